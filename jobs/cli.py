@@ -1,0 +1,194 @@
+"""The `spin` command: parse, call one pipeline function, set the exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs import show
+from spin.errors import SpinError, UserError
+from spin.settings import Settings, load_settings
+
+app = typer.Typer(
+    name="spin",
+    help="Classify text with the salient inner neurons of a frozen language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+File = Annotated[str, typer.Argument(metavar="SETTINGS", help="settings file; `spin init` writes one")]
+Set = Annotated[list[str], typer.Option("--set", metavar="A.B=VALUE", help="override one setting; may be repeated")]
+Restart = Annotated[bool, typer.Option("--restart", help="start over where settings or data have changed")]
+Model = Annotated[str | None, typer.Option(metavar="models:/NAME@ALIAS", help="by default the champion")]
+Input = Annotated[str, typer.Option("--input", metavar="URI", help="file, folder or glob")]
+Why = Annotated[str, typer.Option(help="kept in the history")]
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(metavar="SETTINGS")]) -> None:
+    """Write a commented settings file."""
+    from jobs.template import settings_template
+
+    if path.exists():
+        raise UserError(f"{path} is there already; name another file, or delete it")
+    try:
+        path.write_text(settings_template(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    show.say(f"wrote {path}; set backbone.model, data.train and store, then: spin run {path}")
+
+
+@app.command()
+def run(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
+    """Extract, probe, train and register."""
+    from pipelines.road import run_road
+
+    loaded = load_settings(settings, set)
+    show.trained(run_road(loaded, restart=restart, say=show.stage))
+
+
+@app.command()
+def extract(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
+    """Read the corpus: pooled activations of every site, to the store."""
+    from pipelines.road import run_stages
+
+    run_stages(load_settings(settings, set), ["extract"], restart=restart, say=show.stage)
+
+
+@app.command()
+def probe(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
+    """Fit one L1 regularisation path a site.pooling."""
+    from pipelines.road import run_stages
+
+    run_stages(load_settings(settings, set), ["probe"], restart=restart, say=show.stage)
+
+
+@app.command()
+def train(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
+    """Integrate the salient neurons, evaluate on the test rows, register as challenger."""
+    from pipelines.road import run_stages
+
+    show.trained(run_stages(load_settings(settings, set), ["train"], restart=restart, say=show.stage))
+
+
+@app.command()
+def classify(
+    settings: File,
+    input: Input,
+    output: Annotated[str, typer.Option(metavar="URI", help="folder or s3:// prefix of the nights")],
+    model: Model = None,
+    date: Annotated[str | None, typer.Option(metavar="YYYY-MM-DD", help="the night; by default today in UTC")] = None,
+    set: Set = [],  # noqa: B006
+    restart: Restart = False,
+) -> None:
+    """Classify a batch: predictions, dead letters and a manifest."""
+    from pipelines.classify import run_classify
+
+    loaded = load_settings(settings, set)
+    manifest = run_classify(loaded, _registry(loaded), input, output, model=model, night=date, restart=restart)
+    show.night(manifest, output)
+
+
+@app.command()
+def evaluate(settings: File, input: Input, model: Model = None, set: Set = []) -> None:  # noqa: B006
+    """Figures per class on any labelled file."""
+    from pipelines.evaluate import run_evaluate
+
+    loaded = load_settings(settings, set)
+    show.evaluation(run_evaluate(loaded, _registry(loaded), input, model=model))
+
+
+@app.command()
+def promote(
+    settings: File,
+    version: Annotated[str | None, typer.Option(help="number; by default the challenger's")] = None,
+    why: Why = "",
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Make a version champion if it loads, predicts and is no worse."""
+    from pipelines.registry import CHALLENGER
+
+    registry = _registry(load_settings(settings, set))
+    number = registry.resolve(f"models:/{registry.name}" + (f"/{version}" if version else f"@{CHALLENGER}"))
+    show.moved(registry.name, registry.promote(number, why))
+
+
+@app.command()
+def rollback(
+    settings: File,
+    to: Annotated[str | None, typer.Option(metavar="VERSION", help="by default the champion before this one")] = None,
+    why: Why = "",
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Make an earlier champion champion again."""
+    registry = _registry(load_settings(settings, set))
+    show.moved(registry.name, registry.rollback(why, to))
+
+
+@app.command()
+def models(settings: File, set: Set = []) -> None:  # noqa: B006
+    """List the versions and every move of the champion."""
+    registry = _registry(load_settings(settings, set))
+    show.models(registry.name, registry.versions(), registry.history())
+
+
+@app.command()
+def explain(
+    settings: File,
+    text: Annotated[str, typer.Option(help="the text to explain")],
+    model: Model = None,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Show which words and which neurons spoke for the class of a text."""
+    registry = _registry(load_settings(settings, set))
+    show.explanation(registry.load(registry.resolve(model)).explain(text))
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path, typer.Option(help="where everything is kept")] = Path("runs/quickstart"),
+    full: Annotated[bool, typer.Option("--full", help="all documents, not 12,000")] = False,
+) -> None:
+    """Take real text through every stage, on this machine."""
+    from jobs.quickstart import run_quickstart
+
+    run_quickstart(folder, full=full)
+
+
+def main() -> Any:
+    """Run the command; an error of ours is one line and its exit status."""
+    quiet()
+    try:
+        return app(standalone_mode=True)
+    except SpinError as error:
+        show.failure(str(error))
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        show.failure("interrupted; run it again to resume")
+        sys.exit(130)
+
+
+def quiet() -> None:
+    """What libraries print of their own has no place between our lines."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    warnings.simplefilter("ignore")
+
+
+def _registry(settings: Settings) -> Any:
+    from pipelines.registry import Registry
+
+    return Registry(settings)
+
+
+if __name__ == "__main__":
+    main()

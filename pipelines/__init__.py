@@ -1,0 +1,1 @@
+"""The method over many machines: shards, stages and the registry."""

@@ -1,0 +1,115 @@
+"""The Ray cluster that the stages run on, reached only when there is work."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from spin.errors import SpinError, UnavailableError
+from spin.settings import RaySettings
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+
+
+@contextmanager
+def cluster(settings: RaySettings) -> Iterator[None]:
+    """Connect to the cluster of the settings, or start one here for as long as the context lasts.
+
+    A connection that the process has already is used and left open. Raises UnavailableError.
+    """
+    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    import ray
+
+    if ray.is_initialized():
+        _hush()
+        yield
+        return
+    options: dict[str, Any] = {"address": settings.address}
+    if settings.address is None:
+        # logical CPUs beyond the pool's, or helper actors wait for it for ever on a small machine
+        wanted = worker_count(settings, None) * settings.cpus_per_worker + 2
+        options = {"address": "local", "num_cpus": max(4, wanted, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise UnavailableError(f"Ray cluster {settings.address or 'here'}: {_line(error)}; try again") from None
+    _hush()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_count(settings: RaySettings, work: int | None) -> int:
+    """Workers of a stage: as set, else as many as the CPUs hold, and not more than there is work for."""
+    if settings.workers is not None:
+        count = settings.workers
+    elif settings.address is None:
+        count = max(1, (os.cpu_count() or 1) // settings.cpus_per_worker)
+    else:
+        import ray
+
+        total = ray.cluster_resources()
+        count = max(1, int(total.get("CPU", 1)) // settings.cpus_per_worker)
+        if settings.gpus_per_worker:
+            count = max(1, min(count, math.floor(total.get("GPU", 0) / settings.gpus_per_worker)))
+    return count if work is None else max(1, min(count, work))
+
+
+@contextmanager
+def ray_errors(stage: str) -> Iterator[None]:
+    """Give back the SpinError that a worker raised; anything else that Ray reports is named by its stage."""
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
+    try:
+        yield
+    except (RayError, TrainingFailedError) as error:
+        found = _spin_error(error)
+        if found is not None:
+            raise found from None
+        raise SpinError(f"{stage}: a worker failed again and again: {_line(error)}; run it again to resume") from error
+
+
+def _spin_error(error: BaseException | None) -> SpinError | None:
+    """The first SpinError among the causes of a Ray error."""
+    waiting: list[Any] = [error]
+    seen: set[int] = set()
+    while waiting:
+        error = waiting.pop()
+        if not isinstance(error, BaseException) or id(error) in seen:
+            continue
+        seen.add(id(error))
+        if isinstance(error, SpinError):
+            return next((kind(str(getattr(error, "cause", error))) for kind in type(error).__mro__ if _plain(kind)), None)
+        failures = getattr(error, "worker_failures", None)
+        waiting += [getattr(error, "cause", None), error.__cause__, *(failures or {}).values()]
+    return None
+
+
+def _plain(kind: type) -> bool:
+    """Ray raises a class of its own that inherits from the worker's: the worker's is the one from our module."""
+    return issubclass(kind, SpinError) and kind.__module__ == "spin.errors"
+
+
+def _hush() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[-300:]

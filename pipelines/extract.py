@@ -1,0 +1,152 @@
+"""Corpus to feature shards: the frozen backbone reads every document once."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import corpus
+from pipelines.corpus import Shard
+from pipelines.features import FeatureShards
+from pipelines.manifest import Plan, finish, finished, freeze
+from pipelines.shards import map_shards
+from pipelines.store import Lease, Store
+from spin.backbone import digest_of, load_backbone
+from spin.classifier import columns_of
+from spin.errors import UserError
+from spin.extract import column_types, extract
+from spin.features import BYTES_A_SHARD, document_bytes, to_table
+from spin.settings import BackboneSettings, DataSettings, Settings
+from spin.sites import Column
+from spin.split import index_classes
+from spin.weights import locate
+
+FORMAT = 1
+_SURVEYED = 256
+
+
+class ExtractStep:
+    """Reads a shard, runs the backbone and gives the feature shard."""
+
+    def __init__(self, backbone: BackboneSettings, digest: str, data: DataSettings, types: dict[str, str]) -> None:
+        self.backbone = load_backbone(backbone, expect_digest=digest)
+        self.data = data
+        self.columns = {Column.parse(name): np.dtype(kind).type for name, kind in types.items()}
+
+    def __call__(self, shard: Shard) -> tuple[dict[str, bytes], dict[str, Any]]:
+        documents = corpus.read_shard(shard, self.data, labelled=True)
+        features = extract(self.backbone, documents.texts, self.columns)
+        table = to_table(documents.ids, documents.labels, documents.splits, features)  # type: ignore[arg-type]
+        outcome = {
+            "rows": len(documents),
+            "tokens": int(features.n_tokens.sum()),
+            "truncated": features.truncated,
+        }
+        return {"parquet": _to_parquet(table)}, outcome
+
+
+def run_extract(settings: Settings, *, restart: bool = False) -> tuple[Plan, dict[str, Any]]:
+    """Publish the feature shards of the corpus, giving the plan and the manifest; a finished store is left as it is.
+
+    Raises UserError for what is wrong with backbone, sites or data, HeldError where another run works here.
+    """
+    store = Store(settings.store) / "features"
+    digest = digest_of(locate(settings.backbone.model, settings.backbone.revision))
+    files = corpus.list_files(settings.data.train)
+    facts = _facts(settings, digest, files)
+    kept = Plan.kept(store)
+    if kept is not None and (manifest := finished(store, kept)) and kept.fingerprint == Plan("extract", facts, {}).fingerprint:
+        return kept, manifest
+    start = time.perf_counter()
+    with Lease(store) as lease:
+        plan = freeze(store, "extract", facts, lambda: _survey(settings, files), restart=restart)
+        if manifest := finished(store, plan):
+            return plan, manifest
+        outcomes = map_shards(
+            ExtractStep,
+            (settings.backbone, digest, settings.data, plan.detail["types"]),
+            [Shard(**shard) for shard in plan.detail["shards"]],
+            store,
+            settings.ray,
+            stage="extract",
+            documents=plan.detail["documents"],
+            lease=lease,
+        )
+        lease.check()
+        rows = sum(outcome["rows"] for outcome in outcomes)
+        if rows != plan.detail["documents"]:
+            raise UserError(
+                f"extract: the plan counted {plan.detail['documents']} documents, the shards hold {rows}; "
+                "the data changed meanwhile: start over with --restart"
+            )
+        counts = {name: sum(outcome[name] for outcome in outcomes) for name in ("rows", "tokens", "truncated")}
+        counts["truncated_share"] = round(counts["truncated"] / max(1, counts["rows"]), 4)
+        seconds = round(time.perf_counter() - start, 1)
+        return plan, finish(store, plan, seconds=seconds, inputs=corpus.describe(files), counts=counts, shards=outcomes)
+
+
+def load_features(settings: Settings) -> tuple[Plan, FeatureShards]:
+    """What `run_extract` published. Raises UserError when it has not ended."""
+    store = Store(settings.store) / "features"
+    plan = Plan.kept(store)
+    if plan is None or finished(store, plan) is None:
+        raise UserError(f"no finished features in {store.uri}; run `spin extract` first")
+    return plan, FeatureShards.of(store, plan.detail)
+
+
+def _facts(settings: Settings, digest: str, files: list[corpus.File]) -> dict[str, Any]:
+    """What changes the features; not worker counts, logging or where the same weights lie."""
+    backbone = settings.backbone.model_dump(include={"dtype", "max_tokens", "batch_tokens", "pool_special_tokens"})
+    data = settings.data.model_dump(include={"id", "text", "label", "split"})
+    facts = {
+        "format": FORMAT,
+        "backbone": {**backbone, "digest": digest},
+        "data": {**data, "files": corpus.describe(files)},
+        "sites": settings.sites,
+        "poolings": settings.poolings,
+        "shard_documents": settings.ray.shard_documents,
+    }
+    return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
+
+
+def _survey(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:
+    """Check the labels, look at a first batch for each column's type, and plan the shards by what a document takes."""
+    from pipelines.labels import split_all
+
+    coarse = corpus.plan_shards(files, settings.ray.shard_documents, settings.data)
+    labelled = corpus.read_labelled(coarse, settings.data)
+    index_classes(labelled.labels, split_all(labelled.ids, labelled.splits, settings, frozen=frozenset()))
+    backbone = load_backbone(settings.backbone)
+    probed = columns_of(backbone, settings.sites, settings.poolings)
+    baselines = [Column(backbone.final, p) for p in (("last", "mean") if backbone.causal else ("mean",))]
+    columns = probed + baselines
+    first = corpus.read_shard(coarse[0], settings.data).texts[:_SURVEYED]
+    types = column_types(backbone, first, columns)
+    widths = {column: backbone.width(column.site) for column in columns}
+    fitting = max(1, BYTES_A_SHARD // document_bytes(widths, types))
+    shards = coarse
+    if fitting < settings.ray.shard_documents:
+        shards = corpus.plan_shards(files, fitting, settings.data)
+    return {
+        "shards": [asdict(shard) for shard in shards],
+        "documents": len(labelled.ids),
+        "types": {str(column): np.dtype(kind).name for column, kind in types.items()},
+        "widths": {str(column): width for column, width in widths.items()},
+        "depth": backbone.depth,
+        "causal": backbone.causal,
+    }
+
+
+def _to_parquet(table: pa.Table) -> bytes:
+    """One row group, so that a reader of one column asks for one range; activations do not compress."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table, sink, row_group_size=max(1, len(table)), compression="none", use_dictionary=False, write_statistics=False
+    )
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]

@@ -1,0 +1,97 @@
+"""What a stage did: the plan that is frozen when it starts and the manifest that says it ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.store import Store
+from spin.errors import UserError
+
+
+def fingerprint(facts: Any) -> str:
+    """sha256 of facts as JSON: the same for the same facts, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides a stage's results, frozen in `plan.json` before its first write."""
+
+    stage: str
+    facts: dict[str, Any]
+    """everything that changes results, by name: a difference is told by these names"""
+    detail: dict[str, Any]
+    """what follows from the facts and is kept so that a resumed run does not work it out again"""
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint({"stage": self.stage, **self.facts})
+
+    @classmethod
+    def kept(cls, store: Store) -> Plan | None:
+        found = store.read_json("plan.json")
+        return None if found is None else cls(found["stage"], found["facts"], found["detail"])
+
+    def _clear(self, store: Store) -> None:
+        """The manifest first: what is half cleared must not look finished."""
+        for key in ("manifest.json", "plan.json"):
+            store.delete(key)
+        for key in store.list():
+            if not key.startswith("_lease/"):
+                store.delete(key)
+
+    def _differences(self, kept: Plan) -> str:
+        flat, old = _flatten(self.facts), _flatten(kept.facts)
+        names = sorted(name for name in flat.keys() | old.keys() if flat.get(name) != old.get(name))
+        said = [f"{name} is {_short(flat.get(name))}, was {_short(old.get(name))}" for name in names[:4]]
+        return "; ".join(said) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def freeze(
+    store: Store, stage: str, facts: dict[str, Any], detail: Callable[[], dict[str, Any]], *, restart: bool = False
+) -> Plan:
+    """The plan of these facts: the one that the store holds, else a new one, whose `detail` is worked out now.
+
+    Raises UserError, saying what differs, where the store holds another plan; `restart` clears it instead.
+    """
+    kept = Plan.kept(store)
+    plan = Plan(stage, json.loads(json.dumps(facts)), {})
+    if kept is not None and kept.fingerprint == plan.fingerprint:
+        return kept
+    if kept is not None and not restart:
+        raise UserError(
+            f"{stage}: {store.uri} was made with other settings or data: {plan._differences(kept)}. "
+            "Put them back, use another store, or start over with --restart"
+        )
+    plan = Plan(stage, plan.facts, detail())
+    plan._clear(store)
+    store.write_json("plan.json", {"stage": stage, "facts": plan.facts, "detail": plan.detail})
+    return plan
+
+
+def finished(store: Store, plan: Plan) -> dict[str, Any] | None:
+    """The manifest of this plan, or None while the stage has not ended."""
+    found = store.read_json("manifest.json")
+    return found if found is not None and found["fingerprint"] == plan.fingerprint else None
+
+
+def finish(store: Store, plan: Plan, **facts: Any) -> dict[str, Any]:
+    """Write the manifest, the last thing that a stage does."""
+    manifest = {"stage": plan.stage, "fingerprint": plan.fingerprint, **facts}
+    store.write_json("manifest.json", manifest)
+    return manifest
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {name: leaf for key in value for name, leaf in _flatten(value[key], f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "…"

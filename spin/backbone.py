@@ -1,0 +1,219 @@
+"""A frozen Hugging Face model: where it lies, what can be read from it, how text becomes tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+
+from spin.errors import UserError
+from spin.settings import BackboneSettings
+from spin.sites import Site
+from spin.weights import locate, quiet
+
+DEFAULT_POOLINGS = {False: ("mean", "max"), True: ("last", "mean")}
+_HASHED = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of some texts, special tokens included, cut to the backbone's `max_tokens`."""
+
+    ids: list[list[int]]
+    truncated: int
+    """how many of the texts were cut"""
+
+
+@dataclass
+class Backbone:
+    """A frozen model with one list of blocks, ready to be read by `capture`. Make one with `load_backbone`."""
+
+    model: Any
+    tokenizer: Any
+    digest: str
+    """sha256 of weights, configuration and tokenizer"""
+    max_tokens: int
+    batch_tokens: int = 4096
+    pool_special_tokens: bool = False
+    forward_options: dict[str, Any] = field(default_factory=dict)
+    causal: bool = field(init=False)
+    """whether a token sees only those before it: a decoder"""
+
+    def __post_init__(self) -> None:
+        self.model.eval().requires_grad_(False)
+        self.max_tokens = min(self.max_tokens, _position_limit(self.model), self.tokenizer.model_max_length)
+        if hasattr(self.model.config, "use_cache"):
+            self.forward_options.setdefault("use_cache", False)
+        self.causal = self._is_causal()
+
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        """The one list of `num_hidden_layers` blocks."""
+        depth = self.model.config.num_hidden_layers
+        lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        if not lists or getattr(self.model.config, "is_encoder_decoder", False):
+            raise UserError(
+                f"backbone: {type(self.model).__name__} is not built from one list of {depth} blocks; "
+                "expected an encoder or a decoder such as BERT or Llama"
+            )
+        return lists[0]
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """All that a probe can be offered, in order. A mixture of experts has no `ffn` sites."""
+        resid = [Site(layer, "resid") for layer in range(self.depth + 1)]
+        ffn = [] if self._has_experts() else [Site(layer, "ffn") for layer in range(1, self.depth + 1)]
+        return sorted(resid + ffn)
+
+    @property
+    def final(self) -> Site:
+        """The last layer after the final norm."""
+        return Site(self.depth, "final")
+
+    def width(self, site: Site) -> int:
+        if site.kind == "ffn":
+            projection = self.ffn_projection(site.layer)
+            return int(projection.weight.shape[0] if isinstance(projection, Conv1D) else projection.in_features)
+        return int(self.model.config.hidden_size)
+
+    def ffn_projection(self, layer: int) -> nn.Module:
+        """The module whose input is the FFN's inner neurons: a block's last linear map back to the hidden size.
+
+        One rule for plain and gated FFNs, because every family registers attention before its FFN.
+        """
+        hidden = self.model.config.hidden_size
+        maps = [m for m in self.blocks[layer - 1].modules() if _width_out(m) == hidden]
+        if not maps:
+            raise UserError(f"sites: block {layer} of {type(self.model).__name__} has no linear map to read ffn from")
+        return maps[-1]
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        if not texts:
+            return Tokens([], 0)
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False)
+        # a text of no tokens at all (a tokenizer without special tokens) still needs one to read
+        ids = [row or [self.pad_id] for row in encoded["input_ids"]]
+        return Tokens(ids, sum(bool(e.overflowing) for e in encoded.encodings))
+
+    @cached_property
+    def pad_id(self) -> int:
+        """What fills a batch up; masked, so any id would do but for families that count positions by it."""
+        known = (self.tokenizer.pad_token_id, getattr(self.model.config, "pad_token_id", None))
+        return next((i for i in known if isinstance(i, int) and 0 <= i < self.model.config.vocab_size), 0)
+
+    def batch(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, both (B, T), padded on the right: exact for causal models and for encoders alike."""
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(width) < lengths.unsqueeze(1)
+        return ids.to(self.device), mask.to(self.device)
+
+    def content(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The mask (B, T) of the tokens that mean and max see.
+
+        Special tokens and a decoder's first position, an attention sink, say nothing of the text and are left out,
+        unless nothing else is there.
+        """
+        if self.pool_special_tokens:
+            return mask
+        special = torch.tensor(self.tokenizer.all_special_ids, device=ids.device, dtype=ids.dtype)
+        kept = mask & ~torch.isin(ids, special)
+        if self.causal:
+            kept = kept & (mask.cumsum(1) > 1)
+        return torch.where(kept.any(1, keepdim=True), kept, mask)
+
+    def cut(self, depth: int) -> None:
+        """Free the blocks above `depth`. Only sites up to there can be read from now on."""
+        _ = self.sites  # looks at the whole model
+        for layer in range(depth, self.depth):
+            self.blocks[layer] = nn.Identity()
+
+    def _is_causal(self) -> bool:
+        """Whether a token sees only those before it. Observed, not looked up: no list of families can be complete."""
+        special = set(self.tokenizer.all_special_ids)
+        plain = [i for i in range(self.model.config.vocab_size) if i not in special][:3]
+        pair = torch.tensor([[plain[0], plain[1]], [plain[0], plain[2]]], device=self.device)
+        with torch.inference_mode():
+            output = self.model(input_ids=pair, attention_mask=torch.ones_like(pair), **self.forward_options)
+        first, other = output[0][:, 0]
+        return bool(torch.allclose(first, other, rtol=1e-3, atol=1e-3))
+
+    def _has_experts(self) -> bool:
+        return any("experts" in name.split(".") for name, _ in self.blocks.named_modules())
+
+
+def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> Backbone:
+    """Load a frozen model in evaluation mode from safetensors.
+
+    Raises UserError when it is not there, is not of a supported kind, or differs from `expect_digest`.
+    """
+    folder = locate(settings.model, settings.revision)
+    digest = digest_of(folder)
+    if expect_digest and digest != expect_digest:
+        raise UserError(
+            f"backbone {settings.model} has digest {digest[:12]}, the model was trained on {expect_digest[:12]}; "
+            "point backbone.model at the weights it was trained on"
+        )
+    device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with quiet():
+            model = AutoModel.from_pretrained(folder, dtype=_dtype(settings.dtype, device), use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"backbone {settings.model} cannot be loaded: {' '.join(str(error).split())}") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"backbone {settings.model} has no fast tokenizer; expected a tokenizer.json beside it")
+    return Backbone(
+        model.to(device), tokenizer, digest, settings.max_tokens, settings.batch_tokens, settings.pool_special_tokens
+    )
+
+
+def digest_of(folder: Path) -> str:
+    """sha256 over names and contents of weights, configuration and tokenizer."""
+    files = sorted({path for pattern in _HASHED for path in folder.glob(pattern)})
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise UserError(f"backbone: no .safetensors in {folder}; save the model there with save_pretrained")
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _dtype(name: str, device: str) -> torch.dtype:
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    on_gpu = device.startswith("cuda")
+    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _width_out(module: nn.Module) -> int | None:
+    if isinstance(module, Conv1D):  # GPT-2's linear map, its weight transposed
+        return int(module.nf)
+    return module.out_features if isinstance(module, nn.Linear) else None
+
+
+def _position_limit(model: Any) -> int:
+    """Tokens that the position embeddings have room for; RoBERTa's start after the padding index."""
+    limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == limit]
+    return limit - max((m.padding_idx + 1 for m in tables if m.padding_idx is not None), default=0)
+

@@ -1,0 +1,151 @@
+"""Which neuron of which layer, on which word, spoke for the class: exact for a linear head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spin.backbone import Backbone
+from spin.capture import capture
+from spin.extract import pooling_mask
+from spin.integrate import Integration
+from spin.pooling import pool, token_of
+from spin.sites import Column, Site
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class NeuronContribution:
+    """What one selected neuron adds to the logit of a class."""
+
+    column: Column
+    neuron: int
+    contribution: float
+    word: str
+    """the word on which it spoke loudest"""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The logits of one text as a sum over neurons, or over words, and the bias."""
+
+    text: str
+    classes: tuple[str, ...]
+    logits: Floats
+    """(K,) as the classifier gives them"""
+    bias: Floats
+    """(K,)"""
+    neurons: tuple[tuple[Column, int], ...]
+    """the p selected neurons"""
+    contributions: Floats
+    """(p, K) by neuron: their sum over p and the bias is the logits"""
+    words: tuple[tuple[int, int], ...]
+    """(start, end) in the text of each of W words; (0, 0) for a special token"""
+    word_contributions: Floats
+    """(W, K): the same sum, over words"""
+    loudest: NDArray[np.int64]
+    """(p,) the word on which each neuron spoke loudest"""
+
+    @property
+    def label(self) -> str:
+        return self.classes[int(self.logits.argmax())]
+
+    def word(self, index: int) -> str:
+        start, end = self.words[index]
+        return self.text[start:end] or "(special)"
+
+    def top(self, count: int, label: str | None = None) -> list[NeuronContribution]:
+        """The neurons that weigh most, for or against a class, by default the predicted one."""
+        by_neuron = self.contributions[:, self.classes.index(label or self.label)]
+        largest = np.argsort(-np.abs(by_neuron), kind="stable")[:count]
+        return [
+            NeuronContribution(*self.neurons[i], float(by_neuron[i]), self.word(int(self.loudest[i]))) for i in largest
+        ]
+
+
+def explain(backbone: Backbone, integration: Integration, classes: tuple[str, ...], text: str) -> Explanation:
+    """Divide the logits of a text among neurons and among words.
+
+    A neuron adds w (x - mean) / scale. Under mean pooling each token of the content answers for its own activation
+    and an equal part of -mean; under max, first and last one token answers for all of it.
+    """
+    encoded = backbone.tokenizer(text, truncation=True, max_length=backbone.max_tokens, return_offsets_mapping=True)
+    ids, mask = backbone.batch([encoded["input_ids"] or [backbone.pad_id]])
+    content = backbone.content(ids, mask)
+    shares = _token_values(backbone, integration, ids, mask, content)
+    weights = integration.head.coef.T / integration.scale[:, None]
+    by_token = np.einsum("tp,pk->tk", shares, weights)
+    contributions = shares.sum(0)[:, None] * weights
+    words, word_of = _words(encoded)
+    by_word = np.zeros((len(words), len(classes)))
+    np.add.at(by_word, word_of, by_token)
+    rows = integration.selection.rows()
+    return Explanation(
+        text,
+        classes,
+        contributions.sum(0) + integration.head.intercept,
+        integration.head.intercept,
+        tuple((column, neuron) for column, neuron, _ in rows),
+        contributions,
+        words,
+        by_word,
+        word_of[np.abs(shares).argmax(0)],
+    )
+
+
+def _token_values(backbone: Backbone, integration: Integration, ids: Tensor, mask: Tensor, content: Tensor) -> Floats:
+    """(T, p): how x - mean of every feature divides over the tokens of one text."""
+    selection = integration.selection
+    means = dict(zip(selection.neurons, np.split(integration.mean, _ends(integration)), strict=True))
+    parts: dict[Column, Floats] = {}
+
+    def read(site: Site, values: Tensor) -> None:
+        for column, neurons in selection.neurons.items():
+            if column.site == site:
+                chosen = values[..., torch.from_numpy(neurons).to(values.device)]
+                seen = pooling_mask(column, mask, content)
+                parts[column] = _divide(chosen, seen, column.pooling, means[column])
+
+    with capture(backbone, sorted({c.site for c in selection.neurons}), read) as forward:
+        forward(ids, mask)
+    return np.concatenate([parts[column] for column in selection.neurons], axis=1)
+
+
+def _divide(values: Tensor, mask: Tensor, pooling: str, mean: Floats) -> Floats:
+    """(T, m): the pooled value less its mean, at the tokens that answer for it."""
+    tokens = values[0].float().cpu().numpy()
+    seen = mask[0].cpu().numpy()
+    if pooling == "mean":
+        return (tokens - mean) * seen[:, None] / seen.sum()
+    if pooling == "max":
+        at = np.where(seen[:, None], tokens, -np.inf).argmax(0)
+    else:
+        at = np.full(tokens.shape[1], int(token_of(mask, pooling)[0]))
+    divided = np.zeros_like(tokens)
+    divided[at, np.arange(tokens.shape[1])] = pool(values, mask, pooling)[0].cpu().numpy() - mean
+    return divided
+
+
+def _ends(integration: Integration) -> NDArray[np.int64]:
+    return np.cumsum([len(n) for n in integration.selection.neurons.values()])[:-1]
+
+
+def _words(encoded: object) -> tuple[tuple[tuple[int, int], ...], NDArray[np.int64]]:
+    """Spans of the words in the text, and the word (T,) of each token."""
+    encoding = encoded.encodings[0]  # type: ignore[attr-defined]
+    spans: list[tuple[int, int]] = []
+    word_of: list[int] = []
+    last: int | None = None
+    for (start, end), word in zip(encoding.offsets, encoding.word_ids, strict=True):
+        if word is not None and word == last:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+        last = word
+        word_of.append(len(spans) - 1)
+    return tuple(spans or [(0, 0)]), np.array(word_of or [0], np.int64)

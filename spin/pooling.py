@@ -1,0 +1,35 @@
+"""Token activations to one vector a document, always over a mask and never by position."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Pooling = Literal["first", "last", "mean", "max"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+
+
+def pool(values: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """Pool `values` (B, T, width) over the tokens where `mask` (B, T) is true, giving (B, width) in float32.
+
+    Every row of the mask must have a token. Padding may lie on either side: `first` and `last` are the first
+    and last tokens of the mask. `mean` is summed in float32 whatever the type of the values.
+    """
+    if pooling == "mean":
+        kept = values.masked_fill(~mask.unsqueeze(-1), 0)
+        return kept.sum(1, dtype=torch.float32) / mask.sum(1, keepdim=True)
+    if pooling == "max":
+        return values.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(1).float()
+    return values[torch.arange(len(values), device=values.device), token_of(mask, pooling)].float()
+
+
+def token_of(mask: Tensor, pooling: str) -> Tensor:
+    """The position (B,) that `first` or `last` reads from each row of `mask` (B, T)."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    if pooling == "first":
+        return positions.masked_fill(~mask, mask.shape[1]).amin(1)
+    if pooling == "last":
+        return positions.masked_fill(~mask, -1).amax(1)
+    raise ValueError(f"unknown pooling '{pooling}'; expected one of {', '.join(POOLINGS)}")

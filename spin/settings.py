@@ -1,0 +1,185 @@
+"""The settings: frozen models read from one YAML file. An unknown key is an error; every field says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from spin.errors import UserError
+from spin.metric import METRICS
+from spin.pooling import POOLINGS
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BackboneSettings(_Section):
+    """The frozen language model that is read."""
+
+    model: str = Field(description="hub id, directory, .gguf file, or package:IMPORT_NAME/path inside a wheel")
+    revision: str | None = Field(None, description="hub revision: a commit is best")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto takes bfloat16 where the hardware computes in it, else float32"
+    )
+    max_tokens: int = Field(256, ge=4, description="tokens; longer texts are cut at the end and counted")
+    batch_tokens: int = Field(4096, ge=1, description="tokens a forward pass, padding included")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    pool_special_tokens: bool = Field(
+        False, description="let mean and max see special tokens and a decoder's first position"
+    )
+
+
+class DataSettings(_Section):
+    """The labelled corpus: Parquet, JSONL or CSV."""
+
+    train: str = Field(description="URI, folder or glob of the labelled text")
+    id: str = Field("id", description="column with a unique id a document")
+    text: str = Field("text", description="column with the text")
+    label: str = Field("label", description="column with the class")
+    split: str | None = Field(
+        None, description="column with train, valid or test; without it a hash of the id decides"
+    )
+    valid_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of documents for choices, without a split")
+    test_fraction: float = Field(0.15, ge=0, lt=0.5, description="share of documents for the test, without a split")
+    ids: Literal["checked", "trusted"] = Field(
+        "checked", description="checked: a night looks for ids seen before; trusted: it does not"
+    )
+
+
+class ProbeSettings(_Section):
+    """The L1 regularisation path of one site.pooling."""
+
+    penalties: int = Field(10, ge=2, description="penalties from lam_max to lam_max x min_ratio, geometric")
+    min_ratio: float = Field(1 / 30, gt=0, lt=1, description="smallest penalty of the path, as a share of lam_max")
+    max_extra: int = Field(2, ge=0, description="further penalties, tried only while validation improves")
+
+
+class SearchSettings(_Section):
+    """What integration searches on the validation documents."""
+
+    etas: tuple[float, ...] = Field((0.3, 0.5, 0.7), description="shares of importance kept a site.pooling")
+    strengths: tuple[float, ...] = Field(
+        (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), description="C of the head, small is strongly regularised"
+    )
+
+    @field_validator("etas")
+    @classmethod
+    def _shares(cls, etas: tuple[float, ...]) -> tuple[float, ...]:
+        if not etas or not all(0 < eta <= 1 for eta in etas):
+            raise ValueError("expected shares above 0, at most 1")
+        return etas
+
+
+class MlflowSettings(_Section):
+    """The registry."""
+
+    tracking_uri: str | None = Field(
+        None, description="any MLflow tracking URI; by default SQLite: in the store if it is a folder, else ./mlflow.db"
+    )
+    model: str = Field("spin", pattern=r"^[^:/\\%\"']+$", description="name of the registered model")
+
+
+class RaySettings(_Section):
+    """The cluster and what a worker takes of it."""
+
+    address: str | None = Field(None, description="a running cluster (auto finds it); by default Ray starts here")
+    workers: int | None = Field(None, ge=1, description="workers a stage; by default as many as fit the CPUs")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs and torch threads a worker")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker, fractions allowed")
+    shard_documents: int = Field(8192, ge=1, description="documents a shard, about; fewer where features are wide")
+
+
+class ClassifySettings(_Section):
+    """A night."""
+
+    max_dead_fraction: float = Field(0.1, ge=0, le=1, description="share of dead letters above which a night fails")
+
+
+class Settings(_Section):
+    """All of a project's settings."""
+
+    backbone: BackboneSettings
+    data: DataSettings
+    sites: tuple[str, ...] = Field(("resid", "ffn"), description="resid and ffn at all layers, or single ones: ffn.03")
+    poolings: tuple[str, ...] | None = Field(
+        None, description="of first, last, mean, max; by default mean and max for encoders, last and mean for decoders"
+    )
+    metric: str = Field("macro_f1", description="chooses everything: " + ", ".join(sorted(METRICS)))
+    store: str = Field(description="folder or s3://bucket/prefix for features, probes and the model")
+    probe: ProbeSettings = Field(default_factory=ProbeSettings)
+    search: SearchSettings = Field(default_factory=SearchSettings)
+    mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
+    ray: RaySettings = Field(default_factory=RaySettings)
+    classify: ClassifySettings = Field(default_factory=ClassifySettings)
+    seed: int = Field(0, description="of the split by hash and of every draw")
+
+    @field_validator("poolings")
+    @classmethod
+    def _known_poolings(cls, poolings: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        unknown = set(poolings or ()) - set(POOLINGS)
+        if unknown or poolings == ():
+            raise ValueError(f"expected some of {', '.join(POOLINGS)}")
+        return poolings
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"expected one of {', '.join(sorted(METRICS))}")
+        return metric
+
+
+def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read a YAML file; each override is `a.b=value`, its value read as YAML.
+
+    Raises UserError that names the key, what was found and what was expected.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no settings file at {path}; `spin init {path}` writes one") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds {type(tree).__name__}, expected a mapping of settings")
+    for override in overrides:
+        _override(tree, override)
+    return parse_settings(tree, str(path))
+
+
+def parse_settings(tree: dict[str, Any], origin: str = "settings") -> Settings:
+    """Settings from a mapping. Raises UserError with every mistake in one line."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "; ".join(_say(e) for e in error.errors())) from None
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {override}: expected a.b=value")
+    *parents, last = path.split(".")
+    for key in parents:
+        child = tree.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: '{key}' is a value, it has no '{last}'")
+        tree = child
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: '{value}' is not YAML") from None
+
+
+def _say(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting '{key}'"
+    if error["type"] == "missing":
+        return f"'{key}' is missing"
+    return f"'{key}' is {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"

