@@ -44,7 +44,7 @@ def extract(
 ) -> Features:
     """Read `columns` from every text; a mapping gives each column's type, float32 otherwise.
 
-    `keep` names the neurons wanted of each column; they are gathered inside the hook, before pooling. `progress`
+    `keep` names the neurons wanted of each column; no other leaves the hook. `progress`
     is told the documents of each batch. The result does not depend on the order of the texts, and batches depend
     on these texts alone. Raises UserError, naming the site, when a value does not fit a float16 column.
     """
@@ -63,9 +63,9 @@ def extract(
 
     def read(site: Site, values: Tensor) -> None:
         for column in by_site[site]:
-            wanted = values.index_select(-1, gather[column]) if column in gather else values
-            seen = pooling_mask(column, mask, content)
-            _store(out[column], rows, pool(wanted, seen, column.pooling), column)
+            pooled = pool(values, pooling_mask(column, mask, content), column.pooling)
+            # gathering a few neurons of every token would cost more than pooling all of them
+            _store(out[column], rows, pooled[:, gather[column]] if column in gather else pooled, column)
 
     if texts:
         with capture(backbone, list(by_site), read) as forward:

@@ -14,14 +14,15 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 def pool(values: Tensor, mask: Tensor, pooling: str) -> Tensor:
     """Pool `values` (B, T, width) over the tokens where `mask` (B, T) is true, giving (B, width) in float32.
 
-    Every row of the mask must have a token. Padding may lie on either side: `first` and `last` are the first
+    Every row of the mask must have a token, and values outside it must be finite. Padding may lie on either side: `first` and `last` are the first
     and last tokens of the mask. `mean` is summed in float32 whatever the type of the values.
     """
     if pooling == "mean":
-        kept = values.masked_fill(~mask.unsqueeze(-1), 0)
-        return kept.sum(1, dtype=torch.float32) / mask.sum(1, keepdim=True)
+        total = torch.einsum("bt,btd->bd", mask.to(torch.float32), values.float())
+        return total / mask.sum(1, keepdim=True)
     if pooling == "max":
-        return values.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(1).float()
+        outside = torch.where(mask, 0.0, -torch.inf).to(values.dtype)
+        return (values + outside.unsqueeze(-1)).amax(1).float()
     return values[torch.arange(len(values), device=values.device), token_of(mask, pooling)].float()
 
 
