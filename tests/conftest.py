@@ -1,0 +1,67 @@
+"""What tests share: one Ray for the session, one S3 server, one tiny backbone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import quiet
+from tests import tiny
+
+quiet()
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT."""
+    return tiny.bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray with more logical CPUs than the machine may have, so that pools and helper actors cannot wait for ever."""
+    import ray
+
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> str:
+    """The bucket of the S3 server that infra/s3/run.sh started for this run."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint:
+        message = "no S3 server: run the tests with `make test`, which starts the one in infra/s3"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return "s3://spin"
+
+
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
+def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty store: a folder, then a prefix of the real S3 server."""
+    if request.param == "folder":
+        return str(tmp_path / "store")
+    return f"{request.getfixturevalue('s3_server')}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def settings_tree(backbone_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings of a tiny project, as a YAML file holds them; the corpus is not written yet."""
+    return {
+        "backbone": {"model": str(backbone_folder), "dtype": "float32", "device": "cpu"},
+        "data": {"train": str(tmp_path / "train.parquet")},
+        "store": str(tmp_path / "store"),
+        "mlflow": {"model": "tiny"},
+        "ray": {"workers": 2, "shard_documents": 60},
+    }
