@@ -43,10 +43,12 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     _show_five(settings, registry, night, output)
     file = folder / "settings.yaml"
     show.say("\nNext:")
-    show.say(f"  .venv/bin/spin explain {file} --text \"the crew was lovely but we sat on the runway for hours\"")
+    show.say(f'  .venv/bin/spin explain {file} --text "the crew was lovely but we sat on the runway for hours"')
     show.say(f"  .venv/bin/spin evaluate {file} --input {folder / 'test.parquet'}")
     show.say(f"  .venv/bin/spin models {file}")
-    show.say(f"\n{time.perf_counter() - start:.0f} s; everything lies in {folder}, the figures in {folder / 'report.json'}")
+    show.say(
+        f"\n{time.perf_counter() - start:.0f} s; everything lies in {folder}, the figures in {folder / 'report.json'}"
+    )
 
 
 def _prepare(folder: Path, full: bool) -> Path:

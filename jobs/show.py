@@ -48,7 +48,8 @@ def night(manifest: dict[str, Any], output: str) -> None:
     """The counts of a night and where its rows are."""
     counts = manifest["counts"]
     mix = ", ".join(f"{label} {count:,}" for label, count in sorted(counts["labels"].items()))
-    say(f"classify  {counts['predicted']:,} of {counts['rows']:,} documents by version {manifest['model_version']}: {mix}")
+    share = f"{counts['predicted']:,} of {counts['rows']:,} documents"
+    say(f"classify  {share} by version {manifest['model_version']}: {mix}")
     if counts["dead"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts["reasons"].items()))
         say(f"          {counts['dead']:,} dead letters: {reasons}")
@@ -59,9 +60,7 @@ def night(manifest: dict[str, Any], output: str) -> None:
 
 def evaluation(found: dict[str, Any]) -> None:
     """Every metric, and the figures of every class."""
-    table = Table("class", *(Text(n, justify="right") for n in ("precision", "recall", "F1", "documents")))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = _columns("class", "precision", "recall", "F1", "documents")
     for name, figures in found["per_class"].items():
         shown = [f"{100 * figures[f]:.1f}" for f in ("precision", "recall", "f1")]
         table.add_row(escape(name), *shown, f"{figures['support']:,.0f}")
@@ -105,7 +104,7 @@ def explanation(found: Explanation, *, neurons: int = 8) -> None:
     scores = ", ".join(f"{name} {value:+.2f}" for name, value in zip(found.classes, found.logits, strict=True))
     say(f"{label}  (logits: {scores})")
     out.print(line, soft_wrap=True)
-    table = Table("neuron", Text("adds", justify="right"), "loudest on", title=f"what spoke for and against {label}")
+    table = Table("neuron", "adds", "loudest on", title=f"what spoke for and against {escape(label)}")
     table.columns[1].justify = "right"
     for top in found.top(neurons):
         table.add_row(f"{top.column}[{top.neuron}]", f"{top.contribution:+.3f}", escape(top.word))
@@ -129,9 +128,7 @@ def _chosen(manifest: dict[str, Any]) -> str:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table("", "accuracy", "macro-F1", "neurons used", "depth", "documents/s")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = _columns("", "accuracy", "macro-F1", "neurons used", "depth", "docs/s")
     for row in rows:
         share = row["neurons"] / row["neurons_of"]
         table.add_row(
@@ -142,6 +139,14 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['depth']} of {row['depth_of']}",
             f"{row['docs_per_s']:,.0f}",
         )
+    return table
+
+
+def _columns(first: str, *figures: str) -> Table:
+    """A table of names and figures; no cell is wrapped."""
+    table = Table(first)
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 

@@ -32,7 +32,9 @@ def _section(model: type[BaseModel], path: str) -> str:
         kind: Any = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             body = _section(kind, key)
-            opened = f"{name}:" if any(not line.lstrip().startswith("#") for line in body.splitlines()) else f"# {name}:"
+            opened = (
+                f"{name}:" if any(not line.lstrip().startswith("#") for line in body.splitlines()) else f"# {name}:"
+            )
             lines.append(f"\n{opened}  # {(kind.__doc__ or '').strip().splitlines()[0]}\n{body}")
         elif key in _EXAMPLES:
             lines.append(f"{depth}{name}: {_EXAMPLES[key]}  # {info.description}\n")

@@ -22,7 +22,6 @@ from spin.classifier import SpinClassifier
 from spin.extract import extract
 from spin.metric import score
 from spin.probe import Probe
-from spin.sites import Column
 
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
 """C of the baselines' logistic regressions, chosen on the validation rows"""
@@ -120,7 +119,16 @@ def tabulate(
     table = []
     for contender, speed in zip(contenders, speeds, strict=True):
         accuracy, macro_f1 = (score(name, y, contender.predicted) for name in ("accuracy", "macro_f1"))
-        row = Row(contender.name, accuracy, macro_f1, contender.neurons, total, contender.depth, depth, round(speed, 1))
+        row = Row(
+            contender.name,
+            accuracy,
+            macro_f1,
+            contender.neurons,
+            total,
+            contender.depth,
+            depth,
+            round(speed, 1),
+        )
         table.append(asdict(row))
     return table
 
@@ -147,5 +155,3 @@ def _best_of(X: Any, labels: Labels, metric: str, *, standardised: bool = False)
         model.fit(X[train], train_y)
         found.append((score(metric, valid_y, model.predict(X[valid])), -strength, model))
     return max(found, key=lambda f: f[:2])[2]
-
-

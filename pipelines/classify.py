@@ -90,7 +90,13 @@ class ClassifyStep:
             schema=PREDICTIONS,
         )
         letters = [
-            {"id": _unicode(documents.ids[row]), "shard": shard.name, "row": row, "reason": reason, "message": message}
+            {
+                "id": _unicode(documents.ids[row]),
+                "shard": shard.name,
+                "row": row,
+                "reason": reason,
+                "message": message,
+            }
             for row, (reason, message) in sorted(dead.items())
         ]
         outcome = {
@@ -184,7 +190,8 @@ def _run(
         lease=lease,
     )
     counts = {
-        name: sum(outcome[name] for outcome in outcomes) for name in ("rows", "predicted", "dead", "tokens", "truncated")
+        name: sum(outcome[name] for outcome in outcomes)
+        for name in ("rows", "predicted", "dead", "tokens", "truncated")
     }
     for name in ("reasons", "labels"):
         counts[name] = dict(sum((Counter(outcome[name]) for outcome in outcomes), Counter()))
@@ -249,7 +256,9 @@ def _facts(
     return {
         "format": FORMAT,
         "model": {"name": registry.name, "version": version, "backbone": config["backbone"]["digest"]},
-        "backbone": settings.backbone.model_dump(include={"dtype", "max_tokens", "batch_tokens", "pool_special_tokens"}),
+        "backbone": settings.backbone.model_dump(
+            include={"dtype", "max_tokens", "batch_tokens", "pool_special_tokens"}
+        ),
         "data": {**settings.data.model_dump(include={"id", "text", "ids"}), "files": corpus.describe(files)},
         "shard_documents": settings.ray.shard_documents,
     }
@@ -284,4 +293,4 @@ def _unicode(text: str | None) -> str | None:
 def _to_parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    return sink.getvalue().to_pybytes()

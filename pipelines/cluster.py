@@ -37,7 +37,11 @@ def cluster(settings: RaySettings) -> Iterator[None]:
     if settings.address is None:
         # logical CPUs beyond the pool's, or helper actors wait for it for ever on a small machine
         wanted = worker_count(settings, None) * settings.cpus_per_worker + 2
-        options = {"address": "local", "num_cpus": max(4, wanted, os.cpu_count() or 1), "include_dashboard": False}
+        options = {
+            "address": "local",
+            "num_cpus": max(4, wanted, os.cpu_count() or 1),
+            "include_dashboard": False,
+        }
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
@@ -90,7 +94,10 @@ def _spin_error(error: BaseException | None) -> SpinError | None:
             continue
         seen.add(id(error))
         if isinstance(error, SpinError):
-            return next((kind(str(getattr(error, "cause", error))) for kind in type(error).__mro__ if _plain(kind)), None)
+            return next(
+                (kind(str(getattr(error, "cause", error))) for kind in type(error).__mro__ if _plain(kind)),
+                None,
+            )
         failures = getattr(error, "worker_failures", None)
         waiting += [getattr(error, "cause", None), error.__cause__, *(failures or {}).values()]
     return None

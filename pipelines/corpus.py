@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -233,7 +234,7 @@ def _parquet_ranges(file: File, documents: int, data: DataSettings) -> Iterator[
         parts = -(-(stop - start) // documents)
         if parts > 1:
             edges = [start + (stop - start) * part // parts for part in range(parts + 1)]
-            yield from zip(edges, edges[1:], strict=False)
+            yield from pairwise(edges)
             start = stop
     if stop > start:
         yield start, stop

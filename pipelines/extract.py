@@ -61,7 +61,11 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[Plan, dic
     files = corpus.list_files(settings.data.train)
     facts = _facts(settings, digest, files)
     kept = Plan.kept(store)
-    if kept is not None and (manifest := finished(store, kept)) and kept.fingerprint == Plan("extract", facts, {}).fingerprint:
+    if (
+        kept is not None
+        and (manifest := finished(store, kept))
+        and kept.fingerprint == Plan("extract", facts, {}).fingerprint
+    ):
         return kept, manifest
     start = time.perf_counter()
     with Lease(store) as lease:
@@ -112,7 +116,7 @@ def _facts(settings: Settings, digest: str, files: list[corpus.File]) -> dict[st
         "poolings": settings.poolings,
         "shard_documents": settings.ray.shard_documents,
     }
-    return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(facts))
 
 
 def _survey(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:
@@ -147,6 +151,11 @@ def _to_parquet(table: pa.Table) -> bytes:
     """One row group, so that a reader of one column asks for one range; activations do not compress."""
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table, sink, row_group_size=max(1, len(table)), compression="none", use_dictionary=False, write_statistics=False
+        table,
+        sink,
+        row_group_size=max(1, len(table)),
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
     )
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    return sink.getvalue().to_pybytes()

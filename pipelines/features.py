@@ -49,6 +49,9 @@ class FeatureShards:
         """Columns of all rows as Arrow."""
         tables = []
         for name in self.names:
-            with store_errors(f"{self.store.uri}/parts/{name}.parquet"), self.store.open(f"parts/{name}.parquet") as file:
+            with (
+                store_errors(f"{self.store.uri}/parts/{name}.parquet"),
+                self.store.open(f"parts/{name}.parquet") as file,
+            ):
                 tables.append(pq.read_table(file, columns=list(names), pre_buffer=True))
         return pa.concat_tables(tables)

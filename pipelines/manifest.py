@@ -52,7 +52,12 @@ class Plan:
 
 
 def freeze(
-    store: Store, stage: str, facts: dict[str, Any], detail: Callable[[], dict[str, Any]], *, restart: bool = False
+    store: Store,
+    stage: str,
+    facts: dict[str, Any],
+    detail: Callable[[], dict[str, Any]],
+    *,
+    restart: bool = False,
 ) -> Plan:
     """The plan of these facts: the one that the store holds, else a new one, whose `detail` is worked out now.
 

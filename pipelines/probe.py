@@ -8,7 +8,6 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-
 from pipelines.cluster import cluster, ray_errors, worker_count
 from pipelines.extract import load_features
 from pipelines.features import FeatureShards
@@ -63,7 +62,9 @@ def run_probe(
         lease.check()
         probes = [read_probe(store, column) for column in features.probed]
         seconds = round(time.perf_counter() - start, 1)
-        return plan, finish(store, plan, seconds=seconds, classes=labels.classes, probes=[describe(probe) for probe in probes])
+        return plan, finish(
+            store, plan, seconds=seconds, classes=labels.classes, probes=[describe(probe) for probe in probes]
+        )
 
 
 def load_probes(settings: Settings) -> tuple[Plan, list[Probe]]:
@@ -116,7 +117,11 @@ def _train_group(config: dict[str, Any], settings: RaySettings, *, done: int) ->
 
     store, columns = config["store"], config["columns"]
     total = done + len(columns)
-    with cluster(settings), tempfile.TemporaryDirectory() as scratch, progress("probe", total, "probes", done=done) as bar:
+    with (
+        cluster(settings),
+        tempfile.TemporaryDirectory() as scratch,
+        progress("probe", total, "probes", done=done) as bar,
+    ):
         trainer = TorchTrainer(
             fit_columns,
             train_loop_config=config,
@@ -152,5 +157,3 @@ def _costly_first(features: FeatureShards) -> list[Column]:
 
 def _key(column: Column) -> str:
     return f"{column}.safetensors"
-
-

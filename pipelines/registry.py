@@ -69,7 +69,7 @@ class Registry:
         return hashlib.sha256(f"{self.uri} {self.name}".encode()).hexdigest()[:16]
 
     def frozen(self) -> dict[str, Any] | None:
-        """The frozen evaluation set, `rows` of id, text and label with their `digest`, or None before the first version.
+        """The frozen evaluation set: `rows` of id, text and label and their `digest`; None before the first version.
 
         Raises UserError when its content is not what was frozen.
         """
@@ -139,7 +139,9 @@ class Registry:
         name, _, alias = reference.removeprefix("models:/").partition("@")
         name, _, number = name.partition("/")
         if not reference.startswith("models:/") or name != self.name or bool(alias) == bool(number):
-            raise UserError(f"'{reference}' is not a model here; expected models:/{self.name}@alias or models:/{self.name}/N")
+            raise UserError(
+                f"'{reference}' is not a model here; expected models:/{self.name}@alias or models:/{self.name}/N"
+            )
         versions = self.versions()
         for version in versions:
             if (alias and alias in version.aliases) or (number and number == version.number):
@@ -217,7 +219,9 @@ class Registry:
         target = to or (past[-1] if past else None)
         if current is None or target is None:
             raise UserError(f"{self.name} has no earlier champion to roll back to; `spin models` lists the versions")
-        return self._move(current, self.resolve(f"models:/{self.name}/{target}"), why, {"score": self._score(target, None)})
+        return self._move(
+            current, self.resolve(f"models:/{self.name}/{target}"), why, {"score": self._score(target, None)}
+        )
 
     def history(self) -> list[dict[str, Any]]:
         """Every move of the champion, the oldest first: who, when, from, to and why."""
@@ -250,7 +254,7 @@ class Registry:
         rows = frozen["rows"]
         truth = np.array([row["label"] for row in rows])
         predicted = spin.predict([row["text"] for row in rows])
-        names, coded = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
+        _, coded = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
         return score(self.settings.metric, coded[: len(truth)], coded[len(truth) :])
 
     def _freeze(self, run_id: str, evaluation: list[dict[str, str]]) -> None:

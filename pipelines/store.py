@@ -27,7 +27,11 @@ _S3 = {
     "use_listings_cache": False,
     "skip_instance_cache": True,
     "default_cache_type": "none",  # Parquet readers ask for just the ranges they want
-    "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3, "mode": "standard"}},
+    "config_kwargs": {
+        "connect_timeout": 5,
+        "read_timeout": 60,
+        "retries": {"max_attempts": 3, "mode": "standard"},
+    },
 }
 
 
@@ -51,7 +55,9 @@ def store_errors(what: str) -> Iterator[None]:
     except SpinError:
         raise
     except (NoCredentialsError, PermissionError) as error:
-        raise UserError(f"{what}: the store refuses the credentials ({_reason(error)}); check the environment") from None
+        raise UserError(
+            f"{what}: the store refuses the credentials ({_reason(error)}); check the environment"
+        ) from None
     except FileNotFoundError as error:
         raise UserError(f"{what}: not found ({_reason(error)})") from None
     except (BotoCoreError, ClientError, OSError, TimeoutError) as error:
@@ -140,7 +146,7 @@ class Store:
     def open(self, key: str) -> BinaryIO:
         """An object to read ranges of."""
         with store_errors(f"{self.uri}/{key}"):
-            return self.fs.open(self.path(key), "rb")  # type: ignore[no-any-return]
+            return self.fs.open(self.path(key), "rb")
 
     def delete(self, prefix: str) -> None:
         """Remove everything below a prefix."""
@@ -186,7 +192,9 @@ class Lease:
         self._keeper.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         self._keeper.join()
         if self._mine():

@@ -165,8 +165,7 @@ def _register(
     texts = read_texts(settings, features)
     rows, y = labels.part("test")
     evaluation = [
-        {"id": labels.ids[row], "text": texts[row], "label": labels.classes[k]}
-        for row, k in zip(rows, y, strict=True)
+        {"id": labels.ids[row], "text": texts[row], "label": labels.classes[k]} for row, k in zip(rows, y, strict=True)
     ]
     with tempfile.TemporaryDirectory() as folder:
         for name in ARTIFACT:
@@ -174,10 +173,14 @@ def _register(
             if data is None:
                 raise UserError(f"{store.uri} lacks {name}; start over with --restart")
             (Path(folder) / name).write_bytes(data)
-        spin_figures = next((row for row in manifest["table"] if row["name"] == "spin"), {})
+        spin_figures: dict[str, float] = next((row for row in manifest["table"] if row["name"] == "spin"), {})
         return registry.register(
             Path(folder),
-            params={**_scalars(manifest["choice"]), "metric": settings.metric, "backbone": settings.backbone.model},
+            params={
+                **_scalars(manifest["choice"]),
+                "metric": settings.metric,
+                "backbone": settings.backbone.model,
+            },
             metrics={
                 "valid_score": manifest["choice"]["valid_score"],
                 **{f"test_{k}": spin_figures[k] for k in ("accuracy", "macro_f1") if k in spin_figures},

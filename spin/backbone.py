@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from spin.errors import UserError
@@ -92,7 +92,7 @@ class Backbone:
             return int(projection.weight.shape[0] if isinstance(projection, Conv1D) else projection.in_features)
         return int(self.model.config.hidden_size)
 
-    def ffn_projection(self, layer: int) -> nn.Module:
+    def ffn_projection(self, layer: int) -> Any:
         """The module whose input is the FFN's inner neurons: a block's last linear map back to the hidden size.
 
         One rule for plain and gated FFNs, because every family registers attention before its FFN.
@@ -181,7 +181,12 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
     if not tokenizer.is_fast:
         raise UserError(f"backbone {settings.model} has no fast tokenizer; expected a tokenizer.json beside it")
     return Backbone(
-        model.to(device), tokenizer, digest, settings.max_tokens, settings.batch_tokens, settings.pool_special_tokens
+        model.to(device),
+        tokenizer,
+        digest,
+        settings.max_tokens,
+        settings.batch_tokens,
+        settings.pool_special_tokens,
     )
 
 
@@ -216,4 +221,3 @@ def _position_limit(model: Any) -> int:
     limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == limit]
     return limit - max((m.padding_idx + 1 for m in tables if m.padding_idx is not None), default=0)
-

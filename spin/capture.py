@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,26 +30,23 @@ def capture(backbone: Backbone, sites: Sequence[Site], read: Read) -> Iterator[F
     """
     deepest = None if any(s.kind == "final" for s in sites) else max(sites, key=lambda s: (s.layer, s.kind == "resid"))
 
-    def deliver(site: Site, values: Tensor, mask: Tensor) -> None:
+    def deliver(site: Site, values: Tensor) -> None:
         # OPT flattens the tokens of a batch before its FFN
-        read(site, values.view(*mask.shape, -1))
+        read(site, values.view(*shape, -1))
         if site == deepest:
             raise _DeepestRead
 
-    current: list[Tensor] = []
+    shape: tuple[int, ...] = ()
 
     def forward(input_ids: Tensor, mask: Tensor) -> None:
-        current[:] = [mask]
-        try:
+        nonlocal shape
+        shape = tuple(mask.shape)
+        with suppress(_DeepestRead):
             backbone.model(input_ids=input_ids, attention_mask=mask.long(), **backbone.forward_options)
-        except _DeepestRead:
-            pass
-        finally:
-            current.clear()
 
     with ExitStack() as hooks, torch.inference_mode():
         for site in sites:
-            hooks.callback(_hook(backbone, site, lambda values, site=site: deliver(site, values, current[0])).remove)
+            hooks.callback(_hook(backbone, site, partial(deliver, site)).remove)
         yield forward
 
 

@@ -182,7 +182,10 @@ class SpinClassifier:
             "columns": [str(column) for column in integration.selection.neurons],
             "versions": {name: version(name) for name in _LIBRARIES},
         }
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / "model.safetensors")
+        save_file(
+            {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+            folder / "model.safetensors",
+        )
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod

@@ -63,9 +63,11 @@ class Explanation:
         """The neurons that weigh most, for or against a class, by default the predicted one."""
         by_neuron = self.contributions[:, self.classes.index(label or self.label)]
         largest = np.argsort(-np.abs(by_neuron), kind="stable")[:count]
-        return [
-            NeuronContribution(*self.neurons[i], float(by_neuron[i]), self.word(int(self.loudest[i]))) for i in largest
-        ]
+        return [self._spoke(int(i), float(by_neuron[i])) for i in largest]
+
+    def _spoke(self, index: int, contribution: float) -> NeuronContribution:
+        column, neuron = self.neurons[index]
+        return NeuronContribution(column, neuron, contribution, self.word(int(self.loudest[index])))
 
 
 def explain(backbone: Backbone, integration: Integration, classes: tuple[str, ...], text: str) -> Explanation:

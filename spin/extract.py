@@ -94,7 +94,9 @@ def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def column_types(backbone: Backbone, texts: Sequence[str], columns: Sequence[Column]) -> dict[Column, type[np.floating]]:
+def column_types(
+    backbone: Backbone, texts: Sequence[str], columns: Sequence[Column]
+) -> dict[Column, type[np.floating]]:
     """float16, or float32 for the columns that `texts`, a first batch, shows above a quarter of float16's range."""
     features = extract(backbone, texts, columns)
     return {

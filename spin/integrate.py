@@ -80,9 +80,7 @@ def integrate(
     search = _Search(select(by_column.values(), max(settings.etas)), by_column, read, train, valid, metric, progress)
     etas = sorted(settings.etas)
     full = [
-        found
-        for eta in etas
-        for found in search.strengths(select(by_column.values(), eta), sorted(settings.strengths))
+        found for eta in etas for found in search.strengths(select(by_column.values(), eta), sorted(settings.strengths))
     ]
     best = _best(full)
     around = _neighbours(sorted(settings.strengths), best.head.strength)

@@ -14,8 +14,9 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 def pool(values: Tensor, mask: Tensor, pooling: str) -> Tensor:
     """Pool `values` (B, T, width) over the tokens where `mask` (B, T) is true, giving (B, width) in float32.
 
-    Every row of the mask must have a token, and values outside it must be finite. Padding may lie on either side: `first` and `last` are the first
-    and last tokens of the mask. `mean` is summed in float32 whatever the type of the values.
+    Every row of the mask must have a token, and values outside it must be finite. Padding may lie on either side:
+    `first` and `last` are the first and last tokens of the mask. `mean` is summed in float32 whatever the type of
+    the values.
     """
     if pooling == "mean":
         total = torch.einsum("bt,btd->bd", mask.to(torch.float32), values.float())

@@ -68,7 +68,8 @@ class Probe:
     def from_bytes(cls, data: bytes) -> Probe:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         facts = json.loads(header["__metadata__"]["probe"])
-        return cls(column=Column.parse(facts.pop("column")), **load_tensors(data), **facts)
+        tensors: dict[str, Any] = load_tensors(data)
+        return cls(column=Column.parse(facts.pop("column")), **tensors, **facts)
 
 
 _TENSORS = ("coef", "intercept", "mean", "scale")
@@ -141,4 +142,8 @@ def signs(labels: NDArray[np.int64], n_classes: int) -> list[Floats]:
 def describe(probe: Probe) -> dict[str, Any]:
     """What a report says of a probe."""
     neurons = int((probe.importance > 0).sum())
-    return {"column": str(probe.column), "neurons": neurons, **{name: getattr(probe, name) for name in _FACTS}}
+    return {
+        "column": str(probe.column),
+        "neurons": neurons,
+        **{name: getattr(probe, name) for name in _FACTS},
+    }

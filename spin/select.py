@@ -71,7 +71,9 @@ def select(probes: Iterable[Probe], eta: float) -> Selection:
     return Selection(neurons, importance, eta)
 
 
-def scaler_of(selection: Selection, probes: Mapping[Column, Probe]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+def scaler_of(
+    selection: Selection, probes: Mapping[Column, Probe]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Mean and scale (p,) of the selected features, as the probes measured them on the training rows."""
     pairs = [(probes[c].mean[n], probes[c].scale[n]) for c, n in selection.neurons.items()]
     return np.concatenate([mean for mean, _ in pairs]), np.concatenate([scale for _, scale in pairs])

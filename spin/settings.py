@@ -41,9 +41,7 @@ class DataSettings(_Section):
     id: str = Field("id", description="column with a unique id a document")
     text: str = Field("text", description="column with the text")
     label: str = Field("label", description="column with the class")
-    split: str | None = Field(
-        None, description="column with train, valid or test; without it a hash of the id decides"
-    )
+    split: str | None = Field(None, description="column with train, valid or test; without it a hash of the id decides")
     valid_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of documents for choices, without a split")
     test_fraction: float = Field(0.15, ge=0, lt=0.5, description="share of documents for the test, without a split")
     ids: Literal["checked", "trusted"] = Field(
@@ -79,7 +77,8 @@ class MlflowSettings(_Section):
     """The registry."""
 
     tracking_uri: str | None = Field(
-        None, description="any MLflow tracking URI; by default SQLite: in the store if it is a folder, else ./mlflow.db"
+        None,
+        description="any MLflow tracking URI; by default SQLite: in the store if it is a folder, else ./mlflow.db",
     )
     model: str = Field("spin", pattern=r"^[^:/\\%\"']+$", description="name of the registered model")
 
@@ -107,7 +106,8 @@ class Settings(_Section):
     data: DataSettings
     sites: tuple[str, ...] = Field(("resid", "ffn"), description="resid and ffn at all layers, or single ones: ffn.03")
     poolings: tuple[str, ...] | None = Field(
-        None, description="of first, last, mean, max; by default mean and max for encoders, last and mean for decoders"
+        None,
+        description="of first, last, mean, max; by default mean and max for encoders, last and mean for decoders",
     )
     metric: str = Field("macro_f1", description="chooses everything: " + ", ".join(sorted(METRICS)))
     store: str = Field(description="folder or s3://bucket/prefix for features, probes and the model")

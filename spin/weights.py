@@ -72,7 +72,9 @@ def _from_gguf(path: Path) -> Path:
     try:
         with quiet():
             config = GgufConfig(dequantize=True)
-            AutoModel.from_pretrained(path.parent, gguf_file=path.name, quantization_config=config).save_pretrained(made)
+            AutoModel.from_pretrained(path.parent, gguf_file=path.name, quantization_config=config).save_pretrained(
+                made
+            )
             AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(made)
         made.rename(target)
     except OSError:
@@ -81,6 +83,7 @@ def _from_gguf(path: Path) -> Path:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return target
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
