@@ -43,7 +43,8 @@ def cluster(settings: RaySettings) -> Iterator[None]:
             "include_dashboard": False,
         }
     try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        with _muted():
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         raise UnavailableError(f"Ray cluster {settings.address or 'here'}: {_line(error)}; try again") from None
     _hush()
@@ -106,6 +107,20 @@ def _spin_error(error: BaseException | None) -> SpinError | None:
 def _plain(kind: type) -> bool:
     """Ray raises a class of its own that inherits from the worker's: the worker's is the one from our module."""
     return issubclass(kind, SpinError) and kind.__module__ == "spin.errors"
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Standard error to nowhere, below Python: Ray's core announces there that it was told to be quiet."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _hush() -> None:

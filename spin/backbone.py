@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
@@ -49,6 +50,7 @@ class Backbone:
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
+        _ = self.blocks  # refuses other kinds of models
         self.max_tokens = min(self.max_tokens, _position_limit(self.model), self.tokenizer.model_max_length)
         if hasattr(self.model.config, "use_cache"):
             self.forward_options.setdefault("use_cache", False)
@@ -57,11 +59,11 @@ class Backbone:
     @cached_property
     def blocks(self) -> nn.ModuleList:
         """The one list of `num_hidden_layers` blocks."""
-        depth = self.model.config.num_hidden_layers
+        depth = getattr(self.model.config, "num_hidden_layers", None)
         lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
         if not lists or getattr(self.model.config, "is_encoder_decoder", False):
             raise UserError(
-                f"backbone: {type(self.model).__name__} is not built from one list of {depth} blocks; "
+                f"backbone: {type(self.model).__name__} is not built from one list of blocks; "
                 "expected an encoder or a decoder such as BERT or Llama"
             )
         return lists[0]
@@ -140,9 +142,12 @@ class Backbone:
         return torch.where(kept.any(1, keepdim=True), kept, mask)
 
     def cut(self, depth: int) -> None:
-        """Free the blocks above `depth`. Only sites up to there can be read from now on."""
+        """Free the blocks above `depth`. Only sites up to there can be read from now on.
+
+        The first block stays: resid.00 is read where it is called, and ModernBERT looks at it for that.
+        """
         _ = self.sites  # looks at the whole model
-        for layer in range(depth, self.depth):
+        for layer in range(max(depth, 1), self.depth):
             self.blocks[layer] = nn.Identity()
 
     def _is_causal(self) -> bool:
@@ -176,7 +181,7 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
         with quiet():
             model = AutoModel.from_pretrained(folder, dtype=_dtype(settings.dtype, device), use_safetensors=True)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"backbone {settings.model} cannot be loaded: {' '.join(str(error).split())}") from None
     if not tokenizer.is_fast:
         raise UserError(f"backbone {settings.model} has no fast tokenizer; expected a tokenizer.json beside it")
@@ -219,5 +224,7 @@ def _width_out(module: nn.Module) -> int | None:
 def _position_limit(model: Any) -> int:
     """Tokens that the position embeddings have room for; RoBERTa's start after the padding index."""
     limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == limit]
+    words = model.get_input_embeddings()
+    others = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
+    tables = [m for m in others if m.num_embeddings == limit]
     return limit - max((m.padding_idx + 1 for m in tables if m.padding_idx is not None), default=0)

@@ -226,10 +226,10 @@ def columns_of(backbone: Backbone, sites: Sequence[str], poolings: Sequence[str]
     return [Column(site, pooling) for site in choose_sites(sites, backbone.sites) for pooling in chosen]
 
 
-def _checked(texts: Sequence[str]) -> Sequence[str]:
+def _checked(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str):
         raise UserError("found one string; expected a list of texts")
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"text {row} is {text!r:.40}; expected text that is not empty")
-    return texts
+    return list(texts)  # a column of pandas or an array is as good as a list

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spin.errors import UserError
 from spin.head import LinearHead, fit_head
 from spin.metric import score
 from spin.probe import Probe
@@ -74,10 +75,16 @@ def integrate(
 
     `read` gives the raw activations (n, p) of a selection for all rows; `train` and `valid` are (row numbers,
     class indices). Features of different layers meet standardised on the training rows. A tie goes to fewer
-    neurons. `progress` is told every head that was fitted.
+    neurons. `progress` is told every head that was fitted. Raises UserError when no probe kept a neuron.
     """
     by_column = {probe.column: probe for probe in probes}
-    search = _Search(select(by_column.values(), max(settings.etas)), by_column, read, train, valid, metric, progress)
+    largest = select(by_column.values(), max(settings.etas))
+    if not len(largest):
+        raise UserError(
+            "labels: no probe kept a neuron, because no layer told the classes apart on the validation documents; "
+            "check the labels, label more documents or choose by another metric"
+        )
+    search = _Search(largest, by_column, read, train, valid, metric, progress)
     etas = sorted(settings.etas)
     full = [
         found for eta in etas for found in search.strengths(select(by_column.values(), eta), sorted(settings.strengths))

@@ -99,6 +99,8 @@ def fit_probe(
     activations, labels = train
     mean, scale = standardisation(activations)
     standard = (activations.astype(np.float32) - mean) / scale
+    # a neuron that never varies must not speak through its rounding noise
+    standard[:, np.einsum("np,np->p", standard, standard) < len(standard) / 2] = 0
     held_out = (valid[0].astype(np.float32) - mean) / scale
     targets = signs(labels, n_classes)
     paths = [LogisticPath(standard, target) for target in targets]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,13 @@ class SearchSettings(_Section):
         if not etas or not all(0 < eta <= 1 for eta in etas):
             raise ValueError("expected shares above 0, at most 1")
         return etas
+
+    @field_validator("strengths")
+    @classmethod
+    def _positive(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
+        if not strengths or not all(0 < strength < math.inf for strength in strengths):
+            raise ValueError("expected numbers above 0")
+        return strengths
 
 
 class MlflowSettings(_Section):
@@ -143,7 +151,7 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no settings file at {path}; `spin init {path}` writes one") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds {type(tree).__name__}, expected a mapping of settings")
@@ -172,7 +180,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree = child
     try:
         tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (ValueError, yaml.YAMLError):
         raise UserError(f"--set {override}: '{value}' is not YAML") from None
 
 

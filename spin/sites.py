@@ -10,7 +10,7 @@ from typing import Literal
 from spin.errors import UserError
 
 Kind = Literal["resid", "ffn", "final"]
-_FORM = re.compile(r"(resid|ffn|final)\.(\d{2,})")
+_FORM = re.compile(r"(resid|ffn|final)\.([0-9]{2}|[1-9][0-9]{2,3})")
 
 
 @dataclass(frozen=True, order=True)
@@ -57,7 +57,7 @@ class Column:
 def choose_sites(wanted: Iterable[str], available: Sequence[Site]) -> list[Site]:
     """The sites that `wanted` names: a kind (`resid`, `ffn`) stands for all of its layers.
 
-    Raises UserError for a site that the backbone does not have.
+    Raises UserError for a site that the backbone does not have, and for none at all.
     """
     chosen: set[Site] = set()
     for text in wanted:
@@ -68,6 +68,8 @@ def choose_sites(wanted: Iterable[str], available: Sequence[Site]) -> list[Site]
             have = ", ".join(_ranges(available))
             raise UserError(f"sites: the backbone has no '{text}'; it has {have}")
         chosen.update(named)
+    if not chosen:
+        raise UserError("sites: found none; expected resid, ffn or single ones such as ffn.03")
     return sorted(chosen)
 
 

@@ -11,6 +11,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, PreTrainedTokenizerFast
 
+from spin.weights import quiet
+
 WORDS = {
     "good": ["fine", "lovely", "great", "warm", "bright"],
     "bad": ["awful", "cold", "broken", "late", "dull"],
@@ -35,8 +37,9 @@ def tokenizer(*, side: str = "right", pad: bool = True, special: bool = True) ->
 def save_backbone(folder: Path, config: Any, words: PreTrainedTokenizerFast | None = None, seed: int = 0) -> Path:
     """A random model of a Hugging Face config, in a folder that `backbone.model` can name."""
     torch.manual_seed(seed)
-    AutoModel.from_config(config).save_pretrained(folder)
-    (words or tokenizer()).save_pretrained(folder)
+    with quiet():
+        AutoModel.from_config(config).save_pretrained(folder)
+        (words or tokenizer()).save_pretrained(folder)
     return folder
 
 
