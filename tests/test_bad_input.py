@@ -1,4 +1,4 @@
-"""What bad input gets: one line that says what was found, expected and to be done, an exit status, nothing half written."""
+"""What bad input gets: one line of what was found, expected and to be done, a status, nothing half written."""
 
 from __future__ import annotations
 

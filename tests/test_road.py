@@ -124,7 +124,7 @@ def test_other_settings_are_refused_by_name(road: Road) -> None:
     with pytest.raises(UserError, match=r"probe: .*metric is \"accuracy\", was \"macro_f1\".*--restart"):
         run_stages(changed, ["probe"])
     backbone = {**road.settings.backbone.model_dump(), "max_tokens": 32}
-    with pytest.raises(UserError, match="extract: .*backbone.max_tokens is 32, was 256"):
+    with pytest.raises(UserError, match=r"extract: .*backbone.max_tokens is 32, was 256"):
         run_stages(road.with_settings(backbone=backbone), ["extract"])
     run_stages(road.with_settings(ray={"workers": 1, "shard_documents": 60}), ["extract", "probe"])
 
@@ -152,7 +152,7 @@ def test_a_night_has_every_row_once(road: Road) -> None:
     np.testing.assert_allclose([sum(row["scores"]) for row in rows], 1, atol=1e-5)
     out = Store(output)
     assert out.read_json("report.json")["counts"] == counts
-    [letters] = [key for key in out.list("dead_letters/date=2026-01-31")]
+    [letters] = out.list("dead_letters/date=2026-01-31")
     found = pq.read_table(pa.BufferReader(out.read(letters))).to_pylist()
     assert [letter["reason"] for letter in found] == ["null_id", "null_text", "empty_text", "repeated_id"]
     again = run_classify(road.settings, road.registry, source, output, night="2026-01-31")
@@ -163,7 +163,7 @@ def test_too_many_dead_letters_publish_nothing(road: Road) -> None:
     """Status 4, with nothing where readers look; raising the limit publishes what was computed."""
     source = road.write("empty.parquet", [{"id": str(n), "text": "fine" if n else ""} for n in range(4)])
     output = f"{road.base}/strict"
-    with pytest.raises(BadRowsError, match="1 of 4 rows cannot be classified .1 empty_text."):
+    with pytest.raises(BadRowsError, match=r"1 of 4 rows cannot be classified .1 empty_text."):
         run_classify(road.settings, road.registry, source, output, night="2026-01-31")
     assert not [key for key in Store(output).list() if not key.startswith("_runs/")]
     loose = road.with_settings(classify={"max_dead_fraction": 0.5})
@@ -287,7 +287,7 @@ def test_the_death_of_a_worker_changes_nothing(tmp_path: Path) -> None:
 def test_an_error_in_a_worker_keeps_its_words_and_what_was_done(tmp_path: Path) -> None:
     """The driver raises the worker's own error; shards that were committed before are kept."""
     store = Store(str(tmp_path / "store"))
-    with pytest.raises(UserError, match="^shard 3 holds nonsense; mend it$"):
+    with pytest.raises(UserError, match=r"^shard 3 holds nonsense; mend it$"):
         run_step(Failing, (), store)
     assert store.exists("parts/000000.json")
 
