@@ -78,6 +78,8 @@ class Store:
         self.uri = uri.rstrip("/")
         self.fs, self.root = open_filesystem(self.uri)
         self.local = isinstance(self.fs, LocalFileSystem)
+        if self.local:
+            self.uri = self.root  # absolute: a worker runs in a folder of its own
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.uri,)
