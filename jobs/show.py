@@ -54,7 +54,8 @@ def night(manifest: dict[str, Any], output: str) -> None:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts["reasons"].items()))
         say(f"          {counts['dead']:,} dead letters: {reasons}")
     if counts["truncated"]:
-        say(f"          {counts['truncated']:,} texts cut at backbone.max_tokens")
+        share = 100 * counts["truncated_share"]
+        say(f"          {counts['truncated']:,} texts ({share:.1f} %) cut at backbone.max_tokens")
     say(f"          predictions in {output.rstrip('/')}/predictions")
 
 
@@ -118,7 +119,8 @@ def spoken(found: Explanation, count: int = 3) -> str:
 
 
 def _extracted(counts: dict[str, Any]) -> str:
-    cut = f", {counts['truncated']:,} cut" if counts["truncated"] else ""
+    share = 100 * counts["truncated_share"]
+    cut = f", {counts['truncated']:,} ({share:.1f} %) cut at max_tokens" if counts["truncated"] else ""
     return f"{counts['rows']:,} documents, {counts['tokens']:,} tokens{cut}"
 
 

@@ -193,6 +193,7 @@ def _run(
         name: sum(outcome[name] for outcome in outcomes)
         for name in ("rows", "predicted", "dead", "tokens", "truncated")
     }
+    counts["truncated_share"] = round(counts["truncated"] / max(1, counts["predicted"]), 4)
     for name in ("reasons", "labels"):
         counts[name] = dict(sum((Counter(outcome[name]) for outcome in outcomes), Counter()))
     lease.check()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import json
-import zlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
-from typing import Any
+from itertools import pairwise, takewhile
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,8 +24,13 @@ from spin.settings import DataSettings
 from spin.split import SPLITS
 
 _KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
-_PACKED = (".gz", ".bz2", ".zst")
+_PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ROW = re.compile(r"(Expected \d+ columns, got \d+): .*")
+"""what Arrow says of a CSV row, and the row, which is not for logs"""
 _SAMPLE = 1 << 20
+_BLOCK = 1 << 24
+"""bytes asked of a store at a time where a file is read from its beginning; no CSV row may be longer"""
 
 
 @dataclass(frozen=True)
@@ -83,18 +89,19 @@ class Labelled:
 def list_files(uri: str) -> list[File]:
     """The files of a path, a folder or a glob, in order of name.
 
+    Names that begin with `_` or `.` are left out, of folders and files alike, unless the URI itself spells them.
     Raises UserError when there are none, or one is not Parquet, JSONL or CSV.
     """
     fs, path = open_filesystem(uri)
     with store_errors(uri):
-        if glob.has_magic(path):
-            paths = fs.glob(path)
-        elif fs.isdir(path):
-            paths = [p for p in fs.find(path) if not p.rpartition("/")[2].startswith(("_", "."))]
+        if fs.isdir(path):
+            paths = _visible(fs.find(path), path)
+        elif fs.exists(path):
+            paths = [path]
         else:
-            paths = [path] if fs.exists(path) else []
+            paths = _glob(fs, path)
         infos = [fs.info(p) for p in sorted(paths)]
-    files = [_file(fs.unstrip_protocol(i["name"]), i) for i in infos if i["type"] == "file"]
+    files = [_file(fs.unstrip_protocol(i["name"]).removeprefix("file://"), i) for i in infos if i["type"] == "file"]
     if not files:
         raise UserError(f"no data at {uri}; expected a file, a folder or a glob of Parquet, JSONL or CSV")
     return files
@@ -129,7 +136,7 @@ def read_labelled(shards: Sequence[Shard], data: DataSettings) -> Labelled:
     """Read every label once, before any work is spent on a corpus that cannot be trained on.
 
     Raises UserError, naming file and row, for the first id or label that is null, text that is not text or empty,
-    an id seen before or a split that is none.
+    lone surrogates in any of them, an id seen before or a split that is none.
     """
     found = Labelled([], [], [], [])
     seen: set[str] = set()
@@ -140,8 +147,9 @@ def read_labelled(shards: Sequence[Shard], data: DataSettings) -> Labelled:
         ):
             wrong = documents.malformed.get(row) or _mistake(id, text, label, split, data, seen)
             if wrong:
-                where = f"{shard.uri} row {row}" if shard.start == 0 else f"{shard.uri} from {shard.start}, row {row}"
-                raise UserError(f"{where}: {wrong}")
+                first = 0 if shard.by_bytes else shard.start
+                after = f" after byte {shard.start}" if shard.by_bytes and shard.start else ""
+                raise UserError(f"{shard.uri} row {first + row}{after}: {wrong}")
             assert id is not None
             assert label is not None
             seen.add(id)
@@ -153,7 +161,7 @@ def read_labelled(shards: Sequence[Shard], data: DataSettings) -> Labelled:
 
 
 def find_repeats(shards: Sequence[Shard], data: DataSettings) -> tuple[dict[int, list[int]], int]:
-    """Rows of each shard whose id stood earlier in the plan, and the rows of all; a pass that keeps 16 bytes an id."""
+    """Rows of each shard whose id stood earlier in the plan, and the rows of all; a pass that keeps a digest an id."""
     seen: set[bytes] = set()
     repeats: dict[int, list[int]] = {}
     total = 0
@@ -180,6 +188,9 @@ def _mistake(
 ) -> str | None:
     if not id:
         return f"the id ({data.id}) is null; expected a unique one"
+    for name, value in ((data.id, id), (data.text, text), (data.label, label)):
+        if isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+            return f"'{name}' holds lone surrogates, expected Unicode"
     if id in seen:
         return f"the id '{id}' was seen before; expected unique ids in '{data.id}'"
     if not isinstance(text, str) or not text.strip():
@@ -191,6 +202,19 @@ def _mistake(
     return None
 
 
+def _glob(fs: Any, pattern: str) -> list[str]:
+    spelt = takewhile(lambda part: not glob.has_magic(part), pattern.split("/"))
+    try:
+        return _visible(fs.glob(pattern), "/".join(spelt))
+    except ValueError as error:
+        raise UserError(f"{pattern} is no glob: {error}") from None
+
+
+def _visible(paths: Sequence[str], base: str) -> list[str]:
+    """The paths with no hidden name beyond what the user spelt."""
+    return [p for p in paths if not any(part.startswith(("_", ".")) for part in p[len(base) :].split("/"))]
+
+
 def _file(uri: str, info: dict[str, Any]) -> File:
     stem = uri.lower()
     for packed in _PACKED:
@@ -199,7 +223,11 @@ def _file(uri: str, info: dict[str, Any]) -> File:
     if kind is None or (kind == "parquet" and stem != uri.lower()):
         raise UserError(f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
     version = str(info.get("ETag") or info.get("mtime") or "").strip('"')
-    return File(uri.removeprefix("file://"), kind, int(info["size"]), version)
+    return File(uri, kind, int(info["size"]), version)
+
+
+def _codec(uri: str) -> str | None:
+    return next((codec for ending, codec in _PACKED.items() if uri.lower().endswith(ending)), None)
 
 
 def _ranges(file: File, documents: int, data: DataSettings) -> Iterator[tuple[int, int, bool]]:
@@ -207,7 +235,7 @@ def _ranges(file: File, documents: int, data: DataSettings) -> Iterator[tuple[in
         if file.kind == "parquet":
             for start, stop in _parquet_ranges(file, documents, data):
                 yield start, stop, False
-        elif file.kind == "jsonl" and not file.uri.endswith(_PACKED):
+        elif file.kind == "jsonl" and _codec(file.uri) is None:
             for start, stop in _line_ranges(file, documents):
                 yield start, stop, True
         else:
@@ -222,8 +250,11 @@ def _ranges(file: File, documents: int, data: DataSettings) -> Iterator[tuple[in
 
 def _parquet_ranges(file: File, documents: int, data: DataSettings) -> Iterator[tuple[int, int]]:
     """Neighbouring row groups together while they fit; a larger one in equal parts."""
-    with _open(file.uri) as source, pq.ParquetFile(source) as parquet:
-        _check_schema(parquet.schema_arrow, file.uri, data)
+    with _parquet(file.uri) as parquet:
+        _check_columns(parquet.schema_arrow, (data.id, data.text), file.uri)
+        kind = parquet.schema_arrow.field(data.text).type
+        if not _is_text(kind):
+            raise UserError(f"{file.uri}: column '{data.text}' is {kind}, expected string")
         groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
     start = stop = 0
     for rows in groups:
@@ -240,22 +271,24 @@ def _parquet_ranges(file: File, documents: int, data: DataSettings) -> Iterator[
         yield start, stop
 
 
-def _check_schema(schema: pa.Schema, uri: str, data: DataSettings) -> None:
-    for name in (data.id, data.text):
-        if name not in schema.names:
-            raise UserError(f"{uri} has no column '{name}'; it has {', '.join(schema.names)}")
-    if not _is_text(schema.field(data.text).type):
-        raise UserError(f"{uri}: column '{data.text}' is {schema.field(data.text).type}, expected string")
+def _check_columns(schema: pa.Schema, names: Iterable[str], uri: str) -> None:
+    for name in names:
+        if (times := schema.names.count(name)) != 1:
+            found = f"{times} columns" if times else "no column"
+            raise UserError(f"{uri} has {found} '{name}'; it has {', '.join(schema.names)}")
 
 
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_text(kind) for is_text in texts)
 
 
 def _line_ranges(file: File, documents: int) -> Iterator[tuple[int, int]]:
     """Byte ranges of about so many lines by the length of the first ones, each ending at a line end."""
+    if file.size == 0:
+        return
     fs, path = open_filesystem(file.uri)
     sample = fs.cat_file(path, start=0, end=min(_SAMPLE, file.size))
     step = max(1, documents * len(sample) // max(1, sample.count(b"\n")))
@@ -285,17 +318,29 @@ def _columns(data: DataSettings, labelled: bool) -> dict[str, str]:
     return wanted
 
 
-def _open(uri: str) -> Any:
+@contextmanager
+def _parquet(uri: str) -> Iterator[pq.ParquetFile]:
     fs, path = open_filesystem(uri)
-    return fs.open(path, "rb", compression="infer")
+    with fs.open(path, "rb") as source, pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+        yield parquet
+
+
+@contextmanager
+def _stream(uri: str) -> Iterator[BinaryIO]:
+    """A file from its beginning, unpacked."""
+    fs, path = open_filesystem(uri)
+    with fs.open(path, "rb") as source, io.BufferedReader(source, _BLOCK) as plain:
+        codec = _codec(uri)
+        if codec is None:
+            yield plain
+            return
+        with pa.CompressedInputStream(pa.PythonFile(plain, mode="r"), codec) as packed:
+            yield io.BufferedReader(packed, _SAMPLE)
 
 
 def _parquet_rows(shard: Shard, columns: dict[str, str]) -> Iterator[pa.Table]:
-    with _open(shard.uri) as source, pq.ParquetFile(source) as parquet:
-        missing = [name for name in columns.values() if name not in parquet.schema_arrow.names]
-        if missing:
-            have = ", ".join(parquet.schema_arrow.names)
-            raise UserError(f"{shard.uri} has no column '{missing[0]}'; it has {have}")
+    with _parquet(shard.uri) as parquet:
+        _check_columns(parquet.schema_arrow, columns.values(), shard.uri)
         first = 0
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
@@ -311,10 +356,13 @@ def _csv_rows(shard: Shard, columns: dict[str, str]) -> Iterator[pa.Table]:
     convert = pacsv.ConvertOptions(
         include_columns=names, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
     )
-    with _open(shard.uri) as source:
+    with _stream(shard.uri) as source:
         try:
             reader = pacsv.open_csv(
-                source, convert_options=convert, parse_options=pacsv.ParseOptions(newlines_in_values=True)
+                source,
+                read_options=pacsv.ReadOptions(block_size=_BLOCK, use_threads=False),  # threads lose row numbers
+                parse_options=pacsv.ParseOptions(newlines_in_values=True),
+                convert_options=convert,
             )
         except KeyError as error:
             raise UserError(f"{shard.uri}: {error.args[0]}; expected a header with {', '.join(names)}") from None
@@ -334,7 +382,7 @@ def _lines(shard: Shard) -> Iterator[bytes]:
         fs, path = open_filesystem(shard.uri)
         yield from (line for line in fs.cat_file(path, shard.start, shard.stop).split(b"\n") if line.strip())
         return
-    with _open(shard.uri) as source:
+    with _stream(shard.uri) as source:
         lines = (line for line in source if line.strip())
         for row, line in enumerate(lines):
             if row >= shard.stop:
@@ -350,19 +398,20 @@ def _read_lines(lines: Iterator[bytes], columns: dict[str, str], documents: Docu
             record = json.loads(line)
             if not isinstance(record, dict):
                 documents.malformed[row] = f"the line is a JSON {type(record).__name__}, expected an object"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             documents.malformed[row] = f"the line is not JSON: {error}"
         if not isinstance(record, dict):
             record = {}
-        documents.ids.append(_name(record.get(columns["ids"])))
-        documents.texts.append(record.get(columns["texts"]))
-        documents.labels.append(_name(record.get(columns.get("labels", ""))))
-        documents.splits.append(_name(record.get(columns.get("splits", ""))))
+        found = {field: record.get(column) for field, column in columns.items()}
+        documents.ids.append(_name(found["ids"]))
+        documents.texts.append(found["texts"])
+        documents.labels.append(_name(found.get("labels")))
+        documents.splits.append(_name(found.get("splits")))
 
 
 def _name(value: Any) -> str | None:
-    """An id or a label as text: a number by its digits; null and what is empty is no name."""
-    if value is None or value == "" or isinstance(value, (dict, list)):
+    """An id or a label as text: a number by its digits; null, NaN and what is empty is no name."""
+    if value is None or value == "" or value != value or isinstance(value, (dict, list)):
         return None
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -386,10 +435,10 @@ def _reading(uri: str) -> Iterator[None]:
     with store_errors(uri):
         try:
             yield
-        except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and (error.errno is not None or isinstance(error, TimeoutError)):
                 raise  # the disk or the store, not the file
-            reason = " ".join(str(error).split())[:160]
+            reason = _ROW.sub(r"\1", " ".join(str(error).split()))[:160]
             raise UserError(
                 f"{uri} cannot be read, it is corrupt, truncated or not what its name says: {reason}"
             ) from None

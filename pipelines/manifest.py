@@ -45,7 +45,8 @@ class Plan:
                 store.delete(key)
 
     def _differences(self, kept: Plan) -> str:
-        flat, old = _flatten(self.facts), _flatten(kept.facts)
+        flat = _flatten({"stage": self.stage, **self.facts})
+        old = _flatten({"stage": kept.stage, **kept.facts})
         names = sorted(name for name in flat.keys() | old.keys() if flat.get(name) != old.get(name))
         said = [f"{name} is {_short(flat.get(name))}, was {_short(old.get(name))}" for name in names[:4]]
         return "; ".join(said) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
@@ -91,12 +92,17 @@ def finish(store: Store, plan: Plan, **facts: Any) -> dict[str, Any]:
     return manifest
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """The leaves of a tree as JSON, by their paths; a list of trees is one too, a list of values is a leaf."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        value = dict(enumerate(value))
+    if isinstance(value, dict) and value:
         return {name: leaf for key in value for name, leaf in _flatten(value[key], f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}
+    return {prefix.removesuffix("."): json.dumps(value)}
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "…"
+def _short(text: str | None) -> str:
+    """JSON for a message, cut in the middle: paths differ at their ends."""
+    if text is None:
+        return "absent"
+    return text if len(text) <= 60 else f"{text[:24]}…{text[-35:]}"

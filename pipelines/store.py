@@ -11,36 +11,49 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import fsspec
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 from fsspec.implementations.local import LocalFileSystem
 
 from spin.errors import HeldError, SpinError, UnavailableError, UserError
 
-_REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "403")
+_REFUSED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
+_NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, PermissionError)
 _S3 = {
     "use_listings_cache": False,
     "skip_instance_cache": True,
     "default_cache_type": "none",  # Parquet readers ask for just the ranges they want
     "config_kwargs": {
         "connect_timeout": 5,
-        "read_timeout": 60,
-        "retries": {"max_attempts": 3, "mode": "standard"},
+        "read_timeout": 30,
+        "retries": {"total_max_attempts": 2, "mode": "standard"},  # s3fs does each five times
     },
 }
 
 
 def open_filesystem(uri: str) -> tuple[Any, str]:
     """The file system of a URI and the path on it. Credentials come from the environment, never from the URI."""
+    if "@" in uri.partition("://")[2].partition("/")[0]:
+        raise UserError("a URI holds credentials (the part before @); put them in the environment")
     try:
-        return fsspec.core.url_to_fs(uri, **(_S3 if uri.startswith("s3://") else {}))
+        fs, path = fsspec.core.url_to_fs(uri, **(_S3 if uri.startswith("s3://") else {}))
     except (ValueError, ImportError) as error:
         raise UserError(f"'{uri}' is not a folder or an s3:// URI: {error}") from None
+    if not path:
+        raise UserError(f"'{uri}' names no bucket; expected s3://BUCKET/PREFIX")
+    return fs, path
 
 
 @contextmanager
@@ -54,17 +67,14 @@ def store_errors(what: str) -> Iterator[None]:
         yield
     except SpinError:
         raise
-    except (NoCredentialsError, PermissionError) as error:
-        raise UserError(
-            f"{what}: the store refuses the credentials ({_reason(error)}); check the environment"
-        ) from None
     except FileNotFoundError as error:
         raise UserError(f"{what}: not found ({_reason(error)})") from None
-    except (BotoCoreError, ClientError, OSError, TimeoutError) as error:
-        if any(code in str(error) for code in _REFUSED):
-            raise UserError(
-                f"{what}: the store refuses the credentials ({_reason(error)}); check the environment"
-            ) from None
+    except ParamValidationError as error:
+        raise UserError(f"{what}: {_reason(error)}") from None
+    except (BotoCoreError, ClientError, OSError) as error:
+        if isinstance(error, _NO_CREDENTIALS) or _code(error) in _REFUSED:
+            refused = f"{what}: the store refuses the credentials ({_reason(error)}); check the environment"
+            raise UserError(refused) from None
         raise UnavailableError(f"{what}: the store does not answer ({_reason(error)}); try again") from None
 
 
@@ -75,11 +85,9 @@ class Store:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/")
-        self.fs, self.root = open_filesystem(self.uri)
+        self.fs, self.root = open_filesystem(uri)
         self.local = isinstance(self.fs, LocalFileSystem)
-        if self.local:
-            self.uri = self.root  # absolute: a worker runs in a folder of its own
+        self.uri = self.root if self.local else uri.rstrip("/")  # absolute: a worker runs in a folder of its own
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.uri,)
@@ -151,10 +159,12 @@ class Store:
             return self.fs.open(self.path(key), "rb")
 
     def delete(self, prefix: str) -> None:
-        """Remove everything below a prefix."""
+        """Remove an object and everything below it as a prefix; there may be nothing."""
         with store_errors(f"{self.uri}/{prefix}"):
-            if self.fs.exists(self.path(prefix)):
+            with suppress(FileNotFoundError):
                 self.fs.rm(self.path(prefix), recursive=True)
+            if self.fs.exists(self.path(prefix)):  # s3fs keeps silent about what the server did not delete
+                raise OSError("not everything could be deleted")
 
     def read_json(self, key: str) -> Any:
         """The object parsed, or None where there is none."""
@@ -168,26 +178,27 @@ class Store:
 class Lease:
     """Holds a store for one run: a context that another run cannot enter while this one is alive.
 
-    A lease is an object `_lease/NNNNNN`, made only if there is none, so a race has one winner. The holder writes it
-    anew while it works; a holder that has not for `ttl` seconds is dead, and the next number may be taken. Clocks
-    are not compared between machines: a waiting run watches whether the object changes.
+    A lease is an object `_lease/NNNNNN`, made only if there is none, so a race has one winner, and the highest
+    number holds the store. The holder writes its object anew while it works and marks it when it ends; one that
+    stays as it is for `ttl` seconds is a dead run's. Either way the next number may be taken. The highest is never
+    deleted, so numbers only grow and a holder that was overtaken stays so. Clocks are not compared between machines:
+    a waiting run watches whether the object changes.
     """
 
     def __init__(self, store: Store, *, ttl: float = 30.0) -> None:
         self.store, self.ttl = store, ttl
-        self.holder = f"{getpass.getuser()}@{socket.gethostname()} process {os.getpid()}"
+        self.holder = f"{_user()}@{socket.gethostname()} process {os.getpid()}"
         self.token = uuid.uuid4().hex
         self._number = 0
         self._ended = threading.Event()
 
     def __enter__(self) -> Lease:
         numbers = self._numbers()
-        current = numbers[-1] if numbers else 0
-        if current:
-            self._outlive(current)
-        self._number = current + 1
-        if not self.store.create(_lease_key(self._number), self._content()):
-            self._refuse(self._number)
+        if numbers:
+            self._outlive(numbers[-1])
+        self._number = max(numbers, default=0) + 1
+        self.store.create(_lease_key(self._number), self._content())
+        self.check()  # another run may have been first, or gone past this number while we watched
         for number in numbers:
             self.store.delete(_lease_key(number))
         self._keeper = threading.Thread(target=self._renew, daemon=True, name="lease")
@@ -199,33 +210,30 @@ class Lease:
     ) -> None:
         self._ended.set()
         self._keeper.join()
-        if self._mine():
-            self.store.delete(_lease_key(self._number))
+        with suppress(SpinError):  # the store is away: the lease runs out, and the run's own outcome counts
+            if self._mine():
+                self.store.write(_lease_key(self._number), self._content(ended=True))
 
     def check(self) -> None:
         """Raise HeldError if another run has taken the lease: whatever is published from here on is not ours to."""
         if not self._mine():
-            self._refuse(self._numbers()[-1] if self._numbers() else self._number)
+            self._refuse(max(self._numbers(), default=self._number))
 
     def _mine(self) -> bool:
         found = self.store.read_json(_lease_key(self._number))
         return found is not None and found["token"] == self.token and self._numbers()[-1:] == [self._number]
 
     def _outlive(self, number: int) -> None:
-        """Return once the holder is known to be dead; raise HeldError when it gives a sign of life."""
-        seen = self.store.read_json(_lease_key(number))
-        if seen is None:
-            return
-        if seen["host"] == socket.gethostname() and not _alive(seen["pid"], seen["started"]):
-            return
-        deadline = time.monotonic() + seen["ttl"]
-        while time.monotonic() < deadline:
-            time.sleep(min(1.0, self.ttl / 10))
-            now = self.store.read_json(_lease_key(number))
-            if now is None:
-                return
+        """Return once the holder has ended or is known to be dead; raise HeldError when it gives a sign of life."""
+        seen = now = self.store.read_json(_lease_key(number))
+        deadline = time.monotonic() + (seen["ttl"] if seen else 0)
+        while now is not None and not now["ended"] and not _dead(now):
             if now["beat"] != seen["beat"]:
                 self._refuse(number)
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(min(1.0, self.ttl / 10))
+            now = self.store.read_json(_lease_key(number))
 
     def _refuse(self, number: int) -> None:
         found = self.store.read_json(_lease_key(number)) or {"holder": "another run"}
@@ -233,39 +241,54 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(self.ttl / 6):
-            try:
+            with suppress(SpinError):  # the store is away; the lease lasts until ttl
                 if not self._mine():
                     return
                 self.store.write(_lease_key(self._number), self._content())
-            except SpinError:
-                continue  # the store is away; the lease lasts until ttl
 
-    def _content(self) -> bytes:
+    def _content(self, *, ended: bool = False) -> bytes:
         facts = {
             "holder": self.holder,
-            "host": socket.gethostname(),
+            "kernel": _kernel(),
             "pid": os.getpid(),
             "started": _started(os.getpid()),
             "token": self.token,
             "beat": uuid.uuid4().hex,
             "ttl": self.ttl,
+            "ended": ended,
         }
         return json.dumps(facts).encode()
 
     def _numbers(self) -> list[int]:
-        return [int(key.rpartition("/")[2]) for key in self.store.list("_lease")]
+        return sorted(int(key.rpartition("/")[2]) for key in self.store.list("_lease"))
 
 
 def _lease_key(number: int) -> str:
     return f"_lease/{number:06d}"
 
 
-def _alive(pid: int, started: str | None) -> bool:
-    """Whether the process that wrote a lease on this host still runs; a reused pid started at another time."""
-    return _started(pid) is not None and _started(pid) == started
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"
+
+
+def _dead(lease: dict[str, Any]) -> bool:
+    """Whether the process that wrote a lease is seen from here to be gone."""
+    return lease["kernel"] is not None and lease["kernel"] == _kernel() and _started(lease["pid"]) != lease["started"]
+
+
+def _kernel() -> str | None:
+    """Names the boot and the process namespace that pids belong to; a host name may be another container's too."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _started(pid: int) -> str | None:
+    """When a process started, None if there is none: a pid may be another's by now."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -315,5 +338,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _code(error: BaseException) -> str:
+    """The S3 error code, also of an error that s3fs has translated; empty where there is none."""
+    for found in (error, error.__cause__):
+        if isinstance(found, ClientError):
+            return str(found.response["Error"].get("Code", ""))
+    return ""
+
+
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    said = " ".join(str(error).split())[:200]
+    return (said if said != "None" else "") or _code(error) or type(error).__name__

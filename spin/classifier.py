@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
@@ -190,15 +189,15 @@ class SpinClassifier:
 
     @classmethod
     def load(cls, folder: str | Path, *, backbone: BackboneSettings | None = None) -> SpinClassifier:
-        """Read what `save` wrote; `backbone` says where the same weights lie here, if elsewhere.
+        """Read what `save` wrote; `backbone` says where the same weights lie here and how they are run.
 
         Raises UserError for an artifact that is not whole, or of another format.
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
             tensors = load_file(folder / "model.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, TypeError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder} is not a classifier that can be read: {error}") from None
         if config.get("format") != FORMAT:
             raise UserError(
@@ -213,10 +212,14 @@ class SpinClassifier:
             )
             head = LinearHead(tensors["coef"], tensors["intercept"], config["strength"])
             integration = Integration(selection, tensors["mean"], tensors["scale"], head, config["valid_score"], ())
-            digest = config["backbone"].pop("digest")
-            settings = backbone or BackboneSettings(**config["backbone"])
+            trained = dict(config["backbone"])
+            digest = trained.pop("digest")
+            settings = BackboneSettings(**trained)
+            if backbone is not None:  # what decides the activations stays as it was in training
+                kept = {name: getattr(settings, name) for name in ("max_tokens", "pool_special_tokens")}
+                settings = backbone.model_copy(update=kept)
             return cls.assemble(settings, digest, config["classes"], integration, config["metric"])
-        except (KeyError, TypeError, ValidationError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder} is not a whole classifier: {' '.join(str(error).split())}") from None
 
 
