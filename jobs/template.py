@@ -21,26 +21,36 @@ _EXAMPLES = {
 def settings_template() -> str:
     """A YAML file that is valid as it stands; a setting at its default is commented out."""
     head = "# Settings of SPIN. Lines that begin with '# ' and a key show defaults. One value can be overridden\n"
-    return head + "# on the command line with --set backbone.max_tokens=128\n\n" + _section(Settings, "")
+    return head + "# on the command line with --set backbone.max_tokens=128\n" + _section(Settings, "")
 
 
 def _section(model: type[BaseModel], path: str) -> str:
-    depth = "  " * (path.count(".") + 1 if path else 0)
-    lines = []
+    """The lines of a settings model; sections stand apart from one another and from what follows them."""
+    lines: list[str] = []
+    apart = not path
     for name, info in model.model_fields.items():
         key = f"{path}.{name}" if path else name
         kind: Any = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            body = _section(kind, key)
-            opened = (
-                f"{name}:" if any(not line.lstrip().startswith("#") for line in body.splitlines()) else f"# {name}:"
-            )
-            lines.append(f"\n{opened}  # {(kind.__doc__ or '').strip().splitlines()[0]}\n{body}")
-        elif key in _EXAMPLES:
-            lines.append(f"{depth}{name}: {_EXAMPLES[key]}  # {info.description}\n")
-        else:
-            lines.append(f"# {depth}{name}: {_value(info)}  # {info.description}\n")
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        if apart or nested:
+            lines.append("\n")
+        apart = nested
+        lines.append(_nested(kind, name, key) if nested else _line(info, name, key))
     return "".join(lines)
+
+
+def _nested(kind: type[BaseModel], name: str, key: str) -> str:
+    """A section; its own line is a comment if all of its settings are."""
+    body = _section(kind, key)
+    mark = "# " if all(line.startswith("#") for line in body.splitlines()) else ""
+    return f"{mark}{name}:  # {(kind.__doc__ or '').splitlines()[0]}\n{body}"
+
+
+def _line(info: FieldInfo, name: str, key: str) -> str:
+    depth = "  " * key.count(".")
+    if key in _EXAMPLES:
+        return f"{depth}{name}: {_EXAMPLES[key]}  # {info.description}\n"
+    return f"# {depth}{name}: {_value(info)}  # {info.description}\n"
 
 
 def _value(info: FieldInfo) -> str:

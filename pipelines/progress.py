@@ -31,6 +31,7 @@ def progress(stage: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ca
         _Rate(),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=console, transient=True, speed_estimate_period=10) as bar:
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet, speed_estimate_period=10) as bar:
         task = bar.add_task(stage, total=total, completed=done, unit=unit)
         yield lambda units: bar.advance(task, units)

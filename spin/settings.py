@@ -118,13 +118,13 @@ class Settings(_Section):
         description="of first, last, mean, max; by default mean and max for encoders, last and mean for decoders",
     )
     metric: str = Field("macro_f1", description="chooses everything: " + ", ".join(sorted(METRICS)))
+    seed: int = Field(0, description="of the split by hash and of every draw")
     store: str = Field(description="folder or s3://bucket/prefix for features, probes and the model")
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
     mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
     ray: RaySettings = Field(default_factory=RaySettings)
     classify: ClassifySettings = Field(default_factory=ClassifySettings)
-    seed: int = Field(0, description="of the split by hash and of every draw")
 
     @field_validator("poolings")
     @classmethod
