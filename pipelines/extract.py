@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pipelines import corpus
 from pipelines.corpus import Shard
 from pipelines.features import FeatureShards
+from pipelines.labels import split_all
 from pipelines.manifest import Plan, finish, finished, freeze
 from pipelines.shards import map_shards
 from pipelines.store import Lease, Store
@@ -121,8 +122,6 @@ def _facts(settings: Settings, digest: str, files: list[corpus.File]) -> dict[st
 
 def _survey(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:
     """Check the labels, look at a first batch for each column's type, and plan the shards by what a document takes."""
-    from pipelines.labels import split_all
-
     coarse = corpus.plan_shards(files, settings.ray.shard_documents, settings.data)
     labelled = corpus.read_labelled(coarse, settings.data)
     index_classes(labelled.labels, split_all(labelled.ids, labelled.splits, settings, frozen=frozenset()))

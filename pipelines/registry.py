@@ -142,11 +142,12 @@ class Registry:
             raise UserError(
                 f"'{reference}' is not a model here; expected models:/{self.name}@alias or models:/{self.name}/N"
             )
-        versions = self.versions()
-        for version in versions:
-            if (alias and alias in version.aliases) or (number and number == version.number):
-                return version.number
-        have = ", ".join(v.number + "".join(f" @{a}" for a in v.aliases) for v in versions) or "none"
+        numbers, aliases = self._numbers(), self._aliases()
+        found = aliases.get(alias) if alias else number
+        if found in numbers:
+            return str(found)
+        named = {n: "".join(f" @{a}" for a, of in sorted(aliases.items()) if of == n) for n in numbers}
+        have = ", ".join(n + named[n] for n in numbers) or "none"
         remedy = "; `spin promote` makes a champion" if alias == CHAMPION else ""
         raise UserError(f"{reference} does not exist; versions: {have}{remedy}")
 
@@ -172,27 +173,22 @@ class Registry:
     def versions(self) -> list[Version]:
         """All versions, the newest first."""
         with self._answers():
-            model = self._model()
-            if model is None:
-                return []
-            aliases: dict[str, list[str]] = {}
-            for alias, number in model.aliases.items():
-                aliases.setdefault(str(number), []).append(alias)
-            found = self._client.search_model_versions(f"name='{self.name}'")
+            aliases = self._aliases()
             return [
                 Version(
-                    str(v.version),
+                    number := str(v.version),
                     v.run_id,
-                    tuple(sorted(aliases.get(str(v.version), []))),
+                    tuple(sorted(alias for alias, of in aliases.items() if of == number)),
                     v.tags.get("spin.fingerprint", ""),
                     datetime.fromtimestamp(v.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
                     dict(self._client.get_run(v.run_id).data.metrics),
                 )
-                for v in sorted(found, key=lambda v: -int(v.version))
+                for v in self._found()
             ]
 
     def champion(self) -> str | None:
-        return next((v.number for v in self.versions() if CHAMPION in v.aliases), None)
+        """The champion's version number."""
+        return self._aliases().get(CHAMPION)
 
     def promote(self, number: str, why: str) -> dict[str, Any]:
         """Make a version the champion after it loads, predicts and is no worse on the frozen evaluation set.
@@ -268,6 +264,20 @@ class Registry:
             self._client.log_artifact(run_id, str(path), str(Path(_EVALUATION).parent))
         self._client.set_registered_model_tag(self.name, "spin.evaluation.digest", hashlib.sha256(data).hexdigest())
         self._client.set_registered_model_tag(self.name, "spin.evaluation.run", run_id)
+
+    def _found(self) -> list[Any]:
+        """MLflow's versions, the newest first."""
+        with self._answers():
+            return sorted(self._client.search_model_versions(f"name='{self.name}'"), key=lambda v: -int(v.version))
+
+    def _numbers(self) -> list[str]:
+        return [str(v.version) for v in self._found()]
+
+    def _aliases(self) -> dict[str, str]:
+        """Alias to version number."""
+        with self._answers():
+            model = self._model()
+            return {} if model is None else {alias: str(number) for alias, number in model.aliases.items()}
 
     def _model(self) -> Any:
         """The registered model, or None."""
