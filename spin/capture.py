@@ -32,7 +32,7 @@ def capture(backbone: Backbone, sites: Sequence[Site], read: Read) -> Iterator[F
 
     def deliver(site: Site, values: Tensor) -> None:
         # OPT flattens the tokens of a batch before its FFN
-        read(site, values.view(*shape, -1))
+        read(site, values.reshape(*shape, -1))
         if site == deepest:
             raise _DeepestRead
 

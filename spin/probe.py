@@ -17,6 +17,8 @@ from spin.settings import ProbeSettings
 from spin.sites import Column
 
 Floats = NDArray[np.floating]
+NO_NEURON = -1.0
+"""the score of a probe without neurons, below every metric: it never wins against one that has some"""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def fit_probe(
             path.solve(min(lam, path.lam_max))
         coef = np.stack([path.w for path in paths]).astype(np.float32)
         intercept = np.array([path.b for path in paths], np.float32)
-        found = score(metric, valid[1], classes_of(held_out @ coef.T + intercept))
+        found = score(metric, valid[1], classes_of(held_out @ coef.T + intercept)) if coef.any() else NO_NEURON
         improved = best is None or found > best[0]
         if improved:
             best = found, lam, coef, intercept
