@@ -20,6 +20,8 @@ from spin.explain import Explanation, explain
 from spin.extract import Features, Progress, extract
 from spin.head import LinearHead
 from spin.integrate import Integration, integrate
+from spin.metric import METRICS
+from spin.pooling import POOLINGS
 from spin.probe import fit_probe
 from spin.select import Selection
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
@@ -51,6 +53,8 @@ class SpinClassifier:
         probe: ProbeSettings | None = None,
         search: SearchSettings | None = None,
     ) -> None:
+        if metric not in METRICS:
+            raise UserError(f"metric '{metric}': expected one of {', '.join(sorted(METRICS))}")
         self.settings = backbone if isinstance(backbone, BackboneSettings) else BackboneSettings(model=backbone)
         self.sites, self.poolings, self.metric, self.seed = tuple(sites), poolings, metric, seed
         self.probe, self.search = probe or ProbeSettings(), search or SearchSettings()
@@ -226,6 +230,9 @@ class SpinClassifier:
 def columns_of(backbone: Backbone, sites: Sequence[str], poolings: Sequence[str] | None) -> list[Column]:
     """Every site.pooling that settings ask for, in order."""
     chosen = poolings or DEFAULT_POOLINGS[backbone.causal]
+    unknown = sorted(set(chosen) - set(POOLINGS))
+    if unknown:
+        raise UserError(f"pooling '{unknown[0]}': expected some of {', '.join(POOLINGS)}")
     return [Column(site, pooling) for site in choose_sites(sites, backbone.sites) for pooling in chosen]
 
 

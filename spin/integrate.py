@@ -81,8 +81,8 @@ def integrate(
     largest = select(by_column.values(), max(settings.etas))
     if not len(largest):
         raise UserError(
-            "labels: no probe kept a neuron, because no layer told the classes apart on the validation documents; "
-            "check the labels, label more documents or choose by another metric"
+            "data: no probe kept a neuron, because no neuron varies over the training documents; "
+            "check that their texts differ"
         )
     search = _Search(largest, by_column, read, train, valid, metric, progress)
     etas = sorted(settings.etas)

@@ -1,0 +1,376 @@
+"""The method on one machine: it learns, explains itself exactly, and is the same after it was saved."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers.models import WordPiece
+from transformers import AutoConfig
+
+from spin import SpinClassifier
+from spin.errors import UserError
+from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
+from tests import tiny
+
+CLASSES = {2: ("good", "bad"), 3: ("good", "bad", "plain")}
+QUICK = {"probe": ProbeSettings(penalties=5), "search": SearchSettings(etas=(0.5,), strengths=(1e-2, 3e-2))}
+
+
+def read(count: int, classes: int, seed: int) -> tuple[list[str], list[str]]:
+    """Texts and labels."""
+    documents = tiny.documents(count, CLASSES[classes], seed)
+    return [d["text"] for d in documents], [d["label"] for d in documents]
+
+
+@pytest.fixture(scope="module")
+def backbone(backbone_folder: Path) -> BackboneSettings:
+    return BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=512)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def fitted(request: pytest.FixtureRequest, backbone: BackboneSettings) -> SpinClassifier:
+    """Fitted on two classes, then on three."""
+    search = SearchSettings(strengths=(1e-2, 1e-1, 1.0))
+    return SpinClassifier(backbone, search=search).fit(*read(900, request.param, seed=0))
+
+
+@pytest.fixture(scope="module")
+def deep(backbone: BackboneSettings) -> SpinClassifier:
+    """Three classes read from the FFN alone under all four poolings."""
+    spin = SpinClassifier(backbone, sites=["ffn"], poolings=["mean", "max", "first", "last"], **QUICK)
+    return spin.fit(*read(300, 3, seed=0))
+
+
+def test_it_learns(fitted: SpinClassifier) -> None:
+    """Documents that it has never seen get their classes."""
+    texts, labels = read(300, len(fitted.classes), seed=1)
+    assert fitted.classes == tuple(sorted(CLASSES[len(fitted.classes)]))
+    assert (fitted.predict(texts) == np.array(labels)).mean() > 0.85
+    assert fitted.integration.valid_score > 0.85
+
+
+def test_predictions_agree_with_one_another(fitted: SpinClassifier) -> None:
+    """Labels are those of the largest probability, probabilities the softmax of the logits."""
+    texts, _ = read(40, len(fitted.classes), seed=2)
+    logits, chances, labels = fitted.predict_logits(texts), fitted.predict_proba(texts), fitted.predict(texts)
+    assert logits.shape == chances.shape == (40, len(fitted.classes))
+    assert labels.shape == (40,)
+    np.testing.assert_allclose(chances.sum(1), 1, atol=1e-6)
+    odds = np.exp(logits.astype(np.float64))
+    np.testing.assert_allclose(chances, odds / odds.sum(1, keepdims=True), rtol=1e-4)
+    assert labels.tolist() == [fitted.classes[k] for k in chances.argmax(1)]
+
+
+def test_features_are_the_selected_neurons_alone(fitted: SpinClassifier) -> None:
+    """One value a selected neuron and no other leaves the backbone."""
+    found = fitted.features(["the film", "a fine day"]).columns
+    selection = fitted.integration.selection
+    assert list(found) == list(selection.neurons)
+    assert [v.shape for v in found.values()] == [(2, len(n)) for n in selection.neurons.values()]
+
+
+def test_nothing_to_predict(fitted: SpinClassifier) -> None:
+    """No texts give no labels, of the right shapes."""
+    assert fitted.predict([]).shape == (0,)
+    assert fitted.predict_proba([]).shape == (0, len(fitted.classes))
+    assert fitted.predict_logits([]).shape == (0, len(fitted.classes))
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ("a fine film", "found one string; expected a list of texts"),
+        (["fine", None], "text 1 is None; expected text that is not empty"),
+        ([3.5], "text 0 is 3.5; expected text"),
+        (["fine", " \n"], r"text 1 is ' \\n'; expected text that is not empty"),
+        ([b"fine"], "text 0 is b'fine'"),
+        ([["fine"]], r"text 0 is \['fine'\]"),
+    ],
+)
+def test_what_is_not_text_is_refused(deep: SpinClassifier, texts: list[str], said: str) -> None:
+    """By everything that reads texts."""
+    for call in (deep.predict, deep.predict_proba, deep.predict_logits):
+        with pytest.raises(UserError, match=said):
+            call(texts)
+    for text in () if isinstance(texts, str) else texts[-1:]:
+        with pytest.raises(UserError, match="expected text that is not empty"):
+            deep.explain(text)
+
+
+def test_fit_refuses_what_it_cannot_learn(backbone: BackboneSettings) -> None:
+    """Unequal lengths, one class, something that is not text."""
+    texts, labels = read(40, 2, seed=0)
+    spin = SpinClassifier(backbone, **QUICK)
+    with pytest.raises(UserError, match="found 40 texts and 39 labels"):
+        spin.fit(texts, labels[1:])
+    with pytest.raises(UserError, match="one class only"):
+        spin.fit(texts, ["good"] * 40)
+    with pytest.raises(UserError, match="text 39 is None"):
+        spin.fit([*texts[:-1], None], labels)  # type: ignore[list-item]
+    with pytest.raises(UserError, match="not fitted"):
+        spin.predict(texts)
+
+
+def test_texts_that_are_all_alike_are_said_in_words(backbone: BackboneSettings) -> None:
+    """Where no neuron varies, no probe can keep one: no traceback."""
+    texts = ["the film ."] * 100
+    with pytest.raises(UserError, match="no probe kept a neuron"):
+        SpinClassifier(backbone, metric="accuracy", **QUICK).fit(texts, ["good", "good", "bad", "good"] * 25)
+
+
+@pytest.mark.parametrize("call", ["predict", "predict_proba", "predict_logits", "features", "explain", "save"])
+def test_before_fit_it_says_so(backbone: BackboneSettings, tmp_path: Path, call: str) -> None:
+    """Everything but fit needs a fitted classifier."""
+    argument = {"explain": "fine", "save": tmp_path / "model"}.get(call, ["fine"])
+    with pytest.raises(UserError, match="the classifier is not fitted; call fit"):
+        getattr(SpinClassifier(backbone), call)(argument)
+
+
+def test_columns_of_a_table_are_texts(backbone: BackboneSettings) -> None:
+    """A numpy array and a pandas column are read as a list is."""
+    import pandas as pd
+
+    texts, labels = read(120, 2, seed=0)
+    spin = SpinClassifier(backbone, sites=["resid.00"], **QUICK)
+    as_list = spin.fit(texts, labels).predict_logits(texts)
+    frame = pd.DataFrame({"text": texts, "label": labels}, index=range(1000, 1120))
+    as_column = spin.fit(frame["text"], frame["label"]).predict_logits(frame["text"])
+    as_array = spin.fit(np.array(texts), np.array(labels)).predict_logits(np.array(texts))
+    np.testing.assert_array_equal(as_list, as_column)
+    np.testing.assert_array_equal(as_list, as_array)
+
+
+def test_fit_is_reproducible(backbone: BackboneSettings) -> None:
+    """The same texts give the same classifier, bit for bit."""
+    first, second = (SpinClassifier(backbone, **QUICK).fit(*read(150, 3, seed=0)) for _ in range(2))
+    assert first.integration.selection.rows() == second.integration.selection.rows()
+    np.testing.assert_array_equal(first.integration.head.coef, second.integration.head.coef)
+
+
+def test_company_and_order_do_not_matter(fitted: SpinClassifier, deep: SpinClassifier) -> None:
+    """Alone, shuffled or among longer texts: a text has its logits."""
+    for spin in (fitted, deep):
+        texts, _ = read(60, len(spin.classes), seed=3)
+        together = spin.predict_logits(texts)
+        order = random.Random(0).sample(range(60), 60)
+        np.testing.assert_allclose(spin.predict_logits([texts[i] for i in order]), together[order], atol=1e-4)
+        alone = np.concatenate([spin.predict_logits([text]) for text in texts[:10]])
+        np.testing.assert_allclose(alone, together[:10], atol=1e-4)
+        crowd = spin.predict_logits([" ".join(["film"] * 50), *texts[:10]])[1:]
+        np.testing.assert_allclose(crowd, together[:10], atol=1e-4)
+
+
+def check_explanation(spin: SpinClassifier, text: str) -> None:
+    """Neurons and words each sum, with the bias, to the logits that the classifier gives."""
+    told = spin.explain(text)
+    logits = spin.predict_logits([text])[0]
+    np.testing.assert_allclose(told.logits, logits, atol=1e-4)
+    np.testing.assert_allclose(told.contributions.sum(0) + told.bias, logits, atol=1e-4)
+    np.testing.assert_allclose(told.word_contributions.sum(0) + told.bias, logits, atol=1e-4)
+    assert told.contributions.shape == (len(spin.integration.selection), len(spin.classes))
+    assert told.label == spin.predict([text])[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["a fine film .", "bad", "unheard of words", "the crew was late !", "a\nlovely   day", "film " * 100]
+)
+def test_an_explanation_is_exact(deep: SpinClassifier, text: str) -> None:
+    """Under mean, max, first and last at once, cut texts and unknown words included."""
+    assert {column.pooling for column in deep.integration.selection.neurons} == {"mean", "max", "first", "last"}
+    check_explanation(deep, text)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
+@pytest.mark.parametrize("special", [False, True])
+def test_an_explanation_is_exact_under_each_pooling(backbone: BackboneSettings, pooling: str, special: bool) -> None:
+    """Each pooling by itself, with and without special tokens in the content."""
+    own = backbone.model_copy(update={"pool_special_tokens": special})
+    spin = SpinClassifier(own, sites=["ffn"], poolings=[pooling], **QUICK).fit(*read(150, 2, seed=0))
+    for text in read(5, 2, seed=4)[0]:
+        check_explanation(spin, text)
+
+
+def test_words_are_those_of_the_text(fitted: SpinClassifier) -> None:
+    """Spans are the words as typed; mean and max leave special tokens nothing to say."""
+    assert {c.pooling for c in fitted.integration.selection.neurons} <= {"mean", "max"}
+    text = "the  crew was lovely !"
+    told = fitted.explain(text)
+    words = [told.word(i) for i in range(len(told.words))]
+    assert words == ["(special)", "the", "crew", "was", "lovely", "!", "(special)"]
+    np.testing.assert_array_equal(told.word_contributions[[0, -1]], 0)
+
+
+def test_pieces_of_a_word_are_one_word(tmp_path: Path) -> None:
+    """Where a tokenizer cuts words up, a word answers for all of its pieces, and is shown whole."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "day", "love", "##ly", "aw", "##fu", "##l", "!"]
+    config = AutoConfig.from_pretrained(tiny.bert(tmp_path / "plain"))
+    words = tiny.tokenizer()
+    core = words.backend_tokenizer
+    core.model = WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    settings = BackboneSettings(model=str(tiny.save_backbone(tmp_path / "pieces", config, words)), dtype="float32")
+    texts = ["the lovely day !", "awful day", "the day was awful !", "lovely"] * 30
+    spin = SpinClassifier(settings, sites=["ffn"], **QUICK).fit(texts, ["good", "bad", "bad", "good"] * 30)
+    told = spin.explain("the awful  lovely!")
+    assert len(spin.backbone.tokenizer("the awful  lovely!")["input_ids"]) == 9
+    shown = [told.word(i) for i in range(len(told.words))]
+    assert shown == ["(special)", "the", "awful", "lovely", "!", "(special)"]
+    check_explanation(spin, "the awful  lovely!")
+
+
+@pytest.mark.parametrize("text", ["the day was lovely and it was the film", "a cold crew !"])
+def test_words_answer_for_their_own_activations(backbone: BackboneSettings, text: str) -> None:
+    """Word by word, what the model's own hidden states give: each its part of a mean, one word all of a max."""
+    spin = SpinClassifier(backbone, sites=["resid.01"], poolings=["mean", "max"], **QUICK).fit(*read(150, 2, seed=0))
+    told, integration = spin.explain(text), spin.integration
+    with torch.no_grad():
+        encoded = spin.backbone.tokenizer(text, return_tensors="pt")
+        hidden = spin.backbone.model(**encoded, output_hidden_states=True).hidden_states[1][0].numpy()
+    expected = np.zeros((len(hidden), 2))
+    content = np.arange(1, len(hidden) - 1)
+    for feature, (column, neuron) in enumerate(told.neurons):
+        divided = np.zeros(len(hidden))
+        if column.pooling == "mean":
+            divided[content] = (hidden[content, neuron] - integration.mean[feature]) / len(content)
+        else:
+            at = 1 + hidden[content, neuron].argmax()
+            divided[at] = hidden[at, neuron] - integration.mean[feature]
+        divided /= integration.scale[feature]
+        expected += divided[:, None] * integration.head.coef[:, feature]
+        assert told.loudest[feature] == np.abs(divided).argmax()
+    assert {column.pooling for column, _ in told.neurons} == {"mean", "max"}
+    np.testing.assert_allclose(told.word_contributions, expected, atol=1e-4)
+
+
+def test_the_top_neurons_weigh_most(deep: SpinClassifier) -> None:
+    """Falling by size, for the predicted class or another, each with the word on which it spoke loudest."""
+    told = deep.explain("the crew was late !")
+    for label in (None, *told.classes):
+        column = told.contributions[:, told.classes.index(label or told.label)]
+        best = told.top(4, label)
+        assert [abs(n.contribution) for n in best] == sorted(np.abs(column), reverse=True)[:4]
+        for neuron in best:
+            at = told.neurons.index((neuron.column, neuron.neuron))
+            assert neuron.contribution == column[at]
+            assert neuron.word == told.word(int(told.loudest[at]))
+
+
+def test_saved_and_loaded_it_predicts_the_same(fitted: SpinClassifier, tmp_path: Path) -> None:
+    """Bit for bit, from a directory that holds one JSON and one safetensors file: no pickle."""
+    fitted.save(tmp_path / "deep" / "model")
+    files = {path.name for path in (tmp_path / "deep" / "model").iterdir()}
+    assert files == {"config.json", "model.safetensors"}
+    back = SpinClassifier.load(tmp_path / "deep" / "model")
+    texts, _ = read(50, len(fitted.classes), seed=5)
+    # the loaded backbone is cut to the depth, the fitted one is whole
+    np.testing.assert_array_equal(back.predict_logits(texts), fitted.predict_logits(texts))
+    assert back.predict(texts).tolist() == fitted.predict(texts).tolist()
+    assert (back.classes, back.metric, back.depth) == (fitted.classes, fitted.metric, fitted.depth)
+    assert back.integration.selection.rows() == fitted.integration.selection.rows()
+    back.save(tmp_path / "again")
+    for name in files:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "deep" / "model" / name).read_bytes()
+
+
+def test_a_loaded_classifier_explains(deep: SpinClassifier, tmp_path: Path) -> None:
+    """The explanation needs nothing that is not saved."""
+    deep.save(tmp_path)
+    back = SpinClassifier.load(tmp_path)
+    check_explanation(back, "the crew was late !")
+    told, before = back.explain("a fine film"), deep.explain("a fine film")
+    np.testing.assert_allclose(told.word_contributions, before.word_contributions, atol=1e-5)
+
+
+def edited(**changed: object) -> Callable[[Path], None]:
+    """Change entries of config.json; None takes one away."""
+
+    def damage(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config.update(changed)
+        config = {name: value for name, value in config.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (edited(format=99), "has format 99, this version reads 1; train the model again"),
+        (edited(format=None), "has format None, this version reads 1"),
+        (edited(classes=None), "is not a whole classifier: 'classes'"),
+        (edited(columns=["ffn.01.mean", "ffn.77.max"]), "is not a whole classifier: 'neurons"),
+        (edited(columns=["nonsense"]), "is not a site"),
+        (edited(backbone={"digest": "x"}), "is not a whole classifier: .*model"),
+        (edited(backbone="bert"), "is not a whole classifier"),
+        (lambda folder: (folder / "config.json").unlink(), "is not a classifier that can be read"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "is not a classifier that can be read"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not a classifier that can be read"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "has format None"),
+        (lambda folder: (folder / "config.json").write_text("3"), "is not a classifier that can be read"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"PK"), "is not a classifier that can be read"),
+        (shutil.rmtree, "is not a classifier that can be read"),
+    ],
+)
+def test_a_damaged_directory_is_refused(
+    deep: SpinClassifier, tmp_path: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    """Another format, what is missing, what is not what it should be."""
+    deep.save(tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(UserError, match=said):
+        SpinClassifier.load(tmp_path / "model")
+
+
+def test_texts_are_read_as_in_training(deep: SpinClassifier, tmp_path: Path) -> None:
+    """Another batch size may be given for the weights; how texts are cut and pooled is the artifact's own."""
+    deep.save(tmp_path)
+    changed = {"max_tokens": 4, "pool_special_tokens": True, "batch_tokens": 64}
+    back = SpinClassifier.load(tmp_path, backbone=deep.settings.model_copy(update=changed))
+    assert (back.settings.max_tokens, back.settings.pool_special_tokens) == (deep.settings.max_tokens, False)
+    assert back.settings.batch_tokens == 64
+    texts, _ = read(20, 3, seed=6)
+    np.testing.assert_allclose(back.predict_logits(texts), deep.predict_logits(texts), atol=1e-4)
+
+
+def test_other_weights_are_refused(deep: SpinClassifier, backbone_folder: Path, tmp_path: Path) -> None:
+    """A classifier follows its weights to another place, and does not run on other ones."""
+    deep.save(tmp_path / "model")
+    moved, other = tmp_path / "moved", tiny.bert(tmp_path / "other", seed=1)
+    shutil.copytree(backbone_folder, moved)
+    texts, _ = read(20, 3, seed=6)
+
+    def load(folder: Path) -> SpinClassifier:
+        settings = BackboneSettings(model=str(folder), dtype="float32", device="cpu")
+        return SpinClassifier.load(tmp_path / "model", backbone=settings)
+
+    np.testing.assert_allclose(load(moved).predict_logits(texts), deep.predict_logits(texts), atol=1e-4)
+    with pytest.raises(UserError, match="the model was trained on .*; point backbone.model at the weights"):
+        load(other).predict(texts)
+    with (moved / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match="the model was trained on"):
+        load(moved).predict(texts)
+    edited(backbone={**deep.settings.model_dump(), "digest": "0" * 64})(tmp_path / "model")
+    with pytest.raises(UserError, match="the model was trained on 000000000000"):
+        SpinClassifier.load(tmp_path / "model").predict(texts)
+
+
+def test_the_class_needs_no_cluster() -> None:
+    """Importing it loads neither Ray nor MLflow nor an object store's client."""
+    script = (
+        "import sys; from spin import SpinClassifier; "
+        "print(sorted({m.split('.')[0] for m in sys.modules} "
+        "& {'ray', 'mlflow', 's3fs', 'fsspec', 'botocore', 'pipelines', 'jobs'}))"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == "[]"
