@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from scipy.special import softmax
 
 from pipelines import corpus
-from pipelines.corpus import Documents, Shard
+from pipelines.documents import Documents, Shard, is_unicode
+from pipelines.lease import Lease
 from pipelines.manifest import Plan, finish, finished, freeze
 from pipelines.registry import Registry
 from pipelines.shards import map_shards
-from pipelines.store import Lease, Store
+from pipelines.store import Store
 from pipelines.train import ARTIFACT
 from spin.classifier import SpinClassifier
 from spin.errors import BadRowsError, UserError
@@ -123,7 +124,7 @@ def triage(documents: Documents, repeats: Iterable[int]) -> dict[int, tuple[str,
             dead[row] = "malformed", documents.malformed[row]
         elif id is None:
             dead[row] = "null_id", "the id is null or empty"
-        elif _unicode(id) != id:
+        elif not is_unicode(id):
             dead[row] = "bad_id", "the id holds lone surrogates, expected Unicode"
         elif row in repeated:
             dead[row] = "repeated_id", "the id was seen before in this run"
@@ -133,7 +134,7 @@ def triage(documents: Documents, repeats: Iterable[int]) -> dict[int, tuple[str,
             dead[row] = "not_text", f"the text is {type(text).__name__}, expected a string"
         elif not text.strip():
             dead[row] = "empty_text", "the text is empty"
-        elif _unicode(text) != text:
+        elif not is_unicode(text):
             dead[row] = "not_text", "the text holds lone surrogates, expected Unicode"
     return dead
 

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import corpus
-from pipelines.corpus import Shard
+from pipelines.documents import Shard
 from pipelines.features import FeatureShards
 from pipelines.labels import split_all
+from pipelines.lease import Lease
 from pipelines.manifest import Plan, finish, finished, freeze
 from pipelines.shards import map_shards
-from pipelines.store import Lease, Store
+from pipelines.store import Store
 from spin.backbone import digest_of, load_backbone
 from spin.classifier import columns_of
 from spin.errors import UserError

@@ -12,9 +12,10 @@ from pipelines.cluster import cluster, ray_errors, worker_count
 from pipelines.extract import load_features
 from pipelines.features import FeatureShards
 from pipelines.labels import Labels
+from pipelines.lease import Lease
 from pipelines.manifest import Plan, finish, finished, freeze
 from pipelines.progress import progress
-from pipelines.store import Lease, Store
+from pipelines.store import Store
 from spin.errors import UserError
 from spin.probe import Probe, describe, fit_probe
 from spin.settings import ProbeSettings, RaySettings, Settings

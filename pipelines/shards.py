@@ -10,9 +10,10 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from pipelines.cluster import cluster, ray_errors, worker_count
-from pipelines.corpus import Shard
+from pipelines.documents import Shard
+from pipelines.lease import Lease
 from pipelines.progress import progress
-from pipelines.store import Lease, Store
+from pipelines.store import Store
 from spin.errors import SpinError
 from spin.settings import RaySettings
 

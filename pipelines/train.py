@@ -12,15 +12,16 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from pipelines import baselines, corpus
-from pipelines.corpus import Shard
+from pipelines.documents import Shard
 from pipelines.extract import load_features
 from pipelines.features import FeatureShards
 from pipelines.labels import Labels
+from pipelines.lease import Lease
 from pipelines.manifest import Plan, finish, finished, freeze
 from pipelines.probe import load_probes
 from pipelines.progress import progress
 from pipelines.registry import Registry
-from pipelines.store import Lease, Store
+from pipelines.store import Store
 from spin.backbone import load_backbone
 from spin.classifier import SpinClassifier
 from spin.errors import UserError

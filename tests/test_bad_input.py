@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
 from jobs.cli import main
-from pipelines.store import Lease, Store
+from pipelines.lease import Lease
+from pipelines.store import Store
 from tests import tiny
 
 Spin = Callable[..., tuple[int, str]]

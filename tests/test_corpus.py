@@ -1,11 +1,16 @@
-"""Files to shards to documents: every row once, in order, and what is wrong with a file or a row told by name."""
+"""The corpus: every row of every format once and in order, whatever the shards; bad files and rows by name."""
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,201 +22,620 @@ from hypothesis import strategies as st
 
 from pipelines import corpus
 from pipelines.classify import triage
-from pipelines.corpus import Documents
+from pipelines.corpus import find_repeats, list_files, plan_shards, read_labelled
+from pipelines.documents import Documents, Shard, read_shard
+from pipelines.store import Store
 from spin.errors import UserError
 from spin.settings import DataSettings
 
 DATA = DataSettings(train="unused")
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), max_size=12)
-ROWS = st.lists(TEXTS, min_size=1, max_size=40)
+SPLIT = DataSettings(train="unused", split="split")
+
+Row = dict[str, Any]
 
 
-def write(path: Path, texts: list[str], *, group: int = 7, ending: str = "\n", last: bool = True) -> Path:
-    """Rows with ids 0, 1, … in the format of the path's ending."""
-    rows = [{"id": str(n), "text": text} for n, text in enumerate(texts)]
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".parquet"):
-        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
-        return path
-    if name.endswith(".jsonl"):
-        lines = ending.join(json.dumps(row, ensure_ascii=False) for row in rows) + (ending if last else "")
-        data = lines.encode()
-    else:
-        sink = io.StringIO(newline="")
-        writer = csv.DictWriter(sink, ["id", "text"], quoting=csv.QUOTE_ALL)
-        writer.writeheader()
-        writer.writerows(rows)
-        data = sink.getvalue().encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path
+def parquet(rows: Sequence[Row] | pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows))
+    pq.write_table(table, sink, **options)
+    return sink.getvalue().to_pybytes()
 
 
-def read_all(path: Path, documents: int) -> tuple[list[Any], list[Any], int]:
-    """Ids and texts of all shards in plan order, and the rows of the largest shard."""
-    shards = corpus.plan_shards(corpus.list_files(str(path)), documents, DATA)
-    assert shards == corpus.plan_shards(corpus.list_files(str(path)), documents, DATA)
-    assert [shard.index for shard in shards] == list(range(len(shards)))
-    read = [corpus.read_shard(shard, DATA) for shard in shards]
-    ids = [id for part in read for id in part.ids]
-    return ids, [text for part in read for text in part.texts], max(map(len, read))
+def jsonl(rows: Sequence[Row], end: str = "\n", **options: Any) -> bytes:
+    return "".join(json.dumps(row, **options) + end for row in rows).encode()
 
 
-@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv", "jsonl.gz", "csv.gz"])
-@settings(max_examples=25, deadline=None)
-@given(texts=ROWS, documents=st.integers(1, 45), group=st.integers(1, 50))
-def test_shards_hold_every_row_once_in_order(
-    ending: str, texts: list[str], documents: int, group: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Whatever the texts, the row groups and the shard size; and a shard of rows is never larger than asked."""
-    path = write(tmp_path_factory.mktemp("rows") / f"rows.{ending}", texts, group=group)
-    ids, found, largest = read_all(path, documents)
-    assert ids == [str(n) for n in range(len(texts))]
-    assert found == texts
-    if ending != "jsonl":
-        assert largest <= documents
+def comma_separated(rows: Sequence[Row], end: str = "\n") -> bytes:
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, list(rows[0]) if rows else ["id", "text", "label"], lineterminator=end)
+    writer.writeheader()
+    writer.writerows(rows)
+    return sink.getvalue().encode()
 
 
-@pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n"])
-@pytest.mark.parametrize("last", [True, False])
-def test_line_ends_of_every_kind(ending: str, last: bool, tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", ["é one", "two", "three"] * 9, ending=ending, last=last)
-    ids, texts, _ = read_all(path, 2)
-    assert ids == [str(n) for n in range(27)]
-    assert texts == ["é one", "two", "three"] * 9
+def zstd(data: bytes) -> bytes:
+    return bytes(pa.compress(data, codec="zstd", asbytes=True))
 
 
-def test_files_of_a_folder_a_glob_and_what_is_left_out(tmp_path: Path) -> None:
-    """Files come in order of name; hidden ones and those that begin with _ are no data."""
-    for name in ("b.jsonl", "a.parquet", "sub/c.csv", "_SUCCESS", ".hidden.jsonl"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        if name.startswith(("_", ".")):
-            (tmp_path / name).touch()
-        else:
-            write(tmp_path / name, [name])
-    names = [Path(file.uri).name for file in corpus.list_files(str(tmp_path))]
-    assert names == ["a.parquet", "b.jsonl", "c.csv"]
-    assert [Path(file.uri).name for file in corpus.list_files(f"{tmp_path}/*.jsonl")] == ["b.jsonl"]
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"notes\.txt is not Parquet, JSONL or CSV by its name"):
-        corpus.list_files(str(tmp_path))
-    with pytest.raises(UserError, match=r"no data at .*expected a file, a folder or a glob"):
-        corpus.list_files(str(tmp_path / "nothing"))
+def rows_of(texts: Sequence[str]) -> list[Row]:
+    return [{"id": f"d{n}", "text": text, "label": "odd" if n % 2 else "even"} for n, text in enumerate(texts)]
 
 
-def test_ids_and_labels_of_other_types_become_text(tmp_path: Path) -> None:
-    """Numbers by their digits, booleans, dictionaries; a CSV id keeps its zeros."""
-    table = pa.table({"id": [1, 2], "text": pa.array(["x", "y"]).dictionary_encode(), "label": pa.array([True, False])})
-    pq.write_table(table, tmp_path / "t.parquet")
-    found = corpus.read_labelled(corpus.plan_shards(corpus.list_files(str(tmp_path)), 9, DATA), DATA)
-    assert (found.ids, found.labels, found.shard_rows) == (["1", "2"], ["true", "false"], [2])
-    (tmp_path / "c.csv").write_text("id,text,label\n001,x,007\n")
-    [shard] = corpus.plan_shards(corpus.list_files(str(tmp_path / "c.csv")), 9, DATA)
-    documents = corpus.read_shard(shard, DATA, labelled=True)
-    assert (documents.ids, documents.labels) == (["001"], ["007"])
-
-
-@pytest.mark.parametrize("ending", ["parquet", "csv", "csv.gz", "jsonl.gz"])
-def test_a_damaged_file_is_named(ending: str, tmp_path: Path) -> None:
-    """Truncated, empty, or not what its name says: one line with the file."""
-    path = write(tmp_path / f"rows.{ending}", ["some text"] * 300)
-    damaged = path.read_bytes()[: path.stat().st_size // 2] if ending != "csv" else b"id,text\n1,\xff\xfe\n"
-    path.write_bytes(damaged)
-    with pytest.raises(UserError) as found:
-        read_all(path, 1000)
-    assert str(path) in str(found.value)
-    assert "cannot be read, it is corrupt" in str(found.value)
-    assert "\n" not in str(found.value)
-
-
-def test_flipped_bytes_in_a_row_group_are_found(tmp_path: Path) -> None:
-    """The footer is whole, the data is not: reading the shard names the file."""
-    path = tmp_path / "rows.parquet"
-    table = pa.table({"id": [str(n) for n in range(500)], "text": ["some text here"] * 500})
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-    data = bytearray(path.read_bytes())
-    data[60:90] = bytes(30)
+def put(folder: Path, name: str, data: bytes) -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"rows\.parquet cannot be read, it is corrupt"):
-        read_all(path, 1000)
+    return str(path)
 
 
-@pytest.mark.parametrize("ending", ["parquet", "csv"])
-def test_a_missing_column_is_named(ending: str, tmp_path: Path) -> None:
-    path = write(tmp_path / f"rows.{ending}", ["x"])
-    data = DATA.model_copy(update={"text": "body"})
-    with pytest.raises(UserError, match=rf"rows\.{ending}.*body"):
-        corpus.plan_shards(corpus.list_files(str(path)), 9, data)
+def plan(uri: str, documents: int = 2, data: DataSettings = DATA) -> list[Shard]:
+    return plan_shards(list_files(uri), documents, data)
 
 
-def test_lines_that_are_no_records_are_kept_with_their_reason(tmp_path: Path) -> None:
-    """Nothing a line holds stops a night: each ends as a dead letter with a reason that shows none of its text."""
-    secret = "hushhush"
-    lines = [
-        json.dumps({"id": "ok", "text": "fine"}),
-        "{not json " + secret,
-        json.dumps([secret]),
-        json.dumps({"id": "n", "text": 7}),
-        '{"id": "s", "text": "lone \\ud800 ' + secret + '"}',
-        '{"id": "\\ud800", "text": "fine"}',
-        json.dumps({"id": None, "text": secret}),
-        json.dumps({"id": "e", "text": "  "}),
-        json.dumps({"id": "z", "text": None}),
-        json.dumps({"id": "nul", "text": "a \u0000 b"}),
-        json.dumps({"id": "ok", "text": secret}),
-        "\udcff".encode("utf-8", "surrogateescape").decode("latin-1"),
-    ]
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes("\n".join(lines).encode("latin-1", "replace"))
-    shards = corpus.plan_shards(corpus.list_files(str(path)), 100, DATA)
-    repeats, total = corpus.find_repeats(shards, DATA)
-    assert total == len(lines)
-    dead = triage(corpus.read_shard(shards[0], DATA), repeats[0])
-    reasons = {row: reason for row, (reason, _) in dead.items()}
-    assert reasons == {
-        1: "malformed",
-        2: "malformed",
-        3: "not_text",
-        4: "not_text",
-        5: "bad_id",
-        6: "null_id",
-        7: "empty_text",
-        8: "null_text",
-        10: "repeated_id",
-        11: "malformed",
-    }
-    assert secret not in str(dead)
+def read_all(shards: Sequence[Shard], data: DataSettings = DATA, *, labelled: bool = True) -> Documents:
+    """The shards' documents, one after the other."""
+    every = Documents()
+    for shard in shards:
+        found = read_shard(shard, data, labelled=labelled)
+        every.malformed |= {len(every) + row: why for row, why in found.malformed.items()}
+        for name in ("ids", "texts", "labels", "splits"):
+            assert len(getattr(found, name)) == len(found)
+            getattr(every, name).extend(getattr(found, name))
+    return every
 
 
-def test_repeats_are_found_across_shards_and_files(tmp_path: Path) -> None:
-    """The first in plan order is kept, whatever shard or file the later ones stand in."""
-    pq.write_table(pa.table({"id": ["a", "b", "a"], "text": ["x"] * 3}), tmp_path / "1.parquet", row_group_size=1)
-    pq.write_table(pa.table({"id": ["c", "b"], "text": ["x"] * 2}), tmp_path / "2.parquet")
-    shards = corpus.plan_shards(corpus.list_files(str(tmp_path)), 2, DATA)
-    repeats, total = corpus.find_repeats(shards, DATA)
-    assert total == 5
-    assert repeats == {1: [0], 2: [1]}
+def one_line(error: pytest.ExceptionInfo[UserError], uri: str) -> str:
+    """The message, which must be one line that begins with the file."""
+    message = str(error.value)
+    assert message.startswith(uri)
+    assert "\n" not in message
+    return message
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"label": None}, "the label (label) is null"),
-        ({"id": None}, "the id (id) is null"),
-        ({"text": ""}, "the text (text) is empty"),
-        ({"id": "0"}, "the id '0' was seen before"),
-        ({"split": "dev"}, "the split (split) is 'dev'; expected train, valid or test"),
-    ],
+# Which files
+
+
+def test_a_folder_gives_its_data_files_in_order(store_uri: str) -> None:
+    """Below it at any depth, by name; what is hidden, or begins with `_`, is none, be it a folder."""
+    store = Store(store_uri)
+    for key in ("b.csv", "a.jsonl", "sub/c.parquet", "_SUCCESS", ".part.crc", "_temporary/x.csv", ".git/y.csv"):
+        store.write(f"data/{key}", b"12345")
+    files = list_files(f"{store.uri}/data")
+    assert [file.uri for file in files] == [f"{store.uri}/data/{key}" for key in ("a.jsonl", "b.csv", "sub/c.parquet")]
+    assert [file.kind for file in files] == ["jsonl", "csv", "parquet"]
+    assert {file.size for file in files} == {5}
+    assert all(file.version for file in files)
+    assert list_files(f"{store.uri}/data/") == files
+
+
+def test_a_file_and_a_glob(store_uri: str) -> None:
+    """A file is itself, even one whose name looks like a glob or is hidden; a glob takes in nothing hidden."""
+    store = Store(store_uri)
+    for key in ("a.csv", "b.csv", "b.jsonl", "_c.csv", ".d.csv", "x[1].csv", "deep/e.csv", "_raw/f.csv"):
+        store.write(key, b"")
+
+    def names(uri: str) -> list[str]:
+        return [file.uri.removeprefix(f"{store.uri}/") for file in list_files(f"{store.uri}/{uri}")]
+
+    assert names("a.csv") == ["a.csv"]
+    assert names("_c.csv") == ["_c.csv"]
+    assert names("x[1].csv") == ["x[1].csv"]
+    assert names("*.csv") == ["a.csv", "b.csv", "x[1].csv"]
+    assert names("b.*") == ["b.csv", "b.jsonl"]
+    assert names("**/*.csv") == ["a.csv", "b.csv", "deep/e.csv", "x[1].csv"]
+    assert names("_raw/*.csv") == ["_raw/f.csv"]
+
+
+def test_a_link_is_what_it_leads_to(tmp_path: Path) -> None:
+    target = put(tmp_path, "blobs/1234", b"12345")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").symlink_to(target)
+    [file] = list_files(str(tmp_path / "data"))
+    assert (file.uri, file.size) == (str(tmp_path / "data" / "a.csv"), 5)
+
+
+def test_a_changed_file_has_another_version(store_uri: str) -> None:
+    """So that a plan of the old file is not taken for one of the new."""
+    store = Store(store_uri)
+    store.write("a.csv", b"id,text\n1,a\n")
+    [before], [again] = list_files(f"{store.uri}/a.csv"), list_files(f"{store.uri}/a.csv")
+    store.write("a.csv", b"id,text\n1,b\n")
+    if store.local:
+        os.utime(store.path("a.csv"), (1, 1))
+    [after] = list_files(f"{store.uri}/a.csv")
+    assert before == again
+    assert (before.size, before.version != after.version) == (after.size, True)
+
+
+@pytest.mark.parametrize("uri", ["none", "none/*.csv", "empty"])
+def test_no_data(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="^no data at .*expected a file, a folder or a glob"):
+        list_files(f"{tmp_path}/{uri}")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.parquet.gz", "a", "a.csv.zip"])
+def test_an_unknown_ending(name: str, tmp_path: Path) -> None:
+    """One such file among others is enough."""
+    put(tmp_path, "good.csv", b"")
+    uri = put(tmp_path, name, b"")
+    with pytest.raises(UserError) as error:
+        list_files(str(tmp_path))
+    assert one_line(error, uri) == f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv"
+
+
+def test_a_glob_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\*\*\.csv is no glob"):
+        list_files(f"{tmp_path}/**.csv")
+
+
+# Every row once and in order
+
+texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=25)
+sizes = st.integers(1, 30)
+ends = st.sampled_from(["\n", "\r\n"])
+
+
+def check_covers(name: str, data: bytes, rows: Sequence[Row], documents: int) -> list[Shard]:
+    """The shards of a file, the same each time they are planned, after a look that they hold its rows in order."""
+    with tempfile.TemporaryDirectory() as folder:
+        uri = put(Path(folder), name, data)
+        shards = plan(uri, documents)
+        assert shards == plan(uri, documents)
+        assert [shard.index for shard in shards] == list(range(len(shards)))
+        assert all(one.stop == next.start for one, next in pairwise(shards))
+        found = read_all(shards)
+        assert not found.malformed
+        assert found.ids == [row["id"] for row in rows]
+        assert found.texts == [row["text"] for row in rows]
+        assert found.labels == [row["label"] for row in rows]
+        assert found.splits == [None] * len(rows)
+        plain = read_all(shards, labelled=False)
+        assert (plain.ids, plain.texts, plain.labels) == (found.ids, found.texts, [None] * len(rows))
+    return shards
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), sizes)
+def test_parquet_of_any_row_groups(groups: list[int], documents: int) -> None:
+    """Small groups go together, large ones are cut; no shard is larger than was asked for, few are needed."""
+    rows = rows_of([f"text {n}" for n in range(sum(groups))])
+    table = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in ("id", "text", "label")})
+    sink, first = pa.BufferOutputStream(), 0
+    with pq.ParquetWriter(sink, table.schema) as writer:
+        for size in groups:
+            writer.write_table(table.slice(first, size), row_group_size=max(1, size))
+            first += size
+    shards = check_covers("a.parquet", sink.getvalue().to_pybytes(), rows, documents)
+    shares = [shard.stop - shard.start for shard in shards]
+    assert all(0 < share <= documents for share in shares)
+    assert all(one + next > documents for one, next in pairwise(shares)) or max(groups) > documents
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts, sizes, ends, st.booleans(), st.booleans(), st.lists(st.integers(0, 24), max_size=3), st.booleans())
+def test_jsonl_of_any_lines(
+    of: list[str], documents: int, end: str, trailing: bool, ascii: bool, blanks: list[int], packed: bool
+) -> None:
+    """With and without a last line end, CRLF, blank lines, escapes and raw Unicode, its odd line ends among it."""
+    rows = rows_of(of)
+    lines = [json.dumps(row, ensure_ascii=ascii) for row in rows]
+    for at in blanks:
+        lines.insert(min(at, len(lines)), "  " if at % 2 else "")
+    data = end.join(lines).encode() + (end.encode() if trailing else b"")
+    shards = check_covers(
+        "a.jsonl.gz" if packed else "a.jsonl", gzip.compress(data) if packed else data, rows, documents
+    )
+    if packed:
+        assert all(shard.stop - shard.start <= documents for shard in shards)
+    elif shards:
+        assert (shards[0].start, shards[-1].stop) == (0, len(data))
+        assert all(data[shard.stop - 1 : shard.stop] == b"\n" for shard in shards[:-1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts, sizes, ends, st.booleans())
+def test_csv_of_any_values(of: list[str], documents: int, end: str, packed: bool) -> None:
+    """Quoted commas, quotes and line ends within values."""
+    data = comma_separated(rows_of(of), end)
+    name = "a.csv.gz" if packed else "a.csv"
+    shards = check_covers(name, gzip.compress(data) if packed else data, rows_of(of), documents)
+    assert all(shard.stop - shard.start == documents for shard in shards[:-1])
+
+
+FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {
+    "a.parquet": lambda rows: parquet(rows, row_group_size=4),
+    "a.jsonl": jsonl,
+    "a.ndjson": jsonl,
+    "A.JSONL.GZ": lambda rows: gzip.compress(jsonl(rows)),
+    "a.jsonl.bz2": lambda rows: bz2.compress(jsonl(rows)),
+    "a.jsonl.zst": lambda rows: zstd(jsonl(rows)),
+    "two.jsonl.gz": lambda rows: gzip.compress(jsonl(rows[:4])) + gzip.compress(jsonl(rows[4:])),
+    "a.csv": comma_separated,
+    "bom.csv": lambda rows: b"\xef\xbb\xbf" + comma_separated(rows),
+    "bom.jsonl": lambda rows: b"\xef\xbb\xbf" + jsonl(rows),
+    "A.CSV.GZ": lambda rows: gzip.compress(comma_separated(rows)),
+    "a.csv.zst": lambda rows: zstd(comma_separated(rows)),
+}
+ROWS = rows_of(
+    ["a fine day", "une journée", "日\n本", 'said "no", twice', "\u2028", "six", "seven", "eight", "nine", "ten"]
 )
-def test_the_first_bad_label_row_is_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
-    rows = [{"id": str(n), "text": "x", "label": "a", "split": "train"} for n in range(9)]
-    rows[5] = {**rows[5], **changes}
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    data = DATA.model_copy(update={"split": "split"})
-    with pytest.raises(UserError) as found:
-        corpus.read_labelled(corpus.plan_shards(corpus.list_files(str(tmp_path)), 99, data), data)
-    assert "rows.parquet row 5: " + said in str(found.value)
 
 
-def test_triage_lets_good_rows_pass() -> None:
-    documents = Documents(ids=["a", "b"], texts=["x", "\x00 y"], labels=[None] * 2, splits=[None] * 2)
-    assert triage(documents, ()) == {}
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_from_every_store(name: str, store_uri: str) -> None:
+    """Files and rows in order over the shards of two files; ranges and streams come whole from S3 too."""
+    store = Store(store_uri)
+    store.write(f"data/{name}", FORMATS[name](ROWS))
+    store.write("data/zz.jsonl", jsonl([{"id": "last", "text": "end", "label": "odd"}]))
+    shards = plan(f"{store.uri}/data", 3)
+    found = read_all(shards)
+    assert found.ids == [*(row["id"] for row in ROWS), "last"]
+    assert found.texts == [*(row["text"] for row in ROWS), "end"]
+    assert found.labels == [*(row["label"] for row in ROWS), "odd"]
+    assert not found.malformed
+    assert len(shards) >= 4
+
+
+def test_files_without_rows(store_uri: str) -> None:
+    """No shards, and no error."""
+    store = Store(store_uri)
+    store.write("a.jsonl", b"")
+    store.write("b.jsonl.gz", gzip.compress(b""))
+    store.write("c.csv", b"id,text,label\n")
+    store.write("d.parquet", parquet(pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())})))
+    assert plan(store.uri) == []
+
+
+@pytest.mark.s3
+def test_a_packed_file_is_streamed_in_few_requests(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpacking asks for a little at a time, the store is asked for much."""
+    from s3fs import S3FileSystem
+
+    store, asked, call = Store(f"{s3_server}/streamed-{os.getpid()}"), [], S3FileSystem._call_s3
+    rows = [{"id": n, "text": os.urandom(50).hex()} for n in range(5000)]
+    store.write("a.jsonl.gz", gzip.compress(jsonl(rows)))
+    [shard] = plan(f"{store.uri}/a.jsonl.gz", 5000)
+
+    async def counted(self: Any, method: str, *args: Any, **options: Any) -> Any:
+        asked.append(method)
+        return await call(self, method, *args, **options)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
+    assert len(read_shard(shard, DATA)) == 5000
+    assert len(asked) <= 4
+
+
+def test_lines_longer_than_what_is_looked_at(tmp_path: Path) -> None:
+    """The end of a line is found however far it is, one document a shard."""
+    rows = rows_of(["x" * length for length in (200_000, 3, 140_000, 65_536, 1)])
+    shards = plan(put(tmp_path, "a.jsonl", jsonl(rows)), 1)
+    assert read_all(shards).texts == [row["text"] for row in rows]
+    assert len(shards) >= 3
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_a_long_document(name: str, tmp_path: Path) -> None:
+    """Megabytes in one value."""
+    rows = rows_of(["word, " * 500_000, "short"])
+    shards = plan(put(tmp_path, name, FORMATS.get(name, lambda rows: gzip.compress(jsonl(rows)))(rows)))
+    assert read_all(shards).texts == [row["text"] for row in rows]
+
+
+# Ids and labels as text
+
+COLUMNS: dict[str, tuple[Any, list[str | None]]] = {
+    "ints": ([1, 20, None], ["1", "20", None]),
+    "bools": ([True, False, None], ["true", "false", None]),
+    "strings": (["001", "", None], ["001", None, None]),
+    "dictionary": (pa.array(["b", "a", "b"]).dictionary_encode(), ["b", "a", "b"]),
+    "dictionary of ints": (pa.array([7, 8, None]).dictionary_encode(), ["7", "8", None]),
+    "large strings": (pa.array(["a", "é", None], pa.large_string()), ["a", "é", None]),
+    "string views": (pa.array(["a", "é", None], pa.string_view()), ["a", "é", None]),
+    "bytes": ([b"a", b"b", None], ["a", "b", None]),
+    "nulls": (pa.nulls(3), [None, None, None]),
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_ids_and_labels_of_parquet(case: str, tmp_path: Path) -> None:
+    """Numbers by their digits, empty ones as none."""
+    column, expected = COLUMNS[case]
+    table = pa.table({"id": column, "text": ["a", "b", "c"], "label": column})
+    found = read_all(plan(put(tmp_path, "a.parquet", parquet(table))))
+    assert found.ids == found.labels == expected
+
+
+@pytest.mark.parametrize("case", ["dictionary", "large strings", "string views", "nulls"])
+def test_texts_of_parquet(case: str, tmp_path: Path) -> None:
+    column, expected = COLUMNS[case]
+    table = pa.table({"id": ["1", "2", "3"], "text": column})
+    assert read_all(plan(put(tmp_path, "a.parquet", parquet(table))), labelled=False).texts == expected
+
+
+def test_ids_and_labels_of_jsonl(tmp_path: Path) -> None:
+    """As in Parquet; what no id can be is none."""
+    given = [1, 1.5, True, "001", "é", "\ud800", "", None, [1], {"a": 1}, float("nan")]
+    expected = ["1", "1.5", "true", "001", "é", "\ud800", None, None, None, None, None]
+    found = read_all(plan(put(tmp_path, "a.jsonl", jsonl([{"id": v, "text": "t", "label": v} for v in given]))))
+    assert found.ids == found.labels == expected
+
+
+def test_ids_and_labels_of_csv(tmp_path: Path) -> None:
+    """Text stays text: leading zeros, words that other readers take for null, numbers or truth."""
+    given = ["001", "1.50", "NA", "null", "NaN", "true", " x ", "2026-01-01", ""]
+    data = comma_separated([{"other": n, "text": v, "id": v, "label": v} for n, v in enumerate(given)])
+    found = read_all(plan(put(tmp_path, "a.csv", data)))
+    assert found.ids == found.labels == [*given[:-1], None]
+    assert found.texts == given
+
+
+def test_columns_by_other_names(tmp_path: Path) -> None:
+    """The settings name the columns; one may serve twice, the split is read where it is named."""
+    data = DataSettings(train="unused", id="key", text="body", label="key", split="part")
+    row = {"part": "test", "body": "words", "key": 3, "id": "no", "": "no"}
+    table = {name: value for name, value in row.items() if name}
+    for name, written in (
+        ("a.parquet", parquet([table])),
+        ("a.csv", comma_separated([row])),
+        ("a.jsonl", jsonl([row])),
+    ):
+        [shard] = plan(put(tmp_path, name, written), data=data)
+        assert read_shard(shard, data, labelled=True) == Documents(["3"], ["words"], ["3"], ["test"])
+        assert read_shard(shard, data) == Documents(["3"], ["words"], [None], [None])
+
+
+# Files that cannot be read
+
+GOOD = rows_of([f"some text {n}" for n in range(400)])
+PAGES = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+
+
+def flipped(data: bytes, at: bytes) -> bytes:
+    """The first byte of a piece of the file, changed to one that no UTF-8 text has."""
+    place = data.index(at)
+    return data[:place] + b"\xff" + data[place + 1 :]
+
+
+def without(name: str) -> list[Row]:
+    return [{key: value for key, value in row.items() if key != name} for row in GOOD]
+
+
+CANNOT = "cannot be read, it is corrupt, truncated or not what its name says: "
+BAD_FILES: dict[str, tuple[str, bytes, str]] = {
+    "parquet without text": ("a.parquet", parquet(without("text")), "has no column 'text'; it has id, label"),
+    "parquet without id": ("a.parquet", parquet(without("id")), "has no column 'id'; it has text, label"),
+    "parquet without label": ("a.parquet", parquet(without("label")), "has no column 'label'; it has id, text"),
+    "parquet with two": (
+        "a.parquet",
+        parquet(pa.Table.from_arrays([pa.array(["a"])] * 4, names=["id", "text", "text", "label"])),
+        "has 2 columns 'text'; it has id, text, text, label",
+    ),
+    "parquet of numbers": ("a.parquet", parquet([{"id": "1", "text": 7}]), "column 'text' is int64, expected string"),
+    "parquet of lists": ("a.parquet", parquet([{"id": [1], "text": "a", "label": "b"}]), CANNOT + "Unsupported cast"),
+    "parquet cut short": ("a.parquet", parquet(GOOD)[:-5], CANNOT),
+    "parquet cut in two": ("a.parquet", parquet(GOOD)[:999], CANNOT),
+    "parquet of nothing": ("a.parquet", b"", CANNOT),
+    "parquet of text": ("a.parquet", jsonl(GOOD), CANNOT),
+    "parquet not UTF-8": ("a.parquet", flipped(parquet(GOOD, **PAGES), b"some text 9"), CANNOT + "'utf-8' codec"),
+    "parquet of wrong sums": (
+        "a.parquet",
+        parquet(GOOD, **PAGES, write_page_checksum=True).replace(b"some text 9", b"come text 9"),
+        CANNOT + "could not verify page integrity, CRC checksum verification failed",
+    ),
+    "parquet flipped": (
+        "a.parquet",
+        parquet(GOOD, compression="zstd").replace(b"\x28\xb5\x2f\xfd", b"\0\0\0\0"),
+        CANNOT,
+    ),
+    "csv without text": (
+        "a.csv",
+        comma_separated(without("text")),
+        ": Column 'text' in include_columns does not exist",
+    ),
+    "csv without label": ("a.csv", comma_separated(without("label")), "expected a header with id, text, label"),
+    "csv of nothing": ("a.csv", b"", CANNOT + "Empty CSV file"),
+    "csv not UTF-8": (
+        "a.csv",
+        b"id,text,label\n1,caf\xe9,x\n",
+        CANNOT + "In CSV column #1: Row #2: CSV conversion error",
+    ),
+    "csv of ragged rows": ("a.csv", b"id,text,label\n1,hush,x,y\n", CANNOT + "CSV parse error: Row #2: Expected 3 col"),
+    "csv.gz cut short": ("a.csv.gz", gzip.compress(comma_separated(GOOD))[:-9], CANNOT + "Truncated compressed stream"),
+    "jsonl.gz cut short": ("a.jsonl.gz", gzip.compress(jsonl(GOOD))[:-9], CANNOT + "Truncated compressed stream"),
+    "jsonl.gz of text": ("a.jsonl.gz", jsonl(GOOD), CANNOT + "zlib inflate failed"),
+    "jsonl.bz2 cut short": ("a.jsonl.bz2", bz2.compress(jsonl(GOOD))[:-9], CANNOT + "Truncated compressed stream"),
+    "jsonl.zst cut short": ("a.jsonl.zst", zstd(jsonl(GOOD))[:-9], CANNOT + "Truncated compressed stream"),
+    "jsonl without text": ("a.jsonl", jsonl(without("text")), " row 0: the text (text) is not text"),
+    "jsonl without id": ("a.jsonl", jsonl(without("id")), " row 0: the id (id) is null"),
+    "jsonl without label": ("a.jsonl", jsonl(without("label")), " row 0: the label (label) is null"),
+    "jsonl of nonsense": ("a.jsonl", b"hush\n", " row 0: the line is not JSON: Expecting value"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_file_that_cannot_be_read_is_named(case: str, tmp_path: Path) -> None:
+    """Status 2 in one line, without a word of the documents."""
+    name, data, said = BAD_FILES[case]
+    uri = put(tmp_path, name, data)
+    with pytest.raises(UserError) as error:
+        read_labelled(plan(uri, 100), DATA)
+    message = one_line(error, uri)
+    assert said in message
+    assert "hush" not in message
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl", "A.JSONL.GZ"])
+def test_a_file_that_went_away_is_named(name: str, store_uri: str) -> None:
+    """After it was planned."""
+    store = Store(store_uri)
+    store.write(name, FORMATS[name](ROWS))
+    shards = plan(f"{store.uri}/{name}")
+    store.delete(name)
+    with pytest.raises(UserError, match=f"{name}: not found"):
+        read_shard(shards[0], DATA)
+
+
+# Rows that cannot be read
+
+LINES: dict[str, tuple[bytes, str]] = {
+    "no JSON": (b"hush {", "the line is not JSON: Expecting value"),
+    "half": (b'{"id": "1", "text": "hush', "the line is not JSON: Unterminated string"),
+    "two": (b'{"id": "1"} {"text": "hush"}', "the line is not JSON: Extra data"),
+    "list": (b'["hush"]', "the line is a JSON list, expected an object"),
+    "string": (b'"hush"', "the line is a JSON str, expected an object"),
+    "null": (b"null", "the line is a JSON NoneType, expected an object"),
+    "NUL": (b'{"id": "1", "text": "hush\x00"}', "the line is not JSON: Invalid control character"),
+    "NULs": (b"\x00\x00\x00", "the line is not JSON: "),
+    "UTF-16": ('{"id": "hush"}'.encode("utf-16"), "the line is not JSON: "),
+    "Latin-1": (b'{"id": "1", "text": "caf\xe9 hush"}', "the line is not JSON: 'utf-8' codec can't decode byte 0xe9"),
+    "deep": (b'{"text": ' + b"[" * 100_000, "the line is not JSON: maximum recursion depth"),
+    "long number": (b'{"id": ' + b"9" * 5000 + b"}", "the line is not JSON: Exceeds the limit"),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("case", LINES)
+def test_a_line_that_is_no_record_is_kept_with_the_reason(case: str, packed: bool, tmp_path: Path) -> None:
+    """It is a row of its shard like the ones around it; its text is not in the reason."""
+    line, said = LINES[case]
+    data = b"\n".join([b'{"id": "before", "text": "a"}', line, b'{"id": "after", "text": "b"}'])
+    name = "a.jsonl.gz" if packed else "a.jsonl"
+    for documents in (1, 5):
+        found = read_all(plan(put(tmp_path, name, gzip.compress(data) if packed else data), documents), labelled=False)
+        assert found.ids == ["before", None, "after"]
+        assert found.texts == ["a", None, "b"]
+        [(row, reason)] = found.malformed.items()
+        assert (row, reason.startswith(said), "hush" in reason) == (1, True, False)
+        assert triage(found, ()) == {1: ("malformed", reason)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.binary(max_size=12) | st.sampled_from([b"{}", b"[", b'{"id":1,"text":"a"}']), max_size=8), sizes)
+def test_no_bytes_of_jsonl_make_it_fail(pieces: list[bytes], documents: int) -> None:
+    """Any bytes are rows, as many as there are lines that are not blank, however they are divided."""
+    data = b"\n".join(pieces)
+    with tempfile.TemporaryDirectory() as folder:
+        found = read_all(plan(put(Path(folder), "a.jsonl", data), documents), labelled=False)
+    assert len(found) == sum(bool(line.strip()) for line in data.split(b"\n"))
+    assert set(triage(found, ())) >= set(found.malformed)
+
+
+KINDS: list[tuple[Row, str | None]] = [
+    ({"id": "good", "text": "fine"}, None),
+    ({"text": "hush"}, "null_id"),
+    ({"id": "", "text": "hush"}, "null_id"),
+    ({"id": "a\ud800", "text": "hush"}, "bad_id"),
+    ({"id": "good", "text": "hush"}, "repeated_id"),
+    ({"id": "t0"}, "null_text"),
+    ({"id": "t1", "text": 3}, "not_text"),
+    ({"id": "t2", "text": ["hush"]}, "not_text"),
+    ({"id": "t3", "text": ""}, "empty_text"),
+    ({"id": "t4", "text": " \n\t\u3000"}, "empty_text"),
+    ({"id": "t5", "text": "hush \udfff"}, "not_text"),
+    ({"id": 7, "text": "\U0001f600 \u0000 fine"}, None),
+]
+
+
+def test_each_row_that_cannot_be_classified_has_its_reason(tmp_path: Path) -> None:
+    """From a file to the dead letters; the good ones are no part of them, the words of the bad ones neither."""
+    data = jsonl([row for row, _ in KINDS]) + b"[hush]\n"
+    [shard] = plan(put(tmp_path, "a.jsonl", data), 100)
+    repeats, rows = find_repeats([shard], DATA)
+    dead = triage(read_shard(shard, DATA), repeats[0])
+    reasons = [reason for _, reason in KINDS] + ["malformed"]
+    assert rows == len(reasons)
+    assert {row: reason for row, (reason, _) in dead.items()} == {n: why for n, why in enumerate(reasons) if why}
+    assert not [message for _, message in dead.values() if "hush" in message or not message]
+
+
+# What cannot be trained on
+
+MISTAKES: dict[str, tuple[Row, str]] = {
+    "label null": ({"label": None}, "the label (label) is null; label the row or leave it out"),
+    "label empty": ({"label": ""}, "the label (label) is null"),
+    "label surrogate": ({"label": "\ud800"}, "'label' holds lone surrogates, expected Unicode"),
+    "id null": ({"id": None}, "the id (id) is null; expected a unique one"),
+    "id twice": ({"id": "d1"}, "the id 'd1' was seen before; expected unique ids in 'id'"),
+    "id surrogate": ({"id": "x\ud800"}, "'id' holds lone surrogates"),
+    "text null": ({"text": None}, "the text (text) is not text; leave the row out"),
+    "text number": ({"text": 3}, "the text (text) is not text"),
+    "text empty": ({"text": ""}, "the text (text) is empty; leave the row out"),
+    "text blank": ({"text": " \n"}, "the text (text) is empty"),
+    "text surrogate": ({"text": "hush \udc00"}, "'text' holds lone surrogates"),
+    "split unknown": ({"split": "dev"}, "the split (split) is 'dev'; expected train, valid or test"),
+    "split null": ({"split": None}, "the split (split) is None; expected"),
+}
+LABELLED = [{**row, "split": ("train", "valid", "test")[n % 3]} for n, row in enumerate(rows_of(["a", "b"] * 4))]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv"])
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_row_that_cannot_be_trained_on_is_named(case: str, name: str, tmp_path: Path) -> None:
+    """By file and row, as soon as it is met, without its text."""
+    change, said = MISTAKES[case]
+    rows = [{**row, **change} if n == 6 else row for n, row in enumerate(LABELLED)]
+    if "surrogate" in case or case == "text number":
+        if name != "a.jsonl":
+            pytest.skip("no Parquet string and no CSV holds it")
+    elif name == "a.csv":
+        said = said.replace("not text", "empty")
+    data = FORMATS[name](rows)
+    uri = put(tmp_path, name, data)
+    shards = plan(uri, 4, SPLIT)
+    with pytest.raises(UserError) as error:
+        read_labelled(shards, SPLIT)
+    message = one_line(error, uri)
+    row, shard = 6, next(s for s in shards if read_shard(s, SPLIT, labelled=True).ids[-1:] == ["d7"])
+    if shard.by_bytes:
+        row -= data[: shard.start].count(b"\n")
+        assert message.startswith(f"{uri} row {row} after byte {shard.start}: ")
+    else:
+        assert message.startswith(f"{uri} row {row}: ")
+    assert said in message.replace("'None'", "None").replace("''", "None")
+    assert "hush" not in message
+
+
+def test_labels_of_good_rows(tmp_path: Path) -> None:
+    """In plan order over files, with how many rows each shard has."""
+    put(tmp_path, "a.jsonl", jsonl(LABELLED[:5]))
+    put(tmp_path, "b.parquet", parquet(LABELLED[5:]))
+    shards = plan(str(tmp_path), 100, SPLIT)
+    found = read_labelled(shards, SPLIT)
+    assert found.ids == [row["id"] for row in LABELLED]
+    assert found.labels == [row["label"] for row in LABELLED]
+    assert found.splits == [row["split"] for row in LABELLED]
+    assert found.shard_rows == [5, 3]
+    assert read_labelled(shards, DATA).splits == [None] * 8
+
+
+# Ids that were seen before
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([1, "1", "a", "b", "\ud800", "\ufffd", None, ""]), max_size=12), sizes, st.integers(0, 12)
+)
+def test_repeats_are_what_stood_earlier(ids: list[Any], documents: int, cut: int) -> None:
+    """Within a shard, across shards and files: every row whose id an earlier row has; null ones are no ids."""
+    rows = [{"id": id, "text": "t"} for id in ids]
+    with tempfile.TemporaryDirectory() as folder:
+        put(Path(folder), "a.jsonl", jsonl(rows[:cut]))
+        put(Path(folder), "b.jsonl.gz", gzip.compress(jsonl(rows[cut:])))
+        shards = plan(folder, documents)
+        repeats, total = find_repeats(shards, DATA)
+        firsts = [0]
+        for shard in shards:
+            firsts.append(firsts[-1] + len(read_shard(shard, DATA)))
+    names = [None if id in (None, "") else str(id) for id in ids]
+    expected = [row for row, name in enumerate(names) if name is not None and name in names[:row]]
+    assert sorted(firsts[index] + row for index, found in repeats.items() for row in found) == expected
+    assert total == len(ids)
+    assert all(repeats.values())
+
+
+def test_a_plan_says_what_it_was_made_of(tmp_path: Path) -> None:
+    put(tmp_path, "a.csv", b"id,text\n")
+    [file] = list_files(str(tmp_path))
+    assert corpus.describe([file]) == [{"uri": f"{tmp_path}/a.csv", "kind": "csv", "size": 8, "version": file.version}]
+    assert Shard(7, "a", "csv", 0, 1).name == "000007"

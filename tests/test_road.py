@@ -15,12 +15,13 @@ import pytest
 
 from pipelines import corpus
 from pipelines.classify import read_predictions, run_classify
-from pipelines.corpus import Shard
+from pipelines.documents import Shard
 from pipelines.evaluate import run_evaluate
+from pipelines.lease import Lease
 from pipelines.registry import CHALLENGER, CHAMPION, Registry
 from pipelines.road import run_road, run_stages
 from pipelines.shards import map_shards
-from pipelines.store import Lease, Store
+from pipelines.store import Store
 from spin.errors import BadRowsError, UserError
 from spin.settings import RaySettings, Settings, parse_settings
 from tests import tiny
