@@ -179,10 +179,17 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
     device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         with quiet():
-            model = AutoModel.from_pretrained(folder, dtype=_dtype(settings.dtype, device), use_safetensors=True)
+            model, found = AutoModel.from_pretrained(
+                folder, dtype=_dtype(settings.dtype, device), use_safetensors=True, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"backbone {settings.model} cannot be loaded: {' '.join(str(error).split())}") from None
+    absent = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    if absent:  # transformers would fill them with random numbers
+        raise UserError(
+            f"backbone {settings.model} lacks {len(absent)} of its weights, {absent[0]} for one; fetch it anew"
+        )
     if not tokenizer.is_fast:
         raise UserError(f"backbone {settings.model} has no fast tokenizer; expected a tokenizer.json beside it")
     return Backbone(

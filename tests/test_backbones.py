@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -743,3 +744,14 @@ def test_locate_in_package_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_
         locate("package:spin_fake_wheel/elsewhere.gguf")
     with pytest.raises(RuntimeError, match="imported"):
         __import__("spin_fake_wheel")
+
+
+def test_weights_that_are_not_all_there(tmp_path: Path) -> None:
+    """A checkpoint that lacks a tensor is refused by its name: transformers would make the numbers up."""
+    folder = tiny.bert(tmp_path / "bert")
+    tensors = load_file(folder / "model.safetensors")
+    gone = next(name for name in tensors if "layer.1.output.dense.weight" in name)
+    del tensors[gone]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 of its weights, .*layer\.1\.output\.dense\.weight for one"):
+        load_backbone(BackboneSettings(model=str(folder)))
