@@ -45,9 +45,10 @@ def jsonl(rows: Sequence[Row], end: str = "\n", **options: Any) -> bytes:
     return "".join(json.dumps(row, **options) + end for row in rows).encode()
 
 
-def comma_separated(rows: Sequence[Row], end: str = "\n") -> bytes:
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, list(rows[0]) if rows else ["id", "text", "label"], lineterminator=end)
+def comma_separated(rows: Sequence[Row], end: str = "\n", *, quoted: bool = False) -> bytes:
+    sink, names = io.StringIO(), list(rows[0]) if rows else ["id", "text", "label"]
+    quoting = csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL
+    writer = csv.DictWriter(sink, names, lineterminator=end, quoting=quoting)
     writer.writeheader()
     writer.writerows(rows)
     return sink.getvalue().encode()
@@ -237,7 +238,7 @@ def test_jsonl_of_any_lines(
 @given(texts, sizes, ends, st.booleans())
 def test_csv_of_any_values(of: list[str], documents: int, end: str, packed: bool) -> None:
     """Quoted commas, quotes and line ends within values."""
-    data = comma_separated(rows_of(of), end)
+    data = comma_separated(rows_of(of), end, quoted=True)
     name = "a.csv.gz" if packed else "a.csv"
     shards = check_covers(name, gzip.compress(data) if packed else data, rows_of(of), documents)
     assert all(shard.stop - shard.start == documents for shard in shards[:-1])
