@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import corpus
+from pipelines import documents as documents_module
 from pipelines.classify import triage
 from pipelines.corpus import find_repeats, list_files, plan_shards, read_labelled
 from pipelines.documents import Documents, Shard, read_shard
@@ -321,6 +322,24 @@ def test_a_long_document(name: str, tmp_path: Path) -> None:
     rows = rows_of(["word, " * 500_000, "short"])
     shards = plan(put(tmp_path, name, FORMATS.get(name, lambda rows: gzip.compress(jsonl(rows)))(rows)))
     assert read_all(shards).texts == [row["text"] for row in rows]
+
+
+@pytest.mark.parametrize("documents", [1, 3, 7, 100])
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV.GZ", "A.JSONL.GZ"])
+def test_files_longer_than_a_block(name: str, documents: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and quoted line ends that lie across the blocks of a stream."""
+    monkeypatch.setattr(documents_module, "_BLOCK", 100)
+    rows = rows_of([f"line\n{n}\n" * (n % 6) + "end" for n in range(60)])
+    check_covers(name, FORMATS[name](rows), rows, documents)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+def test_a_carriage_return_within_a_line(packed: bool, tmp_path: Path) -> None:
+    """White space of JSON, no line end."""
+    data = b'{"id": "a",\r"text": "x"}\r\n{"id": "b",\r\r "text": "y"}'
+    name = "a.jsonl.gz" if packed else "a.jsonl"
+    found = read_all(plan(put(tmp_path, name, gzip.compress(data) if packed else data), 1), labelled=False)
+    assert (found.ids, found.texts, found.malformed) == (["a", "b"], ["x", "y"], {})
 
 
 # Ids and labels as text

@@ -737,15 +737,17 @@ class Impatient:
         raise HeldError("alive")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.integers(0, 2), max_size=60))
-@example([0] * 20 + [1] * 20 + [2] * 20)
-def test_no_order_of_operations_lets_two_runs_in(monkeypatch: pytest.MonkeyPatch, order: list[int]) -> None:
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), max_size=16))
+@example([(0, 20), (1, 20), (2, 20)])
+@example([(0, 2), (1, 1), (0, 6), (2, 1), (1, 1), (2, 3), (1, 3)])  # the second saw the first, which then ended
+def test_no_order_of_operations_lets_two_runs_in(monkeypatch: pytest.MonkeyPatch, order: list[tuple[int, int]]) -> None:
     """Three live runs whose operations on the store mix in any order: never two inside, and none goes on for ever."""
     monkeypatch.setattr(lease_module, "time", Impatient)
     turns = Turns(3)
-    for number in [*order, *([0] * 30 + [1] * 30 + [2] * 30)]:
-        turns.step(number)
+    for number, steps in [*order, (0, 30), (1, 30), (2, 30)]:
+        for _ in range(steps):
+            turns.step(number)
     assert not any(thread.is_alive() for thread in turns.threads)
     assert turns.most == 1
     assert turns.entered >= 1
