@@ -210,15 +210,17 @@ def _run(
 
 
 def _publish(out: Store, run: Store, night: str, manifest: dict[str, Any]) -> None:
-    """Put whole parts where readers look; what an earlier run of the same night left there goes first."""
+    """Put whole parts where readers look; what an earlier run of the same night left there goes first.
+
+    `latest` goes before it if it names this night, so that no reader takes half of the new parts for a night.
+    """
+    latest = out.read_json("latest")
+    if latest is not None and latest["date"] == night:
+        out.delete("latest")
     for kind, ending in (("predictions", "predictions.parquet"), ("dead_letters", "dead.parquet")):
         out.delete(f"{kind}/date={night}")
-        for outcome in manifest["shards"]:
-            for key in outcome["files"]:
-                if key.endswith(ending):
-                    shard = Path(key).name.partition(".")[0]
-                    run_key = f"_runs/{night}/{key}"
-                    out.copy(run_key, f"{kind}/date={night}/part-{shard}.parquet")
+        for key in _files(manifest, ending):
+            out.copy(f"_runs/{night}/{key}", f"{kind}/date={night}/{_part(key)}")
     report = {name: value for name, value in manifest.items() if name != "shards"}
     out.write_json("report.json", {"date": night, **report})
     out.write_json("latest", {"date": night, "manifest": f"_runs/{night}/manifest.json"})
@@ -229,14 +231,26 @@ def read_predictions(output: str, count: int | None = None) -> list[dict[str, An
     """Rows of the latest night, by the readers' contract: `latest`, its manifest, the parts."""
     out = Store(output)
     latest = out.read_json("latest")
-    if latest is None:
+    manifest = None if latest is None else out.read_json(latest["manifest"])
+    if manifest is None:
         raise UserError(f"{output} has no finished night; `spin classify` makes one")
     rows: list[dict[str, Any]] = []
-    for key in out.list(f"predictions/date={latest['date']}"):
-        rows += pq.read_table(pa.BufferReader(out.read(key) or b"")).to_pylist()
+    for key in _files(manifest, "predictions.parquet"):
+        with out.open(f"predictions/date={latest['date']}/{_part(key)}") as file:
+            rows += pq.read_table(file).to_pylist()
         if count is not None and len(rows) >= count:
             return rows[:count]
     return rows
+
+
+def _files(manifest: dict[str, Any], ending: str) -> list[str]:
+    """The parts of one kind, in plan order."""
+    return [key for outcome in manifest["shards"] for key in outcome["files"] if key.endswith(ending)]
+
+
+def _part(key: str) -> str:
+    """The published name of a part."""
+    return f"part-{Path(key).name.partition('.')[0]}.parquet"
 
 
 def _plan(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:
@@ -283,7 +297,7 @@ def _night(night: str | None) -> str:
         if _DATE.fullmatch(night):
             return date.fromisoformat(night).isoformat()
     except ValueError:
-        pass
+        out.delete("latest")
     raise UserError(f"--date {night}: expected a day as YYYY-MM-DD")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +15,7 @@ from pipelines.documents import Shard
 from pipelines.features import FeatureShards
 from pipelines.labels import split_all
 from pipelines.lease import Lease
-from pipelines.manifest import Plan, finish, finished, freeze
+from pipelines.manifest import Plan, finish, finished, freeze, require
 from pipelines.shards import map_shards
 from pipelines.store import Store
 from spin.backbone import digest_of, load_backbone
@@ -59,16 +58,8 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[Plan, dic
     Raises UserError for what is wrong with backbone, sites or data, HeldError where another run works here.
     """
     store = Store(settings.store) / "features"
-    digest = digest_of(locate(settings.backbone.model, settings.backbone.revision))
     files = corpus.list_files(settings.data.train)
-    facts = _facts(settings, digest, files)
-    kept = Plan.kept(store)
-    if (
-        kept is not None
-        and (manifest := finished(store, kept))
-        and kept.fingerprint == Plan("extract", facts, {}).fingerprint
-    ):
-        return kept, manifest
+    facts = _facts(settings, files)
     start = time.perf_counter()
     with Lease(store) as lease:
         plan = freeze(store, "extract", facts, lambda: _survey(settings, files), restart=restart)
@@ -76,7 +67,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[Plan, dic
             return plan, manifest
         outcomes = map_shards(
             ExtractStep,
-            (settings.backbone, digest, settings.data, plan.detail["types"]),
+            (settings.backbone, facts["backbone"]["digest"], settings.data, plan.detail["types"]),
             [Shard(**shard) for shard in plan.detail["shards"]],
             store,
             settings.ray,
@@ -98,19 +89,18 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[Plan, dic
 
 
 def load_features(settings: Settings) -> tuple[Plan, FeatureShards]:
-    """What `run_extract` published. Raises UserError when it has not ended."""
+    """What `run_extract` published for these settings. Raises UserError when it has not ended, or for other ones."""
     store = Store(settings.store) / "features"
-    plan = Plan.kept(store)
-    if plan is None or finished(store, plan) is None:
-        raise UserError(f"no finished features in {store.uri}; run `spin extract` first")
+    plan, _ = require(store, "extract", _facts(settings, corpus.list_files(settings.data.train)))
     return plan, FeatureShards.of(store, plan.detail)
 
 
-def _facts(settings: Settings, digest: str, files: list[corpus.File]) -> dict[str, Any]:
+def _facts(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:
     """What changes the features; not worker counts, logging or where the same weights lie."""
+    digest = digest_of(locate(settings.backbone.model, settings.backbone.revision))
     backbone = settings.backbone.model_dump(include={"dtype", "max_tokens", "batch_tokens", "pool_special_tokens"})
     data = settings.data.model_dump(include={"id", "text", "label", "split"})
-    facts = {
+    return {
         "format": FORMAT,
         "backbone": {**backbone, "digest": digest},
         "data": {**data, "files": corpus.describe(files)},
@@ -118,7 +108,6 @@ def _facts(settings: Settings, digest: str, files: list[corpus.File]) -> dict[st
         "poolings": settings.poolings,
         "shard_documents": settings.ray.shard_documents,
     }
-    return json.loads(json.dumps(facts))
 
 
 def _survey(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from pipelines.store import Store
 from spin.errors import UserError
@@ -32,6 +32,11 @@ class Plan:
         return fingerprint({"stage": self.stage, **self.facts})
 
     @classmethod
+    def of(cls, stage: str, facts: dict[str, Any]) -> Plan:
+        """A plan of facts as JSON gives them back, its detail not worked out."""
+        return cls(stage, json.loads(json.dumps(facts)), {})
+
+    @classmethod
     def kept(cls, store: Store) -> Plan | None:
         found = store.read_json("plan.json")
         return None if found is None else cls(found["stage"], found["facts"], found["detail"])
@@ -43,6 +48,12 @@ class Plan:
         for key in store.list():
             if not key.startswith("_lease/"):
                 store.delete(key)
+
+    def _refuse(self, store: Store, kept: Plan) -> NoReturn:
+        raise UserError(
+            f"{self.stage}: {store.uri} was made with other settings or data: {self._differences(kept)}. "
+            "Put them back, use another store, or start over with --restart"
+        )
 
     def _differences(self, kept: Plan) -> str:
         flat = _flatten({"stage": self.stage, **self.facts})
@@ -64,15 +75,11 @@ def freeze(
 
     Raises UserError, saying what differs, where the store holds another plan; `restart` clears it instead.
     """
-    kept = Plan.kept(store)
-    plan = Plan(stage, json.loads(json.dumps(facts)), {})
+    kept, plan = Plan.kept(store), Plan.of(stage, facts)
     if kept is not None and kept.fingerprint == plan.fingerprint:
         return kept
     if kept is not None and not restart:
-        raise UserError(
-            f"{stage}: {store.uri} was made with other settings or data: {plan._differences(kept)}. "
-            "Put them back, use another store, or start over with --restart"
-        )
+        plan._refuse(store, kept)
     plan = Plan(stage, plan.facts, detail())
     plan._clear(store)
     store.write_json("plan.json", {"stage": stage, "facts": plan.facts, "detail": plan.detail})
@@ -83,6 +90,20 @@ def finished(store: Store, plan: Plan) -> dict[str, Any] | None:
     """The manifest of this plan, or None while the stage has not ended."""
     found = store.read_json("manifest.json")
     return found if found is not None and found["fingerprint"] == plan.fingerprint else None
+
+
+def require(store: Store, stage: str, facts: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    """The plan and manifest of an earlier stage, for the one that builds on it.
+
+    Raises UserError where it has not ended, or ended under other facts, saying what differs.
+    """
+    kept, plan = Plan.kept(store), Plan.of(stage, facts)
+    if kept is not None and kept.fingerprint != plan.fingerprint:
+        plan._refuse(store, kept)
+    manifest = None if kept is None else finished(store, kept)
+    if kept is None or manifest is None:
+        raise UserError(f"{stage} has not ended in {store.uri}; run `spin {stage}` first")
+    return kept, manifest
 
 
 def finish(store: Store, plan: Plan, **facts: Any) -> dict[str, Any]:

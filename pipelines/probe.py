@@ -13,7 +13,7 @@ from pipelines.extract import load_features
 from pipelines.features import FeatureShards
 from pipelines.labels import Labels
 from pipelines.lease import Lease
-from pipelines.manifest import Plan, finish, finished, freeze
+from pipelines.manifest import Plan, finish, finished, freeze, require
 from pipelines.progress import progress
 from pipelines.store import Store
 from spin.errors import UserError
@@ -35,13 +35,7 @@ def run_probe(
     source, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
     store = Store(settings.store) / "probes"
-    facts = {
-        "format": FORMAT,
-        "features": source.fingerprint,
-        "labels": labels.digest,
-        "metric": settings.metric,
-        "probe": settings.probe.model_dump(),
-    }
+    facts = _facts(settings, source, labels)
     start = time.perf_counter()
     with Lease(store) as lease:
         plan = freeze(store, "probe", facts, dict, restart=restart)
@@ -68,14 +62,22 @@ def run_probe(
         )
 
 
-def load_probes(settings: Settings) -> tuple[Plan, list[Probe]]:
-    """What `run_probe` fitted. Raises UserError when it has not ended."""
+def load_probes(settings: Settings, source: Plan, labels: Labels) -> tuple[Plan, list[Probe]]:
+    """What `run_probe` fitted on these features and labels. Raises UserError when it has not ended, or on others."""
     store = Store(settings.store) / "probes"
-    plan = Plan.kept(store)
-    manifest = None if plan is None else finished(store, plan)
-    if plan is None or manifest is None:
-        raise UserError(f"no finished probes in {store.uri}; run `spin probe` first")
+    plan, manifest = require(store, "probe", _facts(settings, source, labels))
     return plan, [read_probe(store, Column.parse(probe["column"])) for probe in manifest["probes"]]
+
+
+def _facts(settings: Settings, source: Plan, labels: Labels) -> dict[str, Any]:
+    """What changes the probes."""
+    return {
+        "format": FORMAT,
+        "features": source.fingerprint,
+        "labels": labels.digest,
+        "metric": settings.metric,
+        "probe": settings.probe.model_dump(),
+    }
 
 
 def read_probe(store: Store, column: Column) -> Probe:

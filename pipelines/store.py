@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 from aiobotocore.session import AioSession
+from boto3.exceptions import Boto3Error
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -79,7 +80,7 @@ def store_errors(what: str) -> Iterator[None]:
         raise UserError(f"{what}: not found ({_reason(error)})") from None
     except ParamValidationError as error:
         raise UserError(f"{what}: {_reason(error)}") from None
-    except (BotoCoreError, ClientError, OSError) as error:
+    except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
         if isinstance(error, _NO_CREDENTIALS) or _code(error) in _REFUSED:
             refused = f"{what}: the store refuses the credentials ({_reason(error)}); check the environment"
             raise UserError(refused) from None

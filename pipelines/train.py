@@ -41,7 +41,8 @@ def run_train(
     probes are not there, UnavailableError when the registry does not answer.
     """
     extracted, features = load_features(settings)
-    probed, probes = load_probes(settings)
+    labels = Labels.of(features, settings, frozen)
+    probed, probes = load_probes(settings, extracted, labels)
     store = Store(settings.store) / "model"
     facts = {
         "format": FORMAT,
@@ -51,15 +52,12 @@ def run_train(
     }
     with Lease(store) as lease:
         plan = freeze(store, "train", facts, dict, restart=restart)
-        labels = None
         manifest = finished(store, plan)
         if manifest is None:
-            labels = Labels.of(features, settings, frozen)
             manifest = _fit(settings, features, probes, labels, store, plan, lease)
         key = f"registered/{registry.key}.json"
         registered = store.read_json(key)
         if registered is None:
-            labels = labels or Labels.of(features, settings, frozen)
             registered = _register(settings, registry, features, labels, store, manifest)
             store.write_json(key, registered)
         manifest = {**manifest, "registered": registered}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,10 +14,13 @@ from spin.metric import score
 from spin.probe import Probe
 from spin.select import Selection, scaler_of, select
 from spin.settings import SearchSettings
+from spin.sites import Column
 
 Floats = NDArray[np.floating]
 Read = Callable[[Selection], Floats]
 Progress = Callable[[int], None]
+Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""row numbers and class indices"""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Integration:
 def integrate(
     probes: Iterable[Probe],
     read: Read,
-    train: tuple[NDArray[np.int64], NDArray[np.int64]],
-    valid: tuple[NDArray[np.int64], NDArray[np.int64]],
+    train: Rows,
+    valid: Rows,
     *,
     metric: str,
     settings: SearchSettings,
@@ -118,7 +121,16 @@ class _Found:
 class _Search:
     """Fits heads on parts of one selection whose activations were read once."""
 
-    def __init__(self, largest, by_column, read, train, valid, metric, progress) -> None:  # type: ignore[no-untyped-def]
+    def __init__(
+        self,
+        largest: Selection,
+        by_column: Mapping[Column, Probe],
+        read: Read,
+        train: Rows,
+        valid: Rows,
+        metric: str,
+        progress: Progress,
+    ) -> None:
         mean, scale = scaler_of(largest, by_column)
         activations = read(largest)
         self.largest, self.metric, self.progress = largest, metric, progress

@@ -22,7 +22,7 @@ from pipelines.registry import CHALLENGER, CHAMPION, Registry
 from pipelines.road import run_road, run_stages
 from pipelines.shards import map_shards
 from pipelines.store import Store
-from spin.errors import BadRowsError, UserError
+from spin.errors import BadRowsError, UnavailableError, UserError
 from spin.settings import RaySettings, Settings, parse_settings
 from tests import tiny
 
@@ -124,7 +124,11 @@ def test_other_settings_are_refused_by_name(road: Road) -> None:
     changed = road.with_settings(metric="accuracy")
     with pytest.raises(UserError, match=r"probe: .*metric is \"accuracy\", was \"macro_f1\".*--restart"):
         run_stages(changed, ["probe"])
+    with pytest.raises(UserError, match=r"probe: .*probe\.penalties is 4, was 5"):
+        run_stages(road.with_settings(probe={"penalties": 4}), ["train"])
     backbone = {**road.settings.backbone.model_dump(), "max_tokens": 32}
+    with pytest.raises(UserError, match=r"extract: .*backbone\.max_tokens is 32, was 256"):
+        run_stages(road.with_settings(backbone=backbone), ["train"])
     with pytest.raises(UserError, match=r"extract: .*backbone.max_tokens is 32, was 256"):
         run_stages(road.with_settings(backbone=backbone), ["extract"])
     run_stages(road.with_settings(ray={"workers": 1, "shard_documents": 60}), ["extract", "probe"])
@@ -171,15 +175,28 @@ def test_too_many_dead_letters_publish_nothing(road: Road) -> None:
     assert run_classify(loose, road.registry, source, output, night="2026-01-31")["counts"]["predicted"] == 3
 
 
-def test_a_night_keeps_to_its_model(road: Road) -> None:
-    """The same night by another version is another run: refused with what differs until it is restarted."""
+def test_a_night_keeps_to_its_batch(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same night of other files is another run: refused with what differs until it is started over.
+
+    Where that ends while parts are being published, readers see no night; a further run publishes what is there.
+    """
+
+    def full(*_: Any) -> None:
+        raise UnavailableError("no space")
+
     source = road.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in road.documents[:20]])
     output = f"{road.base}/versions"
     run_classify(road.settings, road.registry, source, output, night="2026-02-01")
     more = road.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in road.documents[:30]])
     with pytest.raises(UserError, match=r"classify: .*data\.files.*--restart"):
         run_classify(road.settings, road.registry, more, output, night="2026-02-01")
-    run_classify(road.settings, road.registry, more, output, night="2026-02-01", restart=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "copy", full)
+        with pytest.raises(UnavailableError, match="no space"):
+            run_classify(road.settings, road.registry, more, output, night="2026-02-01", restart=True)
+    with pytest.raises(UserError, match="has no finished night"):
+        read_predictions(output)
+    run_classify(road.settings, road.registry, more, output, night="2026-02-01")
     assert len(read_predictions(output)) == 30
 
 
