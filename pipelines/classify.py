@@ -297,7 +297,7 @@ def _night(night: str | None) -> str:
         if _DATE.fullmatch(night):
             return date.fromisoformat(night).isoformat()
     except ValueError:
-        out.delete("latest")
+        pass
     raise UserError(f"--date {night}: expected a day as YYYY-MM-DD")
 
 
