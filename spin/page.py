@@ -1,0 +1,219 @@
+"""One explanation as a page that stands by itself: it loads nothing and runs no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.explain import Explanation, NeuronContribution
+from spin.markup import Html, tag
+from spin.picture import bar, figure, layer_map, levels, scale, share_bar, signed, sums, waterfall
+from spin.sites import Column
+from spin.style import POLICY, STYLE, SWITCHABLE, shade
+
+_EXCERPT = 600
+"""characters shown of a training document"""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A training document on which a neuron is high."""
+
+    id: str
+    label: str
+    text: str
+    value: float
+    """the neuron's activation, in standard deviations above its mean on the training documents"""
+
+
+Drivers = Mapping[tuple[Column, int], Sequence[Driver]]
+
+
+def page(found: Explanation, drivers: Drivers = {}, *, neurons: int = 12, title: str = "Why this class") -> str:  # noqa: B006
+    """The HTML of an explanation: each class's words, layers, sum and neurons, the predicted class first.
+
+    `drivers` names training documents on which a neuron is high, highest first. Of many classes those with the
+    largest logits can be chosen; the logits of all are shown.
+    """
+    ranked = [int(k) for k in np.argsort(-found.logits, kind="stable")]
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("title", f"{found.label} – {title}"),
+        tag("style", Html(STYLE)),
+    )
+    panels = [_panel(found, drivers, k, number, neurons) for number, k in enumerate(ranked[:SWITCHABLE])]
+    parts = _heading(found, ranked, title), _classes(found, ranked), tag("main", *panels)
+    body = tag("body", tag("div", *parts, class_="page"))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _heading(found: Explanation, ranked: Sequence[int], title: str) -> Html:
+    share = tag("span", _percent(_softmax(found.logits)[ranked[0]]), class_="share")
+    headline = tag("h1", tag("bdi", found.label), " ", share)
+    return tag("header", tag("p", title, class_="eyebrow"), headline, class_="heading")
+
+
+def _classes(found: Explanation, ranked: Sequence[int]) -> Html:
+    """Every class with its logit and probability; choosing one shows its panel."""
+    shares = _softmax(found.logits)
+
+    def row(number: int, k: int) -> Html:
+        choice = tag("input", type="radio", name="class", id=f"c{number}", checked=number == 0)
+        shown = tag("bdi", found.classes[k]), tag("span", signed(float(found.logits[k])), class_="number logit")
+        share = tag("span", _percent(shares[k]), class_="number"), share_bar(float(shares[k]))
+        if number < SWITCHABLE:
+            return tag("label", choice, *shown, *share, class_="class")
+        return tag("div", *shown, *share, class_="class")
+
+    rows = [row(number, k) for number, k in enumerate(ranked)]
+    legend = tag("legend", tag("span", "Class"), tag("span", "logit, probability"))
+    chosen, others = rows[:SWITCHABLE], rows[SWITCHABLE:]
+    more = tag("details", tag("summary", f"{len(others):,} more"), *others) if others else ""
+    return tag("aside", tag("fieldset", legend, *chosen), more, class_="classes", aria_label="Classes")
+
+
+def _panel(found: Explanation, drivers: Drivers, k: int, number: int, neurons: int) -> Html:
+    """All that speaks for and against one class."""
+    label, cells = found.classes[k], sums(found, k)
+    heading = tag("h2", "What speaks for and against ", tag("bdi", label), id=f"h{number}")
+    bias, logit = float(found.bias[k]), float(found.logits[k])
+    layers = "What the neurons of each layer add, by the place where they are read and how tokens are pooled."
+    check = f"From the bias over the rows of the map to the logit {signed(logit)}."
+    return tag(
+        "section",
+        heading,
+        _section("Words", _all_words(found, k), *_words(found, k)),
+        _section("Layers", layers, layer_map(cells)),
+        _section("Sum", check, waterfall(cells, bias, logit)),
+        _section("Neurons", _others(found, k, neurons), _neurons(found.top(neurons, label), drivers)),
+        class_="panel",
+        id=f"p{number}",
+        aria_labelledby=f"h{number}",
+    )
+
+
+def _section(heading: str, note: str, *content: Html) -> Html:
+    return tag("section", tag("h3", heading), tag("p", note, class_="note") if note else "", *content)
+
+
+def _words(found: Explanation, k: int) -> list[Html]:
+    """The text shaded by what each word adds, the scale, the strongest words, and what no word of the text adds."""
+    by_word = found.word_contributions[:, k]
+    parts = stretches(found.words)
+    values = [float(by_word[words].sum()) for _, _, words in parts]
+    largest = max(map(abs, values), default=0.0)
+    shown: list[str] = []
+    last = 0
+    for (start, end, _), value in zip(parts, values, strict=True):
+        shown.append(found.text[last:start])
+        shown.append(tag("span", found.text[start:end], class_=f"word {shade(value, largest)}", title=signed(value, 3)))
+        last = end
+    rest, unread = found.text[last:], bool(parts and found.text[last:].strip())
+    shown.append(tag("span", rest, class_="unread") if unread else rest)
+    if not found.text.strip():
+        shown = [tag("span", "(the text is empty)", class_="unread")]
+    special = float(by_word.sum()) - sum(values)
+    notes = [f"Special tokens of the model add {signed(special)}."] if signed(special) != "0.00" else []
+    notes += ["What is greyed lies beyond what the model reads."] if unread else []
+    strongest = _strongest([found.text[start:end].strip() for start, end, _ in parts], values)
+    text = tag("p", *shown, class_="text", dir="auto", lang="")
+    return [text, scale(largest), *strongest, *([tag("p", " ".join(notes), class_="note")] if notes else [])]
+
+
+def _all_words(found: Explanation, k: int) -> str:
+    bias, logit = float(found.bias[k]), float(found.logits[k])
+    first, total = levels([bias, logit - bias], logit)
+    together = signed(total - first)
+    return f"What each word adds: {together} together, with the bias {signed(first)} the logit {signed(total)}."
+
+
+def _strongest(words: Sequence[str], values: Sequence[float], count: int = 5) -> list[Html]:
+    """The words that add and take most, for those who cannot point at a word to see its number."""
+    rising = np.argsort(values, kind="stable")
+    ends = {"for": [i for i in rising[::-1] if values[i] > 0], "against": [i for i in rising if values[i] < 0]}
+    rows = [
+        item
+        for name, order in ends.items()
+        if order
+        for item in (tag("dt", name), tag("dd", *(_word(words[i], values[i]) for i in order[:count])))
+    ]
+    return [tag("dl", *rows, class_="strongest")] if rows else []
+
+
+def _word(word: str, value: float) -> Html:
+    return tag("span", tag("bdi", word), " ", figure(value))
+
+
+def stretches(words: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
+    """(start, end, indices) in the order of the text; words that overlap, as the bytes of one emoji may, are one.
+
+    Words of no length, which are special tokens, are left out.
+    """
+    made: list[tuple[int, int, list[int]]] = []
+    for index in sorted(range(len(words)), key=lambda i: words[i]):
+        start, end = words[index]
+        if start == end:
+            continue
+        if made and start < made[-1][1]:
+            made[-1] = made[-1][0], max(end, made[-1][1]), [*made[-1][2], index]
+        else:
+            made.append((start, end, [index]))
+    return made
+
+
+def _neurons(tops: Sequence[NeuronContribution], drivers: Drivers) -> Html:
+    """The neurons that weigh most; each opens what drives it."""
+    largest = max((abs(top.contribution) for top in tops), default=0.0)
+    names = [tag("span", name, class_=of) for name, of in (("", ""), ("neuron", ""), ("", ""), ("adds", "number"))]
+    head = tag("li", *names, tag("span", "loudest on"), class_="row head", aria_hidden="true")
+    rows = [_neuron(top, drivers.get((top.column, top.neuron), ()), largest) for top in tops]
+    return tag("ol", head, *rows, class_="neurons")
+
+
+def _neuron(top: NeuronContribution, driving: Sequence[Driver], largest: float) -> Html:
+    summary = tag(
+        "summary",
+        tag("code", f"{top.column}[{top.neuron}]"),
+        bar(0, top.contribution, -largest, largest),
+        figure(top.contribution, 3),
+        tag("bdi", top.word),
+        class_="row",
+    )
+    none = tag("p", "No training documents that drive it are at hand.", class_="note none")
+    opened = tag("ol", *map(_driver, driving), class_="drivers") if driving else none
+    return tag("li", tag("details", summary, opened))
+
+
+def _driver(driver: Driver) -> Html:
+    """The beginning of a training document, its label and how high the neuron is on it."""
+    excerpt = driver.text if len(driver.text) <= _EXCERPT else driver.text[:_EXCERPT] + "…"
+    value = tag("span", f"{signed(driver.value, 1)} σ", title="standard deviations above the training mean")
+    about = tag("p", tag("bdi", driver.label, class_="chip"), value, tag("code", tag("bdi", driver.id)))
+    return tag("li", about, tag("blockquote", excerpt, dir="auto", lang=""))
+
+
+def _others(found: Explanation, k: int, neurons: int) -> str:
+    by_neuron = np.sort(np.abs(found.contributions[:, k]))[::-1]
+    if len(by_neuron) <= neurons:
+        return "Every neuron, by weight. Open one for documents that drive it."
+    shown = sum(top.contribution for top in found.top(neurons, found.classes[k]))
+    rest = float(found.contributions[:, k].sum()) - shown
+    return (
+        f"The {neurons:,} of {len(by_neuron):,} that weigh most; the others add {signed(rest)} together. "
+        "Open one for documents that drive it."
+    )
+
+
+def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}\u202f%"
