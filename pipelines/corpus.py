@@ -14,6 +14,7 @@ from pipelines.store import open_filesystem, store_errors
 from spin.errors import UserError
 from spin.settings import DataSettings
 from spin.split import SPLITS
+from spin.task import Label
 
 _KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 
@@ -38,7 +39,7 @@ class Labelled:
     """What training needs to know of every document, in plan order; the texts stay in their files."""
 
     ids: list[str]
-    labels: list[str]
+    labels: list[Label]
     splits: list[str | None]
     shard_rows: list[int]
 
@@ -78,8 +79,9 @@ def plan_shards(files: Sequence[File], documents: int, data: DataSettings) -> li
 def read_labelled(shards: Sequence[Shard], data: DataSettings) -> Labelled:
     """Read every label once, before any work is spent on a corpus that cannot be trained on.
 
-    Raises UserError, naming file and row, for the first id or label that is null, text that is not text or empty,
-    lone surrogates in any of them, an id seen before or a split that is none.
+    An empty list is a label: a document of no class. Raises UserError, naming file and row, for the first id or label
+    that is null, list of labels with what is no name, text that is not text or empty, lone surrogates in any of them,
+    an id seen before or a split that is none.
     """
     found = Labelled([], [], [], [])
     seen: set[str] = set()
@@ -127,18 +129,19 @@ def describe(files: Sequence[File]) -> list[dict[str, Any]]:
 
 
 def _mistake(
-    id: str | None, text: Any, label: str | None, split: str | None, data: DataSettings, seen: set[str]
+    id: str | None, text: Any, label: Label | None, split: str | None, data: DataSettings, seen: set[str]
 ) -> str | None:
     if not id:
         return f"the id ({data.id}) is null; expected a unique one"
-    for name, value in ((data.id, id), (data.text, text), (data.label, label)):
+    labels = label if isinstance(label, list) else [label]
+    for name, value in ((data.id, id), (data.text, text), *((data.label, label) for label in labels)):
         if isinstance(value, str) and not is_unicode(value):
             return f"'{name}' holds lone surrogates, expected Unicode"
     if id in seen:
         return f"the id '{id}' was seen before; expected unique ids in '{data.id}'"
     if not isinstance(text, str) or not text.strip():
         return f"the text ({data.text}) is {'empty' if isinstance(text, str) else 'not text'}; leave the row out"
-    if not label:
+    if label is None:
         return f"the label ({data.label}) is null; label the row or leave it out"
     if data.split and split not in SPLITS:
         return f"the split ({data.split}) is {split!r}; expected train, valid or test"

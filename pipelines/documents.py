@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipelines.store import open_filesystem, store_errors
 from spin.errors import UserError
 from spin.settings import DataSettings
+from spin.task import Label
 
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -50,10 +51,10 @@ class Documents:
 
     ids: list[str | None] = field(default_factory=list)
     texts: list[Any] = field(default_factory=list)
-    labels: list[str | None] = field(default_factory=list)
+    labels: list[Label | None] = field(default_factory=list)
     splits: list[str | None] = field(default_factory=list)
     malformed: dict[int, str] = field(default_factory=dict)
-    """rows that could not be read as a record, and why"""
+    """rows that could not be read as a record, or whose list of labels holds more than names, and why"""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,6 +114,18 @@ def _is_text(kind: pa.DataType) -> bool:
         kind = kind.value_type
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     return any(is_text(kind) for is_text in texts)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    kinds = pa.types
+    lists = (
+        kinds.is_list,
+        kinds.is_large_list,
+        kinds.is_fixed_size_list,
+        kinds.is_list_view,
+        kinds.is_large_list_view,
+    )
+    return any(is_list(kind) for is_list in lists)
 
 
 def _columns(data: DataSettings, labelled: bool) -> dict[str, str]:
@@ -211,7 +224,7 @@ def _read_lines(lines: Iterator[bytes], columns: dict[str, str], documents: Docu
         found = {field: record.get(column) for field, column in columns.items()}
         documents.ids.append(_name(found["ids"]))
         documents.texts.append(found["texts"])
-        documents.labels.append(_name(found.get("labels")))
+        _append_label(documents, found.get("labels"), columns)
         documents.splits.append(_name(found.get("splits")))
 
 
@@ -222,6 +235,32 @@ def _name(value: Any) -> str | None:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _append_label(documents: Documents, value: Any, columns: dict[str, str]) -> None:
+    """A name, or a list of names; a list that holds anything else makes the row malformed."""
+    if not isinstance(value, list):
+        documents.labels.append(_name(value))
+        return
+    names = [_name(element) for element in value]
+    if None in names:
+        at = names.index(None)
+        documents.malformed[len(documents.labels)] = (
+            f"the label ({columns['labels']}) is a list with {_nameless(value[at])} as element {at}; "
+            "expected only names, mend the row or leave it out"
+        )
+        documents.labels.append(None)
+    else:
+        documents.labels.append([name for name in names if name is not None])
+
+
+def _nameless(value: Any) -> str:
+    """What stands where a name should, without its content."""
+    if value is None:
+        return "null"
+    if value == "":
+        return "an empty string"
+    return "NaN" if value != value else f"a {type(value).__name__}"
+
+
 def _append(documents: Documents, table: pa.Table, columns: dict[str, str]) -> None:
     for name in ("ids", "texts", "labels", "splits"):
         values = getattr(documents, name)
@@ -229,10 +268,15 @@ def _append(documents: Documents, table: pa.Table, columns: dict[str, str]) -> N
             values.extend([None] * table.num_rows)
             continue
         column = table[columns[name]]
-        if name != "texts":
-            column = pc.cast(column, pa.string())
-        found = column.to_pylist()
-        values.extend(found if name == "texts" else [value or None for value in found])
+        if name == "texts":
+            values.extend(column.to_pylist())
+        elif name == "labels" and _is_list(column.type):
+            # a list within a list has no cast, and is refused row by row as in JSONL
+            lists = column if pa.types.is_nested(column.type.value_type) else pc.cast(column, pa.list_(pa.string()))
+            for value in lists.to_pylist():
+                _append_label(documents, value, columns)
+        else:
+            values.extend(value or None for value in pc.cast(column, pa.string()).to_pylist())
 
 
 @contextmanager

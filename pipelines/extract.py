@@ -25,7 +25,7 @@ from spin.extract import column_types, extract
 from spin.features import BYTES_A_SHARD, document_bytes, to_table
 from spin.settings import BackboneSettings, DataSettings, Settings
 from spin.sites import Column
-from spin.split import index_classes
+from spin.task import Task
 from spin.weights import locate
 
 FORMAT = 1
@@ -114,7 +114,7 @@ def _survey(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:
     """Check the labels, look at a first batch for each column's type, and plan the shards by what a document takes."""
     coarse = corpus.plan_shards(files, settings.ray.shard_documents, settings.data)
     labelled = corpus.read_labelled(coarse, settings.data)
-    index_classes(labelled.labels, split_all(labelled.ids, labelled.splits, settings, frozen=frozenset()))
+    Task.of(labelled.labels, split_all(labelled.ids, labelled.splits, settings, frozen=frozenset()))
     backbone = load_backbone(settings.backbone)
     probed = columns_of(backbone, settings.sites, settings.poolings)
     baselines = [Column(backbone.final, p) for p in (("last", "mean") if backbone.causal else ("mean",))]

@@ -1,4 +1,4 @@
-"""The labels that probes and heads are fitted on: classes by index, and which rows train, choose and test."""
+"""The labels that probes and heads are fitted on: classes of documents, and which rows train, choose and test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pipelines.features import FeatureShards
 from pipelines.manifest import fingerprint
 from spin.settings import Settings
-from spin.split import index_classes, rows_of, split_of
+from spin.split import rows_of, split_of
+from spin.task import Targets, Task
 
 
 @dataclass(frozen=True)
@@ -19,26 +20,34 @@ class Labels:
     """The n documents of a feature store, in its order."""
 
     ids: list[str]
-    classes: list[str]
-    y: NDArray[np.int64]
-    """(n,) class indices"""
+    task: Task
+    y: Targets
+    """class indices (n,), or in a multi-label task which classes each document has (n, K)"""
     splits: list[str]
 
     @classmethod
     def of(cls, features: FeatureShards, settings: Settings, frozen: Collection[str] = ()) -> Labels:
-        """Read the labels; ids of the frozen evaluation set are test rows whatever their hash or split says."""
+        """Read the labels; ids of the frozen evaluation set are test rows whatever their hash or split says.
+
+        Raises UserError for classes that cannot be learned, as `Task.of` does.
+        """
         table = features.table(["id", "label", "split"])
         ids, labels, given = (table[name].to_pylist() for name in ("id", "label", "split"))
         splits = split_all(ids, given, settings, frozen=frozenset(frozen))
-        classes, y = index_classes(labels, splits)
-        return cls(ids, classes, y, splits)
+        task = Task.of(labels, splits)
+        return cls(ids, task, task.index(labels), splits)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the K classes, in the order of `y`."""
+        return list(self.task.classes)
 
     @property
     def digest(self) -> str:
-        return fingerprint([self.ids, self.classes, self.y.tolist(), self.splits])
+        return fingerprint([self.ids, self.classes, self.task.multilabel, self.y.tolist(), self.splits])
 
-    def part(self, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row numbers and class indices of a split."""
+    def part(self, split: str) -> tuple[NDArray[np.int64], Targets]:
+        """Row numbers and targets of a split."""
         rows = rows_of(self.splits, split)
         return rows, self.y[rows]
 

@@ -1,4 +1,4 @@
-"""Which neuron of which layer, on which word, spoke for the class: exact for a linear head."""
+"""Which neuron of which layer, on which word, spoke for the class: contributions that add up to the logits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from spin.extract import pooling_mask
 from spin.integrate import Integration
 from spin.pooling import pool, token_of
 from spin.sites import Column, Site
+from spin.task import Task
 
 Floats = NDArray[np.floating]
 
@@ -35,11 +36,11 @@ class Explanation:
     """The logits of one text as a sum over neurons, or over words, and the bias."""
 
     text: str
-    classes: tuple[str, ...]
+    task: Task
     logits: Floats
-    """(K,) as the classifier gives them"""
+    """(K,) as the classifier gives them, calibrated"""
     bias: Floats
-    """(K,)"""
+    """(K,) the logits of a text whose neurons are all at their training mean"""
     neurons: tuple[tuple[Column, int], ...]
     """the p selected neurons"""
     contributions: Floats
@@ -52,7 +53,17 @@ class Explanation:
     """(p,) the word on which each neuron spoke loudest"""
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        return self.task.classes
+
+    @property
+    def probabilities(self) -> Floats:
+        """(K,)"""
+        return self.task.probabilities(self.logits[None])[0]
+
+    @property
     def label(self) -> str:
+        """The class with the largest logit."""
         return self.classes[int(self.logits.argmax())]
 
     def word(self, index: int) -> str:
@@ -70,28 +81,30 @@ class Explanation:
         return NeuronContribution(column, neuron, contribution, self.word(int(self.loudest[index])))
 
 
-def explain(backbone: Backbone, integration: Integration, classes: tuple[str, ...], text: str) -> Explanation:
+def explain(backbone: Backbone, integration: Integration, task: Task, text: str) -> Explanation:
     """Divide the logits of a text among neurons and among words.
 
-    A neuron adds w (x - mean) / scale. Under mean pooling each token of the content answers for its own activation
-    and an equal part of -mean; under max, first and last one token answers for all of it.
+    A neuron adds w (x - mean) / scale, where w is its weight in a linear head and its integrated gradient in an mlp.
+    Under mean pooling each token of the content answers for its own activation and an equal part of -mean; under
+    max, first and last one token answers for all of it.
     """
     encoded = backbone.tokenizer(text, truncation=True, max_length=backbone.max_tokens, return_offsets_mapping=True)
     ids, mask = backbone.batch([encoded["input_ids"] or [backbone.pad_id]])
     content = backbone.content(ids, mask)
     shares = _token_values(backbone, integration, ids, mask, content)
-    weights = integration.head.coef.T / integration.scale[:, None]
+    slopes = integration.head.slopes(shares.sum(0) / integration.scale)
+    weights = slopes.T / integration.scale[:, None]
     by_token = np.einsum("tp,pk->tk", shares, weights)
     contributions = shares.sum(0)[:, None] * weights
     words, word_of = _words(encoded)
-    by_word = np.zeros((len(words), len(classes)))
+    by_word = np.zeros((len(words), len(task)))
     np.add.at(by_word, word_of, by_token)
     rows = integration.selection.rows()
     return Explanation(
         text,
-        classes,
-        contributions.sum(0) + integration.head.intercept,
-        integration.head.intercept,
+        task,
+        contributions.sum(0) + integration.head.bias,
+        integration.head.bias,
         tuple((column, neuron) for column, neuron, _ in rows),
         contributions,
         words,

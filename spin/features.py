@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from spin.extract import Features
 from spin.sites import Column
+from spin.task import Label
 
 BYTES_A_SHARD = 256 << 20
 """what a feature shard holds at most"""
@@ -20,13 +21,18 @@ def document_bytes(widths: Mapping[Column, int], dtypes: Mapping[Column, type[np
     return sum(width * np.dtype(dtypes[column]).itemsize for column, width in widths.items())
 
 
-def to_table(ids: Sequence[str], labels: Sequence[str], splits: Sequence[str | None], features: Features) -> pa.Table:
-    """A shard of n documents: id, label, split, n_tokens and one column of lists a site.pooling."""
+def to_table(ids: Sequence[str], labels: Sequence[Label], splits: Sequence[str | None], features: Features) -> pa.Table:
+    """A shard of n documents: id, label, split, n_tokens and one column of lists a site.pooling.
+
+    The label is a string, or where labels are lists a list of strings, be they all empty.
+    """
+    # the first one tells: a corpus has labels of one kind; Arrow would take lists that are all empty for lists of null
+    multilabel = len(labels) > 0 and not isinstance(labels[0], str)
     columns = {str(column): to_lists(values) for column, values in features.columns.items()}
     return pa.table(
         {
             "id": pa.array(ids, pa.string()),
-            "label": pa.array(labels, pa.string()),
+            "label": pa.array(labels, pa.list_(pa.string()) if multilabel else pa.string()),
             "split": pa.array(splits, pa.string()),
             "n_tokens": pa.array(features.n_tokens, pa.int32()),
             **columns,

@@ -1,37 +1,32 @@
-"""From probes to one classifier: the search over eta, head strength and depth, on validation rows only."""
+"""From probes to classifiers: the search, and for each choice the final head on all labelled rows, calibrated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spin.calibrate import calibration_error, fit_temperature, log_loss
 from spin.errors import UserError
-from spin.head import LinearHead, fit_head
-from spin.metric import score
+from spin.folds import Fold, labelled
+from spin.frontier import Candidate, choices_of, frontier_of
+from spin.head import LinearHead, fit_linear
+from spin.mlp import MlpHead, fit_mlp
+from spin.paired import chance_not_better
 from spin.probe import Probe
-from spin.select import Selection, scaler_of, select
+from spin.search import Progress, Read, Search, row_weights
+from spin.select import Selection, alignment, scaler_of
 from spin.settings import SearchSettings
-from spin.sites import Column
+from spin.sites import Site
+from spin.task import Targets, Task
+from spin.team import Team
 
 Floats = NDArray[np.floating]
-Read = Callable[[Selection], Floats]
-Progress = Callable[[int], None]
-Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""row numbers and class indices"""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A point of the frontier: the best that was found with so many blocks."""
-
-    depth: int
-    eta: float
-    strength: float
-    neurons: int
-    valid_score: float
+SIGNIFICANT = 0.05
+"""a paired test's chance below which `auto` takes the mlp head"""
 
 
 @dataclass(frozen=True)
@@ -43,126 +38,157 @@ class Integration:
     """(p,) over the training rows"""
     scale: Floats
     """(p,) over the training rows"""
-    head: LinearHead
-    valid_score: float
-    frontier: tuple[Candidate, ...]
-    """the best candidate of every depth that was tried, shallow first"""
+    head: LinearHead | MlpHead
+    """calibrated: its logits are already over the temperature"""
+    facts: dict[str, Any]
+    """what a report says of the choice: depth, compute, eta, neurons, scores, temperature, calibration errors"""
 
     def standardise(self, activations: Floats) -> Floats:
         """Raw activations (n, p) of the selected neurons, aligned across layers."""
         return (activations.astype(np.float32) - self.mean) / self.scale
 
-    def describe(self) -> dict[str, object]:
-        """What a report says of the choice."""
+    def logits(self, activations: Floats) -> Floats:
+        """(n, K) of raw activations (n, p)."""
+        return self.head.logits(self.standardise(activations))
+
+
+@dataclass(frozen=True)
+class Integrated:
+    """Everything that the search gives: the classifiers that can be chosen, and what accuracy costs."""
+
+    choices: dict[str, Integration]
+    """`accuracy`, `balanced` and `cheapest`; one Integration may stand under several names"""
+    frontier: tuple[Candidate, ...]
+    """the best candidate of every depth, shallow first"""
+    tried: int
+    """candidates that were judged"""
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says of the search."""
         return {
-            "eta": self.selection.eta,
-            "depth": self.selection.depth,
-            "neurons": len(self.selection),
-            "strength": self.head.strength,
-            "valid_score": self.valid_score,
-            "frontier": [asdict(candidate) for candidate in self.frontier],
+            "choices": {name: integration.facts for name, integration in self.choices.items()},
+            "frontier": [candidate.describe() for candidate in self.frontier],
+            "tried": self.tried,
         }
 
 
 def integrate(
-    probes: Iterable[Probe],
+    probes: Sequence[Probe],
     read: Read,
-    train: Rows,
-    valid: Rows,
+    y: Targets,
+    folds: Sequence[Fold],
+    task: Task,
     *,
     metric: str,
     settings: SearchSettings,
+    class_weights: str = "none",
+    flops: Mapping[Site, float],
+    team: Team | None = None,
+    device: str = "cpu",
+    seed: int = 0,
     progress: Progress = lambda fits: None,
-) -> Integration:
-    """Choose eta and head strength at full depth, then depth with the strengths around, all by the validation metric.
+) -> Integrated:
+    """Search eta, depth, sites, poolings and head strength by the validation metric, then fit what was chosen.
 
-    `read` gives the raw activations (n, p) of a selection for all rows; `train` and `valid` are (row numbers,
-    class indices). Features of different layers meet standardised on the training rows. A tie goes to fewer
-    neurons. `progress` is told every head that was fitted. Raises UserError when no probe kept a neuron.
+    `read` gives the raw activations of a selection for some rows, `y` (n, …) are the targets of all rows and `flops`
+    what reading a site costs, as a share of the whole backbone. Features of different layers meet standardised on
+    the training rows and weighted by site and neuron (`select.alignment`). The final heads are fitted on the rows
+    of all folds, training and validation, with the choices that the validation rows made, and cooled by the
+    temperature that the held-out logits chose. Members of a `team` share the training rows; all get the same result.
+    Raises UserError when no probe kept a neuron.
     """
-    by_column = {probe.column: probe for probe in probes}
-    largest = select(by_column.values(), max(settings.etas))
-    if not len(largest):
+    if not any(probe.coef.any() for probe in probes):
         raise UserError(
             "data: no probe kept a neuron, because no neuron varies over the training documents; "
             "check that their texts differ"
         )
-    search = _Search(largest, by_column, read, train, valid, metric, progress)
-    etas = sorted(settings.etas)
-    full = [
-        found for eta in etas for found in search.strengths(select(by_column.values(), eta), sorted(settings.strengths))
-    ]
-    best = _best(full)
-    around = _neighbours(sorted(settings.strengths), best.head.strength)
-    chosen = select(by_column.values(), best.selection.eta)
-    frontier = [_best(search.strengths(part, around)) for part in _shallower(chosen)]
-    frontier.append(best)
-    winner = _best(frontier)
-    points = tuple(
-        Candidate(f.selection.depth, f.selection.eta, f.head.strength, len(f.selection), f.valid_score)
-        for f in frontier
-    )
-    mean, scale = scaler_of(winner.selection, by_column)
-    return Integration(winner.selection, mean, scale, winner.head, winner.valid_score, points)
+    search = Search(
+        probes, read, y, folds, task,
+        metric=metric, settings=settings, class_weights=class_weights, flops=flops, team=team or Team(), device=device,
+        progress=progress,
+    )  # fmt: skip
+    tried = search.run()
+    fitter = _Fitter(search, read, y, folds, class_weights, seed, device)
+    fitted: dict[int, Integration] = {}
+    choices = {}
+    for name, candidate in choices_of(tried, settings).items():
+        if id(candidate) not in fitted:
+            fitted[id(candidate)] = fitter.fit(candidate)
+        choices[name] = fitted[id(candidate)]
+    return Integrated(choices, frontier_of(tried), len(tried))
 
 
-def search_size(settings: SearchSettings, depth: int) -> int:
-    """Heads that `integrate` fits at most on a backbone of `depth` blocks."""
-    return len(settings.etas) * len(settings.strengths) + min(3, len(settings.strengths)) * depth
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    selection: Selection
-    head: LinearHead
-    valid_score: float
-
-
-class _Search:
-    """Fits heads on parts of one selection whose activations were read once."""
+class _Fitter:
+    """Makes a candidate whole: its head's kind, its temperature, and the final head on all labelled rows."""
 
     def __init__(
-        self,
-        largest: Selection,
-        by_column: Mapping[Column, Probe],
-        read: Read,
-        train: Rows,
-        valid: Rows,
-        metric: str,
-        progress: Progress,
+        self, search: Search, read: Read, y: Targets, folds: Sequence[Fold], class_weights: str, seed: int, device: str
     ) -> None:
-        mean, scale = scaler_of(largest, by_column)
-        activations = read(largest)
-        self.largest, self.metric, self.progress = largest, metric, progress
-        (train_rows, self.train_y), (valid_rows, self.valid_y) = train, valid
-        self.train_X = (activations[train_rows].astype(np.float32) - mean) / scale
-        self.valid_X = (activations[valid_rows].astype(np.float32) - mean) / scale
+        self.search, self.read, self.y, self.folds = search, read, y, folds
+        self.class_weights, self.seed, self.device = class_weights, seed, device
+        self.task, self.team = search.task, search.team
 
-    def strengths(self, selection: Selection, strengths: Sequence[float]) -> list[_Found]:
-        """One fit a strength, rising, each started from the last, until two in a row have not improved the best."""
-        where = selection.within(self.largest)
-        train_X, valid_X = self.train_X[:, where], self.valid_X[:, where]
-        found: list[_Found] = []
-        for strength in strengths:
-            head = fit_head(train_X, self.train_y, strength, start=found[-1].head if found else None)
-            found.append(_Found(selection, head, score(self.metric, self.valid_y, head.predict(valid_X))))
-            self.progress(1)
-            if len(found) >= 3 and _best(found) not in found[-2:]:
-                break
-        return found
+    def fit(self, candidate: Candidate) -> Integration:
+        held_out, steps, chance = self._bend(candidate)
+        logits = np.concatenate(held_out)
+        y = np.concatenate([self.y[fold.valid] for fold in self.folds])
+        temperature = fit_temperature(logits, y, self.task)
+        errors = [
+            calibration_error(self.task.probabilities(values), y, self.task)
+            for values in (logits, logits / np.float32(temperature))
+        ]
+        selection, mean, scale, head = self._final(candidate, steps)
+        facts = {
+            **candidate.describe(),
+            "neurons": len(selection),
+            "head": "linear" if steps is None else "mlp",
+            "mlp_chance": chance,
+            "valid_score": round(self.search.judge(held_out), 4),
+            "valid_log_loss": round(log_loss(logits / np.float32(temperature), y, self.task), 4),
+            "temperature": round(temperature, 4),
+            "valid_ece": round(errors[1], 4),
+            "valid_ece_uncalibrated": round(errors[0], 4),
+        }
+        said: tuple[float, dict[str, Any]] = self.team.say((temperature, facts))
+        return Integration(selection, mean, scale, head.cooled(said[0]), said[1])
 
+    def _bend(self, candidate: Candidate) -> tuple[tuple[Floats, ...], int | None, float | None]:
+        """Held-out logits of the head that is taken, its steps if that is the mlp, and the test's chance."""
+        kind = self.search.settings.head
+        if kind == "linear":
+            return candidate.held_out, None, None
+        found, steps = [], []
+        for probes, part, fold in zip(self.search.of_fold, self.search.parts, self.folds, strict=True):
+            selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
+            logits, taken = part.bend(selection, candidate.penalty, self.y[fold.valid], self.seed)
+            found.append(logits)
+            steps.append(taken)
+        y = np.concatenate([self.y[fold.valid] for fold in self.folds])
+        bent, straight = (self.task.predict(np.concatenate(values)) for values in (found, candidate.held_out))
+        chance = chance_not_better(self.search.metric, y, bent, straight, self.seed)
+        taken = kind == "mlp" or chance < SIGNIFICANT
+        taken, chance = self.team.say((taken, chance))
+        if not taken:
+            return candidate.held_out, None, chance
+        return tuple(found), round(float(np.mean(steps))), chance
 
-def _best(found: Sequence[_Found]) -> _Found:
-    """The best validation score; among equals fewer neurons, then the stronger regularisation."""
-    return max(found, key=lambda f: (f.valid_score, -len(f.selection), -f.head.strength))
-
-
-def _shallower(selection: Selection) -> list[Selection]:
-    """The selection cut to each depth below its own at which it has neurons."""
-    depths = sorted({column.site.layer for column in selection.neurons})
-    return [selection.upto(depth) for depth in depths[:-1]]
-
-
-def _neighbours(grid: Sequence[float], value: float) -> Sequence[float]:
-    at = grid.index(value)
-    return grid[max(0, at - 1) : at + 2]
+    def _final(self, candidate: Candidate, steps: int | None) -> tuple[Selection, Floats, Floats, LinearHead | MlpHead]:
+        """The head on all labelled rows; neurons that its L1 part left out are gone from the selection."""
+        search, rows = self.search, labelled(tuple(self.folds))
+        selection = search.selection(candidate.eta, candidate.depth, candidate.part, search.final)
+        mean, scale = scaler_of(selection, search.final)
+        mine = rows[self.team.rank :: self.team.size]
+        X = (self.read(selection, mine).astype(np.float32) - mean) / scale
+        has = self.task.indicator(self.y[mine])
+        weights = row_weights(self.task.indicator(self.y[rows]), self.class_weights, self.task)
+        scales = alignment(selection, search.final, search.floor)
+        shared = {"exclusive": not self.task.multilabel, "team": self.team, "device": self.device}
+        mine_weights = weights[self.team.rank :: self.team.size]
+        [head] = fit_linear(X, has, mine_weights, scales, [candidate.penalty], **shared)  # type: ignore[arg-type]
+        if steps is not None:
+            bent, _ = fit_mlp(
+                head, X, has, mine_weights, scales, candidate.penalty.strength, seed=self.seed, steps=steps, **shared
+            )  # type: ignore[arg-type]
+            return selection, mean, scale, bent
+        wanted = head.coef.any(0)
+        return selection.keep(wanted), mean[wanted], scale[wanted], head.keep(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,17 +17,18 @@ TOLERANCE = 1e-3
 
 @dataclass
 class LogisticPath:
-    """The minimisers of mean(log(1 + exp(-y (Xw + b)))) + lam |w|_1 for falling lam, each started from the last.
+    """The minimisers of sum_i s_i log(1 + exp(-y_i (x_i w + b))) + lam |w|_1 for falling lam, each started from the last.
 
-    `X` (n, p) is float32 and standardised, `y` (n,) is -1 or 1. For a penalty the candidates are the features of
-    the last solution and those that the sequential strong rule keeps (Tibshirani et al. 2012); on them a proximal
-    Newton step minimises the quadratic model by coordinate descent on its Gram matrix (Friedman et al.
-    2010), which does not touch the n rows again. Whatever the rule left out wrongly fails the KKT check and
-    comes back.
+    `X` (n, p) is float32 and standardised, `y` (n,) is -1 or 1, the weights `s` (n,) sum to 1. For a penalty the
+    candidates are the features of the last solution and those that the sequential strong rule keeps (Tibshirani et
+    al. 2012); on them a proximal Newton step minimises the quadratic model by coordinate descent on its Gram matrix
+    (Friedman et al. 2010), which does not touch the n rows again. Whatever the rule left out wrongly fails the KKT
+    check and comes back.
     """
 
     X: Floats
     y: Floats
+    s: Floats
     w: NDArray[np.float64] = field(init=False)
     """(p,) the solution at the last penalty"""
     b: float = field(init=False)
@@ -34,10 +36,10 @@ class LogisticPath:
     """the smallest penalty whose solution is zero"""
 
     def __post_init__(self) -> None:
-        share = float((self.y > 0).mean())
+        share = float(np.clip(self.s[self.y > 0].sum(dtype=np.float64), 1e-6, 1 - 1e-6))  # one class only: no infinity
         self.w = np.zeros(self.X.shape[1])
         self.b = float(np.log(share / (1 - share)))
-        self._gradient = self.X.T @ _residual(self.y, np.full(len(self.y), self.b, np.float32))
+        self._gradient = self.X.T @ _residual(self.y, self.s, np.full(len(self.y), self.b, np.float32))
         self._lam = self.lam_max = float(np.abs(self._gradient).max(initial=0))
 
     def solve(self, lam: float) -> None:
@@ -46,7 +48,7 @@ class LogisticPath:
         for _ in range(20):
             kept = np.flatnonzero(candidates)
             scores = self._minimise(kept, lam)
-            self._gradient = self.X.T @ _residual(self.y, scores)
+            self._gradient = self.X.T @ _residual(self.y, self.s, scores)
             wrong = (np.abs(self._gradient) > lam * (1 + TOLERANCE)) & ~candidates
             if not wrong.any():
                 break
@@ -58,16 +60,16 @@ class LogisticPath:
         A = np.ascontiguousarray(self.X[:, kept])
         w, b = self.w[kept], self.b
         scores = (A @ w.astype(np.float32) + np.float32(b)).astype(np.float32)
-        objective = _loss(self.y, scores) + lam * np.abs(w).sum()
+        objective = _loss(self.y, self.s, scores) + lam * np.abs(w).sum()
         model, last = None, np.inf
         for _ in range(50):
-            residual = _residual(self.y, scores)
+            residual = _residual(self.y, self.s, scores)
             gradient, slope_b = (A.T @ residual).astype(np.float64), float(residual.sum())
             violation = _violation(gradient, slope_b, w, lam)
             if violation <= TOLERANCE * lam / 2:
                 break
             if model is None or violation > last / 4:  # an old Hessian serves as long as it makes headway
-                model = _hessian(A, scores)
+                model = _hessian(A, self.s, scores)
             last = violation
             new_w, new_b = _descend(*model, gradient, slope_b, w, b, lam)
             step_w, step_b = new_w - w, new_b - b
@@ -75,7 +77,7 @@ class LogisticPath:
             length = 1.0
             while length > 1e-4:
                 trial = scores + np.float32(length) * moved
-                found = _loss(self.y, trial) + lam * np.abs(w + length * step_w).sum()
+                found = _loss(self.y, self.s, trial) + lam * np.abs(w + length * step_w).sum()
                 if found <= objective:
                     break
                 length /= 2
@@ -87,21 +89,50 @@ class LogisticPath:
         return scores
 
 
-def _hessian(A: Floats, scores: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Second derivatives of the mean loss: (m, m) by the coefficients, (m,) with the intercept, and its own."""
+class LassoPaths:
+    """The paths of P designs and K problems one after another, as a CPU wants them; `BatchedPaths` solves the same."""
+
+    lam_max: NDArray[np.float64]
+    """(P,) for each design the smallest penalty at which the solutions of all K problems are zero"""
+
+    def __init__(self, designs: Sequence[Floats], targets: Floats, weights: Floats) -> None:
+        """`designs` are P arrays (n, width), float32 and standardised; `targets` (K, n) is -1 or 1.
+
+        Each row of `weights` (K, n) sums to 1.
+        """
+        self._paths = [[LogisticPath(X, y, s) for y, s in zip(targets, weights, strict=True)] for X in designs]
+        self.lam_max = np.array([max(path.lam_max for path in paths) for paths in self._paths])
+
+    def solve(self, lams: Floats) -> tuple[Floats, Floats]:
+        """The solutions at the penalties `lams` (L, P): coef (L, P, K, width) and intercept (L, P, K) in float32.
+
+        The penalties of a design fall from each to the next, and from call to call.
+        """
+        coef, intercept = [], []
+        for row in lams:
+            for lam, paths in zip(row, self._paths, strict=True):
+                for path in paths:
+                    path.solve(min(lam, path.lam_max))
+            coef.append([[path.w for path in paths] for paths in self._paths])
+            intercept.append([[path.b for path in paths] for paths in self._paths])
+        return np.array(coef, np.float32), np.array(intercept, np.float32)
+
+
+def _hessian(A: Floats, s: Floats, scores: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Second derivatives of the loss: (m, m) by the coefficients, (m,) with the intercept, and its own."""
     chance = expit(scores)
-    root = np.sqrt(chance * (1 - chance) / np.float32(len(scores)))
+    root = np.sqrt(chance * (1 - chance) * s)
     scaled = A * root[:, None]
     return (scaled.T @ scaled).astype(np.float64), (scaled.T @ root).astype(np.float64), float(root @ root)
 
 
-def kkt_violation(X: Floats, y: Floats, w: Floats, b: float, lam: float) -> float:
+def kkt_violation(X: Floats, y: Floats, s: Floats, w: Floats, b: float, lam: float) -> float:
     """How far (w, b) is from optimal, as a share of the penalty.
 
     The largest distance of the negative gradient from the subdifferential of lam |w|_1, and of the intercept's
     gradient from zero, over lam.
     """
-    residual = _residual(y, X @ w + b)
+    residual = _residual(y, s, X @ w + b)
     return _violation(X.T @ residual, float(residual.sum()), w, lam) / lam
 
 
@@ -110,13 +141,13 @@ def _violation(gradient: Floats, intercept_gradient: float, w: Floats, lam: floa
     return float(max(distance.max(initial=0), abs(intercept_gradient)))
 
 
-def _residual(y: Floats, scores: Floats) -> Floats:
-    """The derivative (n,) of the mean loss by the scores."""
-    return (-y * expit(-y * scores) / len(y)).astype(np.float32)
+def _residual(y: Floats, s: Floats, scores: Floats) -> Floats:
+    """The derivative (n,) of the loss by the scores."""
+    return (-y * expit(-y * scores) * s).astype(np.float32)
 
 
-def _loss(y: Floats, scores: Floats) -> float:
-    return float(np.logaddexp(0, -y * scores).mean(dtype=np.float64))
+def _loss(y: Floats, s: Floats, scores: Floats) -> float:
+    return float((s * np.logaddexp(0, -y * scores)).sum(dtype=np.float64))
 
 
 @njit(cache=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from spin.lasso import LogisticPath, kkt_violation
+from spin.folds import Fold, Rows, labelled
+from spin.lasso import LassoPaths, kkt_violation
 from spin.metric import score
 from spin.settings import ProbeSettings
 from spin.sites import Column
+from spin.task import Targets, Task
 
 Floats = NDArray[np.floating]
 NO_NEURON = -1.0
@@ -25,7 +28,8 @@ NO_NEURON = -1.0
 class Probe:
     """The L1 logistic regression of one site.pooling at the penalty that validation chose.
 
-    K is the number of classes, one-vs-rest, or 1 for two classes; coefficients act on standardised activations.
+    One-vs-rest: K rows, or one for a task of two classes of which a document has one; coefficients act on
+    standardised activations.
     """
 
     column: Column
@@ -44,16 +48,22 @@ class Probe:
     kkt: float
     """largest violation of the optimality conditions at the chosen penalty, as a share of it"""
     valid_score: float
-    """the metric on the validation rows"""
+    """the metric on the validation rows, the mean over folds where there are several"""
+    folds: tuple[Probe, ...] = ()
+    """where cross-validation chose: the same probe, fitted on each fold's training rows alone"""
+
+    def of_fold(self, index: int) -> Probe:
+        """The probe that has not seen the validation rows of a fold."""
+        return self.folds[index] if self.folds else self
 
     def decision(self, activations: Floats) -> Floats:
         """Logits (n, K) of raw activations (n, width)."""
         standard = (activations.astype(np.float32) - self.mean) / self.scale
         return standard @ self.coef.T + self.intercept
 
-    def predict(self, activations: Floats) -> NDArray[np.int64]:
-        """Class indices (n,)."""
-        return classes_of(self.decision(activations))
+    def predict(self, activations: Floats, task: Task) -> Targets:
+        """Class indices (n,), or booleans (n, K) of a multi-label task."""
+        return decide(self.decision(activations), task)
 
     @property
     def importance(self) -> Floats:
@@ -62,71 +72,156 @@ class Probe:
 
     def to_bytes(self) -> bytes:
         """A safetensors file; what is not a tensor lies in its metadata as JSON."""
-        facts = {"column": str(self.column), **{name: getattr(self, name) for name in _FACTS}}
-        tensors = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _TENSORS}
-        return save_tensors(tensors, {"probe": json.dumps(facts)})
+        parts = (self, *self.folds)
+        facts = [{"column": str(part.column), **{name: getattr(part, name) for name in _FACTS}} for part in parts]
+        tensors = {
+            f"{index}.{name}": np.ascontiguousarray(getattr(part, name), np.float32)
+            for index, part in enumerate(parts)
+            for name in _TENSORS
+        }
+        return save_tensors(tensors, {"probes": json.dumps(facts)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Probe:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        facts = json.loads(header["__metadata__"]["probe"])
         tensors: dict[str, Any] = load_tensors(data)
-        return cls(column=Column.parse(facts.pop("column")), **tensors, **facts)
+        parts = [
+            {**facts, "column": Column.parse(facts["column"]), **{name: tensors[f"{i}.{name}"] for name in _TENSORS}}
+            for i, facts in enumerate(json.loads(header["__metadata__"]["probes"]))
+        ]
+        return cls(**parts[0], folds=tuple(cls(**part) for part in parts[1:]))
 
 
 _TENSORS = ("coef", "intercept", "mean", "scale")
 _FACTS = ("lam", "lam_max", "kkt", "valid_score")
 
 
-def classes_of(logits: Floats) -> NDArray[np.int64]:
-    """Class indices (n,) of one-vs-rest logits (n, K), K being 1 for two classes."""
-    return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(1)
+def decide(logits: Floats, task: Task) -> Targets:
+    """The targets of one-vs-rest logits (n, K), K being 1 for two classes of which a document has one."""
+    return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else task.predict(logits)
 
 
-def fit_probe(
-    column: Column,
-    train: tuple[Floats, NDArray[np.int64]],
-    valid: tuple[Floats, NDArray[np.int64]],
-    n_classes: int,
+def fit_probes(
+    activations: Mapping[Column, Floats],
+    y: Targets,
+    folds: Sequence[Fold],
+    task: Task,
     *,
     metric: str,
     settings: ProbeSettings,
-) -> Probe:
-    """Fit the path on the training rows and keep the penalty that the validation rows choose.
+    device: str = "cpu",
+) -> list[Probe]:
+    """Fit the paths of columns of one width and keep for each the penalty that the validation rows choose.
 
-    `train` and `valid` are raw activations (n, width) with class indices (n,). For each class k the objective is
-    mean(log(1 + exp(-y (x w_k + b_k)))) + lam |w_k|_1, on a grid of penalties that the classes share: geometric
-    from lam_max to `min_ratio` of it, warm-started, then further down only while validation improves.
+    `activations` are raw and of all rows (n, width), `y` the targets of all rows. For each class k the objective is
+    sum_i s_ki log(1 + exp(-y_ki (x_i w_k + b_k))) + lam |w_k|_1 with the class weights s, on a grid of penalties that
+    the classes share: geometric from lam_max to `min_ratio` of it, then further down while validation improves.
+    With several folds the share of lam_max is chosen that is best on average, and the probe is fitted on all of
+    their rows at that share. On a CPU the paths follow one another, warm-started; a GPU solves them at once.
     """
-    activations, labels = train
+    columns = list(activations)
+    walks = [_Walk(activations, y, fold.train, task, settings, device) for fold in folds]
+    ratios, scores = settings.ratios(), np.empty((0, len(columns)))
+    while True:
+        ahead = ratios[len(scores) :]
+        for walk in walks:
+            walk.on(ahead)
+        found = [
+            walk.scores(activations, y, fold.valid, task, metric, len(ahead))
+            for walk, fold in zip(walks, folds, strict=True)
+        ]
+        scores = np.concatenate([scores, np.mean(found, axis=0)])
+        improved = (scores[-1] > scores[:-1].max(0)).any()
+        if not improved or len(ratios) >= settings.penalties + settings.max_extra:
+            break
+        ratios = np.append(ratios, ratios[-1] * settings.step)
+    best = scores.argmax(0)  # of equal ones the largest penalty
+    if len(folds) == 1:
+        return [walks[0].probe(p, best[p], scores[best[p], p]) for p in range(len(columns))]
+    whole = _Walk(activations, y, labelled(tuple(folds)), task, settings, device)
+    whole.on(ratios[: best.max() + 1])
+    return [
+        whole.probe(p, best[p], scores[best[p], p], tuple(walk.probe(p, best[p], scores[best[p], p]) for walk in walks))
+        for p in range(len(columns))
+    ]
+
+
+class _Walk:
+    """The paths of all columns and classes on some training rows, as far as they have been walked."""
+
+    def __init__(
+        self,
+        activations: Mapping[Column, Floats],
+        y: Targets,
+        rows: Rows,
+        task: Task,
+        settings: ProbeSettings,
+        device: str,
+    ) -> None:
+        self.columns = list(activations)
+        self.scalers, self.designs = zip(*(_standard(values[rows]) for values in activations.values()), strict=True)
+        self.targets = signs(task.indicator(y[rows]), task)
+        self.weights = balance(self.targets, settings.class_weights)
+        self.paths: Any
+        if device == "cpu":
+            self.paths = LassoPaths(self.designs, self.targets, self.weights)
+        else:
+            from spin.batched import BatchedPaths
+
+            self.paths = BatchedPaths(self.designs, self.targets, self.weights, device=device)
+        self.lam_max = np.where(self.paths.lam_max > 0, self.paths.lam_max, 1.0)
+        self.lams, self.found = np.empty((0, len(self.columns))), []
+
+    def on(self, ratios: Floats) -> None:
+        """Solve at further shares of lam_max."""
+        lams = ratios[:, None] * self.lam_max
+        coef, intercept = self.paths.solve(lams)
+        self.lams = np.concatenate([self.lams, lams])
+        self.found += list(zip(coef, intercept, strict=True))
+
+    def scores(
+        self, activations: Mapping[Column, Floats], y: Targets, rows: Rows, task: Task, metric: str, last: int
+    ) -> Floats:
+        """The metric on other rows (last, P) of the last solutions."""
+        held_out = [
+            (values[rows].astype(np.float32) - mean) / scale
+            for values, (mean, scale) in zip(activations.values(), self.scalers, strict=True)
+        ]
+        return np.array(
+            [
+                [
+                    score(metric, y[rows], decide(X @ coef[p].T + intercept[p], task)) if coef[p].any() else NO_NEURON
+                    for p, X in enumerate(held_out)
+                ]
+                for coef, intercept in self.found[-last:]
+            ]
+        )
+
+    def probe(self, p: int, at: int, valid_score: float, folds: tuple[Probe, ...] = ()) -> Probe:
+        """The solution of column `p` at the penalty number `at`, with its certificate."""
+        (coef, intercept), lam = self.found[at], float(self.lams[at, p])
+        problems = zip(self.targets, self.weights, coef[p], intercept[p], strict=True)
+        kkt = max(kkt_violation(self.designs[p], y, s, w, b, lam) for y, s, w, b in problems)
+        return Probe(
+            self.columns[p],
+            coef[p],
+            intercept[p],
+            *self.scalers[p],
+            lam,
+            float(self.lam_max[p]),
+            kkt,
+            float(valid_score),
+            folds,
+        )
+
+
+def _standard(activations: Floats) -> tuple[tuple[Floats, Floats], Floats]:
+    """Mean and scale, and the standardised design."""
     mean, scale = standardisation(activations)
     standard = (activations.astype(np.float32) - mean) / scale
     # a neuron that never varies must not speak through its rounding noise
     standard[:, np.einsum("np,np->p", standard, standard) < len(standard) / 2] = 0
-    held_out = (valid[0].astype(np.float32) - mean) / scale
-    targets = signs(labels, n_classes)
-    paths = [LogisticPath(standard, target) for target in targets]
-    lam_max = max(path.lam_max for path in paths) or 1.0
-    step = settings.min_ratio ** (1 / (settings.penalties - 1))
-
-    best: tuple[float, float, Floats, Floats] | None = None
-    improved = False
-    for index in range(settings.penalties + settings.max_extra):
-        if index >= settings.penalties and not improved:
-            break
-        lam = lam_max * step**index
-        for path in paths:
-            path.solve(min(lam, path.lam_max))
-        coef = np.stack([path.w for path in paths]).astype(np.float32)
-        intercept = np.array([path.b for path in paths], np.float32)
-        found = score(metric, valid[1], classes_of(held_out @ coef.T + intercept)) if coef.any() else NO_NEURON
-        improved = best is None or found > best[0]
-        if improved:
-            best = found, lam, coef, intercept
-    assert best is not None
-    valid_score, lam, coef, intercept = best
-    kkt = max(kkt_violation(standard, y, w, b, lam) for y, w, b in zip(targets, coef, intercept, strict=True))
-    return Probe(column, coef, intercept, mean, scale, lam, lam_max, kkt, valid_score)
+    return (mean, scale), standard
 
 
 def standardisation(activations: Floats) -> tuple[Floats, Floats]:
@@ -137,10 +232,20 @@ def standardisation(activations: Floats) -> tuple[Floats, Floats]:
     return mean.astype(np.float32), np.where(constant, 1, scale).astype(np.float32)
 
 
-def signs(labels: NDArray[np.int64], n_classes: int) -> list[Floats]:
-    """The one-vs-rest targets, each (n,) of -1 and 1: one for two classes, else one a class."""
-    positive = [1] if n_classes == 2 else range(n_classes)
-    return [np.where(labels == k, 1, -1).astype(np.float32) for k in positive]
+def signs(has: NDArray[np.bool_], task: Task) -> Floats:
+    """The one-vs-rest targets (K, n) of -1 and 1; of two classes of which a document has one, the second's alone."""
+    columns = has[:, 1:] if len(task) == 2 and not task.multilabel else has
+    return np.where(columns.T, 1, -1).astype(np.float32)
+
+
+def balance(targets: Floats, kind: str) -> Floats:
+    """The weights (K, n) of the rows in each one-vs-rest problem, summing to 1: all alike, or half a side."""
+    if kind == "none":
+        return np.full(targets.shape, 1 / targets.shape[1], np.float32)
+    yes = targets > 0
+    sides = [side / np.maximum(side.sum(1, keepdims=True), 1) for side in (yes, ~yes)]
+    weights = sides[0] + sides[1]
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 def describe(probe: Probe) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ class Selection:
         return max((column.site.layer for column in self.neurons), default=0)
 
     def __len__(self) -> int:
-        return sum(map(len, self.neurons.values()))
+        return sum(len(neurons) for neurons in self.neurons.values())
 
     def rows(self) -> list[tuple[Column, int, float]]:
         """(site.pooling, neuron, importance) of every feature, in order."""
@@ -39,10 +39,24 @@ class Selection:
             for neuron, share in zip(neurons, self.importance[column], strict=True)
         ]
 
-    def upto(self, depth: int) -> Selection:
-        """The part of the selection that the first `depth` blocks give."""
-        kept = [column for column in self.neurons if column.site.layer <= depth]
+    def part(self, depth: int, names: Collection[str] = ()) -> Selection:
+        """What the first `depth` blocks give, of all columns or of those whose kind or pooling is one of `names`."""
+        kept = [
+            column
+            for column in self.neurons
+            if column.site.layer <= depth and (not names or column.site.kind in names or column.pooling in names)
+        ]
         return Selection({c: self.neurons[c] for c in kept}, {c: self.importance[c] for c in kept}, self.eta)
+
+    def keep(self, wanted: NDArray[np.bool_]) -> Selection:
+        """Only the features (p,) that are wanted; a site.pooling left without any goes."""
+        parts = np.split(wanted, np.cumsum([len(n) for n in self.neurons.values()])[:-1])
+        kept = {column: part for column, part in zip(self.neurons, parts, strict=True) if part.any()}
+        return Selection(
+            {c: self.neurons[c][part] for c, part in kept.items()},
+            {c: self.importance[c][part] for c, part in kept.items()},
+            self.eta,
+        )
 
     def within(self, larger: Selection) -> NDArray[np.int64]:
         """Where this selection's features stand among those of a larger one."""
@@ -60,15 +74,27 @@ def select(probes: Iterable[Probe], eta: float) -> Selection:
     """
     neurons, importance = {}, {}
     for probe in sorted(probes, key=lambda p: p.column):
-        total = probe.importance.sum()
-        if total == 0:
+        if not probe.importance.any():
             continue
-        share = probe.importance / total
-        falling = np.argsort(-share, kind="stable")
-        count = int(np.searchsorted(np.cumsum(share[falling]), eta * (1 - 1e-12)) + 1)
-        kept = np.sort(falling[: min(count, int((share > 0).sum()))])
+        share, before = _shares(probe)
+        kept = np.flatnonzero((before < eta * (1 - 1e-12)) & (share > 0))
         neurons[probe.column], importance[probe.column] = kept, share[kept]
     return Selection(neurons, importance, eta)
+
+
+def largest_eta(probes: Iterable[Probe], count: int) -> float:
+    """The largest eta that selects at most `count` neurons, or the smallest that selects any."""
+    reached = np.sort(np.concatenate([b[s > 0] for s, b in (_shares(p) for p in probes if p.importance.any())]))
+    return 1.0 if len(reached) <= count else float(max(reached[count], np.finfo(np.float32).eps))
+
+
+def _shares(probe: Probe) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(width,) each neuron's share of the importance, and the share of all that are more important than it."""
+    share = probe.importance / probe.importance.sum()
+    falling = np.argsort(-share, kind="stable")
+    before = np.empty_like(share)
+    before[falling] = np.cumsum(share[falling]) - share[falling]
+    return share, before
 
 
 def scaler_of(
@@ -77,3 +103,19 @@ def scaler_of(
     """Mean and scale (p,) of the selected features, as the probes measured them on the training rows."""
     pairs = [(probes[c].mean[n], probes[c].scale[n]) for c, n in selection.neurons.items()]
     return np.concatenate([mean for mean, _ in pairs]), np.concatenate([scale for _, scale in pairs])
+
+
+def alignment(selection: Selection, probes: Mapping[Column, Probe], floor: float) -> NDArray[np.float32]:
+    """How loudly each feature (p,) may speak in the head: a weight of its site times one of the neuron in its probe.
+
+    The site's is the square of its probe's validation score above `floor`, that of knowing nothing, as a share of the
+    best site's; the neuron's is the size of its weights as a share of its probe's, the square root of its importance.
+    The head's penalty acts on the features so scaled, as in the adaptive lasso (Zou 2006).
+    """
+    gains = {c: max(probes[c].valid_score - floor, 0.0) for c in selection.neurons}
+    best = max(gains.values(), default=0.0)
+    parts = [
+        (0.05 + 0.95 * (gains[c] / best) ** 2 if best else 1.0) * np.sqrt(share)
+        for c, share in selection.importance.items()
+    ]
+    return np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from spin.errors import UserError
 from spin.metric import METRICS
 from spin.pooling import POOLINGS
+
+
+Choice = Literal["accuracy", "balanced", "cheapest"]
+"""which of the three classifiers of an artifact is used"""
 
 
 class _Section(BaseModel):
@@ -56,15 +62,36 @@ class ProbeSettings(_Section):
     penalties: int = Field(10, ge=2, description="penalties from lam_max to lam_max x min_ratio, geometric")
     min_ratio: float = Field(1 / 30, gt=0, lt=1, description="smallest penalty of the path, as a share of lam_max")
     max_extra: int = Field(2, ge=0, description="further penalties, tried only while validation improves")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: every class weighs as much as all others together, in probes and head"
+    )
+
+    @property
+    def step(self) -> float:
+        """From a penalty of the path to the next."""
+        return self.min_ratio ** (1 / (self.penalties - 1))
+
+    def ratios(self) -> NDArray[np.float64]:
+        """The penalties of the path as shares of lam_max."""
+        return self.step ** np.arange(self.penalties)
 
 
 class SearchSettings(_Section):
     """What integration searches on the validation documents."""
 
-    etas: tuple[float, ...] = Field((0.3, 0.5, 0.7), description="shares of importance kept a site.pooling")
+    etas: tuple[float, ...] = Field((0.3, 0.5, 0.7, 0.9), description="shares of importance kept a site.pooling")
+    max_share: float = Field(0.1, gt=0, le=1, description="of all neurons, kept at most; an eta that keeps more is cut")
     strengths: tuple[float, ...] = Field(
-        (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), description="C of the head, small is strongly regularised"
+        (0.1, 0.3, 1, 3, 10), description="prior variance of a logit in the head, small is strongly regularised"
     )
+    l1: tuple[float, ...] = Field(
+        (0.01, 0.03), description="L1 penalties tried on the best head, as shares of the one that zeroes it"
+    )
+    head: Literal["auto", "linear", "mlp"] = Field(
+        "auto", description="auto takes mlp where a paired test on validation says that it is better"
+    )
+    balanced_loss: float = Field(0.003, ge=0, description="of the metric, given up at most by choose: balanced")
+    cheapest_loss: float = Field(0.02, ge=0, description="of the metric, given up at most by choose: cheapest")
 
     @field_validator("etas")
     @classmethod
@@ -73,12 +100,35 @@ class SearchSettings(_Section):
             raise ValueError("expected shares above 0, at most 1")
         return etas
 
+    @field_validator("l1")
+    @classmethod
+    def _below_one(cls, l1: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < share < 1 for share in l1):
+            raise ValueError("expected shares above 0 and below 1")
+        return l1
+
     @field_validator("strengths")
     @classmethod
     def _positive(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
         if not strengths or not all(0 < strength < math.inf for strength in strengths):
             raise ValueError("expected numbers above 0")
         return strengths
+
+
+class DecisionSettings(_Section):
+    """From probabilities to labels."""
+
+    thresholds: dict[str, float] = Field(
+        {}, description="probability that a class needs, by class; by default all need the same"
+    )
+    abstain: float = Field(0, ge=0, lt=1, description="band of probability around the border where no label is given")
+
+    @field_validator("thresholds")
+    @classmethod
+    def _probabilities(cls, thresholds: dict[str, float]) -> dict[str, float]:
+        if not all(0 < threshold < 1 for threshold in thresholds.values()):
+            raise ValueError("expected probabilities above 0 and below 1")
+        return thresholds
 
 
 class MlflowSettings(_Section):
@@ -122,6 +172,11 @@ class Settings(_Section):
     store: str = Field(description="folder or s3://bucket/prefix for features, probes and the model")
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
+    choose: Choice = Field(
+        "accuracy",
+        description="accuracy: best on validation; balanced, cheapest: the least compute within a loss (search)",
+    )
+    decision: DecisionSettings = Field(default_factory=DecisionSettings)
     mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
     ray: RaySettings = Field(default_factory=RaySettings)
     classify: ClassifySettings = Field(default_factory=ClassifySettings)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from spin.batched import BatchedPaths
+from spin.descent import Regressions
 
 Floats = NDArray[np.floating]
 SHARES = np.array([0.7, 0.3, 0.1, 1 / 30])
@@ -154,7 +155,7 @@ def test_what_is_solved_costs_no_step(
     paths = BatchedPaths(*batch)
     lams = SHARES[:, None] * paths.lam_max
     coef, intercept = paths.solve(lams)
-    monkeypatch.setattr("spin.batched._Batch.step", lambda *_: pytest.fail("a step"))
+    monkeypatch.setattr("spin.descent._Batch.step", lambda *_: pytest.fail("a step"))
     again, again_intercept = paths.solve(lams[[2, 0]])
     np.testing.assert_array_equal(again, coef[[2, 0]])
     np.testing.assert_array_equal(again_intercept, intercept[[2, 0]])
@@ -194,13 +195,13 @@ def test_the_precision_of_the_process_is_not_obeyed_and_not_changed(
 ) -> None:
     """The products are in full float32 also where the process allows less elsewhere."""
     seen = set()
-    inner = BatchedPaths._minimise
+    inner = Regressions.gradient
 
-    def spy(self: BatchedPaths, *args: torch.Tensor) -> None:
+    def spy(self: Regressions, *args: torch.Tensor) -> torch.Tensor:
         seen.add(torch.get_float32_matmul_precision())
-        inner(self, *args)
+        return inner(self, *args)
 
-    monkeypatch.setattr(BatchedPaths, "_minimise", spy)
+    monkeypatch.setattr(Regressions, "gradient", spy)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:

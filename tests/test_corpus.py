@@ -28,6 +28,7 @@ from pipelines.documents import Documents, Shard, read_shard
 from pipelines.store import Store
 from spin.errors import UserError
 from spin.settings import DataSettings
+from spin.task import Task
 
 DATA = DataSettings(train="unused")
 SPLIT = DataSettings(train="unused", split="split")
@@ -374,11 +375,12 @@ def test_texts_of_parquet(case: str, tmp_path: Path) -> None:
 
 
 def test_ids_and_labels_of_jsonl(tmp_path: Path) -> None:
-    """As in Parquet; what no id can be is none."""
-    given = [1, 1.5, True, "001", "é", "\ud800", "", None, [1], {"a": 1}, float("nan")]
+    """As in Parquet; what no id can be is none, but a label can be a list."""
+    given = [1, 1.5, True, "001", "é", "\ud800", "", None, {"a": 1}, float("nan"), [1]]
     expected = ["1", "1.5", "true", "001", "é", "\ud800", None, None, None, None, None]
     found = read_all(plan(put(tmp_path, "a.jsonl", jsonl([{"id": v, "text": "t", "label": v} for v in given]))))
-    assert found.ids == found.labels == expected
+    assert found.ids == expected
+    assert found.labels == [*expected[:-1], ["1"]]
 
 
 def test_ids_and_labels_of_csv(tmp_path: Path) -> None:
@@ -388,6 +390,120 @@ def test_ids_and_labels_of_csv(tmp_path: Path) -> None:
     found = read_all(plan(put(tmp_path, "a.csv", data)))
     assert found.ids == found.labels == [*given[:-1], None]
     assert found.texts == given
+
+
+# Lists of labels
+
+NAMES = [["b", "a"], [], ["a"], ["a", "é"], [], ["b"], ["c", "b", "a"]]
+NUMBERS = [[1, 20], [], [3], [1, 3], [], [20], [3, 20, 1]]
+PAIRS = [[7, 1], [1, 3], [3, 7], [1, 7], [3, 1], [7, 3], [1, 7]]
+BYTES = [[name.encode() for name in label] for label in NAMES]
+LIST_COLUMNS: dict[str, tuple[list[list[Any]], pa.DataType]] = {
+    "strings": (NAMES, pa.list_(pa.string())),
+    "large strings": (NAMES, pa.large_list(pa.large_string())),
+    "dictionaries": (NAMES, pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+    "views": (NAMES, pa.list_view(pa.string_view())),
+    "ints": (NUMBERS, pa.list_(pa.int64())),
+    "large views": (NUMBERS, pa.large_list_view(pa.int32())),
+    "large list of small ints": (NUMBERS, pa.large_list(pa.uint8())),
+    "fixed size": (PAIRS, pa.list_(pa.int16(), 2)),
+    "bytes": (BYTES, pa.list_(pa.binary())),
+    "whole floats": (NUMBERS, pa.list_(pa.float64())),
+    "nulls": ([[]] * 7, pa.list_(pa.null())),
+}
+
+
+@pytest.mark.parametrize("case", LIST_COLUMNS)
+def test_lists_of_labels_of_parquet(case: str, tmp_path: Path) -> None:
+    """Of any type of list and of element, over row groups and shards that cut them; numbers by their digits."""
+    lists, kind = LIST_COLUMNS[case]
+    ids, texts = [f"d{n}" for n in range(7)], [f"text {n}" for n in range(7)]
+    table = pa.table({"id": ids, "text": texts, "label": pa.array(lists, kind)})
+    shards = plan(put(tmp_path, "a.parquet", parquet(table, row_group_size=4)), 3)
+    expected = [[name.decode() if isinstance(name, bytes) else str(name) for name in label] for label in lists]
+    assert len(shards) == 3
+    assert read_all(shards).labels == read_labelled(shards, DATA).labels == expected
+    assert not read_all(shards).malformed
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+def test_lists_of_labels_of_jsonl(packed: bool, tmp_path: Path) -> None:
+    """Names by the rule of single ones; an empty list is a label."""
+    given: list[Any] = [["b", "a"], [], [1, 1.5, True, "001"], ["é"]]
+    data = jsonl([{"id": n, "text": "t", "label": label} for n, label in enumerate(given)])
+    name = "a.jsonl.gz" if packed else "a.jsonl"
+    shards = plan(put(tmp_path, name, gzip.compress(data) if packed else data), 2)
+    expected = [["b", "a"], [], ["1", "1.5", "true", "001"], ["é"]]
+    assert read_all(shards).labels == read_labelled(shards, DATA).labels == expected
+
+
+def test_labels_of_csv_are_strings(tmp_path: Path) -> None:
+    """What looks like a list is a name like any other."""
+    found = read_labelled(plan(put(tmp_path, "a.csv", b'id,text,label\n1,t,"[""a""]"\n2,t,[]\n')), DATA)
+    assert found.labels == ['["a"]', "[]"]
+
+
+LIST_MISTAKES: dict[str, tuple[list[Any], str]] = {
+    "null": ([["a"], None], "the label (label) is null; label the row or leave it out"),
+    "null inside": (
+        [["a"], ["b", None]],
+        "a list with null as element 1; expected only names, mend the row or leave it",
+    ),
+    "empty inside": ([["a"], ["", "b"]], "a list with an empty string as element 0; expected only names"),
+    "list inside": ([[["hush"]]], "the label (label) is a list with a list as element 0; expected only names"),
+    "NaN inside": ([["a"], [float("nan")]], "a list with NaN as element 0; expected only names"),
+    "object inside": ([[{"hush": "a"}]], "a list with a dict as element 0; expected only names"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("case", LIST_MISTAKES)
+def test_a_list_of_labels_that_holds_no_name_is_named(case: str, name: str, tmp_path: Path) -> None:
+    """By file and row, the second here or later, without what it holds; the row is malformed and has no label."""
+    wrong, said = LIST_MISTAKES[case]
+    if case == "NaN inside" and name != "a.jsonl":
+        pytest.skip("no Parquet list holds strings and numbers")
+    labels = [[], *wrong, []]
+    rows = [{"id": f"d{n}", "text": "t", "label": label} for n, label in enumerate(labels)]
+    uri = put(tmp_path, name, FORMATS[name](rows))
+    shards = plan(uri, 100)
+    with pytest.raises(UserError) as error:
+        read_labelled(shards, DATA)
+    message = one_line(error, uri)
+    assert message.startswith(f"{uri} row {len(wrong)}: the label (label) is ")
+    assert said in message
+    assert "hush" not in message
+    found = read_all(shards)
+    assert [label is None for label in found.labels] == [row == len(wrong) for row in range(len(labels))]
+    assert list(found.malformed) == ([] if case == "null" else [len(wrong)])
+
+
+def test_a_malformed_list_is_counted_over_row_groups(tmp_path: Path) -> None:
+    """And over shards that begin within one; without labels, as a night reads it, the row is a good one."""
+    labels = [["a"], [], ["b"], ["a"], ["b"], ["a", None]]
+    table = pa.table({"id": list("abcdef"), "text": ["t"] * 6, "label": labels})
+    uri = put(tmp_path, "a.parquet", parquet(table, row_group_size=2))
+    for documents in (1, 4, 100):
+        assert list(read_all(plan(uri, documents)).malformed) == [5]
+        assert read_all(plan(uri, documents), labelled=False).malformed == {}
+        with pytest.raises(UserError, match=r"row 5: the label \(label\) is a list with null as element 1"):
+            read_labelled(plan(uri, documents), DATA)
+
+
+def test_lone_surrogates_in_a_list_are_refused(tmp_path: Path) -> None:
+    data = b'{"id": "1", "text": "t", "label": ["a", "\\ud800"]}'
+    with pytest.raises(UserError, match="row 0: 'label' holds lone surrogates, expected Unicode"):
+        read_labelled(plan(put(tmp_path, "a.jsonl", data)), DATA)
+
+
+def test_strings_and_lists_in_one_corpus_are_refused(tmp_path: Path) -> None:
+    """In one file or two."""
+    put(tmp_path, "a.jsonl", jsonl([{"id": 1, "text": "t", "label": "a"}, {"id": 2, "text": "t", "label": "b"}]))
+    put(tmp_path, "b.parquet", parquet([{"id": "3", "text": "t", "label": ["a"]}]))
+    found = read_labelled(plan(str(tmp_path)), DATA)
+    assert found.labels == ["a", "b", ["a"]]
+    with pytest.raises(UserError, match="labels: found strings and lists; expected one class a document, or a list"):
+        Task.of(found.labels, ["train", "train", "valid"])
 
 
 def test_columns_by_other_names(tmp_path: Path) -> None:

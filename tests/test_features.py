@@ -12,9 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipelines.features import FeatureShards
+from pipelines.labels import Labels
+from pipelines.manifest import fingerprint
+from pipelines.store import Store
 from spin.extract import Features
 from spin.features import document_bytes, from_lists, to_lists, to_table
+from spin.settings import parse_settings
 from spin.sites import Column
+from spin.task import Label, Task
 
 HALF, FULL = Column.parse("ffn.01.mean"), Column.parse("resid.02.max")
 
@@ -71,6 +77,60 @@ def test_a_column_without_chunks_has_its_width() -> None:
     nothing = pa.chunked_array([], pa.list_(pa.float16(), 5))
     assert from_lists(nothing).shape == (0, 5)
     assert from_lists(nothing).dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        (["good", "bad"], pa.string()),
+        ([["good", "bad"], []], pa.list_(pa.string())),
+        ([[], ["bad"]], pa.list_(pa.string())),
+        ([[], []], pa.list_(pa.string())),
+        ([], pa.string()),
+    ],
+)
+def test_labels_are_strings_or_lists(labels: list[Label], kind: pa.DataType, tmp_path: Path) -> None:
+    """Empty lists are lists of strings still."""
+    n = len(labels)
+    table = to_table([f"d{i}" for i in range(n)], labels, [None] * n, features(n))
+    pq.write_table(table, tmp_path / "shard.parquet")
+    back = pq.read_table(tmp_path / "shard.parquet").column("label")
+    assert table.column("label").type == back.type == kind
+    assert back.to_pylist() == labels
+
+
+def test_shards_of_lists_are_joined() -> None:
+    """One in which every list is empty, and others."""
+    shards: list[list[Label]] = [[[], []], [["a"], []], [["b", "a"]]]
+    tables = [to_table(["x"] * len(s), s, [None] * len(s), features(len(s))) for s in shards]
+    assert pa.concat_tables(tables).column("label").to_pylist() == [[], [], ["a"], [], ["b", "a"]]
+
+
+def test_the_labels_of_a_store(tmp_path: Path) -> None:
+    """Lists over shards become booleans, rows of splits with them; other labels have another digest."""
+    given: list[list[Label]] = [[[], []], [["a"], ["b", "a"]], [["b"], ["a", "b"]]]
+    splits = ["train", "train", "train", "train", "valid", "valid"]
+    chosen = parse_settings({"backbone": {"model": "m"}, "data": {"train": "t", "split": "split"}, "store": "s"}, "s")
+
+    def labels(of: list[list[Label]]) -> Labels:
+        store = Store(str(tmp_path / fingerprint(of)))
+        for index, shard in enumerate(of):
+            rows = range(2 * index, 2 * index + 2)
+            table = to_table([f"d{row}" for row in rows], shard, [splits[row] for row in rows], features(2))
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink)
+            store.write(f"parts/{index:06d}.parquet", sink.getvalue().to_pybytes())
+        return Labels.of(FeatureShards(store, ("000000", "000001", "000002"), {}), chosen)
+
+    found = labels(given)
+    assert (found.task, found.classes) == (Task(("a", "b"), multilabel=True), ["a", "b"])
+    rows, y = found.part("valid")
+    assert rows.tolist() == [4, 5]
+    np.testing.assert_array_equal(y, [[False, True], [True, True]])
+    np.testing.assert_array_equal(found.y[:4], [[False, False], [False, False], [True, False], [True, True]])
+    again = labels([[[], []], [["a"], ["a", "b"]], [["b"], ["a", "b"]]])
+    other = labels([[[], ["b"]], [["a"], ["b", "a"]], [["b"], ["a", "b"]]])
+    assert found.digest == again.digest != other.digest
 
 
 def test_a_view_is_stored_as_it_reads() -> None:

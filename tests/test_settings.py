@@ -1,4 +1,4 @@
-"""What people type: settings, overrides, sites and labels; each mistake is one line that says what was expected."""
+"""What people type: settings, overrides and sites; each mistake is one line that says what was expected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spin.errors import UserError
 from spin.pooling import POOLINGS
 from spin.settings import SearchSettings, Settings, load_settings, parse_settings
 from spin.sites import Column, Site, choose_sites
-from spin.split import SPLITS, index_classes, rows_of, split_of
+from spin.split import SPLITS, rows_of, split_of
 
 sites = st.one_of(
     st.builds(Site, st.integers(0, 9999), st.sampled_from(["resid", "final"])),
@@ -270,29 +270,6 @@ def test_a_larger_test_fraction_keeps_the_tests_documents() -> None:
     assert split_of("\ud800", 0, 0.2, 0.2) in SPLITS  # a lone surrogate, as JSON can hold
 
 
-def test_index_classes_sorts_the_classes() -> None:
-    """Classes in order, labels as indices."""
-    classes, y = index_classes(["b", "a", "b", "a"], ["train", "train", "valid", "valid"])
-    assert classes == ["a", "b"]
-    assert y.tolist() == [1, 0, 1, 0]
+def test_the_rows_of_a_split() -> None:
     assert rows_of(["train", "valid", "train"], "train").tolist() == [0, 2]
     assert rows_of([], "train").shape == (0,)
-
-
-@pytest.mark.parametrize(
-    ("labels", "splits", "said"),
-    [
-        ("", [], "labels: found no documents; expected at least two classes"),
-        ("aaa", ["train", "valid", "valid"], "labels: found one class only, 'a'; expected at least two classes"),
-        ("aab", ["train", "valid", "train"], "labels: class 'b' has 1 document; label more of it or leave it out"),
-        ("aabb", ["train", "valid", "train", "train"], "labels: class 'b' has no document in the valid split"),
-        ("aabb", ["train", "valid", "valid", "test"], "labels: class 'b' has no document in the train split"),
-        ("abcdee", ["train"] * 5 + ["valid"], "labels: class 'a', 'b', 'c' and 1 more has 1 document"),
-    ],
-)
-def test_labels_that_cannot_be_learned(labels: str, splits: list[str], said: str) -> None:
-    """One class, a class of one document, a class that a split lacks: named, with what to do."""
-    with pytest.raises(UserError) as raised:
-        index_classes(list(labels), splits)
-    assert said in str(raised.value)
-    assert "\n" not in str(raised.value)

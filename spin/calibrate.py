@@ -1,0 +1,92 @@
+"""Probabilities that mean what they say: temperature, expected calibration error, thresholds and abstention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_expit, log_softmax
+
+from spin.errors import UserError
+from spin.settings import DecisionSettings
+from spin.task import Targets, Task
+
+Floats = NDArray[np.floating]
+_BINS = 15
+
+
+def log_loss(logits: Floats, y: Targets, task: Task) -> float:
+    """Mean negative log-likelihood of logits (n, K), summed over the classes of a multi-label task."""
+    has = task.indicator(y)
+    if task.multilabel:
+        return float(-log_expit(np.where(has, logits, -logits)).sum(1).mean())
+    return float(-log_softmax(logits, axis=1)[has].mean())
+
+
+def fit_temperature(logits: Floats, y: Targets, task: Task) -> float:
+    """The T for which logits / T have the least log loss (Guo et al. 2017), between 1/20 and 20."""
+    logits = logits.astype(np.float64)
+    found = minimize_scalar(lambda t: log_loss(logits / np.exp(t), y, task), bounds=(-3, 3), method="bounded")
+    return float(np.exp(found.x))
+
+
+def calibration_error(probabilities: Floats, y: Targets, task: Task) -> float:
+    """Expected calibration error over 15 bins of equal width (Naeini et al. 2015): the mean distance, weighted by
+    documents, of how often a bin is right from how sure it is.
+
+    Of the predicted class; in a multi-label task of every class of every document.
+    """
+    has = task.indicator(y)
+    if task.multilabel:
+        sure, right = probabilities.ravel(), has.ravel()
+    else:
+        sure, right = probabilities.max(1), has[np.arange(len(has)), probabilities.argmax(1)]
+    bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
+    gaps = np.bincount(bins, right.astype(float) - sure, _BINS)
+    return float(np.abs(gaps).sum() / max(len(sure), 1))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """From probabilities to labels: a threshold a class, and a band around the border in which no label is given."""
+
+    task: Task
+    thresholds: Floats
+    """(K,)"""
+    abstain: float
+
+    @classmethod
+    def of(cls, task: Task, settings: DecisionSettings) -> Decision:
+        """Raises UserError for a threshold of a class that is not there, or thresholds that leave the others none."""
+        given: Mapping[str, float] = settings.thresholds
+        unknown = sorted(set(given) - set(task.classes))
+        if unknown:
+            raise UserError(
+                f"decision.thresholds: the model has no class '{unknown[0]}'; it has {', '.join(task.classes)}"
+            )
+        others = len(task) - len(given)
+        rest = 0.5 if task.multilabel else (1 - sum(given.values())) / max(others, 1)
+        if others and rest <= 0:
+            raise UserError(
+                f"decision.thresholds: they sum to {sum(given.values()):g}; leave something below 1 for the others"
+            )
+        return cls(task, np.array([given.get(name, rest) for name in task.classes]), settings.abstain)
+
+    def labels(self, probabilities: Floats) -> tuple[Targets, NDArray[np.bool_]]:
+        """Targets of probabilities (n, K), and which documents (n,) lie so close to a border that none is given.
+
+        Multi-label: a class is given from its threshold on; within `abstain` of it, any class's, there is no label.
+        Multi-class: probabilities are divided by the thresholds and the largest wins; where its share of their sum
+        leads the next by less than `abstain`, there is no label. Two classes with thresholds 1 - t and t: the second
+        is given above t.
+        """
+        if self.task.multilabel:
+            near = np.abs(probabilities - self.thresholds) < self.abstain
+            return probabilities >= self.thresholds, near.any(1)
+        odds = probabilities / self.thresholds
+        odds = odds / odds.sum(1, keepdims=True)
+        first = np.partition(odds, -2, axis=1)[:, -2:]
+        return odds.argmax(1), (first[:, 1] - first[:, 0]) < self.abstain

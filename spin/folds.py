@@ -1,0 +1,45 @@
+"""On which rows a model is fitted and on which its choices are judged: one division, or many where labels are few."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import RepeatedStratifiedKFold
+
+from spin.split import FEW
+from spin.task import Targets, Task
+
+Rows = NDArray[np.int64]
+_SPLITS, _REPEATS = 5, 3
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Row numbers of the documents that train and of those that judge."""
+
+    train: Rows
+    valid: Rows
+
+
+def folds_of(task: Task, y: Targets, train: Rows, valid: Rows, seed: int) -> tuple[Fold, ...]:
+    """The training and validation rows as they are, or below `FEW` rows repeated stratified cross-validation of both.
+
+    `y` are the targets of all rows. Five parts, three times; fewer parts where a class has fewer documents.
+    """
+    if len(train) + len(valid) >= FEW:
+        return (Fold(train, valid),)
+    pool = np.sort(np.concatenate([train, valid]))
+    strata = task.strata(y[pool])
+    smallest = task.indicator(y[pool]).sum(0).min()
+    parts = RepeatedStratifiedKFold(n_splits=int(np.clip(smallest, 2, _SPLITS)), n_repeats=_REPEATS, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a multi-label stratum may be smaller than its class
+        return tuple(Fold(pool[fit], pool[judge]) for fit, judge in parts.split(pool, strata))
+
+
+def labelled(folds: tuple[Fold, ...]) -> Rows:
+    """All rows that the folds hold, in order."""
+    return np.sort(np.concatenate([folds[0].train, folds[0].valid]))

@@ -1,0 +1,73 @@
+"""What accuracy costs: for every depth the best that was found, and the three points that a person may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.head import Penalty
+from spin.settings import SearchSettings
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point of the search: which neurons, how strongly regularised, and what came of it on validation."""
+
+    depth: int
+    """blocks of the backbone that run"""
+    compute: float
+    """FLOPs a token to read the deepest site, as a share of the whole backbone's"""
+    eta: float
+    part: tuple[str, ...]
+    """kinds or poolings that were read; none named: all"""
+    penalty: Penalty
+    neurons: int
+    valid_score: float
+    """the metric on the validation rows, the mean over folds where there are several"""
+    held_out: tuple[NDArray[np.floating], ...] = field(default=(), compare=False, repr=False)
+    """logits (m, K) of each fold's validation rows"""
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says of it."""
+        return {
+            "depth": self.depth,
+            "compute": round(self.compute, 4),
+            "eta": round(self.eta, 4),
+            "part": list(self.part),
+            "strength": self.penalty.strength,
+            "l1": self.penalty.l1,
+            "neurons": self.neurons,
+            "valid_score": round(self.valid_score, 4),
+        }
+
+
+def best_of(candidates: Iterable[Candidate]) -> Candidate:
+    """The best validation score; among equals the least compute, fewer neurons, then the stronger regularisation."""
+    return max(candidates, key=lambda c: (c.valid_score, -c.compute, -c.neurons, -c.penalty.strength, c.penalty.l1))
+
+
+def frontier_of(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """The best candidate of every depth, shallow first."""
+    by_depth: dict[int, list[Candidate]] = {}
+    for candidate in candidates:
+        by_depth.setdefault(candidate.depth, []).append(candidate)
+    return tuple(best_of(by_depth[depth]) for depth in sorted(by_depth))
+
+
+def choices_of(candidates: Iterable[Candidate], settings: SearchSettings) -> dict[str, Candidate]:
+    """`accuracy` is the best validation score; `balanced` and `cheapest` are the least compute within their loss.
+
+    All candidates were judged on the same documents, so that the loss of one against another is a paired one.
+    """
+    found = list(candidates)
+    best = best_of(found)
+    chosen = {"accuracy": best}
+    for name, loss in (("balanced", settings.balanced_loss), ("cheapest", settings.cheapest_loss)):
+        within = [c for c in found if c.valid_score >= best.valid_score - loss - 1e-12]
+        least = min(c.compute for c in within)
+        chosen[name] = best_of(c for c in within if c.compute == least)
+    return chosen

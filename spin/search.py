@@ -1,0 +1,209 @@
+"""The search over eta, depth, sites, poolings and head strength, judged on validation rows only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.calibrate import log_loss
+from spin.folds import Fold, Rows
+from spin.frontier import Candidate, best_of
+from spin.head import LinearHead, Penalty, fit_linear
+from spin.metric import score
+from spin.mlp import fit_mlp
+from spin.probe import Probe, balance, signs
+from spin.select import Selection, alignment, largest_eta, scaler_of, select
+from spin.settings import SearchSettings
+from spin.sites import Column, Site
+from spin.task import Targets, Task
+from spin.team import Team
+
+Floats = NDArray[np.floating]
+Probes = Mapping[Column, Probe]
+Read = Callable[[Selection, Rows], Floats]
+"""the raw activations (m, p) of a selection for some rows"""
+Progress = Callable[[int], None]
+
+
+class FoldSearch:
+    """One fold's training and validation rows of the largest selection, read once; heads are fitted on its parts."""
+
+    def __init__(
+        self, probes: Probes, largest: Selection, read: Read, y: Targets, fold: Fold, floor: float, class_weights: str,
+        task: Task, team: Team, device: str,
+    ) -> None:  # fmt: skip
+        self.probes, self.largest, self.task, self.team, self.device = probes, largest, task, team, device
+        mean, scale = scaler_of(largest, probes)
+        mine = fold.train[team.rank :: team.size]
+        self.train_X, self.valid_X = (
+            (read(largest, rows).astype(np.float32) - mean) / scale for rows in (mine, fold.valid)
+        )
+        self.has, self.valid_y = task.indicator(y[mine]), y[fold.valid]
+        self.weights = row_weights(task.indicator(y[fold.train]), class_weights, task)[team.rank :: team.size]
+        self.scales = alignment(largest, probes, floor)
+
+    def fit(self, part: Selection, penalties: Sequence[Penalty]) -> list[tuple[LinearHead, Floats]]:
+        """A head a penalty on a part of the largest selection, and its logits on the validation rows."""
+        where = part.within(self.largest)
+        train_X = np.ascontiguousarray(self.train_X[:, where])
+        heads = fit_linear(
+            train_X, self.has, self.weights, self.scales[where], penalties,
+            exclusive=not self.task.multilabel, team=self.team, device=self.device, tolerance=3e-3, looks=20,
+        )  # fmt: skip
+        valid_X = self.valid_X[:, where]
+        return [(head, head.logits(valid_X)) for head in heads]
+
+    def bend(self, part: Selection, penalty: Penalty, valid_y: Targets, seed: int) -> tuple[Floats, int]:
+        """The logits on the validation rows of the mlp head that these rows stop, and its steps."""
+        where = part.within(self.largest)
+        train_X, valid_X = np.ascontiguousarray(self.train_X[:, where]), self.valid_X[:, where]
+        [(linear, _)] = self.fit(part, [penalty])
+        head, steps = fit_mlp(
+            linear, train_X, self.has, self.weights, self.scales[where], penalty.strength,
+            exclusive=not self.task.multilabel, team=self.team, seed=seed, device=self.device,
+            judge=lambda head: log_loss(head.logits(valid_X), valid_y, self.task),
+        )  # fmt: skip
+        return head.logits(valid_X), steps
+
+
+class Search:
+    """Every candidate that was tried, over all folds."""
+
+    def __init__(
+        self,
+        probes: Sequence[Probe],
+        read: Read,
+        y: Targets,
+        folds: Sequence[Fold],
+        task: Task,
+        *,
+        metric: str,
+        settings: SearchSettings,
+        class_weights: str,
+        flops: Mapping[Site, float],
+        team: Team,
+        device: str = "cpu",
+        progress: Progress = lambda fits: None,
+    ) -> None:
+        self.metric, self.settings, self.task, self.team, self.progress = metric, settings, task, team, progress
+        self.y, self.compute = y, flops
+        self.floor = floor_of(metric, y[folds[0].valid], task)
+        self.of_fold: list[Probes] = [{p.column: p.of_fold(i) for p in probes} for i in range(len(folds))]
+        self.final: Probes = {p.column: p for p in probes}
+        self.count = int(settings.max_share * sum(len(p.mean) for p in probes))
+        self.parts = [
+            FoldSearch(
+                mine,
+                self.select(max(settings.etas), mine),
+                read,
+                y,
+                fold,
+                self.floor,
+                class_weights,
+                task,
+                team,
+                device,
+            )
+            for mine, fold in zip(self.of_fold, folds, strict=True)
+        ]
+        self.tried: list[Candidate] = []
+
+    def select(self, eta: float, probes: Probes) -> Selection:
+        """The neurons of an eta, or of the largest one that keeps no more than `max_share`."""
+        return select(probes.values(), min(eta, largest_eta(probes.values(), self.count)))
+
+    def run(self) -> list[Candidate]:
+        """All candidates: eta and strength at full depth, then sites and poolings, then every depth, then the L1 part."""
+        depth = max(column.site.layer for column in self.final)
+        strengths = sorted(self.settings.strengths)
+        for eta in self._distinct_etas():
+            self._try(eta, depth, (), [Penalty(strength) for strength in strengths])
+        best = best_of(self.tried)
+        around = [Penalty(strength) for strength in _neighbours(strengths, best.penalty.strength)]
+        kinds = sorted({c.site.kind for c in self.final})
+        poolings = sorted({c.pooling for c in self.final})
+        for names in (kinds, poolings):
+            for name in names if len(names) > 1 else ():
+                self._try(best.eta, depth, (name,), around)
+        best = best_of(self.tried)
+        for shallower in range(depth):
+            for part in {(), best.part}:
+                self._try(best.eta, shallower, part, around)
+        best = best_of(self.tried)
+        sparser = [Penalty(best.penalty.strength, l1) for l1 in self.settings.l1]
+        self._try(best.eta, best.depth, best.part, sparser)
+        return self.tried
+
+    def size(self) -> int:
+        """Groups of heads that `run` fits, about."""
+        depth = max(column.site.layer for column in self.final)
+        return (len(self._distinct_etas()) + 4 + depth + 1) * len(self.parts)
+
+    def _distinct_etas(self) -> list[float]:
+        """The etas of the settings, those beyond `max_share` as one."""
+        top = largest_eta(self.final.values(), self.count)
+        return sorted({min(eta, top) for eta in self.settings.etas})
+
+    def _try(self, eta: float, depth: int, part: tuple[str, ...], penalties: Sequence[Penalty]) -> None:
+        """Fit and judge one group of candidates on every fold; nothing where it has no neuron."""
+        if not penalties or any(not len(self.selection(eta, depth, part, probes)) for probes in self._all()):
+            return
+        found = []
+        for probes, fold in zip(self.of_fold, self.parts, strict=True):
+            found.append(fold.fit(self.selection(eta, depth, part, probes), penalties))
+            self.progress(1)
+        deepest = max(column.site for column in self.selection(eta, depth, part, self.final).neurons)
+        for index, penalty in enumerate(penalties):
+            heads = [heads[index][0] for heads in found]
+            logits = tuple(heads[index][1] for heads in found)
+            candidate = Candidate(
+                deepest.layer,
+                self.compute[deepest],
+                eta,
+                part,
+                penalty,
+                round(float(np.mean([head.coef.any(0).sum() for head in heads]))),
+                self.judge(logits),
+                logits,
+            )
+            self.tried.append(self.team.say(candidate))
+
+    def selection(self, eta: float, depth: int, part: tuple[str, ...], probes: Probes) -> Selection:
+        return self.select(eta, probes).part(depth, part)
+
+    def judge(self, held_out: Sequence[Floats]) -> float:
+        """The metric on validation rows, the mean over folds."""
+        return float(
+            np.mean(
+                [
+                    score(self.metric, fold.valid_y, self.task.predict(logits))
+                    for fold, logits in zip(self.parts, held_out, strict=True)
+                ]
+            )
+        )
+
+    def _all(self) -> list[Probes]:
+        return [*self.of_fold, self.final]
+
+
+def row_weights(has: NDArray[np.bool_], kind: str, task: Task) -> Floats:
+    """(n, 1) or (n, K), each column summing to 1: all alike, or each class, or in a multi-label task side, alike."""
+    if kind == "none":
+        return np.full((len(has), 1), 1 / len(has), np.float32)
+    if task.multilabel:
+        return np.ascontiguousarray(balance(signs(has, task), kind).T)
+    return (has / (has.sum(0).clip(1) * has.any(0).sum())).sum(1, keepdims=True).astype(np.float32)
+
+
+def floor_of(metric: str, y: Targets, task: Task) -> float:
+    """The metric of the best constant answer: that of knowing nothing of a text."""
+    if task.multilabel:
+        return max(score(metric, y, np.full_like(y, answer)) for answer in (False, True))
+    return max(score(metric, y, np.full_like(y, k)) for k in range(len(task)))
+
+
+def _neighbours(grid: Sequence[float], value: float) -> Sequence[float]:
+    at = grid.index(value)
+    return grid[max(0, at - 1) : at + 2]

@@ -1,0 +1,42 @@
+"""The processes that share the rows of one fit."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Team:
+    """The process group that the process is in, or the process alone.
+
+    All members must come to the same decisions, or they wait for one another for ever. What is summed is bitwise the
+    same for all; what each computes by itself may differ in a last bit, and is taken from the first member.
+    """
+
+    def __init__(self) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self.rank: int = dist.get_rank() if together else 0
+        self.size: int = dist.get_world_size() if together else 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up `values` over the members, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def agree(self, values: Tensor) -> Tensor:
+        """The first member's `values`, in place."""
+        if self.size > 1:
+            dist.broadcast(values, src=0)
+        return values
+
+    def say(self, value: T) -> T:
+        """The first member's value, of any kind that pickles."""
+        said = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(said, src=0)
+        return said[0]
