@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -22,12 +23,12 @@ from spin.classifier import SpinClassifier
 from spin.extract import extract
 from spin.metric import score
 from spin.probe import Probe
+from spin.settings import Choice
+from spin.task import Targets
 
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
 """C of the baselines' logistic regressions, chosen on the validation rows"""
 _TIMED, _ROUNDS = 256, 3
-
-Classes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ class Contender:
     """A way to classify: its predictions for the test rows and how to classify new text."""
 
     name: str
-    predicted: Classes
+    predicted: Targets
     neurons: int
     depth: int
     classify: Callable[[Sequence[str]], Any]
+    logits: NDArray[np.floating] | None = None
+    """of the test rows, where probabilities are looked at"""
 
 
 def words(texts: Sequence[str], labels: Labels, metric: str) -> Contender:
@@ -65,7 +68,7 @@ def words(texts: Sequence[str], labels: Labels, metric: str) -> Contender:
         vectorizer = TfidfVectorizer(token_pattern=r"\S+").fit([texts[row] for row in rows])
     X = vectorizer.transform(texts)
     model = _best_of(X, labels, metric)
-    predicted = model.predict(X[labels.part("test")[0]])
+    predicted = _answers(model, X[labels.part("test")[0]], labels)
     return Contender("tfidf", predicted, 0, 0, lambda some: model.predict(vectorizer.transform(some)))
 
 
@@ -76,11 +79,11 @@ def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metr
         values = features.read(column).astype(np.float32)
         model = _best_of(values, labels, metric, standardised=True)
         rows, y = labels.part("valid")
-        found.append((score(metric, y, model.predict(values[rows])), column, model, values))
+        found.append((score(metric, y, _answers(model, values[rows], labels)), column, model, values))
     _, column, model, values = max(found, key=lambda f: (f[0], f[1]))
     return Contender(
         "last_layer",
-        model.predict(values[labels.part("test")[0]]),
+        _answers(model, values[labels.part("test")[0]], labels),
         values.shape[1],
         column.site.layer,
         lambda texts: model.predict(extract(backbone, texts, [column]).columns[column]),
@@ -93,19 +96,32 @@ def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Prob
     values = features.read(probe.column)[labels.part("test")[0]]
     return Contender(
         "best_site",
-        probe.predict(values),
+        probe.predict(values, labels.task),
         int((probe.importance > 0).sum()),
         probe.column.site.layer,
-        lambda texts: probe.predict(extract(backbone, texts, [probe.column]).columns[probe.column]),
+        lambda texts: probe.decision(extract(backbone, texts, [probe.column]).columns[probe.column]),
     )
 
 
-def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels) -> Contender:
-    """The classifier itself."""
-    integration = spin.integration
-    values = features.read_selection(integration.selection)[labels.part("test")[0]]
-    predicted = integration.head.predict(integration.standardise(values))
-    return Contender("spin", predicted, len(integration.selection), spin.depth, spin.predict_logits)
+def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choice: Choice) -> Contender:
+    """One of the classifiers itself; the one of best accuracy is called spin."""
+    integration = spin.integrated.choices[choice]
+    rows, _ = labels.part("test")
+    logits = integration.logits(features.read_selection(integration.selection, rows))
+    neurons = integration.selection.neurons
+
+    def classify(texts: Sequence[str]) -> NDArray[np.floating]:
+        found = extract(spin.backbone, texts, list(neurons), keep=neurons).columns
+        return integration.logits(np.concatenate(list(found.values()), axis=1))
+
+    return Contender(
+        "spin" if choice == "accuracy" else f"spin {choice}",
+        labels.task.predict(logits),
+        len(integration.selection),
+        integration.selection.depth,
+        classify,
+        logits,
+    )
 
 
 def tabulate(
@@ -150,8 +166,16 @@ def _best_of(X: Any, labels: Labels, metric: str, *, standardised: bool = False)
     (train, train_y), (valid, valid_y) = labels.part("train"), labels.part("valid")
     found = []
     for strength in STRENGTHS:
-        regression = LogisticRegression(C=strength, max_iter=5000)
+        regression: Any = LogisticRegression(C=strength, max_iter=5000)
+        if labels.task.multilabel:
+            regression = OneVsRestClassifier(regression)
         model = make_pipeline(StandardScaler(), regression) if standardised else regression
-        model.fit(X[train], train_y)
-        found.append((score(metric, valid_y, model.predict(X[valid])), -strength, model))
+        model.fit(X[train], train_y if train_y.ndim == 1 else train_y.astype(int))
+        found.append((score(metric, valid_y, _answers(model, X[valid], labels)), -strength, model))
     return max(found, key=lambda f: f[:2])[2]
+
+
+def _answers(model: Any, X: Any, labels: Labels) -> Targets:
+    """What a model of scikit-learn predicts, as targets of the task."""
+    predicted = model.predict(X)
+    return predicted.astype(bool) if labels.task.multilabel else predicted

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.special import softmax
+from numpy.typing import NDArray
 
 from pipelines import corpus
 from pipelines.documents import Documents, Shard, is_unicode
@@ -24,23 +24,14 @@ from pipelines.manifest import Plan, finish, finished, freeze
 from pipelines.registry import Registry
 from pipelines.shards import map_shards
 from pipelines.store import Store
-from pipelines.train import ARTIFACT
+from spin import artifact
 from spin.classifier import SpinClassifier
 from spin.errors import BadRowsError, UserError
-from spin.settings import BackboneSettings, DataSettings, Settings
+from spin.settings import Settings
+from spin.task import Label, names_of
 
-FORMAT = 1
+FORMAT = 2
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-PREDICTIONS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("label", pa.string()),
-        ("score", pa.float32()),
-        ("scores", pa.list_(pa.float32())),
-        ("depth", pa.int32()),
-        ("model_version", pa.string()),
-    ]
-)
 DEAD_LETTERS = pa.schema(
     [
         ("id", pa.string()),
@@ -52,6 +43,20 @@ DEAD_LETTERS = pa.schema(
 )
 
 
+def predictions_schema(multilabel: bool) -> pa.Schema:
+    """The columns of predictions; the label is a list of classes in a multi-label task, null where there is none."""
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("label", pa.list_(pa.string()) if multilabel else pa.string()),
+            ("score", pa.float32()),
+            ("scores", pa.list_(pa.float32())),
+            ("depth", pa.int32()),
+            ("model_version", pa.string()),
+        ]
+    )
+
+
 class ClassifyStep:
     """Reads a shard and gives its predictions and its dead letters."""
 
@@ -59,16 +64,17 @@ class ClassifyStep:
         self,
         model: Store,
         version: str,
-        backbone: BackboneSettings,
-        data: DataSettings,
+        settings: Settings,
         repeats: dict[str, list[int]],
     ) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            for name in ARTIFACT:
+            for name in (artifact.CONFIG, artifact.TENSORS):
                 (Path(folder) / name).write_bytes(model.read(name) or b"")
-            self.spin = SpinClassifier.load(folder, backbone=backbone)
+            self.spin = SpinClassifier.load(
+                folder, backbone=settings.backbone, choose=settings.choose, decision=settings.decision
+            )
         _ = self.spin.backbone  # loaded once, before the first shard
-        self.version, self.data, self.repeats = version, data, repeats
+        self.version, self.data, self.repeats = version, settings.data, repeats
 
     def __call__(self, shard: Shard) -> tuple[dict[str, bytes], dict[str, Any]]:
         documents = corpus.read_shard(shard, self.data)
@@ -76,19 +82,18 @@ class ClassifyStep:
         rows = [row for row in range(len(documents)) if row not in dead]
         features = self.spin.features([documents.texts[row] for row in rows])
         values = np.concatenate(list(features.columns.values()), axis=1)
-        integration = self.spin.integration
-        scores = softmax(integration.head.logits(integration.standardise(values)), axis=1)
-        chosen = [self.spin.classes[k] for k in scores.argmax(1)]
+        scores = self.spin.task.probabilities(self.spin.integration.logits(values))
+        chosen = self.spin.labels(scores)
         predictions = pa.table(
             [
                 [documents.ids[row] for row in rows],
                 chosen,
-                scores.max(1, initial=0),
+                self._score(scores, chosen),
                 list(scores.astype(np.float32)),
                 np.full(len(rows), self.spin.depth, np.int32),
                 [self.version] * len(rows),
             ],
-            schema=PREDICTIONS,
+            schema=predictions_schema(self.spin.task.multilabel),
         )
         letters = [
             {
@@ -105,7 +110,8 @@ class ClassifyStep:
             "predicted": len(rows),
             "dead": len(letters),
             "reasons": dict(Counter(reason for reason, _ in dead.values())),
-            "labels": dict(Counter(chosen)),
+            "labels": dict(Counter(name for label in chosen for name in names_of(label))),
+            "abstained": sum(label is None for label in chosen),
             "tokens": int(features.n_tokens.sum()),
             "truncated": features.truncated,
         }
@@ -113,6 +119,13 @@ class ClassifyStep:
         if letters:
             files["dead.parquet"] = _to_parquet(pa.Table.from_pylist(letters, schema=DEAD_LETTERS))
         return files, outcome
+
+    def _score(self, scores: NDArray[np.floating], chosen: Sequence[Label | None]) -> list[float]:
+        """The probability of each label; the largest where that is a list or none."""
+        at = {name: k for k, name in enumerate(self.spin.classes)}
+        return [
+            row[at[label]] if isinstance(label, str) else row.max() for row, label in zip(scores, chosen, strict=True)
+        ]
 
 
 def triage(documents: Documents, repeats: Iterable[int]) -> dict[int, tuple[str, str]]:
@@ -164,7 +177,7 @@ def run_classify(
         registry.download(version, Path(folder))
         facts = _facts(settings, registry, version, Path(folder), files)
         plan = freeze(run, "classify", facts, lambda: _plan(settings, files), restart=restart)
-        for name in ARTIFACT:
+        for name in (artifact.CONFIG, artifact.TENSORS):
             run.write(f"model/{name}", (Path(folder) / name).read_bytes())
         manifest = finished(run, plan)
         if manifest is None:
@@ -182,7 +195,7 @@ def _run(
     shards = [Shard(**shard) for shard in plan.detail["shards"]]
     outcomes = map_shards(
         ClassifyStep,
-        (run / "model", version, settings.backbone, settings.data, plan.detail["repeats"]),
+        (run / "model", version, settings, plan.detail["repeats"]),
         shards,
         run,
         settings.ray,
@@ -192,7 +205,7 @@ def _run(
     )
     counts = {
         name: sum(outcome[name] for outcome in outcomes)
-        for name in ("rows", "predicted", "dead", "tokens", "truncated")
+        for name in ("rows", "predicted", "abstained", "dead", "tokens", "truncated")
     }
     counts["truncated_share"] = round(counts["truncated"] / max(1, counts["predicted"]), 4)
     for name in ("reasons", "labels"):
@@ -272,6 +285,8 @@ def _facts(
     return {
         "format": FORMAT,
         "model": {"name": registry.name, "version": version, "backbone": config["backbone"]["digest"]},
+        "choose": settings.choose,
+        "decision": settings.decision.model_dump(),
         "backbone": settings.backbone.model_dump(
             include={"dtype", "max_tokens", "batch_tokens", "pool_special_tokens"}
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,18 +40,27 @@ class FeatureShards:
         """All rows of one column, (n, width)."""
         return from_lists(self.table([str(column)])[str(column)])
 
-    def read_selection(self, selection: Selection) -> NDArray[np.floating]:
-        """The selected neurons of all rows, (n, p), in the selection's order."""
-        parts = [self.read(column)[:, neurons] for column, neurons in selection.neurons.items()]
-        return np.concatenate(parts, axis=1)
+    def read_selection(self, selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:
+        """The selected neurons of some rows, ascending, (m, p) in the selection's order; a shard is held at a time."""
+        names = [str(column) for column in selection.neurons]
+        parts, first = [], 0
+        for table in self._tables(names):
+            here = rows[(rows >= first) & (rows < first + len(table))] - first
+            first += len(table)
+            parts.append(
+                np.concatenate([from_lists(table[str(c)])[np.ix_(here, n)] for c, n in selection.neurons.items()], 1)
+            )
+        return np.concatenate(parts)
 
     def table(self, names: Sequence[str]) -> pa.Table:
         """Columns of all rows as Arrow."""
-        tables = []
+        tables = list(self._tables(names))
+        # labels of a shard without rows have the type of none, which would not go with lists
+        return pa.concat_tables([table for table in tables if len(table)] or tables[:1])
+
+    def _tables(self, names: Sequence[str]) -> Iterator[pa.Table]:
         for name in self.names:
-            with (
-                store_errors(f"{self.store.uri}/parts/{name}.parquet"),
-                self.store.open(f"parts/{name}.parquet") as file,
-            ):
-                tables.append(pq.read_table(file, columns=list(names), pre_buffer=True))
-        return pa.concat_tables(tables)
+            uri = f"{self.store.uri}/parts/{name}.parquet"
+            with store_errors(uri), self.store.open(f"parts/{name}.parquet") as file:
+                table = pq.read_table(file, columns=list(names), pre_buffer=True)
+            yield table

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.features import FeatureShards
 from pipelines.manifest import fingerprint
+from spin.folds import Fold, folds_of
 from spin.settings import Settings
 from spin.split import rows_of, split_of
 from spin.task import Targets, Task
@@ -45,6 +46,10 @@ class Labels:
     @property
     def digest(self) -> str:
         return fingerprint([self.ids, self.classes, self.task.multilabel, self.y.tolist(), self.splits])
+
+    def folds(self, seed: int) -> tuple[Fold, ...]:
+        """On which rows fits are made and judged: the splits, or cross-validation where labels are few."""
+        return folds_of(self.task, self.y, rows_of(self.splits, "train"), rows_of(self.splits, "valid"), seed)
 
     def part(self, split: str) -> tuple[NDArray[np.int64], Targets]:
         """Row numbers and targets of a split."""

@@ -1,27 +1,25 @@
-"""Feature shards to probes: the workers of a Ray Train group share the columns, each reads only its own."""
+"""Feature shards to probes: the workers of a Ray Train group share the sites, each reads only its own columns."""
 
 from __future__ import annotations
 
-import tempfile
-import threading
 import time
 from collections.abc import Collection
 from typing import Any
 
-from pipelines.cluster import cluster, ray_errors, worker_count
 from pipelines.extract import load_features
 from pipelines.features import FeatureShards
+from pipelines.group import begin, run_group
 from pipelines.labels import Labels
 from pipelines.lease import Lease
 from pipelines.manifest import Plan, finish, finished, freeze, require
-from pipelines.progress import progress
 from pipelines.store import Store
 from spin.errors import UserError
-from spin.probe import Probe, describe, fit_probe
-from spin.settings import ProbeSettings, RaySettings, Settings
+from spin.learn import by_site
+from spin.probe import Probe, describe, fit_probes
+from spin.settings import Settings
 from spin.sites import Column
 
-FORMAT = 1
+FORMAT = 2
 
 
 def run_probe(
@@ -41,19 +39,9 @@ def run_probe(
         plan = freeze(store, "probe", facts, dict, restart=restart)
         if manifest := finished(store, plan):
             return plan, manifest
-        waiting = [c for c in _costly_first(features) if not store.exists(_key(c))]
+        waiting = [c for c in features.probed if not store.exists(_key(c))]
         if waiting:
-            config = {
-                "features": features,
-                "store": store,
-                "columns": waiting,
-                "train": labels.part("train"),
-                "valid": labels.part("valid"),
-                "classes": len(labels.classes),
-                "metric": settings.metric,
-                "settings": settings.probe,
-            }
-            _train_group(config, settings.ray, done=len(features.probed) - len(waiting))
+            _fit_all(settings, features, labels, store, waiting)
         lease.check()
         probes = [read_probe(store, column) for column in features.probed]
         seconds = round(time.perf_counter() - start, 1)
@@ -88,74 +76,52 @@ def read_probe(store: Store, column: Column) -> Probe:
 
 
 def fit_columns(config: dict[str, Any]) -> None:
-    """What one worker of the group does: its share of the columns, each straight to the store.
+    """What one worker of the group does: its share of the sites, each probe straight to the store.
 
     Skips what is there, because the death of any worker starts the whole group again.
     """
     from ray.train import get_context
 
+    begin(config)
     context = get_context()
-    features, store, settings = config["features"], config["store"], config["settings"]
-    for column in config["columns"][context.get_world_rank() :: context.get_world_size()]:
-        if not store.exists(_key(column)):
-            store.write(_key(column), _fit(features, column, config, settings).to_bytes())
+    store = config["store"]
+    for columns in config["sites"][context.get_world_rank() :: context.get_world_size()]:
+        waiting = [column for column in columns if not store.exists(_key(column))]
+        if waiting:
+            for probe in _fit(config, waiting):
+                store.write(_key(probe.column), probe.to_bytes())
 
 
-def _fit(features: FeatureShards, column: Column, config: dict[str, Any], settings: ProbeSettings) -> Probe:
-    values = features.read(column)
-    (train_rows, train_y), (valid_rows, valid_y) = config["train"], config["valid"]
-    return fit_probe(
-        column,
-        (values[train_rows], train_y),
-        (values[valid_rows], valid_y),
-        config["classes"],
-        metric=config["metric"],
-        settings=settings,
+def _fit(config: dict[str, Any], columns: list[Column]) -> list[Probe]:
+    settings, labels = config["settings"], config["labels"]
+    return fit_probes(
+        {column: config["features"].read(column) for column in columns},
+        labels.y,
+        labels.folds(settings.seed),
+        labels.task,
+        metric=settings.metric,
+        settings=settings.probe,
+        device=config["device"],
     )
 
 
-def _train_group(config: dict[str, Any], settings: RaySettings, *, done: int) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    store, columns = config["store"], config["columns"]
-    total = done + len(columns)
-    with (
-        cluster(settings),
-        tempfile.TemporaryDirectory() as scratch,
-        progress("probe", total, "probes", done=done) as bar,
-    ):
-        trainer = TorchTrainer(
-            fit_columns,
-            train_loop_config=config,
-            scaling_config=ScalingConfig(
-                num_workers=worker_count(settings, len(columns)),
-                resources_per_worker={"CPU": settings.cpus_per_worker},
-            ),
-            run_config=RunConfig(storage_path=scratch, name="probes", failure_config=FailureConfig(max_failures=3)),
-        )
-        ended = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(store, done, bar, ended), daemon=True)
-        watcher.start()
-        try:
-            with ray_errors("probe"):
-                trainer.fit()
-        finally:
-            ended.set()
-            watcher.join()
+def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, store: Store, waiting: list[Column]) -> None:
+    sites = _costly_first(features, waiting)
+    run_group(
+        "probe",
+        fit_columns,
+        {"features": features, "store": store, "sites": sites, "labels": labels, "settings": settings},
+        settings.ray,
+        work=len(sites),
+        total=len(features.probed),
+        unit="probes",
+        done=lambda: sum(key.endswith(".safetensors") for key in store.list()),
+    )
 
 
-def _watch(store: Store, seen: int, advance: Any, ended: threading.Event) -> None:
-    """Tell the bar of probes as they appear in the store, the only place that knows of all of them."""
-    while not ended.wait(0.5):
-        there = sum(key.endswith(".safetensors") for key in store.list())
-        advance(there - seen)
-        seen = there
-
-
-def _costly_first(features: FeatureShards) -> list[Column]:
-    """Wide columns first, so that the workers end together."""
-    return sorted(features.probed, key=lambda column: (-features.columns[column], column))
+def _costly_first(features: FeatureShards, waiting: list[Column]) -> list[list[Column]]:
+    """The waiting columns of each site, wide sites first, so that the workers end together."""
+    return sorted(by_site(waiting).values(), key=lambda columns: (-features.columns[columns[0]], columns))
 
 
 def _key(column: Column) -> str:

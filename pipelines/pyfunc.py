@@ -21,8 +21,7 @@ class SpinModel(PythonModel):
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         chances = self.spin.predict_proba(model_input["text"].tolist())
-        labels = [self.spin.classes[k] for k in chances.argmax(1)]
-        return pd.DataFrame({"label": labels, "score": chances.max(1).astype(float)})
+        return pd.DataFrame({"label": self.spin.labels(chances), "score": chances.max(1).astype(float)})
 
 
 mlflow.models.set_model(SpinModel())

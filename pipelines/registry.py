@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from pipelines.store import Store, store_errors
+from spin.calibrate import Decision
 from spin.classifier import SpinClassifier
 from spin.errors import SpinError, UnavailableError, UserError
 from spin.metric import score
 from spin.settings import BackboneSettings, Settings
+from spin.task import Task, names_of
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 _EVALUATION = "evaluation/evaluation.json"
@@ -93,7 +94,7 @@ class Registry:
         metrics: dict[str, float],
         facts: dict[str, Any],
         example: Sequence[str],
-        evaluation: list[dict[str, str]],
+        evaluation: list[dict[str, Any]],
         fingerprint: str,
     ) -> dict[str, Any]:
         """Log a run with the artifact folder, register it as a new version and make that the challenger.
@@ -107,10 +108,11 @@ class Registry:
         with self._answers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             spin = SpinClassifier.load(artifact, backbone=self.settings.backbone)
-            chances = spin.predict_proba(example)
-            answer = pd.DataFrame(
-                {"label": [spin.classes[k] for k in chances.argmax(1)], "score": chances.max(1).astype(float)}
-            )
+            logits = spin.predict_logits(example)
+            scores = spin.task.probabilities(logits).max(1).astype(float)
+            # the plain labels: a list that is empty, or none at all, would leave a signature without its type
+            named = spin.task.names(logits.argmax(1))
+            answer = pd.DataFrame({"label": [[n] for n in named] if spin.task.multilabel else named, "score": scores})
             question = pd.DataFrame({"text": list(example)})
             with mlflow.start_run(experiment_id=self._experiment()) as run:
                 mlflow.log_params(params)
@@ -155,10 +157,15 @@ class Registry:
         """The classifier of a version, from its safetensors and JSON: no code comes from the registry."""
         with tempfile.TemporaryDirectory() as folder:
             self.download(number, Path(folder))
-            return SpinClassifier.load(folder, backbone=backbone or self.settings.backbone)
+            return SpinClassifier.load(
+                folder,
+                backbone=backbone or self.settings.backbone,
+                choose=self.settings.choose,
+                decision=self.settings.decision,
+            )
 
     def download(self, number: str, folder: Path) -> None:
-        """Fetch a version's config.json and model.safetensors into a folder."""
+        """Fetch a version's artifact into a folder: config.json, model.safetensors and what describes them."""
         with self._answers(), tempfile.TemporaryDirectory() as scratch:
             import mlflow
 
@@ -167,8 +174,8 @@ class Registry:
             found = next(fetched.rglob("model.safetensors"), None)
             if found is None:
                 raise UserError(f"version {number} of {self.name} holds no model.safetensors; it was not made by spin")
-            for name in ("config.json", "model.safetensors"):
-                (folder / name).write_bytes((found.parent / name).read_bytes())
+            for path in found.parent.iterdir():
+                shutil.copyfile(path, folder / path.name)
 
     def versions(self) -> list[Version]:
         """All versions, the newest first."""
@@ -248,12 +255,14 @@ class Registry:
             spin.predict(["Does it predict?"])
             return None
         rows = frozen["rows"]
-        truth = np.array([row["label"] for row in rows])
-        predicted = spin.predict([row["text"] for row in rows])
-        _, coded = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
-        return score(self.settings.metric, coded[: len(truth)], coded[len(truth) :])
+        y, _ = Decision.of(spin.task, spin.decision).labels(spin.predict_proba([row["text"] for row in rows]))
+        predicted, truth = spin.task.names(y), [row["label"] for row in rows]
+        # the set may have classes that this version does not know
+        every = sorted({name for label in [*truth, *predicted] for name in names_of(label)})
+        both = Task(tuple(every), spin.task.multilabel)
+        return score(self.settings.metric, both.index(truth), both.index(predicted))
 
-    def _freeze(self, run_id: str, evaluation: list[dict[str, str]]) -> None:
+    def _freeze(self, run_id: str, evaluation: list[dict[str, Any]]) -> None:
         model = self._model()
         if model is not None and "spin.evaluation.run" in model.tags:
             return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from pipelines import baselines, corpus
+from pipelines.card import describe_artifact
 from pipelines.documents import Shard
 from pipelines.extract import load_features
 from pipelines.features import FeatureShards
+from pipelines.integrate import run_integrate
 from pipelines.labels import Labels
 from pipelines.lease import Lease
 from pipelines.manifest import Plan, finish, finished, freeze
@@ -22,26 +25,31 @@ from pipelines.probe import load_probes
 from pipelines.progress import progress
 from pipelines.registry import Registry
 from pipelines.store import Store
+from spin import artifact
 from spin.backbone import load_backbone
+from spin.calibrate import Decision, calibration_error
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
-from spin.integrate import integrate, search_size
-from spin.settings import Settings
+from spin.flops import relative_compute
+from spin.probe import Probe
+from spin.settings import Choice, Settings
+from spin.split import SPLITS
 
-FORMAT = 1
-ARTIFACT = ("config.json", "model.safetensors")
+FORMAT = 2
+ARTIFACT = (artifact.CONFIG, artifact.TENSORS, "neurons.json", "MODEL_CARD.md")
 
 
 def run_train(
     settings: Settings, registry: Registry, *, frozen: frozenset[str] = frozenset(), restart: bool = False
 ) -> tuple[Plan, dict[str, Any]]:
-    """Train the integrated head, compare it with the baselines, register it, and write report.json.
+    """Train the integrated heads, compare them with the baselines, register them, and write report.json.
 
     What was fitted before a registry failed to answer is kept; a later run only registers. Raises UserError when
     probes are not there, UnavailableError when the registry does not answer.
     """
     extracted, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
+    Decision.of(labels.task, settings.decision)
     probed, probes = load_probes(settings, extracted, labels)
     store = Store(settings.store) / "model"
     facts = {
@@ -60,7 +68,7 @@ def run_train(
         if registered is None:
             registered = _register(settings, registry, features, labels, store, manifest)
             store.write_json(key, registered)
-        manifest = {**manifest, "registered": registered}
+        manifest = {**manifest, "registered": registered, "choose": settings.choose}
         _report(settings, extracted, probed, manifest)
         return plan, manifest
 
@@ -68,7 +76,7 @@ def run_train(
 def _fit(
     settings: Settings,
     features: FeatureShards,
-    probes: Sequence[Any],
+    probes: Sequence[Probe],
     labels: Labels,
     store: Store,
     plan: Plan,
@@ -76,60 +84,64 @@ def _fit(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     backbone = load_backbone(settings.backbone)
-    with progress("train", search_size(settings.search, backbone.depth), "heads") as advance:
-        integration = integrate(
-            probes,
-            features.read_selection,
-            labels.part("train"),
-            labels.part("valid"),
-            metric=settings.metric,
-            settings=settings.search,
-            progress=advance,
-        )
+    flops = relative_compute(backbone)
+    integrated = run_integrate(settings, features, probes, labels, flops, store / "heads")
     spin = SpinClassifier.assemble(
-        settings.backbone, backbone.digest, labels.classes, integration, settings.metric, backbone
+        settings.backbone,
+        backbone.digest,
+        labels.task,
+        integrated,
+        settings.metric,
+        backbone=backbone,
+        choose=settings.choose,
+        decision=settings.decision,
     )
     seconds = {"integrate": round(time.perf_counter() - start, 1)}
-    table, per_class = _evaluate(settings, features, probes, labels, spin)
+    found = _evaluate(settings, features, probes, labels, spin)
     seconds["evaluate"] = round(time.perf_counter() - start - seconds["integrate"], 1)
-    with tempfile.TemporaryDirectory() as folder:
-        spin.save(folder)
-        for name in ARTIFACT:
-            store.write(name, (Path(folder) / name).read_bytes())
+    manifest = {
+        "choice": integrated.describe(),
+        "classes": labels.classes,
+        "multilabel": labels.task.multilabel,
+        **found,
+        "counts": {split: len(labels.part(split)[0]) for split in SPLITS},
+        "seconds": seconds,
+    }
+    for name, data in (spin.files() | describe_artifact(settings, spin, features, labels, manifest)).items():
+        store.write(name, data)
     lease.check()
-    return finish(
-        store,
-        plan,
-        choice=integration.describe(),
-        classes=labels.classes,
-        table=table,
-        per_class=per_class,
-        counts={split: len(labels.part(split)[0]) for split in ("train", "valid", "test")},
-        seconds=seconds,
-    )
+    return finish(store, plan, **manifest)
 
 
 def _evaluate(
-    settings: Settings, features: FeatureShards, probes: Sequence[Any], labels: Labels, spin: SpinClassifier
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The table over the test rows, and SPIN's figures per class; both empty without test rows."""
+    settings: Settings, features: FeatureShards, probes: Sequence[Probe], labels: Labels, spin: SpinClassifier
+) -> dict[str, Any]:
+    """On the test rows the table, and SPIN's figures per class and calibration; all empty without test rows."""
     rows, y = labels.part("test")
     if not len(rows):
-        return [], {}
+        return {"table": [], "per_class": {}, "test_ece": None}
     texts = read_texts(settings, features)
-    with progress("evaluate", 5, "steps") as advance:
+    distinct: dict[int, Choice] = {id(part): name for name, part in reversed(spin.integrated.choices.items())}
+    makers: list[Callable[[], baselines.Contender]] = [
+        lambda: baselines.words(texts, labels, settings.metric),
+        lambda: baselines.last_layer(features, spin.backbone, labels, settings.metric),
+        lambda: baselines.best_site(features, spin.backbone, probes, labels),
+        *(partial(baselines.spin_row, features, spin, labels, name) for name in reversed(distinct.values())),
+    ]
+    with progress("evaluate", len(makers) + 1, "steps") as advance:
         contenders = []
-        for make in (
-            lambda: baselines.words(texts, labels, settings.metric),
-            lambda: baselines.last_layer(features, spin.backbone, labels, settings.metric),
-            lambda: baselines.best_site(features, spin.backbone, probes, labels),
-            lambda: baselines.spin_row(features, spin, labels),
-        ):
+        for make in makers:
             contenders.append(make())
             advance(1)
         table = baselines.tabulate(contenders, features, spin.backbone.depth, labels, texts)
         advance(1)
-    return table, per_class_figures(y, contenders[-1].predicted, labels.classes)
+    logits = contenders[len(makers) - len(distinct)].logits
+    assert logits is not None
+    return {
+        "table": table,
+        "per_class": per_class_figures(y, labels.task.predict(logits), labels.classes),
+        "test_ece": round(calibration_error(labels.task.probabilities(logits), y, labels.task), 4),
+    }
 
 
 def per_class_figures(y: Any, predicted: Any, classes: Sequence[str]) -> dict[str, Any]:
@@ -164,25 +176,24 @@ def _register(
     texts = read_texts(settings, features)
     rows, y = labels.part("test")
     evaluation = [
-        {"id": labels.ids[row], "text": texts[row], "label": labels.classes[k]} for row, k in zip(rows, y, strict=True)
+        {"id": labels.ids[row], "text": texts[row], "label": label}
+        for row, label in zip(rows, labels.task.names(y), strict=True)
     ]
+    figures: dict[str, float] = next((row for row in manifest["table"] if row["name"] == "spin"), {})
+    best = manifest["choice"]["choices"]["accuracy"]
     with tempfile.TemporaryDirectory() as folder:
         for name in ARTIFACT:
             data = store.read(name)
             if data is None:
                 raise UserError(f"{store.uri} lacks {name}; start over with --restart")
             (Path(folder) / name).write_bytes(data)
-        spin_figures: dict[str, float] = next((row for row in manifest["table"] if row["name"] == "spin"), {})
         return registry.register(
             Path(folder),
-            params={
-                **_scalars(manifest["choice"]),
-                "metric": settings.metric,
-                "backbone": settings.backbone.model,
-            },
+            params={**_scalars(best), "metric": settings.metric, "backbone": settings.backbone.model},
             metrics={
-                "valid_score": manifest["choice"]["valid_score"],
-                **{f"test_{k}": spin_figures[k] for k in ("accuracy", "macro_f1") if k in spin_figures},
+                "valid_score": best["valid_score"],
+                "valid_ece": best["valid_ece"],
+                **{f"test_{k}": figures[k] for k in ("accuracy", "macro_f1") if k in figures},
             },
             facts=manifest,
             example=texts[: min(2, len(texts))],

@@ -50,7 +50,7 @@ def save(integrated: Integrated, facts: Mapping[str, Any]) -> dict[str, bytes]:
             for name, integration in integrated.choices.items()
         },
         "integrations": parts,
-        "frontier": [{**_plain(candidate)} for candidate in integrated.frontier],
+        "frontier": [_plain(candidate) for candidate in integrated.frontier],
         "tried": integrated.tried,
         "versions": {name: version(name) for name in _LIBRARIES},
     }
@@ -99,9 +99,8 @@ def _integration(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], p
     selection = Selection(
         {c: mine[f"neurons.{c}"] for c in columns}, {c: mine[f"importance.{c}"] for c in columns}, part["eta"]
     )
-    head: LinearHead | MlpHead = LinearHead(mine["coef"], mine["intercept"])
-    if "inner" in mine:
-        head = MlpHead(head, **{name: mine[name] for name in _MLP})
+    linear = LinearHead(mine["coef"], mine["intercept"])
+    head = MlpHead(linear, *(mine[name] for name in _MLP)) if "inner" in mine else linear
     return Integration(selection, mine["mean"], mine["scale"], head, dict(part["facts"]))
 
 

@@ -56,14 +56,10 @@ class BatchedPaths:
         shape = *self._solved.shape[:2], len(lams), self._solved.shape[3]
         start = self._solved.gather(2, nearest[:, None, :, None].expand(shape)).flatten(2)[..., None]
         lam = torch.as_tensor(lams.T, dtype=torch.float32, device=start.device).repeat_interleave(shape[3], 1)
+        positive, weights = (x.repeat(1, len(lams))[..., None] for x in (self._positive, self._weights))
+        ones = torch.ones(shape[1], 1, 1, device=start.device)
         problems = Regressions(
-            self._X,
-            *(x.repeat(1, len(lams))[..., None] for x in (self._positive, self._weights)),
-            torch.ones(shape[1], 1, 1, device=start.device),
-            lam,
-            torch.zeros_like(lam),
-            exclusive=False,
-            team=Team(),
+            self._X, positive, weights, ones, lam, torch.zeros_like(lam), exclusive=False, team=Team()
         )
         self._lams, self._solved = np.array(lams), problems.minimise(start, TOLERANCE * lam, _LOOKS).view(shape)
         found = self._solved.permute(2, 0, 3, 1).cpu().numpy()

@@ -85,7 +85,7 @@ class Decision:
         """
         if self.task.multilabel:
             near = np.abs(probabilities - self.thresholds) < self.abstain
-            return probabilities >= self.thresholds, near.any(1)
+            return probabilities >= self.thresholds, np.any(near, axis=1)
         odds = probabilities / self.thresholds
         odds = odds / odds.sum(1, keepdims=True)
         first = np.partition(odds, -2, axis=1)[:, -2:]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from spin.sites import Column, Site
 from spin.task import Task
 
 Floats = NDArray[np.floating]
+Place = TypeVar("Place", Site, int)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,26 @@ class Explanation:
         """The class with the largest logit."""
         return self.classes[int(self.logits.argmax())]
 
+    @property
+    def chosen(self) -> list[int]:
+        """Indices of the predicted classes, likeliest first: one, or of a multi-label task all at or above one half.
+
+        Thresholds of a decision are not asked.
+        """
+        ranked = [int(k) for k in np.argsort(-self.logits, kind="stable")]
+        return [k for k in ranked if self.logits[k] >= 0] if self.task.multilabel else ranked[:1]
+
+    def by_site(self) -> dict[Site, Floats]:
+        """(K,) by site, shallow first: their sum and the bias is the logits."""
+        return self._summed([column.site for column, _ in self.neurons])
+
+    def by_layer(self) -> dict[int, Floats]:
+        """(K,) by layer: the same sum, over layers."""
+        return self._summed([column.site.layer for column, _ in self.neurons])
+
+    def _summed(self, places: Sequence[Place]) -> dict[Place, Floats]:
+        return {place: self.contributions[[own == place for own in places]].sum(0) for place in sorted(set(places))}
+
     def word(self, index: int) -> str:
         start, end = self.words[index]
         return self.text[start:end] or "(special)"
@@ -79,6 +102,23 @@ class Explanation:
     def _spoke(self, index: int, contribution: float) -> NeuronContribution:
         column, neuron = self.neurons[index]
         return NeuronContribution(column, neuron, contribution, self.word(int(self.loudest[index])))
+
+
+def stretches(words: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
+    """(start, end, indices) in the order of the text; words that overlap, as the bytes of one emoji may, are one.
+
+    Words of no length, which are special tokens, are left out.
+    """
+    made: list[tuple[int, int, list[int]]] = []
+    for index in sorted(range(len(words)), key=lambda i: words[i]):
+        start, end = words[index]
+        if start == end:
+            continue
+        if made and start < made[-1][1]:
+            made[-1] = made[-1][0], max(end, made[-1][1]), [*made[-1][2], index]
+        else:
+            made.append((start, end, [index]))
+    return made
 
 
 def explain(backbone: Backbone, integration: Integration, task: Task, text: str) -> Explanation:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.head import Penalty
-from spin.settings import SearchSettings
+from spin.settings import Choice, SearchSettings
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,16 @@ def frontier_of(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     return tuple(best_of(by_depth[depth]) for depth in sorted(by_depth))
 
 
-def choices_of(candidates: Iterable[Candidate], settings: SearchSettings) -> dict[str, Candidate]:
+def choices_of(candidates: Iterable[Candidate], settings: SearchSettings) -> dict[Choice, Candidate]:
     """`accuracy` is the best validation score; `balanced` and `cheapest` are the least compute within their loss.
 
     All candidates were judged on the same documents, so that the loss of one against another is a paired one.
     """
     found = list(candidates)
     best = best_of(found)
-    chosen = {"accuracy": best}
-    for name, loss in (("balanced", settings.balanced_loss), ("cheapest", settings.cheapest_loss)):
+    chosen: dict[Choice, Candidate] = {"accuracy": best}
+    losses: dict[Choice, float] = {"balanced": settings.balanced_loss, "cheapest": settings.cheapest_loss}
+    for name, loss in losses.items():
         within = [c for c in found if c.valid_score >= best.valid_score - loss - 1e-12]
         least = min(c.compute for c in within)
         chosen[name] = best_of(c for c in within if c.compute == least)

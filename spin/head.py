@@ -56,42 +56,64 @@ class Penalty:
     """the L1 penalty, as a share of the smallest at which every coefficient is zero"""
 
 
-def fit_linear(
-    X: Floats,
-    has: NDArray[np.bool_],
-    weights: Floats,
-    scales: Floats,
-    penalties: Sequence[Penalty],
-    *,
-    exclusive: bool,
-    team: Team,
-    device: str = "cpu",
-    tolerance: float = 1e-3,
-    looks: int = 60,
-) -> list[LinearHead]:
-    """One head a penalty on standardised features `X` (n, p), all solved at once.
+@dataclass(frozen=True)
+class Design:
+    """What a head is fitted on: this member's rows; the members of a team hold different ones."""
 
-    Minimises sum_i s_i loss_i + l1 |V|_1 + |V|^2 / (2 strength N) over V, where the coefficients are V times `scales`
-    (p,), first divided by their norm so that the features of a text have length 1 in expectation, and N counts the
-    rows of the whole team. `has` (n, K) are the targets, each column of `weights` (n, 1 or K) sums to 1
-    over the team. `X`, `has` and
-    `weights` are this member's rows; every member gets the same heads. Ends where no optimality condition is
-    violated by more than `tolerance` of the steepest slope of the null model, or after `looks` looks.
+    X: Floats
+    """(n, p) standardised features"""
+    has: NDArray[np.bool_]
+    """(n, K) the targets"""
+    weights: Floats
+    """(n, 1) or (n, K), each column summing to 1 over the team"""
+    scales: Floats
+    """(p,) how loudly each feature may speak"""
+    exclusive: bool
+    """whether a row has exactly one of the classes"""
+    team: Team
+    device: str = "cpu"
+
+    @property
+    def unit(self) -> Floats:
+        """`scales` over their norm, so that the scaled features of a text have length 1 in expectation."""
+        return self.scales / np.float32(max(float(np.linalg.norm(self.scales)), 1e-12))
+
+    @property
+    def count(self) -> int:
+        """Rows of the whole team."""
+        return int(self.team.sum(torch.tensor([len(self.X)]))[0])
+
+    def part(self, where: NDArray[np.int64]) -> Design:
+        """Some of the features."""
+        return replace(self, X=np.ascontiguousarray(self.X[:, where]), scales=self.scales[where])
+
+    def tensor(self, values: Floats | NDArray[np.bool_]) -> torch.Tensor:
+        """An array as float32 on the device."""
+        return torch.as_tensor(values, dtype=torch.float32, device=self.device)
+
+
+def fit_linear(
+    design: Design, penalties: Sequence[Penalty], *, tolerance: float = 1e-3, looks: int = 60
+) -> list[LinearHead]:
+    """One head a penalty, all solved at once; every member of the team gets the same.
+
+    Minimises sum_i s_i loss_i + l1 |V|_1 + |V|^2 / (2 strength N) over V, where the coefficients are V times the
+    unit scales and N counts the rows of the whole team. Ends where no optimality condition is violated by more
+    than `tolerance` of the steepest slope of the null model, or after `looks` looks.
     """
-    n, p = X.shape
-    design = torch.ones(1, n, p + 1, device=device)
-    design[0, :, :p] = torch.as_tensor(X)
-    targets = torch.as_tensor(has, dtype=torch.float32, device=device)[:, None]
-    row_weights = torch.as_tensor(weights, dtype=torch.float32, device=device)[:, None]
-    scale = torch.ones(p + 1, 1, 1, device=device)
-    scale[:p, 0, 0] = torch.as_tensor(scales / max(float(np.linalg.norm(scales)), 1e-12), device=device)
-    count = float(team.sum(torch.tensor([float(n)], dtype=torch.float64))[0])
-    l2 = torch.tensor([[1 / (penalty.strength * count) for penalty in penalties]], device=device)
-    null = Regressions(design, targets, row_weights, scale, torch.zeros_like(l2), l2, exclusive, team)
-    share = team.sum((row_weights * targets).sum(0)).clamp(1e-6, 1 - 1e-6)
-    start = torch.zeros(1, p + 1, len(penalties), targets.shape[2], device=device)
-    start[:, p] = share.log() if exclusive else share.logit()
+    n, p = design.X.shape
+    X = torch.ones(1, n, p + 1, device=design.device)
+    X[0, :, :p] = design.tensor(design.X)
+    targets, weights = (design.tensor(values)[:, None] for values in (design.has, design.weights))
+    scale = torch.ones(p + 1, 1, 1, device=design.device)
+    scale[:p, 0, 0] = design.tensor(design.unit)
+    l2 = design.tensor(np.array([[1 / (penalty.strength * design.count) for penalty in penalties]]))
+    null = Regressions(X, targets, weights, scale, torch.zeros_like(l2), l2, design.exclusive, design.team)
+    share = design.team.sum((weights * targets).sum(0)).clamp(1e-6, 1 - 1e-6)
+    start = torch.zeros(1, p + 1, len(penalties), targets.shape[2], device=design.device)
+    start[:, p] = share.log() if design.exclusive else share.logit()
     steepest = null.steepest(start)
-    problems = replace(null, l1=steepest * torch.tensor([[penalty.l1 for penalty in penalties]], device=device))
-    found = (problems.minimise(start, tolerance * steepest, looks)[0] * scale).permute(1, 2, 0).cpu().numpy()
-    return [LinearHead(np.ascontiguousarray(V[:, :p]), np.ascontiguousarray(V[:, p])) for V in found]
+    l1 = steepest * design.tensor(np.array([[penalty.l1 for penalty in penalties]]))
+    found = replace(null, l1=l1).minimise(start, tolerance * steepest, looks)[0] * scale
+    coefs = found.permute(1, 2, 0).cpu().numpy()
+    return [LinearHead(np.ascontiguousarray(V[:, :p]), np.ascontiguousarray(V[:, p])) for V in coefs]

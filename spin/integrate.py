@@ -17,9 +17,9 @@ from spin.head import LinearHead, fit_linear
 from spin.mlp import MlpHead, fit_mlp
 from spin.paired import chance_not_better
 from spin.probe import Probe
-from spin.search import Progress, Read, Search, row_weights
-from spin.select import Selection, alignment, scaler_of
-from spin.settings import SearchSettings
+from spin.search import Material, Progress, Read, Search
+from spin.select import Selection, scaler_of
+from spin.settings import Choice, SearchSettings
 from spin.sites import Site
 from spin.task import Targets, Task
 from spin.team import Team
@@ -56,7 +56,7 @@ class Integration:
 class Integrated:
     """Everything that the search gives: the classifiers that can be chosen, and what accuracy costs."""
 
-    choices: dict[str, Integration]
+    choices: dict[Choice, Integration]
     """`accuracy`, `balanced` and `cheapest`; one Integration may stand under several names"""
     frontier: tuple[Candidate, ...]
     """the best candidate of every depth, shallow first"""
@@ -102,15 +102,12 @@ def integrate(
             "data: no probe kept a neuron, because no neuron varies over the training documents; "
             "check that their texts differ"
         )
-    search = Search(
-        probes, read, y, folds, task,
-        metric=metric, settings=settings, class_weights=class_weights, flops=flops, team=team or Team(), device=device,
-        progress=progress,
-    )  # fmt: skip
+    material = Material(read, y, labelled(tuple(folds)), task, metric, class_weights, team or Team(), device)
+    search = Search(material, probes, folds, settings, flops, progress)
     tried = search.run()
-    fitter = _Fitter(search, read, y, folds, class_weights, seed, device)
+    fitter = _Fitter(search, seed)
     fitted: dict[int, Integration] = {}
-    choices = {}
+    choices: dict[Choice, Integration] = {}
     for name, candidate in choices_of(tried, settings).items():
         if id(candidate) not in fitted:
             fitted[id(candidate)] = fitter.fit(candidate)
@@ -121,17 +118,15 @@ def integrate(
 class _Fitter:
     """Makes a candidate whole: its head's kind, its temperature, and the final head on all labelled rows."""
 
-    def __init__(
-        self, search: Search, read: Read, y: Targets, folds: Sequence[Fold], class_weights: str, seed: int, device: str
-    ) -> None:
-        self.search, self.read, self.y, self.folds = search, read, y, folds
-        self.class_weights, self.seed, self.device = class_weights, seed, device
-        self.task, self.team = search.task, search.team
+    def __init__(self, search: Search, seed: int) -> None:
+        self.search, self.seed = search, seed
+        self.material, self.task, self.team = search.material, search.material.task, search.material.team
+        self.valid_y = np.concatenate([part.valid_y for part in search.parts])
 
     def fit(self, candidate: Candidate) -> Integration:
         held_out, steps, chance = self._bend(candidate)
         logits = np.concatenate(held_out)
-        y = np.concatenate([self.y[fold.valid] for fold in self.folds])
+        y = self.valid_y
         temperature = fit_temperature(logits, y, self.task)
         errors = [
             calibration_error(self.task.probabilities(values), y, self.task)
@@ -158,14 +153,13 @@ class _Fitter:
         if kind == "linear":
             return candidate.held_out, None, None
         found, steps = [], []
-        for probes, part, fold in zip(self.search.of_fold, self.search.parts, self.folds, strict=True):
+        for probes, part in zip(self.search.of_fold, self.search.parts, strict=True):
             selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
-            logits, taken = part.bend(selection, candidate.penalty, self.y[fold.valid], self.seed)
+            logits, last = part.bend(selection, candidate.penalty, self.seed)
             found.append(logits)
-            steps.append(taken)
-        y = np.concatenate([self.y[fold.valid] for fold in self.folds])
+            steps.append(last)
         bent, straight = (self.task.predict(np.concatenate(values)) for values in (found, candidate.held_out))
-        chance = chance_not_better(self.search.metric, y, bent, straight, self.seed)
+        chance = chance_not_better(self.material.metric, self.valid_y, bent, straight, self.seed)
         taken = kind == "mlp" or chance < SIGNIFICANT
         taken, chance = self.team.say((taken, chance))
         if not taken:
@@ -174,21 +168,13 @@ class _Fitter:
 
     def _final(self, candidate: Candidate, steps: int | None) -> tuple[Selection, Floats, Floats, LinearHead | MlpHead]:
         """The head on all labelled rows; neurons that its L1 part left out are gone from the selection."""
-        search, rows = self.search, labelled(tuple(self.folds))
-        selection = search.selection(candidate.eta, candidate.depth, candidate.part, search.final)
-        mean, scale = scaler_of(selection, search.final)
-        mine = rows[self.team.rank :: self.team.size]
-        X = (self.read(selection, mine).astype(np.float32) - mean) / scale
-        has = self.task.indicator(self.y[mine])
-        weights = row_weights(self.task.indicator(self.y[rows]), self.class_weights, self.task)
-        scales = alignment(selection, search.final, search.floor)
-        shared = {"exclusive": not self.task.multilabel, "team": self.team, "device": self.device}
-        mine_weights = weights[self.team.rank :: self.team.size]
-        [head] = fit_linear(X, has, mine_weights, scales, [candidate.penalty], **shared)  # type: ignore[arg-type]
+        probes = self.search.final
+        selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
+        mean, scale = scaler_of(selection, probes)
+        design = self.material.design(selection, probes, self.material.rows)
+        [head] = fit_linear(design, [candidate.penalty])
         if steps is not None:
-            bent, _ = fit_mlp(
-                head, X, has, mine_weights, scales, candidate.penalty.strength, seed=self.seed, steps=steps, **shared
-            )  # type: ignore[arg-type]
+            bent, _ = fit_mlp(head, design, candidate.penalty.strength, seed=self.seed, steps=steps)
             return selection, mean, scale, bent
-        wanted = head.coef.any(0)
+        wanted: NDArray[np.bool_] = np.any(head.coef != 0, axis=0)
         return selection.keep(wanted), mean[wanted], scale[wanted], head.keep(wanted)

@@ -17,13 +17,13 @@ TOLERANCE = 1e-3
 
 @dataclass
 class LogisticPath:
-    """The minimisers of sum_i s_i log(1 + exp(-y_i (x_i w + b))) + lam |w|_1 for falling lam, each started from the last.
+    """The minimisers of sum_i s_i log(1 + exp(-y_i (x_i w + b))) + lam |w|_1 for falling lam.
 
-    `X` (n, p) is float32 and standardised, `y` (n,) is -1 or 1, the weights `s` (n,) sum to 1. For a penalty the
-    candidates are the features of the last solution and those that the sequential strong rule keeps (Tibshirani et
-    al. 2012); on them a proximal Newton step minimises the quadratic model by coordinate descent on its Gram matrix
-    (Friedman et al. 2010), which does not touch the n rows again. Whatever the rule left out wrongly fails the KKT
-    check and comes back.
+    Each starts from the last. `X` (n, p) is float32 and standardised, `y` (n,) is -1 or 1, the weights `s` (n,) sum
+    to 1. For a penalty the candidates are the features of the last solution and those that the sequential strong
+    rule keeps (Tibshirani et al. 2012); on them a proximal Newton step minimises the quadratic model by coordinate
+    descent on its Gram matrix (Friedman et al. 2010), which does not touch the n rows again. Whatever the rule left
+    out wrongly fails the KKT check and comes back.
     """
 
     X: Floats

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from spin.head import LinearHead
-from spin.team import Team
+from spin.head import Design, LinearHead
 
 Floats = NDArray[np.floating]
 HIDDEN = 32
@@ -60,64 +59,65 @@ class MlpHead:
 
 def fit_mlp(
     linear: LinearHead,
-    X: Floats,
-    has: NDArray[np.bool_],
-    weights: Floats,
-    scales: Floats,
+    design: Design,
     strength: float,
     *,
-    exclusive: bool,
-    team: Team,
     seed: int,
-    device: str = "cpu",
     judge: Callable[[MlpHead], float] | None = None,
     steps: int = _STEPS,
 ) -> tuple[MlpHead, int]:
     """Learn the hidden layer beside a linear head that stays as it is, by Adam on all rows, and the steps taken.
 
-    It starts at the linear head exactly. Rows, weights, scales and strength are those of `fit_linear`. With `judge`,
-    a loss that is asked every ten steps, the best so far is given, once it has not improved four times in a row.
+    It starts at the linear head exactly; `strength` is that of its penalty. With `judge`, a loss that is asked
+    every ten steps, the best head so far is given, once it has not improved four times in a row.
     """
-    start = torch.Generator().manual_seed(seed)
-    tensors = [torch.as_tensor(a, dtype=torch.float32, device=device) for a in (X, has, weights, scales)]
-    design, targets, row_weights, scale = tensors
-    scale = scale / scale.norm().clamp(min=1e-12)
-    offset = torch.as_tensor(linear.logits(X), dtype=torch.float32, device=device)
-    count = float(team.sum(torch.tensor([float(len(X))], dtype=torch.float64))[0])
-    inner = torch.randn(HIDDEN, X.shape[1], generator=start).to(device).requires_grad_()
-    inner_bias = torch.zeros(HIDDEN, device=device, requires_grad=True)
-    outer = torch.zeros(targets.shape[1], HIDDEN, device=device, requires_grad=True)
-    parameters = [inner, inner_bias, outer]
-    optimiser = torch.optim.Adam(parameters, lr=_RATE)
-    aligned = design * scale
-
-    def head() -> MlpHead:
-        arrays = [t.detach().cpu().numpy().copy() for t in (inner * scale, inner_bias, outer)]
-        return MlpHead(linear, *arrays)
-
-    best, best_loss, best_step = head(), np.inf, 0
+    net = _Hidden(linear, design, seed)
+    optimiser = torch.optim.Adam(net.parameters, lr=_RATE)
+    prior = 1 / (2 * strength * design.count * design.team.size)
+    best, best_loss, best_step = net.head(), np.inf, 0
     for step in range(steps + 1):
         if judge is not None and step % _LOOK == 0:
-            loss = team.say(judge(head()) if team.rank == 0 else 0.0)
+            loss = design.team.say(judge(net.head()) if design.team.rank == 0 else 0.0)
             if loss < best_loss:
-                best, best_loss, best_step = head(), loss, step
+                best, best_loss, best_step = net.head(), loss, step
             elif step - best_step >= _PATIENCE * _LOOK:
                 break
-        if step == steps:
-            break
-        logits = offset + torch.tanh(aligned @ inner.T + inner_bias) @ outer.T
-        prior = sum((p**2).sum() for p in parameters) / (2 * strength * count * team.size)
-        loss_of_rows = (row_weights * _losses(logits, targets, exclusive)).sum() + prior
-        optimiser.zero_grad()
-        loss_of_rows.backward()  # type: ignore[no-untyped-call]
-        for parameter in parameters:
-            team.sum(parameter.grad)  # type: ignore[arg-type]
-        optimiser.step()
-    return (head(), steps) if judge is None else (best, best_step)
+        if step < steps:
+            optimiser.zero_grad()
+            (net.loss() + prior * sum((p**2).sum() for p in net.parameters)).backward()
+            for parameter in net.parameters:
+                assert parameter.grad is not None
+                design.team.sum(parameter.grad)
+            optimiser.step()
+    return (net.head(), steps) if judge is None else (best, best_step)
 
 
-def _losses(logits: Tensor, targets: Tensor, exclusive: bool) -> Tensor:
-    """(n, 1), or (n, K) where each class is by itself."""
-    if exclusive:
-        return cross_entropy(logits, targets, reduction="none")[:, None]
-    return binary_cross_entropy_with_logits(logits, targets, reduction="none")
+class _Hidden:
+    """The hidden layer while it learns, on features scaled as the linear head's."""
+
+    def __init__(self, linear: LinearHead, design: Design, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        self.linear, self.exclusive, self.scale = linear, design.exclusive, design.tensor(design.unit)
+        self.X = design.tensor(design.X) * self.scale
+        self.targets, self.weights = design.tensor(design.has), design.tensor(design.weights)
+        self.offset = design.tensor(linear.logits(design.X))
+        self.inner = torch.randn(HIDDEN, self.X.shape[1], generator=draw).to(design.device).requires_grad_()
+        self.inner_bias = torch.zeros(HIDDEN, device=design.device, requires_grad=True)
+        self.outer = torch.zeros(self.targets.shape[1], HIDDEN, device=design.device, requires_grad=True)
+        self.parameters = [self.inner, self.inner_bias, self.outer]
+
+    def loss(self) -> Tensor:
+        """Over this member's rows."""
+        logits = self.offset + torch.tanh(self.X @ self.inner.T + self.inner_bias) @ self.outer.T
+        if self.exclusive:
+            losses = cross_entropy(logits, self.targets, reduction="none")[:, None]
+        else:
+            losses = binary_cross_entropy_with_logits(logits, self.targets, reduction="none")
+        return (self.weights * losses).sum()
+
+    def head(self) -> MlpHead:
+        """As it is now."""
+        inner, bias, outer = (
+            t.detach().cpu().numpy().copy() for t in (self.inner * self.scale, self.inner_bias, self.outer)
+        )
+        return MlpHead(self.linear, inner, bias, outer)

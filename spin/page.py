@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from spin.explain import Explanation, NeuronContribution
+from spin.explain import Explanation, NeuronContribution, stretches
 from spin.markup import Html, tag
 from spin.picture import bar, figure, layer_map, levels, scale, share_bar, signed, sums, waterfall
 from spin.sites import Column
@@ -16,6 +15,7 @@ from spin.style import POLICY, STYLE, SWITCHABLE, shade
 
 _EXCERPT = 600
 """characters shown of a training document"""
+_NONE = "No class"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ Drivers = Mapping[tuple[Column, int], Sequence[Driver]]
 
 
 def page(found: Explanation, drivers: Drivers = {}, *, neurons: int = 12, title: str = "Why this class") -> str:  # noqa: B006
-    """The HTML of an explanation: each class's words, layers, sum and neurons, the predicted class first.
+    """The HTML of an explanation: each class's words, layers, sum and neurons, the likeliest class first.
 
     `drivers` names training documents on which a neuron is high, highest first. Of many classes those with the
     largest logits can be chosen; the logits of all are shown.
@@ -44,24 +44,28 @@ def page(found: Explanation, drivers: Drivers = {}, *, neurons: int = 12, title:
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", f"{found.label} – {title}"),
+        tag("title", f"{', '.join(found.classes[k] for k in found.chosen) or _NONE} – {title}"),
         tag("style", Html(STYLE)),
     )
     panels = [_panel(found, drivers, k, number, neurons) for number, k in enumerate(ranked[:SWITCHABLE])]
-    parts = _heading(found, ranked, title), _classes(found, ranked), tag("main", *panels)
+    parts = _heading(found, title), _classes(found, ranked), tag("main", *panels)
     body = tag("body", tag("div", *parts, class_="page"))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _heading(found: Explanation, ranked: Sequence[int], title: str) -> Html:
-    share = tag("span", _percent(_softmax(found.logits)[ranked[0]]), class_="share")
-    headline = tag("h1", tag("bdi", found.label), " ", share)
-    return tag("header", tag("p", title, class_="eyebrow"), headline, class_="heading")
+def _heading(found: Explanation, title: str) -> Html:
+    """The predicted class and its probability; in a multi-label task every class at or above one half, or none."""
+    shares = found.probabilities
+    named = [
+        tag("span", tag("bdi", found.classes[k]), " ", tag("span", _percent(float(shares[k])), class_="share"))
+        for k in found.chosen
+    ] or [tag("span", f"{_NONE} ", tag("span", "reaches one half", class_="share"))]
+    return tag("header", tag("p", title, class_="eyebrow"), tag("h1", *named), class_="heading")
 
 
 def _classes(found: Explanation, ranked: Sequence[int]) -> Html:
     """Every class with its logit and probability; choosing one shows its panel."""
-    shares = _softmax(found.logits)
+    shares = found.probabilities
 
     def row(number: int, k: int) -> Html:
         choice = tag("input", type="radio", name="class", id=f"c{number}", checked=number == 0)
@@ -150,23 +154,6 @@ def _word(word: str, value: float) -> Html:
     return tag("span", tag("bdi", word), " ", figure(value))
 
 
-def stretches(words: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
-    """(start, end, indices) in the order of the text; words that overlap, as the bytes of one emoji may, are one.
-
-    Words of no length, which are special tokens, are left out.
-    """
-    made: list[tuple[int, int, list[int]]] = []
-    for index in sorted(range(len(words)), key=lambda i: words[i]):
-        start, end = words[index]
-        if start == end:
-            continue
-        if made and start < made[-1][1]:
-            made[-1] = made[-1][0], max(end, made[-1][1]), [*made[-1][2], index]
-        else:
-            made.append((start, end, [index]))
-    return made
-
-
 def _neurons(tops: Sequence[NeuronContribution], drivers: Drivers) -> Html:
     """The neurons that weigh most; each opens what drives it."""
     largest = max((abs(top.contribution) for top in tops), default=0.0)
@@ -208,11 +195,6 @@ def _others(found: Explanation, k: int, neurons: int) -> str:
         f"The {neurons:,} of {len(by_neuron):,} that weigh most; the others add {signed(rest)} together. "
         "Open one for documents that drive it."
     )
-
-
-def _softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
-    powers = np.exp(logits - logits.max())
-    return powers / powers.sum()
 
 
 def _percent(share: float) -> str:

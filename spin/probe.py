@@ -170,7 +170,8 @@ class _Walk:
 
             self.paths = BatchedPaths(self.designs, self.targets, self.weights, device=device)
         self.lam_max = np.where(self.paths.lam_max > 0, self.paths.lam_max, 1.0)
-        self.lams, self.found = np.empty((0, len(self.columns))), []
+        self.lams: Floats = np.empty((0, len(self.columns)))
+        self.found: list[tuple[Floats, Floats]] = []
 
     def on(self, ratios: Floats) -> None:
         """Solve at further shares of lam_max."""
@@ -202,17 +203,9 @@ class _Walk:
         (coef, intercept), lam = self.found[at], float(self.lams[at, p])
         problems = zip(self.targets, self.weights, coef[p], intercept[p], strict=True)
         kkt = max(kkt_violation(self.designs[p], y, s, w, b, lam) for y, s, w, b in problems)
-        return Probe(
-            self.columns[p],
-            coef[p],
-            intercept[p],
-            *self.scalers[p],
-            lam,
-            float(self.lam_max[p]),
-            kkt,
-            float(valid_score),
-            folds,
-        )
+        mean, scale = self.scalers[p]
+        lam_max = float(self.lam_max[p])
+        return Probe(self.columns[p], coef[p], intercept[p], mean, scale, lam, lam_max, kkt, float(valid_score), folds)
 
 
 def _standard(activations: Floats) -> tuple[tuple[Floats, Floats], Floats]:

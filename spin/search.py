@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +12,9 @@ from numpy.typing import NDArray
 from spin.calibrate import log_loss
 from spin.folds import Fold, Rows
 from spin.frontier import Candidate, best_of
-from spin.head import LinearHead, Penalty, fit_linear
+from spin.head import Design, LinearHead, Penalty, fit_linear
 from spin.metric import score
-from spin.mlp import fit_mlp
+from spin.mlp import MlpHead, fit_mlp
 from spin.probe import Probe, balance, signs
 from spin.select import Selection, alignment, largest_eta, scaler_of, select
 from spin.settings import SearchSettings
@@ -27,44 +29,73 @@ Read = Callable[[Selection, Rows], Floats]
 Progress = Callable[[int], None]
 
 
+@dataclass(frozen=True)
+class Material:
+    """What every head is fitted on and judged by."""
+
+    read: Read
+    y: Targets
+    """of all rows"""
+    rows: Rows
+    """that are labelled to train and to validate; no other is looked at"""
+    task: Task
+    metric: str
+    class_weights: str
+    team: Team
+    device: str = "cpu"
+
+    def standard(self, selection: Selection, probes: Probes, rows: Rows) -> Floats:
+        """(m, p) the features of some rows, standardised as the probes' training rows were."""
+        mean, scale = scaler_of(selection, probes)
+        return (self.read(selection, rows).astype(np.float32) - mean) / scale
+
+    def design(self, selection: Selection, probes: Probes, rows: Rows) -> Design:
+        """This member's share of some rows to fit a head on, the features aligned."""
+        mine = slice(self.team.rank, None, self.team.size)
+        has = self.task.indicator(self.y[rows])
+        return Design(
+            self.standard(selection, probes, rows[mine]),
+            has[mine],
+            row_weights(has, self.class_weights, self.task)[mine],
+            alignment(selection, probes, self.floor),
+            not self.task.multilabel,
+            self.team,
+            self.device,
+        )
+
+    @cached_property
+    def floor(self) -> float:
+        """The metric of the best constant answer: that of knowing nothing of a text."""
+        answers = (False, True) if self.task.multilabel else range(len(self.task))
+        y = self.y[self.rows]
+        return max(score(self.metric, y, np.full_like(y, answer)) for answer in answers)
+
+
 class FoldSearch:
     """One fold's training and validation rows of the largest selection, read once; heads are fitted on its parts."""
 
-    def __init__(
-        self, probes: Probes, largest: Selection, read: Read, y: Targets, fold: Fold, floor: float, class_weights: str,
-        task: Task, team: Team, device: str,
-    ) -> None:  # fmt: skip
-        self.probes, self.largest, self.task, self.team, self.device = probes, largest, task, team, device
-        mean, scale = scaler_of(largest, probes)
-        mine = fold.train[team.rank :: team.size]
-        self.train_X, self.valid_X = (
-            (read(largest, rows).astype(np.float32) - mean) / scale for rows in (mine, fold.valid)
-        )
-        self.has, self.valid_y = task.indicator(y[mine]), y[fold.valid]
-        self.weights = row_weights(task.indicator(y[fold.train]), class_weights, task)[team.rank :: team.size]
-        self.scales = alignment(largest, probes, floor)
+    def __init__(self, material: Material, probes: Probes, largest: Selection, fold: Fold) -> None:
+        self.largest, self.task, self.valid_y = largest, material.task, material.y[fold.valid]
+        self.design = material.design(largest, probes, fold.train)
+        self.valid_X = material.standard(largest, probes, fold.valid)
 
     def fit(self, part: Selection, penalties: Sequence[Penalty]) -> list[tuple[LinearHead, Floats]]:
         """A head a penalty on a part of the largest selection, and its logits on the validation rows."""
         where = part.within(self.largest)
-        train_X = np.ascontiguousarray(self.train_X[:, where])
-        heads = fit_linear(
-            train_X, self.has, self.weights, self.scales[where], penalties,
-            exclusive=not self.task.multilabel, team=self.team, device=self.device, tolerance=3e-3, looks=20,
-        )  # fmt: skip
+        heads = fit_linear(self.design.part(where), penalties, tolerance=3e-3, looks=20)
         valid_X = self.valid_X[:, where]
         return [(head, head.logits(valid_X)) for head in heads]
 
-    def bend(self, part: Selection, penalty: Penalty, valid_y: Targets, seed: int) -> tuple[Floats, int]:
+    def bend(self, part: Selection, penalty: Penalty, seed: int) -> tuple[Floats, int]:
         """The logits on the validation rows of the mlp head that these rows stop, and its steps."""
         where = part.within(self.largest)
-        train_X, valid_X = np.ascontiguousarray(self.train_X[:, where]), self.valid_X[:, where]
         [(linear, _)] = self.fit(part, [penalty])
-        head, steps = fit_mlp(
-            linear, train_X, self.has, self.weights, self.scales[where], penalty.strength,
-            exclusive=not self.task.multilabel, team=self.team, seed=seed, device=self.device,
-            judge=lambda head: log_loss(head.logits(valid_X), valid_y, self.task),
-        )  # fmt: skip
+        valid_X = self.valid_X[:, where]
+
+        def judge(head: MlpHead) -> float:
+            return log_loss(head.logits(valid_X), self.valid_y, self.task)
+
+        head, steps = fit_mlp(linear, self.design.part(where), penalty.strength, seed=seed, judge=judge)
         return head.logits(valid_X), steps
 
 
@@ -73,39 +104,19 @@ class Search:
 
     def __init__(
         self,
+        material: Material,
         probes: Sequence[Probe],
-        read: Read,
-        y: Targets,
         folds: Sequence[Fold],
-        task: Task,
-        *,
-        metric: str,
         settings: SearchSettings,
-        class_weights: str,
         flops: Mapping[Site, float],
-        team: Team,
-        device: str = "cpu",
         progress: Progress = lambda fits: None,
     ) -> None:
-        self.metric, self.settings, self.task, self.team, self.progress = metric, settings, task, team, progress
-        self.y, self.compute = y, flops
-        self.floor = floor_of(metric, y[folds[0].valid], task)
+        self.material, self.settings, self.compute, self.progress = material, settings, flops, progress
         self.of_fold: list[Probes] = [{p.column: p.of_fold(i) for p in probes} for i in range(len(folds))]
         self.final: Probes = {p.column: p for p in probes}
         self.count = int(settings.max_share * sum(len(p.mean) for p in probes))
         self.parts = [
-            FoldSearch(
-                mine,
-                self.select(max(settings.etas), mine),
-                read,
-                y,
-                fold,
-                self.floor,
-                class_weights,
-                task,
-                team,
-                device,
-            )
+            FoldSearch(material, mine, self.select(max(settings.etas), mine), fold)
             for mine, fold in zip(self.of_fold, folds, strict=True)
         ]
         self.tried: list[Candidate] = []
@@ -115,7 +126,7 @@ class Search:
         return select(probes.values(), min(eta, largest_eta(probes.values(), self.count)))
 
     def run(self) -> list[Candidate]:
-        """All candidates: eta and strength at full depth, then sites and poolings, then every depth, then the L1 part."""
+        """All candidates: eta and strength at full depth, sites and poolings, every depth, and the L1 part."""
         depth = max(column.site.layer for column in self.final)
         strengths = sorted(self.settings.strengths)
         for eta in self._distinct_etas():
@@ -168,7 +179,7 @@ class Search:
                 self.judge(logits),
                 logits,
             )
-            self.tried.append(self.team.say(candidate))
+            self.tried.append(self.material.team.say(candidate))
 
     def selection(self, eta: float, depth: int, part: tuple[str, ...], probes: Probes) -> Selection:
         return self.select(eta, probes).part(depth, part)
@@ -178,7 +189,7 @@ class Search:
         return float(
             np.mean(
                 [
-                    score(self.metric, fold.valid_y, self.task.predict(logits))
+                    score(self.material.metric, fold.valid_y, self.material.task.predict(logits))
                     for fold, logits in zip(self.parts, held_out, strict=True)
                 ]
             )
@@ -195,13 +206,6 @@ def row_weights(has: NDArray[np.bool_], kind: str, task: Task) -> Floats:
     if task.multilabel:
         return np.ascontiguousarray(balance(signs(has, task), kind).T)
     return (has / (has.sum(0).clip(1) * has.any(0).sum())).sum(1, keepdims=True).astype(np.float32)
-
-
-def floor_of(metric: str, y: Targets, task: Task) -> float:
-    """The metric of the best constant answer: that of knowing nothing of a text."""
-    if task.multilabel:
-        return max(score(metric, y, np.full_like(y, answer)) for answer in (False, True))
-    return max(score(metric, y, np.full_like(y, k)) for k in range(len(task)))
 
 
 def _neighbours(grid: Sequence[float], value: float) -> Sequence[float]:

@@ -16,7 +16,6 @@ from spin.errors import UserError
 from spin.metric import METRICS
 from spin.pooling import POOLINGS
 
-
 Choice = Literal["accuracy", "balanced", "cheapest"]
 """which of the three classifiers of an artifact is used"""
 
@@ -71,7 +70,7 @@ class ProbeSettings(_Section):
         """From a penalty of the path to the next."""
         return self.min_ratio ** (1 / (self.penalties - 1))
 
-    def ratios(self) -> NDArray[np.float64]:
+    def ratios(self) -> NDArray[np.floating]:
         """The penalties of the path as shares of lam_max."""
         return self.step ** np.arange(self.penalties)
 

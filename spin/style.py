@@ -28,6 +28,7 @@ h1, h2, h3, p, ol, fieldset, figure, blockquote { margin: 0; padding: 0; }
 bdi, .eyebrow, .text, blockquote { overflow-wrap: anywhere; }
 .eyebrow, legend { color: var(--soft); font-size: .875rem; }
 h1 { font-size: clamp(1.75rem, 5vw, 2.5rem); line-height: 1.15; font-weight: 650; letter-spacing: -.015em; }
+h1 { display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; } h1 > span { min-width: 0; }
 h1 .share { color: var(--soft); font-weight: 400; white-space: nowrap; }
 h2 { font-size: 1.25rem; line-height: 1.3; font-weight: 650; }
 h3 { font-size: 1rem; font-weight: 650; }

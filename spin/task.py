@@ -40,7 +40,7 @@ class Task:
         multilabel = kinds == {False}
         of_split: dict[str, Counter[str]] = {}
         for label, split in zip(labels, splits, strict=True):
-            of_split.setdefault(split, Counter()).update(_names(label))
+            of_split.setdefault(split, Counter()).update(names_of(label))
         counts = sum(of_split.values(), Counter())
         classes = sorted(counts)
         if len(classes) < 2:
@@ -80,14 +80,14 @@ class Task:
         if not self.multilabel and not all(isinstance(label, str) for label in labels):
             raise UserError("labels: found a list of classes; the model gives one class a document, expected a string")
         known = {name: k for k, name in enumerate(self.classes)}
-        unknown = sorted({name for label in labels for name in _names(label)} - known.keys())
+        unknown = sorted({name for label in labels for name in names_of(label)} - known.keys())
         if unknown:
             raise UserError(f"label '{unknown[0]}' is not one of the model's: {', '.join(self.classes)}")
         if not self.multilabel:
             return np.array([known[str(label)] for label in labels], np.int64)
         targets = np.zeros((len(labels), len(self)), bool)
         for row, label in enumerate(labels):
-            targets[row, [known[name] for name in _names(label)]] = True
+            targets[row, [known[name] for name in names_of(label)]] = True
         return targets
 
     def indicator(self, y: Targets) -> NDArray[np.bool_]:
@@ -118,7 +118,10 @@ class Task:
         return np.where(y.any(1), ranked[first], len(self)).astype(np.int64)
 
 
-def _names(label: Label) -> Collection[str]:
+def names_of(label: Label | None) -> Collection[str]:
+    """The classes in a label: one, those of a list, or none."""
+    if label is None:
+        return ()
     return (label,) if isinstance(label, str) else set(label)
 
 

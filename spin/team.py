@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -10,17 +11,22 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
 class Team:
-    """The process group that the process is in, or the process alone.
+    """A process by itself, or the process group that it is in.
 
     All members must come to the same decisions, or they wait for one another for ever. What is summed is bitwise the
     same for all; what each computes by itself may differ in a last bit, and is taken from the first member.
     """
 
-    def __init__(self) -> None:
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def joined(cls) -> Team:
+        """The process group that the process has joined; by itself if there is none."""
         together = dist.is_available() and dist.is_initialized()
-        self.rank: int = dist.get_rank() if together else 0
-        self.size: int = dist.get_world_size() if together else 1
+        return cls(dist.get_rank(), dist.get_world_size()) if together else cls()
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up `values` over the members, in place."""

@@ -12,9 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tokenizers.models import WordPiece
-from transformers import AutoConfig
 
 from spin import SpinClassifier
 from spin.errors import UserError
@@ -169,100 +166,6 @@ def test_company_and_order_do_not_matter(fitted: SpinClassifier, deep: SpinClass
         np.testing.assert_allclose(crowd, together[:10], atol=1e-4)
 
 
-def check_explanation(spin: SpinClassifier, text: str) -> None:
-    """Neurons and words each sum, with the bias, to the logits that the classifier gives."""
-    told = spin.explain(text)
-    logits = spin.predict_logits([text])[0]
-    np.testing.assert_allclose(told.logits, logits, atol=1e-4)
-    np.testing.assert_allclose(told.contributions.sum(0) + told.bias, logits, atol=1e-4)
-    np.testing.assert_allclose(told.word_contributions.sum(0) + told.bias, logits, atol=1e-4)
-    assert told.contributions.shape == (len(spin.integration.selection), len(spin.classes))
-    assert told.label == spin.predict([text])[0]
-
-
-@pytest.mark.parametrize(
-    "text", ["a fine film .", "bad", "unheard of words", "the crew was late !", "a\nlovely   day", "film " * 100]
-)
-def test_an_explanation_is_exact(deep: SpinClassifier, text: str) -> None:
-    """Under mean, max, first and last at once, cut texts and unknown words included."""
-    assert {column.pooling for column in deep.integration.selection.neurons} == {"mean", "max", "first", "last"}
-    check_explanation(deep, text)
-
-
-@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
-@pytest.mark.parametrize("special", [False, True])
-def test_an_explanation_is_exact_under_each_pooling(backbone: BackboneSettings, pooling: str, special: bool) -> None:
-    """Each pooling by itself, with and without special tokens in the content."""
-    own = backbone.model_copy(update={"pool_special_tokens": special})
-    spin = SpinClassifier(own, sites=["ffn"], poolings=[pooling], **QUICK).fit(*read(150, 2, seed=0))
-    for text in read(5, 2, seed=4)[0]:
-        check_explanation(spin, text)
-
-
-def test_words_are_those_of_the_text(fitted: SpinClassifier) -> None:
-    """Spans are the words as typed; mean and max leave special tokens nothing to say."""
-    assert {c.pooling for c in fitted.integration.selection.neurons} <= {"mean", "max"}
-    text = "the  crew was lovely !"
-    told = fitted.explain(text)
-    words = [told.word(i) for i in range(len(told.words))]
-    assert words == ["(special)", "the", "crew", "was", "lovely", "!", "(special)"]
-    np.testing.assert_array_equal(told.word_contributions[[0, -1]], 0)
-
-
-def test_pieces_of_a_word_are_one_word(tmp_path: Path) -> None:
-    """Where a tokenizer cuts words up, a word answers for all of its pieces, and is shown whole."""
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "day", "love", "##ly", "aw", "##fu", "##l", "!"]
-    config = AutoConfig.from_pretrained(tiny.bert(tmp_path / "plain"))
-    words = tiny.tokenizer()
-    core = words.backend_tokenizer
-    core.model = WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
-    settings = BackboneSettings(model=str(tiny.save_backbone(tmp_path / "pieces", config, words)), dtype="float32")
-    texts = ["the lovely day !", "awful day", "the day was awful !", "lovely"] * 30
-    spin = SpinClassifier(settings, sites=["ffn"], **QUICK).fit(texts, ["good", "bad", "bad", "good"] * 30)
-    told = spin.explain("the awful  lovely!")
-    assert len(spin.backbone.tokenizer("the awful  lovely!")["input_ids"]) == 9
-    shown = [told.word(i) for i in range(len(told.words))]
-    assert shown == ["(special)", "the", "awful", "lovely", "!", "(special)"]
-    check_explanation(spin, "the awful  lovely!")
-
-
-@pytest.mark.parametrize("text", ["the day was lovely and it was the film", "a cold crew !"])
-def test_words_answer_for_their_own_activations(backbone: BackboneSettings, text: str) -> None:
-    """Word by word, what the model's own hidden states give: each its part of a mean, one word all of a max."""
-    spin = SpinClassifier(backbone, sites=["resid.01"], poolings=["mean", "max"], **QUICK).fit(*read(150, 2, seed=0))
-    told, integration = spin.explain(text), spin.integration
-    with torch.no_grad():
-        encoded = spin.backbone.tokenizer(text, return_tensors="pt")
-        hidden = spin.backbone.model(**encoded, output_hidden_states=True).hidden_states[1][0].numpy()
-    expected = np.zeros((len(hidden), 2))
-    content = np.arange(1, len(hidden) - 1)
-    for feature, (column, neuron) in enumerate(told.neurons):
-        divided = np.zeros(len(hidden))
-        if column.pooling == "mean":
-            divided[content] = (hidden[content, neuron] - integration.mean[feature]) / len(content)
-        else:
-            at = 1 + hidden[content, neuron].argmax()
-            divided[at] = hidden[at, neuron] - integration.mean[feature]
-        divided /= integration.scale[feature]
-        expected += divided[:, None] * integration.head.coef[:, feature]
-        assert told.loudest[feature] == np.abs(divided).argmax()
-    assert {column.pooling for column, _ in told.neurons} == {"mean", "max"}
-    np.testing.assert_allclose(told.word_contributions, expected, atol=1e-4)
-
-
-def test_the_top_neurons_weigh_most(deep: SpinClassifier) -> None:
-    """Falling by size, for the predicted class or another, each with the word on which it spoke loudest."""
-    told = deep.explain("the crew was late !")
-    for label in (None, *told.classes):
-        column = told.contributions[:, told.classes.index(label or told.label)]
-        best = told.top(4, label)
-        assert [abs(n.contribution) for n in best] == sorted(np.abs(column), reverse=True)[:4]
-        for neuron in best:
-            at = told.neurons.index((neuron.column, neuron.neuron))
-            assert neuron.contribution == column[at]
-            assert neuron.word == told.word(int(told.loudest[at]))
-
-
 def test_saved_and_loaded_it_predicts_the_same(fitted: SpinClassifier, tmp_path: Path) -> None:
     """Bit for bit, from a directory that holds one JSON and one safetensors file: no pickle."""
     fitted.save(tmp_path / "deep" / "model")
@@ -278,15 +181,6 @@ def test_saved_and_loaded_it_predicts_the_same(fitted: SpinClassifier, tmp_path:
     back.save(tmp_path / "again")
     for name in files:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "deep" / "model" / name).read_bytes()
-
-
-def test_a_loaded_classifier_explains(deep: SpinClassifier, tmp_path: Path) -> None:
-    """The explanation needs nothing that is not saved."""
-    deep.save(tmp_path)
-    back = SpinClassifier.load(tmp_path)
-    check_explanation(back, "the crew was late !")
-    told, before = back.explain("a fine film"), deep.explain("a fine film")
-    np.testing.assert_allclose(told.word_contributions, before.word_contributions, atol=1e-5)
 
 
 def edited(**changed: object) -> Callable[[Path], None]:

@@ -19,12 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin.explain import Explanation
+from spin.explain import Explanation, stretches
 from spin.markup import Html, tag, together
-from spin.page import Driver, page, stretches
+from spin.page import Driver, page
 from spin.picture import levels, signed, sums
 from spin.sites import Column
 from spin.style import POLICY, SWITCHABLE, shade
+from spin.task import Task
 
 COLUMNS = [f"{kind}.{n:02d}.{of}" for n in range(4) for kind in ("resid", "ffn") for of in ("mean", "max")]
 NEURONS = tuple((Column.parse(c), 7 * i) for i, c in enumerate(COLUMNS) if not c.startswith("ffn.00"))
@@ -86,6 +87,7 @@ def explained(
     *,
     by_word: Sequence[float] | None = None,
     read: int | None = None,
+    multilabel: bool = False,
 ) -> Explanation:
     """Random contributions that add up, with a special token before and after the words of the text.
 
@@ -102,7 +104,8 @@ def explained(
     contributions += (values.sum(0) - contributions.sum(0)) / len(NEURONS)
     loudest = draw.integers(len(words), size=len(NEURONS))
     logits = values.sum(0) + bias
-    return Explanation(text, tuple(classes), logits, bias, NEURONS, contributions, words, values, loudest)
+    task = Task(tuple(classes), multilabel)
+    return Explanation(text, task, logits, bias, NEURONS, contributions, words, values, loudest)
 
 
 def drivers_of(texts: Sequence[str], labels: Sequence[str] = ("good",)) -> dict[tuple[Column, int], list[Driver]]:
@@ -156,6 +159,22 @@ def test_a_person_sees_the_prediction_and_all_parts(browser: Any, tmp_path: Path
             found_boxes = boxes(window, part)
             assert found_boxes, part
             assert all(right > left and bottom - top > 3 for left, top, right, bottom in found_boxes), part
+
+
+@pytest.mark.parametrize(
+    ("logits", "said"), [((1.0, -2.0, 0.0), ["good 73.1", "plain 50.0"]), ((-1.0, -2.0, -3.0), [])]
+)
+def test_of_many_labels_all_that_reach_one_half_are_named(
+    browser: Any, tmp_path: Path, logits: tuple[float, ...], said: list[str]
+) -> None:
+    """Each with its own probability, which is a sigmoid; where none does, the heading says so."""
+    found = replace(explained(multilabel=True), logits=np.array(logits))
+    with opened(browser, tmp_path, page(found)) as window:
+        shown = window.locator("h1 > span:not(.share)").all_inner_texts()
+        assert shown == ([f"{name}\u202f%" for name in said] or ["No class reaches one half"])
+        assert window.title().startswith("good, plain – " if said else "No class – ")
+        shares = window.locator(".class .number:not(.logit)").all_inner_texts()
+        assert shares == [f"{100 / (1 + np.exp(-x)):.1f}\u202f%" for x in sorted(logits, reverse=True)]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,0 +1,1 @@
+"""Measurements on real text; a leaf: nothing imports it."""
