@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test bench-method lint clean
 
 setup: .venv/.done  ## make .venv with everything
 
@@ -16,6 +16,9 @@ quickstart: setup  ## the whole road on real text
 
 test: setup  ## starts what the tests need
 	infra/s3/run.sh $(BIN)/python -m pytest
+
+bench-method: setup  ## the method against everything simpler, into benchmarks/method.md
+	$(BIN)/python -m benchmarks.method
 
 lint: setup
 	$(BIN)/ruff check .

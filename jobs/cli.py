@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,15 +141,58 @@ def models(settings: File, set: Set = []) -> None:  # noqa: B006
 
 
 @app.command()
+def neurons(
+    settings: File,
+    model: Model = None,
+    top: Annotated[int, typer.Option(min=1, help="how many")] = 20,
+    label: Annotated[str | None, typer.Option("--class", metavar="CLASS", help="those that speak for it")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, with all their top documents")] = False,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """List the selected neurons, by importance in their probe times slope in the head, and what drives them."""
+    from pipelines.neurons import load_neurons
+
+    loaded = load_settings(settings, set)
+    registry = _registry(loaded)
+    rows = load_neurons(registry, registry.resolve(model), loaded.choose)
+    known = sorted({row["class"] for row in rows})
+    if label is not None and label not in known:
+        raise UserError(f"no neuron speaks for '{label}'; expected one of {', '.join(known)}")
+    chosen = [row for row in rows if label in (None, row["class"])]
+    if as_json:
+        show.plain(chosen[:top])
+    else:
+        show.neurons(chosen[:top], _drivers(chosen[:top], loaded), len(chosen))
+
+
+@app.command()
 def explain(
     settings: File,
     text: Annotated[str, typer.Option(help="the text to explain")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="also write a page")] = None,
     model: Model = None,
     set: Set = [],  # noqa: B006
 ) -> None:
     """Show which words and which neurons spoke for the class of a text."""
-    registry = _registry(load_settings(settings, set))
-    show.explanation(registry.load(registry.resolve(model)).explain(text))
+    if html is not None:
+        _check_file(html)
+    loaded = load_settings(settings, set)
+    registry = _registry(loaded)
+    number = registry.resolve(model)
+    found = registry.load(number).explain(text)
+    show.explanation(found)
+    if html is not None:
+        from pipelines.neurons import load_neurons
+        from spin.page import page, shown_neurons
+
+        wanted = shown_neurons(found)
+        rows = [r for r in load_neurons(registry, number, loaded.choose) if (r["column"], r["neuron"]) in wanted]
+        written = page(found, _drivers(rows, loaded), title=f"{registry.name}, version {number}")
+        try:
+            html.write_text(written, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{html} cannot be written: {error.strerror}") from None
+        show.say(f"wrote {html}")
 
 
 @app.command()
@@ -182,6 +226,27 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     warnings.simplefilter("ignore")
+
+
+def _drivers(rows: Sequence[dict[str, Any]], settings: Settings) -> Any:
+    """The documents behind the neurons; without the corpus none, which is said."""
+    from pipelines.neurons import read_drivers
+
+    try:
+        return read_drivers(rows, settings)
+    except UserError as error:
+        show.say(f"without training documents: {error}")
+        return {}
+
+
+def _check_file(path: Path) -> None:
+    """Before any work is spent on what could not be written."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name a file in it, such as {path / 'explanation.html'}")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no directory {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: permission denied; name another file")
 
 
 def _registry(settings: Settings) -> Any:

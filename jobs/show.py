@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from spin.explain import Explanation
+from spin.explain import Explanation, stretches
+from spin.page import Drivers
+from spin.sites import Column
+
+_BEGINNING = 80
+"""characters shown of a training document"""
+_CHOICES = ("accuracy", "balanced", "cheapest")
 
 out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -37,7 +44,8 @@ def stage(name: str, manifest: dict[str, Any], seconds: float, resumed: bool) ->
 
 
 def trained(manifest: dict[str, Any]) -> None:
-    """The table, and where the classifier was registered."""
+    """What accuracy costs, the table, and where the classifier was registered."""
+    out.print(_frontier(manifest["choice"]))
     if manifest["table"]:
         out.print(_table(manifest["table"]))
     registered = manifest["registered"]
@@ -92,24 +100,55 @@ def models(name: str, versions: Sequence[Any], history: Sequence[dict[str, Any]]
 
 
 def explanation(found: Explanation, *, neurons: int = 8) -> None:
-    """The words shaded by what they added to the predicted class, and the neurons that weighed most."""
-    label = found.label
-    by_word = found.word_contributions[:, found.classes.index(label)]
-    largest = max(abs(by_word).max(), 1e-9)
+    """For each predicted class, else the likeliest, the words shaded by what they added and the loudest neurons."""
+    shares = zip(found.classes, found.probabilities, found.logits, strict=True)
+    listed = ", ".join(f"{name} {share:.2f} (logit {logit:+.2f})" for name, share, logit in shares)
+    say(f"{', '.join(found.classes[k] for k in found.chosen) or 'no class reaches one half'}: {listed}")
+    for k in found.chosen or found.ranked[:1]:
+        label = found.classes[k]
+        out.print(_shaded(found, k), soft_wrap=True)
+        table = Table("neuron", "adds", "loudest on", title=f"what spoke for and against {escape(label)}")
+        table.columns[1].justify = "right"
+        for top in found.top(neurons, label):
+            table.add_row(f"{top.column}[{top.neuron}]", f"{top.contribution:+.3f}", escape(top.word))
+        out.print(table)
+
+
+def _shaded(found: Explanation, k: int) -> Text:
+    """The text with each word in the shade of what it adds to class k."""
+    parts = stretches(found.words)
+    values = [float(found.word_contributions[words, k].sum()) for _, _, words in parts]
+    largest = max([1e-9, *map(abs, values)])
     line, last = Text(), 0
-    for (start, end), value in zip(found.words, by_word, strict=True):
+    for (start, end, _), value in zip(parts, values, strict=True):
         line.append(found.text[last:start])
         line.append(found.text[start:end], _shade(value / largest))
-        last = max(last, end)
-    line.append(found.text[last:])
-    scores = ", ".join(f"{name} {value:+.2f}" for name, value in zip(found.classes, found.logits, strict=True))
-    say(f"{label}  (logits: {scores})")
-    out.print(line, soft_wrap=True)
-    table = Table("neuron", "adds", "loudest on", title=f"what spoke for and against {escape(label)}")
-    table.columns[1].justify = "right"
-    for top in found.top(neurons):
-        table.add_row(f"{top.column}[{top.neuron}]", f"{top.contribution:+.3f}", escape(top.word))
+        last = end
+    return line.append(found.text[last:])
+
+
+def neurons(rows: Sequence[dict[str, Any]], drivers: Drivers, count: int) -> None:
+    """A line a neuron: its probe's importance, the class it speaks for, and the document on which it is highest."""
+    table = Table("neuron")
+    for name in ("importance", "slope"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("speaks for")
+    table.add_column("highest on", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        best = next(iter(drivers.get((Column.parse(row["column"]), row["neuron"]), ())), None)
+        text = "–" if best is None else f"{best.value:+.1f} σ  {' '.join(best.text.split())[:_BEGINNING]}"
+        figures = f"{100 * row['importance']:.1f} %", f"{row['slope']:+.3f}"
+        table.add_row(f"{row['column']}[{row['neuron']}]", *figures, escape(row["class"]), escape(text))
     out.print(table)
+    say(
+        f"{len(rows):,} of {count:,} neurons, by importance (in the probe of its column) times slope "
+        "(what a standard deviation adds to the logit of the class)"
+    )
+
+
+def plain(value: Any) -> None:
+    """JSON, for a program."""
+    out.out(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def spoken(found: Explanation, count: int = 3) -> str:
@@ -125,8 +164,29 @@ def _extracted(counts: dict[str, Any]) -> str:
 
 
 def _chosen(manifest: dict[str, Any]) -> str:
-    choice = manifest["choice"]
-    return f"{choice['neurons']:,} neurons of {choice['depth']} blocks, eta {choice['eta']}, C {choice['strength']:g}"
+    choice = manifest["choice"]["choices"][manifest["choose"]]
+    l1 = f", L1 {choice['l1']:g}" if choice["l1"] else ""
+    return (
+        f"{choice['neurons']:,} neurons of {choice['depth']} blocks, eta {choice['eta']:g}, {choice['head']} head, "
+        f"strength {choice['strength']:g}{l1}"
+    )
+
+
+def _frontier(choice: Mapping[str, Any]) -> Table:
+    """The best candidate of every depth on the validation rows; a choice is marked at the depth that it reads."""
+    table = _columns("depth", "compute", "neurons", "eta", "validation")
+    table.add_column("choice")
+    for point in choice["frontier"]:
+        here = [name for name in _CHOICES if choice["choices"][name]["depth"] == point["depth"]]
+        table.add_row(
+            str(point["depth"]),
+            f"{100 * point['compute']:.0f} %",
+            f"{point['neurons']:,}",
+            f"{point['eta']:g}",
+            f"{100 * point['valid_score']:.1f}",
+            ", ".join(here),
+        )
+    return table
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -110,4 +110,11 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
 
 
 def _candidate(fields: Mapping[str, Any]) -> Candidate:
-    return Candidate(**{**fields, "part": tuple(fields["part"]), "penalty": Penalty(**fields["penalty"])})
+    return Candidate(
+        **{
+            **fields,
+            "part": tuple(fields["part"]),
+            "penalty": Penalty(**fields["penalty"]),
+            "fold_scores": tuple(fields["fold_scores"]),
+        }
+    )

@@ -70,13 +70,17 @@ class Explanation:
         return self.classes[int(self.logits.argmax())]
 
     @property
+    def ranked(self) -> list[int]:
+        """Indices of all classes, the likeliest first."""
+        return [int(k) for k in np.argsort(-self.logits, kind="stable")]
+
+    @property
     def chosen(self) -> list[int]:
         """Indices of the predicted classes, likeliest first: one, or of a multi-label task all at or above one half.
 
         Thresholds of a decision are not asked.
         """
-        ranked = [int(k) for k in np.argsort(-self.logits, kind="stable")]
-        return [k for k in ranked if self.logits[k] >= 0] if self.task.multilabel else ranked[:1]
+        return [k for k in self.ranked if self.logits[k] >= 0] if self.task.multilabel else self.ranked[:1]
 
     def by_site(self) -> dict[Site, Floats]:
         """(K,) by site, shallow first: their sum and the bias is the logits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from spin.split import FEW
 from spin.task import Targets, Task
 
 Rows = NDArray[np.int64]
-_SPLITS, _REPEATS = 5, 3
+_SPLITS, _REPEATS = 5, 2
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Fold:
 def folds_of(task: Task, y: Targets, train: Rows, valid: Rows, seed: int) -> tuple[Fold, ...]:
     """The training and validation rows as they are, or below `FEW` rows repeated stratified cross-validation of both.
 
-    `y` are the targets of all rows. Five parts, three times; fewer parts where a class has fewer documents.
+    `y` are the targets of all rows. Five parts, twice; fewer parts where a class has fewer documents.
     """
     if len(train) + len(valid) >= FEW:
         return (Fold(train, valid),)
@@ -40,6 +41,17 @@ def folds_of(task: Task, y: Targets, train: Rows, valid: Rows, seed: int) -> tup
         return tuple(Fold(pool[fit], pool[judge]) for fit, judge in parts.split(pool, strata))
 
 
-def labelled(folds: tuple[Fold, ...]) -> Rows:
+def labelled(folds: Sequence[Fold]) -> Rows:
     """All rows that the folds hold, in order."""
     return np.sort(np.concatenate([folds[0].train, folds[0].valid]))
+
+
+def standard_error(differences: NDArray[np.floating], folds: Sequence[Fold]) -> NDArray[np.floating]:
+    """Of the mean of differences (F, …) over cross-validation folds, whose training rows overlap; 0 for one fold.
+
+    The correction is that of Nadeau & Bengio 2003.
+    """
+    if len(folds) == 1:
+        return np.zeros(differences.shape[1:])
+    judged = len(folds[0].valid) / len(folds[0].train)
+    return np.sqrt((1 / len(folds) + judged) * differences.var(0, ddof=1))

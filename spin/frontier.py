@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spin.folds import Fold, standard_error
 from spin.head import Penalty
 from spin.settings import Choice, SearchSettings
 
@@ -28,6 +29,8 @@ class Candidate:
     neurons: int
     valid_score: float
     """the metric on the validation rows, the mean over folds where there are several"""
+    fold_scores: tuple[float, ...] = ()
+    """the metric on each fold's validation rows"""
     held_out: tuple[NDArray[np.floating], ...] = field(default=(), compare=False, repr=False)
     """logits (m, K) of each fold's validation rows"""
 
@@ -58,13 +61,26 @@ def frontier_of(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     return tuple(best_of(by_depth[depth]) for depth in sorted(by_depth))
 
 
-def choices_of(candidates: Iterable[Candidate], settings: SearchSettings) -> dict[Choice, Candidate]:
-    """`accuracy` is the best validation score; `balanced` and `cheapest` are the least compute within their loss.
+def choices_of(
+    candidates: Iterable[Candidate], settings: SearchSettings, folds: Sequence[Fold]
+) -> dict[Choice, Candidate]:
+    """`accuracy` is the best validation score; `balanced` and `cheapest` are the least compute within their loss of it.
 
-    All candidates were judged on the same documents, so that the loss of one against another is a paired one.
+    All candidates were judged on the same documents, so that the loss of one against another is a paired one. Where
+    labels are few and folds are many, the best of many scores is the luckiest: there `accuracy` is the fullest of
+    those that are not worse than it by more than one standard error of the paired difference (most compute, all
+    sites and poolings, the largest eta, then the score).
     """
     found = list(candidates)
     best = best_of(found)
+    if len(folds) > 1:
+        scores = np.array([c.fold_scores for c in found])
+        behind = np.array(best.fold_scores) - scores
+        near = behind.mean(1) <= standard_error(behind.T, folds)
+        best = max(
+            (c for c, is_near in zip(found, near, strict=True) if is_near),
+            key=lambda c: (c.compute, not c.part, c.eta, c.valid_score),
+        )
     chosen: dict[Choice, Candidate] = {"accuracy": best}
     losses: dict[Choice, float] = {"balanced": settings.balanced_loss, "cheapest": settings.cheapest_loss}
     for name, loss in losses.items():

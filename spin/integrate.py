@@ -102,13 +102,15 @@ def integrate(
             "data: no probe kept a neuron, because no neuron varies over the training documents; "
             "check that their texts differ"
         )
-    material = Material(read, y, labelled(tuple(folds)), task, metric, class_weights, team or Team(), device)
+    material = Material(
+        read, y, labelled(folds), task, metric, class_weights, team or Team(), device, weigh_sites=len(folds) == 1
+    )
     search = Search(material, probes, folds, settings, flops, progress)
     tried = search.run()
     fitter = _Fitter(search, seed)
     fitted: dict[int, Integration] = {}
     choices: dict[Choice, Integration] = {}
-    for name, candidate in choices_of(tried, settings).items():
+    for name, candidate in choices_of(tried, settings, folds).items():
         if id(candidate) not in fitted:
             fitted[id(candidate)] = fitter.fit(candidate)
         choices[name] = fitted[id(candidate)]
@@ -138,7 +140,7 @@ class _Fitter:
             "neurons": len(selection),
             "head": "linear" if steps is None else "mlp",
             "mlp_chance": chance,
-            "valid_score": round(self.search.judge(held_out), 4),
+            "valid_score": round(float(np.mean(self.search.judge(held_out))), 4),
             "valid_log_loss": round(log_loss(logits / np.float32(temperature), y, self.task), 4),
             "temperature": round(temperature, 4),
             "valid_ece": round(errors[1], 4),
@@ -150,7 +152,7 @@ class _Fitter:
     def _bend(self, candidate: Candidate) -> tuple[tuple[Floats, ...], int | None, float | None]:
         """Held-out logits of the head that is taken, its steps if that is the mlp, and the test's chance."""
         kind = self.search.settings.head
-        if kind == "linear":
+        if kind == "linear" or (kind == "auto" and len(self.search.parts) > 1):  # too few documents to tell
             return candidate.held_out, None, None
         found, steps = [], []
         for probes, part in zip(self.search.of_fold, self.search.parts, strict=True):

@@ -16,6 +16,8 @@ from spin.style import POLICY, STYLE, SWITCHABLE, shade
 _EXCERPT = 600
 """characters shown of a training document"""
 _NONE = "No class"
+NEURONS = 12
+"""of each class, listed with what drives them"""
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class Driver:
 Drivers = Mapping[tuple[Column, int], Sequence[Driver]]
 
 
-def page(found: Explanation, drivers: Drivers = {}, *, neurons: int = 12, title: str = "Why this class") -> str:  # noqa: B006
+def page(found: Explanation, drivers: Drivers = {}, *, neurons: int = NEURONS, title: str = "Why this class") -> str:  # noqa: B006
     """The HTML of an explanation: each class's words, layers, sum and neurons, the likeliest class first.
 
     `drivers` names training documents on which a neuron is high, highest first. Of many classes those with the
     largest logits can be chosen; the logits of all are shown.
     """
-    ranked = [int(k) for k in np.argsort(-found.logits, kind="stable")]
+    ranked = found.ranked
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -51,6 +53,12 @@ def page(found: Explanation, drivers: Drivers = {}, *, neurons: int = 12, title:
     parts = _heading(found, title), _classes(found, ranked), tag("main", *panels)
     body = tag("body", tag("div", *parts, class_="page"))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def shown_neurons(found: Explanation, count: int = NEURONS) -> set[tuple[str, int]]:
+    """(column, index) of the neurons that a page opens: those that weigh most for each class that can be chosen."""
+    tops = (found.top(count, found.classes[k]) for k in found.ranked[:SWITCHABLE])
+    return {(str(top.column), top.neuron) for of_class in tops for top in of_class}
 
 
 def _heading(found: Explanation, title: str) -> Html:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from spin.folds import Fold, Rows, labelled
+from spin.folds import Fold, Rows, labelled, standard_error
 from spin.lasso import LassoPaths, kkt_violation
 from spin.metric import score
 from spin.settings import ProbeSettings
@@ -116,34 +116,46 @@ def fit_probes(
     `activations` are raw and of all rows (n, width), `y` the targets of all rows. For each class k the objective is
     sum_i s_ki log(1 + exp(-y_ki (x_i w_k + b_k))) + lam |w_k|_1 with the class weights s, on a grid of penalties that
     the classes share: geometric from lam_max to `min_ratio` of it, then further down while validation improves.
-    With several folds the share of lam_max is chosen that is best on average, and the probe is fitted on all of
-    their rows at that share. On a CPU the paths follow one another, warm-started; a GPU solves them at once.
+    With several folds a share of lam_max is chosen by their mean, and the probe is fitted on all of their rows at
+    that share. On a CPU the paths follow one another, warm-started; a GPU solves them at once.
     """
-    columns = list(activations)
+    columns = range(len(activations))
     walks = [_Walk(activations, y, fold.train, task, settings, device) for fold in folds]
-    ratios, scores = settings.ratios(), np.empty((0, len(columns)))
+    ratios, scores = settings.ratios(), np.empty((len(folds), 0, len(activations)))
     while True:
-        ahead = ratios[len(scores) :]
-        for walk in walks:
-            walk.on(ahead)
+        further = ratios[scores.shape[1] :]
         found = [
-            walk.scores(activations, y, fold.valid, task, metric, len(ahead))
+            walk.on(further).scores(activations, y, fold.valid, task, metric, len(further))
             for walk, fold in zip(walks, folds, strict=True)
         ]
-        scores = np.concatenate([scores, np.mean(found, axis=0)])
-        improved = (scores[-1] > scores[:-1].max(0)).any()
-        if not improved or len(ratios) >= settings.penalties + settings.max_extra:
+        scores = np.concatenate([scores, found], axis=1)
+        mean = scores.mean(0)
+        if len(ratios) >= settings.penalties + settings.max_extra or (mean[-1] <= mean[:-1].max(0)).all():
             break
         ratios = np.append(ratios, ratios[-1] * settings.step)
-    best = scores.argmax(0)  # of equal ones the largest penalty
+    best = _choose(scores, folds)
     if len(folds) == 1:
-        return [walks[0].probe(p, best[p], scores[best[p], p]) for p in range(len(columns))]
-    whole = _Walk(activations, y, labelled(tuple(folds)), task, settings, device)
-    whole.on(ratios[: best.max() + 1])
+        return [walks[0].probe(p, best[p], mean[best[p], p]) for p in columns]
+    whole = _Walk(activations, y, labelled(folds), task, settings, device).on(ratios[: best.max() + 1])
     return [
-        whole.probe(p, best[p], scores[best[p], p], tuple(walk.probe(p, best[p], scores[best[p], p]) for walk in walks))
-        for p in range(len(columns))
+        whole.probe(p, best[p], mean[best[p], p], tuple(walk.probe(p, best[p], mean[best[p], p]) for walk in walks))
+        for p in columns
     ]
+
+
+def _choose(scores: Floats, folds: Sequence[Fold]) -> NDArray[np.int64]:
+    """The penalty (P,) of each column by scores (F, L, P): of equal ones the largest.
+
+    With several folds the smallest that is not worse than the best by more than one standard error: the best of few
+    documents is drawn from noise, and a neuron too many does less harm than one too few.
+    """
+    mean = scores.mean(0)
+    best = mean.argmax(0)
+    if len(folds) == 1:
+        return best
+    behind = np.take_along_axis(scores, best[None, None], axis=1) - scores
+    near = (behind.mean(0) <= standard_error(behind, folds)) & (mean > NO_NEURON)
+    return np.where(near.any(0), len(mean) - 1 - near[::-1].argmax(0), best)
 
 
 class _Walk:
@@ -173,12 +185,13 @@ class _Walk:
         self.lams: Floats = np.empty((0, len(self.columns)))
         self.found: list[tuple[Floats, Floats]] = []
 
-    def on(self, ratios: Floats) -> None:
+    def on(self, ratios: Floats) -> _Walk:
         """Solve at further shares of lam_max."""
         lams = ratios[:, None] * self.lam_max
         coef, intercept = self.paths.solve(lams)
         self.lams = np.concatenate([self.lams, lams])
         self.found += list(zip(coef, intercept, strict=True))
+        return self
 
     def scores(
         self, activations: Mapping[Column, Floats], y: Targets, rows: Rows, task: Task, metric: str, last: int

@@ -43,6 +43,8 @@ class Material:
     class_weights: str
     team: Team
     device: str = "cpu"
+    weigh_sites: bool = True
+    """whether sites speak as loudly as their probes' scores say; from few documents those are noise"""
 
     def standard(self, selection: Selection, probes: Probes, rows: Rows) -> Floats:
         """(m, p) the features of some rows, standardised as the probes' training rows were."""
@@ -57,7 +59,7 @@ class Material:
             self.standard(selection, probes, rows[mine]),
             has[mine],
             row_weights(has, self.class_weights, self.task)[mine],
-            alignment(selection, probes, self.floor),
+            alignment(selection, probes, self.floor if self.weigh_sites else None),
             not self.task.multilabel,
             self.team,
             self.device,
@@ -167,8 +169,8 @@ class Search:
             self.progress(1)
         deepest = max(column.site for column in self.selection(eta, depth, part, self.final).neurons)
         for index, penalty in enumerate(penalties):
-            heads = [heads[index][0] for heads in found]
-            logits = tuple(heads[index][1] for heads in found)
+            heads, logits = zip(*(of_fold[index] for of_fold in found), strict=True)
+            scores = self.judge(logits)
             candidate = Candidate(
                 deepest.layer,
                 self.compute[deepest],
@@ -176,7 +178,8 @@ class Search:
                 part,
                 penalty,
                 round(float(np.mean([head.coef.any(0).sum() for head in heads]))),
-                self.judge(logits),
+                float(np.mean(scores)),
+                scores,
                 logits,
             )
             self.tried.append(self.material.team.say(candidate))
@@ -184,15 +187,12 @@ class Search:
     def selection(self, eta: float, depth: int, part: tuple[str, ...], probes: Probes) -> Selection:
         return self.select(eta, probes).part(depth, part)
 
-    def judge(self, held_out: Sequence[Floats]) -> float:
-        """The metric on validation rows, the mean over folds."""
-        return float(
-            np.mean(
-                [
-                    score(self.material.metric, fold.valid_y, self.material.task.predict(logits))
-                    for fold, logits in zip(self.parts, held_out, strict=True)
-                ]
-            )
+    def judge(self, held_out: Sequence[Floats]) -> tuple[float, ...]:
+        """The metric on the validation rows of each fold."""
+        predicted = [self.material.task.predict(logits) for logits in held_out]
+        return tuple(
+            score(self.material.metric, fold.valid_y, answers)
+            for fold, answers in zip(self.parts, predicted, strict=True)
         )
 
     def _all(self) -> list[Probes]:

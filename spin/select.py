@@ -105,14 +105,14 @@ def scaler_of(
     return np.concatenate([mean for mean, _ in pairs]), np.concatenate([scale for _, scale in pairs])
 
 
-def alignment(selection: Selection, probes: Mapping[Column, Probe], floor: float) -> NDArray[np.float32]:
+def alignment(selection: Selection, probes: Mapping[Column, Probe], floor: float | None) -> NDArray[np.float32]:
     """How loudly each feature (p,) may speak in the head: a weight of its site times one of the neuron in its probe.
 
     The site's is the square of its probe's validation score above `floor`, that of knowing nothing, as a share of the
-    best site's; the neuron's is the size of its weights as a share of its probe's, the square root of its importance.
-    The head's penalty acts on the features so scaled, as in the adaptive lasso (Zou 2006).
+    best site's, or 1 without a floor; the neuron's is the size of its weights as a share of its probe's, the square
+    root of its importance. The head's penalty acts on the features so scaled, as in the adaptive lasso (Zou 2006).
     """
-    gains = {c: max(probes[c].valid_score - floor, 0.0) for c in selection.neurons}
+    gains = {c: 1.0 if floor is None else max(probes[c].valid_score - floor, 0.0) for c in selection.neurons}
     best = max(gains.values(), default=0.0)
     parts = [
         (0.05 + 0.95 * (gains[c] / best) ** 2 if best else 1.0) * np.sqrt(share)

@@ -9,23 +9,35 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from spin import SpinClassifier
 from spin.errors import UserError
-from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
+from spin.settings import BackboneSettings, Choice, DecisionSettings, ProbeSettings, SearchSettings
 from tests import tiny
 
 CLASSES = {2: ("good", "bad"), 3: ("good", "bad", "plain")}
-QUICK = {"probe": ProbeSettings(penalties=5), "search": SearchSettings(etas=(0.5,), strengths=(1e-2, 3e-2))}
+QUICK: dict[str, Any] = {
+    "probe": ProbeSettings(penalties=5),
+    "search": SearchSettings(etas=(0.5,), strengths=(0.3, 1), head="linear"),
+}
 
 
 def read(count: int, classes: int, seed: int) -> tuple[list[str], list[str]]:
     """Texts and labels."""
     documents = tiny.documents(count, CLASSES[classes], seed)
     return [d["text"] for d in documents], [d["label"] for d in documents]
+
+
+def read_lists(count: int, seed: int) -> tuple[list[str], list[list[str]]]:
+    """Texts that hold words of any number of classes, and the lists of those, some empty."""
+    draw = random.Random(seed)
+    labels = [[name for name in tiny.WORDS if draw.random() < 0.4] for _ in range(count)]
+    words = [[draw.choice(tiny.WORDS[name]) for name in label for _ in range(2)] for label in labels]
+    return [" ".join([*draw.choices(tiny.FILLER, k=4), *of]) for of in words], labels
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +48,8 @@ def backbone(backbone_folder: Path) -> BackboneSettings:
 @pytest.fixture(scope="module", params=[2, 3])
 def fitted(request: pytest.FixtureRequest, backbone: BackboneSettings) -> SpinClassifier:
     """Fitted on two classes, then on three."""
-    search = SearchSettings(strengths=(1e-2, 1e-1, 1.0))
-    return SpinClassifier(backbone, search=search).fit(*read(900, request.param, seed=0))
+    search = SearchSettings(etas=(0.5, 0.9), strengths=(0.3, 1, 3))
+    return SpinClassifier(backbone, search=search).fit(*read(1200, request.param, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +59,18 @@ def deep(backbone: BackboneSettings) -> SpinClassifier:
     return spin.fit(*read(300, 3, seed=0))
 
 
+@pytest.fixture(scope="module")
+def lists(backbone: BackboneSettings) -> SpinClassifier:
+    """Fitted on texts that have any number of three classes."""
+    return SpinClassifier(backbone, **QUICK).fit(*read_lists(1200, seed=0))
+
+
 def test_it_learns(fitted: SpinClassifier) -> None:
     """Documents that it has never seen get their classes."""
     texts, labels = read(300, len(fitted.classes), seed=1)
     assert fitted.classes == tuple(sorted(CLASSES[len(fitted.classes)]))
-    assert (fitted.predict(texts) == np.array(labels)).mean() > 0.85
-    assert fitted.integration.valid_score > 0.85
+    assert (np.array(fitted.predict(texts)) == np.array(labels)).mean() > 0.85
+    assert fitted.integration.facts["valid_score"] > 0.85
 
 
 def test_predictions_agree_with_one_another(fitted: SpinClassifier) -> None:
@@ -60,11 +78,11 @@ def test_predictions_agree_with_one_another(fitted: SpinClassifier) -> None:
     texts, _ = read(40, len(fitted.classes), seed=2)
     logits, chances, labels = fitted.predict_logits(texts), fitted.predict_proba(texts), fitted.predict(texts)
     assert logits.shape == chances.shape == (40, len(fitted.classes))
-    assert labels.shape == (40,)
+    assert len(labels) == 40
     np.testing.assert_allclose(chances.sum(1), 1, atol=1e-6)
     odds = np.exp(logits.astype(np.float64))
     np.testing.assert_allclose(chances, odds / odds.sum(1, keepdims=True), rtol=1e-4)
-    assert labels.tolist() == [fitted.classes[k] for k in chances.argmax(1)]
+    assert labels == [fitted.classes[k] for k in chances.argmax(1)]
 
 
 def test_features_are_the_selected_neurons_alone(fitted: SpinClassifier) -> None:
@@ -77,7 +95,7 @@ def test_features_are_the_selected_neurons_alone(fitted: SpinClassifier) -> None
 
 def test_nothing_to_predict(fitted: SpinClassifier) -> None:
     """No texts give no labels, of the right shapes."""
-    assert fitted.predict([]).shape == (0,)
+    assert fitted.predict([]) == []
     assert fitted.predict_proba([]).shape == (0, len(fitted.classes))
     assert fitted.predict_logits([]).shape == (0, len(fitted.classes))
 
@@ -101,6 +119,80 @@ def test_what_is_not_text_is_refused(deep: SpinClassifier, texts: list[str], sai
     for text in () if isinstance(texts, str) else texts[-1:]:
         with pytest.raises(UserError, match="expected text that is not empty"):
             deep.explain(text)
+
+
+def test_any_number_of_classes(lists: SpinClassifier, tmp_path: Path) -> None:
+    """Lists of classes train a classifier that answers with lists, some empty, also when it was saved and loaded."""
+    texts, labels = read_lists(200, seed=1)
+    predicted = lists.predict(texts)
+    agree = [
+        (name in found) == (name in label)
+        for found, label in zip(predicted, labels, strict=True)
+        for name in tiny.WORDS
+    ]
+    assert np.mean(agree) > 0.85
+    assert {len(found) for found in predicted} >= {0, 1, 2}
+    chances = lists.predict_proba(texts)
+    np.testing.assert_allclose(chances, 1 / (1 + np.exp(-lists.predict_logits(texts).astype(np.float64))), rtol=1e-4)
+    assert predicted == [[c for c, p in zip(lists.classes, row, strict=True) if p >= 0.5] for row in chances]
+    lists.save(tmp_path)
+    assert SpinClassifier.load(tmp_path).predict(texts) == predicted
+
+
+def test_few_labels_are_cross_validated(deep: SpinClassifier, fitted: SpinClassifier) -> None:
+    """Below a thousand texts all of them train and all judge, as often as the folds; above, a part does."""
+    texts, labels = read(300, 3, seed=1)
+    assert (np.array(deep.predict(texts)) == np.array(labels)).mean() > 0.8
+    rows = sum(len(held) for held in deep.integrated.frontier[-1].held_out)
+    assert rows > 300
+    assert rows % 300 == 0
+    assert len(deep.integrated.frontier[-1].held_out) > 2
+    [held] = fitted.integrated.frontier[-1].held_out
+    assert 100 < len(held) < 300
+
+
+@pytest.mark.parametrize("choose", ["accuracy", "balanced", "cheapest"])
+def test_one_of_three_is_chosen(fitted: SpinClassifier, tmp_path: Path, choose: Choice) -> None:
+    """Under its name, when it is loaded and before, to the depth of its neurons; all three lie in the artifact."""
+    fitted.save(tmp_path)
+    back = SpinClassifier.load(tmp_path, choose=choose)
+    mine = fitted.integrated.choices[choose]
+    assert back.depth == mine.selection.depth == mine.facts["depth"]
+    texts, _ = read(30, len(fitted.classes), seed=5)
+    raw = np.concatenate(list(back.features(texts).columns.values()), axis=1)
+    np.testing.assert_allclose(back.predict_logits(texts), mine.logits(raw), atol=1e-5)
+    assert set(back.integrated.choices) == {"accuracy", "balanced", "cheapest"}
+    depths = [back.integrated.choices[name].facts["compute"] for name in ("cheapest", "balanced", "accuracy")]
+    assert depths == sorted(depths)
+
+
+def test_thresholds_and_abstention(fitted: SpinClassifier, tmp_path: Path) -> None:
+    """A decision moves labels and no probability; it is saved, and another may be given when it is loaded."""
+    texts, _ = read(300, len(fitted.classes), seed=6)
+    fitted.save(tmp_path)
+    chances = fitted.predict_proba(texts)
+    strict = SpinClassifier.load(tmp_path, decision=DecisionSettings(thresholds={"good": 0.9}))
+    np.testing.assert_array_equal(strict.predict_proba(texts), chances)
+    at = strict.classes.index("good")
+    rest = 0.1 / (len(strict.classes) - 1)
+    others = np.delete(chances, at, 1).max(1) / rest
+    assert [label == "good" for label in strict.predict(texts)] == (chances[:, at] / 0.9 > others).tolist()
+    assert strict.predict(texts).count("good") < fitted.predict(texts).count("good")
+    unsure = SpinClassifier.load(tmp_path, decision=DecisionSettings(abstain=0.5))
+    first = np.sort(chances, axis=1)[:, -2:]
+    assert [label is None for label in unsure.predict(texts)] == (first[:, 1] - first[:, 0] < 0.5).tolist()
+    assert 0 < unsure.predict(texts).count(None) < 300
+    unsure.save(tmp_path / "again")
+    assert SpinClassifier.load(tmp_path / "again").predict(texts) == unsure.predict(texts)
+    with pytest.raises(UserError, match="has no class 'ugly'; it has bad, good"):
+        SpinClassifier.load(tmp_path, decision=DecisionSettings(thresholds={"ugly": 0.5}))
+
+
+def test_a_decision_that_does_not_fit_is_refused_before_the_fit(backbone: BackboneSettings) -> None:
+    """Of a class that the labels do not have: in words, at once."""
+    spin = SpinClassifier(backbone, decision=DecisionSettings(thresholds={"ugly": 0.5}), **QUICK)
+    with pytest.raises(UserError, match="has no class 'ugly'"):
+        spin.fit(*read(40, 2, seed=0))
 
 
 def test_fit_refuses_what_it_cannot_learn(backbone: BackboneSettings) -> None:
@@ -175,7 +267,7 @@ def test_saved_and_loaded_it_predicts_the_same(fitted: SpinClassifier, tmp_path:
     texts, _ = read(50, len(fitted.classes), seed=5)
     # the loaded backbone is cut to the depth, the fitted one is whole
     np.testing.assert_array_equal(back.predict_logits(texts), fitted.predict_logits(texts))
-    assert back.predict(texts).tolist() == fitted.predict(texts).tolist()
+    assert back.predict(texts) == fitted.predict(texts)
     assert (back.classes, back.metric, back.depth) == (fitted.classes, fitted.metric, fitted.depth)
     assert back.integration.selection.rows() == fitted.integration.selection.rows()
     back.save(tmp_path / "again")
@@ -198,11 +290,12 @@ def edited(**changed: object) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (edited(format=99), "has format 99, this version reads 1; train the model again"),
-        (edited(format=None), "has format None, this version reads 1"),
+        (edited(format=99), "has format 99, this version reads 2; train the model again"),
+        (edited(format=None), "has format None, this version reads 2"),
         (edited(classes=None), "is not a whole classifier: 'classes'"),
-        (edited(columns=["ffn.01.mean", "ffn.77.max"]), "is not a whole classifier: 'neurons"),
-        (edited(columns=["nonsense"]), "is not a site"),
+        (edited(multilabel=None), "is not a whole classifier: 'multilabel'"),
+        (edited(integrations=None), "is not a whole classifier: 'integrations'"),
+        (edited(decision={"thresholds": {"good": 2}}), "is not a whole classifier: .*thresholds"),
         (edited(backbone={"digest": "x"}), "is not a whole classifier: .*model"),
         (edited(backbone="bert"), "is not a whole classifier"),
         (lambda folder: (folder / "config.json").unlink(), "is not a classifier that can be read"),

@@ -141,7 +141,7 @@ def test_saved_and_loaded(fitted: Fitted, tmp_path: Path) -> None:
     few = fitted.held_out.texts[:24]
     logits = fitted.spin.predict_logits(few)
     np.testing.assert_allclose(loaded.predict_logits(few), logits, atol=1e-4)
-    assert loaded.predict(few).tolist() == [CLASSES[row] for row in logits.argmax(1)]
+    assert loaded.predict(few) == [CLASSES[row] for row in logits.argmax(1)]
     size = {s: sum(p.numel() for p in s.backbone.model.parameters()) for s in (loaded, fitted.spin)}
     assert size[loaded] < 0.7 * size[fitted.spin]
 

@@ -1,218 +1,281 @@
-"""The head is scikit-learn's; integration chooses on validation rows and says what it chose from."""
+"""The linear head is scikit-learn's logistic regression of scaled features, for every kind of task and penalty."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from spin.errors import UserError
-from spin.head import LinearHead, fit_head
-from spin.integrate import Integration, integrate, search_size
-from spin.metric import score
-from spin.probe import Probe, fit_probe
-from spin.select import Selection, select
-from spin.settings import ProbeSettings, SearchSettings
-from spin.sites import Column
+from spin.head import Design, LinearHead, Penalty, fit_linear
+from spin.team import Team
 
 Floats = NDArray[np.floating]
+STRENGTHS = (0.1, 1.0, 10.0)
 
 
-def standard(seed: int, classes: int, n: int = 400, p: int = 15) -> tuple[Floats, NDArray[np.int64]]:
-    """Standardised features of overlapping, unbalanced classes."""
-    draw = np.random.default_rng(seed)
-    y = np.minimum(draw.integers(0, classes + 1, n), classes - 1)
-    X = draw.normal(size=(n, p)) + np.eye(p)[y] * 1.5
-    return ((X - X.mean(0)) / X.std(0)).astype(np.float32), y
+def design(classes: int, *, exclusive: bool = True, weighted: bool = False, n: int = 240, p: int = 15) -> Design:
+    """Standardised, correlated features of overlapping, unbalanced classes, the first of which speak loudest."""
+    draw = np.random.default_rng(classes)
+    X = draw.normal(size=(n, 4)) @ draw.normal(size=(4, p)) / 2 + draw.normal(size=(n, p))
+    X = ((X - X.mean(0)) / X.std(0)).astype(np.float32)
+    drift = draw.gumbel(size=(n, classes)) if exclusive else draw.logistic(size=(n, classes)) - 1
+    logits = X[:, :classes] * 1.5 + np.linspace(0, -1, classes) + drift
+    has = logits.argmax(1)[:, None] == np.arange(classes) if exclusive else logits > 0
+    weights = draw.exponential(size=(n, 1 if exclusive else classes)) if weighted else np.ones((n, 1))
+    scales = np.geomspace(3, 0.1, p).astype(np.float32)
+    weights = (weights / weights.sum(0)).astype(np.float32)
+    return Design(X, has, weights, scales, exclusive, Team())
 
 
-def head_objective(head: LinearHead, X: Floats, y: NDArray[np.int64]) -> float:
-    """The regularised loss whose minimum does not depend on where a fit starts, for the K class form."""
-    logits = head.logits(X.astype(np.float64))
-    loss = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(y)), y]
-    # two mirrored rows w/2 and -w/2 stand for one row w
-    penalty = (head.coef.astype(np.float64) ** 2).sum() * (2 if len(head.coef) == 2 else 1)
-    return float(loss.sum() * head.strength + penalty / 2)
+def loss(design: Design, logits: Floats) -> float:
+    """The weighted loss in float64, one row after another."""
+    total = 0.0
+    for row, has, s in zip(logits.astype(np.float64), design.has, design.weights.astype(np.float64), strict=True):
+        if design.exclusive:
+            total += float(s[0] * (np.log(np.exp(row - row.max()).sum()) + row.max() - row[has][0]))
+        else:
+            total += float((s * np.logaddexp(0, np.where(has, -row, row))).sum())
+    return total
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("strength", [1e-4, 1e-2, 3e-2])
-def test_head_is_plain_logistic_regression(classes: int, strength: float) -> None:
-    """Probabilities and labels are scikit-learn's at a far tighter tolerance; coefficients sum to zero by class."""
-    X, y = standard(0, classes)
-    head = fit_head(X, y, strength)
-    reference = LogisticRegression(C=strength, tol=1e-8, max_iter=10000).fit(X, y)
-    assert head.coef.shape == (classes, X.shape[1])
-    np.testing.assert_allclose(head.predict_proba(X), reference.predict_proba(X), atol=5e-3)
-    np.testing.assert_allclose(head.predict_proba(X).sum(1), 1, atol=1e-6)
-    sure = np.sort(reference.predict_proba(X), axis=1)
-    sure = sure[:, -1] - sure[:, -2] > 0.02
-    assert (head.predict(X) == reference.predict(X))[sure].all()
-    np.testing.assert_allclose(head.coef.sum(0), 0, atol=1e-5)
-    assert abs(head.intercept.sum()) < 1e-5
+def objective(design: Design, head: LinearHead, penalty: Penalty, l1: float) -> float:
+    """What the head minimises; `l1` is the penalty itself."""
+    V = head.coef.astype(np.float64) / unit(design)
+    l2 = 1 / (penalty.strength * len(design.X))
+    logits = design.X.astype(np.float64) @ head.coef.T.astype(np.float64) + head.intercept
+    return loss(design, logits) + l1 * np.abs(V).sum() + l2 * (V**2).sum() / 2
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_a_warm_start_reaches_the_same_optimum(classes: int) -> None:
-    """From a stronger penalty's head, from nonsense and from nothing: the same minimum."""
-    X, y = standard(1, classes)
-    cold = fit_head(X, y, 1e-2)
-    draw = np.random.default_rng(0)
-    nonsense = LinearHead(draw.normal(size=cold.coef.shape), draw.normal(size=classes), 1.0)
-    for start in (fit_head(X, y, 1e-4), fit_head(X, y, 1.0), nonsense):
-        warm = fit_head(X, y, 1e-2, start=start)
-        assert head_objective(warm, X, y) == pytest.approx(head_objective(cold, X, y), rel=1e-4)
-        np.testing.assert_allclose(warm.predict_proba(X), cold.predict_proba(X), atol=1e-2)
-        np.testing.assert_allclose(warm.coef.sum(0), 0, atol=1e-5)
+def unit(design: Design) -> Floats:
+    scales = design.scales.astype(np.float64)
+    return scales / np.sqrt((scales**2).sum())
 
 
-def test_a_warm_start_from_the_optimum_stays_there() -> None:
-    """The start is used: begun from its own solution the fit does not move, in either form of the head."""
-    for classes in (2, 3):
-        X, y = standard(2, classes)
-        done = fit_head(X, y, 1e-2)
-        again = fit_head(X, y, 1e-2, start=done)
-        np.testing.assert_allclose(again.coef, done.coef, atol=1e-5)
-        np.testing.assert_allclose(again.intercept, done.intercept, atol=1e-5)
+def slopes(design: Design, logits: Floats) -> tuple[Floats, Floats]:
+    """The loss by V (p, K) and by the intercepts (K,), in float64."""
+    logits = logits.astype(np.float64)
+    if design.exclusive:
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        chances = odds / odds.sum(1, keepdims=True)
+    else:
+        chances = 1 / (1 + np.exp(-logits))
+    residual = design.weights * (chances - design.has)
+    return (design.X * unit(design)).T @ residual, residual.sum(0)
 
 
-@dataclass
-class Project:
-    """Activations of four layers under two poolings, labels, rows of each split, and the probes of it."""
-
-    activations: dict[Column, Floats]
-    y: NDArray[np.int64]
-    train: NDArray[np.int64]
-    valid: NDArray[np.int64]
-    test: NDArray[np.int64]
-    probes: list[Probe]
-
-    def read(self, selection: Selection) -> Floats:
-        return np.concatenate([self.activations[c][:, n] for c, n in selection.neurons.items()], axis=1)
-
-    def integrate(self, settings: SearchSettings) -> Integration:
-        train, valid = (self.train, self.y[self.train]), (self.valid, self.y[self.valid])
-        return integrate(self.probes, self.read, train, valid, metric="accuracy", settings=settings)
-
-    def aligned(self, selection: Selection, rows: NDArray[np.int64]) -> Floats:
-        """The feature matrix of some rows, standardised on the training rows by plain numpy."""
-        raw = self.read(selection).astype(np.float64)
-        spread = raw[self.train].std(0)
-        return ((raw - raw[self.train].mean(0)) / spread)[rows].astype(np.float32)
-
-    def refit(self, selection: Selection, strength: float) -> float:
-        """The validation score of scikit-learn's classifier on a selection."""
-        model = LogisticRegression(C=strength, tol=1e-6, max_iter=10000)
-        model.fit(self.aligned(selection, self.train), self.y[self.train])
-        predicted = model.predict(self.aligned(selection, self.valid))
-        return score("accuracy", self.y[self.valid], predicted)
+def steepest(design: Design) -> float:
+    """The smallest L1 penalty at which every coefficient is zero: the largest slope of the null model."""
+    share = (design.weights.astype(np.float64) * design.has).sum(0).clip(1e-6, 1 - 1e-6)
+    null = np.log(share) if design.exclusive else np.log(share / (1 - share))
+    return float(np.abs(slopes(design, np.tile(null, (len(design.X), 1)))[0]).max())
 
 
-def project(seed: int = 0, signal: float = 0.8, classes: int = 3, n: int = 360) -> Project:
-    """Each layer shows the class through two of its twelve neurons, at another scale than the next."""
-    draw = np.random.default_rng(seed)
-    y = np.arange(n) % classes
-    columns = [Column.parse(f"ffn.{layer:02d}.{pooling}") for layer in (1, 2, 3, 4) for pooling in ("max", "mean")]
-    activations = {}
-    for column in columns:
-        values = draw.normal(size=(n, 12))
-        values[:, :classes] += signal * np.eye(classes)[y]
-        activations[column] = (values * 10.0**column.site.layer + 3).astype(np.float32)
-    order = draw.permutation(n)
-    train, valid, test = order[: n // 2], order[n // 2 : 3 * n // 4], order[3 * n // 4 :]
-    given = ProbeSettings(penalties=5)
-    probes = [
-        fit_probe(c, (a[train], y[train]), (a[valid], y[valid]), classes, metric="accuracy", settings=given)
-        for c, a in activations.items()
-    ]
-    return Project(activations, y, train, valid, test, probes)
+def violation(design: Design, head: LinearHead, penalty: Penalty) -> float:
+    """The optimality conditions, one coefficient at a time, as a share of the steepest slope."""
+    top = steepest(design)
+    l1, l2 = penalty.l1 * top, 1 / (penalty.strength * len(design.X))
+    by_V, by_intercept = slopes(design, design.X.astype(np.float64) @ head.coef.T + head.intercept)
+    worst = float(np.abs(by_intercept).max())
+    for j, k in np.ndindex(by_V.shape):
+        v = float(head.coef[k, j]) / unit(design)[j]
+        slope = by_V[j, k] + l2 * v
+        worst = max(worst, abs(slope + l1 * np.sign(v)) if v else abs(slope) - l1)
+    return worst / top
 
 
-SEARCH = SearchSettings(etas=(0.3, 0.6), strengths=(1e-4, 1e-3, 1e-2))
+def reference(design: Design, strength: float) -> Floats:
+    """Probabilities (n, K) of scikit-learn's logistic regressions."""
+    X = design.X.astype(np.float64) * unit(design)
+    rows = len(X) * np.broadcast_to(design.weights, design.has.shape).astype(np.float64)
+    options = {"tol": 1e-9, "max_iter": 10000}
+    if not design.exclusive:
+        return np.stack(
+            [
+                LogisticRegression(C=strength, **options).fit(X, has, sample_weight=s).predict_proba(X)[:, 1]
+                for has, s in zip(design.has.T, rows.T, strict=True)
+            ],
+            axis=1,
+        )
+    # two mirrored rows v and -v stand for one row 2v, whose square is twice the sum of theirs
+    C = strength * (2 if design.has.shape[1] == 2 else 1)
+    model = LogisticRegression(C=C, **options).fit(X, design.has.argmax(1), sample_weight=rows[:, 0])
+    return model.predict_proba(X)
 
 
-def test_test_rows_change_nothing() -> None:
-    """Whatever the test rows hold, NaN included, the choice and the head are the same bit for bit."""
-    subject = project()
-    before = subject.integrate(SEARCH)
-    for values in subject.activations.values():
-        values[subject.test] = np.nan
-    subject.y[subject.test] = 77
-    after = subject.integrate(SEARCH)
-    assert after.describe() == before.describe()
-    assert after.selection.rows() == before.selection.rows()
-    np.testing.assert_array_equal(after.head.coef, before.head.coef)
+def probabilities(design: Design, head: LinearHead) -> Floats:
+    logits = head.logits(design.X).astype(np.float64)
+    if not design.exclusive:
+        return 1 / (1 + np.exp(-logits))
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-def test_validation_rows_choose() -> None:
-    """With the validation labels of a layer's opposite, the choice changes: those rows are what chooses."""
-    subject = project()
-    before = subject.integrate(SEARCH)
-    subject.y[subject.valid] = (subject.y[subject.valid] + 1) % 3
-    assert subject.integrate(SEARCH).valid_score < before.valid_score
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("classes", "exclusive"), [(2, True), (3, True), (2, False), (3, False)])
+def test_the_head_is_logistic_regression(classes: int, exclusive: bool, weighted: bool) -> None:
+    """Probabilities are scikit-learn's, multinomial or one-vs-rest, at every strength of one batch."""
+    of = design(classes, exclusive=exclusive, weighted=weighted)
+    heads = fit_linear(of, [Penalty(strength) for strength in STRENGTHS], tolerance=1e-4, looks=300)
+    for head, strength in zip(heads, STRENGTHS, strict=True):
+        assert head.coef.shape == (classes, 15)
+        assert head.intercept.shape == (classes,)
+        assert head.coef.dtype == head.intercept.dtype == np.float32
+        np.testing.assert_allclose(probabilities(of, head), reference(of, strength), atol=2e-3)
+        assert violation(of, head, Penalty(strength)) <= 1.1e-4
+    spread = [head.logits(of.X).std() for head in heads]
+    assert spread[0] < 0.8 * spread[1] < 0.8 * spread[2], "a weaker penalty lets logits spread"
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_frontier_equals_an_independent_refit(seed: int) -> None:
-    """Depths rise, every point is what a refit from raw activations scores, and the best of them was chosen."""
-    subject = project(seed)
-    found = subject.integrate(SEARCH)
-    depths = [point.depth for point in found.frontier]
-    assert depths == sorted(set(depths)) == [1, 2, 3, 4]
-    a_document = 1 / len(subject.valid)  # on the boundary, a looser tolerance may fall on the other side
-    for point in found.frontier:
-        selection = select(subject.probes, point.eta).upto(point.depth)
-        assert point.neurons == len(selection)
-        assert subject.refit(selection, point.strength) == pytest.approx(point.valid_score, abs=1.01 * a_document)
-    best = max(point.valid_score for point in found.frontier)
-    assert found.valid_score == best
-    assert len(found.selection) == min(p.neurons for p in found.frontier if p.valid_score == best)
-    at_full_depth = max(
-        subject.refit(select(subject.probes, eta), strength) for eta in SEARCH.etas for strength in SEARCH.strengths
+@pytest.mark.parametrize(("classes", "exclusive"), [(2, True), (3, True), (3, False)])
+def test_the_defaults_are_close_enough(classes: int, exclusive: bool) -> None:
+    """At the tolerance that fits use, probabilities are within two percent of scikit-learn's."""
+    of = design(classes, exclusive=exclusive)
+    for head, strength in zip(fit_linear(of, [Penalty(s) for s in STRENGTHS]), STRENGTHS, strict=True):
+        np.testing.assert_allclose(probabilities(of, head), reference(of, strength), atol=2e-2)
+        assert violation(of, head, Penalty(strength)) <= 1.1e-3
+
+
+@pytest.mark.parametrize("strength", [0.3, 3.0])
+@pytest.mark.parametrize("share", [0.03, 0.3])
+@pytest.mark.parametrize(("classes", "exclusive"), [(3, True), (2, False)])
+def test_the_elastic_net_is_that_of_scikit_learn(classes: int, exclusive: bool, share: float, strength: float) -> None:
+    """Its objective is saga's and no optimality condition is violated; some coefficients are exactly zero."""
+    of, penalty = design(classes, exclusive=exclusive, weighted=True), Penalty(strength, share)
+    [head] = fit_linear(of, [penalty], tolerance=1e-4, looks=300)
+    assert violation(of, head, penalty) <= 1.1e-4
+    assert 0 < (head.coef == 0).mean() < 1
+    l1, l2 = share * steepest(of), 1 / (strength * len(of.X))
+    weights = np.broadcast_to(of.weights, of.has.shape) / (l1 + l2)
+    saga = LogisticRegression(C=1, l1_ratio=l1 / (l1 + l2), solver="saga", tol=1e-7, max_iter=50000)
+    X = of.X.astype(np.float64) * unit(of)
+    problems = [(of.has.argmax(1), weights[:, 0])] if exclusive else list(zip(of.has.T, weights.T, strict=True))
+    found = [saga.fit(X, y, sample_weight=s) and (saga.coef_, saga.intercept_) for y, s in problems]
+    other = LinearHead(np.concatenate([w for w, _ in found]) * unit(of), np.concatenate([b for _, b in found]))
+    assert objective(of, head, penalty, l1) == pytest.approx(objective(of, other, penalty, l1), rel=1e-4)
+
+
+def test_an_l1_part_of_one_leaves_nothing() -> None:
+    """The share is of the smallest penalty that zeroes all: just below it something speaks, above it nothing."""
+    for exclusive in (True, False):
+        of = design(3, exclusive=exclusive, weighted=True)
+        none, some = fit_linear(of, [Penalty(1.0, 1.001), Penalty(1.0, 0.98)], tolerance=1e-4)
+        assert not none.coef.any()
+        assert some.coef.any()
+        share = (of.weights * of.has).sum(0)
+        np.testing.assert_allclose(probabilities(of, none)[0], share, atol=1e-4)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_many_penalties_at_once_are_each_alone(exclusive: bool) -> None:
+    """In one batch, which the converged ones leave, every head is the one that it is by itself."""
+    of = design(3, exclusive=exclusive)
+    penalties = [Penalty(s, l1) for s in STRENGTHS for l1 in (0.0, 0.1, 0.9)]
+    together = fit_linear(of, penalties, tolerance=1e-4, looks=300)
+    assert len(together) == len(penalties)
+    for head, penalty in zip(together, penalties, strict=True):
+        [alone] = fit_linear(of, [penalty], tolerance=1e-4, looks=300)
+        np.testing.assert_allclose(head.logits(of.X), alone.logits(of.X), atol=5e-3)
+
+
+def test_more_documents_of_the_same_kind_weaken_the_penalty() -> None:
+    """Each row twice is each row once at twice the strength: the penalty is over the count of rows."""
+    of = design(3)
+    again = np.tile(np.arange(len(of.X)), 2)
+    twice = replace(of, X=of.X[again], has=of.has[again], weights=of.weights[again] / 2)
+    [of_twice], [of_once] = (
+        fit_linear(twice, [Penalty(0.5)], tolerance=1e-4),
+        fit_linear(of, [Penalty(1.0)], tolerance=1e-4),
     )
-    assert found.frontier[-1].valid_score == pytest.approx(at_full_depth, abs=1.01 * a_document)
+    np.testing.assert_allclose(of_twice.logits(of.X), of_once.logits(of.X), atol=5e-3)
 
 
-def test_integration_standardises_on_the_training_rows() -> None:
-    """The chosen head scores what it claims from raw activations aligned by the integration itself."""
-    subject = project()
-    found = subject.integrate(SEARCH)
-    raw = subject.read(found.selection)
-    np.testing.assert_allclose(
-        found.standardise(raw)[subject.valid], subject.aligned(found.selection, subject.valid), atol=1e-3
+def test_only_the_proportions_of_the_scales_matter() -> None:
+    """Louder features all alike, or twins of half the square each: the same head."""
+    of = design(3)
+    [head] = fit_linear(of, [Penalty(1.0)], tolerance=1e-4)
+    [louder] = fit_linear(replace(of, scales=of.scales * 1000), [Penalty(1.0)], tolerance=1e-4)
+    np.testing.assert_allclose(louder.logits(of.X), head.logits(of.X), atol=1e-3)
+    both = replace(of, X=np.tile(of.X, 2), scales=np.tile(of.scales, 2))
+    [twins] = fit_linear(both, [Penalty(1.0)], tolerance=1e-4)
+    np.testing.assert_allclose(twins.logits(both.X), head.logits(of.X), atol=5e-3)
+    np.testing.assert_allclose(np.linalg.norm(both.unit), 1, atol=1e-6)
+
+
+def test_a_part_is_a_design_of_some_features() -> None:
+    """Features taken out of a design are a design, with the same rows and scales of their own norm."""
+    of, where = design(3), np.array([7, 0, 3])
+    part = of.part(where)
+    np.testing.assert_array_equal(part.X, of.X[:, [7, 0, 3]])
+    np.testing.assert_allclose(part.unit, of.scales[where] / np.sqrt((of.scales[where] ** 2).sum()), rtol=1e-6)
+    assert (part.count, part.has is of.has, part.weights is of.weights) == (240, True, True)
+    [head] = fit_linear(part, [Penalty(1.0)], tolerance=1e-4)
+    assert violation(part, head, Penalty(1.0)) <= 1.1e-4
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(4, 40),
+    st.integers(1, 20),
+    st.integers(2, 4),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([0.0, 0.02, 0.5]),
+)
+def test_every_small_problem_is_solved(
+    seed: int, n: int, p: int, classes: int, exclusive: bool, twins: bool, l1: float
+) -> None:
+    """More features than rows, absent classes, twin features, rows of no weight: optimal at every strength."""
+    draw = np.random.default_rng(seed)
+    X = draw.normal(size=(n, p)).astype(np.float32)
+    X = np.tile(X, 2) if twins else X
+    y = draw.integers(0, classes, n)
+    has = y[:, None] == np.arange(classes) if exclusive else draw.random((n, classes)) < 0.5
+    weights = draw.exponential(size=(n, 1 if exclusive else classes)) * (draw.random((n, 1)) < 0.8) + 1e-6
+    of = Design(
+        X, has, (weights / weights.sum(0)).astype(np.float32), np.ones(X.shape[1], np.float32), exclusive, Team()
     )
-    predicted = found.head.predict(found.standardise(raw[subject.valid]))
-    assert score("accuracy", subject.y[subject.valid], predicted) == found.valid_score
+    penalties = [Penalty(strength, l1) for strength in (0.1, 10.0)]
+    for head, penalty in zip(fit_linear(of, penalties, looks=300), penalties, strict=True):
+        assert np.isfinite(head.coef).all()
+        if steepest(of) > 1e-3:  # one class alone has nothing to be told from
+            assert violation(of, head, penalty) <= 2e-3
 
 
-def test_a_tie_goes_to_fewer_neurons() -> None:
-    """Where everything separates the classes, the fewest neurons win: smallest eta, shallowest depth, then C."""
-    subject = project(signal=60.0, classes=2)
-    found = subject.integrate(SEARCH)
-    assert {point.valid_score for point in found.frontier} == {1.0}
-    smallest = min((select(subject.probes, eta).upto(depth) for eta in SEARCH.etas for depth in (1, 2, 3, 4)), key=len)
-    assert found.selection.rows() == smallest.rows()
-    assert found.head.strength == min(c for c in SEARCH.strengths if subject.refit(smallest, c) == 1.0)
+# The head itself
 
 
-def test_progress_counts_the_heads() -> None:
-    """Every fit is told, and search_size bounds them."""
-    subject = project()
-    told: list[int] = []
-    train, valid = (subject.train, subject.y[subject.train]), (subject.valid, subject.y[subject.valid])
-    integrate(subject.probes, subject.read, train, valid, metric="accuracy", settings=SEARCH, progress=told.append)
-    assert 6 <= sum(told) <= search_size(SEARCH, 4)
+def head_of(seed: int = 0) -> LinearHead:
+    draw = np.random.default_rng(seed)
+    return LinearHead(draw.normal(size=(3, 5)).astype(np.float32), draw.normal(size=3).astype(np.float32))
 
 
-def test_no_neuron_at_all_is_said_in_words() -> None:
-    """When no probe kept a neuron there is nothing to integrate."""
-    subject = project()
-    subject.probes = [
-        Probe(p.column, p.coef * 0, p.intercept, p.mean, p.scale, p.lam, p.lam_max, p.kkt, p.valid_score)
-        for p in subject.probes
-    ]
-    with pytest.raises(UserError, match="no probe kept a neuron"):
-        subject.integrate(SEARCH)
+def test_features_and_bias_add_up_to_the_logits() -> None:
+    """Row by row: each feature times its slope, summed, and the bias."""
+    head, X = head_of(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+    for x, logits in zip(X, head.logits(X), strict=True):
+        for k in range(3):
+            by_hand = sum(float(x[j]) * float(head.coef[k, j]) for j in range(5)) + float(head.intercept[k])
+            assert logits[k] == pytest.approx(by_hand, abs=1e-5)
+            assert (head.slopes(x) @ x + head.bias)[k] == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_a_cooled_head_gives_the_logits_over_the_temperature() -> None:
+    """And stays float32."""
+    head, X = head_of(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+    cooled = head.cooled(2.5)
+    np.testing.assert_allclose(cooled.logits(X), head.logits(X) / 2.5, rtol=1e-5, atol=1e-6)
+    assert cooled.coef.dtype == cooled.intercept.dtype == np.float32
+
+
+def test_features_of_no_weight_can_go() -> None:
+    """The head of the features that are kept gives the same logits, where the others weighed nothing."""
+    head, X = head_of(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+    head.coef[:, [1, 3]] = 0
+    wanted = head.coef.any(0)
+    np.testing.assert_allclose(head.keep(wanted).logits(X[:, wanted]), head.logits(X), atol=1e-6)
+    assert head.keep(wanted).coef.shape == (3, 3)
