@@ -69,22 +69,28 @@ def choices_of(
     All candidates were judged on the same documents, so that the loss of one against another is a paired one. Where
     labels are few and folds are many, the best of many scores is the luckiest: there `accuracy` is the fullest of
     those that are not worse than it by more than one standard error of the paired difference (most compute, all
-    sites and poolings, the largest eta, then the score).
+    sites and poolings, the largest eta, then the score), and the others' losses are taken one standard error higher.
     """
     found = list(candidates)
+    scores = np.array([c.fold_scores for c in found])
     best = best_of(found)
+    behind, error = _behind(scores, found.index(best), folds)
     if len(folds) > 1:
-        scores = np.array([c.fold_scores for c in found])
-        behind = np.array(best.fold_scores) - scores
-        near = behind.mean(1) <= standard_error(behind.T, folds)
-        best = max(
-            (c for c, is_near in zip(found, near, strict=True) if is_near),
-            key=lambda c: (c.compute, not c.part, c.eta, c.valid_score),
-        )
+        near = [c for c, is_near in zip(found, behind <= error, strict=True) if is_near]
+        best = max(near, key=lambda c: (c.compute, not c.part, c.eta, c.valid_score))
+        behind, error = _behind(scores, found.index(best), folds)
     chosen: dict[Choice, Candidate] = {"accuracy": best}
     losses: dict[Choice, float] = {"balanced": settings.balanced_loss, "cheapest": settings.cheapest_loss}
     for name, loss in losses.items():
-        within = [c for c in found if c.valid_score >= best.valid_score - loss - 1e-12]
+        within = [c for c, worst in zip(found, behind + error, strict=True) if worst <= loss + 1e-12]
         least = min(c.compute for c in within)
         chosen[name] = best_of(c for c in within if c.compute == least)
     return chosen
+
+
+def _behind(
+    scores: NDArray[np.floating], best: int, folds: Sequence[Fold]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """How far candidates (C,) score behind one of them, and the standard error of that, of scores (C, F)."""
+    differences = scores[best] - scores
+    return differences.mean(1), standard_error(differences.T, folds)

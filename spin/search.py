@@ -142,7 +142,7 @@ class Search:
                 self._try(best.eta, depth, (name,), around)
         best = best_of(self.tried)
         for shallower in range(depth):
-            for part in {(), best.part}:
+            for part in dict.fromkeys([(), best.part]):  # in one order for the whole team
                 self._try(best.eta, shallower, part, around)
         best = best_of(self.tried)
         sparser = [Penalty(best.penalty.strength, l1) for l1 in self.settings.l1]

@@ -22,7 +22,7 @@ from tests import tiny
 CLASSES = {2: ("good", "bad"), 3: ("good", "bad", "plain")}
 QUICK: dict[str, Any] = {
     "probe": ProbeSettings(penalties=5),
-    "search": SearchSettings(etas=(0.5,), strengths=(0.3, 1), head="linear"),
+    "search": SearchSettings(etas=(0.5,), max_share=1, strengths=(0.3, 1), head="linear"),
 }
 
 
@@ -48,7 +48,7 @@ def backbone(backbone_folder: Path) -> BackboneSettings:
 @pytest.fixture(scope="module", params=[2, 3])
 def fitted(request: pytest.FixtureRequest, backbone: BackboneSettings) -> SpinClassifier:
     """Fitted on two classes, then on three."""
-    search = SearchSettings(etas=(0.5, 0.9), strengths=(0.3, 1, 3))
+    search = SearchSettings(etas=(0.5, 0.9), max_share=1, strengths=(0.3, 1, 3))
     return SpinClassifier(backbone, search=search).fit(*read(1200, request.param, seed=0))
 
 
@@ -271,8 +271,12 @@ def test_saved_and_loaded_it_predicts_the_same(fitted: SpinClassifier, tmp_path:
     assert (back.classes, back.metric, back.depth) == (fitted.classes, fitted.metric, fitted.depth)
     assert back.integration.selection.rows() == fitted.integration.selection.rows()
     back.save(tmp_path / "again")
-    for name in files:
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "deep" / "model" / name).read_bytes()
+    tensors, configs = (
+        [(folder / name).read_bytes() for folder in (tmp_path / "again", tmp_path / "deep" / "model")]
+        for name in ("model.safetensors", "config.json")
+    )
+    assert tensors[0] == tensors[1]
+    assert json.loads(configs[0]) == json.loads(configs[1])
 
 
 def edited(**changed: object) -> Callable[[Path], None]:

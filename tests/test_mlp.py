@@ -63,7 +63,7 @@ def test_it_learns_what_a_linear_head_cannot(exclusive: bool) -> None:
     head, steps = fit_mlp(linear, of, 10.0, seed=0)
     assert steps == 300
     right = [((h.logits(other.X) > 0) == other.has).mean(0) for h in (linear, head)]
-    assert right[0][0] < 0.65
+    assert right[0][0] < 0.7
     assert right[1].min() > 0.85
     assert loss(other, head) < 0.6 * loss(other, linear)
 
@@ -82,7 +82,7 @@ def test_a_strong_penalty_keeps_it_straight() -> None:
     of = bent()
     [linear] = fit_linear(of, [Penalty(1.0)])
     bends = []
-    for strength in (1e-4, 1e-2, 1.0):
+    for strength in (1e-3, 0.3, 3.0):
         head, _ = fit_mlp(linear, of, strength, seed=0)
         bends.append(np.abs(head.logits(of.X) - linear.logits(of.X)).max())
     assert bends[0] < 0.05 < bends[1] < bends[2]

@@ -19,13 +19,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spin import SpinClassifier
 from spin.explain import Explanation, stretches
 from spin.markup import Html, tag, together
 from spin.page import Driver, page
 from spin.picture import levels, signed, sums
+from spin.settings import BackboneSettings
 from spin.sites import Column
 from spin.style import POLICY, SWITCHABLE, shade
 from spin.task import Task
+from tests import tiny
+from tests.test_neurons import Project, train
 
 COLUMNS = [f"{kind}.{n:02d}.{of}" for n in range(4) for kind in ("resid", "ffn") for of in ("mean", "max")]
 NEURONS = tuple((Column.parse(c), 7 * i) for i, c in enumerate(COLUMNS) if not c.startswith("ffn.00"))
@@ -302,6 +306,39 @@ def test_nothing_in_a_document_becomes_markup(browser: Any, tmp_path: Path, nast
             assert details.locator("p bdi").nth(1).text_content() == f"{nasty} 0"
             assert window.locator("script, img, #p0 b, [onmouseover], [onload], [onerror]").count() == 0
             assert window.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_command_writes_the_page_of_a_trained_classifier(
+    browser: Any,
+    backbone_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From text to file: a script tag in the text and in the training documents stays text, nothing is asked for."""
+    script = "<script>window.hit = 1</script>"
+    documents = tiny.documents(120)
+    backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
+    train(tmp_path, backbone, [f"{script} {d['text']}" for d in documents], [d["label"] for d in documents])
+    written = tmp_path / "explained.html"
+    text = f"the crew was lovely {script} and warm"
+    printed = Project(tmp_path, monkeypatch, capsys).spin("explain", "--text", text, "--html", str(written))
+    assert printed.endswith(f"wrote {written}\n")
+    found = SpinClassifier.load(tmp_path / "model").explain(text)
+    with opened(browser, tmp_path, written.read_text(encoding="utf-8")) as window:
+        assert window.title() == f"{found.label} – tiny, version 3"
+        shown = window.locator("#p0 .text")
+        assert shown.inner_text() == text
+        for word in ("crew", "lovely", "script", "warm"):
+            assert shown.locator(".word", has_text=word).first.is_visible()
+        for part in ("#p0 .word", "#p0 .cell", "#p0 .falls rect", "#p0 .neurons rect", ".class rect"):
+            assert all(right > left and bottom > top for left, top, right, bottom in boxes(window, part)), part
+        for top, neuron in zip(found.top(12), window.locator("#p0 .neurons details").all(), strict=False):
+            assert neuron.locator("code").first.text_content() == f"{top.column}[{top.neuron}]"
+            neuron.locator("summary").click()
+            assert neuron.locator("blockquote").count() == 5
+            assert neuron.locator("blockquote").first.inner_text().startswith(script)
+        assert window.locator("script").count() == 0
 
 
 @pytest.mark.parametrize("width", [320, 400, 1280])
