@@ -51,7 +51,7 @@ class Recipe:
         self.columns = [c for c in exam.corpus.features if c.site.kind == "resid"]
         self.asked = self.unreached = 0
         self.order: dict[Column, list[tuple[NDArray[np.int64], Floats]]] = {}
-        """of each column and fold, and last of all labelled rows: neurons by falling importance, the share before each"""
+        """of each column, a fold and last all labelled rows: neurons by falling importance, the share before each"""
         for column in self.columns:
             self._probe(column)
 

@@ -129,11 +129,12 @@ def _shaded(found: Explanation, k: int) -> Text:
 
 def neurons(rows: Sequence[dict[str, Any]], drivers: Drivers, count: int) -> None:
     """A line a neuron: its probe's importance, the class it speaks for, and the document on which it is highest."""
-    table = Table("neuron")
+    table = Table(expand=True)
+    table.add_column("neuron", no_wrap=True)
     for name in ("importance", "slope"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("speaks for")
-    table.add_column("highest on", no_wrap=True, overflow="ellipsis")
+    table.add_column("speaks for", max_width=20, overflow="fold")
+    table.add_column("highest on", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
         best = next(iter(drivers.get((Column.parse(row["column"]), row["neuron"]), ())), None)
         text = "–" if best is None else f"{best.value:+.1f} σ  {' '.join(best.text.split())[:_BEGINNING]}"

@@ -1,16 +1,55 @@
-"""What describes an artifact, beside it: its neurons and its model card."""
+"""What describes an artifact and lies beside it: its neurons and its model card."""
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
 from typing import Any
 
 from pipelines.features import FeatureShards
 from pipelines.labels import Labels
+from pipelines.neurons import NEURONS, describe_neurons
+from spin import artifact
+from spin.card import CardFacts, model_card
 from spin.classifier import SpinClassifier
 from spin.settings import Settings
 
+CARD = "MODEL_CARD.md"
+
 
 def describe_artifact(
-    settings: Settings, spin: SpinClassifier, features: FeatureShards, labels: Labels, manifest: dict[str, Any]
+    settings: Settings,
+    spin: SpinClassifier,
+    features: FeatureShards,
+    labels: Labels,
+    manifest: dict[str, Any],
+    fingerprint: str,
 ) -> dict[str, bytes]:
-    return {"neurons.json": b"[]", "MODEL_CARD.md": b"# card"}
+    """`neurons.json` and `MODEL_CARD.md`; no text of a document is in them.
+
+    `manifest` is what the train stage is about to write, `fingerprint` that of the features.
+    """
+    neurons = describe_neurons(spin, features, labels)
+    facts = CardFacts(
+        name=settings.mlflow.model,
+        purpose=f"Tells {len(labels.task)} classes apart in text: {', '.join(labels.classes)}.",
+        data=settings.data.train,
+        fingerprint=fingerprint,
+        task=labels.task,
+        y=labels.y,
+        splits=labels.splits,
+        backbone=settings.backbone.model,
+        digest=str(spin.backbone_digest),
+        max_tokens=spin.backbone.max_tokens,
+        metric=settings.metric,
+        table=manifest["table"],
+        per_class=manifest["per_class"],
+        frontier=manifest["choice"]["frontier"],
+        choices=manifest["choice"]["choices"],
+        choose=settings.choose,
+        selection=spin.integration.selection,
+        test_ece=manifest["test_ece"],
+        decision=settings.decision,
+        versions={name: version(name) for name in artifact.LIBRARIES},
+    )
+    return {NEURONS: json.dumps(neurons, indent=1).encode(), CARD: model_card(facts).encode()}

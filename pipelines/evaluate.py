@@ -31,12 +31,12 @@ def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: 
         y = spin.task.index(labels)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    parts = []
+    parts: list[Any] = []
     with progress("evaluate", len(labels), "documents") as advance:
         for shard in shards:
             texts = corpus.read_shard(shard, data).texts
             parts.append(spin.task.predict(spin.predict_logits(texts, progress=advance)))
-    predicted = np.concatenate(parts)
+    predicted: Any = np.concatenate(parts)
     return {
         "model_version": version,
         "documents": len(labels),

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from pipelines import baselines, corpus
-from pipelines.card import describe_artifact
+from pipelines.card import CARD, describe_artifact
 from pipelines.documents import Shard
 from pipelines.extract import load_features
 from pipelines.features import FeatureShards
@@ -21,6 +21,7 @@ from pipelines.integrate import run_integrate
 from pipelines.labels import Labels
 from pipelines.lease import Lease
 from pipelines.manifest import Plan, finish, finished, freeze
+from pipelines.neurons import NEURONS
 from pipelines.probe import load_probes
 from pipelines.progress import progress
 from pipelines.registry import Registry
@@ -36,7 +37,7 @@ from spin.settings import Choice, Settings
 from spin.split import SPLITS
 
 FORMAT = 2
-ARTIFACT = (artifact.CONFIG, artifact.TENSORS, "neurons.json", "MODEL_CARD.md")
+ARTIFACT = (artifact.CONFIG, artifact.TENSORS, NEURONS, CARD)
 
 
 def run_train(
@@ -107,7 +108,8 @@ def _fit(
         "counts": {split: len(labels.part(split)[0]) for split in SPLITS},
         "seconds": seconds,
     }
-    for name, data in (spin.files() | describe_artifact(settings, spin, features, labels, manifest)).items():
+    described = describe_artifact(settings, spin, features, labels, manifest, plan.facts["probes"])
+    for name, data in (spin.files() | described).items():
         store.write(name, data)
     lease.check()
     return finish(store, plan, **manifest)

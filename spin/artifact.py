@@ -26,7 +26,7 @@ from spin.sites import Column
 FORMAT = 2
 """of the artifact; a reader refuses what it does not know"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
-_LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
+LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _MLP = ("inner", "inner_bias", "outer")
 
 
@@ -52,7 +52,7 @@ def save(integrated: Integrated, facts: Mapping[str, Any]) -> dict[str, bytes]:
         "integrations": parts,
         "frontier": [_plain(candidate) for candidate in integrated.frontier],
         "tried": integrated.tried,
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": {name: version(name) for name in LIBRARIES},
     }
     return {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), TENSORS: save_tensors(tensors)}
 

@@ -216,7 +216,10 @@ class SpinClassifier:
         try:
             kept = dict(config["backbone"])
             digest = kept.pop("digest")
-            settings = backbone or BackboneSettings.model_validate(kept)
+            settings = BackboneSettings.model_validate(kept)
+            if backbone is not None:  # what decides the activations stays as it was in training
+                trained = {name: getattr(settings, name) for name in ("max_tokens", "pool_special_tokens")}
+                settings = backbone.model_copy(update=trained)
             task = Task(tuple(config["classes"]), config["multilabel"])
             decision = decision or DecisionSettings.model_validate(config["decision"])
             return cls.assemble(settings, digest, task, integrated, config["metric"], choose=choose, decision=decision)

@@ -32,6 +32,8 @@ class NeuronContribution:
     contribution: float
     word: str
     """the word on which it spoke loudest"""
+    value: float
+    """its activation, in standard deviations above the training mean"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Explanation:
     """(W, K): the same sum, over words"""
     loudest: NDArray[np.int64]
     """(p,) the word on which each neuron spoke loudest"""
+    values: Floats
+    """(p,) the neurons' activations, in standard deviations above their training means"""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -105,7 +109,8 @@ class Explanation:
 
     def _spoke(self, index: int, contribution: float) -> NeuronContribution:
         column, neuron = self.neurons[index]
-        return NeuronContribution(column, neuron, contribution, self.word(int(self.loudest[index])))
+        word, value = self.word(int(self.loudest[index])), float(self.values[index])
+        return NeuronContribution(column, neuron, contribution, word, value)
 
 
 def stretches(words: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
@@ -136,7 +141,8 @@ def explain(backbone: Backbone, integration: Integration, task: Task, text: str)
     ids, mask = backbone.batch([encoded["input_ids"] or [backbone.pad_id]])
     content = backbone.content(ids, mask)
     shares = _token_values(backbone, integration, ids, mask, content)
-    slopes = integration.head.slopes(shares.sum(0) / integration.scale)
+    values = shares.sum(0) / integration.scale
+    slopes = integration.head.slopes(values)
     weights = slopes.T / integration.scale[:, None]
     by_token = np.einsum("tp,pk->tk", shares, weights)
     contributions = shares.sum(0)[:, None] * weights
@@ -154,6 +160,7 @@ def explain(backbone: Backbone, integration: Integration, task: Task, text: str)
         words,
         by_word,
         word_of[np.abs(shares).argmax(0)],
+        values,
     )
 
 

@@ -180,9 +180,10 @@ def _neuron(top: NeuronContribution, driving: Sequence[Driver], largest: float) 
         tag("bdi", top.word),
         class_="row",
     )
-    none = tag("p", "No training documents that drive it are at hand.", class_="note none")
-    opened = tag("ol", *map(_driver, driving), class_="drivers") if driving else none
-    return tag("li", tag("details", summary, opened))
+    highest = "the training documents on which it is highest:" if driving else "no training documents are at hand."
+    here = tag("p", f"On this text {signed(top.value, 1)} σ from its training mean; {highest}", class_="note here")
+    documents = tag("ol", *map(_driver, driving), class_="drivers") if driving else ""
+    return tag("li", tag("details", summary, here, documents))
 
 
 def _driver(driver: Driver) -> Html:

@@ -99,12 +99,12 @@ summary.row:hover { background: var(--desk); }
 summary.row::before { content: ""; width: .4rem; height: .4rem; margin-left: .2rem; border: solid var(--soft);
   border-width: 0 2px 2px 0; transform: rotate(-45deg); }
 [open] > summary.row::before { transform: rotate(45deg); }
-.drivers { list-style: none; padding: .25rem 0 1rem 1.75rem; display: grid; gap: .875rem; }
+.drivers { list-style: none; padding: 0 0 1rem 1.75rem; display: grid; gap: .875rem; }
 .drivers p { display: flex; flex-wrap: wrap; gap: .125rem .75rem; align-items: baseline; font-size: .8125rem;
   color: var(--soft); }
 .chip { background: var(--chip); color: var(--ink); border-radius: 1rem; padding: .0625rem .5rem; }
 blockquote { font-family: var(--serif); max-height: 12rem; overflow-y: auto; }
-.none { padding: .25rem 0 1rem 1.75rem; }
+.here { padding: .25rem 0 .75rem 1.75rem; }
 
 @media (min-width: 62rem) {
   .page { grid-template-columns: minmax(0, 1fr) 20rem; align-items: start; }
@@ -123,7 +123,7 @@ blockquote { font-family: var(--serif); max-height: 12rem; overflow-y: auto; }
   .row { grid-template-columns: 1rem minmax(0, 1fr) minmax(4.5rem, auto); gap: .25rem .5rem; }
   .row > .number { grid-area: 1 / 3; } .row > .bar { grid-area: 2 / 2; }
   .row > bdi { grid-area: 2 / 3; text-align: right; max-width: 40vw; }
-  .drivers, .none { padding-left: 1.5rem; }
+  .drivers, .here { padding-left: 1.5rem; }
 }
 @media (prefers-color-scheme: dark) {
   :root { --desk: #12151a; --paper: #1b1f26; --ink: #e9ebef; --soft: #a0a8b4; --line: #333a45; --for: #62b4ee;

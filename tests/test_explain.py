@@ -209,6 +209,9 @@ def test_the_top_neurons_weigh_most(deep: SpinClassifier) -> None:
             at = told.neurons.index((neuron.column, neuron.neuron))
             assert neuron.contribution == column[at]
             assert neuron.word == told.word(int(told.loudest[at]))
+            assert neuron.value == told.values[at]
+    features = np.concatenate(list(deep.features([told.text]).columns.values()), axis=1)
+    np.testing.assert_allclose(told.values, deep.integration.standardise(features)[0], atol=1e-4)
 
 
 def test_a_loaded_classifier_explains(deep: SpinClassifier, tmp_path: Path) -> None:

@@ -107,9 +107,9 @@ def explained(
     contributions = draw.normal(size=(len(NEURONS), len(classes)))
     contributions += (values.sum(0) - contributions.sum(0)) / len(NEURONS)
     loudest = draw.integers(len(words), size=len(NEURONS))
-    logits = values.sum(0) + bias
+    logits, heights = values.sum(0) + bias, draw.normal(size=len(NEURONS))
     task = Task(tuple(classes), multilabel)
-    return Explanation(text, task, logits, bias, NEURONS, contributions, words, values, loudest)
+    return Explanation(text, task, logits, bias, NEURONS, contributions, words, values, loudest, heights)
 
 
 def drivers_of(texts: Sequence[str], labels: Sequence[str] = ("good",)) -> dict[tuple[Column, int], list[Driver]]:
@@ -283,9 +283,11 @@ def test_a_neuron_opens_what_drives_it(browser: Any, tmp_path: Path) -> None:
         assert first.locator("summary bdi").inner_text() == tops[0].word
         assert first.locator("blockquote").all_inner_texts() == ["a fine crew", long[:600] + "…"]
         assert first.locator(".chip").all_inner_texts() == ["good", "bad"]
-        assert [n.split()[0] for n in first.locator("p > span").all_inner_texts()] == ["+9.5", "+3.2"]
+        assert [n.split()[0] for n in first.locator("li p > span").all_inner_texts()] == ["+9.5", "+3.2"]
         second.locator("summary").click()
-        assert "No training documents" in second.inner_text()
+        assert "no training documents" in second.inner_text()
+        for top, detail in zip(tops, (first, second), strict=True):
+            assert detail.locator(".here").inner_text().startswith(f"On this text {signed(top.value, 1)} σ from its")
 
 
 @pytest.mark.parametrize("nasty", NASTY, ids=range(len(NASTY)))

@@ -163,6 +163,7 @@ def test_the_best_site_speaks_loudest() -> None:
     found = dict(zip(selection.neurons, alignment(selection, probes, 0.5).tolist(), strict=True))
     assert [found[c] for c in COLUMNS[:4]] == pytest.approx([1, 0.05, 0.05, 0.05 + 0.95 / 4])
     assert alignment(selection, probes, 0.95).tolist() == [1, 1, 1, 1]
+    assert alignment(selection, probes, None).tolist() == [1, 1, 1, 1]
 
 
 @settings(deadline=None)
