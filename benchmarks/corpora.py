@@ -152,7 +152,7 @@ def ready(plan: Plan, folder: Path) -> None:
     documents = _documents(plan)
     backbone = load_backbone(BackboneSettings(model=plan.model, device="cpu", max_tokens=plan.max_tokens))
     columns = [Column(site, p) for site in backbone.sites for p in DEFAULT_POOLINGS[backbone.causal]]
-    columns += [Column(backbone.final, pooling) for pooling in ("last", "mean")]
+    columns += [Column(backbone.final, pooling) for pooling in (("last", "mean") if backbone.causal else ("mean",))]
     texts = documents["text"].tolist()
     start = time.perf_counter()
     _read(plan, backbone, texts, columns, folder)

@@ -25,8 +25,8 @@ ETAS = (0.01, 0.1, 0.3, 0.5, 0.8)
 """every second of its ten"""
 _FOLDS = 5
 """of the cross-validation where labels are few: one of its rounds"""
-_PATIENCE = 1.5
-"""seconds after which a path stops falling, fewer where there are folds: strengths not reached are counted"""
+_PROBE_PATIENCE, _HEAD_PATIENCE = 1.0, 4.0
+"""seconds after which a class's path stops falling, fewer where there are folds: what it does not reach is counted"""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ class Recipe:
 
     def __init__(self, exam: Exam) -> None:
         self.exam, self.folds = exam, exam.folds[:_FOLDS]
-        self.patience = _PATIENCE if len(self.folds) == 1 else 2 * _PATIENCE / _FOLDS
         self.columns = [c for c in exam.corpus.features if c.site.kind == "resid"]
+        share = 1.0 if len(self.folds) == 1 else 2 / _FOLDS
+        self.probe_patience = share * _PROBE_PATIENCE
+        self.head_patience = share * _HEAD_PATIENCE
         self.asked = self.unreached = 0
         self.order: dict[Column, list[tuple[NDArray[np.int64], Floats]]] = {}
         """of each column, a fold and last all labelled rows: neurons by falling importance, the share before each"""
@@ -64,10 +66,11 @@ class Recipe:
         X, task = X.astype(np.float32), self.exam.corpus.task
         mean = X.mean(0)
         X = X - mean
-        solved = [
-            _path(X, y, [1 / (C * len(X)) for C in strengths], patience)
-            for y in signs(task.indicator(self.exam.y[rows]), task)
-        ]
+        lams = [1 / (C * len(X)) for C in strengths]
+        solved: list[list[tuple[Floats, float] | None]] = []
+        for y in signs(task.indicator(self.exam.y[rows]), task):
+            wanted = lams[: sum(one is not None for one in solved[-1])] if solved else lams  # what one class reached
+            solved.append(_path(X, y, wanted, patience) + [None] * (len(lams) - len(wanted)))
         found: list[Linear | None] = []
         for of_classes in zip(*solved, strict=True):
             if any(one is None for one in of_classes):
@@ -99,10 +102,12 @@ class Recipe:
     def _probe(self, column: Column) -> None:
         """The probes of a column at the strength that validates best, as an order of its neurons."""
         values = self.exam.corpus.features[column]
-        found = [self.paths(values[f.train], f.train, PROBE_STRENGTHS, self.patience) for f in self.folds]
+        found = [self.paths(values[f.train], f.train, PROBE_STRENGTHS, self.probe_patience) for f in self.folds]
         held_out = [values[f.valid] for f in self.folds]
         scores = [self.judge([of_fold[i] for of_fold in found], held_out) for i in range(len(PROBE_STRENGTHS))]
         best = int(np.argmax(scores))
+        if scores[best] < 0:
+            found = [self.paths(values[f.train], f.train, PROBE_STRENGTHS[:1], np.inf) for f in self.folds]
         chosen = [of_fold[best] for of_fold in found]
         if len(self.folds) > 1:
             rows = labelled(self.exam.folds)
@@ -164,7 +169,7 @@ def _heads(recipe: Recipe, columns: Sequence[Column], eta: float) -> list[Tried]
 
     def fit(part: int, fold: Fold) -> list[Linear | None]:
         return recipe.paths(
-            recipe.features(columns, eta, part, fold.train), fold.train, HEAD_STRENGTHS, recipe.patience
+            recipe.features(columns, eta, part, fold.train), fold.train, HEAD_STRENGTHS, recipe.head_patience
         )
 
     found = [fit(part, fold) for part, fold in enumerate(recipe.folds)]
@@ -179,12 +184,12 @@ def _heads(recipe: Recipe, columns: Sequence[Column], eta: float) -> list[Tried]
 
 
 def _path(X: Floats, y: Floats, lams: Sequence[float], patience: float) -> list[tuple[Floats, float] | None]:
-    """The solution at each of the falling penalties, None from where patience ends; the first is always there."""
+    """The solution at each of the falling penalties, None from where patience ends."""
     start = process_time()
     path = LogisticPath(X, y, np.full(len(y), 1 / len(y), np.float32))
     found: dict[float, tuple[Floats, float]] = {}
     for lam in falling(path.lam_max, lams):
-        if found and process_time() - start > patience:
+        if process_time() - start > patience:
             break
         path.solve(min(lam, path.lam_max))
         if lam in lams:

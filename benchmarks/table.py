@@ -157,8 +157,8 @@ of the whole backbone's. Seconds to fit are processor seconds of one thread on a
   C out of {_list(STRENGTHS)}.
 - best single site: the L1 probe of one site.pooling with the best validation score.
 - the paper's recipe: L1 one-vs-rest logistic regression on raw hidden states, C out of {_list(PROBE_STRENGTHS)};
-  squared weights, summed over classes; the first k layers under one pooling; L1 one-vs-rest head. Thinned to bound the time:
-  k out of 1, half, all but one and all; eta out of {_list(ETAS)}; the head's C out of {_list(HEAD_STRENGTHS)};
+  squared weights, summed over classes; the first k layers under one pooling; L1 one-vs-rest head. Thinned to bound the
+  time: k out of 1, half, all but one and all; eta out of {_list(ETAS)}; the head's C out of {_list(HEAD_STRENGTHS)};
   where labels are few, one round of the cross-validation; a path of penalties ends once it has taken its seconds, by
   which {missed:,} of {asked:,} models of all tables were not reached.
 - {ALL}: L2 multinomial logistic regression on all standardised site.poolings, prior variance of a logit out of

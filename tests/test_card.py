@@ -120,6 +120,13 @@ def test_every_fact_stands_in_the_card() -> None:
         assert card.index(untested) > card.index("Not tested:")
 
 
+def test_a_backslash_takes_nothing_from_what_follows() -> None:
+    """It is escaped itself, so that it cannot lift the escape of a bar or a star."""
+    card = model_card(facts_of(("a\\|b", "c\\*d")))
+    assert r"| a\\\|b |" in card
+    assert r"| c\\\*d |" in card
+
+
 def test_the_card_is_about_the_choice_that_is_used() -> None:
     """Its temperature, and the mark at its row."""
     found = tables(model_card(facts_of(choose="cheapest")))
@@ -154,7 +161,7 @@ def test_the_decision_is_told(decision: DecisionSettings, multilabel: bool, said
     assert ("may have several classes" in card) == multilabel
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(max_size=12), min_size=2, max_size=4, unique_by=lambda name: " ".join(name.split())))
 def test_names_come_back_from_the_tables(names: list[str]) -> None:
     """Whatever a class is called, its row is one row, in both tables, with its own counts; only spaces are drawn in."""

@@ -14,11 +14,16 @@ from tokenizers.models import WordPiece
 from transformers import AutoConfig, LlamaConfig
 
 from spin import SpinClassifier
+from spin.backbone import load_backbone
+from spin.classifier import columns_of
 from spin.explain import Explanation, explain
+from spin.extract import extract
 from spin.head import LinearHead
+from spin.integrate import Integrated, Integration
 from spin.mlp import MlpHead
+from spin.select import Selection
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
-from spin.task import Label
+from spin.task import Label, Task
 from tests import tiny
 
 SEARCH = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), head="linear")
@@ -55,9 +60,19 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> BackboneSettings:
 
 @pytest.fixture(scope="module")
 def deep(backbone: BackboneSettings) -> SpinClassifier:
-    """Three classes read from the FFN alone under all four poolings."""
-    spin = SpinClassifier(backbone, sites=["ffn"], poolings=["mean", "max", "first", "last"], **QUICK)
-    return spin.fit(*read(120, "multi-class"))
+    """Three classes from neurons of the FFN under all four poolings at once, by a head of random weights."""
+    loaded, draw = load_backbone(backbone), np.random.default_rng(0)
+    columns = columns_of(loaded, ["ffn"], ["mean", "max", "first", "last"])
+    found = extract(loaded, read(60, "multi-class")[0], columns).columns
+    neurons = {column: np.arange(0, 24, 5) for column in sorted(columns)}
+    values = np.concatenate([found[column][:, at] for column, at in neurons.items()], axis=1)
+    selection = Selection(neurons, {column: np.full(len(at), 1 / len(at)) for column, at in neurons.items()}, 1.0)
+    shape = 3, values.shape[1]
+    head = LinearHead(*((draw.normal(size=size) / 4).astype(np.float32) for size in (shape, shape[:1])))
+    integration = Integration(selection, values.mean(0), values.std(0), head, {})
+    integrated = Integrated(dict.fromkeys(("accuracy", "balanced", "cheapest"), integration), (), 0)
+    task = Task(CLASSES["multi-class"])
+    return SpinClassifier.assemble(backbone, loaded.digest, task, integrated, "accuracy", backbone=loaded)
 
 
 def check_sums(told: Explanation, logits: np.ndarray, within: float) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from spin import SpinClassifier
 from spin.explain import Explanation, stretches
 from spin.markup import Html, tag, together
-from spin.page import Driver, page
+from spin.page import Driver, page, shown_neurons
 from spin.picture import levels, signed, sums
 from spin.settings import BackboneSettings
 from spin.sites import Column
@@ -433,6 +433,14 @@ def test_sums_are_by_kind_pooling_and_layer() -> None:
     assert list(cells) == [("resid", "mean"), ("resid", "max"), ("ffn", "mean"), ("ffn", "max")]
     for (column, _), value in zip(NEURONS, found.contributions[:, 1], strict=True):
         assert cells[column.site.kind, column.pooling][column.site.layer] == (pytest.approx(value), 1)
+
+
+def test_neurons_that_a_page_opens_are_those_that_it_lists() -> None:
+    """Of every class that can be chosen, and of no other."""
+    found = explained(classes=[f"class {i}" for i in range(SWITCHABLE + 1)])
+    for count in (1, 3):
+        listed = set(re.findall(r"<code>(\S+)\[(\d+)\]</code>", page(found, neurons=count)))
+        assert {(column, str(neuron)) for column, neuron in shown_neurons(found, count)} == listed
 
 
 def test_signed_figures_and_shades() -> None:

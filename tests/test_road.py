@@ -99,7 +99,8 @@ def test_a_second_run_resumes_and_computes_nothing(road: Road, monkeypatch: pyte
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished stage did work")
 
-    for name in ("extract.map_shards", "extract.load_backbone", "probe.run_group", "integrate.run_group", "train._fit", "train._register"):
+    stages = ("extract.map_shards", "extract.load_backbone", "probe.run_group", "integrate.run_group")
+    for name in (*stages, "train._fit", "train._register"):
         monkeypatch.setattr(f"pipelines.{name}", never)
     said: list[tuple[str, bool]] = []
     run_road(road.settings, say=lambda name, _m, _s, resumed: said.append((name, resumed)))
@@ -207,7 +208,8 @@ def test_evaluate_agrees_with_the_predictions(road: Road) -> None:
     source = road.write("check.parquet", rows)
     found = run_evaluate(road.settings, road.registry, source)
     predicted = road.registry.load("1").predict([row["text"] for row in rows])
-    assert found["metrics"]["accuracy"] == np.mean([label == row["label"] for label, row in zip(predicted, rows, strict=True)])
+    right = [label == row["label"] for label, row in zip(predicted, rows, strict=True)]
+    assert found["metrics"]["accuracy"] == np.mean(right)
     assert {name: f["support"] for name, f in found["per_class"].items()} == dict.fromkeys(CLASSES, 20)
     odd = road.write("odd.parquet", [{**rows[0], "label": "other"}])
     with pytest.raises(UserError, match="label 'other' is not one of the model's: bad, good, plain"):
