@@ -216,7 +216,9 @@ class Project:
 def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels: Sequence[Label]) -> None:
     """Everything that the commands read, in a folder: settings, corpus, and the model with its neurons."""
     search = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), head="linear")
-    spin = SpinClassifier(backbone, sites=["resid.01", "ffn.03"], probe=ProbeSettings(penalties=3), search=search)
+    spin = SpinClassifier(
+        backbone, sites=["resid.01", "ffn.03"], probe=ProbeSettings(penalties=3, max_extra=0), search=search
+    )
     spin.fit(texts, labels)
     spin.save(folder / "model")
     ids = [f"d{i}" for i in range(len(texts))]

@@ -38,6 +38,11 @@ def test_equal_answers_are_not_better() -> None:
     assert chance_not_better("accuracy", y, 1 - y, y, 0) == 1.0
 
 
+def test_a_tie_is_not_better() -> None:
+    """Right on one document more: not better in all samples that leave it out, one over e."""
+    assert chance_not_better("accuracy", *answers(1, 0), 0) == pytest.approx((1 - 1 / 400) ** 400, abs=0.07)
+
+
 def macro_f1(y: np.ndarray, predicted: np.ndarray) -> float:
     """By its counts, class by class."""
     right, given, had = (y & predicted).sum(0), predicted.sum(0), y.sum(0)

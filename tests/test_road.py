@@ -216,6 +216,53 @@ def test_evaluate_agrees_with_the_predictions(road: Road) -> None:
         run_evaluate(road.settings, road.registry, odd)
 
 
+def test_a_night_takes_another_classifier_and_abstains(road: Road) -> None:
+    """`choose` and `decision` need no training: the cheapest runs fewer blocks, and near a border there is no label."""
+    source = road.write("choice.parquet", [{k: row[k] for k in ("id", "text")} for row in road.documents[:50]])
+    cheap = road.with_settings(choose="cheapest", decision={"abstain": 0.6})
+    output = f"{road.base}/choice"
+    counts = run_classify(cheap, road.registry, source, output, night="2026-02-03")["counts"]
+    rows = read_predictions(output)
+    spin = Registry(cheap).load("1")
+    assert {row["depth"] for row in rows} == {spin.integrated.choices["cheapest"].selection.depth}
+    lead = [np.diff(np.sort(row["scores"])[-2:])[0] for row in rows]
+    assert [row["label"] is None for row in rows] == [margin < 0.6 for margin in lead]
+    assert 0 < counts["abstained"] == sum(row["label"] is None for row in rows) < 50
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_multilabel_corpus_goes_the_whole_road(tmp_path: Path, backbone_folder: Path) -> None:
+    """Few documents with lists of labels: trained by cross-validation, gated, classified and evaluated."""
+    rows: list[dict[str, Any]] = tiny.documents(160, CLASSES)
+    for number, row in enumerate(rows):
+        row["label"] = [[row["label"]], [], sorted({row["label"], "extra"})][number % 3]
+        row["text"] += " !" * ("extra" in row["label"])
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    settings = parse_settings(
+        {
+            "backbone": {"model": str(backbone_folder), "dtype": "float32", "device": "cpu"},
+            "data": {"train": str(tmp_path / "train.parquet")},
+            "store": str(tmp_path / "store"),
+            "ray": {"workers": 2},
+            "probe": {"penalties": 3, "max_extra": 0, "class_weights": "balanced"},
+            "search": {"etas": [0.9], "max_share": 0.5, "strengths": [3], "l1": [], "head": "linear"},
+        }
+    )
+    registry = Registry(settings)
+    manifest = run_road(settings)
+    assert manifest["classes"] == ["bad", "extra", "good", "plain"]
+    assert manifest["multilabel"]
+    registry.promote("1", "lists")
+    found = run_evaluate(settings, registry, settings.data.train)
+    assert found["per_class"]["extra"]["f1"] > 0.8
+    night = run_classify(settings, registry, settings.data.train, str(tmp_path / "out"))
+    predicted = {row["id"]: row["label"] for row in read_predictions(str(tmp_path / "out"))}
+    assert all(isinstance(label, list) for label in predicted.values())
+    right = np.mean([("extra" in predicted[row["id"]]) == ("extra" in row["label"]) for row in rows])
+    assert right > 0.9
+    assert night["counts"]["labels"]["extra"] == sum("extra" in label for label in predicted.values())
+
+
 def test_the_registered_model_loads_in_mlflow(road: Road) -> None:
     """A stranger's `mlflow.pyfunc.load_model` gives the same labels; signature and input example are there."""
     import mlflow
