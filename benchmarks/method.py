@@ -42,19 +42,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny subsets and one seed: shows only that it runs")
     parser.add_argument("--fresh", action="store_true", help="start over, instead of computing what is missing")
+    parser.add_argument("--report", action="store_true", help="only write the page, of what has finished so far")
     arguments = parser.parse_args()
     folder = _FOLDER / "quick" if arguments.quick else _FOLDER
     if arguments.fresh:
         shutil.rmtree(folder / "results", ignore_errors=True)
     (folder / "results").mkdir(parents=True, exist_ok=True)
     chosen = plans(arguments.quick)
+    wanted = experiments(chosen, arguments.quick)
+    page = folder / "method.md" if arguments.quick else _REPORT
+    if arguments.report:
+        write_report(wanted, folder, page)
+        return
     for plan in chosen:
         ready(plan, folder / plan.name)
-    wanted = experiments(chosen, arguments.quick)
     failed = run_all(wanted, folder)
     if failed:
         raise SystemExit(f"{failed} of {len(wanted)} experiments failed; the next run computes only what is missing")
-    write_report(wanted, folder, folder / "method.md" if arguments.quick else _REPORT)
+    write_report(wanted, folder, page)
 
 
 def experiments(chosen: list[Plan], quick: bool) -> list[Experiment]:
@@ -62,9 +67,9 @@ def experiments(chosen: list[Plan], quick: bool) -> list[Experiment]:
     encoder, decoder = chosen
     seeds, draws = range(1 if quick else _SEEDS), range(1 if quick else _DRAWS)
     counts = (16, 64) if quick else (256, 64, 16)
-    found = [Experiment(decoder, "full", seed) for seed in seeds]
-    found += [Experiment(encoder, setting, seed) for setting in ("full", "noisy") for seed in seeds]
-    return found + [Experiment(encoder, f"few{count}", draw) for count in counts for draw in draws]
+    found = [Experiment(encoder, setting, seed) for setting in ("full", "noisy") for seed in seeds]
+    found += [Experiment(decoder, "full", seed) for seed in seeds]
+    return found + [Experiment(encoder, f"few{count}", draw) for draw in draws for count in counts]
 
 
 def run_all(wanted: list[Experiment], folder: Path) -> int:
@@ -116,14 +121,16 @@ def run_one(experiment: Experiment, folder: Path) -> str:
 
 
 def write_report(wanted: list[Experiment], folder: Path, path: Path) -> None:
-    """The tables of all results."""
+    """The tables of the results that there are; the page says what is missing."""
     from benchmarks.table import report
 
     results: dict[str, list[dict[str, Any]]] = {}
-    for experiment in wanted:
+    finished = [experiment for experiment in wanted if _result(folder, experiment).exists()]
+    for experiment in finished:
         found = json.loads(_result(folder, experiment).read_text(encoding="utf-8"))
         results.setdefault(f"{experiment.plan.name}-{experiment.setting}", []).append(found)
-    path.write_text(report(results), encoding="utf-8")
+    missing = [experiment.key for experiment in wanted if experiment not in finished]
+    path.write_text(report(results, missing), encoding="utf-8")
     print(f"written to {path}")
 
 

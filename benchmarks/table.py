@@ -25,9 +25,11 @@ TRIED: dict[str, str] = {}
 """what was tried where a claim does not come out, by the name of a table: written by hand"""
 
 
-def report(results: dict[str, list[Result]]) -> str:
-    """The whole page of results by corpus and setting."""
+def report(results: dict[str, list[Result]], missing: Sequence[str] = ()) -> str:
+    """The whole page of results by corpus and setting; it names the experiments that are missing."""
     parts = [_head()]
+    if missing:
+        parts.append(f"**Not finished: {', '.join(missing)}.** What these would show is not on this page.\n")
     full = {key: found for key, found in results.items() if key.endswith("-full")}
     for key, found in sorted(full.items()):
         parts += [f"## {_title(found)}: all labels\n", full_table(found), full_claims(found), _tried(key, found)]

@@ -115,7 +115,7 @@ def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choi
         return integration.logits(np.concatenate(list(found.values()), axis=1))
 
     return Contender(
-        "spin" if choice == "accuracy" else f"spin {choice}",
+        "spin" if choice == "accuracy" else choice,
         labels.task.predict(logits),
         len(integration.selection),
         integration.selection.depth,

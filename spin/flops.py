@@ -16,7 +16,8 @@ _TOKENS = 32
 def relative_compute(backbone: Backbone) -> dict[Site, float]:
     """For every site the FLOPs a token up to it, as a share of the whole backbone's; needs a model that is not cut.
 
-    Matrix products are counted as the model runs them; pooling and head are left out, a thousandth of them.
+    Matrix products with weights are counted as the model runs them; pooling, head and, where torch counts no fused
+    attention, the products of tokens with tokens are left out.
     """
     whole = _count(backbone, backbone.final)
     return {site: _count(backbone, site) / max(whole, 1) for site in backbone.sites}

@@ -179,4 +179,5 @@ class _Fitter:
             bent, _ = fit_mlp(head, design, candidate.penalty.strength, seed=self.seed, steps=steps)
             return selection, mean, scale, bent
         wanted: NDArray[np.bool_] = np.any(head.coef != 0, axis=0)
+        wanted |= not wanted.any()  # a head must read something, if only to ignore it
         return selection.keep(wanted), mean[wanted], scale[wanted], head.keep(wanted)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.calibrate import log_loss
+from spin.errors import UserError
 from spin.folds import Fold, Rows
 from spin.frontier import Candidate, best_of
 from spin.head import Design, LinearHead, Penalty, fit_linear
@@ -133,6 +134,8 @@ class Search:
         strengths = sorted(self.settings.strengths)
         for eta in self._distinct_etas():
             self._try(eta, depth, (), [Penalty(strength) for strength in strengths])
+        if not self.tried:
+            raise UserError("data: too few documents to choose neurons by cross-validation; label more of them")
         best = best_of(self.tried)
         around = [Penalty(strength) for strength in _neighbours(strengths, best.penalty.strength)]
         kinds = sorted({c.site.kind for c in self.final})

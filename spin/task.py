@@ -60,13 +60,12 @@ class Task:
                     f"labels: class {_quote(absent)} has {what} in the {' and '.join(part)} split; "
                     "label more of it, or name a split column that gives it one"
                 )
-        trained = sum(split == "train" for split in splits)
-        everywhere = [c for c in classes if of_split["train"][c] == trained > 0]
-        if everywhere:
-            raise UserError(
-                f"labels: class {_quote(everywhere)} is in every list of the train split; "
-                "leave it out, or add documents without it"
-            )
+            everywhere = [c for c in classes if held[c] == sum(split in part for split in splits)]
+            if everywhere and "train" in part:
+                raise UserError(
+                    f"labels: class {_quote(everywhere)} is in every list of the {' and '.join(part)} split; "
+                    "leave it out, or add documents without it"
+                )
         return cls(tuple(classes), multilabel)
 
     def __len__(self) -> int:

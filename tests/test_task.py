@@ -73,13 +73,23 @@ MISTAKES: dict[str, tuple[list[Label], list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_labels_that_cannot_be_learned(case: str) -> None:
+def test_labels_that_cannot_be_learned(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kinds, one class, a class of one document, that a split lacks or that tells no document apart."""
+    monkeypatch.setattr("spin.split.FEW", 0)
     labels, splits, said = MISTAKES[case]
     with pytest.raises(UserError) as raised:
         Task.of(labels, splits)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_few_labels_are_one_pool() -> None:
+    """It does not matter on which side a document is, but each class needs two there, and not all of them."""
+    assert Task.of(list("aabb"), ["train", "train", "valid", "valid"]).classes == ("a", "b")
+    with pytest.raises(UserError, match="class 'b' has fewer than 2 documents in the train and valid split"):
+        Task.of(list("aabb"), ["train", "valid", "valid", "test"])
+    with pytest.raises(UserError, match="class 'a' is in every list of the train and valid split"):
+        Task.of([["a"], ["a", "b"], ["a", "b"]], ["train", "valid", "valid"])
 
 
 # Labels to targets and back
