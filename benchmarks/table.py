@@ -23,7 +23,7 @@ ALL, LAST = "all neurons", "last layer"
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "numba")
 TRIED: dict[str, str] = {
     "minilm-full": (
-        "Tried on one other draw with 10,000 test documents: more neurons (eta 0.9, 23.6 %) gained 0.2 to 0.4 points, so "
+        "Tried on another draw with 10,000 test documents: more neurons (eta 0.9, 23.6 %) gained 0.2 to 0.4, so "
         "the limit of 10 % costs something; scaling features by their weight in the probe gained 0.1 to 0.5 points, "
         "and so did weighting sites by their score; pruning by the head's own coefficients gained nothing."
     ),
