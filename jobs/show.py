@@ -46,6 +46,8 @@ def stage(name: str, manifest: dict[str, Any], seconds: float, resumed: bool) ->
 def trained(manifest: dict[str, Any]) -> None:
     """What accuracy costs, the table, and where the classifier was registered."""
     out.print(_frontier(manifest["choice"]))
+    for name in _CHOICES:
+        say(f"{name:<9} {_choice(manifest['choice']['choices'][name])}")
     if manifest["table"]:
         out.print(_table(manifest["table"]))
     registered = manifest["registered"]
@@ -61,6 +63,8 @@ def night(manifest: dict[str, Any], output: str) -> None:
     if counts["dead"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts["reasons"].items()))
         say(f"          {counts['dead']:,} dead letters: {reasons}")
+    if counts.get("abstained"):
+        say(f"          {counts['abstained']:,} documents without a label, within decision.abstain of a border")
     if counts["truncated"]:
         share = 100 * counts["truncated_share"]
         say(f"          {counts['truncated']:,} texts ({share:.1f} %) cut at backbone.max_tokens")
@@ -168,8 +172,17 @@ def _chosen(manifest: dict[str, Any]) -> str:
     choice = manifest["choice"]["choices"][manifest["choose"]]
     l1 = f", L1 {choice['l1']:g}" if choice["l1"] else ""
     return (
-        f"{choice['neurons']:,} neurons of {choice['depth']} blocks, eta {choice['eta']:g}, {choice['head']} head, "
+        f"{choice['neurons']:,} neurons of {choice['depth']} blocks, eta {choice['eta']:.2f}, {choice['head']} head, "
         f"strength {choice['strength']:g}{l1}"
+    )
+
+
+def _choice(facts: Mapping[str, Any]) -> str:
+    """A choice's own point, which need not be the best of its depth."""
+    what = f" ({' and '.join(facts['part'])} only)" if facts["part"] else ""
+    return (
+        f"{100 * facts['valid_score']:.1f} on validation, {100 * facts['compute']:.0f} % of the compute, "
+        f"{facts['neurons']:,} neurons of {facts['depth']} blocks{what}"
     )
 
 
@@ -183,7 +196,7 @@ def _frontier(choice: Mapping[str, Any]) -> Table:
             str(point["depth"]),
             f"{100 * point['compute']:.0f} %",
             f"{point['neurons']:,}",
-            f"{point['eta']:g}",
+            f"{point['eta']:.2f}",
             f"{100 * point['valid_score']:.1f}",
             ", ".join(here),
         )

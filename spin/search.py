@@ -152,11 +152,6 @@ class Search:
         self._try(best.eta, best.depth, best.part, sparser)
         return self.tried
 
-    def size(self) -> int:
-        """Groups of heads that `run` fits, about."""
-        depth = max(column.site.layer for column in self.final)
-        return (len(self._distinct_etas()) + 4 + depth + 1) * len(self.parts)
-
     def _distinct_etas(self) -> list[float]:
         """The etas of the settings, those beyond `max_share` as one."""
         top = largest_eta(self.final.values(), self.count)

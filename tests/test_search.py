@@ -308,11 +308,11 @@ def test_a_silent_layer_is_no_depth() -> None:
 
 @pytest.mark.parametrize("folds", [1, 3])
 def test_progress_counts_the_groups(folds: int) -> None:
-    """Every group of heads is told a fold, and `size` is about their number."""
+    """Every group of heads is told once a fold."""
     subject, told = project(folds=folds), []
     subject.integrate(progress=told.append)
-    size = subject.search().size()
-    assert 0.6 * size <= sum(told) <= 1.5 * size
+    groups = {(c.eta, c.depth, c.part, bool(c.penalty.l1)) for c in subject.search().run()}
+    assert told == [1] * (folds * len(groups))
 
 
 def test_the_order_of_the_search_is_the_same_everywhere() -> None:
