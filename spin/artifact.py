@@ -23,11 +23,13 @@ from spin.mlp import MlpHead
 from spin.select import Selection
 from spin.sites import Column
 
-FORMAT = 2
+FORMAT = 3
 """of the artifact; a reader refuses what it does not know"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _MLP = ("inner", "inner_bias", "outer")
+_ASIDE = ("resampled", "held_out")
+"""of a candidate: what only the search needs"""
 
 
 def save(integrated: Integrated, facts: Mapping[str, Any]) -> dict[str, bytes]:
@@ -105,7 +107,7 @@ def _integration(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], p
 
 
 def _plain(candidate: Candidate) -> dict[str, Any]:
-    fields = {name: value for name, value in vars(candidate).items() if name != "held_out"}
+    fields = {name: value for name, value in vars(candidate).items() if name not in _ASIDE}
     return {**fields, "penalty": asdict(candidate.penalty)}
 
 
@@ -115,6 +117,5 @@ def _candidate(fields: Mapping[str, Any]) -> Candidate:
             **fields,
             "part": tuple(fields["part"]),
             "penalty": Penalty(**fields["penalty"]),
-            "fold_scores": tuple(fields["fold_scores"]),
         }
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from spin.task import Targets, Task
 
 Rows = NDArray[np.int64]
 _SPLITS, _REPEATS = 5, 2
+_PARTS = 20
+"""of the validation rows of one division, each left out once to see how far a score is luck"""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,20 @@ def labelled(folds: Sequence[Fold]) -> Rows:
     return np.sort(np.concatenate([folds[0].train, folds[0].valid]))
 
 
-def standard_error(differences: NDArray[np.floating], folds: Sequence[Fold]) -> NDArray[np.floating]:
-    """Of the mean of differences (F, …) over cross-validation folds, whose training rows overlap; 0 for one fold.
+def leaving_out(count: int) -> Iterator[Rows]:
+    """The validation rows of one division without each of their parts; all of them, where there are too few for two."""
+    parts = min(_PARTS, count)
+    for part in range(parts):
+        yield np.flatnonzero(np.arange(count) % parts != part) if parts > 1 else np.arange(count)
 
-    The correction is that of Nadeau & Bengio 2003.
+
+def standard_error(differences: NDArray[np.floating], folds: Sequence[Fold]) -> NDArray[np.floating]:
+    """Of a difference between two scores, by differences (R, …): of each fold, or of one fold `leaving_out` each part.
+
+    Folds are corrected for training rows that overlap (Nadeau & Bengio 2003), the parts of one fold are a grouped
+    jackknife (Efron & Tibshirani 1993, chapter 11).
     """
     if len(folds) == 1:
-        return np.zeros(differences.shape[1:])
+        return np.sqrt((len(differences) - 1) * differences.var(0))
     judged = len(folds[0].valid) / len(folds[0].train)
     return np.sqrt((1 / len(folds) + judged) * differences.var(0, ddof=1))

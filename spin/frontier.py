@@ -29,8 +29,8 @@ class Candidate:
     neurons: int
     valid_score: float
     """the metric on the validation rows, the mean over folds where there are several"""
-    fold_scores: tuple[float, ...] = ()
-    """the metric on each fold's validation rows"""
+    resampled: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    """what tells how far the score is luck: the metric of each fold, or of one fold without each part of its rows"""
     held_out: tuple[NDArray[np.floating], ...] = field(default=(), compare=False, repr=False)
     """logits (m, K) of each fold's validation rows"""
 
@@ -53,6 +53,17 @@ def best_of(candidates: Iterable[Candidate]) -> Candidate:
     return max(candidates, key=lambda c: (c.valid_score, -c.compute, -c.neurons, -c.penalty.strength, c.penalty.l1))
 
 
+def fullest_of(candidates: Sequence[Candidate], folds: Sequence[Fold]) -> Candidate:
+    """The fullest of those that are not worse than the best by more than one standard error of the difference.
+
+    The best of many scores is the luckiest, and luck finds a shallow or a narrow candidate as easily as a full one,
+    which loses less elsewhere. Full is most compute, then all sites and poolings, the largest eta, the score.
+    """
+    behind, error = _behind(candidates, best_of(candidates), folds)
+    near = [c for c, is_near in zip(candidates, behind <= error, strict=True) if is_near]
+    return max(near, key=lambda c: (c.compute, not c.part, c.eta, c.valid_score))
+
+
 def frontier_of(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """The best candidate of every depth, shallow first."""
     by_depth: dict[int, list[Candidate]] = {}
@@ -64,33 +75,28 @@ def frontier_of(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
 def choices_of(
     candidates: Iterable[Candidate], settings: SearchSettings, folds: Sequence[Fold]
 ) -> dict[Choice, Candidate]:
-    """`accuracy` is the best validation score; `balanced` and `cheapest` are the least compute within their loss of it.
+    """`accuracy` is the fullest near the best score; `balanced` and `cheapest` are the least compute within their loss.
 
-    All candidates were judged on the same documents, so that the loss of one against another is a paired one. Where
-    labels are few and folds are many, the best of many scores is the luckiest: there `accuracy` is the fullest of
-    those that are not worse than it by more than one standard error of the paired difference (most compute, all
-    sites and poolings, the largest eta, then the score), and the others' losses are taken one standard error higher.
+    All candidates were judged on the same documents, so that the loss of one against another is a paired one. It is
+    counted from the best score, or where labels are few and folds are many from that of `accuracy`, and there taken
+    one standard error higher.
     """
     found = list(candidates)
-    scores = np.array([c.fold_scores for c in found])
-    best = best_of(found)
-    behind, error = _behind(scores, found.index(best), folds)
-    if len(folds) > 1:
-        near = [c for c, is_near in zip(found, behind <= error, strict=True) if is_near]
-        best = max(near, key=lambda c: (c.compute, not c.part, c.eta, c.valid_score))
-        behind, error = _behind(scores, found.index(best), folds)
-    chosen: dict[Choice, Candidate] = {"accuracy": best}
+    few = len(folds) > 1
+    chosen: dict[Choice, Candidate] = {"accuracy": fullest_of(found, folds)}
+    behind, error = _behind(found, chosen["accuracy"] if few else best_of(found), folds)
     losses: dict[Choice, float] = {"balanced": settings.balanced_loss, "cheapest": settings.cheapest_loss}
     for name, loss in losses.items():
-        within = [c for c, worst in zip(found, behind + error, strict=True) if worst <= loss + 1e-12]
+        within = [c for c, worst in zip(found, behind + few * error, strict=True) if worst <= loss + 1e-12]
         least = min(c.compute for c in within)
         chosen[name] = best_of(c for c in within if c.compute == least)
     return chosen
 
 
 def _behind(
-    scores: NDArray[np.floating], best: int, folds: Sequence[Fold]
+    candidates: Sequence[Candidate], best: Candidate, folds: Sequence[Fold]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """How far candidates (C,) score behind one of them, and the standard error of that, of scores (C, F)."""
-    differences = scores[best] - scores
-    return differences.mean(1), standard_error(differences.T, folds)
+    """How far candidates (C,) score behind one of them, and the standard error of that."""
+    behind = np.array([best.valid_score - c.valid_score for c in candidates])
+    resampled = np.array([c.resampled for c in candidates])
+    return behind, standard_error((np.array(best.resampled) - resampled).T, folds)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from spin.calibrate import log_loss
 from spin.errors import UserError
-from spin.folds import Fold, Rows
-from spin.frontier import Candidate, best_of
+from spin.folds import Fold, Rows, leaving_out
+from spin.frontier import Candidate, fullest_of
 from spin.head import Design, LinearHead, Penalty, fit_linear
 from spin.metric import score
 from spin.mlp import MlpHead, fit_mlp
@@ -114,7 +114,8 @@ class Search:
         flops: Mapping[Site, float],
         progress: Progress = lambda fits: None,
     ) -> None:
-        self.material, self.settings, self.compute, self.progress = material, settings, flops, progress
+        self.material, self.folds, self.settings = material, folds, settings
+        self.compute, self.progress = flops, progress
         self.of_fold: list[Probes] = [{p.column: p.of_fold(i) for p in probes} for i in range(len(folds))]
         self.final: Probes = {p.column: p for p in probes}
         self.count = int(settings.max_share * sum(len(p.mean) for p in probes))
@@ -136,18 +137,18 @@ class Search:
             self._try(eta, depth, (), [Penalty(strength) for strength in strengths])
         if not self.tried:
             raise UserError("data: too few documents to choose neurons by cross-validation; label more of them")
-        best = best_of(self.tried)
+        best = fullest_of(self.tried, self.folds)
         around = [Penalty(strength) for strength in _neighbours(strengths, best.penalty.strength)]
         kinds = sorted({c.site.kind for c in self.final})
         poolings = sorted({c.pooling for c in self.final})
         for names in (kinds, poolings):
             for name in names if len(names) > 1 else ():
                 self._try(best.eta, depth, (name,), around)
-        best = best_of(self.tried)
+        best = fullest_of(self.tried, self.folds)
         for shallower in range(depth):
             for part in dict.fromkeys([(), best.part]):  # in one order for the whole team
                 self._try(best.eta, shallower, part, around)
-        best = best_of(self.tried)
+        best = fullest_of(self.tried, self.folds)
         sparser = [Penalty(best.penalty.strength, l1) for l1 in self.settings.l1]
         self._try(best.eta, best.depth, best.part, sparser)
         return self.tried
@@ -177,7 +178,7 @@ class Search:
                 penalty,
                 round(float(np.mean([head.coef.any(0).sum() for head in heads]))),
                 float(np.mean(scores)),
-                scores,
+                self._resampled(scores, logits),
                 logits,
             )
             self.tried.append(self.material.team.say(candidate))
@@ -192,6 +193,12 @@ class Search:
             score(self.material.metric, fold.valid_y, answers)
             for fold, answers in zip(self.parts, predicted, strict=True)
         )
+
+    def _resampled(self, scores: tuple[float, ...], held_out: Sequence[Floats]) -> tuple[float, ...]:
+        if len(scores) > 1:
+            return scores
+        y, answers = self.parts[0].valid_y, self.material.task.predict(held_out[0])
+        return tuple(score(self.material.metric, y[rows], answers[rows]) for rows in leaving_out(len(y)))
 
     def _all(self) -> list[Probes]:
         return [*self.of_fold, self.final]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spin.folds import Fold, folds_of, labelled, standard_error
+from spin.folds import Fold, folds_of, labelled, leaving_out, standard_error
 from spin.split import FEW
 from spin.task import Targets, Task
 
@@ -110,7 +110,7 @@ def test_folds_are_drawn_by_the_seed() -> None:
 
 
 def test_the_standard_error_is_that_of_nadeau_and_bengio() -> None:
-    """By its formula, one column after another; nothing for a single fold."""
+    """By its formula, one column after another."""
     folds = tuple(Fold(np.arange(80), np.arange(80, 100)) for _ in range(6))
     differences = np.random.default_rng(0).normal(size=(6, 3))
     expected = []
@@ -119,4 +119,24 @@ def test_the_standard_error_is_that_of_nadeau_and_bengio() -> None:
         variance = sum((x - mean) ** 2 for x in column) / 5
         expected.append((variance * (1 / 6 + 20 / 80)) ** 0.5)
     np.testing.assert_allclose(standard_error(differences, folds), expected)
-    assert standard_error(differences[:1], folds[:1]).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 19, 20, 113])
+def test_parts_of_a_division_are_left_out_in_turn(count: int) -> None:
+    """Every row is missing once, in parts of about one size; a single row stays."""
+    left = [set(range(count)) - set(rows.tolist()) for rows in leaving_out(count)]
+    assert len(left) == min(count, 20)
+    if count > 1:
+        assert sorted(row for part in left for row in part) == list(range(count))
+        assert max(map(len, left)) - min(map(len, left)) <= 1
+
+
+def test_the_jackknife_agrees_with_the_error_of_a_mean() -> None:
+    """The difference between two accuracies is a mean over documents, whose standard error has a formula."""
+    draw = np.random.default_rng(0)
+    right = draw.random((2000, 2)) < (0.7, 0.8)
+    scores = np.array([right[rows].mean(0) for rows in leaving_out(2000)])
+    fold = Fold(np.arange(8000), np.arange(2000))
+    found = standard_error(scores[:, 0] - scores[:, 1], [fold])
+    each = right[:, 0].astype(float) - right[:, 1]
+    assert found == pytest.approx(each.std() / 2000**0.5, rel=0.35)
