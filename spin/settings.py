@@ -173,7 +173,7 @@ class Settings(_Section):
     search: SearchSettings = Field(default_factory=SearchSettings)
     choose: Choice = Field(
         "accuracy",
-        description="accuracy: the fullest near the best on validation; balanced, cheapest: least compute within a loss",
+        description="accuracy: the fullest near the best on validation; balanced, cheapest: least compute in a loss",
     )
     decision: DecisionSettings = Field(default_factory=DecisionSettings)
     mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
