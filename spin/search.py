@@ -85,7 +85,7 @@ class FoldSearch:
     def fit(self, part: Selection, penalties: Sequence[Penalty]) -> list[tuple[LinearHead, Floats]]:
         """A head a penalty on a part of the largest selection, and its logits on the validation rows."""
         where = part.within(self.largest)
-        heads = fit_linear(self.design.part(where), penalties, tolerance=3e-3, looks=20)
+        heads = fit_linear(self.design.part(where), penalties)
         valid_X = self.valid_X[:, where]
         return [(head, head.logits(valid_X)) for head in heads]
 

@@ -215,7 +215,7 @@ def test_the_final_head_is_fitted_on_all_labelled_rows(subject: Project) -> None
     scaled_on = rows if len(subject.folds) > 1 else subject.folds[0].train
     logits = subject.refit(found.selection, subject.probes, scaled_on, rows, subject.test, facts["strength"])
     squash = expit if subject.task.multilabel else lambda values: softmax(values, axis=1)
-    np.testing.assert_allclose(squash(found.logits(raw)), squash(logits / facts["temperature"]), atol=0.02)
+    np.testing.assert_allclose(squash(found.logits(raw)), squash(logits / facts["temperature"]), atol=0.05)
 
 
 def test_the_temperature_is_chosen_on_held_out_logits(subject: Project) -> None:
