@@ -14,7 +14,8 @@ import yaml
 from sklearn.model_selection import train_test_split
 
 from jobs import show
-from pipelines.classify import read_predictions, run_classify
+from pipelines.classify import run_classify
+from pipelines.night import read_predictions
 from pipelines.registry import CHALLENGER, Registry
 from pipelines.road import run_road
 from spin.errors import UserError

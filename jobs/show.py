@@ -60,6 +60,8 @@ def night(manifest: dict[str, Any], output: str) -> None:
     mix = ", ".join(f"{label} {count:,}" for label, count in sorted(counts["labels"].items()))
     share = f"{counts['predicted']:,} of {counts['rows']:,} documents"
     say(f"classify  {share} by version {manifest['model_version']}: {mix}")
+    for file in manifest["quarantined"]:
+        say(f"          quarantined: {file['reason']}")
     if counts["dead"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts["reasons"].items()))
         say(f"          {counts['dead']:,} dead letters: {reasons}")

@@ -5,151 +5,30 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-
 from pipelines import corpus
-from pipelines.documents import Documents, Shard, is_unicode
+from pipelines.documents import Shard
 from pipelines.lease import Lease
-from pipelines.manifest import Plan, finish, finished, freeze
+from pipelines.manifest import Plan
+from pipelines.night import Night, Run
+from pipelines.predictions import ClassifyStep
 from pipelines.registry import Registry
-from pipelines.shards import map_shards
+from pipelines.repeats import DigestStep, RepeatStep, partitions_of
+from pipelines.shards import Step, map_shards
 from pipelines.store import Store
 from spin import artifact
-from spin.classifier import SpinClassifier
 from spin.errors import BadRowsError, UserError
 from spin.settings import Settings
-from spin.task import Label, names_of
 
-FORMAT = 2
+FORMAT = 3
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-DEAD_LETTERS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("shard", pa.string()),
-        ("row", pa.int64()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
-    ]
-)
-
-
-def predictions_schema(multilabel: bool) -> pa.Schema:
-    """The columns of predictions; the label is a list of classes in a multi-label task, null where there is none."""
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("label", pa.list_(pa.string()) if multilabel else pa.string()),
-            ("score", pa.float32()),
-            ("scores", pa.list_(pa.float32())),
-            ("depth", pa.int32()),
-            ("model_version", pa.string()),
-        ]
-    )
-
-
-class ClassifyStep:
-    """Reads a shard and gives its predictions and its dead letters."""
-
-    def __init__(
-        self,
-        model: Store,
-        version: str,
-        settings: Settings,
-        repeats: dict[str, list[int]],
-    ) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            for name in (artifact.CONFIG, artifact.TENSORS):
-                (Path(folder) / name).write_bytes(model.read(name) or b"")
-            self.spin = SpinClassifier.load(
-                folder, backbone=settings.backbone, choose=settings.choose, decision=settings.decision
-            )
-        _ = self.spin.backbone  # loaded once, before the first shard
-        self.version, self.data, self.repeats = version, settings.data, repeats
-
-    def __call__(self, shard: Shard) -> tuple[dict[str, bytes], dict[str, Any]]:
-        documents = corpus.read_shard(shard, self.data)
-        dead = triage(documents, self.repeats.get(shard.name, ()))
-        rows = [row for row in range(len(documents)) if row not in dead]
-        features = self.spin.features([documents.texts[row] for row in rows])
-        values = np.concatenate(list(features.columns.values()), axis=1)
-        scores = self.spin.task.probabilities(self.spin.integration.logits(values))
-        chosen = self.spin.labels(scores)
-        predictions = pa.table(
-            [
-                [documents.ids[row] for row in rows],
-                chosen,
-                self._score(scores, chosen),
-                list(scores.astype(np.float32)),
-                np.full(len(rows), self.spin.depth, np.int32),
-                [self.version] * len(rows),
-            ],
-            schema=predictions_schema(self.spin.task.multilabel),
-        )
-        letters = [
-            {
-                "id": _unicode(documents.ids[row]),
-                "shard": shard.name,
-                "row": row,
-                "reason": reason,
-                "message": message,
-            }
-            for row, (reason, message) in sorted(dead.items())
-        ]
-        outcome = {
-            "rows": len(documents),
-            "predicted": len(rows),
-            "dead": len(letters),
-            "reasons": dict(Counter(reason for reason, _ in dead.values())),
-            "labels": dict(Counter(name for label in chosen for name in names_of(label))),
-            "abstained": sum(label is None for label in chosen),
-            "tokens": int(features.n_tokens.sum()),
-            "truncated": features.truncated,
-        }
-        files = {"predictions.parquet": _to_parquet(predictions)}
-        if letters:
-            files["dead.parquet"] = _to_parquet(pa.Table.from_pylist(letters, schema=DEAD_LETTERS))
-        return files, outcome
-
-    def _score(self, scores: NDArray[np.floating], chosen: Sequence[Label | None]) -> list[float]:
-        """The probability of each label; the largest where that is a list or none."""
-        at = {name: k for k, name in enumerate(self.spin.classes)}
-        return [
-            row[at[label]] if isinstance(label, str) else row.max() for row, label in zip(scores, chosen, strict=True)
-        ]
-
-
-def triage(documents: Documents, repeats: Iterable[int]) -> dict[int, tuple[str, str]]:
-    """The rows that cannot be classified, each with a reason and what was found; no text of the document is in it."""
-    repeated = set(repeats)
-    dead: dict[int, tuple[str, str]] = {}
-    for row, (id, text) in enumerate(zip(documents.ids, documents.texts, strict=True)):
-        if row in documents.malformed:
-            dead[row] = "malformed", documents.malformed[row]
-        elif id is None:
-            dead[row] = "null_id", "the id is null or empty"
-        elif not is_unicode(id):
-            dead[row] = "bad_id", "the id holds lone surrogates, expected Unicode"
-        elif row in repeated:
-            dead[row] = "repeated_id", "the id was seen before in this run"
-        elif text is None:
-            dead[row] = "null_text", "the text is null"
-        elif not isinstance(text, str):
-            dead[row] = "not_text", f"the text is {type(text).__name__}, expected a string"
-        elif not text.strip():
-            dead[row] = "empty_text", "the text is empty"
-        elif not is_unicode(text):
-            dead[row] = "not_text", "the text holds lone surrogates, expected Unicode"
-    return dead
 
 
 def run_classify(
@@ -164,123 +43,63 @@ def run_classify(
 ) -> dict[str, Any]:
     """Classify a batch and publish it under `output`, giving the manifest.
 
-    While it runs, parts lie under `_runs/DATE/`; after the manifest, whole parts are put into
-    `predictions/date=DATE/` and `dead_letters/date=DATE/`, and `latest` moves last. Raises HeldError where another
-    run works here, BadRowsError, with nothing published, for more dead letters than the settings allow.
+    The version of the model is resolved once. While it runs, parts lie under `_runs/`; after the manifest, whole parts
+    are put into `predictions/date=DATE/` and `dead_letters/date=DATE/`, and `latest` moves last. Raises HeldError where
+    another run works here, BadRowsError, with nothing published, for more dead letters or more files that cannot be
+    read than the settings allow, UnavailableError where the store does not answer: the same command resumes.
     """
-    night = _night(night)
+    date = _night(night)
     out = Store(output)
-    run = out / f"_runs/{night}"
     version = registry.resolve(model)
     files = corpus.list_files(source)
     with Lease(out) as lease, tempfile.TemporaryDirectory() as folder:
         registry.download(version, Path(folder))
-        facts = _facts(settings, registry, version, Path(folder), files)
-        plan = freeze(run, "classify", facts, lambda: _plan(settings, files), restart=restart)
-        for name in (artifact.CONFIG, artifact.TENSORS):
-            run.write(f"model/{name}", (Path(folder) / name).read_bytes())
-        manifest = finished(run, plan)
+        facts = _facts(settings, registry, version, Path(folder), source)
+        tonight = Night(out, date, lease)
+        run, plan = tonight.begin(facts, corpus.describe(files), lambda: _plan(settings, files), restart=restart)
+        manifest = run.finished(plan)
         if manifest is None:
-            manifest = _run(settings, run, plan, version, files, lease)
-        _check_share(settings, manifest["counts"])
-        if not run.exists("published.json"):
-            lease.check()
-            _publish(out, run, night, manifest)
+            for name in (artifact.CONFIG, artifact.TENSORS):
+                run.store.write(f"model/{name}", (Path(folder) / name).read_bytes())
+            manifest = _run(settings, run, plan, date, version, lease)
+        _check_shares(settings, manifest)
+        tonight.publish(run, manifest)
         return manifest
 
 
-def _run(
-    settings: Settings, run: Store, plan: Plan, version: str, files: list[corpus.File], lease: Lease
-) -> dict[str, Any]:
+def _run(settings: Settings, run: Run, plan: Plan, date: str, version: str, lease: Lease) -> dict[str, Any]:
     shards = [Shard(**shard) for shard in plan.detail["shards"]]
-    outcomes = map_shards(
-        ClassifyStep,
-        (run / "model", version, settings, plan.detail["repeats"]),
-        shards,
-        run,
-        settings.ray,
-        stage="classify",
-        documents=plan.detail["documents"],
-        lease=lease,
+    start = time.perf_counter()
+
+    def pass_over(name: str, work: Sequence[Shard], make: Callable[..., Step], *args: Any) -> list[dict[str, Any]]:
+        store = run.store if name == "classify" else run.store / name
+        documents = plan.detail["documents"]
+        return map_shards(make, args, work, store, settings.ray, stage=name, documents=documents, lease=lease)
+
+    repeats: list[str] = []
+    if settings.data.ids == "checked":
+        partitions = partitions_of(plan.detail["documents"])
+        names = [shard.name for shard in shards]
+        pass_over("ids", shards, DigestStep, settings.data, len(partitions))
+        found = pass_over("repeats", partitions, RepeatStep, run.store / "ids", len(partitions), names)
+        repeats = [key for outcome in found for key in outcome["files"]]
+    outcomes = pass_over(
+        "classify", shards, ClassifyStep, run.store / "model", version, settings, run.store / "repeats", repeats
     )
-    counts = {
-        name: sum(outcome[name] for outcome in outcomes)
-        for name in ("rows", "predicted", "abstained", "dead", "tokens", "truncated")
-    }
-    counts["truncated_share"] = round(counts["truncated"] / max(1, counts["predicted"]), 4)
-    for name in ("reasons", "labels"):
-        counts[name] = dict(sum((Counter(outcome[name]) for outcome in outcomes), Counter()))
     lease.check()
-    return finish(
-        run,
-        plan,
-        model_version=version,
-        inputs=corpus.describe(files),
-        counts=counts,
-        seconds=round(sum(outcome["seconds"] for outcome in outcomes), 1),
-        shards=outcomes,
-    )
-
-
-def _publish(out: Store, run: Store, night: str, manifest: dict[str, Any]) -> None:
-    """Put whole parts where readers look; what an earlier run of the same night left there goes first.
-
-    `latest` goes before it if it names this night, so that no reader takes half of the new parts for a night.
-    """
-    latest = out.read_json("latest")
-    if latest is not None and latest["date"] == night:
-        out.delete("latest")
-    for kind, ending in (("predictions", "predictions.parquet"), ("dead_letters", "dead.parquet")):
-        out.delete(f"{kind}/date={night}")
-        for key in _files(manifest, ending):
-            out.copy(f"_runs/{night}/{key}", f"{kind}/date={night}/{_part(key)}")
-    report = {name: value for name, value in manifest.items() if name != "shards"}
-    out.write_json("report.json", {"date": night, **report})
-    out.write_json("latest", {"date": night, "manifest": f"_runs/{night}/manifest.json"})
-    run.write_json("published.json", {"at": datetime.now(UTC).isoformat(timespec="seconds")})
-
-
-def read_predictions(output: str, count: int | None = None) -> list[dict[str, Any]]:
-    """Rows of the latest night, by the readers' contract: `latest`, its manifest, the parts."""
-    out = Store(output)
-    latest = out.read_json("latest")
-    manifest = None if latest is None else out.read_json(latest["manifest"])
-    if manifest is None:
-        raise UserError(f"{output} has no finished night; `spin classify` makes one")
-    rows: list[dict[str, Any]] = []
-    for key in _files(manifest, "predictions.parquet"):
-        with out.open(f"predictions/date={latest['date']}/{_part(key)}") as file:
-            rows += pq.read_table(file).to_pylist()
-        if count is not None and len(rows) >= count:
-            return rows[:count]
-    return rows
-
-
-def _files(manifest: dict[str, Any], ending: str) -> list[str]:
-    """The parts of one kind, in plan order."""
-    return [key for outcome in manifest["shards"] for key in outcome["files"] if key.endswith(ending)]
-
-
-def _part(key: str) -> str:
-    """The published name of a part."""
-    return f"part-{Path(key).name.partition('.')[0]}.parquet"
+    return run.finish(plan, outcomes, date, model_version=version, seconds=round(time.perf_counter() - start, 1))
 
 
 def _plan(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:
-    shards = corpus.plan_shards(files, settings.ray.shard_documents, settings.data)
-    repeats, rows = ({}, 0) if settings.data.ids == "trusted" else corpus.find_repeats(shards, settings.data)
-    estimated = rows or sum(shard.stop - shard.start for shard in shards if not shard.by_bytes)
-    return {
-        "shards": [asdict(shard) for shard in shards],
-        "repeats": {f"{index:06d}": rows for index, rows in repeats.items()},
-        "documents": estimated,
-    }
+    """The shards of the files that can be read, what is wrong with the others, about how many documents there are."""
+    bad: dict[str, str] = {}
+    shards = corpus.plan_shards(files, settings.ray.shard_documents, settings.data, bad=bad)
+    sizes = (settings.ray.shard_documents if shard.by_bytes else shard.stop - shard.start for shard in shards)
+    return {"shards": [asdict(shard) for shard in shards], "bad": bad, "documents": sum(sizes)}
 
 
-def _facts(
-    settings: Settings, registry: Registry, version: str, artifact: Path, files: Sequence[corpus.File]
-) -> dict[str, Any]:
-    """What changes predictions; not worker counts, logging or the share of dead letters that is allowed."""
+def _facts(settings: Settings, registry: Registry, version: str, artifact: Path, source: str) -> dict[str, Any]:
+    """What changes predictions; not worker counts, logging or the shares that are allowed to fail."""
     config = json.loads((artifact / "config.json").read_text(encoding="utf-8"))
     return {
         "format": FORMAT,
@@ -290,18 +109,26 @@ def _facts(
         "backbone": settings.backbone.model_dump(
             include={"dtype", "max_tokens", "batch_tokens", "pool_special_tokens"}
         ),
-        "data": {**settings.data.model_dump(include={"id", "text", "ids"}), "files": corpus.describe(files)},
+        "data": {**settings.data.model_dump(include={"id", "text", "ids"}), "input": source},
         "shard_documents": settings.ray.shard_documents,
     }
 
 
-def _check_share(settings: Settings, counts: dict[str, Any]) -> None:
-    allowed = settings.classify.max_dead_fraction
-    if counts["dead"] > allowed * counts["rows"]:
+def _check_shares(settings: Settings, manifest: dict[str, Any]) -> None:
+    """Raise BadRowsError where more files or rows had to be left out than the settings allow."""
+    allowed, bad = settings.classify, manifest["quarantined"]
+    if len(bad) > allowed.max_bad_files * (len(bad) + len(manifest["inputs"])):
+        raise BadRowsError(
+            f"{len(bad)} of {len(bad) + len(manifest['inputs'])} files cannot be classified, more than "
+            f"classify.max_bad_files {allowed.max_bad_files} allows: {bad[0]['reason']}; mend them and start over with "
+            "--restart, or raise it and run again"
+        )
+    counts = manifest["counts"]
+    if counts["dead"] > allowed.max_dead_fraction * counts["rows"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(counts["reasons"]).most_common(4))
         raise BadRowsError(
             f"{counts['dead']} of {counts['rows']} rows cannot be classified ({reasons}), more than "
-            f"classify.max_dead_fraction {allowed} allows; mend them, or raise it and run again"
+            f"classify.max_dead_fraction {allowed.max_dead_fraction} allows; mend them, or raise it and run again"
         )
 
 
@@ -314,14 +141,3 @@ def _night(night: str | None) -> str:
     except ValueError:
         pass
     raise UserError(f"--date {night}: expected a day as YYYY-MM-DD")
-
-
-def _unicode(text: str | None) -> str | None:
-    """The text with lone surrogates, which no Arrow string can hold, replaced."""
-    return None if text is None else text.encode(errors="replace").decode()
-
-
-def _to_parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()

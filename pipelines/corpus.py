@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise, takewhile
@@ -11,7 +10,7 @@ from typing import Any
 
 from pipelines.documents import PACKED, Shard, codec_of, count_rows, is_unicode, parquet_groups, read_shard, reading
 from pipelines.store import open_filesystem, store_errors
-from spin.errors import UserError
+from spin.errors import BadFileError, UserError
 from spin.settings import DataSettings
 from spin.split import SPLITS
 from spin.task import Label
@@ -65,14 +64,23 @@ def list_files(uri: str) -> list[File]:
     return files
 
 
-def plan_shards(files: Sequence[File], documents: int, data: DataSettings) -> list[Shard]:
+def plan_shards(
+    files: Sequence[File], documents: int, data: DataSettings, *, bad: dict[str, str] | None = None
+) -> list[Shard]:
     """Divide files into shards of about `documents` rows: a pure function of the files and the settings.
 
     Parquet divides at row groups where they are small enough, plain JSONL at line ends by bytes, CSV and compressed
-    JSONL by rows, for which they are read once here. Raises UserError, naming the file, for one that cannot be read
-    or lacks a column.
+    JSONL by rows, for which they are read once here. Raises BadFileError for a file that cannot be read or lacks a
+    column; where `bad` is given, such files are left out and it takes in their URIs, with the reason.
     """
-    ranges = [(file, *bounds) for file in files for bounds in _ranges(file, documents, data)]
+    ranges: list[tuple[File, int, int, bool]] = []
+    for file in files:
+        try:
+            ranges += [(file, *bounds) for bounds in _ranges(file, documents, data)]
+        except BadFileError as error:
+            if bad is None:
+                raise
+            bad[file.uri] = str(error)
     return [Shard(n, f.uri, f.kind, start, stop, by_bytes) for n, (f, start, stop, by_bytes) in enumerate(ranges)]
 
 
@@ -103,24 +111,6 @@ def read_labelled(shards: Sequence[Shard], data: DataSettings) -> Labelled:
             found.splits.append(split)
         found.shard_rows.append(len(documents))
     return found
-
-
-def find_repeats(shards: Sequence[Shard], data: DataSettings) -> tuple[dict[int, list[int]], int]:
-    """Rows of each shard whose id stood earlier in the plan, and the rows of all; a pass that keeps a digest an id."""
-    seen: set[bytes] = set()
-    repeats: dict[int, list[int]] = {}
-    total = 0
-    for shard in shards:
-        ids = read_shard(shard, data).ids
-        total += len(ids)
-        for row, id in enumerate(ids):
-            if id is None:
-                continue
-            key = hashlib.blake2b(id.encode(errors="surrogatepass"), digest_size=16).digest()
-            if key in seen:
-                repeats.setdefault(shard.index, []).append(row)
-            seen.add(key)
-    return repeats, total
 
 
 def describe(files: Sequence[File]) -> list[dict[str, Any]]:

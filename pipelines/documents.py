@@ -16,7 +16,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from pipelines.store import open_filesystem, store_errors
-from spin.errors import UserError
+from spin.errors import BadFileError
 from spin.settings import DataSettings
 from spin.task import Label
 
@@ -61,7 +61,7 @@ class Documents:
 
 
 def read_shard(shard: Shard, data: DataSettings, *, labelled: bool = False) -> Documents:
-    """The rows of a shard; without `labelled`, only ids and texts. Raises UserError, naming the file."""
+    """The rows of a shard; without `labelled`, only ids and texts. Raises BadFileError, naming the file."""
     columns = _columns(data, labelled)
     documents = Documents()
     with reading(shard.uri):
@@ -75,12 +75,12 @@ def read_shard(shard: Shard, data: DataSettings, *, labelled: bool = False) -> D
 
 
 def parquet_groups(uri: str, data: DataSettings) -> list[int]:
-    """The rows of each row group. Raises UserError where the columns are not there or the text is none."""
+    """The rows of each row group. Raises BadFileError where the columns are not there or the text is none."""
     with _parquet(uri) as parquet:
         _check_columns(parquet.schema_arrow, (data.id, data.text), uri)
         kind = parquet.schema_arrow.field(data.text).type
         if not _is_text(kind):
-            raise UserError(f"{uri}: column '{data.text}' is {kind}, expected string")
+            raise BadFileError(f"{uri}: column '{data.text}' is {kind}, expected string")
         return [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
 
 
@@ -106,7 +106,7 @@ def _check_columns(schema: pa.Schema, names: Iterable[str], uri: str) -> None:
     for name in names:
         if (times := schema.names.count(name)) != 1:
             found = f"{times} columns" if times else "no column"
-            raise UserError(f"{uri} has {found} '{name}'; it has {', '.join(schema.names)}")
+            raise BadFileError(f"{uri} has {found} '{name}'; it has {', '.join(schema.names)}")
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -183,7 +183,7 @@ def _csv_rows(shard: Shard, columns: dict[str, str]) -> Iterator[pa.Table]:
                 convert_options=convert,
             )
         except KeyError as error:
-            raise UserError(f"{shard.uri}: {error.args[0]}; expected a header with {', '.join(names)}") from None
+            raise BadFileError(f"{shard.uri}: {error.args[0]}; expected a header with {', '.join(names)}") from None
         first = 0
         for batch in reader:
             start, stop = max(shard.start, first), min(shard.stop, first + batch.num_rows)
@@ -289,6 +289,6 @@ def reading(uri: str) -> Iterator[None]:
             if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
                 raise  # the disk or the store, not the file
             reason = _ROW.sub(r"\1", " ".join(str(error).split()))[:160]
-            raise UserError(
+            raise BadFileError(
                 f"{uri} cannot be read, it is corrupt, truncated or not what its name says: {reason}"
             ) from None

@@ -15,6 +15,7 @@ from pipelines.documents import Shard
 from pipelines.features import FeatureShards
 from pipelines.labels import split_all
 from pipelines.lease import Lease
+from pipelines.ledger import Attempt
 from pipelines.manifest import Plan, finish, finished, freeze, require
 from pipelines.shards import map_shards
 from pipelines.store import Store
@@ -40,7 +41,7 @@ class ExtractStep:
         self.data = data
         self.columns = {Column.parse(name): np.dtype(kind).type for name, kind in types.items()}
 
-    def __call__(self, shard: Shard) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
         documents = corpus.read_shard(shard, self.data, labelled=True)
         features = extract(self.backbone, documents.texts, self.columns)
         table = to_table(documents.ids, documents.labels, documents.splits, features)  # type: ignore[arg-type]

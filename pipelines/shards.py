@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import queue
+import random
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 from pipelines.cluster import cluster, ray_errors, worker_count
 from pipelines.documents import Shard
 from pipelines.lease import Lease
+from pipelines.ledger import Attempt, Ledger
 from pipelines.progress import progress
 from pipelines.store import Store
-from spin.errors import SpinError
+from spin.errors import SpinError, StalledError, UnavailableError
 from spin.settings import RaySettings
 
 
 class Step(Protocol):
     """What a stage computes of one shard: pure, so that doing it twice gives the same bytes."""
 
-    def __call__(self, shard: Shard) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The files to publish, by ending, and the counts that go into the manifest."""
         ...
 
@@ -39,30 +42,19 @@ def map_shards(
 ) -> list[dict[str, Any]]:
     """Run `make(*args)` in an actor pool over the shards that the store does not have, giving all outcomes in order.
 
-    A shard is committed by `parts/NAME.json`, written after its files; whatever kills a worker or the driver, a
-    shard without it is computed again and writes the same keys. Raises what the step raised, after the
-    shards that were committed before are safe.
+    Whatever kills a worker or the driver, a shard that is not committed is computed again. One whose store does not
+    answer is tried again for `retry_seconds`. Raises what the step raised, after the shards that were committed
+    before are safe, and StalledError where no shard ends for `stall_seconds`.
     """
-    outcomes = committed(store)
+    outcomes = Ledger(store).committed()
     waiting = [shard for shard in shards if shard.name not in outcomes]
     if not waiting:
         return [outcomes[shard.name] for shard in shards]
     done = sum(outcome["rows"] for outcome in outcomes.values())
     with cluster(settings), progress(stage, documents, "documents", done=done) as advance:
-        import ray
-        from ray.data import ActorPoolStrategy
-
-        rows = [asdict(shard) for shard in waiting]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Worker,
-            fn_constructor_args=(make, args, store, settings.cpus_per_worker),
-            compute=ActorPoolStrategy(size=worker_count(settings, len(rows))),
-            num_cpus=settings.cpus_per_worker,
-            num_gpus=settings.gpus_per_worker or None,
-        )
+        answers = _answers(make, args, waiting, store, settings)
         with ray_errors(stage):
-            for row in dataset.iter_rows():
-                answer = json.loads(row["answer"])
+            for answer in _in_time(answers, settings.stall_seconds, stage, store, outcomes):
                 if answer["error"] is not None:
                     raise _rebuild(answer["error"])
                 lease.check()
@@ -71,20 +63,75 @@ def map_shards(
     return [outcomes[shard.name] for shard in shards]
 
 
-def committed(store: Store) -> dict[str, dict[str, Any]]:
-    """The outcomes of the shards that a store holds, by name."""
-    keys = [key for key in store.list("parts") if key.endswith(".json")]
-    return {key.removeprefix("parts/").removesuffix(".json"): store.read_json(key) for key in keys}
+def commit_shard(step: Step, shard: Shard, ledger: Ledger) -> dict[str, Any]:
+    """Compute a shard and commit it, giving its outcome."""
+    start = time.perf_counter()
+    with ledger.attempt(shard.name) as attempt:
+        files, outcome = step(shard, attempt)
+        outcome |= {"tries": attempt.begun, "seconds": round(time.perf_counter() - start, 3)}
+        return ledger.commit(shard.name, files, outcome)
+
+
+def _answers(
+    make: Callable[..., Step], args: tuple[Any, ...], shards: Sequence[Shard], store: Store, settings: RaySettings
+) -> Iterator[dict[str, Any]]:
+    """What the actors say of each shard, in the order in which they end."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    rows = [asdict(shard) for shard in shards]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _Worker,
+        fn_constructor_args=(make, args, store, settings.cpus_per_worker, settings.retry_seconds),
+        compute=ActorPoolStrategy(size=worker_count(settings, len(rows))),
+        num_cpus=settings.cpus_per_worker,
+        num_gpus=settings.gpus_per_worker or None,
+    )
+    for row in dataset.iter_rows():
+        yield json.loads(row["answer"])
+
+
+def _in_time(
+    answers: Iterator[dict[str, Any]], seconds: float, stage: str, store: Store, outcomes: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The answers, as long as the next one comes within some seconds of the last."""
+    waiting: queue.Queue[Any] = queue.Queue()
+
+    def listen() -> None:
+        try:
+            for answer in answers:
+                waiting.put(answer)
+            waiting.put(None)
+        except BaseException as error:
+            waiting.put(error)
+
+    threading.Thread(target=listen, daemon=True, name="answers").start()
+    while True:
+        try:
+            answer = waiting.get(timeout=seconds)
+        except queue.Empty:
+            begun = [name for name in Ledger(store).begun() if name not in outcomes]
+            raise StalledError(
+                f"{stage}: no shard has ended for {seconds:g} s (ray.stall_seconds); begun and not ended: "
+                f"{', '.join(begun[:8]) or 'none'} in {store.uri}. Look at these, then run it again to resume"
+            ) from None
+        if answer is None:
+            return
+        if isinstance(answer, BaseException):
+            raise answer
+        yield answer
 
 
 class _Worker:
     """One actor: builds the step once and publishes what it gives."""
 
-    def __init__(self, make: Callable[..., Step], args: tuple[Any, ...], store: Store, threads: int) -> None:
+    def __init__(
+        self, make: Callable[..., Step], args: tuple[Any, ...], store: Store, threads: int, patience: float
+    ) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self.store = store
+        self.ledger, self.patience = Ledger(store), patience
         self.failure: dict[str, str] | None = None
         try:
             self.step = make(*args)
@@ -96,22 +143,22 @@ class _Worker:
         answer: dict[str, Any] = {"name": shard.name, "outcome": None, "error": self.failure}
         if self.failure is None:
             try:
-                answer["outcome"] = self._publish(shard)
+                answer["outcome"] = self._commit(shard)
             except SpinError as error:
                 answer["error"] = _pack(error)
         return {"answer": json.dumps(answer)}
 
-    def _publish(self, shard: Shard) -> dict[str, Any]:
-        start = time.perf_counter()
-        files, outcome = self.step(shard)
-        outcome["files"] = {}
-        for ending, data in files.items():
-            key = f"parts/{shard.name}.{ending}"
-            self.store.write(key, data)
-            outcome["files"][key] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        outcome["seconds"] = round(time.perf_counter() - start, 3)
-        self.store.write_json(f"parts/{shard.name}.json", outcome)
-        return outcome
+    def _commit(self, shard: Shard) -> dict[str, Any]:
+        """Commit a shard, with further tries while the store does not answer and patience lasts."""
+        start, pause = time.monotonic(), 1.0
+        while True:
+            try:
+                return commit_shard(self.step, shard, self.ledger)
+            except UnavailableError:
+                if time.monotonic() - start + pause > self.patience:
+                    raise
+                time.sleep(pause * random.uniform(0.5, 1))  # workers that were refused together come back apart
+                pause *= 2
 
 
 def _pack(error: SpinError) -> dict[str, str]:

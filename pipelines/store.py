@@ -25,11 +25,14 @@ from botocore.exceptions import (
 from botocore.handlers import add_expect_header
 from botocore.loaders import create_loader
 from fsspec.implementations.local import LocalFileSystem
+from s3fs.core import set_custom_error_handler
 
 from spin.errors import SpinError, UnavailableError, UserError
 
 _REFUSED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
 _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, PermissionError)
+_FULL = ("QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientStorage", "507")
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _S3 = {
     "use_listings_cache": False,
     "skip_instance_cache": True,
@@ -37,9 +40,13 @@ _S3 = {
     "config_kwargs": {
         "connect_timeout": 5,
         "read_timeout": 30,
-        "retries": {"total_max_attempts": 2, "mode": "standard"},  # s3fs does each five times
+        "retries": {"total_max_attempts": 1},  # s3fs does it all again by itself
     },
 }
+_ATTEMPTS = 10
+"""of a request that is throttled, answered by a 5xx, cut or not answered; s3fs waits 29 s in all between them"""
+_DEADLINE = 150
+"""seconds for an operation with all its attempts: no timeout of a socket bounds a server that stops reading"""
 _MODELS = create_loader()
 """botocore's descriptions of services, parsed once a process: they take longer than the requests of a client"""
 
@@ -48,13 +55,23 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     """The file system of a URI and the path on it. Credentials come from the environment, never from the URI."""
     if "@" in uri.partition("://")[2].partition("/")[0]:
         raise UserError("a URI holds credentials (the part before @); put them in the environment")
+    options = {**_S3, "session": _session()} if uri.startswith("s3://") else {}
     try:
-        fs, path = fsspec.core.url_to_fs(uri, **({**_S3, "session": _session()} if uri.startswith("s3://") else {}))
+        fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise UserError(f"'{uri}' is not a folder or an s3:// URI: {error}") from None
     if not path:
         raise UserError(f"'{uri}' names no bucket; expected s3://BUCKET/PREFIX")
+    if options:
+        fs.retries = _ATTEMPTS
+        set_custom_error_handler(_is_passing)
     return fs, path
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether a request that failed so may succeed when it is sent again; timeouts and cuts s3fs knows by itself."""
+    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0) if isinstance(error, ClientError) else 0
+    return status >= 500 or status == 429
 
 
 def _session() -> AioSession:
@@ -81,6 +98,9 @@ def store_errors(what: str) -> Iterator[None]:
     except ParamValidationError as error:
         raise UserError(f"{what}: {_reason(error)}") from None
     except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
+        if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:
+            full = f"{what}: the store is full ({_reason(error)}); free space, then run it again to resume"
+            raise UnavailableError(full) from None
         if isinstance(error, _NO_CREDENTIALS) or _code(error) in _REFUSED:
             refused = f"{what}: the store refuses the credentials ({_reason(error)}); check the environment"
             raise UserError(refused) from None
@@ -107,11 +127,17 @@ class Store:
     def path(self, key: str) -> str:
         return f"{self.root}/{key}"
 
-    def read(self, key: str) -> bytes | None:
-        """The object, or None where there is none."""
+    def _do(self, operation: str, *args: Any, **options: Any) -> Any:
+        """An operation of the file system, within the deadline where it goes over a network."""
+        if not self.local:
+            options["timeout"] = _DEADLINE
+        return getattr(self.fs, operation)(*args, **options)
+
+    def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+        """The object, or some of its bytes; None where there is none."""
         with store_errors(f"{self.uri}/{key}"):
             try:
-                return bytes(self.fs.cat_file(self.path(key)))
+                return bytes(self._do("cat_file", self.path(key), start=start, end=stop))
             except FileNotFoundError:
                 return None
 
@@ -121,7 +147,7 @@ class Store:
             if self.local:
                 _write_file(Path(self.path(key)), data)
             else:
-                self.fs.pipe_file(self.path(key), data)
+                self._do("pipe_file", self.path(key), data)
 
     def create(self, key: str, data: bytes) -> bool:
         """Put an object only if there is none under its key; False where another was first."""
@@ -129,7 +155,7 @@ class Store:
             try:
                 if self.local:
                     return _create_file(Path(self.path(key)), data)
-                self.fs.pipe_file(self.path(key), data, mode="create")
+                self._do("pipe_file", self.path(key), data, mode="create")
             except FileExistsError:
                 return False
             except OSError as error:
@@ -141,14 +167,14 @@ class Store:
 
     def exists(self, key: str) -> bool:
         with store_errors(f"{self.uri}/{key}"):
-            return bool(self.fs.exists(self.path(key)))
+            return bool(self._do("exists", self.path(key)))
 
     def list(self, prefix: str = "") -> list[str]:
         """Keys below a prefix, sorted; temporary files are not among them."""
         with store_errors(f"{self.uri}/{prefix}"):
             base = self.path(prefix).rstrip("/")
             try:
-                found = self.fs.find(base)
+                found = self._do("find", base)
             except FileNotFoundError:
                 return []
             keys = [path[len(self.root) :].lstrip("/") for path in found]
@@ -160,7 +186,26 @@ class Store:
             if self.local:
                 _write_file(Path(self.path(to)), Path(self.path(key)).read_bytes())
             else:
-                self.fs.copy(self.path(key), self.path(to))
+                self._do("copy", self.path(key), self.path(to))
+
+    def move(self, key: str, to: str) -> None:
+        """Give an object another key: a rename on a disk; a copy in an object store, where the old one stays."""
+        if not self.local:
+            self.copy(key, to)
+            return
+        with store_errors(f"{self.uri}/{to}"):
+            path = Path(self.path(to))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Path(self.path(key)).replace(path)
+            _sync_folder(path.parent)
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object, None where there is none."""
+        with store_errors(f"{self.uri}/{key}"):
+            try:
+                return int(self._do("info", self.path(key))["size"])
+            except FileNotFoundError:
+                return None
 
     def open(self, key: str) -> BinaryIO:
         """An object to read ranges of."""
@@ -171,8 +216,8 @@ class Store:
         """Remove an object and everything below it as a prefix; there may be nothing."""
         with store_errors(f"{self.uri}/{prefix}"):
             with suppress(FileNotFoundError):
-                self.fs.rm(self.path(prefix), recursive=True)
-            if self.fs.exists(self.path(prefix)):  # s3fs keeps silent about what the server did not delete
+                self._do("rm", self.path(prefix), recursive=True)
+            if self._do("exists", self.path(prefix)):  # s3fs keeps silent about what the server did not delete
                 raise OSError("not everything could be deleted")
 
     def read_json(self, key: str) -> Any:

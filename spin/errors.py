@@ -7,10 +7,20 @@ class SpinError(Exception):
     status = 1
 
 
+class StalledError(SpinError):
+    """Nothing has happened for longer than the settings allow."""
+
+    status = 6
+
+
 class UserError(SpinError):
     """A mistake in the settings, the data or the command line."""
 
     status = 2
+
+
+class BadFileError(UserError):
+    """A file that cannot be read as what its name says, or lacks a column; a night goes on without it."""
 
 
 class HeldError(SpinError):
@@ -20,12 +30,12 @@ class HeldError(SpinError):
 
 
 class BadRowsError(SpinError):
-    """More rows could not be classified than the settings allow."""
+    """More rows or files could not be classified than the settings allow."""
 
     status = 4
 
 
 class UnavailableError(SpinError):
-    """The store or the registry does not answer; the same command may succeed later."""
+    """The store or the registry does not answer, or is full; the same command may succeed later."""
 
     status = 5

@@ -147,12 +147,17 @@ class RaySettings(_Section):
     workers: int | None = Field(None, ge=1, description="workers a stage; by default as many as fit the CPUs")
     cpus_per_worker: int = Field(1, ge=1, description="CPUs and torch threads a worker")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker, fractions allowed")
+    retry_seconds: float = Field(120, ge=0, description="how long a shard is tried again whose store does not answer")
+    stall_seconds: float = Field(3600, gt=0, description="without any shard ending, after which a stage gives up")
     shard_documents: int = Field(8192, ge=1, description="documents a shard, about; fewer where features are wide")
 
 
 class ClassifySettings(_Section):
     """A night."""
 
+    max_bad_files: float = Field(
+        0.1, ge=0, le=1, description="share of files that cannot be read, above which a night fails"
+    )
     max_dead_fraction: float = Field(0.1, ge=0, le=1, description="share of dead letters above which a night fails")
 
 

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from pipelines import corpus
 from pipelines import documents as documents_module
-from pipelines.classify import triage
-from pipelines.corpus import find_repeats, list_files, plan_shards, read_labelled
+from pipelines.corpus import list_files, plan_shards, read_labelled
 from pipelines.documents import Documents, Shard, read_shard
+from pipelines.predictions import triage
 from pipelines.store import Store
 from spin.errors import UserError
 from spin.settings import DataSettings
@@ -677,10 +677,10 @@ def test_each_row_that_cannot_be_classified_has_its_reason(tmp_path: Path) -> No
     """From a file to the dead letters; the good ones are no part of them, the words of the bad ones neither."""
     data = jsonl([row for row, _ in KINDS]) + b"[hush]\n"
     [shard] = plan(put(tmp_path, "a.jsonl", data), 100)
-    repeats, rows = find_repeats([shard], DATA)
-    dead = triage(read_shard(shard, DATA), repeats[0])
+    documents = read_shard(shard, DATA)
+    dead = triage(documents, [row for row, (_, reason) in enumerate(KINDS) if reason == "repeated_id"])
     reasons = [reason for _, reason in KINDS] + ["malformed"]
-    assert rows == len(reasons)
+    assert len(documents) == len(reasons)
     assert {row: reason for row, (reason, _) in dead.items()} == {n: why for n, why in enumerate(reasons) if why}
     assert not [message for _, message in dead.values() if "hush" in message or not message]
 
@@ -743,31 +743,6 @@ def test_labels_of_good_rows(tmp_path: Path) -> None:
     assert found.splits == [row["split"] for row in LABELLED]
     assert found.shard_rows == [5, 3]
     assert read_labelled(shards, DATA).splits == [None] * 8
-
-
-# Ids that were seen before
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.sampled_from([1, "1", "a", "b", "\ud800", "\ufffd", None, ""]), max_size=12), sizes, st.integers(0, 12)
-)
-def test_repeats_are_what_stood_earlier(ids: list[Any], documents: int, cut: int) -> None:
-    """Within a shard, across shards and files: every row whose id an earlier row has; null ones are no ids."""
-    rows = [{"id": id, "text": "t"} for id in ids]
-    with tempfile.TemporaryDirectory() as folder:
-        put(Path(folder), "a.jsonl", jsonl(rows[:cut]))
-        put(Path(folder), "b.jsonl.gz", gzip.compress(jsonl(rows[cut:])))
-        shards = plan(folder, documents)
-        repeats, total = find_repeats(shards, DATA)
-        firsts = [0]
-        for shard in shards:
-            firsts.append(firsts[-1] + len(read_shard(shard, DATA)))
-    names = [None if id in (None, "") else str(id) for id in ids]
-    expected = [row for row, name in enumerate(names) if name is not None and name in names[:row]]
-    assert sorted(firsts[index] + row for index, found in repeats.items() for row in found) == expected
-    assert total == len(ids)
-    assert all(repeats.values())
 
 
 def test_a_plan_says_what_it_was_made_of(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import corpus
-from pipelines.classify import read_predictions, run_classify
+from pipelines.classify import run_classify
 from pipelines.documents import Shard
 from pipelines.evaluate import run_evaluate
 from pipelines.lease import Lease
+from pipelines.ledger import Attempt
+from pipelines.night import read_predictions
 from pipelines.registry import CHALLENGER, CHAMPION, Registry
 from pipelines.road import run_road, run_stages
 from pipelines.shards import map_shards
@@ -321,7 +323,7 @@ class KilledOnce:
     def __init__(self, marker: str) -> None:
         self.marker = Path(marker)
 
-    def __call__(self, shard: Shard) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
         if shard.index == 2 and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -331,7 +333,7 @@ class KilledOnce:
 class Failing:
     """A step that finds something wrong with one shard."""
 
-    def __call__(self, shard: Shard) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
         if shard.index == 3:
             raise UserError("shard 3 holds nonsense; mend it")
         return {"txt": b"ok"}, {"rows": 1}

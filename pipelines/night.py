@@ -1,0 +1,192 @@
+"""The commit protocol of a night: a run of its own, a manifest, whole parts into the hive folders, `latest` last."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines.lease import Lease
+from pipelines.manifest import Plan, finish, finished, freeze
+from pipelines.store import Store
+from spin.errors import SpinError, UserError
+
+KINDS = {"predictions.parquet": "predictions", "dead.parquet": "dead_letters"}
+"""the hive folder of a shard's file, by its ending"""
+_WORK = ("parts", "attempts", "ids", "repeats", "model")
+"""folders of a run that nobody needs once its parts are published"""
+
+
+@dataclass(frozen=True)
+class Night:
+    """One date of an output, held by a lease.
+
+    Every run of a date has a number and a folder `_runs/DATE-NNN/` of its own, so that what an overtaken run still
+    writes lands where nobody looks. `_runs/DATE.json` names the run that counts. The readers' contract is `latest`,
+    the manifest that it names, the parts that this names: whoever follows it sees all of a night or none.
+    """
+
+    out: Store
+    date: str
+    lease: Lease
+
+    def begin(
+        self, facts: dict[str, Any], files: list[dict[str, Any]], detail: Callable[[], dict[str, Any]], *, restart: bool
+    ) -> tuple[Run, Plan]:
+        """The run that counts and its frozen plan: the one that is there, else a new one of these files.
+
+        Files that have appeared since a plan was frozen wait for another night. Raises UserError, saying what
+        differs, where the facts or a file of the plan have changed; `restart` begins another run instead.
+        """
+        number = self._number()
+        run = self._run(number)
+        kept = Plan.kept(run.store)
+        if kept is not None:
+            now = {file["uri"]: file for file in files}
+            planned = [now.get(file["uri"], {**file, "version": "gone"}) for file in kept.facts["files"]]
+            facts = {**facts, "files": planned}
+            if restart and kept.fingerprint != Plan.of("classify", facts).fingerprint:
+                number, kept = number + 1, None
+                run = self._run(number)
+        if kept is None:
+            facts = {**facts, "files": files}
+        self.lease.check()
+        plan = freeze(run.store, "classify", facts, detail, restart=restart)
+        self.out.write_json(f"_runs/{self.date}.json", {"run": run.name})
+        return run, plan
+
+    def publish(self, run: Run, manifest: dict[str, Any]) -> None:
+        """Put the parts of a finished run where readers look, then move `latest`; what is done already stays done.
+
+        An earlier run of the same date goes first, and `latest` before its parts if it names this date, so that no
+        reader takes half of each for a night. `latest` never goes back to an earlier date. Each step is taken only
+        while the lease holds.
+        """
+        if not run.store.exists("published.json"):
+            for step in self._steps(run, manifest):
+                self.lease.check()
+                step()
+        for name in _WORK:
+            self.lease.check()
+            run.store.delete(name)
+        for number in range(1, run.number):
+            self.lease.check()
+            self.out.delete(f"_runs/{self._run(number).name}")
+
+    def _steps(self, run: Run, manifest: dict[str, Any]) -> Iterator[Callable[[], None]]:
+        latest = self.out.read_json("latest")
+        if latest is not None and latest["date"] == self.date and latest["run"] != run.name:
+            yield lambda: self.out.delete("latest")
+            latest = None
+        wanted = {part["key"]: part for part in manifest["parts"]}
+        for kind in KINDS.values():
+            for key in self.out.list(f"{kind}/date={self.date}"):
+                if key not in wanted:
+                    yield lambda key=key: self.out.delete(key)  # type: ignore[misc]
+        for key, part in wanted.items():
+            if self.out.size(key) != part["bytes"]:
+                yield lambda key=key, part=part: self.out.move(f"_runs/{run.name}/{part['of']}", key)  # type: ignore[misc]
+        report = {name: value for name, value in manifest.items() if name not in ("shards", "parts")}
+        yield lambda: self.out.write_json("report.json", report)
+        if latest is None or latest["date"] <= self.date:
+            named = {"date": self.date, "run": run.name, "manifest": f"_runs/{run.name}/manifest.json"}
+            yield lambda: self.out.write_json("latest", named)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        yield lambda: run.store.write_json("published.json", {"at": at})
+
+    def _number(self) -> int:
+        current = self.out.read_json(f"_runs/{self.date}.json")
+        return 1 if current is None else int(current["run"].rpartition("-")[2])
+
+    def _run(self, number: int) -> Run:
+        name = f"{self.date}-{number:03d}"
+        return Run(self.out / f"_runs/{name}", name, number)
+
+
+def read_predictions(output: str, count: int | None = None) -> list[dict[str, Any]]:
+    """Rows of the latest night, by the readers' contract: `latest`, its manifest, the parts."""
+    out = Store(output)
+    latest = out.read_json("latest")
+    manifest = None if latest is None else out.read_json(latest["manifest"])
+    if manifest is None:
+        raise UserError(f"{output} has no finished night; `spin classify` makes one")
+    rows: list[dict[str, Any]] = []
+    for part in manifest["parts"]:
+        if not part["key"].startswith("predictions/"):
+            continue
+        with out.open(part["key"]) as file:
+            rows += pq.ParquetFile(file).read().to_pylist()
+        if count is not None and len(rows) >= count:
+            return rows[:count]
+    return rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """One try at a night."""
+
+    store: Store
+    name: str
+    number: int
+
+    def finished(self, plan: Plan) -> dict[str, Any] | None:
+        """The manifest, or None while shards are missing."""
+        return finished(self.store, plan)
+
+    def finish(self, plan: Plan, outcomes: Sequence[dict[str, Any]], date: str, **facts: Any) -> dict[str, Any]:
+        """Write the manifest, with the parts that are to be published: those of files that could be read whole.
+
+        Raises SpinError where counts do not add up.
+        """
+        shards = plan.detail["shards"]
+        reconcile(shards, outcomes)
+        bad = plan.detail["bad"] | {
+            shard["uri"]: outcome["bad"] for shard, outcome in zip(shards, outcomes, strict=True) if "bad" in outcome
+        }
+        taken = [outcome for shard, outcome in zip(shards, outcomes, strict=True) if shard["uri"] not in bad]
+        return finish(
+            self.store,
+            plan,
+            date=date,
+            run=self.name,
+            **facts,
+            inputs=[file for file in plan.facts["files"] if file["uri"] not in bad],
+            quarantined=[{"uri": uri, "reason": reason} for uri, reason in sorted(bad.items())],
+            counts=count(taken),
+            parts=[self._part(date, key, of) for outcome in taken for key, of in outcome["files"].items()],
+            shards=outcomes,
+        )
+
+    def _part(self, date: str, key: str, of: Mapping[str, Any]) -> dict[str, Any]:
+        """Where a shard's file is published; the run's number keeps a reader of an earlier one from taking it."""
+        name, _, ending = Path(key).name.partition(".")
+        return {"key": f"{KINDS[ending]}/date={date}/part-{self.number:03d}-{name}.parquet", "of": key, **of}
+
+
+def count(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The counts of a night over the shards that it takes."""
+    names = ("rows", "predicted", "abstained", "dead", "tokens", "truncated")
+    counts: dict[str, Any] = {name: sum(outcome[name] for outcome in outcomes) for name in names}
+    counts["truncated_share"] = round(counts["truncated"] / max(1, counts["predicted"]), 4)
+    for name in ("reasons", "labels"):
+        counts[name] = dict(sum((Counter(outcome[name]) for outcome in outcomes), Counter()))
+    return counts
+
+
+def reconcile(shards: Sequence[dict[str, Any]], outcomes: Sequence[dict[str, Any]]) -> None:
+    """Raise SpinError unless every row of every planned shard is predicted or a dead letter, once."""
+    if len(shards) != len(outcomes):
+        raise SpinError(f"classify: {len(shards)} shards were planned, {len(outcomes)} are committed; run it again")
+    for shard, outcome in zip(shards, outcomes, strict=True):
+        found = outcome["predicted"] + outcome["dead"]
+        planned = outcome["rows"] if shard["by_bytes"] or "bad" in outcome else shard["stop"] - shard["start"]
+        if not found == outcome["rows"] == planned:
+            raise SpinError(
+                f"classify: {shard['uri']} rows {shard['start']} to {shard['stop']}: {planned} were planned, "
+                f"{outcome['rows']} read, {found} predicted or dead; nothing is published. Start over with --restart"
+            )

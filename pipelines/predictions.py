@@ -1,0 +1,179 @@
+"""The step of a night: a shard of documents in, its predictions and its dead letters out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines import corpus
+from pipelines.documents import Documents, Shard, is_unicode
+from pipelines.ledger import Attempt
+from pipelines.poison import isolate
+from pipelines.repeats import repeats_in
+from pipelines.store import Store
+from spin import artifact
+from spin.classifier import SpinClassifier
+from spin.errors import BadFileError
+from spin.extract import Features
+from spin.settings import Settings
+from spin.task import Label, names_of
+
+DEAD_LETTERS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("file", pa.string()),
+        ("first", pa.int64()),  # where the shard begins in its file: a row, in plain JSONL a byte
+        ("row", pa.int64()),  # after that
+        ("reason", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+
+
+def predictions_schema(multilabel: bool) -> pa.Schema:
+    """The columns of predictions; the label is a list of classes in a multi-label task, null where there is none."""
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("label", pa.list_(pa.string()) if multilabel else pa.string()),
+            ("score", pa.float32()),
+            ("scores", pa.list_(pa.float32())),
+            ("depth", pa.int32()),
+            ("model_version", pa.string()),
+        ]
+    )
+
+
+class ClassifyStep:
+    """Reads a shard and gives its predictions and its dead letters."""
+
+    def __init__(self, model: Store, version: str, settings: Settings, repeats: Store, keys: Sequence[str]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (artifact.CONFIG, artifact.TENSORS):
+                (Path(folder) / name).write_bytes(model.read(name) or b"")
+            self.spin = SpinClassifier.load(
+                folder, backbone=settings.backbone, choose=settings.choose, decision=settings.decision
+            )
+        _ = self.spin.backbone  # loaded once, before the first shard
+        self.version, self.data = version, settings.data
+        self.repeats, self.repeat_keys = repeats, keys
+
+    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+        try:
+            documents = corpus.read_shard(shard, self.data)
+        except BadFileError as error:
+            return {}, {**_outcome(shard, 0, {}, []), "bad": str(error)}
+        dead = triage(documents, repeats_in(shard, self.repeats, self.repeat_keys))
+        sound = [row for row in range(len(documents)) if row not in dead]
+
+        def read(rows: list[int]) -> Features:
+            return self.spin.features([documents.texts[row] for row in rows])
+
+        pieces, poison = isolate(sound, read, attempt)
+        dead |= {row: ("poison", message) for row, message in poison.items()}
+        rows = [row for row in sound if row not in poison]
+        values = self._values([features for _, features in pieces])
+        scores = self.spin.task.probabilities(self.spin.integration.logits(values))
+        chosen = self.spin.labels(scores)
+        predictions = pa.table(
+            [
+                [documents.ids[row] for row in rows],
+                chosen,
+                self._score(scores, chosen),
+                list(scores.astype(np.float32)),
+                np.full(len(rows), self.spin.depth, np.int32),
+                [self.version] * len(rows),
+            ],
+            schema=predictions_schema(self.spin.task.multilabel),
+        )
+        letters = [
+            {
+                "id": _unicode(documents.ids[row]),
+                "file": shard.uri,
+                "first": shard.start,
+                "row": row,
+                "reason": reason,
+                "message": message,
+            }
+            for row, (reason, message) in sorted(dead.items())
+        ]
+        outcome = _outcome(shard, len(documents), dead, chosen) | {
+            "tokens": sum(int(features.n_tokens.sum()) for _, features in pieces),
+            "truncated": sum(features.truncated for _, features in pieces),
+        }
+        files = {"predictions.parquet": _to_parquet(predictions)}
+        if letters:
+            files["dead.parquet"] = _to_parquet(pa.Table.from_pylist(letters, schema=DEAD_LETTERS))
+        return files, outcome
+
+    def _values(self, pieces: Sequence[Features]) -> NDArray[np.floating]:
+        """(n, p) the selected neurons side by side."""
+        found = [np.concatenate(list(features.columns.values()), axis=1) for features in pieces]
+        return np.concatenate(found) if found else np.empty((0, len(self.spin.integration.selection)), np.float32)
+
+    def _score(self, scores: NDArray[np.floating], chosen: Sequence[Label | None]) -> list[float]:
+        """The probability of each label; the largest where that is a list or none."""
+        at = {name: k for k, name in enumerate(self.spin.classes)}
+        return [
+            row[at[label]] if isinstance(label, str) else row.max() for row, label in zip(scores, chosen, strict=True)
+        ]
+
+
+def triage(documents: Documents, repeats: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """The rows that cannot be classified, each with a reason and what was found; no text of the document is in it."""
+    repeated = set(repeats)
+    dead: dict[int, tuple[str, str]] = {}
+    for row, (id, text) in enumerate(zip(documents.ids, documents.texts, strict=True)):
+        if row in documents.malformed:
+            dead[row] = "malformed", documents.malformed[row]
+        elif id is None:
+            dead[row] = "null_id", "the id is null or empty"
+        elif not is_unicode(id):
+            dead[row] = "bad_id", "the id holds lone surrogates, expected Unicode"
+        elif row in repeated:
+            dead[row] = "repeated_id", "the id was seen before in this run"
+        elif text is None:
+            dead[row] = "null_text", "the text is null"
+        elif not isinstance(text, str):
+            dead[row] = "not_text", f"the text is {type(text).__name__}, expected a string"
+        elif not text.strip():
+            dead[row] = "empty_text", "the text is empty"
+        elif not is_unicode(text):
+            dead[row] = "not_text", "the text holds lone surrogates, expected Unicode"
+    return dead
+
+
+def _outcome(
+    shard: Shard, rows: int, dead: dict[int, tuple[str, str]], chosen: Sequence[Label | None]
+) -> dict[str, Any]:
+    """The counts of a shard."""
+    return {
+        "uri": shard.uri,
+        "rows": rows,
+        "predicted": len(chosen),
+        "dead": len(dead),
+        "reasons": dict(Counter(reason for reason, _ in dead.values())),
+        "labels": dict(Counter(name for label in chosen for name in names_of(label))),
+        "abstained": sum(label is None for label in chosen),
+        "tokens": 0,
+        "truncated": 0,
+    }
+
+
+def _unicode(text: str | None) -> str | None:
+    """The text with lone surrogates, which no Arrow string can hold, replaced."""
+    return None if text is None else text.encode(errors="replace").decode()
+
+
+def _to_parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
