@@ -57,11 +57,12 @@ def fullest_of(candidates: Sequence[Candidate], folds: Sequence[Fold]) -> Candid
     """The fullest of those that are not worse than the best by more than one standard error of the difference.
 
     The best of many scores is the luckiest, and luck finds a shallow or a narrow candidate as easily as a full one,
-    which loses less elsewhere. Full is most compute, then all sites and poolings, the largest eta, the score.
+    which loses less elsewhere. Full is most compute, then all sites and poolings, the largest eta, the least L1, the
+    score.
     """
     behind, error = _behind(candidates, best_of(candidates), folds)
     near = [c for c, is_near in zip(candidates, behind <= error, strict=True) if is_near]
-    return max(near, key=lambda c: (c.compute, not c.part, c.eta, c.valid_score))
+    return max(near, key=lambda c: (c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score))
 
 
 def frontier_of(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
