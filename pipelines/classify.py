@@ -28,6 +28,8 @@ from spin.errors import BadRowsError, UserError
 from spin.settings import Settings
 
 FORMAT = 3
+_FEW_IDS = 200_000
+"""ids that are read sooner here than actors start"""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -71,20 +73,23 @@ def _run(settings: Settings, run: Run, plan: Plan, date: str, version: str, leas
     shards = [Shard(**shard) for shard in plan.detail["shards"]]
     start = time.perf_counter()
 
-    def pass_over(name: str, work: Sequence[Shard], make: Callable[..., Step], *args: Any) -> list[dict[str, Any]]:
-        store = run.store if name == "classify" else run.store / name
+    def pass_over(
+        name: str, store: Store, work: Sequence[Shard], make: Callable[..., Step], *args: Any, here: bool = False
+    ) -> list[dict[str, Any]]:
         documents = plan.detail["documents"]
-        return map_shards(make, args, work, store, settings.ray, stage=name, documents=documents, lease=lease)
+        return map_shards(
+            make, args, work, store, settings.ray, stage=name, documents=documents, lease=lease, here=here
+        )
 
-    repeats: list[str] = []
+    ids, repeats, keys = run.store / "ids", run.store / "repeats", []
     if settings.data.ids == "checked":
-        partitions = partitions_of(plan.detail["documents"])
-        names = [shard.name for shard in shards]
-        pass_over("ids", shards, DigestStep, settings.data, len(partitions))
-        found = pass_over("repeats", partitions, RepeatStep, run.store / "ids", len(partitions), names)
-        repeats = [key for outcome in found for key in outcome["files"]]
+        parts, names = partitions_of(plan.detail["documents"]), [shard.name for shard in shards]
+        few = plan.detail["documents"] <= _FEW_IDS
+        pass_over("ids", ids, shards, DigestStep, settings.data, len(parts), here=few)
+        found = pass_over("repeats", repeats, parts, RepeatStep, ids, len(parts), names, here=few)
+        keys = [key for outcome in found for key in outcome["files"]]
     outcomes = pass_over(
-        "classify", shards, ClassifyStep, run.store / "model", version, settings, run.store / "repeats", repeats
+        "classify", run.store, shards, ClassifyStep, run.store / "model", version, settings, repeats, keys
     )
     lease.check()
     return run.finish(plan, outcomes, date, model_version=version, seconds=round(time.perf_counter() - start, 1))

@@ -39,8 +39,11 @@ def map_shards(
     stage: str,
     documents: int,
     lease: Lease,
+    here: bool = False,
 ) -> list[dict[str, Any]]:
     """Run `make(*args)` in an actor pool over the shards that the store does not have, giving all outcomes in order.
+
+    `here` runs it in this process instead: for little work, before which actors would only have to start.
 
     Whatever kills a worker or the driver, a shard that is not committed is computed again. One whose store does not
     answer is tried again for `retry_seconds`. Raises what the step raised, after the shards that were committed
@@ -51,16 +54,38 @@ def map_shards(
     if not waiting:
         return [outcomes[shard.name] for shard in shards]
     done = sum(outcome["rows"] for outcome in outcomes.values())
-    with cluster(settings), progress(stage, documents, "documents", done=done) as advance:
-        answers = _answers(make, args, waiting, store, settings)
-        with ray_errors(stage):
-            for answer in _in_time(answers, settings.stall_seconds, stage, store, outcomes):
-                if answer["error"] is not None:
-                    raise _rebuild(answer["error"])
-                lease.check()
-                outcomes[answer["name"]] = answer["outcome"]
-                advance(answer["outcome"]["rows"])
+    with progress(stage, documents, "documents", done=done) as advance:
+        for name, outcome in (
+            _here(make, args, waiting, store, settings) if here else _there(make, args, waiting, store, settings, stage)
+        ):
+            lease.check()
+            outcomes[name] = outcome
+            advance(outcome["rows"])
     return [outcomes[shard.name] for shard in shards]
+
+
+def _here(
+    make: Callable[..., Step], args: tuple[Any, ...], shards: Sequence[Shard], store: Store, settings: RaySettings
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    step = make(*args)
+    for shard in shards:
+        yield shard.name, _patiently(step, shard, Ledger(store), settings.retry_seconds)
+
+
+def _there(
+    make: Callable[..., Step],
+    args: tuple[Any, ...],
+    shards: Sequence[Shard],
+    store: Store,
+    settings: RaySettings,
+    stage: str,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    with cluster(settings), ray_errors(stage):
+        answers = _answers(make, args, shards, store, settings)
+        for answer in _in_time(answers, settings.stall_seconds, stage, store):
+            if answer["error"] is not None:
+                raise _rebuild(answer["error"])
+            yield answer["name"], answer["outcome"]
 
 
 def commit_shard(step: Step, shard: Shard, ledger: Ledger) -> dict[str, Any]:
@@ -70,6 +95,19 @@ def commit_shard(step: Step, shard: Shard, ledger: Ledger) -> dict[str, Any]:
         files, outcome = step(shard, attempt)
         outcome |= {"tries": attempt.begun, "seconds": round(time.perf_counter() - start, 3)}
         return ledger.commit(shard.name, files, outcome)
+
+
+def _patiently(step: Step, shard: Shard, ledger: Ledger, patience: float) -> dict[str, Any]:
+    """Commit a shard, with further tries while the store does not answer and patience (seconds) lasts."""
+    start, pause = time.monotonic(), 1.0
+    while True:
+        try:
+            return commit_shard(step, shard, ledger)
+        except UnavailableError:
+            if time.monotonic() - start + pause > patience:
+                raise
+            time.sleep(pause * random.uniform(0.5, 1))  # workers that were refused together come back apart
+            pause *= 2
 
 
 def _answers(
@@ -91,9 +129,7 @@ def _answers(
         yield json.loads(row["answer"])
 
 
-def _in_time(
-    answers: Iterator[dict[str, Any]], seconds: float, stage: str, store: Store, outcomes: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
+def _in_time(answers: Iterator[dict[str, Any]], seconds: float, stage: str, store: Store) -> Iterator[dict[str, Any]]:
     """The answers, as long as the next one comes within some seconds of the last."""
     waiting: queue.Queue[Any] = queue.Queue()
 
@@ -110,7 +146,8 @@ def _in_time(
         try:
             answer = waiting.get(timeout=seconds)
         except queue.Empty:
-            begun = [name for name in Ledger(store).begun() if name not in outcomes]
+            done = Ledger(store).committed()
+            begun = [name for name in Ledger(store).begun() if name not in done]
             raise StalledError(
                 f"{stage}: no shard has ended for {seconds:g} s (ray.stall_seconds); begun and not ended: "
                 f"{', '.join(begun[:8]) or 'none'} in {store.uri}. Look at these, then run it again to resume"
@@ -143,22 +180,10 @@ class _Worker:
         answer: dict[str, Any] = {"name": shard.name, "outcome": None, "error": self.failure}
         if self.failure is None:
             try:
-                answer["outcome"] = self._commit(shard)
+                answer["outcome"] = _patiently(self.step, shard, self.ledger, self.patience)
             except SpinError as error:
                 answer["error"] = _pack(error)
         return {"answer": json.dumps(answer)}
-
-    def _commit(self, shard: Shard) -> dict[str, Any]:
-        """Commit a shard, with further tries while the store does not answer and patience lasts."""
-        start, pause = time.monotonic(), 1.0
-        while True:
-            try:
-                return commit_shard(self.step, shard, self.ledger)
-            except UnavailableError:
-                if time.monotonic() - start + pause > self.patience:
-                    raise
-                time.sleep(pause * random.uniform(0.5, 1))  # workers that were refused together come back apart
-                pause *= 2
 
 
 def _pack(error: SpinError) -> dict[str, str]:

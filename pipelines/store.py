@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 from aiobotocore.session import AioSession
+from aiohttp import ClientConnectionError
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import (
     BotoCoreError,
@@ -22,6 +23,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ProfileNotFound,
 )
+from botocore.exceptions import ConnectionError as ConnectionFailure
 from botocore.handlers import add_expect_header
 from botocore.loaders import create_loader
 from fsspec.implementations.local import LocalFileSystem
@@ -69,7 +71,9 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Whether a request that failed so may succeed when it is sent again; timeouts and cuts s3fs knows by itself."""
+    """Whether a request that failed so may succeed when it is sent again; timeouts s3fs knows by itself."""
+    if isinstance(error, (ConnectionFailure, ClientConnectionError, ConnectionError)):
+        return True
     status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0) if isinstance(error, ClientError) else 0
     return status >= 500 or status == 429
 

@@ -192,7 +192,7 @@ def test_a_night_keeps_to_its_batch(road: Road, monkeypatch: pytest.MonkeyPatch)
     output = f"{road.base}/versions"
     run_classify(road.settings, road.registry, source, output, night="2026-02-01")
     more = road.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in road.documents[:30]])
-    with pytest.raises(UserError, match=r"classify: .*data\.files.*--restart"):
+    with pytest.raises(UserError, match=r"classify: .*files\.0\.size.*--restart"):
         run_classify(road.settings, road.registry, more, output, night="2026-02-01")
     with monkeypatch.context() as patch:
         patch.setattr(Store, "copy", full)

@@ -136,6 +136,12 @@ if [ "$(s3 -o /dev/null -w '%{http_code}' "$URL/")" != 200 ]; then
     --access-key $AK --secret-key $SK >/dev/null 2>>"$LOG" 9>&- || die "could not create the user"
 fi
 s3 -f -o /dev/null -X PUT "$URL/$BUCKET" || die "could not create bucket $BUCKET"
+if [ ! -e "$D/small" ]; then             # a bucket that is soon full
+  s3 -f -o /dev/null -X PUT "$URL/$BUCKET-small" || die "could not create bucket $BUCKET-small"
+  quota() { radosgw-admin -c "$C" -n client.admin quota "$@" --quota-scope=bucket --bucket="$BUCKET-small" >>"$LOG" 2>&1 9>&-; }
+  quota set --max-size=$((4<<20)) && quota enable || die "could not limit bucket $BUCKET-small"
+  touch "$D/small"
+fi
 X=$(uuid); s3 -f -o /dev/null -X PUT --data-binary "$X" "$URL/$BUCKET/.up" || die "PUT failed"
 [ "$(s3 -f "$URL/$BUCKET/.up")" = "$X" ] || die "GET is not what was PUT"
 s3 -f -o /dev/null -X DELETE "$URL/$BUCKET/.up" || die "DELETE failed"

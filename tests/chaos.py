@@ -1,0 +1,103 @@
+"""Steps that do to their process what documents and machines do; actors import this module by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from pipelines import classify
+from pipelines.documents import Shard
+from pipelines.lease import Lease
+from pipelines.ledger import Attempt
+from pipelines.predictions import ClassifyStep
+from pipelines.shards import map_shards
+from pipelines.store import Store
+from spin.errors import SpinError
+from spin.settings import RaySettings, parse_settings
+
+RAISE, KILL, KILL_ONCE = "film raise", "film kill", "film once "
+"""beginnings of texts; after the last one comes the file that says that it has killed"""
+LOG = "SPIN_TEST_LOG"
+"""environment variable with the file in which shards are counted"""
+
+
+class ChaosStep(ClassifyStep):
+    """Fails on some texts: raises, is killed always, is killed the first time."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        features = self.spin.features
+
+        def chaos(texts: list[str]) -> Any:
+            if any(text.startswith(RAISE) for text in texts):
+                raise RuntimeError(f"cannot be computed: {texts}")
+            if any(text.startswith(KILL) for text in texts):
+                os.kill(os.getpid(), signal.SIGKILL)
+            for marker in (Path(text.removeprefix(KILL_ONCE)) for text in texts if text.startswith(KILL_ONCE)):
+                if not marker.exists():
+                    marker.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return features(texts)
+
+        self.spin.features = chaos  # type: ignore[method-assign,assignment]
+
+
+class CountingStep(ClassifyStep):
+    """Writes a line for every shard whose forward pass it has made."""
+
+    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+        answer = super().__call__(shard, attempt)
+        with open(os.environ[LOG], "a", encoding="utf-8") as log:
+            log.write(f"{shard.name}\n")
+        return answer
+
+
+class SleepingStep:
+    """Never ends on one shard."""
+
+    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+        if shard.index == 1:
+            threading.Event().wait()
+        return {"txt": b""}, {"rows": 1}
+
+
+class Shelf:
+    """A registry of one folder: versions are its folders, the champion is named in a file."""
+
+    name = "tiny"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def resolve(self, model: str | None = None) -> str:
+        return (self.folder / "champion").read_text()
+
+    def download(self, number: str, folder: Path) -> None:
+        for file in (self.folder / number).iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+
+
+def night(tree: dict[str, Any], shelf: str, source: str, output: str, date: str) -> None:
+    """A driver of its own: `python -c "from tests.chaos import …"`; an error of ours is printed, with its status."""
+    try:
+        with patch.object(classify, "ClassifyStep", CountingStep):
+            classify.run_classify(parse_settings(tree), Shelf(Path(shelf)), source, output, night=date)  # type: ignore[arg-type]
+    except SpinError as error:
+        print(error)
+        raise SystemExit(error.status) from None
+
+
+def sleep(output: str) -> None:
+    """A driver one of whose shards never ends."""
+    shards = [Shard(n, "nowhere", "jsonl", n, n + 1) for n in range(3)]
+    settings = RaySettings(workers=2, stall_seconds=20)
+    with Lease(Store(output)) as lease:
+        try:
+            map_shards(SleepingStep, (), shards, Store(output), settings, stage="trial", documents=3, lease=lease)
+        except SpinError as error:
+            print(error)
+            raise SystemExit(error.status) from None

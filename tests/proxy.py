@@ -1,0 +1,111 @@
+"""An HTTP proxy before the S3 server that does to a request what networks and busy servers do."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+THROTTLED = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+FAILED = b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"
+FAULTS = ("throttle", "error", "hang", "reset", "lost")
+"""503, 500, no answer, an answer cut in its middle, a request that is done but whose answer is lost"""
+
+
+class Proxy(ThreadingHTTPServer):
+    """Forwards requests to an endpoint; `fault` says of each, by its number, method and path, what goes wrong."""
+
+    daemon_threads = True
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = urlsplit(endpoint).netloc
+        self.fault: Callable[[int, str, str], str | None] = lambda number, method, path: None
+        self.count = 0
+        self.lock = threading.Lock()
+        self.released = threading.Event()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is what these tests are about."""
+
+    def next_fault(self, method: str, path: str) -> str | None:
+        with self.lock:
+            self.count += 1
+            return self.fault(self.count, method, path)
+
+
+@contextmanager
+def proxied(endpoint: str) -> Iterator[Proxy]:
+    """A proxy that runs for as long as the context lasts."""
+    with Proxy(endpoint) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield proxy
+        finally:
+            proxy.released.set()
+            proxy.shutdown()
+            thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Proxy
+
+    def handle_one_request(self) -> None:
+        self.raw_requestline = self.rfile.readline(65537)
+        if not self.raw_requestline or not self.parse_request():
+            self.close_connection = True
+            return
+        fault = self.server.next_fault(self.command, self.path)
+        if fault in ("hang", "stall"):  # stall: the body is not read either
+            if fault == "hang":
+                self._body()
+            self.server.released.wait()
+            self.close_connection = True
+            return
+        body = self._body()
+        if fault in ("throttle", "error"):
+            self._answer(503 if fault == "throttle" else 500, [], THROTTLED if fault == "throttle" else FAILED)
+            return
+        upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
+        upstream.request(self.command, self.path, body, dict(self.headers.items()))
+        response = upstream.getresponse()
+        data = response.read()
+        upstream.close()
+        if fault == "lost" or (fault == "reset" and not data):
+            self._reset()
+        elif fault == "reset":
+            self._answer(response.status, response.getheaders(), data, cut=len(data) // 2)
+            self._reset()
+        else:
+            self._answer(response.status, response.getheaders(), data)
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes, cut: int | None = None) -> None:
+        kept = [(name, value) for name, value in headers if name.lower() not in ("transfer-encoding", "connection")]
+        if not any(name.lower() == "content-length" for name, _ in kept):
+            kept.append(("Content-Length", str(len(data))))
+        self.send_response_only(status)
+        for name, value in kept:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data[:cut])
+        self.wfile.flush()
+
+    def _reset(self) -> None:
+        """Close with an RST, as a machine that dies or a firewall does."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
