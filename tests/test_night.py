@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +26,7 @@ from pipelines.store import Store
 from spin.errors import HeldError, SpinError, UserError
 
 FACTS = {"model": "1", "format": 1}
+ROOT = Path(__file__).parents[1]
 MUTATIONS = ("write", "create", "copy", "move", "delete")
 
 
@@ -73,27 +77,29 @@ def run_night(
     facts: dict[str, Any] = FACTS,
     files: list[dict[str, Any]] | None = None,
     restart: bool = False,
+    ttl: float = 30,
 ) -> dict[str, Any]:
     """What `run_classify` does, the pool of actors being a loop."""
     files = files_of(2) if files is None else files
-    with Lease(out) as lease:
+    with Lease(out, ttl=ttl) as lease:
         night = Night(out, date, lease)
         detail = {"shards": shards_of(files), "bad": {}, "documents": 6 * len(files)}
         run, plan = night.begin(facts, files, lambda: detail, restart=restart)
         manifest = run.finished(plan)
         if manifest is None:
-            manifest = compute(run, plan.detail["shards"], step, plan, date)
+            manifest = compute(run, plan.detail["shards"], step, plan, date, lease)
         night.publish(run, manifest)
         return manifest
 
 
-def compute(run: Run, shards: list[dict[str, Any]], step: Step, plan: Any, date: str) -> dict[str, Any]:
+def compute(run: Run, shards: list[dict[str, Any]], step: Step, plan: Any, date: str, lease: Lease) -> dict[str, Any]:
     ledger = Ledger(run.store)
     done = ledger.committed()
     for fields in shards:
         shard = Shard(**fields)
         if shard.name not in done:
             done[shard.name] = commit_shard(step, shard, ledger)
+            lease.check()
     return run.finish(plan, [done[name] for name in sorted(done)], date, model_version="1")
 
 
@@ -231,8 +237,11 @@ def test_many_crashes_lose_nothing(
     check_whole(out, model)
 
 
+TURNS = ("write manifest", "predictions/date=2026-01-31/part-001-000002", "write latest", "published", "delete parts")
+
+
 @pytest.mark.s3
-@pytest.mark.parametrize("number", [n for n, step in enumerate(STEPS, 1) if "parts/00000" not in step])
+@pytest.mark.parametrize("number", [n for n, step in enumerate(STEPS, 1) if any(turn in step for turn in TURNS)])
 def test_a_crash_loses_nothing_on_s3(number: int, s3_server: str, tmp_path: Path) -> None:
     """The steps that touch the manifest, the publication and the cleanup, on the real server."""
     out, step = Store(f"{s3_server}/night-{tmp_path.parent.name}-{number}"), Step()
@@ -260,7 +269,7 @@ def test_a_reader_sees_all_of_a_night_or_none(store_uri: str) -> None:
     reader = threading.Thread(target=poll)
     reader.start()
     try:
-        for turn in range(6):
+        for turn in range(4):
             run_night(out, Step(str(turn)), facts={**FACTS, "model": str(turn)}, restart=True)
     finally:
         stop.set()
@@ -339,6 +348,54 @@ def test_an_overtaken_run_publishes_nothing(tmp_path: Path) -> None:
             run_night(out, Step())
     assert out.read_json("latest") is None
     assert len(out.list("predictions")) == 1
+
+
+STOPPED = """
+import sys
+from tests import test_night as night
+from spin.errors import HeldError
+
+class Waiting(night.Step):
+    def __call__(self, shard, attempt):
+        if shard.index == 1:
+            print("waiting", flush=True)
+            sys.stdin.readline()
+        return super().__call__(shard, attempt)
+
+try:
+    night.run_night(night.Store(sys.argv[1]), Waiting(), ttl=2)
+except HeldError as error:
+    print(error, flush=True)
+    sys.exit(error.status)
+"""
+
+
+def test_a_stopped_run_is_overtaken_and_stays_out(store_uri: str) -> None:
+    """Two runs on one output: the second is refused by name while the first lives, takes over once that has stopped
+    for longer than its lease, and the first leaves with status 3 when it wakes, having published nothing."""
+    out = Store(store_uri)
+    first = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, store_uri], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdin is not None
+    assert first.stdout is not None
+    try:
+        assert first.stdout.readline() == "waiting\n"
+        with pytest.raises(HeldError, match=f"process {first.pid}"):
+            run_night(out, Step(), ttl=2)
+        first.send_signal(signal.SIGSTOP)
+        run_night(out, Step(), ttl=2)
+        check_whole(out)
+        before = read_predictions(store_uri)
+        first.send_signal(signal.SIGCONT)
+        said, _ = first.communicate("on\n", timeout=60)
+    finally:
+        first.kill()
+        first.wait()
+    assert first.returncode == 3
+    assert "is held by" in said
+    assert read_predictions(store_uri) == before
+    assert len(out.list("predictions")) == 4
 
 
 def test_a_file_that_cannot_be_read_is_left_out_whole(tmp_path: Path) -> None:
