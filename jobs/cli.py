@@ -86,6 +86,9 @@ def classify(
     output: Annotated[str, typer.Option(metavar="URI", help="folder or s3:// prefix of the nights")],
     model: Model = None,
     date: Annotated[str | None, typer.Option(metavar="YYYY-MM-DD", help="the night; by default today in UTC")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="URI", help="an output whose latest night has taken some files: skip these")
+    ] = None,
     set: Set = [],  # noqa: B006
     restart: Restart = False,
 ) -> None:
@@ -93,7 +96,9 @@ def classify(
     from pipelines.classify import run_classify
 
     loaded = load_settings(settings, set)
-    manifest = run_classify(loaded, _registry(loaded), input, output, model=model, night=date, restart=restart)
+    manifest = run_classify(
+        loaded, _registry(loaded), input, output, model=model, night=date, since=since, restart=restart
+    )
     show.night(manifest, output)
 
 

@@ -17,7 +17,7 @@ from pipelines import corpus
 from pipelines.documents import Shard
 from pipelines.lease import Lease
 from pipelines.manifest import Plan
-from pipelines.night import Night, Run
+from pipelines.night import Night, Run, read_manifest, taken_by
 from pipelines.predictions import ClassifyStep
 from pipelines.registry import Registry
 from pipelines.repeats import DigestStep, RepeatStep, partitions_of
@@ -41,10 +41,12 @@ def run_classify(
     *,
     model: str | None = None,
     night: str | None = None,
+    since: str | None = None,
     restart: bool = False,
 ) -> dict[str, Any]:
     """Classify a batch and publish it under `output`, giving the manifest.
 
+    Files that the latest night of the output `since` has taken already, by path, size and ETag, are skipped.
     The version of the model is resolved once. While it runs, parts lie under `_runs/`; after the manifest, whole parts
     are put into `predictions/date=DATE/` and `dead_letters/date=DATE/`, and `latest` moves last. Raises HeldError where
     another run works here, BadRowsError, with nothing published, for more dead letters or more files that cannot be
@@ -54,11 +56,20 @@ def run_classify(
     out = Store(output)
     version = registry.resolve(model)
     files = corpus.list_files(source)
+    taken = taken_by(read_manifest(since)) if since else []
+    skipped = [file for file in corpus.describe(files) if file in taken]
+    new = [file for file in files if asdict(file) not in skipped]
     with Lease(out) as lease, tempfile.TemporaryDirectory() as folder:
         registry.download(version, Path(folder))
         facts = _facts(settings, registry, version, Path(folder), source)
         tonight = Night(out, date, lease)
-        run, plan = tonight.begin(facts, corpus.describe(files), lambda: _plan(settings, files), restart=restart)
+        run, plan = tonight.begin(
+            facts,
+            corpus.describe(files),
+            lambda: {**_plan(settings, new), "skipped": skipped},
+            skipped=skipped,
+            restart=restart,
+        )
         manifest = run.finished(plan)
         if manifest is None:
             for name in (artifact.CONFIG, artifact.TENSORS):

@@ -36,9 +36,15 @@ class Night:
     lease: Lease
 
     def begin(
-        self, facts: dict[str, Any], files: list[dict[str, Any]], detail: Callable[[], dict[str, Any]], *, restart: bool
+        self,
+        facts: dict[str, Any],
+        files: list[dict[str, Any]],
+        detail: Callable[[], dict[str, Any]],
+        *,
+        skipped: list[dict[str, Any]] | None = None,
+        restart: bool,
     ) -> tuple[Run, Plan]:
-        """The run that counts and its frozen plan: the one that is there, else a new one of these files.
+        """The run that counts and its frozen plan: the one that is there, else a new one of the files not `skipped`.
 
         Files that have appeared since a plan was frozen wait for another night. Raises UserError, saying what
         differs, where the facts or a file of the plan have changed; `restart` begins another run instead.
@@ -54,7 +60,7 @@ class Night:
                 number, kept = number + 1, None
                 run = self._run(number)
         if kept is None:
-            facts = {**facts, "files": files}
+            facts = {**facts, "files": [file for file in files if file not in (skipped or [])]}
         self.lease.check()
         plan = freeze(run.store, "classify", facts, detail, restart=restart)
         self.out.write_json(f"_runs/{self.date}.json", {"run": run.name})
@@ -108,13 +114,24 @@ class Night:
         return Run(self.out / f"_runs/{name}", name, number)
 
 
-def read_predictions(output: str, count: int | None = None) -> list[dict[str, Any]]:
-    """Rows of the latest night, by the readers' contract: `latest`, its manifest, the parts."""
+def read_manifest(output: str) -> dict[str, Any]:
+    """What `latest` names in an output. Raises UserError where no night has finished."""
     out = Store(output)
     latest = out.read_json("latest")
-    manifest = None if latest is None else out.read_json(latest["manifest"])
+    manifest: dict[str, Any] | None = None if latest is None else out.read_json(latest["manifest"])
     if manifest is None:
         raise UserError(f"{output} has no finished night; `spin classify` makes one")
+    return manifest
+
+
+def taken_by(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The files that a night has seen to: those it read, and those that it skipped since nights before it had."""
+    return [*manifest["inputs"], *manifest["skipped"]]
+
+
+def read_predictions(output: str, count: int | None = None) -> list[dict[str, Any]]:
+    """Rows of the latest night, by the readers' contract: `latest`, its manifest, the parts."""
+    out, manifest = Store(output), read_manifest(output)
     rows: list[dict[str, Any]] = []
     for part in manifest["parts"]:
         if not part["key"].startswith("predictions/"):
@@ -156,6 +173,7 @@ class Run:
             run=self.name,
             **facts,
             inputs=[file for file in plan.facts["files"] if file["uri"] not in bad],
+            skipped=plan.detail["skipped"],
             quarantined=[{"uri": uri, "reason": reason} for uri, reason in sorted(bad.items())],
             counts=count(taken),
             parts=[self._part(date, key, of) for outcome in taken for key, of in outcome["files"].items()],

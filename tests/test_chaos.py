@@ -201,6 +201,30 @@ def test_one_version_a_run_and_the_same_labels(project: Project, monkeypatch: py
     assert [row["label"] for row in one] == [row["label"] for row in two]
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_a_night_takes_what_is_new(project: Project) -> None:
+    """`since` skips files that earlier nights have taken, over several nights; a changed or quarantined one is not."""
+
+    def night(date: str, since: str | None) -> tuple[list[str], list[str]]:
+        settings = project.settings(classify={"max_bad_files": 0.9})
+        source, out = f"{project.base}/data", f"{project.base}/out"
+        manifest = run_classify(settings, project.shelf, source, out, night=date, since=since)  # type: ignore[arg-type]
+        ids = {row["id"] for row in read_predictions(out)}
+        names = sorted(file["uri"].rpartition("/")[2] for file in manifest["inputs"])
+        return names, sorted(ids)[:1]
+
+    for name, first in (("a", 0), ("b", 40)):
+        project.write(f"{name}.parquet", parquet(tiny.documents(80)[first : first + 40]))
+    project.write("broken.parquet", b"PAR1")
+    out = f"{project.base}/out"
+    assert night("2026-03-01", None) == (["a.parquet", "b.parquet"], ["d00000"])
+    project.write("b.parquet", parquet(tiny.documents(130)[80:130]))
+    assert night("2026-03-02", out) == (["b.parquet"], ["d00080"])
+    project.write("broken.parquet", parquet(tiny.documents(140)[130:]))
+    assert night("2026-03-03", out) == (["broken.parquet"], ["d00130"])
+    assert night("2026-03-04", out) == ([], [])
+
+
 def driver(call: str, *args: Any, **env: str) -> subprocess.Popen[str]:
     """A process of its own that calls a function of tests.chaos, with its own Ray."""
     code = f"import sys, json; from tests import chaos; chaos.{call}(*json.loads(sys.argv[1]))"

@@ -83,7 +83,7 @@ def run_night(
     files = files_of(2) if files is None else files
     with Lease(out, ttl=ttl) as lease:
         night = Night(out, date, lease)
-        detail = {"shards": shards_of(files), "bad": {}, "documents": 6 * len(files)}
+        detail = {"shards": shards_of(files), "bad": {}, "documents": 6 * len(files), "skipped": []}
         run, plan = night.begin(facts, files, lambda: detail, restart=restart)
         manifest = run.finished(plan)
         if manifest is None:
