@@ -91,6 +91,16 @@ def parquet(rows: list[Row]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def check_silence(out: Store, *secrets: str) -> None:
+    """No secret stands in anything that a run wrote beside its predictions."""
+    keys = [key for key in out.list() if not key.startswith("predictions/")]
+    assert len(keys) > 4
+    for key in keys:
+        data = out.read(key)
+        assert data is not None
+        assert not [secret for secret in secrets if secret.encode() in data], key
+
+
 def letters_of(out: Store) -> list[Row]:
     found: list[Row] = []
     for key in out.list(f"dead_letters/date={DATE}"):
@@ -160,6 +170,7 @@ def test_what_is_wrong_with_documents_and_files_stays_with_them(
     spin = SpinClassifier.load(project.shelf.folder / "1")
     labels = dict(zip(sound, spin.predict(list(sound.values())), strict=True))
     assert {row["id"]: row["label"] for row in predicted if row["id"] in labels} == labels
+    check_silence(project.out, os.environ["AWS_SECRET_ACCESS_KEY"], chaos.RAISE, "seen in another", "not a record")
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -278,6 +289,8 @@ def test_a_killed_driver_loses_nothing(project: Project, tmp_path: Path) -> None
     computed = Counter(log.read_text().split())
     assert len(computed) == shards
     assert computed.total() <= shards + kills * workers
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in said
+    check_silence(project.out, os.environ["AWS_SECRET_ACCESS_KEY"], os.environ["AWS_ACCESS_KEY_ID"])
 
 
 def test_a_step_that_never_ends_is_told(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -330,6 +331,26 @@ def test_latest_does_not_go_back(tmp_path: Path) -> None:
     assert out.read_json("latest")["date"] == "2026-02-02"
     assert {row["label"] for row in rows_in(out, "predictions/date=2026-02-01")} == {"old"}
     check_whole(out, "new", date="2026-02-02")
+
+
+def test_nights_are_one_table(tmp_path: Path) -> None:
+    """The hive folders read as one table by date, in pyarrow and in DuckDB; nothing but Parquet lies in them."""
+    import duckdb
+    import pyarrow.dataset as ds
+
+    out = Store(str(tmp_path))
+    for day in (1, 2):
+        run_night(out, Step(f"day {day}"), date=f"2026-02-0{day}")
+    table = ds.dataset(f"{out.uri}/predictions", partitioning="hive").to_table().to_pylist()
+    assert Counter((row["date"], row["label"]) for row in table) == {
+        ("2026-02-01", "day 1"): 10,
+        ("2026-02-02", "day 2"): 10,
+    }
+    query = f"select date::varchar, label, count(*) from read_parquet('{out.uri}/predictions/*/*.parquet', "
+    query += "hive_partitioning = true) group by all order by all"
+    assert duckdb.sql(query).fetchall() == [("2026-02-01", "day 1", 10), ("2026-02-02", "day 2", 10)]
+    letters = ds.dataset(f"{out.uri}/dead_letters", partitioning="hive").to_table()
+    assert Counter(letters["date"].to_pylist()) == {"2026-02-01": 2, "2026-02-02": 2}
 
 
 def test_an_overtaken_run_publishes_nothing(tmp_path: Path) -> None:
