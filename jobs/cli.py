@@ -32,6 +32,21 @@ Input = Annotated[str, typer.Option("--input", metavar="URI", help="file, folder
 Why = Annotated[str, typer.Option(help="kept in the history")]
 
 
+@app.callback()
+def options(
+    log: Annotated[
+        str, typer.Option(metavar="auto|json", help="json: progress as JSON lines on a terminal too")
+    ] = "auto",
+) -> None:
+    """Classify text with the salient inner neurons of a frozen language model."""
+    from pipelines.progress import log_as_json
+
+    if log not in ("auto", "json"):
+        raise UserError(f"--log {log}: expected auto or json")
+    if log == "json":
+        log_as_json()
+
+
 @app.command()
 def init(path: Annotated[Path, typer.Argument(metavar="SETTINGS")]) -> None:
     """Write a commented settings file."""

@@ -77,6 +77,7 @@ def run_classify(
             manifest = _run(settings, run, plan, date, version, lease)
         _check_shares(settings, manifest)
         tonight.publish(run, manifest)
+        registry.log_night(version, manifest)
         return manifest
 
 

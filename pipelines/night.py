@@ -191,7 +191,7 @@ def count(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     names = ("rows", "predicted", "abstained", "dead", "tokens", "truncated")
     counts: dict[str, Any] = {name: sum(outcome[name] for outcome in outcomes) for name in names}
     counts["truncated_share"] = round(counts["truncated"] / max(1, counts["predicted"]), 4)
-    for name in ("reasons", "labels"):
+    for name in ("reasons", "labels", "depths"):
         counts[name] = dict(sum((Counter(outcome[name]) for outcome in outcomes), Counter()))
     return counts
 

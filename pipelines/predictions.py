@@ -108,6 +108,7 @@ class ClassifyStep:
         outcome = _outcome(shard, len(documents), dead, chosen) | {
             "tokens": sum(int(features.n_tokens.sum()) for _, features in pieces),
             "truncated": sum(features.truncated for _, features in pieces),
+            "depths": {str(self.spin.depth): len(rows)},
         }
         files = {"predictions.parquet": _to_parquet(predictions)}
         if letters:
@@ -163,6 +164,7 @@ def _outcome(
         "reasons": dict(Counter(reason for reason, _ in dead.values())),
         "labels": dict(Counter(name for label in chosen for name in names_of(label))),
         "abstained": sum(label is None for label in chosen),
+        "depths": {},
         "tokens": 0,
         "truncated": 0,
     }

@@ -164,6 +164,30 @@ class Registry:
                 decision=self.settings.decision,
             )
 
+    def log_night(self, number: str, manifest: dict[str, Any]) -> None:
+        """A run under a version for a night, its counts as metrics and its report; none where it is logged already."""
+        import mlflow
+
+        counts, name = manifest["counts"], f"night {manifest['run']}"
+        tags = {"spin.version": number, "spin.night": manifest["date"], "spin.fingerprint": manifest["fingerprint"]}
+        rows = max(1, counts["rows"])
+        metrics = {key: counts[key] for key in ("rows", "predicted", "abstained", "dead", "tokens", "truncated")}
+        metrics |= {
+            "dead_rate": counts["dead"] / rows,
+            "quarantined_files": len(manifest["quarantined"]),
+            "documents_per_s": round(counts["rows"] / max(manifest["seconds"], 1e-3), 2),
+            **{f"depth_{depth}": count / rows for depth, count in counts["depths"].items()},
+        }
+        with self._answers():
+            found = (
+                f"tags.`spin.fingerprint` = '{manifest['fingerprint']}' and tags.`spin.night` = '{manifest['date']}'"
+            )
+            if self._client.search_runs([self._experiment()], found, max_results=1):
+                return
+            with mlflow.start_run(experiment_id=self._experiment(), run_name=name, tags=tags):
+                mlflow.log_metrics(metrics)
+                mlflow.log_dict({key: manifest[key] for key in manifest.keys() - {"shards", "parts"}}, "report.json")
+
     def download(self, number: str, folder: Path) -> None:
         """Fetch a version's artifact into a folder: config.json, model.safetensors and what describes them."""
         with self._answers(), tempfile.TemporaryDirectory() as scratch:

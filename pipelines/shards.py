@@ -60,7 +60,7 @@ def map_shards(
         ):
             lease.check()
             outcomes[name] = outcome
-            advance(outcome["rows"])
+            advance(outcome["rows"], dead=outcome.get("dead", 0), retried=outcome["tries"] - 1)
     return [outcomes[shard.name] for shard in shards]
 
 

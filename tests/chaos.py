@@ -76,6 +76,9 @@ class Shelf:
     def resolve(self, model: str | None = None) -> str:
         return (self.folder / "champion").read_text()
 
+    def log_night(self, number: str, manifest: dict[str, Any]) -> None:
+        (self.folder / f"{manifest['run']}.json").write_text(number)
+
     def download(self, number: str, folder: Path) -> None:
         for file in (self.folder / number).iterdir():
             (folder / file.name).write_bytes(file.read_bytes())

@@ -19,7 +19,7 @@ from tests import tiny
 
 @pytest.fixture
 def spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command, which must succeed and say nothing on standard error; gives standard output."""
+    """Runs the command, which must succeed and complain of nothing; gives standard output."""
 
     def run(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["spin", *words])
@@ -27,7 +27,7 @@ def spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             main()
         out, error = capsys.readouterr()
         assert left.value.code == 0, error
-        assert error == ""
+        assert all(line.startswith('{"stage"') for line in error.splitlines()), error  # progress, on a slow machine
         return out
 
     return run

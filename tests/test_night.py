@@ -53,7 +53,12 @@ class Step:
         if dead:
             files["dead.parquet"] = parquet({"id": ids[-1:], "reason": ["odd"]})
         counts = {"rows": 3, "predicted": 3 - dead, "dead": dead, "abstained": 0, "tokens": 9, "truncated": 0}
-        return files, counts | {"uri": shard.uri, "reasons": {"odd": dead}, "labels": {self.says: 3 - dead}}
+        return files, counts | {
+            "uri": shard.uri,
+            "reasons": {"odd": dead},
+            "labels": {self.says: 3 - dead},
+            "depths": {},
+        }
 
 
 def parquet(columns: dict[str, list[str]]) -> bytes:

@@ -166,6 +166,20 @@ def test_a_night_has_every_row_once(road: Road) -> None:
     assert [letter["reason"] for letter in found] == ["null_id", "null_text", "empty_text", "repeated_id"]
     again = run_classify(road.settings, road.registry, source, output, night="2026-01-31")
     assert again == manifest
+    [logged] = mlflow_runs(road, "2026-01-31")
+    assert logged.data.metrics["rows"] == 174
+    assert logged.data.metrics["dead_rate"] == pytest.approx(4 / 174)
+    assert logged.data.metrics["documents_per_s"] > 0
+    assert logged.data.tags["spin.version"] == "1"
+
+
+def mlflow_runs(road: Road, night: str) -> list[Any]:
+    """The runs that MLflow has of a night."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(road.registry.uri)
+    [experiment] = [found for found in client.search_experiments() if found.name == "tiny"]
+    return list(client.search_runs([experiment.experiment_id], f"tags.`spin.night` = '{night}'"))
 
 
 def test_too_many_dead_letters_publish_nothing(road: Road) -> None:
