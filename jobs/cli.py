@@ -134,11 +134,12 @@ def promote(
     set: Set = [],  # noqa: B006
 ) -> None:
     """Make a version champion if it loads, predicts and is no worse."""
+    from pipelines import promotion
     from pipelines.registry import CHALLENGER
 
     registry = _registry(load_settings(settings, set))
     number = registry.resolve(f"models:/{registry.name}" + (f"/{version}" if version else f"@{CHALLENGER}"))
-    show.moved(registry.name, registry.promote(number, why))
+    show.moved(registry.name, promotion.promote(registry, number, why))
 
 
 @app.command()
@@ -149,15 +150,19 @@ def rollback(
     set: Set = [],  # noqa: B006
 ) -> None:
     """Make an earlier champion champion again."""
+    from pipelines import promotion
+
     registry = _registry(load_settings(settings, set))
-    show.moved(registry.name, registry.rollback(why, to))
+    show.moved(registry.name, promotion.rollback(registry, why, to))
 
 
 @app.command()
 def models(settings: File, set: Set = []) -> None:  # noqa: B006
     """List the versions and every move of the champion."""
+    from pipelines import promotion
+
     registry = _registry(load_settings(settings, set))
-    show.models(registry.name, registry.versions(), registry.history())
+    show.models(registry.name, registry.versions(), promotion.history(registry))
 
 
 @app.command()

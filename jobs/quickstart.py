@@ -14,6 +14,7 @@ import yaml
 from sklearn.model_selection import train_test_split
 
 from jobs import show
+from pipelines import promotion
 from pipelines.classify import run_classify
 from pipelines.night import read_predictions
 from pipelines.registry import CHALLENGER, Registry
@@ -36,7 +37,7 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     show.trained(manifest)
     version = manifest["registered"]["version"]
     if registry.champion() is None or registry.resolve(f"models:/{registry.name}@{CHALLENGER}") != registry.champion():
-        show.moved(registry.name, registry.promote(version, "quickstart"))
+        show.moved(registry.name, promotion.promote(registry, version, "quickstart"))
     else:
         show.say(f"{registry.name} version {version} is champion — finished before")
     night, output = folder / "tonight.parquet", folder / "nights"

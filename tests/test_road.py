@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import corpus
+from pipelines import corpus, promotion
 from pipelines.classify import run_classify
 from pipelines.documents import Shard
 from pipelines.evaluate import run_evaluate
@@ -54,7 +54,7 @@ class Road:
         self.registry = Registry(self.settings)
         self.said: list[tuple[str, bool]] = []
         self.manifest = run_road(self.settings, say=lambda name, _m, _s, resumed: self.said.append((name, resumed)))
-        self.registry.promote("1", "the first")
+        promotion.promote(self.registry, "1", "the first")
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> str:
         store = Store(self.base)
@@ -177,7 +177,7 @@ def mlflow_runs(road: Road, night: str) -> list[Any]:
     """The runs that MLflow has of a night."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(road.registry.uri)
+    client = MlflowClient(road.registry.tracking.uri)
     [experiment] = [found for found in client.search_experiments() if found.name == "tiny"]
     return list(client.search_runs([experiment.experiment_id], f"tags.`spin.night` = '{night}'"))
 
@@ -268,7 +268,7 @@ def test_a_multilabel_corpus_goes_the_whole_road(tmp_path: Path, backbone_folder
     manifest = run_road(settings)
     assert manifest["classes"] == ["bad", "extra", "good", "plain"]
     assert manifest["multilabel"]
-    registry.promote("1", "lists")
+    promotion.promote(registry, "1", "lists")
     found = run_evaluate(settings, registry, settings.data.train)
     assert found["per_class"]["extra"]["f1"] > 0.7  # 0 for a model that has learned nothing
     night = run_classify(settings, registry, settings.data.train, str(tmp_path / "out"))
@@ -284,7 +284,7 @@ def test_the_registered_model_loads_in_mlflow(road: Road) -> None:
     import mlflow
     import pandas as pd
 
-    mlflow.set_tracking_uri(road.registry.uri)
+    mlflow.set_tracking_uri(road.registry.tracking.uri)
     model = mlflow.pyfunc.load_model(f"models:/tiny@{CHAMPION}")
     texts = [row["text"] for row in road.documents[:7]]
     answer = model.predict(pd.DataFrame({"text": texts}))
@@ -308,19 +308,19 @@ def test_promotion_rollback_and_the_frozen_set(road: Road, monkeypatch: pytest.M
     assert second["digest"] == first["digest"]
     scores = iter([0.5, 0.9])
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "_score", lambda *_: next(scores))
+        patch.setattr(promotion, "_score", lambda *_: next(scores))
         with pytest.raises(UserError, match=r"version 2 .* 0\.5000 .* champion .version 1. 0\.9000; not promoted"):
-            road.registry.promote("2", "worse")
+            promotion.promote(road.registry, "2", "worse")
     assert road.registry.champion() == "1"
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "_score", lambda *_: 0.9)
-        road.registry.promote("2", "as good")
+        patch.setattr(promotion, "_score", lambda *_: 0.9)
+        promotion.promote(road.registry, "2", "as good")
     assert road.registry.champion() == "2"
-    road.registry.rollback("a complaint")
+    promotion.rollback(road.registry, "a complaint")
     assert road.registry.champion() == "1"
-    moves = [(event["from"], event["to"], event["why"]) for event in road.registry.history()]
+    moves = [(event["from"], event["to"], event["why"]) for event in promotion.history(road.registry)]
     assert moves == [(None, "1", "the first"), ("1", "2", "as good"), ("2", "1", "a complaint")]
-    assert all(event["who"] and event["when"] for event in road.registry.history())
+    assert all(event["who"] and event["when"] for event in promotion.history(road.registry))
 
 
 def test_a_version_that_does_not_load_is_refused(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +328,7 @@ def test_a_version_that_does_not_load_is_refused(road: Road, monkeypatch: pytest
     monkeypatch.setattr(Registry, "champion", lambda _: None)
     monkeypatch.setattr(Registry, "download", lambda _self, _number, folder: (folder / "config.json").write_text("{}"))
     with pytest.raises(UserError, match="is not a classifier that can be read"):
-        road.registry.promote("1", "")
+        promotion.promote(road.registry, "1", "")
 
 
 class KilledOnce:
