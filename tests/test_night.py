@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,14 @@ from hypothesis import strategies as st
 from pipelines.documents import Shard
 from pipelines.lease import Lease
 from pipelines.ledger import Attempt, Ledger
+from pipelines.manifest import Plan
 from pipelines.night import Night, Run, read_predictions, reconcile
-from pipelines.shards import commit_shard
+from pipelines.poison import PATIENCE, isolate
+from pipelines.predictions import predictions_schema
+from pipelines.shards import _in_time, map_shards
 from pipelines.store import Store
-from spin.errors import HeldError, SpinError, UserError
+from spin.errors import HeldError, SpinError, StalledError, UnavailableError, UserError
+from spin.settings import RaySettings
 
 FACTS = {"model": "1", "format": 1}
 ROOT = Path(__file__).parents[1]
@@ -61,7 +68,7 @@ class Step:
         }
 
 
-def parquet(columns: dict[str, list[str]]) -> bytes:
+def parquet(columns: dict[str, list[str]] | pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue().to_pybytes()
@@ -85,7 +92,7 @@ def run_night(
     restart: bool = False,
     ttl: float = 30,
 ) -> dict[str, Any]:
-    """What `run_classify` does, the pool of actors being a loop."""
+    """What `run_classify` does, in this process."""
     files = files_of(2) if files is None else files
     with Lease(out, ttl=ttl) as lease:
         night = Night(out, date, lease)
@@ -93,20 +100,18 @@ def run_night(
         run, plan = night.begin(facts, files, lambda: detail, restart=restart)
         manifest = run.finished(plan)
         if manifest is None:
-            manifest = compute(run, plan.detail["shards"], step, plan, date, lease)
+            manifest = compute(run, step, plan, date, lease)
         night.publish(run, manifest)
         return manifest
 
 
-def compute(run: Run, shards: list[dict[str, Any]], step: Step, plan: Any, date: str, lease: Lease) -> dict[str, Any]:
-    ledger = Ledger(run.store)
-    done = ledger.committed()
-    for fields in shards:
-        shard = Shard(**fields)
-        if shard.name not in done:
-            done[shard.name] = commit_shard(step, shard, ledger)
-            lease.check()
-    return run.finish(plan, [done[name] for name in sorted(done)], date, model_version="1")
+def compute(run: Run, step: Step, plan: Plan, date: str, lease: Lease) -> dict[str, Any]:
+    shards, rows = [Shard(**shard) for shard in plan.detail["shards"]], plan.detail["documents"]
+    once = RaySettings(retry_seconds=0)  # type: ignore[call-arg]
+    outcomes = map_shards(
+        lambda: step, (), shards, run.store, once, stage="night", documents=rows, lease=lease, here=True
+    )
+    return run.finish(plan, outcomes, date, model_version="1")
 
 
 @contextmanager
@@ -185,6 +190,7 @@ def steps_of_a_night() -> list[str]:
 
 
 STEPS = steps_of_a_night()
+PUBLISHED = STEPS.index("write published.json") + 1
 
 
 def test_a_night_is_committed_in_order() -> None:
@@ -243,6 +249,65 @@ def test_many_crashes_lose_nothing(
     check_whole(out, model)
 
 
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of its own of one megabyte, which only root can mount."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False) if shutil.which("mount") else None
+    if done is None or done.returncode:
+        message = f"no disk can be mounted here: {done.stderr.strip() if done else 'there is no mount'}"
+        if os.environ.get("CI") and os.geteuid() == 0:
+            pytest.fail(message)
+        pytest.skip(message)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Write until not one byte fits."""
+    with (folder / ".ballast").open("ab", buffering=0) as file:
+        for size in (1 << 16, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
+@pytest.mark.parametrize("number", range(1, len(STEPS) + 1), ids=STEPS)
+def test_a_full_disk_at_any_step(number: int, tmp_path: Path) -> None:
+    """A real one, full from a step of the night on: status 5 in words, all of the night to be seen or nothing and no
+    temporary files; with more space a rerun ends it."""
+    folder, step, steps = tmp_path / "disk", Step(), 0
+    folder.mkdir()
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == number:
+            fill(folder)
+
+    with small_disk(folder):
+        out = Store(str(folder))
+        with at_every_step(count):
+            if number > PUBLISHED:  # what is left deletes and takes no space
+                run_night(out, step)
+            else:
+                with pytest.raises(UnavailableError, match=r"is full .*No space left.*run it again to resume") as error:
+                    run_night(out, step)
+                assert error.value.status == 5
+        assert [path.name for path in folder.rglob(".*")] == [".ballast"]
+        if out.read_json("latest") is None:
+            assert number <= STEPS.index("write latest") + 1
+        else:
+            assert len(read_predictions(out.uri)) == 10
+        subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
+        take_over(out)
+        run_night(out, step)
+        check_whole(out)
+        assert len(step.computed) <= 4 + 1
+
+
 TURNS = ("write manifest", "predictions/date=2026-01-31/part-001-000002", "write latest", "published", "delete parts")
 
 
@@ -283,6 +348,42 @@ def test_a_reader_sees_all_of_a_night_or_none(store_uri: str) -> None:
     assert seen
     assert {count for count, _ in seen} == {10}
     assert max(len(labels) for _, labels in seen) == 1
+
+
+@contextmanager
+def at_every_step(look: Callable[[], None]) -> Iterator[None]:
+    """`look` is called before the store's every mutation and after the last one."""
+
+    def looked(real: Callable[..., Any]) -> Callable[..., Any]:
+        def mutate(store: Store, *args: Any) -> Any:
+            look()
+            return real(store, *args)
+
+        return mutate
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in MUTATIONS:
+            patch.setattr(Store, name, looked(getattr(Store, name)))
+        yield
+    look()
+
+
+def test_a_reader_at_any_step_sees_all_of_a_night_or_none(tmp_path: Path) -> None:
+    """While a night and then another run of it are published: none, the first, none, the second, never a part less."""
+    out, seen = Store(str(tmp_path)), []
+
+    def look() -> None:
+        if out.read_json("latest") is None:
+            seen.append("none")
+            return
+        rows = read_predictions(out.uri)
+        assert len(rows) == 10
+        seen.extend({row["label"] for row in rows})
+
+    with at_every_step(look):
+        run_night(out, Step("first"))
+        run_night(out, Step("second"), facts={**FACTS, "model": "2"}, restart=True)
+    assert [state for state, _ in groupby(seen)] == ["none", "first", "none", "second"]
 
 
 def test_files_that_appear_wait_for_the_next_night(tmp_path: Path) -> None:
@@ -338,24 +439,63 @@ def test_latest_does_not_go_back(tmp_path: Path) -> None:
     check_whole(out, "new", date="2026-02-02")
 
 
-def test_nights_are_one_table(tmp_path: Path) -> None:
+class Labelling(Step):
+    """Predictions with the columns of a real night, some without a label."""
+
+    def __init__(self, multilabel: bool) -> None:
+        super().__init__()
+        self.multilabel = multilabel
+
+    def label(self, shard: Shard, row: int) -> Any:
+        if row == 1:
+            return [] if self.multilabel and shard.index else None
+        return ["good", "late"] if self.multilabel else "good"
+
+    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+        files, outcome = super().__call__(shard, attempt)
+        rows = [
+            {
+                "id": f"{shard.name}-{row}",
+                "label": self.label(shard, row),
+                "score": 0.75,
+                "scores": [0.75, 0.25],
+                "depth": 3,
+                "model_version": "7",
+            }
+            for row in range(outcome["predicted"])
+        ]
+        table = pa.Table.from_pylist(rows, schema=predictions_schema(self.multilabel))
+        return {**files, "predictions.parquet": parquet(table)}, outcome
+
+
+@pytest.mark.parametrize("multilabel", [False, True], ids=["label", "labels"])
+def test_nights_are_one_table(multilabel: bool, tmp_path: Path) -> None:
     """The hive folders read as one table by date, in pyarrow and in DuckDB; nothing but Parquet lies in them."""
     import duckdb
     import pyarrow.dataset as ds
 
-    out = Store(str(tmp_path))
-    for day in (1, 2):
-        run_night(out, Step(f"day {day}"), date=f"2026-02-0{day}")
-    table = ds.dataset(f"{out.uri}/predictions", partitioning="hive").to_table().to_pylist()
-    assert Counter((row["date"], row["label"]) for row in table) == {
-        ("2026-02-01", "day 1"): 10,
-        ("2026-02-02", "day 2"): 10,
-    }
-    query = f"select date::varchar, label, count(*) from read_parquet('{out.uri}/predictions/*/*.parquet', "
-    query += "hive_partitioning = true) group by all order by all"
-    assert duckdb.sql(query).fetchall() == [("2026-02-01", "day 1", 10), ("2026-02-02", "day 2", 10)]
+    out, dates, step = Store(str(tmp_path)), ["2026-02-01", "2026-02-02"], Labelling(multilabel)
+    for day in dates:
+        run_night(out, step, date=day)
+    columns = ["id", "label", "score", "scores", "depth", "model_version", "date"]
+    expected = [
+        (f"{n:06d}-{row}", step.label(Shard(n, "", "", 0, 0), row), 0.75, [0.75, 0.25], 3, "7", day)
+        for day in dates
+        for n in range(4)
+        for row in range(3 - n % 2)
+    ]
+    table = ds.dataset(f"{out.uri}/predictions", partitioning="hive").to_table().sort_by([("date", "ascending")])
+    assert table.schema.remove_metadata() == predictions_schema(multilabel).append(pa.field("date", pa.string()))
+    assert [tuple(row[name] for name in columns) for row in table.to_pylist()] == expected
+    nights = duckdb.read_parquet(f"{out.uri}/predictions/*/*.parquet", hive_partitioning=True)
+    assert nights.columns == columns
+    label = "VARCHAR[]" if multilabel else "VARCHAR"
+    assert list(map(str, nights.types)) == ["VARCHAR", label, "FLOAT", "FLOAT[]", "INTEGER", "VARCHAR", "DATE"]
+    assert [(*row[:-1], str(row[-1])) for row in nights.order("date, id").fetchall()] == expected
+    [count] = nights.filter("date = '2026-02-02' and label is null").aggregate("count(*)").fetchall()
+    assert count == (1 if multilabel else 4,)
     letters = ds.dataset(f"{out.uri}/dead_letters", partitioning="hive").to_table()
-    assert Counter(letters["date"].to_pylist()) == {"2026-02-01": 2, "2026-02-02": 2}
+    assert Counter(letters["date"].to_pylist()) == dict.fromkeys(dates, 2)
 
 
 def test_an_overtaken_run_publishes_nothing(tmp_path: Path) -> None:
@@ -453,7 +593,7 @@ def test_a_file_that_cannot_be_read_is_left_out_whole(tmp_path: Path) -> None:
         ({"rows": 4, "predicted": 3}, "3 were planned, 4 read, 4 predicted or dead"),
     ],
 )
-def test_counts_that_do_not_add_up_are_no_night(change: dict[str, int], said: str) -> None:
+def test_counts_that_do_not_add_up_are_told(change: dict[str, int], said: str) -> None:
     """A row that is nowhere, or twice, or was not planned ends the run with an error that names the shard."""
     shards = shards_of(files_of(1))
     outcomes = [Step()(Shard(**shard), None)[1] for shard in shards]  # type: ignore[arg-type]
@@ -462,3 +602,49 @@ def test_counts_that_do_not_add_up_are_no_night(change: dict[str, int], said: st
         reconcile(shards, [outcomes[0], {**outcomes[1], **change}])
     with pytest.raises(SpinError, match="2 shards were planned, 1 are committed"):
         reconcile(shards, outcomes[:1])
+
+
+def test_counts_that_do_not_add_up_are_no_night(tmp_path: Path) -> None:
+    """A step that loses a row: the run fails before its manifest, and nothing of it is seen."""
+
+    class Losing(Step):
+        def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+            files, outcome = super().__call__(shard, attempt)
+            return files, {**outcome, "predicted": outcome["predicted"] - (shard.index == 2)}
+
+    out = Store(str(tmp_path))
+    with pytest.raises(SpinError, match="3 were planned, 3 read, 2 predicted or dead; nothing is published"):
+        run_night(out, Losing())
+    assert [key for key in out.list() if not key.startswith(("_lease/", "_runs/"))] == []
+
+
+def test_deaths_of_the_machine_are_no_fault_of_a_document(tmp_path: Path) -> None:
+    """Processes die in a shard of one document as often as is laid to the machine: it is done, not dead."""
+    ledger = Ledger(Store(str(tmp_path)))
+    for _ in range(PATIENCE):
+        with pytest.raises(Crash), ledger.attempt("000000"):
+            raise Crash
+    with ledger.attempt("000000") as attempt:
+        assert attempt.deaths == PATIENCE
+        assert isolate([0], lambda rows: rows, attempt) == ([([0], [0])], {})
+
+
+def test_workers_that_say_nothing_are_told(tmp_path: Path) -> None:
+    """What ends is taken; then silence, for longer than is allowed: an error that names what was begun."""
+    ledger, never = Ledger(Store(str(tmp_path))), threading.Event()
+    ledger.commit("000000", {}, {})
+    for name in ("000000", "000001"):
+        with ledger.attempt(name):
+            pass
+
+    def answers() -> Iterator[dict[str, Any]]:
+        yield {"name": "000000"}
+        never.wait()
+
+    heard = _in_time(answers(), 0.5, "trial", ledger.store)
+    assert next(heard) == {"name": "000000"}
+    try:
+        with pytest.raises(StalledError, match=r"trial: no shard .* 0\.5 s .*begun and not ended: 000001 in"):
+            next(heard)
+    finally:
+        never.set()
