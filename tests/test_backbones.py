@@ -746,6 +746,37 @@ def test_locate_in_package_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_
         __import__("spin_fake_wheel")
 
 
+@pytest.mark.parametrize("inside", ["../../..", "/etc", "tool.py/../../os.py", "../json/../.."])
+def test_locate_does_not_leave_the_package(inside: str) -> None:
+    """A path that leads out of it, to what is there."""
+    with pytest.raises(UserError, match=r"backbone package:json/.* leads out of the package, to /.*; expected a path"):
+        locate(f"package:json/{inside}")
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "sub/x.safetensors", 3])
+def test_weights_elsewhere_are_refused(tmp_path: Path, name: Any) -> None:
+    """An index or a config that names a file outside its directory, which no digest would cover."""
+    folder = tiny.bert(tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (folder / "sub").mkdir()
+    for place in (tmp_path, folder, folder / "sub"):
+        save_file(weights, place / "x.safetensors", metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, name)}))
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json names .*; expected the name of a file"):
+        _load(folder)
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, "x.safetensors")}))
+    assert _load(folder).depth == 3
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": name}))
+    with pytest.raises(UserError, match=r"config\.json names .*; expected the name of a file beside it"):
+        _load(folder)
+    index.write_text("[]")
+    with pytest.raises(UserError, match="a config or index in .* cannot be read"):
+        _load(folder)
+
+
 def test_weights_that_are_not_all_there(tmp_path: Path) -> None:
     """A checkpoint that lacks a tensor is refused by its name: transformers would make the numbers up."""
     folder = tiny.bert(tmp_path / "bert")
