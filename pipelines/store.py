@@ -30,6 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from s3fs.core import set_custom_error_handler
 
 from spin.errors import SpinError, UnavailableError, UserError
+from spin.settings import holds_password
 
 _REFUSED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
 _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, PermissionError)
@@ -55,7 +56,7 @@ _MODELS = create_loader()
 
 def open_filesystem(uri: str) -> tuple[Any, str]:
     """The file system of a URI and the path on it. Credentials come from the environment, never from the URI."""
-    if "@" in uri.partition("://")[2].partition("/")[0]:
+    if "@" in uri.partition("://")[2].partition("/")[0] or holds_password(uri):
         raise UserError("a URI holds credentials (the part before @); put them in the environment")
     options = {**_S3, "session": _session()} if uri.startswith("s3://") else {}
     try:

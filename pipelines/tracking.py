@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pipelines.store import Store, store_errors
 from spin.errors import SpinError, UnavailableError
@@ -48,20 +47,19 @@ class Tracking:
 
     @contextmanager
     def answers(self) -> Iterator[None]:
-        """MLflow's errors in one line; no password of the URI is in it."""
+        """MLflow's errors in one line."""
         import requests
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        shown = self.uri.replace(f"{urlsplit(self.uri).password or chr(0)}", "***")
         try:
-            with store_errors(f"registry {shown}"):
+            with store_errors(f"registry {self.uri}"):
                 yield
         except SpinError:
             raise
         except (MlflowException, requests.RequestException, SQLAlchemyError) as error:
-            reason = " ".join(str(error).split())[:200].replace(self.uri, shown)
-            raise UnavailableError(f"registry {shown}: {reason}; try again") from None
+            reason = " ".join(str(error).split())[:200]
+            raise UnavailableError(f"registry {self.uri}: {reason}; try again") from None
 
 
 def _default_uri(store_uri: str) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from spin.errors import UserError
 from spin.metric import METRICS
@@ -18,6 +19,26 @@ from spin.pooling import POOLINGS
 
 Choice = Literal["accuracy", "balanced", "cheapest"]
 """which of the three classifiers of an artifact is used"""
+_PASSWORD = re.compile(r"://[^:/?#@\s]*:[^@]+@|[?&]\w*pass(word|wd)?=", re.IGNORECASE)
+"""in a URI: after the name of a user, a slash in it or not, or as a parameter"""
+
+
+def holds_password(text: str) -> bool:
+    """Whether a URI with a password stands in a text."""
+    return _PASSWORD.search(text) is not None
+
+
+def _without_password(uri: str) -> str:
+    if holds_password(uri):
+        raise ValueError(
+            "a password stands in it; expected none: it comes from the environment "
+            "(MLFLOW_TRACKING_PASSWORD, PGPASSWORD, AWS_SECRET_ACCESS_KEY)"
+        )
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(_without_password)]
+"""a place; the name of a user may stand in it, a password may not"""
 
 
 class _Section(BaseModel):
@@ -43,7 +64,7 @@ class BackboneSettings(_Section):
 class DataSettings(_Section):
     """The labelled corpus: Parquet, JSONL or CSV."""
 
-    train: str = Field(description="URI, folder or glob of the labelled text")
+    train: Uri = Field(description="URI, folder or glob of the labelled text")
     id: str = Field("id", description="column with a unique id a document")
     text: str = Field("text", description="column with the text")
     label: str = Field("label", description="column with the class")
@@ -133,7 +154,7 @@ class DecisionSettings(_Section):
 class MlflowSettings(_Section):
     """The registry."""
 
-    tracking_uri: str | None = Field(
+    tracking_uri: Uri | None = Field(
         None,
         description="any MLflow tracking URI; by default SQLite: in the store if it is a folder, else ./mlflow.db",
     )
@@ -173,7 +194,7 @@ class Settings(_Section):
     )
     metric: str = Field("macro_f1", description="chooses everything: " + ", ".join(sorted(METRICS)))
     seed: int = Field(0, description="of the split by hash and of every draw")
-    store: str = Field(description="folder or s3://bucket/prefix for features, probes and the model")
+    store: Uri = Field(description="folder or s3://bucket/prefix for features, probes and the model")
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
     choose: Choice = Field(
@@ -211,7 +232,7 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
     except FileNotFoundError:
         raise UserError(f"no settings file at {path}; `spin init {path}` writes one") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
-        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} cannot be read as YAML: {_reason(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds {type(tree).__name__}, expected a mapping of settings")
     for override in overrides:
@@ -235,12 +256,13 @@ def _override(tree: dict[str, Any], override: str) -> None:
     for key in parents:
         child = tree.setdefault(key, {})
         if not isinstance(child, dict):
-            raise UserError(f"--set {override}: '{key}' is a value, it has no '{last}'")
+            raise UserError(f"--set {shown}: '{key}' is a value, it has no '{last}'")
+    shown = "***" if holds_password(override) else override
         tree = child
     try:
         tree[last] = yaml.safe_load(value)
     except (ValueError, yaml.YAMLError):
-        raise UserError(f"--set {override}: '{value}' is not YAML") from None
+        raise UserError(f"--set {shown}: {_shown(value)} is not YAML") from None
 
 
 def _say(error: Any) -> str:
@@ -249,4 +271,16 @@ def _say(error: Any) -> str:
         return f"unknown setting '{key}'"
     if error["type"] == "missing":
         return f"'{key}' is missing"
-    return f"'{key}' is {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    return f"'{key}' is {_shown(error['input'])}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _shown(value: object) -> str:
+    """A value in a message: as it was typed, but never a password."""
+    return "'***'" if holds_password(repr(value)) else repr(value)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a YAML file, and where; not the line itself, in which a password may stand."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem}, in line {error.problem_mark.line + 1}"
+    return " ".join(str(error).split())

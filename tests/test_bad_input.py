@@ -184,13 +184,26 @@ def test_an_endpoint_that_does_not_answer(spin: Spin, monkeypatch: pytest.Monkey
     assert "does not answer" in one_line(error)
 
 
-def test_a_registry_that_does_not_answer(spin: Spin) -> None:
-    """Status 5, and no password of the tracking URI is shown."""
-    mlflow = {"model": "tiny", "tracking_uri": "http://user:hunter2@127.0.0.1:9"}
-    status, error = spin("models", rows=ROWS, mlflow=mlflow)
+def test_a_registry_that_does_not_answer(spin: Spin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 5; a password comes from the environment and is not shown."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    status, error = spin("models", rows=ROWS, mlflow={"model": "tiny", "tracking_uri": "http://user@127.0.0.1:9"})
     assert status == 5
-    assert "registry http://user:***@127.0.0.1:9" in one_line(error)
+    assert "registry http://user@127.0.0.1:9" in one_line(error)
     assert "hunter2" not in error
+
+
+@pytest.mark.parametrize("uri", ["http://user:hunter2@127.0.0.1:9", "postgresql://user:hunter2@127.0.0.1/mlflow"])
+def test_a_registry_with_a_password_in_its_uri(spin: Spin, uri: str) -> None:
+    """Status 2, the setting named and the password not shown."""
+    for changes in ({"mlflow": {"tracking_uri": uri}}, {"mlflow": uri}):
+        status, error = spin("models", rows=ROWS, **changes)
+        assert status == 2
+        assert "hunter2" not in error
+        assert "'mlflow" in one_line(error)
+    status, error = spin("models", "--set", f"mlflow.tracking_uri={uri}", rows=ROWS)
+    assert (status, "a password stands in it" in one_line(error), "hunter2" in error) == (2, True, False)
 
 
 def test_a_date_that_is_none(spin: Spin, tmp_path: Path) -> None:

@@ -85,6 +85,60 @@ def test_a_mistake_names_its_key_and_what_was_expected(change: dict[str, Any], s
     assert said in mistake(TREE | change)
 
 
+URIS = {
+    "mlflow.tracking_uri": lambda uri: {"mlflow": {"tracking_uri": uri}},
+    "store": lambda uri: {"store": uri},
+    "data.train": lambda uri: {"data": {"train": uri}},
+}
+
+
+@pytest.mark.parametrize("key", URIS)
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://user:hunter2@host",
+        "https://:hunter2@host:5000/path",
+        "postgresql+psycopg2://user:hunter2@h:5432/db?a=b",
+        "s3://user:hun/hunter2@bucket/prefix",
+        "s3://user:hunter2@hunter2@bucket",
+        "postgresql://h/db?user=u&password=hunter2",
+        "mysql://h/db?passwd=hunter2",
+    ],
+)
+def test_a_password_is_refused_and_not_shown(key: str, uri: str, tmp_path: Path) -> None:
+    """In any place, from the file or the command line, also where something else is wrong with it."""
+    said = mistake(TREE | URIS[key](uri))
+    assert f"'{key}' is '***': a password stands in it; expected none: it comes from the environment" in said
+    assert "hunter2" not in said
+    section = key.partition(".")[0]
+    assert "hunter2" not in mistake(TREE | {section: [uri]})
+    path = written(tmp_path, yaml.safe_dump(TREE))
+    for override in (f"{key}={uri}", f"{key}=[{uri}", f"store.x={uri}"):
+        with pytest.raises(UserError) as raised:
+            load_settings(path, [override])
+        assert "hunter2" not in str(raised.value)
+    with pytest.raises(UserError, match=r"cannot be read as YAML: .*, in line 2") as raised:
+        load_settings(written(tmp_path, f"a: b\nstore: [{uri} : : b\n"))
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", URIS)
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://user@host:5000",
+        "postgresql://user@host:5432/db?sslmode=require",
+        "http://[::1]:5000/a",
+        "sqlite:////home/a:b@c/mlflow.db",
+        "s3://bucket/a:b@c/*.parquet",
+        "data/passwords=1:2@3.csv",
+    ],
+)
+def test_a_place_without_a_password_is_taken(key: str, uri: str) -> None:
+    """The name of a user, ports, and odd names of files."""
+    assert parse_settings(TREE | URIS[key](uri))
+
+
 def test_every_mistake_is_named_at_once() -> None:
     """All keys that are wrong, in the one line."""
     said = mistake({"backbone": {"model": 3}, "data": {"train": "t", "txt": "x"}})
