@@ -98,7 +98,8 @@ def load_features(settings: Settings) -> tuple[Plan, FeatureShards]:
 
 def _facts(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:
     """What changes the features; not worker counts, logging or where the same weights lie."""
-    digest = digest_of(locate(settings.backbone.model, settings.backbone.revision))
+    code = settings.backbone.trust_remote_code
+    digest = digest_of(locate(settings.backbone.model, settings.backbone.revision, code=code), code=code)
     backbone = settings.backbone.model_dump(include={"dtype", "max_tokens", "batch_tokens", "pool_special_tokens"})
     data = settings.data.model_dump(include={"id", "text", "label", "split"})
     return {

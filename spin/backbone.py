@@ -107,7 +107,7 @@ class Backbone:
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         if not texts:
-            return Tokens([], 0)
+            return Tokens([], 0, [])
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False)
         # a text of no tokens at all (a tokenizer without special tokens) still needs one to read
         ids = [row or [self.pad_id] for row in encoded["input_ids"]]
@@ -169,22 +169,12 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
 
     Raises UserError when it is not there, is not of a supported kind, or differs from `expect_digest`.
     """
-    folder = locate(settings.model, settings.revision)
-    digest = digest_of(folder)
+    folder = locate(settings.model, settings.revision, code=settings.trust_remote_code)
+    digest = digest_of(folder, code=settings.trust_remote_code)
     if expect_digest and digest != expect_digest:
-        raise UserError(
-            f"backbone {settings.model} has digest {digest[:12]}, the model was trained on {expect_digest[:12]}; "
-            "point backbone.model at the weights it was trained on"
-        )
+        raise UserError(f"backbone {settings.model} {_other(folder, digest, expect_digest, settings)}")
     device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        with quiet():
-            model, found = AutoModel.from_pretrained(
-                folder, dtype=_dtype(settings.dtype, device), use_safetensors=True, output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"backbone {settings.model} cannot be loaded: {' '.join(str(error).split())}") from None
+    model, found, tokenizer = _read(settings, folder, device)
     absent = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
     if absent:  # transformers would fill them with random numbers
         raise UserError(
@@ -202,9 +192,44 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
     )
 
 
-def digest_of(folder: Path) -> str:
-    """sha256 over names and contents of weights, configuration and tokenizer."""
-    files = sorted({path for pattern in _HASHED for path in folder.glob(pattern)})
+def _other(folder: Path, digest: str, expected: str, settings: BackboneSettings) -> str:
+    """What to do about weights that are not those of the training."""
+    code = settings.trust_remote_code
+    if digest_of(folder, code=not code) == expected:
+        was, now = ("off", "on") if code else ("on", "off")
+        return f"was trained on with backbone.trust_remote_code {was}, here it is {now}; set it to what it was"
+    return (
+        f"has digest {digest[:12]}, the model was trained on {expected[:12]}; "
+        "point backbone.model at the weights it was trained on"
+    )
+
+
+def _read(settings: BackboneSettings, folder: Path, device: str) -> tuple[Any, dict[str, Any], Any]:
+    """Model, what transformers says of its weights, and tokenizer."""
+    code = settings.trust_remote_code  # given to transformers even if off: else it asks whoever sits at the terminal
+    try:
+        with quiet():
+            model, found = AutoModel.from_pretrained(
+                folder,
+                dtype=_dtype(settings.dtype, device),
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=code,
+            )
+            return model, found, AutoTokenizer.from_pretrained(folder, trust_remote_code=code)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        if not code and "trust_remote_code" in said:
+            raise UserError(
+                f"backbone {settings.model} needs Python code of its own, which is not run; read it, then set "
+                "backbone.trust_remote_code: true, or take a model that transformers ships"
+            ) from None
+        raise UserError(f"backbone {settings.model} cannot be loaded: {said}") from None
+
+
+def digest_of(folder: Path, *, code: bool = False) -> str:
+    """sha256 over names and contents of weights, configuration and tokenizer, and of the code where that may run."""
+    files = sorted({path for pattern in (*_HASHED, *(["*.py"] if code else [])) for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"backbone: no .safetensors in {folder}; save the model there with save_pretrained")
     total = hashlib.sha256()

@@ -192,7 +192,7 @@ class SpinClassifier:
         facts = {
             "classes": self.classes,
             "multilabel": self.task.multilabel,
-            "backbone": {**self.settings.model_dump(), "digest": self.backbone_digest},
+            "backbone": {**self.settings.model_dump(exclude={"trust_remote_code"}), "digest": self.backbone_digest},
             "metric": self.metric,
             "decision": self.decision.model_dump(),
         }
@@ -216,7 +216,8 @@ class SpinClassifier:
         try:
             kept = dict(config["backbone"])
             digest = kept.pop("digest")
-            settings = BackboneSettings.model_validate(kept)
+            # whether code may run is for who loads it to say, not for the artifact
+            settings = BackboneSettings.model_validate({**kept, "trust_remote_code": False})
             if backbone is not None:  # what decides the activations stays as it was in training
                 trained = {name: getattr(settings, name) for name in ("max_tokens", "pool_special_tokens")}
                 settings = backbone.model_copy(update=trained)

@@ -59,6 +59,9 @@ class BackboneSettings(_Section):
     pool_special_tokens: bool = Field(
         False, description="let mean and max see special tokens and a decoder's first position"
     )
+    trust_remote_code: bool = Field(
+        False, description="run Python code that lies in the backbone's directory or hub repository"
+    )
 
 
 class DataSettings(_Section):

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModel, AutoTokenizer, GgufConfig
 from transformers.utils import logging
@@ -18,9 +19,10 @@ from transformers.utils import logging
 from spin.errors import UserError
 
 
-def locate(model: str, revision: str | None = None) -> Path:
+def locate(model: str, revision: str | None = None, *, code: bool = False) -> Path:
     """The local directory of a model given as a hub id, a directory, a .gguf file or `package:IMPORT_NAME/path`.
 
+    `code` fetches the Python files of a hub's repository too.
     A GGUF file is converted to safetensors once and kept in the cache (`SPIN_CACHE`, by default ~/.cache/spin).
     Raises UserError when there is no such model.
     """
@@ -33,7 +35,7 @@ def locate(model: str, revision: str | None = None) -> Path:
         return _closed(path)
     if model.startswith(("package:", "/", ".", "~")) or model.count("/") > 1:
         raise UserError(f"backbone: no directory {path}; expected a hub id, a directory, a .gguf file or package:…")
-    return _closed(_from_hub(model, revision))
+    return _closed(_from_hub(model, revision, code))
 
 
 def _in_package(model: str) -> Path:
@@ -66,11 +68,11 @@ def _closed(folder: Path) -> Path:
     return folder
 
 
-def _from_hub(model: str, revision: str | None) -> Path:
+def _from_hub(model: str, revision: str | None, code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted = ["*.safetensors", "*.json", "*.txt", "tokenizer*"]
+    wanted = ["*.safetensors", "*.json", "*.txt", "tokenizer*", *(["*.py"] if code else [])]
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except (OSError, HFValidationError) as error:  # not there, not allowed, or no network
@@ -94,10 +96,10 @@ def _from_gguf(path: Path) -> Path:
     try:
         with quiet():
             config = GgufConfig(dequantize=True)
-            AutoModel.from_pretrained(path.parent, gguf_file=path.name, quantization_config=config).save_pretrained(
-                made
-            )
-            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(made)
+            # what lies beside the file may name code; a GGUF file needs none
+            source: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+            AutoModel.from_pretrained(path.parent, quantization_config=config, **source).save_pretrained(made)
+            AutoTokenizer.from_pretrained(path.parent, **source).save_pretrained(made)
         made.rename(target)
     except OSError:
         if not target.is_dir():  # else another process converted it meanwhile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -706,11 +707,11 @@ def test_locate_missing_gguf(tmp_path: Path) -> None:
 
 
 def test_locate_hub_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A hub id asks the hub for that revision; no answer becomes words."""
+    """A hub id asks the hub for that revision, for code only where it may run; no answer becomes words."""
     asked: list[Any] = []
 
     def snapshot(model: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((model, revision))
+        asked.append((model, revision, "*.py" in allow_patterns))
         if model == "an/answer":
             return str(tmp_path)
         raise OSError("no\nnetwork")
@@ -719,7 +720,8 @@ def test_locate_hub_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert locate("an/answer", "abc") == tmp_path
     with pytest.raises(UserError, match=r"'no/answer' is not a directory here .*\(no network\)"):
         locate("no/answer")
-    assert asked == [("an/answer", "abc"), ("no/answer", None)]
+    assert locate("an/answer", code=True) == tmp_path
+    assert asked == [("an/answer", "abc", False), ("no/answer", None, False), ("an/answer", None, True)]
 
 
 @pytest.mark.parametrize("model", ["package:no_such_package/x", "package:no-name/x", "package:json.tool/x"])
@@ -775,6 +777,36 @@ def test_weights_elsewhere_are_refused(tmp_path: Path, name: Any) -> None:
     index.write_text("[]")
     with pytest.raises(UserError, match="a config or index in .* cannot be read"):
         _load(folder)
+
+
+@pytest.mark.parametrize("plain", [None, "config.json", "tokenizer_config.json"])
+def test_code_of_a_backbone_runs_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: str | None
+) -> None:
+    """Off, a model or tokenizer that names code is refused or read without it; on, it runs and is in the digest."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    mark = tmp_path / "mark"
+    folder = tiny.coded(tmp_path / "coded", mark)
+    if plain is not None:
+        shutil.copy(tiny.bert(tmp_path / "bert") / plain, folder)
+    if plain == "config.json":
+        assert _load(folder).depth == 3
+    else:
+        with pytest.raises(
+            UserError, match=r"needs Python code of its own, which is not run; .*trust_remote_code: true"
+        ):
+            _load(folder)
+    assert not mark.exists()
+    trusted = _load(folder, trust_remote_code=True)
+    assert trusted.depth == 3
+    assert mark.exists()
+    settings = BackboneSettings(model=str(folder), dtype="float32", device="cpu")
+    with pytest.raises(UserError, match=r"was trained on with backbone\.trust_remote_code on, here it is off"):
+        load_backbone(settings, expect_digest=trusted.digest)
+    with (folder / "odd.py").open("a") as code:
+        code.write("# changed")
+    with pytest.raises(UserError, match="the model was trained on"):
+        load_backbone(settings.model_copy(update={"trust_remote_code": True}), expect_digest=trusted.digest)
 
 
 def test_weights_that_are_not_all_there(tmp_path: Path) -> None:

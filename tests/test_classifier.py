@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from spin import SpinClassifier
+from spin.backbone import digest_of
 from spin.errors import UserError
 from spin.metric import score
 from spin.settings import BackboneSettings, Choice, DecisionSettings, ProbeSettings, SearchSettings
@@ -355,6 +356,29 @@ def test_other_weights_are_refused(deep: SpinClassifier, backbone_folder: Path, 
     edited(backbone={**deep.settings.model_dump(), "digest": "0" * 64})(tmp_path / "model")
     with pytest.raises(UserError, match="the model was trained on 000000000000"):
         SpinClassifier.load(tmp_path / "model").predict(texts)
+
+
+def test_an_artifact_does_not_let_code_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its config says: only who loads it can trust the code of its backbone."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    mark = tmp_path / "mark"
+    folder = tiny.coded(tmp_path / "coded", mark)
+    trusting = BackboneSettings(model=str(folder), dtype="float32", device="cpu", trust_remote_code=True)
+    texts, labels = read(120, 2, seed=0)
+    spin = SpinClassifier(trusting, sites=["resid.00"], **QUICK).fit(texts, labels)
+    spin.save(tmp_path / "model")
+    mark.unlink()
+    assert "trust_remote_code" not in json.loads((tmp_path / "model" / "config.json").read_text())["backbone"]
+    off = trusting.model_copy(update={"trust_remote_code": False})
+    for digest in (spin.backbone_digest, digest_of(folder)):
+        edited(backbone={**trusting.model_dump(), "digest": digest})(tmp_path / "model")
+        with pytest.raises(UserError, match="trust_remote_code"):
+            SpinClassifier.load(tmp_path / "model").predict(texts)
+        with pytest.raises(UserError, match="trust_remote_code"):
+            SpinClassifier.load(tmp_path / "model", backbone=off).predict(texts)
+    assert not mark.exists()
+    spin.save(tmp_path / "model")
+    assert SpinClassifier.load(tmp_path / "model", backbone=trusting).predict(texts) == spin.predict(texts)
 
 
 def test_the_class_needs_no_cluster() -> None:

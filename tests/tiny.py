@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,26 @@ def bert(folder: Path, seed: int = 0) -> Path:
         ),
         seed=seed,
     )
+
+
+def coded(folder: Path, mark: Path) -> Path:
+    """A model and a tokenizer of code that lies beside them and leaves a mark when it runs."""
+    bert(folder)
+    code = (
+        "from pathlib import Path\nfrom transformers import BertConfig, BertModel, PreTrainedTokenizerFast\n"
+        f"Path({str(mark)!r}).touch()\n"
+        "class OddConfig(BertConfig):\n    model_type = 'odd'\n"
+        "class OddModel(BertModel):\n    config_class = OddConfig\n"
+        "class OddTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    (folder / "odd.py").write_text(code)
+    maps = {
+        "config.json": {"model_type": "odd", "auto_map": {"AutoConfig": "odd.OddConfig", "AutoModel": "odd.OddModel"}},
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": [None, "odd.OddTokenizer"]}},
+    }
+    for name, more in maps.items():
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **more}))
+    return folder
 
 
 def documents(count: int, classes: Sequence[str] = ("good", "bad"), seed: int = 0) -> list[dict[str, str]]:
