@@ -23,6 +23,7 @@ from spin import artifact
 from spin.classifier import SpinClassifier
 from spin.errors import BadFileError
 from spin.extract import Features
+from spin.profile import Profile
 from spin.settings import Settings
 from spin.task import Label, names_of
 
@@ -34,8 +35,11 @@ DEAD_LETTERS = pa.schema(
         ("row", pa.int64()),  # after that
         ("reason", pa.string()),
         ("message", pa.string()),
+        ("text", pa.string()),  # null unless `classify.dead_letter_text` asks for it
     ]
 )
+PROFILE = "profile.safetensors"
+"""ending of the file with what drift is measured on"""
 
 
 def predictions_schema(multilabel: bool) -> pa.Schema:
@@ -63,7 +67,7 @@ class ClassifyStep:
                 folder, backbone=settings.backbone, choose=settings.choose, decision=settings.decision
             )
         _ = self.spin.backbone  # loaded once, before the first shard
-        self.version, self.data = version, settings.data
+        self.version, self.data, self.keep_text = version, settings.data, settings.classify.dead_letter_text
         self.repeats, self.repeat_keys = repeats, keys
 
     def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -80,7 +84,8 @@ class ClassifyStep:
         pieces, poison = isolate(sound, read, attempt)
         dead |= {row: ("poison", message) for row, message in poison.items()}
         rows = [row for row in sound if row not in poison]
-        values = self._values([features for _, features in pieces])
+        features = self._together([features for _, features in pieces])
+        values = np.concatenate(list(features.columns.values()), axis=1)
         scores = self.spin.task.probabilities(self.spin.integration.logits(values))
         chosen = self.spin.labels(scores)
         predictions = pa.table(
@@ -102,23 +107,30 @@ class ClassifyStep:
                 "row": row,
                 "reason": reason,
                 "message": message,
+                "text": _unicode(documents.texts[row]) if self.keep_text else None,
             }
             for row, (reason, message) in sorted(dead.items())
         ]
         outcome = _outcome(shard, len(documents), dead, chosen) | {
-            "tokens": sum(int(features.n_tokens.sum()) for _, features in pieces),
-            "truncated": sum(features.truncated for _, features in pieces),
+            "tokens": int(features.n_tokens.sum()),
+            "truncated": features.truncated,
             "depths": {str(self.spin.depth): len(rows)},
         }
-        files = {"predictions.parquet": _to_parquet(predictions)}
+        profile = Profile.of(self.spin.task, self.spin.integration, chosen, scores, values, features)
+        files = {"predictions.parquet": _to_parquet(predictions), PROFILE: profile.to_bytes()}
         if letters:
             files["dead.parquet"] = _to_parquet(pa.Table.from_pylist(letters, schema=DEAD_LETTERS))
         return files, outcome
 
-    def _values(self, pieces: Sequence[Features]) -> NDArray[np.floating]:
-        """(n, p) the selected neurons side by side."""
-        found = [np.concatenate(list(features.columns.values()), axis=1) for features in pieces]
-        return np.concatenate(found) if found else np.empty((0, len(self.spin.integration.selection)), np.float32)
+    def _together(self, pieces: Sequence[Features]) -> Features:
+        """The features of all sound rows."""
+        parts = pieces or [self.spin.features([])]
+        return Features(
+            {column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns},
+            np.concatenate([part.n_tokens for part in parts]),
+            np.concatenate([part.n_unknown for part in parts]),
+            sum(part.truncated for part in parts),
+        )
 
     def _score(self, scores: NDArray[np.floating], chosen: Sequence[Label | None]) -> list[float]:
         """The probability of each label; the largest where that is a list or none."""
@@ -170,9 +182,9 @@ def _outcome(
     }
 
 
-def _unicode(text: str | None) -> str | None:
-    """The text with lone surrogates, which no Arrow string can hold, replaced."""
-    return None if text is None else text.encode(errors="replace").decode()
+def _unicode(text: Any) -> str | None:
+    """The text with lone surrogates, which no Arrow string can hold, replaced; None for what is no text."""
+    return text.encode(errors="replace").decode() if isinstance(text, str) else None
 
 
 def _to_parquet(table: pa.Table) -> bytes:

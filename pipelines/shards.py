@@ -93,7 +93,11 @@ def commit_shard(step: Step, shard: Shard, ledger: Ledger) -> dict[str, Any]:
     start = time.perf_counter()
     with ledger.attempt(shard.name) as attempt:
         files, outcome = step(shard, attempt)
-        outcome |= {"tries": attempt.begun, "seconds": round(time.perf_counter() - start, 3)}
+        outcome |= {
+            "tries": attempt.begun,
+            "seconds": round(time.perf_counter() - start, 3),
+            "ended": round(time.time(), 1),
+        }
         return ledger.commit(shard.name, files, outcome)
 
 

@@ -24,6 +24,7 @@ from pipelines.manifest import Plan, finish, finished, freeze
 from pipelines.neurons import NEURONS
 from pipelines.probe import load_probes
 from pipelines.progress import progress
+from pipelines.reference import REFERENCE, describe_reference
 from pipelines.registry import Registry
 from pipelines.store import Store
 from spin import artifact
@@ -36,8 +37,8 @@ from spin.probe import Probe
 from spin.settings import Choice, Settings
 from spin.split import SPLITS
 
-FORMAT = 2
-ARTIFACT = (artifact.CONFIG, artifact.TENSORS, NEURONS, CARD)
+FORMAT = 3
+ARTIFACT = (artifact.CONFIG, artifact.TENSORS, NEURONS, CARD, REFERENCE)
 
 
 def run_train(
@@ -109,6 +110,7 @@ def _fit(
         "seconds": seconds,
     }
     described = describe_artifact(settings, spin, features, labels, manifest, plan.facts["probes"])
+    described[REFERENCE] = describe_reference(spin, features, labels, read_texts(settings, features))
     for name, data in (spin.files() | described).items():
         store.write(name, data)
     lease.check()

@@ -39,3 +39,9 @@ class UnavailableError(SpinError):
     """The store or the registry does not answer, or is full; the same command may succeed later."""
 
     status = 5
+
+
+class DriftError(SpinError):
+    """A night is published whole, but its documents are not like those that the model was judged on."""
+
+    status = 7

@@ -30,6 +30,8 @@ class Features:
     """(n, width) each, width being the site's or the number of neurons kept"""
     n_tokens: NDArray[np.int32]
     """(n,) tokens read, special tokens included"""
+    n_unknown: NDArray[np.int32]
+    """(n,) of those, what the tokenizer does not know"""
     truncated: int
     """texts that were cut at the backbone's max_tokens"""
 
@@ -74,7 +76,8 @@ def extract(
                 content = backbone.content(ids, mask)
                 forward(ids, mask)
                 progress(len(rows))
-    return Features(out, np.array([len(row) for row in tokens.ids], np.int32), tokens.truncated)
+    lengths = np.array([len(row) for row in tokens.ids], np.int32)
+    return Features(out, lengths, np.array(tokens.unknown, np.int32), tokens.truncated)
 
 
 def pooling_mask(column: Column, mask: Tensor, content: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def features(n: int, seed: int = 0) -> Features:
         HALF: draw.normal(size=(n, 5)).astype(np.float16),
         FULL: draw.normal(size=(n, 3)).astype(np.float32) * 1e30,
     }
-    return Features(columns, np.arange(n, dtype=np.int32), 0)
+    return Features(columns, np.arange(n, dtype=np.int32), np.zeros(n, np.int32), 0)
 
 
 def table_of(n: int, seed: int = 0) -> tuple[pa.Table, Features]:
@@ -69,7 +69,7 @@ def test_chunks_and_slices_are_joined(sizes: list[int], start: int, drop: int) -
     stop = max(start, sum(sizes) - drop)
     cut = table.slice(start, stop - start)
     joined = {c: np.concatenate([found.columns[c] for _, found in made])[start:stop] for c in (HALF, FULL)}
-    check(cut, Features(joined, np.empty(0, np.int32), 0))
+    check(cut, Features(joined, np.empty(0, np.int32), np.empty(0, np.int32), 0))
 
 
 def test_a_column_without_chunks_has_its_width() -> None:

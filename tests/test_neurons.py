@@ -54,7 +54,9 @@ def publish(folder: Path, labels: Labels, values: dict[Column, Any], shards: int
     store, names = Store(str(folder)), [f"{i:06d}" for i in range(shards)]
     n, told = len(labels.ids), labels.task.names(labels.y)
     for name, rows in zip(names, np.array_split(np.arange(n), shards), strict=True):
-        part = Features({c: v[rows] for c, v in values.items()}, np.ones(len(rows), np.int32), 0)
+        part = Features(
+            {c: v[rows] for c, v in values.items()}, np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32), 0
+        )
         (folder / "parts").mkdir(parents=True, exist_ok=True)
         of = [[whole[row] for row in rows] for whole in (labels.ids, told, labels.splits)]
         pq.write_table(to_table(*of, part), folder / "parts" / f"{name}.parquet")
