@@ -70,7 +70,10 @@ def night(manifest: dict[str, Any], output: str) -> None:
     if counts["truncated"]:
         share = 100 * counts["truncated_share"]
         say(f"          {counts['truncated']:,} texts ({share:.1f} %) cut at backbone.max_tokens")
-    say(f"          predictions in {output.rstrip('/')}/predictions")
+    for row in manifest["drift"]:
+        if row["drifted"]:
+            say(f"          drift: {row['name']} stability index {row['psi']:.2f}, above {row['limit']:.2f}")
+    say(f"          predictions in {output.rstrip('/')}/predictions, the report in report.html there")
 
 
 def evaluation(found: dict[str, Any]) -> None:

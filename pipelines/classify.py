@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,17 +16,20 @@ from pipelines import corpus
 from pipelines.documents import Shard
 from pipelines.lease import Lease
 from pipelines.manifest import Plan
-from pipelines.night import Night, Run, read_manifest, taken_by
-from pipelines.predictions import ClassifyStep
+from pipelines.night import Night, Run, read_manifest, taken_by, taken_of
+from pipelines.pace import busy_seconds
+from pipelines.predictions import PROFILE, ClassifyStep
+from pipelines.reference import drift_of
 from pipelines.registry import Registry
 from pipelines.repeats import DigestStep, RepeatStep, partitions_of
+from pipelines.report import reports_of
 from pipelines.shards import Step, map_shards
 from pipelines.store import Store
 from spin import artifact
-from spin.errors import BadRowsError, UserError
+from spin.errors import BadRowsError, DriftError, UserError
 from spin.settings import Settings
 
-FORMAT = 3
+FORMAT = 4
 _FEW_IDS = 200_000
 """ids that are read sooner here than actors start"""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -50,7 +52,8 @@ def run_classify(
     The version of the model is resolved once. While it runs, parts lie under `_runs/`; after the manifest, whole parts
     are put into `predictions/date=DATE/` and `dead_letters/date=DATE/`, and `latest` moves last. Raises HeldError where
     another run works here, BadRowsError, with nothing published, for more dead letters or more files that cannot be
-    read than the settings allow, UnavailableError where the store does not answer: the same command resumes.
+    read than the settings allow, UnavailableError where the store does not answer: the same command resumes. Raises
+    DriftError, the night being published, where `classify.fail_on_drift` asks for it.
     """
     date = _night(night)
     out = Store(output)
@@ -74,16 +77,33 @@ def run_classify(
         if manifest is None:
             for name in (artifact.CONFIG, artifact.TENSORS):
                 run.store.write(f"model/{name}", (Path(folder) / name).read_bytes())
-            manifest = _run(settings, run, plan, date, version, lease)
+            outcomes = _run(settings, run, plan, version, lease)
+            manifest = run.finish(
+                plan,
+                outcomes,
+                date,
+                model=registry.name,
+                classes=json.loads((Path(folder) / artifact.CONFIG).read_text(encoding="utf-8"))["classes"],
+                model_version=version,
+                seconds=round(busy_seconds(outcomes), 1),
+                **_compared(settings, out, run, plan, outcomes, date, Path(folder)),
+            )
         _check_shares(settings, manifest)
-        tonight.publish(run, manifest)
-        registry.log_night(version, manifest)
-        return manifest
+        reports = reports_of(manifest)
+        tonight.publish(run, manifest, reports)
+        registry.log_night(version, manifest, reports)
+    moved = [row["name"] for row in manifest["drift"] if row["drifted"]]
+    if moved and settings.classify.fail_on_drift:
+        raise DriftError(
+            f"the night of {date} is published, but its {', '.join(moved)} drifted from the training reference "
+            f"(classify.max_psi {settings.classify.max_psi}); see report.html in {out.uri}"
+        )
+    return manifest
 
 
-def _run(settings: Settings, run: Run, plan: Plan, date: str, version: str, lease: Lease) -> dict[str, Any]:
+def _run(settings: Settings, run: Run, plan: Plan, version: str, lease: Lease) -> list[dict[str, Any]]:
+    """The outcomes of all shards."""
     shards = [Shard(**shard) for shard in plan.detail["shards"]]
-    start = time.perf_counter()
 
     def pass_over(
         name: str, store: Store, work: Sequence[Shard], make: Callable[..., Step], *args: Any, here: bool = False
@@ -104,7 +124,20 @@ def _run(settings: Settings, run: Run, plan: Plan, date: str, version: str, leas
         "classify", run.store, shards, ClassifyStep, run.store / "model", version, settings, repeats, keys
     )
     lease.check()
-    return run.finish(plan, outcomes, date, model_version=version, seconds=round(time.perf_counter() - start, 1))
+    return outcomes
+
+
+def _compared(
+    settings: Settings, out: Store, run: Run, plan: Plan, outcomes: list[dict[str, Any]], date: str, model: Path
+) -> dict[str, Any]:
+    """What the manifest says of this night against training and against the night before it."""
+    keys = [key for outcome in taken_of(plan, outcomes) for key in outcome["files"] if key.endswith(PROFILE)]
+    latest = out.read_json("latest")
+    before = out.read_json(latest["manifest"]) if latest and latest["date"] != date else None
+    return {
+        "drift": drift_of(run.store, keys, model, settings.choose, settings.classify.max_psi),
+        "before": before and {name: before[name] for name in ("date", "model_version", "counts")},
+    }
 
 
 def _plan(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:
@@ -128,6 +161,7 @@ def _facts(settings: Settings, registry: Registry, version: str, artifact: Path,
         ),
         "data": {**settings.data.model_dump(include={"id", "text", "ids"}), "input": source},
         "shard_documents": settings.ray.shard_documents,
+        "dead_letter_text": settings.classify.dead_letter_text,
     }
 
 

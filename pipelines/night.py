@@ -66,15 +66,15 @@ class Night:
         self.out.write_json(f"_runs/{self.date}.json", {"run": run.name})
         return run, plan
 
-    def publish(self, run: Run, manifest: dict[str, Any]) -> None:
+    def publish(self, run: Run, manifest: dict[str, Any], reports: Mapping[str, bytes] | None = None) -> None:
         """Put the parts of a finished run where readers look, then move `latest`; what is done already stays done.
 
         An earlier run of the same date goes first, and `latest` before its parts if it names this date, so that no
-        reader takes half of each for a night. `latest` never goes back to an earlier date. Each step is taken only
-        while the lease holds.
+        reader takes half of each for a night. `latest` never goes back to an earlier date. `reports`, by name, lie
+        with the run, and beside `latest` where that names it. Each step is taken only while the lease holds.
         """
         if not run.store.exists("published.json"):
-            for step in self._steps(run, manifest):
+            for step in self._steps(run, manifest, reports or {}):
                 self.lease.check()
                 step()
         for name in _WORK:
@@ -84,7 +84,7 @@ class Night:
             self.lease.check()
             self.out.delete(f"_runs/{self._run(number).name}")
 
-    def _steps(self, run: Run, manifest: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    def _steps(self, run: Run, manifest: dict[str, Any], reports: Mapping[str, bytes]) -> Iterator[Callable[[], None]]:
         latest = self.out.read_json("latest")
         if latest is not None and latest["date"] == self.date and latest["run"] != run.name:
             yield lambda: self.out.delete("latest")
@@ -97,9 +97,11 @@ class Night:
         for key, part in wanted.items():
             if self.out.size(key) != part["bytes"]:
                 yield lambda key=key, part=part: self.out.move(f"_runs/{run.name}/{part['of']}", key)  # type: ignore[misc]
-        report = {name: value for name, value in manifest.items() if name not in ("shards", "parts")}
-        yield lambda: self.out.write_json("report.json", report)
-        if latest is None or latest["date"] <= self.date:
+        newest = latest is None or latest["date"] <= self.date
+        for place in (run.store, self.out) if newest else (run.store,):
+            for name, data in reports.items():
+                yield lambda place=place, name=name, data=data: place.write(name, data)  # type: ignore[misc]
+        if newest:
             named = {"date": self.date, "run": run.name, "manifest": f"_runs/{run.name}/manifest.json"}
             yield lambda: self.out.write_json("latest", named)
         at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -160,12 +162,9 @@ class Run:
 
         Raises SpinError where counts do not add up.
         """
-        shards = plan.detail["shards"]
-        reconcile(shards, outcomes)
-        bad = plan.detail["bad"] | {
-            shard["uri"]: outcome["bad"] for shard, outcome in zip(shards, outcomes, strict=True) if "bad" in outcome
-        }
-        taken = [outcome for shard, outcome in zip(shards, outcomes, strict=True) if shard["uri"] not in bad]
+        reconcile(plan.detail["shards"], outcomes)
+        bad = _bad_files(plan, outcomes)
+        taken = taken_of(plan, outcomes)
         return finish(
             self.store,
             plan,
@@ -176,14 +175,29 @@ class Run:
             skipped=plan.detail["skipped"],
             quarantined=[{"uri": uri, "reason": reason} for uri, reason in sorted(bad.items())],
             counts=count(taken),
-            parts=[self._part(date, key, of) for outcome in taken for key, of in outcome["files"].items()],
+            parts=[part for outcome in taken for part in self._parts(date, outcome)],
             shards=outcomes,
         )
 
-    def _part(self, date: str, key: str, of: Mapping[str, Any]) -> dict[str, Any]:
-        """Where a shard's file is published; the run's number keeps a reader of an earlier one from taking it."""
-        name, _, ending = Path(key).name.partition(".")
-        return {"key": f"{KINDS[ending]}/date={date}/part-{self.number:03d}-{name}.parquet", "of": key, **of}
+    def _parts(self, date: str, outcome: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Where a shard's files are published; the run's number keeps a reader of an earlier one from taking them."""
+        for key, of in outcome["files"].items():
+            name, _, ending = Path(key).name.partition(".")
+            if kind := KINDS.get(ending):
+                yield {"key": f"{kind}/date={date}/part-{self.number:03d}-{name}.parquet", "of": key, **of}
+
+
+def taken_of(plan: Plan, outcomes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The outcomes of the files that could be read whole."""
+    bad = _bad_files(plan, outcomes)
+    return [o for shard, o in zip(plan.detail["shards"], outcomes, strict=True) if shard["uri"] not in bad]
+
+
+def _bad_files(plan: Plan, outcomes: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What is wrong with the files that could not be read."""
+    found = zip(plan.detail["shards"], outcomes, strict=True)
+    bad: dict[str, str] = plan.detail["bad"] | {shard["uri"]: o["bad"] for shard, o in found if "bad" in o}
+    return bad
 
 
 def count(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:

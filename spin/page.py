@@ -11,7 +11,7 @@ from spin.explain import Explanation, NeuronContribution, stretches
 from spin.markup import Html, tag
 from spin.picture import bar, figure, layer_map, levels, scale, share_bar, signed, sums, waterfall
 from spin.sites import Column
-from spin.style import POLICY, STYLE, SWITCHABLE, shade
+from spin.style import STYLE, SWITCHABLE, document, shade
 
 _EXCERPT = 600
 """characters shown of a training document"""
@@ -41,18 +41,9 @@ def page(found: Explanation, drivers: Drivers = {}, *, neurons: int = NEURONS, t
     largest logits can be chosen; the logits of all are shown.
     """
     ranked = found.ranked
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", f"{', '.join(found.classes[k] for k in found.chosen) or _NONE} – {title}"),
-        tag("style", Html(STYLE)),
-    )
     panels = [_panel(found, drivers, k, number, neurons) for number, k in enumerate(ranked[:SWITCHABLE])]
     parts = _heading(found, title), _classes(found, ranked), tag("main", *panels)
-    body = tag("body", tag("div", *parts, class_="page"))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return document(f"{', '.join(found.classes[k] for k in found.chosen) or _NONE} – {title}", STYLE, *parts)
 
 
 def shown_neurons(found: Explanation, count: int = NEURONS) -> set[tuple[str, int]]:

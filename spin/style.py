@@ -1,9 +1,11 @@
-"""How a page of SPIN looks: its colours, its style sheet and the policy that lets nothing else in."""
+"""How a page of SPIN looks: its colours, its style sheets and the policy that lets nothing else in."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+
+from spin.markup import Html, tag
 
 STEPS = 10
 """strengths of shade for each sign"""
@@ -14,7 +16,7 @@ SWITCHABLE = 12
 _LIGHT = {"paper": (255, 255, 255), "for": (92, 172, 226), "against": (245, 158, 76)}
 _DARK = {"paper": (27, 31, 38), "for": (29, 103, 160), "against": (160, 84, 18)}
 
-_BASE = """
+BASE = """
 :root { color-scheme: light dark; --desk: #f4f5f7; --paper: #fff; --ink: #16191f; --soft: #59616e; --line: #dfe3e8;
   --for: #0b6aa8; --against: #b4520b; --accent: #16191f; --chip: #eceff3;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
@@ -41,6 +43,23 @@ section section { display: grid; gap: .75rem; grid-template-columns: minmax(0, 1
 .number { font-variant-numeric: tabular-nums; text-align: right; white-space: nowrap; }
 code { font: .875em var(--mono); }
 
+.scroll { overflow-x: auto; overscroll-behavior-x: contain; margin: 0 -1.5rem; padding: 0 1.5rem; }
+.scroll:focus-visible { outline: 2px solid var(--for); outline-offset: -2px; }
+table { border-collapse: separate; border-spacing: 2px; font-size: .8125rem; font-variant-numeric: tabular-nums; }
+th { font-weight: 500; color: var(--soft); text-align: center; padding: 0 .25rem; }
+th[scope=row] { text-align: left; white-space: nowrap; padding-right: .75rem; background: var(--paper); }
+.bar { display: block; width: 100%; height: .75rem; }
+.bar line { stroke: var(--soft); stroke-width: 1; vector-effect: non-scaling-stroke; }
+.bar rect { fill: var(--accent); } .bar.for rect { fill: var(--for); } .bar.against rect { fill: var(--against); }
+
+@media (prefers-color-scheme: dark) {
+  :root { --desk: #12151a; --paper: #1b1f26; --ink: #e9ebef; --soft: #a0a8b4; --line: #333a45; --for: #62b4ee;
+    --against: #f0984a; --accent: #e9ebef; --chip: #2b313b; }
+}
+"""
+"""colours, type, cards, tables and bars of every page"""
+
+_EXPLANATION = """
 .classes fieldset { border: 0; min-width: 0; }
 .classes legend { padding: 0 0 .5rem; display: flex; justify-content: space-between; width: 100%; }
 .class { display: grid; grid-template-columns: minmax(0, 1fr) 3.5rem 3.75rem; gap: 0 .5rem; align-items: baseline;
@@ -68,11 +87,6 @@ label.class:hover { background: var(--desk); }
   margin: 0; }
 .strongest dt { color: var(--soft); } .strongest dd { margin: 0; display: flex; flex-wrap: wrap; gap: 0 1rem; }
 
-.scroll { overflow-x: auto; overscroll-behavior-x: contain; margin: 0 -1.5rem; padding: 0 1.5rem; }
-.scroll:focus-visible { outline: 2px solid var(--for); outline-offset: -2px; }
-table { border-collapse: separate; border-spacing: 2px; font-size: .8125rem; font-variant-numeric: tabular-nums; }
-th { font-weight: 500; color: var(--soft); text-align: center; padding: 0 .25rem; }
-th[scope=row] { text-align: left; white-space: nowrap; padding-right: .75rem; background: var(--paper); }
 .map { min-width: min(100%, 46rem); }
 .map th[scope=row] { position: sticky; left: -1.5rem; z-index: 1; padding-left: 0; box-shadow: 2px 0 var(--paper); }
 .map td { min-width: 3.125rem; height: 2.25rem; text-align: center; border-radius: .25rem; }
@@ -83,9 +97,6 @@ th[scope=row] { text-align: left; white-space: nowrap; padding-right: .75rem; ba
 .falls .bar { height: 1rem; }
 .falls .total th, .falls .total td { color: var(--ink); font-weight: 650; border-top: 1px solid var(--line);
   padding-top: .25rem; }
-.bar { display: block; width: 100%; height: .75rem; }
-.bar line { stroke: var(--soft); stroke-width: 1; vector-effect: non-scaling-stroke; }
-.bar rect { fill: var(--accent); } .bar.for rect { fill: var(--for); } .bar.against rect { fill: var(--against); }
 .plus { color: var(--for); } .minus { color: var(--against); }
 
 .neurons { list-style: none; font-size: .9375rem; }
@@ -125,10 +136,6 @@ blockquote { font-family: var(--serif); max-height: 12rem; overflow-y: auto; }
   .row > bdi { grid-area: 2 / 3; text-align: right; max-width: 40vw; }
   .drivers, .here { padding-left: 1.5rem; }
 }
-@media (prefers-color-scheme: dark) {
-  :root { --desk: #12151a; --paper: #1b1f26; --ink: #e9ebef; --soft: #a0a8b4; --line: #333a45; --for: #62b4ee;
-    --against: #f0984a; --accent: #e9ebef; --chip: #2b313b; }
-}
 @supports not selector(:has(a)) { .panel { display: grid; } }
 """
 
@@ -155,8 +162,24 @@ def _choices() -> str:
     return "\n".join(f".page:has(#c{i}:checked) #p{i} {{ display: grid; }}" for i in range(SWITCHABLE))
 
 
-STYLE = f"{_BASE}{_choices()}\n{_shades(_LIGHT)}\n@media (prefers-color-scheme: dark) {{\n{_shades(_DARK)}\n}}\n"
+_NIGHT = f"@media (prefers-color-scheme: dark) {{\n{_shades(_DARK)}\n}}"
+STYLE = f"{BASE}{_EXPLANATION}{_choices()}\n{_shades(_LIGHT)}\n{_NIGHT}\n"
+"""the sheet of an explanation"""
 
-_DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-POLICY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'"
-"""nothing is loaded, no script runs, and of styles only this sheet's"""
+
+def document(title: str, style: str, *body: str) -> str:
+    """A page that stands by itself: nothing is loaded, no script runs, and of styles only this sheet's."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_policy(style)),
+        tag("title", title),
+        tag("style", Html(style)),
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', tag('div', *body, class_='page')), lang='en')}\n"
+
+
+def _policy(style: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"

@@ -76,7 +76,7 @@ class Shelf:
     def resolve(self, model: str | None = None) -> str:
         return (self.folder / "champion").read_text()
 
-    def log_night(self, number: str, manifest: dict[str, Any]) -> None:
+    def log_night(self, number: str, manifest: dict[str, Any], reports: dict[str, bytes]) -> None:
         (self.folder / f"{manifest['run']}.json").write_text(number)
 
     def download(self, number: str, folder: Path) -> None:

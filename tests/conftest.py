@@ -13,6 +13,7 @@ import pytest
 
 from jobs.cli import quiet
 from tests import tiny
+from tests.browser import chromium
 
 quiet()
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -45,6 +46,12 @@ def s3_server() -> str:
             pytest.fail(message)
         pytest.skip(message)
     return "s3://spin"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium; for one module, as nothing else can run an event loop beside it."""
+    yield from chromium()
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])

@@ -42,8 +42,8 @@ def spin(
 
 
 def one_line(error: str) -> str:
-    """The message, which must be all that was printed."""
-    lines = error.strip().splitlines()
+    """The message, which must be all that was printed, progress of a slow machine aside."""
+    lines = [line for line in error.strip().splitlines() if not line.startswith('{"stage"')]
     assert len(lines) == 1, error
     assert lines[0].startswith("error: ")
     assert "Traceback" not in error

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -26,9 +23,10 @@ from spin.page import Driver, page, shown_neurons
 from spin.picture import levels, signed, sums
 from spin.settings import BackboneSettings
 from spin.sites import Column
-from spin.style import POLICY, SWITCHABLE, shade
+from spin.style import SWITCHABLE, shade
 from spin.task import Task
 from tests import tiny
+from tests.browser import opened
 from tests.test_neurons import Project, train
 
 COLUMNS = [f"{kind}.{n:02d}.{of}" for n in range(4) for kind in ("resid", "ffn") for of in ("mean", "max")]
@@ -45,44 +43,6 @@ NASTY = [
     "javascript:window.hit=1 {{7*7}} ${7*7} %s",
     "x" * 300,
 ]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium; for one module, as nothing else can run an event loop beside it."""
-    chromium = shutil.which("chromium")
-    if not chromium:
-        message = "no chromium: run the tests with `make test`, which installs it (infra/browser.sh)"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-@contextmanager
-def opened(browser: Any, path: Path, html: str, *, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
-    """The page in a window; at the end it must have asked for nothing, said nothing and run nothing."""
-    path = path / "page.html"
-    path.write_text(html, encoding="utf-8")
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    window, asked, said = context.new_page(), [], []
-    window.on("request", lambda request: asked.append(request.url))
-    window.on("console", lambda message: said.append(message.text))
-    window.on("pageerror", lambda error: said.append(str(error)))
-    window.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    window.goto(path.as_uri())
-    yield window
-    assert asked == [path.as_uri()]
-    assert said == []
-    assert window.evaluate("window.hit") is None
-    context.close()
 
 
 def explained(
@@ -373,8 +333,9 @@ def test_each_line_of_a_text_has_its_own_direction(browser: Any, tmp_path: Path)
 def test_page_is_one_document_that_may_load_nothing() -> None:
     html = page(explained())
     assert html.startswith('<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"')
-    assert POLICY.startswith("default-src 'none'; style-src 'sha256-")
-    assert "unsafe" not in POLICY
+    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy.startswith("default-src &#x27;none&#x27;; style-src &#x27;sha256-")
+    assert "unsafe" not in policy
     assert not re.search(r"<script|<link|<img|<iframe|@import|url\(|\bsrc=|\bhref=|\bstyle=", html)
 
 

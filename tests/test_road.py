@@ -24,7 +24,7 @@ from pipelines.registry import CHALLENGER, CHAMPION, Registry
 from pipelines.road import run_road, run_stages
 from pipelines.shards import map_shards
 from pipelines.store import Store
-from spin.errors import BadRowsError, UnavailableError, UserError
+from spin.errors import BadRowsError, DriftError, UnavailableError, UserError
 from spin.settings import RaySettings, Settings, parse_settings
 from tests import tiny
 
@@ -171,6 +171,31 @@ def test_a_night_has_every_row_once(road: Road) -> None:
     assert logged.data.metrics["dead_rate"] == pytest.approx(4 / 174)
     assert logged.data.metrics["documents_per_s"] > 0
     assert logged.data.tags["spin.version"] == "1"
+    assert logged.data.metrics["psi_labels"] == manifest["drift"][0]["psi"] < manifest["drift"][0]["limit"]
+    assert "174 documents" in (out.read("report.html") or b"").decode().replace("</b>", "")
+
+
+def test_drift_is_told_and_fails_only_if_asked(road: Road) -> None:
+    """Documents of one class, each said three times over: published whole all the same; status 7 where asked for."""
+    said = [row for row in tiny.documents(240, CLASSES, seed=9) if row["label"] == CLASSES[0]]
+    source = road.write("odd.parquet", [{"id": row["id"], "text": 3 * f"{row['text']} "} for row in said])
+    output = f"{road.base}/drifted"
+    usual = road.write("usual.parquet", [{k: row[k] for k in ("id", "text")} for row in road.documents[:99]])
+    run_classify(road.settings, road.registry, usual, output, night="2026-01-01")
+    manifest = run_classify(road.settings, road.registry, source, output, night="2026-01-02")
+    drifted = {row["name"] for row in manifest["drift"] if row["drifted"]}
+    assert {"labels", "lengths"} <= drifted
+    labels = manifest["drift"][0]
+    assert sum(labels["now"]) == len(said)
+    assert sum(labels["then"]) == road.manifest["counts"]["test"]
+    assert manifest["before"]["date"] == "2026-01-01"
+    assert sum(manifest["before"]["counts"]["labels"].values()) == 99
+    strict = road.with_settings(classify={"fail_on_drift": True})
+    with pytest.raises(DriftError, match=r"published, but its labels, .* drifted .*report\.html") as error:
+        run_classify(strict, road.registry, source, output, night="2026-01-03")
+    assert error.value.status == 7
+    assert Store(output).read_json("latest")["date"] == "2026-01-03"
+    assert len(read_predictions(output)) == len(said)
 
 
 def mlflow_runs(road: Road, night: str) -> list[Any]:
@@ -209,7 +234,7 @@ def test_a_night_keeps_to_its_batch(road: Road, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match=r"classify: .*files\.0\.size.*--restart"):
         run_classify(road.settings, road.registry, more, output, night="2026-02-01")
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "copy", full)
+        patch.setattr(Store, "move", full)
         with pytest.raises(UnavailableError, match="no space"):
             run_classify(road.settings, road.registry, more, output, night="2026-02-01", restart=True)
     with pytest.raises(UserError, match="has no finished night"):
