@@ -31,6 +31,8 @@ class Tokens:
     ids: list[list[int]]
     truncated: int
     """how many of the texts were cut"""
+    unknown: list[int]
+    """of each text, its tokens that stand for what the tokenizer does not know"""
 
 
 @dataclass
@@ -111,7 +113,14 @@ class Backbone:
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False)
         # a text of no tokens at all (a tokenizer without special tokens) still needs one to read
         ids = [row or [self.pad_id] for row in encoded["input_ids"]]
-        return Tokens(ids, sum(bool(e.overflowing) for e in encoded.encodings))
+        return Tokens(ids, sum(bool(e.overflowing) for e in encoded.encodings), self._unknown(ids))
+
+    def _unknown(self, ids: Sequence[list[int]]) -> list[int]:
+        """Tokenizers of bytes know everything; some of them name a token for unknown that begins or ends a text."""
+        unknown, tokenizer = self.tokenizer.unk_token_id, self.tokenizer
+        if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+            return [0] * len(ids)
+        return [row.count(unknown) for row in ids]
 
     @cached_property
     def pad_id(self) -> int:

@@ -183,6 +183,11 @@ class ClassifySettings(_Section):
         0.1, ge=0, le=1, description="share of files that cannot be read, above which a night fails"
     )
     max_dead_fraction: float = Field(0.1, ge=0, le=1, description="share of dead letters above which a night fails")
+    max_psi: float = Field(
+        0.1, gt=0, description="population stability index against training above which, chance aside, it is drift"
+    )
+    fail_on_drift: bool = Field(False, description="leave with status 7 where documents have drifted, after publishing")
+    dead_letter_text: bool = Field(False, description="keep the texts of dead letters, for who may read the output")
 
 
 class Settings(_Section):
@@ -255,12 +260,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals or not path:
         raise UserError(f"--set {override}: expected a.b=value")
+    shown = "***" if holds_password(override) else override
     *parents, last = path.split(".")
     for key in parents:
         child = tree.setdefault(key, {})
         if not isinstance(child, dict):
             raise UserError(f"--set {shown}: '{key}' is a value, it has no '{last}'")
-    shown = "***" if holds_password(override) else override
         tree = child
     try:
         tree[last] = yaml.safe_load(value)

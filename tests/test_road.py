@@ -207,6 +207,17 @@ def mlflow_runs(road: Road, night: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], f"tags.`spin.night` = '{night}'"))
 
 
+def test_no_credential_is_written(road: Road) -> None:
+    """Not in features, probes, models, nights, MLflow's database or its artifacts."""
+    names = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID")
+    secrets = [os.environ[name].encode() for name in names if name in os.environ]
+    store = Store(road.base)
+    written = [store.read(key) or b"" for key in store.list()]
+    written += [path.read_bytes() for path in road.folder.rglob("*") if path.is_file()]
+    assert len(written) > 40
+    assert not [secret for secret in secrets for data in written if secret in data]
+
+
 def test_too_many_dead_letters_publish_nothing(road: Road) -> None:
     """Status 4, with nothing where readers look; raising the limit publishes what was computed."""
     source = road.write("empty.parquet", [{"id": str(n), "text": "fine" if n else ""} for n in range(4)])
