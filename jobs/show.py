@@ -73,7 +73,8 @@ def night(manifest: dict[str, Any], output: str) -> None:
     for row in manifest["drift"]:
         if row["drifted"]:
             say(f"          drift: {row['name']} stability index {row['psi']:.2f}, above {row['limit']:.2f}")
-    say(f"          predictions in {output.rstrip('/')}/predictions, the report in report.html there")
+    where = output.rstrip("/")
+    say(f"          predictions in {where}/predictions, the report in {where}/_runs/{manifest['run']}/report.html")
 
 
 def evaluation(found: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pipelines import corpus
 from pipelines.documents import Shard
 from pipelines.lease import Lease
 from pipelines.manifest import Plan
-from pipelines.night import Night, Run, read_manifest, taken_by, taken_of
+from pipelines.night import Night, Run, check_unchanged, read_manifest, taken_by, taken_of
 from pipelines.pace import busy_seconds
 from pipelines.predictions import PROFILE, ClassifyStep
 from pipelines.reference import drift_of
@@ -58,46 +58,40 @@ def run_classify(
     date = _night(night)
     out = Store(output)
     version = registry.resolve(model)
-    files = corpus.list_files(source)
+    odd: dict[str, str] = {}
+    files = corpus.describe(corpus.list_files(source, bad=odd))
     taken = taken_by(read_manifest(since)) if since else []
-    skipped = [file for file in corpus.describe(files) if file in taken]
-    new = [file for file in files if asdict(file) not in skipped]
     with Lease(out) as lease, tempfile.TemporaryDirectory() as folder:
         registry.download(version, Path(folder))
-        facts = _facts(settings, registry, version, Path(folder), source)
+        config = json.loads((Path(folder) / artifact.CONFIG).read_text(encoding="utf-8"))
+        facts = _facts(settings, registry, version, config["backbone"]["digest"], source)
         tonight = Night(out, date, lease)
-        run, plan = tonight.begin(
-            facts,
-            corpus.describe(files),
-            lambda: {**_plan(settings, new), "skipped": skipped},
-            skipped=skipped,
-            restart=restart,
-        )
+        run, plan = tonight.begin(facts, files, lambda new: _plan(settings, new, odd), taken=taken, restart=restart)
         manifest = run.finished(plan)
         if manifest is None:
             for name in (artifact.CONFIG, artifact.TENSORS):
                 run.store.write(f"model/{name}", (Path(folder) / name).read_bytes())
             outcomes = _run(settings, run, plan, version, lease)
+            check_unchanged(plan, corpus.describe(corpus.list_files(source, bad={})))
             manifest = run.finish(
                 plan,
                 outcomes,
                 date,
+                format=FORMAT,
+                output=out.uri,
                 model=registry.name,
-                classes=json.loads((Path(folder) / artifact.CONFIG).read_text(encoding="utf-8"))["classes"],
                 model_version=version,
+                classes=config["classes"],
                 seconds=round(busy_seconds(outcomes), 1),
-                **_compared(settings, out, run, plan, outcomes, date, Path(folder)),
+                drift=_drift(settings, run, plan, outcomes, Path(folder)),
+                before=_before(out, date),
             )
         _check_shares(settings, manifest)
         reports = reports_of(manifest)
         tonight.publish(run, manifest, reports)
         registry.log_night(version, manifest, reports)
-    moved = [row["name"] for row in manifest["drift"] if row["drifted"]]
-    if moved and settings.classify.fail_on_drift:
-        raise DriftError(
-            f"the night of {date} is published, but its {', '.join(moved)} drifted from the training reference "
-            f"(classify.max_psi {settings.classify.max_psi}); see report.html in {out.uri}"
-        )
+    if settings.classify.fail_on_drift:
+        _check_drift(manifest, out)
     return manifest
 
 
@@ -127,33 +121,36 @@ def _run(settings: Settings, run: Run, plan: Plan, version: str, lease: Lease) -
     return outcomes
 
 
-def _compared(
-    settings: Settings, out: Store, run: Run, plan: Plan, outcomes: list[dict[str, Any]], date: str, model: Path
-) -> dict[str, Any]:
-    """What the manifest says of this night against training and against the night before it."""
+def _drift(
+    settings: Settings, run: Run, plan: Plan, outcomes: list[dict[str, Any]], model: Path
+) -> list[dict[str, Any]]:
+    """This night against training."""
     keys = [key for outcome in taken_of(plan, outcomes) for key in outcome["files"] if key.endswith(PROFILE)]
+    return drift_of(run.store, keys, model, settings.choose, settings.classify.max_psi)
+
+
+def _before(out: Store, date: str) -> dict[str, Any] | None:
+    """What the manifest keeps of the night before this one, if that is the latest."""
     latest = out.read_json("latest")
-    before = out.read_json(latest["manifest"]) if latest and latest["date"] != date else None
-    return {
-        "drift": drift_of(run.store, keys, model, settings.choose, settings.classify.max_psi),
-        "before": before and {name: before[name] for name in ("date", "model_version", "counts")},
-    }
+    manifest = out.read_json(latest["manifest"]) if latest and latest["date"] < date else None
+    if manifest is None or manifest.get("format") != FORMAT:
+        return None
+    return {name: manifest[name] for name in ("date", "model_version", "counts")}
 
 
-def _plan(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:
+def _plan(settings: Settings, files: list[dict[str, Any]], odd: dict[str, str]) -> dict[str, Any]:
     """The shards of the files that can be read, what is wrong with the others, about how many documents there are."""
-    bad: dict[str, str] = {}
-    shards = corpus.plan_shards(files, settings.ray.shard_documents, settings.data, bad=bad)
-    sizes = (settings.ray.shard_documents if shard.by_bytes else shard.stop - shard.start for shard in shards)
-    return {"shards": [asdict(shard) for shard in shards], "bad": bad, "documents": sum(sizes)}
+    bad, data = dict(odd), settings.data
+    shards = corpus.plan_shards([corpus.File(**f) for f in files], settings.ray.shard_documents, data, bad=bad)
+    documents = sum(shard.documents for shard in shards)
+    return {"shards": [asdict(shard) for shard in shards], "bad": bad, "documents": documents}
 
 
-def _facts(settings: Settings, registry: Registry, version: str, artifact: Path, source: str) -> dict[str, Any]:
+def _facts(settings: Settings, registry: Registry, version: str, digest: str, source: str) -> dict[str, Any]:
     """What changes predictions; not worker counts, logging or the shares that are allowed to fail."""
-    config = json.loads((artifact / "config.json").read_text(encoding="utf-8"))
     return {
         "format": FORMAT,
-        "model": {"name": registry.name, "version": version, "backbone": config["backbone"]["digest"]},
+        "model": {"name": registry.name, "version": version, "backbone": digest},
         "choose": settings.choose,
         "decision": settings.decision.model_dump(),
         "backbone": settings.backbone.model_dump(
@@ -180,6 +177,16 @@ def _check_shares(settings: Settings, manifest: dict[str, Any]) -> None:
         raise BadRowsError(
             f"{counts['dead']} of {counts['rows']} rows cannot be classified ({reasons}), more than "
             f"classify.max_dead_fraction {allowed.max_dead_fraction} allows; mend them, or raise it and run again"
+        )
+
+
+def _check_drift(manifest: dict[str, Any], out: Store) -> None:
+    """Raise DriftError, naming what has drifted."""
+    moved = [f"{r['name']} ({r['psi']:.2f}, limit {r['limit']:.2f})" for r in manifest["drift"] if r["drifted"]]
+    if moved:
+        raise DriftError(
+            f"the night of {manifest['date']} is published, but it drifted from training: {', '.join(moved)}; see "
+            f"{out.uri}/_runs/{manifest['run']}/report.html"
         )
 
 

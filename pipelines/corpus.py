@@ -43,11 +43,12 @@ class Labelled:
     shard_rows: list[int]
 
 
-def list_files(uri: str) -> list[File]:
+def list_files(uri: str, *, bad: dict[str, str] | None = None) -> list[File]:
     """The files of a path, a folder or a glob, in order of name.
 
     Names that begin with `_` or `.` are left out, of folders and files alike, unless the URI itself spells them.
-    Raises UserError when there are none, or one is not Parquet, JSONL or CSV.
+    Raises UserError when there are none, and BadFileError for one that is not Parquet, JSONL or CSV; where `bad` is
+    given, such files are left out and it takes in their URIs, with the reason.
     """
     fs, path = open_filesystem(uri)
     with store_errors(uri):
@@ -58,7 +59,15 @@ def list_files(uri: str) -> list[File]:
         else:
             paths = _glob(fs, path)
         infos = [fs.info(p) for p in sorted(paths)]
-    files = [_file(fs.unstrip_protocol(i["name"]).removeprefix("file://"), i) for i in infos if i["type"] == "file"]
+    files = []
+    for info in (info for info in infos if info["type"] == "file"):
+        uri_of = fs.unstrip_protocol(info["name"]).removeprefix("file://")
+        try:
+            files.append(_file(uri_of, info))
+        except BadFileError as error:
+            if bad is None:
+                raise
+            bad[uri_of] = str(error)
     if not files:
         raise UserError(f"no data at {uri}; expected a file, a folder or a glob of Parquet, JSONL or CSV")
     return files
@@ -73,7 +82,7 @@ def plan_shards(
     JSONL by rows, for which they are read once here. Raises BadFileError for a file that cannot be read or lacks a
     column; where `bad` is given, such files are left out and it takes in their URIs, with the reason.
     """
-    ranges: list[tuple[File, int, int, bool]] = []
+    ranges: list[tuple[File, int, int, int | None]] = []
     for file in files:
         try:
             ranges += [(file, *bounds) for bounds in _ranges(file, documents, data)]
@@ -81,7 +90,10 @@ def plan_shards(
             if bad is None:
                 raise
             bad[file.uri] = str(error)
-    return [Shard(n, f.uri, f.kind, start, stop, by_bytes) for n, (f, start, stop, by_bytes) in enumerate(ranges)]
+    return [
+        Shard(n, file.uri, file.kind, start, stop, lines is not None, stop - start if lines is None else lines)
+        for n, (file, start, stop, lines) in enumerate(ranges)
+    ]
 
 
 def read_labelled(shards: Sequence[Shard], data: DataSettings) -> Labelled:
@@ -157,23 +169,23 @@ def _file(uri: str, info: dict[str, Any]) -> File:
         stem = stem.removesuffix(packed)
     kind = next((kind for ending, kind in _KINDS.items() if stem.endswith(ending)), None)
     if kind is None or (kind == "parquet" and stem != uri.lower()):
-        raise UserError(f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
+        raise BadFileError(f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
     version = str(info.get("ETag") or info.get("mtime") or "").strip('"')
     return File(uri, kind, int(info["size"]), version)
 
 
-def _ranges(file: File, documents: int, data: DataSettings) -> Iterator[tuple[int, int, bool]]:
+def _ranges(file: File, documents: int, data: DataSettings) -> Iterator[tuple[int, int, int | None]]:
+    """Rows from and to; or bytes from and to and about how many lines they hold."""
     with reading(file.uri):
         if file.kind == "parquet":
             for start, stop in _parquet_ranges(file, documents, data):
-                yield start, stop, False
+                yield start, stop, None
         elif file.kind == "jsonl" and codec_of(file.uri) is None:
-            for start, stop in _line_ranges(file, documents):
-                yield start, stop, True
+            yield from _line_ranges(file, documents)
         else:
             rows = count_rows(file.uri, file.kind, data)
             for start in range(0, rows, documents):
-                yield start, min(start + documents, rows), False
+                yield start, min(start + documents, rows), None
 
 
 def _parquet_ranges(file: File, documents: int, data: DataSettings) -> Iterator[tuple[int, int]]:
@@ -193,17 +205,18 @@ def _parquet_ranges(file: File, documents: int, data: DataSettings) -> Iterator[
         yield start, stop
 
 
-def _line_ranges(file: File, documents: int) -> Iterator[tuple[int, int]]:
-    """Byte ranges of about so many lines by the length of the first ones, each ending at a line end."""
+def _line_ranges(file: File, documents: int) -> Iterator[tuple[int, int, int]]:
+    """Byte ranges of about so many lines by the length of the first ones, each ending at a line end, and how many."""
     if file.size == 0:
         return
     fs, path = open_filesystem(file.uri)
     sample = fs.cat_file(path, start=0, end=min(_SAMPLE, file.size))
-    step = max(1, documents * len(sample) // max(1, sample.count(b"\n")))
+    lines = max(1, sample.count(b"\n"))
+    step = max(1, documents * len(sample) // lines)
     start = 0
     while start < file.size:
         stop = _line_end(fs, path, min(start + step, file.size), file.size)
-        yield start, stop
+        yield start, stop, -(-(stop - start) * lines // len(sample))
         start = stop
 
 

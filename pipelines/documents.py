@@ -39,6 +39,8 @@ class Shard:
     start: int
     stop: int
     by_bytes: bool = False
+    documents: int = field(default=0, compare=False)
+    """rows, where a range of bytes only tells about how many"""
 
     @property
     def name(self) -> str:

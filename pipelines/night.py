@@ -39,15 +39,17 @@ class Night:
         self,
         facts: dict[str, Any],
         files: list[dict[str, Any]],
-        detail: Callable[[], dict[str, Any]],
+        detail: Callable[[list[dict[str, Any]]], dict[str, Any]],
         *,
-        skipped: list[dict[str, Any]] | None = None,
+        taken: Sequence[dict[str, Any]] = (),
         restart: bool,
     ) -> tuple[Run, Plan]:
-        """The run that counts and its frozen plan: the one that is there, else a new one of the files not `skipped`.
+        """The run that counts and its frozen plan: the one that is there, else a new one of the files not `taken`.
 
-        Files that have appeared since a plan was frozen wait for another night. Raises UserError, saying what
-        differs, where the facts or a file of the plan have changed; `restart` begins another run instead.
+        `detail` works out a plan of the files that are left. Files that have appeared since a plan was frozen wait
+        for another night. Raises UserError, saying what differs, where the facts or a file of the plan have changed;
+        `restart` begins another run instead, which skips what the one before it skipped: by now the night itself may
+        be among those that have taken files.
         """
         number = self._number()
         run = self._run(number)
@@ -57,12 +59,15 @@ class Night:
             planned = [now.get(file["uri"], {**file, "version": "gone"}) for file in kept.facts["files"]]
             facts = {**facts, "files": planned}
             if restart and kept.fingerprint != Plan.of("classify", facts).fingerprint:
-                number, kept = number + 1, None
+                number, taken, kept = number + 1, kept.detail["skipped"], None
                 run = self._run(number)
+        known = {_identity(file) for file in taken}
+        skipped = [file for file in files if _identity(file) in known]
+        new = [file for file in files if _identity(file) not in known]
         if kept is None:
-            facts = {**facts, "files": [file for file in files if file not in (skipped or [])]}
+            facts = {**facts, "files": new}
         self.lease.check()
-        plan = freeze(run.store, "classify", facts, detail, restart=restart)
+        plan = freeze(run.store, "classify", facts, lambda: {**detail(new), "skipped": skipped}, restart=restart)
         self.out.write_json(f"_runs/{self.date}.json", {"run": run.name})
         return run, plan
 
@@ -124,6 +129,17 @@ def read_manifest(output: str) -> dict[str, Any]:
     if manifest is None:
         raise UserError(f"{output} has no finished night; `spin classify` makes one")
     return manifest
+
+
+def check_unchanged(plan: Plan, files: Sequence[dict[str, Any]]) -> None:
+    """Raise UserError where a file of the plan is another one now: it may have been read half before, half after."""
+    now = {_identity(file) for file in files}
+    changed = [file["uri"] for file in plan.facts["files"] if _identity(file) not in now]
+    if changed:
+        raise UserError(
+            f"classify: {len(changed)} of {len(plan.facts['files'])} files changed while they were read, {changed[0]} "
+            "for one; nothing is published. Start over with --restart once they are whole"
+        )
 
 
 def taken_by(manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -200,9 +216,14 @@ def _bad_files(plan: Plan, outcomes: Sequence[dict[str, Any]]) -> dict[str, str]
     return bad
 
 
+def _identity(file: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a file from others and from itself when it has changed."""
+    return file["uri"], file["size"], file["version"]
+
+
 def count(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The counts of a night over the shards that it takes."""
-    names = ("rows", "predicted", "abstained", "dead", "tokens", "truncated")
+    names = ("rows", "predicted", "abstained", "unlabelled", "dead", "tokens", "truncated")
     counts: dict[str, Any] = {name: sum(outcome[name] for outcome in outcomes) for name in names}
     counts["truncated_share"] = round(counts["truncated"] / max(1, counts["predicted"]), 4)
     for name in ("reasons", "labels", "depths"):

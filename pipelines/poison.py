@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from pipelines.ledger import Attempt
-from spin.errors import SpinError
+from spin.errors import BadFileError, NotFiniteError, SpinError
 
 T = TypeVar("T")
 PATIENCE = 2
@@ -24,9 +24,15 @@ def isolate(
     A piece that raises is halved until the row that does it is alone. A process that is killed says nothing: once
     that has happened `PATIENCE` times, each piece is noted before it is tried, so that the next process knows which
     one was deadly and divides it. Both end after a number of tries that is logarithmic in the number of rows.
-    A SpinError is no document's fault and passes.
+    A SpinError is no document's fault and passes, but for activations that are not finite.
     """
     return _Isolation(work, attempt).run(rows)
+
+
+def check_readable(uri: str, attempt: Attempt) -> None:
+    """Raise BadFileError where a shard's process was killed again and again before it came to any document."""
+    if attempt.deaths > PATIENCE and not attempt.note:
+        raise BadFileError(f"{uri}: every process that read it was killed")
 
 
 class _Isolation:
@@ -69,9 +75,9 @@ class _Isolation:
             self.attempt.keep({"deadly": self.deadly, "trying": [rows[0], rows[-1]]})
         try:
             done.append((rows, self.work(rows)))
-        except SpinError:
-            raise
         except Exception as error:
+            if isinstance(error, SpinError) and not isinstance(error, NotFiniteError):
+                raise
             if len(rows) == 1:
                 dead[rows[0]] = f"computing it raised {type(error).__name__}"  # its words may hold the text
                 return

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipelines import corpus
 from pipelines.documents import Documents, Shard, is_unicode
 from pipelines.ledger import Attempt
-from pipelines.poison import isolate
+from pipelines.poison import check_readable, isolate
 from pipelines.repeats import repeats_in
 from pipelines.store import Store
 from spin import artifact
@@ -72,6 +72,7 @@ class ClassifyStep:
 
     def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
         try:
+            check_readable(shard.uri, attempt)
             documents = corpus.read_shard(shard, self.data)
         except BadFileError as error:
             return {}, {**_outcome(shard, 0, {}, []), "bad": str(error)}
@@ -86,7 +87,8 @@ class ClassifyStep:
         rows = [row for row in sound if row not in poison]
         features = self._together([features for _, features in pieces])
         values = np.concatenate(list(features.columns.values()), axis=1)
-        scores = self.spin.task.probabilities(self.spin.integration.logits(values))
+        logits = self.spin.integration.logits(values)
+        scores = self.spin.task.probabilities(logits)
         chosen = self.spin.labels(scores)
         predictions = pa.table(
             [
@@ -116,7 +118,7 @@ class ClassifyStep:
             "truncated": features.truncated,
             "depths": {str(self.spin.depth): len(rows)},
         }
-        profile = Profile.of(self.spin.task, self.spin.integration, chosen, scores, values, features)
+        profile = Profile.of(self.spin.task, self.spin.integration, logits, values, features)
         files = {"predictions.parquet": _to_parquet(predictions), PROFILE: profile.to_bytes()}
         if letters:
             files["dead.parquet"] = _to_parquet(pa.Table.from_pylist(letters, schema=DEAD_LETTERS))
@@ -176,6 +178,7 @@ def _outcome(
         "reasons": dict(Counter(reason for reason, _ in dead.values())),
         "labels": dict(Counter(name for label in chosen for name in names_of(label))),
         "abstained": sum(label is None for label in chosen),
+        "unlabelled": sum(not names_of(label) for label in chosen),
         "depths": {},
         "tokens": 0,
         "truncated": 0,

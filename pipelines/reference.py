@@ -39,8 +39,7 @@ def describe_reference(spin: SpinClassifier, features: FeatureShards, labels: La
     found: dict[str, NDArray[Any]] = {}
     for choice, integration in spin.integrated.choices.items():
         values = features.read_selection(integration.selection, rows)
-        scores = spin.task.probabilities(integration.logits(values))
-        profile = Profile.of(spin.task, integration, spin.labels(scores), scores, values, read)
+        profile = Profile.of(spin.task, integration, integration.logits(values), values, read)
         found |= {f"{choice}.{name}": tensor for name, tensor in vars(profile).items()}
     return bytes(save_tensors(found))
 

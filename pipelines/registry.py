@@ -150,7 +150,8 @@ class Registry:
         import mlflow
 
         counts, name = manifest["counts"], f"night {manifest['run']}"
-        tags = {"spin.version": number, "spin.night": manifest["date"], "spin.fingerprint": manifest["fingerprint"]}
+        tags = {"spin.version": number, "spin.night": manifest["date"]}
+        tags |= {f"spin.{name}": manifest[name] for name in ("run", "output", "fingerprint")}
         rows = max(1, counts["rows"])
         metrics = {key: counts[key] for key in ("rows", "predicted", "abstained", "dead", "tokens", "truncated")}
         metrics |= {
@@ -161,12 +162,13 @@ class Registry:
             **{f"psi_{row['name']}": row["psi"] for row in manifest["drift"]},
         }
         with self.tracking.answers():
-            found = (
-                f"tags.`spin.fingerprint` = '{manifest['fingerprint']}' and tags.`spin.night` = '{manifest['date']}'"
-            )
-            if self._client.search_runs([self.tracking.experiment()], found, max_results=1):
+            experiment = self.tracking.experiment()
+            # one that was cut off has its tags, but not its figures
+            wanted = f"attributes.status = 'FINISHED' and tags.`spin.night` = '{manifest['date']}'"
+            logged = self._client.search_runs([experiment], wanted)
+            if any(tags.items() <= run.data.tags.items() for run in logged):
                 return
-            with mlflow.start_run(experiment_id=self.tracking.experiment(), run_name=name, tags=tags):
+            with mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags):
                 mlflow.log_metrics(metrics)
                 for file, data in reports.items():
                     mlflow.log_text(data.decode(), file)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipelines.corpus import read_shard
 from pipelines.documents import Shard
 from pipelines.ledger import Attempt
+from pipelines.poison import check_readable
 from pipelines.store import Store
 from spin.errors import BadFileError
 from spin.settings import DataSettings
@@ -42,6 +43,7 @@ class DigestStep:
 
     def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
         try:
+            check_readable(shard.uri, attempt)
             ids = read_shard(shard, self.data).ids
         except BadFileError:  # the night itself meets it again and says so
             return {}, {"rows": 0}

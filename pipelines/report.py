@@ -86,7 +86,10 @@ def _counts(manifest: Manifest) -> Html:
         f"{files[0]:,} files were read, {files[1]:,} quarantined, {files[2]:,} skipped.",
         f"{counts['tokens']:,} tokens; {counts['truncated']:,} texts were cut at the backbone's limit.",
         f"{counts['abstained']:,} documents were given no label." if counts["abstained"] else "",
-        " ".join(f"{n:,} documents left at block {depth}." for depth, n in sorted(counts["depths"].items())),
+        " ".join(
+            f"{n:,} documents left at block {depth}."
+            for depth, n in sorted(counts["depths"].items(), key=lambda item: int(item[0]))
+        ),
     ]
     return _section("Counts", " ".join(filter(None, more)), whole)
 
@@ -114,8 +117,8 @@ def _pace(manifest: Manifest) -> Html:
         role="img",
         aria_label=f"documents a second over time, at most {top:,.0f}",
     )
-    clock = [datetime.fromtimestamp(float(at), UTC).strftime("%H:%M:%S") for at in (borders[0], borders[-1])]
-    ends = tag("p", tag("span", f"{clock[0]} UTC"), tag("span", f"{clock[1]} UTC"), class_="ends")
+    clock = [f"{datetime.fromtimestamp(float(at), UTC):%Y-%m-%d %H:%M:%S} UTC" for at in (borders[0], borders[-1])]
+    ends = tag("p", *(tag("span", at) for at in clock), class_="ends")
     mean = manifest["counts"]["rows"] / max(manifest["seconds"], 1e-3)
     note = (
         f"{mean:,.1f} documents a second over {manifest['seconds']:,.1f} s of work; the highest column is {top:,.1f}. "
@@ -145,12 +148,15 @@ def _labels(manifest: Manifest) -> Html:
         for name in names[:_CLASSES]
     ]
     more = f" {len(names) - _CLASSES:,} rarer labels are not shown." if len(names) > _CLASSES else ""
-    note = f"Of what was labelled: {', '.join(columns)}, in this order.{more}"
+    note = (
+        f"{', '.join(columns).capitalize()}, in this order; the reference is what the head says of the test documents "
+        f"in training, before thresholds.{more}"
+    )
     return _section("Labels", note, _table(("label", "", *(f"#{name}" for name in columns)), rows))
 
 
 def _mix(counts: Mapping[str, Any]) -> dict[str, float]:
-    return _shares({**counts["labels"], "": counts["abstained"]})
+    return _shares({**counts["labels"], "": counts["unlabelled"]})
 
 
 def _shares(counts: Mapping[str, int]) -> dict[str, float]:

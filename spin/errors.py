@@ -23,6 +23,10 @@ class BadFileError(UserError):
     """A file that cannot be read as what its name says, or lacks a column; a night goes on without it."""
 
 
+class NotFiniteError(UserError):
+    """Activations that are not finite numbers."""
+
+
 class HeldError(SpinError):
     """Another run holds the output."""
 

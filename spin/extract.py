@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spin.backbone import Backbone
 from spin.capture import capture
-from spin.errors import UserError
+from spin.errors import NotFiniteError, UserError
 from spin.pooling import pool
 from spin.sites import Column, Site
 
@@ -110,7 +110,7 @@ def column_types(
 
 def _store(target: NDArray[np.floating], rows: list[int], pooled: Tensor, column: Column) -> None:
     if not bool(torch.isfinite(pooled).all()):
-        raise UserError(f"{column.site}: the backbone gave values that are not finite; try backbone.dtype float32")
+        raise NotFiniteError(f"{column.site}: the backbone gave values that are not finite; try backbone.dtype float32")
     if target.dtype == np.float16:
         largest = float(pooled.abs().max())
         if largest > 65504:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -14,7 +13,7 @@ from safetensors.numpy import save as save_tensors
 from spin.errors import UserError
 from spin.extract import Features
 from spin.integrate import Integration
-from spin.task import Label, Task, names_of
+from spin.task import Task
 
 Floats = NDArray[np.floating]
 Counts = NDArray[np.int64]
@@ -34,7 +33,7 @@ class Profile:
     documents: Counts
     """(1,)"""
     labels: Counts
-    """(K + 1,) documents that were given each class, and those that were given none"""
+    """(K + 1,) documents for which each class speaks, before thresholds, and those for which none does"""
     scores: Counts
     """(20,) documents by their largest probability, between `SCORES`"""
     lengths: Counts
@@ -53,20 +52,19 @@ class Profile:
         cls,
         task: Task,
         integration: Integration,
-        labels: Sequence[Label | None],
-        probabilities: Floats,
+        logits: Floats,
         activations: Floats,
         features: Features,
     ) -> Profile:
-        """Of n documents: their labels (n), probabilities (n, K), raw activations (n, p) and tokens."""
-        at = {name: k for k, name in enumerate(task.classes)}
-        given = [k for label in labels for k in ([at[name] for name in names_of(label)] or [len(task)])]
+        """Of n documents: their logits (n, K), raw activations (n, p) and tokens."""
+        given = task.indicator(task.predict(logits))
+        probabilities = task.probabilities(logits)
         aligned = integration.standardise(activations).astype(np.float64)
         n_tokens, n_unknown = features.n_tokens, features.n_unknown
         return cls(
-            np.array([len(labels)]),
-            np.bincount(np.array(given, np.int64), minlength=len(task) + 1),
-            _histogram(probabilities.max(1) if len(labels) else np.empty(0), SCORES),
+            np.array([len(logits)]),
+            np.array([*given.sum(0), (~given.any(1)).sum()], np.int64),
+            _histogram(probabilities.max(1, initial=0.0), SCORES),
             _histogram(n_tokens, LENGTHS),
             _histogram(n_unknown / np.maximum(n_tokens, 1), UNKNOWN),
             np.array([n_tokens.sum(), n_unknown.sum()], np.int64),

@@ -257,10 +257,10 @@ def parse_settings(tree: dict[str, Any], origin: str = "settings") -> Settings:
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
+    shown = "***" if holds_password(override) else override
     path, equals, value = override.partition("=")
     if not equals or not path:
-        raise UserError(f"--set {override}: expected a.b=value")
-    shown = "***" if holds_password(override) else override
+        raise UserError(f"--set {shown}: expected a.b=value")
     *parents, last = path.split(".")
     for key in parents:
         child = tree.setdefault(key, {})

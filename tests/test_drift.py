@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -42,13 +43,11 @@ def documents(
     draw = np.random.default_rng(seed)
     values = draw.normal(size=(count, NEURONS)).astype(np.float32)
     values[:, 3] += shift
-    share = draw.beta(2, 3, size=count)
-    named = np.where(draw.random(count) < good, "good", "bad").tolist()
+    margin = draw.gamma(2, size=count) * np.where(draw.random(count) < good, 1, -1)
     n_tokens = draw.poisson(length, count).astype(np.int32) + 2
     n_unknown = ((draw.random(count) < odd) * (n_tokens // 10)).astype(np.int32)
     return {
-        "labels": [None if row % 50 == 49 else name for row, name in enumerate(named)],
-        "probabilities": np.stack([share, 1 - share], 1),
+        "logits": np.stack([-margin / 2, margin / 2], 1),
         "activations": values,
         "features": Features({}, n_tokens, n_unknown, 0),
     }
@@ -86,7 +85,8 @@ def test_a_profile_counts_what_a_loop_counts() -> None:
     found = documents(300)
     made, features, scale = profile(found), found["features"], integration()
     assert made.documents == [300]
-    assert made.labels.tolist() == [found["labels"].count(name) for name in ("bad", "good", None)]
+    good = sum(bad < good for bad, good in found["logits"].tolist())
+    assert made.labels.tolist() == [300 - good, good, 0]
     assert made.tokens.tolist() == [features.n_tokens.sum(), features.n_unknown.sum()]
     aligned = (found["activations"] - scale.mean) / scale.scale
     np.testing.assert_allclose(made.mean, aligned.mean(0), atol=1e-5)
@@ -96,19 +96,19 @@ def test_a_profile_counts_what_a_loop_counts() -> None:
         sum(low < share <= high for share in shares)
         for low, high in ((-1, 0), (0, 0.01), (0.01, 0.05), (0.05, 0.2), (0.2, 1))
     ]
-    largest = found["probabilities"].max(1)
+    largest = [math.exp(max(row)) / sum(map(math.exp, row)) for row in found["logits"].tolist()]
     assert made.scores.sum() == made.lengths.sum() == 300
     assert made.scores[:10].sum() == 0
-    assert made.scores[10:12].sum() == (largest <= 0.6).sum()
+    assert made.scores[10:12].sum() == sum(share <= 0.6 for share in largest)
 
 
 def test_a_multilabel_profile_counts_every_label() -> None:
+    """One document of both classes, two of none."""
     task = Task(("a", "b"), True)
     made = Profile.of(
         task,
         integration(),
-        [["a", "b"], [], None],
-        np.full((3, 2), 0.5),
+        np.array([[1.0, 2.0], [-1.0, -2.0], [-3.0, -1.0]]),
         np.zeros((3, NEURONS), np.float32),
         Features({}, np.ones(3, np.int32), np.zeros(3, np.int32), 0),
     )

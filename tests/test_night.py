@@ -59,7 +59,8 @@ class Step:
         files = {"predictions.parquet": parquet({"id": ids[: 3 - dead], "label": [self.says] * (3 - dead)})}
         if dead:
             files["dead.parquet"] = parquet({"id": ids[-1:], "reason": ["odd"]})
-        counts = {"rows": 3, "predicted": 3 - dead, "dead": dead, "abstained": 0, "tokens": 9, "truncated": 0}
+        counts = {"rows": 3, "predicted": 3 - dead, "dead": dead, "tokens": 9, "truncated": 0}
+        counts |= {"abstained": 0, "unlabelled": 0}
         return files, counts | {
             "uri": shard.uri,
             "reasons": {"odd": dead},
@@ -97,11 +98,11 @@ def run_night(
     with Lease(out, ttl=ttl) as lease:
         night = Night(out, date, lease)
         detail = {"shards": shards_of(files), "bad": {}, "documents": 6 * len(files), "skipped": []}
-        run, plan = night.begin(facts, files, lambda: detail, restart=restart)
+        run, plan = night.begin(facts, files, lambda _: detail, restart=restart)
         manifest = run.finished(plan)
         if manifest is None:
             manifest = compute(run, step, plan, date, lease)
-        night.publish(run, manifest)
+        night.publish(run, manifest, {"report.json": run.name.encode()})
         return manifest
 
 
@@ -169,6 +170,8 @@ def check_whole(out: Store, step_says: str = "x", files: int = 2, date: str = "2
     assert [row["id"] for row in rows_in(out, f"predictions/date={date}")] == ids
     work = [key for key in out.list("_runs") if "/parts/" in key or "/attempts/" in key]
     assert work == []
+    latest = out.read_json("latest")
+    assert {out.read(key) for key in ("report.json", f"_runs/{latest['run']}/report.json")} == {latest["run"].encode()}
 
 
 def rows_in(out: Store, folder: str) -> list[dict[str, Any]]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import classify
+from pipelines.ledger import Ledger
 from pipelines.night import read_predictions
+from pipelines.predictions import ClassifyStep
 from pipelines.shards import map_shards
 from pipelines.store import Store
 from spin.classifier import SpinClassifier
-from spin.errors import BadRowsError, UserError
-from spin.settings import parse_settings
+from spin.errors import BadRowsError, NotFiniteError, UserError
+from spin.settings import load_settings
 from tests import chaos, tiny
 from tests.chaos import Shelf
 
@@ -29,7 +34,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Sh
     folder = tmp_path_factory.mktemp("shelf")
     for number, classes in (("1", ("good", "bad")), ("2", ("plain", "bad"))):
         rows = tiny.documents(120, classes)
-        spin = SpinClassifier(str(backbone_folder), metric="accuracy")
+        spin = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
         spin.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
     return Shelf(folder)
 
@@ -48,19 +53,35 @@ class Place:
     def write(self, name: str, rows: list[Row]) -> None:
         (self.folder / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def night(self, out: str = "out", documents: int = 40, **allowed: float) -> dict[str, Any]:
-        tree = {
+    def night(
+        self,
+        out: str = "out",
+        documents: int = 40,
+        *,
+        date: str = DATE,
+        since: str | None = None,
+        restart: bool = False,
+        set: tuple[str, ...] = (),
+        **allowed: float,
+    ) -> dict[str, Any]:
+        tree: dict[str, Any] = {
             "backbone": {"model": str(self.backbone), "dtype": "float32", "device": "cpu"},
             "data": {"train": "nowhere"},
             "store": "nowhere",
             "ray": {"shard_documents": documents},
             "classify": allowed,
         }
-        data = str(self.folder / "data")
-        return classify.run_classify(parse_settings(tree), self.shelf, data, str(self.folder / out), night=DATE)  # type: ignore[arg-type]
+        file = self.folder / "settings.yaml"
+        file.write_text(json.dumps(tree))
+        source, output = str(self.folder / "data"), str(self.folder / out)
+        given: dict[str, Any] = {"night": date, "since": since and str(self.folder / since), "restart": restart}
+        return classify.run_classify(load_settings(file, set), self.shelf, source, output, **given)  # type: ignore[arg-type]
 
     def predictions(self, out: str = "out") -> list[Row]:
         return read_predictions(str(self.folder / out))
+
+    def letters(self, out: str = "out") -> list[Row]:
+        return pq.read_table(self.folder / out / "dead_letters" / f"date={DATE}").to_pylist()  # type: ignore[no-any-return]
 
     def published(self) -> list[str]:
         return [key for key in Store(str(self.folder / "out")).list() if not key.startswith(("_lease/", "_runs/"))]
@@ -141,3 +162,166 @@ def test_a_document_that_raises_is_alone(place: Place, monkeypatch: pytest.Monke
     assert manifest["counts"]["reasons"] == {"poison": 1}
     labels = [[(row["id"], row["label"]) for row in place.predictions(out)] for out in ("without", "out")]
     assert labels[0] == labels[1]
+
+
+class NotFiniteStep(ClassifyStep):
+    """Activations of texts that begin with "inf" are not finite."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        features = self.spin.features
+
+        def odd(texts: list[str]) -> Any:
+            if any(text.startswith("inf") for text in texts):
+                raise NotFiniteError("ffn.01: the backbone gave values that are not finite")
+            return features(texts)
+
+        self.spin.features = odd  # type: ignore[method-assign,assignment]
+
+
+def test_a_document_whose_activations_are_not_finite_is_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a poison document, not the end of every night that has it."""
+    monkeypatch.setattr(classify, "ClassifyStep", NotFiniteStep)
+    rows = tiny.documents(60)
+    place.write("a.jsonl", [*rows[:17], {"id": "poison", "text": "infinite"}, *rows[17:]])
+    assert place.night()["counts"]["reasons"] == {"poison": 1}
+    assert [row["id"] for row in place.predictions()] == [row["id"] for row in rows]
+
+
+def during(stage: str, act: Callable[[Store], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do something to the store of a stage, or beside it, before that stage computes anything."""
+
+    def watched(*args: Any, **given: Any) -> Any:
+        if given["stage"] == stage:
+            act(args[3])
+        return map_shards(*args, **{**given, "here": True})
+
+    monkeypatch.setattr(classify, "map_shards", watched)
+
+
+def test_a_file_that_kills_who_reads_it_is_quarantined(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes died before they came to a document of it: the night goes on without the file."""
+    place.write("a.jsonl", tiny.documents(20))
+    place.write("b.jsonl", tiny.documents(40)[20:])
+
+    def killed(store: Store) -> None:
+        store.write_json("attempts/000000.json", {"begun": 3, "ended": 0, "note": {}})
+
+    for stage in ("ids", "classify"):
+        during(stage, killed, monkeypatch)
+        manifest = place.night(stage, max_bad_files=0.5)
+        found = [(file["uri"].rpartition("/")[2], file["reason"]) for file in manifest["quarantined"]]
+        if stage == "classify":
+            assert [name for name, _ in found] == ["a.jsonl"]
+            assert "every process that read it was killed" in found[0][1]
+        else:
+            assert found == []  # read without its ids, and in the end read all the same
+    assert len(place.predictions("classify")) == 20
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be half of one and half of another is not published; started over, it is."""
+    place.write("a.jsonl", tiny.documents(20))
+    with monkeypatch.context() as patch:
+        during("classify", lambda _: place.write("a.jsonl", tiny.documents(30)), patch)
+        with pytest.raises(UserError, match=r"1 of 1 files changed while they were read, .*a\.jsonl .*--restart"):
+            place.night()
+    assert place.published() == []
+    with pytest.raises(UserError, match=r"files\.0\.size"):
+        place.night()
+    assert place.night(restart=True)["counts"]["rows"] == 30
+
+
+def test_a_file_of_another_kind_is_quarantined(place: Place) -> None:
+    """One stray file is no reason for a night to fail."""
+    place.write("a.jsonl", tiny.documents(20))
+    place.write("notes.txt", [])
+    manifest = place.night(max_bad_files=0.5)
+    [file] = manifest["quarantined"]
+    assert file["reason"].endswith(
+        "notes.txt is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv"
+    )
+    assert len(place.predictions()) == 20
+
+
+def test_starting_over_skips_what_the_night_skipped(place: Place) -> None:
+    """Not what the night itself has taken since: with `since` its own output, all its rows are there again."""
+    place.write("a.jsonl", tiny.documents(20))
+    place.night(date="2026-02-28", since=None)
+    place.write("b.jsonl", tiny.documents(50)[20:])
+    for number, restart in (("1", False), ("2", True), ("2", False)):
+        place.promote(number)
+        manifest = place.night(since="out", restart=restart)
+        assert [file["uri"].rpartition("/")[2] for file in manifest["inputs"]] == ["b.jsonl"]
+        assert [file["uri"].rpartition("/")[2] for file in manifest["skipped"]] == ["a.jsonl"]
+        assert {row["model_version"] for row in place.predictions()} == {number}
+        assert len(place.predictions()) == 30
+
+
+def test_texts_are_kept_only_if_asked(place: Place) -> None:
+    """A dead letter has an id and a reason; its text for who asks, lone surrogates replaced."""
+    rows = [{"id": "a", "text": "a fine day"}, {"id": "a", "text": "again"}, {"id": "b", "text": None}]
+    place.write("a.jsonl", [*rows, {"id": "c", "text": "half \ud800"}, {"id": "d", "text": 7}])
+    place.night(max_dead_fraction=1)
+    assert [letter["text"] for letter in place.letters()] == [None] * 4
+    place.night("asked", max_dead_fraction=1, dead_letter_text=True)
+    assert [letter["text"] for letter in place.letters("asked")] == ["again", None, "half ?", None]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("choose=cheapest", 'choose is "cheapest", was "accuracy"'),
+        ("decision.abstain=0.1", "decision.abstain is 0.1, was 0"),
+        ("decision.thresholds={good: 0.9}", "decision.thresholds"),
+        ("backbone.dtype=bfloat16", "backbone.dtype"),
+        ("backbone.max_tokens=16", "backbone.max_tokens is 16, was 256"),
+        ("backbone.batch_tokens=64", "backbone.batch_tokens is 64"),
+        ("backbone.pool_special_tokens=true", "backbone.pool_special_tokens is true"),
+        ("data.id=label", 'data.id is "label", was "id"'),
+        ("data.text=label", 'data.text is "label", was "text"'),
+        ("data.ids=trusted", 'data.ids is "trusted"'),
+        ("ray.shard_documents=7", "shard_documents is 7, was 40"),
+        ("classify.dead_letter_text=true", "dead_letter_text is true"),
+    ],
+)
+def test_what_changes_results_is_refused(place: Place, change: str, named: str) -> None:
+    """One setting at a time, of a night that has ended as of one that has not."""
+    place.write("a.jsonl", tiny.documents(12))
+    place.night()
+    with pytest.raises(UserError, match=rf"made with other settings or data: .*{re.escape(named)}.*--restart"):
+        place.night(set=(change,))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["ray.workers=2", "ray.stall_seconds=9", "classify.max_psi=0.9", "classify.fail_on_drift=true", "metric=accuracy"],
+)
+def test_what_does_not_change_results_resumes(place: Place, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A night that stopped after a shard goes on from there."""
+    place.write("a.jsonl", tiny.documents(120))
+
+    class Stop(Exception):
+        pass
+
+    def stop(ledger: Ledger, name: str, *args: Any) -> Any:
+        if ledger.store.uri.endswith("-001") and name == "000002":
+            raise Stop
+        return commit(ledger, name, *args)
+
+    commit = Ledger.commit
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "commit", stop)
+        with pytest.raises(Stop):
+            place.night()
+    computed: list[str] = []
+    monkeypatch.setattr(
+        Ledger,
+        "commit",
+        lambda ledger, name, *args: (computed.append(f"{ledger.store.uri[-3:]} {name}"), commit(ledger, name, *args))[
+            1
+        ],
+    )
+    place.night(set=(change,))
+    assert computed == ["001 000002"]
+    assert len(place.predictions()) == 120

@@ -145,3 +145,47 @@ def test_a_version_without_a_digest_is_refused(shelf: Shelf, tmp_path: Path) -> 
             shelf.registry.download("1", tmp_path)
     finally:
         client.set_model_version_tag("tiny", "1", "spin.artifact", digest)
+
+
+def test_a_night_that_was_cut_off_is_logged_again(shelf: Shelf) -> None:
+    """A process that dies in the middle leaves a run without figures; one with them is not made twice."""
+    night = {
+        "date": "2026-03-01",
+        "run": "2026-03-01-001",
+        "output": "s3://nights",
+        "fingerprint": "f" * 64,
+        "quarantined": [],
+        "seconds": 2.0,
+        "drift": [{"name": "labels", "psi": 0.25}],
+        "counts": dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8)
+        | {"depths": {"3": 8}},
+    }
+    registry, tracking = shelf.registry, shelf.registry.tracking
+
+    class Killed(BaseException):
+        pass
+
+    class Report(bytes):
+        def decode(self, *_: Any) -> str:
+            raise Killed
+
+    def runs() -> list[Any]:
+        return list(tracking.client.search_runs([tracking.experiment()], "tags.`spin.night` = '2026-03-01'"))
+
+    with pytest.raises(Killed):
+        registry.log_night("1", night, {"report.html": Report()})
+    assert [run.info.status for run in runs()] == ["FAILED"]
+    for _ in range(2):
+        registry.log_night("1", night, {"report.html": b"<p>"})
+    finished = [run for run in runs() if run.info.status == "FINISHED"]
+    assert len(finished) == 1
+    assert finished[0].data.metrics == {
+        **dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8),
+        "dead_rate": 1,
+        "quarantined_files": 0,
+        "documents_per_s": 4,
+        "depth_3": 1,
+        "psi_labels": 0.25,
+    }
+    registry.log_night("1", night | {"output": "s3://others"}, {})
+    assert len(runs()) == 3

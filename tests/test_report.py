@@ -47,6 +47,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "predicted": 12300,
         "dead": 45,
         "abstained": 321,
+        "unlabelled": 321,
         "tokens": 654321,
         "truncated": 77,
         "reasons": {"empty_text": 30, "poison": 2, "null_id": 13},
@@ -70,7 +71,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "before": {
             "date": "2026-02-28",
             "model_version": "6",
-            "counts": {"labels": {"late": 600, "lovely": 400}, "abstained": 0},
+            "counts": {"labels": {"late": 600, "lovely": 400}, "unlabelled": 0},
         },
         "drift": [
             drift("labels", 0.31, [8000, 3979, 321], [1000, 1000, 0]),
@@ -146,7 +147,7 @@ def test_what_comes_from_documents_stays_text(browser: Any, tmp_path: Path) -> N
 
 
 def test_a_night_of_nothing_has_a_report(browser: Any, tmp_path: Path) -> None:
-    counts = dict.fromkeys(("rows", "predicted", "dead", "abstained", "tokens", "truncated"), 0)
+    counts = dict.fromkeys(("rows", "predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0)
     nothing: dict[str, Any] = {"reasons": {}, "labels": {}, "depths": {}}
     found = manifest(counts=counts | nothing, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
     with opened(browser, tmp_path, page(found)) as window:

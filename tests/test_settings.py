@@ -113,7 +113,7 @@ def test_a_password_is_refused_and_not_shown(key: str, uri: str, tmp_path: Path)
     section = key.partition(".")[0]
     assert "hunter2" not in mistake(TREE | {section: [uri]})
     path = written(tmp_path, yaml.safe_dump(TREE))
-    for override in (f"{key}={uri}", f"{key}=[{uri}", f"store.x={uri}"):
+    for override in (f"{key}={uri}", f"{key}=[{uri}", f"store.x={uri}", *([f"{key}:{uri}"] if "=" not in uri else [])):
         with pytest.raises(UserError) as raised:
             load_settings(path, [override])
         assert "hunter2" not in str(raised.value)
