@@ -108,13 +108,15 @@ def classify(
     restart: Restart = False,
 ) -> None:
     """Classify a batch: predictions, dead letters and a manifest."""
-    from pipelines.classify import run_classify
+    from pipelines.classify import check_drift, run_classify
 
     loaded = load_settings(settings, set)
     manifest = run_classify(
         loaded, _registry(loaded), input, output, model=model, night=date, since=since, restart=restart
     )
     show.night(manifest, output)
+    if loaded.classify.fail_on_drift:
+        check_drift(manifest)
 
 
 @app.command()

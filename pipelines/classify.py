@@ -52,8 +52,7 @@ def run_classify(
     The version of the model is resolved once. While it runs, parts lie under `_runs/`; after the manifest, whole parts
     are put into `predictions/date=DATE/` and `dead_letters/date=DATE/`, and `latest` moves last. Raises HeldError where
     another run works here, BadRowsError, with nothing published, for more dead letters or more files that cannot be
-    read than the settings allow, UnavailableError where the store does not answer: the same command resumes. Raises
-    DriftError, the night being published, where `classify.fail_on_drift` asks for it.
+    read than the settings allow, UnavailableError where the store does not answer: the same command resumes.
     """
     date = _night(night)
     out = Store(output)
@@ -90,9 +89,7 @@ def run_classify(
         reports = reports_of(manifest)
         tonight.publish(run, manifest, reports)
         registry.log_night(version, manifest, reports)
-    if settings.classify.fail_on_drift:
-        _check_drift(manifest, out)
-    return manifest
+        return manifest
 
 
 def _run(settings: Settings, run: Run, plan: Plan, version: str, lease: Lease) -> list[dict[str, Any]]:
@@ -180,13 +177,13 @@ def _check_shares(settings: Settings, manifest: dict[str, Any]) -> None:
         )
 
 
-def _check_drift(manifest: dict[str, Any], out: Store) -> None:
-    """Raise DriftError, naming what has drifted."""
+def check_drift(manifest: dict[str, Any]) -> None:
+    """Raise DriftError, naming what has drifted in a night that is published."""
     moved = [f"{r['name']} ({r['psi']:.2f}, limit {r['limit']:.2f})" for r in manifest["drift"] if r["drifted"]]
     if moved:
         raise DriftError(
             f"the night of {manifest['date']} is published, but it drifted from training: {', '.join(moved)}; see "
-            f"{out.uri}/_runs/{manifest['run']}/report.html"
+            f"{manifest['output']}/_runs/{manifest['run']}/report.html"
         )
 
 

@@ -83,7 +83,7 @@ def _counts(manifest: Manifest) -> Html:
     )
     files = len(manifest["inputs"]), len(manifest["quarantined"]), len(manifest["skipped"])
     more = [
-        f"{files[0]:,} files were read, {files[1]:,} quarantined, {files[2]:,} skipped.",
+        f"Of the files {files[0]:,} were taken, {files[1]:,} quarantined, {files[2]:,} skipped.",
         f"{counts['tokens']:,} tokens; {counts['truncated']:,} texts were cut at the backbone's limit.",
         f"{counts['abstained']:,} documents were given no label." if counts["abstained"] else "",
         " ".join(

@@ -22,6 +22,7 @@ from spin.classifier import SpinClassifier
 from spin.errors import BadRowsError, NotFiniteError, UserError
 from spin.settings import load_settings
 from tests import chaos, tiny
+from tests.browser import opened
 from tests.chaos import Shelf
 
 DATE = "2026-03-01"
@@ -325,3 +326,29 @@ def test_what_does_not_change_results_resumes(place: Place, change: str, monkeyp
     place.night(set=(change,))
     assert computed == ["001 000002"]
     assert len(place.predictions()) == 120
+
+
+def test_the_page_of_a_real_night_shows_its_manifest(browser: Any, tmp_path: Path, place: Place) -> None:
+    """What `run_classify` left, of documents, dead letters and a broken file."""
+    place.write("a.jsonl", [*tiny.documents(90), {"id": "x", "text": None}])
+    (place.folder / "data" / "b.parquet").write_bytes(b"PAR1")
+    found = place.night(max_bad_files=0.5)
+    html = (place.folder / "out" / "report.html").read_text()
+    assert html == (place.folder / "out" / "_runs" / found["run"] / "report.html").read_text()
+    with opened(browser, tmp_path, html) as window:
+        shown = window.locator("body").inner_text()
+        assert window.locator(".sum").inner_text().split() == [
+            "91",
+            "documents",
+            "=",
+            "90",
+            "predicted",
+            "+",
+            "1",
+            "dead",
+            "letters",
+        ]
+        assert "null_text" in shown
+        assert found["quarantined"][0]["reason"] in shown
+        assert all(f"{label}" in shown for label in found["counts"]["labels"])
+        assert window.locator(".pace svg").bounding_box()["height"] > 60

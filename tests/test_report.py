@@ -97,7 +97,7 @@ def test_the_numbers_of_the_manifest_are_seen(browser: Any, tmp_path: Path) -> N
             "tweets, night of 2026-03-01",
             "version 7 · run 2026-03-01-001 · 0123456789ab",
             "Drifted from training: mix of labels, means of the selected neurons",
-            "3 files were read, 1 quarantined, 0 skipped",
+            "Of the files 3 were taken, 1 quarantined, 0 skipped",
             "654,321 tokens; 77 texts were cut",
             "321 documents were given no label",
             "12,300 documents left at block 6",
