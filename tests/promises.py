@@ -356,9 +356,9 @@ def failure_without(tree: Path, cut: Cut) -> str | None:
         status, said = try_tests(tree, cut.test)
     finally:
         path.write_text(whole, encoding="utf-8")
-    found = re.search(r"^FAILED \S+(?: .*?)?(?: - (.*))?$", said, re.MULTILINE)
+    found = re.search(r"^FAILED .*? - (.*)", said, re.MULTILINE)
     if status == 1 and found:  # an error of a fixture or of an import is no failure
-        return (found[1] or "it fails")[:100]
+        return found[1][:100]
     if status != 0:
         print(said[-1000:])
     return None
