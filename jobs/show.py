@@ -210,14 +210,14 @@ def _frontier(choice: Mapping[str, Any]) -> Table:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = _columns("", "accuracy", "macro-F1", "neurons used", "depth", "docs/s")
+    table = _columns("", "accuracy", "macro-F1", "neurons", "depth", "docs/s")
     for row in rows:
         share = row["neurons"] / row["neurons_of"]
         table.add_row(
             row["name"],
             f"{100 * row['accuracy']:.1f}",
             f"{100 * row['macro_f1']:.1f}",
-            f"{row['neurons']:,} of {row['neurons_of']:,} ({100 * share:.1f} %)" if row["neurons"] else "–",
+            f"{row['neurons']:,} ({100 * share:.1f} %)" if row["neurons"] else "–",
             f"{row['depth']} of {row['depth_of']}",
             f"{row['docs_per_s']:,.0f}",
         )
@@ -226,7 +226,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def _columns(first: str, *figures: str) -> Table:
     """A table of names and figures; no cell is wrapped."""
-    table = Table(first)
+    table = Table()
+    table.add_column(first, no_wrap=True)
     for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     return table
