@@ -104,15 +104,18 @@ def _run(settings: Settings, run: Run, plan: Plan, version: str, lease: Lease) -
             make, args, work, store, settings.ray, stage=name, documents=documents, lease=lease, here=here
         )
 
-    ids, repeats, keys = run.store / "ids", run.store / "repeats", []
+    ids, repeats = run.store / "ids", run.store / "repeats"
+    keys: list[str] = []
+    bad: dict[str, str] = {}
     if settings.data.ids == "checked":
         parts, names = partitions_of(plan.detail["documents"]), [shard.name for shard in shards]
         few = plan.detail["documents"] <= _FEW_IDS
-        pass_over("ids", ids, shards, DigestStep, settings.data, len(parts), here=few)
+        digested = pass_over("ids", ids, shards, DigestStep, settings.data, len(parts), here=few)
+        bad = {shard.uri: of["bad"] for shard, of in zip(shards, digested, strict=True) if "bad" in of}
         found = pass_over("repeats", repeats, parts, RepeatStep, ids, len(parts), names, here=few)
         keys = [key for outcome in found for key in outcome["files"]]
     outcomes = pass_over(
-        "classify", run.store, shards, ClassifyStep, run.store / "model", version, settings, repeats, keys
+        "classify", run.store, shards, ClassifyStep, run.store / "model", version, settings, repeats, keys, bad
     )
     lease.check()
     return outcomes

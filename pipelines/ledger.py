@@ -57,7 +57,7 @@ class Ledger:
         attempt._write()
         try:
             yield attempt
-        except Exception:
+        except (Exception, KeyboardInterrupt):  # whoever stops a run is no death of a shard's process
             attempt.ended += 1
             attempt._write()
             raise

@@ -52,7 +52,7 @@ class _Isolation:
             self.deadly.append([rows[0], rows[-1]])
         try:
             self._do(rows, done, dead)
-        except Exception:
+        except (Exception, KeyboardInterrupt):
             self._clear()  # no death: the piece that it came from is not to be suspected
             raise
         self._clear()

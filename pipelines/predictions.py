@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,20 @@ def predictions_schema(multilabel: bool) -> pa.Schema:
 
 
 class ClassifyStep:
-    """Reads a shard and gives its predictions and its dead letters."""
+    """Reads a shard and gives its predictions and its dead letters.
 
-    def __init__(self, model: Store, version: str, settings: Settings, repeats: Store, keys: Sequence[str]) -> None:
+    `keys` of `repeats` hold the rows whose id stood earlier; `bad` are the files whose ids could not be read, and why.
+    """
+
+    def __init__(
+        self,
+        model: Store,
+        version: str,
+        settings: Settings,
+        repeats: Store,
+        keys: Sequence[str],
+        bad: Mapping[str, str],
+    ) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name in (artifact.CONFIG, artifact.TENSORS):
                 (Path(folder) / name).write_bytes(model.read(name) or b"")
@@ -68,10 +79,12 @@ class ClassifyStep:
             )
         _ = self.spin.backbone  # loaded once, before the first shard
         self.version, self.data, self.keep_text = version, settings.data, settings.classify.dead_letter_text
-        self.repeats, self.repeat_keys = repeats, keys
+        self.repeats, self.repeat_keys, self.bad = repeats, keys, bad
 
     def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
         try:
+            if shard.uri in self.bad:
+                raise BadFileError(self.bad[shard.uri])
             check_readable(shard.uri, attempt)
             documents = corpus.read_shard(shard, self.data)
         except BadFileError as error:

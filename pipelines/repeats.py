@@ -45,8 +45,8 @@ class DigestStep:
         try:
             check_readable(shard.uri, attempt)
             ids = read_shard(shard, self.data).ids
-        except BadFileError:  # the night itself meets it again and says so
-            return {}, {"rows": 0}
+        except BadFileError as error:  # its ids are not known, so none of its documents may be predicted
+            return {}, {"rows": 0, "bad": str(error)}
         found = np.array([(*_digest(id), row) for row, id in enumerate(ids) if id is not None], _DIGEST)
         partition = found["high"] % self.partitions
         order = np.argsort(partition, kind="stable")

@@ -51,7 +51,7 @@ def measure(now: Profile, then: Profile, selection: Selection, allowed: float) -
 
     Empty where there are no documents to compare.
     """
-    n, m = int(now.documents[0]), int(then.documents[0])
+    n, m = now.documents, then.documents
     if not n or not m:
         return []
     found = []
@@ -96,7 +96,7 @@ def stability_limit(bins: int, n: int, m: int, allowed: float) -> float:
 def _neurons(now: Profile, then: Profile, selection: Selection, allowed: float) -> Drift:
     """Each neuron's mean. The index of two normals a shift of d standard deviations apart is d²."""
     shifts = (now.mean - then.mean) / then.sd
-    noise = math.sqrt(1 / int(now.documents[0]) + 1 / int(then.documents[0]))
+    noise = math.sqrt(1 / now.documents + 1 / then.documents)
     # of p neurons none may exceed it by chance: Bonferroni
     limit = math.sqrt(allowed) + float(norm.isf(LEVEL / (2 * max(1, len(shifts))))) * noise
     names = [(str(column), int(neuron)) for column, neurons in selection.neurons.items() for neuron in neurons]

@@ -30,8 +30,6 @@ UNKNOWN = np.array([0, 0.01, 0.05, 0.2])
 class Profile:
     """Some documents as K classes and p selected neurons see them. Profiles of parts add up to that of the whole."""
 
-    documents: Counts
-    """(1,)"""
     labels: Counts
     """(K + 1,) documents for which each class speaks, before thresholds, and those for which none does"""
     scores: Counts
@@ -40,8 +38,6 @@ class Profile:
     """(22,) documents by their tokens, between `LENGTHS`"""
     unknown: Counts
     """(5,) documents by their share of unknown tokens, between `UNKNOWN`"""
-    tokens: Counts
-    """(2,) tokens, and those of them that are unknown"""
     sums: Floats
     """(p,) of each neuron's aligned activation"""
     squares: Floats
@@ -62,12 +58,10 @@ class Profile:
         aligned = integration.standardise(activations).astype(np.float64)
         n_tokens, n_unknown = features.n_tokens, features.n_unknown
         return cls(
-            np.array([len(logits)]),
             np.array([*given.sum(0), (~given.any(1)).sum()], np.int64),
             _histogram(probabilities.max(1, initial=0.0), SCORES),
             _histogram(n_tokens, LENGTHS),
             _histogram(n_unknown / np.maximum(n_tokens, 1), UNKNOWN),
-            np.array([n_tokens.sum(), n_unknown.sum()], np.int64),
             aligned.sum(0),
             np.square(aligned).sum(0),
         )
@@ -76,14 +70,18 @@ class Profile:
         return Profile(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
+    def documents(self) -> int:
+        return int(self.scores.sum())
+
+    @property
     def mean(self) -> Floats:
         """(p,) of the aligned activations."""
-        return self.sums / max(1, int(self.documents[0]))
+        return self.sums / max(1, self.documents)
 
     @property
     def sd(self) -> Floats:
         """(p,) of the aligned activations, never zero."""
-        variance = self.squares / max(1, int(self.documents[0])) - np.square(self.mean)
+        variance = self.squares / max(1, self.documents) - np.square(self.mean)
         return np.sqrt(np.maximum(variance, 1e-12))
 
     def to_bytes(self) -> bytes:

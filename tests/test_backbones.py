@@ -533,6 +533,15 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path, special: bool) -> None:
     assert (features.truncated, features.n_tokens.tolist()) == (2, [6, 6, 6])
 
 
+def test_unknown_tokens_are_counted(tmp_path: Path) -> None:
+    """One for each word that the tokenizer lacks; none where its token for that also ends a text."""
+    backbone = _load(tiny.bert(tmp_path))
+    texts = ["a fine day", "a xylophone , lovely zebra", "", "[UNK]"]
+    assert backbone.tokenize(texts).unknown == [0, 3, 0, 1]
+    backbone.tokenizer.eos_token = "[UNK]"
+    assert backbone.tokenize(texts).unknown == [0] * 4
+
+
 def test_max_tokens_keeps_within_positions(model: Model) -> None:
     """Whatever the settings ask, a text never outgrows the positions; one that fills them is read."""
     backbone = model.load(max_tokens=5000)

@@ -750,3 +750,15 @@ def test_a_plan_says_what_it_was_made_of(tmp_path: Path) -> None:
     [file] = list_files(str(tmp_path))
     assert corpus.describe([file]) == [{"uri": f"{tmp_path}/a.csv", "kind": "csv", "size": 8, "version": file.version}]
     assert Shard(7, "a", "csv", 0, 1).name == "000007"
+
+
+def test_documents_of_a_range_of_bytes_are_about_counted(tmp_path: Path) -> None:
+    """Alike lines exactly, in files of any size; rows of other files are what they are."""
+    for name, count in (("a", 100), ("b", 7), ("c", 1)):
+        rows = [{"id": f"{name}{n:04d}", "text": "a fine day"} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_bytes(jsonl(rows))
+    (tmp_path / "d.parquet").write_bytes(parquet(rows))
+    shards = plan_shards(list_files(str(tmp_path)), 30, DATA)
+    found = [(Path(shard.uri).stem, shard.documents) for shard in shards]
+    assert found == [*[("a", 30)] * 3, ("a", 10), ("b", 7), ("c", 1), ("d", 1)]
+    assert [len(read_shard(shard, DATA)) for shard in shards] == [documents for _, documents in found]

@@ -57,7 +57,7 @@ def test_a_file_that_is_not_written_commits_nothing(ledger: Ledger, monkeypatch:
 
 
 def test_attempts_tell_deaths_from_errors(ledger: Ledger) -> None:
-    """A try that raises has ended; one whose process is killed has not; notes outlive both."""
+    """A try that raises or is interrupted has ended; one whose process is killed has not; notes outlive both."""
 
     def trial(error: BaseException, deaths: int) -> None:
         with ledger.attempt("000001") as attempt:
@@ -67,10 +67,12 @@ def test_attempts_tell_deaths_from_errors(ledger: Ledger) -> None:
 
     with pytest.raises(UnavailableError):
         trial(UnavailableError("away"), 0)
+    with pytest.raises(KeyboardInterrupt):
+        trial(KeyboardInterrupt(), 0)
     with pytest.raises(Killed):
         trial(Killed(), 0)
-    with ledger.attempt("000001") as third:
-        assert (third.begun, third.deaths, third.note) == (3, 1, {"at": 7})
+    with ledger.attempt("000001") as fourth:
+        assert (fourth.begun, fourth.deaths, fourth.note) == (4, 1, {"at": 7})
     with ledger.attempt("000000"):
         pass
     assert ledger.begun() == ["000000", "000001"]

@@ -211,13 +211,10 @@ def test_a_file_that_kills_who_reads_it_is_quarantined(place: Place, monkeypatch
     for stage in ("ids", "classify"):
         during(stage, killed, monkeypatch)
         manifest = place.night(stage, max_bad_files=0.5)
-        found = [(file["uri"].rpartition("/")[2], file["reason"]) for file in manifest["quarantined"]]
-        if stage == "classify":
-            assert [name for name, _ in found] == ["a.jsonl"]
-            assert "every process that read it was killed" in found[0][1]
-        else:
-            assert found == []  # read without its ids, and in the end read all the same
-    assert len(place.predictions("classify")) == 20
+        [file] = manifest["quarantined"]
+        assert file["uri"].endswith("a.jsonl")
+        assert "every process that read it was killed" in file["reason"]
+        assert [row["id"] for row in place.predictions(stage)] == [row["id"] for row in tiny.documents(40)[20:]]
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +254,15 @@ def test_starting_over_skips_what_the_night_skipped(place: Place) -> None:
         assert [file["uri"].rpartition("/")[2] for file in manifest["skipped"]] == ["a.jsonl"]
         assert {row["model_version"] for row in place.predictions()} == {number}
         assert len(place.predictions()) == 30
+
+
+def test_a_night_is_held_against_the_one_before(place: Place) -> None:
+    """Not against a later one, where a night is made up for."""
+    place.write("a.jsonl", tiny.documents(20))
+    found = {date: place.night(date=date)["before"] for date in ("2026-03-01", "2026-03-03", "2026-03-02")}
+    assert found["2026-03-01"] is None
+    assert (found["2026-03-03"]["date"], found["2026-03-03"]["counts"]["rows"]) == ("2026-03-01", 20)
+    assert found["2026-03-02"] is None
 
 
 def test_texts_are_kept_only_if_asked(place: Place) -> None:

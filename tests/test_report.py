@@ -50,7 +50,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "unlabelled": 321,
         "tokens": 654321,
         "truncated": 77,
-        "reasons": {"empty_text": 30, "poison": 2, "null_id": 13},
+        "reasons": {"empty_text": 2, "null_id": 13, "poison": 30},
         "labels": {"late": 8000, "lovely": 3979},
         "depths": {"6": 12300},
     }
@@ -115,7 +115,7 @@ def test_the_numbers_of_the_manifest_are_seen(browser: Any, tmp_path: Path) -> N
         verdicts = texts(sections["Drift"], "table >> nth=0 >> tbody tr td:last-child")
         assert verdicts == ["drifted", "as in training", "as in training", "as in training", "drifted, 3 of 100"]
         assert texts(sections["Drift"], "table >> nth=1 >> tbody tr >> nth=0") == ["ffn.00.max[0] +0.90 σ"]
-        assert texts(window, "tr:has-text('empty_text') ~ tr") == ["null_id 13", "poison 2"]
+        assert texts(window, "tr:has-text('poison') ~ tr") == ["null_id 13", "empty_text 2"]
         assert texts(window, "tr:has-text('s3://inbox/2.parquet') >> nth=0") == [
             "000029 s3://inbox/2.parquet 745 49.0 15.2 1"
         ]
