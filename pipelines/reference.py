@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from pipelines.features import FeatureShards
@@ -49,18 +48,9 @@ def drift_of(store: Store, keys: Sequence[str], model: Path, choice: Choice, all
 
     Empty for a model that was saved without one, or where no document was predicted.
     """
-    reference = _read(model, choice)
-    if reference is None or not keys:
+    if not keys or not (model / REFERENCE).exists():
         return []
+    reference = Profile.from_bytes((model / REFERENCE).read_bytes(), f"{choice}.")
     found = (Profile.from_bytes(store.read(key) or b"") for key in keys)
     selection = artifact.load(model)[0].choices[choice].selection
     return [drift.describe() for drift in measure(reduce(add, found), reference, selection, allowed)]
-
-
-def _read(folder: Path, choice: Choice) -> Profile | None:
-    if not (folder / REFERENCE).exists():
-        return None
-    tensors = load_tensors((folder / REFERENCE).read_bytes())
-    return Profile(
-        **{name.removeprefix(f"{choice}."): t for name, t in tensors.items() if name.startswith(f"{choice}.")}
-    )

@@ -89,11 +89,11 @@ class Profile:
         return bytes(save_tensors({f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self)}))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Profile:
-        """What `to_bytes` made. Raises UserError for anything else."""
+    def from_bytes(cls, data: bytes, prefix: str = "") -> Profile:
+        """What `to_bytes` made, or of several profiles the one whose names begin so. Raises UserError for others."""
         try:
             tensors = load_tensors(data)
-            return cls(**{f.name: tensors[f.name] for f in fields(cls)})
+            return cls(**{f.name: tensors[prefix + f.name] for f in fields(cls)})
         except (KeyError, ValueError, SafetensorError) as error:
             raise UserError(f"this is not a profile of documents: {error}") from None
 
