@@ -104,7 +104,15 @@ def ray_errors(stage: str) -> Iterator[None]:
         found = _spin_error(error)
         if found is not None:
             raise found from None
-        raise SpinError(f"{stage}: a worker failed again and again: {_line(error)}; run it again to resume") from error
+        reason = _line(_root(error))
+        raise SpinError(f"{stage}: a worker failed again and again: {reason}; run it again to resume") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What a Ray error began with."""
+    while isinstance(below := getattr(error, "cause", None) or error.__cause__, BaseException):
+        error = below
+    return error
 
 
 def _spin_error(error: BaseException | None) -> SpinError | None:

@@ -59,10 +59,10 @@ class CountingStep(ClassifyStep):
 
 
 class NodeStep(ClassifyStep):
-    """Writes the node and the shard it begins, then waits for a file of the same name with `.go` at its end."""
+    """Writes the node and the shard it begins into the file `data.train`, then waits for one with `.go` at its end."""
 
     def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
-        log = os.environ[LOG]
+        log = self.data.train
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"{ray.get_runtime_context().get_node_id()} {shard.name}\n")
         while not Path(f"{log}.go").exists():
