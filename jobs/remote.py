@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +38,7 @@ def submit(
     env: Annotated[list[str], typer.Option(metavar="NAME[=VALUE]", help="passed on too; never a credential")] = [],  # noqa: B006
 ) -> None:
     """Run a command on a cluster, show what it prints and leave with its exit status."""
+    from pipelines.classify import day_of
     from pipelines.jobserver import JobServer, environment
 
     given = _parse(ctx, command)
@@ -47,7 +47,7 @@ def submit(
     passed = environment(env)
     _check_places(settings, given, command, passed)
     options = [*ctx.args, "--set", "ray.address=auto"]
-    day = given.get("date") or datetime.now(UTC).date().isoformat()
+    day = day_of(given.get("date"))
     if command == "classify" and given["date"] is None:
         options += ["--date", day]  # the day on which it is submitted, not that on which it starts
     server = JobServer(address)
@@ -106,7 +106,7 @@ def _follow(server: Any, id: str) -> None:
 def _parse(ctx: typer.Context, command: str) -> dict[str, Any]:
     """The command's own arguments, as it would parse them itself; its mistakes are told here, not by the job."""
     group: Any = ctx.find_root().command
-    return dict(group.commands[command].make_context(command, list(ctx.args), parent=ctx).params)
+    return dict(group.commands[command].make_context(command, list(ctx.args), parent=ctx.find_root()).params)
 
 
 def _check_inside(path: str) -> None:

@@ -42,8 +42,8 @@ def _section(model: type[BaseModel], path: str) -> str:
 def _nested(kind: type[BaseModel], name: str, key: str) -> str:
     """A section; its own line is a comment if all of its settings are."""
     body = _section(kind, key)
-    mark = "# " if all(line.startswith("#") for line in body.splitlines()) else ""
-    return f"{mark}{name}:  # {(kind.__doc__ or '').splitlines()[0]}\n{body}"
+    mark = "# " if all(line.startswith("#") for line in body.splitlines() if line) else ""
+    return f"{mark}{'  ' * key.count('.')}{name}:  # {(kind.__doc__ or '').splitlines()[0]}\n{body}"
 
 
 def _line(info: FieldInfo, name: str, key: str) -> str:

@@ -82,7 +82,9 @@ def _fetch(store: Store, folder: Path, digest: str, *, code: bool) -> None:
         fetched = Path(scratch) / digest
         fetched.mkdir()
         for name in names:
-            store.download(name, fetched / Path(name).name)
+            if Path(name).name != name:
+                raise UserError(f"{store.uri} names a file {name!r}; expected names without a folder")
+            store.download(name, fetched / name)
         found = digest_of(fetched, code=code)
         if found != digest:
             raise UserError(

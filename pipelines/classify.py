@@ -54,7 +54,7 @@ def run_classify(
     another run works here, BadRowsError, with nothing published, for more dead letters or more files that cannot be
     read than the settings allow, UnavailableError where the store does not answer: the same command resumes.
     """
-    date = _night(night)
+    date = day_of(night)
     out = Store(output)
     version = registry.resolve(model)
     odd: dict[str, str] = {}
@@ -191,7 +191,8 @@ def check_drift(manifest: dict[str, Any]) -> None:
         )
 
 
-def _night(night: str | None) -> str:
+def day_of(night: str | None) -> str:
+    """YYYY-MM-DD; today in UTC for None. Raises UserError."""
     if night is None:
         return datetime.now(UTC).date().isoformat()
     try:

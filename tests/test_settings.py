@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from spin.errors import UserError
 from spin.pooling import POOLINGS
-from spin.settings import SearchSettings, Settings, load_settings, parse_settings
+from spin.settings import SearchSettings, Settings, Stage, load_settings, parse_settings
 from spin.sites import Column, Site, choose_sites
 from spin.split import SPLITS, rows_of, split_of
 
@@ -327,3 +327,28 @@ def test_a_larger_test_fraction_keeps_the_tests_documents() -> None:
 def test_the_rows_of_a_split() -> None:
     assert rows_of(["train", "valid", "train"], "train").tolist() == [0, 2]
     assert rows_of([], "train").shape == (0,)
+
+
+def test_a_stage_may_have_workers_of_its_own() -> None:
+    """What it does not set is as for all stages."""
+    given = {"workers": 4, "cpus_per_worker": 2, "probe": {"workers": 1}, "classify": {"gpus_per_worker": 0.5}}
+    ray = parse_settings({**TREE, "ray": given}).ray
+    assert [(of.workers, of.cpus_per_worker, of.gpus_per_worker) for of in map(ray.of, get_args(Stage))] == [
+        (4, 2, 0),
+        (1, 2, 0),
+        (4, 2, 0),
+        (4, 2, 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ray", "said"),
+    [
+        ({"workers": 2, "min_workers": 3}, "min_workers of extract is 3, workers 2; expected at least min_workers"),
+        ({"min_workers": 3, "train": {"workers": 2}}, "min_workers of train is 3, workers 2"),
+        ({"workers": 2, "classify": {"min_workers": 3}}, "min_workers of classify is 3, workers 2"),
+        ({"extract": {"worker": 2}}, "unknown setting 'ray.extract.worker'"),
+    ],
+)
+def test_the_least_workers_are_at_most_the_most(ray: dict[str, Any], said: str) -> None:
+    assert said in mistake({**TREE, "ray": ray})
