@@ -16,6 +16,7 @@ quickstart: setup  ## the whole road on real text
 
 test: setup  ## starts what the tests need
 	infra/browser.sh
+	infra/kustomize.sh
 	infra/s3/run.sh $(BIN)/python -m pytest
 
 bench-method: setup  ## the method against everything simpler, into benchmarks/method.md

@@ -7,6 +7,7 @@ says so. After a failure the name becomes TEMPLATE-DAY-2 and so on, and the run 
 Exit status 0: the run has succeeded; 1: it has not. Standard library only; the account needs get and create of rayjobs.
 """
 
+import http.client
 import json
 import os
 import ssl
@@ -46,7 +47,7 @@ def call(name: str = "", body: dict | None = None) -> dict | None:
             if error.code < 500 and error.code != 429:
                 sys.exit(f"{url}: {error.code}: {error.read().decode(errors='replace')}")
             print(f"{url}: {error.code}; trying again", file=sys.stderr)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             print(f"{url}: {error}; trying again", file=sys.stderr)
         time.sleep(WAIT)
 
