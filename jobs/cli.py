@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import show
+from jobs import remote, show
 from spin.errors import SpinError, UserError
 from spin.settings import Settings, load_settings
 
@@ -231,6 +231,9 @@ def quickstart(
     from jobs.quickstart import run_quickstart
 
     run_quickstart(folder, full=full)
+
+
+remote.add_to(app)
 
 
 def main() -> Any:

@@ -157,6 +157,26 @@ def neurons(rows: Sequence[dict[str, Any]], drivers: Drivers, count: int) -> Non
     )
 
 
+def jobs(found: Sequence[Any]) -> None:
+    """The jobs of a cluster, the newest first."""
+    if not found:
+        say("no jobs; `spin submit` starts one")
+        return
+    table = _columns("job", "seconds", "exit")
+    for name in ("status", "started (UTC)"):
+        table.add_column(name, no_wrap=True)
+    for job in found:
+        shown = ("" if value is None else f"{value:.0f}" for value in (job.seconds, job.exit_status))
+        table.add_row(escape(job.id), *shown, job.status.lower(), job.started)
+    out.print(table)
+
+
+def raw(text: str) -> None:
+    """What another process has printed, as it is."""
+    out.file.write(text)
+    out.file.flush()
+
+
 def plain(value: Any) -> None:
     """JSON, for a program."""
     out.out(json.dumps(value, indent=2, ensure_ascii=False))

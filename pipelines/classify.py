@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections import Counter
@@ -12,7 +11,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines import corpus
+from pipelines import backbones, corpus
+from pipelines.cluster import one_connection
 from pipelines.documents import Shard
 from pipelines.lease import Lease
 from pipelines.manifest import Plan
@@ -60,9 +60,9 @@ def run_classify(
     odd: dict[str, str] = {}
     files = corpus.describe(corpus.list_files(source, bad=odd))
     taken = taken_by(read_manifest(since)) if since else []
-    with Lease(out) as lease, tempfile.TemporaryDirectory() as folder:
+    with Lease(out) as lease, tempfile.TemporaryDirectory() as folder, one_connection():
         registry.download(version, Path(folder))
-        config = json.loads((Path(folder) / artifact.CONFIG).read_text(encoding="utf-8"))
+        config = artifact.read_config(Path(folder))
         facts = _facts(settings, registry, version, config["backbone"]["digest"], source)
         tonight = Night(out, date, lease)
         run, plan = tonight.begin(facts, files, lambda new: _plan(settings, new, odd), taken=taken, restart=restart)
@@ -70,6 +70,7 @@ def run_classify(
         if manifest is None:
             for name in (artifact.CONFIG, artifact.TENSORS):
                 run.store.write(f"model/{name}", (Path(folder) / name).read_bytes())
+            backbones.publish(settings, config["backbone"]["digest"])
             outcomes = _run(settings, run, plan, version, lease)
             check_unchanged(plan, corpus.describe(corpus.list_files(source, bad={})))
             manifest = run.finish(
@@ -95,14 +96,14 @@ def run_classify(
 def _run(settings: Settings, run: Run, plan: Plan, version: str, lease: Lease) -> list[dict[str, Any]]:
     """The outcomes of all shards."""
     shards = [Shard(**shard) for shard in plan.detail["shards"]]
+    ray = settings.ray.of("classify")
+    without_gpus = ray.model_copy(update={"gpus_per_worker": 0})
 
     def pass_over(
         name: str, store: Store, work: Sequence[Shard], make: Callable[..., Step], *args: Any, here: bool = False
     ) -> list[dict[str, Any]]:
-        documents = plan.detail["documents"]
-        return map_shards(
-            make, args, work, store, settings.ray, stage=name, documents=documents, lease=lease, here=here
-        )
+        documents, workers = plan.detail["documents"], ray if make is ClassifyStep else without_gpus
+        return map_shards(make, args, work, store, workers, stage=name, documents=documents, lease=lease, here=here)
 
     ids, repeats = run.store / "ids", run.store / "repeats"
     keys: list[str] = []

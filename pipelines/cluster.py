@@ -6,11 +6,12 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any, get_args
 
 from spin.errors import SpinError, UnavailableError
-from spin.settings import RaySettings
+from spin.settings import RaySettings, Stage
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -20,9 +21,23 @@ _QUIET = {
 }
 
 
+_shared: ContextVar[ExitStack | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def one_connection() -> Iterator[None]:
+    """The stages within share a connection: the first that has work makes it, and it ends with the context."""
+    with ExitStack() as ending:
+        token = _shared.set(ending)
+        try:
+            yield
+        finally:
+            _shared.reset(token)
+
+
 @contextmanager
 def cluster(settings: RaySettings) -> Iterator[None]:
-    """Connect to the cluster of the settings, or start one here for as long as the context lasts.
+    """Connect to the cluster of the settings, or start one here, for as long as the context lasts, or a shared one.
 
     A connection that the process has already is used and left open. Raises UnavailableError.
     """
@@ -36,10 +51,11 @@ def cluster(settings: RaySettings) -> Iterator[None]:
     options: dict[str, Any] = {"address": settings.address}
     if settings.address is None:
         # logical CPUs beyond the pool's, or helper actors wait for it for ever on a small machine
-        wanted = worker_count(settings, None) * settings.cpus_per_worker + 2
+        stages = [settings.of(stage) for stage in get_args(Stage)]
+        wanted = max(worker_count(stage, None) * stage.cpus_per_worker for stage in stages)
         options = {
             "address": "local",
-            "num_cpus": max(4, wanted, os.cpu_count() or 1),
+            "num_cpus": max(4, wanted + 2, os.cpu_count() or 1),
             "include_dashboard": False,
         }
     try:
@@ -48,14 +64,13 @@ def cluster(settings: RaySettings) -> Iterator[None]:
     except (ConnectionError, RuntimeError) as error:
         raise UnavailableError(f"Ray cluster {settings.address or 'here'}: {_line(error)}; try again") from None
     _hush()
-    try:
+    with ExitStack() as mine:
+        (_shared.get() or mine).callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
 def worker_count(settings: RaySettings, work: int | None) -> int:
-    """Workers of a stage: as set, else as many as the CPUs hold, and not more than there is work for."""
+    """Workers of a stage: as set, else as many as the cluster holds now, and not more than there is work for."""
     if settings.workers is not None:
         count = settings.workers
     elif settings.address is None:
@@ -70,6 +85,13 @@ def worker_count(settings: RaySettings, work: int | None) -> int:
     return count if work is None else max(1, min(count, work))
 
 
+def least_workers(settings: RaySettings, most: int) -> int:
+    """Workers that a stage goes on with when nodes are lost: as set, else all; on a cluster of open size, one."""
+    if settings.min_workers is not None:
+        return min(settings.min_workers, most)
+    return 1 if settings.address is not None and settings.workers is None else most
+
+
 @contextmanager
 def ray_errors(stage: str) -> Iterator[None]:
     """Give back the SpinError that a worker raised; anything else that Ray reports is named by its stage."""
@@ -82,7 +104,15 @@ def ray_errors(stage: str) -> Iterator[None]:
         found = _spin_error(error)
         if found is not None:
             raise found from None
-        raise SpinError(f"{stage}: a worker failed again and again: {_line(error)}; run it again to resume") from error
+        reason = _line(_root(error))
+        raise SpinError(f"{stage}: a worker failed again and again: {reason}; run it again to resume") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What a Ray error began with."""
+    while isinstance(below := getattr(error, "cause", None) or error.__cause__, BaseException):
+        error = below
+    return error
 
 
 def _spin_error(error: BaseException | None) -> SpinError | None:

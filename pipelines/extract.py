@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import corpus
+from pipelines import backbones, corpus
 from pipelines.documents import Shard
 from pipelines.features import FeatureShards
 from pipelines.labels import split_all
@@ -24,7 +24,7 @@ from spin.classifier import columns_of
 from spin.errors import UserError
 from spin.extract import column_types, extract
 from spin.features import BYTES_A_SHARD, document_bytes, to_table
-from spin.settings import BackboneSettings, DataSettings, Settings
+from spin.settings import Settings
 from spin.sites import Column
 from spin.task import Task
 from spin.weights import locate
@@ -36,9 +36,9 @@ _SURVEYED = 256
 class ExtractStep:
     """Reads a shard, runs the backbone and gives the feature shard."""
 
-    def __init__(self, backbone: BackboneSettings, digest: str, data: DataSettings, types: dict[str, str]) -> None:
-        self.backbone = load_backbone(backbone, expect_digest=digest)
-        self.data = data
+    def __init__(self, settings: Settings, digest: str, types: dict[str, str]) -> None:
+        self.backbone = load_backbone(backbones.receive(settings, digest), expect_digest=digest)
+        self.data = settings.data
         self.columns = {Column.parse(name): np.dtype(kind).type for name, kind in types.items()}
 
     def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -66,12 +66,14 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[Plan, dic
         plan = freeze(store, "extract", facts, lambda: _survey(settings, files), restart=restart)
         if manifest := finished(store, plan):
             return plan, manifest
+        digest = facts["backbone"]["digest"]
+        backbones.publish(settings, digest)
         outcomes = map_shards(
             ExtractStep,
-            (settings.backbone, facts["backbone"]["digest"], settings.data, plan.detail["types"]),
+            (settings, digest, plan.detail["types"]),
             [Shard(**shard) for shard in plan.detail["shards"]],
             store,
-            settings.ray,
+            settings.ray.of("extract"),
             stage="extract",
             documents=plan.detail["documents"],
             lease=lease,

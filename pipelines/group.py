@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipelines.cluster import cluster, ray_errors, worker_count
+from pipelines.cluster import cluster, least_workers, ray_errors, worker_count
 from pipelines.progress import progress
 from spin.settings import RaySettings
 
@@ -30,7 +31,8 @@ def run_group(
     """Run `loop(config)` in each worker, as many as there are and at most `work`.
 
     The bar shows `done`, which looks into the store, of `total`. The death of a worker starts the whole group again,
-    three times at most: a loop keeps what it has made. Raises SpinError, naming the stage, and a worker's own one.
+    three times at most and with fewer workers where nodes are lost: a loop keeps what it has made. Raises SpinError,
+    naming the stage, and a worker's own one.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -40,12 +42,15 @@ def run_group(
         resources = {"CPU": float(settings.cpus_per_worker)}
         if settings.gpus_per_worker:
             resources["GPU"] = settings.gpus_per_worker
+        most = worker_count(settings, work)
+        least = least_workers(settings, most)
         trainer = TorchTrainer(
             loop,
             train_loop_config={**config, "threads": settings.cpus_per_worker, "device": device_of(settings)},
             torch_config=TorchConfig(backend="gloo"),  # also sums what lies on a CPU
             scaling_config=ScalingConfig(
-                num_workers=worker_count(settings, work),
+                num_workers=least if least == most else (least, most),
+                elastic_resize_monitor_interval_s=math.inf,  # a group that runs is not started again for more workers
                 use_gpu=bool(settings.gpus_per_worker),
                 resources_per_worker=resources,
             ),

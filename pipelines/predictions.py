@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines import corpus
+from pipelines import backbones, corpus
 from pipelines.documents import Documents, Shard, is_unicode
 from pipelines.ledger import Attempt
 from pipelines.poison import check_readable, isolate
@@ -74,8 +74,9 @@ class ClassifyStep:
         with tempfile.TemporaryDirectory() as folder:
             for name in (artifact.CONFIG, artifact.TENSORS):
                 (Path(folder) / name).write_bytes(model.read(name) or b"")
+            backbone = backbones.receive(settings, artifact.read_config(Path(folder))["backbone"]["digest"])
             self.spin = SpinClassifier.load(
-                folder, backbone=settings.backbone, choose=settings.choose, decision=settings.decision
+                folder, backbone=backbone, choose=settings.choose, decision=settings.decision
             )
         _ = self.spin.backbone  # loaded once, before the first shard
         self.version, self.data, self.keep_text = version, settings.data, settings.classify.dead_letter_text

@@ -111,7 +111,7 @@ def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, store:
         "probe",
         fit_columns,
         {"features": features, "store": store, "sites": sites, "labels": labels, "settings": settings},
-        settings.ray,
+        settings.ray.of("probe"),
         work=len(sites),
         total=len(features.probed),
         unit="probes",

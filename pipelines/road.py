@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipelines.cluster import one_connection
 from pipelines.extract import run_extract
 from pipelines.probe import run_probe
 from pipelines.registry import Registry
@@ -34,16 +35,17 @@ def run_stages(
     kept = None if registry is None else registry.frozen()
     frozen = frozenset(row["id"] for row in kept["rows"]) if kept else frozenset()
     manifest: dict[str, Any] = {}
-    for stage in stages:
-        start = time.perf_counter()
-        before = Store(settings.store).read_json(f"{STAGES[stage]}/manifest.json")
-        if stage == "extract":
-            _, manifest = run_extract(settings, restart=restart)
-        elif stage == "probe":
-            _, manifest = run_probe(settings, frozen=frozen, restart=restart)
-        else:
-            assert registry is not None
-            _, manifest = run_train(settings, registry, frozen=frozen, restart=restart)
-        resumed = before is not None and before["fingerprint"] == manifest["fingerprint"]
-        say(stage, manifest, time.perf_counter() - start, resumed)
+    with one_connection():
+        for stage in stages:
+            start = time.perf_counter()
+            before = Store(settings.store).read_json(f"{STAGES[stage]}/manifest.json")
+            if stage == "extract":
+                _, manifest = run_extract(settings, restart=restart)
+            elif stage == "probe":
+                _, manifest = run_probe(settings, frozen=frozen, restart=restart)
+            else:
+                assert registry is not None
+                _, manifest = run_train(settings, registry, frozen=frozen, restart=restart)
+            resumed = before is not None and before["fingerprint"] == manifest["fingerprint"]
+            say(stage, manifest, time.perf_counter() - start, resumed)
     return manifest

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from pipelines.cluster import cluster, ray_errors, worker_count
+from pipelines.cluster import cluster, least_workers, ray_errors, worker_count
 from pipelines.documents import Shard
 from pipelines.lease import Lease
 from pipelines.ledger import Attempt, Ledger
@@ -119,18 +119,27 @@ def _answers(
 ) -> Iterator[dict[str, Any]]:
     """What the actors say of each shard, in the order in which they end."""
     import ray
-    from ray.data import ActorPoolStrategy
 
     rows = [asdict(shard) for shard in shards]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Worker,
         fn_constructor_args=(make, args, store, settings.cpus_per_worker, settings.retry_seconds),
-        compute=ActorPoolStrategy(size=worker_count(settings, len(rows))),
+        compute=_pool(settings, len(rows)),
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker or None,
     )
     for row in dataset.iter_rows():
         yield json.loads(row["answer"])
+
+
+def _pool(settings: RaySettings, work: int) -> Any:
+    """The workers that the cluster holds now; where their number is open, more as it grows and fewer as it shrinks."""
+    from ray.data import ActorPoolStrategy
+
+    now = worker_count(settings, work)
+    most = work if settings.address is not None and settings.workers is None else now
+    least = least_workers(settings, most)
+    return ActorPoolStrategy(min_size=least, max_size=most, initial_size=max(least, now))
 
 
 def _in_time(answers: Iterator[dict[str, Any]], seconds: float, stage: str, store: Store) -> Iterator[dict[str, Any]]:

@@ -132,10 +132,10 @@ class Store:
     def path(self, key: str) -> str:
         return f"{self.root}/{key}"
 
-    def _do(self, operation: str, *args: Any, **options: Any) -> Any:
-        """An operation of the file system, within the deadline where it goes over a network."""
+    def _do(self, operation: str, *args: Any, seconds: float = _DEADLINE, **options: Any) -> Any:
+        """An operation of the file system, within a deadline where it goes over a network."""
         if not self.local:
-            options["timeout"] = _DEADLINE
+            options["timeout"] = seconds
         return getattr(self.fs, operation)(*args, **options)
 
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
@@ -153,6 +153,20 @@ class Store:
                 _write_file(Path(self.path(key)), data)
             else:
                 self._do("pipe_file", self.path(key), data)
+
+    def upload(self, key: str, path: Path) -> None:
+        """Put a file of any size under a key, in place of what is there."""
+        with store_errors(f"{self.uri}/{key}"):
+            if self.local:
+                _write_file(Path(self.path(key)), path.read_bytes())
+            else:
+                self._do("put_file", str(path), self.path(key), seconds=_patience(path.stat().st_size))
+
+    def download(self, key: str, path: Path) -> None:
+        """Fetch an object of any size to a path, where half of it lies after an error. Raises UserError for none."""
+        with store_errors(f"{self.uri}/{key}"):
+            size = self._do("info", self.path(key))["size"]
+            self._do("get_file", self.path(key), str(path), seconds=_patience(size))
 
     def create(self, key: str, data: bytes) -> bool:
         """Put an object only if there is none under its key; False where another was first."""
@@ -232,6 +246,11 @@ class Store:
 
     def write_json(self, key: str, value: Any) -> None:
         self.write(key, json.dumps(value, indent=2).encode() + b"\n")
+
+
+def _patience(size: int) -> float:
+    """Seconds for a transfer of some bytes, from 1 MB/s on."""
+    return _DEADLINE + size / 1e6
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -59,10 +59,18 @@ def save(integrated: Integrated, facts: Mapping[str, Any]) -> dict[str, bytes]:
     return {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), TENSORS: save_tensors(tensors)}
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config alone. Raises UserError where there is none."""
+    try:
+        return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} is not a classifier that can be read: {error}") from None
+
+
 def load(folder: Path) -> tuple[Integrated, dict[str, Any]]:
     """What `save` made, and the config. Raises UserError for an artifact that is not whole, or of another format."""
+    config = read_config(folder)
     try:
-        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
         tensors = load_tensors((folder / TENSORS).read_bytes())
     except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} is not a classifier that can be read: {error}") from None

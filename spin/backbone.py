@@ -236,13 +236,18 @@ def _read(settings: BackboneSettings, folder: Path, device: str) -> tuple[Any, d
         raise UserError(f"backbone {settings.model} cannot be loaded: {said}") from None
 
 
-def digest_of(folder: Path, *, code: bool = False) -> str:
-    """sha256 over names and contents of weights, configuration and tokenizer, and of the code where that may run."""
+def files_of(folder: Path, *, code: bool = False) -> list[Path]:
+    """Weights, configuration and tokenizer, and the code where that may run: all that a backbone is loaded from."""
     files = sorted({path for pattern in (*_HASHED, *(["*.py"] if code else [])) for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"backbone: no .safetensors in {folder}; save the model there with save_pretrained")
+    return files
+
+
+def digest_of(folder: Path, *, code: bool = False) -> str:
+    """sha256 over names and contents of what a backbone is loaded from."""
     total = hashlib.sha256()
-    for path in files:
+    for path in files_of(folder, code=code):
         with path.open("rb") as file:
             total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

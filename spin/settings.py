@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spin.errors import UserError
 from spin.metric import METRICS
@@ -19,6 +19,7 @@ from spin.pooling import POOLINGS
 
 Choice = Literal["accuracy", "balanced", "cheapest"]
 """which of the three classifiers of an artifact is used"""
+Stage = Literal["extract", "probe", "train", "classify"]
 _PASSWORD = re.compile(r"://[^:/?#@\s]*:[^@]+@|[?&]\w*pass(word|wd)?=", re.IGNORECASE)
 """in a URI: after the name of a user, a slash in it or not, or as a parameter"""
 
@@ -164,16 +165,49 @@ class MlflowSettings(_Section):
     model: str = Field("spin", pattern=r"^[^:/\\%\"']+$", description="name of the registered model")
 
 
+class StageSettings(_Section):
+    """The workers of one stage, where they are not those of all."""
+
+    workers: int | None = Field(None, ge=1, description="as ray.workers, for this stage")
+    min_workers: int | None = Field(None, ge=1, description="as ray.min_workers, for this stage")
+    cpus_per_worker: int | None = Field(None, ge=1, description="as ray.cpus_per_worker, for this stage")
+    gpus_per_worker: float | None = Field(None, ge=0, description="as ray.gpus_per_worker, for this stage")
+
+
 class RaySettings(_Section):
     """The cluster and what a worker takes of it."""
 
     address: str | None = Field(None, description="a running cluster (auto finds it); by default Ray starts here")
-    workers: int | None = Field(None, ge=1, description="workers a stage; by default as many as fit the CPUs")
+    workers: int | None = Field(None, ge=1, description="workers a stage, at most; by default as many as fit")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="workers a stage, at least, where nodes come and go; by default all, or 1 if workers is open",
+    )
     cpus_per_worker: int = Field(1, ge=1, description="CPUs and torch threads a worker")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker, fractions allowed")
     retry_seconds: float = Field(120, ge=0, description="how long a shard is tried again whose store does not answer")
     stall_seconds: float = Field(3600, gt=0, description="without any shard ending, after which a stage gives up")
     shard_documents: int = Field(8192, ge=1, description="documents a shard, about; fewer where features are wide")
+    extract: StageSettings = Field(default_factory=StageSettings)
+    probe: StageSettings = Field(default_factory=StageSettings)
+    train: StageSettings = Field(default_factory=StageSettings)
+    classify: StageSettings = Field(default_factory=StageSettings)
+
+    def of(self, stage: Stage) -> RaySettings:
+        """What counts for a stage."""
+        own: StageSettings = getattr(self, stage)
+        return self.model_copy(update=own.model_dump(exclude_none=True))
+
+    @model_validator(mode="after")
+    def _least_at_most(self) -> RaySettings:
+        for stage in get_args(Stage):
+            of = self.of(stage)
+            if of.workers is not None and of.min_workers is not None and of.min_workers > of.workers:
+                raise ValueError(
+                    f"min_workers of {stage} is {of.min_workers}, workers {of.workers}; expected at least min_workers"
+                )
+        return self
 
 
 class ClassifySettings(_Section):

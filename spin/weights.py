@@ -23,7 +23,7 @@ def locate(model: str, revision: str | None = None, *, code: bool = False) -> Pa
     """The local directory of a model given as a hub id, a directory, a .gguf file or `package:IMPORT_NAME/path`.
 
     `code` fetches the Python files of a hub's repository too.
-    A GGUF file is converted to safetensors once and kept in the cache (`SPIN_CACHE`, by default ~/.cache/spin).
+    A GGUF file is converted to safetensors once and kept in the cache.
     Raises UserError when there is no such model.
     """
     path = _in_package(model) if model.startswith("package:") else Path(model).expanduser()
@@ -36,6 +36,11 @@ def locate(model: str, revision: str | None = None, *, code: bool = False) -> Pa
     if model.startswith(("package:", "/", ".", "~")) or model.count("/") > 1:
         raise UserError(f"backbone: no directory {path}; expected a hub id, a directory, a .gguf file or package:…")
     return _closed(_from_hub(model, revision, code))
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps what was made or fetched once: `SPIN_CACHE`, by default ~/.cache/spin."""
+    return Path(os.environ.get("SPIN_CACHE", "~/.cache/spin")).expanduser()
 
 
 def _in_package(model: str) -> Path:
@@ -84,7 +89,7 @@ def _from_hub(model: str, revision: str | None, code: bool) -> Path:
 
 
 def _from_gguf(path: Path) -> Path:
-    cache = Path(os.environ.get("SPIN_CACHE", "~/.cache/spin")).expanduser() / "gguf"
+    cache = cache_folder() / "gguf"
     with path.open("rb") as file:
         target = cache / hashlib.file_digest(file, "sha256").hexdigest()[:32]
     if target.is_dir():

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import ray
+
 from pipelines import classify
 from pipelines.documents import Shard
 from pipelines.lease import Lease
@@ -56,6 +58,18 @@ class CountingStep(ClassifyStep):
         return answer
 
 
+class NodeStep(ClassifyStep):
+    """Writes the node and the shard it begins into the file `data.train`, then waits for one with `.go` at its end."""
+
+    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+        log = self.data.train
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{ray.get_runtime_context().get_node_id()} {shard.name}\n")
+        while not Path(f"{log}.go").exists():
+            threading.Event().wait(0.05)
+        return super().__call__(shard, attempt)
+
+
 class SleepingStep:
     """Never ends on one shard."""
 
@@ -84,10 +98,12 @@ class Shelf:
             (folder / file.name).write_bytes(file.read_bytes())
 
 
-def night(tree: dict[str, Any], shelf: str, source: str, output: str, date: str) -> None:
+def night(
+    tree: dict[str, Any], shelf: str, source: str, output: str, date: str, step: type[ClassifyStep] = CountingStep
+) -> None:
     """A driver of its own: `python -c "from tests.chaos import …"`; an error of ours is printed, with its status."""
     try:
-        with patch.object(classify, "ClassifyStep", CountingStep):
+        with patch.object(classify, "ClassifyStep", step):
             classify.run_classify(parse_settings(tree), Shelf(Path(shelf)), source, output, night=date)  # type: ignore[arg-type]
     except SpinError as error:
         print(error)

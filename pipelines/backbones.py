@@ -1,0 +1,101 @@
+"""The backbone on its way to the workers: published in the store under its digest, fetched once by every node."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.store import Store
+from spin.backbone import digest_of, files_of
+from spin.errors import UserError
+from spin.settings import BackboneSettings, Settings
+from spin.weights import cache_folder, locate
+
+_FILES = "files.json"
+"""names of the files, written last"""
+
+
+def publish(settings: Settings, digest: str) -> None:
+    """Put the backbone of a digest into the store, once; without a cluster it stays where it is.
+
+    Raises UserError where it is neither in the store nor what `backbone.model` names here.
+    """
+    if settings.ray.address is None:
+        return
+    store, code = _shelf(settings, digest), settings.backbone.trust_remote_code
+    if store.exists(_FILES):
+        return
+    folder = locate(settings.backbone.model, settings.backbone.revision, code=code)
+    found = digest_of(folder, code=code)
+    if found != digest:
+        raise UserError(
+            f"backbone {settings.backbone.model} has digest {found[:12]}, the model was trained on {digest[:12]}, "
+            f"which {store.uri} does not hold either; point backbone.model at the weights it was trained on"
+        )
+    files = files_of(folder, code=code)
+    for path in files:
+        store.upload(path.name, path)
+    store.write_json(_FILES, [path.name for path in files])
+
+
+def receive(settings: Settings, digest: str) -> BackboneSettings:
+    """Where a worker of a cluster finds the backbone: on a path that its node shares, else fetched from the store.
+
+    The first worker of a node fetches it into the cache, the others wait for that. No model hub is asked. Raises
+    UserError where the store does not hold it, or holds something else under its name.
+    """
+    backbone = settings.backbone
+    if settings.ray.address is None or _is_here(backbone, digest):
+        return backbone
+    folder = cache_folder() / "backbones" / digest
+    with _alone(folder.with_name(f".{digest}.lock")):
+        if not folder.is_dir():
+            _fetch(_shelf(settings, digest), folder, digest, code=backbone.trust_remote_code)
+    return backbone.model_copy(update={"model": str(folder), "revision": None})
+
+
+def _shelf(settings: Settings, digest: str) -> Store:
+    return Store(settings.store) / f"backbones/{digest}"
+
+
+def _is_here(backbone: BackboneSettings, digest: str) -> bool:
+    """Whether this node has the weights under the driver's path. A hub's id is none, and is not looked up."""
+    path = Path(backbone.model).expanduser()
+    if not backbone.model.startswith("package:") and not (path.is_absolute() and path.exists()):
+        return False
+    try:
+        code = backbone.trust_remote_code
+        return digest_of(locate(backbone.model, code=code), code=code) == digest
+    except UserError:
+        return False
+
+
+def _fetch(store: Store, folder: Path, digest: str, *, code: bool) -> None:
+    names = store.read_json(_FILES)
+    if names is None:
+        raise UserError(f"{store.uri} does not hold the backbone; run the stage again, its driver publishes it")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        fetched = Path(scratch) / digest
+        fetched.mkdir()
+        for name in names:
+            store.download(name, fetched / Path(name).name)
+        found = digest_of(fetched, code=code)
+        if found != digest:
+            raise UserError(
+                f"{store.uri} holds a backbone of digest {found[:12]}, expected {digest[:12]}; delete it there and run "
+                "the stage again, its driver publishes it anew"
+            )
+        shutil.move(fetched, folder)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process of this machine at a time; a lock ends with the process that holds it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
