@@ -6,14 +6,14 @@ import copy
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
-from spin.settings import holds_password
+from spin.settings import Stage, holds_password
 from tests.manifests import (
     K8S,
     OVERLAYS,
@@ -228,25 +228,28 @@ def test_a_group_is_on_where_the_overlay_says_so(tmp_path: Path) -> None:
 
 
 def test_the_settings_load_and_fit_the_cluster(documents: list[dict[str, Any]], tmp_path: Path) -> None:
-    """The pool that they ask for, and two CPUs for Ray's helpers, fit the groups that are on."""
+    """The pool of every stage, and two CPUs for Ray's helpers, fit the groups that are on."""
     settings = settings_of(documents, tmp_path)
     assert settings.ray.address == "auto"
-    assert settings.ray.workers is not None
     host, _, port = str(settings.mlflow.tracking_uri).removeprefix("http://").partition(":")
     assert [p["port"] for p in of_kind(documents, "Service")[host]["spec"]["ports"]] == [int(port)]
     allowed = next(c for _, c in containers(documents) if c.get("name") == "mlflow")["args"][-1]
     assert f"{host}:{port}" in allowed.removeprefix("--allowed-hosts=").split(",")
     cluster = of_kind(documents, "RayCluster")["spin"]["spec"]
-    fitting = cpus = 0
-    for group, (_, template) in zip(cluster["workerGroupSpecs"], list(groups(cluster))[1:], strict=True):
-        limits = template["spec"]["containers"][0]["resources"]["limits"]
-        a_pod = int(limits["cpu"]) // settings.ray.cpus_per_worker
-        if settings.ray.gpus_per_worker:
-            a_pod = min(a_pod, int(int(limits.get("nvidia.com/gpu", 0)) / settings.ray.gpus_per_worker))
-        fitting += a_pod * group["maxReplicas"]
-        cpus += int(limits["cpu"]) * group["maxReplicas"]
-    assert fitting >= settings.ray.workers
-    assert cpus >= settings.ray.workers * settings.ray.cpus_per_worker + 2
+    for stage in get_args(Stage):
+        of = settings.ray.of(stage)
+        assert of.workers is not None
+        assert of.min_workers == 1, stage  # the cluster is empty when a run begins
+        fitting = cpus = 0
+        for group, (_, template) in zip(cluster["workerGroupSpecs"], list(groups(cluster))[1:], strict=True):
+            limits = template["spec"]["containers"][0]["resources"]["limits"]
+            a_pod = int(limits["cpu"]) // of.cpus_per_worker
+            if of.gpus_per_worker:
+                a_pod = min(a_pod, int(int(limits.get("nvidia.com/gpu", 0)) / of.gpus_per_worker))
+            fitting += a_pod * group["maxReplicas"]
+            cpus += int(limits["cpu"]) * group["maxReplicas"]
+        assert fitting >= of.workers, stage
+        assert cpus >= of.workers * of.cpus_per_worker + 2, stage
 
 
 def test_one_version_of_ray_everywhere(documents: list[dict[str, Any]]) -> None:
