@@ -88,7 +88,7 @@ def _shadow(shadow: Mapping[str, Any]) -> str:
     missing = "not given" if shadow["multilabel"] else "no label"
     said = ", ".join(f"{a or missing} → {b or missing} {n:,}" for a, b, n in odd[:_DISAGREEMENTS])
     share = f"{100 * shadow['agreement']:.1f} % of" if shadow["compared"] else "none of"
-    failed = f", {shadow['failed']:,} it could not score" if shadow["failed"] else ""
+    failed = f", could not score {shadow['failed']:,}" if shadow["failed"] else ""
     return (
         f"shadow version {shadow['version']} says the same of {share} {shadow['compared']:,} documents{failed}"
         + (f": {said}" if said else "")

@@ -193,8 +193,9 @@ def _shadow(manifest: Manifest) -> str:
     share = f"{100 * shadow['agreement']:.1f} %" if shadow["compared"] else "none"
     note = [
         f"V{theirs[1:]} scored the same documents and decided nothing. It says the same of {share} of "
-        f"{shadow['compared']:,}; the others lie in disagreements.",
-        f"{shadow['failed']:,} it could not score." if shadow["failed"] else "",
+        f"{shadow['compared']:,}.",
+        f"The other rows lie in disagreements/date={manifest['date']}." if odd else "",
+        f"It could not score {shadow['failed']:,}." if shadow["failed"] else "",
         f"{len(classes) - _CLASSES:,} classes on which they differ less are not shown." * (len(classes) > _CLASSES),
     ]
     table = _table(

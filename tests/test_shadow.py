@@ -350,9 +350,7 @@ def test_a_document_that_the_model_cannot_compute_is_not_compared(
 
 
 @pytest.mark.parametrize("deaths", [PATIENCE - 1, PATIENCE])
-def test_where_processes_die_the_shadow_is_left_out(
-    place: Place, monkeypatch: pytest.MonkeyPatch, deaths: int
-) -> None:
+def test_where_processes_die_the_shadow_is_left_out(place: Place, monkeypatch: pytest.MonkeyPatch, deaths: int) -> None:
     """Of that shard, once it is no longer laid to the machine; its documents are predicted."""
     place.write("a.jsonl", ROWS)
 
