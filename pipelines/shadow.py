@@ -13,7 +13,7 @@ from pipelines.agreement import count_agreement
 from pipelines.answers import Answers
 from pipelines.documents import Documents
 from pipelines.ledger import Attempt
-from pipelines.poison import PATIENCE, isolate
+from pipelines.poison import PATIENCE
 from pipelines.registry import Registry
 from spin.backbone import digest_of
 from spin.classifier import SpinClassifier
@@ -25,6 +25,9 @@ from spin.weights import locate
 
 Read = tuple[Features, Features | None]
 """what the model reads of some documents, and what the shadow does where the two could together"""
+
+_RAISES = 100
+"""after which the rest of a shard counts as failed: a shadow that can do nothing must not hold up a night"""
 
 
 @dataclass(frozen=True)
@@ -108,16 +111,14 @@ class Shadow:
     ) -> tuple[pa.Table, dict[str, Any]]:
         """The rows of a shard on which the labels differ, and counts; `model` answers for all pieces, in order.
 
-        A row on which only the shadow raises is counted as failed.
+        A row that only the shadow cannot score is counted as failed.
         """
         found: list[tuple[list[int], Features]] = []
         for rows, (_, theirs) in pieces:
             if theirs is not None:
                 found.append((rows, theirs))
             elif attempt.deaths < PATIENCE:
-                found += isolate(
-                    rows, lambda rows: self.spin.features([documents.texts[row] for row in rows]), attempt
-                )[0]
+                found += self._alone(rows, documents)
         shadow = Answers.of(self.spin, [features for _, features in found])
         every = [row for rows, _ in pieces for row in rows]
         compared = [row for rows, _ in found for row in rows]
@@ -139,6 +140,22 @@ class Shadow:
         )
         counts = count_agreement(labels, shadow.labels, self.spin.task.multilabel)
         return table, {**counts, "failed": len(every) - len(compared)}
+
+    def _alone(self, rows: list[int], documents: Documents) -> list[tuple[list[int], Features]]:
+        """What the shadow reads by itself where something raises: pieces that do are halved, `_RAISES` times at most.
+
+        Not as `isolate` does it, which goes on until the night knows the reason for every row.
+        """
+        waiting, found, raised = [rows], [], 0
+        while waiting and raised < _RAISES:
+            part = waiting.pop()
+            try:
+                found.append((part, self.spin.features([documents.texts[row] for row in part])))
+            except Exception:
+                raised += 1
+                if len(part) > 1:
+                    waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+        return found
 
 
 def disagreements_schema(multilabel: bool) -> pa.Schema:

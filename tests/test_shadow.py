@@ -299,6 +299,9 @@ def test_a_shadow_that_cannot_be_is_refused_before_any_work(
 class OddStep(ClassifyStep):
     """The third block cannot take what the tokenizer does not know: only who reads so deep sees that."""
 
+    always = False
+    raised = 0
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         seen: dict[str, Any] = {}
@@ -308,7 +311,8 @@ class OddStep(ClassifyStep):
             seen["ids"] = given["input_ids"]
 
         def refuse(*_: Any) -> None:
-            if (seen["ids"] == backbone.tokenizer.unk_token_id).any():
+            if self.always or (seen["ids"] == backbone.tokenizer.unk_token_id).any():
+                type(self).raised += 1
                 raise RuntimeError("cannot be computed")
 
         backbone.model.register_forward_pre_hook(keep, with_kwargs=True)
@@ -336,6 +340,19 @@ def test_a_document_on_which_only_the_shadow_raises_is_no_dead_letter(
     assert (manifest["shadow"]["compared"], manifest["shadow"]["failed"]) == (150, 0)
 
 
+def test_a_shadow_that_can_do_nothing_does_not_hold_up_the_night(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried a number of times a shard, not once for every document."""
+    monkeypatch.setattr(classify, "ClassifyStep", OddStep)
+    monkeypatch.setattr(OddStep, "always", True)
+    monkeypatch.setattr(OddStep, "raised", 0)
+    place.write("a.jsonl", ROWS)
+    alone = place.night("alone", 1000)
+    manifest = place.night(documents=1000, shadow=f"models:/tiny/{DEEP}")
+    assert digests(manifest) == digests(alone)
+    assert (manifest["shadow"]["compared"], manifest["shadow"]["failed"]) == (0, 150)
+    assert OddStep.raised == 1 + 100
+
+
 def test_a_document_that_the_model_cannot_compute_is_not_compared(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +364,8 @@ def test_a_document_that_the_model_cannot_compute_is_not_compared(
     assert digests(manifest) == digests(alone)
     assert manifest["counts"]["reasons"] == {"poison": 1}
     assert (manifest["shadow"]["compared"], manifest["shadow"]["failed"]) == (150, 0)
+    found = [row["id"] for row in differing(place)]
+    assert found == sorted(found)
 
 
 @pytest.mark.parametrize("deaths", [PATIENCE - 1, PATIENCE])
