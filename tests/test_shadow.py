@@ -331,6 +331,8 @@ def test_a_document_on_which_only_the_shadow_raises_is_no_dead_letter(
     assert digests(manifest) == digests(alone)
     assert (manifest["counts"]["dead"], manifest["counts"]["predicted"]) == (0, 151)
     assert (manifest["shadow"]["compared"], manifest["shadow"]["failed"]) == (150, 1)
+    found = [row["id"] for row in differing(place)]
+    assert found == sorted(found)
     place.write("a.jsonl", ROWS)
     assert place.night("sound", shadow=f"models:/tiny/{DEEP}")["shadow"]["confusion"] == manifest["shadow"]["confusion"]
     place.promote(DEEP)
