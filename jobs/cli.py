@@ -100,6 +100,12 @@ def classify(
     input: Input,
     output: Annotated[str, typer.Option(metavar="URI", help="folder or s3:// prefix of the nights")],
     model: Model = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ALIAS|models:/NAME/N", help="score it beside the model: agreement and disagreements, no more"
+        ),
+    ] = None,
     date: Annotated[str | None, typer.Option(metavar="YYYY-MM-DD", help="the night; by default today in UTC")] = None,
     since: Annotated[
         str | None, typer.Option(metavar="URI", help="an output whose latest night has taken some files: skip these")
@@ -111,9 +117,8 @@ def classify(
     from pipelines.classify import check_drift, run_classify
 
     loaded = load_settings(settings, set)
-    manifest = run_classify(
-        loaded, _registry(loaded), input, output, model=model, night=date, since=since, restart=restart
-    )
+    given: dict[str, Any] = {"model": model, "shadow": shadow, "night": date, "since": since, "restart": restart}
+    manifest = run_classify(loaded, _registry(loaded), input, output, **given)
     show.night(manifest, output)
     if loaded.classify.fail_on_drift:
         check_drift(manifest)

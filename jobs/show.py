@@ -11,12 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.agreement import disagreements
 from spin.explain import Explanation, stretches
 from spin.page import Drivers
 from spin.sites import Column
 
 _BEGINNING = 80
 """characters shown of a training document"""
+_DISAGREEMENTS = 3
+"""shown of those between a model and its shadow"""
 _CHOICES = ("accuracy", "balanced", "cheapest")
 
 out = Console(highlight=False)
@@ -73,8 +76,24 @@ def night(manifest: dict[str, Any], output: str) -> None:
     for row in manifest["drift"]:
         if row["drifted"]:
             say(f"          drift: {row['name']} stability index {row['psi']:.2f}, above {row['limit']:.2f}")
+    if "shadow" in manifest:
+        say(f"          {_shadow(manifest['shadow'])}")
     where = output.rstrip("/")
     say(f"          predictions in {where}/predictions, the report in {where}/_runs/{manifest['run']}/report.html")
+
+
+def _shadow(shadow: Mapping[str, Any]) -> str:
+    """How often another version says the same, and what it says instead most often."""
+    odd = disagreements(shadow)
+    missing = "not given" if shadow["multilabel"] else "no label"
+    said = ", ".join(f"{a or missing} → {b or missing} {n:,}" for a, b, n in odd[:_DISAGREEMENTS])
+    share = f"{100 * shadow['agreement']:.1f} % of" if shadow["compared"] else "none of"
+    failed = f", could not score {shadow['failed']:,}" if shadow["failed"] else ""
+    return (
+        f"shadow version {shadow['version']} says the same of {share} {shadow['compared']:,} documents{failed}"
+        + (f": {said}" if said else "")
+        + (", …" if len(odd) > _DISAGREEMENTS else "")
+    )
 
 
 def evaluation(found: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import backbones, corpus
+from pipelines.agreement import total_agreement
 from pipelines.cluster import one_connection
 from pipelines.documents import Shard
 from pipelines.lease import Lease
@@ -23,6 +24,7 @@ from pipelines.reference import drift_of
 from pipelines.registry import Registry
 from pipelines.repeats import DigestStep, RepeatStep, partitions_of
 from pipelines.report import reports_of
+from pipelines.shadow import Chosen, choose_shadow, resolve_shadow
 from pipelines.shards import Step, map_shards
 from pipelines.store import Store
 from spin import artifact
@@ -42,6 +44,7 @@ def run_classify(
     output: str,
     *,
     model: str | None = None,
+    shadow: str | None = None,
     night: str | None = None,
     since: str | None = None,
     restart: bool = False,
@@ -50,28 +53,37 @@ def run_classify(
 
     Files that the latest night of the output `since` has taken already, by path, size and ETag, are skipped.
     The version of the model is resolved once. While it runs, parts lie under `_runs/`; after the manifest, whole parts
-    are put into `predictions/date=DATE/` and `dead_letters/date=DATE/`, and `latest` moves last. Raises HeldError where
-    another run works here, BadRowsError, with nothing published, for more dead letters or more files that cannot be
-    read than the settings allow, UnavailableError where the store does not answer: the same command resumes.
+    are put into `predictions/date=DATE/` and `dead_letters/date=DATE/`, and `latest` moves last. Another version as
+    `shadow` changes none of that; rows on which it differs are put into `disagreements/date=DATE/`. Raises HeldError
+    where another run works here, BadRowsError, with nothing published, for more dead letters or more files that cannot
+    be read than the settings allow, UnavailableError where the store does not answer: the same command resumes.
     """
     date = day_of(night)
     out = Store(output)
     version = registry.resolve(model)
+    other = None if shadow is None else resolve_shadow(registry, shadow, version)
     odd: dict[str, str] = {}
     files = corpus.describe(corpus.list_files(source, bad=odd))
     taken = taken_by(read_manifest(since)) if since else []
-    with Lease(out) as lease, tempfile.TemporaryDirectory() as folder, one_connection():
-        registry.download(version, Path(folder))
-        config = artifact.read_config(Path(folder))
+    with Lease(out) as lease, tempfile.TemporaryDirectory() as scratch, one_connection():
+        folder = _fetch(registry, version, Path(scratch) / "model")
+        config = artifact.read_config(folder)
         facts = _facts(settings, registry, version, config["backbone"]["digest"], source)
+        beside = None
+        if other is not None:
+            beside = choose_shadow(other, _fetch(registry, other, Path(scratch) / "shadow"), config, settings)
+            facts["shadow"] = beside.facts()
         tonight = Night(out, date, lease)
         run, plan = tonight.begin(facts, files, lambda new: _plan(settings, new, odd), taken=taken, restart=restart)
         manifest = run.finished(plan)
         if manifest is None:
-            for name in (artifact.CONFIG, artifact.TENSORS):
-                run.store.write(f"model/{name}", (Path(folder) / name).read_bytes())
+            for kept in ("model", "shadow") if beside else ("model",):
+                for name in (artifact.CONFIG, artifact.TENSORS):
+                    run.store.write(f"{kept}/{name}", (Path(scratch) / kept / name).read_bytes())
             backbones.publish(settings, config["backbone"]["digest"])
-            outcomes = _run(settings, run, plan, version, lease)
+            if beside is not None:
+                backbones.publish(beside.settings(settings), beside.digest)
+            outcomes = _run(settings, run, plan, version, beside, lease)
             check_unchanged(plan, corpus.describe(corpus.list_files(source, bad={})))
             manifest = run.finish(
                 plan,
@@ -83,8 +95,9 @@ def run_classify(
                 model_version=version,
                 classes=config["classes"],
                 seconds=round(busy_seconds(outcomes), 1),
-                drift=_drift(settings, run, plan, outcomes, Path(folder)),
+                drift=_drift(settings, run, plan, outcomes, folder),
                 before=_before(out, date),
+                **_shadow(beside, config, plan, outcomes),
             )
         _check_shares(settings, manifest)
         reports = reports_of(manifest)
@@ -93,7 +106,15 @@ def run_classify(
         return manifest
 
 
-def _run(settings: Settings, run: Run, plan: Plan, version: str, lease: Lease) -> list[dict[str, Any]]:
+def _fetch(registry: Registry, version: str, folder: Path) -> Path:
+    folder.mkdir()
+    registry.download(version, folder)
+    return folder
+
+
+def _run(
+    settings: Settings, run: Run, plan: Plan, version: str, beside: Chosen | None, lease: Lease
+) -> list[dict[str, Any]]:
     """The outcomes of all shards."""
     shards = [Shard(**shard) for shard in plan.detail["shards"]]
     ray = settings.ray.of("classify")
@@ -116,7 +137,7 @@ def _run(settings: Settings, run: Run, plan: Plan, version: str, lease: Lease) -
         found = pass_over("repeats", repeats, parts, RepeatStep, ids, len(parts), names, here=few)
         keys = [key for outcome in found for key in outcome["files"]]
     outcomes = pass_over(
-        "classify", run.store, shards, ClassifyStep, run.store / "model", version, settings, repeats, keys, bad
+        "classify", run.store, shards, ClassifyStep, run.store, version, settings, repeats, keys, bad, beside
     )
     lease.check()
     return outcomes
@@ -128,6 +149,16 @@ def _drift(
     """This night against training."""
     keys = [key for outcome in taken_of(plan, outcomes) for key in outcome["files"] if key.endswith(PROFILE)]
     return drift_of(run.store, keys, model, settings.choose, settings.classify.max_psi)
+
+
+def _shadow(
+    beside: Chosen | None, config: dict[str, Any], plan: Plan, outcomes: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the manifest says of a shadow; nothing without one."""
+    if beside is None:
+        return {}
+    parts = [outcome["shadow"] for outcome in taken_of(plan, outcomes)]
+    return {"shadow": total_agreement(beside.version, config["multilabel"], parts)}
 
 
 def _before(out: Store, date: str) -> dict[str, Any] | None:

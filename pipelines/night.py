@@ -16,9 +16,13 @@ from pipelines.manifest import Plan, finish, finished, freeze
 from pipelines.store import Store
 from spin.errors import SpinError, UserError
 
-KINDS = {"predictions.parquet": "predictions", "dead.parquet": "dead_letters"}
+KINDS = {
+    "predictions.parquet": "predictions",
+    "dead.parquet": "dead_letters",
+    "disagreements.parquet": "disagreements",
+}
 """the hive folder of a shard's file, by its ending"""
-_WORK = ("parts", "attempts", "ids", "repeats", "model")
+_WORK = ("parts", "attempts", "ids", "repeats", "model", "shadow")
 """folders of a run that nobody needs once its parts are published"""
 
 

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from pipelines import backbones, corpus
+from pipelines.answers import Answers
 from pipelines.documents import Documents, Shard, is_unicode
 from pipelines.ledger import Attempt
 from pipelines.poison import check_readable, isolate
 from pipelines.repeats import repeats_in
+from pipelines.shadow import Chosen, Read, Shadow
 from pipelines.store import Store
 from spin import artifact
 from spin.classifier import SpinClassifier
 from spin.errors import BadFileError
-from spin.extract import Features
 from spin.profile import Profile
 from spin.settings import Settings
 from spin.task import Label, names_of
@@ -57,27 +57,26 @@ def predictions_schema(multilabel: bool) -> pa.Schema:
 
 
 class ClassifyStep:
-    """Reads a shard and gives its predictions and its dead letters.
+    """Reads a shard and gives its predictions and its dead letters, and of a shadow where they differ from it.
 
     `keys` of `repeats` hold the rows whose id stood earlier; `bad` are the files whose ids could not be read, and why.
+    The artifacts lie in the run's store under `model/` and `shadow/`.
     """
 
     def __init__(
         self,
-        model: Store,
+        run: Store,
         version: str,
         settings: Settings,
         repeats: Store,
         keys: Sequence[str],
         bad: Mapping[str, str],
+        shadow: Chosen | None = None,
     ) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            for name in (artifact.CONFIG, artifact.TENSORS):
-                (Path(folder) / name).write_bytes(model.read(name) or b"")
-            backbone = backbones.receive(settings, artifact.read_config(Path(folder))["backbone"]["digest"])
-            self.spin = SpinClassifier.load(
-                folder, backbone=backbone, choose=settings.choose, decision=settings.decision
-            )
+        self.spin = _load(run / "model", settings)
+        self.shadow = None
+        if shadow is not None:
+            self.shadow = Shadow(self.spin, _load(run / "shadow", shadow.settings(settings)), shadow.version)
         _ = self.spin.backbone  # loaded once, before the first shard
         self.version, self.data, self.keep_text = version, settings.data, settings.classify.dead_letter_text
         self.repeats, self.repeat_keys, self.bad = repeats, keys, bad
@@ -93,23 +92,20 @@ class ClassifyStep:
         dead = triage(documents, repeats_in(shard, self.repeats, self.repeat_keys))
         sound = [row for row in range(len(documents)) if row not in dead]
 
-        def read(rows: list[int]) -> Features:
-            return self.spin.features([documents.texts[row] for row in rows])
+        def read(rows: list[int]) -> Read:
+            texts = [documents.texts[row] for row in rows]
+            return (self.spin.features(texts), None) if self.shadow is None else self.shadow.read(texts, attempt)
 
         pieces, poison = isolate(sound, read, attempt)
         dead |= {row: ("poison", message) for row, message in poison.items()}
         rows = [row for row in sound if row not in poison]
-        features = self._together([features for _, features in pieces])
-        values = np.concatenate(list(features.columns.values()), axis=1)
-        logits = self.spin.integration.logits(values)
-        scores = self.spin.task.probabilities(logits)
-        chosen = self.spin.labels(scores)
+        answers = Answers.of(self.spin, [features for _, (features, _) in pieces])
         predictions = pa.table(
             [
                 [documents.ids[row] for row in rows],
-                chosen,
-                self._score(scores, chosen),
-                list(scores.astype(np.float32)),
+                answers.labels,
+                answers.score,
+                list(answers.scores.astype(np.float32)),
                 np.full(len(rows), self.spin.depth, np.int32),
                 [self.version] * len(rows),
             ],
@@ -127,33 +123,30 @@ class ClassifyStep:
             }
             for row, (reason, message) in sorted(dead.items())
         ]
-        outcome = _outcome(shard, len(documents), dead, chosen) | {
-            "tokens": int(features.n_tokens.sum()),
-            "truncated": features.truncated,
+        outcome = _outcome(shard, len(documents), dead, answers.labels) | {
+            "tokens": int(answers.features.n_tokens.sum()),
+            "truncated": answers.features.truncated,
             "depths": {str(self.spin.depth): len(rows)},
         }
-        profile = Profile.of(self.spin.task, self.spin.integration, logits, values, features)
+        profile = Profile.of(self.spin.task, self.spin.integration, answers.logits, answers.values, answers.features)
         files = {"predictions.parquet": _to_parquet(predictions), PROFILE: profile.to_bytes()}
         if letters:
             files["dead.parquet"] = _to_parquet(pa.Table.from_pylist(letters, schema=DEAD_LETTERS))
+        if self.shadow is not None:
+            differing, outcome["shadow"] = self.shadow.compare(pieces, documents, attempt, answers, self.version)
+            if len(differing):
+                files["disagreements.parquet"] = _to_parquet(differing)
         return files, outcome
 
-    def _together(self, pieces: Sequence[Features]) -> Features:
-        """The features of all sound rows."""
-        parts = pieces or [self.spin.features([])]
-        return Features(
-            {column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns},
-            np.concatenate([part.n_tokens for part in parts]),
-            np.concatenate([part.n_unknown for part in parts]),
-            sum(part.truncated for part in parts),
-        )
 
-    def _score(self, scores: NDArray[np.floating], chosen: Sequence[Label | None]) -> list[float]:
-        """The probability of each label; the largest where that is a list or none."""
-        at = {name: k for k, name in enumerate(self.spin.classes)}
-        return [
-            row[at[label]] if isinstance(label, str) else row.max() for row, label in zip(scores, chosen, strict=True)
-        ]
+def _load(kept: Store, settings: Settings) -> SpinClassifier:
+    """The classifier of an artifact in the store, on a backbone that is on this node and loaded at first use."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (artifact.CONFIG, artifact.TENSORS):
+            (Path(folder) / name).write_bytes(kept.read(name) or b"")
+        digest = artifact.read_config(Path(folder))["backbone"]["digest"]
+        backbone = backbones.receive(settings, digest)
+        return SpinClassifier.load(folder, backbone=backbone, choose=settings.choose, decision=settings.decision)
 
 
 def triage(documents: Documents, repeats: Iterable[int]) -> dict[int, tuple[str, str]]:

@@ -152,7 +152,8 @@ class Registry:
         counts, name = manifest["counts"], f"night {manifest['run']}"
         tags = {"spin.version": number, "spin.night": manifest["date"]}
         tags |= {f"spin.{name}": manifest[name] for name in ("run", "output", "fingerprint")}
-        rows = max(1, counts["rows"])
+        rows, shadow = max(1, counts["rows"]), manifest.get("shadow")
+        tags |= {"spin.shadow": shadow["version"]} if shadow else {}
         metrics = {key: counts[key] for key in ("rows", "predicted", "abstained", "dead", "tokens", "truncated")}
         metrics |= {
             "dead_rate": counts["dead"] / rows,
@@ -160,6 +161,7 @@ class Registry:
             "documents_per_s": round(counts["rows"] / max(manifest["seconds"], 1e-3), 2),
             **{f"depth_{depth}": count / rows for depth, count in counts["depths"].items()},
             **{f"psi_{row['name']}": row["psi"] for row in manifest["drift"]},
+            **({"shadow_agreement": shadow["agreement"]} if shadow and shadow["compared"] else {}),
         }
         with self.tracking.answers():
             experiment = self.tracking.experiment()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.agreement import by_class, disagreements
 from pipelines.pace import pace
 from spin.markup import Html, tag
 from spin.picture import signed
@@ -18,6 +19,8 @@ _BUCKETS = 60
 _SLOWEST = 8
 _CLASSES = 30
 """shown; a label with no document anywhere is not"""
+_OFTEN = 12
+"""disagreements with a shadow that are shown"""
 _PROPERTIES = {
     "labels": "mix of labels",
     "scores": "largest probability of a document",
@@ -54,13 +57,13 @@ def reports_of(manifest: Manifest) -> dict[str, bytes]:
 
 
 def page(manifest: Manifest) -> str:
-    """The HTML of a night's manifest: counts, throughput, labels, drift, dead letters and slowest shards."""
+    """The HTML of a night's manifest: counts, throughput, labels, shadow, drift, dead letters and slowest shards."""
     title = f"{manifest['model']}, night of {manifest['date']}"
     about = f"version {manifest['model_version']} · run {manifest['run']} · {manifest['fingerprint'][:12]}"
     moved = ", ".join(_PROPERTIES[row["name"]] for row in manifest["drift"] if row["drifted"])
     warning = tag("p", f"Drifted from training: {moved}", class_="warn") if moved else ""
     heading = tag("header", tag("p", about, class_="eyebrow"), tag("h1", title), warning, class_="heading")
-    sections = _counts, _pace, _labels, _drift, _dead, _slowest
+    sections = _counts, _pace, _labels, _shadow, _drift, _dead, _slowest
     main = tag("main", tag("section", *(section(manifest) for section in sections)))
     return document(title, _STYLE, heading, main)
 
@@ -170,6 +173,41 @@ def _bar(share: float, now: bool) -> Html:
     return tag(
         "svg", filled, class_=f"bar {kind}", viewBox="0 0 1000 10", preserveAspectRatio="none", aria_hidden="true"
     )
+
+
+def _shadow(manifest: Manifest) -> str:
+    """Where another version says the same, by class, and what it says instead; nothing without one."""
+    shadow = manifest.get("shadow")
+    if shadow is None:
+        return ""
+    classes, odd = by_class(shadow), disagreements(shadow)
+    missing = "not given" if shadow["multilabel"] else "no label"
+    mine, theirs = (f"version {version}" for version in (manifest["model_version"], shadow["version"]))
+
+    def name(label: str) -> str:
+        return tag("bdi", label) if label else missing
+
+    def row(*cells: str, figures: Sequence[str]) -> Html:
+        return tag("tr", *(tag("td", c) for c in cells), *(tag("td", f, class_="number") for f in figures))
+
+    share = f"{100 * shadow['agreement']:.1f} %" if shadow["compared"] else "none"
+    note = [
+        f"V{theirs[1:]} scored the same documents and decided nothing. It says the same of {share} of "
+        f"{shadow['compared']:,}.",
+        f"The other rows lie in disagreements/date={manifest['date']}." if odd else "",
+        f"It could not score {shadow['failed']:,}." if shadow["failed"] else "",
+        f"{len(classes) - _CLASSES:,} classes on which they differ less are not shown." * (len(classes) > _CLASSES),
+    ]
+    table = _table(
+        ("class", f"#{mine}", f"#{theirs}", "#both"),
+        [row(name(of[0]), figures=[f"{n:,}" for n in of[1:]]) for of in classes[:_CLASSES]],
+    )
+    instead = _table(
+        (f"{mine} says", f"{theirs} says", "#documents"),
+        [row(name(a), name(b), figures=[f"{n:,}"]) for a, b, n in odd[:_OFTEN]],
+    )
+    content = [table, *([tag("h3", "Most frequent disagreements"), instead] if odd else [])]
+    return _section("Shadow", " ".join(filter(None, note)), *content)
 
 
 def _drift(manifest: Manifest) -> Html:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -145,14 +145,25 @@ class SpinClassifier:
             self._backbone.cut(self.depth)
         return self._backbone
 
+    @backbone.setter
+    def backbone(self, backbone: Backbone) -> None:
+        """One that is loaded already, of the same weights and settings, and not cut below the depth."""
+        self._backbone = backbone
+
     @property
     def depth(self) -> int:
         """Blocks of the backbone that run."""
         return self.integration.selection.depth
 
-    def features(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> Features:
-        """The pooled activations of the selected neurons, and nothing else."""
-        neurons = self.integration.selection.neurons
+    def features(
+        self,
+        texts: Sequence[str],
+        *,
+        keep: Mapping[Column, NDArray[np.int64]] | None = None,
+        progress: Progress = lambda documents: None,
+    ) -> Features:
+        """The pooled activations of the selected neurons, or of those that `keep` names, and nothing else."""
+        neurons = keep or self.integration.selection.neurons
         return extract(self.backbone, _checked(texts), list(neurons), keep=neurons, progress=progress)
 
     def predict_logits(

@@ -18,7 +18,7 @@ from pipelines.ledger import Attempt
 from pipelines.predictions import ClassifyStep
 from pipelines.shards import map_shards
 from pipelines.store import Store
-from spin.errors import SpinError
+from spin.errors import SpinError, UserError
 from spin.settings import RaySettings, parse_settings
 
 RAISE, KILL, KILL_ONCE = "film raise", "film kill", "film once "
@@ -34,7 +34,7 @@ class ChaosStep(ClassifyStep):
         super().__init__(*args)
         features = self.spin.features
 
-        def chaos(texts: list[str]) -> Any:
+        def chaos(texts: list[str], **given: Any) -> Any:
             if any(text.startswith(RAISE) for text in texts):
                 raise RuntimeError(f"cannot be computed: {texts}")
             if any(text.startswith(KILL) for text in texts):
@@ -43,7 +43,7 @@ class ChaosStep(ClassifyStep):
                 if not marker.exists():
                     marker.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
-            return features(texts)
+            return features(texts, **given)
 
         self.spin.features = chaos  # type: ignore[method-assign,assignment]
 
@@ -80,7 +80,7 @@ class SleepingStep:
 
 
 class Shelf:
-    """A registry of one folder: versions are its folders, the champion is named in a file."""
+    """A registry of one folder: versions are its folders, an alias is a file that names one."""
 
     name = "tiny"
 
@@ -88,7 +88,11 @@ class Shelf:
         self.folder = folder
 
     def resolve(self, model: str | None = None) -> str:
-        return (self.folder / "champion").read_text()
+        _, _, alias = (model or "models:/tiny@champion").partition("@")
+        number = (self.folder / alias).read_text() if alias else str(model).rpartition("/")[2]
+        if not (self.folder / number).is_dir():
+            raise UserError(f"{model} does not exist")
+        return number
 
     def log_night(self, number: str, manifest: dict[str, Any], reports: dict[str, bytes]) -> None:
         (self.folder / f"{manifest['run']}.json").write_text(number)

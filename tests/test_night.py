@@ -47,7 +47,10 @@ def files_of(count: int, version: str = "v") -> list[dict[str, Any]]:
 
 
 class Step:
-    """Predicts three rows a shard, the last of every second shard dead; counts how often each shard was computed."""
+    """Predicts three rows a shard, the last of every second shard dead, the first of the others not as a shadow does.
+
+    Counts how often each shard was computed.
+    """
 
     def __init__(self, says: str = "x") -> None:
         self.says, self.computed = says, []
@@ -59,6 +62,8 @@ class Step:
         files = {"predictions.parquet": parquet({"id": ids[: 3 - dead], "label": [self.says] * (3 - dead)})}
         if dead:
             files["dead.parquet"] = parquet({"id": ids[-1:], "reason": ["odd"]})
+        else:
+            files["disagreements.parquet"] = parquet({"id": ids[:1], "label": [self.says]})
         counts = {"rows": 3, "predicted": 3 - dead, "dead": dead, "tokens": 9, "truncated": 0}
         counts |= {"abstained": 0, "unlabelled": 0}
         return files, counts | {
@@ -168,6 +173,8 @@ def check_whole(out: Store, step_says: str = "x", files: int = 2, date: str = "2
         f"{n:06d}-{row}" for n in range(2 * files) for row in range(3)
     ]
     assert [row["id"] for row in rows_in(out, f"predictions/date={date}")] == ids
+    odd = [(row["id"], row["label"]) for row in rows_in(out, f"disagreements/date={date}")]
+    assert odd == [(f"{n:06d}-0", step_says) for n in range(0, 2 * files, 2)]
     work = [key for key in out.list("_runs") if "/parts/" in key or "/attempts/" in key]
     assert work == []
     latest = out.read_json("latest")

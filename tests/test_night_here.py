@@ -61,6 +61,7 @@ class Place:
         *,
         date: str = DATE,
         since: str | None = None,
+        shadow: str | None = None,
         restart: bool = False,
         set: tuple[str, ...] = (),
         **allowed: float,
@@ -75,7 +76,8 @@ class Place:
         file = self.folder / "settings.yaml"
         file.write_text(json.dumps(tree))
         source, output = str(self.folder / "data"), str(self.folder / out)
-        given: dict[str, Any] = {"night": date, "since": since and str(self.folder / since), "restart": restart}
+        given: dict[str, Any] = {"night": date, "shadow": shadow, "restart": restart}
+        given["since"] = since and str(self.folder / since)
         return classify.run_classify(load_settings(file, set), self.shelf, source, output, **given)  # type: ignore[arg-type]
 
     def predictions(self, out: str = "out") -> list[Row]:

@@ -187,5 +187,8 @@ def test_a_night_that_was_cut_off_is_logged_again(shelf: Shelf) -> None:
         "depth_3": 1,
         "psi_labels": 0.25,
     }
-    registry.log_night("1", night | {"output": "s3://others"}, {})
+    shadow = {"version": "2", "compared": 8, "agreement": 0.75}
+    registry.log_night("1", night | {"output": "s3://others", "shadow": shadow}, {})
     assert len(runs()) == 3
+    [beside] = [run for run in runs() if run.data.tags.get("spin.shadow") == "2"]
+    assert beside.data.metrics["shadow_agreement"] == 0.75

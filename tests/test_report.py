@@ -121,6 +121,41 @@ def test_the_numbers_of_the_manifest_are_seen(browser: Any, tmp_path: Path) -> N
         ]
 
 
+def shadow(confusion: dict[str, dict[str, int]], **changes: Any) -> dict[str, Any]:
+    compared = sum(sum(row.values()) for row in confusion.values())
+    agreed = sum(row.get(name, 0) for name, row in confusion.items())
+    counts = {"compared": compared, "agreed": agreed, "failed": 2, "agreement": agreed / compared}
+    return {"version": "8", "multilabel": False, **counts, "confusion": confusion, **changes}
+
+
+def test_a_shadow_is_compared_by_class(browser: Any, tmp_path: Path) -> None:
+    """The class on which both differ most first, what is said instead, and no place for it in a night without one."""
+    found = shadow({"late": {"late": 7900, "lovely": 60, "": 40}, "lovely": {"lovely": 3970, "late": 7}, "": {"": 321}})
+    for width in (1280, 390):
+        with opened(browser, tmp_path, page(manifest(shadow=found)), width=width) as window:
+            section = window.locator("main section section", has_text="Version 8 scored the same documents")
+            assert "It says the same of 99.1 % of 12,298. The other rows lie" in section.inner_text()
+            assert "It could not score 2." in section.inner_text()
+            assert texts(section, "table >> nth=0 >> tr") == [
+                "class version 7 version 8 both",
+                "late 8,000 7,907 7,900",
+                "lovely 3,977 4,030 3,970",
+                "no label 321 361 321",
+            ]
+            assert texts(section, "table >> nth=1 >> tbody tr") == [
+                "late lovely 60",
+                "late no label 40",
+                "lovely late 7",
+            ]
+            assert window.evaluate("document.documentElement.scrollWidth") <= width
+    lists = shadow({"late": {"late": 9, "": 2}, "": {"lovely": 3}}, multilabel=True)
+    with opened(browser, tmp_path, page(manifest(shadow=lists))) as window:
+        section = window.locator("main section section", has_text="Version 8 scored the same documents")
+        assert texts(section, "table >> nth=0 >> tbody tr") == ["lovely 0 3 0", "late 11 9 9"]
+        assert texts(section, "table >> nth=1 >> tbody tr") == ["not given lovely 3", "late not given 2"]
+    assert "Shadow" not in page(manifest())
+
+
 def test_charts_have_a_size_and_show_the_pause(browser: Any, tmp_path: Path) -> None:
     for width in (1280, 390):
         with opened(browser, tmp_path, page(manifest()), width=width, scheme="dark") as window:
@@ -140,10 +175,11 @@ def test_what_comes_from_documents_stays_text(browser: Any, tmp_path: Path) -> N
     """Labels, files and reasons are shown as they are, in a page that runs nothing."""
     counts = manifest()["counts"] | {"labels": dict.fromkeys(NASTY, 5), "reasons": dict.fromkeys(NASTY, 5)}
     quarantined = [{"uri": text, "reason": text} for text in NASTY]
-    found = manifest(counts=counts, classes=NASTY, quarantined=quarantined, drift=[])
+    beside = shadow({text: {text: 5, NASTY[0]: 1} for text in NASTY})
+    found = manifest(counts=counts, classes=NASTY, quarantined=quarantined, drift=[], shadow=beside)
     with opened(browser, tmp_path, page(found)) as window:
-        shown = texts(window, "tbody th bdi")
-        assert {" ".join(text.split()) for text in NASTY} <= set(shown)
+        for of in ("tbody th bdi", "tbody td bdi"):
+            assert {" ".join(text.split()) for text in NASTY} <= set(texts(window, of))
 
 
 def test_a_night_of_nothing_has_a_report(browser: Any, tmp_path: Path) -> None:
