@@ -13,6 +13,7 @@ import ray
 
 from pipelines import classify
 from pipelines.documents import Shard
+from pipelines.group import run_group
 from pipelines.lease import Lease
 from pipelines.ledger import Attempt
 from pipelines.predictions import ClassifyStep
@@ -124,3 +125,20 @@ def sleep(output: str) -> None:
         except SpinError as error:
             print(error)
             raise SystemExit(error.status) from None
+
+
+def group_loop(config: dict[str, Any]) -> None:
+    """A worker of a group: writes how many they are, then waits for a file of the same name with `.go` at its end."""
+    from ray.train import get_context
+
+    log = config["log"]
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(f"{ray.get_runtime_context().get_node_id()} {get_context().get_world_size()}\n")
+    while not Path(f"{log}.go").exists():
+        threading.Event().wait(0.05)
+
+
+def group(address: str, log: str) -> None:
+    """A driver with a group of as many workers as there are."""
+    settings = RaySettings(address=address)
+    run_group("trial", group_loop, {"log": log}, settings, work=9, total=1, unit="fits", done=lambda: 0)

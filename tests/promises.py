@@ -170,7 +170,7 @@ PROMISES = (
             Cut(
                 f"{FAULTS}::test_a_server_that_stops_reading_is_given_up",
                 "pipelines/store.py",
-                'options["timeout"] = _DEADLINE',
+                'options["timeout"] = seconds',
                 "pass",
             ),
         ),

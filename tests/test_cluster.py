@@ -124,6 +124,12 @@ def test_a_training_run_is_submitted(project: Project, nodes: Nodes, server: Job
     assert fetched == [[digest]] * 2
 
 
+def start(code: str, *words: str) -> subprocess.Popen[str]:
+    """A driver in a process of its own."""
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
 def test_nodes_come_and_go(nodes: Nodes, s3_server: str, backbone_folder: Path, tmp_path: Path) -> None:
     """Work spreads over the nodes, a new one takes part, a lost one costs the shard in flight; every id comes once."""
     base, log = f"{s3_server}/{uuid.uuid4().hex}", tmp_path / "log"
@@ -141,18 +147,12 @@ def test_nodes_come_and_go(nodes: Nodes, s3_server: str, backbone_folder: Path, 
     }
     code = "from tests.chaos import *\nimport sys\nnight(eval(sys.argv[1]), *sys.argv[2:], step=NodeStep)"
     words = [repr(tree), str(tmp_path / "shelf"), f"{base}/data", f"{base}/out", DATE]
-    driver = subprocess.Popen(
-        [sys.executable, "-c", code, *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    driver = start(code, *words)
+
+    def begun() -> list[list[str]]:
+        return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+
     try:
-
-        def begun() -> list[list[str]]:
-            return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
-
         wait_for(lambda: len({node for node, _ in begun()}) == 2, driver)
         third = nodes.add()
         wait_for(lambda: third.node_id in {node for node, _ in begun()}, driver)
@@ -169,6 +169,28 @@ def test_nodes_come_and_go(nodes: Nodes, s3_server: str, backbone_folder: Path, 
     again = Counter(shard for _, shard in begun())
     assert {shard for shard, times in again.items() if times > 1} <= {lost}
     assert len(again) == 12
+
+
+def test_a_group_goes_on_with_fewer(nodes: Nodes, tmp_path: Path) -> None:
+    """A training group that loses a node starts again on those that are left."""
+    log = tmp_path / "log"
+    third = nodes.add()
+    driver = start("from tests.chaos import *\nimport sys\ngroup(*sys.argv[1:])", nodes.gcs, str(log))
+
+    def begun() -> Counter[str]:
+        """How many began, by the size of their group."""
+        return Counter(line.split()[1] for line in log.read_text().splitlines()) if log.exists() else Counter()
+
+    try:
+        wait_for(lambda: begun()["3"] == 3, driver)
+        nodes.lose(third)
+        wait_for(lambda: begun()["2"] == 2, driver)
+        Path(f"{log}.go").touch()
+        output, _ = driver.communicate(timeout=240)
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, output
+    assert begun() == {"3": 3, "2": 2}
 
 
 def test_one_job_a_night(server: JobServer, tmp_path: Path) -> None:
