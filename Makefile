@@ -16,7 +16,7 @@ quickstart: setup  ## the whole road on real text
 
 test: setup  ## starts what the tests need
 	infra/browser.sh
-	infra/s3/run.sh $(BIN)/python -m pytest
+	infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m pytest
 
 bench-method: setup  ## the method against everything simpler, into benchmarks/method.md
 	$(BIN)/python -m benchmarks.method
