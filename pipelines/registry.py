@@ -116,6 +116,7 @@ class Registry:
                         _MODEL: bundle.digest(folder),
                     },
                     description=bundle.description(artifact),
+                    model_id=model.model_id,
                 )
             self.set_alias(CHALLENGER, str(version.version))
         return {"model": self.name, "version": str(version.version), "run_id": run.info.run_id}
@@ -192,7 +193,7 @@ class Registry:
         Raises UserError, with nothing put there, for one that is not what was registered.
         """
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            return self._fetch(number, "", _MODEL, scratch).rename(folder / f"{self.name}-{number}")
+            return self._fetch(number, "", _MODEL, scratch).rename(folder / f"model-{number}")
 
     def _fetch(self, number: str, part: str, tag: str, scratch: str) -> Path:
         """Part of what is logged of a version, held against the digest in a tag."""
@@ -207,6 +208,8 @@ class Registry:
                     "registered; promote another version, or train again"
                 )
             uri = f"{self._client.get_model_version_download_uri(self.name, number)}/{part}".rstrip("/")
+            if not mlflow.artifacts.list_artifacts(artifact_uri=uri):
+                raise UserError(f"{version} has lost its files, {part or 'all'} of them; promote another version")
             found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
             digest = bundle.digest(found)
             if digest != expected:

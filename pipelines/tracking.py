@@ -27,22 +27,14 @@ class Tracking:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         self.name = settings.mlflow.model
-        named = os.environ.get(_URI)
-        self.uri = settings.mlflow.tracking_uri or _checked(named) or _default_uri(settings.store)
+        self.uri = settings.mlflow.tracking_uri or _named() or _default_uri(settings.store)
         self._store = settings.store
         with self.answers():
-            import mlflow
             from mlflow import MlflowClient
 
             for noisy in ("mlflow", "alembic"):
                 logging.getLogger(noisy).setLevel(logging.ERROR)
-            mlflow.set_tracking_uri(self.uri)
-            mlflow.set_registry_uri(self.uri)
             self.client = MlflowClient(self.uri, self.uri)
-        if named is None:  # MLflow has set it, and another registry of this process would take it for its own
-            os.environ.pop(_URI, None)
-        else:
-            os.environ[_URI] = named
 
     def experiment(self) -> str:
         """The experiment's id, made where there is none; on SQLite its artifacts lie in the store."""
@@ -57,11 +49,12 @@ class Tracking:
 
     @contextmanager
     def answers(self) -> Iterator[None]:
-        """MLflow's errors in one line."""
+        """MLflow speaks with this tracking URI, and its errors are one line."""
         import requests
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
+        self._select()
         with store_errors(f"registry {self.uri}"):
             try:
                 yield
@@ -71,6 +64,22 @@ class Tracking:
                 raise self._in_words(error, getattr(error.response, "status_code", 500)) from None
             except SQLAlchemyError as error:
                 raise self._in_words(error, 500) from None
+
+    def _select(self) -> None:
+        """Make this the tracking URI of MLflow's own functions: there is one for the whole process.
+
+        MLflow puts it in the environment too, from which the next registry would take it for a default.
+        """
+        import mlflow
+
+        named = {name: os.environ.get(name) for name in (_URI, "MLFLOW_REGISTRY_URI")}
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        for name, value in named.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
     def _in_words(self, error: Exception, status: int) -> SpinError:
         """An error of MLflow whose status in HTTP says whether trying again may help."""
@@ -88,11 +97,12 @@ class Tracking:
         )
 
 
-def _checked(uri: str | None) -> str | None:
-    """A URI of the environment, in which a password has as little place as in settings: it is shown in messages."""
+def _named() -> str | None:
+    """The URI of the environment, in which a password has as little place as in settings: messages show it."""
+    uri = os.environ.get(_URI)
     if uri and holds_password(uri):
         raise UserError(f"{_URI}: a password stands in it; expected none: it comes from {_PASSWORD} or PGPASSWORD")
-    return uri
+    return uri or None
 
 
 def _default_uri(store_uri: str) -> str:
