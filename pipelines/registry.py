@@ -211,6 +211,9 @@ class Registry:
             if not mlflow.artifacts.list_artifacts(artifact_uri=uri):
                 raise UserError(f"{version} has lost its files, {part or 'all'} of them; promote another version")
             found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+            if not part:  # what MLflow and Python leave beside a model that was loaded where it is kept; no part of it
+                (found / "registered_model_meta").unlink(missing_ok=True)
+                shutil.rmtree(found / "__pycache__", ignore_errors=True)
             digest = bundle.digest(found)
             if digest != expected:
                 raise UserError(

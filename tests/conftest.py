@@ -61,10 +61,16 @@ def mlflow_server() -> str:
     return MLFLOW
 
 
+@pytest.fixture(scope="session")
+def sqlite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A registry in SQLite, which takes longer to make than a model to train."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("server", marks=pytest.mark.mlflow)])
-def tracking_uri(request: pytest.FixtureRequest) -> str | None:
-    """A registry: SQLite in the store, then the real MLflow server, which keeps what other tests register too."""
-    return None if request.param == "sqlite" else str(request.getfixturevalue("mlflow_server"))
+def tracking_uri(request: pytest.FixtureRequest) -> str:
+    """A registry: SQLite, then the real MLflow server. Both keep what other tests register too."""
+    return str(request.getfixturevalue("sqlite_uri" if request.param == "sqlite" else "mlflow_server"))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Sequence
@@ -21,9 +22,7 @@ CARD = "# Model card\n\n" + "\n".join(f"- fact {number} of the corpus" for numbe
 class Shelf:
     """A registry with one version, and what MLflow keeps of it."""
 
-    def __init__(
-        self, folder: Path, backbone: Path, uri: str | None, *, multilabel: bool = False, **changes: dict[str, Any]
-    ) -> None:
+    def __init__(self, folder: Path, backbone: Path, uri: str, /, *, multilabel: bool = False, **changes: Any) -> None:
         self.folder, self.settings = folder, _settings(folder, backbone, uri, changes)
         rows = tiny.documents(120)
         labels: Sequence[Label] = [row["label"] for row in rows]
@@ -39,8 +38,14 @@ class Shelf:
         self.registry = Registry(self.settings)
         self.name = self.registry.name
         self.register()
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        tracking = self.registry.tracking
+        location = tracking.client.get_model_version_download_uri(self.name, "1")
+        self._store = get_artifact_repository(location, tracking_uri=tracking.uri)
         self._kept = Path(tempfile.mkdtemp(dir=folder))
-        self._fetch(self._kept)
+        self._store.download_artifacts("", str(self._kept))
+        self._held = files(self._kept)
 
     def register(self, evaluation: Sequence[dict[str, Any]] = (), fingerprint: str = "f") -> str:
         """Registers the artifact once more; gives the version's number."""
@@ -54,35 +59,34 @@ class Shelf:
     def change(self, change: Callable[[Path], Any]) -> None:
         """Does with what MLflow keeps of the version what one may who has a right to write there."""
         with tempfile.TemporaryDirectory() as folder:
-            self._fetch(Path(folder))
+            shutil.copytree(self._kept, folder, dirs_exist_ok=True)
             change(Path(folder))
             self._put(Path(folder))
 
     def restore(self) -> None:
         self._put(self._kept)
 
-    @property
-    def _store(self) -> Any:
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        client, uri = self.registry.tracking.client, self.registry.tracking.uri
-        return get_artifact_repository(client.get_model_version_download_uri(self.name, "1"), tracking_uri=uri)
-
-    def _fetch(self, folder: Path) -> None:
-        self._store.download_artifacts("", str(folder))
-
     def _put(self, folder: Path) -> None:
-        for found in self._store.list_artifacts():
-            self._store.delete_artifacts(found.path)
-        self._store.log_artifacts(str(folder))
+        wanted = files(folder)
+        for name in self._held.keys() - wanted.keys():
+            self._store.delete_artifacts(name)
+        for name in wanted:
+            if self._held.get(name) != wanted[name]:
+                self._store.log_artifact(str(folder / name), str(Path(name).parent).removeprefix("."))
+        self._held = wanted
 
 
-def _settings(folder: Path, backbone: Path, uri: str | None, changes: dict[str, dict[str, Any]]) -> Settings:
+def files(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder, by path in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _settings(folder: Path, backbone: Path, uri: str, changes: dict[str, Any]) -> Settings:
     tree: dict[str, Any] = {
         "backbone": {"model": str(backbone), "dtype": "float32", "device": "cpu"},
         "data": {"train": "none"},
         "store": str(folder / "store"),
-        # a server keeps the models of other tests too
+        # a registry keeps the models of other tests too
         "mlflow": {"model": f"tiny {uuid.uuid4().hex[:8]}", "tracking_uri": uri},
     }
     return parse_settings(tree | changes)

