@@ -10,11 +10,9 @@ from pipelines.features import FeatureShards
 from pipelines.labels import Labels
 from pipelines.neurons import NEURONS, describe_neurons
 from spin import artifact
-from spin.card import CardFacts, model_card
+from spin.card import CARD, CardFacts, model_card
 from spin.classifier import SpinClassifier
 from spin.settings import Settings
-
-CARD = "MODEL_CARD.md"
 
 
 def describe_artifact(

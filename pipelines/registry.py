@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.manifest import fingerprint as digest_of
+from pipelines import bundle
 from pipelines.tracking import Tracking
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
@@ -21,8 +21,8 @@ from spin.settings import BackboneSettings, Settings
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 _EVALUATION = "evaluation/evaluation.json"
-_ARTIFACT = "spin.artifact"
-"""tag of a version: the digest of its artifact"""
+_ARTIFACT, _MODEL = "spin.artifact", "spin.model"
+"""tags of a version: the digests of its artifact and of all that is logged"""
 
 
 @dataclass(frozen=True)
@@ -79,40 +79,45 @@ class Registry:
         evaluation: list[dict[str, Any]],
         fingerprint: str,
     ) -> dict[str, Any]:
-        """Log a run with the artifact folder, register it as a new version and make that the challenger.
+        """Log a run and a pyfunc of the artifact folder, register it as a new version and make that the challenger.
 
         The first version of a model freezes `evaluation` as its evaluation set.
         """
         import mlflow
-        import pandas as pd
-        from mlflow.models import infer_signature
+        from mlflow.entities import LoggedModelOutput
 
-        with self.tracking.answers(), warnings.catch_warnings():
+        with self.tracking.answers(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
             warnings.simplefilter("ignore")
-            spin = SpinClassifier.load(artifact, backbone=self.settings.backbone)
-            logits = spin.predict_logits(example)
-            scores = spin.task.probabilities(logits).max(1).astype(float)
-            # the plain labels: a list that is empty, or none at all, would leave a signature without its type
-            named = spin.task.names(logits.argmax(1))
-            answer = pd.DataFrame({"label": [[n] for n in named] if spin.task.multilabel else named, "score": scores})
-            question = pd.DataFrame({"text": list(example)})
             with mlflow.start_run(experiment_id=self.tracking.experiment()) as run:
                 mlflow.log_params(params)
-                mlflow.log_metrics(metrics)
                 mlflow.log_dict(facts, "report.json")
-                logged = mlflow.pyfunc.log_model(
-                    name="model",
-                    python_model=str(Path(__file__).with_name("pyfunc.py")),
-                    artifacts={"spin": str(artifact)},
-                    signature=infer_signature(question, answer),
-                    input_example=question,
-                    pip_requirements=["spin-neurons"],
+                told = {name: str(value) for name, value in params.items()}
+                model = self._client.create_logged_model(
+                    run.info.experiment_id, "model", source_run_id=run.info.run_id, params=told
                 )
+                self._client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+                folder, about = Path(scratch) / "model", {"run_id": run.info.run_id, "model_id": model.model_id}
+                # saved, then logged: what is digested is what is sent
+                written = mlflow.models.Model(artifact_path=model.artifact_location, **about)
+                bundle.write_bundle(folder, artifact, self.settings, example, written)
+                self._client.log_model_artifacts(model.model_id, str(folder))
+                self._client.finalize_logged_model(model.model_id, "READY")
+                mlflow.log_metrics(metrics, model_id=model.model_id)
                 if self._model() is None:
                     self._client.create_registered_model(self.name)
                 self._freeze(run.info.run_id, evaluation)
-                tags = {"spin.fingerprint": fingerprint, _ARTIFACT: _digest(artifact)}
-                version = self._client.create_model_version(self.name, logged.model_uri, run.info.run_id, tags=tags)
+                version = self._client.create_model_version(
+                    self.name,
+                    model.model_uri,
+                    run.info.run_id,
+                    tags={
+                        "spin.fingerprint": fingerprint,
+                        _ARTIFACT: bundle.digest(artifact),
+                        _MODEL: bundle.digest(folder),
+                    },
+                    description=bundle.description(artifact),
+                    model_id=model.model_id,
+                )
             self.set_alias(CHALLENGER, str(version.version))
         return {"model": self.name, "version": str(version.version), "run_id": run.info.run_id}
 
@@ -180,29 +185,45 @@ class Registry:
 
         Raises UserError, with nothing put there, for one that is not what was registered.
         """
+        with tempfile.TemporaryDirectory() as scratch:
+            found = self._fetch(number, bundle.SPIN, _ARTIFACT, scratch)
+            shutil.copytree(found, folder, dirs_exist_ok=True)
+
+    def download_model(self, number: str, folder: Path) -> Path:
+        """Fetch all that is logged of a version, as MLflow loads it, into a folder; gives where it lies in it.
+
+        Raises UserError, with nothing put there, for one that is not what was registered.
+        """
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            return self._fetch(number, "", _MODEL, scratch).rename(folder / f"model-{number}")
+
+    def _fetch(self, number: str, part: str, tag: str, scratch: str) -> Path:
+        """Part of what is logged of a version, held against the digest in a tag."""
         import mlflow
 
-        with self.tracking.answers(), tempfile.TemporaryDirectory() as scratch:
+        with self.tracking.answers():
             version = f"version {number} of {self.name}"
-            expected = self._client.get_model_version(self.name, number).tags.get(_ARTIFACT)
+            expected = self._client.get_model_version(self.name, number).tags.get(tag)
             if expected is None:
                 raise UserError(
-                    f"{version} has no tag {_ARTIFACT}, so that nothing tells whether it was changed since it was "
+                    f"{version} has no tag {tag}, so that nothing tells whether it was changed since it was "
                     "registered; promote another version, or train again"
                 )
-            uri = f"models:/{self.name}/{number}/artifacts/"
-            fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
-            found = next(fetched.rglob("model.safetensors"), None)
-            if found is None:
-                raise UserError(f"{version} holds no model.safetensors; it was not made by spin")
-            digest = _digest(found.parent)
+            uri = f"{self._client.get_model_version_download_uri(self.name, number)}/{part}".rstrip("/")
+            if not mlflow.artifacts.list_artifacts(artifact_uri=uri):
+                raise UserError(f"{version} has lost its files, {part or 'all'} of them; promote another version")
+            found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+            if not part:  # what MLflow and Python leave beside a model that was loaded where it is kept; no part of it
+                (found / "registered_model_meta").unlink(missing_ok=True)
+                shutil.rmtree(found / "__pycache__", ignore_errors=True)
+            digest = bundle.digest(found)
             if digest != expected:
                 raise UserError(
-                    f"{version} was changed since it was registered: expected digest {expected[:12]} of its artifact, "
-                    f"found {digest[:12]}; promote another version, or train again"
+                    f"{version} was changed since it was registered: expected digest {expected[:12]} of its "
+                    f"{'model' if tag == _MODEL else 'artifact'}, found {digest[:12]}; promote another version, or "
+                    "train again"
                 )
-            for path in found.parent.iterdir():
-                shutil.copyfile(path, folder / path.name)
+            return found
 
     def versions(self) -> list[Version]:
         """All versions, the newest first."""
@@ -274,14 +295,3 @@ class Registry:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-
-
-def _digest(artifact: Path) -> str:
-    """sha256 over the names and contents of an artifact's files. Raises UserError for what is no plain file in it."""
-    digests: dict[str, str] = {}
-    for path in artifact.iterdir():
-        if path.is_symlink() or not path.is_file():
-            raise UserError(f"the artifact holds {path.name}, which is not a plain file; promote another version")
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digest_of(digests)

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from pipelines import baselines, corpus
-from pipelines.card import CARD, describe_artifact
+from pipelines.card import describe_artifact
 from pipelines.documents import Shard
 from pipelines.extract import load_features
 from pipelines.features import FeatureShards
@@ -30,6 +30,7 @@ from pipelines.store import Store
 from spin import artifact
 from spin.backbone import load_backbone
 from spin.calibrate import Decision, calibration_error
+from spin.card import CARD
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.flops import relative_compute

@@ -21,7 +21,16 @@ from spin.sites import Site
 from spin.weights import locate, quiet
 
 DEFAULT_POOLINGS = {False: ("mean", "max"), True: ("last", "mean")}
-_HASHED = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+_LOADED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+)
+"""what loading a model reads of its folder"""
 
 
 @dataclass(frozen=True)
@@ -178,10 +187,7 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
 
     Raises UserError when it is not there, is not of a supported kind, or differs from `expect_digest`.
     """
-    folder = locate(settings.model, settings.revision, code=settings.trust_remote_code)
-    digest = digest_of(folder, code=settings.trust_remote_code)
-    if expect_digest and digest != expect_digest:
-        raise UserError(f"backbone {settings.model} {_other(folder, digest, expect_digest, settings)}")
+    folder, digest = find_backbone(settings, expect_digest=expect_digest)
     device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     model, found, tokenizer = _read(settings, folder, device)
     absent = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
@@ -199,6 +205,18 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
         settings.batch_tokens,
         settings.pool_special_tokens,
     )
+
+
+def find_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> tuple[Path, str]:
+    """The local folder of a frozen model and its digest.
+
+    Raises UserError when it is not there, or differs from `expect_digest`.
+    """
+    folder = locate(settings.model, settings.revision, code=settings.trust_remote_code)
+    digest = digest_of(folder, code=settings.trust_remote_code)
+    if expect_digest and digest != expect_digest:
+        raise UserError(f"backbone {settings.model} {_other(folder, digest, expect_digest, settings)}")
+    return folder, digest
 
 
 def _other(folder: Path, digest: str, expected: str, settings: BackboneSettings) -> str:
@@ -236,21 +254,24 @@ def _read(settings: BackboneSettings, folder: Path, device: str) -> tuple[Any, d
         raise UserError(f"backbone {settings.model} cannot be loaded: {said}") from None
 
 
-def files_of(folder: Path, *, code: bool = False) -> list[Path]:
-    """Weights, configuration and tokenizer, and the code where that may run: all that a backbone is loaded from."""
-    files = sorted({path for pattern in (*_HASHED, *(["*.py"] if code else [])) for path in folder.glob(pattern)})
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise UserError(f"backbone: no .safetensors in {folder}; save the model there with save_pretrained")
-    return files
-
-
 def digest_of(folder: Path, *, code: bool = False) -> str:
-    """sha256 over names and contents of what a backbone is loaded from."""
+    """sha256 over names and contents of what loads from a folder."""
     total = hashlib.sha256()
     for path in files_of(folder, code=code):
         with path.open("rb") as file:
             total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def files_of(folder: Path, *, code: bool = False) -> list[Path]:
+    """What loads from a folder: weights, configuration and tokenizer, and the code where that may run.
+
+    Raises UserError where there are no weights.
+    """
+    files = sorted({path for pattern in (*_LOADED, *(["*.py"] if code else [])) for path in folder.glob(pattern)})
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise UserError(f"backbone: no .safetensors in {folder}; save the model there with save_pretrained")
+    return files
 
 
 def _dtype(name: str, device: str) -> torch.dtype:

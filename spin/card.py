@@ -13,6 +13,8 @@ from spin.sites import Column
 from spin.split import SPLITS
 from spin.task import Targets, Task
 
+CARD = "MODEL_CARD.md"
+"""the file's name"""
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 _MARKUP = re.compile(r"([\\`*_\[\]<>|&~$#!])")
 _NOT_TESTED = (

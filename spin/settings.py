@@ -156,13 +156,21 @@ class DecisionSettings(_Section):
 
 
 class MlflowSettings(_Section):
-    """The registry."""
+    """Where models are registered."""
 
     tracking_uri: Uri | None = Field(
         None,
-        description="any MLflow tracking URI; by default SQLite: in the store if it is a folder, else ./mlflow.db",
+        description="by default MLFLOW_TRACKING_URI, else SQLite: in the store if it is a folder, else ./mlflow.db",
     )
     model: str = Field("spin", pattern=r"^[^:/\\%\"']+$", description="name of the registered model")
+
+
+class RegistrySettings(_Section):
+    """What is registered."""
+
+    include_backbone: bool = Field(
+        True, description="keep the backbone's files with every version; else they must lie where they lay in training"
+    )
 
 
 class StageSettings(_Section):
@@ -245,6 +253,7 @@ class Settings(_Section):
     )
     decision: DecisionSettings = Field(default_factory=DecisionSettings)
     mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
+    registry: RegistrySettings = Field(default_factory=RegistrySettings)
     ray: RaySettings = Field(default_factory=RaySettings)
     classify: ClassifySettings = Field(default_factory=ClassifySettings)
 

@@ -1,4 +1,4 @@
-"""What tests share: one Ray for the session, one S3 server, one tiny backbone."""
+"""What tests share: one Ray for the session, one S3 server, one MLflow server, one tiny backbone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from tests.browser import chromium
 
 quiet()
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+MLFLOW = os.environ.pop("MLFLOW_TRACKING_URI", "")
+"""of the server that infra/mlflow/run.sh started; tests that do not ask for it use SQLite"""
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +48,29 @@ def s3_server() -> str:
             pytest.fail(message)
         pytest.skip(message)
     return "s3://spin"
+
+
+@pytest.fixture(scope="session")
+def mlflow_server() -> str:
+    """The tracking URI of the server that infra/mlflow/run.sh started for this run; never of one elsewhere."""
+    if not MLFLOW.startswith("http://127.0.0.1:"):
+        message = "no MLflow server: run the tests with `make test`, which starts the one in infra/mlflow"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return MLFLOW
+
+
+@pytest.fixture(scope="session")
+def sqlite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A registry in SQLite, which takes longer to make than a model to train."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("server", marks=pytest.mark.mlflow)])
+def tracking_uri(request: pytest.FixtureRequest) -> str:
+    """A registry: SQLite, then the real MLflow server. Both keep what other tests register too."""
+    return str(request.getfixturevalue("sqlite_uri" if request.param == "sqlite" else "mlflow_server"))
 
 
 @pytest.fixture(scope="module")

@@ -318,8 +318,8 @@ def test_the_registered_model_loads_in_mlflow(road: Road) -> None:
     import mlflow
     import pandas as pd
 
-    mlflow.set_tracking_uri(road.registry.tracking.uri)
-    model = mlflow.pyfunc.load_model(f"models:/tiny@{CHAMPION}")
+    with road.registry.tracking.answers():
+        model = mlflow.pyfunc.load_model(f"models:/tiny@{CHAMPION}")
     texts = [row["text"] for row in road.documents[:7]]
     answer = model.predict(pd.DataFrame({"text": texts}))
     assert list(answer["label"]) == list(road.registry.load("1").predict(texts))
