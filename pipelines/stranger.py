@@ -116,7 +116,8 @@ def _answer(model: str, texts: list[str], choose: Any, decision: dict[str, Any],
         "columns": {column.get("name", ""): str(column["type"]) for column in (schema.to_dict() if schema else [])},
         "classes": spin.classes,
         "multilabel": spin.task.multilabel,
-        "labels": answer["label"].tolist(),
+        # pandas makes of None what is not a number
+        "labels": [label if isinstance(label, (str, list)) else None for label in answer["label"]],
         "probabilities": chances.tolist(),
         "seconds": seconds,
     }
