@@ -60,9 +60,7 @@ def rollback(registry: Registry, why: str, to: str | None = None, *, say: Say = 
         past = [event["from"] for event in history(registry) if event["to"] == current and event["move"] == "promote"]
         target = to or (past[-1] if past else None)
         if current is None or target is None:
-            raise UserError(
-                f"{registry.name} has no earlier champion to roll back to; `spin models` lists the versions"
-            )
+            raise UserError(f"{registry.name} has no earlier champion to go back to; `spin models` lists the versions")
         number = registry.resolve(f"models:/{registry.name}/{target}")
         _current(registry, number)
         findings = try_out(registry, number)
