@@ -48,6 +48,7 @@ class Shelf:
         self.fit(swapped).save(folder / "3")
         for copied in "24":
             shutil.copytree(folder / "1", folder / copied)
+        before: set[Path] = set()
         for number in "1234":
             self.registry.register(
                 folder / number,
@@ -58,7 +59,10 @@ class Shelf:
                 evaluation=ROWS,
                 fingerprint="f",
             )
-        max((folder / "store").rglob("artifacts/*/model.safetensors"), key=lambda path: path.stat().st_mtime).unlink()
+            logged = set((folder / "store").rglob("artifacts/*/config.json"))
+            [weights] = {path.with_name("model.safetensors") for path in logged - before}
+            before = logged
+        weights.unlink()
 
     def fit(self, rows: list[dict[str, str]]) -> SpinClassifier:
         quick = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear")
