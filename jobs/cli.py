@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import remote, show
+from jobs import champion, remote, show
+from jobs.options import File, Input, Model, Restart, Set, open_registry
 from spin.errors import SpinError, UserError
 from spin.settings import Settings, load_settings
 
@@ -23,13 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-File = Annotated[str, typer.Argument(metavar="SETTINGS", help="settings file; `spin init` writes one")]
-Set = Annotated[list[str], typer.Option("--set", metavar="A.B=VALUE", help="override one setting; may be repeated")]
-Restart = Annotated[bool, typer.Option("--restart", help="start over where settings or data have changed")]
-Model = Annotated[str | None, typer.Option(metavar="models:/NAME@ALIAS", help="by default the champion")]
-Input = Annotated[str, typer.Option("--input", metavar="URI", help="file, folder or glob")]
-Why = Annotated[str, typer.Option(help="kept in the history")]
 
 
 @app.callback()
@@ -118,7 +112,7 @@ def classify(
 
     loaded = load_settings(settings, set)
     given: dict[str, Any] = {"model": model, "shadow": shadow, "night": date, "since": since, "restart": restart}
-    manifest = run_classify(loaded, _registry(loaded), input, output, **given)
+    manifest = run_classify(loaded, open_registry(loaded), input, output, **given)
     show.night(manifest, output)
     if loaded.classify.fail_on_drift:
         check_drift(manifest)
@@ -130,46 +124,15 @@ def evaluate(settings: File, input: Input, model: Model = None, set: Set = []) -
     from pipelines.evaluate import run_evaluate
 
     loaded = load_settings(settings, set)
-    show.evaluation(run_evaluate(loaded, _registry(loaded), input, model=model))
+    show.evaluation(run_evaluate(loaded, open_registry(loaded), input, model=model))
 
 
-@app.command()
-def promote(
-    settings: File,
-    version: Annotated[str | None, typer.Option(help="number; by default the challenger's")] = None,
-    why: Why = "",
-    set: Set = [],  # noqa: B006
-) -> None:
-    """Make a version champion if it loads, predicts and is no worse."""
-    from pipelines import promotion
-    from pipelines.registry import CHALLENGER
+for command in (champion.promote, champion.rollback, champion.history, champion.models):
+    app.command()(command)
 
-    registry = _registry(load_settings(settings, set))
-    number = registry.resolve(f"models:/{registry.name}" + (f"/{version}" if version else f"@{CHALLENGER}"))
-    show.moved(registry.name, promotion.promote(registry, number, why))
-
-
-@app.command()
-def rollback(
-    settings: File,
-    to: Annotated[str | None, typer.Option(metavar="VERSION", help="by default the champion before this one")] = None,
-    why: Why = "",
-    set: Set = [],  # noqa: B006
-) -> None:
-    """Make an earlier champion champion again."""
-    from pipelines import promotion
-
-    registry = _registry(load_settings(settings, set))
-    show.moved(registry.name, promotion.rollback(registry, why, to))
-
-
-@app.command()
-def models(settings: File, set: Set = []) -> None:  # noqa: B006
-    """List the versions and every move of the champion."""
-    from pipelines import promotion
-
-    registry = _registry(load_settings(settings, set))
-    show.models(registry.name, registry.versions(), promotion.history(registry))
+app.command(context_settings=remote.PASSING_ON)(remote.submit)
+for command in (remote.jobs, remote.logs, remote.stop):
+    app.command()(command)
 
 
 @app.command()
@@ -185,7 +148,7 @@ def neurons(
     from pipelines.neurons import load_neurons
 
     loaded = load_settings(settings, set)
-    registry = _registry(loaded)
+    registry = open_registry(loaded)
     rows = load_neurons(registry, registry.resolve(model), loaded.choose)
     known = sorted({row["class"] for row in rows})
     if label is not None and label not in known:
@@ -209,7 +172,7 @@ def explain(
     if html is not None:
         _check_file(html)
     loaded = load_settings(settings, set)
-    registry = _registry(loaded)
+    registry = open_registry(loaded)
     number = registry.resolve(model)
     found = registry.load(number).explain(text)
     show.explanation(found)
@@ -236,9 +199,6 @@ def quickstart(
     from jobs.quickstart import run_quickstart
 
     run_quickstart(folder, full=full)
-
-
-remote.add_to(app)
 
 
 def main() -> Any:
@@ -282,12 +242,6 @@ def _check_file(path: Path) -> None:
         raise UserError(f"{path} cannot be written: there is no directory {path.parent}; make it first")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{path} cannot be written: permission denied; name another file")
-
-
-def _registry(settings: Settings) -> Any:
-    from pipelines.registry import Registry
-
-    return Registry(settings)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,9 @@ Address = Annotated[
     str | None,
     typer.Option(metavar="URL", help="the dashboard; by default RAY_API_SERVER_ADDRESS, or here"),
 ]
+PASSING_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""how `submit` is to be parsed: what is not its own is the other command's"""
 Id = Annotated[str, typer.Argument(metavar="ID", help="`spin jobs` lists them")]
-
-
-def add_to(app: typer.Typer) -> None:
-    """The commands of this module."""
-    passing = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command(context_settings=passing)(submit)
-    for command in (jobs, logs, stop):
-        app.command()(command)
 
 
 def submit(

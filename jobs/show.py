@@ -107,14 +107,27 @@ def evaluation(found: dict[str, Any]) -> None:
     say(f"version {found['model_version']} on {found['documents']:,} documents: {metrics}")
 
 
+def gate(checks: Sequence[Any]) -> None:
+    """A row a check; below, what to do about those that failed."""
+    table = Table("check", "found", "expected", "")
+    for check in checks:
+        mark = "[green]passed[/green]" if check.passed else "[red]failed[/red]"
+        table.add_row(check.name, escape(check.found), escape(check.expected), mark)
+    out.print(table)
+    for check in checks:
+        if not check.passed:
+            say(f"{check.name}: {check.remedy}")
+
+
 def moved(name: str, event: dict[str, Any]) -> None:
     before = f" in place of version {event['from']}" if event["from"] else ""
     figure = f", {100 * event['score']:.1f} on the frozen evaluation set" if event.get("score") is not None else ""
-    say(f"{name} version {event['to']} is champion{before}{figure}")
+    forced = f", forced although these failed: {', '.join(event['forced'])}" if event.get("forced") else ""
+    say(f"{name} version {event['to']} is champion{before}{figure}{forced}")
 
 
-def models(name: str, versions: Sequence[Any], history: Sequence[dict[str, Any]]) -> None:
-    """The versions, newest first, and the moves of the champion, oldest first."""
+def models(name: str, versions: Sequence[Any]) -> None:
+    """The versions, newest first."""
     if not versions:
         say(f"{name} has no versions; `spin train` registers one")
         return
@@ -123,9 +136,17 @@ def models(name: str, versions: Sequence[Any], history: Sequence[dict[str, Any]]
         figures = ", ".join(f"{k} {v:.4f}" for k, v in sorted(version.metrics.items()))
         table.add_row(version.number, ", ".join(version.aliases), version.created, figures, version.fingerprint[:12])
     out.print(table)
-    for event in history:
+
+
+def history(name: str, events: Sequence[dict[str, Any]]) -> None:
+    """The moves of the champion, a line each, oldest first."""
+    if not events:
+        say(f"{name} has had no champion; `spin promote` makes one")
+    for event in events:
+        forced = f" --force ({', '.join(event['forced'])})" if event.get("forced") else ""
         why = f": {event['why']}" if event["why"] else ""
-        say(f"{event['when']} {event['who']} moved champion from {event['from'] or 'none'} to {event['to']}{why}")
+        moved = f"{event['move']}{forced} from {event['from'] or 'none'} to {event['to']}"
+        say(f"{event['when']} {event['who']} {moved}, run {event['run']}{why}")
 
 
 def explanation(found: Explanation, *, neurons: int = 8) -> None:

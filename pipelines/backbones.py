@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.store import Store
-from spin.backbone import digest_of, files_of
+from spin.backbone import digest_of, files_of, find_backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings
 from spin.weights import cache_folder, locate
@@ -26,17 +26,11 @@ def publish(settings: Settings, digest: str) -> None:
     """
     if settings.ray.address is None:
         return
-    store, code = _shelf(settings, digest), settings.backbone.trust_remote_code
+    store = _shelf(settings, digest)
     if store.exists(_FILES):
         return
-    folder = locate(settings.backbone.model, settings.backbone.revision, code=code)
-    found = digest_of(folder, code=code)
-    if found != digest:
-        raise UserError(
-            f"backbone {settings.backbone.model} has digest {found[:12]}, the model was trained on {digest[:12]}, "
-            f"which {store.uri} does not hold either; point backbone.model at the weights it was trained on"
-        )
-    files = files_of(folder, code=code)
+    folder, _ = find_backbone(settings.backbone, expect_digest=digest)
+    files = files_of(folder, code=settings.backbone.trust_remote_code)
     for path in files:
         store.upload(path.name, path)
     store.write_json(_FILES, [path.name for path in files])

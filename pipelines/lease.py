@@ -30,7 +30,7 @@ class Lease:
 
     def __init__(self, store: Store, *, ttl: float = 30.0) -> None:
         self.store, self.ttl = store, ttl
-        self.holder = f"{_user()}@{socket.gethostname()} process {os.getpid()}"
+        self.holder = f"{user_name()}@{socket.gethostname()} process {os.getpid()}"
         self.token = uuid.uuid4().hex
         self._number = 0
         self._ended = threading.Event()
@@ -110,7 +110,8 @@ def _lease_key(number: int) -> str:
     return f"_lease/{number:06d}"
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Who runs this process."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

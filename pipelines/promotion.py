@@ -1,90 +1,144 @@
-"""The champion: the gate that a version passes, promotion, rollback, and the history of both."""
+"""The champion: promotion through the gate, rollback, and the history of both."""
 
 from __future__ import annotations
 
-import getpass
 import json
+import math
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.gate import LOADS, Check, Findings, inspect, try_out
+from pipelines.lease import Lease, user_name
 from pipelines.registry import CHAMPION, Registry
-from spin.calibrate import Decision
+from pipelines.store import Store
 from spin.errors import UserError
-from spin.metric import score
-from spin.task import Task, names_of
 
-_HISTORY = "spin.history"
+_HISTORY, _GATE = "spin.history", "spin.gate"
+Event = dict[str, Any]
+"""a move of the champion: who, when, move, from, to, why, run, what was forced, score and score_before"""
+Say = Callable[[tuple[Check, ...]], None]
 
 
-def promote(registry: Registry, number: str, why: str) -> dict[str, Any]:
+def promote(registry: Registry, number: str, why: str, *, force: bool = False, say: Say = lambda checks: None) -> Event:
     """Make a version the champion after it has passed the gate; gives the event that the history keeps.
 
-    Raises UserError for one that does not pass, or is the champion already.
+    All checks are told to `say`, tagged at the version and kept in a run, whether it passes or not. `force` moves the
+    champion although some fail, but not to a version that does not load or predict. Raises UserError, with nothing
+    moved, for a version that does not pass, is the champion already, or where the champion was moved meanwhile by a
+    driver with another store; HeldError where a promotion or rollback of this store is under way.
     """
+    if force and not why.strip():
+        raise UserError("--force without --why; expected the reason why a version that fails the gate is promoted")
+    with _alone(registry) as lease:
+        current = _current(registry, number)
+        frozen = registry.frozen()
+        findings = inspect(registry, number, current, frozen["rows"] if frozen else [])
+        say(findings.checks)
+        run = _keep(registry, "promote", number, current, why, findings, force)
+        failed = findings.failed
+        if failed and (not force or failed[0].name == LOADS):
+            reasons = "; ".join(f"{check.name}: {check.found}, expected {check.expected}" for check in failed)
+            remedy = failed[0].remedy + ("" if failed[0].name == LOADS else ", or promote it with --force and --why")
+            raise UserError(f"version {number} of {registry.name} is not promoted: {reasons}; {remedy}")
+        forced = [check.name for check in failed]
+        scores = {name: findings.figures[name] for name in ("score", "score_before") if name in findings.figures}
+        return _move(registry, lease, "promote", current, number, why, run=run, forced=forced, **scores)
+
+
+def rollback(registry: Registry, why: str, to: str | None = None, *, say: Say = lambda checks: None) -> Event:
+    """Make the champion that this one replaced, or the version `to`, champion again, if it loads and predicts.
+
+    Raises UserError, with nothing moved, where it does not, or there is no earlier one; HeldError as `promote`.
+    """
+    with _alone(registry) as lease:
+        current = registry.champion()
+        # what a rollback left is not what to go back to
+        past = [event["from"] for event in history(registry) if event["to"] == current and event["move"] == "promote"]
+        target = to or (past[-1] if past else None)
+        if current is None or target is None:
+            raise UserError(f"{registry.name} has no earlier champion to go back to; `spin models` lists the versions")
+        number = registry.resolve(f"models:/{registry.name}/{target}")
+        _current(registry, number)
+        findings = try_out(registry, number)
+        say(findings.checks)
+        run = _keep(registry, "rollback", number, current, why, findings)
+        for check in findings.failed:
+            raise UserError(
+                f"version {number} of {registry.name} is not champion again: {check.found}; roll back to another "
+                "version with --to"
+            )
+        return _move(registry, lease, "rollback", current, number, why, run=run)
+
+
+def history(registry: Registry) -> list[Event]:
+    """Every move of the champion, the oldest first."""
+    tags = registry.tags()
+    events = [(name.split(".")[2], json.loads(tags[name])) for name in tags if name.startswith(f"{_HISTORY}.")]
+    return [event for _, event in sorted(events, key=lambda pair: (pair[0], pair[1]["when"]))]
+
+
+def _alone(registry: Registry) -> AbstractContextManager[Lease]:
+    """One move at a time among the drivers that share a store."""
+    return Lease(Store(registry.settings.store) / "promotion")
+
+
+def _current(registry: Registry, number: str) -> str | None:
     current = registry.champion()
     if current == number:
-        raise UserError(f"version {number} of {registry.name} is the champion already")
-    return _move(registry, current, number, why, _gate(registry, number, current))
+        raise UserError(f"version {number} of {registry.name} is the champion already; `spin models` lists the others")
+    return current
 
 
-def rollback(registry: Registry, why: str, to: str | None = None) -> dict[str, Any]:
-    """Make the champion before this one, or the version `to`, champion again, if it loads and predicts."""
-    current = registry.champion()
-    past = [event["from"] for event in history(registry) if event["to"] == current and event["from"]]
-    target = to or (past[-1] if past else None)
-    if current is None or target is None:
-        raise UserError(f"{registry.name} has no earlier champion to roll back to; `spin models` lists the versions")
-    number = registry.resolve(f"models:/{registry.name}/{target}")
-    return _move(registry, current, number, why, {"score": _score(registry, number, None)})
+def _keep(
+    registry: Registry,
+    move: str,
+    number: str,
+    current: str | None,
+    why: str,
+    findings: Findings,
+    force: bool = False,
+) -> str:
+    """Note what was found at the version and in a run of its own; gives the run's id."""
+    rows = [
+        {**asdict(check), "value": check.value if math.isfinite(check.value) else None, "passed": check.passed}
+        for check in findings.checks
+    ]
+    facts = {"passed": str(not findings.failed).lower(), "champion": current or "none", "forced": str(force).lower()}
+    report = {**facts, "version": number, "why": why, "checks": rows, "figures": findings.figures}
+    run = registry.log_move(
+        number, move, {f"{_GATE}.{name}": value for name, value in facts.items()}, findings.figures, report
+    )
+    short = {row["name"]: f"{'passed' if row['passed'] else 'failed'}: {row['found']}"[:200] for row in rows}
+    registry.tag_version(number, _GATE, {**facts, **short, "run": run})
+    return run
 
 
-def history(registry: Registry) -> list[dict[str, Any]]:
-    """Every move of the champion, the oldest first: who, when, from, to, why, and what the gate found."""
-    tags = registry.tags()
-    return [json.loads(tags[name]) for name in sorted(tags) if name.startswith(f"{_HISTORY}.")]
-
-
-def _gate(registry: Registry, number: str, current: str | None) -> dict[str, Any]:
-    """What a version must show before it is champion: it loads, predicts and is no worse on the frozen evaluation set.
-
-    Gives the figures for the history. Raises UserError, saying by how much, for one that is worse than the champion.
-    """
-    frozen = registry.frozen()
-    mine = _score(registry, number, frozen)
-    before = None if current is None else _score(registry, current, frozen)
-    if before is not None and mine is not None and mine < before:
-        raise UserError(
-            f"version {number} of {registry.name} scores {mine:.4f} {registry.settings.metric} on the frozen "
-            f"evaluation set, the champion (version {current}) {before:.4f}; not promoted"
-        )
-    return {"score": mine, "score_before": before}
-
-
-def _score(registry: Registry, number: str, frozen: dict[str, Any] | None) -> float | None:
-    """The metric of a version on the evaluation set; without rows, only that it predicts."""
-    spin = registry.load(number)
-    if frozen is None or not frozen["rows"]:
-        spin.predict(["Does it predict?"])
-        return None
-    rows = frozen["rows"]
-    y, _ = Decision.of(spin.task, spin.decision).labels(spin.predict_proba([row["text"] for row in rows]))
-    predicted, truth = spin.task.names(y), [row["label"] for row in rows]
-    # the set may have classes that this version does not know
-    every = sorted({name for label in [*truth, *predicted] for name in names_of(label)})
-    both = Task(tuple(every), spin.task.multilabel)
-    return score(registry.settings.metric, both.index(truth), both.index(predicted))
-
-
-def _move(registry: Registry, current: str | None, number: str, why: str, figures: dict[str, Any]) -> dict[str, Any]:
+def _move(
+    registry: Registry, lease: Lease, move: str, current: str | None, number: str, why: str, **facts: Any
+) -> Event:
     """Point the champion at a version; the history first, so that no champion is without its reason."""
     event = {
-        "who": getpass.getuser(),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "who": user_name(),
+        "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "move": move,
         "from": current,
         "to": number,
         "why": why,
-        **figures,
+        **facts,
     }
-    registry.set_tag(f"{_HISTORY}.{len(history(registry)) + 1:06d}", json.dumps(event))
+    # a name of its own: of two events that are written at once, neither takes the other's place
+    name = f"{_HISTORY}.{len(history(registry)) + 1:06d}.{uuid.uuid4().hex[:8]}"
+    lease.check()
+    now = registry.champion()
+    if now != current:  # a driver with another store
+        raise UserError(
+            f"the champion of {registry.name} was moved meanwhile: expected version {current or 'none'}, with which "
+            f"version {number} was compared, found {now or 'none'}; see `spin history`, then run it again"
+        )
+    registry.set_tag(name, json.dumps(event))
     registry.set_alias(CHAMPION, number)
     return event

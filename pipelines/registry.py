@@ -180,6 +180,28 @@ class Registry:
                 for file, data in reports.items():
                     mlflow.log_text(data.decode(), file)
 
+    def log_move(self, number: str, kind: str, tags: dict[str, str], figures: dict[str, float], report: Any) -> str:
+        """A run of what was found before a version was to be champion, with `gate.json`; gives the run's id."""
+        import mlflow
+
+        tags = {"spin.version": number, "spin.move": kind, **tags}
+        with self.tracking.answers():
+            experiment = self.tracking.experiment()
+            with mlflow.start_run(experiment_id=experiment, run_name=f"{kind} {number}", tags=tags) as run:
+                mlflow.log_metrics(figures)
+                mlflow.log_dict(report, "gate.json")
+            return str(run.info.run_id)
+
+    def tag_version(self, number: str, prefix: str, tags: Mapping[str, str]) -> None:
+        """Note what was found of a version, each name under a prefix, in place of what was noted there before."""
+        with self.tracking.answers():
+            before = self._client.get_model_version(self.name, number).tags
+            for name in before:
+                if name.startswith(f"{prefix}.") and name.removeprefix(f"{prefix}.") not in tags:
+                    self._client.delete_model_version_tag(self.name, number, name)
+            for name, value in tags.items():
+                self._client.set_model_version_tag(self.name, number, f"{prefix}.{name}", value)
+
     def download(self, number: str, folder: Path) -> None:
         """Fetch a version's artifact into a folder: config.json, model.safetensors and what describes them.
 

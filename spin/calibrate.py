@@ -16,6 +16,7 @@ from spin.task import Targets, Task
 
 Floats = NDArray[np.floating]
 _BINS = 15
+_DRAWS = 200
 
 
 def log_loss(logits: Floats, y: Targets, task: Task) -> float:
@@ -40,10 +41,26 @@ def calibration_error(probabilities: Floats, y: Targets, task: Task) -> float:
     Of the predicted class; in a multi-label task of every class of every document.
     """
     has = task.indicator(y)
-    if task.multilabel:
-        sure, right = probabilities.ravel(), has.ravel()
-    else:
-        sure, right = probabilities.max(1), has[np.arange(len(has)), probabilities.argmax(1)]
+    right = has.ravel() if task.multilabel else has[np.arange(len(has)), probabilities.argmax(1)]
+    return _distance(_sure(probabilities, task), right)
+
+
+def calibration_chance(probabilities: Floats, task: Task, significance: float, seed: int) -> float:
+    """The calibration error that probabilities (n, K) which are exactly right pass with a chance of `significance`.
+
+    Few documents show an error of their own: their answers are drawn 200 times from the probabilities themselves
+    (consistency resampling, Bröcker & Smith 2007).
+    """
+    draw, sure = np.random.default_rng(seed), _sure(probabilities, task)
+    found = [_distance(sure, draw.random(len(sure)) < sure) for _ in range(_DRAWS)]
+    return float(np.quantile(found, 1 - significance))
+
+
+def _sure(probabilities: Floats, task: Task) -> Floats:
+    return probabilities.ravel() if task.multilabel else probabilities.max(1)
+
+
+def _distance(sure: Floats, right: NDArray[np.bool_]) -> float:
     bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
     gaps = np.bincount(bins, right.astype(float) - sure, _BINS)
     return float(np.abs(gaps).sum() / max(len(sure), 1))

@@ -232,6 +232,28 @@ class ClassifySettings(_Section):
     dead_letter_text: bool = Field(False, description="keep the texts of dead letters, for who may read the output")
 
 
+class PromoteSettings(_Section):
+    """The gate before a version becomes champion."""
+
+    min_score: float | None = Field(
+        None, ge=0, le=1, description="of the metric, at least; by default more than one answer for all documents has"
+    )
+    max_regression: float = Field(
+        0.01, ge=0, le=1, description="of the metric, that a version may lose to the champion"
+    )
+    significance: float = Field(0.05, gt=0, lt=0.5, description="chance that one that loses just as much passes")
+    class_floors: dict[str, float] = Field({}, description="F1 from 0 to 1, at least, by class")
+    max_ece: float = Field(0.1, gt=0, le=1, description="expected calibration error, at most, chance aside")
+    min_docs_per_s: float = Field(0, ge=0, description="documents a second in one process, at least")
+
+    @field_validator("class_floors")
+    @classmethod
+    def _shares(cls, floors: dict[str, float]) -> dict[str, float]:
+        if not all(0 <= floor <= 1 for floor in floors.values()):
+            raise ValueError("expected figures from 0 to 1")
+        return floors
+
+
 class Settings(_Section):
     """All of a project's settings."""
 
@@ -256,6 +278,7 @@ class Settings(_Section):
     registry: RegistrySettings = Field(default_factory=RegistrySettings)
     ray: RaySettings = Field(default_factory=RaySettings)
     classify: ClassifySettings = Field(default_factory=ClassifySettings)
+    promote: PromoteSettings = Field(default_factory=PromoteSettings)
 
     @field_validator("poolings")
     @classmethod

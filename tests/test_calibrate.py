@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from spin.calibrate import Decision, calibration_error, fit_temperature, log_loss
+from spin.calibrate import Decision, calibration_chance, calibration_error, fit_temperature, log_loss
 from spin.errors import UserError
 from spin.settings import DecisionSettings
 from spin.task import Targets, Task
@@ -61,6 +61,22 @@ def test_a_temperature_has_bounds() -> None:
     right = np.eye(3)[y].astype(np.float32)
     assert 1 / 21 < fit_temperature(right, y, THREE) < 0.06
     assert 15 < fit_temperature(right * 9, (y + 1) % 3, THREE) < 21
+
+
+@pytest.mark.parametrize("task", [TWO, LISTS], ids=["two", "lists"])
+@pytest.mark.parametrize("n", [50, 2000])
+def test_the_error_by_chance_is_what_right_probabilities_show(task: Task, n: int) -> None:
+    """Passed by about one in twenty of targets drawn from them; smaller on more documents; 0 where all is sure."""
+    logits, _ = drawn(task, 0, n)
+    chances = task.probabilities(logits.astype(np.float64))
+    limit = calibration_chance(chances, task, 0.05, 0)
+    draw, errors = np.random.default_rng(1), []
+    for _ in range(200):
+        y = draw.random(chances.shape) < chances if task.multilabel else (draw.random(n) < chances[:, 1]).astype(int)
+        errors.append(calibration_error(chances, y, task))
+    assert 0.01 <= np.mean(np.array(errors) > limit) <= 0.12
+    assert calibration_chance(np.tile(chances, (9, 1)), task, 0.05, 0) < limit / 2
+    assert calibration_chance(np.eye(len(task))[[0, 1] * 20], task, 0.05, 0) == 0
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def test_init_writes_settings_that_load(spin: Any, tmp_path: Path) -> None:
 def test_from_text_to_an_explained_prediction(
     spin: Any, settings_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """run, promote, models, classify, evaluate, explain and rollback, with relative paths, say what they did."""
+    """run, promote, models, history, classify, evaluate and explain, with relative paths, say what they did."""
     monkeypatch.chdir(tmp_path)
     rows = tiny.documents(300)
     pq.write_table(pa.Table.from_pylist(rows), "train.parquet")
@@ -63,7 +64,8 @@ def test_from_text_to_an_explained_prediction(
     assert "tiny version 1 is champion" in spin("promote", "settings.yaml", "--why", "the first")
     listed = spin("models", "settings.yaml")
     assert "challenger, champion" in " ".join(listed.split()) or "champion" in listed
-    assert "moved champion from none to 1: the first" in listed
+    [moved] = spin("history", "settings.yaml").splitlines()
+    assert re.search(r"^\d{4}-\S+ \S+ promote from none to 1, run [0-9a-f]{32}: the first$", moved)
     night = spin("classify", "settings.yaml", "--input", "train.parquet", "--output", "out", "--date", "2026-03-01")
     assert "300 of 300 documents by version 1" in night
     assert (tmp_path / "out" / "predictions" / "date=2026-03-01").is_dir()

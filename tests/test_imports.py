@@ -13,7 +13,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "pipelines": ("pipelines", "jobs"),
     "jobs": ("jobs",),
     "ray": ("pipelines",),
-    "mlflow": ("pipelines.tracking", "pipelines.registry", "pipelines.bundle", "pipelines.pyfunc"),
+    "mlflow": tuple(f"pipelines.{name}" for name in ("tracking", "registry", "bundle", "pyfunc", "gate", "stranger")),
     **dict.fromkeys(("fsspec", "s3fs", "botocore", "boto3", "aiobotocore"), ("pipelines.store",)),
     **dict.fromkeys(("infra", "benchmarks", "tests"), ()),
 }

@@ -1,13 +1,13 @@
-"""The paired test: the chance of what is better by luck, and of what is better."""
+"""The paired test: the chance of what is better by luck, and of what is better; the bound of a difference."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 import spin.paired
-from spin.paired import chance_not_better
+from spin.paired import chance_not_better, lower_bound
 
 
 def answers(better: int, worse: int, n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -80,3 +80,55 @@ def test_luck_seldom_passes(monkeypatch: pytest.MonkeyPatch) -> None:
         candidate, baseline = (np.where(draw.random(100) < 0.3, 1 - y, y) for _ in range(2))
         passed += chance_not_better("accuracy", y, candidate, baseline, seed) < 0.05
     assert passed <= 8
+
+
+@pytest.mark.parametrize(("better", "worse"), [(30, 10), (12, 8), (20, 20), (8, 12), (0, 20)])
+@pytest.mark.parametrize("significance", [0.05, 0.2])
+def test_the_bound_is_that_of_the_difference(better: int, worse: int, significance: float) -> None:
+    """Of accuracies: nearly the normal bound of a mean difference of documents that are +1, 0 or -1."""
+    mean = (better - worse) / 400
+    spread = np.sqrt(((better + worse) / 400 - mean**2) / 400)
+    found = lower_bound("accuracy", *answers(better, worse), significance, 0)
+    assert found == pytest.approx(norm.ppf(significance, mean, spread), abs=0.005)
+
+
+def test_equal_answers_lose_nothing() -> None:
+    """Exactly 0, also where both err on the same documents; one document more or less is told."""
+    y, candidate, _ = answers(10, 10)
+    assert lower_bound("macro_f1", y, candidate, candidate.copy(), 0.05, 0) == 0.0
+    assert lower_bound("accuracy", y, y, 1 - y, 0.05, 0) == 1.0
+    assert lower_bound("accuracy", y, 1 - y, y, 0.05, 0) == -1.0
+    assert lower_bound("accuracy", *answers(0, 1), 0.05, 0) < 0 == lower_bound("accuracy", *answers(1, 0), 0.05, 0)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(40, 10), (25, 10), (16, 12), (12, 12), (10, 25)])
+def test_the_bound_agrees_with_mcnemar(better: int, worse: int) -> None:
+    """Above 0 just where the exact one-sided test of McNemar says that the candidate errs less."""
+    chance = binomtest(better, better + worse, alternative="greater").pvalue
+    assert not 0.03 < chance < 0.07  # a case that is clear
+    assert (lower_bound("accuracy", *answers(better, worse), 0.05, 0) > 0) == (chance < 0.05)
+
+
+def test_the_bound_equals_a_plain_loop() -> None:
+    """Over bootstrap samples of an own draw, for lists of classes and another metric by its counts."""
+    draw = np.random.default_rng(0)
+    y = draw.random((150, 3)) < 0.4
+    candidate, baseline = y ^ (draw.random(y.shape) < 0.20), y ^ (draw.random(y.shape) < 0.23)
+    found = []
+    for _ in range(4000):
+        rows = draw.integers(0, 150, 150)
+        found.append(macro_f1(y[rows], candidate[rows]) - macro_f1(y[rows], baseline[rows]))
+    bound = lower_bound("macro_f1", y, candidate, baseline, 0.05, 1)
+    assert bound == pytest.approx(sorted(found)[200], abs=0.01)
+
+
+def test_what_is_worse_seldom_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is worse by just the margin is no worse than it about one time in twenty."""
+    monkeypatch.setattr(spin.paired, "score", lambda _, true, predicted: (true == predicted).mean())  # it is faster
+    draw = np.random.default_rng(0)
+    passed = 0
+    for seed in range(60):
+        y = draw.integers(0, 2, 100)
+        candidate, baseline = (np.where(draw.random(100) < share, 1 - y, y) for share in (0.35, 0.30))
+        passed += lower_bound("accuracy", y, candidate, baseline, 0.05, seed) >= -0.05
+    assert 1 <= passed <= 8
