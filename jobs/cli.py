@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,12 +127,12 @@ def evaluate(settings: File, input: Input, model: Model = None, set: Set = []) -
     show.evaluation(run_evaluate(loaded, open_registry(loaded), input, model=model))
 
 
-for command in (champion.promote, champion.rollback, champion.history, champion.models):
-    app.command()(command)
-
+_CHAMPION = (champion.promote, champion.rollback, champion.history, champion.models)
+_REMOTE = (remote.jobs, remote.logs, remote.stop)
 app.command(context_settings=remote.PASSING_ON)(remote.submit)
-for command in (remote.jobs, remote.logs, remote.stop):
-    app.command()(command)
+_command: Callable[..., None]
+for _command in (*_REMOTE, *_CHAMPION):
+    app.command()(_command)
 
 
 @app.command()
