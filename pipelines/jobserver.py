@@ -29,6 +29,8 @@ PASSED = (
 _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_?KEY|PRIVATE|PROFILE", re.IGNORECASE)
 _LEFT_OUT = (".git/", ".venv/")
 """of a working directory, besides what .gitignore and .rayignore name"""
+_STARTING = 60
+"""seconds in which a new cluster gets ready for jobs"""
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -101,17 +103,16 @@ class JobServer:
         number = self._next(name, once)
         id = name if number == 1 else f"{name}-{number}"
         with self._answers(), _submitted_meanwhile(id):
-            return str(
-                self._client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=id,
-                    runtime_env={
-                        "working_dir": folder,
-                        "excludes": [*_LEFT_OUT, *excludes],
-                        "env_vars": dict(environment),
-                    },
-                )
+            self._send(
+                entrypoint=entrypoint,
+                submission_id=id,
+                runtime_env={
+                    "working_dir": folder,
+                    "excludes": [*_LEFT_OUT, *excludes],
+                    "env_vars": dict(environment),
+                },
             )
+        return id
 
     def jobs(self) -> list[Job]:
         """All submitted jobs that the cluster remembers, the newest first."""
@@ -154,6 +155,18 @@ class JobServer:
             self._client.stop_job(id)
         self._outcome(id)
         return running
+
+    def _send(self, **job: Any) -> None:
+        """Submit to a cluster that may have started a moment ago: its head cannot run jobs yet when it answers."""
+        end = time.monotonic() + _STARTING
+        while True:
+            try:
+                self._client.submit_job(**job)
+                return
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(1)
 
     def _outcome(self, id: str) -> Job:
         """The job once it is over, a moment after its last line."""
