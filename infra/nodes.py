@@ -39,6 +39,7 @@ class Nodes:
                 "object_store_memory": _STORE,
                 "include_dashboard": True,
                 "dashboard_port": _free_port(),
+                "dashboard_agent_listen_port": _free_port(),  # its usual one may be that of another Ray here
             },
         )
         for _ in range(self.workers):
