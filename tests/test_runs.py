@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from jobs.cli import app
-from tests.manifests import DAY, OVERLAYS, RUNS, of_kind, rendered, settings_of, started, strings
+from tests.manifests import DAY, OVERLAYS, RUNBOOK, RUNS, of_kind, rendered, settings_of, started, strings
 
 
 @pytest.fixture(params=OVERLAYS)
@@ -74,3 +74,13 @@ def test_nights_do_not_meet(documents: list[dict[str, Any]]) -> None:
     assert (night["timeZone"], rest) == ("Etc/UTC", ["*", "*", "*"])
     latest = int(hour) * 3600 + int(minute) * 60 + night["startingDeadlineSeconds"]
     assert latest + night["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 3600
+
+
+def test_the_runbook_names_commands_that_exist() -> None:
+    """And options that they have."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    found = re.findall(r"spin ([a-z]+)([^`\n|#]*)", RUNBOOK)
+    assert {name for name, _ in found} >= {"run", "submit", "promote", "rollback", "history"}
+    for name, words in found:
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", words)) <= known, name
