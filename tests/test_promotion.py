@@ -167,9 +167,7 @@ def test_the_road_of_a_champion(shelf: Shelf) -> None:
     assert shelf.tags("2")["spin.gate.passed"] == "true"
     assert shelf.tags("2")["spin.gate.regression"] == "passed: +0.0, at least +0.0"
 
-    with pytest.raises(
-        UserError, match=rf"version 3 of {shelf.name} is not promoted: .*regression: -\d.*--force and --why"
-    ):
+    with pytest.raises(UserError, match=r"version 3 of .* is not promoted: .*regression: -\d.*--force and --why"):
         promotion.promote(registry, "3", "", say=shown.append)
     assert registry.champion() == "2"
     assert not next(check for check in shown[-1] if check.name == "regression").passed
@@ -221,9 +219,7 @@ def test_back_to_any_version(shelf: Shelf) -> None:
     assert promotion.rollback(registry, "")["to"] == "2"
     with pytest.raises(UserError, match=f"version 2 of {shelf.name} is the champion already"):
         promotion.rollback(registry, "", "2")
-    with pytest.raises(
-        UserError, match=rf"models:/{shelf.name}/9 does not exist; versions: 4 @challenger, 3, 2 @champion, 1"
-    ):
+    with pytest.raises(UserError, match=r"models:/.*/9 does not exist; versions: 4 @challenger, 3, 2 @champion, 1"):
         promotion.rollback(registry, "", "9")
     assert len(promotion.history(registry)) == 7
 
