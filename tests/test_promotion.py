@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,15 @@ TEXTS = [row["text"] for row in ROWS]
 
 
 class Shelf:
-    """A registry with four versions: a good one, the same again, one that is worse, one that lost its weights."""
+    """A registry with four versions: a good one, the same again, one that is worse, one that lost its artifact."""
 
-    def __init__(self, folder: Path, backbone: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, backbone: Path, uri: str) -> None:
+        self.folder, self.name = folder, f"tiny {uuid.uuid4().hex[:8]}"  # a registry keeps those of other tests too
         self.tree: dict[str, Any] = {
             "backbone": {"model": str(backbone), "dtype": "float32", "device": "cpu"},
             "data": {"train": "none"},
             "store": str(folder / "store"),
-            "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{folder}/mlflow.db"},
+            "mlflow": {"model": self.name, "tracking_uri": uri},
         }
         self.settings = parse_settings(self.tree)
         self.registry = Registry(self.settings)
@@ -48,7 +49,6 @@ class Shelf:
         self.fit(swapped).save(folder / "3")
         for copied in "24":
             shutil.copytree(folder / "1", folder / copied)
-        before: set[Path] = set()
         for number in "1234":
             self.registry.register(
                 folder / number,
@@ -59,10 +59,10 @@ class Shelf:
                 evaluation=ROWS,
                 fingerprint="f",
             )
-            logged = set((folder / "store").rglob("artifacts/*/config.json"))
-            [weights] = {path.with_name("model.safetensors") for path in logged - before}
-            before = logged
-        weights.unlink()
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        location = self.registry.tracking.client.get_model_version_download_uri(self.name, "4")
+        get_artifact_repository(location, tracking_uri=uri).delete_artifacts("artifacts")
 
     def fit(self, rows: list[dict[str, str]]) -> SpinClassifier:
         quick = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear")
@@ -79,7 +79,7 @@ class Shelf:
         return Registry(parse_settings({**self.tree, "store": str(self.folder / store), "promote": promote}))
 
     def tags(self, number: str) -> dict[str, str]:
-        found = self.registry.tracking.client.get_model_version("tiny", number).tags
+        found = self.registry.tracking.client.get_model_version(self.name, number).tags
         return {name: value for name, value in found.items() if name.startswith("spin.gate.")}
 
     def run(self, run: str) -> tuple[Any, dict[str, Any]]:
@@ -89,8 +89,13 @@ class Shelf:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("promotion"), backbone_folder)
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("promotion"), backbone_folder, tracking_uri)
 
 
 @pytest.fixture
@@ -98,10 +103,10 @@ def shelf(made: Shelf) -> Iterator[Shelf]:
     """Without champion and history."""
     yield made
     client = made.registry.tracking.client
-    client.delete_registered_model_alias("tiny", "champion")
+    client.delete_registered_model_alias(made.name, "champion")
     for name in made.registry.tags():
         if name.startswith("spin.history"):
-            client.delete_registered_model_tag("tiny", name)
+            client.delete_registered_model_tag(made.name, name)
 
 
 @pytest.fixture
@@ -162,7 +167,7 @@ def test_the_road_of_a_champion(shelf: Shelf) -> None:
     assert shelf.tags("2")["spin.gate.passed"] == "true"
     assert shelf.tags("2")["spin.gate.regression"] == "passed: +0.0, at least +0.0"
 
-    with pytest.raises(UserError, match=r"version 3 of tiny is not promoted: .*regression: -\d.*--force and --why"):
+    with pytest.raises(UserError, match=r"version 3 of .* is not promoted: .*regression: -\d.*--force and --why"):
         promotion.promote(registry, "3", "", say=shown.append)
     assert registry.champion() == "2"
     assert not next(check for check in shown[-1] if check.name == "regression").passed
@@ -178,7 +183,7 @@ def test_the_road_of_a_champion(shelf: Shelf) -> None:
     run, report = shelf.run(last["run"])
     assert run.info.run_name == "rollback 1"
     assert [(row["name"], row["passed"]) for row in report["checks"]] == [("loads", True)]
-    with pytest.raises(UserError, match="tiny has no earlier champion to go back to; `spin models`"):
+    with pytest.raises(UserError, match=f"{shelf.name} has no earlier champion to go back to; `spin models`"):
         promotion.rollback(registry, "")
     assert moves(registry) == [
         ("promote", None, "1", "the first"),
@@ -190,14 +195,13 @@ def test_the_road_of_a_champion(shelf: Shelf) -> None:
 
 def test_a_version_that_does_not_load_is_never_champion(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """By promotion, by force or by rollback; its reason is kept, nothing moves."""
-    said = r"version 4 of tiny .*(model.safetensors|was changed since)"
-    with pytest.raises(UserError, match=said + ".*; mend what it names"):
+    with pytest.raises(UserError, match=rf"version 4 of {shelf.name} is not promoted: loads: .*; mend what it names"):
         promotion.promote(shelf.registry, "4", "it must", force=True)
     assert shelf.tags("4")["spin.gate.loads"].startswith("failed: ")
     with monkeypatch.context() as patch:
         patch.setattr(promotion, "inspect", lambda *_: Findings((), {}))
         promotion.promote(shelf.registry, "1", "")
-    with pytest.raises(UserError, match=said + ".*; roll back to another version with --to"):
+    with pytest.raises(UserError, match=rf"version 4 of {shelf.name} is not champion again: .*; roll back to another"):
         promotion.rollback(shelf.registry, "", "4")
     assert shelf.registry.champion() == "1"
     assert moves(shelf.registry) == [("promote", None, "1", "")]
@@ -213,9 +217,9 @@ def test_back_to_any_version(shelf: Shelf) -> None:
     assert promotion.rollback(registry, "")["to"] == "1"
     assert promotion.rollback(registry, "", "3")["to"] == "3"
     assert promotion.rollback(registry, "")["to"] == "2"
-    with pytest.raises(UserError, match="version 2 of tiny is the champion already"):
+    with pytest.raises(UserError, match=f"version 2 of {shelf.name} is the champion already"):
         promotion.rollback(registry, "", "2")
-    with pytest.raises(UserError, match=r"models:/tiny/9 does not exist; versions: 4 @challenger, 3, 2 @champion, 1"):
+    with pytest.raises(UserError, match=r"models:/.*/9 does not exist; versions: 4 @challenger, 3, 2 @champion, 1"):
         promotion.rollback(registry, "", "9")
     assert len(promotion.history(registry)) == 7
 
@@ -223,10 +227,10 @@ def test_back_to_any_version(shelf: Shelf) -> None:
 @pytest.mark.usefixtures("open_gate")
 def test_checks_that_are_no_longer_made_leave_no_tag(shelf: Shelf) -> None:
     client = shelf.registry.tracking.client
-    client.set_model_version_tag("tiny", "1", "spin.gate.class_floors", "failed: bad 10.0")
+    client.set_model_version_tag(shelf.name, "1", "spin.gate.class_floors", "failed: bad 10.0")
     promotion.promote(shelf.registry, "1", "")
     assert set(shelf.tags("1")) == {f"spin.gate.{name}" for name in ("passed", "champion", "forced", "loads", "run")}
-    assert "spin.artifact" in client.get_model_version("tiny", "1").tags
+    assert "spin.artifact" in client.get_model_version(shelf.name, "1").tags
 
 
 HOLD = """
@@ -345,7 +349,7 @@ def test_the_commands_refuse_in_words(
             main()
         return int(left.value.code or 0), *capsys.readouterr()
 
-    assert spin("history", file)[1] == "tiny has had no champion; `spin promote` makes one\n"
+    assert spin("history", file)[1] == f"{shelf.name} has had no champion; `spin promote` makes one\n"
     status, _, error = spin("promote", file, "--version", "1", "--force", "--why", " ")
     assert (status, "--force without --why" in error) == (2, True)
     promotion.promote(shelf.registry, "1", "")
@@ -354,7 +358,10 @@ def test_the_commands_refuse_in_words(
     status, out, error = spin("promote", file, "--version", "2")
     assert status == 2
     assert "failed" in out
-    assert "version 2 of tiny is not promoted: score: 10.0 accuracy, expected at least 50.0; train again, or" in error
+    assert (
+        f"version 2 of {shelf.name} is not promoted: score: 10.0 accuracy, expected at least 50.0; train again, or"
+        in error
+    )
     status, out, _ = spin("promote", file, "--version", "2", "--force", "--why", "a [test]")
     assert status == 0
     assert "version 2 is champion in place of version 1, 10.0 on the frozen evaluation set, forced although" in out
