@@ -80,10 +80,14 @@ class Demo:
         places = ("--input", f"{self.base}/inbox/", "--output", f"{self.base}/nights")
         self.spin("submit", "classify", "settings.yaml", *places, "--detach")
         ledger = Ledger(Store(f"{self.base}/nights/_runs/{day_of(None)}-001"))
-        while len(ledger.committed()) < _BEFORE_THE_LOSS:
-            time.sleep(0.5)
+        done: set[str] = set()
+        working: set[str] = set()
+        while len(done) < _BEFORE_THE_LOSS or len(working) < self.nodes.workers:
+            time.sleep(0.2)
+            working = {*ledger.begun()} - {*ledger.committed()}
+            done = {*ledger.committed()}
         self.nodes.lose(self.nodes.last)
-        out.print(f"          a node is gone, {len(ledger.committed())} shards were done")
+        out.print(f"          a node is gone: {len(done)} shards were done, {len(working)} begun")
         self.spin("logs", f"classify-tweets-{day_of(None)}", "--follow")
         manifest = read_manifest(f"{self.base}/nights")
         assert Counter(row["id"] for row in read_predictions(f"{self.base}/nights")) == self.ids
