@@ -114,6 +114,8 @@ def classify(
     given: dict[str, Any] = {"model": model, "shadow": shadow, "night": date, "since": since, "restart": restart}
     manifest = run_classify(loaded, open_registry(loaded), input, output, **given)
     show.night(manifest, output)
+    if shadow is not None and "shadow" not in manifest:
+        show.say(f"          no shadow: {shadow} is version {manifest['model_version']}, the model of the night itself")
     if loaded.classify.fail_on_drift:
         check_drift(manifest)
 

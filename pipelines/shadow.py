@@ -49,18 +49,14 @@ class Chosen:
         return {"version": self.version, "backbone": self.digest}
 
 
-def resolve_shadow(registry: Registry, given: str, version: str) -> str:
-    """The version of an alias, of `models:/NAME@alias` or of `models:/NAME/N`.
+def resolve_shadow(registry: Registry, given: str, version: str) -> str | None:
+    """The version of an alias, of `models:/NAME@alias` or of `models:/NAME/N`; None for `version`, the night's own.
 
-    Raises UserError for one that does not exist, and for `version`, the night's own.
+    A job that names the challenger every night goes on when that was promoted. Raises UserError for one that does not
+    exist.
     """
     number = registry.resolve(given if given.startswith("models:/") else f"models:/{registry.name}@{given}")
-    if number == version:
-        raise UserError(
-            f"--shadow {given} is version {number}, which is the model of the night itself; name another version, or "
-            "leave --shadow out"
-        )
-    return number
+    return None if number == version else number
 
 
 def choose_shadow(version: str, folder: Path, model: Mapping[str, Any], settings: Settings) -> Chosen:

@@ -268,11 +268,16 @@ def test_another_shadow_is_another_night(place: Place) -> None:
         place.night(shadow=f"models:/tiny/{DEEP}")
 
 
+def test_a_model_is_no_shadow_of_itself(place: Place) -> None:
+    """A job that names the challenger every night goes on when that was promoted: it has no shadow then."""
+    place.write("a.jsonl", ROWS)
+    for own in ("champion", f"models:/tiny/{SHALLOW}"):
+        assert "shadow" not in place.night(shadow=own)
+
+
 @pytest.mark.parametrize(
     ("given", "set", "said"),
     [
-        ("champion", (), "--shadow champion is version 1, which is the model of the night itself"),
-        (f"models:/tiny/{SHALLOW}", (), "is version 1, which is the model of the night itself"),
         ("models:/tiny/9", (), "models:/tiny/9 does not exist"),
         (f"models:/tiny/{LISTS}", (), "version 4 cannot .* it gives a document a list of classes, the model one class"),
         ("models:/tiny/gone", (), "version gone cannot .* no directory .*nowhere"),
@@ -434,7 +439,7 @@ def test_the_command_and_the_page_tell(
     place.write("a.jsonl", ROWS)
     (place.shelf.folder / "challenger").write_text(DEEP)
     place.night("before")
-    monkeypatch.setattr(cli, "_registry", lambda _: place.shelf)
+    monkeypatch.setattr(cli, "open_registry", lambda _: place.shelf)
     words = ["spin", "classify", str(place.folder / "settings.yaml"), "--input", str(place.folder / "data")]
     words += ["--output", str(place.folder / "out"), "--date", DATE, "--shadow", "challenger"]
     monkeypatch.setattr(sys, "argv", words)
