@@ -272,6 +272,7 @@ def test_the_environment_names_the_registry(tmp_path: Path, monkeypatch: pytest.
     there, set_here = "http://127.0.0.1:9/there", "http://127.0.0.1:9/set"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert Tracking(settings_at(tmp_path, set_here)).uri == set_here
+    assert Tracking(settings_at(tmp_path, None)).uri == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", there)
     assert Tracking(settings_at(tmp_path, set_here)).uri == set_here
     assert Tracking(settings_at(tmp_path, None)).uri == there
