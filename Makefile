@@ -17,7 +17,7 @@ quickstart: setup  ## the whole road on real text
 test: setup  ## starts what the tests need
 	infra/browser.sh
 	infra/kustomize.sh
-	infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m pytest
+	infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 cluster-demo: setup  ## three Ray nodes, MLflow on PostgreSQL and an S3 server: train, classify, lose a node, promote, roll back
 	DEMO_STARTED=$$(date +%s) infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m infra.demo
