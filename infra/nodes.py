@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, for trials and tests: its processes are ours, and end with it.
 
-python infra/nodes.py 2      # a head and two workers, until Ctrl-C
+`python infra/nodes.py 2` has a head and two workers until Ctrl-C.
 """
 
 from __future__ import annotations

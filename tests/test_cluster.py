@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,12 +247,13 @@ def test_of_two_at_once_one_runs(server: JobServer, tmp_path: Path, monkeypatch:
 
 
 def test_a_cluster_that_wants_a_token(project: Project, tmp_path: Path) -> None:
-    """With it the jobs are listed; without, or with another, the refusal says what to set."""
+    """With it the jobs are listed; without, or with another, the refusal says what to set. Nothing of it is left."""
     (tmp_path / "token").write_text("a" * 32)
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    scratch = tempfile.mkdtemp(prefix="n-", dir="/tmp")  # short: sockets lie in it
     cluster = subprocess.Popen(
-        [sys.executable, str(ROOT / "infra" / "nodes.py"), "0"],
-        env={**os.environ, **secret},
+        [sys.executable, str(ROOT / "infra" / "nodes.py"), "1"],
+        env={**os.environ, **secret, "TMPDIR": scratch},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -264,6 +267,7 @@ def test_a_cluster_that_wants_a_token(project: Project, tmp_path: Path) -> None:
                     patch.setenv(name, value)
                 return project.spin("jobs")
 
+        assert running(scratch)
         assert "no jobs" in jobs(**secret).stdout
         refused = jobs(RAY_AUTH_MODE="disabled"), jobs(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="b" * 32)
         for answer in refused:
@@ -273,3 +277,15 @@ def test_a_cluster_that_wants_a_token(project: Project, tmp_path: Path) -> None:
     finally:
         cluster.send_signal(signal.SIGINT)
         cluster.wait(60)
+    assert running(scratch) == []
+    Path(scratch).rmdir()
+
+
+def running(folder: str) -> list[str]:
+    """The processes that were told of a folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended meanwhile
+            if folder in (words := file.read_text(errors="replace").replace("\0", " ")):
+                found.append(words)
+    return found
