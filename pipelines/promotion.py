@@ -58,7 +58,7 @@ def promote(registry: Registry, number: str, why: str, *, force: bool = False, s
         return _move(registry, lease, "promote", before, number, why, run=run, forced=forced, **scores)
 
 
-def rollback(registry: Registry, why: str, to: str | None = None, *, say: Say = lambda checks: None) -> Event:
+def rollback(registry: Registry, why: str, to: str | None = None) -> Event:
     """Make the champion that this one replaced, or the version `to`, champion again, if it loads and predicts.
 
     Raises UserError, with nothing moved, where it does not, or there is no earlier one; HeldError as `promote`.
@@ -74,7 +74,6 @@ def rollback(registry: Registry, why: str, to: str | None = None, *, say: Say = 
         number = registry.resolve(f"models:/{registry.name}/{target}")
         _check_other(registry, before, number)
         findings = try_out(registry, number)
-        say(findings.checks)
         run = _keep(registry, "rollback", number, before, why, findings)
         for check in findings.failed:
             raise UserError(
@@ -123,7 +122,7 @@ def _keep(
     facts = {
         "passed": str(not findings.failed).lower(),
         "champion": before.champion or "none",
-        "forced": str(force).lower(),
+        "forced": str(forced).lower(),
     }
     report = {**facts, "version": number, "why": why, "checks": rows, "figures": findings.figures}
     run = registry.log_move(
