@@ -277,6 +277,10 @@ class Registry:
         with self.tracking.answers():
             self._client.set_registered_model_tag(self.name, name, value)
 
+    def delete_tag(self, name: str) -> None:
+        with self.tracking.answers():
+            self._client.delete_registered_model_tag(self.name, name)
+
     def set_alias(self, alias: str, number: str) -> None:
         with self.tracking.answers():
             self._client.set_registered_model_alias(self.name, alias, number)
