@@ -98,6 +98,17 @@ PROMISES = (
         ),
     ),
     Promise(
+        "work spreads over a cluster's nodes and follows them: a new one takes part, a lost one costs its shards in flight",
+        (
+            Cut(
+                "tests/test_cluster.py::test_nodes_come_and_go",
+                "pipelines/shards.py",
+                "most = work if settings.address is not None and settings.workers is None else now",
+                "most = now",
+            ),
+        ),
+    ),
+    Promise(
         "a killed driver loses nothing: a rerun computes again at most a shard a worker",
         (
             Cut(

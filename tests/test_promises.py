@@ -67,5 +67,5 @@ def test_lines_go_and_others_take_their_place() -> None:
 
 
 def test_every_promise_has_a_line() -> None:
-    assert len(PROMISES) == 15
+    assert len(PROMISES) == 16
     assert all(promise.cuts for promise in PROMISES)
