@@ -98,7 +98,7 @@ PROMISES = (
         ),
     ),
     Promise(
-        "work spreads over a cluster's nodes and follows them: a new one takes part, a lost one costs its shards in flight",
+        "work follows a cluster's nodes: a new one takes part, a lost one costs its shards in flight",
         (
             Cut(
                 "tests/test_cluster.py::test_nodes_come_and_go",
