@@ -205,7 +205,7 @@ class Project:
 
     def spin(self, *words: str, fails: bool = False) -> str:
         """What `spin COMMAND settings.yaml …` prints; what it says of a mistake if it `fails`."""
-        self.monkeypatch.setattr(cli, "_registry", lambda settings: Shelf(self.folder / "model"))
+        self.monkeypatch.setattr(cli, "open_registry", lambda settings: Shelf(self.folder / "model"))
         self.monkeypatch.setattr(sys, "argv", ["spin", words[0], str(self.folder / "settings.yaml"), *words[1:]])
         self.monkeypatch.setattr(show.out, "_width", 160)
         with pytest.raises(SystemExit) as left:
