@@ -172,16 +172,17 @@ def test_what_a_version_does_not_know_is_an_error_of_it() -> None:
 
 def test_lists_of_classes_are_measured_as_lists() -> None:
     """Right as a whole, calibration over every class of every document; one answer for all is the commonest list."""
-    truth = [["a"], ["a", "b"], []] * 40
+    truth = [["a"], ["a", "b"], []] * 36 + [["c"]] * 12  # c is not known to the version
     said: list[Any] = [["a"], ["a", "b"], []] * 36 + [["a"]] * 12
     chances = np.array([[0.9 if c in of else 0.1 for c in "ab"] for of in said])
     found = judge(settings("accuracy"), truth, Answer({"text": "string"}, ("a", "b"), True, said, chances, 1.0), None)
     right = [set(a) == set(b) for a, b in zip(truth, said, strict=True)]
     assert found.figures["score"] == pytest.approx(np.mean(right))
-    has = np.array([[c in of for c in "ab"] for of in truth])
-    gaps = [abs((has[chances == level] - level).sum()) for level in (0.1, 0.9)]
+    has = np.array([[c in of for c in "abc"] for of in truth])
+    chances = np.hstack([chances, np.zeros((120, 1))])
+    gaps = [abs((has[chances == level] - level).sum()) for level in (0, 0.1, 0.9)]
     assert found.figures["ece"] == pytest.approx(sum(gaps) / has.size)
-    assert check_of(found, "score").limit == pytest.approx(1 / 3)
+    assert check_of(found, "score").limit == pytest.approx(0.3)
 
 
 def test_an_abstention_counts_as_the_label_without_the_band() -> None:
