@@ -104,7 +104,7 @@ def ray_errors(stage: str) -> Iterator[None]:
         found = _spin_error(error)
         if found is not None:
             raise found from None
-        reason = _line(_root(error))
+        reason = f"{type(found := _root(error)).__name__}: {_line(found)}"
         raise SpinError(f"{stage}: a worker failed again and again: {reason}; run it again to resume") from error
 
 

@@ -226,7 +226,8 @@ def _throughput(least: float, figures: dict[str, float]) -> Check:
     if "documents_per_s_before" in figures:
         found += f", the champion {figures['documents_per_s_before']:,.1f}"
     remedy = "choose: cheapest, or lower promote.min_docs_per_s"
-    return Check("throughput", figures["documents_per_s"], least, found, f"at least {least:,.1f}", remedy)
+    expected = f"at least {least:,.1f}" if least else "no floor"
+    return Check("throughput", figures["documents_per_s"], least, found, expected, remedy)
 
 
 def _speed(answer: Answer) -> float:

@@ -17,8 +17,8 @@ from tests.browser import chromium
 
 quiet()
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-MLFLOW = os.environ.pop("MLFLOW_TRACKING_URI", "")
-"""of the server that infra/mlflow/run.sh started; tests that do not ask for it use SQLite"""
+MLFLOW = os.environ.setdefault("SPIN_TEST_MLFLOW", os.environ.pop("MLFLOW_TRACKING_URI", ""))
+"""of the server that infra/mlflow/run.sh started, handed on to processes of this one; other tests use SQLite"""
 
 
 @pytest.fixture(scope="session")

@@ -276,7 +276,7 @@ def test_a_cluster_that_wants_a_token(project: Project, tmp_path: Path) -> None:
             assert len(answer.stderr.splitlines()) == 1
     finally:
         cluster.send_signal(signal.SIGINT)
-        cluster.wait(60)
+        cluster.wait(240)
     assert running(scratch) == []
     Path(scratch).rmdir()
 

@@ -89,11 +89,6 @@ class Shelf:
 
 
 @pytest.fixture(scope="module")
-def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-
-
-@pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> Shelf:
     return Shelf(tmp_path_factory.mktemp("promotion"), backbone_folder, tracking_uri)
 

@@ -296,6 +296,7 @@ def test_a_multilabel_corpus_goes_the_whole_road(tmp_path: Path, backbone_folder
             "ray": {"workers": 2},
             "probe": {"penalties": 3, "max_extra": 0, "class_weights": "balanced"},
             "search": {"etas": [0.9], "max_share": 0.5, "strengths": [3], "l1": [], "head": "linear"},
+            "promote": {"max_ece": 0.3},
         }
     )
     registry = Registry(settings)
