@@ -61,6 +61,11 @@ class Nodes:
         return str(self._cluster.address)
 
     @property
+    def folder(self) -> str:
+        """Everything that the nodes write lies in it."""
+        return self._scratch.name
+
+    @property
     def caches(self) -> list[Path]:
         """The cache folders of the nodes."""
         return sorted(Path(self._scratch.name).glob("node*/cache"))
@@ -92,7 +97,7 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     with Nodes(int(sys.argv[1]) if len(sys.argv) > 1 else 2) as nodes:
-        print(f"job server {nodes.address}, ray.address {nodes.gcs}; Ctrl-C ends it", flush=True)
+        print(f"job server {nodes.address}, ray.address {nodes.gcs}, in {nodes.folder}; Ctrl-C ends it", flush=True)
         with suppress(KeyboardInterrupt):
             import signal
 

@@ -104,7 +104,8 @@ def ray_errors(stage: str) -> Iterator[None]:
         found = _spin_error(error)
         if found is not None:
             raise found from None
-        reason = f"{type(found := _root(error)).__name__}: {_line(found)}"
+        first = _root(error)
+        reason = f"{type(first).__name__}: {_line(first)}"
         raise SpinError(f"{stage}: a worker failed again and again: {reason}; run it again to resume") from error
 
 

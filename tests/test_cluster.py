@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections import Counter
@@ -250,16 +249,16 @@ def test_a_cluster_that_wants_a_token(project: Project, tmp_path: Path) -> None:
     """With it the jobs are listed; without, or with another, the refusal says what to set. Nothing of it is left."""
     (tmp_path / "token").write_text("a" * 32)
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    scratch = tempfile.mkdtemp(prefix="n-", dir="/tmp")  # short: sockets lie in it
     cluster = subprocess.Popen(
         [sys.executable, str(ROOT / "infra" / "nodes.py"), "1"],
-        env={**os.environ, **secret, "TMPDIR": scratch},
+        env={**os.environ, **secret},
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
         assert cluster.stdout is not None
-        project.address = cluster.stdout.readline().split()[2].rstrip(",")
+        words = [word.rstrip(",;") for word in cluster.stdout.readline().split()]
+        project.address, folder = words[2], words[6]
 
         def jobs(**environment: str) -> subprocess.CompletedProcess[str]:
             with pytest.MonkeyPatch.context() as patch:
@@ -267,7 +266,7 @@ def test_a_cluster_that_wants_a_token(project: Project, tmp_path: Path) -> None:
                     patch.setenv(name, value)
                 return project.spin("jobs")
 
-        assert running(scratch)
+        assert running(folder)
         assert "no jobs" in jobs(**secret).stdout
         refused = jobs(RAY_AUTH_MODE="disabled"), jobs(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="b" * 32)
         for answer in refused:
@@ -277,8 +276,8 @@ def test_a_cluster_that_wants_a_token(project: Project, tmp_path: Path) -> None:
     finally:
         cluster.send_signal(signal.SIGINT)
         cluster.wait(240)
-    assert running(scratch) == []
-    Path(scratch).rmdir()
+    assert running(folder) == []
+    assert not Path(folder).exists()
 
 
 def running(folder: str) -> list[str]:
