@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -60,13 +61,29 @@ def cluster(settings: RaySettings) -> Iterator[None]:
         }
     try:
         with _muted():
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+            _connect(options)
     except (ConnectionError, RuntimeError) as error:
         raise UnavailableError(f"Ray cluster {settings.address or 'here'}: {_line(error)}; try again") from None
     _hush()
     with ExitStack() as mine:
         (_shared.get() or mine).callback(ray.shutdown)
         yield
+
+
+def _connect(options: dict[str, Any]) -> None:
+    """A cluster that has much to do may not answer at once; what starts here does, or does not at all."""
+    import ray
+
+    pauses = [] if options["address"] == "local" else [1.0, 2.0, 4.0, 8.0]
+    while True:
+        try:
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except (ConnectionError, RuntimeError):
+            if not pauses:
+                raise
+            ray.shutdown()
+            time.sleep(pauses.pop(0))
 
 
 def worker_count(settings: RaySettings, work: int | None) -> int:
