@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -98,7 +99,6 @@ def _free_port() -> int:
 if __name__ == "__main__":
     with Nodes(int(sys.argv[1]) if len(sys.argv) > 1 else 2) as nodes:
         print(f"job server {nodes.address}, ray.address {nodes.gcs}, in {nodes.folder}; Ctrl-C ends it", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a shell gives its background no Ctrl-C
         with suppress(KeyboardInterrupt):
-            import signal
-
             signal.pause()

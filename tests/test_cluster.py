@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -274,7 +273,7 @@ def test_a_cluster_that_wants_a_token(project: Project, tmp_path: Path) -> None:
             assert "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN" in answer.stderr
             assert len(answer.stderr.splitlines()) == 1
     finally:
-        cluster.send_signal(signal.SIGINT)
+        cluster.terminate()
         cluster.wait(240)
     assert running(folder) == []
     assert not Path(folder).exists()
