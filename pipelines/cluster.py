@@ -127,10 +127,12 @@ def ray_errors(stage: str) -> Iterator[None]:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What a Ray error began with."""
+    """What a Ray error began with, as far as it says something."""
+    found = error
     while isinstance(below := getattr(error, "cause", None) or error.__cause__, BaseException):
         error = below
-    return error
+        found = error if str(error) else found
+    return found
 
 
 def _spin_error(error: BaseException | None) -> SpinError | None:
