@@ -28,6 +28,7 @@ from rich.console import Console
 from infra.nodes import Nodes
 from jobs.quickstart import BACKBONE, read_tweets
 from pipelines.classify import day_of
+from pipelines.jobserver import JobServer
 from pipelines.ledger import Ledger
 from pipelines.night import read_manifest, read_predictions
 from pipelines.store import Store
@@ -79,16 +80,19 @@ class Demo:
         """A night in whose middle a node is lost; its manifest."""
         places = ("--input", f"{self.base}/inbox/", "--output", f"{self.base}/nights")
         self.spin("submit", "classify", "settings.yaml", *places, "--detach")
+        server, job = JobServer(self.nodes.address), f"classify-tweets-{day_of(None)}"
         ledger = Ledger(Store(f"{self.base}/nights/_runs/{day_of(None)}-001"))
         done: set[str] = set()
         working: set[str] = set()
         while len(done) < _BEFORE_THE_LOSS or len(working) < self.nodes.workers:
+            if server.job(job).over:
+                sys.exit(f"{job} is over, and no node was lost in its middle:\n{server.logs(job)}")
             time.sleep(0.2)
             working = {*ledger.begun()} - {*ledger.committed()}
             done = {*ledger.committed()}
         self.nodes.lose(self.nodes.last)
         out.print(f"          a node is gone: {len(done)} shards were done, {len(working)} begun")
-        self.spin("logs", f"classify-tweets-{day_of(None)}", "--follow")
+        self.spin("logs", job, "--follow")
         manifest = read_manifest(f"{self.base}/nights")
         assert Counter(row["id"] for row in read_predictions(f"{self.base}/nights")) == self.ids
         return manifest
