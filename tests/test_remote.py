@@ -93,6 +93,7 @@ def test_a_night_without_a_day_is_of_the_day_it_was_sent(spin: Run) -> None:
     assert Recorder.given["entrypoint"].endswith(f"--restart --set ray.address=auto --date {today}")
     assert (Recorder.given["excludes"], Recorder.given["environment"]) == (["raw/"], {"NOTE": "a b"})
     assert not Recorder.given["once"]
+    assert spin("submit", *NIGHT, "--detach", "--set", "data.train=a.csv")[0] == 0  # a night reads no training text
 
 
 @pytest.mark.parametrize("command", ["run", "extract", "probe", "train"])

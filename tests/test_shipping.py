@@ -137,8 +137,8 @@ def test_names_that_lead_elsewhere_do_not(
     backbones.publish(settings_of(), digest)
     names = [path.name for path in backbone_folder.iterdir()]
     shelf(store_uri).write_json(f"{digest}/files.json", [*names, "../../escaped"])
-    shelf(store_uri).write("escaped", b"")
-    with pytest.raises(UserError):
+    Store(store_uri).write("escaped", b"")
+    with pytest.raises(UserError, match=r"names a file '\.\./\.\./escaped'; expected names without a folder"):
         backbones.receive(settings_of("someone/model"), digest)
     assert not [path for path in cache.parent.rglob("*") if path.name == "escaped"]
 
