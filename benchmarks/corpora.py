@@ -48,10 +48,10 @@ class Plan:
 
 def plans(quick: bool) -> list[Plan]:
     """Both corpora; the quick ones only show that everything runs."""
-    from jobs.quickstart import _BACKBONE
+    from jobs.quickstart import BACKBONE
 
     decoder = f"package:{_DECODER}/{_decoder_file()}"
-    minilm, smollm = ("minilm", "tweets, MiniLM", _BACKBONE), ("smollm2", "tweets, SmolLM2-135M", decoder)
+    minilm, smollm = ("minilm", "tweets, MiniLM", BACKBONE), ("smollm2", "tweets, SmolLM2-135M", decoder)
     if quick:
         return [Plan(*minilm, 1400, 840, 210, 350), Plan(*smollm, 1120, 800, 200, 120, 64)]
     return [Plan(*minilm, None, 6400, 1600, 4000), Plan(*smollm, 4500, 2400, 600, 1500)]
@@ -186,9 +186,9 @@ def load(plan: Plan, folder: Path) -> Corpus:
 
 def _documents(plan: Plan) -> pd.DataFrame:
     """The plan's tweets."""
-    from jobs.quickstart import _tweets
+    from jobs.quickstart import read_tweets
 
-    tweets = _tweets()[["text", "label"]]
+    tweets = read_tweets()[["text", "label"]]
     if plan.documents is not None:
         tweets, _ = train_test_split(tweets, train_size=plan.documents, stratify=tweets["label"], random_state=0)
     return tweets.reset_index(drop=True)
