@@ -21,7 +21,7 @@ class Answers:
 
     features: Features
     values: Floats
-    """(n, p) raw activations"""
+    """(n, p) raw activations, NaN above where a document left"""
     logits: Floats
     """(n, K)"""
     scores: Floats
@@ -35,8 +35,8 @@ class Answers:
     def of(cls, spin: SpinClassifier, pieces: Sequence[Features]) -> Answers:
         """From the features of the documents, in pieces of any size; of no pieces there are no documents."""
         features = _together(pieces or [spin.features([])])
-        values = np.concatenate(list(features.columns.values()), axis=1)
-        logits = spin.integration.logits(values)
+        values = features.values
+        logits = spin.integration.answer(values, features.depth)
         scores = spin.task.probabilities(logits)
         labels = spin.labels(scores)
         at = {name: k for k, name in enumerate(spin.classes)}
@@ -52,4 +52,5 @@ def _together(parts: Sequence[Features]) -> Features:
         np.concatenate([part.n_tokens for part in parts]),
         np.concatenate([part.n_unknown for part in parts]),
         sum(part.truncated for part in parts),
+        None if parts[0].depth is None else np.concatenate([part.depth for part in parts if part.depth is not None]),
     )

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.store import Store
-from spin.backbone import digest_of, files_of, find_backbone
+from spin.backbone import digest_of, engine_name, files_of, find_backbone
 from spin.errors import UserError
-from spin.settings import BackboneSettings, Settings
+from spin.settings import BackboneSettings, Settings, Stage
 from spin.weights import cache_folder, locate
 
+DECISIVE = {"dtype", "engine", "max_tokens", "batch_tokens", "pool_special_tokens"}
+"""of the settings of a backbone, what decides its activations"""
 _FILES = "files.json"
 """names of the files, written last"""
 
@@ -34,6 +36,17 @@ def publish(settings: Settings, digest: str) -> None:
     for path in files:
         store.upload(path.name, path)
     store.write_json(_FILES, [path.name for path in files])
+
+
+def with_engine(settings: Settings, stage: Stage) -> Settings:
+    """The settings with the engine that `auto` stands for, decided once by the driver: all workers of a run have one.
+
+    Raises UserError for an engine that this driver does not have, or that cannot run where the stage does.
+    """
+    backbone, on_gpu = settings.backbone, settings.ray.of(stage).gpus_per_worker > 0
+    device = {"auto": "cuda" if on_gpu else "cpu"}.get(backbone.device, backbone.device)
+    named = backbone.model_copy(update={"engine": engine_name(backbone.engine, device)})
+    return settings.model_copy(update={"backbone": named})
 
 
 def receive(settings: Settings, digest: str) -> BackboneSettings:

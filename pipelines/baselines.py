@@ -20,9 +20,11 @@ from pipelines.features import FeatureShards
 from pipelines.labels import Labels
 from spin.backbone import Backbone
 from spin.classifier import SpinClassifier
-from spin.extract import extract
+from spin.engine import open_engine
+from spin.extract import read, whole
 from spin.metric import score
 from spin.probe import Probe
+from spin.reader import divide
 from spin.settings import Choice
 from spin.task import Targets
 
@@ -81,12 +83,13 @@ def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metr
         rows, y = labels.part("valid")
         found.append((score(metric, y, _answers(model, values[rows], labels)), column, model, values))
     _, column, model, values = max(found, key=lambda f: (f[0], f[1]))
+    engine = open_engine(backbone, [whole([column])])
     return Contender(
         "last_layer",
         _answers(model, values[labels.part("test")[0]], labels),
         values.shape[1],
         column.site.layer,
-        lambda texts: model.predict(extract(backbone, texts, [column]).columns[column]),
+        lambda texts: model.predict(read(engine, texts).values),
     )
 
 
@@ -94,12 +97,13 @@ def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Prob
     """The probe of the one site.pooling that validates best."""
     probe = max(probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
     values = features.read(probe.column)[labels.part("test")[0]]
+    engine = open_engine(backbone, [whole([probe.column])])
     return Contender(
         "best_site",
         probe.predict(values, labels.task),
         int((probe.importance > 0).sum()),
         probe.column.site.layer,
-        lambda texts: probe.decision(extract(backbone, texts, [probe.column]).columns[probe.column]),
+        lambda texts: probe.decision(read(engine, texts).values),
     )
 
 
@@ -108,11 +112,10 @@ def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choi
     integration = spin.integrated.choices[choice]
     rows, _ = labels.part("test")
     logits = integration.logits(features.read_selection(integration.selection, rows))
-    neurons = integration.selection.neurons
+    engine = open_engine(spin.backbone, divide(integration.selection.neurons, []))
 
     def classify(texts: Sequence[str]) -> NDArray[np.floating]:
-        found = extract(spin.backbone, texts, list(neurons), keep=neurons).columns
-        return integration.logits(np.concatenate(list(found.values()), axis=1))
+        return integration.logits(read(engine, texts).values)
 
     return Contender(
         "spin" if choice == "accuracy" else choice,

@@ -19,7 +19,7 @@ from pipelines.lease import Lease
 from pipelines.manifest import Plan
 from pipelines.night import Night, Run, check_unchanged, read_manifest, taken_by, taken_of
 from pipelines.pace import busy_seconds
-from pipelines.predictions import PROFILE, ClassifyStep
+from pipelines.predictions import CALIBRATION, PROFILE, ClassifyStep
 from pipelines.reference import drift_of
 from pipelines.registry import Registry
 from pipelines.repeats import DigestStep, RepeatStep, partitions_of
@@ -31,7 +31,7 @@ from spin import artifact
 from spin.errors import BadRowsError, DriftError, UserError
 from spin.settings import Settings
 
-FORMAT = 4
+FORMAT = 5
 _FEW_IDS = 200_000
 """ids that are read sooner here than actors start"""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -59,6 +59,7 @@ def run_classify(
     be read than the settings allow, UnavailableError where the store does not answer: the same command resumes.
     """
     date = day_of(night)
+    settings = backbones.with_engine(settings, "classify")
     out = Store(output)
     version = registry.resolve(model)
     other = None if shadow is None else resolve_shadow(registry, shadow, version)
@@ -80,6 +81,9 @@ def run_classify(
             for kept in ("model", "shadow") if beside else ("model",):
                 for name in (artifact.CONFIG, artifact.TENSORS):
                     run.store.write(f"{kept}/{name}", (Path(scratch) / kept / name).read_bytes())
+            if settings.backbone.dtype == "int8":
+                for kept in ("model", "shadow") if beside else ("model",):
+                    run.store.write_json(f"{kept}/{CALIBRATION}", registry.calibration())
             backbones.publish(settings, config["backbone"]["digest"])
             if beside is not None:
                 backbones.publish(beside.settings(settings), beside.digest)
@@ -148,7 +152,8 @@ def _drift(
 ) -> list[dict[str, Any]]:
     """This night against training."""
     keys = [key for outcome in taken_of(plan, outcomes) for key in outcome["files"] if key.endswith(PROFILE)]
-    return drift_of(run.store, keys, model, settings.choose, settings.classify.max_psi)
+    classify = settings.classify
+    return drift_of(run.store, keys, model, settings.choose, classify.max_psi, early=classify.cascade)
 
 
 def _shadow(
@@ -185,11 +190,10 @@ def _facts(settings: Settings, registry: Registry, version: str, digest: str, so
         "model": {"name": registry.name, "version": version, "backbone": digest},
         "choose": settings.choose,
         "decision": settings.decision.model_dump(),
-        "backbone": settings.backbone.model_dump(
-            include={"dtype", "max_tokens", "batch_tokens", "pool_special_tokens"}
-        ),
+        "backbone": settings.backbone.model_dump(include=backbones.DECISIVE),
         "data": {**settings.data.model_dump(include={"id", "text", "ids"}), "input": source},
         "shard_documents": settings.ray.shard_documents,
+        "cascade": settings.classify.cascade,
         "dead_letter_text": settings.classify.dead_letter_text,
     }
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import backbones, corpus
+from pipelines.backbones import DECISIVE, with_engine
 from pipelines.documents import Shard
 from pipelines.features import FeatureShards
 from pipelines.labels import split_all
@@ -21,15 +22,16 @@ from pipelines.shards import map_shards
 from pipelines.store import Store
 from spin.backbone import digest_of, load_backbone
 from spin.classifier import columns_of
+from spin.engine import open_engine
 from spin.errors import UserError
-from spin.extract import column_types, extract
+from spin.extract import column_types, read, whole
 from spin.features import BYTES_A_SHARD, document_bytes, to_table
 from spin.settings import Settings
 from spin.sites import Column
 from spin.task import Task
 from spin.weights import locate
 
-FORMAT = 1
+FORMAT = 2
 _SURVEYED = 256
 
 
@@ -37,13 +39,14 @@ class ExtractStep:
     """Reads a shard, runs the backbone and gives the feature shard."""
 
     def __init__(self, settings: Settings, digest: str, types: dict[str, str]) -> None:
-        self.backbone = load_backbone(backbones.receive(settings, digest), expect_digest=digest)
+        backbone = load_backbone(backbones.receive(settings, digest), expect_digest=digest)
         self.data = settings.data
-        self.columns = {Column.parse(name): np.dtype(kind).type for name, kind in types.items()}
+        self.types = {Column.parse(name): np.dtype(kind).type for name, kind in types.items()}
+        self.engine = open_engine(backbone, [whole(self.types)])
 
     def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
         documents = corpus.read_shard(shard, self.data, labelled=True)
-        features = extract(self.backbone, documents.texts, self.columns)
+        features = read(self.engine, documents.texts, types=self.types)
         table = to_table(documents.ids, documents.labels, documents.splits, features)  # type: ignore[arg-type]
         outcome = {
             "rows": len(documents),
@@ -58,6 +61,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[Plan, dic
 
     Raises UserError for what is wrong with backbone, sites or data, HeldError where another run works here.
     """
+    settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
     files = corpus.list_files(settings.data.train)
     facts = _facts(settings, files)
@@ -93,6 +97,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[Plan, dic
 
 def load_features(settings: Settings) -> tuple[Plan, FeatureShards]:
     """What `run_extract` published for these settings. Raises UserError when it has not ended, or for other ones."""
+    settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
     plan, _ = require(store, "extract", _facts(settings, corpus.list_files(settings.data.train)))
     return plan, FeatureShards.of(store, plan.detail)
@@ -102,7 +107,7 @@ def _facts(settings: Settings, files: list[corpus.File]) -> dict[str, Any]:
     """What changes the features; not worker counts, logging or where the same weights lie."""
     code = settings.backbone.trust_remote_code
     digest = digest_of(locate(settings.backbone.model, settings.backbone.revision, code=code), code=code)
-    backbone = settings.backbone.model_dump(include={"dtype", "max_tokens", "batch_tokens", "pool_special_tokens"})
+    backbone = settings.backbone.model_dump(include=DECISIVE)
     data = settings.data.model_dump(include={"id", "text", "label", "split"})
     return {
         "format": FORMAT,

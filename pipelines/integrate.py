@@ -74,6 +74,7 @@ def fit_heads(config: dict[str, Any]) -> None:
         labels.task,
         metric=settings.metric,
         settings=settings.search,
+        cascade=settings.cascade,
         class_weights=settings.probe.class_weights,
         flops=config["flops"],
         team=team,

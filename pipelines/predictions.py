@@ -40,6 +40,8 @@ DEAD_LETTERS = pa.schema(
 )
 PROFILE = "profile.safetensors"
 """ending of the file with what drift is measured on"""
+CALIBRATION = "calibration.json"
+"""texts by which int8 is scaled, beside the model of a run"""
 
 
 def predictions_schema(multilabel: bool) -> pa.Schema:
@@ -77,7 +79,7 @@ class ClassifyStep:
         self.shadow = None
         if shadow is not None:
             self.shadow = Shadow(self.spin, _load(run / "shadow", shadow.settings(settings)), shadow.version)
-        _ = self.spin.backbone  # loaded once, before the first shard
+        _ = self.spin.engine  # opened once, before the first shard
         self.version, self.data, self.keep_text = version, settings.data, settings.classify.dead_letter_text
         self.repeats, self.repeat_keys, self.bad = repeats, keys, bad
 
@@ -100,13 +102,16 @@ class ClassifyStep:
         dead |= {row: ("poison", message) for row, message in poison.items()}
         rows = [row for row in sound if row not in poison]
         answers = Answers.of(self.spin, [features for _, (features, _) in pieces])
+        depths = answers.features.depth
+        if depths is None:
+            depths = np.full(len(rows), self.spin.depth, np.int32)
         predictions = pa.table(
             [
                 [documents.ids[row] for row in rows],
                 answers.labels,
                 answers.score,
                 list(answers.scores.astype(np.float32)),
-                np.full(len(rows), self.spin.depth, np.int32),
+                depths,
                 [self.version] * len(rows),
             ],
             schema=predictions_schema(self.spin.task.multilabel),
@@ -126,7 +131,7 @@ class ClassifyStep:
         outcome = _outcome(shard, len(documents), dead, answers.labels) | {
             "tokens": int(answers.features.n_tokens.sum()),
             "truncated": answers.features.truncated,
-            "depths": {str(self.spin.depth): len(rows)},
+            "depths": {str(depth): count for depth, count in sorted(Counter(depths.tolist()).items())},
         }
         profile = Profile.of(self.spin.task, self.spin.integration, answers.logits, answers.values, answers.features)
         files = {"predictions.parquet": _to_parquet(predictions), PROFILE: profile.to_bytes()}
@@ -146,7 +151,15 @@ def _load(kept: Store, settings: Settings) -> SpinClassifier:
             (Path(folder) / name).write_bytes(kept.read(name) or b"")
         digest = artifact.read_config(Path(folder))["backbone"]["digest"]
         backbone = backbones.receive(settings, digest)
-        return SpinClassifier.load(folder, backbone=backbone, choose=settings.choose, decision=settings.decision)
+        spin = SpinClassifier.load(
+            folder,
+            backbone=backbone,
+            choose=settings.choose,
+            decision=settings.decision,
+            early=settings.classify.cascade,
+        )
+        spin.calibration = tuple(kept.read_json(CALIBRATION) or ())
+        return spin
 
 
 def triage(documents: Documents, repeats: Iterable[int]) -> dict[int, tuple[str, str]]:

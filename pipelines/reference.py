@@ -16,6 +16,7 @@ from pipelines.features import FeatureShards
 from pipelines.labels import Labels
 from pipelines.store import Store
 from spin import artifact
+from spin.calibrate import Decision
 from spin.classifier import SpinClassifier
 from spin.drift import measure
 from spin.extract import Features
@@ -26,7 +27,7 @@ REFERENCE = "reference.safetensors"
 
 
 def describe_reference(spin: SpinClassifier, features: FeatureShards, labels: Labels, texts: Sequence[str]) -> bytes:
-    """The profile of each of the three classifiers over the test rows, as safetensors.
+    """The profile of each of the three classifiers over the test rows, without and with exits, as safetensors.
 
     What a model was fitted on it is too sure of, so other rows are a reference only where there are no test rows.
     """
@@ -38,19 +39,27 @@ def describe_reference(spin: SpinClassifier, features: FeatureShards, labels: La
     found: dict[str, NDArray[Any]] = {}
     for choice, integration in spin.integrated.choices.items():
         values = features.read_selection(integration.selection, rows)
-        profile = Profile.of(spin.task, integration, integration.logits(values), values, read)
-        found |= {f"{choice}.{name}": tensor for name, tensor in vars(profile).items()}
+        decision = Decision.of(spin.task, spin.decision)
+        for prefix, depth in ((choice, None), (f"{choice}.early", integration.leave(values, spin.task, decision))):
+            profile = Profile.of(spin.task, integration, integration.answer(values, depth), values, read)
+            found |= {f"{prefix}.{name}": tensor for name, tensor in vars(profile).items()}
     return bytes(save_tensors(found))
 
 
-def drift_of(store: Store, keys: Sequence[str], model: Path, choice: Choice, allowed: float) -> list[dict[str, Any]]:
+def drift_of(
+    store: Store, keys: Sequence[str], model: Path, choice: Choice, allowed: float, *, early: bool
+) -> list[dict[str, Any]]:
     """What a report says of the profiles under `keys` against the reference in a model's folder.
+
+    Where documents left `early`, it is the reference of documents that did, and neurons above the first exit, which
+    not all of them reach, are not compared.
 
     Empty for a model that was saved without one, or where no document was predicted.
     """
     if not keys or not (model / REFERENCE).exists():
         return []
-    reference = Profile.from_bytes((model / REFERENCE).read_bytes(), f"{choice}.")
+    prefix = f"{choice}.early." if early else f"{choice}."
+    reference = Profile.from_bytes((model / REFERENCE).read_bytes(), prefix)
     found = (Profile.from_bytes(store.read(key) or b"") for key in keys)
     selection = artifact.load(model)[0].choices[choice].selection
     return [drift.describe() for drift in measure(reduce(add, found), reference, selection, allowed)]

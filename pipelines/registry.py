@@ -16,6 +16,7 @@ from typing import Any
 from pipelines import bundle
 from pipelines.tracking import Tracking
 from spin.classifier import SpinClassifier
+from spin.engine import CALIBRATED
 from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings
 
@@ -67,6 +68,16 @@ class Registry:
         if found != digest:
             raise UserError(f"the frozen evaluation set of {self.name} has digest {found[:12]}, expected {digest[:12]}")
         return {"rows": json.loads(data), "digest": digest}
+
+    def calibration(self) -> list[str]:
+        """Texts by which int8 is scaled, the same for all versions. Raises UserError where none are frozen."""
+        frozen = self.frozen()
+        if frozen is None or not frozen["rows"]:
+            raise UserError(
+                f"backbone.dtype int8 is scaled by the frozen evaluation set, and {self.name} has none; train with "
+                "test rows, or set bfloat16"
+            )
+        return [row["text"] for row in frozen["rows"][:CALIBRATED]]
 
     def register(
         self,
@@ -140,15 +151,19 @@ class Registry:
         raise UserError(f"{reference} does not exist; versions: {have}{remedy}")
 
     def load(self, number: str, *, backbone: BackboneSettings | None = None) -> SpinClassifier:
-        """The classifier of a version, from its safetensors and JSON: no code comes from the registry."""
+        """The classifier of a version as a night uses it, from safetensors and JSON: no code comes from there."""
         with tempfile.TemporaryDirectory() as folder:
             self.download(number, Path(folder))
-            return SpinClassifier.load(
+            spin = SpinClassifier.load(
                 folder,
                 backbone=backbone or self.settings.backbone,
                 choose=self.settings.choose,
                 decision=self.settings.decision,
+                early=self.settings.classify.cascade,
             )
+        if spin.settings.dtype == "int8":
+            spin.calibration = tuple(self.calibration())
+        return spin
 
     def log_night(self, number: str, manifest: dict[str, Any], reports: Mapping[str, bytes]) -> None:
         """A run under a version for a night, its counts as metrics and its reports; none where it is logged already."""

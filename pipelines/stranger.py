@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.classifier import SpinClassifier
+from spin.engine import CALIBRATED
 from spin.errors import SpinError, UserError
 from spin.settings import DecisionSettings, Settings
 from spin.task import Label
 
-_RUN = {"dtype", "batch_tokens", "device", "trust_remote_code"}
+_RUN = {"dtype", "engine", "batch_tokens", "device", "trust_remote_code"}
 """how a backbone is run; which weights are read is for the logged model to say"""
 
 
@@ -52,6 +53,7 @@ def ask(model: Path, texts: Sequence[str], settings: Settings) -> Answer:
         "texts": list(texts),
         "choose": settings.choose,
         "decision": settings.decision.model_dump(),
+        "early": settings.classify.cascade,
         "run": settings.backbone.model_dump(include=_RUN),
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +86,9 @@ class _Heard(SpinClassifier):
         return self.kept[-1]
 
 
-def _answer(model: str, texts: list[str], choose: Any, decision: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+def _answer(
+    model: str, texts: list[str], choose: Any, decision: dict[str, Any], early: bool, run: dict[str, Any]
+) -> dict[str, Any]:
     """The question, put through MLflow's public interface."""
     import mlflow
     import pandas as pd
@@ -101,7 +105,9 @@ def _answer(model: str, texts: list[str], choose: Any, decision: dict[str, Any],
         logged.metric,
         choose=choose,
         decision=DecisionSettings(**decision),
+        early=early,
     )
+    spin.calibration = tuple(texts[:CALIBRATED])
     assert isinstance(spin, _Heard)
     spin.kept = []
     loaded.predict(pd.DataFrame({"text": texts[:1]}))  # loads the backbone

@@ -60,6 +60,7 @@ def run_train(
         "probes": probed.fingerprint,
         "metric": settings.metric,
         "search": settings.search.model_dump(),
+        "cascade": settings.cascade.model_dump(),
     }
     with Lease(store) as lease:
         plan = freeze(store, "train", facts, dict, restart=restart)

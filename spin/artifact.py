@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from spin.cascade import Exit
 from spin.errors import UserError
 from spin.frontier import Candidate
 from spin.head import LinearHead, Penalty
@@ -23,7 +24,7 @@ from spin.mlp import MlpHead
 from spin.select import Selection
 from spin.sites import Column
 
-FORMAT = 3
+FORMAT = 4
 """of the artifact; a reader refuses what it does not know"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
@@ -42,7 +43,8 @@ def save(integrated: Integrated, facts: Mapping[str, Any]) -> dict[str, bytes]:
     parts = []
     for index, integration in enumerate(distinct):
         columns = [str(column) for column in integration.selection.neurons]
-        parts.append({"eta": integration.selection.eta, "columns": columns, "facts": integration.facts})
+        exits = [{"depth": taken.depth, "threshold": taken.threshold} for taken in integration.exits]
+        parts.append({"eta": integration.selection.eta, "columns": columns, "facts": integration.facts, "exits": exits})
         tensors |= {f"{index}.{name}": np.ascontiguousarray(t) for name, t in _tensors(integration).items()}
     config = {
         "format": FORMAT,
@@ -97,6 +99,8 @@ def _tensors(integration: Integration) -> dict[str, NDArray[Any]]:
     }
     if isinstance(head, MlpHead):
         tensors |= {name: getattr(head, name) for name in _MLP}
+    for index, taken in enumerate(integration.exits):
+        tensors |= {f"exit.{index}.coef": taken.head.coef, f"exit.{index}.intercept": taken.head.intercept}
     for column, neurons in integration.selection.neurons.items():
         tensors[f"neurons.{column}"] = neurons
         tensors[f"importance.{column}"] = integration.selection.importance[column]
@@ -111,7 +115,11 @@ def _integration(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], p
     )
     linear = LinearHead(mine["coef"], mine["intercept"])
     head = MlpHead(linear, *(mine[name] for name in _MLP)) if "inner" in mine else linear
-    return Integration(selection, mine["mean"], mine["scale"], head, dict(part["facts"]))
+    exits = tuple(
+        Exit(kept["depth"], LinearHead(mine[f"exit.{i}.coef"], mine[f"exit.{i}.intercept"]), kept["threshold"])
+        for i, kept in enumerate(part["exits"])
+    )
+    return Integration(selection, mine["mean"], mine["scale"], head, dict(part["facts"]), exits)
 
 
 def _plain(candidate: Candidate) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,15 @@ class Backbone:
     max_tokens: int
     batch_tokens: int = 4096
     pool_special_tokens: bool = False
+    engine: str = "torch"
+    """what runs it: torch or openvino"""
+    precision: str = "float32"
+    """what it is computed in: float32, bfloat16 or int8"""
     forward_options: dict[str, Any] = field(default_factory=dict)
     causal: bool = field(init=False)
     """whether a token sees only those before it: a decoder"""
+    gives_tuples: bool = field(init=False, default=False)
+    """whether a block gives its hidden states within a tuple"""
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -66,6 +73,7 @@ class Backbone:
         if hasattr(self.model.config, "use_cache"):
             self.forward_options.setdefault("use_cache", False)
         self.causal = self._is_causal()
+        self._special = self._special_tokens()
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
@@ -143,7 +151,7 @@ class Backbone:
         ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(width) < lengths.unsqueeze(1)
-        return ids.to(self.device), mask.to(self.device)
+        return ids, mask
 
     def content(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The mask (B, T) of the tokens that mean and max see.
@@ -153,11 +161,16 @@ class Backbone:
         """
         if self.pool_special_tokens:
             return mask
-        special = torch.tensor(self.tokenizer.all_special_ids, device=ids.device, dtype=ids.dtype)
-        kept = mask & ~torch.isin(ids, special)
+        kept = mask & ~self._special[ids]
         if self.causal:
             kept = kept & (mask.cumsum(1) > 1)
         return torch.where(kept.any(1, keepdim=True), kept, mask)
+
+    def _special_tokens(self) -> Tensor:
+        """(vocabulary,) whether a token is a special one."""
+        found = torch.zeros(max(self.model.config.vocab_size, len(self.tokenizer)), dtype=torch.bool)
+        found[torch.tensor(self.tokenizer.all_special_ids, dtype=torch.int64)] = True
+        return found.to(self.device)
 
     def cut(self, depth: int) -> None:
         """Free the blocks above `depth`. Only sites up to there can be read from now on.
@@ -173,8 +186,14 @@ class Backbone:
         special = set(self.tokenizer.all_special_ids)
         plain = [i for i in range(self.model.config.vocab_size) if i not in special][:3]
         pair = torch.tensor([[plain[0], plain[1]], [plain[0], plain[2]]], device=self.device)
+
+        def look(_module: Any, _args: Any, output: Any) -> None:
+            self.gives_tuples = not isinstance(output, Tensor)
+
+        handle = self.blocks[0].register_forward_hook(look)
         with torch.inference_mode():
             output = self.model(input_ids=pair, attention_mask=torch.ones_like(pair), **self.forward_options)
+        handle.remove()
         first, other = output[0][:, 0]
         return bool(torch.allclose(first, other, rtol=1e-3, atol=1e-3))
 
@@ -189,7 +208,13 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
     """
     folder, digest = find_backbone(settings, expect_digest=expect_digest)
     device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    model, found, tokenizer = _read(settings, folder, device)
+    engine = engine_name(settings.engine, device)
+    precision = fast_precision(device) if settings.dtype == "auto" else settings.dtype
+    if precision == "int8" and engine == "torch":
+        raise UserError("backbone.dtype: int8 is computed by openvino; set backbone.engine openvino, or bfloat16")
+    # a graph is traced from float32 and computes in what its engine is told
+    dtype = torch.bfloat16 if precision == "bfloat16" and engine == "torch" else torch.float32
+    model, found, tokenizer = _read(settings, folder, dtype)
     absent = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
     if absent:  # transformers would fill them with random numbers
         raise UserError(
@@ -204,7 +229,26 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
         settings.max_tokens,
         settings.batch_tokens,
         settings.pool_special_tokens,
+        engine,
+        precision,
     )
+
+
+def engine_name(wanted: str, device: str) -> str:
+    """The engine that `auto` stands for: OpenVINO on a processor where it is installed, else torch.
+
+    Raises UserError where OpenVINO is asked for and is not installed, or is to run on a GPU.
+    """
+    on_cpu, installed = device == "cpu", find_spec("openvino") is not None
+    if wanted == "openvino" and not installed:
+        raise UserError(
+            "backbone.engine: openvino is not installed; pip install 'spin-neurons[openvino]', or set torch"
+        )
+    if wanted == "openvino" and not on_cpu:
+        raise UserError(f"backbone.engine: openvino runs on the processor, backbone.device is {device}; set torch")
+    if wanted == "auto":
+        return "openvino" if on_cpu and installed else "torch"
+    return wanted
 
 
 def find_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> tuple[Path, str]:
@@ -231,14 +275,14 @@ def _other(folder: Path, digest: str, expected: str, settings: BackboneSettings)
     )
 
 
-def _read(settings: BackboneSettings, folder: Path, device: str) -> tuple[Any, dict[str, Any], Any]:
+def _read(settings: BackboneSettings, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any], Any]:
     """Model, what transformers says of its weights, and tokenizer."""
     code = settings.trust_remote_code  # given to transformers even if off: else it asks whoever sits at the terminal
     try:
         with quiet():
             model, found = AutoModel.from_pretrained(
                 folder,
-                dtype=_dtype(settings.dtype, device),
+                dtype=dtype,
                 use_safetensors=True,
                 output_loading_info=True,
                 trust_remote_code=code,
@@ -274,12 +318,11 @@ def files_of(folder: Path, *, code: bool = False) -> list[Path]:
     return files
 
 
-def _dtype(name: str, device: str) -> torch.dtype:
-    if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
+def fast_precision(device: str) -> str:
+    """bfloat16 where the hardware computes in it, else float32."""
     on_gpu = device.startswith("cuda")
     fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.bfloat16 if fast else torch.float32
+    return "bfloat16" if fast else "float32"
 
 
 def _width_out(module: nn.Module) -> int | None:

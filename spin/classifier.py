@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +12,18 @@ from numpy.typing import NDArray
 from spin import artifact
 from spin.backbone import DEFAULT_POOLINGS, Backbone, load_backbone
 from spin.calibrate import Decision
+from spin.cascade import leaving
+from spin.engine import CALIBRATED, Engine, open_engine
 from spin.errors import UserError
 from spin.explain import Explanation, explain
-from spin.extract import Features, Progress, extract
+from spin.extract import Features, Progress, extract, read
 from spin.flops import relative_compute
 from spin.integrate import Integrated, Integration
 from spin.learn import learn
 from spin.metric import METRICS
 from spin.pooling import POOLINGS
-from spin.settings import BackboneSettings, Choice, DecisionSettings, ProbeSettings, SearchSettings
+from spin.reader import Group, divide
+from spin.settings import BackboneSettings, CascadeSettings, Choice, DecisionSettings, ProbeSettings, SearchSettings
 from spin.sites import Column, choose_sites
 from spin.split import rows_of, split_of
 from spin.task import Label, Task
@@ -32,7 +36,8 @@ class SpinClassifier:
     >>> spin.predict(["a fine film"])  # doctest: +SKIP
 
     `backbone` is what `backbone.model` takes in a settings file, or all of its settings. `choose` says which of the
-    three classifiers that training gives is used: `accuracy`, `balanced` or `cheapest`.
+    three classifiers that training gives is used: `accuracy`, `balanced` or `cheapest`. `cascade` says what the exits
+    may cost that training offers; `early`, whether documents leave at them.
     """
 
     def __init__(
@@ -45,19 +50,25 @@ class SpinClassifier:
         seed: int = 0,
         probe: ProbeSettings | None = None,
         search: SearchSettings | None = None,
+        cascade: CascadeSettings | None = None,
         choose: Choice = "accuracy",
         decision: DecisionSettings | None = None,
+        early: bool = False,
     ) -> None:
         if metric not in METRICS:
             raise UserError(f"metric '{metric}': expected one of {', '.join(sorted(METRICS))}")
         self.settings = backbone if isinstance(backbone, BackboneSettings) else BackboneSettings(model=backbone)
         self.sites, self.poolings, self.metric, self.seed = tuple(sites), poolings, metric, seed
         self.probe, self.search = probe or ProbeSettings(), search or SearchSettings()
-        self.choose, self.decision = choose, decision or DecisionSettings()
+        self.cascade = cascade or CascadeSettings()
+        self.choose, self.decision, self.early = choose, decision or DecisionSettings(), early
+        self.calibration: tuple[str, ...] = ()
+        """texts by which int8 is scaled"""
         self.backbone_digest: str | None = None
         self._task: Task | None = None
         self._integrated: Integrated | None = None
         self._backbone: Backbone | None = None
+        self._engine: Engine | None = None
 
     @classmethod
     def assemble(
@@ -71,12 +82,13 @@ class SpinClassifier:
         backbone: Backbone | None = None,
         choose: Choice = "accuracy",
         decision: DecisionSettings | None = None,
+        early: bool = False,
     ) -> SpinClassifier:
         """A fitted classifier from parts that were fitted elsewhere.
 
         Raises UserError for a decision that does not fit the classes.
         """
-        spin = cls(settings, metric=metric, choose=choose, decision=decision)
+        spin = cls(settings, metric=metric, choose=choose, decision=decision, early=early)
         Decision.of(task, spin.decision)
         spin._task, spin.backbone_digest = task, digest
         spin._integrated, spin._backbone = integrated, backbone
@@ -97,6 +109,7 @@ class SpinClassifier:
         backbone = load_backbone(self.settings)
         columns = columns_of(backbone, self.sites, self.poolings)
         features = extract(backbone, _checked(texts), columns).columns
+        self.calibration = tuple(texts[:CALIBRATED])
         _, self._integrated = learn(
             features,
             task,
@@ -107,10 +120,11 @@ class SpinClassifier:
             metric=self.metric,
             probe=self.probe,
             search=self.search,
+            cascade=self.cascade,
             seed=self.seed,
             device=backbone.device.type,
         )
-        self._task, self.backbone_digest, self._backbone = task, backbone.digest, backbone
+        self._task, self.backbone_digest, self.backbone = task, backbone.digest, backbone
         return self
 
     @property
@@ -148,7 +162,25 @@ class SpinClassifier:
     @backbone.setter
     def backbone(self, backbone: Backbone) -> None:
         """One that is loaded already, of the same weights and settings, and not cut below the depth."""
-        self._backbone = backbone
+        self._backbone, self._engine = backbone, None
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the backbone for the chosen neurons, opened at first use.
+
+        Raises UserError for int8 where there are no texts in `calibration`.
+        """
+        if self._engine is None:
+            if self.backbone.precision == "int8" and not self.calibration:
+                raise UserError(
+                    "backbone.dtype int8 is scaled by texts, and there are none; set `calibration` to some hundred"
+                )
+            self._engine = open_engine(self.backbone, self._groups(), calibration=self.calibration)
+        return self._engine
+
+    def _groups(self) -> list[Group]:
+        chosen = self.integration
+        return divide(chosen.selection.neurons, [taken.depth for taken in chosen.exits] if self.early else [])
 
     @property
     def depth(self) -> int:
@@ -159,19 +191,22 @@ class SpinClassifier:
         self,
         texts: Sequence[str],
         *,
-        keep: Mapping[Column, NDArray[np.int64]] | None = None,
         progress: Progress = lambda documents: None,
     ) -> Features:
-        """The pooled activations of the selected neurons, or of those that `keep` names, and nothing else."""
-        neurons = keep or self.integration.selection.neurons
-        return extract(self.backbone, _checked(texts), list(neurons), keep=neurons, progress=progress)
+        """The pooled activations of the selected neurons, as far as each text goes."""
+        return read(self.engine, _checked(texts), stay=self._stay if self.early else None, progress=progress)
+
+    def _stay(self, index: int, values: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which documents go on after an exit."""
+        decision, taken = Decision.of(self.task, self.decision), self.integration.exits[index]
+        return ~leaving(self.task, decision, taken.threshold, self.integration.at(index).logits(values))
 
     def predict_logits(
         self, texts: Sequence[str], *, progress: Progress = lambda documents: None
     ) -> NDArray[np.floating]:
         """(n, K) calibrated logits, classes in the order of `classes`."""
-        values = np.concatenate(list(self.features(texts, progress=progress).columns.values()), axis=1)
-        return self.integration.logits(values)
+        found = self.features(texts, progress=progress)
+        return self.integration.answer(found.values, found.depth)
 
     def predict_proba(self, texts: Sequence[str]) -> NDArray[np.floating]:
         """(n, K) calibrated probabilities: each row sums to 1, or in a multi-label task each class is by itself."""
@@ -187,9 +222,13 @@ class SpinClassifier:
         return [None if close else name for name, close in zip(self.task.names(y), near, strict=True)]
 
     def explain(self, text: str) -> Explanation:
-        """The logits of one text, divided among neurons and among words."""
+        """The logits of one text, divided among neurons and among words: those of the exit at which it leaves."""
         [text] = _checked([text])
-        return explain(self.backbone, self.integration, self.task, text)
+        found = self.features([text])
+        depths = [taken.depth for taken in self.integration.exits]
+        at = len(depths) if found.depth is None or found.depth[0] not in depths else depths.index(found.depth[0])
+        part = self.integration.at(at)
+        return explain(self.backbone, part, self.task, text, found.values[0, : len(part.selection)])
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; no pickle, and not the backbone."""
@@ -203,7 +242,7 @@ class SpinClassifier:
         facts = {
             "classes": self.classes,
             "multilabel": self.task.multilabel,
-            "backbone": {**self.settings.model_dump(exclude={"trust_remote_code"}), "digest": self.backbone_digest},
+            "backbone": {**_elsewhere(self.settings), "digest": self.backbone_digest},
             "metric": self.metric,
             "decision": self.decision.model_dump(),
         }
@@ -217,6 +256,7 @@ class SpinClassifier:
         backbone: BackboneSettings | None = None,
         choose: Choice = "accuracy",
         decision: DecisionSettings | None = None,
+        early: bool = False,
     ) -> SpinClassifier:
         """Read what `save` wrote; `backbone` says where the same weights lie here and how they are run.
 
@@ -234,7 +274,9 @@ class SpinClassifier:
                 settings = backbone.model_copy(update=trained)
             task = Task(tuple(config["classes"]), config["multilabel"])
             decision = decision or DecisionSettings.model_validate(config["decision"])
-            return cls.assemble(settings, digest, task, integrated, config["metric"], choose=choose, decision=decision)
+            return cls.assemble(
+                settings, digest, task, integrated, config["metric"], choose=choose, decision=decision, early=early
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder} is not a whole classifier: {' '.join(str(error).split())}") from None
 
@@ -246,6 +288,12 @@ def columns_of(backbone: Backbone, sites: Sequence[str], poolings: Sequence[str]
     if unknown:
         raise UserError(f"pooling '{unknown[0]}': expected some of {', '.join(POOLINGS)}")
     return [Column(site, pooling) for site in choose_sites(sites, backbone.sites) for pooling in chosen]
+
+
+def _elsewhere(settings: BackboneSettings) -> dict[str, Any]:
+    """What an artifact says of its backbone: nothing of what this machine alone has."""
+    kept = settings.model_dump(exclude={"trust_remote_code", "engine"})
+    return {**kept, "dtype": "auto" if settings.dtype == "int8" else settings.dtype}
 
 
 def _checked(texts: Sequence[str]) -> list[str]:

@@ -100,13 +100,15 @@ def _neurons(now: Profile, then: Profile, selection: Selection, allowed: float) 
     # of p neurons none may exceed it by chance: Bonferroni
     limit = math.sqrt(allowed) + float(norm.isf(LEVEL / (2 * max(1, len(shifts))))) * noise
     names = [(str(column), int(neuron)) for column, neurons in selection.neurons.items() for neuron in neurons]
+    seen = np.isfinite(shifts)  # not those that only documents reach which do not leave early
+    shifts = np.where(seen, shifts, 0.0)
     moved = int((np.abs(shifts) > limit).sum())
     loudest: Sequence[int] = np.argsort(-np.abs(shifts), kind="stable")[:_LOUDEST].tolist()
     return Drift(
         "neurons",
         float(np.square(shifts).max(initial=0.0)),
         limit**2,
-        [moved, len(shifts) - moved],
+        [moved, int(seen.sum()) - moved],
         [],
         [{"column": names[i][0], "neuron": names[i][1], "shift": round(float(shifts[i]), 3)} for i in loudest],
     )

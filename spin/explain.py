@@ -13,9 +13,9 @@ from torch import Tensor
 
 from spin.backbone import Backbone
 from spin.capture import capture
-from spin.extract import pooling_mask
 from spin.integrate import Integration
-from spin.pooling import pool, token_of
+from spin.pooling import token_of
+from spin.reader import pooling_mask
 from spin.sites import Column, Site
 from spin.task import Task
 
@@ -130,8 +130,8 @@ def stretches(words: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int
     return made
 
 
-def explain(backbone: Backbone, integration: Integration, task: Task, text: str) -> Explanation:
-    """Divide the logits of a text among neurons and among words.
+def explain(backbone: Backbone, integration: Integration, task: Task, text: str, pooled: Floats) -> Explanation:
+    """Divide the logits of a text among neurons and among words, `pooled` (p,) being what its engine read.
 
     A neuron adds w (x - mean) / scale, where w is its weight in a linear head and its integrated gradient in an mlp.
     Under mean pooling each token of the content answers for its own activation and an equal part of -mean; under
@@ -139,8 +139,9 @@ def explain(backbone: Backbone, integration: Integration, task: Task, text: str)
     """
     encoded = backbone.tokenizer(text, truncation=True, max_length=backbone.max_tokens, return_offsets_mapping=True)
     ids, mask = backbone.batch([encoded["input_ids"] or [backbone.pad_id]])
+    ids, mask = ids.to(backbone.device), mask.to(backbone.device)
     content = backbone.content(ids, mask)
-    shares = _token_values(backbone, integration, ids, mask, content)
+    shares = _token_values(backbone, integration, ids, mask, content, pooled)
     values = shares.sum(0) / integration.scale
     slopes = integration.head.slopes(values)
     weights = slopes.T / integration.scale[:, None]
@@ -164,10 +165,13 @@ def explain(backbone: Backbone, integration: Integration, task: Task, text: str)
     )
 
 
-def _token_values(backbone: Backbone, integration: Integration, ids: Tensor, mask: Tensor, content: Tensor) -> Floats:
+def _token_values(
+    backbone: Backbone, integration: Integration, ids: Tensor, mask: Tensor, content: Tensor, pooled: Floats
+) -> Floats:
     """(T, p): how x - mean of every feature divides over the tokens of one text."""
-    selection = integration.selection
-    means = dict(zip(selection.neurons, np.split(integration.mean, _ends(integration)), strict=True))
+    selection, ends = integration.selection, _ends(integration)
+    means = dict(zip(selection.neurons, np.split(integration.mean, ends), strict=True))
+    read_by_engine = dict(zip(selection.neurons, np.split(pooled, ends), strict=True))
     parts: dict[Column, Floats] = {}
 
     def read(site: Site, values: Tensor) -> None:
@@ -175,25 +179,29 @@ def _token_values(backbone: Backbone, integration: Integration, ids: Tensor, mas
             if column.site == site:
                 chosen = values[..., torch.from_numpy(neurons).to(values.device)]
                 seen = pooling_mask(column, mask, content)
-                parts[column] = _divide(chosen, seen, column.pooling, means[column])
+                parts[column] = _divide(chosen, seen, column.pooling, means[column], read_by_engine[column])
 
     with capture(backbone, sorted({c.site for c in selection.neurons}), read) as forward:
         forward(ids, mask)
     return np.concatenate([parts[column] for column in selection.neurons], axis=1)
 
 
-def _divide(values: Tensor, mask: Tensor, pooling: str, mean: Floats) -> Floats:
-    """(T, m): the pooled value less its mean, at the tokens that answer for it."""
+def _divide(values: Tensor, mask: Tensor, pooling: str, mean: Floats, pooled: Floats) -> Floats:
+    """(T, m): the pooled value less its mean, at the tokens that answer for it.
+
+    Engines round in their own ways: what this pass finds of a token is moved so that the tokens make what was pooled.
+    """
     tokens = values[0].float().cpu().numpy()
     seen = mask[0].cpu().numpy()
     if pooling == "mean":
-        return (tokens - mean) * seen[:, None] / seen.sum()
+        moved = tokens + (pooled - tokens[seen].mean(0))
+        return (moved - mean) * seen[:, None] / seen.sum()
     if pooling == "max":
         at = np.where(seen[:, None], tokens, -np.inf).argmax(0)
     else:
         at = np.full(tokens.shape[1], int(token_of(mask, pooling)[0]))
     divided = np.zeros_like(tokens)
-    divided[at, np.arange(tokens.shape[1])] = pool(values, mask, pooling)[0].cpu().numpy() - mean
+    divided[at, np.arange(tokens.shape[1])] = pooled - mean
     return divided
 
 

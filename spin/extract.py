@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spin.backbone import Backbone
-from spin.capture import capture
+from spin.backbone import Backbone, Tokens
+from spin.batches import token_batches
+from spin.cascade import Stay
+from spin.engine import Engine, open_engine
 from spin.errors import NotFiniteError, UserError
-from spin.pooling import pool
-from spin.sites import Column, Site
+from spin.reader import Group
+from spin.sites import Column
 
 SAFE_FLOAT16 = 65504 / 4
 """a quarter of float16's range: columns that a first batch shows above it are kept as float32"""
+_WINDOW = 1024
+"""texts that are tokenised while those before them are computed"""
 
 Progress = Callable[[int], None]
 
@@ -27,13 +32,20 @@ class Features:
     """Pooled activations of n texts."""
 
     columns: dict[Column, NDArray[np.floating]]
-    """(n, width) each, width being the site's or the number of neurons kept"""
+    """(n, width) each, width being the site's or the number of neurons kept; NaN where a text left before"""
     n_tokens: NDArray[np.int32]
     """(n,) tokens read, special tokens included"""
     n_unknown: NDArray[np.int32]
     """(n,) of those, what the tokenizer does not know"""
     truncated: int
     """texts that were cut at the backbone's max_tokens"""
+    depth: NDArray[np.int32] | None = None
+    """(n,) blocks that ran of each; None where all of them ran as deep"""
+
+    @property
+    def values(self) -> NDArray[np.floating]:
+        """(n, p) the columns beside one another."""
+        return np.concatenate(list(self.columns.values()), axis=1)
 
 
 def extract(
@@ -44,57 +56,117 @@ def extract(
     keep: Mapping[Column, NDArray[np.int64]] | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
-    """Read `columns` from every text; a mapping gives each column's type, float32 otherwise.
+    """Read `columns` from every text, once; who reads again and again opens the engine and calls `read`.
 
-    `keep` names the neurons wanted of each column; no other leaves the hook. `progress`
-    is told the documents of each batch. The result does not depend on the order of the texts, and batches depend
-    on these texts alone. Raises UserError, naming the site, when a value does not fit a float16 column.
+    A mapping gives each column's type, float32 otherwise; `keep` names the neurons wanted of some columns.
     """
-    dtypes = dict(columns) if isinstance(columns, Mapping) else dict.fromkeys(columns, np.float32)
-    tokens = backbone.tokenize(texts)
-    gather = {c: torch.from_numpy(neurons).to(backbone.device) for c, neurons in (keep or {}).items()}
-    out = {
-        c: np.empty((len(texts), len(gather[c]) if c in gather else backbone.width(c.site)), dtype)
-        for c, dtype in dtypes.items()
-    }
-    by_site: dict[Site, list[Column]] = {}
-    for column in dtypes:
-        by_site.setdefault(column.site, []).append(column)
-    rows: list[int] = []
-    mask = content = torch.empty(0)
-
-    def read(site: Site, values: Tensor) -> None:
-        for column in by_site[site]:
-            pooled = pool(values, pooling_mask(column, mask, content), column.pooling)
-            # gathering a few neurons of every token would cost more than pooling all of them
-            _store(out[column], rows, pooled[:, gather[column]] if column in gather else pooled, column)
-
-    if texts:
-        with capture(backbone, list(by_site), read) as forward:
-            for rows in token_batches(list(map(len, tokens.ids)), backbone.batch_tokens):
-                ids, mask = backbone.batch([tokens.ids[row] for row in rows])
-                content = backbone.content(ids, mask)
-                forward(ids, mask)
-                progress(len(rows))
-    lengths = np.array([len(row) for row in tokens.ids], np.int32)
-    return Features(out, lengths, np.array(tokens.unknown, np.int32), tokens.truncated)
+    types = dict(columns) if isinstance(columns, Mapping) else None
+    engine = open_engine(backbone, [whole(columns, keep)])
+    return read(engine, texts, types=types, progress=progress)
 
 
-def pooling_mask(column: Column, mask: Tensor, content: Tensor) -> Tensor:
-    """Mean and max see the content; `first`, `last` and a sentence embedding's mean see all tokens."""
-    return content if column.pooling in ("mean", "max") and column.site.kind != "final" else mask
+def whole(columns: Sequence[Column] | Mapping[Column, Any], keep: Mapping[Column, Any] | None = None) -> Group:
+    """All blocks that some columns need as one group."""
+    ordered = {column: (keep or {}).get(column) for column in columns}
+    return Group(0, max((column.site.layer for column in ordered), default=0), ordered)
 
 
-def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of texts in order of length, in batches of at most `budget` tokens with padding, one text at least."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and lengths[index] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def read(
+    engine: Engine,
+    texts: Sequence[str],
+    *,
+    types: Mapping[Column, type[np.floating]] | None = None,
+    stay: Stay | None = None,
+    progress: Progress = lambda documents: None,
+) -> Features:
+    """What the engine's groups read of every text; `progress` is told the documents of each batch.
+
+    `stay` is asked after every group but the last which documents go on; the others leave the batch. The result does
+    not depend on the order of the texts, and batches depend on these texts alone. Raises UserError, naming the site,
+    when a value does not fit a float16 column, NotFiniteError for one that is not finite.
+    """
+    sheet = _Sheet(engine, len(texts), types or {})
+    for rows, tokens in _tokenised(engine.backbone, texts):
+        sheet.note(rows, tokens)
+        for batch in token_batches(list(map(len, tokens.ids)), engine.backbone.batch_tokens):
+            ids, mask = engine.backbone.batch([tokens.ids[at] for at in batch])
+            _run(engine, [rows[at] for at in batch], ids, mask, sheet, stay)
+            progress(len(batch))
+    return sheet.features(stay is not None)
+
+
+def _tokenised(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[int], Tokens]]:
+    """Rows of texts and their tokens, about in order of length, each window tokenised while the last is computed."""
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    windows = [order[at : at + _WINDOW] for at in range(0, len(order), _WINDOW)]
+
+    def tokenize(window: list[int]) -> Tokens:
+        return backbone.tokenize([texts[row] for row in window])
+
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = [ahead.submit(tokenize, window) for window in windows[:1]]
+        for index, window in enumerate(windows):
+            tokens = waiting.pop().result()
+            waiting += [ahead.submit(tokenize, following) for following in windows[index + 1 : index + 2]]
+            yield window, tokens
+
+
+def _run(engine: Engine, rows: list[int], ids: Tensor, mask: Tensor, sheet: _Sheet, stay: Stay | None) -> None:
+    """One batch through the groups of blocks, without those who leave."""
+    here, hidden, found = np.array(rows), None, np.empty((len(rows), 0), np.float32)
+    for index, group in enumerate(engine.groups):
+        values, hidden = engine.run(index, ids, mask, hidden)
+        sheet.store(here, index, values)
+        sheet.depth[here] = group.stop
+        if stay is None or index == len(engine.groups) - 1:
+            continue
+        found = np.concatenate([found, values], axis=1)
+        on = np.flatnonzero(stay(index, found))
+        if not len(on):
+            return
+        if len(on) < len(here):
+            width = int(mask[on].sum(1).max())  # of what is left; padding lies on the right
+            ids, mask, hidden = ids[on, :width], mask[on, :width], hidden[on, :width]
+            here, found = here[on], found[on]
+
+
+class _Sheet:
+    """What is filled in, batch by batch, in the order of the texts."""
+
+    def __init__(self, engine: Engine, count: int, types: Mapping[Column, type[np.floating]]) -> None:
+        self.columns: dict[Column, NDArray[np.floating]] = {}
+        self.parts: list[list[tuple[Column, slice]]] = []
+        for group in engine.groups:
+            widths = group.widths(engine.backbone)
+            ends = np.cumsum(widths)
+            self.parts.append(
+                [(c, slice(end - width, end)) for c, width, end in zip(group.neurons, widths, ends, strict=True)]
+            )
+            for column, width in zip(group.neurons, widths, strict=True):
+                self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
+        self.n_tokens, self.n_unknown = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        self.depth, self.truncated = np.zeros(count, np.int32), 0
+
+    def note(self, rows: list[int], tokens: Tokens) -> None:
+        self.n_tokens[rows], self.n_unknown[rows] = list(map(len, tokens.ids)), tokens.unknown
+        self.truncated += tokens.truncated
+
+    def store(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:
+        if not np.isfinite(values).all():
+            site = next(c.site for c, part in self.parts[index] if not np.isfinite(values[:, part]).all())
+            raise NotFiniteError(f"{site}: the backbone gave values that are not finite; try backbone.dtype float32")
+        for column, part in self.parts[index]:
+            target, mine = self.columns[column], values[:, part]
+            if target.dtype == np.float16 and (largest := float(np.abs(mine).max(initial=0))) > 65504:
+                raise UserError(
+                    f"{column.site}: a value of {largest:.0f} does not fit its float16 column, which the first batch "
+                    "had shown small; leave the site out of `sites`, or start over with --restart and other first "
+                    "documents"
+                )
+            target[rows] = mine
+
+    def features(self, cascaded: bool) -> Features:
+        return Features(self.columns, self.n_tokens, self.n_unknown, self.truncated, self.depth if cascaded else None)
 
 
 def column_types(
@@ -106,16 +178,3 @@ def column_types(
         column: np.float32 if values.size and np.abs(values).max() > SAFE_FLOAT16 else np.float16
         for column, values in features.columns.items()
     }
-
-
-def _store(target: NDArray[np.floating], rows: list[int], pooled: Tensor, column: Column) -> None:
-    if not bool(torch.isfinite(pooled).all()):
-        raise NotFiniteError(f"{column.site}: the backbone gave values that are not finite; try backbone.dtype float32")
-    if target.dtype == np.float16:
-        largest = float(pooled.abs().max())
-        if largest > 65504:
-            raise UserError(
-                f"{column.site}: a value of {largest:.0f} does not fit its float16 column, which the first batch had "
-                "shown small; leave the site out of `sites`, or start over with --restart and other first documents"
-            )
-    target[rows] = pooled.cpu().numpy()

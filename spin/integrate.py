@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.calibrate import calibration_error, fit_temperature, log_loss
+from spin.calibrate import Decision, calibration_error, fit_temperature, log_loss
+from spin.cascade import Exit, depths_of, leaving, thresholds_of, walk
 from spin.errors import UserError
 from spin.folds import Fold, labelled
 from spin.frontier import Candidate, choices_of, frontier_of
-from spin.head import LinearHead, fit_linear
+from spin.head import LinearHead, Penalty, fit_linear
 from spin.mlp import MlpHead, fit_mlp
 from spin.paired import chance_not_better
 from spin.probe import Probe
 from spin.search import Material, Progress, Read, Search
 from spin.select import Selection, scaler_of
-from spin.settings import Choice, SearchSettings
+from spin.settings import CascadeSettings, Choice, SearchSettings
 from spin.sites import Site
 from spin.task import Targets, Task
 from spin.team import Team
@@ -42,6 +43,8 @@ class Integration:
     """calibrated: its logits are already over the temperature"""
     facts: dict[str, Any]
     """what a report says of the choice: depth, compute, eta, neurons, scores, temperature, calibration errors"""
+    exits: tuple[Exit, ...] = ()
+    """where a document may leave before, shallow first"""
 
     def standardise(self, activations: Floats) -> Floats:
         """Raw activations (n, p) of the selected neurons, aligned across layers."""
@@ -50,6 +53,34 @@ class Integration:
     def logits(self, activations: Floats) -> Floats:
         """(n, K) of raw activations (n, p)."""
         return self.head.logits(self.standardise(activations))
+
+    def answer(self, activations: Floats, depth: NDArray[np.int32] | None) -> Floats:
+        """(n, K) of raw activations (n, p), by the exit after which `depth` (n,) blocks had run; None: all of them."""
+        if depth is None:
+            return self.logits(activations)
+        logits = np.empty((len(activations), len(self.head.bias)), np.float32)
+        for index, stop in enumerate([*(taken.depth for taken in self.exits), self.selection.depth]):
+            part, rows = self.at(index), depth == stop
+            logits[rows] = part.logits(activations[rows, : len(part.selection)])
+        return logits
+
+    def leave(self, activations: Floats, task: Task, decision: Decision) -> NDArray[np.int32]:
+        """(n,) the depth at which each document would leave, of raw activations (n, p) at full depth."""
+        depth = np.full(len(activations), self.selection.depth, np.int32)
+        for index in reversed(range(len(self.exits))):
+            part, taken = self.at(index), self.exits[index]
+            logits = part.logits(activations[:, : len(part.selection)])
+            depth[leaving(task, decision, taken.threshold, logits)] = taken.depth
+        return depth
+
+    def at(self, index: int) -> Integration:
+        """The classifier of an exit, by its index; of the number of exits this one."""
+        if index == len(self.exits):
+            return self
+        taken = self.exits[index]
+        selection = self.selection.part(taken.depth)
+        p = len(selection)
+        return Integration(selection, self.mean[:p], self.scale[:p], taken.head, self.facts)
 
 
 @dataclass(frozen=True)
@@ -81,6 +112,7 @@ def integrate(
     *,
     metric: str,
     settings: SearchSettings,
+    cascade: CascadeSettings | None = None,
     class_weights: str = "none",
     flops: Mapping[Site, float],
     team: Team | None = None,
@@ -94,7 +126,8 @@ def integrate(
     what reading a site costs, as a share of the whole backbone. Features of different layers meet standardised on
     the training rows and weighted by site and neuron (`select.alignment`). The final heads are fitted on the rows
     of all folds, training and validation, with the choices that the validation rows made, and cooled by the
-    temperature that the held-out logits chose. Members of a `team` share the training rows; all get the same result.
+    temperature that the held-out logits chose, and so are those of the exits that `cascade` grants. Members of a
+    `team` share the training rows; all get the same result.
     Raises UserError when no probe kept a neuron.
     """
     if not any(probe.coef.any() for probe in probes):
@@ -107,7 +140,7 @@ def integrate(
     )
     search = Search(material, probes, folds, settings, flops, progress)
     tried = search.run()
-    fitter = _Fitter(search, seed)
+    fitter = _Fitter(search, cascade or CascadeSettings(), seed)
     fitted: dict[int, Integration] = {}
     choices: dict[Choice, Integration] = {}
     for name, candidate in choices_of(tried, settings, folds).items():
@@ -120,8 +153,8 @@ def integrate(
 class _Fitter:
     """Makes a candidate whole: its head's kind, its temperature, and the final head on all labelled rows."""
 
-    def __init__(self, search: Search, seed: int) -> None:
-        self.search, self.seed = search, seed
+    def __init__(self, search: Search, cascade: CascadeSettings, seed: int) -> None:
+        self.search, self.cascade, self.seed = search, cascade, seed
         self.material, self.task, self.team = search.material, search.material.task, search.material.team
         self.valid_y = np.concatenate([part.valid_y for part in search.parts])
 
@@ -135,6 +168,7 @@ class _Fitter:
             for values in (logits, logits / np.float32(temperature))
         ]
         selection, mean, scale, head = self._final(candidate, steps)
+        exits, mix = self._exits(candidate, selection, logits / np.float32(temperature))
         facts = {
             **candidate.describe(),
             "neurons": len(selection),
@@ -145,9 +179,45 @@ class _Fitter:
             "temperature": round(temperature, 4),
             "valid_ece": round(errors[1], 4),
             "valid_ece_uncalibrated": round(errors[0], 4),
+            "exits": mix,
         }
         said: tuple[float, dict[str, Any]] = self.team.say((temperature, facts))
-        return Integration(selection, mean, scale, head.cooled(said[0]), said[1])
+        return Integration(selection, mean, scale, head.cooled(said[0]), said[1], exits)
+
+    def _exits(
+        self, candidate: Candidate, selection: Selection, final: Floats
+    ) -> tuple[tuple[Exit, ...], list[dict[str, Any]]]:
+        """The exits of a candidate whose calibrated held-out logits are `final`, and the share that leaves at each."""
+        found: list[tuple[int, Floats, float]] = []
+        reached = {column.site.layer for column in selection.neurons}
+        for depth in depths_of(self.cascade.depths, selection.depth) if self.cascade.max_loss else ():
+            parts = [
+                self.search.selection(candidate.eta, depth, candidate.part, probes) for probes in self.search.of_fold
+            ]
+            if depth < min(reached) or not all(map(len, parts)):
+                continue
+            fits = [of.fit(part, [candidate.penalty])[0] for of, part in zip(self.search.parts, parts, strict=True)]
+            logits = np.concatenate([values for _, values in fits])
+            temperature = self.team.say(fit_temperature(logits, self.valid_y, self.task))
+            found.append((depth, logits / np.float32(temperature), temperature))
+        costs = [*(self.search.compute[Site(depth, "resid")] for depth, _, _ in found), candidate.compute]
+        held_out = [logits for _, logits, _ in found]
+        thresholds: list[float] = self.team.say(
+            thresholds_of(
+                held_out, final, self.valid_y, self.task,
+                metric=self.material.metric, costs=costs, max_loss=self.cascade.max_loss,
+            )
+        )  # fmt: skip
+        at = walk(held_out, thresholds, final, self.task)
+        exits, mix = [], []
+        for index, ((depth, _, temperature), threshold) in enumerate(zip(found, thresholds, strict=True)):
+            share = float((at == index).mean())
+            if share:
+                design = self.material.design(selection.part(depth), self.search.final, self.material.rows)
+                [head] = fit_linear(design, [Penalty(candidate.penalty.strength)])
+                exits.append(Exit(depth, head.cooled(temperature), threshold))
+                mix.append({"depth": depth, "threshold": round(threshold, 4), "valid_share": round(share, 4)})
+        return tuple(exits), self.team.say(mix)
 
     def _bend(self, candidate: Candidate) -> tuple[tuple[Floats, ...], int | None, float | None]:
         """Held-out logits of the head that is taken, its steps if that is the mlp, and the test's chance."""

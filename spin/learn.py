@@ -11,7 +11,7 @@ from spin.folds import Rows, folds_of
 from spin.integrate import Integrated, integrate
 from spin.probe import Probe, fit_probes
 from spin.select import Selection
-from spin.settings import ProbeSettings, SearchSettings
+from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
 from spin.sites import Column, Site
 from spin.task import Targets, Task
 
@@ -29,6 +29,7 @@ def learn(
     metric: str = "macro_f1",
     probe: ProbeSettings | None = None,
     search: SearchSettings | None = None,
+    cascade: CascadeSettings | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> tuple[list[Probe], Integrated]:
@@ -51,7 +52,8 @@ def learn(
 
     integrated = integrate(
         probes, read, y, folds, task,
-        metric=metric, settings=search, class_weights=probe.class_weights, flops=flops, device=device, seed=seed,
+        metric=metric, settings=search, cascade=cascade, class_weights=probe.class_weights, flops=flops,
+        device=device, seed=seed,
     )  # fmt: skip
     return probes, integrated
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.classifier import SpinClassifier
-from spin.extract import Features
+from spin.engine import open_engine
+from spin.extract import Features, read, whole
 from spin.sites import Column
 
 Neurons = Mapping[Column, NDArray[np.int64]]
@@ -18,15 +19,21 @@ class Pair:
     """Two classifiers, each with its backbone loaded: one backbone, cut at the deeper depth, where `one_pass`."""
 
     one_pass: bool
-    """whether both read the same weights under the same settings"""
+    """whether both read the same weights under the same settings, and no document leaves either early"""
 
     def __init__(self, first: SpinClassifier, second: SpinClassifier) -> None:
         self.first, self.second = first, second
-        self.one_pass = (first.backbone_digest, first.settings) == (second.backbone_digest, second.settings)
-        if self.one_pass:
+        same = (first.backbone_digest, first.settings) == (second.backbone_digest, second.settings)
+        self.one_pass = same and not (first.early or second.early)
+        if same:
             shallow, deep = sorted((first, second), key=lambda spin: spin.depth)
             shallow.backbone = deep.backbone
-        _ = first.backbone, second.backbone
+        if self.one_pass:
+            mine, theirs = (spin.integration.selection.neurons for spin in (first, second))
+            self.both = {column: _union(mine, theirs, column) for column in sorted({*mine, *theirs})}
+            self.engine = open_engine(first.backbone, [whole(self.both, self.both)], calibration=first.calibration)
+        else:
+            _ = first.engine, second.engine
 
     def features(self, texts: Sequence[str]) -> tuple[Features, Features]:
         """What `SpinClassifier.features` gives of each, value by value.
@@ -36,10 +43,9 @@ class Pair:
         """
         if not self.one_pass:
             return self.first.features(texts), self.second.features(texts)
+        found = read(self.engine, texts)
         mine, theirs = (spin.integration.selection.neurons for spin in (self.first, self.second))
-        both = {column: _union(mine, theirs, column) for column in sorted({*mine, *theirs})}
-        read = self.first.features(texts, keep=both)
-        return _part(read, both, mine), _part(read, both, theirs)
+        return _part(found, self.both, mine), _part(found, self.both, theirs)
 
 
 def _union(mine: Neurons, theirs: Neurons, column: Column) -> NDArray[np.int64]:
@@ -47,11 +53,11 @@ def _union(mine: Neurons, theirs: Neurons, column: Column) -> NDArray[np.int64]:
     return np.unique(np.concatenate([of[column] for of in (mine, theirs) if column in of]))
 
 
-def _part(read: Features, both: Neurons, wanted: Neurons) -> Features:
+def _part(found: Features, both: Neurons, wanted: Neurons) -> Features:
     """The columns of one selection, in its order.
 
     `take` lays them out row by row as `extract` does; indexing would not, and a matrix product's last bits follow
     the layout.
     """
-    columns = {c: read.columns[c].take(np.searchsorted(both[c], n), axis=1) for c, n in wanted.items()}
-    return Features(columns, read.n_tokens, read.n_unknown, read.truncated)
+    columns = {c: found.columns[c].take(np.searchsorted(both[c], n), axis=1) for c, n in wanted.items()}
+    return Features(columns, found.n_tokens, found.n_unknown, found.truncated)

@@ -51,8 +51,12 @@ class BackboneSettings(_Section):
 
     model: str = Field(description="hub id, directory, .gguf file, or package:IMPORT_NAME/path inside a wheel")
     revision: str | None = Field(None, description="hub revision: a commit is best")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto takes bfloat16 where the hardware computes in it, else float32"
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="auto takes bfloat16 where the hardware computes in it, else float32; int8 is for classify alone",
+    )
+    engine: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="what runs it; auto takes openvino on a processor where it is installed, else torch"
     )
     max_tokens: int = Field(256, ge=4, description="tokens; longer texts are cut at the end and counted")
     batch_tokens: int = Field(4096, ge=1, description="tokens a forward pass, padding included")
@@ -137,6 +141,24 @@ class SearchSettings(_Section):
         if not strengths or not all(0 < strength < math.inf for strength in strengths):
             raise ValueError("expected numbers above 0")
         return strengths
+
+
+class CascadeSettings(_Section):
+    """Exits for documents that are sure of their class before the last block."""
+
+    max_loss: float = Field(
+        0.002, ge=0, lt=1, description="of the metric against full depth, that the exits may cost; 0: no exits"
+    )
+    depths: tuple[float, ...] = Field(
+        (1 / 3, 1 / 2, 2 / 3), description="where exits are offered, as shares of a model's depth"
+    )
+
+    @field_validator("depths")
+    @classmethod
+    def _inside(cls, depths: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < depth < 1 for depth in depths):
+            raise ValueError("expected shares above 0 and below 1")
+        return depths
 
 
 class DecisionSettings(_Section):
@@ -229,6 +251,7 @@ class ClassifySettings(_Section):
         0.1, gt=0, description="population stability index against training above which, chance aside, it is drift"
     )
     fail_on_drift: bool = Field(False, description="leave with status 7 where documents have drifted, after publishing")
+    cascade: bool = Field(True, description="let documents leave at the exits that training chose")
     dead_letter_text: bool = Field(False, description="keep the texts of dead letters, for who may read the output")
 
 
@@ -273,6 +296,7 @@ class Settings(_Section):
         "accuracy",
         description="accuracy: the fullest near the best on validation; balanced, cheapest: least compute in a loss",
     )
+    cascade: CascadeSettings = Field(default_factory=CascadeSettings)
     decision: DecisionSettings = Field(default_factory=DecisionSettings)
     mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
     registry: RegistrySettings = Field(default_factory=RegistrySettings)

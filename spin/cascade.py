@@ -1,0 +1,112 @@
+"""Exits: calibrated heads at a few depths, where a document that is sure enough of its class leaves the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.calibrate import Decision
+from spin.head import LinearHead
+from spin.metric import score
+from spin.task import Targets, Task
+
+Floats = NDArray[np.floating]
+NEVER = 2.0
+"""a threshold that no sureness reaches"""
+_LEVELS = 12
+"""thresholds that are tried at an exit"""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """A head on what the first blocks give, and how sure it must be."""
+
+    depth: int
+    """blocks that have run"""
+    head: LinearHead
+    """on the standardised features of these blocks, which are the first of the full selection; calibrated"""
+    threshold: float
+    """sureness from which a document leaves here; above 1 none does"""
+
+
+def sureness(task: Task, probabilities: Floats) -> Floats:
+    """(n,) the probability of the likeliest class, in a multi-label task that of the least sure answer."""
+    if task.multilabel:
+        return np.maximum(probabilities, 1 - probabilities).min(1)
+    return probabilities.max(1)
+
+
+def leaving(task: Task, decision: Decision, threshold: float, logits: Floats) -> NDArray[np.bool_]:
+    """Which documents (n,) leave at an exit with logits (n, K): the sure ones that would be given a label."""
+    probabilities = task.probabilities(logits)
+    _, near = decision.labels(probabilities)
+    return (sureness(task, probabilities) >= threshold) & ~near
+
+
+def walk(exits: Sequence[Floats], thresholds: Sequence[float], final: Floats, task: Task) -> NDArray[np.int64]:
+    """(n,) the index of the exit at which each document leaves, by logits (n, K); for none, how many there are."""
+    sure = np.array([sureness(task, task.probabilities(logits)) for logits in exits]).reshape(len(exits), len(final))
+    open_ = sure >= np.array(thresholds)[:, None]
+    return np.where(open_.any(0), open_.argmax(0), len(exits)) if len(exits) else np.zeros(len(final), np.int64)
+
+
+def thresholds_of(
+    exits: Sequence[Floats],
+    final: Floats,
+    y: Targets,
+    task: Task,
+    *,
+    metric: str,
+    costs: Sequence[float],
+    max_loss: float,
+) -> list[float]:
+    """The threshold of each exit for which a document costs least on average and `max_loss` is kept.
+
+    `exits` are the calibrated logits (n, K) of the exits and `final` those of full depth, on documents that the heads
+    have not seen; `costs` what running to each exit and to full depth costs. The loss is the larger of two: what the
+    metric loses here, and what full depth itself expects to lose in accuracy, by its probabilities, where the labels
+    differ. The second needs no luck: few labels differ, and the first alone is the luckiest of many.
+    """
+    sure = [sureness(task, task.probabilities(logits)) for logits in exits]
+    grids = [[*np.quantile(of, np.linspace(0, 0.95, _LEVELS)), NEVER] for of in sure]
+    best = score(metric, y, task.predict(final))
+
+    def price(thresholds: Sequence[float]) -> float:
+        at = walk(exits, thresholds, final, task)
+        return float(np.asarray(costs)[at].mean())
+
+    for thresholds in sorted(product(*grids), key=price):
+        at = walk(exits, thresholds, final, task)
+        logits = mixed(exits, final, at)
+        if _expected_loss(logits, final, task) > max_loss:
+            continue
+        if best - score(metric, y, task.predict(logits)) <= max_loss:
+            return [float(threshold) for threshold in thresholds]
+    return [NEVER] * len(exits)
+
+
+def mixed(exits: Sequence[Floats], final: Floats, at: NDArray[np.int64]) -> Floats:
+    """(n, K) each document's logits, of the exit at which it left."""
+    return np.stack([*exits, final])[at, np.arange(len(final))]
+
+
+def _expected_loss(logits: Floats, final: Floats, task: Task) -> float:
+    """What full depth expects to be lost in accuracy, a class on average in a multi-label task."""
+    chances, given, own = task.probabilities(final), task.predict(logits), task.predict(final)
+    if task.multilabel:
+        return float(np.abs(2 * chances - 1)[given != own].sum() / chances.size)
+    rows = np.arange(len(final))
+    return float((chances[rows, own] - chances[rows, given]).mean())
+
+
+Stay = Callable[[int, Floats], NDArray[np.bool_]]
+"""which of n documents go on after a group of blocks, by all values (n, p) that were read of them so far"""
+
+
+def depths_of(shares: Sequence[float], depth: int) -> list[int]:
+    """The depths of exits at some shares of a full depth, ascending, each below it."""
+    return sorted({at for share in shares if 0 < (at := round(share * depth)) < depth})

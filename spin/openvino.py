@@ -1,0 +1,95 @@
+"""The OpenVINO engine: each group of blocks traced from torch once and compiled for the processor."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from spin.backbone import Backbone, fast_precision
+from spin.batches import token_batches
+from spin.errors import UserError
+from spin.reader import Group, Reader
+from spin.weights import quiet
+
+Floats = NDArray[np.floating]
+_HINT = {"float32": "f32", "bfloat16": "bf16"}
+
+
+class OpenVinoEngine:
+    """Runs compiled graphs on as many threads as torch is set to.
+
+    Raises UserError for int8 where NNCF, which scales it, is not installed.
+    """
+
+    def __init__(self, backbone: Backbone, groups: Sequence[Group], calibration: Sequence[str] = ()) -> None:
+        self.backbone, self.groups = backbone, groups
+        self.requests: list[Any] = []
+        eighth = backbone.precision == "int8" and len(calibration) > 0
+        precision = fast_precision("cpu") if backbone.precision == "int8" else backbone.precision
+        batches = list(self._batches(calibration)) if eighth else []
+        for index, group in enumerate(groups):
+            graph = to_graph(Reader(backbone, group, carry=group is not groups[-1]))
+            if eighth:
+                graph = _quantised(graph, batches)
+            # what stays beside the products of int8 loses too much in bfloat16
+            self.requests.append(_compiled(graph, "float32" if eighth else precision))
+            if eighth and index + 1 < len(groups):
+                batches = [(ids, mask, self.run(index, ids, mask, *hidden)[1]) for ids, mask, *hidden in batches]
+
+    def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
+        values, *out = self.requests[index].infer(_inputs(ids, mask, hidden)).values()
+        return values, out[0] if out else None
+
+    def _batches(self, texts: Sequence[str]) -> Any:
+        tokens = self.backbone.tokenize(texts)
+        for rows in token_batches(list(map(len, tokens.ids)), min(self.backbone.batch_tokens, 1024)):
+            yield self.backbone.batch([tokens.ids[row] for row in rows])
+
+
+def to_graph(reader: Reader, module: nn.Module | None = None) -> Any:
+    """An `openvino.Model` of a reader, or of a module around it, with the reader's inputs."""
+    import openvino
+
+    with quiet(), warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # of tracing, about what is constant in it
+        return openvino.convert_model(module or reader, example_input=reader.example())
+
+
+def _compiled(graph: Any, precision: str) -> Any:
+    import openvino
+
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": _HINT[precision],
+        "NUM_STREAMS": 1,
+    }
+    return openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
+
+
+def _inputs(ids: Tensor, mask: Tensor, hidden: Any = None) -> list[Any]:
+    return [ids.numpy(), mask.long().numpy(), *([] if hidden is None else [hidden])]
+
+
+def _quantised(graph: Any, batches: Sequence[Any]) -> Any:
+    """The graph with its products in int8, scaled by what batches show; the choice of neurons stays exact."""
+    try:
+        import nncf
+    except ImportError:
+        raise UserError(
+            "backbone.dtype int8 needs NNCF; pip install 'spin-neurons[openvino]', or set bfloat16"
+        ) from None
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    return nncf.quantize(
+        graph,
+        nncf.Dataset(batches, lambda batch: _inputs(*batch)),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=max(1, len(batches)),
+        ignored_scope=nncf.IgnoredScope(patterns=[".*picks.*"], validate=False),
+    )
