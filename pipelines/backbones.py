@@ -45,8 +45,16 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
     """
     backbone, on_gpu = settings.backbone, settings.ray.of(stage).gpus_per_worker > 0
     device = {"auto": "cuda" if on_gpu else "cpu"}.get(backbone.device, backbone.device)
-    named = backbone.model_copy(update={"engine": engine_name(backbone.engine, device)})
+    named = backbone.model_copy(update={"engine": engine_name(backbone.engine, device, _folder(backbone))})
     return settings.model_copy(update={"backbone": named})
+
+
+def _folder(backbone: BackboneSettings) -> Path | None:
+    """Where the weights lie here, if they do."""
+    try:
+        return locate(backbone.model, backbone.revision, code=backbone.trust_remote_code)
+    except UserError:
+        return None
 
 
 def receive(settings: Settings, digest: str) -> BackboneSettings:

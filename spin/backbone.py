@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,8 @@ from spin.sites import Site
 from spin.weights import locate, quiet
 
 DEFAULT_POOLINGS = {False: ("mean", "max"), True: ("last", "mean")}
+TRACED = frozenset({"bert", "distilbert", "gemma2", "gpt2", "gpt_neox", "llama", "opt", "qwen3", "roberta"})
+"""families that OpenVINO is known to compute right; it does not those with a sliding window"""
 _LOADED = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -208,7 +211,7 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
     """
     folder, digest = find_backbone(settings, expect_digest=expect_digest)
     device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    engine = engine_name(settings.engine, device)
+    engine = engine_name(settings.engine, device, folder)
     precision = fast_precision(device) if settings.dtype == "auto" else settings.dtype
     if precision == "int8" and engine == "torch":
         raise UserError("backbone.dtype: int8 is computed by openvino; set backbone.engine openvino, or bfloat16")
@@ -234,8 +237,9 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
     )
 
 
-def engine_name(wanted: str, device: str) -> str:
-    """The engine that `auto` stands for: OpenVINO on a processor where it is installed, else torch.
+def engine_name(wanted: str, device: str, folder: Path | None) -> str:
+    """The engine that `auto` stands for: OpenVINO on a processor where it is installed, for a backbone in a folder
+    whose family it is known to compute right; else torch.
 
     Raises UserError where OpenVINO is asked for and is not installed, or is to run on a GPU.
     """
@@ -247,8 +251,16 @@ def engine_name(wanted: str, device: str) -> str:
     if wanted == "openvino" and not on_cpu:
         raise UserError(f"backbone.engine: openvino runs on the processor, backbone.device is {device}; set torch")
     if wanted == "auto":
-        return "openvino" if on_cpu and installed else "torch"
+        return "openvino" if on_cpu and installed and folder is not None and _family(folder) in TRACED else "torch"
     return wanted
+
+
+def _family(folder: Path) -> str | None:
+    """What transformers calls the kind of a model."""
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def find_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> tuple[Path, str]:

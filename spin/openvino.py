@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -42,10 +43,20 @@ class OpenVinoEngine:
             self.requests.append(_compiled(graph, "float32" if eighth else precision))
             if eighth and index + 1 < len(groups):
                 batches = [(ids, mask, self.run(index, ids, mask, *hidden)[1]) for ids, mask, *hidden in batches]
+        self._check()
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
         values, *out = self.requests[index].infer(_inputs(ids, mask, hidden)).values()
         return values, out[0] if out else None
+
+    def _check(self) -> None:
+        """Raise UserError where documents that are padded come out as nothing, as with sliding windows they do."""
+        ids, mask, hidden = *self.backbone.batch([[self.backbone.pad_id] * length for length in (2, 40)]), None
+        for index in range(len(self.groups)):
+            values, hidden = self.run(index, ids, mask, hidden)
+            if not np.isfinite(values).all():
+                name = type(self.backbone.model).__name__
+                raise UserError(f"backbone.engine: openvino does not compute {name} right; set it to torch")
 
     def _batches(self, texts: Sequence[str]) -> Any:
         tokens = self.backbone.tokenize(texts)
@@ -54,12 +65,19 @@ class OpenVinoEngine:
 
 
 def to_graph(reader: Reader, module: nn.Module | None = None) -> Any:
-    """An `openvino.Model` of a reader, or of a module around it, with the reader's inputs."""
-    import openvino
+    """An `openvino.Model` of a reader, or of a module around it, with the reader's inputs.
+
+    By the frontend itself: `openvino.convert_model` takes ten times as long and reports the call to its makers.
+    """
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     with quiet(), warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of tracing, about what is constant in it
-        return openvino.convert_model(module or reader, example_input=reader.example())
+        traced = torch.jit.trace(module or reader, reader.example(), check_trace=False)
+        decoder = TorchScriptPythonDecoder(traced, shared_memory=False)
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        return frontend.convert(frontend.load(decoder))
 
 
 def _compiled(graph: Any, precision: str) -> Any:
@@ -79,6 +97,7 @@ def _inputs(ids: Tensor, mask: Tensor, hidden: Any = None) -> list[Any]:
 
 def _quantised(graph: Any, batches: Sequence[Any]) -> Any:
     """The graph with its products in int8, scaled by what batches show; the choice of neurons stays exact."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # nncf would report the call
     try:
         import nncf
     except ImportError:

@@ -24,7 +24,8 @@ def pool(values: Tensor, mask: Tensor, pooling: str) -> Tensor:
     if pooling == "max":
         outside = torch.where(mask, 0.0, -torch.inf).to(values.dtype)
         return (values + outside.unsqueeze(-1)).amax(1).float()
-    return values[torch.arange(len(values), device=values.device), token_of(mask, pooling)].float()
+    rows = torch.arange(values.shape[0], device=values.device)  # not len(): tracing would take it for a constant
+    return values[rows, token_of(mask, pooling)].float()
 
 
 def token_of(mask: Tensor, pooling: str) -> Tensor:
