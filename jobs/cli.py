@@ -104,6 +104,9 @@ def classify(
     since: Annotated[
         str | None, typer.Option(metavar="URI", help="an output whose latest night has taken some files: skip these")
     ] = None,
+    check: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="compare labels of N documents with those of float32")
+    ] = None,
     set: Set = [],  # noqa: B006
     restart: Restart = False,
 ) -> None:
@@ -112,8 +115,13 @@ def classify(
 
     loaded = load_settings(settings, set)
     given: dict[str, Any] = {"model": model, "shadow": shadow, "night": date, "since": since, "restart": restart}
-    manifest = run_classify(loaded, open_registry(loaded), input, output, **given)
+    registry = open_registry(loaded)
+    manifest = run_classify(loaded, registry, input, output, **given)
     show.night(manifest, output)
+    if check is not None:
+        from pipelines.check import check_precision
+
+        show.check(*check_precision(loaded, registry, manifest, check))
     if shadow is not None and "shadow" not in manifest:
         show.say(f"          no shadow: {shadow} is version {manifest['model_version']}, the model of the night itself")
     if loaded.classify.fail_on_drift:

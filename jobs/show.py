@@ -73,6 +73,9 @@ def night(manifest: dict[str, Any], output: str) -> None:
     if counts["truncated"]:
         share = 100 * counts["truncated_share"]
         say(f"          {counts['truncated']:,} texts ({share:.1f} %) cut at backbone.max_tokens")
+    if len(counts["depths"]) > 1:
+        left = (f"block {at} {n:,}" for at, n in sorted(counts["depths"].items(), key=lambda item: int(item[0])))
+        say(f"          left after {', '.join(left)}")
     for row in manifest["drift"]:
         if row["drifted"]:
             say(f"          drift: {row['name']} stability index {row['psi']:.2f}, above {row['limit']:.2f}")
@@ -80,6 +83,11 @@ def night(manifest: dict[str, Any], output: str) -> None:
         say(f"          {_shadow(manifest['shadow'])}")
     where = output.rstrip("/")
     say(f"          predictions in {where}/predictions, the report in {where}/_runs/{manifest['run']}/report.html")
+
+
+def check(compared: int, agreed: int) -> None:
+    """How many labels of a night float32 gives too."""
+    say(f"check     {agreed:,} of {compared:,} labels ({100 * agreed / compared:.2f} %) are those of float32")
 
 
 def _shadow(shadow: Mapping[str, Any]) -> str:

@@ -1,0 +1,63 @@
+"""A finished night held against float32: how many of its labels the precision has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines import corpus
+from pipelines.documents import Shard
+from pipelines.manifest import Plan
+from pipelines.progress import progress
+from pipelines.registry import Registry
+from pipelines.store import Store
+from spin.errors import UserError
+from spin.settings import Settings
+from spin.task import Label
+
+_AT_ONCE = 1024
+
+
+def check_precision(settings: Settings, registry: Registry, manifest: Mapping[str, Any], count: int) -> tuple[int, int]:
+    """Of the first `count` documents that a night predicted, how many were compared, and how many labels are the same.
+
+    Float32 is computed by torch, here, with the exits of the night. Raises UserError for a night without predictions.
+    """
+    exact = settings.backbone.model_copy(update={"dtype": "float32", "engine": "torch"})
+    spin = registry.load(manifest["model_version"], backbone=exact)
+    wanted = min(count, manifest["counts"]["predicted"])
+    if not wanted:
+        raise UserError("--check: the night predicted no documents; there is nothing to compare")
+    compared = agreed = 0
+    with progress("check", wanted, "documents") as advance:
+        for texts, labels in _predicted(settings, manifest):
+            texts, labels = texts[: wanted - compared], labels[: wanted - compared]
+            agreed += sum(mine == theirs for mine, theirs in zip(spin.predict(texts), labels, strict=True))
+            compared += len(texts)
+            advance(len(texts))
+            if compared == wanted:
+                break
+    return compared, agreed
+
+
+def _predicted(settings: Settings, manifest: Mapping[str, Any]) -> Iterator[tuple[list[str], list[Label | None]]]:
+    """Texts and labels of a night's predictions, some at once, in the order of its plan."""
+    run = Store(manifest["output"]) / f"_runs/{manifest['run']}"
+    plan = Plan.kept(run)
+    assert plan is not None
+    for shard, outcome in zip(plan.detail["shards"], manifest["shards"], strict=True):
+        key = next((key for key in outcome["files"] if key.endswith("predictions.parquet")), None)
+        if key is None or "bad" in outcome:
+            continue
+        with run.open(key) as file:
+            rows = pq.ParquetFile(file).read(["id", "label"]).to_pylist()
+        documents = corpus.read_shard(Shard(**shard), settings.data)
+        texts: list[str] = []
+        for id, text in zip(documents.ids, documents.texts, strict=True):  # predictions are in the order of the rows
+            if len(texts) < len(rows) and id == rows[len(texts)]["id"] and isinstance(text, str) and text.strip():
+                texts.append(text)
+        labels = [row["label"] for row in rows]
+        for at in range(0, len(texts), _AT_ONCE):
+            yield texts[at : at + _AT_ONCE], labels[at : at + _AT_ONCE]
