@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import f1_score
 
+from pipelines.backbones import with_engine
 from pipelines.registry import Registry
 from pipelines.stranger import Answer, ask
 from spin.calibrate import Decision, calibration_chance, calibration_error
@@ -120,7 +121,7 @@ def _measure(registry: Registry, number: str, texts: Sequence[str]) -> Answer | 
     with tempfile.TemporaryDirectory() as folder:
         try:
             model = registry.download_model(number, Path(folder))
-            return ask(model, texts or ["Does it predict?"], registry.settings)
+            return ask(model, texts or ["Does it predict?"], with_engine(registry.settings, "classify"))
         except UserError as error:
             return str(error)
 

@@ -178,9 +178,14 @@ class SpinClassifier:
             self._engine = open_engine(self.backbone, self._groups(), calibration=self.calibration)
         return self._engine
 
+    @property
+    def leaves(self) -> bool:
+        """Whether documents may leave before the last block that is needed."""
+        return self.early and len(self.integration.exits) > 0
+
     def _groups(self) -> list[Group]:
         chosen = self.integration
-        return divide(chosen.selection.neurons, [taken.depth for taken in chosen.exits] if self.early else [])
+        return divide(chosen.selection.neurons, [taken.depth for taken in chosen.exits] if self.leaves else [])
 
     @property
     def depth(self) -> int:
@@ -194,7 +199,7 @@ class SpinClassifier:
         progress: Progress = lambda documents: None,
     ) -> Features:
         """The pooled activations of the selected neurons, as far as each text goes."""
-        return read(self.engine, _checked(texts), stay=self._stay if self.early else None, progress=progress)
+        return read(self.engine, _checked(texts), stay=self._stay if self.leaves else None, progress=progress)
 
     def _stay(self, index: int, values: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Which documents go on after an exit."""

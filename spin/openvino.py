@@ -67,8 +67,9 @@ class OpenVinoEngine:
 def to_graph(reader: Reader, module: nn.Module | None = None) -> Any:
     """An `openvino.Model` of a reader, or of a module around it, with the reader's inputs.
 
-    By the frontend itself: `openvino.convert_model` takes ten times as long and reports the call to its makers.
+    By the frontend itself: `openvino.convert_model` does the same in ten times the time.
     """
+    _keep_to_ourselves()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -78,6 +79,11 @@ def to_graph(reader: Reader, module: nn.Module | None = None) -> Any:
         decoder = TorchScriptPythonDecoder(traced, shared_memory=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
         return frontend.convert(frontend.load(decoder))
+
+
+def _keep_to_ourselves() -> None:
+    """OpenVINO and NNCF report what they do to their makers, unless what they do it with is missing."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def _compiled(graph: Any, precision: str) -> Any:
@@ -97,7 +103,6 @@ def _inputs(ids: Tensor, mask: Tensor, hidden: Any = None) -> list[Any]:
 
 def _quantised(graph: Any, batches: Sequence[Any]) -> Any:
     """The graph with its products in int8, scaled by what batches show; the choice of neurons stays exact."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # nncf would report the call
     try:
         import nncf
     except ImportError:

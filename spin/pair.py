@@ -24,7 +24,7 @@ class Pair:
     def __init__(self, first: SpinClassifier, second: SpinClassifier) -> None:
         self.first, self.second = first, second
         same = (first.backbone_digest, first.settings) == (second.backbone_digest, second.settings)
-        self.one_pass = same and not (first.early or second.early)
+        self.one_pass = same and not (first.leaves or second.leaves)
         if same:
             shallow, deep = sorted((first, second), key=lambda spin: spin.depth)
             shallow.backbone = deep.backbone

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+import spin.backbone
 from jobs.cli import quiet
 from tests import tiny
 from tests.browser import chromium
 
 quiet()
+# the engine that `auto` takes is torch here: OpenVINO compiles for a second, and tests of it name it
+spin.backbone.TRACED = frozenset()
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 MLFLOW = os.environ.setdefault("SPIN_TEST_MLFLOW", os.environ.pop("MLFLOW_TRACKING_URI", ""))
 """of the server that infra/mlflow/run.sh started, handed on to processes of this one; other tests use SQLite"""
