@@ -77,7 +77,7 @@ def _needed(found: Mapping[str, Any]) -> str:
 
 def _time(hours: float) -> str:
     if hours >= 1:
-        return f"{hours:,.1f} h"
+        return f"{hours:,.1f}".removesuffix(".0") + " h"
     return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
 
 

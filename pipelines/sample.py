@@ -29,8 +29,8 @@ from spin.errors import UserError
 from spin.settings import Settings
 
 _FIRST = 64
-"""documents of the piece that warms up and tells how large the others may be"""
-_PIECES = 12
+"""documents of the piece that warms up, and once more tells how large the others may be"""
+_PIECES = 8
 """into which the seconds of a sample are divided, about"""
 _SHARDS = 16
 """of the input, at most, that are sampled"""
@@ -117,7 +117,9 @@ def _threads(count: int) -> Iterator[None]:
 
 def _pieces(step: Step, shards: Sequence[Shard], run: Store, seconds: float) -> tuple[list[Piece], bool]:
     """Pieces of about equal size, of all of the shards in turn, and whether these ended before the seconds did."""
-    first = _measure(step, next(corpus.parts_of(shards[0], _FIRST)), Ledger(run / "first"))
+    for again in ("cold", "warm"):
+        first = _measure(step, next(corpus.parts_of(shards[0], _FIRST)), Ledger(run / again))
+    # a small piece has few texts of like length for a batch, and is slower for that
     size = max(_FIRST, int(first.rows / first.seconds * seconds / _PIECES))
     turns = chain.from_iterable(zip_longest(*(corpus.parts_of(shard, size) for shard in shards)))
     total = min(sum(shard.documents for shard in shards), _PIECES * size)

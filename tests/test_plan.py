@@ -7,6 +7,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def test_the_sample_is_made_as_a_worker_makes_it(
     assert torch.get_num_threads() == before
     assert (found["documents"], found["whole"]) == (100, True)
     assert found["dead_share"] == 0.1
-    assert found["pieces"] + 1 == len(threads)  # the first warms up
+    assert found["pieces"] + 2 == len(threads)  # two warm up
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
@@ -260,6 +261,21 @@ def test_hours_follow_from_the_sample(shelf: Shelf, backbone_folder: Path, tmp_p
     assert trusted["store"]["get"] < found["store"]["get"]
     assert planned(3.6e6, deadline=0.1, workers=1)["deadline"]["workers"] == 120  # three shards each
     assert planned(3.6e6, deadline=0.03, workers=1)["deadline"]["workers"] is None
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(("size", "dead"), [(100, 36 / 5), (10_000, 36)])
+def test_large_shards_have_what_few_pieces_have(
+    size: int, dead: float, shelf: Shelf, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One piece of five with a dead letter: a fifth of shards as large have some, and all that are much larger."""
+    source, settings = write(str(tmp_path), "jsonl", tiny.documents(50)), settings_of(backbone_folder, documents=size)
+    plain = forecast(settings, shelf, 36 * size, source=source)["store"]  # type: ignore[arg-type]
+    sampled = forecast_module.take_sample(*[None] * 6)  # type: ignore[arg-type]
+    odd = replace(sampled.pieces[0], outcome={**sampled.pieces[0].outcome, "predicted": 99, "dead": 1})
+    monkeypatch.setattr(forecast_module, "take_sample", lambda *_: replace(sampled, pieces=[odd, *sampled.pieces[1:]]))
+    found = forecast(settings, shelf, 36 * size, source=source)["store"]  # type: ignore[arg-type]
+    assert found["put"] - plain["put"] == pytest.approx(2 * dead, abs=1)  # written, and copied to where readers look
 
 
 @pytest.mark.usefixtures("known")
