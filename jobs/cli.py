@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import champion, remote, show
+from jobs import champion, plan, remote, show
 from jobs.options import File, Input, Model, Restart, Set, open_registry
 from spin.errors import SpinError, UserError
 from spin.settings import Settings, load_settings
@@ -137,6 +137,7 @@ def evaluate(settings: File, input: Input, model: Model = None, set: Set = []) -
     show.evaluation(run_evaluate(loaded, open_registry(loaded), input, model=model))
 
 
+app.command()(plan.plan)
 _CHAMPION = (champion.promote, champion.rollback, champion.history, champion.models)
 _REMOTE = (remote.jobs, remote.logs, remote.stop)
 app.command(context_settings=remote.PASSING_ON)(remote.submit)

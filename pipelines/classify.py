@@ -32,7 +32,7 @@ from spin.errors import BadRowsError, DriftError, UserError
 from spin.settings import Settings
 
 FORMAT = 5
-_FEW_IDS = 200_000
+FEW_IDS = 200_000
 """ids that are read sooner here than actors start"""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -135,7 +135,7 @@ def _run(
     bad: dict[str, str] = {}
     if settings.data.ids == "checked":
         parts, names = partitions_of(plan.detail["documents"]), [shard.name for shard in shards]
-        few = plan.detail["documents"] <= _FEW_IDS
+        few = plan.detail["documents"] <= FEW_IDS
         digested = pass_over("ids", ids, shards, DigestStep, settings.data, len(parts), here=few)
         bad = {shard.uri: of["bad"] for shard, of in zip(shards, digested, strict=True) if "bad" in of}
         found = pass_over("repeats", repeats, parts, RepeatStep, ids, len(parts), names, here=few)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, takewhile
 from typing import Any
 
@@ -94,6 +94,21 @@ def plan_shards(
         Shard(n, file.uri, file.kind, start, stop, lines is not None, stop - start if lines is None else lines)
         for n, (file, start, stop, lines) in enumerate(ranges)
     ]
+
+
+def parts_of(shard: Shard, documents: int) -> Iterator[Shard]:
+    """A shard in equal parts of at most about so many documents, numbered as the shard is."""
+    parts = max(1, -(-shard.documents // documents))
+    start = shard.start
+    for part in range(1, parts + 1):
+        stop = shard.start + (shard.stop - shard.start) * part // parts
+        if shard.by_bytes and stop < shard.stop:
+            fs, path = open_filesystem(shard.uri)
+            with store_errors(shard.uri):
+                stop = _line_end(fs, path, max(stop, start + 1), shard.stop)
+        if start < stop:
+            yield replace(shard, start=start, stop=stop, documents=-(-shard.documents // parts))
+        start = stop
 
 
 def read_labelled(shards: Sequence[Shard], data: DataSettings) -> Labelled:

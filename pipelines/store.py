@@ -29,6 +29,7 @@ from botocore.loaders import create_loader
 from fsspec.implementations.local import LocalFileSystem
 from s3fs.core import set_custom_error_handler
 
+from pipelines.traffic import seen
 from spin.errors import SpinError, UnavailableError, UserError
 from spin.settings import holds_password
 
@@ -68,7 +69,7 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     if options:
         fs.retries = _ATTEMPTS
         set_custom_error_handler(_is_passing)
-    return fs, path
+    return seen(fs), path
 
 
 def _is_passing(error: BaseException) -> bool:

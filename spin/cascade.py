@@ -84,7 +84,7 @@ def thresholds_of(
         logits = mixed(exits, final, at)
         if _expected_loss(logits, final, task) > max_loss:
             continue
-        if best - score(metric, y, task.predict(logits)) <= max_loss:
+        if best - score(metric, y, task.predict(logits)) <= max_loss + 1e-12:
             return [float(threshold) for threshold in thresholds]
     return [NEVER] * len(exits)
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from pipelines import corpus
 from pipelines import documents as documents_module
-from pipelines.corpus import list_files, plan_shards, read_labelled
+from pipelines.corpus import list_files, parts_of, plan_shards, read_labelled
 from pipelines.documents import Documents, Shard, read_shard
 from pipelines.predictions import triage
 from pipelines.store import Store
@@ -195,6 +195,10 @@ def check_covers(name: str, data: bytes, rows: Sequence[Row], documents: int) ->
         assert found.splits == [None] * len(rows)
         plain = read_all(shards, labelled=False)
         assert (plain.ids, plain.texts, plain.labels) == (found.ids, found.texts, [None] * len(rows))
+        for size in (1, 2, documents):
+            parts = [part for shard in shards for part in parts_of(shard, size)]
+            assert read_all(parts).ids == found.ids
+            assert all(part.documents <= size for part in parts)
     return shards
 
 
