@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart cluster-demo test test-here bench-method lint clean
+.PHONY: setup quickstart cluster-demo test test-here bench bench-method lint clean
 
 setup: .venv/.done  ## make .venv with everything
 
@@ -25,6 +25,13 @@ test-here:  # within the servers; several Ray nodes on one machine want it for t
 
 cluster-demo: setup  ## three Ray nodes, MLflow on PostgreSQL and an S3 server: train, classify, lose a node, promote, roll back
 	DEMO_STARTED=$$(date +%s) infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m infra.demo
+
+bench: .venv/.bench  ## speed against what users would otherwise run, into benchmarks/speed.md; BENCH=--quick shows that it runs
+	$(BIN)/python -m benchmarks.speed $(BENCH)
+
+.venv/.bench: .venv/.done
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
 
 bench-method: setup  ## the method against everything simpler, into benchmarks/method.md
 	$(BIN)/python -m benchmarks.method

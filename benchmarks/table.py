@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import numpy as np
 from benchmarks.contenders import STRENGTHS
 from benchmarks.corpora import FLIPPED
 from benchmarks.everything import STRENGTHS as ALL_STRENGTHS
+from benchmarks.machine import processor, versions
 from benchmarks.paper import ETAS, HEAD_STRENGTHS, PROBE_STRENGTHS
 
 Result = dict[str, Any]
@@ -81,7 +80,7 @@ def full_table(found: Sequence[Result]) -> str:
         f"{len(found)} seeds, mean ± sd; {train:,} documents to train, {valid:,} to validate, {test:,} to test; "
         f"{found[0]['neurons']:,} neuron.poolings in {found[0]['depth']} blocks.\n"
     )
-    return _markdown(["", *(title for title, _ in columns)], lines) + "\n" + below
+    return markdown(["", *(title for title, _ in columns)], lines) + "\n" + below
 
 
 def full_claims(found: Sequence[Result]) -> str:
@@ -136,7 +135,7 @@ def paired_table(shown: dict[str, list[Result]]) -> str:
         f"{len(first)} draws; macro-F1 as mean ± sd, the paired difference of `accuracy` to a row in points "
         f"as mean ± standard error; {first[0]['documents'][2]:,} documents to test.\n"
     )
-    return _markdown(titles, lines) + "\n" + below
+    return markdown(titles, lines) + "\n" + below
 
 
 def paired_claims(shown: dict[str, list[Result]]) -> str:
@@ -189,19 +188,10 @@ of the whole backbone's. Seconds to fit are processor seconds of one thread on a
 
 
 def _head() -> str:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
     return (
-        f"# The method on real text\n\n{datetime.date.today().isoformat()}; {_processor()}, {os.cpu_count()} cores; "
-        f"Python {platform.python_version()}, {versions}. Written by `make bench-method`.\n"
+        f"# The method on real text\n\n{datetime.date.today().isoformat()}; {processor()}, {os.cpu_count()} cores; "
+        f"Python {platform.python_version()}, {versions(_LIBRARIES)}. Written by `make bench-method`.\n"
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _tried(key: str, found: Sequence[Result]) -> str:
@@ -242,6 +232,7 @@ def _list(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.3g}" for value in values)
 
 
-def _markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are figures."""
     rule = ["---", *["---:"] * (len(titles) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in [titles, rule, *lines])
