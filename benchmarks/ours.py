@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +11,36 @@ from numpy.typing import NDArray
 from benchmarks.rounds import Answer, Contender, Precision
 from benchmarks.trial import Trial
 from spin import SpinClassifier
-from spin.settings import BackboneSettings
+from spin.backbone import load_backbone
+from spin.classifier import columns_of
+from spin.engine import CALIBRATED
+from spin.extract import extract
+from spin.flops import relative_compute
+from spin.folds import folds_of
+from spin.integrate import integrate
+from spin.learn import learn
+from spin.select import Selection
+from spin.settings import BackboneSettings, CascadeSettings, SearchSettings
+from spin.split import rows_of, split_of
 
-_ENGINES: tuple[tuple[str, Precision], ...] = (("torch", "float32"), ("torch", "bfloat16"))
+_ENGINES: tuple[tuple[str, Precision], ...] = (
+    ("torch", "float32"), ("torch", "bfloat16"),
+    ("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "int8"),
+)  # fmt: skip
 """engine and precision of each row at full depth; the first is what all others are compared with"""
+_SHIPPED = CascadeSettings().max_loss
+_LOSSES = (0.001, _SHIPPED, 0.005, 0.01, 0.02)
+"""that the cascade is granted, of macro-F1"""
+_METRIC = "macro_f1"
 
 
 def ours(trial: Trial, folder: Path) -> list[Contender]:
     """Every row of one classifier, which is trained on first use and kept in `folder`."""
-    rows: list[Contender] = []
-    rows += [contender(trial, folder, engine, precision) for engine, precision in _ENGINES]
-    # ---- further rows go here: the engine `openvino` (float32, bfloat16, int8), and the cascade at several losses as
-    # contender(..., max_loss=0.002), whose `compute` is the share of FLOPs that its mix of depths took ----
+    if trial.causal:
+        return [contender(trial, folder, engine, p) for engine in ("torch", "openvino") for p in ("float32", "bfloat16")]
+    rows = [contender(trial, folder, engine, precision) for engine, precision in _ENGINES]
+    rows += [contender(trial, folder, "openvino", "bfloat16", max_loss) for max_loss in _LOSSES]
+    rows += [contender(trial, folder, *of, _SHIPPED) for of in (("torch", "bfloat16"), ("openvino", "int8"))]
     return rows
 
 
@@ -34,16 +51,21 @@ def contender(
     share = 1.0
 
     def load() -> Answer:
-        nonlocal share
         if not folder.exists():
             train(trial, folder)
-        spin = SpinClassifier.load(folder, backbone=_settings(trial, engine, precision))
-        share = float(spin.integration.facts["compute"])
+        kept = folder / str(_SHIPPED if max_loss is None else max_loss)
+        spin = SpinClassifier.load(kept, backbone=_settings(trial, engine, precision), early=max_loss is not None)
+        spin.calibration = tuple(trial.train[0][:CALIBRATED])
+        compute = float(spin.integration.facts["compute"])
         to_trial = np.array([trial.task.classes.index(name) for name in spin.classes])
+        _ = spin.engine
 
         def answer(texts: Sequence[str], _batch: int) -> NDArray[np.integer]:
-            found: NDArray[np.integer] = to_trial[spin.predict_proba(texts).argmax(1)]
-            return found
+            nonlocal share
+            found = spin.features(texts)
+            share = compute if found.depth is None else compute * float(found.depth.mean()) / spin.depth
+            classes: NDArray[np.integer] = to_trial[spin.integration.answer(found.values, found.depth).argmax(1)]
+            return classes
 
         return answer
 
@@ -52,11 +74,32 @@ def contender(
 
 
 def train(trial: Trial, folder: Path) -> None:
-    """Fit on the trial's training documents in float32, and save."""
-    spin = SpinClassifier(_settings(trial, "torch", "float32"), sites=trial.sites)
-    spin.fit(*trial.train).save(folder)
+    """Fit on the trial's training documents, once for each loss that is granted: all but the exits are the same."""
+    texts, labels = trial.train
+    backbone = load_backbone(_settings(trial, "openvino", "float32"))
+    columns = columns_of(backbone, trial.sites, None)
+    features, flops = extract(backbone, texts, columns).columns, relative_compute(backbone)
+    splits = [split_of(str(row), 0, 0.15, 0.0) for row in range(len(texts))]
+    y, part = trial.task.index(labels), (rows_of(splits, "train"), rows_of(splits, "valid"))
+    first, *others = (CascadeSettings(max_loss=loss) for loss in (_LOSSES if not trial.causal else (_SHIPPED,)))
+    probes, made = learn(features, trial.task, y, *part, flops=flops, metric=_METRIC, cascade=first)
+
+    def read(selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:
+        return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
+
+    found = {first: made}
+    for cascade in others:
+        found[cascade] = integrate(
+            probes, read, y, folds_of(trial.task, y, *part, 0), trial.task,
+            metric=_METRIC, settings=SearchSettings(), cascade=cascade, flops=flops,
+        )  # fmt: skip
+    for cascade, integrated in found.items():
+        settings = _settings(trial, "auto", "float32")
+        spin = SpinClassifier.assemble(settings, backbone.digest, trial.task, integrated, _METRIC)
+        spin.save(folder / str(cascade.max_loss))
 
 
 def _settings(trial: Trial, engine: str, precision: Precision) -> BackboneSettings:
-    named: dict[str, Any] = {"engine": engine} if "engine" in BackboneSettings.model_fields else {}
-    return BackboneSettings(model=trial.plan.model, dtype=precision, max_tokens=trial.plan.max_tokens, **named)
+    return BackboneSettings.model_validate(
+        {"model": trial.plan.model, "engine": engine, "dtype": precision, "max_tokens": trial.plan.max_tokens}
+    )

@@ -54,7 +54,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Sh
     features = spin.features(texts)
     values = np.concatenate(list(features.columns.values()), axis=1)
     profile = Profile.of(spin.task, spin.integration, spin.integration.logits(values), values, features)
-    save_file({f"accuracy.{name}": value for name, value in vars(profile).items()}, folder / "1/reference.safetensors")
+    kept = {f"{of}.{name}": tensor for of in ("accuracy", "accuracy.early") for name, tensor in vars(profile).items()}
+    save_file(kept, folder / "1/reference.safetensors")
     (folder / "champion").write_text("1")
     return Shelf(folder)
 
