@@ -37,7 +37,9 @@ _METRIC = "macro_f1"
 def ours(trial: Trial, folder: Path) -> list[Contender]:
     """Every row of one classifier, which is trained on first use and kept in `folder`."""
     if trial.causal:
-        return [contender(trial, folder, engine, p) for engine in ("torch", "openvino") for p in ("float32", "bfloat16")]
+        return [
+            contender(trial, folder, engine, p) for engine in ("torch", "openvino") for p in ("float32", "bfloat16")
+        ]
     rows = [contender(trial, folder, engine, precision) for engine, precision in _ENGINES]
     rows += [contender(trial, folder, "openvino", "bfloat16", max_loss) for max_loss in _LOSSES]
     rows += [contender(trial, folder, *of, _SHIPPED) for of in (("torch", "bfloat16"), ("openvino", "int8"))]
