@@ -23,6 +23,8 @@ class Engine(Protocol):
 
     backbone: Backbone
     groups: Sequence[Group]
+    lanes: int
+    """batches that may run at once, each in a thread of its own"""
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
         """Group `index` over token ids and mask (B, T): the values (B, p) float32 of its columns, and what goes on.
@@ -34,6 +36,8 @@ class Engine(Protocol):
 
 class TorchEngine:
     """Runs on the processor or the GPU that the backbone lies on."""
+
+    lanes = 1
 
     def __init__(self, backbone: Backbone, groups: Sequence[Group]) -> None:
         self.backbone, self.groups = backbone, groups

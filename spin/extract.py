@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ _WINDOW = 1024
 """texts that are tokenised while those before them are computed"""
 
 Progress = Callable[[int], None]
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,36 @@ def read(
     when a value does not fit a float16 column, NotFiniteError for one that is not finite.
     """
     sheet = _Sheet(engine, len(texts), types or {})
-    for rows, tokens in _tokenised(engine.backbone, texts):
-        sheet.note(rows, tokens)
-        for batch in token_batches(list(map(len, tokens.ids)), engine.backbone.batch_tokens):
-            ids, mask = engine.backbone.batch([tokens.ids[at] for at in batch])
-            _run(engine, [rows[at] for at in batch], ids, mask, sheet, stay)
-            progress(len(batch))
+
+    def compute(batch: tuple[list[int], Tensor, Tensor]) -> int:
+        _run(engine, *batch, sheet, stay)
+        return len(batch[0])
+
+    for documents in _side_by_side(compute, _batches(engine.backbone, texts, sheet), engine.lanes):
+        progress(documents)
     return sheet.features(stay is not None)
+
+
+def _batches(backbone: Backbone, texts: Sequence[str], sheet: _Sheet) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Rows, token ids and mask of every batch."""
+    for rows, tokens in _tokenised(backbone, texts):
+        sheet.note(rows, tokens)
+        for batch in token_batches(list(map(len, tokens.ids)), backbone.batch_tokens):
+            yield [rows[at] for at in batch], *backbone.batch([tokens.ids[at] for at in batch])
+
+
+def _side_by_side(work: Callable[[Batch], int], batches: Iterable[Batch], lanes: int) -> Iterator[int]:
+    """What `work` gives of every batch, `lanes` of them at once."""
+    if lanes == 1:
+        yield from map(work, batches)
+        return
+    with ThreadPoolExecutor(lanes) as pool:
+        waiting: deque[Future[int]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(work, batch))
+            if len(waiting) > lanes:
+                yield waiting.popleft().result()
+        yield from (done.result() for done in waiting)
 
 
 def _tokenised(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[int], Tokens]]:

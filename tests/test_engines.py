@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import spin.backbone
 from spin import SpinClassifier
@@ -191,3 +192,40 @@ def test_all_neurons_of_a_site_are_not_picked(backbone_folder: Path) -> None:
     assert not any(pick.early for pick in engine.readers[0].sites.values())
     few = TorchEngine(backbone, divide({c: np.array([3]) for c in columns(backbone)}, []))
     assert all(pick.early for pick in few.readers[0].sites.values())
+
+
+def test_batches_in_lanes_are_those_one_after_another(backbone_folder: Path) -> None:
+    """Two threads, each with batches of its own, give what one gives, and every document is told once."""
+    backbone = load_backbone(
+        BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=40)
+    )
+    groups = divide(chosen(backbone), [1])
+    before, found, told = torch.get_num_threads(), [], []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            engine = OpenVinoEngine(backbone, groups)
+            assert engine.lanes == threads
+            counts: list[int] = []
+            found.append(read(engine, MORE, progress=counts.append).values)
+            told.append(sum(counts))
+    finally:
+        torch.set_num_threads(before)
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+    assert told == [len(MORE)] * 2
+
+
+def test_a_lane_that_fails_is_told(backbone_folder: Path) -> None:
+    """What one thread raises is raised, not lost, and the lane is free for the next."""
+    backbone = load_backbone(
+        BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=40)
+    )
+    engine = OpenVinoEngine(backbone, divide(chosen(backbone), [1]))
+
+    def refuse(index: int, values: np.ndarray) -> np.ndarray:
+        raise ZeroDivisionError
+
+    for _ in range(2 * engine.lanes):
+        with pytest.raises(ZeroDivisionError):
+            read(engine, MORE, stay=refuse)
+    assert len(read(engine, MORE).values) == len(MORE)
