@@ -189,6 +189,7 @@ class _Fitter:
     ) -> tuple[tuple[Exit, ...], list[dict[str, Any]]]:
         """The exits of a candidate whose calibrated held-out logits are `final`, and the share that leaves at each."""
         found: list[tuple[int, Floats, float]] = []
+        costs: list[float] = []
         reached = {column.site.layer for column in selection.neurons}
         for depth in depths_of(self.cascade.depths, selection.depth) if self.cascade.max_loss else ():
             parts = [
@@ -200,12 +201,12 @@ class _Fitter:
             logits = np.concatenate([values for _, values in fits])
             temperature = self.team.say(fit_temperature(logits, self.valid_y, self.task))
             found.append((depth, logits / np.float32(temperature), temperature))
-        costs = [*(self.search.compute[Site(depth, "resid")] for depth, _, _ in found), candidate.compute]
+            costs.append(self.search.compute[max(column.site for part in parts for column in part.neurons)])
         held_out = [logits for _, logits, _ in found]
         thresholds: list[float] = self.team.say(
             thresholds_of(
                 held_out, final, self.valid_y, self.task,
-                metric=self.material.metric, costs=costs, max_loss=self.cascade.max_loss,
+                metric=self.material.metric, costs=[*costs, candidate.compute], max_loss=self.cascade.max_loss,
             )
         )  # fmt: skip
         at = walk(held_out, thresholds, final, self.task)

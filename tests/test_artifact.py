@@ -158,8 +158,8 @@ NOT_WHOLE, NOT_READ = "is not a whole classifier: ", "is not a classifier that c
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (edited(lambda c: c.update(format=1)), "has format 1, this version reads 3; train the model again"),
-        (edited(lambda c: c.pop("format")), "has format None, this version reads 3; train the model again"),
+        (edited(lambda c: c.update(format=1)), "has format 1, this version reads 4; train the model again"),
+        (edited(lambda c: c.pop("format")), "has format None, this version reads 4; train the model again"),
         *[(without(f"0.{name}"), f"{NOT_WHOLE}'{name}'") for name in ("mean", "scale", "coef", "intercept")],
         (without("0.inner_bias"), f"{NOT_WHOLE}'inner_bias'"),
         (without("0.neurons.ffn.01.max"), f"{NOT_WHOLE}'neurons.ffn.01.max'"),

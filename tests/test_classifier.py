@@ -297,8 +297,8 @@ def edited(**changed: object) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (edited(format=99), "has format 99, this version reads 3; train the model again"),
-        (edited(format=None), "has format None, this version reads 3"),
+        (edited(format=99), "has format 99, this version reads 4; train the model again"),
+        (edited(format=None), "has format None, this version reads 4"),
         (edited(classes=None), "is not a whole classifier: 'classes'"),
         (edited(multilabel=None), "is not a whole classifier: 'multilabel'"),
         (edited(integrations=None), "is not a whole classifier: 'integrations'"),
