@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart cluster-demo test test-here bench-method lint clean
+.PHONY: setup quickstart cluster-demo test test-here bench-method bench-limits lint clean
 
 setup: .venv/.done  ## make .venv with everything
 
@@ -28,6 +28,9 @@ cluster-demo: setup  ## three Ray nodes, MLflow on PostgreSQL and an S3 server: 
 
 bench-method: setup  ## the method against everything simpler, into benchmarks/method.md
 	$(BIN)/python -m benchmarks.method
+
+bench-limits: setup  ## probes, Ray's cost and flat memory, into benchmarks/limits.md
+	$(BIN)/python -m benchmarks.limits
 
 lint: setup
 	$(BIN)/ruff check .

@@ -70,9 +70,9 @@ class LogisticPath:
                 break
             if fresh and violation > last / 2 and gained <= 1e-7 * objective:
                 break  # float32 sees no further descent
-            fresh = model is None or violation > last / 2  # an old Hessian serves as long as it makes headway
-            if fresh:
-                model = _hessian(A, self.s, scores)
+            fresh = False
+            if model is None or violation > last / 2:  # an old Hessian serves as long as it makes headway
+                model, fresh = _hessian(A, self.s, scores), True
             last = violation
             new_w, new_b = _descend(*model, gradient, slope_b, w, b, lam, max(1e-4 * lam, violation / 20))
             step_w, step_b = new_w - w, new_b - b
