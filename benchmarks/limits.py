@@ -217,7 +217,7 @@ def _rounds(folder: Path, quick: bool) -> list[dict[Way, float]]:
 def _nights(folder: Path, quick: bool) -> list[Scale]:
     from benchmarks.scale import night, prepare
 
-    sizes = (2_000, 20_000) if quick else (10_000, 100_000, 1_000_000)
+    sizes = (5_000, 20_000) if quick else (10_000, 100_000, 1_000_000)
     prepare(folder, max(sizes))
     found = []
     for documents in sizes:

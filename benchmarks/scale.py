@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 FILE = 10_000
 """documents of a file of the corpus; their texts are the same in all, their ids are not"""
-SHARD = 1_000
+SHARD = 2_500
 DAY = "2026-01-31"
 _EVERY = 0.1
 """seconds from a look at the processes to the next"""
