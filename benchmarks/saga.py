@@ -80,8 +80,7 @@ def _saga(X: Floats, y: Floats, C: float) -> Model:
 
 def _ours(X: Floats, targets: Floats, wanted: Floats) -> Floats:
     """The objectives (L, K) of all strengths and classes, solved at once until none is above what is wanted."""
-    mean = X.mean(0)  # an intercept that no penalty holds makes this a change of its value alone
-    X = X - mean
+    X = X - X.mean(0)  # an intercept that no penalty holds makes this a change of its value alone
     paths = BatchedPaths([X], targets, balance(targets, "none"))
     lams = np.array([[1 / (C * len(X))] for C in PROBE_STRENGTHS])
     found = np.full(wanted.shape, np.inf)
