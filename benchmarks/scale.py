@@ -15,6 +15,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.pace import busy_seconds
+
 FILE = 10_000
 """documents of a file of the corpus; their texts are the same in all, their ids are not"""
 SHARD = 2_500
@@ -30,7 +32,7 @@ class Scale:
 
     documents: int
     per_s: float
-    """documents a second while shards were computed: start-up and publishing are left out"""
+    """documents a second of the shards that were begun after the first had ended: no start-up, no publishing"""
     peak: dict[str, float]
     """MB by kind of process, of the largest: resident at its peak, library files and shared memory included"""
     own: dict[str, float]
@@ -87,7 +89,7 @@ def prepare(folder: Path, most: int) -> None:
 
 
 def night(folder: Path, documents: int) -> Scale:
-    """Classify the first documents of the corpus in a process of its own, watched."""
+    """Classify the first documents of the corpus, whole files of it, in a process of its own, watched."""
     command = [sys.executable, "-m", "benchmarks.scale", str(folder), str(documents)]
     with subprocess.Popen(command) as process, Watch(process.pid) as watch:
         if process.wait():
@@ -97,11 +99,17 @@ def night(folder: Path, documents: int) -> Scale:
     assert counts["rows"] == counts["predicted"] == documents
     return Scale(
         documents,
-        documents / manifest["seconds"],
+        _speed(manifest["shards"]),
         dict(watch.peak),
         dict(watch.own),
         max(len(json.dumps(shard)) for shard in manifest["shards"]),
     )
+
+
+def _speed(outcomes: list[dict[str, Any]]) -> float:
+    first = min(outcome["ended"] for outcome in outcomes)
+    warm = [outcome for outcome in outcomes if outcome["ended"] - outcome["seconds"] >= first]
+    return float(sum(outcome["rows"] for outcome in warm) / busy_seconds(warm))
 
 
 def _classify(folder: Path, documents: int) -> None:
