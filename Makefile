@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: setup quickstart cluster-demo test test-here bench bench-method lint clean
+.PHONY: setup quickstart cluster-demo test test-here bench-method bench-limits lint clean
 
 setup: .venv/.done  ## make .venv with everything
 
@@ -35,6 +36,9 @@ bench: .venv/.bench  ## speed against what users would otherwise run, into bench
 
 bench-method: setup  ## the method against everything simpler, into benchmarks/method.md
 	$(BIN)/python -m benchmarks.method
+
+bench-limits: setup  ## probes, Ray's cost and flat memory, into benchmarks/limits.md
+	$(BIN)/python -m benchmarks.limits
 
 lint: setup
 	$(BIN)/ruff check .

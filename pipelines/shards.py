@@ -96,7 +96,7 @@ def commit_shard(step: Step, shard: Shard, ledger: Ledger) -> dict[str, Any]:
         outcome |= {
             "tries": attempt.begun,
             "seconds": round(time.perf_counter() - start, 3),
-            "ended": round(time.time(), 1),
+            "ended": round(time.time(), 3),
         }
         return ledger.commit(shard.name, files, outcome)
 

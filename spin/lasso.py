@@ -61,17 +61,20 @@ class LogisticPath:
         w, b = self.w[kept], self.b
         scores = (A @ w.astype(np.float32) + np.float32(b)).astype(np.float32)
         objective = _loss(self.y, self.s, scores) + lam * np.abs(w).sum()
-        model, last = None, np.inf
+        model, last, fresh, gained = None, np.inf, False, 0.0
         for _ in range(50):
             residual = _residual(self.y, self.s, scores)
             gradient, slope_b = (A.T @ residual).astype(np.float64), float(residual.sum())
             violation = _violation(gradient, slope_b, w, lam)
             if violation <= TOLERANCE * lam / 2:
                 break
-            if model is None or violation > last / 4:  # an old Hessian serves as long as it makes headway
-                model = _hessian(A, self.s, scores)
+            if fresh and violation > last / 2 and gained <= 1e-7 * objective:
+                break  # float32 sees no further descent
+            fresh = False
+            if model is None or violation > last / 2:  # an old Hessian serves as long as it makes headway
+                model, fresh = _hessian(A, self.s, scores), True
             last = violation
-            new_w, new_b = _descend(*model, gradient, slope_b, w, b, lam)
+            new_w, new_b = _descend(*model, gradient, slope_b, w, b, lam, max(1e-4 * lam, violation / 20))
             step_w, step_b = new_w - w, new_b - b
             moved = A @ step_w.astype(np.float32) + np.float32(step_b)
             length = 1.0
@@ -82,7 +85,8 @@ class LogisticPath:
                     break
                 length /= 2
             else:
-                break  # float32 sees no further descent
+                break
+            gained = objective - found
             w, b, scores, objective = w + length * step_w, b + length * step_b, trial, found
         self.w = np.zeros(self.X.shape[1])
         self.w[kept], self.b = w, float(b)
@@ -151,11 +155,12 @@ def _loss(y: Floats, s: Floats, scores: Floats) -> float:
 
 
 @njit(cache=True)
-def _descend(hessian, cross, total, gradient, intercept_gradient, w, b, lam):  # type: ignore[no-untyped-def]
+def _descend(hessian, cross, total, gradient, intercept_gradient, w, b, lam, enough):  # type: ignore[no-untyped-def]
     """Coordinate descent on gradient·d + d·hessian·d/2 + lam |w + d|_1 with a free intercept, giving w + d, b + d_b.
 
     `cross` and `total` are the Hessian's intercept row and corner. `slope` and `slope_b` follow the quadratic's
-    gradient at the current point; passes over the support alone alternate with passes over everything.
+    gradient at the current point; passes over the support alone alternate with passes over everything, until no
+    step moves the gradient by more than `enough`.
     """
     w, slope, slope_b, new_b = w.copy(), gradient.copy(), intercept_gradient, b
     everything = True
@@ -179,7 +184,7 @@ def _descend(hessian, cross, total, gradient, intercept_gradient, w, b, lam):  #
         slope += change * cross
         slope_b = 0.0
         largest = max(largest, abs(change) * total)
-        if largest <= 1e-4 * lam:
+        if largest <= enough:
             if everything:
                 break
             everything = True

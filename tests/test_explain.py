@@ -141,7 +141,7 @@ def test_a_head_that_bends_much_is_explained_wholly(deep: SpinClassifier, text: 
     values = np.concatenate(list(deep.features([text]).columns.values()), axis=1)
     logits = integration.logits(values)[0]
     assert np.abs(logits - deep.integration.logits(values)[0]).max() > 1
-    check_sums(explain(deep.backbone, integration, deep.task, text), logits, 1e-2)
+    check_sums(explain(deep.backbone, integration, deep.task, text, values[0]), logits, 1e-2)
 
 
 @pytest.mark.parametrize("text", TEXTS)

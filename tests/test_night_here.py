@@ -96,6 +96,35 @@ def place(tmp_path: Path, shelf: Shelf, backbone_folder: Path, monkeypatch: pyte
     return Place(tmp_path, shelf, backbone_folder)
 
 
+def test_what_is_kept_of_a_shard_does_not_grow_with_its_rows(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten times the rows, dead ones among them, each pass tells the driver as much: counts, and nothing of a row."""
+    kept: list[dict[str, Any]] = []
+
+    def listen(*args: Any, **given: Any) -> list[dict[str, Any]]:
+        outcomes = map_shards(*args, **{**given, "here": True})
+        kept.extend(outcomes)
+        return outcomes
+
+    monkeypatch.setattr(classify, "map_shards", listen)
+    told = {}
+    for rows in (60, 600):
+        dead: list[Row] = [{"id": f"e{n}", "text": ""} for n in range(rows // 10)]
+        documents = tiny.documents(rows, seed=3)
+        place.write("a.jsonl", [*documents, *dead, *documents[: rows // 10]])
+        assert place.night(f"out-{rows}", 10 * rows, set=("data.ids=checked",), max_dead_fraction=0.5)["counts"]["dead"]
+        told[rows] = [_leaves(outcome) for outcome in kept]
+        kept.clear()
+    assert len(told[60]) == 3
+    assert told[60] == told[600]
+
+
+def _leaves(value: Any) -> Any:
+    """What a record is made of: names and kinds, whatever the figures."""
+    if isinstance(value, dict):
+        return {name: _leaves(of) for name, of in value.items()}
+    return [_leaves(of) for of in value] if isinstance(value, list) else type(value)
+
+
 def test_a_night_is_of_one_version(place: Place) -> None:
     """Another champion does not go on with the night of the one before: that is refused, naming both."""
     place.write("a.jsonl", tiny.documents(90, seed=3))

@@ -21,7 +21,7 @@ from spin.mlp import MlpHead
 from spin.probe import Probe, fit_probes
 from spin.search import Material, Search, row_weights
 from spin.select import Selection, alignment, largest_eta, select
-from spin.settings import ProbeSettings, SearchSettings
+from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
 from spin.sites import Column, Site
 from spin.task import Targets, Task
 from spin.team import Team
@@ -248,7 +248,7 @@ def test_an_l1_part_takes_neurons_away() -> None:
     assert len(selection) > tried[0].neurons > tried[1].neurons > 0
     from spin.integrate import _Fitter
 
-    found = _Fitter(subject.search(settings), 0).fit(tried[1])
+    found = _Fitter(subject.search(settings), CascadeSettings(), 0).fit(tried[1])
     assert 0 < len(found.selection) < len(selection)
     assert found.head.coef.shape == (3, len(found.selection))  # type: ignore[union-attr]
     assert found.head.coef.any(0).all()  # type: ignore[union-attr]

@@ -62,8 +62,8 @@ def test_a_file_becomes_settings(tmp_path: Path, settings_tree: dict[str, Any]) 
         ({"probe": {"penalties": 1}}, "'probe.penalties' is 1: Input should be greater than or equal to 2"),
         ({"sites": "ffn"}, "'sites' is 'ffn': Input should be a valid tuple"),
         (
-            {"backbone": {"model": "m", "dtype": "int8"}},
-            "'backbone.dtype' is 'int8': Input should be 'auto', 'float32'",
+            {"backbone": {"model": "m", "dtype": "int4"}},
+            "'backbone.dtype' is 'int4': Input should be 'auto', 'float32'",
         ),
         (
             {"data": {"train": "t", "valid_fraction": 0.7}},

@@ -69,7 +69,14 @@ def several(row: Row) -> list[str]:
 @pytest.fixture
 def place(tmp_path: Path, shelf: Shelf, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(classify, "map_shards", lambda *args, **given: map_shards(*args, **{**given, "here": True}))
-    return Place(tmp_path, shelf, backbone_folder)
+    return Whole(tmp_path, shelf, backbone_folder)
+
+
+class Whole(Place):
+    """Nights of which every document runs to the last block, unless they are told that some leave."""
+
+    def night(self, *args: Any, set: tuple[str, ...] = (), **given: Any) -> Row:
+        return super().night(*args, set=("classify.cascade=false", *set), **given)
 
 
 ROWS = tiny.documents(150, CLASSES, seed=3)
@@ -102,6 +109,22 @@ def test_the_night_is_the_same_with_a_shadow(place: Place, model: str, shadow: s
         files = [sorted((place.folder / out / kind).rglob("*.parquet")) for out in ("alone", "beside")]
         assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
     assert beside["shadow"]["compared"] == 150
+
+
+@pytest.mark.parametrize(("model", "shadow"), [(SHALLOW, DEEP), (DEEP, SHALLOW)])
+def test_who_leaves_the_model_early_is_compared_too(place: Place, model: str, shadow: str) -> None:
+    """Each of the two has exits of its own; the night is that without a shadow, and both say what they say alone."""
+    place.write("a.jsonl", ROWS)
+    place.promote(model)
+    early = ("classify.cascade=true",)
+    alone, beside = place.night("alone", set=early), place.night("beside", set=early, shadow=f"models:/tiny/{shadow}")
+    assert digests(beside) == digests(alone)
+    texts = [row["text"] for row in ROWS]
+    mine, theirs = (SpinClassifier.load(place.shelf.folder / number, early=True) for number in (model, shadow))
+    assert mine.leaves or theirs.leaves
+    labels = zip(mine.predict(texts), theirs.predict(texts), strict=True)
+    odd = [(row["id"], a, b) for row, (a, b) in zip(ROWS, labels, strict=True) if a != b]
+    assert [(row["id"], row["label"], row["shadow_label"]) for row in differing(place, "beside")] == odd
 
 
 @pytest.mark.parametrize("abstain", [0, 0.3])
@@ -417,9 +440,10 @@ def test_without_a_shadow_there_is_nothing_of_it(place: Place) -> None:
         assert key.startswith("_lease/") or b"shadow" not in data.lower(), key
     facts = out.read_json(f"_runs/{DATE}-001/plan.json")["facts"]
     assert set(facts) == {
-        *("format", "model", "choose", "decision", "backbone", "data", "shard_documents", "dead_letter_text", "files")
+        *("format", "model", "choose", "decision", "backbone", "data", "shard_documents", "cascade"),
+        *("dead_letter_text", "files"),
     }
-    assert facts["format"] == 4
+    assert facts["format"] == 5
 
 
 @pytest.mark.usefixtures("ray_session")
