@@ -202,6 +202,33 @@ def explain(
 
 
 @app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="folder of a saved classifier, models:/NAME@ALIAS or models:/NAME/N")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="new or empty")],
+    format: Annotated[str, typer.Option(metavar="onnx|openvino")],
+    settings: Annotated[
+        str | None,
+        typer.Option(metavar="SETTINGS", help="the registry, backbone, choice and thresholds; by default the model's"),
+    ] = None,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Write a model as one graph that runs without torch: token ids in, scores out."""
+    from pipelines.export import opened
+    from spin.export import check
+    from spin.export import export as write
+
+    if set and settings is None:
+        raise UserError(f"--set {set[0]}: there are no settings to override; name a file with --settings")
+    check(folder, format)
+    with opened(model, load_settings(settings, set) if settings is not None else None) as spin:
+        files = write(spin, folder, format)
+        size = f"{len(spin.integration.selection):,} neurons of {spin.depth} blocks"
+    show.say(f"wrote {folder}: {', '.join(files)}; {size}")
+
+
+@app.command()
 def quickstart(
     folder: Annotated[Path, typer.Option(help="where everything is kept")] = Path("runs/quickstart"),
     full: Annotated[bool, typer.Option("--full", help="all documents, not 12,000")] = False,

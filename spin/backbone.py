@@ -166,8 +166,8 @@ class Backbone:
             return mask
         kept = mask & ~self._special[ids]
         if self.causal:
-            kept = kept & (mask.cumsum(1) > 1)
-        return torch.where(kept.any(1, keepdim=True), kept, mask)
+            kept = kept & (mask.long().cumsum(1) > 1)
+        return kept | (mask & ~kept.any(1, keepdim=True))
 
     def _special_tokens(self) -> Tensor:
         """(vocabulary,) whether a token is a special one."""
