@@ -15,7 +15,7 @@ from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings, Stage
 from spin.weights import cache_folder, locate
 
-DECISIVE = {"dtype", "engine", "max_tokens", "batch_tokens", "pool_special_tokens"}
+DECISIVE = {"dtype", "engine", "compile", "max_tokens", "batch_tokens", "pool_special_tokens"}
 """of the settings of a backbone, what decides its activations"""
 _FILES = "files.json"
 """names of the files, written last"""
@@ -41,10 +41,16 @@ def publish(settings: Settings, digest: str) -> None:
 def with_engine(settings: Settings, stage: Stage) -> Settings:
     """The settings with the engine that `auto` stands for, decided once by the driver: all workers of a run have one.
 
-    Raises UserError for an engine that this driver does not have, or that cannot run where the stage does.
+    Raises UserError for an engine that this driver does not have, or that cannot run where the stage does, and for a
+    device that the stage's workers are not given.
     """
     backbone, on_gpu = settings.backbone, settings.ray.of(stage).gpus_per_worker > 0
     device = {"auto": "cuda" if on_gpu else "cpu"}.get(backbone.device, backbone.device)
+    if device.startswith("cuda") and not on_gpu:
+        raise UserError(
+            f"backbone.device: {device}, and the workers of {stage} are given no GPU; set ray.gpus_per_worker to 1, or "
+            "to a part of one that some share"
+        )
     named = backbone.model_copy(update={"engine": engine_name(backbone.engine, device, _folder(backbone))})
     return settings.model_copy(update={"backbone": named})
 

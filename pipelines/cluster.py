@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, get_args
 
-from spin.errors import SpinError, UnavailableError
+from spin.errors import SpinError, UnavailableError, UserError
 from spin.settings import RaySettings, Stage
 
 _QUIET = {
@@ -51,6 +51,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
         return
     options: dict[str, Any] = {"address": settings.address}
     if settings.address is None:
+        _check_gpus(settings)
         # logical CPUs beyond the pool's, or helper actors wait for it for ever on a small machine
         stages = [settings.of(stage) for stage in get_args(Stage)]
         wanted = max(worker_count(stage, None) * stage.cpus_per_worker for stage in stages)
@@ -70,6 +71,20 @@ def cluster(settings: RaySettings) -> Iterator[None]:
         yield
 
 
+def _check_gpus(settings: RaySettings) -> None:
+    """Raise UserError where a worker of a stage would wait for ever for a GPU of this machine."""
+    import torch
+
+    there = torch.cuda.device_count()
+    for of in map(settings.of, get_args(Stage)):
+        wanted = of.gpus_per_worker * worker_count(of, None)
+        if wanted > there:
+            raise UserError(
+                f"ray.gpus_per_worker: {of.gpus_per_worker:g} for {worker_count(of, None)} workers, and torch sees "
+                f"{there} GPUs here; lower it or ray.workers, or name a cluster in ray.address"
+            )
+
+
 def _connect(options: dict[str, Any]) -> None:
     """A cluster that has much to do may not answer at once; what starts here does, or does not at all."""
     import ray
@@ -86,20 +101,47 @@ def _connect(options: dict[str, Any]) -> None:
             time.sleep(pauses.pop(0))
 
 
+def take_share(settings: RaySettings) -> None:
+    """What a worker's process does before all else: as many threads as its CPUs, and of GPUs what it was given.
+
+    Raises UserError where it was given one that its torch cannot use.
+    """
+    import torch
+
+    torch.set_num_threads(settings.cpus_per_worker)  # Ray leaves it to chance
+    if not settings.gpus_per_worker:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves those of the node in sight
+    elif not torch.cuda.is_available():
+        raise UserError(
+            "ray.gpus_per_worker: a worker was given a GPU that its torch does not see; install a build of torch with "
+            "CUDA and the driver on its node, or set 0"
+        )
+    else:
+        torch.cuda.set_per_process_memory_fraction(settings.gpus_per_worker)
+
+
 def worker_count(settings: RaySettings, work: int | None) -> int:
     """Workers of a stage: as set, else as many as the cluster holds now, and not more than there is work for."""
     if settings.workers is not None:
         count = settings.workers
-    elif settings.address is None:
-        count = max(1, (os.cpu_count() or 1) // settings.cpus_per_worker)
     else:
-        import ray
-
-        total = ray.cluster_resources()
-        count = max(1, int(total.get("CPU", 1)) // settings.cpus_per_worker)
+        cpus, gpus = _held(settings)
+        count = max(1, cpus // settings.cpus_per_worker)
         if settings.gpus_per_worker:
-            count = max(1, min(count, math.floor(total.get("GPU", 0) / settings.gpus_per_worker)))
+            count = max(1, min(count, math.floor(gpus / settings.gpus_per_worker)))
     return count if work is None else max(1, min(count, work))
+
+
+def _held(settings: RaySettings) -> tuple[int, float]:
+    """CPUs and GPUs of the cluster, or of this machine where none is named."""
+    if settings.address is None:
+        import torch
+
+        return os.cpu_count() or 1, torch.cuda.device_count()
+    import ray
+
+    total = ray.cluster_resources()
+    return int(total.get("CPU", 1)), total.get("GPU", 0)
 
 
 def least_workers(settings: RaySettings, most: int) -> int:

@@ -8,9 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from pipelines.cluster import cluster, least_workers, ray_errors, worker_count
+from pipelines.cluster import cluster, least_workers, ray_errors, take_share, worker_count
 from pipelines.progress import progress
 from spin.settings import RaySettings
 
@@ -46,7 +44,7 @@ def run_group(
         least = least_workers(settings, most)
         trainer = TorchTrainer(
             loop,
-            train_loop_config={**config, "threads": settings.cpus_per_worker, "device": device_of(settings)},
+            train_loop_config={**config, "ray": settings, "device": device_of(settings)},
             torch_config=TorchConfig(backend="gloo"),  # also sums what lies on a CPU
             scaling_config=ScalingConfig(
                 num_workers=least if least == most else (least, most),
@@ -73,8 +71,8 @@ def device_of(settings: RaySettings) -> str:
 
 
 def begin(config: dict[str, Any]) -> None:
-    """What every loop does first: Ray leaves the number of torch's threads to chance."""
-    torch.set_num_threads(config["threads"])
+    """What every loop does first."""
+    take_share(config["ray"])
 
 
 def _watch(done: Callable[[], int], seen: int, advance: Callable[[int], None], ended: threading.Event) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from pipelines.cluster import cluster, least_workers, ray_errors, worker_count
+from pipelines.cluster import cluster, least_workers, ray_errors, take_share, worker_count
 from pipelines.documents import Shard
 from pipelines.lease import Lease
 from pipelines.ledger import Attempt, Ledger
@@ -123,7 +123,7 @@ def _answers(
     rows = [asdict(shard) for shard in shards]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Worker,
-        fn_constructor_args=(make, args, store, settings.cpus_per_worker, settings.retry_seconds),
+        fn_constructor_args=(make, args, store, settings),
         compute=_pool(settings, len(rows)),
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker or None,
@@ -175,15 +175,11 @@ def _in_time(answers: Iterator[dict[str, Any]], seconds: float, stage: str, stor
 class _Worker:
     """One actor: builds the step once and publishes what it gives."""
 
-    def __init__(
-        self, make: Callable[..., Step], args: tuple[Any, ...], store: Store, threads: int, patience: float
-    ) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self.ledger, self.patience = Ledger(store), patience
+    def __init__(self, make: Callable[..., Step], args: tuple[Any, ...], store: Store, settings: RaySettings) -> None:
+        self.ledger, self.patience = Ledger(store), settings.retry_seconds
         self.failure: dict[str, str] | None = None
         try:
+            take_share(settings)
             self.step = make(*args)
         except SpinError as error:  # an actor that fails to start is started again and again
             self.failure = _pack(error)

@@ -25,7 +25,7 @@ from spin.errors import SpinError, UserError
 from spin.settings import DecisionSettings, Settings
 from spin.task import Label
 
-_RUN = {"dtype", "engine", "batch_tokens", "device", "trust_remote_code"}
+_RUN = {"dtype", "engine", "compile", "batch_tokens", "device", "trust_remote_code"}
 """how a backbone is run; which weights are read is for the logged model to say"""
 
 

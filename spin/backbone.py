@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from spin.errors import UserError
+from spin.memory import ON_PROCESSOR, batch_tokens
 from spin.settings import BackboneSettings
 from spin.sites import Site
 from spin.weights import locate, quiet
@@ -57,12 +58,14 @@ class Backbone:
     digest: str
     """sha256 of weights, configuration and tokenizer"""
     max_tokens: int
-    batch_tokens: int = 4096
+    batch_tokens: int = ON_PROCESSOR
     pool_special_tokens: bool = False
     engine: str = "torch"
     """what runs it: torch or openvino"""
     precision: str = "float32"
     """what it is computed in: float32, bfloat16 or int8"""
+    compile: bool = False
+    """whether a GPU may run a compiled graph of it"""
     forward_options: dict[str, Any] = field(default_factory=dict)
     causal: bool = field(init=False)
     """whether a token sees only those before it: a decoder"""
@@ -225,16 +228,19 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
         )
     if not tokenizer.is_fast:
         raise UserError(f"backbone {settings.model} has no fast tokenizer; expected a tokenizer.json beside it")
-    return Backbone(
+    backbone = Backbone(
         model.to(device),
         tokenizer,
         digest,
         settings.max_tokens,
-        settings.batch_tokens,
-        settings.pool_special_tokens,
-        engine,
-        precision,
+        pool_special_tokens=settings.pool_special_tokens,
+        engine=engine,
+        precision=precision,
+        compile=settings.compile,
     )
+    widest = max(map(backbone.width, backbone.sites))
+    backbone.batch_tokens = settings.batch_tokens or batch_tokens(model, widest, backbone.max_tokens)
+    return backbone
 
 
 def engine_name(wanted: str, device: str, folder: Path | None) -> str:

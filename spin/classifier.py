@@ -297,7 +297,7 @@ def columns_of(backbone: Backbone, sites: Sequence[str], poolings: Sequence[str]
 
 def _elsewhere(settings: BackboneSettings) -> dict[str, Any]:
     """What an artifact says of its backbone: nothing of what this machine alone has."""
-    kept = settings.model_dump(exclude={"trust_remote_code", "engine"})
+    kept = settings.model_dump(exclude={"trust_remote_code", "engine", "compile"})
     return {**kept, "dtype": "auto" if settings.dtype == "int8" else settings.dtype}
 
 

@@ -65,12 +65,14 @@ class Reader(nn.Module):
         self.picks = nn.ModuleList(picks).to(backbone.device)
         self.sites = {pick.site: pick for pick in picks}
 
-    def example(self) -> tuple[Tensor, ...]:
-        """Inputs to trace it by: two documents of three tokens."""
-        config = self.backbone.model.config
-        ids = torch.arange(6).view(2, 3) % config.vocab_size
-        hidden = [torch.zeros(2, 3, config.hidden_size)] if self.group.start else []
-        return ids, torch.ones_like(ids), *hidden
+    def example(self, documents: int = 2, tokens: int = 3) -> tuple[Tensor, ...]:
+        """Inputs to trace or to time it by: documents of so many tokens, the last one short of one."""
+        config, weights = self.backbone.model.config, next(self.backbone.model.parameters())
+        ids = torch.arange(documents * tokens, device=weights.device).view(documents, tokens) % config.vocab_size
+        mask = torch.ones_like(ids)
+        mask[-1, -1] = 0
+        hidden = [weights.new_ones(documents, tokens, config.hidden_size)] if self.group.start else []
+        return ids, mask, *hidden
 
     def forward(self, ids: Tensor, mask: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, ...]:
         seen = mask.bool()

@@ -59,8 +59,16 @@ class BackboneSettings(_Section):
         "auto", description="what runs it; auto takes openvino on a processor where it is installed, else torch"
     )
     max_tokens: int = Field(256, ge=4, description="tokens; longer texts are cut at the end and counted")
-    batch_tokens: int = Field(4096, ge=1, description="tokens a forward pass, padding included")
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens a forward pass, padding included; by default what a GPU's memory has room for, or 2048",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    compile: bool = Field(
+        False,
+        description="on a GPU, compile for a minute or so a worker, and keep what is made where it is clearly faster",
+    )
     pool_special_tokens: bool = Field(
         False, description="let mean and max see special tokens and a decoder's first position"
     )
@@ -201,7 +209,7 @@ class StageSettings(_Section):
     workers: int | None = Field(None, ge=1, description="as ray.workers, for this stage")
     min_workers: int | None = Field(None, ge=1, description="as ray.min_workers, for this stage")
     cpus_per_worker: int | None = Field(None, ge=1, description="as ray.cpus_per_worker, for this stage")
-    gpus_per_worker: float | None = Field(None, ge=0, description="as ray.gpus_per_worker, for this stage")
+    gpus_per_worker: float | None = Field(None, ge=0, le=1, description="as ray.gpus_per_worker, for this stage")
 
 
 class RaySettings(_Section):
@@ -215,7 +223,12 @@ class RaySettings(_Section):
         description="workers a stage, at least, where nodes come and go; by default all, or 1 if workers is open",
     )
     cpus_per_worker: int = Field(1, ge=1, description="CPUs and torch threads a worker")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker, fractions allowed")
+    gpus_per_worker: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="GPUs a worker; at 0.5 two share one, and one reads and tokenises while the other computes",
+    )
     retry_seconds: float = Field(120, ge=0, description="how long a shard is tried again whose store does not answer")
     stall_seconds: float = Field(3600, gt=0, description="without any shard ending, after which a stage gives up")
     shard_documents: int = Field(8192, ge=1, description="documents a shard, about; fewer where features are wide")
