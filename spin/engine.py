@@ -60,8 +60,8 @@ class TorchEngine:
     def _halved(self, index: int, ids: Tensor, mask: Tensor, hidden: Any) -> tuple[Floats, Any]:
         if len(ids) == 1:
             raise UserError(
-                f"backbone: the GPU has no room for a single text of {int(mask.sum())} tokens; lower backbone.max_tokens "
-                "or give a worker more of a GPU (ray.gpus_per_worker)"
+                f"backbone: the GPU has no room for a single text of {int(mask.sum())} tokens; lower "
+                "backbone.max_tokens or give a worker more of a GPU (ray.gpus_per_worker)"
             )
         torch.cuda.empty_cache()
         halves = slice(len(ids) // 2), slice(len(ids) // 2, None)
