@@ -102,12 +102,14 @@ class _Pick(nn.Module):
         self.site, width = site, backbone.width(site)
         every = np.unique(np.concatenate([np.arange(width) if kept is None else kept for kept in wanted.values()]))
         self.early = len(every) <= _FEW * width
-        # a product with ones and zeros is exact, and far faster than gathering in a row of many
-        one_hot = torch.zeros(width, len(every))
+        self.compiled = backbone.engine == "openvino"
+        dtype, self.picked = next(backbone.model.parameters()).dtype, torch.from_numpy(every).to(backbone.device)
+        one_hot = torch.zeros(width, len(every), dtype=dtype)
         one_hot[torch.from_numpy(every), torch.arange(len(every))] = 1
-        dtype = next(backbone.model.parameters()).dtype
-        self.one_hot: Tensor
-        self.register_buffer("one_hot", one_hot.to(dtype) if self.early else None, persistent=False)
+        self.product: Tensor
+        self.register_buffer(
+            "product", None if not self.early else torch.eye(len(every)) if self.compiled else one_hot, persistent=False
+        )
         self.places: dict[Column, Tensor | None] = {}
         for column, kept in wanted.items():
             place = kept if not self.early else np.searchsorted(every, np.arange(width) if kept is None else kept)
@@ -116,12 +118,19 @@ class _Pick(nn.Module):
 
     def forward(self, values: Tensor, seen: Tensor, content: Tensor) -> dict[Column, Tensor]:
         if self.early:
-            values = values @ self.one_hot
+            values = self._few(values)
         found = {}
         for column, place in self.places.items():
             pooled = pool(values, pooling_mask(column, seen, content), column.pooling)
+            if self.early and self.compiled and column.pooling == "max":
+                # OpenVINO computes in float32 what no product follows, and would turn all of a site into it
+                pooled = pooled @ self.product
             found[column] = pooled if place is None else pooled[:, place]
         return found
+
+    def _few(self, values: Tensor) -> Tensor:
+        """The picked neurons; torch gathers in a row of many far slower than it multiplies by ones and zeros."""
+        return values.index_select(-1, self.picked) if self.compiled else values @ self.product
 
 
 def pooling_mask(column: Column, mask: Tensor, content: Tensor) -> Tensor:
