@@ -254,9 +254,10 @@ def _chosen(manifest: dict[str, Any]) -> str:
 def _choice(facts: Mapping[str, Any]) -> str:
     """A choice's own point, which need not be the best of its depth."""
     what = f" ({' and '.join(facts['part'])} only)" if facts["part"] else ""
+    left = [f"{100 * of['valid_share']:.0f} % leave after block {of['depth']}" for of in facts.get("exits", [])]
     return (
         f"{100 * facts['valid_score']:.1f} on validation, {100 * facts['compute']:.0f} % of the compute, "
-        f"{facts['neurons']:,} neurons of {facts['depth']} blocks{what}"
+        f"{facts['neurons']:,} neurons of {facts['depth']} blocks{what}" + "".join(f"; {part}" for part in left)
     )
 
 

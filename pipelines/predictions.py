@@ -158,7 +158,8 @@ def _load(kept: Store, settings: Settings) -> SpinClassifier:
             decision=settings.decision,
             early=settings.classify.cascade,
         )
-        spin.calibration = tuple(kept.read_json(CALIBRATION) or ())
+        if settings.backbone.dtype == "int8":
+            spin.calibration = tuple(kept.read_json(CALIBRATION) or ())
         return spin
 
 

@@ -113,7 +113,7 @@ class _Pick(nn.Module):
         self.places: dict[Column, Tensor | None] = {}
         for column, kept in wanted.items():
             place = kept if not self.early else np.searchsorted(every, np.arange(width) if kept is None else kept)
-            whole = place is None or (self.early and len(place) == len(every))
+            whole = place is None or (self.early and np.array_equal(place, np.arange(len(every))))
             self.places[column] = None if whole else torch.from_numpy(place).to(backbone.device)
 
     def forward(self, values: Tensor, seen: Tensor, content: Tensor) -> dict[Column, Tensor]:

@@ -20,7 +20,7 @@ from jobs.cli import main
 from pipelines.export import opened as named
 from spin import SpinClassifier, artifact
 from spin import export as exporting
-from spin.backbone import TRACED, load_backbone
+from spin.backbone import load_backbone
 from spin.errors import UserError
 from spin.export import export
 from spin.extract import extract
@@ -34,6 +34,7 @@ from spin.task import Task
 from tests import tiny
 from tests.shelf import Shelf
 from tests.test_backbones import FAMILIES, Family, _save
+from tests.test_engines import OPENVINO_KNOWS
 
 Floats = NDArray[np.floating]
 FORMATS = ("onnx", "openvino")
@@ -113,7 +114,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_every_family_says_what_it_says_in_python(family: tuple[Family, Path], kind: str, tmp_path: Path) -> None:
     """A family that a format does not compute right is refused by the export itself, and leaves nothing."""
     spin, folder = classifier(family[1]), tmp_path / "exported"
-    if kind == "openvino" and spin.backbone.model.config.model_type not in TRACED:
+    if kind == "openvino" and spin.backbone.model.config.model_type not in OPENVINO_KNOWS:
         with pytest.raises(UserError, match="openvino does not compute .* right: .* try another format"):
             export(spin, folder, kind)
         assert not list(tmp_path.iterdir())
