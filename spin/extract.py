@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from spin.backbone import Backbone, Tokens
 from spin.batches import token_batches
@@ -23,11 +25,12 @@ from spin.sites import Column
 
 SAFE_FLOAT16 = 65504 / 4
 """a quarter of float16's range: columns that a first batch shows above it are kept as float32"""
+_TOGETHER = 16
+"""batches that go through a group of blocks before those who are left are put together anew"""
 _WINDOW = 1024
 """texts that are tokenised while those before them are computed"""
 
 Progress = Callable[[int], None]
-Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -89,36 +92,47 @@ def read(
     when a value does not fit a float16 column, NotFiniteError for one that is not finite.
     """
     sheet = _Sheet(engine, len(texts), types or {})
-
-    def compute(batch: tuple[list[int], Tensor, Tensor]) -> int:
-        _run(engine, *batch, sheet, stay)
-        return len(batch[0])
-
-    for documents in _side_by_side(compute, _batches(engine.backbone, texts, sheet), engine.lanes):
-        progress(documents)
+    batches = _batches(engine.backbone, texts, sheet)
+    while some := list(islice(batches, _TOGETHER)):
+        _run(engine, some, sheet, stay)
+        progress(sum(len(batch.rows) for batch in some))
     return sheet.features(stay is not None)
 
 
-def _batches(backbone: Backbone, texts: Sequence[str], sheet: _Sheet) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Rows, token ids and mask of every batch."""
+@dataclass(frozen=True)
+class _Batch:
+    """Documents about to go through a group of blocks."""
+
+    rows: NDArray[np.int64]
+    ids: Tensor
+    mask: Tensor
+    hidden: Tensor | None = None
+    """(B, T, hidden size) the residual stream after the blocks that ran"""
+    found: NDArray[np.floating] | None = None
+    """(B, p) all that was read so far"""
+
+    def part(self, on: Sequence[int], width: int) -> _Batch:
+        """Some of its documents, their tokens cut or filled up to a width; padding lies on the right."""
+        assert self.hidden is not None
+        assert self.found is not None
+        more = max(0, width - self.ids.shape[1])
+        ids, mask = (pad(of[on, :width], (0, more)) for of in (self.ids, self.mask))
+        return _Batch(self.rows[on], ids, mask, pad(self.hidden[on, :width], (0, 0, 0, more)), self.found[on])
+
+
+def _batches(backbone: Backbone, texts: Sequence[str], sheet: _Sheet) -> Iterator[_Batch]:
     for rows, tokens in _tokenised(backbone, texts):
         sheet.note(rows, tokens)
         for batch in token_batches(list(map(len, tokens.ids)), backbone.batch_tokens):
-            yield [rows[at] for at in batch], *backbone.batch([tokens.ids[at] for at in batch])
+            yield _Batch(np.array(rows)[batch], *backbone.batch([tokens.ids[at] for at in batch]))
 
 
-def _side_by_side(work: Callable[[Batch], int], batches: Iterable[Batch], lanes: int) -> Iterator[int]:
+def _side_by_side(work: Callable[[_Batch], _Batch], batches: Sequence[_Batch], lanes: int) -> list[_Batch]:
     """What `work` gives of every batch, `lanes` of them at once."""
     if lanes == 1:
-        yield from map(work, batches)
-        return
+        return list(map(work, batches))
     with ThreadPoolExecutor(lanes) as pool:
-        waiting: deque[Future[int]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(work, batch))
-            if len(waiting) > lanes:
-                yield waiting.popleft().result()
-        yield from (done.result() for done in waiting)
+        return list(pool.map(work, batches))
 
 
 def _tokenised(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[int], Tokens]]:
@@ -137,23 +151,42 @@ def _tokenised(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[
             yield window, tokens
 
 
-def _run(engine: Engine, rows: list[int], ids: Tensor, mask: Tensor, sheet: _Sheet, stay: Stay | None) -> None:
-    """One batch through the groups of blocks, without those who leave."""
-    here, hidden, found = np.array(rows), None, np.empty((len(rows), 0), np.float32)
+def _run(engine: Engine, batches: Sequence[_Batch], sheet: _Sheet, stay: Stay | None) -> None:
+    """Batches through the groups of blocks; those who go on after a group are put together anew for the next."""
     for index, group in enumerate(engine.groups):
-        values, hidden = engine.run(index, ids, mask, hidden)
-        sheet.store(here, index, values)
-        sheet.depth[here] = group.stop
-        if stay is None or index == len(engine.groups) - 1:
-            continue
-        found = np.concatenate([found, values], axis=1)
-        on = np.flatnonzero(stay(index, found))
-        if not len(on):
-            return
-        if len(on) < len(here):
-            width = int(mask[on].sum(1).max())  # of what is left; padding lies on the right
-            ids, mask, hidden = ids[on, :width], mask[on, :width], hidden[on, :width]
-            here, found = here[on], found[on]
+
+        def compute(batch: _Batch, index: int = index, stop: int = group.stop) -> _Batch:
+            values, hidden = engine.run(index, batch.ids, batch.mask, batch.hidden)
+            sheet.store(batch.rows, index, values)
+            sheet.depth[batch.rows] = stop
+            found = values if batch.found is None else np.concatenate([batch.found, values], axis=1)
+            if stay is None or hidden is None:
+                return replace(batch, hidden=hidden, found=found)
+            on = np.flatnonzero(stay(index, found))
+            return replace(batch, hidden=hidden, found=found).part(on.tolist(), batch.ids.shape[1])
+
+        computed = _side_by_side(compute, batches, engine.lanes)
+        on_the_way = stay is not None and group is not engine.groups[-1]
+        batches = list(_together(computed, engine.backbone.batch_tokens)) if on_the_way else computed
+
+
+def _together(batches: Sequence[_Batch], budget: int) -> Iterator[_Batch]:
+    """What is left of batches, in their order, as batches of a token budget."""
+    left = [batch for batch in batches if len(batch.rows)]
+    source = [(index, at) for index, batch in enumerate(left) for at in range(len(batch.rows))]
+    lengths = [length for batch in left for length in batch.mask.sum(1).tolist()]
+    for chosen in token_batches(lengths, budget):
+        wide = max(lengths[one] for one in chosen)
+        parts = []
+        for index, of in groupby((source[one] for one in chosen), key=itemgetter(0)):
+            parts.append(left[index].part([at for _, at in of], wide))
+        yield _Batch(
+            np.concatenate([part.rows for part in parts]),
+            torch.cat([part.ids for part in parts]),
+            torch.cat([part.mask for part in parts]),
+            torch.cat([part.hidden for part in parts if part.hidden is not None]),
+            np.concatenate([part.found for part in parts if part.found is not None]),
+        )
 
 
 class _Sheet:

@@ -57,7 +57,7 @@ class OpenVinoEngine:
             values, *out = requests[index].infer(_inputs(ids, mask, hidden)).values()
         finally:
             self._free.put(requests)
-        return values, out[0] if out else None
+        return values, torch.from_numpy(out[0]) if out else None
 
     def _check(self) -> None:
         """Raise UserError where documents that are padded come out as nothing, as with sliding windows they do."""
@@ -110,7 +110,7 @@ def _compiled(graph: Any, precision: str, lanes: int) -> Any:
 
 
 def _inputs(ids: Tensor, mask: Tensor, hidden: Any = None) -> list[Any]:
-    return [ids.numpy(), mask.long().numpy(), *([] if hidden is None else [hidden])]
+    return [ids.numpy(), mask.long().numpy(), *([] if hidden is None else [hidden.numpy()])]
 
 
 def _quantised(graph: Any, batches: Sequence[Any]) -> Any:
