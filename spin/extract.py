@@ -85,7 +85,7 @@ def read(
     stay: Stay | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
-    """What the engine's groups read of every text; `progress` is told the documents of each batch.
+    """What the engine's groups read of every text; `progress` is told how many are done.
 
     `stay` is asked after every group but the last which documents go on; the others leave the batch. The result does
     not depend on the order of the texts, and batches depend on these texts alone. Raises UserError, naming the site,
