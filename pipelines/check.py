@@ -44,14 +44,15 @@ def check_precision(settings: Settings, registry: Registry, manifest: Mapping[st
 
 def _predicted(settings: Settings, manifest: Mapping[str, Any]) -> Iterator[tuple[list[str], list[Label | None]]]:
     """Texts and labels of a night's predictions, some at once, in the order of its plan."""
-    run = Store(manifest["output"]) / f"_runs/{manifest['run']}"
-    plan = Plan.kept(run)
+    out = Store(manifest["output"])
+    published = {part["of"]: part["key"] for part in manifest["parts"]}
+    plan = Plan.kept(out / f"_runs/{manifest['run']}")
     assert plan is not None
     for shard, outcome in zip(plan.detail["shards"], manifest["shards"], strict=True):
-        key = next((key for key in outcome["files"] if key.endswith("predictions.parquet")), None)
-        if key is None or "bad" in outcome:
+        key = next((key for key in outcome["files"] if key.endswith("predictions.parquet")), "")
+        if key not in published:
             continue
-        with run.open(key) as file:
+        with out.open(published[key]) as file:
             rows = pq.ParquetFile(file).read(["id", "label"]).to_pylist()
         documents = corpus.read_shard(Shard(**shard), settings.data)
         texts: list[str] = []

@@ -159,9 +159,9 @@ def _run(engine: Engine, batches: Sequence[_Batch], sheet: _Sheet, stay: Stay | 
             values, hidden = engine.run(index, batch.ids, batch.mask, batch.hidden)
             sheet.store(batch.rows, index, values)
             sheet.depth[batch.rows] = stop
-            found = values if batch.found is None else np.concatenate([batch.found, values], axis=1)
             if stay is None or hidden is None:
-                return replace(batch, hidden=hidden, found=found)
+                return replace(batch, hidden=hidden)
+            found = values if batch.found is None else np.concatenate([batch.found, values], axis=1)
             on = np.flatnonzero(stay(index, found))
             return replace(batch, hidden=hidden, found=found).part(on.tolist(), batch.ids.shape[1])
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import classify
+from pipelines.check import check_precision
 from pipelines.ledger import Ledger
 from pipelines.night import read_predictions
 from pipelines.predictions import ClassifyStep
@@ -294,6 +295,28 @@ def test_a_night_is_held_against_the_one_before(place: Place) -> None:
     assert found["2026-03-01"] is None
     assert (found["2026-03-03"]["date"], found["2026-03-03"]["counts"]["rows"]) == ("2026-03-01", 20)
     assert found["2026-03-02"] is None
+
+
+def test_labels_are_held_against_float32(place: Place) -> None:
+    """Row by row, past dead letters and repeated ids, over several shards, as far as was asked."""
+    rows: list[Any] = tiny.documents(90, seed=4)
+    odd = [{"id": "x", "text": None}, dict(rows[2]), {"id": "y", "text": " "}]
+    place.write("a.jsonl", [odd[0], *rows[:30], *odd[1:], *rows[30:]])
+    manifest = place.night()
+    settings = load_settings(place.folder / "settings.yaml")
+
+    class Loads(Shelf):
+        def load(self, number: str, *, backbone: Any) -> SpinClassifier:
+            return SpinClassifier.load(self.folder / number, backbone=backbone, early=True)
+
+    registry: Any = Loads(place.shelf.folder)
+    assert check_precision(settings, registry, manifest, 1000) == (90, 90)
+    assert check_precision(settings, registry, manifest, 47) == (47, 47)
+    first, second = (registry.load(number, backbone=settings.backbone) for number in ("1", "2"))
+    texts = [row["text"] for row in rows]
+    same = sum(a == b for a, b in zip(first.predict(texts), second.predict(texts), strict=True))
+    assert 0 < same < 90
+    assert check_precision(settings, registry, {**manifest, "model_version": "2"}, 90) == (90, same)
 
 
 def test_texts_are_kept_only_if_asked(place: Place) -> None:
