@@ -111,6 +111,15 @@ def test_the_night_is_the_same_with_a_shadow(place: Place, model: str, shadow: s
     assert beside["shadow"]["compared"] == 150
 
 
+def test_a_compiled_night_is_the_same_with_a_shadow(place: Place) -> None:
+    """OpenVINO rounds what it computes by what else is read of it."""
+    place.write("a.jsonl", ROWS)
+    place.promote(SHALLOW)
+    compiled = ("backbone.engine=openvino", "backbone.dtype=bfloat16")
+    alone = place.night("alone", set=compiled)
+    assert digests(place.night("beside", set=compiled, shadow=f"models:/tiny/{DEEP}")) == digests(alone)
+
+
 @pytest.mark.parametrize(("model", "shadow"), [(SHALLOW, DEEP), (DEEP, SHALLOW)])
 def test_who_leaves_the_model_early_is_compared_too(place: Place, model: str, shadow: str) -> None:
     """Each of the two has exits of its own; the night is that without a shadow, and both say what they say alone."""
