@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
-from operator import itemgetter
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from spin.sites import Column
 
 SAFE_FLOAT16 = 65504 / 4
 """a quarter of float16's range: columns that a first batch shows above it are kept as float32"""
-_TOGETHER = 16
+_TOGETHER = 4
 """batches that go through a group of blocks before those who are left are put together anew"""
 _WINDOW = 1024
 """texts that are tokenised while those before them are computed"""
@@ -92,10 +92,9 @@ def read(
     when a value does not fit a float16 column, NotFiniteError for one that is not finite.
     """
     sheet = _Sheet(engine, len(texts), types or {})
-    batches = _batches(engine.backbone, texts, sheet)
-    while some := list(islice(batches, _TOGETHER)):
-        _run(engine, some, sheet, stay)
-        progress(sum(len(batch.rows) for batch in some))
+    chunks = _chunks(_batches(engine.backbone, texts, sheet), 1 if stay is None else _TOGETHER)
+    for done in _in_lanes(lambda chunk: _run(engine, chunk, sheet, stay), chunks, engine.lanes):
+        progress(done)
     return sheet.features(stay is not None)
 
 
@@ -111,13 +110,12 @@ class _Batch:
     found: NDArray[np.floating] | None = None
     """(B, p) all that was read so far"""
 
-    def part(self, on: Sequence[int], width: int) -> _Batch:
-        """Some of its documents, their tokens cut or filled up to a width; padding lies on the right."""
+    def part(self, on: Sequence[int] | NDArray[np.int64], width: int) -> _Batch:
+        """Some of its documents, their tokens cut at a width that holds them; padding lies on the right."""
         assert self.hidden is not None
         assert self.found is not None
-        more = max(0, width - self.ids.shape[1])
-        ids, mask = (pad(of[on, :width], (0, more)) for of in (self.ids, self.mask))
-        return _Batch(self.rows[on], ids, mask, pad(self.hidden[on, :width], (0, 0, 0, more)), self.found[on])
+        ids, mask, hidden = (of[on, :width] for of in (self.ids, self.mask, self.hidden))
+        return _Batch(self.rows[on], ids, mask, hidden, self.found[on])
 
 
 def _batches(backbone: Backbone, texts: Sequence[str], sheet: _Sheet) -> Iterator[_Batch]:
@@ -127,12 +125,25 @@ def _batches(backbone: Backbone, texts: Sequence[str], sheet: _Sheet) -> Iterato
             yield _Batch(np.array(rows)[batch], *backbone.batch([tokens.ids[at] for at in batch]))
 
 
-def _side_by_side(work: Callable[[_Batch], _Batch], batches: Sequence[_Batch], lanes: int) -> list[_Batch]:
-    """What `work` gives of every batch, `lanes` of them at once."""
-    if lanes == 1:
-        return list(map(work, batches))
-    with ThreadPoolExecutor(lanes) as pool:
-        return list(pool.map(work, batches))
+def _chunks(batches: Iterator[_Batch], size: int) -> Iterator[list[_Batch]]:
+    while some := list(islice(batches, size)):
+        yield some
+
+
+def _in_lanes(work: Callable[[list[_Batch]], int], chunks: Iterable[list[_Batch]], lanes: int) -> Iterator[int]:
+    """What `work` gives of every chunk, in their order, `lanes` of them at once and as many made ready."""
+    if lanes == 1:  # in this thread, which torch's number of threads was set for
+        yield from map(work, chunks)
+        return
+    # a lane is one core: torch would start threads of its own in each to put tensors together
+    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running: deque[Future[int]] = deque()
+        for chunk in chunks:
+            running.append(pool.submit(work, chunk))
+            if len(running) == 2 * lanes:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
 def _tokenised(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[int], Tokens]]:
@@ -151,42 +162,44 @@ def _tokenised(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[
             yield window, tokens
 
 
-def _run(engine: Engine, batches: Sequence[_Batch], sheet: _Sheet, stay: Stay | None) -> None:
-    """Batches through the groups of blocks; those who go on after a group are put together anew for the next."""
+def _run(engine: Engine, batches: list[_Batch], sheet: _Sheet, stay: Stay | None) -> int:
+    """A chunk through all groups; those who go on after one are put together anew. Gives how many documents it had."""
+    documents = sum(len(batch.rows) for batch in batches)
     for index, group in enumerate(engine.groups):
+        batches = [_step(engine, index, batch, sheet, stay) for batch in batches]
+        if stay is not None and group is not engine.groups[-1]:
+            batches = list(_together(batches, engine.backbone.batch_tokens))
+    return documents
 
-        def compute(batch: _Batch, index: int = index, stop: int = group.stop) -> _Batch:
-            values, hidden = engine.run(index, batch.ids, batch.mask, batch.hidden)
-            sheet.store(batch.rows, index, values)
-            sheet.depth[batch.rows] = stop
-            if stay is None or hidden is None:
-                return replace(batch, hidden=hidden)
-            found = values if batch.found is None else np.concatenate([batch.found, values], axis=1)
-            on = np.flatnonzero(stay(index, found))
-            return replace(batch, hidden=hidden, found=found).part(on.tolist(), batch.ids.shape[1])
 
-        computed = _side_by_side(compute, batches, engine.lanes)
-        on_the_way = stay is not None and group is not engine.groups[-1]
-        batches = list(_together(computed, engine.backbone.batch_tokens)) if on_the_way else computed
+def _step(engine: Engine, index: int, batch: _Batch, sheet: _Sheet, stay: Stay | None) -> _Batch:
+    """A batch through one group, without those who leave after it."""
+    values, hidden = engine.run(index, batch.ids, batch.mask, batch.hidden)
+    sheet.store(batch.rows, index, values)
+    sheet.depth[batch.rows] = engine.groups[index].stop
+    if stay is None or hidden is None:
+        return replace(batch, hidden=hidden)
+    found = values if batch.found is None else np.concatenate([batch.found, values], axis=1)
+    on = np.flatnonzero(stay(index, found))
+    return replace(batch, hidden=hidden, found=found).part(on, batch.ids.shape[1])
 
 
 def _together(batches: Sequence[_Batch], budget: int) -> Iterator[_Batch]:
-    """What is left of batches, in their order, as batches of a token budget."""
-    left = [batch for batch in batches if len(batch.rows)]
-    source = [(index, at) for index, batch in enumerate(left) for at in range(len(batch.rows))]
-    lengths = [length for batch in left for length in batch.mask.sum(1).tolist()]
+    """What is left of batches, as batches of a token budget."""
+    parts = [(b.rows, b.ids, b.mask, b.hidden, b.found) for b in batches if len(b.rows)]
+    if not parts:
+        return
+    rows, ids, mask, hidden, found = zip(*parts, strict=True)
+    whole = _Batch(np.concatenate(rows), _one(ids), _one(mask), _one(hidden), np.concatenate(found))
+    lengths = whole.mask.sum(1).tolist()
     for chosen in token_batches(lengths, budget):
-        wide = max(lengths[one] for one in chosen)
-        parts = []
-        for index, of in groupby((source[one] for one in chosen), key=itemgetter(0)):
-            parts.append(left[index].part([at for _, at in of], wide))
-        yield _Batch(
-            np.concatenate([part.rows for part in parts]),
-            torch.cat([part.ids for part in parts]),
-            torch.cat([part.mask for part in parts]),
-            torch.cat([part.hidden for part in parts if part.hidden is not None]),
-            np.concatenate([part.found for part in parts if part.found is not None]),
-        )
+        yield whole.part(chosen, max(lengths[at] for at in chosen))
+
+
+def _one(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors (B, T, ...) on top of one another, padded on the right to the longest."""
+    wide = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([pad(of, (0, 0) * (of.ndim - 2) + (0, wide - of.shape[1])) for of in tensors])
 
 
 class _Sheet:
