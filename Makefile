@@ -1,8 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart cluster-demo test test-here bench bench-method lint clean
-.PHONY: setup quickstart cluster-demo test test-here bench-method bench-limits lint clean
+.PHONY: setup quickstart cluster-demo test test-here bench bench-method bench-limits lint clean
 
 setup: .venv/.done  ## make .venv with everything
 

@@ -17,6 +17,8 @@ from spin.task import Targets, Task
 Floats = NDArray[np.floating]
 NEVER = 2.0
 """a threshold that no sureness reaches"""
+_PASSING = 0.03
+"""what going on from an exit costs, as a share of full depth: the residual stream is copied, batches are made anew"""
 _LEVELS = 12
 """thresholds that are tried at an exit"""
 
@@ -67,7 +69,8 @@ def thresholds_of(
     """The threshold of each exit for which a document costs least on average and `max_loss` is kept.
 
     `exits` are the calibrated logits (n, K) of the exits and `final` those of full depth, on documents that the heads
-    have not seen; `costs` what running to each exit and to full depth costs. The loss is the larger of two: what the
+    have not seen; `costs` what running to each exit and to full depth costs, without what passing the exits before
+    does. The loss is the larger of two: what the
     metric loses here, and what full depth itself expects to lose in accuracy, by its probabilities, where the labels
     differ. The second needs no luck: few labels differ, and the first alone is the luckiest of many.
     """
@@ -76,8 +79,9 @@ def thresholds_of(
     best = score(metric, y, task.predict(final))
 
     def price(thresholds: Sequence[float]) -> float:
+        passed = np.cumsum([0, *(threshold < NEVER for threshold in thresholds)])
         at = walk(exits, thresholds, final, task)
-        return float(np.asarray(costs)[at].mean())
+        return float((np.asarray(costs) + _PASSING * costs[-1] * passed)[at].mean())
 
     for thresholds in sorted(product(*grids), key=price):
         at = walk(exits, thresholds, final, task)

@@ -54,7 +54,7 @@ class OpenVinoEngine:
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
         requests = self._free.get()
         try:
-            values, *out = requests[index].infer(_inputs(ids, mask, hidden)).values()
+            values, *out = requests[index].infer(_inputs(ids, mask, hidden), share_inputs=True).values()
         finally:
             self._free.put(requests)
         return values, torch.from_numpy(out[0]) if out else None
@@ -103,9 +103,11 @@ def _compiled(graph: Any, precision: str, lanes: int) -> Any:
         "INFERENCE_NUM_THREADS": lanes,
         "INFERENCE_PRECISION_HINT": _HINT[precision],
         "NUM_STREAMS": lanes,
+        # every graph, of this process or another, would else have its first stream on the first core
+        "ENABLE_CPU_PINNING": False,
+        # fused attention takes longer than the parts, up to some 200 tokens
+        "SNIPPETS_MODE": "DISABLE",
     }
-    if precision == "bfloat16":  # its fused attention takes longer than the parts, up to some 200 tokens
-        options["SNIPPETS_MODE"] = "DISABLE"
     return openvino.Core().compile_model(graph, "CPU", options)
 
 

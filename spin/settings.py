@@ -158,7 +158,7 @@ class CascadeSettings(_Section):
         0.002, ge=0, lt=1, description="of the metric against full depth, that the exits may cost; 0: no exits"
     )
     depths: tuple[float, ...] = Field(
-        (1 / 3, 1 / 2, 2 / 3), description="where exits are offered, as shares of a model's depth"
+        (1 / 6, 1 / 3, 2 / 3), description="where exits are offered, as shares of a model's depth"
     )
 
     @field_validator("depths")
