@@ -65,7 +65,10 @@ def contender(
         def answer(texts: Sequence[str], _batch: int) -> NDArray[np.integer]:
             nonlocal share
             found = spin.features(texts)
-            share = compute if found.depth is None else compute * float(found.depth.mean()) / spin.depth
+            if found.depth is not None:
+                share = compute * float(np.average(found.depth, weights=found.n_tokens)) / spin.depth
+            else:
+                share = compute
             classes: NDArray[np.integer] = to_trial[spin.integration.answer(found.values, found.depth).argmax(1)]
             return classes
 

@@ -23,6 +23,8 @@ HOW = """## How to read it
 - Peers share one head: logistic regression on standardised embeddings (the mean of the last layer, of a decoder the
   last token), fitted in float32 on the documents that ours learns from, its C by cross-validation. An int8 of nncf is
   calibrated on training documents.
+- SPIN's graphs are compiled with fused attention off and streams that are not pinned to cores; the OpenVINO of peers as
+  it comes.
 - tokens/s counts special tokens and no padding. % of peak: FLOPs a second, of the GEMM peak in the row's precision. A
   document costs 2 FLOPs a token for each weight of the blocks' linear maps (24 d² a block in BERT) and 4 d a block for
   each pair of its tokens, without padding, times `compute`: the share of the whole model that the row runs.

@@ -31,7 +31,7 @@ class SpinModel(PythonModel):
         if "backbone" in context.artifacts:
             here |= {"model": context.artifacts["backbone"], "revision": None}
         self.spin.settings = self.spin.settings.model_copy(update=here)
-        _ = self.spin.backbone  # what is wrong with it is told now
+        _ = self.spin.engine  # what is wrong with it is told now, and requests in threads find it open
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from pipelines import corpus
+from pipelines.backbones import with_engine
 from pipelines.documents import Shard
 from pipelines.ledger import Ledger
-from pipelines.predictions import ClassifyStep
+from pipelines.predictions import CALIBRATION, ClassifyStep
 from pipelines.progress import progress
 from pipelines.reference import REFERENCE
 from pipelines.registry import Registry
@@ -86,11 +87,16 @@ def take_sample(
     """
     chosen = random.Random(settings.seed).sample(shards, min(len(shards), _SHARDS))
     # a worker of a cluster may have to fetch the backbone first; here it is what the settings name
-    alone = settings.model_copy(update={"ray": settings.ray.model_copy(update={"address": None})})
+    alone = with_engine(settings, "classify")
+    alone = alone.model_copy(update={"ray": settings.ray.model_copy(update={"address": None})})
+    if not settings.ray.of("classify").gpus_per_worker:
+        alone = alone.model_copy(update={"backbone": alone.backbone.model_copy(update={"device": "cpu"})})
     with tempfile.TemporaryDirectory() as scratch, _threads(settings.ray.of("classify").cpus_per_worker):
         run, model = Store(f"{scratch}/run"), Path(scratch) / "run" / "model"
         model.mkdir(parents=True)
         registry.download(version, model)
+        if settings.backbone.dtype == "int8":
+            (run / "model").write_json(CALIBRATION, registry.calibration())
         start = time.perf_counter()
         step = ClassifyStep(run, version, alone, run / "repeats", [], {})
         load = time.perf_counter() - start

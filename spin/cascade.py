@@ -51,9 +51,15 @@ def leaving(task: Task, decision: Decision, threshold: float, logits: Floats) ->
 
 def walk(exits: Sequence[Floats], thresholds: Sequence[float], final: Floats, task: Task) -> NDArray[np.int64]:
     """(n,) the index of the exit at which each document leaves, by logits (n, K); for none, how many there are."""
-    sure = np.array([sureness(task, task.probabilities(logits)) for logits in exits]).reshape(len(exits), len(final))
-    open_ = sure >= np.array(thresholds)[:, None]
-    return np.where(open_.any(0), open_.argmax(0), len(exits)) if len(exits) else np.zeros(len(final), np.int64)
+    return _leave([sureness(task, task.probabilities(logits)) for logits in exits], thresholds, len(final))
+
+
+def _leave(sure: Sequence[Floats], thresholds: Sequence[float], count: int) -> NDArray[np.int64]:
+    """(count,) the first exit at which each document is sure enough; for none, how many there are."""
+    at = np.full(count, len(sure))
+    for index in reversed(range(len(sure))):
+        at[sure[index] >= thresholds[index]] = index
+    return at
 
 
 def thresholds_of(
@@ -69,10 +75,10 @@ def thresholds_of(
     """The threshold of each exit for which a document costs least on average and `max_loss` is kept.
 
     `exits` are the calibrated logits (n, K) of the exits and `final` those of full depth, on documents that the heads
-    have not seen; `costs` what running to each exit and to full depth costs, without what passing the exits before
-    does. The loss is the larger of two: what the
+    have not seen; `costs` what running to each exit and to full depth costs; passing
+    an open exit costs a little more. The loss is the larger of two: what the
     metric loses here, and what full depth itself expects to lose in accuracy, by its probabilities, where the labels
-    differ. The second needs no luck: few labels differ, and the first alone is the luckiest of many.
+    differ. The second is the steadier estimate: few labels differ, so that the best of many measured losses is lucky.
     """
     sure = [sureness(task, task.probabilities(logits)) for logits in exits]
     grids = [[*np.quantile(of, np.linspace(0, 0.95, _LEVELS)), NEVER] for of in sure]
@@ -80,11 +86,11 @@ def thresholds_of(
 
     def price(thresholds: Sequence[float]) -> float:
         passed = np.cumsum([0, *(threshold < NEVER for threshold in thresholds)])
-        at = walk(exits, thresholds, final, task)
+        at = _leave(sure, thresholds, len(final))
         return float((np.asarray(costs) + _PASSING * costs[-1] * passed)[at].mean())
 
     for thresholds in sorted(product(*grids), key=price):
-        at = walk(exits, thresholds, final, task)
+        at = _leave(sure, thresholds, len(final))
         logits = mixed(exits, final, at)
         if _expected_loss(logits, final, task) > max_loss:
             continue

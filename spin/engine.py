@@ -52,7 +52,7 @@ class TorchEngine:
         self.readers = [fastest(reader) if backbone.compile and self.on_gpu else reader for reader in readers]
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
-        with suppress(torch.OutOfMemoryError), torch.inference_mode():
+        with suppress(torch.OutOfMemoryError), torch.inference_mode(), self.backbone.lock:
             values, *out = self.readers[index](self._sent(ids), self._sent(mask), *([] if hidden is None else [hidden]))
             return self._fetched(values), out[0] if out else None
         return self._halved(index, ids, mask, hidden)  # here, where nothing holds on to what did not fit any more
@@ -81,7 +81,7 @@ class TorchEngine:
 
 
 def open_engine(backbone: Backbone, groups: Sequence[Group], *, calibration: Sequence[str] = ()) -> Engine:
-    """The engine that a backbone was loaded for; int8 is scaled by texts, and without any computed as `auto` would."""
+    """The engine that a backbone was loaded for; int8 is scaled by texts, without them as `auto` gives."""
     if backbone.engine == "openvino":
         from spin.openvino import OpenVinoEngine
 

@@ -181,7 +181,7 @@ def _token_values(
                 seen = pooling_mask(column, mask, content)
                 parts[column] = _divide(chosen, seen, column.pooling, means[column], read_by_engine[column])
 
-    with capture(backbone, sorted({c.site for c in selection.neurons}), read) as forward:
+    with backbone.lock, capture(backbone, sorted({c.site for c in selection.neurons}), read) as forward:
         forward(ids, mask)
     return np.concatenate([parts[column] for column in selection.neurons], axis=1)
 

@@ -47,14 +47,15 @@ def export(spin: SpinClassifier, folder: str | Path, kind: str) -> list[str]:
     Raises UserError for another format, one whose packages are not installed, a folder that is not empty, or a
     backbone that the format does not compute as torch does; nothing is written then.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     check(folder, kind)
     plain = {"dtype": "float32", "engine": "torch", "device": "cpu"}
     backbone = load_backbone(spin.settings.model_copy(update=plain), expect_digest=spin.backbone_digest)
     backbone.cut(spin.depth)
     scorer = Scorer(backbone, spin.integration, spin.task.multilabel).eval()
     tokenizer = _tokenizer(backbone)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    there = folder.is_dir()  # it may be a mount, which nothing can take the place of
+    with tempfile.TemporaryDirectory(dir=folder if there else folder.parent) as scratch:
         staged = Path(scratch) / folder.name
         staged.mkdir()  # with the rights that a folder has here
         run = _write_onnx(scorer, staged) if kind == "onnx" else _write_openvino(scorer, staged)
@@ -62,7 +63,11 @@ def export(spin: SpinClassifier, folder: str | Path, kind: str) -> list[str]:
         tokenizer.save(str(staged / TOKENIZER))
         config = json.dumps(_config(spin, backbone, kind), indent=2, ensure_ascii=False)
         (staged / CONFIG).write_text(config + "\n", encoding="utf-8")
-        staged.replace(folder)
+        if not there:
+            staged.replace(folder)
+        else:
+            for path in sorted(staged.iterdir(), key=lambda path: path.name == CONFIG):  # which says that all is there
+                path.replace(folder / path.name)
     return sorted(path.name for path in folder.iterdir())
 
 

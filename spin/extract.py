@@ -62,7 +62,7 @@ def extract(
     keep: Mapping[Column, NDArray[np.int64]] | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
-    """Read `columns` from every text, once; who reads again and again opens the engine and calls `read`.
+    """Read `columns` from every text, once. To read repeatedly, open the engine once and call `read`.
 
     A mapping gives each column's type, float32 otherwise; `keep` names the neurons wanted of some columns.
     """
@@ -87,8 +87,8 @@ def read(
 ) -> Features:
     """What the engine's groups read of every text; `progress` is told how many are done.
 
-    `stay` is asked after every group but the last which documents go on; the others leave the batch. The result does
-    not depend on the order of the texts, and batches depend on these texts alone. Raises UserError, naming the site,
+    `stay` is asked after every group but the last which documents go on; the others leave the batch. Batches
+    depend on these texts alone, and the result, up to rounding, not on their order. Raises UserError, naming the site,
     when a value does not fit a float16 column, NotFiniteError for one that is not finite.
     """
     sheet = _Sheet(engine, len(texts), types or {})
@@ -136,14 +136,18 @@ def _in_lanes(work: Callable[[list[_Batch]], int], chunks: Iterable[list[_Batch]
         yield from map(work, chunks)
         return
     # a lane is one core: torch would start threads of its own in each to put tensors together
-    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        running: deque[Future[int]] = deque()
-        for chunk in chunks:
-            running.append(pool.submit(work, chunk))
-            if len(running) == 2 * lanes:
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            running: deque[Future[int]] = deque()
+            for chunk in chunks:
+                running.append(pool.submit(work, chunk))
+                if len(running) == 2 * lanes:
+                    yield running.popleft().result()
+            while running:
                 yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+    finally:
+        torch.set_num_threads(threads)  # a lane's 1 would be that of every thread to come
 
 
 def _tokenised(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[int], Tokens]]:

@@ -168,7 +168,7 @@ class _Fitter:
             for values in (logits, logits / np.float32(temperature))
         ]
         selection, mean, scale, head = self._final(candidate, steps)
-        exits, mix = self._exits(candidate, selection, logits / np.float32(temperature))
+        exits, mix = self._exits(candidate, steps, selection, logits / np.float32(temperature))
         facts = {
             **candidate.describe(),
             "neurons": len(selection),
@@ -185,23 +185,23 @@ class _Fitter:
         return Integration(selection, mean, scale, head.cooled(said[0]), said[1], exits)
 
     def _exits(
-        self, candidate: Candidate, selection: Selection, final: Floats
+        self, candidate: Candidate, steps: int | None, selection: Selection, final: Floats
     ) -> tuple[tuple[Exit, ...], list[dict[str, Any]]]:
         """The exits of a candidate whose calibrated held-out logits are `final`, and the share that leaves at each."""
         found: list[tuple[int, Floats, float]] = []
         costs: list[float] = []
+        of_folds = self._read_in_folds(candidate, steps) if self.cascade.max_loss else []
         reached = {column.site.layer for column in selection.neurons}
         for depth in depths_of(self.cascade.depths, selection.depth) if self.cascade.max_loss else ():
-            parts = [
-                self.search.selection(candidate.eta, depth, candidate.part, probes) for probes in self.search.of_fold
-            ]
+            parts = [read.part(depth) for read in of_folds]
             if depth < min(reached) or not all(map(len, parts)):
                 continue
-            fits = [of.fit(part, [candidate.penalty])[0] for of, part in zip(self.search.parts, parts, strict=True)]
+            ridge = Penalty(candidate.penalty.strength)
+            fits = [of.fit(part, [ridge])[0] for of, part in zip(self.search.parts, parts, strict=True)]
             logits = np.concatenate([values for _, values in fits])
             temperature = self.team.say(fit_temperature(logits, self.valid_y, self.task))
             found.append((depth, logits / np.float32(temperature), temperature))
-            costs.append(self.search.compute[max(column.site for part in parts for column in part.neurons)])
+            costs.append(self.search.compute[Site(depth, "resid")])
         held_out = [logits for _, logits, _ in found]
         thresholds: list[float] = self.team.say(
             thresholds_of(
@@ -210,15 +210,30 @@ class _Fitter:
             )
         )  # fmt: skip
         at = walk(held_out, thresholds, final, self.task)
-        exits, mix = [], []
+        exits: list[Exit] = []
+        mix: list[dict[str, Any]] = []
+        taken = 0
         for index, ((depth, _, temperature), threshold) in enumerate(zip(found, thresholds, strict=True)):
             share = float((at == index).mean())
-            if share:
-                design = self.material.design(selection.part(depth), self.search.final, self.material.rows)
+            part = selection.part(depth)
+            if share and len(part) > taken:  # an exit reads something that those before it do not
+                taken = len(part)
+                design = self.material.design(part, self.search.final, self.material.rows)
                 [head] = fit_linear(design, [Penalty(candidate.penalty.strength)])
                 exits.append(Exit(depth, head.cooled(temperature), threshold))
                 mix.append({"depth": depth, "threshold": round(threshold, 4), "valid_share": round(share, 4)})
         return tuple(exits), self.team.say(mix)
+
+    def _read_in_folds(self, candidate: Candidate, steps: int | None) -> list[Selection]:
+        """What the head of each fold reads: as in the final one, no neurons that its L1 part left out."""
+        found = []
+        for probes, part in zip(self.search.of_fold, self.search.parts, strict=True):
+            selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
+            if steps is None and candidate.penalty.l1:
+                [(head, _)] = part.fit(selection, [candidate.penalty])
+                selection = selection.keep(_used(head))
+            found.append(selection)
+        return found
 
     def _bend(self, candidate: Candidate) -> tuple[tuple[Floats, ...], int | None, float | None]:
         """Held-out logits of the head that is taken, its steps if that is the mlp, and the test's chance."""
@@ -249,6 +264,11 @@ class _Fitter:
         if steps is not None:
             bent, _ = fit_mlp(head, design, candidate.penalty.strength, seed=self.seed, steps=steps)
             return selection, mean, scale, bent
-        wanted: NDArray[np.bool_] = np.any(head.coef != 0, axis=0)
-        wanted |= not wanted.any()  # a head must read something, if only to ignore it
+        wanted = _used(head)
         return selection.keep(wanted), mean[wanted], scale[wanted], head.keep(wanted)
+
+
+def _used(head: LinearHead) -> NDArray[np.bool_]:
+    """(p,) the features that a head reads: something, if only to ignore it."""
+    used: NDArray[np.bool_] = np.any(head.coef != 0, axis=0)
+    return used | (not used.any())

@@ -33,7 +33,7 @@ class Pair:
         if self.one_pass:
             mine, theirs = (spin.integration.selection.neurons for spin in (first, second))
             self.both = {column: _union(mine, theirs, column) for column in sorted({*mine, *theirs})}
-            self.engine = open_engine(first.backbone, [whole(self.both, self.both)], calibration=first.calibration)
+            self.engine = open_engine(first.backbone, [whole(self.both, self.both)])
         else:
             _ = first.engine, second.engine
 

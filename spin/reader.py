@@ -91,7 +91,7 @@ class Reader(nn.Module):
         with _resumed(self.backbone, self.group.start, hidden), capture(self.backbone, sorted(wanted), read) as run:
             run(ids, seen)
         values = [found[column] for column in self.group.neurons]
-        return torch.cat(values, 1) if values else out[0].new_empty(ids.shape[0], 0), *out
+        return torch.cat(values, 1) if values else out[0].new_empty(ids.shape[0], 0, dtype=torch.float32), *out
 
 
 class _Pick(nn.Module):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +392,15 @@ def test_the_class_needs_no_cluster() -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+def test_threads_may_ask_at_once(fitted: SpinClassifier) -> None:
+    """What hooks on the model sees only the pass of its own thread, of predictions and explanations alike."""
+    texts, _ = read(64, 2, seed=3)
+    parts = [texts[start : start + 8] for start in range(0, 64, 8)]
+    one_by_one = [(fitted.predict_proba(part), fitted.explain(part[0]).logits) for part in parts]
+    with ThreadPoolExecutor(8) as pool:
+        at_once = list(pool.map(lambda part: (fitted.predict_proba(part), fitted.explain(part[0]).logits), parts))
+    for (chances, explained), (expected, told) in zip(at_once, one_by_one, strict=True):
+        np.testing.assert_allclose(chances, expected, atol=1e-6)
+        assert explained == pytest.approx(told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,23 @@ def test_a_choice_of_neurons_is_part_of_all(model: Any) -> None:
     found = extract(model, LONG, list(some), keep=some).columns
     for column, neurons in some.items():
         assert found[column] == pytest.approx(every[column][:, neurons], rel=1e-5, abs=1e-6), column
+
+
+def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
+    """A lane computes with one thread; who comes after them has as many as before."""
+    before, later = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
+        engine = OpenVinoEngine(backbone, divide(chosen(backbone), []))
+        assert engine.lanes == 3
+        read(engine, LONG)
+        thread = Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (later, torch.get_num_threads()) == ([3], 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_groups_of_blocks_are_the_whole(model: Any) -> None:

@@ -232,6 +232,17 @@ def test_float32_whatever_it_runs_in(backbone_folder: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(opened(tmp_path / "exported")(TEXTS), spin.predict_proba(TEXTS), atol=1e-5)
 
 
+def test_an_empty_folder_stays_where_it_is(backbone_folder: Path, tmp_path: Path) -> None:
+    """It may be a mount or behind a link: the files go into it, and nothing else is left there."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    before = (tmp_path / "there").stat().st_ino
+    files = export(classifier(backbone_folder), tmp_path / "link", "onnx")
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == files
+    assert (tmp_path / "there").stat().st_ino == before
+    same(classifier(backbone_folder), tmp_path / "there")
+
+
 def test_what_cannot_be_written_is_told_first(
     backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -224,6 +224,28 @@ def test_the_sample_is_made_as_a_worker_makes_it(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
+def test_a_worker_without_a_gpu_computes_on_the_processor(
+    shelf: Shelf, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever this machine has, and in the precision of a night: int8 is scaled by the same texts."""
+    opened: list[tuple[str, str, int]] = []
+
+    class Spy(ClassifyStep):
+        def __init__(self, run: Store, version: str, settings: Settings, *rest: Any) -> None:
+            super().__init__(run, version, settings, *rest)
+            texts = (run / "model").read_json("calibration.json") or ()
+            opened.append((settings.backbone.device, settings.backbone.engine, len(texts)))
+
+    monkeypatch.setattr(sample, "ClassifyStep", Spy)
+    monkeypatch.setattr(Shelf, "calibration", lambda _: [row["text"] for row in tiny.documents(30)], raising=False)
+    source = write(str(tmp_path), "jsonl", tiny.documents(60))
+    settings = settings_of(backbone_folder)
+    update = {"device": "auto", "dtype": "int8", "engine": "openvino"}
+    settings = settings.model_copy(update={"backbone": settings.backbone.model_copy(update=update)})
+    assert forecast(settings, shelf, 1000, source=source)["sample"]["documents"] == 60  # type: ignore[arg-type]
+    assert opened == [("cpu", "openvino", 30)]
+
+
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A sample that is not taken: 100 documents a second in five pieces, ids at 10,000 a second, 36 s to load."""
