@@ -35,7 +35,13 @@ def graph_peers(trial: Trial, folder: Path) -> list[Contender]:
         made += [
             peer(trial, name, "float32", lambda s=streams: openvino(trial, graph.openvino, s, "f32")),
             peer(trial, name, "bfloat16", lambda s=streams: openvino(trial, graph.openvino, s, "bf16")),
-            peer(trial, f"{name}, nncf", "int8", lambda s=streams: openvino(trial, graph.openvino_int8, s, "bf16")),
+            peer(
+                trial,
+                f"{name}, nncf",
+                "int8",
+                lambda s=streams: openvino(trial, graph.openvino_int8, s, "bf16"),
+                calibrated=True,
+            ),
         ]
     return made
 

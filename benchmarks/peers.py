@@ -22,7 +22,9 @@ Batch = tuple[list[int], NDArray[np.int64], NDArray[np.int64]]
 """rows of the texts, token ids (B, T) and their mask, padded on the right"""
 
 
-def peer(trial: Trial, name: str, precision: Precision, load: Callable[[], Embed]) -> Contender:
+def peer(
+    trial: Trial, name: str, precision: Precision, load: Callable[[], Embed], *, calibrated: bool = False
+) -> Contender:
     """A contender that embeds, with the trial's head upon it, which is fitted on first use."""
 
     def answer() -> Answer:
@@ -31,7 +33,7 @@ def peer(trial: Trial, name: str, precision: Precision, load: Callable[[], Embed
         embed = load()
         return lambda texts, batch: trial.classes(embed(texts, batch))
 
-    return Contender(name, precision, answer, trial.batches)
+    return Contender(name, precision, answer, trial.batches, calibrated=calibrated)
 
 
 def torch_peers(trial: Trial) -> list[Contender]:

@@ -29,6 +29,8 @@ class Contender:
     batches: tuple[int, ...] = ()
     """documents a batch, of which the quickest is found; () where it batches by itself"""
     ours: bool = False
+    calibrated: bool = False
+    """a peer whose int8 is scaled by documents that its user has to bring"""
     max_loss: float | None = None
     """of the cascade, as a share of 1; None without a cascade"""
     compute: Callable[[], float] = lambda: 1.0

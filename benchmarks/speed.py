@@ -97,6 +97,7 @@ def _row(contender: Contender, contenders: Sequence[Contender], found: Race, tri
         found.batch[contender.key],
         contender.compute(),
         contender.ours,
+        contender.calibrated,
         contender.max_loss,
     )
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.rounds import key_of
+from spin.settings import CascadeSettings
 
 SAME_ACCURACY = 0.003
 """of accuracy, that a row may lose to our own float32 and still count as equal to it"""
 NIGHT_LOSS = 0.005
 """of accuracy, that a night's cascade may lose to our own full depth"""
+SHIPPED = CascadeSettings().max_loss
+"""of the metric, that a night's cascade is granted by default"""
 FULL_RATIO, NIGHT_FLOOR, NIGHT_GOAL = 1.0, 1.2, 2.0
 
 
@@ -32,6 +35,8 @@ class Row:
     compute: float = 1.0
     """FLOPs that it spent as a share of the whole model's"""
     ours: bool = False
+    calibrated: bool = False
+    """a peer whose int8 is scaled by documents that its user has to bring"""
     max_loss: float | None = None
 
     @property
@@ -64,9 +69,10 @@ def fastest(rows: Sequence[Row]) -> Row | None:
     return min(rows, key=lambda row: row.median, default=None)
 
 
-def best_peer(rows: Sequence[Row], *, whole: bool = False) -> Row | None:
-    """The fastest peer; `whole` leaves out int8."""
-    return fastest([row for row in rows if not row.ours and not (whole and row.precision == "int8")])
+def best_peer(rows: Sequence[Row], *, whole: bool = False, plain: bool = False) -> Row | None:
+    """The fastest peer; `whole` leaves out int8, `plain` what is calibrated."""
+    peers = [row for row in rows if not row.ours and not (plain and row.calibrated)]
+    return fastest([row for row in peers if not (whole and row.precision == "int8")])
 
 
 def reference(rows: Sequence[Row]) -> Row | None:
@@ -75,20 +81,21 @@ def reference(rows: Sequence[Row]) -> Row | None:
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """Full depth against the peers of 16 and 32 bits, a night against all of them."""
+    """Full depth against the peers of 16 and 32 bits; a night against those that run as they come, and against all."""
     own = reference(rows)
     floor = -np.inf if own is None else own.accuracy
     mine = [row for row in rows if row.ours]
     equal = [row for row in mine if row.max_loss is None and row.precision != "int8"]
     full = fastest([row for row in equal if row.accuracy >= floor - SAME_ACCURACY - 1e-9])
-    night = fastest([row for row in mine if row.max_loss is not None and row.accuracy >= floor - NIGHT_LOSS - 1e-9])
-    whole, of_all = best_peer(rows, whole=True), best_peer(rows)
+    night = fastest([row for row in mine if row.max_loss == SHIPPED and row.accuracy >= floor - NIGHT_LOSS - 1e-9])
+    whole, plain, of_all = best_peer(rows, whole=True), best_peer(rows, plain=True), best_peer(rows)
     full_text = f"full depth in 16 or 32 bits, at most {100 * SAME_ACCURACY:.1f} points below its float32"
-    night_text = f"a night with the cascade, at most {100 * NIGHT_LOSS:.1f} points below its full depth"
+    night_text = f"a night with the cascade as shipped, at most {100 * NIGHT_LOSS:.1f} points below its full depth"
     return [
         _verdict(full_text, full, whole, FULL_RATIO, asserted=True),
-        _verdict(night_text, night, of_all, NIGHT_FLOOR, asserted=True),
-        _verdict(f"{night_text} (the goal)", night, of_all, NIGHT_GOAL, asserted=False),
+        _verdict(night_text, night, plain, NIGHT_FLOOR, asserted=True),
+        _verdict(f"{night_text} (the goal)", night, plain, NIGHT_GOAL, asserted=False),
+        _verdict(f"{night_text}, against int8 that was calibrated too", night, of_all, NIGHT_FLOOR, asserted=False),
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,8 +67,6 @@ class Backbone:
     compile: bool = False
     """whether a GPU may run a compiled graph of it"""
     forward_options: dict[str, Any] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    """held by who reads the model: what `capture` hooks on it sees the pass of any thread"""
     causal: bool = field(init=False)
     """whether a token sees only those before it: a decoder"""
     gives_tuples: bool = field(init=False, default=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -15,6 +16,8 @@ from spin.sites import Site
 
 Read = Callable[[Site, Tensor], None]
 Forward = Callable[[Tensor, Tensor], None]
+READING = threading.Lock()
+"""held by who runs a model under `capture`: its hooks see the pass of any thread"""
 
 
 class _DeepestRead(Exception):

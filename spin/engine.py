@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spin.backbone import Backbone
+from spin.capture import READING
 from spin.compiled import fastest
 from spin.errors import UserError
 from spin.reader import Group, Reader
@@ -52,7 +53,7 @@ class TorchEngine:
         self.readers = [fastest(reader) if backbone.compile and self.on_gpu else reader for reader in readers]
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
-        with suppress(torch.OutOfMemoryError), torch.inference_mode(), self.backbone.lock:
+        with suppress(torch.OutOfMemoryError), torch.inference_mode(), READING:
             values, *out = self.readers[index](self._sent(ids), self._sent(mask), *([] if hidden is None else [hidden]))
             return self._fetched(values), out[0] if out else None
         return self._halved(index, ids, mask, hidden)  # here, where nothing holds on to what did not fit any more

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spin.backbone import Backbone
-from spin.capture import capture
+from spin.capture import READING, capture
 from spin.integrate import Integration
 from spin.pooling import token_of
 from spin.reader import pooling_mask
@@ -181,7 +181,7 @@ def _token_values(
                 seen = pooling_mask(column, mask, content)
                 parts[column] = _divide(chosen, seen, column.pooling, means[column], read_by_engine[column])
 
-    with backbone.lock, capture(backbone, sorted({c.site for c in selection.neurons}), read) as forward:
+    with READING, capture(backbone, sorted({c.site for c in selection.neurons}), read) as forward:
         forward(ids, mask)
     return np.concatenate([parts[column] for column in selection.neurons], axis=1)
 

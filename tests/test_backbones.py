@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,10 @@ from transformers import (
 )
 
 from spin.backbone import Backbone, load_backbone
+from spin.batches import STEP, token_batches
 from spin.capture import capture
 from spin.errors import UserError
-from spin.extract import SAFE_FLOAT16, column_types, extract, token_batches
+from spin.extract import SAFE_FLOAT16, column_types, extract
 from spin.pooling import POOLINGS, pool, token_of
 from spin.settings import BackboneSettings
 from spin.sites import Column, Site, choose_sites
@@ -559,14 +559,20 @@ def test_positions_as_many_as_words(tmp_path: Path) -> None:
 @settings(max_examples=200, deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(1, 200))
 def test_token_batches(lengths: list[int], budget: int) -> None:
-    """Every index once; a batch holds the budget, padding included, or one text; none could take one more."""
+    """Every index once, in order of length; a batch keeps the budget, padding included, or holds one text.
+
+    None could take a step more, and those that are larger than a step are made of steps, but for the last.
+    """
     batches = list(token_batches(lengths, budget))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     cost = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
     assert all(c <= budget or len(batch) == 1 for c, batch in zip(cost, batches, strict=True))
-    for batch, following in pairwise(batches):
-        assert max(lengths[i] for i in batch) <= min(lengths[i] for i in following)
-        assert (len(batch) + 1) * min(lengths[i] for i in following) > budget
+    order, end = [lengths[i] for batch in batches for i in batch], 0
+    assert order == sorted(lengths)
+    for batch in batches[:-1]:
+        end += len(batch)
+        assert len(batch) < STEP or len(batch) % STEP == 0
+        assert (len(batch) + STEP) * order[min(end + STEP, len(order)) - 1] > budget
 
 
 def test_batches_do_not_change_features(llama: Path) -> None:

@@ -27,6 +27,7 @@ PEERS = [
     Row("loop", "float32", (10.0, 12.0, 11.0), 0.70, 1.0, 32),
     Row("graph", "bfloat16", (5.0, 4.0, 6.0), 0.70, 0.99, 16),
     Row("graph", "int8", (3.0, 2.0, 4.0), 0.68, 0.95, 16),
+    Row("graph, scaled", "int8", (2.2, 1.1, 2.2), 0.69, 0.97, 16, calibrated=True),
 ]
 OURS = [
     Row("SPIN", "float32", (9.0, 9.0, 9.0), 0.750, 1.0, ours=True),
@@ -55,13 +56,16 @@ def trial(backbone_folder: Path) -> Trial:
 def test_a_ratio_is_within_rounds() -> None:
     """Noise that a round's rows share is divided away; medians of each alone would keep it."""
     assert ratio(PEERS[1], OURS[3]) == 3.0  # of 2.5, 4 and 3
-    assert best_peer(PEERS + OURS) is PEERS[2]
+    assert best_peer(PEERS + OURS) is PEERS[3]
+    assert best_peer(PEERS + OURS, plain=True) is PEERS[2]
     assert best_peer(PEERS + OURS, whole=True) is PEERS[1]
 
 
 def test_verdicts_hold_by_speed_at_a_bounded_loss() -> None:
-    """Int8 does not stand for 16 bits, nor a cascade that loses more than half a point for a night."""
-    full, floor, goal = verdicts(PEERS + OURS)
+    """Int8 does not stand for 16 bits, nor a cascade that is granted more than by default for a night."""
+    full, floor, goal, scaled = verdicts(PEERS + OURS)
+    assert (scaled.holds, scaled.asserted) == (False, False)
+    assert "1.10 × the fastest peer" in scaled.text
     assert (full.holds, floor.holds, goal.holds) == (True, True, True)
     assert "1.25 × the fastest peer" in full.text
     assert "2.00 × the fastest peer" in floor.text
@@ -72,19 +76,19 @@ def test_verdicts_hold_by_speed_at_a_bounded_loss() -> None:
 def test_a_slower_or_a_worse_row_does_not_hold() -> None:
     """A row just too inaccurate hands over to a slower one, and speed below the promise is told."""
     worse = [OURS[0], replace(OURS[1], accuracy=0.7469), replace(OURS[3], seconds=(1.4, 1.4, 1.4)), OURS[4]]
-    full, floor, goal = verdicts(PEERS + worse)
+    full, floor, goal, _ = verdicts(PEERS + worse)
     assert not full.holds
     assert "SPIN float32 against graph bfloat16" in full.text
     assert (floor.holds, goal.holds) == (True, True)
-    _, floor, goal = verdicts([*PEERS, OURS[0], replace(OURS[3], seconds=(2.0, 2.0, 2.0))])
+    _, floor, goal, _ = verdicts([*PEERS, OURS[0], replace(OURS[3], seconds=(2.0, 2.0, 2.0))])
     assert (floor.holds, goal.holds) == (True, False)
-    _, floor, _ = verdicts([*PEERS, OURS[0], replace(OURS[3], seconds=(2.8, 2.8, 2.8))])
+    _, floor, *_ = verdicts([*PEERS, OURS[0], replace(OURS[3], seconds=(2.8, 2.8, 2.8))])
     assert not floor.holds
 
 
 def test_nothing_to_tell_by_does_not_hold() -> None:
     found = verdicts(PEERS + OURS[:2])
-    assert [verdict.holds for verdict in found] == [True, False, False]
+    assert [verdict.holds for verdict in found] == [True, False, False, False]
     assert "no row of ours" in found[1].text
     assert not any(verdict.holds for verdict in verdicts(OURS))
     assert told(found).count("**does not hold**") == 1
@@ -94,9 +98,9 @@ def test_the_table_says_what_was_measured(trial: Trial) -> None:
     """docs/s of the median round, tokens/s without padding, FLOPs over the peak of the row's precision."""
     lines = table(PEERS + OURS, trial, {"bfloat16": 10.0}).splitlines()
     graph = next(line for line in lines if line.startswith("| graph | bfloat16"))
-    assert graph == "| graph | bfloat16 | 16 | 1 | 1–1 | 4 | 8 | 0.60 | 70.0 | 99.0 | 100 % |"
+    assert graph == "| graph | bfloat16 | 16 | 1 | 1–1 | 4 | 8 | 0.37 | 70.0 | 99.0 | 100 % |"
     night = next(line for line in lines if "max_loss 0.002" in line)
-    assert night == "| SPIN, max_loss 0.002 | bfloat16 | tokens | 2 | 2–4 | 11 | 10 | 2.00 | 74.6 | 97.0 | 50 % |"
+    assert night == "| SPIN, max_loss 0.002 | bfloat16 | tokens | 2 | 2–4 | 11 | 10 | 1.10 | 74.6 | 97.0 | 50 % |"
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| loop", "| graph", "| graph"]
     assert "| – |" in next(line for line in lines if line.startswith("| loop"))
 
