@@ -28,7 +28,7 @@ from spin.team import Team
 
 Floats = NDArray[np.floating]
 Rows = NDArray[np.int64]
-FLOPS = {Site(layer, "ffn"): layer / 4 for layer in (1, 2, 3, 4)}
+FLOPS = {Site(layer, kind): layer / 4 for layer in (1, 2, 3, 4) for kind in ("ffn", "resid")}
 SEARCH = SearchSettings(etas=(0.3, 0.6, 0.9), max_share=0.3, strengths=(0.1, 1, 10), l1=(0.02,), head="linear")
 TASKS = {"classes": Task(("a", "b", "c")), "lists": Task(("a", "b", "c"), multilabel=True)}
 
