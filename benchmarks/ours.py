@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.rounds import Answer, Contender, Precision
 from benchmarks.trial import Trial
+from benchmarks.verdicts import SHIPPED
 from spin import SpinClassifier
 from spin.backbone import load_backbone
 from spin.classifier import columns_of
@@ -29,8 +30,7 @@ _ENGINES: tuple[tuple[str, Precision], ...] = (
 )  # fmt: skip
 """engine and precision of each row at full depth; the first is what all others are compared with"""
 _FAST: tuple[Precision, ...] = ("bfloat16", "int8")
-_SHIPPED = CascadeSettings().max_loss
-_LOSSES = (_SHIPPED, 0.005, 0.01, 0.02)
+_LOSSES = (SHIPPED, 0.005, 0.01, 0.02)
 """that the cascade is granted, of macro-F1"""
 _METRIC = "macro_f1"
 
@@ -43,7 +43,7 @@ def ours(trial: Trial, folder: Path) -> list[Contender]:
         ]
     rows = [contender(trial, folder, engine, precision) for engine, precision in _ENGINES]
     rows += [contender(trial, folder, "openvino", p, loss) for p in _FAST for loss in _LOSSES]
-    return [*rows, contender(trial, folder, "torch", "bfloat16", _SHIPPED)]
+    return [*rows, contender(trial, folder, "torch", "bfloat16", SHIPPED)]
 
 
 def contender(
@@ -55,7 +55,7 @@ def contender(
     def load() -> Answer:
         if not folder.exists():
             train(trial, folder)
-        kept = folder / str(_SHIPPED if max_loss is None else max_loss)
+        kept = folder / str(SHIPPED if max_loss is None else max_loss)
         spin = SpinClassifier.load(kept, backbone=_settings(trial, engine, precision), early=max_loss is not None)
         spin.calibration = tuple(trial.train[0][:CALIBRATED])
         compute = float(spin.integration.facts["compute"])
@@ -65,10 +65,8 @@ def contender(
         def answer(texts: Sequence[str], _batch: int) -> NDArray[np.integer]:
             nonlocal share
             found = spin.features(texts)
-            if found.depth is not None:
-                share = compute * float(np.average(found.depth, weights=found.n_tokens)) / spin.depth
-            else:
-                share = compute
+            ran = spin.depth if found.depth is None else np.average(found.depth, weights=found.n_tokens)
+            share = compute * float(ran) / spin.depth
             classes: NDArray[np.integer] = to_trial[spin.integration.answer(found.values, found.depth).argmax(1)]
             return classes
 
@@ -86,7 +84,7 @@ def train(trial: Trial, folder: Path) -> None:
     features, flops = extract(backbone, texts, columns).columns, relative_compute(backbone)
     splits = [split_of(str(row), 0, 0.15, 0.0) for row in range(len(texts))]
     y, part = trial.task.index(labels), (rows_of(splits, "train"), rows_of(splits, "valid"))
-    first, *others = (CascadeSettings(max_loss=loss) for loss in (_LOSSES if not trial.causal else (_SHIPPED,)))
+    first, *others = (CascadeSettings(max_loss=loss) for loss in (_LOSSES if not trial.causal else (SHIPPED,)))
     probes, made = learn(features, trial.task, y, *part, flops=flops, metric=_METRIC, cascade=first)
 
     def read(selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:

@@ -57,14 +57,30 @@ def test_a_choice_of_neurons_is_part_of_all(model: Any) -> None:
 
 
 def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
-    """A lane computes with one thread; who comes after them has as many as before."""
+    """They read what torch reads, of batches of any size; who comes after them has as many threads as before."""
     before, later = torch.get_num_threads(), []
     torch.set_num_threads(3)
     try:
-        backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
-        engine = OpenVinoEngine(backbone, divide(chosen(backbone), []))
+        texts, done = [*LONG, *("fine " * (2 + row % 3) for row in range(400))], []
+        settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=64)
+        backbone = load_backbone(settings)
+        groups = divide(chosen(backbone), [1])
+
+        first = read(TorchEngine(backbone, groups[:1]), texts).values.sum(1)
+        middle = (first.min() + first.max()) / 2
+
+        def stay(_index: int, found: np.ndarray) -> np.ndarray:
+            return found.sum(1) > middle
+
+        expected = read(TorchEngine(backbone, groups), texts, stay=stay)
+        engine = OpenVinoEngine(backbone, groups)
         assert engine.lanes == 3
-        read(engine, LONG)
+        found = read(engine, texts, stay=stay, progress=done.append)
+        assert (sum(done), len(done) > 6) == (len(texts), True)
+        assert found.depth is not None
+        assert set(found.depth) == {1, backbone.depth}
+        assert np.array_equal(found.depth, expected.depth)
+        assert found.values == pytest.approx(expected.values, rel=1e-3, abs=1e-3, nan_ok=True)
         thread = Thread(target=lambda: later.append(torch.get_num_threads()))
         thread.start()
         thread.join()

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
+import spin.integrate
 from spin.errors import UserError
 from spin.folds import Fold, folds_of, labelled, leaving_out
 from spin.frontier import Candidate, choices_of, frontier_of
+from spin.head import Penalty
 from spin.integrate import Integrated, Integration, integrate
 from spin.metric import score
 from spin.mlp import MlpHead
 from spin.probe import Probe, fit_probes
-from spin.search import Material, Search, row_weights
+from spin.search import FoldSearch, Material, Search, row_weights
 from spin.select import Selection, alignment, largest_eta, select
 from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
 from spin.sites import Column, Site
@@ -28,7 +30,7 @@ from spin.team import Team
 
 Floats = NDArray[np.floating]
 Rows = NDArray[np.int64]
-FLOPS = {Site(layer, kind): layer / 4 for layer in (1, 2, 3, 4) for kind in ("ffn", "resid")}
+FLOPS = {Site(layer, kind): layer / 4 + (kind == "resid") / 8 for layer in (1, 2, 3, 4) for kind in ("ffn", "resid")}
 SEARCH = SearchSettings(etas=(0.3, 0.6, 0.9), max_share=0.3, strengths=(0.1, 1, 10), l1=(0.02,), head="linear")
 TASKS = {"classes": Task(("a", "b", "c")), "lists": Task(("a", "b", "c"), multilabel=True)}
 
@@ -255,6 +257,30 @@ def test_an_l1_part_takes_neurons_away() -> None:
     assert len(found.mean) == len(found.scale) == len(found.selection)
     raw = subject.read(found.selection, subject.test)
     assert score("accuracy", subject.y[subject.test], found.logits(raw).argmax(1)) > 0.5
+
+
+def test_exits_are_judged_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold's exits read what the L1 part of its full depth left, by a ridge, and cost all that runs up to them."""
+    subject, fits, costs = project(), [], []
+    fit, price = FoldSearch.fit, spin.integrate.thresholds_of
+
+    def spy(self: FoldSearch, part: Selection, penalties: Sequence[Penalty]) -> Any:
+        found = fit(self, part, penalties)
+        fits.append((part, penalties[0], found[0][0]))
+        return found
+
+    monkeypatch.setattr(FoldSearch, "fit", spy)
+    monkeypatch.setattr(spin.integrate, "thresholds_of", lambda *a, **k: costs.extend(k["costs"]) or price(*a, **k))
+    settings = SEARCH.model_copy(update={"l1": (0.3,)})
+    candidate = next(c for c in subject.search(settings).run() if c.penalty.l1 and c.depth == 4)
+    fits.clear()
+    spin.integrate._Fitter(subject.search(settings), CascadeSettings(depths=(0.25, 0.5)), 0).fit(candidate)
+    (whole, _, head), *exits = fits
+    used = whole.keep(head.coef.any(0))
+    assert len(used) < len(whole)
+    assert [part.rows() for part, _, _ in exits] == [used.part(depth).rows() for depth in (1, 2)]
+    assert [penalty for _, penalty, _ in exits] == [Penalty(candidate.penalty.strength)] * 2
+    assert costs == [1 / 4 + 1 / 8, 2 / 4 + 1 / 8, candidate.compute]
 
 
 def crossed(seed: int = 0, n: int = 900) -> Project:
