@@ -61,8 +61,8 @@ def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
     before, later = torch.get_num_threads(), []
     torch.set_num_threads(3)
     try:
-        texts, done = [*LONG, *("fine " * (2 + row % 3) for row in range(400))], []
-        settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=64)
+        texts, done = [*LONG, *("fine " * (2 + row % 3) for row in range(1000))], []
+        settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=128)
         backbone = load_backbone(settings)
         groups = divide(chosen(backbone), [1])
 
