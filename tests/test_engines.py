@@ -81,6 +81,8 @@ def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
         assert set(found.depth) == {1, backbone.depth}
         assert np.array_equal(found.depth, expected.depth)
         assert found.values == pytest.approx(expected.values, rel=1e-3, abs=1e-3, nan_ok=True)
+        values, hidden = engine.run(0, *backbone.batch(backbone.tokenize(["fine"] * 13).ids))
+        assert (len(values), len(hidden)) == (13, 13)  # and not 16, as the graph was given
         thread = Thread(target=lambda: later.append(torch.get_num_threads()))
         thread.start()
         thread.join()
