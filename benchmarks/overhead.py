@@ -9,14 +9,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spin.settings import Settings, parse_settings
 
-SHARD = 500
+SHARD = 1_000
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,10 @@ def seconds(way: Way, settings: Settings, folder: Path) -> float:
 
 def _extract(settings: Settings) -> float:
     from pipelines.extract import run_extract
+    from pipelines.pace import span
 
     _, manifest = run_extract(settings)
-    return _span(manifest["shards"])
+    return span(manifest["shards"])
 
 
 def _loop(settings: Settings, planned: Path) -> float:
@@ -95,10 +95,6 @@ def _loop(settings: Settings, planned: Path) -> float:
         files, _ = step(Shard(**shard), untold)
         (store / f"{shard['index']}.parquet").write_bytes(files["parquet"])
     return time.perf_counter() - start
-
-
-def _span(outcomes: list[dict[str, Any]]) -> float:
-    return max(o["ended"] for o in outcomes) - min(o["ended"] - o["seconds"] for o in outcomes)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import threading
@@ -15,11 +16,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.pace import busy_seconds
+from pipelines.pace import span
 
 FILE = 10_000
 """documents of a file of the corpus; their texts are the same in all, their ids are not"""
-SHARD = 2_500
+SHARD = 1_000
+WORKERS = 2
+_WIDE = 192
+"""of the backbone: small, yet a shard takes long against what the clock tells"""
 DAY = "2026-01-31"
 _EVERY = 0.1
 """seconds from a look at the processes to the next"""
@@ -32,7 +36,9 @@ class Scale:
 
     documents: int
     per_s: float
-    """documents a second of the shards that were begun after the first had ended: no start-up, no publishing"""
+    """documents a second of the median shard, of those begun after the first had ended, times the workers"""
+    whole_s: float
+    """from the begin of the first shard to the end of the last"""
     peak: dict[str, float]
     """MB by kind of process, of the largest: resident at its peak, library files and shared memory included"""
     own: dict[str, float]
@@ -76,8 +82,8 @@ def prepare(folder: Path, most: int) -> None:
     from tests.shelf import Shelf
 
     folder.mkdir(parents=True, exist_ok=True)
-    backbone = tiny.bert(folder / "backbone")
-    ray = {"workers": 2, "shard_documents": SHARD}
+    backbone = tiny.bert(folder / "backbone", wide=_WIDE, neurons=4 * _WIDE)
+    ray = {"workers": WORKERS, "shard_documents": SHARD}
     shelf = Shelf(folder, backbone, f"sqlite:///{folder}/mlflow.db", ray=ray)
     (folder / "settings.json").write_text(shelf.settings.model_dump_json(), encoding="utf-8")
     texts = [row["text"] for row in tiny.documents(FILE)]
@@ -100,6 +106,7 @@ def night(folder: Path, documents: int) -> Scale:
     return Scale(
         documents,
         _speed(manifest["shards"]),
+        span(manifest["shards"]),
         dict(watch.peak),
         dict(watch.own),
         max(len(json.dumps(shard)) for shard in manifest["shards"]),
@@ -109,7 +116,7 @@ def night(folder: Path, documents: int) -> Scale:
 def _speed(outcomes: list[dict[str, Any]]) -> float:
     first = min(outcome["ended"] for outcome in outcomes)
     warm = [outcome for outcome in outcomes if outcome["ended"] - outcome["seconds"] >= first]
-    return float(sum(outcome["rows"] for outcome in warm) / busy_seconds(warm))
+    return float(WORKERS * statistics.median(outcome["rows"] / outcome["seconds"] for outcome in warm))
 
 
 def _classify(folder: Path, documents: int) -> None:

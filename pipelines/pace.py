@@ -18,13 +18,18 @@ def busy_seconds(outcomes: Sequence[dict[str, Any]]) -> float:
     return float(total)
 
 
+def span(outcomes: Sequence[dict[str, Any]]) -> float:
+    """Seconds from the begin of the first shard to the end of the last."""
+    return float(max(outcome["ended"] for outcome in outcomes) - min(map(_began, outcomes)))
+
+
 def pace(outcomes: Sequence[dict[str, Any]], buckets: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Documents a second in equal stretches of time, and the borders of these in seconds since 1970.
 
     A shard's documents are spread evenly over the time in which it was computed.
     """
-    first, last = min(map(_began, outcomes)), max(outcome["ended"] for outcome in outcomes)
-    borders = np.linspace(first, max(last, first + 1e-3), buckets + 1)
+    first = min(map(_began, outcomes))
+    borders = np.linspace(first, first + span(outcomes), buckets + 1)
     rates = np.zeros(buckets)
     for outcome in outcomes:
         seconds = max(outcome["seconds"], 1e-3)

@@ -14,7 +14,7 @@ from spin.sites import Column
 
 RACE = Race(Column.parse("resid.06.mean"), 384, 20.0, 1.0, 2.0, 5e-4, [(0.1, 0.5, 0.4)], True)
 ROUND = dict(zip(WAYS, (10.0, 10.5, 5.5, 6.0, 6.3), strict=True))
-NIGHT = Scale(10, 1000.0, {"driver": 700.0, "worker": 710.0}, {"driver": 450.0, "worker": 460.0}, 600)
+NIGHT = Scale(10, 1000.0, 0.01, {"driver": 700.0, "worker": 710.0}, {"driver": 450.0, "worker": 460.0}, 600)
 
 
 @pytest.mark.parametrize(

@@ -44,18 +44,18 @@ def save_backbone(folder: Path, config: Any, words: PreTrainedTokenizerFast | No
     return folder
 
 
-def bert(folder: Path, seed: int = 0) -> Path:
-    """An encoder of 3 blocks, 16 wide, 24 FFN neurons; large weights, so that its layers differ."""
+def bert(folder: Path, seed: int = 0, *, wide: int = 16, neurons: int = 24) -> Path:
+    """An encoder of 3 blocks, large weights, so that its layers differ."""
     from transformers import BertConfig
 
     return save_backbone(
         folder,
         BertConfig(
             vocab_size=64,
-            hidden_size=16,
+            hidden_size=wide,
             num_hidden_layers=3,
             num_attention_heads=2,
-            intermediate_size=24,
+            intermediate_size=neurons,
             max_position_embeddings=64,
             initializer_range=0.6,
         ),
