@@ -152,8 +152,8 @@ def memory(nights: Sequence[Scale]) -> Part:
         "largest; library files and the pages of Ray's object store that the process has touched are in it. Its own: "
         "anonymous memory, seen ten times a second. Documents/s: of the median shard, times the workers, of those that "
         "were begun after the first had ended, which leaves out what a worker does once. Whole: from the begin of the "
-        "first shard to the end of the last, what the driver does between shards included. Record: the longest that the "
-        "driver keeps of a shard.\n",
+        "first shard to the end of the last, what the driver does between shards included. Record: the longest that "
+        "the driver keeps of a shard.\n",
     ]
     verdicts = []
     measured = {f"{kind}'s {name}": [getattr(n, of)[kind] for n in nights] for kind in kinds for name, of in _PEAKS}
