@@ -17,8 +17,9 @@ _TITLES = (
 HOW = """## How to read it
 
 - All rows answer the same documents, tokenising and the head included, from texts to classes; every one sorts them by
-  length. A row is timed once a round, all in turn, in an order that turns from round to round; a whole pass that is not
-  timed comes first. docs/s is of the median round, least–most of all rounds.
+  length. A row is timed once a round, all in turn, in an order that turns from round to round; two whole passes
+  that are not timed come first, as a stream makes kernels for each shape of batch that it meets. docs/s is of the
+  median round, least–most of all rounds.
 - A peer's batch is the quickest of those tried on a fifth of the documents. Ours batches by its default token budget.
 - Peers share one head: logistic regression on standardised embeddings (the mean of the last layer, of a decoder the
   last token), fitted in float32 on the documents that ours learns from, its C by cross-validation. An int8 of nncf is

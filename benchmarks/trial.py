@@ -71,7 +71,7 @@ class Trial:
 def speed_plans(quick: bool) -> list[Plan]:
     """The corpora that are timed; the quick ones only show that everything runs."""
     encoder, decoder = plans(quick)
-    sizes = [(240, 60), (90, 10)] if quick else [(4000, 2000), (800, 100)]
+    sizes = [(240, 60), (90, 10)] if quick else [(4000, 4000), (800, 100)]
     return [
         replace(plan, documents=None, train=train, valid=0, test=test, max_tokens=256)
         for plan, (train, test) in zip((encoder, decoder), sizes, strict=True)

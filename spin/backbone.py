@@ -93,6 +93,13 @@ class Backbone:
             )
         return lists[0]
 
+    @cached_property
+    def embeddings(self) -> nn.Module | None:
+        """What turns token ids into vectors as wide as the residual stream; None where they are widened after it."""
+        words = self.model.get_input_embeddings()
+        whole = getattr(self.model, "embeddings", words)
+        return whole if words.weight.shape[1] == self.model.config.hidden_size else None
+
     @property
     def depth(self) -> int:
         return len(self.blocks)

@@ -140,7 +140,7 @@ def pooling_mask(column: Column, mask: Tensor, content: Tensor) -> Tensor:
 
 @contextmanager
 def _resumed(backbone: Backbone, start: int, hidden: Tensor | None) -> Iterator[None]:
-    """Within the context the forward pass takes `hidden` after block `start`; the blocks up to there do not run.
+    """Within the context the forward pass takes `hidden` after block `start`; nothing below runs.
 
     Masks and positions are made by the model itself as ever, which is what lets this hold for all families.
     """
@@ -154,13 +154,18 @@ def _resumed(backbone: Backbone, start: int, hidden: Tensor | None) -> Iterator[
     def skip(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
         return (hidden_states,) if backbone.gives_tuples else hidden_states
 
-    skipped = list(backbone.blocks[:start])
+    def embedded(*_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden
+
+    skipped = {block: skip for block in backbone.blocks[:start]}
+    if backbone.embeddings is not None:  # else computed in vain: the model asks their shape
+        skipped[backbone.embeddings] = embedded
     handle = backbone.blocks[start].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
     try:
-        for block in skipped:
-            block.forward = skip
+        for module, instead in skipped.items():
+            module.forward = instead
         yield
     finally:
         handle.remove()
-        for block in skipped:
-            del block.forward
+        for module in skipped:
+            del module.forward

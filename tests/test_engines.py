@@ -98,6 +98,24 @@ def test_groups_of_blocks_are_the_whole(model: Any) -> None:
     assert np.array_equal(parts.values, once.values)
 
 
+def test_words_are_looked_up_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the first group of blocks; the others begin with what it gave."""
+    words, looked = model.model.get_input_embeddings().weight, []
+    real = torch.nn.functional.embedding
+
+    def look(ids: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+        looked.append(weight is words)
+        return real(ids, weight, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", look)
+    engine, batch = TorchEngine(model, divide(chosen(model), [1])), model.batch(model.tokenize(TEXTS).ids)
+    _, hidden = engine.run(0, *batch)
+    assert sum(looked) == 1
+    engine.run(1, *batch, hidden)
+    assert sum(looked) == 1 + (model.embeddings is None)
+    assert (model.embeddings is None) == (words.shape[1] != model.model.config.hidden_size)
+
+
 def test_openvino_computes_what_torch_does(model: Any) -> None:
     """For every family that `auto` takes it for; of the others it says that it does not."""
     some = chosen(model)
