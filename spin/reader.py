@@ -157,7 +157,7 @@ def _resumed(backbone: Backbone, start: int, hidden: Tensor | None) -> Iterator[
     def embedded(*_args: Any, **_kwargs: Any) -> Tensor:
         return hidden
 
-    skipped = {block: skip for block in backbone.blocks[:start]}
+    skipped: dict[nn.Module, Any] = dict.fromkeys(backbone.blocks[:start], skip)
     if backbone.embeddings is not None:  # else computed in vain: the model asks their shape
         skipped[backbone.embeddings] = embedded
     handle = backbone.blocks[start].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
