@@ -28,7 +28,7 @@ SAFE_FLOAT16 = 65504 / 4
 _TOGETHER = 4
 """batches that go through a group of blocks before those who are left are put together anew"""
 _WINDOW = 1024
-"""texts that are tokenised while those before them are computed"""
+"""texts of the first window: those that are tokenised while the ones before them are computed"""
 
 Progress = Callable[[int], None]
 
@@ -151,9 +151,16 @@ def _in_lanes(work: Callable[[list[_Batch]], int], chunks: Iterable[list[_Batch]
 
 
 def _tokenised(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[int], Tokens]]:
-    """Rows of texts and their tokens, about in order of length, each window tokenised while the last is computed."""
+    """Rows of texts and their tokens, about in order of length, each window tokenised while the last is computed.
+
+    A window is twice the last one: the first is soon ready, and long ones, sorted by tokens, are padded less.
+    """
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    windows = [order[at : at + _WINDOW] for at in range(0, len(order), _WINDOW)]
+    windows: list[list[int]] = []
+    done = 0
+    while done < len(order):
+        windows.append(order[done : 2 * done + _WINDOW])
+        done = 2 * done + _WINDOW
 
     def tokenize(window: list[int]) -> Tokens:
         return backbone.tokenize([texts[row] for row in window])
