@@ -95,10 +95,11 @@ class Backbone:
 
     @cached_property
     def embeddings(self) -> nn.Module | None:
-        """What turns token ids into vectors as wide as the residual stream; None where they are widened after it."""
-        words = self.model.get_input_embeddings()
-        whole = getattr(self.model, "embeddings", words)
-        return whole if words.weight.shape[1] == self.model.config.hidden_size else None
+        """An encoder's one module from token ids to the residual stream; None where it is not one, as in decoders."""
+        whole = getattr(self.model, "embeddings", None)
+        if whole is None or self.model.get_input_embeddings().weight.shape[1] != self.model.config.hidden_size:
+            return None
+        return whole
 
     @property
     def depth(self) -> int:

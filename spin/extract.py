@@ -27,8 +27,8 @@ SAFE_FLOAT16 = 65504 / 4
 """a quarter of float16's range: columns that a first batch shows above it are kept as float32"""
 _TOGETHER = 4
 """batches that go through a group of blocks before those who are left are put together anew"""
-_WINDOW = 1024
-"""texts of the first window: those that are tokenised while the ones before them are computed"""
+_WINDOW, _WIDEST = 1024, 4096
+"""texts that are tokenised at once, while those before them are computed: of the first window, and at most"""
 
 Progress = Callable[[int], None]
 
@@ -153,14 +153,14 @@ def _in_lanes(work: Callable[[list[_Batch]], int], chunks: Iterable[list[_Batch]
 def _tokenised(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[int], Tokens]]:
     """Rows of texts and their tokens, about in order of length, each window tokenised while the last is computed.
 
-    A window is twice the last one: the first is soon ready, and long ones, sorted by tokens, are padded less.
+    The first is soon ready; they widen, as among more texts, sorted by tokens, more are alike and padded less.
     """
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     windows: list[list[int]] = []
     done = 0
     while done < len(order):
-        windows.append(order[done : 2 * done + _WINDOW])
-        done = 2 * done + _WINDOW
+        windows.append(order[done : done + min(done + _WINDOW, _WIDEST)])
+        done += len(windows[-1])
 
     def tokenize(window: list[int]) -> Tokens:
         return backbone.tokenize([texts[row] for row in window])

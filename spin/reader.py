@@ -140,7 +140,7 @@ def pooling_mask(column: Column, mask: Tensor, content: Tensor) -> Tensor:
 
 @contextmanager
 def _resumed(backbone: Backbone, start: int, hidden: Tensor | None) -> Iterator[None]:
-    """Within the context the forward pass takes `hidden` after block `start`; nothing below runs.
+    """Within the context the forward pass takes `hidden` after block `start`; the blocks up to there do not run.
 
     Masks and positions are made by the model itself as ever, which is what lets this hold for all families.
     """
@@ -158,7 +158,7 @@ def _resumed(backbone: Backbone, start: int, hidden: Tensor | None) -> Iterator[
         return hidden
 
     skipped: dict[nn.Module, Any] = dict.fromkeys(backbone.blocks[:start], skip)
-    if backbone.embeddings is not None:  # else computed in vain: the model asks their shape
+    if backbone.embeddings is not None:  # the model asks nothing of what they give but its shape
         skipped[backbone.embeddings] = embedded
     handle = backbone.blocks[start].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
     try:

@@ -14,7 +14,7 @@ from spin.sites import Column
 
 RACE = Race(Column.parse("resid.06.mean"), 384, 20.0, 1.0, 2.0, 5e-4, [(0.1, 0.5, 0.4)], True)
 ROUND = dict(zip(WAYS, (10.0, 10.5, 5.5, 6.0, 6.3), strict=True))
-NIGHT = Scale(10, 1000.0, 0.01, {"driver": 700.0, "worker": 710.0}, {"driver": 450.0, "worker": 460.0}, 600)
+NIGHT = Scale(10, 1000.0, 0.02, {"driver": 700.0, "worker": 710.0}, {"driver": 450.0, "worker": 460.0}, 600)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,11 @@ def test_ray_is_held_against_its_round(way: int, taken: float, missed: int) -> N
 
 def test_memory_is_flat_or_is_not() -> None:
     """A driver that grows by more than a tenth is named, and so is a night that slows down; the page says so."""
-    grown = replace(NIGHT, documents=1000, own={"driver": 500.0, "worker": 460.0}, per_s=850.0)
+    grown = replace(NIGHT, documents=1000, own={"driver": 500.0, "worker": 460.0}, per_s=850.0, whole_s=2.3)
     part = memory([NIGHT, grown])
-    assert [said.partition(":")[0] for holds, said in part[1] if not holds] == ["driver's own memory", "documents/s"]
-    assert page([part]).count("does not hold") == 2
+    assert [said.partition(":")[0] for holds, said in part[1] if not holds] == [
+        "driver's own memory",
+        "documents/s in shards",
+        "documents/s of all",
+    ]
+    assert page([part]).count("does not hold") == 3
