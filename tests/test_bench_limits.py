@@ -9,7 +9,7 @@ import pytest
 from benchmarks.limits import memory, page, probes, ray
 from benchmarks.overhead import WAYS, Way
 from benchmarks.saga import Race
-from benchmarks.scale import Scale
+from benchmarks.scale import WORKERS, Scale, _speed
 from spin.sites import Column
 
 RACE = Race(Column.parse("resid.06.mean"), 384, 20.0, 1.0, 2.0, 5e-4, [(0.1, 0.5, 0.4)], True)
@@ -45,3 +45,12 @@ def test_memory_is_flat_or_is_not() -> None:
         "documents/s of all",
     ]
     assert page([part]).count("does not hold") == 3
+
+
+def test_a_pace_is_that_of_the_median_shard() -> None:
+    """Of those that were begun after the first had ended; one that stalled does not count for more than itself."""
+    shards = [
+        {"rows": 100, "seconds": s, "ended": e}
+        for s, e in ((9.0, 9.0), (9.0, 9.5), (1.0, 10.0), (1.0, 11.0), (50.0, 61.0))
+    ]
+    assert _speed(shards) == WORKERS * 100
