@@ -10,14 +10,14 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import spin.learn
 from benchmarks.corpora import Exam
+from spin.arrays import Floats, Rows
 from spin.calibrate import calibration_error, fit_temperature
-from spin.folds import Rows, labelled
+from spin.folds import labelled
 from spin.integrate import Integrated, Integration, integrate
 from spin.lasso import LassoPaths
 from spin.metric import score
@@ -27,7 +27,6 @@ from spin.select import Selection
 from spin.settings import SearchSettings
 from spin.sites import Column, Site
 
-Floats = NDArray[np.floating]
 METRIC = "macro_f1"
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
 """C of the logistic regressions on words and on the last layer"""

@@ -11,19 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
+from spin.arrays import Floats, Rows
 from spin.backbone import DEFAULT_POOLINGS, Backbone, load_backbone
 from spin.errors import UserError
 from spin.extract import column_types, extract
 from spin.flops import relative_compute
-from spin.folds import Fold, Rows, folds_of
+from spin.folds import Fold, folds_of
 from spin.settings import BackboneSettings
 from spin.sites import Column, Site
 from spin.task import Targets, Task
 
-Floats = NDArray[np.floating]
 FLIPPED = 0.2
 """share of the training labels that the noisy setting moves to another class"""
 _VALID_SHARE = 0.2

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from time import process_time
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 
 from benchmarks.contenders import Answer, finish, settle
 from benchmarks.corpora import Exam
-from spin.folds import Rows
+from spin.arrays import Floats, Rows
 from spin.head import Design, Penalty, fit_linear
 from spin.probe import standardisation
 from spin.search import row_weights
 from spin.team import Team
 
-Floats = NDArray[np.floating]
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 """prior variance of a logit"""
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.peers import Embed, by_length, hugging_face, peer
 from benchmarks.rounds import Contender
-from benchmarks.trial import Floats, Trial
+from benchmarks.trial import Trial
+from spin.arrays import Floats
 
 _NAMES = ["input_ids", "attention_mask"]
 _CALIBRATION = 200

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from benchmarks.contenders import METRIC, Answer, falling, temperature
 from benchmarks.corpora import Exam
-from spin.folds import Fold, Rows, labelled
+from spin.arrays import Floats, Rows
+from spin.folds import Fold, labelled
 from spin.lasso import LogisticPath
 from spin.metric import score
 from spin.probe import signs
 from spin.sites import Column
 
-Floats = NDArray[np.floating]
 PROBE_STRENGTHS = (0.01, 0.1, 0.2, 1.0, 10.0)
 HEAD_STRENGTHS = (0.2, 1.0)
 """the paper's grid has 10 as well: on concatenated raw layers its paths take minutes each"""

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.rounds import Answer, Contender, Precision
-from benchmarks.trial import Floats, Trial
+from benchmarks.trial import Trial
+from spin.arrays import Floats
 from spin.pooling import pool
 from spin.weights import quiet
 

@@ -9,11 +9,11 @@ from time import process_time
 from unittest.mock import patch
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.contenders import METRIC
 from benchmarks.paper import PROBE_STRENGTHS
+from spin.arrays import Floats
 from spin.batched import BatchedPaths
 from spin.folds import Fold
 from spin.probe import balance, fit_probes, signs
@@ -21,7 +21,6 @@ from spin.settings import ProbeSettings
 from spin.sites import Column
 from spin.task import Targets, Task
 
-Floats = NDArray[np.floating]
 COLUMNS = tuple(map(Column.parse, ("resid.06.mean", "ffn.03.max", "ffn.06.mean")))
 RESTARTS, EPOCHS = 16, 4
 """of saga at each strength: each restart goes on from the last"""

@@ -17,12 +17,11 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.contenders import STRENGTHS
 from benchmarks.corpora import Plan, plans
+from spin.arrays import Floats
 from spin.backbone import Backbone, load_backbone
 from spin.settings import BackboneSettings
 from spin.task import Targets, Task
 from spin.weights import locate
-
-Floats = NDArray[np.floating]
 
 
 @dataclass

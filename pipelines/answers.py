@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from spin.arrays import Floats
 from spin.classifier import SpinClassifier
 from spin.extract import Features
 from spin.task import Label
-
-Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)

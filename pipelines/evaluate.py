@@ -11,7 +11,8 @@ from pipelines.progress import progress
 from pipelines.registry import Registry
 from pipelines.train import per_class_figures
 from spin.errors import UserError
-from spin.metric import METRICS, score
+from spin.metric import score
+from spin.settings import METRICS
 from spin.settings import Settings
 
 

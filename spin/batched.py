@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spin.arrays import Floats
 from spin.descent import Regressions, full_float32
 from spin.team import Team
 
-Floats = NDArray[np.floating]
 TOLERANCE = 1e-3
 """relative KKT violation at which a solution is accepted"""
 _LOOKS = 300

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax
 
+from spin.arrays import Floats
 from spin.errors import UserError
 from spin.settings import DecisionSettings
 from spin.task import Targets, Task
 
-Floats = NDArray[np.floating]
 _BINS = 15
 _DRAWS = 200
 

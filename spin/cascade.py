@@ -9,12 +9,12 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from spin.arrays import Floats
 from spin.calibrate import Decision
 from spin.head import LinearHead
 from spin.metric import score
 from spin.task import Targets, Task
 
-Floats = NDArray[np.floating]
 NEVER = 2.0
 """a threshold that no sureness reaches"""
 _PASSING = 0.03
@@ -111,10 +111,6 @@ def _expected_loss(logits: Floats, final: Floats, task: Task) -> float:
         return float(np.abs(2 * chances - 1)[given != own].sum() / chances.size)
     rows = np.arange(len(final))
     return float((chances[rows, own] - chances[rows, given]).mean())
-
-
-Stay = Callable[[int, Floats], NDArray[np.bool_]]
-"""which of n documents go on after a group of blocks, by all values (n, p) that were read of them so far"""
 
 
 def depths_of(shares: Sequence[float], depth: int) -> list[int]:

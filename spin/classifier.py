@@ -20,10 +20,8 @@ from spin.extract import Features, Progress, extract, read
 from spin.flops import relative_compute
 from spin.integrate import Integrated, Integration
 from spin.learn import learn
-from spin.metric import METRICS
-from spin.pooling import POOLINGS
 from spin.reader import Group, divide
-from spin.settings import BackboneSettings, CascadeSettings, Choice, DecisionSettings, ProbeSettings, SearchSettings
+from spin.settings import METRICS, POOLINGS, BackboneSettings, CascadeSettings, Choice, DecisionSettings, ProbeSettings, SearchSettings
 from spin.sites import Column, choose_sites
 from spin.split import rows_of, split_of
 from spin.task import Label, Task
@@ -56,7 +54,7 @@ class SpinClassifier:
         early: bool = False,
     ) -> None:
         if metric not in METRICS:
-            raise UserError(f"metric '{metric}': expected one of {', '.join(sorted(METRICS))}")
+            raise UserError(f"metric '{metric}': expected one of {', '.join(METRICS)}")
         self.settings = backbone if isinstance(backbone, BackboneSettings) else BackboneSettings(model=backbone)
         self.sites, self.poolings, self.metric, self.seed = tuple(sites), poolings, metric, seed
         self.probe, self.search = probe or ProbeSettings(), search or SearchSettings()

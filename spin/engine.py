@@ -8,16 +8,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from spin.arrays import Floats
 from spin.backbone import Backbone
 from spin.capture import READING
 from spin.compiled import fastest
 from spin.errors import UserError
 from spin.reader import Group, Reader
 
-Floats = NDArray[np.floating]
 CALIBRATED = 256
 """texts by which int8 is scaled, at most"""
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spin.arrays import Floats
 from spin.backbone import Backbone
 from spin.capture import READING, capture
 from spin.integrate import Integration
@@ -19,7 +20,6 @@ from spin.reader import pooling_mask
 from spin.sites import Column, Site
 from spin.task import Task
 
-Floats = NDArray[np.floating]
 Place = TypeVar("Place", Site, int)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from spin.arrays import Floats
 from spin.backbone import Backbone, load_backbone
 from spin.calibrate import Decision
 from spin.classifier import SpinClassifier
@@ -35,7 +36,6 @@ _TOLERANCE = 1e-3
 _TRIED = ("a", "It wasn't “late”: 9:45, naïve — so what?", "the crew was lovely and ")
 """texts on which a graph is held against torch; the last is repeated until it is cut"""
 
-Floats = NDArray[np.floating]
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]
 
 

@@ -17,7 +17,6 @@ from torch.nn.functional import pad
 
 from spin.backbone import Backbone, Tokens
 from spin.batches import token_batches
-from spin.cascade import Stay
 from spin.engine import Engine, open_engine
 from spin.errors import NotFiniteError, UserError
 from spin.reader import Group
@@ -31,6 +30,8 @@ _WINDOW, _WIDEST = 1024, 4096
 """texts that are tokenised at once, while those before them are computed: of the first window, and at most"""
 
 Progress = Callable[[int], None]
+Stay = Callable[[int, Floats], NDArray[np.bool_]]
+"""which of n documents go on after a group of blocks, by all values (n, p) that were read of them so far"""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import RepeatedStratifiedKFold
 
+from spin.arrays import Rows
 from spin.split import FEW
 from spin.task import Targets, Task
 
-Rows = NDArray[np.int64]
 _SPLITS, _REPEATS = 5, 2
 _PARTS = 20
 """of the validation rows of one division, each left out once to see how far a score is luck"""

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spin.arrays import Floats
 from spin.descent import Regressions
 from spin.team import Team
-
-Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)

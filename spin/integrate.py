@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spin.arrays import Floats
 from spin.calibrate import Decision, calibration_error, fit_temperature, log_loss
 from spin.cascade import Exit, depths_of, leaving, thresholds_of, walk
 from spin.errors import UserError
@@ -25,7 +26,6 @@ from spin.sites import Site
 from spin.task import Targets, Task
 from spin.team import Team
 
-Floats = NDArray[np.floating]
 SIGNIFICANT = 0.05
 """a paired test's chance below which `auto` takes the mlp head"""
 

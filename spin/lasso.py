@@ -10,7 +10,8 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.special import expit
 
-Floats = NDArray[np.floating]
+from spin.arrays import Floats
+
 TOLERANCE = 1e-3
 """relative KKT violation at which a solution is accepted"""
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from spin.folds import Rows, folds_of
+from spin.arrays import Floats, Rows
+from spin.folds import folds_of
 from spin.integrate import Integrated, integrate
 from spin.probe import Probe, fit_probes
 from spin.select import Selection
 from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
 from spin.sites import Column, Site
 from spin.task import Targets, Task
-
-Floats = NDArray[np.floating]
 
 
 def learn(

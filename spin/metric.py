@@ -16,7 +16,7 @@ def score(metric: str, true: Targets, predicted: Targets) -> float:
     Of booleans, accuracy is the share of documents whose list of classes is right as a whole, and macro_f1 counts a
     class that is neither had nor predicted as 0.
     """
-    return float(METRICS[metric](true, predicted))
+    return float(_FUNCTIONS[metric](true, predicted))
 
 
 def _balanced_accuracy(true: Targets, predicted: Targets) -> float:
@@ -33,7 +33,7 @@ def _balanced_accuracy(true: Targets, predicted: Targets) -> float:
     return np.nanmean(recalls, axis=0).mean()
 
 
-METRICS: dict[str, Callable[[Targets, Targets], float]] = {
+_FUNCTIONS: dict[str, Callable[[Targets, Targets], float]] = {
     "accuracy": accuracy_score,
     "balanced_accuracy": _balanced_accuracy,
     "macro_f1": lambda true, predicted: f1_score(true, predicted, average="macro", zero_division=0.0),

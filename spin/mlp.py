@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from spin.arrays import Floats
 from spin.head import Design, LinearHead
 
-Floats = NDArray[np.floating]
 HIDDEN = 32
 _RATE, _STEPS, _LOOK, _PATIENCE = 0.01, 300, 10, 4
 

@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from spin.arrays import Floats
 from spin.backbone import Backbone, fast_precision
 from spin.batches import STEP, token_batches
 from spin.errors import UserError
 from spin.reader import Group, Reader
 from spin.weights import quiet
 
-Floats = NDArray[np.floating]
 _HINT = {"float32": "f32", "bfloat16": "bf16"}
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
-Pooling = Literal["first", "last", "mean", "max"]
-POOLINGS: tuple[str, ...] = get_args(Pooling)
+from spin.settings import POOLINGS
 
 
 def pool(values: Tensor, mask: Tensor, pooling: str) -> Tensor:

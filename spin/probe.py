@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from spin.folds import Fold, Rows, labelled, standard_error
+from spin.arrays import Floats, Rows
+from spin.folds import Fold, labelled, standard_error
 from spin.lasso import LassoPaths, kkt_violation
 from spin.metric import score
 from spin.settings import ProbeSettings
 from spin.sites import Column
 from spin.task import Targets, Task
 
-Floats = NDArray[np.floating]
 NO_NEURON = -1.0
 """the score of a probe without neurons, below every metric: it never wins against one that has some"""
 
@@ -121,7 +121,7 @@ def fit_probes(
     """
     columns = range(len(activations))
     walks = [_Walk(activations, y, fold.train, task, settings, device) for fold in folds]
-    ratios, scores = settings.ratios(), np.empty((len(folds), 0, len(activations)))
+    ratios, scores = np.array(settings.ratios()), np.empty((len(folds), 0, len(activations)))
     while True:
         further = ratios[scores.shape[1] :]
         found = [

@@ -10,12 +10,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from spin.arrays import Floats
 from spin.errors import UserError
 from spin.extract import Features
 from spin.integrate import Integration
 from spin.task import Task
 
-Floats = NDArray[np.floating]
 Counts = NDArray[np.int64]
 
 SCORES = np.linspace(0, 1, 21)[1:-1]

@@ -9,9 +9,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from spin.arrays import Floats, Rows
 from spin.calibrate import log_loss
 from spin.errors import UserError
-from spin.folds import Fold, Rows, leaving_out
+from spin.folds import Fold, leaving_out
 from spin.frontier import Candidate, fullest_of
 from spin.head import Design, LinearHead, Penalty, fit_linear
 from spin.metric import score
@@ -23,7 +24,6 @@ from spin.sites import Column, Site
 from spin.task import Targets, Task
 from spin.team import Team
 
-Floats = NDArray[np.floating]
 Probes = Mapping[Column, Probe]
 Read = Callable[[Selection, Rows], Floats]
 """the raw activations (m, p) of a selection for some rows"""

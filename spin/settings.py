@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spin.errors import UserError
-from spin.metric import METRICS
-from spin.pooling import POOLINGS
 
 Choice = Literal["accuracy", "balanced", "cheapest"]
 """which of the three classifiers of an artifact is used"""
 Stage = Literal["extract", "probe", "train", "classify"]
+POOLINGS = ("first", "last", "mean", "max")
+"""ways to make one vector per document of its tokens"""
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+"""figures that can make every choice"""
 _PASSWORD = re.compile(r"://[^:/?#@\s]*:[^@]+@|[?&]\w*pass(word|wd)?=", re.IGNORECASE)
 """in a URI: after the name of a user, a slash in it or not, or as a parameter"""
 
@@ -107,9 +107,9 @@ class ProbeSettings(_Section):
         """From a penalty of the path to the next."""
         return self.min_ratio ** (1 / (self.penalties - 1))
 
-    def ratios(self) -> NDArray[np.floating]:
+    def ratios(self) -> list[float]:
         """The penalties of the path as shares of lam_max."""
-        return self.step ** np.arange(self.penalties)
+        return [self.step**index for index in range(self.penalties)]
 
 
 class SearchSettings(_Section):
@@ -300,7 +300,7 @@ class Settings(_Section):
         None,
         description="of first, last, mean, max; by default mean and max for encoders, last and mean for decoders",
     )
-    metric: str = Field("macro_f1", description="chooses everything: " + ", ".join(sorted(METRICS)))
+    metric: str = Field("macro_f1", description="chooses everything: " + ", ".join(METRICS))
     seed: int = Field(0, description="of the split by hash and of every draw")
     store: Uri = Field(description="folder or s3://bucket/prefix for features, probes and the model")
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
@@ -329,7 +329,7 @@ class Settings(_Section):
     @classmethod
     def _known_metric(cls, metric: str) -> str:
         if metric not in METRICS:
-            raise ValueError(f"expected one of {', '.join(sorted(METRICS))}")
+            raise ValueError(f"expected one of {', '.join(METRICS)}")
         return metric
 
 

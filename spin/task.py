@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
+from spin.arrays import Floats
 from spin.errors import UserError
 from spin.split import is_few
 
-Floats = NDArray[np.floating]
 Label = str | Sequence[str]
 """the class of a document, or in a multi-label corpus its list of classes, which may be empty"""
 Targets = NDArray[np.int64] | NDArray[np.bool_]

@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from spin.arrays import Floats
 from spin.batched import BatchedPaths
 from spin.descent import Regressions
 
-Floats = NDArray[np.floating]
 SHARES = np.array([0.7, 0.3, 0.1, 1 / 30])
 """of lam_max: the penalties that are compared"""
 

@@ -13,13 +13,13 @@ import numpy as np
 import onnxruntime
 import openvino
 import pytest
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, processors
 
 from jobs.cli import main
 from pipelines.export import opened as named
 from spin import SpinClassifier, artifact
 from spin import export as exporting
+from spin.arrays import Floats
 from spin.backbone import load_backbone
 from spin.errors import UserError
 from spin.export import export
@@ -36,7 +36,6 @@ from tests.shelf import Shelf
 from tests.test_backbones import FAMILIES, Family, _save
 from tests.test_engines import OPENVINO_KNOWS
 
-Floats = NDArray[np.floating]
 FORMATS = ("onnx", "openvino")
 TEXTS = (
     "the film was great .",

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from spin.arrays import Floats
 from spin.head import Design, LinearHead, Penalty, fit_linear
 from spin.team import Team
 
-Floats = NDArray[np.floating]
 STRENGTHS = (0.1, 1.0, 10.0)
 
 

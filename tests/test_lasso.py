@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from spin.arrays import Floats
 from spin.backbone import load_backbone
 from spin.batched import BatchedPaths
 from spin.extract import extract
@@ -20,7 +20,6 @@ from spin.settings import BackboneSettings
 from spin.sites import Column
 from tests import tiny
 
-Floats = NDArray[np.floating]
 Problem = tuple[Floats, Floats, Floats]
 """a design, its labels and the weights of its rows"""
 SHARES = [0.7, 0.3, 0.1, 1 / 30]

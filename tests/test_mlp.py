@@ -10,15 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from spin.calibrate import log_loss
 from spin.head import Design, LinearHead, Penalty, fit_linear
 from spin.mlp import HIDDEN, MlpHead, fit_mlp
 from spin.task import Task
 from spin.team import Team
-
-Floats = NDArray[np.floating]
 
 
 def bent(n: int = 400, *, exclusive: bool = True, seed: int = 0) -> Design:

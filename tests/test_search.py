@@ -13,6 +13,7 @@ from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
 import spin.integrate
+from spin.arrays import Floats
 from spin.errors import UserError
 from spin.folds import Fold, folds_of, labelled, leaving_out
 from spin.frontier import Candidate, choices_of, frontier_of
@@ -28,7 +29,6 @@ from spin.sites import Column, Site
 from spin.task import Targets, Task
 from spin.team import Team
 
-Floats = NDArray[np.floating]
 Rows = NDArray[np.int64]
 FLOPS = {Site(layer, kind): layer / 4 + (kind == "resid") / 8 for layer in (1, 2, 3, 4) for kind in ("ffn", "resid")}
 SEARCH = SearchSettings(etas=(0.3, 0.6, 0.9), max_share=0.3, strengths=(0.1, 1, 10), l1=(0.02,), head="linear")

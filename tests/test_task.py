@@ -13,7 +13,8 @@ from scipy.special import expit, softmax
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from spin.errors import UserError
-from spin.metric import METRICS, score
+from spin.metric import score
+from spin.settings import METRICS
 from spin.task import Label, Task
 
 ONE, ANY = Task(("a", "b", "c")), Task(("a", "b", "c"), multilabel=True)
