@@ -49,7 +49,7 @@ _S3 = {
 }
 _ATTEMPTS = 10
 """of a request that is throttled, answered by a 5xx, cut or not answered; s3fs waits 29 s in all between them"""
-_DEADLINE = 150
+DEADLINE = 150
 """seconds for an operation with all its attempts: no timeout of a socket bounds a server that stops reading"""
 _MODELS = create_loader()
 """botocore's descriptions of services, parsed once a process: they take longer than the requests of a client"""
@@ -133,7 +133,7 @@ class Store:
     def path(self, key: str) -> str:
         return f"{self.root}/{key}"
 
-    def _do(self, operation: str, *args: Any, seconds: float = _DEADLINE, **options: Any) -> Any:
+    def _do(self, operation: str, *args: Any, seconds: float = DEADLINE, **options: Any) -> Any:
         """An operation of the file system, within a deadline where it goes over a network."""
         if not self.local:
             options["timeout"] = seconds
@@ -151,7 +151,7 @@ class Store:
         """Put an object under its final key, in place of what is there."""
         with store_errors(f"{self.uri}/{key}"):
             if self.local:
-                _write_file(Path(self.path(key)), data)
+                write_file(Path(self.path(key)), data)
             else:
                 self._do("pipe_file", self.path(key), data)
 
@@ -159,7 +159,7 @@ class Store:
         """Put a file of any size under a key, in place of what is there."""
         with store_errors(f"{self.uri}/{key}"):
             if self.local:
-                _write_file(Path(self.path(key)), path.read_bytes())
+                write_file(Path(self.path(key)), path.read_bytes())
             else:
                 self._do("put_file", str(path), self.path(key), seconds=_patience(path.stat().st_size))
 
@@ -174,7 +174,7 @@ class Store:
         with store_errors(f"{self.uri}/{key}"):
             try:
                 if self.local:
-                    return _create_file(Path(self.path(key)), data)
+                    return create_file(Path(self.path(key)), data)
                 self._do("pipe_file", self.path(key), data, mode="create")
             except FileExistsError:
                 return False
@@ -204,7 +204,7 @@ class Store:
         """Copy an object, whole or not at all: within the object store, without its bytes passing here."""
         with store_errors(f"{self.uri}/{to}"):
             if self.local:
-                _write_file(Path(self.path(to)), Path(self.path(key)).read_bytes())
+                write_file(Path(self.path(to)), Path(self.path(key)).read_bytes())
             else:
                 self._do("copy", self.path(key), self.path(to))
 
@@ -217,7 +217,7 @@ class Store:
             path = Path(self.path(to))
             path.parent.mkdir(parents=True, exist_ok=True)
             Path(self.path(key)).replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, None where there is none."""
@@ -251,19 +251,19 @@ class Store:
 
 def _patience(size: int) -> float:
     """Seconds for a transfer of some bytes, from 1 MB/s on."""
-    return _DEADLINE + size / 1e6
+    return DEADLINE + size / 1e6
 
 
-def _write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
     temporary = _temporary(path, data)
     try:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _create_file(path: Path, data: bytes) -> bool:
+def create_file(path: Path, data: bytes) -> bool:
     temporary = _temporary(path, data)
     try:
         os.link(temporary, path)
@@ -271,7 +271,7 @@ def _create_file(path: Path, data: bytes) -> bool:
         return False
     finally:
         temporary.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
 
 
@@ -289,7 +289,7 @@ def _temporary(path: Path, data: bytes) -> Path:
     return temporary
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -93,7 +93,7 @@ def test_a_fault_that_stays_ends_in_words(
 
 def test_a_server_that_stops_reading_is_given_up(store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """No timeout of a socket bounds that: the deadline of the operation does."""
-    monkeypatch.setattr(store_module, "_DEADLINE", 3)
+    monkeypatch.setattr(store_module, "DEADLINE", 3)
     proxy.fault = lambda *_: "stall"
     with pytest.raises(UnavailableError, match="does not answer"):
         store.write("b", bytes(40 << 20))
