@@ -19,6 +19,8 @@ from spin.settings import Settings
 
 SPIN = "artifacts/spin"
 """where an artifact lies in a bundle"""
+REFERENCE = "reference.safetensors"
+"""the file of an artifact with the profiles that nights are compared with"""
 REQUIREMENTS = (
     "mlflow",
     "numba",

@@ -187,18 +187,18 @@ def _spin_error(error: BaseException | None) -> SpinError | None:
             continue
         seen.add(id(error))
         if isinstance(error, SpinError):
-            return next(
-                (kind(str(getattr(error, "cause", error))) for kind in type(error).__mro__ if _plain(kind)),
-                None,
-            )
+            message = str(getattr(error, "cause", error))
+            return next((kind(message) for kind in type(error).__mro__ if _is_original(kind)), None)
         failures = getattr(error, "worker_failures", None)
         waiting += [getattr(error, "cause", None), error.__cause__, *(failures or {}).values()]
     return None
 
 
-def _plain(kind: type) -> bool:
-    """Ray raises a class of its own that inherits from the worker's: the worker's is the one from our module."""
-    return issubclass(kind, SpinError) and kind.__module__ == "spin.errors"
+def _is_original(kind: type) -> bool:
+    """Whether this is the class that a worker raised; Ray derives from it and from its own RayTaskError."""
+    from ray.exceptions import RayError
+
+    return issubclass(kind, SpinError) and not issubclass(kind, RayError)
 
 
 @contextmanager

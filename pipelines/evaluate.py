@@ -12,8 +12,7 @@ from pipelines.registry import Registry
 from pipelines.train import per_class_figures
 from spin.errors import UserError
 from spin.metric import score
-from spin.settings import METRICS
-from spin.settings import Settings
+from spin.settings import METRICS, Settings
 
 
 def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: str | None = None) -> dict[str, Any]:

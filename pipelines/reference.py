@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
+from pipelines.bundle import REFERENCE
 from pipelines.features import FeatureShards
 from pipelines.labels import Labels
 from pipelines.store import Store
@@ -22,8 +23,6 @@ from spin.drift import measure
 from spin.extract import Features
 from spin.profile import Profile
 from spin.settings import Choice
-
-REFERENCE = "reference.safetensors"
 
 
 def describe_reference(spin: SpinClassifier, features: FeatureShards, labels: Labels, texts: Sequence[str]) -> bytes:

@@ -16,11 +16,11 @@ import torch
 
 from pipelines import corpus
 from pipelines.backbones import with_engine
+from pipelines.bundle import REFERENCE
 from pipelines.documents import Shard
 from pipelines.ledger import Ledger
 from pipelines.predictions import CALIBRATION, ClassifyStep
 from pipelines.progress import progress
-from pipelines.reference import REFERENCE
 from pipelines.registry import Registry
 from pipelines.repeats import DigestStep
 from pipelines.shards import Step, commit_shard

@@ -17,7 +17,7 @@ from pipelines.lease import Lease
 from pipelines.ledger import Attempt, Ledger
 from pipelines.progress import progress
 from pipelines.store import Store
-from spin.errors import SpinError, StalledError, UnavailableError
+from spin.errors import SpinError, StalledError, UnavailableError, error_types
 from spin.settings import RaySettings
 
 
@@ -200,7 +200,4 @@ def _pack(error: SpinError) -> dict[str, str]:
 
 
 def _rebuild(packed: dict[str, str]) -> SpinError:
-    import spin.errors
-
-    kind: type[SpinError] = getattr(spin.errors, packed["kind"])
-    return kind(packed["message"])
+    return error_types()[packed["kind"]](packed["message"])

@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from pipelines import baselines, corpus
+from pipelines.bundle import REFERENCE
 from pipelines.card import describe_artifact
 from pipelines.documents import Shard
 from pipelines.extract import load_features
@@ -24,7 +25,7 @@ from pipelines.manifest import Plan, finish, finished, freeze
 from pipelines.neurons import NEURONS
 from pipelines.probe import load_probes
 from pipelines.progress import progress
-from pipelines.reference import REFERENCE, describe_reference
+from pipelines.reference import describe_reference
 from pipelines.registry import Registry
 from pipelines.store import Store
 from spin import artifact

@@ -21,7 +21,16 @@ from spin.flops import relative_compute
 from spin.integrate import Integrated, Integration
 from spin.learn import learn
 from spin.reader import Group, divide
-from spin.settings import METRICS, POOLINGS, BackboneSettings, CascadeSettings, Choice, DecisionSettings, ProbeSettings, SearchSettings
+from spin.settings import (
+    METRICS,
+    POOLINGS,
+    BackboneSettings,
+    CascadeSettings,
+    Choice,
+    DecisionSettings,
+    ProbeSettings,
+    SearchSettings,
+)
 from spin.sites import Column, choose_sites
 from spin.split import rows_of, split_of
 from spin.task import Label, Task

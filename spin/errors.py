@@ -49,3 +49,14 @@ class DriftError(SpinError):
     """A night is published whole, but its documents are not like those that the model was judged on."""
 
     status = 7
+
+
+def error_types() -> dict[str, type[SpinError]]:
+    """All error classes that are loaded, by name: what a worker reports by name can be raised again in the driver."""
+    found: dict[str, type[SpinError]] = {}
+    waiting = [SpinError]
+    while waiting:
+        kind = waiting.pop()
+        found[kind.__name__] = kind
+        waiting += kind.__subclasses__()
+    return found

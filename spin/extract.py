@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from spin.arrays import Floats
 from spin.backbone import Backbone, Tokens
 from spin.batches import token_batches
 from spin.engine import Engine, open_engine

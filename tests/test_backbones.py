@@ -43,8 +43,7 @@ from spin.capture import capture
 from spin.errors import UserError
 from spin.extract import SAFE_FLOAT16, column_types, extract
 from spin.pooling import pool, token_of
-from spin.settings import POOLINGS
-from spin.settings import BackboneSettings
+from spin.settings import POOLINGS, BackboneSettings
 from spin.sites import Column, Site, choose_sites
 from spin.weights import locate
 from tests import tiny

@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from spin.errors import UserError
-from spin.settings import POOLINGS
-from spin.settings import SearchSettings, Settings, Stage, load_settings, parse_settings
+from spin.settings import POOLINGS, SearchSettings, Settings, Stage, load_settings, parse_settings
 from spin.sites import Column, Site, choose_sites
 from spin.split import SPLITS, rows_of, split_of
 
