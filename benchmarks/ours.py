@@ -12,9 +12,11 @@ from benchmarks.rounds import Answer, Contender, Precision
 from benchmarks.trial import Trial
 from benchmarks.verdicts import SHIPPED
 from spin import SpinClassifier
-from spin.backbone import load_backbone
+from spin.backbone import find_backbone, load_backbone
 from spin.classifier import columns_of
 from spin.engine import CALIBRATED
+from spin.engine_choice import choose
+from spin.errors import UserError
 from spin.extract import extract
 from spin.flops import relative_compute
 from spin.folds import folds_of
@@ -36,14 +38,26 @@ _METRIC = "macro_f1"
 
 
 def ours(trial: Trial, folder: Path) -> list[Contender]:
-    """Every row of one classifier, which is trained on first use and kept in `folder`."""
+    """Every row of one classifier that runs here, which is trained on first use and kept in `folder`."""
+    engines = [(e, p) for e, p in _ENGINES if not (trial.causal and p == "int8") and _runs(trial, e, p)]
+    rows = [contender(trial, folder, engine, precision) for engine, precision in engines]
     if trial.causal:
-        return [
-            contender(trial, folder, engine, p) for engine in ("torch", "openvino") for p in ("float32", "bfloat16")
-        ]
-    rows = [contender(trial, folder, engine, precision) for engine, precision in _ENGINES]
-    rows += [contender(trial, folder, "openvino", p, loss) for p in _FAST for loss in _LOSSES]
+        return rows
+    rows += [
+        contender(trial, folder, "openvino", p, loss) for p in _FAST if ("openvino", p) in engines for loss in _LOSSES
+    ]
     return [*rows, contender(trial, folder, "torch", "bfloat16", SHIPPED)]
+
+
+def _runs(trial: Trial, engine: str, precision: Precision) -> bool:
+    """Whether an engine passes its trial with the backbone here; one that does not is left out of the table."""
+    settings = _settings(trial, engine, precision)
+    try:
+        choose(settings, "cpu", *find_backbone(settings))
+    except UserError as error:
+        print(f"SPIN, {engine} in {precision} is left out: {error}", flush=True)
+        return False
+    return True
 
 
 def contender(

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.store import Store
-from spin.backbone import digest_of, engine_name, files_of, find_backbone
+from spin.backbone import digest_of, files_of, find_backbone
+from spin.engine_choice import choose, engine_name
 from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings, Stage
 from spin.weights import cache_folder, locate
@@ -41,8 +42,9 @@ def publish(settings: Settings, digest: str) -> None:
 def with_engine(settings: Settings, stage: Stage) -> Settings:
     """The settings with the engine that `auto` stands for, decided once by the driver: all workers of a run have one.
 
-    Raises UserError for an engine that this driver does not have, or that cannot run where the stage does, and for a
-    device that the stage's workers are not given.
+    By a trial on the driver's own processor; a worker on another type of processor tries that engine itself. Raises
+    UserError for an engine that this driver does not have, or that cannot run where the stage does, and for a device
+    that the stage's workers are not given.
     """
     backbone, on_gpu = settings.backbone, settings.ray.of(stage).gpus_per_worker > 0
     device = {"auto": "cuda" if on_gpu else "cpu"}.get(backbone.device, backbone.device)
@@ -51,8 +53,11 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
             f"backbone.device: {device}, and the workers of {stage} are given no GPU; set ray.gpus_per_worker to 1, or "
             "to a part of one that some share"
         )
-    named = backbone.model_copy(update={"engine": engine_name(backbone.engine, device, _folder(backbone))})
-    return settings.model_copy(update={"backbone": named})
+    folder = _folder(backbone)
+    engine = engine_name(backbone.engine, device, folder)
+    if engine == "openvino" and backbone.engine == "auto" and folder is not None:
+        engine = choose(backbone, device, folder, digest_of(folder, code=backbone.trust_remote_code)).engine
+    return settings.model_copy(update={"backbone": backbone.model_copy(update={"engine": engine})})
 
 
 def _folder(backbone: BackboneSettings) -> Path | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
+from spin.engine_choice import Choice, choose
 from spin.errors import UserError
 from spin.memory import ON_PROCESSOR, batch_tokens
 from spin.settings import BackboneSettings
@@ -24,8 +23,6 @@ from spin.sites import Site
 from spin.weights import locate, quiet
 
 DEFAULT_POOLINGS = {False: ("mean", "max"), True: ("last", "mean")}
-TRACED = frozenset({"bert", "distilbert", "gemma2", "gpt2", "gpt_neox", "llama", "opt", "qwen3", "roberta"})
-"""families that OpenVINO is known to compute right; it does not those with a sliding window"""
 _LOADED = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -64,6 +61,8 @@ class Backbone:
     """what runs it: torch or openvino"""
     precision: str = "float32"
     """what it is computed in: float32, bfloat16 or int8"""
+    uncalibrated: str = "float32"
+    """what takes the place of int8 where there are no texts to scale it by"""
     compile: bool = False
     """whether a GPU may run a compiled graph of it"""
     forward_options: dict[str, Any] = field(default_factory=dict)
@@ -216,18 +215,23 @@ class Backbone:
 
 
 def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> Backbone:
-    """Load a frozen model in evaluation mode from safetensors.
+    """Load a frozen model in evaluation mode from safetensors, for the engine and precision that `choose` gives.
 
-    Raises UserError when it is not there, is not of a supported kind, or differs from `expect_digest`.
+    Raises UserError when it is not there, is not of a supported kind, differs from `expect_digest`, or cannot be
+    computed by the engine or in the precision that the settings name.
     """
     folder, digest = find_backbone(settings, expect_digest=expect_digest)
     device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    engine = engine_name(settings.engine, device, folder)
-    precision = fast_precision(device) if settings.dtype == "auto" else settings.dtype
-    if precision == "int8" and engine == "torch":
-        raise UserError("backbone.dtype: int8 is computed by openvino; set backbone.engine openvino, or bfloat16")
+    return open_backbone(settings, folder, digest, device, choose(settings, device, folder, digest))
+
+
+def open_backbone(settings: BackboneSettings, folder: Path, digest: str, device: str, choice: Choice) -> Backbone:
+    """The frozen model of a folder and its digest, for an engine and precision that are chosen already.
+
+    Raises UserError when it is not of a supported kind or lacks weights.
+    """
     # a graph is traced from float32 and computes in what its engine is told
-    dtype = torch.bfloat16 if precision == "bfloat16" and engine == "torch" else torch.float32
+    dtype = torch.bfloat16 if choice.precision == "bfloat16" and choice.engine == "torch" else torch.float32
     model, found, tokenizer = _read(settings, folder, dtype)
     absent = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
     if absent:  # transformers would fill them with random numbers
@@ -242,39 +246,14 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
         digest,
         settings.max_tokens,
         pool_special_tokens=settings.pool_special_tokens,
-        engine=engine,
-        precision=precision,
+        engine=choice.engine,
+        precision=choice.precision,
+        uncalibrated=choice.uncalibrated,
         compile=settings.compile,
     )
     widest = max(map(backbone.width, backbone.sites))
     backbone.batch_tokens = settings.batch_tokens or batch_tokens(model, widest, backbone.max_tokens)
     return backbone
-
-
-def engine_name(wanted: str, device: str, folder: Path | None) -> str:
-    """The engine that `auto` stands for: OpenVINO on a processor where it is installed, for a backbone in a folder
-    whose family it is known to compute right; else torch.
-
-    Raises UserError where OpenVINO is asked for and is not installed, or is to run on a GPU.
-    """
-    on_cpu, installed = device == "cpu", find_spec("openvino") is not None
-    if wanted == "openvino" and not installed:
-        raise UserError(
-            "backbone.engine: openvino is not installed; pip install 'spin-neurons[openvino]', or set torch"
-        )
-    if wanted == "openvino" and not on_cpu:
-        raise UserError(f"backbone.engine: openvino runs on the processor, backbone.device is {device}; set torch")
-    if wanted == "auto":
-        return "openvino" if on_cpu and installed and folder is not None and _family(folder) in TRACED else "torch"
-    return wanted
-
-
-def _family(folder: Path) -> str | None:
-    """What transformers calls the kind of a model."""
-    try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def find_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> tuple[Path, str]:
@@ -342,13 +321,6 @@ def files_of(folder: Path, *, code: bool = False) -> list[Path]:
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"backbone: no .safetensors in {folder}; save the model there with save_pretrained")
     return files
-
-
-def fast_precision(device: str) -> str:
-    """bfloat16 where the hardware computes in it, else float32."""
-    on_gpu = device.startswith("cuda")
-    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return "bfloat16" if fast else "float32"
 
 
 def _width_out(module: nn.Module) -> int | None:
