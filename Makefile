@@ -20,8 +20,8 @@ test: setup  ## starts what the tests need
 	MLFLOW=$(CURDIR)/$(BIN)/mlflow infra/s3/run.sh infra/mlflow/run.sh $(MAKE) --no-print-directory test-here
 
 test-here:  # within the servers; several Ray nodes on one machine want it for themselves
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/test_cluster.py
-	$(BIN)/python -m pytest tests/test_cluster.py
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/pipelines/workers/test_cluster.py
+	$(BIN)/python -m pytest tests/pipelines/workers/test_cluster.py
 
 cluster-demo: setup  ## three Ray nodes, MLflow on PostgreSQL and an S3 server: train, classify, lose a node, promote, roll back
 	DEMO_STARTED=$$(date +%s) infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m infra.demo
@@ -43,6 +43,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache

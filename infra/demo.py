@@ -27,11 +27,11 @@ from rich.console import Console
 
 from infra.nodes import Nodes
 from jobs.quickstart import BACKBONE, read_tweets
-from pipelines.classify import day_of
-from pipelines.jobserver import JobServer
-from pipelines.ledger import Ledger
-from pipelines.night import read_manifest, read_predictions
-from pipelines.store import Store
+from pipelines.nightly.classify import day_of
+from pipelines.nightly.publish import read_manifest, read_predictions
+from pipelines.storage.object_store import Store
+from pipelines.storage.shard_log import Ledger
+from pipelines.workers.job_client import JobServer
 
 TRAIN, NIGHT = 2_000, 3_000
 """documents"""

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import champion, plan, remote, show
+from jobs import job_commands, plan_command, registry_commands, terminal
 from jobs.options import File, Input, Model, Restart, Set, open_registry
 from spin.errors import SpinError, UserError
 from spin.settings import Settings, load_settings
@@ -33,7 +33,7 @@ def options(
     ] = "auto",
 ) -> None:
     """Classify text with the salient inner neurons of a frozen language model."""
-    from pipelines.progress import log_as_json
+    from pipelines.workers.progress import log_as_json
 
     if log not in ("auto", "json"):
         raise UserError(f"--log {log}: expected auto or json")
@@ -44,7 +44,7 @@ def options(
 @app.command()
 def init(path: Annotated[Path, typer.Argument(metavar="SETTINGS")]) -> None:
     """Write a commented settings file."""
-    from jobs.template import settings_template
+    from jobs.settings_template import settings_template
 
     if path.exists():
         raise UserError(f"{path} is there already; name another file, or delete it")
@@ -52,40 +52,40 @@ def init(path: Annotated[Path, typer.Argument(metavar="SETTINGS")]) -> None:
         path.write_text(settings_template(), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    show.say(f"wrote {path}; set backbone.model, data.train and store, then: spin run {path}")
+    terminal.say(f"wrote {path}; set backbone.model, data.train and store, then: spin run {path}")
 
 
 @app.command()
 def run(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
     """Extract, probe, train and register."""
-    from pipelines.road import run_road
+    from pipelines.training.workflow import run_road
 
     loaded = load_settings(settings, set)
-    show.trained(run_road(loaded, restart=restart, say=show.stage))
+    terminal.trained(run_road(loaded, restart=restart, say=terminal.stage))
 
 
 @app.command()
 def extract(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
     """Read the corpus: pooled activations of every site, to the store."""
-    from pipelines.road import run_stages
+    from pipelines.training.workflow import run_stages
 
-    run_stages(load_settings(settings, set), ["extract"], restart=restart, say=show.stage)
+    run_stages(load_settings(settings, set), ["extract"], restart=restart, say=terminal.stage)
 
 
 @app.command()
 def probe(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
     """Fit one L1 regularisation path a site.pooling."""
-    from pipelines.road import run_stages
+    from pipelines.training.workflow import run_stages
 
-    run_stages(load_settings(settings, set), ["probe"], restart=restart, say=show.stage)
+    run_stages(load_settings(settings, set), ["probe"], restart=restart, say=terminal.stage)
 
 
 @app.command()
 def train(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
     """Integrate the salient neurons, evaluate on the test rows, register as challenger."""
-    from pipelines.road import run_stages
+    from pipelines.training.workflow import run_stages
 
-    show.trained(run_stages(load_settings(settings, set), ["train"], restart=restart, say=show.stage))
+    terminal.trained(run_stages(load_settings(settings, set), ["train"], restart=restart, say=terminal.stage))
 
 
 @app.command()
@@ -111,19 +111,22 @@ def classify(
     restart: Restart = False,
 ) -> None:
     """Classify a batch: predictions, dead letters and a manifest."""
-    from pipelines.classify import check_drift, run_classify
+    from pipelines.nightly.classify import run_classify
+    from pipelines.nightly.drift_check import check_drift
 
     loaded = load_settings(settings, set)
     given: dict[str, Any] = {"model": model, "shadow": shadow, "night": date, "since": since, "restart": restart}
     registry = open_registry(loaded)
     manifest = run_classify(loaded, registry, input, output, **given)
-    show.night(manifest, output)
+    terminal.night(manifest, output)
     if check is not None:
-        from pipelines.check import check_precision
+        from pipelines.nightly.precision_check import check_precision
 
-        show.check(*check_precision(loaded, registry, manifest, check))
+        terminal.check(*check_precision(loaded, registry, manifest, check))
     if shadow is not None and "shadow" not in manifest:
-        show.say(f"          no shadow: {shadow} is version {manifest['model_version']}, the model of the night itself")
+        terminal.say(
+            f"          no shadow: {shadow} is version {manifest['model_version']}, the model of the night itself"
+        )
     if loaded.classify.fail_on_drift:
         check_drift(manifest)
 
@@ -131,16 +134,16 @@ def classify(
 @app.command()
 def evaluate(settings: File, input: Input, model: Model = None, set: Set = []) -> None:  # noqa: B006
     """Figures per class on any labelled file."""
-    from pipelines.evaluate import run_evaluate
+    from pipelines.training.evaluate import run_evaluate
 
     loaded = load_settings(settings, set)
-    show.evaluation(run_evaluate(loaded, open_registry(loaded), input, model=model))
+    terminal.evaluation(run_evaluate(loaded, open_registry(loaded), input, model=model))
 
 
-app.command()(plan.plan)
-_CHAMPION = (champion.promote, champion.rollback, champion.history, champion.models)
-_REMOTE = (remote.jobs, remote.logs, remote.stop)
-app.command(context_settings=remote.PASSING_ON)(remote.submit)
+app.command()(plan_command.plan)
+_CHAMPION = (registry_commands.promote, registry_commands.rollback, registry_commands.history, registry_commands.models)
+_REMOTE = (job_commands.jobs, job_commands.logs, job_commands.stop)
+app.command(context_settings=job_commands.PASSING_ON)(job_commands.submit)
 _command: Callable[..., None]
 for _command in (*_REMOTE, *_CHAMPION):
     app.command()(_command)
@@ -156,7 +159,7 @@ def neurons(
     set: Set = [],  # noqa: B006
 ) -> None:
     """List the selected neurons, by importance in their probe times slope in the head, and what drives them."""
-    from pipelines.neurons import load_neurons
+    from pipelines.training.neurons import load_neurons
 
     loaded = load_settings(settings, set)
     registry = open_registry(loaded)
@@ -166,9 +169,9 @@ def neurons(
         raise UserError(f"no neuron speaks for '{label}'; expected one of {', '.join(known)}")
     chosen = [row for row in rows if label in (None, row["class"])]
     if as_json:
-        show.plain(chosen[:top])
+        terminal.plain(chosen[:top])
     else:
-        show.neurons(chosen[:top], _drivers(chosen[:top], loaded), len(chosen))
+        terminal.neurons(chosen[:top], _drivers(chosen[:top], loaded), len(chosen))
 
 
 @app.command()
@@ -186,10 +189,10 @@ def explain(
     registry = open_registry(loaded)
     number = registry.resolve(model)
     found = registry.load(number).explain(text)
-    show.explanation(found)
+    terminal.explanation(found)
     if html is not None:
-        from pipelines.neurons import load_neurons
-        from spin.page import page, shown_neurons
+        from pipelines.training.neurons import load_neurons
+        from spin.pages.explanation_page import page, shown_neurons
 
         wanted = shown_neurons(found)
         rows = [r for r in load_neurons(registry, number, loaded.choose) if (r["column"], r["neuron"]) in wanted]
@@ -198,7 +201,7 @@ def explain(
             html.write_text(written, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{html} cannot be written: {error.strerror}") from None
-        show.say(f"wrote {html}")
+        terminal.say(f"wrote {html}")
 
 
 @app.command()
@@ -215,7 +218,7 @@ def export(
     set: Set = [],  # noqa: B006
 ) -> None:
     """Write a model as one graph that runs without torch: token ids in, scores out."""
-    from pipelines.export import opened
+    from pipelines.registry.open_model import opened
     from spin.export import check
     from spin.export import export as write
 
@@ -225,7 +228,7 @@ def export(
     with opened(model, load_settings(settings, set) if settings is not None else None) as spin:
         files = write(spin, folder, format)
         size = f"{len(spin.integration.selection):,} neurons of {spin.depth} blocks"
-    show.say(f"wrote {folder}: {', '.join(files)}; {size}")
+    terminal.say(f"wrote {folder}: {', '.join(files)}; {size}")
 
 
 @app.command()
@@ -245,10 +248,10 @@ def main() -> Any:
     try:
         return app(standalone_mode=True)
     except SpinError as error:
-        show.failure(str(error))
+        terminal.failure(str(error))
         sys.exit(error.status)
     except KeyboardInterrupt:
-        show.failure("interrupted; run it again to resume")
+        terminal.failure("interrupted; run it again to resume")
         sys.exit(130)
 
 
@@ -263,12 +266,12 @@ def quiet() -> None:
 
 def _drivers(rows: Sequence[dict[str, Any]], settings: Settings) -> Any:
     """The documents behind the neurons; without the corpus none, which is said."""
-    from pipelines.neurons import read_drivers
+    from pipelines.training.neurons import read_drivers
 
     try:
         return read_drivers(rows, settings)
     except UserError as error:
-        show.say(f"without training documents: {error}")
+        terminal.say(f"without training documents: {error}")
         return {}
 
 

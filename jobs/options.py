@@ -18,6 +18,6 @@ Why = Annotated[str, typer.Option(help="kept in the history")]
 
 def open_registry(settings: Settings) -> Any:
     """Imported when a command needs it: `spin --help` answers at once."""
-    from pipelines.registry import Registry
+    from pipelines.registry.versions import Registry
 
     return Registry(settings)

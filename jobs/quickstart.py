@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import yaml
 from sklearn.model_selection import train_test_split
 
-from jobs import show
-from pipelines import promotion
-from pipelines.classify import run_classify
-from pipelines.night import read_predictions
-from pipelines.registry import CHALLENGER, Registry
-from pipelines.road import run_road
+from jobs import terminal
+from pipelines.nightly.classify import run_classify
+from pipelines.nightly.publish import read_predictions
+from pipelines.registry import promote
+from pipelines.registry.versions import CHALLENGER, Registry
+from pipelines.training.workflow import run_road
 from spin.errors import UserError
 from spin.settings import Settings, load_settings
 
@@ -33,22 +33,22 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     start = time.perf_counter()
     settings = load_settings(_prepare(folder, full))
     registry = Registry(settings)
-    manifest = run_road(settings, say=show.stage)
-    show.trained(manifest)
+    manifest = run_road(settings, say=terminal.stage)
+    terminal.trained(manifest)
     version = manifest["registered"]["version"]
     if registry.champion() is None or registry.resolve(f"models:/{registry.name}@{CHALLENGER}") != registry.champion():
-        show.moved(registry.name, promotion.promote(registry, version, "quickstart"))
+        terminal.moved(registry.name, promote.promote(registry, version, "quickstart"))
     else:
-        show.say(f"{registry.name} version {version} is champion — finished before")
+        terminal.say(f"{registry.name} version {version} is champion — finished before")
     night, output = folder / "tonight.parquet", folder / "nights"
-    show.night(run_classify(settings, registry, str(night), str(output)), str(output))
+    terminal.night(run_classify(settings, registry, str(night), str(output)), str(output))
     _show_five(settings, registry, night, output)
     file = folder / "settings.yaml"
-    show.say("\nNext:")
-    show.say(f'  .venv/bin/spin explain {file} --text "the crew was lovely but we sat on the runway for hours"')
-    show.say(f"  .venv/bin/spin evaluate {file} --input {folder / 'test.parquet'}")
-    show.say(f"  .venv/bin/spin models {file}")
-    show.say(
+    terminal.say("\nNext:")
+    terminal.say(f'  .venv/bin/spin explain {file} --text "the crew was lovely but we sat on the runway for hours"')
+    terminal.say(f"  .venv/bin/spin evaluate {file} --input {folder / 'test.parquet'}")
+    terminal.say(f"  .venv/bin/spin models {file}")
+    terminal.say(
         f"\n{time.perf_counter() - start:.0f} s; everything lies in {folder}, the figures in {folder / 'report.json'}"
     )
 
@@ -108,5 +108,5 @@ def _show_five(settings: Settings, registry: Registry, night: Path, output: Path
     spin = registry.load(registry.resolve())
     for row in read_predictions(str(output), 5):
         text = texts[row["id"]]
-        show.say(f"\n  {row['label']} {row['score']:.2f}  {' '.join(text.split())}")
-        show.say(f"    {show.spoken(spin.explain(text))}")
+        terminal.say(f"\n  {row['label']} {row['score']:.2f}  {' '.join(text.split())}")
+        terminal.say(f"    {terminal.spoken(spin.explain(text))}")

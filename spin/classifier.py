@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin import artifact
-from spin.backbone import DEFAULT_POOLINGS, Backbone, load_backbone
-from spin.calibrate import Decision
-from spin.cascade import leaving
-from spin.engine import CALIBRATED, Engine, open_engine
+from spin.activations.encoder import Group, divide
+from spin.activations.engine import CALIBRATED, Engine, open_engine
+from spin.activations.extract import Features, Progress, extract, read
+from spin.backbone.flops import relative_compute
+from spin.backbone.loading import load_backbone
+from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
-from spin.explain import Explanation, explain
-from spin.extract import Features, Progress, extract, read
-from spin.flops import relative_compute
-from spin.integrate import Integrated, Integration
-from spin.learn import learn
-from spin.reader import Group, divide
+from spin.fit import learn
+from spin.heads import persistence
+from spin.heads.decision import Decision
+from spin.heads.early_exit import leaving
+from spin.heads.fitted import Integrated, Integration
+from spin.labels.label_space import Label, Task
+from spin.labels.splits import rows_of, split_of
+from spin.pages.explanation import Explanation, explain
 from spin.settings import (
     METRICS,
     POOLINGS,
@@ -32,8 +35,6 @@ from spin.settings import (
     SearchSettings,
 )
 from spin.sites import Column, choose_sites
-from spin.split import rows_of, split_of
-from spin.task import Label, Task
 
 
 class SpinClassifier:
@@ -258,7 +259,7 @@ class SpinClassifier:
             "metric": self.metric,
             "decision": self.decision.model_dump(),
         }
-        return artifact.save(self.integrated, facts)
+        return persistence.save(self.integrated, facts)
 
     @classmethod
     def load(
@@ -275,7 +276,7 @@ class SpinClassifier:
         `choose` takes another of its three classifiers, `decision` other thresholds than it was saved with. Raises
         UserError for an artifact that is not whole, or of another format.
         """
-        integrated, config = artifact.load(Path(folder))
+        integrated, config = persistence.load(Path(folder))
         try:
             kept = dict(config["backbone"])
             digest = kept.pop("digest")

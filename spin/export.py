@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from spin.activations.encoder import Reader, divide
 from spin.arrays import Floats
-from spin.backbone import Backbone, load_backbone
-from spin.calibrate import Decision
+from spin.backbone.hub import quiet
+from spin.backbone.loading import load_backbone
+from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
-from spin.integrate import Integration
-from spin.mlp import MlpHead
-from spin.reader import Reader, divide
-from spin.weights import quiet
+from spin.heads.decision import Decision
+from spin.heads.fitted import Integration
+from spin.heads.mlp_head import MlpHead
 
 NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
 """the formats, and the packages that write and run them"""
@@ -161,7 +162,7 @@ def _write_onnx(scorer: Scorer, folder: Path) -> Run:
 def _write_openvino(scorer: Scorer, folder: Path) -> Run:
     import openvino
 
-    from spin.openvino import to_graph
+    from spin.activations.openvino_engine import to_graph
 
     path = str(folder / "model.xml")
     graph = to_graph(scorer.reader, scorer)

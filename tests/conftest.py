@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 
-import spin.engine_choice
-import spin.engine_trial
+import spin.backbone.engine_choice
+import spin.backbone.engine_trial
 from jobs.cli import quiet
-from tests import tiny
-from tests.browser import chromium
+from tests.support import tiny
+from tests.support.browser import chromium
 
 quiet()
 # the engine that `auto` takes is torch here: OpenVINO compiles for a second, and tests of it name it
-spin.engine_choice.TRACED = frozenset()
+spin.backbone.engine_choice.TRACED = frozenset()
 # a trial starts a process for some seconds; test_engine_trial.py puts the real one back
-real_verdict_of = spin.engine_trial.verdict_of
-spin.engine_trial.verdict_of = lambda subject: spin.engine_trial.Verdict("agrees", "not tried in tests")
+real_verdict_of = spin.backbone.engine_trial.verdict_of
+spin.backbone.engine_trial.verdict_of = lambda subject: spin.backbone.engine_trial.Verdict(
+    "agrees", "not tried in tests"
+)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 MLFLOW = os.environ.setdefault("SPIN_TEST_MLFLOW", os.environ.pop("MLFLOW_TRACKING_URI", ""))
 """of the server that infra/mlflow/run.sh started, handed on to processes of this one; other tests use SQLite"""

@@ -1,0 +1,3 @@
+from benchmarks.limits.run import main
+
+main()

@@ -1,0 +1,105 @@
+"""What Ray costs: `spin extract` against a plain loop that reads, extracts and writes the same shards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spin.settings import Settings, parse_settings
+
+SHARD = 1_000
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to read the corpus: some processes of some threads each, under Ray or not."""
+
+    ray: bool
+    workers: int
+    threads: int
+
+    def __str__(self) -> str:
+        threads = f"{self.workers} × {self.threads} thread{'s' * (self.threads > 1)}"
+        return f"spin extract, {threads}" if self.ray else f"plain loop, {threads}"
+
+
+PLAIN, ONE, TWO = Way(False, 1, 1), Way(True, 1, 1), Way(True, 2, 1)
+PLAIN_WIDE, ONE_WIDE = Way(False, 1, 2), Way(True, 1, 2)
+WAYS = (PLAIN, ONE, TWO, PLAIN_WIDE, ONE_WIDE)
+
+
+def prepare(folder: Path, documents: int) -> Settings:
+    """Tweets as a labelled corpus, in the order in which they are measured."""
+    from jobs.quickstart import BACKBONE, read_tweets
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tweets = read_tweets().sample(documents, random_state=0)[["id", "text", "label"]]
+    pq.write_table(pa.Table.from_pandas(tweets, preserve_index=False), folder / "tweets.parquet", row_group_size=SHARD)
+    settings = parse_settings(
+        {
+            "backbone": {"model": BACKBONE, "device": "cpu"},
+            "data": {"train": str(folder / "tweets.parquet")},
+            "store": str(folder / "store"),
+            "ray": {"shard_documents": SHARD},
+        }
+    )
+    seconds(ONE_WIDE, settings, folder)  # for its plan, and so that all find the files in memory
+    shutil.copy(Path(settings.store) / "features/plan.json", folder)
+    return settings
+
+
+def seconds(way: Way, settings: Settings, folder: Path) -> float:
+    """From the begin of the first shard to the end of the last, in a process of its own: start-up is left out."""
+    ray = settings.ray.model_copy(update={"workers": way.workers, "cpus_per_worker": way.threads})
+    mine = settings.model_copy(update={"ray": ray})
+    file = folder / "overhead.json"
+    file.write_text(json.dumps({"ray": way.ray, "settings": mine.model_dump()}), encoding="utf-8")
+    shutil.rmtree(settings.store, ignore_errors=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.limits.overhead", str(file)], stdout=subprocess.PIPE, check=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def _extract(settings: Settings) -> float:
+    from pipelines.nightly.throughput import span
+    from pipelines.training.extract_features import run_extract
+
+    _, manifest = run_extract(settings)
+    return span(manifest["shards"])
+
+
+def _loop(settings: Settings, planned: Path) -> float:
+    """The same work with nothing around it, on the shards that `spin extract` planned."""
+    import torch
+
+    from pipelines.data.readers import Shard
+    from pipelines.storage.object_store import Store
+    from pipelines.storage.shard_log import Attempt, Ledger
+    from pipelines.training.extract_features import ExtractStep
+
+    torch.set_num_threads(settings.ray.cpus_per_worker)
+    plan = json.loads(planned.read_text(encoding="utf-8"))
+    step = ExtractStep(settings, plan["facts"]["backbone"]["digest"], plan["detail"]["types"])
+    store = Path(settings.store)
+    store.mkdir(parents=True)
+    untold = Attempt(Ledger(Store(str(store))), "", 1, 0, {})
+    start = time.perf_counter()
+    for shard in plan["detail"]["shards"]:
+        files, _ = step(Shard(**shard), untold)
+        (store / f"{shard['index']}.parquet").write_bytes(files["parquet"])
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    read = Settings.model_validate(given["settings"])
+    print(_extract(read) if given["ray"] else _loop(read, Path(sys.argv[1]).with_name("plan.json")))

@@ -1,0 +1,3 @@
+from benchmarks.method.run import main
+
+main()

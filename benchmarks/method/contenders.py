@@ -1,0 +1,260 @@
+"""The rows of the tables: every way to classify, fitted, chosen and calibrated on the same documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import process_time
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+import spin.fit
+from benchmarks.method.corpora import Exam
+from spin.arrays import Floats, Rows
+from spin.heads.calibration import calibration_error, fit_temperature
+from spin.heads.fitted import Integrated, Integration
+from spin.heads.selection import Selection
+from spin.integrate.integrate import integrate
+from spin.integrate.search import Read
+from spin.labels.cross_validation import labelled
+from spin.labels.metrics import score
+from spin.settings import SearchSettings
+from spin.sites import Column, Site
+from spin.sparsify.probe import Probe, balance, signs, standardisation
+from spin.sparsify.solvers.l1_path import LassoPaths
+
+METRIC = "macro_f1"
+STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
+"""C of the logistic regressions on words and on the last layer"""
+_STEP = 0.6
+"""from a penalty to the next, where a path is walked down to one that is known"""
+
+Fit = Callable[[Rows, Rows, Sequence[float]], list[Floats]]
+"""logits (m, K) of the second rows by models of some strengths that were fitted on the first rows"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a contender says of the test documents, and what that takes."""
+
+    name: str
+    logits: Floats
+    """(m, K), over their temperature"""
+    neurons: int
+    depth: int
+    compute: float
+    """FLOPs a token as a share of the whole backbone's"""
+    seconds: float
+    """to fit, choices included"""
+    choice: str
+
+    def row(self, exam: Exam) -> dict[str, Any]:
+        """The line of a table, as it is kept."""
+        y, task = exam.y[exam.test], exam.corpus.task
+        predicted = self.logits.argmax(1)
+        return {
+            "name": self.name,
+            "accuracy": score("accuracy", y, predicted),
+            "macro_f1": score("macro_f1", y, predicted),
+            "ece": calibration_error(task.probabilities(self.logits), y, task),
+            "neurons": self.neurons,
+            "depth": self.depth,
+            "compute": self.compute,
+            "seconds": self.seconds,
+            "choice": self.choice,
+        }
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The strength that validation chose for a way to fit, and the logits of each fold that spoke for it."""
+
+    valid_score: float
+    strength: float
+    held_out: list[Floats]
+
+
+def settle(exam: Exam, fit: Fit, strengths: Sequence[float]) -> Settled:
+    """The best strength on validation, the mean over folds; among equals the strongest regularisation."""
+    found = [fit(fold.train, fold.valid, strengths) for fold in exam.folds]
+    scores = [
+        np.mean([score(METRIC, exam.y[f.valid], of[i].argmax(1)) for f, of in zip(exam.folds, found, strict=True)])
+        for i in range(len(strengths))
+    ]
+    best = int(np.argmax(scores))
+    return Settled(float(scores[best]), strengths[best], [of_fold[best] for of_fold in found])
+
+
+def temperature(exam: Exam, held_out: Sequence[Floats]) -> np.float32:
+    """What the held-out logits of all folds are best divided by."""
+    y = np.concatenate([exam.y[fold.valid] for fold in exam.folds[: len(held_out)]])
+    return np.float32(fit_temperature(np.concatenate(held_out), y, exam.corpus.task))
+
+
+def finish(exam: Exam, fit: Fit, settled: Settled) -> Floats:
+    """Logits of the test documents by the chosen model fitted on all labelled ones, over its temperature."""
+    return fit(labelled(exam.folds), exam.test, [settled.strength])[0] / temperature(exam, settled.held_out)
+
+
+def words(exam: Exam) -> Answer:
+    """TF-IDF of words and word pairs with logistic regression."""
+    start, texts = process_time(), np.array(exam.corpus.texts, object)
+
+    def fit(rows: Rows, out: Rows, strengths: Sequence[float]) -> list[Floats]:
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+        try:
+            vectorizer.fit(texts[rows])
+        except ValueError:  # so few words that none stands in two documents
+            vectorizer = TfidfVectorizer(token_pattern=r"\S+").fit(texts[rows])
+        X, Z = vectorizer.transform(texts[rows]), vectorizer.transform(texts[out])
+        return [_regression(X, exam.y[rows], C).decision_function(Z) for C in strengths]
+
+    settled = settle(exam, fit, STRENGTHS)
+    logits = finish(exam, fit, settled)
+    return Answer("TF-IDF", logits, 0, 0, 0.0, process_time() - start, f"C {settled.strength:.3g}")
+
+
+def last_layer(exam: Exam) -> Answer:
+    """The last layer after the final norm, standardised, with logistic regression; the better of two poolings."""
+    start = process_time()
+
+    def fit_of(values: Floats) -> Fit:
+        def fit(rows: Rows, out: Rows, strengths: Sequence[float]) -> list[Floats]:
+            mean, scale = standardisation(values[rows])
+            X, Z = ((values[part].astype(np.float32) - mean) / scale for part in (rows, out))
+            return [_regression(X, exam.y[rows], C).decision_function(Z) for C in strengths]
+
+        return fit
+
+    columns = [c for c in exam.corpus.features if c.site.kind == "final"]
+    found = {c: settle(exam, fit_of(exam.corpus.features[c]), STRENGTHS) for c in columns}
+    best = max(columns, key=lambda c: (found[c].valid_score, c))
+    values = exam.corpus.features[best]
+    logits = finish(exam, fit_of(values), found[best])
+    choice = f"{best.pooling}, C {found[best].strength:.3g}"
+    return Answer("last layer", logits, values.shape[1], exam.corpus.depth, 1.0, process_time() - start, choice)
+
+
+def _regression(X: Any, y: Any, strength: float) -> Any:
+    return LogisticRegression(C=strength, max_iter=5000).fit(X, y)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What `learn` gave, and the seconds that it took."""
+
+    probes: list[Probe]
+    integrated: Integrated
+    seconds: float
+    probing: Mapping[Site, float]
+    """seconds of each site's probes"""
+
+
+def learnt(exam: Exam) -> Learnt:
+    """Our method as it stands."""
+    start = process_time()
+    with _timed_probes() as probing:
+        probes, integrated = spin.fit.learn(
+            exam.corpus.sites, exam.corpus.task, exam.y, exam.train, exam.valid,
+            flops=exam.corpus.flops, metric=METRIC, seed=exam.seed,
+        )  # fmt: skip
+    return Learnt(probes, integrated, process_time() - start, probing)
+
+
+@contextmanager
+def _timed_probes() -> Iterator[dict[Site, float]]:
+    """The seconds that `learn` spends on the probes of each site."""
+    seconds: dict[Site, float] = {}
+    fit_probes = spin.learn.fit_probes
+
+    def timed(activations: Mapping[Column, Floats], *args: Any, **kwargs: Any) -> list[Probe]:
+        start = process_time()
+        probes = fit_probes(activations, *args, **kwargs)
+        seconds[next(iter(activations)).site] = process_time() - start
+        return probes
+
+    with patch.object(spin.fit, "fit_probes", timed):
+        yield seconds
+
+
+def ours(exam: Exam, found: Learnt) -> list[Answer]:
+    """Two of the classifiers that one search gives."""
+    return [
+        _integrated(f"ours, {name}", exam, found.integrated.choices[name], found.seconds)
+        for name in ("accuracy", "balanced")
+    ]
+
+
+def lower_half(exam: Exam, found: Learnt) -> Answer:
+    """Our method where only the lower half of the blocks is offered: no site's probe depends on another site."""
+    start, half = process_time(), exam.corpus.depth // 2
+    probes = [probe for probe in found.probes if probe.column.site.layer <= half]
+    integrated = integrate(
+        probes, _reader(exam), exam.y, exam.folds, exam.corpus.task,
+        metric=METRIC, settings=SearchSettings(), flops=exam.corpus.flops, seed=exam.seed,
+    )  # fmt: skip
+    seconds = sum(s for site, s in found.probing.items() if site.layer <= half) + process_time() - start
+    return _integrated("ours, lower half", exam, integrated.choices["accuracy"], seconds)
+
+
+def _integrated(name: str, exam: Exam, integration: Integration, seconds: float) -> Answer:
+    logits = integration.logits(_reader(exam)(integration.selection, exam.test))
+    facts = integration.facts
+    choice = f"eta {facts['eta']}, strength {facts['strength']}, l1 {facts['l1']}, {facts['part']}, {facts['head']}"
+    return Answer(
+        name, logits, len(integration.selection), facts["depth"], facts["compute"], seconds, choice
+    )  # fmt: skip
+
+
+def _reader(exam: Exam) -> Read:
+    def read(selection: Selection, rows: Rows) -> Floats:
+        return np.concatenate([exam.corpus.features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
+
+    return read
+
+
+def best_site(exam: Exam, found: Learnt) -> Answer:
+    """The probe that validates best, fitted on all labelled documents at its share of the largest penalty."""
+    start = process_time()
+    probe = max(found.probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
+    values = exam.corpus.features[probe.column]
+    held_out = [probe.of_fold(i).decision(values[fold.valid]) for i, fold in enumerate(exam.folds)]
+    whole = probe if probe.folds else _refitted(exam, probe, values, labelled(exam.folds))
+    logits = whole.decision(values[exam.test]) / temperature(exam, held_out)
+    site = probe.column.site
+    seconds = sum(found.probing.values()) + process_time() - start
+    neurons = int((whole.importance > 0).sum())
+    return Answer(
+        "best single site", logits, neurons, site.layer, exam.corpus.compute(site), seconds, str(probe.column)
+    )
+
+
+def _refitted(exam: Exam, probe: Probe, values: Floats, rows: Rows) -> Probe:
+    mean, scale = standardisation(values[rows])
+    targets = signs(exam.corpus.task.indicator(exam.y[rows]), exam.corpus.task)
+    X = (values[rows].astype(np.float32) - mean) / scale
+    paths = LassoPaths([X], targets, balance(targets, "none"))
+    share = probe.lam / probe.lam_max
+    lams = paths.lam_max * falling(1.0, [share])[:, None]
+    coef, intercept = paths.solve(lams)
+    return Probe(
+        probe.column, coef[-1, 0], intercept[-1, 0], mean, scale, lams[-1, 0], paths.lam_max[0], 0.0, probe.valid_score
+    )
+
+
+def falling(top: float, wanted: Sequence[float]) -> Floats:
+    """The wanted penalties, largest first, and before and between them others for a path to start from."""
+    found: list[float] = []
+    above = top
+    for penalty in sorted(wanted, reverse=True):
+        while above * _STEP > penalty * 1.0001:
+            above *= _STEP
+            found.append(above)
+        found.append(penalty)
+        above = min(above, penalty)
+    return np.array(found)

@@ -1,0 +1,152 @@
+"""`make bench-method`: the method against everything simpler on real text, into benchmarks/method.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.method.corpora import Plan, exam_of, load, plans, ready
+
+_FOLDER = Path("runs/bench")
+_REPORT = Path("benchmarks/method.md")
+_SEEDS, _DRAWS = 3, 5
+_PROCESSES = 2
+"""of one thread each: more throughput on two cores than one process of two"""
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every contender on one division of a corpus."""
+
+    plan: Plan
+    setting: str
+    """`full`, `noisy`, or `few16` with the number of labels a class"""
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.plan.name}-{self.setting}-{self.seed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny subsets and one seed: shows only that it runs")
+    parser.add_argument("--fresh", action="store_true", help="start over, instead of computing what is missing")
+    parser.add_argument("--report", action="store_true", help="only write the page, of what has finished so far")
+    arguments = parser.parse_args()
+    folder = _FOLDER / "quick" if arguments.quick else _FOLDER
+    if arguments.fresh:
+        shutil.rmtree(folder / "results", ignore_errors=True)
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    chosen = plans(arguments.quick)
+    wanted = experiments(chosen, arguments.quick)
+    page = folder / "method.md" if arguments.quick else _REPORT
+    if arguments.report:
+        write_report(wanted, folder, page)
+        return
+    for plan in chosen:
+        ready(plan, folder / plan.name)
+    failed = run_all(wanted, folder)
+    if failed:
+        raise SystemExit(f"{failed} of {len(wanted)} experiments failed; the next run computes only what is missing")
+    write_report(wanted, folder, page)
+
+
+def experiments(chosen: list[Plan], quick: bool) -> list[Experiment]:
+    """All of them, long ones first, so that the last ones fill the gaps."""
+    encoder, decoder = chosen
+    seeds, draws = range(1 if quick else _SEEDS), range(1 if quick else _DRAWS)
+    counts = (16, 64) if quick else (256, 64, 16)
+    found = [Experiment(encoder, setting, seed) for setting in ("full", "noisy") for seed in seeds]
+    found += [Experiment(decoder, "full", seed) for seed in seeds]
+    return found + [Experiment(encoder, f"few{count}", draw) for draw in draws for count in counts]
+
+
+def run_all(wanted: list[Experiment], folder: Path) -> int:
+    """Run what has no result yet, giving how many failed."""
+    left = [e for e in wanted if not _result(folder, e).exists()]
+    print(f"{len(wanted)} experiments, {len(wanted) - len(left)} finished before", flush=True)
+    os.environ.update(dict.fromkeys(_THREADS, "1"))  # a spawned process reads it before it loads numpy
+    failed, start = 0, time.perf_counter()
+    with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn"), initializer=_warm) as pool:
+        running = {pool.submit(run_one, experiment, folder): experiment for experiment in left}
+        for done, future in enumerate(as_completed(running), 1):
+            experiment = running[future]
+            try:
+                said = future.result()
+            except Exception as error:
+                failed += 1
+                said = "failed: " + "".join(traceback.format_exception(error))
+            print(f"[{done}/{len(left)}, {time.perf_counter() - start:.0f} s] {experiment.key}: {said}", flush=True)
+    return failed
+
+
+def run_one(experiment: Experiment, folder: Path) -> str:
+    """Measure every contender and write the result, giving what a line says of it."""
+    from benchmarks.method import contenders as rows
+    from benchmarks.method.all_neurons import all_neurons
+    from benchmarks.method.paper import paper
+
+    start = time.perf_counter()
+    corpus = load(experiment.plan, folder / experiment.plan.name)
+    exam = exam_of(corpus, experiment.setting, experiment.seed)
+    found = rows.learnt(exam)
+    answers = [rows.words(exam), rows.last_layer(exam), rows.best_site(exam, found), paper(exam)]
+    answers += [all_neurons(exam), *rows.ours(exam, found)]
+    if experiment.setting == "full":
+        answers.append(rows.lower_half(exam, found))
+    result = {
+        "experiment": asdict(experiment),
+        "neurons": corpus.neurons,
+        "depth": corpus.depth,
+        "documents": [len(exam.train), len(exam.valid), len(exam.test)],
+        "wall_seconds": time.perf_counter() - start,
+        "rows": [answer.row(exam) for answer in answers],
+    }
+    file = _result(folder, experiment)
+    file.with_suffix(".tmp").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    file.with_suffix(".tmp").replace(file)
+    figures = ", ".join(f"{row['name']} {100 * row['macro_f1']:.1f}" for row in result["rows"])
+    return f"{result['wall_seconds']:.0f} s; macro-F1 {figures}"
+
+
+def write_report(wanted: list[Experiment], folder: Path, path: Path) -> None:
+    """The tables of the results that there are; the page says what is missing."""
+    from benchmarks.method.table import report
+
+    results: dict[str, list[dict[str, Any]]] = {}
+    finished = [experiment for experiment in wanted if _result(folder, experiment).exists()]
+    for experiment in finished:
+        found = json.loads(_result(folder, experiment).read_text(encoding="utf-8"))
+        results.setdefault(f"{experiment.plan.name}-{experiment.setting}", []).append(found)
+    missing = [experiment.key for experiment in wanted if experiment not in finished]
+    path.write_text(report(results, missing), encoding="utf-8")
+    print(f"written to {path}")
+
+
+def _result(folder: Path, experiment: Experiment) -> Path:
+    return folder / "results" / f"{experiment.key}.json"
+
+
+def _warm() -> None:
+    """One thread, and the solver compiled before anything is timed."""
+    import numpy as np
+    import torch
+
+    from spin.sparsify.solvers.l1_path import LogisticPath
+
+    torch.set_num_threads(1)
+    draw = np.random.default_rng(0)
+    y = np.where(draw.random(64) < 0.5, -1, 1).astype(np.float32)
+    path = LogisticPath(draw.normal(size=(64, 8)).astype(np.float32), y, np.full(64, 1 / 64, np.float32))
+    path.solve(path.lam_max / 2)

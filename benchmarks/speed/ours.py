@@ -1,0 +1,122 @@
+"""What this project runs: one classifier, trained once, in every engine and precision, with and without the cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.speed.rounds import Answer, Contender, Precision
+from benchmarks.speed.trial import Trial
+from benchmarks.speed.verdicts import SHIPPED
+from spin import SpinClassifier
+from spin.activations.engine import CALIBRATED
+from spin.activations.extract import extract
+from spin.backbone.engine_choice import choose
+from spin.backbone.flops import relative_compute
+from spin.backbone.loading import find_backbone, load_backbone
+from spin.classifier import columns_of
+from spin.errors import UserError
+from spin.fit import learn
+from spin.heads.selection import Selection
+from spin.integrate.integrate import integrate
+from spin.labels.cross_validation import folds_of
+from spin.labels.splits import rows_of, split_of
+from spin.settings import BackboneSettings, CascadeSettings, SearchSettings
+
+_ENGINES: tuple[tuple[str, Precision], ...] = (
+    ("torch", "float32"), ("torch", "bfloat16"),
+    ("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "int8"),
+)  # fmt: skip
+"""engine and precision of each row at full depth; the first is what all others are compared with"""
+_FAST: tuple[Precision, ...] = ("bfloat16", "int8")
+_LOSSES = (SHIPPED, 0.005, 0.01, 0.02)
+"""that the cascade is granted, of macro-F1"""
+_METRIC = "macro_f1"
+
+
+def ours(trial: Trial, folder: Path) -> list[Contender]:
+    """Every row of one classifier that runs here, which is trained on first use and kept in `folder`."""
+    engines = [(e, p) for e, p in _ENGINES if not (trial.causal and p == "int8") and _runs(trial, e, p)]
+    rows = [contender(trial, folder, engine, precision) for engine, precision in engines]
+    if trial.causal:
+        return rows
+    rows += [
+        contender(trial, folder, "openvino", p, loss) for p in _FAST if ("openvino", p) in engines for loss in _LOSSES
+    ]
+    return [*rows, contender(trial, folder, "torch", "bfloat16", SHIPPED)]
+
+
+def _runs(trial: Trial, engine: str, precision: Precision) -> bool:
+    """Whether an engine passes its trial with the backbone here; one that does not is left out of the table."""
+    settings = _settings(trial, engine, precision)
+    try:
+        choose(settings, "cpu", *find_backbone(settings))
+    except UserError as error:
+        print(f"SPIN, {engine} in {precision} is left out: {error}", flush=True)
+        return False
+    return True
+
+
+def contender(
+    trial: Trial, folder: Path, engine: str, precision: Precision, max_loss: float | None = None
+) -> Contender:
+    """The classifier in one engine and precision; it batches by tokens, as its settings say."""
+    share = 1.0
+
+    def load() -> Answer:
+        if not folder.exists():
+            train(trial, folder)
+        kept = folder / str(SHIPPED if max_loss is None else max_loss)
+        spin = SpinClassifier.load(kept, backbone=_settings(trial, engine, precision), early=max_loss is not None)
+        spin.calibration = tuple(trial.train[0][:CALIBRATED])
+        compute = float(spin.integration.facts["compute"])
+        to_trial = np.array([trial.task.classes.index(name) for name in spin.classes])
+        _ = spin.engine
+
+        def answer(texts: Sequence[str], _batch: int) -> NDArray[np.integer]:
+            nonlocal share
+            found = spin.features(texts)
+            ran = spin.depth if found.depth is None else np.average(found.depth, weights=found.n_tokens)
+            share = compute * float(ran) / spin.depth
+            classes: NDArray[np.integer] = to_trial[spin.integration.answer(found.values, found.depth).argmax(1)]
+            return classes
+
+        return answer
+
+    name = f"SPIN, {engine}"
+    return Contender(name, precision, load, ours=True, max_loss=max_loss, compute=lambda: share)
+
+
+def train(trial: Trial, folder: Path) -> None:
+    """Fit on the trial's training documents, once for each loss that is granted: all but the exits are the same."""
+    texts, labels = trial.train
+    backbone = load_backbone(_settings(trial, "openvino", "float32"))
+    columns = columns_of(backbone, trial.sites, None)
+    features, flops = extract(backbone, texts, columns).columns, relative_compute(backbone)
+    splits = [split_of(str(row), 0, 0.15, 0.0) for row in range(len(texts))]
+    y, part = trial.task.index(labels), (rows_of(splits, "train"), rows_of(splits, "valid"))
+    first, *others = (CascadeSettings(max_loss=loss) for loss in (_LOSSES if not trial.causal else (SHIPPED,)))
+    probes, made = learn(features, trial.task, y, *part, flops=flops, metric=_METRIC, cascade=first)
+
+    def read(selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:
+        return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
+
+    found = {first: made}
+    for cascade in others:
+        found[cascade] = integrate(
+            probes, read, y, folds_of(trial.task, y, *part, 0), trial.task,
+            metric=_METRIC, settings=SearchSettings(), cascade=cascade, flops=flops,
+        )  # fmt: skip
+    for cascade, integrated in found.items():
+        settings = _settings(trial, "auto", "float32")
+        spin = SpinClassifier.assemble(settings, backbone.digest, trial.task, integrated, _METRIC)
+        spin.save(folder / str(cascade.max_loss))
+
+
+def _settings(trial: Trial, engine: str, precision: Precision) -> BackboneSettings:
+    return BackboneSettings.model_validate(
+        {"model": trial.plan.model, "engine": engine, "dtype": precision, "max_tokens": trial.plan.max_tokens}
+    )

@@ -1,0 +1,94 @@
+"""`spin plan`: what a night will take, before it is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from jobs import terminal
+from jobs.options import File, Model, Set, open_registry
+from spin.settings import load_settings
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def plan(
+    settings: File,
+    documents: Annotated[float, typer.Option(metavar="N", help="of the night, such as 5e6")],
+    input: Annotated[
+        str | None, typer.Option(metavar="URI", help="file, folder or glob to sample; by default data.train")
+    ] = None,
+    model: Model = None,
+    deadline: Annotated[float, typer.Option(metavar="HOURS", help="for which workers are counted")] = 8.0,
+    seconds: Annotated[float, typer.Option(help="that the sample takes, about")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, for a program")] = False,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Tell what a night will take, from a sample here: hours, workers, the store's bytes and requests."""
+    from pipelines.planning.estimate import forecast
+
+    loaded = load_settings(settings, set)
+    given: dict[str, Any] = {"source": input, "model": model, "deadline": deadline, "seconds": seconds}
+    found = forecast(loaded, open_registry(loaded), documents, **given)
+    if as_json:
+        terminal.plain(found)
+    else:
+        _show(found)
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    sample, rates, hours, store = found["sample"], found["sample"]["documents_per_s"], found["hours"], found["store"]
+    threads = f"{sample['threads']} torch thread{'s' * (sample['threads'] != 1)}"
+    terminal.say(
+        f"sample    {sample['documents']:,} documents of {found['source']}{', all of it,' * sample['whole']} in "
+        f"{sample['seconds']:.{0 if sample['seconds'] >= 10 else 1}f} s by version {found['model_version']}, {threads}"
+    )
+    terminal.say(
+        f"          {_rate(rates['median'])} documents/s a worker, the median of {sample['pieces']} pieces, "
+        f"{_rate(rates['lowest'])} to {_rate(rates['highest'])}; {sample['tokens_per_document']:.1f} tokens a document"
+    )
+    terminal.say(f"          {sample['load_seconds']:.1f} s to load the model")
+    if sample["dead_share"]:
+        terminal.say(f"          {100 * sample['dead_share']:.1f} % dead letters")
+    each = found["documents"] / found["shards"]
+    ids = found["ids"]
+    terminal.say(f"night     {found['documents']:,} documents in {found['shards']:,} shards of about {each:,.0f}")
+    if ids:
+        terminal.say(f"          their ids are checked first, {_rate(ids['documents_per_s'])} documents/s a worker")
+    terminal.say(f"time      {_time(hours['one_worker'])} with one worker")
+    if hours["workers"] > 1:
+        beside = "; on one machine they share its memory bandwidth, so expect more" * found["one_machine"]
+        terminal.say(
+            f"          {_time(hours['with_workers'])} with {hours['workers']:,} workers, as set or found{beside}"
+        )
+    terminal.say(f"          {_needed(found)}")
+    terminal.say(f"store     {_bytes(store['read'])} read, {_bytes(store['written'])} written")
+    terminal.say(
+        "          " + ", ".join(f"{store[name]:,} {name.upper()}" for name in ("get", "put", "head", "list", "delete"))
+    )
+
+
+def _needed(found: Mapping[str, Any]) -> str:
+    workers, within = found["deadline"]["workers"], f"within {_time(found['deadline']['hours'])}"
+    if workers is None:
+        return f"no number of workers ends {within}: a shard or the ids take longer; lower ray.shard_documents"
+    return f"{workers:,} worker{'s' * (workers != 1)} to end {within}"
+
+
+def _time(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f}".removesuffix(".0") + " h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.{0 if value >= 10 else 1}f}"
+
+
+def _bytes(count: float) -> str:
+    power = 0
+    while count >= 1000 and power < len(_UNITS) - 1:
+        count, power = count / 1000, power + 1
+    return f"{count:.{0 if count >= 100 or not power else 1}f} {_UNITS[power]}"

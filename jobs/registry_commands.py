@@ -1,0 +1,56 @@
+"""The commands over the registry: which version is champion, which were, which there are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs import terminal
+from jobs.options import File, Set, Why, open_registry
+from spin.settings import load_settings
+
+
+def promote(
+    settings: File,
+    version: Annotated[str | None, typer.Option(help="number; by default the challenger's")] = None,
+    why: Why = "",
+    force: Annotated[bool, typer.Option("--force", help="although checks fail; needs --why")] = False,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Make a version champion if it passes the gate: loads, predicts and is no worse on the frozen evaluation set."""
+    from pipelines.registry import promote
+    from pipelines.registry.versions import CHALLENGER
+
+    registry = open_registry(load_settings(settings, set))
+    number = registry.resolve(f"models:/{registry.name}" + (f"/{version}" if version else f"@{CHALLENGER}"))
+    terminal.moved(registry.name, promote.promote(registry, number, why, force=force, say=terminal.gate))
+
+
+def rollback(
+    settings: File,
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="by default the one that the champion replaced")
+    ] = None,
+    why: Why = "",
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Make an earlier champion champion again, if it loads and predicts."""
+    from pipelines.registry import promote
+
+    registry = open_registry(load_settings(settings, set))
+    terminal.moved(registry.name, promote.rollback(registry, why, to))
+
+
+def history(settings: File, set: Set = []) -> None:  # noqa: B006
+    """List every move of the champion: when, who, from, to, why and its run in MLflow; the oldest first."""
+    from pipelines.registry import promote
+
+    registry = open_registry(load_settings(settings, set))
+    terminal.history(registry.name, promote.history(registry))
+
+
+def models(settings: File, set: Set = []) -> None:  # noqa: B006
+    """List the versions, the newest first."""
+    registry = open_registry(load_settings(settings, set))
+    terminal.models(registry.name, registry.versions())

@@ -1,0 +1,67 @@
+"""The feature shards of a store, read by column: each reader fetches only the bytes of what it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines.storage.filesystem import store_errors
+from pipelines.storage.object_store import Store
+from spin.activations.feature_table import from_lists
+from spin.heads.selection import Selection
+from spin.sites import Column
+
+
+@dataclass(frozen=True)
+class FeatureShards:
+    """What `extract` published: the shards of a finished store, in plan order."""
+
+    store: Store
+    names: tuple[str, ...]
+    columns: dict[Column, int]
+    """every site.pooling and its width, the last layer's baseline columns among them"""
+
+    @classmethod
+    def of(cls, store: Store, detail: dict[str, Any]) -> FeatureShards:
+        columns = {Column.parse(name): width for name, width in detail["widths"].items()}
+        return cls(store, tuple(f"{index:06d}" for index in range(len(detail["shards"]))), columns)
+
+    @property
+    def probed(self) -> list[Column]:
+        """The columns that a probe is fitted on."""
+        return [column for column in self.columns if column.site.kind != "final"]
+
+    def read(self, column: Column) -> NDArray[np.floating]:
+        """All rows of one column, (n, width)."""
+        return from_lists(self.table([str(column)])[str(column)])
+
+    def read_selection(self, selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:
+        """The selected neurons of some rows, ascending, (m, p) in the selection's order; a shard is held at a time."""
+        names = [str(column) for column in selection.neurons]
+        parts, first = [], 0
+        for table in self._tables(names):
+            here = rows[(rows >= first) & (rows < first + len(table))] - first
+            first += len(table)
+            parts.append(
+                np.concatenate([from_lists(table[str(c)])[np.ix_(here, n)] for c, n in selection.neurons.items()], 1)
+            )
+        return np.concatenate(parts)
+
+    def table(self, names: Sequence[str]) -> pa.Table:
+        """Columns of all rows as Arrow."""
+        tables = list(self._tables(names))
+        # labels of a shard without rows have the type of none, which would not go with lists
+        return pa.concat_tables([table for table in tables if len(table)] or tables[:1])
+
+    def _tables(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        for name in self.names:
+            uri = f"{self.store.uri}/parts/{name}.parquet"
+            with store_errors(uri), self.store.open(f"parts/{name}.parquet") as file:
+                table = pq.read_table(file, columns=list(names), pre_buffer=True)
+            yield table

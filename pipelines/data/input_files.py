@@ -1,0 +1,87 @@
+"""List the input files and tell whether they have changed."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from typing import Any
+
+from pipelines.data.readers import PACKED
+from pipelines.service_errors import BadFileError
+from pipelines.storage.filesystem import open_filesystem, store_errors
+from spin.errors import UserError
+
+_KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+
+
+@dataclass(frozen=True)
+class File:
+    """One input and what tells whether it has changed."""
+
+    uri: str
+    kind: str
+    size: int
+    """bytes"""
+    version: str
+    """ETag, or modification time on a disk"""
+
+
+def list_files(uri: str, *, bad: dict[str, str] | None = None) -> list[File]:
+    """The files of a path, a folder or a glob, in order of name.
+
+    Names that begin with `_` or `.` are left out, of folders and files alike, unless the URI itself spells them.
+    Raises UserError when there are none, and BadFileError for one that is not Parquet, JSONL or CSV; where `bad` is
+    given, such files are left out and it takes in their URIs, with the reason.
+    """
+    fs, path = open_filesystem(uri)
+    with store_errors(uri):
+        if fs.isdir(path):
+            paths = _visible(fs.find(path), path)
+        elif fs.exists(path):
+            paths = [path]
+        else:
+            paths = _glob(fs, path)
+        infos = [fs.info(p) for p in sorted(paths)]
+    files = []
+    for info in (info for info in infos if info["type"] == "file"):
+        uri_of = fs.unstrip_protocol(info["name"]).removeprefix("file://")
+        try:
+            files.append(_file(uri_of, info))
+        except BadFileError as error:
+            if bad is None:
+                raise
+            bad[uri_of] = str(error)
+    if not files:
+        raise UserError(f"no data at {uri}; expected a file, a folder or a glob of Parquet, JSONL or CSV")
+    return files
+
+
+def describe(files: Sequence[File]) -> list[dict[str, Any]]:
+    """The inputs as a plan and a manifest keep them."""
+    return [asdict(file) for file in files]
+
+
+def _glob(fs: Any, pattern: str) -> list[str]:
+    spelt = takewhile(lambda part: not glob.has_magic(part), pattern.split("/"))
+    try:
+        return _visible(fs.glob(pattern), "/".join(spelt))
+    except ValueError as error:
+        raise UserError(f"{pattern} is no glob: {error}") from None
+
+
+def _visible(paths: Sequence[str], base: str) -> list[str]:
+    """The paths with no hidden name beyond what the user spelt."""
+    return [p for p in paths if not any(part.startswith(("_", ".")) for part in p[len(base) :].split("/"))]
+
+
+def _file(uri: str, info: dict[str, Any]) -> File:
+    stem = uri.lower()
+    for packed in PACKED:
+        stem = stem.removesuffix(packed)
+    kind = next((kind for ending, kind in _KINDS.items() if stem.endswith(ending)), None)
+    if kind is None or (kind == "parquet" and stem != uri.lower()):
+        raise BadFileError(f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
+    version = str(info.get("ETag") or info.get("mtime") or "").strip('"')
+    return File(uri, kind, int(info["size"]), version)

@@ -1,0 +1,64 @@
+"""A finished night held against float32: how many of its labels the precision has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines.data import readers
+from pipelines.data.readers import Shard
+from pipelines.registry.versions import Registry
+from pipelines.storage.object_store import Store
+from pipelines.storage.stage_plan import Plan
+from pipelines.workers.progress import progress
+from spin.errors import UserError
+from spin.labels.label_space import Label
+from spin.settings import Settings
+
+_AT_ONCE = 1024
+
+
+def check_precision(settings: Settings, registry: Registry, manifest: Mapping[str, Any], count: int) -> tuple[int, int]:
+    """Of the first `count` documents that a night predicted, how many were compared, and how many labels are the same.
+
+    Float32 is computed by torch, here, with the exits of the night. Raises UserError for a night without predictions.
+    """
+    exact = settings.backbone.model_copy(update={"dtype": "float32", "engine": "torch"})
+    spin = registry.load(manifest["model_version"], backbone=exact)
+    wanted = min(count, manifest["counts"]["predicted"])
+    if not wanted:
+        raise UserError("--check: the night predicted no documents; there is nothing to compare")
+    compared = agreed = 0
+    with progress("check", wanted, "documents") as advance:
+        for texts, labels in _predicted(settings, manifest):
+            texts, labels = texts[: wanted - compared], labels[: wanted - compared]
+            agreed += sum(mine == theirs for mine, theirs in zip(spin.predict(texts), labels, strict=True))
+            compared += len(texts)
+            advance(len(texts))
+            if compared == wanted:
+                break
+    return compared, agreed
+
+
+def _predicted(settings: Settings, manifest: Mapping[str, Any]) -> Iterator[tuple[list[str], list[Label | None]]]:
+    """Texts and labels of a night's predictions, some at once, in the order of its plan."""
+    out = Store(manifest["output"])
+    published = {part["of"]: part["key"] for part in manifest["parts"]}
+    plan = Plan.kept(out / f"_runs/{manifest['run']}")
+    assert plan is not None
+    for shard, outcome in zip(plan.detail["shards"], manifest["shards"], strict=True):
+        key = next((key for key in outcome["files"] if key.endswith("predictions.parquet")), "")
+        if key not in published:
+            continue
+        with out.open(published[key]) as file:
+            rows = pq.ParquetFile(file).read(["id", "label"]).to_pylist()
+        documents = readers.read_shard(Shard(**shard), settings.data)
+        texts: list[str] = []
+        for id, text in zip(documents.ids, documents.texts, strict=True):  # predictions are in the order of the rows
+            if len(texts) < len(rows) and id == rows[len(texts)]["id"] and isinstance(text, str) and text.strip():
+                texts.append(text)
+        labels = [row["label"] for row in rows]
+        for at in range(0, len(texts), _AT_ONCE):
+            yield texts[at : at + _AT_ONCE], labels[at : at + _AT_ONCE]

@@ -1,0 +1,114 @@
+"""The connection to MLflow: where it is, its client, the experiment, and its errors in one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.service_errors import UnavailableError
+from pipelines.storage.filesystem import store_errors
+from pipelines.storage.object_store import Store
+from spin.errors import SpinError, UserError
+from spin.settings import Settings, holds_password
+
+_URI, _USER, _PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+_PASSING = (408, 409, 429)
+"""statuses of HTTP below 500 that may be others later"""
+
+
+class Tracking:
+    """MLflow at one tracking URI, with one experiment of the model's name. Only a driver makes one, never a worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        self.name = settings.mlflow.model
+        self.uri = settings.mlflow.tracking_uri or _named() or _default_uri(settings.store)
+        self._store = settings.store
+        with self.answers():
+            from mlflow import MlflowClient
+
+            for noisy in ("mlflow", "alembic"):
+                logging.getLogger(noisy).setLevel(logging.ERROR)
+            self.client = MlflowClient(self.uri, self.uri)
+
+    def experiment(self) -> str:
+        """The experiment's id, made where there is none; on SQLite its artifacts lie in the store."""
+        found = self.client.get_experiment_by_name(self.name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None
+        if self.uri.startswith("sqlite:"):
+            store = Store(self._store)
+            location = Path(store.root).absolute().as_uri() + "/mlflow" if store.local else f"{store.uri}/mlflow"
+        return str(self.client.create_experiment(self.name, artifact_location=location))
+
+    @contextmanager
+    def answers(self) -> Iterator[None]:
+        """MLflow speaks with this tracking URI, and its errors are one line."""
+        import requests
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        self._select()
+        with store_errors(f"registry {self.uri}"):
+            try:
+                yield
+            except MlflowException as error:
+                raise self._in_words(error, error.get_http_status_code()) from None
+            except requests.RequestException as error:
+                raise self._in_words(error, getattr(error.response, "status_code", 500)) from None
+            except SQLAlchemyError as error:
+                raise self._in_words(error, 500) from None
+
+    def _select(self) -> None:
+        """Make this the tracking URI of MLflow's own functions: there is one for the whole process.
+
+        MLflow puts it in the environment too, from which the next registry would take it for a default.
+        """
+        import mlflow
+
+        named = {name: os.environ.get(name) for name in (_URI, "MLFLOW_REGISTRY_URI")}
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        for name, value in named.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    def _in_words(self, error: Exception, status: int) -> SpinError:
+        """An error of MLflow whose status in HTTP says whether trying again may help."""
+        who = f"the user '{os.environ.get(_USER, '')}'"
+        if status == 401:
+            return UserError(f"registry {self.uri} does not know {who} by this password; set {_USER} and {_PASSWORD}")
+        if status == 403:
+            return UserError(
+                f"registry {self.uri} does not allow this to {who}; have the right given in MLflow, or set {_USER} "
+                f"and {_PASSWORD} of one who has it"
+            )
+        reason = f"registry {self.uri}: {' '.join(str(error).split())[:200]}"
+        return (
+            UserError(reason) if status < 500 and status not in _PASSING else UnavailableError(f"{reason}; try again")
+        )
+
+
+def _named() -> str | None:
+    """The URI of the environment, in which a password has as little place as in settings: messages show it."""
+    uri = os.environ.get(_URI)
+    if uri and holds_password(uri):
+        raise UserError(f"{_URI}: a password stands in it; expected none: it comes from {_PASSWORD} or PGPASSWORD")
+    return uri or None
+
+
+def _default_uri(store_uri: str) -> str:
+    store = Store(store_uri)
+    folder = Path(store.root).absolute() if store.local else Path.cwd()
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"

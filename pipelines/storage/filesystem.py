@@ -1,0 +1,129 @@
+"""Open local and S3 file systems, and turn their errors into messages."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+from aiobotocore.session import AioSession
+from aiohttp import ClientConnectionError
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from botocore.exceptions import ConnectionError as ConnectionFailure
+from botocore.handlers import add_expect_header
+from botocore.loaders import create_loader
+from s3fs.core import set_custom_error_handler
+
+from pipelines.service_errors import UnavailableError
+from pipelines.storage.request_counting import seen
+from spin.errors import SpinError, UserError
+from spin.settings import holds_password
+
+_REFUSED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
+
+_NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, PermissionError)
+
+_FULL = ("QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientStorage", "507")
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+_S3 = {
+    "use_listings_cache": False,
+    "skip_instance_cache": True,
+    "default_cache_type": "none",  # Parquet readers ask for just the ranges they want
+    "config_kwargs": {
+        "connect_timeout": 5,
+        "read_timeout": 30,
+        "retries": {"total_max_attempts": 1},  # s3fs does it all again by itself
+    },
+}
+
+_ATTEMPTS = 10
+"""of a request that is throttled, answered by a 5xx, cut or not answered; s3fs waits 29 s in all between them"""
+
+DEADLINE = 150
+"""seconds for an operation with all its attempts: no timeout of a socket bounds a server that stops reading"""
+
+_MODELS = create_loader()
+"""botocore's descriptions of services, parsed once a process: they take longer than the requests of a client"""
+
+
+def open_filesystem(uri: str) -> tuple[Any, str]:
+    """The file system of a URI and the path on it. Credentials come from the environment, never from the URI."""
+    if "@" in uri.partition("://")[2].partition("/")[0] or holds_password(uri):
+        raise UserError("a URI holds credentials (the part before @); put them in the environment")
+    options = {**_S3, "session": _session()} if uri.startswith("s3://") else {}
+    try:
+        fs, path = fsspec.core.url_to_fs(uri, **options)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"'{uri}' is not a folder or an s3:// URI: {error}") from None
+    if not path:
+        raise UserError(f"'{uri}' names no bucket; expected s3://BUCKET/PREFIX")
+    if options:
+        fs.retries = _ATTEMPTS
+        set_custom_error_handler(_is_passing)
+    return seen(fs), path
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether a request that failed so may succeed when it is sent again; timeouts s3fs knows by itself."""
+    if isinstance(error, (ConnectionFailure, ClientConnectionError, ConnectionError)):
+        return True
+    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0) if isinstance(error, ClientError) else 0
+    return status >= 500 or status == 429
+
+
+def _session() -> AioSession:
+    """A session that sends a body without asking for "100 Continue" first: no timeout bounds the wait for that."""
+    session = AioSession()
+    session.register_component("data_loader", _MODELS)
+    session.unregister("before-call.s3", add_expect_header)
+    return session
+
+
+@contextmanager
+def store_errors(what: str) -> Iterator[None]:
+    """Turn a storage library's errors into one line that says whose fault it is.
+
+    Raises UserError where credentials are refused or a thing does not exist, UnavailableError where trying again
+    may help.
+    """
+    try:
+        yield
+    except SpinError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{what}: not found ({_reason(error)})") from None
+    except ParamValidationError as error:
+        raise UserError(f"{what}: {_reason(error)}") from None
+    except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
+        if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:
+            full = f"{what}: the store is full ({_reason(error)}); free space, then run it again to resume"
+            raise UnavailableError(full) from None
+        if isinstance(error, _NO_CREDENTIALS) or _code(error) in _REFUSED:
+            refused = f"{what}: the store refuses the credentials ({_reason(error)}); check the environment"
+            raise UserError(refused) from None
+        raise UnavailableError(f"{what}: the store does not answer ({_reason(error)}); try again") from None
+
+
+def _code(error: BaseException) -> str:
+    """The S3 error code, also of an error that s3fs has translated; empty where there is none."""
+    for found in (error, error.__cause__):
+        if isinstance(found, ClientError):
+            return str(found.response["Error"].get("Code", ""))
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    said = " ".join(str(error).split())[:200]
+    return (said if said != "None" else "") or _code(error) or type(error).__name__

@@ -1,0 +1,184 @@
+"""What SPIN is compared with, on the same rows: words, the last layer, and the best single site."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pipelines.data.feature_store import FeatureShards
+from pipelines.data.training_labels import Labels
+from spin.activations.encoder import divide
+from spin.activations.engine import open_engine
+from spin.activations.extract import read, whole
+from spin.backbone.model import Backbone
+from spin.classifier import SpinClassifier
+from spin.labels.label_space import Targets
+from spin.labels.metrics import score
+from spin.settings import Choice
+from spin.sparsify.probe import Probe
+
+STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
+"""C of the baselines' logistic regressions, chosen on the validation rows"""
+_TIMED, _ROUNDS = 256, 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    accuracy: float
+    macro_f1: float
+    neurons: int
+    neurons_of: int
+    depth: int
+    depth_of: int
+    docs_per_s: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to classify: its predictions for the test rows and how to classify new text."""
+
+    name: str
+    predicted: Targets
+    neurons: int
+    depth: int
+    classify: Callable[[Sequence[str]], Any]
+    logits: NDArray[np.floating] | None = None
+    """of the test rows, where probabilities are looked at"""
+
+
+def words(texts: Sequence[str], labels: Labels, metric: str) -> Contender:
+    """TF-IDF of words and word pairs with logistic regression."""
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    rows, _ = labels.part("train")
+    try:
+        vectorizer.fit([texts[row] for row in rows])
+    except ValueError:  # so few words that none stands in two documents
+        vectorizer = TfidfVectorizer(token_pattern=r"\S+").fit([texts[row] for row in rows])
+    X = vectorizer.transform(texts)
+    model = _best_of(X, labels, metric)
+    predicted = _answers(model, X[labels.part("test")[0]], labels)
+    return Contender("tfidf", predicted, 0, 0, lambda some: model.predict(vectorizer.transform(some)))
+
+
+def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metric: str) -> Contender:
+    """The last layer after the final norm with logistic regression, under the pooling that validates better."""
+    found = []
+    for column in (c for c in features.columns if c.site.kind == "final"):
+        values = features.read(column).astype(np.float32)
+        model = _best_of(values, labels, metric, standardised=True)
+        rows, y = labels.part("valid")
+        found.append((score(metric, y, _answers(model, values[rows], labels)), column, model, values))
+    _, column, model, values = max(found, key=lambda f: (f[0], f[1]))
+    engine = open_engine(backbone, [whole([column])])
+    return Contender(
+        "last_layer",
+        _answers(model, values[labels.part("test")[0]], labels),
+        values.shape[1],
+        column.site.layer,
+        lambda texts: model.predict(read(engine, texts).values),
+    )
+
+
+def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Probe], labels: Labels) -> Contender:
+    """The probe of the one site.pooling that validates best."""
+    probe = max(probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
+    values = features.read(probe.column)[labels.part("test")[0]]
+    engine = open_engine(backbone, [whole([probe.column])])
+    return Contender(
+        "best_site",
+        probe.predict(values, labels.task),
+        int((probe.importance > 0).sum()),
+        probe.column.site.layer,
+        lambda texts: probe.decision(read(engine, texts).values),
+    )
+
+
+def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choice: Choice) -> Contender:
+    """One of the classifiers itself; the one of best accuracy is called spin."""
+    integration = spin.integrated.choices[choice]
+    rows, _ = labels.part("test")
+    logits = integration.logits(features.read_selection(integration.selection, rows))
+    engine = open_engine(spin.backbone, divide(integration.selection.neurons, []))
+
+    def classify(texts: Sequence[str]) -> NDArray[np.floating]:
+        return integration.logits(read(engine, texts).values)
+
+    return Contender(
+        "spin" if choice == "accuracy" else choice,
+        labels.task.predict(logits),
+        len(integration.selection),
+        integration.selection.depth,
+        classify,
+        logits,
+    )
+
+
+def tabulate(
+    contenders: Sequence[Contender], features: FeatureShards, depth: int, labels: Labels, texts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Every contender on the test rows, and its speed from text to label, in turn on the same documents."""
+    rows, y = labels.part("test")
+    sample = [texts[row] for row in rows[:_TIMED]]
+    speeds = _speeds(contenders, sample)
+    total = sum(features.columns[column] for column in features.probed)
+    table = []
+    for contender, speed in zip(contenders, speeds, strict=True):
+        accuracy, macro_f1 = (score(name, y, contender.predicted) for name in ("accuracy", "macro_f1"))
+        row = Row(
+            contender.name,
+            accuracy,
+            macro_f1,
+            contender.neurons,
+            total,
+            contender.depth,
+            depth,
+            round(speed, 1),
+        )
+        table.append(asdict(row))
+    return table
+
+
+def _speeds(contenders: Sequence[Contender], sample: Sequence[str]) -> list[float]:
+    """Documents a second of each: the median of interleaved rounds, after one to warm up."""
+    seconds: list[list[float]] = [[] for _ in contenders]
+    for turn in range(_ROUNDS + 1):
+        for contender, times in zip(contenders, seconds, strict=True):
+            start = time.perf_counter()
+            contender.classify(sample)
+            if turn:
+                times.append(time.perf_counter() - start)
+    return [len(sample) / statistics.median(times) for times in seconds]
+
+
+def _best_of(X: Any, labels: Labels, metric: str, *, standardised: bool = False) -> Any:
+    """Logistic regression at the strength that the validation rows choose, converged."""
+    (train, train_y), (valid, valid_y) = labels.part("train"), labels.part("valid")
+    found = []
+    for strength in STRENGTHS:
+        regression: Any = LogisticRegression(C=strength, max_iter=5000)
+        if labels.task.multilabel:
+            regression = OneVsRestClassifier(regression)
+        model = make_pipeline(StandardScaler(), regression) if standardised else regression
+        model.fit(X[train], train_y if train_y.ndim == 1 else train_y.astype(int))
+        found.append((score(metric, valid_y, _answers(model, X[valid], labels)), -strength, model))
+    return max(found, key=lambda f: f[:2])[2]
+
+
+def _answers(model: Any, X: Any, labels: Labels) -> Targets:
+    """What a model of scikit-learn predicts, as targets of the task."""
+    predicted = model.predict(X)
+    return predicted.astype(bool) if labels.task.multilabel else predicted

@@ -1,0 +1,37 @@
+"""The reference profile of a model, with which nights are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
+
+from pipelines.data.feature_store import FeatureShards
+from pipelines.data.training_labels import Labels
+from spin.activations.extract import Features
+from spin.classifier import SpinClassifier
+from spin.heads.decision import Decision
+from spin.monitor.profile import Profile
+
+
+def describe_reference(spin: SpinClassifier, features: FeatureShards, labels: Labels, texts: Sequence[str]) -> bytes:
+    """The profile of each of the three classifiers over the test rows, without and with exits, as safetensors.
+
+    What a model was fitted on it is too sure of, so other rows are a reference only where there are no test rows.
+    """
+    rows, _ = labels.part("test")
+    if not len(rows):
+        rows = np.arange(len(labels.ids))
+    tokens = spin.backbone.tokenize([texts[row] for row in rows])
+    read = Features({}, np.array([len(ids) for ids in tokens.ids], np.int32), np.array(tokens.unknown, np.int32), 0)
+    found: dict[str, NDArray[Any]] = {}
+    for choice, integration in spin.integrated.choices.items():
+        values = features.read_selection(integration.selection, rows)
+        decision = Decision.of(spin.task, spin.decision)
+        for prefix, depth in ((choice, None), (f"{choice}.early", integration.leave(values, spin.task, decision))):
+            profile = Profile.of(spin.task, integration, integration.answer(values, depth), values, read)
+            found |= {f"{prefix}.{name}": tensor for name, tensor in vars(profile).items()}
+    return bytes(save_tensors(found))

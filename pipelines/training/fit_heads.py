@@ -1,0 +1,95 @@
+"""Probes to heads: the workers of a Ray Train group share the rows, each reads the selected columns of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.data.feature_store import FeatureShards
+from pipelines.data.training_labels import Labels
+from pipelines.storage.object_store import Store
+from pipelines.workers.train_group import begin, run_group
+from spin.heads import persistence
+from spin.heads.fitted import Integrated
+from spin.integrate.integrate import integrate
+from spin.process_group import Team
+from spin.settings import Settings
+from spin.sites import Site
+from spin.sparsify.probe import Probe
+
+_PROGRESS = "progress.json"
+
+
+def run_integrate(
+    settings: Settings,
+    features: FeatureShards,
+    probes: Sequence[Probe],
+    labels: Labels,
+    flops: Mapping[Site, float],
+    store: Store,
+) -> Integrated:
+    """Search and fit the integrated heads; `store` keeps what came of it, and a later call reads it from there."""
+    if not store.exists(persistence.CONFIG):
+        run_group(
+            "train",
+            fit_heads,
+            {
+                "settings": settings,
+                "features": features,
+                "probes": list(probes),
+                "labels": labels,
+                "flops": dict(flops),
+                "store": store,
+            },
+            settings.ray.of("train"),
+            work=max(1, len(labels.part("train")[0]) // 1000),
+            total=_groups(settings, labels, probes),
+            unit="fits",
+            done=lambda: store.read_json(_PROGRESS) or 0,
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (persistence.CONFIG, persistence.TENSORS):
+            (Path(folder) / name).write_bytes(store.read(name) or b"")
+        return persistence.load(Path(folder))[0]
+
+
+def fit_heads(config: dict[str, Any]) -> None:
+    """What every worker of the group does, in step with the others; the first one writes the result."""
+    begin(config)
+    settings, labels, store, team = config["settings"], config["labels"], config["store"], Team.joined()
+    fits = 0
+
+    def progress(more: int) -> None:
+        nonlocal fits
+        fits += more
+        if team.rank == 0:
+            store.write_json(_PROGRESS, fits)
+
+    integrated = integrate(
+        config["probes"],
+        config["features"].read_selection,
+        labels.y,
+        labels.folds(settings.seed),
+        labels.task,
+        metric=settings.metric,
+        settings=settings.search,
+        cascade=settings.cascade,
+        class_weights=settings.probe.class_weights,
+        flops=config["flops"],
+        team=team,
+        device=config["device"],
+        seed=settings.seed,
+        progress=progress,
+    )
+    if team.rank == 0:
+        files = persistence.save(integrated, {})
+        store.write(persistence.TENSORS, files[persistence.TENSORS])
+        store.write(persistence.CONFIG, files[persistence.CONFIG])  # last: it says that all is there
+
+
+def _groups(settings: Settings, labels: Labels, probes: Sequence[Probe]) -> int:
+    """Groups of heads that the search fits, about."""
+    depth = max(probe.column.site.layer for probe in probes)
+    return (len(settings.search.etas) + 5 + depth) * len(labels.folds(settings.seed))

@@ -1,0 +1,128 @@
+"""Feature shards to probes: the workers of a Ray Train group share the sites, each reads only its own columns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+from pipelines.data.feature_store import FeatureShards
+from pipelines.data.training_labels import Labels
+from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store
+from pipelines.storage.stage_plan import Plan, finish, finished, freeze, require
+from pipelines.training.extract_features import load_features
+from pipelines.workers.train_group import begin, run_group
+from spin.errors import UserError
+from spin.fit import by_site
+from spin.settings import Settings
+from spin.sites import Column
+from spin.sparsify.probe import Probe, describe, fit_probes
+
+FORMAT = 2
+
+
+def run_probe(
+    settings: Settings, *, frozen: Collection[str] = (), restart: bool = False
+) -> tuple[Plan, dict[str, Any]]:
+    """Fit one probe a site.pooling on the training rows, its penalty chosen on the validation rows.
+
+    `frozen` are ids of a registered model's evaluation set, which no fit and no choice may see. Raises UserError
+    when the features are not there.
+    """
+    source, features = load_features(settings)
+    labels = Labels.of(features, settings, frozen)
+    store = Store(settings.store) / "probes"
+    facts = _facts(settings, source, labels)
+    start = time.perf_counter()
+    with Lease(store) as lease:
+        plan = freeze(store, "probe", facts, dict, restart=restart)
+        if manifest := finished(store, plan):
+            return plan, manifest
+        waiting = [c for c in features.probed if not store.exists(_key(c))]
+        if waiting:
+            _fit_all(settings, features, labels, store, waiting)
+        lease.check()
+        probes = [read_probe(store, column) for column in features.probed]
+        seconds = round(time.perf_counter() - start, 1)
+        return plan, finish(
+            store, plan, seconds=seconds, classes=labels.classes, probes=[describe(probe) for probe in probes]
+        )
+
+
+def load_probes(settings: Settings, source: Plan, labels: Labels) -> tuple[Plan, list[Probe]]:
+    """What `run_probe` fitted on these features and labels. Raises UserError when it has not ended, or on others."""
+    store = Store(settings.store) / "probes"
+    plan, manifest = require(store, "probe", _facts(settings, source, labels))
+    return plan, [read_probe(store, Column.parse(probe["column"])) for probe in manifest["probes"]]
+
+
+def _facts(settings: Settings, source: Plan, labels: Labels) -> dict[str, Any]:
+    """What changes the probes."""
+    return {
+        "format": FORMAT,
+        "features": source.fingerprint,
+        "labels": labels.digest,
+        "metric": settings.metric,
+        "probe": settings.probe.model_dump(),
+    }
+
+
+def read_probe(store: Store, column: Column) -> Probe:
+    data = store.read(_key(column))
+    if data is None:
+        raise UserError(f"{store.uri} lacks the probe of {column}; start over with --restart")
+    return Probe.from_bytes(data)
+
+
+def fit_columns(config: dict[str, Any]) -> None:
+    """What one worker of the group does: its share of the sites, each probe straight to the store.
+
+    Skips what is there, because the death of any worker starts the whole group again.
+    """
+    from ray.train import get_context
+
+    begin(config)
+    context = get_context()
+    store = config["store"]
+    for columns in config["sites"][context.get_world_rank() :: context.get_world_size()]:
+        waiting = [column for column in columns if not store.exists(_key(column))]
+        if waiting:
+            for probe in _fit(config, waiting):
+                store.write(_key(probe.column), probe.to_bytes())
+
+
+def _fit(config: dict[str, Any], columns: list[Column]) -> list[Probe]:
+    settings, labels = config["settings"], config["labels"]
+    return fit_probes(
+        {column: config["features"].read(column) for column in columns},
+        labels.y,
+        labels.folds(settings.seed),
+        labels.task,
+        metric=settings.metric,
+        settings=settings.probe,
+        device=config["device"],
+    )
+
+
+def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, store: Store, waiting: list[Column]) -> None:
+    sites = _costly_first(features, waiting)
+    run_group(
+        "probe",
+        fit_columns,
+        {"features": features, "store": store, "sites": sites, "labels": labels, "settings": settings},
+        settings.ray.of("probe"),
+        work=len(sites),
+        total=len(features.probed),
+        unit="probes",
+        done=lambda: sum(key.endswith(".safetensors") for key in store.list()),
+    )
+
+
+def _costly_first(features: FeatureShards, waiting: list[Column]) -> list[list[Column]]:
+    """The waiting columns of each site, wide sites first, so that the workers end together."""
+    return sorted(by_site(waiting).values(), key=lambda columns: (-features.columns[columns[0]], columns))
+
+
+def _key(column: Column) -> str:
+    return f"{column}.safetensors"

@@ -1,0 +1,237 @@
+"""Probes to a registered classifier: integrate, evaluate once on the test rows, log, register as challenger."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import precision_recall_fscore_support
+
+from pipelines.data import readers
+from pipelines.data.feature_store import FeatureShards
+from pipelines.data.readers import Shard
+from pipelines.data.training_labels import Labels
+from pipelines.registry.packaging import REFERENCE
+from pipelines.registry.versions import Registry
+from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store
+from pipelines.storage.stage_plan import Plan, finish, finished, freeze
+from pipelines.training import baselines
+from pipelines.training.drift_reference import describe_reference
+from pipelines.training.extract_features import load_features
+from pipelines.training.fit_heads import run_integrate
+from pipelines.training.fit_probes import load_probes
+from pipelines.training.model_card_facts import describe_artifact
+from pipelines.training.neurons import NEURONS
+from pipelines.workers.progress import progress
+from spin.backbone.flops import relative_compute
+from spin.backbone.loading import load_backbone
+from spin.classifier import SpinClassifier
+from spin.errors import UserError
+from spin.heads import persistence
+from spin.heads.calibration import calibration_error
+from spin.heads.decision import Decision
+from spin.labels.splits import SPLITS
+from spin.pages.model_card import CARD
+from spin.settings import Choice, Settings
+from spin.sparsify.probe import Probe
+
+FORMAT = 3
+ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE)
+
+
+def run_train(
+    settings: Settings, registry: Registry, *, frozen: frozenset[str] = frozenset(), restart: bool = False
+) -> tuple[Plan, dict[str, Any]]:
+    """Train the integrated heads, compare them with the baselines, register them, and write report.json.
+
+    What was fitted before a registry failed to answer is kept; a later run only registers. Raises UserError when
+    probes are not there, UnavailableError when the registry does not answer.
+    """
+    extracted, features = load_features(settings)
+    labels = Labels.of(features, settings, frozen)
+    Decision.of(labels.task, settings.decision)
+    probed, probes = load_probes(settings, extracted, labels)
+    store = Store(settings.store) / "model"
+    facts = {
+        "format": FORMAT,
+        "probes": probed.fingerprint,
+        "metric": settings.metric,
+        "search": settings.search.model_dump(),
+        "cascade": settings.cascade.model_dump(),
+    }
+    with Lease(store) as lease:
+        plan = freeze(store, "train", facts, dict, restart=restart)
+        manifest = finished(store, plan)
+        if manifest is None:
+            manifest = _fit(settings, features, probes, labels, store, plan, lease)
+        key = f"registered/{registry.key}.json"
+        registered = store.read_json(key)
+        if registered is None:
+            registered = _register(settings, registry, features, labels, store, manifest)
+            store.write_json(key, registered)
+        manifest = {**manifest, "registered": registered, "choose": settings.choose}
+        _report(settings, extracted, probed, manifest)
+        return plan, manifest
+
+
+def _fit(
+    settings: Settings,
+    features: FeatureShards,
+    probes: Sequence[Probe],
+    labels: Labels,
+    store: Store,
+    plan: Plan,
+    lease: Lease,
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    backbone = load_backbone(settings.backbone)
+    flops = relative_compute(backbone)
+    integrated = run_integrate(settings, features, probes, labels, flops, store / "heads")
+    spin = SpinClassifier.assemble(
+        settings.backbone,
+        backbone.digest,
+        labels.task,
+        integrated,
+        settings.metric,
+        backbone=backbone,
+        choose=settings.choose,
+        decision=settings.decision,
+    )
+    seconds = {"integrate": round(time.perf_counter() - start, 1)}
+    found = _evaluate(settings, features, probes, labels, spin)
+    seconds["evaluate"] = round(time.perf_counter() - start - seconds["integrate"], 1)
+    manifest = {
+        "choice": integrated.describe(),
+        "classes": labels.classes,
+        "multilabel": labels.task.multilabel,
+        **found,
+        "counts": {split: len(labels.part(split)[0]) for split in SPLITS},
+        "seconds": seconds,
+    }
+    described = describe_artifact(settings, spin, features, labels, manifest, plan.facts["probes"])
+    described[REFERENCE] = describe_reference(spin, features, labels, read_texts(settings, features))
+    for name, data in (spin.files() | described).items():
+        store.write(name, data)
+    lease.check()
+    return finish(store, plan, **manifest)
+
+
+def _evaluate(
+    settings: Settings, features: FeatureShards, probes: Sequence[Probe], labels: Labels, spin: SpinClassifier
+) -> dict[str, Any]:
+    """On the test rows the table, and SPIN's figures per class and calibration; all empty without test rows."""
+    rows, y = labels.part("test")
+    if not len(rows):
+        return {"table": [], "per_class": {}, "test_ece": None}
+    texts = read_texts(settings, features)
+    distinct: dict[int, Choice] = {id(part): name for name, part in reversed(spin.integrated.choices.items())}
+    makers: list[Callable[[], baselines.Contender]] = [
+        lambda: baselines.words(texts, labels, settings.metric),
+        lambda: baselines.last_layer(features, spin.backbone, labels, settings.metric),
+        lambda: baselines.best_site(features, spin.backbone, probes, labels),
+        *(partial(baselines.spin_row, features, spin, labels, name) for name in reversed(distinct.values())),
+    ]
+    with progress("evaluate", len(makers) + 1, "steps") as advance:
+        contenders = []
+        for make in makers:
+            contenders.append(make())
+            advance(1)
+        table = baselines.tabulate(contenders, features, spin.backbone.depth, labels, texts)
+        advance(1)
+    logits = contenders[len(makers) - len(distinct)].logits
+    assert logits is not None
+    return {
+        "table": table,
+        "per_class": per_class_figures(y, labels.task.predict(logits), labels.classes),
+        "test_ece": round(calibration_error(labels.task.probabilities(logits), y, labels.task), 4),
+    }
+
+
+def per_class_figures(y: Any, predicted: Any, classes: Sequence[str]) -> dict[str, Any]:
+    """Precision, recall, F1 and rows of every class."""
+    figures = precision_recall_fscore_support(y, predicted, labels=np.arange(len(classes)), zero_division=0.0)
+    names = ("precision", "recall", "f1", "support")
+    return {
+        name: {figure: float(values[k]) for figure, values in zip(names, figures, strict=True)}
+        for k, name in enumerate(classes)
+    }
+
+
+def read_texts(settings: Settings, features: FeatureShards) -> list[str]:
+    """The texts of the feature store's rows, in its order, from the corpus that it was made of."""
+    plan = Plan.kept(features.store)
+    assert plan is not None
+    texts: list[str] = []
+    for shard in plan.detail["shards"]:
+        texts += readers.read_shard(Shard(**shard), settings.data).texts
+    return texts
+
+
+def _register(
+    settings: Settings,
+    registry: Registry,
+    features: FeatureShards,
+    labels: Labels,
+    store: Store,
+    manifest: dict[str, Any],
+) -> dict[str, Any]:
+    """Log and register what the store holds; the test rows become the model's frozen evaluation set once."""
+    texts = read_texts(settings, features)
+    rows, y = labels.part("test")
+    evaluation = [
+        {"id": labels.ids[row], "text": texts[row], "label": label}
+        for row, label in zip(rows, labels.task.names(y), strict=True)
+    ]
+    figures: dict[str, float] = next((row for row in manifest["table"] if row["name"] == "spin"), {})
+    best = manifest["choice"]["choices"]["accuracy"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ARTIFACT:
+            data = store.read(name)
+            if data is None:
+                raise UserError(f"{store.uri} lacks {name}; start over with --restart")
+            (Path(folder) / name).write_bytes(data)
+        return registry.register(
+            Path(folder),
+            params={**_scalars(best), "metric": settings.metric, "backbone": settings.backbone.model},
+            metrics={
+                "valid_score": best["valid_score"],
+                "valid_ece": best["valid_ece"],
+                **{f"test_{k}": figures[k] for k in ("accuracy", "macro_f1") if k in figures},
+            },
+            facts=manifest,
+            example=texts[: min(2, len(texts))],
+            evaluation=evaluation,
+            fingerprint=manifest["fingerprint"],
+        )
+
+
+def _scalars(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if not isinstance(value, (list, dict))}
+
+
+def _report(settings: Settings, extracted: Plan, probed: Plan, manifest: dict[str, Any]) -> None:
+    store = Store(settings.store)
+    shards = store.read_json("features/manifest.json")
+    probes = store.read_json("probes/manifest.json")
+    store.write_json(
+        "report.json",
+        {
+            "fingerprint": manifest["fingerprint"],
+            "fingerprints": {"extract": extracted.fingerprint, "probe": probed.fingerprint},
+            "table": manifest["table"],
+            "per_class": manifest["per_class"],
+            "choice": manifest["choice"],
+            "registered": manifest["registered"],
+            "stages": {
+                "extract": {"seconds": shards.get("seconds"), **shards["counts"]},
+                "probe": {"seconds": probes.get("seconds"), "probes": len(probes["probes"])},
+                "train": {"seconds": manifest["seconds"], **manifest["counts"]},
+            },
+        },
+    )

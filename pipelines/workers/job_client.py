@@ -1,0 +1,251 @@
+"""The job server of a Ray cluster: `spin` commands that run there, told apart by what they are for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.service_errors import HeldError, UnavailableError
+from spin.errors import UserError
+from spin.settings import holds_password
+
+PASSED = (
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "MLFLOW_TRACKING_URI",
+)
+"""environment variables that a job is given, as it can be seen by all who see the cluster: none is a credential"""
+_CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_?KEY|PRIVATE|PROFILE", re.IGNORECASE)
+_LEFT_OUT = (".git/", ".venv/")
+"""of a working directory, besides what .gitignore and .rayignore name"""
+_STARTING = 60
+"""seconds in which a new cluster gets ready for jobs"""
+_OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that was submitted."""
+
+    id: str
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED"""
+    started: str
+    """in UTC"""
+    seconds: float | None
+    """that it ran; None while it runs"""
+    exit_status: int | None
+
+    @property
+    def over(self) -> bool:
+        return self.status in _OVER
+
+    @classmethod
+    def of(cls, details: Any) -> Job:
+        status = str(details.status.value)
+        start, end = details.start_time or 0, details.end_time
+        code = {"SUCCEEDED": 0, "STOPPED": 130}.get(status, details.driver_exit_code or 1)
+        return cls(
+            details.submission_id or details.job_id,
+            status,
+            datetime.fromtimestamp(start / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            (end - start) / 1000 if end else None,
+            # a driver that a signal ended has a negative one
+            (code if code > 0 else 1 if code < 0 else 0) if status in _OVER else None,
+        )
+
+
+class JobServer:
+    """The job server at `http://HEAD:8265`, by default that of RAY_API_SERVER_ADDRESS or this machine's.
+
+    A cluster that wants a token gets that of RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, where RAY_AUTH_MODE is `token`.
+    Raises UnavailableError where nothing answers, UserError where the token is refused.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+        if not self.address.startswith(("http://", "https://")):
+            raise UserError(f"--address {self.address}: expected the cluster's dashboard, such as http://HEAD:8265")
+        from ray.dashboard.modules import dashboard_sdk
+        from ray.dashboard.modules.job import sdk
+
+        for noisy in (dashboard_sdk.__name__, sdk.__name__, "ray._private.runtime_env.packaging"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        with self._answers():
+            self._client = sdk.JobSubmissionClient(self.address)
+
+    def submit(
+        self,
+        name: str,
+        entrypoint: str,
+        *,
+        folder: str,
+        excludes: Sequence[str] = (),
+        environment: Mapping[str, str],
+        once: bool = False,
+    ) -> str:
+        """Pack the working directory and start a command in it, giving the job's id.
+
+        The id is `name`, or `name-2` and so on after others of the name that are over. Raises HeldError while one of
+        them runs, and UserError after one that succeeded where the work is to be done `once`.
+        """
+        number = self._next(name, once)
+        id = name if number == 1 else f"{name}-{number}"
+        with self._answers(), _submitted_meanwhile(id):
+            self._send(
+                entrypoint=entrypoint,
+                submission_id=id,
+                runtime_env={
+                    "working_dir": folder,
+                    "excludes": [*_LEFT_OUT, *excludes],
+                    "env_vars": dict(environment),
+                },
+            )
+        return id
+
+    def jobs(self) -> list[Job]:
+        """All submitted jobs that the cluster remembers, the newest first."""
+        with self._answers():
+            found = [Job.of(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(found, key=lambda job: (job.started, job.id), reverse=True)
+
+    def job(self, id: str) -> Job:
+        """Raises UserError for one that is not there."""
+        with self._answers():
+            try:
+                return Job.of(self._client.get_job_info(id))
+            except RuntimeError as error:
+                if "does not exist" in str(error):
+                    raise UserError(f"no job {id} at {self.address}; `spin jobs` lists them") from None
+                raise
+
+    def logs(self, id: str) -> str:
+        """What a job has printed."""
+        self.job(id)
+        with self._answers():
+            return str(self._client.get_job_logs(id))
+
+    def follow(self, id: str, write: Callable[[str], object]) -> Job:
+        """Give what a job prints to `write`, as it comes, until the job is over."""
+        self.job(id)
+
+        async def tail() -> None:
+            async for text in self._client.tail_job_logs(id):
+                write(text)
+
+        with self._answers():
+            asyncio.run(tail())
+        return self._outcome(id)
+
+    def stop(self, id: str) -> bool:
+        """End a job and wait until it is over; False where it was already."""
+        running = not self.job(id).over
+        with self._answers():
+            self._client.stop_job(id)
+        self._outcome(id)
+        return running
+
+    def _send(self, **job: Any) -> None:
+        """Submit to a cluster that may have started a moment ago: its head cannot run jobs yet when it answers."""
+        end = time.monotonic() + _STARTING
+        while True:
+            try:
+                self._client.submit_job(**job)
+                return
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(1)
+
+    def _outcome(self, id: str) -> Job:
+        """The job once it is over, a moment after its last line."""
+        while not (job := self.job(id)).over:
+            time.sleep(0.5)
+        return job
+
+    def _next(self, name: str, once: bool) -> int:
+        """The number of the next job of a name."""
+        alike = re.compile(rf"{re.escape(name)}(?:-(\d+))?")
+        found = {int(m[1] or 1): job for job in self.jobs() if (m := alike.fullmatch(job.id))}
+        for job in found.values():
+            if not job.over:
+                raise _held(job.id)
+        last = found[max(found)] if found else None
+        if once and last is not None and last.status == "SUCCEEDED":
+            raise UserError(
+                f"job {last.id} has succeeded; `spin logs {last.id}` shows what it did, --restart submits it again"
+            )
+        return max(found, default=0) + 1
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        """Ray's errors in one line."""
+        import aiohttp
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            raise UserError(
+                f"Ray at {self.address} refuses: {_line(error)}; set RAY_AUTH_MODE=token and the cluster's token in "
+                "RAY_AUTH_TOKEN, or the file that holds it in RAY_AUTH_TOKEN_PATH"
+            ) from None
+        except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
+            raise UnavailableError(
+                f"Ray at {self.address} does not answer: {_line(error)}; expected a cluster's dashboard, such as "
+                "http://HEAD:8265 (a job that runs goes on)"
+            ) from None
+        except RuntimeError as error:
+            raise UnavailableError(f"Ray at {self.address}: {_line(error)}") from None
+
+
+def environment(names: Sequence[str] = ()) -> dict[str, str]:
+    """The variables that a job is given: those of `PASSED` that are set here, and further ones, `NAME` or `NAME=VALUE`.
+
+    Raises UserError for what looks like a credential: it could be read in the job's description.
+    """
+    given = {name: os.environ[name] for name in PASSED if os.environ.get(name)}
+    for text in names:
+        name, equals, value = text.partition("=")
+        if _CREDENTIAL.search(name):
+            raise UserError(f"--env {name}: looks like a credential; jobs are given none, the nodes have theirs")
+        if not equals and name not in os.environ:
+            raise UserError(f"--env {name}: is not set here; expected NAME=VALUE, or the name of a variable that is")
+        given[name] = value if equals else os.environ[name]
+    for name, value in given.items():
+        if holds_password(value):
+            raise UserError(f"{name} holds a password, which a job's description would show; take it out of the URI")
+    return given
+
+
+@contextmanager
+def _submitted_meanwhile(id: str) -> Iterator[None]:
+    """Two at once: the server takes the first."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "already exists" in str(error):
+            raise _held(id) from None
+        raise
+
+
+def _held(id: str) -> HeldError:
+    return HeldError(f"job {id} is on its way; `spin logs {id} --follow` watches it, `spin stop {id}` ends it")
+
+
+def _line(error: BaseException) -> str:
+    """The last lines: before them stands a stack of the server's."""
+    return " ".join(str(error).split())[-300:].strip(" .")

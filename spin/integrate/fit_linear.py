@@ -1,0 +1,79 @@
+"""Fit linear heads over the selected neurons of all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spin.arrays import Floats
+from spin.heads.linear_head import LinearHead, Penalty
+from spin.process_group import Team
+from spin.sparsify.solvers.fista import Regressions
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a head is fitted on: this member's rows; the members of a team hold different ones."""
+
+    X: Floats
+    """(n, p) standardised features"""
+    has: NDArray[np.bool_]
+    """(n, K) the targets"""
+    weights: Floats
+    """(n, 1) or (n, K), each column summing to 1 over the team"""
+    scales: Floats
+    """(p,) how loudly each feature may speak"""
+    exclusive: bool
+    """whether a row has exactly one of the classes"""
+    team: Team
+    device: str = "cpu"
+
+    @property
+    def unit(self) -> Floats:
+        """`scales` over their norm, so that the scaled features of a text have length 1 in expectation."""
+        return self.scales / np.float32(max(float(np.linalg.norm(self.scales)), 1e-12))
+
+    @property
+    def count(self) -> int:
+        """Rows of the whole team."""
+        return int(self.team.sum(torch.tensor([len(self.X)]))[0])
+
+    def part(self, where: NDArray[np.int64]) -> Design:
+        """Some of the features."""
+        return replace(self, X=np.ascontiguousarray(self.X[:, where]), scales=self.scales[where])
+
+    def tensor(self, values: Floats | NDArray[np.bool_]) -> torch.Tensor:
+        """An array as float32 on the device."""
+        return torch.as_tensor(values, dtype=torch.float32, device=self.device)
+
+
+def fit_linear(
+    design: Design, penalties: Sequence[Penalty], *, tolerance: float = 3e-3, looks: int = 20
+) -> list[LinearHead]:
+    """One head a penalty, all solved at once; every member of the team gets the same.
+
+    Minimises sum_i s_i loss_i + l1 |V|_1 + |V|^2 / (2 strength N) over V, where the coefficients are V times the
+    unit scales and N counts the rows of the whole team. Ends where no optimality condition is violated by more
+    than `tolerance` of the steepest slope of the null model, or after `looks` looks. Weakly held heads end early by
+    this, which holds them a little more: what validation judges and what is kept must end alike.
+    """
+    n, p = design.X.shape
+    X = torch.ones(1, n, p + 1, device=design.device)
+    X[0, :, :p] = design.tensor(design.X)
+    targets, weights = (design.tensor(values)[:, None] for values in (design.has, design.weights))
+    scale = torch.ones(p + 1, 1, 1, device=design.device)
+    scale[:p, 0, 0] = design.tensor(design.unit)
+    l2 = design.tensor(np.array([[1 / (penalty.strength * design.count) for penalty in penalties]]))
+    null = Regressions(X, targets, weights, scale, torch.zeros_like(l2), l2, design.exclusive, design.team)
+    share = design.team.sum((weights * targets).sum(0)).clamp(1e-6, 1 - 1e-6)
+    start = torch.zeros(1, p + 1, len(penalties), targets.shape[2], device=design.device)
+    start[:, p] = share.log() if design.exclusive else share.logit()
+    steepest = null.steepest(start)
+    l1 = steepest * design.tensor(np.array([[penalty.l1 for penalty in penalties]]))
+    found = replace(null, l1=l1).minimise(start, tolerance * steepest, looks)[0] * scale
+    coefs = found.permute(1, 2, 0).cpu().numpy()
+    return [LinearHead(np.ascontiguousarray(V[:, :p]), np.ascontiguousarray(V[:, p])) for V in coefs]

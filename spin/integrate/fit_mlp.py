@@ -1,0 +1,84 @@
+"""Fit the hidden layer that an MLP head adds to a linear one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from spin.heads.linear_head import LinearHead
+from spin.heads.mlp_head import MlpHead
+from spin.integrate.fit_linear import Design
+
+HIDDEN = 32
+
+_RATE, _STEPS, _LOOK, _PATIENCE = 0.01, 300, 10, 4
+
+
+def fit_mlp(
+    linear: LinearHead,
+    design: Design,
+    strength: float,
+    *,
+    seed: int,
+    judge: Callable[[MlpHead], float] | None = None,
+    steps: int = _STEPS,
+) -> tuple[MlpHead, int]:
+    """Learn the hidden layer beside a linear head that stays as it is, by Adam on all rows, and the steps taken.
+
+    It starts at the linear head exactly; `strength` is that of its penalty. With `judge`, a loss that is asked
+    every ten steps, the best head so far is given, once it has not improved four times in a row.
+    """
+    net = _Hidden(linear, design, seed)
+    optimiser = torch.optim.Adam(net.parameters, lr=_RATE)
+    prior = 1 / (2 * strength * design.count * design.team.size)
+    best, best_loss, best_step = net.head(), np.inf, 0
+    for step in range(steps + 1):
+        if judge is not None and step % _LOOK == 0:
+            loss = design.team.say(judge(net.head()) if design.team.rank == 0 else 0.0)
+            if loss < best_loss:
+                best, best_loss, best_step = net.head(), loss, step
+            elif step - best_step >= _PATIENCE * _LOOK:
+                break
+        if step < steps:
+            optimiser.zero_grad()
+            (net.loss() + prior * sum((p**2).sum() for p in net.parameters)).backward()
+            for parameter in net.parameters:
+                assert parameter.grad is not None
+                design.team.sum(parameter.grad)
+            optimiser.step()
+    return (net.head(), steps) if judge is None else (best, best_step)
+
+
+class _Hidden:
+    """The hidden layer while it learns, on features scaled as the linear head's."""
+
+    def __init__(self, linear: LinearHead, design: Design, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        self.linear, self.exclusive, self.scale = linear, design.exclusive, design.tensor(design.unit)
+        self.X = design.tensor(design.X) * self.scale
+        self.targets, self.weights = design.tensor(design.has), design.tensor(design.weights)
+        self.offset = design.tensor(linear.logits(design.X))
+        self.inner = torch.randn(HIDDEN, self.X.shape[1], generator=draw).to(design.device).requires_grad_()
+        self.inner_bias = torch.zeros(HIDDEN, device=design.device, requires_grad=True)
+        self.outer = torch.zeros(self.targets.shape[1], HIDDEN, device=design.device, requires_grad=True)
+        self.parameters = [self.inner, self.inner_bias, self.outer]
+
+    def loss(self) -> Tensor:
+        """Over this member's rows."""
+        logits = self.offset + torch.tanh(self.X @ self.inner.T + self.inner_bias) @ self.outer.T
+        if self.exclusive:
+            losses = cross_entropy(logits, self.targets, reduction="none")[:, None]
+        else:
+            losses = binary_cross_entropy_with_logits(logits, self.targets, reduction="none")
+        return (self.weights * losses).sum()
+
+    def head(self) -> MlpHead:
+        """As it is now."""
+        inner, bias, outer = (
+            t.detach().cpu().numpy().copy() for t in (self.inner * self.scale, self.inner_bias, self.outer)
+        )
+        return MlpHead(self.linear, inner, bias, outer)

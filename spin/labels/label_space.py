@@ -1,0 +1,129 @@
+"""What is to be told apart: the classes, and whether a document has one of them or any number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, softmax
+
+from spin.arrays import Floats
+from spin.errors import UserError
+from spin.labels.splits import is_few
+
+Label = str | Sequence[str]
+"""the class of a document, or in a multi-label corpus its list of classes, which may be empty"""
+Targets = NDArray[np.int64] | NDArray[np.bool_]
+"""class indices (n,), or in a multi-label task which classes each document has (n, K)"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The classes in the order of every array that has one axis for them."""
+
+    classes: tuple[str, ...]
+    multilabel: bool = False
+
+    @classmethod
+    def of(cls, labels: Sequence[Label], splits: Sequence[str]) -> Task:
+        """The sorted classes of labels that are all strings, or all lists of strings.
+
+        Raises UserError unless there are two classes or more and each has a document to train and one to validate (two
+        in all where labels are few), and none is on every document to train.
+        """
+        kinds = {isinstance(label, str) for label in labels}
+        if len(kinds) > 1:
+            raise UserError("labels: found strings and lists; expected one class a document, or a list for each")
+        multilabel = kinds == {False}
+        of_split: dict[str, Counter[str]] = {}
+        for label, split in zip(labels, splits, strict=True):
+            of_split.setdefault(split, Counter()).update(names_of(label))
+        counts = sum(of_split.values(), Counter())
+        classes = sorted(counts)
+        if len(classes) < 2:
+            nothing = "no class in any list" if len(labels) else "no documents"
+            found = f"one class only, '{classes[0]}'" if classes else nothing
+            raise UserError(f"labels: found {found}; expected at least two classes")
+        lonely = [c for c in classes if counts[c] == 1]
+        if lonely:
+            raise UserError(f"labels: class {_quote(lonely)} has 1 document; label more of it or leave it out")
+        few = is_few(splits)  # then train and valid are one pool, for cross-validation
+        for part in [("train", "valid")] if few else [("train",), ("valid",)]:
+            held = sum((of_split.get(split, Counter()) for split in part), Counter())
+            absent = [c for c in classes if held[c] < 1 + few]
+            if absent:
+                what = "fewer than 2 documents" if few else "no document"
+                raise UserError(
+                    f"labels: class {_quote(absent)} has {what} in the {' and '.join(part)} split; "
+                    "label more of it, or name a split column that gives it one"
+                )
+            everywhere = [c for c in classes if held[c] == sum(split in part for split in splits)]
+            if everywhere and "train" in part:
+                raise UserError(
+                    f"labels: class {_quote(everywhere)} is in every list of the {' and '.join(part)} split; "
+                    "leave it out, or add documents without it"
+                )
+        return cls(tuple(classes), multilabel)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def index(self, labels: Sequence[Label]) -> Targets:
+        """Class indices (n,), or for a multi-label task, where a string is a list of one, booleans (n, K).
+
+        Raises UserError for a class not known, or a list in a task of one class a document.
+        """
+        if not self.multilabel and not all(isinstance(label, str) for label in labels):
+            raise UserError("labels: found a list of classes; the model gives one class a document, expected a string")
+        known = {name: k for k, name in enumerate(self.classes)}
+        unknown = sorted({name for label in labels for name in names_of(label)} - known.keys())
+        if unknown:
+            raise UserError(f"label '{unknown[0]}' is not one of the model's: {', '.join(self.classes)}")
+        if not self.multilabel:
+            return np.array([known[str(label)] for label in labels], np.int64)
+        targets = np.zeros((len(labels), len(self)), bool)
+        for row, label in enumerate(labels):
+            targets[row, [known[name] for name in names_of(label)]] = True
+        return targets
+
+    def indicator(self, y: Targets) -> NDArray[np.bool_]:
+        """Which classes each document has (n, K), in either kind of task."""
+        return y.astype(bool) if y.ndim == 2 else y[:, None] == np.arange(len(self))
+
+    def probabilities(self, logits: Floats) -> Floats:
+        """(n, K): over the classes each row sums to 1, or in a multi-label task each class stands by itself."""
+        return expit(logits) if self.multilabel else softmax(logits, axis=1)
+
+    def predict(self, logits: Floats) -> Targets:
+        """The targets that logits (n, K) speak for, without thresholds."""
+        return logits > 0 if self.multilabel else logits.argmax(1)
+
+    def names(self, y: Targets) -> list[str | list[str]]:
+        """Labels of targets: a name a document, or a list of names."""
+        if y.ndim == 1:
+            return [self.classes[k] for k in y]
+        return [[self.classes[k] for k in np.flatnonzero(row)] for row in y]
+
+    def strata(self, y: Targets) -> NDArray[np.int64]:
+        """One class (n,) a document to stratify by: its own, or the rarest of its list (K where that is empty)."""
+        if y.ndim == 1:
+            return y.astype(np.int64)
+        counts = y.sum(0)
+        ranked = np.argsort(counts, kind="stable")
+        first = y[:, ranked].argmax(1)
+        return np.where(y.any(1), ranked[first], len(self)).astype(np.int64)
+
+
+def names_of(label: Label | None) -> Collection[str]:
+    """The classes in a label: one, those of a list, or none."""
+    if label is None:
+        return ()
+    return (label,) if isinstance(label, str) else set(label)
+
+
+def _quote(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more

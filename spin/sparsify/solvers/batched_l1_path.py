@@ -1,0 +1,66 @@
+"""L1 paths by matrix products: all penalties, problems and designs at once, as a GPU wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spin.arrays import Floats
+from spin.process_group import Team
+from spin.sparsify.solvers.fista import Regressions, full_float32
+
+TOLERANCE = 1e-3
+"""relative KKT violation at which a solution is accepted"""
+_LOOKS = 300
+
+
+class BatchedPaths:
+    """The minimisers of sum_i s_ki log(1 + exp(-y_ki (x_i w + b))) + lam |w|_1 for P designs, K problems, L penalties.
+
+    What float32 keeps from `TOLERANCE` is returned without a mark: the caller certifies.
+    """
+
+    lam_max: NDArray[np.float64]
+    """(P,) for each design the smallest penalty at which the solutions of all K problems are zero"""
+
+    def __init__(self, designs: Sequence[Floats], targets: Floats, weights: Floats, *, device: str = "cpu") -> None:
+        """`designs` are P arrays (n, width), float32 and standardised; `targets` (K, n) is -1 or 1.
+
+        Each row of `weights` (K, n) sums to 1.
+        """
+        self._positive = torch.as_tensor(targets > 0, device=device).float().T  # (n, K)
+        self._weights = torch.as_tensor(weights, dtype=torch.float32, device=device).T  # (n, K)
+        n, width = designs[0].shape
+        self._X = torch.ones(len(designs), n, width + 1, device=device)  # the last column is the intercept's
+        for mine, design in zip(self._X, designs, strict=True):
+            mine[:, :width] = torch.as_tensor(design, device=device)
+        # a problem without one of its classes would have its intercept at infinity
+        share = (self._positive * self._weights).sum(0).clamp(1e-6, 1 - 1e-6)
+        start = torch.zeros(len(designs), width + 1, 1, len(share), device=device)
+        start[:, width] = share.logit()
+        with full_float32():
+            gradient = self._X[:, :, :width].mT @ (self._weights * (share - self._positive))
+        self.lam_max = gradient.abs().amax((1, 2)).double().cpu().numpy()
+        self._lams, self._solved = self.lam_max[None], start  # (L, P) and (P, width + 1, L, K), for a warm start
+
+    def solve(self, lams: Floats) -> tuple[Floats, Floats]:
+        """The solutions at the penalties `lams` (L, P): coef (L, P, K, width) and intercept (L, P, K) in float32.
+
+        Each starts from the solution of the last call at the nearest penalty, in the first call from zero.
+        """
+        apart = np.abs(np.log(np.maximum(self._lams, 1e-30)) - np.log(lams)[:, None])  # (L, L last, P)
+        nearest = torch.as_tensor(apart.argmin(1).T, device=self._X.device)  # (P, L)
+        shape = *self._solved.shape[:2], len(lams), self._solved.shape[3]
+        start = self._solved.gather(2, nearest[:, None, :, None].expand(shape)).flatten(2)[..., None]
+        lam = torch.as_tensor(lams.T, dtype=torch.float32, device=start.device).repeat_interleave(shape[3], 1)
+        positive, weights = (x.repeat(1, len(lams))[..., None] for x in (self._positive, self._weights))
+        ones = torch.ones(shape[1], 1, 1, device=start.device)
+        problems = Regressions(
+            self._X, positive, weights, ones, lam, torch.zeros_like(lam), exclusive=False, team=Team()
+        )
+        self._lams, self._solved = np.array(lams), problems.minimise(start, TOLERANCE * lam, _LOOKS).view(shape)
+        found = self._solved.permute(2, 0, 3, 1).cpu().numpy()
+        return np.ascontiguousarray(found[..., :-1]), np.ascontiguousarray(found[..., -1])

@@ -1,0 +1,406 @@
+"""What a night guarantees, and for each guarantee lines of code without which a test fails.
+
+`python -m tests.mutation.guarantees [NUMBER...]` checks them, or only some.
+Copies the tree, sees the tests of the promises pass there, then takes one line after another away and sees its test
+fail. Exit status 1 where a test does not notice. Tests on S3 need its server: run it within infra/s3/run.sh.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import Phase, settings
+
+from tests.support.repository import ROOT
+
+PATIENCE = 120
+"""seconds for one test: some lines keep a test from waiting for ever"""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Lines that a promise hangs on."""
+
+    test: str
+    """the pytest node that fails without them"""
+    file: str
+    lines: str
+    """as they stand there, without their indentation: once in the file"""
+    instead: str = ""
+    """what takes their place where something must, or where the lines are bent rather than taken away"""
+
+    def apply(self, text: str) -> str:
+        """The file without the lines. Raises ValueError unless they are there once."""
+        wanted, rows = self.lines.splitlines(), text.splitlines()
+        stripped = [row.strip() for row in rows]
+        found = [at for at in range(len(rows)) if stripped[at : at + len(wanted)] == wanted]
+        if len(found) != 1:
+            raise ValueError(f"{self.file} has {len(found)} times: {wanted[0]}")
+        [at] = found
+        indent = rows[at][: len(rows[at]) - len(rows[at].lstrip())]
+        rows[at : at + len(wanted)] = [indent + line for line in self.instead.splitlines()]
+        return "\n".join(rows) + "\n"
+
+
+@dataclass(frozen=True)
+class Promise:
+    words: str
+    """as the README has them"""
+    cuts: tuple[Cut, ...]
+
+
+NIGHT, HERE, LEDGER = (
+    "tests/pipelines/nightly/test_night.py",
+    "tests/pipelines/nightly/test_classify.py",
+    "tests/pipelines/storage/test_shard_log.py",
+)
+STORE, FAULTS, ROAD, REPEATS = (
+    "tests/pipelines/storage/test_object_store.py",
+    "tests/pipelines/storage/test_faults.py",
+    "tests/pipelines/training/test_workflow.py",
+    "tests/pipelines/nightly/test_dedup.py",
+)
+
+PROMISES = (
+    Promise(
+        "every row ends in one of predictions or dead letters, ids are unique, the counts add up or the run fails",
+        (
+            Cut(
+                f"{NIGHT}::test_counts_that_do_not_add_up_are_no_night",
+                "pipelines/nightly/publish.py",
+                'if not found == outcome["rows"] == planned:',
+                "if False:",
+            ),
+            Cut(
+                f"{HERE}::test_a_document_that_raises_is_alone",
+                "pipelines/nightly/classify_step.py",
+                'dead |= {row: ("poison", message) for row, message in poison.items()}',
+            ),
+        ),
+    ),
+    Promise(
+        "a worker's death is not seen",
+        (
+            Cut(
+                f"{ROAD}::test_the_death_of_a_worker_changes_nothing",
+                "pipelines/workers/map_shards.py",
+                "num_cpus=settings.cpus_per_worker,",
+                "num_cpus=settings.cpus_per_worker, max_restarts=0, max_task_retries=0,",
+            ),
+            Cut(
+                f"{NIGHT}::test_deaths_of_the_machine_are_no_fault_of_a_document",
+                "pipelines/workers/fault_isolation.py",
+                "if self.wary and len(rows) > 1 and not self.deadly:",
+                "if self.wary and not self.deadly:",
+            ),
+        ),
+    ),
+    Promise(
+        "work follows a cluster's nodes: a new one takes part, a lost one costs its shards in flight",
+        (
+            Cut(
+                "tests/pipelines/workers/test_cluster.py::test_nodes_come_and_go",
+                "pipelines/workers/map_shards.py",
+                "most = work if settings.address is not None and settings.workers is None else now",
+                "most = now",
+            ),
+        ),
+    ),
+    Promise(
+        "a killed driver loses nothing: a rerun computes again at most a shard a worker",
+        (
+            Cut(
+                f"{NIGHT}::test_a_crash_at_any_step_loses_nothing",
+                "pipelines/workers/map_shards.py",
+                "waiting = [shard for shard in shards if shard.name not in outcomes]",
+                "waiting = list(shards)",
+            ),
+        ),
+    ),
+    Promise(
+        "safe at every step of a commit",
+        (
+            Cut(
+                f"{NIGHT}::test_a_crash_at_any_step_loses_nothing",
+                "pipelines/nightly/publish.py",
+                'if self.out.size(key) != part["bytes"]:',
+                "if True:",
+            ),
+            Cut(
+                f"{STORE}::test_a_write_that_fails_leaves_the_old",
+                "pipelines/storage/local_files.py",
+                "temporary = _temporary(path, data)\ntry:\ntemporary.replace(path)",
+                "temporary = _temporary(path, data)\npath.write_bytes(data)\ntry:\n    temporary.replace(path)",
+            ),
+        ),
+    ),
+    Promise(
+        "who follows `latest` sees all of a night or none",
+        (
+            Cut(
+                f"{NIGHT}::test_a_reader_at_any_step_sees_all_of_a_night_or_none",
+                "pipelines/nightly/publish.py",
+                'yield lambda: self.out.delete("latest")',
+            ),
+        ),
+    ),
+    Promise(
+        "one run at a time; a dead run's lease can be taken, its holder stays out when it wakes",
+        (
+            Cut(
+                f"{NIGHT}::test_an_overtaken_run_publishes_nothing",
+                "pipelines/nightly/publish.py",
+                "self.lease.check()\nstep()",
+                "step()",
+            ),
+            Cut(
+                f"{NIGHT}::test_a_stopped_run_is_overtaken_and_stays_out",
+                "pipelines/storage/lease.py",
+                'if now["beat"] != seen["beat"]:',
+                "if False:",
+            ),
+        ),
+    ),
+    Promise(
+        "throttling, 5xx, timeouts, cut connections and a server that stops reading: retried for a bounded time, then "
+        "status 5, then resumed",
+        (
+            Cut(
+                f"{FAULTS}::test_a_fault_that_passes_is_not_seen",
+                "pipelines/storage/filesystem.py",
+                "set_custom_error_handler(_is_passing)",
+            ),
+            Cut(
+                f"{FAULTS}::test_a_fault_that_stays_ends_in_words",
+                "pipelines/storage/filesystem.py",
+                'raise UnavailableError(f"{what}: the store does not answer ({_reason(error)}); try again") from None',
+                "raise",
+            ),
+            Cut(
+                f"{FAULTS}::test_a_server_that_stops_reading_is_given_up",
+                "pipelines/storage/object_store.py",
+                'options["timeout"] = seconds',
+                "pass",
+            ),
+        ),
+    ),
+    Promise(
+        "a file that is corrupt, cut, empty or of another type is quarantined whole and named; too many fail the night",
+        (
+            Cut(
+                f"{HERE}::test_broken_files_are_named_up_to_a_share",
+                "pipelines/data/sharding.py",
+                "bad[file.uri] = str(error)",
+            ),
+            Cut(
+                f"{HERE}::test_broken_files_are_named_up_to_a_share",
+                "pipelines/nightly/classify.py",
+                "_check_shares(settings, manifest)",
+            ),
+        ),
+    ),
+    Promise(
+        "a document that raises, or kills its process every time, ends as a dead letter",
+        (
+            Cut(
+                f"{LEDGER}::test_every_row_is_done_or_dead",
+                "pipelines/workers/fault_isolation.py",
+                'self.attempt.keep({"deadly": self.deadly, "trying": [rows[0], rows[-1]]})',
+                "pass",
+            ),
+            Cut(
+                f"{HERE}::test_a_document_that_raises_is_alone",
+                "pipelines/workers/fault_isolation.py",
+                "self._divide(rows, 2, done, dead)",
+                "raise",
+            ),
+        ),
+    ),
+    Promise(
+        "of repeated ids the first in plan order is predicted, in bounded memory",
+        (
+            Cut(
+                f"{REPEATS}::test_repeats_are_what_stood_earlier",
+                "pipelines/nightly/dedup.py",
+                'order = np.lexsort((found["row"], where, found["low"], found["high"]))',
+                'order = np.lexsort((found["row"], -where, found["low"], found["high"]))',
+            ),
+            Cut(
+                f"{HERE}::test_the_first_of_repeated_ids_is_predicted",
+                "pipelines/nightly/classify_step.py",
+                "elif row in repeated:",
+                "elif False:",
+            ),
+            Cut(
+                f"{REPEATS}::test_a_partition_is_bounded",
+                "pipelines/nightly/dedup.py",
+                'return [Shard(n, "", "partition", n, n + 1) for n in range(max(1, math.ceil(documents / PARTITION)))]',
+                'return [Shard(0, "", "partition", 0, 1)]',
+            ),
+        ),
+    ),
+    Promise(
+        "a full disk or quota is told, and nothing half-done is seen",
+        (
+            Cut(
+                f"{NIGHT}::test_a_full_disk_at_any_step",
+                "pipelines/storage/filesystem.py",
+                'if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:',
+                "if _code(error) in _FULL:",
+            ),
+            Cut(
+                f"{NIGHT}::test_a_full_disk_at_any_step",
+                "pipelines/storage/local_files.py",
+                "except OSError:\ntemporary.unlink(missing_ok=True)\nraise",
+                "except OSError:\n    raise",
+            ),
+            Cut(
+                f"{FAULTS}::test_a_full_store_fails_clearly_and_resumes",
+                "pipelines/storage/filesystem.py",
+                'if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:',
+                'if getattr(error, "errno", None) in _FULL_DISK:',
+            ),
+        ),
+    ),
+    Promise(
+        "a run resumes only the plan that it froze",
+        (
+            Cut(
+                f"{NIGHT}::test_another_plan_is_refused_until_it_is_started_over",
+                "pipelines/storage/stage_plan.py",
+                "if kept is not None and not restart:\nplan._refuse(store, kept)",
+            ),
+            Cut(
+                f"{NIGHT}::test_files_that_appear_wait_for_the_next_night",
+                "pipelines/nightly/publish.py",
+                'facts = {**facts, "files": planned}',
+            ),
+        ),
+    ),
+    Promise(
+        "one version of the model a run",
+        (
+            Cut(
+                f"{HERE}::test_a_night_is_of_one_version",
+                "pipelines/nightly/classify.py",
+                '"model": {"name": registry.name, "version": version, "backbone": digest},',
+                '"model": {"name": registry.name},',
+            ),
+        ),
+    ),
+    Promise(
+        "the same labels for the same documents, from one worker and two, in shards of any size",
+        (
+            Cut(
+                f"{HERE}::test_a_document_has_its_label_whatever_stands_beside_it",
+                "spin/backbone/model.py",
+                "mask = torch.arange(width) < lengths.unsqueeze(1)",
+                "mask = torch.ones_like(ids, dtype=torch.bool)",
+            ),
+        ),
+    ),
+    Promise(
+        "nothing hangs in silence: `ray.stall_seconds` without a shard ending fails the run and names what was begun",
+        (
+            Cut(
+                f"{NIGHT}::test_workers_that_say_nothing_are_told",
+                "pipelines/workers/map_shards.py",
+                "answer = waiting.get(timeout=seconds)",
+                "answer = waiting.get()",
+            ),
+        ),
+    ),
+)
+
+
+def copy_tree(to: Path) -> None:
+    """The files of the tree as they are, committed or not."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+
+
+def python(tree: Path, *args: str) -> tuple[int, str]:
+    """This interpreter in a tree, with the tree's own packages, giving exit status and output."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(tree),
+        "PYTHONDONTWRITEBYTECODE": "1",  # a file that is cut within a second may keep its size and time
+        "COLUMNS": "300",  # or pytest leaves out why a test failed
+    }
+    done = subprocess.run([sys.executable, *args], cwd=tree, env=env, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def pytest_configure() -> None:
+    """This module is a plugin of the runs below: that a test fails is enough, no smaller example is looked for."""
+    settings.register_profile("promises", phases=[Phase.explicit, Phase.generate], database=None)
+    settings.load_profile("promises")
+
+
+def try_tests(tree: Path, *tests: str) -> tuple[int, str]:
+    """Tests in a tree, up to the first that fails; Hypothesis draws the same each time."""
+    plugins = ["-p", "no:cacheprovider", "-p", "tests.mutation.guarantees"]
+    given = ["-x", "-q", "-rfs", "--tb=line", "--hypothesis-seed=0", f"--timeout={PATIENCE}"]
+    return python(tree, "-m", "pytest", *plugins, *given, *tests)
+
+
+def check_own(tree: Path) -> None:
+    """The copy's packages are what is imported, also where this tree is installed."""
+    code = "import spin, pipelines, jobs, tests; print(*(m.__path__[0] for m in (spin, pipelines, jobs, tests)))"
+    status, said = python(tree, "-c", code)
+    if status or said.split() != [str(tree / name) for name in ("spin", "pipelines", "jobs", "tests")]:
+        raise SystemExit(f"the copy's packages are not imported: {said}")
+
+
+def failure_without(tree: Path, cut: Cut) -> str | None:
+    """What the test says without the lines, None where it says nothing."""
+    path = tree / cut.file
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(cut.apply(whole), encoding="utf-8")
+    try:
+        status, said = try_tests(tree, cut.test)
+    finally:
+        path.write_text(whole, encoding="utf-8")
+    found = re.search(r"^FAILED .*? - (.*)", said, re.MULTILINE)
+    if status == 1 and found:  # an error of a fixture or of an import is no failure
+        return found[1][:100]
+    if status != 0:
+        print(said[-1000:])
+    return None
+
+
+def run(numbers: Sequence[int]) -> int:
+    chosen = [(number, PROMISES[number - 1]) for number in numbers or range(1, len(PROMISES) + 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder).resolve()
+        copy_tree(tree)
+        check_own(tree)
+        status, said = try_tests(tree, *dict.fromkeys(cut.test for _, promise in chosen for cut in promise.cuts))
+        if status or "SKIPPED" in said:
+            print(f"with all lines in place the tests do not pass, or are skipped:\n{said[-2000:]}")
+            return 1
+        missed = 0
+        for number, promise in chosen:
+            print(f"{number:2} {promise.words}", flush=True)
+            for cut in promise.cuts:
+                failure = failure_without(tree, cut)
+                missed += failure is None
+                print(f"   without {cut.lines.splitlines()[0]} in {cut.file}", flush=True)
+                print(f"      {cut.test}: {failure or 'DOES NOT FAIL'}", flush=True)
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(run([int(number) for number in sys.argv[1:]]))

@@ -1,0 +1,199 @@
+"""The report of a night, opened in a real browser: the numbers of the manifest, charts with a size, nothing loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.nightly.run_report import page, reports_of
+from tests.spin.pages.test_explanation_page import NASTY
+from tests.support.browser import opened
+
+
+def drift(name: str, psi: float, now: list[int], then: list[int], **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "psi": psi,
+        "limit": 0.13,
+        "drifted": psi > 0.13,
+        "now": now,
+        "then": then,
+        "moved": [],
+        **more,
+    }
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    """Of a night of 12,345 documents in 30 shards with a pause between them."""
+    draw = np.random.default_rng(0)
+    rows = [400] * 29 + [745]
+    shards = [
+        {
+            "uri": f"s3://inbox/{n // 10}.parquet",
+            "rows": count,
+            "seconds": 20.0 + n,
+            "ended": 1.79e9 + 15.0 * n + 300 * (n > 15),
+            "tries": 1 + (n == 7),
+        }
+        for n, count in enumerate(rows)
+    ]
+    moved = [{"column": f"ffn.0{n}.max", "neuron": 17 * n, "shift": 0.9 - 0.1 * n} for n in range(5)]
+    counts = {
+        "rows": 12345,
+        "predicted": 12300,
+        "dead": 45,
+        "abstained": 321,
+        "unlabelled": 321,
+        "tokens": 654321,
+        "truncated": 77,
+        "reasons": {"empty_text": 2, "null_id": 13, "poison": 30},
+        "labels": {"late": 8000, "lovely": 3979},
+        "depths": {"6": 12300},
+    }
+    return {
+        "date": "2026-03-01",
+        "run": "2026-03-01-001",
+        "model": "tweets",
+        "model_version": "7",
+        "fingerprint": "0123456789abcdef" * 4,
+        "classes": ["late", "lovely"],
+        "counts": counts,
+        "seconds": 411.5,
+        "inputs": [{"uri": f"s3://inbox/{n}.parquet"} for n in range(3)],
+        "skipped": [],
+        "quarantined": [{"uri": "s3://inbox/x.parquet", "reason": "it is corrupt"}],
+        "shards": shards,
+        "parts": [],
+        "before": {
+            "date": "2026-02-28",
+            "model_version": "6",
+            "counts": {"labels": {"late": 600, "lovely": 400}, "unlabelled": 0},
+        },
+        "drift": [
+            drift("labels", 0.31, [8000, 3979, 321], [1000, 1000, 0]),
+            drift("scores", 0.02, draw.integers(0, 9, 20).tolist(), [3] * 20),
+            drift("lengths", 0.05, [5] * 22, [3] * 22),
+            drift("unknown", 0.0, [5] * 5, [3] * 5),
+            drift("neurons", 0.81, [3, 97], [], moved=moved),
+        ],
+        **changes,
+    }
+
+
+def texts(window: Any, of: str) -> list[str]:
+    return [" ".join(text.split()) for text in window.locator(of).all_inner_texts()]
+
+
+def test_the_numbers_of_the_manifest_are_seen(browser: Any, tmp_path: Path) -> None:
+    """Counts that add up, drift in words, reasons and slowest shards, each the largest first."""
+    with opened(browser, tmp_path, page(manifest())) as window:
+        shown = window.locator("body").inner_text()
+        assert texts(window, ".sum > *") == ["12,345 documents", "=", "12,300 predicted", "+", "45 dead letters"]
+        for words in (
+            "tweets, night of 2026-03-01",
+            "version 7 · run 2026-03-01-001 · 0123456789ab",
+            "Drifted from training: mix of labels, means of the selected neurons",
+            "Of the files 3 were taken, 1 quarantined, 0 skipped",
+            "654,321 tokens; 77 texts were cut",
+            "321 documents were given no label",
+            "12,300 documents left at block 6",
+            "30.0 documents a second over 411.5 s",
+            "s3://inbox/x.parquet",
+            "it is corrupt",
+        ):
+            assert words in shown, words
+        sections = {name: window.locator("main section section", has_text=name).first for name in ("Labels", "Drift")}
+        assert [" ".join(row.split()) for row in sections["Labels"].locator("tbody tr").all_inner_texts()] == [
+            "late 65.0 % 60.0 % 50.0 %",
+            "lovely 32.3 % 40.0 % 50.0 %",
+            "no label 2.6 % 0.0 % 0.0 %",
+        ]
+        verdicts = texts(sections["Drift"], "table >> nth=0 >> tbody tr td:last-child")
+        assert verdicts == ["drifted", "as in training", "as in training", "as in training", "drifted, 3 of 100"]
+        assert texts(sections["Drift"], "table >> nth=1 >> tbody tr >> nth=0") == ["ffn.00.max[0] +0.90 σ"]
+        assert texts(window, "tr:has-text('poison') ~ tr") == ["null_id 13", "empty_text 2"]
+        assert texts(window, "tr:has-text('s3://inbox/2.parquet') >> nth=0") == [
+            "000029 s3://inbox/2.parquet 745 49.0 15.2 1"
+        ]
+
+
+def shadow(confusion: dict[str, dict[str, int]], **changes: Any) -> dict[str, Any]:
+    compared = sum(sum(row.values()) for row in confusion.values())
+    agreed = sum(row.get(name, 0) for name, row in confusion.items())
+    counts = {"compared": compared, "agreed": agreed, "failed": 2, "agreement": agreed / compared}
+    return {"version": "8", "multilabel": False, **counts, "confusion": confusion, **changes}
+
+
+def test_a_shadow_is_compared_by_class(browser: Any, tmp_path: Path) -> None:
+    """The class on which both differ most first, what is said instead, and no place for it in a night without one."""
+    found = shadow({"late": {"late": 7900, "lovely": 60, "": 40}, "lovely": {"lovely": 3970, "late": 7}, "": {"": 321}})
+    for width in (1280, 390):
+        with opened(browser, tmp_path, page(manifest(shadow=found)), width=width) as window:
+            section = window.locator("main section section", has_text="Version 8 scored the same documents")
+            assert "It says the same of 99.1 % of 12,298. The other rows lie" in section.inner_text()
+            assert "It could not score 2." in section.inner_text()
+            assert texts(section, "table >> nth=0 >> tr") == [
+                "class version 7 version 8 both",
+                "late 8,000 7,907 7,900",
+                "lovely 3,977 4,030 3,970",
+                "no label 321 361 321",
+            ]
+            assert texts(section, "table >> nth=1 >> tbody tr") == [
+                "late lovely 60",
+                "late no label 40",
+                "lovely late 7",
+            ]
+            assert window.evaluate("document.documentElement.scrollWidth") <= width
+    lists = shadow({"late": {"late": 9, "": 2}, "": {"lovely": 3}}, multilabel=True)
+    with opened(browser, tmp_path, page(manifest(shadow=lists))) as window:
+        section = window.locator("main section section", has_text="Version 8 scored the same documents")
+        assert texts(section, "table >> nth=0 >> tbody tr") == ["lovely 0 3 0", "late 11 9 9"]
+        assert texts(section, "table >> nth=1 >> tbody tr") == ["not given lovely 3", "late not given 2"]
+    assert "Shadow" not in page(manifest())
+
+
+def test_charts_have_a_size_and_show_the_pause(browser: Any, tmp_path: Path) -> None:
+    for width in (1280, 390):
+        with opened(browser, tmp_path, page(manifest()), width=width, scheme="dark") as window:
+            box = window.locator(".pace svg").bounding_box()
+            assert box["width"] > 0.7 * min(width, 1000)
+            assert box["height"] > 60
+            heights = [rect.bounding_box()["height"] for rect in window.locator(".pace rect").all()]
+            assert len(heights) == 60
+            assert max(heights) > 60
+            assert sum(height == 0 for height in heights) > 10
+            bars = [rect.bounding_box()["width"] for rect in window.locator("tr:has-text('late') .bar rect").all()]
+            assert bars[0] > bars[1] > bars[2] > 20
+            assert window.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_what_comes_from_documents_stays_text(browser: Any, tmp_path: Path) -> None:
+    """Labels, files and reasons are shown as they are, in a page that runs nothing."""
+    counts = manifest()["counts"] | {"labels": dict.fromkeys(NASTY, 5), "reasons": dict.fromkeys(NASTY, 5)}
+    quarantined = [{"uri": text, "reason": text} for text in NASTY]
+    beside = shadow({text: {text: 5, NASTY[0]: 1} for text in NASTY})
+    found = manifest(counts=counts, classes=NASTY, quarantined=quarantined, drift=[], shadow=beside)
+    with opened(browser, tmp_path, page(found)) as window:
+        for of in ("tbody th bdi", "tbody td bdi"):
+            assert {" ".join(text.split()) for text in NASTY} <= set(texts(window, of))
+
+
+def test_a_night_of_nothing_has_a_report(browser: Any, tmp_path: Path) -> None:
+    counts = dict.fromkeys(("rows", "predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0)
+    nothing: dict[str, Any] = {"reasons": {}, "labels": {}, "depths": {}}
+    found = manifest(counts=counts | nothing, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
+    with opened(browser, tmp_path, page(found)) as window:
+        shown = window.locator("body").inner_text()
+        assert "No document was read." in shown
+        assert "None; no file was quarantined." in shown
+
+
+def test_the_json_is_the_manifest_without_its_parts() -> None:
+    reports = reports_of(manifest())
+    found = json.loads(reports["report.json"])
+    assert found == {name: value for name, value in manifest().items() if name not in ("shards", "parts")}
+    assert not re.search(r"<script|<link|<img|@import|url\(|\bsrc=|\bhref=", reports["report.html"].decode())

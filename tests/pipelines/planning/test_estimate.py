@@ -1,0 +1,390 @@
+"""`spin plan` held against nights that are really made: the requests and bytes that it foretells, and its words."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from fsspec.implementations.local import LocalFileSystem
+from safetensors.numpy import save_file
+
+import jobs.plan_command
+from jobs.cli import main
+from pipelines.nightly import classify
+from pipelines.nightly.classify_step import ClassifyStep
+from pipelines.planning import estimate as forecast_module
+from pipelines.planning import sample
+from pipelines.planning.estimate import forecast
+from pipelines.planning.sample import Piece, Sample
+from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store
+from pipelines.storage.request_counting import Traffic
+from pipelines.workers.map_shards import map_shards
+from spin.classifier import SpinClassifier
+from spin.errors import UserError
+from spin.monitor.profile import Profile
+from spin.settings import Settings, parse_settings
+from tests.support import tiny
+from tests.support.chaos import Shelf
+
+DATE = "2026-03-01"
+Row = dict[str, Any]
+REQUESTS = ("get", "put", "head", "list", "delete")
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Shelf:
+    """A champion that holds a reference, as what `spin train` registers does."""
+    folder = tmp_path_factory.mktemp("shelf")
+    rows = tiny.documents(120)
+    texts = [row["text"] for row in rows]
+    spin = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
+    spin.fit(texts, [row["label"] for row in rows]).save(folder / "1")
+    features = spin.features(texts)
+    values = np.concatenate(list(features.columns.values()), axis=1)
+    profile = Profile.of(spin.task, spin.integration, spin.integration.logits(values), values, features)
+    kept = {f"{of}.{name}": tensor for of in ("accuracy", "accuracy.early") for name, tensor in vars(profile).items()}
+    save_file(kept, folder / "1/reference.safetensors")
+    (folder / "champion").write_text("1")
+    return Shelf(folder)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nights in this process, whose leases are not renewed."""
+    monkeypatch.setattr(classify, "map_shards", lambda *args, **given: map_shards(*args, **{**given, "here": True}))
+    monkeypatch.setattr(Lease, "_renew", lambda _: None)
+
+
+@pytest.fixture
+def settings(backbone_folder: Path) -> Settings:
+    return settings_of(backbone_folder)
+
+
+def settings_of(backbone: Path, ids: str = "checked", documents: int = 40, **ray: Any) -> Settings:
+    tree = {
+        "backbone": {"model": str(backbone), "dtype": "float32", "device": "cpu"},
+        "data": {"train": "nowhere", "ids": ids},
+        "store": "nowhere",
+        "ray": {"workers": 1, "shard_documents": documents, **ray},
+        "classify": {"max_dead_fraction": 1},
+    }
+    return parse_settings(tree)
+
+
+def write(uri: str, kind: str, rows: Sequence[Row], files: int = 1, group: int = 40) -> str:
+    """A folder of so many files of the rows."""
+    for file in range(files):
+        part = rows[len(rows) * file // files : len(rows) * (file + 1) // files]
+        data = "".join(json.dumps(row) + "\n" for row in part).encode()
+        if kind == "csv":
+            data = ("id,text\n" + "".join(f"{row['id']},{row['text']}\n" for row in part)).encode()
+        elif kind == "parquet":
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.Table.from_pylist(list(part)), sink, row_group_size=group)
+            data = sink.getvalue().to_pybytes()
+        Store(uri).write(f"in/{file}.{kind}", data)
+    return f"{uri}/in"
+
+
+def some_dead(rows: list[Row]) -> list[Row]:
+    return [{**row, "text": " "} if number % 10 == 0 else row for number, row in enumerate(rows)]
+
+
+@pytest.mark.s3
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("kind", "ids", "count", "files", "dead"),
+    [
+        ("jsonl", "trusted", 40, 1, False),
+        ("jsonl", "checked", 120, 1, True),
+        ("jsonl", "checked", 121, 3, False),
+        ("parquet", "checked", 120, 1, False),
+        ("csv", "trusted", 120, 2, True),
+    ],
+)
+def test_requests_are_those_of_a_night(
+    kind: str,
+    ids: str,
+    count: int,
+    files: int,
+    dead: bool,
+    shelf: Shelf,
+    backbone_folder: Path,
+    s3_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every request of each kind, of a night over the real store whose documents are those that were sampled."""
+    from s3fs import S3FileSystem
+
+    uri = f"{s3_server}/{uuid.uuid4().hex}"
+    rows = some_dead(tiny.documents(count)) if dead else tiny.documents(count)
+    source = write(uri, kind, rows, files)
+    settings = settings_of(backbone_folder, ids)
+    found = forecast(settings, shelf, count, source=source)  # type: ignore[arg-type]
+    made: Counter[str] = Counter()
+    real = S3FileSystem._call_s3
+
+    async def counted(self: Any, method: str, *args: Any, **options: Any) -> Any:
+        made["put" if method == "copy_object" else method.partition("_")[0]] += 1
+        return await real(self, method, *args, **options)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
+    manifest = classify.run_classify(settings, shelf, source, f"{uri}/out", night=DATE)  # type: ignore[arg-type]
+    assert len(manifest["shards"]) == found["shards"]
+    assert manifest["drift"]
+    assert dict(made) == {name: found["store"][name] for name in REQUESTS}
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Bytes that are written of the shards of nights, and those that are read of their JSONL, profiles and ids."""
+    made: Counter[str] = Counter()
+    write, read = Store.write, LocalFileSystem.cat_file
+
+    def counted_write(store: Store, key: str, data: bytes) -> None:
+        if "_runs" in store.uri and key.startswith(("parts/", "attempts/")) and not store.uri.endswith("/repeats"):
+            made["written"] += len(data)
+        write(store, key, data)
+
+    def counted_read(fs: Any, path: str, *args: Any, **options: Any) -> bytes:
+        data: bytes = read(fs, path, *args, **options)
+        if path.endswith((".jsonl", ".ids", ".profile.safetensors")):
+            made["read"] += len(data)
+        return data
+
+    monkeypatch.setattr(Store, "write", counted_write)
+    monkeypatch.setattr(LocalFileSystem, "cat_file", counted_read)
+    return made
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("ids", ["checked", "trusted"])
+@pytest.mark.parametrize("dead", [False, True])
+def test_bytes_are_those_of_a_night(
+    dead: bool, ids: str, shelf: Shelf, backbone_folder: Path, tmp_path: Path, made: Counter[str]
+) -> None:
+    """Of the same documents as were sampled."""
+    rows = some_dead(tiny.documents(120)) if dead else tiny.documents(120)
+    source, settings = write(str(tmp_path), "jsonl", rows), settings_of(backbone_folder, ids)
+    found = forecast(settings, shelf, 120, source=source)["store"]  # type: ignore[arg-type]
+    made.clear()
+    classify.run_classify(settings, shelf, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
+    assert found["read"] == pytest.approx(made["read"], rel=0.01)
+    assert found["written"] == pytest.approx(made["written"], rel=0.01)
+
+
+@pytest.mark.usefixtures("here")
+def test_small_pieces_tell_the_bytes_of_large_shards(
+    shelf: Shelf, backbone_folder: Path, tmp_path: Path, made: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a file has besides its rows is not counted once for each piece."""
+    source = write(str(tmp_path), "parquet", some_dead(tiny.documents(3000)), group=1000)
+    settings = settings_of(backbone_folder, documents=1000)
+    monkeypatch.setattr(sample, "_PIECES", 1_000_000_000)
+    found = forecast(settings, shelf, 3000, source=source, seconds=2)  # type: ignore[arg-type]
+    assert found["shards"] == 3
+    assert found["sample"]["documents"] / found["sample"]["pieces"] < 100
+    made.clear()
+    classify.run_classify(settings, shelf, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
+    assert found["store"]["written"] == pytest.approx(made["written"], rel=0.1)
+
+
+def test_the_sample_is_made_as_a_worker_makes_it(
+    shelf: Shelf, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step of a night, with a worker's threads, over documents of all shards; the process keeps its own threads."""
+    threads, before = [], torch.get_num_threads()
+
+    class Spy(ClassifyStep):
+        def __call__(self, *args: Any) -> Any:
+            threads.append(torch.get_num_threads())
+            return super().__call__(*args)
+
+    monkeypatch.setattr(sample, "ClassifyStep", Spy)
+    source = write(str(tmp_path), "jsonl", some_dead(tiny.documents(100)), files=2)
+    settings = settings_of(backbone_folder, classify={"cpus_per_worker": 3})
+    found = forecast(settings, shelf, 1000, source=source)["sample"]  # type: ignore[arg-type]
+    assert set(threads) == {3}
+    assert torch.get_num_threads() == before
+    assert (found["documents"], found["whole"]) == (100, True)
+    assert found["dead_share"] == 0.1
+    assert found["pieces"] + 2 == len(threads)  # two warm up
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_worker_without_a_gpu_computes_on_the_processor(
+    shelf: Shelf, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever this machine has, and in the precision of a night: int8 is scaled by the same texts."""
+    opened: list[tuple[str, str, int]] = []
+
+    class Spy(ClassifyStep):
+        def __init__(self, run: Store, version: str, settings: Settings, *rest: Any) -> None:
+            super().__init__(run, version, settings, *rest)
+            texts = (run / "model").read_json("calibration.json") or ()
+            opened.append((settings.backbone.device, settings.backbone.engine, len(texts)))
+
+    monkeypatch.setattr(sample, "ClassifyStep", Spy)
+    monkeypatch.setattr(Shelf, "calibration", lambda _: [row["text"] for row in tiny.documents(30)], raising=False)
+    source = write(str(tmp_path), "jsonl", tiny.documents(60))
+    settings = settings_of(backbone_folder)
+    update = {"device": "auto", "dtype": "int8", "engine": "openvino"}
+    settings = settings.model_copy(update={"backbone": settings.backbone.model_copy(update=update)})
+    assert forecast(settings, shelf, 1000, source=source)["sample"]["documents"] == 60  # type: ignore[arg-type]
+    assert opened == [("cpu", "openvino", 30)]
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A sample that is not taken: 100 documents a second in five pieces, ids at 10,000 a second, 36 s to load."""
+    outcome = {"rows": 100, "predicted": 100, "dead": 0, "tokens": 2500}
+    table = pa.BufferOutputStream()
+    pq.write_table(pa.table({"id": ["a"] * 100}), table)
+    files = {"predictions.parquet": table.getvalue().to_pybytes(), "profile.safetensors": b"p" * 50, "json": b"{}"}
+    pieces = [Piece(outcome, seconds, Traffic(), files) for seconds in (0.5, 1, 1, 1, 2)]
+    reading = Piece(outcome, 0.01, Traffic(get=1, read=5000), {"ids": b"i" * 2000, "json": b"{}"})
+    monkeypatch.setattr(
+        forecast_module, "take_sample", lambda *_: Sample(36, pieces, [reading], whole=True, drift=True)
+    )
+
+
+@pytest.mark.usefixtures("known")
+def test_hours_follow_from_the_sample(shelf: Shelf, backbone_folder: Path, tmp_path: Path) -> None:
+    """By arithmetic that can be done by hand: a shard is not divided, ids are a pass of their own."""
+    source = write(str(tmp_path), "jsonl", tiny.documents(50))
+
+    def planned(count: float, deadline: float = 8, **given: Any) -> Any:
+        settings = settings_of(backbone_folder, documents=10_000, **given)
+        return forecast(settings, shelf, count, source=source, deadline=deadline)  # type: ignore[arg-type]
+
+    found = planned(3.6e6, workers=4)
+    assert found["shards"] == 360  # the one file is taken to grow
+    assert found["sample"]["documents_per_s"] == {"median": 100, "lowest": 50, "highest": 200}
+    assert found["sample"]["tokens_per_document"] == 25
+    assert found["ids"] == {"documents_per_s": pytest.approx(10_000), "partitions": 2}
+    assert found["hours"]["one_worker"] == pytest.approx(0.01 + 10 + 0.1)
+    assert (found["hours"]["workers"], found["hours"]["with_workers"]) == (4, pytest.approx(0.01 + 10.1 / 4))
+    assert found["deadline"] == {"hours": 8, "workers": 2}
+    assert found["store"]["read"] == pytest.approx(3.6e6 * (2 * 50 + 20) + 360 * 50, rel=0.01)
+    trusted = planned(3.6e6, workers=7, ids="trusted")
+    assert trusted["ids"] is None
+    assert trusted["hours"]["with_workers"] == pytest.approx(0.01 + 10 * 52 / 360)
+    assert trusted["store"]["get"] < found["store"]["get"]
+    assert planned(3.6e6, deadline=0.1, workers=1)["deadline"]["workers"] == 120  # three shards each
+    assert planned(3.6e6, deadline=0.03, workers=1)["deadline"]["workers"] is None
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(("size", "dead"), [(100, 36 / 5), (10_000, 36)])
+def test_large_shards_have_what_few_pieces_have(
+    size: int, dead: float, shelf: Shelf, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One piece of five with a dead letter: a fifth of shards as large have some, and all that are much larger."""
+    source, settings = write(str(tmp_path), "jsonl", tiny.documents(50)), settings_of(backbone_folder, documents=size)
+    plain = forecast(settings, shelf, 36 * size, source=source)["store"]  # type: ignore[arg-type]
+    sampled = forecast_module.take_sample(*[None] * 6)  # type: ignore[arg-type]
+    odd = replace(sampled.pieces[0], outcome={**sampled.pieces[0].outcome, "predicted": 99, "dead": 1})
+    monkeypatch.setattr(forecast_module, "take_sample", lambda *_: replace(sampled, pieces=[odd, *sampled.pieces[1:]]))
+    found = forecast(settings, shelf, 36 * size, source=source)["store"]  # type: ignore[arg-type]
+    assert found["put"] - plain["put"] == pytest.approx(2 * dead, abs=1)  # written, and copied to where readers look
+
+
+@pytest.mark.usefixtures("known")
+def test_many_files_stay_small(shelf: Shelf, backbone_folder: Path, tmp_path: Path) -> None:
+    settings = settings_of(backbone_folder, documents=10_000)
+    source = write(str(tmp_path), "jsonl", tiny.documents(60), files=3)
+    assert forecast(settings, shelf, 6000, source=source)["shards"] == 300  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"documents": 0}, "--documents 0: expected a number above 0"),
+        ({"documents": -5.0}, "--documents -5: expected a number above 0"),
+        ({"documents": float("nan")}, "--documents nan: expected a number above 0"),
+        ({"documents": float("inf")}, "--documents inf: expected a number above 0"),
+        ({"documents": 2.5}, "--documents 2.5: expected a whole number, such as 5e6"),
+        ({"deadline": 0.0}, "--deadline 0: expected a number above 0"),
+        ({"seconds": -1.0}, "--seconds -1: expected a number above 0"),
+        ({"model": "models:/tiny/7"}, "models:/tiny/7 does not exist"),
+        ({}, "no data at nowhere"),
+        ({"source": "empty"}, r"empty holds no documents; name some to sample with --input"),
+        ({"source": "broken"}, r"broken holds no documents that can be read: .*broken/0\.parquet cannot be read"),
+        ({"source": "dead"}, "none of the documents that were sampled can be classified: empty_text, null_text"),
+    ],
+)
+def test_what_cannot_be_planned_is_told(
+    given: dict[str, Any],
+    said: str,
+    shelf: Shelf,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "broken", "dead"):
+        Path(name).mkdir()
+    Path("empty/0.jsonl").touch()
+    Path("broken/0.parquet").write_bytes(b"PAR1")
+    Path("dead/0.jsonl").write_text('{"id": 1, "text": " "}\n{"id": 2, "text": null}\n')
+    with pytest.raises(UserError, match=said):
+        forecast(settings, shelf, **{"documents": 10, **given})  # type: ignore[arg-type]
+
+
+def test_no_champion_is_told(settings: Settings, sqlite_uri: str) -> None:
+    from pipelines.registry.versions import Registry
+
+    mlflow = settings.mlflow.model_copy(update={"tracking_uri": sqlite_uri, "model": "none yet"})
+    with pytest.raises(UserError, match="`spin promote` makes a champion"):
+        forecast(settings, Registry(settings.model_copy(update={"mlflow": mlflow})), 10)
+
+
+def test_the_command(
+    shelf: Shelf,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Options as they are typed; lines for a person, JSON for a program."""
+    monkeypatch.setattr(jobs.plan_command, "open_registry", lambda _: shelf)
+    source = write(str(tmp_path), "jsonl", tiny.documents(90))
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spin", "plan", str(file), *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, *capsys.readouterr()  # type: ignore[return-value]
+
+    asked = ("--documents", "5e6", "--set", f"data.train={source}", "--set", "ray.workers=2")
+    status, out, _ = run(*asked, "--json", "--deadline", "4.5", "--seconds", "1")
+    found = json.loads(out)
+    assert (status, found["documents"], found["shards"]) == (0, 5_000_000, 125_000)
+    assert found["deadline"]["hours"] == 4.5
+    status, out, _ = run(*asked, "--input", source, "--model", "models:/tiny/1")
+    assert (status, out.splitlines()[0].split()[:3]) == (0, ["sample", "90", "documents"])
+    for words in (
+        "5,000,000 documents in 125,000 shards of about 40",
+        "with one worker",
+        "with 2 workers",
+        "to end within",
+    ):
+        assert words in out
+    assert all(f" {name.upper()}" in out for name in REQUESTS)
+    status, _, error = run("--documents", "0", "--input", source)
+    assert (status, error) == (2, "error: --documents 0: expected a number above 0\n")

@@ -1,0 +1,439 @@
+"""Promotion, rollback and history on a real registry; versions are loaded by real fresh processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from jobs.cli import main
+from pipelines.registry import promote
+from pipelines.registry.gate import Check, Findings
+from pipelines.registry.subprocess_predict import ask
+from pipelines.registry.versions import Registry
+from pipelines.service_errors import HeldError
+from spin import SpinClassifier
+from spin.errors import UserError
+from spin.settings import ProbeSettings, SearchSettings, Settings, parse_settings
+from tests.support import tiny
+
+ROWS = tiny.documents(240, seed=5)
+TEXTS = [row["text"] for row in ROWS]
+
+
+class Shelf:
+    """A registry with four versions: a good one, the same again, one that is worse, one that lost its artifact."""
+
+    def __init__(self, folder: Path, backbone: Path, uri: str) -> None:
+        self.folder, self.name = folder, f"tiny {uuid.uuid4().hex[:8]}"  # a registry keeps those of other tests too
+        self.tree: dict[str, Any] = {
+            "backbone": {"model": str(backbone), "dtype": "float32", "device": "cpu"},
+            "data": {"train": "none"},
+            "store": str(folder / "store"),
+            "mlflow": {"model": self.name, "tracking_uri": uri},
+        }
+        self.settings = parse_settings(self.tree)
+        self.registry = Registry(self.settings)
+        rows = tiny.documents(120)
+        swapped = [{**row, "label": rows[at // 4 * 4 % 7]["label"]} for at, row in enumerate(rows)]
+        self.fit(rows).save(folder / "1")
+        self.fit(swapped).save(folder / "3")
+        for copied in "24":
+            shutil.copytree(folder / "1", folder / copied)
+        for number in "1234":
+            self.registry.register(
+                folder / number,
+                params={},
+                metrics={},
+                facts={},
+                example=TEXTS[:2],
+                evaluation=ROWS,
+                fingerprint="f",
+            )
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        location = self.registry.tracking.client.get_model_version_download_uri(self.name, "4")
+        get_artifact_repository(location, tracking_uri=uri).delete_artifacts("artifacts")
+
+    def fit(self, rows: list[dict[str, str]]) -> SpinClassifier:
+        quick = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear")
+        spin = SpinClassifier(
+            self.settings.backbone,
+            sites=["resid"],
+            probe=ProbeSettings(penalties=3, max_extra=0),
+            search=quick,
+        )
+        return spin.fit([row["text"] for row in rows], [row["label"] for row in rows])
+
+    def driver(self, store: str = "store", **promote: Any) -> Registry:
+        """As another machine has it: of another store, where one is named."""
+        return Registry(parse_settings({**self.tree, "store": str(self.folder / store), "promote": promote}))
+
+    def tags(self, number: str) -> dict[str, str]:
+        found = self.registry.tracking.client.get_model_version(self.name, number).tags
+        return {name: value for name, value in found.items() if name.startswith("spin.gate.")}
+
+    def run(self, run: str) -> tuple[Any, dict[str, Any]]:
+        """A run of MLflow and its gate.json."""
+        client = self.registry.tracking.client
+        return client.get_run(run), json.loads(Path(client.download_artifacts(run, "gate.json")).read_text())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("promotion"), backbone_folder, tracking_uri)
+
+
+@pytest.fixture
+def shelf(made: Shelf) -> Iterator[Shelf]:
+    """Without champion and history."""
+    yield made
+    client = made.registry.tracking.client
+    client.delete_registered_model_alias(made.name, "champion")
+    for name in made.registry.tags():
+        if name.startswith("spin.history"):
+            client.delete_registered_model_tag(made.name, name)
+
+
+@pytest.fixture
+def open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything passes at once: for what stands behind the gate."""
+    sound = Findings((Check("loads", 1, 1, "", "", ""),), {"score": 0.5})
+    monkeypatch.setattr(promote, "inspect", lambda *_: sound)
+    monkeypatch.setattr(promote, "try_out", lambda *_: sound)
+
+
+def moves(registry: Registry) -> list[tuple[Any, ...]]:
+    return [(e["move"], e["from"], e["to"], e["why"]) for e in promote.history(registry)]
+
+
+def test_a_stranger_answers_as_a_night_would(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh process; labels by the settings' choice and thresholds, not the artifact's; nothing from the folder."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit('found in the working directory')")
+    monkeypatch.chdir(tmp_path)
+    decision = {"thresholds": {"good": 0.2}, "abstain": 0.05}
+    settings = parse_settings({**shelf.tree, "choose": "cheapest", "decision": decision})
+    night = Registry(settings).load("1")
+    found = ask(shelf.registry.download_model("1", tmp_path), TEXTS, settings)
+    assert found.labels == night.predict(TEXTS)
+    assert None in found.labels
+    np.testing.assert_allclose(found.probabilities, night.predict_proba(TEXTS), atol=1e-6)
+    assert (found.columns, found.classes, found.multilabel) == ({"text": "string"}, ("bad", "good"), False)
+    assert found.seconds > 0
+
+
+def test_a_model_whose_process_dies_is_told(shelf: Shelf, tmp_path: Path) -> None:
+    """The logged code ends the process that runs it, and not this one."""
+    model = shelf.registry.download_model("1", tmp_path)
+    [code] = model.rglob("pyfunc.py")
+    code.write_text("import os, sys\nprint('out of memory', file=sys.stderr, flush=True)\nos._exit(7)\n")
+    with pytest.raises(UserError, match=r"its process ended with status 7: out of memory"):
+        ask(model, TEXTS, shelf.settings)
+
+
+def test_the_road_of_a_champion(shelf: Shelf) -> None:
+    """Floors for the first, one as good, one that is worse and refused, and back; all of it is kept."""
+    registry = shelf.registry
+    shown: list[tuple[Check, ...]] = []
+    first = promote.promote(registry, "1", "the first", say=shown.append)
+    assert [check.name for check in shown[0]] == ["loads", "schema", "score", "calibration", "throughput"]
+    assert (first["from"], first["to"], first["forced"]) == (None, "1", [])
+    truth = [row["label"] for row in ROWS]
+    spin = registry.load("1")
+    right = np.mean([a == b for a, b in zip(spin.predict(TEXTS), truth, strict=True)])
+    assert first["score"] == pytest.approx(right, abs=0.01)  # macro F1 of two balanced classes
+
+    second = promote.promote(registry, "2", "the same again")
+    assert second["score"] == second["score_before"] == first["score"]
+    run, report = shelf.run(second["run"])
+    assert run.info.run_name == "promote 2"
+    assert run.data.tags["spin.version"] == "2"
+    assert run.data.metrics["difference_at_least"] == 0
+    assert all(row["passed"] for row in report["checks"])
+    assert shelf.tags("2")["spin.gate.passed"] == "true"
+    assert shelf.tags("2")["spin.gate.regression"] == "passed: +0.0, at least +0.0"
+
+    with pytest.raises(UserError, match=r"version 3 of .* is not promoted: .*regression: -\d.*--force and --why"):
+        promote.promote(registry, "3", "", say=shown.append)
+    assert registry.champion() == "2"
+    assert not next(check for check in shown[-1] if check.name == "regression").passed
+    kept = shelf.tags("3")
+    assert kept["spin.gate.passed"] == kept["spin.gate.forced"] == "false"
+    assert kept["spin.gate.regression"].startswith("failed: -")
+    _, report = shelf.run(kept["spin.gate.run"])
+    assert (report["version"], report["champion"], report["passed"]) == ("3", "2", "false")
+    assert {row["name"]: row["passed"] for row in report["checks"]}["regression"] is False
+
+    last = promote.rollback(registry, "complaints")
+    assert registry.champion() == "1"
+    run, report = shelf.run(last["run"])
+    assert run.info.run_name == "rollback 1"
+    assert [(row["name"], row["passed"]) for row in report["checks"]] == [("loads", True)]
+    with pytest.raises(UserError, match=f"{shelf.name} has no earlier champion to go back to; `spin models`"):
+        promote.rollback(registry, "")
+    assert moves(registry) == [
+        ("promote", None, "1", "the first"),
+        ("promote", "1", "2", "the same again"),
+        ("rollback", "2", "1", "complaints"),
+    ]
+    assert all(event["who"] and event["when"] and event["run"] for event in promote.history(registry))
+
+
+def test_a_version_that_does_not_load_is_never_champion(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By promotion, by force or by rollback; its reason is kept, nothing moves."""
+    with pytest.raises(UserError, match=rf"version 4 of {shelf.name} is not promoted: loads: .*; mend what it names"):
+        promote.promote(shelf.registry, "4", "it must", force=True)
+    assert shelf.tags("4")["spin.gate.loads"].startswith("failed: ")
+    with monkeypatch.context() as patch:
+        patch.setattr(promote, "inspect", lambda *_: Findings((), {}))
+        promote.promote(shelf.registry, "1", "")
+    with pytest.raises(UserError, match=rf"version 4 of {shelf.name} is not champion again: .*; roll back to another"):
+        promote.rollback(shelf.registry, "", "4")
+    assert shelf.registry.champion() == "1"
+    assert moves(shelf.registry) == [("promote", None, "1", "")]
+
+
+@pytest.mark.usefixtures("open_gate")
+def test_back_to_any_version(shelf: Shelf) -> None:
+    """Without a name to the one that the champion replaced, never to the one that a rollback left; or to any."""
+    registry = shelf.registry
+    for number in "123":
+        promote.promote(registry, number, "")
+    assert promote.rollback(registry, "")["to"] == "2"
+    assert promote.rollback(registry, "")["to"] == "1"
+    assert promote.rollback(registry, "", "3")["to"] == "3"
+    assert promote.rollback(registry, "")["to"] == "2"
+    with pytest.raises(UserError, match=f"version 2 of {shelf.name} is the champion already"):
+        promote.rollback(registry, "", "2")
+    with pytest.raises(UserError, match=r"models:/.*/9 does not exist; versions: 4 @challenger, 3, 2 @champion, 1"):
+        promote.rollback(registry, "", "9")
+    assert len(promote.history(registry)) == 7
+
+
+@pytest.mark.usefixtures("open_gate")
+def test_checks_that_are_no_longer_made_leave_no_tag(shelf: Shelf) -> None:
+    client = shelf.registry.tracking.client
+    client.set_model_version_tag(shelf.name, "1", "spin.gate.class_floors", "failed: bad 10.0")
+    promote.promote(shelf.registry, "1", "")
+    assert set(shelf.tags("1")) == {f"spin.gate.{name}" for name in ("passed", "champion", "forced", "loads", "run")}
+    assert "spin.artifact" in client.get_model_version(shelf.name, "1").tags
+
+
+HOLD = """
+import sys
+from pipelines import promotion
+from pipelines.registry.gate import Findings
+from pipelines.registry.versions import Registry
+from spin.errors import SpinError
+from spin.settings import load_settings
+
+def inspect(*_):
+    print("inside", flush=True)
+    sys.stdin.readline()
+    return Findings((), {})
+
+promotion.inspect = inspect
+try:
+    promotion.promote(Registry(load_settings(sys.argv[1])), sys.argv[2], "from another process")
+except SpinError as error:
+    print(error, flush=True)
+    sys.exit(error.status)
+"""
+"""promotes, and stays at the gate until a line comes"""
+
+
+@pytest.fixture
+def other(shelf: Shelf, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process at the gate with version 1."""
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(shelf.tree))
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "settings.yaml"), "1"]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "inside\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.usefixtures("open_gate")
+def test_of_two_that_promote_at_once_one_wins(
+    shelf: Shelf,
+    other: subprocess.Popen[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The other is told who holds it and leaves with status 3; so is a rollback; then it can be done again."""
+    with pytest.raises(HeldError, match=rf"promotion is held by .* process {other.pid}; wait until it ends"):
+        promote.rollback(shelf.registry, "", "2")
+    monkeypatch.setattr(sys, "argv", ["spin", "promote", str(tmp_path / "settings.yaml"), "--version", "2"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 3
+    assert f"process {other.pid}" in capsys.readouterr().err
+    assert shelf.registry.champion() is None
+    other.communicate("\n", timeout=60)
+    assert other.returncode == 0
+    assert moves(shelf.registry) == [("promote", None, "1", "from another process")]
+    promote.promote(shelf.registry, "2", "")
+    assert shelf.registry.champion() == "2"
+
+
+@pytest.mark.usefixtures("open_gate")
+def test_a_champion_that_was_moved_meanwhile_stays(shelf: Shelf, other: subprocess.Popen[str]) -> None:
+    """Drivers with stores of their own share the registry: the second to come to the move has compared with another."""
+    promote.promote(shelf.driver("elsewhere"), "2", "the faster")
+    said, _ = other.communicate("\n", timeout=60)
+    assert other.returncode == 2
+    assert "moved meanwhile: expected version none, with which version 1 was compared, found 2" in said
+    assert shelf.registry.champion() == "2"
+    assert moves(shelf.registry) == [("promote", None, "2", "the faster")]
+
+
+class Held:
+    """A driver with a store of its own, in a thread that stops where a method of its registry is called."""
+
+    def __init__(self, shelf: Shelf, number: str, method: str) -> None:
+        self.error = ""
+        self.there, self.go = threading.Event(), threading.Event()
+        self.registry = shelf.driver(f"store-{number}")
+        original = getattr(self.registry, method)
+
+        def hold(*args: Any) -> Any:
+            self.there.set()
+            assert self.go.wait(60)
+            return original(*args)
+
+        setattr(self.registry, method, hold)
+        self.thread = threading.Thread(target=self._promote, args=(number,))
+        self.thread.start()
+        assert self.there.wait(60)
+
+    def _promote(self, number: str) -> None:
+        try:
+            promote.promote(self.registry, number, "held")
+        except UserError as error:
+            self.error = str(error)
+
+    def end(self) -> str:
+        self.go.set()
+        self.thread.join()
+        return self.error
+
+
+@pytest.mark.usefixtures("open_gate")
+def test_at_any_moment_of_a_move_another_is_seen(shelf: Shelf) -> None:
+    """The faster has told the history and not yet moved when the slower comes to its last look."""
+    slower = Held(shelf, "1", "set_tag")
+    faster = Held(shelf, "2", "set_alias")
+    assert "moved meanwhile: expected version none" in slower.end()
+    assert faster.end() == ""
+    assert shelf.registry.champion() == "2"
+    assert moves(shelf.registry) == [("promote", None, "2", "held")]
+
+
+@pytest.mark.usefixtures("open_gate")
+def test_two_that_write_at_once_take_nothing_from_one_another(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both events are there before either looks: both are taken back, nothing has moved, and one can be run again."""
+    both = threading.Barrier(2, timeout=60)
+    written: list[str] = []
+    set_tag = Registry.set_tag
+
+    def write(registry: Registry, name: str, value: str) -> None:
+        both.wait()
+        set_tag(registry, name, value)
+        both.wait()
+        written.extend(name for name in registry.tags() if name.startswith("spin.history"))
+        both.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "set_tag", write)
+        errors: list[str] = []
+
+        def promote(number: str) -> None:
+            try:
+                promote.promote(shelf.driver(f"store-{number}"), number, "")
+            except UserError as error:
+                errors.append(str(error))
+
+        threads = [threading.Thread(target=promote, args=(number,)) for number in "12"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(set(written)) == 2
+    assert len(written) == 4
+    assert all("moved meanwhile" in error for error in errors)
+    assert len(errors) in (1, 2)  # the second to look may find the first's event taken back
+    assert len(promote.history(shelf.registry)) == 2 - len(errors)
+    assert (shelf.registry.champion() is None) == (len(errors) == 2)
+
+
+@pytest.mark.usefixtures("open_gate")
+def test_the_commands_refuse_in_words(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Force without a reason, and a version that fails: status 2, the latter after its table; history is told."""
+    file = str(tmp_path / "settings.yaml")
+    Path(file).write_text(yaml.safe_dump(shelf.tree))
+
+    def spin(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spin", *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0), *capsys.readouterr()
+
+    assert spin("history", file)[1] == f"{shelf.name} has had no champion; `spin promote` makes one\n"
+    status, _, error = spin("promote", file, "--version", "1", "--force", "--why", " ")
+    assert (status, "--force without --why" in error) == (2, True)
+    promote.promote(shelf.registry, "1", "")
+    poor = Findings((Check("score", 0.1, 0.5, "10.0 accuracy", "at least 50.0", "train again"),), {"score": 0.1})
+    monkeypatch.setattr(promote, "inspect", lambda *_: poor)
+    status, out, error = spin("promote", file, "--version", "2")
+    assert status == 2
+    assert "failed" in out
+    assert (
+        f"version 2 of {shelf.name} is not promoted: score: 10.0 accuracy, expected at least 50.0; train again, or"
+        in error
+    )
+    status, out, _ = spin("promote", file, "--version", "2", "--force", "--why", "a [test]")
+    assert status == 0
+    assert "version 2 is champion in place of version 1, 10.0 on the frozen evaluation set, forced although" in out
+    event = promote.history(shelf.registry)[-1]
+    assert (event["forced"], event["why"]) == (["score"], "a [test]")
+    run, report = shelf.run(event["run"])
+    assert run.data.tags["spin.gate.forced"] == report["forced"] == shelf.tags("2")["spin.gate.forced"] == "true"
+    assert (report["why"], report["passed"]) == ("a [test]", "false")
+    assert spin("rollback", file, "--why", "it was poor")[0] == 0
+    lines = spin("history", file)[1].splitlines()
+    assert [line.split(" ", 2)[2].partition(", run ")[0] for line in lines] == [
+        "promote from none to 1",
+        "promote --force (score) from 1 to 2",
+        "rollback from 2 to 1",
+    ]
+    assert lines[1].endswith(": a [test]")
+    assert lines[0] < lines[1] < lines[2]
+    assert "moved" not in spin("models", file)[1]
+
+
+def test_settings_of_the_gate_are_checked() -> None:
+    tree = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"}
+    for section, said in (
+        ({"class_floors": {"bad": 80}}, "'promote.class_floors' is {'bad': 80}: expected figures from 0 to 1"),
+        ({"min_score": 80}, "'promote.min_score' is 80"),
+        ({"significance": 0}, "'promote.significance' is 0"),
+    ):
+        with pytest.raises(UserError) as raised:
+            parse_settings({**tree, "promote": section})
+        assert said in str(raised.value)
+    assert Settings.model_validate(tree).promote.max_regression == 0.01

@@ -1,0 +1,330 @@
+"""What is registered is what comes back; what was changed in MLflow's store since is refused and never run.
+
+On SQLite, and on a real MLflow server with PostgreSQL, passwords and artifacts in S3.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.registry import packaging, promote
+from pipelines.registry.mlflow_client import Tracking
+from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
+from spin.errors import UserError
+from spin.settings import Settings, parse_settings
+from tests.support.shelf import CARD, TEXTS, Shelf, files
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("registry"), backbone_folder, tracking_uri)
+
+
+@pytest.fixture
+def shelf(made: Shelf) -> Iterator[Shelf]:
+    """Its version is put back as it was."""
+    yield made
+    made.restore()
+
+
+def test_what_was_registered_comes_back(made: Shelf, tmp_path: Path) -> None:
+    """File by file, and it predicts as it did; what is small comes without the backbone."""
+    (tmp_path / "fetched").mkdir()
+    made.registry.download("1", tmp_path / "fetched")
+    assert files(made.folder / "artifact") == files(tmp_path / "fetched")
+    assert made.registry.load("1").predict(TEXTS) == made.labels
+    whole = files(made.registry.download_model("1", tmp_path))
+    artifact = {f"artifacts/spin/{name}": data for name, data in files(made.folder / "artifact").items()}
+    assert artifact.items() <= whole.items()
+    assert {"MLmodel", "pyfunc.py", "artifacts/backbone/model.safetensors"} <= set(whole)
+
+
+def flip(path: Path) -> None:
+    """The last byte, of a weight."""
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+class Evil:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def add_pickle(folder: Path, mark: Path) -> None:
+    for name in ("model.pkl", "pytorch_model.bin"):
+        (folder / name).write_bytes(pickle.dumps(Evil(mark)))
+
+
+def add_folder(artifact: Path) -> None:
+    (artifact / "deep").mkdir()
+    shutil.copy(artifact / "config.json", artifact / "deep")
+
+
+CHANGED = "version 1 of tiny .* was changed since it was registered: expected digest [0-9a-f]{12} of its %s, found "
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda artifact, _: flip(artifact / "model.safetensors"),
+        add_pickle,
+        lambda artifact, _: (artifact / "config.json").write_text("{}"),
+        lambda artifact, _: (artifact / "config.json").rename(artifact / "other.json"),
+        lambda artifact, _: (artifact / "config.json").unlink(),
+        lambda artifact, _: (artifact / "model.safetensors").unlink(),
+        lambda artifact, _: add_folder(artifact),
+    ],
+    ids=["a bit", "a pickle", "other config", "renamed", "less", "no weights", "a folder"],
+)
+def test_what_was_changed_is_refused(shelf: Shelf, tmp_path: Path, change: Callable[[Path, Path], Any]) -> None:
+    """By all that reads a version, before anything of it lies where it would be read; no pickle is ever opened."""
+    shelf.change(lambda model: change(model / "artifacts" / "spin", tmp_path / "mark"))
+    (tmp_path / "fetched").mkdir()
+    with pytest.raises(UserError, match=CHANGED % "artifact"):
+        shelf.registry.download("1", tmp_path / "fetched")
+    with pytest.raises(UserError, match=CHANGED % "model"):
+        shelf.registry.download_model("1", tmp_path / "fetched")
+    with pytest.raises(UserError, match=CHANGED % "(artifact|model)"):
+        promote.promote(shelf.registry, "1", "")
+    assert [*(tmp_path / "fetched").iterdir()] == []
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, mark: (model / "pyfunc.py").write_text(f"open({str(mark)!r}, 'w')"),
+        lambda model, mark: (model / "MLmodel").write_text("flavors: {}"),
+        lambda model, mark: flip(model / "artifacts" / "backbone" / "model.safetensors"),
+        lambda model, mark: add_pickle(model / "artifacts" / "backbone", mark),
+        lambda model, mark: (model / "requirements.txt").write_text("another\n"),
+    ],
+    ids=["code", "MLmodel", "backbone", "a pickle", "requirements"],
+)
+def test_what_was_changed_beside_the_artifact_is_refused(
+    shelf: Shelf, tmp_path: Path, change: Callable[[Path, Path], Any]
+) -> None:
+    """By what would run it; SPIN's own readers take nothing but the artifact, and that is as it was."""
+    shelf.change(lambda model: change(model, tmp_path / "mark"))
+    (tmp_path / "fetched").mkdir()
+    with pytest.raises(UserError, match=CHANGED % "model"):
+        shelf.registry.download_model("1", tmp_path / "fetched")
+    assert [*(tmp_path / "fetched").iterdir()] == []
+    assert shelf.registry.load("1").predict(TEXTS) == shelf.labels
+    assert not (tmp_path / "mark").exists()
+
+
+def test_what_is_gone_is_told(shelf: Shelf, tmp_path: Path) -> None:
+    """Trying again does not bring it back."""
+    shelf.change(lambda model: shutil.rmtree(model / "artifacts" / "spin"))
+    # a disk may keep the folder that they lay in
+    with pytest.raises(UserError, match="version 1 of tiny .* (has lost its files, artifacts/spin|was changed since)"):
+        shelf.registry.download("1", tmp_path)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_is_no_plain_file_has_no_digest(tmp_path: Path) -> None:
+    """Such as a link in an artifact store that is a folder: what it leads to can change."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="holds model/link, which is not a plain file"):
+        packaging.digest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "read"),
+    [
+        ("spin.artifact", lambda registry, folder: registry.download("1", folder)),
+        ("spin.model", lambda registry, folder: registry.download_model("1", folder)),
+    ],
+)
+def test_a_version_without_a_digest_is_refused(
+    made: Shelf, tmp_path: Path, tag: str, read: Callable[[Registry, Path], Any]
+) -> None:
+    """Nothing tells whether it was changed."""
+    client = made.registry.tracking.client
+    digest = client.get_model_version(made.name, "1").tags[tag]
+    client.delete_model_version_tag(made.name, "1", tag)
+    try:
+        with pytest.raises(UserError, match=f"version 1 of tiny .* has no tag {tag}.*; promote another"):
+            read(made.registry, tmp_path)
+    finally:
+        client.set_model_version_tag(made.name, "1", tag, digest)
+
+
+def test_a_version_is_found_by_number_and_alias(made: Shelf) -> None:
+    """The newest is the challenger; what does not exist is told with what does."""
+    registry, name = made.registry, made.name
+    assert registry.resolve(f"models:/{name}@{CHALLENGER}") == "1"
+    with pytest.raises(UserError, match=r"@champion does not exist; versions: 1 @challenger; `spin promote` makes"):
+        registry.resolve()
+    number = made.register(fingerprint="g")
+    assert registry.resolve(f"models:/{name}@{CHALLENGER}") == number
+    registry.set_alias(CHAMPION, "1")
+    assert (registry.resolve(), registry.champion()) == ("1", "1")
+    newest, *_, first = registry.versions()
+    assert (newest.number, newest.aliases, newest.fingerprint) == (number, ("challenger",), "g")
+    assert (first.number, first.aliases, first.metrics) == ("1", ("champion",), {"test_accuracy": 0.5})
+    for model in ("models:/other/1", f"models:/{name}", "1"):
+        with pytest.raises(UserError, match="is not a model here; expected models:/"):
+            registry.resolve(model)
+    with pytest.raises(UserError, match=f"/77 does not exist; versions: .*{number} @challenger.*, 1 @champion"):
+        registry.resolve(f"models:/{name}/77")
+
+
+def test_the_first_version_freezes_the_evaluation_set(
+    tmp_path: Path, backbone_folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later one has no say in it, and one that was changed is refused."""
+    rows = [{"id": "a", "text": "ein Bär – 熊", "label": "good"}]
+    monkeypatch.setattr(Shelf.register, "__defaults__", (rows, "f"))
+    shelf = Shelf(tmp_path, backbone_folder, tracking_uri)
+    registry, client = shelf.registry, shelf.registry.tracking.client
+    frozen = registry.frozen()
+    assert frozen is not None
+    assert frozen["rows"] == rows
+    shelf.register([{"id": "b", "text": "other", "label": "bad"}])
+    assert registry.frozen() == frozen
+    (tmp_path / "evaluation.json").write_text("[]")
+    client.log_artifact(registry.tags()["spin.evaluation.run"], str(tmp_path / "evaluation.json"), "evaluation")
+    with pytest.raises(UserError, match="the frozen evaluation set of tiny .* has digest .*, expected"):
+        registry.frozen()
+
+
+def test_a_version_has_the_model_card(made: Shelf) -> None:
+    """As far as MLflow has room for it, and where the rest is; whole in the artifact."""
+    told = made.registry.tracking.client.get_model_version(made.name, "1").description
+    shown, _, more = told.partition("\n\n… ")
+    assert len(CARD) > len(told) > 4900
+    assert CARD.startswith(shown + "\n")
+    assert more == "the rest is in artifacts/spin/MODEL_CARD.md"
+
+
+def test_a_night_that_was_cut_off_is_logged_again(made: Shelf) -> None:
+    """A process that dies in the middle leaves a run without figures; one with them is not made twice."""
+    night = {
+        "date": "2026-03-01",
+        "run": "2026-03-01-001",
+        "output": "s3://nights",
+        "fingerprint": "f" * 64,
+        "quarantined": [],
+        "seconds": 2.0,
+        "drift": [{"name": "labels", "psi": 0.25}],
+        "counts": dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8)
+        | {"depths": {"3": 8}},
+    }
+    registry, tracking = made.registry, made.registry.tracking
+
+    class Killed(BaseException):
+        pass
+
+    class Report(bytes):
+        def decode(self, *_: Any) -> str:
+            raise Killed
+
+    def runs() -> list[Any]:
+        return list(tracking.client.search_runs([tracking.experiment()], "tags.`spin.night` = '2026-03-01'"))
+
+    with pytest.raises(Killed):
+        registry.log_night("1", night, {"report.html": Report()})
+    assert [run.info.status for run in runs()] == ["FAILED"]
+    for _ in range(2):
+        registry.log_night("1", night, {"report.html": b"<p>"})
+    finished = [run for run in runs() if run.info.status == "FINISHED"]
+    assert len(finished) == 1
+    assert finished[0].data.metrics == {
+        **dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8),
+        "dead_rate": 1,
+        "quarantined_files": 0,
+        "documents_per_s": 4,
+        "depth_3": 1,
+        "psi_labels": 0.25,
+    }
+    shadow = {"version": "2", "compared": 8, "agreement": 0.75}
+    registry.log_night("1", night | {"output": "s3://others", "shadow": shadow}, {})
+    assert len(runs()) == 3
+    [beside] = [run for run in runs() if run.data.tags.get("spin.shadow") == "2"]
+    assert beside.data.metrics["shadow_agreement"] == 0.75
+
+
+# ---------------------------------------------------------------- where the registry is, and who may do what there
+
+
+def settings_at(folder: Path, uri: str | None) -> Settings:
+    tree = {"backbone": {"model": "none"}, "data": {"train": "none"}, "store": str(folder)}
+    return parse_settings({**tree, "mlflow": {"tracking_uri": uri}})
+
+
+def test_the_environment_names_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting goes before it, SQLite after; what one registry uses is no default of the next."""
+    there, set_here = "http://127.0.0.1:9/there", "http://127.0.0.1:9/set"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert Tracking(settings_at(tmp_path, set_here)).uri == set_here
+    assert Tracking(settings_at(tmp_path, None)).uri == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", there)
+    assert Tracking(settings_at(tmp_path, set_here)).uri == set_here
+    assert Tracking(settings_at(tmp_path, None)).uri == there
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert Tracking(settings_at(tmp_path, None)).uri == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
+    with pytest.raises(UserError, match="^MLFLOW_TRACKING_URI: a password stands in it; .*_PASSWORD") as error:
+        Tracking(settings_at(tmp_path, None))
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.mlflow
+def test_a_wrong_password(mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 2 and what to set; the password is not shown."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not the password")
+    with pytest.raises(UserError) as error:
+        Registry(settings_at(tmp_path, mlflow_server)).champion()
+    assert str(error.value) == (
+        f"registry {mlflow_server} does not know the user 'spin' by this password; "
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    )
+
+
+@pytest.mark.mlflow
+def test_a_user_without_rights(
+    mlflow_server: str, tmp_path: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """May read and predict, but not move an alias, nor change what is kept of a model."""
+    import requests
+
+    shelf = Shelf(tmp_path, backbone_folder, mlflow_server)
+    reader = {"username": f"reader-{shelf.name[-8:]}", "password": "may read, no more"}
+    spin = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
+    requests.post(f"{mlflow_server}/api/2.0/mlflow/users/create", json=reader, auth=spin, timeout=60).raise_for_status()
+    for name, value in reader.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name.upper()}", value)
+    assert shelf.registry.load("1").predict(TEXTS) == shelf.labels
+    for forbidden in (
+        lambda: shelf.registry.set_alias(CHAMPION, "1"),
+        lambda: shelf.registry.set_tag("spin.history.000001", "{}"),
+        shelf.register,
+    ):
+        with pytest.raises(UserError) as error:
+            forbidden()
+        assert f"does not allow this to the user '{reader['username']}'; have the right given" in str(error.value)
+    with pytest.raises(Exception, match=r"403|[Pp]ermission"):
+        shelf.change(lambda model: (model / "MLmodel").write_text("flavors: {}"))
+    assert shelf.registry.champion() is None
+
+
+@pytest.mark.mlflow
+def test_what_is_no_mlflow_server(mlflow_server: str, tmp_path: Path) -> None:
+    """Status 2: the same command will not succeed later."""
+    with pytest.raises(UserError, match="404"):
+        Registry(settings_at(tmp_path, f"{mlflow_server}/elsewhere")).champion()

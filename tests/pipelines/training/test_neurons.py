@@ -1,0 +1,325 @@
+"""What is told of the selected neurons: as a plain loop finds it, and as the commands show it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from jobs import cli, terminal
+from pipelines.data.feature_store import FeatureShards
+from pipelines.data.training_labels import Labels
+from pipelines.storage.object_store import Store
+from pipelines.training.neurons import NEURONS, describe_neurons, load_neurons, read_drivers
+from spin import SpinClassifier
+from spin.activations.extract import Features, extract
+from spin.activations.feature_table import to_table
+from spin.classifier import columns_of
+from spin.errors import UserError
+from spin.heads.fitted import Integrated, Integration
+from spin.heads.linear_head import LinearHead
+from spin.heads.selection import Selection
+from spin.labels.label_space import Label, Task
+from spin.pages.explanation_page import Driver
+from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, parse_settings
+from spin.sites import Column
+from tests.support import tiny
+
+FFN, RESID = Column.parse("ffn.01.mean"), Column.parse("resid.02.max")
+
+
+@dataclass(frozen=True)
+class Watched(FeatureShards):
+    """Features that remember what was read of them."""
+
+    asked: list[list[str]] = field(default_factory=list)
+
+    def table(self, names: Sequence[str]) -> pa.Table:
+        self.asked.append(list(names))
+        return super().table(names)
+
+
+def publish(folder: Path, labels: Labels, values: dict[Column, Any], shards: int = 2) -> Watched:
+    """Features on a disk, as extraction leaves them."""
+    store, names = Store(str(folder)), [f"{i:06d}" for i in range(shards)]
+    n, told = len(labels.ids), labels.task.names(labels.y)
+    for name, rows in zip(names, np.array_split(np.arange(n), shards), strict=True):
+        part = Features(
+            {c: v[rows] for c, v in values.items()}, np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32), 0
+        )
+        (folder / "parts").mkdir(parents=True, exist_ok=True)
+        of = [[whole[row] for row in rows] for whole in (labels.ids, told, labels.splits)]
+        pq.write_table(to_table(*of, part), folder / "parts" / f"{name}.parquet")
+    return Watched(store, tuple(names), {c: v.shape[1] for c, v in values.items()})
+
+
+def made(task: Task) -> tuple[SpinClassifier, Labels, dict[Column, Any]]:
+    """Random heads over random features of 40 documents, many of them equal; `cheapest` reads less than the others."""
+    draw = np.random.default_rng(len(task) + task.multilabel)
+    values = {c: draw.integers(-4, 5, (40, width)).astype(np.float16) for c, width in ((FFN, 9), (RESID, 6))}
+
+    def integration(neurons: dict[Column, list[int]]) -> Integration:
+        p = sum(map(len, neurons.values()))
+        at = {c: np.array(n) for c, n in neurons.items()}
+        selection = Selection(at, {c: np.linspace(0.1, 0.3, 9)[n] for c, n in at.items()}, 0.5)
+        mean, scale = (
+            np.concatenate([f(9)[n] for n in at.values()]) for f in (np.arange, lambda n: 2.0 + np.arange(n))
+        )
+        head = LinearHead(draw.normal(size=(len(task), p)), draw.normal(size=len(task)))
+        return Integration(selection, mean, scale, head, {})
+
+    first, second = integration({FFN: [1, 4, 7], RESID: [0, 5]}), integration({FFN: [4, 8]})
+    integrated = Integrated({"accuracy": first, "balanced": first, "cheapest": second}, (), 0)
+    y = draw.random((40, len(task))) < 0.4 if task.multilabel else draw.integers(len(task), size=40)
+    splits = [("train", "train", "valid", "test")[i] for i in draw.integers(4, size=40)]
+    spin = SpinClassifier.assemble(BackboneSettings(model="none"), "digest", task, integrated, "accuracy")
+    return spin, Labels([f"d{i}" for i in range(40)], task, y, splits), values
+
+
+TASKS = [Task(("bad", "good")), Task(("a", "b", "c")), Task(("a", "b", "c"), multilabel=True)]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=["two", "three", "several"])
+def test_every_neuron_is_described_as_a_loop_finds_it(tmp_path: Path, task: Task) -> None:
+    """Importance, the class with the largest weight, and of training documents those with the largest values."""
+    spin, labels, values = made(task)
+    rows = json.loads(json.dumps(describe_neurons(spin, publish(tmp_path, labels, values), labels, count=3)))
+    assert [(row["column"], row["neuron"]) for row in rows] == [
+        *(("ffn.01.mean", n) for n in (1, 4, 7, 8)),
+        *(("resid.02.max", n) for n in (0, 5)),
+    ]
+    told = labels.task.names(labels.y)
+    for row in rows:
+        column, neuron = Column.parse(row["column"]), row["neuron"]
+        assert set(row["heads"]) == {
+            name for name, part in spin.integrated.choices.items() if neuron in part.selection.neurons.get(column, [])
+        }
+        for name, head in row["heads"].items():
+            part = spin.integrated.choices[name]
+            at = [(c, n) for c, n, _ in part.selection.rows()].index((column, neuron))
+            weights = {task.classes[k]: part.head.coef[k, at] for k in range(len(task))}  # type: ignore[union-attr]
+            assert head["class"] == max(weights, key=weights.__getitem__)
+            assert head["slope"] == pytest.approx(max(weights.values()), rel=1e-3)
+            assert row["importance"] == pytest.approx(part.selection.rows()[at][2], rel=1e-3)
+            highest = sorted(
+                (i for i in range(40) if labels.splits[i] == "train"), key=lambda i: (-values[column][i, neuron], i)
+            )[:3]
+            assert [top["id"] for top in row["top"]] == [f"d{i}" for i in highest]
+            assert [top["label"] for top in row["top"]] == [told[i] for i in highest]
+            expected = [(values[column][i, neuron] - part.mean[at]) / part.scale[at] for i in highest]
+            assert [top["value"] for top in row["top"]] == pytest.approx(expected, rel=1e-3)
+
+
+def test_one_column_is_read_at_a_time_and_once(tmp_path: Path) -> None:
+    spin, labels, values = made(TASKS[0])
+    features = publish(tmp_path, labels, values)
+    describe_neurons(spin, features, labels)
+    assert features.asked == [["ffn.01.mean"], ["resid.02.max"]]
+
+
+@pytest.mark.parametrize("count", [1, 30, 100])
+def test_no_more_documents_than_there_are(tmp_path: Path, count: int) -> None:
+    spin, labels, values = made(TASKS[0])
+    rows = describe_neurons(spin, publish(tmp_path, labels, values, shards=1), labels, count)
+    assert {len(row["top"]) for row in rows} == {min(count, labels.splits.count("train"))}
+
+
+@dataclass
+class Shelf:
+    """A registry of one version, which lies in a folder."""
+
+    folder: Path
+    name: str = "tiny"
+
+    def resolve(self, model: str | None = None) -> str:
+        return "3"
+
+    def load(self, number: str) -> SpinClassifier:
+        return SpinClassifier.load(self.folder)
+
+    def download(self, number: str, folder: Path) -> None:
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+
+def test_rows_of_a_choice_fall_by_importance_times_slope(tmp_path: Path) -> None:
+    """Only what it reads, with its own head's class and slope; a version without the file is told of."""
+    spin, labels, values = made(TASKS[1])
+    rows = describe_neurons(spin, publish(tmp_path / "store", labels, values), labels)
+    (tmp_path / "model").mkdir()
+    shelf: Any = Shelf(tmp_path / "model")
+    with pytest.raises(UserError, match="version 3 of tiny holds no neurons.json; train the model again"):
+        load_neurons(shelf, "3", "accuracy")
+    (tmp_path / "model" / NEURONS).write_text(json.dumps(rows))
+    for choose in ("accuracy", "cheapest"):
+        found = load_neurons(shelf, "3", choose)  # type: ignore[arg-type]
+        selected = {(str(c), n) for c, n, _ in spin.integrated.choices[choose].selection.rows()}
+        assert {(row["column"], row["neuron"]) for row in found} == selected
+        weights = [row["importance"] * abs(row["slope"]) for row in found]
+        assert weights == sorted(weights, reverse=True)
+        assert len(set(weights)) == len(weights) > 1
+
+
+def test_texts_come_from_the_corpus(tmp_path: Path) -> None:
+    """Of several files, in the order of the row; what is gone is left out, and so is a null; lists become words."""
+    for part in (0, 1):
+        rows = [{"id": f"d{i}", "text": f"text {i}" if i != 7 else None} for i in range(5 * part, 5 * part + 5)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{part}.parquet")
+    tops = [{"id": f"d{i}", "label": label, "value": 9.0 - i} for i, label in enumerate(["a", ["a", "b"], []])]
+    gone = [{"id": f"d{i}", "label": "a", "value": 1.0} for i in (99, 7)]
+    settings = parse_settings({"backbone": {"model": "m"}, "data": {"train": str(tmp_path)}, "store": "s"})
+    both = [
+        {"column": "ffn.01.mean", "neuron": 4, "top": [*tops[::-1], *gone]},
+        {"column": "ffn.01.mean", "neuron": 5, "top": [{"id": "d9", "label": "b", "value": 0.5}]},
+    ]
+    assert read_drivers(both, settings) == {
+        (FFN, 4): [
+            Driver("d2", "no class", "text 2", 7.0),
+            Driver("d1", "a, b", "text 1", 8.0),
+            Driver("d0", "a", "text 0", 9.0),
+        ],
+        (FFN, 5): [Driver("d9", "b", "text 9", 0.5)],
+    }
+    missing = parse_settings({"backbone": {"model": "m"}, "data": {"train": str(tmp_path / "no")}, "store": "s"})
+    assert read_drivers([], missing) == {}
+    with pytest.raises(UserError, match="no data at"):
+        read_drivers(both, missing)
+
+
+@dataclass
+class Project:
+    """A trained tiny classifier with its corpus, and the command on it."""
+
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
+
+    def spin(self, *words: str, fails: bool = False) -> str:
+        """What `spin COMMAND settings.yaml …` prints; what it says of a mistake if it `fails`."""
+        self.monkeypatch.setattr(cli, "open_registry", lambda settings: Shelf(self.folder / "model"))
+        self.monkeypatch.setattr(sys, "argv", ["spin", words[0], str(self.folder / "settings.yaml"), *words[1:]])
+        self.monkeypatch.setattr(terminal.out, "_width", 160)
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, error = self.capsys.readouterr()
+        assert left.value.code == (2 if fails else 0), error
+        return error if fails else out
+
+
+def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels: Sequence[Label]) -> None:
+    """Everything that the commands read, in a folder: settings, corpus, and the model with its neurons."""
+    search = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), head="linear")
+    spin = SpinClassifier(
+        backbone, sites=["resid.01", "ffn.03"], probe=ProbeSettings(penalties=3, max_extra=0), search=search
+    )
+    spin.fit(texts, labels)
+    spin.save(folder / "model")
+    ids = [f"d{i}" for i in range(len(texts))]
+    y = spin.task.index(labels)
+    described = Labels(ids, spin.task, y, ["train" if i % 4 else "test" for i in range(len(texts))])
+    values = extract(spin.backbone, texts, columns_of(spin.backbone, spin.sites, None)).columns
+    rows = describe_neurons(spin, publish(folder / "store", described, values), described)
+    (folder / "model" / NEURONS).write_text(json.dumps(rows))
+    pq.write_table(pa.table({"id": ids, "text": list(texts), "label": list(labels)}), folder / "corpus.parquet")
+    tree = {"backbone": backbone.model_dump(), "data": {"train": str(folder / "corpus.parquet")}, "store": str(folder)}
+    (folder / "settings.yaml").write_text(yaml.safe_dump(tree))
+
+
+@pytest.fixture(scope="module")
+def trained(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes; some of the texts would be markup."""
+    documents = tiny.documents(120)
+    texts = [f"<script>window.hit = 1</script> [bold] {d['text']}" for d in documents]
+    folder = tmp_path_factory.mktemp("trained")
+    backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
+    train(folder, backbone, texts, [d["label"] for d in documents])
+    return folder
+
+
+@pytest.fixture
+def project(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Project:
+    return Project(trained, monkeypatch, capsys)
+
+
+def test_neurons_are_listed(project: Project) -> None:
+    """The heaviest first, with what they speak for and a text; fewer, of one class, or as JSON."""
+    spin = SpinClassifier.load(project.folder / "model")
+    rows = json.loads(project.spin("neurons", "--top", "999", "--json"))
+    assert len(rows) == len(spin.integration.selection)
+    listed = project.spin("neurons", "--top", "3")
+    assert f"3 of {len(rows):,} neurons" in listed
+    names = [f"{row['column']}[{row['neuron']}]" for row in rows]
+    assert [name for name in names if name in listed] == names[:3]
+    assert "<script>window.hit = 1</script> [bold] " in listed
+    for label in spin.classes:
+        of_class = json.loads(project.spin("neurons", "--class", label, "--json", "--top", "999"))
+        assert of_class == [row for row in rows if row["class"] == label]
+        assert of_class
+    said = project.spin("neurons", "--class", "ugly", fails=True)
+    assert "no neuron speaks for 'ugly'; expected one of bad, good" in said
+
+
+def test_without_the_corpus_the_neurons_are_listed_all_the_same(project: Project) -> None:
+    """And it is said that the documents are not there."""
+    listed = project.spin("neurons", "--set", "data.train=/nowhere")
+    assert "without training documents: no data at /nowhere" in listed
+    assert "script" not in listed
+    assert "neurons, by importance" in listed
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (".", "is a directory; name a file in it"),
+        ("no/page.html", "there is no directory"),
+        ("/proc/page.html", "cannot be written"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused(project: Project, tmp_path: Path, path: str, said: str) -> None:
+    assert said in project.spin("explain", "--text", "fine", "--html", str(tmp_path / path), fails=True)
+
+
+def test_a_model_without_neurons_has_no_page(project: Project, tmp_path: Path) -> None:
+    folder = shutil.copytree(project.folder, tmp_path / "old")
+    (folder / "model" / NEURONS).unlink()
+    old = Project(folder, project.monkeypatch, project.capsys)
+    assert "train the model again" in old.spin("neurons", fails=True)
+    assert "train the model again" in old.spin("explain", "--text", "fine", "--html", str(tmp_path / "x"), fails=True)
+    assert "what spoke for and against" in old.spin("explain", "--text", "fine")
+
+
+def test_several_classes_are_each_explained(
+    backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every class that reaches one half has its words and its neurons; where none does, the likeliest."""
+    texts = [
+        " ".join(["the film", *(w for name in of for w in tiny.WORDS[name][:2])]) for of in ([], ["good"], ["bad"])
+    ]
+    texts.append(" ".join(texts))
+    labels: list[Label] = [[], ["good"], ["bad"], ["bad", "good"]]
+    backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
+    train(tmp_path, backbone, texts * 20, labels * 20)
+    project = Project(tmp_path, monkeypatch, capsys)
+    spin = SpinClassifier.load(tmp_path / "model")
+    for text in texts:
+        [label] = spin.predict([text])
+        assert isinstance(label, list)
+        shown = project.spin("explain", "--text", text)
+        found = spin.explain(text)
+        named = label or [found.label]
+        assert [shown.count(f"what spoke for and against {name}") for name in spin.classes] == [
+            int(name in named) for name in spin.classes
+        ]
+        assert shown.startswith("no class reaches one half: " if not label else found.label)
+        for name, share in zip(spin.classes, found.probabilities, strict=True):
+            assert f"{name} {share:.2f}" in shown
+    assert {len(label) for label in spin.predict(texts)} >= {0, 2}  # type: ignore[arg-type]

@@ -1,0 +1,317 @@
+"""Engines give the same: groups of blocks, families, precisions, and what is told where they cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import spin.activations.extract
+import spin.backbone.engine_choice
+from spin import SpinClassifier
+from spin.activations.encoder import divide
+from spin.activations.engine import TorchEngine, open_engine
+from spin.activations.engine_child import compare
+from spin.activations.extract import extract, read, whole
+from spin.activations.openvino_engine import OpenVinoEngine
+from spin.backbone.engine_choice import engine_name
+from spin.backbone.engine_trial import TOLERANCES
+from spin.backbone.loading import load_backbone
+from spin.errors import UserError
+from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
+from spin.sites import Column
+from tests.spin.backbone.test_model import FAMILIES, TEXTS, Family
+from tests.support import tiny
+
+OPENVINO_KNOWS = frozenset({"bert", "distilbert", "gemma2", "gpt2", "gpt_neox", "llama", "opt", "qwen3", "roberta"})
+LONG = (*TEXTS, "fine " * 30, "late")
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    family: Family = request.param
+    folder = tiny.save_backbone(
+        tmp_path_factory.mktemp(family.name), family.config(), tiny.tokenizer(special=not family.causal)
+    )
+    return load_backbone(BackboneSettings(model=str(folder), dtype="float32", device="cpu", batch_tokens=64))
+
+
+def chosen(backbone: Any) -> dict[Column, Any]:
+    """A few neurons of every site under every pooling, and of one site more than half of them."""
+    some = {c: np.arange(1, backbone.width(c.site), 4) for c in columns(backbone)}
+    some[columns(backbone)[-1]] = np.arange(backbone.width(columns(backbone)[-1].site) - 2)
+    return some
+
+
+def columns(backbone: Any) -> list[Column]:
+    return [Column(site, p) for site in backbone.sites for p in ("first", "last", "max", "mean")]
+
+
+def test_a_choice_of_neurons_is_part_of_all(model: Any) -> None:
+    every, some = extract(model, LONG, columns(model)).columns, chosen(model)
+    found = extract(model, LONG, list(some), keep=some).columns
+    for column, neurons in some.items():
+        assert found[column] == pytest.approx(every[column][:, neurons], rel=1e-5, abs=1e-6), column
+
+
+def test_windows_of_texts_are_one(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They widen up to a bound; every text is read once, as if all had been tokenised at once."""
+    settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
+    backbone, widths = load_backbone(settings), []
+    texts = [f"fine {'late ' * (row % 5)}{row}" for row in range(25)]
+    engine = TorchEngine(backbone, divide(chosen(backbone), []))
+    expected, tokenize = read(engine, texts).values, backbone.tokenize
+
+    def counted(some: Sequence[str]) -> Any:
+        widths.append(len(some))
+        return tokenize(some)
+
+    monkeypatch.setattr(spin.activations.extract, "_WINDOW", 2)
+    monkeypatch.setattr(spin.activations.extract, "_WIDEST", 8)
+    monkeypatch.setattr(backbone, "tokenize", counted)
+    assert read(engine, texts).values == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert widths == [2, 4, 8, 8, 3]
+
+
+def test_a_group_may_not_look_at_its_token_ids(backbone_folder: Path) -> None:
+    """Where only a place in the text is read, and other blocks looked the words up, the graph still takes them."""
+    settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
+    backbone = load_backbone(settings)
+    groups = divide({Column.parse("resid.01.first"): np.arange(4), Column.parse("resid.03.last"): np.arange(4)}, [1])
+    expected = read(TorchEngine(backbone, groups), LONG).values
+    assert read(OpenVinoEngine(backbone, groups), LONG).values == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
+    """They read what torch reads, of batches of any size; who comes after them has as many threads as before."""
+    before, later = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        texts, done = [*LONG, *("fine " * (2 + row % 3) for row in range(1000))], []
+        settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=128)
+        backbone = load_backbone(settings)
+        groups = divide(chosen(backbone), [1])
+
+        first = read(TorchEngine(backbone, groups[:1]), texts).values.sum(1)
+        middle = (first.min() + first.max()) / 2
+
+        def stay(_index: int, found: np.ndarray) -> np.ndarray:
+            return found.sum(1) > middle
+
+        expected = read(TorchEngine(backbone, groups), texts, stay=stay)
+        engine = OpenVinoEngine(backbone, groups)
+        assert engine.lanes == 3
+        found = read(engine, texts, stay=stay, progress=done.append)
+        assert (sum(done), len(done) > 6) == (len(texts), True)
+        assert found.depth is not None
+        assert set(found.depth) == {1, backbone.depth}
+        assert np.array_equal(found.depth, expected.depth)
+        assert found.values == pytest.approx(expected.values, rel=1e-3, abs=1e-3, nan_ok=True)
+        values, hidden = engine.run(0, *backbone.batch(backbone.tokenize(["fine"] * 13).ids))
+        assert (len(values), len(hidden)) == (13, 13)  # and not 16, as the graph was given
+        thread = Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (later, torch.get_num_threads()) == ([3], 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_groups_of_blocks_are_the_whole(model: Any) -> None:
+    """The residual stream goes from group to group as if the model had run at once."""
+    once = read(TorchEngine(model, divide(chosen(model), [])), LONG)
+    parts = read(TorchEngine(model, divide(chosen(model), [1, 2])), LONG)
+    assert np.array_equal(parts.values, once.values)
+
+
+def test_words_are_looked_up_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the first group of blocks, where one module does it; the others begin with what it gave."""
+    words, looked = model.model.get_input_embeddings().weight, []
+    real = torch.nn.functional.embedding
+
+    def look(ids: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+        looked.append(weight is words)
+        return real(ids, weight, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", look)
+    engine, batch = TorchEngine(model, divide(chosen(model), [1])), model.batch(model.tokenize(TEXTS).ids)
+    _, hidden = engine.run(0, *batch)
+    assert sum(looked) == 1
+    engine.run(1, *batch, hidden)
+    assert sum(looked) == (1 if hasattr(model.model, "embeddings") else 2)
+
+
+def test_openvino_computes_what_torch_does(model: Any) -> None:
+    """For every family that `auto` takes it for; of the others a trial finds that it does not."""
+    some = chosen(model)
+    expected = read(TorchEngine(model, divide(some, [])), LONG).values
+    if model.model.config.model_type not in OPENVINO_KNOWS:
+        assert compare(model).difference == float("inf")
+        return
+    assert (compare(model).difference or 0) < TOLERANCES["float32"]
+    for stops in ([], [1, 2]):
+        found = read(OpenVinoEngine(model, divide(some, stops)), LONG).values
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_auto_takes_openvino_for_what_it_knows(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spin.backbone.loading.engine_choice, "TRACED", OPENVINO_KNOWS)
+    assert engine_name("auto", "cpu", backbone_folder) == "openvino"
+    assert engine_name("auto", "cuda", backbone_folder) == "torch"
+    assert engine_name("auto", "cpu", None) == "torch"
+    assert engine_name("torch", "cpu", backbone_folder) == "torch"
+    monkeypatch.setattr(spin.backbone.loading.engine_choice, "TRACED", OPENVINO_KNOWS - {"bert"})
+    assert engine_name("auto", "cpu", backbone_folder) == "torch"
+    assert engine_name("openvino", "cpu", backbone_folder) == "openvino"
+    monkeypatch.setattr(spin.backbone.loading.engine_choice, "find_spec", lambda name: None)
+    assert engine_name("auto", "cpu", backbone_folder) == "torch"
+    with pytest.raises(UserError, match=r"pip install 'spin-neurons\[openvino\]'"):
+        engine_name("openvino", "cpu", backbone_folder)
+
+
+def test_the_families_of_auto_are_those_that_are_tested() -> None:
+    """Read in a process of its own: in this one `auto` is told to take torch."""
+    found = subprocess.run(
+        [sys.executable, "-c", "from spin.backbone.engine_choice import TRACED; print(*sorted(TRACED))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert frozenset(found.stdout.split()) == OPENVINO_KNOWS
+    assert {family.config().model_type for family in FAMILIES} >= OPENVINO_KNOWS
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"engine": "openvino", "device": "cuda"}, "backbone.device is cuda; set torch"),
+        ({"engine": "torch", "dtype": "int8"}, "int8 is computed by openvino"),
+    ],
+)
+def test_what_an_engine_cannot_is_told(backbone_folder: Path, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_backbone(BackboneSettings(model=str(backbone_folder), **{"device": "cpu", **settings}))
+
+
+def test_openvino_reports_to_nobody() -> None:
+    """Neither engine nor NNCF loads what tells their makers of a call."""
+    code = (
+        "import sys, tempfile, pathlib, numpy as np\n"
+        "from tests import tiny\n"
+        "from spin.backbone.loading import load_backbone\n"
+        "from spin.activations.engine import open_engine\n"
+        "from spin.activations.extract import whole\n"
+        "from spin.settings import BackboneSettings\n"
+        "from spin.sites import Column\n"
+        "folder = tiny.bert(pathlib.Path(tempfile.mkdtemp()))\n"
+        "backbone = load_backbone(BackboneSettings(model=str(folder), engine='openvino', dtype='int8', device='cpu'))\n"
+        "open_engine(backbone, [whole([Column(backbone.sites[1], 'mean')])], calibration=['a fine film'] * 9)\n"
+        "print(sorted(name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def fitted(backbone_folder: Path) -> SpinClassifier:
+    rows = tiny.documents(300)
+    return SpinClassifier(
+        BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
+        probe=ProbeSettings(penalties=4),
+        search=SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear"),
+    ).fit([row["text"] for row in rows], [row["label"] for row in rows])
+
+
+def loaded(fitted: SpinClassifier, folder: Path, **settings: Any) -> SpinClassifier:
+    fitted.save(folder)
+    return SpinClassifier.load(folder, backbone=fitted.settings.model_copy(update=settings))
+
+
+MORE = [row["text"] for row in tiny.documents(200, seed=5)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_labels_are_those_of_float32(fitted: SpinClassifier, tmp_path: Path, dtype: str) -> None:
+    """Nearly all of them, in every precision; and exactly what the engine gave is explained."""
+    there = loaded(fitted, tmp_path, engine="openvino", dtype=dtype)
+    there.calibration = tuple(MORE[:50])
+    mine, theirs = there.predict(MORE), fitted.predict(MORE)
+    agreed = np.mean([a == b for a, b in zip(mine, theirs, strict=True)])
+    assert agreed >= (1 if dtype == "float32" else 0.9)
+    assert (np.abs(there.predict_logits(MORE) - fitted.predict_logits(MORE)).max() > 1e-4) == (dtype != "float32")
+    told = there.explain(MORE[3])
+    assert told.word_contributions.sum(0) + told.bias == pytest.approx(there.predict_logits([MORE[3]])[0], abs=1e-4)
+
+
+def test_int8_without_texts_is_told(fitted: SpinClassifier, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="set `calibration`"):
+        loaded(fitted, tmp_path, engine="openvino", dtype="int8").predict(MORE)
+
+
+def test_an_artifact_names_no_engine(fitted: SpinClassifier, tmp_path: Path) -> None:
+    """What only this machine has does not travel with a model."""
+    fitted.settings = fitted.settings.model_copy(update={"engine": "openvino", "dtype": "int8"})
+    fitted.save(tmp_path)
+    kept = SpinClassifier.load(tmp_path).settings
+    fitted.settings = fitted.settings.model_copy(update={"engine": "auto", "dtype": "float32"})
+    assert (kept.engine, kept.dtype) == ("auto", "auto")
+
+
+def test_an_engine_is_opened_once(fitted: SpinClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr("spin.classifier.open_engine", lambda *a, **k: opened.append(1) or open_engine(*a, **k))
+    fitted.backbone = fitted.backbone
+    fitted.predict(MORE[:3])
+    fitted.predict(MORE[3:6])
+    assert len(opened) == 1
+
+
+def test_all_neurons_of_a_site_are_not_picked(backbone_folder: Path) -> None:
+    """A product with ones and zeros pays for few neurons only."""
+    backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
+    engine = TorchEngine(backbone, [whole(columns(backbone))])
+    assert not any(pick.early for pick in engine.readers[0].sites.values())
+    few = TorchEngine(backbone, divide({c: np.array([3]) for c in columns(backbone)}, []))
+    assert all(pick.early for pick in few.readers[0].sites.values())
+
+
+def test_batches_in_lanes_are_those_one_after_another(backbone_folder: Path) -> None:
+    """Two threads, each with batches of its own, give what one gives, and every document is told once."""
+    backbone = load_backbone(
+        BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=40)
+    )
+    groups = divide(chosen(backbone), [1])
+    before, found, told = torch.get_num_threads(), [], []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            engine = OpenVinoEngine(backbone, groups)
+            assert engine.lanes == threads
+            counts: list[int] = []
+            found.append(read(engine, MORE, progress=counts.append).values)
+            told.append(sum(counts))
+    finally:
+        torch.set_num_threads(before)
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+    assert told == [len(MORE)] * 2
+
+
+def test_a_lane_that_fails_is_told(backbone_folder: Path) -> None:
+    """What one thread raises is raised, not lost, and the lane is free for the next."""
+    backbone = load_backbone(
+        BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=40)
+    )
+    engine = OpenVinoEngine(backbone, divide(chosen(backbone), [1]))
+
+    def refuse(index: int, values: np.ndarray) -> np.ndarray:
+        raise ZeroDivisionError
+
+    for _ in range(2 * engine.lanes):
+        with pytest.raises(ZeroDivisionError):
+            read(engine, MORE, stay=refuse)
+    assert len(read(engine, MORE).values) == len(MORE)

@@ -1,0 +1,282 @@
+"""What a GPU is used for, with made-up ones where there is none; the last tests run where there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+
+from pipelines.workers.ray_cluster import _check_gpus, take_share, worker_count
+from pipelines.workers.weights_cache import with_engine
+from spin.activations import torch_compile as compiling
+from spin.activations.encoder import Group, Reader, divide
+from spin.activations.engine import TorchEngine
+from spin.activations.extract import read, whole
+from spin.activations.torch_compile import compiled, faster
+from spin.backbone.batching import ON_PROCESSOR, batch_tokens, fitting_tokens, token_bytes
+from spin.backbone.loading import load_backbone
+from spin.backbone.model import Backbone
+from spin.errors import UserError
+from spin.settings import BackboneSettings, RaySettings, parse_settings
+from spin.sites import Column
+from tests.support import tiny
+
+GB = 1 << 30
+TEXTS = ["great film crew", "the day was cold", "a", "late and dull paper on the table", "broken", "the film !"]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        max_position_embeddings=64,
+    )
+    return tiny.save_backbone(tmp_path_factory.mktemp("llama"), config, tiny.tokenizer(special=False))
+
+
+def load(folder: Path, **settings: Any) -> Backbone:
+    return load_backbone(
+        BackboneSettings.model_validate(
+            {"model": str(folder), "dtype": "float32", "engine": "torch", "device": "cpu", **settings}
+        )
+    )
+
+
+def columns(backbone: Backbone) -> list[Column]:
+    return [Column(site, pooling) for site in backbone.sites for pooling in ("mean", "max", "last")]
+
+
+def groups(backbone: Backbone) -> list[Group]:
+    """Two, each with a third of all neurons."""
+    return divide({c: np.arange(0, backbone.width(c.site), 3) for c in columns(backbone)}, [1])
+
+
+# ---------------------------------------------------------------- batches by memory
+
+MINILM, LLAMA = token_bytes(384, 1536, 12, 256, 2), token_bytes(2048, 8192, 32, 256, 2)
+
+
+@pytest.mark.parametrize(
+    ("room", "token", "tokens"),
+    [
+        (80 * GB, MINILM, 1 << 16),  # more would only be padded more
+        (int(1.5 * GB), MINILM, 1 << 14),
+        (5 * GB, LLAMA, 1 << 13),
+        (10 * GB, LLAMA, 1 << 14),
+        (1000, LLAMA, 1),  # what is too much for it is told by the GPU
+        (-GB, LLAMA, 1),
+    ],
+)
+def test_tokens_that_fit(room: int, token: int, tokens: int) -> None:
+    assert fitting_tokens(room, token) == tokens
+
+
+@given(st.integers(1, 80 * GB), st.integers(1, 1 << 24))
+def test_a_batch_takes_half_of_the_room(room: int, token: int) -> None:
+    """At most, and more than a quarter, unless it is the least or the most."""
+    tokens = fitting_tokens(room, token)
+    assert tokens == 1 or tokens * token <= room / 2
+    assert tokens == 1 << 16 or tokens * token * 4 > room - 2
+
+
+def test_a_share_of_a_gpu_has_a_share_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of its memory counts, beside the weights; what others use of it now does not."""
+    share = [1.0]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=12 * GB))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: share[0])
+    weights = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 2, numel=lambda: GB)
+    config = SimpleNamespace(hidden_size=2048, num_attention_heads=32)
+    model = SimpleNamespace(config=config, parameters=lambda: iter([weights]))
+    assert batch_tokens(model, 8192, 256) == fitting_tokens(10 * GB, LLAMA) == 1 << 14
+    share[0] = 0.5
+    assert batch_tokens(model, 8192, 256) == fitting_tokens(4 * GB, LLAMA) == 1 << 13
+
+
+def test_tokens_of_a_processor(backbone_folder: Path) -> None:
+    assert load(backbone_folder).batch_tokens == ON_PROCESSOR
+    assert load(backbone_folder, batch_tokens=77).batch_tokens == 77
+
+
+# ---------------------------------------------------------------- out of memory
+
+
+class Small:
+    """A reader on a GPU that has room for few documents."""
+
+    def __init__(self, reader: Any, room: int) -> None:
+        self.reader, self.room = reader, room
+        self.done: list[int] = []
+
+    def __call__(self, ids: torch.Tensor, *others: Any) -> Any:
+        if len(ids) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.done.append(len(ids))
+        return self.reader(ids, *others)
+
+
+@pytest.mark.parametrize("room", [1, 2, 4])
+def test_a_batch_without_room_is_halved(llama: Path, room: int) -> None:
+    """Again, if need be; the values are those of the whole, through all groups, and when documents leave."""
+    backbone = load(llama)
+
+    def stay(_index: int, values: np.ndarray) -> np.ndarray:
+        return values[:, 0] > np.median(values[:, 0])
+
+    for leaving in (None, stay):
+        engine = TorchEngine(backbone, groups(backbone))
+        expected = read(engine, TEXTS, stay=leaving).values
+        engine.readers = [Small(reader, room) for reader in engine.readers]
+        np.testing.assert_allclose(read(engine, TEXTS, stay=leaving).values, expected, rtol=1e-5, atol=1e-6)
+        done = engine.readers[0].done
+        assert sum(done) == len(TEXTS)
+        assert max(done) == {1: 1, 2: 2, 4: 3}[room]
+
+
+def test_no_room_for_one(llama: Path) -> None:
+    backbone = load(llama)
+    engine = TorchEngine(backbone, groups(backbone))
+    engine.readers = [Small(reader, 0) for reader in engine.readers]
+    with pytest.raises(UserError, match=r"no room for a single text of 2 tokens; lower backbone\.max_tokens"):
+        read(engine, TEXTS)
+
+
+# ---------------------------------------------------------------- compiled
+
+
+def test_a_compiled_reader_is_the_reader(backbone_folder: Path, llama: Path) -> None:
+    """For batches of other sizes than the one it was traced by, and where blocks ran before."""
+    for folder in (backbone_folder, llama):
+        backbone = load(folder)
+        for index, group in enumerate(groups(backbone)):
+            reader = Reader(backbone, group, carry=index == 0)
+            run = compiled(reader, backend="eager")
+            for texts in (TEXTS, TEXTS[:1]):
+                ids, mask = backbone.batch(backbone.tokenize(texts).ids)
+                hidden = [torch.randn(*ids.shape, 16)] if index else []
+                with torch.inference_mode():
+                    for found, expected in zip(run(ids, mask, *hidden), reader(ids, mask, *hidden), strict=True):
+                        torch.testing.assert_close(found, expected)
+
+
+def plain(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (values * 2,)
+
+
+def fails(*_: Any) -> Any:
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "run", "taken"),
+    [
+        (0.5, lambda values: (values + values,), True),
+        (0.5, lambda values: (values + values * 1.001,), True),  # another order of sums
+        (0.9, lambda values: (values + values,), False),  # as good as the same
+        (0.5, lambda values: (values * 2.1,), False),
+        (0.5, lambda values: (values * torch.nan,), False),
+        (0.5, fails, False),
+    ],
+)
+def test_the_faster_is_taken(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, run: Callable[..., Any], taken: bool
+) -> None:
+    monkeypatch.setattr(compiling, "_seconds", lambda run, _: 1.0 if run is plain else seconds)
+    found = faster(plain, lambda: run, [(torch.ones(3),)])
+    assert found is (run if taken else plain)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is() -> None:
+    assert faster(plain, fails, [(torch.ones(3),)]) is plain
+
+
+def test_a_run_is_timed() -> None:
+    assert compiling._seconds(plain, [(torch.ones(3),)]) > 0
+
+
+# ---------------------------------------------------------------- workers
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A machine of 8 CPUs and 2 GPUs, and the shares of memory that were asked for."""
+    asked: list[float] = []
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    return asked
+
+
+def test_a_worker_takes_its_share(gpus: list[float]) -> None:
+    """Of the memory of its GPU, which Ray names; without one it sees none, and takes none by chance."""
+    take_share(RaySettings(gpus_per_worker=0.5))
+    assert (gpus, os.environ["CUDA_VISIBLE_DEVICES"]) == ([0.5], "0,1")
+    take_share(RaySettings())
+    assert (gpus, os.environ["CUDA_VISIBLE_DEVICES"]) == ([0.5], "")
+
+
+def test_a_worker_that_cannot_use_its_gpu(gpus: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="a GPU that its torch does not see"):
+        take_share(RaySettings(gpus_per_worker=1))
+    assert not gpus
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(("share", "workers"), [(0, 8), (1, 2), (0.5, 4), (0.25, 8), (0.1, 8)])
+def test_workers_of_this_machine(share: float, workers: int) -> None:
+    assert worker_count(RaySettings(gpus_per_worker=share), None) == workers
+
+
+@pytest.mark.usefixtures("gpus")
+def test_more_gpus_than_there_are() -> None:
+    """Actors would wait for them for ever."""
+    _check_gpus(RaySettings(gpus_per_worker=1))
+    with pytest.raises(UserError, match="1 for 3 workers, and torch sees 2 GPUs here"):
+        _check_gpus(RaySettings.model_validate({"classify": {"gpus_per_worker": 1, "workers": 3}}))
+
+
+def test_a_device_that_workers_are_not_given() -> None:
+    tree = {"backbone": {"model": "m", "device": "cuda"}, "data": {"train": "t"}, "store": "s"}
+    with pytest.raises(UserError, match="workers of extract are given no GPU; set ray.gpus_per_worker"):
+        with_engine(parse_settings(tree), "extract")
+    given = parse_settings({**tree, "ray": {"gpus_per_worker": 0.5}})
+    assert with_engine(given, "extract").backbone.engine == "torch"
+
+
+def test_no_worker_has_two_gpus() -> None:
+    with pytest.raises(UserError, match=r"ray\.gpus_per_worker"):
+        parse_settings(
+            {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "ray": {"gpus_per_worker": 2}}
+        )
+
+
+# ---------------------------------------------------------------- where there is a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_gpu_reads_as_a_processor_does(llama: Path, compile: bool) -> None:
+    backbone = load(llama)
+    expected = read(TorchEngine(backbone, groups(backbone)), TEXTS).values
+    on_gpu = load(llama, device="cuda", compile=compile)
+    found = read(TorchEngine(on_gpu, groups(on_gpu)), TEXTS).values
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert on_gpu.batch_tokens > ON_PROCESSOR
+    assert np.isfinite(read(TorchEngine(on_gpu, [whole(columns(on_gpu))]), TEXTS).values).all()

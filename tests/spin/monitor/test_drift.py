@@ -1,0 +1,197 @@
+"""Profiles of documents, and what is drift: more than is allowed and more than chance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import entropy
+
+from spin.activations.extract import Features
+from spin.errors import UserError
+from spin.heads.fitted import Integration
+from spin.heads.linear_head import LinearHead
+from spin.heads.selection import Selection
+from spin.labels.label_space import Task
+from spin.monitor.drift import LEVEL, measure, stability, stability_limit
+from spin.monitor.profile import Profile
+from spin.sites import Column
+
+COLUMN = Column.parse("ffn.01.mean")
+NEURONS = 40
+TASK = Task(("bad", "good"), False)
+SELECTION = Selection({COLUMN: np.arange(NEURONS)}, {COLUMN: np.ones(NEURONS)}, 0.9)
+
+
+def integration() -> Integration:
+    draw = np.random.default_rng(0)
+    head = LinearHead(draw.normal(size=(1, NEURONS)), np.zeros(1))
+    return Integration(SELECTION, draw.normal(size=NEURONS), draw.uniform(0.5, 2, NEURONS), head, {})
+
+
+def documents(
+    count: int, seed: int = 0, *, shift: float = 0.0, good: float = 0.4, length: int = 40, odd: float = 0.2
+) -> dict[str, Any]:
+    """What a classifier says of made-up documents; `shift` moves one neuron by that many standard deviations."""
+    draw = np.random.default_rng(seed)
+    values = draw.normal(size=(count, NEURONS)).astype(np.float32)
+    values[:, 3] += shift
+    margin = draw.gamma(2, size=count) * np.where(draw.random(count) < good, 1, -1)
+    n_tokens = draw.poisson(length, count).astype(np.int32) + 2
+    n_unknown = ((draw.random(count) < odd) * (n_tokens // 10)).astype(np.int32)
+    return {
+        "logits": np.stack([-margin / 2, margin / 2], 1),
+        "activations": values,
+        "features": Features({}, n_tokens, n_unknown, 0),
+    }
+
+
+def profile(found: dict[str, Any]) -> Profile:
+    return Profile.of(TASK, integration(), **found)
+
+
+def part(found: dict[str, Any], rows: slice) -> dict[str, Any]:
+    features = found["features"]
+    cut = Features({}, features.n_tokens[rows], features.n_unknown[rows], 0)
+    return {name: value[rows] for name, value in found.items() if name != "features"} | {"features": cut}
+
+
+def drifted(**changes: Any) -> set[str]:
+    """What is drift in 3,000 documents against 2,000."""
+    found = measure(profile(documents(3000, 1, **changes)), profile(documents(2000)), SELECTION, 0.1)
+    return {drift.name for drift in found if drift.drifted}
+
+
+@given(st.lists(st.integers(0, 300), max_size=4))
+def test_profiles_of_parts_add_up(cuts: list[int]) -> None:
+    """However documents are divided over shards, empty ones too, the sum is the profile of all of them."""
+    found, borders = documents(300), [0, *sorted(cuts), 300]
+    parts = [profile(part(found, slice(a, b))) for a, b in pairwise(borders)]
+    total = parts[0]
+    for more in parts[1:]:
+        total = total + more
+    for name, value in vars(profile(found)).items():
+        np.testing.assert_allclose(getattr(total, name), value, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_a_profile_counts_what_a_loop_counts() -> None:
+    found = documents(300)
+    made, features, scale = profile(found), found["features"], integration()
+    assert made.documents == 300
+    good = sum(bad < good for bad, good in found["logits"].tolist())
+    assert made.labels.tolist() == [300 - good, good, 0]
+    aligned = (found["activations"] - scale.mean) / scale.scale
+    np.testing.assert_allclose(made.mean, aligned.mean(0), atol=1e-5)
+    np.testing.assert_allclose(made.sd, aligned.std(0), rtol=1e-5)
+    shares = [u / n for u, n in zip(features.n_unknown.tolist(), features.n_tokens.tolist(), strict=True)]
+    assert made.unknown.tolist() == [
+        sum(low < share <= high for share in shares)
+        for low, high in ((-1, 0), (0, 0.01), (0.01, 0.05), (0.05, 0.2), (0.2, 1))
+    ]
+    largest = [math.exp(max(row)) / sum(map(math.exp, row)) for row in found["logits"].tolist()]
+    assert made.scores.sum() == made.lengths.sum() == 300
+    assert made.scores[:10].sum() == 0
+    assert made.scores[10:12].sum() == sum(share <= 0.6 for share in largest)
+
+
+def test_a_multilabel_profile_counts_every_label() -> None:
+    """One document of both classes, two of none."""
+    task = Task(("a", "b"), True)
+    made = Profile.of(
+        task,
+        integration(),
+        np.array([[1.0, 2.0], [-1.0, -2.0], [-3.0, -1.0]]),
+        np.zeros((3, NEURONS), np.float32),
+        Features({}, np.ones(3, np.int32), np.zeros(3, np.int32), 0),
+    )
+    assert made.labels.tolist() == [1, 1, 2]
+
+
+def test_a_profile_comes_back_from_bytes() -> None:
+    made = profile(documents(20))
+    again = Profile.from_bytes(made.to_bytes())
+    for name, value in vars(made).items():
+        np.testing.assert_array_equal(getattr(again, name), value)
+    with pytest.raises(UserError, match="not a profile of documents"):
+        Profile.from_bytes(b"something else")
+
+
+def test_the_index_is_the_symmetric_divergence() -> None:
+    draw = np.random.default_rng(0)
+    now, then = draw.integers(100, 1000, (2, 12))
+    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (now, then))
+    assert stability(now, then) == pytest.approx(entropy(p, q) + entropy(q, p))
+    assert stability(now, then) == stability(then, now)
+    assert stability(now, now) == 0
+    assert np.isfinite(stability(np.array([5, 0]), np.array([0, 5])))
+
+
+@pytest.mark.parametrize(("n", "m"), [(150, 500), (2000, 4000), (1_000_000, 4000)])
+def test_the_limit_holds_for_few_and_for_many(n: int, m: int) -> None:
+    """A warning is as rare as it says where the shares moved by just what is allowed, and sure where by far more."""
+    draw = np.random.default_rng(n)
+    base = draw.dirichlet(np.full(10, 4.0))
+
+    def moved(strength: float) -> NDArray[np.floating]:
+        found = base * np.exp(strength * np.linspace(-1, 1, 10))
+        return found / found.sum()
+
+    def at(strength: float) -> float:
+        return float(entropy(moved(strength), base) + entropy(base, moved(strength)))
+
+    def warnings(strength: float, tries: int = 600) -> float:
+        limit = stability_limit(10, n, m, 0.1)
+        pairs = zip(draw.multinomial(n, moved(strength), tries), draw.multinomial(m, base, tries), strict=True)
+        return float(np.mean([stability(now, then) > limit for now, then in pairs]))
+
+    allowed = brentq(lambda s: at(s) - 0.1, 0.01, 4)
+    assert warnings(0) == 0
+    assert warnings(allowed) < 4 * LEVEL
+    assert warnings(brentq(lambda s: at(s) - 1, 0.01, 6)) > 0.9
+
+
+def test_each_property_drifts_by_itself() -> None:
+    assert drifted() == set()
+    assert drifted(good=0.75) == {"labels"}
+    assert drifted(length=90) == {"lengths"}
+    assert drifted(odd=0.5) == {"unknown"}
+    assert drifted(shift=0.6) == {"neurons"}
+    assert drifted(shift=0.1, good=0.45, length=41) == set()
+
+
+def test_the_neuron_that_moved_is_named() -> None:
+    found = measure(profile(documents(3000, 1, shift=2)), profile(documents(2000)), SELECTION, 0.1)
+    neurons = found[-1]
+    assert neurons.now == [1, NEURONS - 1]
+    assert (neurons.moved[0]["column"], neurons.moved[0]["neuron"]) == ("ffn.01.mean", 3)
+    # aligned by the training scale, in the standard deviations of the reference again
+    assert neurons.moved[0]["shift"] == pytest.approx(2, abs=0.1)
+    assert neurons.psi == pytest.approx(neurons.moved[0]["shift"] ** 2, abs=0.01)
+
+
+def test_of_many_neurons_none_warns_by_chance() -> None:
+    """All of them shifted by just what is allowed: in hardly a night of a hundred does any pass its limit."""
+    draw, n, m = np.random.default_rng(0), 400, 900
+    flat = profile(documents(n))
+
+    def drawn(count: int, shift: float) -> Profile:
+        means = draw.normal(shift, 1 / math.sqrt(count), NEURONS)
+        scores = np.bincount([19], minlength=20) * count
+        return replace(flat, scores=scores, sums=count * means, squares=count * (1 + means**2))
+
+    pairs = [(drawn(n, math.sqrt(0.1)), drawn(m, 0)) for _ in range(400)]
+    warned = [measure(now, then, SELECTION, 0.1)[-1].drifted for now, then in pairs]
+    assert np.mean(warned) < 4 * LEVEL
+
+
+def test_without_documents_nothing_is_compared() -> None:
+    empty = profile(part(documents(10), slice(0, 0)))
+    assert measure(empty, profile(documents(10)), SELECTION, 0.1) == []

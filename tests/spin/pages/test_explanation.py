@@ -1,0 +1,238 @@
+"""Explanations add up to the logits: over neurons, words, sites and layers, for every head, task and pooling."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers.models import WordPiece
+from transformers import AutoConfig, LlamaConfig
+
+from spin import SpinClassifier
+from spin.activations.extract import extract
+from spin.backbone.loading import load_backbone
+from spin.classifier import columns_of
+from spin.heads.fitted import Integrated, Integration
+from spin.heads.linear_head import LinearHead
+from spin.heads.mlp_head import MlpHead
+from spin.heads.selection import Selection
+from spin.labels.label_space import Label, Task
+from spin.pages.explanation import Explanation, explain
+from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
+from tests.support import tiny
+
+SEARCH = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), head="linear")
+QUICK: dict[str, Any] = {"probe": ProbeSettings(penalties=3, max_extra=0), "search": SEARCH}
+CLASSES = {"binary": ("good", "bad"), "multi-class": ("good", "bad", "plain"), "multi-label": tuple(tiny.WORDS)}
+READ = [("encoder", "mean"), ("encoder", "max"), ("decoder", "last"), ("decoder", "mean")]
+TEXTS = ["a fine film .", "bad", "unheard of words", "the crew was late !", "a\nlovely   day", "film " * 100]
+
+
+def read(count: int, task: str, seed: int = 0) -> tuple[list[str], list[Label]]:
+    """Texts and labels; of a multi-label task a text holds words of each of its classes, which may be none."""
+    documents = tiny.documents(count, CLASSES[task], seed)
+    if task != "multi-label":
+        return [d["text"] for d in documents], [d["label"] for d in documents]
+    draw = random.Random(seed)
+    labels: list[Label] = [[name for name in tiny.WORDS if draw.random() < 0.5] for _ in documents]
+    words = [[draw.choice(tiny.WORDS[name]) for name in label for _ in range(2)] for label in labels]
+    return [" ".join([*draw.choices(tiny.FILLER, k=4), *of]) for of in words], labels
+
+
+@pytest.fixture(scope="module")
+def backbone(backbone_folder: Path) -> BackboneSettings:
+    return BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> BackboneSettings:
+    """A tiny random Llama."""
+    shape = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "intermediate_size": 24}
+    config = LlamaConfig(**shape, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.6)
+    folder = tiny.save_backbone(tmp_path_factory.mktemp("llama"), config, tiny.tokenizer(special=False))
+    return BackboneSettings(model=str(folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def deep(backbone: BackboneSettings) -> SpinClassifier:
+    """Three classes from neurons of the FFN under all four poolings at once, by a head of random weights."""
+    loaded, draw = load_backbone(backbone), np.random.default_rng(0)
+    columns = columns_of(loaded, ["ffn"], ["mean", "max", "first", "last"])
+    found = extract(loaded, read(60, "multi-class")[0], columns).columns
+    neurons = {column: np.arange(0, 24, 5) for column in sorted(columns)}
+    values = np.concatenate([found[column][:, at] for column, at in neurons.items()], axis=1)
+    selection = Selection(neurons, {column: np.full(len(at), 1 / len(at)) for column, at in neurons.items()}, 1.0)
+    shape = 3, values.shape[1]
+    head = LinearHead(*((draw.normal(size=size) / 4).astype(np.float32) for size in (shape, shape[:1])))
+    integration = Integration(selection, values.mean(0), values.std(0), head, {})
+    integrated = Integrated(dict.fromkeys(("accuracy", "balanced", "cheapest"), integration), (), 0)
+    task = Task(CLASSES["multi-class"])
+    return SpinClassifier.assemble(backbone, loaded.digest, task, integrated, "accuracy", backbone=loaded)
+
+
+def check_sums(told: Explanation, logits: np.ndarray, within: float) -> None:
+    """Neurons, words, sites and layers each sum, with the bias, to the logits; sites and layers as a loop adds them."""
+    parts = {
+        "neurons": told.contributions.sum(0),
+        "words": told.word_contributions.sum(0),
+        "sites": np.sum(list(told.by_site().values()), axis=0),
+        "layers": np.sum(list(told.by_layer().values()), axis=0),
+    }
+    for name, part in parts.items():
+        np.testing.assert_allclose(part + told.bias, logits, atol=within, err_msg=name)
+    np.testing.assert_allclose(told.logits, logits, atol=within)
+    sites: dict[Any, Any] = {}
+    layers: dict[Any, Any] = {}
+    for (column, _), values in zip(told.neurons, told.contributions, strict=True):
+        for k, value in enumerate(values):
+            sites[column.site, k] = sites.get((column.site, k), 0.0) + value
+            layers[column.site.layer, k] = layers.get((column.site.layer, k), 0.0) + value
+    for expected, found in ((sites, told.by_site()), (layers, told.by_layer())):
+        assert {(place, k) for place in found for k in range(len(told.task))} == expected.keys()
+        assert list(found) == sorted(found)
+        for (place, k), value in expected.items():
+            assert found[place][k] == pytest.approx(value, abs=1e-6)  # type: ignore[index]
+
+
+def check_explanation(spin: SpinClassifier, text: str, within: float = 1e-4) -> None:
+    """What the classifier gives is what the explanation divides, and it names the same class."""
+    told = spin.explain(text)
+    check_sums(told, spin.predict_logits([text])[0], within)
+    assert told.contributions.shape == (len(spin.integration.selection), len(spin.classes))
+    np.testing.assert_allclose(told.probabilities, spin.predict_proba([text])[0], atol=within)
+    named = [spin.classes[k] for k in told.chosen]
+    [label] = spin.predict([text])
+    assert sorted(named) == sorted(label) if spin.task.multilabel else named == [label] == [told.label]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling", "task", "head"),
+    [(*read, task, "linear") for read in READ for task in CLASSES]
+    + [
+        (*read, task, "mlp")
+        for read, task in zip(READ, ("binary", "multi-class", "multi-label", "binary"), strict=True)
+    ],
+)
+def test_explanations_of_every_head_and_task_add_up(
+    backbone: BackboneSettings, decoder: BackboneSettings, kind: str, pooling: str, task: str, head: str
+) -> None:
+    """To 1e-4 for a linear head, 1e-2 for an mlp, under the poolings that each kind of backbone is read with."""
+    settings = {**QUICK, "search": SEARCH.model_copy(update={"head": head}), "sites": ["resid.01", "ffn.03"]}
+    spin = SpinClassifier(backbone if kind == "encoder" else decoder, poolings=[pooling], **settings)
+    spin.fit(*read(120, task))
+    assert isinstance(spin.integration.head, LinearHead if head == "linear" else MlpHead)
+    for text in TEXTS:
+        check_explanation(spin, text, 1e-4 if head == "linear" else 1e-2)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_head_that_bends_much_is_explained_wholly(deep: SpinClassifier, text: str) -> None:
+    """Random hidden weights, far from linear: the integrated gradients are complete all the same."""
+    draw = np.random.default_rng(0)
+    linear, (k, p) = deep.integration.head, deep.integration.head.coef.shape  # type: ignore[union-attr]
+    shapes = ((32, p), (32,), (k, 32))
+    bent = MlpHead(linear, *(draw.normal(size=shape).astype(np.float32) for shape in shapes))  # type: ignore[arg-type]
+    integration = replace(deep.integration, head=bent)
+    values = np.concatenate(list(deep.features([text]).columns.values()), axis=1)
+    logits = integration.logits(values)[0]
+    assert np.abs(logits - deep.integration.logits(values)[0]).max() > 1
+    check_sums(explain(deep.backbone, integration, deep.task, text, values[0]), logits, 1e-2)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_an_explanation_is_exact(deep: SpinClassifier, text: str) -> None:
+    """Under mean, max, first and last at once, cut texts and unknown words included."""
+    assert {column.pooling for column in deep.integration.selection.neurons} == {"mean", "max", "first", "last"}
+    check_explanation(deep, text)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
+@pytest.mark.parametrize("special", [False, True])
+def test_an_explanation_is_exact_under_each_pooling(backbone: BackboneSettings, pooling: str, special: bool) -> None:
+    """Each pooling by itself, with and without special tokens in the content."""
+    own = backbone.model_copy(update={"pool_special_tokens": special})
+    spin = SpinClassifier(own, sites=["ffn"], poolings=[pooling], **QUICK).fit(*read(150, "binary"))
+    for text in read(5, "binary", seed=4)[0]:
+        check_explanation(spin, text)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_words_are_those_of_the_text(backbone: BackboneSettings, pooling: str) -> None:
+    """Spans are the words as typed; mean and max leave special tokens nothing to say."""
+    fitted = SpinClassifier(backbone, sites=["ffn.01"], poolings=[pooling], **QUICK).fit(*read(150, "binary"))
+    text = "the  crew was lovely !"
+    told = fitted.explain(text)
+    words = [told.word(i) for i in range(len(told.words))]
+    assert words == ["(special)", "the", "crew", "was", "lovely", "!", "(special)"]
+    np.testing.assert_array_equal(told.word_contributions[[0, -1]], 0)
+
+
+def test_pieces_of_a_word_are_one_word(tmp_path: Path) -> None:
+    """Where a tokenizer cuts words up, a word answers for all of its pieces, and is shown whole."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "day", "love", "##ly", "aw", "##fu", "##l", "!"]
+    config = AutoConfig.from_pretrained(tiny.bert(tmp_path / "plain"))
+    words = tiny.tokenizer()
+    core = words.backend_tokenizer
+    core.model = WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    settings = BackboneSettings(model=str(tiny.save_backbone(tmp_path / "pieces", config, words)), dtype="float32")
+    texts = ["the lovely day !", "awful day", "the day was awful !", "lovely"] * 30
+    spin = SpinClassifier(settings, sites=["ffn"], **QUICK).fit(texts, ["good", "bad", "bad", "good"] * 30)
+    told = spin.explain("the awful  lovely!")
+    assert len(spin.backbone.tokenizer("the awful  lovely!")["input_ids"]) == 9
+    shown = [told.word(i) for i in range(len(told.words))]
+    assert shown == ["(special)", "the", "awful", "lovely", "!", "(special)"]
+    check_explanation(spin, "the awful  lovely!")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+@pytest.mark.parametrize("text", ["the day was lovely and it was the film", "a cold crew !"])
+def test_words_answer_for_their_own_activations(backbone: BackboneSettings, text: str, pooling: str) -> None:
+    """Word by word, what the model's own hidden states give: each its part of a mean, one word all of a max."""
+    spin = SpinClassifier(backbone, sites=["resid.01"], poolings=[pooling], **QUICK).fit(*read(150, "binary"))
+    told, integration = spin.explain(text), spin.integration
+    with torch.no_grad():
+        encoded = spin.backbone.tokenizer(text, return_tensors="pt")
+        hidden = spin.backbone.model(**encoded, output_hidden_states=True).hidden_states[1][0].numpy()
+    expected = np.zeros((len(hidden), 2))
+    content = np.arange(1, len(hidden) - 1)
+    for feature, (_, neuron) in enumerate(told.neurons):
+        divided = np.zeros(len(hidden))
+        if pooling == "mean":
+            divided[content] = (hidden[content, neuron] - integration.mean[feature]) / len(content)
+        else:
+            at = 1 + hidden[content, neuron].argmax()
+            divided[at] = hidden[at, neuron] - integration.mean[feature]
+        divided /= integration.scale[feature]
+        expected += divided[:, None] * integration.head.coef[:, feature]
+        assert told.loudest[feature] == np.abs(divided).argmax()
+    np.testing.assert_allclose(told.word_contributions, expected, atol=1e-4)
+
+
+def test_the_top_neurons_weigh_most(deep: SpinClassifier) -> None:
+    """Falling by size, for the predicted class or another, each with the word on which it spoke loudest."""
+    told = deep.explain("the crew was late !")
+    for label in (None, *told.classes):
+        column = told.contributions[:, told.classes.index(label or told.label)]
+        best = told.top(4, label)
+        assert [abs(n.contribution) for n in best] == sorted(np.abs(column), reverse=True)[:4]
+        for neuron in best:
+            at = told.neurons.index((neuron.column, neuron.neuron))
+            assert neuron.contribution == column[at]
+            assert neuron.word == told.word(int(told.loudest[at]))
+            assert neuron.value == told.values[at]
+    features = np.concatenate(list(deep.features([told.text]).columns.values()), axis=1)
+    np.testing.assert_allclose(told.values, deep.integration.standardise(features)[0], atol=1e-4)
+
+
+def test_a_loaded_classifier_explains(deep: SpinClassifier, tmp_path: Path) -> None:
+    """The explanation needs nothing that is not saved."""
+    deep.save(tmp_path)
+    back = SpinClassifier.load(tmp_path)
+    check_explanation(back, "the crew was late !")
+    told, before = back.explain("a fine film"), deep.explain("a fine film")
+    np.testing.assert_allclose(told.word_contributions, before.word_contributions, atol=1e-5)

@@ -1,0 +1,174 @@
+"""The model card: every fact stands in it, its tables parse, and no name becomes markup."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spin.heads.selection import Selection
+from spin.labels.label_space import Task
+from spin.pages.model_card import CardFacts, model_card
+from spin.settings import DecisionSettings
+from spin.sites import Column
+
+POINT = {"depth": 1, "compute": 0.25, "eta": 0.5, "neurons": 1200, "valid_score": 0.7}
+DEEP = {**POINT, "depth": 4, "compute": 1.0, "eta": 0.9, "valid_score": 0.8125}
+CALIBRATION = {"head": "linear", "temperature": 1.25, "valid_ece_uncalibrated": 0.0625, "valid_ece": 0.0125}
+NEURONS = {"resid.00.mean": 3, "ffn.02.mean": 5, "ffn.02.max": 7, "resid.02.mean": 1100}
+CLASSES = ("bad|worse", "good\n# best", "a_b*c*`d` <script>&amp;[x](y)")
+
+
+def facts_of(classes: tuple[str, ...] = CLASSES, **changed: Any) -> CardFacts:
+    """A card of 12 documents: class k is on every third, splits go train, train, valid, test."""
+    columns = {Column.parse(text): np.arange(count) for text, count in NEURONS.items()}
+    made = CardFacts(
+        name="tweets",
+        purpose="Tells moods apart.",
+        data="s3://bucket/a|b/*.parquet",
+        fingerprint="f1" * 32,
+        task=Task(classes),
+        y=np.arange(12) % len(classes),
+        splits=["train", "train", "valid", "test"] * 3,
+        backbone="package:x/model_a",
+        digest="d2" * 32,
+        max_tokens=1256,
+        metric="macro_f1",
+        table=[
+            {"name": "tfidf", "accuracy": 0.7, "macro_f1": 0.65, "neurons": 0, "neurons_of": 9000, "depth": 0,
+             "depth_of": 4, "docs_per_s": 35751.2},
+            {"name": "spin", "accuracy": 0.75, "macro_f1": 0.725, "neurons": 1115, "neurons_of": 9000, "depth": 2,
+             "depth_of": 4, "docs_per_s": 432.1},
+        ],
+        per_class={
+            name: {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 1234.0 + k}
+            for k, name in enumerate(classes)
+        },
+        frontier=[POINT, DEEP],
+        choices={"accuracy": {**DEEP, **CALIBRATION}, "cheapest": {**POINT, **CALIBRATION, "temperature": 2.0}},
+        choose="accuracy",
+        selection=Selection(columns, {c: np.ones(len(n)) for c, n in columns.items()}, 0.9),
+        test_ece=0.0421,
+        decision=DecisionSettings(),
+        versions={"torch": "2.9.0", "numpy": "2.3"},
+    )  # fmt: skip
+    return replace(made, **changed)
+
+
+def cells(line: str) -> list[str]:
+    """The cells of a table's line, as a reader of Markdown sees them."""
+    assert line.startswith("| ")
+    assert line.endswith(" |")
+    parts = re.split(r"(?<!\\)(?:\\\\)*\|", line[1:-1])
+    return [re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", part.strip()) for part in parts]
+
+
+def tables(card: str) -> dict[str, dict[str, list[str]]]:
+    """Every table by the name of its first column: first cell to the others."""
+    found: dict[str, dict[str, list[str]]] = {}
+    lines = card.splitlines()
+    for i, line in enumerate(lines):
+        if re.fullmatch(r"\|( :?-+:? \|)+", line):
+            head, width = cells(lines[i - 1]), line.count("|") - 1
+            assert len(head) == width
+            name = f"{head[0]} {len(found)}" if head[0] in found else head[0]
+            rows = [head]
+            for below in lines[i + 1 :]:
+                if not below.startswith("|"):
+                    break
+                rows.append(cells(below))
+                assert len(rows[-1]) == width, below
+            found[name] = {row[0]: row[1:] for row in rows}
+    return found
+
+
+def test_every_fact_stands_in_the_card() -> None:
+    """Where a person looks for it, with its unit."""
+    card = model_card(facts_of())
+    found = tables(card)
+    assert card.startswith("# tweets\n\nTells moods apart.\n\n## Intended use and limits\n")
+    for said in ("f1" * 32, "d2" * 32, "1,256 tokens", r"s3://bucket/a\|b/\*.parquet", r"package:x/model\_a"):
+        assert said in card
+    assert found["class"]["all documents"] == ["6", "3", "3"]
+    first, second, third = (name for name in found["class"] if name not in ("class", "all documents"))
+    assert (first, second) == ("bad|worse", "good # best")
+    assert [found["class"][name] for name in (first, second, third)] == [["2", "1", "1"]] * 3
+    assert found["contender"]["spin"] == ["75.0 %", "72.5 %", "1,115 of 9,000", "2 of 4", "432"]
+    assert found["contender"]["tfidf"] == ["70.0 %", "65.0 %", "–", "0 of 4", "35,751"]
+    assert found["class 2"]["bad|worse"] == ["50.0 %", "25.0 %", "33.3 %", "1,234"]
+    assert found["depth"] == {
+        "depth": ["compute", "neurons", "eta", "macro_f1"],
+        "1": ["25.0 %", "1,200", "0.5", "70.0 %"],
+        "4": ["100.0 %", "1,200", "0.9", "81.2 %"],
+    }
+    assert found["choice"]["accuracy (this card)"] == ["4", "100.0 %", "1,200", "0.9", "81.2 %", "linear"]
+    assert found["choice"]["cheapest"] == ["1", "25.0 %", "1,200", "0.5", "70.0 %", "linear"]
+    assert found["layer"] == {
+        "layer": ["ffn max", "ffn mean", "resid mean", "all"],
+        "0": ["–", "–", "3", "3"],
+        "2": ["7", "5", "1,100", "1,112"],
+    }
+    assert list(found["figure"].values()) == [["value"], ["1.25"], ["0.0625"], ["0.0125"], ["0.0421"]]
+    assert found["library"] == {"library": ["version"], "torch": ["2.9.0"], "numpy": ["2.3"]}
+    assert "on 3 documents of the same corpus" in card
+    for untested in ("other domains", "other languages", "drift", "adversarial", "fairness"):
+        assert card.index(untested) > card.index("Not tested:")
+
+
+def test_a_backslash_takes_nothing_from_what_follows() -> None:
+    """It is escaped itself, so that it cannot lift the escape of a bar or a star."""
+    card = model_card(facts_of(("a\\|b", "c\\*d")))
+    assert r"| a\\\|b |" in card
+    assert r"| c\\\*d |" in card
+
+
+def test_the_card_is_about_the_choice_that_is_used() -> None:
+    """Its temperature, and the mark at its row."""
+    found = tables(model_card(facts_of(choose="cheapest")))
+    assert found["figure"]["temperature"] == ["2"]
+    assert "cheapest (this card)" in found["choice"]
+    assert "accuracy" in found["choice"]
+
+
+def test_without_test_documents_nothing_is_claimed() -> None:
+    """No table of figures, and the card says so."""
+    card = model_card(facts_of(table=[], per_class={}, test_ece=None, splits=["train", "valid"] * 6))
+    assert "There were no test documents" in card
+    assert "figures above" not in card
+    assert "contender" not in tables(card)
+    assert tables(card)["figure"]["expected calibration error on test"] == ["not measured"]
+
+
+@pytest.mark.parametrize(
+    ("decision", "multilabel", "said"),
+    [
+        (DecisionSettings(), False, "The likeliest class."),
+        (DecisionSettings(), True, "Every class from one half on."),
+        (DecisionSettings(thresholds={"a|b": 0.7}), False, r"Thresholds: a\|b from 0.7."),
+        (DecisionSettings(abstain=0.1), False, "The likeliest class. No label within 0.1 of the border."),
+    ],
+)
+def test_the_decision_is_told(decision: DecisionSettings, multilabel: bool, said: str) -> None:
+    """Thresholds, abstention, and what holds without them; several classes are said."""
+    task, y = Task(("a|b", "c"), multilabel), np.eye(2, dtype=bool)[np.arange(12) % 2] if multilabel else None
+    card = model_card(facts_of(("a|b", "c"), decision=decision, task=task, **({"y": y} if multilabel else {})))
+    assert said in card
+    assert ("may have several classes" in card) == multilabel
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(max_size=12), min_size=2, max_size=4, unique_by=lambda name: " ".join(name.split())))
+def test_names_come_back_from_the_tables(names: list[str]) -> None:
+    """Whatever a class is called, its row is one row, in both tables, with its own counts; only spaces are drawn in."""
+    classes = tuple(f"x{k}{name}" for k, name in enumerate(names))
+    found = tables(model_card(facts_of(classes)))
+    for k, name in enumerate(classes):
+        shown = " ".join(re.sub(r"[\x00-\x08\x0e-\x1b\x7f]", "\ufffd", " ".join(name.split())).split())
+        assert found["class 2"][shown][-1] == f"{1234 + k:,}"
+        assert len(found["class"][shown]) == 3
+    assert len(found["class"]) == len(classes) + 2

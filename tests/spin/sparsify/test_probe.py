@@ -1,0 +1,405 @@
+"""A probe: standardised on its training rows, chosen on its validation rows, the same after a round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+import spin.sparsify.probe
+import spin.sparsify.solvers.l1_path
+from spin.labels.cross_validation import Fold, folds_of
+from spin.labels.label_space import Targets, Task
+from spin.labels.metrics import score
+from spin.settings import ProbeSettings
+from spin.sites import Column, Site
+from spin.sparsify.probe import Probe, _choose, balance, decide, describe, fit_probes, signs, standardisation
+from spin.sparsify.solvers.l1_path import LogisticPath
+from tests.spin.sparsify.test_l1_path import loop_violation
+
+COLUMN, OTHER = Column(Site(2, "ffn"), "mean"), Column(Site(2, "ffn"), "max")
+TASKS = {
+    "2": Task(("a", "b")),
+    "3": Task(("a", "b", "c")),
+    "lists of 2": Task(("a", "b"), multilabel=True),
+    "lists of 3": Task(("a", "b", "c"), multilabel=True),
+}
+Rows = tuple[NDArray[np.floating], Targets]
+
+
+def rows(seed: int, n: int, task: Task = TASKS["2"], dtype: type = np.float32, width: int = 20) -> Rows:
+    """Raw activations far from standardised, whose first neurons move with the class."""
+    draw = np.random.default_rng(seed)
+    y = np.arange(n) % len(task)
+    if task.multilabel:
+        y = draw.random((n, len(task))) < [0.5, 0.3, 0.2][: len(task)]
+    X = draw.normal(size=(n, width))
+    X[:, : len(task)] += 2.5 * task.indicator(y)
+    return (X * np.geomspace(0.1, 10, width) + np.linspace(-5, 5, width)).astype(dtype), y
+
+
+def joined(train: Rows, valid: Rows) -> tuple[NDArray[np.floating], Targets, Fold]:
+    """One table of both, and where they lie in it."""
+    numbers = np.arange(len(train[1]) + len(valid[1]))
+    fold = Fold(numbers[: len(train[1])], numbers[len(train[1]) :])
+    return np.concatenate([train[0], valid[0]]), np.concatenate([train[1], valid[1]]), fold
+
+
+def fit(train: Rows, valid: Rows, task: Task = TASKS["2"], **changed: object) -> Probe:
+    X, y, fold = joined(train, valid)
+    given = ProbeSettings(**changed)  # type: ignore[arg-type]
+    [probe] = fit_probes({COLUMN: X}, y, [fold], task, metric="macro_f1", settings=given)
+    return probe
+
+
+@pytest.mark.parametrize("kind", ["none", "balanced"])
+@pytest.mark.parametrize(("name", "heads"), [("2", 1), ("3", 3), ("lists of 2", 2), ("lists of 3", 3)])
+def test_classes_share_one_penalty(name: str, heads: int, kind: str) -> None:
+    """Two classes need one model, all others one each; all are optimal at one penalty of one grid, which works."""
+    task = TASKS[name]
+    train, valid = rows(0, 150, task), rows(1, 90, task)
+    if not task.multilabel:
+        train = train[0][10:], train[1][10:]  # unbalanced, if by little
+    probe = fit(train, valid, task, class_weights=kind)
+    assert probe.coef.shape == (heads, 20)
+    assert probe.intercept.shape == (heads,)
+    standard = ((train[0] - probe.mean) / probe.scale).astype(np.float32)
+    targets = signs(task.indicator(train[1]), task)
+    weights = balance(targets, kind)
+    problems = list(zip(targets, weights, strict=True))
+    assert probe.lam_max == pytest.approx(max(LogisticPath(standard, y, s).lam_max for y, s in problems))
+    steps = np.log(probe.lam / probe.lam_max) / np.log(1 / 30) * 9
+    assert steps == pytest.approx(round(steps), abs=1e-6)
+    violations = [
+        loop_violation(standard, y, s, w, b, probe.lam)
+        for (y, s), w, b in zip(problems, probe.coef, probe.intercept, strict=True)
+    ]
+    assert max(violations) <= 1e-2
+    assert probe.kkt == pytest.approx(max(violations), abs=1e-3)
+    assert probe.valid_score == score("macro_f1", valid[1], probe.predict(valid[0], task)) > 0.75
+    facts = {"lam": probe.lam, "lam_max": probe.lam_max, "kkt": probe.kkt, "valid_score": probe.valid_score}
+    neurons = int(probe.coef.any(0).sum())
+    assert describe(probe) == {"column": "ffn.02.mean", "neurons": neurons, **facts}
+
+
+def test_the_certificate_is_of_the_worst_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a solver that stops too early it says so: the largest violation of all classes, as a plain loop finds it."""
+    monkeypatch.setattr(spin.sparsify.solvers.l1_path, "TOLERANCE", 0.5)
+    task = TASKS["3"]
+    train, valid = rows(0, 150, task), rows(1, 90, task)
+    probe = fit(train, valid, task)
+    standard = ((train[0] - probe.mean) / probe.scale).astype(np.float32)
+    targets, s = signs(task.indicator(train[1]), task), np.full(150, 1 / 150, np.float32)
+    problems = zip(targets, probe.coef, probe.intercept, strict=True)
+    violations = [loop_violation(standard, y, s, w, b, probe.lam) for y, w, b in problems]
+    assert max(violations) > 0.05
+    assert max(violations) > min(violations) + 0.01
+    assert probe.kkt == pytest.approx(max(violations), abs=1e-3)
+
+
+def test_a_heavier_class_is_found_more_often() -> None:
+    """Balanced weights move the border towards the frequent class; the certificate is of the weighted problem."""
+    train, valid = rows(0, 300), rows(1, 200)
+    rare = np.concatenate([np.flatnonzero(train[1] == 0), np.flatnonzero(train[1] == 1)[:15]])
+    train = train[0][rare], train[1][rare]
+    plain, balanced = (fit(train, valid, class_weights=kind) for kind in ("none", "balanced"))
+    found = [(probe.predict(valid[0], TASKS["2"]) == 1).sum() for probe in (plain, balanced)]
+    assert found[1] > found[0]
+    assert max(plain.kkt, balanced.kkt) <= 1e-2
+
+
+def test_columns_fitted_together_are_fitted_alone() -> None:
+    """Each column of a call is what it is in a call of its own, and keeps its place and penalty."""
+    task = TASKS["3"]
+    X, y, fold = joined(rows(0, 150, task), rows(1, 90, task))
+    noise = np.random.default_rng(7).normal(size=X.shape).astype(np.float32)
+    given = ProbeSettings(max_extra=0)
+    activations = {COLUMN: X, OTHER: (X + 8 * noise).astype(np.float32)}
+    together = fit_probes(activations, y, [fold], task, metric="accuracy", settings=given)
+    assert [probe.column for probe in together] == [COLUMN, OTHER]
+    for probe, (column, values) in zip(together, activations.items(), strict=True):
+        [alone] = fit_probes({column: values}, y, [fold], task, metric="accuracy", settings=given)
+        np.testing.assert_array_equal(probe.coef, alone.coef)
+        assert (probe.lam, probe.lam_max, probe.valid_score) == (alone.lam, alone.lam_max, alone.valid_score)
+    assert together[0].lam != together[1].lam
+
+
+@pytest.mark.parametrize(("name", "kind"), [("2", "balanced"), ("3", "none"), ("lists of 3", "balanced")])
+def test_both_solvers_choose_the_same_probe(name: str, kind: str) -> None:
+    """One after another or in one batch, on one fold and on several: the same penalty, nearly the same weights."""
+    task = TASKS[name]
+    X, y, fold = joined(rows(0, 120, task), rows(1, 60, task))
+    several = folds_of(task, y, fold.train, fold.valid, seed=0)[:2]
+    given = ProbeSettings(class_weights=kind, penalties=6)  # type: ignore[arg-type]
+    activations = {COLUMN: X, OTHER: X[:, ::-1] ** 2}
+    for folds in ([fold], several):
+        found = [
+            fit_probes(activations, y, folds, task, metric="macro_f1", settings=given, device=device)
+            for device in ("cpu", "cpu:0")  # the plain name takes the solver that a CPU wants
+        ]
+        for here, there in zip(*found, strict=True):
+            assert here.lam == pytest.approx(there.lam, rel=1e-5)
+            assert here.valid_score == pytest.approx(there.valid_score, abs=0.02)
+            assert max(here.kkt, there.kkt) <= 1e-2
+            np.testing.assert_allclose(here.coef, there.coef, atol=5e-3)
+            values = activations[here.column]
+            np.testing.assert_allclose(here.decision(values), there.decision(values), atol=0.05)
+            assert len(here.folds) == len(there.folds) == (len(folds) if len(folds) > 1 else 0)
+
+
+# Targets
+
+
+def test_the_second_of_two_classes_is_the_positive_one() -> None:
+    """With one model, a positive logit means class 1; with three, the largest logit wins; of lists, the positive."""
+    assert decide(np.array([[-1.0], [2.0]]), TASKS["2"]).tolist() == [0, 1]
+    assert decide(np.array([[-1.0, -3.0, -2.0], [-5.0, -4.0, -3.0]]), TASKS["3"]).tolist() == [0, 2]
+    assert decide(np.array([[-1.0, 2.0], [1.0, 3.0]]), TASKS["lists of 2"]).tolist() == [[False, True], [True, True]]
+    has = np.eye(3, dtype=bool)
+    assert signs(has[[0, 1]][:, :2], TASKS["2"]).tolist() == [[-1, 1]]
+    assert signs(has[[0, 2]], TASKS["3"]).tolist() == [[1, -1], [-1, -1], [-1, 1]]
+    assert signs(has[[0, 1]][:, :2], TASKS["lists of 2"]).tolist() == [[1, -1], [-1, 1]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_balanced_sides_weigh_half_each(has: list[list[bool]]) -> None:
+    """Row by row: half over the rows of its side, or all over the rows where there is one side only."""
+    targets = np.where(np.array(has), 1, -1).astype(np.float32)
+    for mine, found in zip(targets, balance(targets, "balanced"), strict=True):
+        sides = len(set(mine.tolist()))
+        assert found.tolist() == pytest.approx([1 / sides / mine.tolist().count(t) for t in mine.tolist()])
+    assert balance(targets, "none").tolist() == [pytest.approx([0.2] * 5)] * len(has)
+
+
+# Standardisation
+
+
+def test_standardisation_sees_training_rows_only() -> None:
+    """Mean and scale are the training rows', whatever the validation rows hold; decision applies both."""
+    train, valid = rows(0, 120), rows(1, 60)
+    probe = fit(train, valid)
+    np.testing.assert_allclose(probe.mean, train[0].mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(probe.scale, train[0].std(0), rtol=1e-4)
+    moved = fit(train, (valid[0] * 3 + 100, valid[1]))
+    np.testing.assert_array_equal(probe.mean, moved.mean)
+    np.testing.assert_array_equal(probe.scale, moved.scale)
+    by_hand = ((valid[0] - train[0].mean(0)) / train[0].std(0)) @ probe.coef[0] + probe.intercept[0]
+    np.testing.assert_allclose(probe.decision(valid[0])[:, 0], by_hand, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_neuron_that_never_varies_is_left_out(dtype: type) -> None:
+    """It gives no NaN and takes no weight, in validation too, where it does vary."""
+    train, valid = rows(0, 120, dtype=dtype), rows(1, 60, dtype=dtype)
+    train[0][:, [3, 4]] = [0.0, 301.3]
+    probe = fit(train, valid)
+    assert not probe.coef[:, [3, 4]].any()
+    assert probe.scale[[3, 4]].tolist() == [1, 1]
+    assert np.isfinite(probe.decision(valid[0])).all()
+    assert probe.valid_score > 0.8
+
+
+def test_a_silent_layer_gives_a_probe_without_neurons() -> None:
+    """Where no neuron varies but for rounding, as at the embedded [CLS] token, the probe is finite and empty."""
+    (values, y), noise = rows(0, 60, TASKS["3"]), np.random.default_rng(0).normal(size=(60, 20))
+    for constant, rounding in [(0.0, 0), (0.1, 0), (-301.3, 0), (0.5, 1e-7), (301.3, 1e-5)]:
+        values[:] = constant + rounding * noise
+        probe = fit((values, y), (values, y), TASKS["3"])  # validation on its own noise would reward it
+        assert not probe.coef.any()
+        assert not probe.importance.any()
+        assert np.isfinite([probe.lam, probe.lam_max, probe.kkt, *probe.intercept]).all()
+
+
+def test_float16_activations_work() -> None:
+    """Stored as float16, activations give nearly the probe that they give as float32, even when they are large."""
+    task = TASKS["3"]
+    train, valid = rows(0, 400, task), rows(1, 90, task)
+    for of in (train, valid):
+        of[0][:, 19] += 20000  # a sum of 400 such values leaves float16's range
+    stored = [(X.astype(np.float16), y) for X, y in (train, valid)]
+    half, full = fit(*stored, task), fit(*((X.astype(np.float32), y) for X, y in stored), task)
+    np.testing.assert_allclose(half.mean, full.mean, rtol=1e-5)
+    np.testing.assert_allclose(half.coef, full.coef, atol=1e-4)
+    assert np.isfinite(half.coef).all()
+    assert half.valid_score > 0.8
+
+
+def test_standardisation_of_a_huge_constant_is_exact() -> None:
+    """A deviation that is rounding noise counts as none."""
+    mean, scale = standardisation(np.full((1000, 1), 12345.678, np.float32))
+    assert scale.tolist() == [1]
+    assert mean[0] == np.float32(12345.678)
+
+
+# The choice of the penalty
+
+
+@pytest.mark.parametrize(
+    ("scores", "tried", "chosen"),
+    [
+        ([0.1, 0.5, 0.4, 0.4, 9, 9], 4, 1),  # the last of the path did not improve: no more
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 6, 5),  # improving all along: to the last extra
+        ([0.1, 0.2, 0.3, 0.4, 0.4, 9], 5, 3),  # a tie is no improvement and keeps the larger penalty
+        ([0.5, 0.1, 0.1, 0.6, 0.2, 9], 5, 3),
+    ],
+)
+def test_path_goes_on_only_while_validation_improves(
+    monkeypatch: pytest.MonkeyPatch, scores: list[float], tried: int, chosen: int
+) -> None:
+    """After lam_max, which has no neuron to score, four penalties and two extra ones: the score says how far."""
+    seen: list[float] = []
+    script: Iterator[float] = iter(scores)
+
+    def scripted(metric: str, true: object, predicted: object) -> float:
+        seen.append(next(script))
+        return seen[-1]
+
+    monkeypatch.setattr(spin.sparsify.probe, "score", scripted)
+    probe = fit(rows(0, 60), rows(1, 30), penalties=5, max_extra=2, min_ratio=0.1)
+    assert len(seen) == tried
+    assert probe.lam == pytest.approx(probe.lam_max * 0.1 ** ((chosen + 1) / 4))
+    assert probe.valid_score == scores[chosen]
+
+
+def test_neurons_are_kept_even_where_guessing_is_better() -> None:
+    """A layer that misleads on the validation rows gives its neurons nonetheless, at the penalty that harms least."""
+    X, y = rows(0, 120)
+    rare = np.concatenate([np.flatnonzero(y == 0), np.flatnonzero(y == 1)[:8]])
+    probe = fit((X[rare], y[rare]), (X, 1 - y))
+    assert probe.coef.any()
+    assert probe.lam < probe.lam_max
+    assert 0 <= probe.valid_score < 0.5
+
+
+@pytest.mark.parametrize("name", ["2", "3", "lists of 3"])
+def test_several_folds_choose_the_smallest_share_near_the_best(name: str) -> None:
+    """Of a grid of scikit-learn's own fits, within one standard error of the best mean; then it is fitted on all rows.
+
+    Every fold's probe is at the same share of its own lam_max.
+    """
+    task = TASKS[name]
+    X, y = rows(7, 90, task, width=60)
+    X[:, :3] += 20 * np.random.default_rng(0).normal(size=(90, 3)) * np.geomspace(0.1, 10, 60)[:3] / 6
+    folds = folds_of(task, y, np.arange(60), np.arange(60, 90), seed=0)[:4]
+    given = ProbeSettings(penalties=6, max_extra=0)
+    [probe] = fit_probes({COLUMN: X}, y, folds, task, metric="accuracy", settings=given)
+    found = np.full((len(folds), 6), -1.0)  # no neuron at lam_max
+    for scores, fold in zip(found, folds, strict=True):
+        Z, heads = (X - X[fold.train].mean(0)) / X[fold.train].std(0), signs(task.indicator(y), task)
+        lam_max = max(np.abs(Z[fold.train].T @ ((h - h.mean()) / 2)).max() for h in heads[:, fold.train])
+        for at, ratio in enumerate(30 ** -(np.arange(6) / 5)):
+            if at == 0:
+                continue
+            logits = np.stack([plain_scores(Z, h, fold.train, ratio * lam_max) for h in heads], axis=1)[fold.valid]
+            if task.multilabel:
+                right = ((logits > 0) == y[fold.valid]).all(1)
+            else:
+                right = (logits.argmax(1) if len(heads) > 1 else logits[:, 0] > 0) == y[fold.valid]
+            scores[at] = right.mean()
+    means = found.mean(0)
+    behind = found[:, [means.argmax()]] - found
+    error = behind.std(0, ddof=1) * np.sqrt(1 / len(folds) + len(folds[0].valid) / len(folds[0].train))
+    chosen = max(at for at in range(1, 6) if behind[:, at].mean() <= error[at])
+    assert 1 <= chosen <= 4, "or the test would not see a choice"
+    assert probe.lam / probe.lam_max == pytest.approx(30 ** -(chosen / 5))
+    assert probe.valid_score == pytest.approx(means[chosen], abs=0.006)
+    assert len(probe.folds) == len(folds)
+    np.testing.assert_allclose(probe.mean, X.mean(0), rtol=1e-4, atol=1e-5)
+    for part, fold in zip(probe.folds, folds, strict=True):
+        assert part.lam / part.lam_max == pytest.approx(30 ** -(chosen / 5))
+        np.testing.assert_allclose(part.mean, X[fold.train].mean(0), rtol=1e-4, atol=1e-5)
+    assert probe.kkt <= 1e-2
+    assert max(part.kkt for part in probe.folds) <= 1e-2
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([-1.0, 0.5, 0.6, 0.62, 0.7]), min_size=4, max_size=4), min_size=2, max_size=5
+    ).map(np.array)
+)
+def test_near_the_best_equals_a_plain_loop(scores: NDArray[np.floating]) -> None:
+    """The last penalty whose mean score is within one standard error of the best, and that has neurons in some fold."""
+    count = len(scores)
+    folds = [Fold(np.arange(80), np.arange(80, 100))] * count
+    means = [sum(column) / count for column in scores.T]
+    best = means.index(max(means))
+    expected = best
+    for at in range(4):
+        behind = [float(row[best] - row[at]) for row in scores]
+        variance = sum((b - sum(behind) / count) ** 2 for b in behind) / (count - 1)
+        border = (variance * (1 / count + 20 / 80)) ** 0.5 - sum(behind) / count
+        assume(abs(border) > 1e-9 or at == best)
+        if at == best or (border > 0 and means[at] > -1):
+            expected = max(expected, at)
+    assert _choose(scores[..., None], folds).tolist() == [expected]
+
+
+def plain_scores(Z: NDArray[np.floating], signs: NDArray[np.floating], train: NDArray[np.int64], lam: float) -> object:
+    """The scores (n,) of scikit-learn's L1 logistic regression, `lam` in units of the summed loss."""
+    model = LogisticRegression(C=1 / lam, l1_ratio=1, solver="liblinear", intercept_scaling=1000, tol=1e-6)
+    return model.fit(Z[train], signs[train]).decision_function(Z)
+
+
+def test_a_folds_probe_has_not_seen_its_validation_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the values and labels that judge it, its weights and scaler are the same; those of others are not."""
+    monkeypatch.setattr(spin.sparsify.probe, "score", lambda *_: 1.0)  # the choice of the penalty is of all rows
+    task = TASKS["3"]
+    X, y = rows(0, 90, task)
+    folds = folds_of(task, y, np.arange(60), np.arange(60, 90), seed=0)[:3]
+    given = ProbeSettings(penalties=4, max_extra=0)
+
+    def probe() -> Probe:
+        [found] = fit_probes({COLUMN: X}, y, folds, task, metric="accuracy", settings=given)
+        return found
+
+    before = probe()
+    X[folds[1].valid] = X[folds[1].valid] * -3 + 100
+    y[folds[1].valid] = 2 - y[folds[1].valid]
+    after = probe()
+    for name in ("coef", "intercept", "mean", "scale", "lam", "lam_max"):
+        np.testing.assert_array_equal(getattr(after.of_fold(1), name), getattr(before.of_fold(1), name))
+        assert np.any(getattr(after.of_fold(0), name) != getattr(before.of_fold(0), name))
+    assert not np.array_equal(after.mean, before.mean)
+
+
+def test_one_fold_is_the_probe_itself() -> None:
+    """Where validation rows of their own chose, no other probe stands for a fold."""
+    probe = fit(rows(0, 60), rows(1, 30))
+    assert probe.folds == ()
+    assert probe.of_fold(0) is probe
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.integers(0, 1000),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.integers(0, 3),
+)
+def test_bytes_round_trip(heads: int, width: int, seed: int, fact: float, folds: int) -> None:
+    """A probe of any shape comes back bit for bit, its facts and the probes of its folds too."""
+    draw = np.random.default_rng(seed)
+
+    def one(number: int) -> Probe:
+        shapes = [(heads, width), heads, width, width]
+        coef, intercept, mean, scale = (draw.normal(size=shape).astype(np.float32) for shape in shapes)
+        return Probe(COLUMN, coef, intercept, mean, scale, fact, 0.25 + number, 1e-3, 0.5)
+
+    probe = replace(one(0), folds=tuple(one(number + 1) for number in range(folds)))
+    back = Probe.from_bytes(probe.to_bytes())
+    assert len(back.folds) == folds
+    for number, (mine, its) in enumerate(zip((back, *back.folds), (probe, *probe.folds), strict=True)):
+        for name in ("coef", "intercept", "mean", "scale"):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(its, name))
+            assert getattr(mine, name).dtype == np.float32
+        assert (mine.column, mine.lam, mine.lam_max) == (COLUMN, fact, 0.25 + number)
+        assert (mine.kkt, mine.valid_score) == (1e-3, 0.5)

