@@ -27,10 +27,10 @@ from rich.console import Console
 
 from infra.nodes import Nodes
 from jobs.quickstart import BACKBONE, read_tweets
-from pipelines.nightly.classify import day_of
+from pipelines.nightly.classify import parse_date
 from pipelines.nightly.publish import read_manifest, read_predictions
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Ledger
+from pipelines.storage.shard_log import ShardLog
 from pipelines.workers.job_client import JobServer
 
 TRAIN, NIGHT = 2_000, 3_000
@@ -80,16 +80,16 @@ class Demo:
         """A night in whose middle a node is lost; its manifest."""
         places = ("--input", f"{self.base}/inbox/", "--output", f"{self.base}/nights")
         self.spin("submit", "classify", "settings.yaml", *places, "--detach")
-        server, job = JobServer(self.nodes.address), f"classify-tweets-{day_of(None)}"
-        ledger = Ledger(Store(f"{self.base}/nights/_runs/{day_of(None)}-001"))
+        server, job = JobServer(self.nodes.address), f"classify-tweets-{parse_date(None)}"
+        shard_log = ShardLog(Store(f"{self.base}/nights/_runs/{parse_date(None)}-001"))
         done: set[str] = set()
         working: set[str] = set()
         while len(done) < _BEFORE_THE_LOSS or len(working) < self.nodes.workers:
             if server.job(job).over:
                 sys.exit(f"{job} is over, and no node was lost in its middle:\n{server.logs(job)}")
             time.sleep(0.2)
-            working = {*ledger.begun()} - {*ledger.committed()}
-            done = {*ledger.committed()}
+            working = {*shard_log.begun()} - {*shard_log.committed()}
+            done = {*shard_log.committed()}
         self.nodes.lose(self.nodes.last)
         out.print(f"          a node is gone: {len(done)} shards were done, {len(working)} begun")
         self.spin("logs", job, "--follow")

@@ -227,7 +227,7 @@ def export(
     check(folder, format)
     with opened(model, load_settings(settings, set) if settings is not None else None) as spin:
         files = write(spin, folder, format)
-        size = f"{len(spin.integration.selection):,} neurons of {spin.depth} blocks"
+        size = f"{len(spin.fitted.selection):,} neurons of {spin.depth} blocks"
     terminal.say(f"wrote {folder}: {', '.join(files)}; {size}")
 
 

@@ -32,7 +32,7 @@ def submit(
     env: Annotated[list[str], typer.Option(metavar="NAME[=VALUE]", help="passed on too; never a credential")] = [],  # noqa: B006
 ) -> None:
     """Run a command on a cluster, show what it prints and leave with its exit status."""
-    from pipelines.nightly.classify import day_of
+    from pipelines.nightly.classify import parse_date
     from pipelines.workers.job_client import JobServer, environment
 
     given = _parse(ctx, command)
@@ -41,7 +41,7 @@ def submit(
     passed = environment(env)
     _check_places(settings, given, command, passed)
     options = [*ctx.args, "--set", "ray.address=auto"]
-    day = day_of(given.get("date"))
+    day = parse_date(given.get("date"))
     if command == "classify" and given["date"] is None:
         options += ["--date", day]  # the day on which it is submitted, not that on which it starts
     server = JobServer(address)

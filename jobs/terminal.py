@@ -14,7 +14,7 @@ from rich.text import Text
 from spin.monitor.agreement import disagreements
 from spin.pages.explanation import Explanation, stretches
 from spin.pages.explanation_page import Drivers
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
 _BEGINNING = 80
 """characters shown of a training document"""
@@ -194,7 +194,7 @@ def neurons(rows: Sequence[dict[str, Any]], drivers: Drivers, count: int) -> Non
     table.add_column("speaks for", max_width=20, overflow="fold")
     table.add_column("highest on", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
-        best = next(iter(drivers.get((Column.parse(row["column"]), row["neuron"]), ())), None)
+        best = next(iter(drivers.get((FeatureColumn.parse(row["column"]), row["neuron"]), ())), None)
         text = "–" if best is None else f"{best.value:+.1f} σ  {' '.join(best.text.split())[:_BEGINNING]}"
         figures = f"{100 * row['importance']:.1f} %", f"{row['slope']:+.3f}"
         table.add_row(f"{row['column']}[{row['neuron']}]", *figures, escape(row["class"]), escape(text))

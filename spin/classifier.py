@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.activations.encoder import Group, divide
+from spin.activations.encoder import BlockSegment, divide
 from spin.activations.engine import CALIBRATED, Engine, open_engine
 from spin.activations.extract import Features, Progress, extract, read
 from spin.backbone.flops import relative_compute
@@ -19,10 +19,10 @@ from spin.errors import UserError
 from spin.fit import learn
 from spin.heads import persistence
 from spin.heads.decision import Decision
-from spin.heads.early_exit import leaving
-from spin.heads.fitted import Integrated, Integration
-from spin.labels.label_space import Label, Task
-from spin.labels.splits import rows_of, split_of
+from spin.heads.early_exit import should_exit
+from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.labels.label_space import Label, LabelSpace
+from spin.labels.splits import assign_split, rows_in_split
 from spin.pages.explanation import Explanation, explain
 from spin.settings import (
     METRICS,
@@ -34,7 +34,7 @@ from spin.settings import (
     ProbeSettings,
     SearchSettings,
 )
-from spin.sites import Column, choose_sites
+from spin.sites import FeatureColumn, choose_sites
 
 
 class SpinClassifier:
@@ -73,8 +73,8 @@ class SpinClassifier:
         self.calibration: tuple[str, ...] = ()
         """texts by which int8 is scaled"""
         self.backbone_digest: str | None = None
-        self._task: Task | None = None
-        self._integrated: Integrated | None = None
+        self._task: LabelSpace | None = None
+        self._integrated: TrainingResult | None = None
         self._backbone: Backbone | None = None
         self._engine: Engine | None = None
 
@@ -83,8 +83,8 @@ class SpinClassifier:
         cls,
         settings: BackboneSettings,
         digest: str,
-        task: Task,
-        integrated: Integrated,
+        label_space: LabelSpace,
+        training_result: TrainingResult,
         metric: str,
         *,
         backbone: Backbone | None = None,
@@ -97,9 +97,9 @@ class SpinClassifier:
         Raises UserError for a decision that does not fit the classes.
         """
         spin = cls(settings, metric=metric, choose=choose, decision=decision, early=early)
-        Decision.of(task, spin.decision)
-        spin._task, spin.backbone_digest = task, digest
-        spin._integrated, spin._backbone = integrated, backbone
+        Decision.of(label_space, spin.decision)
+        spin._task, spin.backbone_digest = label_space, digest
+        spin._integrated, spin._backbone = training_result, backbone
         return spin
 
     def fit(self, texts: Sequence[str], labels: Sequence[Label], *, valid_fraction: float = 0.15) -> SpinClassifier:
@@ -110,20 +110,20 @@ class SpinClassifier:
         """
         if len(texts) != len(labels):
             raise UserError(f"fit: found {len(texts)} texts and {len(labels)} labels; expected as many of both")
-        splits = [split_of(str(row), self.seed, valid_fraction, 0.0) for row in range(len(texts))]
+        splits = [assign_split(str(row), self.seed, valid_fraction, 0.0) for row in range(len(texts))]
         given = [label if isinstance(label, (list, tuple, set)) else str(label) for label in labels]
-        task = Task.of(given, splits)
-        Decision.of(task, self.decision)
+        label_space = LabelSpace.of(given, splits)
+        Decision.of(label_space, self.decision)
         backbone = load_backbone(self.settings)
-        columns = columns_of(backbone, self.sites, self.poolings)
+        columns = feature_columns(backbone, self.sites, self.poolings)
         features = extract(backbone, _checked(texts), columns).columns
         self.calibration = tuple(texts[:CALIBRATED])
         _, self._integrated = learn(
             features,
-            task,
-            task.index(given),
-            rows_of(splits, "train"),
-            rows_of(splits, "valid"),
+            label_space,
+            label_space.index(given),
+            rows_in_split(splits, "train"),
+            rows_in_split(splits, "valid"),
             flops=relative_compute(backbone),
             metric=self.metric,
             probe=self.probe,
@@ -132,32 +132,37 @@ class SpinClassifier:
             seed=self.seed,
             device=backbone.device.type,
         )
-        self._task, self.backbone_digest, self.backbone = task, backbone.digest, backbone
+        self._task, self.backbone_digest, self.backbone = label_space, backbone.digest, backbone
         return self
 
     @property
-    def task(self) -> Task:
+    def label_space(self) -> LabelSpace:
         """The classes. Raises UserError before `fit`."""
         if self._task is None:
             raise UserError("the classifier is not fitted; call fit(texts, labels) or load a directory")
         return self._task
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the K classes, in the order of logits and probabilities."""
-        return self.task.classes
+    def task(self) -> LabelSpace:
+        """The label space under the name by which versions registered before 0.2 ask for it; removed in 0.4."""
+        return self.label_space
 
     @property
-    def integrated(self) -> Integrated:
+    def classes(self) -> tuple[str, ...]:
+        """The names of the K classes, in the order of logits and probabilities."""
+        return self.label_space.classes
+
+    @property
+    def training_result(self) -> TrainingResult:
         """All that training gave: the three classifiers and the frontier. Raises UserError before `fit`."""
-        _ = self.task
+        _ = self.label_space
         assert self._integrated is not None
         return self._integrated
 
     @property
-    def integration(self) -> Integration:
+    def fitted(self) -> FittedClassifier:
         """The chosen neurons and their head. Raises UserError before `fit`."""
-        return self.integrated.choices[self.choose]
+        return self.training_result.choices[self.choose]
 
     @property
     def backbone(self) -> Backbone:
@@ -183,22 +188,22 @@ class SpinClassifier:
                 raise UserError(
                     "backbone.dtype int8 is scaled by texts, and there are none; set `calibration` to some hundred"
                 )
-            self._engine = open_engine(self.backbone, self._groups(), calibration=self.calibration)
+            self._engine = open_engine(self.backbone, self._segments(), calibration=self.calibration)
         return self._engine
 
     @property
-    def leaves(self) -> bool:
+    def exits_early(self) -> bool:
         """Whether documents may leave before the last block that is needed."""
-        return self.early and len(self.integration.exits) > 0
+        return self.early and len(self.fitted.exits) > 0
 
-    def _groups(self) -> list[Group]:
-        chosen = self.integration
-        return divide(chosen.selection.neurons, [taken.depth for taken in chosen.exits] if self.leaves else [])
+    def _segments(self) -> list[BlockSegment]:
+        chosen = self.fitted
+        return divide(chosen.selection.neurons, [taken.depth for taken in chosen.exits] if self.exits_early else [])
 
     @property
     def depth(self) -> int:
         """Blocks of the backbone that run."""
-        return self.integration.selection.depth
+        return self.fitted.selection.depth
 
     def features(
         self,
@@ -207,23 +212,25 @@ class SpinClassifier:
         progress: Progress = lambda documents: None,
     ) -> Features:
         """The pooled activations of the selected neurons, as far as each text goes."""
-        return read(self.engine, _checked(texts), stay=self._stay if self.leaves else None, progress=progress)
+        return read(
+            self.engine, _checked(texts), keep_mask=self._keep_mask if self.exits_early else None, progress=progress
+        )
 
-    def _stay(self, index: int, values: NDArray[np.floating]) -> NDArray[np.bool_]:
+    def _keep_mask(self, index: int, values: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Which documents go on after an exit."""
-        decision, taken = Decision.of(self.task, self.decision), self.integration.exits[index]
-        return ~leaving(self.task, decision, taken.threshold, self.integration.at(index).logits(values))
+        decision, taken = Decision.of(self.label_space, self.decision), self.fitted.exits[index]
+        return ~should_exit(self.label_space, decision, taken.threshold, self.fitted.at(index).logits(values))
 
     def predict_logits(
         self, texts: Sequence[str], *, progress: Progress = lambda documents: None
     ) -> NDArray[np.floating]:
         """(n, K) calibrated logits, classes in the order of `classes`."""
         found = self.features(texts, progress=progress)
-        return self.integration.answer(found.values, found.depth)
+        return self.fitted.answer(found.values, found.depth)
 
     def predict_proba(self, texts: Sequence[str]) -> NDArray[np.floating]:
         """(n, K) calibrated probabilities: each row sums to 1, or in a multi-label task each class is by itself."""
-        return self.task.probabilities(self.predict_logits(texts))
+        return self.label_space.probabilities(self.predict_logits(texts))
 
     def predict(self, texts: Sequence[str]) -> list[Label | None]:
         """n labels by the thresholds of `decision`, None where it abstains."""
@@ -231,17 +238,17 @@ class SpinClassifier:
 
     def labels(self, probabilities: NDArray[np.floating]) -> list[Label | None]:
         """n labels of probabilities (n, K)."""
-        y, near = Decision.of(self.task, self.decision).labels(probabilities)
-        return [None if close else name for name, close in zip(self.task.names(y), near, strict=True)]
+        y, near = Decision.of(self.label_space, self.decision).labels(probabilities)
+        return [None if close else name for name, close in zip(self.label_space.names(y), near, strict=True)]
 
     def explain(self, text: str) -> Explanation:
         """The logits of one text, divided among neurons and among words: those of the exit at which it leaves."""
         [text] = _checked([text])
         found = self.features([text])
-        depths = [taken.depth for taken in self.integration.exits]
+        depths = [taken.depth for taken in self.fitted.exits]
         at = len(depths) if found.depth is None or found.depth[0] not in depths else depths.index(found.depth[0])
-        part = self.integration.at(at)
-        return explain(self.backbone, part, self.task, text, found.values[0, : len(part.selection)])
+        part = self.fitted.at(at)
+        return explain(self.backbone, part, self.label_space, text, found.values[0, : len(part.selection)])
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; no pickle, and not the backbone."""
@@ -254,12 +261,12 @@ class SpinClassifier:
         """What `save` writes, by name."""
         facts = {
             "classes": self.classes,
-            "multilabel": self.task.multilabel,
+            "multilabel": self.label_space.multilabel,
             "backbone": {**_elsewhere(self.settings), "digest": self.backbone_digest},
             "metric": self.metric,
             "decision": self.decision.model_dump(),
         }
-        return persistence.save(self.integrated, facts)
+        return persistence.save(self.training_result, facts)
 
     @classmethod
     def load(
@@ -276,7 +283,7 @@ class SpinClassifier:
         `choose` takes another of its three classifiers, `decision` other thresholds than it was saved with. Raises
         UserError for an artifact that is not whole, or of another format.
         """
-        integrated, config = persistence.load(Path(folder))
+        training_result, config = persistence.load(Path(folder))
         try:
             kept = dict(config["backbone"])
             digest = kept.pop("digest")
@@ -285,22 +292,29 @@ class SpinClassifier:
             if backbone is not None:  # what decides the activations stays as it was in training
                 trained = {name: getattr(settings, name) for name in ("max_tokens", "pool_special_tokens")}
                 settings = backbone.model_copy(update=trained)
-            task = Task(tuple(config["classes"]), config["multilabel"])
+            label_space = LabelSpace(tuple(config["classes"]), config["multilabel"])
             decision = decision or DecisionSettings.model_validate(config["decision"])
             return cls.assemble(
-                settings, digest, task, integrated, config["metric"], choose=choose, decision=decision, early=early
+                settings,
+                digest,
+                label_space,
+                training_result,
+                config["metric"],
+                choose=choose,
+                decision=decision,
+                early=early,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder} is not a whole classifier: {' '.join(str(error).split())}") from None
 
 
-def columns_of(backbone: Backbone, sites: Sequence[str], poolings: Sequence[str] | None) -> list[Column]:
+def feature_columns(backbone: Backbone, sites: Sequence[str], poolings: Sequence[str] | None) -> list[FeatureColumn]:
     """Every site.pooling that settings ask for, in order."""
     chosen = poolings or DEFAULT_POOLINGS[backbone.causal]
     unknown = sorted(set(chosen) - set(POOLINGS))
     if unknown:
         raise UserError(f"pooling '{unknown[0]}': expected some of {', '.join(POOLINGS)}")
-    return [Column(site, pooling) for site in choose_sites(sites, backbone.sites) for pooling in chosen]
+    return [FeatureColumn(site, pooling) for site in choose_sites(sites, backbone.sites) for pooling in chosen]
 
 
 def _elsewhere(settings: BackboneSettings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from spin.activations.encoder import Reader, divide
+from spin.activations.encoder import NeuronEncoder, divide
 from spin.arrays import Floats
 from spin.backbone.hub import quiet
 from spin.backbone.loading import load_backbone
@@ -25,7 +25,7 @@ from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.heads.decision import Decision
-from spin.heads.fitted import Integration
+from spin.heads.fitted import FittedClassifier
 from spin.heads.mlp_head import MlpHead
 
 NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
@@ -53,7 +53,7 @@ def export(spin: SpinClassifier, folder: str | Path, kind: str) -> list[str]:
     plain = {"dtype": "float32", "engine": "torch", "device": "cpu"}
     backbone = load_backbone(spin.settings.model_copy(update=plain), expect_digest=spin.backbone_digest)
     backbone.cut(spin.depth)
-    scorer = Scorer(backbone, spin.integration, spin.task.multilabel).eval()
+    scorer = Scorer(backbone, spin.fitted, spin.label_space.multilabel).eval()
     tokenizer = _tokenizer(backbone)
     there = folder.is_dir()  # it may be a mount, which nothing can take the place of
     with tempfile.TemporaryDirectory(dir=folder if there else folder.parent) as scratch:
@@ -93,11 +93,11 @@ def check(folder: Path, kind: str) -> None:
 class Scorer(nn.Module):
     """From token ids and mask (B, T) to calibrated scores (B, K): the cut backbone, the chosen neurons, their head."""
 
-    def __init__(self, backbone: Backbone, integration: Integration, multilabel: bool) -> None:
+    def __init__(self, backbone: Backbone, fitted: FittedClassifier, multilabel: bool) -> None:
         super().__init__()
-        self.multilabel, head = multilabel, integration.head
-        self.reader = Reader(backbone, divide(integration.selection.neurons, [])[0])
-        self.mean, self.scale = _constant(integration.mean), _constant(integration.scale)
+        self.multilabel, head = multilabel, fitted.head
+        self.encoder = NeuronEncoder(backbone, divide(fitted.selection.neurons, [])[0])
+        self.mean, self.scale = _constant(fitted.mean), _constant(fitted.scale)
         self.inner = self.outer = None
         if isinstance(head, MlpHead):
             self.inner, self.outer = _layer(head.inner, head.inner_bias), _layer(head.outer)
@@ -109,7 +109,7 @@ class Scorer(nn.Module):
         # a text of no tokens still needs one to read
         first = torch.arange(input_ids.shape[1], device=input_ids.device) < 1
         seen = seen | (first & ~seen.any(1, keepdim=True))
-        x = (self.reader(input_ids, seen)[0] - self.mean) / self.scale
+        x = (self.encoder(input_ids, seen)[0] - self.mean) / self.scale
         logits: Tensor = self.linear(x)
         if self.inner is not None and self.outer is not None:
             logits = logits + self.outer(torch.tanh(self.inner(x)))
@@ -147,7 +147,7 @@ def _write_onnx(scorer: Scorer, folder: Path) -> Run:
         warnings.simplefilter("ignore")  # of tracing, about what is constant in it
         torch.onnx.export(
             scorer,
-            scorer.reader.example(),
+            scorer.encoder.example(),
             path,
             input_names=list(INPUTS),
             output_names=[OUTPUT],
@@ -165,7 +165,7 @@ def _write_openvino(scorer: Scorer, folder: Path) -> Run:
     from spin.activations.openvino_engine import to_graph
 
     path = str(folder / "model.xml")
-    graph = to_graph(scorer.reader, scorer)
+    graph = to_graph(scorer.encoder, scorer)
     for parameter, name in zip(graph.get_parameters(), INPUTS, strict=True):
         parameter.set_element_type(openvino.Type.i64)
         parameter.set_partial_shape(openvino.PartialShape([-1, -1]))
@@ -179,7 +179,7 @@ def _write_openvino(scorer: Scorer, folder: Path) -> Run:
 
 def _compare(scorer: Scorer, tokenizer: Any, run: Run, kind: str) -> None:
     """Raise UserError where tokens or scores of some texts, the longest as long as any may be, are not torch's."""
-    backbone = scorer.reader.backbone
+    backbone = scorer.encoder.backbone
     texts = [*_TRIED[:-1], _TRIED[-1] * backbone.max_tokens]
     ids, mask = backbone.batch(backbone.tokenize(texts).ids)
     found_ids, found_mask = encode(tokenizer, texts)
@@ -207,11 +207,11 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDA
 
 def _config(spin: SpinClassifier, backbone: Backbone, kind: str) -> dict[str, Any]:
     """What a reader of scores needs to know, and what they were made from."""
-    decision, selection = Decision.of(spin.task, spin.decision), spin.integration.selection
+    decision, selection = Decision.of(spin.label_space, spin.decision), spin.fitted.selection
     return {
         "format": kind,
         "classes": spin.classes,
-        "multilabel": spin.task.multilabel,
+        "multilabel": spin.label_space.multilabel,
         "thresholds": decision.thresholds.tolist(),
         "abstain": decision.abstain,
         "max_tokens": backbone.max_tokens,

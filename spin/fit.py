@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from spin.arrays import Floats, Rows
-from spin.heads.fitted import Integrated
+from spin.heads.fitted import TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.integrate import integrate
-from spin.labels.cross_validation import folds_of
-from spin.labels.label_space import Targets, Task
+from spin.labels.cross_validation import make_folds
+from spin.labels.label_space import LabelSpace, Targets
 from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
-from spin.sites import Column, Site
+from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, fit_probes
 
 
 def learn(
-    features: Mapping[Column, Floats],
-    task: Task,
+    features: Mapping[FeatureColumn, Floats],
+    label_space: LabelSpace,
     y: Targets,
     train: Rows,
     valid: Rows,
@@ -31,35 +31,35 @@ def learn(
     cascade: CascadeSettings | None = None,
     seed: int = 0,
     device: str = "cpu",
-) -> tuple[list[Probe], Integrated]:
+) -> tuple[list[Probe], TrainingResult]:
     """The probes of pooled activations (n, width) a column, and the classifiers that come of them.
 
     `y` are the targets of all n rows; rows that are neither in `train` nor in `valid` are not looked at.
     """
     probe, search = probe or ProbeSettings(), search or SearchSettings()
-    folds = folds_of(task, y, train, valid, seed)
+    folds = make_folds(label_space, y, train, valid, seed)
     probes = [
         fitted
         for columns in by_site(list(features)).values()
         for fitted in fit_probes(
-            {c: features[c] for c in columns}, y, folds, task, metric=metric, settings=probe, device=device
+            {c: features[c] for c in columns}, y, folds, label_space, metric=metric, settings=probe, device=device
         )
     ]
 
     def read(selection: Selection, rows: Rows) -> Floats:
         return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
 
-    integrated = integrate(
-        probes, read, y, folds, task,
+    training_result = integrate(
+        probes, read, y, folds, label_space,
         metric=metric, settings=search, cascade=cascade, class_weights=probe.class_weights, flops=flops,
         device=device, seed=seed,
     )  # fmt: skip
-    return probes, integrated
+    return probes, training_result
 
 
-def by_site(columns: Sequence[Column]) -> dict[Site, list[Column]]:
+def by_site(columns: Sequence[FeatureColumn]) -> dict[Site, list[FeatureColumn]]:
     """The columns of each site: poolings of one width, whose paths can be walked together."""
-    found: dict[Site, list[Column]] = {}
+    found: dict[Site, list[FeatureColumn]] = {}
     for column in columns:
         found.setdefault(column.site, []).append(column)
     return found

@@ -14,7 +14,7 @@ from spin.labels.label_space import Label
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Of n documents, K classes and p selected neurons."""
 
     features: Features
@@ -30,12 +30,12 @@ class Answers:
     """the probability of each label; the largest where that is a list or none"""
 
     @classmethod
-    def of(cls, spin: SpinClassifier, pieces: Sequence[Features]) -> Answers:
+    def of(cls, spin: SpinClassifier, pieces: Sequence[Features]) -> Predictions:
         """From the features of the documents, in pieces of any size; of no pieces there are no documents."""
         features = _together(pieces or [spin.features([])])
         values = features.values
-        logits = spin.integration.answer(values, features.depth)
-        scores = spin.task.probabilities(logits)
+        logits = spin.fitted.answer(values, features.depth)
+        scores = spin.label_space.probabilities(logits)
         labels = spin.labels(scores)
         at = {name: k for k, name in enumerate(spin.classes)}
         score = [

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """A process by itself, or the process group that it is in.
 
     All members must come to the same decisions, or they wait for one another for ever. What is summed is bitwise the
@@ -23,24 +23,24 @@ class Team:
     size: int = 1
 
     @classmethod
-    def joined(cls) -> Team:
+    def joined(cls) -> ProcessGroup:
         """The process group that the process has joined; by itself if there is none."""
         together = dist.is_available() and dist.is_initialized()
         return cls(dist.get_rank(), dist.get_world_size()) if together else cls()
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Add up `values` over the members, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def agree(self, values: Tensor) -> Tensor:
+    def broadcast(self, values: Tensor) -> Tensor:
         """The first member's `values`, in place."""
         if self.size > 1:
             dist.broadcast(values, src=0)
         return values
 
-    def say(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """The first member's value, of any kind that pickles."""
         said = [value]
         if self.size > 1:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from spin.activations.engine import open_engine
 from spin.activations.extract import Features, read, whole
 from spin.classifier import SpinClassifier
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
-Neurons = Mapping[Column, NDArray[np.int64]]
+Neurons = Mapping[FeatureColumn, NDArray[np.int64]]
 
 
-class Pair:
+class SharedPass:
     """Two classifiers, each with its backbone loaded: one backbone, cut at the deeper depth, where `one_pass`."""
 
     one_pass: bool
@@ -29,9 +29,9 @@ class Pair:
             shallow.backbone = deep.backbone
         # OpenVINO rounds a value by what else is read of its graph
         alike = same and first.backbone.engine == "torch"
-        self.one_pass = alike and not (first.leaves or second.leaves)
+        self.one_pass = alike and not (first.exits_early or second.exits_early)
         if self.one_pass:
-            mine, theirs = (spin.integration.selection.neurons for spin in (first, second))
+            mine, theirs = (spin.fitted.selection.neurons for spin in (first, second))
             self.both = {column: _union(mine, theirs, column) for column in sorted({*mine, *theirs})}
             self.engine = open_engine(first.backbone, [whole(self.both, self.both)])
         else:
@@ -46,11 +46,11 @@ class Pair:
         if not self.one_pass:
             return self.first.features(texts), self.second.features(texts)
         found = read(self.engine, texts)
-        mine, theirs = (spin.integration.selection.neurons for spin in (self.first, self.second))
+        mine, theirs = (spin.fitted.selection.neurons for spin in (self.first, self.second))
         return _part(found, self.both, mine), _part(found, self.both, theirs)
 
 
-def _union(mine: Neurons, theirs: Neurons, column: Column) -> NDArray[np.int64]:
+def _union(mine: Neurons, theirs: Neurons, column: FeatureColumn) -> NDArray[np.int64]:
     """The neurons of a site.pooling that either reads, ascending."""
     return np.unique(np.concatenate([of[column] for of in (mine, theirs) if column in of]))
 

@@ -39,7 +39,7 @@ class Site:
 
 
 @dataclass(frozen=True, order=True)
-class Column:
+class FeatureColumn:
     """A site under a pooling: one feature vector per document. Text form `ffn.05.mean`."""
 
     site: Site
@@ -49,7 +49,7 @@ class Column:
         return f"{self.site}.{self.pooling}"
 
     @classmethod
-    def parse(cls, text: str) -> Column:
+    def parse(cls, text: str) -> FeatureColumn:
         site, _, pooling = text.rpartition(".")
         return cls(Site.parse(site), pooling)
 

@@ -19,10 +19,10 @@ from tests.support.browser import chromium
 
 quiet()
 # the engine that `auto` takes is torch here: OpenVINO compiles for a second, and tests of it name it
-spin.backbone.engine_choice.TRACED = frozenset()
+spin.backbone.engine_choice.OPENVINO_FAMILIES = frozenset()
 # a trial starts a process for some seconds; test_engine_trial.py puts the real one back
-real_verdict_of = spin.backbone.engine_trial.verdict_of
-spin.backbone.engine_trial.verdict_of = lambda subject: spin.backbone.engine_trial.Verdict(
+real_verdict_of = spin.backbone.engine_trial.engine_verdict
+spin.backbone.engine_trial.engine_verdict = lambda subject: spin.backbone.engine_trial.Verdict(
     "agrees", "not tried in tests"
 )
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -83,7 +83,7 @@ def _loop(settings: Settings, planned: Path) -> float:
 
     from pipelines.data.readers import Shard
     from pipelines.storage.object_store import Store
-    from pipelines.storage.shard_log import Attempt, Ledger
+    from pipelines.storage.shard_log import Attempt, ShardLog
     from pipelines.training.extract_features import ExtractStep
 
     torch.set_num_threads(settings.ray.cpus_per_worker)
@@ -91,7 +91,7 @@ def _loop(settings: Settings, planned: Path) -> float:
     step = ExtractStep(settings, plan["facts"]["backbone"]["digest"], plan["detail"]["types"])
     store = Path(settings.store)
     store.mkdir(parents=True)
-    untold = Attempt(Ledger(Store(str(store))), "", 1, 0, {})
+    untold = Attempt(ShardLog(Store(str(store))), "", 1, 0, {})
     start = time.perf_counter()
     for shard in plan["detail"]["shards"]:
         files, _ = step(Shard(**shard), untold)

@@ -181,20 +181,20 @@ def _races(quick: bool) -> list[Race]:
     from spin.activations.extract import extract
     from spin.backbone.loading import load_backbone
     from spin.labels.cross_validation import Fold
-    from spin.labels.label_space import Task
+    from spin.labels.label_space import LabelSpace
     from spin.settings import BackboneSettings
 
     train, valid = (400, 100) if quick else (6400, 1600)
     tweets = read_tweets().sample(train + valid, random_state=0)
     labels = tweets["label"].tolist()
-    task = Task(tuple(sorted(set(labels))))
+    label_space = LabelSpace(tuple(sorted(set(labels))))
     backbone = load_backbone(BackboneSettings(model=BACKBONE, device="cpu"))
     features = extract(backbone, tweets["text"].tolist(), dict.fromkeys(COLUMNS, np.float16)).columns
     fold, found = Fold(np.arange(train), np.arange(train, train + valid)), []
     with threadpool_limits(1):
         _warm()
         for column in COLUMNS:
-            found.append(race(column, features[column], task.index(labels), fold, task))
+            found.append(race(column, features[column], label_space.index(labels), fold, label_space))
             print(found[-1], flush=True)
     return found
 

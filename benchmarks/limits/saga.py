@@ -15,16 +15,16 @@ from benchmarks.method.contenders import METRIC
 from benchmarks.method.paper import PROBE_STRENGTHS
 from spin.arrays import Floats
 from spin.labels.cross_validation import Fold
-from spin.labels.label_space import Targets, Task
+from spin.labels.label_space import LabelSpace, Targets
 from spin.settings import ProbeSettings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from spin.sparsify.probe import balance, fit_probes, signs
 from spin.sparsify.solvers.batched_l1_path import BatchedPaths
 
-COLUMNS = tuple(map(Column.parse, ("resid.06.mean", "ffn.03.max", "ffn.06.mean")))
+COLUMNS = tuple(map(FeatureColumn.parse, ("resid.06.mean", "ffn.03.max", "ffn.06.mean")))
 RESTARTS, EPOCHS = 16, 4
 """of saga at each strength: each restart goes on from the last"""
-_LOOKS, _ROUNDS = 5, 50
+_MAX_CHECKS, _ROUNDS = 5, 50
 """of our solver: looks at its optimality from one look at the objectives to the next, and of those at most"""
 Model = tuple[Floats, float]
 
@@ -33,7 +33,7 @@ Model = tuple[Floats, float]
 class Race:
     """One site.pooling; seconds are processor seconds of one thread, over all classes."""
 
-    column: Column
+    column: FeatureColumn
     width: int
     saga: float
     """the paper's recipe at its five strengths"""
@@ -49,10 +49,10 @@ class Race:
     """at every strength and for every class"""
 
 
-def race(column: Column, values: Floats, y: Targets, fold: Fold, task: Task) -> Race:
+def race(column: FeatureColumn, values: Floats, y: Targets, fold: Fold, label_space: LabelSpace) -> Race:
     """Fit the probes of a site.pooling both ways; `values` (n, width) are of all rows."""
     X = values[fold.train].astype(np.float32)
-    targets = signs(task.indicator(y[fold.train]), task)
+    targets = signs(label_space.indicator(y[fold.train]), label_space)
     start = process_time()
     models = [[_saga(X, of_class, C) for of_class in targets] for C in PROBE_STRENGTHS]
     saga = process_time() - start
@@ -61,7 +61,7 @@ def race(column: Column, values: Floats, y: Targets, fold: Fold, task: Task) -> 
     found = _ours(X, targets, wanted)
     ours = process_time() - start
     start = process_time()
-    [probe] = fit_probes({column: values}, y, [fold], task, metric=METRIC, settings=ProbeSettings())
+    [probe] = fit_probes({column: values}, y, [fold], label_space, metric=METRIC, settings=ProbeSettings())
     shipped = process_time() - start
     told = list(zip(PROBE_STRENGTHS, wanted.mean(1).tolist(), found.mean(1).tolist(), strict=True))
     return Race(column, X.shape[1], saga, ours, shipped, probe.kkt, told, bool((found <= wanted).all()))
@@ -83,7 +83,7 @@ def _ours(X: Floats, targets: Floats, wanted: Floats) -> Floats:
     paths = BatchedPaths([X], targets, balance(targets, "none"))
     lams = np.array([[1 / (C * len(X))] for C in PROBE_STRENGTHS])
     found = np.full(wanted.shape, np.inf)
-    with patch("spin.sparsify.solvers.batched_l1_path._LOOKS", _LOOKS):
+    with patch("spin.sparsify.solvers.batched_l1_path._LOOKS", _MAX_CHECKS):
         for _ in range(_ROUNDS):
             coef, intercept = paths.solve(lams)
             both = zip(coef[:, 0], intercept[:, 0], strict=True)

@@ -78,14 +78,15 @@ class Watch:
 
 def prepare(folder: Path, most: int) -> None:
     """A registered classifier of a tiny random backbone, and a corpus."""
+    from tests.support.registry_fixture import RegistryFixture
+
     from tests.support import tiny
-    from tests.support.shelf import Shelf
 
     folder.mkdir(parents=True, exist_ok=True)
     backbone = tiny.bert(folder / "backbone", wide=_WIDE, neurons=4 * _WIDE)
     ray = {"workers": WORKERS, "shard_documents": SHARD}
-    shelf = Shelf(folder, backbone, f"sqlite:///{folder}/mlflow.db", ray=ray)
-    (folder / "settings.json").write_text(shelf.settings.model_dump_json(), encoding="utf-8")
+    registry_fixture = RegistryFixture(folder, backbone, f"sqlite:///{folder}/mlflow.db", ray=ray)
+    (folder / "settings.json").write_text(registry_fixture.settings.model_dump_json(), encoding="utf-8")
     texts = [row["text"] for row in tiny.documents(FILE)]
     for first in range(0, most, FILE):
         ids = [f"d{number:08d}" for number in range(first, min(first + FILE, most))]

@@ -14,7 +14,7 @@ from spin.arrays import Floats, Rows
 from spin.heads.linear_head import Penalty
 from spin.integrate.fit_linear import Design, fit_linear
 from spin.integrate.search import row_weights
-from spin.process_group import Team
+from spin.process_group import ProcessGroup
 from spin.sparsify.probe import standardisation
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
@@ -62,9 +62,9 @@ def _ridge(X: Floats, Z: Floats, exam: Exam, rows: Rows, strengths: Sequence[flo
     gram = (X @ X.T).astype(np.float64)
     gram[np.diag_indices(n)] += 1e-6 * gram.trace() / n
     L = cholesky(gram, lower=True)
-    has = exam.corpus.task.indicator(exam.y[rows])
-    weights = row_weights(has, "none", exam.corpus.task)
-    design = Design(L.astype(np.float32), has, weights, np.ones(n, np.float32), exclusive=True, team=Team())
+    has = exam.corpus.label_space.indicator(exam.y[rows])
+    weights = row_weights(has, "none", exam.corpus.label_space)
+    design = Design(L.astype(np.float32), has, weights, np.ones(n, np.float32), exclusive=True, group=ProcessGroup())
     heads = fit_linear(design, [Penalty(strength * n / p) for strength in strengths])
     found = []
     for head in heads:

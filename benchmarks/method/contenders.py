@@ -17,14 +17,14 @@ import spin.fit
 from benchmarks.method.corpora import Exam
 from spin.arrays import Floats, Rows
 from spin.heads.calibration import calibration_error, fit_temperature
-from spin.heads.fitted import Integrated, Integration
+from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.integrate import integrate
 from spin.integrate.search import Read
 from spin.labels.cross_validation import labelled
 from spin.labels.metrics import score
 from spin.settings import SearchSettings
-from spin.sites import Column, Site
+from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, balance, signs, standardisation
 from spin.sparsify.solvers.l1_path import LassoPaths
 
@@ -55,13 +55,13 @@ class Answer:
 
     def row(self, exam: Exam) -> dict[str, Any]:
         """The line of a table, as it is kept."""
-        y, task = exam.y[exam.test], exam.corpus.task
+        y, label_space = exam.y[exam.test], exam.corpus.label_space
         predicted = self.logits.argmax(1)
         return {
             "name": self.name,
             "accuracy": score("accuracy", y, predicted),
             "macro_f1": score("macro_f1", y, predicted),
-            "ece": calibration_error(task.probabilities(self.logits), y, task),
+            "ece": calibration_error(label_space.probabilities(self.logits), y, label_space),
             "neurons": self.neurons,
             "depth": self.depth,
             "compute": self.compute,
@@ -93,7 +93,7 @@ def settle(exam: Exam, fit: Fit, strengths: Sequence[float]) -> Settled:
 def temperature(exam: Exam, held_out: Sequence[Floats]) -> np.float32:
     """What the held-out logits of all folds are best divided by."""
     y = np.concatenate([exam.y[fold.valid] for fold in exam.folds[: len(held_out)]])
-    return np.float32(fit_temperature(np.concatenate(held_out), y, exam.corpus.task))
+    return np.float32(fit_temperature(np.concatenate(held_out), y, exam.corpus.label_space))
 
 
 def finish(exam: Exam, fit: Fit, settled: Settled) -> Floats:
@@ -149,7 +149,7 @@ class Learnt:
     """What `learn` gave, and the seconds that it took."""
 
     probes: list[Probe]
-    integrated: Integrated
+    training_result: TrainingResult
     seconds: float
     probing: Mapping[Site, float]
     """seconds of each site's probes"""
@@ -159,11 +159,11 @@ def learnt(exam: Exam) -> Learnt:
     """Our method as it stands."""
     start = process_time()
     with _timed_probes() as probing:
-        probes, integrated = spin.fit.learn(
-            exam.corpus.sites, exam.corpus.task, exam.y, exam.train, exam.valid,
+        probes, training_result = spin.fit.learn(
+            exam.corpus.sites, exam.corpus.label_space, exam.y, exam.train, exam.valid,
             flops=exam.corpus.flops, metric=METRIC, seed=exam.seed,
         )  # fmt: skip
-    return Learnt(probes, integrated, process_time() - start, probing)
+    return Learnt(probes, training_result, process_time() - start, probing)
 
 
 @contextmanager
@@ -172,7 +172,7 @@ def _timed_probes() -> Iterator[dict[Site, float]]:
     seconds: dict[Site, float] = {}
     fit_probes = spin.learn.fit_probes
 
-    def timed(activations: Mapping[Column, Floats], *args: Any, **kwargs: Any) -> list[Probe]:
+    def timed(activations: Mapping[FeatureColumn, Floats], *args: Any, **kwargs: Any) -> list[Probe]:
         start = process_time()
         probes = fit_probes(activations, *args, **kwargs)
         seconds[next(iter(activations)).site] = process_time() - start
@@ -185,7 +185,7 @@ def _timed_probes() -> Iterator[dict[Site, float]]:
 def ours(exam: Exam, found: Learnt) -> list[Answer]:
     """Two of the classifiers that one search gives."""
     return [
-        _integrated(f"ours, {name}", exam, found.integrated.choices[name], found.seconds)
+        _integrated(f"ours, {name}", exam, found.training_result.choices[name], found.seconds)
         for name in ("accuracy", "balanced")
     ]
 
@@ -194,20 +194,20 @@ def lower_half(exam: Exam, found: Learnt) -> Answer:
     """Our method where only the lower half of the blocks is offered: no site's probe depends on another site."""
     start, half = process_time(), exam.corpus.depth // 2
     probes = [probe for probe in found.probes if probe.column.site.layer <= half]
-    integrated = integrate(
-        probes, _reader(exam), exam.y, exam.folds, exam.corpus.task,
+    training_result = integrate(
+        probes, _reader(exam), exam.y, exam.folds, exam.corpus.label_space,
         metric=METRIC, settings=SearchSettings(), flops=exam.corpus.flops, seed=exam.seed,
     )  # fmt: skip
     seconds = sum(s for site, s in found.probing.items() if site.layer <= half) + process_time() - start
-    return _integrated("ours, lower half", exam, integrated.choices["accuracy"], seconds)
+    return _integrated("ours, lower half", exam, training_result.choices["accuracy"], seconds)
 
 
-def _integrated(name: str, exam: Exam, integration: Integration, seconds: float) -> Answer:
-    logits = integration.logits(_reader(exam)(integration.selection, exam.test))
-    facts = integration.facts
+def _integrated(name: str, exam: Exam, fitted: FittedClassifier, seconds: float) -> Answer:
+    logits = fitted.logits(_reader(exam)(fitted.selection, exam.test))
+    facts = fitted.facts
     choice = f"eta {facts['eta']}, strength {facts['strength']}, l1 {facts['l1']}, {facts['part']}, {facts['head']}"
     return Answer(
-        name, logits, len(integration.selection), facts["depth"], facts["compute"], seconds, choice
+        name, logits, len(fitted.selection), facts["depth"], facts["compute"], seconds, choice
     )  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def best_site(exam: Exam, found: Learnt) -> Answer:
 
 def _refitted(exam: Exam, probe: Probe, values: Floats, rows: Rows) -> Probe:
     mean, scale = standardisation(values[rows])
-    targets = signs(exam.corpus.task.indicator(exam.y[rows]), exam.corpus.task)
+    targets = signs(exam.corpus.label_space.indicator(exam.y[rows]), exam.corpus.label_space)
     X = (values[rows].astype(np.float32) - mean) / scale
     paths = LassoPaths([X], targets, balance(targets, "none"))
     share = probe.lam / probe.lam_max

@@ -19,10 +19,10 @@ from spin.backbone.flops import relative_compute
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
-from spin.labels.cross_validation import Fold, folds_of
-from spin.labels.label_space import Targets, Task
+from spin.labels.cross_validation import Fold, make_folds
+from spin.labels.label_space import LabelSpace, Targets
 from spin.settings import BackboneSettings
-from spin.sites import Column, Site
+from spin.sites import FeatureColumn, Site
 
 FLIPPED = 0.2
 """share of the training labels that the noisy setting moves to another class"""
@@ -64,15 +64,15 @@ class Corpus:
     plan: Plan
     texts: list[str]
     y: Targets
-    task: Task
-    features: dict[Column, Floats]
+    label_space: LabelSpace
+    features: dict[FeatureColumn, Floats]
     """(n, width) each, memory-mapped; those of the last layer after the final norm too"""
     flops: dict[Site, float]
     """FLOPs a token to read a site, as a share of the whole backbone's"""
     depth: int
 
     @property
-    def sites(self) -> dict[Column, Floats]:
+    def sites(self) -> dict[FeatureColumn, Floats]:
         """What a probe is offered: all but the last layer after the final norm."""
         return {c: values for c, values in self.features.items() if c.site.kind != "final"}
 
@@ -114,7 +114,7 @@ def exam_of(corpus: Corpus, setting: str, seed: int) -> Exam:
         train, valid = _few(corpus, train, int(setting.removeprefix("few")), seed)
     elif setting == "noisy":
         y = _flipped(corpus, train, seed)
-    return Exam(corpus, y, train, valid, test, folds_of(corpus.task, y, train, valid, seed), seed)
+    return Exam(corpus, y, train, valid, test, make_folds(corpus.label_space, y, train, valid, seed), seed)
 
 
 def _divide(corpus: Corpus, seed: int) -> tuple[Rows, Rows, Rows]:
@@ -130,7 +130,7 @@ def _divide(corpus: Corpus, seed: int) -> tuple[Rows, Rows, Rows]:
 def _few(corpus: Corpus, pool: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     """`count` documents a class out of `pool`, a fifth of them to validate."""
     draw = np.random.default_rng(seed)
-    drawn = [draw.permutation(pool[corpus.y[pool] == k])[:count] for k in range(len(corpus.task))]
+    drawn = [draw.permutation(pool[corpus.y[pool] == k])[:count] for k in range(len(corpus.label_space))]
     held = max(1, round(_VALID_SHARE * count))
     return (np.sort(np.concatenate(part)) for part in ([d[held:] for d in drawn], [d[:held] for d in drawn]))  # type: ignore[return-value]
 
@@ -139,7 +139,7 @@ def _flipped(corpus: Corpus, train: Rows, seed: int) -> Targets:
     """The targets with a share of the training ones moved to another class, all others as likely."""
     draw, y = np.random.default_rng(seed), corpus.y.copy()
     wrong = draw.choice(train, round(FLIPPED * len(train)), replace=False)
-    y[wrong] = (y[wrong] + draw.integers(1, len(corpus.task), len(wrong))) % len(corpus.task)
+    y[wrong] = (y[wrong] + draw.integers(1, len(corpus.label_space), len(wrong))) % len(corpus.label_space)
     return y
 
 
@@ -151,8 +151,10 @@ def ready(plan: Plan, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     documents = _documents(plan)
     backbone = load_backbone(BackboneSettings(model=plan.model, device="cpu", max_tokens=plan.max_tokens))
-    columns = [Column(site, p) for site in backbone.sites for p in DEFAULT_POOLINGS[backbone.causal]]
-    columns += [Column(backbone.final, pooling) for pooling in (("last", "mean") if backbone.causal else ("mean",))]
+    columns = [FeatureColumn(site, p) for site in backbone.sites for p in DEFAULT_POOLINGS[backbone.causal]]
+    columns += [
+        FeatureColumn(backbone.final, pooling) for pooling in (("last", "mean") if backbone.causal else ("mean",))
+    ]
     texts = documents["text"].tolist()
     start = time.perf_counter()
     _read(plan, backbone, texts, columns, folder)
@@ -171,13 +173,13 @@ def load(plan: Plan, folder: Path) -> Corpus:
     facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
     documents = pd.read_parquet(folder / "documents.parquet")
     labels = documents["label"].tolist()
-    task = Task(tuple(sorted(set(labels))))
-    columns = {Column.parse(name): np.load(folder / f"{name}.npy", mmap_mode="r") for name in facts["columns"]}
+    label_space = LabelSpace(tuple(sorted(set(labels))))
+    columns = {FeatureColumn.parse(name): np.load(folder / f"{name}.npy", mmap_mode="r") for name in facts["columns"]}
     return Corpus(
         plan,
         documents["text"].tolist(),
-        task.index(labels),
-        task,
+        label_space.index(labels),
+        label_space,
         {column: np.asarray(values) for column, values in columns.items()},
         {Site.parse(name): share for name, share in facts["flops"].items()},
         facts["depth"],
@@ -194,7 +196,7 @@ def _documents(plan: Plan) -> pd.DataFrame:
     return tweets.reset_index(drop=True)
 
 
-def _read(plan: Plan, backbone: Backbone, texts: Sequence[str], columns: list[Column], folder: Path) -> None:
+def _read(plan: Plan, backbone: Backbone, texts: Sequence[str], columns: list[FeatureColumn], folder: Path) -> None:
     """One array a column on disk, filled in chunks."""
     types = column_types(backbone, texts[:64], columns)
     files = {

@@ -14,7 +14,7 @@ from benchmarks.method.corpora import Exam
 from spin.arrays import Floats, Rows
 from spin.labels.cross_validation import Fold, labelled
 from spin.labels.metrics import score
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from spin.sparsify.probe import signs
 from spin.sparsify.solvers.l1_path import LogisticPath
 
@@ -52,7 +52,7 @@ class Recipe:
         self.probe_patience = share * _PROBE_PATIENCE
         self.head_patience = share * _HEAD_PATIENCE
         self.asked = self.unreached = 0
-        self.order: dict[Column, list[tuple[NDArray[np.int64], Floats]]] = {}
+        self.order: dict[FeatureColumn, list[tuple[NDArray[np.int64], Floats]]] = {}
         """of each column, a fold and last all labelled rows: neurons by falling importance, the share before each"""
         for column in self.columns:
             self._probe(column)
@@ -63,12 +63,12 @@ class Recipe:
         The minima of |w|_1 + C sum_i log(1 + exp(-y_i (x_i w + b))), the features raw: an intercept that no penalty
         holds makes moving them to mean zero a change of its value alone, and the path faster.
         """
-        X, task = X.astype(np.float32), self.exam.corpus.task
+        X, label_space = X.astype(np.float32), self.exam.corpus.label_space
         mean = X.mean(0)
         X = X - mean
         lams = [1 / (C * len(X)) for C in strengths]
         solved: list[list[tuple[Floats, float] | None]] = []
-        for y in signs(task.indicator(self.exam.y[rows]), task):
+        for y in signs(label_space.indicator(self.exam.y[rows]), label_space):
             wanted = lams[: sum(one is not None for one in solved[-1])] if solved else lams  # what one class reached
             solved.append(_path(X, y, wanted, patience) + [None] * (len(lams) - len(wanted)))
         found: list[Linear | None] = []
@@ -90,7 +90,7 @@ class Recipe:
         ]
         return -1.0 if min(scores) < 0 else float(np.mean(scores))
 
-    def features(self, columns: Sequence[Column], eta: float, part: int, rows: Rows) -> Floats:
+    def features(self, columns: Sequence[FeatureColumn], eta: float, part: int, rows: Rows) -> Floats:
         """What the probes of a fold select, side by side and raw."""
         found = []
         for column in columns:
@@ -99,7 +99,7 @@ class Recipe:
             found.append(self.exam.corpus.features[column][np.ix_(rows, kept)])
         return np.concatenate(found, axis=1)
 
-    def _probe(self, column: Column) -> None:
+    def _probe(self, column: FeatureColumn) -> None:
         """The probes of a column at the strength that validates best, as an order of its neurons."""
         values = self.exam.corpus.features[column]
         found = [self.paths(values[f.train], f.train, PROBE_STRENGTHS, self.probe_patience) for f in self.folds]
@@ -144,7 +144,7 @@ def paper(exam: Exam) -> Answer:
 class Tried:
     """A head of the search."""
 
-    columns: Sequence[Column]
+    columns: Sequence[FeatureColumn]
     eta: float
     strength: float
     valid_score: float
@@ -164,7 +164,7 @@ class Tried:
         return test / temperature(exam, held_out)
 
 
-def _heads(recipe: Recipe, columns: Sequence[Column], eta: float) -> list[Tried]:
+def _heads(recipe: Recipe, columns: Sequence[FeatureColumn], eta: float) -> list[Tried]:
     """A head a strength on the first layers at one eta."""
 
     def fit(part: int, fold: Fold) -> list[Linear | None]:

@@ -17,13 +17,13 @@ from spin.activations.extract import extract
 from spin.backbone.engine_choice import choose
 from spin.backbone.flops import relative_compute
 from spin.backbone.loading import find_backbone, load_backbone
-from spin.classifier import columns_of
+from spin.classifier import feature_columns
 from spin.errors import UserError
 from spin.fit import learn
 from spin.heads.selection import Selection
 from spin.integrate.integrate import integrate
-from spin.labels.cross_validation import folds_of
-from spin.labels.splits import rows_of, split_of
+from spin.labels.cross_validation import make_folds
+from spin.labels.splits import assign_split, rows_in_split
 from spin.settings import BackboneSettings, CascadeSettings, SearchSettings
 
 _ENGINES: tuple[tuple[str, Precision], ...] = (
@@ -72,8 +72,8 @@ def contender(
         kept = folder / str(SHIPPED if max_loss is None else max_loss)
         spin = SpinClassifier.load(kept, backbone=_settings(trial, engine, precision), early=max_loss is not None)
         spin.calibration = tuple(trial.train[0][:CALIBRATED])
-        compute = float(spin.integration.facts["compute"])
-        to_trial = np.array([trial.task.classes.index(name) for name in spin.classes])
+        compute = float(spin.fitted.facts["compute"])
+        to_trial = np.array([trial.label_space.classes.index(name) for name in spin.classes])
         _ = spin.engine
 
         def answer(texts: Sequence[str], _batch: int) -> NDArray[np.integer]:
@@ -81,7 +81,7 @@ def contender(
             found = spin.features(texts)
             ran = spin.depth if found.depth is None else np.average(found.depth, weights=found.n_tokens)
             share = compute * float(ran) / spin.depth
-            classes: NDArray[np.integer] = to_trial[spin.integration.answer(found.values, found.depth).argmax(1)]
+            classes: NDArray[np.integer] = to_trial[spin.fitted.answer(found.values, found.depth).argmax(1)]
             return classes
 
         return answer
@@ -94,12 +94,12 @@ def train(trial: Trial, folder: Path) -> None:
     """Fit on the trial's training documents, once for each loss that is granted: all but the exits are the same."""
     texts, labels = trial.train
     backbone = load_backbone(_settings(trial, "openvino", "float32"))
-    columns = columns_of(backbone, trial.sites, None)
+    columns = feature_columns(backbone, trial.sites, None)
     features, flops = extract(backbone, texts, columns).columns, relative_compute(backbone)
-    splits = [split_of(str(row), 0, 0.15, 0.0) for row in range(len(texts))]
-    y, part = trial.task.index(labels), (rows_of(splits, "train"), rows_of(splits, "valid"))
+    splits = [assign_split(str(row), 0, 0.15, 0.0) for row in range(len(texts))]
+    y, part = trial.label_space.index(labels), (rows_in_split(splits, "train"), rows_in_split(splits, "valid"))
     first, *others = (CascadeSettings(max_loss=loss) for loss in (_LOSSES if not trial.causal else (SHIPPED,)))
-    probes, made = learn(features, trial.task, y, *part, flops=flops, metric=_METRIC, cascade=first)
+    probes, made = learn(features, trial.label_space, y, *part, flops=flops, metric=_METRIC, cascade=first)
 
     def read(selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:
         return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
@@ -107,12 +107,12 @@ def train(trial: Trial, folder: Path) -> None:
     found = {first: made}
     for cascade in others:
         found[cascade] = integrate(
-            probes, read, y, folds_of(trial.task, y, *part, 0), trial.task,
+            probes, read, y, make_folds(trial.label_space, y, *part, 0), trial.label_space,
             metric=_METRIC, settings=SearchSettings(), cascade=cascade, flops=flops,
         )  # fmt: skip
-    for cascade, integrated in found.items():
+    for cascade, training_result in found.items():
         settings = _settings(trial, "auto", "float32")
-        spin = SpinClassifier.assemble(settings, backbone.digest, trial.task, integrated, _METRIC)
+        spin = SpinClassifier.assemble(settings, backbone.digest, trial.label_space, training_result, _METRIC)
         spin.save(folder / str(cascade.max_loss))
 
 

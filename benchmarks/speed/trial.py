@@ -21,7 +21,7 @@ from spin.arrays import Floats
 from spin.backbone.hub import locate
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
-from spin.labels.label_space import Targets, Task
+from spin.labels.label_space import LabelSpace, Targets
 from spin.settings import BackboneSettings
 
 
@@ -37,7 +37,7 @@ class Trial:
     texts: list[str]
     """that are timed, none of them in `train`"""
     y: Targets
-    task: Task
+    label_space: LabelSpace
     lengths: NDArray[np.integer]
     """(n,) tokens of the timed texts, special tokens included"""
     flops: float
@@ -60,7 +60,7 @@ class Trial:
         """The linear head of the peers, from float32 embeddings (n, width) of the training texts."""
         regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         search = GridSearchCV(regression, {"logisticregression__C": STRENGTHS}, cv=3)
-        self.head = search.fit(embeddings, self.task.index(self.train[1]))
+        self.head = search.fit(embeddings, self.label_space.index(self.train[1]))
 
     def classes(self, embeddings: Floats) -> NDArray[np.integer]:
         """The head's class (n,) of embeddings (n, width)."""
@@ -89,14 +89,14 @@ def trial_of(plan: Plan, threads: int, batches: tuple[int, ...]) -> Trial:
     backbone = load_backbone(BackboneSettings(model=plan.model, dtype="float32", max_tokens=plan.max_tokens))
     texts = test["text"].tolist()
     lengths = np.array([len(ids) for ids in backbone.tokenize(texts).ids])
-    task = Task(tuple(sorted(set(tweets["label"]))))
+    label_space = LabelSpace(tuple(sorted(set(tweets["label"]))))
     return Trial(
         plan,
         locate(plan.model),
         (train["text"].tolist(), train["label"].tolist()),
         texts,
-        task.index(test["label"].tolist()),
-        task,
+        label_space.index(test["label"].tolist()),
+        label_space,
         lengths,
         flops(backbone, lengths),
         backbone.causal,

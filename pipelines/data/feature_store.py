@@ -15,7 +15,7 @@ from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
 from spin.activations.feature_table import from_lists
 from spin.heads.selection import Selection
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,20 @@ class FeatureShards:
 
     store: Store
     names: tuple[str, ...]
-    columns: dict[Column, int]
+    columns: dict[FeatureColumn, int]
     """every site.pooling and its width, the last layer's baseline columns among them"""
 
     @classmethod
     def of(cls, store: Store, detail: dict[str, Any]) -> FeatureShards:
-        columns = {Column.parse(name): width for name, width in detail["widths"].items()}
+        columns = {FeatureColumn.parse(name): width for name, width in detail["widths"].items()}
         return cls(store, tuple(f"{index:06d}" for index in range(len(detail["shards"]))), columns)
 
     @property
-    def probed(self) -> list[Column]:
+    def probed(self) -> list[FeatureColumn]:
         """The columns that a probe is fitted on."""
         return [column for column in self.columns if column.site.kind != "final"]
 
-    def read(self, column: Column) -> NDArray[np.floating]:
+    def read(self, column: FeatureColumn) -> NDArray[np.floating]:
         """All rows of one column, (n, width)."""
         return from_lists(self.table([str(column)])[str(column)])
 

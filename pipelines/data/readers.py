@@ -99,7 +99,7 @@ def is_unicode(text: str) -> bool:
     return text.isascii() or not _SURROGATE.search(text)
 
 
-def codec_of(uri: str) -> str | None:
+def compression_codec(uri: str) -> str | None:
     """What a file is packed with, by its name."""
     return next((codec for ending, codec in PACKED.items() if uri.lower().endswith(ending)), None)
 
@@ -150,7 +150,7 @@ def _stream(uri: str) -> Iterator[BinaryIO]:
     """A file from its beginning, unpacked."""
     fs, path = open_filesystem(uri)
     with fs.open(path, "rb") as source, io.BufferedReader(source, _BLOCK) as plain:
-        codec = codec_of(uri)
+        codec = compression_codec(uri)
         if codec is None:
             yield plain
             return

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from pipelines.data.input_files import File
-from pipelines.data.readers import Shard, codec_of, count_rows, parquet_groups, reading
+from pipelines.data.readers import Shard, compression_codec, count_rows, parquet_groups, reading
 from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import open_filesystem, store_errors
 from spin.settings import DataSettings
@@ -40,7 +40,7 @@ def plan_shards(
     ]
 
 
-def parts_of(shard: Shard, documents: int) -> Iterator[Shard]:
+def split_shard(shard: Shard, documents: int) -> Iterator[Shard]:
     """A shard in equal parts of at most about so many documents, numbered as the shard is."""
     parts = max(1, -(-shard.documents // documents))
     start = shard.start
@@ -61,7 +61,7 @@ def _ranges(file: File, documents: int, data: DataSettings) -> Iterator[tuple[in
         if file.kind == "parquet":
             for start, stop in _parquet_ranges(file, documents, data):
                 yield start, stop, None
-        elif file.kind == "jsonl" and codec_of(file.uri) is None:
+        elif file.kind == "jsonl" and compression_codec(file.uri) is None:
             yield from _line_ranges(file, documents)
         else:
             rows = count_rows(file.uri, file.kind, data)

@@ -13,9 +13,9 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.readers import Shard, is_unicode, read_shard
 from pipelines.storage.stage_plan import fingerprint
 from spin.errors import UserError
-from spin.labels.cross_validation import Fold, folds_of
-from spin.labels.label_space import Label, Targets, Task
-from spin.labels.splits import SPLITS, rows_of, split_of
+from spin.labels.cross_validation import Fold, make_folds
+from spin.labels.label_space import Label, LabelSpace, Targets
+from spin.labels.splits import SPLITS, assign_split, rows_in_split
 from spin.settings import DataSettings, Settings
 
 
@@ -83,7 +83,7 @@ class Labels:
     """The n documents of a feature store, in its order."""
 
     ids: list[str]
-    task: Task
+    label_space: LabelSpace
     y: Targets
     """class indices (n,), or in a multi-label task which classes each document has (n, K)"""
     splits: list[str]
@@ -92,30 +92,32 @@ class Labels:
     def of(cls, features: FeatureShards, settings: Settings, frozen: Collection[str] = ()) -> Labels:
         """Read the labels; ids of the frozen evaluation set are test rows whatever their hash or split says.
 
-        Raises UserError for classes that cannot be learned, as `Task.of` does.
+        Raises UserError for classes that cannot be learned, as `LabelSpace.of` does.
         """
         table = features.table(["id", "label", "split"])
         ids, labels, given = (table[name].to_pylist() for name in ("id", "label", "split"))
         splits = split_all(ids, given, settings, frozen=frozenset(frozen))
-        task = Task.of(labels, splits)
-        return cls(ids, task, task.index(labels), splits)
+        label_space = LabelSpace.of(labels, splits)
+        return cls(ids, label_space, label_space.index(labels), splits)
 
     @property
     def classes(self) -> list[str]:
         """The names of the K classes, in the order of `y`."""
-        return list(self.task.classes)
+        return list(self.label_space.classes)
 
     @property
     def digest(self) -> str:
-        return fingerprint([self.ids, self.classes, self.task.multilabel, self.y.tolist(), self.splits])
+        return fingerprint([self.ids, self.classes, self.label_space.multilabel, self.y.tolist(), self.splits])
 
     def folds(self, seed: int) -> tuple[Fold, ...]:
         """On which rows fits are made and judged: the splits, or cross-validation where labels are few."""
-        return folds_of(self.task, self.y, rows_of(self.splits, "train"), rows_of(self.splits, "valid"), seed)
+        return make_folds(
+            self.label_space, self.y, rows_in_split(self.splits, "train"), rows_in_split(self.splits, "valid"), seed
+        )
 
     def part(self, split: str) -> tuple[NDArray[np.int64], Targets]:
         """Row numbers and targets of a split."""
-        rows = rows_of(self.splits, split)
+        rows = rows_in_split(self.splits, split)
         return rows, self.y[rows]
 
 
@@ -125,6 +127,6 @@ def split_all(
     """The split of every document: test if frozen, else as its column says, else by the hash of its id."""
     data = settings.data
     return [
-        "test" if id in frozen else (named or split_of(id, settings.seed, data.valid_fraction, data.test_fraction))
+        "test" if id in frozen else (named or assign_split(id, settings.seed, data.valid_fraction, data.test_fraction))
         for id, named in zip(ids, given, strict=True)
     ]

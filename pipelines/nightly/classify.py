@@ -14,11 +14,11 @@ from typing import Any
 from pipelines.data import input_files, sharding
 from pipelines.data.readers import Shard
 from pipelines.nightly.classify_step import CALIBRATION, PROFILE, ClassifyStep
-from pipelines.nightly.dedup import DigestStep, RepeatStep, partitions_of
-from pipelines.nightly.drift_check import drift_of
-from pipelines.nightly.publish import Night, Run, check_unchanged, read_manifest, taken_by, taken_of
-from pipelines.nightly.run_report import reports_of
-from pipelines.nightly.shadow import Chosen, choose_shadow, resolve_shadow
+from pipelines.nightly.dedup import DigestStep, RepeatStep, plan_partitions
+from pipelines.nightly.drift_check import measure_drift
+from pipelines.nightly.publish import BatchRun, NightlyRun, check_unchanged, read_manifest, taken_by, taken_of
+from pipelines.nightly.run_report import render_reports
+from pipelines.nightly.shadow import ShadowSpec, choose_shadow, resolve_shadow
 from pipelines.nightly.throughput import busy_seconds
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import BadRowsError
@@ -27,7 +27,7 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import Plan
 from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import Step, map_shards
-from pipelines.workers.ray_cluster import one_connection
+from pipelines.workers.ray_cluster import shared_ray_session
 from spin.errors import UserError
 from spin.heads import persistence
 from spin.monitor.agreement import total_agreement
@@ -62,7 +62,7 @@ def run_classify(
     where another run works here, BadRowsError, with nothing published, for more dead letters or more files that cannot
     be read than the settings allow, UnavailableError where the store does not answer: the same command resumes.
     """
-    date = day_of(night)
+    date = parse_date(night)
     settings = weights_cache.with_engine(settings, "classify")
     out = Store(output)
     version = registry.resolve(model)
@@ -70,7 +70,7 @@ def run_classify(
     odd: dict[str, str] = {}
     files = input_files.describe(input_files.list_files(source, bad=odd))
     taken = taken_by(read_manifest(since)) if since else []
-    with Lease(out) as lease, tempfile.TemporaryDirectory() as scratch, one_connection():
+    with Lease(out) as lease, tempfile.TemporaryDirectory() as scratch, shared_ray_session():
         folder = _fetch(registry, version, Path(scratch) / "model")
         config = persistence.read_config(folder)
         facts = _facts(settings, registry, version, config["backbone"]["digest"], source)
@@ -78,7 +78,7 @@ def run_classify(
         if other is not None:
             beside = choose_shadow(other, _fetch(registry, other, Path(scratch) / "shadow"), config, settings)
             facts["shadow"] = beside.facts()
-        tonight = Night(out, date, lease)
+        tonight = NightlyRun(out, date, lease)
         run, plan = tonight.begin(facts, files, lambda new: _plan(settings, new, odd), taken=taken, restart=restart)
         manifest = run.finished(plan)
         if manifest is None:
@@ -108,7 +108,7 @@ def run_classify(
                 **_shadow(beside, config, plan, outcomes),
             )
         _check_shares(settings, manifest)
-        reports = reports_of(manifest)
+        reports = render_reports(manifest)
         tonight.publish(run, manifest, reports)
         registry.log_night(version, manifest, reports)
         return manifest
@@ -121,7 +121,7 @@ def _fetch(registry: Registry, version: str, folder: Path) -> Path:
 
 
 def _run(
-    settings: Settings, run: Run, plan: Plan, version: str, beside: Chosen | None, lease: Lease
+    settings: Settings, run: BatchRun, plan: Plan, version: str, beside: ShadowSpec | None, lease: Lease
 ) -> list[dict[str, Any]]:
     """The outcomes of all shards."""
     shards = [Shard(**shard) for shard in plan.detail["shards"]]
@@ -138,7 +138,7 @@ def _run(
     keys: list[str] = []
     bad: dict[str, str] = {}
     if settings.data.ids == "checked":
-        parts, names = partitions_of(plan.detail["documents"]), [shard.name for shard in shards]
+        parts, names = plan_partitions(plan.detail["documents"]), [shard.name for shard in shards]
         few = plan.detail["documents"] <= FEW_IDS
         digested = pass_over("ids", ids, shards, DigestStep, settings.data, len(parts), here=few)
         bad = {shard.uri: of["bad"] for shard, of in zip(shards, digested, strict=True) if "bad" in of}
@@ -152,16 +152,16 @@ def _run(
 
 
 def _drift(
-    settings: Settings, run: Run, plan: Plan, outcomes: list[dict[str, Any]], model: Path
+    settings: Settings, run: BatchRun, plan: Plan, outcomes: list[dict[str, Any]], model: Path
 ) -> list[dict[str, Any]]:
     """This night against training."""
     keys = [key for outcome in taken_of(plan, outcomes) for key in outcome["files"] if key.endswith(PROFILE)]
     classify = settings.classify
-    return drift_of(run.store, keys, model, settings.choose, classify.max_psi, early=classify.cascade)
+    return measure_drift(run.store, keys, model, settings.choose, classify.max_psi, early=classify.cascade)
 
 
 def _shadow(
-    beside: Chosen | None, config: dict[str, Any], plan: Plan, outcomes: list[dict[str, Any]]
+    beside: ShadowSpec | None, config: dict[str, Any], plan: Plan, outcomes: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What the manifest says of a shadow; nothing without one."""
     if beside is None:
@@ -194,7 +194,7 @@ def _facts(settings: Settings, registry: Registry, version: str, digest: str, so
         "model": {"name": registry.name, "version": version, "backbone": digest},
         "choose": settings.choose,
         "decision": settings.decision.model_dump(),
-        "backbone": settings.backbone.model_dump(include=weights_cache.DECISIVE),
+        "backbone": settings.backbone.model_dump(include=weights_cache.ACTIVATION_SETTINGS),
         "data": {**settings.data.model_dump(include={"id", "text", "ids"}), "input": source},
         "shard_documents": settings.ray.shard_documents,
         "cascade": settings.classify.cascade,
@@ -220,7 +220,7 @@ def _check_shares(settings: Settings, manifest: dict[str, Any]) -> None:
         )
 
 
-def day_of(night: str | None) -> str:
+def parse_date(night: str | None) -> str:
     """YYYY-MM-DD; today in UTC for None. Raises UserError."""
     if night is None:
         return datetime.now(UTC).date().isoformat()

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from pipelines.data import readers
 from pipelines.data.readers import Documents, Shard, is_unicode
-from pipelines.nightly.dedup import repeats_in
-from pipelines.nightly.shadow import Chosen, Read, Shadow
+from pipelines.nightly.dedup import duplicate_rows
+from pipelines.nightly.shadow import Read, Shadow, ShadowSpec
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt
@@ -23,9 +23,9 @@ from pipelines.workers import weights_cache
 from pipelines.workers.fault_isolation import check_readable, isolate
 from spin.classifier import SpinClassifier
 from spin.heads import persistence
-from spin.labels.label_space import Label, names_of
+from spin.labels.label_space import Label, class_names
 from spin.monitor.profile import Profile
-from spin.predictions import Answers
+from spin.predictions import Predictions
 from spin.settings import Settings
 
 DEAD_LETTERS = pa.schema(
@@ -74,7 +74,7 @@ class ClassifyStep:
         repeats: Store,
         keys: Sequence[str],
         bad: Mapping[str, str],
-        shadow: Chosen | None = None,
+        shadow: ShadowSpec | None = None,
     ) -> None:
         self.spin = _load(run / "model", settings)
         self.shadow = None
@@ -92,7 +92,7 @@ class ClassifyStep:
             documents = readers.read_shard(shard, self.data)
         except BadFileError as error:
             return {}, {**_outcome(shard, 0, {}, []), "bad": str(error)}
-        dead = triage(documents, repeats_in(shard, self.repeats, self.repeat_keys))
+        dead = triage(documents, duplicate_rows(shard, self.repeats, self.repeat_keys))
         sound = [row for row in range(len(documents)) if row not in dead]
 
         def read(rows: list[int]) -> Read:
@@ -102,7 +102,7 @@ class ClassifyStep:
         pieces, poison = isolate(sound, read, attempt)
         dead |= {row: ("poison", message) for row, message in poison.items()}
         rows = [row for row in sound if row not in poison]
-        answers = Answers.of(self.spin, [features for _, (features, _) in pieces])
+        answers = Predictions.of(self.spin, [features for _, (features, _) in pieces])
         depths = answers.features.depth
         if depths is None:
             depths = np.full(len(rows), self.spin.depth, np.int32)
@@ -115,7 +115,7 @@ class ClassifyStep:
                 depths,
                 [self.version] * len(rows),
             ],
-            schema=predictions_schema(self.spin.task.multilabel),
+            schema=predictions_schema(self.spin.label_space.multilabel),
         )
         letters = [
             {
@@ -134,7 +134,7 @@ class ClassifyStep:
             "truncated": answers.features.truncated,
             "depths": {str(depth): count for depth, count in sorted(Counter(depths.tolist()).items())},
         }
-        profile = Profile.of(self.spin.task, self.spin.integration, answers.logits, answers.values, answers.features)
+        profile = Profile.of(self.spin.label_space, self.spin.fitted, answers.logits, answers.values, answers.features)
         files = {"predictions.parquet": _to_parquet(predictions), PROFILE: profile.to_bytes()}
         if letters:
             files["dead.parquet"] = _to_parquet(pa.Table.from_pylist(letters, schema=DEAD_LETTERS))
@@ -198,9 +198,9 @@ def _outcome(
         "predicted": len(chosen),
         "dead": len(dead),
         "reasons": dict(Counter(reason for reason, _ in dead.values())),
-        "labels": dict(Counter(name for label in chosen for name in names_of(label))),
+        "labels": dict(Counter(name for label in chosen for name in class_names(label))),
         "abstained": sum(label is None for label in chosen),
-        "unlabelled": sum(not names_of(label) for label in chosen),
+        "unlabelled": sum(not class_names(label) for label in chosen),
         "depths": {},
         "tokens": 0,
         "truncated": 0,

@@ -26,7 +26,7 @@ _FOUND = pa.schema([("shard", pa.int32()), ("row", pa.int32())])
 _GROUP = 1 << 16
 
 
-def partitions_of(documents: int) -> list[Shard]:
+def plan_partitions(documents: int) -> list[Shard]:
     """The work of the second pass: as many partitions as keep each below its bound."""
     return [Shard(n, "", "partition", n, n + 1) for n in range(max(1, math.ceil(documents / PARTITION)))]
 
@@ -90,7 +90,7 @@ class RepeatStep:
         return np.frombuffer(data, _DIGEST)
 
 
-def repeats_in(shard: Shard, repeats: Store, keys: Sequence[str]) -> list[int]:
+def duplicate_rows(shard: Shard, repeats: Store, keys: Sequence[str]) -> list[int]:
     """The rows of a shard whose id stood earlier in the plan, out of the files of the second pass."""
     rows: list[int] = []
     for key in keys:

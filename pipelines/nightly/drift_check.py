@@ -17,7 +17,7 @@ from spin.monitor.profile import Profile
 from spin.settings import Choice
 
 
-def drift_of(
+def measure_drift(
     store: Store, keys: Sequence[str], model: Path, choice: Choice, allowed: float, *, early: bool
 ) -> list[dict[str, Any]]:
     """What a report says of the profiles under `keys` against the reference in a model's folder.

@@ -27,7 +27,7 @@ _WORK = ("parts", "attempts", "ids", "repeats", "model", "shadow")
 
 
 @dataclass(frozen=True)
-class Night:
+class NightlyRun:
     """One date of an output, held by a lease.
 
     Every run of a date has a number and a folder `_runs/DATE-NNN/` of its own, so that what an overtaken run still
@@ -47,7 +47,7 @@ class Night:
         *,
         taken: Sequence[dict[str, Any]] = (),
         restart: bool,
-    ) -> tuple[Run, Plan]:
+    ) -> tuple[BatchRun, Plan]:
         """The run that counts and its frozen plan: the one that is there, else a new one of the files not `taken`.
 
         `detail` works out a plan of the files that are left. Files that have appeared since a plan was frozen wait
@@ -75,7 +75,7 @@ class Night:
         self.out.write_json(f"_runs/{self.date}.json", {"run": run.name})
         return run, plan
 
-    def publish(self, run: Run, manifest: dict[str, Any], reports: Mapping[str, bytes] | None = None) -> None:
+    def publish(self, run: BatchRun, manifest: dict[str, Any], reports: Mapping[str, bytes] | None = None) -> None:
         """Put the parts of a finished run where readers look, then move `latest`; what is done already stays done.
 
         An earlier run of the same date goes first, and `latest` before its parts if it names this date, so that no
@@ -93,7 +93,9 @@ class Night:
             self.lease.check()
             self.out.delete(f"_runs/{self._run(number).name}")
 
-    def _steps(self, run: Run, manifest: dict[str, Any], reports: Mapping[str, bytes]) -> Iterator[Callable[[], None]]:
+    def _steps(
+        self, run: BatchRun, manifest: dict[str, Any], reports: Mapping[str, bytes]
+    ) -> Iterator[Callable[[], None]]:
         latest = self.out.read_json("latest")
         if latest is not None and latest["date"] == self.date and latest["run"] != run.name:
             yield lambda: self.out.delete("latest")
@@ -120,9 +122,9 @@ class Night:
         current = self.out.read_json(f"_runs/{self.date}.json")
         return 1 if current is None else int(current["run"].rpartition("-")[2])
 
-    def _run(self, number: int) -> Run:
+    def _run(self, number: int) -> BatchRun:
         name = f"{self.date}-{number:03d}"
-        return Run(self.out / f"_runs/{name}", name, number)
+        return BatchRun(self.out / f"_runs/{name}", name, number)
 
 
 def read_manifest(output: str) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def read_predictions(output: str, count: int | None = None) -> list[dict[str, An
 
 
 @dataclass(frozen=True)
-class Run:
+class BatchRun:
     """One try at a night."""
 
     store: Store

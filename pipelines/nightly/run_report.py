@@ -50,7 +50,7 @@ td.track {{ width: 40%; min-width: 6rem; padding-top: .5rem; }}
 """
 
 
-def reports_of(manifest: Manifest) -> dict[str, bytes]:
+def render_reports(manifest: Manifest) -> dict[str, bytes]:
     """The reports of a night, by name."""
     short = {name: value for name, value in manifest.items() if name not in ("shards", "parts")}
     return {"report.json": json.dumps(short, indent=2).encode() + b"\n", "report.html": page(manifest).encode()}

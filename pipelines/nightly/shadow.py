@@ -12,16 +12,16 @@ import pyarrow as pa
 from pipelines.data.readers import Documents
 from pipelines.registry.versions import Registry
 from pipelines.storage.shard_log import Attempt
-from pipelines.workers.fault_isolation import PATIENCE
+from pipelines.workers.fault_isolation import MAX_CRASHES
 from spin.activations.extract import Features
-from spin.backbone.digest import digest_of
+from spin.backbone.digest import compute_digest
 from spin.backbone.hub import locate
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.monitor.agreement import count_agreement
-from spin.predictions import Answers
+from spin.predictions import Predictions
 from spin.settings import BackboneSettings, Settings
-from spin.shared_pass import Pair
+from spin.shared_pass import SharedPass
 
 Read = tuple[Features, Features | None]
 """what the model reads of some documents, and what the shadow does where the two could together"""
@@ -31,7 +31,7 @@ _RAISES = 100
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ShadowSpec:
     """The version that is the shadow of a night."""
 
     version: str
@@ -59,7 +59,7 @@ def resolve_shadow(registry: Registry, given: str, version: str) -> str | None:
     return None if number == version else number
 
 
-def choose_shadow(version: str, folder: Path, model: Mapping[str, Any], settings: Settings) -> Chosen:
+def choose_shadow(version: str, folder: Path, model: Mapping[str, Any], settings: Settings) -> ShadowSpec:
     """The shadow whose artifact lies in `folder`, looked at before any work; `model` is the config of the night's own.
 
     On another backbone than the model's it reads the one that its artifact names, without running code from there.
@@ -67,34 +67,34 @@ def choose_shadow(version: str, folder: Path, model: Mapping[str, Any], settings
     """
     try:
         spin = SpinClassifier.load(folder, choose=settings.choose, decision=settings.decision)
-        if spin.task.multilabel != model["multilabel"]:
+        if spin.label_space.multilabel != model["multilabel"]:
             forms = {True: "a list of classes", False: "one class"}
-            mine, theirs = (forms[multilabel] for multilabel in (model["multilabel"], spin.task.multilabel))
+            mine, theirs = (forms[multilabel] for multilabel in (model["multilabel"], spin.label_space.multilabel))
             raise UserError(f"it gives a document {theirs}, the model {mine}")
         digest, backbone = str(spin.backbone_digest), None
         if digest != model["backbone"]["digest"]:
             elsewhere = {"model": spin.settings.model, "revision": spin.settings.revision, "trust_remote_code": False}
             backbone = settings.backbone.model_copy(update=elsewhere)
-            found = digest_of(locate(backbone.model, backbone.revision))
+            found = compute_digest(locate(backbone.model, backbone.revision))
             if found != digest:
                 raise UserError(f"its backbone {backbone.model} has digest {found[:12]}, expected {digest[:12]}")
     except UserError as error:
         raise UserError(f"--shadow: version {version} cannot stand beside the model of the night: {error}") from None
-    return Chosen(version, digest, backbone)
+    return ShadowSpec(version, digest, backbone)
 
 
 class Shadow:
     """Reads what the model of a night reads, in one pass where it can, and is held against its labels."""
 
     def __init__(self, model: SpinClassifier, spin: SpinClassifier, version: str) -> None:
-        self.pair, self.spin, self.version = Pair(model, spin), spin, version
+        self.pair, self.spin, self.version = SharedPass(model, spin), spin, version
 
     def read(self, texts: list[str], attempt: Attempt) -> Read:
         """What both read, or what the model reads without a shadow: where the two raise, and after many deaths.
 
         A process that was killed more often than is laid to the machine may have had too much in it with two.
         """
-        if attempt.deaths < PATIENCE:
+        if attempt.deaths < MAX_CRASHES:
             try:
                 return self.pair.features(texts)
             except Exception:  # whose fault it is shows when the model is alone
@@ -106,7 +106,7 @@ class Shadow:
         pieces: Sequence[tuple[list[int], Read]],
         documents: Documents,
         attempt: Attempt,
-        model: Answers,
+        model: Predictions,
         model_version: str,
     ) -> tuple[pa.Table, dict[str, Any]]:
         """The rows of a shard on which the labels differ, and counts; `model` answers for all pieces, in order.
@@ -117,9 +117,9 @@ class Shadow:
         for rows, (_, theirs) in pieces:
             if theirs is not None:
                 found.append((rows, theirs))
-            elif attempt.deaths < PATIENCE:
+            elif attempt.deaths < MAX_CRASHES:
                 found += self._alone(rows, documents)
-        shadow = Answers.of(self.spin, [features for _, features in found])
+        shadow = Predictions.of(self.spin, [features for _, features in found])
         every = [row for rows, _ in pieces for row in rows]
         compared = [row for rows, _ in found for row in rows]
         place = {row: n for n, row in enumerate(every)}
@@ -136,9 +136,9 @@ class Shadow:
                 [model_version] * len(odd),
                 [self.version] * len(odd),
             ],
-            schema=disagreements_schema(self.spin.task.multilabel),
+            schema=disagreements_schema(self.spin.label_space.multilabel),
         )
-        counts = count_agreement(labels, shadow.labels, self.spin.task.multilabel)
+        counts = count_agreement(labels, shadow.labels, self.spin.label_space.multilabel)
         return table, {**counts, "failed": len(every) - len(compared)}
 
     def _alone(self, rows: list[int], documents: Documents) -> list[tuple[list[int], Features]]:

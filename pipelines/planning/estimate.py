@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.data import input_files, sharding
 from pipelines.nightly.classify import FEW_IDS
 from pipelines.nightly.classify_step import PROFILE
-from pipelines.nightly.dedup import partitions_of
+from pipelines.nightly.dedup import plan_partitions
 from pipelines.planning.request_model import night_requests
 from pipelines.planning.sample import Piece, Sample, take_sample
 from pipelines.registry.versions import Registry
@@ -58,7 +58,7 @@ def forecast(
     grows = len(files) == 1 and documents > found
     size = settings.ray.shard_documents if grows else found / len(shards)
     count = max(1, math.ceil(round(documents / size, 1)))  # how many lines JSONL has is only about known
-    partitions = len(partitions_of(documents)) if settings.data.ids == "checked" else 0
+    partitions = len(plan_partitions(documents)) if settings.data.ids == "checked" else 0
     sample = take_sample(settings, registry, version, shards, partitions, seconds)
 
     ray = settings.ray.of("classify")

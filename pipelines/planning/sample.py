@@ -22,7 +22,7 @@ from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
 from pipelines.storage.request_counting import Traffic, watched
-from pipelines.storage.shard_log import Ledger
+from pipelines.storage.shard_log import ShardLog
 from pipelines.workers.map_shards import Step, commit_shard
 from pipelines.workers.progress import progress
 from pipelines.workers.weights_cache import with_engine
@@ -124,10 +124,10 @@ def _threads(count: int) -> Iterator[None]:
 def _pieces(step: Step, shards: Sequence[Shard], run: Store, seconds: float) -> tuple[list[Piece], bool]:
     """Pieces of about equal size, of all of the shards in turn, and whether these ended before the seconds did."""
     for again in ("cold", "warm"):
-        first = _measure(step, next(sharding.parts_of(shards[0], _FIRST)), Ledger(run / again))
+        first = _measure(step, next(sharding.split_shard(shards[0], _FIRST)), ShardLog(run / again))
     # a small piece has few texts of like length for a batch, and is slower for that
     size = max(_FIRST, int(first.rows / first.seconds * seconds / _PIECES))
-    turns = chain.from_iterable(zip_longest(*(sharding.parts_of(shard, size) for shard in shards)))
+    turns = chain.from_iterable(zip_longest(*(sharding.split_shard(shard, size) for shard in shards)))
     total = min(sum(shard.documents for shard in shards), _PIECES * size)
     pieces: list[Piece] = []
     until = time.perf_counter() + seconds
@@ -135,7 +135,7 @@ def _pieces(step: Step, shards: Sequence[Shard], run: Store, seconds: float) -> 
         for number, part in enumerate(part for part in turns if part is not None):
             if pieces and time.perf_counter() >= until:
                 return pieces, False
-            pieces.append(_measure(step, replace(part, index=number), Ledger(run)))
+            pieces.append(_measure(step, replace(part, index=number), ShardLog(run)))
             advance(pieces[-1].rows)
     return pieces, True
 
@@ -144,19 +144,19 @@ def _readings(step: Step, shards: Sequence[Shard], run: Store, seconds: float) -
     readings: list[Piece] = []
     until = time.perf_counter() + seconds
     for shard in shards:
-        readings.append(_measure(step, shard, Ledger(run)))
+        readings.append(_measure(step, shard, ShardLog(run)))
         if time.perf_counter() >= until:
             break
     return readings
 
 
-def _measure(step: Step, shard: Shard, ledger: Ledger) -> Piece:
+def _measure(step: Step, shard: Shard, shard_log: ShardLog) -> Piece:
     """Commit a shard, as a worker does, and see what that took."""
     with watched() as reads:
         start = time.perf_counter()
-        outcome = commit_shard(step, shard, ledger)
+        outcome = commit_shard(step, shard, shard_log)
         seconds = time.perf_counter() - start
     own = (f"attempts/{shard.name}.json", f"parts/{shard.name}.json")
-    files = {"json": b"".join(ledger.store.read(key) or b"" for key in own)}
-    files |= {key.partition(".")[2]: ledger.store.read(key) or b"" for key in outcome["files"]}
+    files = {"json": b"".join(shard_log.store.read(key) or b"" for key in own)}
+    files |= {key.partition(".")[2]: shard_log.store.read(key) or b"" for key in outcome["files"]}
     return Piece(outcome, seconds, reads, files)

@@ -16,10 +16,10 @@ from pipelines.registry.subprocess_predict import Answer, ask
 from pipelines.registry.versions import Registry
 from pipelines.workers.weights_cache import with_engine
 from spin.errors import UserError
-from spin.heads.calibration import calibration_chance, calibration_error
+from spin.heads.calibration import calibration_error, calibration_error_limit
 from spin.heads.decision import Decision
 from spin.integrate.bootstrap import lower_bound
-from spin.labels.label_space import Label, Targets, Task, names_of
+from spin.labels.label_space import Label, LabelSpace, Targets, class_names
 from spin.labels.metrics import score
 from spin.settings import Settings
 
@@ -57,7 +57,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Findings:
+class GateReport:
     """All that was checked of a version, and the figures behind it."""
 
     checks: tuple[Check, ...]
@@ -68,7 +68,7 @@ class Findings:
         return tuple(check for check in self.checks if not check.passed)
 
 
-def inspect(registry: Registry, number: str, champion: str | None, rows: Sequence[dict[str, Any]]) -> Findings:
+def inspect(registry: Registry, number: str, champion: str | None, rows: Sequence[dict[str, Any]]) -> GateReport:
     """Measure a version, and on the same rows here and now the champion, where there is one.
 
     Each is loaded by a fresh process as MLflow's own users load it, and its public answers are what is compared:
@@ -81,27 +81,27 @@ def inspect(registry: Registry, number: str, champion: str | None, rows: Sequenc
     return judge(registry.settings, [row["label"] for row in rows], mine, theirs)
 
 
-def try_out(registry: Registry, number: str) -> Findings:
+def try_out(registry: Registry, number: str) -> GateReport:
     """Only whether a version loads in a fresh process and predicts."""
     answer = _measure(registry, number, [])
-    return Findings((_loads(answer),), {})
+    return GateReport((_loads(answer),), {})
 
 
-def judge(settings: Settings, truth: Sequence[Label], mine: Answer | str, theirs: Answer | str | None) -> Findings:
+def judge(settings: Settings, truth: Sequence[Label], mine: Answer | str, theirs: Answer | str | None) -> GateReport:
     """The checks on what a version and the champion answered, or why one of them did not answer.
 
     Without a champion there are only floors; without rows only what needs none.
     """
     checks = [_loads(mine)]
     if isinstance(mine, str):
-        return Findings(tuple(checks), {})
+        return GateReport(tuple(checks), {})
     checks.append(_schema(mine))
     if isinstance(theirs, Answer):
         checks.append(_classes(mine, theirs))
     if not truth:
-        return Findings(tuple(checks), {})
+        return GateReport(tuple(checks), {})
     wanted, metric = settings.promote, settings.metric
-    task, y, given, before = _aligned(settings, truth, mine, theirs)
+    label_space, y, given, before = _aligned(settings, truth, mine, theirs)
     own, calibrated = score(metric, y, given), _calibration(settings, truth, mine)
     figures = {"score": own, "ece": calibrated.value, "documents_per_s": _speed(mine)}
     checks.append(_score(settings, y, own))
@@ -113,8 +113,8 @@ def judge(settings: Settings, truth: Sequence[Label], mine: Answer | str, theirs
     elif theirs is not None:
         checks.append(_regression(settings, math.nan, f"the champion does not answer: {theirs}"))
     if wanted.class_floors:
-        checks.append(_floors(wanted.class_floors, task, y, given))
-    return Findings((*checks, calibrated, _throughput(wanted.min_docs_per_s, figures)), figures)
+        checks.append(_floors(wanted.class_floors, label_space, y, given))
+    return GateReport((*checks, calibrated, _throughput(wanted.min_docs_per_s, figures)), figures)
 
 
 def _measure(registry: Registry, number: str, texts: Sequence[str]) -> Answer | str:
@@ -185,11 +185,11 @@ def _regression(settings: Settings, bound: float, found: str) -> Check:
     )
 
 
-def _floors(floors: dict[str, float], task: Task, y: Targets, given: Targets) -> Check:
+def _floors(floors: dict[str, float], label_space: LabelSpace, y: Targets, given: Targets) -> Check:
     """The class that is furthest below its floor decides; one without a document here has no figure."""
-    each = f1_score(y, given, labels=np.arange(len(task)), average=None, zero_division=0.0)
-    here = np.any(task.indicator(y), axis=0)
-    figures = {name: float(each[k]) if here[k] else math.nan for k, name in enumerate(task.classes)}
+    each = f1_score(y, given, labels=np.arange(len(label_space)), average=None, zero_division=0.0)
+    here = np.any(label_space.indicator(y), axis=0)
+    figures = {name: float(each[k]) if here[k] else math.nan for k, name in enumerate(label_space.classes)}
     found = {name: figures.get(name, math.nan) for name in floors}
     return Check(
         "class_floors",
@@ -204,14 +204,14 @@ def _floors(floors: dict[str, float], task: Task, y: Targets, given: Targets) ->
 def _calibration(settings: Settings, truth: Sequence[Label], mine: Answer) -> Check:
     """Of the version's own classes and, with probability 0, of those that it does not know."""
     known = {*mine.classes}
-    more = sorted({name for label in truth for name in names_of(label)} - known)
+    more = sorted({name for label in truth for name in class_names(label)} - known)
     lists = mine.multilabel or not all(isinstance(label, str) for label in truth)
-    task = Task((*mine.classes, *more), lists)
-    chances = np.pad(mine.probabilities, ((0, 0), (0, len(more))))
+    label_space = LabelSpace((*mine.classes, *more), lists)
+    probabilities = np.pad(mine.probabilities, ((0, 0), (0, len(more))))
     wanted = settings.promote
-    chance = calibration_chance(chances, task, wanted.significance, settings.seed)
+    chance = calibration_error_limit(probabilities, label_space, wanted.significance, settings.seed)
     limit = max(wanted.max_ece, chance)
-    error = calibration_error(chances, task.index(truth), task)
+    error = calibration_error(probabilities, label_space.index(truth), label_space)
     return Check(
         "calibration",
         error,
@@ -238,18 +238,23 @@ def _speed(answer: Answer) -> float:
 
 def _aligned(
     settings: Settings, truth: Sequence[Label], mine: Answer, theirs: Answer | str | None
-) -> tuple[Task, Targets, Targets, Targets | None]:
+) -> tuple[LabelSpace, Targets, Targets, Targets | None]:
     """The truth and both answers in one task: of the classes that any of them has, which a version may not know."""
     given = _labels(settings, mine)
     before = _labels(settings, theirs) if isinstance(theirs, Answer) else []
     every = [*truth, *given, *before]
-    classes = sorted({name for label in every for name in names_of(label)})
-    task = Task(tuple(classes), not all(isinstance(label, str) for label in every))
-    return task, task.index(truth), task.index(given), task.index(before) if before else None
+    classes = sorted({name for label in every for name in class_names(label)})
+    label_space = LabelSpace(tuple(classes), not all(isinstance(label, str) for label in every))
+    return (
+        label_space,
+        label_space.index(truth),
+        label_space.index(given),
+        label_space.index(before) if before else None,
+    )
 
 
 def _labels(settings: Settings, answer: Answer) -> list[Label]:
-    task = Task(answer.classes, answer.multilabel)
-    y, _ = Decision.of(task, settings.decision).labels(answer.probabilities)
-    pairs = zip(answer.labels, task.names(y), strict=True)
+    label_space = LabelSpace(answer.classes, answer.multilabel)
+    y, _ = Decision.of(label_space, settings.decision).labels(answer.probabilities)
+    pairs = zip(answer.labels, label_space.names(y), strict=True)
     return [near if label is None else label for label, near in pairs]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.storage.stage_plan import fingerprint
-from spin.backbone.digest import files_of
+from spin.backbone.digest import list_model_files
 from spin.backbone.loading import find_backbone
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
@@ -55,7 +55,7 @@ def write_bundle(folder: Path, artifact: Path, settings: Settings, example: Sequ
     parts = {"spin": list(artifact.iterdir())}
     if settings.registry.include_backbone:
         found, _ = find_backbone(settings.backbone, expect_digest=spin.backbone_digest)
-        parts["backbone"] = files_of(found, code=settings.backbone.trust_remote_code)
+        parts["backbone"] = list_model_files(found, code=settings.backbone.trust_remote_code)
     with tempfile.TemporaryDirectory() as staged:
         for name, files in parts.items():
             (Path(staged) / name).mkdir()
@@ -67,7 +67,7 @@ def write_bundle(folder: Path, artifact: Path, settings: Settings, example: Sequ
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={name: str(Path(staged) / name) for name in parts},
             model_config={"choose": settings.choose},
-            signature=_signature(spin.task.multilabel),
+            signature=_signature(spin.label_space.multilabel),
             input_example=pd.DataFrame({"text": list(example)}),
             # a build's own mark, such as +cpu, is on no index
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from pipelines.registry.gate import LOADS, Check, Findings, inspect, try_out
+from pipelines.registry.gate import LOADS, Check, GateReport, inspect, try_out
 from pipelines.registry.versions import CHAMPION, Registry
 from pipelines.storage.lease import Lease, user_name
 from pipelines.storage.object_store import Store
@@ -111,7 +111,7 @@ def _keep(
     number: str,
     before: _State,
     why: str,
-    findings: Findings,
+    findings: GateReport,
     forced: bool = False,
 ) -> str:
     """Note what was found at the version and in a run of its own; gives the run's id."""

@@ -51,15 +51,15 @@ class SpinModel(PythonModel):
 
     def _answer(self, texts: list[str], threshold: float) -> pd.DataFrame:
         """The score is the probability of the label, the largest of all where that is a list or none."""
-        chances = self.spin.predict_proba(texts)
+        probabilities = self.spin.predict_proba(texts)
         at = {name: k for k, name in enumerate(self.spin.classes)}
-        labels: list[Any] = list(self.spin.labels(chances))
+        labels: list[Any] = list(self.spin.labels(probabilities))
         scores = [
             float(row[at[label]] if isinstance(label, str) else row.max())
-            for row, label in zip(chances, labels, strict=True)
+            for row, label in zip(probabilities, labels, strict=True)
         ]
-        if threshold and self.spin.task.multilabel:
-            labels = self.spin.task.names(chances >= threshold)
+        if threshold and self.spin.label_space.multilabel:
+            labels = self.spin.label_space.names(probabilities >= threshold)
         elif threshold:
             labels = [label if score >= threshold else None for label, score in zip(labels, scores, strict=True)]
         return pd.DataFrame({"label": pd.Series(labels, dtype=object), "score": pd.Series(scores, dtype=float)})

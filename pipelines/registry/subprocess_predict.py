@@ -101,8 +101,8 @@ def _answer(
     wrapped.spin = spin = _Heard.assemble(
         logged.settings.model_copy(update=run),
         logged.backbone_digest,
-        logged.task,
-        logged.integrated,
+        logged.label_space,
+        logged.training_result,
         logged.metric,
         choose=choose,
         decision=DecisionSettings(**decision),
@@ -116,16 +116,16 @@ def _answer(
     start = time.perf_counter()
     answer = loaded.predict(pd.DataFrame({"text": texts}))
     seconds = time.perf_counter() - start
-    chances = np.concatenate(spin.kept)
-    if not len(answer) == len(chances) == len(texts) or not np.isfinite(chances).all():
+    probabilities = np.concatenate(spin.kept)
+    if not len(answer) == len(probabilities) == len(texts) or not np.isfinite(probabilities).all():
         raise UserError(f"found {len(answer)} answers to {len(texts)} texts; expected one for each, of finite numbers")
     return {
         "columns": {column.get("name", ""): str(column["type"]) for column in (schema.to_dict() if schema else [])},
         "classes": spin.classes,
-        "multilabel": spin.task.multilabel,
+        "multilabel": spin.label_space.multilabel,
         # pandas makes of None what is not a number
         "labels": [label if isinstance(label, (str, list)) else None for label in answer["label"]],
-        "probabilities": chances.tolist(),
+        "probabilities": probabilities.tolist(),
         "seconds": seconds,
     }
 

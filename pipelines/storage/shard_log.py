@@ -15,7 +15,7 @@ from pipelines.storage.object_store import Store
 class Attempt:
     """One try at a shard, and what tries before it have noted."""
 
-    ledger: Ledger
+    shard_log: ShardLog
     name: str
     begun: int
     """tries, this one included"""
@@ -36,10 +36,10 @@ class Attempt:
 
     def _write(self) -> None:
         fields = {"begun": self.begun, "ended": self.ended, "note": self.note}
-        self.ledger.store.write_json(_attempt_key(self.name), fields)
+        self.shard_log.store.write_json(_attempt_key(self.name), fields)
 
 
-class Ledger:
+class ShardLog:
     """The record of a run's shards in its store: files and outcomes under `parts/`, tries under `attempts/`.
 
     A shard is committed by `parts/NAME.json`, which is written after the shard's files and names them with their

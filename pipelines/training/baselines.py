@@ -100,7 +100,7 @@ def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Prob
     engine = open_engine(backbone, [whole([probe.column])])
     return Contender(
         "best_site",
-        probe.predict(values, labels.task),
+        probe.predict(values, labels.label_space),
         int((probe.importance > 0).sum()),
         probe.column.site.layer,
         lambda texts: probe.decision(read(engine, texts).values),
@@ -109,19 +109,19 @@ def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Prob
 
 def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choice: Choice) -> Contender:
     """One of the classifiers itself; the one of best accuracy is called spin."""
-    integration = spin.integrated.choices[choice]
+    fitted = spin.training_result.choices[choice]
     rows, _ = labels.part("test")
-    logits = integration.logits(features.read_selection(integration.selection, rows))
-    engine = open_engine(spin.backbone, divide(integration.selection.neurons, []))
+    logits = fitted.logits(features.read_selection(fitted.selection, rows))
+    engine = open_engine(spin.backbone, divide(fitted.selection.neurons, []))
 
     def classify(texts: Sequence[str]) -> NDArray[np.floating]:
-        return integration.logits(read(engine, texts).values)
+        return fitted.logits(read(engine, texts).values)
 
     return Contender(
         "spin" if choice == "accuracy" else choice,
-        labels.task.predict(logits),
-        len(integration.selection),
-        integration.selection.depth,
+        labels.label_space.predict(logits),
+        len(fitted.selection),
+        fitted.selection.depth,
         classify,
         logits,
     )
@@ -170,7 +170,7 @@ def _best_of(X: Any, labels: Labels, metric: str, *, standardised: bool = False)
     found = []
     for strength in STRENGTHS:
         regression: Any = LogisticRegression(C=strength, max_iter=5000)
-        if labels.task.multilabel:
+        if labels.label_space.multilabel:
             regression = OneVsRestClassifier(regression)
         model = make_pipeline(StandardScaler(), regression) if standardised else regression
         model.fit(X[train], train_y if train_y.ndim == 1 else train_y.astype(int))
@@ -181,4 +181,4 @@ def _best_of(X: Any, labels: Labels, metric: str, *, standardised: bool = False)
 def _answers(model: Any, X: Any, labels: Labels) -> Targets:
     """What a model of scikit-learn predicts, as targets of the task."""
     predicted = model.predict(X)
-    return predicted.astype(bool) if labels.task.multilabel else predicted
+    return predicted.astype(bool) if labels.label_space.multilabel else predicted

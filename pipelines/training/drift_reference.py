@@ -28,10 +28,13 @@ def describe_reference(spin: SpinClassifier, features: FeatureShards, labels: La
     tokens = spin.backbone.tokenize([texts[row] for row in rows])
     read = Features({}, np.array([len(ids) for ids in tokens.ids], np.int32), np.array(tokens.unknown, np.int32), 0)
     found: dict[str, NDArray[Any]] = {}
-    for choice, integration in spin.integrated.choices.items():
-        values = features.read_selection(integration.selection, rows)
-        decision = Decision.of(spin.task, spin.decision)
-        for prefix, depth in ((choice, None), (f"{choice}.early", integration.leave(values, spin.task, decision))):
-            profile = Profile.of(spin.task, integration, integration.answer(values, depth), values, read)
+    for choice, fitted in spin.training_result.choices.items():
+        values = features.read_selection(fitted.selection, rows)
+        decision = Decision.of(spin.label_space, spin.decision)
+        for prefix, depth in (
+            (choice, None),
+            (f"{choice}.early", fitted.exit_depths(values, spin.label_space, decision)),
+        ):
+            profile = Profile.of(spin.label_space, fitted, fitted.answer(values, depth), values, read)
             found |= {f"{prefix}.{name}": tensor for name, tensor in vars(profile).items()}
     return bytes(save_tensors(found))

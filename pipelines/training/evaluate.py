@@ -28,18 +28,18 @@ def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: 
     if not labels:
         raise UserError(f"{source}: found no documents; expected labelled ones to evaluate on")
     try:
-        y = spin.task.index(labels)
+        y = spin.label_space.index(labels)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     parts: list[Any] = []
     with progress("evaluate", len(labels), "documents") as advance:
         for shard in shards:
             texts = readers.read_shard(shard, data).texts
-            parts.append(spin.task.predict(spin.predict_logits(texts, progress=advance)))
+            parts.append(spin.label_space.predict(spin.predict_logits(texts, progress=advance)))
     predicted: Any = np.concatenate(parts)
     return {
         "model_version": version,
         "documents": len(labels),
         "metrics": {name: score(name, y, predicted) for name in METRICS},
-        "per_class": per_class_figures(y, predicted, spin.task.classes),
+        "per_class": per_class_figures(y, predicted, spin.label_space.classes),
     }

@@ -20,18 +20,18 @@ from pipelines.storage.shard_log import Attempt
 from pipelines.storage.stage_plan import Plan, finish, finished, freeze, require
 from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import map_shards
-from pipelines.workers.weights_cache import DECISIVE, with_engine
+from pipelines.workers.weights_cache import ACTIVATION_SETTINGS, with_engine
 from spin.activations.engine import open_engine
 from spin.activations.extract import column_types, read, whole
 from spin.activations.feature_table import BYTES_A_SHARD, document_bytes, to_table
-from spin.backbone.digest import digest_of
+from spin.backbone.digest import compute_digest
 from spin.backbone.hub import locate
 from spin.backbone.loading import load_backbone
-from spin.classifier import columns_of
+from spin.classifier import feature_columns
 from spin.errors import UserError
-from spin.labels.label_space import Task
+from spin.labels.label_space import LabelSpace
 from spin.settings import Settings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
 FORMAT = 2
 _SURVEYED = 256
@@ -43,7 +43,7 @@ class ExtractStep:
     def __init__(self, settings: Settings, digest: str, types: dict[str, str]) -> None:
         backbone = load_backbone(weights_cache.receive(settings, digest), expect_digest=digest)
         self.data = settings.data
-        self.types = {Column.parse(name): np.dtype(kind).type for name, kind in types.items()}
+        self.types = {FeatureColumn.parse(name): np.dtype(kind).type for name, kind in types.items()}
         self.engine = open_engine(backbone, [whole(self.types)])
 
     def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -110,8 +110,8 @@ def load_features(settings: Settings) -> tuple[Plan, FeatureShards]:
 def _facts(settings: Settings, files: list[input_files.File]) -> dict[str, Any]:
     """What changes the features; not worker counts, logging or where the same weights lie."""
     code = settings.backbone.trust_remote_code
-    digest = digest_of(locate(settings.backbone.model, settings.backbone.revision, code=code), code=code)
-    backbone = settings.backbone.model_dump(include=DECISIVE)
+    digest = compute_digest(locate(settings.backbone.model, settings.backbone.revision, code=code), code=code)
+    backbone = settings.backbone.model_dump(include=ACTIVATION_SETTINGS)
     data = settings.data.model_dump(include={"id", "text", "label", "split"})
     return {
         "format": FORMAT,
@@ -127,10 +127,10 @@ def _survey(settings: Settings, files: list[input_files.File]) -> dict[str, Any]
     """Check the labels, look at a first batch for each column's type, and plan the shards by what a document takes."""
     coarse = sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
     labelled = training_labels.read_labelled(coarse, settings.data)
-    Task.of(labelled.labels, split_all(labelled.ids, labelled.splits, settings, frozen=frozenset()))
+    LabelSpace.of(labelled.labels, split_all(labelled.ids, labelled.splits, settings, frozen=frozenset()))
     backbone = load_backbone(settings.backbone)
-    probed = columns_of(backbone, settings.sites, settings.poolings)
-    baselines = [Column(backbone.final, p) for p in (("last", "mean") if backbone.causal else ("mean",))]
+    probed = feature_columns(backbone, settings.sites, settings.poolings)
+    baselines = [FeatureColumn(backbone.final, p) for p in (("last", "mean") if backbone.causal else ("mean",))]
     columns = probed + baselines
     first = readers.read_shard(coarse[0], settings.data).texts[:_SURVEYED]
     types = column_types(backbone, first, columns)

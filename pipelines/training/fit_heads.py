@@ -12,9 +12,9 @@ from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
 from pipelines.workers.train_group import begin, run_group
 from spin.heads import persistence
-from spin.heads.fitted import Integrated
+from spin.heads.fitted import TrainingResult
 from spin.integrate.integrate import integrate
-from spin.process_group import Team
+from spin.process_group import ProcessGroup
 from spin.settings import Settings
 from spin.sites import Site
 from spin.sparsify.probe import Probe
@@ -29,7 +29,7 @@ def run_integrate(
     labels: Labels,
     flops: Mapping[Site, float],
     store: Store,
-) -> Integrated:
+) -> TrainingResult:
     """Search and fit the integrated heads; `store` keeps what came of it, and a later call reads it from there."""
     if not store.exists(persistence.CONFIG):
         run_group(
@@ -58,33 +58,33 @@ def run_integrate(
 def fit_heads(config: dict[str, Any]) -> None:
     """What every worker of the group does, in step with the others; the first one writes the result."""
     begin(config)
-    settings, labels, store, team = config["settings"], config["labels"], config["store"], Team.joined()
+    settings, labels, store, group = config["settings"], config["labels"], config["store"], ProcessGroup.joined()
     fits = 0
 
     def progress(more: int) -> None:
         nonlocal fits
         fits += more
-        if team.rank == 0:
+        if group.rank == 0:
             store.write_json(_PROGRESS, fits)
 
-    integrated = integrate(
+    training_result = integrate(
         config["probes"],
         config["features"].read_selection,
         labels.y,
         labels.folds(settings.seed),
-        labels.task,
+        labels.label_space,
         metric=settings.metric,
         settings=settings.search,
         cascade=settings.cascade,
         class_weights=settings.probe.class_weights,
         flops=config["flops"],
-        team=team,
+        group=group,
         device=config["device"],
         seed=settings.seed,
         progress=progress,
     )
-    if team.rank == 0:
-        files = persistence.save(integrated, {})
+    if group.rank == 0:
+        files = persistence.save(training_result, {})
         store.write(persistence.TENSORS, files[persistence.TENSORS])
         store.write(persistence.CONFIG, files[persistence.CONFIG])  # last: it says that all is there
 

@@ -16,7 +16,7 @@ from pipelines.workers.train_group import begin, run_group
 from spin.errors import UserError
 from spin.fit import by_site
 from spin.settings import Settings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, describe, fit_probes
 
 FORMAT = 2
@@ -54,7 +54,7 @@ def load_probes(settings: Settings, source: Plan, labels: Labels) -> tuple[Plan,
     """What `run_probe` fitted on these features and labels. Raises UserError when it has not ended, or on others."""
     store = Store(settings.store) / "probes"
     plan, manifest = require(store, "probe", _facts(settings, source, labels))
-    return plan, [read_probe(store, Column.parse(probe["column"])) for probe in manifest["probes"]]
+    return plan, [read_probe(store, FeatureColumn.parse(probe["column"])) for probe in manifest["probes"]]
 
 
 def _facts(settings: Settings, source: Plan, labels: Labels) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _facts(settings: Settings, source: Plan, labels: Labels) -> dict[str, Any]:
     }
 
 
-def read_probe(store: Store, column: Column) -> Probe:
+def read_probe(store: Store, column: FeatureColumn) -> Probe:
     data = store.read(_key(column))
     if data is None:
         raise UserError(f"{store.uri} lacks the probe of {column}; start over with --restart")
@@ -92,20 +92,22 @@ def fit_columns(config: dict[str, Any]) -> None:
                 store.write(_key(probe.column), probe.to_bytes())
 
 
-def _fit(config: dict[str, Any], columns: list[Column]) -> list[Probe]:
+def _fit(config: dict[str, Any], columns: list[FeatureColumn]) -> list[Probe]:
     settings, labels = config["settings"], config["labels"]
     return fit_probes(
         {column: config["features"].read(column) for column in columns},
         labels.y,
         labels.folds(settings.seed),
-        labels.task,
+        labels.label_space,
         metric=settings.metric,
         settings=settings.probe,
         device=config["device"],
     )
 
 
-def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, store: Store, waiting: list[Column]) -> None:
+def _fit_all(
+    settings: Settings, features: FeatureShards, labels: Labels, store: Store, waiting: list[FeatureColumn]
+) -> None:
     sites = _costly_first(features, waiting)
     run_group(
         "probe",
@@ -119,10 +121,10 @@ def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, store:
     )
 
 
-def _costly_first(features: FeatureShards, waiting: list[Column]) -> list[list[Column]]:
+def _costly_first(features: FeatureShards, waiting: list[FeatureColumn]) -> list[list[FeatureColumn]]:
     """The waiting columns of each site, wide sites first, so that the workers end together."""
     return sorted(by_site(waiting).values(), key=lambda columns: (-features.columns[columns[0]], columns))
 
 
-def _key(column: Column) -> str:
+def _key(column: FeatureColumn) -> str:
     return f"{column}.safetensors"

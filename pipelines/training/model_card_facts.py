@@ -30,10 +30,10 @@ def describe_artifact(
     neurons = describe_neurons(spin, features, labels)
     facts = CardFacts(
         name=settings.mlflow.model,
-        purpose=f"Tells {len(labels.task)} classes apart in text: {', '.join(labels.classes)}.",
+        purpose=f"Tells {len(labels.label_space)} classes apart in text: {', '.join(labels.classes)}.",
         data=settings.data.train,
         fingerprint=fingerprint,
-        task=labels.task,
+        label_space=labels.label_space,
         y=labels.y,
         splits=labels.splits,
         backbone=settings.backbone.model,
@@ -45,7 +45,7 @@ def describe_artifact(
         frontier=manifest["choice"]["frontier"],
         choices=manifest["choice"]["choices"],
         choose=settings.choose,
-        selection=spin.integration.selection,
+        selection=spin.fitted.selection,
         test_ece=manifest["test_ece"],
         decision=settings.decision,
         versions={name: version(name) for name in persistence.LIBRARIES},

@@ -20,11 +20,11 @@ from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.pages.explanation_page import Driver
 from spin.settings import Choice, Settings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
 NEURONS = "neurons.json"
 Row = dict[str, Any]
-Drivers = dict[tuple[Column, int], list[Driver]]
+Drivers = dict[tuple[FeatureColumn, int], list[Driver]]
 
 
 def describe_neurons(spin: SpinClassifier, features: FeatureShards, labels: Labels, count: int = 5) -> list[Row]:
@@ -36,14 +36,14 @@ def describe_neurons(spin: SpinClassifier, features: FeatureShards, labels: Labe
     One column is held at a time.
     """
     train, _ = labels.part("train")
-    names = labels.task.names(labels.y[train])
-    by_column: dict[Column, dict[int, tuple[Row, float, float]]] = {}
-    for choice, integration in spin.integrated.choices.items():
-        slopes = integration.head.slopes(np.zeros(len(integration.selection), np.float32))
-        for i, (column, neuron, importance) in enumerate(integration.selection.rows()):
+    names = labels.label_space.names(labels.y[train])
+    by_column: dict[FeatureColumn, dict[int, tuple[Row, float, float]]] = {}
+    for choice, fitted in spin.training_result.choices.items():
+        slopes = fitted.head.slopes(np.zeros(len(fitted.selection), np.float32))
+        for i, (column, neuron, importance) in enumerate(fitted.selection.rows()):
             row: Row = {"column": str(column), "neuron": neuron, "importance": _short(importance), "heads": {}}
             known = by_column.setdefault(column, {})
-            row, *_ = known.setdefault(neuron, (row, float(integration.mean[i]), float(integration.scale[i])))
+            row, *_ = known.setdefault(neuron, (row, float(fitted.mean[i]), float(fitted.scale[i])))
             k = int(slopes[:, i].argmax())
             row["heads"][choice] = {"class": spin.classes[k], "slope": _short(slopes[k, i])}
     for column, known in by_column.items():
@@ -81,7 +81,7 @@ def read_drivers(rows: Collection[Row], settings: Settings) -> Drivers:
     """
     texts = _find_texts({top["id"] for row in rows for top in row["top"]}, settings)
     return {
-        (Column.parse(row["column"]), row["neuron"]): [
+        (FeatureColumn.parse(row["column"]), row["neuron"]): [
             Driver(top["id"], _name(top["label"]), texts[top["id"]], top["value"])
             for top in row["top"]
             if top["id"] in texts

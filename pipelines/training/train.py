@@ -55,7 +55,7 @@ def run_train(
     """
     extracted, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
-    Decision.of(labels.task, settings.decision)
+    Decision.of(labels.label_space, settings.decision)
     probed, probes = load_probes(settings, extracted, labels)
     store = Store(settings.store) / "model"
     facts = {
@@ -92,12 +92,12 @@ def _fit(
     start = time.perf_counter()
     backbone = load_backbone(settings.backbone)
     flops = relative_compute(backbone)
-    integrated = run_integrate(settings, features, probes, labels, flops, store / "heads")
+    training_result = run_integrate(settings, features, probes, labels, flops, store / "heads")
     spin = SpinClassifier.assemble(
         settings.backbone,
         backbone.digest,
-        labels.task,
-        integrated,
+        labels.label_space,
+        training_result,
         settings.metric,
         backbone=backbone,
         choose=settings.choose,
@@ -107,9 +107,9 @@ def _fit(
     found = _evaluate(settings, features, probes, labels, spin)
     seconds["evaluate"] = round(time.perf_counter() - start - seconds["integrate"], 1)
     manifest = {
-        "choice": integrated.describe(),
+        "choice": training_result.describe(),
         "classes": labels.classes,
-        "multilabel": labels.task.multilabel,
+        "multilabel": labels.label_space.multilabel,
         **found,
         "counts": {split: len(labels.part(split)[0]) for split in SPLITS},
         "seconds": seconds,
@@ -130,7 +130,7 @@ def _evaluate(
     if not len(rows):
         return {"table": [], "per_class": {}, "test_ece": None}
     texts = read_texts(settings, features)
-    distinct: dict[int, Choice] = {id(part): name for name, part in reversed(spin.integrated.choices.items())}
+    distinct: dict[int, Choice] = {id(part): name for name, part in reversed(spin.training_result.choices.items())}
     makers: list[Callable[[], baselines.Contender]] = [
         lambda: baselines.words(texts, labels, settings.metric),
         lambda: baselines.last_layer(features, spin.backbone, labels, settings.metric),
@@ -148,8 +148,8 @@ def _evaluate(
     assert logits is not None
     return {
         "table": table,
-        "per_class": per_class_figures(y, labels.task.predict(logits), labels.classes),
-        "test_ece": round(calibration_error(labels.task.probabilities(logits), y, labels.task), 4),
+        "per_class": per_class_figures(y, labels.label_space.predict(logits), labels.classes),
+        "test_ece": round(calibration_error(labels.label_space.probabilities(logits), y, labels.label_space), 4),
     }
 
 
@@ -186,7 +186,7 @@ def _register(
     rows, y = labels.part("test")
     evaluation = [
         {"id": labels.ids[row], "text": texts[row], "label": label}
-        for row, label in zip(rows, labels.task.names(y), strict=True)
+        for row, label in zip(rows, labels.label_space.names(y), strict=True)
     ]
     figures: dict[str, float] = next((row for row in manifest["table"] if row["name"] == "spin"), {})
     best = manifest["choice"]["choices"]["accuracy"]

@@ -11,7 +11,7 @@ from pipelines.storage.object_store import Store
 from pipelines.training.extract_features import run_extract
 from pipelines.training.fit_probes import run_probe
 from pipelines.training.train import run_train
-from pipelines.workers.ray_cluster import one_connection
+from pipelines.workers.ray_cluster import shared_ray_session
 from spin.settings import Settings
 
 STAGES = {"extract": "features", "probe": "probes", "train": "model"}
@@ -35,7 +35,7 @@ def run_stages(
     kept = None if registry is None else registry.frozen()
     frozen = frozenset(row["id"] for row in kept["rows"]) if kept else frozenset()
     manifest: dict[str, Any] = {}
-    with one_connection():
+    with shared_ray_session():
         for stage in stages:
             start = time.perf_counter()
             before = Store(settings.store).read_json(f"{STAGES[stage]}/manifest.json")

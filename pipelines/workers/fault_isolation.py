@@ -11,7 +11,7 @@ from pipelines.storage.shard_log import Attempt
 from spin.errors import NotFiniteError, SpinError
 
 T = TypeVar("T")
-PATIENCE = 2
+MAX_CRASHES = 2
 """deaths of a shard's process that are laid to the machine, before its documents are suspected"""
 _PIECES = 16
 """into which rows are divided, one of which is deadly"""
@@ -23,7 +23,7 @@ def isolate(
     """`work` over all rows in order, in few pieces, and the rows that it cannot do, each with a reason.
 
     A piece that raises is halved until the row that does it is alone. A process that is killed says nothing: once
-    that has happened `PATIENCE` times, each piece is noted before it is tried, so that the next process knows which
+    that has happened `MAX_CRASHES` times, each piece is noted before it is tried, so that the next process knows which
     one was deadly and divides it. Both end after a number of tries that is logarithmic in the number of rows.
     A SpinError is no document's fault and passes, but for activations that are not finite.
     """
@@ -32,14 +32,14 @@ def isolate(
 
 def check_readable(uri: str, attempt: Attempt) -> None:
     """Raise BadFileError where a shard's process was killed again and again before it came to any document."""
-    if attempt.deaths > PATIENCE and not attempt.note:
+    if attempt.deaths > MAX_CRASHES and not attempt.note:
         raise BadFileError(f"{uri}: every process that read it was killed")
 
 
 class _Isolation:
     def __init__(self, work: Callable[[list[int]], T], attempt: Attempt) -> None:
         self.work, self.attempt = work, attempt
-        self.wary = attempt.deaths >= PATIENCE
+        self.wary = attempt.deaths >= MAX_CRASHES
         self.deadly: list[list[int]] = attempt.note.get("deadly", [])
         """first and last row of the pieces that killed a process"""
         tried = attempt.note.get("trying")

@@ -15,9 +15,9 @@ from pipelines.data.readers import Shard
 from pipelines.service_errors import StalledError, UnavailableError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt, Ledger
+from pipelines.storage.shard_log import Attempt, ShardLog
 from pipelines.workers.progress import progress
-from pipelines.workers.ray_cluster import cluster, least_workers, ray_errors, take_share, worker_count
+from pipelines.workers.ray_cluster import cluster, configure_worker, least_workers, translate_ray_errors, worker_count
 from spin.errors import SpinError, error_types
 from spin.settings import RaySettings
 
@@ -50,7 +50,7 @@ def map_shards(
     answer is tried again for `retry_seconds`. Raises what the step raised, after the shards that were committed
     before are safe, and StalledError where no shard ends for `stall_seconds`.
     """
-    outcomes = Ledger(store).committed()
+    outcomes = ShardLog(store).committed()
     waiting = [shard for shard in shards if shard.name not in outcomes]
     if not waiting:
         return [outcomes[shard.name] for shard in shards]
@@ -70,7 +70,7 @@ def _here(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     step = make(*args)
     for shard in shards:
-        yield shard.name, _patiently(step, shard, Ledger(store), settings.retry_seconds)
+        yield shard.name, _patiently(step, shard, ShardLog(store), settings.retry_seconds)
 
 
 def _there(
@@ -81,7 +81,7 @@ def _there(
     settings: RaySettings,
     stage: str,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    with cluster(settings), ray_errors(stage):
+    with cluster(settings), translate_ray_errors(stage):
         answers = _answers(make, args, shards, store, settings)
         for answer in _in_time(answers, settings.stall_seconds, stage, store):
             if answer["error"] is not None:
@@ -89,25 +89,25 @@ def _there(
             yield answer["name"], answer["outcome"]
 
 
-def commit_shard(step: Step, shard: Shard, ledger: Ledger) -> dict[str, Any]:
+def commit_shard(step: Step, shard: Shard, shard_log: ShardLog) -> dict[str, Any]:
     """Compute a shard and commit it, giving its outcome."""
     start = time.perf_counter()
-    with ledger.attempt(shard.name) as attempt:
+    with shard_log.attempt(shard.name) as attempt:
         files, outcome = step(shard, attempt)
         outcome |= {
             "tries": attempt.begun,
             "seconds": round(time.perf_counter() - start, 3),
             "ended": round(time.time(), 3),
         }
-        return ledger.commit(shard.name, files, outcome)
+        return shard_log.commit(shard.name, files, outcome)
 
 
-def _patiently(step: Step, shard: Shard, ledger: Ledger, patience: float) -> dict[str, Any]:
+def _patiently(step: Step, shard: Shard, shard_log: ShardLog, patience: float) -> dict[str, Any]:
     """Commit a shard, with further tries while the store does not answer and patience (seconds) lasts."""
     start, pause = time.monotonic(), 1.0
     while True:
         try:
-            return commit_shard(step, shard, ledger)
+            return commit_shard(step, shard, shard_log)
         except UnavailableError:
             if time.monotonic() - start + pause > patience:
                 raise
@@ -160,8 +160,8 @@ def _in_time(answers: Iterator[dict[str, Any]], seconds: float, stage: str, stor
         try:
             answer = waiting.get(timeout=seconds)
         except queue.Empty:
-            done = Ledger(store).committed()
-            begun = [name for name in Ledger(store).begun() if name not in done]
+            done = ShardLog(store).committed()
+            begun = [name for name in ShardLog(store).begun() if name not in done]
             raise StalledError(
                 f"{stage}: no shard has ended for {seconds:g} s (ray.stall_seconds); begun and not ended: "
                 f"{', '.join(begun[:8]) or 'none'} in {store.uri}. Look at these, then run it again to resume"
@@ -177,10 +177,10 @@ class _Worker:
     """One actor: builds the step once and publishes what it gives."""
 
     def __init__(self, make: Callable[..., Step], args: tuple[Any, ...], store: Store, settings: RaySettings) -> None:
-        self.ledger, self.patience = Ledger(store), settings.retry_seconds
+        self.shard_log, self.patience = ShardLog(store), settings.retry_seconds
         self.failure: dict[str, str] | None = None
         try:
-            take_share(settings)
+            configure_worker(settings)
             self.step = make(*args)
         except SpinError as error:  # an actor that fails to start is started again and again
             self.failure = _pack(error)
@@ -190,7 +190,7 @@ class _Worker:
         answer: dict[str, Any] = {"name": shard.name, "outcome": None, "error": self.failure}
         if self.failure is None:
             try:
-                answer["outcome"] = _patiently(self.step, shard, self.ledger, self.patience)
+                answer["outcome"] = _patiently(self.step, shard, self.shard_log, self.patience)
             except SpinError as error:
                 answer["error"] = _pack(error)
         return {"answer": json.dumps(answer)}

@@ -27,7 +27,7 @@ _shared: ContextVar[ExitStack | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
-def one_connection() -> Iterator[None]:
+def shared_ray_session() -> Iterator[None]:
     """The stages within share a connection: the first that has work makes it, and it ends with the context."""
     with ExitStack() as ending:
         token = _shared.set(ending)
@@ -47,7 +47,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        _hush()
+        _silence_ray()
         yield
         return
     options: dict[str, Any] = {"address": settings.address}
@@ -66,7 +66,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
             _connect(options)
     except (ConnectionError, RuntimeError) as error:
         raise UnavailableError(f"Ray cluster {settings.address or 'here'}: {_line(error)}; try again") from None
-    _hush()
+    _silence_ray()
     with ExitStack() as mine:
         (_shared.get() or mine).callback(ray.shutdown)
         yield
@@ -102,7 +102,7 @@ def _connect(options: dict[str, Any]) -> None:
             time.sleep(pauses.pop(0))
 
 
-def take_share(settings: RaySettings) -> None:
+def configure_worker(settings: RaySettings) -> None:
     """What a worker's process does before all else: as many threads as its CPUs, and of GPUs what it was given.
 
     Raises UserError where it was given one that its torch cannot use.
@@ -153,7 +153,7 @@ def least_workers(settings: RaySettings, most: int) -> int:
 
 
 @contextmanager
-def ray_errors(stage: str) -> Iterator[None]:
+def translate_ray_errors(stage: str) -> Iterator[None]:
     """Give back the SpinError that a worker raised; anything else that Ray reports is named by its stage."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
@@ -216,7 +216,7 @@ def _muted() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _hush() -> None:
+def _silence_ray() -> None:
     from ray.data import DataContext
 
     context = DataContext.get_current()

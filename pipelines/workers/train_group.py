@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.workers.progress import progress
-from pipelines.workers.ray_cluster import cluster, least_workers, ray_errors, take_share, worker_count
+from pipelines.workers.ray_cluster import cluster, configure_worker, least_workers, translate_ray_errors, worker_count
 from spin.settings import RaySettings
 
 Loop = Callable[[dict[str, Any]], None]
@@ -58,7 +58,7 @@ def run_group(
         watcher = threading.Thread(target=_watch, args=(done, before, bar, ended), daemon=True)
         watcher.start()
         try:
-            with ray_errors(stage):
+            with translate_ray_errors(stage):
                 trainer.fit()
         finally:
             ended.set()
@@ -72,7 +72,7 @@ def device_of(settings: RaySettings) -> str:
 
 def begin(config: dict[str, Any]) -> None:
     """What every loop does first."""
-    take_share(config["ray"])
+    configure_worker(config["ray"])
 
 
 def _watch(done: Callable[[], int], seen: int, advance: Callable[[int], None], ended: threading.Event) -> None:

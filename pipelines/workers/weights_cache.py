@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.storage.object_store import Store
-from spin.backbone.digest import digest_of, files_of
+from spin.backbone.digest import compute_digest, list_model_files
 from spin.backbone.engine_choice import choose, engine_name
 from spin.backbone.hub import cache_folder, locate
 from spin.backbone.loading import find_backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings, Stage
 
-DECISIVE = {"dtype", "engine", "compile", "max_tokens", "batch_tokens", "pool_special_tokens"}
+ACTIVATION_SETTINGS = {"dtype", "engine", "compile", "max_tokens", "batch_tokens", "pool_special_tokens"}
 """of the settings of a backbone, what decides its activations"""
 _FILES = "files.json"
 """names of the files, written last"""
@@ -34,7 +34,7 @@ def publish(settings: Settings, digest: str) -> None:
     if store.exists(_FILES):
         return
     folder, _ = find_backbone(settings.backbone, expect_digest=digest)
-    files = files_of(folder, code=settings.backbone.trust_remote_code)
+    files = list_model_files(folder, code=settings.backbone.trust_remote_code)
     for path in files:
         store.upload(path.name, path)
     store.write_json(_FILES, [path.name for path in files])
@@ -57,7 +57,7 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
     folder = _folder(backbone)
     engine = engine_name(backbone.engine, device, folder)
     if engine == "openvino" and backbone.engine == "auto" and folder is not None:
-        engine = choose(backbone, device, folder, digest_of(folder, code=backbone.trust_remote_code)).engine
+        engine = choose(backbone, device, folder, compute_digest(folder, code=backbone.trust_remote_code)).engine
     return settings.model_copy(update={"backbone": backbone.model_copy(update={"engine": engine})})
 
 
@@ -96,7 +96,7 @@ def _is_here(backbone: BackboneSettings, digest: str) -> bool:
         return False
     try:
         code = backbone.trust_remote_code
-        return digest_of(locate(backbone.model, code=code), code=code) == digest
+        return compute_digest(locate(backbone.model, code=code), code=code) == digest
     except UserError:
         return False
 
@@ -112,7 +112,7 @@ def _fetch(store: Store, folder: Path, digest: str, *, code: bool) -> None:
             if Path(name).name != name:
                 raise UserError(f"{store.uri} names a file {name!r}; expected names without a folder")
             store.download(name, fetched / name)
-        found = digest_of(fetched, code=code)
+        found = compute_digest(fetched, code=code)
         if found != digest:
             raise UserError(
                 f"{store.uri} holds a backbone of digest {found[:12]}, expected {digest[:12]}; delete it there and run "

@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from spin.backbone.hooks import capture
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import pool
-from spin.sites import Column, Site
+from spin.sites import FeatureColumn, Site
 
 _FEW = 0.5
 """share of a site's neurons up to which picking them before pooling costs less than pooling all"""
 
 
 @dataclass(frozen=True)
-class Group:
+class BlockSegment:
     """Blocks that run together, and what is read of them."""
 
     start: int
     """blocks that ran before: the residual stream after them comes in"""
     stop: int
     """the last block; where the forward pass may go on above it, the residual stream after it goes out"""
-    neurons: Mapping[Column, NDArray[np.int64] | None]
+    neurons: Mapping[FeatureColumn, NDArray[np.int64] | None]
     """wanted of each site.pooling, ascending, in order of the columns; None: all of them"""
 
     def widths(self, backbone: Backbone) -> list[int]:
@@ -38,30 +38,30 @@ class Group:
         return [backbone.width(c.site) if kept is None else len(kept) for c, kept in self.neurons.items()]
 
 
-def divide(neurons: Mapping[Column, NDArray[np.int64]], stops: Sequence[int]) -> list[Group]:
+def divide(neurons: Mapping[FeatureColumn, NDArray[np.int64]], stops: Sequence[int]) -> list[BlockSegment]:
     """Groups that end at some depths, ascending, and at the deepest column."""
     deepest = max((column.site.layer for column in neurons), default=0)
     edges = [0, *stops, deepest]
     return [
-        Group(start, stop, {c: n for c, n in neurons.items() if (start or -1) < c.site.layer <= stop})
+        BlockSegment(start, stop, {c: n for c, n in neurons.items() if (start or -1) < c.site.layer <= stop})
         for start, stop in pairwise(edges)
     ]
 
 
-class Reader(nn.Module):
+class NeuronEncoder(nn.Module):
     """Gives (B, p) float32, the wanted values of a group's columns in order, and the residual stream that goes out.
 
     Takes token ids and mask (B, T) and, where blocks ran before, the residual stream after them (B, T, hidden size).
     It is plain torch, so that what runs here and what is compiled or exported is the same.
     """
 
-    def __init__(self, backbone: Backbone, group: Group, *, carry: bool = False) -> None:
+    def __init__(self, backbone: Backbone, segment: BlockSegment, *, carry: bool = False) -> None:
         super().__init__()
-        self.model, self.backbone, self.group, self.carry = backbone.model, backbone, group, carry
-        columns: dict[Site, list[Column]] = {}
-        for column in group.neurons:
+        self.model, self.backbone, self.segment, self.carry = backbone.model, backbone, segment, carry
+        columns: dict[Site, list[FeatureColumn]] = {}
+        for column in segment.neurons:
             columns.setdefault(column.site, []).append(column)
-        picks = [_Pick(backbone, site, {c: group.neurons[c] for c in of}) for site, of in columns.items()]
+        picks = [_NeuronGather(backbone, site, {c: segment.neurons[c] for c in of}) for site, of in columns.items()]
         self.picks = nn.ModuleList(picks).to(backbone.device)
         self.sites = {pick.site: pick for pick in picks}
 
@@ -71,15 +71,15 @@ class Reader(nn.Module):
         ids = torch.arange(documents * tokens, device=weights.device).view(documents, tokens) % config.vocab_size
         mask = torch.ones_like(ids)
         mask[-1, -1] = 0
-        hidden = [weights.new_ones(documents, tokens, config.hidden_size)] if self.group.start else []
+        hidden = [weights.new_ones(documents, tokens, config.hidden_size)] if self.segment.start else []
         return ids, mask, *hidden
 
     def forward(self, ids: Tensor, mask: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, ...]:
         seen = mask.bool()
         content = self.backbone.content(ids, seen)
-        found: dict[Column, Tensor] = {}
+        found: dict[FeatureColumn, Tensor] = {}
         out: list[Tensor] = []
-        last = Site(self.group.stop, "resid")
+        last = Site(self.segment.stop, "resid")
 
         def read(site: Site, values: Tensor) -> None:
             if site in self.sites:
@@ -88,16 +88,18 @@ class Reader(nn.Module):
                 out.append(values)
 
         wanted = {*self.sites, *([last] if self.carry else [])}
-        with _resumed(self.backbone, self.group.start, hidden), capture(self.backbone, sorted(wanted), read) as run:
+        with _resumed(self.backbone, self.segment.start, hidden), capture(self.backbone, sorted(wanted), read) as run:
             run(ids, seen)
-        values = [found[column] for column in self.group.neurons]
+        values = [found[column] for column in self.segment.neurons]
         return torch.cat(values, 1) if values else out[0].new_empty(ids.shape[0], 0, dtype=torch.float32), *out
 
 
-class _Pick(nn.Module):
+class _NeuronGather(nn.Module):
     """The wanted neurons of a site under its poolings."""
 
-    def __init__(self, backbone: Backbone, site: Site, wanted: Mapping[Column, NDArray[np.int64] | None]) -> None:
+    def __init__(
+        self, backbone: Backbone, site: Site, wanted: Mapping[FeatureColumn, NDArray[np.int64] | None]
+    ) -> None:
         super().__init__()
         self.site, width = site, backbone.width(site)
         every = np.unique(np.concatenate([np.arange(width) if kept is None else kept for kept in wanted.values()]))
@@ -110,13 +112,13 @@ class _Pick(nn.Module):
         self.register_buffer(
             "product", None if not self.early else torch.eye(len(every)) if self.compiled else one_hot, persistent=False
         )
-        self.places: dict[Column, Tensor | None] = {}
+        self.places: dict[FeatureColumn, Tensor | None] = {}
         for column, kept in wanted.items():
             place = kept if not self.early else np.searchsorted(every, np.arange(width) if kept is None else kept)
             whole = place is None or (self.early and np.array_equal(place, np.arange(len(every))))
             self.places[column] = None if whole else torch.from_numpy(place).to(backbone.device)
 
-    def forward(self, values: Tensor, seen: Tensor, content: Tensor) -> dict[Column, Tensor]:
+    def forward(self, values: Tensor, seen: Tensor, content: Tensor) -> dict[FeatureColumn, Tensor]:
         if self.early:
             values = self._few(values)
         found = {}
@@ -133,7 +135,7 @@ class _Pick(nn.Module):
         return values.index_select(-1, self.picked) if self.compiled else values @ self.product
 
 
-def pooling_mask(column: Column, mask: Tensor, content: Tensor) -> Tensor:
+def pooling_mask(column: FeatureColumn, mask: Tensor, content: Tensor) -> Tensor:
     """Mean and max see the content; `first`, `last` and a sentence embedding's mean see all tokens."""
     return content if column.pooling in ("mean", "max") and column.site.kind != "final" else mask
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spin.activations.encoder import Group, Reader
+from spin.activations.encoder import BlockSegment, NeuronEncoder
 from spin.activations.torch_compile import fastest
 from spin.arrays import Floats
-from spin.backbone.hooks import READING
+from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.model import Backbone
 from spin.errors import UserError
 
@@ -25,8 +25,8 @@ class Engine(Protocol):
     """Runs the groups of blocks of a backbone, one after another, over a batch of documents."""
 
     backbone: Backbone
-    groups: Sequence[Group]
-    lanes: int
+    segments: Sequence[BlockSegment]
+    streams: int
     """batches that may run at once, each in a thread of its own"""
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
@@ -43,17 +43,19 @@ class TorchEngine:
     Raises UserError where it has none for a single document.
     """
 
-    lanes = 1
+    streams = 1
 
-    def __init__(self, backbone: Backbone, groups: Sequence[Group]) -> None:
-        self.backbone, self.groups = backbone, groups
+    def __init__(self, backbone: Backbone, segments: Sequence[BlockSegment]) -> None:
+        self.backbone, self.segments = backbone, segments
         self.on_gpu = backbone.device.type == "cuda"
-        readers = [Reader(backbone, group, carry=group is not groups[-1]) for group in groups]
-        self.readers = [fastest(reader) if backbone.compile and self.on_gpu else reader for reader in readers]
+        encoders = [NeuronEncoder(backbone, segment, carry=segment is not segments[-1]) for segment in segments]
+        self.encoders = [fastest(encoder) if backbone.compile and self.on_gpu else encoder for encoder in encoders]
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
-        with suppress(torch.OutOfMemoryError), torch.inference_mode(), READING:
-            values, *out = self.readers[index](self._sent(ids), self._sent(mask), *([] if hidden is None else [hidden]))
+        with suppress(torch.OutOfMemoryError), torch.inference_mode(), HOOK_LOCK:
+            values, *out = self.encoders[index](
+                self._sent(ids), self._sent(mask), *([] if hidden is None else [hidden])
+            )
             return self._fetched(values), out[0] if out else None
         return self._halved(index, ids, mask, hidden)  # here, where nothing holds on to what did not fit any more
 
@@ -80,10 +82,10 @@ class TorchEngine:
         return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values).numpy()
 
 
-def open_engine(backbone: Backbone, groups: Sequence[Group], *, calibration: Sequence[str] = ()) -> Engine:
+def open_engine(backbone: Backbone, segments: Sequence[BlockSegment], *, calibration: Sequence[str] = ()) -> Engine:
     """The engine that a backbone was loaded for; int8 is scaled by texts, without them as `auto` gives."""
     if backbone.engine == "openvino":
         from spin.activations.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(backbone, groups, calibration)
-    return TorchEngine(backbone, groups)
+        return OpenVinoEngine(backbone, segments, calibration)
+    return TorchEngine(backbone, segments)

@@ -18,17 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spin.activations.encoder import Group
+from spin.activations.encoder import BlockSegment
 from spin.activations.engine import Engine, TorchEngine
 from spin.activations.openvino_engine import OpenVinoEngine
-from spin.backbone.engine_choice import Choice
+from spin.backbone.engine_choice import EngineChoice
 from spin.backbone.engine_trial import Report, Subject
 from spin.backbone.loading import open_backbone
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import POOLINGS
 from spin.errors import UserError
 from spin.settings import BackboneSettings
-from spin.sites import Column, Site
+from spin.sites import FeatureColumn, Site
 
 Floats = NDArray[np.floating]
 _TEXT = (
@@ -53,7 +53,7 @@ def try_out(subject: Subject) -> Report:
         }
     )
     try:
-        choice = Choice("openvino", subject.precision)
+        choice = EngineChoice("openvino", subject.precision)
         backbone = open_backbone(settings, Path(subject.folder), subject.digest, "cpu", choice)
     except UserError as error:
         return Report(error=str(error), judged=False)
@@ -68,10 +68,10 @@ def try_out(subject: Subject) -> Report:
 
 def compare(backbone: Backbone) -> Report:
     """The largest error of OpenVINO, over texts alone and in batches with padding, and the column that has it."""
-    groups, batches = sample_groups(backbone), list(sample_batches(backbone))
-    expected = [_run(TorchEngine(backbone, groups), *batch) for batch in batches]
+    segments, batches = sample_groups(backbone), list(sample_batches(backbone))
+    expected = [_run(TorchEngine(backbone, segments), *batch) for batch in batches]
     calibration = [_TEXT[start:] for start in range(0, 300, 30)] if backbone.precision == "int8" else []
-    engine = OpenVinoEngine(backbone, groups, calibration)
+    engine = OpenVinoEngine(backbone, segments, calibration)
     found = [_run(engine, *batch) for batch in batches]
     worst: dict[str, float] = {}
     for mine, theirs in zip(found, expected, strict=True):
@@ -89,7 +89,7 @@ def difference(found: Floats, expected: Floats) -> float:
     return float((np.linalg.norm(found - expected, axis=1) / np.maximum(sizes, 1e-6)).max())
 
 
-def sample_groups(backbone: Backbone) -> list[Group]:
+def sample_groups(backbone: Backbone) -> list[BlockSegment]:
     """All blocks in two groups: of the first all neurons of some sites are read, of the second few.
 
     Most blocks are not read, so that what OpenVINO fuses within a block is fused.
@@ -97,14 +97,16 @@ def sample_groups(backbone: Backbone) -> list[Group]:
     middle = backbone.depth // 2
     first = [site for site in (Site(0, "resid"), Site(middle, "resid"), Site(middle, "ffn")) if site in backbone.sites]
     last = [site for site in (Site(backbone.depth, "resid"), Site(backbone.depth, "ffn")) if site in backbone.sites]
-    whole: dict[Column, NDArray[np.int64] | None] = {Column(site, p): None for site in first for p in POOLINGS}
-    few: dict[Column, NDArray[np.int64] | None] = {
-        Column(site, p): np.arange(0, backbone.width(site), _FEW) for site in sorted(last) for p in POOLINGS
+    whole: dict[FeatureColumn, NDArray[np.int64] | None] = {
+        FeatureColumn(site, p): None for site in first for p in POOLINGS
     }
-    few[Column(backbone.final, "mean")] = None
+    few: dict[FeatureColumn, NDArray[np.int64] | None] = {
+        FeatureColumn(site, p): np.arange(0, backbone.width(site), _FEW) for site in sorted(last) for p in POOLINGS
+    }
+    few[FeatureColumn(backbone.final, "mean")] = None
     if not middle:
-        return [Group(0, backbone.depth, whole | few)]
-    return [Group(0, middle, whole), Group(middle, backbone.depth, few)]
+        return [BlockSegment(0, backbone.depth, whole | few)]
+    return [BlockSegment(0, middle, whole), BlockSegment(middle, backbone.depth, few)]
 
 
 def sample_batches(backbone: Backbone) -> list[tuple[Tensor, Tensor]]:
@@ -119,10 +121,10 @@ def _run(engine: Engine, ids: Tensor, mask: Tensor) -> dict[str, Floats]:
     """The values of every column."""
     found: dict[str, Floats] = {}
     hidden = None
-    for index, group in enumerate(engine.groups):
+    for index, segment in enumerate(engine.segments):
         values, hidden = engine.run(index, ids, mask, hidden)
-        ends: Sequence[int] = np.cumsum(group.widths(engine.backbone))[:-1].tolist()
-        found |= dict(zip(map(str, group.neurons), np.split(np.array(values), ends, axis=1), strict=True))
+        ends: Sequence[int] = np.cumsum(segment.widths(engine.backbone))[:-1].tolist()
+        found |= dict(zip(map(str, segment.neurons), np.split(np.array(values), ends, axis=1), strict=True))
     return found
 
 

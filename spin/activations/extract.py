@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from spin.activations.encoder import Group
+from spin.activations.encoder import BlockSegment
 from spin.activations.engine import Engine, open_engine
 from spin.arrays import Floats
 from spin.backbone.batching import token_batches
 from spin.backbone.model import Backbone, Tokens
 from spin.errors import NotFiniteError, UserError
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
 SAFE_FLOAT16 = 65504 / 4
 """a quarter of float16's range: columns that a first batch shows above it are kept as float32"""
@@ -31,7 +31,7 @@ _WINDOW, _WIDEST = 1024, 4096
 """texts that are tokenised at once, while those before them are computed: of the first window, and at most"""
 
 Progress = Callable[[int], None]
-Stay = Callable[[int, Floats], NDArray[np.bool_]]
+KeepMask = Callable[[int, Floats], NDArray[np.bool_]]
 """which of n documents go on after a group of blocks, by all values (n, p) that were read of them so far"""
 
 
@@ -39,7 +39,7 @@ Stay = Callable[[int, Floats], NDArray[np.bool_]]
 class Features:
     """Pooled activations of n texts."""
 
-    columns: dict[Column, NDArray[np.floating]]
+    columns: dict[FeatureColumn, NDArray[np.floating]]
     """(n, width) each, width being the site's or the number of neurons kept; NaN where a text left before"""
     n_tokens: NDArray[np.int32]
     """(n,) tokens read, special tokens included"""
@@ -59,9 +59,9 @@ class Features:
 def extract(
     backbone: Backbone,
     texts: Sequence[str],
-    columns: Mapping[Column, type[np.floating]] | Sequence[Column],
+    columns: Mapping[FeatureColumn, type[np.floating]] | Sequence[FeatureColumn],
     *,
-    keep: Mapping[Column, NDArray[np.int64]] | None = None,
+    keep: Mapping[FeatureColumn, NDArray[np.int64]] | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
     """Read `columns` from every text, once. To read repeatedly, open the engine once and call `read`.
@@ -73,31 +73,33 @@ def extract(
     return read(engine, texts, types=types, progress=progress)
 
 
-def whole(columns: Sequence[Column] | Mapping[Column, Any], keep: Mapping[Column, Any] | None = None) -> Group:
+def whole(
+    columns: Sequence[FeatureColumn] | Mapping[FeatureColumn, Any], keep: Mapping[FeatureColumn, Any] | None = None
+) -> BlockSegment:
     """All blocks that some columns need as one group."""
     ordered = {column: (keep or {}).get(column) for column in columns}
-    return Group(0, max((column.site.layer for column in ordered), default=0), ordered)
+    return BlockSegment(0, max((column.site.layer for column in ordered), default=0), ordered)
 
 
 def read(
     engine: Engine,
     texts: Sequence[str],
     *,
-    types: Mapping[Column, type[np.floating]] | None = None,
-    stay: Stay | None = None,
+    types: Mapping[FeatureColumn, type[np.floating]] | None = None,
+    keep_mask: KeepMask | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
     """What the engine's groups read of every text; `progress` is told how many are done.
 
-    `stay` is asked after every group but the last which documents go on; the others leave the batch. Batches
+    `keep_mask` is asked after every group but the last which documents go on; the others leave the batch. Batches
     depend on these texts alone, and the result, up to rounding, not on their order. Raises UserError, naming the site,
     when a value does not fit a float16 column, NotFiniteError for one that is not finite.
     """
-    sheet = _Sheet(engine, len(texts), types or {})
-    chunks = _chunks(_batches(engine.backbone, texts, sheet), 1 if stay is None else _TOGETHER)
-    for done in _in_lanes(lambda chunk: _run(engine, chunk, sheet, stay), chunks, engine.lanes):
+    buffer = _FeatureBuffer(engine, len(texts), types or {})
+    chunks = _chunks(_batches(engine.backbone, texts, buffer), 1 if keep_mask is None else _TOGETHER)
+    for done in _in_streams(lambda chunk: _run(engine, chunk, buffer, keep_mask), chunks, engine.streams):
         progress(done)
-    return sheet.features(stay is not None)
+    return buffer.features(keep_mask is not None)
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ class _Batch:
         return _Batch(self.rows[on], ids, mask, hidden, self.found[on])
 
 
-def _batches(backbone: Backbone, texts: Sequence[str], sheet: _Sheet) -> Iterator[_Batch]:
+def _batches(backbone: Backbone, texts: Sequence[str], buffer: _FeatureBuffer) -> Iterator[_Batch]:
     for rows, tokens in _tokenised(backbone, texts):
-        sheet.note(rows, tokens)
+        buffer.note(rows, tokens)
         for batch in token_batches(list(map(len, tokens.ids)), backbone.batch_tokens):
             yield _Batch(np.array(rows)[batch], *backbone.batch([tokens.ids[at] for at in batch]))
 
@@ -132,19 +134,19 @@ def _chunks(batches: Iterator[_Batch], size: int) -> Iterator[list[_Batch]]:
         yield some
 
 
-def _in_lanes(work: Callable[[list[_Batch]], int], chunks: Iterable[list[_Batch]], lanes: int) -> Iterator[int]:
-    """What `work` gives of every chunk, in their order, `lanes` of them at once and as many made ready."""
-    if lanes == 1:  # in this thread, which torch's number of threads was set for
+def _in_streams(work: Callable[[list[_Batch]], int], chunks: Iterable[list[_Batch]], streams: int) -> Iterator[int]:
+    """What `work` gives of every chunk, in their order, `streams` of them at once and as many made ready."""
+    if streams == 1:  # in this thread, which torch's number of threads was set for
         yield from map(work, chunks)
         return
     # a lane is one core: torch would start threads of its own in each to put tensors together
     threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             running: deque[Future[int]] = deque()
             for chunk in chunks:
                 running.append(pool.submit(work, chunk))
-                if len(running) == 2 * lanes:
+                if len(running) == 2 * streams:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
@@ -175,25 +177,25 @@ def _tokenised(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[
             yield window, tokens
 
 
-def _run(engine: Engine, batches: list[_Batch], sheet: _Sheet, stay: Stay | None) -> int:
+def _run(engine: Engine, batches: list[_Batch], buffer: _FeatureBuffer, keep_mask: KeepMask | None) -> int:
     """A chunk through all groups; those who go on after one are put together anew. Gives how many documents it had."""
     documents = sum(len(batch.rows) for batch in batches)
-    for index, group in enumerate(engine.groups):
-        batches = [_step(engine, index, batch, sheet, stay) for batch in batches]
-        if stay is not None and group is not engine.groups[-1]:
+    for index, segment in enumerate(engine.segments):
+        batches = [_step(engine, index, batch, buffer, keep_mask) for batch in batches]
+        if keep_mask is not None and segment is not engine.segments[-1]:
             batches = list(_together(batches, engine.backbone.batch_tokens))
     return documents
 
 
-def _step(engine: Engine, index: int, batch: _Batch, sheet: _Sheet, stay: Stay | None) -> _Batch:
+def _step(engine: Engine, index: int, batch: _Batch, buffer: _FeatureBuffer, keep_mask: KeepMask | None) -> _Batch:
     """A batch through one group, without those who leave after it."""
     values, hidden = engine.run(index, batch.ids, batch.mask, batch.hidden)
-    sheet.store(batch.rows, index, values)
-    sheet.depth[batch.rows] = engine.groups[index].stop
-    if stay is None or hidden is None:
+    buffer.store(batch.rows, index, values)
+    buffer.depth[batch.rows] = engine.segments[index].stop
+    if keep_mask is None or hidden is None:
         return replace(batch, hidden=hidden)
     found = values if batch.found is None else np.concatenate([batch.found, values], axis=1)
-    on = np.flatnonzero(stay(index, found))
+    on = np.flatnonzero(keep_mask(index, found))
     return replace(batch, hidden=hidden, found=found).part(on, batch.ids.shape[1])
 
 
@@ -215,19 +217,19 @@ def _one(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([pad(of, (0, 0) * (of.ndim - 2) + (0, wide - of.shape[1])) for of in tensors])
 
 
-class _Sheet:
+class _FeatureBuffer:
     """What is filled in, batch by batch, in the order of the texts."""
 
-    def __init__(self, engine: Engine, count: int, types: Mapping[Column, type[np.floating]]) -> None:
-        self.columns: dict[Column, NDArray[np.floating]] = {}
-        self.parts: list[list[tuple[Column, slice]]] = []
-        for group in engine.groups:
-            widths = group.widths(engine.backbone)
+    def __init__(self, engine: Engine, count: int, types: Mapping[FeatureColumn, type[np.floating]]) -> None:
+        self.columns: dict[FeatureColumn, NDArray[np.floating]] = {}
+        self.parts: list[list[tuple[FeatureColumn, slice]]] = []
+        for segment in engine.segments:
+            widths = segment.widths(engine.backbone)
             ends = np.cumsum(widths)
             self.parts.append(
-                [(c, slice(end - width, end)) for c, width, end in zip(group.neurons, widths, ends, strict=True)]
+                [(c, slice(end - width, end)) for c, width, end in zip(segment.neurons, widths, ends, strict=True)]
             )
-            for column, width in zip(group.neurons, widths, strict=True):
+            for column, width in zip(segment.neurons, widths, strict=True):
                 self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
         self.n_tokens, self.n_unknown = np.zeros(count, np.int32), np.zeros(count, np.int32)
         self.depth, self.truncated = np.zeros(count, np.int32), 0
@@ -256,8 +258,8 @@ class _Sheet:
 
 
 def column_types(
-    backbone: Backbone, texts: Sequence[str], columns: Sequence[Column]
-) -> dict[Column, type[np.floating]]:
+    backbone: Backbone, texts: Sequence[str], columns: Sequence[FeatureColumn]
+) -> dict[FeatureColumn, type[np.floating]]:
     """float16, or float32 for the columns that `texts`, a first batch, shows above a quarter of float16's range."""
     features = extract(backbone, texts, columns)
     return {

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from spin.activations.extract import Features
 from spin.labels.label_space import Label
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
 BYTES_A_SHARD = 256 << 20
 """what a feature shard holds at most"""
 
 
-def document_bytes(widths: Mapping[Column, int], dtypes: Mapping[Column, type[np.floating]]) -> int:
+def document_bytes(widths: Mapping[FeatureColumn, int], dtypes: Mapping[FeatureColumn, type[np.floating]]) -> int:
     """Bytes of features a document."""
     return sum(width * np.dtype(dtypes[column]).itemsize for column, width in widths.items())
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spin.activations.encoder import Group, Reader
+from spin.activations.encoder import BlockSegment, NeuronEncoder
 from spin.arrays import Floats
 from spin.backbone.batching import STEP, token_batches
 from spin.backbone.hub import quiet
@@ -29,24 +29,24 @@ class OpenVinoEngine:
     Raises UserError for int8 where NNCF, which scales it, is not installed.
     """
 
-    def __init__(self, backbone: Backbone, groups: Sequence[Group], calibration: Sequence[str] = ()) -> None:
-        self.backbone, self.groups, self.lanes = backbone, groups, torch.get_num_threads()
-        requests: list[list[Any]] = [[] for _ in range(self.lanes)]
+    def __init__(self, backbone: Backbone, segments: Sequence[BlockSegment], calibration: Sequence[str] = ()) -> None:
+        self.backbone, self.segments, self.streams = backbone, segments, torch.get_num_threads()
+        requests: list[list[Any]] = [[] for _ in range(self.streams)]
         self._free: SimpleQueue[list[Any]] = SimpleQueue()
-        for of_lane in requests:
-            self._free.put(of_lane)
+        for of_stream in requests:
+            self._free.put(of_stream)
         eighth = backbone.precision == "int8" and len(calibration) > 0
         precision = backbone.uncalibrated if backbone.precision == "int8" else backbone.precision
         batches = list(self._batches(calibration)) if eighth else []
-        for index, group in enumerate(groups):
-            graph = to_graph(Reader(backbone, group, carry=group is not groups[-1]))
+        for index, segment in enumerate(segments):
+            graph = to_graph(NeuronEncoder(backbone, segment, carry=segment is not segments[-1]))
             if eighth:
                 graph = _quantised(graph, batches)
             # what stays beside the products of int8 loses too much in bfloat16
-            compiled = _compiled(graph, "float32" if eighth else precision, self.lanes)
-            for of_lane in requests:
-                of_lane.append(compiled.create_infer_request())
-            if eighth and index + 1 < len(groups):
+            compiled = _compiled(graph, "float32" if eighth else precision, self.streams)
+            for of_stream in requests:
+                of_stream.append(compiled.create_infer_request())
+            if eighth and index + 1 < len(segments):
                 batches = [(ids, mask, self.run(index, ids, mask, *hidden)[1]) for ids, mask, *hidden in batches]
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
@@ -63,7 +63,7 @@ class OpenVinoEngine:
             yield self.backbone.batch([tokens.ids[row] for row in rows])
 
 
-def to_graph(reader: Reader, module: nn.Module | None = None) -> Any:
+def to_graph(encoder: NeuronEncoder, module: nn.Module | None = None) -> Any:
     """An `openvino.Model` of a reader, or of a module around it, with the reader's inputs.
 
     By the frontend itself: `openvino.convert_model` does the same in ten times the time.
@@ -74,7 +74,7 @@ def to_graph(reader: Reader, module: nn.Module | None = None) -> Any:
 
     with quiet(), warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of tracing, about what is constant in it
-        traced = torch.jit.trace(module or reader, reader.example(), check_trace=False)
+        traced = torch.jit.trace(module or encoder, encoder.example(), check_trace=False)
         decoder = TorchScriptPythonDecoder(traced, shared_memory=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
         return frontend.convert(frontend.load(decoder))
@@ -85,13 +85,13 @@ def _keep_to_ourselves() -> None:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
-def _compiled(graph: Any, precision: str, lanes: int) -> Any:
+def _compiled(graph: Any, precision: str, streams: int) -> Any:
     import openvino
 
     options = {
-        "INFERENCE_NUM_THREADS": lanes,
+        "INFERENCE_NUM_THREADS": streams,
         "INFERENCE_PRECISION_HINT": _HINT[precision],
-        "NUM_STREAMS": lanes,
+        "NUM_STREAMS": streams,
         # every graph, of this process or another, would else have its first stream on the first core
         "ENABLE_CPU_PINNING": False,
         # fused attention takes longer than the parts, up to some 200 tokens

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from spin.activations.encoder import Reader
+from spin.activations.encoder import NeuronEncoder
 
 Run = Callable[..., tuple[Tensor, ...]]
 Batches = Sequence[tuple[Tensor, ...]]
@@ -21,16 +21,16 @@ _NEAR = 0.02
 """of the largest value, that another order of sums may make of the others in bfloat16"""
 
 
-def fastest(reader: Reader) -> Run:
+def fastest(encoder: NeuronEncoder) -> Run:
     """The reader, or its compiled graph where that is clearly faster and gives the same."""
-    return faster(reader, lambda: compiled(reader), [reader.example(*shape) for shape in _SHAPES])
+    return faster(encoder, lambda: compiled(encoder), [encoder.example(*shape) for shape in _SHAPES])
 
 
-def compiled(reader: Reader, backend: str = "inductor") -> Run:
+def compiled(encoder: NeuronEncoder, backend: str = "inductor") -> Run:
     """One graph for batches of any size. It is traced first: torch.compile itself would start anew for the hooks that
     a reader sets in each batch."""
     with torch.no_grad():
-        graph = make_fx(reader, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*reader.example())
+        graph = make_fx(encoder, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*encoder.example())
     run: Run = torch.compile(graph, dynamic=True, backend=backend)
     return run
 

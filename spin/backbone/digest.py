@@ -19,16 +19,16 @@ _LOADED = (
 """what loading a model reads of its folder"""
 
 
-def digest_of(folder: Path, *, code: bool = False) -> str:
+def compute_digest(folder: Path, *, code: bool = False) -> str:
     """sha256 over names and contents of what loads from a folder."""
     total = hashlib.sha256()
-    for path in files_of(folder, code=code):
+    for path in list_model_files(folder, code=code):
         with path.open("rb") as file:
             total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
 
 
-def files_of(folder: Path, *, code: bool = False) -> list[Path]:
+def list_model_files(folder: Path, *, code: bool = False) -> list[Path]:
     """What loads from a folder: weights, configuration and tokenizer, and the code where that may run.
 
     Raises UserError where there are no weights.

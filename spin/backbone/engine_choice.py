@@ -17,13 +17,13 @@ from spin.backbone.engine_trial import Subject, Verdict
 from spin.errors import UserError
 from spin.settings import BackboneSettings
 
-TRACED = frozenset({"bert", "distilbert", "gemma2", "gpt2", "gpt_neox", "llama", "opt", "qwen3", "roberta"})
+OPENVINO_FAMILIES = frozenset({"bert", "distilbert", "gemma2", "gpt2", "gpt_neox", "llama", "opt", "qwen3", "roberta"})
 """families that OpenVINO is known to compute right; it does not those with a sliding window"""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """What a backbone is computed by and in."""
 
     engine: str
@@ -34,7 +34,7 @@ class Choice:
     """what takes the place of int8 where there are no texts to scale it by"""
 
 
-def choose(settings: BackboneSettings, device: str, folder: Path, digest: str) -> Choice:
+def choose(settings: BackboneSettings, device: str, folder: Path, digest: str) -> EngineChoice:
     """The engine and precision for the backbone of a digest, whose files lie in a folder.
 
     `engine: auto` takes OpenVINO where `engine_name` allows it and a trial on this processor passes, else torch. It
@@ -47,18 +47,18 @@ def choose(settings: BackboneSettings, device: str, folder: Path, digest: str) -
     if engine == "torch":
         if settings.dtype == "int8":
             raise UserError("backbone.dtype: int8 is computed by openvino; set backbone.engine openvino, or bfloat16")
-        return Choice("torch", fast if settings.dtype == "auto" else settings.dtype)
+        return EngineChoice("torch", fast if settings.dtype == "auto" else settings.dtype)
     trials = _Trials(settings, folder, digest)
     either = list(dict.fromkeys((fast, "float32")))
     if settings.dtype == "int8":
-        return Choice("openvino", trials.first(["int8"]), uncalibrated=trials.first(either))
+        return EngineChoice("openvino", trials.first(["int8"]), uncalibrated=trials.first(either))
     if settings.engine == "openvino":
-        return Choice("openvino", trials.first(either if settings.dtype == "auto" else [settings.dtype]))
+        return EngineChoice("openvino", trials.first(either if settings.dtype == "auto" else [settings.dtype]))
     precision = fast if settings.dtype == "auto" else settings.dtype
     if (verdict := trials.verdict(precision)).outcome == "agrees":
-        return Choice("openvino", precision)
+        return EngineChoice("openvino", precision)
     _warn_once(f"{trials.told(precision, verdict)}; torch in {precision} is used")
-    return Choice("torch", precision)
+    return EngineChoice("torch", precision)
 
 
 def engine_name(wanted: str, device: str, folder: Path | None) -> str:
@@ -75,7 +75,11 @@ def engine_name(wanted: str, device: str, folder: Path | None) -> str:
     if wanted == "openvino" and not on_cpu:
         raise UserError(f"backbone.engine: openvino runs on the processor, backbone.device is {device}; set torch")
     if wanted == "auto":
-        return "openvino" if on_cpu and installed and folder is not None and _family(folder) in TRACED else "torch"
+        return (
+            "openvino"
+            if on_cpu and installed and folder is not None and _family(folder) in OPENVINO_FAMILIES
+            else "torch"
+        )
     return wanted
 
 
@@ -93,7 +97,7 @@ class _Trials:
         self.settings, self.folder, self.digest = settings, folder, digest
 
     def verdict(self, precision: str) -> Verdict:
-        return engine_trial.verdict_of(self._subject(precision))
+        return engine_trial.engine_verdict(self._subject(precision))
 
     def first(self, precisions: Sequence[str]) -> str:
         """The first precision that passes; those before it are logged. Raises UserError where none does."""

@@ -85,7 +85,7 @@ class Verdict:
         return f"{told.get(self.outcome, 'could not be tried')} ({self.detail})"
 
 
-def verdict_of(subject: Subject) -> Verdict:
+def engine_verdict(subject: Subject) -> Verdict:
     """The verdict on a subject: as remembered in `SPIN_CACHE`, else by a trial now, one at a time of all processes.
 
     A trial that ran out of time or memory is remembered by this process alone.

@@ -16,7 +16,7 @@ from spin.sites import Site
 
 Read = Callable[[Site, Tensor], None]
 Forward = Callable[[Tensor, Tensor], None]
-READING = threading.Lock()
+HOOK_LOCK = threading.Lock()
 """held by who runs a model under `capture`: its hooks see the pass of any thread"""
 
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 
 from spin.backbone.batching import batch_tokens
-from spin.backbone.digest import digest_of
-from spin.backbone.engine_choice import Choice, choose
+from spin.backbone.digest import compute_digest
+from spin.backbone.engine_choice import EngineChoice, choose
 from spin.backbone.hub import locate, quiet
 from spin.backbone.model import Backbone
 from spin.errors import UserError
@@ -29,7 +29,7 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
     return open_backbone(settings, folder, digest, device, choose(settings, device, folder, digest))
 
 
-def open_backbone(settings: BackboneSettings, folder: Path, digest: str, device: str, choice: Choice) -> Backbone:
+def open_backbone(settings: BackboneSettings, folder: Path, digest: str, device: str, choice: EngineChoice) -> Backbone:
     """The frozen model of a folder and its digest, for an engine and precision that are chosen already.
 
     Raises UserError when it is not of a supported kind or lacks weights.
@@ -66,7 +66,7 @@ def find_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
     Raises UserError when it is not there, or differs from `expect_digest`.
     """
     folder = locate(settings.model, settings.revision, code=settings.trust_remote_code)
-    digest = digest_of(folder, code=settings.trust_remote_code)
+    digest = compute_digest(folder, code=settings.trust_remote_code)
     if expect_digest and digest != expect_digest:
         raise UserError(f"backbone {settings.model} {_other(folder, digest, expect_digest, settings)}")
     return folder, digest
@@ -75,7 +75,7 @@ def find_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
 def _other(folder: Path, digest: str, expected: str, settings: BackboneSettings) -> str:
     """What to do about weights that are not those of the training."""
     code = settings.trust_remote_code
-    if digest_of(folder, code=not code) == expected:
+    if compute_digest(folder, code=not code) == expected:
         was, now = ("off", "on") if code else ("on", "off")
         return f"was trained on with backbone.trust_remote_code {was}, here it is {now}; set it to what it was"
     return (

@@ -22,10 +22,10 @@ def pool(values: Tensor, mask: Tensor, pooling: str) -> Tensor:
         outside = torch.where(mask, 0.0, -torch.inf).to(values.dtype)
         return (values + outside.unsqueeze(-1)).amax(1).float()
     rows = torch.arange(values.shape[0], device=values.device)  # not len(): tracing would take it for a constant
-    return values[rows, token_of(mask, pooling)].float()
+    return values[rows, token_position(mask, pooling)].float()
 
 
-def token_of(mask: Tensor, pooling: str) -> Tensor:
+def token_position(mask: Tensor, pooling: str) -> Tensor:
     """The position (B,) that `first` or `last` reads from each row of `mask` (B, T)."""
     positions = torch.arange(mask.shape[1], device=mask.device)
     if pooling == "first":

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.labels.label_space import Targets, Task
+from spin.labels.label_space import LabelSpace, Targets
 from spin.settings import DecisionSettings
 
 
@@ -18,27 +18,27 @@ from spin.settings import DecisionSettings
 class Decision:
     """From probabilities to labels: a threshold a class, and a band around the border in which no label is given."""
 
-    task: Task
+    label_space: LabelSpace
     thresholds: Floats
     """(K,)"""
     abstain: float
 
     @classmethod
-    def of(cls, task: Task, settings: DecisionSettings) -> Decision:
+    def of(cls, label_space: LabelSpace, settings: DecisionSettings) -> Decision:
         """Raises UserError for a threshold of a class that is not there, or thresholds that leave the others none."""
         given: Mapping[str, float] = settings.thresholds
-        unknown = sorted(set(given) - set(task.classes))
+        unknown = sorted(set(given) - set(label_space.classes))
         if unknown:
             raise UserError(
-                f"decision.thresholds: the model has no class '{unknown[0]}'; it has {', '.join(task.classes)}"
+                f"decision.thresholds: the model has no class '{unknown[0]}'; it has {', '.join(label_space.classes)}"
             )
-        others = len(task) - len(given)
-        rest = 0.5 if task.multilabel else (1 - sum(given.values())) / max(others, 1)
+        others = len(label_space) - len(given)
+        rest = 0.5 if label_space.multilabel else (1 - sum(given.values())) / max(others, 1)
         if others and rest <= 0:
             raise UserError(
                 f"decision.thresholds: they sum to {sum(given.values()):g}; leave something below 1 for the others"
             )
-        return cls(task, np.array([given.get(name, rest) for name in task.classes]), settings.abstain)
+        return cls(label_space, np.array([given.get(name, rest) for name in label_space.classes]), settings.abstain)
 
     def labels(self, probabilities: Floats) -> tuple[Targets, NDArray[np.bool_]]:
         """Targets of probabilities (n, K), and which documents (n,) lie so close to a border that none is given.
@@ -48,7 +48,7 @@ class Decision:
         leads the next by less than `abstain`, there is no label. Two classes with thresholds 1 - t and t: the second
         is given above t.
         """
-        if self.task.multilabel:
+        if self.label_space.multilabel:
             near = np.abs(probabilities - self.thresholds) < self.abstain
             return probabilities >= self.thresholds, np.any(near, axis=1)
         odds = probabilities / self.thresholds

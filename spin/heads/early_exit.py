@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from spin.arrays import Floats
 from spin.heads.decision import Decision
 from spin.heads.linear_head import LinearHead
-from spin.labels.label_space import Task
+from spin.labels.label_space import LabelSpace
 
-NEVER = 2.0
+DISABLED = 2.0
 """a threshold that no sureness reaches"""
 
 
 @dataclass(frozen=True)
-class Exit:
+class EarlyExit:
     """A head on what the first blocks give, and how sure it must be."""
 
     depth: int
@@ -28,15 +28,15 @@ class Exit:
     """sureness from which a document leaves here; above 1 none does"""
 
 
-def sureness(task: Task, probabilities: Floats) -> Floats:
+def sureness(label_space: LabelSpace, probabilities: Floats) -> Floats:
     """(n,) the probability of the likeliest class, in a multi-label task that of the least sure answer."""
-    if task.multilabel:
+    if label_space.multilabel:
         return np.maximum(probabilities, 1 - probabilities).min(1)
     return probabilities.max(1)
 
 
-def leaving(task: Task, decision: Decision, threshold: float, logits: Floats) -> NDArray[np.bool_]:
+def should_exit(label_space: LabelSpace, decision: Decision, threshold: float, logits: Floats) -> NDArray[np.bool_]:
     """Which documents (n,) leave at an exit with logits (n, K): the sure ones that would be given a label."""
-    probabilities = task.probabilities(logits)
+    probabilities = label_space.probabilities(logits)
     _, near = decision.labels(probabilities)
-    return (sureness(task, probabilities) >= threshold) & ~near
+    return (sureness(label_space, probabilities) >= threshold) & ~near

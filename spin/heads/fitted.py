@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from spin.arrays import Floats
 from spin.heads.candidate import Candidate
 from spin.heads.decision import Decision
-from spin.heads.early_exit import Exit, leaving
+from spin.heads.early_exit import EarlyExit, should_exit
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
-from spin.labels.label_space import Task
+from spin.labels.label_space import LabelSpace
 from spin.settings import Choice
 
 
 @dataclass(frozen=True)
-class Integration:
+class FittedClassifier:
     """The chosen neurons, how they are aligned and the head that joins them."""
 
     selection: Selection
@@ -32,7 +32,7 @@ class Integration:
     """calibrated: its logits are already over the temperature"""
     facts: dict[str, Any]
     """what a report says of the choice: depth, compute, eta, neurons, scores, temperature, calibration errors"""
-    exits: tuple[Exit, ...] = ()
+    exits: tuple[EarlyExit, ...] = ()
     """where a document may leave before, shallow first"""
 
     def standardise(self, activations: Floats) -> Floats:
@@ -53,30 +53,30 @@ class Integration:
             logits[rows] = part.logits(activations[rows, : len(part.selection)])
         return logits
 
-    def leave(self, activations: Floats, task: Task, decision: Decision) -> NDArray[np.int32]:
+    def exit_depths(self, activations: Floats, label_space: LabelSpace, decision: Decision) -> NDArray[np.int32]:
         """(n,) the depth at which each document would leave, of raw activations (n, p) at full depth."""
         depth = np.full(len(activations), self.selection.depth, np.int32)
         for index in reversed(range(len(self.exits))):
             part, taken = self.at(index), self.exits[index]
             logits = part.logits(activations[:, : len(part.selection)])
-            depth[leaving(task, decision, taken.threshold, logits)] = taken.depth
+            depth[should_exit(label_space, decision, taken.threshold, logits)] = taken.depth
         return depth
 
-    def at(self, index: int) -> Integration:
+    def at(self, index: int) -> FittedClassifier:
         """The classifier of an exit, by its index; of the number of exits this one."""
         if index == len(self.exits):
             return self
         taken = self.exits[index]
         selection = self.selection.part(taken.depth)
         p = len(selection)
-        return Integration(selection, self.mean[:p], self.scale[:p], taken.head, self.facts)
+        return FittedClassifier(selection, self.mean[:p], self.scale[:p], taken.head, self.facts)
 
 
 @dataclass(frozen=True)
-class Integrated:
+class TrainingResult:
     """Everything that the search gives: the classifiers that can be chosen, and what accuracy costs."""
 
-    choices: dict[Choice, Integration]
+    choices: dict[Choice, FittedClassifier]
     """`accuracy`, `balanced` and `cheapest`; one Integration may stand under several names"""
     frontier: tuple[Candidate, ...]
     """the best candidate of every depth, shallow first"""
@@ -86,7 +86,7 @@ class Integrated:
     def describe(self) -> dict[str, Any]:
         """What a report says of the search."""
         return {
-            "choices": {name: integration.facts for name, integration in self.choices.items()},
+            "choices": {name: fitted.facts for name, fitted in self.choices.items()},
             "frontier": [candidate.describe() for candidate in self.frontier],
             "tried": self.tried,
         }

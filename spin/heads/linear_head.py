@@ -32,7 +32,7 @@ class LinearHead:
         """(K,) the logits of a text whose features are all at their training mean."""
         return self.intercept
 
-    def cooled(self, temperature: float) -> LinearHead:
+    def with_temperature(self, temperature: float) -> LinearHead:
         """The head whose logits are these over a temperature."""
         return LinearHead(self.coef / np.float32(temperature), self.intercept / np.float32(temperature))
 

@@ -43,7 +43,7 @@ class MlpHead:
         """(K,) the logits of a text whose features are all at their training mean."""
         return self.linear.bias + self.outer @ np.tanh(self.inner_bias)
 
-    def cooled(self, temperature: float) -> MlpHead:
+    def with_temperature(self, temperature: float) -> MlpHead:
         """The head whose logits are these over a temperature."""
         outer = self.outer / np.float32(temperature)
-        return MlpHead(self.linear.cooled(temperature), self.inner, self.inner_bias, outer)
+        return MlpHead(self.linear.with_temperature(temperature), self.inner, self.inner_bias, outer)

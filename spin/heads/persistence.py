@@ -17,12 +17,12 @@ from safetensors.numpy import save as save_tensors
 
 from spin.errors import UserError
 from spin.heads.candidate import Candidate
-from spin.heads.early_exit import Exit
-from spin.heads.fitted import Integrated, Integration
+from spin.heads.early_exit import EarlyExit
+from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
 FORMAT = 4
 """of the artifact; a reader refuses what it does not know"""
@@ -33,29 +33,29 @@ _ASIDE = ("resampled", "held_out")
 """of a candidate: what only the search needs"""
 
 
-def save(integrated: Integrated, facts: Mapping[str, Any]) -> dict[str, bytes]:
+def save(training_result: TrainingResult, facts: Mapping[str, Any]) -> dict[str, bytes]:
     """The files of an artifact; `facts` are what the classifier adds to its config."""
-    distinct: list[Integration] = []
-    for integration in integrated.choices.values():
-        if not any(integration is known for known in distinct):
-            distinct.append(integration)
+    distinct: list[FittedClassifier] = []
+    for fitted in training_result.choices.values():
+        if not any(fitted is known for known in distinct):
+            distinct.append(fitted)
     tensors: dict[str, NDArray[Any]] = {}
     parts = []
-    for index, integration in enumerate(distinct):
-        columns = [str(column) for column in integration.selection.neurons]
-        exits = [{"depth": taken.depth, "threshold": taken.threshold} for taken in integration.exits]
-        parts.append({"eta": integration.selection.eta, "columns": columns, "facts": integration.facts, "exits": exits})
-        tensors |= {f"{index}.{name}": np.ascontiguousarray(t) for name, t in _tensors(integration).items()}
+    for index, fitted in enumerate(distinct):
+        columns = [str(column) for column in fitted.selection.neurons]
+        exits = [{"depth": taken.depth, "threshold": taken.threshold} for taken in fitted.exits]
+        parts.append({"eta": fitted.selection.eta, "columns": columns, "facts": fitted.facts, "exits": exits})
+        tensors |= {f"{index}.{name}": np.ascontiguousarray(t) for name, t in _tensors(fitted).items()}
     config = {
         "format": FORMAT,
         **facts,
         "choices": {
-            name: next(i for i, known in enumerate(distinct) if known is integration)
-            for name, integration in integrated.choices.items()
+            name: next(i for i, known in enumerate(distinct) if known is fitted)
+            for name, fitted in training_result.choices.items()
         },
         "integrations": parts,
-        "frontier": [_plain(candidate) for candidate in integrated.frontier],
-        "tried": integrated.tried,
+        "frontier": [_plain(candidate) for candidate in training_result.frontier],
+        "tried": training_result.tried,
         "versions": {name: version(name) for name in LIBRARIES},
     }
     return {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), TENSORS: save_tensors(tensors)}
@@ -69,7 +69,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a classifier that can be read: {error}") from None
 
 
-def load(folder: Path) -> tuple[Integrated, dict[str, Any]]:
+def load(folder: Path) -> tuple[TrainingResult, dict[str, Any]]:
     """What `save` made, and the config. Raises UserError for an artifact that is not whole, or of another format."""
     config = read_config(folder)
     try:
@@ -83,43 +83,43 @@ def load(folder: Path) -> tuple[Integrated, dict[str, Any]]:
     try:
         parts = [_integration(part, tensors, f"{index}.") for index, part in enumerate(config["integrations"])]
         choices = {name: parts[index] for name, index in config["choices"].items()}
-        return Integrated(choices, tuple(map(_candidate, config["frontier"])), config["tried"]), config
+        return TrainingResult(choices, tuple(map(_candidate, config["frontier"])), config["tried"]), config
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is not a whole classifier: {' '.join(str(error).split())}") from None
 
 
-def _tensors(integration: Integration) -> dict[str, NDArray[Any]]:
-    head = integration.head
+def _tensors(fitted: FittedClassifier) -> dict[str, NDArray[Any]]:
+    head = fitted.head
     linear = head.linear if isinstance(head, MlpHead) else head
     tensors: dict[str, NDArray[Any]] = {
-        "mean": integration.mean,
-        "scale": integration.scale,
+        "mean": fitted.mean,
+        "scale": fitted.scale,
         "coef": linear.coef,
         "intercept": linear.intercept,
     }
     if isinstance(head, MlpHead):
         tensors |= {name: getattr(head, name) for name in _MLP}
-    for index, taken in enumerate(integration.exits):
+    for index, taken in enumerate(fitted.exits):
         tensors |= {f"exit.{index}.coef": taken.head.coef, f"exit.{index}.intercept": taken.head.intercept}
-    for column, neurons in integration.selection.neurons.items():
+    for column, neurons in fitted.selection.neurons.items():
         tensors[f"neurons.{column}"] = neurons
-        tensors[f"importance.{column}"] = integration.selection.importance[column]
+        tensors[f"importance.{column}"] = fitted.selection.importance[column]
     return tensors
 
 
-def _integration(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], prefix: str) -> Integration:
+def _integration(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], prefix: str) -> FittedClassifier:
     mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    columns = [Column.parse(text) for text in part["columns"]]
+    columns = [FeatureColumn.parse(text) for text in part["columns"]]
     selection = Selection(
         {c: mine[f"neurons.{c}"] for c in columns}, {c: mine[f"importance.{c}"] for c in columns}, part["eta"]
     )
     linear = LinearHead(mine["coef"], mine["intercept"])
     head = MlpHead(linear, *(mine[name] for name in _MLP)) if "inner" in mine else linear
     exits = tuple(
-        Exit(kept["depth"], LinearHead(mine[f"exit.{i}.coef"], mine[f"exit.{i}.intercept"]), kept["threshold"])
+        EarlyExit(kept["depth"], LinearHead(mine[f"exit.{i}.coef"], mine[f"exit.{i}.intercept"]), kept["threshold"])
         for i, kept in enumerate(part["exits"])
     )
-    return Integration(selection, mine["mean"], mine["scale"], head, dict(part["facts"]), exits)
+    return FittedClassifier(selection, mine["mean"], mine["scale"], head, dict(part["facts"]), exits)
 
 
 def _plain(candidate: Candidate) -> dict[str, Any]:

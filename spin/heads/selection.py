@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
 
 @dataclass(frozen=True)
 class Selection:
     """The neurons that become the features of the head, in the order of the feature matrix's columns."""
 
-    neurons: dict[Column, NDArray[np.int64]]
+    neurons: dict[FeatureColumn, NDArray[np.int64]]
     """ascending neuron indices of each site.pooling, which are in order"""
-    importance: dict[Column, NDArray[np.float64]]
+    importance: dict[FeatureColumn, NDArray[np.float64]]
     """the squared weights of those neurons over all classes, as a share of their probe's total"""
     eta: float
     """share of each probe's importance that was kept"""
@@ -30,7 +30,7 @@ class Selection:
     def __len__(self) -> int:
         return sum(len(neurons) for neurons in self.neurons.values())
 
-    def rows(self) -> list[tuple[Column, int, float]]:
+    def rows(self) -> list[tuple[FeatureColumn, int, float]]:
         """(site.pooling, neuron, importance) of every feature, in order."""
         return [
             (column, int(neuron), float(share))

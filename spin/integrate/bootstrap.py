@@ -11,7 +11,7 @@ from spin.labels.metrics import score
 _DRAWS = 500
 
 
-def chance_not_better(metric: str, y: Targets, candidate: Targets, baseline: Targets, seed: int) -> float:
+def bootstrap_p_value(metric: str, y: Targets, candidate: Targets, baseline: Targets, seed: int) -> float:
     """The share of bootstrap samples of the documents in which `candidate` does not score above `baseline`.
 
     Small says better: a one-sided paired bootstrap test (Efron & Tibshirani 1993, chapter 16). 1 for equal answers.

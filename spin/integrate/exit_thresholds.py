@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.heads.early_exit import NEVER, sureness
-from spin.labels.label_space import Targets, Task
+from spin.heads.early_exit import DISABLED, sureness
+from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 
 _PASSING = 0.03
@@ -20,9 +20,13 @@ _LEVELS = 12
 """thresholds that are tried at an exit"""
 
 
-def walk(exits: Sequence[Floats], thresholds: Sequence[float], final: Floats, task: Task) -> NDArray[np.int64]:
+def exit_indices(
+    exits: Sequence[Floats], thresholds: Sequence[float], final: Floats, label_space: LabelSpace
+) -> NDArray[np.int64]:
     """(n,) the index of the exit at which each document leaves, by logits (n, K); for none, how many there are."""
-    return _leave([sureness(task, task.probabilities(logits)) for logits in exits], thresholds, len(final))
+    return _leave(
+        [sureness(label_space, label_space.probabilities(logits)) for logits in exits], thresholds, len(final)
+    )
 
 
 def _leave(sure: Sequence[Floats], thresholds: Sequence[float], count: int) -> NDArray[np.int64]:
@@ -33,11 +37,11 @@ def _leave(sure: Sequence[Floats], thresholds: Sequence[float], count: int) -> N
     return at
 
 
-def thresholds_of(
+def choose_exit_thresholds(
     exits: Sequence[Floats],
     final: Floats,
     y: Targets,
-    task: Task,
+    label_space: LabelSpace,
     *,
     metric: str,
     costs: Sequence[float],
@@ -51,23 +55,23 @@ def thresholds_of(
     metric loses here, and what full depth itself expects to lose in accuracy, by its probabilities, where the labels
     differ. The second is the steadier estimate: few labels differ, so that the best of many measured losses is lucky.
     """
-    sure = [sureness(task, task.probabilities(logits)) for logits in exits]
-    grids = [[*np.quantile(of, np.linspace(0, 0.95, _LEVELS)), NEVER] for of in sure]
-    best = score(metric, y, task.predict(final))
+    sure = [sureness(label_space, label_space.probabilities(logits)) for logits in exits]
+    grids = [[*np.quantile(of, np.linspace(0, 0.95, _LEVELS)), DISABLED] for of in sure]
+    best = score(metric, y, label_space.predict(final))
 
     def price(thresholds: Sequence[float]) -> float:
-        passed = np.cumsum([0, *(threshold < NEVER for threshold in thresholds)])
+        passed = np.cumsum([0, *(threshold < DISABLED for threshold in thresholds)])
         at = _leave(sure, thresholds, len(final))
         return float((np.asarray(costs) + _PASSING * costs[-1] * passed)[at].mean())
 
     for thresholds in sorted(product(*grids), key=price):
         at = _leave(sure, thresholds, len(final))
         logits = mixed(exits, final, at)
-        if _expected_loss(logits, final, task) > max_loss:
+        if _expected_loss(logits, final, label_space) > max_loss:
             continue
-        if best - score(metric, y, task.predict(logits)) <= max_loss + 1e-12:
+        if best - score(metric, y, label_space.predict(logits)) <= max_loss + 1e-12:
             return [float(threshold) for threshold in thresholds]
-    return [NEVER] * len(exits)
+    return [DISABLED] * len(exits)
 
 
 def mixed(exits: Sequence[Floats], final: Floats, at: NDArray[np.int64]) -> Floats:
@@ -75,15 +79,19 @@ def mixed(exits: Sequence[Floats], final: Floats, at: NDArray[np.int64]) -> Floa
     return np.stack([*exits, final])[at, np.arange(len(final))]
 
 
-def _expected_loss(logits: Floats, final: Floats, task: Task) -> float:
+def _expected_loss(logits: Floats, final: Floats, label_space: LabelSpace) -> float:
     """What full depth expects to be lost in accuracy, a class on average in a multi-label task."""
-    chances, given, own = task.probabilities(final), task.predict(logits), task.predict(final)
-    if task.multilabel:
-        return float(np.abs(2 * chances - 1)[given != own].sum() / chances.size)
+    probabilities, given, own = (
+        label_space.probabilities(final),
+        label_space.predict(logits),
+        label_space.predict(final),
+    )
+    if label_space.multilabel:
+        return float(np.abs(2 * probabilities - 1)[given != own].sum() / probabilities.size)
     rows = np.arange(len(final))
-    return float((chances[rows, own] - chances[rows, given]).mean())
+    return float((probabilities[rows, own] - probabilities[rows, given]).mean())
 
 
-def depths_of(shares: Sequence[float], depth: int) -> list[int]:
+def offered_depths(shares: Sequence[float], depth: int) -> list[int]:
     """The depths of exits at some shares of a full depth, ascending, each below it."""
     return sorted({at for share in shares if 0 < (at := round(share * depth)) < depth})

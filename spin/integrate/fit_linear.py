@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.heads.linear_head import LinearHead, Penalty
-from spin.process_group import Team
+from spin.process_group import ProcessGroup
 from spin.sparsify.solvers.fista import Regressions
 
 
@@ -29,7 +29,7 @@ class Design:
     """(p,) how loudly each feature may speak"""
     exclusive: bool
     """whether a row has exactly one of the classes"""
-    team: Team
+    group: ProcessGroup
     device: str = "cpu"
 
     @property
@@ -40,7 +40,7 @@ class Design:
     @property
     def count(self) -> int:
         """Rows of the whole team."""
-        return int(self.team.sum(torch.tensor([len(self.X)]))[0])
+        return int(self.group.all_reduce(torch.tensor([len(self.X)]))[0])
 
     def part(self, where: NDArray[np.int64]) -> Design:
         """Some of the features."""
@@ -52,14 +52,14 @@ class Design:
 
 
 def fit_linear(
-    design: Design, penalties: Sequence[Penalty], *, tolerance: float = 3e-3, looks: int = 20
+    design: Design, penalties: Sequence[Penalty], *, tolerance: float = 3e-3, max_checks: int = 20
 ) -> list[LinearHead]:
     """One head a penalty, all solved at once; every member of the team gets the same.
 
     Minimises sum_i s_i loss_i + l1 |V|_1 + |V|^2 / (2 strength N) over V, where the coefficients are V times the
-    unit scales and N counts the rows of the whole team. Ends where no optimality condition is violated by more
-    than `tolerance` of the steepest slope of the null model, or after `looks` looks. Weakly held heads end early by
-    this, which holds them a little more: what validation judges and what is kept must end alike.
+    unit scales and N counts the rows of the whole group. Ends where no optimality condition is violated by more
+    than `tolerance` times the steepest slope of the null model, or after `max_checks` checks. Weakly regularised heads
+    end early by this, which regularises them a little more: what validation judges and what is kept must end alike.
     """
     n, p = design.X.shape
     X = torch.ones(1, n, p + 1, device=design.device)
@@ -68,12 +68,12 @@ def fit_linear(
     scale = torch.ones(p + 1, 1, 1, device=design.device)
     scale[:p, 0, 0] = design.tensor(design.unit)
     l2 = design.tensor(np.array([[1 / (penalty.strength * design.count) for penalty in penalties]]))
-    null = Regressions(X, targets, weights, scale, torch.zeros_like(l2), l2, design.exclusive, design.team)
-    share = design.team.sum((weights * targets).sum(0)).clamp(1e-6, 1 - 1e-6)
+    null = Regressions(X, targets, weights, scale, torch.zeros_like(l2), l2, design.exclusive, design.group)
+    share = design.group.all_reduce((weights * targets).sum(0)).clamp(1e-6, 1 - 1e-6)
     start = torch.zeros(1, p + 1, len(penalties), targets.shape[2], device=design.device)
     start[:, p] = share.log() if design.exclusive else share.logit()
     steepest = null.steepest(start)
     l1 = steepest * design.tensor(np.array([[penalty.l1 for penalty in penalties]]))
-    found = replace(null, l1=l1).minimise(start, tolerance * steepest, looks)[0] * scale
+    found = replace(null, l1=l1).solve(start, tolerance * steepest, max_checks)[0] * scale
     coefs = found.permute(1, 2, 0).cpu().numpy()
     return [LinearHead(np.ascontiguousarray(V[:, :p]), np.ascontiguousarray(V[:, p])) for V in coefs]

@@ -34,11 +34,11 @@ def fit_mlp(
     """
     net = _Hidden(linear, design, seed)
     optimiser = torch.optim.Adam(net.parameters, lr=_RATE)
-    prior = 1 / (2 * strength * design.count * design.team.size)
+    prior = 1 / (2 * strength * design.count * design.group.size)
     best, best_loss, best_step = net.head(), np.inf, 0
     for step in range(steps + 1):
         if judge is not None and step % _LOOK == 0:
-            loss = design.team.say(judge(net.head()) if design.team.rank == 0 else 0.0)
+            loss = design.group.broadcast_object(judge(net.head()) if design.group.rank == 0 else 0.0)
             if loss < best_loss:
                 best, best_loss, best_step = net.head(), loss, step
             elif step - best_step >= _PATIENCE * _LOOK:
@@ -48,7 +48,7 @@ def fit_mlp(
             (net.loss() + prior * sum((p**2).sum() for p in net.parameters)).backward()
             for parameter in net.parameters:
                 assert parameter.grad is not None
-                design.team.sum(parameter.grad)
+                design.group.all_reduce(parameter.grad)
             optimiser.step()
     return (net.head(), steps) if judge is None else (best, best_step)
 

@@ -12,32 +12,32 @@ from spin.labels.cross_validation import Fold, standard_error
 from spin.settings import Choice, SearchSettings
 
 
-def best_of(candidates: Iterable[Candidate]) -> Candidate:
+def best_candidate(candidates: Iterable[Candidate]) -> Candidate:
     """The best validation score; among equals the least compute, fewer neurons, then the stronger regularisation."""
     return max(candidates, key=lambda c: (c.valid_score, -c.compute, -c.neurons, -c.penalty.strength, c.penalty.l1))
 
 
-def fullest_of(candidates: Sequence[Candidate], folds: Sequence[Fold]) -> Candidate:
+def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[Fold]) -> Candidate:
     """The fullest of those that are not worse than the best by more than one standard error of the difference.
 
     The best of many scores is the luckiest, and luck finds a shallow or a narrow candidate as easily as a full one,
     which loses less elsewhere. Full is most compute, then all sites and poolings, the largest eta, the least L1, the
     score.
     """
-    behind, error = _behind(candidates, best_of(candidates), folds)
+    behind, error = _behind(candidates, best_candidate(candidates), folds)
     near = [c for c, is_near in zip(candidates, behind <= error, strict=True) if is_near]
     return max(near, key=lambda c: (c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score))
 
 
-def frontier_of(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+def best_per_depth(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """The best candidate of every depth, shallow first."""
     by_depth: dict[int, list[Candidate]] = {}
     for candidate in candidates:
         by_depth.setdefault(candidate.depth, []).append(candidate)
-    return tuple(best_of(by_depth[depth]) for depth in sorted(by_depth))
+    return tuple(best_candidate(by_depth[depth]) for depth in sorted(by_depth))
 
 
-def choices_of(
+def choose_candidates(
     candidates: Iterable[Candidate], settings: SearchSettings, folds: Sequence[Fold]
 ) -> dict[Choice, Candidate]:
     """`accuracy` is the fullest near the best score; `balanced` and `cheapest` are the least compute within their loss.
@@ -48,13 +48,13 @@ def choices_of(
     """
     found = list(candidates)
     few = len(folds) > 1
-    chosen: dict[Choice, Candidate] = {"accuracy": fullest_of(found, folds)}
-    behind, error = _behind(found, chosen["accuracy"] if few else best_of(found), folds)
+    chosen: dict[Choice, Candidate] = {"accuracy": one_standard_error_choice(found, folds)}
+    behind, error = _behind(found, chosen["accuracy"] if few else best_candidate(found), folds)
     losses: dict[Choice, float] = {"balanced": settings.balanced_loss, "cheapest": settings.cheapest_loss}
     for name, loss in losses.items():
         within = [c for c, worst in zip(found, behind + few * error, strict=True) if worst <= loss + 1e-12]
         least = min(c.compute for c in within)
-        chosen[name] = best_of(c for c in within if c.compute == least)
+        chosen[name] = best_candidate(c for c in within if c.compute == least)
     return chosen
 
 

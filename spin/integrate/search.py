@@ -18,24 +18,24 @@ from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
 from spin.integrate.fit_linear import Design, fit_linear
 from spin.integrate.fit_mlp import fit_mlp
-from spin.integrate.frontier import fullest_of
+from spin.integrate.frontier import one_standard_error_choice
 from spin.labels.cross_validation import Fold, leaving_out
-from spin.labels.label_space import Targets, Task
+from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
-from spin.process_group import Team
+from spin.process_group import ProcessGroup
 from spin.settings import SearchSettings
-from spin.sites import Column, Site
+from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, balance, signs
-from spin.sparsify.select import alignment, largest_eta, scaler_of, select
+from spin.sparsify.select import alignment, largest_eta, select, standardization
 
-Probes = Mapping[Column, Probe]
+Probes = Mapping[FeatureColumn, Probe]
 Read = Callable[[Selection, Rows], Floats]
 """the raw activations (m, p) of a selection for some rows"""
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What every head is fitted on and judged by."""
 
     read: Read
@@ -43,37 +43,37 @@ class Material:
     """of all rows"""
     rows: Rows
     """that are labelled to train and to validate; no other is looked at"""
-    task: Task
+    label_space: LabelSpace
     metric: str
     class_weights: str
-    team: Team
+    group: ProcessGroup
     device: str = "cpu"
     weigh_sites: bool = True
     """whether sites speak as loudly as their probes' scores say; from few documents those are noise"""
 
     def standard(self, selection: Selection, probes: Probes, rows: Rows) -> Floats:
         """(m, p) the features of some rows, standardised as the probes' training rows were."""
-        mean, scale = scaler_of(selection, probes)
+        mean, scale = standardization(selection, probes)
         return (self.read(selection, rows).astype(np.float32) - mean) / scale
 
     def design(self, selection: Selection, probes: Probes, rows: Rows) -> Design:
         """This member's share of some rows to fit a head on, the features aligned."""
-        mine = slice(self.team.rank, None, self.team.size)
-        has = self.task.indicator(self.y[rows])
+        mine = slice(self.group.rank, None, self.group.size)
+        has = self.label_space.indicator(self.y[rows])
         return Design(
             self.standard(selection, probes, rows[mine]),
             has[mine],
-            row_weights(has, self.class_weights, self.task)[mine],
+            row_weights(has, self.class_weights, self.label_space)[mine],
             alignment(selection, probes, self.floor if self.weigh_sites else None),
-            not self.task.multilabel,
-            self.team,
+            not self.label_space.multilabel,
+            self.group,
             self.device,
         )
 
     @cached_property
     def floor(self) -> float:
         """The metric of the best constant answer: that of knowing nothing of a text."""
-        answers = (False, True) if self.task.multilabel else range(len(self.task))
+        answers = (False, True) if self.label_space.multilabel else range(len(self.label_space))
         y = self.y[self.rows]
         return max(score(self.metric, y, np.full_like(y, answer)) for answer in answers)
 
@@ -81,8 +81,8 @@ class Material:
 class FoldSearch:
     """One fold's training and validation rows of the largest selection, read once; heads are fitted on its parts."""
 
-    def __init__(self, material: Material, probes: Probes, largest: Selection, fold: Fold) -> None:
-        self.largest, self.task, self.valid_y = largest, material.task, material.y[fold.valid]
+    def __init__(self, material: TrainingData, probes: Probes, largest: Selection, fold: Fold) -> None:
+        self.largest, self.label_space, self.valid_y = largest, material.label_space, material.y[fold.valid]
         self.design = material.design(largest, probes, fold.train)
         self.valid_X = material.standard(largest, probes, fold.valid)
 
@@ -100,7 +100,7 @@ class FoldSearch:
         valid_X = self.valid_X[:, where]
 
         def judge(head: MlpHead) -> float:
-            return log_loss(head.logits(valid_X), self.valid_y, self.task)
+            return log_loss(head.logits(valid_X), self.valid_y, self.label_space)
 
         head, steps = fit_mlp(linear, self.design.part(where), penalty.strength, seed=seed, judge=judge)
         return head.logits(valid_X), steps
@@ -111,7 +111,7 @@ class Search:
 
     def __init__(
         self,
-        material: Material,
+        material: TrainingData,
         probes: Sequence[Probe],
         folds: Sequence[Fold],
         settings: SearchSettings,
@@ -141,18 +141,18 @@ class Search:
             self._try(eta, depth, (), [Penalty(strength) for strength in strengths])
         if not self.tried:
             raise UserError("data: too few documents to choose neurons by cross-validation; label more of them")
-        best = fullest_of(self.tried, self.folds)
+        best = one_standard_error_choice(self.tried, self.folds)
         around = [Penalty(strength) for strength in _neighbours(strengths, best.penalty.strength)]
         kinds = sorted({c.site.kind for c in self.final})
         poolings = sorted({c.pooling for c in self.final})
         for names in (kinds, poolings):
             for name in names if len(names) > 1 else ():
                 self._try(best.eta, depth, (name,), around)
-        best = fullest_of(self.tried, self.folds)
+        best = one_standard_error_choice(self.tried, self.folds)
         for shallower in range(depth):
             for part in dict.fromkeys([(), best.part]):  # in one order for the whole team
                 self._try(best.eta, shallower, part, around)
-        best = fullest_of(self.tried, self.folds)
+        best = one_standard_error_choice(self.tried, self.folds)
         sparser = [Penalty(best.penalty.strength, l1) for l1 in self.settings.l1]
         self._try(best.eta, best.depth, best.part, sparser)
         return self.tried
@@ -185,14 +185,14 @@ class Search:
                 self._resampled(scores, logits),
                 logits,
             )
-            self.tried.append(self.material.team.say(candidate))
+            self.tried.append(self.material.group.broadcast_object(candidate))
 
     def selection(self, eta: float, depth: int, part: tuple[str, ...], probes: Probes) -> Selection:
         return self.select(eta, probes).part(depth, part)
 
     def judge(self, held_out: Sequence[Floats]) -> tuple[float, ...]:
         """The metric on the validation rows of each fold."""
-        predicted = [self.material.task.predict(logits) for logits in held_out]
+        predicted = [self.material.label_space.predict(logits) for logits in held_out]
         return tuple(
             score(self.material.metric, fold.valid_y, answers)
             for fold, answers in zip(self.parts, predicted, strict=True)
@@ -201,19 +201,19 @@ class Search:
     def _resampled(self, scores: tuple[float, ...], held_out: Sequence[Floats]) -> tuple[float, ...]:
         if len(scores) > 1:
             return scores
-        y, answers = self.parts[0].valid_y, self.material.task.predict(held_out[0])
+        y, answers = self.parts[0].valid_y, self.material.label_space.predict(held_out[0])
         return tuple(score(self.material.metric, y[rows], answers[rows]) for rows in leaving_out(len(y)))
 
     def _all(self) -> list[Probes]:
         return [*self.of_fold, self.final]
 
 
-def row_weights(has: NDArray[np.bool_], kind: str, task: Task) -> Floats:
+def row_weights(has: NDArray[np.bool_], kind: str, label_space: LabelSpace) -> Floats:
     """(n, 1) or (n, K), each column summing to 1: all alike, or each class, or in a multi-label task side, alike."""
     if kind == "none":
         return np.full((len(has), 1), 1 / len(has), np.float32)
-    if task.multilabel:
-        return np.ascontiguousarray(balance(signs(has, task), kind).T)
+    if label_space.multilabel:
+        return np.ascontiguousarray(balance(signs(has, label_space), kind).T)
     return (has / (has.sum(0).clip(1) * has.any(0).sum())).sum(1, keepdims=True).astype(np.float32)
 
 

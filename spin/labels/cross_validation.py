@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sklearn.model_selection import RepeatedStratifiedKFold
 
 from spin.arrays import Rows
-from spin.labels.label_space import Targets, Task
-from spin.labels.splits import FEW
+from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.splits import CROSS_VALIDATION_BELOW
 
 _SPLITS, _REPEATS = 5, 2
 _PARTS = 20
@@ -27,16 +27,18 @@ class Fold:
     valid: Rows
 
 
-def folds_of(task: Task, y: Targets, train: Rows, valid: Rows, seed: int) -> tuple[Fold, ...]:
-    """The training and validation rows as they are, or below `FEW` rows repeated stratified cross-validation of both.
+def make_folds(label_space: LabelSpace, y: Targets, train: Rows, valid: Rows, seed: int) -> tuple[Fold, ...]:
+    """The training and validation rows as they are, or repeated stratified cross-validation of both.
+
+    The latter below `CROSS_VALIDATION_BELOW` rows.
 
     `y` are the targets of all rows. Five parts, twice; fewer parts where a class has fewer documents.
     """
-    if len(train) + len(valid) >= FEW:
+    if len(train) + len(valid) >= CROSS_VALIDATION_BELOW:
         return (Fold(train, valid),)
     pool = np.sort(np.concatenate([train, valid]))
-    strata = task.strata(y[pool])
-    smallest = task.indicator(y[pool]).sum(0).min()
+    strata = label_space.strata(y[pool])
+    smallest = label_space.indicator(y[pool]).sum(0).min()
     parts = RepeatedStratifiedKFold(n_splits=int(np.clip(smallest, 2, _SPLITS)), n_repeats=_REPEATS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a multi-label stratum may be smaller than its class

@@ -12,7 +12,7 @@ from scipy.special import expit, softmax
 
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.labels.splits import is_few
+from spin.labels.splits import needs_cross_validation
 
 Label = str | Sequence[str]
 """the class of a document, or in a multi-label corpus its list of classes, which may be empty"""
@@ -21,14 +21,14 @@ Targets = NDArray[np.int64] | NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelSpace:
     """The classes in the order of every array that has one axis for them."""
 
     classes: tuple[str, ...]
     multilabel: bool = False
 
     @classmethod
-    def of(cls, labels: Sequence[Label], splits: Sequence[str]) -> Task:
+    def of(cls, labels: Sequence[Label], splits: Sequence[str]) -> LabelSpace:
         """The sorted classes of labels that are all strings, or all lists of strings.
 
         Raises UserError unless there are two classes or more and each has a document to train and one to validate (two
@@ -40,7 +40,7 @@ class Task:
         multilabel = kinds == {False}
         of_split: dict[str, Counter[str]] = {}
         for label, split in zip(labels, splits, strict=True):
-            of_split.setdefault(split, Counter()).update(names_of(label))
+            of_split.setdefault(split, Counter()).update(class_names(label))
         counts = sum(of_split.values(), Counter())
         classes = sorted(counts)
         if len(classes) < 2:
@@ -50,7 +50,7 @@ class Task:
         lonely = [c for c in classes if counts[c] == 1]
         if lonely:
             raise UserError(f"labels: class {_quote(lonely)} has 1 document; label more of it or leave it out")
-        few = is_few(splits)  # then train and valid are one pool, for cross-validation
+        few = needs_cross_validation(splits)  # then train and valid are one pool, for cross-validation
         for part in [("train", "valid")] if few else [("train",), ("valid",)]:
             held = sum((of_split.get(split, Counter()) for split in part), Counter())
             absent = [c for c in classes if held[c] < 1 + few]
@@ -79,14 +79,14 @@ class Task:
         if not self.multilabel and not all(isinstance(label, str) for label in labels):
             raise UserError("labels: found a list of classes; the model gives one class a document, expected a string")
         known = {name: k for k, name in enumerate(self.classes)}
-        unknown = sorted({name for label in labels for name in names_of(label)} - known.keys())
+        unknown = sorted({name for label in labels for name in class_names(label)} - known.keys())
         if unknown:
             raise UserError(f"label '{unknown[0]}' is not one of the model's: {', '.join(self.classes)}")
         if not self.multilabel:
             return np.array([known[str(label)] for label in labels], np.int64)
         targets = np.zeros((len(labels), len(self)), bool)
         for row, label in enumerate(labels):
-            targets[row, [known[name] for name in names_of(label)]] = True
+            targets[row, [known[name] for name in class_names(label)]] = True
         return targets
 
     def indicator(self, y: Targets) -> NDArray[np.bool_]:
@@ -117,7 +117,7 @@ class Task:
         return np.where(y.any(1), ranked[first], len(self)).astype(np.int64)
 
 
-def names_of(label: Label | None) -> Collection[str]:
+def class_names(label: Label | None) -> Collection[str]:
     """The classes in a label: one, those of a list, or none."""
     if label is None:
         return ()

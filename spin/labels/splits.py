@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = ("train", "valid", "test")
-FEW = 1_000
+CROSS_VALIDATION_BELOW = 1_000
 """labelled documents to train and validate, below which choices are made by cross-validation"""
 
 
-def split_of(id: str, seed: int, valid_fraction: float, test_fraction: float) -> str:
+def assign_split(id: str, seed: int, valid_fraction: float, test_fraction: float) -> str:
     """The split of a document by a hash of its id alone, so that more data never moves a document.
 
     Every class is divided in the same proportions in expectation, because the hash knows nothing of it.
@@ -25,11 +25,11 @@ def split_of(id: str, seed: int, valid_fraction: float, test_fraction: float) ->
     return "valid" if share < test_fraction + valid_fraction else "train"
 
 
-def rows_of(splits: Iterable[str], split: str) -> NDArray[np.int64]:
+def rows_in_split(splits: Iterable[str], split: str) -> NDArray[np.int64]:
     """Row numbers of a split."""
     return np.flatnonzero(np.array([of == split for of in splits], bool))
 
 
-def is_few(splits: Sequence[str]) -> bool:
+def needs_cross_validation(splits: Sequence[str]) -> bool:
     """Whether there are so few documents to train and validate that they are one pool for cross-validation."""
-    return sum(split != "test" for split in splits) < FEW
+    return sum(split != "test" for split in splits) < CROSS_VALIDATION_BELOW

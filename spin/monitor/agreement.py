@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spin.labels.label_space import Label, names_of
+from spin.labels.label_space import Label, class_names
 
 Confusion = dict[str, dict[str, int]]
 """documents by what the model says and what the shadow says; "" stands for no label, in a multi-label task for a class
@@ -27,7 +27,7 @@ def _cells(mine: Label | None, theirs: Label | None, multilabel: bool) -> list[t
     """Where a document counts: once, or in a multi-label task once for each class that either gives it."""
     if not multilabel:
         return [(str(mine or ""), str(theirs or ""))]
-    a, b = names_of(mine), names_of(theirs)
+    a, b = class_names(mine), class_names(theirs)
     return [(name if name in a else "", name if name in b else "") for name in {*a, *b}]
 
 

@@ -13,8 +13,8 @@ from safetensors.numpy import save as save_tensors
 from spin.activations.extract import Features
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.heads.fitted import Integration
-from spin.labels.label_space import Task
+from spin.heads.fitted import FittedClassifier
+from spin.labels.label_space import LabelSpace
 
 Counts = NDArray[np.int64]
 
@@ -46,16 +46,16 @@ class Profile:
     @classmethod
     def of(
         cls,
-        task: Task,
-        integration: Integration,
+        label_space: LabelSpace,
+        fitted: FittedClassifier,
         logits: Floats,
         activations: Floats,
         features: Features,
     ) -> Profile:
         """Of n documents: their logits (n, K), raw activations (n, p) and tokens."""
-        given = task.indicator(task.predict(logits))
-        probabilities = task.probabilities(logits)
-        aligned = integration.standardise(activations).astype(np.float64)
+        given = label_space.indicator(label_space.predict(logits))
+        probabilities = label_space.probabilities(logits)
+        aligned = fitted.standardise(activations).astype(np.float64)
         n_tokens, n_unknown = features.n_tokens, features.n_unknown
         return cls(
             np.array([*given.sum(0), (~given.any(1)).sum()], np.int64),

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from spin.activations.encoder import pooling_mask
 from spin.arrays import Floats
-from spin.backbone.hooks import READING, capture
+from spin.backbone.hooks import HOOK_LOCK, capture
 from spin.backbone.model import Backbone
-from spin.backbone.pooling import token_of
-from spin.heads.fitted import Integration
-from spin.labels.label_space import Task
-from spin.sites import Column, Site
+from spin.backbone.pooling import token_position
+from spin.heads.fitted import FittedClassifier
+from spin.labels.label_space import LabelSpace
+from spin.sites import FeatureColumn, Site
 
 Place = TypeVar("Place", Site, int)
 
@@ -27,7 +27,7 @@ Place = TypeVar("Place", Site, int)
 class NeuronContribution:
     """What one selected neuron adds to the logit of a class."""
 
-    column: Column
+    column: FeatureColumn
     neuron: int
     contribution: float
     word: str
@@ -41,12 +41,12 @@ class Explanation:
     """The logits of one text as a sum over neurons, or over words, and the bias."""
 
     text: str
-    task: Task
+    label_space: LabelSpace
     logits: Floats
     """(K,) as the classifier gives them, calibrated"""
     bias: Floats
     """(K,) the logits of a text whose neurons are all at their training mean"""
-    neurons: tuple[tuple[Column, int], ...]
+    neurons: tuple[tuple[FeatureColumn, int], ...]
     """the p selected neurons"""
     contributions: Floats
     """(p, K) by neuron: their sum over p and the bias is the logits"""
@@ -61,12 +61,12 @@ class Explanation:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.task.classes
+        return self.label_space.classes
 
     @property
     def probabilities(self) -> Floats:
         """(K,)"""
-        return self.task.probabilities(self.logits[None])[0]
+        return self.label_space.probabilities(self.logits[None])[0]
 
     @property
     def label(self) -> str:
@@ -84,7 +84,7 @@ class Explanation:
 
         Thresholds of a decision are not asked.
         """
-        return [k for k in self.ranked if self.logits[k] >= 0] if self.task.multilabel else self.ranked[:1]
+        return [k for k in self.ranked if self.logits[k] >= 0] if self.label_space.multilabel else self.ranked[:1]
 
     def by_site(self) -> dict[Site, Floats]:
         """(K,) by site, shallow first: their sum and the bias is the logits."""
@@ -130,7 +130,9 @@ def stretches(words: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int
     return made
 
 
-def explain(backbone: Backbone, integration: Integration, task: Task, text: str, pooled: Floats) -> Explanation:
+def explain(
+    backbone: Backbone, fitted: FittedClassifier, label_space: LabelSpace, text: str, pooled: Floats
+) -> Explanation:
     """Divide the logits of a text among neurons and among words, `pooled` (p,) being what its engine read.
 
     A neuron adds w (x - mean) / scale, where w is its weight in a linear head and its integrated gradient in an mlp.
@@ -141,21 +143,21 @@ def explain(backbone: Backbone, integration: Integration, task: Task, text: str,
     ids, mask = backbone.batch([encoded["input_ids"] or [backbone.pad_id]])
     ids, mask = ids.to(backbone.device), mask.to(backbone.device)
     content = backbone.content(ids, mask)
-    shares = _token_values(backbone, integration, ids, mask, content, pooled)
-    values = shares.sum(0) / integration.scale
-    slopes = integration.head.slopes(values)
-    weights = slopes.T / integration.scale[:, None]
+    shares = _token_values(backbone, fitted, ids, mask, content, pooled)
+    values = shares.sum(0) / fitted.scale
+    slopes = fitted.head.slopes(values)
+    weights = slopes.T / fitted.scale[:, None]
     by_token = np.einsum("tp,pk->tk", shares, weights)
     contributions = shares.sum(0)[:, None] * weights
     words, word_of = _words(encoded)
-    by_word = np.zeros((len(words), len(task)))
+    by_word = np.zeros((len(words), len(label_space)))
     np.add.at(by_word, word_of, by_token)
-    rows = integration.selection.rows()
+    rows = fitted.selection.rows()
     return Explanation(
         text,
-        task,
-        contributions.sum(0) + integration.head.bias,
-        integration.head.bias,
+        label_space,
+        contributions.sum(0) + fitted.head.bias,
+        fitted.head.bias,
         tuple((column, neuron) for column, neuron, _ in rows),
         contributions,
         words,
@@ -166,13 +168,13 @@ def explain(backbone: Backbone, integration: Integration, task: Task, text: str,
 
 
 def _token_values(
-    backbone: Backbone, integration: Integration, ids: Tensor, mask: Tensor, content: Tensor, pooled: Floats
+    backbone: Backbone, fitted: FittedClassifier, ids: Tensor, mask: Tensor, content: Tensor, pooled: Floats
 ) -> Floats:
     """(T, p): how x - mean of every feature divides over the tokens of one text."""
-    selection, ends = integration.selection, _ends(integration)
-    means = dict(zip(selection.neurons, np.split(integration.mean, ends), strict=True))
+    selection, ends = fitted.selection, _ends(fitted)
+    means = dict(zip(selection.neurons, np.split(fitted.mean, ends), strict=True))
     read_by_engine = dict(zip(selection.neurons, np.split(pooled, ends), strict=True))
-    parts: dict[Column, Floats] = {}
+    parts: dict[FeatureColumn, Floats] = {}
 
     def read(site: Site, values: Tensor) -> None:
         for column, neurons in selection.neurons.items():
@@ -181,7 +183,7 @@ def _token_values(
                 seen = pooling_mask(column, mask, content)
                 parts[column] = _divide(chosen, seen, column.pooling, means[column], read_by_engine[column])
 
-    with READING, capture(backbone, sorted({c.site for c in selection.neurons}), read) as forward:
+    with HOOK_LOCK, capture(backbone, sorted({c.site for c in selection.neurons}), read) as forward:
         forward(ids, mask)
     return np.concatenate([parts[column] for column in selection.neurons], axis=1)
 
@@ -199,14 +201,14 @@ def _divide(values: Tensor, mask: Tensor, pooling: str, mean: Floats, pooled: Fl
     if pooling == "max":
         at = np.where(seen[:, None], tokens, -np.inf).argmax(0)
     else:
-        at = np.full(tokens.shape[1], int(token_of(mask, pooling)[0]))
+        at = np.full(tokens.shape[1], int(token_position(mask, pooling)[0]))
     divided = np.zeros_like(tokens)
     divided[at, np.arange(tokens.shape[1])] = pooled - mean
     return divided
 
 
-def _ends(integration: Integration) -> NDArray[np.int64]:
-    return np.cumsum([len(n) for n in integration.selection.neurons.values()])[:-1]
+def _ends(fitted: FittedClassifier) -> NDArray[np.int64]:
+    return np.cumsum([len(n) for n in fitted.selection.neurons.values()])[:-1]
 
 
 def _words(encoded: object) -> tuple[tuple[tuple[int, int], ...], NDArray[np.int64]]:

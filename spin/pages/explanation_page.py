@@ -11,7 +11,7 @@ from spin.pages.charts import bar, figure, layer_map, levels, scale, share_bar, 
 from spin.pages.explanation import Explanation, NeuronContribution, stretches
 from spin.pages.html import Html, tag
 from spin.pages.stylesheet import STYLE, SWITCHABLE, document, shade
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
 _EXCERPT = 600
 """characters shown of a training document"""
@@ -31,7 +31,7 @@ class Driver:
     """the neuron's activation, in standard deviations above its mean on the training documents"""
 
 
-Drivers = Mapping[tuple[Column, int], Sequence[Driver]]
+Drivers = Mapping[tuple[FeatureColumn, int], Sequence[Driver]]
 
 
 def page(found: Explanation, drivers: Drivers = {}, *, neurons: int = NEURONS, title: str = "Why this class") -> str:  # noqa: B006

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from spin.heads.selection import Selection
-from spin.labels.label_space import Targets, Task
+from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.splits import SPLITS
 from spin.settings import DecisionSettings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
 CARD = "MODEL_CARD.md"
 """the file's name"""
@@ -48,7 +48,7 @@ class CardFacts:
     """URI of the corpus"""
     fingerprint: str
     """of its files and of what was read from them"""
-    task: Task
+    label_space: LabelSpace
     y: Targets
     """of all documents"""
     splits: Sequence[str]
@@ -66,7 +66,7 @@ class CardFacts:
     frontier: Sequence[Mapping[str, Any]]
     """`Candidate.describe()`, shallow first"""
     choices: Mapping[str, Mapping[str, Any]]
-    """`Integration.facts` of each choice"""
+    """`FittedClassifier.facts` of each choice"""
     choose: str
     """the choice that the rest of the card is about"""
     selection: Selection
@@ -98,14 +98,14 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _data(facts: CardFacts) -> list[str]:
-    has, splits = facts.task.indicator(facts.y), list(facts.splits)
+    has, splits = facts.label_space.indicator(facts.y), list(facts.splits)
     rows = [[index for index, split in enumerate(splits) if split == name] for name in SPLITS]
     lines = [
         (_text(name), *(f"{has[of_split, k].sum():,}" for of_split in rows))
-        for k, name in enumerate(facts.task.classes)
+        for k, name in enumerate(facts.label_space.classes)
     ]
     lines.append(("all documents", *(f"{len(of_split):,}" for of_split in rows)))
-    several = " A document may have several classes, or none." if facts.task.multilabel else ""
+    several = " A document may have several classes, or none." if facts.label_space.multilabel else ""
     about = f"{_text(facts.data)}, fingerprint {_text(facts.fingerprint)}.{several}"
     return [about, _table(("class", *SPLITS), lines)]
 
@@ -172,7 +172,7 @@ def _neurons(selection: Selection) -> str:
     """How many neurons are read, layers by kind and pooling."""
     places = sorted({(column.site.kind, column.pooling) for column in selection.neurons})
     layers = sorted({column.site.layer for column in selection.neurons})
-    counts: dict[Column, int] = {column: len(neurons) for column, neurons in selection.neurons.items()}
+    counts: dict[FeatureColumn, int] = {column: len(neurons) for column, neurons in selection.neurons.items()}
 
     def count(layer: int, place: tuple[str, str] | None) -> str:
         found = sum(
@@ -196,7 +196,7 @@ def _calibration(facts: CardFacts) -> list[str]:
         ("expected calibration error on test", test),
     ]
     given = ", ".join(f"{_text(name)} from {value:g}" for name, value in decision.thresholds.items())
-    label = "Every class from one half on." if facts.task.multilabel else "The likeliest class."
+    label = "Every class from one half on." if facts.label_space.multilabel else "The likeliest class."
     band = f" No label within {decision.abstain:g} of the border." if decision.abstain else ""
     return [_table(("figure", "value"), figures), (f"Thresholds: {given}." if given else label) + band]
 

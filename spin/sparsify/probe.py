@@ -14,10 +14,10 @@ from safetensors.numpy import save as save_tensors
 
 from spin.arrays import Floats, Rows
 from spin.labels.cross_validation import Fold, labelled, standard_error
-from spin.labels.label_space import Targets, Task
+from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 from spin.settings import ProbeSettings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from spin.sparsify.solvers.l1_path import LassoPaths, kkt_violation
 
 NO_NEURON = -1.0
@@ -32,7 +32,7 @@ class Probe:
     standardised activations.
     """
 
-    column: Column
+    column: FeatureColumn
     coef: Floats
     """(K, width)"""
     intercept: Floats
@@ -61,9 +61,9 @@ class Probe:
         standard = (activations.astype(np.float32) - self.mean) / self.scale
         return standard @ self.coef.T + self.intercept
 
-    def predict(self, activations: Floats, task: Task) -> Targets:
+    def predict(self, activations: Floats, label_space: LabelSpace) -> Targets:
         """Class indices (n,), or booleans (n, K) of a multi-label task."""
-        return decide(self.decision(activations), task)
+        return decide(self.decision(activations), label_space)
 
     @property
     def importance(self) -> Floats:
@@ -86,7 +86,11 @@ class Probe:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         tensors: dict[str, Any] = load_tensors(data)
         parts = [
-            {**facts, "column": Column.parse(facts["column"]), **{name: tensors[f"{i}.{name}"] for name in _TENSORS}}
+            {
+                **facts,
+                "column": FeatureColumn.parse(facts["column"]),
+                **{name: tensors[f"{i}.{name}"] for name in _TENSORS},
+            }
             for i, facts in enumerate(json.loads(header["__metadata__"]["probes"]))
         ]
         return cls(**parts[0], folds=tuple(cls(**part) for part in parts[1:]))
@@ -96,16 +100,16 @@ _TENSORS = ("coef", "intercept", "mean", "scale")
 _FACTS = ("lam", "lam_max", "kkt", "valid_score")
 
 
-def decide(logits: Floats, task: Task) -> Targets:
+def decide(logits: Floats, label_space: LabelSpace) -> Targets:
     """The targets of one-vs-rest logits (n, K), K being 1 for two classes of which a document has one."""
-    return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else task.predict(logits)
+    return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else label_space.predict(logits)
 
 
 def fit_probes(
-    activations: Mapping[Column, Floats],
+    activations: Mapping[FeatureColumn, Floats],
     y: Targets,
     folds: Sequence[Fold],
-    task: Task,
+    label_space: LabelSpace,
     *,
     metric: str,
     settings: ProbeSettings,
@@ -120,12 +124,12 @@ def fit_probes(
     that share. On a CPU the paths follow one another, warm-started; a GPU solves them at once.
     """
     columns = range(len(activations))
-    walks = [_Walk(activations, y, fold.train, task, settings, device) for fold in folds]
+    walks = [_Walk(activations, y, fold.train, label_space, settings, device) for fold in folds]
     ratios, scores = np.array(settings.ratios()), np.empty((len(folds), 0, len(activations)))
     while True:
         further = ratios[scores.shape[1] :]
         found = [
-            walk.on(further).scores(activations, y, fold.valid, task, metric, len(further))
+            walk.on(further).scores(activations, y, fold.valid, label_space, metric, len(further))
             for walk, fold in zip(walks, folds, strict=True)
         ]
         scores = np.concatenate([scores, found], axis=1)
@@ -136,7 +140,7 @@ def fit_probes(
     best = _choose(scores, folds)
     if len(folds) == 1:
         return [walks[0].probe(p, best[p], mean[best[p], p]) for p in columns]
-    whole = _Walk(activations, y, labelled(folds), task, settings, device).on(ratios[: best.max() + 1])
+    whole = _Walk(activations, y, labelled(folds), label_space, settings, device).on(ratios[: best.max() + 1])
     return [
         whole.probe(p, best[p], mean[best[p], p], tuple(walk.probe(p, best[p], mean[best[p], p]) for walk in walks))
         for p in columns
@@ -163,16 +167,16 @@ class _Walk:
 
     def __init__(
         self,
-        activations: Mapping[Column, Floats],
+        activations: Mapping[FeatureColumn, Floats],
         y: Targets,
         rows: Rows,
-        task: Task,
+        label_space: LabelSpace,
         settings: ProbeSettings,
         device: str,
     ) -> None:
         self.columns = list(activations)
         self.scalers, self.designs = zip(*(_standard(values[rows]) for values in activations.values()), strict=True)
-        self.targets = signs(task.indicator(y[rows]), task)
+        self.targets = signs(label_space.indicator(y[rows]), label_space)
         self.weights = balance(self.targets, settings.class_weights)
         self.paths: Any
         if device == "cpu":
@@ -194,7 +198,13 @@ class _Walk:
         return self
 
     def scores(
-        self, activations: Mapping[Column, Floats], y: Targets, rows: Rows, task: Task, metric: str, last: int
+        self,
+        activations: Mapping[FeatureColumn, Floats],
+        y: Targets,
+        rows: Rows,
+        label_space: LabelSpace,
+        metric: str,
+        last: int,
     ) -> Floats:
         """The metric on other rows (last, P) of the last solutions."""
         held_out = [
@@ -204,7 +214,9 @@ class _Walk:
         return np.array(
             [
                 [
-                    score(metric, y[rows], decide(X @ coef[p].T + intercept[p], task)) if coef[p].any() else NO_NEURON
+                    score(metric, y[rows], decide(X @ coef[p].T + intercept[p], label_space))
+                    if coef[p].any()
+                    else NO_NEURON
                     for p, X in enumerate(held_out)
                 ]
                 for coef, intercept in self.found[-last:]
@@ -238,9 +250,9 @@ def standardisation(activations: Floats) -> tuple[Floats, Floats]:
     return mean.astype(np.float32), np.where(constant, 1, scale).astype(np.float32)
 
 
-def signs(has: NDArray[np.bool_], task: Task) -> Floats:
+def signs(has: NDArray[np.bool_], label_space: LabelSpace) -> Floats:
     """The one-vs-rest targets (K, n) of -1 and 1; of two classes of which a document has one, the second's alone."""
-    columns = has[:, 1:] if len(task) == 2 and not task.multilabel else has
+    columns = has[:, 1:] if len(label_space) == 2 and not label_space.multilabel else has
     return np.where(columns.T, 1, -1).astype(np.float32)
 
 

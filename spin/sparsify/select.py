@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.heads.selection import Selection
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe
 
 
@@ -43,15 +43,15 @@ def _shares(probe: Probe) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return share, before
 
 
-def scaler_of(
-    selection: Selection, probes: Mapping[Column, Probe]
+def standardization(
+    selection: Selection, probes: Mapping[FeatureColumn, Probe]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Mean and scale (p,) of the selected features, as the probes measured them on the training rows."""
     pairs = [(probes[c].mean[n], probes[c].scale[n]) for c, n in selection.neurons.items()]
     return np.concatenate([mean for mean, _ in pairs]), np.concatenate([scale for _, scale in pairs])
 
 
-def alignment(selection: Selection, probes: Mapping[Column, Probe], floor: float | None) -> NDArray[np.float32]:
+def alignment(selection: Selection, probes: Mapping[FeatureColumn, Probe], floor: float | None) -> NDArray[np.float32]:
     """How loudly each feature (p,) may speak in the head: a weight of its site times one of the neuron in its probe.
 
     The site's is the square of its probe's validation score above `floor`, that of knowing nothing, as a share of the

@@ -10,9 +10,9 @@ from benchmarks.limits.overhead import WAYS, Way
 from benchmarks.limits.run import memory, page, probes, ray
 from benchmarks.limits.saga import Race
 from benchmarks.limits.scale import WORKERS, Scale, _speed
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
-RACE = Race(Column.parse("resid.06.mean"), 384, 20.0, 1.0, 2.0, 5e-4, [(0.1, 0.5, 0.4)], True)
+RACE = Race(FeatureColumn.parse("resid.06.mean"), 384, 20.0, 1.0, 2.0, 5e-4, [(0.1, 0.5, 0.4)], True)
 ROUND = dict(zip(WAYS, (10.0, 10.5, 5.5, 6.0, 6.3), strict=True))
 NIGHT = Scale(10, 1000.0, 0.02, {"driver": 700.0, "worker": 710.0}, {"driver": 450.0, "worker": 460.0}, 600)
 

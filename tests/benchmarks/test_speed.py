@@ -20,7 +20,7 @@ from benchmarks.speed.standings import table, told
 from benchmarks.speed.trial import Trial, flops
 from benchmarks.speed.verdicts import Row, best_peer, ratio, verdicts
 from spin.backbone.loading import load_backbone
-from spin.labels.label_space import Task
+from spin.labels.label_space import LabelSpace
 from spin.settings import BackboneSettings
 from tests.support import tiny
 
@@ -45,9 +45,9 @@ def trial(backbone_folder: Path) -> Trial:
     rows = tiny.documents(64)
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     plan = Plan("tiny", "tiny", str(backbone_folder), None, 60, 0, 4, max_tokens=64)
-    task = Task(("bad", "good"))
+    label_space = LabelSpace(("bad", "good"))
     found = Trial(
-        plan, backbone_folder, (texts[:60], labels[:60]), texts[60:], task.index(labels[60:]), task,
+        plan, backbone_folder, (texts[:60], labels[:60]), texts[60:], label_space.index(labels[60:]), label_space,
         np.array([4, 5, 6, 7]), 4e9, causal=False, threads=1, batches=(2,),
     )  # fmt: skip
     found.fit(loop(found, torch.float32)(found.train[0], 8))

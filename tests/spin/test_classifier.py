@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from spin import SpinClassifier
-from spin.backbone.digest import digest_of
+from spin.backbone.digest import compute_digest
 from spin.errors import UserError
 from spin.labels.metrics import score
 from spin.settings import BackboneSettings, Choice, DecisionSettings, ProbeSettings, SearchSettings
@@ -74,25 +74,25 @@ def test_it_learns(fitted: SpinClassifier) -> None:
     texts, labels = read(300, len(fitted.classes), seed=1)
     assert fitted.classes == tuple(sorted(CLASSES[len(fitted.classes)]))
     assert (np.array(fitted.predict(texts)) == np.array(labels)).mean() > 0.85
-    assert fitted.integration.facts["valid_score"] > 0.85
+    assert fitted.fitted.facts["valid_score"] > 0.85
 
 
 def test_predictions_agree_with_one_another(fitted: SpinClassifier) -> None:
     """Labels are those of the largest probability, probabilities the softmax of the logits."""
     texts, _ = read(40, len(fitted.classes), seed=2)
-    logits, chances, labels = fitted.predict_logits(texts), fitted.predict_proba(texts), fitted.predict(texts)
-    assert logits.shape == chances.shape == (40, len(fitted.classes))
+    logits, probabilities, labels = fitted.predict_logits(texts), fitted.predict_proba(texts), fitted.predict(texts)
+    assert logits.shape == probabilities.shape == (40, len(fitted.classes))
     assert len(labels) == 40
-    np.testing.assert_allclose(chances.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
     odds = np.exp(logits.astype(np.float64))
-    np.testing.assert_allclose(chances, odds / odds.sum(1, keepdims=True), rtol=1e-4)
-    assert labels == [fitted.classes[k] for k in chances.argmax(1)]
+    np.testing.assert_allclose(probabilities, odds / odds.sum(1, keepdims=True), rtol=1e-4)
+    assert labels == [fitted.classes[k] for k in probabilities.argmax(1)]
 
 
 def test_features_are_the_selected_neurons_alone(fitted: SpinClassifier) -> None:
     """One value a selected neuron and no other leaves the backbone."""
     found = fitted.features(["the film", "a fine day"]).columns
-    selection = fitted.integration.selection
+    selection = fitted.fitted.selection
     assert list(found) == list(selection.neurons)
     assert [v.shape for v in found.values()] == [(2, len(n)) for n in selection.neurons.values()]
 
@@ -136,9 +136,11 @@ def test_any_number_of_classes(lists: SpinClassifier, tmp_path: Path) -> None:
     ]
     assert np.mean(agree) > 0.85
     assert {len(found) for found in predicted} >= {0, 1, 2}
-    chances = lists.predict_proba(texts)
-    np.testing.assert_allclose(chances, 1 / (1 + np.exp(-lists.predict_logits(texts).astype(np.float64))), rtol=1e-4)
-    assert predicted == [[c for c, p in zip(lists.classes, row, strict=True) if p >= 0.5] for row in chances]
+    probabilities = lists.predict_proba(texts)
+    np.testing.assert_allclose(
+        probabilities, 1 / (1 + np.exp(-lists.predict_logits(texts).astype(np.float64))), rtol=1e-4
+    )
+    assert predicted == [[c for c, p in zip(lists.classes, row, strict=True) if p >= 0.5] for row in probabilities]
     lists.save(tmp_path)
     assert SpinClassifier.load(tmp_path).predict(texts) == predicted
 
@@ -146,13 +148,13 @@ def test_any_number_of_classes(lists: SpinClassifier, tmp_path: Path) -> None:
 def test_few_labels_are_cross_validated(deep: SpinClassifier, fitted: SpinClassifier) -> None:
     """Below a thousand texts all of them train and all judge, as often as the folds; above, a part does."""
     texts, labels = read(300, 3, seed=1)
-    found = score("macro_f1", deep.task.index(labels), deep.task.index(deep.predict(texts)))
-    assert found == pytest.approx(deep.integration.facts["valid_score"], abs=0.08), "an honest estimate"
-    rows = sum(len(held) for held in deep.integrated.frontier[-1].held_out)
+    found = score("macro_f1", deep.label_space.index(labels), deep.label_space.index(deep.predict(texts)))
+    assert found == pytest.approx(deep.fitted.facts["valid_score"], abs=0.08), "an honest estimate"
+    rows = sum(len(held) for held in deep.training_result.frontier[-1].held_out)
     assert rows > 300
     assert rows % 300 == 0
-    assert len(deep.integrated.frontier[-1].held_out) > 2
-    [held] = fitted.integrated.frontier[-1].held_out
+    assert len(deep.training_result.frontier[-1].held_out) > 2
+    [held] = fitted.training_result.frontier[-1].held_out
     assert 100 < len(held) < 300
 
 
@@ -161,13 +163,13 @@ def test_one_of_three_is_chosen(fitted: SpinClassifier, tmp_path: Path, choose: 
     """Under its name, when it is loaded and before, to the depth of its neurons; all three lie in the artifact."""
     fitted.save(tmp_path)
     back = SpinClassifier.load(tmp_path, choose=choose)
-    mine = fitted.integrated.choices[choose]
+    mine = fitted.training_result.choices[choose]
     assert back.depth == mine.selection.depth == mine.facts["depth"]
     texts, _ = read(30, len(fitted.classes), seed=5)
     raw = np.concatenate(list(back.features(texts).columns.values()), axis=1)
     np.testing.assert_allclose(back.predict_logits(texts), mine.logits(raw), atol=1e-5)
-    assert set(back.integrated.choices) == {"accuracy", "balanced", "cheapest"}
-    depths = [back.integrated.choices[name].facts["compute"] for name in ("cheapest", "balanced", "accuracy")]
+    assert set(back.training_result.choices) == {"accuracy", "balanced", "cheapest"}
+    depths = [back.training_result.choices[name].facts["compute"] for name in ("cheapest", "balanced", "accuracy")]
     assert depths == sorted(depths)
 
 
@@ -175,16 +177,16 @@ def test_thresholds_and_abstention(fitted: SpinClassifier, tmp_path: Path) -> No
     """A decision moves labels and no probability; it is saved, and another may be given when it is loaded."""
     texts, _ = read(300, len(fitted.classes), seed=6)
     fitted.save(tmp_path)
-    chances = fitted.predict_proba(texts)
+    probabilities = fitted.predict_proba(texts)
     strict = SpinClassifier.load(tmp_path, decision=DecisionSettings(thresholds={"good": 0.9}))
-    np.testing.assert_array_equal(strict.predict_proba(texts), chances)
+    np.testing.assert_array_equal(strict.predict_proba(texts), probabilities)
     at = strict.classes.index("good")
     rest = 0.1 / (len(strict.classes) - 1)
-    others = np.delete(chances, at, 1).max(1) / rest
-    assert [label == "good" for label in strict.predict(texts)] == (chances[:, at] / 0.9 > others).tolist()
+    others = np.delete(probabilities, at, 1).max(1) / rest
+    assert [label == "good" for label in strict.predict(texts)] == (probabilities[:, at] / 0.9 > others).tolist()
     assert strict.predict(texts).count("good") < fitted.predict(texts).count("good")
     unsure = SpinClassifier.load(tmp_path, decision=DecisionSettings(abstain=0.5))
-    first = np.sort(chances, axis=1)[:, -2:]
+    first = np.sort(probabilities, axis=1)[:, -2:]
     assert [label is None for label in unsure.predict(texts)] == (first[:, 1] - first[:, 0] < 0.5).tolist()
     assert 0 < unsure.predict(texts).count(None) < 300
     unsure.save(tmp_path / "again")
@@ -246,8 +248,8 @@ def test_columns_of_a_table_are_texts(backbone: BackboneSettings) -> None:
 def test_fit_is_reproducible(backbone: BackboneSettings) -> None:
     """The same texts give the same classifier, bit for bit."""
     first, second = (SpinClassifier(backbone, sites=["resid"], **QUICK).fit(*read(150, 3, seed=0)) for _ in range(2))
-    assert first.integration.selection.rows() == second.integration.selection.rows()
-    np.testing.assert_array_equal(first.integration.head.coef, second.integration.head.coef)
+    assert first.fitted.selection.rows() == second.fitted.selection.rows()
+    np.testing.assert_array_equal(first.fitted.head.coef, second.fitted.head.coef)
 
 
 def test_company_and_order_do_not_matter(fitted: SpinClassifier, deep: SpinClassifier) -> None:
@@ -274,7 +276,7 @@ def test_saved_and_loaded_it_predicts_the_same(fitted: SpinClassifier, tmp_path:
     np.testing.assert_array_equal(back.predict_logits(texts), fitted.predict_logits(texts))
     assert back.predict(texts) == fitted.predict(texts)
     assert (back.classes, back.metric, back.depth) == (fitted.classes, fitted.metric, fitted.depth)
-    assert back.integration.selection.rows() == fitted.integration.selection.rows()
+    assert back.fitted.selection.rows() == fitted.fitted.selection.rows()
     back.save(tmp_path / "again")
     tensors, configs = (
         [(folder / name).read_bytes() for folder in (tmp_path / "again", tmp_path / "deep" / "model")]
@@ -372,7 +374,7 @@ def test_an_artifact_does_not_let_code_run(tmp_path: Path, monkeypatch: pytest.M
     mark.unlink()
     assert "trust_remote_code" not in json.loads((tmp_path / "model" / "config.json").read_text())["backbone"]
     off = trusting.model_copy(update={"trust_remote_code": False})
-    for digest in (spin.backbone_digest, digest_of(folder)):
+    for digest in (spin.backbone_digest, compute_digest(folder)):
         edited(backbone={**trusting.model_dump(), "digest": digest})(tmp_path / "model")
         with pytest.raises(UserError, match="trust_remote_code"):
             SpinClassifier.load(tmp_path / "model").predict(texts)
@@ -402,6 +404,6 @@ def test_threads_may_ask_at_once(fitted: SpinClassifier) -> None:
     one_by_one = [(fitted.predict_proba(part), fitted.explain(part[0]).logits) for part in parts]
     with ThreadPoolExecutor(8) as pool:
         at_once = list(pool.map(lambda part: (fitted.predict_proba(part), fitted.explain(part[0]).logits), parts))
-    for (chances, explained), (expected, told) in zip(at_once, one_by_one, strict=True):
-        np.testing.assert_allclose(chances, expected, atol=1e-6)
+    for (probabilities, explained), (expected, told) in zip(at_once, one_by_one, strict=True):
+        np.testing.assert_allclose(probabilities, expected, atol=1e-6)
         assert explained == pytest.approx(told)

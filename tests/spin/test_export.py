@@ -25,18 +25,18 @@ from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.export import export
 from spin.heads import persistence
-from spin.heads.fitted import Integrated, Integration
+from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
-from spin.labels.label_space import Task
+from spin.labels.label_space import LabelSpace
 from spin.settings import BackboneSettings, DecisionSettings
-from spin.sites import Column
-from tests.spin.activations.test_engines import OPENVINO_KNOWS
+from spin.sites import FeatureColumn
+from tests.spin.activations.test_engines import OPENVINO_SUPPORTED
 from tests.spin.backbone.test_model import FAMILIES, Family, _save
 from tests.support import tiny
+from tests.support.registry_fixture import RegistryFixture
 from tests.support.repository import ROOT
-from tests.support.shelf import Shelf
 
 FORMATS = ("onnx", "openvino")
 TEXTS = (
@@ -60,7 +60,7 @@ def classifier(
         model=str(folder), dtype="float32", device="cpu", engine="torch", max_tokens=CUT, batch_tokens=30
     )
     backbone, draw = load_backbone(settings), np.random.default_rng(0)
-    widths = {c: backbone.width(c.site) for c in map(Column.parse, columns)}
+    widths = {c: backbone.width(c.site) for c in map(FeatureColumn.parse, columns)}
     neurons = {c: np.sort(draw.choice(width, width // 3, replace=False)) for c, width in widths.items()}
     selection = Selection(neurons, {c: np.ones(len(n)) for c, n in neurons.items()}, 0.5)
     values = extract(backbone, TEXTS, list(neurons), keep=neurons).values
@@ -70,10 +70,10 @@ def classifier(
     if bent:
         outer = draw.normal(size=(3, 5)).astype(np.float32)
         head = MlpHead(head, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer)
-    part = Integration(selection, values.mean(0), values.std(0) + np.float32(0.1), head, {})
-    integrated = Integrated({"accuracy": part, "balanced": part, "cheapest": part}, (), 0)
-    task = Task(("bad", "good", "plain"), multilabel)
-    return SpinClassifier.assemble(settings, backbone.digest, task, integrated, "macro_f1", **options)
+    part = FittedClassifier(selection, values.mean(0), values.std(0) + np.float32(0.1), head, {})
+    training_result = TrainingResult({"accuracy": part, "balanced": part, "cheapest": part}, (), 0)
+    label_space = LabelSpace(("bad", "good", "plain"), multilabel)
+    return SpinClassifier.assemble(settings, backbone.digest, label_space, training_result, "macro_f1", **options)
 
 
 def opened(folder: Path) -> Callable[[Sequence[str]], Floats]:
@@ -115,7 +115,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_every_family_says_what_it_says_in_python(family: tuple[Family, Path], kind: str, tmp_path: Path) -> None:
     """A family that a format does not compute right is refused by the export itself, and leaves nothing."""
     spin, folder = classifier(family[1]), tmp_path / "exported"
-    if kind == "openvino" and spin.backbone.model.config.model_type not in OPENVINO_KNOWS:
+    if kind == "openvino" and spin.backbone.model.config.model_type not in OPENVINO_SUPPORTED:
         with pytest.raises(UserError, match="openvino does not compute .* right: .* try another format"):
             export(spin, folder, kind)
         assert not list(tmp_path.iterdir())
@@ -155,13 +155,13 @@ def test_a_text_of_no_tokens(tmp_path: Path, kind: str) -> None:
     export(spin, tmp_path / "exported", kind)
     tokens = Tokenizer.from_file(str(tmp_path / "exported" / "tokenizer.json")).encode_batch(["\t", "great film"])
     assert tokens[0].attention_mask == [0, 0]
-    chances = spin.task.probabilities(spin.integration.logits(extract_all(spin, ["\t", "great film"])))
-    np.testing.assert_allclose(opened(tmp_path / "exported")(["\t", "great film"]), chances, atol=1e-3)
+    probabilities = spin.label_space.probabilities(spin.fitted.logits(extract_all(spin, ["\t", "great film"])))
+    np.testing.assert_allclose(opened(tmp_path / "exported")(["\t", "great film"]), probabilities, atol=1e-3)
 
 
 def extract_all(spin: SpinClassifier, texts: Sequence[str]) -> Floats:
     """The features of texts that a classifier refuses, as a night would not."""
-    neurons = spin.integration.selection.neurons
+    neurons = spin.fitted.selection.neurons
     return extract(load_backbone(spin.settings), texts, list(neurons), keep=neurons).values
 
 
@@ -219,7 +219,7 @@ def test_config_says_what_scores_are_of(backbone_folder: Path, tmp_path: Path) -
         "max_tokens": CUT,
         "pad_id": 0,
         "depth": 3,
-        "neurons": len(spin.integration.selection),
+        "neurons": len(spin.fitted.selection),
         "backbone_digest": spin.backbone_digest,
     }
 
@@ -319,7 +319,7 @@ def test_the_command_takes_a_folder(backbone_folder: Path, tmp_path: Path, spin_
     assert (status, said) == (
         0,
         f"wrote {out}: config.json, model.bin, model.xml, tokenizer.json; "
-        f"{len(spin.integration.selection)} neurons of 3 blocks",
+        f"{len(spin.fitted.selection)} neurons of 3 blocks",
     )
     same(spin, out)
     config = json.loads((saved / persistence.CONFIG).read_text())
@@ -343,34 +343,34 @@ def test_the_command_takes_a_version(
     backbone_folder: Path, sqlite_uri: str, tmp_path: Path, spin_command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By MLflow's own variable and the backbone within the version, or by the settings of a night."""
-    shelf = Shelf(tmp_path, backbone_folder, sqlite_uri)
+    registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    model = f"models:/{shelf.name}@challenger"
+    model = f"models:/{registry_fixture.name}@challenger"
     status, said = spin_command(model, tmp_path / "out", "--format", "onnx")
     assert (status, "set MLFLOW_TRACKING_URI, or name a settings file with --settings" in said) == (2, True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)
     assert spin_command(model, tmp_path / "out", "--format", "onnx")[0] == 0
-    same(shelf.spin, tmp_path / "out")
-    status, said = spin_command(f"models:/{shelf.name}/7", tmp_path / "seventh", "--format", "onnx")
+    same(registry_fixture.spin, tmp_path / "out")
+    status, said = spin_command(f"models:/{registry_fixture.name}/7", tmp_path / "seventh", "--format", "onnx")
     assert (status, "does not exist; versions: 1 @challenger" in said) == (2, True)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     settings = tmp_path / "settings.yaml"
     settings.write_text(
         f"backbone: {{model: {backbone_folder}}}\ndata: {{train: none}}\nstore: {tmp_path}/store\n"
-        f"mlflow: {{model: {shelf.name}, tracking_uri: '{sqlite_uri}'}}\n"
+        f"mlflow: {{model: {registry_fixture.name}, tracking_uri: '{sqlite_uri}'}}\n"
     )
     named = ("--format", "onnx", "--settings", settings)
-    assert spin_command(f"models:/{shelf.name}/1", tmp_path / "first", *named)[0] == 0
-    same(shelf.spin, tmp_path / "first")
+    assert spin_command(f"models:/{registry_fixture.name}/1", tmp_path / "first", *named)[0] == 0
+    same(registry_fixture.spin, tmp_path / "first")
 
 
 def test_a_version_is_what_mlflow_would_serve(
     backbone_folder: Path, sqlite_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The choice that its settings named when it was registered, and its own backbone."""
-    shelf = Shelf(tmp_path, backbone_folder, sqlite_uri, choose="cheapest")
+    registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, choose="cheapest")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)
-    with named(f"models:/{shelf.name}/1") as spin:
+    with named(f"models:/{registry_fixture.name}/1") as spin:
         assert spin.choose == "cheapest"
         assert Path(spin.settings.model) != backbone_folder
         assert spin.predict(list(TEXTS)) == SpinClassifier.load(tmp_path / "artifact", choose="cheapest").predict(TEXTS)

@@ -18,7 +18,7 @@ from scipy.special import expit
 from spin.heads.linear_head import Penalty
 from spin.integrate.fit_linear import Design, fit_linear
 from spin.integrate.fit_mlp import fit_mlp
-from spin.process_group import Team
+from spin.process_group import ProcessGroup
 from spin.settings import SearchSettings
 from tests.spin.integrate.test_fit_linear import design
 from tests.spin.integrate.test_search import Project, project
@@ -28,31 +28,33 @@ PENALTIES = [Penalty(0.1), Penalty(10.0), Penalty(1.0, 0.1)]
 SECONDS = 150
 
 
-def share(of: Design, team: Team) -> Design:
+def share(of: Design, group: ProcessGroup) -> Design:
     """One member's rows."""
-    mine = slice(team.rank, None, team.size)
-    return replace(of, X=of.X[mine], has=of.has[mine], weights=of.weights[mine], team=team)
+    mine = slice(group.rank, None, group.size)
+    return replace(of, X=of.X[mine], has=of.has[mine], weights=of.weights[mine], group=group)
 
 
-def fits(team: Team, subjects: dict[str, Project]) -> dict[str, Any]:
+def fits(group: ProcessGroup, subjects: dict[str, Project]) -> dict[str, Any]:
     """All that is fitted by a team, as far as one member knows it."""
-    said: dict[str, Any] = {"count": share(design(3), team).count}
-    said["sum"] = team.sum(torch.tensor([1.0, team.rank])).tolist()
-    said["agreed"] = team.agree(torch.tensor([team.rank + 7.0])).tolist()
-    said["told"] = team.say({"of": ("any", "kind"), "rank": team.rank})
+    said: dict[str, Any] = {"count": share(design(3), group).count}
+    said["sum"] = group.all_reduce(torch.tensor([1.0, group.rank])).tolist()
+    said["agreed"] = group.broadcast(torch.tensor([group.rank + 7.0])).tolist()
+    said["told"] = group.broadcast_object({"of": ("any", "kind"), "rank": group.rank})
     for name, exclusive in [("multinomial", True), ("sigmoids", False)]:
         of = design(3, exclusive=exclusive, weighted=True)
-        heads = fit_linear(share(of, team), PENALTIES, tolerance=1e-5, looks=60)
+        heads = fit_linear(share(of, group), PENALTIES, tolerance=1e-5, max_checks=60)
         said[name] = np.stack([head.logits(of.X) for head in heads])
-        head, steps = fit_mlp(heads[1], share(of, team), 3.0, seed=0, steps=40)
+        head, steps = fit_mlp(heads[1], share(of, group), 3.0, seed=0, steps=40)
         said[f"{name}, bent"] = head.logits(of.X)
         judged, steps = fit_mlp(
-            heads[1], share(of, team), 3.0, seed=0, steps=60, judge=lambda head, of=of: float(head.outer.std() > 0.05)
+            heads[1], share(of, group), 3.0, seed=0, steps=60, judge=lambda head, of=of: float(head.outer.std() > 0.05)
         )
         said[f"{name}, judged"] = judged.logits(of.X)
         said[f"{name}, steps"] = steps
     for name, subject in subjects.items():
-        found = subject.integrate(QUICK.model_copy(update={"head": "mlp" if name == "lists" else "linear"}), team=team)
+        found = subject.integrate(
+            QUICK.model_copy(update={"head": "mlp" if name == "lists" else "linear"}), group=group
+        )
         choice = found.choices["accuracy"]
         said[f"{name}, facts"] = found.describe()
         said[f"{name}, logits"] = choice.logits(subject.read(choice.selection, subject.test))
@@ -62,10 +64,10 @@ def fits(team: Team, subjects: dict[str, Project]) -> dict[str, Any]:
 def member(rank: int, size: int, folder: str, subjects: dict[str, Project]) -> None:
     """What each process runs."""
     torch.set_num_threads(1)
-    assert Team.joined() == Team(0, 1), "it has joined none yet"
+    assert ProcessGroup.joined() == ProcessGroup(0, 1), "it has joined none yet"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-    assert Team.joined() == Team(rank, size)
-    (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(fits(Team.joined(), subjects)))
+    assert ProcessGroup.joined() == ProcessGroup(rank, size)
+    (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(fits(ProcessGroup.joined(), subjects)))
     dist.destroy_process_group()
 
 
@@ -76,7 +78,7 @@ def subjects() -> dict[str, Project]:
 
 @pytest.fixture(scope="module")
 def alone(subjects: dict[str, Project]) -> dict[str, Any]:
-    return fits(Team(), subjects)
+    return fits(ProcessGroup(), subjects)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -86,14 +88,14 @@ def together(
     """What each of two members, then three, has found; three fit heads only."""
     folder, size = tmp_path_factory.mktemp("team"), request.param
     subjects = subjects if size == 2 else {}
-    team = processes.spawn(member, (size, str(folder), subjects), nprocs=size, join=False)
+    group = processes.spawn(member, (size, str(folder), subjects), nprocs=size, join=False)
     deadline = time.monotonic() + SECONDS
     try:
-        while not team.join(timeout=1):
+        while not group.join(timeout=1):
             if time.monotonic() > deadline:
                 pytest.fail(f"the team has not ended after {SECONDS} s")
     finally:
-        for process in team.processes:
+        for process in group.processes:
             process.kill()
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(size)]
 
@@ -141,15 +143,15 @@ def test_a_team_integrates_as_one(together: list[dict[str, Any]], alone: dict[st
                     assert value == pytest.approx(wanted[key], abs=0.02), key
                 else:
                     assert value == wanted[key], key
-        chances = (expit(of[f"{name}, logits"]) for of in (said, alone))
-        np.testing.assert_allclose(*chances, atol=0.02)
+        probabilities = (expit(of[f"{name}, logits"]) for of in (said, alone))
+        np.testing.assert_allclose(*probabilities, atol=0.02)
 
 
 def test_a_process_by_itself_is_a_team_of_one() -> None:
     """It sums, agrees and listens to itself."""
-    team = Team.joined()
-    assert team == Team(0, 1)
+    group = ProcessGroup.joined()
+    assert group == ProcessGroup(0, 1)
     values = torch.tensor([2.0])
-    assert team.sum(values) is values
-    assert team.agree(values) is values
-    assert team.say("word") == "word"
+    assert group.all_reduce(values) is values
+    assert group.broadcast(values) is values
+    assert group.broadcast_object("word") == "word"

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from spin.errors import UserError
-from spin.labels.splits import SPLITS, rows_of, split_of
+from spin.labels.splits import SPLITS, assign_split, rows_in_split
 from spin.settings import POOLINGS, SearchSettings, Settings, Stage, load_settings, parse_settings
-from spin.sites import Column, Site, choose_sites
+from spin.sites import FeatureColumn, Site, choose_sites
 
 sites = st.one_of(
     st.builds(Site, st.integers(0, 9999), st.sampled_from(["resid", "final"])),
@@ -244,7 +244,7 @@ def test_defaults_satisfy_their_own_rules() -> None:
 def test_sites_and_columns_round_trip(site: Site, pooling: str) -> None:
     """Text forms are read back as what they were written from."""
     assert Site.parse(str(site)) == site
-    assert Column.parse(str(Column(site, pooling))) == Column(site, pooling)
+    assert FeatureColumn.parse(str(FeatureColumn(site, pooling))) == FeatureColumn(site, pooling)
 
 
 @given(
@@ -257,7 +257,7 @@ def test_sites_and_columns_round_trip(site: Site, pooling: str) -> None:
 @example("ffn.01\n")
 def test_garbage_is_no_site(text: str) -> None:
     """Whatever is parsed prints as it was typed; all else is a UserError, and nothing is any other error."""
-    for kind in (Site, Column):
+    for kind in (Site, FeatureColumn):
         with suppress(UserError):
             assert str(kind.parse(text)) == text
 
@@ -300,7 +300,7 @@ def test_split_fractions_hold() -> None:
     """Within four standard deviations of what was asked for, with any seed; nothing asked for, nothing given."""
     n = 20000
     for seed, valid, test in [(0, 0.15, 0.15), (1, 0.1, 0.4), (2, 0.3, 0.0)]:
-        found = [split_of(f"doc-{i}", seed, valid, test) for i in range(n)]
+        found = [assign_split(f"doc-{i}", seed, valid, test) for i in range(n)]
         for name, share in zip(SPLITS, (1 - valid - test, valid, test), strict=True):
             assert abs(found.count(name) - share * n) <= 4 * (share * (1 - share) * n) ** 0.5
 
@@ -308,24 +308,24 @@ def test_split_fractions_hold() -> None:
 @given(st.lists(st.text(), unique=True, min_size=1), st.integers(-5, 5), st.data())
 def test_more_documents_move_none(ids: list[str], seed: int, data: st.DataObject) -> None:
     """A document's split depends on its id and the seed alone, not on its place or its company."""
-    before = {i: split_of(i, seed, 0.2, 0.2) for i in ids}
+    before = {i: assign_split(i, seed, 0.2, 0.2) for i in ids}
     more = data.draw(st.permutations([*ids, *data.draw(st.lists(st.text(), max_size=5))]))
-    after = {i: split_of(i, seed, 0.2, 0.2) for i in more}
+    after = {i: assign_split(i, seed, 0.2, 0.2) for i in more}
     assert {i: after[i] for i in ids} == before
 
 
 def test_a_larger_test_fraction_keeps_the_tests_documents() -> None:
     """A seed draws another split; a larger test fraction only adds to the test."""
     ids = list(map(str, range(2000)))
-    small = {i for i in ids if split_of(i, 0, 0.2, 0.1) == "test"}
-    assert small < {i for i in ids if split_of(i, 0, 0.2, 0.3) == "test"}
-    assert small != {i for i in ids if split_of(i, 1, 0.2, 0.1) == "test"}
-    assert split_of("\ud800", 0, 0.2, 0.2) in SPLITS  # a lone surrogate, as JSON can hold
+    small = {i for i in ids if assign_split(i, 0, 0.2, 0.1) == "test"}
+    assert small < {i for i in ids if assign_split(i, 0, 0.2, 0.3) == "test"}
+    assert small != {i for i in ids if assign_split(i, 1, 0.2, 0.1) == "test"}
+    assert assign_split("\ud800", 0, 0.2, 0.2) in SPLITS  # a lone surrogate, as JSON can hold
 
 
 def test_the_rows_of_a_split() -> None:
-    assert rows_of(["train", "valid", "train"], "train").tolist() == [0, 2]
-    assert rows_of([], "train").shape == (0,)
+    assert rows_in_split(["train", "valid", "train"], "train").tolist() == [0, 2]
+    assert rows_in_split([], "train").shape == (0,)
 
 
 def test_a_stage_may_have_workers_of_its_own() -> None:

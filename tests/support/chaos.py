@@ -80,7 +80,7 @@ class SleepingStep:
         return {"txt": b""}, {"rows": 1}
 
 
-class Shelf:
+class RegistryFixture:
     """A registry of one folder: versions are its folders, an alias is a file that names one."""
 
     name = "tiny"
@@ -104,12 +104,19 @@ class Shelf:
 
 
 def night(
-    tree: dict[str, Any], shelf: str, source: str, output: str, date: str, step: type[ClassifyStep] = CountingStep
+    tree: dict[str, Any],
+    registry_fixture: str,
+    source: str,
+    output: str,
+    date: str,
+    step: type[ClassifyStep] = CountingStep,
 ) -> None:
     """A driver of its own: `python -c "from tests.chaos import …"`; an error of ours is printed, with its status."""
     try:
         with patch.object(classify, "ClassifyStep", step):
-            classify.run_classify(parse_settings(tree), Shelf(Path(shelf)), source, output, night=date)  # type: ignore[arg-type]
+            classify.run_classify(
+                parse_settings(tree), RegistryFixture(Path(registry_fixture)), source, output, night=date
+            )  # type: ignore[arg-type]
     except SpinError as error:
         print(error)
         raise SystemExit(error.status) from None

@@ -19,7 +19,7 @@ TEXTS = [row["text"] for row in tiny.documents(20, seed=3)]
 CARD = "# Model card\n\n" + "\n".join(f"- fact {number} of the corpus" for number in range(300)) + "\n"
 
 
-class Shelf:
+class RegistryFixture:
     """A registry with one version, and what MLflow keeps of it."""
 
     def __init__(self, folder: Path, backbone: Path, uri: str, /, *, multilabel: bool = False, **changes: Any) -> None:

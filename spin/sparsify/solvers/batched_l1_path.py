@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.process_group import Team
+from spin.process_group import ProcessGroup
 from spin.sparsify.solvers.fista import Regressions, full_float32
 
 TOLERANCE = 1e-3
 """relative KKT violation at which a solution is accepted"""
-_LOOKS = 300
+_MAX_CHECKS = 300
 
 
 class BatchedPaths:
@@ -59,8 +59,8 @@ class BatchedPaths:
         positive, weights = (x.repeat(1, len(lams))[..., None] for x in (self._positive, self._weights))
         ones = torch.ones(shape[1], 1, 1, device=start.device)
         problems = Regressions(
-            self._X, positive, weights, ones, lam, torch.zeros_like(lam), exclusive=False, team=Team()
+            self._X, positive, weights, ones, lam, torch.zeros_like(lam), exclusive=False, group=ProcessGroup()
         )
-        self._lams, self._solved = np.array(lams), problems.minimise(start, TOLERANCE * lam, _LOOKS).view(shape)
+        self._lams, self._solved = np.array(lams), problems.solve(start, TOLERANCE * lam, _MAX_CHECKS).view(shape)
         found = self._solved.permute(2, 0, 3, 1).cpu().numpy()
         return np.ascontiguousarray(found[..., :-1]), np.ascontiguousarray(found[..., -1])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from spin.process_group import Team
+from spin.process_group import ProcessGroup
 
 STEPS = 10
 """between two looks at the violation: a look costs a product and waits for the device"""
@@ -36,25 +36,25 @@ class Regressions:
     """(P, B)"""
     exclusive: bool
     """whether one output is true of a row (softmax), or each is by itself (sigmoid)"""
-    team: Team
+    group: ProcessGroup
     """who holds other rows"""
 
-    def minimise(self, start: Tensor, limit: Tensor, looks: int) -> Tensor:
+    def solve(self, start: Tensor, limit: Tensor, max_checks: int) -> Tensor:
         """The minimisers (P, width + 1, B, K), descending from `start` until no optimality condition is violated by
         more than `limit` (P, B).
 
         FISTA (Beck & Teboulle 2009), restarted where the momentum points uphill (O'Donoghue & Candès 2015). All
         regressions take their steps in one batch, which the converged ones leave; each takes steps as long as the
-        curvature on its own way allows. What `looks` or float32 keeps from the limit is given back as it is.
+        curvature on its own way allows. What `max_checks` or float32 keeps from the limit is given back as it is.
         """
         solution = start.clone()
         with full_float32(), torch.no_grad():
             batch = _Batch.at(self, solution)
-            for look in range(looks + 1):
+            for look in range(max_checks + 1):
                 violation = batch.violation(self) / limit.gather(1, batch.index)
                 solution.scatter_(2, batch.index[:, None, :, None].expand_as(batch.V), batch.V)
                 left = int((violation > 1).sum(1).max())
-                if left == 0 or look == looks:
+                if left == 0 or look == max_checks:
                     break
                 if left < violation.shape[1]:  # a design that has fewer left than another goes on with its worst
                     batch = batch.keep(violation.argsort(1, descending=True)[:, :left])
@@ -65,23 +65,23 @@ class Regressions:
     def steepest(self, V: Tensor) -> Tensor:
         """(P, B) the largest slope of the loss at V, the intercept's aside."""
         with full_float32():
-            residual = self.weights * (self.chances(self.scores(V, self.scales)) - self.targets)
+            residual = self.weights * (self.probabilities(self.scores(V, self.scales)) - self.targets)
             return self.gradient(residual, self.scales)[:, :-1].abs().amax((1, 3))
 
-    def chances(self, scores: Tensor) -> Tensor:
+    def probabilities(self, scores: Tensor) -> Tensor:
         """The probability of each output, (…, K)."""
         return scores.softmax(-1) if self.exclusive else scores.sigmoid()
 
-    def bregman(self, chances: Tensor, moved: Tensor) -> Tensor:
+    def bregman(self, probabilities: Tensor, moved: Tensor) -> Tensor:
         """By how much the loss (…, K or 1) rises above its tangent when scores of these probabilities move.
 
         log E exp(m - E m) over the outcomes, summed without the cancellation that float32 would blur.
         """
         if self.exclusive:
-            centred = moved - (chances * moved).sum(-1, keepdim=True)
-            return (chances * _excess(centred)).sum(-1, keepdim=True).log1p()
-        yes, no = (1 - chances) * moved, -chances * moved
-        return (chances * _excess(yes) + (1 - chances) * _excess(no)).log1p()
+            centred = moved - (probabilities * moved).sum(-1, keepdim=True)
+            return (probabilities * _excess(centred)).sum(-1, keepdim=True).log1p()
+        yes, no = (1 - probabilities) * moved, -probabilities * moved
+        return (probabilities * _excess(yes) + (1 - probabilities) * _excess(no)).log1p()
 
     def scores(self, V: Tensor, scales: Tensor) -> Tensor:
         """(P, n, B, K) of all rows."""
@@ -91,7 +91,7 @@ class Regressions:
         """(P, width + 1, B, K) of the loss by V, over the rows of the whole team."""
         # few rows times X: a CPU multiplies that up to four times as fast as X transposed times few columns
         slopes = (residual.flatten(2).mT @ self.X).mT.contiguous()
-        return self.team.sum(slopes).unflatten(2, residual.shape[2:]) * scales
+        return self.group.all_reduce(slopes).unflatten(2, residual.shape[2:]) * scales
 
 
 @dataclass
@@ -146,13 +146,13 @@ class _Batch:
         pace = ((self.momentum - 1) / momentum)[:, None, :, None]
         ahead = self.V + pace * (self.V - self.old_V)
         ahead_scores = self.scores + pace * (self.scores - self.old_scores)
-        chances = of.chances(ahead_scores)
-        gradient = of.gradient(self.weights * (chances - self.targets), self.scales)
+        probabilities = of.probabilities(ahead_scores)
+        gradient = of.gradient(self.weights * (probabilities - self.targets), self.scales)
         new = self._shrink(ahead - gradient / self.curvature[:, None, :, None])
         move = new - ahead
         moved = of.scores(move, self.scales)
-        rise = of.team.sum((self.weights * of.bregman(chances, moved)).sum((1, 3)))
-        length, slope = of.team.agree(torch.stack([(move**2).sum((1, 3)), (move * (new - self.V)).sum((1, 3))]))
+        rise = of.group.all_reduce((self.weights * of.bregman(probabilities, moved)).sum((1, 3)))
+        length, slope = of.group.broadcast(torch.stack([(move**2).sum((1, 3)), (move * (new - self.V)).sum((1, 3))]))
         fits, uphill = rise <= self.curvature / 2 * length, slope < 0
         self.momentum = torch.where(fits, torch.where(uphill, 1, momentum), self.momentum)
         self.curvature = (self.curvature * torch.where(fits, 0.9, 2.0)).clamp(min=1e-6)
@@ -167,7 +167,7 @@ class _Batch:
         Takes both scores afresh: steps only add to them, and the momentum lets rounding errors grow.
         """
         self.scores, self.old_scores = of.scores(self.V, self.scales), of.scores(self.old_V, self.scales)
-        gradient = of.gradient(self.weights * (of.chances(self.scores) - self.targets), self.scales)
+        gradient = of.gradient(self.weights * (of.probabilities(self.scores) - self.targets), self.scales)
         V, l1, l2 = self.V[:, :-1], self.l1[:, None, :, None], self.l2[:, None, :, None]
         slope = gradient[:, :-1] + l2 * V
         distance = torch.where(V != 0, (slope + l1 * V.sign()).abs(), (slope.abs() - l1).clamp(min=0))

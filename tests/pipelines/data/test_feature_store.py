@@ -18,16 +18,16 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import fingerprint
 from spin.activations.extract import Features
 from spin.activations.feature_table import document_bytes, from_lists, to_lists, to_table
-from spin.labels.label_space import Label, Task
+from spin.labels.label_space import Label, LabelSpace
 from spin.settings import parse_settings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
-HALF, FULL = Column.parse("ffn.01.mean"), Column.parse("resid.02.max")
+HALF, FULL = FeatureColumn.parse("ffn.01.mean"), FeatureColumn.parse("resid.02.max")
 
 
 def features(n: int, seed: int = 0) -> Features:
     draw = np.random.default_rng(seed)
-    columns: dict[Column, NDArray[np.floating]] = {
+    columns: dict[FeatureColumn, NDArray[np.floating]] = {
         HALF: draw.normal(size=(n, 5)).astype(np.float16),
         FULL: draw.normal(size=(n, 3)).astype(np.float32) * 1e30,
     }
@@ -123,7 +123,7 @@ def test_the_labels_of_a_store(tmp_path: Path) -> None:
         return Labels.of(FeatureShards(store, ("000000", "000001", "000002"), {}), chosen)
 
     found = labels(given)
-    assert (found.task, found.classes) == (Task(("a", "b"), multilabel=True), ["a", "b"])
+    assert (found.label_space, found.classes) == (LabelSpace(("a", "b"), multilabel=True), ["a", "b"])
     rows, y = found.part("valid")
     assert rows.tolist() == [4, 5]
     np.testing.assert_array_equal(y, [[False, True], [True, True]])

@@ -24,12 +24,12 @@ from pipelines.data import input_files
 from pipelines.data import readers as documents_module
 from pipelines.data.input_files import list_files
 from pipelines.data.readers import Documents, Shard, read_shard
-from pipelines.data.sharding import parts_of, plan_shards
+from pipelines.data.sharding import plan_shards, split_shard
 from pipelines.data.training_labels import read_labelled
 from pipelines.nightly.classify_step import triage
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
-from spin.labels.label_space import Task
+from spin.labels.label_space import LabelSpace
 from spin.settings import DataSettings
 
 DATA = DataSettings(train="unused")
@@ -62,7 +62,7 @@ def zstd(data: bytes) -> bytes:
     return bytes(pa.compress(data, codec="zstd", asbytes=True))
 
 
-def rows_of(texts: Sequence[str]) -> list[Row]:
+def rows_in_split(texts: Sequence[str]) -> list[Row]:
     return [{"id": f"d{n}", "text": text, "label": "odd" if n % 2 else "even"} for n, text in enumerate(texts)]
 
 
@@ -198,7 +198,7 @@ def check_covers(name: str, data: bytes, rows: Sequence[Row], documents: int) ->
         plain = read_all(shards, labelled=False)
         assert (plain.ids, plain.texts, plain.labels) == (found.ids, found.texts, [None] * len(rows))
         for size in (1, 2, documents):
-            parts = [part for shard in shards for part in parts_of(shard, size)]
+            parts = [part for shard in shards for part in split_shard(shard, size)]
             assert read_all(parts).ids == found.ids
             assert all(part.documents <= size for part in parts)
     return shards
@@ -208,7 +208,7 @@ def check_covers(name: str, data: bytes, rows: Sequence[Row], documents: int) ->
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8), sizes)
 def test_parquet_of_any_row_groups(groups: list[int], documents: int) -> None:
     """Small groups go together, large ones are cut; no shard is larger than was asked for, few are needed."""
-    rows = rows_of([f"text {n}" for n in range(sum(groups))])
+    rows = rows_in_split([f"text {n}" for n in range(sum(groups))])
     table = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in ("id", "text", "label")})
     sink, first = pa.BufferOutputStream(), 0
     with pq.ParquetWriter(sink, table.schema) as writer:
@@ -227,7 +227,7 @@ def test_jsonl_of_any_lines(
     of: list[str], documents: int, end: str, trailing: bool, ascii: bool, blanks: list[int], packed: bool
 ) -> None:
     """With and without a last line end, CRLF, blank lines, escapes and raw Unicode, its odd line ends among it."""
-    rows = rows_of(of)
+    rows = rows_in_split(of)
     lines = [json.dumps(row, ensure_ascii=ascii) for row in rows]
     for at in blanks:
         lines.insert(min(at, len(lines)), "  " if at % 2 else "")
@@ -246,9 +246,9 @@ def test_jsonl_of_any_lines(
 @given(texts, sizes, ends, st.booleans())
 def test_csv_of_any_values(of: list[str], documents: int, end: str, packed: bool) -> None:
     """Quoted commas, quotes and line ends within values."""
-    data = comma_separated(rows_of(of), end, quoted=True)
+    data = comma_separated(rows_in_split(of), end, quoted=True)
     name = "a.csv.gz" if packed else "a.csv"
-    shards = check_covers(name, gzip.compress(data) if packed else data, rows_of(of), documents)
+    shards = check_covers(name, gzip.compress(data) if packed else data, rows_in_split(of), documents)
     assert all(shard.stop - shard.start == documents for shard in shards[:-1])
 
 
@@ -266,7 +266,7 @@ FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {
     "A.CSV.GZ": lambda rows: gzip.compress(comma_separated(rows)),
     "a.csv.zst": lambda rows: zstd(comma_separated(rows)),
 }
-ROWS = rows_of(
+ROWS = rows_in_split(
     ["a fine day", "une journée", "日\n本", 'said "no", twice', "\u2028", "six", "seven", "eight", "nine", "ten"]
 )
 
@@ -317,7 +317,7 @@ def test_a_packed_file_is_streamed_in_few_requests(s3_server: str, monkeypatch: 
 
 def test_lines_longer_than_what_is_looked_at(tmp_path: Path) -> None:
     """The end of a line is found however far it is, one document a shard."""
-    rows = rows_of(["x" * length for length in (200_000, 3, 140_000, 65_536, 1)])
+    rows = rows_in_split(["x" * length for length in (200_000, 3, 140_000, 65_536, 1)])
     shards = plan(put(tmp_path, "a.jsonl", jsonl(rows)), 1)
     assert read_all(shards).texts == [row["text"] for row in rows]
     assert len(shards) >= 3
@@ -326,7 +326,7 @@ def test_lines_longer_than_what_is_looked_at(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.jsonl.gz", "a.parquet"])
 def test_a_long_document(name: str, tmp_path: Path) -> None:
     """Megabytes in one value."""
-    rows = rows_of(["word, " * 500_000, "short"])
+    rows = rows_in_split(["word, " * 500_000, "short"])
     shards = plan(put(tmp_path, name, FORMATS.get(name, lambda rows: gzip.compress(jsonl(rows)))(rows)))
     assert read_all(shards).texts == [row["text"] for row in rows]
 
@@ -336,7 +336,7 @@ def test_a_long_document(name: str, tmp_path: Path) -> None:
 def test_files_longer_than_a_block(name: str, documents: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows and quoted line ends that lie across the blocks of a stream."""
     monkeypatch.setattr(documents_module, "_BLOCK", 100)
-    rows = rows_of([f"line\n{n}\n" * (n % 6) + "end" for n in range(60)])
+    rows = rows_in_split([f"line\n{n}\n" * (n % 6) + "end" for n in range(60)])
     check_covers(name, FORMATS[name](rows), rows, documents)
 
 
@@ -509,7 +509,7 @@ def test_strings_and_lists_in_one_corpus_are_refused(tmp_path: Path) -> None:
     found = read_labelled(plan(str(tmp_path)), DATA)
     assert found.labels == ["a", "b", ["a"]]
     with pytest.raises(UserError, match="labels: found strings and lists; expected one class a document, or a list"):
-        Task.of(found.labels, ["train", "train", "valid"])
+        LabelSpace.of(found.labels, ["train", "train", "valid"])
 
 
 def test_columns_by_other_names(tmp_path: Path) -> None:
@@ -529,7 +529,7 @@ def test_columns_by_other_names(tmp_path: Path) -> None:
 
 # Files that cannot be read
 
-GOOD = rows_of([f"some text {n}" for n in range(400)])
+GOOD = rows_in_split([f"some text {n}" for n in range(400)])
 PAGES = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 
 
@@ -708,7 +708,7 @@ MISTAKES: dict[str, tuple[Row, str]] = {
     "split unknown": ({"split": "dev"}, "the split (split) is 'dev'; expected train, valid or test"),
     "split null": ({"split": None}, "the split (split) is None; expected"),
 }
-LABELLED = [{**row, "split": ("train", "valid", "test")[n % 3]} for n, row in enumerate(rows_of(["a", "b"] * 4))]
+LABELLED = [{**row, "split": ("train", "valid", "test")[n % 3]} for n, row in enumerate(rows_in_split(["a", "b"] * 4))]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv"])

@@ -28,7 +28,7 @@ from pipelines.storage.object_store import Store
 from spin.classifier import SpinClassifier
 from spin.settings import Settings, parse_settings
 from tests.support import chaos, tiny
-from tests.support.chaos import Shelf
+from tests.support.chaos import RegistryFixture
 from tests.support.repository import ROOT
 
 pytestmark = pytest.mark.s3
@@ -41,7 +41,7 @@ class Project:
     """Settings, a shelf with two versions of a model, and the S3 prefix of a test."""
 
     tree: dict[str, Any]
-    shelf: Shelf
+    registry_fixture: RegistryFixture
     base: str
 
     def settings(self, **changes: Any) -> Settings:
@@ -53,7 +53,7 @@ class Project:
 
     def night(self, **changes: Any) -> dict[str, Any]:
         out = f"{self.base}/out"
-        return run_classify(self.settings(**changes), self.shelf, f"{self.base}/data", out, night=DATE)  # type: ignore[arg-type]
+        return run_classify(self.settings(**changes), self.registry_fixture, f"{self.base}/data", out, night=DATE)  # type: ignore[arg-type]
 
     @property
     def out(self) -> Store:
@@ -61,7 +61,7 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Shelf:
+def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
     """Two versions that say different things."""
     folder = tmp_path_factory.mktemp("shelf")
     for number, classes in (("1", ("good", "bad")), ("2", ("plain", "bad"))):
@@ -69,19 +69,19 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Sh
         spin = SpinClassifier(str(backbone_folder), metric="accuracy")
         spin.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
     (folder / "champion").write_text("1")
-    return Shelf(folder)
+    return RegistryFixture(folder)
 
 
 @pytest.fixture
-def project(shelf: Shelf, s3_server: str, backbone_folder: Path) -> Project:
+def project(registry_fixture: RegistryFixture, s3_server: str, backbone_folder: Path) -> Project:
     tree = {
         "backbone": {"model": str(backbone_folder), "dtype": "float32", "device": "cpu"},
         "data": {"train": "nowhere"},
         "store": "nowhere",
         "ray": {"workers": 2, "shard_documents": 40},
     }
-    (shelf.folder / "champion").write_text("1")
-    return Project(tree, shelf, f"{s3_server}/{uuid.uuid4().hex}")
+    (registry_fixture.folder / "champion").write_text("1")
+    return Project(tree, registry_fixture, f"{s3_server}/{uuid.uuid4().hex}")
 
 
 def parquet(rows: list[Row]) -> bytes:
@@ -167,7 +167,7 @@ def test_what_is_wrong_with_documents_and_files_stays_with_them(
     assert sorted(messages) == ["computing it raised RuntimeError", "every process that computed it was killed"]
     sound = {row["id"]: row["text"] for row in rows if row["id"] not in expected and row["text"]}
     assert {row["id"] for row in predicted} == {row["id"] for row in good} | {"nul", "long"}
-    spin = SpinClassifier.load(project.shelf.folder / "1")
+    spin = SpinClassifier.load(project.registry_fixture.folder / "1")
     labels = dict(zip(sound, spin.predict(list(sound.values())), strict=True))
     assert {row["id"]: row["label"] for row in predicted if row["id"] in labels} == labels
     check_silence(project.out, os.environ["AWS_SECRET_ACCESS_KEY"], chaos.RAISE, "seen in another", "not a record")
@@ -195,17 +195,17 @@ def test_one_version_a_run_and_the_same_labels(project: Project, monkeypatch: py
     real = classify.map_shards
 
     def moved(*args: Any, **given: Any) -> Any:
-        (project.shelf.folder / "champion").write_text("2")
+        (project.registry_fixture.folder / "champion").write_text("2")
         return real(*args, **given)
 
     monkeypatch.setattr(classify, "map_shards", moved)
     check_whole(project, project.night(), 150)
     two = read_predictions(f"{project.base}/out")
     assert {row["model_version"] for row in two} == {"1"}
-    (project.shelf.folder / "champion").write_text("1")
+    (project.registry_fixture.folder / "champion").write_text("1")
     out = f"{project.base}/alone"
     alone = project.settings(ray={"workers": 1, "shard_documents": 17})
-    run_classify(alone, project.shelf, f"{project.base}/data", out, night=DATE)  # type: ignore[arg-type]
+    run_classify(alone, project.registry_fixture, f"{project.base}/data", out, night=DATE)  # type: ignore[arg-type]
     one = read_predictions(out)
     assert [row["id"] for row in one] == [row["id"] for row in two]
     np.testing.assert_allclose([row["scores"] for row in one], [row["scores"] for row in two], atol=0.01)
@@ -219,7 +219,7 @@ def test_a_night_takes_what_is_new(project: Project) -> None:
     def night(date: str, since: str | None) -> tuple[list[str], list[str]]:
         settings = project.settings(classify={"max_bad_files": 0.9})
         source, out = f"{project.base}/data", f"{project.base}/out"
-        manifest = run_classify(settings, project.shelf, source, out, night=date, since=since)  # type: ignore[arg-type]
+        manifest = run_classify(settings, project.registry_fixture, source, out, night=date, since=since)  # type: ignore[arg-type]
         ids = {row["id"] for row in read_predictions(out)}
         names = sorted(file["uri"].rpartition("/")[2] for file in manifest["inputs"])
         return names, sorted(ids)[:1]
@@ -264,7 +264,7 @@ def test_a_killed_driver_loses_nothing(project: Project, tmp_path: Path) -> None
     documents = tiny.documents(400, seed=5)
     source = project.write("a.parquet", parquet(documents))
     log, output, shards, workers = tmp_path / "log", f"{project.base}/out", 10, 2
-    given = (project.tree, str(project.shelf.folder), source, output, DATE)
+    given = (project.tree, str(project.registry_fixture.folder), source, output, DATE)
 
     def committed() -> int:
         return sum(key.endswith(".json") for key in project.out.list(f"_runs/{DATE}-001/parts"))

@@ -18,40 +18,40 @@ from pipelines.nightly.precision_check import check_precision
 from pipelines.nightly.publish import read_predictions
 from pipelines.service_errors import BadRowsError
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Ledger
+from pipelines.storage.shard_log import ShardLog
 from pipelines.workers.map_shards import map_shards
 from spin.classifier import SpinClassifier
 from spin.errors import NotFiniteError, UserError
 from spin.settings import load_settings
 from tests.support import chaos, tiny
 from tests.support.browser import opened
-from tests.support.chaos import Shelf
+from tests.support.chaos import RegistryFixture
 
 DATE = "2026-03-01"
 Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Shelf:
+def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
     """Two versions that say different things."""
     folder = tmp_path_factory.mktemp("shelf")
     for number, classes in (("1", ("good", "bad")), ("2", ("plain", "bad"))):
         rows = tiny.documents(120, classes)
         spin = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
         spin.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
-    return Shelf(folder)
+    return RegistryFixture(folder)
 
 
 class Place:
     """A folder with data, a shelf whose champion is version 1, and nights over them."""
 
-    def __init__(self, folder: Path, shelf: Shelf, backbone: Path) -> None:
-        self.folder, self.shelf, self.backbone = folder, shelf, backbone
+    def __init__(self, folder: Path, registry_fixture: RegistryFixture, backbone: Path) -> None:
+        self.folder, self.registry_fixture, self.backbone = folder, registry_fixture, backbone
         (folder / "data").mkdir()
         self.promote("1")
 
     def promote(self, number: str) -> None:
-        (self.shelf.folder / "champion").write_text(number)
+        (self.registry_fixture.folder / "champion").write_text(number)
 
     def write(self, name: str, rows: list[Row]) -> None:
         (self.folder / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -80,7 +80,7 @@ class Place:
         source, output = str(self.folder / "data"), str(self.folder / out)
         given: dict[str, Any] = {"night": date, "shadow": shadow, "restart": restart}
         given["since"] = since and str(self.folder / since)
-        return classify.run_classify(load_settings(file, set), self.shelf, source, output, **given)  # type: ignore[arg-type]
+        return classify.run_classify(load_settings(file, set), self.registry_fixture, source, output, **given)  # type: ignore[arg-type]
 
     def predictions(self, out: str = "out") -> list[Row]:
         return read_predictions(str(self.folder / out))
@@ -93,9 +93,11 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, shelf: Shelf, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(
+    tmp_path: Path, registry_fixture: RegistryFixture, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Place:
     monkeypatch.setattr(classify, "map_shards", lambda *args, **given: map_shards(*args, **{**given, "here": True}))
-    return Place(tmp_path, shelf, backbone_folder)
+    return Place(tmp_path, registry_fixture, backbone_folder)
 
 
 def test_what_is_kept_of_a_shard_does_not_grow_with_its_rows(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,11 +308,11 @@ def test_labels_are_held_against_float32(place: Place) -> None:
     manifest = place.night()
     settings = load_settings(place.folder / "settings.yaml")
 
-    class Loads(Shelf):
+    class Loads(RegistryFixture):
         def load(self, number: str, *, backbone: Any) -> SpinClassifier:
             return SpinClassifier.load(self.folder / number, backbone=backbone, early=True)
 
-    registry: Any = Loads(place.shelf.folder)
+    registry: Any = Loads(place.registry_fixture.folder)
     assert check_precision(settings, registry, manifest, 1000) == (90, 90)
     assert check_precision(settings, registry, manifest, 47) == (47, 47)
     first, second = (registry.load(number, backbone=settings.backbone) for number in ("1", "2"))
@@ -366,23 +368,24 @@ def test_what_does_not_change_results_resumes(place: Place, change: str, monkeyp
     class Stop(Exception):
         pass
 
-    def stop(ledger: Ledger, name: str, *args: Any) -> Any:
-        if ledger.store.uri.endswith("-001") and name == "000002":
+    def stop(shard_log: ShardLog, name: str, *args: Any) -> Any:
+        if shard_log.store.uri.endswith("-001") and name == "000002":
             raise Stop
-        return commit(ledger, name, *args)
+        return commit(shard_log, name, *args)
 
-    commit = Ledger.commit
+    commit = ShardLog.commit
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "commit", stop)
+        patch.setattr(ShardLog, "commit", stop)
         with pytest.raises(Stop):
             place.night()
     computed: list[str] = []
     monkeypatch.setattr(
-        Ledger,
+        ShardLog,
         "commit",
-        lambda ledger, name, *args: (computed.append(f"{ledger.store.uri[-3:]} {name}"), commit(ledger, name, *args))[
-            1
-        ],
+        lambda shard_log, name, *args: (
+            computed.append(f"{shard_log.store.uri[-3:]} {name}"),
+            commit(shard_log, name, *args),
+        )[1],
     )
     place.night(set=(change,))
     assert computed == ["001 000002"]

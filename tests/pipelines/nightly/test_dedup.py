@@ -15,9 +15,9 @@ from pipelines.data.input_files import list_files
 from pipelines.data.readers import Shard, read_shard
 from pipelines.data.sharding import plan_shards
 from pipelines.nightly import dedup
-from pipelines.nightly.dedup import DigestStep, RepeatStep, partitions_of, repeats_in
+from pipelines.nightly.dedup import DigestStep, RepeatStep, duplicate_rows, plan_partitions
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Ledger
+from pipelines.storage.shard_log import ShardLog
 from pipelines.workers.map_shards import commit_shard
 from spin.settings import DataSettings
 
@@ -30,11 +30,11 @@ def found_in(shards: list[Shard], store: Store, partitions: int) -> dict[int, li
     ids, found = Store(f"{store.uri}/ids"), Store(f"{store.uri}/repeats")
     digests = DigestStep(DATA, partitions)
     for shard in shards:
-        commit_shard(digests, shard, Ledger(ids))
+        commit_shard(digests, shard, ShardLog(ids))
     second = RepeatStep(ids, partitions, [shard.name for shard in shards])
     work = [Shard(n, "", "partition", n, n + 1) for n in range(partitions)]
-    keys = [key for part in work for key in commit_shard(second, part, Ledger(found))["files"]]
-    return {shard.index: rows for shard in shards if (rows := repeats_in(shard, found, keys))}
+    keys = [key for part in work for key in commit_shard(second, part, ShardLog(found))["files"]]
+    return {shard.index: rows for shard in shards if (rows := duplicate_rows(shard, found, keys))}
 
 
 def write(folder: Path, name: str, ids: list[Any]) -> None:
@@ -79,4 +79,4 @@ def test_repeats_lie_in_the_store(store_uri: str, tmp_path: Path) -> None:
 def test_a_partition_is_bounded(documents: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as keep each at its bound, and one where there is nothing."""
     monkeypatch.setattr(dedup, "PARTITION", 10)
-    assert [shard.index for shard in partitions_of(documents)] == list(range(count))
+    assert [shard.index for shard in plan_partitions(documents)] == list(range(count))

@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 
 from pipelines.data.readers import Shard
 from pipelines.nightly.classify_step import predictions_schema
-from pipelines.nightly.publish import Night, Run, read_predictions, reconcile
+from pipelines.nightly.publish import BatchRun, NightlyRun, read_predictions, reconcile
 from pipelines.service_errors import HeldError, StalledError, UnavailableError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt, Ledger
+from pipelines.storage.shard_log import Attempt, ShardLog
 from pipelines.storage.stage_plan import Plan
-from pipelines.workers.fault_isolation import PATIENCE, isolate
+from pipelines.workers.fault_isolation import MAX_CRASHES, isolate
 from pipelines.workers.map_shards import _in_time, map_shards
 from spin.errors import SpinError, UserError
 from spin.settings import RaySettings
@@ -43,7 +43,7 @@ class Crash(BaseException):
     """The process is gone; what its store holds stays."""
 
 
-def files_of(count: int, version: str = "v") -> list[dict[str, Any]]:
+def list_model_files(count: int, version: str = "v") -> list[dict[str, Any]]:
     return [{"uri": f"f{n}", "size": n, "version": version} for n in range(count)]
 
 
@@ -100,9 +100,9 @@ def run_night(
     ttl: float = 30,
 ) -> dict[str, Any]:
     """What `run_classify` does, in this process."""
-    files = files_of(2) if files is None else files
+    files = list_model_files(2) if files is None else files
     with Lease(out, ttl=ttl) as lease:
-        night = Night(out, date, lease)
+        night = NightlyRun(out, date, lease)
         detail = {"shards": shards_of(files), "bad": {}, "documents": 6 * len(files), "skipped": []}
         run, plan = night.begin(facts, files, lambda _: detail, restart=restart)
         manifest = run.finished(plan)
@@ -112,7 +112,7 @@ def run_night(
         return manifest
 
 
-def compute(run: Run, step: Step, plan: Plan, date: str, lease: Lease) -> dict[str, Any]:
+def compute(run: BatchRun, step: Step, plan: Plan, date: str, lease: Lease) -> dict[str, Any]:
     shards, rows = [Shard(**shard) for shard in plan.detail["shards"]], plan.detail["documents"]
     once = RaySettings(retry_seconds=0)  # type: ignore[call-arg]
     outcomes = map_shards(
@@ -403,17 +403,17 @@ def test_files_that_appear_wait_for_the_next_night(tmp_path: Path) -> None:
     with crash_at(8, after=True), pytest.raises(Crash):
         run_night(out, step)
     take_over(out)
-    run_night(out, step, files=files_of(3))
+    run_night(out, step, files=list_model_files(3))
     check_whole(out, files=2)
-    run_night(out, step, files=files_of(3), date="2026-02-01")
+    run_night(out, step, files=list_model_files(3), date="2026-02-01")
     check_whole(out, files=3, date="2026-02-01")
 
 
 CHANGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], str]] = {
-    "model": ({**FACTS, "model": "2"}, files_of(2), 'model is "2", was "1"'),
-    "format": ({**FACTS, "format": 2}, files_of(2), "format is 2, was 1"),
-    "file changed": (FACTS, files_of(2, "w"), 'files.0.version is "w", was "v"'),
-    "file gone": (FACTS, files_of(1), 'files.1.version is "gone", was "v"'),
+    "model": ({**FACTS, "model": "2"}, list_model_files(2), 'model is "2", was "1"'),
+    "format": ({**FACTS, "format": 2}, list_model_files(2), "format is 2, was 1"),
+    "file changed": (FACTS, list_model_files(2, "w"), 'files.0.version is "w", was "v"'),
+    "file gone": (FACTS, list_model_files(1), 'files.1.version is "gone", was "v"'),
 }
 
 
@@ -606,7 +606,7 @@ def test_a_file_that_cannot_be_read_is_left_out_whole(tmp_path: Path) -> None:
 )
 def test_counts_that_do_not_add_up_are_told(change: dict[str, int], said: str) -> None:
     """A row that is nowhere, or twice, or was not planned ends the run with an error that names the shard."""
-    shards = shards_of(files_of(1))
+    shards = shards_of(list_model_files(1))
     outcomes = [Step()(Shard(**shard), None)[1] for shard in shards]  # type: ignore[arg-type]
     reconcile(shards, outcomes)
     with pytest.raises(SpinError, match=said):
@@ -631,28 +631,28 @@ def test_counts_that_do_not_add_up_are_no_night(tmp_path: Path) -> None:
 
 def test_deaths_of_the_machine_are_no_fault_of_a_document(tmp_path: Path) -> None:
     """Processes die in a shard of one document as often as is laid to the machine: it is done, not dead."""
-    ledger = Ledger(Store(str(tmp_path)))
-    for _ in range(PATIENCE):
-        with pytest.raises(Crash), ledger.attempt("000000"):
+    shard_log = ShardLog(Store(str(tmp_path)))
+    for _ in range(MAX_CRASHES):
+        with pytest.raises(Crash), shard_log.attempt("000000"):
             raise Crash
-    with ledger.attempt("000000") as attempt:
-        assert attempt.deaths == PATIENCE
+    with shard_log.attempt("000000") as attempt:
+        assert attempt.deaths == MAX_CRASHES
         assert isolate([0], lambda rows: rows, attempt) == ([([0], [0])], {})
 
 
 def test_workers_that_say_nothing_are_told(tmp_path: Path) -> None:
     """What ends is taken; then silence, for longer than is allowed: an error that names what was begun."""
-    ledger, never = Ledger(Store(str(tmp_path))), threading.Event()
-    ledger.commit("000000", {}, {})
+    shard_log, never = ShardLog(Store(str(tmp_path))), threading.Event()
+    shard_log.commit("000000", {}, {})
     for name in ("000000", "000001"):
-        with ledger.attempt(name):
+        with shard_log.attempt(name):
             pass
 
     def answers() -> Iterator[dict[str, Any]]:
         yield {"name": "000000"}
         never.wait()
 
-    heard = _in_time(answers(), 0.5, "trial", ledger.store)
+    heard = _in_time(answers(), 0.5, "trial", shard_log.store)
     assert next(heard) == {"name": "000000"}
     try:
         with pytest.raises(StalledError, match=r"trial: no shard .* 0\.5 s .*begun and not ended: 000001 in"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.nightly.run_report import page, reports_of
+from pipelines.nightly.run_report import page, render_reports
 from tests.spin.pages.test_explanation_page import NASTY
 from tests.support.browser import opened
 
@@ -193,7 +193,7 @@ def test_a_night_of_nothing_has_a_report(browser: Any, tmp_path: Path) -> None:
 
 
 def test_the_json_is_the_manifest_without_its_parts() -> None:
-    reports = reports_of(manifest())
+    reports = render_reports(manifest())
     found = json.loads(reports["report.json"])
     assert found == {name: value for name, value in manifest().items() if name not in ("shards", "parts")}
     assert not re.search(r"<script|<link|<img|@import|url\(|\bsrc=|\bhref=", reports["report.html"].decode())

@@ -20,18 +20,18 @@ from jobs import cli
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Ledger
-from pipelines.workers.fault_isolation import PATIENCE
+from pipelines.storage.shard_log import ShardLog
+from pipelines.workers.fault_isolation import MAX_CRASHES
 from pipelines.workers.map_shards import map_shards
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.monitor.agreement import by_class, count_agreement, disagreements, total_agreement
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
-from spin.shared_pass import Pair
+from spin.shared_pass import SharedPass
 from tests.pipelines.nightly.test_classify import DATE, Place, during
 from tests.support import chaos, tiny
 from tests.support.browser import opened
-from tests.support.chaos import Shelf
+from tests.support.chaos import RegistryFixture
 
 Row = dict[str, Any]
 CLASSES = ("good", "bad", "plain")
@@ -40,7 +40,7 @@ PAIRS = [(SHALLOW, DEEP), (DEEP, SHALLOW), (SHALLOW, ELSEWHERE), (LISTS, OTHER_L
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Shelf:
+def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
     """Versions that read other neurons to another depth, one on another backbone, and two that give lists."""
     folder = tmp_path_factory.mktemp("shelf")
     elsewhere = tiny.bert(tmp_path_factory.mktemp("elsewhere"), seed=1)
@@ -58,7 +58,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Sh
         exact = BackboneSettings(model=str(backbone), dtype="float32", device="cpu")  # type: ignore[call-arg]
         spin = SpinClassifier(exact, sites=sites, poolings=poolings, probe=probe, search=quick)
         spin.fit([row["text"] for row in rows], [label(row) for row in rows]).save(folder / number)
-    return Shelf(folder)
+    return RegistryFixture(folder)
 
 
 def several(row: Row) -> list[str]:
@@ -67,9 +67,11 @@ def several(row: Row) -> list[str]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, shelf: Shelf, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(
+    tmp_path: Path, registry_fixture: RegistryFixture, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Place:
     monkeypatch.setattr(classify, "map_shards", lambda *args, **given: map_shards(*args, **{**given, "here": True}))
-    return Whole(tmp_path, shelf, backbone_folder)
+    return Whole(tmp_path, registry_fixture, backbone_folder)
 
 
 class Whole(Place):
@@ -129,8 +131,10 @@ def test_who_leaves_the_model_early_is_compared_too(place: Place, model: str, sh
     alone, beside = place.night("alone", set=early), place.night("beside", set=early, shadow=f"models:/tiny/{shadow}")
     assert digests(beside) == digests(alone)
     texts = [row["text"] for row in ROWS]
-    mine, theirs = (SpinClassifier.load(place.shelf.folder / number, early=True) for number in (model, shadow))
-    assert mine.leaves or theirs.leaves
+    mine, theirs = (
+        SpinClassifier.load(place.registry_fixture.folder / number, early=True) for number in (model, shadow)
+    )
+    assert mine.exits_early or theirs.exits_early
     labels = zip(mine.predict(texts), theirs.predict(texts), strict=True)
     odd = [(row["id"], a, b) for row, (a, b) in zip(ROWS, labels, strict=True) if a != b]
     assert [(row["id"], row["label"], row["shadow_label"]) for row in differing(place, "beside")] == odd
@@ -144,7 +148,7 @@ def test_the_shadow_says_what_it_says_alone(place: Place, model: str, shadow: st
     place.promote(model)
     manifest = place.night(shadow=f"models:/tiny/{shadow}", set=(f"decision.abstain={abstain}",))
     texts = [row["text"] for row in ROWS]
-    mine, theirs = (SpinClassifier.load(place.shelf.folder / number) for number in (model, shadow))
+    mine, theirs = (SpinClassifier.load(place.registry_fixture.folder / number) for number in (model, shadow))
     decision = mine.decision.model_copy(update={"abstain": abstain})
     mine.decision = theirs.decision = decision
     labels = list(zip(mine.predict(texts), theirs.predict(texts), strict=True))
@@ -196,13 +200,13 @@ def test_the_classes_on_which_they_differ_most_come_first() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(SHALLOW, DEEP), (DEEP, SHALLOW), (ELSEWHERE, DEEP)])
-def test_a_pair_reads_what_each_reads(shelf: Shelf, first: str, second: str) -> None:
+def test_a_pair_reads_what_each_reads(registry_fixture: RegistryFixture, first: str, second: str) -> None:
     """The same numbers in the same layout, on which the last bits of a product depend."""
     texts = [row["text"] for row in ROWS]
-    pair = Pair(*(SpinClassifier.load(shelf.folder / number) for number in (first, second)))
+    pair = SharedPass(*(SpinClassifier.load(registry_fixture.folder / number) for number in (first, second)))
     assert pair.one_pass == (first != ELSEWHERE)
     for number, read in zip((first, second), pair.features(texts), strict=True):
-        alone = SpinClassifier.load(shelf.folder / number).features(texts)
+        alone = SpinClassifier.load(registry_fixture.folder / number).features(texts)
         assert list(read.columns) == list(alone.columns)
         for column, values in alone.columns.items():
             assert np.array_equal(read.columns[column], values)
@@ -248,20 +252,20 @@ def test_one_pass_serves_both(place: Place, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_resumed_night_counts_every_document_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after two shards; what they had counted stands, by an alias that is resolved again."""
     place.write("a.jsonl", ROWS)
-    (place.shelf.folder / "challenger").write_text(DEEP)
+    (place.registry_fixture.folder / "challenger").write_text(DEEP)
     whole = place.night("whole", shadow="challenger")
-    real = Ledger.commit
+    real = ShardLog.commit
 
     class Killed(BaseException):
         pass
 
-    def commit(ledger: Ledger, name: str, *args: Any) -> Any:
-        if ledger.store.uri.endswith("-001") and name == "000002":
+    def commit(shard_log: ShardLog, name: str, *args: Any) -> Any:
+        if shard_log.store.uri.endswith("-001") and name == "000002":
             raise Killed
-        return real(ledger, name, *args)
+        return real(shard_log, name, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "commit", commit)
+        patch.setattr(ShardLog, "commit", commit)
         with pytest.raises(Killed):
             place.night(shadow="challenger")
     assert place.published() == []
@@ -323,8 +327,8 @@ def test_a_shadow_that_cannot_be_is_refused_before_any_work(
 ) -> None:
     place.write("a.jsonl", ROWS)
     for name, backbone in (("gone", "/nowhere"), ("moved", str(backbone_folder)), ("half", None)):
-        folder = place.shelf.folder / name
-        shutil.copytree(place.shelf.folder / ELSEWHERE, folder, dirs_exist_ok=True)
+        folder = place.registry_fixture.folder / name
+        shutil.copytree(place.registry_fixture.folder / ELSEWHERE, folder, dirs_exist_ok=True)
         config = json.loads((folder / "config.json").read_text())
         config["backbone"]["model"] = backbone
         (folder / "config.json").write_text(json.dumps(config) if backbone else "half")
@@ -407,7 +411,7 @@ def test_a_document_that_the_model_cannot_compute_is_not_compared(
     assert found == sorted(found)
 
 
-@pytest.mark.parametrize("deaths", [PATIENCE - 1, PATIENCE])
+@pytest.mark.parametrize("deaths", [MAX_CRASHES - 1, MAX_CRASHES])
 def test_where_processes_die_the_shadow_is_left_out(place: Place, monkeypatch: pytest.MonkeyPatch, deaths: int) -> None:
     """Of that shard, once it is no longer laid to the machine; its documents are predicted."""
     place.write("a.jsonl", ROWS)
@@ -417,7 +421,7 @@ def test_where_processes_die_the_shadow_is_left_out(place: Place, monkeypatch: p
 
     during("classify", killed, monkeypatch)
     manifest = place.night(shadow=f"models:/tiny/{DEEP}")
-    failed = manifest["shards"][0]["rows"] if deaths == PATIENCE else 0
+    failed = manifest["shards"][0]["rows"] if deaths == MAX_CRASHES else 0
     assert manifest["counts"]["predicted"] == 150
     assert (manifest["shadow"]["compared"], manifest["shadow"]["failed"]) == (150 - failed, failed)
 
@@ -475,9 +479,9 @@ def test_the_command_and_the_page_tell(
 ) -> None:
     """`spin classify --shadow` says how far both agree and what is said instead, the page by class."""
     place.write("a.jsonl", ROWS)
-    (place.shelf.folder / "challenger").write_text(DEEP)
+    (place.registry_fixture.folder / "challenger").write_text(DEEP)
     place.night("before")
-    monkeypatch.setattr(cli, "open_registry", lambda _: place.shelf)
+    monkeypatch.setattr(cli, "open_registry", lambda _: place.registry_fixture)
     words = ["spin", "classify", str(place.folder / "settings.yaml"), "--input", str(place.folder / "data")]
     words += ["--output", str(place.folder / "out"), "--date", DATE, "--shadow", "challenger"]
     monkeypatch.setattr(sys, "argv", words)

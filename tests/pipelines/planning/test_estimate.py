@@ -37,7 +37,7 @@ from spin.errors import UserError
 from spin.monitor.profile import Profile
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
-from tests.support.chaos import Shelf
+from tests.support.chaos import RegistryFixture
 
 DATE = "2026-03-01"
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ REQUESTS = ("get", "put", "head", "list", "delete")
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Shelf:
+def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
     """A champion that holds a reference, as what `spin train` registers does."""
     folder = tmp_path_factory.mktemp("shelf")
     rows = tiny.documents(120)
@@ -54,11 +54,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Sh
     spin.fit(texts, [row["label"] for row in rows]).save(folder / "1")
     features = spin.features(texts)
     values = np.concatenate(list(features.columns.values()), axis=1)
-    profile = Profile.of(spin.task, spin.integration, spin.integration.logits(values), values, features)
+    profile = Profile.of(spin.label_space, spin.fitted, spin.fitted.logits(values), values, features)
     kept = {f"{of}.{name}": tensor for of in ("accuracy", "accuracy.early") for name, tensor in vars(profile).items()}
     save_file(kept, folder / "1/reference.safetensors")
     (folder / "champion").write_text("1")
-    return Shelf(folder)
+    return RegistryFixture(folder)
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_requests_are_those_of_a_night(
     count: int,
     files: int,
     dead: bool,
-    shelf: Shelf,
+    registry_fixture: RegistryFixture,
     backbone_folder: Path,
     s3_server: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -133,7 +133,7 @@ def test_requests_are_those_of_a_night(
     rows = some_dead(tiny.documents(count)) if dead else tiny.documents(count)
     source = write(uri, kind, rows, files)
     settings = settings_of(backbone_folder, ids)
-    found = forecast(settings, shelf, count, source=source)  # type: ignore[arg-type]
+    found = forecast(settings, registry_fixture, count, source=source)  # type: ignore[arg-type]
     made: Counter[str] = Counter()
     real = S3FileSystem._call_s3
 
@@ -142,7 +142,7 @@ def test_requests_are_those_of_a_night(
         return await real(self, method, *args, **options)
 
     monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
-    manifest = classify.run_classify(settings, shelf, source, f"{uri}/out", night=DATE)  # type: ignore[arg-type]
+    manifest = classify.run_classify(settings, registry_fixture, source, f"{uri}/out", night=DATE)  # type: ignore[arg-type]
     assert len(manifest["shards"]) == found["shards"]
     assert manifest["drift"]
     assert dict(made) == {name: found["store"][name] for name in REQUESTS}
@@ -174,36 +174,40 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 @pytest.mark.parametrize("ids", ["checked", "trusted"])
 @pytest.mark.parametrize("dead", [False, True])
 def test_bytes_are_those_of_a_night(
-    dead: bool, ids: str, shelf: Shelf, backbone_folder: Path, tmp_path: Path, made: Counter[str]
+    dead: bool, ids: str, registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path, made: Counter[str]
 ) -> None:
     """Of the same documents as were sampled."""
     rows = some_dead(tiny.documents(120)) if dead else tiny.documents(120)
     source, settings = write(str(tmp_path), "jsonl", rows), settings_of(backbone_folder, ids)
-    found = forecast(settings, shelf, 120, source=source)["store"]  # type: ignore[arg-type]
+    found = forecast(settings, registry_fixture, 120, source=source)["store"]  # type: ignore[arg-type]
     made.clear()
-    classify.run_classify(settings, shelf, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
+    classify.run_classify(settings, registry_fixture, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
     assert found["read"] == pytest.approx(made["read"], rel=0.01)
     assert found["written"] == pytest.approx(made["written"], rel=0.01)
 
 
 @pytest.mark.usefixtures("here")
 def test_small_pieces_tell_the_bytes_of_large_shards(
-    shelf: Shelf, backbone_folder: Path, tmp_path: Path, made: Counter[str], monkeypatch: pytest.MonkeyPatch
+    registry_fixture: RegistryFixture,
+    backbone_folder: Path,
+    tmp_path: Path,
+    made: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What a file has besides its rows is not counted once for each piece."""
     source = write(str(tmp_path), "parquet", some_dead(tiny.documents(3000)), group=1000)
     settings = settings_of(backbone_folder, documents=1000)
     monkeypatch.setattr(sample, "_PIECES", 1_000_000_000)
-    found = forecast(settings, shelf, 3000, source=source, seconds=2)  # type: ignore[arg-type]
+    found = forecast(settings, registry_fixture, 3000, source=source, seconds=2)  # type: ignore[arg-type]
     assert found["shards"] == 3
     assert found["sample"]["documents"] / found["sample"]["pieces"] < 100
     made.clear()
-    classify.run_classify(settings, shelf, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
+    classify.run_classify(settings, registry_fixture, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
     assert found["store"]["written"] == pytest.approx(made["written"], rel=0.1)
 
 
 def test_the_sample_is_made_as_a_worker_makes_it(
-    shelf: Shelf, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step of a night, with a worker's threads, over documents of all shards; the process keeps its own threads."""
     threads, before = [], torch.get_num_threads()
@@ -216,7 +220,7 @@ def test_the_sample_is_made_as_a_worker_makes_it(
     monkeypatch.setattr(sample, "ClassifyStep", Spy)
     source = write(str(tmp_path), "jsonl", some_dead(tiny.documents(100)), files=2)
     settings = settings_of(backbone_folder, classify={"cpus_per_worker": 3})
-    found = forecast(settings, shelf, 1000, source=source)["sample"]  # type: ignore[arg-type]
+    found = forecast(settings, registry_fixture, 1000, source=source)["sample"]  # type: ignore[arg-type]
     assert set(threads) == {3}
     assert torch.get_num_threads() == before
     assert (found["documents"], found["whole"]) == (100, True)
@@ -226,7 +230,7 @@ def test_the_sample_is_made_as_a_worker_makes_it(
 
 
 def test_a_worker_without_a_gpu_computes_on_the_processor(
-    shelf: Shelf, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever this machine has, and in the precision of a night: int8 is scaled by the same texts."""
     opened: list[tuple[str, str, int]] = []
@@ -238,12 +242,14 @@ def test_a_worker_without_a_gpu_computes_on_the_processor(
             opened.append((settings.backbone.device, settings.backbone.engine, len(texts)))
 
     monkeypatch.setattr(sample, "ClassifyStep", Spy)
-    monkeypatch.setattr(Shelf, "calibration", lambda _: [row["text"] for row in tiny.documents(30)], raising=False)
+    monkeypatch.setattr(
+        RegistryFixture, "calibration", lambda _: [row["text"] for row in tiny.documents(30)], raising=False
+    )
     source = write(str(tmp_path), "jsonl", tiny.documents(60))
     settings = settings_of(backbone_folder)
     update = {"device": "auto", "dtype": "int8", "engine": "openvino"}
     settings = settings.model_copy(update={"backbone": settings.backbone.model_copy(update=update)})
-    assert forecast(settings, shelf, 1000, source=source)["sample"]["documents"] == 60  # type: ignore[arg-type]
+    assert forecast(settings, registry_fixture, 1000, source=source)["sample"]["documents"] == 60  # type: ignore[arg-type]
     assert opened == [("cpu", "openvino", 30)]
 
 
@@ -262,13 +268,13 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("known")
-def test_hours_follow_from_the_sample(shelf: Shelf, backbone_folder: Path, tmp_path: Path) -> None:
+def test_hours_follow_from_the_sample(registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path) -> None:
     """By arithmetic that can be done by hand: a shard is not divided, ids are a pass of their own."""
     source = write(str(tmp_path), "jsonl", tiny.documents(50))
 
     def planned(count: float, deadline: float = 8, **given: Any) -> Any:
         settings = settings_of(backbone_folder, documents=10_000, **given)
-        return forecast(settings, shelf, count, source=source, deadline=deadline)  # type: ignore[arg-type]
+        return forecast(settings, registry_fixture, count, source=source, deadline=deadline)  # type: ignore[arg-type]
 
     found = planned(3.6e6, workers=4)
     assert found["shards"] == 360  # the one file is taken to grow
@@ -290,23 +296,28 @@ def test_hours_follow_from_the_sample(shelf: Shelf, backbone_folder: Path, tmp_p
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(("size", "dead"), [(100, 36 / 5), (10_000, 36)])
 def test_large_shards_have_what_few_pieces_have(
-    size: int, dead: float, shelf: Shelf, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: int,
+    dead: float,
+    registry_fixture: RegistryFixture,
+    backbone_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One piece of five with a dead letter: a fifth of shards as large have some, and all that are much larger."""
     source, settings = write(str(tmp_path), "jsonl", tiny.documents(50)), settings_of(backbone_folder, documents=size)
-    plain = forecast(settings, shelf, 36 * size, source=source)["store"]  # type: ignore[arg-type]
+    plain = forecast(settings, registry_fixture, 36 * size, source=source)["store"]  # type: ignore[arg-type]
     sampled = forecast_module.take_sample(*[None] * 6)  # type: ignore[arg-type]
     odd = replace(sampled.pieces[0], outcome={**sampled.pieces[0].outcome, "predicted": 99, "dead": 1})
     monkeypatch.setattr(forecast_module, "take_sample", lambda *_: replace(sampled, pieces=[odd, *sampled.pieces[1:]]))
-    found = forecast(settings, shelf, 36 * size, source=source)["store"]  # type: ignore[arg-type]
+    found = forecast(settings, registry_fixture, 36 * size, source=source)["store"]  # type: ignore[arg-type]
     assert found["put"] - plain["put"] == pytest.approx(2 * dead, abs=1)  # written, and copied to where readers look
 
 
 @pytest.mark.usefixtures("known")
-def test_many_files_stay_small(shelf: Shelf, backbone_folder: Path, tmp_path: Path) -> None:
+def test_many_files_stay_small(registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path) -> None:
     settings = settings_of(backbone_folder, documents=10_000)
     source = write(str(tmp_path), "jsonl", tiny.documents(60), files=3)
-    assert forecast(settings, shelf, 6000, source=source)["shards"] == 300  # type: ignore[arg-type]
+    assert forecast(settings, registry_fixture, 6000, source=source)["shards"] == 300  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -329,7 +340,7 @@ def test_many_files_stay_small(shelf: Shelf, backbone_folder: Path, tmp_path: Pa
 def test_what_cannot_be_planned_is_told(
     given: dict[str, Any],
     said: str,
-    shelf: Shelf,
+    registry_fixture: RegistryFixture,
     settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -341,7 +352,7 @@ def test_what_cannot_be_planned_is_told(
     Path("broken/0.parquet").write_bytes(b"PAR1")
     Path("dead/0.jsonl").write_text('{"id": 1, "text": " "}\n{"id": 2, "text": null}\n')
     with pytest.raises(UserError, match=said):
-        forecast(settings, shelf, **{"documents": 10, **given})  # type: ignore[arg-type]
+        forecast(settings, registry_fixture, **{"documents": 10, **given})  # type: ignore[arg-type]
 
 
 def test_no_champion_is_told(settings: Settings, sqlite_uri: str) -> None:
@@ -353,14 +364,14 @@ def test_no_champion_is_told(settings: Settings, sqlite_uri: str) -> None:
 
 
 def test_the_command(
-    shelf: Shelf,
+    registry_fixture: RegistryFixture,
     settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Options as they are typed; lines for a person, JSON for a program."""
-    monkeypatch.setattr(jobs.plan_command, "open_registry", lambda _: shelf)
+    monkeypatch.setattr(jobs.plan_command, "open_registry", lambda _: registry_fixture)
     source = write(str(tmp_path), "jsonl", tiny.documents(90))
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from jobs import terminal
-from pipelines.registry.gate import Check, Findings, judge
+from pipelines.registry.gate import Check, GateReport, judge
 from pipelines.registry.subprocess_predict import Answer
 from spin.settings import Settings, parse_settings
 
@@ -27,21 +27,21 @@ def settings(metric: str = "accuracy", decision: dict[str, Any] | None = None, *
 def answer(errors: Any, *, sure: float = 0.9, classes: tuple[str, ...] = ("bad", "good")) -> Answer:
     """One that errs on these rows and is always as sure."""
     labels = [OTHER[label] if row in errors else label for row, label in enumerate(TRUTH)]
-    chances = np.zeros((N, len(classes)))
+    probabilities = np.zeros((N, len(classes)))
     for row, label in enumerate(labels):
-        chances[row, [classes.index(OTHER[label]), classes.index(label)]] = 1 - sure, sure
-    return Answer({"text": "string"}, classes, False, list(labels), chances, 1.0)
+        probabilities[row, [classes.index(OTHER[label]), classes.index(label)]] = 1 - sure, sure
+    return Answer({"text": "string"}, classes, False, list(labels), probabilities, 1.0)
 
 
 TENTH = range(40)
 """rows on which a version errs that is as sure as it should be"""
 
 
-def failed(found: Findings) -> list[str]:
+def failed(found: GateReport) -> list[str]:
     return [check.name for check in found.failed]
 
 
-def check_of(found: Findings, name: str) -> Check:
+def check_of(found: GateReport, name: str) -> Check:
     [check] = [check for check in found.checks if check.name == name]
     return check
 
@@ -174,13 +174,15 @@ def test_lists_of_classes_are_measured_as_lists() -> None:
     """Right as a whole, calibration over every class of every document; one answer for all is the commonest list."""
     truth = [["a"], ["a", "b"], []] * 36 + [["c"]] * 12  # c is not known to the version
     said: list[Any] = [["a"], ["a", "b"], []] * 36 + [["a"]] * 12
-    chances = np.array([[0.9 if c in of else 0.1 for c in "ab"] for of in said])
-    found = judge(settings("accuracy"), truth, Answer({"text": "string"}, ("a", "b"), True, said, chances, 1.0), None)
+    probabilities = np.array([[0.9 if c in of else 0.1 for c in "ab"] for of in said])
+    found = judge(
+        settings("accuracy"), truth, Answer({"text": "string"}, ("a", "b"), True, said, probabilities, 1.0), None
+    )
     right = [set(a) == set(b) for a, b in zip(truth, said, strict=True)]
     assert found.figures["score"] == pytest.approx(np.mean(right))
     has = np.array([[c in of for c in "abc"] for of in truth])
-    chances = np.hstack([chances, np.zeros((120, 1))])
-    gaps = [abs((has[chances == level] - level).sum()) for level in (0, 0.1, 0.9)]
+    probabilities = np.hstack([probabilities, np.zeros((120, 1))])
+    gaps = [abs((has[probabilities == level] - level).sum()) for level in (0, 0.1, 0.9)]
     assert found.figures["ece"] == pytest.approx(sum(gaps) / has.size)
     assert check_of(found, "score").limit == pytest.approx(0.3)
 

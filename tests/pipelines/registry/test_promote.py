@@ -18,7 +18,7 @@ import yaml
 
 from jobs.cli import main
 from pipelines.registry import promote
-from pipelines.registry.gate import Check, Findings
+from pipelines.registry.gate import Check, GateReport
 from pipelines.registry.subprocess_predict import ask
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
@@ -31,7 +31,7 @@ ROWS = tiny.documents(240, seed=5)
 TEXTS = [row["text"] for row in ROWS]
 
 
-class Shelf:
+class RegistryFixture:
     """A registry with four versions: a good one, the same again, one that is worse, one that lost its artifact."""
 
     def __init__(self, folder: Path, backbone: Path, uri: str) -> None:
@@ -90,12 +90,12 @@ class Shelf:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("promotion"), backbone_folder, tracking_uri)
+def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> RegistryFixture:
+    return RegistryFixture(tmp_path_factory.mktemp("promotion"), backbone_folder, tracking_uri)
 
 
 @pytest.fixture
-def shelf(made: Shelf) -> Iterator[Shelf]:
+def registry_fixture(made: RegistryFixture) -> Iterator[RegistryFixture]:
     """Without champion and history."""
     yield made
     client = made.registry.tracking.client
@@ -108,7 +108,7 @@ def shelf(made: Shelf) -> Iterator[Shelf]:
 @pytest.fixture
 def open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything passes at once: for what stands behind the gate."""
-    sound = Findings((Check("loads", 1, 1, "", "", ""),), {"score": 0.5})
+    sound = GateReport((Check("loads", 1, 1, "", "", ""),), {"score": 0.5})
     monkeypatch.setattr(promote, "inspect", lambda *_: sound)
     monkeypatch.setattr(promote, "try_out", lambda *_: sound)
 
@@ -117,14 +117,16 @@ def moves(registry: Registry) -> list[tuple[Any, ...]]:
     return [(e["move"], e["from"], e["to"], e["why"]) for e in promote.history(registry)]
 
 
-def test_a_stranger_answers_as_a_night_would(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stranger_answers_as_a_night_would(
+    registry_fixture: RegistryFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A fresh process; labels by the settings' choice and thresholds, not the artifact's; nothing from the folder."""
     (tmp_path / "numpy.py").write_text("raise SystemExit('found in the working directory')")
     monkeypatch.chdir(tmp_path)
     decision = {"thresholds": {"good": 0.2}, "abstain": 0.05}
-    settings = parse_settings({**shelf.tree, "choose": "cheapest", "decision": decision})
+    settings = parse_settings({**registry_fixture.tree, "choose": "cheapest", "decision": decision})
     night = Registry(settings).load("1")
-    found = ask(shelf.registry.download_model("1", tmp_path), TEXTS, settings)
+    found = ask(registry_fixture.registry.download_model("1", tmp_path), TEXTS, settings)
     assert found.labels == night.predict(TEXTS)
     assert None in found.labels
     np.testing.assert_allclose(found.probabilities, night.predict_proba(TEXTS), atol=1e-6)
@@ -132,18 +134,18 @@ def test_a_stranger_answers_as_a_night_would(shelf: Shelf, tmp_path: Path, monke
     assert found.seconds > 0
 
 
-def test_a_model_whose_process_dies_is_told(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_model_whose_process_dies_is_told(registry_fixture: RegistryFixture, tmp_path: Path) -> None:
     """The logged code ends the process that runs it, and not this one."""
-    model = shelf.registry.download_model("1", tmp_path)
+    model = registry_fixture.registry.download_model("1", tmp_path)
     [code] = model.rglob("pyfunc.py")
     code.write_text("import os, sys\nprint('out of memory', file=sys.stderr, flush=True)\nos._exit(7)\n")
     with pytest.raises(UserError, match=r"its process ended with status 7: out of memory"):
-        ask(model, TEXTS, shelf.settings)
+        ask(model, TEXTS, registry_fixture.settings)
 
 
-def test_the_road_of_a_champion(shelf: Shelf) -> None:
+def test_the_road_of_a_champion(registry_fixture: RegistryFixture) -> None:
     """Floors for the first, one as good, one that is worse and refused, and back; all of it is kept."""
-    registry = shelf.registry
+    registry = registry_fixture.registry
     shown: list[tuple[Check, ...]] = []
     first = promote.promote(registry, "1", "the first", say=shown.append)
     assert [check.name for check in shown[0]] == ["loads", "schema", "score", "calibration", "throughput"]
@@ -155,31 +157,33 @@ def test_the_road_of_a_champion(shelf: Shelf) -> None:
 
     second = promote.promote(registry, "2", "the same again")
     assert second["score"] == second["score_before"] == first["score"]
-    run, report = shelf.run(second["run"])
+    run, report = registry_fixture.run(second["run"])
     assert run.info.run_name == "promote 2"
     assert run.data.tags["spin.version"] == "2"
     assert run.data.metrics["difference_at_least"] == 0
     assert all(row["passed"] for row in report["checks"])
-    assert shelf.tags("2")["spin.gate.passed"] == "true"
-    assert shelf.tags("2")["spin.gate.regression"] == "passed: +0.0, at least +0.0"
+    assert registry_fixture.tags("2")["spin.gate.passed"] == "true"
+    assert registry_fixture.tags("2")["spin.gate.regression"] == "passed: +0.0, at least +0.0"
 
     with pytest.raises(UserError, match=r"version 3 of .* is not promoted: .*regression: -\d.*--force and --why"):
         promote.promote(registry, "3", "", say=shown.append)
     assert registry.champion() == "2"
     assert not next(check for check in shown[-1] if check.name == "regression").passed
-    kept = shelf.tags("3")
+    kept = registry_fixture.tags("3")
     assert kept["spin.gate.passed"] == kept["spin.gate.forced"] == "false"
     assert kept["spin.gate.regression"].startswith("failed: -")
-    _, report = shelf.run(kept["spin.gate.run"])
+    _, report = registry_fixture.run(kept["spin.gate.run"])
     assert (report["version"], report["champion"], report["passed"]) == ("3", "2", "false")
     assert {row["name"]: row["passed"] for row in report["checks"]}["regression"] is False
 
     last = promote.rollback(registry, "complaints")
     assert registry.champion() == "1"
-    run, report = shelf.run(last["run"])
+    run, report = registry_fixture.run(last["run"])
     assert run.info.run_name == "rollback 1"
     assert [(row["name"], row["passed"]) for row in report["checks"]] == [("loads", True)]
-    with pytest.raises(UserError, match=f"{shelf.name} has no earlier champion to go back to; `spin models`"):
+    with pytest.raises(
+        UserError, match=f"{registry_fixture.name} has no earlier champion to go back to; `spin models`"
+    ):
         promote.rollback(registry, "")
     assert moves(registry) == [
         ("promote", None, "1", "the first"),
@@ -189,31 +193,37 @@ def test_the_road_of_a_champion(shelf: Shelf) -> None:
     assert all(event["who"] and event["when"] and event["run"] for event in promote.history(registry))
 
 
-def test_a_version_that_does_not_load_is_never_champion(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_does_not_load_is_never_champion(
+    registry_fixture: RegistryFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By promotion, by force or by rollback; its reason is kept, nothing moves."""
-    with pytest.raises(UserError, match=rf"version 4 of {shelf.name} is not promoted: loads: .*; mend what it names"):
-        promote.promote(shelf.registry, "4", "it must", force=True)
-    assert shelf.tags("4")["spin.gate.loads"].startswith("failed: ")
+    with pytest.raises(
+        UserError, match=rf"version 4 of {registry_fixture.name} is not promoted: loads: .*; mend what it names"
+    ):
+        promote.promote(registry_fixture.registry, "4", "it must", force=True)
+    assert registry_fixture.tags("4")["spin.gate.loads"].startswith("failed: ")
     with monkeypatch.context() as patch:
-        patch.setattr(promote, "inspect", lambda *_: Findings((), {}))
-        promote.promote(shelf.registry, "1", "")
-    with pytest.raises(UserError, match=rf"version 4 of {shelf.name} is not champion again: .*; roll back to another"):
-        promote.rollback(shelf.registry, "", "4")
-    assert shelf.registry.champion() == "1"
-    assert moves(shelf.registry) == [("promote", None, "1", "")]
+        patch.setattr(promote, "inspect", lambda *_: GateReport((), {}))
+        promote.promote(registry_fixture.registry, "1", "")
+    with pytest.raises(
+        UserError, match=rf"version 4 of {registry_fixture.name} is not champion again: .*; roll back to another"
+    ):
+        promote.rollback(registry_fixture.registry, "", "4")
+    assert registry_fixture.registry.champion() == "1"
+    assert moves(registry_fixture.registry) == [("promote", None, "1", "")]
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_back_to_any_version(shelf: Shelf) -> None:
+def test_back_to_any_version(registry_fixture: RegistryFixture) -> None:
     """Without a name to the one that the champion replaced, never to the one that a rollback left; or to any."""
-    registry = shelf.registry
+    registry = registry_fixture.registry
     for number in "123":
         promote.promote(registry, number, "")
     assert promote.rollback(registry, "")["to"] == "2"
     assert promote.rollback(registry, "")["to"] == "1"
     assert promote.rollback(registry, "", "3")["to"] == "3"
     assert promote.rollback(registry, "")["to"] == "2"
-    with pytest.raises(UserError, match=f"version 2 of {shelf.name} is the champion already"):
+    with pytest.raises(UserError, match=f"version 2 of {registry_fixture.name} is the champion already"):
         promote.rollback(registry, "", "2")
     with pytest.raises(UserError, match=r"models:/.*/9 does not exist; versions: 4 @challenger, 3, 2 @champion, 1"):
         promote.rollback(registry, "", "9")
@@ -221,12 +231,14 @@ def test_back_to_any_version(shelf: Shelf) -> None:
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_checks_that_are_no_longer_made_leave_no_tag(shelf: Shelf) -> None:
-    client = shelf.registry.tracking.client
-    client.set_model_version_tag(shelf.name, "1", "spin.gate.class_floors", "failed: bad 10.0")
-    promote.promote(shelf.registry, "1", "")
-    assert set(shelf.tags("1")) == {f"spin.gate.{name}" for name in ("passed", "champion", "forced", "loads", "run")}
-    assert "spin.artifact" in client.get_model_version(shelf.name, "1").tags
+def test_checks_that_are_no_longer_made_leave_no_tag(registry_fixture: RegistryFixture) -> None:
+    client = registry_fixture.registry.tracking.client
+    client.set_model_version_tag(registry_fixture.name, "1", "spin.gate.class_floors", "failed: bad 10.0")
+    promote.promote(registry_fixture.registry, "1", "")
+    assert set(registry_fixture.tags("1")) == {
+        f"spin.gate.{name}" for name in ("passed", "champion", "forced", "loads", "run")
+    }
+    assert "spin.artifact" in client.get_model_version(registry_fixture.name, "1").tags
 
 
 HOLD = """
@@ -253,9 +265,9 @@ except SpinError as error:
 
 
 @pytest.fixture
-def other(shelf: Shelf, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def other(registry_fixture: RegistryFixture, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process at the gate with version 1."""
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(shelf.tree))
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(registry_fixture.tree))
     words = [sys.executable, "-c", HOLD, str(tmp_path / "settings.yaml"), "1"]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -267,7 +279,7 @@ def other(shelf: Shelf, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.usefixtures("open_gate")
 def test_of_two_that_promote_at_once_one_wins(
-    shelf: Shelf,
+    registry_fixture: RegistryFixture,
     other: subprocess.Popen[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -275,38 +287,40 @@ def test_of_two_that_promote_at_once_one_wins(
 ) -> None:
     """The other is told who holds it and leaves with status 3; so is a rollback; then it can be done again."""
     with pytest.raises(HeldError, match=rf"promotion is held by .* process {other.pid}; wait until it ends"):
-        promote.rollback(shelf.registry, "", "2")
+        promote.rollback(registry_fixture.registry, "", "2")
     monkeypatch.setattr(sys, "argv", ["spin", "promote", str(tmp_path / "settings.yaml"), "--version", "2"])
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 3
     assert f"process {other.pid}" in capsys.readouterr().err
-    assert shelf.registry.champion() is None
+    assert registry_fixture.registry.champion() is None
     other.communicate("\n", timeout=60)
     assert other.returncode == 0
-    assert moves(shelf.registry) == [("promote", None, "1", "from another process")]
-    promote.promote(shelf.registry, "2", "")
-    assert shelf.registry.champion() == "2"
+    assert moves(registry_fixture.registry) == [("promote", None, "1", "from another process")]
+    promote.promote(registry_fixture.registry, "2", "")
+    assert registry_fixture.registry.champion() == "2"
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_a_champion_that_was_moved_meanwhile_stays(shelf: Shelf, other: subprocess.Popen[str]) -> None:
+def test_a_champion_that_was_moved_meanwhile_stays(
+    registry_fixture: RegistryFixture, other: subprocess.Popen[str]
+) -> None:
     """Drivers with stores of their own share the registry: the second to come to the move has compared with another."""
-    promote.promote(shelf.driver("elsewhere"), "2", "the faster")
+    promote.promote(registry_fixture.driver("elsewhere"), "2", "the faster")
     said, _ = other.communicate("\n", timeout=60)
     assert other.returncode == 2
     assert "moved meanwhile: expected version none, with which version 1 was compared, found 2" in said
-    assert shelf.registry.champion() == "2"
-    assert moves(shelf.registry) == [("promote", None, "2", "the faster")]
+    assert registry_fixture.registry.champion() == "2"
+    assert moves(registry_fixture.registry) == [("promote", None, "2", "the faster")]
 
 
 class Held:
     """A driver with a store of its own, in a thread that stops where a method of its registry is called."""
 
-    def __init__(self, shelf: Shelf, number: str, method: str) -> None:
+    def __init__(self, registry_fixture: RegistryFixture, number: str, method: str) -> None:
         self.error = ""
         self.there, self.go = threading.Event(), threading.Event()
-        self.registry = shelf.driver(f"store-{number}")
+        self.registry = registry_fixture.driver(f"store-{number}")
         original = getattr(self.registry, method)
 
         def hold(*args: Any) -> Any:
@@ -332,18 +346,20 @@ class Held:
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_at_any_moment_of_a_move_another_is_seen(shelf: Shelf) -> None:
+def test_at_any_moment_of_a_move_another_is_seen(registry_fixture: RegistryFixture) -> None:
     """The faster has told the history and not yet moved when the slower comes to its last look."""
-    slower = Held(shelf, "1", "set_tag")
-    faster = Held(shelf, "2", "set_alias")
+    slower = Held(registry_fixture, "1", "set_tag")
+    faster = Held(registry_fixture, "2", "set_alias")
     assert "moved meanwhile: expected version none" in slower.end()
     assert faster.end() == ""
-    assert shelf.registry.champion() == "2"
-    assert moves(shelf.registry) == [("promote", None, "2", "held")]
+    assert registry_fixture.registry.champion() == "2"
+    assert moves(registry_fixture.registry) == [("promote", None, "2", "held")]
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_two_that_write_at_once_take_nothing_from_one_another(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_that_write_at_once_take_nothing_from_one_another(
+    registry_fixture: RegistryFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both events are there before either looks: both are taken back, nothing has moved, and one can be run again."""
     both = threading.Barrier(2, timeout=60)
     written: list[str] = []
@@ -362,7 +378,7 @@ def test_two_that_write_at_once_take_nothing_from_one_another(shelf: Shelf, monk
 
         def promote(number: str) -> None:
             try:
-                promote.promote(shelf.driver(f"store-{number}"), number, "")
+                promote.promote(registry_fixture.driver(f"store-{number}"), number, "")
             except UserError as error:
                 errors.append(str(error))
 
@@ -375,17 +391,20 @@ def test_two_that_write_at_once_take_nothing_from_one_another(shelf: Shelf, monk
     assert len(written) == 4
     assert all("moved meanwhile" in error for error in errors)
     assert len(errors) in (1, 2)  # the second to look may find the first's event taken back
-    assert len(promote.history(shelf.registry)) == 2 - len(errors)
-    assert (shelf.registry.champion() is None) == (len(errors) == 2)
+    assert len(promote.history(registry_fixture.registry)) == 2 - len(errors)
+    assert (registry_fixture.registry.champion() is None) == (len(errors) == 2)
 
 
 @pytest.mark.usefixtures("open_gate")
 def test_the_commands_refuse_in_words(
-    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    registry_fixture: RegistryFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Force without a reason, and a version that fails: status 2, the latter after its table; history is told."""
     file = str(tmp_path / "settings.yaml")
-    Path(file).write_text(yaml.safe_dump(shelf.tree))
+    Path(file).write_text(yaml.safe_dump(registry_fixture.tree))
 
     def spin(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["spin", *words])
@@ -393,26 +412,29 @@ def test_the_commands_refuse_in_words(
             main()
         return int(left.value.code or 0), *capsys.readouterr()
 
-    assert spin("history", file)[1] == f"{shelf.name} has had no champion; `spin promote` makes one\n"
+    assert spin("history", file)[1] == f"{registry_fixture.name} has had no champion; `spin promote` makes one\n"
     status, _, error = spin("promote", file, "--version", "1", "--force", "--why", " ")
     assert (status, "--force without --why" in error) == (2, True)
-    promote.promote(shelf.registry, "1", "")
-    poor = Findings((Check("score", 0.1, 0.5, "10.0 accuracy", "at least 50.0", "train again"),), {"score": 0.1})
+    promote.promote(registry_fixture.registry, "1", "")
+    poor = GateReport((Check("score", 0.1, 0.5, "10.0 accuracy", "at least 50.0", "train again"),), {"score": 0.1})
     monkeypatch.setattr(promote, "inspect", lambda *_: poor)
     status, out, error = spin("promote", file, "--version", "2")
     assert status == 2
     assert "failed" in out
-    assert (
-        f"version 2 of {shelf.name} is not promoted: score: 10.0 accuracy, expected at least 50.0; train again, or"
-        in error
-    )
+    refused = f"version 2 of {registry_fixture.name} is not promoted"
+    assert f"{refused}: score: 10.0 accuracy, expected at least 50.0; train again, or" in error
     status, out, _ = spin("promote", file, "--version", "2", "--force", "--why", "a [test]")
     assert status == 0
     assert "version 2 is champion in place of version 1, 10.0 on the frozen evaluation set, forced although" in out
-    event = promote.history(shelf.registry)[-1]
+    event = promote.history(registry_fixture.registry)[-1]
     assert (event["forced"], event["why"]) == (["score"], "a [test]")
-    run, report = shelf.run(event["run"])
-    assert run.data.tags["spin.gate.forced"] == report["forced"] == shelf.tags("2")["spin.gate.forced"] == "true"
+    run, report = registry_fixture.run(event["run"])
+    assert (
+        run.data.tags["spin.gate.forced"]
+        == report["forced"]
+        == registry_fixture.tags("2")["spin.gate.forced"]
+        == "true"
+    )
     assert (report["why"], report["passed"]) == ("a [test]", "false")
     assert spin("rollback", file, "--why", "it was poor")[0] == 0
     lines = spin("history", file)[1].splitlines()

@@ -25,29 +25,29 @@ import requests
 from mlflow.exceptions import MlflowException
 from transformers import AutoModel
 
-from spin.backbone.digest import digest_of
+from spin.backbone.digest import compute_digest
 from spin.backbone.hub import locate
 from spin.errors import UserError
 from tests.support import tiny
+from tests.support.registry_fixture import TEXTS, RegistryFixture
 from tests.support.repository import ROOT
-from tests.support.shelf import TEXTS, Shelf
 
 PATIENCE = 120
 """seconds for a server to answer"""
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Shelf:
+def made(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> RegistryFixture:
     """Its backbone is gone from where it lay in training."""
     folder = tmp_path_factory.mktemp("pyfunc")
-    shelf = Shelf(folder, tiny.bert(folder / "bert"), tracking_uri)
+    registry_fixture = RegistryFixture(folder, tiny.bert(folder / "bert"), tracking_uri)
     shutil.rmtree(folder / "bert")
-    return shelf
+    return registry_fixture
 
 
-def loaded(shelf: Shelf, **options: Any) -> Any:
-    with shelf.registry.tracking.answers():
-        return mlflow.pyfunc.load_model(f"models:/{shelf.name}/1", **options)
+def loaded(registry_fixture: RegistryFixture, **options: Any) -> Any:
+    with registry_fixture.registry.tracking.answers():
+        return mlflow.pyfunc.load_model(f"models:/{registry_fixture.name}/1", **options)
 
 
 def ask(model: Any, texts: list[str], **params: Any) -> pd.DataFrame:
@@ -55,11 +55,11 @@ def ask(model: Any, texts: list[str], **params: Any) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def model(made: Shelf) -> Any:
+def model(made: RegistryFixture) -> Any:
     return loaded(made)
 
 
-def test_a_stranger_predicts(made: Shelf, model: Any) -> None:
+def test_a_stranger_predicts(made: RegistryFixture, model: Any) -> None:
     """As the classifier that was trained, from what is registered alone."""
     answer = ask(model, TEXTS)
     assert list(answer.columns) == ["label", "score"]
@@ -68,7 +68,7 @@ def test_a_stranger_predicts(made: Shelf, model: Any) -> None:
     assert ask(model, TEXTS[:1]).to_dict("records") == answer[:1].to_dict("records")
 
 
-def test_loading_changes_nothing(made: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_changes_nothing(made: RegistryFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow writes into its artifact store where that is a folder, and Python its bytecode; neither comes back."""
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     loaded(made)
@@ -77,20 +77,22 @@ def test_loading_changes_nothing(made: Shelf, tmp_path: Path, monkeypatch: pytes
     assert not {"__pycache__", "registered_model_meta"} & found
 
 
-def test_a_threshold(made: Shelf, model: Any) -> None:
+def test_a_threshold(made: RegistryFixture, model: Any) -> None:
     """Nulls what is less sure; 0 is the same as none."""
-    chances = made.spin.predict_proba(TEXTS).max(1)
-    border = float(np.sort(chances)[len(TEXTS) // 2])
+    probabilities = made.spin.predict_proba(TEXTS).max(1)
+    border = float(np.sort(probabilities)[len(TEXTS) // 2])
     answer = ask(model, TEXTS, threshold=border - 1e-4)
-    wanted = [label if chance >= border - 1e-4 else None for label, chance in zip(made.labels, chances, strict=True)]
+    wanted = [
+        label if chance >= border - 1e-4 else None for label, chance in zip(made.labels, probabilities, strict=True)
+    ]
     assert None in wanted
     assert answer["label"].tolist() == wanted != made.labels
-    np.testing.assert_allclose(answer["score"], chances, atol=1e-6)
+    np.testing.assert_allclose(answer["score"], probabilities, atol=1e-6)
     assert ask(model, TEXTS, threshold=0)["label"].tolist() == made.labels
     assert ask(model, TEXTS, threshold=1)["label"].tolist() == [None] * len(TEXTS)
 
 
-def test_an_explanation(made: Shelf, model: Any) -> None:
+def test_an_explanation(made: RegistryFixture, model: Any) -> None:
     """The loudest neurons and words of every text, as `explain` has them."""
     answer = ask(model, TEXTS[:3], explain=True)
     assert list(answer.columns) == ["label", "score", "explanation"]
@@ -128,7 +130,7 @@ def test_what_is_asked_wrongly(model: Any, rows: dict[str, Any], params: dict[st
     assert error.value.get_http_status_code() == 400
 
 
-def test_what_the_model_says_of_itself(made: Shelf, model: Any, tmp_path: Path) -> None:
+def test_what_the_model_says_of_itself(made: RegistryFixture, model: Any, tmp_path: Path) -> None:
     """Signature, input example, and every library that loading imports, pinned to what is installed here."""
     signature = model.metadata.signature
     assert [(c.name, c.type.name, c.required) for c in signature.inputs.inputs] == [("text", "string", True)]
@@ -162,12 +164,15 @@ def imported() -> list[set[str]]:
 
 def test_a_multi_label_model(tmp_path: Path, backbone_folder: Path, sqlite_uri: str) -> None:
     """A list a text; a threshold takes the place of the model's own."""
-    shelf = Shelf(tmp_path, backbone_folder, sqlite_uri, multilabel=True)
-    model, chances = loaded(shelf), shelf.spin.predict_proba(TEXTS)
-    assert [list(label) for label in ask(model, TEXTS)["label"]] == shelf.labels
-    border = float(np.median(chances))
-    wanted = [[name for name, p in zip(shelf.spin.classes, row, strict=True) if p >= border] for row in chances]
-    assert [list(label) for label in ask(model, TEXTS, threshold=border)["label"]] == wanted != shelf.labels
+    registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, multilabel=True)
+    model, probabilities = loaded(registry_fixture), registry_fixture.spin.predict_proba(TEXTS)
+    assert [list(label) for label in ask(model, TEXTS)["label"]] == registry_fixture.labels
+    border = float(np.median(probabilities))
+    wanted = [
+        [name for name, p in zip(registry_fixture.spin.classes, row, strict=True) if p >= border]
+        for row in probabilities
+    ]
+    assert [list(label) for label in ask(model, TEXTS, threshold=border)["label"]] == wanted != registry_fixture.labels
     [label, *_] = model.metadata.signature.outputs.inputs
     assert str(label.type) == "Array(string)"
     assert len(ask(model, TEXTS[:2], explain=True)["explanation"]) == 2
@@ -176,8 +181,10 @@ def test_a_multi_label_model(tmp_path: Path, backbone_folder: Path, sqlite_uri: 
 def test_the_settings_choose_and_who_loads_may_choose_again(
     tmp_path: Path, backbone_folder: Path, sqlite_uri: str
 ) -> None:
-    shelf = Shelf(tmp_path, backbone_folder, sqlite_uri, choose="cheapest")
-    spins = [loaded(shelf, model_config=c).unwrap_python_model().spin for c in (None, {"choose": "balanced"})]
+    registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, choose="cheapest")
+    spins = [
+        loaded(registry_fixture, model_config=c).unwrap_python_model().spin for c in (None, {"choose": "balanced"})
+    ]
     assert [spin.choose for spin in spins] == ["cheapest", "balanced"]
 
 
@@ -187,28 +194,28 @@ def test_the_settings_choose_and_who_loads_may_choose_again(
 def test_a_bundle_without_the_backbone_checks_it(tmp_path: Path, sqlite_uri: str) -> None:
     """It loads where the backbone lies as it lay in training, and not where that was changed, or is gone."""
     folder = tiny.bert(tmp_path / "bert")
-    shelf = Shelf(tmp_path, folder, sqlite_uri, registry={"include_backbone": False})
-    whole = shelf.registry.download_model("1", tmp_path)
+    registry_fixture = RegistryFixture(tmp_path, folder, sqlite_uri, registry={"include_backbone": False})
+    whole = registry_fixture.registry.download_model("1", tmp_path)
     assert sorted(path.name for path in (whole / "artifacts").iterdir()) == ["spin"]
-    assert ask(loaded(shelf), TEXTS)["label"].tolist() == shelf.labels
+    assert ask(loaded(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
     shutil.rmtree(folder)
     tiny.bert(folder, seed=1)
     with pytest.raises(UserError, match="has digest .*, the model was trained on .*; point backbone.model at"):
-        loaded(shelf)
+        loaded(registry_fixture)
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="no directory"):
-        loaded(shelf)
+        loaded(registry_fixture)
 
 
 def test_only_the_backbone_of_the_training_is_registered(tmp_path: Path, sqlite_uri: str) -> None:
     """One that changed since is refused before anything is registered."""
     folder = tiny.bert(tmp_path / "bert")
-    shelf = Shelf(tmp_path, folder, sqlite_uri)
+    registry_fixture = RegistryFixture(tmp_path, folder, sqlite_uri)
     shutil.rmtree(folder)
     tiny.bert(folder, seed=1)
     with pytest.raises(UserError, match="the model was trained on"):
-        shelf.register()
-    assert [v.number for v in shelf.registry.versions()] == ["1"]
+        registry_fixture.register()
+    assert [v.number for v in registry_fixture.registry.versions()] == ["1"]
 
 
 def test_what_loads_is_what_is_registered(tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,13 +229,13 @@ def test_what_loads_is_what_is_registered(tmp_path: Path, sqlite_uri: str, monke
     (converted / "model.safetensors").unlink()
     assert len([*converted.glob("*.safetensors")]) > 1
     (converted / "README.md").write_text("beside")
-    shelf = Shelf(tmp_path, gguf, sqlite_uri)
+    registry_fixture = RegistryFixture(tmp_path, gguf, sqlite_uri)
     shutil.rmtree(tmp_path / "cache")
-    backbone = shelf.registry.download_model("1", tmp_path) / "artifacts" / "backbone"
-    assert digest_of(backbone) == shelf.spin.backbone_digest
+    backbone = registry_fixture.registry.download_model("1", tmp_path) / "artifacts" / "backbone"
+    assert compute_digest(backbone) == registry_fixture.spin.backbone_digest
     assert locate(str(backbone)) == backbone
     assert "README.md" not in {path.name for path in backbone.iterdir()}
-    assert ask(loaded(shelf), TEXTS)["label"].tolist() == shelf.labels
+    assert ask(loaded(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
 
 
 def test_code_of_a_backbone_does_not_run(tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,10 +244,10 @@ def test_code_of_a_backbone_does_not_run(tmp_path: Path, sqlite_uri: str, monkey
     mark = tmp_path / "mark"
     folder = tiny.coded(tmp_path / "coded", mark)
     trusted = {"model": str(folder), "dtype": "float32", "device": "cpu", "trust_remote_code": True}
-    shelf = Shelf(tmp_path, folder, sqlite_uri, backbone=trusted)
+    registry_fixture = RegistryFixture(tmp_path, folder, sqlite_uri, backbone=trusted)
     mark.unlink()
     with pytest.raises(UserError, match=r"was trained on with backbone\.trust_remote_code on, here it is off"):
-        loaded(shelf)
+        loaded(registry_fixture)
     assert not mark.exists()
 
 
@@ -254,7 +261,7 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def served(made: Shelf, tmp_path: Path) -> Iterator[str]:
+def served(made: RegistryFixture, tmp_path: Path) -> Iterator[str]:
     """`mlflow models serve`, as the README has it, for one test; its whole process group is ended."""
     port, folder = free_port(), Path(sys.executable).parent
     command = [folder / "mlflow", "models", "serve", "--model-uri", f"models:/{made.name}/1", "--env-manager", "local"]
@@ -291,7 +298,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_mlflow_serves_it(made: Shelf, served: str) -> None:
+def test_mlflow_serves_it(made: RegistryFixture, served: str) -> None:
     """Labels, thresholds and explanations over HTTP, and what is asked wrongly is the asker's fault."""
 
     def post(texts: list[str], **params: Any) -> requests.Response:

@@ -19,22 +19,22 @@ from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
-from tests.support.shelf import CARD, TEXTS, Shelf, files
+from tests.support.registry_fixture import CARD, TEXTS, RegistryFixture, files
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("registry"), backbone_folder, tracking_uri)
+def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> RegistryFixture:
+    return RegistryFixture(tmp_path_factory.mktemp("registry"), backbone_folder, tracking_uri)
 
 
 @pytest.fixture
-def shelf(made: Shelf) -> Iterator[Shelf]:
+def registry_fixture(made: RegistryFixture) -> Iterator[RegistryFixture]:
     """Its version is put back as it was."""
     yield made
     made.restore()
 
 
-def test_what_was_registered_comes_back(made: Shelf, tmp_path: Path) -> None:
+def test_what_was_registered_comes_back(made: RegistryFixture, tmp_path: Path) -> None:
     """File by file, and it predicts as it did; what is small comes without the backbone."""
     (tmp_path / "fetched").mkdir()
     made.registry.download("1", tmp_path / "fetched")
@@ -88,16 +88,18 @@ CHANGED = "version 1 of tiny .* was changed since it was registered: expected di
     ],
     ids=["a bit", "a pickle", "other config", "renamed", "less", "no weights", "a folder"],
 )
-def test_what_was_changed_is_refused(shelf: Shelf, tmp_path: Path, change: Callable[[Path, Path], Any]) -> None:
+def test_what_was_changed_is_refused(
+    registry_fixture: RegistryFixture, tmp_path: Path, change: Callable[[Path, Path], Any]
+) -> None:
     """By all that reads a version, before anything of it lies where it would be read; no pickle is ever opened."""
-    shelf.change(lambda model: change(model / "artifacts" / "spin", tmp_path / "mark"))
+    registry_fixture.change(lambda model: change(model / "artifacts" / "spin", tmp_path / "mark"))
     (tmp_path / "fetched").mkdir()
     with pytest.raises(UserError, match=CHANGED % "artifact"):
-        shelf.registry.download("1", tmp_path / "fetched")
+        registry_fixture.registry.download("1", tmp_path / "fetched")
     with pytest.raises(UserError, match=CHANGED % "model"):
-        shelf.registry.download_model("1", tmp_path / "fetched")
+        registry_fixture.registry.download_model("1", tmp_path / "fetched")
     with pytest.raises(UserError, match=CHANGED % "(artifact|model)"):
-        promote.promote(shelf.registry, "1", "")
+        promote.promote(registry_fixture.registry, "1", "")
     assert [*(tmp_path / "fetched").iterdir()] == []
     assert not (tmp_path / "mark").exists()
 
@@ -114,24 +116,24 @@ def test_what_was_changed_is_refused(shelf: Shelf, tmp_path: Path, change: Calla
     ids=["code", "MLmodel", "backbone", "a pickle", "requirements"],
 )
 def test_what_was_changed_beside_the_artifact_is_refused(
-    shelf: Shelf, tmp_path: Path, change: Callable[[Path, Path], Any]
+    registry_fixture: RegistryFixture, tmp_path: Path, change: Callable[[Path, Path], Any]
 ) -> None:
     """By what would run it; SPIN's own readers take nothing but the artifact, and that is as it was."""
-    shelf.change(lambda model: change(model, tmp_path / "mark"))
+    registry_fixture.change(lambda model: change(model, tmp_path / "mark"))
     (tmp_path / "fetched").mkdir()
     with pytest.raises(UserError, match=CHANGED % "model"):
-        shelf.registry.download_model("1", tmp_path / "fetched")
+        registry_fixture.registry.download_model("1", tmp_path / "fetched")
     assert [*(tmp_path / "fetched").iterdir()] == []
-    assert shelf.registry.load("1").predict(TEXTS) == shelf.labels
+    assert registry_fixture.registry.load("1").predict(TEXTS) == registry_fixture.labels
     assert not (tmp_path / "mark").exists()
 
 
-def test_what_is_gone_is_told(shelf: Shelf, tmp_path: Path) -> None:
+def test_what_is_gone_is_told(registry_fixture: RegistryFixture, tmp_path: Path) -> None:
     """Trying again does not bring it back."""
-    shelf.change(lambda model: shutil.rmtree(model / "artifacts" / "spin"))
+    registry_fixture.change(lambda model: shutil.rmtree(model / "artifacts" / "spin"))
     # a disk may keep the folder that they lay in
     with pytest.raises(UserError, match="version 1 of tiny .* (has lost its files, artifacts/spin|was changed since)"):
-        shelf.registry.download("1", tmp_path)
+        registry_fixture.registry.download("1", tmp_path)
     assert [*tmp_path.iterdir()] == []
 
 
@@ -151,7 +153,7 @@ def test_what_is_no_plain_file_has_no_digest(tmp_path: Path) -> None:
     ],
 )
 def test_a_version_without_a_digest_is_refused(
-    made: Shelf, tmp_path: Path, tag: str, read: Callable[[Registry, Path], Any]
+    made: RegistryFixture, tmp_path: Path, tag: str, read: Callable[[Registry, Path], Any]
 ) -> None:
     """Nothing tells whether it was changed."""
     client = made.registry.tracking.client
@@ -164,7 +166,7 @@ def test_a_version_without_a_digest_is_refused(
         client.set_model_version_tag(made.name, "1", tag, digest)
 
 
-def test_a_version_is_found_by_number_and_alias(made: Shelf) -> None:
+def test_a_version_is_found_by_number_and_alias(made: RegistryFixture) -> None:
     """The newest is the challenger; what does not exist is told with what does."""
     registry, name = made.registry, made.name
     assert registry.resolve(f"models:/{name}@{CHALLENGER}") == "1"
@@ -189,13 +191,13 @@ def test_the_first_version_freezes_the_evaluation_set(
 ) -> None:
     """A later one has no say in it, and one that was changed is refused."""
     rows = [{"id": "a", "text": "ein Bär – 熊", "label": "good"}]
-    monkeypatch.setattr(Shelf.register, "__defaults__", (rows, "f"))
-    shelf = Shelf(tmp_path, backbone_folder, tracking_uri)
-    registry, client = shelf.registry, shelf.registry.tracking.client
+    monkeypatch.setattr(RegistryFixture.register, "__defaults__", (rows, "f"))
+    registry_fixture = RegistryFixture(tmp_path, backbone_folder, tracking_uri)
+    registry, client = registry_fixture.registry, registry_fixture.registry.tracking.client
     frozen = registry.frozen()
     assert frozen is not None
     assert frozen["rows"] == rows
-    shelf.register([{"id": "b", "text": "other", "label": "bad"}])
+    registry_fixture.register([{"id": "b", "text": "other", "label": "bad"}])
     assert registry.frozen() == frozen
     (tmp_path / "evaluation.json").write_text("[]")
     client.log_artifact(registry.tags()["spin.evaluation.run"], str(tmp_path / "evaluation.json"), "evaluation")
@@ -203,7 +205,7 @@ def test_the_first_version_freezes_the_evaluation_set(
         registry.frozen()
 
 
-def test_a_version_has_the_model_card(made: Shelf) -> None:
+def test_a_version_has_the_model_card(made: RegistryFixture) -> None:
     """As far as MLflow has room for it, and where the rest is; whole in the artifact."""
     told = made.registry.tracking.client.get_model_version(made.name, "1").description
     shown, _, more = told.partition("\n\n… ")
@@ -212,7 +214,7 @@ def test_a_version_has_the_model_card(made: Shelf) -> None:
     assert more == "the rest is in artifacts/spin/MODEL_CARD.md"
 
 
-def test_a_night_that_was_cut_off_is_logged_again(made: Shelf) -> None:
+def test_a_night_that_was_cut_off_is_logged_again(made: RegistryFixture) -> None:
     """A process that dies in the middle leaves a run without figures; one with them is not made twice."""
     night = {
         "date": "2026-03-01",
@@ -303,24 +305,24 @@ def test_a_user_without_rights(
     """May read and predict, but not move an alias, nor change what is kept of a model."""
     import requests
 
-    shelf = Shelf(tmp_path, backbone_folder, mlflow_server)
-    reader = {"username": f"reader-{shelf.name[-8:]}", "password": "may read, no more"}
+    registry_fixture = RegistryFixture(tmp_path, backbone_folder, mlflow_server)
+    reader = {"username": f"reader-{registry_fixture.name[-8:]}", "password": "may read, no more"}
     spin = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
     requests.post(f"{mlflow_server}/api/2.0/mlflow/users/create", json=reader, auth=spin, timeout=60).raise_for_status()
     for name, value in reader.items():
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name.upper()}", value)
-    assert shelf.registry.load("1").predict(TEXTS) == shelf.labels
+    assert registry_fixture.registry.load("1").predict(TEXTS) == registry_fixture.labels
     for forbidden in (
-        lambda: shelf.registry.set_alias(CHAMPION, "1"),
-        lambda: shelf.registry.set_tag("spin.history.000001", "{}"),
-        shelf.register,
+        lambda: registry_fixture.registry.set_alias(CHAMPION, "1"),
+        lambda: registry_fixture.registry.set_tag("spin.history.000001", "{}"),
+        registry_fixture.register,
     ):
         with pytest.raises(UserError) as error:
             forbidden()
         assert f"does not allow this to the user '{reader['username']}'; have the right given" in str(error.value)
     with pytest.raises(Exception, match=r"403|[Pp]ermission"):
-        shelf.change(lambda model: (model / "MLmodel").write_text("flavors: {}"))
-    assert shelf.registry.champion() is None
+        registry_fixture.change(lambda model: (model / "MLmodel").write_text("flavors: {}"))
+    assert registry_fixture.registry.champion() is None
 
 
 @pytest.mark.mlflow

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt, Ledger
-from pipelines.workers.fault_isolation import PATIENCE, isolate
+from pipelines.storage.shard_log import Attempt, ShardLog
+from pipelines.workers.fault_isolation import MAX_CRASHES, isolate
 
 
 class Killed(BaseException):
@@ -21,25 +21,25 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def ledger(store_uri: str) -> Ledger:
-    return Ledger(Store(store_uri))
+def shard_log(store_uri: str) -> ShardLog:
+    return ShardLog(Store(store_uri))
 
 
 # Commits
 
 
-def test_a_shard_is_committed_by_its_outcome(ledger: Ledger) -> None:
+def test_a_shard_is_committed_by_its_outcome(shard_log: ShardLog) -> None:
     """Files lie under the shard's keys with their digests; without the outcome they are not committed."""
-    outcome = ledger.commit("000003", {"a.txt": b"one", "b.txt": b""}, {"rows": 2})
+    outcome = shard_log.commit("000003", {"a.txt": b"one", "b.txt": b""}, {"rows": 2})
     digest = hashlib.sha256(b"one").hexdigest()
     assert outcome["files"]["parts/000003.a.txt"] == {"bytes": 3, "sha256": digest}
-    assert ledger.committed() == {"000003": outcome}
-    ledger.store.delete("parts/000003.json")
-    assert ledger.committed() == {}
-    assert ledger.store.read("parts/000003.a.txt") == b"one"
+    assert shard_log.committed() == {"000003": outcome}
+    shard_log.store.delete("parts/000003.json")
+    assert shard_log.committed() == {}
+    assert shard_log.store.read("parts/000003.a.txt") == b"one"
 
 
-def test_a_file_that_is_not_written_commits_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_written_commits_nothing(shard_log: ShardLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """The outcome comes after all files."""
 
     def full(_store: Store, key: str, _data: bytes) -> None:
@@ -48,19 +48,19 @@ def test_a_file_that_is_not_written_commits_nothing(ledger: Ledger, monkeypatch:
 
     monkeypatch.setattr(Store, "write", full)
     with pytest.raises(UnavailableError):
-        ledger.commit("000003", {"a.txt": b"one", "b.txt": b"two"}, {})
+        shard_log.commit("000003", {"a.txt": b"one", "b.txt": b"two"}, {})
     monkeypatch.undo()
-    assert ledger.committed() == {}
+    assert shard_log.committed() == {}
 
 
 # Attempts
 
 
-def test_attempts_tell_deaths_from_errors(ledger: Ledger) -> None:
+def test_attempts_tell_deaths_from_errors(shard_log: ShardLog) -> None:
     """A try that raises or is interrupted has ended; one whose process is killed has not; notes outlive both."""
 
     def trial(error: BaseException, deaths: int) -> None:
-        with ledger.attempt("000001") as attempt:
+        with shard_log.attempt("000001") as attempt:
             assert attempt.deaths == deaths
             attempt.keep({"at": 7})
             raise error
@@ -71,17 +71,17 @@ def test_attempts_tell_deaths_from_errors(ledger: Ledger) -> None:
         trial(KeyboardInterrupt(), 0)
     with pytest.raises(Killed):
         trial(Killed(), 0)
-    with ledger.attempt("000001") as fourth:
+    with shard_log.attempt("000001") as fourth:
         assert (fourth.begun, fourth.deaths, fourth.note) == (4, 1, {"at": 7})
-    with ledger.attempt("000000"):
+    with shard_log.attempt("000000"):
         pass
-    assert ledger.begun() == ["000000", "000001"]
+    assert shard_log.begun() == ["000000", "000001"]
 
 
 # Poison
 
 
-def run_until_done(ledger: Ledger, rows: list[int], raising: set[int], deadly: set[int]) -> tuple[Any, int]:
+def run_until_done(shard_log: ShardLog, rows: list[int], raising: set[int], deadly: set[int]) -> tuple[Any, int]:
     """Tries at one shard until one ends, as a pool that starts killed actors again makes them."""
 
     def work(part: list[int]) -> list[int]:
@@ -93,7 +93,7 @@ def run_until_done(ledger: Ledger, rows: list[int], raising: set[int], deadly: s
 
     for tries in range(1, 100):
         try:
-            with ledger.attempt("000000") as attempt:
+            with shard_log.attempt("000000") as attempt:
                 return isolate(rows, work, attempt), tries
         except Killed:
             continue
@@ -109,26 +109,26 @@ def test_every_row_is_done_or_dead(
 ) -> None:
     """Whatever rows raise and kill, just these are dead, the others done in order, after a bounded number of tries."""
     rows = data.draw(st.sets(st.integers(0, 199), max_size=count)) if count else set()
-    ledger = Ledger(Store(str(tmp_path_factory.mktemp("run"))))
-    (done, dead), tries = run_until_done(ledger, sorted(rows), raising, deadly)
+    shard_log = ShardLog(Store(str(tmp_path_factory.mktemp("run"))))
+    (done, dead), tries = run_until_done(shard_log, sorted(rows), raising, deadly)
     assert set(dead) == rows & (raising | deadly)
     assert [row for part, _ in done for row in part] == sorted(rows - raising - deadly)
     assert [value for _, values in done for value in values] == [row * 10 for row in sorted(rows - raising - deadly)]
     assert {dead[row] for row in rows & deadly} <= {"every process that computed it was killed"}
     assert {dead[row] for row in rows & raising - deadly} <= {"computing it raised ValueError"}
-    assert tries <= PATIENCE + 1 + 3 * len(rows & deadly)
+    assert tries <= MAX_CRASHES + 1 + 3 * len(rows & deadly)
 
 
 def test_sound_rows_are_done_at_once(tmp_path: Path) -> None:
     """One piece and no notes, and after two deaths that were the machine's, sixteen."""
-    ledger = Ledger(Store(str(tmp_path)))
+    shard_log = ShardLog(Store(str(tmp_path)))
     rows = list(range(320))
-    (done, dead), tries = run_until_done(ledger, rows, set(), set())
+    (done, dead), tries = run_until_done(shard_log, rows, set(), set())
     assert (len(done), dead, tries) == (1, {}, 1)
-    for _ in range(PATIENCE):
-        with pytest.raises(Killed), ledger.attempt("000000"):
+    for _ in range(MAX_CRASHES):
+        with pytest.raises(Killed), shard_log.attempt("000000"):
             raise Killed
-    with ledger.attempt("000000") as attempt:
+    with shard_log.attempt("000000") as attempt:
         done, dead = isolate(rows, lambda part: part, attempt)
     assert [len(part) for part, _ in done] == [20] * 16
     assert dead == {}
@@ -141,14 +141,14 @@ def test_a_store_that_is_away_is_no_poison(tmp_path: Path) -> None:
     def away(_: list[int]) -> NoReturn:
         raise UnavailableError("away")
 
-    ledger = Ledger(Store(str(tmp_path)))
-    for _ in range(PATIENCE):
-        with pytest.raises(Killed), ledger.attempt("000000"):
+    shard_log = ShardLog(Store(str(tmp_path)))
+    for _ in range(MAX_CRASHES):
+        with pytest.raises(Killed), shard_log.attempt("000000"):
             raise Killed
     for _ in range(3):
-        with pytest.raises(UnavailableError), ledger.attempt("000000") as attempt:
+        with pytest.raises(UnavailableError), shard_log.attempt("000000") as attempt:
             isolate([1, 2], away, attempt)
-    with ledger.attempt("000000") as attempt:
+    with shard_log.attempt("000000") as attempt:
         done, dead = isolate([1, 2], lambda part: part, attempt)
     assert ([part for part, _ in done], dead) == ([[1], [2]], {})
 
@@ -156,6 +156,6 @@ def test_a_store_that_is_away_is_no_poison(tmp_path: Path) -> None:
 def test_an_attempt_is_counted_before_it_starts(tmp_path: Path) -> None:
     """Or a death in its first step would not be known of."""
     store = Store(str(tmp_path))
-    with Ledger(store).attempt("000000") as attempt:
+    with ShardLog(store).attempt("000000") as attempt:
         assert store.read_json("attempts/000000.json") == {"begun": 1, "ended": 0, "note": {}}
     assert isinstance(attempt, Attempt)

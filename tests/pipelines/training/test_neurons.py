@@ -24,18 +24,18 @@ from pipelines.training.neurons import NEURONS, describe_neurons, load_neurons, 
 from spin import SpinClassifier
 from spin.activations.extract import Features, extract
 from spin.activations.feature_table import to_table
-from spin.classifier import columns_of
+from spin.classifier import feature_columns
 from spin.errors import UserError
-from spin.heads.fitted import Integrated, Integration
+from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
-from spin.labels.label_space import Label, Task
+from spin.labels.label_space import Label, LabelSpace
 from spin.pages.explanation_page import Driver
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, parse_settings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from tests.support import tiny
 
-FFN, RESID = Column.parse("ffn.01.mean"), Column.parse("resid.02.max")
+FFN, RESID = FeatureColumn.parse("ffn.01.mean"), FeatureColumn.parse("resid.02.max")
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Watched(FeatureShards):
         return super().table(names)
 
 
-def publish(folder: Path, labels: Labels, values: dict[Column, Any], shards: int = 2) -> Watched:
+def publish(folder: Path, labels: Labels, values: dict[FeatureColumn, Any], shards: int = 2) -> Watched:
     """Features on a disk, as extraction leaves them."""
     store, names = Store(str(folder)), [f"{i:06d}" for i in range(shards)]
-    n, told = len(labels.ids), labels.task.names(labels.y)
+    n, told = len(labels.ids), labels.label_space.names(labels.y)
     for name, rows in zip(names, np.array_split(np.arange(n), shards), strict=True):
         part = Features(
             {c: v[rows] for c, v in values.items()}, np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32), 0
@@ -63,51 +63,57 @@ def publish(folder: Path, labels: Labels, values: dict[Column, Any], shards: int
     return Watched(store, tuple(names), {c: v.shape[1] for c, v in values.items()})
 
 
-def made(task: Task) -> tuple[SpinClassifier, Labels, dict[Column, Any]]:
+def made(label_space: LabelSpace) -> tuple[SpinClassifier, Labels, dict[FeatureColumn, Any]]:
     """Random heads over random features of 40 documents, many of them equal; `cheapest` reads less than the others."""
-    draw = np.random.default_rng(len(task) + task.multilabel)
+    draw = np.random.default_rng(len(label_space) + label_space.multilabel)
     values = {c: draw.integers(-4, 5, (40, width)).astype(np.float16) for c, width in ((FFN, 9), (RESID, 6))}
 
-    def integration(neurons: dict[Column, list[int]]) -> Integration:
+    def fitted(neurons: dict[FeatureColumn, list[int]]) -> FittedClassifier:
         p = sum(map(len, neurons.values()))
         at = {c: np.array(n) for c, n in neurons.items()}
         selection = Selection(at, {c: np.linspace(0.1, 0.3, 9)[n] for c, n in at.items()}, 0.5)
         mean, scale = (
             np.concatenate([f(9)[n] for n in at.values()]) for f in (np.arange, lambda n: 2.0 + np.arange(n))
         )
-        head = LinearHead(draw.normal(size=(len(task), p)), draw.normal(size=len(task)))
-        return Integration(selection, mean, scale, head, {})
+        head = LinearHead(draw.normal(size=(len(label_space), p)), draw.normal(size=len(label_space)))
+        return FittedClassifier(selection, mean, scale, head, {})
 
-    first, second = integration({FFN: [1, 4, 7], RESID: [0, 5]}), integration({FFN: [4, 8]})
-    integrated = Integrated({"accuracy": first, "balanced": first, "cheapest": second}, (), 0)
-    y = draw.random((40, len(task))) < 0.4 if task.multilabel else draw.integers(len(task), size=40)
+    first, second = fitted({FFN: [1, 4, 7], RESID: [0, 5]}), fitted({FFN: [4, 8]})
+    training_result = TrainingResult({"accuracy": first, "balanced": first, "cheapest": second}, (), 0)
+    y = (
+        draw.random((40, len(label_space))) < 0.4
+        if label_space.multilabel
+        else draw.integers(len(label_space), size=40)
+    )
     splits = [("train", "train", "valid", "test")[i] for i in draw.integers(4, size=40)]
-    spin = SpinClassifier.assemble(BackboneSettings(model="none"), "digest", task, integrated, "accuracy")
-    return spin, Labels([f"d{i}" for i in range(40)], task, y, splits), values
+    spin = SpinClassifier.assemble(BackboneSettings(model="none"), "digest", label_space, training_result, "accuracy")
+    return spin, Labels([f"d{i}" for i in range(40)], label_space, y, splits), values
 
 
-TASKS = [Task(("bad", "good")), Task(("a", "b", "c")), Task(("a", "b", "c"), multilabel=True)]
+TASKS = [LabelSpace(("bad", "good")), LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)]
 
 
 @pytest.mark.parametrize("task", TASKS, ids=["two", "three", "several"])
-def test_every_neuron_is_described_as_a_loop_finds_it(tmp_path: Path, task: Task) -> None:
+def test_every_neuron_is_described_as_a_loop_finds_it(tmp_path: Path, label_space: LabelSpace) -> None:
     """Importance, the class with the largest weight, and of training documents those with the largest values."""
-    spin, labels, values = made(task)
+    spin, labels, values = made(label_space)
     rows = json.loads(json.dumps(describe_neurons(spin, publish(tmp_path, labels, values), labels, count=3)))
     assert [(row["column"], row["neuron"]) for row in rows] == [
         *(("ffn.01.mean", n) for n in (1, 4, 7, 8)),
         *(("resid.02.max", n) for n in (0, 5)),
     ]
-    told = labels.task.names(labels.y)
+    told = labels.label_space.names(labels.y)
     for row in rows:
-        column, neuron = Column.parse(row["column"]), row["neuron"]
+        column, neuron = FeatureColumn.parse(row["column"]), row["neuron"]
         assert set(row["heads"]) == {
-            name for name, part in spin.integrated.choices.items() if neuron in part.selection.neurons.get(column, [])
+            name
+            for name, part in spin.training_result.choices.items()
+            if neuron in part.selection.neurons.get(column, [])
         }
         for name, head in row["heads"].items():
-            part = spin.integrated.choices[name]
+            part = spin.training_result.choices[name]
             at = [(c, n) for c, n, _ in part.selection.rows()].index((column, neuron))
-            weights = {task.classes[k]: part.head.coef[k, at] for k in range(len(task))}  # type: ignore[union-attr]
+            weights = {label_space.classes[k]: part.head.coef[k, at] for k in range(len(label_space))}  # type: ignore[union-attr]
             assert head["class"] == max(weights, key=weights.__getitem__)
             assert head["slope"] == pytest.approx(max(weights.values()), rel=1e-3)
             assert row["importance"] == pytest.approx(part.selection.rows()[at][2], rel=1e-3)
@@ -135,7 +141,7 @@ def test_no_more_documents_than_there_are(tmp_path: Path, count: int) -> None:
 
 
 @dataclass
-class Shelf:
+class RegistryFixture:
     """A registry of one version, which lies in a folder."""
 
     folder: Path
@@ -156,13 +162,13 @@ def test_rows_of_a_choice_fall_by_importance_times_slope(tmp_path: Path) -> None
     spin, labels, values = made(TASKS[1])
     rows = describe_neurons(spin, publish(tmp_path / "store", labels, values), labels)
     (tmp_path / "model").mkdir()
-    shelf: Any = Shelf(tmp_path / "model")
+    registry_fixture: Any = RegistryFixture(tmp_path / "model")
     with pytest.raises(UserError, match="version 3 of tiny holds no neurons.json; train the model again"):
-        load_neurons(shelf, "3", "accuracy")
+        load_neurons(registry_fixture, "3", "accuracy")
     (tmp_path / "model" / NEURONS).write_text(json.dumps(rows))
     for choose in ("accuracy", "cheapest"):
-        found = load_neurons(shelf, "3", choose)  # type: ignore[arg-type]
-        selected = {(str(c), n) for c, n, _ in spin.integrated.choices[choose].selection.rows()}
+        found = load_neurons(registry_fixture, "3", choose)  # type: ignore[arg-type]
+        selected = {(str(c), n) for c, n, _ in spin.training_result.choices[choose].selection.rows()}
         assert {(row["column"], row["neuron"]) for row in found} == selected
         weights = [row["importance"] * abs(row["slope"]) for row in found]
         assert weights == sorted(weights, reverse=True)
@@ -205,7 +211,7 @@ class Project:
 
     def spin(self, *words: str, fails: bool = False) -> str:
         """What `spin COMMAND settings.yaml …` prints; what it says of a mistake if it `fails`."""
-        self.monkeypatch.setattr(cli, "open_registry", lambda settings: Shelf(self.folder / "model"))
+        self.monkeypatch.setattr(cli, "open_registry", lambda settings: RegistryFixture(self.folder / "model"))
         self.monkeypatch.setattr(sys, "argv", ["spin", words[0], str(self.folder / "settings.yaml"), *words[1:]])
         self.monkeypatch.setattr(terminal.out, "_width", 160)
         with pytest.raises(SystemExit) as left:
@@ -224,9 +230,9 @@ def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels
     spin.fit(texts, labels)
     spin.save(folder / "model")
     ids = [f"d{i}" for i in range(len(texts))]
-    y = spin.task.index(labels)
-    described = Labels(ids, spin.task, y, ["train" if i % 4 else "test" for i in range(len(texts))])
-    values = extract(spin.backbone, texts, columns_of(spin.backbone, spin.sites, None)).columns
+    y = spin.label_space.index(labels)
+    described = Labels(ids, spin.label_space, y, ["train" if i % 4 else "test" for i in range(len(texts))])
+    values = extract(spin.backbone, texts, feature_columns(spin.backbone, spin.sites, None)).columns
     rows = describe_neurons(spin, publish(folder / "store", described, values), described)
     (folder / "model" / NEURONS).write_text(json.dumps(rows))
     pq.write_table(pa.table({"id": ids, "text": list(texts), "label": list(labels)}), folder / "corpus.parquet")
@@ -254,7 +260,7 @@ def test_neurons_are_listed(project: Project) -> None:
     """The heaviest first, with what they speak for and a text; fewer, of one class, or as JSON."""
     spin = SpinClassifier.load(project.folder / "model")
     rows = json.loads(project.spin("neurons", "--top", "999", "--json"))
-    assert len(rows) == len(spin.integration.selection)
+    assert len(rows) == len(spin.fitted.selection)
     listed = project.spin("neurons", "--top", "3")
     assert f"3 of {len(rows):,} neurons" in listed
     names = [f"{row['column']}[{row['neuron']}]" for row in rows]

@@ -277,7 +277,7 @@ def test_a_night_takes_another_classifier_and_abstains(road: Road) -> None:
     counts = run_classify(cheap, road.registry, source, output, night="2026-02-03")["counts"]
     rows = read_predictions(output)
     spin = Registry(cheap).load("1")
-    assert {row["depth"] for row in rows} == {spin.integrated.choices["cheapest"].selection.depth}
+    assert {row["depth"] for row in rows} == {spin.training_result.choices["cheapest"].selection.depth}
     lead = [np.diff(np.sort(row["scores"])[-2:])[0] for row in rows]
     assert [row["label"] is None for row in rows] == [margin < 0.6 for margin in lead]
     assert 0 < counts["abstained"] == sum(row["label"] is None for row in rows) < 50

@@ -13,7 +13,7 @@ import pytest
 from pipelines.storage.object_store import Store
 from pipelines.workers import weights_cache
 from spin.backbone import hub
-from spin.backbone.digest import digest_of
+from spin.backbone.digest import compute_digest
 from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
@@ -38,10 +38,10 @@ def settings_of(store_uri: str, backbone_folder: Path) -> Callable[..., Settings
 
 @pytest.fixture
 def digest(backbone_folder: Path) -> str:
-    return digest_of(backbone_folder)
+    return compute_digest(backbone_folder)
 
 
-def shelf(store_uri: str) -> Store:
+def registry_fixture(store_uri: str) -> Store:
     return Store(store_uri) / "backbones"
 
 
@@ -84,7 +84,7 @@ def test_it_is_published_once(
         monkeypatch.setattr(Store, name, spy)
     weights_cache.publish(settings_of(), digest)
     assert written[-1] == "files.json"
-    assert sorted(written) == sorted(key.rpartition("/")[2] for key in shelf(store_uri).list())
+    assert sorted(written) == sorted(key.rpartition("/")[2] for key in registry_fixture(store_uri).list())
     written.clear()
     weights_cache.publish(settings_of("/not/there"), digest)
     assert written == []
@@ -96,7 +96,7 @@ def test_without_a_cluster_it_stays_where_it_is(
     settings = settings_of(address=None)
     weights_cache.publish(settings, digest)
     assert weights_cache.receive(settings, digest) == settings.backbone
-    assert not shelf(store_uri).list()
+    assert not registry_fixture(store_uri).list()
     assert not cache.exists()
 
 
@@ -121,11 +121,11 @@ def test_other_weights_are_refused(
         UserError, match=rf"has digest \w+, the model was trained on {digest[:12]}; point backbone.model at"
     ):
         weights_cache.publish(settings_of(str(other)), digest)
-    assert not shelf(store_uri).list()
+    assert not registry_fixture(store_uri).list()
     with pytest.raises(UserError, match="does not hold the backbone; run the stage again"):
         weights_cache.receive(settings_of("someone/model"), digest)
     weights_cache.publish(settings_of(), digest)
-    shelf(store_uri).write(f"{digest}/model.safetensors", (other / "model.safetensors").read_bytes())
+    registry_fixture(store_uri).write(f"{digest}/model.safetensors", (other / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match=f"holds a backbone of digest .*, expected {digest[:12]}; delete it there"):
         weights_cache.receive(settings_of("someone/model"), digest)
     assert [path.name for path in cache.iterdir()] == [f".{digest}.lock"]
@@ -137,7 +137,7 @@ def test_names_that_lead_elsewhere_do_not(
     """A list of files that was tampered with writes nowhere but into the cache."""
     weights_cache.publish(settings_of(), digest)
     names = [path.name for path in backbone_folder.iterdir()]
-    shelf(store_uri).write_json(f"{digest}/files.json", [*names, "../../escaped"])
+    registry_fixture(store_uri).write_json(f"{digest}/files.json", [*names, "../../escaped"])
     Store(store_uri).write("escaped", b"")
     with pytest.raises(UserError, match=r"names a file '\.\./\.\./escaped'; expected names without a folder"):
         weights_cache.receive(settings_of("someone/model"), digest)
@@ -163,7 +163,7 @@ def test_workers_of_a_node_wait_for_the_first(
     with ThreadPoolExecutor(3) as workers:
         assert list(workers.map(receive, range(3))) == [str(cache / digest)] * 3
     assert len(fetched) == 1
-    assert digest_of(cache / digest) == digest
+    assert compute_digest(cache / digest) == digest
     assert sorted(path.name for path in cache.iterdir()) == [f".{digest}.lock", digest]
 
 

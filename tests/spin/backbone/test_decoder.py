@@ -129,9 +129,9 @@ def test_better_than_chance_on_held_out_tweets(fitted: Fitted) -> None:
     assert fitted.spin.classes == CLASSES
     found = np.array(CLASSES)[fitted.logits.argmax(1)]
     assert (found == np.array(fitted.held_out.labels)).mean() > BAR
-    assert 0 < len(fitted.spin.integration.selection) < 576
-    assert {str(c.site) for c in fitted.spin.integration.selection.neurons} <= set(SITES)
-    assert {c.pooling for c in fitted.spin.integration.selection.neurons} <= {"last", "mean"}
+    assert 0 < len(fitted.spin.fitted.selection) < 576
+    assert {str(c.site) for c in fitted.spin.fitted.selection.neurons} <= set(SITES)
+    assert {c.pooling for c in fitted.spin.fitted.selection.neurons} <= {"last", "mean"}
     assert fitted.spin.depth <= 16
 
 

@@ -43,10 +43,10 @@ from spin.backbone.hooks import capture
 from spin.backbone.hub import locate
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
-from spin.backbone.pooling import pool, token_of
+from spin.backbone.pooling import pool, token_position
 from spin.errors import UserError
 from spin.settings import POOLINGS, BackboneSettings
-from spin.sites import Column, Site, choose_sites
+from spin.sites import FeatureColumn, Site, choose_sites
 from tests.support import tiny
 
 TEXTS = (
@@ -247,11 +247,11 @@ def _hooks(backbone: Backbone) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in backbone.model.modules())
 
 
-def _all_columns(backbone: Backbone) -> list[Column]:
-    return [Column(site, pooling) for site in [*backbone.sites, backbone.final] for pooling in POOLINGS]
+def _all_columns(backbone: Backbone) -> list[FeatureColumn]:
+    return [FeatureColumn(site, pooling) for site in [*backbone.sites, backbone.final] for pooling in POOLINGS]
 
 
-def _assert_same(found: dict[Column, Any], expected: dict[Column, Any], atol: float = 1e-4) -> None:
+def _assert_same(found: dict[FeatureColumn, Any], expected: dict[FeatureColumn, Any], atol: float = 1e-4) -> None:
     assert list(found) == list(expected)
     for column, values in found.items():
         np.testing.assert_allclose(values, expected[column], rtol=1e-4, atol=atol, err_msg=str(column))
@@ -389,7 +389,7 @@ def _pooled(tokens: np.ndarray, seen: list[int], pooling: str, length: int) -> n
 def test_shallow_sites_end_the_forward_pass(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """No block above the deepest site is called, nor what follows its FFN's neurons; a cut reads the same."""
     backbone = model.backbone
-    whole = extract(backbone, TEXTS, columns := [Column(site, "mean") for site in backbone.sites]).columns
+    whole = extract(backbone, TEXTS, columns := [FeatureColumn(site, "mean") for site in backbone.sites]).columns
     calls: list[str] = []
 
     def count(module: nn.Module, name: str) -> None:
@@ -452,7 +452,7 @@ def test_first_position_of_a_decoder_without_special_tokens(llama: Path) -> None
     backbone = _load(llama)
     backbone.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     site = Site(2, "resid")
-    columns = [Column(site, pooling) for pooling in POOLINGS]
+    columns = [FeatureColumn(site, pooling) for pooling in POOLINGS]
     text, word = "great film crew", "great"
     features = extract(backbone, [text, word], columns).columns
     ids, mask = _batch(backbone, [text, word])
@@ -469,7 +469,7 @@ def test_text_of_no_tokens(llama: Path) -> None:
     """A tokenizer without special tokens gives a space no token; it is still read, to finite values."""
     backbone = _load(llama)
     backbone.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
-    columns = [Column(Site(1, "ffn"), pooling) for pooling in POOLINGS]
+    columns = [FeatureColumn(Site(1, "ffn"), pooling) for pooling in POOLINGS]
     features = extract(backbone, [" ", "great film"], columns)
     assert features.n_tokens.tolist() == [1, 2]
     assert all(np.isfinite(values).all() for values in features.columns.values())
@@ -484,7 +484,7 @@ MASKS = st.sampled_from(range(1, 8)).flatmap(lambda width: st.lists(ROWS[width],
 @settings(max_examples=60, deadline=None)
 @given(mask=MASKS, half=st.booleans(), seed=st.integers(0, 99))
 def test_pool_on_any_mask(mask: list[list[bool]], half: bool, seed: int) -> None:
-    """Whichever side the padding lies on, or with holes, pool and token_of equal a plain loop, in float32."""
+    """Whichever side the padding lies on, or with holes, pool and token_position equal a plain loop, in float32."""
     draw = torch.randn(len(mask), len(mask[0]), 3, generator=torch.Generator().manual_seed(seed)) * 5 - 20
     values = draw.to(torch.bfloat16) if half else draw
     for pooling in POOLINGS:
@@ -495,9 +495,9 @@ def test_pool_on_any_mask(mask: list[list[bool]], half: bool, seed: int) -> None
             tokens = values[row].float().numpy()[at]
             expected = _pooled(tokens, list(range(len(at))), pooling, len(at))
             np.testing.assert_allclose(pooled[row].numpy(), expected, rtol=1e-5)
-    assert token_of(torch.tensor(mask), "first").tolist() == [row.index(True) for row in mask]
+    assert token_position(torch.tensor(mask), "first").tolist() == [row.index(True) for row in mask]
     last = [max(t for t, yes in enumerate(row) if yes) for row in mask]
-    assert token_of(torch.tensor(mask), "last").tolist() == last
+    assert token_position(torch.tensor(mask), "last").tolist() == last
 
 
 def test_left_padding_pools_as_right_padding() -> None:
@@ -530,7 +530,7 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path, special: bool) -> None:
     assert tokens.truncated == 2
     assert [len(row) for row in tokens.ids] == [6, 6, 6]
     assert tokens.ids[1] == tokens.ids[0]
-    features = extract(backbone, texts, [Column(Site(1, "resid"), "mean")])
+    features = extract(backbone, texts, [FeatureColumn(Site(1, "resid"), "mean")])
     assert (features.truncated, features.n_tokens.tolist()) == (2, [6, 6, 6])
 
 
@@ -548,7 +548,7 @@ def test_max_tokens_keeps_within_positions(model: Model) -> None:
     backbone = model.load(max_tokens=5000)
     # RoBERTa's first position is the one after its padding index
     assert backbone.max_tokens == (47 if model.family.name == "roberta" else 48)
-    features = extract(backbone, ["great " * 300], [Column(backbone.final, "mean")])
+    features = extract(backbone, ["great " * 300], [FeatureColumn(backbone.final, "mean")])
     assert (features.n_tokens.tolist(), features.truncated) == ([backbone.max_tokens], 1)
 
 
@@ -590,7 +590,7 @@ def test_batches_do_not_change_features(llama: Path) -> None:
 def test_keep_takes_the_named_neurons(llama: Path) -> None:
     """`keep` gives those neurons in that order; columns not named stay whole."""
     backbone = _load(llama)
-    kept, whole = Column(Site(2, "ffn"), "mean"), Column(Site(2, "resid"), "last")
+    kept, whole = FeatureColumn(Site(2, "ffn"), "mean"), FeatureColumn(Site(2, "resid"), "last")
     full = extract(backbone, TEXTS, [kept, whole]).columns
     part = extract(backbone, TEXTS, [kept, whole], keep={kept: np.array([7, 2, 23])}).columns
     np.testing.assert_allclose(part[kept], full[kept][:, [7, 2, 23]], rtol=1e-5, atol=1e-6)
@@ -610,7 +610,7 @@ def _loud(folder: Path, factor: float) -> Backbone:
 def test_float16_overflow_names_the_site(llama: Path) -> None:
     """A value above 65504 does not become infinite in silence; float32 holds it."""
     backbone = _loud(llama, 1e6)
-    quiet, loud = Column(Site(1, "resid"), "max"), Column(Site(2, "resid"), "max")
+    quiet, loud = FeatureColumn(Site(1, "resid"), "max"), FeatureColumn(Site(2, "resid"), "max")
     whole = extract(backbone, TEXTS, {quiet: np.float16, loud: np.float32}).columns
     assert (whole[quiet].dtype, whole[loud].dtype) == (np.float16, np.float32)
     assert np.abs(whole[loud]).max() > 65504
@@ -622,12 +622,12 @@ def test_values_that_are_not_finite_name_the_site(llama: Path) -> None:
     """NaN from the backbone is refused whatever the column's type."""
     backbone = _loud(llama, float("nan"))
     with pytest.raises(UserError, match=r"^resid\.02: the backbone gave values that are not finite"):
-        extract(backbone, TEXTS, [Column(Site(2, "resid"), "mean")])
+        extract(backbone, TEXTS, [FeatureColumn(Site(2, "resid"), "mean")])
 
 
 def test_column_types_leave_room(llama: Path) -> None:
     """float32 is for columns shown above a quarter of float16's range, to either side, and for no other."""
-    column, calm = Column(Site(2, "resid"), "mean"), Column(Site(1, "ffn"), "mean")
+    column, calm = FeatureColumn(Site(2, "resid"), "mean"), FeatureColumn(Site(1, "ffn"), "mean")
     assert SAFE_FLOAT16 == 65504 / 4
     for target, expected in ((0.99, np.float16), (1.01, np.float32)):
         backbone = _load(llama)

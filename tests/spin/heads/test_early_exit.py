@@ -16,21 +16,21 @@ from spin.activations.engine import open_engine
 from spin.activations.extract import read
 from spin.backbone.loading import load_backbone
 from spin.heads.decision import Decision
-from spin.heads.early_exit import NEVER, Exit, leaving, sureness
-from spin.heads.fitted import Integrated, Integration
+from spin.heads.early_exit import DISABLED, EarlyExit, should_exit, sureness
+from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
-from spin.integrate.exit_thresholds import depths_of, thresholds_of
-from spin.labels.label_space import Task
+from spin.integrate.exit_thresholds import choose_exit_thresholds, offered_depths
+from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import score
 from spin.monitor.drift import measure
 from spin.monitor.profile import Profile
 from spin.settings import BackboneSettings, CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
-from spin.sites import Column, Site
+from spin.sites import FeatureColumn, Site
 from tests.support import tiny
 
-TASK = Task(("a", "b", "c"))
-LISTS = Task(("a", "b", "c"), multilabel=True)
+TASK = LabelSpace(("a", "b", "c"))
+LISTS = LabelSpace(("a", "b", "c"), multilabel=True)
 
 
 def judged(seed: int, n: int = 300, noise: tuple[float, ...] = (2.0, 1.0, 0.3)) -> tuple[Any, ...]:
@@ -44,14 +44,14 @@ def judged(seed: int, n: int = 300, noise: tuple[float, ...] = (2.0, 1.0, 0.3)) 
 
 def costs_and_losses(exits: Any, final: Any, y: Any, thresholds: Any, costs: Any) -> tuple[float, float, float]:
     """One document after another, in plain words: mean cost, what accuracy loses, and what full depth expects to."""
-    chances = [TASK.probabilities(np.asarray(logits)) for logits in (*exits, final)]
+    probabilities = [TASK.probabilities(np.asarray(logits)) for logits in (*exits, final)]
     cost, right, best, expected = 0.0, 0, 0, 0.0
     for row in range(len(y)):
-        at = next((i for i, t in enumerate(thresholds) if chances[i][row].max() >= t), len(exits))
-        own, given = chances[-1][row].argmax(), chances[at][row].argmax()
-        cost += costs[at] + sum(0.03 * costs[-1] for t in thresholds[:at] if t < NEVER)
+        at = next((i for i, t in enumerate(thresholds) if probabilities[i][row].max() >= t), len(exits))
+        own, given = probabilities[-1][row].argmax(), probabilities[at][row].argmax()
+        cost += costs[at] + sum(0.03 * costs[-1] for t in thresholds[:at] if t < DISABLED)
         right, best = right + (given == y[row]), best + (own == y[row])
-        expected += chances[-1][row][own] - chances[-1][row][given]
+        expected += probabilities[-1][row][own] - probabilities[-1][row][given]
     return cost / len(y), (best - right) / len(y), expected / len(y)
 
 
@@ -61,12 +61,12 @@ def test_thresholds_cost_least_within_the_loss(seed: int, max_loss: float) -> No
     """By a plain loop both losses are kept, and no cheaper thresholds of the grid keep them."""
     exits, final, y = judged(seed)
     costs = (0.3, 0.6, 1.0)
-    found = thresholds_of(exits, final, y, TASK, metric="accuracy", costs=costs, max_loss=max_loss)
+    found = choose_exit_thresholds(exits, final, y, TASK, metric="accuracy", costs=costs, max_loss=max_loss)
     cost, lost, expected = costs_and_losses(exits, final, y, found, costs)
     assert max(lost, expected) <= max_loss + 1e-9
     assert cost < 1
     sure = [sureness(TASK, TASK.probabilities(logits)) for logits in exits]
-    for other in product(*([*np.quantile(of, np.linspace(0, 0.95, 12)), NEVER] for of in sure)):
+    for other in product(*([*np.quantile(of, np.linspace(0, 0.95, 12)), DISABLED] for of in sure)):
         theirs, lost, expected = costs_and_losses(exits, final, y, other, costs)
         if theirs < cost - 1e-9:
             assert max(lost, expected) > max_loss
@@ -76,7 +76,7 @@ def test_exits_that_say_nothing_are_never_taken() -> None:
     exits, final, y = judged(0, noise=(0.1, 0.1))
     noise = [np.random.default_rng(1).normal(0, 5, final.shape)]
     assert len(exits) == 1
-    assert thresholds_of(noise, final, y, TASK, metric="macro_f1", costs=(0.3, 1), max_loss=0.0) == [NEVER]
+    assert choose_exit_thresholds(noise, final, y, TASK, metric="macro_f1", costs=(0.3, 1), max_loss=0.0) == [DISABLED]
 
 
 def test_the_loss_that_full_depth_expects_needs_no_luck() -> None:
@@ -85,34 +85,37 @@ def test_the_loss_that_full_depth_expects_needs_no_luck() -> None:
     final = np.tile([0.0, 4.0, 0.0], (100, 1))
     lucky = [np.tile([9.0, 0.0, 0.0], (100, 1))]
     assert score("accuracy", y, TASK.predict(lucky[0])) == 1
-    assert thresholds_of(lucky, final, y, TASK, metric="accuracy", costs=(0.3, 1), max_loss=0.1) == [NEVER]
+    assert choose_exit_thresholds(lucky, final, y, TASK, metric="accuracy", costs=(0.3, 1), max_loss=0.1) == [DISABLED]
 
 
 def test_the_least_sure_answer_decides_of_a_list() -> None:
-    chances = np.array([[0.9, 0.8, 0.4], [0.99, 0.01, 0.02]])
-    assert sureness(LISTS, chances) == pytest.approx([0.6, 0.98])
-    assert sureness(TASK, chances) == pytest.approx([0.9, 0.99])
+    probabilities = np.array([[0.9, 0.8, 0.4], [0.99, 0.01, 0.02]])
+    assert sureness(LISTS, probabilities) == pytest.approx([0.6, 0.98])
+    assert sureness(TASK, probabilities) == pytest.approx([0.9, 0.99])
 
 
 def test_what_is_given_no_label_does_not_leave() -> None:
     logits = np.log(np.array([[0.5, 0.45, 0.05], [0.5, 0.25, 0.25]]))
     decision = Decision.of(TASK, DecisionSettings(abstain=0.1))
-    assert leaving(TASK, decision, 0.4, logits).tolist() == [False, True]
+    assert should_exit(TASK, decision, 0.4, logits).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(6, [1, 2, 4]), (3, [1, 2]), (1, []), (30, [5, 10, 20])])
 def test_exits_lie_below_full_depth(depth: int, expected: list[int]) -> None:
-    assert depths_of(CascadeSettings().depths, depth) == expected
+    assert offered_depths(CascadeSettings().depths, depth) == expected
 
 
 def test_groups_hold_every_column_once() -> None:
     columns = [
-        Column(Site(layer, kind), "mean") for layer in range(4) for kind in ("ffn", "resid") if layer or kind != "ffn"
+        FeatureColumn(Site(layer, kind), "mean")
+        for layer in range(4)
+        for kind in ("ffn", "resid")
+        if layer or kind != "ffn"
     ]
-    groups = divide({column: np.arange(2) for column in columns}, [1, 2])
-    assert [(group.start, group.stop) for group in groups] == [(0, 1), (1, 2), (2, 3)]
-    assert [column for group in groups for column in group.neurons] == columns
-    assert all(group.start < c.site.layer <= group.stop for group in groups[1:] for c in group.neurons)
+    segments = divide({column: np.arange(2) for column in columns}, [1, 2])
+    assert [(segment.start, segment.stop) for segment in segments] == [(0, 1), (1, 2), (2, 3)]
+    assert [column for segment in segments for column in segment.neurons] == columns
+    assert all(segment.start < c.site.layer <= segment.stop for segment in segments[1:] for c in segment.neurons)
 
 
 TEXTS = [document["text"] for document in tiny.documents(60, ("good", "bad", "plain"), seed=9)]
@@ -123,24 +126,24 @@ def spin(backbone_folder: Path) -> SpinClassifier:
     """Of three blocks, with exits after the first and the second, where about a third of the documents leaves each."""
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=200)
     backbone, draw = load_backbone(settings), np.random.default_rng(0)
-    columns = [Column(site, pooling) for site in backbone.sites for pooling in ("max", "mean")]
+    columns = [FeatureColumn(site, pooling) for site in backbone.sites for pooling in ("max", "mean")]
     neurons = {column: np.sort(draw.choice(backbone.width(column.site), 5, replace=False)) for column in columns}
     values = read(open_engine(backbone, divide(neurons, [])), TEXTS).values
     selection = Selection(neurons, {column: np.ones(5) for column in columns}, 0.5)
-    p, task = len(selection), Task(("bad", "good", "plain"))
+    p, label_space = len(selection), LabelSpace(("bad", "good", "plain"))
     head = LinearHead(draw.normal(0, 0.2, (3, p)).astype(np.float32), draw.normal(size=3).astype(np.float32))
-    full = Integration(selection, values.mean(0), values.std(0), head, {})
-    exits: list[Exit] = []
+    full = FittedClassifier(selection, values.mean(0), values.std(0), head, {})
+    exits: list[EarlyExit] = []
     left = np.zeros(len(TEXTS), bool)
     for depth in (1, 2):
         p = len(selection.part(depth))
         shallow = LinearHead(head.coef[:, :p] * 2, head.intercept)
-        sure = sureness(task, task.probabilities(shallow.logits(full.standardise(values)[:, :p])))
+        sure = sureness(label_space, label_space.probabilities(shallow.logits(full.standardise(values)[:, :p])))
         threshold = float(np.quantile(sure[~left], 0.6)) + 1e-4  # not on a document, where rounding would decide
-        exits.append(Exit(depth, shallow, threshold))
+        exits.append(EarlyExit(depth, shallow, threshold))
         left |= sure >= threshold
-    made = Integrated({"accuracy": replace(full, exits=tuple(exits))}, (), 0)
-    return SpinClassifier.assemble(settings, backbone.digest, task, made, "macro_f1")
+    made = TrainingResult({"accuracy": replace(full, exits=tuple(exits))}, (), 0)
+    return SpinClassifier.assemble(settings, backbone.digest, label_space, made, "macro_f1")
 
 
 def early(spin: SpinClassifier, **settings: Any) -> SpinClassifier:
@@ -148,8 +151,8 @@ def early(spin: SpinClassifier, **settings: Any) -> SpinClassifier:
     return SpinClassifier.assemble(
         spin.settings.model_copy(update=settings),
         str(spin.backbone_digest),
-        spin.task,
-        spin.integrated,
+        spin.label_space,
+        spin.training_result,
         spin.metric,
         early=True,
     )
@@ -157,13 +160,13 @@ def early(spin: SpinClassifier, **settings: Any) -> SpinClassifier:
 
 def by_hand(spin: SpinClassifier) -> tuple[np.ndarray, np.ndarray]:
     """Depth and logits of every text, from the activations of full depth and one document after another."""
-    full = spin.integration
+    full = spin.fitted
     values = full.standardise(spin.features(TEXTS).values)
     depths, logits = [], []
     for x in values:
         for taken in full.exits:
             mine = taken.head.coef @ x[: taken.head.coef.shape[1]] + taken.head.intercept
-            if spin.task.probabilities(mine[None]).max() >= taken.threshold:
+            if spin.label_space.probabilities(mine[None]).max() >= taken.threshold:
                 depths.append(taken.depth)
                 break
         else:
@@ -226,9 +229,7 @@ def test_exits_are_saved(spin: SpinClassifier, tmp_path: Path) -> None:
     spin.save(tmp_path)
     back = SpinClassifier.load(tmp_path, backbone=spin.settings, early=True)
     assert back.predict_logits(TEXTS) == pytest.approx(early(spin).predict_logits(TEXTS), abs=1e-6)
-    assert [(e.depth, e.threshold) for e in back.integration.exits] == [
-        (e.depth, e.threshold) for e in spin.integration.exits
-    ]
+    assert [(e.depth, e.threshold) for e in back.fitted.exits] == [(e.depth, e.threshold) for e in spin.fitted.exits]
 
 
 def test_training_offers_exits_within_the_loss(backbone_folder: Path) -> None:
@@ -246,25 +247,25 @@ def test_training_offers_exits_within_the_loss(backbone_folder: Path) -> None:
         ).fit(texts, labels)
 
     some = fitted(0.05)
-    assert some.integration.exits
-    assert [e.depth for e in some.integration.exits] == sorted({e.depth for e in some.integration.exits})
-    for told, taken in zip(some.integration.facts["exits"], some.integration.exits, strict=True):
+    assert some.fitted.exits
+    assert [e.depth for e in some.fitted.exits] == sorted({e.depth for e in some.fitted.exits})
+    for told, taken in zip(some.fitted.facts["exits"], some.fitted.exits, strict=True):
         assert told["depth"] == taken.depth < some.depth
         assert 0 < told["valid_share"] <= 1
-    assert not fitted(0.0).integration.exits
+    assert not fitted(0.0).fitted.exits
 
 
 def test_drift_is_not_measured_above_the_first_exit(spin: SpinClassifier) -> None:
     """Neurons that only the unsure documents reach are no sign of drift."""
     there = early(spin)
     found, full = there.features(TEXTS), spin.features(TEXTS)
-    chosen = spin.integration
-    decision = Decision.of(spin.task, spin.decision)
-    depth = chosen.leave(full.values, spin.task, decision)
+    chosen = spin.fitted
+    decision = Decision.of(spin.label_space, spin.decision)
+    depth = chosen.exit_depths(full.values, spin.label_space, decision)
     assert found.depth is not None
     assert depth.tolist() == found.depth.tolist()
-    then = Profile.of(spin.task, chosen, chosen.answer(full.values, depth), full.values, full)
-    now = Profile.of(spin.task, chosen, chosen.answer(found.values, found.depth), found.values, found)
+    then = Profile.of(spin.label_space, chosen, chosen.answer(full.values, depth), full.values, full)
+    now = Profile.of(spin.label_space, chosen, chosen.answer(found.values, found.depth), found.values, found)
     drifts = {drift.name: drift for drift in measure(now, then, chosen.selection, 0.1)}
     assert drifts["neurons"].now == [0, len(chosen.selection.part(1))]
     assert not any(drift.drifted for drift in drifts.values())

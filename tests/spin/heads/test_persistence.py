@@ -16,18 +16,18 @@ from safetensors.numpy import save as save_tensors
 
 from spin.errors import UserError
 from spin.heads.candidate import Candidate
-from spin.heads.fitted import Integrated, Integration
+from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.persistence import CONFIG, TENSORS, load, save
 from spin.heads.selection import Selection
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
-COLUMNS = [Column.parse(text) for text in ("resid.00.mean", "ffn.01.max", "ffn.02.mean")]
+COLUMNS = [FeatureColumn.parse(text) for text in ("resid.00.mean", "ffn.01.max", "ffn.02.mean")]
 FACTS = {"depth": 2, "temperature": 1.25, "mlp_chance": None, "part": [], "head": "linear"}
 
 
-def integration(seed: int, *, bent: bool, classes: int = 3, columns: int = 3) -> Integration:
+def fitted(seed: int, *, bent: bool, classes: int = 3, columns: int = 3) -> FittedClassifier:
     """Random neurons and a random head of them."""
     draw = np.random.default_rng(seed)
     neurons = {c: np.sort(draw.permutation(50)[: draw.integers(1, 6)]).astype(np.int64) for c in COLUMNS[:columns]}
@@ -40,10 +40,10 @@ def integration(seed: int, *, bent: bool, classes: int = 3, columns: int = 3) ->
     head: LinearHead | MlpHead = LinearHead(values(classes, p), values(classes))
     if bent:
         head = MlpHead(head, values(4, p), values(4), values(classes, 4))
-    return Integration(Selection(neurons, importance, 0.1 + seed % 7 / 10), values(p), values(p), head, {**FACTS})
+    return FittedClassifier(Selection(neurons, importance, 0.1 + seed % 7 / 10), values(p), values(p), head, {**FACTS})
 
 
-def integrated(*parts: Integration) -> Integrated:
+def training_result(*parts: FittedClassifier) -> TrainingResult:
     """Three choices of some integrations, the last of which has all the rest."""
     names = ("accuracy", "balanced", "cheapest")
     choices = {name: parts[min(at, len(parts) - 1)] for at, name in enumerate(names)}
@@ -51,16 +51,16 @@ def integrated(*parts: Integration) -> Integrated:
         Candidate(0, 0.0, 1 / 3, (), Penalty(0.3), 4, 0.625, (0.5, 0.75), (np.zeros((2, 3)),)),
         Candidate(2, 0.66, 0.7, ("ffn",), Penalty(3, 0.02), 7, 2 / 3, (2 / 3,)),
     )
-    return Integrated(choices, points, 31)  # type: ignore[arg-type]
+    return TrainingResult(choices, points, 31)  # type: ignore[arg-type]
 
 
-def written(folder: Path, subject: Integrated, **facts: Any) -> Path:
+def written(folder: Path, subject: TrainingResult, **facts: Any) -> Path:
     for name, data in save(subject, facts).items():
         (folder / name).write_bytes(data)
     return folder
 
 
-def check_equal(back: Integration, mine: Integration) -> None:
+def check_equal(back: FittedClassifier, mine: FittedClassifier) -> None:
     """Bit for bit, and of the same types."""
     assert back.selection.rows() == mine.selection.rows()
     assert list(back.selection.neurons) == list(mine.selection.neurons)
@@ -85,8 +85,8 @@ def test_what_is_saved_is_loaded(
     tmp_path_factory: pytest.TempPathFactory, seed: int, bent: list[bool], classes: int, columns: int
 ) -> None:
     """Every choice bit for bit, linear and bent; one that stands under several names still is one."""
-    parts = [integration(seed + at, bent=b, classes=classes, columns=columns) for at, b in enumerate(bent)]
-    subject = integrated(*parts)
+    parts = [fitted(seed + at, bent=b, classes=classes, columns=columns) for at, b in enumerate(bent)]
+    subject = training_result(*parts)
     folder = written(tmp_path_factory.mktemp("artifact"), subject, metric="accuracy")
     back, config = load(folder)
     assert list(back.choices) == list(subject.choices)
@@ -101,22 +101,24 @@ def test_what_is_saved_is_loaded(
 
 def test_a_shared_integration_is_stored_once(tmp_path: Path) -> None:
     """Equal ones that are not the same are stored each."""
-    one = integration(0, bent=False)
-    names = load_tensors(save(integrated(one), {})[TENSORS])
+    one = fitted(0, bent=False)
+    names = load_tensors(save(training_result(one), {})[TENSORS])
     assert {name.partition(".")[0] for name in names} == {"0"}
-    back, _ = load(written(tmp_path, integrated(one)))
+    back, _ = load(written(tmp_path, training_result(one)))
     assert back.choices["accuracy"] is back.choices["balanced"] is back.choices["cheapest"]
-    names = load_tensors(save(integrated(one, integration(0, bent=False)), {})[TENSORS])
+    names = load_tensors(save(training_result(one, fitted(0, bent=False)), {})[TENSORS])
     assert {name.partition(".")[0] for name in names} == {"0", "1"}
 
 
 def test_a_view_is_saved_as_it_is(tmp_path: Path) -> None:
     """A head whose arrays are columns of others, or transposed, comes back right, whatever its order in memory."""
-    mine = integration(0, bent=False)
+    mine = fitted(0, bent=False)
     assert isinstance(mine.head, LinearHead)
     wide = np.asfortranarray(np.repeat(mine.head.coef, 2, axis=1))
     head = LinearHead(wide[:, ::2], mine.head.intercept)
-    back, _ = load(written(tmp_path, integrated(Integration(mine.selection, mine.mean, mine.scale, head, {}))))
+    back, _ = load(
+        written(tmp_path, training_result(FittedClassifier(mine.selection, mine.mean, mine.scale, head, {})))
+    )
     np.testing.assert_array_equal(back.choices["accuracy"].head.slopes(mine.mean), mine.head.coef)
 
 
@@ -183,7 +185,7 @@ NOT_WHOLE, NOT_READ = "is not a whole classifier: ", "is not a classifier that c
 )
 def test_what_is_not_whole_is_refused(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:
     """In words that name the folder and what is missing."""
-    written(tmp_path, integrated(integration(0, bent=True)))
+    written(tmp_path, training_result(fitted(0, bent=True)))
     damage(tmp_path)
     with pytest.raises(UserError, match=said) as caught:
         load(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest, norm
 
 import spin.integrate.bootstrap
-from spin.integrate.bootstrap import chance_not_better, lower_bound
+from spin.integrate.bootstrap import bootstrap_p_value, lower_bound
 
 
 def answers(better: int, worse: int, n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -27,20 +27,20 @@ def test_the_chance_is_that_of_the_difference(better: int, worse: int) -> None:
     spread = np.sqrt(((better + worse) / 400 - mean**2) / 400)
     # a sample that ties does not score above: half a document is the border between a tie and better
     expected = norm.cdf(1 / 800, mean, spread)
-    assert chance_not_better("accuracy", y, candidate, baseline, 0) == pytest.approx(expected, abs=0.07)
+    assert bootstrap_p_value("accuracy", y, candidate, baseline, 0) == pytest.approx(expected, abs=0.07)
 
 
 def test_equal_answers_are_not_better() -> None:
     """A chance of 1, and so where both err on as many documents; 0 where one is right on all and the other on none."""
     y, candidate, _ = answers(10, 10)
-    assert chance_not_better("macro_f1", y, candidate, candidate.copy(), 0) == 1.0
-    assert chance_not_better("accuracy", y, y, 1 - y, 0) == 0.0
-    assert chance_not_better("accuracy", y, 1 - y, y, 0) == 1.0
+    assert bootstrap_p_value("macro_f1", y, candidate, candidate.copy(), 0) == 1.0
+    assert bootstrap_p_value("accuracy", y, y, 1 - y, 0) == 0.0
+    assert bootstrap_p_value("accuracy", y, 1 - y, y, 0) == 1.0
 
 
 def test_a_tie_is_not_better() -> None:
     """Right on one document more: not better in all samples that leave it out, one over e."""
-    assert chance_not_better("accuracy", *answers(1, 0), 0) == pytest.approx((1 - 1 / 400) ** 400, abs=0.07)
+    assert bootstrap_p_value("accuracy", *answers(1, 0), 0) == pytest.approx((1 - 1 / 400) ** 400, abs=0.07)
 
 
 def macro_f1(y: np.ndarray, predicted: np.ndarray) -> float:
@@ -59,13 +59,13 @@ def test_it_equals_a_plain_loop() -> None:
         rows = draw.integers(0, 150, 150)
         lost.append(macro_f1(y[rows], candidate[rows]) <= macro_f1(y[rows], baseline[rows]))
     assert 0.02 < np.mean(lost) < 0.98
-    assert chance_not_better("macro_f1", y, candidate, baseline, 1) == pytest.approx(np.mean(lost), abs=0.06)
+    assert bootstrap_p_value("macro_f1", y, candidate, baseline, 1) == pytest.approx(np.mean(lost), abs=0.06)
 
 
 def test_it_is_drawn_by_the_seed() -> None:
     """The same seed gives the same chance, another seed about the same."""
     subject = answers(12, 8)
-    first, second, other = (chance_not_better("accuracy", *subject, seed) for seed in (1, 1, 2))
+    first, second, other = (bootstrap_p_value("accuracy", *subject, seed) for seed in (1, 1, 2))
     assert first == second != other
     assert other == pytest.approx(first, abs=0.1)
 
@@ -80,7 +80,7 @@ def test_luck_seldom_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(60):
         y = draw.integers(0, 2, 100)
         candidate, baseline = (np.where(draw.random(100) < 0.3, 1 - y, y) for _ in range(2))
-        passed += chance_not_better("accuracy", y, candidate, baseline, seed) < 0.05
+        passed += bootstrap_p_value("accuracy", y, candidate, baseline, seed) < 0.05
     assert passed <= 8
 
 

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from spin.arrays import Floats
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.integrate.fit_linear import Design, fit_linear
-from spin.process_group import Team
+from spin.process_group import ProcessGroup
 
 STRENGTHS = (0.1, 1.0, 10.0)
 
@@ -29,7 +29,7 @@ def design(classes: int, *, exclusive: bool = True, weighted: bool = False, n: i
     weights = draw.exponential(size=(n, 1 if exclusive else classes)) if weighted else np.ones((n, 1))
     scales = np.geomspace(3, 0.1, p).astype(np.float32)
     weights = (weights / weights.sum(0)).astype(np.float32)
-    return Design(X, has, weights, scales, exclusive, Team())
+    return Design(X, has, weights, scales, exclusive, ProcessGroup())
 
 
 def loss(design: Design, logits: Floats) -> float:
@@ -61,10 +61,10 @@ def slopes(design: Design, logits: Floats) -> tuple[Floats, Floats]:
     logits = logits.astype(np.float64)
     if design.exclusive:
         odds = np.exp(logits - logits.max(1, keepdims=True))
-        chances = odds / odds.sum(1, keepdims=True)
+        probabilities = odds / odds.sum(1, keepdims=True)
     else:
-        chances = 1 / (1 + np.exp(-logits))
-    residual = design.weights * (chances - design.has)
+        probabilities = 1 / (1 + np.exp(-logits))
+    residual = design.weights * (probabilities - design.has)
     return (design.X * unit(design)).T @ residual, residual.sum(0)
 
 
@@ -119,7 +119,7 @@ def probabilities(design: Design, head: LinearHead) -> Floats:
 def test_the_head_is_logistic_regression(classes: int, exclusive: bool, weighted: bool) -> None:
     """Probabilities are scikit-learn's, multinomial or one-vs-rest, at every strength of one batch."""
     of = design(classes, exclusive=exclusive, weighted=weighted)
-    heads = fit_linear(of, [Penalty(strength) for strength in STRENGTHS], tolerance=1e-4, looks=300)
+    heads = fit_linear(of, [Penalty(strength) for strength in STRENGTHS], tolerance=1e-4, max_checks=300)
     for head, strength in zip(heads, STRENGTHS, strict=True):
         assert head.coef.shape == (classes, 15)
         assert head.intercept.shape == (classes,)
@@ -145,7 +145,7 @@ def test_the_defaults_are_close_enough(classes: int, exclusive: bool) -> None:
 def test_the_elastic_net_is_that_of_scikit_learn(classes: int, exclusive: bool, share: float, strength: float) -> None:
     """Its objective is saga's and no optimality condition is violated; some coefficients are exactly zero."""
     of, penalty = design(classes, exclusive=exclusive, weighted=True), Penalty(strength, share)
-    [head] = fit_linear(of, [penalty], tolerance=1e-4, looks=300)
+    [head] = fit_linear(of, [penalty], tolerance=1e-4, max_checks=300)
     assert violation(of, head, penalty) <= 1.1e-4
     assert 0 < (head.coef == 0).mean() < 1
     l1, l2 = share * steepest(of), 1 / (strength * len(of.X))
@@ -174,10 +174,10 @@ def test_many_penalties_at_once_are_each_alone(exclusive: bool) -> None:
     """In one batch, which the converged ones leave, every head is the one that it is by itself."""
     of = design(3, exclusive=exclusive)
     penalties = [Penalty(s, l1) for s in STRENGTHS for l1 in (0.0, 0.1, 0.9)]
-    together = fit_linear(of, penalties, tolerance=1e-4, looks=300)
+    together = fit_linear(of, penalties, tolerance=1e-4, max_checks=300)
     assert len(together) == len(penalties)
     for head, penalty in zip(together, penalties, strict=True):
-        [alone] = fit_linear(of, [penalty], tolerance=1e-4, looks=300)
+        [alone] = fit_linear(of, [penalty], tolerance=1e-4, max_checks=300)
         np.testing.assert_allclose(head.logits(of.X), alone.logits(of.X), atol=5e-3)
 
 
@@ -237,10 +237,15 @@ def test_every_small_problem_is_solved(
     has = y[:, None] == np.arange(classes) if exclusive else draw.random((n, classes)) < 0.5
     weights = draw.exponential(size=(n, 1 if exclusive else classes)) * (draw.random((n, 1)) < 0.8) + 1e-6
     of = Design(
-        X, has, (weights / weights.sum(0)).astype(np.float32), np.ones(X.shape[1], np.float32), exclusive, Team()
+        X,
+        has,
+        (weights / weights.sum(0)).astype(np.float32),
+        np.ones(X.shape[1], np.float32),
+        exclusive,
+        ProcessGroup(),
     )
     penalties = [Penalty(strength, l1) for strength in (0.1, 10.0)]
-    for head, penalty in zip(fit_linear(of, penalties, tolerance=1e-3, looks=300), penalties, strict=True):
+    for head, penalty in zip(fit_linear(of, penalties, tolerance=1e-3, max_checks=300), penalties, strict=True):
         assert np.isfinite(head.coef).all()
         if steepest(of) > 1e-3:  # one class alone has nothing to be told from
             assert violation(of, head, penalty) <= 2e-3
@@ -267,9 +272,9 @@ def test_features_and_bias_add_up_to_the_logits() -> None:
 def test_a_cooled_head_gives_the_logits_over_the_temperature() -> None:
     """And stays float32."""
     head, X = head_of(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
-    cooled = head.cooled(2.5)
-    np.testing.assert_allclose(cooled.logits(X), head.logits(X) / 2.5, rtol=1e-5, atol=1e-6)
-    assert cooled.coef.dtype == cooled.intercept.dtype == np.float32
+    with_temperature = head.with_temperature(2.5)
+    np.testing.assert_allclose(with_temperature.logits(X), head.logits(X) / 2.5, rtol=1e-5, atol=1e-6)
+    assert with_temperature.coef.dtype == with_temperature.intercept.dtype == np.float32
 
 
 def test_features_of_no_weight_can_go() -> None:

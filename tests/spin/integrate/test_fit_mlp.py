@@ -16,8 +16,8 @@ from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.integrate.fit_linear import Design, fit_linear
 from spin.integrate.fit_mlp import HIDDEN, fit_mlp
-from spin.labels.label_space import Task
-from spin.process_group import Team
+from spin.labels.label_space import LabelSpace
+from spin.process_group import ProcessGroup
 
 
 def bent(n: int = 400, *, exclusive: bool = True, seed: int = 0) -> Design:
@@ -26,12 +26,12 @@ def bent(n: int = 400, *, exclusive: bool = True, seed: int = 0) -> Design:
     X = draw.normal(size=(n, 6)).astype(np.float32)
     product = 4 * X[:, 1] * X[:, 2] + X[:, 0] > 0
     has = np.stack([~product, product] if exclusive else [product, X[:, 0] > 0], axis=1)
-    return Design(X, has, np.full((n, 1), 1 / n, np.float32), np.ones(6, np.float32), exclusive, Team())
+    return Design(X, has, np.full((n, 1), 1 / n, np.float32), np.ones(6, np.float32), exclusive, ProcessGroup())
 
 
 def loss(of: Design, head: LinearHead | MlpHead) -> float:
-    task = Task(("a", "b"), multilabel=not of.exclusive)
-    return log_loss(head.logits(of.X), of.has.argmax(1) if of.exclusive else of.has, task)
+    label_space = LabelSpace(("a", "b"), multilabel=not of.exclusive)
+    return log_loss(head.logits(of.X), of.has.argmax(1) if of.exclusive else of.has, label_space)
 
 
 def head_of(seed: int, features: int = 5, hidden: int = 7, size: float = 1.0) -> MlpHead:
@@ -131,7 +131,7 @@ def test_a_judge_on_other_rows_keeps_it_from_learning_by_heart() -> None:
         y = draw.integers(0, 2, 60)
         has = y[:, None] == np.arange(2)
         X = draw.normal(size=(60, 20)).astype(np.float32)
-        return Design(X, has, np.full((60, 1), 1 / 60, np.float32), np.ones(20, np.float32), True, Team())
+        return Design(X, has, np.full((60, 1), 1 / 60, np.float32), np.ones(20, np.float32), True, ProcessGroup())
 
     of, valid, other = noise(), noise(), noise()
     [linear] = fit_linear(of, [Penalty(1.0)])
@@ -200,8 +200,8 @@ def test_at_the_training_mean_there_is_the_bias_alone() -> None:
 def test_a_cooled_head_gives_the_logits_over_the_temperature() -> None:
     """Its slopes and bias too; and stays float32."""
     head, X = head_of(4), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
-    cooled = head.cooled(2.5)
-    np.testing.assert_allclose(cooled.logits(X), head.logits(X) / 2.5, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(cooled.slopes(X[0]), head.slopes(X[0]) / 2.5, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(cooled.bias, head.bias / 2.5, rtol=1e-4, atol=1e-5)
-    assert cooled.outer.dtype == cooled.linear.coef.dtype == np.float32
+    with_temperature = head.with_temperature(2.5)
+    np.testing.assert_allclose(with_temperature.logits(X), head.logits(X) / 2.5, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(with_temperature.slopes(X[0]), head.slopes(X[0]) / 2.5, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(with_temperature.bias, head.bias / 2.5, rtol=1e-4, atol=1e-5)
+    assert with_temperature.outer.dtype == with_temperature.linear.coef.dtype == np.float32

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spin.heads.candidate import Candidate
 from spin.heads.linear_head import Penalty
-from spin.integrate.frontier import best_of, choices_of, frontier_of, fullest_of
+from spin.integrate.frontier import best_candidate, best_per_depth, choose_candidates, one_standard_error_choice
 from spin.labels.cross_validation import Fold
 from spin.settings import SearchSettings
 
@@ -48,7 +48,7 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
 @given(candidates())
 def test_the_best_is_beaten_by_none(found: list[Candidate]) -> None:
     """No candidate scores more; of those that score as much none is cheaper, then smaller, then stronger held."""
-    best = best_of(found)
+    best = best_candidate(found)
     assert best in found
     for other in found:
         if other.valid_score != best.valid_score:
@@ -67,10 +67,10 @@ def test_the_best_is_beaten_by_none(found: list[Candidate]) -> None:
 @given(candidates())
 def test_the_frontier_is_the_best_of_each_depth(found: list[Candidate]) -> None:
     """Every depth that was tried, once, shallow first."""
-    frontier = frontier_of(found)
+    frontier = best_per_depth(found)
     assert [point.depth for point in frontier] == sorted({c.depth for c in found})
     for point in frontier:
-        assert point == best_of([c for c in found if c.depth == point.depth])
+        assert point == best_candidate([c for c in found if c.depth == point.depth])
 
 
 def error(one: Candidate, other: Candidate, folds: Sequence[Fold]) -> float:
@@ -85,11 +85,11 @@ def error(one: Candidate, other: Candidate, folds: Sequence[Fold]) -> float:
 @given(candidates(), st.sampled_from([ONE, FIVE]))
 def test_the_fullest_near_the_best_is_accurate(found: list[Candidate], folds: list[Fold]) -> None:
     """Not the luckiest but the fullest within one standard error of it."""
-    best = best_of(found)
+    best = best_candidate(found)
     near = [c for c in found if best.valid_score - c.valid_score <= error(best, c, folds) + 1e-12]
     fullest = max((c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score) for c in near)
-    accurate = choices_of(found, SearchSettings(), folds)["accuracy"]
-    assert accurate is fullest_of(found, folds)
+    accurate = choose_candidates(found, SearchSettings(), folds)["accuracy"]
+    assert accurate is one_standard_error_choice(found, folds)
     c = accurate
     assert (c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score) == pytest.approx(fullest)
 
@@ -98,13 +98,13 @@ def test_the_fullest_near_the_best_is_accurate(found: list[Candidate], folds: li
 @given(candidates(), LOSSES, LOSSES)
 def test_choices_cost_the_least_within_their_loss(found: list[Candidate], balanced: float, cheapest: float) -> None:
     """On one fold: the least compute that loses no more against the best score, then the best of it."""
-    chosen = choices_of(found, SearchSettings(balanced_loss=balanced, cheapest_loss=cheapest), ONE)
+    chosen = choose_candidates(found, SearchSettings(balanced_loss=balanced, cheapest_loss=cheapest), ONE)
     assert list(chosen) == ["accuracy", "balanced", "cheapest"]
     top = max(c.valid_score for c in found)
     for name, loss in (("balanced", balanced), ("cheapest", cheapest)):
         allowed = [c for c in found if top - c.valid_score <= loss + 1e-9]
         least = min(c.compute for c in allowed)
-        assert chosen[name] == best_of([c for c in allowed if c.compute == least])  # type: ignore[index]
+        assert chosen[name] == best_candidate([c for c in allowed if c.compute == least])  # type: ignore[index]
         assert chosen[name].compute <= chosen["accuracy"].compute  # type: ignore[index]
     if balanced <= cheapest:
         assert chosen["cheapest"].compute <= chosen["balanced"].compute
@@ -116,12 +116,12 @@ def test_of_few_labels_a_loss_is_taken_one_error_higher(
     found: list[Candidate], balanced: float, cheapest: float
 ) -> None:
     """On five folds: against what is accurate, not against the luckiest."""
-    chosen = choices_of(found, SearchSettings(balanced_loss=balanced, cheapest_loss=cheapest), FIVE)
+    chosen = choose_candidates(found, SearchSettings(balanced_loss=balanced, cheapest_loss=cheapest), FIVE)
     accurate = chosen["accuracy"]
     for name, loss in (("balanced", balanced), ("cheapest", cheapest)):
         within = [c for c in found if accurate.valid_score - c.valid_score + error(accurate, c, FIVE) <= loss + 1e-9]
         least = min(c.compute for c in within)
-        assert chosen[name] == best_of([c for c in within if c.compute == least])  # type: ignore[index]
+        assert chosen[name] == best_candidate([c for c in within if c.compute == least])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("folds", [ONE, FIVE])
@@ -129,7 +129,7 @@ def test_nothing_is_lost_by_luck_alone(folds: list[Fold]) -> None:
     """A shallow candidate that is ahead in three parts and far behind in two is no better than the full one."""
     full = Candidate(3, 1.0, 0.7, (), Penalty(1.0), 9, 0.6, (0.6,) * 5)
     lucky = replace(full, depth=1, compute=0.3, valid_score=0.61, resampled=(0.5, 0.55, 0.6, 0.7, 0.7))
-    assert choices_of([full, lucky], SearchSettings(), folds)["accuracy"] is full
-    assert choices_of([full, lucky], SearchSettings(cheapest_loss=0.3), folds)["cheapest"] is lucky
+    assert choose_candidates([full, lucky], SearchSettings(), folds)["accuracy"] is full
+    assert choose_candidates([full, lucky], SearchSettings(cheapest_loss=0.3), folds)["cheapest"] is lucky
     better = replace(lucky, resampled=(0.609, 0.61, 0.61, 0.61, 0.611))
-    assert choices_of([full, better], SearchSettings(), folds)["accuracy"] is better
+    assert choose_candidates([full, better], SearchSettings(), folds)["accuracy"] is better

@@ -16,34 +16,34 @@ import spin.integrate.integrate
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.candidate import Candidate
-from spin.heads.fitted import Integrated, Integration
+from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
-from spin.integrate.frontier import choices_of, frontier_of
+from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.integrate import integrate
-from spin.integrate.search import FoldSearch, Material, Search, row_weights
-from spin.labels.cross_validation import Fold, folds_of, labelled, leaving_out
-from spin.labels.label_space import Targets, Task
+from spin.integrate.search import FoldSearch, Search, TrainingData, row_weights
+from spin.labels.cross_validation import Fold, labelled, leaving_out, make_folds
+from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
-from spin.process_group import Team
+from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
-from spin.sites import Column, Site
+from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, fit_probes
 from spin.sparsify.select import alignment, largest_eta, select
 
 Rows = NDArray[np.int64]
 FLOPS = {Site(layer, kind): layer / 4 + (kind == "resid") / 8 for layer in (1, 2, 3, 4) for kind in ("ffn", "resid")}
 SEARCH = SearchSettings(etas=(0.3, 0.6, 0.9), max_share=0.3, strengths=(0.1, 1, 10), l1=(0.02,), head="linear")
-TASKS = {"classes": Task(("a", "b", "c")), "lists": Task(("a", "b", "c"), multilabel=True)}
+TASKS = {"classes": LabelSpace(("a", "b", "c")), "lists": LabelSpace(("a", "b", "c"), multilabel=True)}
 
 
 @dataclass
 class Project:
     """Activations of four layers under two poolings, targets, folds, rows that no fold holds, and the probes of it."""
 
-    task: Task
-    activations: dict[Column, Floats]
+    label_space: LabelSpace
+    activations: dict[FeatureColumn, Floats]
     y: Targets
     folds: Sequence[Fold]
     test: Rows
@@ -52,13 +52,17 @@ class Project:
     def read(self, selection: Selection, rows: Rows) -> Floats:
         return np.concatenate([self.activations[c][rows][:, n] for c, n in selection.neurons.items()], axis=1)
 
-    def integrate(self, settings: SearchSettings = SEARCH, **given: Any) -> Integrated:
+    def integrate(self, settings: SearchSettings = SEARCH, **given: Any) -> TrainingResult:
         given = {"metric": "accuracy", "settings": settings, "flops": FLOPS, **given}
-        return integrate(self.probes, self.read, self.y, self.folds, self.task, **given)
+        return integrate(self.probes, self.read, self.y, self.folds, self.label_space, **given)
 
-    def search(self, settings: SearchSettings = SEARCH, kind: str = "none", team: Team | None = None) -> Search:
+    def search(
+        self, settings: SearchSettings = SEARCH, kind: str = "none", group: ProcessGroup | None = None
+    ) -> Search:
         alone, rows = len(self.folds) == 1, labelled(self.folds)
-        material = Material(self.read, self.y, rows, self.task, "accuracy", kind, team or Team(), weigh_sites=alone)
+        material = TrainingData(
+            self.read, self.y, rows, self.label_space, "accuracy", kind, group or ProcessGroup(), weigh_sites=alone
+        )
         return Search(material, self.probes, self.folds, settings, FLOPS)
 
     def refit(
@@ -67,33 +71,35 @@ class Project:
         """Logits of scikit-learn's regressions on a selection, with the scaler of some rows and the fit of others."""
         pool, floor = self.y[labelled(self.folds)], None
         if len(self.folds) == 1:
-            answers: list[Any] = [[False] * 3, [True] * 3] if self.task.multilabel else [0, 1, 2]
+            answers: list[Any] = [[False] * 3, [True] * 3] if self.label_space.multilabel else [0, 1, 2]
             floor = max(score("accuracy", pool, np.array([answer] * len(pool))) for answer in answers)
         scales = alignment(selection, {p.column: p for p in probes}, floor).astype(np.float64)
         raw = self.read(selection, np.arange(len(self.y))).astype(np.float64)
         X = (raw - raw[scaled_on].mean(0)) / raw[scaled_on].std(0) * scales / np.linalg.norm(scales)
         model = LogisticRegression(C=strength, tol=1e-7, max_iter=10000)
-        if not self.task.multilabel:
+        if not self.label_space.multilabel:
             return model.fit(X[train], self.y[train]).decision_function(X[rows])
         return np.stack([model.fit(X[train], has).decision_function(X[rows]) for has in self.y[train].T], axis=1)
 
 
 def project(seed: int = 0, *, signal: float = 0.8, kind: str = "classes", n: int = 360, folds: int = 1) -> Project:
     """Each layer shows the classes through three of its twelve neurons, at another scale than the next."""
-    draw, task = np.random.default_rng(seed), TASKS[kind]
-    y = draw.random((n, 3)) < 0.4 if task.multilabel else np.arange(n) % 3
-    columns = [Column.parse(f"ffn.{layer:02d}.{pooling}") for layer in (1, 2, 3, 4) for pooling in ("max", "mean")]
+    draw, label_space = np.random.default_rng(seed), TASKS[kind]
+    y = draw.random((n, 3)) < 0.4 if label_space.multilabel else np.arange(n) % 3
+    columns = [
+        FeatureColumn.parse(f"ffn.{layer:02d}.{pooling}") for layer in (1, 2, 3, 4) for pooling in ("max", "mean")
+    ]
     activations = {}
     for column in columns:
         values = draw.normal(size=(n, 12))
-        values[:, :3] += signal * task.indicator(y)
+        values[:, :3] += signal * label_space.indicator(y)
         activations[column] = (values * 10.0**column.site.layer + 3).astype(np.float32)
     order = draw.permutation(n)
     train, valid, test = order[: n // 2], order[n // 2 : 3 * n // 4], order[3 * n // 4 :]
-    parts = (Fold(train, valid),) if folds == 1 else folds_of(task, y, train, valid, seed)[:folds]
+    parts = (Fold(train, valid),) if folds == 1 else make_folds(label_space, y, train, valid, seed)[:folds]
     given = ProbeSettings(penalties=5)
-    probes = fit_probes(activations, y, parts, task, metric="accuracy", settings=given)
-    return Project(task, activations, y, parts, test, probes)
+    probes = fit_probes(activations, y, parts, label_space, metric="accuracy", settings=given)
+    return Project(label_space, activations, y, parts, test, probes)
 
 
 @pytest.fixture(scope="module", params=["classes", "lists", "three folds"])
@@ -139,13 +145,13 @@ def test_every_candidate_equals_an_independent_refit(subject: Project) -> None:
             top = largest_eta(mine, int(96 * SEARCH.max_share))  # of each fold, which may be less
             selection = select(mine, min(candidate.eta, top)).part(candidate.depth, candidate.part)
             sizes.append(len(selection))
-            found = subject.task.predict(candidate.held_out[at])
+            found = subject.label_space.predict(candidate.held_out[at])
             scores.append(score("accuracy", subject.y[fold.valid], found))
             if candidate.penalty.l1:
                 continue
             strength = candidate.penalty.strength
             logits = subject.refit(selection, mine, fold.train, fold.train, fold.valid, strength)
-            differences.append(np.mean(found != subject.task.predict(logits)))
+            differences.append(np.mean(found != subject.label_space.predict(logits)))
         assert candidate.valid_score == pytest.approx(np.mean(scores))
         if len(scores) > 1:
             assert candidate.resampled == tuple(scores)
@@ -180,10 +186,10 @@ def test_every_depth_is_on_the_frontier(subject: Project) -> None:
     tried = subject.search().run()
     assert found.tried == len(tried)
     assert [point.depth for point in found.frontier] == [1, 2, 3, 4]
-    assert found.frontier == frontier_of(tried)
+    assert found.frontier == best_per_depth(tried)
     for point in found.frontier:
         assert point.valid_score == max(c.valid_score for c in tried if c.depth == point.depth)
-    chosen = choices_of(tried, SEARCH, subject.folds)
+    chosen = choose_candidates(tried, SEARCH, subject.folds)
     assert set(found.choices) == set(chosen) == {"accuracy", "balanced", "cheapest"}
     for name, candidate in chosen.items():
         facts = found.choices[name].facts
@@ -201,8 +207,8 @@ def test_max_share_is_respected(subject: Project, share: float) -> None:
     settings = SEARCH.model_copy(update={"max_share": share, "strengths": (1,), "etas": (0.3, 0.9)})
     tried = subject.search(settings).run()
     assert 96 * share * 0.8 < max(c.neurons for c in tried) <= int(96 * share)
-    for integration in subject.integrate(settings).choices.values():
-        assert len(integration.selection) <= int(96 * share)
+    for fitted in subject.integrate(settings).choices.values():
+        assert len(fitted.selection) <= int(96 * share)
 
 
 def test_the_final_head_is_fitted_on_all_labelled_rows(subject: Project) -> None:
@@ -219,20 +225,20 @@ def test_the_final_head_is_fitted_on_all_labelled_rows(subject: Project) -> None
     np.testing.assert_allclose(found.standardise(raw), by_hand, atol=1e-4)
     scaled_on = rows if len(subject.folds) > 1 else subject.folds[0].train
     logits = subject.refit(found.selection, subject.probes, scaled_on, rows, subject.test, facts["strength"])
-    squash = expit if subject.task.multilabel else lambda values: softmax(values, axis=1)
+    squash = expit if subject.label_space.multilabel else lambda values: softmax(values, axis=1)
     np.testing.assert_allclose(squash(found.logits(raw)), squash(logits / facts["temperature"]), atol=0.05)
 
 
 def test_the_temperature_is_chosen_on_held_out_logits(subject: Project) -> None:
     """The facts of a choice are those of its held-out logits over the temperature, recomputed here."""
     found = subject.integrate()
-    candidate = choices_of(subject.search().run(), SEARCH, subject.folds)["accuracy"]
+    candidate = choose_candidates(subject.search().run(), SEARCH, subject.folds)["accuracy"]
     logits = np.concatenate(candidate.held_out).astype(np.float64)
     y = np.concatenate([subject.y[fold.valid] for fold in subject.folds])
-    has = subject.task.indicator(y)
+    has = subject.label_space.indicator(y)
 
     def loss(t: float) -> float:
-        if subject.task.multilabel:
+        if subject.label_space.multilabel:
             return float(np.logaddexp(0, np.where(has, -logits, logits) / t).sum(1).mean())
         return float((np.logaddexp.reduce(logits / t, axis=1) - (logits / t)[has]).mean())
 
@@ -265,7 +271,7 @@ def test_an_l1_part_takes_neurons_away() -> None:
 def test_exits_are_judged_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fold's exits read what the L1 part of its full depth left, by a ridge, and cost all that runs up to them."""
     subject, fits, costs = project(), [], []
-    fit, price = FoldSearch.fit, spin.integrate.thresholds_of
+    fit, price = FoldSearch.fit, spin.integrate.choose_exit_thresholds
 
     def spy(self: FoldSearch, part: Selection, penalties: Sequence[Penalty]) -> Any:
         found = fit(self, part, penalties)
@@ -274,7 +280,7 @@ def test_exits_are_judged_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(FoldSearch, "fit", spy)
     monkeypatch.setattr(
-        spin.integrate.integrate, "thresholds_of", lambda *a, **k: costs.extend(k["costs"]) or price(*a, **k)
+        spin.integrate.integrate, "choose_exit_thresholds", lambda *a, **k: costs.extend(k["costs"]) or price(*a, **k)
     )
     settings = SEARCH.model_copy(update={"l1": (0.3,)})
     candidate = next(c for c in subject.search(settings).run() if c.penalty.l1 and c.depth == 4)
@@ -290,24 +296,24 @@ def test_exits_are_judged_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> N
 
 def crossed(seed: int = 0, n: int = 900) -> Project:
     """Two classes told apart by the sign of a product of two neurons, which a straight head cannot tell."""
-    draw, task = np.random.default_rng(seed), Task(("a", "b"))
-    column = Column.parse("ffn.01.mean")
+    draw, label_space = np.random.default_rng(seed), LabelSpace(("a", "b"))
+    column = FeatureColumn.parse("ffn.01.mean")
     X = draw.normal(size=(n, 6)).astype(np.float32)
     y = (X[:, 0] * X[:, 1] + 0.3 * X[:, 2] > 0).astype(np.int64)
     rows = np.arange(n)
     folds = (Fold(rows[: n // 2], rows[n // 2 : 3 * n // 4]),)
     coef = np.ones((1, 6), np.float32)
     probe = Probe(column, coef, coef[:, 0], np.zeros(6, np.float32), coef[0], 0.1, 1.0, 0.0, 0.9)
-    return Project(task, {column: X}, y, folds, rows[3 * n // 4 :], [probe])
+    return Project(label_space, {column: X}, y, folds, rows[3 * n // 4 :], [probe])
 
 
 def test_auto_bends_only_where_a_paired_test_says_so() -> None:
     """A product of neurons makes it bend and is learnt; where a straight head suffices it stays straight."""
     settings = SEARCH.model_copy(update={"head": "auto", "max_share": 1, "etas": (1.0,)})
 
-    def of(subject: Project, **changed: Any) -> Integration:
+    def of(subject: Project, **changed: Any) -> FittedClassifier:
         given = {"settings": settings.model_copy(update=changed), "flops": FLOPS, "metric": "accuracy"}
-        return integrate(subject.probes, subject.read, subject.y, subject.folds, subject.task, **given).choices[
+        return integrate(subject.probes, subject.read, subject.y, subject.folds, subject.label_space, **given).choices[
             "accuracy"
         ]
 
@@ -385,7 +391,7 @@ def test_weights_of_rows_equal_a_plain_loop(kind: str) -> None:
             side = [1 / (2 * (lists[:, k] == has).sum()) for has in lists[:, k]]
             np.testing.assert_allclose(found[:, k], side, rtol=1e-5)
     absent = np.array([[True, False], [True, False]])
-    np.testing.assert_allclose(row_weights(absent, kind, Task(("a", "b"))).sum(), 1)
+    np.testing.assert_allclose(row_weights(absent, kind, LabelSpace(("a", "b"))).sum(), 1)
 
 
 def test_balanced_weights_reach_the_head() -> None:
@@ -397,7 +403,7 @@ def test_balanced_weights_reach_the_head() -> None:
     subject = replace(subject, folds=[Fold(train, valid)])
     found = {}
     for kind in ("none", "balanced"):
-        integration = subject.integrate(class_weights=kind).choices["accuracy"]
-        logits = integration.logits(subject.read(integration.selection, subject.test))
+        fitted = subject.integrate(class_weights=kind).choices["accuracy"]
+        logits = fitted.logits(subject.read(fitted.selection, subject.test))
         found[kind] = (logits.argmax(1) == 2).sum()
     assert found["balanced"] > found["none"]

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spin.labels.cross_validation import Fold, folds_of, labelled, leaving_out, standard_error
-from spin.labels.label_space import Targets, Task
-from spin.labels.splits import FEW
+from spin.labels.cross_validation import Fold, labelled, leaving_out, make_folds, standard_error
+from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.splits import CROSS_VALIDATION_BELOW
 
-ONE, LISTS = Task(("a", "b", "c")), Task(("a", "b", "c"), multilabel=True)
+ONE, LISTS = LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)
 
 
 def rows(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -27,14 +27,14 @@ def judged(folds: tuple[Fold, ...], n: int) -> np.ndarray:
 
 def test_many_labels_are_divided_once() -> None:
     """From a thousand on, the rows to train and to validate are what they were, in their order."""
-    for n in (FEW, FEW + 500):
+    for n in (CROSS_VALIDATION_BELOW, CROSS_VALIDATION_BELOW + 500):
         train, valid = np.arange(n)[::-1][: n - 100], np.arange(100)
-        [fold] = folds_of(ONE, np.arange(n) % 3, train, valid, seed=0)
+        [fold] = make_folds(ONE, np.arange(n) % 3, train, valid, seed=0)
         assert fold.train is train
         assert fold.valid is valid
         assert labelled([fold]).tolist() == list(range(n))
-    fewer = np.arange(100, FEW - 1)
-    assert len(folds_of(ONE, np.arange(FEW) % 3, fewer, valid, seed=0)) > 1
+    fewer = np.arange(100, CROSS_VALIDATION_BELOW - 1)
+    assert len(make_folds(ONE, np.arange(CROSS_VALIDATION_BELOW) % 3, fewer, valid, seed=0)) > 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -43,7 +43,7 @@ def test_many_labels_are_divided_once() -> None:
 )
 def test_every_row_judges_once_a_repeat(seed: int, n: int, lists: bool, shares: list[float]) -> None:
     """As often as any other, and never trains in that fold; rows of the test are in none."""
-    draw, task = np.random.default_rng(seed), LISTS if lists else ONE
+    draw, label_space = np.random.default_rng(seed), LISTS if lists else ONE
     train, valid, test = rows(n, seed)
     pool = np.concatenate([train, valid])
     y: Targets = draw.random((n, 3)) < shares if lists else draw.choice(3, n, p=np.array(shares) / sum(shares))
@@ -51,8 +51,8 @@ def test_every_row_judges_once_a_repeat(seed: int, n: int, lists: bool, shares: 
         y[pool[:3]], y[pool[3:6]] = np.eye(3, dtype=bool), np.eye(3, dtype=bool)
     else:
         y[pool[:6]] = [0, 1, 2, 0, 1, 2]
-    folds = folds_of(task, y, train, valid, seed=0)
-    parts = int(np.clip(task.indicator(y[pool]).sum(0).min(), 2, 5))
+    folds = make_folds(label_space, y, train, valid, seed=0)
+    parts = int(np.clip(label_space.indicator(y[pool]).sum(0).min(), 2, 5))
     times = judged(folds, n)
     assert len(set(times[pool].tolist())) == 1
     repeats = int(times[pool[0]])
@@ -71,7 +71,7 @@ def test_classes_are_in_every_part_alike() -> None:
     train, valid, _ = rows(400)
     y = np.random.default_rng(1).choice(3, 400, p=[0.7, 0.2, 0.1])
     counts = np.bincount(y[np.concatenate([train, valid])])
-    for fold in folds_of(ONE, y, train, valid, seed=0):
+    for fold in make_folds(ONE, y, train, valid, seed=0):
         assert (np.abs(np.bincount(y[fold.valid], minlength=3) - counts / 5) <= 1).all()
 
 
@@ -80,7 +80,7 @@ def test_the_rarest_class_of_a_list_is_in_every_part_alike() -> None:
     train, valid, _ = rows(400)
     y = np.random.default_rng(1).random((400, 3)) < [0.6, 0.3, 0.05]
     counts = y[np.concatenate([train, valid])].sum(0)
-    for fold in folds_of(LISTS, y, train, valid, seed=0):
+    for fold in make_folds(LISTS, y, train, valid, seed=0):
         off = np.abs(y[fold.valid].sum(0) - counts / 5)
         assert off[2] <= 1
         assert (off <= 10).all()
@@ -92,7 +92,7 @@ def test_a_class_of_two_documents_trains_and_judges(lists: bool) -> None:
     y = np.array([0, 1] * 30)
     y[[10, 33]] = 2
     targets: Targets = ONE.indicator(y) if lists else y
-    folds = folds_of(LISTS if lists else ONE, targets, np.arange(40), np.arange(40, 60), seed=0)
+    folds = make_folds(LISTS if lists else ONE, targets, np.arange(40), np.arange(40, 60), seed=0)
     assert len(folds) >= 4
     for fold in folds:
         assert (y[fold.train] == 2).sum() == (y[fold.valid] == 2).sum() == 1
@@ -102,8 +102,8 @@ def test_folds_are_drawn_by_the_seed() -> None:
     """The same seed gives the same folds whatever the order of the rows, another seed and each repeat others."""
     train, valid, _ = rows(200)
     y = np.arange(200) % 3
-    first, second = folds_of(ONE, y, train, valid, seed=1), folds_of(ONE, y, valid[::-1], train[::-1], seed=1)
-    other = folds_of(ONE, y, train, valid, seed=2)
+    first, second = make_folds(ONE, y, train, valid, seed=1), make_folds(ONE, y, valid[::-1], train[::-1], seed=1)
+    other = make_folds(ONE, y, train, valid, seed=2)
     assert all(np.array_equal(a.valid, b.valid) for a, b in zip(first, second, strict=True))
     assert not any(np.array_equal(a.valid, b.valid) for a, b in zip(first, other, strict=True))
     assert len({tuple(fold.valid) for fold in first}) == len(first)

@@ -13,11 +13,11 @@ from scipy.special import expit, softmax
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from spin.errors import UserError
-from spin.labels.label_space import Label, Task
+from spin.labels.label_space import Label, LabelSpace
 from spin.labels.metrics import score
 from spin.settings import METRICS
 
-ONE, ANY = Task(("a", "b", "c")), Task(("a", "b", "c"), multilabel=True)
+ONE, ANY = LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)
 TWO_EACH = ["train", "train", "valid", "valid"]
 
 names = st.sampled_from(ONE.classes)
@@ -35,10 +35,10 @@ def booleans(n: int, k: int, rate: float, seed: int) -> NDArray[np.bool_]:
 
 def test_classes_are_sorted() -> None:
     """Of strings and of lists, empty ones among them; the order of the documents does not matter."""
-    assert Task.of(["b", "a", "b", "a"], TWO_EACH) == Task(("a", "b"))
-    assert Task.of(np.array(["b", "a", "b", "a"]), TWO_EACH) == Task(("a", "b"))  # type: ignore[arg-type]
+    assert LabelSpace.of(["b", "a", "b", "a"], TWO_EACH) == LabelSpace(("a", "b"))
+    assert LabelSpace.of(np.array(["b", "a", "b", "a"]), TWO_EACH) == LabelSpace(("a", "b"))  # type: ignore[arg-type]
     several = [["c", "a"], ["b"], ["b", "c", "a"], []]
-    assert Task.of(several, TWO_EACH) == Task.of(several[::-1], TWO_EACH[::-1]) == ANY
+    assert LabelSpace.of(several, TWO_EACH) == LabelSpace.of(several[::-1], TWO_EACH[::-1]) == ANY
     assert (len(ANY), ANY.multilabel, ONE.multilabel) == (3, True, False)
 
 
@@ -79,18 +79,18 @@ def test_labels_that_cannot_be_learned(case: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("spin.labels.splits.FEW", 0)
     labels, splits, said = MISTAKES[case]
     with pytest.raises(UserError) as raised:
-        Task.of(labels, splits)
+        LabelSpace.of(labels, splits)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_few_labels_are_one_pool() -> None:
     """It does not matter on which side a document is, but each class needs two there, and not all of them."""
-    assert Task.of(list("aabb"), ["train", "train", "valid", "valid"]).classes == ("a", "b")
+    assert LabelSpace.of(list("aabb"), ["train", "train", "valid", "valid"]).classes == ("a", "b")
     with pytest.raises(UserError, match="class 'b' has fewer than 2 documents in the train and valid split"):
-        Task.of(list("aabb"), ["train", "valid", "valid", "test"])
+        LabelSpace.of(list("aabb"), ["train", "valid", "valid", "test"])
     with pytest.raises(UserError, match="class 'a' is in every list of the train and valid split"):
-        Task.of([["a"], ["a", "b"], ["a", "b"]], ["train", "valid", "valid"])
+        LabelSpace.of([["a"], ["a", "b"], ["a", "b"]], ["train", "valid", "valid"])
 
 
 # Labels to targets and back
@@ -115,10 +115,10 @@ def test_targets_of_labels() -> None:
         (ONE, [[]], "found a list of classes"),
     ],
 )
-def test_labels_that_the_classes_lack(task: Task, labels: list[Label], said: str) -> None:
+def test_labels_that_the_classes_lack(label_space: LabelSpace, labels: list[Label], said: str) -> None:
     """A name that is none of them, the first in order, and a list where there is one class a document."""
     with pytest.raises(UserError, match=said):
-        task.index(labels)
+        label_space.index(labels)
 
 
 @given(st.lists(names, max_size=8), lists)

@@ -17,24 +17,24 @@ from scipy.stats import entropy
 
 from spin.activations.extract import Features
 from spin.errors import UserError
-from spin.heads.fitted import Integration
+from spin.heads.fitted import FittedClassifier
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
-from spin.labels.label_space import Task
+from spin.labels.label_space import LabelSpace
 from spin.monitor.drift import LEVEL, measure, stability, stability_limit
 from spin.monitor.profile import Profile
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
-COLUMN = Column.parse("ffn.01.mean")
+COLUMN = FeatureColumn.parse("ffn.01.mean")
 NEURONS = 40
-TASK = Task(("bad", "good"), False)
+TASK = LabelSpace(("bad", "good"), False)
 SELECTION = Selection({COLUMN: np.arange(NEURONS)}, {COLUMN: np.ones(NEURONS)}, 0.9)
 
 
-def integration() -> Integration:
+def fitted() -> FittedClassifier:
     draw = np.random.default_rng(0)
     head = LinearHead(draw.normal(size=(1, NEURONS)), np.zeros(1))
-    return Integration(SELECTION, draw.normal(size=NEURONS), draw.uniform(0.5, 2, NEURONS), head, {})
+    return FittedClassifier(SELECTION, draw.normal(size=NEURONS), draw.uniform(0.5, 2, NEURONS), head, {})
 
 
 def documents(
@@ -55,7 +55,7 @@ def documents(
 
 
 def profile(found: dict[str, Any]) -> Profile:
-    return Profile.of(TASK, integration(), **found)
+    return Profile.of(TASK, fitted(), **found)
 
 
 def part(found: dict[str, Any], rows: slice) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def test_profiles_of_parts_add_up(cuts: list[int]) -> None:
 
 def test_a_profile_counts_what_a_loop_counts() -> None:
     found = documents(300)
-    made, features, scale = profile(found), found["features"], integration()
+    made, features, scale = profile(found), found["features"], fitted()
     assert made.documents == 300
     good = sum(bad < good for bad, good in found["logits"].tolist())
     assert made.labels.tolist() == [300 - good, good, 0]
@@ -104,10 +104,10 @@ def test_a_profile_counts_what_a_loop_counts() -> None:
 
 def test_a_multilabel_profile_counts_every_label() -> None:
     """One document of both classes, two of none."""
-    task = Task(("a", "b"), True)
+    label_space = LabelSpace(("a", "b"), True)
     made = Profile.of(
-        task,
-        integration(),
+        label_space,
+        fitted(),
         np.array([[1.0, 2.0], [-1.0, -2.0], [-3.0, -1.0]]),
         np.zeros((3, NEURONS), np.float32),
         Features({}, np.ones(3, np.int32), np.zeros(3, np.int32), 0),

@@ -16,12 +16,12 @@ from transformers import AutoConfig, LlamaConfig
 from spin import SpinClassifier
 from spin.activations.extract import extract
 from spin.backbone.loading import load_backbone
-from spin.classifier import columns_of
-from spin.heads.fitted import Integrated, Integration
+from spin.classifier import feature_columns
+from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
-from spin.labels.label_space import Label, Task
+from spin.labels.label_space import Label, LabelSpace
 from spin.pages.explanation import Explanation, explain
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from tests.support import tiny
@@ -33,10 +33,10 @@ READ = [("encoder", "mean"), ("encoder", "max"), ("decoder", "last"), ("decoder"
 TEXTS = ["a fine film .", "bad", "unheard of words", "the crew was late !", "a\nlovely   day", "film " * 100]
 
 
-def read(count: int, task: str, seed: int = 0) -> tuple[list[str], list[Label]]:
+def read(count: int, label_space: str, seed: int = 0) -> tuple[list[str], list[Label]]:
     """Texts and labels; of a multi-label task a text holds words of each of its classes, which may be none."""
-    documents = tiny.documents(count, CLASSES[task], seed)
-    if task != "multi-label":
+    documents = tiny.documents(count, CLASSES[label_space], seed)
+    if label_space != "multi-label":
         return [d["text"] for d in documents], [d["label"] for d in documents]
     draw = random.Random(seed)
     labels: list[Label] = [[name for name in tiny.WORDS if draw.random() < 0.5] for _ in documents]
@@ -62,17 +62,17 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> BackboneSettings:
 def deep(backbone: BackboneSettings) -> SpinClassifier:
     """Three classes from neurons of the FFN under all four poolings at once, by a head of random weights."""
     loaded, draw = load_backbone(backbone), np.random.default_rng(0)
-    columns = columns_of(loaded, ["ffn"], ["mean", "max", "first", "last"])
+    columns = feature_columns(loaded, ["ffn"], ["mean", "max", "first", "last"])
     found = extract(loaded, read(60, "multi-class")[0], columns).columns
     neurons = {column: np.arange(0, 24, 5) for column in sorted(columns)}
     values = np.concatenate([found[column][:, at] for column, at in neurons.items()], axis=1)
     selection = Selection(neurons, {column: np.full(len(at), 1 / len(at)) for column, at in neurons.items()}, 1.0)
     shape = 3, values.shape[1]
     head = LinearHead(*((draw.normal(size=size) / 4).astype(np.float32) for size in (shape, shape[:1])))
-    integration = Integration(selection, values.mean(0), values.std(0), head, {})
-    integrated = Integrated(dict.fromkeys(("accuracy", "balanced", "cheapest"), integration), (), 0)
-    task = Task(CLASSES["multi-class"])
-    return SpinClassifier.assemble(backbone, loaded.digest, task, integrated, "accuracy", backbone=loaded)
+    fitted = FittedClassifier(selection, values.mean(0), values.std(0), head, {})
+    training_result = TrainingResult(dict.fromkeys(("accuracy", "balanced", "cheapest"), fitted), (), 0)
+    label_space = LabelSpace(CLASSES["multi-class"])
+    return SpinClassifier.assemble(backbone, loaded.digest, label_space, training_result, "accuracy", backbone=loaded)
 
 
 def check_sums(told: Explanation, logits: np.ndarray, within: float) -> None:
@@ -93,7 +93,7 @@ def check_sums(told: Explanation, logits: np.ndarray, within: float) -> None:
             sites[column.site, k] = sites.get((column.site, k), 0.0) + value
             layers[column.site.layer, k] = layers.get((column.site.layer, k), 0.0) + value
     for expected, found in ((sites, told.by_site()), (layers, told.by_layer())):
-        assert {(place, k) for place in found for k in range(len(told.task))} == expected.keys()
+        assert {(place, k) for place in found for k in range(len(told.label_space))} == expected.keys()
         assert list(found) == sorted(found)
         for (place, k), value in expected.items():
             assert found[place][k] == pytest.approx(value, abs=1e-6)  # type: ignore[index]
@@ -103,29 +103,29 @@ def check_explanation(spin: SpinClassifier, text: str, within: float = 1e-4) -> 
     """What the classifier gives is what the explanation divides, and it names the same class."""
     told = spin.explain(text)
     check_sums(told, spin.predict_logits([text])[0], within)
-    assert told.contributions.shape == (len(spin.integration.selection), len(spin.classes))
+    assert told.contributions.shape == (len(spin.fitted.selection), len(spin.classes))
     np.testing.assert_allclose(told.probabilities, spin.predict_proba([text])[0], atol=within)
     named = [spin.classes[k] for k in told.chosen]
     [label] = spin.predict([text])
-    assert sorted(named) == sorted(label) if spin.task.multilabel else named == [label] == [told.label]
+    assert sorted(named) == sorted(label) if spin.label_space.multilabel else named == [label] == [told.label]
 
 
 @pytest.mark.parametrize(
     ("kind", "pooling", "task", "head"),
-    [(*read, task, "linear") for read in READ for task in CLASSES]
+    [(*read, label_space, "linear") for read in READ for label_space in CLASSES]
     + [
-        (*read, task, "mlp")
-        for read, task in zip(READ, ("binary", "multi-class", "multi-label", "binary"), strict=True)
+        (*read, label_space, "mlp")
+        for read, label_space in zip(READ, ("binary", "multi-class", "multi-label", "binary"), strict=True)
     ],
 )
 def test_explanations_of_every_head_and_task_add_up(
-    backbone: BackboneSettings, decoder: BackboneSettings, kind: str, pooling: str, task: str, head: str
+    backbone: BackboneSettings, decoder: BackboneSettings, kind: str, pooling: str, label_space: str, head: str
 ) -> None:
     """To 1e-4 for a linear head, 1e-2 for an mlp, under the poolings that each kind of backbone is read with."""
     settings = {**QUICK, "search": SEARCH.model_copy(update={"head": head}), "sites": ["resid.01", "ffn.03"]}
     spin = SpinClassifier(backbone if kind == "encoder" else decoder, poolings=[pooling], **settings)
-    spin.fit(*read(120, task))
-    assert isinstance(spin.integration.head, LinearHead if head == "linear" else MlpHead)
+    spin.fit(*read(120, label_space))
+    assert isinstance(spin.fitted.head, LinearHead if head == "linear" else MlpHead)
     for text in TEXTS:
         check_explanation(spin, text, 1e-4 if head == "linear" else 1e-2)
 
@@ -134,20 +134,20 @@ def test_explanations_of_every_head_and_task_add_up(
 def test_a_head_that_bends_much_is_explained_wholly(deep: SpinClassifier, text: str) -> None:
     """Random hidden weights, far from linear: the integrated gradients are complete all the same."""
     draw = np.random.default_rng(0)
-    linear, (k, p) = deep.integration.head, deep.integration.head.coef.shape  # type: ignore[union-attr]
+    linear, (k, p) = deep.fitted.head, deep.fitted.head.coef.shape  # type: ignore[union-attr]
     shapes = ((32, p), (32,), (k, 32))
     bent = MlpHead(linear, *(draw.normal(size=shape).astype(np.float32) for shape in shapes))  # type: ignore[arg-type]
-    integration = replace(deep.integration, head=bent)
+    fitted = replace(deep.fitted, head=bent)
     values = np.concatenate(list(deep.features([text]).columns.values()), axis=1)
-    logits = integration.logits(values)[0]
-    assert np.abs(logits - deep.integration.logits(values)[0]).max() > 1
-    check_sums(explain(deep.backbone, integration, deep.task, text, values[0]), logits, 1e-2)
+    logits = fitted.logits(values)[0]
+    assert np.abs(logits - deep.fitted.logits(values)[0]).max() > 1
+    check_sums(explain(deep.backbone, fitted, deep.label_space, text, values[0]), logits, 1e-2)
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_an_explanation_is_exact(deep: SpinClassifier, text: str) -> None:
     """Under mean, max, first and last at once, cut texts and unknown words included."""
-    assert {column.pooling for column in deep.integration.selection.neurons} == {"mean", "max", "first", "last"}
+    assert {column.pooling for column in deep.fitted.selection.neurons} == {"mean", "max", "first", "last"}
     check_explanation(deep, text)
 
 
@@ -194,7 +194,7 @@ def test_pieces_of_a_word_are_one_word(tmp_path: Path) -> None:
 def test_words_answer_for_their_own_activations(backbone: BackboneSettings, text: str, pooling: str) -> None:
     """Word by word, what the model's own hidden states give: each its part of a mean, one word all of a max."""
     spin = SpinClassifier(backbone, sites=["resid.01"], poolings=[pooling], **QUICK).fit(*read(150, "binary"))
-    told, integration = spin.explain(text), spin.integration
+    told, fitted = spin.explain(text), spin.fitted
     with torch.no_grad():
         encoded = spin.backbone.tokenizer(text, return_tensors="pt")
         hidden = spin.backbone.model(**encoded, output_hidden_states=True).hidden_states[1][0].numpy()
@@ -203,12 +203,12 @@ def test_words_answer_for_their_own_activations(backbone: BackboneSettings, text
     for feature, (_, neuron) in enumerate(told.neurons):
         divided = np.zeros(len(hidden))
         if pooling == "mean":
-            divided[content] = (hidden[content, neuron] - integration.mean[feature]) / len(content)
+            divided[content] = (hidden[content, neuron] - fitted.mean[feature]) / len(content)
         else:
             at = 1 + hidden[content, neuron].argmax()
-            divided[at] = hidden[at, neuron] - integration.mean[feature]
-        divided /= integration.scale[feature]
-        expected += divided[:, None] * integration.head.coef[:, feature]
+            divided[at] = hidden[at, neuron] - fitted.mean[feature]
+        divided /= fitted.scale[feature]
+        expected += divided[:, None] * fitted.head.coef[:, feature]
         assert told.loudest[feature] == np.abs(divided).argmax()
     np.testing.assert_allclose(told.word_contributions, expected, atol=1e-4)
 
@@ -226,7 +226,7 @@ def test_the_top_neurons_weigh_most(deep: SpinClassifier) -> None:
             assert neuron.word == told.word(int(told.loudest[at]))
             assert neuron.value == told.values[at]
     features = np.concatenate(list(deep.features([told.text]).columns.values()), axis=1)
-    np.testing.assert_allclose(told.values, deep.integration.standardise(features)[0], atol=1e-4)
+    np.testing.assert_allclose(told.values, deep.fitted.standardise(features)[0], atol=1e-4)
 
 
 def test_a_loaded_classifier_explains(deep: SpinClassifier, tmp_path: Path) -> None:

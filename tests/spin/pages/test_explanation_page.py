@@ -17,20 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spin import SpinClassifier
-from spin.labels.label_space import Task
+from spin.labels.label_space import LabelSpace
 from spin.pages.charts import levels, signed, sums
 from spin.pages.explanation import Explanation, stretches
 from spin.pages.explanation_page import Driver, page, shown_neurons
 from spin.pages.html import Html, tag, together
 from spin.pages.stylesheet import SWITCHABLE, shade
 from spin.settings import BackboneSettings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from tests.pipelines.training.test_neurons import Project, train
 from tests.support import tiny
 from tests.support.browser import opened
 
 COLUMNS = [f"{kind}.{n:02d}.{of}" for n in range(4) for kind in ("resid", "ffn") for of in ("mean", "max")]
-NEURONS = tuple((Column.parse(c), 7 * i) for i, c in enumerate(COLUMNS) if not c.startswith("ffn.00"))
+NEURONS = tuple((FeatureColumn.parse(c), 7 * i) for i, c in enumerate(COLUMNS) if not c.startswith("ffn.00"))
 TEXT = "We sat on the runway\n\nfor  hours, but the crew was lovely"
 NASTY = [
     "<script>window.hit = 1</script>",
@@ -68,11 +68,13 @@ def explained(
     contributions += (values.sum(0) - contributions.sum(0)) / len(NEURONS)
     loudest = draw.integers(len(words), size=len(NEURONS))
     logits, heights = values.sum(0) + bias, draw.normal(size=len(NEURONS))
-    task = Task(tuple(classes), multilabel)
-    return Explanation(text, task, logits, bias, NEURONS, contributions, words, values, loudest, heights)
+    label_space = LabelSpace(tuple(classes), multilabel)
+    return Explanation(text, label_space, logits, bias, NEURONS, contributions, words, values, loudest, heights)
 
 
-def drivers_of(texts: Sequence[str], labels: Sequence[str] = ("good",)) -> dict[tuple[Column, int], list[Driver]]:
+def drivers_of(
+    texts: Sequence[str], labels: Sequence[str] = ("good",)
+) -> dict[tuple[FeatureColumn, int], list[Driver]]:
     made = [Driver(f"{text} {i}", labels[i % len(labels)], text, 9.5 - i) for i, text in enumerate(texts)]
     return dict.fromkeys(NEURONS, made)
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spin.heads.selection import Selection
-from spin.labels.label_space import Task
+from spin.labels.label_space import LabelSpace
 from spin.pages.model_card import CardFacts, model_card
 from spin.settings import DecisionSettings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 
 POINT = {"depth": 1, "compute": 0.25, "eta": 0.5, "neurons": 1200, "valid_score": 0.7}
 DEEP = {**POINT, "depth": 4, "compute": 1.0, "eta": 0.9, "valid_score": 0.8125}
@@ -26,13 +26,13 @@ CLASSES = ("bad|worse", "good\n# best", "a_b*c*`d` <script>&amp;[x](y)")
 
 def facts_of(classes: tuple[str, ...] = CLASSES, **changed: Any) -> CardFacts:
     """A card of 12 documents: class k is on every third, splits go train, train, valid, test."""
-    columns = {Column.parse(text): np.arange(count) for text, count in NEURONS.items()}
+    columns = {FeatureColumn.parse(text): np.arange(count) for text, count in NEURONS.items()}
     made = CardFacts(
         name="tweets",
         purpose="Tells moods apart.",
         data="s3://bucket/a|b/*.parquet",
         fingerprint="f1" * 32,
-        task=Task(classes),
+        label_space=LabelSpace(classes),
         y=np.arange(12) % len(classes),
         splits=["train", "train", "valid", "test"] * 3,
         backbone="package:x/model_a",
@@ -155,8 +155,13 @@ def test_without_test_documents_nothing_is_claimed() -> None:
 )
 def test_the_decision_is_told(decision: DecisionSettings, multilabel: bool, said: str) -> None:
     """Thresholds, abstention, and what holds without them; several classes are said."""
-    task, y = Task(("a|b", "c"), multilabel), np.eye(2, dtype=bool)[np.arange(12) % 2] if multilabel else None
-    card = model_card(facts_of(("a|b", "c"), decision=decision, task=task, **({"y": y} if multilabel else {})))
+    label_space, y = (
+        LabelSpace(("a|b", "c"), multilabel),
+        np.eye(2, dtype=bool)[np.arange(12) % 2] if multilabel else None,
+    )
+    card = model_card(
+        facts_of(("a|b", "c"), decision=decision, label_space=label_space, **({"y": y} if multilabel else {}))
+    )
     assert said in card
     assert ("may have several classes" in card) == multilabel
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import spin.sparsify.solvers.fista
-from spin.process_group import Team
+from spin.process_group import ProcessGroup
 from spin.sparsify.solvers.fista import STEPS, Regressions, full_float32
 
 
@@ -28,7 +28,7 @@ def regressions(*, exclusive: bool, l1: list[float], l2: list[float], seed: int 
     weights = draw.exponential(size=(n, count, 1 if exclusive else 3))
     scales = np.append(np.geomspace(1, 0.1, p), 1)[:, None, None] * np.ones((1, count, 1))
     values = X, targets, weights / weights.sum(0), scales, np.tile(l1, (2, 1)), np.tile(l2, (2, 1))
-    return Regressions(*(torch.as_tensor(v, dtype=torch.float32) for v in values), exclusive, Team())
+    return Regressions(*(torch.as_tensor(v, dtype=torch.float32) for v in values), exclusive, ProcessGroup())
 
 
 def objective(of: Regressions, V: Tensor, p: int, b: int) -> Tensor:
@@ -67,7 +67,7 @@ def test_every_regression_of_a_batch_reaches_its_limit(exclusive: bool) -> None:
     """Two designs, five pairs of penalties and as many limits: by autograd no condition is violated by more."""
     of = regressions(exclusive=exclusive, l1=[0.0, 0.003, 0.02, 0.05, 1.0], l2=[0.01, 0.001, 0.1, 0.0, 0.0])
     limit = torch.tensor([[1e-4, 3e-5, 1e-3, 1e-4, 1e-4], [1e-3, 1e-4, 3e-5, 1e-3, 1e-4]])
-    V = of.minimise(zeros(of), limit, looks=300)
+    V = of.solve(zeros(of), limit, max_checks=300)
     for p, b in np.ndindex(2, 5):
         assert violation(of, V[p, :, b], p, b) <= 1.05 * float(limit[p, b]) + 1e-6
     assert not V[:, :-1, 4].any(), "nothing speaks against an L1 part as large as that"
@@ -81,7 +81,7 @@ def test_the_start_does_not_matter(exclusive: bool) -> None:
     limit = torch.full((2, 2), 3e-5)
     nonsense = torch.randn(zeros(of).shape, generator=torch.Generator().manual_seed(0)) * 3
     before = nonsense.clone()
-    cold, warm = of.minimise(zeros(of), limit, 300), of.minimise(nonsense, limit, 300)
+    cold, warm = of.solve(zeros(of), limit, 300), of.solve(nonsense, limit, 300)
     assert torch.equal(nonsense, before)
     for p, b in np.ndindex(2, 2):
         here, there = objective(of, cold[p, :, b], p, b), objective(of, warm[p, :, b], p, b)
@@ -110,11 +110,11 @@ def test_looks_bound_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         spin.sparsify.solvers.fista._Batch, "step", lambda batch, problem: steps.append(1) or step(batch, problem)
     )
-    V = of.minimise(zeros(of), torch.full((2, 1), 1e-12), looks=3)
+    V = of.solve(zeros(of), torch.full((2, 1), 1e-12), max_checks=3)
     assert len(steps) == 3 * STEPS
     assert float(objective(of, V[0, :, 0], 0, 0)) < float(objective(of, zeros(of)[0, :, 0], 0, 0)) - 0.1
     steps.clear()
-    of.minimise(V, torch.full((2, 1), 10.0), looks=3)
+    of.solve(V, torch.full((2, 1), 10.0), max_checks=3)
     assert not steps, "what is within its limit takes no step"
 
 
@@ -125,13 +125,13 @@ def test_the_rise_above_the_tangent_is_exact(seed: int, outputs: int, size: floa
     draw = np.random.default_rng(seed)
     scores, moved = draw.normal(size=(4, outputs)) * 2, draw.normal(size=(4, outputs)) * size
     of = regressions(exclusive=exclusive, l1=[0.0], l2=[0.0])
-    chances = of.chances(torch.as_tensor(scores))
-    found = of.bregman(chances.float(), torch.as_tensor(moved).float()).numpy()
+    probabilities = of.probabilities(torch.as_tensor(scores))
+    found = of.bregman(probabilities.float(), torch.as_tensor(moved).float()).numpy()
     if exclusive:
         expected = np.logaddexp.reduce(scores + moved, axis=1) - np.logaddexp.reduce(scores, axis=1)
-        expected = (expected - (chances.numpy() * moved).sum(1))[:, None]
+        expected = (expected - (probabilities.numpy() * moved).sum(1))[:, None]
     else:
-        expected = np.logaddexp(0, scores + moved) - np.logaddexp(0, scores) - chances.numpy() * moved
+        expected = np.logaddexp(0, scores + moved) - np.logaddexp(0, scores) - probabilities.numpy() * moved
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-9)
 
 

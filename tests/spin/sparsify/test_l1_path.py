@@ -14,7 +14,7 @@ from spin.activations.extract import extract
 from spin.arrays import Floats
 from spin.backbone.loading import load_backbone
 from spin.settings import BackboneSettings
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from spin.sparsify.probe import balance
 from spin.sparsify.solvers.batched_l1_path import BatchedPaths
 from spin.sparsify.solvers.l1_path import LassoPaths, LogisticPath, kkt_violation
@@ -83,7 +83,7 @@ def activations(backbone_folder: Path) -> tuple[Floats, Floats]:
     """Standardised activations of a tiny BERT's middle FFN on real token sequences, and their labels."""
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
     documents = tiny.documents(300, seed=3)
-    columns = [Column.parse("ffn.02.mean"), Column.parse("ffn.02.max")]
+    columns = [FeatureColumn.parse("ffn.02.mean"), FeatureColumn.parse("ffn.02.max")]
     found = extract(backbone, [d["text"] for d in documents], columns).columns
     X = np.concatenate([found[c] for c in columns], axis=1).astype(np.float64)
     X = (X - X.mean(0)) / X.std(0)

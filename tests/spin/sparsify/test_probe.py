@@ -14,33 +14,33 @@ from sklearn.linear_model import LogisticRegression
 
 import spin.sparsify.probe
 import spin.sparsify.solvers.l1_path
-from spin.labels.cross_validation import Fold, folds_of
-from spin.labels.label_space import Targets, Task
+from spin.labels.cross_validation import Fold, make_folds
+from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 from spin.settings import ProbeSettings
-from spin.sites import Column, Site
+from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, _choose, balance, decide, describe, fit_probes, signs, standardisation
 from spin.sparsify.solvers.l1_path import LogisticPath
 from tests.spin.sparsify.test_l1_path import loop_violation
 
-COLUMN, OTHER = Column(Site(2, "ffn"), "mean"), Column(Site(2, "ffn"), "max")
+COLUMN, OTHER = FeatureColumn(Site(2, "ffn"), "mean"), FeatureColumn(Site(2, "ffn"), "max")
 TASKS = {
-    "2": Task(("a", "b")),
-    "3": Task(("a", "b", "c")),
-    "lists of 2": Task(("a", "b"), multilabel=True),
-    "lists of 3": Task(("a", "b", "c"), multilabel=True),
+    "2": LabelSpace(("a", "b")),
+    "3": LabelSpace(("a", "b", "c")),
+    "lists of 2": LabelSpace(("a", "b"), multilabel=True),
+    "lists of 3": LabelSpace(("a", "b", "c"), multilabel=True),
 }
 Rows = tuple[NDArray[np.floating], Targets]
 
 
-def rows(seed: int, n: int, task: Task = TASKS["2"], dtype: type = np.float32, width: int = 20) -> Rows:
+def rows(seed: int, n: int, label_space: LabelSpace = TASKS["2"], dtype: type = np.float32, width: int = 20) -> Rows:
     """Raw activations far from standardised, whose first neurons move with the class."""
     draw = np.random.default_rng(seed)
-    y = np.arange(n) % len(task)
-    if task.multilabel:
-        y = draw.random((n, len(task))) < [0.5, 0.3, 0.2][: len(task)]
+    y = np.arange(n) % len(label_space)
+    if label_space.multilabel:
+        y = draw.random((n, len(label_space))) < [0.5, 0.3, 0.2][: len(label_space)]
     X = draw.normal(size=(n, width))
-    X[:, : len(task)] += 2.5 * task.indicator(y)
+    X[:, : len(label_space)] += 2.5 * label_space.indicator(y)
     return (X * np.geomspace(0.1, 10, width) + np.linspace(-5, 5, width)).astype(dtype), y
 
 
@@ -51,10 +51,10 @@ def joined(train: Rows, valid: Rows) -> tuple[NDArray[np.floating], Targets, Fol
     return np.concatenate([train[0], valid[0]]), np.concatenate([train[1], valid[1]]), fold
 
 
-def fit(train: Rows, valid: Rows, task: Task = TASKS["2"], **changed: object) -> Probe:
+def fit(train: Rows, valid: Rows, label_space: LabelSpace = TASKS["2"], **changed: object) -> Probe:
     X, y, fold = joined(train, valid)
     given = ProbeSettings(**changed)  # type: ignore[arg-type]
-    [probe] = fit_probes({COLUMN: X}, y, [fold], task, metric="macro_f1", settings=given)
+    [probe] = fit_probes({COLUMN: X}, y, [fold], label_space, metric="macro_f1", settings=given)
     return probe
 
 
@@ -62,15 +62,15 @@ def fit(train: Rows, valid: Rows, task: Task = TASKS["2"], **changed: object) ->
 @pytest.mark.parametrize(("name", "heads"), [("2", 1), ("3", 3), ("lists of 2", 2), ("lists of 3", 3)])
 def test_classes_share_one_penalty(name: str, heads: int, kind: str) -> None:
     """Two classes need one model, all others one each; all are optimal at one penalty of one grid, which works."""
-    task = TASKS[name]
-    train, valid = rows(0, 150, task), rows(1, 90, task)
-    if not task.multilabel:
+    label_space = TASKS[name]
+    train, valid = rows(0, 150, label_space), rows(1, 90, label_space)
+    if not label_space.multilabel:
         train = train[0][10:], train[1][10:]  # unbalanced, if by little
-    probe = fit(train, valid, task, class_weights=kind)
+    probe = fit(train, valid, label_space, class_weights=kind)
     assert probe.coef.shape == (heads, 20)
     assert probe.intercept.shape == (heads,)
     standard = ((train[0] - probe.mean) / probe.scale).astype(np.float32)
-    targets = signs(task.indicator(train[1]), task)
+    targets = signs(label_space.indicator(train[1]), label_space)
     weights = balance(targets, kind)
     problems = list(zip(targets, weights, strict=True))
     assert probe.lam_max == pytest.approx(max(LogisticPath(standard, y, s).lam_max for y, s in problems))
@@ -82,7 +82,7 @@ def test_classes_share_one_penalty(name: str, heads: int, kind: str) -> None:
     ]
     assert max(violations) <= 1e-2
     assert probe.kkt == pytest.approx(max(violations), abs=1e-3)
-    assert probe.valid_score == score("macro_f1", valid[1], probe.predict(valid[0], task)) > 0.75
+    assert probe.valid_score == score("macro_f1", valid[1], probe.predict(valid[0], label_space)) > 0.75
     facts = {"lam": probe.lam, "lam_max": probe.lam_max, "kkt": probe.kkt, "valid_score": probe.valid_score}
     neurons = int(probe.coef.any(0).sum())
     assert describe(probe) == {"column": "ffn.02.mean", "neurons": neurons, **facts}
@@ -91,11 +91,11 @@ def test_classes_share_one_penalty(name: str, heads: int, kind: str) -> None:
 def test_the_certificate_is_of_the_worst_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a solver that stops too early it says so: the largest violation of all classes, as a plain loop finds it."""
     monkeypatch.setattr(spin.sparsify.solvers.l1_path, "TOLERANCE", 0.5)
-    task = TASKS["3"]
-    train, valid = rows(0, 150, task), rows(1, 90, task)
-    probe = fit(train, valid, task)
+    label_space = TASKS["3"]
+    train, valid = rows(0, 150, label_space), rows(1, 90, label_space)
+    probe = fit(train, valid, label_space)
     standard = ((train[0] - probe.mean) / probe.scale).astype(np.float32)
-    targets, s = signs(task.indicator(train[1]), task), np.full(150, 1 / 150, np.float32)
+    targets, s = signs(label_space.indicator(train[1]), label_space), np.full(150, 1 / 150, np.float32)
     problems = zip(targets, probe.coef, probe.intercept, strict=True)
     violations = [loop_violation(standard, y, s, w, b, probe.lam) for y, w, b in problems]
     assert max(violations) > 0.05
@@ -116,15 +116,15 @@ def test_a_heavier_class_is_found_more_often() -> None:
 
 def test_columns_fitted_together_are_fitted_alone() -> None:
     """Each column of a call is what it is in a call of its own, and keeps its place and penalty."""
-    task = TASKS["3"]
-    X, y, fold = joined(rows(0, 150, task), rows(1, 90, task))
+    label_space = TASKS["3"]
+    X, y, fold = joined(rows(0, 150, label_space), rows(1, 90, label_space))
     noise = np.random.default_rng(7).normal(size=X.shape).astype(np.float32)
     given = ProbeSettings(max_extra=0)
     activations = {COLUMN: X, OTHER: (X + 8 * noise).astype(np.float32)}
-    together = fit_probes(activations, y, [fold], task, metric="accuracy", settings=given)
+    together = fit_probes(activations, y, [fold], label_space, metric="accuracy", settings=given)
     assert [probe.column for probe in together] == [COLUMN, OTHER]
     for probe, (column, values) in zip(together, activations.items(), strict=True):
-        [alone] = fit_probes({column: values}, y, [fold], task, metric="accuracy", settings=given)
+        [alone] = fit_probes({column: values}, y, [fold], label_space, metric="accuracy", settings=given)
         np.testing.assert_array_equal(probe.coef, alone.coef)
         assert (probe.lam, probe.lam_max, probe.valid_score) == (alone.lam, alone.lam_max, alone.valid_score)
     assert together[0].lam != together[1].lam
@@ -133,14 +133,14 @@ def test_columns_fitted_together_are_fitted_alone() -> None:
 @pytest.mark.parametrize(("name", "kind"), [("2", "balanced"), ("3", "none"), ("lists of 3", "balanced")])
 def test_both_solvers_choose_the_same_probe(name: str, kind: str) -> None:
     """One after another or in one batch, on one fold and on several: the same penalty, nearly the same weights."""
-    task = TASKS[name]
-    X, y, fold = joined(rows(0, 120, task), rows(1, 60, task))
-    several = folds_of(task, y, fold.train, fold.valid, seed=0)[:2]
+    label_space = TASKS[name]
+    X, y, fold = joined(rows(0, 120, label_space), rows(1, 60, label_space))
+    several = make_folds(label_space, y, fold.train, fold.valid, seed=0)[:2]
     given = ProbeSettings(class_weights=kind, penalties=6)  # type: ignore[arg-type]
     activations = {COLUMN: X, OTHER: X[:, ::-1] ** 2}
     for folds in ([fold], several):
         found = [
-            fit_probes(activations, y, folds, task, metric="macro_f1", settings=given, device=device)
+            fit_probes(activations, y, folds, label_space, metric="macro_f1", settings=given, device=device)
             for device in ("cpu", "cpu:0")  # the plain name takes the solver that a CPU wants
         ]
         for here, there in zip(*found, strict=True):
@@ -219,12 +219,12 @@ def test_a_silent_layer_gives_a_probe_without_neurons() -> None:
 
 def test_float16_activations_work() -> None:
     """Stored as float16, activations give nearly the probe that they give as float32, even when they are large."""
-    task = TASKS["3"]
-    train, valid = rows(0, 400, task), rows(1, 90, task)
+    label_space = TASKS["3"]
+    train, valid = rows(0, 400, label_space), rows(1, 90, label_space)
     for of in (train, valid):
         of[0][:, 19] += 20000  # a sum of 400 such values leaves float16's range
     stored = [(X.astype(np.float16), y) for X, y in (train, valid)]
-    half, full = fit(*stored, task), fit(*((X.astype(np.float32), y) for X, y in stored), task)
+    half, full = fit(*stored, label_space), fit(*((X.astype(np.float32), y) for X, y in stored), label_space)
     np.testing.assert_allclose(half.mean, full.mean, rtol=1e-5)
     np.testing.assert_allclose(half.coef, full.coef, atol=1e-4)
     assert np.isfinite(half.coef).all()
@@ -284,21 +284,21 @@ def test_several_folds_choose_the_smallest_share_near_the_best(name: str) -> Non
 
     Every fold's probe is at the same share of its own lam_max.
     """
-    task = TASKS[name]
-    X, y = rows(7, 90, task, width=60)
+    label_space = TASKS[name]
+    X, y = rows(7, 90, label_space, width=60)
     X[:, :3] += 20 * np.random.default_rng(0).normal(size=(90, 3)) * np.geomspace(0.1, 10, 60)[:3] / 6
-    folds = folds_of(task, y, np.arange(60), np.arange(60, 90), seed=0)[:4]
+    folds = make_folds(label_space, y, np.arange(60), np.arange(60, 90), seed=0)[:4]
     given = ProbeSettings(penalties=6, max_extra=0)
-    [probe] = fit_probes({COLUMN: X}, y, folds, task, metric="accuracy", settings=given)
+    [probe] = fit_probes({COLUMN: X}, y, folds, label_space, metric="accuracy", settings=given)
     found = np.full((len(folds), 6), -1.0)  # no neuron at lam_max
     for scores, fold in zip(found, folds, strict=True):
-        Z, heads = (X - X[fold.train].mean(0)) / X[fold.train].std(0), signs(task.indicator(y), task)
+        Z, heads = (X - X[fold.train].mean(0)) / X[fold.train].std(0), signs(label_space.indicator(y), label_space)
         lam_max = max(np.abs(Z[fold.train].T @ ((h - h.mean()) / 2)).max() for h in heads[:, fold.train])
         for at, ratio in enumerate(30 ** -(np.arange(6) / 5)):
             if at == 0:
                 continue
             logits = np.stack([plain_scores(Z, h, fold.train, ratio * lam_max) for h in heads], axis=1)[fold.valid]
-            if task.multilabel:
+            if label_space.multilabel:
                 right = ((logits > 0) == y[fold.valid]).all(1)
             else:
                 right = (logits.argmax(1) if len(heads) > 1 else logits[:, 0] > 0) == y[fold.valid]
@@ -351,13 +351,13 @@ def plain_scores(Z: NDArray[np.floating], signs: NDArray[np.floating], train: ND
 def test_a_folds_probe_has_not_seen_its_validation_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the values and labels that judge it, its weights and scaler are the same; those of others are not."""
     monkeypatch.setattr(spin.sparsify.probe, "score", lambda *_: 1.0)  # the choice of the penalty is of all rows
-    task = TASKS["3"]
-    X, y = rows(0, 90, task)
-    folds = folds_of(task, y, np.arange(60), np.arange(60, 90), seed=0)[:3]
+    label_space = TASKS["3"]
+    X, y = rows(0, 90, label_space)
+    folds = make_folds(label_space, y, np.arange(60), np.arange(60, 90), seed=0)[:3]
     given = ProbeSettings(penalties=4, max_extra=0)
 
     def probe() -> Probe:
-        [found] = fit_probes({COLUMN: X}, y, folds, task, metric="accuracy", settings=given)
+        [found] = fit_probes({COLUMN: X}, y, folds, label_space, metric="accuracy", settings=given)
         return found
 
     before = probe()

@@ -13,17 +13,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from spin.heads.selection import Selection
-from spin.sites import Column
+from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe
-from spin.sparsify.select import alignment, largest_eta, scaler_of, select
+from spin.sparsify.select import alignment, largest_eta, select, standardization
 
-COLUMNS = [Column.parse(text) for text in ("resid.00.mean", "ffn.01.max", "ffn.01.mean", "resid.01.mean", "ffn.02.max")]
+COLUMNS = [
+    FeatureColumn.parse(text) for text in ("resid.00.mean", "ffn.01.max", "ffn.01.mean", "resid.01.mean", "ffn.02.max")
+]
 weights = st.lists(st.sampled_from([0.0, 0.0, 0.5, -1.0, 1.0, 2.0, 3.5]), min_size=1, max_size=8)
 layers = st.lists(weights, min_size=1, max_size=len(COLUMNS))
 shares = st.floats(0.01, 1)
 
 
-def probe_of(column: Column, coef: list[list[float]]) -> Probe:
+def probe_of(column: FeatureColumn, coef: list[list[float]]) -> Probe:
     """A probe of given weights (K, width); mean and scale number its neurons."""
     numbers = np.arange(len(coef[0]), dtype=np.float32)
     heads = np.array(coef, np.float32)
@@ -34,7 +36,7 @@ def probes_of(coefs: list[list[float]]) -> list[Probe]:
     return [probe_of(column, [coef]) for column, coef in zip(COLUMNS, coefs, strict=False)]
 
 
-def matrix_of(selection: Selection, activations: dict[Column, NDArray[np.floating]]) -> NDArray[np.floating]:
+def matrix_of(selection: Selection, activations: dict[FeatureColumn, NDArray[np.floating]]) -> NDArray[np.floating]:
     """The feature matrix as it is gathered everywhere."""
     return np.concatenate([activations[c][:, n] for c, n in selection.neurons.items()], axis=1)
 
@@ -193,7 +195,7 @@ def test_rows_and_scaler_follow_the_feature_matrix(coefs: list[list[float]], eta
         return
     activations = {p.column: p.mean[None, :] for p in probes}  # a neuron's value here says which one it is
     by_column = {p.column: p for p in probes}
-    mean, scale = scaler_of(selection, by_column)
+    mean, scale = standardization(selection, by_column)
     assert matrix_of(selection, activations)[0].tolist() == [by_column[c].mean[n] for c, n, _ in rows]
     assert mean.tolist() == [by_column[c].mean[n] for c, n, _ in rows]
     assert scale.tolist() == [by_column[c].scale[n] for c, n, _ in rows]
