@@ -111,7 +111,7 @@ def night(
     date: str,
     step: type[ClassifyStep] = CountingStep,
 ) -> None:
-    """A driver of its own: `python -c "from tests.chaos import …"`; an error of ours is printed, with its status."""
+    """A driver of its own: `python -c "from tests.support.chaos import …"`; an error of ours is printed, with its status."""
     try:
         with patch.object(classify, "ClassifyStep", step):
             classify.run_classify(

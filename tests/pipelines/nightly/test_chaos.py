@@ -237,8 +237,8 @@ def test_a_night_takes_what_is_new(project: Project) -> None:
 
 
 def driver(call: str, *args: Any, **env: str) -> subprocess.Popen[str]:
-    """A process of its own that calls a function of tests.chaos, with its own Ray."""
-    code = f"import sys, json; from tests import chaos; chaos.{call}(*json.loads(sys.argv[1]))"
+    """A process of its own that calls a function of tests.support.chaos, with its own Ray."""
+    code = f"import sys, json; from tests.support import chaos; chaos.{call}(*json.loads(sys.argv[1]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, json.dumps(args)],
         cwd=ROOT,

@@ -138,7 +138,7 @@ def test_openvino_by_name_takes_the_precision_that_works(
 ) -> None:
     """And so does int8 that no texts scale: it never computes in what has crashed."""
     crash = f"if subject['precision'] == 'bfloat16':\n    {DIES.format('ILL')}\n"
-    write = 'open(sys.argv[1], \'w\').write(\'{"difference": 0.0001, "column": "resid.00.mean"}\')'
+    write = 'open(sys.argv[1], \'w\').write(\'{"difference": 0.0001, "allowed": 0.001, "column": "resid.00.mean"}\')'
     starts.run(f"import json, sys\nsubject = json.load(sys.stdin)['subject']\n{crash}{write}")
     assert chosen(backbone_folder, engine="openvino") == EngineChoice("openvino", "float32")
     assert "openvino in bfloat16 crashed (SIGILL)" in caplog.text

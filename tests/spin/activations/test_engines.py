@@ -164,15 +164,15 @@ def test_openvino_computes_what_torch_does(model: Any) -> None:
 
 
 def test_auto_takes_openvino_for_what_it_knows(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spin.backbone.loading.engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
+    monkeypatch.setattr(spin.backbone.engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
     assert engine_name("auto", "cpu", backbone_folder) == "openvino"
     assert engine_name("auto", "cuda", backbone_folder) == "torch"
     assert engine_name("auto", "cpu", None) == "torch"
     assert engine_name("torch", "cpu", backbone_folder) == "torch"
-    monkeypatch.setattr(spin.backbone.loading.engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED - {"bert"})
+    monkeypatch.setattr(spin.backbone.engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED - {"bert"})
     assert engine_name("auto", "cpu", backbone_folder) == "torch"
     assert engine_name("openvino", "cpu", backbone_folder) == "openvino"
-    monkeypatch.setattr(spin.backbone.loading.engine_choice, "find_spec", lambda name: None)
+    monkeypatch.setattr(spin.backbone.engine_choice, "find_spec", lambda name: None)
     assert engine_name("auto", "cpu", backbone_folder) == "torch"
     with pytest.raises(UserError, match=r"pip install 'spin-neurons\[openvino\]'"):
         engine_name("openvino", "cpu", backbone_folder)
@@ -204,15 +204,18 @@ def test_openvino_reports_to_nobody() -> None:
     """Neither engine nor NNCF loads what tells their makers of a call."""
     code = (
         "import sys, tempfile, pathlib, numpy as np\n"
-        "from tests import tiny\n"
-        "from spin.backbone.loading import load_backbone\n"
+        "from tests.support import tiny\n"
+        "from spin.backbone.loading import find_backbone, open_backbone\n"
         "from spin.activations.engine import open_engine\n"
+        "from spin.backbone.engine_choice import EngineChoice\n"
         "from spin.activations.extract import whole\n"
         "from spin.settings import BackboneSettings\n"
-        "from spin.sites import Column\n"
+        "from spin.sites import FeatureColumn\n"
         "folder = tiny.bert(pathlib.Path(tempfile.mkdtemp()))\n"
-        "backbone = load_backbone(BackboneSettings(model=str(folder), engine='openvino', dtype='int8', device='cpu'))\n"
-        "open_engine(backbone, [whole([Column(backbone.sites[1], 'mean')])], calibration=['a fine film'] * 9)\n"
+        "settings = BackboneSettings(model=str(folder))\n"
+        "choice = EngineChoice('openvino', 'int8')\n"
+        "backbone = open_backbone(settings, *find_backbone(settings), 'cpu', choice)\n"
+        "open_engine(backbone, [whole([FeatureColumn(backbone.sites[1], 'mean')])], calibration=['a fine film'] * 9)\n"
         "print(sorted(name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
