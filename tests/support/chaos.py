@@ -111,7 +111,7 @@ def night(
     date: str,
     step: type[ClassifyStep] = CountingStep,
 ) -> None:
-    """A driver of its own: `python -c "from tests.support.chaos import …"`; an error of ours is printed, with its status."""
+    """Run a night as the driver of a process of its own; print a SpinError and exit with its status."""
     try:
         with patch.object(classify, "ClassifyStep", step):
             classify.run_classify(
