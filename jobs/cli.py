@@ -192,11 +192,11 @@ def explain(
     terminal.explanation(found)
     if html is not None:
         from pipelines.training.neurons import load_neurons
-        from spin.pages.explanation_page import page, shown_neurons
+        from spin.pages.explanation_page import explanation_page, shown_neurons
 
         wanted = shown_neurons(found)
         rows = [r for r in load_neurons(registry, number, loaded.choose) if (r["column"], r["neuron"]) in wanted]
-        written = page(found, _drivers(rows, loaded), title=f"{registry.name}, version {number}")
+        written = explanation_page(found, _drivers(rows, loaded), title=f"{registry.name}, version {number}")
         try:
             html.write_text(written, encoding="utf-8")
         except OSError as error:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from spin.monitor.agreement import disagreements
+from spin.monitor.agreement import ShadowAgreement
 from spin.pages.explanation import Explanation, stretches
 from spin.pages.explanation_page import Drivers
 from spin.sites import FeatureColumn
@@ -80,7 +80,7 @@ def night(manifest: dict[str, Any], output: str) -> None:
         if row["drifted"]:
             say(f"          drift: {row['name']} stability index {row['psi']:.2f}, above {row['limit']:.2f}")
     if "shadow" in manifest:
-        say(f"          {_shadow(manifest['shadow'])}")
+        say(f"          {_shadow(ShadowAgreement.from_json(manifest['shadow']))}")
     where = output.rstrip("/")
     say(f"          predictions in {where}/predictions, the report in {where}/_runs/{manifest['run']}/report.html")
 
@@ -90,17 +90,20 @@ def check(compared: int, agreed: int) -> None:
     say(f"check     {agreed:,} of {compared:,} labels ({100 * agreed / compared:.2f} %) are those of float32")
 
 
-def _shadow(shadow: Mapping[str, Any]) -> str:
-    """How often another version says the same, and what it says instead most often."""
-    odd = disagreements(shadow)
-    missing = "not given" if shadow["multilabel"] else "no label"
-    said = ", ".join(f"{a or missing} → {b or missing} {n:,}" for a, b, n in odd[:_DISAGREEMENTS])
-    share = f"{100 * shadow['agreement']:.1f} % of" if shadow["compared"] else "none of"
-    failed = f", could not score {shadow['failed']:,}" if shadow["failed"] else ""
+def _shadow(shadow: ShadowAgreement) -> str:
+    """Return on how many documents the shadow agrees, and the most frequent disagreements."""
+    pairs, counts = shadow.disagreements(), shadow.counts
+    missing = "not given" if shadow.multilabel else "no label"
+    listed = ", ".join(
+        f"{pair.model_label or missing} → {pair.shadow_label or missing} {pair.documents:,}"
+        for pair in pairs[:_DISAGREEMENTS]
+    )
+    share = "none" if shadow.agreement is None else f"{100 * shadow.agreement:.1f} %"
+    failed = f", failed on {counts.failed:,}" if counts.failed else ""
     return (
-        f"shadow version {shadow['version']} says the same of {share} {shadow['compared']:,} documents{failed}"
-        + (f": {said}" if said else "")
-        + (", …" if len(odd) > _DISAGREEMENTS else "")
+        f"shadow version {shadow.version} agrees on {share} of {counts.compared:,} documents{failed}"
+        + (f": {listed}" if listed else "")
+        + (", …" if len(pairs) > _DISAGREEMENTS else "")
     )
 
 

@@ -30,7 +30,7 @@ from pipelines.workers.map_shards import Step, map_shards
 from pipelines.workers.ray_cluster import shared_ray_session
 from spin.errors import UserError
 from spin.heads import persistence
-from spin.monitor.agreement import total_agreement
+from spin.monitor.agreement import AgreementCounts, total_agreement
 from spin.settings import Settings
 
 FORMAT = 5
@@ -157,7 +157,8 @@ def _drift(
     """This night against training."""
     keys = [key for outcome in taken_of(plan, outcomes) for key in outcome["files"] if key.endswith(PROFILE)]
     classify = settings.classify
-    return measure_drift(run.store, keys, model, settings.choose, classify.max_psi, early=classify.cascade)
+    drifts = measure_drift(run.store, keys, model, settings.choose, classify.max_psi, early=classify.cascade)
+    return [drift.to_json() for drift in drifts]
 
 
 def _shadow(
@@ -166,8 +167,8 @@ def _shadow(
     """What the manifest says of a shadow; nothing without one."""
     if beside is None:
         return {}
-    parts = [outcome["shadow"] for outcome in taken_of(plan, outcomes)]
-    return {"shadow": total_agreement(beside.version, config["multilabel"], parts)}
+    shards = [AgreementCounts.from_json(outcome["shadow"]) for outcome in taken_of(plan, outcomes)]
+    return {"shadow": total_agreement(beside.version, config["multilabel"], shards).to_json()}
 
 
 def _before(out: Store, date: str) -> dict[str, Any] | None:

@@ -134,12 +134,15 @@ class ClassifyStep:
             "truncated": answers.features.truncated,
             "depths": {str(depth): count for depth, count in sorted(Counter(depths.tolist()).items())},
         }
-        profile = Profile.of(self.spin.label_space, self.spin.fitted, answers.logits, answers.values, answers.features)
+        profile = Profile.from_outputs(
+            self.spin.label_space, self.spin.fitted, answers.logits, answers.values, answers.features
+        )
         files = {"predictions.parquet": _to_parquet(predictions), PROFILE: profile.to_bytes()}
         if letters:
             files["dead.parquet"] = _to_parquet(pa.Table.from_pylist(letters, schema=DEAD_LETTERS))
         if self.shadow is not None:
-            differing, outcome["shadow"] = self.shadow.compare(pieces, documents, attempt, answers, self.version)
+            differing, agreement = self.shadow.compare(pieces, documents, attempt, answers, self.version)
+            outcome["shadow"] = agreement.to_json()
             if len(differing):
                 files["disagreements.parquet"] = _to_parquet(differing)
         return files, outcome

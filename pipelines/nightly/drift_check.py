@@ -1,4 +1,4 @@
-"""Compare the documents of a night with the reference of its model."""
+"""Compare the documents of a nightly run with the reference profile of its model."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pipelines.registry.packaging import REFERENCE
 from pipelines.service_errors import DriftError
 from pipelines.storage.object_store import Store
 from spin.heads import persistence
-from spin.monitor.drift import measure
+from spin.monitor.drift import Drift, measure
 from spin.monitor.profile import Profile
 from spin.settings import Choice
 
 
 def measure_drift(
     store: Store, keys: Sequence[str], model: Path, choice: Choice, allowed: float, *, early: bool
-) -> list[dict[str, Any]]:
-    """What a report says of the profiles under `keys` against the reference in a model's folder.
+) -> list[Drift]:
+    """Return the drift of the profiles under `keys` from the reference in the folder of a model.
 
-    Where documents left `early`, it is the reference of documents that did, and neurons above the first exit, which
-    not all of them reach, are not compared.
-
-    Empty for a model that was saved without one, or where no document was predicted.
+    Where documents may exit `early`, the reference is that of documents with early exits, and neurons above the first
+    exit, which not all documents reach, are not compared. Empty for a model that was saved without a reference, or
+    where no document was predicted.
     """
     if not keys or not (model / REFERENCE).exists():
         return []
     prefix = f"{choice}.early." if early else f"{choice}."
     reference = Profile.from_bytes((model / REFERENCE).read_bytes(), prefix)
-    found = (Profile.from_bytes(store.read(key) or b"") for key in keys)
+    profiles = (Profile.from_bytes(store.read(key) or b"") for key in keys)
     selection = persistence.load(model)[0].choices[choice].selection
-    return [drift.describe() for drift in measure(reduce(add, found), reference, selection, allowed)]
+    return measure(reduce(add, profiles), reference, selection, allowed)
 
 
 def check_drift(manifest: dict[str, Any]) -> None:
-    """Raise DriftError, naming what has drifted in a night that is published."""
-    moved = [f"{r['name']} ({r['psi']:.2f}, limit {r['limit']:.2f})" for r in manifest["drift"] if r["drifted"]]
+    """Raise DriftError, with the properties that have drifted, for the manifest of a published nightly run."""
+    drifts = [Drift.from_json(record) for record in manifest["drift"]]
+    moved = [f"{drift.name} ({drift.psi:.2f}, limit {drift.limit:.2f})" for drift in drifts if drift.drifted]
     if moved:
         raise DriftError(
             f"the night of {manifest['date']} is published, but it drifted from training: {', '.join(moved)}; see "

@@ -18,7 +18,7 @@ from spin.backbone.digest import compute_digest
 from spin.backbone.hub import locate
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
-from spin.monitor.agreement import count_agreement
+from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.predictions import Predictions
 from spin.settings import BackboneSettings, Settings
 from spin.shared_pass import SharedPass
@@ -108,7 +108,7 @@ class Shadow:
         attempt: Attempt,
         model: Predictions,
         model_version: str,
-    ) -> tuple[pa.Table, dict[str, Any]]:
+    ) -> tuple[pa.Table, AgreementCounts]:
         """The rows of a shard on which the labels differ, and counts; `model` answers for all pieces, in order.
 
         A row that only the shadow cannot score is counted as failed.
@@ -138,8 +138,8 @@ class Shadow:
             ],
             schema=disagreements_schema(self.spin.label_space.multilabel),
         )
-        counts = count_agreement(labels, shadow.labels, self.spin.label_space.multilabel)
-        return table, {**counts, "failed": len(every) - len(compared)}
+        failed = len(every) - len(compared)
+        return table, count_agreement(labels, shadow.labels, self.spin.label_space.multilabel, failed=failed)
 
     def _alone(self, rows: list[int], documents: Documents) -> list[tuple[list[int], Features]]:
         """What the shadow reads by itself where something raises: pieces that do are halved, `_RAISES` times at most.

@@ -1,81 +1,166 @@
-"""Where the labels of a model and of its shadow agree, by class."""
+"""How far the labels of a model and of its shadow agree, by class."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from spin.labels.label_space import Label, class_names
 
 Confusion = dict[str, dict[str, int]]
-"""documents by what the model says and what the shadow says; "" stands for no label, in a multi-label task for a class
-that is not given"""
-_SUMS = ("compared", "failed", "agreed")
+"""documents by the label of the model and the label of the shadow; "" stands for no label, in a multi-label task for a
+class that is not given"""
 
 
-def count_agreement(mine: Sequence[Label | None], theirs: Sequence[Label | None], multilabel: bool) -> dict[str, Any]:
-    """Counts of n documents: compared, agreed, and the confusion of both labels."""
+@dataclass(frozen=True)
+class AgreementCounts:
+    """Counts of the documents of a shard that a model and its shadow have labelled."""
+
+    compared: int
+    """documents with a label of both"""
+    agreed: int
+    """documents with the same label of both"""
+    confusion: Confusion
+    """documents per pair of labels, sorted; in a multi-label task per class that either gives"""
+    failed: int = 0
+    """documents that only the shadow could not score"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as the shard log holds them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> AgreementCounts:
+        """Return the counts of a record that `to_json` returned."""
+        return cls(record["compared"], record["agreed"], record["confusion"], record["failed"])
+
+
+@dataclass(frozen=True)
+class ClassAgreement:
+    """On how many documents a model and its shadow give a class."""
+
+    label: str
+    """the class; "" for no label"""
+    model: int
+    """documents to which the model gives it"""
+    shadow: int
+    """documents to which the shadow gives it"""
+    both: int
+    """documents to which both give it"""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """On how many documents a model and its shadow give two different labels."""
+
+    model_label: str
+    """"" for no label, in a multi-label task for a class that is not given"""
+    shadow_label: str
+    """"" as for the model"""
+    documents: int
+
+
+@dataclass(frozen=True)
+class ShadowAgreement:
+    """The agreement of a nightly run with its shadow, over all shards."""
+
+    version: str
+    """of the shadow"""
+    multilabel: bool
+    counts: AgreementCounts
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of the compared documents with the same label, to four digits; None without documents."""
+        compared = self.counts.compared
+        return round(self.counts.agreed / compared, 4) if compared else None
+
+    def by_class(self) -> list[ClassAgreement]:
+        """Return the counts per class, the class with the most disagreement first.
+
+        In a task of one class per document, no label counts as a class.
+        """
+        confusion = self.counts.confusion
+        labels = {label for model, row in confusion.items() for label in (model, *row)}
+        rows = [
+            ClassAgreement(
+                label=label,
+                model=sum(confusion.get(label, {}).values()),
+                shadow=sum(row.get(label, 0) for row in confusion.values()),
+                both=confusion.get(label, {}).get(label, 0),
+            )
+            for label in labels
+            if label or not self.multilabel
+        ]
+        return sorted(rows, key=lambda row: (2 * row.both - row.model - row.shadow, row.label))
+
+    def disagreements(self) -> list[Disagreement]:
+        """Return the pairs of different labels, the most frequent first."""
+        pairs = [
+            Disagreement(model, shadow, documents)
+            for model, row in self.counts.confusion.items()
+            for shadow, documents in row.items()
+            if model != shadow
+        ]
+        return sorted(pairs, key=lambda pair: (-pair.documents, pair.model_label, pair.shadow_label))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as the manifest and `report.json` hold it."""
+        counts = self.counts
+        return {
+            "version": self.version,
+            "multilabel": self.multilabel,
+            "compared": counts.compared,
+            "failed": counts.failed,
+            "agreed": counts.agreed,
+            "agreement": self.agreement,
+            "confusion": counts.confusion,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ShadowAgreement:
+        """Return the agreement of a record that `to_json` returned."""
+        return cls(record["version"], record["multilabel"], AgreementCounts.from_json(record))
+
+
+def count_agreement(
+    model: Sequence[Label | None], shadow: Sequence[Label | None], multilabel: bool, *, failed: int = 0
+) -> AgreementCounts:
+    """Return the counts of n documents, given the labels of the model (n,) and of the shadow (n,)."""
     cells: Counter[tuple[str, str]] = Counter()
-    for a, b in zip(mine, theirs, strict=True):
-        cells.update(_cells(a, b, multilabel))
-    agreed = sum(a == b for a, b in zip(mine, theirs, strict=True))
-    return {"compared": len(mine), "agreed": agreed, "confusion": _nested(cells)}
+    for model_label, shadow_label in zip(model, shadow, strict=True):
+        cells.update(_cells(model_label, shadow_label, multilabel))
+    agreed = sum(a == b for a, b in zip(model, shadow, strict=True))
+    return AgreementCounts(len(model), agreed, _nested(cells), failed)
 
 
-def _cells(mine: Label | None, theirs: Label | None, multilabel: bool) -> list[tuple[str, str]]:
-    """Where a document counts: once, or in a multi-label task once for each class that either gives it."""
+def total_agreement(version: str, multilabel: bool, shards: Sequence[AgreementCounts]) -> ShadowAgreement:
+    """Return the agreement with the shadow `version` over all shards."""
+    cells: Counter[tuple[str, str]] = Counter()
+    for counts in shards:
+        cells.update({(model, shadow): n for model, row in counts.confusion.items() for shadow, n in row.items()})
+    counts = AgreementCounts(
+        compared=sum(counts.compared for counts in shards),
+        agreed=sum(counts.agreed for counts in shards),
+        confusion=_nested(cells),
+        failed=sum(counts.failed for counts in shards),
+    )
+    return ShadowAgreement(version, multilabel, counts)
+
+
+def _cells(model: Label | None, shadow: Label | None, multilabel: bool) -> list[tuple[str, str]]:
+    """Return the pairs of labels that a document counts for: one, or one per class in a multi-label task."""
     if not multilabel:
-        return [(str(mine or ""), str(theirs or ""))]
-    a, b = class_names(mine), class_names(theirs)
-    return [(name if name in a else "", name if name in b else "") for name in {*a, *b}]
-
-
-def total_agreement(version: str, multilabel: bool, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the manifest keeps of a shadow: the counts of all shards that the night takes."""
-    sums = {name: sum(part[name] for part in parts) for name in _SUMS}
-    cells: Counter[tuple[str, str]] = Counter()
-    for part in parts:
-        cells.update({(mine, theirs): n for mine, row in part["confusion"].items() for theirs, n in row.items()})
-    return {
-        "version": version,
-        "multilabel": multilabel,
-        **sums,
-        "agreement": round(sums["agreed"] / sums["compared"], 4) if sums["compared"] else None,
-        "confusion": _nested(cells),
-    }
-
-
-def by_class(shadow: Mapping[str, Any]) -> list[tuple[str, int, int, int]]:
-    """Of each class the documents to which the model gives it, the shadow, and both, the least agreed on first.
-
-    In a task of one class a document also of no label, as "".
-    """
-    confusion: Confusion = shadow["confusion"]
-    names = {name for mine, row in confusion.items() for name in (mine, *row)}
-    rows = [
-        (
-            name,
-            sum(confusion.get(name, {}).values()),
-            sum(row.get(name, 0) for row in confusion.values()),
-            confusion.get(name, {}).get(name, 0),
-        )
-        for name in names
-        if name or not shadow["multilabel"]
-    ]
-    return sorted(rows, key=lambda row: (2 * row[3] - row[1] - row[2], row[0]))
-
-
-def disagreements(shadow: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    """What the model says, what the shadow says instead, and of how many documents, the most frequent first."""
-    confusion: Confusion = shadow["confusion"]
-    cells = [(mine, theirs, n) for mine, row in confusion.items() for theirs, n in row.items() if mine != theirs]
-    return sorted(cells, key=lambda cell: (-cell[2], cell[:2]))
+        return [(str(model or ""), str(shadow or ""))]
+    in_model, in_shadow = class_names(model), class_names(shadow)
+    return [(name if name in in_model else "", name if name in in_shadow else "") for name in {*in_model, *in_shadow}]
 
 
 def _nested(cells: Mapping[tuple[str, str], int]) -> Confusion:
-    """In the same order whatever that of the documents."""
+    """Return the counts in an order that does not depend on that of the documents."""
     nested: Confusion = {}
-    for (mine, theirs), n in sorted(cells.items()):
-        nested.setdefault(mine, {})[theirs] = n
+    for (model, shadow), documents in sorted(cells.items()):
+        nested.setdefault(model, {})[shadow] = documents
     return nested

@@ -1,4 +1,4 @@
-"""What a set of documents looks like to a classifier: counts and sums that add up over shards."""
+"""The profile of a set of documents, from which drift is measured: counts and sums that add up over shards."""
 
 from __future__ import annotations
 
@@ -19,32 +19,35 @@ from spin.labels.label_space import LabelSpace
 Counts = NDArray[np.int64]
 
 SCORES = np.linspace(0, 1, 21)[1:-1]
-"""borders of a document's largest probability"""
+"""bin borders of the largest probability per document"""
 LENGTHS = 2 ** np.arange(2, 12.5, 0.5)
-"""borders of a document's tokens"""
+"""bin borders of the tokens per document"""
 UNKNOWN = np.array([0, 0.01, 0.05, 0.2])
-"""borders of the share of a document's tokens that the tokenizer does not know; the first: none at all"""
+"""bin borders of the share of unknown tokens per document; the first bin holds documents without any"""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Some documents as K classes and p selected neurons see them. Profiles of parts add up to that of the whole."""
+    """Statistics of some documents under a classifier with K classes and p selected neurons.
+
+    The sum of the profiles of the parts of a set is the profile of the set.
+    """
 
     labels: Counts
-    """(K + 1,) documents for which each class speaks, before thresholds, and those for which none does"""
+    """(K + 1,) documents per predicted class, before thresholds, and documents without any"""
     scores: Counts
-    """(20,) documents by their largest probability, between `SCORES`"""
+    """(20,) documents per bin of their largest probability, between `SCORES`"""
     lengths: Counts
-    """(22,) documents by their tokens, between `LENGTHS`"""
+    """(22,) documents per bin of their number of tokens, between `LENGTHS`"""
     unknown: Counts
-    """(5,) documents by their share of unknown tokens, between `UNKNOWN`"""
+    """(5,) documents per bin of their share of unknown tokens, between `UNKNOWN`"""
     sums: Floats
-    """(p,) of each neuron's aligned activation"""
+    """(p,) sum of each neuron's standardised activation"""
     squares: Floats
-    """(p,) of its square"""
+    """(p,) sum of its square"""
 
     @classmethod
-    def of(
+    def from_outputs(
         cls,
         label_space: LabelSpace,
         fitted: FittedClassifier,
@@ -52,18 +55,18 @@ class Profile:
         activations: Floats,
         features: Features,
     ) -> Profile:
-        """Of n documents: their logits (n, K), raw activations (n, p) and tokens."""
-        given = label_space.indicator(label_space.predict(logits))
+        """Return the profile of n documents, given their logits (n, K), raw activations (n, p) and token counts."""
+        indicator = label_space.indicator(label_space.predict(logits))
         probabilities = label_space.probabilities(logits)
-        aligned = fitted.standardise(activations).astype(np.float64)
+        standardised = fitted.standardise(activations).astype(np.float64)
         n_tokens, n_unknown = features.n_tokens, features.n_unknown
         return cls(
-            np.array([*given.sum(0), (~given.any(1)).sum()], np.int64),
-            _histogram(probabilities.max(1, initial=0.0), SCORES),
-            _histogram(n_tokens, LENGTHS),
-            _histogram(n_unknown / np.maximum(n_tokens, 1), UNKNOWN),
-            aligned.sum(0),
-            np.square(aligned).sum(0),
+            labels=np.array([*indicator.sum(0), (~indicator.any(1)).sum()], np.int64),
+            scores=_histogram(probabilities.max(1, initial=0.0), SCORES),
+            lengths=_histogram(n_tokens, LENGTHS),
+            unknown=_histogram(n_unknown / np.maximum(n_tokens, 1), UNKNOWN),
+            sums=standardised.sum(0),
+            squares=np.square(standardised).sum(0),
         )
 
     def __add__(self, other: Profile) -> Profile:
@@ -71,33 +74,39 @@ class Profile:
 
     @property
     def documents(self) -> int:
+        """The number of documents."""
         return int(self.scores.sum())
 
     @property
     def mean(self) -> Floats:
-        """(p,) of the aligned activations."""
+        """(p,) mean of the standardised activations."""
         return self.sums / max(1, self.documents)
 
     @property
     def sd(self) -> Floats:
-        """(p,) of the aligned activations, never zero."""
+        """(p,) standard deviation of the standardised activations, never zero."""
         variance = self.squares / max(1, self.documents) - np.square(self.mean)
         return np.sqrt(np.maximum(variance, 1e-12))
 
     def to_bytes(self) -> bytes:
-        """As safetensors."""
+        """Return the profile as safetensors."""
         return bytes(save_tensors({f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self)}))
 
     @classmethod
     def from_bytes(cls, data: bytes, prefix: str = "") -> Profile:
-        """What `to_bytes` made, or of several profiles the one whose names begin so. Raises UserError for others."""
+        """Return the profile that `to_bytes` wrote, or of several in one file the one whose names begin with `prefix`.
+
+        Raises UserError for other data.
+        """
         try:
             tensors = load_tensors(data)
             return cls(**{f.name: tensors[prefix + f.name] for f in fields(cls)})
         except (KeyError, ValueError, SafetensorError) as error:
-            raise UserError(f"this is not a profile of documents: {error}") from None
+            raise UserError(
+                f"this is not a profile of documents: {error}; expected a file that spin train or spin classify wrote"
+            ) from None
 
 
 def _histogram(values: NDArray[np.number], borders: Floats) -> Counts:
-    """(len(borders) + 1,) values up to each border, the last above all."""
+    """Return the number of values per bin (len(borders) + 1,); a bin includes its upper border."""
     return np.bincount(np.searchsorted(borders, values), minlength=len(borders) + 1)

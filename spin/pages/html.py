@@ -1,38 +1,70 @@
-"""HTML in which nothing is markup but what `tag` made, so that no document or label can become any."""
+"""Pages from Jinja2 templates. A page loads nothing, runs no script, and shows all text of documents as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from html import escape
+import base64
+import hashlib
+from functools import cache
+from importlib.resources import files
 
-_VOID = ("input", "meta")
-_CLOSED = ("line", "rect")
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 
-
-class Html(str):
-    """Markup already; every other str is text, which is escaped where it enters."""
-
-
-def tag(name: str, /, *children: str, **attributes: object) -> Html:
-    """An element; `class_` gives class, `aria_label` aria-label, True a bare attribute, None and False none."""
-    given = "".join(_attribute(key, value) for key, value in attributes.items())
-    if name in _CLOSED:
-        return Html(f"<{name}{given}/>")
-    return Html(f"<{name}{given}>" if name in _VOID else f"<{name}{given}>{together(children)}</{name}>")
+from spin.pages import charts, number_format, stylesheet
 
 
-def together(parts: Iterable[str]) -> Html:
-    """Markup and text, one after the other."""
-    return Html("".join(part if isinstance(part, Html) else escape(_valid(part)) for part in parts))
+def render(template: str, **context: object) -> str:
+    """Return the text of a template, given as `PACKAGE/FILE`: a file in the folder `templates` of a package.
+
+    Every string in `context` is escaped unless it is `Markup`. Raises jinja2.UndefinedError where the template uses
+    a name that `context` lacks.
+    """
+    return environment().get_template(template).render(**context)
 
 
-def _attribute(key: str, value: object) -> str:
-    if value is None or value is False:
-        return ""
-    name = key.rstrip("_").replace("_", "-")
-    return f" {name}" if value is True else f' {name}="{escape(_valid(str(value)))}"'
+@cache
+def environment() -> Environment:
+    """Return the environment of all HTML templates, with the filters and functions that they use."""
+    env = Environment(
+        loader=FunctionLoader(read_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_replace_invalid,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    env.filters |= {
+        "signed": number_format.signed,
+        "percent": number_format.percent,
+        "grouped": number_format.grouped,
+        "counted": number_format.counted,
+        "shade": stylesheet.shade,
+        "content_security_policy": content_security_policy,
+    }
+    env.globals |= {
+        "bar": charts.bar,
+        "share_bar": charts.share_bar,
+        "column_chart": charts.column_chart,
+        "shade_scale": stylesheet.shade_scale,
+    }
+    return env
 
 
-def _valid(text: str) -> str:
-    """The text as UTF-8 and HTML can hold it: halves of surrogate pairs and NUL are replaced."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
+def read_template(name: str) -> str:
+    """Return the source of the template `PACKAGE/FILE`."""
+    package, _, file = name.partition("/")
+    return (files(package) / "templates" / file).read_text(encoding="utf-8")
+
+
+def content_security_policy(style: str) -> str:
+    """Return the policy that forbids everything except the one style sheet, which it names by its hash."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
+
+def _replace_invalid(value: object) -> object:
+    """Replace what neither UTF-8 nor HTML can hold: lone surrogates and NUL."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.nightly.run_report import page, render_reports
-from tests.spin.pages.test_explanation_page import NASTY
+from pipelines.nightly.run_report import render_reports, report_page
 from tests.support.browser import opened
+from tests.support.hostile_text import HOSTILE_TEXTS
 
 
 def drift(name: str, psi: float, now: list[int], then: list[int], **more: Any) -> dict[str, Any]:
@@ -90,18 +90,18 @@ def texts(window: Any, of: str) -> list[str]:
 
 def test_the_numbers_of_the_manifest_are_seen(browser: Any, tmp_path: Path) -> None:
     """Counts that add up, drift in words, reasons and slowest shards, each the largest first."""
-    with opened(browser, tmp_path, page(manifest())) as window:
+    with opened(browser, tmp_path, report_page(manifest())) as window:
         shown = window.locator("body").inner_text()
         assert texts(window, ".sum > *") == ["12,345 documents", "=", "12,300 predicted", "+", "45 dead letters"]
         for words in (
             "tweets, night of 2026-03-01",
-            "version 7 · run 2026-03-01-001 · 0123456789ab",
-            "Drifted from training: mix of labels, means of the selected neurons",
-            "Of the files 3 were taken, 1 quarantined, 0 skipped",
-            "654,321 tokens; 77 texts were cut",
-            "321 documents were given no label",
-            "12,300 documents left at block 6",
-            "30.0 documents a second over 411.5 s",
+            "version 7 · run 2026-03-01-001 · fingerprint 0123456789ab",
+            "Drift from training: distribution of the labels, means of the selected neurons",
+            "Files: 3 read, 1 quarantined, 0 skipped",
+            "654,321 tokens; 77 texts truncated",
+            "321 documents without a label",
+            "12,300 documents exited after block 6",
+            "30.0 documents per second over 411.5 s",
             "s3://inbox/x.parquet",
             "it is corrupt",
         ):
@@ -113,7 +113,7 @@ def test_the_numbers_of_the_manifest_are_seen(browser: Any, tmp_path: Path) -> N
             "no label 2.6 % 0.0 % 0.0 %",
         ]
         verdicts = texts(sections["Drift"], "table >> nth=0 >> tbody tr td:last-child")
-        assert verdicts == ["drifted", "as in training", "as in training", "as in training", "drifted, 3 of 100"]
+        assert verdicts == ["drifted", "no drift", "no drift", "no drift", "drifted, 3 of 100"]
         assert texts(sections["Drift"], "table >> nth=1 >> tbody tr >> nth=0") == ["ffn.00.max[0] +0.90 σ"]
         assert texts(window, "tr:has-text('poison') ~ tr") == ["null_id 13", "empty_text 2"]
         assert texts(window, "tr:has-text('s3://inbox/2.parquet') >> nth=0") == [
@@ -132,10 +132,13 @@ def test_a_shadow_is_compared_by_class(browser: Any, tmp_path: Path) -> None:
     """The class on which both differ most first, what is said instead, and no place for it in a night without one."""
     found = shadow({"late": {"late": 7900, "lovely": 60, "": 40}, "lovely": {"lovely": 3970, "late": 7}, "": {"": 321}})
     for width in (1280, 390):
-        with opened(browser, tmp_path, page(manifest(shadow=found)), width=width) as window:
+        with opened(browser, tmp_path, report_page(manifest(shadow=found)), width=width) as window:
             section = window.locator("main section section", has_text="Version 8 scored the same documents")
-            assert "It says the same of 99.1 % of 12,298. The other rows lie" in section.inner_text()
-            assert "It could not score 2." in section.inner_text()
+            assert (
+                "It agrees on 99.1\u202f% of 12,298 documents. The documents on which the two differ"
+                in section.inner_text()
+            )
+            assert "It failed on 2 documents." in section.inner_text()
             assert texts(section, "table >> nth=0 >> tr") == [
                 "class version 7 version 8 both",
                 "late 8,000 7,907 7,900",
@@ -149,16 +152,16 @@ def test_a_shadow_is_compared_by_class(browser: Any, tmp_path: Path) -> None:
             ]
             assert window.evaluate("document.documentElement.scrollWidth") <= width
     lists = shadow({"late": {"late": 9, "": 2}, "": {"lovely": 3}}, multilabel=True)
-    with opened(browser, tmp_path, page(manifest(shadow=lists))) as window:
+    with opened(browser, tmp_path, report_page(manifest(shadow=lists))) as window:
         section = window.locator("main section section", has_text="Version 8 scored the same documents")
         assert texts(section, "table >> nth=0 >> tbody tr") == ["lovely 0 3 0", "late 11 9 9"]
         assert texts(section, "table >> nth=1 >> tbody tr") == ["not given lovely 3", "late not given 2"]
-    assert "Shadow" not in page(manifest())
+    assert "Shadow" not in report_page(manifest())
 
 
 def test_charts_have_a_size_and_show_the_pause(browser: Any, tmp_path: Path) -> None:
     for width in (1280, 390):
-        with opened(browser, tmp_path, page(manifest()), width=width, scheme="dark") as window:
+        with opened(browser, tmp_path, report_page(manifest()), width=width, scheme="dark") as window:
             box = window.locator(".pace svg").bounding_box()
             assert box["width"] > 0.7 * min(width, 1000)
             assert box["height"] > 60
@@ -173,23 +176,26 @@ def test_charts_have_a_size_and_show_the_pause(browser: Any, tmp_path: Path) -> 
 
 def test_what_comes_from_documents_stays_text(browser: Any, tmp_path: Path) -> None:
     """Labels, files and reasons are shown as they are, in a page that runs nothing."""
-    counts = manifest()["counts"] | {"labels": dict.fromkeys(NASTY, 5), "reasons": dict.fromkeys(NASTY, 5)}
-    quarantined = [{"uri": text, "reason": text} for text in NASTY]
-    beside = shadow({text: {text: 5, NASTY[0]: 1} for text in NASTY})
-    found = manifest(counts=counts, classes=NASTY, quarantined=quarantined, drift=[], shadow=beside)
-    with opened(browser, tmp_path, page(found)) as window:
+    counts = manifest()["counts"] | {
+        "labels": dict.fromkeys(HOSTILE_TEXTS, 5),
+        "reasons": dict.fromkeys(HOSTILE_TEXTS, 5),
+    }
+    quarantined = [{"uri": text, "reason": text} for text in HOSTILE_TEXTS]
+    beside = shadow({text: {text: 5, HOSTILE_TEXTS[0]: 1} for text in HOSTILE_TEXTS})
+    found = manifest(counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[], shadow=beside)
+    with opened(browser, tmp_path, report_page(found)) as window:
         for of in ("tbody th bdi", "tbody td bdi"):
-            assert {" ".join(text.split()) for text in NASTY} <= set(texts(window, of))
+            assert {" ".join(text.split()) for text in HOSTILE_TEXTS} <= set(texts(window, of))
 
 
 def test_a_night_of_nothing_has_a_report(browser: Any, tmp_path: Path) -> None:
     counts = dict.fromkeys(("rows", "predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0)
     nothing: dict[str, Any] = {"reasons": {}, "labels": {}, "depths": {}}
     found = manifest(counts=counts | nothing, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
-    with opened(browser, tmp_path, page(found)) as window:
+    with opened(browser, tmp_path, report_page(found)) as window:
         shown = window.locator("body").inner_text()
         assert "No document was read." in shown
-        assert "None; no file was quarantined." in shown
+        assert "There are no dead letters, and no file was quarantined." in shown
 
 
 def test_the_json_is_the_manifest_without_its_parts() -> None:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipelines.workers.fault_isolation import MAX_CRASHES
 from pipelines.workers.map_shards import map_shards
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
-from spin.monitor.agreement import by_class, count_agreement, disagreements, total_agreement
+from spin.monitor.agreement import ShadowAgreement, count_agreement, total_agreement
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from spin.shared_pass import SharedPass
 from tests.pipelines.nightly.test_classify import DATE, Place, during
@@ -183,20 +184,17 @@ def test_the_shadow_says_what_it_says_alone(place: Place, model: str, shadow: st
 
 def test_the_classes_on_which_they_differ_most_come_first() -> None:
     """What is said of each class, and what is said instead."""
-    mine, theirs = ["a", "a", "a", "b", None, "b"], ["a", "b", "b", "b", "a", None]
-    parts = [count_agreement(mine[:2], theirs[:2], False), count_agreement(mine[2:], theirs[2:], False)]  # type: ignore[arg-type]
-    shadow = total_agreement("2", False, [{**part, "failed": 1} for part in parts])
-    assert {name: shadow[name] for name in ("compared", "agreed", "failed", "agreement")} == {
-        "compared": 6,
-        "agreed": 2,
-        "failed": 2,
-        "agreement": 0.3333,
-    }
-    assert by_class(shadow) == [("a", 3, 2, 1), ("b", 2, 3, 1), ("", 1, 1, 0)]
-    assert disagreements(shadow) == [("a", "b", 2), ("", "a", 1), ("b", "", 1)]
+    model, shadow = ["a", "a", "a", "b", None, "b"], ["a", "b", "b", "b", "a", None]
+    shards = [count_agreement(model[rows], shadow[rows], False, failed=1) for rows in (slice(2), slice(2, None))]
+    total = total_agreement("2", False, shards)
+    assert (total.counts.compared, total.counts.agreed, total.counts.failed, total.agreement) == (6, 2, 2, 0.3333)
+    assert [astuple(row) for row in total.by_class()] == [("a", 3, 2, 1), ("b", 2, 3, 1), ("", 1, 1, 0)]
+    assert [astuple(pair) for pair in total.disagreements()] == [("a", "b", 2), ("", "a", 1), ("b", "", 1)]
     lists = count_agreement([["a", "b"], ["a"], [], None], [["a"], ["b"], [], []], True)
-    assert lists == {"compared": 4, "agreed": 1, "confusion": {"": {"b": 1}, "a": {"": 1, "a": 1}, "b": {"": 1}}}
-    assert by_class(total_agreement("2", True, [{**lists, "failed": 0}])) == [("b", 1, 1, 0), ("a", 2, 1, 1)]
+    assert (lists.compared, lists.agreed) == (4, 1)
+    assert lists.confusion == {"": {"b": 1}, "a": {"": 1, "a": 1}, "b": {"": 1}}
+    by_class = total_agreement("2", True, [lists]).by_class()
+    assert [astuple(row) for row in by_class] == [("b", 1, 1, 0), ("a", 2, 1, 1)]
 
 
 @pytest.mark.parametrize(("first", "second"), [(SHALLOW, DEEP), (DEEP, SHALLOW), (ELSEWHERE, DEEP)])
@@ -439,7 +437,7 @@ def test_a_night_of_nothing_is_compared(place: Place) -> None:
         "agreement": None,
         "confusion": {},
     }
-    assert "says the same of none of 0" in (place.folder / "out" / "report.html").read_text()
+    assert "It agrees on none of 0 documents." in " ".join((place.folder / "out" / "report.html").read_text().split())
 
 
 def test_without_a_shadow_there_is_nothing_of_it(place: Place) -> None:
@@ -489,16 +487,18 @@ def test_the_command_and_the_page_tell(
         cli.main()
     said = capsys.readouterr()
     assert left.value.code == 0, said.err
-    shadow = json.loads((place.folder / "out" / "report.json").read_text())["shadow"]
-    [(mine, theirs, count), *_] = disagreements(shadow)
-    first = f"shadow version 2 says the same of {100 * shadow['agreement']:.1f} % of 150 documents: {mine} → {theirs} "
-    assert f"{first}{count}" in said.out
+    record = json.loads((place.folder / "out" / "report.json").read_text())["shadow"]
+    shadow, share = ShadowAgreement.from_json(record), f"{100 * record['agreement']:.1f}"
+    assert shadow.to_json() == record
+    [first, *_] = pairs = [astuple(pair) for pair in shadow.disagreements()]
+    expected = f"shadow version 2 agrees on {share} % of 150 documents: {first[0]} → {first[1]} {first[2]}"
+    assert expected in said.out
     with opened(browser, tmp_path, (place.folder / "out" / "report.html").read_text()) as window:
         section = window.locator("main section section", has_text="Version 2 scored the same documents")
-        assert f"the same of {100 * shadow['agreement']:.1f} % of 150" in section.inner_text()
+        assert f"It agrees on {share}\u202f% of 150 documents" in section.inner_text()
         tables = [
             [row.split("\t") for row in table.locator("tbody tr").all_inner_texts()]
             for table in section.locator("table").all()
         ]
-        assert tables[0] == [[name, *map(str, figures)] for name, *figures in by_class(shadow)]
-        assert tables[1] == [[a, b, str(n)] for a, b, n in disagreements(shadow)]
+        assert tables[0] == [[*map(str, astuple(row))] for row in shadow.by_class()]
+        assert tables[1] == [[*map(str, pair)] for pair in pairs]

@@ -54,7 +54,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     spin.fit(texts, [row["label"] for row in rows]).save(folder / "1")
     features = spin.features(texts)
     values = np.concatenate(list(features.columns.values()), axis=1)
-    profile = Profile.of(spin.label_space, spin.fitted, spin.fitted.logits(values), values, features)
+    profile = Profile.from_outputs(spin.label_space, spin.fitted, spin.fitted.logits(values), values, features)
     kept = {f"{of}.{name}": tensor for of in ("accuracy", "accuracy.early") for name, tensor in vars(profile).items()}
     save_file(kept, folder / "1/reference.safetensors")
     (folder / "champion").write_text("1")

@@ -264,10 +264,10 @@ def test_drift_is_not_measured_above_the_first_exit(spin: SpinClassifier) -> Non
     depth = chosen.exit_depths(full.values, spin.label_space, decision)
     assert found.depth is not None
     assert depth.tolist() == found.depth.tolist()
-    then = Profile.of(spin.label_space, chosen, chosen.answer(full.values, depth), full.values, full)
-    now = Profile.of(spin.label_space, chosen, chosen.answer(found.values, found.depth), found.values, found)
+    then = Profile.from_outputs(spin.label_space, chosen, chosen.answer(full.values, depth), full.values, full)
+    now = Profile.from_outputs(spin.label_space, chosen, chosen.answer(found.values, found.depth), found.values, found)
     drifts = {drift.name: drift for drift in measure(now, then, chosen.selection, 0.1)}
-    assert drifts["neurons"].now == [0, len(chosen.selection.part(1))]
+    assert drifts["neurons"].now == (0, len(chosen.selection.part(1)))
     assert not any(drift.drifted for drift in drifts.values())
 
 

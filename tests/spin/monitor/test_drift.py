@@ -21,7 +21,7 @@ from spin.heads.fitted import FittedClassifier
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
-from spin.monitor.drift import LEVEL, measure, stability, stability_limit
+from spin.monitor.drift import SIGNIFICANCE, measure, stability, stability_limit
 from spin.monitor.profile import Profile
 from spin.sites import FeatureColumn
 
@@ -55,7 +55,7 @@ def documents(
 
 
 def profile(found: dict[str, Any]) -> Profile:
-    return Profile.of(TASK, fitted(), **found)
+    return Profile.from_outputs(TASK, fitted(), **found)
 
 
 def part(found: dict[str, Any], rows: slice) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_a_profile_counts_what_a_loop_counts() -> None:
 def test_a_multilabel_profile_counts_every_label() -> None:
     """One document of both classes, two of none."""
     label_space = LabelSpace(("a", "b"), True)
-    made = Profile.of(
+    made = Profile.from_outputs(
         label_space,
         fitted(),
         np.array([[1.0, 2.0], [-1.0, -2.0], [-3.0, -1.0]]),
@@ -154,7 +154,7 @@ def test_the_limit_holds_for_few_and_for_many(n: int, m: int) -> None:
 
     allowed = brentq(lambda s: at(s) - 0.1, 0.01, 4)
     assert warnings(0) == 0
-    assert warnings(allowed) < 4 * LEVEL
+    assert warnings(allowed) < 4 * SIGNIFICANCE
     assert warnings(brentq(lambda s: at(s) - 1, 0.01, 6)) > 0.9
 
 
@@ -170,11 +170,11 @@ def test_each_property_drifts_by_itself() -> None:
 def test_the_neuron_that_moved_is_named() -> None:
     found = measure(profile(documents(3000, 1, shift=2)), profile(documents(2000)), SELECTION, 0.1)
     neurons = found[-1]
-    assert neurons.now == [1, NEURONS - 1]
-    assert (neurons.moved[0]["column"], neurons.moved[0]["neuron"]) == ("ffn.01.mean", 3)
+    assert neurons.now == (1, NEURONS - 1)
+    assert (neurons.moved[0].column, neurons.moved[0].neuron) == ("ffn.01.mean", 3)
     # aligned by the training scale, in the standard deviations of the reference again
-    assert neurons.moved[0]["shift"] == pytest.approx(2, abs=0.1)
-    assert neurons.psi == pytest.approx(neurons.moved[0]["shift"] ** 2, abs=0.01)
+    assert neurons.moved[0].shift == pytest.approx(2, abs=0.1)
+    assert neurons.psi == pytest.approx(neurons.moved[0].shift ** 2, abs=0.01)
 
 
 def test_of_many_neurons_none_warns_by_chance() -> None:
@@ -189,7 +189,7 @@ def test_of_many_neurons_none_warns_by_chance() -> None:
 
     pairs = [(drawn(n, math.sqrt(0.1)), drawn(m, 0)) for _ in range(400)]
     warned = [measure(now, then, SELECTION, 0.1)[-1].drifted for now, then in pairs]
-    assert np.mean(warned) < 4 * LEVEL
+    assert np.mean(warned) < 4 * SIGNIFICANCE
 
 
 def test_without_documents_nothing_is_compared() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
-from html.parser import HTMLParser
+from html import unescape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,31 +20,21 @@ from hypothesis import strategies as st
 
 from spin import SpinClassifier
 from spin.labels.label_space import LabelSpace
-from spin.pages.charts import levels, signed, sums
 from spin.pages.explanation import Explanation, stretches
-from spin.pages.explanation_page import Driver, page, shown_neurons
-from spin.pages.html import Html, tag, together
-from spin.pages.stylesheet import SWITCHABLE, shade
+from spin.pages.explanation_page import Driver, explanation_page, shown_neurons
+from spin.pages.layer_map import LayerCell, layer_map, rounded_levels
+from spin.pages.number_format import counted, grouped, percent, signed
+from spin.pages.stylesheet import SELECTABLE_CLASSES, shade
 from spin.settings import BackboneSettings
 from spin.sites import FeatureColumn
 from tests.pipelines.training.test_neurons import Project, train
 from tests.support import tiny
 from tests.support.browser import opened
+from tests.support.hostile_text import HOSTILE_TEXTS
 
 COLUMNS = [f"{kind}.{n:02d}.{of}" for n in range(4) for kind in ("resid", "ffn") for of in ("mean", "max")]
 NEURONS = tuple((FeatureColumn.parse(c), 7 * i) for i, c in enumerate(COLUMNS) if not c.startswith("ffn.00"))
 TEXT = "We sat on the runway\n\nfor  hours, but the crew was lovely"
-NASTY = [
-    "<script>window.hit = 1</script>",
-    "<img src=x onerror='window.hit = 1'><svg onload=window.hit=1>",
-    "</style><script>window.hit = 1</script><!-- </p></section> ]]>",
-    '" onmouseover="window.hit = 1" x="',
-    "&lt;b&gt; &amp; &quot; &#x41; &nbsp; ' \" `",
-    "\u0627\u0644\u0637\u0627\u0642\u0645 \u0644\u0637\u064a\u0641 \u05e9\u05dc\u05d5\u05dd \u202e abc",
-    "\U0001f469\u200d\U0001f680 \U0001f600 e\u0301 \u4e2d\u6587",
-    "javascript:window.hit=1 {{7*7}} ${7*7} %s",
-    "x" * 300,
-]
 
 
 def explained(
@@ -108,13 +100,13 @@ def luminance(colour: Sequence[float]) -> float:
 def test_a_person_sees_the_prediction_and_all_parts(browser: Any, tmp_path: Path) -> None:
     """Label and probability, text as it was written, map, sum and neurons, each with a size."""
     found = explained()
-    with opened(browser, tmp_path, page(found, title="tweets, version 3")) as window:
+    with opened(browser, tmp_path, explanation_page(found, title="tweets, version 3")) as window:
         share = 100 * np.exp(found.logits.max()) / np.exp(found.logits).sum()
         assert window.locator("h1").inner_text() == f"{found.label} {share:.1f}\u202f%"
         assert window.title() == f"{found.label} – tweets, version 3"
         shown = window.locator(".panel:visible")
         assert shown.count() == 1
-        assert shown.locator("h2").inner_text() == f"What speaks for and against {found.label}"
+        assert shown.locator("h2").inner_text() == f"Evidence for and against {found.label}"
         assert shown.locator("h3").all_inner_texts() == ["Words", "Layers", "Sum", "Neurons"]
         assert shown.locator(".text").inner_text() == TEXT
         assert shown.locator(".word").all_inner_texts() == re.findall(r"\w+|[^\w\s]", TEXT)
@@ -135,7 +127,7 @@ def test_of_many_labels_all_that_reach_one_half_are_named(
 ) -> None:
     """Each with its own probability, which is a sigmoid; where none does, the heading says so."""
     found = replace(explained(multilabel=True), logits=np.array(logits))
-    with opened(browser, tmp_path, page(found)) as window:
+    with opened(browser, tmp_path, explanation_page(found)) as window:
         shown = window.locator("h1 > span:not(.share)").all_inner_texts()
         assert shown == ([f"{name}\u202f%" for name in said] or ["No class reaches one half"])
         assert window.title().startswith("good, plain – " if said else "No class – ")
@@ -149,7 +141,7 @@ def test_shades_tell_for_from_against_and_stay_legible(browser: Any, tmp_path: P
     values = [2.0, -2.0, 0.5, -0.5, 0.0, 3.0, -3.0]
     found = explained("a b c d e f g", by_word=values)
     found.logits[0] = 100
-    with opened(browser, tmp_path, page(found), scheme=scheme) as window:
+    with opened(browser, tmp_path, explanation_page(found), scheme=scheme) as window:
         grounds = [ground for _, ground in colours(window, "#p0 .word")]
         lean = [blue - red for red, _, blue in grounds]  # above that of the paper for blue
         lean = [value - lean[4] for value in lean]
@@ -171,7 +163,7 @@ def test_shades_tell_for_from_against_and_stay_legible(browser: Any, tmp_path: P
 def test_numbers_add_up_as_they_are_shown(browser: Any, tmp_path: Path) -> None:
     """For each class: the steps of the sum, the layers, the words and the neurons."""
     found = explained()
-    with opened(browser, tmp_path, page(found, neurons=99)) as window:
+    with opened(browser, tmp_path, explanation_page(found, neurons=99)) as window:
         ranked = np.argsort(-found.logits)
         logits = window.locator(".logit").all_inner_texts()
         assert logits == [signed(found.logits[k]) for k in ranked]
@@ -189,14 +181,14 @@ def test_numbers_add_up_as_they_are_shown(browser: Any, tmp_path: Path) -> None:
             assert float(sum(words)) + special + found.bias[k] == pytest.approx(
                 found.logits[k], abs=0.0005 * len(words)
             )
-            assert f"Special tokens of the model add {signed(special)}." in window.locator(f"#p{i}").text_content()
+            assert f"The special tokens contribute {signed(special)}." in window.locator(f"#p{i}").text_content()
             adds = [float(number(n)) for n in window.locator(f"#p{i} summary .number").all_text_contents()]
             np.testing.assert_allclose(sorted(adds), sorted(found.contributions[:, k]), atol=0.00051)
 
 
 def test_bars_of_the_sum_join_end_to_start(browser: Any, tmp_path: Path) -> None:
     """Each step begins where the one before ended, and the logit's bar spans from zero to the last end."""
-    with opened(browser, tmp_path, page(explained())) as window:
+    with opened(browser, tmp_path, explanation_page(explained())) as window:
         signs = [number(n) > 0 for n in window.locator("#p0 .falls td.number").all_inner_texts()]
         drawn = zip(boxes(window, "#p0 .falls rect"), signs, strict=True)
         *steps, total = [(left, right) if up else (right, left) for (left, _, right, _), up in drawn]
@@ -208,25 +200,25 @@ def test_another_class_can_be_chosen(browser: Any, tmp_path: Path) -> None:
     """By a click and by the keyboard, without a script."""
     found = explained()
     ranked = [found.classes[k] for k in np.argsort(-found.logits)]
-    with opened(browser, tmp_path, page(found)) as window:
+    with opened(browser, tmp_path, explanation_page(found)) as window:
         assert window.locator("script").count() == 0
         assert window.locator("label.class bdi").all_inner_texts() == ranked
         window.locator("label.class", has_text=ranked[2]).click()
-        assert window.locator("h2:visible").all_inner_texts() == [f"What speaks for and against {ranked[2]}"]
+        assert window.locator("h2:visible").all_inner_texts() == [f"Evidence for and against {ranked[2]}"]
         window.keyboard.press("ArrowUp")
-        assert window.locator("h2:visible").all_inner_texts() == [f"What speaks for and against {ranked[1]}"]
+        assert window.locator("h2:visible").all_inner_texts() == [f"Evidence for and against {ranked[1]}"]
         assert window.locator("h1").inner_text().startswith(found.label)
 
 
 def test_of_many_classes_the_likeliest_can_be_chosen(browser: Any, tmp_path: Path) -> None:
     """The logits of all are there, those of the last behind a click."""
     found = explained(classes=[f"class {i}" for i in range(40)])
-    with opened(browser, tmp_path, page(found)) as window:
-        assert window.locator("input[type=radio]").count() == window.locator(".panel").count() == SWITCHABLE
-        window.get_by_text(f"{40 - SWITCHABLE} more").click()
+    with opened(browser, tmp_path, explanation_page(found)) as window:
+        assert window.locator("input[type=radio]").count() == window.locator(".panel").count() == SELECTABLE_CLASSES
+        window.get_by_text(f"{40 - SELECTABLE_CLASSES} more").click()
         assert window.locator(".logit:visible").count() == 40
-        window.locator("label.class").nth(SWITCHABLE - 1).click()
-        assert window.locator(".panel:visible").get_attribute("id") == f"p{SWITCHABLE - 1}"
+        window.locator("label.class").nth(SELECTABLE_CLASSES - 1).click()
+        assert window.locator(".panel:visible").get_attribute("id") == f"p{SELECTABLE_CLASSES - 1}"
 
 
 def test_a_neuron_opens_what_drives_it(browser: Any, tmp_path: Path) -> None:
@@ -237,7 +229,7 @@ def test_a_neuron_opens_what_drives_it(browser: Any, tmp_path: Path) -> None:
     made = {
         (tops[0].column, tops[0].neuron): [Driver("d7", "good", "a fine crew", 9.5), Driver("d8", "bad", long, 3.25)]
     }
-    with opened(browser, tmp_path, page(found, made)) as window:
+    with opened(browser, tmp_path, explanation_page(found, made)) as window:
         first, second = window.locator("#p0 .neurons details").all()[:2]
         assert not first.get_by_text("a fine crew").is_visible()
         first.locator("summary").click()
@@ -247,27 +239,31 @@ def test_a_neuron_opens_what_drives_it(browser: Any, tmp_path: Path) -> None:
         assert first.locator(".chip").all_inner_texts() == ["good", "bad"]
         assert [n.split()[0] for n in first.locator("li p > span").all_inner_texts()] == ["+9.5", "+3.2"]
         second.locator("summary").click()
-        assert "no training documents" in second.inner_text()
+        assert "No training documents are available" in second.inner_text()
         for top, detail in zip(tops, (first, second), strict=True):
-            assert detail.locator(".here").inner_text().startswith(f"On this text {signed(top.value, 1)} σ from its")
+            assert (
+                detail.locator(".here")
+                .inner_text()
+                .startswith(f"On this text its activation is {signed(top.value, 1)} σ")
+            )
 
 
-@pytest.mark.parametrize("nasty", NASTY, ids=range(len(NASTY)))
-def test_nothing_in_a_document_becomes_markup(browser: Any, tmp_path: Path, nasty: str) -> None:
+@pytest.mark.parametrize("hostile", HOSTILE_TEXTS, ids=range(len(HOSTILE_TEXTS)))
+def test_nothing_in_a_document_becomes_markup(browser: Any, tmp_path: Path, hostile: str) -> None:
     """In the text, labels, drivers, ids and the title it is shown as it is, at 1280 and, without overflow, at 400."""
-    found = explained(f"{nasty}\n{nasty} end", [nasty, f"{nasty} b"])
-    html = page(found, drivers_of([nasty, nasty], [nasty]), title=nasty)
+    found = explained(f"{hostile}\n{hostile} end", [hostile, f"{hostile} b"])
+    html = explanation_page(found, drivers_of([hostile, hostile], [hostile]), title=hostile)
     for width in (1280, 400):
         with opened(browser, tmp_path, html, width=width) as window:
             window.locator("#p0 summary").first.click()
             assert window.locator("#p0 .text").text_content() == found.text
             assert window.locator("h1 bdi").text_content() == found.label
             assert window.locator("label.class bdi").first.text_content() == found.label
-            assert window.locator(".eyebrow").text_content() == nasty
+            assert window.locator(".eyebrow").text_content() == hostile
             details = window.locator("#p0 details").first
-            assert details.locator("blockquote").all_text_contents() == [nasty, nasty]
-            assert details.locator(".chip").first.text_content() == nasty
-            assert details.locator("p bdi").nth(1).text_content() == f"{nasty} 0"
+            assert details.locator("blockquote").all_text_contents() == [hostile, hostile]
+            assert details.locator(".chip").first.text_content() == hostile
+            assert details.locator("p bdi").nth(1).text_content() == f"{hostile} 0"
             assert window.locator("script, img, #p0 b, [onmouseover], [onload], [onerror]").count() == 0
             assert window.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -309,7 +305,7 @@ def test_the_command_writes_the_page_of_a_trained_classifier(
 @pytest.mark.parametrize("text", ["", " \n ", "?", " ".join(f"word{i}" for i in range(300))], ids=len)
 def test_short_and_long_texts_fit(browser: Any, tmp_path: Path, text: str, width: int) -> None:
     """No text, one sign and 300 words; only the map may be wider than the window, and scrolls by itself."""
-    with opened(browser, tmp_path, page(explained(text)), width=width) as window:
+    with opened(browser, tmp_path, explanation_page(explained(text)), width=width) as window:
         assert window.locator("#p0 .text").inner_text().strip() == (text.strip() or "(the text is empty)")
         assert window.locator("#p0 .word").count() == len(text.split())
         assert window.evaluate("document.documentElement.scrollWidth") <= width
@@ -318,57 +314,30 @@ def test_short_and_long_texts_fit(browser: Any, tmp_path: Path, text: str, width
 
 
 def test_what_the_model_did_not_read_is_told(browser: Any, tmp_path: Path) -> None:
-    with opened(browser, tmp_path, page(explained(read=4))) as window:
+    with opened(browser, tmp_path, explanation_page(explained(read=4))) as window:
         assert window.locator("#p0 .text").inner_text() == TEXT
         assert window.locator("#p0 .unread").inner_text() == TEXT[len("We sat on the") :]
-        assert "beyond what the model reads" in window.locator("#p0").inner_text()
+        assert "beyond its token limit" in window.locator("#p0").inner_text()
 
 
 def test_each_line_of_a_text_has_its_own_direction(browser: Any, tmp_path: Path) -> None:
     """Hebrew starts at the right and the English line below it at the left."""
-    with opened(browser, tmp_path, page(explained("\u05e9\u05dc\u05d5\u05dd\nhello"))) as window:
+    with opened(browser, tmp_path, explanation_page(explained("\u05e9\u05dc\u05d5\u05dd\nhello"))) as window:
         text, hebrew, english = boxes(window, "#p0 .text, #p0 .word")
         assert hebrew[2] == pytest.approx(text[2], abs=2)
         assert english[0] == pytest.approx(text[0], abs=2)
 
 
-def test_page_is_one_document_that_may_load_nothing() -> None:
-    html = page(explained())
-    assert html.startswith('<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"')
+def test_a_page_is_one_document_that_may_load_nothing() -> None:
+    """The policy allows the style sheet of the page by its hash, and nothing else."""
+    html = explanation_page(explained())
+    assert html.startswith('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport"')
     [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
-    assert policy.startswith("default-src &#x27;none&#x27;; style-src &#x27;sha256-")
-    assert "unsafe" not in policy
+    [style] = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    expected = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert unescape(policy) == expected
     assert not re.search(r"<script|<link|<img|<iframe|@import|url\(|\bsrc=|\bhref=|\bstyle=", html)
-
-
-@given(st.text(), st.text())
-def test_text_and_attributes_come_back_as_they_went_in(inside: str, attribute: str) -> None:
-    """A parser finds one element, its attribute and its text; only what HTML cannot hold is replaced."""
-    found: list[Any] = []
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            found.append((tag, attrs))
-
-        def handle_data(self, data: str) -> None:
-            found.append(data)
-
-    reader = Reader()
-    reader.feed(tag("p", inside, title=attribute))
-    reader.close()
-    (name, attributes), text = found[0], "".join(found[1:])
-    assert name == "p"
-    assert attributes == [("title", attribute.replace("\0", "\ufffd"))]
-    assert text == inside.replace("\0", "\ufffd")
-
-
-def test_tags() -> None:
-    assert tag("i", "<", Html("<b>"), class_="a", aria_label="c", checked=True, id=None, x=0) == (
-        '<i class="a" aria-label="c" checked x="0">&lt;<b></i>'
-    )
-    assert tag("input", checked=False) == "<input>"
-    assert together(["a & b", tag("line"), tag("i")]) == "a &amp; b<line/><i></i>"
-    assert together(["\ud83d\ude00 \ud83d"]) == "\U0001f600 \ufffd"
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 4)), max_size=12))
@@ -384,33 +353,42 @@ def test_stretches_hold_each_word_once_and_do_not_overlap(spans: list[tuple[int,
 @given(st.lists(st.floats(-9, 9), min_size=1, max_size=9))
 def test_levels_end_at_the_total(steps: list[float]) -> None:
     """Differences of the levels, as shown, add up to the total as shown and are each within a unit of the step."""
-    ends = levels(steps, sum(steps))
+    ends = rounded_levels(steps, sum(steps))
     shown = [Decimal(f"{b - a:.2f}") for a, b in zip([0.0, *ends], ends, strict=False)]
     assert sum(shown) == Decimal(f"{round(sum(steps), 2):.2f}")
     assert all(abs(float(a) - b) <= 0.0101 for a, b in zip(shown, steps, strict=True))
 
 
-def test_sums_are_by_kind_pooling_and_layer() -> None:
+def test_a_layer_map_sums_by_kind_pooling_and_layer() -> None:
     found = explained()
-    cells = sums(found, 1)
-    assert list(cells) == [("resid", "mean"), ("resid", "max"), ("ffn", "mean"), ("ffn", "max")]
+    rows = {(row.kind, row.pooling): row for row in layer_map(found, 1).rows}
+    assert list(rows) == [("resid", "mean"), ("resid", "max"), ("ffn", "mean"), ("ffn", "max")]
     for (column, _), value in zip(NEURONS, found.contributions[:, 1], strict=True):
-        assert cells[column.site.kind, column.pooling][column.site.layer] == (pytest.approx(value), 1)
+        cell = rows[column.site.kind, column.pooling].cells[column.site.layer]
+        assert cell == LayerCell(pytest.approx(value), 1)
+    doubled = replace(found, neurons=(*NEURONS, NEURONS[0]), contributions=found.contributions[[*range(14), 0]])
+    [first, *_] = layer_map(doubled, 1).rows
+    assert first.cells[0] == LayerCell(pytest.approx(2 * found.contributions[0, 1]), 2)
 
 
 def test_neurons_that_a_page_opens_are_those_that_it_lists() -> None:
     """Of every class that can be chosen, and of no other: here each class has a neuron of its own."""
-    found = explained(classes=[f"class {i}" for i in range(SWITCHABLE + 1)])
+    found = explained(classes=[f"class {i}" for i in range(SELECTABLE_CLASSES + 1)])
     found = replace(found, contributions=np.eye(len(NEURONS), len(found.classes)))
-    listed = re.findall(r"<code>(\S+)\[(\d+)\]</code>", page(found, neurons=1))
-    assert len(set(listed)) == SWITCHABLE
+    listed = re.findall(r"<code>(\S+)\[(\d+)\]</code>", explanation_page(found, neurons=1))
+    assert len(set(listed)) == SELECTABLE_CLASSES
     assert {(column, str(neuron)) for column, neuron in shown_neurons(found, 1)} == set(listed)
 
 
-def test_signed_figures_and_shades() -> None:
+def test_numbers_and_shades() -> None:
     assert [signed(v) for v in (0.254, -0.25, -0.001, 0.0)] == ["+0.25", "\u22120.25", "0.00", "0.00"]
     assert [shade(v, 2.0) for v in (2, -2, 1, -0.05, 0)] == ["for-10", "against-10", "for-5", "even", "even"]
     assert shade(0.0, 0.0) == "even"
+    assert [counted(n, "document") for n in (1, 0, 12345)] == ["1 document", "0 documents", "12,345 documents"]
+    assert counted(2, "class", "classes") == "2 classes"
+    assert (percent(0.6125), percent(1, 0), grouped(12345), grouped(1234.56, 1)) == (
+        "61.3\u202f%", "100\u202f%", "12,345", "1,234.6"
+    )  # fmt: skip
 
 
 def test_words_that_share_a_span_are_shown_once() -> None:
@@ -418,4 +396,4 @@ def test_words_that_share_a_span_are_shown_once() -> None:
     found = explained("ab", by_word=[1.0])
     doubled = np.insert(found.word_contributions, 2, 0.25, axis=0)
     twice = replace(found, words=((0, 0), (0, 2), (0, 2), (0, 0)), word_contributions=doubled)
-    assert page(twice).count('title="+1.250">ab</span>') == 1
+    assert explanation_page(twice).count('title="+1.250">ab</span>') == 1

@@ -1,0 +1,140 @@
+"""The contributions of an explanation by kind, pooling and layer: a table of layers and the sum to the logit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spin.pages.explanation import Explanation
+
+_KINDS = {"resid": "residual stream", "ffn": "inner neurons of the FFN", "final": "after the final norm"}
+_POOLINGS = {
+    "mean": "mean over the tokens",
+    "max": "maximum over the tokens",
+    "first": "first token",
+    "last": "last token",
+}
+
+
+@dataclass(frozen=True)
+class LayerCell:
+    """What the neurons of one feature column contribute."""
+
+    contribution: float
+    """to the logit, summed over the neurons"""
+    neurons: int
+    """number of selected neurons"""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """The cells of one kind of site under one pooling."""
+
+    kind: str
+    """`resid`, `ffn` or `final`"""
+    pooling: str
+    """`mean`, `max`, `first` or `last`"""
+    cells: dict[int, LayerCell]
+    """by layer, of the layers with a selected neuron"""
+
+    @property
+    def description(self) -> str:
+        """The kind and the pooling in words."""
+        return f"{_KINDS[self.kind]}, {_POOLINGS.get(self.pooling, self.pooling)}"
+
+    @property
+    def total(self) -> float:
+        """The contribution over all layers."""
+        return sum(cell.contribution for cell in self.cells.values())
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """Contributions to the logit of one class, by kind, pooling and layer."""
+
+    rows: tuple[LayerRow, ...]
+    """in the order of the kinds and poolings above"""
+
+    @property
+    def layers(self) -> range:
+        """All layers from the first to the last with a selected neuron."""
+        layers = {layer for row in self.rows for layer in row.cells}
+        return range(min(layers), max(layers) + 1) if layers else range(0)
+
+    @property
+    def largest(self) -> float:
+        """The largest absolute contribution of a cell."""
+        return max((abs(cell.contribution) for row in self.rows for cell in row.cells.values()), default=0.0)
+
+    def layer_total(self, layer: int) -> float:
+        """Return the contribution of one layer over all rows."""
+        return sum(row.cells[layer].contribution for row in self.rows if layer in row.cells)
+
+
+@dataclass(frozen=True)
+class WaterfallStep:
+    """One step of the sum from the bias to the logit."""
+
+    name: str
+    description: str
+    start: float
+    """rounded to two digits, as is `end`"""
+    end: float
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """The steps from zero over the bias and the rows of a layer map to the logit."""
+
+    steps: tuple[WaterfallStep, ...]
+
+    @property
+    def logit(self) -> float:
+        """Where the last step ends, rounded to two digits."""
+        return self.steps[-1].end
+
+    @property
+    def low(self) -> float:
+        """The low end of the axis."""
+        return min(0.0, *(step.end for step in self.steps))
+
+    @property
+    def high(self) -> float:
+        """The high end of the axis."""
+        return max(0.0, *(step.end for step in self.steps))
+
+
+def layer_map(explanation: Explanation, k: int) -> LayerMap:
+    """Return the contributions to class k by kind, pooling and layer."""
+    cells: dict[tuple[str, str], dict[int, LayerCell]] = {}
+    for (column, _), value in zip(explanation.neurons, explanation.contributions[:, k], strict=True):
+        row = cells.setdefault((column.site.kind, column.pooling), {})
+        cell = row.get(column.site.layer, LayerCell(0.0, 0))
+        row[column.site.layer] = LayerCell(cell.contribution + float(value), cell.neurons + 1)
+    kinds, poolings = list(_KINDS), list(_POOLINGS)
+    rows = [LayerRow(kind, pooling, by_layer) for (kind, pooling), by_layer in cells.items()]
+    return LayerMap(tuple(sorted(rows, key=lambda row: (kinds.index(row.kind), _rank(poolings, row.pooling)))))
+
+
+def waterfall(rows: Sequence[LayerRow], bias: float, logit: float) -> Waterfall:
+    """Return the steps from the bias over every row to the logit."""
+    ends = rounded_levels([bias, *(row.total for row in rows)], logit)
+    names = [("bias", "logit of a text whose neurons are all at their training mean")]
+    names += [(f"{row.kind} {row.pooling}", row.description) for row in rows]
+    return Waterfall(
+        tuple(
+            WaterfallStep(name, description, start, end)
+            for (name, description), start, end in zip(names, [0.0, *ends[:-1]], ends, strict=True)
+        )
+    )
+
+
+def rounded_levels(steps: Sequence[float], total: float, digits: int = 2) -> list[float]:
+    """Return where each step ends, rounded, so that the differences as shown add up to the total as shown."""
+    return [round(float(level), digits) for level in (*np.cumsum(steps)[:-1], total)]
+
+
+def _rank(names: Sequence[str], name: str) -> tuple[int, str]:
+    return names.index(name) if name in names else len(names), name

@@ -1,0 +1,24 @@
+"""Numbers as text: signed contributions, percentages and counts."""
+
+from __future__ import annotations
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Return `+0.25`, or `−0.25` with a true minus sign, or `0.00` for a value that rounds to zero."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "\u2212") if float(text) else text[1:]
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share of one as a percentage, with a narrow no-break space before the sign."""
+    return f"{100 * share:.{digits}f}\u202f%"
+
+
+def grouped(value: float, digits: int = 0) -> str:
+    """Return a number with commas between groups of three digits."""
+    return f"{value:,.{digits}f}"
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, as `1 document` or `12,345 documents`; `plural` is by default the noun and s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

@@ -1,0 +1,65 @@
+"""Templates escape every text, refuse a name that is missing, and keep only what HTML can hold."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import UndefinedError
+from markupsafe import Markup
+
+from spin.pages.charts import bar, column_chart, share_bar
+from spin.pages.html import environment, render
+
+
+def rendered(source: str, **context: object) -> str:
+    return environment().from_string(source).render(**context)
+
+
+@given(st.text(), st.text())
+def test_text_and_attributes_come_back_as_they_went_in(inside: str, attribute: str) -> None:
+    """A parser reads one element, its attribute and its text; only what HTML cannot hold is replaced."""
+    events: list[Any] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            events.append((tag, attrs))
+
+        def handle_data(self, data: str) -> None:
+            events.append(data)
+
+    reader = Reader()
+    reader.feed(rendered('<p title="{{ attribute }}">{{ inside }}</p>', inside=inside, attribute=attribute))
+    reader.close()
+    (name, attributes), text = events[0], "".join(events[1:])
+    assert name == "p"
+    assert attributes == [("title", attribute.replace("\0", "\ufffd"))]
+    assert text == inside.replace("\0", "\ufffd")
+
+
+def test_only_markup_is_markup() -> None:
+    """A string is escaped, also as a filter's result; lone surrogates are replaced."""
+    assert rendered("{{ a }}{{ b }}", a="<i>&", b=Markup("<b>")) == "&lt;i&gt;&amp;<b>"
+    assert rendered("{{ a | join }}", a=["<", ">"]) == "&lt;&gt;"
+    assert rendered("{{ a }}", a="\ud83d\ude00 \ud83d") == "\U0001f600 \ufffd"
+
+
+def test_a_missing_name_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="'title' is undefined"):
+        render("spin.pages/explanation.html.j2", page_title="", style=Markup())
+
+
+def test_charts_have_the_size_of_their_values() -> None:
+    assert 'class="bar for"' in bar(0, 1, -1, 3)
+    assert '<rect x="250.0" y="0" width="250.0" height="10"/><line x1="250.0" x2="250.0"' in bar(0, 1, -1, 3)
+    assert 'class="bar against"' in bar(0, -1, -1, 3)
+    assert '<rect x="0.0" y="0" width="250.0"' in bar(0, -1, -1, 3)
+    assert '<rect x="0" y="0" width="500.0" height="10"/>' in share_bar(0.5)
+    assert 'width="2.0"' in share_bar(0.0)
+    chart = column_chart([1.0, 4.0, 0.0], "per <second>")
+    assert 'viewBox="0 0 30 100"' in chart
+    assert 'aria-label="per &lt;second&gt;"' in chart
+    assert '<rect x="0" y="75.0" width="9" height="25.0"/><rect x="10" y="0.0" width="9" height="100.0"/>' in chart
