@@ -1,23 +1,34 @@
-"""What several commands take on the command line, and the registry that their settings name."""
+"""Arguments and options that several commands share, and the registry that their settings name."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spin.settings import Settings
 
+if TYPE_CHECKING:
+    from pipelines.registry.versions import Registry
+
 File = Annotated[str, typer.Argument(metavar="SETTINGS", help="settings file; `spin init` writes one")]
-Set = Annotated[list[str], typer.Option("--set", metavar="A.B=VALUE", help="override one setting; may be repeated")]
-Restart = Annotated[bool, typer.Option("--restart", help="start over where settings or data have changed")]
-Model = Annotated[str | None, typer.Option(metavar="models:/NAME@ALIAS", help="by default the champion")]
-Input = Annotated[str, typer.Option("--input", metavar="URI", help="file, folder or glob")]
-Why = Annotated[str, typer.Option(help="kept in the history")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", metavar="A.B=VALUE", help="override one setting of the file; may be given several times"),
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="discard finished work if settings or data have changed, and start again")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(metavar="models:/NAME@ALIAS", help="registered version to use; default: the champion"),
+]
+Input = Annotated[str, typer.Option("--input", metavar="URI", help="file, folder or glob of documents")]
+Why = Annotated[str, typer.Option(help="reason, kept in the history")]
 
 
-def open_registry(settings: Settings) -> Any:
-    """Imported when a command needs it: `spin --help` answers at once."""
+def open_registry(settings: Settings) -> Registry:
+    """Return the registry that the settings name; MLflow is imported only by the commands that call this."""
     from pipelines.registry.versions import Registry
 
     return Registry(settings)

@@ -26,7 +26,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="JSON, for a program")] = False,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Tell what a night will take, from a sample here: hours, workers, the store's bytes and requests."""
+    """Estimate hours, workers, bytes and requests of a night, from a sample that is classified on this machine."""
     from pipelines.planning.estimate import forecast
 
     loaded = load_settings(settings, set)

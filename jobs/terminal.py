@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from spin.monitor.agreement import ShadowAgreement
-from spin.pages.explanation import Explanation, stretches
-from spin.pages.explanation_page import Drivers
 from spin.sites import FeatureColumn
+
+if TYPE_CHECKING:
+    from spin.monitor.agreement import ShadowAgreement
+    from spin.pages.explanation import Explanation
+    from spin.pages.explanation_page import Drivers
 
 _BEGINNING = 80
 """characters shown of a training document"""
@@ -177,6 +179,8 @@ def explanation(found: Explanation, *, neurons: int = 8) -> None:
 
 def _shaded(found: Explanation, k: int) -> Text:
     """The text with each word in the shade of what it adds to class k."""
+    from spin.pages.explanation import stretches
+
     parts = stretches(found.words)
     values = [float(found.word_contributions[words, k].sum()) for _, _, words in parts]
     largest = max([1e-9, *map(abs, values)])

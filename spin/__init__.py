@@ -1,8 +1,41 @@
-"""Classify text with the salient inner neurons of a frozen language model."""
+"""Classify text with the salient inner neurons of a frozen language model.
 
-from spin.classifier import SpinClassifier
-from spin.errors import SpinError
-from spin.pages.explanation import Explanation, stretches
-from spin.settings import Settings, load_settings
+The public names below are imported when they are first used, so that `import spin` and the `spin` command start at
+once: the classifier needs PyTorch and transformers, which take seconds to import.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spin.classifier import SpinClassifier
+    from spin.errors import SpinError
+    from spin.pages.explanation import Explanation, stretches
+    from spin.settings import Settings, load_settings
 
 __all__ = ["Explanation", "Settings", "SpinClassifier", "SpinError", "load_settings", "stretches"]
+
+_MODULES = {
+    "Explanation": "spin.pages.explanation",
+    "Settings": "spin.settings",
+    "SpinClassifier": "spin.classifier",
+    "SpinError": "spin.errors",
+    "load_settings": "spin.settings",
+    "stretches": "spin.pages.explanation",
+}
+"""module that defines each public name"""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module at its first use (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'spin' has no attribute '{name}'")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,11 +13,11 @@ import pytest
 
 import spin.backbone.engine_choice
 import spin.backbone.engine_trial
-from jobs.cli import quiet
+from jobs.cli import silence_libraries
 from tests.support import tiny
 from tests.support.browser import chromium
 
-quiet()
+silence_libraries()
 # the engine that `auto` takes is torch here: OpenVINO compiles for a second, and tests of it name it
 spin.backbone.engine_choice.OPENVINO_FAMILIES = frozenset()
 # a trial starts a process for some seconds; test_engine_trial.py puts the real one back

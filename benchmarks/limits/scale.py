@@ -122,9 +122,9 @@ def _speed(outcomes: list[dict[str, Any]]) -> float:
 
 def _classify(folder: Path, documents: int) -> None:
     """What the process of a night does."""
-    from jobs.cli import quiet
+    from jobs.cli import silence_libraries
 
-    quiet()
+    silence_libraries()
     from pipelines.nightly.classify import run_classify
     from pipelines.registry.versions import Registry
     from spin.settings import Settings

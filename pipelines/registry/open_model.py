@@ -10,8 +10,6 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.registry import packaging
-from pipelines.registry.versions import Registry
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
@@ -25,12 +23,15 @@ def opened(model: str, settings: Settings | None = None) -> Iterator[SpinClassif
 
     Settings name the registry and the backbone, and decide as they do for a night. Without, a folder is as it was
     saved, and a version as MLflow serves it, with the backbone that lies in it; it may go when the context ends.
+    A folder needs no extra: MLflow and the file systems are imported for registered versions alone.
     Raises UserError for one that is not there.
     """
     with tempfile.TemporaryDirectory() as scratch:
         if not model.startswith("models:/"):
             yield _saved(Path(model), settings)
         elif settings is not None:
+            from pipelines.registry.versions import Registry
+
             registry = Registry(settings)
             yield registry.load(registry.resolve(model))
         else:
@@ -48,6 +49,9 @@ def _saved(folder: Path, settings: Settings | None) -> SpinClassifier:
 
 
 def _served(model: str, scratch: Path) -> SpinClassifier:
+    from pipelines.registry import packaging
+    from pipelines.registry.versions import Registry
+
     if not os.environ.get(_URI):
         raise UserError(f"{model}: no registry is named; set {_URI}, or name a settings file with --settings")
     name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]

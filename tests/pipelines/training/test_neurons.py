@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs import cli, terminal
+from jobs import cli, model_commands, terminal
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
@@ -211,7 +211,8 @@ class Project:
 
     def spin(self, *words: str, fails: bool = False) -> str:
         """What `spin COMMAND settings.yaml …` prints; what it says of a mistake if it `fails`."""
-        self.monkeypatch.setattr(cli, "open_registry", lambda settings: RegistryFixture(self.folder / "model"))
+        fixture = RegistryFixture(self.folder / "model")
+        self.monkeypatch.setattr(model_commands, "open_registry", lambda settings: fixture)
         self.monkeypatch.setattr(sys, "argv", ["spin", words[0], str(self.folder / "settings.yaml"), *words[1:]])
         self.monkeypatch.setattr(terminal.out, "_width", 160)
         with pytest.raises(SystemExit) as left:
@@ -271,7 +272,7 @@ def test_neurons_are_listed(project: Project) -> None:
         assert of_class == [row for row in rows if row["class"] == label]
         assert of_class
     said = project.spin("neurons", "--class", "ugly", fails=True)
-    assert "no neuron speaks for 'ugly'; expected one of bad, good" in said
+    assert "no neuron raises the score of 'ugly'; expected one of bad, good" in said
 
 
 def test_without_the_corpus_the_neurons_are_listed_all_the_same(project: Project) -> None:

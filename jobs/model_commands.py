@@ -1,0 +1,173 @@
+"""The commands that look into a model or write it out: `spin evaluate`, `neurons`, `explain` and `export`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs import terminal
+from jobs.extras import require_pipelines
+from jobs.options import File, Input, Model, Set, open_registry
+from spin.errors import UserError
+from spin.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from spin.pages.explanation import Explanation
+
+Format = Annotated[str, typer.Option(metavar="onnx|openvino", help="file format of the graph")]
+
+
+def evaluate(settings: File, input: Input, model: Model = None, set: Set = []) -> None:  # noqa: B006
+    """Measure a model on labelled documents: precision, recall and F1 per class."""
+    from pipelines.training.evaluate import run_evaluate
+
+    loaded = load_settings(settings, set)
+    terminal.evaluation(run_evaluate(loaded, open_registry(loaded), input, model=model))
+
+
+def neurons(
+    settings: File,
+    model: Model = None,
+    top: Annotated[int, typer.Option(min=1, help="number of neurons to list")] = 20,
+    label: Annotated[
+        str | None, typer.Option("--class", metavar="CLASS", help="only neurons that raise the score of this class")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print JSON, with the ids of the documents that activate each neuron most")
+    ] = False,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """List the selected neurons, the most influential first, and the training document that activates each most."""
+    from pipelines.training.neurons import load_neurons
+
+    loaded = load_settings(settings, set)
+    registry = open_registry(loaded)
+    rows = load_neurons(registry, registry.resolve(model), loaded.choose)
+    classes = sorted({row["class"] for row in rows})
+    if label is not None and label not in classes:
+        raise UserError(f"no neuron raises the score of '{label}'; expected one of {', '.join(classes)}")
+    selected = [row for row in rows if label in (None, row["class"])]
+    if as_json:
+        terminal.plain(selected[:top])
+    else:
+        terminal.neurons(selected[:top], _read_drivers(selected[:top], loaded), len(selected))
+
+
+def explain(
+    settings: Annotated[
+        str,
+        typer.Argument(metavar="SETTINGS|FOLDER", help="settings file, or the folder of a saved classifier"),
+    ],
+    text: Annotated[str, typer.Option(help="text to explain")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="also write the explanation as a page")] = None,
+    model: Model = None,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Show which words and which neurons led to the predicted class of a text."""
+    if html is not None:
+        _check_writable(html)
+    if Path(settings).is_dir():
+        _explain_saved(Path(settings), text, html, model, set)
+    else:
+        _explain_registered(settings, text, html, model, set)
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="folder of a saved classifier, models:/NAME@ALIAS or models:/NAME/N")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="new or empty folder for the files")],
+    format: Format,
+    settings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SETTINGS",
+            help="settings file for the registry, backbone, choice and thresholds; default: those of the model",
+        ),
+    ] = None,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Write a model as one graph that runs without PyTorch: token ids in, scores out."""
+    if model.startswith("models:/"):
+        require_pipelines("spin export of a registered model")
+    from pipelines.registry.open_model import opened
+    from spin.export import check
+    from spin.export import export as write
+
+    if set and settings is None:
+        raise UserError(f"--set {set[0]}: there are no settings to override; name a file with --settings")
+    check(folder, format)
+    with opened(model, load_settings(settings, set) if settings is not None else None) as spin:
+        files = write(spin, folder, format)
+        size = f"{len(spin.fitted.selection):,} neurons of {spin.depth} blocks"
+    terminal.say(f"wrote {folder}: {', '.join(files)}; {size}")
+
+
+def _explain_saved(folder: Path, text: str, html: Path | None, model: str | None, overrides: Sequence[str]) -> None:
+    """Explain by a saved classifier, which needs neither settings nor registry."""
+    if model is not None or overrides:
+        given = f"--model {model}" if model is not None else f"--set {overrides[0]}"
+        raise UserError(f"{given} is for registered models, and {folder} is a saved classifier; name a settings file")
+    from pipelines.registry.open_model import opened
+
+    with opened(str(folder)) as spin:
+        explanation = spin.explain(text)
+    terminal.explanation(explanation)
+    if html is not None:
+        _write_page(html, explanation, {}, title=folder.name)
+
+
+def _explain_registered(
+    settings: str, text: str, html: Path | None, model: str | None, overrides: Sequence[str]
+) -> None:
+    """Explain by a version of the registry; the page also shows training documents per neuron."""
+    loaded = load_settings(settings, overrides)
+    require_pipelines("spin explain of a registered model")
+    registry = open_registry(loaded)
+    number = registry.resolve(model)
+    explanation = registry.load(number).explain(text)
+    terminal.explanation(explanation)
+    if html is not None:
+        from pipelines.training.neurons import load_neurons
+        from spin.pages.explanation_page import shown_neurons
+
+        shown = shown_neurons(explanation)
+        rows = [r for r in load_neurons(registry, number, loaded.choose) if (r["column"], r["neuron"]) in shown]
+        title = f"{registry.name}, version {number}"
+        _write_page(html, explanation, _read_drivers(rows, loaded), title=title)
+
+
+def _write_page(file: Path, explanation: Explanation, drivers: Any, *, title: str) -> None:
+    from spin.pages.explanation_page import explanation_page
+
+    written = explanation_page(explanation, drivers, title=title)
+    try:
+        file.write_text(written, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from None
+    terminal.say(f"wrote {file}")
+
+
+def _read_drivers(rows: Sequence[dict[str, Any]], settings: Settings) -> Any:
+    """Return the documents that activate each neuron most; none, with a line that says why, if the corpus is gone."""
+    from pipelines.training.neurons import read_drivers
+
+    try:
+        return read_drivers(rows, settings)
+    except UserError as error:
+        terminal.say(f"without training documents: {error}")
+        return {}
+
+
+def _check_writable(path: Path) -> None:
+    """Raise UserError, before any work is done, for a page that could not be written."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name a file in it, such as {path / 'explanation.html'}")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no directory {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: permission denied; name another file")

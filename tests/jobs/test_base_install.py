@@ -1,0 +1,175 @@
+"""What works without the extras, and how fast the command starts; each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from jobs.extras import PIPELINES
+from spin.classifier import SpinClassifier
+from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
+from tests.support import tiny
+from tests.support.repository import ROOT
+
+HEAVY = ("torch", "ray", "transformers", "mlflow", "sklearn", "numba", "pyarrow", "scipy", "pandas", "numpy")
+"""libraries that take long to import"""
+HIDDEN = (*PIPELINES, "tenacity", "sqlalchemy", "requests", "aiohttp", "aiobotocore", "botocore")
+"""what the extra `pipelines` brings"""
+RUN = """
+import sys
+
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in hidden else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+hidden = set(sys.argv.pop(1).split(","))
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+from jobs.cli import main
+main()
+"""
+"""runs `spin` in a process in which some packages cannot be imported"""
+
+
+@pytest.fixture(scope="module")
+def saved(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved classifier that knows good from bad."""
+    rows = tiny.documents(120)
+    backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", engine="torch")
+    search = SearchSettings(etas=(0.5,), strengths=(1.0,), l1=(), head="linear")
+    probe = ProbeSettings(penalties=2, max_extra=0)
+    spin = SpinClassifier(backbone, sites=["resid"], poolings=["mean"], search=search, probe=probe)
+    spin.fit([row["text"] for row in rows], [row["label"] for row in rows])
+    folder = tmp_path_factory.mktemp("saved") / "classifier"
+    spin.save(folder)
+    return folder
+
+
+def run_without_pipelines(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUN, ",".join(HIDDEN), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def imported(code: str, *words: str) -> set[str]:
+    """The heavy libraries that a process has imported after running some code."""
+    code = (
+        f"import atexit, json, sys\natexit.register(lambda: print(json.dumps([*sys.modules]), file=sys.stderr))\n{code}"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(HEAVY) & set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def test_help_and_init_import_no_heavy_library(tmp_path: Path) -> None:
+    """`spin --help` and `spin init` answer within a second, as `import spin` does."""
+    main = "from jobs.cli import main\nmain()"
+    assert imported("import spin") == set()
+    assert imported(main, "--help") == set()
+    assert imported(main, "classify", "--help") == set()
+    assert imported(main, "init", str(tmp_path / "settings.yaml")) == set()
+    assert imported("from spin import Settings, SpinError, load_settings") == set()
+    assert imported("import numpy") == {"numpy"}
+
+
+def test_public_names_are_those_of_their_modules() -> None:
+    """Every name in `spin.__all__` can be imported; another one is an AttributeError."""
+    import spin
+
+    for name in spin.__all__:
+        assert getattr(spin, name).__name__ == name
+        assert name in dir(spin)
+    assert spin.SpinClassifier is SpinClassifier
+    with pytest.raises(AttributeError, match="module 'spin' has no attribute 'Nonsense'"):
+        spin.Nonsense  # noqa: B018
+
+
+def test_the_extra_is_the_one_that_commands_ask_for() -> None:
+    """Every package that a command looks for is in the extra `pipelines`, and none is a base dependency."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[^\w-]", requirement)[0].lower() for requirement in requirements}
+
+    assert set(PIPELINES) <= names(project["optional-dependencies"]["pipelines"])
+    assert not set(PIPELINES) & names(project["dependencies"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "none.yaml"],
+        ["classify", "none.yaml", "--input", "a", "--output", "b"],
+        ["plan", "none.yaml", "--documents", "10"],
+        ["promote", "none.yaml"],
+        ["submit", "run", "none.yaml"],
+        ["jobs"],
+        ["quickstart"],
+        ["export", "models:/tiny/1", "graph", "--format", "onnx"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_without_its_extra_names_the_line_that_installs_it(words: list[str]) -> None:
+    """Status 2 and one line."""
+    done = run_without_pipelines(*words)
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: spin {words[0]}")
+    assert "not installed here; run: pip install 'spin-neurons[pipelines]'" in line
+    assert done.stdout == ""
+
+
+def test_help_and_init_need_no_extra(tmp_path: Path) -> None:
+    for words in (["--help"], ["classify", "--help"], ["init", str(tmp_path / "settings.yaml")]):
+        done = run_without_pipelines(*words)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "settings.yaml").is_file()
+
+
+def test_a_saved_classifier_is_explained_and_exported_without_the_extra(saved: Path, tmp_path: Path) -> None:
+    """The folder takes the place of the settings file; a page is written too."""
+    page, graph = tmp_path / "page.html", tmp_path / "graph"
+    done = run_without_pipelines("explain", str(saved), "--text", "the crew was lovely and warm", "--html", str(page))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the crew was lovely and warm" in done.stdout
+    assert done.stdout.startswith("good: ")
+    assert "lovely" in page.read_text("utf-8")
+    done = run_without_pipelines("export", str(saved), str(graph), "--format", "onnx")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (graph / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--model", "models:/a/1"], "--model models:/a/1"), (["--set", "a=1"], "--set a=1")]
+)
+def test_a_saved_classifier_takes_no_settings(saved: Path, words: list[str], said: str) -> None:
+    """Options that choose or change a registered model are refused instead of ignored."""
+    done = run_without_pipelines("explain", str(saved), "--text", "fine", *words)
+    assert done.returncode == 2
+    assert f"{said} is for registered models" in done.stderr
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    """What bash asks for when Tab is pressed after `spin cl` and after `spin classify --ou`."""
+    for typed, expected in (("spin cl", "classify"), ("spin classify --ou", "--output")):
+        environment = {"_SPIN_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+        code = "import sys; sys.argv[0] = 'spin'\nfrom jobs.cli import main\nmain()"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env=os.environ | environment,
+        )
+        assert done.stdout.split() == [expected], done.stderr
