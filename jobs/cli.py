@@ -57,16 +57,23 @@ def quickstart(
 
 
 @app.command(rich_help_panel=START)
-def init(path: Annotated[Path, typer.Argument(metavar="SETTINGS", help="file to write")]) -> None:
-    """Write a settings file with every setting and a comment that explains it."""
-    from jobs.settings_template import settings_template
+def init(
+    path: Annotated[Path | None, typer.Argument(metavar="SETTINGS", help="settings file to write")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="print the JSON Schema of settings files instead, for editors and programs")
+    ] = False,
+) -> None:
+    """Write a settings file with every setting and a comment that explains it, and its JSON Schema for editors."""
+    from jobs.settings_template import settings_schema, write_settings
 
-    if path.exists():
-        raise UserError(f"{path} exists already; name another file, or delete it")
-    try:
-        path.write_text(settings_template(), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    if schema and path is None:
+        terminal.raw(settings_schema())
+        return
+    if schema or path is None:
+        raise UserError(
+            "spin init: expected the name of a settings file to write, or --schema to print the JSON Schema"
+        )
+    write_settings(path)
     terminal.say(f"wrote {path}; set backbone.model, data.train and store, then: spin run {path}")
 
 

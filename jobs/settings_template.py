@@ -1,60 +1,111 @@
-"""The settings file that `spin init` writes: every setting with its default and what it means."""
+"""What `spin init` writes: a commented settings file with every setting, and its JSON Schema for editors."""
 
 from __future__ import annotations
 
+import json
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from spin.errors import UserError
 from spin.settings import Settings
 
+SCHEMA_FILE = "spin.schema.json"
+"""written beside a settings file, which names it in its first line"""
+_WIDTH = 110
+"""characters of a comment line"""
 _EXAMPLES = {
     "backbone.model": "sentence-transformers/all-MiniLM-L6-v2",
     "data.train": "data/labelled.parquet",
     "store": "runs/first",
 }
-"""for the settings that have no default"""
+"""values of the settings that have no default"""
+_HEAD = f"""\
+# yaml-language-server: $schema={SCHEMA_FILE}
+#
+# Settings of a SPIN project: how a text classifier is trained, and how it classifies every night.
+#
+# Three settings have no default and are marked REQUIRED. Fill them in, then start the training with
+# spin run FILE, where FILE is the name of this file.
+# Every other setting stands here with its default, commented out. To change one, remove the # before its name.
+# To change one for a single command, use --set: spin run FILE --set backbone.max_tokens=128
+"""
+_GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("The language model, the labelled text, and where results are kept", ("backbone", "data", "store")),
+    ("How a classifier is trained", ("sites", "poolings", "metric", "seed", "probe", "search", "choose", "cascade")),
+    ("Which label a document gets", ("decision",)),
+    ("Where trained versions are registered", ("mlflow", "registry")),
+    ("Where the work runs", ("ray",)),
+    ("Classifying every night", ("classify",)),
+    ("When a new version may replace the one in use", ("promote",)),
+)
+"""headings of the file, with the settings below each"""
+
+
+def write_settings(path: Path) -> None:
+    """Write a settings file and, beside it, its JSON Schema. Raises UserError for a file that exists already."""
+    if path.exists():
+        raise UserError(f"{path} exists already; name another file, or delete it")
+    try:
+        path.write_text(settings_template(), encoding="utf-8")
+        path.with_name(SCHEMA_FILE).write_text(settings_schema(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def settings_template() -> str:
-    """A YAML file that is valid as it stands; a setting at its default is commented out."""
-    head = "# Settings of SPIN. Lines that begin with '# ' and a key show defaults. One value can be overridden\n"
-    return head + "# on the command line with --set backbone.max_tokens=128\n" + _section(Settings, "")
+    """Return a YAML file that is valid as it stands, in which every setting at its default is commented out."""
+    parts = [_HEAD]
+    explained: set[type[BaseModel]] = set()
+    for title, names in _GROUPS:
+        parts.append(f"\n# {'-' * len(title)}\n# {title}\n# {'-' * len(title)}\n")
+        parts += [f"\n{_setting(Settings.model_fields[name], name, explained)}" for name in names]
+    return "".join(parts)
 
 
-def _section(model: type[BaseModel], path: str) -> str:
-    """The lines of a settings model; sections stand apart from one another and from what follows them."""
-    lines: list[str] = []
-    apart = not path
-    for name, info in model.model_fields.items():
-        key = f"{path}.{name}" if path else name
-        kind: Any = info.annotation
-        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
-        if apart or nested:
-            lines.append("\n")
-        apart = nested
-        lines.append(_nested(kind, name, key) if nested else _line(info, name, key))
-    return "".join(lines)
+def settings_schema() -> str:
+    """Return the JSON Schema of a settings file, which editors complete and check it by."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-def _nested(kind: type[BaseModel], name: str, key: str) -> str:
-    """A section; its own line is a comment if all of its settings are."""
-    body = _section(kind, key)
-    mark = "# " if all(line.startswith("#") for line in body.splitlines() if line) else ""
-    return f"{mark}{'  ' * key.count('.')}{name}:  # {(kind.__doc__ or '').splitlines()[0]}\n{body}"
+def _setting(info: FieldInfo, key: str, explained: set[type[BaseModel]]) -> str:
+    """Return the lines of a setting or of a section of settings; `explained` holds the sections described so far."""
+    kind: Any = info.annotation
+    name, indent = key.rpartition(".")[2], "  " * key.count(".")
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        explains = kind not in explained
+        explained.add(kind)
+        fields = kind.model_fields.items()
+        if not explains:
+            return f"{indent}{name}:\n" + "".join(_value_line(field, f"{key}.{child}") for child, field in fields)
+        summary = _comment((kind.__doc__ or "").splitlines()[0], indent)
+        return f"{summary}{indent}{name}:\n" + "".join(
+            _setting(field, f"{key}.{child}", explained) for child, field in fields
+        )
+    required = "REQUIRED. " if key in _EXAMPLES else ""
+    return _comment(f"{required}{info.description}", indent) + _value_line(info, key)
 
 
-def _line(info: FieldInfo, name: str, key: str) -> str:
-    depth = "  " * key.count(".")
+def _value_line(info: FieldInfo, key: str) -> str:
+    name, indent = key.rpartition(".")[2], "  " * key.count(".")
     if key in _EXAMPLES:
-        return f"{depth}{name}: {_EXAMPLES[key]}  # {info.description}\n"
-    return f"# {depth}{name}: {_value(info)}  # {info.description}\n"
+        return f"{indent}{name}: {_EXAMPLES[key]}\n"
+    return f"{indent}#{name}: {_default(info)}\n"
 
 
-def _value(info: FieldInfo) -> str:
+def _comment(text: str, indent: str) -> str:
+    lead = f"{indent}# "
+    lines = textwrap.wrap(text, _WIDTH, initial_indent=lead, subsequent_indent=lead, break_on_hyphens=False)
+    return "\n".join(lines) + "\n"
+
+
+def _default(info: FieldInfo) -> str:
     default = info.get_default(call_default_factory=True, validated_data={})
-    plain = list(default) if isinstance(default, tuple) else default
-    text: str = yaml.safe_dump(plain, default_flow_style=True, width=1000)
+    value = list(default) if isinstance(default, tuple) else default
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=1000)
     return text.removesuffix("...\n").strip()

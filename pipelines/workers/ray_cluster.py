@@ -54,7 +54,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
     if settings.address is None:
         _check_gpus(settings)
         # logical CPUs beyond the pool's, or helper actors wait for it for ever on a small machine
-        stages = [settings.of(stage) for stage in get_args(Stage)]
+        stages = [settings.for_stage(stage) for stage in get_args(Stage)]
         wanted = max(worker_count(stage, None) * stage.cpus_per_worker for stage in stages)
         options = {
             "address": "local",
@@ -77,11 +77,11 @@ def _check_gpus(settings: RaySettings) -> None:
     import torch
 
     there = torch.cuda.device_count()
-    for of in map(settings.of, get_args(Stage)):
-        wanted = of.gpus_per_worker * worker_count(of, None)
+    for ray in map(settings.for_stage, get_args(Stage)):
+        wanted = ray.gpus_per_worker * worker_count(ray, None)
         if wanted > there:
             raise UserError(
-                f"ray.gpus_per_worker: {of.gpus_per_worker:g} for {worker_count(of, None)} workers, and torch sees "
+                f"ray.gpus_per_worker: {ray.gpus_per_worker:g} for {worker_count(ray, None)} workers, and torch sees "
                 f"{there} GPUs here; lower it or ray.workers, or name a cluster in ray.address"
             )
 

@@ -47,7 +47,7 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
     UserError for an engine that this driver does not have, or that cannot run where the stage does, and for a device
     that the stage's workers are not given.
     """
-    backbone, on_gpu = settings.backbone, settings.ray.of(stage).gpus_per_worker > 0
+    backbone, on_gpu = settings.backbone, settings.ray.for_stage(stage).gpus_per_worker > 0
     device = {"auto": "cuda" if on_gpu else "cpu"}.get(backbone.device, backbone.device)
     if device.startswith("cuda") and not on_gpu:
         raise UserError(

@@ -237,7 +237,7 @@ def test_the_settings_load_and_fit_the_cluster(documents: list[dict[str, Any]], 
     assert f"{host}:{port}" in allowed.removeprefix("--allowed-hosts=").split(",")
     cluster = of_kind(documents, "RayCluster")["spin"]["spec"]
     for stage in get_args(Stage):
-        of = settings.ray.of(stage)
+        of = settings.ray.for_stage(stage)
         assert of.workers is not None
         assert of.min_workers == 1, stage  # the cluster is empty when a run begins
         fitting = cpus = 0

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from jobs.cli import main
-from jobs.settings_template import settings_template
-from spin.settings import Settings, parse_settings
+from spin.settings import METRICS, Settings, load_settings, parse_settings
 from tests.support import tiny
 
 
@@ -35,16 +36,65 @@ def spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_init_writes_settings_that_load(spin: Any, tmp_path: Path) -> None:
-    """The file is valid as it stands, and with every default uncommented says the same."""
+    """The file is valid as it stands; with every setting uncommented it still holds the defaults, and all of them."""
     path = tmp_path / "settings.yaml"
     assert f"spin run {path}" in spin("init", str(path))
-    written = parse_settings(yaml.safe_load(path.read_text()))
-    uncommented = [line.removeprefix("# ") for line in settings_template().splitlines()[3:]]
-    assert parse_settings(yaml.safe_load("\n".join(uncommented))) == written
+    text = path.read_text("utf-8")
+    written = load_settings(path)
+    uncommented = yaml.safe_load(re.sub(r"^( *)#(?! |-|$)", r"\1", text, flags=re.MULTILINE))
+    assert parse_settings(uncommented) == written
     plain = Settings.model_validate({"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"})
     assert written.model_dump(exclude={"backbone", "data", "store"}) == plain.model_dump(
         exclude={"backbone", "data", "store"}
     )
+    assert keys(uncommented) == keys(written.model_dump(mode="json"))
+    assert not (set(keys(yaml.safe_load(text))) & {"revision", "penalties"})  # defaults are commented out
+
+
+def keys(tree: Any) -> list[str]:
+    """The names of all settings of a mapping, those of its sections included, in alphabetical order."""
+    return sorted(k for name, value in tree.items() for k in [name, *(keys(value) if isinstance(value, dict) else [])])
+
+
+def test_editors_check_the_file_that_init_writes(spin: Any, tmp_path: Path) -> None:
+    """Its first line names a JSON Schema beside it, which accepts the file and knows descriptions and values."""
+    spin("init", str(tmp_path / "settings.yaml"))
+    text = (tmp_path / "settings.yaml").read_text("utf-8")
+    assert text.splitlines()[0] == "# yaml-language-server: $schema=spin.schema.json"
+    schema = json.loads((tmp_path / "spin.schema.json").read_text("utf-8"))
+    assert json.loads(spin("init", "--schema")) == schema
+    checker = jsonschema.Draft202012Validator(schema)
+    checker.check_schema(schema)
+    tree = yaml.safe_load(text)
+    assert list(checker.iter_errors(tree)) == []
+    for change, message in (
+        ({"metric": "auc"}, "'auc' is not one of"),
+        ({"poolings": ["mode"]}, "is not valid under any"),
+        ({"probe": {"penalty": 3}}, "'penalty' was unexpected"),
+        ({"backbone": None}, "None is not of type 'object'"),
+        ({"search": {"etas": [1.5]}}, "1.5 is greater than the maximum"),
+    ):
+        assert [error.message for error in checker.iter_errors({**tree, **change}) if message in error.message]
+    assert schema["properties"]["metric"]["enum"] == list(METRICS)
+    assert all(
+        field["description"]
+        for kind in schema["$defs"].values()
+        for field in kind["properties"].values()
+        if "$ref" not in field
+    )
+
+
+def test_init_overwrites_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Status 2 for a file that exists, and for neither a name nor --schema."""
+    path = tmp_path / "settings.yaml"
+    path.write_text("mine", encoding="utf-8")
+    for words, message in (([str(path)], "exists already"), ([], "expected the name of a settings file to write")):
+        monkeypatch.setattr(sys, "argv", ["spin", "init", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+    assert path.read_text("utf-8") == "mine"
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -73,12 +123,3 @@ def test_from_text_to_an_explained_prediction(
     explained = spin("explain", "settings.yaml", "--text", "the [bold] crew was lovely and warm")
     assert "the [bold] crew was lovely and warm" in explained
     assert "what spoke for and against good" in explained
-
-
-def test_the_command_starts_without_the_heavy_libraries() -> None:
-    """`spin --help` must answer at once: parsing needs neither torch nor Ray nor MLflow."""
-    import subprocess
-
-    code = "import sys, jobs.cli; print([m for m in ('ray', 'mlflow') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"

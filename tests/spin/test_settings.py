@@ -68,20 +68,37 @@ def test_a_file_becomes_settings(tmp_path: Path, settings_tree: dict[str, Any]) 
             {"data": {"train": "t", "valid_fraction": 0.7}},
             "'data.valid_fraction' is 0.7: Input should be less than 0.5",
         ),
-        ({"metric": "auc"}, "'metric' is 'auc': expected one of accuracy, balanced_accuracy, macro_f1"),
-        ({"poolings": ["mode"]}, "'poolings' is ['mode']: expected some of first, last, mean, max"),
-        ({"poolings": []}, "'poolings' is []: expected some of first"),
-        ({"search": {"etas": [0.5, 1.5]}}, "'search.etas' is [0.5, 1.5]: expected shares above 0, at most 1"),
-        ({"search": {"etas": []}}, "'search.etas' is []: expected shares"),
-        ({"search": {"strengths": []}}, "'search.strengths' is []: expected numbers above 0"),
-        ({"search": {"strengths": [0.1, 0]}}, "'search.strengths' is [0.1, 0]: expected numbers above 0"),
+        ({"metric": "auc"}, "'metric' is 'auc': Input should be 'accuracy', 'balanced_accuracy' or 'macro_f1'"),
+        ({"poolings": ["mode"]}, "'poolings.0' is 'mode': Input should be 'first', 'last', 'mean' or 'max'"),
+        ({"poolings": []}, "'poolings' is []: expected at least one"),
+        ({"search": {"etas": [0.5, 1.5]}}, "'search.etas.1' is 1.5: Input should be less than or equal to 1"),
+        ({"search": {"etas": []}}, "'search.etas' is []: expected at least one"),
+        ({"search": {"strengths": []}}, "'search.strengths' is []: expected at least one"),
+        ({"search": {"strengths": [0.1, 0]}}, "'search.strengths.1' is 0: Input should be greater than 0"),
+        ({"search": {"strengths": [float("inf")]}}, "'search.strengths.0' is inf: Input should be a finite number"),
+        ({"search": {"etas": [float("nan")]}}, "'search.etas.0' is nan: Input should be less than or equal to 1"),
+        ({"search": {"l1": [1]}}, "'search.l1.0' is 1: Input should be less than 1"),
+        ({"cascade": {"depths": [0.5, 1]}}, "'cascade.depths.1' is 1: Input should be less than 1"),
+        ({"decision": {"thresholds": {"good": 1.5}}}, "'decision.thresholds.good' is 1.5: Input should be less than 1"),
+        ({"backbone": None}, "'backbone.model' is missing"),
         ({"mlflow": {"model": "a/b"}}, "'mlflow.model' is 'a/b': String should match"),
         ({"store": None}, "'store' is None: Input should be a valid string"),
     ],
 )
 def test_a_mistake_names_its_key_and_what_was_expected(change: dict[str, Any], said: str) -> None:
-    """One mistake, one line."""
-    assert said in mistake(TREE | change)
+    """One mistake, one line, named once."""
+    line = mistake(TREE | change)
+    assert said in line
+    assert "; '" not in line
+
+
+def test_an_empty_section_holds_defaults(tmp_path: Path) -> None:
+    """A section of which every line is a comment is null in YAML; --set can still reach into it."""
+    plain = parse_settings(TREE)
+    assert parse_settings({**TREE, "probe": None, "ray": {"classify": None}}) == plain
+    path = written(tmp_path, yaml.safe_dump({**TREE, "probe": None, "ray": {"classify": None}}))
+    read = load_settings(path, ["probe.penalties=5", "ray.classify.workers=2"])
+    assert (read.probe.penalties, read.ray.for_stage("classify").workers) == (5, 2)
 
 
 URIS = {
@@ -332,7 +349,7 @@ def test_a_stage_may_have_workers_of_its_own() -> None:
     """What it does not set is as for all stages."""
     given = {"workers": 4, "cpus_per_worker": 2, "probe": {"workers": 1}, "classify": {"gpus_per_worker": 0.5}}
     ray = parse_settings({**TREE, "ray": given}).ray
-    assert [(of.workers, of.cpus_per_worker, of.gpus_per_worker) for of in map(ray.of, get_args(Stage))] == [
+    assert [(of.workers, of.cpus_per_worker, of.gpus_per_worker) for of in map(ray.for_stage, get_args(Stage))] == [
         (4, 2, 0),
         (1, 2, 0),
         (4, 2, 0),

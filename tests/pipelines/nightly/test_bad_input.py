@@ -101,7 +101,10 @@ def test_a_corrupt_parquet_file_is_named(damage: str, spin: Spin, tmp_path: Path
 SETTINGS_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown setting": ({"metrics": "accuracy"}, "unknown setting 'metrics'"),
     "unknown metric": ({"metric": "auc"}, "'metric' is 'auc': expected one of accuracy, balanced_accuracy, macro_f1"),
-    "unknown pooling": ({"poolings": ["median"]}, "'poolings' is ['median']: expected some of first, last, mean, max"),
+    "unknown pooling": (
+        {"poolings": ["median"]},
+        "'poolings.0' is 'median': Input should be 'first', 'last', 'mean' or 'max'",
+    ),
     "no such site": (
         {"sites": ["ffn.09"]},
         "the backbone has no 'ffn.09'; it has resid.00 to resid.03, ffn.01 to ffn.03",

@@ -451,7 +451,7 @@ def test_the_commands_refuse_in_words(
 def test_settings_of_the_gate_are_checked() -> None:
     tree = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"}
     for section, said in (
-        ({"class_floors": {"bad": 80}}, "'promote.class_floors' is {'bad': 80}: expected figures from 0 to 1"),
+        ({"class_floors": {"bad": 80}}, "'promote.class_floors.bad' is 80: Input should be less than or equal to 1"),
         ({"min_score": 80}, "'promote.min_score' is 80"),
         ({"significance": 0}, "'promote.significance' is 0"),
     ):
