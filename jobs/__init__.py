@@ -1,1 +1,1 @@
-"""What a person or a cluster starts."""
+"""The `spin` command."""

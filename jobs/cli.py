@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -13,10 +14,12 @@ import typer
 
 from jobs import job_commands, model_commands, plan_command, registry_commands, terminal
 from jobs.extras import PipelinesCommand
+from jobs.log_setup import configure_logging
 from jobs.options import File, Input, Model, Restart, Set, open_registry
 from spin.errors import SpinError, UserError
 from spin.settings import load_settings
 
+_log = logging.getLogger(__name__)
 START, TRAIN, USE = "Start here", "Train a model", "Use a model"
 REGISTRY, CLUSTER = "Choose the model that is used", "Run on a cluster"
 
@@ -37,11 +40,12 @@ def main_options(
     ] = "auto",
 ) -> None:
     """Classify text with the salient inner neurons of a frozen language model."""
-    from pipelines.workers.progress import log_as_json
-
     if log not in ("auto", "json"):
         raise UserError(f"--log {log}: expected auto or json")
+    configure_logging(as_json=log == "json")
     if log == "json":
+        from pipelines.workers.progress import log_as_json
+
         log_as_json()
 
 
@@ -184,6 +188,7 @@ def main() -> Any:
     try:
         return app(standalone_mode=True)
     except SpinError as error:
+        _log.debug("%s ended the command", type(error).__name__, exc_info=True)
         terminal.failure(str(error))
         sys.exit(error.status)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`spin submit`, `jobs`, `logs` and `stop`: the other commands, on a cluster."""
+"""The commands that run others on a Ray cluster: `spin submit`, `jobs`, `logs` and `stop`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,33 @@ from spin.settings import Settings, load_settings
 Command = Literal["run", "extract", "probe", "train", "classify"]
 Address = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="the dashboard; by default RAY_API_SERVER_ADDRESS, or here"),
+    typer.Option(metavar="URL", help="address of the Ray dashboard; default: RAY_API_SERVER_ADDRESS, or this machine"),
 ]
 PASSING_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""how `submit` is to be parsed: what is not its own is the other command's"""
-Id = Annotated[str, typer.Argument(metavar="ID", help="`spin jobs` lists them")]
+"""parser settings of `submit`: options that it does not know belong to the submitted command"""
+Id = Annotated[str, typer.Argument(metavar="ID", help="id of the job; `spin jobs` lists them")]
 
 
 def submit(
     ctx: typer.Context,
-    command: Annotated[Command, typer.Argument(help="what to do there; its settings file and options follow")],
+    command: Annotated[Command, typer.Argument(help="command to run there; its settings file and options follow")],
     address: Address = None,
-    detach: Annotated[bool, typer.Option("--detach", help="do not wait until it is over")] = False,
-    exclude: Annotated[list[str], typer.Option(metavar="PATTERN", help="not sent, as what .gitignore names")] = [],  # noqa: B006
-    env: Annotated[list[str], typer.Option(metavar="NAME[=VALUE]", help="passed on too; never a credential")] = [],  # noqa: B006
+    detach: Annotated[bool, typer.Option("--detach", help="return at once instead of waiting for the end")] = False,
+    exclude: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATTERN",
+            help="files of this folder that are not sent, besides those in .gitignore; may be repeated",
+        ),
+    ] = [],  # noqa: B006
+    env: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME[=VALUE]", help="environment variable to pass on, never a credential; may be repeated"
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
-    """Run a command on a cluster, show what it prints and leave with its exit status."""
+    """Run a command on a cluster, show its output and end with its exit status."""
     from pipelines.nightly.classify import parse_date
     from pipelines.workers.job_client import JobServer, environment
 
@@ -67,10 +78,12 @@ def jobs(address: Address = None) -> None:
 
 def logs(
     id: Id,
-    follow: Annotated[bool, typer.Option("--follow", help="until it is over; then leave with its exit status")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="show new output until the job ends, then end with its exit status")
+    ] = False,
     address: Address = None,
 ) -> None:
-    """Show what a job has printed."""
+    """Show the output of a job."""
     from pipelines.workers.job_client import JobServer
 
     server = JobServer(address)
@@ -81,47 +94,51 @@ def logs(
 
 
 def stop(id: Id, address: Address = None) -> None:
-    """End a job; the same command, submitted again, resumes."""
+    """Stop a job; the same command, submitted again, resumes it."""
     from pipelines.workers.job_client import JobServer
 
-    terminal.say(f"stopped {id}" if JobServer(address).stop(id) else f"{id} was over already")
+    terminal.say(f"stopped {id}" if JobServer(address).stop(id) else f"{id} had ended already")
 
 
 def _follow(server: Any, id: str) -> None:
     try:
         job = server.follow(id, terminal.raw)
     except KeyboardInterrupt:
-        terminal.say(f"the job goes on; `spin logs {id} --follow` watches it, `spin stop {id}` ends it")
+        terminal.say(f"the job continues; `spin logs {id} --follow` watches it, `spin stop {id}` stops it")
         raise typer.Exit(130) from None
     terminal.say(f"{id} {job.status.lower()} after {job.seconds or 0:.0f} s, exit status {job.exit_status}")
     raise typer.Exit(job.exit_status)
 
 
 def _parse(ctx: typer.Context, command: str) -> dict[str, Any]:
-    """The command's own arguments, as it would parse them itself; its mistakes are told here, not by the job."""
+    """Return the arguments of the submitted command, parsed here so that a mistake is reported before it is sent."""
     group: Any = ctx.find_root().command
     return dict(group.commands[command].make_context(command, list(ctx.args), parent=ctx.find_root()).params)
 
 
 def _check_inside(path: str) -> None:
     if Path(path).is_absolute() or not Path(path).resolve().is_relative_to(Path.cwd()):
-        raise UserError(f"{path} is not in the working directory, which is what the cluster gets; start in its folder")
+        raise UserError(
+            f"{path} is not in the working directory, which is what is sent to the cluster; run spin submit in its folder"
+        )
 
 
 def _check_places(settings: Settings, given: dict[str, Any], command: str, passed: dict[str, str]) -> None:
-    """Raise UserError for a place that every process of the cluster would look for in a folder of its own."""
+    """Raise UserError for a location that is relative, which every node of the cluster would resolve differently."""
     places: dict[str, Any] = {"store": settings.store}
     if command != "classify":
         places["data.train"] = settings.data.train
     places |= {f"--{name}": given[name] for name in ("input", "output", "since") if given.get(name)}
     for name, uri in places.items():
         if "://" not in uri and not Path(uri).is_absolute():
-            raise UserError(f"{name} is '{uri}', in a folder here; expected s3://… or an absolute path on all nodes")
+            raise UserError(
+                f"{name} is '{uri}', a folder of this machine; expected s3://… or an absolute path that all nodes share"
+            )
     tracking = settings.mlflow.tracking_uri or passed.get("MLFLOW_TRACKING_URI")
     if tracking is None and "://" not in settings.store:
         return  # the registry is in the store
     if tracking is None or not tracking.startswith(("http://", "https://", "postgresql", "mysql", "sqlite:////")):
         raise UserError(
-            f"mlflow.tracking_uri is {tracking or 'not set'}: the registry would lie in the job's folder and go with "
-            "it; expected a server, such as http://mlflow:5000"
+            f"mlflow.tracking_uri is {tracking or 'not set'}: the registry would be in the job's folder and deleted "
+            "with it; expected a server, such as http://mlflow:5000"
         )

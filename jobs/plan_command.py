@@ -1,4 +1,4 @@
-"""`spin plan`: what a night will take, before it is started."""
+"""`spin plan`: an estimate of what a night will take."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 def plan(
     settings: File,
-    documents: Annotated[float, typer.Option(metavar="N", help="of the night, such as 5e6")],
+    documents: Annotated[float, typer.Option(metavar="N", help="number of documents of the night, such as 5e6")],
     input: Annotated[
-        str | None, typer.Option(metavar="URI", help="file, folder or glob to sample; by default data.train")
+        str | None,
+        typer.Option(metavar="URI", help="file, folder or glob to take the sample from; default: data.train"),
     ] = None,
     model: Model = None,
-    deadline: Annotated[float, typer.Option(metavar="HOURS", help="for which workers are counted")] = 8.0,
-    seconds: Annotated[float, typer.Option(help="that the sample takes, about")] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON, for a program")] = False,
+    deadline: Annotated[
+        float, typer.Option(metavar="HOURS", help="time limit for which the necessary workers are computed")
+    ] = 8.0,
+    seconds: Annotated[float, typer.Option(help="approximate duration of the sample")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, for a program")] = False,
     set: Set = [],  # noqa: B006
 ) -> None:
     """Estimate hours, workers, bytes and requests of a night, from a sample that is classified on this machine."""
@@ -31,50 +34,55 @@ def plan(
 
     loaded = load_settings(settings, set)
     given: dict[str, Any] = {"source": input, "model": model, "deadline": deadline, "seconds": seconds}
-    found = forecast(loaded, open_registry(loaded), documents, **given)
+    estimate = forecast(loaded, open_registry(loaded), documents, **given)
     if as_json:
-        terminal.plain(found)
+        terminal.plain(estimate)
     else:
-        _show(found)
+        _show(estimate)
 
 
-def _show(found: Mapping[str, Any]) -> None:
-    sample, rates, hours, store = found["sample"], found["sample"]["documents_per_s"], found["hours"], found["store"]
+def _show(estimate: Mapping[str, Any]) -> None:
+    sample, rates, hours, store = (
+        estimate["sample"],
+        estimate["sample"]["documents_per_s"],
+        estimate["hours"],
+        estimate["store"],
+    )
     threads = f"{sample['threads']} torch thread{'s' * (sample['threads'] != 1)}"
     terminal.say(
-        f"sample    {sample['documents']:,} documents of {found['source']}{', all of it,' * sample['whole']} in "
-        f"{sample['seconds']:.{0 if sample['seconds'] >= 10 else 1}f} s by version {found['model_version']}, {threads}"
+        f"sample    {sample['documents']:,} documents of {estimate['source']}{', all of it,' * sample['whole']} in "
+        f"{sample['seconds']:.{0 if sample['seconds'] >= 10 else 1}f} s by version {estimate['model_version']}, {threads}"
     )
     terminal.say(
-        f"          {_rate(rates['median'])} documents/s a worker, the median of {sample['pieces']} pieces, "
-        f"{_rate(rates['lowest'])} to {_rate(rates['highest'])}; {sample['tokens_per_document']:.1f} tokens a document"
+        f"          {_rate(rates['median'])} documents/s per worker (median of {sample['pieces']} parts, "
+        f"{_rate(rates['lowest'])} to {_rate(rates['highest'])}); {sample['tokens_per_document']:.1f} tokens per document"
     )
     terminal.say(f"          {sample['load_seconds']:.1f} s to load the model")
     if sample["dead_share"]:
         terminal.say(f"          {100 * sample['dead_share']:.1f} % dead letters")
-    each = found["documents"] / found["shards"]
-    ids = found["ids"]
-    terminal.say(f"night     {found['documents']:,} documents in {found['shards']:,} shards of about {each:,.0f}")
+    each = estimate["documents"] / estimate["shards"]
+    ids = estimate["ids"]
+    terminal.say(f"night     {estimate['documents']:,} documents in {estimate['shards']:,} shards of about {each:,.0f}")
     if ids:
-        terminal.say(f"          their ids are checked first, {_rate(ids['documents_per_s'])} documents/s a worker")
+        terminal.say(
+            f"          their ids are checked first, at {_rate(ids['documents_per_s'])} documents/s per worker"
+        )
     terminal.say(f"time      {_time(hours['one_worker'])} with one worker")
     if hours["workers"] > 1:
-        beside = "; on one machine they share its memory bandwidth, so expect more" * found["one_machine"]
-        terminal.say(
-            f"          {_time(hours['with_workers'])} with {hours['workers']:,} workers, as set or found{beside}"
-        )
-    terminal.say(f"          {_needed(found)}")
+        shared = "; on one machine they share its memory bandwidth, so expect more" * estimate["one_machine"]
+        terminal.say(f"          {_time(hours['with_workers'])} with {hours['workers']:,} workers{shared}")
+    terminal.say(f"          {_needed(estimate)}")
     terminal.say(f"store     {_bytes(store['read'])} read, {_bytes(store['written'])} written")
     terminal.say(
         "          " + ", ".join(f"{store[name]:,} {name.upper()}" for name in ("get", "put", "head", "list", "delete"))
     )
 
 
-def _needed(found: Mapping[str, Any]) -> str:
-    workers, within = found["deadline"]["workers"], f"within {_time(found['deadline']['hours'])}"
+def _needed(estimate: Mapping[str, Any]) -> str:
+    workers, within = estimate["deadline"]["workers"], f"within {_time(estimate['deadline']['hours'])}"
     if workers is None:
-        return f"no number of workers ends {within}: a shard or the ids take longer; lower ray.shard_documents"
-    return f"{workers:,} worker{'s' * (workers != 1)} to end {within}"
+        return f"no number of workers finishes {within}: one shard or the ids take longer; lower ray.shard_documents"
+    return f"{workers:,} worker{'s' * (workers != 1)} to finish {within}"
 
 
 def _time(hours: float) -> str:

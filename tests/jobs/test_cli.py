@@ -122,4 +122,4 @@ def test_from_text_to_an_explained_prediction(
     assert "version 1 on 300 documents: accuracy" in spin("evaluate", "settings.yaml", "--input", "train.parquet")
     explained = spin("explain", "settings.yaml", "--text", "the [bold] crew was lovely and warm")
     assert "the [bold] crew was lovely and warm" in explained
-    assert "what spoke for and against good" in explained
+    assert "neurons for and against good" in explained

@@ -301,7 +301,7 @@ def test_a_model_without_neurons_has_no_page(project: Project, tmp_path: Path) -
     old = Project(folder, project.monkeypatch, project.capsys)
     assert "train the model again" in old.spin("neurons", fails=True)
     assert "train the model again" in old.spin("explain", "--text", "fine", "--html", str(tmp_path / "x"), fails=True)
-    assert "what spoke for and against" in old.spin("explain", "--text", "fine")
+    assert "neurons for and against" in old.spin("explain", "--text", "fine")
 
 
 def test_several_classes_are_each_explained(
@@ -323,7 +323,7 @@ def test_several_classes_are_each_explained(
         shown = project.spin("explain", "--text", text)
         found = spin.explain(text)
         named = label or [found.label]
-        assert [shown.count(f"what spoke for and against {name}") for name in spin.classes] == [
+        assert [shown.count(f"neurons for and against {name}") for name in spin.classes] == [
             int(name in named) for name in spin.classes
         ]
         assert shown.startswith("no class reaches one half: " if not label else found.label)

@@ -1,0 +1,71 @@
+"""Where log records go: to standard error, one line each, or one JSON object each under `--log json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+
+from spin.errors import UserError
+
+PACKAGES = ("spin", "pipelines", "jobs")
+"""each has a logger of its name, the parent of those of its modules"""
+LEVELS = ("warning", "info", "debug")
+"""values of the environment variable SPIN_LOG; debug also shows tracebacks"""
+
+
+def configure_logging(*, as_json: bool = False) -> None:
+    """Send the records of all libraries, from warnings on, and ours, from the level in SPIN_LOG on, to stderr.
+
+    Call it once per process; a second call replaces the first. Raises UserError for an unknown level.
+    """
+    level = os.environ.get("SPIN_LOG", "warning").lower()
+    if level not in LEVELS:
+        raise UserError(f"SPIN_LOG is '{level}'; expected one of {', '.join(LEVELS)}")
+    handler = _StderrHandler()
+    handler.setFormatter(JsonFormatter() if as_json else LineFormatter(tracebacks=level == "debug"))
+    root = logging.getLogger()
+    for previous in [other for other in root.handlers if isinstance(other, _StderrHandler)]:
+        root.removeHandler(previous)
+    root.addHandler(handler)
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(level.upper())
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line, `warning: message`; its traceback follows only if `tracebacks` is set."""
+
+    def __init__(self, *, tracebacks: bool) -> None:
+        super().__init__()
+        self.tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if self.tracebacks and record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a record as one JSON object: time in UTC, level, logger, message, and a traceback if it has one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to standard error as it is at that moment: a progress bar puts its own stream in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:  # as every handler of the standard library: a failing log line never ends a program
+            self.handleError(record)

@@ -1,0 +1,86 @@
+"""Log records on standard error: one line each, JSON under `--log json`, tracebacks only where SPIN_LOG asks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jobs.cli import main
+from jobs.log_setup import PACKAGES, configure_logging
+from spin.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _same_logging_afterwards() -> Iterator[None]:
+    handlers, levels = logging.getLogger().handlers[:], [logging.getLogger(name).level for name in PACKAGES]
+    yield
+    logging.getLogger().handlers[:] = handlers
+    for name, level in zip(PACKAGES, levels, strict=True):
+        logging.getLogger(name).setLevel(level)
+
+
+def log_all() -> None:
+    """One record per level of one package, a warning with a traceback, and one of another library."""
+    log = logging.getLogger("pipelines.nightly.anything")
+    log.debug("a detail")
+    log.info("a step")
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        log.warning("could not\nread %s", "a.csv", exc_info=True)
+    logging.getLogger("other").warning("of a library")
+    logging.getLogger("other").info("not shown")
+
+
+def test_warnings_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without tracebacks, however often logging is configured."""
+    configure_logging()
+    configure_logging()
+    log_all()
+    assert capsys.readouterr().err.splitlines() == ["warning: could not read a.csv", "warning: of a library"]
+
+
+def test_a_lower_level_shows_more(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """SPIN_LOG=info adds steps, debug adds details and tracebacks; another value is a mistake."""
+    monkeypatch.setenv("SPIN_LOG", "info")
+    configure_logging()
+    log_all()
+    assert capsys.readouterr().err.splitlines()[0] == "info: a step"
+    monkeypatch.setenv("SPIN_LOG", "DEBUG")
+    configure_logging()
+    log_all()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == ["debug: a detail", "info: a step", "warning: could not read a.csv"]
+    assert "ValueError: broken" in lines
+    monkeypatch.setenv("SPIN_LOG", "loud")
+    with pytest.raises(UserError, match="SPIN_LOG is 'loud'; expected one of warning, info, debug"):
+        configure_logging()
+
+
+def test_json_is_one_object_per_record(capsys: pytest.CaptureFixture[str]) -> None:
+    """With time, level, logger, message and traceback."""
+    configure_logging(as_json=True)
+    log_all()
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert "ValueError: broken" in first.pop("traceback")
+    assert first == {"level": "warning", "logger": "pipelines.nightly.anything", "message": "could not\nread a.csv"}
+    assert second["logger"] == "other"
+
+
+def test_a_mistake_shows_its_traceback_at_debug_level(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line by default; where it was raised under SPIN_LOG=debug."""
+    monkeypatch.setattr(sys, "argv", ["spin", "run", "/none.yaml"])
+    for level, shown in (("warning", False), ("debug", True)):
+        monkeypatch.setenv("SPIN_LOG", level)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        error = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert ("Traceback" in error, len(error.splitlines()) == 1) == (shown, not shown)
+        assert error.splitlines()[-1].startswith("error: no settings file at /none.yaml")
