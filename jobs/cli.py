@@ -84,34 +84,37 @@ def init(
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
 def run(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
     """Train a model from labelled text: extract, probe and train, one after the other."""
+    loaded = load_settings(settings, set)
     from pipelines.training.workflow import run_road
 
-    loaded = load_settings(settings, set)
     terminal.trained(run_road(loaded, restart=restart, say=terminal.stage))
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
 def extract(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
     """Step 1: run the language model on the labelled text and store the activations of its neurons."""
+    loaded = load_settings(settings, set)
     from pipelines.training.workflow import run_stages
 
-    run_stages(load_settings(settings, set), ["extract"], restart=restart, say=terminal.stage)
+    run_stages(loaded, ["extract"], restart=restart, say=terminal.stage)
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
 def probe(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
     """Step 2: fit one sparse linear probe per site and pooling, which ranks the neurons."""
+    loaded = load_settings(settings, set)
     from pipelines.training.workflow import run_stages
 
-    run_stages(load_settings(settings, set), ["probe"], restart=restart, say=terminal.stage)
+    run_stages(loaded, ["probe"], restart=restart, say=terminal.stage)
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
 def train(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
     """Step 3: fit the classifier on the salient neurons, measure it on the test documents and register it."""
+    loaded = load_settings(settings, set)
     from pipelines.training.workflow import run_stages
 
-    terminal.trained(run_stages(load_settings(settings, set), ["train"], restart=restart, say=terminal.stage))
+    terminal.trained(run_stages(loaded, ["train"], restart=restart, say=terminal.stage))
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=USE)
@@ -142,10 +145,10 @@ def classify(
     restart: Restart = False,
 ) -> None:
     """Classify a batch of documents; run again after a failure, it resumes."""
+    loaded = load_settings(settings, set)
     from pipelines.nightly.classify import run_classify
     from pipelines.nightly.drift_check import check_drift
 
-    loaded = load_settings(settings, set)
     given: dict[str, Any] = {"model": model, "shadow": shadow, "night": date, "since": since, "restart": restart}
     registry = open_registry(loaded)
     manifest = run_classify(loaded, registry, input, output, **given)

@@ -119,7 +119,7 @@ def _parse(ctx: typer.Context, command: str) -> dict[str, Any]:
 def _check_inside(path: str) -> None:
     if Path(path).is_absolute() or not Path(path).resolve().is_relative_to(Path.cwd()):
         raise UserError(
-            f"{path} is not in the working directory, which is what is sent to the cluster; run spin submit in its folder"
+            f"{path} is not in the working directory, which is sent to the cluster; run spin submit in its folder"
         )
 
 

@@ -23,9 +23,9 @@ Format = Annotated[str, typer.Option(metavar="onnx|openvino", help="file format 
 
 def evaluate(settings: File, input: Input, model: Model = None, set: Set = []) -> None:  # noqa: B006
     """Measure a model on labelled documents: precision, recall and F1 per class."""
+    loaded = load_settings(settings, set)
     from pipelines.training.evaluate import run_evaluate
 
-    loaded = load_settings(settings, set)
     terminal.evaluation(run_evaluate(loaded, open_registry(loaded), input, model=model))
 
 
@@ -42,9 +42,9 @@ def neurons(
     set: Set = [],  # noqa: B006
 ) -> None:
     """List the selected neurons, the most influential first, and the training document that activates each most."""
+    loaded = load_settings(settings, set)
     from pipelines.training.neurons import load_neurons
 
-    loaded = load_settings(settings, set)
     registry = open_registry(loaded)
     rows = load_neurons(registry, registry.resolve(model), loaded.choose)
     classes = sorted({row["class"] for row in rows})

@@ -30,9 +30,9 @@ def plan(
     set: Set = [],  # noqa: B006
 ) -> None:
     """Estimate hours, workers, bytes and requests of a night, from a sample that is classified on this machine."""
+    loaded = load_settings(settings, set)
     from pipelines.planning.estimate import forecast
 
-    loaded = load_settings(settings, set)
     given: dict[str, Any] = {"source": input, "model": model, "deadline": deadline, "seconds": seconds}
     estimate = forecast(loaded, open_registry(loaded), documents, **given)
     if as_json:
@@ -51,11 +51,12 @@ def _show(estimate: Mapping[str, Any]) -> None:
     threads = f"{sample['threads']} torch thread{'s' * (sample['threads'] != 1)}"
     terminal.say(
         f"sample    {sample['documents']:,} documents of {estimate['source']}{', all of it,' * sample['whole']} in "
-        f"{sample['seconds']:.{0 if sample['seconds'] >= 10 else 1}f} s by version {estimate['model_version']}, {threads}"
+        f"{_rate(sample['seconds'])} s by version {estimate['model_version']}, {threads}"
     )
     terminal.say(
         f"          {_rate(rates['median'])} documents/s per worker (median of {sample['pieces']} parts, "
-        f"{_rate(rates['lowest'])} to {_rate(rates['highest'])}); {sample['tokens_per_document']:.1f} tokens per document"
+        f"{_rate(rates['lowest'])} to {_rate(rates['highest'])}); "
+        f"{sample['tokens_per_document']:.1f} tokens per document"
     )
     terminal.say(f"          {sample['load_seconds']:.1f} s to load the model")
     if sample["dead_share"]:

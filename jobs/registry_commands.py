@@ -21,10 +21,10 @@ def promote(
     set: Set = [],  # noqa: B006
 ) -> None:
     """Make a version the champion, the one that classifies, if it passes the checks of the gate."""
+    registry = open_registry(load_settings(settings, set))
     from pipelines.registry import promote
     from pipelines.registry.versions import CHALLENGER
 
-    registry = open_registry(load_settings(settings, set))
     number = registry.resolve(f"models:/{registry.name}" + (f"/{version}" if version else f"@{CHALLENGER}"))
     terminal.moved(registry.name, promote.promote(registry, number, why, force=force, say=terminal.gate))
 
@@ -39,17 +39,17 @@ def rollback(
     set: Set = [],  # noqa: B006
 ) -> None:
     """Return to an earlier champion, if it loads and predicts."""
+    registry = open_registry(load_settings(settings, set))
     from pipelines.registry import promote
 
-    registry = open_registry(load_settings(settings, set))
     terminal.moved(registry.name, promote.rollback(registry, why, to))
 
 
 def history(settings: File, set: Set = []) -> None:  # noqa: B006
     """List every change of champion, the oldest first: when, who, from, to, why, and its run in MLflow."""
+    registry = open_registry(load_settings(settings, set))
     from pipelines.registry import promote
 
-    registry = open_registry(load_settings(settings, set))
     terminal.history(registry.name, promote.history(registry))
 
 
