@@ -93,7 +93,7 @@ def made(label_space: LabelSpace) -> tuple[SpinClassifier, Labels, dict[FeatureC
 TASKS = [LabelSpace(("bad", "good")), LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)]
 
 
-@pytest.mark.parametrize("task", TASKS, ids=["two", "three", "several"])
+@pytest.mark.parametrize("label_space", TASKS, ids=["two", "three", "several"])
 def test_every_neuron_is_described_as_a_loop_finds_it(tmp_path: Path, label_space: LabelSpace) -> None:
     """Importance, the class with the largest weight, and of training documents those with the largest values."""
     spin, labels, values = made(label_space)

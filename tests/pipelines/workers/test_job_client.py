@@ -105,7 +105,7 @@ def test_training_is_sent_and_may_be_sent_again(spin: Run, command: str) -> None
     assert not Recorder.given["once"]
 
 
-RELATIVE = "expected s3://… or an absolute path on all nodes"
+RELATIVE = "expected s3://… or an absolute path that all nodes share"
 
 
 @pytest.mark.parametrize(
