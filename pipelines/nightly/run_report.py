@@ -13,7 +13,7 @@ from markupsafe import Markup
 from pipelines.nightly.throughput import pace
 from spin.monitor.agreement import ShadowAgreement
 from spin.monitor.drift import Drift
-from spin.pages.html import render
+from spin.pages.rendering import render
 from spin.pages.stylesheet import base_css, read_css
 
 Manifest = Mapping[str, Any]

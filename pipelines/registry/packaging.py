@@ -15,7 +15,7 @@ from spin.backbone.digest import list_model_files
 from spin.backbone.loading import find_backbone
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
-from spin.pages.model_card import CARD
+from spin.pages.model_card import CARD, card_text
 from spin.settings import Settings
 
 SPIN = "artifacts/spin"
@@ -104,9 +104,9 @@ def _signature(multilabel: bool) -> Any:
 
 
 def description(artifact: Path) -> str:
-    """The model card, as far as MLflow's databases have room for it; empty where there is none."""
+    """The model card without its metadata, as far as MLflow's databases have room for it; empty if there is none."""
     card = artifact / CARD
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    text = card_text(card.read_text(encoding="utf-8")) if card.is_file() else ""
     if len(text) <= _DESCRIPTION:
         return text
     more = f"\n\n… the rest is in {SPIN}/{CARD}"

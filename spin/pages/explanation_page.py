@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 
 from spin.pages.explanation import Explanation, NeuronContribution, stretches
-from spin.pages.html import render
 from spin.pages.layer_map import LayerMap, Waterfall, layer_map, rounded_levels, waterfall
+from spin.pages.rendering import render
 from spin.pages.stylesheet import SELECTABLE_CLASSES, explanation_css
 from spin.sites import FeatureColumn
 

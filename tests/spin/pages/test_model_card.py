@@ -8,18 +8,41 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
-from spin.pages.model_card import CardFacts, model_card
+from spin.pages.model_card import CardFacts, ChoicePoint, ClassResult, ContenderResult, CostPoint, card_text, model_card
 from spin.settings import DecisionSettings
 from spin.sites import FeatureColumn
 
-POINT = {"depth": 1, "compute": 0.25, "eta": 0.5, "neurons": 1200, "valid_score": 0.7}
-DEEP = {**POINT, "depth": 4, "compute": 1.0, "eta": 0.9, "valid_score": 0.8125}
+POINT = CostPoint(depth=1, compute=0.25, neurons=1200, eta=0.5, valid_score=0.7)
+DEEP = CostPoint(depth=4, compute=1.0, neurons=1200, eta=0.9, valid_score=0.8125)
 CALIBRATION = {"head": "linear", "temperature": 1.25, "valid_ece_uncalibrated": 0.0625, "valid_ece": 0.0125}
+TABLE = [
+    ContenderResult(
+        name="tfidf",
+        accuracy=0.7,
+        macro_f1=0.65,
+        neurons=0,
+        neurons_of=9000,
+        depth=0,
+        depth_of=4,
+        docs_per_s=35751.2,
+    ),
+    ContenderResult(
+        name="spin",
+        accuracy=0.75,
+        macro_f1=0.725,
+        neurons=1115,
+        neurons_of=9000,
+        depth=2,
+        depth_of=4,
+        docs_per_s=432.1,
+    ),
+]
 NEURONS = {"resid.00.mean": 3, "ffn.02.mean": 5, "ffn.02.max": 7, "resid.02.mean": 1100}
 CLASSES = ("bad|worse", "good\n# best", "a_b*c*`d` <script>&amp;[x](y)")
 
@@ -27,7 +50,7 @@ CLASSES = ("bad|worse", "good\n# best", "a_b*c*`d` <script>&amp;[x](y)")
 def facts_of(classes: tuple[str, ...] = CLASSES, **changed: Any) -> CardFacts:
     """A card of 12 documents: class k is on every third, splits go train, train, valid, test."""
     columns = {FeatureColumn.parse(text): np.arange(count) for text, count in NEURONS.items()}
-    made = CardFacts(
+    facts = CardFacts(
         name="tweets",
         purpose="Tells moods apart.",
         data="s3://bucket/a|b/*.parquet",
@@ -39,25 +62,24 @@ def facts_of(classes: tuple[str, ...] = CLASSES, **changed: Any) -> CardFacts:
         digest="d2" * 32,
         max_tokens=1256,
         metric="macro_f1",
-        table=[
-            {"name": "tfidf", "accuracy": 0.7, "macro_f1": 0.65, "neurons": 0, "neurons_of": 9000, "depth": 0,
-             "depth_of": 4, "docs_per_s": 35751.2},
-            {"name": "spin", "accuracy": 0.75, "macro_f1": 0.725, "neurons": 1115, "neurons_of": 9000, "depth": 2,
-             "depth_of": 4, "docs_per_s": 432.1},
-        ],
+        table=TABLE,
+        tested=TABLE[1],
         per_class={
-            name: {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 1234.0 + k}
+            name: ClassResult(precision=0.5, recall=0.25, f1=1 / 3, support=1234.0 + k)
             for k, name in enumerate(classes)
         },
         frontier=[POINT, DEEP],
-        choices={"accuracy": {**DEEP, **CALIBRATION}, "cheapest": {**POINT, **CALIBRATION, "temperature": 2.0}},
+        choices={
+            "accuracy": ChoicePoint(**vars(DEEP), **CALIBRATION),
+            "cheapest": ChoicePoint(**vars(POINT), **{**CALIBRATION, "temperature": 2.0}),
+        },
         choose="accuracy",
         selection=Selection(columns, {c: np.ones(len(n)) for c, n in columns.items()}, 0.9),
         test_ece=0.0421,
         decision=DecisionSettings(),
         versions={"torch": "2.9.0", "numpy": "2.3"},
     )  # fmt: skip
-    return replace(made, **changed)
+    return replace(facts, **changed)
 
 
 def cells(line: str) -> list[str]:
@@ -91,7 +113,7 @@ def test_every_fact_stands_in_the_card() -> None:
     """Where a person looks for it, with its unit."""
     card = model_card(facts_of())
     found = tables(card)
-    assert card.startswith("# tweets\n\nTells moods apart.\n\n## Intended use and limits\n")
+    assert card_text(card).startswith("# tweets\n\nTells moods apart.\n\n## Intended use and limits\n")
     for said in ("f1" * 32, "d2" * 32, "1,256 tokens", r"s3://bucket/a\|b/\*.parquet", r"package:x/model\_a"):
         assert said in card
     assert found["class"]["all documents"] == ["6", "3", "3"]
@@ -120,6 +142,25 @@ def test_every_fact_stands_in_the_card() -> None:
         assert card.index(untested) > card.index("Not tested:")
 
 
+def test_the_metadata_are_those_of_a_model_hub() -> None:
+    """The hub's own reader finds the task, the library and the test results; without test documents no result."""
+    data = ModelCard(model_card(facts_of(name="tweets: 1\n---", data="s3://bucket/\x00a: b"))).data
+    assert (data.pipeline_tag, data.library_name) == ("text-classification", "spin-neurons")
+    assert (data.model_name, data.eval_results[0].dataset_name) == ("tweets: 1 ---", "s3://bucket/\ufffda: b")
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert results == {"accuracy": 0.75, "f1": 0.725}
+    assert "language" not in data.to_dict()
+    untested = ModelCard(model_card(facts_of(table=[], tested=None, per_class={}, test_ece=None))).data
+    assert untested.eval_results is None
+
+
+def test_the_text_of_a_card_has_no_metadata() -> None:
+    card = model_card(facts_of())
+    assert card.startswith("---\n")
+    assert card.endswith(card_text(card))
+    assert card_text("# An older card\n") == "# An older card\n"
+
+
 def test_a_backslash_takes_nothing_from_what_follows() -> None:
     """It is escaped itself, so that it cannot lift the escape of a bar or a star."""
     card = model_card(facts_of(("a\\|b", "c\\*d")))
@@ -137,9 +178,9 @@ def test_the_card_is_about_the_choice_that_is_used() -> None:
 
 def test_without_test_documents_nothing_is_claimed() -> None:
     """No table of figures, and the card says so."""
-    card = model_card(facts_of(table=[], per_class={}, test_ece=None, splits=["train", "valid"] * 6))
+    card = model_card(facts_of(table=[], tested=None, per_class={}, test_ece=None, splits=["train", "valid"] * 6))
     assert "There were no test documents" in card
-    assert "figures above" not in card
+    assert "results above" not in card
     assert "contender" not in tables(card)
     assert tables(card)["figure"]["expected calibration error on test"] == ["not measured"]
 
@@ -147,10 +188,11 @@ def test_without_test_documents_nothing_is_claimed() -> None:
 @pytest.mark.parametrize(
     ("decision", "multilabel", "said"),
     [
-        (DecisionSettings(), False, "The likeliest class."),
-        (DecisionSettings(), True, "Every class from one half on."),
+        (DecisionSettings(), False, "The class with the largest probability."),
+        (DecisionSettings(), True, "Every class with a probability of at least one half."),
         (DecisionSettings(thresholds={"a|b": 0.7}), False, r"Thresholds: a\|b from 0.7."),
-        (DecisionSettings(abstain=0.1), False, "The likeliest class. No label within 0.1 of the border."),
+        (DecisionSettings(abstain=0.1), False, "largest probability. No label within 0.1 of the border."),
+        (DecisionSettings(thresholds={"a|b": 0.7, "c": 0.5}), False, r"Thresholds: a\|b from 0.7, c from 0.5."),
     ],
 )
 def test_the_decision_is_told(decision: DecisionSettings, multilabel: bool, said: str) -> None:

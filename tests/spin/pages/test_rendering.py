@@ -12,11 +12,11 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from spin.pages.charts import bar, column_chart, share_bar
-from spin.pages.html import environment, render
+from spin.pages.rendering import html_environment, markdown_environment, render
 
 
 def rendered(source: str, **context: object) -> str:
-    return environment().from_string(source).render(**context)
+    return html_environment().from_string(source).render(**context)
 
 
 @given(st.text(), st.text())
@@ -45,6 +45,14 @@ def test_only_markup_is_markup() -> None:
     assert rendered("{{ a }}{{ b }}", a="<i>&", b=Markup("<b>")) == "&lt;i&gt;&amp;<b>"
     assert rendered("{{ a | join }}", a=["<", ">"]) == "&lt;&gt;"
     assert rendered("{{ a }}", a="\ud83d\ude00 \ud83d") == "\U0001f600 \ufffd"
+
+
+def test_markdown_is_escaped_as_markdown() -> None:
+    """A text is one line without markup; numbers and the text of the template stay as they are."""
+    source = "{% macro bold(text) %}**{{ text }}**{% endmacro %}| {{ a }} | {{ n }} | {{ bold(a) }} |"
+    line = markdown_environment().from_string(source).render(a="a|b*\n# <c>\0", n=-1)
+    assert line == "| a\\|b\\* \\# \\<c\\>\ufffd | -1 | **a\\|b\\* \\# \\<c\\>\ufffd** |"
+    assert markdown_environment().from_string("{{ a }}").render(a=" \n") == "(empty)"
 
 
 def test_a_missing_name_is_an_error() -> None:
