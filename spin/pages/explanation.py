@@ -1,4 +1,4 @@
-"""Which neuron of which layer, on which word, spoke for the class: contributions that add up to the logits."""
+"""Explanations: the contributions of neurons and of words to the logits of one text, which add up exactly."""
 
 from __future__ import annotations
 
@@ -25,47 +25,51 @@ Place = TypeVar("Place", Site, int)
 
 @dataclass(frozen=True)
 class NeuronContribution:
-    """What one selected neuron adds to the logit of a class."""
+    """The contribution of one selected neuron to the logit of a class."""
 
     column: FeatureColumn
+    """the site and the pooling under which the neuron is read"""
     neuron: int
+    """index within the site"""
     contribution: float
+    """to the logit"""
     word: str
-    """the word on which it spoke loudest"""
+    """the word with the largest share of the contribution"""
     value: float
-    """its activation, in standard deviations above the training mean"""
+    """activation, in standard deviations above the training mean"""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The logits of one text as a sum over neurons, or over words, and the bias."""
+    """The logits of one text as a sum of the bias and contributions, of p neurons or of W words, for K classes."""
 
     text: str
     label_space: LabelSpace
     logits: Floats
-    """(K,) as the classifier gives them, calibrated"""
+    """(K,) calibrated logits, as the classifier returns them"""
     bias: Floats
-    """(K,) the logits of a text whose neurons are all at their training mean"""
+    """(K,) logits of a text whose neurons are all at their training mean"""
     neurons: tuple[tuple[FeatureColumn, int], ...]
-    """the p selected neurons"""
+    """the p selected neurons, as (feature column, index within the site)"""
     contributions: Floats
-    """(p, K) by neuron: their sum over p and the bias is the logits"""
+    """(p, K) per neuron: the sum over p, plus the bias, is the logits"""
     words: tuple[tuple[int, int], ...]
-    """(start, end) in the text of each of W words; (0, 0) for a special token"""
+    """(start, end) in the text, of each of W words; (0, 0) for a special token"""
     word_contributions: Floats
-    """(W, K): the same sum, over words"""
+    """(W, K) per word: the sum over W, plus the bias, is the logits"""
     loudest: NDArray[np.int64]
-    """(p,) the word on which each neuron spoke loudest"""
+    """(p,) index of the word with the largest share of each neuron's contribution"""
     values: Floats
-    """(p,) the neurons' activations, in standard deviations above their training means"""
+    """(p,) activations of the neurons, in standard deviations above their training means"""
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """The names of the K classes."""
         return self.label_space.classes
 
     @property
     def probabilities(self) -> Floats:
-        """(K,)"""
+        """(K,) probabilities of the classes."""
         return self.label_space.probabilities(self.logits[None])[0]
 
     @property
@@ -75,69 +79,80 @@ class Explanation:
 
     @property
     def ranked(self) -> list[int]:
-        """Indices of all classes, the likeliest first."""
+        """The indices of all classes, the likeliest first."""
         return [int(k) for k in np.argsort(-self.logits, kind="stable")]
 
     @property
     def chosen(self) -> list[int]:
-        """Indices of the predicted classes, likeliest first: one, or of a multi-label task all at or above one half.
+        """The indices of the predicted classes, the likeliest first.
 
-        Thresholds of a decision are not asked.
+        One class, or in a multi-label task all classes with a probability of at least one half. The thresholds of a
+        decision are not applied.
         """
         return [k for k in self.ranked if self.logits[k] >= 0] if self.label_space.multilabel else self.ranked[:1]
 
     def by_site(self) -> dict[Site, Floats]:
-        """(K,) by site, shallow first: their sum and the bias is the logits."""
-        return self._summed([column.site for column, _ in self.neurons])
+        """Return contributions (K,) per site, the shallowest first: their sum, plus the bias, is the logits."""
+        return self._sum_by([column.site for column, _ in self.neurons])
 
     def by_layer(self) -> dict[int, Floats]:
-        """(K,) by layer: the same sum, over layers."""
-        return self._summed([column.site.layer for column, _ in self.neurons])
+        """Return contributions (K,) per layer: their sum, plus the bias, is the logits."""
+        return self._sum_by([column.site.layer for column, _ in self.neurons])
 
-    def _summed(self, places: Sequence[Place]) -> dict[Place, Floats]:
-        return {place: self.contributions[[own == place for own in places]].sum(0) for place in sorted(set(places))}
+    def _sum_by(self, places: Sequence[Place]) -> dict[Place, Floats]:
+        """Return the contributions (K,) per place, given the place of each of the p neurons."""
+        return {place: self.contributions[[other == place for other in places]].sum(0) for place in sorted(set(places))}
 
     def word(self, index: int) -> str:
+        """Return a word of the text, or `(special)` for a special token."""
         start, end = self.words[index]
         return self.text[start:end] or "(special)"
 
     def top(self, count: int, label: str | None = None) -> list[NeuronContribution]:
-        """The neurons that weigh most, for or against a class, by default the predicted one."""
+        """Return the neurons with the largest contributions for or against a class, by default the predicted one."""
         by_neuron = self.contributions[:, self.classes.index(label or self.label)]
         largest = np.argsort(-np.abs(by_neuron), kind="stable")[:count]
-        return [self._spoke(int(i), float(by_neuron[i])) for i in largest]
-
-    def _spoke(self, index: int, contribution: float) -> NeuronContribution:
-        column, neuron = self.neurons[index]
-        word, value = self.word(int(self.loudest[index])), float(self.values[index])
-        return NeuronContribution(column, neuron, contribution, word, value)
+        return [
+            NeuronContribution(
+                column=self.neurons[i][0],
+                neuron=self.neurons[i][1],
+                contribution=float(by_neuron[i]),
+                word=self.word(int(self.loudest[i])),
+                value=float(self.values[i]),
+            )
+            for i in largest
+        ]
 
 
 def stretches(words: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
-    """(start, end, indices) in the order of the text; words that overlap, as the bytes of one emoji may, are one.
+    """Return (start, end, word indices) of the stretches of text that words cover, in the order of the text.
 
-    Words of no length, which are special tokens, are left out.
+    Words that overlap, as the bytes of one emoji may, are one stretch. Special tokens, which have no length, are left
+    out.
     """
-    made: list[tuple[int, int, list[int]]] = []
+    spans: list[tuple[int, int, list[int]]] = []
     for index in sorted(range(len(words)), key=lambda i: words[i]):
         start, end = words[index]
         if start == end:
             continue
-        if made and start < made[-1][1]:
-            made[-1] = made[-1][0], max(end, made[-1][1]), [*made[-1][2], index]
+        if spans and start < spans[-1][1]:
+            first, last, indices = spans[-1]
+            spans[-1] = first, max(end, last), [*indices, index]
         else:
-            made.append((start, end, [index]))
-    return made
+            spans.append((start, end, [index]))
+    return spans
 
 
 def explain(
     backbone: Backbone, fitted: FittedClassifier, label_space: LabelSpace, text: str, pooled: Floats
 ) -> Explanation:
-    """Divide the logits of a text among neurons and among words, `pooled` (p,) being what its engine read.
+    """Return the contributions of neurons and of words to the logits of a text.
 
-    A neuron adds w (x - mean) / scale, where w is its weight in a linear head and its integrated gradient in an mlp.
-    Under mean pooling each token of the content answers for its own activation and an equal part of -mean; under
-    max, first and last one token answers for all of it.
+    `pooled` (p,) are the raw activations of the selected neurons as the engine returned them. The contribution of a
+    neuron is w (x - mean) / scale, where w is its weight in a linear head, and in an MLP head its integrated gradient
+    (Sundararajan et al., Axiomatic Attribution for Deep Networks, 2017). Under mean pooling each token of the content
+    has the part of the contribution that comes from its own activation, less an equal part of the mean; under max,
+    first and last pooling one token has all of it.
     """
     encoded = backbone.tokenizer(text, truncation=True, max_length=backbone.max_tokens, return_offsets_mapping=True)
     ids, mask = backbone.batch([encoded["input_ids"] or [backbone.pad_id]])
@@ -154,23 +169,23 @@ def explain(
     np.add.at(by_word, word_of, by_token)
     rows = fitted.selection.rows()
     return Explanation(
-        text,
-        label_space,
-        contributions.sum(0) + fitted.head.bias,
-        fitted.head.bias,
-        tuple((column, neuron) for column, neuron, _ in rows),
-        contributions,
-        words,
-        by_word,
-        word_of[np.abs(shares).argmax(0)],
-        values,
+        text=text,
+        label_space=label_space,
+        logits=contributions.sum(0) + fitted.head.bias,
+        bias=fitted.head.bias,
+        neurons=tuple((column, neuron) for column, neuron, _ in rows),
+        contributions=contributions,
+        words=words,
+        word_contributions=by_word,
+        loudest=word_of[np.abs(shares).argmax(0)],
+        values=values,
     )
 
 
 def _token_values(
     backbone: Backbone, fitted: FittedClassifier, ids: Tensor, mask: Tensor, content: Tensor, pooled: Floats
 ) -> Floats:
-    """(T, p): how x - mean of every feature divides over the tokens of one text."""
+    """Return the part (T, p) of each token in x - mean of each selected neuron."""
     selection, ends = fitted.selection, _ends(fitted)
     means = dict(zip(selection.neurons, np.split(fitted.mean, ends), strict=True))
     read_by_engine = dict(zip(selection.neurons, np.split(pooled, ends), strict=True))
@@ -189,9 +204,10 @@ def _token_values(
 
 
 def _divide(values: Tensor, mask: Tensor, pooling: str, mean: Floats, pooled: Floats) -> Floats:
-    """(T, m): the pooled value less its mean, at the tokens that answer for it.
+    """Return the pooled values less their means (T, m), at the tokens that they come from.
 
-    Engines round in their own ways: what this pass finds of a token is moved so that the tokens make what was pooled.
+    An engine may round differently from this forward pass, so the values of the tokens are shifted until they pool to
+    what the engine returned.
     """
     tokens = values[0].float().cpu().numpy()
     seen = mask[0].cpu().numpy()
@@ -212,7 +228,7 @@ def _ends(fitted: FittedClassifier) -> NDArray[np.int64]:
 
 
 def _words(encoded: object) -> tuple[tuple[tuple[int, int], ...], NDArray[np.int64]]:
-    """Spans of the words in the text, and the word (T,) of each token."""
+    """Return the spans of the words in the text, and the index (T,) of the word of each token."""
     encoding = encoded.encodings[0]  # type: ignore[attr-defined]
     spans: list[tuple[int, int]] = []
     word_of: list[int] = []
