@@ -111,7 +111,7 @@ def check_explanation(spin: SpinClassifier, text: str, within: float = 1e-4) -> 
 
 
 @pytest.mark.parametrize(
-    ("kind", "pooling", "task", "head"),
+    ("kind", "pooling", "label_space", "head"),
     [(*read, label_space, "linear") for read in READ for label_space in CLASSES]
     + [
         (*read, label_space, "mlp")
