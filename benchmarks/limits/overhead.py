@@ -71,10 +71,11 @@ def seconds(way: Way, settings: Settings, folder: Path) -> float:
 
 def _extract(settings: Settings) -> float:
     from pipelines.nightly.throughput import span
-    from pipelines.training.extract_features import run_extract
+    from pipelines.storage.shard_log import ShardOutcome
+    from pipelines.training.extract_features import ExtractCounts, run_extract
 
     _, manifest = run_extract(settings)
-    return span(manifest["shards"])
+    return span([ShardOutcome.from_json(shard, ExtractCounts) for shard in manifest.results.shards])
 
 
 def _loop(settings: Settings, planned: Path) -> float:
@@ -83,7 +84,7 @@ def _loop(settings: Settings, planned: Path) -> float:
 
     from pipelines.data.readers import Shard
     from pipelines.storage.object_store import Store
-    from pipelines.storage.shard_log import Attempt, ShardLog
+    from pipelines.storage.shard_log import Attempt
     from pipelines.training.extract_features import ExtractStep
 
     torch.set_num_threads(settings.ray.cpus_per_worker)
@@ -91,11 +92,11 @@ def _loop(settings: Settings, planned: Path) -> float:
     step = ExtractStep(settings, plan["facts"]["backbone"]["digest"], plan["detail"]["types"])
     store = Path(settings.store)
     store.mkdir(parents=True)
-    untold = Attempt(ShardLog(Store(str(store))), "", 1, 0, {})
+    attempt = Attempt(Store(str(store)), "")
     start = time.perf_counter()
     for shard in plan["detail"]["shards"]:
-        files, _ = step(Shard(**shard), untold)
-        (store / f"{shard['index']}.parquet").write_bytes(files["parquet"])
+        result = step(Shard(**shard), attempt)
+        (store / f"{shard['index']}.parquet").write_bytes(result.files["parquet"])
     return time.perf_counter() - start
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.data.readers import Shard
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
 from spin.activations.feature_table import from_lists
@@ -19,8 +19,26 @@ from spin.sites import FeatureColumn
 
 
 @dataclass(frozen=True)
+class FeaturePlan:
+    """What `extract` works out before it reads a corpus with the backbone: the derived values of its plan."""
+
+    shards: tuple[Shard, ...]
+    """of the corpus, in the order of the feature store's rows"""
+    documents: int
+    """in all shards"""
+    types: Mapping[str, str]
+    """numpy type of each feature column"""
+    widths: Mapping[str, int]
+    """neurons of each feature column"""
+    depth: int
+    """blocks of the backbone"""
+    causal: bool
+    """whether the backbone is a decoder"""
+
+
+@dataclass(frozen=True)
 class FeatureShards:
-    """What `extract` published: the shards of a finished store, in plan order."""
+    """The feature shards that `extract` has published, in plan order."""
 
     store: Store
     names: tuple[str, ...]
@@ -28,9 +46,9 @@ class FeatureShards:
     """every site.pooling and its width, the last layer's baseline columns among them"""
 
     @classmethod
-    def of(cls, store: Store, detail: dict[str, Any]) -> FeatureShards:
-        columns = {FeatureColumn.parse(name): width for name, width in detail["widths"].items()}
-        return cls(store, tuple(f"{index:06d}" for index in range(len(detail["shards"]))), columns)
+    def of(cls, store: Store, plan: FeaturePlan) -> FeatureShards:
+        columns = {FeatureColumn.parse(name): width for name, width in plan.widths.items()}
+        return cls(store, tuple(shard.name for shard in plan.shards), columns)
 
     @property
     def probed(self) -> list[FeatureColumn]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -17,18 +17,19 @@ _KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": 
 
 
 @dataclass(frozen=True)
-class File:
-    """One input and what tells whether it has changed."""
+class InputFile:
+    """An input file and what tells whether it has changed."""
 
     uri: str
     kind: str
+    """parquet, jsonl or csv"""
     size: int
     """bytes"""
     version: str
     """ETag, or modification time on a disk"""
 
 
-def list_files(uri: str, *, bad: dict[str, str] | None = None) -> list[File]:
+def list_files(uri: str, *, bad: dict[str, str] | None = None) -> list[InputFile]:
     """The files of a path, a folder or a glob, in order of name.
 
     Names that begin with `_` or `.` are left out, of folders and files alike, unless the URI itself spells them.
@@ -58,11 +59,6 @@ def list_files(uri: str, *, bad: dict[str, str] | None = None) -> list[File]:
     return files
 
 
-def describe(files: Sequence[File]) -> list[dict[str, Any]]:
-    """The inputs as a plan and a manifest keep them."""
-    return [asdict(file) for file in files]
-
-
 def _glob(fs: Any, pattern: str) -> list[str]:
     spelt = takewhile(lambda part: not glob.has_magic(part), pattern.split("/"))
     try:
@@ -76,7 +72,7 @@ def _visible(paths: Sequence[str], base: str) -> list[str]:
     return [p for p in paths if not any(part.startswith(("_", ".")) for part in p[len(base) :].split("/"))]
 
 
-def _file(uri: str, info: dict[str, Any]) -> File:
+def _file(uri: str, info: dict[str, Any]) -> InputFile:
     stem = uri.lower()
     for packed in PACKED:
         stem = stem.removesuffix(packed)
@@ -84,4 +80,4 @@ def _file(uri: str, info: dict[str, Any]) -> File:
     if kind is None or (kind == "parquet" and stem != uri.lower()):
         raise BadFileError(f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
     version = str(info.get("ETag") or info.get("mtime") or "").strip('"')
-    return File(uri, kind, int(info["size"]), version)
+    return InputFile(uri, kind, int(info["size"]), version)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from pipelines.data.input_files import File
+from pipelines.data.input_files import InputFile
 from pipelines.data.readers import Shard, compression_codec, count_rows, parquet_groups, reading
 from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import open_filesystem, store_errors
@@ -18,7 +18,7 @@ _SAMPLE = 1 << 20
 
 
 def plan_shards(
-    files: Sequence[File], documents: int, data: DataSettings, *, bad: dict[str, str] | None = None
+    files: Sequence[InputFile], documents: int, data: DataSettings, *, bad: dict[str, str] | None = None
 ) -> list[Shard]:
     """Divide files into shards of about `documents` rows: a pure function of the files and the settings.
 
@@ -26,7 +26,7 @@ def plan_shards(
     JSONL by rows, for which they are read once here. Raises BadFileError for a file that cannot be read or lacks a
     column; where `bad` is given, such files are left out and it takes in their URIs, with the reason.
     """
-    ranges: list[tuple[File, int, int, int | None]] = []
+    ranges: list[tuple[InputFile, int, int, int | None]] = []
     for file in files:
         try:
             ranges += [(file, *bounds) for bounds in _ranges(file, documents, data)]
@@ -55,7 +55,7 @@ def split_shard(shard: Shard, documents: int) -> Iterator[Shard]:
         start = stop
 
 
-def _ranges(file: File, documents: int, data: DataSettings) -> Iterator[tuple[int, int, int | None]]:
+def _ranges(file: InputFile, documents: int, data: DataSettings) -> Iterator[tuple[int, int, int | None]]:
     """Rows from and to; or bytes from and to and about how many lines they hold."""
     with reading(file.uri):
         if file.kind == "parquet":
@@ -69,7 +69,7 @@ def _ranges(file: File, documents: int, data: DataSettings) -> Iterator[tuple[in
                 yield start, min(start + documents, rows), None
 
 
-def _parquet_ranges(file: File, documents: int, data: DataSettings) -> Iterator[tuple[int, int]]:
+def _parquet_ranges(file: InputFile, documents: int, data: DataSettings) -> Iterator[tuple[int, int]]:
     """Neighbouring row groups together while they fit; a larger one in equal parts."""
     start = stop = 0
     for rows in parquet_groups(file.uri, data):
@@ -86,7 +86,7 @@ def _parquet_ranges(file: File, documents: int, data: DataSettings) -> Iterator[
         yield start, stop
 
 
-def _line_ranges(file: File, documents: int) -> Iterator[tuple[int, int, int]]:
+def _line_ranges(file: InputFile, documents: int) -> Iterator[tuple[int, int, int]]:
     """Byte ranges of about so many lines by the length of the first ones, each ending at a line end, and how many."""
     if file.size == 0:
         return

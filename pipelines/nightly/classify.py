@@ -6,10 +6,9 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.data import input_files, sharding
 from pipelines.data.readers import Shard
@@ -17,6 +16,7 @@ from pipelines.nightly.classify_step import CALIBRATION, PROFILE, ClassifyStep
 from pipelines.nightly.dedup import DigestStep, RepeatStep, plan_partitions
 from pipelines.nightly.drift_check import measure_drift
 from pipelines.nightly.publish import BatchRun, NightlyRun, check_unchanged, read_manifest, taken_by, taken_of
+from pipelines.nightly.run_records import ClassifyCounts, DigestCounts, DuplicateCounts, RunPlan
 from pipelines.nightly.run_report import render_reports
 from pipelines.nightly.shadow import ShadowSpec, choose_shadow, resolve_shadow
 from pipelines.nightly.throughput import busy_seconds
@@ -24,13 +24,14 @@ from pipelines.registry.versions import Registry
 from pipelines.service_errors import BadRowsError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.stage_plan import Plan
+from pipelines.storage.shard_log import ShardCounts, ShardOutcome
+from pipelines.storage.stage_plan import StagePlan
 from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import Step, map_shards
 from pipelines.workers.ray_cluster import shared_ray_session
 from spin.errors import UserError
 from spin.heads import persistence
-from spin.monitor.agreement import AgreementCounts, total_agreement
+from spin.monitor.agreement import total_agreement
 from spin.settings import Settings
 
 FORMAT = 5
@@ -38,6 +39,7 @@ FORMAT = 5
 FEW_IDS = 200_000
 """ids that are read sooner here than actors start"""
 
+C = TypeVar("C", bound=ShardCounts)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -67,8 +69,8 @@ def run_classify(
     out = Store(output)
     version = registry.resolve(model)
     other = None if shadow is None else resolve_shadow(registry, shadow, version)
-    odd: dict[str, str] = {}
-    files = input_files.describe(input_files.list_files(source, bad=odd))
+    rejected: dict[str, str] = {}
+    files = input_files.list_files(source, bad=rejected)
     taken = taken_by(read_manifest(since)) if since else []
     with Lease(out) as lease, tempfile.TemporaryDirectory() as scratch, shared_ray_session():
         folder = _fetch(registry, version, Path(scratch) / "model")
@@ -79,7 +81,9 @@ def run_classify(
             beside = choose_shadow(other, _fetch(registry, other, Path(scratch) / "shadow"), config, settings)
             facts["shadow"] = beside.facts()
         tonight = NightlyRun(out, date, lease)
-        run, plan = tonight.begin(facts, files, lambda new: _plan(settings, new, odd), taken=taken, restart=restart)
+        run, plan = tonight.begin(
+            facts, files, lambda new: _plan(settings, new, rejected), taken=taken, restart=restart
+        )
         manifest = run.finished(plan)
         if manifest is None:
             for kept in ("model", "shadow") if beside else ("model",):
@@ -92,7 +96,7 @@ def run_classify(
             if beside is not None:
                 weights_cache.publish(beside.settings(settings), beside.digest)
             outcomes = _run(settings, run, plan, version, beside, lease)
-            check_unchanged(plan, input_files.describe(input_files.list_files(source, bad={})))
+            check_unchanged(plan, input_files.list_files(source, bad={}))
             manifest = run.finish(
                 plan,
                 outcomes,
@@ -121,53 +125,81 @@ def _fetch(registry: Registry, version: str, folder: Path) -> Path:
 
 
 def _run(
-    settings: Settings, run: BatchRun, plan: Plan, version: str, beside: ShadowSpec | None, lease: Lease
-) -> list[dict[str, Any]]:
+    settings: Settings,
+    run: BatchRun,
+    plan: StagePlan[RunPlan],
+    version: str,
+    beside: ShadowSpec | None,
+    lease: Lease,
+) -> list[ShardOutcome[ClassifyCounts]]:
     """The outcomes of all shards."""
-    shards = [Shard(**shard) for shard in plan.detail["shards"]]
+    shards, documents = plan.derived.shards, plan.derived.documents
     ray = settings.ray.for_stage("classify")
     without_gpus = ray.model_copy(update={"gpus_per_worker": 0})
 
     def pass_over(
-        name: str, store: Store, work: Sequence[Shard], make: Callable[..., Step], *args: Any, here: bool = False
-    ) -> list[dict[str, Any]]:
-        documents, workers = plan.detail["documents"], ray if make is ClassifyStep else without_gpus
-        return map_shards(make, args, work, store, workers, stage=name, documents=documents, lease=lease, here=here)
+        name: str,
+        store: Store,
+        work: Sequence[Shard],
+        counts_type: type[C],
+        make: Callable[..., Step[C]],
+        *args: Any,
+        here: bool = False,
+    ) -> list[ShardOutcome[C]]:
+        workers = ray if counts_type is ClassifyCounts else without_gpus
+        return map_shards(
+            make,
+            args,
+            work,
+            store,
+            workers,
+            counts_type=counts_type,
+            stage=name,
+            documents=documents,
+            lease=lease,
+            here=here,
+        )
 
     ids, repeats = run.store / "ids", run.store / "repeats"
     keys: list[str] = []
     bad: dict[str, str] = {}
     if settings.data.ids == "checked":
-        parts, names = plan_partitions(plan.detail["documents"]), [shard.name for shard in shards]
-        few = plan.detail["documents"] <= FEW_IDS
-        digested = pass_over("ids", ids, shards, DigestStep, settings.data, len(parts), here=few)
-        bad = {shard.uri: of["bad"] for shard, of in zip(shards, digested, strict=True) if "bad" in of}
-        found = pass_over("repeats", repeats, parts, RepeatStep, ids, len(parts), names, here=few)
-        keys = [key for outcome in found for key in outcome["files"]]
-    outcomes = pass_over(
-        "classify", run.store, shards, ClassifyStep, run.store, version, settings, repeats, keys, bad, beside
-    )
+        parts, names = plan_partitions(documents), [shard.name for shard in shards]
+        few = documents <= FEW_IDS
+        digested = pass_over("ids", ids, shards, DigestCounts, DigestStep, settings.data, len(parts), here=few)
+        bad = {s.uri: o.counts.bad for s, o in zip(shards, digested, strict=True) if o.counts.bad is not None}
+        searched = pass_over("repeats", repeats, parts, DuplicateCounts, RepeatStep, ids, len(parts), names, here=few)
+        keys = [key for outcome in searched for key in outcome.files]
+    step = run.store, version, settings, repeats, keys, bad, beside
+    outcomes = pass_over("classify", run.store, shards, ClassifyCounts, ClassifyStep, *step)
     lease.check()
     return outcomes
 
 
 def _drift(
-    settings: Settings, run: BatchRun, plan: Plan, outcomes: list[dict[str, Any]], model: Path
+    settings: Settings,
+    run: BatchRun,
+    plan: StagePlan[RunPlan],
+    outcomes: list[ShardOutcome[ClassifyCounts]],
+    model: Path,
 ) -> list[dict[str, Any]]:
     """This night against training."""
-    keys = [key for outcome in taken_of(plan, outcomes) for key in outcome["files"] if key.endswith(PROFILE)]
+    keys = [key for outcome in taken_of(plan, outcomes) for key in outcome.files if key.endswith(PROFILE)]
     classify = settings.classify
     drifts = measure_drift(run.store, keys, model, settings.choose, classify.max_psi, early=classify.cascade)
     return [drift.to_json() for drift in drifts]
 
 
 def _shadow(
-    beside: ShadowSpec | None, config: dict[str, Any], plan: Plan, outcomes: list[dict[str, Any]]
+    beside: ShadowSpec | None,
+    config: dict[str, Any],
+    plan: StagePlan[RunPlan],
+    outcomes: list[ShardOutcome[ClassifyCounts]],
 ) -> dict[str, Any]:
     """What the manifest says of a shadow; nothing without one."""
     if beside is None:
         return {}
-    shards = [AgreementCounts.from_json(outcome["shadow"]) for outcome in taken_of(plan, outcomes)]
+    shards = [outcome.counts.shadow for outcome in taken_of(plan, outcomes) if outcome.counts.shadow is not None]
     return {"shadow": total_agreement(beside.version, config["multilabel"], shards).to_json()}
 
 
@@ -180,12 +212,11 @@ def _before(out: Store, date: str) -> dict[str, Any] | None:
     return {name: manifest[name] for name in ("date", "model_version", "counts")}
 
 
-def _plan(settings: Settings, files: list[dict[str, Any]], odd: dict[str, str]) -> dict[str, Any]:
+def _plan(settings: Settings, files: list[input_files.InputFile], rejected: dict[str, str]) -> RunPlan:
     """The shards of the files that can be read, what is wrong with the others, about how many documents there are."""
-    bad, data = dict(odd), settings.data
-    shards = sharding.plan_shards([input_files.File(**f) for f in files], settings.ray.shard_documents, data, bad=bad)
-    documents = sum(shard.documents for shard in shards)
-    return {"shards": [asdict(shard) for shard in shards], "bad": bad, "documents": documents}
+    bad = dict(rejected)
+    shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data, bad=bad)
+    return RunPlan(tuple(shards), bad, sum(shard.documents for shard in shards))
 
 
 def _facts(settings: Settings, registry: Registry, version: str, digest: str, source: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import pyarrow.parquet as pq
 from pipelines.data import readers
 from pipelines.data.readers import Documents, Shard, is_unicode
 from pipelines.nightly.dedup import duplicate_rows
+from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.nightly.shadow import Read, Shadow, ShadowSpec
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt
+from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.workers import weights_cache
-from pipelines.workers.fault_isolation import check_readable, isolate
+from pipelines.workers.fault_isolation import check_readable, isolate_failing_rows
 from spin.classifier import SpinClassifier
 from spin.heads import persistence
 from spin.labels.label_space import Label, class_names
@@ -84,14 +86,14 @@ class ClassifyStep:
         self.version, self.data, self.keep_text = version, settings.data, settings.classify.dead_letter_text
         self.repeats, self.repeat_keys, self.bad = repeats, keys, bad
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
         try:
             if shard.uri in self.bad:
                 raise BadFileError(self.bad[shard.uri])
             check_readable(shard.uri, attempt)
             documents = readers.read_shard(shard, self.data)
         except BadFileError as error:
-            return {}, {**_outcome(shard, 0, {}, []), "bad": str(error)}
+            return StepResult({}, replace(_count(shard, 0, {}, []), bad=str(error)))
         dead = triage(documents, duplicate_rows(shard, self.repeats, self.repeat_keys))
         sound = [row for row in range(len(documents)) if row not in dead]
 
@@ -99,9 +101,10 @@ class ClassifyStep:
             texts = [documents.texts[row] for row in rows]
             return (self.spin.features(texts), None) if self.shadow is None else self.shadow.read(texts, attempt)
 
-        pieces, poison = isolate(sound, read, attempt)
-        dead |= {row: ("poison", message) for row, message in poison.items()}
-        rows = [row for row in sound if row not in poison]
+        isolated = isolate_failing_rows(sound, read, attempt)
+        pieces, failing = isolated.pieces, isolated.failing
+        dead |= {row: ("poison", message) for row, message in failing.items()}
+        rows = [row for row in sound if row not in failing]
         answers = Predictions.of(self.spin, [features for _, (features, _) in pieces])
         depths = answers.features.depth
         if depths is None:
@@ -129,11 +132,12 @@ class ClassifyStep:
             }
             for row, (reason, message) in sorted(dead.items())
         ]
-        outcome = _outcome(shard, len(documents), dead, answers.labels) | {
-            "tokens": int(answers.features.n_tokens.sum()),
-            "truncated": answers.features.truncated,
-            "depths": {str(depth): count for depth, count in sorted(Counter(depths.tolist()).items())},
-        }
+        counts = replace(
+            _count(shard, len(documents), dead, answers.labels),
+            tokens=int(answers.features.n_tokens.sum()),
+            truncated=answers.features.truncated,
+            depths={str(depth): count for depth, count in sorted(Counter(depths.tolist()).items())},
+        )
         profile = Profile.from_outputs(
             self.spin.label_space, self.spin.fitted, answers.logits, answers.values, answers.features
         )
@@ -142,10 +146,10 @@ class ClassifyStep:
             files["dead.parquet"] = _to_parquet(pa.Table.from_pylist(letters, schema=DEAD_LETTERS))
         if self.shadow is not None:
             differing, agreement = self.shadow.compare(pieces, documents, attempt, answers, self.version)
-            outcome["shadow"] = agreement.to_json()
+            counts = replace(counts, shadow=agreement)
             if len(differing):
                 files["disagreements.parquet"] = _to_parquet(differing)
-        return files, outcome
+        return StepResult(files, counts)
 
 
 def _load(kept: Store, settings: Settings) -> SpinClassifier:
@@ -191,23 +195,21 @@ def triage(documents: Documents, repeats: Iterable[int]) -> dict[int, tuple[str,
     return dead
 
 
-def _outcome(
-    shard: Shard, rows: int, dead: dict[int, tuple[str, str]], chosen: Sequence[Label | None]
-) -> dict[str, Any]:
-    """The counts of a shard."""
-    return {
-        "uri": shard.uri,
-        "rows": rows,
-        "predicted": len(chosen),
-        "dead": len(dead),
-        "reasons": dict(Counter(reason for reason, _ in dead.values())),
-        "labels": dict(Counter(name for label in chosen for name in class_names(label))),
-        "abstained": sum(label is None for label in chosen),
-        "unlabelled": sum(not class_names(label) for label in chosen),
-        "depths": {},
-        "tokens": 0,
-        "truncated": 0,
-    }
+def _count(shard: Shard, rows: int, dead: dict[int, tuple[str, str]], chosen: Sequence[Label | None]) -> ClassifyCounts:
+    """The counts of a shard, without what the backbone read."""
+    return ClassifyCounts(
+        rows=rows,
+        uri=shard.uri,
+        predicted=len(chosen),
+        dead=len(dead),
+        reasons=dict(Counter(reason for reason, _ in dead.values())),
+        labels=dict(Counter(name for label in chosen for name in class_names(label))),
+        abstained=sum(label is None for label in chosen),
+        unlabelled=sum(not class_names(label) for label in chosen),
+        depths={},
+        tokens=0,
+        truncated=0,
+    )
 
 
 def _unicode(text: Any) -> str | None:

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.readers import Shard, read_shard
+from pipelines.nightly.run_records import DigestCounts, DuplicateCounts
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt
+from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.workers.fault_isolation import check_readable
 from spin.settings import DataSettings
 
@@ -40,17 +41,18 @@ class DigestStep:
     def __init__(self, data: DataSettings, partitions: int) -> None:
         self.data, self.partitions = data, partitions
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[DigestCounts]:
         try:
             check_readable(shard.uri, attempt)
             ids = read_shard(shard, self.data).ids
         except BadFileError as error:  # its ids are not known, so none of its documents may be predicted
-            return {}, {"rows": 0, "bad": str(error)}
+            return StepResult({}, DigestCounts(rows=0, bad=str(error)))
         found = np.array([(*_digest(id), row) for row, id in enumerate(ids) if id is not None], _DIGEST)
         partition = found["high"] % self.partitions
         order = np.argsort(partition, kind="stable")
         offsets = np.concatenate([[0], np.cumsum(np.bincount(partition, minlength=self.partitions))])
-        return {"ids": offsets.astype("<u8").tobytes() + found[order].tobytes()}, {"rows": len(ids)}
+        data = offsets.astype("<u8").tobytes() + found[order].tobytes()
+        return StepResult({"ids": data}, DigestCounts(rows=len(ids)))
 
 
 class RepeatStep:
@@ -59,7 +61,7 @@ class RepeatStep:
     def __init__(self, ids: Store, partitions: int, shards: Sequence[str]) -> None:
         self.ids, self.partitions, self.shards = ids, partitions, shards
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[DuplicateCounts]:
         parts = [self._read(name, shard.index) for name in self.shards]
         where = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         found = np.concatenate(parts) if parts else np.empty(0, _DIGEST)
@@ -67,14 +69,14 @@ class RepeatStep:
         high, low = found["high"][order], found["low"][order]
         again = order[1:][(high[1:] == high[:-1]) & (low[1:] == low[:-1])]
         again = again[np.lexsort((found["row"][again], where[again]))]
-        outcome = {"rows": len(found), "repeats": len(again)}
+        counts = DuplicateCounts(rows=len(found), repeats=len(again))
         if not len(again):
-            return {}, outcome
+            return StepResult({}, counts)
         shards = np.array([int(name) for name in self.shards], np.int32)[where[again]]
         table = pa.table([shards, found["row"][again].astype(np.int32)], schema=_FOUND)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", row_group_size=_GROUP)
-        return {"parquet": sink.getvalue().to_pybytes()}, outcome
+        return StepResult({"parquet": sink.getvalue().to_pybytes()}, counts)
 
     def _read(self, name: str, partition: int) -> NDArray[Any]:
         """The digests of one shard that fall into a partition; none where its file could not be read."""

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipelines.data import readers
-from pipelines.data.readers import Shard
+from pipelines.nightly.run_records import RunPlan
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
-from pipelines.storage.stage_plan import Plan
+from pipelines.storage.stage_plan import read_plan
 from pipelines.workers.progress import progress
 from spin.errors import UserError
 from spin.labels.label_space import Label
@@ -46,15 +46,15 @@ def _predicted(settings: Settings, manifest: Mapping[str, Any]) -> Iterator[tupl
     """Texts and labels of a night's predictions, some at once, in the order of its plan."""
     out = Store(manifest["output"])
     published = {part["of"]: part["key"] for part in manifest["parts"]}
-    plan = Plan.kept(out / f"_runs/{manifest['run']}")
+    plan = read_plan(out / f"_runs/{manifest['run']}", RunPlan)
     assert plan is not None
-    for shard, outcome in zip(plan.detail["shards"], manifest["shards"], strict=True):
+    for shard, outcome in zip(plan.derived.shards, manifest["shards"], strict=True):
         key = next((key for key in outcome["files"] if key.endswith("predictions.parquet")), "")
         if key not in published:
             continue
         with out.open(published[key]) as file:
             rows = pq.ParquetFile(file).read(["id", "label"]).to_pylist()
-        documents = readers.read_shard(Shard(**shard), settings.data)
+        documents = readers.read_shard(shard, settings.data)
         texts: list[str] = []
         for id, text in zip(documents.ids, documents.texts, strict=True):  # predictions are in the order of the rows
             if len(texts) < len(rows) and id == rows[len(texts)]["id"] and isinstance(text, str) and text.strip():

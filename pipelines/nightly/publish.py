@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipelines.data.input_files import InputFile
+from pipelines.data.readers import Shard
+from pipelines.nightly.run_records import ClassifyCounts, RunPlan
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.stage_plan import Plan, finish, finished, freeze
+from pipelines.storage.records import from_json, to_json
+from pipelines.storage.shard_log import ShardOutcome
+from pipelines.storage.stage_plan import (
+    StagePlan,
+    find_manifest,
+    plan_fingerprint,
+    read_plan,
+    write_manifest,
+    write_plan,
+)
 from spin.errors import SpinError, UserError
 
 KINDS = {
@@ -41,37 +53,44 @@ class NightlyRun:
 
     def begin(
         self,
-        facts: dict[str, Any],
-        files: list[dict[str, Any]],
-        detail: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        metadata: dict[str, Any],
+        files: list[InputFile],
+        derive: Callable[[list[InputFile]], RunPlan],
         *,
-        taken: Sequence[dict[str, Any]] = (),
+        taken: Sequence[InputFile] = (),
         restart: bool,
-    ) -> tuple[BatchRun, Plan]:
-        """The run that counts and its frozen plan: the one that is there, else a new one of the files not `taken`.
+    ) -> tuple[BatchRun, StagePlan[RunPlan]]:
+        """The run that counts and its plan: the one that is there, else a new one of the files not `taken`.
 
-        `detail` works out a plan of the files that are left. Files that have appeared since a plan was frozen wait
-        for another night. Raises UserError, saying what differs, where the facts or a file of the plan have changed;
-        `restart` begins another run instead, which skips what the one before it skipped: by now the night itself may
+        `derive` plans the files that are left. Files that have appeared since a plan was written wait for another
+        night. Raises UserError, naming the differences, if the metadata or a file of the plan have changed; `restart`
+        begins another run instead, which skips the files that the run before it skipped: by now the night itself may
         be among those that have taken files.
         """
         number = self._number()
         run = self._run(number)
-        kept = Plan.kept(run.store)
-        if kept is not None:
-            now = {file["uri"]: file for file in files}
-            planned = [now.get(file["uri"], {**file, "version": "gone"}) for file in kept.facts["files"]]
-            facts = {**facts, "files": planned}
-            if restart and kept.fingerprint != Plan.of("classify", facts).fingerprint:
-                number, taken, kept = number + 1, kept.detail["skipped"], None
+        stored = read_plan(run.store, RunPlan)
+        if stored is not None:
+            now = {file.uri: file for file in files}
+            planned = [now.get(file.uri, replace(file, version="gone")) for file in _planned_files(stored)]
+            metadata = {**metadata, "files": to_json(planned)}
+            if restart and stored.fingerprint != plan_fingerprint("classify", metadata):
+                number, taken, stored = number + 1, stored.derived.skipped, None
                 run = self._run(number)
         known = {_identity(file) for file in taken}
-        skipped = [file for file in files if _identity(file) in known]
+        skipped = tuple(file for file in files if _identity(file) in known)
         new = [file for file in files if _identity(file) not in known]
-        if kept is None:
-            facts = {**facts, "files": new}
+        if stored is None:
+            metadata = {**metadata, "files": to_json(new)}
         self.lease.check()
-        plan = freeze(run.store, "classify", facts, lambda: {**detail(new), "skipped": skipped}, restart=restart)
+        plan = write_plan(
+            run.store,
+            "classify",
+            metadata,
+            RunPlan,
+            lambda: replace(derive(new), skipped=skipped),
+            restart=restart,
+        )
         self.out.write_json(f"_runs/{self.date}.json", {"run": run.name})
         return run, plan
 
@@ -137,20 +156,21 @@ def read_manifest(output: str) -> dict[str, Any]:
     return manifest
 
 
-def check_unchanged(plan: Plan, files: Sequence[dict[str, Any]]) -> None:
+def check_unchanged(plan: StagePlan[RunPlan], files: Sequence[InputFile]) -> None:
     """Raise UserError where a file of the plan is another one now: it may have been read half before, half after."""
     now = {_identity(file) for file in files}
-    changed = [file["uri"] for file in plan.facts["files"] if _identity(file) not in now]
+    planned = _planned_files(plan)
+    changed = [file.uri for file in planned if _identity(file) not in now]
     if changed:
         raise UserError(
-            f"classify: {len(changed)} of {len(plan.facts['files'])} files changed while they were read, {changed[0]} "
+            f"classify: {len(changed)} of {len(planned)} files changed while they were read, {changed[0]} "
             "for one; nothing is published. Start over with --restart once they are whole"
         )
 
 
-def taken_by(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+def taken_by(manifest: dict[str, Any]) -> list[InputFile]:
     """The files that a night has seen to: those it read, and those that it skipped since nights before it had."""
-    return [*manifest["inputs"], *manifest["skipped"]]
+    return [from_json(InputFile, file) for file in (*manifest["inputs"], *manifest["skipped"])]
 
 
 def read_predictions(output: str, count: int | None = None) -> list[dict[str, Any]]:
@@ -175,77 +195,85 @@ class BatchRun:
     name: str
     number: int
 
-    def finished(self, plan: Plan) -> dict[str, Any] | None:
+    def finished(self, plan: StagePlan[RunPlan]) -> dict[str, Any] | None:
         """The manifest, or None while shards are missing."""
-        return finished(self.store, plan)
+        manifest = find_manifest(self.store, plan, dict[str, Any])
+        return None if manifest is None else manifest.to_json()
 
-    def finish(self, plan: Plan, outcomes: Sequence[dict[str, Any]], date: str, **facts: Any) -> dict[str, Any]:
+    def finish(
+        self, plan: StagePlan[RunPlan], outcomes: Sequence[ShardOutcome[ClassifyCounts]], date: str, **facts: Any
+    ) -> dict[str, Any]:
         """Write the manifest, with the parts that are to be published: those of files that could be read whole.
 
         Raises SpinError where counts do not add up.
         """
-        reconcile(plan.detail["shards"], outcomes)
+        reconcile(plan.derived.shards, outcomes)
         bad = _bad_files(plan, outcomes)
         taken = taken_of(plan, outcomes)
-        return finish(
-            self.store,
-            plan,
-            date=date,
-            run=self.name,
+        results = {
+            "date": date,
+            "run": self.name,
             **facts,
-            inputs=[file for file in plan.facts["files"] if file["uri"] not in bad],
-            skipped=plan.detail["skipped"],
-            quarantined=[{"uri": uri, "reason": reason} for uri, reason in sorted(bad.items())],
-            counts=count(taken),
-            parts=[part for outcome in taken for part in self._parts(date, outcome)],
-            shards=outcomes,
-        )
+            "inputs": to_json([file for file in _planned_files(plan) if file.uri not in bad]),
+            "skipped": to_json(plan.derived.skipped),
+            "quarantined": [{"uri": uri, "reason": reason} for uri, reason in sorted(bad.items())],
+            "counts": count([outcome.counts for outcome in taken]),
+            "parts": [part for outcome in taken for part in self._parts(date, outcome)],
+            "shards": [outcome.to_json() for outcome in outcomes],
+        }
+        return write_manifest(self.store, plan, results).to_json()
 
-    def _parts(self, date: str, outcome: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def _parts(self, date: str, outcome: ShardOutcome[ClassifyCounts]) -> Iterator[dict[str, Any]]:
         """Where a shard's files are published; the run's number keeps a reader of an earlier one from taking them."""
-        for key, of in outcome["files"].items():
+        for key, file in outcome.files.items():
             name, _, ending = Path(key).name.partition(".")
             if kind := KINDS.get(ending):
-                yield {"key": f"{kind}/date={date}/part-{self.number:03d}-{name}.parquet", "of": key, **of}
+                yield {"key": f"{kind}/date={date}/part-{self.number:03d}-{name}.parquet", "of": key, **to_json(file)}
 
 
-def taken_of(plan: Plan, outcomes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def taken_of(
+    plan: StagePlan[RunPlan], outcomes: Sequence[ShardOutcome[ClassifyCounts]]
+) -> list[ShardOutcome[ClassifyCounts]]:
     """The outcomes of the files that could be read whole."""
     bad = _bad_files(plan, outcomes)
-    return [o for shard, o in zip(plan.detail["shards"], outcomes, strict=True) if shard["uri"] not in bad]
+    return [outcome for outcome in outcomes if outcome.counts.uri not in bad]
 
 
-def _bad_files(plan: Plan, outcomes: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What is wrong with the files that could not be read."""
-    found = zip(plan.detail["shards"], outcomes, strict=True)
-    bad: dict[str, str] = plan.detail["bad"] | {shard["uri"]: o["bad"] for shard, o in found if "bad" in o}
-    return bad
+def _bad_files(plan: StagePlan[RunPlan], outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> dict[str, str]:
+    """The files that could not be read, each with the reason."""
+    unreadable = {o.counts.uri: o.counts.bad for o in outcomes if o.counts.bad is not None}
+    return {**plan.derived.bad, **unreadable}
 
 
-def _identity(file: Mapping[str, Any]) -> tuple[Any, ...]:
+def _planned_files(plan: StagePlan[RunPlan]) -> list[InputFile]:
+    return [from_json(InputFile, file) for file in plan.metadata["files"]]
+
+
+def _identity(file: InputFile) -> tuple[str, int, str]:
     """What tells a file from others and from itself when it has changed."""
-    return file["uri"], file["size"], file["version"]
+    return file.uri, file.size, file.version
 
 
-def count(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def count(shards: Sequence[ClassifyCounts]) -> dict[str, Any]:
     """The counts of a night over the shards that it takes."""
     names = ("rows", "predicted", "abstained", "unlabelled", "dead", "tokens", "truncated")
-    counts: dict[str, Any] = {name: sum(outcome[name] for outcome in outcomes) for name in names}
+    counts: dict[str, Any] = {name: sum(getattr(shard, name) for shard in shards) for name in names}
     counts["truncated_share"] = round(counts["truncated"] / max(1, counts["predicted"]), 4)
     for name in ("reasons", "labels", "depths"):
-        counts[name] = dict(sum((Counter(outcome[name]) for outcome in outcomes), Counter()))
+        counts[name] = dict(sum((Counter(getattr(shard, name)) for shard in shards), Counter()))
     return counts
 
 
-def reconcile(shards: Sequence[dict[str, Any]], outcomes: Sequence[dict[str, Any]]) -> None:
+def reconcile(shards: Sequence[Shard], outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> None:
     """Raise SpinError unless every row of every planned shard is predicted or a dead letter, once."""
     if len(shards) != len(outcomes):
         raise SpinError(f"classify: {len(shards)} shards were planned, {len(outcomes)} are committed; run it again")
     for shard, outcome in zip(shards, outcomes, strict=True):
-        found = outcome["predicted"] + outcome["dead"]
-        planned = outcome["rows"] if shard["by_bytes"] or "bad" in outcome else shard["stop"] - shard["start"]
-        if not found == outcome["rows"] == planned:
+        counts = outcome.counts
+        accounted = counts.predicted + counts.dead
+        planned = counts.rows if shard.by_bytes or counts.bad is not None else shard.stop - shard.start
+        if not accounted == counts.rows == planned:
             raise SpinError(
-                f"classify: {shard['uri']} rows {shard['start']} to {shard['stop']}: {planned} were planned, "
-                f"{outcome['rows']} read, {found} predicted or dead; nothing is published. Start over with --restart"
+                f"classify: {shard.uri} rows {shard.start} to {shard.stop}: {planned} were planned, {counts.rows} "
+                f"read, {accounted} predicted or dead; nothing is published. Start over with --restart"
             )

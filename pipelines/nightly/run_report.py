@@ -10,7 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.nightly.throughput import pace
+from pipelines.storage.shard_log import ShardOutcome
 from spin.monitor.agreement import ShadowAgreement
 from spin.monitor.drift import Drift
 from spin.pages.rendering import render
@@ -120,7 +122,8 @@ def report_page(manifest: Manifest) -> str:
 
 def _throughput(manifest: Manifest) -> Throughput | None:
     """Return the throughput of the shards that hold documents, None without any."""
-    computed = [shard for shard in manifest["shards"] if shard["rows"]]
+    shards = [ShardOutcome.from_json(shard, ClassifyCounts) for shard in manifest["shards"]]
+    computed = [shard for shard in shards if shard.counts.rows]
     if not computed:
         return None
     rates, borders = pace(computed, _COLUMNS)

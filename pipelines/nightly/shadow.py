@@ -94,7 +94,7 @@ class Shadow:
 
         A process that was killed more often than is laid to the machine may have had too much in it with two.
         """
-        if attempt.deaths < MAX_CRASHES:
+        if attempt.crashes < MAX_CRASHES:
             try:
                 return self.pair.features(texts)
             except Exception:  # whose fault it is shows when the model is alone
@@ -117,7 +117,7 @@ class Shadow:
         for rows, (_, theirs) in pieces:
             if theirs is not None:
                 found.append((rows, theirs))
-            elif attempt.deaths < MAX_CRASHES:
+            elif attempt.crashes < MAX_CRASHES:
                 found += self._alone(rows, documents)
         shadow = Predictions.of(self.spin, [features for _, features in found])
         every = [row for rows, _ in pieces for row in rows]
@@ -144,7 +144,7 @@ class Shadow:
     def _alone(self, rows: list[int], documents: Documents) -> list[tuple[list[int], Features]]:
         """What the shadow reads by itself where something raises: pieces that do are halved, `_RAISES` times at most.
 
-        Not as `isolate` does it, which goes on until the night knows the reason for every row.
+        Not as `isolate_failing_rows` does it, which goes on until the night knows the reason for every row.
         """
         waiting, found, raised = [rows], [], 0
         while waiting and raised < _RAISES:

@@ -135,7 +135,7 @@ def _reading_rate(sample: Sample) -> float:
 
 def _share_with_dead(pieces: Sequence[Piece], size: float) -> float:
     """Of shards of some size, how many have dead letters: one has none where none of its pieces has."""
-    share = sum(piece.outcome["dead"] > 0 for piece in pieces) / len(pieces)
+    share = sum(piece.counts.dead > 0 for piece in pieces) / len(pieces)
     return 1 - (1 - share) ** (size * len(pieces) / sum(piece.rows for piece in pieces))
 
 

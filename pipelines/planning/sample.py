@@ -41,9 +41,10 @@ _READING = 0.25
 
 @dataclass(frozen=True)
 class Piece:
-    """What came of a part of a shard, or of a whole one."""
+    """The results of a part of a shard, or of a whole one."""
 
-    outcome: dict[str, Any]
+    counts: Any
+    """record of what the step counted"""
     seconds: float
     reads: Traffic
     """of the input"""
@@ -52,7 +53,7 @@ class Piece:
 
     @property
     def rows(self) -> int:
-        return int(self.outcome["rows"])
+        return int(self.counts.rows)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class Sample:
 
     def mean(self, count: str, of: str = "rows") -> float:
         """Of a count of the outcomes, to one of another."""
-        return sum(p.outcome[count] for p in self.pieces) / max(1, sum(p.outcome[of] for p in self.pieces))
+        return sum(getattr(p.counts, count) for p in self.pieces) / max(
+            1, sum(getattr(p.counts, of) for p in self.pieces)
+        )
 
 
 def take_sample(
@@ -103,9 +106,9 @@ def take_sample(
         pieces, ended = _pieces(step, chosen, run, seconds)
         readings = _readings(DigestStep(settings.data, max(1, partitions)), chosen, run / "ids", seconds * _READING)
         drift = (model / REFERENCE).exists()
-    if not any(piece.outcome["predicted"] for piece in pieces):
-        said = {reason for piece in pieces for reason in piece.outcome["reasons"]}
-        said |= {piece.outcome["bad"] for piece in pieces if "bad" in piece.outcome}
+    if not any(piece.counts.predicted for piece in pieces):
+        said = {reason for piece in pieces for reason in piece.counts.reasons}
+        said |= {piece.counts.bad for piece in pieces if piece.counts.bad is not None}
         raise UserError(f"none of the documents that were sampled can be classified: {', '.join(sorted(said))}")
     whole = ended and len(chosen) == len(shards)
     return Sample(load, [p for p in pieces if p.rows], [p for p in readings if p.rows], whole, drift)
@@ -121,7 +124,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _pieces(step: Step, shards: Sequence[Shard], run: Store, seconds: float) -> tuple[list[Piece], bool]:
+def _pieces(step: Step[Any], shards: Sequence[Shard], run: Store, seconds: float) -> tuple[list[Piece], bool]:
     """Pieces of about equal size, of all of the shards in turn, and whether these ended before the seconds did."""
     for again in ("cold", "warm"):
         first = _measure(step, next(sharding.split_shard(shards[0], _FIRST)), ShardLog(run / again))
@@ -140,7 +143,7 @@ def _pieces(step: Step, shards: Sequence[Shard], run: Store, seconds: float) -> 
     return pieces, True
 
 
-def _readings(step: Step, shards: Sequence[Shard], run: Store, seconds: float) -> list[Piece]:
+def _readings(step: Step[Any], shards: Sequence[Shard], run: Store, seconds: float) -> list[Piece]:
     readings: list[Piece] = []
     until = time.perf_counter() + seconds
     for shard in shards:
@@ -150,7 +153,7 @@ def _readings(step: Step, shards: Sequence[Shard], run: Store, seconds: float) -
     return readings
 
 
-def _measure(step: Step, shard: Shard, shard_log: ShardLog) -> Piece:
+def _measure(step: Step[Any], shard: Shard, shard_log: ShardLog) -> Piece:
     """Commit a shard, as a worker does, and see what that took."""
     with watched() as reads:
         start = time.perf_counter()
@@ -158,5 +161,5 @@ def _measure(step: Step, shard: Shard, shard_log: ShardLog) -> Piece:
         seconds = time.perf_counter() - start
     own = (f"attempts/{shard.name}.json", f"parts/{shard.name}.json")
     files = {"json": b"".join(shard_log.store.read(key) or b"" for key in own)}
-    files |= {key.partition(".")[2]: shard_log.store.read(key) or b"" for key in outcome["files"]}
-    return Piece(outcome, seconds, reads, files)
+    files |= {key.partition(".")[2]: shard_log.store.read(key) or b"" for key in outcome.files}
+    return Piece(outcome.counts, seconds, reads, files)

@@ -1,4 +1,9 @@
-"""The shards of a run: which were begun and how often, which are committed."""
+"""The shard log of a run: how often each shard was tried, and what each committed shard holds.
+
+Three records describe a shard. A step returns a `StepResult`: files and counts. The counts are a record of the stage,
+a frozen subclass of `ShardCounts` defined next to the step. The log adds how the files were written and keeps all of it
+as a `ShardOutcome`.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +11,132 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json, to_json
 
 
-@dataclass
-class Attempt:
-    """One try at a shard, and what tries before it have noted."""
+@dataclass(frozen=True, kw_only=True)
+class ShardCounts:
+    """What a stage counts in one shard. Each stage has a frozen subclass with its own fields, JSON values all.
 
-    shard_log: ShardLog
-    name: str
-    begun: int
-    """tries, this one included"""
-    ended: int
-    """of those before it, how many gave up in words; the others were killed"""
-    note: dict[str, Any]
-    """what the step keeps for a try that may follow this one"""
+    The fields stand at the top level of the shard's `parts/NAME.json`, so their names may not be `tries`, `seconds`,
+    `ended` or `files`. A field that is None is left out there.
+    """
+
+    rows: int
+    """documents read"""
 
     @property
-    def deaths(self) -> int:
-        """Tries whose process ended in the middle."""
+    def dead_letters(self) -> int:
+        """Documents that ended as dead letters, for the progress bar."""
+        return 0
+
+
+C = TypeVar("C", bound=ShardCounts)
+
+
+@dataclass(frozen=True)
+class StepResult(Generic[C]):
+    """What a step computes from one shard. The same shard gives the same bytes every time."""
+
+    files: Mapping[str, bytes]
+    """contents by file-name ending: `parquet` is written to `parts/NAME.parquet`"""
+    counts: C
+
+
+@dataclass(frozen=True)
+class CommittedFile:
+    """A file of a committed shard."""
+
+    bytes: int
+    """its size"""
+    sha256: str
+    """of its content, in hexadecimal digits"""
+
+
+@dataclass(frozen=True)
+class ShardOutcome(Generic[C]):
+    """A committed shard: the step's counts, its files, and when and how they were computed."""
+
+    counts: C
+    files: Mapping[str, CommittedFile]
+    """by key in the run's store"""
+    tries: int
+    """how often the shard was tried, the last time included"""
+    seconds: float
+    """that the last try took"""
+    ended: float
+    """time of the commit, in seconds since 1970"""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `parts/NAME.json`."""
+        log = {"tries": self.tries, "seconds": self.seconds, "ended": self.ended}
+        return {**to_json(self.counts), **log, "files": {key: to_json(file) for key, file in self.files.items()}}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], counts_type: type[C]) -> ShardOutcome[C]:
+        """The outcome of a shard whose step counts `counts_type`."""
+        return cls(
+            counts=from_json(counts_type, value),
+            files={key: from_json(CommittedFile, file) for key, file in value["files"].items()},
+            tries=value["tries"],
+            seconds=value["seconds"],
+            ended=value["ended"],
+        )
+
+
+@dataclass(frozen=True)
+class AttemptNote:
+    """What one try at a shard writes down for the next one, in case its process is killed."""
+
+    deadly: tuple[tuple[int, int], ...] = ()
+    """first and last row of every piece during which a process was killed"""
+    trying: tuple[int, int] | None = None
+    """first and last row of the piece that is being computed, None between pieces"""
+
+
+class Attempt:
+    """One try at a shard, and what earlier tries have written down."""
+
+    def __init__(self, store: Store, name: str, *, begun: int = 1, ended: int = 0, note: AttemptNote | None = None):
+        self._store, self._name = store, name
+        self.begun = begun
+        """tries so far, this one included"""
+        self.ended = ended
+        """how many of them raised an error; a try that neither raised nor committed was killed"""
+        self.note = note
+        """the last note of an earlier try or of this one, None if there is none"""
+
+    @property
+    def crashes(self) -> int:
+        """Earlier tries whose process was killed."""
         return self.begun - 1 - self.ended
 
-    def keep(self, note: dict[str, Any]) -> None:
-        """Write a note that outlives this process."""
+    def write_note(self, note: AttemptNote) -> None:
+        """Store a note that outlives this process."""
         self.note = note
         self._write()
 
     def _write(self) -> None:
-        fields = {"begun": self.begun, "ended": self.ended, "note": self.note}
-        self.shard_log.store.write_json(_attempt_key(self.name), fields)
+        note = {} if self.note is None else to_json(self.note)
+        self._store.write_json(_attempt_key(self._name), {"begun": self.begun, "ended": self.ended, "note": note})
+
+    def _end_with_error(self) -> None:
+        self.ended += 1
+        self._write()
+
+    @classmethod
+    def _next(cls, store: Store, name: str) -> Attempt:
+        """The try that follows those in the store."""
+        stored = store.read_json(_attempt_key(name)) or {"begun": 0, "ended": 0, "note": {}}
+        note = from_json(AttemptNote, stored["note"]) if stored["note"] else None
+        return cls(store, name, begun=stored["begun"] + 1, ended=stored["ended"], note=note)
 
 
 class ShardLog:
-    """The record of a run's shards in its store: files and outcomes under `parts/`, tries under `attempts/`.
+    """The log of a run's shards in its store: files and outcomes under `parts/`, tries under `attempts/`.
 
     A shard is committed by `parts/NAME.json`, which is written after the shard's files and names them with their
     digests. A shard without it is computed again and writes the same keys.
@@ -51,40 +147,45 @@ class ShardLog:
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[Attempt]:
-        """Count a try at a shard before it starts, so that one whose process is killed is known of."""
-        kept = self.store.read_json(_attempt_key(name)) or {"begun": 0, "ended": 0, "note": {}}
-        attempt = Attempt(self, name, kept["begun"] + 1, kept["ended"], kept["note"])
+        """Count a try at a shard before it starts, so that a try whose process is killed has been counted."""
+        attempt = Attempt._next(self.store, name)
         attempt._write()
         try:
             yield attempt
-        except (Exception, KeyboardInterrupt):  # whoever stops a run is no death of a shard's process
-            attempt.ended += 1
-            attempt._write()
+        except (Exception, KeyboardInterrupt):  # an interrupted run is not a crash of the shard's process
+            attempt._end_with_error()
             raise
 
-    def commit(self, name: str, files: Mapping[str, bytes], outcome: dict[str, Any]) -> dict[str, Any]:
-        """Put the files of a shard under `parts/NAME.ENDING`, then its outcome, which says that they are there."""
-        outcome = {**outcome, "files": {}}
-        for ending, data in files.items():
+    def commit(self, name: str, result: StepResult[C], *, tries: int, seconds: float, ended: float) -> ShardOutcome[C]:
+        """Write the files of a shard to `parts/NAME.ENDING`, then its outcome, which states that they are complete."""
+        files = {}
+        for ending, data in result.files.items():
             key = f"parts/{name}.{ending}"
             self.store.write(key, data)
-            outcome["files"][key] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        self.store.write_json(f"parts/{name}.json", outcome)
+            files[key] = CommittedFile(len(data), hashlib.sha256(data).hexdigest())
+        outcome = ShardOutcome(result.counts, files, tries, seconds, ended)
+        self.store.write_json(f"parts/{name}.json", outcome.to_json())
         return outcome
 
-    def committed(self) -> dict[str, dict[str, Any]]:
-        """The outcomes of the shards that are committed, by name."""
-        keys = [key for key in self.store.list("parts") if key.endswith(".json")]
-        return {_name_of(key): self.store.read_json(key) for key in keys}
+    def outcomes(self, counts_type: type[C]) -> dict[str, ShardOutcome[C]]:
+        """The outcomes of the committed shards by name."""
+        return {
+            name: ShardOutcome.from_json(self.store.read_json(f"parts/{name}.json"), counts_type)
+            for name in self.committed()
+        }
+
+    def committed(self) -> list[str]:
+        """The names of the committed shards, in order."""
+        return [_shard_name(key) for key in self.store.list("parts") if key.endswith(".json")]
 
     def begun(self) -> list[str]:
-        """The shards that were tried, committed or not, in order."""
-        return [_name_of(key) for key in self.store.list("attempts")]
+        """The names of the shards that were tried, committed or not, in order."""
+        return [_shard_name(key) for key in self.store.list("attempts")]
 
 
 def _attempt_key(name: str) -> str:
     return f"attempts/{name}.json"
 
 
-def _name_of(key: str) -> str:
+def _shard_name(key: str) -> str:
     return key.rpartition("/")[2].removesuffix(".json")

@@ -1,4 +1,8 @@
-"""What a stage did: the plan that is frozen when it starts and the manifest that says it ended."""
+"""The plan of a stage, written before its first result, and its manifest, written after its last.
+
+A stage uses the functions in this order: `write_plan` when it starts, `find_manifest` to see whether it has already
+finished, `write_manifest` when it ends. The stage that builds on it calls `load_finished`.
+"""
 
 from __future__ import annotations
 
@@ -6,115 +10,165 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json, to_json
 from spin.errors import UserError
 
+PLAN, MANIFEST = "plan.json", "manifest.json"
+D = TypeVar("D")
+R = TypeVar("R")
 
-def fingerprint(facts: Any) -> str:
-    """sha256 of facts as JSON: the same for the same facts, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+def fingerprint(metadata: Any) -> str:
+    """sha256 of JSON values: the same for the same values, whatever the order of keys."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
+def plan_fingerprint(stage: str, metadata: dict[str, Any]) -> str:
+    """sha256 that the plan of a stage with this metadata has."""
+    return fingerprint({"stage": stage, **metadata})
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What decides a stage's results, frozen in `plan.json` before its first write."""
+class NothingDerived:
+    """The derived values of a stage whose plan holds nothing but its metadata."""
+
+
+@dataclass(frozen=True)
+class StagePlan(Generic[D]):
+    """Everything that decides the results of a stage, written to `plan.json` before its first result."""
 
     stage: str
-    facts: dict[str, Any]
-    """everything that changes results, by name: a difference is told by these names"""
-    detail: dict[str, Any]
-    """what follows from the facts and is kept so that a resumed run does not work it out again"""
+    """name of the command: extract, probe, train, classify"""
+    metadata: dict[str, Any]
+    """JSON values of everything that changes results, `facts` in the file; an error message names what differs"""
+    derived: D
+    """record of what follows from the metadata, `detail` in the file; a resumed stage need not compute it again"""
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint({"stage": self.stage, **self.facts})
-
-    @classmethod
-    def of(cls, stage: str, facts: dict[str, Any]) -> Plan:
-        """A plan of facts as JSON gives them back, its detail not worked out."""
-        return cls(stage, json.loads(json.dumps(facts)), {})
-
-    @classmethod
-    def kept(cls, store: Store) -> Plan | None:
-        found = store.read_json("plan.json")
-        return None if found is None else cls(found["stage"], found["facts"], found["detail"])
-
-    def _clear(self, store: Store) -> None:
-        """The manifest first: what is half cleared must not look finished."""
-        for key in ("manifest.json", "plan.json"):
-            store.delete(key)
-        for key in store.list():
-            if not key.startswith("_lease/"):
-                store.delete(key)
-
-    def _refuse(self, store: Store, kept: Plan) -> NoReturn:
-        raise UserError(
-            f"{self.stage}: {store.uri} was made with other settings or data: {self._differences(kept)}. "
-            "Put them back, use another store, or start over with --restart"
-        )
-
-    def _differences(self, kept: Plan) -> str:
-        flat = _flatten({"stage": self.stage, **self.facts})
-        old = _flatten({"stage": kept.stage, **kept.facts})
-        names = sorted(name for name in flat.keys() | old.keys() if flat.get(name) != old.get(name))
-        said = [f"{name} is {_short(flat.get(name))}, was {_short(old.get(name))}" for name in names[:4]]
-        return "; ".join(said) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
+        """sha256 of stage and metadata, whatever the derived values are."""
+        return plan_fingerprint(self.stage, self.metadata)
 
 
-def freeze(
+@dataclass(frozen=True)
+class StageManifest(Generic[R]):
+    """The end of a stage, written to `manifest.json` after all its results."""
+
+    stage: str
+    """as in the plan"""
+    fingerprint: str
+    """of the plan that the results belong to"""
+    results: R
+    """record of what the stage reports; its fields stand next to `stage` and `fingerprint` in the file"""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `manifest.json`."""
+        return {"stage": self.stage, "fingerprint": self.fingerprint, **to_json(self.results)}
+
+
+def write_plan(
     store: Store,
     stage: str,
-    facts: dict[str, Any],
-    detail: Callable[[], dict[str, Any]],
+    metadata: dict[str, Any],
+    derived_type: type[D],
+    derive: Callable[[], D],
     *,
     restart: bool = False,
-) -> Plan:
-    """The plan of these facts: the one that the store holds, else a new one, whose `detail` is worked out now.
+) -> StagePlan[D]:
+    """The plan for this metadata: the one in the store, or a new one, for which `derive` is called.
 
-    Raises UserError, saying what differs, where the store holds another plan; `restart` clears it instead.
+    Raises UserError, naming the differences, if the store holds a plan with other metadata; `restart` clears the
+    store instead.
     """
-    kept, plan = Plan.kept(store), Plan.of(stage, facts)
-    if kept is not None and kept.fingerprint == plan.fingerprint:
-        return kept
-    if kept is not None and not restart:
-        plan._refuse(store, kept)
-    plan = Plan(stage, plan.facts, detail())
-    plan._clear(store)
-    store.write_json("plan.json", {"stage": stage, "facts": plan.facts, "detail": plan.detail})
+    metadata = json.loads(json.dumps(metadata))
+    stored = store.read_json(PLAN)
+    if stored is not None and plan_fingerprint(stage, metadata) == _stored_fingerprint(stored):
+        return _parse_plan(stored, derived_type)
+    if stored is not None and not restart:
+        _refuse(store, stage, metadata, stored)
+    plan = StagePlan(stage, metadata, derive())
+    _clear(store)
+    store.write_json(PLAN, {"stage": stage, "facts": metadata, "detail": to_json(plan.derived)})
     return plan
 
 
-def finished(store: Store, plan: Plan) -> dict[str, Any] | None:
-    """The manifest of this plan, or None while the stage has not ended."""
-    found = store.read_json("manifest.json")
-    return found if found is not None and found["fingerprint"] == plan.fingerprint else None
+def read_plan(store: Store, derived_type: type[D]) -> StagePlan[D] | None:
+    """The plan in a store, None if there is none."""
+    stored = store.read_json(PLAN)
+    return None if stored is None else _parse_plan(stored, derived_type)
 
 
-def require(store: Store, stage: str, facts: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
-    """The plan and manifest of an earlier stage, for the one that builds on it.
+def find_manifest(store: Store, plan: StagePlan[Any], results_type: type[R]) -> StageManifest[R] | None:
+    """The manifest of this plan, None while the stage has not finished."""
+    stored = store.read_json(MANIFEST)
+    if stored is None or stored["fingerprint"] != plan.fingerprint:
+        return None
+    results = {name: value for name, value in stored.items() if name not in ("stage", "fingerprint")}
+    return StageManifest(stored["stage"], stored["fingerprint"], from_json(results_type, results))
 
-    Raises UserError where it has not ended, or ended under other facts, saying what differs.
+
+def load_finished(
+    store: Store, stage: str, metadata: dict[str, Any], derived_type: type[D], results_type: type[R]
+) -> tuple[StagePlan[D], StageManifest[R]]:
+    """Plan and manifest of an earlier stage, for the stage that builds on it.
+
+    Raises UserError if it has not finished, or, naming the differences, if it finished with other metadata.
     """
-    kept, plan = Plan.kept(store), Plan.of(stage, facts)
-    if kept is not None and kept.fingerprint != plan.fingerprint:
-        plan._refuse(store, kept)
-    manifest = None if kept is None else finished(store, kept)
-    if kept is None or manifest is None:
-        raise UserError(f"{stage} has not ended in {store.uri}; run `spin {stage}` first")
-    return kept, manifest
+    stored = store.read_json(PLAN)
+    if stored is not None and plan_fingerprint(stage, metadata) != _stored_fingerprint(stored):
+        _refuse(store, stage, metadata, stored)
+    plan = None if stored is None else _parse_plan(stored, derived_type)
+    manifest = None if plan is None else find_manifest(store, plan, results_type)
+    if plan is None or manifest is None:
+        raise UserError(f"{stage} has not finished in {store.uri}; run `spin {stage}` first")
+    return plan, manifest
 
 
-def finish(store: Store, plan: Plan, **facts: Any) -> dict[str, Any]:
-    """Write the manifest, the last thing that a stage does."""
-    manifest = {"stage": plan.stage, "fingerprint": plan.fingerprint, **facts}
-    store.write_json("manifest.json", manifest)
+def write_manifest(store: Store, plan: StagePlan[Any], results: R) -> StageManifest[R]:
+    """Write the manifest, which must be the last thing that a stage writes."""
+    manifest = StageManifest(plan.stage, plan.fingerprint, results)
+    store.write_json(MANIFEST, manifest.to_json())
     return manifest
 
 
+def _parse_plan(stored: dict[str, Any], derived_type: type[D]) -> StagePlan[D]:
+    return StagePlan(stored["stage"], stored["facts"], from_json(derived_type, stored["detail"]))
+
+
+def _stored_fingerprint(stored: dict[str, Any]) -> str:
+    return plan_fingerprint(stored["stage"], stored["facts"])
+
+
+def _clear(store: Store) -> None:
+    """Delete everything but the lease. The manifest goes first, so that a half-cleared store never looks finished."""
+    for key in (MANIFEST, PLAN):
+        store.delete(key)
+    for key in store.list():
+        if not key.startswith("_lease/"):
+            store.delete(key)
+
+
+def _refuse(store: Store, stage: str, metadata: dict[str, Any], stored: dict[str, Any]) -> NoReturn:
+    raise UserError(
+        f"{stage}: {store.uri} was made with other settings or data: {_differences(stage, metadata, stored)}. "
+        "Put them back, use another store, or start over with --restart"
+    )
+
+
+def _differences(stage: str, metadata: dict[str, Any], stored: dict[str, Any]) -> str:
+    """How metadata differs from a stored plan, by name and with both values."""
+    new = _flatten({"stage": stage, **json.loads(json.dumps(metadata))})
+    old = _flatten({"stage": stored["stage"], **stored["facts"]})
+    names = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
+    shown = [f"{name} is {_short(new.get(name))}, was {_short(old.get(name))}" for name in names[:4]]
+    return "; ".join(shown) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """The leaves of a tree as JSON, by their paths; a list of trees is one too, a list of values is a leaf."""
+    """The leaves of a JSON tree by their paths; a list of objects is a subtree, a list of values is a leaf."""
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         value = dict(enumerate(value))
     if isinstance(value, dict) and value:

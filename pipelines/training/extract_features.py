@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data import input_files, readers, sharding, training_labels
-from pipelines.data.feature_store import FeatureShards
+from pipelines.data.feature_store import FeaturePlan, FeatureShards
+from pipelines.data.input_files import InputFile
 from pipelines.data.readers import Shard
 from pipelines.data.training_labels import split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt
-from pipelines.storage.stage_plan import Plan, finish, finished, freeze, require
+from pipelines.storage.records import to_json
+from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
+from pipelines.storage.stage_plan import (
+    StageManifest,
+    StagePlan,
+    find_manifest,
+    load_finished,
+    write_manifest,
+    write_plan,
+)
 from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import map_shards
 from pipelines.workers.weights_cache import ACTIVATION_SETTINGS, with_engine
@@ -37,28 +47,60 @@ FORMAT = 2
 _SURVEYED = 256
 
 
-class ExtractStep:
-    """Reads a shard, runs the backbone and gives the feature shard."""
+@dataclass(frozen=True, kw_only=True)
+class ExtractCounts(ShardCounts):
+    """A shard of documents whose features are extracted."""
 
-    def __init__(self, settings: Settings, digest: str, types: dict[str, str]) -> None:
+    tokens: int
+    """that the backbone read"""
+    truncated: int
+    """texts that were cut at the backbone's limit"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusCounts(ExtractCounts):
+    """The sums over all shards of a corpus."""
+
+    truncated_share: float
+    """`truncated` per document"""
+
+
+@dataclass(frozen=True)
+class ExtractResults:
+    """The manifest of a finished extraction."""
+
+    seconds: float
+    """that the last run of the stage took"""
+    inputs: tuple[InputFile, ...]
+    """files of the corpus"""
+    counts: CorpusCounts
+    shards: tuple[Mapping[str, Any], ...]
+    """the outcomes of the shards as JSON, in plan order"""
+
+
+ExtractPlan = StagePlan[FeaturePlan]
+ExtractManifest = StageManifest[ExtractResults]
+
+
+class ExtractStep:
+    """Reads a shard, runs the backbone and returns the feature shard."""
+
+    def __init__(self, settings: Settings, digest: str, types: Mapping[str, str]) -> None:
         backbone = load_backbone(weights_cache.receive(settings, digest), expect_digest=digest)
         self.data = settings.data
         self.types = {FeatureColumn.parse(name): np.dtype(kind).type for name, kind in types.items()}
         self.engine = open_engine(backbone, [whole(self.types)])
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ExtractCounts]:
         documents = readers.read_shard(shard, self.data, labelled=True)
         features = read(self.engine, documents.texts, types=self.types)
         table = to_table(documents.ids, documents.labels, documents.splits, features)  # type: ignore[arg-type]
-        outcome = {
-            "rows": len(documents),
-            "tokens": int(features.n_tokens.sum()),
-            "truncated": features.truncated,
-        }
-        return {"parquet": _to_parquet(table)}, outcome
+        tokens, truncated = int(features.n_tokens.sum()), features.truncated
+        counts = ExtractCounts(rows=len(documents), tokens=tokens, truncated=truncated)
+        return StepResult({"parquet": _to_parquet(table)}, counts)
 
 
-def run_extract(settings: Settings, *, restart: bool = False) -> tuple[Plan, dict[str, Any]]:
+def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPlan, ExtractManifest]:
     """Publish the feature shards of the corpus, giving the plan and the manifest; a finished store is left as it is.
 
     Raises UserError for what is wrong with backbone, sites or data, HeldError where another run works here.
@@ -66,49 +108,59 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[Plan, dic
     settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
     files = input_files.list_files(settings.data.train)
-    facts = _facts(settings, files)
+    metadata = _plan_metadata(settings, files)
     start = time.perf_counter()
     with Lease(store) as lease:
-        plan = freeze(store, "extract", facts, lambda: _survey(settings, files), restart=restart)
-        if manifest := finished(store, plan):
+        plan = write_plan(store, "extract", metadata, FeaturePlan, lambda: _survey(settings, files), restart=restart)
+        if manifest := find_manifest(store, plan, ExtractResults):
             return plan, manifest
-        digest = facts["backbone"]["digest"]
+        digest = metadata["backbone"]["digest"]
         weights_cache.publish(settings, digest)
         outcomes = map_shards(
             ExtractStep,
-            (settings, digest, plan.detail["types"]),
-            [Shard(**shard) for shard in plan.detail["shards"]],
+            (settings, digest, plan.derived.types),
+            plan.derived.shards,
             store,
             settings.ray.for_stage("extract"),
+            counts_type=ExtractCounts,
             stage="extract",
-            documents=plan.detail["documents"],
+            documents=plan.derived.documents,
             lease=lease,
         )
         lease.check()
-        rows = sum(outcome["rows"] for outcome in outcomes)
-        if rows != plan.detail["documents"]:
+        counts = _sum_counts([outcome.counts for outcome in outcomes])
+        if counts.rows != plan.derived.documents:
             raise UserError(
-                f"extract: the plan counted {plan.detail['documents']} documents, the shards hold {rows}; "
+                f"extract: the plan counted {plan.derived.documents} documents, the shards hold {counts.rows}; "
                 "the data changed meanwhile: start over with --restart"
             )
-        counts = {name: sum(outcome[name] for outcome in outcomes) for name in ("rows", "tokens", "truncated")}
-        counts["truncated_share"] = round(counts["truncated"] / max(1, counts["rows"]), 4)
         seconds = round(time.perf_counter() - start, 1)
-        return plan, finish(
-            store, plan, seconds=seconds, inputs=input_files.describe(files), counts=counts, shards=outcomes
-        )
+        shards = tuple(outcome.to_json() for outcome in outcomes)
+        return plan, write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, shards))
 
 
-def load_features(settings: Settings) -> tuple[Plan, FeatureShards]:
-    """What `run_extract` published for these settings. Raises UserError when it has not ended, or for other ones."""
+def _sum_counts(shards: Sequence[ExtractCounts]) -> CorpusCounts:
+    rows = sum(shard.rows for shard in shards)
+    tokens = sum(shard.tokens for shard in shards)
+    truncated = sum(shard.truncated for shard in shards)
+    share = round(truncated / max(1, rows), 4)
+    return CorpusCounts(rows=rows, tokens=tokens, truncated=truncated, truncated_share=share)
+
+
+def load_features(settings: Settings) -> tuple[ExtractPlan, FeatureShards]:
+    """The features that `run_extract` published for these settings.
+
+    Raises UserError if it has not finished, or finished with other settings or data.
+    """
     settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
-    plan, _ = require(store, "extract", _facts(settings, input_files.list_files(settings.data.train)))
-    return plan, FeatureShards.of(store, plan.detail)
+    metadata = _plan_metadata(settings, input_files.list_files(settings.data.train))
+    plan, _ = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
+    return plan, FeatureShards.of(store, plan.derived)
 
 
-def _facts(settings: Settings, files: list[input_files.File]) -> dict[str, Any]:
-    """What changes the features; not worker counts, logging or where the same weights lie."""
+def _plan_metadata(settings: Settings, files: list[InputFile]) -> dict[str, Any]:
+    """Everything that changes the features; not worker counts, logging or where the same weights lie."""
     code = settings.backbone.trust_remote_code
     digest = compute_digest(locate(settings.backbone.model, settings.backbone.revision, code=code), code=code)
     backbone = settings.backbone.model_dump(include=ACTIVATION_SETTINGS)
@@ -116,14 +168,14 @@ def _facts(settings: Settings, files: list[input_files.File]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "backbone": {**backbone, "digest": digest},
-        "data": {**data, "files": input_files.describe(files)},
+        "data": {**data, "files": to_json(files)},
         "sites": settings.sites,
         "poolings": settings.poolings,
         "shard_documents": settings.ray.shard_documents,
     }
 
 
-def _survey(settings: Settings, files: list[input_files.File]) -> dict[str, Any]:
+def _survey(settings: Settings, files: list[InputFile]) -> FeaturePlan:
     """Check the labels, look at a first batch for each column's type, and plan the shards by what a document takes."""
     coarse = sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
     labelled = training_labels.read_labelled(coarse, settings.data)
@@ -139,14 +191,14 @@ def _survey(settings: Settings, files: list[input_files.File]) -> dict[str, Any]
     shards = coarse
     if fitting < settings.ray.shard_documents:
         shards = sharding.plan_shards(files, fitting, settings.data)
-    return {
-        "shards": [asdict(shard) for shard in shards],
-        "documents": len(labelled.ids),
-        "types": {str(column): np.dtype(kind).name for column, kind in types.items()},
-        "widths": {str(column): width for column, width in widths.items()},
-        "depth": backbone.depth,
-        "causal": backbone.causal,
-    }
+    return FeaturePlan(
+        shards=tuple(shards),
+        documents=len(labelled.ids),
+        types={str(column): np.dtype(kind).name for column, kind in types.items()},
+        widths={str(column): width for column, width in widths.items()},
+        depth=backbone.depth,
+        causal=backbone.causal,
+    )
 
 
 def _to_parquet(table: pa.Table) -> bytes:

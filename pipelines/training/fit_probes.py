@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.stage_plan import Plan, finish, finished, freeze, require
-from pipelines.training.extract_features import load_features
+from pipelines.storage.stage_plan import (
+    NothingDerived,
+    StageManifest,
+    StagePlan,
+    find_manifest,
+    load_finished,
+    write_manifest,
+    write_plan,
+)
+from pipelines.training.extract_features import ExtractPlan, load_features
 from pipelines.workers.train_group import begin, run_group
 from spin.errors import UserError
 from spin.fit import by_site
@@ -22,9 +31,25 @@ from spin.sparsify.probe import Probe, describe, fit_probes
 FORMAT = 2
 
 
+@dataclass(frozen=True)
+class ProbeResults:
+    """The manifest of the probe stage."""
+
+    seconds: float
+    """that the last run of the stage took"""
+    classes: tuple[str, ...]
+    """names of the K classes"""
+    probes: tuple[Mapping[str, Any], ...]
+    """one description per probe, with the feature column under `column`"""
+
+
+ProbePlan = StagePlan[NothingDerived]
+ProbeManifest = StageManifest[ProbeResults]
+
+
 def run_probe(
     settings: Settings, *, frozen: Collection[str] = (), restart: bool = False
-) -> tuple[Plan, dict[str, Any]]:
+) -> tuple[ProbePlan, ProbeManifest]:
     """Fit one probe a site.pooling on the training rows, its penalty chosen on the validation rows.
 
     `frozen` are ids of a registered model's evaluation set, which no fit and no choice may see. Raises UserError
@@ -33,11 +58,11 @@ def run_probe(
     source, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
     store = Store(settings.store) / "probes"
-    facts = _facts(settings, source, labels)
+    metadata = _plan_metadata(settings, source, labels)
     start = time.perf_counter()
     with Lease(store) as lease:
-        plan = freeze(store, "probe", facts, dict, restart=restart)
-        if manifest := finished(store, plan):
+        plan = write_plan(store, "probe", metadata, NothingDerived, NothingDerived, restart=restart)
+        if manifest := find_manifest(store, plan, ProbeResults):
             return plan, manifest
         waiting = [c for c in features.probed if not store.exists(_key(c))]
         if waiting:
@@ -45,20 +70,23 @@ def run_probe(
         lease.check()
         probes = [read_probe(store, column) for column in features.probed]
         seconds = round(time.perf_counter() - start, 1)
-        return plan, finish(
-            store, plan, seconds=seconds, classes=labels.classes, probes=[describe(probe) for probe in probes]
-        )
+        described = tuple(describe(probe) for probe in probes)
+        return plan, write_manifest(store, plan, ProbeResults(seconds, tuple(labels.classes), described))
 
 
-def load_probes(settings: Settings, source: Plan, labels: Labels) -> tuple[Plan, list[Probe]]:
-    """What `run_probe` fitted on these features and labels. Raises UserError when it has not ended, or on others."""
+def load_probes(settings: Settings, source: ExtractPlan, labels: Labels) -> tuple[ProbePlan, list[Probe]]:
+    """The probes that `run_probe` fitted on these features and labels.
+
+    Raises UserError if it has not finished, or finished with other settings or data.
+    """
     store = Store(settings.store) / "probes"
-    plan, manifest = require(store, "probe", _facts(settings, source, labels))
-    return plan, [read_probe(store, FeatureColumn.parse(probe["column"])) for probe in manifest["probes"]]
+    metadata = _plan_metadata(settings, source, labels)
+    plan, manifest = load_finished(store, "probe", metadata, NothingDerived, ProbeResults)
+    return plan, [read_probe(store, FeatureColumn.parse(probe["column"])) for probe in manifest.results.probes]
 
 
-def _facts(settings: Settings, source: Plan, labels: Labels) -> dict[str, Any]:
-    """What changes the probes."""
+def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> dict[str, Any]:
+    """Everything that changes the probes."""
     return {
         "format": FORMAT,
         "features": source.fingerprint,

@@ -13,19 +13,26 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from pipelines.data import readers
-from pipelines.data.feature_store import FeatureShards
-from pipelines.data.readers import Shard
+from pipelines.data.feature_store import FeaturePlan, FeatureShards
 from pipelines.data.training_labels import Labels
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.stage_plan import Plan, finish, finished, freeze
+from pipelines.storage.stage_plan import (
+    NothingDerived,
+    StageManifest,
+    StagePlan,
+    find_manifest,
+    read_plan,
+    write_manifest,
+    write_plan,
+)
 from pipelines.training import baselines
 from pipelines.training.drift_reference import describe_reference
-from pipelines.training.extract_features import load_features
+from pipelines.training.extract_features import ExtractPlan, load_features
 from pipelines.training.fit_heads import run_integrate
-from pipelines.training.fit_probes import load_probes
+from pipelines.training.fit_probes import ProbePlan, load_probes
 from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS
 from pipelines.workers.progress import progress
@@ -42,12 +49,13 @@ from spin.settings import Choice, Settings
 from spin.sparsify.probe import Probe
 
 FORMAT = 3
+TrainPlan = StagePlan[NothingDerived]
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE)
 
 
 def run_train(
     settings: Settings, registry: Registry, *, frozen: frozenset[str] = frozenset(), restart: bool = False
-) -> tuple[Plan, dict[str, Any]]:
+) -> tuple[TrainPlan, dict[str, Any]]:
     """Train the integrated heads, compare them with the baselines, register them, and write report.json.
 
     What was fitted before a registry failed to answer is kept; a later run only registers. Raises UserError when
@@ -58,7 +66,7 @@ def run_train(
     Decision.of(labels.label_space, settings.decision)
     probed, probes = load_probes(settings, extracted, labels)
     store = Store(settings.store) / "model"
-    facts = {
+    metadata = {
         "format": FORMAT,
         "probes": probed.fingerprint,
         "metric": settings.metric,
@@ -66,10 +74,11 @@ def run_train(
         "cascade": settings.cascade.model_dump(),
     }
     with Lease(store) as lease:
-        plan = freeze(store, "train", facts, dict, restart=restart)
-        manifest = finished(store, plan)
-        if manifest is None:
-            manifest = _fit(settings, features, probes, labels, store, plan, lease)
+        plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, restart=restart)
+        finished = find_manifest(store, plan, dict[str, Any])
+        if finished is None:
+            finished = _fit(settings, features, probes, labels, store, plan, lease)
+        manifest = finished.to_json()
         key = f"registered/{registry.key}.json"
         registered = store.read_json(key)
         if registered is None:
@@ -86,9 +95,9 @@ def _fit(
     probes: Sequence[Probe],
     labels: Labels,
     store: Store,
-    plan: Plan,
+    plan: TrainPlan,
     lease: Lease,
-) -> dict[str, Any]:
+) -> StageManifest[dict[str, Any]]:
     start = time.perf_counter()
     backbone = load_backbone(settings.backbone)
     flops = relative_compute(backbone)
@@ -114,12 +123,12 @@ def _fit(
         "counts": {split: len(labels.part(split)[0]) for split in SPLITS},
         "seconds": seconds,
     }
-    described = describe_artifact(settings, spin, features, labels, manifest, plan.facts["probes"])
+    described = describe_artifact(settings, spin, features, labels, manifest, plan.metadata["probes"])
     described[REFERENCE] = describe_reference(spin, features, labels, read_texts(settings, features))
     for name, data in (spin.files() | described).items():
         store.write(name, data)
     lease.check()
-    return finish(store, plan, **manifest)
+    return write_manifest(store, plan, manifest)
 
 
 def _evaluate(
@@ -165,11 +174,11 @@ def per_class_figures(y: Any, predicted: Any, classes: Sequence[str]) -> dict[st
 
 def read_texts(settings: Settings, features: FeatureShards) -> list[str]:
     """The texts of the feature store's rows, in its order, from the corpus that it was made of."""
-    plan = Plan.kept(features.store)
+    plan = read_plan(features.store, FeaturePlan)
     assert plan is not None
     texts: list[str] = []
-    for shard in plan.detail["shards"]:
-        texts += readers.read_shard(Shard(**shard), settings.data).texts
+    for shard in plan.derived.shards:
+        texts += readers.read_shard(shard, settings.data).texts
     return texts
 
 
@@ -215,7 +224,7 @@ def _scalars(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if not isinstance(value, (list, dict))}
 
 
-def _report(settings: Settings, extracted: Plan, probed: Plan, manifest: dict[str, Any]) -> None:
+def _report(settings: Settings, extracted: ExtractPlan, probed: ProbePlan, manifest: dict[str, Any]) -> None:
     store = Store(settings.store)
     shards = store.read_json("features/manifest.json")
     probes = store.read_json("probes/manifest.json")

@@ -40,9 +40,9 @@ def run_stages(
             start = time.perf_counter()
             before = Store(settings.store).read_json(f"{STAGES[stage]}/manifest.json")
             if stage == "extract":
-                _, manifest = run_extract(settings, restart=restart)
+                manifest = run_extract(settings, restart=restart)[1].to_json()
             elif stage == "probe":
-                _, manifest = run_probe(settings, frozen=frozen, restart=restart)
+                manifest = run_probe(settings, frozen=frozen, restart=restart)[1].to_json()
             else:
                 assert registry is not None
                 _, manifest = run_train(settings, registry, frozen=frozen, restart=restart)

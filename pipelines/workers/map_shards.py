@@ -1,4 +1,4 @@
-"""Map a step over planned shards: each is read, computed and published by one actor, under a key of the plan."""
+"""Map a step over planned shards: an actor reads, computes and commits each shard under a key of the plan."""
 
 from __future__ import annotations
 
@@ -7,103 +7,142 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines.data.readers import Shard
 from pipelines.service_errors import StalledError, UnavailableError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt, ShardLog
+from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, ShardOutcome, StepResult
 from pipelines.workers.progress import progress
 from pipelines.workers.ray_cluster import cluster, configure_worker, least_workers, translate_ray_errors, worker_count
 from spin.errors import SpinError, error_types
 from spin.settings import RaySettings
 
+C = TypeVar("C", bound=ShardCounts)
 
-class Step(Protocol):
-    """What a stage computes of one shard: pure, so that doing it twice gives the same bytes."""
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
-        """The files to publish, by ending, and the counts that go into the manifest."""
-        ...
+class Step(Protocol[C]):
+    """What a stage computes from one shard. It must be pure: computing a shard twice gives the same bytes."""
+
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[C]: ...
+
+
+@dataclass(frozen=True)
+class ShardWork(Generic[C]):
+    """What every worker of a stage needs to know; it is pickled and sent to the actors."""
+
+    make: Callable[..., Step[C]]
+    """class or function that makes the step; each worker calls it once"""
+    args: tuple[Any, ...]
+    """arguments of `make`"""
+    counts_type: type[C]
+    """record that the step counts"""
+    store: Store
+    """where shards are committed"""
+    settings: RaySettings
+
+
+@dataclass(frozen=True)
+class WorkerError:
+    """A SpinError on its way from an actor to the driver."""
+
+    kind: str
+    """name of its class"""
+    message: str
+
+    @classmethod
+    def of(cls, error: SpinError) -> WorkerError:
+        return cls(type(error).__name__, str(error))
+
+    def rebuild(self) -> SpinError:
+        """The error as the worker raised it."""
+        return error_types()[self.kind](self.message)
+
+
+@dataclass(frozen=True)
+class WorkerAnswer:
+    """What an actor returns for one shard: its outcome or an error, as JSON in the one column of a Ray dataset."""
+
+    name: str
+    """of the shard"""
+    outcome: Mapping[str, Any] | None = None
+    """JSON of the ShardOutcome"""
+    error: WorkerError | None = None
+
+    def to_row(self) -> dict[str, str]:
+        return {"answer": json.dumps(asdict(self))}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, str]) -> WorkerAnswer:
+        answer = json.loads(row["answer"])
+        error = answer["error"]
+        return cls(answer["name"], answer["outcome"], None if error is None else WorkerError(**error))
 
 
 def map_shards(
-    make: Callable[..., Step],
+    make: Callable[..., Step[C]],
     args: tuple[Any, ...],
     shards: Sequence[Shard],
     store: Store,
     settings: RaySettings,
     *,
+    counts_type: type[C],
     stage: str,
     documents: int,
     lease: Lease,
     here: bool = False,
-) -> list[dict[str, Any]]:
-    """Run `make(*args)` in an actor pool over the shards that the store does not have, giving all outcomes in order.
+) -> list[ShardOutcome[C]]:
+    """Run `make(*args)` in an actor pool over the shards that are not yet committed; all outcomes in order of shards.
 
-    `here` runs it in this process instead: for little work, before which actors would only have to start.
+    `here` runs the step in this process instead: for so little work that starting actors would take longer.
 
-    Whatever kills a worker or the driver, a shard that is not committed is computed again. One whose store does not
-    answer is tried again for `retry_seconds`. Raises what the step raised, after the shards that were committed
-    before are safe, and StalledError where no shard ends for `stall_seconds`.
+    Whatever kills a worker or the driver, a shard that is not committed is computed again. A shard whose store does
+    not answer is retried for `retry_seconds`. Raises the error of a step, after the shards that were committed before
+    it are safe, and StalledError if no shard ends for `stall_seconds`.
     """
-    outcomes = ShardLog(store).committed()
+    outcomes = ShardLog(store).outcomes(counts_type)
     waiting = [shard for shard in shards if shard.name not in outcomes]
     if not waiting:
         return [outcomes[shard.name] for shard in shards]
-    done = sum(outcome["rows"] for outcome in outcomes.values())
+    work = ShardWork(make, args, counts_type, store, settings)
+    done = sum(outcome.counts.rows for outcome in outcomes.values())
     with progress(stage, documents, "documents", done=done) as advance:
-        for name, outcome in (
-            _here(make, args, waiting, store, settings) if here else _there(make, args, waiting, store, settings, stage)
-        ):
+        for name, outcome in _run_here(work, waiting) if here else _run_in_actors(work, waiting, stage):
             lease.check()
             outcomes[name] = outcome
-            advance(outcome["rows"], dead=outcome.get("dead", 0), retried=outcome["tries"] - 1)
+            advance(outcome.counts.rows, dead=outcome.counts.dead_letters, retried=outcome.tries - 1)
     return [outcomes[shard.name] for shard in shards]
 
 
-def _here(
-    make: Callable[..., Step], args: tuple[Any, ...], shards: Sequence[Shard], store: Store, settings: RaySettings
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    step = make(*args)
+def _run_here(work: ShardWork[C], shards: Sequence[Shard]) -> Iterator[tuple[str, ShardOutcome[C]]]:
+    step = work.make(*work.args)
     for shard in shards:
-        yield shard.name, _patiently(step, shard, ShardLog(store), settings.retry_seconds)
+        yield shard.name, _commit_with_retries(step, shard, ShardLog(work.store), work.settings.retry_seconds)
 
 
-def _there(
-    make: Callable[..., Step],
-    args: tuple[Any, ...],
-    shards: Sequence[Shard],
-    store: Store,
-    settings: RaySettings,
-    stage: str,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    with cluster(settings), translate_ray_errors(stage):
-        answers = _answers(make, args, shards, store, settings)
-        for answer in _in_time(answers, settings.stall_seconds, stage, store):
-            if answer["error"] is not None:
-                raise _rebuild(answer["error"])
-            yield answer["name"], answer["outcome"]
+def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], stage: str) -> Iterator[tuple[str, ShardOutcome[C]]]:
+    with cluster(work.settings), translate_ray_errors(stage):
+        for answer in _within_stall_limit(_answers(work, shards), work.settings.stall_seconds, stage, work.store):
+            if answer.error is not None:
+                raise answer.error.rebuild()
+            assert answer.outcome is not None
+            yield answer.name, ShardOutcome.from_json(answer.outcome, work.counts_type)
 
 
-def commit_shard(step: Step, shard: Shard, shard_log: ShardLog) -> dict[str, Any]:
-    """Compute a shard and commit it, giving its outcome."""
+def commit_shard(step: Step[C], shard: Shard, shard_log: ShardLog) -> ShardOutcome[C]:
+    """Compute a shard and commit it."""
     start = time.perf_counter()
     with shard_log.attempt(shard.name) as attempt:
-        files, outcome = step(shard, attempt)
-        outcome |= {
-            "tries": attempt.begun,
-            "seconds": round(time.perf_counter() - start, 3),
-            "ended": round(time.time(), 3),
-        }
-        return shard_log.commit(shard.name, files, outcome)
+        result = step(shard, attempt)
+        seconds, ended = round(time.perf_counter() - start, 3), round(time.time(), 3)
+        return shard_log.commit(shard.name, result, tries=attempt.begun, seconds=seconds, ended=ended)
 
 
-def _patiently(step: Step, shard: Shard, shard_log: ShardLog, patience: float) -> dict[str, Any]:
-    """Commit a shard, with further tries while the store does not answer and patience (seconds) lasts."""
+def _commit_with_retries(step: Step[C], shard: Shard, shard_log: ShardLog, patience: float) -> ShardOutcome[C]:
+    """Commit a shard; while the store does not answer, retry for `patience` seconds."""
     start, pause = time.monotonic(), 1.0
     while True:
         try:
@@ -115,26 +154,25 @@ def _patiently(step: Step, shard: Shard, shard_log: ShardLog, patience: float) -
             pause *= 2
 
 
-def _answers(
-    make: Callable[..., Step], args: tuple[Any, ...], shards: Sequence[Shard], store: Store, settings: RaySettings
-) -> Iterator[dict[str, Any]]:
-    """What the actors say of each shard, in the order in which they end."""
+def _answers(work: ShardWork[Any], shards: Sequence[Shard]) -> Iterator[WorkerAnswer]:
+    """The answers of the actors, in the order in which they end."""
     import ray
 
     rows = [asdict(shard) for shard in shards]
+    settings = work.settings
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Worker,
-        fn_constructor_args=(make, args, store, settings),
+        fn_constructor_args=(work,),
         compute=_pool(settings, len(rows)),
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker or None,
     )
     for row in dataset.iter_rows():
-        yield json.loads(row["answer"])
+        yield WorkerAnswer.from_row(row)
 
 
 def _pool(settings: RaySettings, work: int) -> Any:
-    """The workers that the cluster holds now; where their number is open, more as it grows and fewer as it shrinks."""
+    """Actors for the workers that the cluster holds now; if their number is open, it follows the cluster's size."""
     from ray.data import ActorPoolStrategy
 
     now = worker_count(settings, work)
@@ -143,9 +181,11 @@ def _pool(settings: RaySettings, work: int) -> Any:
     return ActorPoolStrategy(min_size=least, max_size=most, initial_size=max(least, now))
 
 
-def _in_time(answers: Iterator[dict[str, Any]], seconds: float, stage: str, store: Store) -> Iterator[dict[str, Any]]:
-    """The answers, as long as the next one comes within some seconds of the last."""
-    waiting: queue.Queue[Any] = queue.Queue()
+def _within_stall_limit(
+    answers: Iterator[WorkerAnswer], seconds: float, stage: str, store: Store
+) -> Iterator[WorkerAnswer]:
+    """The answers; raises StalledError if the next one does not come within some seconds of the last."""
+    waiting: queue.Queue[WorkerAnswer | BaseException | None] = queue.Queue()
 
     def listen() -> None:
         try:
@@ -160,11 +200,12 @@ def _in_time(answers: Iterator[dict[str, Any]], seconds: float, stage: str, stor
         try:
             answer = waiting.get(timeout=seconds)
         except queue.Empty:
-            done = ShardLog(store).committed()
-            begun = [name for name in ShardLog(store).begun() if name not in done]
+            shard_log = ShardLog(store)
+            committed = set(shard_log.committed())
+            open_shards = [name for name in shard_log.begun() if name not in committed]
             raise StalledError(
                 f"{stage}: no shard has ended for {seconds:g} s (ray.stall_seconds); begun and not ended: "
-                f"{', '.join(begun[:8]) or 'none'} in {store.uri}. Look at these, then run it again to resume"
+                f"{', '.join(open_shards[:8]) or 'none'} in {store.uri}. Look at these, then run it again to resume"
             ) from None
         if answer is None:
             return
@@ -174,31 +215,23 @@ def _in_time(answers: Iterator[dict[str, Any]], seconds: float, stage: str, stor
 
 
 class _Worker:
-    """One actor: builds the step once and publishes what it gives."""
+    """One actor: makes the step once, then computes and commits shards."""
 
-    def __init__(self, make: Callable[..., Step], args: tuple[Any, ...], store: Store, settings: RaySettings) -> None:
-        self.shard_log, self.patience = ShardLog(store), settings.retry_seconds
-        self.failure: dict[str, str] | None = None
+    def __init__(self, work: ShardWork[Any]) -> None:
+        self.shard_log, self.patience = ShardLog(work.store), work.settings.retry_seconds
+        self.failure: WorkerError | None = None
         try:
-            configure_worker(settings)
-            self.step = make(*args)
-        except SpinError as error:  # an actor that fails to start is started again and again
-            self.failure = _pack(error)
+            configure_worker(work.settings)
+            self.step = work.make(*work.args)
+        except SpinError as error:  # raised here, it would make Ray start the actor again and again
+            self.failure = WorkerError.of(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         shard = Shard(**row)
-        answer: dict[str, Any] = {"name": shard.name, "outcome": None, "error": self.failure}
-        if self.failure is None:
-            try:
-                answer["outcome"] = _patiently(self.step, shard, self.shard_log, self.patience)
-            except SpinError as error:
-                answer["error"] = _pack(error)
-        return {"answer": json.dumps(answer)}
-
-
-def _pack(error: SpinError) -> dict[str, str]:
-    return {"kind": type(error).__name__, "message": str(error)}
-
-
-def _rebuild(packed: dict[str, str]) -> SpinError:
-    return error_types()[packed["kind"]](packed["message"])
+        if self.failure is not None:
+            return WorkerAnswer(shard.name, error=self.failure).to_row()
+        try:
+            outcome = _commit_with_retries(self.step, shard, self.shard_log, self.patience)
+        except SpinError as error:
+            return WorkerAnswer(shard.name, error=WorkerError.of(error)).to_row()
+        return WorkerAnswer(shard.name, outcome.to_json()).to_row()

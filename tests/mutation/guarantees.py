@@ -76,13 +76,13 @@ PROMISES = (
             Cut(
                 f"{NIGHT}::test_counts_that_do_not_add_up_are_no_night",
                 "pipelines/nightly/publish.py",
-                'if not found == outcome["rows"] == planned:',
+                "if not accounted == counts.rows == planned:",
                 "if False:",
             ),
             Cut(
                 f"{HERE}::test_a_document_that_raises_is_alone",
                 "pipelines/nightly/classify_step.py",
-                'dead |= {row: ("poison", message) for row, message in poison.items()}',
+                'dead |= {row: ("poison", message) for row, message in failing.items()}',
             ),
         ),
     ),
@@ -98,8 +98,8 @@ PROMISES = (
             Cut(
                 f"{NIGHT}::test_deaths_of_the_machine_are_no_fault_of_a_document",
                 "pipelines/workers/fault_isolation.py",
-                "if self.wary and len(rows) > 1 and not self.deadly:",
-                "if self.wary and not self.deadly:",
+                "if self.suspicious and len(rows) > 1 and not self.deadly:",
+                "if self.suspicious and not self.deadly:",
             ),
         ),
     ),
@@ -213,13 +213,13 @@ PROMISES = (
             Cut(
                 f"{LEDGER}::test_every_row_is_done_or_dead",
                 "pipelines/workers/fault_isolation.py",
-                'self.attempt.keep({"deadly": self.deadly, "trying": [rows[0], rows[-1]]})',
+                "self.attempt.write_note(AttemptNote(self.deadly, trying=bounds))",
                 "pass",
             ),
             Cut(
                 f"{HERE}::test_a_document_that_raises_is_alone",
                 "pipelines/workers/fault_isolation.py",
-                "self._divide(rows, 2, done, dead)",
+                "self._divide(rows, 2, result)",
                 "raise",
             ),
         ),
@@ -276,12 +276,12 @@ PROMISES = (
             Cut(
                 f"{NIGHT}::test_another_plan_is_refused_until_it_is_started_over",
                 "pipelines/storage/stage_plan.py",
-                "if kept is not None and not restart:\nplan._refuse(store, kept)",
+                "if stored is not None and not restart:\n_refuse(store, stage, metadata, stored)",
             ),
             Cut(
                 f"{NIGHT}::test_files_that_appear_wait_for_the_next_night",
                 "pipelines/nightly/publish.py",
-                'facts = {**facts, "files": planned}',
+                'metadata = {**metadata, "files": to_json(planned)}',
             ),
         ),
     ),

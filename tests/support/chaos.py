@@ -14,9 +14,10 @@ import ray
 from pipelines.data.readers import Shard
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
+from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt
+from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
 from pipelines.workers.map_shards import map_shards
 from pipelines.workers.train_group import run_group
 from spin.errors import SpinError, UserError
@@ -52,7 +53,7 @@ class ChaosStep(ClassifyStep):
 class CountingStep(ClassifyStep):
     """Writes a line for every shard whose forward pass it has made."""
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
         answer = super().__call__(shard, attempt)
         with open(os.environ[LOG], "a", encoding="utf-8") as log:
             log.write(f"{shard.name}\n")
@@ -62,7 +63,7 @@ class CountingStep(ClassifyStep):
 class NodeStep(ClassifyStep):
     """Writes the node and the shard it begins into the file `data.train`, then waits for one with `.go` at its end."""
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
         log = self.data.train
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"{ray.get_runtime_context().get_node_id()} {shard.name}\n")
@@ -74,10 +75,10 @@ class NodeStep(ClassifyStep):
 class SleepingStep:
     """Never ends on one shard."""
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ShardCounts]:
         if shard.index == 1:
             threading.Event().wait()
-        return {"txt": b""}, {"rows": 1}
+        return StepResult({"txt": b""}, ShardCounts(rows=1))
 
 
 class RegistryFixture:
@@ -128,7 +129,17 @@ def sleep(output: str) -> None:
     settings = RaySettings(workers=2, stall_seconds=20)
     with Lease(Store(output)) as lease:
         try:
-            map_shards(SleepingStep, (), shards, Store(output), settings, stage="trial", documents=3, lease=lease)
+            map_shards(
+                SleepingStep,
+                (),
+                shards,
+                Store(output),
+                settings,
+                counts_type=ShardCounts,
+                stage="trial",
+                documents=3,
+                lease=lease,
+            )
         except SpinError as error:
             print(error)
             raise SystemExit(error.status) from None

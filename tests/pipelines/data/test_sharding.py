@@ -20,7 +20,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import input_files
 from pipelines.data import readers as documents_module
 from pipelines.data.input_files import list_files
 from pipelines.data.readers import Documents, Shard, read_shard
@@ -28,6 +27,7 @@ from pipelines.data.sharding import plan_shards, split_shard
 from pipelines.data.training_labels import read_labelled
 from pipelines.nightly.classify_step import triage
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import to_json
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
 from spin.settings import DataSettings
@@ -754,9 +754,7 @@ def test_labels_of_good_rows(tmp_path: Path) -> None:
 def test_a_plan_says_what_it_was_made_of(tmp_path: Path) -> None:
     put(tmp_path, "a.csv", b"id,text\n")
     [file] = list_files(str(tmp_path))
-    assert input_files.describe([file]) == [
-        {"uri": f"{tmp_path}/a.csv", "kind": "csv", "size": 8, "version": file.version}
-    ]
+    assert to_json([file]) == [{"uri": f"{tmp_path}/a.csv", "kind": "csv", "size": 8, "version": file.version}]
     assert Shard(7, "a", "csv", 0, 1).name == "000007"
 
 

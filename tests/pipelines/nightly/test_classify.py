@@ -18,7 +18,7 @@ from pipelines.nightly.precision_check import check_precision
 from pipelines.nightly.publish import read_predictions
 from pipelines.service_errors import BadRowsError
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import ShardLog
+from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.map_shards import map_shards
 from spin.classifier import SpinClassifier
 from spin.errors import NotFiniteError, UserError
@@ -104,9 +104,9 @@ def test_what_is_kept_of_a_shard_does_not_grow_with_its_rows(place: Place, monke
     """Of ten times the rows, dead ones among them, each pass tells the driver as much: counts, and nothing of a row."""
     kept: list[dict[str, Any]] = []
 
-    def listen(*args: Any, **given: Any) -> list[dict[str, Any]]:
+    def listen(*args: Any, **given: Any) -> list[ShardOutcome[Any]]:
         outcomes = map_shards(*args, **{**given, "here": True})
-        kept.extend(outcomes)
+        kept.extend(outcome.to_json() for outcome in outcomes)
         return outcomes
 
     monkeypatch.setattr(classify, "map_shards", listen)
@@ -368,10 +368,10 @@ def test_what_does_not_change_results_resumes(place: Place, change: str, monkeyp
     class Stop(Exception):
         pass
 
-    def stop(shard_log: ShardLog, name: str, *args: Any) -> Any:
+    def stop(shard_log: ShardLog, name: str, *args: Any, **given: Any) -> Any:
         if shard_log.store.uri.endswith("-001") and name == "000002":
             raise Stop
-        return commit(shard_log, name, *args)
+        return commit(shard_log, name, *args, **given)
 
     commit = ShardLog.commit
     with monkeypatch.context() as patch:
@@ -382,9 +382,9 @@ def test_what_does_not_change_results_resumes(place: Place, change: str, monkeyp
     monkeypatch.setattr(
         ShardLog,
         "commit",
-        lambda shard_log, name, *args: (
+        lambda shard_log, name, *args, **given: (
             computed.append(f"{shard_log.store.uri[-3:]} {name}"),
-            commit(shard_log, name, *args),
+            commit(shard_log, name, *args, **given),
         )[1],
     )
     place.night(set=(change,))

@@ -33,7 +33,7 @@ def found_in(shards: list[Shard], store: Store, partitions: int) -> dict[int, li
         commit_shard(digests, shard, ShardLog(ids))
     second = RepeatStep(ids, partitions, [shard.name for shard in shards])
     work = [Shard(n, "", "partition", n, n + 1) for n in range(partitions)]
-    keys = [key for part in work for key in commit_shard(second, part, ShardLog(found))["files"]]
+    keys = [key for part in work for key in commit_shard(second, part, ShardLog(found)).files]
     return {shard.index: rows for shard in shards if (rows := duplicate_rows(shard, found, keys))}
 
 

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.data.input_files import InputFile
 from pipelines.data.readers import Shard
 from pipelines.nightly.classify_step import predictions_schema
 from pipelines.nightly.publish import BatchRun, NightlyRun, read_predictions, reconcile
+from pipelines.nightly.run_records import ClassifyCounts, RunPlan
 from pipelines.service_errors import HeldError, StalledError, UnavailableError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt, ShardLog
-from pipelines.storage.stage_plan import Plan
-from pipelines.workers.fault_isolation import MAX_CRASHES, isolate
-from pipelines.workers.map_shards import _in_time, map_shards
+from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, ShardOutcome, StepResult
+from pipelines.storage.stage_plan import StagePlan
+from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows
+from pipelines.workers.map_shards import WorkerAnswer, _within_stall_limit, map_shards
 from spin.errors import SpinError, UserError
 from spin.settings import RaySettings
 from tests.support.repository import ROOT
@@ -43,8 +46,8 @@ class Crash(BaseException):
     """The process is gone; what its store holds stays."""
 
 
-def list_model_files(count: int, version: str = "v") -> list[dict[str, Any]]:
-    return [{"uri": f"f{n}", "size": n, "version": version} for n in range(count)]
+def input_files(count: int, version: str = "v") -> list[InputFile]:
+    return [InputFile(f"f{n}", "jsonl", n, version) for n in range(count)]
 
 
 class Step:
@@ -56,7 +59,7 @@ class Step:
     def __init__(self, says: str = "x") -> None:
         self.says, self.computed = says, []
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
         self.computed.append(shard.index)
         dead = shard.index % 2
         ids = [f"{shard.name}-{row}" for row in range(3)]
@@ -65,14 +68,20 @@ class Step:
             files["dead.parquet"] = parquet({"id": ids[-1:], "reason": ["odd"]})
         else:
             files["disagreements.parquet"] = parquet({"id": ids[:1], "label": [self.says]})
-        counts = {"rows": 3, "predicted": 3 - dead, "dead": dead, "tokens": 9, "truncated": 0}
-        counts |= {"abstained": 0, "unlabelled": 0}
-        return files, counts | {
-            "uri": shard.uri,
-            "reasons": {"odd": dead},
-            "labels": {self.says: 3 - dead},
-            "depths": {},
-        }
+        counts = ClassifyCounts(
+            rows=3,
+            uri=shard.uri,
+            predicted=3 - dead,
+            dead=dead,
+            reasons={"odd": dead},
+            labels={self.says: 3 - dead},
+            abstained=0,
+            unlabelled=0,
+            depths={},
+            tokens=9,
+            truncated=0,
+        )
+        return StepResult(files, counts)
 
 
 def parquet(columns: dict[str, list[str]] | pa.Table) -> bytes:
@@ -81,12 +90,9 @@ def parquet(columns: dict[str, list[str]] | pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def shards_of(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Two shards a file."""
-    return [
-        {"index": n, "uri": files[n // 2]["uri"], "kind": "jsonl", "start": 3 * n, "stop": 3 * n + 3, "by_bytes": False}
-        for n in range(2 * len(files))
-    ]
+def shards_of(files: list[InputFile]) -> list[Shard]:
+    """Two shards per file."""
+    return [Shard(n, files[n // 2].uri, "jsonl", 3 * n, 3 * n + 3) for n in range(2 * len(files))]
 
 
 def run_night(
@@ -95,16 +101,16 @@ def run_night(
     *,
     date: str = "2026-01-31",
     facts: dict[str, Any] = FACTS,
-    files: list[dict[str, Any]] | None = None,
+    files: list[InputFile] | None = None,
     restart: bool = False,
     ttl: float = 30,
 ) -> dict[str, Any]:
     """What `run_classify` does, in this process."""
-    files = list_model_files(2) if files is None else files
+    files = input_files(2) if files is None else files
     with Lease(out, ttl=ttl) as lease:
         night = NightlyRun(out, date, lease)
-        detail = {"shards": shards_of(files), "bad": {}, "documents": 6 * len(files), "skipped": []}
-        run, plan = night.begin(facts, files, lambda _: detail, restart=restart)
+        derived = RunPlan(tuple(shards_of(files)), {}, 6 * len(files))
+        run, plan = night.begin(facts, files, lambda _: derived, restart=restart)
         manifest = run.finished(plan)
         if manifest is None:
             manifest = compute(run, step, plan, date, lease)
@@ -112,11 +118,19 @@ def run_night(
         return manifest
 
 
-def compute(run: BatchRun, step: Step, plan: Plan, date: str, lease: Lease) -> dict[str, Any]:
-    shards, rows = [Shard(**shard) for shard in plan.detail["shards"]], plan.detail["documents"]
+def compute(run: BatchRun, step: Step, plan: StagePlan[RunPlan], date: str, lease: Lease) -> dict[str, Any]:
     once = RaySettings(retry_seconds=0)  # type: ignore[call-arg]
     outcomes = map_shards(
-        lambda: step, (), shards, run.store, once, stage="night", documents=rows, lease=lease, here=True
+        lambda: step,
+        (),
+        plan.derived.shards,
+        run.store,
+        once,
+        counts_type=ClassifyCounts,
+        stage="night",
+        documents=plan.derived.documents,
+        lease=lease,
+        here=True,
     )
     return run.finish(plan, outcomes, date, model_version="1")
 
@@ -403,17 +417,17 @@ def test_files_that_appear_wait_for_the_next_night(tmp_path: Path) -> None:
     with crash_at(8, after=True), pytest.raises(Crash):
         run_night(out, step)
     take_over(out)
-    run_night(out, step, files=list_model_files(3))
+    run_night(out, step, files=input_files(3))
     check_whole(out, files=2)
-    run_night(out, step, files=list_model_files(3), date="2026-02-01")
+    run_night(out, step, files=input_files(3), date="2026-02-01")
     check_whole(out, files=3, date="2026-02-01")
 
 
-CHANGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], str]] = {
-    "model": ({**FACTS, "model": "2"}, list_model_files(2), 'model is "2", was "1"'),
-    "format": ({**FACTS, "format": 2}, list_model_files(2), "format is 2, was 1"),
-    "file changed": (FACTS, list_model_files(2, "w"), 'files.0.version is "w", was "v"'),
-    "file gone": (FACTS, list_model_files(1), 'files.1.version is "gone", was "v"'),
+CHANGES: dict[str, tuple[dict[str, Any], list[InputFile], str]] = {
+    "model": ({**FACTS, "model": "2"}, input_files(2), 'model is "2", was "1"'),
+    "format": ({**FACTS, "format": 2}, input_files(2), "format is 2, was 1"),
+    "file changed": (FACTS, input_files(2, "w"), 'files.0.version is "w", was "v"'),
+    "file gone": (FACTS, input_files(1), 'files.1.version is "gone", was "v"'),
 }
 
 
@@ -462,8 +476,8 @@ class Labelling(Step):
             return [] if self.multilabel and shard.index else None
         return ["good", "late"] if self.multilabel else "good"
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
-        files, outcome = super().__call__(shard, attempt)
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
+        result = super().__call__(shard, attempt)
         rows = [
             {
                 "id": f"{shard.name}-{row}",
@@ -473,10 +487,10 @@ class Labelling(Step):
                 "depth": 3,
                 "model_version": "7",
             }
-            for row in range(outcome["predicted"])
+            for row in range(result.counts.predicted)
         ]
         table = pa.Table.from_pylist(rows, schema=predictions_schema(self.multilabel))
-        return {**files, "predictions.parquet": parquet(table)}, outcome
+        return StepResult({**result.files, "predictions.parquet": parquet(table)}, result.counts)
 
 
 @pytest.mark.parametrize("multilabel", [False, True], ids=["label", "labels"])
@@ -529,7 +543,7 @@ def test_an_overtaken_run_publishes_nothing(tmp_path: Path) -> None:
 
 STOPPED = """
 import sys
-from tests import test_night as night
+from tests.pipelines.nightly import test_night as night
 from pipelines.service_errors import HeldError
 
 class Waiting(night.Step):
@@ -579,11 +593,11 @@ def test_a_file_that_cannot_be_read_is_left_out_whole(tmp_path: Path) -> None:
     """Also the rows of it that were predicted before it was found out; the counts are those of the others."""
 
     class Bad(Step):
-        def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
-            files, outcome = super().__call__(shard, attempt)
+        def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
+            result = super().__call__(shard, attempt)
             if shard.index != 3:
-                return files, outcome
-            return {}, {**outcome, "rows": 0, "predicted": 0, "dead": 0, "bad": "f1 is corrupt"}
+                return result
+            return StepResult({}, replace(result.counts, rows=0, predicted=0, dead=0, bad="f1 is corrupt"))
 
     out = Store(str(tmp_path))
     manifest = run_night(out, Bad())
@@ -606,11 +620,12 @@ def test_a_file_that_cannot_be_read_is_left_out_whole(tmp_path: Path) -> None:
 )
 def test_counts_that_do_not_add_up_are_told(change: dict[str, int], said: str) -> None:
     """A row that is nowhere, or twice, or was not planned ends the run with an error that names the shard."""
-    shards = shards_of(list_model_files(1))
-    outcomes = [Step()(Shard(**shard), None)[1] for shard in shards]  # type: ignore[arg-type]
+    shards = shards_of(input_files(1))
+    counts = [Step()(shard, None).counts for shard in shards]  # type: ignore[arg-type]
+    outcomes = [ShardOutcome(count, {}, tries=1, seconds=1.0, ended=0.0) for count in counts]
     reconcile(shards, outcomes)
     with pytest.raises(SpinError, match=said):
-        reconcile(shards, [outcomes[0], {**outcomes[1], **change}])
+        reconcile(shards, [outcomes[0], replace(outcomes[1], counts=replace(counts[1], **change))])
     with pytest.raises(SpinError, match="2 shards were planned, 1 are committed"):
         reconcile(shards, outcomes[:1])
 
@@ -619,9 +634,10 @@ def test_counts_that_do_not_add_up_are_no_night(tmp_path: Path) -> None:
     """A step that loses a row: the run fails before its manifest, and nothing of it is seen."""
 
     class Losing(Step):
-        def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
-            files, outcome = super().__call__(shard, attempt)
-            return files, {**outcome, "predicted": outcome["predicted"] - (shard.index == 2)}
+        def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
+            result = super().__call__(shard, attempt)
+            counts = replace(result.counts, predicted=result.counts.predicted - (shard.index == 2))
+            return StepResult(result.files, counts)
 
     out = Store(str(tmp_path))
     with pytest.raises(SpinError, match="3 were planned, 3 read, 2 predicted or dead; nothing is published"):
@@ -636,24 +652,24 @@ def test_deaths_of_the_machine_are_no_fault_of_a_document(tmp_path: Path) -> Non
         with pytest.raises(Crash), shard_log.attempt("000000"):
             raise Crash
     with shard_log.attempt("000000") as attempt:
-        assert attempt.deaths == MAX_CRASHES
-        assert isolate([0], lambda rows: rows, attempt) == ([([0], [0])], {})
+        assert attempt.crashes == MAX_CRASHES
+        assert isolate_failing_rows([0], lambda rows: rows, attempt) == IsolatedRows([([0], [0])], {})
 
 
 def test_workers_that_say_nothing_are_told(tmp_path: Path) -> None:
     """What ends is taken; then silence, for longer than is allowed: an error that names what was begun."""
     shard_log, never = ShardLog(Store(str(tmp_path))), threading.Event()
-    shard_log.commit("000000", {}, {})
+    shard_log.commit("000000", StepResult({}, ShardCounts(rows=1)), tries=1, seconds=1.0, ended=0.0)
     for name in ("000000", "000001"):
         with shard_log.attempt(name):
             pass
 
-    def answers() -> Iterator[dict[str, Any]]:
-        yield {"name": "000000"}
+    def answers() -> Iterator[WorkerAnswer]:
+        yield WorkerAnswer("000000")
         never.wait()
 
-    heard = _in_time(answers(), 0.5, "trial", shard_log.store)
-    assert next(heard) == {"name": "000000"}
+    heard = _within_stall_limit(answers(), 0.5, "trial", shard_log.store)
+    assert next(heard) == WorkerAnswer("000000")
     try:
         with pytest.raises(StalledError, match=r"trial: no shard .* 0\.5 s .*begun and not ended: 000001 in"):
             next(heard)

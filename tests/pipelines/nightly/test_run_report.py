@@ -35,6 +35,8 @@ def manifest(**changes: Any) -> dict[str, Any]:
         {
             "uri": f"s3://inbox/{n // 10}.parquet",
             "rows": count,
+            **dict.fromkeys(("predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0),
+            **{name: {} for name in ("reasons", "labels", "depths", "files")},
             "seconds": 20.0 + n,
             "ended": 1.79e9 + 15.0 * n + 300 * (n > 15),
             "tries": 1 + (n == 7),

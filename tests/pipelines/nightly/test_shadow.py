@@ -257,10 +257,10 @@ def test_a_resumed_night_counts_every_document_once(place: Place, monkeypatch: p
     class Killed(BaseException):
         pass
 
-    def commit(shard_log: ShardLog, name: str, *args: Any) -> Any:
+    def commit(shard_log: ShardLog, name: str, *args: Any, **given: Any) -> Any:
         if shard_log.store.uri.endswith("-001") and name == "000002":
             raise Killed
-        return real(shard_log, name, *args)
+        return real(shard_log, name, *args, **given)
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardLog, "commit", commit)

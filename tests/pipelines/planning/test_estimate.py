@@ -24,6 +24,7 @@ import jobs.plan_command
 from jobs.cli import main
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
+from pipelines.nightly.run_records import ClassifyCounts, DigestCounts
 from pipelines.planning import estimate as forecast_module
 from pipelines.planning import sample
 from pipelines.planning.estimate import forecast
@@ -256,12 +257,24 @@ def test_a_worker_without_a_gpu_computes_on_the_processor(
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A sample that is not taken: 100 documents a second in five pieces, ids at 10,000 a second, 36 s to load."""
-    outcome = {"rows": 100, "predicted": 100, "dead": 0, "tokens": 2500}
+    counts = ClassifyCounts(
+        rows=100,
+        uri="a.jsonl",
+        predicted=100,
+        dead=0,
+        reasons={},
+        labels={},
+        abstained=0,
+        unlabelled=0,
+        depths={},
+        tokens=2500,
+        truncated=0,
+    )
     table = pa.BufferOutputStream()
     pq.write_table(pa.table({"id": ["a"] * 100}), table)
     files = {"predictions.parquet": table.getvalue().to_pybytes(), "profile.safetensors": b"p" * 50, "json": b"{}"}
-    pieces = [Piece(outcome, seconds, Traffic(), files) for seconds in (0.5, 1, 1, 1, 2)]
-    reading = Piece(outcome, 0.01, Traffic(get=1, read=5000), {"ids": b"i" * 2000, "json": b"{}"})
+    pieces = [Piece(counts, seconds, Traffic(), files) for seconds in (0.5, 1, 1, 1, 2)]
+    reading = Piece(DigestCounts(rows=100), 0.01, Traffic(get=1, read=5000), {"ids": b"i" * 2000, "json": b"{}"})
     monkeypatch.setattr(
         forecast_module, "take_sample", lambda *_: Sample(36, pieces, [reading], whole=True, drift=True)
     )
@@ -307,8 +320,9 @@ def test_large_shards_have_what_few_pieces_have(
     source, settings = write(str(tmp_path), "jsonl", tiny.documents(50)), settings_of(backbone_folder, documents=size)
     plain = forecast(settings, registry_fixture, 36 * size, source=source)["store"]  # type: ignore[arg-type]
     sampled = forecast_module.take_sample(*[None] * 6)  # type: ignore[arg-type]
-    odd = replace(sampled.pieces[0], outcome={**sampled.pieces[0].outcome, "predicted": 99, "dead": 1})
-    monkeypatch.setattr(forecast_module, "take_sample", lambda *_: replace(sampled, pieces=[odd, *sampled.pieces[1:]]))
+    first, *others = sampled.pieces
+    with_dead = replace(first, counts=replace(first.counts, predicted=99, dead=1))
+    monkeypatch.setattr(forecast_module, "take_sample", lambda *_: replace(sampled, pieces=[with_dead, *others]))
     found = forecast(settings, registry_fixture, 36 * size, source=source)["store"]  # type: ignore[arg-type]
     assert found["put"] - plain["put"] == pytest.approx(2 * dead, abs=1)  # written, and copied to where readers look
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.service_errors import UnavailableError
 from pipelines.storage import filesystem as store_module
 from pipelines.storage.object_store import Store
+from pipelines.storage.shard_log import StepResult
 from tests.pipelines.nightly.test_night import Step, check_whole, read_predictions, run_night, take_over
 from tests.support.proxy import FAULTS, Proxy, proxied
 
@@ -146,9 +148,10 @@ def test_a_full_store_fails_clearly_and_resumes(small_bucket: str) -> None:
     ballast.write("a", bytes(3 << 20))
 
     class Large(Step):
-        def __call__(self, shard: Any, attempt: Any) -> tuple[dict[str, bytes], dict[str, Any]]:
-            files, outcome = super().__call__(shard, attempt)
-            return {**files, "dead.parquet": files["predictions.parquet"] + bytes(1 << 19)}, outcome
+        def __call__(self, shard: Any, attempt: Any) -> StepResult[ClassifyCounts]:
+            result = super().__call__(shard, attempt)
+            large = result.files["predictions.parquet"] + bytes(1 << 19)
+            return StepResult({**result.files, "dead.parquet": large}, result.counts)
 
     step = Large()
     with pytest.raises(UnavailableError, match=r"is full .*QuotaExceeded.*run it again to resume") as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,19 @@ from hypothesis import strategies as st
 
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.stage_plan import Plan, fingerprint, finish, finished, freeze
+from pipelines.storage.stage_plan import (
+    NothingDerived,
+    StageManifest,
+    StagePlan,
+    _differences,
+    find_manifest,
+    fingerprint,
+    load_finished,
+    plan_fingerprint,
+    read_plan,
+    write_manifest,
+    write_plan,
+)
 from spin.errors import UserError
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
@@ -28,6 +41,37 @@ FACTS: dict[str, Any] = {
     "data": {"id": "id", "files": [{"uri": "a", "size": 1}]},
     "sites": ["ffn"],
 }
+
+
+@dataclass(frozen=True)
+class Derived:
+    shards: tuple[int, ...] = ()
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    seconds: float
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def freeze(
+    store: Store,
+    stage: str,
+    metadata: dict[str, Any],
+    derive: Callable[[], Derived] = Derived,
+    *,
+    restart: bool = False,
+) -> StagePlan[Derived]:
+    return write_plan(store, stage, metadata, Derived, derive, restart=restart)
+
+
+def finished(store: Store, plan: StagePlan[Any]) -> StageManifest[Results] | None:
+    return find_manifest(store, plan, Results)
+
+
+def kept(store: Store) -> StagePlan[Derived] | None:
+    return read_plan(store, Derived)
 
 
 @pytest.fixture
@@ -67,22 +111,22 @@ def test_a_fingerprint_tells_facts_apart(one: Any, other: Any) -> None:
 
 def test_the_first_detail_is_kept(store: Store) -> None:
     """What was worked out once is read back; facts come back as JSON holds them."""
-    made = freeze(store, "extract", {**FACTS, "sites": ("ffn",)}, lambda: {"shards": [1, 2]})
-    assert made.detail == {"shards": [1, 2]}
+    made = freeze(store, "extract", {**FACTS, "sites": ("ffn",)}, lambda: Derived((1, 2)))
+    assert made.derived == Derived((1, 2))
     for restart in (False, True):
         assert freeze(store, "extract", FACTS, nothing, restart=restart) == made
-    assert Plan.kept(store) == made
+    assert kept(store) == made
     assert store.list() == ["plan.json"]
 
 
 def test_no_plan_is_kept_in_an_empty_store(store: Store) -> None:
-    assert Plan.kept(store) is None
-    assert finished(store, Plan("extract", FACTS, {})) is None
+    assert kept(store) is None
+    assert finished(store, StagePlan("extract", FACTS, Derived())) is None
 
 
 def test_a_detail_that_fails_changes_nothing(folder: Store) -> None:
     """A survey that finds bad data leaves the old plan and what was made by it."""
-    freeze(folder, "extract", FACTS, dict)
+    freeze(folder, "extract", FACTS)
     folder.write("parts/000000.json", b"{}")
 
     def fail() -> NoReturn:
@@ -91,7 +135,7 @@ def test_a_detail_that_fails_changes_nothing(folder: Store) -> None:
     with pytest.raises(UserError, match="bad data"):
         freeze(folder, "extract", {**FACTS, "metric": "accuracy"}, fail, restart=True)
     assert folder.list() == ["parts/000000.json", "plan.json"]
-    assert freeze(folder, "extract", FACTS, nothing).facts == FACTS
+    assert freeze(folder, "extract", FACTS, nothing).metadata == FACTS
 
 
 LONG = "s3://bucket/a/rather/long/prefix/that/goes/on/and/on"
@@ -122,7 +166,7 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 def test_other_facts_are_refused_by_name(case: str, folder: Store) -> None:
     """What differs is named with both values, and what to do; nothing is touched."""
     facts, old, said = DIFFERENCES[case]
-    made = freeze(folder, "probe", old, dict)
+    made = freeze(folder, "probe", old)
     with pytest.raises(UserError) as error:
         freeze(folder, "probe", facts, nothing)
     message = str(error.value)
@@ -130,11 +174,11 @@ def test_other_facts_are_refused_by_name(case: str, folder: Store) -> None:
     assert said in message
     assert message.endswith("Put them back, use another store, or start over with --restart")
     assert "\n" not in message
-    assert Plan.kept(folder) == made
+    assert kept(folder) == made
 
 
 def test_another_stage_is_refused_by_name(folder: Store) -> None:
-    freeze(folder, "extract", FACTS, dict)
+    freeze(folder, "extract", FACTS)
     with pytest.raises(UserError, match='stage is "probe", was "extract"'):
         freeze(folder, "probe", FACTS, nothing)
 
@@ -142,21 +186,21 @@ def test_another_stage_is_refused_by_name(folder: Store) -> None:
 @given(facts_of, facts_of)
 def test_a_difference_always_has_a_name(facts: dict[str, Any], old: dict[str, Any]) -> None:
     """Whatever makes two plans different is told; the same facts differ in nothing."""
-    plan, kept = (Plan("probe", json.loads(json.dumps(tree)), {}) for tree in (facts, old))
-    assert bool(plan._differences(kept)) == (plan.fingerprint != kept.fingerprint)
+    different = plan_fingerprint("probe", facts) != plan_fingerprint("probe", old)
+    assert bool(_differences("probe", facts, {"stage": "probe", "facts": old})) == different
 
 
 def test_a_restart_clears_what_was_there(store: Store) -> None:
     """The parts, the manifest and the plan of before are gone; the run's own lease is not."""
     with Lease(store) as lease:
-        plan = freeze(store, "extract", FACTS, dict)
+        plan = freeze(store, "extract", FACTS)
         for key in ("parts/000000.json", "parts/000000.parquet", "notes"):
             store.write(key, b"old")
-        finish(store, plan)
-        new = freeze(store, "extract", {"metric": "accuracy"}, lambda: {"shards": []}, restart=True)
+        write_manifest(store, plan, Results(1.5))
+        new = freeze(store, "extract", {"metric": "accuracy"}, Derived, restart=True)
         lease.check()
         assert store.list() == ["_lease/000001", "plan.json"]
-    assert Plan.kept(store) == new
+    assert kept(store) == new
     assert finished(store, plan) is None
     assert finished(store, new) is None
 
@@ -164,7 +208,7 @@ def test_a_restart_clears_what_was_there(store: Store) -> None:
 def test_what_has_no_plan_is_cleared_before_one_is_frozen(folder: Store) -> None:
     """Parts without a plan are a half cleared store's: no run may take them for its own."""
     folder.write("parts/000000.json", b"old")
-    freeze(folder, "extract", FACTS, dict)
+    freeze(folder, "extract", FACTS)
     assert folder.list() == ["plan.json"]
 
 
@@ -189,32 +233,67 @@ def crashing(delete: Callable[[Store, str], None], after: int) -> Callable[[Stor
 def test_a_crash_while_clearing(after: int, folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """After however many deletes: no plan is finished, and the run of either plan ends with a store of its own."""
     facts, parts = {"metric": "accuracy"}, [f"parts/{n:06d}.json" for n in range(4)]
-    old = freeze(folder, "extract", FACTS, lambda: {"n": "old"})
+    old = freeze(folder, "extract", FACTS, lambda: Derived(name="old"))
     for key in parts:
         folder.write(key, b"old")
-    finish(folder, old)
+    write_manifest(folder, old, Results(1.5))
     assert finished(folder, old)
     monkeypatch.setattr(Store, "delete", crashing(Store.delete, after))
     with pytest.raises(Crash):
-        freeze(folder, "extract", facts, lambda: {"n": "new"}, restart=True)
+        freeze(folder, "extract", facts, lambda: Derived(name="new"), restart=True)
     monkeypatch.undo()
     left = [key for key in folder.list() if key.startswith("parts/")]
     if left != parts:
-        assert Plan.kept(folder) is None
+        assert kept(folder) is None
     if after:
         assert finished(folder, old) is None
-    assert finished(folder, Plan("extract", facts, {})) is None
-    new = freeze(folder, "extract", facts, lambda: {"n": "new"}, restart=True)
-    assert (new.detail, folder.list()) == ({"n": "new"}, ["plan.json"])
+    assert finished(folder, StagePlan("extract", facts, Derived())) is None
+    new = freeze(folder, "extract", facts, lambda: Derived(name="new"), restart=True)
+    assert (new.derived, folder.list()) == (Derived(name="new"), ["plan.json"])
 
 
 def test_finished_only_by_its_own_plan(store: Store) -> None:
     """The manifest of a plan is no other's; it holds what the stage told."""
-    plan = freeze(store, "train", FACTS, dict)
+    plan = freeze(store, "train", FACTS)
     assert finished(store, plan) is None
-    manifest = finish(store, plan, counts={"rows": 3}, seconds=1.5)
+    manifest = write_manifest(store, plan, Results(1.5, {"rows": 3}))
     assert finished(store, plan) == manifest
-    assert manifest == {"stage": "train", "fingerprint": plan.fingerprint, "counts": {"rows": 3}, "seconds": 1.5}
-    assert finished(store, Plan("train", {**FACTS, "metric": "accuracy"}, {})) is None
-    assert finished(store, Plan("probe", FACTS, {})) is None
-    assert finished(store, Plan("train", FACTS, {"another": "detail"})) == manifest
+    assert store.read_json("manifest.json") == manifest.to_json()
+    assert manifest.to_json() == {
+        "stage": "train",
+        "fingerprint": plan.fingerprint,
+        "counts": {"rows": 3},
+        "seconds": 1.5,
+    }
+    assert finished(store, StagePlan("train", {**FACTS, "metric": "accuracy"}, Derived())) is None
+    assert finished(store, StagePlan("probe", FACTS, Derived())) is None
+    assert finished(store, StagePlan("train", FACTS, Derived((7,)))) == manifest
+
+
+def test_keys_of_the_files(folder: Store) -> None:
+    """The keys of plan.json are an interface; a derived value that is None is absent."""
+    freeze(folder, "extract", FACTS, lambda: Derived((1, 2)))
+    assert folder.read_json("plan.json") == {"stage": "extract", "facts": FACTS, "detail": {"shards": [1, 2]}}
+
+
+def test_a_stage_that_builds_on_another_loads_what_has_finished(folder: Store) -> None:
+    """Before the other has finished, and where it finished with other metadata, the error names what to do."""
+
+    def load(metadata: dict[str, Any]) -> tuple[StagePlan[Derived], StageManifest[Results]]:
+        return load_finished(folder, "extract", metadata, Derived, Results)
+
+    with pytest.raises(UserError, match=r"extract has not finished in .*; run `spin extract` first"):
+        load(FACTS)
+    plan = freeze(folder, "extract", FACTS, lambda: Derived((1, 2)))
+    with pytest.raises(UserError, match="has not finished"):
+        load(FACTS)
+    manifest = write_manifest(folder, plan, Results(2.5))
+    assert load({**FACTS, "sites": ("ffn",)}) == (plan, manifest)
+    with pytest.raises(UserError, match='metric is "accuracy", was "macro_f1"'):
+        load({**FACTS, "metric": "accuracy"})
+
+
+def test_a_stage_may_derive_nothing(folder: Store) -> None:
+    plan = write_plan(folder, "probe", FACTS, NothingDerived, NothingDerived)
+    assert folder.read_json("plan.json")["detail"] == {}
+    assert read_plan(folder, NothingDerived) == plan

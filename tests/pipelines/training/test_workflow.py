@@ -23,7 +23,7 @@ from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipelines.service_errors import BadRowsError, DriftError, UnavailableError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt
+from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
 from pipelines.training.evaluate import run_evaluate
 from pipelines.training.workflow import run_road, run_stages
 from pipelines.workers.map_shards import map_shards
@@ -372,26 +372,36 @@ class KilledOnce:
     def __init__(self, marker: str) -> None:
         self.marker = Path(marker)
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ShardCounts]:
         if shard.index == 2 and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return {"txt": shard.name.encode()}, {"rows": 1}
+        return StepResult({"txt": shard.name.encode()}, ShardCounts(rows=1))
 
 
 class Failing:
     """A step that finds something wrong with one shard."""
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ShardCounts]:
         if shard.index == 3:
             raise UserError("shard 3 holds nonsense; mend it")
-        return {"txt": b"ok"}, {"rows": 1}
+        return StepResult({"txt": b"ok"}, ShardCounts(rows=1))
 
 
-def run_step(make: Callable[..., Any], args: tuple[Any, ...], store: Store) -> list[dict[str, Any]]:
+def run_step(make: Callable[..., Any], args: tuple[Any, ...], store: Store) -> list[ShardOutcome[ShardCounts]]:
     shards = [Shard(n, "nowhere", "jsonl", n, n + 1) for n in range(6)]
     with Lease(store) as lease:
-        return map_shards(make, args, shards, store, RaySettings(workers=2), stage="trial", documents=6, lease=lease)
+        return map_shards(
+            make,
+            args,
+            shards,
+            store,
+            RaySettings(workers=2),
+            counts_type=ShardCounts,
+            stage="trial",
+            documents=6,
+            lease=lease,
+        )
 
 
 def test_the_death_of_a_worker_changes_nothing(tmp_path: Path) -> None:
