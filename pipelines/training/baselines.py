@@ -25,26 +25,13 @@ from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
+from spin.pages.model_card import ContenderResult
 from spin.settings import Choice
 from spin.sparsify.probe import Probe
 
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
 """C of the baselines' logistic regressions, chosen on the validation rows"""
 _TIMED, _ROUNDS = 256, 3
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    accuracy: float
-    macro_f1: float
-    neurons: int
-    neurons_of: int
-    depth: int
-    depth_of: int
-    docs_per_s: float
 
 
 @dataclass(frozen=True)
@@ -138,15 +125,15 @@ def tabulate(
     table = []
     for contender, speed in zip(contenders, speeds, strict=True):
         accuracy, macro_f1 = (score(name, y, contender.predicted) for name in ("accuracy", "macro_f1"))
-        row = Row(
-            contender.name,
-            accuracy,
-            macro_f1,
-            contender.neurons,
-            total,
-            contender.depth,
-            depth,
-            round(speed, 1),
+        row = ContenderResult(
+            name=contender.name,
+            accuracy=accuracy,
+            macro_f1=macro_f1,
+            neurons=contender.neurons,
+            neurons_of=total,
+            depth=contender.depth,
+            depth_of=depth,
+            docs_per_s=round(speed, 1),
         )
         table.append(asdict(row))
     return table

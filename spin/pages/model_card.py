@@ -100,7 +100,7 @@ class CardFacts:
     max_tokens: int
     """tokens of a text that the backbone reads at most"""
     metric: str
-    """by which every choice was made"""
+    """on the validation documents, the basis of every choice"""
     table: Sequence[ContenderResult]
     """all contenders on the test documents; empty without test documents"""
     tested: ContenderResult | None
@@ -182,7 +182,7 @@ def _class_counts(facts: CardFacts) -> dict[str, list[int]]:
     indicator = facts.label_space.indicator(facts.y)
     rows = [[index for index, split in enumerate(facts.splits) if split == name] for name in SPLITS]
     return {
-        name: [int(indicator[of_split, k].sum()) for of_split in rows]
+        name: [int(indicator[split_rows, k].sum()) for split_rows in rows]
         for k, name in enumerate(facts.label_space.classes)
     }
 

@@ -1,4 +1,4 @@
-"""The report of a night, opened in a real browser: the numbers of the manifest, charts with a size, nothing loaded."""
+"""The report of a nightly run in a real browser: it shows the numbers of the manifest and loads nothing."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def texts(window: Any, of: str) -> list[str]:
     return [" ".join(text.split()) for text in window.locator(of).all_inner_texts()]
 
 
-def test_the_numbers_of_the_manifest_are_seen(browser: Any, tmp_path: Path) -> None:
+def test_the_report_shows_the_numbers_of_the_manifest(browser: Any, tmp_path: Path) -> None:
     """Counts that add up, drift in words, reasons and slowest shards, each the largest first."""
     with opened(browser, tmp_path, report_page(manifest())) as window:
         shown = window.locator("body").inner_text()
@@ -132,9 +132,11 @@ def shadow(confusion: dict[str, dict[str, int]], **changes: Any) -> dict[str, An
 
 def test_a_shadow_is_compared_by_class(browser: Any, tmp_path: Path) -> None:
     """The class on which both differ most first, what is said instead, and no place for it in a night without one."""
-    found = shadow({"late": {"late": 7900, "lovely": 60, "": 40}, "lovely": {"lovely": 3970, "late": 7}, "": {"": 321}})
+    agreement = shadow(
+        {"late": {"late": 7900, "lovely": 60, "": 40}, "lovely": {"lovely": 3970, "late": 7}, "": {"": 321}}
+    )
     for width in (1280, 390):
-        with opened(browser, tmp_path, report_page(manifest(shadow=found)), width=width) as window:
+        with opened(browser, tmp_path, report_page(manifest(shadow=agreement)), width=width) as window:
             section = window.locator("main section section", has_text="Version 8 scored the same documents")
             assert (
                 "It agrees on 99.1\u202f% of 12,298 documents. The documents on which the two differ"
@@ -176,16 +178,16 @@ def test_charts_have_a_size_and_show_the_pause(browser: Any, tmp_path: Path) -> 
             assert window.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_what_comes_from_documents_stays_text(browser: Any, tmp_path: Path) -> None:
+def test_no_text_becomes_markup(browser: Any, tmp_path: Path) -> None:
     """Labels, files and reasons are shown as they are, in a page that runs nothing."""
     counts = manifest()["counts"] | {
         "labels": dict.fromkeys(HOSTILE_TEXTS, 5),
         "reasons": dict.fromkeys(HOSTILE_TEXTS, 5),
     }
     quarantined = [{"uri": text, "reason": text} for text in HOSTILE_TEXTS]
-    beside = shadow({text: {text: 5, HOSTILE_TEXTS[0]: 1} for text in HOSTILE_TEXTS})
-    found = manifest(counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[], shadow=beside)
-    with opened(browser, tmp_path, report_page(found)) as window:
+    agreement = shadow({text: {text: 5, HOSTILE_TEXTS[0]: 1} for text in HOSTILE_TEXTS})
+    record = manifest(counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[], shadow=agreement)
+    with opened(browser, tmp_path, report_page(record)) as window:
         for of in ("tbody th bdi", "tbody td bdi"):
             assert {" ".join(text.split()) for text in HOSTILE_TEXTS} <= set(texts(window, of))
 
@@ -193,8 +195,8 @@ def test_what_comes_from_documents_stays_text(browser: Any, tmp_path: Path) -> N
 def test_a_night_of_nothing_has_a_report(browser: Any, tmp_path: Path) -> None:
     counts = dict.fromkeys(("rows", "predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0)
     nothing: dict[str, Any] = {"reasons": {}, "labels": {}, "depths": {}}
-    found = manifest(counts=counts | nothing, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
-    with opened(browser, tmp_path, report_page(found)) as window:
+    record = manifest(counts=counts | nothing, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
+    with opened(browser, tmp_path, report_page(record)) as window:
         shown = window.locator("body").inner_text()
         assert "No document was read." in shown
         assert "There are no dead letters, and no file was quarantined." in shown
@@ -202,6 +204,6 @@ def test_a_night_of_nothing_has_a_report(browser: Any, tmp_path: Path) -> None:
 
 def test_the_json_is_the_manifest_without_its_parts() -> None:
     reports = render_reports(manifest())
-    found = json.loads(reports["report.json"])
-    assert found == {name: value for name, value in manifest().items() if name not in ("shards", "parts")}
+    summary = json.loads(reports["report.json"])
+    assert summary == {name: value for name, value in manifest().items() if name not in ("shards", "parts")}
     assert not re.search(r"<script|<link|<img|@import|url\(|\bsrc=|\bhref=", reports["report.html"].decode())

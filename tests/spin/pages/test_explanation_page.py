@@ -1,4 +1,4 @@
-"""The page of an explanation, opened in a real browser: what a person sees, and that nothing else happens."""
+"""The explanation page in a real browser: what it shows, and that it loads and runs nothing."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def explained(
 def drivers_of(
     texts: Sequence[str], labels: Sequence[str] = ("good",)
 ) -> dict[tuple[FeatureColumn, int], list[Driver]]:
-    made = [Driver(f"{text} {i}", labels[i % len(labels)], text, 9.5 - i) for i, text in enumerate(texts)]
-    return dict.fromkeys(NEURONS, made)
+    drivers = [Driver(f"{text} {i}", labels[i % len(labels)], text, 9.5 - i) for i, text in enumerate(texts)]
+    return dict.fromkeys(NEURONS, drivers)
 
 
 def number(text: str) -> Decimal:
@@ -97,16 +97,16 @@ def luminance(colour: Sequence[float]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_a_person_sees_the_prediction_and_all_parts(browser: Any, tmp_path: Path) -> None:
+def test_the_page_shows_the_prediction_and_all_its_parts(browser: Any, tmp_path: Path) -> None:
     """Label and probability, text as it was written, map, sum and neurons, each with a size."""
-    found = explained()
-    with opened(browser, tmp_path, explanation_page(found, title="tweets, version 3")) as window:
-        share = 100 * np.exp(found.logits.max()) / np.exp(found.logits).sum()
-        assert window.locator("h1").inner_text() == f"{found.label} {share:.1f}\u202f%"
-        assert window.title() == f"{found.label} – tweets, version 3"
+    explanation = explained()
+    with opened(browser, tmp_path, explanation_page(explanation, title="tweets, version 3")) as window:
+        share = 100 * np.exp(explanation.logits.max()) / np.exp(explanation.logits).sum()
+        assert window.locator("h1").inner_text() == f"{explanation.label} {share:.1f}\u202f%"
+        assert window.title() == f"{explanation.label} – tweets, version 3"
         shown = window.locator(".panel:visible")
         assert shown.count() == 1
-        assert shown.locator("h2").inner_text() == f"Evidence for and against {found.label}"
+        assert shown.locator("h2").inner_text() == f"Evidence for and against {explanation.label}"
         assert shown.locator("h3").all_inner_texts() == ["Words", "Layers", "Sum", "Neurons"]
         assert shown.locator(".text").inner_text() == TEXT
         assert shown.locator(".word").all_inner_texts() == re.findall(r"\w+|[^\w\s]", TEXT)
@@ -114,34 +114,34 @@ def test_a_person_sees_the_prediction_and_all_parts(browser: Any, tmp_path: Path
         assert shown.locator(".map thead th").all_inner_texts() == ["layer", "0", "1", "2", "3"]
         assert shown.locator("summary code").count() == 12
         for part in ("#p0 .word", "#p0 .cell", "#p0 .falls rect", "#p0 .neurons rect", ".class rect", "#p0 .ramp i"):
-            found_boxes = boxes(window, part)
-            assert found_boxes, part
-            assert all(right > left and bottom - top > 3 for left, top, right, bottom in found_boxes), part
+            part_boxes = boxes(window, part)
+            assert part_boxes, part
+            assert all(right > left and bottom - top > 3 for left, top, right, bottom in part_boxes), part
 
 
 @pytest.mark.parametrize(
-    ("logits", "said"), [((1.0, -2.0, 0.0), ["good 73.1", "plain 50.0"]), ((-1.0, -2.0, -3.0), [])]
+    ("logits", "named"), [((1.0, -2.0, 0.0), ["good 73.1", "plain 50.0"]), ((-1.0, -2.0, -3.0), [])]
 )
-def test_of_many_labels_all_that_reach_one_half_are_named(
-    browser: Any, tmp_path: Path, logits: tuple[float, ...], said: list[str]
+def test_a_multilabel_page_names_all_classes_from_one_half(
+    browser: Any, tmp_path: Path, logits: tuple[float, ...], named: list[str]
 ) -> None:
-    """Each with its own probability, which is a sigmoid; where none does, the heading says so."""
-    found = replace(explained(multilabel=True), logits=np.array(logits))
-    with opened(browser, tmp_path, explanation_page(found)) as window:
+    """Each with its own probability, a sigmoid; the heading reports when no class reaches one half."""
+    explanation = replace(explained(multilabel=True), logits=np.array(logits))
+    with opened(browser, tmp_path, explanation_page(explanation)) as window:
         shown = window.locator("h1 > span:not(.share)").all_inner_texts()
-        assert shown == ([f"{name}\u202f%" for name in said] or ["No class reaches one half"])
-        assert window.title().startswith("good, plain – " if said else "No class – ")
+        assert shown == ([f"{name}\u202f%" for name in named] or ["No class reaches one half"])
+        assert window.title().startswith("good, plain – " if named else "No class – ")
         shares = window.locator(".class .number:not(.logit)").all_inner_texts()
         assert shares == [f"{100 / (1 + np.exp(-x)):.1f}\u202f%" for x in sorted(logits, reverse=True)]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_shades_tell_for_from_against_and_stay_legible(browser: Any, tmp_path: Path, scheme: str) -> None:
+def test_shades_distinguish_for_from_against_and_are_legible(browser: Any, tmp_path: Path, scheme: str) -> None:
     """Blue for, orange against, stronger for more, in both schemes; all text has a contrast of 4.5 or more."""
     values = [2.0, -2.0, 0.5, -0.5, 0.0, 3.0, -3.0]
-    found = explained("a b c d e f g", by_word=values)
-    found.logits[0] = 100
-    with opened(browser, tmp_path, explanation_page(found), scheme=scheme) as window:
+    explanation = explained("a b c d e f g", by_word=values)
+    explanation.logits[0] = 100
+    with opened(browser, tmp_path, explanation_page(explanation), scheme=scheme) as window:
         grounds = [ground for _, ground in colours(window, "#p0 .word")]
         lean = [blue - red for red, _, blue in grounds]  # above that of the paper for blue
         lean = [value - lean[4] for value in lean]
@@ -162,28 +162,30 @@ def test_shades_tell_for_from_against_and_stay_legible(browser: Any, tmp_path: P
 
 def test_numbers_add_up_as_they_are_shown(browser: Any, tmp_path: Path) -> None:
     """For each class: the steps of the sum, the layers, the words and the neurons."""
-    found = explained()
-    with opened(browser, tmp_path, explanation_page(found, neurons=99)) as window:
-        ranked = np.argsort(-found.logits)
+    explanation = explained()
+    with opened(browser, tmp_path, explanation_page(explanation, neurons=99)) as window:
+        ranked = np.argsort(-explanation.logits)
         logits = window.locator(".logit").all_inner_texts()
-        assert logits == [signed(found.logits[k]) for k in ranked]
+        assert logits == [signed(explanation.logits[k]) for k in ranked]
         for i, k in enumerate(ranked):
             *steps, total = map(number, window.locator(f"#p{i} .falls td.number").all_text_contents())
             assert sum(steps) == total == number(logits[i])
-            assert steps[0] == number(signed(found.bias[k]))
+            assert steps[0] == number(signed(explanation.bias[k]))
             by_layer = list(map(number, window.locator(f"#p{i} .map .sums td").all_text_contents()))
-            assert float(sum(by_layer)) == pytest.approx(found.contributions[:, k].sum(), abs=0.005 * len(by_layer))
+            assert float(sum(by_layer)) == pytest.approx(
+                explanation.contributions[:, k].sum(), abs=0.005 * len(by_layer)
+            )
             cells = list(map(number, window.locator(f"#p{i} .cell").all_text_contents()))
             assert len(cells) == len(NEURONS)
-            assert float(sum(cells)) == pytest.approx(found.contributions[:, k].sum(), abs=0.005 * len(cells))
+            assert float(sum(cells)) == pytest.approx(explanation.contributions[:, k].sum(), abs=0.005 * len(cells))
             words = [number(word.get_attribute("title")) for word in window.locator(f"#p{i} .word").all()]
-            special = found.word_contributions[[0, -1], k].sum()
-            assert float(sum(words)) + special + found.bias[k] == pytest.approx(
-                found.logits[k], abs=0.0005 * len(words)
+            special = explanation.word_contributions[[0, -1], k].sum()
+            assert float(sum(words)) + special + explanation.bias[k] == pytest.approx(
+                explanation.logits[k], abs=0.0005 * len(words)
             )
             assert f"The special tokens contribute {signed(special)}." in window.locator(f"#p{i}").text_content()
             adds = [float(number(n)) for n in window.locator(f"#p{i} summary .number").all_text_contents()]
-            np.testing.assert_allclose(sorted(adds), sorted(found.contributions[:, k]), atol=0.00051)
+            np.testing.assert_allclose(sorted(adds), sorted(explanation.contributions[:, k]), atol=0.00051)
 
 
 def test_bars_of_the_sum_join_end_to_start(browser: Any, tmp_path: Path) -> None:
@@ -198,22 +200,22 @@ def test_bars_of_the_sum_join_end_to_start(browser: Any, tmp_path: Path) -> None
 
 def test_another_class_can_be_chosen(browser: Any, tmp_path: Path) -> None:
     """By a click and by the keyboard, without a script."""
-    found = explained()
-    ranked = [found.classes[k] for k in np.argsort(-found.logits)]
-    with opened(browser, tmp_path, explanation_page(found)) as window:
+    explanation = explained()
+    ranked = [explanation.classes[k] for k in np.argsort(-explanation.logits)]
+    with opened(browser, tmp_path, explanation_page(explanation)) as window:
         assert window.locator("script").count() == 0
         assert window.locator("label.class bdi").all_inner_texts() == ranked
         window.locator("label.class", has_text=ranked[2]).click()
         assert window.locator("h2:visible").all_inner_texts() == [f"Evidence for and against {ranked[2]}"]
         window.keyboard.press("ArrowUp")
         assert window.locator("h2:visible").all_inner_texts() == [f"Evidence for and against {ranked[1]}"]
-        assert window.locator("h1").inner_text().startswith(found.label)
+        assert window.locator("h1").inner_text().startswith(explanation.label)
 
 
 def test_of_many_classes_the_likeliest_can_be_chosen(browser: Any, tmp_path: Path) -> None:
     """The logits of all are there, those of the last behind a click."""
-    found = explained(classes=[f"class {i}" for i in range(40)])
-    with opened(browser, tmp_path, explanation_page(found)) as window:
+    explanation = explained(classes=[f"class {i}" for i in range(40)])
+    with opened(browser, tmp_path, explanation_page(explanation)) as window:
         assert window.locator("input[type=radio]").count() == window.locator(".panel").count() == SELECTABLE_CLASSES
         window.get_by_text(f"{40 - SELECTABLE_CLASSES} more").click()
         assert window.locator(".logit:visible").count() == 40
@@ -222,14 +224,14 @@ def test_of_many_classes_the_likeliest_can_be_chosen(browser: Any, tmp_path: Pat
 
 
 def test_a_neuron_opens_what_drives_it(browser: Any, tmp_path: Path) -> None:
-    """Documents with label and value, in the order given; the neuron that has none says so; long ones are cut."""
-    found = explained()
-    tops = found.top(2)
+    """Documents with label and value, in their order; long texts are cut, and a neuron without documents has a note."""
+    explanation = explained()
+    tops = explanation.top(2)
     long = "long " * 1000
-    made = {
+    drivers = {
         (tops[0].column, tops[0].neuron): [Driver("d7", "good", "a fine crew", 9.5), Driver("d8", "bad", long, 3.25)]
     }
-    with opened(browser, tmp_path, explanation_page(found, made)) as window:
+    with opened(browser, tmp_path, explanation_page(explanation, drivers)) as window:
         first, second = window.locator("#p0 .neurons details").all()[:2]
         assert not first.get_by_text("a fine crew").is_visible()
         first.locator("summary").click()
@@ -249,16 +251,16 @@ def test_a_neuron_opens_what_drives_it(browser: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hostile", HOSTILE_TEXTS, ids=range(len(HOSTILE_TEXTS)))
-def test_nothing_in_a_document_becomes_markup(browser: Any, tmp_path: Path, hostile: str) -> None:
+def test_no_text_becomes_markup(browser: Any, tmp_path: Path, hostile: str) -> None:
     """In the text, labels, drivers, ids and the title it is shown as it is, at 1280 and, without overflow, at 400."""
-    found = explained(f"{hostile}\n{hostile} end", [hostile, f"{hostile} b"])
-    html = explanation_page(found, drivers_of([hostile, hostile], [hostile]), title=hostile)
+    explanation = explained(f"{hostile}\n{hostile} end", [hostile, f"{hostile} b"])
+    html = explanation_page(explanation, drivers_of([hostile, hostile], [hostile]), title=hostile)
     for width in (1280, 400):
         with opened(browser, tmp_path, html, width=width) as window:
             window.locator("#p0 summary").first.click()
-            assert window.locator("#p0 .text").text_content() == found.text
-            assert window.locator("h1 bdi").text_content() == found.label
-            assert window.locator("label.class bdi").first.text_content() == found.label
+            assert window.locator("#p0 .text").text_content() == explanation.text
+            assert window.locator("h1 bdi").text_content() == explanation.label
+            assert window.locator("label.class bdi").first.text_content() == explanation.label
             assert window.locator(".eyebrow").text_content() == hostile
             details = window.locator("#p0 details").first
             assert details.locator("blockquote").all_text_contents() == [hostile, hostile]
@@ -275,7 +277,7 @@ def test_the_command_writes_the_page_of_a_trained_classifier(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """From text to file: a script tag in the text and in the training documents stays text, nothing is asked for."""
+    """From text to file: a script tag in the text and in the training documents stays text, and nothing is loaded."""
     script = "<script>window.hit = 1</script>"
     documents = tiny.documents(120)
     backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
@@ -284,16 +286,16 @@ def test_the_command_writes_the_page_of_a_trained_classifier(
     text = f"the crew was lovely {script} and warm"
     printed = Project(tmp_path, monkeypatch, capsys).spin("explain", "--text", text, "--html", str(written))
     assert printed.endswith(f"wrote {written}\n")
-    found = SpinClassifier.load(tmp_path / "model").explain(text)
+    explanation = SpinClassifier.load(tmp_path / "model").explain(text)
     with opened(browser, tmp_path, written.read_text(encoding="utf-8")) as window:
-        assert window.title() == f"{found.label} – tiny, version 3"
+        assert window.title() == f"{explanation.label} – tiny, version 3"
         shown = window.locator("#p0 .text")
         assert shown.inner_text() == text
         for word in ("crew", "lovely", "script", "warm"):
             assert shown.locator(".word", has_text=word).first.is_visible()
         for part in ("#p0 .word", "#p0 .cell", "#p0 .falls rect", "#p0 .neurons rect", ".class rect"):
             assert all(right > left and bottom > top for left, top, right, bottom in boxes(window, part)), part
-        for top, neuron in zip(found.top(12), window.locator("#p0 .neurons details").all(), strict=False):
+        for top, neuron in zip(explanation.top(12), window.locator("#p0 .neurons details").all(), strict=False):
             assert neuron.locator("code").first.text_content() == f"{top.column}[{top.neuron}]"
             neuron.locator("summary").click()
             assert neuron.locator("blockquote").count() == 5
@@ -304,7 +306,7 @@ def test_the_command_writes_the_page_of_a_trained_classifier(
 @pytest.mark.parametrize("width", [320, 400, 1280])
 @pytest.mark.parametrize("text", ["", " \n ", "?", " ".join(f"word{i}" for i in range(300))], ids=len)
 def test_short_and_long_texts_fit(browser: Any, tmp_path: Path, text: str, width: int) -> None:
-    """No text, one sign and 300 words; only the map may be wider than the window, and scrolls by itself."""
+    """No text, one character and 300 words; only the table of layers may be wider than the window, and it scrolls."""
     with opened(browser, tmp_path, explanation_page(explained(text)), width=width) as window:
         assert window.locator("#p0 .text").inner_text().strip() == (text.strip() or "(the text is empty)")
         assert window.locator("#p0 .word").count() == len(text.split())
@@ -313,7 +315,7 @@ def test_short_and_long_texts_fit(browser: Any, tmp_path: Path, text: str, width
             assert 0 <= left <= right <= width
 
 
-def test_what_the_model_did_not_read_is_told(browser: Any, tmp_path: Path) -> None:
+def test_the_text_beyond_the_token_limit_is_grey(browser: Any, tmp_path: Path) -> None:
     with opened(browser, tmp_path, explanation_page(explained(read=4))) as window:
         assert window.locator("#p0 .text").inner_text() == TEXT
         assert window.locator("#p0 .unread").inner_text() == TEXT[len("We sat on the") :]
@@ -343,10 +345,12 @@ def test_a_page_is_one_document_that_may_load_nothing() -> None:
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 4)), max_size=12))
 def test_stretches_hold_each_word_once_and_do_not_overlap(spans: list[tuple[int, int]]) -> None:
     words = [(start, start + length) for start, length in spans]
-    made = stretches(words)
-    assert sorted(i for _, _, held in made for i in held) == [i for i, (start, end) in enumerate(words) if start < end]
-    assert all(before[1] <= after[0] for before, after in pairwise(made))
-    for start, end, held in made:
+    merged = stretches(words)
+    assert sorted(i for _, _, held in merged for i in held) == [
+        i for i, (start, end) in enumerate(words) if start < end
+    ]
+    assert all(before[1] <= after[0] for before, after in pairwise(merged))
+    for start, end, held in merged:
         assert (start, end) == (min(words[i][0] for i in held), max(words[i][1] for i in held))
 
 
@@ -360,24 +364,26 @@ def test_levels_end_at_the_total(steps: list[float]) -> None:
 
 
 def test_a_layer_map_sums_by_kind_pooling_and_layer() -> None:
-    found = explained()
-    rows = {(row.kind, row.pooling): row for row in layer_map(found, 1).rows}
+    explanation = explained()
+    rows = {(row.kind, row.pooling): row for row in layer_map(explanation, 1).rows}
     assert list(rows) == [("resid", "mean"), ("resid", "max"), ("ffn", "mean"), ("ffn", "max")]
-    for (column, _), value in zip(NEURONS, found.contributions[:, 1], strict=True):
+    for (column, _), value in zip(NEURONS, explanation.contributions[:, 1], strict=True):
         cell = rows[column.site.kind, column.pooling].cells[column.site.layer]
         assert cell == LayerCell(pytest.approx(value), 1)
-    doubled = replace(found, neurons=(*NEURONS, NEURONS[0]), contributions=found.contributions[[*range(14), 0]])
+    doubled = replace(
+        explanation, neurons=(*NEURONS, NEURONS[0]), contributions=explanation.contributions[[*range(14), 0]]
+    )
     [first, *_] = layer_map(doubled, 1).rows
-    assert first.cells[0] == LayerCell(pytest.approx(2 * found.contributions[0, 1]), 2)
+    assert first.cells[0] == LayerCell(pytest.approx(2 * explanation.contributions[0, 1]), 2)
 
 
-def test_neurons_that_a_page_opens_are_those_that_it_lists() -> None:
+def test_shown_neurons_are_those_that_the_page_lists() -> None:
     """Of every class that can be chosen, and of no other: here each class has a neuron of its own."""
-    found = explained(classes=[f"class {i}" for i in range(SELECTABLE_CLASSES + 1)])
-    found = replace(found, contributions=np.eye(len(NEURONS), len(found.classes)))
-    listed = re.findall(r"<code>(\S+)\[(\d+)\]</code>", explanation_page(found, neurons=1))
+    explanation = explained(classes=[f"class {i}" for i in range(SELECTABLE_CLASSES + 1)])
+    explanation = replace(explanation, contributions=np.eye(len(NEURONS), len(explanation.classes)))
+    listed = re.findall(r"<code>(\S+)\[(\d+)\]</code>", explanation_page(explanation, neurons=1))
     assert len(set(listed)) == SELECTABLE_CLASSES
-    assert {(column, str(neuron)) for column, neuron in shown_neurons(found, 1)} == set(listed)
+    assert {(column, str(neuron)) for column, neuron in shown_neurons(explanation, 1)} == set(listed)
 
 
 def test_numbers_and_shades() -> None:
@@ -393,7 +399,7 @@ def test_numbers_and_shades() -> None:
 
 def test_words_that_share_a_span_are_shown_once() -> None:
     """As the bytes of one emoji do; with their sum."""
-    found = explained("ab", by_word=[1.0])
-    doubled = np.insert(found.word_contributions, 2, 0.25, axis=0)
-    twice = replace(found, words=((0, 0), (0, 2), (0, 2), (0, 0)), word_contributions=doubled)
+    explanation = explained("ab", by_word=[1.0])
+    doubled = np.insert(explanation.word_contributions, 2, 0.25, axis=0)
+    twice = replace(explanation, words=((0, 0), (0, 2), (0, 2), (0, 0)), word_contributions=doubled)
     assert explanation_page(twice).count('title="+1.250">ab</span>') == 1

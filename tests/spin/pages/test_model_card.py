@@ -1,4 +1,4 @@
-"""The model card: every fact stands in it, its tables parse, and no name becomes markup."""
+"""The model card contains every fact, its tables parse, and no name becomes markup."""
 
 from __future__ import annotations
 
@@ -92,51 +92,51 @@ def cells(line: str) -> list[str]:
 
 def tables(card: str) -> dict[str, dict[str, list[str]]]:
     """Every table by the name of its first column: first cell to the others."""
-    found: dict[str, dict[str, list[str]]] = {}
+    by_name: dict[str, dict[str, list[str]]] = {}
     lines = card.splitlines()
     for i, line in enumerate(lines):
         if re.fullmatch(r"\|( :?-+:? \|)+", line):
             head, width = cells(lines[i - 1]), line.count("|") - 1
             assert len(head) == width
-            name = f"{head[0]} {len(found)}" if head[0] in found else head[0]
+            name = f"{head[0]} {len(by_name)}" if head[0] in by_name else head[0]
             rows = [head]
             for below in lines[i + 1 :]:
                 if not below.startswith("|"):
                     break
                 rows.append(cells(below))
                 assert len(rows[-1]) == width, below
-            found[name] = {row[0]: row[1:] for row in rows}
-    return found
+            by_name[name] = {row[0]: row[1:] for row in rows}
+    return by_name
 
 
-def test_every_fact_stands_in_the_card() -> None:
-    """Where a person looks for it, with its unit."""
+def test_the_card_contains_every_fact() -> None:
+    """In its section and table, with its unit."""
     card = model_card(facts_of())
-    found = tables(card)
+    by_name = tables(card)
     assert card_text(card).startswith("# tweets\n\nTells moods apart.\n\n## Intended use and limits\n")
-    for said in ("f1" * 32, "d2" * 32, "1,256 tokens", r"s3://bucket/a\|b/\*.parquet", r"package:x/model\_a"):
-        assert said in card
-    assert found["class"]["all documents"] == ["6", "3", "3"]
-    first, second, third = (name for name in found["class"] if name not in ("class", "all documents"))
+    for expected in ("f1" * 32, "d2" * 32, "1,256 tokens", r"s3://bucket/a\|b/\*.parquet", r"package:x/model\_a"):
+        assert expected in card
+    assert by_name["class"]["all documents"] == ["6", "3", "3"]
+    first, second, third = (name for name in by_name["class"] if name not in ("class", "all documents"))
     assert (first, second) == ("bad|worse", "good # best")
-    assert [found["class"][name] for name in (first, second, third)] == [["2", "1", "1"]] * 3
-    assert found["contender"]["spin"] == ["75.0 %", "72.5 %", "1,115 of 9,000", "2 of 4", "432"]
-    assert found["contender"]["tfidf"] == ["70.0 %", "65.0 %", "–", "0 of 4", "35,751"]
-    assert found["class 2"]["bad|worse"] == ["50.0 %", "25.0 %", "33.3 %", "1,234"]
-    assert found["depth"] == {
+    assert [by_name["class"][name] for name in (first, second, third)] == [["2", "1", "1"]] * 3
+    assert by_name["contender"]["spin"] == ["75.0 %", "72.5 %", "1,115 of 9,000", "2 of 4", "432"]
+    assert by_name["contender"]["tfidf"] == ["70.0 %", "65.0 %", "–", "0 of 4", "35,751"]
+    assert by_name["class 2"]["bad|worse"] == ["50.0 %", "25.0 %", "33.3 %", "1,234"]
+    assert by_name["depth"] == {
         "depth": ["compute", "neurons", "eta", "macro_f1"],
         "1": ["25.0 %", "1,200", "0.5", "70.0 %"],
         "4": ["100.0 %", "1,200", "0.9", "81.2 %"],
     }
-    assert found["choice"]["accuracy (this card)"] == ["4", "100.0 %", "1,200", "0.9", "81.2 %", "linear"]
-    assert found["choice"]["cheapest"] == ["1", "25.0 %", "1,200", "0.5", "70.0 %", "linear"]
-    assert found["layer"] == {
+    assert by_name["choice"]["accuracy (this card)"] == ["4", "100.0 %", "1,200", "0.9", "81.2 %", "linear"]
+    assert by_name["choice"]["cheapest"] == ["1", "25.0 %", "1,200", "0.5", "70.0 %", "linear"]
+    assert by_name["layer"] == {
         "layer": ["ffn max", "ffn mean", "resid mean", "all"],
         "0": ["–", "–", "3", "3"],
         "2": ["7", "5", "1,100", "1,112"],
     }
-    assert list(found["figure"].values()) == [["value"], ["1.25"], ["0.0625"], ["0.0125"], ["0.0421"]]
-    assert found["library"] == {"library": ["version"], "torch": ["2.9.0"], "numpy": ["2.3"]}
+    assert list(by_name["figure"].values()) == [["value"], ["1.25"], ["0.0625"], ["0.0125"], ["0.0421"]]
+    assert by_name["library"] == {"library": ["version"], "torch": ["2.9.0"], "numpy": ["2.3"]}
     assert "on 3 documents of the same corpus" in card
     for untested in ("other domains", "other languages", "drift", "adversarial", "fairness"):
         assert card.index(untested) > card.index("Not tested:")
@@ -161,8 +161,8 @@ def test_the_text_of_a_card_has_no_metadata() -> None:
     assert card_text("# An older card\n") == "# An older card\n"
 
 
-def test_a_backslash_takes_nothing_from_what_follows() -> None:
-    """It is escaped itself, so that it cannot lift the escape of a bar or a star."""
+def test_a_backslash_does_not_undo_an_escape() -> None:
+    """It is escaped itself, so that it cannot undo the escape of a bar or a star."""
     card = model_card(facts_of(("a\\|b", "c\\*d")))
     assert r"| a\\\|b |" in card
     assert r"| c\\\*d |" in card
@@ -170,10 +170,10 @@ def test_a_backslash_takes_nothing_from_what_follows() -> None:
 
 def test_the_card_is_about_the_choice_that_is_used() -> None:
     """Its temperature, and the mark at its row."""
-    found = tables(model_card(facts_of(choose="cheapest")))
-    assert found["figure"]["temperature"] == ["2"]
-    assert "cheapest (this card)" in found["choice"]
-    assert "accuracy" in found["choice"]
+    by_name = tables(model_card(facts_of(choose="cheapest")))
+    assert by_name["figure"]["temperature"] == ["2"]
+    assert "cheapest (this card)" in by_name["choice"]
+    assert "accuracy" in by_name["choice"]
 
 
 def test_without_test_documents_nothing_is_claimed() -> None:
@@ -186,7 +186,7 @@ def test_without_test_documents_nothing_is_claimed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decision", "multilabel", "said"),
+    ("decision", "multilabel", "expected"),
     [
         (DecisionSettings(), False, "The class with the largest probability."),
         (DecisionSettings(), True, "Every class with a probability of at least one half."),
@@ -195,8 +195,8 @@ def test_without_test_documents_nothing_is_claimed() -> None:
         (DecisionSettings(thresholds={"a|b": 0.7, "c": 0.5}), False, r"Thresholds: a\|b from 0.7, c from 0.5."),
     ],
 )
-def test_the_decision_is_told(decision: DecisionSettings, multilabel: bool, said: str) -> None:
-    """Thresholds, abstention, and what holds without them; several classes are said."""
+def test_the_card_describes_the_decision(decision: DecisionSettings, multilabel: bool, expected: str) -> None:
+    """Thresholds, abstention, and what holds without them; several classes are expected."""
     label_space, y = (
         LabelSpace(("a|b", "c"), multilabel),
         np.eye(2, dtype=bool)[np.arange(12) % 2] if multilabel else None,
@@ -204,7 +204,7 @@ def test_the_decision_is_told(decision: DecisionSettings, multilabel: bool, said
     card = model_card(
         facts_of(("a|b", "c"), decision=decision, label_space=label_space, **({"y": y} if multilabel else {}))
     )
-    assert said in card
+    assert expected in card
     assert ("may have several classes" in card) == multilabel
 
 
@@ -213,9 +213,9 @@ def test_the_decision_is_told(decision: DecisionSettings, multilabel: bool, said
 def test_names_come_back_from_the_tables(names: list[str]) -> None:
     """Whatever a class is called, its row is one row, in both tables, with its own counts; only spaces are drawn in."""
     classes = tuple(f"x{k}{name}" for k, name in enumerate(names))
-    found = tables(model_card(facts_of(classes)))
+    by_name = tables(model_card(facts_of(classes)))
     for k, name in enumerate(classes):
         shown = " ".join(re.sub(r"[\x00-\x08\x0e-\x1b\x7f]", "\ufffd", " ".join(name.split())).split())
-        assert found["class 2"][shown][-1] == f"{1234 + k:,}"
-        assert len(found["class"][shown]) == 3
-    assert len(found["class"]) == len(classes) + 2
+        assert by_name["class 2"][shown][-1] == f"{1234 + k:,}"
+        assert len(by_name["class"][shown]) == 3
+    assert len(by_name["class"]) == len(classes) + 2
