@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.activations.encoder import BlockSegment, divide
-from spin.activations.engine import CALIBRATED, Engine, open_engine
-from spin.activations.extract import Features, Progress, extract, read
-from spin.backbone.flops import relative_compute
+from spin.activations.encoder import BlockSegment, split_segments
+from spin.activations.engine import CALIBRATION_TEXTS, Engine, open_engine
+from spin.activations.extract import Features, Progress, extract, read_activations
+from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
@@ -117,14 +117,14 @@ class SpinClassifier:
         backbone = load_backbone(self.settings)
         columns = feature_columns(backbone, self.sites, self.poolings)
         features = extract(backbone, _checked(texts), columns).columns
-        self.calibration = tuple(texts[:CALIBRATED])
+        self.calibration = tuple(texts[:CALIBRATION_TEXTS])
         _, self._integrated = learn(
             features,
             label_space,
             label_space.index(given),
             rows_in_split(splits, "train"),
             rows_in_split(splits, "valid"),
-            flops=relative_compute(backbone),
+            flops=relative_flops(backbone),
             metric=self.metric,
             probe=self.probe,
             search=self.search,
@@ -169,7 +169,7 @@ class SpinClassifier:
         """The backbone, loaded at first use, checked against the digest it was trained on and cut to the depth."""
         if self._backbone is None:
             self._backbone = load_backbone(self.settings, expect_digest=self.backbone_digest)
-            self._backbone.cut(self.depth)
+            self._backbone.truncate(self.depth)
         return self._backbone
 
     @backbone.setter
@@ -198,7 +198,9 @@ class SpinClassifier:
 
     def _segments(self) -> list[BlockSegment]:
         chosen = self.fitted
-        return divide(chosen.selection.neurons, [taken.depth for taken in chosen.exits] if self.exits_early else [])
+        return split_segments(
+            chosen.selection.neurons, [taken.depth for taken in chosen.exits] if self.exits_early else []
+        )
 
     @property
     def depth(self) -> int:
@@ -212,7 +214,7 @@ class SpinClassifier:
         progress: Progress = lambda documents: None,
     ) -> Features:
         """The pooled activations of the selected neurons, as far as each text goes."""
-        return read(
+        return read_activations(
             self.engine, _checked(texts), keep_mask=self._keep_mask if self.exits_early else None, progress=progress
         )
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from spin.activations.encoder import NeuronEncoder, divide
+from spin.activations.encoder import NeuronEncoder, split_segments
 from spin.arrays import Floats
-from spin.backbone.hub import quiet
+from spin.backbone.hub import silence_transformers
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
@@ -52,7 +52,7 @@ def export(spin: SpinClassifier, folder: str | Path, kind: str) -> list[str]:
     check(folder, kind)
     plain = {"dtype": "float32", "engine": "torch", "device": "cpu"}
     backbone = load_backbone(spin.settings.model_copy(update=plain), expect_digest=spin.backbone_digest)
-    backbone.cut(spin.depth)
+    backbone.truncate(spin.depth)
     scorer = Scorer(backbone, spin.fitted, spin.label_space.multilabel).eval()
     tokenizer = _tokenizer(backbone)
     there = folder.is_dir()  # it may be a mount, which nothing can take the place of
@@ -96,7 +96,7 @@ class Scorer(nn.Module):
     def __init__(self, backbone: Backbone, fitted: FittedClassifier, multilabel: bool) -> None:
         super().__init__()
         self.multilabel, head = multilabel, fitted.head
-        self.encoder = NeuronEncoder(backbone, divide(fitted.selection.neurons, [])[0])
+        self.encoder = NeuronEncoder(backbone, split_segments(fitted.selection.neurons, [])[0])
         self.mean, self.scale = _constant(fitted.mean), _constant(fitted.scale)
         self.inner = self.outer = None
         if isinstance(head, MlpHead):
@@ -129,7 +129,7 @@ def _layer(weight: Floats, bias: Floats | None = None) -> nn.Linear:
 
 
 def _tokenizer(backbone: Backbone) -> Any:
-    """The backbone's tokenizer by itself, which cuts and pads as `Backbone.tokenize` and `Backbone.batch` do."""
+    """The backbone's tokenizer by itself, which cuts and pads as `Backbone.tokenize` and `Backbone.pad_batch` do."""
     tokenizer = Tokenizer.from_str(backbone.tokenizer.backend_tokenizer.to_str())
     tokenizer.enable_truncation(backbone.max_tokens, direction=backbone.tokenizer.truncation_side)
     name = tokenizer.id_to_token(backbone.pad_id) or "[PAD]"
@@ -143,11 +143,11 @@ def _write_onnx(scorer: Scorer, folder: Path) -> Run:
 
     path = str(folder / "model.onnx")
     axes = {name: {0: "batch", 1: "tokens"} for name in INPUTS} | {OUTPUT: {0: "batch"}}
-    with quiet(), warnings.catch_warnings(), torch.inference_mode():
+    with silence_transformers(), warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of tracing, about what is constant in it
         torch.onnx.export(
             scorer,
-            scorer.encoder.example(),
+            scorer.encoder.example_inputs(),
             path,
             input_names=list(INPUTS),
             output_names=[OUTPUT],
@@ -162,10 +162,10 @@ def _write_onnx(scorer: Scorer, folder: Path) -> Run:
 def _write_openvino(scorer: Scorer, folder: Path) -> Run:
     import openvino
 
-    from spin.activations.openvino_engine import to_graph
+    from spin.activations.openvino_engine import convert_to_openvino
 
     path = str(folder / "model.xml")
-    graph = to_graph(scorer.encoder, scorer)
+    graph = convert_to_openvino(scorer.encoder, scorer)
     for parameter, name in zip(graph.get_parameters(), INPUTS, strict=True):
         parameter.set_element_type(openvino.Type.i64)
         parameter.set_partial_shape(openvino.PartialShape([-1, -1]))
@@ -181,7 +181,7 @@ def _compare(scorer: Scorer, tokenizer: Any, run: Run, kind: str) -> None:
     """Raise UserError where tokens or scores of some texts, the longest as long as any may be, are not torch's."""
     backbone = scorer.encoder.backbone
     texts = [*_TRIED[:-1], _TRIED[-1] * backbone.max_tokens]
-    ids, mask = backbone.batch(backbone.tokenize(texts).ids)
+    ids, mask = backbone.pad_batch(backbone.tokenize(texts).ids)
     found_ids, found_mask = encode(tokenizer, texts)
     if not (np.array_equal(found_ids, ids.numpy()) and np.array_equal(found_mask, mask.numpy())):
         raise UserError(

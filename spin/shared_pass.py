@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.activations.engine import open_engine
-from spin.activations.extract import Features, read, whole
+from spin.activations.extract import Features, read_activations, single_segment
 from spin.classifier import SpinClassifier
 from spin.sites import FeatureColumn
 
@@ -33,7 +33,7 @@ class SharedPass:
         if self.one_pass:
             mine, theirs = (spin.fitted.selection.neurons for spin in (first, second))
             self.both = {column: _union(mine, theirs, column) for column in sorted({*mine, *theirs})}
-            self.engine = open_engine(first.backbone, [whole(self.both, self.both)])
+            self.engine = open_engine(first.backbone, [single_segment(self.both, self.both)])
         else:
             _ = first.engine, second.engine
 
@@ -45,7 +45,7 @@ class SharedPass:
         """
         if not self.one_pass:
             return self.first.features(texts), self.second.features(texts)
-        found = read(self.engine, texts)
+        found = read_activations(self.engine, texts)
         mine, theirs = (spin.fitted.selection.neurons for spin in (self.first, self.second))
         return _part(found, self.both, mine), _part(found, self.both, theirs)
 

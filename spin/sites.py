@@ -1,4 +1,4 @@
-"""What can be read from a backbone."""
+"""Sites, the places in a backbone where activations are read, and feature columns, sites under a pooling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from spin.errors import UserError
 
 Kind = Literal["resid", "ffn", "final"]
-_FORM = re.compile(r"(resid|ffn|final)\.([0-9]{2}|[1-9][0-9]{2,3})")
+_PATTERN = re.compile(r"(resid|ffn|final)\.([0-9]{2}|[1-9][0-9]{2,3})")
 
 
 @dataclass(frozen=True, order=True)
@@ -19,18 +19,22 @@ class Site:
 
     `resid.NN` is the residual stream after block NN (`resid.00`: the embedding output) and `ffn.NN` the inner
     neurons of block NN's feed-forward network, so both number blocks from 1. `final.NN` is the last layer after
-    the final norm, what a sentence embedding pools: kept for the last-layer baseline, never offered to a probe.
+    the final norm, which sentence embeddings pool; it serves the last-layer baseline and is never offered to a probe.
+    Sites sort by layer.
     """
 
     layer: int
+    """0 is the embedding output, 1 the first block"""
     kind: Kind
+    """resid, ffn or final"""
 
     def __str__(self) -> str:
         return f"{self.kind}.{self.layer:02d}"
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        match = _FORM.fullmatch(text)
+        """The site of a text form. Raises UserError if the text is none."""
+        match = _PATTERN.fullmatch(text)
         if not match or (match[1] == "ffn" and int(match[2]) == 0):
             raise UserError(
                 f"'{text}' is not a site; expected resid.NN (00 is the embedding output) or ffn.NN (from 01)"
@@ -40,36 +44,38 @@ class Site:
 
 @dataclass(frozen=True, order=True)
 class FeatureColumn:
-    """A site under a pooling: one feature vector per document. Text form `ffn.05.mean`."""
+    """A site under a pooling: one feature vector per document. Its text form is `ffn.05.mean`."""
 
     site: Site
     pooling: str
+    """mean, max, first or last"""
 
     def __str__(self) -> str:
         return f"{self.site}.{self.pooling}"
 
     @classmethod
     def parse(cls, text: str) -> FeatureColumn:
+        """The column of a text form. Raises UserError if its site is none; the pooling is not checked."""
         site, _, pooling = text.rpartition(".")
         return cls(Site.parse(site), pooling)
 
 
 def choose_sites(wanted: Iterable[str], available: Sequence[Site]) -> list[Site]:
-    """The sites that `wanted` names: a kind (`resid`, `ffn`) stands for all of its layers.
+    """The sites that `wanted` names, sorted; a kind (`resid`, `ffn`) stands for all of its layers.
 
-    Raises UserError for a site that the backbone does not have, and for none at all.
+    `available` are the sites of the backbone. Raises UserError for a site that it does not have, and if none is named.
     """
     chosen: set[Site] = set()
     for text in wanted:
         named = [s for s in available if s.kind == text] or [s for s in available if str(s) == text]
         if not named:
             if text not in ("resid", "ffn"):
-                Site.parse(text)  # a better message for what is not a site at all
-            have = ", ".join(_ranges(available))
-            raise UserError(f"sites: the backbone has no '{text}'; it has {have}")
+                Site.parse(text)  # raises a better message if the text is not a site at all
+            ranges = ", ".join(_ranges(available))
+            raise UserError(f"sites: the backbone has no '{text}'; it has {ranges}")
         chosen.update(named)
     if not chosen:
-        raise UserError("sites: found none; expected resid, ffn or single ones such as ffn.03")
+        raise UserError("sites: the list is empty; expected resid, ffn or single ones such as ffn.03")
     return sorted(chosen)
 
 

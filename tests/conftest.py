@@ -21,8 +21,8 @@ silence_libraries()
 # the engine that `auto` takes is torch here: OpenVINO compiles for a second, and tests of it name it
 spin.backbone.engine_choice.OPENVINO_FAMILIES = frozenset()
 # a trial starts a process for some seconds; test_engine_trial.py puts the real one back
-real_verdict_of = spin.backbone.engine_trial.engine_verdict
-spin.backbone.engine_trial.engine_verdict = lambda subject: spin.backbone.engine_trial.Verdict(
+real_judge_engine = spin.backbone.engine_trial.judge_engine
+spin.backbone.engine_trial.judge_engine = lambda subject: spin.backbone.engine_trial.Verdict(
     "agrees", "not tried in tests"
 )
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from spin.activations.extract import column_types, extract
+from spin.activations.extract import choose_column_types, extract
 from spin.arrays import Floats, Rows
-from spin.backbone.flops import relative_compute
+from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
@@ -153,14 +153,14 @@ def ready(plan: Plan, folder: Path) -> None:
     backbone = load_backbone(BackboneSettings(model=plan.model, device="cpu", max_tokens=plan.max_tokens))
     columns = [FeatureColumn(site, p) for site in backbone.sites for p in DEFAULT_POOLINGS[backbone.causal]]
     columns += [
-        FeatureColumn(backbone.final, pooling) for pooling in (("last", "mean") if backbone.causal else ("mean",))
+        FeatureColumn(backbone.final_site, pooling) for pooling in (("last", "mean") if backbone.causal else ("mean",))
     ]
     texts = documents["text"].tolist()
     start = time.perf_counter()
     _read(plan, backbone, texts, columns, folder)
     facts = {
         "columns": [str(column) for column in columns],
-        "flops": {str(site): share for site, share in relative_compute(backbone).items()},
+        "flops": {str(site): share for site, share in relative_flops(backbone).items()},
         "depth": backbone.depth,
         "docs_per_s": round(len(texts) / (time.perf_counter() - start), 1),
     }
@@ -198,7 +198,7 @@ def _documents(plan: Plan) -> pd.DataFrame:
 
 def _read(plan: Plan, backbone: Backbone, texts: Sequence[str], columns: list[FeatureColumn], folder: Path) -> None:
     """One array a column on disk, filled in chunks."""
-    types = column_types(backbone, texts[:64], columns)
+    types = choose_column_types(backbone, texts[:64], columns)
     files = {
         c: np.lib.format.open_memmap(folder / f"{c}.npy", "w+", types[c], (len(texts), backbone.width(c.site)))
         for c in columns

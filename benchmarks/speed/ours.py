@@ -12,10 +12,10 @@ from benchmarks.speed.rounds import Answer, Contender, Precision
 from benchmarks.speed.trial import Trial
 from benchmarks.speed.verdicts import SHIPPED
 from spin import SpinClassifier
-from spin.activations.engine import CALIBRATED
+from spin.activations.engine import CALIBRATION_TEXTS
 from spin.activations.extract import extract
-from spin.backbone.engine_choice import choose
-from spin.backbone.flops import relative_compute
+from spin.backbone.engine_choice import choose_engine
+from spin.backbone.flops import relative_flops
 from spin.backbone.loading import find_backbone, load_backbone
 from spin.classifier import feature_columns
 from spin.errors import UserError
@@ -53,7 +53,7 @@ def _runs(trial: Trial, engine: str, precision: Precision) -> bool:
     """Whether an engine passes its trial with the backbone here; one that does not is left out of the table."""
     settings = _settings(trial, engine, precision)
     try:
-        choose(settings, "cpu", *find_backbone(settings))
+        choose_engine(settings, "cpu", *find_backbone(settings))
     except UserError as error:
         print(f"SPIN, {engine} in {precision} is left out: {error}", flush=True)
         return False
@@ -71,7 +71,7 @@ def contender(
             train(trial, folder)
         kept = folder / str(SHIPPED if max_loss is None else max_loss)
         spin = SpinClassifier.load(kept, backbone=_settings(trial, engine, precision), early=max_loss is not None)
-        spin.calibration = tuple(trial.train[0][:CALIBRATED])
+        spin.calibration = tuple(trial.train[0][:CALIBRATION_TEXTS])
         compute = float(spin.fitted.facts["compute"])
         to_trial = np.array([trial.label_space.classes.index(name) for name in spin.classes])
         _ = spin.engine
@@ -95,7 +95,7 @@ def train(trial: Trial, folder: Path) -> None:
     texts, labels = trial.train
     backbone = load_backbone(_settings(trial, "openvino", "float32"))
     columns = feature_columns(backbone, trial.sites, None)
-    features, flops = extract(backbone, texts, columns).columns, relative_compute(backbone)
+    features, flops = extract(backbone, texts, columns).columns, relative_flops(backbone)
     splits = [assign_split(str(row), 0, 0.15, 0.0) for row in range(len(texts))]
     y, part = trial.label_space.index(labels), (rows_in_split(splits, "train"), rows_in_split(splits, "valid"))
     first, *others = (CascadeSettings(max_loss=loss) for loss in (_LOSSES if not trial.causal else (SHIPPED,)))

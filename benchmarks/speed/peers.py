@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.speed.rounds import Answer, Contender, Precision
 from benchmarks.speed.trial import Trial
 from spin.arrays import Floats
-from spin.backbone.hub import quiet
+from spin.backbone.hub import silence_transformers
 from spin.backbone.pooling import pool
 
 _FITTED = 32
@@ -91,7 +91,7 @@ def sentences(trial: Trial, dtype: torch.dtype) -> Embed:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    with quiet():
+    with silence_transformers():
         words = Transformer(str(trial.folder), model_kwargs={"dtype": dtype}, max_seq_length=trial.plan.max_tokens)
     model = SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension(), trial.pooling)], device="cpu")
     return lambda texts, batch: np.asarray(model.encode(list(texts), batch_size=batch, show_progress_bar=False))
@@ -101,7 +101,7 @@ def hugging_face(trial: Trial, dtype: torch.dtype) -> tuple[Any, Any]:
     """Model and tokenizer as users load them."""
     from transformers import AutoModel, AutoTokenizer
 
-    with quiet():
+    with silence_transformers():
         model = AutoModel.from_pretrained(trial.folder, dtype=dtype).eval().requires_grad_(False)
         if hasattr(model.config, "use_cache"):
             model.config.use_cache = False

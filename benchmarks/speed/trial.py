@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.method.contenders import STRENGTHS
 from benchmarks.method.corpora import Plan, plans
 from spin.arrays import Floats
-from spin.backbone.hub import locate
+from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.labels.label_space import LabelSpace, Targets
@@ -92,7 +92,7 @@ def trial_of(plan: Plan, threads: int, batches: tuple[int, ...]) -> Trial:
     label_space = LabelSpace(tuple(sorted(set(tweets["label"]))))
     return Trial(
         plan,
-        locate(plan.model),
+        locate_model(plan.model),
         (train["text"].tolist(), train["label"].tolist()),
         texts,
         label_space.index(test["label"].tolist()),

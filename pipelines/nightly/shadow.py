@@ -14,8 +14,8 @@ from pipelines.registry.versions import Registry
 from pipelines.storage.shard_log import Attempt
 from pipelines.workers.fault_isolation import MAX_CRASHES
 from spin.activations.extract import Features
-from spin.backbone.digest import compute_digest
-from spin.backbone.hub import locate
+from spin.backbone.digest import cached_digest
+from spin.backbone.hub import locate_model
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.monitor.agreement import AgreementCounts, count_agreement
@@ -75,7 +75,7 @@ def choose_shadow(version: str, folder: Path, model: Mapping[str, Any], settings
         if digest != model["backbone"]["digest"]:
             elsewhere = {"model": spin.settings.model, "revision": spin.settings.revision, "trust_remote_code": False}
             backbone = settings.backbone.model_copy(update=elsewhere)
-            found = compute_digest(locate(backbone.model, backbone.revision))
+            found = cached_digest(locate_model(backbone.model, backbone.revision))
             if found != digest:
                 raise UserError(f"its backbone {backbone.model} has digest {found[:12]}, expected {digest[:12]}")
     except UserError as error:

@@ -55,7 +55,7 @@ def write_bundle(folder: Path, artifact: Path, settings: Settings, example: Sequ
     parts = {"spin": list(artifact.iterdir())}
     if settings.registry.include_backbone:
         found, _ = find_backbone(settings.backbone, expect_digest=spin.backbone_digest)
-        parts["backbone"] = list_model_files(found, code=settings.backbone.trust_remote_code)
+        parts["backbone"] = list_model_files(found, include_code=settings.backbone.trust_remote_code)
     with tempfile.TemporaryDirectory() as staged:
         for name, files in parts.items():
             (Path(staged) / name).mkdir()

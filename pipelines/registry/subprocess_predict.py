@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.activations.engine import CALIBRATED
+from spin.activations.engine import CALIBRATION_TEXTS
 from spin.classifier import SpinClassifier
 from spin.errors import SpinError, UserError
 from spin.labels.label_space import Label
@@ -108,7 +108,7 @@ def _answer(
         decision=DecisionSettings(**decision),
         early=early,
     )
-    spin.calibration = tuple(texts[:CALIBRATED])
+    spin.calibration = tuple(texts[:CALIBRATION_TEXTS])
     assert isinstance(spin, _Heard)
     spin.kept = []
     loaded.predict(pd.DataFrame({"text": texts[:1]}))  # loads the backbone

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.registry import packaging
 from pipelines.registry.mlflow_client import Tracking
-from spin.activations.engine import CALIBRATED
+from spin.activations.engine import CALIBRATION_TEXTS
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings
@@ -77,7 +77,7 @@ class Registry:
                 f"backbone.dtype int8 is scaled by the frozen evaluation set, and {self.name} has none; train with "
                 "test rows, or set bfloat16"
             )
-        return [row["text"] for row in frozen["rows"][:CALIBRATED]]
+        return [row["text"] for row in frozen["rows"][:CALIBRATION_TEXTS]]
 
     def register(
         self,

@@ -18,9 +18,9 @@ from sklearn.preprocessing import StandardScaler
 
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
-from spin.activations.encoder import divide
+from spin.activations.encoder import split_segments
 from spin.activations.engine import open_engine
-from spin.activations.extract import read, whole
+from spin.activations.extract import read_activations, single_segment
 from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
 from spin.labels.label_space import Targets
@@ -70,13 +70,13 @@ def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metr
         rows, y = labels.part("valid")
         found.append((score(metric, y, _answers(model, values[rows], labels)), column, model, values))
     _, column, model, values = max(found, key=lambda f: (f[0], f[1]))
-    engine = open_engine(backbone, [whole([column])])
+    engine = open_engine(backbone, [single_segment([column])])
     return Contender(
         "last_layer",
         _answers(model, values[labels.part("test")[0]], labels),
         values.shape[1],
         column.site.layer,
-        lambda texts: model.predict(read(engine, texts).values),
+        lambda texts: model.predict(read_activations(engine, texts).values),
     )
 
 
@@ -84,13 +84,13 @@ def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Prob
     """The probe of the one site.pooling that validates best."""
     probe = max(probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
     values = features.read(probe.column)[labels.part("test")[0]]
-    engine = open_engine(backbone, [whole([probe.column])])
+    engine = open_engine(backbone, [single_segment([probe.column])])
     return Contender(
         "best_site",
         probe.predict(values, labels.label_space),
         int((probe.importance > 0).sum()),
         probe.column.site.layer,
-        lambda texts: probe.decision(read(engine, texts).values),
+        lambda texts: probe.decision(read_activations(engine, texts).values),
     )
 
 
@@ -99,10 +99,10 @@ def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choi
     fitted = spin.training_result.choices[choice]
     rows, _ = labels.part("test")
     logits = fitted.logits(features.read_selection(fitted.selection, rows))
-    engine = open_engine(spin.backbone, divide(fitted.selection.neurons, []))
+    engine = open_engine(spin.backbone, split_segments(fitted.selection.neurons, []))
 
     def classify(texts: Sequence[str]) -> NDArray[np.floating]:
-        return fitted.logits(read(engine, texts).values)
+        return fitted.logits(read_activations(engine, texts).values)
 
     return Contender(
         "spin" if choice == "accuracy" else choice,

@@ -32,10 +32,10 @@ from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import map_shards
 from pipelines.workers.weights_cache import ACTIVATION_SETTINGS, with_engine
 from spin.activations.engine import open_engine
-from spin.activations.extract import column_types, read, whole
-from spin.activations.feature_table import BYTES_A_SHARD, document_bytes, to_table
-from spin.backbone.digest import compute_digest
-from spin.backbone.hub import locate
+from spin.activations.extract import choose_column_types, read_activations, single_segment
+from spin.activations.feature_table import MAX_SHARD_BYTES, bytes_per_document, to_table
+from spin.backbone.digest import cached_digest
+from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
 from spin.classifier import feature_columns
 from spin.errors import UserError
@@ -89,11 +89,11 @@ class ExtractStep:
         backbone = load_backbone(weights_cache.receive(settings, digest), expect_digest=digest)
         self.data = settings.data
         self.types = {FeatureColumn.parse(name): np.dtype(kind).type for name, kind in types.items()}
-        self.engine = open_engine(backbone, [whole(self.types)])
+        self.engine = open_engine(backbone, [single_segment(self.types)])
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ExtractCounts]:
         documents = readers.read_shard(shard, self.data, labelled=True)
-        features = read(self.engine, documents.texts, types=self.types)
+        features = read_activations(self.engine, documents.texts, types=self.types)
         table = to_table(documents.ids, documents.labels, documents.splits, features)  # type: ignore[arg-type]
         tokens, truncated = int(features.n_tokens.sum()), features.truncated
         counts = ExtractCounts(rows=len(documents), tokens=tokens, truncated=truncated)
@@ -162,7 +162,9 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, FeatureShards]:
 def _plan_metadata(settings: Settings, files: list[InputFile]) -> dict[str, Any]:
     """Everything that changes the features; not worker counts, logging or where the same weights lie."""
     code = settings.backbone.trust_remote_code
-    digest = compute_digest(locate(settings.backbone.model, settings.backbone.revision, code=code), code=code)
+    digest = cached_digest(
+        locate_model(settings.backbone.model, settings.backbone.revision, include_code=code), include_code=code
+    )
     backbone = settings.backbone.model_dump(include=ACTIVATION_SETTINGS)
     data = settings.data.model_dump(include={"id", "text", "label", "split"})
     return {
@@ -182,12 +184,12 @@ def _survey(settings: Settings, files: list[InputFile]) -> FeaturePlan:
     LabelSpace.of(labelled.labels, split_all(labelled.ids, labelled.splits, settings, frozen=frozenset()))
     backbone = load_backbone(settings.backbone)
     probed = feature_columns(backbone, settings.sites, settings.poolings)
-    baselines = [FeatureColumn(backbone.final, p) for p in (("last", "mean") if backbone.causal else ("mean",))]
+    baselines = [FeatureColumn(backbone.final_site, p) for p in (("last", "mean") if backbone.causal else ("mean",))]
     columns = probed + baselines
     first = readers.read_shard(coarse[0], settings.data).texts[:_SURVEYED]
-    types = column_types(backbone, first, columns)
+    types = choose_column_types(backbone, first, columns)
     widths = {column: backbone.width(column.site) for column in columns}
-    fitting = max(1, BYTES_A_SHARD // document_bytes(widths, types))
+    fitting = max(1, MAX_SHARD_BYTES // bytes_per_document(widths, types))
     shards = coarse
     if fitting < settings.ray.shard_documents:
         shards = sharding.plan_shards(files, fitting, settings.data)

@@ -36,7 +36,7 @@ from pipelines.training.fit_probes import ProbePlan, load_probes
 from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS
 from pipelines.workers.progress import progress
-from spin.backbone.flops import relative_compute
+from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
@@ -100,7 +100,7 @@ def _fit(
 ) -> StageManifest[dict[str, Any]]:
     start = time.perf_counter()
     backbone = load_backbone(settings.backbone)
-    flops = relative_compute(backbone)
+    flops = relative_flops(backbone)
     training_result = run_integrate(settings, features, probes, labels, flops, store / "heads")
     spin = SpinClassifier.assemble(
         settings.backbone,

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.storage.object_store import Store
-from spin.backbone.digest import compute_digest, list_model_files
-from spin.backbone.engine_choice import choose, engine_name
-from spin.backbone.hub import cache_folder, locate
+from spin.backbone.digest import cached_digest, compute_digest, list_model_files
+from spin.backbone.engine_choice import choose_engine, preferred_engine
+from spin.backbone.hub import locate_model
 from spin.backbone.loading import find_backbone
+from spin.backbone.local_cache import cache_folder
 from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings, Stage
 
@@ -34,7 +35,7 @@ def publish(settings: Settings, digest: str) -> None:
     if store.exists(_FILES):
         return
     folder, _ = find_backbone(settings.backbone, expect_digest=digest)
-    files = list_model_files(folder, code=settings.backbone.trust_remote_code)
+    files = list_model_files(folder, include_code=settings.backbone.trust_remote_code)
     for path in files:
         store.upload(path.name, path)
     store.write_json(_FILES, [path.name for path in files])
@@ -55,16 +56,18 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
             "to a part of one that some share"
         )
     folder = _folder(backbone)
-    engine = engine_name(backbone.engine, device, folder)
+    engine = preferred_engine(backbone.engine, device, folder)
     if engine == "openvino" and backbone.engine == "auto" and folder is not None:
-        engine = choose(backbone, device, folder, compute_digest(folder, code=backbone.trust_remote_code)).engine
+        engine = choose_engine(
+            backbone, device, folder, cached_digest(folder, include_code=backbone.trust_remote_code)
+        ).engine
     return settings.model_copy(update={"backbone": backbone.model_copy(update={"engine": engine})})
 
 
 def _folder(backbone: BackboneSettings) -> Path | None:
     """Where the weights lie here, if they do."""
     try:
-        return locate(backbone.model, backbone.revision, code=backbone.trust_remote_code)
+        return locate_model(backbone.model, backbone.revision, include_code=backbone.trust_remote_code)
     except UserError:
         return None
 
@@ -96,7 +99,7 @@ def _is_here(backbone: BackboneSettings, digest: str) -> bool:
         return False
     try:
         code = backbone.trust_remote_code
-        return compute_digest(locate(backbone.model, code=code), code=code) == digest
+        return cached_digest(locate_model(backbone.model, include_code=code), include_code=code) == digest
     except UserError:
         return False
 
@@ -112,7 +115,7 @@ def _fetch(store: Store, folder: Path, digest: str, *, code: bool) -> None:
             if Path(name).name != name:
                 raise UserError(f"{store.uri} names a file {name!r}; expected names without a folder")
             store.download(name, fetched / name)
-        found = compute_digest(fetched, code=code)
+        found = compute_digest(fetched, include_code=code)  # every byte, since it comes from elsewhere
         if found != digest:
             raise UserError(
                 f"{store.uri} holds a backbone of digest {found[:12]}, expected {digest[:12]}; delete it there and run "

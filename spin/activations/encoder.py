@@ -1,4 +1,4 @@
-"""The cut backbone, the choice of neurons and the pooling as one module: token ids in, pooled activations out."""
+"""The blocks, the choice of neurons and the pooling as one module: token ids in, pooled activations out."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spin.backbone.hooks import capture
+from spin.backbone.hooks import capture_sites
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import pool
 from spin.sites import FeatureColumn, Site
 
-_FEW = 0.5
-"""share of a site's neurons up to which picking them before pooling costs less than pooling all"""
+_GATHER_FIRST_UP_TO = 0.5
+"""share of a site's neurons up to which gathering them before pooling costs less than pooling all neurons"""
 
 
 @dataclass(frozen=True)
 class BlockSegment:
-    """Blocks that run together, and what is read of them."""
+    """Consecutive blocks that run together, and the neurons that are read from them."""
 
     start: int
-    """blocks that ran before: the residual stream after them comes in"""
+    """the number of blocks before the segment; if there are any, the residual stream after them is its input"""
     stop: int
-    """the last block; where the forward pass may go on above it, the residual stream after it goes out"""
+    """the last block of the segment, counted from 1"""
     neurons: Mapping[FeatureColumn, NDArray[np.int64] | None]
-    """wanted of each site.pooling, ascending, in order of the columns; None: all of them"""
+    """the indices of the neurons to read for each feature column, ascending; None: all neurons of the site"""
 
     def widths(self, backbone: Backbone) -> list[int]:
-        """Values of each column."""
-        return [backbone.width(c.site) if kept is None else len(kept) for c, kept in self.neurons.items()]
+        """The number of values of each column, in order."""
+        return [backbone.width(c.site) if indices is None else len(indices) for c, indices in self.neurons.items()]
 
 
-def divide(neurons: Mapping[FeatureColumn, NDArray[np.int64]], stops: Sequence[int]) -> list[BlockSegment]:
-    """Groups that end at some depths, ascending, and at the deepest column."""
+def split_segments(neurons: Mapping[FeatureColumn, NDArray[np.int64]], stops: Sequence[int]) -> list[BlockSegment]:
+    """Segments that end after the blocks `stops`, ascending, and a last one that ends at the deepest column."""
     deepest = max((column.site.layer for column in neurons), default=0)
     edges = [0, *stops, deepest]
     return [
@@ -49,10 +49,12 @@ def divide(neurons: Mapping[FeatureColumn, NDArray[np.int64]], stops: Sequence[i
 
 
 class NeuronEncoder(nn.Module):
-    """Gives (B, p) float32, the wanted values of a group's columns in order, and the residual stream that goes out.
+    """A module that runs a segment of blocks and returns the pooled activations of its neurons.
 
-    Takes token ids and mask (B, T) and, where blocks ran before, the residual stream after them (B, T, hidden size).
-    It is plain torch, so that what runs here and what is compiled or exported is the same.
+    Takes token ids and mask (B, T) and, if the segment has blocks before it, the residual stream after those
+    (B, T, hidden size). Returns the values (B, p) float32 of the segment's columns side by side and, with `carry`, the
+    residual stream after its last block (B, T, hidden size). It is plain torch, so that the same module is run,
+    compiled and exported. Not safe for threads: hold `HOOK_LOCK`.
     """
 
     def __init__(self, backbone: Backbone, segment: BlockSegment, *, carry: bool = False) -> None:
@@ -61,12 +63,15 @@ class NeuronEncoder(nn.Module):
         columns: dict[Site, list[FeatureColumn]] = {}
         for column in segment.neurons:
             columns.setdefault(column.site, []).append(column)
-        picks = [_NeuronGather(backbone, site, {c: segment.neurons[c] for c in of}) for site, of in columns.items()]
-        self.picks = nn.ModuleList(picks).to(backbone.device)
-        self.sites = {pick.site: pick for pick in picks}
+        neuron_gathers = [
+            _NeuronGather(backbone, site, {c: segment.neurons[c] for c in of}) for site, of in columns.items()
+        ]
+        # OpenVINO's operations are named after this attribute, which keeps them out of int8 (`openvino_engine`)
+        self.neuron_gathers = nn.ModuleList(neuron_gathers).to(backbone.device)
+        self.sites = {gather.site: gather for gather in neuron_gathers}
 
-    def example(self, documents: int = 2, tokens: int = 3) -> tuple[Tensor, ...]:
-        """Inputs to trace or to time it by: documents of so many tokens, the last one short of one."""
+    def example_inputs(self, documents: int = 2, tokens: int = 3) -> tuple[Tensor, ...]:
+        """Inputs to trace or time the module with: documents of `tokens` tokens each, the last of one token less."""
         config, weights = self.backbone.model.config, next(self.backbone.model.parameters())
         ids = torch.arange(documents * tokens, device=weights.device).view(documents, tokens) % config.vocab_size
         mask = torch.ones_like(ids)
@@ -75,99 +80,110 @@ class NeuronEncoder(nn.Module):
         return ids, mask, *hidden
 
     def forward(self, ids: Tensor, mask: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, ...]:
-        seen = mask.bool()
-        content = self.backbone.content(ids, seen)
-        found: dict[FeatureColumn, Tensor] = {}
-        out: list[Tensor] = []
+        mask = mask.bool()
+        content = self.backbone.content_mask(ids, mask)
+        pooled: dict[FeatureColumn, Tensor] = {}
+        carried: list[Tensor] = []
         last = Site(self.segment.stop, "resid")
 
-        def read(site: Site, values: Tensor) -> None:
+        def on_values(site: Site, values: Tensor) -> None:
             if site in self.sites:
-                found.update(self.sites[site](values, seen, content))
+                pooled.update(self.sites[site](values, mask, content))
             if site == last and self.carry:
-                out.append(values)
+                carried.append(values)
 
-        wanted = {*self.sites, *([last] if self.carry else [])}
-        with _resumed(self.backbone, self.segment.start, hidden), capture(self.backbone, sorted(wanted), read) as run:
-            run(ids, seen)
-        values = [found[column] for column in self.segment.neurons]
-        return torch.cat(values, 1) if values else out[0].new_empty(ids.shape[0], 0, dtype=torch.float32), *out
+        wanted = sorted({*self.sites, *([last] if self.carry else [])})
+        with (
+            _resume_after(self.backbone, self.segment.start, hidden),
+            capture_sites(self.backbone, wanted, on_values) as run,
+        ):
+            run(ids, mask)
+        values = [pooled[column] for column in self.segment.neurons]
+        return torch.cat(values, 1) if values else carried[0].new_empty(ids.shape[0], 0, dtype=torch.float32), *carried
 
 
 class _NeuronGather(nn.Module):
-    """The wanted neurons of a site under its poolings."""
+    """A module that gathers the wanted neurons of a site and pools them.
+
+    Where few neurons are wanted they are gathered before pooling, else after it. Before pooling, torch multiplies by
+    a one-hot matrix, which is far faster than gathering values that lie in rows; OpenVINO gathers by index.
+    """
 
     def __init__(
-        self, backbone: Backbone, site: Site, wanted: Mapping[FeatureColumn, NDArray[np.int64] | None]
+        self, backbone: Backbone, site: Site, neurons: Mapping[FeatureColumn, NDArray[np.int64] | None]
     ) -> None:
         super().__init__()
         self.site, width = site, backbone.width(site)
-        every = np.unique(np.concatenate([np.arange(width) if kept is None else kept for kept in wanted.values()]))
-        self.early = len(every) <= _FEW * width
-        self.compiled = backbone.engine == "openvino"
-        dtype, self.picked = next(backbone.model.parameters()).dtype, torch.from_numpy(every).to(backbone.device)
-        one_hot = torch.zeros(width, len(every), dtype=dtype)
-        one_hot[torch.from_numpy(every), torch.arange(len(every))] = 1
-        self.product: Tensor
-        self.register_buffer(
-            "product", None if not self.early else torch.eye(len(every)) if self.compiled else one_hot, persistent=False
+        union = np.unique(
+            np.concatenate([np.arange(width) if indices is None else indices for indices in neurons.values()])
         )
-        self.places: dict[FeatureColumn, Tensor | None] = {}
-        for column, kept in wanted.items():
-            place = kept if not self.early else np.searchsorted(every, np.arange(width) if kept is None else kept)
-            whole = place is None or (self.early and np.array_equal(place, np.arange(len(every))))
-            self.places[column] = None if whole else torch.from_numpy(place).to(backbone.device)
+        self.gather_first = len(union) <= _GATHER_FIRST_UP_TO * width
+        self.for_openvino = backbone.engine == "openvino"
+        dtype, self.union = next(backbone.model.parameters()).dtype, torch.from_numpy(union).to(backbone.device)
+        one_hot = torch.zeros(width, len(union), dtype=dtype)
+        one_hot[torch.from_numpy(union), torch.arange(len(union))] = 1
+        factor = torch.eye(len(union)) if self.for_openvino else one_hot
+        self.factor: Tensor
+        self.register_buffer("factor", factor if self.gather_first else None, persistent=False)
+        self.positions: dict[FeatureColumn, Tensor | None] = {}
+        """for each column the positions of its neurons in the union, or, if pooled first, in the site; None: all"""
+        for column, indices in neurons.items():
+            if self.gather_first:
+                indices = np.searchsorted(union, np.arange(width) if indices is None else indices)
+            is_all = indices is None or (self.gather_first and np.array_equal(indices, np.arange(len(union))))
+            self.positions[column] = None if is_all else torch.from_numpy(indices).to(backbone.device)
 
-    def forward(self, values: Tensor, seen: Tensor, content: Tensor) -> dict[FeatureColumn, Tensor]:
-        if self.early:
-            values = self._few(values)
-        found = {}
-        for column, place in self.places.items():
-            pooled = pool(values, pooling_mask(column, seen, content), column.pooling)
-            if self.early and self.compiled and column.pooling == "max":
-                # OpenVINO computes in float32 what no product follows, and would turn all of a site into it
-                pooled = pooled @ self.product
-            found[column] = pooled if place is None else pooled[:, place]
-        return found
-
-    def _few(self, values: Tensor) -> Tensor:
-        """The picked neurons; torch gathers in a row of many far slower than it multiplies by ones and zeros."""
-        return values.index_select(-1, self.picked) if self.compiled else values @ self.product
+    def forward(self, values: Tensor, mask: Tensor, content: Tensor) -> dict[FeatureColumn, Tensor]:
+        """The pooled values (B, n neurons) of each column, from a site's values (B, T, width) and two masks (B, T)."""
+        if self.gather_first:
+            values = values.index_select(-1, self.union) if self.for_openvino else values @ self.factor
+        columns = {}
+        for column, positions in self.positions.items():
+            pooled = pool(values, pooling_mask(column, mask, content), column.pooling)
+            if self.gather_first and self.for_openvino and column.pooling == "max":
+                # no product follows: without this one OpenVINO would compute the whole site in float32
+                pooled = pooled @ self.factor
+            columns[column] = pooled if positions is None else pooled[:, positions]
+        return columns
 
 
 def pooling_mask(column: FeatureColumn, mask: Tensor, content: Tensor) -> Tensor:
-    """Mean and max see the content; `first`, `last` and a sentence embedding's mean see all tokens."""
+    """The mask (B, T) that a column is pooled over, from the mask of all tokens and that of the content.
+
+    Mean and max pool the content; `first`, `last` and, as sentence embeddings do, the mean of `final` pool all tokens.
+    """
     return content if column.pooling in ("mean", "max") and column.site.kind != "final" else mask
 
 
 @contextmanager
-def _resumed(backbone: Backbone, start: int, hidden: Tensor | None) -> Iterator[None]:
-    """Within the context the forward pass takes `hidden` after block `start`; the blocks up to there do not run.
+def _resume_after(backbone: Backbone, start: int, hidden: Tensor | None) -> Iterator[None]:
+    """Within the context a forward pass skips the first `start` blocks and goes on from `hidden` (B, T, hidden size).
 
-    Masks and positions are made by the model itself as ever, which is what lets this hold for all families.
+    Without `hidden` nothing is skipped. The model itself makes masks and positions as ever, so this holds for all
+    families.
     """
     if hidden is None:
         yield
         return
 
-    def replace(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def replace_input(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
-    def skip(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        return (hidden_states,) if backbone.gives_tuples else hidden_states
+    def return_input(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return (hidden_states,) if backbone.blocks_return_tuples else hidden_states
 
-    def embedded(*_args: Any, **_kwargs: Any) -> Tensor:
+    def return_hidden(*_args: Any, **_kwargs: Any) -> Tensor:
         return hidden
 
-    skipped: dict[nn.Module, Any] = dict.fromkeys(backbone.blocks[:start], skip)
-    if backbone.embeddings is not None:  # the model asks nothing of what they give but its shape
-        skipped[backbone.embeddings] = embedded
-    handle = backbone.blocks[start].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
+    replaced: dict[nn.Module, Any] = dict.fromkeys(backbone.blocks[:start], return_input)
+    if backbone.embeddings is not None:  # the model uses nothing of their output but its shape
+        replaced[backbone.embeddings] = return_hidden
+    handle = backbone.blocks[start].register_forward_pre_hook(replace_input, with_kwargs=True, prepend=True)
     try:
-        for module, instead in skipped.items():
-            module.forward = instead
+        for module, forward in replaced.items():
+            module.forward = forward
         yield
     finally:
         handle.remove()
-        for module in skipped:
+        for module in replaced:
             del module.forward

@@ -1,4 +1,4 @@
-"""What runs a frozen backbone: torch, or OpenVINO where a processor is to do more of it a second."""
+"""Engines, which run a frozen backbone: torch, or OpenVINO, which runs more documents per second on a processor."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ import torch
 from torch import Tensor
 
 from spin.activations.encoder import BlockSegment, NeuronEncoder
-from spin.activations.torch_compile import fastest
+from spin.activations.torch_compile import compile_if_faster
 from spin.arrays import Floats
 from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.model import Backbone
 from spin.errors import UserError
 
-CALIBRATED = 256
-"""texts by which int8 is scaled, at most"""
+CALIBRATION_TEXTS = 256
+"""texts that int8 is calibrated with, at most"""
 
 
 class Engine(Protocol):
-    """Runs the groups of blocks of a backbone, one after another, over a batch of documents."""
+    """Runs the segments of a backbone, one after another, over a batch of documents."""
 
     backbone: Backbone
     segments: Sequence[BlockSegment]
+    """consecutive; each but the last hands its residual stream on to the next"""
     streams: int
-    """batches that may run at once, each in a thread of its own"""
+    """number of batches that may run at the same time, each in its own thread"""
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
-        """Group `index` over token ids and mask (B, T): the values (B, p) float32 of its columns, and what goes on.
+        """Run segment `index` over token ids and mask, both (B, T), and the hidden states that the one before returned.
 
-        What goes on into the next group is rows of documents first, so that `hidden[rows]` are those of some.
+        Returns the values (B, p) float32 of the segment's columns side by side, and the hidden states for the next
+        segment (None after the last). Their first dimension is the batch: `hidden[rows]` are those of some documents.
         """
         ...
 
 
 class TorchEngine:
-    """Runs on the processor or the GPU that the backbone lies on; a batch that a GPU has no room for, in halves.
+    """Runs the backbone in torch on its device. A batch that does not fit into the memory of a GPU is run in halves.
 
-    Raises UserError where it has none for a single document.
+    `run` raises UserError if a single document does not fit.
     """
 
     streams = 1
@@ -49,17 +51,20 @@ class TorchEngine:
         self.backbone, self.segments = backbone, segments
         self.on_gpu = backbone.device.type == "cuda"
         encoders = [NeuronEncoder(backbone, segment, carry=segment is not segments[-1]) for segment in segments]
-        self.encoders = [fastest(encoder) if backbone.compile and self.on_gpu else encoder for encoder in encoders]
+        self.encoders = [
+            compile_if_faster(encoder) if backbone.compile and self.on_gpu else encoder for encoder in encoders
+        ]
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
         with suppress(torch.OutOfMemoryError), torch.inference_mode(), HOOK_LOCK:
             values, *out = self.encoders[index](
-                self._sent(ids), self._sent(mask), *([] if hidden is None else [hidden])
+                self._to_device(ids), self._to_device(mask), *([] if hidden is None else [hidden])
             )
-            return self._fetched(values), out[0] if out else None
-        return self._halved(index, ids, mask, hidden)  # here, where nothing holds on to what did not fit any more
+            return self._to_numpy(values), out[0] if out else None
+        # outside the context, where nothing refers to the tensors of the failed attempt any more
+        return self._run_in_halves(index, ids, mask, hidden)
 
-    def _halved(self, index: int, ids: Tensor, mask: Tensor, hidden: Any) -> tuple[Floats, Any]:
+    def _run_in_halves(self, index: int, ids: Tensor, mask: Tensor, hidden: Any) -> tuple[Floats, Any]:
         if len(ids) == 1:
             raise UserError(
                 f"backbone: the GPU has no room for a single text of {int(mask.sum())} tokens; lower "
@@ -67,23 +72,27 @@ class TorchEngine:
             )
         torch.cuda.empty_cache()
         halves = slice(len(ids) // 2), slice(len(ids) // 2, None)
-        parts = [self.run(index, ids[at], mask[at], None if hidden is None else hidden[at]) for at in halves]
+        parts = [self.run(index, ids[half], mask[half], None if hidden is None else hidden[half]) for half in halves]
         values, out = zip(*parts, strict=True)
         return np.concatenate(values), None if out[0] is None else torch.cat(out)
 
-    def _sent(self, values: Tensor) -> Tensor:
-        """Where the backbone lies; a GPU fetches it from pinned memory while the processor goes on."""
+    def _to_device(self, values: Tensor) -> Tensor:
+        """Values on the backbone's device; a GPU copies from pinned memory while the processor goes on."""
         return values.pin_memory().to(self.backbone.device, non_blocking=True) if self.on_gpu else values
 
-    def _fetched(self, values: Tensor) -> Floats:
-        """On the processor, by way of pinned memory too."""
+    def _to_numpy(self, values: Tensor) -> Floats:
+        """Values on the processor; from a GPU they are copied to pinned memory."""
         if not self.on_gpu:
             return values.numpy()
         return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values).numpy()
 
 
 def open_engine(backbone: Backbone, segments: Sequence[BlockSegment], *, calibration: Sequence[str] = ()) -> Engine:
-    """The engine that a backbone was loaded for; int8 is scaled by texts, without them as `auto` gives."""
+    """The engine that the backbone was loaded for, to run consecutive segments of it.
+
+    `calibration` are texts that int8 is calibrated with; without any, the backbone's `uncalibrated_precision` is used.
+    Raises UserError for int8 if NNCF, which calibrates it, is not installed.
+    """
     if backbone.engine == "openvino":
         from spin.activations.openvino_engine import OpenVinoEngine
 

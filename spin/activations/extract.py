@@ -64,16 +64,16 @@ def extract(
     keep: Mapping[FeatureColumn, NDArray[np.int64]] | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
-    """Read `columns` from every text, once. To read repeatedly, open the engine once and call `read`.
+    """Read `columns` from every text, once. To read repeatedly, open the engine once and call `read_activations`.
 
     A mapping gives each column's type, float32 otherwise; `keep` names the neurons wanted of some columns.
     """
     types = dict(columns) if isinstance(columns, Mapping) else None
-    engine = open_engine(backbone, [whole(columns, keep)])
-    return read(engine, texts, types=types, progress=progress)
+    engine = open_engine(backbone, [single_segment(columns, keep)])
+    return read_activations(engine, texts, types=types, progress=progress)
 
 
-def whole(
+def single_segment(
     columns: Sequence[FeatureColumn] | Mapping[FeatureColumn, Any], keep: Mapping[FeatureColumn, Any] | None = None
 ) -> BlockSegment:
     """All blocks that some columns need as one group."""
@@ -81,7 +81,7 @@ def whole(
     return BlockSegment(0, max((column.site.layer for column in ordered), default=0), ordered)
 
 
-def read(
+def read_activations(
     engine: Engine,
     texts: Sequence[str],
     *,
@@ -126,7 +126,7 @@ def _batches(backbone: Backbone, texts: Sequence[str], buffer: _FeatureBuffer) -
     for rows, tokens in _tokenised(backbone, texts):
         buffer.note(rows, tokens)
         for batch in token_batches(list(map(len, tokens.ids)), backbone.batch_tokens):
-            yield _Batch(np.array(rows)[batch], *backbone.batch([tokens.ids[at] for at in batch]))
+            yield _Batch(np.array(rows)[batch], *backbone.pad_batch([tokens.ids[at] for at in batch]))
 
 
 def _chunks(batches: Iterator[_Batch], size: int) -> Iterator[list[_Batch]]:
@@ -205,10 +205,10 @@ def _together(batches: Sequence[_Batch], budget: int) -> Iterator[_Batch]:
     if not parts:
         return
     rows, ids, mask, hidden, found = zip(*parts, strict=True)
-    whole = _Batch(np.concatenate(rows), _one(ids), _one(mask), _one(hidden), np.concatenate(found))
-    lengths = whole.mask.sum(1).tolist()
+    merged = _Batch(np.concatenate(rows), _one(ids), _one(mask), _one(hidden), np.concatenate(found))
+    lengths = merged.mask.sum(1).tolist()
     for chosen in token_batches(lengths, budget):
-        yield whole.part(chosen, max(lengths[at] for at in chosen))
+        yield merged.part(chosen, max(lengths[at] for at in chosen))
 
 
 def _one(tensors: Sequence[Tensor]) -> Tensor:
@@ -257,7 +257,7 @@ class _FeatureBuffer:
         return Features(self.columns, self.n_tokens, self.n_unknown, self.truncated, self.depth if cascaded else None)
 
 
-def column_types(
+def choose_column_types(
     backbone: Backbone, texts: Sequence[str], columns: Sequence[FeatureColumn]
 ) -> dict[FeatureColumn, type[np.floating]]:
     """float16, or float32 for the columns that `texts`, a first batch, shows above a quarter of float16's range."""

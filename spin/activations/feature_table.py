@@ -1,4 +1,4 @@
-"""The feature shard: one Arrow table a shard, one fixed-size list column a site.pooling."""
+"""A feature shard as an Arrow table: one row per document, one column of fixed-size lists per feature column."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from spin.activations.extract import Features
 from spin.labels.label_space import Label
 from spin.sites import FeatureColumn
 
-BYTES_A_SHARD = 256 << 20
-"""what a feature shard holds at most"""
+MAX_SHARD_BYTES = 256 << 20
+"""bytes of features in a shard, at most"""
 
 
-def document_bytes(widths: Mapping[FeatureColumn, int], dtypes: Mapping[FeatureColumn, type[np.floating]]) -> int:
-    """Bytes of features a document."""
+def bytes_per_document(widths: Mapping[FeatureColumn, int], dtypes: Mapping[FeatureColumn, type[np.floating]]) -> int:
+    """Bytes of features per document, from the width and type of each column."""
     return sum(width * np.dtype(dtypes[column]).itemsize for column, width in widths.items())
 
 
 def to_table(ids: Sequence[str], labels: Sequence[Label], splits: Sequence[str | None], features: Features) -> pa.Table:
-    """A shard of n documents: id, label, split, n_tokens and one column of lists a site.pooling.
+    """The table of n documents: columns id, label, split, n_tokens and one of lists per feature column.
 
-    The label is a string, or where labels are lists a list of strings, be they all empty.
+    Labels are strings, or lists of strings even if all lists are empty.
     """
-    # the first one tells: a corpus has labels of one kind; Arrow would take lists that are all empty for lists of null
+    # a corpus has labels of one kind, so the first decides; Arrow would infer lists of null from empty lists
     multilabel = len(labels) > 0 and not isinstance(labels[0], str)
     columns = {str(column): to_lists(values) for column, values in features.columns.items()}
     return pa.table(
@@ -41,12 +41,12 @@ def to_table(ids: Sequence[str], labels: Sequence[Label], splits: Sequence[str |
 
 
 def to_lists(values: NDArray[np.floating]) -> pa.FixedSizeListArray:
-    """(n, width) to a column of n lists of `width`."""
+    """Values (n, width) as an Arrow column of n lists of `width` values."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 def from_lists(column: pa.ChunkedArray) -> NDArray[np.floating]:
-    """A column of n lists of `width` back to (n, width), of the type it was stored in."""
+    """An Arrow column of n lists of `width` values as an array (n, width) of the stored type."""
     width = column.type.list_size
     if not column.num_chunks:
         return np.empty((0, width), column.type.value_type.to_pandas_dtype())

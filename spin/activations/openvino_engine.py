@@ -1,11 +1,11 @@
-"""The OpenVINO engine: each group of blocks traced from torch once and compiled for the processor."""
+"""The OpenVINO engine: each segment is traced from torch once and compiled for the processor."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -15,100 +15,110 @@ from torch import Tensor, nn
 
 from spin.activations.encoder import BlockSegment, NeuronEncoder
 from spin.arrays import Floats
-from spin.backbone.batching import STEP, token_batches
-from spin.backbone.hub import quiet
+from spin.backbone.batching import BATCH_MULTIPLE, token_batches
+from spin.backbone.hub import silence_transformers
 from spin.backbone.model import Backbone
 from spin.errors import UserError
 
 _HINT = {"float32": "f32", "bfloat16": "bf16"}
+"""OpenVINO's names of the precisions"""
+_CALIBRATION_BATCH_TOKENS = 1024
 
 
 class OpenVinoEngine:
-    """Runs compiled graphs, as many batches at once as torch is set to threads: one each wastes less than all on one.
+    """Runs compiled graphs, as many batches at once as torch has threads.
 
-    Raises UserError for int8 where NNCF, which scales it, is not installed.
+    One thread per batch wastes less than all threads on one batch.
+    Raises UserError for int8 if NNCF, which calibrates it, is not installed.
     """
 
     def __init__(self, backbone: Backbone, segments: Sequence[BlockSegment], calibration: Sequence[str] = ()) -> None:
         self.backbone, self.segments, self.streams = backbone, segments, torch.get_num_threads()
         requests: list[list[Any]] = [[] for _ in range(self.streams)]
         self._free: SimpleQueue[list[Any]] = SimpleQueue()
-        for of_stream in requests:
-            self._free.put(of_stream)
-        eighth = backbone.precision == "int8" and len(calibration) > 0
-        precision = backbone.uncalibrated if backbone.precision == "int8" else backbone.precision
-        batches = list(self._batches(calibration)) if eighth else []
+        for stream_requests in requests:
+            self._free.put(stream_requests)
+        int8 = backbone.precision == "int8" and len(calibration) > 0
+        precision = backbone.uncalibrated_precision if backbone.precision == "int8" else backbone.precision
+        batches: list[Any] = list(self._calibration_batches(calibration)) if int8 else []
         for index, segment in enumerate(segments):
-            graph = to_graph(NeuronEncoder(backbone, segment, carry=segment is not segments[-1]))
-            if eighth:
-                graph = _quantised(graph, batches)
-            # what stays beside the products of int8 loses too much in bfloat16
-            compiled = _compiled(graph, "float32" if eighth else precision, self.streams)
-            for of_stream in requests:
-                of_stream.append(compiled.create_infer_request())
-            if eighth and index + 1 < len(segments):
+            graph = convert_to_openvino(NeuronEncoder(backbone, segment, carry=segment is not segments[-1]))
+            if int8:
+                graph = _quantize(graph, batches)
+            # the operations that int8 leaves alone lose too much in bfloat16
+            compiled = _compile(graph, "float32" if int8 else precision, self.streams)
+            for stream_requests in requests:
+                stream_requests.append(compiled.create_infer_request())
+            if int8 and index + 1 < len(segments):
                 batches = [(ids, mask, self.run(index, ids, mask, *hidden)[1]) for ids, mask, *hidden in batches]
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
         requests = self._free.get()
         try:
-            values, *out = requests[index].infer(_inputs(ids, mask, hidden), share_inputs=True).values()
+            values, *out = requests[index].infer(_graph_inputs(ids, mask, hidden), share_inputs=True).values()
         finally:
             self._free.put(requests)
         return values[: len(ids)], torch.from_numpy(out[0])[: len(ids)] if out else None
 
-    def _batches(self, texts: Sequence[str]) -> Any:
+    def _calibration_batches(self, texts: Sequence[str]) -> Iterator[Any]:
+        """Token ids and mask of batches of texts."""
         tokens = self.backbone.tokenize(texts)
-        for rows in token_batches(list(map(len, tokens.ids)), min(self.backbone.batch_tokens, 1024)):
-            yield self.backbone.batch([tokens.ids[row] for row in rows])
+        budget = min(self.backbone.batch_tokens, _CALIBRATION_BATCH_TOKENS)
+        for rows in token_batches(list(map(len, tokens.ids)), budget):
+            yield self.backbone.pad_batch([tokens.ids[row] for row in rows])
 
 
-def to_graph(encoder: NeuronEncoder, module: nn.Module | None = None) -> Any:
-    """An `openvino.Model` of a reader, or of a module around it, with the reader's inputs.
+def convert_to_openvino(encoder: NeuronEncoder, module: nn.Module | None = None) -> Any:
+    """The `openvino.Model` of an encoder, or of a module around it that takes the same inputs.
 
-    By the frontend itself: `openvino.convert_model` does the same in ten times the time.
+    Uses OpenVINO's PyTorch frontend directly; `openvino.convert_model` does the same in ten times the time.
     """
-    _keep_to_ourselves()
+    _disable_telemetry()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    with quiet(), warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # of tracing, about what is constant in it
-        traced = torch.jit.trace(module or encoder, encoder.example(), check_trace=False)
+    with silence_transformers(), warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # tracing warns of values that become constants
+        traced = torch.jit.trace(module or encoder, encoder.example_inputs(), check_trace=False)
         decoder = TorchScriptPythonDecoder(traced, shared_memory=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
         return frontend.convert(frontend.load(decoder))
 
 
-def _keep_to_ourselves() -> None:
-    """OpenVINO and NNCF report what they do to their makers, unless what they do it with is missing."""
+def _disable_telemetry() -> None:
+    """Keep OpenVINO and NNCF from reporting their use to their makers, by hiding the package they do it with."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
-def _compiled(graph: Any, precision: str, streams: int) -> Any:
+def _compile(graph: Any, precision: str, streams: int) -> Any:
+    """Compile a graph for the processor; gives an `openvino.CompiledModel`."""
     import openvino
 
     options = {
         "INFERENCE_NUM_THREADS": streams,
         "INFERENCE_PRECISION_HINT": _HINT[precision],
         "NUM_STREAMS": streams,
-        # every graph, of this process or another, would else have its first stream on the first core
+        # pinned, every graph, of this process or another, would have its first stream on the first core
         "ENABLE_CPU_PINNING": False,
-        # fused attention takes longer than the parts, up to some 200 tokens
+        # up to some 200 tokens, fused attention takes longer than its parts
         "SNIPPETS_MODE": "DISABLE",
     }
     return openvino.Core().compile_model(graph, "CPU", options)
 
 
-def _inputs(ids: Tensor, mask: Tensor, hidden: Any = None) -> list[Any]:
-    """What a graph takes. A last batch is filled up with its last document: a shape seen first takes twice as long."""
-    values = [ids.numpy(), mask.long().numpy(), *([] if hidden is None else [hidden.numpy()])]
-    more = -len(ids) % STEP if len(ids) > STEP else 0
-    return [np.concatenate([of, of[-1:].repeat(more, 0)]) for of in values] if more else values
+def _graph_inputs(ids: Tensor, mask: Tensor, hidden: Any = None) -> list[Any]:
+    """The inputs of a graph as arrays.
+
+    A batch of odd size is filled up to a multiple of `BATCH_MULTIPLE` with copies of its last document, since a shape
+    takes twice as long the first time.
+    """
+    inputs = [ids.numpy(), mask.long().numpy(), *([] if hidden is None else [hidden.numpy()])]
+    missing = -len(ids) % BATCH_MULTIPLE if len(ids) > BATCH_MULTIPLE else 0
+    return [np.concatenate([array, array[-1:].repeat(missing, 0)]) for array in inputs] if missing else inputs
 
 
-def _quantised(graph: Any, batches: Sequence[Any]) -> Any:
-    """The graph with its products in int8, scaled by what batches show; the choice of neurons stays exact."""
+def _quantize(graph: Any, batches: Sequence[Any]) -> Any:
+    """The graph with its products in int8, calibrated with batches of inputs; gathering neurons stays exact."""
     try:
         import nncf
     except ImportError:
@@ -118,8 +128,9 @@ def _quantised(graph: Any, batches: Sequence[Any]) -> Any:
     logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf.quantize(
         graph,
-        nncf.Dataset(batches, lambda batch: _inputs(*batch)),
+        nncf.Dataset(batches, lambda batch: _graph_inputs(*batch)),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=max(1, len(batches)),
-        ignored_scope=nncf.IgnoredScope(patterns=[".*picks.*"], validate=False),
+        # the operations of `NeuronEncoder.neuron_gathers`
+        ignored_scope=nncf.IgnoredScope(patterns=[".*neuron_gathers.*"], validate=False),
     )

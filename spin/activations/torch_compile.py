@@ -1,7 +1,8 @@
-"""A reader as one compiled graph, where that measures faster."""
+"""A neuron encoder as one compiled graph, used if it measures faster."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,56 +13,64 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from spin.activations.encoder import NeuronEncoder
 
 Run = Callable[..., tuple[Tensor, ...]]
+"""takes the inputs of a `NeuronEncoder` and returns its outputs"""
 Batches = Sequence[tuple[Tensor, ...]]
-_CLEARLY = 1.2
-"""times as fast: what measures about the same is not decided by chance, or two workers would round in two ways"""
+_MIN_SPEEDUP = 1.2
+"""how many times as fast a graph must be: at equal speed chance would decide, and workers would round differently"""
 _SHAPES = ((64, 32), (16, 128))
-"""documents and tokens of the batches by which it is measured"""
-_NEAR = 0.02
-"""of the largest value, that another order of sums may make of the others in bfloat16"""
+"""documents and tokens of the batches that are timed"""
+_TOLERANCE = 0.02
+"""allowed difference as a share of the largest value; in bfloat16 another order of sums makes as much"""
+_log = logging.getLogger(__name__)
 
 
-def fastest(encoder: NeuronEncoder) -> Run:
-    """The reader, or its compiled graph where that is clearly faster and gives the same."""
-    return faster(encoder, lambda: compiled(encoder), [encoder.example(*shape) for shape in _SHAPES])
+def compile_if_faster(encoder: NeuronEncoder) -> Run:
+    """The encoder's compiled graph if it returns the same values clearly faster, else the encoder."""
+    batches = [encoder.example_inputs(*shape) for shape in _SHAPES]
+    return choose_faster(encoder, lambda: compile_encoder(encoder), batches)
 
 
-def compiled(encoder: NeuronEncoder, backend: str = "inductor") -> Run:
-    """One graph for batches of any size. It is traced first: torch.compile itself would start anew for the hooks that
-    a reader sets in each batch."""
+def compile_encoder(encoder: NeuronEncoder, backend: str = "inductor") -> Run:
+    """Compile an encoder to one graph for batches of any size.
+
+    It is traced first: torch.compile alone would compile anew for the hooks that the encoder sets in each batch.
+    """
     with torch.no_grad():
-        graph = make_fx(encoder, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*encoder.example())
+        graph = make_fx(encoder, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*encoder.example_inputs())
     run: Run = torch.compile(graph, dynamic=True, backend=backend)
     return run
 
 
-def faster(plain: Run, make: Callable[[], Run], batches: Batches) -> Run:
-    """What `make` gives, where it gives nearly the values of `plain` and is clearly faster over batches, else `plain`.
+def choose_faster(plain: Run, build: Callable[[], Run], batches: Batches) -> Run:
+    """What `build` returns if it gives nearly the values of `plain` and is clearly faster on the batches, else `plain`.
 
-    What cannot be made, or run, is not taken either: compilers fail in ways of their own.
+    It is `plain` too if building or running raises any error: compilers fail in many ways. The error is logged.
     """
     with torch.inference_mode():
         try:
-            other = make()
-            same = all(_near(other(*batch), plain(*batch)) for batch in batches)
-            return other if same and _seconds(other, batches) * _CLEARLY < _seconds(plain, batches) else plain
-        except Exception:
+            built = build()
+            agrees = all(_nearly_equal(built(*batch), plain(*batch)) for batch in batches)
+            return built if agrees and _seconds(built, batches) * _MIN_SPEEDUP < _seconds(plain, batches) else plain
+        except Exception as error:
+            _log.info("the backbone is not compiled (%s: %s)", type(error).__name__, str(error).partition("\n")[0])
+            _log.debug("traceback of the failed compilation", exc_info=True)
             return plain
 
 
 def _seconds(run: Run, batches: Batches) -> float:
-    """The best of five times over all batches."""
+    """The shortest of five times over all batches."""
 
-    def once() -> float:
+    def time_once() -> float:
         start = time.perf_counter()
         for batch in batches:
             _ = [out.cpu() for out in run(*batch)]  # waits for the GPU
         return time.perf_counter() - start
 
-    return min(once() for _ in range(5))
+    return min(time_once() for _ in range(5))
 
 
-def _near(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+def _nearly_equal(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     return all(
-        bool((mine - its).abs().max() <= _NEAR * its.abs().max()) for mine, its in zip(found, expected, strict=True)
+        bool((output - wanted).abs().max() <= _TOLERANCE * wanted.abs().max())
+        for output, wanted in zip(outputs, expected, strict=True)
     )

@@ -1,10 +1,29 @@
-"""The files that a model loads from, and the digest of their contents."""
+"""The files that a model is loaded from, and the digest of their contents.
+
+There are two ways to the same digest. `compute_digest` reads every byte: it verifies files that come from elsewhere,
+such as a backbone that was fetched from a store. `cached_digest` hashes a file once per machine and state of the
+file: it serves files that lie where they lay before.
+
+What `cached_digest` trusts:
+
+- The file system. A file whose path, size, modification time, change time (ctime) and inode are those of an earlier
+  hashing is taken to have the same content. A hash is kept only if the file had not been touched for two seconds when
+  hashing began and did not change meanwhile: within one tick of the file system's clock, a second write would not show.
+- The cache folder (`SPIN_CACHE`). Whoever can write there can make weights pass for others, so it should be writable
+  for no more people than the weights are.
+
+Python files, which are in the digest where a model may run code of its own, are always hashed anew.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from spin.backbone.local_cache import cache_folder, lock_record, read_record, write_record
 from spin.errors import UserError
 
 _LOADED = (
@@ -16,24 +35,129 @@ _LOADED = (
     "merges.txt",
     "special_tokens_map.json",
 )
-"""what loading a model reads of its folder"""
+"""patterns of the files that loading a model reads from its folder"""
+_FORMAT = 1
+"""version of the records in the cache; records of another version are ignored"""
+_SETTLED_NS = 2_000_000_000
+"""nanoseconds since the last change of a file after which another change is sure to show in its times"""
 
 
-def compute_digest(folder: Path, *, code: bool = False) -> str:
-    """sha256 over names and contents of what loads from a folder."""
-    total = hashlib.sha256()
-    for path in list_model_files(folder, code=code):
-        with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+def compute_digest(folder: Path, *, include_code: bool = False) -> str:
+    """The sha256 (64 hex digits) over names and contents of the files that a model loads from; reads every byte.
 
-
-def list_model_files(folder: Path, *, code: bool = False) -> list[Path]:
-    """What loads from a folder: weights, configuration and tokenizer, and the code where that may run.
-
-    Raises UserError where there are no weights.
+    Raises UserError if the folder holds no weights.
     """
-    files = sorted({path for pattern in (*_LOADED, *(["*.py"] if code else [])) for path in folder.glob(pattern)})
+    return _combine((path, hash_file(path)) for path in list_model_files(folder, include_code=include_code))
+
+
+def cached_digest(folder: Path, *, include_code: bool = False) -> str:
+    """The same as `compute_digest`, but hashes only files that this machine has not hashed in their present state.
+
+    Raises UserError if the folder holds no weights.
+    """
+    return _combine(cached_hashes(folder, list_model_files(folder, include_code=include_code)))
+
+
+def list_model_files(folder: Path, *, include_code: bool = False) -> list[Path]:
+    """The files that a model loads from, sorted: weights, configuration and tokenizer, with `include_code` also *.py.
+
+    Raises UserError if the folder holds no weights.
+    """
+    patterns = (*_LOADED, "*.py") if include_code else _LOADED
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"backbone: no .safetensors in {folder}; save the model there with save_pretrained")
     return files
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 (64 hex digits) of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached_hashes(folder: Path, paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Files of a folder with their sha256 (64 hex digits), in the order given; see the module for what is trusted.
+
+    Processes that ask at the same time wait for the one that hashes.
+    """
+    record = _record_file(folder)
+    with lock_record(record):
+        known = _read_hashes(record)
+        current = {path.name: _hash_if_changed(path, known.get(path.name)) for path in paths}
+        remembered = {**known, **{name: hashed for name, (hashed, settled) in current.items() if settled}}
+        if remembered != known:
+            _write_hashes(record, folder, remembered)
+    return [(path, current[path.name][0].sha256) for path in paths]
+
+
+def _combine(hashes: Iterable[tuple[Path, str]]) -> str:
+    total = hashlib.sha256()
+    for path, sha256 in hashes:
+        total.update(f"{path.name} {sha256}\n".encode())
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class _FileState:
+    """What the file system reports of a file. If it is another, the content may be another."""
+
+    size: int
+    """bytes"""
+    modified_ns: int
+    """time of the last write, in nanoseconds since 1970"""
+    changed_ns: int
+    """time of the last change of content, name or rights (ctime), in nanoseconds since 1970"""
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> _FileState:
+        """The state of a file, or of the file that a link leads to."""
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+    def settled_before(self, now_ns: int) -> bool:
+        """Whether the last change is so long ago that any change after `now_ns` will show in the times."""
+        return max(self.modified_ns, self.changed_ns) <= now_ns - _SETTLED_NS
+
+
+@dataclass(frozen=True)
+class _HashedFile:
+    """A file's state and the hash of the content that it had in this state."""
+
+    state: _FileState
+    sha256: str
+
+
+def _hash_if_changed(path: Path, known: _HashedFile | None) -> tuple[_HashedFile, bool]:
+    """The hash of a file, and whether it may be remembered."""
+    now_ns, state = time.time_ns(), _FileState.of(path)
+    is_code = path.suffix == ".py"
+    if known is not None and known.state == state and not is_code:
+        return known, True
+    hashed = _HashedFile(state, hash_file(path))
+    return hashed, not is_code and state.settled_before(now_ns) and _FileState.of(path) == state
+
+
+def _record_file(folder: Path) -> Path:
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    return cache_folder() / "digests" / f"{name}.json"
+
+
+def _read_hashes(record: Path) -> dict[str, _HashedFile]:
+    """Hashes by file name; empty where the record is missing, of another format or damaged."""
+    content = read_record(record)
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        return {}
+    try:
+        return {
+            name: _HashedFile(_FileState(**file["state"]), str(file["sha256"]))
+            for name, file in content["files"].items()
+        }
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _write_hashes(record: Path, folder: Path, hashes: dict[str, _HashedFile]) -> None:
+    files = {name: asdict(hashed) for name, hashed in hashes.items()}
+    write_record(record, {"format": _FORMAT, "folder": str(folder.resolve()), "files": files})

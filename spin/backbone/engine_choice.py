@@ -1,4 +1,8 @@
-"""Which engine runs a backbone, and in which precision: what the settings name, or what a trial has shown to work."""
+"""The choice of the engine and precision that a backbone runs with: from the settings, or by a trial on this processor.
+
+`load_backbone` calls `choose_engine`, which asks `engine_trial.judge_engine` for a verdict on each precision that it
+considers for OpenVINO.
+"""
 
 from __future__ import annotations
 
@@ -13,112 +17,125 @@ from pathlib import Path
 import torch
 
 from spin.backbone import engine_trial
-from spin.backbone.engine_trial import Subject, Verdict
+from spin.backbone.engine_trial import TrialRequest, Verdict
 from spin.errors import UserError
 from spin.settings import BackboneSettings
 
 OPENVINO_FAMILIES = frozenset({"bert", "distilbert", "gemma2", "gpt2", "gpt_neox", "llama", "opt", "qwen3", "roberta"})
-"""families that OpenVINO is known to compute right; it does not those with a sliding window"""
+"""model families (`model_type` of transformers) that `auto` may run in OpenVINO
+
+OpenVINO computes them as torch does; it does not where attention has a sliding window.
+"""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What a backbone is computed by and in."""
+    """The engine and precision that a backbone runs with."""
 
     engine: str
     """torch or openvino"""
     precision: str
     """float32, bfloat16 or int8"""
-    uncalibrated: str = "float32"
-    """what takes the place of int8 where there are no texts to scale it by"""
+    uncalibrated_precision: str = "float32"
+    """float32 or bfloat16: the precision in place of int8 where there are no texts to calibrate int8 with"""
 
 
-def choose(settings: BackboneSettings, device: str, folder: Path, digest: str) -> EngineChoice:
-    """The engine and precision for the backbone of a digest, whose files lie in a folder.
+def choose_engine(settings: BackboneSettings, device: str, folder: Path, digest: str) -> EngineChoice:
+    """Choose the engine and precision for the backbone in a folder; `digest` is that of its files.
 
-    `engine: auto` takes OpenVINO where `engine_name` allows it and a trial on this processor passes, else torch. It
-    does not fall back on OpenVINO in float32 where bfloat16 was to be had: on a Xeon with AMX, SmolLM2-135M in batches
-    of 2048 tokens reads 27 documents a second in torch with bfloat16, 8 in OpenVINO and 9 in torch with float32.
-    OpenVINO by name with `dtype: auto` takes float32 where bfloat16 fails.
-    Raises UserError where what the settings name fails its trial, or is not to be had here.
+    - `engine: auto` takes OpenVINO if `preferred_engine` allows it and its trial on this processor passes, else torch.
+      A failed trial in bfloat16 leads to torch in bfloat16 rather than OpenVINO in float32: on a Xeon with AMX,
+      SmolLM2-135M in batches of 2048 tokens reads 27 documents per second in torch with bfloat16, 8 in OpenVINO and 9
+      in torch with float32.
+    - `engine: openvino` with `dtype: auto` takes float32 if the trial in bfloat16 fails.
+    - `dtype: int8` is computed by OpenVINO alone.
+
+    Raises UserError if an engine or precision that the settings name fails its trial or is not available here.
     """
-    engine, fast = engine_name(settings.engine, device, folder), fast_precision(device)
+    engine, fast = preferred_engine(settings.engine, device, folder), fast_precision(device)
     if engine == "torch":
         if settings.dtype == "int8":
             raise UserError("backbone.dtype: int8 is computed by openvino; set backbone.engine openvino, or bfloat16")
         return EngineChoice("torch", fast if settings.dtype == "auto" else settings.dtype)
     trials = _Trials(settings, folder, digest)
-    either = list(dict.fromkeys((fast, "float32")))
+    unquantized = list(dict.fromkeys((fast, "float32")))
     if settings.dtype == "int8":
-        return EngineChoice("openvino", trials.first(["int8"]), uncalibrated=trials.first(either))
+        precision = trials.first_passing(["int8"])
+        return EngineChoice("openvino", precision, uncalibrated_precision=trials.first_passing(unquantized))
     if settings.engine == "openvino":
-        return EngineChoice("openvino", trials.first(either if settings.dtype == "auto" else [settings.dtype]))
+        candidates = unquantized if settings.dtype == "auto" else [settings.dtype]
+        return EngineChoice("openvino", trials.first_passing(candidates))
     precision = fast if settings.dtype == "auto" else settings.dtype
     if (verdict := trials.verdict(precision)).outcome == "agrees":
         return EngineChoice("openvino", precision)
-    _warn_once(f"{trials.told(precision, verdict)}; torch in {precision} is used")
+    _warn_once(f"{trials.describe_failure(precision, verdict)}; torch in {precision} is used")
     return EngineChoice("torch", precision)
 
 
-def engine_name(wanted: str, device: str, folder: Path | None) -> str:
-    """The engine that `auto` stands for before any trial: OpenVINO on a processor where it is installed, for a backbone
-    in a folder whose family it is known to compute right; else torch.
+def preferred_engine(engine: str, device: str, folder: Path | None) -> str:
+    """The engine (torch or openvino) that the setting `engine` stands for before any trial.
 
-    Raises UserError where OpenVINO is asked for and is not installed, or is to run on a GPU.
+    `auto` stands for OpenVINO if it is installed, the device is the processor and the model in `folder` is of one of
+    `OPENVINO_FAMILIES`; else, and without a folder, for torch.
+    Raises UserError if the setting is openvino and OpenVINO is not installed, or the device is a GPU.
     """
     on_cpu, installed = device == "cpu", find_spec("openvino") is not None
-    if wanted == "openvino" and not installed:
+    if engine == "openvino" and not installed:
         raise UserError(
             "backbone.engine: openvino is not installed; pip install 'spin-neurons[openvino]', or set torch"
         )
-    if wanted == "openvino" and not on_cpu:
+    if engine == "openvino" and not on_cpu:
         raise UserError(f"backbone.engine: openvino runs on the processor, backbone.device is {device}; set torch")
-    if wanted == "auto":
-        return (
-            "openvino"
-            if on_cpu and installed and folder is not None and _family(folder) in OPENVINO_FAMILIES
-            else "torch"
-        )
-    return wanted
+    if engine != "auto":
+        return engine
+    supported = folder is not None and _model_family(folder) in OPENVINO_FAMILIES
+    return "openvino" if on_cpu and installed and supported else "torch"
 
 
 def fast_precision(device: str) -> str:
-    """bfloat16 where the hardware computes in it, else float32."""
+    """bfloat16 if the hardware of the device computes in it, else float32."""
     on_gpu = device.startswith("cuda")
     fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu.get_capabilities().get("avx512_bf16", False)
     return "bfloat16" if fast else "float32"
 
 
 class _Trials:
-    """What trials of OpenVINO with one backbone have shown."""
+    """The trials of OpenVINO with one backbone."""
 
     def __init__(self, settings: BackboneSettings, folder: Path, digest: str) -> None:
         self.settings, self.folder, self.digest = settings, folder, digest
 
     def verdict(self, precision: str) -> Verdict:
-        return engine_trial.engine_verdict(self._subject(precision))
+        return engine_trial.judge_engine(self._request(precision))
 
-    def first(self, precisions: Sequence[str]) -> str:
-        """The first precision that passes; those before it are logged. Raises UserError where none does."""
-        failed: list[str] = []
+    def first_passing(self, precisions: Sequence[str]) -> str:
+        """The first precision whose trial passes; failures before it are logged. Raises UserError if none passes."""
+        failures: list[str] = []
         for precision in precisions:
             if (verdict := self.verdict(precision)).outcome == "agrees":
-                for told in failed:
-                    _warn_once(f"{told}; openvino in {precision} is used")
+                for failure in failures:
+                    _warn_once(f"{failure}; openvino in {precision} is used")
                 return precision
-            failed.append(self.told(precision, verdict))
-        raise UserError(f"backbone.engine: {'; '.join(failed)}; {_remedy(precisions)}")
+            failures.append(self.describe_failure(precision, verdict))
+        raise UserError(f"backbone.engine: {'; '.join(failures)}; {_remedy(precisions)}")
 
-    def told(self, precision: str, verdict: Verdict) -> str:
-        """A failed trial in words."""
+    def describe_failure(self, precision: str, verdict: Verdict) -> str:
+        """A clause on a failed trial, for a message."""
         again = ""
-        if verdict.outcome != "unjudged":
-            again = f" (remembered: delete {engine_trial.file_of(self._subject(precision))} to try again)"
-        return f"openvino in {precision} {verdict.finding} when tried with {self.settings.model} on this machine{again}"
+        if verdict.outcome != "inconclusive":
+            again = f" (remembered: delete {engine_trial.verdict_path(self._request(precision))} to try again)"
+        model = self.settings.model
+        return f"openvino in {precision} {verdict.description} when tried with {model} on this machine{again}"
 
-    def _subject(self, precision: str) -> Subject:
-        return Subject(self.settings.model, str(self.folder), self.digest, precision, self.settings.trust_remote_code)
+    def _request(self, precision: str) -> TrialRequest:
+        return TrialRequest(
+            model=self.settings.model,
+            folder=str(self.folder),
+            digest=self.digest,
+            precision=precision,
+            trust_remote_code=self.settings.trust_remote_code,
+        )
 
 
 def _remedy(precisions: Sequence[str]) -> str:
@@ -129,13 +146,14 @@ def _remedy(precisions: Sequence[str]) -> str:
 
 @cache
 def _warn_once(message: str) -> None:
-    """Log a warning; a process loads a backbone several times."""
+    """Log a warning, once in this process, which may load a backbone several times."""
     _log.warning(message)
 
 
-def _family(folder: Path) -> str | None:
-    """What transformers calls the kind of a model."""
+def _model_family(folder: Path) -> str | None:
+    """The `model_type` that transformers knows the model in a folder by; None if its config does not say."""
     try:
         return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.debug("no model_type in %s: %r", folder / "config.json", error)
         return None

@@ -1,7 +1,16 @@
-"""A trial of OpenVINO with a backbone in a child process, and the memory of its verdicts.
+"""Trials of OpenVINO with a backbone, each in a child process, and a record of their verdicts in the cache folder.
 
-OpenVINO compiles machine code for the processor it finds, and some of that kills its process: only a process that may
-die can find it out.
+OpenVINO generates machine code for the processor it finds, and some of that code kills its process. So a child process
+compiles the backbone, runs some texts through it and compares the values with those of torch; if it dies, this process
+lives and knows.
+
+The protocol: this process starts `python -m spin.activations.engine_child REPORT` (a layer above, so it is not
+imported here) and writes to its standard input `{"subject": TrialRequest, "threads": torch's number of threads}` as
+JSON. The child writes a `TrialReport` as JSON to the file REPORT and ends with status 0. A child that ends otherwise is
+judged by its exit status: most signals are a crash of the engine, but a signal from outside, a time limit, or any other
+status say nothing about the engine. Such an inconclusive verdict is not recorded on disk.
+
+A verdict holds for one type of processor, digest of the backbone, precision and versions of the packages involved.
 """
 
 from __future__ import annotations
@@ -19,118 +28,125 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from filelock import FileLock
 
-from spin.backbone.hub import cache_folder
+from spin.backbone.local_cache import cache_folder, lock_record, read_record, write_record
 
 TOLERANCES = {"float32": 0.001, "bfloat16": 0.15, "int8": 0.9}
-"""error of the values read that is allowed, as a share of their size, by precision
+"""the relative error that every backbone is allowed, by precision; for the measure see `TrialReport.difference`
 
-Measured on MiniLM and SmolLM2-135M against torch in float32: OpenVINO in float32 0.00001 at most, bfloat16 0.01 and
-(in torch) 0.05, int8 0.27 and 0.5; an encoder that sees its padding is off by 2, a decoder whose positions are
-stretched by 5 % by 0.2. What int8 costs in labels is for `--check` to say.
+Measured on MiniLM and SmolLM2-135M against torch in float32: OpenVINO in float32 has 0.00001 at most, in bfloat16 0.01
+and (torch itself) 0.05, in int8 0.27 and 0.5. An encoder that attends to its padding has 2, a decoder whose positions
+are stretched by 5 % has 0.2. How many labels int8 changes is for `--check` to measure.
 """
-CHILD = (sys.executable, "-P", "-m", "spin.activations.engine_child")
-"""the command of the child, which takes the name of the file that its report goes into"""
-LIMIT_S = 600.0
+CHILD_COMMAND = (sys.executable, "-P", "-m", "spin.activations.engine_child")
+"""the command of the child process, to which the path of the report is added"""
+TIMEOUT_S = 600.0
 """seconds that a trial may take"""
 _FORMAT = 1
-"""of what a trial does and compares: verdicts of another one are not taken"""
+"""version of the trial's procedure; verdicts of another version are not used"""
 _PACKAGES = ("openvino", "nncf", "torch", "transformers")
-_STOPPED = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM})
-"""signals that come from outside, such as from the kernel where memory runs out, and show nothing of the engine"""
+_EXTERNAL_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM})
+"""signals sent by others, such as by the kernel when memory runs out; they say nothing about the engine"""
 _known: dict[str, Verdict] = {}
-"""what this process has found or read, by key: also what is not remembered on disk"""
+"""verdicts that this process has reached or read, by key, inconclusive ones too"""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A backbone in a precision, to be tried."""
+class TrialRequest:
+    """A backbone and the precision in which OpenVINO is to be tried with it."""
 
     model: str
-    """as the settings name it"""
+    """the backbone as the settings name it"""
     folder: str
+    """the directory of its files"""
     digest: str
+    """the digest of its files"""
     precision: str
+    """float32, bfloat16 or int8"""
     trust_remote_code: bool = False
+    """whether Python code of the model may run"""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a child found: the largest error and the column that has it, or the error that the engine raised."""
+class TrialReport:
+    """What a child process reports: the largest difference from torch, or the error that was raised."""
 
     difference: float | None = None
-    """norm of the error of a text's values, over the norm of the values; infinite where one is not finite"""
+    """the largest relative error: the norm of the error of a text's values in a feature column over the norm of the
+    values; infinite if one is not finite; None if an error was raised"""
     column: str = ""
+    """the feature column with this error"""
     allowed: float = 0.0
-    """the largest error that this column may have"""
+    """the largest relative error that this column may have"""
     error: str = ""
+    """type and message of the error that was raised"""
     judged: bool = True
-    """whether an error is the engine's own, and not one of memory, of what is installed or of the backbone's files"""
+    """whether the error is the engine's own; false for lack of memory, a missing package or the backbone's files"""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a trial has shown."""
+    """The result of a trial."""
 
-    outcome: Literal["agrees", "crashed", "failed", "differs", "unjudged"]
+    outcome: Literal["agrees", "crashed", "failed", "differs", "inconclusive"]
+    """agrees: values within the tolerance of torch's; crashed: the child died of a signal; failed: OpenVINO raised an
+    error; differs: values beyond the tolerance; inconclusive: the trial says nothing about the engine"""
     detail: str = ""
+    """the error and where it occurred, or the signal"""
 
     @property
-    def finding(self) -> str:
-        """What happened, as the predicate of a sentence."""
-        told = {"agrees": "agreed", "crashed": "crashed", "failed": "failed", "differs": "differed from torch"}
-        return f"{told.get(self.outcome, 'could not be tried')} ({self.detail})"
+    def description(self) -> str:
+        """The outcome as the predicate of a sentence."""
+        predicates = {"agrees": "agreed", "crashed": "crashed", "failed": "failed", "differs": "differed from torch"}
+        return f"{predicates.get(self.outcome, 'could not be tried')} ({self.detail})"
 
 
-def engine_verdict(subject: Subject) -> Verdict:
-    """The verdict on a subject: as remembered in `SPIN_CACHE`, else by a trial now, one at a time of all processes.
+def judge_engine(request: TrialRequest) -> Verdict:
+    """The verdict on OpenVINO for a backbone and precision: the recorded one, else that of a trial now.
 
-    A trial that ran out of time or memory is remembered by this process alone.
+    Processes that ask at the same time wait for the one that runs the trial. Inconclusive verdicts are remembered by
+    this process alone, as are all verdicts if the cache folder cannot be written (which is logged).
     """
-    key = key_of(subject)
+    key = verdict_key(request)
     if key in _known:
         return _known[key]
-    file = file_of(subject)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
-            _known[key] = _read(file) or _tried(subject)
-            if _known[key].outcome != "unjudged":
-                _write(file, subject, _known[key])
-    except (OSError, NotImplementedError) as error:  # a folder that is read-only, or that knows no locks
-        _log.warning("%s cannot keep the verdict of a trial (%s); every process makes its own", file.parent, error)
-        if key not in _known:
-            _known[key] = _tried(subject)
+    file = verdict_path(request)
+    with lock_record(file):
+        _known[key] = _read_verdict(file) or _run_trial(request)
+        if _known[key].outcome != "inconclusive":
+            # with all that it depends on, for people who read the file
+            write_record(file, {**asdict(_known[key]), "model": request.model, **_dependencies(request)})
     return _known[key]
 
 
-def file_of(subject: Subject) -> Path:
-    """Where the verdict on a subject is remembered on this machine."""
-    return cache_folder() / "engine_trials" / f"{key_of(subject)}.json"
+def verdict_path(request: TrialRequest) -> Path:
+    """The file in which the verdict is recorded on this machine."""
+    return cache_folder() / "engine_trials" / f"{verdict_key(request)}.json"
 
 
-def key_of(subject: Subject) -> str:
-    """A hash of all that a verdict depends on: processor, weights, versions and precision."""
-    return hashlib.sha256(json.dumps(_circumstances(subject), sort_keys=True).encode()).hexdigest()[:32]
+def verdict_key(request: TrialRequest) -> str:
+    """A hash (32 hex digits) of everything that a verdict depends on."""
+    return hashlib.sha256(json.dumps(_dependencies(request), sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _circumstances(subject: Subject) -> dict[str, Any]:
-    versions = {name: _version(name) for name in _PACKAGES if name != "nncf" or subject.precision == "int8"}
+def _dependencies(request: TrialRequest) -> dict[str, object]:
+    """Everything that a verdict depends on."""
+    versions = {name: _version(name) for name in _PACKAGES if name != "nncf" or request.precision == "int8"}
     return {
         "format": _FORMAT,
         "processor": processor(),
-        "digest": subject.digest,
-        "precision": subject.precision,
+        "digest": request.digest,
+        "precision": request.precision,
         "versions": versions,
     }
 
 
 def _version(package: str) -> str | None:
+    """The version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -139,87 +155,78 @@ def _version(package: str) -> str | None:
 
 @cache
 def processor() -> str:
-    """The type of this machine's processor: its name and model, and the instructions that engines look for."""
-    facts = {"machine": platform.machine(), "name": platform.processor()}
+    """The type of this machine's processor as JSON: its name and model, and the instruction sets that engines use."""
+    properties = {"machine": platform.machine(), "name": platform.processor()}
     wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "CPU implementer", "CPU part")
     try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+        first_core = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     except OSError:
-        first = ""  # not Linux
-    for line in first.splitlines():
+        first_core = ""  # not Linux
+    for line in first_core.splitlines():
         name, _, value = (part.strip() for part in line.partition(":"))
         if name in wanted:
-            facts[name] = value
+            properties[name] = value
         elif name in ("flags", "Features"):
             prefixes = ("avx", "amx", "sse", "ssse", "fma", "f16c", "asimd", "sve", "sme", "bf16", "i8mm")
-            facts["instructions"] = " ".join(sorted(of for of in value.split() if of.startswith(prefixes)))
-    facts["torch"] = " ".join(sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True))
-    return json.dumps(facts, sort_keys=True)
+            properties["instructions"] = " ".join(sorted(flag for flag in value.split() if flag.startswith(prefixes)))
+    capabilities = torch.cpu.get_capabilities()
+    properties["torch"] = " ".join(sorted(name for name, present in capabilities.items() if present is True))
+    return json.dumps(properties, sort_keys=True)
 
 
-def _tried(subject: Subject) -> Verdict:
-    _log.info("trying openvino in %s with %s, once on this processor", subject.precision, subject.model)
+def _run_trial(request: TrialRequest) -> Verdict:
+    """Run the child process and judge its report or its end."""
+    _log.info("trying openvino in %s with %s, once on this processor", request.precision, request.model)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
         try:
-            done = subprocess.run(
-                [*CHILD, str(file)],
-                # it imports what this process would, and nothing that happens to lie in the working directory
+            child = subprocess.run(
+                [*CHILD_COMMAND, str(file)],
+                # the child imports from where this process does, and nothing from the working directory
                 env={**_environment(), "PYTHONPATH": os.pathsep.join(sys.path)},
-                input=json.dumps({"subject": asdict(subject), "threads": torch.get_num_threads()}).encode(),
+                input=json.dumps({"subject": asdict(request), "threads": torch.get_num_threads()}).encode(),
                 capture_output=True,
-                timeout=LIMIT_S,
+                timeout=TIMEOUT_S,
             )
         except subprocess.TimeoutExpired:
-            return Verdict("unjudged", f"not done after {LIMIT_S:.0f} s")
-        said = done.stderr.decode(errors="replace").strip()
-        _log.debug("the trial ended with status %d: %s", done.returncode, said[-2000:])
-        if done.returncode == 0 and file.exists():
-            return _judged(Report(**json.loads(file.read_bytes())))
-    return _ended(done.returncode, said)
+            return Verdict("inconclusive", f"not done after {TIMEOUT_S:.0f} s")
+        except OSError as error:
+            return Verdict("inconclusive", f"its process could not be started: {error}")
+        stderr = child.stderr.decode(errors="replace").strip()
+        _log.debug("the trial ended with status %d: %s", child.returncode, stderr[-2000:])
+        if child.returncode == 0 and file.exists():
+            return _judge_report(TrialReport(**json.loads(file.read_bytes())))
+    return _judge_exit(child.returncode, stderr)
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what writes the stack of a crash."""
+    """The environment of this process, without the fault handler, which would print the stack of a crash."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONFAULTHANDLER"}
 
 
-def _judged(report: Report) -> Verdict:
+def _judge_report(report: TrialReport) -> Verdict:
     if report.difference is None:
-        return Verdict("failed" if report.judged else "unjudged", report.error)
+        return Verdict("failed" if report.judged else "inconclusive", report.error)
     detail = f"relative error {report.difference:.2g} in {report.column}, expected at most {report.allowed:.2g}"
     return Verdict("agrees" if report.difference <= report.allowed else "differs", detail)
 
 
-def _ended(status: int, said: str) -> Verdict:
-    """The verdict on a child that ended without a report."""
+def _judge_exit(status: int, stderr: str) -> Verdict:
+    """The verdict on a child process that ended without a report; a negative status is the number of a signal."""
     if status >= 0:
-        return Verdict("unjudged", f"its process ended with status {status}{': ' * bool(said)}{said[-300:]}")
+        return Verdict("inconclusive", f"its process ended with status {status}{': ' * bool(stderr)}{stderr[-300:]}")
     try:
         name = signal.Signals(-status).name
     except ValueError:
         name = f"signal {-status}"
-    if -status in _STOPPED or "bad_alloc" in said:
-        return Verdict("unjudged", f"its process was ended by {name}, as where memory runs out")
+    if -status in _EXTERNAL_SIGNALS or "bad_alloc" in stderr:
+        return Verdict("inconclusive", f"its process was ended by {name}, as where memory runs out")
     return Verdict("crashed", name)
 
 
-def _read(file: Path) -> Verdict | None:
-    """A verdict that is remembered; None where there is none that can be read."""
-    try:
-        kept = json.loads(file.read_bytes())
-        return Verdict(kept["outcome"], kept["detail"])
-    except FileNotFoundError:
+def _read_verdict(file: Path) -> Verdict | None:
+    """The recorded verdict; None if there is none that can be read."""
+    content = read_record(file)
+    if not isinstance(content, dict) or not {"outcome", "detail"} <= content.keys():
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.warning("%s cannot be read (%s); openvino is tried anew", file, error)
-        return None
-
-
-def _write(file: Path, subject: Subject, verdict: Verdict) -> None:
-    """Whole or not at all; with what it depends on, for people to read."""
-    kept = {**asdict(verdict), "model": subject.model, **_circumstances(subject)}
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        made = Path(scratch) / file.name
-        made.write_text(json.dumps(kept, indent=2), encoding="utf-8")
-        made.replace(file)
+    return Verdict(content["outcome"], content["detail"])

@@ -1,4 +1,4 @@
-"""Forward hooks on, values out, hooks off."""
+"""Read the activations of sites during a forward pass, by hooks that are removed afterwards."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from torch import Tensor
 from spin.backbone.model import Backbone
 from spin.sites import Site
 
-Read = Callable[[Site, Tensor], None]
+OnValues = Callable[[Site, Tensor], None]
+"""takes a site and its values (B, T, width)"""
 Forward = Callable[[Tensor, Tensor], None]
+"""takes token ids and mask, both (B, T)"""
 HOOK_LOCK = threading.Lock()
-"""held by who runs a model under `capture`: its hooks see the pass of any thread"""
+"""to be held while a model runs under `capture_sites`, whose hooks see the forward passes of all threads"""
 
 
-class _DeepestRead(Exception):
-    """The deepest wanted site was read: the rest of the model need not run."""
+class _DeepestSiteRead(Exception):
+    """Raised to end a forward pass once the deepest wanted site was read."""
 
 
 @contextmanager
-def capture(backbone: Backbone, sites: Sequence[Site], read: Read) -> Iterator[Forward]:
-    """Within the context, the yielded `forward(input_ids, mask)` calls `read(site, values)` once for each site.
+def capture_sites(backbone: Backbone, sites: Sequence[Site], on_values: OnValues) -> Iterator[Forward]:
+    """Within the context, the yielded `forward(input_ids, mask)` calls `on_values(site, values)` once for each site.
 
-    `values` are (B, T, width), as the model computed them and valid only during the call. The forward pass ends
-    at the deepest site, so what lies above is never computed, and blocks that `Backbone.cut` freed are not missed.
+    `values` (B, T, width) are as the model computed them and valid only during the call. The forward pass ends at the
+    deepest site: the blocks above it are not computed and may have been freed by `Backbone.truncate`.
     """
     deepest = None if any(s.kind == "final" for s in sites) else max(sites, key=lambda s: (s.layer, s.kind == "resid"))
 
     def deliver(site: Site, values: Tensor) -> None:
         # OPT flattens the tokens of a batch before its FFN
-        read(site, values.reshape(*shape, -1))
+        on_values(site, values.reshape(*shape, -1))
         if site == deepest:
-            raise _DeepestRead
+            raise _DeepestSiteRead
 
     shape: tuple[int, ...] = ()
 
     def forward(input_ids: Tensor, mask: Tensor) -> None:
         nonlocal shape
         shape = tuple(mask.shape)
-        with suppress(_DeepestRead):
+        with suppress(_DeepestSiteRead):
             backbone.model(input_ids=input_ids, attention_mask=mask.long(), **backbone.forward_options)
 
     with ExitStack() as hooks, torch.inference_mode():
@@ -53,14 +55,14 @@ def capture(backbone: Backbone, sites: Sequence[Site], read: Read) -> Iterator[F
         yield forward
 
 
-def _hook(backbone: Backbone, site: Site, found: Callable[[Tensor], None]) -> Any:
-    """Register the hook that sees the values of a site; it never changes them."""
+def _hook(backbone: Backbone, site: Site, on_values: Callable[[Tensor], None]) -> Any:
+    """Register the hook that passes on the values of a site, without changing them; gives its handle."""
 
     def before(_module: Any, args: Any, kwargs: Any) -> None:
-        found(args[0] if args else kwargs["hidden_states"])
+        on_values(args[0] if args else kwargs["hidden_states"])
 
     def after(_module: Any, _args: Any, output: Any) -> None:
-        found(output if isinstance(output, Tensor) else output[0])
+        on_values(output if isinstance(output, Tensor) else output[0])
 
     if site.kind == "ffn":
         return backbone.ffn_projection(site.layer).register_forward_pre_hook(before, with_kwargs=True)

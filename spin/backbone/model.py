@@ -1,4 +1,4 @@
-"""A frozen Hugging Face model: what can be read from it and how text becomes tokens."""
+"""A frozen Hugging Face model: its sites, and how its tokenizer turns texts into batches."""
 
 from __future__ import annotations
 
@@ -11,61 +11,74 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from spin.backbone.batching import ON_PROCESSOR
+from spin.backbone.batching import choose_batch_tokens
 from spin.errors import UserError
 from spin.sites import Site
 
 DEFAULT_POOLINGS = {False: ("mean", "max"), True: ("last", "mean")}
+"""the poolings if the settings name none, by whether the backbone is causal"""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of some texts, special tokens included, cut to the backbone's `max_tokens`."""
+    """Token ids of n texts, special tokens included, truncated to the backbone's `max_tokens`."""
 
     ids: list[list[int]]
+    """n lists, one per text, each of one token or more"""
     truncated: int
-    """how many of the texts were cut"""
+    """number of texts that were truncated"""
     unknown: list[int]
-    """of each text, its tokens that stand for what the tokenizer does not know"""
+    """n counts: the tokens of each text that stand for something that the tokenizer does not know"""
 
 
 @dataclass
 class Backbone:
-    """A frozen model with one list of blocks, ready to be read by `capture`. Make one with `load_backbone`."""
+    """A frozen model with one list of blocks, from which `capture_sites` reads. `load_backbone` makes one.
+
+    Raises UserError for a model that is not built from one list of blocks.
+    """
 
     model: Any
+    """a `transformers` model, on its device"""
     tokenizer: Any
+    """a fast `transformers` tokenizer"""
     digest: str
     """sha256 of weights, configuration and tokenizer"""
     max_tokens: int
-    batch_tokens: int = ON_PROCESSOR
+    """tokens per text, longer ones are truncated; lowered to the number that the model has positions for"""
+    batch_tokens: int = 0
+    """tokens per batch, padding included; 0: as many as suit the device"""
     pool_special_tokens: bool = False
+    """whether mean and max pool special tokens too"""
     engine: str = "torch"
-    """what runs it: torch or openvino"""
+    """what runs the model: torch or openvino"""
     precision: str = "float32"
-    """what it is computed in: float32, bfloat16 or int8"""
-    uncalibrated: str = "float32"
-    """what takes the place of int8 where there are no texts to scale it by"""
+    """what the model is computed in: float32, bfloat16 or int8"""
+    uncalibrated_precision: str = "float32"
+    """the precision in place of int8 where there are no texts to calibrate int8 with"""
     compile: bool = False
-    """whether a GPU may run a compiled graph of it"""
+    """whether a GPU may run a compiled graph of the model"""
     forward_options: dict[str, Any] = field(default_factory=dict)
+    """keywords of every call of the model"""
     causal: bool = field(init=False)
-    """whether a token sees only those before it: a decoder"""
-    gives_tuples: bool = field(init=False, default=False)
-    """whether a block gives its hidden states within a tuple"""
+    """whether a token attends only to those before it, as in a decoder"""
+    blocks_return_tuples: bool = field(init=False, default=False)
+    """whether a block returns its hidden states within a tuple"""
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
-        _ = self.blocks  # refuses other kinds of models
+        _ = self.blocks  # raises for unsupported kinds of models
         self.max_tokens = min(self.max_tokens, _position_limit(self.model), self.tokenizer.model_max_length)
         if hasattr(self.model.config, "use_cache"):
             self.forward_options.setdefault("use_cache", False)
         self.causal = self._is_causal()
         self._special = self._special_tokens()
+        if not self.batch_tokens:
+            self.batch_tokens = choose_batch_tokens(self.model, max(map(self.width, self.sites)), self.max_tokens)
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
-        """The one list of `num_hidden_layers` blocks."""
+        """The one list of `num_hidden_layers` blocks. Raises UserError if the model has none."""
         depth = getattr(self.model.config, "num_hidden_layers", None)
         lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
         if not lists or getattr(self.model.config, "is_encoder_decoder", False):
@@ -77,33 +90,36 @@ class Backbone:
 
     @cached_property
     def embeddings(self) -> nn.Module | None:
-        """An encoder's one module from token ids to the residual stream; None where it is not one, as in decoders."""
-        whole = getattr(self.model, "embeddings", None)
-        if whole is None or self.model.get_input_embeddings().weight.shape[1] != self.model.config.hidden_size:
+        """An encoder's module from token ids to the residual stream; None if there is no single one, as in decoders."""
+        module = getattr(self.model, "embeddings", None)
+        if module is None or self.model.get_input_embeddings().weight.shape[1] != self.model.config.hidden_size:
             return None
-        return whole
+        return module
 
     @property
     def depth(self) -> int:
+        """The number of blocks."""
         return len(self.blocks)
 
     @property
     def device(self) -> torch.device:
+        """The device that the weights are on."""
         return next(self.model.parameters()).device
 
     @cached_property
     def sites(self) -> list[Site]:
-        """All that a probe can be offered, in order. A mixture of experts has no `ffn` sites."""
+        """The sites that a probe can be offered, sorted. A mixture of experts has no `ffn` sites."""
         resid = [Site(layer, "resid") for layer in range(self.depth + 1)]
         ffn = [] if self._has_experts() else [Site(layer, "ffn") for layer in range(1, self.depth + 1)]
         return sorted(resid + ffn)
 
     @property
-    def final(self) -> Site:
-        """The last layer after the final norm."""
+    def final_site(self) -> Site:
+        """The site of the last layer after the final norm."""
         return Site(self.depth, "final")
 
     def width(self, site: Site) -> int:
+        """The number of neurons at a site. Raises UserError if its block has no linear map to read `ffn` from."""
         if site.kind == "ffn":
             projection = self.ffn_projection(site.layer)
             return int(projection.weight.shape[0] if isinstance(projection, Conv1D) else projection.in_features)
@@ -112,24 +128,29 @@ class Backbone:
     def ffn_projection(self, layer: int) -> Any:
         """The module whose input is the FFN's inner neurons: a block's last linear map back to the hidden size.
 
-        One rule for plain and gated FFNs, because every family registers attention before its FFN.
+        The rule holds for plain and gated FFNs, because every family registers attention before its FFN.
+        Raises UserError if the block has no such map.
         """
         hidden = self.model.config.hidden_size
-        maps = [m for m in self.blocks[layer - 1].modules() if _width_out(m) == hidden]
+        maps = [m for m in self.blocks[layer - 1].modules() if _output_width(m) == hidden]
         if not maps:
             raise UserError(f"sites: block {layer} of {type(self.model).__name__} has no linear map to read ffn from")
         return maps[-1]
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Token ids of texts. A text of no tokens gets the padding token."""
         if not texts:
             return Tokens([], 0, [])
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False)
-        # a text of no tokens at all (a tokenizer without special tokens) still needs one to read
+        # where the tokenizer adds no special tokens, an empty text has no token to read
         ids = [row or [self.pad_id] for row in encoded["input_ids"]]
-        return Tokens(ids, sum(bool(e.overflowing) for e in encoded.encodings), self._unknown(ids))
+        return Tokens(ids, sum(bool(e.overflowing) for e in encoded.encodings), self._count_unknown(ids))
 
-    def _unknown(self, ids: Sequence[list[int]]) -> list[int]:
-        """Tokenizers of bytes know everything; some of them name a token for unknown that begins or ends a text."""
+    def _count_unknown(self, ids: Sequence[list[int]]) -> list[int]:
+        """The unknown tokens of each text.
+
+        A tokenizer of bytes knows everything; some name as unknown the token that begins or ends a text: those have 0.
+        """
         unknown, tokenizer = self.tokenizer.unk_token_id, self.tokenizer
         if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
             return [0] * len(ids)
@@ -137,56 +158,56 @@ class Backbone:
 
     @cached_property
     def pad_id(self) -> int:
-        """What fills a batch up; masked, so any id would do but for families that count positions by it."""
-        known = (self.tokenizer.pad_token_id, getattr(self.model.config, "pad_token_id", None))
-        return next((i for i in known if isinstance(i, int) and 0 <= i < self.model.config.vocab_size), 0)
+        """The token id of padding. It is masked, so any would do, except in families that count positions by it."""
+        candidates = (self.tokenizer.pad_token_id, getattr(self.model.config, "pad_token_id", None))
+        return next((i for i in candidates if isinstance(i, int) and 0 <= i < self.model.config.vocab_size), 0)
 
-    def batch(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, both (B, T), padded on the right: exact for causal models and for encoders alike."""
+    def pad_batch(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, both (B, T), of B texts padded on the right, which is exact for decoders and encoders."""
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(width) < lengths.unsqueeze(1)
         return ids, mask
 
-    def content(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The mask (B, T) of the tokens that mean and max see.
+    def content_mask(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The mask (B, T) of the tokens that mean and max pool, from token ids and mask (B, T).
 
-        Special tokens and a decoder's first position, an attention sink, say nothing of the text and are left out,
-        unless nothing else is there.
+        Special tokens and a decoder's first position, an attention sink, carry nothing of the text and are left out,
+        unless a text has no other tokens.
         """
         if self.pool_special_tokens:
             return mask
-        kept = mask & ~self._special[ids]
+        content = mask & ~self._special[ids]
         if self.causal:
-            kept = kept & (mask.long().cumsum(1) > 1)
-        return kept | (mask & ~kept.any(1, keepdim=True))
+            content = content & (mask.long().cumsum(1) > 1)
+        return content | (mask & ~content.any(1, keepdim=True))
 
     def _special_tokens(self) -> Tensor:
-        """(vocabulary,) whether a token is a special one."""
-        found = torch.zeros(max(self.model.config.vocab_size, len(self.tokenizer)), dtype=torch.bool)
-        found[torch.tensor(self.tokenizer.all_special_ids, dtype=torch.int64)] = True
-        return found.to(self.device)
+        """Whether a token is a special one, for each id of the vocabulary."""
+        special = torch.zeros(max(self.model.config.vocab_size, len(self.tokenizer)), dtype=torch.bool)
+        special[torch.tensor(self.tokenizer.all_special_ids, dtype=torch.int64)] = True
+        return special.to(self.device)
 
-    def cut(self, depth: int) -> None:
-        """Free the blocks above `depth`. Only sites up to there can be read from now on.
+    def truncate(self, depth: int) -> None:
+        """Free the blocks above `depth`; from then on only sites up to this depth can be read.
 
-        The first block stays: resid.00 is read where it is called, and ModernBERT looks at it for that.
+        The first block always stays: resid.00 is the input of its call, and ModernBERT looks at it beforehand.
         """
-        _ = self.sites  # looks at the whole model
+        _ = self.sites  # cached now, from the whole model
         for layer in range(max(depth, 1), self.depth):
             self.blocks[layer] = nn.Identity()
 
     def _is_causal(self) -> bool:
-        """Whether a token sees only those before it. Observed, not looked up: no list of families can be complete."""
+        """Whether a token attends only to those before it, by a test: no list of families can be complete."""
         special = set(self.tokenizer.all_special_ids)
         plain = [i for i in range(self.model.config.vocab_size) if i not in special][:3]
         pair = torch.tensor([[plain[0], plain[1]], [plain[0], plain[2]]], device=self.device)
 
-        def look(_module: Any, _args: Any, output: Any) -> None:
-            self.gives_tuples = not isinstance(output, Tensor)
+        def inspect(_module: Any, _args: Any, output: Any) -> None:
+            self.blocks_return_tuples = not isinstance(output, Tensor)
 
-        handle = self.blocks[0].register_forward_hook(look)
+        handle = self.blocks[0].register_forward_hook(inspect)
         with torch.inference_mode():
             output = self.model(input_ids=pair, attention_mask=torch.ones_like(pair), **self.forward_options)
         handle.remove()
@@ -197,16 +218,17 @@ class Backbone:
         return any("experts" in name.split(".") for name, _ in self.blocks.named_modules())
 
 
-def _width_out(module: nn.Module) -> int | None:
+def _output_width(module: nn.Module) -> int | None:
+    """The number of outputs of a linear map; None for another module."""
     if isinstance(module, Conv1D):  # GPT-2's linear map, its weight transposed
         return int(module.nf)
     return module.out_features if isinstance(module, nn.Linear) else None
 
 
 def _position_limit(model: Any) -> int:
-    """Tokens that the position embeddings have room for; RoBERTa's start after the padding index."""
+    """The tokens per text that the position embeddings have room for; RoBERTa's start after the padding index."""
     limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     words = model.get_input_embeddings()
     others = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
-    tables = [m for m in others if m.num_embeddings == limit]
-    return limit - max((m.padding_idx + 1 for m in tables if m.padding_idx is not None), default=0)
+    positions = [m for m in others if m.num_embeddings == limit]
+    return limit - max((m.padding_idx + 1 for m in positions if m.padding_idx is not None), default=0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spin.activations.encoder import pooling_mask
 from spin.arrays import Floats
-from spin.backbone.hooks import HOOK_LOCK, capture
+from spin.backbone.hooks import HOOK_LOCK, capture_sites
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import token_position
 from spin.heads.fitted import FittedClassifier
@@ -155,9 +155,9 @@ def explain(
     first and last pooling one token has all of it.
     """
     encoded = backbone.tokenizer(text, truncation=True, max_length=backbone.max_tokens, return_offsets_mapping=True)
-    ids, mask = backbone.batch([encoded["input_ids"] or [backbone.pad_id]])
+    ids, mask = backbone.pad_batch([encoded["input_ids"] or [backbone.pad_id]])
     ids, mask = ids.to(backbone.device), mask.to(backbone.device)
-    content = backbone.content(ids, mask)
+    content = backbone.content_mask(ids, mask)
     shares = _token_values(backbone, fitted, ids, mask, content, pooled)
     values = shares.sum(0) / fitted.scale
     slopes = fitted.head.slopes(values)
@@ -198,7 +198,7 @@ def _token_values(
                 seen = pooling_mask(column, mask, content)
                 parts[column] = _divide(chosen, seen, column.pooling, means[column], read_by_engine[column])
 
-    with HOOK_LOCK, capture(backbone, sorted({c.site for c in selection.neurons}), read) as forward:
+    with HOOK_LOCK, capture_sites(backbone, sorted({c.site for c in selection.neurons}), read) as forward:
         forward(ids, mask)
     return np.concatenate([parts[column] for column in selection.neurons], axis=1)
 

@@ -303,7 +303,7 @@ def test_choose_sites() -> None:
         (["attention"], HAVE, "'attention' is not a site; expected resid.NN"),
         (["ffn.1"], HAVE, "'ffn.1' is not a site"),
         (["ffn.00"], HAVE, "'ffn.00' is not a site"),
-        ([], HAVE, "sites: found none; expected resid, ffn"),
+        ([], HAVE, "sites: the list is empty; expected resid, ffn"),
     ],
 )
 def test_choose_sites_says_what_there_is(wanted: list[str], have: list[Site], said: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from spin.backbone.hub import quiet
+from spin.backbone.hub import silence_transformers
 
 WORDS = {
     "good": ["fine", "lovely", "great", "warm", "bright"],
@@ -38,7 +38,7 @@ def tokenizer(*, side: str = "right", pad: bool = True, special: bool = True) ->
 def save_backbone(folder: Path, config: Any, words: PreTrainedTokenizerFast | None = None, seed: int = 0) -> Path:
     """A random model of a Hugging Face config, in a folder that `backbone.model` can name."""
     torch.manual_seed(seed)
-    with quiet():
+    with silence_transformers():
         AutoModel.from_config(config).save_pretrained(folder)
         (words or tokenizer()).save_pretrained(folder)
     return folder

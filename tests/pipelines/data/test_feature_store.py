@@ -17,7 +17,7 @@ from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import fingerprint
 from spin.activations.extract import Features
-from spin.activations.feature_table import document_bytes, from_lists, to_lists, to_table
+from spin.activations.feature_table import bytes_per_document, from_lists, to_lists, to_table
 from spin.labels.label_space import Label, LabelSpace
 from spin.settings import parse_settings
 from spin.sites import FeatureColumn
@@ -143,4 +143,4 @@ def test_document_bytes_counts_what_is_stored() -> None:
     """Two bytes a half, four a single."""
     found = features(6)
     stored = sum(values.nbytes for values in found.columns.values()) / 6
-    assert document_bytes({HALF: 5, FULL: 3}, {HALF: np.float16, FULL: np.float32}) == stored
+    assert bytes_per_document({HALF: 5, FULL: 3}, {HALF: np.float16, FULL: np.float32}) == stored

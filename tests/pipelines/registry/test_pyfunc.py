@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from transformers import AutoModel
 
 from spin.backbone.digest import compute_digest
-from spin.backbone.hub import locate
+from spin.backbone.hub import locate_model
 from spin.errors import UserError
 from tests.support import tiny
 from tests.support.registry_fixture import TEXTS, RegistryFixture
@@ -233,7 +233,7 @@ def test_what_loads_is_what_is_registered(tmp_path: Path, sqlite_uri: str, monke
     shutil.rmtree(tmp_path / "cache")
     backbone = registry_fixture.registry.download_model("1", tmp_path) / "artifacts" / "backbone"
     assert compute_digest(backbone) == registry_fixture.spin.backbone_digest
-    assert locate(str(backbone)) == backbone
+    assert locate_model(str(backbone)) == backbone
     assert "README.md" not in {path.name for path in backbone.iterdir()}
     assert ask(loaded(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
 

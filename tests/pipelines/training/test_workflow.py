@@ -423,7 +423,7 @@ def test_an_error_in_a_worker_keeps_its_words_and_what_was_done(tmp_path: Path) 
 
 def test_shards_hold_at_most_their_share_of_memory(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where features are wide, a shard holds fewer documents than the settings ask for."""
-    monkeypatch.setattr("pipelines.training.extract_features.BYTES_A_SHARD", 100 * (2 * 136 + 16) * 2)
+    monkeypatch.setattr("pipelines.training.extract_features.MAX_SHARD_BYTES", 100 * (2 * 136 + 16) * 2)
     narrow = road.with_settings(store=f"{road.base}/narrow")
     run_stages(narrow, ["extract"])
     plan = Store(narrow.store).read_json("features/plan.json")

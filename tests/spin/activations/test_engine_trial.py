@@ -15,16 +15,16 @@ import pytest
 
 from pipelines.workers.weights_cache import with_engine
 from spin.activations.engine import open_engine
-from spin.activations.extract import extract, whole
+from spin.activations.extract import extract, single_segment
 from spin.activations.openvino_engine import OpenVinoEngine
 from spin.backbone import engine_choice, engine_trial
-from spin.backbone.engine_choice import EngineChoice, choose
-from spin.backbone.engine_trial import Subject, file_of, key_of
+from spin.backbone.engine_choice import EngineChoice, choose_engine
+from spin.backbone.engine_trial import TrialRequest, verdict_key, verdict_path
 from spin.backbone.loading import find_backbone, load_backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings, parse_settings
 from spin.sites import FeatureColumn
-from tests.conftest import real_verdict_of
+from tests.conftest import real_judge_engine
 from tests.spin.activations.test_engines import OPENVINO_SUPPORTED
 from tests.spin.backbone.test_decoder import FILE, WEIGHTS, _installed
 from tests.support import tiny
@@ -45,7 +45,7 @@ SCALED = (
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Real trials, an empty memory of them, and hardware that computes in bfloat16."""
-    monkeypatch.setattr(engine_trial, "engine_verdict", real_verdict_of)
+    monkeypatch.setattr(engine_trial, "judge_engine", real_judge_engine)
     monkeypatch.setattr(engine_trial, "_known", {})
     monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
     monkeypatch.setattr(engine_choice, "fast_precision", lambda device: "bfloat16")
@@ -68,7 +68,7 @@ class Starts:
 
     def run(self, code: str) -> None:
         counted = f"with open({str(self.file)!r}, 'a') as file:\n    file.write('x')\n{code}"
-        self.monkeypatch.setattr(engine_trial, "CHILD", (sys.executable, "-P", "-c", counted))
+        self.monkeypatch.setattr(engine_trial, "CHILD_COMMAND", (sys.executable, "-P", "-c", counted))
 
     def report(self, **found: object) -> None:
         """A child that writes a report and computes nothing."""
@@ -86,11 +86,11 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def chosen(folder: Path, **settings: str) -> EngineChoice:
     named = BackboneSettings.model_validate({"model": str(folder), "device": "cpu", **settings})
-    return choose(named, "cpu", *find_backbone(named))
+    return choose_engine(named, "cpu", *find_backbone(named))
 
 
-def subject(folder: Path, precision: str = "float32") -> Subject:
-    return Subject(str(folder), *map(str, find_backbone(BackboneSettings(model=str(folder)))), precision)
+def subject(folder: Path, precision: str = "float32") -> TrialRequest:
+    return TrialRequest(str(folder), *map(str, find_backbone(BackboneSettings(model=str(folder)))), precision)
 
 
 def test_a_crash_is_passed_over_in_auto(
@@ -107,7 +107,7 @@ def test_a_crash_is_passed_over_in_auto(
     said = record.getMessage()
     assert f"openvino in bfloat16 crashed (SIGFPE) when tried with {backbone_folder} on this machine" in said
     assert said.endswith("torch in bfloat16 is used")
-    assert f"delete {file_of(subject(backbone_folder, 'bfloat16'))} to try again" in said
+    assert f"delete {verdict_path(subject(backbone_folder, 'bfloat16'))} to try again" in said
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_openvino_by_name_takes_the_precision_that_works(
 def test_int8_without_texts_is_computed_as_tried(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, hints = BackboneSettings(model=str(backbone_folder), device="cpu"), []
     for precision in ("float32", "bfloat16"):
-        choice = EngineChoice("openvino", "int8", uncalibrated=precision)
-        monkeypatch.setattr("spin.backbone.loading.choose", lambda *_, choice=choice: choice)
+        choice = EngineChoice("openvino", "int8", uncalibrated_precision=precision)
+        monkeypatch.setattr("spin.backbone.loading.choose_engine", lambda *_, choice=choice: choice)
         backbone = load_backbone(settings)
         monkeypatch.setattr(
-            "spin.activations.openvino_engine._compiled", lambda graph, hint, streams: hints.append(hint) or Compiled()
+            "spin.activations.openvino_engine._compile", lambda graph, hint, streams: hints.append(hint) or Compiled()
         )
-        open_engine(backbone, [whole([FeatureColumn(backbone.sites[1], "mean")])])
+        open_engine(backbone, [single_segment([FeatureColumn(backbone.sites[1], "mean")])])
     assert hints == ["float32", "bfloat16"]
 
 
@@ -175,7 +175,7 @@ def test_one_that_differs_is_refused(
     with pytest.raises(UserError, match=r"differed from torch \(relative error 0\.05 .* at most 0\.001\)"):
         chosen(backbone_folder, engine="openvino", dtype="float32")
     assert starts.count == 1
-    file_of(subject(backbone_folder)).unlink()
+    verdict_path(subject(backbone_folder)).unlink()
     forget(monkeypatch)
     starts.run(SCALED.format("float('nan')"))
     with pytest.raises(UserError, match=r"differed from torch \(relative error inf"):
@@ -186,7 +186,7 @@ def test_what_the_engine_raises_is_told(backbone_folder: Path, starts: Starts) -
     starts.run(
         "from spin.activations import engine_child, openvino_engine\n"
         "def refuse(*_):\n    raise RuntimeError('no kernel for it')\n"
-        "openvino_engine._compiled = refuse\nengine_child.main()"
+        "openvino_engine._compile = refuse\nengine_child.main()"
     )
     with pytest.raises(UserError, match=r"openvino in float32 failed \(RuntimeError: no kernel for it\)"):
         chosen(backbone_folder, engine="openvino", dtype="float32")
@@ -201,26 +201,26 @@ def test_a_verdict_is_remembered(
     copied = replace(tried, model="elsewhere", folder="/elsewhere")
     for of in (tried, tried, copied):
         forget(monkeypatch)
-        assert (real_verdict_of(of).finding, starts.count) == ("crashed (SIGFPE)", 1)
-    kept = json.loads(file_of(tried).read_text())
+        assert (real_judge_engine(of).description, starts.count) == ("crashed (SIGFPE)", 1)
+    kept = json.loads(verdict_path(tried).read_text())
     assert (kept["outcome"], kept["digest"], kept["versions"]["torch"] is not None) == ("crashed", tried.digest, True)
     count = 1
     others = [subject(tiny.bert(tmp_path / "other", seed=1)), replace(tried, precision="bfloat16")]
     for of in others:
-        assert real_verdict_of(of).outcome == "crashed"
+        assert real_judge_engine(of).outcome == "crashed"
         count += 1
         assert starts.count == count
     for name, other in (("processor", lambda: "another"), ("_version", lambda package: "another")):
         with monkeypatch.context() as patch:
             patch.setattr(engine_trial, name, other)
-            real_verdict_of(tried)
+            real_judge_engine(tried)
         count += 1
         assert starts.count == count
-    file_of(tried).write_text("{")
+    verdict_path(tried).write_text("{")
     forget(monkeypatch)
-    assert real_verdict_of(tried).outcome == "crashed"
+    assert real_judge_engine(tried).outcome == "crashed"
     assert starts.count == count + 1
-    assert json.loads(file_of(tried).read_text())["outcome"] == "crashed"
+    assert json.loads(verdict_path(tried).read_text())["outcome"] == "crashed"
     assert {path.suffix for path in cache.iterdir()} == {".json", ".lock"}
 
 
@@ -238,7 +238,7 @@ def test_what_shows_nothing_of_the_engine_is_not_remembered(
     backbone_folder: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch, code: str, said: str
 ) -> None:
     """By this process alone, so that a run does not change its mind."""
-    monkeypatch.setattr(engine_trial, "LIMIT_S", 1 if "sleep" in code else 60)
+    monkeypatch.setattr(engine_trial, "TIMEOUT_S", 1 if "sleep" in code else 60)
     starts.run(code)
     for _ in range(2):
         assert chosen(backbone_folder, dtype="float32") == EngineChoice("torch", "float32")
@@ -246,7 +246,7 @@ def test_what_shows_nothing_of_the_engine_is_not_remembered(
     with pytest.raises(UserError, match=f"could not be tried .*{said}") as raised:
         chosen(backbone_folder, engine="openvino", dtype="float32")
     assert "to try again" not in str(raised.value)
-    assert not file_of(subject(backbone_folder)).exists()
+    assert not verdict_path(subject(backbone_folder)).exists()
     forget(monkeypatch)
     starts.report(difference=0.0, column="resid.00.mean")
     assert chosen(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
@@ -258,7 +258,7 @@ def test_two_at_once_try_once(backbone_folder: Path, starts: Starts, monkeypatch
     monkeypatch.setattr(engine_trial, "_known", Forgetful())
     of = subject(backbone_folder)
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: real_verdict_of(of).outcome, range(2)))
+        found = list(pool.map(lambda _: real_judge_engine(of).outcome, range(2)))
     assert (found, starts.count) == (["crashed", "crashed"], 1)
 
 
@@ -278,7 +278,7 @@ def test_a_cache_that_cannot_be_written(
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "file"))
     starts.run(DIES.format("FPE"))
     assert chosen(backbone_folder).engine == "torch"
-    assert "cannot keep the verdict of a trial" in caplog.text
+    assert "cannot be written or locked" in caplog.text
     assert starts.count == 1
 
 
@@ -294,7 +294,7 @@ def test_torch_and_other_families_are_not_tried(
 
 def test_keys_are_those_of_this_machine(backbone_folder: Path) -> None:
     """The same in every process, and of a processor that is known by more than nothing."""
-    assert key_of(subject(backbone_folder)) == key_of(subject(backbone_folder))
+    assert verdict_key(subject(backbone_folder)) == verdict_key(subject(backbone_folder))
     assert len(engine_trial.processor()) > 60
 
 
@@ -305,7 +305,9 @@ def test_the_real_child_passes_what_is_right(tmp_path: Path, kind: str) -> None:
         BackboneSettings(model=str(small(kind, tmp_path)), device="cpu", dtype="float32", engine="auto")
     )
     assert (backbone.engine, backbone.precision) == ("openvino", "float32")
-    assert isinstance(open_engine(backbone, [whole([FeatureColumn(backbone.sites[1], "mean")])]), OpenVinoEngine)
+    assert isinstance(
+        open_engine(backbone, [single_segment([FeatureColumn(backbone.sites[1], "mean")])]), OpenVinoEngine
+    )
 
 
 def small(kind: str, folder: Path) -> Path:
@@ -328,7 +330,7 @@ def test_a_real_decoder_does_not_end_the_process(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
     folder, _ = find_backbone(BackboneSettings(model=WEIGHTS))
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path))
-    monkeypatch.setattr(engine_trial, "engine_verdict", real_verdict_of)
+    monkeypatch.setattr(engine_trial, "judge_engine", real_judge_engine)
     monkeypatch.setattr(engine_trial, "_known", {})
     backbone = load_backbone(BackboneSettings(model=str(folder), device="cpu"))
     columns = [FeatureColumn(site, "mean") for site in backbone.sites]

@@ -16,12 +16,12 @@ import torch
 import spin.activations.extract
 import spin.backbone.engine_choice
 from spin import SpinClassifier
-from spin.activations.encoder import divide
+from spin.activations.encoder import split_segments
 from spin.activations.engine import TorchEngine, open_engine
-from spin.activations.engine_child import compare
-from spin.activations.extract import extract, read, whole
+from spin.activations.engine_child import compare_engines
+from spin.activations.extract import extract, read_activations, single_segment
 from spin.activations.openvino_engine import OpenVinoEngine
-from spin.backbone.engine_choice import engine_name
+from spin.backbone.engine_choice import preferred_engine
 from spin.backbone.engine_trial import TOLERANCES
 from spin.backbone.loading import load_backbone
 from spin.errors import UserError
@@ -66,8 +66,8 @@ def test_windows_of_texts_are_one(backbone_folder: Path, monkeypatch: pytest.Mon
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone, widths = load_backbone(settings), []
     texts = [f"fine {'late ' * (row % 5)}{row}" for row in range(25)]
-    engine = TorchEngine(backbone, divide(chosen(backbone), []))
-    expected, tokenize = read(engine, texts).values, backbone.tokenize
+    engine = TorchEngine(backbone, split_segments(chosen(backbone), []))
+    expected, tokenize = read_activations(engine, texts).values, backbone.tokenize
 
     def counted(some: Sequence[str]) -> Any:
         widths.append(len(some))
@@ -76,7 +76,7 @@ def test_windows_of_texts_are_one(backbone_folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(spin.activations.extract, "_WINDOW", 2)
     monkeypatch.setattr(spin.activations.extract, "_WIDEST", 8)
     monkeypatch.setattr(backbone, "tokenize", counted)
-    assert read(engine, texts).values == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert read_activations(engine, texts).values == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert widths == [2, 4, 8, 8, 3]
 
 
@@ -84,11 +84,13 @@ def test_a_group_may_not_look_at_its_token_ids(backbone_folder: Path) -> None:
     """Where only a place in the text is read, and other blocks looked the words up, the graph still takes them."""
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone = load_backbone(settings)
-    segments = divide(
+    segments = split_segments(
         {FeatureColumn.parse("resid.01.first"): np.arange(4), FeatureColumn.parse("resid.03.last"): np.arange(4)}, [1]
     )
-    expected = read(TorchEngine(backbone, segments), LONG).values
-    assert read(OpenVinoEngine(backbone, segments), LONG).values == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    expected = read_activations(TorchEngine(backbone, segments), LONG).values
+    assert read_activations(OpenVinoEngine(backbone, segments), LONG).values == pytest.approx(
+        expected, rel=1e-3, abs=1e-3
+    )
 
 
 def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
@@ -99,24 +101,24 @@ def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
         texts, done = [*LONG, *("fine " * (2 + row % 3) for row in range(1000))], []
         settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=128)
         backbone = load_backbone(settings)
-        segments = divide(chosen(backbone), [1])
+        segments = split_segments(chosen(backbone), [1])
 
-        first = read(TorchEngine(backbone, segments[:1]), texts).values.sum(1)
+        first = read_activations(TorchEngine(backbone, segments[:1]), texts).values.sum(1)
         middle = (first.min() + first.max()) / 2
 
         def keep_mask(_index: int, found: np.ndarray) -> np.ndarray:
             return found.sum(1) > middle
 
-        expected = read(TorchEngine(backbone, segments), texts, keep_mask=keep_mask)
+        expected = read_activations(TorchEngine(backbone, segments), texts, keep_mask=keep_mask)
         engine = OpenVinoEngine(backbone, segments)
         assert engine.streams == 3
-        found = read(engine, texts, keep_mask=keep_mask, progress=done.append)
+        found = read_activations(engine, texts, keep_mask=keep_mask, progress=done.append)
         assert (sum(done), len(done) > 6) == (len(texts), True)
         assert found.depth is not None
         assert set(found.depth) == {1, backbone.depth}
         assert np.array_equal(found.depth, expected.depth)
         assert found.values == pytest.approx(expected.values, rel=1e-3, abs=1e-3, nan_ok=True)
-        values, hidden = engine.run(0, *backbone.batch(backbone.tokenize(["fine"] * 13).ids))
+        values, hidden = engine.run(0, *backbone.pad_batch(backbone.tokenize(["fine"] * 13).ids))
         assert (len(values), len(hidden)) == (13, 13)  # and not 16, as the graph was given
         thread = Thread(target=lambda: later.append(torch.get_num_threads()))
         thread.start()
@@ -128,8 +130,8 @@ def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
 
 def test_groups_of_blocks_are_the_whole(model: Any) -> None:
     """The residual stream goes from group to group as if the model had run at once."""
-    once = read(TorchEngine(model, divide(chosen(model), [])), LONG)
-    parts = read(TorchEngine(model, divide(chosen(model), [1, 2])), LONG)
+    once = read_activations(TorchEngine(model, split_segments(chosen(model), [])), LONG)
+    parts = read_activations(TorchEngine(model, split_segments(chosen(model), [1, 2])), LONG)
     assert np.array_equal(parts.values, once.values)
 
 
@@ -143,7 +145,7 @@ def test_words_are_looked_up_once(model: Any, monkeypatch: pytest.MonkeyPatch) -
         return real(ids, weight, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "embedding", look)
-    engine, batch = TorchEngine(model, divide(chosen(model), [1])), model.batch(model.tokenize(TEXTS).ids)
+    engine, batch = TorchEngine(model, split_segments(chosen(model), [1])), model.pad_batch(model.tokenize(TEXTS).ids)
     _, hidden = engine.run(0, *batch)
     assert sum(looked) == 1
     engine.run(1, *batch, hidden)
@@ -153,29 +155,29 @@ def test_words_are_looked_up_once(model: Any, monkeypatch: pytest.MonkeyPatch) -
 def test_openvino_computes_what_torch_does(model: Any) -> None:
     """For every family that `auto` takes it for; of the others a trial finds that it does not."""
     some = chosen(model)
-    expected = read(TorchEngine(model, divide(some, [])), LONG).values
+    expected = read_activations(TorchEngine(model, split_segments(some, [])), LONG).values
     if model.model.config.model_type not in OPENVINO_SUPPORTED:
-        assert compare(model).difference == float("inf")
+        assert compare_engines(model).difference == float("inf")
         return
-    assert (compare(model).difference or 0) < TOLERANCES["float32"]
+    assert (compare_engines(model).difference or 0) < TOLERANCES["float32"]
     for stops in ([], [1, 2]):
-        found = read(OpenVinoEngine(model, divide(some, stops)), LONG).values
+        found = read_activations(OpenVinoEngine(model, split_segments(some, stops)), LONG).values
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_auto_takes_openvino_for_what_it_knows(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spin.backbone.engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
-    assert engine_name("auto", "cpu", backbone_folder) == "openvino"
-    assert engine_name("auto", "cuda", backbone_folder) == "torch"
-    assert engine_name("auto", "cpu", None) == "torch"
-    assert engine_name("torch", "cpu", backbone_folder) == "torch"
+    assert preferred_engine("auto", "cpu", backbone_folder) == "openvino"
+    assert preferred_engine("auto", "cuda", backbone_folder) == "torch"
+    assert preferred_engine("auto", "cpu", None) == "torch"
+    assert preferred_engine("torch", "cpu", backbone_folder) == "torch"
     monkeypatch.setattr(spin.backbone.engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED - {"bert"})
-    assert engine_name("auto", "cpu", backbone_folder) == "torch"
-    assert engine_name("openvino", "cpu", backbone_folder) == "openvino"
+    assert preferred_engine("auto", "cpu", backbone_folder) == "torch"
+    assert preferred_engine("openvino", "cpu", backbone_folder) == "openvino"
     monkeypatch.setattr(spin.backbone.engine_choice, "find_spec", lambda name: None)
-    assert engine_name("auto", "cpu", backbone_folder) == "torch"
+    assert preferred_engine("auto", "cpu", backbone_folder) == "torch"
     with pytest.raises(UserError, match=r"pip install 'spin-neurons\[openvino\]'"):
-        engine_name("openvino", "cpu", backbone_folder)
+        preferred_engine("openvino", "cpu", backbone_folder)
 
 
 def test_the_families_of_auto_are_those_that_are_tested() -> None:
@@ -208,14 +210,15 @@ def test_openvino_reports_to_nobody() -> None:
         "from spin.backbone.loading import find_backbone, open_backbone\n"
         "from spin.activations.engine import open_engine\n"
         "from spin.backbone.engine_choice import EngineChoice\n"
-        "from spin.activations.extract import whole\n"
+        "from spin.activations.extract import single_segment\n"
         "from spin.settings import BackboneSettings\n"
         "from spin.sites import FeatureColumn\n"
         "folder = tiny.bert(pathlib.Path(tempfile.mkdtemp()))\n"
         "settings = BackboneSettings(model=str(folder))\n"
         "choice = EngineChoice('openvino', 'int8')\n"
         "backbone = open_backbone(settings, *find_backbone(settings), 'cpu', choice)\n"
-        "open_engine(backbone, [whole([FeatureColumn(backbone.sites[1], 'mean')])], calibration=['a fine film'] * 9)\n"
+        "segment = single_segment([FeatureColumn(backbone.sites[1], 'mean')])\n"
+        "open_engine(backbone, [segment], calibration=['a fine film'] * 9)\n"
         "print(sorted(name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -279,10 +282,10 @@ def test_an_engine_is_opened_once(fitted: SpinClassifier, monkeypatch: pytest.Mo
 def test_all_neurons_of_a_site_are_not_picked(backbone_folder: Path) -> None:
     """A product with ones and zeros pays for few neurons only."""
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
-    engine = TorchEngine(backbone, [whole(columns(backbone))])
-    assert not any(pick.early for pick in engine.encoders[0].sites.values())
-    few = TorchEngine(backbone, divide({c: np.array([3]) for c in columns(backbone)}, []))
-    assert all(pick.early for pick in few.encoders[0].sites.values())
+    engine = TorchEngine(backbone, [single_segment(columns(backbone))])
+    assert not any(gather.gather_first for gather in engine.encoders[0].sites.values())
+    few = TorchEngine(backbone, split_segments({c: np.array([3]) for c in columns(backbone)}, []))
+    assert all(gather.gather_first for gather in few.encoders[0].sites.values())
 
 
 def test_batches_in_lanes_are_those_one_after_another(backbone_folder: Path) -> None:
@@ -290,7 +293,7 @@ def test_batches_in_lanes_are_those_one_after_another(backbone_folder: Path) -> 
     backbone = load_backbone(
         BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=40)
     )
-    segments = divide(chosen(backbone), [1])
+    segments = split_segments(chosen(backbone), [1])
     before, found, told = torch.get_num_threads(), [], []
     try:
         for threads in (1, 2):
@@ -298,7 +301,7 @@ def test_batches_in_lanes_are_those_one_after_another(backbone_folder: Path) -> 
             engine = OpenVinoEngine(backbone, segments)
             assert engine.streams == threads
             counts: list[int] = []
-            found.append(read(engine, MORE, progress=counts.append).values)
+            found.append(read_activations(engine, MORE, progress=counts.append).values)
             told.append(sum(counts))
     finally:
         torch.set_num_threads(before)
@@ -311,12 +314,12 @@ def test_a_lane_that_fails_is_told(backbone_folder: Path) -> None:
     backbone = load_backbone(
         BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=40)
     )
-    engine = OpenVinoEngine(backbone, divide(chosen(backbone), [1]))
+    engine = OpenVinoEngine(backbone, split_segments(chosen(backbone), [1]))
 
     def refuse(index: int, values: np.ndarray) -> np.ndarray:
         raise ZeroDivisionError
 
     for _ in range(2 * engine.streams):
         with pytest.raises(ZeroDivisionError):
-            read(engine, MORE, keep_mask=refuse)
-    assert len(read(engine, MORE).values) == len(MORE)
+            read_activations(engine, MORE, keep_mask=refuse)
+    assert len(read_activations(engine, MORE).values) == len(MORE)

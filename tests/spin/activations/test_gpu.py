@@ -18,11 +18,11 @@ from transformers import LlamaConfig
 from pipelines.workers.ray_cluster import _check_gpus, configure_worker, worker_count
 from pipelines.workers.weights_cache import with_engine
 from spin.activations import torch_compile as compiling
-from spin.activations.encoder import BlockSegment, NeuronEncoder, divide
+from spin.activations.encoder import BlockSegment, NeuronEncoder, split_segments
 from spin.activations.engine import TorchEngine
-from spin.activations.extract import read, whole
-from spin.activations.torch_compile import compiled, faster
-from spin.backbone.batching import ON_PROCESSOR, batch_tokens, fitting_tokens, token_bytes
+from spin.activations.extract import read_activations, single_segment
+from spin.activations.torch_compile import choose_faster, compile_encoder
+from spin.backbone.batching import CPU_BATCH_TOKENS, bytes_per_token, choose_batch_tokens, tokens_that_fit
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.errors import UserError
@@ -62,12 +62,12 @@ def columns(backbone: Backbone) -> list[FeatureColumn]:
 
 def segments(backbone: Backbone) -> list[BlockSegment]:
     """Two, each with a third of all neurons."""
-    return divide({c: np.arange(0, backbone.width(c.site), 3) for c in columns(backbone)}, [1])
+    return split_segments({c: np.arange(0, backbone.width(c.site), 3) for c in columns(backbone)}, [1])
 
 
 # ---------------------------------------------------------------- batches by memory
 
-MINILM, LLAMA = token_bytes(384, 1536, 12, 256, 2), token_bytes(2048, 8192, 32, 256, 2)
+MINILM, LLAMA = bytes_per_token(384, 1536, 12, 256, 2), bytes_per_token(2048, 8192, 32, 256, 2)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ MINILM, LLAMA = token_bytes(384, 1536, 12, 256, 2), token_bytes(2048, 8192, 32, 
     ],
 )
 def test_tokens_that_fit(room: int, token: int, tokens: int) -> None:
-    assert fitting_tokens(room, token) == tokens
+    assert tokens_that_fit(room, token) == tokens
 
 
 @given(st.integers(1, 80 * GB), st.integers(1, 1 << 24))
 def test_a_batch_takes_half_of_the_room(room: int, token: int) -> None:
     """At most, and more than a quarter, unless it is the least or the most."""
-    tokens = fitting_tokens(room, token)
+    tokens = tokens_that_fit(room, token)
     assert tokens == 1 or tokens * token <= room / 2
     assert tokens == 1 << 16 or tokens * token * 4 > room - 2
 
@@ -101,13 +101,13 @@ def test_a_share_of_a_gpu_has_a_share_of_the_tokens(monkeypatch: pytest.MonkeyPa
     weights = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 2, numel=lambda: GB)
     config = SimpleNamespace(hidden_size=2048, num_attention_heads=32)
     model = SimpleNamespace(config=config, parameters=lambda: iter([weights]))
-    assert batch_tokens(model, 8192, 256) == fitting_tokens(10 * GB, LLAMA) == 1 << 14
+    assert choose_batch_tokens(model, 8192, 256) == tokens_that_fit(10 * GB, LLAMA) == 1 << 14
     share[0] = 0.5
-    assert batch_tokens(model, 8192, 256) == fitting_tokens(4 * GB, LLAMA) == 1 << 13
+    assert choose_batch_tokens(model, 8192, 256) == tokens_that_fit(4 * GB, LLAMA) == 1 << 13
 
 
 def test_tokens_of_a_processor(backbone_folder: Path) -> None:
-    assert load(backbone_folder).batch_tokens == ON_PROCESSOR
+    assert load(backbone_folder).batch_tokens == CPU_BATCH_TOKENS
     assert load(backbone_folder, batch_tokens=77).batch_tokens == 77
 
 
@@ -138,9 +138,11 @@ def test_a_batch_without_room_is_halved(llama: Path, room: int) -> None:
 
     for should_exit in (None, keep_mask):
         engine = TorchEngine(backbone, segments(backbone))
-        expected = read(engine, TEXTS, keep_mask=should_exit).values
+        expected = read_activations(engine, TEXTS, keep_mask=should_exit).values
         engine.encoders = [Small(encoder, room) for encoder in engine.encoders]
-        np.testing.assert_allclose(read(engine, TEXTS, keep_mask=should_exit).values, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            read_activations(engine, TEXTS, keep_mask=should_exit).values, expected, rtol=1e-5, atol=1e-6
+        )
         done = engine.encoders[0].done
         assert sum(done) == len(TEXTS)
         assert max(done) == {1: 1, 2: 2, 4: 3}[room]
@@ -151,7 +153,7 @@ def test_no_room_for_one(llama: Path) -> None:
     engine = TorchEngine(backbone, segments(backbone))
     engine.encoders = [Small(encoder, 0) for encoder in engine.encoders]
     with pytest.raises(UserError, match=r"no room for a single text of 2 tokens; lower backbone\.max_tokens"):
-        read(engine, TEXTS)
+        read_activations(engine, TEXTS)
 
 
 # ---------------------------------------------------------------- compiled
@@ -163,9 +165,9 @@ def test_a_compiled_reader_is_the_reader(backbone_folder: Path, llama: Path) -> 
         backbone = load(folder)
         for index, segment in enumerate(segments(backbone)):
             encoder = NeuronEncoder(backbone, segment, carry=index == 0)
-            run = compiled(encoder, backend="eager")
+            run = compile_encoder(encoder, backend="eager")
             for texts in (TEXTS, TEXTS[:1]):
-                ids, mask = backbone.batch(backbone.tokenize(texts).ids)
+                ids, mask = backbone.pad_batch(backbone.tokenize(texts).ids)
                 hidden = [torch.randn(*ids.shape, 16)] if index else []
                 with torch.inference_mode():
                     for found, expected in zip(run(ids, mask, *hidden), encoder(ids, mask, *hidden), strict=True):
@@ -195,12 +197,12 @@ def test_the_faster_is_taken(
     monkeypatch: pytest.MonkeyPatch, seconds: float, run: Callable[..., Any], taken: bool
 ) -> None:
     monkeypatch.setattr(compiling, "_seconds", lambda run, _: 1.0 if run is plain else seconds)
-    found = faster(plain, lambda: run, [(torch.ones(3),)])
+    found = choose_faster(plain, lambda: run, [(torch.ones(3),)])
     assert found is (run if taken else plain)
 
 
 def test_what_cannot_be_compiled_runs_as_it_is() -> None:
-    assert faster(plain, fails, [(torch.ones(3),)]) is plain
+    assert choose_faster(plain, fails, [(torch.ones(3),)]) is plain
 
 
 def test_a_run_is_timed() -> None:
@@ -274,9 +276,9 @@ def test_no_worker_has_two_gpus() -> None:
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_gpu_reads_as_a_processor_does(llama: Path, compile: bool) -> None:
     backbone = load(llama)
-    expected = read(TorchEngine(backbone, segments(backbone)), TEXTS).values
+    expected = read_activations(TorchEngine(backbone, segments(backbone)), TEXTS).values
     on_gpu = load(llama, device="cuda", compile=compile)
-    found = read(TorchEngine(on_gpu, segments(on_gpu)), TEXTS).values
+    found = read_activations(TorchEngine(on_gpu, segments(on_gpu)), TEXTS).values
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    assert on_gpu.batch_tokens > ON_PROCESSOR
-    assert np.isfinite(read(TorchEngine(on_gpu, [whole(columns(on_gpu))]), TEXTS).values).all()
+    assert on_gpu.batch_tokens > CPU_BATCH_TOKENS
+    assert np.isfinite(read_activations(TorchEngine(on_gpu, [single_segment(columns(on_gpu))]), TEXTS).values).all()

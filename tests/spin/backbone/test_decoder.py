@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spin.backbone.hub import locate
+from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
@@ -117,7 +117,7 @@ def test_converted_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("converted again")
 
     monkeypatch.setattr("spin.backbone.hub.AutoModel.from_pretrained", never)
-    folder = locate(WEIGHTS)
+    folder = locate_model(WEIGHTS)
     cache = Path(os.environ.get("SPIN_CACHE", "~/.cache/spin")).expanduser()
     assert folder.parent == cache / "gguf"
     assert (folder / "model.safetensors").is_file()

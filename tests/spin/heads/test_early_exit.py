@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from spin import SpinClassifier
-from spin.activations.encoder import divide
+from spin.activations.encoder import split_segments
 from spin.activations.engine import open_engine
-from spin.activations.extract import read
+from spin.activations.extract import read_activations
 from spin.backbone.loading import load_backbone
 from spin.heads.decision import Decision
 from spin.heads.early_exit import DISABLED, EarlyExit, should_exit, sureness
@@ -112,7 +112,7 @@ def test_groups_hold_every_column_once() -> None:
         for kind in ("ffn", "resid")
         if layer or kind != "ffn"
     ]
-    segments = divide({column: np.arange(2) for column in columns}, [1, 2])
+    segments = split_segments({column: np.arange(2) for column in columns}, [1, 2])
     assert [(segment.start, segment.stop) for segment in segments] == [(0, 1), (1, 2), (2, 3)]
     assert [column for segment in segments for column in segment.neurons] == columns
     assert all(segment.start < c.site.layer <= segment.stop for segment in segments[1:] for c in segment.neurons)
@@ -128,7 +128,7 @@ def spin(backbone_folder: Path) -> SpinClassifier:
     backbone, draw = load_backbone(settings), np.random.default_rng(0)
     columns = [FeatureColumn(site, pooling) for site in backbone.sites for pooling in ("max", "mean")]
     neurons = {column: np.sort(draw.choice(backbone.width(column.site), 5, replace=False)) for column in columns}
-    values = read(open_engine(backbone, divide(neurons, [])), TEXTS).values
+    values = read_activations(open_engine(backbone, split_segments(neurons, [])), TEXTS).values
     selection = Selection(neurons, {column: np.ones(5) for column in columns}, 0.5)
     p, label_space = len(selection), LabelSpace(("bad", "good", "plain"))
     head = LinearHead(draw.normal(0, 0.2, (3, p)).astype(np.float32), draw.normal(size=3).astype(np.float32))
