@@ -1,4 +1,4 @@
-"""Texts to pooled activations, in batches of a token budget, original order kept."""
+"""Read the pooled activations of texts, in batches by a budget of tokens; results are in the order of the texts."""
 
 from __future__ import annotations
 
@@ -24,35 +24,37 @@ from spin.errors import NotFiniteError, UserError
 from spin.sites import FeatureColumn
 
 SAFE_FLOAT16 = 65504 / 4
-"""a quarter of float16's range: columns that a first batch shows above it are kept as float32"""
-_TOGETHER = 4
-"""batches that go through a group of blocks before those who are left are put together anew"""
-_WINDOW, _WIDEST = 1024, 4096
-"""texts that are tokenised at once, while those before them are computed: of the first window, and at most"""
+"""a quarter of float16's range: columns with larger values in a first batch are stored as float32"""
+_BATCHES_PER_CHUNK = 4
+"""batches that go through a segment before the documents that go on are divided into batches anew"""
+_FIRST_WINDOW, _LARGEST_WINDOW = 1024, 4096
+"""texts that are tokenised at once while those before them are computed: in the first window, and at most"""
 
 Progress = Callable[[int], None]
+"""takes the number of documents that were completed since the last call"""
 KeepMask = Callable[[int, Floats], NDArray[np.bool_]]
-"""which of n documents go on after a group of blocks, by all values (n, p) that were read of them so far"""
+"""takes the index of a segment and all values (n, p) that were read so far of n documents; returns a mask (n,), true for
+documents that go on into the next segment; the others exit"""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled activations of n texts."""
+    """The pooled activations of n texts."""
 
     columns: dict[FeatureColumn, NDArray[np.floating]]
-    """(n, width) each, width being the site's or the number of neurons kept; NaN where a text left before"""
+    """(n, width) each, width being that of the site or the number of neurons read; NaN where a text exited before"""
     n_tokens: NDArray[np.int32]
-    """(n,) tokens read, special tokens included"""
+    """(n,) number of tokens that were read, special tokens included"""
     n_unknown: NDArray[np.int32]
-    """(n,) of those, what the tokenizer does not know"""
+    """(n,) number of these that the tokenizer does not know"""
     truncated: int
-    """texts that were cut at the backbone's max_tokens"""
+    """number of texts that were truncated to the backbone's max_tokens"""
     depth: NDArray[np.int32] | None = None
-    """(n,) blocks that ran of each; None where all of them ran as deep"""
+    """(n,) number of blocks that each text ran through; None if it is the same for all"""
 
     @property
     def values(self) -> NDArray[np.floating]:
-        """(n, p) the columns beside one another."""
+        """All columns side by side (n, p)."""
         return np.concatenate(list(self.columns.values()), axis=1)
 
 
@@ -64,9 +66,10 @@ def extract(
     keep: Mapping[FeatureColumn, NDArray[np.int64]] | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
-    """Read `columns` from every text, once. To read repeatedly, open the engine once and call `read_activations`.
+    """Read `columns` from every text. To read repeatedly, open an engine once and call `read_activations`.
 
-    A mapping gives each column's type, float32 otherwise; `keep` names the neurons wanted of some columns.
+    `columns` may map each column to its type, which is float32 otherwise. `keep` gives the indices of the neurons to
+    read for some columns; of the others all neurons are read. Raises as `read_activations` does.
     """
     types = dict(columns) if isinstance(columns, Mapping) else None
     engine = open_engine(backbone, [single_segment(columns, keep)])
@@ -76,7 +79,7 @@ def extract(
 def single_segment(
     columns: Sequence[FeatureColumn] | Mapping[FeatureColumn, Any], keep: Mapping[FeatureColumn, Any] | None = None
 ) -> BlockSegment:
-    """All blocks that some columns need as one group."""
+    """One segment of all blocks that the columns need; `keep` gives the indices of the neurons to read for some."""
     ordered = {column: (keep or {}).get(column) for column in columns}
     return BlockSegment(0, max((column.site.layer for column in ordered), default=0), ordered)
 
@@ -89,57 +92,61 @@ def read_activations(
     keep_mask: KeepMask | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
-    """What the engine's groups read of every text; `progress` is told how many are done.
+    """Read the columns of the engine's segments from every text.
 
-    `keep_mask` is asked after every group but the last which documents go on; the others leave the batch. Batches
-    depend on these texts alone, and the result, up to rounding, not on their order. Raises UserError, naming the site,
-    when a value does not fit a float16 column, NotFiniteError for one that is not finite.
+    `types` gives the type of some columns, float32 otherwise. `keep_mask`, called after every segment but the last,
+    decides which documents go on; the others exit. `progress` is called after every chunk of batches. The batches
+    depend on these texts alone and the result, up to rounding, does not depend on their order.
+    Raises UserError, naming the site, if a value does not fit a float16 column; NotFiniteError if one is not finite.
     """
     buffer = _FeatureBuffer(engine, len(texts), types or {})
-    chunks = _chunks(_batches(engine.backbone, texts, buffer), 1 if keep_mask is None else _TOGETHER)
-    for done in _in_streams(lambda chunk: _run(engine, chunk, buffer, keep_mask), chunks, engine.streams):
-        progress(done)
-    return buffer.features(keep_mask is not None)
+    chunks = _chunks(_batches(engine.backbone, texts, buffer), 1 if keep_mask is None else _BATCHES_PER_CHUNK)
+    for documents in _run_streams(lambda chunk: _run_chunk(engine, chunk, buffer, keep_mask), chunks, engine.streams):
+        progress(documents)
+    return buffer.features(exits_early=keep_mask is not None)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Documents about to go through a group of blocks."""
+    """Documents about to go through a segment."""
 
     rows: NDArray[np.int64]
+    """(B,) the indices of their texts"""
     ids: Tensor
+    """(B, T) token ids"""
     mask: Tensor
+    """(B, T) whether a token is none of padding"""
     hidden: Tensor | None = None
-    """(B, T, hidden size) the residual stream after the blocks that ran"""
-    found: NDArray[np.floating] | None = None
-    """(B, p) all that was read so far"""
+    """(B, T, hidden size) the residual stream after the last segment"""
+    values: NDArray[np.floating] | None = None
+    """(B, p) all values that were read so far"""
 
-    def part(self, on: Sequence[int] | NDArray[np.int64], width: int) -> _Batch:
-        """Some of its documents, their tokens cut at a width that holds them; padding lies on the right."""
+    def select(self, kept: Sequence[int] | NDArray[np.int64], width: int) -> _Batch:
+        """Some of the documents, with the first `width` token positions; padding lies on the right."""
         assert self.hidden is not None
-        assert self.found is not None
-        ids, mask, hidden = (of[on, :width] for of in (self.ids, self.mask, self.hidden))
-        return _Batch(self.rows[on], ids, mask, hidden, self.found[on])
+        assert self.values is not None
+        ids, mask, hidden = (tensor[kept, :width] for tensor in (self.ids, self.mask, self.hidden))
+        return _Batch(self.rows[kept], ids, mask, hidden, self.values[kept])
 
 
 def _batches(backbone: Backbone, texts: Sequence[str], buffer: _FeatureBuffer) -> Iterator[_Batch]:
-    for rows, tokens in _tokenised(backbone, texts):
-        buffer.note(rows, tokens)
+    for rows, tokens in _tokenize_ahead(backbone, texts):
+        buffer.store_counts(rows, tokens)
         for batch in token_batches(list(map(len, tokens.ids)), backbone.batch_tokens):
-            yield _Batch(np.array(rows)[batch], *backbone.pad_batch([tokens.ids[at] for at in batch]))
+            yield _Batch(np.array(rows)[batch], *backbone.pad_batch([tokens.ids[index] for index in batch]))
 
 
 def _chunks(batches: Iterator[_Batch], size: int) -> Iterator[list[_Batch]]:
-    while some := list(islice(batches, size)):
-        yield some
+    while chunk := list(islice(batches, size)):
+        yield chunk
 
 
-def _in_streams(work: Callable[[list[_Batch]], int], chunks: Iterable[list[_Batch]], streams: int) -> Iterator[int]:
-    """What `work` gives of every chunk, in their order, `streams` of them at once and as many made ready."""
-    if streams == 1:  # in this thread, which torch's number of threads was set for
+def _run_streams(work: Callable[[list[_Batch]], int], chunks: Iterable[list[_Batch]], streams: int) -> Iterator[int]:
+    """The results of `work` for every chunk, in order; `streams` chunks run at once and as many wait ready."""
+    if streams == 1:  # in this thread, for which torch's number of threads was set
         yield from map(work, chunks)
         return
-    # a lane is one core: torch would start threads of its own in each to put tensors together
+    # a stream has one core; with more threads torch would use several in each to join tensors
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -151,82 +158,86 @@ def _in_streams(work: Callable[[list[_Batch]], int], chunks: Iterable[list[_Batc
             while running:
                 yield running.popleft().result()
     finally:
-        torch.set_num_threads(threads)  # a lane's 1 would be that of every thread to come
+        torch.set_num_threads(threads)  # else all threads started later would have one, too
 
 
-def _tokenised(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[int], Tokens]]:
-    """Rows of texts and their tokens, about in order of length, each window tokenised while the last is computed.
+def _tokenize_ahead(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[int], Tokens]]:
+    """Windows of texts, as their indices and tokens; each is tokenised while the one before is computed.
 
-    The first is soon ready; they widen, as among more texts, sorted by tokens, more are alike and padded less.
+    Texts come in order of their number of characters. The first window is small, to be ready soon. Later ones are
+    larger: sorted by tokens, more texts are more alike in length and need less padding.
     """
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     windows: list[list[int]] = []
-    done = 0
-    while done < len(order):
-        windows.append(order[done : done + min(done + _WINDOW, _WIDEST)])
-        done += len(windows[-1])
+    start = 0
+    while start < len(order):
+        windows.append(order[start : start + min(start + _FIRST_WINDOW, _LARGEST_WINDOW)])
+        start += len(windows[-1])
 
     def tokenize(window: list[int]) -> Tokens:
         return backbone.tokenize([texts[row] for row in window])
 
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = [ahead.submit(tokenize, window) for window in windows[:1]]
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(tokenize, window) for window in windows[:1]]
         for index, window in enumerate(windows):
-            tokens = waiting.pop().result()
-            waiting += [ahead.submit(tokenize, following) for following in windows[index + 1 : index + 2]]
+            tokens = pending.pop().result()
+            pending += [pool.submit(tokenize, following) for following in windows[index + 1 : index + 2]]
             yield window, tokens
 
 
-def _run(engine: Engine, batches: list[_Batch], buffer: _FeatureBuffer, keep_mask: KeepMask | None) -> int:
-    """A chunk through all groups; those who go on after one are put together anew. Gives how many documents it had."""
+def _run_chunk(engine: Engine, batches: list[_Batch], buffer: _FeatureBuffer, keep_mask: KeepMask | None) -> int:
+    """Run batches through all segments, regrouping the documents that go on; gives the number of documents."""
     documents = sum(len(batch.rows) for batch in batches)
     for index, segment in enumerate(engine.segments):
-        batches = [_step(engine, index, batch, buffer, keep_mask) for batch in batches]
+        batches = [_run_segment(engine, index, batch, buffer, keep_mask) for batch in batches]
         if keep_mask is not None and segment is not engine.segments[-1]:
-            batches = list(_together(batches, engine.backbone.batch_tokens))
+            batches = list(_regroup(batches, engine.backbone.batch_tokens))
     return documents
 
 
-def _step(engine: Engine, index: int, batch: _Batch, buffer: _FeatureBuffer, keep_mask: KeepMask | None) -> _Batch:
-    """A batch through one group, without those who leave after it."""
+def _run_segment(
+    engine: Engine, index: int, batch: _Batch, buffer: _FeatureBuffer, keep_mask: KeepMask | None
+) -> _Batch:
+    """Run a batch through one segment and store its values; gives the documents that go on."""
     values, hidden = engine.run(index, batch.ids, batch.mask, batch.hidden)
-    buffer.store(batch.rows, index, values)
-    buffer.depth[batch.rows] = engine.segments[index].stop
+    buffer.store_values(batch.rows, index, values)
     if keep_mask is None or hidden is None:
         return replace(batch, hidden=hidden)
-    found = values if batch.found is None else np.concatenate([batch.found, values], axis=1)
-    on = np.flatnonzero(keep_mask(index, found))
-    return replace(batch, hidden=hidden, found=found).part(on, batch.ids.shape[1])
+    values = values if batch.values is None else np.concatenate([batch.values, values], axis=1)
+    kept = np.flatnonzero(keep_mask(index, values))
+    return replace(batch, hidden=hidden, values=values).select(kept, batch.ids.shape[1])
 
 
-def _together(batches: Sequence[_Batch], budget: int) -> Iterator[_Batch]:
-    """What is left of batches, as batches of a token budget."""
-    parts = [(b.rows, b.ids, b.mask, b.hidden, b.found) for b in batches if len(b.rows)]
+def _regroup(batches: Sequence[_Batch], budget: int) -> Iterator[_Batch]:
+    """The documents of some batches in new batches by the budget of tokens."""
+    parts = [(b.rows, b.ids, b.mask, b.hidden, b.values) for b in batches if len(b.rows)]
     if not parts:
         return
-    rows, ids, mask, hidden, found = zip(*parts, strict=True)
-    merged = _Batch(np.concatenate(rows), _one(ids), _one(mask), _one(hidden), np.concatenate(found))
+    rows, ids, mask, hidden, values = zip(*parts, strict=True)
+    merged = _Batch(np.concatenate(rows), _stack(ids), _stack(mask), _stack(hidden), np.concatenate(values))
     lengths = merged.mask.sum(1).tolist()
-    for chosen in token_batches(lengths, budget):
-        yield merged.part(chosen, max(lengths[at] for at in chosen))
+    for batch in token_batches(lengths, budget):
+        yield merged.select(batch, max(lengths[index] for index in batch))
 
 
-def _one(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors (B, T, ...) on top of one another, padded on the right to the longest."""
-    wide = max(tensor.shape[1] for tensor in tensors)
-    return torch.cat([pad(of, (0, 0) * (of.ndim - 2) + (0, wide - of.shape[1])) for of in tensors])
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors (B, T, ...) joined along the first dimension, padded on the right to the longest T."""
+    width = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([pad(each, (0, 0) * (each.ndim - 2) + (0, width - each.shape[1])) for each in tensors])
 
 
 class _FeatureBuffer:
-    """What is filled in, batch by batch, in the order of the texts."""
+    """The arrays of `Features`, which are filled batch by batch in the order of the texts."""
 
     def __init__(self, engine: Engine, count: int, types: Mapping[FeatureColumn, type[np.floating]]) -> None:
+        self.segments = engine.segments
         self.columns: dict[FeatureColumn, NDArray[np.floating]] = {}
-        self.parts: list[list[tuple[FeatureColumn, slice]]] = []
+        self.slices: list[list[tuple[FeatureColumn, slice]]] = []
+        """for each segment, where its values hold which column"""
         for segment in engine.segments:
             widths = segment.widths(engine.backbone)
             ends = np.cumsum(widths)
-            self.parts.append(
+            self.slices.append(
                 [(c, slice(end - width, end)) for c, width, end in zip(segment.neurons, widths, ends, strict=True)]
             )
             for column, width in zip(segment.neurons, widths, strict=True):
@@ -234,33 +245,39 @@ class _FeatureBuffer:
         self.n_tokens, self.n_unknown = np.zeros(count, np.int32), np.zeros(count, np.int32)
         self.depth, self.truncated = np.zeros(count, np.int32), 0
 
-    def note(self, rows: list[int], tokens: Tokens) -> None:
+    def store_counts(self, rows: list[int], tokens: Tokens) -> None:
+        """Store what the tokenizer reported of the texts `rows`."""
         self.n_tokens[rows], self.n_unknown[rows] = list(map(len, tokens.ids)), tokens.unknown
         self.truncated += tokens.truncated
 
-    def store(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:
+    def store_values(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:
+        """Store the values (B, p) of the texts `rows` (B,) from segment `index`, after checking them."""
         if not np.isfinite(values).all():
-            site = next(c.site for c, part in self.parts[index] if not np.isfinite(values[:, part]).all())
+            site = next(c.site for c, part in self.slices[index] if not np.isfinite(values[:, part]).all())
             raise NotFiniteError(f"{site}: the backbone gave values that are not finite; try backbone.dtype float32")
-        for column, part in self.parts[index]:
-            target, mine = self.columns[column], values[:, part]
-            if target.dtype == np.float16 and (largest := float(np.abs(mine).max(initial=0))) > 65504:
+        for column, part in self.slices[index]:
+            target, column_values = self.columns[column], values[:, part]
+            is_half = target.dtype == np.float16
+            if is_half and (largest := float(np.abs(column_values).max(initial=0))) > 65504:
                 raise UserError(
-                    f"{column.site}: a value of {largest:.0f} does not fit its float16 column, which the first batch "
-                    "had shown small; leave the site out of `sites`, or start over with --restart and other first "
+                    f"{column.site}: a value of {largest:.0f} does not fit its float16 column, whose values in the "
+                    "first batch were small; leave the site out of `sites`, or start over with --restart and other first "
                     "documents"
                 )
             # NumPy's own conversion takes five times as long
-            target[rows] = torch.from_numpy(mine).half().numpy() if target.dtype == np.float16 else mine
+            target[rows] = torch.from_numpy(column_values).half().numpy() if is_half else column_values
+        self.depth[rows] = self.segments[index].stop
 
-    def features(self, cascaded: bool) -> Features:
-        return Features(self.columns, self.n_tokens, self.n_unknown, self.truncated, self.depth if cascaded else None)
+    def features(self, *, exits_early: bool) -> Features:
+        """All that was stored; with the depth of each text if texts may exit early."""
+        depth = self.depth if exits_early else None
+        return Features(self.columns, self.n_tokens, self.n_unknown, self.truncated, depth)
 
 
 def choose_column_types(
     backbone: Backbone, texts: Sequence[str], columns: Sequence[FeatureColumn]
 ) -> dict[FeatureColumn, type[np.floating]]:
-    """float16, or float32 for the columns that `texts`, a first batch, shows above a quarter of float16's range."""
+    """The type to store each column in: float16, or float32 if `texts`, a first batch, exceed SAFE_FLOAT16."""
     features = extract(backbone, texts, columns)
     return {
         column: np.float32 if values.size and np.abs(values).max() > SAFE_FLOAT16 else np.float16

@@ -73,8 +73,8 @@ def test_windows_of_texts_are_one(backbone_folder: Path, monkeypatch: pytest.Mon
         widths.append(len(some))
         return tokenize(some)
 
-    monkeypatch.setattr(spin.activations.extract, "_WINDOW", 2)
-    monkeypatch.setattr(spin.activations.extract, "_WIDEST", 8)
+    monkeypatch.setattr(spin.activations.extract, "_FIRST_WINDOW", 2)
+    monkeypatch.setattr(spin.activations.extract, "_LARGEST_WINDOW", 8)
     monkeypatch.setattr(backbone, "tokenize", counted)
     assert read_activations(engine, texts).values == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert widths == [2, 4, 8, 8, 3]
