@@ -33,7 +33,7 @@ _FIRST_WINDOW, _LARGEST_WINDOW = 1024, 4096
 Progress = Callable[[int], None]
 """takes the number of documents that were completed since the last call"""
 KeepMask = Callable[[int, Floats], NDArray[np.bool_]]
-"""takes the index of a segment and all values (n, p) that were read so far of n documents; returns a mask (n,), true for
+"""takes the index of a segment and all values (n, p) that were read so far of n documents; returns a mask (n,) of the
 documents that go on into the next segment; the others exit"""
 
 
@@ -261,8 +261,8 @@ class _FeatureBuffer:
             if is_half and (largest := float(np.abs(column_values).max(initial=0))) > 65504:
                 raise UserError(
                     f"{column.site}: a value of {largest:.0f} does not fit its float16 column, whose values in the "
-                    "first batch were small; leave the site out of `sites`, or start over with --restart and other first "
-                    "documents"
+                    "first batch were small; leave the site out of `sites`, or start over with --restart and other "
+                    "first documents"
                 )
             # NumPy's own conversion takes five times as long
             target[rows] = torch.from_numpy(column_values).half().numpy() if is_half else column_values
