@@ -1,4 +1,4 @@
-"""Errors that only the service can meet; each carries the exit status of the `spin` command."""
+"""Errors that only the pipelines raise. Each class carries the exit status of the `spin` command."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from spin.errors import SpinError, UserError
 
 
 class StalledError(SpinError):
-    """Nothing has happened for longer than the settings allow."""
+    """No progress for longer than the settings allow."""
 
     status = 6
 
 
 class BadFileError(UserError):
-    """A file that cannot be read as what its name says, or lacks a column; a night goes on without it."""
+    """A file that cannot be read as its name promises, or that lacks a column; a night continues without it."""
 
 
 class HeldError(SpinError):
@@ -22,18 +22,18 @@ class HeldError(SpinError):
 
 
 class BadRowsError(SpinError):
-    """More rows or files could not be classified than the settings allow."""
+    """More documents or files could not be classified than the settings allow."""
 
     status = 4
 
 
 class UnavailableError(SpinError):
-    """The store or the registry does not answer, or is full; the same command may succeed later."""
+    """An object store or the registry does not answer, or is full; the same command may succeed later."""
 
     status = 5
 
 
 class DriftError(SpinError):
-    """A night is published whole, but its documents are not like those that the model was judged on."""
+    """The documents of a night differ from those of the training; the night is published all the same."""
 
     status = 7

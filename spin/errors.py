@@ -1,10 +1,10 @@
-"""Errors that a user can act on; each carries the exit status of the `spin` command."""
+"""Errors that a user can act on. Each class carries the exit status of the `spin` command."""
 
 from __future__ import annotations
 
 
 class SpinError(Exception):
-    """Says what was found, what was expected and what to do. Never shown with a traceback."""
+    """An error whose message says what was found, what was expected and what to do; shown without a traceback."""
 
     status = 1
 
@@ -20,11 +20,11 @@ class NotFiniteError(UserError):
 
 
 def error_types() -> dict[str, type[SpinError]]:
-    """All error classes that are loaded, by name: what a worker reports by name can be raised again in the driver."""
-    found: dict[str, type[SpinError]] = {}
-    waiting = [SpinError]
-    while waiting:
-        kind = waiting.pop()
-        found[kind.__name__] = kind
-        waiting += kind.__subclasses__()
-    return found
+    """Return all imported error classes by name, so that an error a worker reports by name can be raised again."""
+    types: dict[str, type[SpinError]] = {}
+    pending: list[type[SpinError]] = [SpinError]
+    while pending:
+        error_type = pending.pop()
+        types[error_type.__name__] = error_type
+        pending += error_type.__subclasses__()
+    return types
