@@ -65,14 +65,23 @@ def test_images_are_small_stages_without_root(instructions: list[tuple[str, str]
 
 
 def test_the_images_versions_are_those_we_ask_for(instructions: list[tuple[str, str]]) -> None:
-    """One version a library in all images, within the range of pyproject.toml."""
-    asked = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    ranges = {r.name: r.specifier for r in map(Requirement, asked)}
+    """One version per library in all images, within the range of pyproject.toml, and the one in constraints.txt."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["pipelines"]]
+    ranges = {r.name: r.specifier for r in map(Requirement, requirements)}
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line)
     found = {tuple(words.split("=")) for name, words in instructions if name == "ARG"}
     assert {name for name, _ in found} == {"TORCH", "RAY", "MLFLOW"}
     assert len(found) == 3
     for name, version in found:
         assert version in ranges[name.lower()]
+        assert version == tested.get(name.lower(), version)  # torch is not constrained
+    assert all(
+        "[pipelines]" in words
+        for name, words in instructions
+        if name == "RUN" and "/wheels/" in words and "install" in words
+    )
 
 
 def test_the_context_is_what_the_wheel_needs(instructions: list[tuple[str, str]]) -> None:
