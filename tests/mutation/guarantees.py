@@ -1,7 +1,7 @@
 """What a night guarantees, and for each guarantee lines of code without which a test fails.
 
 `python -m tests.mutation.guarantees [NUMBER...]` checks them, or only some.
-Copies the tree, sees the tests of the promises pass there, then takes one line after another away and sees its test
+Copies the tree, sees the tests of the guarantees pass there, then takes one line after another away and sees its test
 fail. Exit status 1 where a test does not notice. Tests on S3 need its server: run it within infra/s3/run.sh.
 """
 
@@ -27,7 +27,7 @@ PATIENCE = 120
 
 @dataclass(frozen=True)
 class Cut:
-    """Lines that a promise hangs on."""
+    """Lines of code that a guarantee depends on."""
 
     test: str
     """the pytest node that fails without them"""
@@ -51,9 +51,9 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Promise:
-    words: str
-    """as the README has them"""
+class Guarantee:
+    text: str
+    """as the table of docs/reliability.md has it"""
     cuts: tuple[Cut, ...]
 
 
@@ -69,9 +69,10 @@ STORE, FAULTS, ROAD, REPEATS = (
     "tests/pipelines/nightly/test_dedup.py",
 )
 
-PROMISES = (
-    Promise(
-        "every row ends in one of predictions or dead letters, ids are unique, the counts add up or the run fails",
+GUARANTEES = (
+    Guarantee(
+        "every input row is either predicted or a dead letter, ids are unique, and a run whose counts do not add up "
+        "fails",
         (
             Cut(
                 f"{NIGHT}::test_counts_that_do_not_add_up_are_no_night",
@@ -86,8 +87,8 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "a worker's death is not seen",
+    Guarantee(
+        "the death of a worker changes nothing in the result",
         (
             Cut(
                 f"{ROAD}::test_the_death_of_a_worker_changes_nothing",
@@ -103,8 +104,9 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "work follows a cluster's nodes: a new one takes part, a lost one costs its shards in flight",
+    Guarantee(
+        "work follows the nodes of a cluster: a new node takes part, a lost node costs only the shards it was "
+        "computing",
         (
             Cut(
                 "tests/pipelines/workers/test_cluster.py::test_nodes_come_and_go",
@@ -114,8 +116,8 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "a killed driver loses nothing: a rerun computes again at most a shard a worker",
+    Guarantee(
+        "a killed driver loses no finished work: a rerun computes at most one shard per worker again",
         (
             Cut(
                 f"{NIGHT}::test_a_crash_at_any_step_loses_nothing",
@@ -125,8 +127,8 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "safe at every step of a commit",
+    Guarantee(
+        "a crash at any step of the commit loses nothing and corrupts nothing",
         (
             Cut(
                 f"{NIGHT}::test_a_crash_at_any_step_loses_nothing",
@@ -142,8 +144,8 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "who follows `latest` sees all of a night or none",
+    Guarantee(
+        "a reader who follows `latest` sees all of a night or none of it",
         (
             Cut(
                 f"{NIGHT}::test_a_reader_at_any_step_sees_all_of_a_night_or_none",
@@ -152,8 +154,9 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "one run at a time; a dead run's lease can be taken, its holder stays out when it wakes",
+    Guarantee(
+        "one run at a time works on an output; the lease of a dead run can be taken over, and a run that lost its "
+        "lease publishes nothing",
         (
             Cut(
                 f"{NIGHT}::test_an_overtaken_run_publishes_nothing",
@@ -169,9 +172,9 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "throttling, 5xx, timeouts, cut connections and a server that stops reading: retried for a bounded time, then "
-        "status 5, then resumed",
+    Guarantee(
+        "throttling, 5xx responses, timeouts, broken connections and a server that stops reading are retried for a "
+        "limited time; then the run ends with status 5 and can be resumed",
         (
             Cut(
                 f"{FAULTS}::test_a_fault_that_passes_is_not_seen",
@@ -192,8 +195,9 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "a file that is corrupt, cut, empty or of another type is quarantined whole and named; too many fail the night",
+    Guarantee(
+        "a file that is corrupt, truncated, empty or of the wrong type is quarantined as a whole and named; too "
+        "many such files fail the night",
         (
             Cut(
                 f"{HERE}::test_broken_files_are_named_up_to_a_share",
@@ -207,8 +211,8 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "a document that raises, or kills its process every time, ends as a dead letter",
+    Guarantee(
+        "a document that raises an error, or kills its process every time, becomes a dead letter",
         (
             Cut(
                 f"{LEDGER}::test_every_row_is_done_or_dead",
@@ -224,8 +228,9 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "of repeated ids the first in plan order is predicted, in bounded memory",
+    Guarantee(
+        "of documents with the same id the first in the order of the plan is predicted, and finding them takes "
+        "bounded memory",
         (
             Cut(
                 f"{REPEATS}::test_repeats_are_what_stood_earlier",
@@ -247,8 +252,8 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "a full disk or quota is told, and nothing half-done is seen",
+    Guarantee(
+        "a full disk or an exhausted quota is reported, and nothing half-written becomes visible",
         (
             Cut(
                 f"{NIGHT}::test_a_full_disk_at_any_step",
@@ -270,8 +275,8 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "a run resumes only the plan that it froze",
+    Guarantee(
+        "a run resumes only the plan with which it began",
         (
             Cut(
                 f"{NIGHT}::test_another_plan_is_refused_until_it_is_started_over",
@@ -285,8 +290,8 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "one version of the model a run",
+    Guarantee(
+        "one run uses one version of the model",
         (
             Cut(
                 f"{HERE}::test_a_night_is_of_one_version",
@@ -296,8 +301,8 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "the same labels for the same documents, from one worker and two, in shards of any size",
+    Guarantee(
+        "the same documents get the same labels, from one worker or two, in shards of any size",
         (
             Cut(
                 f"{HERE}::test_a_document_has_its_label_whatever_stands_beside_it",
@@ -307,8 +312,9 @@ PROMISES = (
             ),
         ),
     ),
-    Promise(
-        "nothing hangs in silence: `ray.stall_seconds` without a shard ending fails the run and names what was begun",
+    Guarantee(
+        "nothing hangs silently: a run in which no shard ends for `ray.stall_seconds` fails and names the shards in "
+        "progress",
         (
             Cut(
                 f"{NIGHT}::test_workers_that_say_nothing_are_told",
@@ -345,8 +351,8 @@ def python(tree: Path, *args: str) -> tuple[int, str]:
 
 def pytest_configure() -> None:
     """This module is a plugin of the runs below: that a test fails is enough, no smaller example is looked for."""
-    settings.register_profile("promises", phases=[Phase.explicit, Phase.generate], database=None)
-    settings.load_profile("promises")
+    settings.register_profile("guarantees", phases=[Phase.explicit, Phase.generate], database=None)
+    settings.load_profile("guarantees")
 
 
 def try_tests(tree: Path, *tests: str) -> tuple[int, str]:
@@ -382,19 +388,19 @@ def failure_without(tree: Path, cut: Cut) -> str | None:
 
 
 def run(numbers: Sequence[int]) -> int:
-    chosen = [(number, PROMISES[number - 1]) for number in numbers or range(1, len(PROMISES) + 1)]
+    chosen = [(number, GUARANTEES[number - 1]) for number in numbers or range(1, len(GUARANTEES) + 1)]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder).resolve()
         copy_tree(tree)
         check_own(tree)
-        status, said = try_tests(tree, *dict.fromkeys(cut.test for _, promise in chosen for cut in promise.cuts))
+        status, said = try_tests(tree, *dict.fromkeys(cut.test for _, guarantee in chosen for cut in guarantee.cuts))
         if status or "SKIPPED" in said:
             print(f"with all lines in place the tests do not pass, or are skipped:\n{said[-2000:]}")
             return 1
         missed = 0
-        for number, promise in chosen:
-            print(f"{number:2} {promise.words}", flush=True)
-            for cut in promise.cuts:
+        for number, guarantee in chosen:
+            print(f"{number:2} {guarantee.text}", flush=True)
+            for cut in guarantee.cuts:
                 failure = failure_without(tree, cut)
                 missed += failure is None
                 print(f"   without {cut.lines.splitlines()[0]} in {cut.file}", flush=True)

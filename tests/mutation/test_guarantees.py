@@ -1,4 +1,4 @@
-"""The table of promises is true to the code, the tests and the README; python -m tests.mutation.guarantees tries it."""
+"""The list of guarantees matches the code, the tests and docs/reliability.md; guarantees.py checks its lines."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutation.guarantees import PROMISES, ROOT, Cut
+from tests.mutation.guarantees import GUARANTEES, ROOT, Cut
 
-CUTS = [pytest.param(cut, id=f"{n}-{m}") for n, promise in enumerate(PROMISES, 1) for m, cut in enumerate(promise.cuts)]
+CUTS = [
+    pytest.param(cut, id=f"{n}-{m}")
+    for n, guarantee in enumerate(GUARANTEES, 1)
+    for m, cut in enumerate(guarantee.cuts)
+]
 FUNCTIONS = {
     path.stem: {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
     for path in (ROOT / "tests").rglob("*.py")
 }
 
 
-def rows_of_the_readme() -> dict[str, list[str]]:
-    """Each promise with the tests that stand beside it."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("### Reliability\n")[2].partition("\n## ")[0]
-    cells = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
-    return {words: re.findall(r"`([^`]+)`", tests) for words, tests in cells[1:]}
+def rows_of_the_page() -> dict[str, list[str]]:
+    """Each guarantee in the table of docs/reliability.md with the tests in its row."""
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    cells = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    return {text: re.findall(r"`([^`]+)`", tests) for text, tests in cells[1:]}
 
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_each_line_is_there_once(cut: Cut) -> None:
-    """And without it the file is still Python that says something else: its test is to fail, not the import."""
+    """Without it the file is still Python, but different: its test must fail, not the import."""
     text = (ROOT / cut.file).read_text(encoding="utf-8")
     without = ast.dump(ast.parse(cut.apply(text)))
     assert without != ast.dump(ast.parse(text))
@@ -39,16 +42,16 @@ def test_each_test_is_there(cut: Cut) -> None:
     assert name in FUNCTIONS[Path(file).stem]
 
 
-def test_the_readme_promises_the_same() -> None:
-    """Every promise, in order; beside it only tests that there are, among them those that fail without its lines."""
-    rows = rows_of_the_readme()
-    assert list(rows) == [promise.words for promise in PROMISES]
+def test_the_page_lists_the_same_guarantees() -> None:
+    """Every guarantee, in order; next to it only tests that exist, among them those that fail without its lines."""
+    rows = rows_of_the_page()
+    assert list(rows) == [guarantee.text for guarantee in GUARANTEES]
     every = set().union(*FUNCTIONS.values())
-    for promise, named in zip(PROMISES, rows.values(), strict=True):
+    for guarantee, named in zip(GUARANTEES, rows.values(), strict=True):
         for name in named:
             module, _, function = name.rpartition(".")
-            assert function in (FUNCTIONS[module] if module else every), promise.words
-        assert {cut.test.partition("::")[2] for cut in promise.cuts} <= set(named), promise.words
+            assert function in (FUNCTIONS[module] if module else every), guarantee.text
+        assert {cut.test.partition("::")[2] for cut in guarantee.cuts} <= set(named), guarantee.text
 
 
 @pytest.mark.parametrize("text", ["a = 1\n", "if b:\n    a = 2\n    a = 2\n"])
@@ -66,6 +69,6 @@ def test_lines_go_and_others_take_their_place() -> None:
     assert Cut("t", "x.py", "try:\na()\nfinally:", "if d:").apply(text) == "if b:\n    if d:\n        c()\n"
 
 
-def test_every_promise_has_a_line() -> None:
-    assert len(PROMISES) == 16
-    assert all(promise.cuts for promise in PROMISES)
+def test_every_guarantee_has_a_line() -> None:
+    assert len(GUARANTEES) == 16
+    assert all(guarantee.cuts for guarantee in GUARANTEES)

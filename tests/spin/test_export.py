@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -49,7 +50,7 @@ TEXTS = (
 CUT = 20
 """tokens; the third text is longer"""
 COLUMNS = ("resid.00.max", "ffn.01.mean", "resid.02.first", "resid.02.last", "ffn.03.max", "ffn.03.mean")
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "tutorials" / "export-and-serve.md"
 
 
 def classifier(
@@ -165,27 +166,23 @@ def extract_all(spin: SpinClassifier, texts: Sequence[str]) -> Floats:
     return extract(load_backbone(spin.settings), texts, list(neurons), keep=neurons).values
 
 
-def readme(kind: str, texts: Sequence[str]) -> str:
-    """The lines of Python that the README gives, with these texts in place of its own."""
-    _, _, section = README.read_text(encoding="utf-8").partition("### Run a model without torch\n")
-    section = section.partition("\n#")[0]
-    blocks: dict[str, str] = {}
-    for start in ("json", "openvino"):
-        lines = section[section.index(f"    import {start}\n") :].splitlines()
-        count = next(at for at, line in enumerate(lines) if line and not line.startswith("    "))
-        blocks[start] = "\n".join(line.removeprefix("    ") for line in lines[:count])
-    [own] = [line for line in blocks["json"].splitlines() if line.startswith("texts = ")]
-    code = blocks["json"].replace(own, f"texts = {list(texts)!r}")
+def tutorial(kind: str, texts: Sequence[str]) -> str:
+    """The Python of the tutorial on export, with these texts in place of its own."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    [code] = [block for block in blocks if "import json" in block]
+    [openvino] = [block for block in blocks if "import openvino" in block]
+    [own] = [line for line in code.splitlines() if line.startswith("texts = ")]
+    code = code.replace(own, f"texts = {list(texts)!r}")
     if kind == "openvino":
         kept = [
             line for line in code.splitlines() if not line.startswith(("graph", "[scores]", "labels", "import onnx"))
         ]
-        code = "\n".join([*kept, blocks["openvino"], code.splitlines()[-1]])
+        code = "\n".join([*kept, openvino, code.splitlines()[-1]])
     return code
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_readme_runs_it_where_there_is_no_torch(backbone_folder: Path, kind: str, tmp_path: Path) -> None:
+def test_the_tutorial_runs_it_where_there_is_no_torch(backbone_folder: Path, kind: str, tmp_path: Path) -> None:
     """In a fresh process with nothing but the runtime, tokenizers and numpy: every other library is not to be had."""
     thresholds = DecisionSettings(thresholds={"bad": 0.05})
     spin = classifier(backbone_folder, decision=thresholds)
@@ -193,7 +190,7 @@ def test_the_readme_runs_it_where_there_is_no_torch(backbone_folder: Path, kind:
     gone = ["torch", "transformers", "safetensors", "scipy", "sklearn", "onnx", "spin", "pipelines", "jobs"]
     before = f"import sys\nsys.modules.update(dict.fromkeys({gone!r}))\n"
     after = "\nprint(json.dumps([scores.tolist(), labels]))"
-    code = before + readme(kind, TEXTS) + after
+    code = before + tutorial(kind, TEXTS) + after
     ran = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     scores, labels = json.loads(ran.stdout)
