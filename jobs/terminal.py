@@ -14,6 +14,7 @@ from rich.text import Text
 from spin.sites import FeatureColumn
 
 if TYPE_CHECKING:
+    from pipelines.training.evaluate import EvaluationReport
     from spin.monitor.agreement import ShadowAgreement
     from spin.pages.explanation import Explanation
     from spin.pages.explanation_page import Drivers
@@ -111,15 +112,21 @@ def _shadow(shadow: ShadowAgreement) -> str:
     )
 
 
-def evaluation(result: dict[str, Any]) -> None:
-    """Print every metric, and precision, recall and F1 per class."""
+def evaluation(report: EvaluationReport) -> None:
+    """Print every metric and the figures of every class, and how labels were decided."""
     table = _columns("class", "precision", "recall", "F1", "documents")
-    for name, figures in result["per_class"].items():
-        shown = [f"{100 * figures[f]:.1f}" for f in ("precision", "recall", "f1")]
-        table.add_row(escape(name), *shown, f"{figures['support']:,.0f}")
+    for name, figures in report.per_class.items():
+        shown = [f"{100 * value:.1f}" for value in (figures.precision, figures.recall, figures.f1)]
+        table.add_row(escape(name), *shown, f"{figures.support:,.0f}")
     out.print(table)
-    metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in result["metrics"].items())
-    say(f"version {result['model_version']} on {result['documents']:,} documents: {metrics}")
+    metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in report.metrics.items()) or "no labels"
+    say(f"version {report.model_version} on {report.documents:,} documents: {metrics}")
+    decision = report.decision
+    thresholds = ", ".join(f"{name} {threshold:g}" for name, threshold in decision.thresholds.items()) or "default"
+    say(f"decided as a night does: thresholds {thresholds}, abstention band {decision.abstain:g}")
+    if report.abstained:
+        share = 100 * report.abstained / report.documents
+        say(f"{report.abstained:,} documents ({share:.1f} %) got no label; the figures above leave them out")
 
 
 def gate(checks: Sequence[Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,17 @@ from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
-from spin.fit import learn
+from spin.fit import fit_classifiers
 from spin.heads import persistence
 from spin.heads.decision import Decision
 from spin.heads.early_exit import should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.heads.persistence import ClassifierMetadata
 from spin.labels.label_space import Label, LabelSpace
-from spin.labels.splits import assign_split, rows_in_split
+from spin.labels.splits import assign_split
+from spin.labels.training_data import TrainingData
 from spin.pages.explanation import Explanation, explain
+from spin.predictions import Predictions
 from spin.settings import (
     METRICS,
     POOLINGS,
@@ -33,19 +35,21 @@ from spin.settings import (
     DecisionSettings,
     ProbeSettings,
     SearchSettings,
+    Settings,
 )
 from spin.sites import FeatureColumn, choose_sites
 
 
 class SpinClassifier:
-    """A text classifier from the salient inner neurons of a frozen language model.
+    """A text classifier that reads the salient inner neurons of a frozen language model.
 
     >>> spin = SpinClassifier("sentence-transformers/all-MiniLM-L6-v2").fit(texts, labels)  # doctest: +SKIP
     >>> spin.predict(["a fine film"])  # doctest: +SKIP
 
-    `backbone` is what `backbone.model` takes in a settings file, or all of its settings. `choose` says which of the
-    three classifiers that training gives is used: `accuracy`, `balanced` or `cheapest`. `cascade` says what the exits
-    may cost that training offers; `early`, whether documents leave at them.
+    `backbone` is what `backbone.model` takes in a settings file, or all settings of a backbone. Training returns three
+    classifiers, and `choose` names the one that is used: `accuracy`, `balanced` or `cheapest`. `cascade` says how much
+    of the metric the early exits that training offers may cost; with `early`, documents stop at these exits.
+    `calibration` are some hundred texts that int8 is scaled by; `fit` sets them.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class SpinClassifier:
         choose: Choice = "accuracy",
         decision: DecisionSettings | None = None,
         early: bool = False,
+        calibration: Sequence[str] = (),
     ) -> None:
         if metric not in METRICS:
             raise UserError(f"metric '{metric}': expected one of {', '.join(METRICS)}")
@@ -70,11 +75,10 @@ class SpinClassifier:
         self.probe, self.search = probe or ProbeSettings(), search or SearchSettings()
         self.cascade = cascade or CascadeSettings()
         self.choose, self.decision, self.early = choose, decision or DecisionSettings(), early
-        self.calibration: tuple[str, ...] = ()
-        """texts by which int8 is scaled"""
+        self.calibration = tuple(calibration)
         self.backbone_digest: str | None = None
-        self._task: LabelSpace | None = None
-        self._integrated: TrainingResult | None = None
+        self._label_space: LabelSpace | None = None
+        self._training_result: TrainingResult | None = None
         self._backbone: Backbone | None = None
         self._engine: Engine | None = None
 
@@ -91,22 +95,25 @@ class SpinClassifier:
         choose: Choice = "accuracy",
         decision: DecisionSettings | None = None,
         early: bool = False,
+        calibration: Sequence[str] = (),
     ) -> SpinClassifier:
         """A fitted classifier from parts that were fitted elsewhere.
 
+        `digest` is that of the backbone that was trained on; `backbone` is that backbone if it is loaded already.
         Raises UserError for a decision that does not fit the classes.
         """
-        spin = cls(settings, metric=metric, choose=choose, decision=decision, early=early)
+        spin = cls(settings, metric=metric, choose=choose, decision=decision, early=early, calibration=calibration)
         Decision.of(label_space, spin.decision)
-        spin._task, spin.backbone_digest = label_space, digest
-        spin._integrated, spin._backbone = training_result, backbone
+        spin._label_space, spin.backbone_digest = label_space, digest
+        spin._training_result, spin._backbone = training_result, backbone
         return spin
 
     def fit(self, texts: Sequence[str], labels: Sequence[Label], *, valid_fraction: float = 0.15) -> SpinClassifier:
-        """Fit on n texts and their labels, a class each or in a multi-label task a list of classes each.
+        """Fit on n texts and their labels: one class each, or in a multi-label task a list of classes each.
 
-        A hash of the position sets a part aside to choose penalty, eta, depth and head; below 1,000 texts
-        cross-validation chooses. Raises UserError for texts that are not text, one class only or a class too small.
+        A hash of its position decides whether a text trains or validates the choices (penalty, eta, depth and head);
+        below 1,000 texts cross-validation makes the choices. Raises UserError for texts that are not text, a single
+        class, or a class with too few texts.
         """
         if len(texts) != len(labels):
             raise UserError(f"fit: found {len(texts)} texts and {len(labels)} labels; expected as many of both")
@@ -117,34 +124,38 @@ class SpinClassifier:
         backbone = load_backbone(self.settings)
         columns = feature_columns(backbone, self.sites, self.poolings)
         features = extract(backbone, _checked(texts), columns).columns
-        self.calibration = tuple(texts[:CALIBRATION_TEXTS])
-        _, self._integrated = learn(
-            features,
-            label_space,
+        data = TrainingData.from_splits(
             label_space.index(given),
-            rows_in_split(splits, "train"),
-            rows_in_split(splits, "valid"),
-            flops=relative_flops(backbone),
+            splits,
+            label_space,
             metric=self.metric,
-            probe=self.probe,
-            search=self.search,
-            cascade=self.cascade,
+            class_weights=self.probe.class_weights,
             seed=self.seed,
             device=backbone.device.type,
         )
-        self._task, self.backbone_digest, self.backbone = label_space, backbone.digest, backbone
+        _, self._training_result = fit_classifiers(
+            features,
+            data,
+            compute=relative_flops(backbone),
+            probe=self.probe,
+            search=self.search,
+            cascade=self.cascade,
+        )
+        self.calibration = tuple(texts[:CALIBRATION_TEXTS])
+        self._label_space, self.backbone_digest = label_space, backbone.digest
+        self._backbone, self._engine = backbone, None
         return self
 
     @property
     def label_space(self) -> LabelSpace:
         """The classes. Raises UserError before `fit`."""
-        if self._task is None:
+        if self._label_space is None:
             raise UserError("the classifier is not fitted; call fit(texts, labels) or load a directory")
-        return self._task
+        return self._label_space
 
     @property
     def task(self) -> LabelSpace:
-        """The label space under the name by which versions registered before 0.2 ask for it; removed in 0.4."""
+        """The label space under the name that model versions registered before 0.2 use; removed in 0.4."""
         return self.label_space
 
     @property
@@ -154,34 +165,36 @@ class SpinClassifier:
 
     @property
     def training_result(self) -> TrainingResult:
-        """All that training gave: the three classifiers and the frontier. Raises UserError before `fit`."""
+        """All that training returned: the three classifiers and the frontier. Raises UserError before `fit`."""
         _ = self.label_space
-        assert self._integrated is not None
-        return self._integrated
+        assert self._training_result is not None
+        return self._training_result
 
     @property
     def fitted(self) -> FittedClassifier:
-        """The chosen neurons and their head. Raises UserError before `fit`."""
+        """The classifier that `choose` names: its neurons and their head. Raises UserError before `fit`."""
         return self.training_result.choices[self.choose]
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone, loaded at first use, checked against the digest it was trained on and cut to the depth."""
+        """The backbone, truncated to the depth that is needed.
+
+        Loaded at first use. Raises UserError if its weights are not those that the classifier was trained on.
+        """
         if self._backbone is None:
             self._backbone = load_backbone(self.settings, expect_digest=self.backbone_digest)
             self._backbone.truncate(self.depth)
         return self._backbone
 
-    @backbone.setter
-    def backbone(self, backbone: Backbone) -> None:
-        """One that is loaded already, of the same weights and settings, and not cut below the depth."""
-        self._backbone, self._engine = backbone, None
+    def share_backbone(self, other: SpinClassifier) -> None:
+        """Use the loaded backbone of another classifier with the same weights and settings and at least this depth."""
+        self._backbone, self._engine = other.backbone, None
 
     @property
     def engine(self) -> Engine:
-        """What runs the backbone for the chosen neurons, opened at first use.
+        """What computes the selected neurons, opened at first use.
 
-        Raises UserError for int8 where there are no texts in `calibration`.
+        Raises UserError for int8 without texts in `calibration`.
         """
         if self._engine is None:
             if self.backbone.precision == "int8" and not self.calibration:
@@ -193,64 +206,65 @@ class SpinClassifier:
 
     @property
     def exits_early(self) -> bool:
-        """Whether documents may leave before the last block that is needed."""
+        """Whether documents may exit before the last block that is needed."""
         return self.early and len(self.fitted.exits) > 0
 
     def _segments(self) -> list[BlockSegment]:
-        chosen = self.fitted
-        return split_segments(
-            chosen.selection.neurons, [taken.depth for taken in chosen.exits] if self.exits_early else []
-        )
+        """The blocks between one exit and the next."""
+        exit_depths = [exit.depth for exit in self.fitted.exits] if self.exits_early else []
+        return split_segments(self.fitted.selection.neurons, exit_depths)
 
     @property
     def depth(self) -> int:
-        """Blocks of the backbone that run."""
+        """Number of the backbone's blocks that run."""
         return self.fitted.selection.depth
 
-    def features(
-        self,
-        texts: Sequence[str],
-        *,
-        progress: Progress = lambda documents: None,
-    ) -> Features:
-        """The pooled activations of the selected neurons, as far as each text goes."""
-        return read_activations(
-            self.engine, _checked(texts), keep_mask=self._keep_mask if self.exits_early else None, progress=progress
-        )
+    def features(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> Features:
+        """The pooled activations of the selected neurons, for each text up to the depth at which it exits."""
+        keep_mask = self._keep_mask if self.exits_early else None
+        return read_activations(self.engine, _checked(texts), keep_mask=keep_mask, progress=progress)
 
     def _keep_mask(self, index: int, values: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which documents go on after an exit."""
-        decision, taken = Decision.of(self.label_space, self.decision), self.fitted.exits[index]
-        return ~should_exit(self.label_space, decision, taken.threshold, self.fitted.at(index).logits(values))
+        """Which documents (n,) go on after an exit, by their values (n, p) so far."""
+        decision, exit = Decision.of(self.label_space, self.decision), self.fitted.exits[index]
+        return ~should_exit(self.label_space, decision, exit.threshold, self.fitted.at(index).logits(values))
 
-    def predict_logits(
-        self, texts: Sequence[str], *, progress: Progress = lambda documents: None
-    ) -> NDArray[np.floating]:
+    def predict_features(self, features: Features) -> Predictions:
+        """The predictions that follow from features of this classifier."""
+        depth = features.depth
+        if depth is None:
+            depth = np.full(len(features.n_tokens), self.depth, np.int32)
+        logits = self.fitted.predict_logits(features.values, features.depth)
+        return Predictions.from_logits(logits, depth, Decision.of(self.label_space, self.decision))
+
+    def predict_all(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> Predictions:
+        """Logits, probabilities, labels, scores and exit depths of n texts."""
+        return self.predict_features(self.features(texts, progress=progress))
+
+    def predict_logits(self, texts: Sequence[str]) -> NDArray[np.floating]:
         """(n, K) calibrated logits, classes in the order of `classes`."""
-        found = self.features(texts, progress=progress)
-        return self.fitted.answer(found.values, found.depth)
+        return self.predict_all(texts).logits
 
     def predict_proba(self, texts: Sequence[str]) -> NDArray[np.floating]:
-        """(n, K) calibrated probabilities: each row sums to 1, or in a multi-label task each class is by itself."""
-        return self.label_space.probabilities(self.predict_logits(texts))
+        """(n, K) calibrated probabilities: each row sums to 1, or in a multi-label task each class is independent."""
+        return self.predict_all(texts).probabilities
 
     def predict(self, texts: Sequence[str]) -> list[Label | None]:
         """n labels by the thresholds of `decision`, None where it abstains."""
-        return self.labels(self.predict_proba(texts))
+        return self.predict_all(texts).labels
 
     def labels(self, probabilities: NDArray[np.floating]) -> list[Label | None]:
-        """n labels of probabilities (n, K)."""
-        y, near = Decision.of(self.label_space, self.decision).labels(probabilities)
-        return [None if close else name for name, close in zip(self.label_space.names(y), near, strict=True)]
+        """n labels by probabilities (n, K) and the thresholds of `decision`."""
+        return Decision.of(self.label_space, self.decision).labels(probabilities)
 
     def explain(self, text: str) -> Explanation:
-        """The logits of one text, divided among neurons and among words: those of the exit at which it leaves."""
+        """The logits of one text as a sum over neurons and as a sum over words, at the exit where the text stops."""
         [text] = _checked([text])
-        found = self.features([text])
-        depths = [taken.depth for taken in self.fitted.exits]
-        at = len(depths) if found.depth is None or found.depth[0] not in depths else depths.index(found.depth[0])
-        part = self.fitted.at(at)
-        return explain(self.backbone, part, self.label_space, text, found.values[0, : len(part.selection)])
+        features = self.features([text])
+        depths = [exit.depth for exit in self.fitted.exits]
+        depth = self.depth if features.depth is None else features.depth[0]
+        part = self.fitted.at(depths.index(depth) if depth in depths else len(depths))
+        return explain(self.backbone, part, self.label_space, text, features.values[0, : len(part.selection)])
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; no pickle, and not the backbone."""
@@ -260,15 +274,17 @@ class SpinClassifier:
             (folder / name).write_bytes(data)
 
     def files(self) -> dict[str, bytes]:
-        """What `save` writes, by name."""
-        facts = {
-            "classes": self.classes,
-            "multilabel": self.label_space.multilabel,
-            "backbone": {**_elsewhere(self.settings), "digest": self.backbone_digest},
-            "metric": self.metric,
-            "decision": self.decision.model_dump(),
-        }
-        return persistence.save(self.training_result, facts)
+        """The contents of the files that `save` writes, by name."""
+        assert self.backbone_digest is not None
+        metadata = ClassifierMetadata(
+            classes=self.classes,
+            multilabel=self.label_space.multilabel,
+            backbone=portable_settings(self.settings),
+            backbone_digest=self.backbone_digest,
+            metric=self.metric,
+            decision=self.decision,
+        )
+        return persistence.save(self.training_result, metadata)
 
     @classmethod
     def load(
@@ -276,42 +292,69 @@ class SpinClassifier:
         folder: str | Path,
         *,
         backbone: BackboneSettings | None = None,
+        weights: str | Path | None = None,
+        device: str | None = None,
         choose: Choice = "accuracy",
         decision: DecisionSettings | None = None,
         early: bool = False,
+        calibration: Sequence[str] = (),
     ) -> SpinClassifier:
-        """Read what `save` wrote; `backbone` says where the same weights lie here and how they are run.
+        """Read what `save` wrote.
 
-        `choose` takes another of its three classifiers, `decision` other thresholds than it was saved with. Raises
-        UserError for an artifact that is not whole, or of another format.
+        `backbone` says where the same weights lie on this machine and how they are run. Without it the saved settings
+        hold, with other `weights` (a folder) or another `device` if given. `choose` names the classifier that is used,
+        `decision` replaces the saved thresholds. Raises UserError for an incomplete artifact or one of another format.
         """
-        training_result, config = persistence.load(Path(folder))
-        try:
-            kept = dict(config["backbone"])
-            digest = kept.pop("digest")
-            # whether code may run is for who loads it to say, not for the artifact
-            settings = BackboneSettings.model_validate({**kept, "trust_remote_code": False})
-            if backbone is not None:  # what decides the activations stays as it was in training
-                trained = {name: getattr(settings, name) for name in ("max_tokens", "pool_special_tokens")}
-                settings = backbone.model_copy(update=trained)
-            label_space = LabelSpace(tuple(config["classes"]), config["multilabel"])
-            decision = decision or DecisionSettings.model_validate(config["decision"])
-            return cls.assemble(
-                settings,
-                digest,
-                label_space,
-                training_result,
-                config["metric"],
-                choose=choose,
-                decision=decision,
-                early=early,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder} is not a whole classifier: {' '.join(str(error).split())}") from None
+        training_result, metadata = persistence.load(Path(folder))
+        saved = metadata.backbone
+        if backbone is not None:  # what decides the activations stays as it was in training
+            trained = {name: getattr(saved, name) for name in ("max_tokens", "pool_special_tokens")}
+            settings = backbone.model_copy(update=trained)
+        else:
+            here: dict[str, str | None] = {} if device is None else {"device": device}
+            if weights is not None:
+                here |= {"model": str(weights), "revision": None}
+            settings = saved.model_copy(update=here)
+        return cls.assemble(
+            settings,
+            metadata.backbone_digest,
+            LabelSpace(metadata.classes, metadata.multilabel),
+            training_result,
+            metadata.metric,
+            choose=choose,
+            decision=decision or metadata.decision,
+            early=early,
+            calibration=calibration,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        settings: Settings,
+        *,
+        backbone: BackboneSettings | None = None,
+        calibration: Sequence[str] = (),
+    ) -> SpinClassifier:
+        """Read what `save` wrote, run and decided as a night with these settings does.
+
+        `backbone` replaces the settings' own if the weights lie elsewhere. Raises UserError as `load` does.
+        """
+        return cls.load(
+            folder,
+            backbone=backbone or settings.backbone,
+            choose=settings.choose,
+            decision=settings.decision,
+            early=settings.classify.cascade,
+            calibration=calibration,
+        )
 
 
 def feature_columns(backbone: Backbone, sites: Sequence[str], poolings: Sequence[str] | None) -> list[FeatureColumn]:
-    """Every site.pooling that settings ask for, in order."""
+    """The feature columns that settings ask for, in order; by default the poolings that suit the backbone.
+
+    Raises UserError for a site or pooling that does not exist.
+    """
     chosen = poolings or DEFAULT_POOLINGS[backbone.causal]
     unknown = sorted(set(chosen) - set(POOLINGS))
     if unknown:
@@ -319,10 +362,11 @@ def feature_columns(backbone: Backbone, sites: Sequence[str], poolings: Sequence
     return [FeatureColumn(site, pooling) for site in choose_sites(sites, backbone.sites) for pooling in chosen]
 
 
-def _elsewhere(settings: BackboneSettings) -> dict[str, Any]:
-    """What an artifact says of its backbone: nothing of what this machine alone has."""
-    kept = settings.model_dump(exclude={"trust_remote_code", "engine", "compile"})
-    return {**kept, "dtype": "auto" if settings.dtype == "int8" else settings.dtype}
+def portable_settings(settings: BackboneSettings) -> BackboneSettings:
+    """The settings of a backbone as an artifact keeps them: without what holds on one machine only."""
+    default = BackboneSettings(model=settings.model)
+    local = {name: getattr(default, name) for name in ("trust_remote_code", "engine", "compile")}
+    return settings.model_copy(update=local | {"dtype": "auto" if settings.dtype == "int8" else settings.dtype})
 
 
 def _checked(texts: Sequence[str]) -> list[str]:

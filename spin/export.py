@@ -97,7 +97,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.multilabel, head = multilabel, fitted.head
         self.encoder = NeuronEncoder(backbone, split_segments(fitted.selection.neurons, [])[0])
-        self.mean, self.scale = _constant(fitted.mean), _constant(fitted.scale)
+        self.mean, self.scale = _constant(fitted.standardizer.mean), _constant(fitted.standardizer.scale)
         self.inner = self.outer = None
         if isinstance(head, MlpHead):
             self.inner, self.outer = _layer(head.inner, head.inner_bias), _layer(head.outer)

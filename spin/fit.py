@@ -1,4 +1,4 @@
-"""The method on activations: sparsify each site, then integrate. What one machine and the benchmark call."""
+"""The whole method on activations that lie in memory: sparsify each site, then integrate."""
 
 from __future__ import annotations
 
@@ -10,56 +10,41 @@ from spin.arrays import Floats, Rows
 from spin.heads.fitted import TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.integrate import integrate
-from spin.labels.cross_validation import make_folds
-from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.training_data import TrainingData
 from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, fit_probes
 
 
-def learn(
+def fit_classifiers(
     features: Mapping[FeatureColumn, Floats],
-    label_space: LabelSpace,
-    y: Targets,
-    train: Rows,
-    valid: Rows,
+    data: TrainingData,
     *,
-    flops: Mapping[Site, float],
-    metric: str = "macro_f1",
+    compute: Mapping[Site, float],
     probe: ProbeSettings | None = None,
     search: SearchSettings | None = None,
     cascade: CascadeSettings | None = None,
-    seed: int = 0,
-    device: str = "cpu",
 ) -> tuple[list[Probe], TrainingResult]:
-    """The probes of pooled activations (n, width) a column, and the classifiers that come of them.
+    """Fit a probe per feature column, then the classifiers that integrate their neurons.
 
-    `y` are the targets of all n rows; rows that are neither in `train` nor in `valid` are not looked at.
+    `features` are the pooled activations (n, width) of each feature column, `compute` the share of the backbone's
+    compute that reading a site takes. Raises UserError if no probe keeps a neuron.
     """
-    probe, search = probe or ProbeSettings(), search or SearchSettings()
-    folds = make_folds(label_space, y, train, valid, seed)
     probes = [
         fitted
-        for columns in by_site(list(features)).values()
-        for fitted in fit_probes(
-            {c: features[c] for c in columns}, y, folds, label_space, metric=metric, settings=probe, device=device
-        )
+        for columns in group_by_site(list(features)).values()
+        for fitted in fit_probes({c: features[c] for c in columns}, data, probe or ProbeSettings())
     ]
 
     def read(selection: Selection, rows: Rows) -> Floats:
         return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
 
-    training_result = integrate(
-        probes, read, y, folds, label_space,
-        metric=metric, settings=search, cascade=cascade, class_weights=probe.class_weights, flops=flops,
-        device=device, seed=seed,
-    )  # fmt: skip
-    return probes, training_result
+    return probes, integrate(probes, read, data, settings=search or SearchSettings(), cascade=cascade, compute=compute)
 
 
-def by_site(columns: Sequence[FeatureColumn]) -> dict[Site, list[FeatureColumn]]:
-    """The columns of each site: poolings of one width, whose paths can be walked together."""
-    found: dict[Site, list[FeatureColumn]] = {}
+def group_by_site(columns: Sequence[FeatureColumn]) -> dict[Site, list[FeatureColumn]]:
+    """The feature columns of each site; they have one width, so their probes are fitted together."""
+    by_site: dict[Site, list[FeatureColumn]] = {}
     for column in columns:
-        found.setdefault(column.site, []).append(column)
-    return found
+        by_site.setdefault(column.site, []).append(column)
+    return by_site

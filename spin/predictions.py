@@ -1,54 +1,44 @@
-"""What a classifier says of the documents of a shard."""
+"""Predictions of a classifier: the one place that turns logits into probabilities, labels and scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from spin.activations.extract import Features
 from spin.arrays import Floats
-from spin.classifier import SpinClassifier
+from spin.heads.decision import Decision
 from spin.labels.label_space import Label
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of n documents, K classes and p selected neurons."""
+    """The predictions for n documents over K classes."""
 
-    features: Features
-    values: Floats
-    """(n, p) raw activations, NaN above where a document left"""
     logits: Floats
-    """(n, K)"""
-    scores: Floats
-    """(n, K) probabilities"""
+    """(n, K) calibrated logits, classes in the order of the classifier's `classes`"""
+    probabilities: Floats
+    """(n, K) calibrated: each row sums to 1, or in a multi-label task each class is independent"""
     labels: list[Label | None]
-    """None where it abstains"""
-    score: list[float]
-    """the probability of each label; the largest where that is a list or none"""
+    """the label of each document by the thresholds of the decision, None where it abstains"""
+    score: Floats
+    """(n,) the probability of each document's label; the largest of all where the label is a list or None"""
+    exit_depth: NDArray[np.int32]
+    """(n,) blocks of the backbone that ran for each document"""
 
     @classmethod
-    def of(cls, spin: SpinClassifier, pieces: Sequence[Features]) -> Predictions:
-        """From the features of the documents, in pieces of any size; of no pieces there are no documents."""
-        features = _together(pieces or [spin.features([])])
-        values = features.values
-        logits = spin.fitted.answer(values, features.depth)
-        scores = spin.label_space.probabilities(logits)
-        labels = spin.labels(scores)
-        at = {name: k for k, name in enumerate(spin.classes)}
-        score = [
-            row[at[label]] if isinstance(label, str) else row.max() for row, label in zip(scores, labels, strict=True)
-        ]
-        return cls(features, values, logits, scores, labels, score)
+    def from_logits(cls, logits: Floats, exit_depth: NDArray[np.int32], decision: Decision) -> Predictions:
+        """The predictions that follow from logits (n, K) under a decision."""
+        label_space = decision.label_space
+        probabilities = label_space.probabilities(logits)
+        labels = decision.labels(probabilities)
+        position = {name: k for k, name in enumerate(label_space.classes)}
+        columns = [position[label] if isinstance(label, str) else -1 for label in labels]
+        score = probabilities.max(axis=1, initial=0.0)
+        named = np.flatnonzero(np.array(columns, np.int64) >= 0)
+        score[named] = probabilities[named, np.array(columns, np.int64)[named]]
+        return cls(logits, probabilities, labels, score, exit_depth)
 
-
-def _together(parts: Sequence[Features]) -> Features:
-    return Features(
-        {column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns},
-        np.concatenate([part.n_tokens for part in parts]),
-        np.concatenate([part.n_unknown for part in parts]),
-        sum(part.truncated for part in parts),
-        None if parts[0].depth is None else np.concatenate([part.depth for part in parts if part.depth is not None]),
-    )
+    def __len__(self) -> int:
+        return len(self.labels)

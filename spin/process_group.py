@@ -1,4 +1,4 @@
-"""The processes that share the rows of one fit."""
+"""The group of processes that share the rows of one fit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """A process by itself, or the process group that it is in.
+    """A single process, or the torch process group that it has joined.
 
-    All members must come to the same decisions, or they wait for one another for ever. What is summed is bitwise the
-    same for all; what each computes by itself may differ in a last bit, and is taken from the first member.
+    All members must take the same decisions, or they wait for each other for ever. A reduced sum is bitwise the same
+    for all members. What each member computes by itself may differ in the last bit, so it is broadcast from the first.
     """
 
     rank: int = 0
@@ -24,12 +24,12 @@ class ProcessGroup:
 
     @classmethod
     def joined(cls) -> ProcessGroup:
-        """The process group that the process has joined; by itself if there is none."""
-        together = dist.is_available() and dist.is_initialized()
-        return cls(dist.get_rank(), dist.get_world_size()) if together else cls()
+        """The process group that this process has joined; a single process if there is none."""
+        has_joined = dist.is_available() and dist.is_initialized()
+        return cls(dist.get_rank(), dist.get_world_size()) if has_joined else cls()
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """Add up `values` over the members, in place."""
+        """The sum of `values` over the members, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -41,8 +41,8 @@ class ProcessGroup:
         return values
 
     def broadcast_object(self, value: T) -> T:
-        """The first member's value, of any kind that pickles."""
-        said = [value]
+        """The first member's value, which may be anything that can be pickled."""
+        values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(said, src=0)
-        return said[0]
+            dist.broadcast_object_list(values, src=0)
+        return values[0]

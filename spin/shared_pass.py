@@ -1,4 +1,4 @@
-"""Two classifiers over the same texts: where they read the same backbone, one pass serves both."""
+"""One forward pass for two classifiers that read the same backbone."""
 
 from __future__ import annotations
 
@@ -16,50 +16,56 @@ Neurons = Mapping[FeatureColumn, NDArray[np.int64]]
 
 
 class SharedPass:
-    """Two classifiers, each with its backbone loaded: one backbone, cut at the deeper depth, where `one_pass`."""
+    """Reads the activations of two classifiers, in a single forward pass where both can share one.
+
+    Each classifier's backbone is loaded. Where both use the same weights and settings they share one backbone,
+    truncated at the larger depth.
+    """
 
     one_pass: bool
-    """whether torch reads the same weights under the same settings for both, and no document leaves either early"""
+    """whether a single pass serves both: torch computes, both read the same backbone, and neither exits early"""
 
     def __init__(self, first: SpinClassifier, second: SpinClassifier) -> None:
         self.first, self.second = first, second
-        same = (first.backbone_digest, first.settings) == (second.backbone_digest, second.settings)
-        if same:
+        same_backbone = (first.backbone_digest, first.settings) == (second.backbone_digest, second.settings)
+        if same_backbone:
             shallow, deep = sorted((first, second), key=lambda spin: spin.depth)
-            shallow.backbone = deep.backbone
-        # OpenVINO rounds a value by what else is read of its graph
-        alike = same and first.backbone.engine == "torch"
-        self.one_pass = alike and not (first.exits_early or second.exits_early)
+            shallow.share_backbone(deep)
+        # in OpenVINO a value's last bits depend on what else its graph outputs
+        same_rounding = same_backbone and first.backbone.engine == "torch"
+        self.one_pass = same_rounding and not (first.exits_early or second.exits_early)
         if self.one_pass:
-            mine, theirs = (spin.fitted.selection.neurons for spin in (first, second))
-            self.both = {column: _union(mine, theirs, column) for column in sorted({*mine, *theirs})}
-            self.engine = open_engine(first.backbone, [single_segment(self.both, self.both)])
+            self._union = _unite(first.fitted.selection.neurons, second.fitted.selection.neurons)
+            self._engine = open_engine(first.backbone, [single_segment(self._union, self._union)])
         else:
             _ = first.engine, second.engine
 
     def features(self, texts: Sequence[str]) -> tuple[Features, Features]:
-        """What `SpinClassifier.features` gives of each, value by value.
+        """The same values as `SpinClassifier.features` of each classifier.
 
-        In one pass the deeper one's blocks run once, and the union of their neurons leaves the hooks. Batches depend
-        on the texts alone, and no block sees what runs above it.
+        A single pass reads the union of the neurons. Batches depend on the texts alone, and no block depends on the
+        blocks above it, so every value is the same as in a pass of its own.
         """
         if not self.one_pass:
             return self.first.features(texts), self.second.features(texts)
-        found = read_activations(self.engine, texts)
-        mine, theirs = (spin.fitted.selection.neurons for spin in (self.first, self.second))
-        return _part(found, self.both, mine), _part(found, self.both, theirs)
+        features = read_activations(self._engine, texts)
+        first, second = (spin.fitted.selection.neurons for spin in (self.first, self.second))
+        return _pick(features, self._union, first), _pick(features, self._union, second)
 
 
-def _union(mine: Neurons, theirs: Neurons, column: FeatureColumn) -> NDArray[np.int64]:
-    """The neurons of a site.pooling that either reads, ascending."""
-    return np.unique(np.concatenate([of[column] for of in (mine, theirs) if column in of]))
+def _unite(first: Neurons, second: Neurons) -> dict[FeatureColumn, NDArray[np.int64]]:
+    """The neurons of each feature column that either selection reads, ascending."""
+    return {
+        column: np.unique(np.concatenate([neurons[column] for neurons in (first, second) if column in neurons]))
+        for column in sorted({*first, *second})
+    }
 
 
-def _part(found: Features, both: Neurons, wanted: Neurons) -> Features:
+def _pick(features: Features, union: Neurons, wanted: Neurons) -> Features:
     """The columns of one selection, in its order.
 
-    `take` lays them out row by row as `extract` does; indexing would not, and a matrix product's last bits follow
-    the layout.
+    `take` lays the values out row by row, as `extract` does. Indexing would not, and the last bits of a matrix product
+    depend on the layout.
     """
-    columns = {c: found.columns[c].take(np.searchsorted(both[c], n), axis=1) for c, n in wanted.items()}
-    return Features(columns, found.n_tokens, found.n_unknown, found.truncated)
+    columns = {c: features.columns[c].take(np.searchsorted(union[c], n), axis=1) for c, n in wanted.items()}
+    return Features(columns, features.n_tokens, features.n_unknown, features.truncated)

@@ -11,14 +11,15 @@ from unittest.mock import patch
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.method.contenders import METRIC
+from benchmarks.method.corpora import METRIC
 from benchmarks.method.paper import PROBE_STRENGTHS
 from spin.arrays import Floats
 from spin.labels.cross_validation import Fold
 from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.training_data import TrainingData
 from spin.settings import ProbeSettings
 from spin.sites import FeatureColumn
-from spin.sparsify.probe import balance, fit_probes, signs
+from spin.sparsify.probe import class_weights, fit_probes, signs
 from spin.sparsify.solvers.batched_l1_path import BatchedPaths
 
 COLUMNS = tuple(map(FeatureColumn.parse, ("resid.06.mean", "ffn.03.max", "ffn.06.mean")))
@@ -61,7 +62,8 @@ def race(column: FeatureColumn, values: Floats, y: Targets, fold: Fold, label_sp
     found = _ours(X, targets, wanted)
     ours = process_time() - start
     start = process_time()
-    [probe] = fit_probes({column: values}, y, [fold], label_space, metric=METRIC, settings=ProbeSettings())
+    data = TrainingData(y, (fold,), label_space, METRIC)
+    [probe] = fit_probes({column: values}, data, ProbeSettings())
     shipped = process_time() - start
     told = list(zip(PROBE_STRENGTHS, wanted.mean(1).tolist(), found.mean(1).tolist(), strict=True))
     return Race(column, X.shape[1], saga, ours, shipped, probe.kkt, told, bool((found <= wanted).all()))
@@ -80,7 +82,7 @@ def _saga(X: Floats, y: Floats, C: float) -> Model:
 def _ours(X: Floats, targets: Floats, wanted: Floats) -> Floats:
     """The objectives (L, K) of all strengths and classes, solved at once until none is above what is wanted."""
     X = X - X.mean(0)  # an intercept that no penalty holds makes this a change of its value alone
-    paths = BatchedPaths([X], targets, balance(targets, "none"))
+    paths = BatchedPaths([X], targets, class_weights(targets, "none"))
     lams = np.array([[1 / (C * len(X))] for C in PROBE_STRENGTHS])
     found = np.full(wanted.shape, np.inf)
     with patch("spin.sparsify.solvers.batched_l1_path._LOOKS", _MAX_CHECKS):

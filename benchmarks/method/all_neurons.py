@@ -12,10 +12,10 @@ from benchmarks.method.contenders import Answer, finish, settle
 from benchmarks.method.corpora import Exam
 from spin.arrays import Floats, Rows
 from spin.heads.linear_head import Penalty
+from spin.integrate.feature_matrix import row_weights
 from spin.integrate.fit_linear import Design, fit_linear
-from spin.integrate.search import row_weights
+from spin.labels.standardizer import Standardizer
 from spin.process_group import ProcessGroup
-from spin.sparsify.probe import standardisation
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 """prior variance of a logit"""
@@ -45,9 +45,8 @@ def _everything(exam: Exam, rows: Rows, out: Rows) -> tuple[Floats, Floats]:
     at = 0
     for values in exam.corpus.sites.values():
         here = slice(at, at + values.shape[1])
-        mine = values[rows]
-        mean, scale = standardisation(mine)
-        X[:, here], Z[:, here] = (mine - mean) / scale, (values[out] - mean) / scale
+        standardizer = Standardizer.fit(values[rows])
+        X[:, here], Z[:, here] = standardizer.transform(values[rows]), standardizer.transform(values[out])
         at += values.shape[1]
     return X, Z
 

@@ -14,21 +14,20 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import spin.fit
-from benchmarks.method.corpora import Exam
+from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
 from spin.heads.calibration import calibration_error, fit_temperature
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.selection import Selection
+from spin.integrate.feature_matrix import ReadSelection
 from spin.integrate.integrate import integrate
-from spin.integrate.search import Read
-from spin.labels.cross_validation import labelled
 from spin.labels.metrics import score
+from spin.labels.standardizer import Standardizer
 from spin.settings import SearchSettings
 from spin.sites import FeatureColumn, Site
-from spin.sparsify.probe import Probe, balance, signs, standardisation
+from spin.sparsify.probe import Probe, class_weights, signs
 from spin.sparsify.solvers.l1_path import LassoPaths
 
-METRIC = "macro_f1"
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
 """C of the logistic regressions on words and on the last layer"""
 _STEP = 0.6
@@ -98,7 +97,7 @@ def temperature(exam: Exam, held_out: Sequence[Floats]) -> np.float32:
 
 def finish(exam: Exam, fit: Fit, settled: Settled) -> Floats:
     """Logits of the test documents by the chosen model fitted on all labelled ones, over its temperature."""
-    return fit(labelled(exam.folds), exam.test, [settled.strength])[0] / temperature(exam, settled.held_out)
+    return fit(exam.data.rows, exam.test, [settled.strength])[0] / temperature(exam, settled.held_out)
 
 
 def words(exam: Exam) -> Answer:
@@ -125,8 +124,8 @@ def last_layer(exam: Exam) -> Answer:
 
     def fit_of(values: Floats) -> Fit:
         def fit(rows: Rows, out: Rows, strengths: Sequence[float]) -> list[Floats]:
-            mean, scale = standardisation(values[rows])
-            X, Z = ((values[part].astype(np.float32) - mean) / scale for part in (rows, out))
+            standardizer = Standardizer.fit(values[rows])
+            X, Z = (standardizer.transform(values[part]) for part in (rows, out))
             return [_regression(X, exam.y[rows], C).decision_function(Z) for C in strengths]
 
         return fit
@@ -146,7 +145,7 @@ def _regression(X: Any, y: Any, strength: float) -> Any:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What `learn` gave, and the seconds that it took."""
+    """What `fit_classifiers` returned, and the seconds that it took."""
 
     probes: list[Probe]
     training_result: TrainingResult
@@ -159,18 +158,15 @@ def learnt(exam: Exam) -> Learnt:
     """Our method as it stands."""
     start = process_time()
     with _timed_probes() as probing:
-        probes, training_result = spin.fit.learn(
-            exam.corpus.sites, exam.corpus.label_space, exam.y, exam.train, exam.valid,
-            flops=exam.corpus.flops, metric=METRIC, seed=exam.seed,
-        )  # fmt: skip
+        probes, training_result = spin.fit.fit_classifiers(exam.corpus.sites, exam.data, compute=exam.corpus.flops)
     return Learnt(probes, training_result, process_time() - start, probing)
 
 
 @contextmanager
 def _timed_probes() -> Iterator[dict[Site, float]]:
-    """The seconds that `learn` spends on the probes of each site."""
+    """The seconds that `fit_classifiers` spends on the probes of each site."""
     seconds: dict[Site, float] = {}
-    fit_probes = spin.learn.fit_probes
+    fit_probes = spin.fit.fit_probes
 
     def timed(activations: Mapping[FeatureColumn, Floats], *args: Any, **kwargs: Any) -> list[Probe]:
         start = process_time()
@@ -194,24 +190,20 @@ def lower_half(exam: Exam, found: Learnt) -> Answer:
     """Our method where only the lower half of the blocks is offered: no site's probe depends on another site."""
     start, half = process_time(), exam.corpus.depth // 2
     probes = [probe for probe in found.probes if probe.column.site.layer <= half]
-    training_result = integrate(
-        probes, _reader(exam), exam.y, exam.folds, exam.corpus.label_space,
-        metric=METRIC, settings=SearchSettings(), flops=exam.corpus.flops, seed=exam.seed,
-    )  # fmt: skip
+    training_result = integrate(probes, _reader(exam), exam.data, settings=SearchSettings(), compute=exam.corpus.flops)
     seconds = sum(s for site, s in found.probing.items() if site.layer <= half) + process_time() - start
     return _integrated("ours, lower half", exam, training_result.choices["accuracy"], seconds)
 
 
 def _integrated(name: str, exam: Exam, fitted: FittedClassifier, seconds: float) -> Answer:
     logits = fitted.logits(_reader(exam)(fitted.selection, exam.test))
-    facts = fitted.facts
-    choice = f"eta {facts['eta']}, strength {facts['strength']}, l1 {facts['l1']}, {facts['part']}, {facts['head']}"
-    return Answer(
-        name, logits, len(fitted.selection), facts["depth"], facts["compute"], seconds, choice
-    )  # fmt: skip
+    summary = fitted.summary
+    part = list(summary.part)
+    choice = f"eta {summary.eta}, strength {summary.strength}, l1 {summary.l1}, {part}, {summary.head}"
+    return Answer(name, logits, len(fitted.selection), summary.depth, summary.compute, seconds, choice)
 
 
-def _reader(exam: Exam) -> Read:
+def _reader(exam: Exam) -> ReadSelection:
     def read(selection: Selection, rows: Rows) -> Floats:
         return np.concatenate([exam.corpus.features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
 
@@ -223,8 +215,8 @@ def best_site(exam: Exam, found: Learnt) -> Answer:
     start = process_time()
     probe = max(found.probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
     values = exam.corpus.features[probe.column]
-    held_out = [probe.of_fold(i).decision(values[fold.valid]) for i, fold in enumerate(exam.folds)]
-    whole = probe if probe.folds else _refitted(exam, probe, values, labelled(exam.folds))
+    held_out = [probe.for_fold(i).decision(values[fold.valid]) for i, fold in enumerate(exam.folds)]
+    whole = probe if probe.folds else _refitted(exam, probe, values, exam.data.rows)
     logits = whole.decision(values[exam.test]) / temperature(exam, held_out)
     site = probe.column.site
     seconds = sum(found.probing.values()) + process_time() - start
@@ -235,15 +227,15 @@ def best_site(exam: Exam, found: Learnt) -> Answer:
 
 
 def _refitted(exam: Exam, probe: Probe, values: Floats, rows: Rows) -> Probe:
-    mean, scale = standardisation(values[rows])
+    standardizer = Standardizer.fit(values[rows])
     targets = signs(exam.corpus.label_space.indicator(exam.y[rows]), exam.corpus.label_space)
-    X = (values[rows].astype(np.float32) - mean) / scale
-    paths = LassoPaths([X], targets, balance(targets, "none"))
+    X = standardizer.transform(values[rows])
+    paths = LassoPaths([X], targets, class_weights(targets, "none"))
     share = probe.lam / probe.lam_max
     lams = paths.lam_max * falling(1.0, [share])[:, None]
     coef, intercept = paths.solve(lams)
     return Probe(
-        probe.column, coef[-1, 0], intercept[-1, 0], mean, scale, lams[-1, 0], paths.lam_max[0], 0.0, probe.valid_score
+        probe.column, coef[-1, 0], intercept[-1, 0], standardizer, lams[-1, 0], paths.lam_max[0], 0.0, probe.valid_score
     )
 
 

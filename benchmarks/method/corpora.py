@@ -21,9 +21,12 @@ from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
 from spin.labels.cross_validation import Fold, make_folds
 from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.training_data import TrainingData
 from spin.settings import BackboneSettings
 from spin.sites import FeatureColumn, Site
 
+METRIC = "macro_f1"
+"""makes every choice"""
 FLIPPED = 0.2
 """share of the training labels that the noisy setting moves to another class"""
 _VALID_SHARE = 0.2
@@ -96,9 +99,14 @@ class Exam:
     train: Rows
     valid: Rows
     test: Rows
-    folds: tuple[Fold, ...]
-    """on which choices are made: training against validation, or cross-validation of both where labels are few"""
+    data: TrainingData
+    """the folds on which choices are made, judged by macro-F1"""
     seed: int
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """Training against validation documents, or cross-validation of both where labels are few."""
+        return self.data.folds
 
 
 def exam_of(corpus: Corpus, setting: str, seed: int) -> Exam:
@@ -114,7 +122,8 @@ def exam_of(corpus: Corpus, setting: str, seed: int) -> Exam:
         train, valid = _few(corpus, train, int(setting.removeprefix("few")), seed)
     elif setting == "noisy":
         y = _flipped(corpus, train, seed)
-    return Exam(corpus, y, train, valid, test, make_folds(corpus.label_space, y, train, valid, seed), seed)
+    folds = make_folds(corpus.label_space, y, train, valid, seed)
+    return Exam(corpus, y, train, valid, test, TrainingData(y, folds, corpus.label_space, METRIC, seed=seed), seed)
 
 
 def _divide(corpus: Corpus, seed: int) -> tuple[Rows, Rows, Rows]:

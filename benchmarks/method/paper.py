@@ -9,10 +9,10 @@ from time import process_time
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.method.contenders import METRIC, Answer, falling, temperature
-from benchmarks.method.corpora import Exam
+from benchmarks.method.contenders import Answer, falling, temperature
+from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
-from spin.labels.cross_validation import Fold, labelled
+from spin.labels.cross_validation import Fold, labelled_rows
 from spin.labels.metrics import score
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import signs
@@ -110,7 +110,7 @@ class Recipe:
             found = [self.paths(values[f.train], f.train, PROBE_STRENGTHS[:1], np.inf) for f in self.folds]
         chosen = [of_fold[best] for of_fold in found]
         if len(self.folds) > 1:
-            rows = labelled(self.exam.folds)
+            rows = labelled_rows(self.exam.folds)
             chosen += self.paths(values[rows], rows, [PROBE_STRENGTHS[best]], np.inf)
         else:  # as ours: what one division has probed selects for the final head too
             chosen += chosen
@@ -152,7 +152,7 @@ class Tried:
 
     def held_out_and_test(self, recipe: Recipe) -> Floats:
         """Logits of the test documents, fitted on all labelled ones, over the temperature of the held-out ones."""
-        exam, rows = recipe.exam, labelled(recipe.exam.folds)
+        exam, rows = recipe.exam, labelled_rows(recipe.exam.folds)
         held_out = [
             model.logits(recipe.features(self.columns, self.eta, i, fold.valid))
             for i, (model, fold) in enumerate(zip(self.models, recipe.folds, strict=True))

@@ -19,11 +19,11 @@ from spin.backbone.flops import relative_flops
 from spin.backbone.loading import find_backbone, load_backbone
 from spin.classifier import feature_columns
 from spin.errors import UserError
-from spin.fit import learn
+from spin.fit import fit_classifiers
 from spin.heads.selection import Selection
 from spin.integrate.integrate import integrate
-from spin.labels.cross_validation import make_folds
-from spin.labels.splits import assign_split, rows_in_split
+from spin.labels.splits import assign_split
+from spin.labels.training_data import TrainingData
 from spin.settings import BackboneSettings, CascadeSettings, SearchSettings
 
 _ENGINES: tuple[tuple[str, Precision], ...] = (
@@ -70,9 +70,13 @@ def contender(
         if not folder.exists():
             train(trial, folder)
         kept = folder / str(SHIPPED if max_loss is None else max_loss)
-        spin = SpinClassifier.load(kept, backbone=_settings(trial, engine, precision), early=max_loss is not None)
-        spin.calibration = tuple(trial.train[0][:CALIBRATION_TEXTS])
-        compute = float(spin.fitted.facts["compute"])
+        spin = SpinClassifier.load(
+            kept,
+            backbone=_settings(trial, engine, precision),
+            early=max_loss is not None,
+            calibration=trial.train[0][:CALIBRATION_TEXTS],
+        )
+        compute = spin.fitted.summary.compute
         to_trial = np.array([trial.label_space.classes.index(name) for name in spin.classes])
         _ = spin.engine
 
@@ -81,7 +85,7 @@ def contender(
             found = spin.features(texts)
             ran = spin.depth if found.depth is None else np.average(found.depth, weights=found.n_tokens)
             share = compute * float(ran) / spin.depth
-            classes: NDArray[np.integer] = to_trial[spin.fitted.answer(found.values, found.depth).argmax(1)]
+            classes: NDArray[np.integer] = to_trial[spin.fitted.predict_logits(found.values, found.depth).argmax(1)]
             return classes
 
         return answer
@@ -97,19 +101,16 @@ def train(trial: Trial, folder: Path) -> None:
     columns = feature_columns(backbone, trial.sites, None)
     features, flops = extract(backbone, texts, columns).columns, relative_flops(backbone)
     splits = [assign_split(str(row), 0, 0.15, 0.0) for row in range(len(texts))]
-    y, part = trial.label_space.index(labels), (rows_in_split(splits, "train"), rows_in_split(splits, "valid"))
+    data = TrainingData.from_splits(trial.label_space.index(labels), splits, trial.label_space, metric=_METRIC)
     first, *others = (CascadeSettings(max_loss=loss) for loss in (_LOSSES if not trial.causal else (SHIPPED,)))
-    probes, made = learn(features, trial.label_space, y, *part, flops=flops, metric=_METRIC, cascade=first)
+    probes, made = fit_classifiers(features, data, compute=flops, cascade=first)
 
     def read(selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:
         return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
 
     found = {first: made}
     for cascade in others:
-        found[cascade] = integrate(
-            probes, read, y, make_folds(trial.label_space, y, *part, 0), trial.label_space,
-            metric=_METRIC, settings=SearchSettings(), cascade=cascade, flops=flops,
-        )  # fmt: skip
+        found[cascade] = integrate(probes, read, data, settings=SearchSettings(), cascade=cascade, compute=flops)
     for cascade, training_result in found.items():
         settings = _settings(trial, "auto", "float32")
         spin = SpinClassifier.assemble(settings, backbone.digest, trial.label_space, training_result, _METRIC)

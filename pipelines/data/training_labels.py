@@ -16,6 +16,7 @@ from spin.errors import UserError
 from spin.labels.cross_validation import Fold, make_folds
 from spin.labels.label_space import Label, LabelSpace, Targets
 from spin.labels.splits import SPLITS, assign_split, rows_in_split
+from spin.labels.training_data import TrainingData
 from spin.settings import DataSettings, Settings
 
 
@@ -113,6 +114,18 @@ class Labels:
         """On which rows fits are made and judged: the splits, or cross-validation where labels are few."""
         return make_folds(
             self.label_space, self.y, rows_in_split(self.splits, "train"), rows_in_split(self.splits, "valid"), seed
+        )
+
+    def training_data(self, settings: Settings, device: str) -> TrainingData:
+        """What probes and heads are fitted on and judged by, on a device."""
+        return TrainingData.from_splits(
+            self.y,
+            self.splits,
+            self.label_space,
+            metric=settings.metric,
+            class_weights=settings.probe.class_weights,
+            seed=settings.seed,
+            device=device,
         )
 
     def part(self, split: str) -> tuple[NDArray[np.int64], Targets]:

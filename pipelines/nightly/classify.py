@@ -31,6 +31,7 @@ from pipelines.workers.map_shards import Step, map_shards
 from pipelines.workers.ray_cluster import shared_ray_session
 from spin.errors import UserError
 from spin.heads import persistence
+from spin.heads.persistence import ClassifierMetadata
 from spin.monitor.agreement import total_agreement
 from spin.settings import Settings
 
@@ -74,11 +75,11 @@ def run_classify(
     taken = taken_by(read_manifest(since)) if since else []
     with Lease(out) as lease, tempfile.TemporaryDirectory() as scratch, shared_ray_session():
         folder = _fetch(registry, version, Path(scratch) / "model")
-        config = persistence.read_config(folder)
-        facts = _facts(settings, registry, version, config["backbone"]["digest"], source)
+        metadata = persistence.read_metadata(folder)
+        facts = _facts(settings, registry, version, metadata.backbone_digest, source)
         beside = None
         if other is not None:
-            beside = choose_shadow(other, _fetch(registry, other, Path(scratch) / "shadow"), config, settings)
+            beside = choose_shadow(other, _fetch(registry, other, Path(scratch) / "shadow"), metadata, settings)
             facts["shadow"] = beside.facts()
         tonight = NightlyRun(out, date, lease)
         run, plan = tonight.begin(
@@ -92,7 +93,7 @@ def run_classify(
             if settings.backbone.dtype == "int8":
                 for kept in ("model", "shadow") if beside else ("model",):
                     run.store.write_json(f"{kept}/{CALIBRATION}", registry.calibration())
-            weights_cache.publish(settings, config["backbone"]["digest"])
+            weights_cache.publish(settings, metadata.backbone_digest)
             if beside is not None:
                 weights_cache.publish(beside.settings(settings), beside.digest)
             outcomes = _run(settings, run, plan, version, beside, lease)
@@ -105,11 +106,11 @@ def run_classify(
                 output=out.uri,
                 model=registry.name,
                 model_version=version,
-                classes=config["classes"],
+                classes=list(metadata.classes),
                 seconds=round(busy_seconds(outcomes), 1),
                 drift=_drift(settings, run, plan, outcomes, folder),
                 before=_before(out, date),
-                **_shadow(beside, config, plan, outcomes),
+                **_shadow(beside, metadata, plan, outcomes),
             )
         _check_shares(settings, manifest)
         reports = render_reports(manifest)
@@ -192,7 +193,7 @@ def _drift(
 
 def _shadow(
     beside: ShadowSpec | None,
-    config: dict[str, Any],
+    metadata: ClassifierMetadata,
     plan: StagePlan[RunPlan],
     outcomes: list[ShardOutcome[ClassifyCounts]],
 ) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def _shadow(
     if beside is None:
         return {}
     shards = [outcome.counts.shadow for outcome in taken_of(plan, outcomes) if outcome.counts.shadow is not None]
-    return {"shadow": total_agreement(beside.version, config["multilabel"], shards).to_json()}
+    return {"shadow": total_agreement(beside.version, metadata.multilabel, shards).to_json()}
 
 
 def _before(out: Store, date: str) -> dict[str, Any] | None:

@@ -23,11 +23,11 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.workers import weights_cache
 from pipelines.workers.fault_isolation import check_readable, isolate_failing_rows
+from spin.activations.extract import Features
 from spin.classifier import SpinClassifier
 from spin.heads import persistence
 from spin.labels.label_space import Label, class_names
 from spin.monitor.profile import Profile
-from spin.predictions import Predictions
 from spin.settings import Settings
 
 DEAD_LETTERS = pa.schema(
@@ -105,17 +105,15 @@ class ClassifyStep:
         pieces, failing = isolated.pieces, isolated.failing
         dead |= {row: ("poison", message) for row, message in failing.items()}
         rows = [row for row in sound if row not in failing]
-        answers = Predictions.of(self.spin, [features for _, (features, _) in pieces])
-        depths = answers.features.depth
-        if depths is None:
-            depths = np.full(len(rows), self.spin.depth, np.int32)
-        predictions = pa.table(
+        features = Features.concatenate([part for _, (part, _) in pieces] or [self.spin.features([])])
+        predictions = self.spin.predict_features(features)
+        table = pa.table(
             [
                 [documents.ids[row] for row in rows],
-                answers.labels,
-                answers.score,
-                list(answers.scores.astype(np.float32)),
-                depths,
+                predictions.labels,
+                predictions.score,
+                list(predictions.probabilities.astype(np.float32)),
+                predictions.exit_depth,
                 [self.version] * len(rows),
             ],
             schema=predictions_schema(self.spin.label_space.multilabel),
@@ -133,19 +131,19 @@ class ClassifyStep:
             for row, (reason, message) in sorted(dead.items())
         ]
         counts = replace(
-            _count(shard, len(documents), dead, answers.labels),
-            tokens=int(answers.features.n_tokens.sum()),
-            truncated=answers.features.truncated,
-            depths={str(depth): count for depth, count in sorted(Counter(depths.tolist()).items())},
+            _count(shard, len(documents), dead, predictions.labels),
+            tokens=int(features.n_tokens.sum()),
+            truncated=features.truncated,
+            depths={str(depth): n for depth, n in sorted(Counter(predictions.exit_depth.tolist()).items())},
         )
         profile = Profile.from_outputs(
-            self.spin.label_space, self.spin.fitted, answers.logits, answers.values, answers.features
+            self.spin.label_space, self.spin.fitted, predictions.logits, features.values, features
         )
-        files = {"predictions.parquet": _to_parquet(predictions), PROFILE: profile.to_bytes()}
+        files = {"predictions.parquet": _to_parquet(table), PROFILE: profile.to_bytes()}
         if letters:
             files["dead.parquet"] = _to_parquet(pa.Table.from_pylist(letters, schema=DEAD_LETTERS))
         if self.shadow is not None:
-            differing, agreement = self.shadow.compare(pieces, documents, attempt, answers, self.version)
+            differing, agreement = self.shadow.compare(pieces, documents, attempt, predictions, self.version)
             counts = replace(counts, shadow=agreement)
             if len(differing):
                 files["disagreements.parquet"] = _to_parquet(differing)
@@ -157,18 +155,10 @@ def _load(kept: Store, settings: Settings) -> SpinClassifier:
     with tempfile.TemporaryDirectory() as folder:
         for name in (persistence.CONFIG, persistence.TENSORS):
             (Path(folder) / name).write_bytes(kept.read(name) or b"")
-        digest = persistence.read_config(Path(folder))["backbone"]["digest"]
+        digest = persistence.read_metadata(Path(folder)).backbone_digest
+        calibration = kept.read_json(CALIBRATION) or () if settings.backbone.dtype == "int8" else ()
         backbone = weights_cache.receive(settings, digest)
-        spin = SpinClassifier.load(
-            folder,
-            backbone=backbone,
-            choose=settings.choose,
-            decision=settings.decision,
-            early=settings.classify.cascade,
-        )
-        if settings.backbone.dtype == "int8":
-            spin.calibration = tuple(kept.read_json(CALIBRATION) or ())
-        return spin
+        return SpinClassifier.open(folder, settings, backbone=backbone, calibration=calibration)
 
 
 def triage(documents: Documents, repeats: Iterable[int]) -> dict[int, tuple[str, str]]:

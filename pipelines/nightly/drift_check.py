@@ -31,7 +31,7 @@ def measure_drift(
     prefix = f"{choice}.early." if early else f"{choice}."
     reference = Profile.from_bytes((model / REFERENCE).read_bytes(), prefix)
     profiles = (Profile.from_bytes(store.read(key) or b"") for key in keys)
-    selection = persistence.load(model)[0].choices[choice].selection
+    selection = persistence.load_result(model).choices[choice].selection
     return measure(reduce(add, profiles), reference, selection, allowed)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from spin.backbone.digest import cached_digest
 from spin.backbone.hub import locate_model
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
+from spin.heads.persistence import ClassifierMetadata
 from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.predictions import Predictions
 from spin.settings import BackboneSettings, Settings
@@ -59,20 +60,20 @@ def resolve_shadow(registry: Registry, given: str, version: str) -> str | None:
     return None if number == version else number
 
 
-def choose_shadow(version: str, folder: Path, model: Mapping[str, Any], settings: Settings) -> ShadowSpec:
-    """The shadow whose artifact lies in `folder`, looked at before any work; `model` is the config of the night's own.
+def choose_shadow(version: str, folder: Path, model: ClassifierMetadata, settings: Settings) -> ShadowSpec:
+    """The shadow whose artifact lies in `folder`, checked before any work; `model` is the metadata of the night's own.
 
     On another backbone than the model's it reads the one that its artifact names, without running code from there.
     Raises UserError where it cannot be loaded or answers in another form than the model.
     """
     try:
         spin = SpinClassifier.load(folder, choose=settings.choose, decision=settings.decision)
-        if spin.label_space.multilabel != model["multilabel"]:
+        if spin.label_space.multilabel != model.multilabel:
             forms = {True: "a list of classes", False: "one class"}
-            mine, theirs = (forms[multilabel] for multilabel in (model["multilabel"], spin.label_space.multilabel))
+            mine, theirs = (forms[multilabel] for multilabel in (model.multilabel, spin.label_space.multilabel))
             raise UserError(f"it gives a document {theirs}, the model {mine}")
         digest, backbone = str(spin.backbone_digest), None
-        if digest != model["backbone"]["digest"]:
+        if digest != model.backbone_digest:
             elsewhere = {"model": spin.settings.model, "revision": spin.settings.revision, "trust_remote_code": False}
             backbone = settings.backbone.model_copy(update=elsewhere)
             found = cached_digest(locate_model(backbone.model, backbone.revision))
@@ -119,7 +120,8 @@ class Shadow:
                 found.append((rows, theirs))
             elif attempt.crashes < MAX_CRASHES:
                 found += self._alone(rows, documents)
-        shadow = Predictions.of(self.spin, [features for _, features in found])
+        features = Features.concatenate([part for _, part in found] or [self.spin.features([])])
+        shadow = self.spin.predict_features(features)
         every = [row for rows, _ in pieces for row in rows]
         compared = [row for rows, _ in found for row in rows]
         place = {row: n for n, row in enumerate(every)}

@@ -255,6 +255,6 @@ def _aligned(
 
 def _labels(settings: Settings, answer: Answer) -> list[Label]:
     label_space = LabelSpace(answer.classes, answer.multilabel)
-    y, _ = Decision.of(label_space, settings.decision).labels(answer.probabilities)
+    y, _ = Decision.of(label_space, settings.decision).decide(answer.probabilities)
     pairs = zip(answer.labels, label_space.names(y), strict=True)
     return [near if label is None else label for label, near in pairs]

@@ -60,8 +60,6 @@ def _served(model: str, scratch: Path) -> SpinClassifier:
     folder = registry.download_model(registry.resolve(model), scratch)
     about = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
     choose = about["flavors"]["python_function"]["config"]["choose"]
-    spin = SpinClassifier.load(folder / packaging.SPIN, choose=choose)
     backbone = (folder / packaging.SPIN).with_name("backbone")
-    if backbone.is_dir():
-        spin.settings = spin.settings.model_copy(update={"model": str(backbone), "revision": None})
-    return spin
+    weights = backbone if backbone.is_dir() else None
+    return SpinClassifier.load(folder / packaging.SPIN, weights=weights, choose=choose)

@@ -24,12 +24,12 @@ class SpinModel(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        self.spin = SpinClassifier.load(context.artifacts["spin"], choose=context.model_config["choose"])
-        # where it was trained may have had another device than this machine
-        here: dict[str, Any] = {"device": "auto"}
-        if "backbone" in context.artifacts:
-            here |= {"model": context.artifacts["backbone"], "revision": None}
-        self.spin.settings = self.spin.settings.model_copy(update=here)
+        self.spin = SpinClassifier.load(
+            context.artifacts["spin"],
+            weights=context.artifacts.get("backbone"),
+            device="auto",  # the machine that trained may have had another one than this
+            choose=context.model_config["choose"],
+        )
         _ = self.spin.engine  # what is wrong with it is told now, and requests in threads find it open
 
     def predict(

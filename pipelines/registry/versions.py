@@ -154,16 +154,9 @@ class Registry:
         """The classifier of a version as a night uses it, from safetensors and JSON: no code comes from there."""
         with tempfile.TemporaryDirectory() as folder:
             self.download(number, Path(folder))
-            spin = SpinClassifier.load(
-                folder,
-                backbone=backbone or self.settings.backbone,
-                choose=self.settings.choose,
-                decision=self.settings.decision,
-                early=self.settings.classify.cascade,
-            )
-        if spin.settings.dtype == "int8":
-            spin.calibration = tuple(self.calibration())
-        return spin
+            chosen = backbone or self.settings.backbone
+            calibration = self.calibration() if chosen.dtype == "int8" else ()
+            return SpinClassifier.open(folder, self.settings, backbone=chosen, calibration=calibration)
 
     def log_night(self, number: str, manifest: dict[str, Any], reports: Mapping[str, bytes]) -> None:
         """A run under a version for a night, its counts as metrics and its reports; none where it is logged already."""

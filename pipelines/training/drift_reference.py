@@ -35,6 +35,7 @@ def describe_reference(spin: SpinClassifier, features: FeatureShards, labels: La
             (choice, None),
             (f"{choice}.early", fitted.exit_depths(values, spin.label_space, decision)),
         ):
-            profile = Profile.from_outputs(spin.label_space, fitted, fitted.answer(values, depth), values, read)
+            logits = fitted.predict_logits(values, depth)
+            profile = Profile.from_outputs(spin.label_space, fitted, logits, values, read)
             found |= {f"{prefix}.{name}": tensor for name, tensor in vars(profile).items()}
     return bytes(save_tensors(found))

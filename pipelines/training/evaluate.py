@@ -1,45 +1,63 @@
-"""A registered version on any labelled file: figures over all and per class."""
+"""Evaluate a registered version on any labelled files."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipelines.data import input_files, readers, sharding, training_labels
 from pipelines.registry.versions import Registry
-from pipelines.training.train import per_class_figures
 from pipelines.workers.progress import progress
 from spin.errors import UserError
-from spin.labels.metrics import score
-from spin.settings import METRICS, Settings
+from spin.labels.label_space import Label
+from spin.labels.metrics import ClassFigures, class_figures, score
+from spin.settings import METRICS, DecisionSettings, Settings
 
 
-def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: str | None = None) -> dict[str, Any]:
-    """Every metric of a version, the champion by default, and precision, recall and F1 of every class.
+@dataclass(frozen=True)
+class EvaluationReport:
+    """How well a version labels some documents, by the thresholds and abstention of the settings."""
 
-    Raises UserError for no rows, a row without id, text or label, or a label that the model does not know.
+    model_version: str
+    documents: int
+    """documents that were read"""
+    abstained: int
+    """documents without a label, because the decision abstains; the figures leave them out"""
+    decision: DecisionSettings
+    """the thresholds and the abstention band that were applied"""
+    metrics: dict[str, float]
+    """every metric, from 0 to 1, by name; empty if the decision abstains for all documents"""
+    per_class: dict[str, ClassFigures]
+
+
+def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: str | None = None) -> EvaluationReport:
+    """Evaluate a version, by default the champion, with the labels that a night with these settings would give.
+
+    Raises UserError if there are no rows, a row has no id, text or label, or the model does not know a label.
     """
     version = registry.resolve(model)
     shards = sharding.plan_shards(input_files.list_files(source), settings.ray.shard_documents, settings.data)
     data = settings.data.model_copy(update={"split": None})
-    labels = training_labels.read_labelled(shards, data).labels
+    truth = training_labels.read_labelled(shards, data).labels
     spin = registry.load(version)
-    if not labels:
+    if not truth:
         raise UserError(f"{source}: found no documents; expected labelled ones to evaluate on")
     try:
-        y = spin.label_space.index(labels)
+        y = spin.label_space.index(truth)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    parts: list[Any] = []
-    with progress("evaluate", len(labels), "documents") as advance:
+    predicted: list[Label | None] = []
+    with progress("evaluate", len(truth), "documents") as advance:
         for shard in shards:
-            texts = readers.read_shard(shard, data).texts
-            parts.append(spin.label_space.predict(spin.predict_logits(texts, progress=advance)))
-    predicted: Any = np.concatenate(parts)
-    return {
-        "model_version": version,
-        "documents": len(labels),
-        "metrics": {name: score(name, y, predicted) for name in METRICS},
-        "per_class": per_class_figures(y, predicted, spin.label_space.classes),
-    }
+            predicted += spin.predict_all(readers.read_shard(shard, data).texts, progress=advance).labels
+    rows = np.flatnonzero([label is not None for label in predicted])
+    given = spin.label_space.index([label for label in predicted if label is not None])
+    return EvaluationReport(
+        model_version=version,
+        documents=len(truth),
+        abstained=len(truth) - len(rows),
+        decision=spin.decision,
+        metrics={name: score(name, y[rows], given) for name in METRICS} if len(rows) else {},
+        per_class=class_figures(y[rows], given, spin.label_space.classes) if len(rows) else {},
+    )

@@ -27,7 +27,7 @@ def run_integrate(
     features: FeatureShards,
     probes: Sequence[Probe],
     labels: Labels,
-    flops: Mapping[Site, float],
+    compute: Mapping[Site, float],
     store: Store,
 ) -> TrainingResult:
     """Search and fit the integrated heads; `store` keeps what came of it, and a later call reads it from there."""
@@ -40,7 +40,7 @@ def run_integrate(
                 "features": features,
                 "probes": list(probes),
                 "labels": labels,
-                "flops": dict(flops),
+                "compute": dict(compute),
                 "store": store,
             },
             settings.ray.for_stage("train"),
@@ -52,7 +52,7 @@ def run_integrate(
     with tempfile.TemporaryDirectory() as folder:
         for name in (persistence.CONFIG, persistence.TENSORS):
             (Path(folder) / name).write_bytes(store.read(name) or b"")
-        return persistence.load(Path(folder))[0]
+        return persistence.load_result(Path(folder))
 
 
 def fit_heads(config: dict[str, Any]) -> None:
@@ -70,21 +70,15 @@ def fit_heads(config: dict[str, Any]) -> None:
     training_result = integrate(
         config["probes"],
         config["features"].read_selection,
-        labels.y,
-        labels.folds(settings.seed),
-        labels.label_space,
-        metric=settings.metric,
+        labels.training_data(settings, config["device"]),
         settings=settings.search,
         cascade=settings.cascade,
-        class_weights=settings.probe.class_weights,
-        flops=config["flops"],
+        compute=config["compute"],
         group=group,
-        device=config["device"],
-        seed=settings.seed,
         progress=progress,
     )
     if group.rank == 0:
-        files = persistence.save(training_result, {})
+        files = persistence.save(training_result)
         store.write(persistence.TENSORS, files[persistence.TENSORS])
         store.write(persistence.CONFIG, files[persistence.CONFIG])  # last: it says that all is there
 

@@ -23,10 +23,10 @@ from pipelines.storage.stage_plan import (
 from pipelines.training.extract_features import ExtractPlan, load_features
 from pipelines.workers.train_group import begin, run_group
 from spin.errors import UserError
-from spin.fit import by_site
+from spin.fit import group_by_site
 from spin.settings import Settings
 from spin.sites import FeatureColumn
-from spin.sparsify.probe import Probe, describe, fit_probes
+from spin.sparsify.probe import Probe, fit_probes
 
 FORMAT = 2
 
@@ -70,8 +70,8 @@ def run_probe(
         lease.check()
         probes = [read_probe(store, column) for column in features.probed]
         seconds = round(time.perf_counter() - start, 1)
-        described = tuple(describe(probe) for probe in probes)
-        return plan, write_manifest(store, plan, ProbeResults(seconds, tuple(labels.classes), described))
+        summaries = tuple(probe.summary().model_dump() for probe in probes)
+        return plan, write_manifest(store, plan, ProbeResults(seconds, tuple(labels.classes), summaries))
 
 
 def load_probes(settings: Settings, source: ExtractPlan, labels: Labels) -> tuple[ProbePlan, list[Probe]]:
@@ -122,15 +122,8 @@ def fit_columns(config: dict[str, Any]) -> None:
 
 def _fit(config: dict[str, Any], columns: list[FeatureColumn]) -> list[Probe]:
     settings, labels = config["settings"], config["labels"]
-    return fit_probes(
-        {column: config["features"].read(column) for column in columns},
-        labels.y,
-        labels.folds(settings.seed),
-        labels.label_space,
-        metric=settings.metric,
-        settings=settings.probe,
-        device=config["device"],
-    )
+    activations = {column: config["features"].read(column) for column in columns}
+    return fit_probes(activations, labels.training_data(settings, config["device"]), settings.probe)
 
 
 def _fit_all(
@@ -151,7 +144,7 @@ def _fit_all(
 
 def _costly_first(features: FeatureShards, waiting: list[FeatureColumn]) -> list[list[FeatureColumn]]:
     """The waiting columns of each site, wide sites first, so that the workers end together."""
-    return sorted(by_site(waiting).values(), key=lambda columns: (-features.columns[columns[0]], columns))
+    return sorted(group_by_site(waiting).values(), key=lambda columns: (-features.columns[columns[0]], columns))
 
 
 def _key(column: FeatureColumn) -> str:

@@ -43,7 +43,9 @@ def describe_neurons(spin: SpinClassifier, features: FeatureShards, labels: Labe
         for i, (column, neuron, importance) in enumerate(fitted.selection.rows()):
             row: Row = {"column": str(column), "neuron": neuron, "importance": _short(importance), "heads": {}}
             known = by_column.setdefault(column, {})
-            row, *_ = known.setdefault(neuron, (row, float(fitted.mean[i]), float(fitted.scale[i])))
+            row, *_ = known.setdefault(
+                neuron, (row, float(fitted.standardizer.mean[i]), float(fitted.standardizer.scale[i]))
+            )
             k = int(slopes[:, i].argmax())
             row["heads"][choice] = {"class": spin.classes[k], "slope": _short(slopes[k, i])}
     for column, known in by_column.items():

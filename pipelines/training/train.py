@@ -9,9 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sklearn.metrics import precision_recall_fscore_support
-
 from pipelines.data import readers
 from pipelines.data.feature_store import FeaturePlan, FeatureShards
 from pipelines.data.training_labels import Labels
@@ -43,6 +40,7 @@ from spin.errors import UserError
 from spin.heads import persistence
 from spin.heads.calibration import calibration_error
 from spin.heads.decision import Decision
+from spin.labels.metrics import class_figures
 from spin.labels.splits import SPLITS
 from spin.pages.model_card import CARD
 from spin.settings import Choice, Settings
@@ -139,7 +137,9 @@ def _evaluate(
     if not len(rows):
         return {"table": [], "per_class": {}, "test_ece": None}
     texts = read_texts(settings, features)
-    distinct: dict[int, Choice] = {id(part): name for name, part in reversed(spin.training_result.choices.items())}
+    distinct: dict[int, Choice] = {
+        id(part): name for name, part in reversed(list(spin.training_result.choices.items()))
+    }
     makers: list[Callable[[], baselines.Contender]] = [
         lambda: baselines.words(texts, labels, settings.metric),
         lambda: baselines.last_layer(features, spin.backbone, labels, settings.metric),
@@ -157,18 +157,11 @@ def _evaluate(
     assert logits is not None
     return {
         "table": table,
-        "per_class": per_class_figures(y, labels.label_space.predict(logits), labels.classes),
+        "per_class": {
+            name: figures.model_dump()
+            for name, figures in class_figures(y, labels.label_space.predict(logits), labels.classes).items()
+        },
         "test_ece": round(calibration_error(labels.label_space.probabilities(logits), y, labels.label_space), 4),
-    }
-
-
-def per_class_figures(y: Any, predicted: Any, classes: Sequence[str]) -> dict[str, Any]:
-    """Precision, recall, F1 and rows of every class."""
-    figures = precision_recall_fscore_support(y, predicted, labels=np.arange(len(classes)), zero_division=0.0)
-    names = ("precision", "recall", "f1", "support")
-    return {
-        name: {figure: float(values[k]) for figure, values in zip(names, figures, strict=True)}
-        for k, name in enumerate(classes)
     }
 
 

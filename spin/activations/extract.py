@@ -57,6 +57,18 @@ class Features:
         """All columns side by side (n, p)."""
         return np.concatenate(list(self.columns.values()), axis=1)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Features]) -> Features:
+        """The features of the texts of several parts, which have the same columns."""
+        depths = [part.depth for part in parts if part.depth is not None]
+        return cls(
+            columns={column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns},
+            n_tokens=np.concatenate([part.n_tokens for part in parts]),
+            n_unknown=np.concatenate([part.n_unknown for part in parts]),
+            truncated=sum(part.truncated for part in parts),
+            depth=np.concatenate(depths) if depths else None,
+        )
+
 
 def extract(
     backbone: Backbone,

@@ -11,12 +11,11 @@ from spin.arrays import Floats
 from spin.labels.label_space import LabelSpace, Targets
 
 _BINS = 15
-
 _DRAWS = 200
 
 
 def log_loss(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
-    """Mean negative log-likelihood of logits (n, K), summed over the classes of a multi-label task."""
+    """Mean negative log-likelihood per document of logits (n, K), summed over the classes of a multi-label task."""
     has = label_space.indicator(y)
     if label_space.multilabel:
         return float(-log_expit(np.where(has, logits, -logits)).sum(1).mean())
@@ -24,39 +23,39 @@ def log_loss(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
 
 
 def fit_temperature(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
-    """The T for which logits / T have the least log loss (Guo et al. 2017), between 1/20 and 20."""
+    """The temperature T, between 1/20 and 20, for which logits / T have the least log loss (Guo et al. 2017)."""
     logits = logits.astype(np.float64)
-    found = minimize_scalar(lambda t: log_loss(logits / np.exp(t), y, label_space), bounds=(-3, 3), method="bounded")
-    return float(np.exp(found.x))
+    result = minimize_scalar(lambda t: log_loss(logits / np.exp(t), y, label_space), bounds=(-3, 3), method="bounded")
+    return float(np.exp(result.x))
 
 
 def calibration_error(probabilities: Floats, y: Targets, label_space: LabelSpace) -> float:
-    """Expected calibration error over 15 bins of equal width (Naeini et al. 2015): the mean distance, weighted by
-    documents, of how often a bin is right from how sure it is.
+    """Expected calibration error (Naeini et al. 2015) of probabilities (n, K) over 15 bins of equal width.
 
-    Of the predicted class; in a multi-label task of every class of every document.
+    It is the mean distance, weighted by documents, between a bin's accuracy and its mean confidence: of the predicted
+    class, or in a multi-label task of every class of every document.
     """
     has = label_space.indicator(y)
     right = has.ravel() if label_space.multilabel else has[np.arange(len(has)), probabilities.argmax(1)]
-    return _distance(_sure(probabilities, label_space), right)
+    return _binned_gap(_confidences(probabilities, label_space), right)
 
 
 def calibration_error_limit(probabilities: Floats, label_space: LabelSpace, significance: float, seed: int) -> float:
-    """The calibration error that probabilities (n, K) which are exactly right pass with a chance of `significance`.
+    """The calibration error that perfectly calibrated probabilities (n, K) exceed with probability `significance`.
 
-    Few documents show an error of their own: their answers are drawn 200 times from the probabilities themselves
-    (consistency resampling, Bröcker & Smith 2007).
+    A small sample shows an error even if its probabilities are exact. The outcomes are drawn 200 times from the
+    probabilities themselves (consistency resampling, Bröcker & Smith 2007).
     """
-    draw, sure = np.random.default_rng(seed), _sure(probabilities, label_space)
-    found = [_distance(sure, draw.random(len(sure)) < sure) for _ in range(_DRAWS)]
-    return float(np.quantile(found, 1 - significance))
+    draw, confidences = np.random.default_rng(seed), _confidences(probabilities, label_space)
+    errors = [_binned_gap(confidences, draw.random(len(confidences)) < confidences) for _ in range(_DRAWS)]
+    return float(np.quantile(errors, 1 - significance))
 
 
-def _sure(probabilities: Floats, label_space: LabelSpace) -> Floats:
+def _confidences(probabilities: Floats, label_space: LabelSpace) -> Floats:
     return probabilities.ravel() if label_space.multilabel else probabilities.max(1)
 
 
-def _distance(sure: Floats, right: NDArray[np.bool_]) -> float:
-    bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, right.astype(float) - sure, _BINS)
-    return float(np.abs(gaps).sum() / max(len(sure), 1))
+def _binned_gap(confidences: Floats, right: NDArray[np.bool_]) -> float:
+    bins = np.minimum((confidences * _BINS).astype(int), _BINS - 1)
+    gaps = np.bincount(bins, right.astype(float) - confidences, _BINS)
+    return float(np.abs(gaps).sum() / max(len(confidences), 1))

@@ -1,45 +1,70 @@
-"""A point of the search and its validation score."""
+"""A candidate of the search, and what a report holds of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from spin.heads.linear_head import Penalty
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A point of the search: which neurons, how strongly regularised, and what came of it on validation."""
+class CandidateSummary(BaseModel):
+    """A candidate as reports and artifacts hold it, its figures rounded."""
+
+    model_config = ConfigDict(frozen=True)
 
     depth: int
-    """blocks of the backbone that run"""
+    """number of the backbone's blocks that run"""
     compute: float
-    """FLOPs a token to read the deepest site, as a share of the whole backbone's"""
+    """FLOPs per token to read the deepest site, as a share of the whole backbone's"""
     eta: float
+    """share of each probe's importance that the selected neurons carry"""
     part: tuple[str, ...]
-    """kinds or poolings that were read; none named: all"""
+    """the kinds of sites or the poolings that are read; empty for all"""
+    strength: float
+    """prior variance of a logit; a small one is strong regularisation"""
+    l1: float
+    """L1 penalty, as a share of the smallest that makes every coefficient zero"""
+    neurons: int
+    """number of selected neurons"""
+    valid_score: float
+    """the metric on the validation rows, the mean over folds where there are several"""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point of the search: which neurons, how strong the regularisation, and how it scored on validation."""
+
+    depth: int
+    """number of the backbone's blocks that run"""
+    compute: float
+    """FLOPs per token to read the deepest site, as a share of the whole backbone's"""
+    eta: float
+    """share of each probe's importance that the selected neurons carry"""
+    part: tuple[str, ...]
+    """the kinds of sites or the poolings that are read; empty for all"""
     penalty: Penalty
     neurons: int
+    """number of neurons with a coefficient that is not zero, the mean over folds"""
     valid_score: float
     """the metric on the validation rows, the mean over folds where there are several"""
     resampled: tuple[float, ...] = field(default=(), compare=False, repr=False)
-    """what tells how far the score is luck: the metric of each fold, or of one fold without each part of its rows"""
+    """resampled scores for a standard error: one per fold, or with a single fold one per part that is left out"""
     held_out: tuple[NDArray[np.floating], ...] = field(default=(), compare=False, repr=False)
     """logits (m, K) of each fold's validation rows"""
 
-    def describe(self) -> dict[str, Any]:
-        """What a report says of it."""
-        return {
-            "depth": self.depth,
-            "compute": round(self.compute, 4),
-            "eta": round(self.eta, 4),
-            "part": list(self.part),
-            "strength": self.penalty.strength,
-            "l1": self.penalty.l1,
-            "neurons": self.neurons,
-            "valid_score": round(self.valid_score, 4),
-        }
+    def summary(self) -> CandidateSummary:
+        """The candidate as a report holds it."""
+        return CandidateSummary(
+            depth=self.depth,
+            compute=round(self.compute, 4),
+            eta=round(self.eta, 4),
+            part=self.part,
+            strength=self.penalty.strength,
+            l1=self.penalty.l1,
+            neurons=self.neurons,
+            valid_score=round(self.valid_score, 4),
+        )

@@ -10,22 +10,27 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.label_space import Label, LabelSpace, Targets
 from spin.settings import DecisionSettings
 
 
 @dataclass(frozen=True)
 class Decision:
-    """From probabilities to labels: a threshold a class, and a band around the border in which no label is given."""
+    """Turns probabilities into labels: one threshold per class, and a band around each in which no label is given."""
 
     label_space: LabelSpace
     thresholds: Floats
-    """(K,)"""
+    """(K,) the probability from which a class counts"""
     abstain: float
+    """half the width of the band around a threshold in which the decision abstains; 0 never abstains"""
 
     @classmethod
     def of(cls, label_space: LabelSpace, settings: DecisionSettings) -> Decision:
-        """Raises UserError for a threshold of a class that is not there, or thresholds that leave the others none."""
+        """The decision that the settings describe; a class without a threshold of its own gets the default.
+
+        The default is 0.5 in a multi-label task, else an equal part of what the given thresholds leave below 1.
+        Raises UserError for a threshold of an unknown class, or if the given thresholds leave nothing for the others.
+        """
         given: Mapping[str, float] = settings.thresholds
         unknown = sorted(set(given) - set(label_space.classes))
         if unknown:
@@ -40,13 +45,18 @@ class Decision:
             )
         return cls(label_space, np.array([given.get(name, rest) for name in label_space.classes]), settings.abstain)
 
-    def labels(self, probabilities: Floats) -> tuple[Targets, NDArray[np.bool_]]:
-        """Targets of probabilities (n, K), and which documents (n,) lie so close to a border that none is given.
+    def labels(self, probabilities: Floats) -> list[Label | None]:
+        """The labels of n documents by their probabilities (n, K); None where the decision abstains."""
+        y, abstains = self.decide(probabilities)
+        return [None if none else label for label, none in zip(self.label_space.names(y), abstains, strict=True)]
 
-        Multi-label: a class is given from its threshold on; within `abstain` of it, any class's, there is no label.
-        Multi-class: probabilities are divided by the thresholds and the largest wins; where its share of their sum
-        leads the next by less than `abstain`, there is no label. Two classes with thresholds 1 - t and t: the second
-        is given above t.
+    def decide(self, probabilities: Floats) -> tuple[Targets, NDArray[np.bool_]]:
+        """The targets of probabilities (n, K), and for which documents (n,) the decision abstains.
+
+        Multi-label: a document gets each class whose probability reaches its threshold; the decision abstains if any
+        probability is within `abstain` of its threshold. Multi-class: the probabilities are divided by the
+        thresholds and the largest quotient wins; the decision abstains if its share of their sum leads the next one's
+        by less than `abstain`. With two classes and thresholds 1 - t and t, the second is chosen above t.
         """
         if self.label_space.multilabel:
             near = np.abs(probabilities - self.thresholds) < self.abstain

@@ -13,30 +13,30 @@ from spin.heads.linear_head import LinearHead
 from spin.labels.label_space import LabelSpace
 
 DISABLED = 2.0
-"""a threshold that no sureness reaches"""
+"""a threshold that no confidence reaches"""
 
 
 @dataclass(frozen=True)
 class EarlyExit:
-    """A head on what the first blocks give, and how sure it must be."""
+    """A head on the activations of the first blocks, and how confident it must be for a document to stop."""
 
     depth: int
-    """blocks that have run"""
+    """number of blocks that have run"""
     head: LinearHead
     """on the standardised features of these blocks, which are the first of the full selection; calibrated"""
     threshold: float
-    """sureness from which a document leaves here; above 1 none does"""
+    """confidence from which a document stops here; above 1 none does"""
 
 
-def sureness(label_space: LabelSpace, probabilities: Floats) -> Floats:
-    """(n,) the probability of the likeliest class, in a multi-label task that of the least sure answer."""
+def confidence(label_space: LabelSpace, probabilities: Floats) -> Floats:
+    """(n,) the probability of the predicted class; in a multi-label task that of the least certain class decision."""
     if label_space.multilabel:
         return np.maximum(probabilities, 1 - probabilities).min(1)
     return probabilities.max(1)
 
 
 def should_exit(label_space: LabelSpace, decision: Decision, threshold: float, logits: Floats) -> NDArray[np.bool_]:
-    """Which documents (n,) leave at an exit with logits (n, K): the sure ones that would be given a label."""
+    """Which documents (n,) stop at an exit, by its logits (n, K): confident ones for which it does not abstain."""
     probabilities = label_space.probabilities(logits)
-    _, near = decision.labels(probabilities)
-    return (sureness(label_space, probabilities) >= threshold) & ~near
+    _, abstains = decision.decide(probabilities)
+    return (confidence(label_space, probabilities) >= threshold) & ~abstains

@@ -2,91 +2,119 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from spin.arrays import Floats
-from spin.heads.candidate import Candidate
+from spin.heads.candidate import Candidate, CandidateSummary
 from spin.heads.decision import Decision
 from spin.heads.early_exit import EarlyExit, should_exit
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
+from spin.labels.standardizer import Standardizer
 from spin.settings import Choice
+
+
+class ExitSummary(BaseModel):
+    """An early exit as reports and artifacts hold it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    depth: int
+    """number of blocks that have run at this exit"""
+    threshold: float
+    """confidence from which a document exits here"""
+    valid_share: float
+    """share of the validation documents that exit here"""
+
+
+class ChoiceSummary(CandidateSummary):
+    """A fitted classifier as reports and artifacts hold it: its candidate, its head and its calibration."""
+
+    head: Literal["linear", "mlp"]
+    mlp_chance: float | None
+    """p-value of the test that the MLP head is better than the linear one; None where it was not tested"""
+    valid_log_loss: float
+    """mean log loss of the calibrated validation logits"""
+    temperature: float
+    valid_ece: float
+    """expected calibration error on the validation rows, after calibration"""
+    valid_ece_uncalibrated: float
+    """the same before calibration"""
+    exits: tuple[ExitSummary, ...]
 
 
 @dataclass(frozen=True)
 class FittedClassifier:
-    """The chosen neurons, how they are aligned and the head that joins them."""
+    """The selected neurons, how they are aligned, and the head that joins them."""
 
     selection: Selection
-    mean: Floats
-    """(p,) over the training rows"""
-    scale: Floats
-    """(p,) over the training rows"""
+    """the p selected neurons"""
+    standardizer: Standardizer
+    """mean and scale (p,) of the neurons over the training rows"""
     head: LinearHead | MlpHead
-    """calibrated: its logits are already over the temperature"""
-    facts: dict[str, Any]
-    """what a report says of the choice: depth, compute, eta, neurons, scores, temperature, calibration errors"""
+    """calibrated: its logits are already divided by the temperature"""
+    summary: ChoiceSummary
     exits: tuple[EarlyExit, ...] = ()
-    """where a document may leave before, shallow first"""
-
-    def standardise(self, activations: Floats) -> Floats:
-        """Raw activations (n, p) of the selected neurons, aligned across layers."""
-        return (activations.astype(np.float32) - self.mean) / self.scale
+    """where documents may stop before the last block, shallow first"""
 
     def logits(self, activations: Floats) -> Floats:
-        """(n, K) of raw activations (n, p)."""
-        return self.head.logits(self.standardise(activations))
+        """Logits (n, K) of raw activations (n, p)."""
+        return self.head.logits(self.standardizer.transform(activations))
 
-    def answer(self, activations: Floats, depth: NDArray[np.int32] | None) -> Floats:
-        """(n, K) of raw activations (n, p), by the exit after which `depth` (n,) blocks had run; None: all of them."""
+    def predict_logits(self, activations: Floats, depth: NDArray[np.int32] | None) -> Floats:
+        """Logits (n, K) of raw activations (n, p), each row by the exit at which its document stopped.
+
+        `depth` (n,) are the blocks that ran for each document; None means all of them.
+        """
         if depth is None:
             return self.logits(activations)
         logits = np.empty((len(activations), len(self.head.bias)), np.float32)
-        for index, stop in enumerate([*(taken.depth for taken in self.exits), self.selection.depth]):
-            part, rows = self.at(index), depth == stop
+        for index, exit_depth in enumerate([*(exit.depth for exit in self.exits), self.selection.depth]):
+            part, rows = self.at(index), depth == exit_depth
             logits[rows] = part.logits(activations[rows, : len(part.selection)])
         return logits
 
     def exit_depths(self, activations: Floats, label_space: LabelSpace, decision: Decision) -> NDArray[np.int32]:
-        """(n,) the depth at which each document would leave, of raw activations (n, p) at full depth."""
+        """(n,) the depth at which each document would stop, by raw activations (n, p) at full depth."""
         depth = np.full(len(activations), self.selection.depth, np.int32)
         for index in reversed(range(len(self.exits))):
-            part, taken = self.at(index), self.exits[index]
+            part, exit = self.at(index), self.exits[index]
             logits = part.logits(activations[:, : len(part.selection)])
-            depth[should_exit(label_space, decision, taken.threshold, logits)] = taken.depth
+            depth[should_exit(label_space, decision, exit.threshold, logits)] = exit.depth
         return depth
 
     def at(self, index: int) -> FittedClassifier:
-        """The classifier of an exit, by its index; of the number of exits this one."""
+        """The classifier at an exit, given by its index; the number of exits as index gives this classifier itself."""
         if index == len(self.exits):
             return self
-        taken = self.exits[index]
-        selection = self.selection.part(taken.depth)
-        p = len(selection)
-        return FittedClassifier(selection, self.mean[:p], self.scale[:p], taken.head, self.facts)
+        exit = self.exits[index]
+        selection = self.selection.part(exit.depth)
+        return FittedClassifier(selection, self.standardizer.keep(slice(len(selection))), exit.head, self.summary)
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Everything that the search gives: the classifiers that can be chosen, and what accuracy costs."""
+    """Everything that training returns: the classifiers to choose from, and what accuracy costs."""
 
-    choices: dict[Choice, FittedClassifier]
-    """`accuracy`, `balanced` and `cheapest`; one Integration may stand under several names"""
+    choices: Mapping[Choice, FittedClassifier]
+    """`accuracy`, `balanced` and `cheapest`; one classifier may stand under several names"""
     frontier: tuple[Candidate, ...]
     """the best candidate of every depth, shallow first"""
     tried: int
-    """candidates that were judged"""
+    """number of candidates that were judged"""
 
     def describe(self) -> dict[str, Any]:
-        """What a report says of the search."""
+        """The search as JSON for a report: `choices`, `frontier` and `tried`."""
         return {
-            "choices": {name: fitted.facts for name, fitted in self.choices.items()},
-            "frontier": [candidate.describe() for candidate in self.frontier],
+            "choices": {name: fitted.summary.model_dump(mode="json") for name, fitted in self.choices.items()},
+            "frontier": [candidate.summary().model_dump(mode="json") for candidate in self.frontier],
             "tried": self.tried,
         }

@@ -12,7 +12,7 @@ from spin.arrays import Floats
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Logistic regression with an elastic net on standardised features: multinomial, or a sigmoid a class."""
+    """Logistic regression on standardised features: multinomial, or one sigmoid per class in a multi-label task."""
 
     coef: Floats
     """(K, p)"""
@@ -20,11 +20,11 @@ class LinearHead:
     """(K,)"""
 
     def logits(self, X: Floats) -> Floats:
-        """(n, K) of standardised features (n, p)."""
+        """Logits (n, K) of standardised features (n, p)."""
         return X @ self.coef.T + self.intercept
 
     def slopes(self, x: Floats) -> Floats:
-        """(K, p) by which features (p,) add to the logits: x * slopes, summed over p, and `bias` are the logits."""
+        """(K, p) per feature: the logits of features (p,) are `bias` plus the sum over p of x * slopes."""
         return self.coef
 
     @property
@@ -33,19 +33,19 @@ class LinearHead:
         return self.intercept
 
     def with_temperature(self, temperature: float) -> LinearHead:
-        """The head whose logits are these over a temperature."""
+        """The head whose logits are these divided by a temperature."""
         return LinearHead(self.coef / np.float32(temperature), self.intercept / np.float32(temperature))
 
-    def keep(self, wanted: NDArray[np.bool_]) -> LinearHead:
-        """The head of some of its features."""
-        return replace(self, coef=self.coef[:, wanted])
+    def keep(self, features: NDArray[np.bool_]) -> LinearHead:
+        """The head on some of its features, given as a mask (p,)."""
+        return replace(self, coef=self.coef[:, features])
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """How strongly a head is regularised, in units that neither documents nor neurons change."""
+    """How strongly a head is regularised, in units that depend neither on the number of documents nor of neurons."""
 
     strength: float
-    """the prior variance of a logit that the L2 part grants: small is strongly regularised"""
+    """the prior variance of a logit that the L2 part allows; a small one is strong regularisation"""
     l1: float = 0.0
-    """the L1 penalty, as a share of the smallest at which every coefficient is zero"""
+    """the L1 penalty, as a share of the smallest that makes every coefficient zero"""

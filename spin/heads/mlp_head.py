@@ -23,14 +23,14 @@ class MlpHead:
     """(K, H)"""
 
     def logits(self, X: Floats) -> Floats:
-        """(n, K) of standardised features (n, p)."""
+        """Logits (n, K) of standardised features (n, p)."""
         return self.linear.logits(X) + np.tanh(X @ self.inner.T + self.inner_bias) @ self.outer.T
 
     def slopes(self, x: Floats) -> Floats:
-        """(K, p) by which features (p,) add to the logits: x * slopes, summed over p, and `bias` are the logits.
+        """(K, p) per feature: the logits of features (p,) are `bias` plus the sum over p of x * slopes.
 
-        Integrated gradients (Sundararajan et al. 2017) from the training mean, x = 0. One hidden layer of tanh has
-        them in closed form, so that they are complete: along the line from 0 to x, the mean slope of
+        These are integrated gradients (Sundararajan et al. 2017) from the training mean, x = 0. For one hidden layer of
+        tanh they have a closed form, so the sum is exact: along the line from 0 to x, the mean slope of
         tanh(a t + c) over t from 0 to 1 is (tanh(a + c) - tanh(c)) / a.
         """
         a, c = (self.inner @ x).astype(np.float64), self.inner_bias.astype(np.float64)
@@ -44,6 +44,6 @@ class MlpHead:
         return self.linear.bias + self.outer @ np.tanh(self.inner_bias)
 
     def with_temperature(self, temperature: float) -> MlpHead:
-        """The head whose logits are these over a temperature."""
+        """The head whose logits are these divided by a temperature."""
         outer = self.outer / np.float32(temperature)
         return MlpHead(self.linear.with_temperature(temperature), self.inner, self.inner_bias, outer)

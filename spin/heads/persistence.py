@@ -1,9 +1,10 @@
-"""What a trained classifier is on disk: JSON and safetensors, no pickle, and not the backbone."""
+"""The files of a trained classifier: JSON and safetensors, no pickle, and not the backbone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -18,72 +20,131 @@ from safetensors.numpy import save as save_tensors
 from spin.errors import UserError
 from spin.heads.candidate import Candidate
 from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
+from spin.labels.standardizer import Standardizer
+from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
 
 FORMAT = 4
-"""of the artifact; a reader refuses what it does not know"""
+"""version of the artifact's format; a reader refuses any other"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _MLP = ("inner", "inner_bias", "outer")
-_ASIDE = ("resampled", "held_out")
-"""of a candidate: what only the search needs"""
+_SEARCH_ONLY = ("resampled", "held_out")
+"""fields of a candidate that only the search needs"""
+_LOCAL_SETTINGS = {"trust_remote_code", "engine", "compile"}
+"""settings of a backbone that are for the machine that loads it to decide"""
 
 
-def save(training_result: TrainingResult, facts: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of an artifact; `facts` are what the classifier adds to its config."""
+class ClassifierMetadata(BaseModel):
+    """What an artifact holds of a classifier beside its heads."""
+
+    model_config = ConfigDict(frozen=True)
+
+    classes: tuple[str, ...]
+    multilabel: bool
+    backbone: BackboneSettings
+    """where the backbone lay in training and how it was run; never allows code to run"""
+    backbone_digest: str
+    """digest of the backbone's files"""
+    metric: str
+    decision: DecisionSettings
+
+    def to_json(self) -> dict[str, Any]:
+        """As config.json holds it."""
+        backbone = {**self.backbone.model_dump(exclude=_LOCAL_SETTINGS), "digest": self.backbone_digest}
+        return {
+            "classes": self.classes,
+            "multilabel": self.multilabel,
+            "backbone": backbone,
+            "metric": self.metric,
+            "decision": self.decision.model_dump(),
+        }
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> ClassifierMetadata:
+        """What `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        backbone = dict(config["backbone"])
+        digest = backbone.pop("digest")
+        return cls(
+            classes=config["classes"],
+            multilabel=config["multilabel"],
+            backbone=BackboneSettings.model_validate({**backbone, "trust_remote_code": False}),
+            backbone_digest=digest,
+            metric=config["metric"],
+            decision=config["decision"],
+        )
+
+
+def save(training_result: TrainingResult, metadata: ClassifierMetadata | None = None) -> dict[str, bytes]:
+    """The contents of an artifact's files, by name; without metadata only `load_result` can read them."""
     distinct: list[FittedClassifier] = []
     for fitted in training_result.choices.values():
         if not any(fitted is known for known in distinct):
             distinct.append(fitted)
     tensors: dict[str, NDArray[Any]] = {}
-    parts = []
     for index, fitted in enumerate(distinct):
-        columns = [str(column) for column in fitted.selection.neurons]
-        exits = [{"depth": taken.depth, "threshold": taken.threshold} for taken in fitted.exits]
-        parts.append({"eta": fitted.selection.eta, "columns": columns, "facts": fitted.facts, "exits": exits})
         tensors |= {f"{index}.{name}": np.ascontiguousarray(t) for name, t in _tensors(fitted).items()}
     config = {
         "format": FORMAT,
-        **facts,
+        **({} if metadata is None else metadata.to_json()),
         "choices": {
             name: next(i for i, known in enumerate(distinct) if known is fitted)
             for name, fitted in training_result.choices.items()
         },
-        "integrations": parts,
-        "frontier": [_plain(candidate) for candidate in training_result.frontier],
+        "integrations": [_fitted_to_json(fitted) for fitted in distinct],
+        "frontier": [_candidate_to_json(candidate) for candidate in training_result.frontier],
         "tried": training_result.tried,
         "versions": {name: version(name) for name in LIBRARIES},
     }
     return {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), TENSORS: save_tensors(tensors)}
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config alone. Raises UserError where there is none."""
-    try:
-        return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{folder} is not a classifier that can be read: {error}") from None
+def load(folder: Path) -> tuple[TrainingResult, ClassifierMetadata]:
+    """The result and metadata that `save` wrote. Raises UserError for an incomplete artifact or another format."""
+    return load_result(folder), read_metadata(folder)
 
 
-def load(folder: Path) -> tuple[TrainingResult, dict[str, Any]]:
-    """What `save` made, and the config. Raises UserError for an artifact that is not whole, or of another format."""
-    config = read_config(folder)
+def read_metadata(folder: Path) -> ClassifierMetadata:
+    """The metadata of an artifact, without its tensors. Raises UserError as `load` does."""
+    config = _read_config(folder)
+    with _incomplete_artifact(folder):
+        return ClassifierMetadata.from_json(config)
+
+
+def load_result(folder: Path) -> TrainingResult:
+    """The training result of an artifact. Raises UserError as `load` does."""
+    config = _read_config(folder)
     try:
         tensors = load_tensors((folder / TENSORS).read_bytes())
     except (OSError, TypeError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} is not a classifier that can be read: {error}") from None
+    with _incomplete_artifact(folder):
+        parts = [_fitted_from_json(part, tensors, f"{index}.") for index, part in enumerate(config["integrations"])]
+        choices = {name: parts[index] for name, index in config["choices"].items()}
+        return TrainingResult(choices, tuple(map(_candidate_from_json, config["frontier"])), config["tried"])
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is not a classifier that can be read: {error}") from None
     if config.get("format") != FORMAT:
         raise UserError(
             f"{folder} has format {config.get('format')}, this version reads {FORMAT}; train the model again"
         )
+    return config
+
+
+@contextmanager
+def _incomplete_artifact(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong while an artifact is parsed into a UserError."""
     try:
-        parts = [_integration(part, tensors, f"{index}.") for index, part in enumerate(config["integrations"])]
-        choices = {name: parts[index] for name, index in config["choices"].items()}
-        return TrainingResult(choices, tuple(map(_candidate, config["frontier"])), config["tried"]), config
+        yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is not a whole classifier: {' '.join(str(error).split())}") from None
 
@@ -92,46 +153,51 @@ def _tensors(fitted: FittedClassifier) -> dict[str, NDArray[Any]]:
     head = fitted.head
     linear = head.linear if isinstance(head, MlpHead) else head
     tensors: dict[str, NDArray[Any]] = {
-        "mean": fitted.mean,
-        "scale": fitted.scale,
+        "mean": fitted.standardizer.mean,
+        "scale": fitted.standardizer.scale,
         "coef": linear.coef,
         "intercept": linear.intercept,
     }
     if isinstance(head, MlpHead):
         tensors |= {name: getattr(head, name) for name in _MLP}
-    for index, taken in enumerate(fitted.exits):
-        tensors |= {f"exit.{index}.coef": taken.head.coef, f"exit.{index}.intercept": taken.head.intercept}
+    for index, exit in enumerate(fitted.exits):
+        tensors |= {f"exit.{index}.coef": exit.head.coef, f"exit.{index}.intercept": exit.head.intercept}
     for column, neurons in fitted.selection.neurons.items():
         tensors[f"neurons.{column}"] = neurons
         tensors[f"importance.{column}"] = fitted.selection.importance[column]
     return tensors
 
 
-def _integration(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], prefix: str) -> FittedClassifier:
-    mine = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _fitted_to_json(fitted: FittedClassifier) -> dict[str, Any]:
+    return {
+        "eta": fitted.selection.eta,
+        "columns": [str(column) for column in fitted.selection.neurons],
+        "facts": fitted.summary.model_dump(mode="json"),
+        "exits": [{"depth": exit.depth, "threshold": exit.threshold} for exit in fitted.exits],
+    }
+
+
+def _fitted_from_json(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], prefix: str) -> FittedClassifier:
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     columns = [FeatureColumn.parse(text) for text in part["columns"]]
     selection = Selection(
-        {c: mine[f"neurons.{c}"] for c in columns}, {c: mine[f"importance.{c}"] for c in columns}, part["eta"]
+        {c: own[f"neurons.{c}"] for c in columns}, {c: own[f"importance.{c}"] for c in columns}, part["eta"]
     )
-    linear = LinearHead(mine["coef"], mine["intercept"])
-    head = MlpHead(linear, *(mine[name] for name in _MLP)) if "inner" in mine else linear
+    linear = LinearHead(own["coef"], own["intercept"])
+    head = MlpHead(linear, *(own[name] for name in _MLP)) if "inner" in own else linear
     exits = tuple(
-        EarlyExit(kept["depth"], LinearHead(mine[f"exit.{i}.coef"], mine[f"exit.{i}.intercept"]), kept["threshold"])
-        for i, kept in enumerate(part["exits"])
+        EarlyExit(exit["depth"], LinearHead(own[f"exit.{i}.coef"], own[f"exit.{i}.intercept"]), exit["threshold"])
+        for i, exit in enumerate(part["exits"])
     )
-    return FittedClassifier(selection, mine["mean"], mine["scale"], head, dict(part["facts"]), exits)
+    summary = ChoiceSummary.model_validate(part["facts"])
+    return FittedClassifier(selection, Standardizer(own["mean"], own["scale"]), head, summary, exits)
 
 
-def _plain(candidate: Candidate) -> dict[str, Any]:
-    fields = {name: value for name, value in vars(candidate).items() if name not in _ASIDE}
+def _candidate_to_json(candidate: Candidate) -> dict[str, Any]:
+    fields = {name: value for name, value in vars(candidate).items() if name not in _SEARCH_ONLY}
     return {**fields, "penalty": asdict(candidate.penalty)}
 
 
-def _candidate(fields: Mapping[str, Any]) -> Candidate:
-    return Candidate(
-        **{
-            **fields,
-            "part": tuple(fields["part"]),
-            "penalty": Penalty(**fields["penalty"]),
-        }
-    )
+def _candidate_from_json(fields: Mapping[str, Any]) -> Candidate:
+    penalty = Penalty(**fields["penalty"])
+    return Candidate(**{**fields, "part": tuple(fields["part"]), "penalty": penalty})

@@ -13,25 +13,25 @@ from spin.sites import FeatureColumn
 
 @dataclass(frozen=True)
 class Selection:
-    """The neurons that become the features of the head, in the order of the feature matrix's columns."""
+    """The selected neurons: the features of the head, in the order of the feature matrix's columns."""
 
     neurons: dict[FeatureColumn, NDArray[np.int64]]
-    """ascending neuron indices of each site.pooling, which are in order"""
+    """ascending neuron indices per feature column; the columns are in order"""
     importance: dict[FeatureColumn, NDArray[np.float64]]
-    """the squared weights of those neurons over all classes, as a share of their probe's total"""
+    """the importance of each of these neurons, as a share of its probe's total"""
     eta: float
-    """share of each probe's importance that was kept"""
+    """share of each probe's importance that the selected neurons carry"""
 
     @property
     def depth(self) -> int:
-        """Blocks of the backbone that have to run."""
+        """Number of the backbone's blocks that have to run."""
         return max((column.site.layer for column in self.neurons), default=0)
 
     def __len__(self) -> int:
         return sum(len(neurons) for neurons in self.neurons.values())
 
     def rows(self) -> list[tuple[FeatureColumn, int, float]]:
-        """(site.pooling, neuron, importance) of every feature, in order."""
+        """(feature column, neuron, importance) of every feature, in order."""
         return [
             (column, int(neuron), float(share))
             for column, neurons in self.neurons.items()
@@ -39,27 +39,27 @@ class Selection:
         ]
 
     def part(self, depth: int, names: Collection[str] = ()) -> Selection:
-        """What the first `depth` blocks give, of all columns or of those whose kind or pooling is one of `names`."""
-        kept = [
+        """The features within the first `depth` blocks; with `names`, only of these kinds of sites or poolings."""
+        columns = [
             column
             for column in self.neurons
             if column.site.layer <= depth and (not names or column.site.kind in names or column.pooling in names)
         ]
-        return Selection({c: self.neurons[c] for c in kept}, {c: self.importance[c] for c in kept}, self.eta)
+        return Selection({c: self.neurons[c] for c in columns}, {c: self.importance[c] for c in columns}, self.eta)
 
-    def keep(self, wanted: NDArray[np.bool_]) -> Selection:
-        """Only the features (p,) that are wanted; a site.pooling left without any goes."""
-        parts = np.split(wanted, np.cumsum([len(n) for n in self.neurons.values()])[:-1])
-        kept = {column: part for column, part in zip(self.neurons, parts, strict=True) if part.any()}
+    def keep(self, features: NDArray[np.bool_]) -> Selection:
+        """The features of a mask (p,); a feature column that is left without any is dropped."""
+        masks = np.split(features, np.cumsum([len(n) for n in self.neurons.values()])[:-1])
+        columns = {column: mask for column, mask in zip(self.neurons, masks, strict=True) if mask.any()}
         return Selection(
-            {c: self.neurons[c][part] for c, part in kept.items()},
-            {c: self.importance[c][part] for c, part in kept.items()},
+            {c: self.neurons[c][mask] for c, mask in columns.items()},
+            {c: self.importance[c][mask] for c, mask in columns.items()},
             self.eta,
         )
 
-    def within(self, larger: Selection) -> NDArray[np.int64]:
-        """Where this selection's features stand among those of a larger one."""
+    def positions_in(self, larger: Selection) -> NDArray[np.int64]:
+        """(p,) the positions of this selection's features among those of a larger one that contains them."""
         offsets = np.cumsum([0, *map(len, larger.neurons.values())])
         starts = dict(zip(larger.neurons, offsets, strict=False))
-        found = [starts[c] + np.searchsorted(larger.neurons[c], n) for c, n in self.neurons.items()]
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        positions = [starts[c] + np.searchsorted(larger.neurons[c], n) for c, n in self.neurons.items()]
+        return np.concatenate(positions) if positions else np.empty(0, np.int64)

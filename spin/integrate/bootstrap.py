@@ -1,4 +1,4 @@
-"""Whether one way to classify is better than another, told from both on the same documents."""
+"""Paired bootstrap: compare two classifiers on the same documents."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ _DRAWS = 500
 
 
 def bootstrap_p_value(metric: str, y: Targets, candidate: Targets, baseline: Targets, seed: int) -> float:
-    """The share of bootstrap samples of the documents in which `candidate` does not score above `baseline`.
+    """The one-sided p-value that `candidate` is not better than `baseline` (Efron & Tibshirani 1993, chapter 16).
 
-    Small says better: a one-sided paired bootstrap test (Efron & Tibshirani 1993, chapter 16). 1 for equal answers.
+    It is the share of bootstrap samples of the documents in which `candidate` does not score above `baseline`; 1 for
+    equal predictions.
     """
     return float((_differences(metric, y, candidate, baseline, seed) <= 0).mean())
 
@@ -22,21 +23,21 @@ def bootstrap_p_value(metric: str, y: Targets, candidate: Targets, baseline: Tar
 def lower_bound(
     metric: str, y: Targets, candidate: Targets, baseline: Targets, significance: float, seed: int
 ) -> float:
-    """How much higher `candidate` scores than `baseline` at least, but for a chance of `significance`.
+    """The one-sided lower confidence bound of how much higher `candidate` scores than `baseline`.
 
-    The one-sided lower confidence bound by the percentiles of the paired bootstrap (Efron & Tibshirani 1993, chapter
-    13): at or above -margin it says no worse by more than the margin. 0 for equal answers.
+    It is the `significance` percentile of the paired bootstrap (Efron & Tibshirani 1993, chapter 13). A bound of at
+    least -margin shows that `candidate` is not worse by more than the margin. 0 for equal predictions.
     """
     return float(np.quantile(_differences(metric, y, candidate, baseline, seed), significance))
 
 
 def _differences(metric: str, y: Targets, candidate: Targets, baseline: Targets, seed: int) -> NDArray[np.floating]:
-    """Of both scores, in each bootstrap sample of the documents."""
-    found = np.zeros(_DRAWS)
+    """The difference of both scores in each bootstrap sample of the documents."""
+    differences = np.zeros(_DRAWS)
     if not (candidate != baseline).any():
-        return found
+        return differences
     draw = np.random.default_rng(seed)
     for sample in range(_DRAWS):
         rows = draw.integers(len(y), size=len(y))
-        found[sample] = score(metric, y[rows], candidate[rows]) - score(metric, y[rows], baseline[rows])
-    return found
+        differences[sample] = score(metric, y[rows], candidate[rows]) - score(metric, y[rows], baseline[rows])
+    return differences

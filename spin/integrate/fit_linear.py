@@ -17,16 +17,16 @@ from spin.sparsify.solvers.fista import Regressions
 
 @dataclass(frozen=True)
 class Design:
-    """What a head is fitted on: this member's rows; the members of a team hold different ones."""
+    """What a head is fitted on: the rows of this process; the members of its group hold different rows."""
 
     X: Floats
     """(n, p) standardised features"""
     has: NDArray[np.bool_]
     """(n, K) the targets"""
     weights: Floats
-    """(n, 1) or (n, K), each column summing to 1 over the team"""
+    """(n, 1) or (n, K), each column summing to 1 over the group"""
     scales: Floats
-    """(p,) how loudly each feature may speak"""
+    """(p,) the scale of each feature: a larger one is penalised less"""
     exclusive: bool
     """whether a row has exactly one of the classes"""
     group: ProcessGroup
@@ -34,17 +34,17 @@ class Design:
 
     @property
     def unit(self) -> Floats:
-        """`scales` over their norm, so that the scaled features of a text have length 1 in expectation."""
+        """(p,) `scales` divided by their norm, so that the scaled features of a text have an expected length of 1."""
         return self.scales / np.float32(max(float(np.linalg.norm(self.scales)), 1e-12))
 
     @property
     def count(self) -> int:
-        """Rows of the whole team."""
+        """Number of rows of the whole group."""
         return int(self.group.all_reduce(torch.tensor([len(self.X)]))[0])
 
-    def part(self, where: NDArray[np.int64]) -> Design:
-        """Some of the features."""
-        return replace(self, X=np.ascontiguousarray(self.X[:, where]), scales=self.scales[where])
+    def part(self, features: NDArray[np.int64]) -> Design:
+        """The design with only some of its features, given by their positions."""
+        return replace(self, X=np.ascontiguousarray(self.X[:, features]), scales=self.scales[features])
 
     def tensor(self, values: Floats | NDArray[np.bool_]) -> torch.Tensor:
         """An array as float32 on the device."""
@@ -54,7 +54,7 @@ class Design:
 def fit_linear(
     design: Design, penalties: Sequence[Penalty], *, tolerance: float = 3e-3, max_checks: int = 20
 ) -> list[LinearHead]:
-    """One head a penalty, all solved at once; every member of the team gets the same.
+    """Fit one head per penalty, all at once; every member of the group gets the same heads.
 
     Minimises sum_i s_i loss_i + l1 |V|_1 + |V|^2 / (2 strength N) over V, where the coefficients are V times the
     unit scales and N counts the rows of the whole group. Ends where no optimality condition is violated by more
@@ -65,15 +65,17 @@ def fit_linear(
     X = torch.ones(1, n, p + 1, device=design.device)
     X[0, :, :p] = design.tensor(design.X)
     targets, weights = (design.tensor(values)[:, None] for values in (design.has, design.weights))
-    scale = torch.ones(p + 1, 1, 1, device=design.device)
-    scale[:p, 0, 0] = design.tensor(design.unit)
+    scales = torch.ones(p + 1, 1, 1, device=design.device)
+    scales[:p, 0, 0] = design.tensor(design.unit)
     l2 = design.tensor(np.array([[1 / (penalty.strength * design.count) for penalty in penalties]]))
-    null = Regressions(X, targets, weights, scale, torch.zeros_like(l2), l2, design.exclusive, design.group)
+    null_model = Regressions(
+        X, targets, weights, scales, torch.zeros_like(l2), l2, exclusive=design.exclusive, group=design.group
+    )
     share = design.group.all_reduce((weights * targets).sum(0)).clamp(1e-6, 1 - 1e-6)
     start = torch.zeros(1, p + 1, len(penalties), targets.shape[2], device=design.device)
     start[:, p] = share.log() if design.exclusive else share.logit()
-    steepest = null.steepest(start)
+    steepest = null_model.steepest(start)
     l1 = steepest * design.tensor(np.array([[penalty.l1 for penalty in penalties]]))
-    found = replace(null, l1=l1).solve(start, tolerance * steepest, max_checks)[0] * scale
-    coefs = found.permute(1, 2, 0).cpu().numpy()
+    solution = replace(null_model, l1=l1).solve(start, tolerance * steepest, max_checks)[0] * scales
+    coefs = solution.permute(1, 2, 0).cpu().numpy()
     return [LinearHead(np.ascontiguousarray(V[:, :p]), np.ascontiguousarray(V[:, p])) for V in coefs]

@@ -14,8 +14,10 @@ from spin.heads.mlp_head import MlpHead
 from spin.integrate.fit_linear import Design
 
 HIDDEN = 32
-
-_RATE, _STEPS, _LOOK, _PATIENCE = 0.01, 300, 10, 4
+"""width of the hidden layer"""
+_LEARNING_RATE, _STEPS = 0.01, 300
+_CHECK_EVERY, _PATIENCE = 10, 4
+"""steps between two checks of the loss, and checks without improvement after which fitting stops"""
 
 
 def fit_mlp(
@@ -27,21 +29,21 @@ def fit_mlp(
     judge: Callable[[MlpHead], float] | None = None,
     steps: int = _STEPS,
 ) -> tuple[MlpHead, int]:
-    """Learn the hidden layer beside a linear head that stays as it is, by Adam on all rows, and the steps taken.
+    """Fit the hidden layer beside a linear head that stays fixed, by Adam on all rows; also returns the steps taken.
 
-    It starts at the linear head exactly; `strength` is that of its penalty. With `judge`, a loss that is asked
-    every ten steps, the best head so far is given, once it has not improved four times in a row.
+    It starts exactly at the linear head; `strength` is that of its penalty. `judge` returns the loss of a head on other
+    rows: it is called every ten steps, and fitting returns the best head once four calls have not improved on it.
     """
-    net = _Hidden(linear, design, seed)
-    optimiser = torch.optim.Adam(net.parameters, lr=_RATE)
+    net = _HiddenLayer(linear, design, seed)
+    optimiser = torch.optim.Adam(net.parameters, lr=_LEARNING_RATE)
     prior = 1 / (2 * strength * design.count * design.group.size)
     best, best_loss, best_step = net.head(), np.inf, 0
     for step in range(steps + 1):
-        if judge is not None and step % _LOOK == 0:
+        if judge is not None and step % _CHECK_EVERY == 0:
             loss = design.group.broadcast_object(judge(net.head()) if design.group.rank == 0 else 0.0)
             if loss < best_loss:
                 best, best_loss, best_step = net.head(), loss, step
-            elif step - best_step >= _PATIENCE * _LOOK:
+            elif step - best_step >= _PATIENCE * _CHECK_EVERY:
                 break
         if step < steps:
             optimiser.zero_grad()
@@ -53,8 +55,8 @@ def fit_mlp(
     return (net.head(), steps) if judge is None else (best, best_step)
 
 
-class _Hidden:
-    """The hidden layer while it learns, on features scaled as the linear head's."""
+class _HiddenLayer:
+    """The hidden layer while it is fitted, on features scaled as the linear head's."""
 
     def __init__(self, linear: LinearHead, design: Design, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)
@@ -68,7 +70,7 @@ class _Hidden:
         self.parameters = [self.inner, self.inner_bias, self.outer]
 
     def loss(self) -> Tensor:
-        """Over this member's rows."""
+        """The weighted loss over the rows of this process."""
         logits = self.offset + torch.tanh(self.X @ self.inner.T + self.inner_bias) @ self.outer.T
         if self.exclusive:
             losses = cross_entropy(logits, self.targets, reduction="none")[:, None]
@@ -77,7 +79,7 @@ class _Hidden:
         return (self.weights * losses).sum()
 
     def head(self) -> MlpHead:
-        """As it is now."""
+        """The head with the current weights."""
         inner, bias, outer = (
             t.detach().cpu().numpy().copy() for t in (self.inner * self.scale, self.inner_bias, self.outer)
         )

@@ -1,9 +1,9 @@
-"""From probes to classifiers: the search, then for each choice the final calibrated head on all labelled rows."""
+"""Integrate: search over the probes' neurons, then fit the chosen calibrated heads on all labelled rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,206 +13,223 @@ from spin.errors import UserError
 from spin.heads.calibration import calibration_error, fit_temperature, log_loss
 from spin.heads.candidate import Candidate
 from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
 from spin.integrate.bootstrap import bootstrap_p_value
 from spin.integrate.exit_thresholds import choose_exit_thresholds, exit_indices, offered_depths
+from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection, selected_standardizer
 from spin.integrate.fit_linear import fit_linear
 from spin.integrate.fit_mlp import fit_mlp
 from spin.integrate.frontier import best_per_depth, choose_candidates
-from spin.integrate.search import Progress, Read, Search, TrainingData
-from spin.labels.cross_validation import Fold, labelled
-from spin.labels.label_space import LabelSpace, Targets
+from spin.integrate.search import Progress, Search
+from spin.labels.standardizer import Standardizer
+from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, Choice, SearchSettings
 from spin.sites import Site
 from spin.sparsify.probe import Probe
-from spin.sparsify.select import standardization
 
 SIGNIFICANT = 0.05
-"""a paired test's chance below which `auto` takes the mlp head"""
+"""p-value below which `head: auto` takes the MLP head"""
 
 
 def integrate(
     probes: Sequence[Probe],
-    read: Read,
-    y: Targets,
-    folds: Sequence[Fold],
-    label_space: LabelSpace,
+    read: ReadSelection,
+    data: TrainingData,
     *,
-    metric: str,
     settings: SearchSettings,
+    compute: Mapping[Site, float],
     cascade: CascadeSettings | None = None,
-    class_weights: str = "none",
-    flops: Mapping[Site, float],
     group: ProcessGroup | None = None,
-    device: str = "cpu",
-    seed: int = 0,
     progress: Progress = lambda fits: None,
 ) -> TrainingResult:
-    """Search eta, depth, sites, poolings and head strength by the validation metric, then fit what was chosen.
+    """Search eta, depth, sites, poolings and regularisation by the validation metric, then fit what was chosen.
 
-    `read` gives the raw activations of a selection for some rows, `y` (n, …) are the targets of all rows and `flops`
-    what reading a site costs, as a share of the whole backbone. Features of different layers meet standardised on
-    the training rows and weighted by site and neuron (`select.alignment`). The final heads are fitted on the rows
-    of all folds, training and validation, with the choices that the validation rows made, and cooled by the
-    temperature that the held-out logits chose, and so are those of the exits that `cascade` grants. Members of a
-    `group` share the training rows; all get the same result.
-    Raises UserError when no probe kept a neuron.
+    `read` returns the raw activations of a selection for some rows; `compute` is the share of the backbone's compute
+    that reading a site takes. Features of different layers are standardised on the training rows and weighted by site
+    and neuron (`feature_matrix.align`). The final heads, and those of the early exits that `cascade` allows, are
+    fitted on all rows of the folds and calibrated by the temperature that the held-out logits choose. The members of
+    a process group share the training rows; all get the same result. Raises UserError if no probe kept a neuron.
     """
     if not any(probe.coef.any() for probe in probes):
         raise UserError(
             "data: no probe kept a neuron, because no neuron varies over the training documents; "
             "check that their texts differ"
         )
-    material = TrainingData(
-        read,
-        y,
-        labelled(folds),
-        label_space,
-        metric,
-        class_weights,
-        group or ProcessGroup(),
-        device,
-        weigh_sites=len(folds) == 1,
-    )
-    search = Search(material, probes, folds, settings, flops, progress)
+    search = Search(FeatureMatrix(read, data, group or ProcessGroup()), probes, settings, compute, progress)
     tried = search.run()
-    fitter = _Fitter(search, cascade or CascadeSettings(), seed)
+    fitter = _CandidateFitter(search, cascade or CascadeSettings())
     fitted: dict[int, FittedClassifier] = {}
     choices: dict[Choice, FittedClassifier] = {}
-    for name, candidate in choose_candidates(tried, settings, folds).items():
+    for name, candidate in choose_candidates(tried, settings, data.folds).items():
         if id(candidate) not in fitted:
             fitted[id(candidate)] = fitter.fit(candidate)
         choices[name] = fitted[id(candidate)]
     return TrainingResult(choices, best_per_depth(tried), len(tried))
 
 
-class _Fitter:
-    """Makes a candidate whole: its head's kind, its temperature, and the final head on all labelled rows."""
+@dataclass(frozen=True)
+class _HeadChoice:
+    """Which kind of head a candidate gets."""
 
-    def __init__(self, search: Search, cascade: CascadeSettings, seed: int) -> None:
-        self.search, self.cascade, self.seed = search, cascade, seed
-        self.material, self.label_space, self.group = (
-            search.material,
-            search.material.label_space,
-            search.material.group,
-        )
-        self.valid_y = np.concatenate([part.valid_y for part in search.parts])
+    held_out: tuple[Floats, ...]
+    """logits (m, K) of each fold's validation rows by a head of this kind"""
+    mlp_steps: int | None
+    """steps of the MLP head; None for a linear head"""
+    p_value: float | None
+    """of the test that the MLP head is better; None where it was not tested"""
+
+
+@dataclass(frozen=True)
+class _ExitCandidate:
+    """An exit that is offered at a depth, before its threshold is known."""
+
+    depth: int
+    held_out: Floats
+    """calibrated logits (n, K) of the validation rows"""
+    temperature: float
+
+
+class _CandidateFitter:
+    """Turns a candidate into a classifier: head kind, temperature, early exits, and the head on all labelled rows."""
+
+    def __init__(self, search: Search, cascade: CascadeSettings) -> None:
+        self.search, self.cascade = search, cascade
+        self.matrix, self.data, self.group = search.matrix, search.data, search.matrix.group
+        self.valid_y = np.concatenate([fold.valid_y for fold in search.folds])
 
     def fit(self, candidate: Candidate) -> FittedClassifier:
-        held_out, steps, chance = self._bend(candidate)
-        logits = np.concatenate(held_out)
-        y = self.valid_y
-        temperature = fit_temperature(logits, y, self.label_space)
-        errors = [
-            calibration_error(self.label_space.probabilities(values), y, self.label_space)
-            for values in (logits, logits / np.float32(temperature))
-        ]
-        selection, mean, scale, head = self._final(candidate, steps)
-        exits, mix = self._exits(candidate, steps, selection, logits / np.float32(temperature))
-        facts = {
-            **candidate.describe(),
-            "neurons": len(selection),
-            "head": "linear" if steps is None else "mlp",
-            "mlp_chance": chance,
-            "valid_score": round(float(np.mean(self.search.judge(held_out))), 4),
-            "valid_log_loss": round(log_loss(logits / np.float32(temperature), y, self.label_space), 4),
-            "temperature": round(temperature, 4),
-            "valid_ece": round(errors[1], 4),
-            "valid_ece_uncalibrated": round(errors[0], 4),
-            "exits": mix,
-        }
-        said: tuple[float, dict[str, Any]] = self.group.broadcast_object((temperature, facts))
-        return FittedClassifier(selection, mean, scale, head.with_temperature(said[0]), said[1], exits)
+        """The classifier of a candidate."""
+        label_space, y = self.data.label_space, self.valid_y
+        choice = self._choose_head(candidate)
+        logits = np.concatenate(choice.held_out)
+        temperature = fit_temperature(logits, y, label_space)
+        calibrated = logits / np.float32(temperature)
+        ece = [calibration_error(label_space.probabilities(values), y, label_space) for values in (logits, calibrated)]
+        selection, standardizer, head = self._fit_final(candidate, choice.mlp_steps)
+        exits, exit_summaries = self._fit_exits(candidate, choice.mlp_steps, selection, calibrated)
+        summary = ChoiceSummary(
+            **{
+                **candidate.summary().model_dump(),
+                "neurons": len(selection),
+                "head": "linear" if choice.mlp_steps is None else "mlp",
+                "mlp_chance": choice.p_value,
+                "valid_score": round(float(np.mean(self.search.judge(choice.held_out))), 4),
+                "valid_log_loss": round(log_loss(calibrated, y, label_space), 4),
+                "temperature": round(temperature, 4),
+                "valid_ece": round(ece[1], 4),
+                "valid_ece_uncalibrated": round(ece[0], 4),
+                "exits": exit_summaries,
+            }
+        )
+        temperature, summary = self.group.broadcast_object((temperature, summary))
+        return FittedClassifier(selection, standardizer, head.with_temperature(temperature), summary, exits)
 
-    def _exits(
-        self, candidate: Candidate, steps: int | None, selection: Selection, final: Floats
-    ) -> tuple[tuple[EarlyExit, ...], list[dict[str, Any]]]:
-        """The exits of a candidate whose calibrated held-out logits are `final`, and the share that leaves at each."""
-        found: list[tuple[int, Floats, float]] = []
-        costs: list[float] = []
-        of_folds = self._read_in_folds(candidate, steps) if self.cascade.max_loss else []
-        reached = {column.site.layer for column in selection.neurons}
-        for depth in offered_depths(self.cascade.depths, selection.depth) if self.cascade.max_loss else ():
-            parts = [read.part(depth) for read in of_folds]
-            if depth < min(reached) or not all(map(len, parts)):
-                continue
-            ridge = Penalty(candidate.penalty.strength)
-            fits = [of.fit(part, [ridge])[0] for of, part in zip(self.search.parts, parts, strict=True)]
-            logits = np.concatenate([values for _, values in fits])
-            temperature = self.group.broadcast_object(fit_temperature(logits, self.valid_y, self.label_space))
-            found.append((depth, logits / np.float32(temperature), temperature))
-            costs.append(self.search.compute[Site(depth, "resid")])
-        held_out = [logits for _, logits, _ in found]
+    def _choose_head(self, candidate: Candidate) -> _HeadChoice:
+        """The MLP head if the settings ask for it, or if a paired test on validation shows that it is better."""
+        kind = self.search.settings.head
+        if kind == "linear" or (kind == "auto" and len(self.search.folds) > 1):  # too few documents for the test
+            return _HeadChoice(candidate.held_out, None, None)
+        logits, steps = [], []
+        for probes, fold in zip(self.search.fold_probes, self.search.folds, strict=True):
+            selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
+            fold_logits, fold_steps = fold.fit_mlp(selection, candidate.penalty, self.data.seed)
+            logits.append(fold_logits)
+            steps.append(fold_steps)
+        mlp, linear = (self.data.label_space.predict(np.concatenate(of)) for of in (logits, candidate.held_out))
+        p_value = bootstrap_p_value(self.data.metric, self.valid_y, mlp, linear, self.data.seed)
+        use_mlp, p_value = self.group.broadcast_object((kind == "mlp" or p_value < SIGNIFICANT, p_value))
+        if not use_mlp:
+            return _HeadChoice(candidate.held_out, None, p_value)
+        return _HeadChoice(tuple(logits), round(float(np.mean(steps))), p_value)
+
+    def _fit_final(
+        self, candidate: Candidate, mlp_steps: int | None
+    ) -> tuple[Selection, Standardizer, LinearHead | MlpHead]:
+        """The head on all labelled rows; neurons that its L1 penalty zeroes leave the selection."""
+        probes = self.search.final_probes
+        selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
+        standardizer = selected_standardizer(selection, probes)
+        design = self.matrix.design(selection, probes, self.data.rows)
+        [head] = fit_linear(design, [candidate.penalty])
+        if mlp_steps is not None:
+            mlp, _ = fit_mlp(head, design, candidate.penalty.strength, seed=self.data.seed, steps=mlp_steps)
+            return selection, standardizer, mlp
+        used = _used_features(head)
+        return selection.keep(used), standardizer.keep(used), head.keep(used)
+
+    def _fit_exits(
+        self, candidate: Candidate, mlp_steps: int | None, selection: Selection, final: Floats
+    ) -> tuple[tuple[EarlyExit, ...], tuple[ExitSummary, ...]]:
+        """The early exits of a candidate whose calibrated held-out logits (n, K) at full depth are `final`."""
+        offered, costs = self._offer_exits(candidate, mlp_steps, selection)
+        logits = [exit.held_out for exit in offered]
+        label_space, max_loss = self.data.label_space, self.cascade.max_loss
         thresholds: list[float] = self.group.broadcast_object(
             choose_exit_thresholds(
-                held_out, final, self.valid_y, self.label_space,
-                metric=self.material.metric, costs=[*costs, candidate.compute], max_loss=self.cascade.max_loss,
+                logits,
+                final,
+                self.valid_y,
+                label_space,
+                metric=self.data.metric,
+                costs=[*costs, candidate.compute],
+                max_loss=max_loss,
             )
-        )  # fmt: skip
-        at = exit_indices(held_out, thresholds, final, self.label_space)
+        )
+        indices = exit_indices(logits, thresholds, len(final), label_space)
         exits: list[EarlyExit] = []
-        mix: list[dict[str, Any]] = []
-        taken = 0
-        for index, ((depth, _, temperature), threshold) in enumerate(zip(found, thresholds, strict=True)):
-            share = float((at == index).mean())
-            part = selection.part(depth)
-            if share and len(part) > taken:  # an exit reads something that those before it do not
-                taken = len(part)
-                design = self.material.design(part, self.search.final, self.material.rows)
+        summaries: list[ExitSummary] = []
+        features = 0
+        for index, (exit, threshold) in enumerate(zip(offered, thresholds, strict=True)):
+            share = float((indices == index).mean())
+            part = selection.part(exit.depth)
+            if share and len(part) > features:  # an exit must read something that those before it do not
+                features = len(part)
+                design = self.matrix.design(part, self.search.final_probes, self.data.rows)
                 [head] = fit_linear(design, [Penalty(candidate.penalty.strength)])
-                exits.append(EarlyExit(depth, head.with_temperature(temperature), threshold))
-                mix.append({"depth": depth, "threshold": round(threshold, 4), "valid_share": round(share, 4)})
-        return tuple(exits), self.group.broadcast_object(mix)
+                exits.append(EarlyExit(exit.depth, head.with_temperature(exit.temperature), threshold))
+                rounded = {"threshold": round(threshold, 4), "valid_share": round(share, 4)}
+                summaries.append(ExitSummary(depth=exit.depth, **rounded))
+        return tuple(exits), self.group.broadcast_object(tuple(summaries))
 
-    def _read_in_folds(self, candidate: Candidate, steps: int | None) -> list[Selection]:
-        """What the head of each fold reads: as in the final one, no neurons that its L1 part left out."""
-        found = []
-        for probes, part in zip(self.search.of_fold, self.search.parts, strict=True):
+    def _offer_exits(
+        self, candidate: Candidate, mlp_steps: int | None, selection: Selection
+    ) -> tuple[list[_ExitCandidate], list[float]]:
+        """The exits at the depths of the cascade settings, and the compute that running to each takes."""
+        offered: list[_ExitCandidate] = []
+        costs: list[float] = []
+        if not self.cascade.max_loss:
+            return offered, costs
+        of_folds = self._fold_selections(candidate, mlp_steps)
+        shallowest = min(column.site.layer for column in selection.neurons)
+        for depth in offered_depths(self.cascade.depths, selection.depth):
+            parts = [of_fold.part(depth) for of_fold in of_folds]
+            if depth < shallowest or not all(map(len, parts)):
+                continue
+            ridge = Penalty(candidate.penalty.strength)
+            fits = [fold.fit(part, [ridge])[0] for fold, part in zip(self.search.folds, parts, strict=True)]
+            logits = np.concatenate([values for _, values in fits])
+            temperature = self.group.broadcast_object(fit_temperature(logits, self.valid_y, self.data.label_space))
+            offered.append(_ExitCandidate(depth, logits / np.float32(temperature), temperature))
+            costs.append(self.search.compute[Site(depth, "resid")])
+        return offered, costs
+
+    def _fold_selections(self, candidate: Candidate, mlp_steps: int | None) -> list[Selection]:
+        """What the head of each fold reads: as in the final head, no neurons that its L1 penalty zeroes."""
+        selections = []
+        for probes, fold in zip(self.search.fold_probes, self.search.folds, strict=True):
             selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
-            if steps is None and candidate.penalty.l1:
-                [(head, _)] = part.fit(selection, [candidate.penalty])
-                selection = selection.keep(_used(head))
-            found.append(selection)
-        return found
-
-    def _bend(self, candidate: Candidate) -> tuple[tuple[Floats, ...], int | None, float | None]:
-        """Held-out logits of the head that is taken, its steps if that is the mlp, and the test's chance."""
-        kind = self.search.settings.head
-        if kind == "linear" or (kind == "auto" and len(self.search.parts) > 1):  # too few documents to tell
-            return candidate.held_out, None, None
-        found, steps = [], []
-        for probes, part in zip(self.search.of_fold, self.search.parts, strict=True):
-            selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
-            logits, last = part.bend(selection, candidate.penalty, self.seed)
-            found.append(logits)
-            steps.append(last)
-        bent, straight = (self.label_space.predict(np.concatenate(values)) for values in (found, candidate.held_out))
-        chance = bootstrap_p_value(self.material.metric, self.valid_y, bent, straight, self.seed)
-        taken = kind == "mlp" or chance < SIGNIFICANT
-        taken, chance = self.group.broadcast_object((taken, chance))
-        if not taken:
-            return candidate.held_out, None, chance
-        return tuple(found), round(float(np.mean(steps))), chance
-
-    def _final(self, candidate: Candidate, steps: int | None) -> tuple[Selection, Floats, Floats, LinearHead | MlpHead]:
-        """The head on all labelled rows; neurons that its L1 part left out are gone from the selection."""
-        probes = self.search.final
-        selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
-        mean, scale = standardization(selection, probes)
-        design = self.material.design(selection, probes, self.material.rows)
-        [head] = fit_linear(design, [candidate.penalty])
-        if steps is not None:
-            bent, _ = fit_mlp(head, design, candidate.penalty.strength, seed=self.seed, steps=steps)
-            return selection, mean, scale, bent
-        wanted = _used(head)
-        return selection.keep(wanted), mean[wanted], scale[wanted], head.keep(wanted)
+            if mlp_steps is None and candidate.penalty.l1:
+                [(head, _)] = fold.fit(selection, [candidate.penalty])
+                selection = selection.keep(_used_features(head))
+            selections.append(selection)
+        return selections
 
 
-def _used(head: LinearHead) -> NDArray[np.bool_]:
-    """(p,) the features that a head reads: something, if only to ignore it."""
+def _used_features(head: LinearHead) -> NDArray[np.bool_]:
+    """(p,) the features with a weight that is not zero; all of them if there is none, as a head must read something."""
     used: NDArray[np.bool_] = np.any(head.coef != 0, axis=0)
     return used | (not used.any())

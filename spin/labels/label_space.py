@@ -1,4 +1,4 @@
-"""What is to be told apart: the classes, and whether a document has one of them or any number."""
+"""The label space: the classes, and whether a document has exactly one of them or any number."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class LabelSpace:
 
     @classmethod
     def of(cls, labels: Sequence[Label], splits: Sequence[str]) -> LabelSpace:
-        """The sorted classes of labels that are all strings, or all lists of strings.
+        """The label space of labels that are all strings, or all lists of strings; classes are sorted.
 
-        Raises UserError unless there are two classes or more and each has a document to train and one to validate (two
-        in all where labels are few), and none is on every document to train.
+        Raises UserError unless there are at least two classes, each class has a document to train and one to validate
+        (two in all where labels are few), and no class is on every document that trains.
         """
         kinds = {isinstance(label, str) for label in labels}
         if len(kinds) > 1:
@@ -72,12 +72,15 @@ class LabelSpace:
         return len(self.classes)
 
     def index(self, labels: Sequence[Label]) -> Targets:
-        """Class indices (n,), or for a multi-label task, where a string is a list of one, booleans (n, K).
+        """The targets of labels: class indices (n,), or booleans (n, K) in a multi-label task.
 
-        Raises UserError for a class not known, or a list in a task of one class a document.
+        In a multi-label task a string counts as a list of one. Raises UserError for an unknown class, or for a list
+        where each document has exactly one class.
         """
         if not self.multilabel and not all(isinstance(label, str) for label in labels):
-            raise UserError("labels: found a list of classes; the model gives one class a document, expected a string")
+            raise UserError(
+                "labels: found a list of classes; the model gives each document one class, expected a string"
+            )
         known = {name: k for k, name in enumerate(self.classes)}
         unknown = sorted({name for label in labels for name in class_names(label)} - known.keys())
         if unknown:
@@ -90,25 +93,25 @@ class LabelSpace:
         return targets
 
     def indicator(self, y: Targets) -> NDArray[np.bool_]:
-        """Which classes each document has (n, K), in either kind of task."""
+        """Which classes each document has (n, K), for targets of either kind."""
         return y.astype(bool) if y.ndim == 2 else y[:, None] == np.arange(len(self))
 
     def probabilities(self, logits: Floats) -> Floats:
-        """(n, K): over the classes each row sums to 1, or in a multi-label task each class stands by itself."""
+        """(n, K) of logits (n, K): each row sums to 1, or in a multi-label task each class is independent."""
         return expit(logits) if self.multilabel else softmax(logits, axis=1)
 
     def predict(self, logits: Floats) -> Targets:
-        """The targets that logits (n, K) speak for, without thresholds."""
+        """The targets that logits (n, K) predict without thresholds."""
         return logits > 0 if self.multilabel else logits.argmax(1)
 
     def names(self, y: Targets) -> list[str | list[str]]:
-        """Labels of targets: a name a document, or a list of names."""
+        """The labels of targets: one class per document, or a list of classes per document."""
         if y.ndim == 1:
             return [self.classes[k] for k in y]
         return [[self.classes[k] for k in np.flatnonzero(row)] for row in y]
 
     def strata(self, y: Targets) -> NDArray[np.int64]:
-        """One class (n,) a document to stratify by: its own, or the rarest of its list (K where that is empty)."""
+        """(n,) a single class per document to stratify by: its own, or the rarest of its list (K for an empty list)."""
         if y.ndim == 1:
             return y.astype(np.int64)
         counts = y.sum(0)
@@ -118,7 +121,7 @@ class LabelSpace:
 
 
 def class_names(label: Label | None) -> Collection[str]:
-    """The classes in a label: one, those of a list, or none."""
+    """The classes in a label: one for a string, those of a list, none for None."""
     if label is None:
         return ()
     return (label,) if isinstance(label, str) else set(label)

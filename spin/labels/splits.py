@@ -1,4 +1,4 @@
-"""Which documents train, which choose and which test."""
+"""Splits: which documents train, which validate and which test."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from spin.arrays import Rows
 
 SPLITS = ("train", "valid", "test")
 CROSS_VALIDATION_BELOW = 1_000
-"""labelled documents to train and validate, below which choices are made by cross-validation"""
+"""number of labelled documents to train and validate below which cross-validation makes the choices"""
 
 
 def assign_split(id: str, seed: int, valid_fraction: float, test_fraction: float) -> str:
     """The split of a document by a hash of its id alone, so that more data never moves a document.
 
-    Every class is divided in the same proportions in expectation, because the hash knows nothing of it.
+    Every class is divided in the same proportions in expectation, because the hash does not depend on the class.
     """
     digest = hashlib.blake2b(f"{seed}:{id}".encode(errors="surrogatepass"), digest_size=8).digest()
     share = int.from_bytes(digest) / 2**64
@@ -25,11 +26,11 @@ def assign_split(id: str, seed: int, valid_fraction: float, test_fraction: float
     return "valid" if share < test_fraction + valid_fraction else "train"
 
 
-def rows_in_split(splits: Iterable[str], split: str) -> NDArray[np.int64]:
-    """Row numbers of a split."""
-    return np.flatnonzero(np.array([of == split for of in splits], bool))
+def rows_in_split(splits: Iterable[str], split: str) -> Rows:
+    """The row numbers of the documents in a split."""
+    return np.flatnonzero(np.array([own == split for own in splits], bool))
 
 
 def needs_cross_validation(splits: Sequence[str]) -> bool:
-    """Whether there are so few documents to train and validate that they are one pool for cross-validation."""
+    """Whether so few documents train and validate that they form one pool for cross-validation."""
     return sum(split != "test" for split in splits) < CROSS_VALIDATION_BELOW

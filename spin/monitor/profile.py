@@ -58,7 +58,7 @@ class Profile:
         """Return the profile of n documents, given their logits (n, K), raw activations (n, p) and token counts."""
         indicator = label_space.indicator(label_space.predict(logits))
         probabilities = label_space.probabilities(logits)
-        standardised = fitted.standardise(activations).astype(np.float64)
+        standardised = fitted.standardizer.transform(activations).astype(np.float64)
         n_tokens, n_unknown = features.n_tokens, features.n_unknown
         return cls(
             labels=np.array([*indicator.sum(0), (~indicator.any(1)).sum()], np.int64),

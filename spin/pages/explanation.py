@@ -159,9 +159,9 @@ def explain(
     ids, mask = ids.to(backbone.device), mask.to(backbone.device)
     content = backbone.content_mask(ids, mask)
     shares = _token_values(backbone, fitted, ids, mask, content, pooled)
-    values = shares.sum(0) / fitted.scale
+    values = shares.sum(0) / fitted.standardizer.scale
     slopes = fitted.head.slopes(values)
-    weights = slopes.T / fitted.scale[:, None]
+    weights = slopes.T / fitted.standardizer.scale[:, None]
     by_token = np.einsum("tp,pk->tk", shares, weights)
     contributions = shares.sum(0)[:, None] * weights
     words, word_of = _words(encoded)
@@ -187,7 +187,7 @@ def _token_values(
 ) -> Floats:
     """Return the part (T, p) of each token in x - mean of each selected neuron."""
     selection, ends = fitted.selection, _ends(fitted)
-    means = dict(zip(selection.neurons, np.split(fitted.mean, ends), strict=True))
+    means = dict(zip(selection.neurons, np.split(fitted.standardizer.mean, ends), strict=True))
     read_by_engine = dict(zip(selection.neurons, np.split(pooled, ends), strict=True))
     parts: dict[FeatureColumn, Floats] = {}
 

@@ -74,7 +74,7 @@ def test_it_learns(fitted: SpinClassifier) -> None:
     texts, labels = read(300, len(fitted.classes), seed=1)
     assert fitted.classes == tuple(sorted(CLASSES[len(fitted.classes)]))
     assert (np.array(fitted.predict(texts)) == np.array(labels)).mean() > 0.85
-    assert fitted.fitted.facts["valid_score"] > 0.85
+    assert fitted.fitted.summary.valid_score > 0.85
 
 
 def test_predictions_agree_with_one_another(fitted: SpinClassifier) -> None:
@@ -149,7 +149,7 @@ def test_few_labels_are_cross_validated(deep: SpinClassifier, fitted: SpinClassi
     """Below a thousand texts all of them train and all judge, as often as the folds; above, a part does."""
     texts, labels = read(300, 3, seed=1)
     found = score("macro_f1", deep.label_space.index(labels), deep.label_space.index(deep.predict(texts)))
-    assert found == pytest.approx(deep.fitted.facts["valid_score"], abs=0.08), "an honest estimate"
+    assert found == pytest.approx(deep.fitted.summary.valid_score, abs=0.08), "an honest estimate"
     rows = sum(len(held) for held in deep.training_result.frontier[-1].held_out)
     assert rows > 300
     assert rows % 300 == 0
@@ -164,12 +164,12 @@ def test_one_of_three_is_chosen(fitted: SpinClassifier, tmp_path: Path, choose: 
     fitted.save(tmp_path)
     back = SpinClassifier.load(tmp_path, choose=choose)
     mine = fitted.training_result.choices[choose]
-    assert back.depth == mine.selection.depth == mine.facts["depth"]
+    assert back.depth == mine.selection.depth == mine.summary.depth
     texts, _ = read(30, len(fitted.classes), seed=5)
     raw = np.concatenate(list(back.features(texts).columns.values()), axis=1)
     np.testing.assert_allclose(back.predict_logits(texts), mine.logits(raw), atol=1e-5)
     assert set(back.training_result.choices) == {"accuracy", "balanced", "cheapest"}
-    depths = [back.training_result.choices[name].facts["compute"] for name in ("cheapest", "balanced", "accuracy")]
+    depths = [back.training_result.choices[name].summary.compute for name in ("cheapest", "balanced", "accuracy")]
     assert depths == sorted(depths)
 
 

@@ -31,6 +31,7 @@ from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
+from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
 from tests.spin.activations.test_engines import OPENVINO_SUPPORTED
@@ -38,6 +39,7 @@ from tests.spin.backbone.test_model import FAMILIES, Family, _save
 from tests.support import tiny
 from tests.support.registry_fixture import RegistryFixture
 from tests.support.repository import ROOT
+from tests.support.summaries import choice_summary
 
 FORMATS = ("onnx", "openvino")
 TEXTS = (
@@ -71,7 +73,9 @@ def classifier(
     if bent:
         outer = draw.normal(size=(3, 5)).astype(np.float32)
         head = MlpHead(head, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer)
-    part = FittedClassifier(selection, values.mean(0), values.std(0) + np.float32(0.1), head, {})
+    part = FittedClassifier(
+        selection, Standardizer(values.mean(0), values.std(0) + np.float32(0.1)), head, choice_summary()
+    )
     training_result = TrainingResult({"accuracy": part, "balanced": part, "cheapest": part}, (), 0)
     label_space = LabelSpace(("bad", "good", "plain"), multilabel)
     return SpinClassifier.assemble(settings, backbone.digest, label_space, training_result, "macro_f1", **options)

@@ -1,4 +1,4 @@
-"""L1 paths by matrix products: all penalties, problems and designs at once, as a GPU wants them."""
+"""L1 paths by matrix products: all penalties, problems and designs at once, for a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_CHECKS = 300
 class BatchedPaths:
     """The minimisers of sum_i s_ki log(1 + exp(-y_ki (x_i w + b))) + lam |w|_1 for P designs, K problems, L penalties.
 
-    What float32 keeps from `TOLERANCE` is returned without a mark: the caller certifies.
+    Solutions that float32 keeps from reaching `TOLERANCE` are returned like the others; the caller certifies them.
     """
 
     lam_max: NDArray[np.float64]
@@ -62,5 +62,5 @@ class BatchedPaths:
             self._X, positive, weights, ones, lam, torch.zeros_like(lam), exclusive=False, group=ProcessGroup()
         )
         self._lams, self._solved = np.array(lams), problems.solve(start, TOLERANCE * lam, _MAX_CHECKS).view(shape)
-        found = self._solved.permute(2, 0, 3, 1).cpu().numpy()
-        return np.ascontiguousarray(found[..., :-1]), np.ascontiguousarray(found[..., -1])
+        solutions = self._solved.permute(2, 0, 3, 1).cpu().numpy()
+        return np.ascontiguousarray(solutions[..., :-1]), np.ascontiguousarray(solutions[..., -1])

@@ -1,4 +1,4 @@
-"""Many penalised logistic regressions at once, by matrix products: accelerated proximal gradient descent."""
+"""FISTA: many penalised logistic regressions at once, by matrix products."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from spin.process_group import ProcessGroup
 
 STEPS = 10
-"""between two looks at the violation: a look costs a product and waits for the device"""
+"""steps between two checks of the violation: a check costs a product and waits for the device"""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Regressions:
     """
 
     X: Tensor
-    """(P, n, width + 1), the last column 1: its row of V is the intercept, which no penalty holds"""
+    """(P, n, width + 1), the last column 1: its row of V is the intercept, which is not penalised"""
     targets: Tensor
     """(n, B, K) of 0 and 1"""
     weights: Tensor
-    """(n, B, 1) or (n, B, K): s, summing to 1 over the rows of all members of the team"""
+    """(n, B, 1) or (n, B, K): s, summing to 1 over the rows of the whole group"""
     scales: Tensor
     """(width + 1, B, 1): d, 1 for the intercept"""
     l1: Tensor
@@ -35,35 +35,35 @@ class Regressions:
     l2: Tensor
     """(P, B)"""
     exclusive: bool
-    """whether one output is true of a row (softmax), or each is by itself (sigmoid)"""
+    """whether a row has exactly one of the outputs (softmax), or each is independent (sigmoid)"""
     group: ProcessGroup
-    """who holds other rows"""
+    """the processes that hold the other rows"""
 
     def solve(self, start: Tensor, limit: Tensor, max_checks: int) -> Tensor:
-        """The minimisers (P, width + 1, B, K), descending from `start` until no optimality condition is violated by
-        more than `limit` (P, B).
+        """The minimisers (P, width + 1, B, K), to within a violation of `limit` (P, B) of the optimality conditions.
 
-        FISTA (Beck & Teboulle 2009), restarted where the momentum points uphill (O'Donoghue & Candès 2015). All
-        regressions take their steps in one batch, which the converged ones leave; each takes steps as long as the
-        curvature on its own way allows. What `max_checks` or float32 keeps from the limit is given back as it is.
+        Descends from `start` by FISTA (Beck & Teboulle 2009), restarted where the momentum points uphill (O'Donoghue &
+        Candès 2015). All regressions take their steps in one batch, which converged ones leave; the step size of each
+        follows the curvature along its own path. Those that `max_checks` or float32 keeps from the limit are returned
+        as they are.
         """
         solution = start.clone()
         with full_float32(), torch.no_grad():
             batch = _Batch.at(self, solution)
-            for look in range(max_checks + 1):
+            for check in range(max_checks + 1):
                 violation = batch.violation(self) / limit.gather(1, batch.index)
                 solution.scatter_(2, batch.index[:, None, :, None].expand_as(batch.V), batch.V)
-                left = int((violation > 1).sum(1).max())
-                if left == 0 or look == max_checks:
+                unsolved = int((violation > 1).sum(1).max())
+                if unsolved == 0 or check == max_checks:
                     break
-                if left < violation.shape[1]:  # a design that has fewer left than another goes on with its worst
-                    batch = batch.keep(violation.argsort(1, descending=True)[:, :left])
+                if unsolved < violation.shape[1]:  # a design with fewer unsolved ones continues with its worst
+                    batch = batch.keep(violation.argsort(1, descending=True)[:, :unsolved])
                 for _ in range(STEPS):
                     batch.step(self)
         return solution
 
     def steepest(self, V: Tensor) -> Tensor:
-        """(P, B) the largest slope of the loss at V, the intercept's aside."""
+        """(P, B) the largest slope of the loss at V, leaving out the intercept."""
         with full_float32():
             residual = self.weights * (self.probabilities(self.scores(V, self.scales)) - self.targets)
             return self.gradient(residual, self.scales)[:, :-1].abs().amax((1, 3))
@@ -88,7 +88,7 @@ class Regressions:
         return (self.X @ (scales * V).flatten(2)).unflatten(2, V.shape[2:])
 
     def gradient(self, residual: Tensor, scales: Tensor) -> Tensor:
-        """(P, width + 1, B, K) of the loss by V, over the rows of the whole team."""
+        """(P, width + 1, B, K) the gradient of the loss with respect to V, over the rows of the whole group."""
         # few rows times X: a CPU multiplies that up to four times as fast as X transposed times few columns
         slopes = (residual.flatten(2).mT @ self.X).mT.contiguous()
         return self.group.all_reduce(slopes).unflatten(2, residual.shape[2:]) * scales
@@ -96,10 +96,10 @@ class Regressions:
 
 @dataclass
 class _Batch:
-    """The regressions that are still descending; B is the second last axis but for `index`, penalties and pace."""
+    """The regressions that are not solved yet; B is the second last axis, except in the (P, B) fields."""
 
     index: Tensor
-    """(P, B) which of all"""
+    """(P, B) their positions among all regressions"""
     l1: Tensor
     """(P, B)"""
     l2: Tensor
@@ -114,12 +114,12 @@ class _Batch:
     scores: Tensor
     """(P, n, B, K) at V"""
     old_V: Tensor
-    """where the last step came from"""
+    """V before the last step"""
     old_scores: Tensor
     momentum: Tensor
     """(P, B) t of FISTA"""
     curvature: Tensor
-    """(P, B) one over the step"""
+    """(P, B) the inverse of the step size"""
 
     @classmethod
     def at(cls, of: Regressions, V: Tensor) -> _Batch:
@@ -131,7 +131,7 @@ class _Batch:
         return cls(index, of.l1, of.l2, targets, weights, scales, V, scores, V, scores, one, one)
 
     def keep(self, chosen: Tensor) -> _Batch:
-        """Only the regressions `chosen` (P, B') among these."""
+        """The batch with only some of its regressions, given by their positions (P, B')."""
 
         def taken(x: Tensor) -> Tensor:
             if x.ndim == 2:
@@ -162,7 +162,7 @@ class _Batch:
         self.scores = torch.where(fits, ahead_scores + moved, self.scores)
 
     def violation(self, of: Regressions) -> Tensor:
-        """(P, B) the largest distance of a slope from where the optimality conditions want it.
+        """(P, B) the largest violation of the optimality conditions.
 
         Takes both scores afresh: steps only add to them, and the momentum lets rounding errors grow.
         """
@@ -174,7 +174,7 @@ class _Batch:
         return torch.maximum(distance.amax((1, 3)), gradient[:, -1].abs().amax(2))
 
     def _shrink(self, V: Tensor) -> Tensor:
-        """The proximal map of the elastic net, which leaves the intercept."""
+        """The proximal map of the elastic net, which leaves the intercept as it is."""
         l1, l2 = ((x / self.curvature)[:, None, :, None] for x in (self.l1, self.l2))
         shrunk = V.sign() * (V.abs() - l1).clamp(min=0) / (1 + l2)
         shrunk[:, -1] = V[:, -1]
@@ -188,7 +188,7 @@ def _excess(m: Tensor) -> Tensor:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Matrix products without TF32, whatever the process has set: its ten bits would drown the violation."""
+    """Matrix products without TF32, whatever the process has set: its ten bits of mantissa would hide the violation."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,4 +1,4 @@
-"""L1 logistic regression along falling penalties: proximal Newton on the features that the strong rule lets in."""
+"""L1 logistic regression along falling penalties: proximal Newton with the sequential strong rule, for a CPU."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TOLERANCE = 1e-3
 
 @dataclass
 class LogisticPath:
-    """The minimisers of sum_i s_i log(1 + exp(-y_i (x_i w + b))) + lam |w|_1 for falling lam.
+    """The minimisers of sum_i s_i log(1 + exp(-y_i (x_i w + b))) + lam |w|_1 for falling penalties lam.
 
-    Each starts from the last. `X` (n, p) is float32 and standardised, `y` (n,) is -1 or 1, the weights `s` (n,) sum
-    to 1. For a penalty the candidates are the features of the last solution and those that the sequential strong
-    rule keeps (Tibshirani et al. 2012); on them a proximal Newton step minimises the quadratic model by coordinate
-    descent on its Gram matrix (Friedman et al. 2010), which does not touch the n rows again. Whatever the rule left
-    out wrongly fails the KKT check and comes back.
+    Each solution starts from the previous one. `X` (n, p) is float32 and standardised, `y` (n,) is -1 or 1, the
+    weights `s` (n,) sum to 1. The working set of a penalty are the features of the previous solution and those that
+    the sequential strong rule keeps (Tibshirani et al. 2012). On it, each proximal Newton step minimises the quadratic
+    model by coordinate descent on its Gram matrix (Friedman et al. 2010), which does not touch the n rows again.
+    Features that the rule discarded discardedly fail the KKT check and join the working set.
     """
 
     X: Floats
@@ -37,29 +37,30 @@ class LogisticPath:
     """the smallest penalty whose solution is zero"""
 
     def __post_init__(self) -> None:
-        share = float(np.clip(self.s[self.y > 0].sum(dtype=np.float64), 1e-6, 1 - 1e-6))  # one class only: no infinity
+        # clipped: a single class must not give an infinite intercept
+        share = float(np.clip(self.s[self.y > 0].sum(dtype=np.float64), 1e-6, 1 - 1e-6))
         self.w = np.zeros(self.X.shape[1])
         self.b = float(np.log(share / (1 - share)))
         self._gradient = self.X.T @ _residual(self.y, self.s, np.full(len(self.y), self.b, np.float32))
         self._lam = self.lam_max = float(np.abs(self._gradient).max(initial=0))
 
     def solve(self, lam: float) -> None:
-        """Move to the minimiser at `lam`, at most the last penalty; `w` and `b` hold it afterwards."""
-        candidates = (self.w != 0) | (np.abs(self._gradient) >= 2 * lam - self._lam)
+        """Solve at `lam`, which is at most the previous penalty; `w` and `b` hold the solution afterwards."""
+        working_set = (self.w != 0) | (np.abs(self._gradient) >= 2 * lam - self._lam)
         for _ in range(20):
-            kept = np.flatnonzero(candidates)
-            scores = self._minimise(kept, lam)
+            columns = np.flatnonzero(working_set)
+            scores = self._minimise(columns, lam)
             self._gradient = self.X.T @ _residual(self.y, self.s, scores)
-            wrong = (np.abs(self._gradient) > lam * (1 + TOLERANCE)) & ~candidates
-            if not wrong.any():
+            discarded = (np.abs(self._gradient) > lam * (1 + TOLERANCE)) & ~working_set
+            if not discarded.any():
                 break
-            candidates |= wrong
+            working_set |= discarded
         self._lam = lam
 
-    def _minimise(self, kept: NDArray[np.int64], lam: float) -> Floats:
-        """Proximal Newton on the features `kept`, giving the scores (n,) of the solution."""
-        A = np.ascontiguousarray(self.X[:, kept])
-        w, b = self.w[kept], self.b
+    def _minimise(self, columns: NDArray[np.int64], lam: float) -> Floats:
+        """The scores (n,) of the solution by proximal Newton on the features `columns`."""
+        A = np.ascontiguousarray(self.X[:, columns])
+        w, b = self.w[columns], self.b
         scores = (A @ w.astype(np.float32) + np.float32(b)).astype(np.float32)
         objective = _loss(self.y, self.s, scores) + lam * np.abs(w).sum()
         model, last, fresh, gained = None, np.inf, False, 0.0
@@ -70,9 +71,9 @@ class LogisticPath:
             if violation <= TOLERANCE * lam / 2:
                 break
             if fresh and violation > last / 2 and gained <= 1e-7 * objective:
-                break  # float32 sees no further descent
+                break  # no further descent is visible in float32
             fresh = False
-            if model is None or violation > last / 2:  # an old Hessian serves as long as it makes headway
+            if model is None or violation > last / 2:  # an old Hessian is reused while it makes progress
                 model, fresh = _hessian(A, self.s, scores), True
             last = violation
             new_w, new_b = _descend(*model, gradient, slope_b, w, b, lam, max(1e-4 * lam, violation / 20))
@@ -81,24 +82,24 @@ class LogisticPath:
             length = 1.0
             while length > 1e-4:
                 trial = scores + np.float32(length) * moved
-                found = _loss(self.y, self.s, trial) + lam * np.abs(w + length * step_w).sum()
-                if found <= objective:
+                trial_objective = _loss(self.y, self.s, trial) + lam * np.abs(w + length * step_w).sum()
+                if trial_objective <= objective:
                     break
                 length /= 2
             else:
                 break
-            gained = objective - found
-            w, b, scores, objective = w + length * step_w, b + length * step_b, trial, found
+            gained = objective - trial_objective
+            w, b, scores, objective = w + length * step_w, b + length * step_b, trial, trial_objective
         self.w = np.zeros(self.X.shape[1])
-        self.w[kept], self.b = w, float(b)
+        self.w[columns], self.b = w, float(b)
         return scores
 
 
 class LassoPaths:
-    """The paths of P designs and K problems one after another, as a CPU wants them; `BatchedPaths` solves the same."""
+    """The paths of P designs and K problems, solved one after another on a CPU; `BatchedPaths` does so on a GPU."""
 
     lam_max: NDArray[np.float64]
-    """(P,) for each design the smallest penalty at which the solutions of all K problems are zero"""
+    """(P,) for each design the smallest penalty at which the coefficients of all K problems are zero"""
 
     def __init__(self, designs: Sequence[Floats], targets: Floats, weights: Floats) -> None:
         """`designs` are P arrays (n, width), float32 and standardised; `targets` (K, n) is -1 or 1.
@@ -111,7 +112,7 @@ class LassoPaths:
     def solve(self, lams: Floats) -> tuple[Floats, Floats]:
         """The solutions at the penalties `lams` (L, P): coef (L, P, K, width) and intercept (L, P, K) in float32.
 
-        The penalties of a design fall from each to the next, and from call to call.
+        Each design's penalties must fall, within a call and from one call to the next.
         """
         coef, intercept = [], []
         for row in lams:
@@ -124,17 +125,17 @@ class LassoPaths:
 
 
 def _hessian(A: Floats, s: Floats, scores: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Second derivatives of the loss: (m, m) by the coefficients, (m,) with the intercept, and its own."""
-    chance = expit(scores)
-    root = np.sqrt(chance * (1 - chance) * s)
+    """Second derivatives of the loss: (m, m) of the coefficients, (m,) with the intercept, and of the intercept."""
+    probability = expit(scores)
+    root = np.sqrt(probability * (1 - probability) * s)
     scaled = A * root[:, None]
     return (scaled.T @ scaled).astype(np.float64), (scaled.T @ root).astype(np.float64), float(root @ root)
 
 
 def kkt_violation(X: Floats, y: Floats, s: Floats, w: Floats, b: float, lam: float) -> float:
-    """How far (w, b) is from optimal, as a share of the penalty.
+    """How far (w, b) violates the optimality conditions, as a share of the penalty.
 
-    The largest distance of the negative gradient from the subdifferential of lam |w|_1, and of the intercept's
+    It is the largest distance of the negative gradient from the subdifferential of lam |w|_1, and of the intercept's
     gradient from zero, over lam.
     """
     residual = _residual(y, s, X @ w + b)
@@ -147,7 +148,7 @@ def _violation(gradient: Floats, intercept_gradient: float, w: Floats, lam: floa
 
 
 def _residual(y: Floats, s: Floats, scores: Floats) -> Floats:
-    """The derivative (n,) of the loss by the scores."""
+    """The derivative (n,) of the loss with respect to the scores."""
     return (-y * expit(-y * scores) * s).astype(np.float32)
 
 

@@ -30,10 +30,12 @@ from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace
+from spin.labels.standardizer import Standardizer
 from spin.pages.explanation_page import Driver
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, parse_settings
 from spin.sites import FeatureColumn
 from tests.support import tiny
+from tests.support.summaries import choice_summary
 
 FFN, RESID = FeatureColumn.parse("ffn.01.mean"), FeatureColumn.parse("resid.02.max")
 
@@ -76,7 +78,7 @@ def made(label_space: LabelSpace) -> tuple[SpinClassifier, Labels, dict[FeatureC
             np.concatenate([f(9)[n] for n in at.values()]) for f in (np.arange, lambda n: 2.0 + np.arange(n))
         )
         head = LinearHead(draw.normal(size=(len(label_space), p)), draw.normal(size=len(label_space)))
-        return FittedClassifier(selection, mean, scale, head, {})
+        return FittedClassifier(selection, Standardizer(mean, scale), head, choice_summary())
 
     first, second = fitted({FFN: [1, 4, 7], RESID: [0, 5]}), fitted({FFN: [4, 8]})
     training_result = TrainingResult({"accuracy": first, "balanced": first, "cheapest": second}, (), 0)

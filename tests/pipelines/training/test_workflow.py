@@ -262,8 +262,8 @@ def test_evaluate_agrees_with_the_predictions(road: Road) -> None:
     found = run_evaluate(road.settings, road.registry, source)
     predicted = road.registry.load("1").predict([row["text"] for row in rows])
     right = [label == row["label"] for label, row in zip(predicted, rows, strict=True)]
-    assert found["metrics"]["accuracy"] == np.mean(right)
-    assert {name: f["support"] for name, f in found["per_class"].items()} == dict.fromkeys(CLASSES, 20)
+    assert found.metrics["accuracy"] == np.mean(right)
+    assert {name: figures.support for name, figures in found.per_class.items()} == dict.fromkeys(CLASSES, 20)
     odd = road.write("odd.parquet", [{**rows[0], "label": "other"}])
     with pytest.raises(UserError, match="label 'other' is not one of the model's: bad, good, plain"):
         run_evaluate(road.settings, road.registry, odd)

@@ -43,7 +43,7 @@ def test_log_loss_is_that_of_scikit_learn(label_space: LabelSpace, seed: int, n:
     assert log_loss(logits.astype(np.float64), y, label_space) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.parametrize("task", [TWO, THREE, LISTS], ids=["two", "three", "lists"])
+@pytest.mark.parametrize("label_space", [TWO, THREE, LISTS], ids=["two", "three", "lists"])
 @pytest.mark.parametrize("heat", [0.3, 1.0, 4.0])
 def test_the_temperature_is_the_best_of_a_grid(label_space: LabelSpace, heat: float) -> None:
     """None of a fine grid has a smaller log loss, and it undoes the heat that logits were given."""
@@ -64,7 +64,7 @@ def test_a_temperature_has_bounds() -> None:
     assert 15 < fit_temperature(right * 9, (y + 1) % 3, THREE) < 21
 
 
-@pytest.mark.parametrize("task", [TWO, LISTS], ids=["two", "lists"])
+@pytest.mark.parametrize("label_space", [TWO, LISTS], ids=["two", "lists"])
 @pytest.mark.parametrize("n", [50, 2000])
 def test_the_error_by_chance_is_what_right_probabilities_show(label_space: LabelSpace, n: int) -> None:
     """Passed by about one in twenty of targets drawn from them; smaller on more documents; 0 where all is sure."""
@@ -121,7 +121,7 @@ def test_what_means_what_it_says_has_no_error() -> None:
 def decide(label_space: LabelSpace, probabilities: list[list[float]], **given: object) -> list[object]:
     """Labels, None where there is none."""
     decision = Decision.of(label_space, DecisionSettings(**given))  # type: ignore[arg-type]
-    y, near = decision.labels(np.array(probabilities))
+    y, near = decision.decide(np.array(probabilities))
     return [None if close else name for name, close in zip(label_space.names(y), near, strict=True)]
 
 
@@ -130,7 +130,7 @@ def decide(label_space: LabelSpace, probabilities: list[list[float]], **given: o
 def test_without_thresholds_the_largest_probability_wins(label_space: LabelSpace, seed: int) -> None:
     """Or in a list each of a half and more; every document gets an answer."""
     logits, _ = drawn(label_space, seed, 20)
-    y, near = Decision.of(label_space, DecisionSettings()).labels(label_space.probabilities(logits))
+    y, near = Decision.of(label_space, DecisionSettings()).decide(label_space.probabilities(logits))
     assert not near.any()
     np.testing.assert_array_equal(y, label_space.predict(logits))
 
@@ -176,7 +176,7 @@ def test_near_a_border_no_label_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "thresholds", "said"),
+    ("label_space", "thresholds", "said"),
     [
         (THREE, {"d": 0.5}, "decision.thresholds: the model has no class 'd'; it has a, b, c"),
         (LISTS, {"a": 0.5, "zz": 0.1}, "the model has no class 'zz'"),

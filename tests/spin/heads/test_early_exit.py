@@ -16,18 +16,20 @@ from spin.activations.engine import open_engine
 from spin.activations.extract import read_activations
 from spin.backbone.loading import load_backbone
 from spin.heads.decision import Decision
-from spin.heads.early_exit import DISABLED, EarlyExit, should_exit, sureness
+from spin.heads.early_exit import DISABLED, EarlyExit, confidence, should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.integrate.exit_thresholds import choose_exit_thresholds, offered_depths
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import score
+from spin.labels.standardizer import Standardizer
 from spin.monitor.drift import measure
 from spin.monitor.profile import Profile
 from spin.settings import BackboneSettings, CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
 from tests.support import tiny
+from tests.support.summaries import choice_summary
 
 TASK = LabelSpace(("a", "b", "c"))
 LISTS = LabelSpace(("a", "b", "c"), multilabel=True)
@@ -65,7 +67,7 @@ def test_thresholds_cost_least_within_the_loss(seed: int, max_loss: float) -> No
     cost, lost, expected = costs_and_losses(exits, final, y, found, costs)
     assert max(lost, expected) <= max_loss + 1e-9
     assert cost < 1
-    sure = [sureness(TASK, TASK.probabilities(logits)) for logits in exits]
+    sure = [confidence(TASK, TASK.probabilities(logits)) for logits in exits]
     for other in product(*([*np.quantile(of, np.linspace(0, 0.95, 12)), DISABLED] for of in sure)):
         theirs, lost, expected = costs_and_losses(exits, final, y, other, costs)
         if theirs < cost - 1e-9:
@@ -90,8 +92,8 @@ def test_the_loss_that_full_depth_expects_needs_no_luck() -> None:
 
 def test_the_least_sure_answer_decides_of_a_list() -> None:
     probabilities = np.array([[0.9, 0.8, 0.4], [0.99, 0.01, 0.02]])
-    assert sureness(LISTS, probabilities) == pytest.approx([0.6, 0.98])
-    assert sureness(TASK, probabilities) == pytest.approx([0.9, 0.99])
+    assert confidence(LISTS, probabilities) == pytest.approx([0.6, 0.98])
+    assert confidence(TASK, probabilities) == pytest.approx([0.9, 0.99])
 
 
 def test_what_is_given_no_label_does_not_leave() -> None:
@@ -132,13 +134,14 @@ def spin(backbone_folder: Path) -> SpinClassifier:
     selection = Selection(neurons, {column: np.ones(5) for column in columns}, 0.5)
     p, label_space = len(selection), LabelSpace(("bad", "good", "plain"))
     head = LinearHead(draw.normal(0, 0.2, (3, p)).astype(np.float32), draw.normal(size=3).astype(np.float32))
-    full = FittedClassifier(selection, values.mean(0), values.std(0), head, {})
+    full = FittedClassifier(selection, Standardizer.fit(values), head, choice_summary())
     exits: list[EarlyExit] = []
     left = np.zeros(len(TEXTS), bool)
     for depth in (1, 2):
         p = len(selection.part(depth))
         shallow = LinearHead(head.coef[:, :p] * 2, head.intercept)
-        sure = sureness(label_space, label_space.probabilities(shallow.logits(full.standardise(values)[:, :p])))
+        X = full.standardizer.transform(values)[:, :p]
+        sure = confidence(label_space, label_space.probabilities(shallow.logits(X)))
         threshold = float(np.quantile(sure[~left], 0.6)) + 1e-4  # not on a document, where rounding would decide
         exits.append(EarlyExit(depth, shallow, threshold))
         left |= sure >= threshold
@@ -161,7 +164,7 @@ def early(spin: SpinClassifier, **settings: Any) -> SpinClassifier:
 def by_hand(spin: SpinClassifier) -> tuple[np.ndarray, np.ndarray]:
     """Depth and logits of every text, from the activations of full depth and one document after another."""
     full = spin.fitted
-    values = full.standardise(spin.features(TEXTS).values)
+    values = full.standardizer.transform(spin.features(TEXTS).values)
     depths, logits = [], []
     for x in values:
         for taken in full.exits:
@@ -249,9 +252,9 @@ def test_training_offers_exits_within_the_loss(backbone_folder: Path) -> None:
     some = fitted(0.05)
     assert some.fitted.exits
     assert [e.depth for e in some.fitted.exits] == sorted({e.depth for e in some.fitted.exits})
-    for told, taken in zip(some.fitted.facts["exits"], some.fitted.exits, strict=True):
-        assert told["depth"] == taken.depth < some.depth
-        assert 0 < told["valid_share"] <= 1
+    for told, taken in zip(some.fitted.summary.exits, some.fitted.exits, strict=True):
+        assert told.depth == taken.depth < some.depth
+        assert 0 < told.valid_share <= 1
     assert not fitted(0.0).fitted.exits
 
 
@@ -264,8 +267,10 @@ def test_drift_is_not_measured_above_the_first_exit(spin: SpinClassifier) -> Non
     depth = chosen.exit_depths(full.values, spin.label_space, decision)
     assert found.depth is not None
     assert depth.tolist() == found.depth.tolist()
-    then = Profile.from_outputs(spin.label_space, chosen, chosen.answer(full.values, depth), full.values, full)
-    now = Profile.from_outputs(spin.label_space, chosen, chosen.answer(found.values, found.depth), found.values, found)
+    logits = chosen.predict_logits(full.values, depth)
+    then = Profile.from_outputs(spin.label_space, chosen, logits, full.values, full)
+    logits = chosen.predict_logits(found.values, found.depth)
+    now = Profile.from_outputs(spin.label_space, chosen, logits, found.values, found)
     drifts = {drift.name: drift for drift in measure(now, then, chosen.selection, 0.1)}
     assert drifts["neurons"].now == (0, len(chosen.selection.part(1)))
     assert not any(drift.drifted for drift in drifts.values())

@@ -19,12 +19,23 @@ from spin.heads.candidate import Candidate
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
-from spin.heads.persistence import CONFIG, TENSORS, load, save
+from spin.heads.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
 from spin.heads.selection import Selection
+from spin.labels.standardizer import Standardizer
+from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
+from tests.support.summaries import choice_summary
 
 COLUMNS = [FeatureColumn.parse(text) for text in ("resid.00.mean", "ffn.01.max", "ffn.02.mean")]
-FACTS = {"depth": 2, "temperature": 1.25, "mlp_chance": None, "part": [], "head": "linear"}
+SUMMARY = choice_summary(depth=2, temperature=1.25)
+METADATA = ClassifierMetadata(
+    classes=("a", "b", "c"),
+    multilabel=False,
+    backbone=BackboneSettings(model="none"),
+    backbone_digest="digest",
+    metric="macro_f1",
+    decision=DecisionSettings(thresholds={"a": 0.4}, abstain=0.25),
+)
 
 
 def fitted(seed: int, *, bent: bool, classes: int = 3, columns: int = 3) -> FittedClassifier:
@@ -40,7 +51,8 @@ def fitted(seed: int, *, bent: bool, classes: int = 3, columns: int = 3) -> Fitt
     head: LinearHead | MlpHead = LinearHead(values(classes, p), values(classes))
     if bent:
         head = MlpHead(head, values(4, p), values(4), values(classes, 4))
-    return FittedClassifier(Selection(neurons, importance, 0.1 + seed % 7 / 10), values(p), values(p), head, {**FACTS})
+    selection = Selection(neurons, importance, 0.1 + seed % 7 / 10)
+    return FittedClassifier(selection, Standardizer(values(p), values(p)), head, SUMMARY)
 
 
 def training_result(*parts: FittedClassifier) -> TrainingResult:
@@ -54,8 +66,8 @@ def training_result(*parts: FittedClassifier) -> TrainingResult:
     return TrainingResult(choices, points, 31)  # type: ignore[arg-type]
 
 
-def written(folder: Path, subject: TrainingResult, **facts: Any) -> Path:
-    for name, data in save(subject, facts).items():
+def written(folder: Path, subject: TrainingResult) -> Path:
+    for name, data in save(subject, METADATA).items():
         (folder / name).write_bytes(data)
     return folder
 
@@ -65,9 +77,12 @@ def check_equal(back: FittedClassifier, mine: FittedClassifier) -> None:
     assert back.selection.rows() == mine.selection.rows()
     assert list(back.selection.neurons) == list(mine.selection.neurons)
     assert back.selection.eta == mine.selection.eta
-    assert back.facts == mine.facts
+    assert back.summary == mine.summary
     assert type(back.head) is type(mine.head)
-    pairs: list[tuple[Any, Any]] = [(back.mean, mine.mean), (back.scale, mine.scale)]
+    pairs: list[tuple[Any, Any]] = [
+        (back.standardizer.mean, mine.standardizer.mean),
+        (back.standardizer.scale, mine.standardizer.scale),
+    ]
     linear = [h.linear if isinstance(h, MlpHead) else h for h in (back.head, mine.head)]
     pairs += [(linear[0].coef, linear[1].coef), (linear[0].intercept, linear[1].intercept)]
     if isinstance(mine.head, MlpHead):
@@ -87,26 +102,26 @@ def test_what_is_saved_is_loaded(
     """Every choice bit for bit, linear and bent; one that stands under several names still is one."""
     parts = [fitted(seed + at, bent=b, classes=classes, columns=columns) for at, b in enumerate(bent)]
     subject = training_result(*parts)
-    folder = written(tmp_path_factory.mktemp("artifact"), subject, metric="accuracy")
-    back, config = load(folder)
+    folder = written(tmp_path_factory.mktemp("artifact"), subject)
+    back, metadata = load(folder)
     assert list(back.choices) == list(subject.choices)
     for name, mine in subject.choices.items():
         check_equal(back.choices[name], mine)
     assert len({id(found) for found in back.choices.values()}) == len(bent)
     assert back.frontier == subject.frontier
     assert back.tried == 31
-    assert config["metric"] == "accuracy"
-    assert save(back, {"metric": "accuracy"}) == {name: (folder / name).read_bytes() for name in (CONFIG, TENSORS)}
+    assert metadata == METADATA
+    assert save(back, metadata) == {name: (folder / name).read_bytes() for name in (CONFIG, TENSORS)}
 
 
 def test_a_shared_integration_is_stored_once(tmp_path: Path) -> None:
     """Equal ones that are not the same are stored each."""
     one = fitted(0, bent=False)
-    names = load_tensors(save(training_result(one), {})[TENSORS])
+    names = load_tensors(save(training_result(one))[TENSORS])
     assert {name.partition(".")[0] for name in names} == {"0"}
     back, _ = load(written(tmp_path, training_result(one)))
     assert back.choices["accuracy"] is back.choices["balanced"] is back.choices["cheapest"]
-    names = load_tensors(save(training_result(one, fitted(0, bent=False)), {})[TENSORS])
+    names = load_tensors(save(training_result(one, fitted(0, bent=False)))[TENSORS])
     assert {name.partition(".")[0] for name in names} == {"0", "1"}
 
 
@@ -117,9 +132,9 @@ def test_a_view_is_saved_as_it_is(tmp_path: Path) -> None:
     wide = np.asfortranarray(np.repeat(mine.head.coef, 2, axis=1))
     head = LinearHead(wide[:, ::2], mine.head.intercept)
     back, _ = load(
-        written(tmp_path, training_result(FittedClassifier(mine.selection, mine.mean, mine.scale, head, {})))
+        written(tmp_path, training_result(FittedClassifier(mine.selection, mine.standardizer, head, SUMMARY)))
     )
-    np.testing.assert_array_equal(back.choices["accuracy"].head.slopes(mine.mean), mine.head.coef)
+    np.testing.assert_array_equal(back.choices["accuracy"].head.slopes(mine.standardizer.mean), mine.head.coef)
 
 
 def without(tensor: str) -> Callable[[Path], None]:

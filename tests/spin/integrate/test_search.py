@@ -20,17 +20,20 @@ from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
+from spin.integrate.feature_matrix import FeatureMatrix, align, row_weights
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.integrate import integrate
-from spin.integrate.search import FoldSearch, Search, TrainingData, row_weights
-from spin.labels.cross_validation import Fold, labelled, leaving_out, make_folds
+from spin.integrate.search import FoldSearch, Search
+from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
+from spin.labels.standardizer import Standardizer
+from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, fit_probes
-from spin.sparsify.select import alignment, largest_eta, select
+from spin.sparsify.select import largest_eta, select
 
 Rows = NDArray[np.int64]
 FLOPS = {Site(layer, kind): layer / 4 + (kind == "resid") / 8 for layer in (1, 2, 3, 4) for kind in ("ffn", "resid")}
@@ -49,31 +52,31 @@ class Project:
     test: Rows
     probes: list[Probe]
 
+    @property
+    def data(self) -> TrainingData:
+        return TrainingData(self.y, tuple(self.folds), self.label_space, "accuracy")
+
     def read(self, selection: Selection, rows: Rows) -> Floats:
         return np.concatenate([self.activations[c][rows][:, n] for c, n in selection.neurons.items()], axis=1)
 
     def integrate(self, settings: SearchSettings = SEARCH, **given: Any) -> TrainingResult:
-        given = {"metric": "accuracy", "settings": settings, "flops": FLOPS, **given}
-        return integrate(self.probes, self.read, self.y, self.folds, self.label_space, **given)
+        return integrate(self.probes, self.read, self.data, **{"settings": settings, "compute": FLOPS, **given})
 
     def search(
         self, settings: SearchSettings = SEARCH, kind: str = "none", group: ProcessGroup | None = None
     ) -> Search:
-        alone, rows = len(self.folds) == 1, labelled(self.folds)
-        material = TrainingData(
-            self.read, self.y, rows, self.label_space, "accuracy", kind, group or ProcessGroup(), weigh_sites=alone
-        )
-        return Search(material, self.probes, self.folds, settings, FLOPS)
+        matrix = FeatureMatrix(self.read, replace(self.data, class_weights=kind), group or ProcessGroup())
+        return Search(matrix, self.probes, settings, FLOPS)
 
     def refit(
         self, selection: Selection, probes: list[Probe], scaled_on: Rows, train: Rows, rows: Rows, strength: float
     ) -> Floats:
         """Logits of scikit-learn's regressions on a selection, with the scaler of some rows and the fit of others."""
-        pool, floor = self.y[labelled(self.folds)], None
+        pool, floor = self.y[labelled_rows(self.folds)], None
         if len(self.folds) == 1:
             answers: list[Any] = [[False] * 3, [True] * 3] if self.label_space.multilabel else [0, 1, 2]
             floor = max(score("accuracy", pool, np.array([answer] * len(pool))) for answer in answers)
-        scales = alignment(selection, {p.column: p for p in probes}, floor).astype(np.float64)
+        scales = align(selection, {p.column: p for p in probes}, floor).astype(np.float64)
         raw = self.read(selection, np.arange(len(self.y))).astype(np.float64)
         X = (raw - raw[scaled_on].mean(0)) / raw[scaled_on].std(0) * scales / np.linalg.norm(scales)
         model = LogisticRegression(C=strength, tol=1e-7, max_iter=10000)
@@ -98,7 +101,7 @@ def project(seed: int = 0, *, signal: float = 0.8, kind: str = "classes", n: int
     train, valid, test = order[: n // 2], order[n // 2 : 3 * n // 4], order[3 * n // 4 :]
     parts = (Fold(train, valid),) if folds == 1 else make_folds(label_space, y, train, valid, seed)[:folds]
     given = ProbeSettings(penalties=5)
-    probes = fit_probes(activations, y, parts, label_space, metric="accuracy", settings=given)
+    probes = fit_probes(activations, TrainingData(y, tuple(parts), label_space, "accuracy"), given)
     return Project(label_space, activations, y, parts, test, probes)
 
 
@@ -120,7 +123,9 @@ def test_test_rows_change_nothing(folds: int) -> None:
     assert after.describe() == before.describe()
     for name, mine in after.choices.items():
         assert mine.selection.rows() == before.choices[name].selection.rows()
-        np.testing.assert_array_equal(mine.head.slopes(mine.mean), before.choices[name].head.slopes(mine.mean))
+        np.testing.assert_array_equal(
+            mine.head.slopes(mine.standardizer.mean), before.choices[name].head.slopes(mine.standardizer.mean)
+        )
 
 
 def test_validation_rows_choose() -> None:
@@ -141,7 +146,7 @@ def test_every_candidate_equals_an_independent_refit(subject: Project) -> None:
     for candidate in tried:
         sizes, differences, scores = [], [], []
         for at, fold in enumerate(subject.folds):
-            mine = [p.of_fold(at) for p in subject.probes]
+            mine = [p.for_fold(at) for p in subject.probes]
             top = largest_eta(mine, int(96 * SEARCH.max_share))  # of each fold, which may be less
             selection = select(mine, min(candidate.eta, top)).part(candidate.depth, candidate.part)
             sizes.append(len(selection))
@@ -157,7 +162,7 @@ def test_every_candidate_equals_an_independent_refit(subject: Project) -> None:
             assert candidate.resampled == tuple(scores)
         else:
             y = subject.y[subject.folds[0].valid]
-            without = [score("accuracy", y[rows], found[rows]) for rows in leaving_out(len(y))]
+            without = [score("accuracy", y[rows], found[rows]) for rows in jackknife_rows(len(y))]
             assert candidate.resampled == tuple(without)
         assert max(differences, default=0) < 0.04, "a looser tolerance moves what lies on the border"
         if not candidate.penalty.l1:
@@ -181,7 +186,7 @@ def test_all_that_is_promised_is_tried(subject: Project) -> None:
 
 
 def test_every_depth_is_on_the_frontier(subject: Project) -> None:
-    """Shallow first, each the best of its depth; choices and facts agree with the candidates."""
+    """Shallow first, each the best of its depth; choices and summary agree with the candidates."""
     found = subject.integrate()
     tried = subject.search().run()
     assert found.tried == len(tried)
@@ -192,13 +197,13 @@ def test_every_depth_is_on_the_frontier(subject: Project) -> None:
     chosen = choose_candidates(tried, SEARCH, subject.folds)
     assert set(found.choices) == set(chosen) == {"accuracy", "balanced", "cheapest"}
     for name, candidate in chosen.items():
-        facts = found.choices[name].facts
-        assert {key: facts[key] for key in ("depth", "eta", "strength", "l1", "valid_score")} == {
-            key: candidate.describe()[key] for key in ("depth", "eta", "strength", "l1", "valid_score")
+        summary = found.choices[name].summary
+        assert {key: getattr(summary, key) for key in ("depth", "eta", "strength", "l1", "valid_score")} == {
+            key: getattr(candidate.summary(), key) for key in ("depth", "eta", "strength", "l1", "valid_score")
         }
-        assert facts["neurons"] == len(found.choices[name].selection)
+        assert summary.neurons == len(found.choices[name].selection)
         assert found.choices[name].selection.depth <= candidate.depth
-    assert found.describe()["frontier"] == [point.describe() for point in found.frontier]
+    assert found.describe()["frontier"] == [point.summary().model_dump(mode="json") for point in found.frontier]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2])
@@ -214,23 +219,23 @@ def test_max_share_is_respected(subject: Project, share: float) -> None:
 def test_the_final_head_is_fitted_on_all_labelled_rows(subject: Project) -> None:
     """Training and validation rows together, standardised as the probes were, and cooled by the temperature."""
     found = subject.integrate().choices["accuracy"]
-    facts, rows = found.facts, labelled(subject.folds)
-    if facts["l1"]:
+    summary, rows = found.summary, labelled_rows(subject.folds)
+    if summary.l1:
         found = subject.integrate(SEARCH.model_copy(update={"l1": ()})).choices["accuracy"]
-        facts = found.facts
-    mean = {p.column: p.mean for p in subject.probes}
-    assert found.mean.tolist() == [mean[column][neuron] for column, neuron, _ in found.selection.rows()]
+        summary = found.summary
+    mean = {p.column: p.standardizer.mean for p in subject.probes}
+    assert found.standardizer.mean.tolist() == [mean[column][neuron] for column, neuron, _ in found.selection.rows()]
     raw = subject.read(found.selection, subject.test)
-    by_hand = (raw.astype(np.float64) - found.mean) / found.scale
-    np.testing.assert_allclose(found.standardise(raw), by_hand, atol=1e-4)
+    by_hand = (raw.astype(np.float64) - found.standardizer.mean) / found.standardizer.scale
+    np.testing.assert_allclose(found.standardizer.transform(raw), by_hand, atol=1e-4)
     scaled_on = rows if len(subject.folds) > 1 else subject.folds[0].train
-    logits = subject.refit(found.selection, subject.probes, scaled_on, rows, subject.test, facts["strength"])
+    logits = subject.refit(found.selection, subject.probes, scaled_on, rows, subject.test, summary.strength)
     squash = expit if subject.label_space.multilabel else lambda values: softmax(values, axis=1)
-    np.testing.assert_allclose(squash(found.logits(raw)), squash(logits / facts["temperature"]), atol=0.05)
+    np.testing.assert_allclose(squash(found.logits(raw)), squash(logits / summary.temperature), atol=0.05)
 
 
 def test_the_temperature_is_chosen_on_held_out_logits(subject: Project) -> None:
-    """The facts of a choice are those of its held-out logits over the temperature, recomputed here."""
+    """The summary of a choice are those of its held-out logits over the temperature, recomputed here."""
     found = subject.integrate()
     candidate = choose_candidates(subject.search().run(), SEARCH, subject.folds)["accuracy"]
     logits = np.concatenate(candidate.held_out).astype(np.float64)
@@ -243,10 +248,10 @@ def test_the_temperature_is_chosen_on_held_out_logits(subject: Project) -> None:
         return float((np.logaddexp.reduce(logits / t, axis=1) - (logits / t)[has]).mean())
 
     grid = np.geomspace(0.2, 5, 2001)
-    facts = found.choices["accuracy"].facts
-    assert facts["temperature"] == pytest.approx(grid[int(np.argmin([loss(t) for t in grid]))], rel=0.01)
-    assert facts["valid_log_loss"] == pytest.approx(loss(facts["temperature"]), abs=2e-4)
-    assert facts["valid_log_loss"] <= loss(1.0) + 1e-4
+    summary = found.choices["accuracy"].summary
+    assert summary.temperature == pytest.approx(grid[int(np.argmin([loss(t) for t in grid]))], rel=0.01)
+    assert summary.valid_log_loss == pytest.approx(loss(summary.temperature), abs=2e-4)
+    assert summary.valid_log_loss <= loss(1.0) + 1e-4
 
 
 def test_an_l1_part_takes_neurons_away() -> None:
@@ -257,13 +262,13 @@ def test_an_l1_part_takes_neurons_away() -> None:
     assert [c.penalty.l1 for c in tried] == [0.3, 0.5]
     selection = select(subject.probes, tried[0].eta).part(tried[0].depth, tried[0].part)
     assert len(selection) > tried[0].neurons > tried[1].neurons > 0
-    from spin.integrate.integrate import _Fitter
+    from spin.integrate.integrate import _CandidateFitter
 
-    found = _Fitter(subject.search(settings), CascadeSettings(), 0).fit(tried[1])
+    found = _CandidateFitter(subject.search(settings), CascadeSettings()).fit(tried[1])
     assert 0 < len(found.selection) < len(selection)
     assert found.head.coef.shape == (3, len(found.selection))  # type: ignore[union-attr]
     assert found.head.coef.any(0).all()  # type: ignore[union-attr]
-    assert len(found.mean) == len(found.scale) == len(found.selection)
+    assert len(found.standardizer.mean) == len(found.standardizer.scale) == len(found.selection)
     raw = subject.read(found.selection, subject.test)
     assert score("accuracy", subject.y[subject.test], found.logits(raw).argmax(1)) > 0.5
 
@@ -285,7 +290,8 @@ def test_exits_are_judged_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> N
     settings = SEARCH.model_copy(update={"l1": (0.3,)})
     candidate = next(c for c in subject.search(settings).run() if c.penalty.l1 and c.depth == 4)
     fits.clear()
-    spin.integrate.integrate._Fitter(subject.search(settings), CascadeSettings(depths=(0.25, 0.5)), 0).fit(candidate)
+    cascade = CascadeSettings(depths=(0.25, 0.5))
+    spin.integrate.integrate._CandidateFitter(subject.search(settings), cascade).fit(candidate)
     (whole, _, head), *exits = fits
     used = whole.keep(head.coef.any(0))
     assert len(used) < len(whole)
@@ -303,7 +309,7 @@ def crossed(seed: int = 0, n: int = 900) -> Project:
     rows = np.arange(n)
     folds = (Fold(rows[: n // 2], rows[n // 2 : 3 * n // 4]),)
     coef = np.ones((1, 6), np.float32)
-    probe = Probe(column, coef, coef[:, 0], np.zeros(6, np.float32), coef[0], 0.1, 1.0, 0.0, 0.9)
+    probe = Probe(column, coef, coef[:, 0], Standardizer(np.zeros(6, np.float32), coef[0]), 0.1, 1.0, 0.0, 0.9)
     return Project(label_space, {column: X}, y, folds, rows[3 * n // 4 :], [probe])
 
 
@@ -312,25 +318,22 @@ def test_auto_bends_only_where_a_paired_test_says_so() -> None:
     settings = SEARCH.model_copy(update={"head": "auto", "max_share": 1, "etas": (1.0,)})
 
     def of(subject: Project, **changed: Any) -> FittedClassifier:
-        given = {"settings": settings.model_copy(update=changed), "flops": FLOPS, "metric": "accuracy"}
-        return integrate(subject.probes, subject.read, subject.y, subject.folds, subject.label_space, **given).choices[
-            "accuracy"
-        ]
+        return subject.integrate(settings.model_copy(update=changed)).choices["accuracy"]
 
     subject, straight = crossed(), project(1)
     bent, plain = of(subject), of(straight)
     assert isinstance(bent.head, MlpHead)
-    assert bent.facts["head"] == "mlp"
-    assert bent.facts["mlp_chance"] < 0.05
+    assert bent.summary.head == "mlp"
+    assert bent.summary.mlp_chance < 0.05
     right = bent.logits(subject.read(bent.selection, subject.test)).argmax(1) == subject.y[subject.test]
     assert right.mean() > 0.8
-    assert bent.facts["valid_score"] > 0.8
-    assert plain.facts["head"] == "linear"
-    assert plain.facts["mlp_chance"] >= 0.05
+    assert bent.summary.valid_score > 0.8
+    assert plain.summary.head == "linear"
+    assert plain.summary.mlp_chance >= 0.05
     forced, forbidden = of(straight, head="mlp"), of(subject, head="linear")
-    assert (forced.facts["head"], forbidden.facts["head"]) == ("mlp", "linear")
-    assert forbidden.facts["valid_score"] < 0.7
-    assert forbidden.facts["mlp_chance"] is None
+    assert (forced.summary.head, forbidden.summary.head) == ("mlp", "linear")
+    assert forbidden.summary.valid_score < 0.7
+    assert forbidden.summary.mlp_chance is None
 
 
 def test_no_neuron_at_all_is_said_in_words() -> None:
@@ -403,7 +406,9 @@ def test_balanced_weights_reach_the_head() -> None:
     subject = replace(subject, folds=[Fold(train, valid)])
     found = {}
     for kind in ("none", "balanced"):
-        fitted = subject.integrate(class_weights=kind).choices["accuracy"]
+        data = replace(subject.data, class_weights=kind)
+        result = integrate(subject.probes, subject.read, data, settings=SEARCH, compute=FLOPS)
+        fitted = result.choices["accuracy"]
         logits = fitted.logits(subject.read(fitted.selection, subject.test))
         found[kind] = (logits.argmax(1) == 2).sum()
     assert found["balanced"] > found["none"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spin.labels.cross_validation import Fold, labelled, leaving_out, make_folds, standard_error
+from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds, standard_error
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.splits import CROSS_VALIDATION_BELOW
 
@@ -32,7 +32,7 @@ def test_many_labels_are_divided_once() -> None:
         [fold] = make_folds(ONE, np.arange(n) % 3, train, valid, seed=0)
         assert fold.train is train
         assert fold.valid is valid
-        assert labelled([fold]).tolist() == list(range(n))
+        assert labelled_rows([fold]).tolist() == list(range(n))
     fewer = np.arange(100, CROSS_VALIDATION_BELOW - 1)
     assert len(make_folds(ONE, np.arange(CROSS_VALIDATION_BELOW) % 3, fewer, valid, seed=0)) > 1
 
@@ -63,7 +63,7 @@ def test_every_row_judges_once_a_repeat(seed: int, n: int, lists: bool, shares: 
         assert sorted([*fold.train, *fold.valid]) == sorted(pool)
     for at in range(repeats):
         assert sorted(np.concatenate([f.valid for f in folds[at * parts : (at + 1) * parts]])) == sorted(pool)
-    assert labelled(folds).tolist() == sorted(pool)
+    assert labelled_rows(folds).tolist() == sorted(pool)
 
 
 def test_classes_are_in_every_part_alike() -> None:
@@ -124,7 +124,7 @@ def test_the_standard_error_is_that_of_nadeau_and_bengio() -> None:
 @pytest.mark.parametrize("count", [1, 2, 19, 20, 113])
 def test_parts_of_a_division_are_left_out_in_turn(count: int) -> None:
     """Every row is missing once, in parts of about one size; a single row stays."""
-    left = [set(range(count)) - set(rows.tolist()) for rows in leaving_out(count)]
+    left = [set(range(count)) - set(rows.tolist()) for rows in jackknife_rows(count)]
     assert len(left) == min(count, 20)
     if count > 1:
         assert sorted(row for part in left for row in part) == list(range(count))
@@ -135,7 +135,7 @@ def test_the_jackknife_agrees_with_the_error_of_a_mean() -> None:
     """The difference between two accuracies is a mean over documents, whose standard error has a formula."""
     draw = np.random.default_rng(0)
     right = draw.random((2000, 2)) < (0.7, 0.8)
-    scores = np.array([right[rows].mean(0) for rows in leaving_out(2000)])
+    scores = np.array([right[rows].mean(0) for rows in jackknife_rows(2000)])
     fold = Fold(np.arange(8000), np.arange(2000))
     found = standard_error(scores[:, 0] - scores[:, 1], [fold])
     each = right[:, 0].astype(float) - right[:, 1]

@@ -107,7 +107,7 @@ def test_targets_of_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "labels", "said"),
+    ("label_space", "labels", "said"),
     [
         (ONE, ["a", "z", "y"], "label 'y' is not one of the model's: a, b, c"),
         (ANY, [["a"], ["b", "z"]], "label 'z' is not one of the model's: a, b, c"),

@@ -21,9 +21,11 @@ from spin.heads.fitted import FittedClassifier
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
+from spin.labels.standardizer import Standardizer
 from spin.monitor.drift import SIGNIFICANCE, measure, stability, stability_limit
 from spin.monitor.profile import Profile
 from spin.sites import FeatureColumn
+from tests.support.summaries import choice_summary
 
 COLUMN = FeatureColumn.parse("ffn.01.mean")
 NEURONS = 40
@@ -34,7 +36,8 @@ SELECTION = Selection({COLUMN: np.arange(NEURONS)}, {COLUMN: np.ones(NEURONS)}, 
 def fitted() -> FittedClassifier:
     draw = np.random.default_rng(0)
     head = LinearHead(draw.normal(size=(1, NEURONS)), np.zeros(1))
-    return FittedClassifier(SELECTION, draw.normal(size=NEURONS), draw.uniform(0.5, 2, NEURONS), head, {})
+    standardizer = Standardizer(draw.normal(size=NEURONS), draw.uniform(0.5, 2, NEURONS))
+    return FittedClassifier(SELECTION, standardizer, head, choice_summary())
 
 
 def documents(

@@ -22,9 +22,11 @@ from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace
+from spin.labels.standardizer import Standardizer
 from spin.pages.explanation import Explanation, explain
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from tests.support import tiny
+from tests.support.summaries import choice_summary
 
 SEARCH = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), head="linear")
 QUICK: dict[str, Any] = {"probe": ProbeSettings(penalties=3, max_extra=0), "search": SEARCH}
@@ -69,7 +71,7 @@ def deep(backbone: BackboneSettings) -> SpinClassifier:
     selection = Selection(neurons, {column: np.full(len(at), 1 / len(at)) for column, at in neurons.items()}, 1.0)
     shape = 3, values.shape[1]
     head = LinearHead(*((draw.normal(size=size) / 4).astype(np.float32) for size in (shape, shape[:1])))
-    fitted = FittedClassifier(selection, values.mean(0), values.std(0), head, {})
+    fitted = FittedClassifier(selection, Standardizer(values.mean(0), values.std(0)), head, choice_summary())
     training_result = TrainingResult(dict.fromkeys(("accuracy", "balanced", "cheapest"), fitted), (), 0)
     label_space = LabelSpace(CLASSES["multi-class"])
     return SpinClassifier.assemble(backbone, loaded.digest, label_space, training_result, "accuracy", backbone=loaded)
@@ -226,7 +228,7 @@ def test_the_top_neurons_weigh_most(deep: SpinClassifier) -> None:
             assert neuron.word == told.word(int(told.loudest[at]))
             assert neuron.value == told.values[at]
     features = np.concatenate(list(deep.features([told.text]).columns.values()), axis=1)
-    np.testing.assert_allclose(told.values, deep.fitted.standardise(features)[0], atol=1e-4)
+    np.testing.assert_allclose(told.values, deep.fitted.standardizer.transform(features)[0], atol=1e-4)
 
 
 def test_a_loaded_classifier_explains(deep: SpinClassifier, tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ import spin.sparsify.solvers.l1_path
 from spin.labels.cross_validation import Fold, make_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
+from spin.labels.standardizer import Standardizer
+from spin.labels.training_data import TrainingData
 from spin.settings import ProbeSettings
 from spin.sites import FeatureColumn, Site
-from spin.sparsify.probe import Probe, _choose, balance, decide, describe, fit_probes, signs, standardisation
+from spin.sparsify.probe import Probe, _choose_penalties, class_weights, decide, fit_probes, signs
 from spin.sparsify.solvers.l1_path import LogisticPath
 from tests.spin.sparsify.test_l1_path import loop_violation
 
@@ -54,7 +56,7 @@ def joined(train: Rows, valid: Rows) -> tuple[NDArray[np.floating], Targets, Fol
 def fit(train: Rows, valid: Rows, label_space: LabelSpace = TASKS["2"], **changed: object) -> Probe:
     X, y, fold = joined(train, valid)
     given = ProbeSettings(**changed)  # type: ignore[arg-type]
-    [probe] = fit_probes({COLUMN: X}, y, [fold], label_space, metric="macro_f1", settings=given)
+    [probe] = fit_probes({COLUMN: X}, TrainingData(y, (fold,), label_space, "macro_f1"), given)
     return probe
 
 
@@ -69,9 +71,9 @@ def test_classes_share_one_penalty(name: str, heads: int, kind: str) -> None:
     probe = fit(train, valid, label_space, class_weights=kind)
     assert probe.coef.shape == (heads, 20)
     assert probe.intercept.shape == (heads,)
-    standard = ((train[0] - probe.mean) / probe.scale).astype(np.float32)
+    standard = ((train[0] - probe.standardizer.mean) / probe.standardizer.scale).astype(np.float32)
     targets = signs(label_space.indicator(train[1]), label_space)
-    weights = balance(targets, kind)
+    weights = class_weights(targets, kind)
     problems = list(zip(targets, weights, strict=True))
     assert probe.lam_max == pytest.approx(max(LogisticPath(standard, y, s).lam_max for y, s in problems))
     steps = np.log(probe.lam / probe.lam_max) / np.log(1 / 30) * 9
@@ -85,7 +87,7 @@ def test_classes_share_one_penalty(name: str, heads: int, kind: str) -> None:
     assert probe.valid_score == score("macro_f1", valid[1], probe.predict(valid[0], label_space)) > 0.75
     facts = {"lam": probe.lam, "lam_max": probe.lam_max, "kkt": probe.kkt, "valid_score": probe.valid_score}
     neurons = int(probe.coef.any(0).sum())
-    assert describe(probe) == {"column": "ffn.02.mean", "neurons": neurons, **facts}
+    assert probe.summary().model_dump() == {"column": "ffn.02.mean", "neurons": neurons, **facts}
 
 
 def test_the_certificate_is_of_the_worst_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +96,7 @@ def test_the_certificate_is_of_the_worst_class(monkeypatch: pytest.MonkeyPatch) 
     label_space = TASKS["3"]
     train, valid = rows(0, 150, label_space), rows(1, 90, label_space)
     probe = fit(train, valid, label_space)
-    standard = ((train[0] - probe.mean) / probe.scale).astype(np.float32)
+    standard = ((train[0] - probe.standardizer.mean) / probe.standardizer.scale).astype(np.float32)
     targets, s = signs(label_space.indicator(train[1]), label_space), np.full(150, 1 / 150, np.float32)
     problems = zip(targets, probe.coef, probe.intercept, strict=True)
     violations = [loop_violation(standard, y, s, w, b, probe.lam) for y, w, b in problems]
@@ -121,10 +123,10 @@ def test_columns_fitted_together_are_fitted_alone() -> None:
     noise = np.random.default_rng(7).normal(size=X.shape).astype(np.float32)
     given = ProbeSettings(max_extra=0)
     activations = {COLUMN: X, OTHER: (X + 8 * noise).astype(np.float32)}
-    together = fit_probes(activations, y, [fold], label_space, metric="accuracy", settings=given)
+    together = fit_probes(activations, TrainingData(y, (fold,), label_space, "accuracy"), given)
     assert [probe.column for probe in together] == [COLUMN, OTHER]
     for probe, (column, values) in zip(together, activations.items(), strict=True):
-        [alone] = fit_probes({column: values}, y, [fold], label_space, metric="accuracy", settings=given)
+        [alone] = fit_probes({column: values}, TrainingData(y, (fold,), label_space, "accuracy"), given)
         np.testing.assert_array_equal(probe.coef, alone.coef)
         assert (probe.lam, probe.lam_max, probe.valid_score) == (alone.lam, alone.lam_max, alone.valid_score)
     assert together[0].lam != together[1].lam
@@ -140,7 +142,7 @@ def test_both_solvers_choose_the_same_probe(name: str, kind: str) -> None:
     activations = {COLUMN: X, OTHER: X[:, ::-1] ** 2}
     for folds in ([fold], several):
         found = [
-            fit_probes(activations, y, folds, label_space, metric="macro_f1", settings=given, device=device)
+            fit_probes(activations, TrainingData(y, tuple(folds), label_space, "macro_f1", device=device), given)
             for device in ("cpu", "cpu:0")  # the plain name takes the solver that a CPU wants
         ]
         for here, there in zip(*found, strict=True):
@@ -172,10 +174,10 @@ def test_the_second_of_two_classes_is_the_positive_one() -> None:
 def test_balanced_sides_weigh_half_each(has: list[list[bool]]) -> None:
     """Row by row: half over the rows of its side, or all over the rows where there is one side only."""
     targets = np.where(np.array(has), 1, -1).astype(np.float32)
-    for mine, found in zip(targets, balance(targets, "balanced"), strict=True):
+    for mine, found in zip(targets, class_weights(targets, "balanced"), strict=True):
         sides = len(set(mine.tolist()))
         assert found.tolist() == pytest.approx([1 / sides / mine.tolist().count(t) for t in mine.tolist()])
-    assert balance(targets, "none").tolist() == [pytest.approx([0.2] * 5)] * len(has)
+    assert class_weights(targets, "none").tolist() == [pytest.approx([0.2] * 5)] * len(has)
 
 
 # Standardisation
@@ -185,11 +187,11 @@ def test_standardisation_sees_training_rows_only() -> None:
     """Mean and scale are the training rows', whatever the validation rows hold; decision applies both."""
     train, valid = rows(0, 120), rows(1, 60)
     probe = fit(train, valid)
-    np.testing.assert_allclose(probe.mean, train[0].mean(0), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(probe.scale, train[0].std(0), rtol=1e-4)
+    np.testing.assert_allclose(probe.standardizer.mean, train[0].mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(probe.standardizer.scale, train[0].std(0), rtol=1e-4)
     moved = fit(train, (valid[0] * 3 + 100, valid[1]))
-    np.testing.assert_array_equal(probe.mean, moved.mean)
-    np.testing.assert_array_equal(probe.scale, moved.scale)
+    np.testing.assert_array_equal(probe.standardizer.mean, moved.standardizer.mean)
+    np.testing.assert_array_equal(probe.standardizer.scale, moved.standardizer.scale)
     by_hand = ((valid[0] - train[0].mean(0)) / train[0].std(0)) @ probe.coef[0] + probe.intercept[0]
     np.testing.assert_allclose(probe.decision(valid[0])[:, 0], by_hand, atol=1e-3)
 
@@ -201,7 +203,7 @@ def test_a_neuron_that_never_varies_is_left_out(dtype: type) -> None:
     train[0][:, [3, 4]] = [0.0, 301.3]
     probe = fit(train, valid)
     assert not probe.coef[:, [3, 4]].any()
-    assert probe.scale[[3, 4]].tolist() == [1, 1]
+    assert probe.standardizer.scale[[3, 4]].tolist() == [1, 1]
     assert np.isfinite(probe.decision(valid[0])).all()
     assert probe.valid_score > 0.8
 
@@ -225,7 +227,7 @@ def test_float16_activations_work() -> None:
         of[0][:, 19] += 20000  # a sum of 400 such values leaves float16's range
     stored = [(X.astype(np.float16), y) for X, y in (train, valid)]
     half, full = fit(*stored, label_space), fit(*((X.astype(np.float32), y) for X, y in stored), label_space)
-    np.testing.assert_allclose(half.mean, full.mean, rtol=1e-5)
+    np.testing.assert_allclose(half.standardizer.mean, full.standardizer.mean, rtol=1e-5)
     np.testing.assert_allclose(half.coef, full.coef, atol=1e-4)
     assert np.isfinite(half.coef).all()
     assert half.valid_score > 0.8
@@ -233,9 +235,9 @@ def test_float16_activations_work() -> None:
 
 def test_standardisation_of_a_huge_constant_is_exact() -> None:
     """A deviation that is rounding noise counts as none."""
-    mean, scale = standardisation(np.full((1000, 1), 12345.678, np.float32))
-    assert scale.tolist() == [1]
-    assert mean[0] == np.float32(12345.678)
+    standardizer = Standardizer.fit(np.full((1000, 1), 12345.678, np.float32))
+    assert standardizer.scale.tolist() == [1]
+    assert standardizer.mean[0] == np.float32(12345.678)
 
 
 # The choice of the penalty
@@ -289,7 +291,7 @@ def test_several_folds_choose_the_smallest_share_near_the_best(name: str) -> Non
     X[:, :3] += 20 * np.random.default_rng(0).normal(size=(90, 3)) * np.geomspace(0.1, 10, 60)[:3] / 6
     folds = make_folds(label_space, y, np.arange(60), np.arange(60, 90), seed=0)[:4]
     given = ProbeSettings(penalties=6, max_extra=0)
-    [probe] = fit_probes({COLUMN: X}, y, folds, label_space, metric="accuracy", settings=given)
+    [probe] = fit_probes({COLUMN: X}, TrainingData(y, tuple(folds), label_space, "accuracy"), given)
     found = np.full((len(folds), 6), -1.0)  # no neuron at lam_max
     for scores, fold in zip(found, folds, strict=True):
         Z, heads = (X - X[fold.train].mean(0)) / X[fold.train].std(0), signs(label_space.indicator(y), label_space)
@@ -311,10 +313,10 @@ def test_several_folds_choose_the_smallest_share_near_the_best(name: str) -> Non
     assert probe.lam / probe.lam_max == pytest.approx(30 ** -(chosen / 5))
     assert probe.valid_score == pytest.approx(means[chosen], abs=0.006)
     assert len(probe.folds) == len(folds)
-    np.testing.assert_allclose(probe.mean, X.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(probe.standardizer.mean, X.mean(0), rtol=1e-4, atol=1e-5)
     for part, fold in zip(probe.folds, folds, strict=True):
         assert part.lam / part.lam_max == pytest.approx(30 ** -(chosen / 5))
-        np.testing.assert_allclose(part.mean, X[fold.train].mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(part.standardizer.mean, X[fold.train].mean(0), rtol=1e-4, atol=1e-5)
     assert probe.kkt <= 1e-2
     assert max(part.kkt for part in probe.folds) <= 1e-2
 
@@ -339,7 +341,7 @@ def test_near_the_best_equals_a_plain_loop(scores: NDArray[np.floating]) -> None
         assume(abs(border) > 1e-9 or at == best)
         if at == best or (border > 0 and means[at] > -1):
             expected = max(expected, at)
-    assert _choose(scores[..., None], folds).tolist() == [expected]
+    assert _choose_penalties(scores[..., None], folds).tolist() == [expected]
 
 
 def plain_scores(Z: NDArray[np.floating], signs: NDArray[np.floating], train: NDArray[np.int64], lam: float) -> object:
@@ -357,7 +359,7 @@ def test_a_folds_probe_has_not_seen_its_validation_rows(monkeypatch: pytest.Monk
     given = ProbeSettings(penalties=4, max_extra=0)
 
     def probe() -> Probe:
-        [found] = fit_probes({COLUMN: X}, y, folds, label_space, metric="accuracy", settings=given)
+        [found] = fit_probes({COLUMN: X}, TrainingData(y, tuple(folds), label_space, "accuracy"), given)
         return found
 
     before = probe()
@@ -365,16 +367,16 @@ def test_a_folds_probe_has_not_seen_its_validation_rows(monkeypatch: pytest.Monk
     y[folds[1].valid] = 2 - y[folds[1].valid]
     after = probe()
     for name in ("coef", "intercept", "mean", "scale", "lam", "lam_max"):
-        np.testing.assert_array_equal(getattr(after.of_fold(1), name), getattr(before.of_fold(1), name))
-        assert np.any(getattr(after.of_fold(0), name) != getattr(before.of_fold(0), name))
-    assert not np.array_equal(after.mean, before.mean)
+        np.testing.assert_array_equal(getattr(after.for_fold(1), name), getattr(before.for_fold(1), name))
+        assert np.any(getattr(after.for_fold(0), name) != getattr(before.for_fold(0), name))
+    assert not np.array_equal(after.standardizer.mean, before.standardizer.mean)
 
 
 def test_one_fold_is_the_probe_itself() -> None:
     """Where validation rows of their own chose, no other probe stands for a fold."""
     probe = fit(rows(0, 60), rows(1, 30))
     assert probe.folds == ()
-    assert probe.of_fold(0) is probe
+    assert probe.for_fold(0) is probe
 
 
 @settings(max_examples=50, deadline=None)
@@ -392,7 +394,7 @@ def test_bytes_round_trip(heads: int, width: int, seed: int, fact: float, folds:
     def one(number: int) -> Probe:
         shapes = [(heads, width), heads, width, width]
         coef, intercept, mean, scale = (draw.normal(size=shape).astype(np.float32) for shape in shapes)
-        return Probe(COLUMN, coef, intercept, mean, scale, fact, 0.25 + number, 1e-3, 0.5)
+        return Probe(COLUMN, coef, intercept, Standardizer(mean, scale), fact, 0.25 + number, 1e-3, 0.5)
 
     probe = replace(one(0), folds=tuple(one(number + 1) for number in range(folds)))
     back = Probe.from_bytes(probe.to_bytes())

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from spin.heads.selection import Selection
+from spin.integrate.feature_matrix import align, selected_standardizer
+from spin.labels.standardizer import Standardizer
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe
-from spin.sparsify.select import alignment, largest_eta, select, standardization
+from spin.sparsify.select import largest_eta, select
 
 COLUMNS = [
     FeatureColumn.parse(text) for text in ("resid.00.mean", "ffn.01.max", "ffn.01.mean", "resid.01.mean", "ffn.02.max")
@@ -29,7 +31,8 @@ def probe_of(column: FeatureColumn, coef: list[list[float]]) -> Probe:
     """A probe of given weights (K, width); mean and scale number its neurons."""
     numbers = np.arange(len(coef[0]), dtype=np.float32)
     heads = np.array(coef, np.float32)
-    return Probe(column, heads, np.zeros(len(coef)), 100 * column.site.layer + numbers, numbers + 1, 0.1, 1, 0, 0.9)
+    standardizer = Standardizer(100 * column.site.layer + numbers, numbers + 1)
+    return Probe(column, heads, np.zeros(len(coef)), standardizer, 0.1, 1, 0, 0.9)
 
 
 def probes_of(coefs: list[list[float]]) -> list[Probe]:
@@ -78,7 +81,7 @@ def test_a_probe_without_neurons_gives_none() -> None:
     assert list(found.neurons) == [COLUMNS[0]]
     nothing = select([probe_of(COLUMNS[1], [[0, 0]])], 1.0)
     assert (len(nothing), nothing.depth, nothing.rows()) == (0, 0, [])
-    assert nothing.within(found).shape == (0,)
+    assert nothing.positions_in(found).shape == (0,)
 
 
 @settings(deadline=None)
@@ -152,7 +155,7 @@ def test_alignment_equals_a_plain_loop(coefs: list[list[float]], eta: float, sco
         loudness = 0.05 + 0.95 * (gain / max(gains)) ** 2 if max(gains) > 0 else 1.0
         total = sum(float(w) ** 2 for w in probe.coef.flat)
         expected.append(loudness * (sum(float(w) ** 2 for w in probe.coef[:, neuron]) / total) ** 0.5)
-    found = alignment(selection, by_column, floor)
+    found = align(selection, by_column, floor)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -163,10 +166,10 @@ def test_the_best_site_speaks_loudest() -> None:
     for column, score in zip(COLUMNS, (0.9, 0.5, 0.3, 0.7), strict=False):
         probes[column] = replace(probes[column], valid_score=score)
     selection = select(probes.values(), 1)
-    found = dict(zip(selection.neurons, alignment(selection, probes, 0.5).tolist(), strict=True))
+    found = dict(zip(selection.neurons, align(selection, probes, 0.5).tolist(), strict=True))
     assert [found[c] for c in COLUMNS[:4]] == pytest.approx([1, 0.05, 0.05, 0.05 + 0.95 / 4])
-    assert alignment(selection, probes, 0.95).tolist() == [1, 1, 1, 1]
-    assert alignment(selection, probes, None).tolist() == [1, 1, 1, 1]
+    assert align(selection, probes, 0.95).tolist() == [1, 1, 1, 1]
+    assert align(selection, probes, None).tolist() == [1, 1, 1, 1]
 
 
 @settings(deadline=None)
@@ -177,7 +180,7 @@ def test_within_finds_a_selection_in_a_larger_one(coefs: list[list[float]], a: f
     larger, smaller = select(probes, max(a, b)), select(probes, min(a, b)).part(depth)
     draw = np.random.default_rng(0)
     activations = {p.column: draw.normal(size=(3, p.coef.shape[1])) for p in probes}
-    where = smaller.within(larger)
+    where = smaller.positions_in(larger)
     assert len(where) == len(smaller)
     if len(smaller):
         np.testing.assert_array_equal(matrix_of(larger, activations)[:, where], matrix_of(smaller, activations))
@@ -193,11 +196,11 @@ def test_rows_and_scaler_follow_the_feature_matrix(coefs: list[list[float]], eta
     assert len(rows) == len(selection)
     if not rows:
         return
-    activations = {p.column: p.mean[None, :] for p in probes}  # a neuron's value here says which one it is
+    activations = {p.column: p.standardizer.mean[None, :] for p in probes}  # a neuron's value here says which one it is
     by_column = {p.column: p for p in probes}
-    mean, scale = standardization(selection, by_column)
-    assert matrix_of(selection, activations)[0].tolist() == [by_column[c].mean[n] for c, n, _ in rows]
-    assert mean.tolist() == [by_column[c].mean[n] for c, n, _ in rows]
-    assert scale.tolist() == [by_column[c].scale[n] for c, n, _ in rows]
+    standardizer = selected_standardizer(selection, by_column)
+    assert matrix_of(selection, activations)[0].tolist() == [by_column[c].standardizer.mean[n] for c, n, _ in rows]
+    assert standardizer.mean.tolist() == [by_column[c].standardizer.mean[n] for c, n, _ in rows]
+    assert standardizer.scale.tolist() == [by_column[c].standardizer.scale[n] for c, n, _ in rows]
     totals = {c: p.importance.sum() for c, p in by_column.items()}
     np.testing.assert_allclose([i for *_, i in rows], [by_column[c].importance[n] / totals[c] for c, n, _ in rows])

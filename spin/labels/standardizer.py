@@ -1,0 +1,45 @@
+"""Standardise activations by the mean and standard deviation of the training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.arrays import Floats
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """The mean and standard deviation of p activations over the training rows."""
+
+    mean: Floats
+    """(p,) float32"""
+    scale: Floats
+    """(p,) float32 standard deviation; 1 where an activation never varies"""
+
+    @classmethod
+    def fit(cls, activations: Floats) -> Standardizer:
+        """Measure raw activations (n, p), in float64 whatever their type."""
+        mean = activations.mean(0, dtype=np.float64)
+        scale = activations.std(0, dtype=np.float64)
+        constant = scale <= 1e-6 * np.maximum(1, np.abs(mean))
+        return cls(mean.astype(np.float32), np.where(constant, 1, scale).astype(np.float32))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Standardizer]) -> Standardizer:
+        """The standardizer of columns that stand side by side."""
+        return cls(np.concatenate([part.mean for part in parts]), np.concatenate([part.scale for part in parts]))
+
+    def transform(self, activations: Floats) -> Floats:
+        """Raw activations (n, p) with mean 0 and standard deviation 1 over the training rows, as float32."""
+        return (activations.astype(np.float32) - self.mean) / self.scale
+
+    def keep(self, columns: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Standardizer:
+        """The standardizer of some of the columns, given as indices, a mask or a slice."""
+        return Standardizer(self.mean[columns], self.scale[columns])
+
+    def __len__(self) -> int:
+        return len(self.mean)

@@ -1,0 +1,29 @@
+"""What a report would hold of a classifier that a test makes by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spin.heads.fitted import ChoiceSummary
+
+
+def choice_summary(**changes: Any) -> ChoiceSummary:
+    """A summary with plausible figures, some of them changed."""
+    figures: dict[str, Any] = {
+        "depth": 3,
+        "compute": 0.5,
+        "eta": 0.5,
+        "part": (),
+        "strength": 1.0,
+        "l1": 0.0,
+        "neurons": 7,
+        "valid_score": 0.9,
+        "head": "linear",
+        "mlp_chance": None,
+        "valid_log_loss": 0.3,
+        "temperature": 1.0,
+        "valid_ece": 0.02,
+        "valid_ece_uncalibrated": 0.05,
+        "exits": (),
+    }
+    return ChoiceSummary(**figures | changes)
