@@ -95,12 +95,12 @@ def export(
     if model.startswith("models:/"):
         require_pipelines("spin export of a registered model")
     from pipelines.registry.open_model import opened
-    from spin.export import check
+    from spin.export import check_target
     from spin.export import export as write
 
     if set and settings is None:
         raise UserError(f"--set {set[0]}: there are no settings to override; name a file with --settings")
-    check(folder, format)
+    check_target(folder, format)
     with opened(model, load_settings(settings, set) if settings is not None else None) as spin:
         files = write(spin, folder, format)
         size = f"{len(spin.fitted.selection):,} neurons of {spin.depth} blocks"

@@ -1,4 +1,4 @@
-"""A classifier as one graph for other runtimes: token ids in, scores out, with no torch where it runs."""
+"""Export a classifier as one graph for ONNX Runtime or OpenVINO: token ids in, scores out, without torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,58 +28,94 @@ from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.heads.mlp_head import MlpHead
 
-NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
-"""the formats, and the packages that write and run them"""
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
+"""the packages that write and run each format"""
+CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "scores"
-_OPSET = 17  # the first with layer normalisation as one operation
+"""names of the graph's inputs and output"""
+_OPSET = 17
+"""version of the ONNX operators: the first that has layer normalisation as one operation"""
 _TOLERANCE = 1e-3
-_TRIED = ("a", "It wasn't “late”: 9:45, naïve — so what?", "the crew was lovely and ")
-"""texts on which a graph is held against torch; the last is repeated until it is cut"""
+"""allowed difference of a score from torch's"""
+_SAMPLE_TEXTS = ("a", "It wasn't “late”: 9:45, naïve — so what?", "the crew was lovely and ")
+"""texts on which a graph is compared with torch; the last is repeated until it is truncated"""
 
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]
+"""runs a graph: takes token ids and mask (B, T), returns scores (B, K)"""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """The content of config.json: what a program that reads scores needs to know, and where the graph is from."""
+
+    format: str
+    """onnx or openvino"""
+    classes: Sequence[str]
+    """the K classes, in the order of the scores"""
+    multilabel: bool
+    """whether a text may have several classes"""
+    thresholds: list[float]
+    """K scores, one per class; see `Decision.labels` for how labels follow from them"""
+    abstain: float
+    """a text whose scores are closer to the border between two labels than this gets no label; 0: all texts get one"""
+    max_tokens: int
+    """tokens per text that tokenizer.json truncates to"""
+    pad_id: int
+    """the token id of padding"""
+    depth: int
+    """blocks of the backbone that are in the graph"""
+    neurons: int
+    """neurons that the classifier reads"""
+    backbone_digest: str
+    """digest of the backbone's files"""
+    versions: dict[str, str]
+    """versions of the packages that made the graph"""
 
 
 def export(spin: SpinClassifier, folder: str | Path, kind: str) -> list[str]:
     """Write a classifier at full depth and in float32 as `onnx` or `openvino` into a new or empty folder.
 
-    There are then the graph, from `input_ids` and `attention_mask` (B, T) int64 to calibrated `scores` (B, K);
-    tokenizer.json, which cuts and pads; config.json, with the classes and their thresholds. Gives the files' names.
-    Raises UserError for another format, one whose packages are not installed, a folder that is not empty, or a
-    backbone that the format does not compute as torch does; nothing is written then.
+    The files are the graph, from `input_ids` and `attention_mask` (B, T) int64 to calibrated `scores` (B, K);
+    tokenizer.json, which truncates and pads; and config.json, an `ExportConfig`. Returns the sorted file names.
+    Raises UserError for another format, a format whose packages are not installed, a folder that is not empty or cannot
+    be written, or a backbone that the format does not compute as torch does; then no file is written.
     """
     folder = Path(folder).resolve()
-    check(folder, kind)
-    plain = {"dtype": "float32", "engine": "torch", "device": "cpu"}
-    backbone = load_backbone(spin.settings.model_copy(update=plain), expect_digest=spin.backbone_digest)
+    check_target(folder, kind)
+    on_cpu = {"dtype": "float32", "engine": "torch", "device": "cpu"}
+    backbone = load_backbone(spin.settings.model_copy(update=on_cpu), expect_digest=spin.backbone_digest)
     backbone.truncate(spin.depth)
     scorer = Scorer(backbone, spin.fitted, spin.label_space.multilabel).eval()
-    tokenizer = _tokenizer(backbone)
-    there = folder.is_dir()  # it may be a mount, which nothing can take the place of
-    with tempfile.TemporaryDirectory(dir=folder if there else folder.parent) as scratch:
+    tokenizer = _export_tokenizer(backbone)
+    exists = folder.is_dir()  # a folder that exists may be a mount, which cannot be replaced
+    with tempfile.TemporaryDirectory(dir=folder if exists else folder.parent) as scratch:
         staged = Path(scratch) / folder.name
-        staged.mkdir()  # with the rights that a folder has here
+        staged.mkdir()  # with usual permissions, which a temporary directory does not have
         run = _write_onnx(scorer, staged) if kind == "onnx" else _write_openvino(scorer, staged)
-        _compare(scorer, tokenizer, run, kind)
-        tokenizer.save(str(staged / TOKENIZER))
-        config = json.dumps(_config(spin, backbone, kind), indent=2, ensure_ascii=False)
-        (staged / CONFIG).write_text(config + "\n", encoding="utf-8")
-        if not there:
+        _compare_with_torch(scorer, tokenizer, run, kind)
+        tokenizer.save(str(staged / TOKENIZER_FILE))
+        config = json.dumps(asdict(_config(spin, backbone, kind)), indent=2, ensure_ascii=False)
+        (staged / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        if not exists:
             staged.replace(folder)
         else:
-            for path in sorted(staged.iterdir(), key=lambda path: path.name == CONFIG):  # which says that all is there
+            # the config last: where it is, all files are
+            for path in sorted(staged.iterdir(), key=lambda path: path.name == CONFIG_FILE):
                 path.replace(folder / path.name)
     return sorted(path.name for path in folder.iterdir())
 
 
-def check(folder: Path, kind: str) -> None:
-    """Before any work is spent: raise UserError for what could not be written there."""
-    if kind not in NEEDS:
-        raise UserError(f"format '{kind}': expected one of {', '.join(NEEDS)}")
-    absent = [name for name in NEEDS[kind] if find_spec(name) is None]
-    if absent:
+def check_target(folder: Path, kind: str) -> None:
+    """Check, before any work is done, that a format can be written into a folder; create the folder's parents.
+
+    Raises UserError if the format is unknown, its packages are not installed, or the folder is not new or empty.
+    """
+    if kind not in REQUIRED_PACKAGES:
+        raise UserError(f"format '{kind}': expected one of {', '.join(REQUIRED_PACKAGES)}")
+    missing = [name for name in REQUIRED_PACKAGES[kind] if find_spec(name) is None]
+    if missing:
         extra = "export" if kind == "onnx" else "openvino"
-        raise UserError(f"format {kind}: {absent[0]} is not installed; pip install 'spin-neurons[{extra}]'")
+        raise UserError(f"format {kind}: {missing[0]} is not installed; pip install 'spin-neurons[{extra}]'")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a new or empty folder")
     if folder.is_dir() and any(folder.iterdir()):
@@ -91,7 +127,11 @@ def check(folder: Path, kind: str) -> None:
 
 
 class Scorer(nn.Module):
-    """From token ids and mask (B, T) to calibrated scores (B, K): the cut backbone, the chosen neurons, their head."""
+    """A module of the truncated backbone, the selected neurons and their head.
+
+    Takes token ids and mask (B, T), returns calibrated scores (B, K). Its parameters' names are those of the graph's
+    inputs.
+    """
 
     def __init__(self, backbone: Backbone, fitted: FittedClassifier, multilabel: bool) -> None:
         super().__init__()
@@ -105,11 +145,11 @@ class Scorer(nn.Module):
         self.linear = _layer(head.coef, head.intercept)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        seen = attention_mask.bool()
-        # a text of no tokens still needs one to read
+        mask = attention_mask.bool()
+        # a text without tokens is read at its first position, which is padding
         first = torch.arange(input_ids.shape[1], device=input_ids.device) < 1
-        seen = seen | (first & ~seen.any(1, keepdim=True))
-        x = (self.encoder(input_ids, seen)[0] - self.mean) / self.scale
+        mask = mask | (first & ~mask.any(1, keepdim=True))
+        x = (self.encoder(input_ids, mask)[0] - self.mean) / self.scale
         logits: Tensor = self.linear(x)
         if self.inner is not None and self.outer is not None:
             logits = logits + self.outer(torch.tanh(self.inner(x)))
@@ -128,8 +168,8 @@ def _layer(weight: Floats, bias: Floats | None = None) -> nn.Linear:
     return layer
 
 
-def _tokenizer(backbone: Backbone) -> Any:
-    """The backbone's tokenizer by itself, which cuts and pads as `Backbone.tokenize` and `Backbone.pad_batch` do."""
+def _export_tokenizer(backbone: Backbone) -> Tokenizer:
+    """A tokenizer without transformers, which truncates and pads as the methods of `Backbone` do."""
     tokenizer = Tokenizer.from_str(backbone.tokenizer.backend_tokenizer.to_str())
     tokenizer.enable_truncation(backbone.max_tokens, direction=backbone.tokenizer.truncation_side)
     name = tokenizer.id_to_token(backbone.pad_id) or "[PAD]"
@@ -138,13 +178,16 @@ def _tokenizer(backbone: Backbone) -> Any:
 
 
 def _write_onnx(scorer: Scorer, folder: Path) -> Run:
-    """By tracing: torch's newer exporter cannot follow a forward pass that ends at the deepest neuron."""
+    """Write the graph and return a function that runs it.
+
+    The scorer is traced: torch's newer exporter cannot follow a forward pass that ends at the deepest neuron.
+    """
     import onnxruntime
 
     path = str(folder / "model.onnx")
     axes = {name: {0: "batch", 1: "tokens"} for name in INPUTS} | {OUTPUT: {0: "batch"}}
     with silence_transformers(), warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # of tracing, about what is constant in it
+        warnings.simplefilter("ignore")  # tracing warns of values that become constants
         torch.onnx.export(
             scorer,
             scorer.encoder.example_inputs(),
@@ -160,6 +203,7 @@ def _write_onnx(scorer: Scorer, folder: Path) -> Run:
 
 
 def _write_openvino(scorer: Scorer, folder: Path) -> Run:
+    """Write the graph and return a function that runs it."""
     import openvino
 
     from spin.activations.openvino_engine import convert_to_openvino
@@ -177,47 +221,47 @@ def _write_openvino(scorer: Scorer, folder: Path) -> Run:
     return lambda ids, mask: compiled([ids, mask])[0]
 
 
-def _compare(scorer: Scorer, tokenizer: Any, run: Run, kind: str) -> None:
-    """Raise UserError where tokens or scores of some texts, the longest as long as any may be, are not torch's."""
+def _compare_with_torch(scorer: Scorer, tokenizer: Tokenizer, run: Run, kind: str) -> None:
+    """Raise UserError if tokens or scores of sample texts, one of them truncated, differ from those in torch."""
     backbone = scorer.encoder.backbone
-    texts = [*_TRIED[:-1], _TRIED[-1] * backbone.max_tokens]
+    texts = [*_SAMPLE_TEXTS[:-1], _SAMPLE_TEXTS[-1] * backbone.max_tokens]
     ids, mask = backbone.pad_batch(backbone.tokenize(texts).ids)
-    found_ids, found_mask = encode(tokenizer, texts)
-    if not (np.array_equal(found_ids, ids.numpy()) and np.array_equal(found_mask, mask.numpy())):
+    exported_ids, exported_mask = encode(tokenizer, texts)
+    if not (np.array_equal(exported_ids, ids.numpy()) and np.array_equal(exported_mask, mask.numpy())):
         raise UserError(
             f"export: {type(backbone.tokenizer).__name__} gives other tokens than its tokenizer.json by itself, which "
             "is all that runs without transformers; take a backbone with a tokenizer of a standard kind"
         )
     with torch.inference_mode():
         expected = scorer(ids, mask).numpy()
-    found = run(found_ids, found_mask)
-    apart = float(np.abs(found - expected).max())
-    if not apart < _TOLERANCE:  # nor where it is no number
+    scores = run(exported_ids, exported_mask)
+    difference = float(np.abs(scores - expected).max())
+    if not difference < _TOLERANCE:  # also if it is not a number
         raise UserError(
-            f"export: {kind} does not compute {type(backbone.model).__name__} right: its scores are {apart:.2g} from "
-            f"torch's, expected less than {_TOLERANCE:g}; try another format of {', '.join(NEEDS)}"
+            f"export: {kind} does not compute {type(backbone.model).__name__} right: its scores are {difference:.2g} "
+            f"from torch's, expected less than {_TOLERANCE:g}; try another format of {', '.join(REQUIRED_PACKAGES)}"
         )
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids and mask (B, T) of a tokenizer that pads."""
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and mask (B, T) of texts, by a tokenizer that pads."""
     tokens = tokenizer.encode_batch(list(texts))
     return np.array([t.ids for t in tokens], np.int64), np.array([t.attention_mask for t in tokens], np.int64)
 
 
-def _config(spin: SpinClassifier, backbone: Backbone, kind: str) -> dict[str, Any]:
-    """What a reader of scores needs to know, and what they were made from."""
+def _config(spin: SpinClassifier, backbone: Backbone, kind: str) -> ExportConfig:
     decision, selection = Decision.of(spin.label_space, spin.decision), spin.fitted.selection
-    return {
-        "format": kind,
-        "classes": spin.classes,
-        "multilabel": spin.label_space.multilabel,
-        "thresholds": decision.thresholds.tolist(),
-        "abstain": decision.abstain,
-        "max_tokens": backbone.max_tokens,
-        "pad_id": backbone.pad_id,
-        "depth": selection.depth,
-        "neurons": len(selection),
-        "backbone_digest": backbone.digest,
-        "versions": {name: version(name) for name in ("spin-neurons", "torch", "transformers", *NEEDS[kind])},
-    }
+    packages = ("spin-neurons", "torch", "transformers", *REQUIRED_PACKAGES[kind])
+    return ExportConfig(
+        format=kind,
+        classes=spin.classes,
+        multilabel=spin.label_space.multilabel,
+        thresholds=decision.thresholds.tolist(),
+        abstain=decision.abstain,
+        max_tokens=backbone.max_tokens,
+        pad_id=backbone.pad_id,
+        depth=selection.depth,
+        neurons=len(selection),
+        backbone_digest=backbone.digest,
+        versions={name: version(name) for name in packages},
+    )

@@ -13,6 +13,7 @@ import pytest
 
 import spin.backbone.engine_choice
 import spin.backbone.engine_trial
+import spin.backbone.local_cache
 from jobs.cli import silence_libraries
 from tests.support import tiny
 from tests.support.browser import chromium
@@ -55,6 +56,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=slow)
     deselected = set(slow)
     items[:] = [item for item in items if item not in deselected]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty cache folder for this session; models converted from GGUF, which is slow, are kept for all sessions."""
+    shared, folder = spin.backbone.local_cache.cache_folder() / "gguf", tmp_path_factory.mktemp("cache")
+    shared.mkdir(parents=True, exist_ok=True)
+    (folder / "gguf").symlink_to(shared)
+    os.environ["SPIN_CACHE"] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ What `cached_digest` trusts:
 
 - The file system. A file whose path, size, modification time, change time (ctime) and inode are those of an earlier
   hashing is taken to have the same content. A hash is kept only if the file had not been touched for two seconds when
-  hashing began and did not change meanwhile: within one tick of the file system's clock, a second write would not show.
+  hashing began: within one tick of the file system's clock, a second write would not show.
 - The cache folder (`SPIN_CACHE`). Whoever can write there can make weights pass for others, so it should be writable
   for no more people than the weights are.
 
@@ -132,11 +132,9 @@ class _HashedFile:
 def _hash_if_changed(path: Path, known: _HashedFile | None) -> tuple[_HashedFile, bool]:
     """The hash of a file, and whether it may be remembered."""
     now_ns, state = time.time_ns(), _FileState.of(path)
-    is_code = path.suffix == ".py"
-    if known is not None and known.state == state and not is_code:
+    if known is not None and known.state == state and path.suffix != ".py":
         return known, True
-    hashed = _HashedFile(state, hash_file(path))
-    return hashed, not is_code and state.settled_before(now_ns) and _FileState.of(path) == state
+    return _HashedFile(state, hash_file(path)), state.settled_before(now_ns)
 
 
 def _record_file(folder: Path) -> Path:

