@@ -149,9 +149,18 @@ def classify(
     from pipelines.nightly.classify import run_classify
     from pipelines.nightly.drift_check import check_drift
 
-    given: dict[str, Any] = {"model": model, "shadow": shadow, "night": date, "since": since, "restart": restart}
     registry = open_registry(loaded)
-    manifest = run_classify(loaded, registry, input, output, **given)
+    manifest = run_classify(
+        loaded,
+        registry,
+        source=input,
+        output=output,
+        model=model,
+        shadow=shadow,
+        night=date,
+        since=since,
+        restart=restart,
+    )
     terminal.night(manifest, output)
     if check is not None:
         from pipelines.nightly.precision_check import check_precision

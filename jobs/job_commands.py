@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,14 +47,14 @@ def submit(
     from pipelines.nightly.classify import parse_date
     from pipelines.workers.job_client import JobServer, environment
 
-    given = _parse(ctx, command)
-    _check_inside(given["settings"])
-    settings = load_settings(given["settings"], given["set"])
+    submitted = _parse(ctx, command)
+    _check_inside(submitted.settings)
+    settings = load_settings(submitted.settings, submitted.overrides)
     passed = environment(env)
-    _check_places(settings, given, command, passed)
+    _check_locations(settings, submitted, passed)
     options = [*ctx.args, "--set", "ray.address=auto"]
-    day = parse_date(given.get("date"))
-    if command == "classify" and given["date"] is None:
+    day = parse_date(submitted.date)
+    if command == "classify" and submitted.date is None:
         options += ["--date", day]  # the day on which it is submitted, not that on which it starts
     server = JobServer(address)
     id = server.submit(
@@ -62,7 +63,7 @@ def submit(
         folder=".",
         excludes=exclude,
         environment=passed,
-        once=command == "classify" and not given["restart"],
+        once=command == "classify" and not submitted.restart,
     )
     terminal.say(f"submitted {id}")
     if not detach:
@@ -110,10 +111,32 @@ def _follow(server: Any, id: str) -> None:
     raise typer.Exit(job.exit_status)
 
 
-def _parse(ctx: typer.Context, command: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Submitted:
+    """The arguments of a command that is to run on a cluster."""
+
+    command: str
+    settings: str
+    overrides: list[str]
+    restart: bool
+    date: str | None
+    """night of `classify`, as it was given"""
+    locations: dict[str, str]
+    """files and folders among its options, by the option's name"""
+
+
+def _parse(ctx: typer.Context, command: str) -> _Submitted:
     """Return the arguments of the submitted command, parsed here so that a mistake is reported before it is sent."""
     group: Any = ctx.find_root().command
-    return dict(group.commands[command].make_context(command, list(ctx.args), parent=ctx.find_root()).params)
+    parsed = group.commands[command].make_context(command, list(ctx.args), parent=ctx.find_root()).params
+    return _Submitted(
+        command=command,
+        settings=parsed["settings"],
+        overrides=parsed["set"],
+        restart=parsed["restart"],
+        date=parsed.get("date"),
+        locations={f"--{name}": parsed[name] for name in ("input", "output", "since") if parsed.get(name)},
+    )
 
 
 def _check_inside(path: str) -> None:
@@ -123,13 +146,12 @@ def _check_inside(path: str) -> None:
         )
 
 
-def _check_places(settings: Settings, given: dict[str, Any], command: str, passed: dict[str, str]) -> None:
+def _check_locations(settings: Settings, submitted: _Submitted, passed: dict[str, str]) -> None:
     """Raise UserError for a location that is relative, which every node of the cluster would resolve differently."""
-    places: dict[str, Any] = {"store": settings.store}
-    if command != "classify":
-        places["data.train"] = settings.data.train
-    places |= {f"--{name}": given[name] for name in ("input", "output", "since") if given.get(name)}
-    for name, uri in places.items():
+    locations = {"store": settings.store, **submitted.locations}
+    if submitted.command != "classify":
+        locations["data.train"] = settings.data.train
+    for name, uri in locations.items():
         if "://" not in uri and not Path(uri).is_absolute():
             raise UserError(
                 f"{name} is '{uri}', a folder of this machine; expected s3://… or an absolute path that all nodes share"

@@ -33,8 +33,15 @@ def plan(
     loaded = load_settings(settings, set)
     from pipelines.planning.estimate import forecast
 
-    given: dict[str, Any] = {"source": input, "model": model, "deadline": deadline, "seconds": seconds}
-    estimate = forecast(loaded, open_registry(loaded), documents, **given)
+    estimate = forecast(
+        loaded,
+        open_registry(loaded),
+        documents,
+        source=input,
+        model=model,
+        deadline=deadline,
+        seconds=seconds,
+    )
     if as_json:
         terminal.plain(estimate)
     else:
