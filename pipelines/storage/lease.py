@@ -1,32 +1,66 @@
-"""The lease: one run at a time works in a store."""
+"""The lease: only one run at a time works in a store."""
 
 from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+
+import psutil
 
 from pipelines.service_errors import HeldError
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json
 from spin.errors import SpinError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LeaseRecord:
+    """The content of an object `_lease/NNNNNN`."""
+
+    holder: str
+    """user, host and process, for messages"""
+    kernel: str | None
+    """boot and process namespace that `pid` belongs to, None where the system does not name them"""
+    pid: int
+    """process of the holder"""
+    started: str | None
+    """when that process started, in clock ticks since boot: a pid may belong to another process by now"""
+    token: str
+    """random, one per run"""
+    beat: str
+    """random, new in every write: a lease whose beat changes has a living holder"""
+    ttl: float
+    """seconds without a new beat after which another run may take the store"""
+    ended: bool
+    """whether the holder has released the store"""
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    def is_dead(self) -> bool:
+        """Whether the process of the holder belongs to this kernel and no longer exists."""
+        return self.kernel is not None and self.kernel == _kernel() and _start_time(self.pid) != self.started
 
 
 class Lease:
-    """Holds a store for one run: a context that another run cannot enter while this one is alive.
+    """Holds a store for one run: a context that another run cannot enter while the holder is alive.
 
-    A lease is an object `_lease/NNNNNN`, made only if there is none, so a race has one winner, and the highest
-    number holds the store. The holder writes its object anew while it works and marks it when it ends; one that
-    stays as it is for `ttl` seconds is a dead run's. Either way the next number may be taken. The highest is never
-    deleted, so numbers only grow and a holder that was overtaken stays so. Clocks are not compared between machines:
-    a waiting run watches whether the object changes.
+    A lease is an object `_lease/NNNNNN`, created only if there is none, so a race has one winner, and the highest
+    number holds the store. The holder rewrites its object while it works and marks it when it ends; an object that
+    does not change for `ttl` seconds belongs to a dead run. In both cases the next number may be taken. The highest
+    number is never deleted, so numbers only grow and an overtaken holder stays overtaken. Clocks of different machines
+    are not compared: a waiting run watches whether the object changes.
     """
 
     def __init__(self, store: Store, *, ttl: float = 30.0) -> None:
@@ -54,54 +88,64 @@ class Lease:
     ) -> None:
         self._ended.set()
         self._keeper.join()
-        with suppress(SpinError):  # the store is away: the lease runs out, and the run's own outcome counts
-            if self._mine():
+        try:
+            if self._holds():
                 self.store.write(_lease_key(self._number), self._content(ended=True))
+        except SpinError:  # the lease expires by itself, and the outcome of the run counts
+            _log.debug("%s: the lease could not be released", self.store.uri, exc_info=True)
 
     def check(self) -> None:
-        """Raise HeldError if another run has taken the lease: whatever is published from here on is not ours to."""
-        if not self._mine():
+        """Raise HeldError if another run has taken the lease: this one may not publish anything from then on."""
+        if not self._holds():
             self._refuse(max(self._numbers(), default=self._number))
 
-    def _mine(self) -> bool:
-        found = self.store.read_json(_lease_key(self._number))
-        return found is not None and found["token"] == self.token and self._numbers()[-1:] == [self._number]
+    def _holds(self) -> bool:
+        record = self._read(self._number)
+        return record is not None and record.token == self.token and self._numbers()[-1:] == [self._number]
 
     def _outlive(self, number: int) -> None:
-        """Return once the holder has ended or is known to be dead; raise HeldError when it gives a sign of life."""
-        seen = now = self.store.read_json(_lease_key(number))
-        deadline = time.monotonic() + (seen["ttl"] if seen else 0)
-        while now is not None and not now["ended"] and not _dead(now):
-            if now["beat"] != seen["beat"]:
+        """Return once the holder has ended or is known to be dead; raise HeldError if it shows a sign of life."""
+        first = now = self._read(number)
+        deadline = time.monotonic() + (first.ttl if first else 0)
+        while first is not None and now is not None and not now.ended and not now.is_dead():
+            if now.beat != first.beat:
                 self._refuse(number)
             if time.monotonic() >= deadline:
                 return
             time.sleep(min(1.0, self.ttl / 10))
-            now = self.store.read_json(_lease_key(number))
+            now = self._read(number)
 
     def _refuse(self, number: int) -> None:
-        found = self.store.read_json(_lease_key(number)) or {"holder": "another run"}
-        raise HeldError(f"{self.store.uri} is held by {found['holder']}; wait until it ends, or end it")
+        record = self._read(number)
+        holder = "another run" if record is None else record.holder
+        raise HeldError(f"{self.store.uri} is held by {holder}; wait until it ends, or end it")
 
     def _renew(self) -> None:
         while not self._ended.wait(self.ttl / 6):
-            with suppress(SpinError):  # the store is away; the lease lasts until ttl
-                if not self._mine():
+            try:
+                if not self._holds():
                     return
                 self.store.write(_lease_key(self._number), self._content())
+            except SpinError:  # the lease lasts until its ttl
+                _log.debug(
+                    "%s: the lease could not be renewed, the next attempt follows", self.store.uri, exc_info=True
+                )
 
     def _content(self, *, ended: bool = False) -> bytes:
-        facts = {
-            "holder": self.holder,
-            "kernel": _kernel(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-            "token": self.token,
-            "beat": uuid.uuid4().hex,
-            "ttl": self.ttl,
-            "ended": ended,
-        }
-        return json.dumps(facts).encode()
+        return LeaseRecord(
+            holder=self.holder,
+            kernel=_kernel(),
+            pid=os.getpid(),
+            started=_start_time(os.getpid()),
+            token=self.token,
+            beat=uuid.uuid4().hex,
+            ttl=self.ttl,
+            ended=ended,
+        ).to_bytes()
+
+    def _read(self, number: int) -> LeaseRecord | None:
+        stored = self.store.read_json(_lease_key(number))
+        return None if stored is None else from_json(LeaseRecord, stored)
 
     def _numbers(self) -> list[int]:
         return sorted(int(key.rpartition("/")[2]) for key in self.store.list("_lease"))
@@ -112,29 +156,28 @@ def _lease_key(number: int) -> str:
 
 
 def user_name() -> str:
-    """Who runs this process."""
+    """The user that runs this process."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container may run as a user id without a name
         return f"user {os.getuid()}"
 
 
-def _dead(lease: dict[str, Any]) -> bool:
-    """Whether the process that wrote a lease is seen from here to be gone."""
-    return lease["kernel"] is not None and lease["kernel"] == _kernel() and _started(lease["pid"]) != lease["started"]
-
-
 def _kernel() -> str | None:
-    """Names the boot and the process namespace that pids belong to; a host name may be another container's too."""
+    """The boot and the process namespace that pids belong to; two containers may have the same host name."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
     except OSError:
         return None
 
 
-def _started(pid: int) -> str | None:
-    """When a process started, None if there is none: a pid may be another's by now."""
+def _start_time(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None if it does not exist.
+
+    Since boot, not since 1970: a clock that is set changes the start of a process in seconds since 1970.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
+        boot = psutil.boot_time()
+        return str(round((psutil.Process(pid).create_time() - boot) * os.sysconf("SC_CLK_TCK")))
+    except psutil.NoSuchProcess:
         return None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
-from pipelines.workers.train_group import begin, run_group
+from pipelines.workers.train_group import GroupWork, run_group
 from spin.heads import persistence
 from spin.heads.fitted import TrainingResult
 from spin.integrate.integrate import integrate
@@ -20,6 +20,21 @@ from spin.sites import Site
 from spin.sparsify.probe import Probe
 
 _PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class HeadsJob:
+    """What every worker of the group needs to fit the heads."""
+
+    settings: Settings
+    features: FeatureShards
+    probes: tuple[Probe, ...]
+    """one per feature column"""
+    labels: Labels
+    compute: Mapping[Site, float]
+    """compute up to each site, relative to the whole backbone"""
+    store: Store
+    """where the heads and the progress are written"""
 
 
 def run_integrate(
@@ -32,22 +47,14 @@ def run_integrate(
 ) -> TrainingResult:
     """Search and fit the integrated heads; `store` keeps what came of it, and a later call reads it from there."""
     if not store.exists(persistence.CONFIG):
+        job = HeadsJob(settings, features, tuple(probes), labels, dict(compute), store)
         run_group(
             "train",
-            fit_heads,
-            {
-                "settings": settings,
-                "features": features,
-                "probes": list(probes),
-                "labels": labels,
-                "compute": dict(compute),
-                "store": store,
-            },
-            settings.ray.for_stage("train"),
-            work=max(1, len(labels.part("train")[0]) // 1000),
+            GroupWork(fit_heads, job, settings.ray.for_stage("train")),
+            most_workers=max(1, len(labels.part("train")[0]) // 1000),
             total=_groups(settings, labels, probes),
             unit="fits",
-            done=lambda: store.read_json(_PROGRESS) or 0,
+            count_done=lambda: store.read_json(_PROGRESS) or 0,
         )
     with tempfile.TemporaryDirectory() as folder:
         for name in (persistence.CONFIG, persistence.TENSORS):
@@ -55,10 +62,9 @@ def run_integrate(
         return persistence.load_result(Path(folder))
 
 
-def fit_heads(config: dict[str, Any]) -> None:
+def fit_heads(job: HeadsJob, device: str) -> None:
     """What every worker of the group does, in step with the others; the first one writes the result."""
-    begin(config)
-    settings, labels, store, group = config["settings"], config["labels"], config["store"], ProcessGroup.joined()
+    settings, labels, store, group = job.settings, job.labels, job.store, ProcessGroup.joined()
     fits = 0
 
     def progress(more: int) -> None:
@@ -68,12 +74,12 @@ def fit_heads(config: dict[str, Any]) -> None:
             store.write_json(_PROGRESS, fits)
 
     training_result = integrate(
-        config["probes"],
-        config["features"].read_selection,
-        labels.training_data(settings, config["device"]),
+        job.probes,
+        job.features.read_selection,
+        labels.training_data(settings, device),
         settings=settings.search,
         cascade=settings.cascade,
-        compute=config["compute"],
+        compute=job.compute,
         group=group,
         progress=progress,
     )

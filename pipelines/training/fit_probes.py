@@ -21,7 +21,7 @@ from pipelines.storage.stage_plan import (
     write_plan,
 )
 from pipelines.training.extract_features import ExtractPlan, load_features
-from pipelines.workers.train_group import begin, run_group
+from pipelines.workers.train_group import GroupWork, run_group
 from spin.errors import UserError
 from spin.fit import group_by_site
 from spin.settings import Settings
@@ -103,42 +103,50 @@ def read_probe(store: Store, column: FeatureColumn) -> Probe:
     return Probe.from_bytes(data)
 
 
-def fit_columns(config: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class ProbesJob:
+    """What every worker of the group needs to fit its share of the probes."""
+
+    settings: Settings
+    features: FeatureShards
+    labels: Labels
+    sites: tuple[tuple[FeatureColumn, ...], ...]
+    """the columns that have no probe yet, site by site"""
+    store: Store
+    """where probes are written"""
+
+
+def fit_columns(job: ProbesJob, device: str) -> None:
     """What one worker of the group does: its share of the sites, each probe straight to the store.
 
     Skips what is there, because the death of any worker starts the whole group again.
     """
     from ray.train import get_context
 
-    begin(config)
-    context = get_context()
-    store = config["store"]
-    for columns in config["sites"][context.get_world_rank() :: context.get_world_size()]:
+    context, store = get_context(), job.store
+    for columns in job.sites[context.get_world_rank() :: context.get_world_size()]:
         waiting = [column for column in columns if not store.exists(_key(column))]
         if waiting:
-            for probe in _fit(config, waiting):
+            for probe in _fit(job, waiting, device):
                 store.write(_key(probe.column), probe.to_bytes())
 
 
-def _fit(config: dict[str, Any], columns: list[FeatureColumn]) -> list[Probe]:
-    settings, labels = config["settings"], config["labels"]
-    activations = {column: config["features"].read(column) for column in columns}
-    return fit_probes(activations, labels.training_data(settings, config["device"]), settings.probe)
+def _fit(job: ProbesJob, columns: list[FeatureColumn], device: str) -> list[Probe]:
+    activations = {column: job.features.read(column) for column in columns}
+    return fit_probes(activations, job.labels.training_data(job.settings, device), job.settings.probe)
 
 
 def _fit_all(
     settings: Settings, features: FeatureShards, labels: Labels, store: Store, waiting: list[FeatureColumn]
 ) -> None:
-    sites = _costly_first(features, waiting)
+    sites = tuple(tuple(columns) for columns in _costly_first(features, waiting))
     run_group(
         "probe",
-        fit_columns,
-        {"features": features, "store": store, "sites": sites, "labels": labels, "settings": settings},
-        settings.ray.for_stage("probe"),
-        work=len(sites),
+        GroupWork(fit_columns, ProbesJob(settings, features, labels, sites, store), settings.ray.for_stage("probe")),
+        most_workers=len(sites),
         total=len(features.probed),
         unit="probes",
-        done=lambda: sum(key.endswith(".safetensors") for key in store.list()),
+        count_done=lambda: sum(key.endswith(".safetensors") for key in store.list()),
     )
 
 

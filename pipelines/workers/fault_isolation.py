@@ -13,7 +13,7 @@ from pipelines.service_errors import BadFileError
 from pipelines.storage.shard_log import Attempt, AttemptNote
 from spin.errors import NotFiniteError, SpinError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_CRASHES = 2
 """crashes of a shard's process that are blamed on the machine, before its documents are suspected"""
@@ -92,7 +92,7 @@ class _Isolation(Generic[T]):
             if isinstance(error, SpinError) and not isinstance(error, NotFiniteError):
                 raise
             # without the error's message, which may hold the text of a document
-            logger.debug("%d rows raised %s:\n%s", len(rows), type(error).__name__, _frames(error))
+            _log.debug("%d rows raised %s:\n%s", len(rows), type(error).__name__, _frames(error))
             if len(rows) == 1:
                 result.failing[rows[0]] = f"computing it raised {type(error).__name__}"
                 return

@@ -13,10 +13,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_delay, wait_fixed
+
 from pipelines.service_errors import HeldError, UnavailableError
 from spin.errors import UserError
 from spin.settings import holds_password
 
+_log = logging.getLogger(__name__)
+_NOISY_LOGGERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 PASSED = (
     "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",
@@ -78,13 +86,12 @@ class JobServer:
         self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
         if not self.address.startswith(("http://", "https://")):
             raise UserError(f"--address {self.address}: expected the cluster's dashboard, such as http://HEAD:8265")
-        from ray.dashboard.modules import dashboard_sdk
-        from ray.dashboard.modules.job import sdk
+        from ray.job_submission import JobSubmissionClient
 
-        for noisy in (dashboard_sdk.__name__, sdk.__name__, "ray._private.runtime_env.packaging"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        with self._answers():
-            self._client = sdk.JobSubmissionClient(self.address)
+        for name in _NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with self._one_line_errors():
+            self._client = JobSubmissionClient(self.address)
 
     def submit(
         self,
@@ -103,7 +110,7 @@ class JobServer:
         """
         number = self._next(name, once)
         id = name if number == 1 else f"{name}-{number}"
-        with self._answers(), _submitted_meanwhile(id):
+        with self._one_line_errors(), _submitted_meanwhile(id):
             self._send(
                 entrypoint=entrypoint,
                 submission_id=id,
@@ -117,13 +124,13 @@ class JobServer:
 
     def jobs(self) -> list[Job]:
         """All submitted jobs that the cluster remembers, the newest first."""
-        with self._answers():
+        with self._one_line_errors():
             found = [Job.of(details) for details in self._client.list_jobs() if details.submission_id]
         return sorted(found, key=lambda job: (job.started, job.id), reverse=True)
 
     def job(self, id: str) -> Job:
         """Raises UserError for one that is not there."""
-        with self._answers():
+        with self._one_line_errors():
             try:
                 return Job.of(self._client.get_job_info(id))
             except RuntimeError as error:
@@ -134,7 +141,7 @@ class JobServer:
     def logs(self, id: str) -> str:
         """What a job has printed."""
         self.job(id)
-        with self._answers():
+        with self._one_line_errors():
             return str(self._client.get_job_logs(id))
 
     def follow(self, id: str, write: Callable[[str], object]) -> Job:
@@ -145,29 +152,28 @@ class JobServer:
             async for text in self._client.tail_job_logs(id):
                 write(text)
 
-        with self._answers():
+        with self._one_line_errors():
             asyncio.run(tail())
         return self._outcome(id)
 
     def stop(self, id: str) -> bool:
         """End a job and wait until it is over; False where it was already."""
         running = not self.job(id).over
-        with self._answers():
+        with self._one_line_errors():
             self._client.stop_job(id)
         self._outcome(id)
         return running
 
     def _send(self, **job: Any) -> None:
-        """Submit to a cluster that may have started a moment ago: its head cannot run jobs yet when it answers."""
-        end = time.monotonic() + _STARTING
-        while True:
-            try:
-                self._client.submit_job(**job)
-                return
-            except RuntimeError as error:
-                if "No available agent" not in str(error) or time.monotonic() > end:
-                    raise
-            time.sleep(1)
+        """Submit a job; a cluster that has just started answers before its head can run jobs, so retry for a while."""
+        retrying = Retrying(
+            retry=retry_if_exception(lambda e: isinstance(e, RuntimeError) and "No available agent" in str(e)),
+            wait=wait_fixed(1),
+            stop=stop_after_delay(_STARTING),
+            before_sleep=before_sleep_log(_log, logging.DEBUG, exc_info=True),
+            reraise=True,
+        )
+        retrying(self._client.submit_job, **job)
 
     def _outcome(self, id: str) -> Job:
         """The job once it is over, a moment after its last line."""
@@ -190,8 +196,8 @@ class JobServer:
         return max(found, default=0) + 1
 
     @contextmanager
-    def _answers(self) -> Iterator[None]:
-        """Ray's errors in one line."""
+    def _one_line_errors(self) -> Iterator[None]:
+        """Turn the errors of Ray's client into SpinErrors of one line."""
         import aiohttp
         import requests
         from ray.exceptions import AuthenticationError

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar
+
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_before_delay,
+    wait_exponential,
+    wait_random_exponential,
+)
 
 from pipelines.data.readers import Shard
 from pipelines.service_errors import StalledError, UnavailableError
@@ -21,6 +30,7 @@ from pipelines.workers.ray_cluster import cluster, configure_worker, least_worke
 from spin.errors import SpinError, error_types
 from spin.settings import RaySettings
 
+_log = logging.getLogger(__name__)
 C = TypeVar("C", bound=ShardCounts)
 
 
@@ -142,16 +152,18 @@ def commit_shard(step: Step[C], shard: Shard, shard_log: ShardLog) -> ShardOutco
 
 
 def _commit_with_retries(step: Step[C], shard: Shard, shard_log: ShardLog, patience: float) -> ShardOutcome[C]:
-    """Commit a shard; while the store does not answer, retry for `patience` seconds."""
-    start, pause = time.monotonic(), 1.0
-    while True:
-        try:
-            return commit_shard(step, shard, shard_log)
-        except UnavailableError:
-            if time.monotonic() - start + pause > patience:
-                raise
-            time.sleep(pause * random.uniform(0.5, 1))  # workers that were refused together come back apart
-            pause *= 2
+    """Commit a shard; while the store does not answer, retry for `patience` seconds.
+
+    The pauses double, and half of each is random, so that workers that were refused together come back apart.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception_type(UnavailableError),
+        wait=wait_exponential(multiplier=0.5) + wait_random_exponential(multiplier=0.5),
+        stop=stop_before_delay(patience),
+        before_sleep=before_sleep_log(_log, logging.DEBUG, exc_info=True),
+        reraise=True,
+    )
+    return retrying(commit_shard, step, shard, shard_log)
 
 
 def _answers(work: ShardWork[Any], shards: Sequence[Shard]) -> Iterator[WorkerAnswer]:
@@ -224,6 +236,7 @@ class _Worker:
             configure_worker(work.settings)
             self.step = work.make(*work.args)
         except SpinError as error:  # raised here, it would make Ray start the actor again and again
+            _log.debug("the worker cannot start", exc_info=True)
             self.failure = WorkerError.of(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
@@ -233,5 +246,6 @@ class _Worker:
         try:
             outcome = _commit_with_retries(self.step, shard, self.shard_log, self.patience)
         except SpinError as error:
+            _log.debug("shard %s failed", shard.name, exc_info=True)
             return WorkerAnswer(shard.name, error=WorkerError.of(error)).to_row()
         return WorkerAnswer(shard.name, outcome.to_json()).to_row()

@@ -5,16 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, get_args
 
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+)
+
 from pipelines.service_errors import UnavailableError
 from spin.errors import SpinError, UserError
 from spin.settings import RaySettings, Stage
 
+_log = logging.getLogger(__name__)
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -87,19 +96,21 @@ def _check_gpus(settings: RaySettings) -> None:
 
 
 def _connect(options: dict[str, Any]) -> None:
-    """A cluster that has much to do may not answer at once; what starts here does, or does not at all."""
+    """Connect to Ray or start it here. A busy cluster may not answer at once, so that a connection is retried."""
     import ray
 
-    pauses = [] if options["address"] == "local" else [1.0, 2.0, 4.0, 8.0]
-    while True:
-        try:
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-            return
-        except (ConnectionError, RuntimeError):
-            if not pauses:
-                raise
-            ray.shutdown()
-            time.sleep(pauses.pop(0))
+    def shut_down(state: RetryCallState) -> None:
+        before_sleep_log(_log, logging.DEBUG, exc_info=True)(state)
+        ray.shutdown()
+
+    retrying = Retrying(
+        retry=retry_if_exception_type((ConnectionError, RuntimeError)),
+        wait=wait_exponential(multiplier=1),
+        stop=stop_after_attempt(1 if options["address"] == "local" else 5),
+        before_sleep=shut_down,
+        reraise=True,
+    )
+    retrying(ray.init, **options, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def configure_worker(settings: RaySettings) -> None:

@@ -1,4 +1,4 @@
-"""A Ray Train group: workers that run one loop together, watched through what they leave in the store."""
+"""A Ray Train group: workers that run one function together; progress is read from what they write to the store."""
 
 from __future__ import annotations
 
@@ -6,56 +6,63 @@ import math
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from pipelines.workers.progress import progress
 from pipelines.workers.ray_cluster import cluster, configure_worker, least_workers, translate_ray_errors, worker_count
 from spin.settings import RaySettings
 
-Loop = Callable[[dict[str, Any]], None]
+J = TypeVar("J")
+
+
+@dataclass(frozen=True)
+class GroupWork(Generic[J]):
+    """What every worker of a group does. It is pickled and sent to the workers."""
+
+    run: Callable[[J, str], None]
+    """called in every worker with the job and the device; results go to a store, so that a restart can skip them"""
+    job: J
+    """record of what the function needs"""
+    settings: RaySettings
+    """of the stage"""
+
+    @property
+    def device(self) -> str:
+        """Device of a worker's matrices: `cuda` where workers are given GPUs, else `cpu`."""
+        return "cuda" if self.settings.gpus_per_worker else "cpu"
 
 
 def run_group(
-    stage: str,
-    loop: Loop,
-    config: dict[str, Any],
-    settings: RaySettings,
-    *,
-    work: int,
-    total: int,
-    unit: str,
-    done: Callable[[], int],
+    stage: str, work: GroupWork[J], *, most_workers: int, total: int, unit: str, count_done: Callable[[], int]
 ) -> None:
-    """Run `loop(config)` in each worker, as many as there are and at most `work`.
+    """Call `work.run` in every worker of a group; as many workers as the cluster holds, at most `most_workers`.
 
-    The bar shows `done`, which looks into the store, of `total`. The death of a worker starts the whole group again,
-    three times at most and with fewer workers where nodes are lost: a loop keeps what it has made. Raises SpinError,
-    naming the stage, and a worker's own one.
+    The progress bar shows `count_done()`, which counts results in the store, of `total`. If a worker dies, the whole
+    group starts again, at most three times, with fewer workers where nodes are lost. Raises SpinError, naming the
+    stage, or the SpinError that a worker raised.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    before = done()
-    with cluster(settings), tempfile.TemporaryDirectory() as scratch, progress(stage, total, unit, done=before) as bar:
-        resources = {"CPU": float(settings.cpus_per_worker)}
-        if settings.gpus_per_worker:
-            resources["GPU"] = settings.gpus_per_worker
-        most = worker_count(settings, work)
+    settings, done = work.settings, count_done()
+    with cluster(settings), tempfile.TemporaryDirectory() as scratch, progress(stage, total, unit, done=done) as bar:
+        most = worker_count(settings, most_workers)
         least = least_workers(settings, most)
         trainer = TorchTrainer(
-            loop,
-            train_loop_config={**config, "ray": settings, "device": device_of(settings)},
-            torch_config=TorchConfig(backend="gloo"),  # also sums what lies on a CPU
+            _run_worker,
+            train_loop_config={"work": work},
+            torch_config=TorchConfig(backend="gloo"),  # also reduces tensors on a CPU
             scaling_config=ScalingConfig(
                 num_workers=least if least == most else (least, most),
-                elastic_resize_monitor_interval_s=math.inf,  # a group that runs is not started again for more workers
+                elastic_resize_monitor_interval_s=math.inf,  # a running group is not restarted for more workers
                 use_gpu=bool(settings.gpus_per_worker),
-                resources_per_worker=resources,
+                resources_per_worker=_resources(settings),
             ),
             run_config=RunConfig(storage_path=scratch, name=stage, failure_config=FailureConfig(max_failures=3)),
         )
         ended = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(done, before, bar, ended), daemon=True)
+        watcher = threading.Thread(target=_advance_bar, args=(count_done, done, bar, ended), daemon=True)
         watcher.start()
         try:
             with translate_ray_errors(stage):
@@ -65,19 +72,24 @@ def run_group(
             watcher.join()
 
 
-def device_of(settings: RaySettings) -> str:
-    """Where a worker's matrices lie."""
-    return "cuda" if settings.gpus_per_worker else "cpu"
+def _resources(settings: RaySettings) -> dict[str, float]:
+    resources = {"CPU": float(settings.cpus_per_worker)}
+    if settings.gpus_per_worker:
+        resources["GPU"] = settings.gpus_per_worker
+    return resources
 
 
-def begin(config: dict[str, Any]) -> None:
-    """What every loop does first."""
-    configure_worker(config["ray"])
+def _run_worker(config: dict[str, Any]) -> None:
+    work: GroupWork[Any] = config["work"]
+    configure_worker(work.settings)
+    work.run(work.job, work.device)
 
 
-def _watch(done: Callable[[], int], seen: int, advance: Callable[[int], None], ended: threading.Event) -> None:
-    """Tell the bar of what appears in the store, the only place that knows of all workers."""
+def _advance_bar(
+    count_done: Callable[[], int], done: int, advance: Callable[[int], None], ended: threading.Event
+) -> None:
+    """Advance the bar by the results that appear in the store; only the store knows of all workers."""
     while not ended.wait(0.5):
-        there = done()
-        advance(there - seen)
-        seen = there
+        now = count_done()
+        advance(now - done)
+        done = now

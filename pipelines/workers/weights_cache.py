@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from pipelines.storage.object_store import Store
 from spin.backbone.digest import cached_digest, compute_digest, list_model_files
@@ -82,7 +81,8 @@ def receive(settings: Settings, digest: str) -> BackboneSettings:
     if settings.ray.address is None or _is_here(backbone, digest):
         return backbone
     folder = cache_folder() / "backbones" / digest
-    with _alone(folder.with_name(f".{digest}.lock")):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{digest}.lock")):
         if not folder.is_dir():
             _fetch(_shelf(settings, digest), folder, digest, code=backbone.trust_remote_code)
     return backbone.model_copy(update={"model": str(folder), "revision": None})
@@ -122,12 +122,3 @@ def _fetch(store: Store, folder: Path, digest: str, *, code: bool) -> None:
                 "the stage again, its driver publishes it anew"
             )
         shutil.move(fetched, folder)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process of this machine at a time; a lock ends with the process that holds it."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -19,7 +19,7 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
 from pipelines.workers.map_shards import map_shards
-from pipelines.workers.train_group import run_group
+from pipelines.workers.train_group import GroupWork, run_group
 from spin.errors import SpinError, UserError
 from spin.settings import RaySettings, parse_settings
 
@@ -145,11 +145,10 @@ def sleep(output: str) -> None:
             raise SystemExit(error.status) from None
 
 
-def group_loop(config: dict[str, Any]) -> None:
+def group_loop(log: str, device: str) -> None:
     """A worker of a group: writes how many they are, then waits for a file of the same name with `.go` at its end."""
     from ray.train import get_context
 
-    log = config["log"]
     with open(log, "a", encoding="utf-8") as file:
         file.write(f"{ray.get_runtime_context().get_node_id()} {get_context().get_world_size()}\n")
     while not Path(f"{log}.go").exists():
@@ -159,4 +158,5 @@ def group_loop(config: dict[str, Any]) -> None:
 def group(address: str, log: str) -> None:
     """A driver with a group of as many workers as there are."""
     settings = RaySettings(address=address)
-    run_group("trial", group_loop, {"log": log}, settings, work=9, total=1, unit="fits", done=lambda: 0)
+    work = GroupWork(group_loop, log, settings)
+    run_group("trial", work, most_workers=9, total=1, unit="fits", count_done=lambda: 0)

@@ -28,7 +28,7 @@ from pipelines.nightly.classify_step import predictions_schema
 from pipelines.nightly.publish import BatchRun, NightlyRun, read_predictions, reconcile
 from pipelines.nightly.run_records import ClassifyCounts, RunPlan
 from pipelines.service_errors import HeldError, StalledError, UnavailableError
-from pipelines.storage.lease import Lease
+from pipelines.storage.lease import Lease, LeaseRecord
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, ShardOutcome, StepResult
 from pipelines.storage.stage_plan import StagePlan
@@ -531,7 +531,17 @@ def test_an_overtaken_run_publishes_nothing(tmp_path: Path) -> None:
     def overtaken(store: Store, key: str, to: str) -> None:
         real(store, key, to)
         [number] = store.list("_lease")
-        store.write(f"{number[:-1]}{int(number[-1]) + 1}", b'{"token": "another", "holder": "another run"}')
+        record = LeaseRecord(
+            holder="another run",
+            kernel=None,
+            pid=1,
+            started=None,
+            token="another",
+            beat="first",
+            ttl=30.0,
+            ended=False,
+        )
+        store.write(f"{number[:-1]}{int(number[-1]) + 1}", record.to_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "move", overtaken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -463,6 +464,14 @@ def test_a_pid_that_is_another_process_by_now(folder: Store) -> None:
         pass
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux has /proc")
+def test_the_start_of_a_process_is_that_of_the_kernel() -> None:
+    """In clock ticks since boot, as field 22 of /proc/PID/stat holds it; a process that does not exist has none."""
+    fields = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()
+    assert lease_module._start_time(os.getpid()) == fields[22 - 3]
+    assert lease_module._start_time(2**22 + 1) is None
+
+
 def test_a_pid_means_nothing_on_another_machine(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A holder of this host's name whose pid is not seen here may live in another container: its ttl is waited for."""
     clock = Clock()
@@ -625,9 +634,10 @@ def test_the_keeper_beats_and_outlasts_a_store_that_is_away(folder: Store, monke
 
 
 def test_a_store_that_is_away_at_the_end_does_not_hide_the_outcome(
-    folder: Store, monkeypatch: pytest.MonkeyPatch
+    folder: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run's own error is what is told; the lease runs out by itself."""
+    """The error of the run is raised, the error of the store is logged; the lease expires by itself."""
+    caplog.set_level(logging.DEBUG, lease_module.__name__)
 
     def away(*_: object) -> NoReturn:
         raise UnavailableError("away")
@@ -640,6 +650,10 @@ def test_a_store_that_is_away_at_the_end_does_not_hide_the_outcome(
     with pytest.raises(UserError, match="mine"):
         run()
     assert folder.read_json("_lease/000001")["ended"] is False
+    [record] = caplog.records
+    assert "could not be released" in record.message
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "away"
 
 
 def test_a_user_without_a_name(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
