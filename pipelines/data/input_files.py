@@ -1,4 +1,4 @@
-"""List the input files and tell whether they have changed."""
+"""List the input files, each with what shows whether it has changed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from pipelines.data.readers import PACKED
+from pipelines.data.readers import COMPRESSIONS
 from pipelines.service_errors import BadFileError
-from pipelines.storage.filesystem import open_filesystem, store_errors
+from pipelines.storage.filesystem import open_input, store_errors
 from spin.errors import UserError
 
 _KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
@@ -21,6 +21,7 @@ class InputFile:
     """An input file and what tells whether it has changed."""
 
     uri: str
+    """without `file://` on a disk"""
     kind: str
     """parquet, jsonl or csv"""
     size: int
@@ -32,11 +33,11 @@ class InputFile:
 def list_files(uri: str, *, bad: dict[str, str] | None = None) -> list[InputFile]:
     """The files of a path, a folder or a glob, in order of name.
 
-    Names that begin with `_` or `.` are left out, of folders and files alike, unless the URI itself spells them.
-    Raises UserError when there are none, and BadFileError for one that is not Parquet, JSONL or CSV; where `bad` is
-    given, such files are left out and it takes in their URIs, with the reason.
+    Folders and files whose names begin with `_` or `.` are left out, unless the URI itself contains that name.
+    Raises UserError if there are no files, and BadFileError for a file that is not Parquet, JSONL or CSV; if `bad` is
+    given, such files are left out and their URIs are added to it, each with the reason.
     """
-    fs, path = open_filesystem(uri)
+    fs, path = open_input(uri)
     with store_errors(uri):
         if fs.isdir(path):
             paths = _visible(fs.find(path), path)
@@ -60,22 +61,22 @@ def list_files(uri: str, *, bad: dict[str, str] | None = None) -> list[InputFile
 
 
 def _glob(fs: Any, pattern: str) -> list[str]:
-    spelt = takewhile(lambda part: not glob.has_magic(part), pattern.split("/"))
+    fixed = takewhile(lambda part: not glob.has_magic(part), pattern.split("/"))
     try:
-        return _visible(fs.glob(pattern), "/".join(spelt))
+        return _visible(fs.glob(pattern), "/".join(fixed))
     except ValueError as error:
         raise UserError(f"{pattern} is no glob: {error}") from None
 
 
 def _visible(paths: Sequence[str], base: str) -> list[str]:
-    """The paths with no hidden name beyond what the user spelt."""
+    """The paths without a hidden name below the base."""
     return [p for p in paths if not any(part.startswith(("_", ".")) for part in p[len(base) :].split("/"))]
 
 
 def _file(uri: str, info: dict[str, Any]) -> InputFile:
     stem = uri.lower()
-    for packed in PACKED:
-        stem = stem.removesuffix(packed)
+    for ending in COMPRESSIONS:
+        stem = stem.removesuffix(ending)
     kind = next((kind for ending, kind in _KINDS.items() if stem.endswith(ending)), None)
     if kind is None or (kind == "parquet" and stem != uri.lower()):
         raise BadFileError(f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")

@@ -1,14 +1,14 @@
-"""The documents of a shard: what Parquet, JSONL and CSV hold, row by row."""
+"""Read the documents of a shard from Parquet, JSONL or CSV, row by row."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,68 +16,89 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from pipelines.service_errors import BadFileError
-from pipelines.storage.filesystem import open_filesystem, store_errors
+from pipelines.storage.filesystem import open_input, store_errors
 from spin.labels.label_space import Label
 from spin.settings import DataSettings
 
-PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+Column = Literal["id", "text", "label", "split"]
+"""a column by its role; `data.id` and so on name it in the file"""
+IDS: tuple[Column, ...] = ("id",)
+TEXTS: tuple[Column, ...] = ("text",)
+ID_AND_TEXT: tuple[Column, ...] = ("id", "text")
+ALL_COLUMNS: tuple[Column, ...] = ("id", "text", "label", "split")
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+"""Arrow's codec by file-name ending"""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ROW = re.compile(r"(Expected \d+ columns, got \d+): .*")
-"""what Arrow says of a CSV row, and the row, which is not for logs"""
-_SAMPLE = 1 << 20
+"""Arrow's message about a CSV row; the row follows, which must not appear in logs"""
+_BUFFER = 1 << 20
+"""bytes that are decompressed at a time"""
 _BLOCK = 1 << 24
-"""bytes asked of a store at a time where a file is read from its beginning; no CSV row may be longer"""
+"""bytes per request where a file is read from its beginning; no CSV row may be longer"""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A unit of work: a range of one file, rows of it, or bytes that begin and end at line ends."""
+    """A unit of work: a range of one file, either of rows or of bytes that begin and end at line ends."""
 
     index: int
+    """place in the plan, from 0"""
     uri: str
+    """of the file"""
     kind: str
+    """parquet, jsonl or csv"""
     start: int
+    """first row or byte"""
     stop: int
+    """row or byte after the last"""
     by_bytes: bool = False
+    """whether `start` and `stop` are bytes"""
     documents: int = field(default=0, compare=False)
-    """rows, where a range of bytes only tells about how many"""
+    """rows; an estimate for a range of bytes"""
 
     @property
     def name(self) -> str:
+        """Key of the shard in the shard log."""
         return f"{self.index:06d}"
 
 
 @dataclass
 class Documents:
-    """The rows of a shard, in order; what a file has no column for is None."""
+    """The rows of a shard in order: four lists of equal length. A column that was not asked for holds None."""
 
     ids: list[str | None] = field(default_factory=list)
+    """None for null and empty ids"""
     texts: list[Any] = field(default_factory=list)
+    """as the file holds them, which need not be strings"""
     labels: list[Label | None] = field(default_factory=list)
     splits: list[str | None] = field(default_factory=list)
     malformed: dict[int, str] = field(default_factory=dict)
-    """rows that could not be read as a record, or whose list of labels holds more than names, and why"""
+    """rows that are no record or whose list of labels holds something that is no name, each with the reason"""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def read_shard(shard: Shard, data: DataSettings, *, labelled: bool = False) -> Documents:
-    """The rows of a shard; without `labelled`, only ids and texts. Raises BadFileError, naming the file."""
-    columns = _columns(data, labelled)
+def read_shard(shard: Shard, data: DataSettings, *, columns: Collection[Column] = ID_AND_TEXT) -> Documents:
+    """The rows of a shard with the given columns, by default ids and texts.
+
+    Of Parquet only these columns are read; of JSONL and CSV everything is read and only these columns are kept. If the
+    settings name no split column, splits are None. Raises BadFileError, naming the file.
+    """
+    names = _column_names(data, columns)
     documents = Documents()
-    with reading(shard.uri):
+    with file_errors(shard.uri):
         if shard.kind == "jsonl":
-            _read_lines(_lines(shard), columns, documents)
+            _append_lines(documents, _lines(shard), names)
         else:
-            tables = _parquet_rows(shard, columns) if shard.kind == "parquet" else _csv_rows(shard, columns)
+            tables = _parquet_rows(shard, names) if shard.kind == "parquet" else _csv_rows(shard, names)
             for table in tables:
-                _append(documents, table, columns)
+                _append_table(documents, table, names)
     return documents
 
 
-def parquet_groups(uri: str, data: DataSettings) -> list[int]:
-    """The rows of each row group. Raises BadFileError where the columns are not there or the text is none."""
+def row_group_sizes(uri: str, data: DataSettings) -> list[int]:
+    """The number of rows in each row group. Raises BadFileError if a column is missing or the text is not a string."""
     with _parquet(uri) as parquet:
         _check_columns(parquet.schema_arrow, (data.id, data.text), uri)
         kind = parquet.schema_arrow.field(data.text).type
@@ -87,28 +108,28 @@ def parquet_groups(uri: str, data: DataSettings) -> list[int]:
 
 
 def count_rows(uri: str, kind: str, data: DataSettings) -> int:
-    """The rows of a CSV file or of packed JSONL, which only reading all of it can tell."""
+    """The number of rows in a CSV file or in compressed JSONL, for which all of it is read."""
     whole = Shard(0, uri, kind, 0, 1 << 62)
     if kind == "csv":
-        return sum(batch.num_rows for batch in _csv_rows(whole, _columns(data, labelled=False)))
+        return sum(batch.num_rows for batch in _csv_rows(whole, _column_names(data, ID_AND_TEXT)))
     return sum(1 for _ in _lines(whole))
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a string holds no lone surrogates, which no encoder takes and no Arrow string can hold."""
+    """Whether a string is free of lone surrogates, which cannot be encoded as UTF-8."""
     return text.isascii() or not _SURROGATE.search(text)
 
 
 def compression_codec(uri: str) -> str | None:
-    """What a file is packed with, by its name."""
-    return next((codec for ending, codec in PACKED.items() if uri.lower().endswith(ending)), None)
+    """Arrow's codec for a file, by its name; None if it is not compressed."""
+    return next((codec for ending, codec in COMPRESSIONS.items() if uri.lower().endswith(ending)), None)
 
 
 def _check_columns(schema: pa.Schema, names: Iterable[str], uri: str) -> None:
     for name in names:
         if (times := schema.names.count(name)) != 1:
-            found = f"{times} columns" if times else "no column"
-            raise BadFileError(f"{uri} has {found} '{name}'; it has {', '.join(schema.names)}")
+            number = f"{times} columns" if times else "no column"
+            raise BadFileError(f"{uri} has {number} '{name}'; it has {', '.join(schema.names)}")
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -130,51 +151,51 @@ def _is_list(kind: pa.DataType) -> bool:
     return any(is_list(kind) for is_list in lists)
 
 
-def _columns(data: DataSettings, labelled: bool) -> dict[str, str]:
-    """Field of `Documents` to column."""
-    wanted = {"ids": data.id, "texts": data.text}
-    if labelled:
-        wanted |= {"labels": data.label} | ({"splits": data.split} if data.split else {})
-    return wanted
+def _column_names(data: DataSettings, columns: Collection[Column]) -> dict[str, str]:
+    """The name of each column in the file, by field of `Documents`."""
+    named = {"id": ("ids", data.id), "text": ("texts", data.text), "label": ("labels", data.label)}
+    if data.split:
+        named["split"] = ("splits", data.split)
+    return dict(named[column] for column in ALL_COLUMNS if column in columns and column in named)
 
 
 @contextmanager
 def _parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    fs, path = open_filesystem(uri)
+    fs, path = open_input(uri)
     with fs.open(path, "rb") as source, pq.ParquetFile(source, page_checksum_verification=True) as parquet:
         yield parquet
 
 
 @contextmanager
 def _stream(uri: str) -> Iterator[BinaryIO]:
-    """A file from its beginning, unpacked."""
-    fs, path = open_filesystem(uri)
+    """A file from its beginning, decompressed."""
+    fs, path = open_input(uri)
     with fs.open(path, "rb") as source, io.BufferedReader(source, _BLOCK) as plain:
         codec = compression_codec(uri)
         if codec is None:
             yield plain
             return
         with pa.CompressedInputStream(pa.PythonFile(plain, mode="r"), codec) as packed:
-            yield io.BufferedReader(packed, _SAMPLE)
+            yield io.BufferedReader(packed, _BUFFER)
 
 
-def _parquet_rows(shard: Shard, columns: dict[str, str]) -> Iterator[pa.Table]:
+def _parquet_rows(shard: Shard, names: dict[str, str]) -> Iterator[pa.Table]:
     with _parquet(shard.uri) as parquet:
-        _check_columns(parquet.schema_arrow, columns.values(), shard.uri)
+        _check_columns(parquet.schema_arrow, names.values(), shard.uri)
         first = 0
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
             start, stop = max(shard.start, first), min(shard.stop, first + rows)
             if start < stop:
-                table = parquet.read_row_group(group, columns=list(dict.fromkeys(columns.values())))
+                table = parquet.read_row_group(group, columns=list(dict.fromkeys(names.values())))
                 yield table.slice(start - first, stop - start)
             first += rows
 
 
-def _csv_rows(shard: Shard, columns: dict[str, str]) -> Iterator[pa.Table]:
-    names = list(dict.fromkeys(columns.values()))
+def _csv_rows(shard: Shard, names: dict[str, str]) -> Iterator[pa.Table]:
+    columns = list(dict.fromkeys(names.values()))
     convert = pacsv.ConvertOptions(
-        include_columns=names, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+        include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
     )
     with _stream(shard.uri) as source:
         try:
@@ -185,7 +206,7 @@ def _csv_rows(shard: Shard, columns: dict[str, str]) -> Iterator[pa.Table]:
                 convert_options=convert,
             )
         except KeyError as error:
-            raise BadFileError(f"{shard.uri}: {error.args[0]}; expected a header with {', '.join(names)}") from None
+            raise BadFileError(f"{shard.uri}: {error.args[0]}; expected a header with {', '.join(columns)}") from None
         first = 0
         for batch in reader:
             start, stop = max(shard.start, first), min(shard.stop, first + batch.num_rows)
@@ -199,7 +220,7 @@ def _csv_rows(shard: Shard, columns: dict[str, str]) -> Iterator[pa.Table]:
 def _lines(shard: Shard) -> Iterator[bytes]:
     """The lines that are not blank."""
     if shard.by_bytes:
-        fs, path = open_filesystem(shard.uri)
+        fs, path = open_input(shard.uri)
         data = fs.cat_file(path, start=shard.start, end=shard.stop)
         yield from (line for line in data.split(b"\n") if line.strip())
         return
@@ -212,7 +233,7 @@ def _lines(shard: Shard) -> Iterator[bytes]:
                 yield line
 
 
-def _read_lines(lines: Iterator[bytes], columns: dict[str, str], documents: Documents) -> None:
+def _append_lines(documents: Documents, lines: Iterator[bytes], names: dict[str, str]) -> None:
     for row, line in enumerate(lines):
         record: Any = None
         try:
@@ -223,39 +244,39 @@ def _read_lines(lines: Iterator[bytes], columns: dict[str, str], documents: Docu
             documents.malformed[row] = f"the line is not JSON: {error}"
         if not isinstance(record, dict):
             record = {}
-        found = {field: record.get(column) for field, column in columns.items()}
-        documents.ids.append(_name(found["ids"]))
-        documents.texts.append(found["texts"])
-        _append_label(documents, found.get("labels"), columns)
-        documents.splits.append(_name(found.get("splits")))
+        values = {field: record.get(name) for field, name in names.items()}
+        documents.ids.append(_name(values.get("ids")))
+        documents.texts.append(values.get("texts"))
+        _append_label(documents, values.get("labels"), names)
+        documents.splits.append(_name(values.get("splits")))
 
 
 def _name(value: Any) -> str | None:
-    """An id or a label as text: a number by its digits; null, NaN and what is empty is no name."""
+    """An id or a label as text, a number by its digits; None for null, NaN and empty values."""
     if value is None or value == "" or value != value or isinstance(value, (dict, list)):
         return None
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _append_label(documents: Documents, value: Any, columns: dict[str, str]) -> None:
+def _append_label(documents: Documents, value: Any, names: dict[str, str]) -> None:
     """A name, or a list of names; a list that holds anything else makes the row malformed."""
     if not isinstance(value, list):
         documents.labels.append(_name(value))
         return
-    names = [_name(element) for element in value]
-    if None in names:
-        at = names.index(None)
+    labels = [_name(element) for element in value]
+    if None in labels:
+        at = labels.index(None)
         documents.malformed[len(documents.labels)] = (
-            f"the label ({columns['labels']}) is a list with {_nameless(value[at])} as element {at}; "
+            f"the label ({names['labels']}) is a list with {_describe_no_name(value[at])} as element {at}; "
             "expected only names, mend the row or leave it out"
         )
         documents.labels.append(None)
     else:
-        documents.labels.append([name for name in names if name is not None])
+        documents.labels.append([label for label in labels if label is not None])
 
 
-def _nameless(value: Any) -> str:
-    """What stands where a name should, without its content."""
+def _describe_no_name(value: Any) -> str:
+    """What kind of value stands in place of a name, without its content."""
     if value is None:
         return "null"
     if value == "":
@@ -263,33 +284,36 @@ def _nameless(value: Any) -> str:
     return "NaN" if value != value else f"a {type(value).__name__}"
 
 
-def _append(documents: Documents, table: pa.Table, columns: dict[str, str]) -> None:
-    for name in ("ids", "texts", "labels", "splits"):
-        values = getattr(documents, name)
-        if name not in columns:
+def _append_table(documents: Documents, table: pa.Table, names: dict[str, str]) -> None:
+    for field_name in ("ids", "texts", "labels", "splits"):
+        values = getattr(documents, field_name)
+        if field_name not in names:
             values.extend([None] * table.num_rows)
             continue
-        column = table[columns[name]]
-        if name == "texts":
+        column = table[names[field_name]]
+        if field_name == "texts":
             values.extend(column.to_pylist())
-        elif name == "labels" and _is_list(column.type):
+        elif field_name == "labels" and _is_list(column.type):
             # a list within a list has no cast, and is refused row by row as in JSONL
             lists = column if pa.types.is_nested(column.type.value_type) else pc.cast(column, pa.list_(pa.string()))
             for value in lists.to_pylist():
-                _append_label(documents, value, columns)
+                _append_label(documents, value, names)
         else:
             values.extend(value or None for value in pc.cast(column, pa.string()).to_pylist())
 
 
 @contextmanager
-def reading(uri: str) -> Iterator[None]:
-    """Storage errors in one line, and a file that is not what its name says named."""
+def file_errors(uri: str) -> Iterator[None]:
+    """Turn the errors of reading an input file into SpinErrors of one line.
+
+    Raises BadFileError for a file that is not what its name says, otherwise as `store_errors` does.
+    """
     with store_errors(uri):
         try:
             yield
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
-                raise  # the disk or the store, not the file
+                raise  # an error of the disk or the store, not of the file
             reason = _ROW.sub(r"\1", " ".join(str(error).split()))[:160]
             raise BadFileError(
                 f"{uri} cannot be read, it is corrupt, truncated or not what its name says: {reason}"

@@ -8,13 +8,13 @@ from itertools import pairwise
 from typing import Any
 
 from pipelines.data.input_files import InputFile
-from pipelines.data.readers import Shard, compression_codec, count_rows, parquet_groups, reading
+from pipelines.data.readers import Shard, compression_codec, count_rows, file_errors, row_group_sizes
 from pipelines.service_errors import BadFileError
-from pipelines.storage.filesystem import open_filesystem, store_errors
+from pipelines.storage.filesystem import open_input, store_errors
 from spin.settings import DataSettings
 
 _SAMPLE = 1 << 20
-"""bytes from which the length of a line is told"""
+"""bytes at the beginning of a file that the mean length of a line is taken from"""
 
 
 def plan_shards(
@@ -22,9 +22,9 @@ def plan_shards(
 ) -> list[Shard]:
     """Divide files into shards of about `documents` rows: a pure function of the files and the settings.
 
-    Parquet divides at row groups where they are small enough, plain JSONL at line ends by bytes, CSV and compressed
-    JSONL by rows, for which they are read once here. Raises BadFileError for a file that cannot be read or lacks a
-    column; where `bad` is given, such files are left out and it takes in their URIs, with the reason.
+    Parquet is divided at row groups where they are small enough, plain JSONL at line ends by bytes, CSV and compressed
+    JSONL by rows, which requires to read them once. Raises BadFileError for a file that cannot be read or lacks a
+    column; if `bad` is given, such files are left out and their URIs are added to it, each with the reason.
     """
     ranges: list[tuple[InputFile, int, int, int | None]] = []
     for file in files:
@@ -41,13 +41,13 @@ def plan_shards(
 
 
 def split_shard(shard: Shard, documents: int) -> Iterator[Shard]:
-    """A shard in equal parts of at most about so many documents, numbered as the shard is."""
+    """The shard in equal parts of about `documents` documents at most; each has the index of the shard."""
     parts = max(1, -(-shard.documents // documents))
     start = shard.start
     for part in range(1, parts + 1):
         stop = shard.start + (shard.stop - shard.start) * part // parts
         if shard.by_bytes and stop < shard.stop:
-            fs, path = open_filesystem(shard.uri)
+            fs, path = open_input(shard.uri)
             with store_errors(shard.uri):
                 stop = _line_end(fs, path, max(stop, start + 1), shard.stop)
         if start < stop:
@@ -56,8 +56,8 @@ def split_shard(shard: Shard, documents: int) -> Iterator[Shard]:
 
 
 def _ranges(file: InputFile, documents: int, data: DataSettings) -> Iterator[tuple[int, int, int | None]]:
-    """Rows from and to; or bytes from and to and about how many lines they hold."""
-    with reading(file.uri):
+    """Ranges of rows (start, stop, None), or of bytes with the estimated number of lines (start, stop, lines)."""
+    with file_errors(file.uri):
         if file.kind == "parquet":
             for start, stop in _parquet_ranges(file, documents, data):
                 yield start, stop, None
@@ -70,9 +70,9 @@ def _ranges(file: InputFile, documents: int, data: DataSettings) -> Iterator[tup
 
 
 def _parquet_ranges(file: InputFile, documents: int, data: DataSettings) -> Iterator[tuple[int, int]]:
-    """Neighbouring row groups together while they fit; a larger one in equal parts."""
+    """Ranges of rows: adjacent row groups are joined while they fit, a larger one is divided into equal parts."""
     start = stop = 0
-    for rows in parquet_groups(file.uri, data):
+    for rows in row_group_sizes(file.uri, data):
         if stop > start and stop - start + rows > documents:
             yield start, stop
             start = stop
@@ -87,10 +87,10 @@ def _parquet_ranges(file: InputFile, documents: int, data: DataSettings) -> Iter
 
 
 def _line_ranges(file: InputFile, documents: int) -> Iterator[tuple[int, int, int]]:
-    """Byte ranges of about so many lines by the length of the first ones, each ending at a line end, and how many."""
+    """Ranges of bytes that end at line ends, and the number of lines in each, estimated from the first lines."""
     if file.size == 0:
         return
-    fs, path = open_filesystem(file.uri)
+    fs, path = open_input(file.uri)
     sample = fs.cat_file(path, start=0, end=min(_SAMPLE, file.size))
     lines = max(1, sample.count(b"\n"))
     step = max(1, documents * len(sample) // lines)

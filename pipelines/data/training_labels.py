@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.readers import Shard, is_unicode, read_shard
+from pipelines.data.readers import ALL_COLUMNS, TEXTS, Shard, is_unicode, read_shard
 from pipelines.storage.stage_plan import fingerprint
 from spin.errors import UserError
 from spin.labels.cross_validation import Fold, make_folds
@@ -22,44 +23,65 @@ from spin.settings import DataSettings, Settings
 
 @dataclass(frozen=True)
 class Labelled:
-    """What training needs to know of every document, in plan order; the texts stay in their files."""
+    """The checked documents of a labelled corpus, in plan order."""
 
-    ids: list[str]
-    labels: list[Label]
-    splits: list[str | None]
-    shard_rows: list[int]
+    ids: list[str] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+    splits: list[str | None] = field(default_factory=list)
+    """None where the settings name no split column"""
+    texts: list[str] = field(default_factory=list)
+    """of the first documents, as many as were asked for"""
+    shard_rows: list[int] = field(default_factory=list)
+    """number of documents in each shard"""
 
 
-def read_labelled(shards: Sequence[Shard], data: DataSettings) -> Labelled:
-    """Read every label once, before any work is spent on a corpus that cannot be trained on.
+def read_labelled(shards: Sequence[Shard], data: DataSettings, *, keep_texts: int | None = 0) -> Labelled:
+    """Read and check a labelled corpus once, before any work is spent on one that cannot be trained on.
 
-    An empty list is a label: a document of no class. Raises UserError, naming file and row, for the first id or label
-    that is null, list of labels with what is no name, text that is not text or empty, lone surrogates in any of them,
-    an id seen before or a split that is none.
+    `keep_texts` is the number of texts to keep, counted from the first document; None keeps all. An empty list is a
+    label: the document belongs to no class. Raises UserError, naming file and row, for the first of: an id or label
+    that is null, a list of labels with an element that is not a name, a text that is empty or not a string, lone
+    surrogates in any of these, an id that occurs twice, a split other than train, valid and test.
     """
-    found = Labelled([], [], [], [])
+    corpus = Labelled()
     seen: set[str] = set()
     for shard in shards:
-        documents = read_shard(shard, data, labelled=True)
+        documents = read_shard(shard, data, columns=ALL_COLUMNS)
         for row, (id, text, label, split) in enumerate(
             zip(documents.ids, documents.texts, documents.labels, documents.splits, strict=True)
         ):
-            wrong = documents.malformed.get(row) or _mistake(id, text, label, split, data, seen)
-            if wrong:
+            mistake = documents.malformed.get(row) or _find_mistake(id, text, label, split, data, seen)
+            if mistake:
                 first = 0 if shard.by_bytes else shard.start
                 after = f" after byte {shard.start}" if shard.by_bytes and shard.start else ""
-                raise UserError(f"{shard.uri} row {first + row}{after}: {wrong}")
+                raise UserError(f"{shard.uri} row {first + row}{after}: {mistake}")
             assert id is not None
             assert label is not None
             seen.add(id)
-            found.ids.append(id)
-            found.labels.append(label)
-            found.splits.append(split)
-        found.shard_rows.append(len(documents))
-    return found
+            corpus.ids.append(id)
+            corpus.labels.append(label)
+            corpus.splits.append(split)
+            if keep_texts is None or len(corpus.texts) < keep_texts:
+                corpus.texts.append(text)
+        corpus.shard_rows.append(len(documents))
+    return corpus
 
 
-def _mistake(
+@dataclass(frozen=True)
+class Corpus:
+    """The texts of a corpus that `read_labelled` has checked. A stage opens one and hands it on to what needs texts."""
+
+    shards: tuple[Shard, ...]
+    """of the corpus, in plan order"""
+    data: DataSettings
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """All texts in plan order. They are read at first use, of Parquet without the other columns, and then kept."""
+        return [text for shard in self.shards for text in read_shard(shard, self.data, columns=TEXTS).texts]
+
+
+def _find_mistake(
     id: str | None, text: Any, label: Label | None, split: str | None, data: DataSettings, seen: set[str]
 ) -> str | None:
     if not id:
@@ -81,17 +103,18 @@ def _mistake(
 
 @dataclass(frozen=True)
 class Labels:
-    """The n documents of a feature store, in its order."""
+    """Targets and splits of the n documents of a feature store, in its order."""
 
     ids: list[str]
     label_space: LabelSpace
     y: Targets
-    """class indices (n,), or in a multi-label task which classes each document has (n, K)"""
+    """class indices (n,), or in a multi-label task the classes of each document (n, K)"""
     splits: list[str]
+    """train, valid or test"""
 
     @classmethod
     def of(cls, features: FeatureShards, settings: Settings, frozen: Collection[str] = ()) -> Labels:
-        """Read the labels; ids of the frozen evaluation set are test rows whatever their hash or split says.
+        """Read the labels; the ids in `frozen`, those of a registered evaluation set, are always test rows.
 
         Raises UserError for classes that cannot be learned, as `LabelSpace.of` does.
         """
@@ -108,10 +131,11 @@ class Labels:
 
     @property
     def digest(self) -> str:
+        """sha256 of ids, classes, targets and splits."""
         return fingerprint([self.ids, self.classes, self.label_space.multilabel, self.y.tolist(), self.splits])
 
     def folds(self, seed: int) -> tuple[Fold, ...]:
-        """On which rows fits are made and judged: the splits, or cross-validation where labels are few."""
+        """The rows that fits are made and validated on: the splits, or cross-validation if there are few labels."""
         return make_folds(
             self.label_space, self.y, rows_in_split(self.splits, "train"), rows_in_split(self.splits, "valid"), seed
         )
@@ -129,7 +153,7 @@ class Labels:
         )
 
     def part(self, split: str) -> tuple[NDArray[np.int64], Targets]:
-        """Row numbers and targets of a split."""
+        """Row numbers (m,) and targets of a split."""
         rows = rows_in_split(self.splits, split)
         return rows, self.y[rows]
 
@@ -137,7 +161,7 @@ class Labels:
 def split_all(
     ids: Sequence[str], given: Sequence[str | None], settings: Settings, *, frozen: Collection[str]
 ) -> list[str]:
-    """The split of every document: test if frozen, else as its column says, else by the hash of its id."""
+    """The split of every document: test if frozen, else that of its split column, else by the hash of its id."""
     data = settings.data
     return [
         "test" if id in frozen else (named or assign_split(id, settings.seed, data.valid_fraction, data.test_fraction))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.data.readers import Shard, read_shard
+from pipelines.data.readers import IDS, Shard, read_shard
 from pipelines.nightly.run_records import DigestCounts, DuplicateCounts
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
@@ -44,7 +44,7 @@ class DigestStep:
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[DigestCounts]:
         try:
             check_readable(shard.uri, attempt)
-            ids = read_shard(shard, self.data).ids
+            ids = read_shard(shard, self.data, columns=IDS).ids
         except BadFileError as error:  # its ids are not known, so none of its documents may be predicted
             return StepResult({}, DigestCounts(rows=0, bad=str(error)))
         found = np.array([(*_digest(id), row) for row, id in enumerate(ids) if id is not None], _DIGEST)

@@ -7,7 +7,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipelines.nightly.dedup import plan_partitions
 from pipelines.planning.request_model import night_requests
 from pipelines.planning.sample import Piece, Sample, take_sample
 from pipelines.registry.versions import Registry
-from pipelines.storage.request_counting import Traffic, watched
+from pipelines.storage.request_counting import Traffic, count_input_reads
 from pipelines.workers.ray_cluster import cluster, worker_count
 from spin.errors import UserError
 from spin.settings import Settings
@@ -49,7 +49,7 @@ def forecast(
     version = registry.resolve(model)
     bad: dict[str, str] = {}
     files = input_files.list_files(source, bad=bad)
-    with watched() as planning:
+    with count_input_reads() as planning:
         shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data, bad=bad)
     found = sum(shard.documents for shard in shards)
     if not found:
@@ -141,16 +141,20 @@ def _share_with_dead(pieces: Sequence[Piece], size: float) -> float:
 
 def _moved(sample: Sample, documents: int, shards: int, dead_shards: float, *, ids: bool) -> Traffic:
     """The requests for the documents, and the bytes of these and of what shards publish."""
-    reads, rows = sum((r.reads for r in sample.readings), Traffic()), sum(r.rows for r in sample.readings)
-    traffic = reads * (shards / len(sample.readings))
-    traffic.read = reads.read * documents / rows
+    rows = sum(r.rows for r in sample.readings)
+
+    def of_all_shards(reads: Sequence[Traffic]) -> Traffic:
+        total = sum(reads, Traffic())
+        return replace(total * (shards / len(reads)), read=total.read * documents / rows)
+
+    traffic = of_all_shards(sample.text_reads)
     profiles = shards * _size(sample.pieces, PROFILE) / len(sample.pieces)
     written = profiles + shards * _size(sample.pieces, "json") / len(sample.pieces)
     written += _grown(sample.pieces, "predictions.parquet", documents * sample.mean("predicted"), shards)
     written += _grown(sample.pieces, "dead.parquet", documents * sample.mean("dead"), dead_shards)
     again = 0.0
     if ids:
-        traffic *= 2
+        traffic += of_all_shards([reading.reads for reading in sample.readings])
         again = _size(sample.readings, "ids") * documents / rows
         written += again + shards * _size(sample.readings, "json") / len(sample.readings)
     return traffic + Traffic(read=again + profiles * sample.drift, written=written)

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from pipelines.data import sharding
-from pipelines.data.readers import Shard
+from pipelines.data.readers import Shard, read_shard
 from pipelines.nightly.classify_step import CALIBRATION, ClassifyStep
 from pipelines.nightly.dedup import DigestStep
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
-from pipelines.storage.request_counting import Traffic, watched
+from pipelines.storage.request_counting import Traffic, count_input_reads
 from pipelines.storage.shard_log import ShardLog
 from pipelines.workers.map_shards import Step, commit_shard
 from pipelines.workers.progress import progress
@@ -63,6 +63,8 @@ class Sample:
     load_seconds: float
     pieces: list[Piece]
     readings: list[Piece]
+    text_reads: list[Traffic]
+    """of the same whole shards, when ids and texts are read"""
     whole: bool
     """whether there were no other documents"""
     drift: bool
@@ -105,13 +107,14 @@ def take_sample(
         load = time.perf_counter() - start
         pieces, ended = _pieces(step, chosen, run, seconds)
         readings = _readings(DigestStep(settings.data, max(1, partitions)), chosen, run / "ids", seconds * _READING)
+        text_reads = [_count_text_reads(shard, settings) for shard, p in zip(chosen, readings, strict=False) if p.rows]
         drift = (model / REFERENCE).exists()
     if not any(piece.counts.predicted for piece in pieces):
         said = {reason for piece in pieces for reason in piece.counts.reasons}
         said |= {piece.counts.bad for piece in pieces if piece.counts.bad is not None}
         raise UserError(f"none of the documents that were sampled can be classified: {', '.join(sorted(said))}")
     whole = ended and len(chosen) == len(shards)
-    return Sample(load, [p for p in pieces if p.rows], [p for p in readings if p.rows], whole, drift)
+    return Sample(load, [p for p in pieces if p.rows], [p for p in readings if p.rows], text_reads, whole, drift)
 
 
 @contextmanager
@@ -153,9 +156,15 @@ def _readings(step: Step[Any], shards: Sequence[Shard], run: Store, seconds: flo
     return readings
 
 
+def _count_text_reads(shard: Shard, settings: Settings) -> Traffic:
+    with count_input_reads() as traffic:
+        read_shard(shard, settings.data)
+    return traffic
+
+
 def _measure(step: Step[Any], shard: Shard, shard_log: ShardLog) -> Piece:
     """Commit a shard, as a worker does, and see what that took."""
-    with watched() as reads:
+    with count_input_reads() as reads:
         start = time.perf_counter()
         outcome = commit_shard(step, shard, shard_log)
         seconds = time.perf_counter() - start

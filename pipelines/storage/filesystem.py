@@ -25,7 +25,7 @@ from botocore.loaders import create_loader
 from s3fs.core import set_custom_error_handler
 
 from pipelines.service_errors import UnavailableError
-from pipelines.storage.request_counting import seen
+from pipelines.storage.request_counting import with_counting
 from spin.errors import SpinError, UserError
 from spin.settings import holds_password
 
@@ -72,7 +72,13 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     if options:
         fs.retries = _ATTEMPTS
         set_custom_error_handler(_is_passing)
-    return seen(fs), path
+    return fs, path
+
+
+def open_input(uri: str) -> tuple[Any, str]:
+    """The file system of an input file and the path on it. Only these reads are counted by `count_input_reads`."""
+    fs, path = open_filesystem(uri)
+    return with_counting(fs), path
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Count the requests and bytes that are read of a file system."""
+"""Count the requests and bytes that reading the input files takes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 @dataclass
 class Traffic:
-    """Requests and bytes. A share of a request is what a mean comes to."""
+    """Requests and bytes between this process and an object store. Means may be fractions."""
 
     get: float = 0
     put: float = 0
-    """copies within the store among them"""
+    """copies within the store included"""
     head: float = 0
     list: float = 0
     delete: float = 0
-    """each of up to a thousand keys"""
+    """requests of up to a thousand keys"""
     read: float = 0
     """bytes that leave the store"""
     written: float = 0
-    """bytes that are put into it; a copy moves none"""
+    """bytes that enter the store; a copy within the store has none"""
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -33,30 +33,31 @@ class Traffic:
         return Traffic(*(getattr(self, f.name) * times for f in fields(self)))
 
 
-_watching: ContextVar[Traffic | None] = ContextVar("watching", default=None)
+_counting: ContextVar[Traffic | None] = ContextVar("counting", default=None)
 
 
 @contextmanager
-def watched() -> Iterator[Traffic]:
-    """Counts what is read of the inputs that are opened within, as if they lay in an object store.
+def count_input_reads() -> Iterator[Traffic]:
+    """Count what this thread reads of input files within the context, as if they lay in an object store.
 
-    For `corpus` and `documents`, which only read; no Store may be made within.
+    The yielded counts grow while the context lasts. Reads of a `Store` do not count, nor do those of other processes:
+    to count the reads of a stage, run it with `map_shards(here=True)`.
     """
     traffic = Traffic()
-    token = _watching.set(traffic)
+    token = _counting.set(traffic)
     try:
         yield traffic
     finally:
-        _watching.reset(token)
+        _counting.reset(token)
 
 
-def seen(fs: Any) -> Any:
-    """A file system, or where someone watches one that counts."""
-    traffic = _watching.get()
-    return fs if traffic is None else _Watched(fs, traffic)
+def with_counting(fs: Any) -> Any:
+    """The file system itself, or within `count_input_reads` one that counts its reads."""
+    traffic = _counting.get()
+    return fs if traffic is None else _CountingFileSystem(fs, traffic)
 
 
-class _Watched:
+class _CountingFileSystem:
     """A file system whose reads are counted."""
 
     def __init__(self, fs: Any, traffic: Traffic) -> None:
@@ -67,7 +68,7 @@ class _Watched:
 
     def open(self, path: str, mode: str) -> io.RawIOBase:
         self.traffic.head += 1  # s3fs asks for the size
-        return _WatchedFile(self.fs.open(path, mode), self.traffic)
+        return _CountingFile(self.fs.open(path, mode), self.traffic)
 
     def cat_file(self, path: str, start: int, end: int) -> bytes:
         data = bytes(self.fs.cat_file(path, start=start, end=end))
@@ -76,8 +77,8 @@ class _Watched:
         return data
 
 
-class _WatchedFile(io.RawIOBase):
-    """Each read that gives bytes is a request: files of a store are opened without a cache."""
+class _CountingFile(io.RawIOBase):
+    """A file whose reads are counted. Each read that returns bytes is one request: files are opened without a cache."""
 
     def __init__(self, source: Any, traffic: Traffic) -> None:
         self.source, self.traffic = source, traffic

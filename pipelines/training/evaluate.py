@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.data import input_files, readers, sharding, training_labels
+from pipelines.data import input_files, sharding, training_labels
 from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
 from spin.errors import UserError
@@ -39,7 +39,8 @@ def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: 
     version = registry.resolve(model)
     shards = sharding.plan_shards(input_files.list_files(source), settings.ray.shard_documents, settings.data)
     data = settings.data.model_copy(update={"split": None})
-    truth = training_labels.read_labelled(shards, data).labels
+    labelled = training_labels.read_labelled(shards, data, keep_texts=None)
+    truth = labelled.labels
     spin = registry.load(version)
     if not truth:
         raise UserError(f"{source}: found no documents; expected labelled ones to evaluate on")
@@ -49,8 +50,10 @@ def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: 
         raise UserError(f"{source}: {error}") from None
     predicted: list[Label | None] = []
     with progress("evaluate", len(truth), "documents") as advance:
-        for shard in shards:
-            predicted += spin.predict_all(readers.read_shard(shard, data).texts, progress=advance).labels
+        stop = 0
+        for shard_rows in labelled.shard_rows:
+            start, stop = stop, stop + shard_rows
+            predicted += spin.predict_all(labelled.texts[start:stop], progress=advance).labels
     rows = np.flatnonzero([label is not None for label in predicted])
     given = spin.label_space.index([label for label in predicted if label is not None])
     return EvaluationReport(

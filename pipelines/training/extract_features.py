@@ -92,7 +92,7 @@ class ExtractStep:
         self.engine = open_engine(backbone, [single_segment(self.types)])
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ExtractCounts]:
-        documents = readers.read_shard(shard, self.data, labelled=True)
+        documents = readers.read_shard(shard, self.data, columns=readers.ALL_COLUMNS)
         features = read_activations(self.engine, documents.texts, types=self.types)
         table = to_table(documents.ids, documents.labels, documents.splits, features)  # type: ignore[arg-type]
         tokens, truncated = int(features.n_tokens.sum()), features.truncated
@@ -180,14 +180,13 @@ def _plan_metadata(settings: Settings, files: list[InputFile]) -> dict[str, Any]
 def _survey(settings: Settings, files: list[InputFile]) -> FeaturePlan:
     """Check the labels, look at a first batch for each column's type, and plan the shards by what a document takes."""
     coarse = sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
-    labelled = training_labels.read_labelled(coarse, settings.data)
+    labelled = training_labels.read_labelled(coarse, settings.data, keep_texts=_SURVEYED)
     LabelSpace.of(labelled.labels, split_all(labelled.ids, labelled.splits, settings, frozen=frozenset()))
     backbone = load_backbone(settings.backbone)
     probed = feature_columns(backbone, settings.sites, settings.poolings)
     baselines = [FeatureColumn(backbone.final_site, p) for p in (("last", "mean") if backbone.causal else ("mean",))]
     columns = probed + baselines
-    first = readers.read_shard(coarse[0], settings.data).texts[:_SURVEYED]
-    types = choose_column_types(backbone, first, columns)
+    types = choose_column_types(backbone, labelled.texts[: labelled.shard_rows[0]], columns)
     widths = {column: backbone.width(column.site) for column in columns}
     fitting = max(1, MAX_SHARD_BYTES // bytes_per_document(widths, types))
     shards = coarse

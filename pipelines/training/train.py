@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.data import readers
-from pipelines.data.feature_store import FeaturePlan, FeatureShards
-from pipelines.data.training_labels import Labels
+from pipelines.data.feature_store import FeatureShards
+from pipelines.data.training_labels import Corpus, Labels
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
 from pipelines.storage.lease import Lease
@@ -21,7 +20,6 @@ from pipelines.storage.stage_plan import (
     StageManifest,
     StagePlan,
     find_manifest,
-    read_plan,
     write_manifest,
     write_plan,
 )
@@ -63,6 +61,7 @@ def run_train(
     labels = Labels.of(features, settings, frozen)
     Decision.of(labels.label_space, settings.decision)
     probed, probes = load_probes(settings, extracted, labels)
+    corpus = Corpus(extracted.derived.shards, settings.data)
     store = Store(settings.store) / "model"
     metadata = {
         "format": FORMAT,
@@ -75,12 +74,12 @@ def run_train(
         plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, restart=restart)
         finished = find_manifest(store, plan, dict[str, Any])
         if finished is None:
-            finished = _fit(settings, features, probes, labels, store, plan, lease)
+            finished = _fit(settings, features, probes, labels, corpus, store, plan, lease)
         manifest = finished.to_json()
         key = f"registered/{registry.key}.json"
         registered = store.read_json(key)
         if registered is None:
-            registered = _register(settings, registry, features, labels, store, manifest)
+            registered = _register(settings, registry, labels, corpus, store, manifest)
             store.write_json(key, registered)
         manifest = {**manifest, "registered": registered, "choose": settings.choose}
         _report(settings, extracted, probed, manifest)
@@ -92,6 +91,7 @@ def _fit(
     features: FeatureShards,
     probes: Sequence[Probe],
     labels: Labels,
+    corpus: Corpus,
     store: Store,
     plan: TrainPlan,
     lease: Lease,
@@ -111,7 +111,7 @@ def _fit(
         decision=settings.decision,
     )
     seconds = {"integrate": round(time.perf_counter() - start, 1)}
-    found = _evaluate(settings, features, probes, labels, spin)
+    found = _evaluate(settings, features, probes, labels, corpus.texts, spin)
     seconds["evaluate"] = round(time.perf_counter() - start - seconds["integrate"], 1)
     manifest = {
         "choice": training_result.describe(),
@@ -122,7 +122,7 @@ def _fit(
         "seconds": seconds,
     }
     described = describe_artifact(settings, spin, features, labels, manifest, plan.metadata["probes"])
-    described[REFERENCE] = describe_reference(spin, features, labels, read_texts(settings, features))
+    described[REFERENCE] = describe_reference(spin, features, labels, corpus.texts)
     for name, data in (spin.files() | described).items():
         store.write(name, data)
     lease.check()
@@ -130,13 +130,17 @@ def _fit(
 
 
 def _evaluate(
-    settings: Settings, features: FeatureShards, probes: Sequence[Probe], labels: Labels, spin: SpinClassifier
+    settings: Settings,
+    features: FeatureShards,
+    probes: Sequence[Probe],
+    labels: Labels,
+    texts: Sequence[str],
+    spin: SpinClassifier,
 ) -> dict[str, Any]:
     """On the test rows the table, and SPIN's figures per class and calibration; all empty without test rows."""
     rows, y = labels.part("test")
     if not len(rows):
         return {"table": [], "per_class": {}, "test_ece": None}
-    texts = read_texts(settings, features)
     distinct: dict[int, Choice] = {
         id(part): name for name, part in reversed(list(spin.training_result.choices.items()))
     }
@@ -165,26 +169,16 @@ def _evaluate(
     }
 
 
-def read_texts(settings: Settings, features: FeatureShards) -> list[str]:
-    """The texts of the feature store's rows, in its order, from the corpus that it was made of."""
-    plan = read_plan(features.store, FeaturePlan)
-    assert plan is not None
-    texts: list[str] = []
-    for shard in plan.derived.shards:
-        texts += readers.read_shard(shard, settings.data).texts
-    return texts
-
-
 def _register(
     settings: Settings,
     registry: Registry,
-    features: FeatureShards,
     labels: Labels,
+    corpus: Corpus,
     store: Store,
     manifest: dict[str, Any],
 ) -> dict[str, Any]:
     """Log and register what the store holds; the test rows become the model's frozen evaluation set once."""
-    texts = read_texts(settings, features)
+    texts = corpus.texts
     rows, y = labels.part("test")
     evaluation = [
         {"id": labels.ids[row], "text": texts[row], "label": label}

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,12 +23,13 @@ from hypothesis import strategies as st
 
 from pipelines.data import readers as documents_module
 from pipelines.data.input_files import list_files
-from pipelines.data.readers import Documents, Shard, read_shard
+from pipelines.data.readers import ALL_COLUMNS, ID_AND_TEXT, IDS, TEXTS, Column, Documents, Shard, read_shard
 from pipelines.data.sharding import plan_shards, split_shard
-from pipelines.data.training_labels import read_labelled
+from pipelines.data.training_labels import Corpus, read_labelled
 from pipelines.nightly.classify_step import triage
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
+from pipelines.storage.request_counting import count_input_reads
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
 from spin.settings import DataSettings
@@ -77,11 +79,13 @@ def plan(uri: str, documents: int = 2, data: DataSettings = DATA) -> list[Shard]
     return plan_shards(list_files(uri), documents, data)
 
 
-def read_all(shards: Sequence[Shard], data: DataSettings = DATA, *, labelled: bool = True) -> Documents:
+def read_all(
+    shards: Sequence[Shard], data: DataSettings = DATA, *, columns: Sequence[Column] = ALL_COLUMNS
+) -> Documents:
     """The shards' documents, one after the other."""
     every = Documents()
     for shard in shards:
-        found = read_shard(shard, data, labelled=labelled)
+        found = read_shard(shard, data, columns=columns)
         every.malformed |= {len(every) + row: why for row, why in found.malformed.items()}
         for name in ("ids", "texts", "labels", "splits"):
             assert len(getattr(found, name)) == len(found)
@@ -195,7 +199,7 @@ def check_covers(name: str, data: bytes, rows: Sequence[Row], documents: int) ->
         assert found.texts == [row["text"] for row in rows]
         assert found.labels == [row["label"] for row in rows]
         assert found.splits == [None] * len(rows)
-        plain = read_all(shards, labelled=False)
+        plain = read_all(shards, columns=ID_AND_TEXT)
         assert (plain.ids, plain.texts, plain.labels) == (found.ids, found.texts, [None] * len(rows))
         for size in (1, 2, documents):
             parts = [part for shard in shards for part in split_shard(shard, size)]
@@ -345,7 +349,7 @@ def test_a_carriage_return_within_a_line(packed: bool, tmp_path: Path) -> None:
     """White space of JSON, no line end."""
     data = b'{"id": "a",\r"text": "x"}\r\n{"id": "b",\r\r "text": "y"}'
     name = "a.jsonl.gz" if packed else "a.jsonl"
-    found = read_all(plan(put(tmp_path, name, gzip.compress(data) if packed else data), 1), labelled=False)
+    found = read_all(plan(put(tmp_path, name, gzip.compress(data) if packed else data), 1), columns=ID_AND_TEXT)
     assert (found.ids, found.texts, found.malformed) == (["a", "b"], ["x", "y"], {})
 
 
@@ -377,7 +381,7 @@ def test_ids_and_labels_of_parquet(case: str, tmp_path: Path) -> None:
 def test_texts_of_parquet(case: str, tmp_path: Path) -> None:
     column, expected = COLUMNS[case]
     table = pa.table({"id": ["1", "2", "3"], "text": column})
-    assert read_all(plan(put(tmp_path, "a.parquet", parquet(table))), labelled=False).texts == expected
+    assert read_all(plan(put(tmp_path, "a.parquet", parquet(table))), columns=ID_AND_TEXT).texts == expected
 
 
 def test_ids_and_labels_of_jsonl(tmp_path: Path) -> None:
@@ -491,7 +495,7 @@ def test_a_malformed_list_is_counted_over_row_groups(tmp_path: Path) -> None:
     uri = put(tmp_path, "a.parquet", parquet(table, row_group_size=2))
     for documents in (1, 4, 100):
         assert list(read_all(plan(uri, documents)).malformed) == [5]
-        assert read_all(plan(uri, documents), labelled=False).malformed == {}
+        assert read_all(plan(uri, documents), columns=ID_AND_TEXT).malformed == {}
         with pytest.raises(UserError, match=r"row 5: the label \(label\) is a list with null as element 1"):
             read_labelled(plan(uri, documents), DATA)
 
@@ -523,8 +527,50 @@ def test_columns_by_other_names(tmp_path: Path) -> None:
         ("a.jsonl", jsonl([row])),
     ):
         [shard] = plan(put(tmp_path, name, written), data=data)
-        assert read_shard(shard, data, labelled=True) == Documents(["3"], ["words"], ["3"], ["test"])
+        assert read_shard(shard, data, columns=ALL_COLUMNS) == Documents(["3"], ["words"], ["3"], ["test"])
         assert read_shard(shard, data) == Documents(["3"], ["words"], [None], [None])
+        assert read_shard(shard, data, columns=IDS) == Documents(["3"], [None], [None], [None])
+        assert read_shard(shard, data, columns=TEXTS) == Documents([None], ["words"], [None], [None])
+
+
+def test_one_column_of_parquet_is_read_without_the_others(tmp_path: Path) -> None:
+    """Bytes are counted: the ids of a file cost little where its texts are long; a store's reads do not count."""
+    draw = np.random.default_rng(0)
+    texts = [draw.bytes(15_000).hex() for _ in range(40)]  # not compressible below half their length
+    uri = put(tmp_path, "a.parquet", parquet(rows_in_split(texts)))
+    size = Path(uri).stat().st_size
+    [shard] = plan(uri, 100)
+
+    def bytes_read(columns: Sequence[Column]) -> float:
+        with count_input_reads() as traffic:
+            Store(str(tmp_path)).read("a.parquet")
+            assert len(read_shard(shard, DATA, columns=columns)) == 40
+        return traffic.read
+
+    ids, texts_alone, both = (bytes_read(columns) for columns in (IDS, TEXTS, ID_AND_TEXT))
+    assert ids < size / 10
+    assert texts_alone > size / 2
+    assert max(ids, texts_alone) < both < 1.2 * size
+
+
+def test_a_corpus_is_read_once_for_its_texts(tmp_path: Path) -> None:
+    """They are read at first use and kept: a second use reads nothing."""
+    rows = rows_in_split([f"text {n}" for n in range(30)])
+    uri = put(tmp_path, "a.jsonl", jsonl(rows))
+    corpus = Corpus(tuple(plan(uri, 7)), DATA)
+    with count_input_reads() as traffic:
+        assert corpus.texts == [row["text"] for row in rows]
+        once = traffic.read
+        assert once == Path(uri).stat().st_size
+        assert corpus.texts[-1] == "text 29"
+        assert traffic.read == once
+
+
+def test_the_first_texts_are_kept_on_request(tmp_path: Path) -> None:
+    rows = rows_in_split([f"text {n}" for n in range(9)])
+    shards = plan(put(tmp_path, "a.jsonl", jsonl(rows)), 4)
+    for count, kept in ((0, 0), (5, 5), (99, 9), (None, 9)):
+        assert read_labelled(shards, DATA, keep_texts=count).texts == [row["text"] for row in rows[:kept]]
 
 
 # Files that cannot be read
@@ -644,7 +690,9 @@ def test_a_line_that_is_no_record_is_kept_with_the_reason(case: str, packed: boo
     data = b"\n".join([b'{"id": "before", "text": "a"}', line, b'{"id": "after", "text": "b"}'])
     name = "a.jsonl.gz" if packed else "a.jsonl"
     for documents in (1, 5):
-        found = read_all(plan(put(tmp_path, name, gzip.compress(data) if packed else data), documents), labelled=False)
+        found = read_all(
+            plan(put(tmp_path, name, gzip.compress(data) if packed else data), documents), columns=ID_AND_TEXT
+        )
         assert found.ids == ["before", None, "after"]
         assert found.texts == ["a", None, "b"]
         [(row, reason)] = found.malformed.items()
@@ -658,7 +706,7 @@ def test_no_bytes_of_jsonl_make_it_fail(pieces: list[bytes], documents: int) -> 
     """Any bytes are rows, as many as there are lines that are not blank, however they are divided."""
     data = b"\n".join(pieces)
     with tempfile.TemporaryDirectory() as folder:
-        found = read_all(plan(put(Path(folder), "a.jsonl", data), documents), labelled=False)
+        found = read_all(plan(put(Path(folder), "a.jsonl", data), documents), columns=ID_AND_TEXT)
     assert len(found) == sum(bool(line.strip()) for line in data.split(b"\n"))
     assert set(triage(found, ())) >= set(found.malformed)
 
@@ -728,7 +776,7 @@ def test_a_row_that_cannot_be_trained_on_is_named(case: str, name: str, tmp_path
     with pytest.raises(UserError) as error:
         read_labelled(shards, SPLIT)
     message = one_line(error, uri)
-    row, shard = 6, next(s for s in shards if read_shard(s, SPLIT, labelled=True).ids[-1:] == ["d7"])
+    row, shard = 6, next(s for s in shards if read_shard(s, SPLIT, columns=ALL_COLUMNS).ids[-1:] == ["d7"])
     if shard.by_bytes:
         row -= data[: shard.start].count(b"\n")
         assert message.startswith(f"{uri} row {row} after byte {shard.start}: ")

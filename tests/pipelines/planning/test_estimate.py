@@ -276,7 +276,9 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     pieces = [Piece(counts, seconds, Traffic(), files) for seconds in (0.5, 1, 1, 1, 2)]
     reading = Piece(DigestCounts(rows=100), 0.01, Traffic(get=1, read=5000), {"ids": b"i" * 2000, "json": b"{}"})
     monkeypatch.setattr(
-        forecast_module, "take_sample", lambda *_: Sample(36, pieces, [reading], whole=True, drift=True)
+        forecast_module,
+        "take_sample",
+        lambda *_: Sample(36, pieces, [reading], [Traffic(get=1, read=5000)], whole=True, drift=True),
     )
 
 

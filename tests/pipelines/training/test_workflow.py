@@ -104,9 +104,16 @@ def test_a_second_run_resumes_and_computes_nothing(road: Road, monkeypatch: pyte
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished stage did work")
 
-    stages = ("extract.map_shards", "extract.load_backbone", "probe.run_group", "integrate.run_group")
-    for name in (*stages, "train._fit", "train._register"):
-        monkeypatch.setattr(f"pipelines.{name}", never)
+    work = (
+        "extract_features.map_shards",
+        "extract_features.load_backbone",
+        "fit_probes.run_group",
+        "fit_heads.run_group",
+        "train._fit",
+        "train._register",
+    )
+    for name in work:
+        monkeypatch.setattr(f"pipelines.training.{name}", never)
     said: list[tuple[str, bool]] = []
     run_road(road.settings, say=lambda name, _m, _s, resumed: said.append((name, resumed)))
     assert said == [("extract", True), ("probe", True), ("train", True)]
