@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -99,6 +99,7 @@ def report_page(manifest: Manifest) -> str:
     columns = _label_columns(manifest, drifts)
     labels = _ranked_labels(columns)
     shadow = manifest.get("shadow")
+    shards = [ShardOutcome.from_json(shard, ClassifyCounts) for shard in manifest["shards"]]
     return render(
         "pipelines.nightly/run_report.html.j2",
         page_title=f"{manifest['model']}, night of {manifest['date']}",
@@ -106,7 +107,7 @@ def report_page(manifest: Manifest) -> str:
         manifest=manifest,
         counts=manifest["counts"],
         depths=sorted((int(depth), count) for depth, count in manifest["counts"]["depths"].items()),
-        throughput=_throughput(manifest),
+        throughput=_throughput(manifest, shards),
         label_columns=columns,
         labels=labels[:_CLASSES],
         more_labels=len(labels[_CLASSES:]),
@@ -116,13 +117,12 @@ def report_page(manifest: Manifest) -> str:
         drifts=drifts,
         properties=_PROPERTIES,
         reasons=sorted(manifest["counts"]["reasons"].items(), key=lambda item: (-item[1], item[0])),
-        slowest=_slowest_shards(manifest),
+        slowest=_slowest_shards(shards),
     )
 
 
-def _throughput(manifest: Manifest) -> Throughput | None:
+def _throughput(manifest: Manifest, shards: Sequence[ShardOutcome[ClassifyCounts]]) -> Throughput | None:
     """Return the throughput of the shards that hold documents, None without any."""
-    shards = [ShardOutcome.from_json(shard, ClassifyCounts) for shard in manifest["shards"]]
     computed = [shard for shard in shards if shard.counts.rows]
     if not computed:
         return None
@@ -161,9 +161,9 @@ def _ranked_labels(columns: list[LabelShares]) -> list[str]:
     return sorted(labels, key=lambda label: (-columns[0].shares.get(label, 0), label))
 
 
-def _slowest_shards(manifest: Manifest) -> list[SlowShard]:
-    shards = [
-        SlowShard(number, shard["uri"], shard["rows"], shard["seconds"], shard["tries"])
-        for number, shard in enumerate(manifest["shards"])
+def _slowest_shards(shards: Sequence[ShardOutcome[ClassifyCounts]]) -> list[SlowShard]:
+    rows = [
+        SlowShard(number, shard.counts.uri, shard.counts.rows, shard.seconds, shard.tries)
+        for number, shard in enumerate(shards)
     ]
-    return sorted(shards, key=lambda shard: -shard.seconds)[:_SLOWEST]
+    return sorted(rows, key=lambda row: -row.seconds)[:_SLOWEST]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from spin.labels.label_space import Label, class_names
@@ -26,15 +26,6 @@ class AgreementCounts:
     """documents per pair of labels, sorted; in a multi-label task per class that either gives"""
     failed: int = 0
     """documents that only the shadow could not score"""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the counts as the shard log holds them."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> AgreementCounts:
-        """Return the counts of a record that `to_json` returned."""
-        return cls(record["compared"], record["agreed"], record["confusion"], record["failed"])
 
 
 @dataclass(frozen=True)
@@ -122,7 +113,8 @@ class ShadowAgreement:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ShadowAgreement:
         """Return the agreement of a record that `to_json` returned."""
-        return cls(record["version"], record["multilabel"], AgreementCounts.from_json(record))
+        counts = AgreementCounts(record["compared"], record["agreed"], record["confusion"], record["failed"])
+        return cls(record["version"], record["multilabel"], counts)
 
 
 def count_agreement(

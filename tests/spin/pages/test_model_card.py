@@ -157,6 +157,7 @@ def test_the_metadata_are_those_of_a_model_hub() -> None:
 def test_the_text_of_a_card_has_no_metadata() -> None:
     card = model_card(facts_of())
     assert card.startswith("---\n")
+    assert card_text(card).startswith("# tweets\n")
     assert card.endswith(card_text(card))
     assert card_text("# An older card\n") == "# An older card\n"
 
