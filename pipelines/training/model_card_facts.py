@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +12,8 @@ from pipelines.data.training_labels import Labels
 from pipelines.training.neurons import NEURONS, describe_neurons
 from spin.classifier import SpinClassifier
 from spin.heads import persistence
-from spin.pages.model_card import CARD, CardFacts, ChoicePoint, ClassResult, ContenderResult, CostPoint, model_card
+from spin.labels.metrics import ClassFigures
+from spin.pages.model_card import CARD, CardFacts, ContenderResult, model_card
 from spin.settings import Settings
 
 
@@ -31,7 +31,7 @@ def describe_artifact(
     """
     neurons = describe_neurons(spin, features, labels)
     table = [ContenderResult(**row) for row in manifest["table"]]
-    choices = manifest["choice"]["choices"]
+    result = spin.training_result
     facts = CardFacts(
         name=settings.mlflow.model,
         purpose=f"Tells {len(labels.label_space)} classes apart in text: {', '.join(labels.classes)}.",
@@ -46,9 +46,9 @@ def describe_artifact(
         metric=settings.metric,
         table=table,
         tested=_tested(spin, table),
-        per_class={name: ClassResult(**row) for name, row in manifest["per_class"].items()},
-        frontier=[CostPoint(**_fields(CostPoint, point)) for point in manifest["choice"]["frontier"]],
-        choices={name: ChoicePoint(**_fields(ChoicePoint, point)) for name, point in choices.items()},
+        per_class={name: ClassFigures.model_validate(row) for name, row in manifest["per_class"].items()},
+        frontier=[candidate.summary() for candidate in result.frontier],
+        choices={name: fitted.summary for name, fitted in result.choices.items()},
         choose=settings.choose,
         selection=spin.fitted.selection,
         test_ece=manifest["test_ece"],
@@ -63,8 +63,3 @@ def _tested(spin: SpinClassifier, table: list[ContenderResult]) -> ContenderResu
     first = next(name for name, fitted in spin.training_result.choices.items() if fitted is spin.fitted)
     name = "spin" if first == "accuracy" else first
     return next((row for row in table if row.name == name), None)
-
-
-def _fields(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a record that are fields of a dataclass."""
-    return {field.name: record[field.name] for field in fields(kind)}

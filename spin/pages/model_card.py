@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from spin.heads.candidate import CandidateSummary
+from spin.heads.fitted import ChoiceSummary
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.metrics import ClassFigures
 from spin.labels.splits import SPLITS
 from spin.pages.rendering import one_line, render
 from spin.settings import Choice, DecisionSettings
@@ -39,45 +42,6 @@ class ContenderResult:
 
 
 @dataclass(frozen=True)
-class ClassResult:
-    """How a classifier does on the test documents of one class."""
-
-    precision: float
-    recall: float
-    f1: float
-    support: float
-    """number of test documents of the class"""
-
-
-@dataclass(frozen=True)
-class CostPoint:
-    """A candidate of the search: what it costs and its validation score."""
-
-    depth: int
-    """blocks of the backbone that run"""
-    compute: float
-    """FLOPs per token, as a share of the whole backbone's"""
-    neurons: int
-    eta: float
-    """share of each probe's importance that was kept"""
-    valid_score: float
-    """the metric on the validation documents"""
-
-
-@dataclass(frozen=True)
-class ChoicePoint(CostPoint):
-    """A classifier that can be chosen, with its calibration."""
-
-    head: str
-    """`linear` or `mlp`"""
-    temperature: float
-    valid_ece_uncalibrated: float
-    """expected calibration error on the validation documents, before calibration"""
-    valid_ece: float
-    """the same after calibration"""
-
-
-@dataclass(frozen=True)
 class CardFacts:
     """The facts of a model card."""
 
@@ -105,11 +69,11 @@ class CardFacts:
     """all contenders on the test documents; empty without test documents"""
     tested: ContenderResult | None
     """the row of `table` that the card is about, None without test documents"""
-    per_class: Mapping[str, ClassResult]
+    per_class: Mapping[str, ClassFigures]
     """by class; empty without test documents"""
-    frontier: Sequence[CostPoint]
+    frontier: Sequence[CandidateSummary]
     """the best candidate per depth, the shallowest first"""
-    choices: Mapping[Choice, ChoicePoint]
+    choices: Mapping[Choice, ChoiceSummary]
     choose: Choice
     """the choice that the rest of the card is about"""
     selection: Selection

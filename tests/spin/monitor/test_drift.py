@@ -1,4 +1,4 @@
-"""Profiles of documents, and what is drift: more than is allowed and more than chance."""
+"""Profiles of documents, and drift: more than is allowed and more than chance."""
 
 from __future__ import annotations
 
@@ -41,15 +41,18 @@ def fitted() -> FittedClassifier:
 
 
 def documents(
-    count: int, seed: int = 0, *, shift: float = 0.0, good: float = 0.4, length: int = 40, odd: float = 0.2
+    count: int, seed: int = 0, *, shift: float = 0.0, good: float = 0.4, length: int = 40, unknown: float = 0.2
 ) -> dict[str, Any]:
-    """What a classifier says of made-up documents; `shift` moves one neuron by that many standard deviations."""
+    """Return a classifier's outputs for random documents; `shift` moves one neuron by that many standard deviations.
+
+    `unknown` is the share of the documents with unknown tokens.
+    """
     draw = np.random.default_rng(seed)
     values = draw.normal(size=(count, NEURONS)).astype(np.float32)
     values[:, 3] += shift
     margin = draw.gamma(2, size=count) * np.where(draw.random(count) < good, 1, -1)
     n_tokens = draw.poisson(length, count).astype(np.int32) + 2
-    n_unknown = ((draw.random(count) < odd) * (n_tokens // 10)).astype(np.int32)
+    n_unknown = ((draw.random(count) < unknown) * (n_tokens // 10)).astype(np.int32)
     return {
         "logits": np.stack([-margin / 2, margin / 2], 1),
         "activations": values,
@@ -57,71 +60,71 @@ def documents(
     }
 
 
-def profile(found: dict[str, Any]) -> Profile:
-    return Profile.from_outputs(TASK, fitted(), **found)
+def profile(outputs: dict[str, Any]) -> Profile:
+    return Profile.from_outputs(TASK, fitted(), **outputs)
 
 
-def part(found: dict[str, Any], rows: slice) -> dict[str, Any]:
-    features = found["features"]
+def part(outputs: dict[str, Any], rows: slice) -> dict[str, Any]:
+    features = outputs["features"]
     cut = Features({}, features.n_tokens[rows], features.n_unknown[rows], 0)
-    return {name: value[rows] for name, value in found.items() if name != "features"} | {"features": cut}
+    return {name: value[rows] for name, value in outputs.items() if name != "features"} | {"features": cut}
 
 
 def drifted(**changes: Any) -> set[str]:
-    """What is drift in 3,000 documents against 2,000."""
-    found = measure(profile(documents(3000, 1, **changes)), profile(documents(2000)), SELECTION, 0.1)
-    return {drift.name for drift in found if drift.drifted}
+    """Return the properties that have drifted in 3,000 documents, compared with 2,000."""
+    drifts = measure(profile(documents(3000, 1, **changes)), profile(documents(2000)), SELECTION, 0.1)
+    return {drift.name for drift in drifts if drift.drifted}
 
 
 @given(st.lists(st.integers(0, 300), max_size=4))
 def test_profiles_of_parts_add_up(cuts: list[int]) -> None:
     """However documents are divided over shards, empty ones too, the sum is the profile of all of them."""
-    found, borders = documents(300), [0, *sorted(cuts), 300]
-    parts = [profile(part(found, slice(a, b))) for a, b in pairwise(borders)]
+    outputs, borders = documents(300), [0, *sorted(cuts), 300]
+    parts = [profile(part(outputs, slice(a, b))) for a, b in pairwise(borders)]
     total = parts[0]
     for more in parts[1:]:
         total = total + more
-    for name, value in vars(profile(found)).items():
+    for name, value in vars(profile(outputs)).items():
         np.testing.assert_allclose(getattr(total, name), value, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 def test_a_profile_counts_what_a_loop_counts() -> None:
-    found = documents(300)
-    made, features, scale = profile(found), found["features"], fitted()
-    assert made.documents == 300
-    good = sum(bad < good for bad, good in found["logits"].tolist())
-    assert made.labels.tolist() == [300 - good, good, 0]
-    aligned = (found["activations"] - scale.mean) / scale.scale
-    np.testing.assert_allclose(made.mean, aligned.mean(0), atol=1e-5)
-    np.testing.assert_allclose(made.sd, aligned.std(0), rtol=1e-5)
+    outputs = documents(300)
+    counted, features, scale = profile(outputs), outputs["features"], fitted().standardizer
+    assert counted.documents == 300
+    good = sum(bad < good for bad, good in outputs["logits"].tolist())
+    assert counted.labels.tolist() == [300 - good, good, 0]
+    aligned = (outputs["activations"] - scale.mean) / scale.scale
+    np.testing.assert_allclose(counted.mean, aligned.mean(0), atol=1e-5)
+    np.testing.assert_allclose(counted.sd, aligned.std(0), rtol=1e-5)
     shares = [u / n for u, n in zip(features.n_unknown.tolist(), features.n_tokens.tolist(), strict=True)]
-    assert made.unknown.tolist() == [
+    assert counted.unknown.tolist() == [
         sum(low < share <= high for share in shares)
         for low, high in ((-1, 0), (0, 0.01), (0.01, 0.05), (0.05, 0.2), (0.2, 1))
     ]
-    largest = [math.exp(max(row)) / sum(map(math.exp, row)) for row in found["logits"].tolist()]
-    assert made.scores.sum() == made.lengths.sum() == 300
-    assert made.scores[:10].sum() == 0
-    assert made.scores[10:12].sum() == sum(share <= 0.6 for share in largest)
+    largest = [math.exp(max(row)) / sum(map(math.exp, row)) for row in outputs["logits"].tolist()]
+    assert counted.scores.sum() == counted.lengths.sum() == 300
+    assert counted.scores[:10].sum() == 0
+    assert counted.scores[10:12].sum() == sum(share <= 0.6 for share in largest)
 
 
 def test_a_multilabel_profile_counts_every_label() -> None:
     """One document of both classes, two of none."""
     label_space = LabelSpace(("a", "b"), True)
-    made = Profile.from_outputs(
+    counted = Profile.from_outputs(
         label_space,
         fitted(),
         np.array([[1.0, 2.0], [-1.0, -2.0], [-3.0, -1.0]]),
         np.zeros((3, NEURONS), np.float32),
         Features({}, np.ones(3, np.int32), np.zeros(3, np.int32), 0),
     )
-    assert made.labels.tolist() == [1, 1, 2]
+    assert counted.labels.tolist() == [1, 1, 2]
 
 
 def test_a_profile_comes_back_from_bytes() -> None:
-    made = profile(documents(20))
-    again = Profile.from_bytes(made.to_bytes())
-    for name, value in vars(made).items():
+    counted = profile(documents(20))
+    again = Profile.from_bytes(counted.to_bytes())
+    for name, value in vars(counted).items():
         np.testing.assert_array_equal(getattr(again, name), value)
     with pytest.raises(UserError, match="not a profile of documents"):
         Profile.from_bytes(b"something else")
@@ -138,14 +141,14 @@ def test_the_index_is_the_symmetric_divergence() -> None:
 
 
 @pytest.mark.parametrize(("n", "m"), [(150, 500), (2000, 4000), (1_000_000, 4000)])
-def test_the_limit_holds_for_few_and_for_many(n: int, m: int) -> None:
-    """A warning is as rare as it says where the shares moved by just what is allowed, and sure where by far more."""
+def test_the_limit_holds_for_few_and_for_many_documents(n: int, m: int) -> None:
+    """A warning is rare where the shares moved by exactly what is allowed, and sure where they moved by far more."""
     draw = np.random.default_rng(n)
     base = draw.dirichlet(np.full(10, 4.0))
 
     def moved(strength: float) -> NDArray[np.floating]:
-        found = base * np.exp(strength * np.linspace(-1, 1, 10))
-        return found / found.sum()
+        shares = base * np.exp(strength * np.linspace(-1, 1, 10))
+        return shares / shares.sum()
 
     def at(strength: float) -> float:
         return float(entropy(moved(strength), base) + entropy(base, moved(strength)))
@@ -165,14 +168,14 @@ def test_each_property_drifts_by_itself() -> None:
     assert drifted() == set()
     assert drifted(good=0.75) == {"labels"}
     assert drifted(length=90) == {"lengths"}
-    assert drifted(odd=0.5) == {"unknown"}
+    assert drifted(unknown=0.5) == {"unknown"}
     assert drifted(shift=0.6) == {"neurons"}
     assert drifted(shift=0.1, good=0.45, length=41) == set()
 
 
 def test_the_neuron_that_moved_is_named() -> None:
-    found = measure(profile(documents(3000, 1, shift=2)), profile(documents(2000)), SELECTION, 0.1)
-    neurons = found[-1]
+    drifts = measure(profile(documents(3000, 1, shift=2)), profile(documents(2000)), SELECTION, 0.1)
+    neurons = drifts[-1]
     assert neurons.now == (1, NEURONS - 1)
     assert (neurons.moved[0].column, neurons.moved[0].neuron) == ("ffn.01.mean", 3)
     # aligned by the training scale, in the standard deviations of the reference again

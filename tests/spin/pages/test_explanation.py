@@ -65,9 +65,9 @@ def deep(backbone: BackboneSettings) -> SpinClassifier:
     """Three classes from neurons of the FFN under all four poolings at once, by a head of random weights."""
     loaded, draw = load_backbone(backbone), np.random.default_rng(0)
     columns = feature_columns(loaded, ["ffn"], ["mean", "max", "first", "last"])
-    found = extract(loaded, read(60, "multi-class")[0], columns).columns
+    read_columns = extract(loaded, read(60, "multi-class")[0], columns).columns
     neurons = {column: np.arange(0, 24, 5) for column in sorted(columns)}
-    values = np.concatenate([found[column][:, at] for column, at in neurons.items()], axis=1)
+    values = np.concatenate([read_columns[column][:, at] for column, at in neurons.items()], axis=1)
     selection = Selection(neurons, {column: np.full(len(at), 1 / len(at)) for column, at in neurons.items()}, 1.0)
     shape = 3, values.shape[1]
     head = LinearHead(*((draw.normal(size=size) / 4).astype(np.float32) for size in (shape, shape[:1])))
@@ -77,39 +77,39 @@ def deep(backbone: BackboneSettings) -> SpinClassifier:
     return SpinClassifier.assemble(backbone, loaded.digest, label_space, training_result, "accuracy", backbone=loaded)
 
 
-def check_sums(told: Explanation, logits: np.ndarray, within: float) -> None:
+def check_sums(explanation: Explanation, logits: np.ndarray, within: float) -> None:
     """Neurons, words, sites and layers each sum, with the bias, to the logits; sites and layers as a loop adds them."""
     parts = {
-        "neurons": told.contributions.sum(0),
-        "words": told.word_contributions.sum(0),
-        "sites": np.sum(list(told.by_site().values()), axis=0),
-        "layers": np.sum(list(told.by_layer().values()), axis=0),
+        "neurons": explanation.contributions.sum(0),
+        "words": explanation.word_contributions.sum(0),
+        "sites": np.sum(list(explanation.by_site().values()), axis=0),
+        "layers": np.sum(list(explanation.by_layer().values()), axis=0),
     }
     for name, part in parts.items():
-        np.testing.assert_allclose(part + told.bias, logits, atol=within, err_msg=name)
-    np.testing.assert_allclose(told.logits, logits, atol=within)
+        np.testing.assert_allclose(part + explanation.bias, logits, atol=within, err_msg=name)
+    np.testing.assert_allclose(explanation.logits, logits, atol=within)
     sites: dict[Any, Any] = {}
     layers: dict[Any, Any] = {}
-    for (column, _), values in zip(told.neurons, told.contributions, strict=True):
+    for (column, _), values in zip(explanation.neurons, explanation.contributions, strict=True):
         for k, value in enumerate(values):
             sites[column.site, k] = sites.get((column.site, k), 0.0) + value
             layers[column.site.layer, k] = layers.get((column.site.layer, k), 0.0) + value
-    for expected, found in ((sites, told.by_site()), (layers, told.by_layer())):
-        assert {(place, k) for place in found for k in range(len(told.label_space))} == expected.keys()
-        assert list(found) == sorted(found)
+    for expected, sums in ((sites, explanation.by_site()), (layers, explanation.by_layer())):
+        assert {(place, k) for place in sums for k in range(len(explanation.label_space))} == expected.keys()
+        assert list(sums) == sorted(sums)
         for (place, k), value in expected.items():
-            assert found[place][k] == pytest.approx(value, abs=1e-6)  # type: ignore[index]
+            assert sums[place][k] == pytest.approx(value, abs=1e-6)  # type: ignore[index]
 
 
 def check_explanation(spin: SpinClassifier, text: str, within: float = 1e-4) -> None:
-    """What the classifier gives is what the explanation divides, and it names the same class."""
-    told = spin.explain(text)
-    check_sums(told, spin.predict_logits([text])[0], within)
-    assert told.contributions.shape == (len(spin.fitted.selection), len(spin.classes))
-    np.testing.assert_allclose(told.probabilities, spin.predict_proba([text])[0], atol=within)
-    named = [spin.classes[k] for k in told.chosen]
+    """The explanation divides the logits of the classifier, and names the same class."""
+    explanation = spin.explain(text)
+    check_sums(explanation, spin.predict_logits([text])[0], within)
+    assert explanation.contributions.shape == (len(spin.fitted.selection), len(spin.classes))
+    np.testing.assert_allclose(explanation.probabilities, spin.predict_proba([text])[0], atol=within)
+    named = [spin.classes[k] for k in explanation.chosen]
     [label] = spin.predict([text])
-    assert sorted(named) == sorted(label) if spin.label_space.multilabel else named == [label] == [told.label]
+    assert sorted(named) == sorted(label) if spin.label_space.multilabel else named == [label] == [explanation.label]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_explanations_of_every_head_and_task_add_up(
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_head_that_bends_much_is_explained_wholly(deep: SpinClassifier, text: str) -> None:
+def test_the_explanation_of_a_nonlinear_head_is_complete(deep: SpinClassifier, text: str) -> None:
     """Random hidden weights, far from linear: the integrated gradients are complete all the same."""
     draw = np.random.default_rng(0)
     linear, (k, p) = deep.fitted.head, deep.fitted.head.coef.shape  # type: ignore[union-attr]
@@ -165,17 +165,17 @@ def test_an_explanation_is_exact_under_each_pooling(backbone: BackboneSettings, 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_words_are_those_of_the_text(backbone: BackboneSettings, pooling: str) -> None:
-    """Spans are the words as typed; mean and max leave special tokens nothing to say."""
+    """Spans are the words as typed; under mean and max pooling special tokens have no contribution."""
     fitted = SpinClassifier(backbone, sites=["ffn.01"], poolings=[pooling], **QUICK).fit(*read(150, "binary"))
     text = "the  crew was lovely !"
-    told = fitted.explain(text)
-    words = [told.word(i) for i in range(len(told.words))]
+    explanation = fitted.explain(text)
+    words = [explanation.word(i) for i in range(len(explanation.words))]
     assert words == ["(special)", "the", "crew", "was", "lovely", "!", "(special)"]
-    np.testing.assert_array_equal(told.word_contributions[[0, -1]], 0)
+    np.testing.assert_array_equal(explanation.word_contributions[[0, -1]], 0)
 
 
 def test_pieces_of_a_word_are_one_word(tmp_path: Path) -> None:
-    """Where a tokenizer cuts words up, a word answers for all of its pieces, and is shown whole."""
+    """Where a tokenizer splits words, a word has the contribution of all of its pieces, and is shown whole."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "day", "love", "##ly", "aw", "##fu", "##l", "!"]
     config = AutoConfig.from_pretrained(tiny.bert(tmp_path / "plain"))
     words = tiny.tokenizer()
@@ -184,51 +184,53 @@ def test_pieces_of_a_word_are_one_word(tmp_path: Path) -> None:
     settings = BackboneSettings(model=str(tiny.save_backbone(tmp_path / "pieces", config, words)), dtype="float32")
     texts = ["the lovely day !", "awful day", "the day was awful !", "lovely"] * 30
     spin = SpinClassifier(settings, sites=["ffn"], **QUICK).fit(texts, ["good", "bad", "bad", "good"] * 30)
-    told = spin.explain("the awful  lovely!")
+    explanation = spin.explain("the awful  lovely!")
     assert len(spin.backbone.tokenizer("the awful  lovely!")["input_ids"]) == 9
-    shown = [told.word(i) for i in range(len(told.words))]
+    shown = [explanation.word(i) for i in range(len(explanation.words))]
     assert shown == ["(special)", "the", "awful", "lovely", "!", "(special)"]
     check_explanation(spin, "the awful  lovely!")
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 @pytest.mark.parametrize("text", ["the day was lovely and it was the film", "a cold crew !"])
-def test_words_answer_for_their_own_activations(backbone: BackboneSettings, text: str, pooling: str) -> None:
-    """Word by word, what the model's own hidden states give: each its part of a mean, one word all of a max."""
+def test_words_have_the_contribution_of_their_own_activations(
+    backbone: BackboneSettings, text: str, pooling: str
+) -> None:
+    """As computed from the hidden states: each word has its part of a mean, and one word has all of a max."""
     spin = SpinClassifier(backbone, sites=["resid.01"], poolings=[pooling], **QUICK).fit(*read(150, "binary"))
-    told, fitted = spin.explain(text), spin.fitted
+    explanation, head, standardizer = spin.explain(text), spin.fitted.head, spin.fitted.standardizer
     with torch.no_grad():
         encoded = spin.backbone.tokenizer(text, return_tensors="pt")
         hidden = spin.backbone.model(**encoded, output_hidden_states=True).hidden_states[1][0].numpy()
     expected = np.zeros((len(hidden), 2))
     content = np.arange(1, len(hidden) - 1)
-    for feature, (_, neuron) in enumerate(told.neurons):
+    for feature, (_, neuron) in enumerate(explanation.neurons):
         divided = np.zeros(len(hidden))
         if pooling == "mean":
-            divided[content] = (hidden[content, neuron] - fitted.mean[feature]) / len(content)
+            divided[content] = (hidden[content, neuron] - standardizer.mean[feature]) / len(content)
         else:
             at = 1 + hidden[content, neuron].argmax()
-            divided[at] = hidden[at, neuron] - fitted.mean[feature]
-        divided /= fitted.scale[feature]
-        expected += divided[:, None] * fitted.head.coef[:, feature]
-        assert told.loudest[feature] == np.abs(divided).argmax()
-    np.testing.assert_allclose(told.word_contributions, expected, atol=1e-4)
+            divided[at] = hidden[at, neuron] - standardizer.mean[feature]
+        divided /= standardizer.scale[feature]
+        expected += divided[:, None] * head.coef[:, feature]
+        assert explanation.loudest[feature] == np.abs(divided).argmax()
+    np.testing.assert_allclose(explanation.word_contributions, expected, atol=1e-4)
 
 
-def test_the_top_neurons_weigh_most(deep: SpinClassifier) -> None:
-    """Falling by size, for the predicted class or another, each with the word on which it spoke loudest."""
-    told = deep.explain("the crew was late !")
-    for label in (None, *told.classes):
-        column = told.contributions[:, told.classes.index(label or told.label)]
-        best = told.top(4, label)
+def test_the_top_neurons_have_the_largest_contributions(deep: SpinClassifier) -> None:
+    """In falling order, for the predicted class or another, each with the word of its largest share."""
+    explanation = deep.explain("the crew was late !")
+    for label in (None, *explanation.classes):
+        column = explanation.contributions[:, explanation.classes.index(label or explanation.label)]
+        best = explanation.top(4, label)
         assert [abs(n.contribution) for n in best] == sorted(np.abs(column), reverse=True)[:4]
         for neuron in best:
-            at = told.neurons.index((neuron.column, neuron.neuron))
+            at = explanation.neurons.index((neuron.column, neuron.neuron))
             assert neuron.contribution == column[at]
-            assert neuron.word == told.word(int(told.loudest[at]))
-            assert neuron.value == told.values[at]
-    features = np.concatenate(list(deep.features([told.text]).columns.values()), axis=1)
-    np.testing.assert_allclose(told.values, deep.fitted.standardizer.transform(features)[0], atol=1e-4)
+            assert neuron.word == explanation.word(int(explanation.loudest[at]))
+            assert neuron.value == explanation.values[at]
+    features = np.concatenate(list(deep.features([explanation.text]).columns.values()), axis=1)
+    np.testing.assert_allclose(explanation.values, deep.fitted.standardizer.transform(features)[0], atol=1e-4)
 
 
 def test_a_loaded_classifier_explains(deep: SpinClassifier, tmp_path: Path) -> None:
@@ -236,5 +238,5 @@ def test_a_loaded_classifier_explains(deep: SpinClassifier, tmp_path: Path) -> N
     deep.save(tmp_path)
     back = SpinClassifier.load(tmp_path)
     check_explanation(back, "the crew was late !")
-    told, before = back.explain("a fine film"), deep.explain("a fine film")
-    np.testing.assert_allclose(told.word_contributions, before.word_contributions, atol=1e-5)
+    explanation, before = back.explain("a fine film"), deep.explain("a fine film")
+    np.testing.assert_allclose(explanation.word_contributions, before.word_contributions, atol=1e-5)

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
-from spin.pages.model_card import CardFacts, ChoicePoint, ClassResult, ContenderResult, CostPoint, card_text, model_card
+from spin.labels.metrics import ClassFigures
+from spin.pages.model_card import CardFacts, ContenderResult, card_text, model_card
 from spin.settings import DecisionSettings
 from spin.sites import FeatureColumn
+from tests.support.summaries import choice_summary
 
-POINT = CostPoint(depth=1, compute=0.25, neurons=1200, eta=0.5, valid_score=0.7)
-DEEP = CostPoint(depth=4, compute=1.0, neurons=1200, eta=0.9, valid_score=0.8125)
-CALIBRATION = {"head": "linear", "temperature": 1.25, "valid_ece_uncalibrated": 0.0625, "valid_ece": 0.0125}
+CALIBRATION = {"valid_ece_uncalibrated": 0.0625, "valid_ece": 0.0125}
+SHALLOW = choice_summary(depth=1, compute=0.25, neurons=1200, eta=0.5, valid_score=0.7, temperature=2.0, **CALIBRATION)
+DEEP = choice_summary(depth=4, compute=1.0, neurons=1200, eta=0.9, valid_score=0.8125, temperature=1.25, **CALIBRATION)
 TABLE = [
     ContenderResult(
         name="tfidf",
@@ -65,14 +67,11 @@ def facts_of(classes: tuple[str, ...] = CLASSES, **changed: Any) -> CardFacts:
         table=TABLE,
         tested=TABLE[1],
         per_class={
-            name: ClassResult(precision=0.5, recall=0.25, f1=1 / 3, support=1234.0 + k)
+            name: ClassFigures(precision=0.5, recall=0.25, f1=1 / 3, support=1234.0 + k)
             for k, name in enumerate(classes)
         },
-        frontier=[POINT, DEEP],
-        choices={
-            "accuracy": ChoicePoint(**vars(DEEP), **CALIBRATION),
-            "cheapest": ChoicePoint(**vars(POINT), **{**CALIBRATION, "temperature": 2.0}),
-        },
+        frontier=[SHALLOW, DEEP],
+        choices={"accuracy": DEEP, "cheapest": SHALLOW},
         choose="accuracy",
         selection=Selection(columns, {c: np.ones(len(n)) for c, n in columns.items()}, 0.9),
         test_ece=0.0421,
