@@ -59,7 +59,7 @@ def test_a_node_fetches_it_once(
     def never(*_: Any) -> None:
         raise AssertionError("a hub was asked, or the store again")
 
-    monkeypatch.setattr(hub, "_from_hub", never)
+    monkeypatch.setattr(hub, "_download", never)
     got = weights_cache.receive(settings_of("someone/model"), digest)
     assert got.model == str(cache / digest)
     mine = {path.name: path.read_bytes() for path in backbone_folder.iterdir()}
