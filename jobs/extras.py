@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 from spin.errors import UserError
 
-PIPELINES = ("ray", "mlflow", "fsspec", "s3fs", "boto3", "pandas", "psutil")
+PIPELINES = ("ray", "mlflow", "fsspec", "s3fs", "boto3", "pandas", "psutil", "tenacity")
 """packages of the extra `pipelines`, by the name under which they are imported"""
 
 

@@ -20,7 +20,7 @@ from tests.support.repository import ROOT
 
 HEAVY = ("torch", "ray", "transformers", "mlflow", "sklearn", "numba", "pyarrow", "scipy", "pandas", "numpy")
 """libraries that take long to import"""
-HIDDEN = (*PIPELINES, "tenacity", "sqlalchemy", "requests", "aiohttp", "aiobotocore", "botocore")
+HIDDEN = (*PIPELINES, "sqlalchemy", "requests", "aiohttp", "aiobotocore", "botocore")
 """what the extra `pipelines` brings"""
 RUN = """
 import sys
