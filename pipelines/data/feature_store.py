@@ -1,4 +1,4 @@
-"""The feature shards of a store, read by column: each reader fetches only the bytes of what it asks for."""
+"""Read the feature shards of a store by column: only the bytes of the requested columns are fetched."""
 
 from __future__ import annotations
 
@@ -41,18 +41,21 @@ class FeatureShards:
     """The feature shards that `extract` has published, in plan order."""
 
     store: Store
+    """of the extract stage"""
     names: tuple[str, ...]
+    """of the shards"""
     columns: dict[FeatureColumn, int]
-    """every site.pooling and its width, the last layer's baseline columns among them"""
+    """the width of every feature column, the baseline columns of the last layer included"""
 
     @classmethod
     def of(cls, store: Store, plan: FeaturePlan) -> FeatureShards:
+        """The shards that the extract stage with this plan has written to its store."""
         columns = {FeatureColumn.parse(name): width for name, width in plan.widths.items()}
         return cls(store, tuple(shard.name for shard in plan.shards), columns)
 
     @property
     def probed(self) -> list[FeatureColumn]:
-        """The columns that a probe is fitted on."""
+        """The columns that probes are fitted on: all but those of the last layer's baseline."""
         return [column for column in self.columns if column.site.kind != "final"]
 
     def read(self, column: FeatureColumn) -> NDArray[np.floating]:
@@ -60,21 +63,20 @@ class FeatureShards:
         return from_lists(self.table([str(column)])[str(column)])
 
     def read_selection(self, selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:
-        """The selected neurons of some rows, ascending, (m, p) in the selection's order; a shard is held at a time."""
+        """The p selected neurons of m rows in ascending order, (m, p); one shard is held in memory at a time."""
         names = [str(column) for column in selection.neurons]
         parts, first = [], 0
         for table in self._tables(names):
-            here = rows[(rows >= first) & (rows < first + len(table))] - first
+            shard_rows = rows[(rows >= first) & (rows < first + len(table))] - first
             first += len(table)
-            parts.append(
-                np.concatenate([from_lists(table[str(c)])[np.ix_(here, n)] for c, n in selection.neurons.items()], 1)
-            )
+            columns = [from_lists(table[str(c)])[np.ix_(shard_rows, n)] for c, n in selection.neurons.items()]
+            parts.append(np.concatenate(columns, 1))
         return np.concatenate(parts)
 
     def table(self, names: Sequence[str]) -> pa.Table:
-        """Columns of all rows as Arrow."""
+        """Some columns of all rows as an Arrow table."""
         tables = list(self._tables(names))
-        # labels of a shard without rows have the type of none, which would not go with lists
+        # in a shard without rows the labels have Arrow's null type, which cannot be concatenated with lists
         return pa.concat_tables([table for table in tables if len(table)] or tables[:1])
 
     def _tables(self, names: Sequence[str]) -> Iterator[pa.Table]:

@@ -1,8 +1,9 @@
-"""Open local and S3 file systems, and turn their errors into messages."""
+"""Open local and S3 file systems, and turn their errors into SpinErrors of one line."""
 
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ from pipelines.storage.request_counting import with_counting
 from spin.errors import SpinError, UserError
 from spin.settings import holds_password
 
+_log = logging.getLogger(__name__)
 _REFUSED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
 
 _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, PermissionError)
@@ -40,26 +42,30 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _S3 = {
     "use_listings_cache": False,
     "skip_instance_cache": True,
-    "default_cache_type": "none",  # Parquet readers ask for just the ranges they want
+    "default_cache_type": "none",  # Parquet readers request exactly the ranges that they need
     "config_kwargs": {
         "connect_timeout": 5,
         "read_timeout": 30,
-        "retries": {"total_max_attempts": 1},  # s3fs does it all again by itself
+        "retries": {"total_max_attempts": 1},  # s3fs retries by itself
     },
 }
 
 _ATTEMPTS = 10
-"""of a request that is throttled, answered by a 5xx, cut or not answered; s3fs waits 29 s in all between them"""
+"""attempts at a request that is throttled, answered with 5xx, cut or not answered; s3fs pauses 29 s in all"""
 
 DEADLINE = 150
-"""seconds for an operation with all its attempts: no timeout of a socket bounds a server that stops reading"""
+"""seconds for an operation with all its attempts: no socket timeout covers a server that stops reading"""
 
 _MODELS = create_loader()
-"""botocore's descriptions of services, parsed once a process: they take longer than the requests of a client"""
+"""botocore's descriptions of services, parsed once per process: parsing takes longer than a client's requests"""
 
 
 def open_filesystem(uri: str) -> tuple[Any, str]:
-    """The file system of a URI and the path on it. Credentials come from the environment, never from the URI."""
+    """The file system of a URI and the path on it.
+
+    Raises UserError for a URI that is not a path or s3://BUCKET/PREFIX, or that holds credentials: these come from the
+    environment.
+    """
     if "@" in uri.partition("://")[2].partition("/")[0] or holds_password(uri):
         raise UserError("a URI holds credentials (the part before @); put them in the environment")
     options = {**_S3, "session": _session()} if uri.startswith("s3://") else {}
@@ -71,7 +77,7 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
         raise UserError(f"'{uri}' names no bucket; expected s3://BUCKET/PREFIX")
     if options:
         fs.retries = _ATTEMPTS
-        set_custom_error_handler(_is_passing)
+        set_custom_error_handler(_is_temporary)
     return fs, path
 
 
@@ -81,8 +87,8 @@ def open_input(uri: str) -> tuple[Any, str]:
     return with_counting(fs), path
 
 
-def _is_passing(error: BaseException) -> bool:
-    """Whether a request that failed so may succeed when it is sent again; timeouts s3fs knows by itself."""
+def _is_temporary(error: BaseException) -> bool:
+    """Whether a request may succeed when it is sent again after this error; s3fs recognizes timeouts by itself."""
     if isinstance(error, (ConnectionFailure, ClientConnectionError, ConnectionError)):
         return True
     status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0) if isinstance(error, ClientError) else 0
@@ -90,7 +96,7 @@ def _is_passing(error: BaseException) -> bool:
 
 
 def _session() -> AioSession:
-    """A session that sends a body without asking for "100 Continue" first: no timeout bounds the wait for that."""
+    """A session that sends a body without waiting for "100 Continue", since no timeout covers that wait."""
     session = AioSession()
     session.register_component("data_loader", _MODELS)
     session.unregister("before-call.s3", add_expect_header)
@@ -99,10 +105,10 @@ def _session() -> AioSession:
 
 @contextmanager
 def store_errors(what: str) -> Iterator[None]:
-    """Turn a storage library's errors into one line that says whose fault it is.
+    """Turn the errors of storage libraries into SpinErrors of one line; `what` is its first part.
 
-    Raises UserError where credentials are refused or a thing does not exist, UnavailableError where trying again
-    may help.
+    Raises UserError if credentials are refused or something does not exist, and UnavailableError if trying again may
+    help.
     """
     try:
         yield
@@ -113,6 +119,7 @@ def store_errors(what: str) -> Iterator[None]:
     except ParamValidationError as error:
         raise UserError(f"{what}: {_reason(error)}") from None
     except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
+        _log.debug("%s: the store raised an error", what, exc_info=True)
         if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:
             full = f"{what}: the store is full ({_reason(error)}); free space, then run it again to resume"
             raise UnavailableError(full) from None
@@ -123,13 +130,13 @@ def store_errors(what: str) -> Iterator[None]:
 
 
 def _code(error: BaseException) -> str:
-    """The S3 error code, also of an error that s3fs has translated; empty where there is none."""
-    for found in (error, error.__cause__):
-        if isinstance(found, ClientError):
-            return str(found.response["Error"].get("Code", ""))
+    """The S3 error code, also of an error that s3fs has translated; empty if there is none."""
+    for candidate in (error, error.__cause__):
+        if isinstance(candidate, ClientError):
+            return str(candidate.response["Error"].get("Code", ""))
     return ""
 
 
 def _reason(error: BaseException) -> str:
-    said = " ".join(str(error).split())[:200]
-    return (said if said != "None" else "") or _code(error) or type(error).__name__
+    message = " ".join(str(error).split())[:200]
+    return (message if message != "None" else "") or _code(error) or type(error).__name__

@@ -8,6 +8,7 @@ from pathlib import Path
 
 
 def write_file(path: Path, data: bytes) -> None:
+    """Write a file, replacing the one there; a crash leaves the old file or the new one."""
     temporary = _temporary(path, data)
     try:
         temporary.replace(path)
@@ -17,6 +18,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def create_file(path: Path, data: bytes) -> bool:
+    """Write a file only if there is none; return whether it was written."""
     temporary = _temporary(path, data)
     try:
         os.link(temporary, path)
@@ -43,6 +45,7 @@ def _temporary(path: Path, data: bytes) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

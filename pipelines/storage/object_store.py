@@ -1,4 +1,4 @@
-"""A store: a folder or a prefix of an object store in which every write is atomic."""
+"""A store: a folder on a disk, or a prefix in an object store, in which every write is atomic."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pipelines.storage.local_files import create_file, sync_folder, write_file
 
 
 class Store:
-    """A prefix of a folder or an object store. Keys are relative, with `/`; every write is atomic.
+    """Objects under a folder or a prefix of an object store, by relative keys with `/`.
 
-    An object appears whole: one PUT, or on a disk a temporary file, fsync and rename.
+    Every write is atomic: one PUT, or on a disk a temporary file, fsync and rename. Every method raises UserError if
+    credentials are refused, and UnavailableError if the store does not answer or is full.
     """
 
     def __init__(self, uri: str) -> None:
         self.fs, self.root = open_filesystem(uri)
         self.local = isinstance(self.fs, LocalFileSystem)
-        self.uri = self.root if self.local else uri.rstrip("/")  # absolute: a worker runs in a folder of its own
+        self.uri = self.root if self.local else uri.rstrip("/")  # absolute: workers run in other folders
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.uri,)
@@ -32,55 +33,59 @@ class Store:
         return Store(f"{self.uri}/{prefix}")
 
     def path(self, key: str) -> str:
+        """The path of a key on the file system."""
         return f"{self.root}/{key}"
 
-    def _do(self, operation: str, *args: Any, seconds: float = DEADLINE, **options: Any) -> Any:
-        """An operation of the file system, within a deadline where it goes over a network."""
+    def _call(self, operation: str, *args: Any, seconds: float = DEADLINE, **options: Any) -> Any:
+        """Call a method of the file system, with a deadline if it goes over a network."""
         if not self.local:
             options["timeout"] = seconds
         return getattr(self.fs, operation)(*args, **options)
 
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
-        """The object, or some of its bytes; None where there is none."""
+        """The bytes of an object, or a range of them; None if there is no object."""
         with store_errors(f"{self.uri}/{key}"):
             try:
-                return bytes(self._do("cat_file", self.path(key), start=start, end=stop))
+                return bytes(self._call("cat_file", self.path(key), start=start, end=stop))
             except FileNotFoundError:
                 return None
 
     def write(self, key: str, data: bytes) -> None:
-        """Put an object under its final key, in place of what is there."""
+        """Write an object, replacing the one under its key."""
         with store_errors(f"{self.uri}/{key}"):
             if self.local:
                 write_file(Path(self.path(key)), data)
             else:
-                self._do("pipe_file", self.path(key), data)
+                self._call("pipe_file", self.path(key), data)
 
     def upload(self, key: str, path: Path) -> None:
-        """Put a file of any size under a key, in place of what is there."""
+        """Write a file of any size to a key, replacing the object there."""
         with store_errors(f"{self.uri}/{key}"):
             if self.local:
                 write_file(Path(self.path(key)), path.read_bytes())
             else:
-                self._do("put_file", str(path), self.path(key), seconds=_patience(path.stat().st_size))
+                self._call("put_file", str(path), self.path(key), seconds=_transfer_deadline(path.stat().st_size))
 
     def download(self, key: str, path: Path) -> None:
-        """Fetch an object of any size to a path, where half of it lies after an error. Raises UserError for none."""
+        """Write an object of any size to a local path; after an error the file may be incomplete.
+
+        Raises UserError if there is no object.
+        """
         with store_errors(f"{self.uri}/{key}"):
-            size = self._do("info", self.path(key))["size"]
-            self._do("get_file", self.path(key), str(path), seconds=_patience(size))
+            size = self._call("info", self.path(key))["size"]
+            self._call("get_file", self.path(key), str(path), seconds=_transfer_deadline(size))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put an object only if there is none under its key; False where another was first."""
+        """Write an object only if there is none under its key; return whether it was written."""
         with store_errors(f"{self.uri}/{key}"):
             try:
                 if self.local:
                     return create_file(Path(self.path(key)), data)
-                self._do("pipe_file", self.path(key), data, mode="create")
+                self._call("pipe_file", self.path(key), data, mode="create")
             except FileExistsError:
                 return False
             except OSError as error:
-                # Ceph's answer to a failed If-None-Match reaches us as EINVAL, not as FileExistsError
+                # s3fs reports Ceph's answer to a failed If-None-Match as EINVAL, not as FileExistsError
                 if error.errno == errno.EINVAL and self.exists(key):
                     return False
                 raise
@@ -88,29 +93,29 @@ class Store:
 
     def exists(self, key: str) -> bool:
         with store_errors(f"{self.uri}/{key}"):
-            return bool(self._do("exists", self.path(key)))
+            return bool(self._call("exists", self.path(key)))
 
     def list(self, prefix: str = "") -> list[str]:
-        """Keys below a prefix, sorted; temporary files are not among them."""
+        """The keys below a prefix, sorted, without temporary files."""
         with store_errors(f"{self.uri}/{prefix}"):
             base = self.path(prefix).rstrip("/")
             try:
-                found = self._do("find", base)
+                paths = self._call("find", base)
             except FileNotFoundError:
                 return []
-            keys = [path[len(self.root) :].lstrip("/") for path in found]
+            keys = [path[len(self.root) :].lstrip("/") for path in paths]
             return sorted(key for key in keys if not key.rpartition("/")[2].startswith("."))
 
     def copy(self, key: str, to: str) -> None:
-        """Copy an object, whole or not at all: within the object store, without its bytes passing here."""
+        """Copy an object, whole or not at all; an object store copies it without a download."""
         with store_errors(f"{self.uri}/{to}"):
             if self.local:
                 write_file(Path(self.path(to)), Path(self.path(key)).read_bytes())
             else:
-                self._do("copy", self.path(key), self.path(to))
+                self._call("copy", self.path(key), self.path(to))
 
     def move(self, key: str, to: str) -> None:
-        """Give an object another key: a rename on a disk; a copy in an object store, where the old one stays."""
+        """Rename an object on a disk; in an object store copy it, and the old object stays."""
         if not self.local:
             self.copy(key, to)
             return
@@ -121,35 +126,36 @@ class Store:
             sync_folder(path.parent)
 
     def size(self, key: str) -> int | None:
-        """Bytes of an object, None where there is none."""
+        """The size of an object in bytes, None if there is no object."""
         with store_errors(f"{self.uri}/{key}"):
             try:
-                return int(self._do("info", self.path(key))["size"])
+                return int(self._call("info", self.path(key))["size"])
             except FileNotFoundError:
                 return None
 
     def open(self, key: str) -> BinaryIO:
-        """An object to read ranges of."""
+        """Open an object for reading ranges of it."""
         with store_errors(f"{self.uri}/{key}"):
             return self.fs.open(self.path(key), "rb")
 
     def delete(self, prefix: str) -> None:
-        """Remove an object and everything below it as a prefix; there may be nothing."""
+        """Delete an object and everything below it as a prefix; neither needs to exist."""
         with store_errors(f"{self.uri}/{prefix}"):
             with suppress(FileNotFoundError):
-                self._do("rm", self.path(prefix), recursive=True)
-            if self._do("exists", self.path(prefix)):  # s3fs keeps silent about what the server did not delete
+                self._call("rm", self.path(prefix), recursive=True)
+            if self._call("exists", self.path(prefix)):  # s3fs does not report what the server did not delete
                 raise OSError("not everything could be deleted")
 
     def read_json(self, key: str) -> Any:
-        """The object parsed, or None where there is none."""
+        """The object parsed as JSON, None if there is no object."""
         data = self.read(key)
         return None if data is None else json.loads(data)
 
     def write_json(self, key: str, value: Any) -> None:
+        """Write a value as JSON."""
         self.write(key, json.dumps(value, indent=2).encode() + b"\n")
 
 
-def _patience(size: int) -> float:
-    """Seconds for a transfer of some bytes, from 1 MB/s on."""
+def _transfer_deadline(size: int) -> float:
+    """Seconds that a transfer of `size` bytes may take: at least 1 MB per second is expected."""
     return DEADLINE + size / 1e6

@@ -1,4 +1,4 @@
-"""The job server of a Ray cluster: `spin` commands that run there, told apart by what they are for."""
+"""Submit `spin` commands as jobs to a Ray cluster, list, follow and stop them."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ PASSED = (
     "HF_HUB_OFFLINE",
     "MLFLOW_TRACKING_URI",
 )
-"""environment variables that a job is given, as it can be seen by all who see the cluster: none is a credential"""
+"""environment variables that a job gets; everybody who sees the cluster sees them, so none is a credential"""
 _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_?KEY|PRIVATE|PROFILE", re.IGNORECASE)
 _LEFT_OUT = (".git/", ".venv/")
-"""of a working directory, besides what .gitignore and .rayignore name"""
+"""left out of the working directory, in addition to what .gitignore and .rayignore name"""
 _STARTING = 60
-"""seconds in which a new cluster gets ready for jobs"""
+"""seconds after which a new cluster must accept jobs"""
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command that was submitted."""
+    """A submitted command."""
 
     id: str
     status: str
@@ -53,8 +53,9 @@ class Job:
     started: str
     """in UTC"""
     seconds: float | None
-    """that it ran; None while it runs"""
+    """run time; None while the job runs"""
     exit_status: int | None
+    """of the command; None while the job runs"""
 
     @property
     def over(self) -> bool:
@@ -70,16 +71,16 @@ class Job:
             status,
             datetime.fromtimestamp(start / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
             (end - start) / 1000 if end else None,
-            # a driver that a signal ended has a negative one
+            # a driver that was ended by a signal has a negative exit code
             (code if code > 0 else 1 if code < 0 else 0) if status in _OVER else None,
         )
 
 
 class JobServer:
-    """The job server at `http://HEAD:8265`, by default that of RAY_API_SERVER_ADDRESS or this machine's.
+    """The job server at `http://HEAD:8265`, by default at RAY_API_SERVER_ADDRESS or on this machine.
 
-    A cluster that wants a token gets that of RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, where RAY_AUTH_MODE is `token`.
-    Raises UnavailableError where nothing answers, UserError where the token is refused.
+    With RAY_AUTH_MODE=token, the token is that of RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Raises UnavailableError if
+    nothing answers, UserError if the token is refused.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -103,14 +104,14 @@ class JobServer:
         environment: Mapping[str, str],
         once: bool = False,
     ) -> str:
-        """Pack the working directory and start a command in it, giving the job's id.
+        """Pack the working directory, start a command in it, and return the id of the job.
 
-        The id is `name`, or `name-2` and so on after others of the name that are over. Raises HeldError while one of
-        them runs, and UserError after one that succeeded where the work is to be done `once`.
+        The id is `name`, or `name-2` and so on if earlier jobs have that name. Raises HeldError while one of these is
+        running, and with `once` UserError if the last of them succeeded.
         """
         number = self._next(name, once)
         id = name if number == 1 else f"{name}-{number}"
-        with self._one_line_errors(), _submitted_meanwhile(id):
+        with self._one_line_errors(), _refuse_existing(id):
             self._send(
                 entrypoint=entrypoint,
                 submission_id=id,
@@ -123,13 +124,13 @@ class JobServer:
         return id
 
     def jobs(self) -> list[Job]:
-        """All submitted jobs that the cluster remembers, the newest first."""
+        """All submitted jobs that the cluster still knows, newest first."""
         with self._one_line_errors():
-            found = [Job.of(details) for details in self._client.list_jobs() if details.submission_id]
-        return sorted(found, key=lambda job: (job.started, job.id), reverse=True)
+            jobs = [Job.of(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(jobs, key=lambda job: (job.started, job.id), reverse=True)
 
     def job(self, id: str) -> Job:
-        """Raises UserError for one that is not there."""
+        """One job by its id. Raises UserError if there is none."""
         with self._one_line_errors():
             try:
                 return Job.of(self._client.get_job_info(id))
@@ -139,13 +140,13 @@ class JobServer:
                 raise
 
     def logs(self, id: str) -> str:
-        """What a job has printed."""
+        """The output of a job so far."""
         self.job(id)
         with self._one_line_errors():
             return str(self._client.get_job_logs(id))
 
     def follow(self, id: str, write: Callable[[str], object]) -> Job:
-        """Give what a job prints to `write`, as it comes, until the job is over."""
+        """Pass the output of a job to `write`, as it comes, until the job is over; return the job."""
         self.job(id)
 
         async def tail() -> None:
@@ -157,7 +158,7 @@ class JobServer:
         return self._outcome(id)
 
     def stop(self, id: str) -> bool:
-        """End a job and wait until it is over; False where it was already."""
+        """Stop a job and wait until it is over; return whether it was running."""
         running = not self.job(id).over
         with self._one_line_errors():
             self._client.stop_job(id)
@@ -176,24 +177,24 @@ class JobServer:
         retrying(self._client.submit_job, **job)
 
     def _outcome(self, id: str) -> Job:
-        """The job once it is over, a moment after its last line."""
+        """Wait until the job is over, which is shortly after its last line; return it."""
         while not (job := self.job(id)).over:
             time.sleep(0.5)
         return job
 
     def _next(self, name: str, once: bool) -> int:
-        """The number of the next job of a name."""
-        alike = re.compile(rf"{re.escape(name)}(?:-(\d+))?")
-        found = {int(m[1] or 1): job for job in self.jobs() if (m := alike.fullmatch(job.id))}
-        for job in found.values():
+        """The number of the next job with a name."""
+        pattern = re.compile(rf"{re.escape(name)}(?:-(\d+))?")
+        earlier = {int(m[1] or 1): job for job in self.jobs() if (m := pattern.fullmatch(job.id))}
+        for job in earlier.values():
             if not job.over:
                 raise _held(job.id)
-        last = found[max(found)] if found else None
+        last = earlier[max(earlier)] if earlier else None
         if once and last is not None and last.status == "SUCCEEDED":
             raise UserError(
                 f"job {last.id} has succeeded; `spin logs {last.id}` shows what it did, --restart submits it again"
             )
-        return max(found, default=0) + 1
+        return max(earlier, default=0) + 1
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
@@ -219,27 +220,27 @@ class JobServer:
 
 
 def environment(names: Sequence[str] = ()) -> dict[str, str]:
-    """The variables that a job is given: those of `PASSED` that are set here, and further ones, `NAME` or `NAME=VALUE`.
+    """The environment variables of a job: those of `PASSED` that are set here, and `names`: `NAME` or `NAME=VALUE`.
 
-    Raises UserError for what looks like a credential: it could be read in the job's description.
+    Raises UserError for a variable that looks like a credential, because the description of a job shows it.
     """
-    given = {name: os.environ[name] for name in PASSED if os.environ.get(name)}
+    variables = {name: os.environ[name] for name in PASSED if os.environ.get(name)}
     for text in names:
         name, equals, value = text.partition("=")
         if _CREDENTIAL.search(name):
             raise UserError(f"--env {name}: looks like a credential; jobs are given none, the nodes have theirs")
         if not equals and name not in os.environ:
             raise UserError(f"--env {name}: is not set here; expected NAME=VALUE, or the name of a variable that is")
-        given[name] = value if equals else os.environ[name]
-    for name, value in given.items():
+        variables[name] = value if equals else os.environ[name]
+    for name, value in variables.items():
         if holds_password(value):
             raise UserError(f"{name} holds a password, which a job's description would show; take it out of the URI")
-    return given
+    return variables
 
 
 @contextmanager
-def _submitted_meanwhile(id: str) -> Iterator[None]:
-    """Two at once: the server takes the first."""
+def _refuse_existing(id: str) -> Iterator[None]:
+    """Raise HeldError if another command has submitted a job with this id in the meantime."""
     try:
         yield
     except RuntimeError as error:
@@ -253,5 +254,5 @@ def _held(id: str) -> HeldError:
 
 
 def _line(error: BaseException) -> str:
-    """The last lines: before them stands a stack of the server's."""
+    """The end of a message in one line: the server's stack trace comes before it."""
     return " ".join(str(error).split())[-300:].strip(" .")

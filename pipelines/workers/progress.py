@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, a JSON line now and then elsewhere."""
+"""Show the progress of a stage: a bar on a terminal, elsewhere a JSON line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 console = Console(stderr=True, highlight=False)
-EVERY = 30.0
-"""seconds from a line to the next"""
+LINE_SECONDS = 30.0
+"""seconds between two JSON lines"""
 Advance = Callable[..., None]
-"""told of further units, and by name of what happened besides: `advance(40, dead=2)`"""
-_log = {"json": False}
+"""called with the number of further units, and with other counts by name: `advance(40, dead=2)`"""
+_mode = {"json": False}
 
 
 def log_as_json() -> None:
-    """Lines also where standard error is a terminal."""
-    _log["json"] = True
+    """Write JSON lines even if standard error is a terminal."""
+    _mode["json"] = True
 
 
 @contextmanager
 def progress(stage: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
-    """How far `total` units are of which `done` are done already; the yielded function is told of further ones."""
-    shown = _bar if console.is_terminal and not _log["json"] else _lines
+    """Show progress towards `total` units, of which `done` are done before; call the yielded function for more."""
+    shown = _bar if console.is_terminal and not _mode["json"] else _lines
     with shown(stage, total, unit, done) as advance:
         yield advance
 
 
 class _Rate(ProgressColumn):
-    """Units a second, and what happened besides."""
+    """Units per second, and the other counts."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         shown = "" if speed is None else f"{speed:,.{0 if speed >= 10 else 1}f} {task.fields['unit']}/s"
-        return Text(" · ".join([shown, *(f"{name} {count:,}" for name, count in task.fields["besides"].items())]))
+        return Text(" · ".join([shown, *(f"{name} {count:,}" for name, count in task.fields["counts"].items())]))
 
 
 @contextmanager
@@ -52,12 +52,12 @@ def _bar(stage: str, total: int, unit: str, done: int) -> Iterator[Advance]:
         _Rate(),
         TimeRemainingColumn(compact=True),
     )
-    besides: Counter[str] = Counter()
+    other: Counter[str] = Counter()
     with Progress(*columns, console=console, transient=True, speed_estimate_period=10) as bar:
-        task = bar.add_task(stage, total=total, completed=done, unit=unit, besides=besides)
+        task = bar.add_task(stage, total=total, completed=done, unit=unit, counts=other)
 
         def advance(units: int, **counts: int) -> None:
-            besides.update({name: count for name, count in counts.items() if count})
+            other.update({name: count for name, count in counts.items() if count})
             bar.advance(task, units)
 
         yield advance
@@ -65,26 +65,26 @@ def _bar(stage: str, total: int, unit: str, done: int) -> Iterator[Advance]:
 
 @contextmanager
 def _lines(stage: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-    """One line every `EVERY` seconds that the stage lasts."""
+    """Write a JSON line every `LINE_SECONDS` seconds."""
     ended, start, now = threading.Event(), time.monotonic(), done
-    besides: Counter[str] = Counter()
+    other: Counter[str] = Counter()
 
     def advance(units: int, **counts: int) -> None:
         nonlocal now
         now += units
-        besides.update(counts)
+        other.update(counts)
 
-    def tell() -> None:
-        while not ended.wait(EVERY):
+    def write_lines() -> None:
+        while not ended.wait(LINE_SECONDS):
             speed = (now - done) / (time.monotonic() - start)
             line = {"stage": stage, "done": now, "total": total, "unit": unit, "per_s": round(speed, 1)}
             remaining = round((total - now) / speed) if speed else None
-            console.print(json.dumps({**line, "remaining_s": remaining, **besides}), soft_wrap=True, markup=False)
+            console.print(json.dumps({**line, "remaining_s": remaining, **other}), soft_wrap=True, markup=False)
 
-    teller = threading.Thread(target=tell, daemon=True, name="progress")
-    teller.start()
+    writer = threading.Thread(target=write_lines, daemon=True, name="progress")
+    writer.start()
     try:
         yield advance
     finally:
         ended.set()
-        teller.join()
+        writer.join()

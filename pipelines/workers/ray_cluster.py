@@ -1,4 +1,4 @@
-"""The Ray cluster that the stages run on, reached only when there is work."""
+"""Connect to the Ray cluster that the stages run on, or start Ray on this machine, when there is work."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _shared: ContextVar[ExitStack | None] = ContextVar("shared", default=None)
 
 @contextmanager
 def shared_ray_session() -> Iterator[None]:
-    """The stages within share a connection: the first that has work makes it, and it ends with the context."""
+    """Let all stages within the context share one Ray session, which the first stage with work starts."""
     with ExitStack() as ending:
         token = _shared.set(ending)
         try:
@@ -48,9 +48,9 @@ def shared_ray_session() -> Iterator[None]:
 
 @contextmanager
 def cluster(settings: RaySettings) -> Iterator[None]:
-    """Connect to the cluster of the settings, or start one here, for as long as the context lasts, or a shared one.
+    """Connect to the cluster of the settings, or start Ray here, until this or the shared context ends.
 
-    A connection that the process has already is used and left open. Raises UnavailableError.
+    A session that the process already has is used and left open. Raises UnavailableError if Ray does not answer.
     """
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
     import ray
@@ -71,18 +71,18 @@ def cluster(settings: RaySettings) -> Iterator[None]:
             "include_dashboard": False,
         }
     try:
-        with _muted():
+        with _silenced_stderr():
             _connect(options)
     except (ConnectionError, RuntimeError) as error:
         raise UnavailableError(f"Ray cluster {settings.address or 'here'}: {_line(error)}; try again") from None
     _silence_ray()
-    with ExitStack() as mine:
-        (_shared.get() or mine).callback(ray.shutdown)
+    with ExitStack() as own:
+        (_shared.get() or own).callback(ray.shutdown)
         yield
 
 
 def _check_gpus(settings: RaySettings) -> None:
-    """Raise UserError where a worker of a stage would wait for ever for a GPU of this machine."""
+    """Raise UserError if the workers of a stage need more GPUs than this machine has: they would wait forever."""
     import torch
 
     there = torch.cuda.device_count()
@@ -114,15 +114,15 @@ def _connect(options: dict[str, Any]) -> None:
 
 
 def configure_worker(settings: RaySettings) -> None:
-    """What a worker's process does before all else: as many threads as its CPUs, and of GPUs what it was given.
+    """Give the process of a worker as many threads as it has CPUs, and its share of a GPU or none.
 
-    Raises UserError where it was given one that its torch cannot use.
+    Raises UserError if the worker was given a GPU that its torch cannot use.
     """
     import torch
 
-    torch.set_num_threads(settings.cpus_per_worker)  # Ray leaves it to chance
+    torch.set_num_threads(settings.cpus_per_worker)  # Ray does not set it
     if not settings.gpus_per_worker:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves those of the node in sight
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the GPUs of the node visible
     elif not torch.cuda.is_available():
         raise UserError(
             "ray.gpus_per_worker: a worker was given a GPU that its torch does not see; install a build of torch with "
@@ -133,19 +133,19 @@ def configure_worker(settings: RaySettings) -> None:
 
 
 def worker_count(settings: RaySettings, work: int | None) -> int:
-    """Workers of a stage: as set, else as many as the cluster holds now, and not more than there is work for."""
+    """The number of workers of a stage: as set, else as many as the cluster can hold now; at most `work`."""
     if settings.workers is not None:
         count = settings.workers
     else:
-        cpus, gpus = _held(settings)
+        cpus, gpus = _available_resources(settings)
         count = max(1, cpus // settings.cpus_per_worker)
         if settings.gpus_per_worker:
             count = max(1, min(count, math.floor(gpus / settings.gpus_per_worker)))
     return count if work is None else max(1, min(count, work))
 
 
-def _held(settings: RaySettings) -> tuple[int, float]:
-    """CPUs and GPUs of the cluster, or of this machine where none is named."""
+def _available_resources(settings: RaySettings) -> tuple[int, float]:
+    """CPUs and GPUs of the cluster, or of this machine if the settings name no cluster."""
     if settings.address is None:
         import torch
 
@@ -157,7 +157,10 @@ def _held(settings: RaySettings) -> tuple[int, float]:
 
 
 def least_workers(settings: RaySettings, most: int) -> int:
-    """Workers that a stage goes on with when nodes are lost: as set, else all; on a cluster of open size, one."""
+    """The least number of workers that a stage continues with after nodes are lost.
+
+    As set, else `most`; one on a cluster if the settings leave the number of workers open.
+    """
     if settings.min_workers is not None:
         return min(settings.min_workers, most)
     return 1 if settings.address is not None and settings.workers is None else most
@@ -165,28 +168,29 @@ def least_workers(settings: RaySettings, most: int) -> int:
 
 @contextmanager
 def translate_ray_errors(stage: str) -> Iterator[None]:
-    """Give back the SpinError that a worker raised; anything else that Ray reports is named by its stage."""
+    """Raise the SpinError that a worker raised; any other error of Ray becomes a SpinError that names the stage."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     try:
         yield
     except (RayError, TrainingFailedError) as error:
-        found = _spin_error(error)
-        if found is not None:
-            raise found from None
-        first = _root(error)
-        reason = f"{type(first).__name__}: {_line(first)}"
+        _log.debug("%s: Ray raised an error", stage, exc_info=True)
+        worker_error = _spin_error(error)
+        if worker_error is not None:
+            raise worker_error from None
+        root = _root_cause(error)
+        reason = f"{type(root).__name__}: {_line(root)}"
         raise SpinError(f"{stage}: a worker failed again and again: {reason}; run it again to resume") from error
 
 
-def _root(error: BaseException) -> BaseException:
-    """What a Ray error began with, as far as it says something."""
-    found = error
-    while isinstance(below := getattr(error, "cause", None) or error.__cause__, BaseException):
-        error = below
-        found = error if str(error) else found
-    return found
+def _root_cause(error: BaseException) -> BaseException:
+    """The innermost cause of a Ray error that has a message."""
+    root = error
+    while isinstance(cause := getattr(error, "cause", None) or error.__cause__, BaseException):
+        error = cause
+        root = error if str(error) else root
+    return root
 
 
 def _spin_error(error: BaseException | None) -> SpinError | None:
@@ -207,24 +211,24 @@ def _spin_error(error: BaseException | None) -> SpinError | None:
 
 
 def _is_original(kind: type) -> bool:
-    """Whether this is the class that a worker raised; Ray derives from it and from its own RayTaskError."""
+    """Whether this is a class that a worker raised; Ray derives another from it and from its own RayTaskError."""
     from ray.exceptions import RayError
 
     return issubclass(kind, SpinError) and not issubclass(kind, RayError)
 
 
 @contextmanager
-def _muted() -> Iterator[None]:
-    """Standard error to nowhere, below Python: Ray's core announces there that it was told to be quiet."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def _silenced_stderr() -> Iterator[None]:
+    """Redirect the file descriptor of standard error to nowhere: Ray's core writes to it despite all settings."""
+    stderr = os.dup(2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
 
 
 def _silence_ray() -> None:

@@ -1,7 +1,8 @@
-"""The backbone on its way to the workers: published in the store under its digest, fetched once by every node."""
+"""The weights of the backbone for workers on other machines: written to the store once, fetched once per node."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,20 +18,21 @@ from spin.backbone.local_cache import cache_folder
 from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings, Stage
 
+_log = logging.getLogger(__name__)
 ACTIVATION_SETTINGS = {"dtype", "engine", "compile", "max_tokens", "batch_tokens", "pool_special_tokens"}
-"""of the settings of a backbone, what decides its activations"""
+"""the settings of a backbone that change its activations"""
 _FILES = "files.json"
-"""names of the files, written last"""
+"""lists the names of the files; written last, so that a list means that the files are complete"""
 
 
 def publish(settings: Settings, digest: str) -> None:
-    """Put the backbone of a digest into the store, once; without a cluster it stays where it is.
+    """Write the backbone with a digest to the store, unless it is there or the settings name no cluster.
 
-    Raises UserError where it is neither in the store nor what `backbone.model` names here.
+    Raises UserError if `backbone.model` names another backbone on this machine.
     """
     if settings.ray.address is None:
         return
-    store = _shelf(settings, digest)
+    store = _weights_store(settings, digest)
     if store.exists(_FILES):
         return
     folder, _ = find_backbone(settings.backbone, expect_digest=digest)
@@ -41,20 +43,20 @@ def publish(settings: Settings, digest: str) -> None:
 
 
 def with_engine(settings: Settings, stage: Stage) -> Settings:
-    """The settings with the engine that `auto` stands for, decided once by the driver: all workers of a run have one.
+    """The settings with `backbone.engine: auto` replaced by an engine, so that all workers of a run use the same.
 
-    By a trial on the driver's own processor; a worker on another type of processor tries that engine itself. Raises
-    UserError for an engine that this driver does not have, or that cannot run where the stage does, and for a device
-    that the stage's workers are not given.
+    The driver decides by a trial on its own processor; a worker on another type of processor tries that engine itself.
+    Raises UserError for an engine that is not installed here or does not run on the device of the stage, and for a
+    device that the workers of the stage are not given.
     """
     backbone, on_gpu = settings.backbone, settings.ray.for_stage(stage).gpus_per_worker > 0
     device = {"auto": "cuda" if on_gpu else "cpu"}.get(backbone.device, backbone.device)
     if device.startswith("cuda") and not on_gpu:
         raise UserError(
             f"backbone.device: {device}, and the workers of {stage} are given no GPU; set ray.gpus_per_worker to 1, or "
-            "to a part of one that some share"
+            "to a fraction of one that several workers share"
         )
-    folder = _folder(backbone)
+    folder = _local_folder(backbone)
     engine = preferred_engine(backbone.engine, device, folder)
     if engine == "openvino" and backbone.engine == "auto" and folder is not None:
         engine = choose_engine(
@@ -63,37 +65,38 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
     return settings.model_copy(update={"backbone": backbone.model_copy(update={"engine": engine})})
 
 
-def _folder(backbone: BackboneSettings) -> Path | None:
-    """Where the weights lie here, if they do."""
+def _local_folder(backbone: BackboneSettings) -> Path | None:
+    """The folder of the weights on this machine, None if they are not here."""
     try:
         return locate_model(backbone.model, backbone.revision, include_code=backbone.trust_remote_code)
     except UserError:
+        _log.debug("the weights of %s are not on this machine", backbone.model, exc_info=True)
         return None
 
 
 def receive(settings: Settings, digest: str) -> BackboneSettings:
-    """Where a worker of a cluster finds the backbone: on a path that its node shares, else fetched from the store.
+    """The settings of the backbone on a worker: a path that its node shares, or weights fetched from the store.
 
-    The first worker of a node fetches it into the cache, the others wait for that. No model hub is asked. Raises
-    UserError where the store does not hold it, or holds something else under its name.
+    The first worker of a node fetches the weights into the cache while the others wait. No model hub is contacted.
+    Raises UserError if the store does not hold the weights, or holds weights of another digest.
     """
     backbone = settings.backbone
-    if settings.ray.address is None or _is_here(backbone, digest):
+    if settings.ray.address is None or _is_on_this_node(backbone, digest):
         return backbone
     folder = cache_folder() / "backbones" / digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{digest}.lock")):
         if not folder.is_dir():
-            _fetch(_shelf(settings, digest), folder, digest, code=backbone.trust_remote_code)
+            _fetch(_weights_store(settings, digest), folder, digest, code=backbone.trust_remote_code)
     return backbone.model_copy(update={"model": str(folder), "revision": None})
 
 
-def _shelf(settings: Settings, digest: str) -> Store:
+def _weights_store(settings: Settings, digest: str) -> Store:
     return Store(settings.store) / f"backbones/{digest}"
 
 
-def _is_here(backbone: BackboneSettings, digest: str) -> bool:
-    """Whether this node has the weights under the driver's path. A hub's id is none, and is not looked up."""
+def _is_on_this_node(backbone: BackboneSettings, digest: str) -> bool:
+    """Whether this node has the weights under the path of the driver; the name of a hub model is not a path."""
     path = Path(backbone.model).expanduser()
     if not backbone.model.startswith("package:") and not (path.is_absolute() and path.exists()):
         return False
@@ -101,6 +104,7 @@ def _is_here(backbone: BackboneSettings, digest: str) -> bool:
         code = backbone.trust_remote_code
         return cached_digest(locate_model(backbone.model, include_code=code), include_code=code) == digest
     except UserError:
+        _log.debug("the weights of %s are not on this node", backbone.model, exc_info=True)
         return False
 
 
@@ -115,10 +119,10 @@ def _fetch(store: Store, folder: Path, digest: str, *, code: bool) -> None:
             if Path(name).name != name:
                 raise UserError(f"{store.uri} names a file {name!r}; expected names without a folder")
             store.download(name, fetched / name)
-        found = compute_digest(fetched, include_code=code)  # every byte, since it comes from elsewhere
-        if found != digest:
+        actual = compute_digest(fetched, include_code=code)  # of every byte: the files come from another machine
+        if actual != digest:
             raise UserError(
-                f"{store.uri} holds a backbone of digest {found[:12]}, expected {digest[:12]}; delete it there and run "
-                "the stage again, its driver publishes it anew"
+                f"{store.uri} holds a backbone of digest {actual[:12]}, expected {digest[:12]}; delete it there and "
+                "run the stage again, its driver publishes it anew"
             )
         shutil.move(fetched, folder)

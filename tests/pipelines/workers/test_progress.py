@@ -34,8 +34,8 @@ def test_a_line_says_how_far_it_is(terminal: bool, monkeypatch: pytest.MonkeyPat
     """Counts, rate and remaining time, and what happened besides; on a terminal where it is asked for."""
     said = Said(terminal)
     monkeypatch.setattr(progress_module, "console", Console(file=said, highlight=False, width=20))
-    monkeypatch.setattr(progress_module, "EVERY", 0.05)
-    monkeypatch.setattr(progress_module, "_log", {"json": False})
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    monkeypatch.setattr(progress_module, "_mode", {"json": False})
     if terminal:
         log_as_json()
     with progress("classify", 100, "documents", done=20) as advance:
