@@ -76,7 +76,7 @@ MISTAKES: dict[str, tuple[list[Label], list[str], str]] = {
 @pytest.mark.parametrize("case", MISTAKES)
 def test_labels_that_cannot_be_learned(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kinds, one class, a class of one document, that a split lacks or that tells no document apart."""
-    monkeypatch.setattr("spin.labels.splits.FEW", 0)
+    monkeypatch.setattr("spin.labels.splits.CROSS_VALIDATION_BELOW", 0)
     labels, splits, said = MISTAKES[case]
     with pytest.raises(UserError) as raised:
         LabelSpace.of(labels, splits)
