@@ -24,8 +24,9 @@ from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
 from spin import SpinClassifier
 from spin.errors import UserError
-from spin.settings import ProbeSettings, SearchSettings, Settings, parse_settings
+from spin.settings import Settings, parse_settings
 from tests.support import tiny
+from tests.support.registry_fixture import quick_classifier
 
 ROWS = tiny.documents(240, seed=5)
 TEXTS = [row["text"] for row in ROWS]
@@ -66,14 +67,8 @@ class RegistryFixture:
         get_artifact_repository(location, tracking_uri=uri).delete_artifacts("artifacts")
 
     def fit(self, rows: list[dict[str, str]]) -> SpinClassifier:
-        quick = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear")
-        spin = SpinClassifier(
-            self.settings.backbone,
-            sites=["resid"],
-            probe=ProbeSettings(penalties=3, max_extra=0),
-            search=quick,
-        )
-        return spin.fit([row["text"] for row in rows], [row["label"] for row in rows])
+        texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
+        return quick_classifier(self.settings.backbone).fit(texts, labels)
 
     def driver(self, store: str = "store", **promote: Any) -> Registry:
         """As another machine has it: of another store, where one is named."""
@@ -243,8 +238,8 @@ def test_checks_that_are_no_longer_made_leave_no_tag(registry_fixture: RegistryF
 
 HOLD = """
 import sys
-from pipelines import promotion
-from pipelines.registry.gate import Findings
+from pipelines.registry import promote
+from pipelines.registry.gate import GateReport
 from pipelines.registry.versions import Registry
 from spin.errors import SpinError
 from spin.settings import load_settings
@@ -252,11 +247,11 @@ from spin.settings import load_settings
 def inspect(*_):
     print("inside", flush=True)
     sys.stdin.readline()
-    return Findings((), {})
+    return GateReport((), {})
 
-promotion.inspect = inspect
+promote.inspect = inspect
 try:
-    promotion.promote(Registry(load_settings(sys.argv[1])), sys.argv[2], "from another process")
+    promote.promote(Registry(load_settings(sys.argv[1])), sys.argv[2], "from another process")
 except SpinError as error:
     print(error, flush=True)
     sys.exit(error.status)
@@ -376,13 +371,13 @@ def test_two_that_write_at_once_take_nothing_from_one_another(
         patch.setattr(Registry, "set_tag", write)
         errors: list[str] = []
 
-        def promote(number: str) -> None:
+        def promote_from_own_store(number: str) -> None:
             try:
                 promote.promote(registry_fixture.driver(f"store-{number}"), number, "")
             except UserError as error:
                 errors.append(str(error))
 
-        threads = [threading.Thread(target=promote, args=(number,)) for number in "12"]
+        threads = [threading.Thread(target=promote_from_own_store, args=(number,)) for number in "12"]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -5,14 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +15,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import requests
 from mlflow.exceptions import MlflowException
 from transformers import AutoModel
 
@@ -29,11 +22,9 @@ from spin.backbone.digest import compute_digest
 from spin.backbone.hub import locate_model
 from spin.errors import UserError
 from tests.support import tiny
+from tests.support.model_server import serve
 from tests.support.registry_fixture import TEXTS, RegistryFixture
 from tests.support.repository import ROOT
-
-PATIENCE = 120
-"""seconds for a server to answer"""
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +142,7 @@ def test_what_the_model_says_of_itself(made: RegistryFixture, model: Any, tmp_pa
 def imported() -> list[set[str]]:
     """The distributions of every module that the method and the pyfunc import; any one of several is as good."""
     modules: set[str] = set()
-    for path in [*(ROOT / "spin").rglob("*.py"), ROOT / "pipelines" / "pyfunc.py"]:
+    for path in [*(ROOT / "spin").rglob("*.py"), ROOT / "pipelines" / "registry" / "pyfunc.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 modules |= {alias.name.split(".")[0] for alias in node.names}
@@ -254,62 +245,15 @@ def test_code_of_a_backbone_does_not_run(tmp_path: Path, sqlite_uri: str, monkey
 # ---------------------------------------------------------------- over HTTP
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@pytest.fixture
-def served(made: RegistryFixture, tmp_path: Path) -> Iterator[str]:
-    """`mlflow models serve`, as the README has it, for one test; its whole process group is ended."""
-    port, folder = free_port(), Path(sys.executable).parent
-    command = [folder / "mlflow", "models", "serve", "--model-uri", f"models:/{made.name}/1", "--env-manager", "local"]
-    environment = {
-        **os.environ,
-        "MLFLOW_TRACKING_URI": made.registry.tracking.uri,
-        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-    }
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd=tmp_path,
-        )
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not answers(f"http://127.0.0.1:{port}/ping"):
-            assert server.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=5).status_code == 200
-    except requests.ConnectionError:
-        return False
-
-
-def test_mlflow_serves_it(made: RegistryFixture, served: str) -> None:
-    """Labels, thresholds and explanations over HTTP, and what is asked wrongly is the asker's fault."""
-
-    def post(texts: list[str], **params: Any) -> requests.Response:
-        asked = {"dataframe_split": {"columns": ["text"], "data": [[text] for text in texts]}, "params": params}
-        return requests.post(f"{served}/invocations", json=asked, timeout=PATIENCE)
-
-    rows = post(TEXTS).json()["predictions"]
-    assert [row["label"] for row in rows] == made.labels
-    assert [row["label"] for row in post(TEXTS, threshold=1).json()["predictions"]] == [None] * len(TEXTS)
-    [row] = post(TEXTS[:1], explain=True).json()["predictions"]
-    assert json.loads(row["explanation"])["class"] == made.labels[0]
-    for response in (post([""]), post(TEXTS[:1], threshold=2)):
-        assert response.status_code == 400
-        assert "expected" in response.json()["message"]
+def test_mlflow_serves_it(made: RegistryFixture, tmp_path: Path) -> None:
+    """Labels, thresholds and explanations over HTTP; a wrong request is answered with status 400 and the reason."""
+    environment = {"MLFLOW_TRACKING_URI": made.registry.tracking.uri}
+    with serve(f"models:/{made.name}/1", tmp_path, environment) as server:
+        rows = server.post(TEXTS).json()["predictions"]
+        assert [row["label"] for row in rows] == made.labels
+        assert [row["label"] for row in server.post(TEXTS, threshold=1).json()["predictions"]] == [None] * len(TEXTS)
+        [row] = server.post(TEXTS[:1], explain=True).json()["predictions"]
+        assert json.loads(row["explanation"])["class"] == made.labels[0]
+        for response in (server.post([""]), server.post(TEXTS[:1], threshold=2)):
+            assert response.status_code == 400
+            assert "expected" in response.json()["message"]

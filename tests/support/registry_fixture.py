@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.registry.versions import Registry
 from spin import SpinClassifier
 from spin.labels.label_space import Label
-from spin.settings import ProbeSettings, SearchSettings, Settings, parse_settings
+from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, Settings, parse_settings
 from tests.support import tiny
 
 TEXTS = [row["text"] for row in tiny.documents(20, seed=3)]
@@ -28,11 +28,8 @@ class RegistryFixture:
         labels: Sequence[Label] = [row["label"] for row in rows]
         if multilabel:  # a class of its own beside good and bad
             labels = [[str(row["label"])] + ["film"] * ("film" in row["text"]) for row in rows]
-        quick = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear")
-        self.spin = SpinClassifier(
-            self.settings.backbone, sites=["resid"], probe=ProbeSettings(penalties=3, max_extra=0), search=quick
-        )
-        self.spin.fit([row["text"] for row in rows], labels).save(folder / "artifact")
+        self.spin = quick_classifier(self.settings.backbone).fit([row["text"] for row in rows], labels)
+        self.spin.save(folder / "artifact")
         (folder / "artifact" / "MODEL_CARD.md").write_text(CARD)
         self.labels = self.spin.predict(TEXTS)
         self.registry = Registry(self.settings)
@@ -74,6 +71,12 @@ class RegistryFixture:
             if self._held.get(name) != wanted[name]:
                 self._store.log_artifact(str(folder / name), str(Path(name).parent).removeprefix("."))
         self._held = wanted
+
+
+def quick_classifier(backbone: BackboneSettings) -> SpinClassifier:
+    """One that is not fitted yet and has few penalties and heads to try."""
+    quick = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear")
+    return SpinClassifier(backbone, sites=["resid"], probe=ProbeSettings(penalties=3, max_extra=0), search=quick)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,132 @@
+"""A model version that version 0.1 registered still loads, serves, classifies and is the champion in a promotion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.registry import packaging, promote
+from pipelines.registry.versions import CHALLENGER, Registry
+from spin import SpinClassifier
+from spin.settings import parse_settings
+from tests.support import tiny
+from tests.support.model_server import serve
+from tests.support.registry_fixture import quick_classifier
+from tests.support.version_0_1 import BUNDLE, copy_bundle, expected, register_bundle
+
+EXPECTED = expected()
+PYFUNC_SHA256 = "72c0302c1fd128713eb4faf50c377f598b05b09d94560a70aa4057f05edaf065"
+"""of the logged code, which imports what version 0.1 had"""
+LOAD = """
+import json, sys
+import mlflow, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+rows = pandas.DataFrame({"text": json.load(sys.stdin)})
+print(json.dumps({
+    "plain": model.predict(rows).to_dict("list"),
+    "explained": model.predict(rows, params={"threshold": 0.8, "explain": True}).to_dict("list"),
+    "probabilities": model.unwrap_python_model().spin.predict_proba(rows["text"].tolist()).tolist(),
+}))
+"""
+"""predicts the texts of standard input with the model in a folder: by default, and with both parameters"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_bundle(tmp_path_factory.mktemp("version_0_1") / "model")
+
+
+def test_the_fixture_is_as_version_0_1_wrote_it() -> None:
+    """A formatter or an editor that touches the logged code would make the other tests worthless."""
+    assert hashlib.sha256((BUNDLE / "pyfunc.py").read_bytes()).hexdigest() == PYFUNC_SHA256
+
+
+def test_it_loads_in_a_fresh_process(bundle: Path) -> None:
+    """Its own code, run by MLflow, gives what version 0.1 gave, and its parameters work."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(bundle)], input=json.dumps(EXPECTED.texts), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    reply = json.loads(done.stdout.splitlines()[-1])
+    scores = np.max(EXPECTED.probabilities, axis=1)
+    assert reply["plain"]["label"] == EXPECTED.labels
+    np.testing.assert_allclose(reply["plain"]["score"], scores, atol=1e-5)
+    np.testing.assert_allclose(reply["probabilities"], EXPECTED.probabilities, atol=1e-5)
+
+    sure = [label if score >= 0.8 else None for label, score in zip(EXPECTED.labels, scores, strict=True)]
+    assert reply["explained"]["label"] == sure
+    assert None in sure
+    for text, label, row in zip(EXPECTED.texts, EXPECTED.labels, reply["explained"]["explanation"], strict=True):
+        explanation = json.loads(row)
+        assert explanation["class"] == label
+        assert len(explanation["neurons"]) == 10
+        assert {word["word"] for word in explanation["words"]} <= {*text.split()}
+        assert len(explanation["words"]) == min(10, len(text.split()))
+
+
+def test_mlflow_serves_it(bundle: Path, tmp_path: Path) -> None:
+    """Over HTTP, as `mlflow models serve` does."""
+    with serve(str(bundle), tmp_path) as server:
+        rows = server.post(EXPECTED.texts).json()["predictions"]
+        [explained] = server.post(EXPECTED.texts[:1], explain=True).json()["predictions"]
+    assert [row["label"] for row in rows] == EXPECTED.labels
+    np.testing.assert_allclose([row["score"] for row in rows], np.max(EXPECTED.probabilities, axis=1), atol=1e-5)
+    assert json.loads(explained["explanation"])["class"] == EXPECTED.labels[0]
+
+
+def test_the_classifier_reads_its_artifact(bundle: Path) -> None:
+    """Without MLflow and without the logged code."""
+    settings = SpinClassifier.load(bundle / packaging.SPIN).settings
+    here = settings.model_copy(update={"model": str(bundle / "artifacts" / "backbone")})
+    classifier = SpinClassifier.load(bundle / packaging.SPIN, backbone=here)
+    np.testing.assert_allclose(classifier.predict_proba(EXPECTED.texts), EXPECTED.probabilities, atol=1e-5)
+
+
+def test_it_is_champion_and_is_replaced_through_the_gate(bundle: Path, tmp_path: Path, sqlite_uri: str) -> None:
+    """Promoted, classified with, and compared with a new version that this code trained on the same backbone."""
+    rows = tiny.documents(240, seed=5)
+    registry = Registry(
+        parse_settings(
+            {
+                "backbone": {"model": str(bundle / "artifacts" / "backbone"), "dtype": "float32", "device": "cpu"},
+                "data": {"train": "none"},
+                "store": str(tmp_path / "store"),
+                "mlflow": {"model": "registered by 0.1", "tracking_uri": sqlite_uri},
+                "classify": {"cascade": False},
+                "promote": {"max_regression": 0.05},
+            }
+        )
+    )
+    first = register_bundle(registry, bundle, rows)
+    assert registry.resolve(f"models:/{registry.name}@{CHALLENGER}") == first
+    event = promote.promote(registry, first, "registered by version 0.1")
+    assert registry.champion() == first
+    classifier = registry.load(first)
+    assert classifier.predict(EXPECTED.texts) == EXPECTED.labels
+    np.testing.assert_allclose(classifier.predict_proba(EXPECTED.texts), EXPECTED.probabilities, atol=1e-5)
+
+    training = tiny.documents(120)
+    trained = quick_classifier(registry.settings.backbone).fit(
+        [row["text"] for row in training], [row["label"] for row in training]
+    )
+    trained.save(tmp_path / "artifact")
+    registered = registry.register(
+        tmp_path / "artifact",
+        params={},
+        metrics={},
+        facts={},
+        example=EXPECTED.texts[:2],
+        evaluation=[],
+        fingerprint="f",
+    )
+    second = str(registered["version"])
+    replaced = promote.promote(registry, second, "trained by this version")
+    assert registry.champion() == second
+    assert replaced["from"] == first
+    assert replaced["score_before"] == event["score"]
