@@ -78,9 +78,8 @@ class Watch:
 
 def prepare(folder: Path, most: int) -> None:
     """A registered classifier of a tiny random backbone, and a corpus."""
-    from tests.support.registry_fixture import RegistryFixture
-
     from tests.support import tiny
+    from tests.support.registry_fixture import RegistryFixture
 
     folder.mkdir(parents=True, exist_ok=True)
     backbone = tiny.bert(folder / "backbone", wide=_WIDE, neurons=4 * _WIDE)
