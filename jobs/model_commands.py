@@ -94,14 +94,14 @@ def export(
     """Write a model as one graph that runs without PyTorch: token ids in, scores out."""
     if model.startswith("models:/"):
         require_pipelines("spin export of a registered model")
-    from pipelines.registry.open_model import opened
+    from pipelines.registry.open_model import open_classifier
     from spin.export import check_target
     from spin.export import export as write
 
     if set and settings is None:
         raise UserError(f"--set {set[0]}: there are no settings to override; name a file with --settings")
     check_target(folder, format)
-    with opened(model, load_settings(settings, set) if settings is not None else None) as spin:
+    with open_classifier(model, load_settings(settings, set) if settings is not None else None) as spin:
         files = write(spin, folder, format)
         size = f"{len(spin.fitted.selection):,} neurons of {spin.depth} blocks"
     terminal.say(f"wrote {folder}: {', '.join(files)}; {size}")
@@ -112,9 +112,9 @@ def _explain_saved(folder: Path, text: str, html: Path | None, model: str | None
     if model is not None or overrides:
         given = f"--model {model}" if model is not None else f"--set {overrides[0]}"
         raise UserError(f"{given} is for registered models, and {folder} is a saved classifier; name a settings file")
-    from pipelines.registry.open_model import opened
+    from pipelines.registry.open_model import open_classifier
 
-    with opened(str(folder)) as spin:
+    with open_classifier(str(folder)) as spin:
         explanation = spin.explain(text)
     terminal.explanation(explanation)
     if html is not None:

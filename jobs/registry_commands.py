@@ -26,7 +26,7 @@ def promote(
     from pipelines.registry.versions import CHALLENGER
 
     number = registry.resolve(f"models:/{registry.name}" + (f"/{version}" if version else f"@{CHALLENGER}"))
-    terminal.moved(registry.name, promote.promote(registry, number, why, force=force, say=terminal.gate))
+    terminal.moved(registry.name, promote.promote(registry, number, why, force=force, on_checks=terminal.gate))
 
 
 def rollback(

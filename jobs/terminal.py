@@ -14,6 +14,9 @@ from rich.text import Text
 from spin.sites import FeatureColumn
 
 if TYPE_CHECKING:
+    from pipelines.registry.champion_history import ChampionEvent
+    from pipelines.registry.gate import GateCheck
+    from pipelines.registry.versions import Version
     from pipelines.training.evaluate import EvaluationReport
     from spin.monitor.agreement import ShadowAgreement
     from spin.pages.explanation import Explanation
@@ -129,27 +132,27 @@ def evaluation(report: EvaluationReport) -> None:
         say(f"{report.abstained:,} documents ({share:.1f} %) got no label; the figures above leave them out")
 
 
-def gate(checks: Sequence[Any]) -> None:
+def gate(checks: Sequence[GateCheck]) -> None:
     """Print one row per check of the gate and, below, what to do about those that failed."""
     table = Table("check", "found", "expected", "")
     for check in checks:
         mark = "[green]passed[/green]" if check.passed else "[red]failed[/red]"
-        table.add_row(check.name, escape(check.found), escape(check.expected), mark)
+        table.add_row(check.name, escape(check.measured), escape(check.expected), mark)
     out.print(table)
     for check in checks:
         if not check.passed:
             say(f"{check.name}: {check.remedy}")
 
 
-def moved(name: str, event: dict[str, Any]) -> None:
+def moved(name: str, event: ChampionEvent) -> None:
     """Print which version is champion now."""
-    before = f" in place of version {event['from']}" if event["from"] else ""
-    figure = f", {100 * event['score']:.1f} on the frozen evaluation set" if event.get("score") is not None else ""
-    forced = f", forced although these failed: {', '.join(event['forced'])}" if event.get("forced") else ""
-    say(f"{name} version {event['to']} is champion{before}{figure}{forced}")
+    before = f" in place of version {event.from_version}" if event.from_version else ""
+    figure = f", {100 * event.score:.1f} on the frozen evaluation set" if event.score is not None else ""
+    forced = f", forced although these failed: {', '.join(event.forced)}" if event.forced else ""
+    say(f"{name} version {event.to_version} is champion{before}{figure}{forced}")
 
 
-def models(name: str, versions: Sequence[Any]) -> None:
+def models(name: str, versions: Sequence[Version]) -> None:
     """Print the registered versions, the newest first."""
     if not versions:
         say(f"{name} has no versions; `spin train` registers one")
@@ -161,15 +164,15 @@ def models(name: str, versions: Sequence[Any]) -> None:
     out.print(table)
 
 
-def history(name: str, events: Sequence[dict[str, Any]]) -> None:
+def history(name: str, events: Sequence[ChampionEvent]) -> None:
     """Print one line per change of champion, the oldest first."""
     if not events:
         say(f"{name} has had no champion; `spin promote` makes one")
     for event in events:
-        forced = f" --force ({', '.join(event['forced'])})" if event.get("forced") else ""
-        why = f": {event['why']}" if event["why"] else ""
-        moved = f"{event['move']}{forced} from {event['from'] or 'none'} to {event['to']}"
-        say(f"{event['when']} {event['who']} {moved}, run {event['run']}{why}")
+        forced = f" --force ({', '.join(event.forced)})" if event.forced else ""
+        why = f": {event.why}" if event.why else ""
+        move = f"{event.move}{forced} from {event.from_version or 'none'} to {event.to_version}"
+        say(f"{event.when} {event.who} {move}, run {event.run}{why}")
 
 
 def explanation(explanation: Explanation, *, neurons: int = 8) -> None:

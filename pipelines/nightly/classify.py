@@ -20,6 +20,7 @@ from pipelines.nightly.run_records import ClassifyCounts, DigestCounts, Duplicat
 from pipelines.nightly.run_report import render_reports
 from pipelines.nightly.shadow import ShadowSpec, choose_shadow, resolve_shadow
 from pipelines.nightly.throughput import busy_seconds
+from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import BadRowsError
 from pipelines.storage.lease import Lease
@@ -115,7 +116,7 @@ def run_classify(
         _check_shares(settings, manifest)
         reports = render_reports(manifest)
         tonight.publish(run, manifest, reports)
-        registry.log_night(version, manifest, reports)
+        registry.log_night(version, _summary(manifest), reports)
         return manifest
 
 
@@ -202,6 +203,21 @@ def _shadow(
         return {}
     shards = [outcome.counts.shadow for outcome in taken_of(plan, outcomes) if outcome.counts.shadow is not None]
     return {"shadow": total_agreement(beside.version, metadata.multilabel, shards).to_json()}
+
+
+def _summary(manifest: dict[str, Any]) -> NightSummary:
+    """What MLflow logs of a night."""
+    counts, shadow = manifest["counts"], manifest.get("shadow")
+    summary = None
+    if shadow:
+        summary = ShadowSummary(shadow["version"], shadow["agreement"] if shadow["compared"] else None)
+    return NightSummary(
+        **{name: manifest[name] for name in ("date", "run", "output", "fingerprint", "seconds")},
+        **{name: counts[name] for name in ("rows", "predicted", "abstained", "dead", "tokens", "truncated", "depths")},
+        quarantined_files=len(manifest["quarantined"]),
+        psi={row["name"]: row["psi"] for row in manifest["drift"]},
+        shadow=summary,
+    )
 
 
 def _before(out: Store, date: str) -> dict[str, Any] | None:

@@ -1,18 +1,20 @@
-"""The gate: what a version must show on the frozen evaluation set before it is champion."""
+"""The gate: the checks on the frozen evaluation set that a version must pass before it becomes the champion."""
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import f1_score
 
-from pipelines.registry.subprocess_predict import Answer, ask
+from pipelines.registry.evaluation_set import EvaluationSet
+from pipelines.registry.subprocess_predict import PredictionReply, predict_in_subprocess
 from pipelines.registry.versions import Registry
 from pipelines.workers.weights_cache import with_engine
 from spin.errors import UserError
@@ -24,237 +26,282 @@ from spin.labels.metrics import score
 from spin.settings import Settings
 
 LOADS = "loads"
-"""the check without which nothing else can be told, and that nobody can force"""
+"""the check that cannot be forced: without predictions nothing else is known"""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Check:
-    """One figure held against its limit, as a person reads both, and what to do where it fails."""
+class GateCheck:
+    """One figure compared with its limit."""
 
     name: str
+    """as in the tags `spin.gate.NAME` of a version"""
     value: float
+    """NaN where it cannot be measured; that does not pass"""
     limit: float
-    found: str
+    measured: str
+    """the value as a person reads it"""
     expected: str
+    """the limit as a person reads it"""
     remedy: str
+    """what to do where the check fails"""
     at_most: bool = False
-    """the limit is the largest value that passes, not the smallest"""
+    """whether the limit is the largest value that passes, not the smallest"""
 
     @property
     def passed(self) -> bool:
-        """Whether MLflow's model validation accepts the figure; one that is not a number it does not."""
+        """Whether MLflow's model validation accepts the value."""
         import mlflow
         from mlflow.models import EvaluationResult, MetricThreshold
         from mlflow.models.evaluation.validation import ModelValidationFailedException
 
         threshold = MetricThreshold(threshold=float(self.limit), greater_is_better=not self.at_most)
-        found = EvaluationResult(metrics={self.name: float(self.value)}, artifacts={})
+        result = EvaluationResult(metrics={self.name: float(self.value)}, artifacts={})
         try:
-            mlflow.validate_evaluation_results({self.name: threshold}, found)
+            mlflow.validate_evaluation_results({self.name: threshold}, result)
         except ModelValidationFailedException:
             return False
         return True
 
+    def to_dict(self) -> dict[str, Any]:
+        """As gate.json holds it."""
+        values = asdict(self) | {"value": self.value if math.isfinite(self.value) else None, "passed": self.passed}
+        return {"found" if name == "measured" else name: value for name, value in values.items()}
+
 
 @dataclass(frozen=True)
 class GateReport:
-    """All that was checked of a version, and the figures behind it."""
+    """All checks of a version."""
 
-    checks: tuple[Check, ...]
-    figures: dict[str, float]
+    checks: tuple[GateCheck, ...]
+    figures: Mapping[str, float]
+    """metrics of the gate's MLflow run by name; `score` and, with a champion, `score_before` among them"""
 
     @property
-    def failed(self) -> tuple[Check, ...]:
+    def failed(self) -> tuple[GateCheck, ...]:
         return tuple(check for check in self.checks if not check.passed)
 
 
-def inspect(registry: Registry, number: str, champion: str | None, rows: Sequence[dict[str, Any]]) -> GateReport:
-    """Measure a version, and on the same rows here and now the champion, where there is one.
+@dataclass(frozen=True)
+class NoReply:
+    """A version that does not load or predict."""
 
-    Each is loaded by a fresh process as MLflow's own users load it, and its public answers are what is compared:
-    labels as a night with these settings would give them, by their `choose` and `decision` and not by what was saved
-    with the version. Where a night would abstain, the label counts that it would give without the band.
+    reason: str
+
+
+def run_gate(registry: Registry, number: str, champion: str | None, evaluation_set: EvaluationSet) -> GateReport:
+    """Check a version against its limits and against the champion, both measured now on the same documents.
+
+    Each version is loaded in a fresh process as MLflow's users load it. Labels are decided by the `choose` and
+    `decision` of the registry's settings, as in a night, and not by what was saved with the version. Where a night
+    would abstain, the label that it would give without the abstention band counts.
     """
-    texts = [row["text"] for row in rows]
-    mine = _measure(registry, number, texts)
-    theirs = None if champion is None else _measure(registry, champion, texts)
-    return judge(registry.settings, [row["label"] for row in rows], mine, theirs)
+    reply = _measure(registry, number, evaluation_set.texts)
+    champion_reply = None if champion is None else _measure(registry, champion, evaluation_set.texts)
+    return judge(registry.settings, evaluation_set.labels, reply, champion_reply)
 
 
-def try_out(registry: Registry, number: str) -> GateReport:
-    """Only whether a version loads in a fresh process and predicts."""
-    answer = _measure(registry, number, [])
-    return GateReport((_loads(answer),), {})
+def check_loads(registry: Registry, number: str) -> GateReport:
+    """Check only that a version loads in a fresh process and predicts."""
+    return GateReport((_loads(_measure(registry, number, [])),), {})
 
 
-def judge(settings: Settings, truth: Sequence[Label], mine: Answer | str, theirs: Answer | str | None) -> GateReport:
-    """The checks on what a version and the champion answered, or why one of them did not answer.
+def judge(
+    settings: Settings,
+    labels: Sequence[Label],
+    model: PredictionReply | NoReply,
+    champion: PredictionReply | NoReply | None,
+) -> GateReport:
+    """The checks on the predictions of a version and of the champion for documents with these labels.
 
-    Without a champion there are only floors; without rows only what needs none.
+    Without a champion the version is compared with fixed limits only; without labels there are only the checks that
+    need none.
     """
-    checks = [_loads(mine)]
-    if isinstance(mine, str):
+    checks = [_loads(model)]
+    if isinstance(model, NoReply):
         return GateReport(tuple(checks), {})
-    checks.append(_schema(mine))
-    if isinstance(theirs, Answer):
-        checks.append(_classes(mine, theirs))
-    if not truth:
+    checks.append(_schema(model))
+    if isinstance(champion, PredictionReply):
+        checks.append(_classes(model, champion))
+    if not labels:
         return GateReport(tuple(checks), {})
-    wanted, metric = settings.promote, settings.metric
-    label_space, y, given, before = _aligned(settings, truth, mine, theirs)
-    own, calibrated = score(metric, y, given), _calibration(settings, truth, mine)
-    figures = {"score": own, "ece": calibrated.value, "documents_per_s": _speed(mine)}
-    checks.append(_score(settings, y, own))
-    if before is not None and isinstance(theirs, Answer):
-        figures |= {"score_before": score(metric, y, before), "documents_per_s_before": _speed(theirs)}
-        bound = lower_bound(metric, y, given, before, wanted.significance, settings.seed)
-        figures |= {"difference": own - figures["score_before"], "difference_at_least": bound}
-        checks.append(_regression(settings, bound, f"{100 * figures['difference']:+.1f}, at least {100 * bound:+.1f}"))
-    elif theirs is not None:
-        checks.append(_regression(settings, math.nan, f"the champion does not answer: {theirs}"))
-    if wanted.class_floors:
-        checks.append(_floors(wanted.class_floors, label_space, y, given))
-    return GateReport((*checks, calibrated, _throughput(wanted.min_docs_per_s, figures)), figures)
+    limits, metric = settings.promote, settings.metric
+    label_space, y, predicted, champion_predicted = _aligned(settings, labels, model, champion)
+    model_score, calibration = score(metric, y, predicted), _calibration(settings, labels, model)
+    figures = {"score": model_score, "ece": calibration.value, "documents_per_s": _speed(model)}
+    checks.append(_score(settings, y, model_score))
+    if champion_predicted is not None and isinstance(champion, PredictionReply):
+        figures |= {"score_before": score(metric, y, champion_predicted), "documents_per_s_before": _speed(champion)}
+        difference = model_score - figures["score_before"]
+        bound = lower_bound(metric, y, predicted, champion_predicted, limits.significance, settings.seed)
+        figures |= {"difference": difference, "difference_at_least": bound}
+        checks.append(_regression(settings, bound, f"{100 * difference:+.1f}, at least {100 * bound:+.1f}"))
+    elif isinstance(champion, NoReply):
+        checks.append(_regression(settings, math.nan, f"the champion does not predict: {champion.reason}"))
+    if limits.class_floors:
+        checks.append(_class_floors(limits.class_floors, label_space, y, predicted))
+    return GateReport((*checks, calibration, _throughput(limits.min_docs_per_s, figures)), figures)
 
 
-def _measure(registry: Registry, number: str, texts: Sequence[str]) -> Answer | str:
-    """What a version says, or why it says nothing."""
+def _measure(registry: Registry, number: str, texts: Sequence[str]) -> PredictionReply | NoReply:
     with tempfile.TemporaryDirectory() as folder:
         try:
             model = registry.download_model(number, Path(folder))
-            return ask(model, texts or ["Does it predict?"], with_engine(registry.settings, "classify"))
+            settings = with_engine(registry.settings, "classify")
+            return predict_in_subprocess(model, texts or ["Does it predict?"], settings)
         except UserError as error:
-            return str(error)
+            logger.debug("version %s of %s does not predict", number, registry.name, exc_info=True)
+            return NoReply(str(error))
 
 
-def _loads(mine: Answer | str) -> Check:
-    found = mine if isinstance(mine, str) else f"texts answered: {len(mine.labels):,}"
-    return Check(
+def _loads(model: PredictionReply | NoReply) -> GateCheck:
+    return GateCheck(
         LOADS,
-        float(isinstance(mine, Answer)),
-        1.0,
-        found,
-        "loads in a fresh process and predicts",
-        "mend what it names, or train again; this cannot be forced",
+        value=float(isinstance(model, PredictionReply)),
+        limit=1.0,
+        measured=model.reason if isinstance(model, NoReply) else f"texts predicted: {len(model.labels):,}",
+        expected="loads in a fresh process and predicts",
+        remedy="correct what it names, or train again; this cannot be forced",
     )
 
 
-def _schema(mine: Answer) -> Check:
-    found = ", ".join(f"{name}: {kind}" for name, kind in mine.columns.items()) or "none"
-    remedy = "register the version with `spin train`"
-    return Check("schema", float(found == "text: string"), 1.0, found, "text: string", remedy)
+def _schema(model: PredictionReply) -> GateCheck:
+    columns = ", ".join(f"{name}: {kind}" for name, kind in model.input_columns.items()) or "none"
+    return GateCheck(
+        "schema",
+        value=float(columns == "text: string"),
+        limit=1.0,
+        measured=columns,
+        expected="text: string",
+        remedy="register the version with `spin train`",
+    )
 
 
-def _classes(mine: Answer, theirs: Answer) -> Check:
-    lost, new = sorted({*theirs.classes} - {*mine.classes}), sorted({*mine.classes} - {*theirs.classes})
-    parts = [f"{word} {', '.join(names)}" for word, names in (("lacks", lost), ("adds", new)) if names]
-    if mine.multilabel != theirs.multilabel:
-        parts.append("gives lists of classes" if mine.multilabel else "gives one class a document")
-    return Check(
+def _classes(model: PredictionReply, champion: PredictionReply) -> GateCheck:
+    missing = sorted({*champion.classes} - {*model.classes})
+    added = sorted({*model.classes} - {*champion.classes})
+    changes = [f"{verb} {', '.join(names)}" for verb, names in (("lacks", missing), ("adds", added)) if names]
+    if model.multilabel != champion.multilabel:
+        changes.append("gives lists of classes" if model.multilabel else "gives one class per document")
+    return GateCheck(
         "classes",
-        float(not parts),
-        1.0,
-        "; ".join(parts) or "the same",
-        f"the champion's {len(theirs.classes)} classes",
-        "train on a corpus with the champion's classes",
+        value=float(not changes),
+        limit=1.0,
+        measured="; ".join(changes) or "the same",
+        expected=f"the champion's {len(champion.classes)} classes",
+        remedy="train on a corpus with the champion's classes",
     )
 
 
-def _score(settings: Settings, y: Targets, own: float) -> Check:
-    least = settings.promote.min_score
-    if least is None:
+def _score(settings: Settings, y: Targets, model_score: float) -> GateCheck:
+    """By default the limit is just above the score of the commonest label for every document."""
+    limit = settings.promote.min_score
+    if limit is None:
         values, counts = np.unique(y, axis=0, return_counts=True)
         constant = score(settings.metric, y, np.broadcast_to(values[counts.argmax()], y.shape))
-        limit, expected = float(np.nextafter(constant, 1)), f"above {100 * constant:.1f}, one answer for all"
+        limit, expected = float(np.nextafter(constant, 1)), f"above {100 * constant:.1f}, one label for all"
     else:
-        limit, expected = least, f"at least {100 * least:.1f}"
-    return Check(
-        "score", own, limit, f"{100 * own:.1f} {settings.metric}", expected, "train again, or lower promote.min_score"
+        expected = f"at least {100 * limit:.1f}"
+    return GateCheck(
+        "score",
+        value=model_score,
+        limit=limit,
+        measured=f"{100 * model_score:.1f} {settings.metric}",
+        expected=expected,
+        remedy="train again, or lower promote.min_score",
     )
 
 
-def _regression(settings: Settings, bound: float, found: str) -> Check:
-    margin = settings.promote.max_regression
-    return Check(
+def _regression(settings: Settings, bound: float, measured: str) -> GateCheck:
+    """`bound` is the lower confidence bound of the difference to the champion's score."""
+    margin, confidence = settings.promote.max_regression, 1 - settings.promote.significance
+    return GateCheck(
         "regression",
-        bound,
-        -margin,
-        found,
-        f"at least {-100 * margin:+.1f} against the champion, {100 * (1 - settings.promote.significance):g} % sure",
-        "train again, or raise promote.max_regression where so much less is no loss",
+        value=bound,
+        limit=-margin,
+        measured=measured,
+        expected=f"at least {-100 * margin:+.1f} against the champion, with {100 * confidence:g} % confidence",
+        remedy="train again, or raise promote.max_regression where such a loss is acceptable",
     )
 
 
-def _floors(floors: dict[str, float], label_space: LabelSpace, y: Targets, given: Targets) -> Check:
-    """The class that is furthest below its floor decides; one without a document here has no figure."""
-    each = f1_score(y, given, labels=np.arange(len(label_space)), average=None, zero_division=0.0)
-    here = np.any(label_space.indicator(y), axis=0)
-    figures = {name: float(each[k]) if here[k] else math.nan for k, name in enumerate(label_space.classes)}
-    found = {name: figures.get(name, math.nan) for name in floors}
-    return Check(
+def _class_floors(floors: Mapping[str, float], label_space: LabelSpace, y: Targets, predicted: Targets) -> GateCheck:
+    """The class furthest below its floor decides; a class without documents cannot be measured."""
+    every_f1 = f1_score(y, predicted, labels=np.arange(len(label_space)), average=None, zero_division=0.0)
+    occurs = np.any(label_space.indicator(y), axis=0)
+    measured = {name: float(every_f1[k]) for k, name in enumerate(label_space.classes) if occurs[k]}
+    f1 = {name: measured.get(name, math.nan) for name in floors}
+    return GateCheck(
         "class_floors",
-        float(np.min([found[name] - floor for name, floor in floors.items()])),
-        0.0,
-        ", ".join(f"{name} " + (f"{100 * f1:.1f}" if f1 == f1 else "has no document") for name, f1 in found.items()),
-        "F1 at least " + ", ".join(f"{name} {100 * floor:.1f}" for name, floor in floors.items()),
-        "label more of these classes and train again, or lower promote.class_floors",
+        value=float(np.min([f1[name] - floor for name, floor in floors.items()])),
+        limit=0.0,
+        measured=", ".join(f"{name} " + ("has no document" if f != f else f"{100 * f:.1f}") for name, f in f1.items()),
+        expected="F1 at least " + ", ".join(f"{name} {100 * floor:.1f}" for name, floor in floors.items()),
+        remedy="label more of these classes and train again, or lower promote.class_floors",
     )
 
 
-def _calibration(settings: Settings, truth: Sequence[Label], mine: Answer) -> Check:
-    """Of the version's own classes and, with probability 0, of those that it does not know."""
-    known = {*mine.classes}
-    more = sorted({name for label in truth for name in class_names(label)} - known)
-    lists = mine.multilabel or not all(isinstance(label, str) for label in truth)
-    label_space = LabelSpace((*mine.classes, *more), lists)
-    probabilities = np.pad(mine.probabilities, ((0, 0), (0, len(more))))
-    wanted = settings.promote
-    chance = calibration_error_limit(probabilities, label_space, wanted.significance, settings.seed)
-    limit = max(wanted.max_ece, chance)
-    error = calibration_error(probabilities, label_space.index(truth), label_space)
-    return Check(
+def _calibration(settings: Settings, labels: Sequence[Label], model: PredictionReply) -> GateCheck:
+    """The calibration error over the version's classes and, with probability 0, the classes that it does not know."""
+    unknown = sorted({name for label in labels for name in class_names(label)} - {*model.classes})
+    multilabel = model.multilabel or not all(isinstance(label, str) for label in labels)
+    label_space = LabelSpace((*model.classes, *unknown), multilabel)
+    probabilities = np.pad(model.probabilities, ((0, 0), (0, len(unknown))))
+    limits = settings.promote
+    by_chance = calibration_error_limit(probabilities, label_space, limits.significance, settings.seed)
+    limit = max(limits.max_ece, by_chance)
+    error = calibration_error(probabilities, label_space.index(labels), label_space)
+    return GateCheck(
         "calibration",
-        error,
-        limit,
-        f"error {100 * error:.1f}",
-        f"at most {100 * limit:.1f}" + (", which chance alone shows" if limit > wanted.max_ece else ""),
-        "train again with more validation documents, or raise promote.max_ece",
+        value=error,
+        limit=limit,
+        measured=f"error {100 * error:.1f}",
+        expected=f"at most {100 * limit:.1f}" + (", as chance alone gives" if limit > limits.max_ece else ""),
+        remedy="train again with more validation documents, or raise promote.max_ece",
         at_most=True,
     )
 
 
-def _throughput(least: float, figures: dict[str, float]) -> Check:
-    found = f"{figures['documents_per_s']:,.1f} documents/s"
+def _throughput(limit: float, figures: Mapping[str, float]) -> GateCheck:
+    measured = f"{figures['documents_per_s']:,.1f} documents/s"
     if "documents_per_s_before" in figures:
-        found += f", the champion {figures['documents_per_s_before']:,.1f}"
-    remedy = "choose: cheapest, or lower promote.min_docs_per_s"
-    expected = f"at least {least:,.1f}" if least else "no floor"
-    return Check("throughput", figures["documents_per_s"], least, found, expected, remedy)
+        measured += f", the champion {figures['documents_per_s_before']:,.1f}"
+    return GateCheck(
+        "throughput",
+        value=figures["documents_per_s"],
+        limit=limit,
+        measured=measured,
+        expected=f"at least {limit:,.1f}" if limit else "no limit",
+        remedy="choose: cheapest, or lower promote.min_docs_per_s",
+    )
 
 
-def _speed(answer: Answer) -> float:
-    return len(answer.labels) / max(answer.seconds, 1e-9)
+def _speed(reply: PredictionReply) -> float:
+    """Documents per second."""
+    return len(reply.labels) / max(reply.seconds, 1e-9)
 
 
 def _aligned(
-    settings: Settings, truth: Sequence[Label], mine: Answer, theirs: Answer | str | None
+    settings: Settings, labels: Sequence[Label], model: PredictionReply, champion: PredictionReply | NoReply | None
 ) -> tuple[LabelSpace, Targets, Targets, Targets | None]:
-    """The truth and both answers in one task: of the classes that any of them has, which a version may not know."""
-    given = _labels(settings, mine)
-    before = _labels(settings, theirs) if isinstance(theirs, Answer) else []
-    every = [*truth, *given, *before]
+    """The given labels and both predictions as targets over the classes that any of the three has."""
+    predicted = _labels(settings, model)
+    champion_predicted = _labels(settings, champion) if isinstance(champion, PredictionReply) else []
+    every = [*labels, *predicted, *champion_predicted]
     classes = sorted({name for label in every for name in class_names(label)})
     label_space = LabelSpace(tuple(classes), not all(isinstance(label, str) for label in every))
     return (
         label_space,
-        label_space.index(truth),
-        label_space.index(given),
-        label_space.index(before) if before else None,
+        label_space.index(labels),
+        label_space.index(predicted),
+        label_space.index(champion_predicted) if champion_predicted else None,
     )
 
 
-def _labels(settings: Settings, answer: Answer) -> list[Label]:
-    label_space = LabelSpace(answer.classes, answer.multilabel)
-    y, _ = Decision.of(label_space, settings.decision).decide(answer.probabilities)
-    pairs = zip(answer.labels, label_space.names(y), strict=True)
-    return [near if label is None else label for label, near in pairs]
+def _labels(settings: Settings, reply: PredictionReply) -> list[Label]:
+    """The predicted labels; where the decision abstains, the label without the abstention band."""
+    label_space = LabelSpace(reply.classes, reply.multilabel)
+    y, _ = Decision.of(label_space, settings.decision).decide(reply.probabilities)
+    pairs = zip(reply.labels, label_space.names(y), strict=True)
+    return [without_band if label is None else label for label, without_band in pairs]

@@ -1,4 +1,4 @@
-"""The connection to MLflow: where it is, its client, the experiment, and its errors in one line."""
+"""The connection to MLflow: its tracking URI, client and experiment, and its errors as one line each."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from spin.errors import SpinError, UserError
 from spin.settings import Settings, holds_password
 
 _URI, _USER, _PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
-_PASSING = (408, 409, 429)
-"""statuses of HTTP below 500 that may be others later"""
+_TRANSIENT = (408, 409, 429)
+"""HTTP statuses below 500 after which the same request may succeed later"""
+
+logger = logging.getLogger(__name__)
 
 
 class Tracking:
-    """MLflow at one tracking URI, with one experiment of the model's name. Only a driver makes one, never a worker."""
+    """MLflow at one tracking URI, with one experiment named after the model. Only drivers make one, workers do not."""
 
     def __init__(self, settings: Settings) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -29,9 +31,9 @@ class Tracking:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         self.name = settings.mlflow.model
-        self.uri = settings.mlflow.tracking_uri or _named() or _default_uri(settings.store)
+        self.uri = settings.mlflow.tracking_uri or _environment_uri() or _default_uri(settings.store)
         self._store = settings.store
-        with self.answers():
+        with self.session():
             from mlflow import MlflowClient
 
             for noisy in ("mlflow", "alembic"):
@@ -39,10 +41,10 @@ class Tracking:
             self.client = MlflowClient(self.uri, self.uri)
 
     def experiment(self) -> str:
-        """The experiment's id, made where there is none; on SQLite its artifacts lie in the store."""
-        found = self.client.get_experiment_by_name(self.name)
-        if found is not None:
-            return str(found.experiment_id)
+        """The experiment's id, created where there is none; on SQLite its artifacts lie in the store."""
+        experiment = self.client.get_experiment_by_name(self.name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         location = None
         if self.uri.startswith("sqlite:"):
             store = Store(self._store)
@@ -50,8 +52,11 @@ class Tracking:
         return str(self.client.create_experiment(self.name, artifact_location=location))
 
     @contextmanager
-    def answers(self) -> Iterator[None]:
-        """MLflow speaks with this tracking URI, and its errors are one line."""
+    def session(self) -> Iterator[None]:
+        """Point MLflow's own functions at this tracking URI and turn its errors into one line each.
+
+        Raises UserError where credentials or the request are refused, UnavailableError where trying again may help.
+        """
         import requests
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
@@ -61,30 +66,31 @@ class Tracking:
             try:
                 yield
             except MlflowException as error:
-                raise self._in_words(error, error.get_http_status_code()) from None
+                raise self._translate(error, error.get_http_status_code()) from None
             except requests.RequestException as error:
-                raise self._in_words(error, getattr(error.response, "status_code", 500)) from None
+                raise self._translate(error, getattr(error.response, "status_code", 500)) from None
             except SQLAlchemyError as error:
-                raise self._in_words(error, 500) from None
+                raise self._translate(error, 500) from None
 
     def _select(self) -> None:
-        """Make this the tracking URI of MLflow's own functions: there is one for the whole process.
+        """Make this the tracking URI of MLflow's own functions, which have one for the whole process.
 
-        MLflow puts it in the environment too, from which the next registry would take it for a default.
+        MLflow also writes it to the environment, where the next registry would read it as a default; that is undone.
         """
         import mlflow
 
-        named = {name: os.environ.get(name) for name in (_URI, "MLFLOW_REGISTRY_URI")}
+        before = {name: os.environ.get(name) for name in (_URI, "MLFLOW_REGISTRY_URI")}
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
-        for name, value in named.items():
+        for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 
-    def _in_words(self, error: Exception, status: int) -> SpinError:
-        """An error of MLflow whose status in HTTP says whether trying again may help."""
+    def _translate(self, error: Exception, status: int) -> SpinError:
+        """Our error for one of MLflow, by its HTTP status."""
+        logger.debug("registry %s: HTTP status %s", self.uri, status, exc_info=error)
         who = f"the user '{os.environ.get(_USER, '')}'"
         if status == 401:
             return UserError(f"registry {self.uri} does not know {who} by this password; set {_USER} and {_PASSWORD}")
@@ -94,16 +100,16 @@ class Tracking:
                 f"and {_PASSWORD} of one who has it"
             )
         reason = f"registry {self.uri}: {' '.join(str(error).split())[:200]}"
-        return (
-            UserError(reason) if status < 500 and status not in _PASSING else UnavailableError(f"{reason}; try again")
-        )
+        if status < 500 and status not in _TRANSIENT:
+            return UserError(reason)
+        return UnavailableError(f"{reason}; try again")
 
 
-def _named() -> str | None:
-    """The URI of the environment, in which a password has as little place as in settings: messages show it."""
+def _environment_uri() -> str | None:
+    """The tracking URI of the environment. Raises UserError for one with a password in it: messages show the URI."""
     uri = os.environ.get(_URI)
     if uri and holds_password(uri):
-        raise UserError(f"{_URI}: a password stands in it; expected none: it comes from {_PASSWORD} or PGPASSWORD")
+        raise UserError(f"{_URI}: a password stands in it; expected none; set {_PASSWORD} or PGPASSWORD instead")
     return uri or None
 
 

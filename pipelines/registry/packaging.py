@@ -1,14 +1,17 @@
-"""What is registered: a folder that MLflow loads as a pyfunc and serves, and the digest of all that lies in it."""
+"""Write the folder that is registered, a pyfunc that MLflow loads and serves, and compute digests of folders."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipelines.storage.stage_plan import fingerprint
 from spin.backbone.digest import list_model_files
@@ -19,9 +22,11 @@ from spin.pages.model_card import CARD, card_text
 from spin.settings import Settings
 
 SPIN = "artifacts/spin"
-"""where an artifact lies in a bundle"""
+"""folder of the artifact in a bundle"""
+BACKBONE = "artifacts/backbone"
+"""folder of the backbone in a bundle that includes it"""
 REFERENCE = "reference.safetensors"
-"""the file of an artifact with the profiles that nights are compared with"""
+"""file of an artifact with the profiles of the training data, for drift"""
 REQUIREMENTS = (
     "mlflow",
     "numba",
@@ -38,15 +43,18 @@ REQUIREMENTS = (
     "torch",
     "transformers",
 )
-"""what a bundle needs to load"""
+"""distributions that a bundle imports when it is loaded"""
 _DESCRIPTION = 5000
-"""characters of a version's description in MLflow's databases"""
+"""characters that MLflow's databases hold of a version's description"""
+
+logger = logging.getLogger(__name__)
 
 
 def write_bundle(folder: Path, artifact: Path, settings: Settings, example: Sequence[str], model: Any) -> None:
     """Write an artifact as a pyfunc from code, with the backbone's files unless `registry.include_backbone` is off.
 
-    `model` is the `mlflow.models.Model` that it describes. Raises UserError for a backbone that is not the artifact's.
+    `example` are texts of the input example, `model` is the `mlflow.models.Model` to save. Raises UserError where the
+    backbone of the settings is not the one that the artifact was trained on.
     """
     import mlflow
     import pandas as pd
@@ -54,8 +62,8 @@ def write_bundle(folder: Path, artifact: Path, settings: Settings, example: Sequ
     spin = SpinClassifier.load(artifact)
     parts = {"spin": list(artifact.iterdir())}
     if settings.registry.include_backbone:
-        found, _ = find_backbone(settings.backbone, expect_digest=spin.backbone_digest)
-        parts["backbone"] = list_model_files(found, include_code=settings.backbone.trust_remote_code)
+        backbone, _ = find_backbone(settings.backbone, expect_digest=spin.backbone_digest)
+        parts["backbone"] = list_model_files(backbone, include_code=settings.backbone.trust_remote_code)
     with tempfile.TemporaryDirectory() as staged:
         for name, files in parts.items():
             (Path(staged) / name).mkdir()
@@ -69,20 +77,22 @@ def write_bundle(folder: Path, artifact: Path, settings: Settings, example: Sequ
             model_config={"choose": settings.choose},
             signature=_signature(spin.label_space.multilabel),
             input_example=pd.DataFrame({"text": list(example)}),
-            # a build's own mark, such as +cpu, is on no index
+            # a local version label such as +cpu is on no package index
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         )
 
 
 def _link(file: Path, to: Path) -> None:
-    """MLflow copies what is staged, but follows no symbolic link out of it."""
+    """Hard-link a file, else copy it: MLflow copies the staged folder and follows no symbolic link out of it."""
     try:
         to.hardlink_to(file)
     except OSError:  # another file system, or a file of another user
+        logger.debug("cannot hard-link %s, so it is copied", file, exc_info=True)
         shutil.copyfile(file, to)
 
 
 def _signature(multilabel: bool) -> Any:
+    """The `mlflow.models.ModelSignature` of pyfunc.py."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
@@ -103,8 +113,8 @@ def _signature(multilabel: bool) -> Any:
     )
 
 
-def description(artifact: Path) -> str:
-    """The model card without its metadata, as far as MLflow's databases have room for it; empty if there is none."""
+def version_description(artifact: Path) -> str:
+    """The model card without its metadata, cut at the end of a line to MLflow's limit; empty where there is none."""
     card = artifact / CARD
     text = card_text(card.read_text(encoding="utf-8")) if card.is_file() else ""
     if len(text) <= _DESCRIPTION:
@@ -113,8 +123,16 @@ def description(artifact: Path) -> str:
     return text[: _DESCRIPTION - len(more)].rpartition("\n")[0] + more
 
 
-def digest(folder: Path) -> str:
-    """sha256 over the names and contents of a folder's files. Raises UserError for what is no plain file in it."""
+def load_bundle(folder: Path) -> SpinClassifier:
+    """The classifier of a bundle as MLflow serves it, with the backbone that the bundle includes, without its code."""
+    config = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+    choose = config["flavors"]["python_function"]["config"]["choose"]
+    weights = folder / BACKBONE if (folder / BACKBONE).is_dir() else None
+    return SpinClassifier.load(folder / SPIN, weights=weights, choose=choose)
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of a folder's files. Raises UserError for anything but plain files in it."""
     digests: dict[str, str] = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()

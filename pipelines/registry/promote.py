@@ -1,164 +1,204 @@
-"""The champion: promotion through the gate, rollback, and the history of both."""
+"""Move the champion: promotion through the gate, rollback, and the history of both."""
 
 from __future__ import annotations
 
 import json
-import math
-import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
 
-from pipelines.registry.gate import LOADS, Check, GateReport, inspect, try_out
+from pipelines.registry.champion_history import ChampionEvent, Move, event_tags, next_tag, read_events
+from pipelines.registry.evaluation_set import EvaluationSet
+from pipelines.registry.gate import LOADS, GateCheck, GateReport, check_loads, run_gate
 from pipelines.registry.versions import CHAMPION, Registry
 from pipelines.storage.lease import Lease, user_name
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
 
-_HISTORY, _GATE = "spin.history", "spin.gate"
-Event = dict[str, Any]
-"""a move of the champion: who, when, move, from, to, why, run, what was forced, score and score_before"""
-Say = Callable[[tuple[Check, ...]], None]
+_GATE = "spin.gate"
+"""prefix of the tags with a gate's result, at a version and at the gate's MLflow run"""
 
 
-class _State(NamedTuple):
-    """Who is champion, and the tags of all moves until then."""
+@dataclass(frozen=True)
+class _State:
+    """The champion, and the names of the tags of all moves until then."""
 
     champion: str | None
-    moves: frozenset[str]
+    events: frozenset[str]
 
 
-def promote(registry: Registry, number: str, why: str, *, force: bool = False, say: Say = lambda checks: None) -> Event:
-    """Make a version the champion after it has passed the gate; gives the event that the history keeps.
+@dataclass(frozen=True)
+class _GateRun:
+    """A gate report with its circumstances, as gate.json and tags keep it."""
 
-    All checks are told to `say`, tagged at the version and kept in a run, whether it passes or not. `force` moves the
-    champion although some fail, but not to a version that does not load or predict. Raises UserError, with nothing
-    moved, for a version that does not pass, is the champion already, or where the champion was moved meanwhile by a
-    driver with another store; HeldError where a promotion or rollback of this store is under way.
+    move: Move
+    version: str
+    champion: str | None
+    why: str
+    report: GateReport
+    forced: bool = False
+
+    def tags(self) -> dict[str, str]:
+        return {
+            "passed": str(not self.report.failed).lower(),
+            "champion": self.champion or "none",
+            "forced": str(self.forced).lower(),
+        }
+
+    def check_tags(self) -> dict[str, str]:
+        """Each check in words, cut to the length that MLflow allows."""
+        return {
+            check.name: f"{'passed' if check.passed else 'failed'}: {check.measured}"[:200]
+            for check in self.report.checks
+        }
+
+    def to_json(self) -> str:
+        values = {
+            **self.tags(),
+            "version": self.version,
+            "why": self.why,
+            "checks": [check.to_dict() for check in self.report.checks],
+            "figures": dict(self.report.figures),
+        }
+        return json.dumps(values, indent=2)
+
+
+def promote(
+    registry: Registry,
+    number: str,
+    why: str,
+    *,
+    force: bool = False,
+    on_checks: Callable[[tuple[GateCheck, ...]], None] = lambda checks: None,
+) -> ChampionEvent:
+    """Make a version the champion if it passes the gate; returns the event of the history.
+
+    All checks are passed to `on_checks`, tagged at the version and logged in a run, whether it passes or not. `force`
+    moves the champion although checks fail, but not to a version that does not load or predict. Raises UserError, with
+    nothing moved, for a version that does not pass, is the champion already, or where a driver with another store has
+    moved the champion meanwhile; HeldError while another promotion or rollback of this store runs.
     """
     if force and not why.strip():
         raise UserError("--force without --why; expected the reason why a version that fails the gate is promoted")
-    with _alone(registry) as lease:
+    with _promotion_lease(registry) as lease:
         before = _state(registry)
-        _check_other(registry, before, number)
-        frozen = registry.frozen()
-        findings = inspect(registry, number, before.champion, frozen["rows"] if frozen else [])
-        say(findings.checks)
-        failed = findings.failed
-        passes = not failed or (force and failed[0].name != LOADS)
-        forced = [check.name for check in failed] if passes else []
-        run = _keep(registry, "promote", number, before, why, findings, bool(forced))
-        if not passes:
-            reasons = "; ".join(f"{check.name}: {check.found}, expected {check.expected}" for check in failed)
+        _check_not_champion(registry, before, number)
+        report = run_gate(registry, number, before.champion, registry.evaluation_set() or EvaluationSet())
+        on_checks(report.checks)
+        failed = report.failed
+        promoted = not failed or (force and failed[0].name != LOADS)
+        forced = tuple(check.name for check in failed) if promoted else ()
+        run = _log(registry, _GateRun("promote", number, before.champion, why, report, bool(forced)))
+        if not promoted:
+            reasons = "; ".join(f"{check.name}: {check.measured}, expected {check.expected}" for check in failed)
             remedy = failed[0].remedy + ("" if failed[0].name == LOADS else ", or promote it with --force and --why")
             raise UserError(f"version {number} of {registry.name} is not promoted: {reasons}; {remedy}")
-        scores = {name: findings.figures[name] for name in ("score", "score_before") if name in findings.figures}
-        return _move(registry, lease, "promote", before, number, why, run=run, forced=forced, **scores)
+        event = ChampionEvent(
+            when=_now(),
+            who=user_name(),
+            move="promote",
+            from_version=before.champion,
+            to_version=number,
+            why=why,
+            run=run,
+            forced=forced,
+            score=report.figures.get("score"),
+            score_before=report.figures.get("score_before"),
+        )
+        return _move_champion(registry, lease, before, event)
 
 
-def rollback(registry: Registry, why: str, to: str | None = None) -> Event:
-    """Make the champion that this one replaced, or the version `to`, champion again, if it loads and predicts.
+def rollback(registry: Registry, why: str, to: str | None = None) -> ChampionEvent:
+    """Make the version that the champion replaced, or the version `to`, champion again, if it loads and predicts.
 
-    Raises UserError, with nothing moved, where it does not, or there is no earlier one; HeldError as `promote`.
+    Raises UserError, with nothing moved, where it does not, or there is no earlier champion; HeldError as `promote`.
     """
-    with _alone(registry) as lease:
+    with _promotion_lease(registry) as lease:
         before = _state(registry)
-        current = before.champion
-        # what a rollback left is not what to go back to
-        past = [event["from"] for event in history(registry) if event["to"] == current and event["move"] == "promote"]
-        target = to or (past[-1] if past else None)
-        if current is None or target is None:
+        # versions that were left by a rollback are not returned to
+        replaced = [
+            event.from_version
+            for event in history(registry)
+            if event.to_version == before.champion and event.move == "promote"
+        ]
+        target = to or (replaced[-1] if replaced else None)
+        if before.champion is None or target is None:
             raise UserError(f"{registry.name} has no earlier champion to go back to; `spin models` lists the versions")
         number = registry.resolve(f"models:/{registry.name}/{target}")
-        _check_other(registry, before, number)
-        findings = try_out(registry, number)
-        run = _keep(registry, "rollback", number, before, why, findings)
-        for check in findings.failed:
+        _check_not_champion(registry, before, number)
+        report = check_loads(registry, number)
+        run = _log(registry, _GateRun("rollback", number, before.champion, why, report))
+        for check in report.failed:
             raise UserError(
-                f"version {number} of {registry.name} is not champion again: {check.found}; roll back to another "
+                f"version {number} of {registry.name} is not champion again: {check.measured}; roll back to another "
                 "version with --to"
             )
-        return _move(registry, lease, "rollback", before, number, why, run=run)
+        event = ChampionEvent(
+            when=_now(),
+            who=user_name(),
+            move="rollback",
+            from_version=before.champion,
+            to_version=number,
+            why=why,
+            run=run,
+        )
+        return _move_champion(registry, lease, before, event)
 
 
-def history(registry: Registry) -> list[Event]:
-    """Every move of the champion, the oldest first."""
-    tags = registry.tags()
-    events = [(name.split(".")[2], json.loads(tags[name])) for name in tags if name.startswith(f"{_HISTORY}.")]
-    return [event for _, event in sorted(events, key=lambda pair: (pair[0], pair[1]["when"]))]
+def history(registry: Registry) -> list[ChampionEvent]:
+    """Every move of the champion, oldest first."""
+    return read_events(registry.tags())
 
 
-def _alone(registry: Registry) -> AbstractContextManager[Lease]:
+def _promotion_lease(registry: Registry) -> Lease:
     """One move at a time among the drivers that share a store."""
     return Lease(Store(registry.settings.store) / "promotion")
 
 
 def _state(registry: Registry) -> _State:
-    moves = frozenset(name for name in registry.tags() if name.startswith(f"{_HISTORY}."))
-    return _State(registry.champion(), moves)
+    events = event_tags(registry.tags())
+    return _State(registry.champion(), events)
 
 
-def _check_other(registry: Registry, before: _State, number: str) -> None:
+def _check_not_champion(registry: Registry, before: _State, number: str) -> None:
     if before.champion == number:
         raise UserError(f"version {number} of {registry.name} is the champion already; `spin models` lists the others")
 
 
-def _keep(
-    registry: Registry,
-    move: str,
-    number: str,
-    before: _State,
-    why: str,
-    findings: GateReport,
-    forced: bool = False,
-) -> str:
-    """Note what was found at the version and in a run of its own; gives the run's id."""
-    rows = [
-        {**asdict(check), "value": check.value if math.isfinite(check.value) else None, "passed": check.passed}
-        for check in findings.checks
-    ]
-    facts = {
-        "passed": str(not findings.failed).lower(),
-        "champion": before.champion or "none",
-        "forced": str(forced).lower(),
-    }
-    report = {**facts, "version": number, "why": why, "checks": rows, "figures": findings.figures}
-    run = registry.log_move(
-        number, move, {f"{_GATE}.{name}": value for name, value in facts.items()}, findings.figures, report
+def _log(registry: Registry, gate_run: _GateRun) -> str:
+    """Log the checks as an MLflow run and as tags of the version; returns the run's id."""
+    tags = gate_run.tags()
+    run = registry.log_gate(
+        gate_run.version,
+        gate_run.move,
+        tags={f"{_GATE}.{name}": value for name, value in tags.items()},
+        metrics=gate_run.report.figures,
+        report=gate_run.to_json(),
     )
-    short = {row["name"]: f"{'passed' if row['passed'] else 'failed'}: {row['found']}"[:200] for row in rows}
-    registry.tag_version(number, _GATE, {**facts, **short, "run": run})
+    registry.tag_version(gate_run.version, _GATE, {**tags, **gate_run.check_tags(), "run": run})
     return run
 
 
-def _move(registry: Registry, lease: Lease, move: str, before: _State, number: str, why: str, **facts: Any) -> Event:
-    """Point the champion at a version; the history first, so that no champion is without its reason.
+def _move_champion(registry: Registry, lease: Lease, before: _State, event: ChampionEvent) -> ChampionEvent:
+    """Write the event, then point the champion's alias at the version, so that no champion is without its reason.
 
-    The event is taken back where the state is no longer the one before. Of two drivers with stores of their own each
-    writes its event before it looks for the other's: at least one sees both, so at most one goes on.
+    The event is removed again where the state is no longer `before`. Two drivers with different stores each write
+    their event before they look for the other's: at least one sees both, so at most one moves the champion.
     """
-    event = {
-        "who": user_name(),
-        "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "move": move,
-        "from": before.champion,
-        "to": number,
-        "why": why,
-        **facts,
-    }
-    # a name of its own: of two events that are written at once, neither takes the other's place
-    name = f"{_HISTORY}.{len(before.moves) + 1:06d}.{uuid.uuid4().hex[:8]}"
+    tag = next_tag(before.events)
     lease.check()
-    registry.set_tag(name, json.dumps(event))
+    registry.set_tag(tag, event.to_json())
     now = _state(registry)
-    if now != _State(before.champion, before.moves | {name}):
-        registry.delete_tag(name)
+    if now != _State(before.champion, before.events | {tag}):
+        registry.delete_tag(tag)
         raise UserError(
             f"the champion of {registry.name} was moved meanwhile: expected version {before.champion or 'none'}, with "
-            f"which version {number} was compared, found {now.champion or 'none'} or a move under way; see `spin "
-            "history`, then run it again"
+            f"which version {event.to_version} was compared, found {now.champion or 'none'} or a move under way; see "
+            "`spin history`, then run it again"
         )
-    registry.set_alias(CHAMPION, number)
+    registry.set_alias(CHAMPION, event.to_version)
     return event
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

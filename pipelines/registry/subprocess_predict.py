@@ -1,145 +1,179 @@
 """Load a logged model through MLflow in a fresh process, as its users do, and predict with it there.
 
-`python -m pipelines.registry.subprocess_predict MODEL ANSWER` is that process; it reads what to predict as JSON from
-standard input.
+`python -m pipelines.registry.subprocess_predict MODEL REPLY` is that process: it reads a request as JSON from standard
+input and writes its reply to the file REPLY.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from spin.activations.engine import CALIBRATION_TEXTS
+from spin.arrays import Floats
 from spin.classifier import SpinClassifier
 from spin.errors import SpinError, UserError
 from spin.labels.label_space import Label
-from spin.settings import DecisionSettings, Settings
+from spin.settings import BackboneSettings, Choice, DecisionSettings, Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _RUN = {"dtype", "engine", "compile", "batch_tokens", "device", "trust_remote_code"}
-"""how a backbone is run; which weights are read is for the logged model to say"""
+"""backbone settings that say how it is run; the logged model itself says which weights are read"""
+_SAMPLE = 32
+"""texts whose public answers are compared with the classifier's"""
+
+logger = logging.getLogger(__name__)
+
+
+class PredictionRequest(BaseModel):
+    """What the fresh process is asked to do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    texts: tuple[str, ...]
+    choose: Choice
+    """which of the three classifiers of the artifact"""
+    decision: DecisionSettings
+    early: bool
+    """whether documents exit early"""
+    backbone: BackboneSettings
+    """how the backbone is run; its `model` is ignored"""
+
+    @classmethod
+    def of(cls, texts: Sequence[str], settings: Settings) -> PredictionRequest:
+        """Predict as a night with these settings does."""
+        return cls(
+            texts=tuple(texts),
+            choose=settings.choose,
+            decision=settings.decision,
+            early=settings.classify.cascade,
+            backbone=settings.backbone,
+        )
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a logged model said to n texts."""
+class PredictionReply:
+    """The predictions of a logged model for n texts."""
 
-    columns: dict[str, str]
-    """of its input schema, name to type"""
+    input_columns: Mapping[str, str]
+    """type by name, of the model's input schema"""
     classes: tuple[str, ...]
+    """names of the K classes"""
     multilabel: bool
+    """whether a document has a list of classes"""
     labels: list[Label | None]
-    probabilities: NDArray[np.floating]
+    """None where the decision abstains"""
+    probabilities: Floats
     """(n, K)"""
     seconds: float
-    """from text to label, loading aside"""
+    """from texts to labels, without loading"""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self) | {"probabilities": self.probabilities.tolist()})
+
+    @classmethod
+    def from_json(cls, text: str) -> PredictionReply:
+        """Raises UserError with the reason where the process replied that it could not predict."""
+        reply = json.loads(text)
+        if "error" in reply:
+            raise UserError(reply["error"])
+        arrays = {"classes": tuple(reply["classes"]), "probabilities": np.array(reply["probabilities"])}
+        return cls(**(reply | arrays))
 
 
-def ask(model: Path, texts: Sequence[str], settings: Settings) -> Answer:
-    """What the logged model in a folder says to texts, decided as a night with these settings would.
+def predict_in_subprocess(model: Path, texts: Sequence[str], settings: Settings) -> PredictionReply:
+    """The predictions of the logged model in a folder, decided as a night with these settings would.
 
-    Runs its code: who calls this has checked it. Raises UserError when it does not load or does not predict.
+    Runs the model's own code: the caller has checked its digest. Raises UserError when it does not load or predict.
     """
-    question = {
-        "texts": list(texts),
-        "choose": settings.choose,
-        "decision": settings.decision.model_dump(),
-        "early": settings.classify.cascade,
-        "run": settings.backbone.model_dump(include=_RUN),
-    }
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "answer.json"
-        done = subprocess.run(
-            # it imports what this process would, and nothing that happens to lie in the working directory
+        file = Path(folder) / "reply.json"
+        process = subprocess.run(
+            # -P: it imports what this process would, and nothing from the working directory
             [sys.executable, "-P", "-m", "pipelines.registry.subprocess_predict", str(model), str(file)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            input=json.dumps(question),
+            input=PredictionRequest.of(texts, settings).model_dump_json(),
             capture_output=True,
             text=True,
         )
         if not file.exists():
-            said = done.stderr.strip().splitlines()[-1:]
-            raise UserError(f"its process ended with status {done.returncode}{': ' * bool(said)}{''.join(said)}")
-        found = json.loads(file.read_bytes())
-    if "error" in found:
-        raise UserError(found["error"])
-    found |= {"classes": tuple(found["classes"]), "probabilities": np.array(found["probabilities"])}
-    return Answer(**found)
+            reason = "".join(f": {line}" for line in process.stderr.strip().splitlines()[-1:])
+            raise UserError(f"its process ended with status {process.returncode}{reason}")
+        return PredictionReply.from_json(file.read_text(encoding="utf-8"))
 
 
-class _Heard(SpinClassifier):
-    """Keeps the probabilities of all classes: the public answer has only the largest."""
-
-    kept: list[NDArray[np.floating]]
-
-    def predict_proba(self, texts: Sequence[str]) -> NDArray[np.floating]:
-        self.kept.append(super().predict_proba(texts))
-        return self.kept[-1]
-
-
-def _answer(
-    model: str, texts: list[str], choose: Any, decision: dict[str, Any], early: bool, run: dict[str, Any]
-) -> dict[str, Any]:
-    """The question, put through MLflow's public interface."""
+def _predict(model: str, request: PredictionRequest) -> PredictionReply:
+    """Load a model through MLflow, check what it answers, and predict as the request says."""
     import mlflow
-    import pandas as pd
 
     loaded = mlflow.pyfunc.load_model(model)
-    schema = loaded.metadata.get_input_schema()
-    wrapped = loaded.unwrap_python_model()
-    logged = wrapped.spin
-    wrapped.spin = spin = _Heard.assemble(
-        logged.settings.model_copy(update=run),
-        logged.backbone_digest,
-        logged.label_space,
-        logged.training_result,
-        logged.metric,
-        choose=choose,
-        decision=DecisionSettings(**decision),
-        early=early,
+    served: SpinClassifier = loaded.unwrap_python_model().spin
+    texts = list(request.texts)
+    _check_answers(loaded, served, texts[:_SAMPLE])
+    classifier = SpinClassifier.assemble(
+        served.settings.model_copy(update=request.backbone.model_dump(include=_RUN)),
+        served.backbone_digest or "",
+        served.label_space,
+        served.training_result,
+        served.metric,
+        choose=request.choose,
+        decision=request.decision,
+        early=request.early,
     )
-    spin.calibration = tuple(texts[:CALIBRATION_TEXTS])
-    assert isinstance(spin, _Heard)
-    spin.kept = []
-    loaded.predict(pd.DataFrame({"text": texts[:1]}))  # loads the backbone
-    spin.kept = []
+    classifier.calibration = tuple(texts[:CALIBRATION_TEXTS])
+    classifier.predict(texts[:1])  # loads the backbone
     start = time.perf_counter()
-    answer = loaded.predict(pd.DataFrame({"text": texts}))
+    probabilities = classifier.predict_proba(texts)
+    labels = classifier.labels(probabilities)
     seconds = time.perf_counter() - start
-    probabilities = np.concatenate(spin.kept)
-    if not len(answer) == len(probabilities) == len(texts) or not np.isfinite(probabilities).all():
-        raise UserError(f"found {len(answer)} answers to {len(texts)} texts; expected one for each, of finite numbers")
-    return {
-        "columns": {column.get("name", ""): str(column["type"]) for column in (schema.to_dict() if schema else [])},
-        "classes": spin.classes,
-        "multilabel": spin.label_space.multilabel,
-        # pandas makes of None what is not a number
-        "labels": [label if isinstance(label, (str, list)) else None for label in answer["label"]],
-        "probabilities": probabilities.tolist(),
-        "seconds": seconds,
-    }
+    if not np.isfinite(probabilities).all():
+        raise UserError("found probabilities that are not finite numbers; train again")
+    schema = loaded.metadata.get_input_schema()
+    return PredictionReply(
+        input_columns={column.get("name", ""): str(column["type"]) for column in (schema.to_dict() if schema else [])},
+        classes=classifier.classes,
+        multilabel=classifier.label_space.multilabel,
+        labels=labels,
+        probabilities=probabilities,
+        seconds=seconds,
+    )
+
+
+def _check_answers(loaded: Any, classifier: SpinClassifier, texts: list[str]) -> None:
+    """Raise UserError unless MLflow's public interface gives the labels of the classifier that the model holds."""
+    import pandas as pd
+
+    answer: pd.DataFrame = loaded.predict(pd.DataFrame({"text": texts}))
+    # pandas turns None into a number that is none
+    labels = [label if isinstance(label, (str, list)) else None for label in answer["label"]]
+    if labels != classifier.predict(texts):
+        raise UserError("its logged code does not give the labels of its own classifier; register the version again")
 
 
 def main() -> None:
     model, file = sys.argv[1:]
-    question = json.load(sys.stdin)
     try:
-        found = _answer(model, **question)
+        reply = _predict(model, PredictionRequest.model_validate_json(sys.stdin.read())).to_json()
     except SpinError as error:
-        found = {"error": str(error)}
+        reply = json.dumps({"error": str(error)})
     except Exception as error:  # whatever the model's own code raises
-        found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-    Path(file).write_text(json.dumps(found), encoding="utf-8")
+        logger.debug("the model in %s cannot predict", model, exc_info=True)
+        reply = json.dumps({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+    Path(file).write_text(reply, encoding="utf-8")
 
 
 if __name__ == "__main__":

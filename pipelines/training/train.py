@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Corpus, Labels
+from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
 from pipelines.registry.packaging import REFERENCE
-from pipelines.registry.versions import Registry
+from pipelines.registry.versions import RegisteredVersion, Registry, TrainingRecord
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import (
@@ -79,7 +82,7 @@ def run_train(
         key = f"registered/{registry.key}.json"
         registered = store.read_json(key)
         if registered is None:
-            registered = _register(settings, registry, labels, corpus, store, manifest)
+            registered = asdict(_register(settings, registry, labels, corpus, store, manifest))
             store.write_json(key, registered)
         manifest = {**manifest, "registered": registered, "choose": settings.choose}
         _report(settings, extracted, probed, manifest)
@@ -176,14 +179,16 @@ def _register(
     corpus: Corpus,
     store: Store,
     manifest: dict[str, Any],
-) -> dict[str, Any]:
+) -> RegisteredVersion:
     """Log and register what the store holds; the test rows become the model's frozen evaluation set once."""
     texts = corpus.texts
     rows, y = labels.part("test")
-    evaluation = [
-        {"id": labels.ids[row], "text": texts[row], "label": label}
-        for row, label in zip(rows, labels.label_space.names(y), strict=True)
-    ]
+    evaluation_set = EvaluationSet(
+        tuple(
+            EvaluationRow(labels.ids[row], texts[row], label)
+            for row, label in zip(rows, labels.label_space.names(y), strict=True)
+        )
+    )
     figures: dict[str, float] = next((row for row in manifest["table"] if row["name"] == "spin"), {})
     best = manifest["choice"]["choices"]["accuracy"]
     with tempfile.TemporaryDirectory() as folder:
@@ -192,19 +197,19 @@ def _register(
             if data is None:
                 raise UserError(f"{store.uri} lacks {name}; start over with --restart")
             (Path(folder) / name).write_bytes(data)
-        return registry.register(
-            Path(folder),
+        record = TrainingRecord(
             params={**_scalars(best), "metric": settings.metric, "backbone": settings.backbone.model},
             metrics={
                 "valid_score": best["valid_score"],
                 "valid_ece": best["valid_ece"],
                 **{f"test_{k}": figures[k] for k in ("accuracy", "macro_f1") if k in figures},
             },
-            facts=manifest,
-            example=texts[: min(2, len(texts))],
-            evaluation=evaluation,
+            report=json.dumps(manifest, indent=2),
+            example=texts[:2],
+            evaluation_set=evaluation_set,
             fingerprint=manifest["fingerprint"],
         )
+        return registry.register(Path(folder), record)
 
 
 def _scalars(facts: dict[str, Any]) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def run_stages(
     The registry is asked for the frozen evaluation set before any fit, so that no document of it is trained on.
     """
     registry = Registry(settings) if set(stages) - {"extract"} else None
-    kept = None if registry is None else registry.frozen()
-    frozen = frozenset(row["id"] for row in kept["rows"]) if kept else frozenset()
+    evaluation_set = None if registry is None else registry.evaluation_set()
+    frozen = frozenset() if evaluation_set is None else evaluation_set.ids
     manifest: dict[str, Any] = {}
     with shared_ray_session():
         for stage in stages:

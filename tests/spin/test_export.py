@@ -17,7 +17,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from jobs.cli import main
-from pipelines.registry.open_model import opened as named
+from pipelines.registry.open_model import open_classifier
 from spin import SpinClassifier
 from spin import export as exporting
 from spin.activations.extract import extract
@@ -371,7 +371,7 @@ def test_a_version_is_exported_as_mlflow_would_serve_it(
     """With the `choose` setting of its registration, and its own backbone."""
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, choose="cheapest")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)
-    with named(f"models:/{registry_fixture.name}/1") as spin:
+    with open_classifier(f"models:/{registry_fixture.name}/1") as spin:
         assert spin.choose == "cheapest"
         assert Path(spin.settings.model) != backbone_folder
         assert spin.predict(list(TEXTS)) == SpinClassifier.load(tmp_path / "artifact", choose="cheapest").predict(TEXTS)

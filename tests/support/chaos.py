@@ -15,6 +15,7 @@ from pipelines.data.readers import Shard
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
 from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.registry.night_summary import NightSummary
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
@@ -96,8 +97,8 @@ class RegistryFixture:
             raise UserError(f"{model} does not exist")
         return number
 
-    def log_night(self, number: str, manifest: dict[str, Any], reports: dict[str, bytes]) -> None:
-        (self.folder / f"{manifest['run']}.json").write_text(number)
+    def log_night(self, number: str, night: NightSummary, reports: dict[str, bytes]) -> None:
+        (self.folder / f"{night.run}.json").write_text(number)
 
     def download(self, number: str, folder: Path) -> None:
         for file in (self.folder / number).iterdir():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.registry.versions import Registry
+from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
+from pipelines.registry.versions import Registry, TrainingRecord
 from spin import SpinClassifier
 from spin.labels.label_space import Label
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, Settings, parse_settings
@@ -20,7 +21,7 @@ CARD = "# Model card\n\n" + "\n".join(f"- fact {number} of the corpus" for numbe
 
 
 class RegistryFixture:
-    """A registry with one version, and what MLflow keeps of it."""
+    """A registry with one version, whose stored files can be changed and restored."""
 
     def __init__(self, folder: Path, backbone: Path, uri: str, /, *, multilabel: bool = False, **changes: Any) -> None:
         self.folder, self.settings = folder, _settings(folder, backbone, uri, changes)
@@ -44,17 +45,13 @@ class RegistryFixture:
         self._store.download_artifacts("", str(self._kept))
         self._held = files(self._kept)
 
-    def register(self, evaluation: Sequence[dict[str, Any]] = (), fingerprint: str = "f") -> str:
-        """Registers the artifact once more; gives the version's number."""
-        artifact = self.folder / "artifact"
-        told: dict[str, Any] = {"params": {"depth": 3}, "metrics": {"test_accuracy": 0.5}, "facts": {}}
-        found = self.registry.register(
-            artifact, example=TEXTS[:2], evaluation=list(evaluation), fingerprint=fingerprint, **told
-        )
-        return str(found["version"])
+    def register(self, evaluation_set: EvaluationSet = EvaluationSet(), fingerprint: str = "f") -> str:  # noqa: B008
+        """Register the artifact once more; returns the version's number."""
+        record = training_record(evaluation_set, fingerprint, params={"depth": 3}, metrics={"test_accuracy": 0.5})
+        return self.registry.register(self.folder / "artifact", record).version
 
     def change(self, change: Callable[[Path], Any]) -> None:
-        """Does with what MLflow keeps of the version what one may who has a right to write there."""
+        """Change the stored files of the version, as anyone with write access to the artifact store can."""
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(self._kept, folder, dirs_exist_ok=True)
             change(Path(folder))
@@ -73,6 +70,29 @@ class RegistryFixture:
         self._held = wanted
 
 
+def evaluation_set(rows: Sequence[Mapping[str, Any]]) -> EvaluationSet:
+    """Documents as `tiny.documents` makes them."""
+    return EvaluationSet(tuple(EvaluationRow(row["id"], row["text"], row["label"]) for row in rows))
+
+
+def training_record(
+    frozen: EvaluationSet = EvaluationSet(),  # noqa: B008
+    fingerprint: str = "f",
+    *,
+    params: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> TrainingRecord:
+    """What a training of which little matters to the test registers with its artifact."""
+    return TrainingRecord(
+        params=params or {},
+        metrics=metrics or {},
+        report="{}",
+        example=TEXTS[:2],
+        evaluation_set=frozen,
+        fingerprint=fingerprint,
+    )
+
+
 def quick_classifier(backbone: BackboneSettings) -> SpinClassifier:
     """One that is not fitted yet and has few penalties and heads to try."""
     quick = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear")
@@ -80,7 +100,7 @@ def quick_classifier(backbone: BackboneSettings) -> SpinClassifier:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What lies in a folder, by path in it."""
+    """The content of every file in a folder, by its path in it."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

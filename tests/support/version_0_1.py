@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import pytest
 
 from pipelines.registry import packaging
+from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.versions import Registry
+from tests.support.registry_fixture import training_record
 from tests.support.repository import ROOT
 
 BUNDLE = ROOT / "tests" / "fixtures" / "version_0_1"
@@ -38,7 +39,7 @@ def copy_bundle(folder: Path) -> Path:
     return Path(shutil.copytree(BUNDLE, folder))
 
 
-def register_bundle(registry: Registry, bundle: Path, evaluation: Sequence[dict[str, Any]]) -> str:
+def register_bundle(registry: Registry, bundle: Path, frozen: EvaluationSet) -> str:
     """Register a folder that was packaged before as a version, under the digests that the registry checks."""
 
     def copy(folder: Path, *_: Any) -> None:
@@ -46,13 +47,4 @@ def register_bundle(registry: Registry, bundle: Path, evaluation: Sequence[dict[
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packaging, "write_bundle", copy)
-        registered = registry.register(
-            bundle / packaging.SPIN,
-            params={},
-            metrics={},
-            facts={},
-            example=[],
-            evaluation=list(evaluation),
-            fingerprint="0.1",
-        )
-    return str(registered["version"])
+        return registry.register(bundle / packaging.SPIN, training_record(frozen)).version

@@ -18,15 +18,15 @@ import yaml
 
 from jobs.cli import main
 from pipelines.registry import promote
-from pipelines.registry.gate import Check, GateReport
-from pipelines.registry.subprocess_predict import ask
+from pipelines.registry.gate import GateCheck, GateReport
+from pipelines.registry.subprocess_predict import predict_in_subprocess
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
 from spin import SpinClassifier
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
-from tests.support.registry_fixture import quick_classifier
+from tests.support.registry_fixture import evaluation_set, quick_classifier, training_record
 
 ROWS = tiny.documents(240, seed=5)
 TEXTS = [row["text"] for row in ROWS]
@@ -52,15 +52,7 @@ class RegistryFixture:
         for copied in "24":
             shutil.copytree(folder / "1", folder / copied)
         for number in "1234":
-            self.registry.register(
-                folder / number,
-                params={},
-                metrics={},
-                facts={},
-                example=TEXTS[:2],
-                evaluation=ROWS,
-                fingerprint="f",
-            )
+            self.registry.register(folder / number, training_record(evaluation_set(ROWS)))
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         location = self.registry.tracking.client.get_model_version_download_uri(self.name, "4")
@@ -103,13 +95,13 @@ def registry_fixture(made: RegistryFixture) -> Iterator[RegistryFixture]:
 @pytest.fixture
 def open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything passes at once: for what stands behind the gate."""
-    sound = GateReport((Check("loads", 1, 1, "", "", ""),), {"score": 0.5})
-    monkeypatch.setattr(promote, "inspect", lambda *_: sound)
-    monkeypatch.setattr(promote, "try_out", lambda *_: sound)
+    sound = GateReport((GateCheck("loads", 1, 1, "", "", ""),), {"score": 0.5})
+    monkeypatch.setattr(promote, "run_gate", lambda *_: sound)
+    monkeypatch.setattr(promote, "check_loads", lambda *_: sound)
 
 
 def moves(registry: Registry) -> list[tuple[Any, ...]]:
-    return [(e["move"], e["from"], e["to"], e["why"]) for e in promote.history(registry)]
+    return [(e.move, e.from_version, e.to_version, e.why) for e in promote.history(registry)]
 
 
 def test_a_stranger_answers_as_a_night_would(
@@ -121,11 +113,11 @@ def test_a_stranger_answers_as_a_night_would(
     decision = {"thresholds": {"good": 0.2}, "abstain": 0.05}
     settings = parse_settings({**registry_fixture.tree, "choose": "cheapest", "decision": decision})
     night = Registry(settings).load("1")
-    found = ask(registry_fixture.registry.download_model("1", tmp_path), TEXTS, settings)
+    found = predict_in_subprocess(registry_fixture.registry.download_model("1", tmp_path), TEXTS, settings)
     assert found.labels == night.predict(TEXTS)
     assert None in found.labels
     np.testing.assert_allclose(found.probabilities, night.predict_proba(TEXTS), atol=1e-6)
-    assert (found.columns, found.classes, found.multilabel) == ({"text": "string"}, ("bad", "good"), False)
+    assert (found.input_columns, found.classes, found.multilabel) == ({"text": "string"}, ("bad", "good"), False)
     assert found.seconds > 0
 
 
@@ -135,24 +127,24 @@ def test_a_model_whose_process_dies_is_told(registry_fixture: RegistryFixture, t
     [code] = model.rglob("pyfunc.py")
     code.write_text("import os, sys\nprint('out of memory', file=sys.stderr, flush=True)\nos._exit(7)\n")
     with pytest.raises(UserError, match=r"its process ended with status 7: out of memory"):
-        ask(model, TEXTS, registry_fixture.settings)
+        predict_in_subprocess(model, TEXTS, registry_fixture.settings)
 
 
 def test_the_road_of_a_champion(registry_fixture: RegistryFixture) -> None:
     """Floors for the first, one as good, one that is worse and refused, and back; all of it is kept."""
     registry = registry_fixture.registry
-    shown: list[tuple[Check, ...]] = []
-    first = promote.promote(registry, "1", "the first", say=shown.append)
+    shown: list[tuple[GateCheck, ...]] = []
+    first = promote.promote(registry, "1", "the first", on_checks=shown.append)
     assert [check.name for check in shown[0]] == ["loads", "schema", "score", "calibration", "throughput"]
-    assert (first["from"], first["to"], first["forced"]) == (None, "1", [])
+    assert (first.from_version, first.to_version, first.forced) == (None, "1", ())
     truth = [row["label"] for row in ROWS]
     spin = registry.load("1")
     right = np.mean([a == b for a, b in zip(spin.predict(TEXTS), truth, strict=True)])
-    assert first["score"] == pytest.approx(right, abs=0.01)  # macro F1 of two balanced classes
+    assert first.score == pytest.approx(right, abs=0.01)  # macro F1 of two balanced classes
 
     second = promote.promote(registry, "2", "the same again")
-    assert second["score"] == second["score_before"] == first["score"]
-    run, report = registry_fixture.run(second["run"])
+    assert second.score == second.score_before == first.score
+    run, report = registry_fixture.run(second.run)
     assert run.info.run_name == "promote 2"
     assert run.data.tags["spin.version"] == "2"
     assert run.data.metrics["difference_at_least"] == 0
@@ -161,7 +153,7 @@ def test_the_road_of_a_champion(registry_fixture: RegistryFixture) -> None:
     assert registry_fixture.tags("2")["spin.gate.regression"] == "passed: +0.0, at least +0.0"
 
     with pytest.raises(UserError, match=r"version 3 of .* is not promoted: .*regression: -\d.*--force and --why"):
-        promote.promote(registry, "3", "", say=shown.append)
+        promote.promote(registry, "3", "", on_checks=shown.append)
     assert registry.champion() == "2"
     assert not next(check for check in shown[-1] if check.name == "regression").passed
     kept = registry_fixture.tags("3")
@@ -173,7 +165,7 @@ def test_the_road_of_a_champion(registry_fixture: RegistryFixture) -> None:
 
     last = promote.rollback(registry, "complaints")
     assert registry.champion() == "1"
-    run, report = registry_fixture.run(last["run"])
+    run, report = registry_fixture.run(last.run)
     assert run.info.run_name == "rollback 1"
     assert [(row["name"], row["passed"]) for row in report["checks"]] == [("loads", True)]
     with pytest.raises(
@@ -185,7 +177,7 @@ def test_the_road_of_a_champion(registry_fixture: RegistryFixture) -> None:
         ("promote", "1", "2", "the same again"),
         ("rollback", "2", "1", "complaints"),
     ]
-    assert all(event["who"] and event["when"] and event["run"] for event in promote.history(registry))
+    assert all(event.who and event.when and event.run for event in promote.history(registry))
 
 
 def test_a_version_that_does_not_load_is_never_champion(
@@ -193,12 +185,12 @@ def test_a_version_that_does_not_load_is_never_champion(
 ) -> None:
     """By promotion, by force or by rollback; its reason is kept, nothing moves."""
     with pytest.raises(
-        UserError, match=rf"version 4 of {registry_fixture.name} is not promoted: loads: .*; mend what it names"
+        UserError, match=rf"version 4 of {registry_fixture.name} is not promoted: loads: .*; correct what it names"
     ):
         promote.promote(registry_fixture.registry, "4", "it must", force=True)
     assert registry_fixture.tags("4")["spin.gate.loads"].startswith("failed: ")
     with monkeypatch.context() as patch:
-        patch.setattr(promote, "inspect", lambda *_: GateReport((), {}))
+        patch.setattr(promote, "run_gate", lambda *_: GateReport((), {}))
         promote.promote(registry_fixture.registry, "1", "")
     with pytest.raises(
         UserError, match=rf"version 4 of {registry_fixture.name} is not champion again: .*; roll back to another"
@@ -214,10 +206,10 @@ def test_back_to_any_version(registry_fixture: RegistryFixture) -> None:
     registry = registry_fixture.registry
     for number in "123":
         promote.promote(registry, number, "")
-    assert promote.rollback(registry, "")["to"] == "2"
-    assert promote.rollback(registry, "")["to"] == "1"
-    assert promote.rollback(registry, "", "3")["to"] == "3"
-    assert promote.rollback(registry, "")["to"] == "2"
+    assert promote.rollback(registry, "").to_version == "2"
+    assert promote.rollback(registry, "").to_version == "1"
+    assert promote.rollback(registry, "", "3").to_version == "3"
+    assert promote.rollback(registry, "").to_version == "2"
     with pytest.raises(UserError, match=f"version 2 of {registry_fixture.name} is the champion already"):
         promote.rollback(registry, "", "2")
     with pytest.raises(UserError, match=r"models:/.*/9 does not exist; versions: 4 @challenger, 3, 2 @champion, 1"):
@@ -244,12 +236,12 @@ from pipelines.registry.versions import Registry
 from spin.errors import SpinError
 from spin.settings import load_settings
 
-def inspect(*_):
+def run_gate(*_):
     print("inside", flush=True)
     sys.stdin.readline()
     return GateReport((), {})
 
-promote.inspect = inspect
+promote.run_gate = run_gate
 try:
     promote.promote(Registry(load_settings(sys.argv[1])), sys.argv[2], "from another process")
 except SpinError as error:
@@ -411,8 +403,8 @@ def test_the_commands_refuse_in_words(
     status, _, error = spin("promote", file, "--version", "1", "--force", "--why", " ")
     assert (status, "--force without --why" in error) == (2, True)
     promote.promote(registry_fixture.registry, "1", "")
-    poor = GateReport((Check("score", 0.1, 0.5, "10.0 accuracy", "at least 50.0", "train again"),), {"score": 0.1})
-    monkeypatch.setattr(promote, "inspect", lambda *_: poor)
+    poor = GateReport((GateCheck("score", 0.1, 0.5, "10.0 accuracy", "at least 50.0", "train again"),), {"score": 0.1})
+    monkeypatch.setattr(promote, "run_gate", lambda *_: poor)
     status, out, error = spin("promote", file, "--version", "2")
     assert status == 2
     assert "failed" in out
@@ -422,8 +414,8 @@ def test_the_commands_refuse_in_words(
     assert status == 0
     assert "version 2 is champion in place of version 1, 10.0 on the frozen evaluation set, forced although" in out
     event = promote.history(registry_fixture.registry)[-1]
-    assert (event["forced"], event["why"]) == (["score"], "a [test]")
-    run, report = registry_fixture.run(event["run"])
+    assert (event.forced, event.why) == (("score",), "a [test]")
+    run, report = registry_fixture.run(event.run)
     assert (
         run.data.tags["spin.gate.forced"]
         == report["forced"]

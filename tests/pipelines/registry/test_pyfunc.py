@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Registr
 
 
 def loaded(registry_fixture: RegistryFixture, **options: Any) -> Any:
-    with registry_fixture.registry.tracking.answers():
+    with registry_fixture.registry.tracking.session():
         return mlflow.pyfunc.load_model(f"models:/{registry_fixture.name}/1", **options)
 
 

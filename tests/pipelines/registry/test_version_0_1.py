@@ -17,7 +17,7 @@ from spin import SpinClassifier
 from spin.settings import parse_settings
 from tests.support import tiny
 from tests.support.model_server import serve
-from tests.support.registry_fixture import quick_classifier
+from tests.support.registry_fixture import evaluation_set, quick_classifier, training_record
 from tests.support.version_0_1 import BUNDLE, copy_bundle, expected, register_bundle
 
 EXPECTED = expected()
@@ -103,7 +103,7 @@ def test_it_is_champion_and_is_replaced_through_the_gate(bundle: Path, tmp_path:
             }
         )
     )
-    first = register_bundle(registry, bundle, rows)
+    first = register_bundle(registry, bundle, evaluation_set(rows))
     assert registry.resolve(f"models:/{registry.name}@{CHALLENGER}") == first
     event = promote.promote(registry, first, "registered by version 0.1")
     assert registry.champion() == first
@@ -116,17 +116,8 @@ def test_it_is_champion_and_is_replaced_through_the_gate(bundle: Path, tmp_path:
         [row["text"] for row in training], [row["label"] for row in training]
     )
     trained.save(tmp_path / "artifact")
-    registered = registry.register(
-        tmp_path / "artifact",
-        params={},
-        metrics={},
-        facts={},
-        example=EXPECTED.texts[:2],
-        evaluation=[],
-        fingerprint="f",
-    )
-    second = str(registered["version"])
+    second = registry.register(tmp_path / "artifact", training_record()).version
     replaced = promote.promote(registry, second, "trained by this version")
     assert registry.champion() == second
-    assert replaced["from"] == first
-    assert replaced["score_before"] == event["score"]
+    assert replaced.from_version == first
+    assert replaced.score_before == event.score

@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pytest
 
 from pipelines.registry import packaging, promote
 from pipelines.registry.mlflow_client import Tracking
+from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
-from tests.support.registry_fixture import CARD, TEXTS, RegistryFixture, files
+from tests.support.registry_fixture import CARD, TEXTS, RegistryFixture, evaluation_set, files
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_what_is_no_plain_file_has_no_digest(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match="holds model/link, which is not a plain file"):
-        packaging.digest(tmp_path)
+        packaging.folder_digest(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -190,19 +192,17 @@ def test_the_first_version_freezes_the_evaluation_set(
     tmp_path: Path, backbone_folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later one has no say in it, and one that was changed is refused."""
-    rows = [{"id": "a", "text": "ein Bär – 熊", "label": "good"}]
-    monkeypatch.setattr(RegistryFixture.register, "__defaults__", (rows, "f"))
+    first = evaluation_set([{"id": "a", "text": "ein Bär – 熊", "label": "good"}])
+    monkeypatch.setattr(RegistryFixture.register, "__defaults__", (first, "f"))
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, tracking_uri)
     registry, client = registry_fixture.registry, registry_fixture.registry.tracking.client
-    frozen = registry.frozen()
-    assert frozen is not None
-    assert frozen["rows"] == rows
-    registry_fixture.register([{"id": "b", "text": "other", "label": "bad"}])
-    assert registry.frozen() == frozen
+    assert registry.evaluation_set() == first
+    registry_fixture.register(evaluation_set([{"id": "b", "text": "other", "label": "bad"}]))
+    assert registry.evaluation_set() == first
     (tmp_path / "evaluation.json").write_text("[]")
     client.log_artifact(registry.tags()["spin.evaluation.run"], str(tmp_path / "evaluation.json"), "evaluation")
     with pytest.raises(UserError, match="the frozen evaluation set of tiny .* has digest .*, expected"):
-        registry.frozen()
+        registry.evaluation_set()
 
 
 def test_a_version_has_the_model_card(made: RegistryFixture) -> None:
@@ -216,17 +216,17 @@ def test_a_version_has_the_model_card(made: RegistryFixture) -> None:
 
 def test_a_night_that_was_cut_off_is_logged_again(made: RegistryFixture) -> None:
     """A process that dies in the middle leaves a run without figures; one with them is not made twice."""
-    night = {
-        "date": "2026-03-01",
-        "run": "2026-03-01-001",
-        "output": "s3://nights",
-        "fingerprint": "f" * 64,
-        "quarantined": [],
-        "seconds": 2.0,
-        "drift": [{"name": "labels", "psi": 0.25}],
-        "counts": dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8)
-        | {"depths": {"3": 8}},
-    }
+    night = NightSummary(
+        date="2026-03-01",
+        run="2026-03-01-001",
+        output="s3://nights",
+        fingerprint="f" * 64,
+        **dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8),
+        depths={"3": 8},
+        quarantined_files=0,
+        seconds=2.0,
+        psi={"labels": 0.25},
+    )
     registry, tracking = made.registry, made.registry.tracking
 
     class Killed(BaseException):
@@ -254,11 +254,11 @@ def test_a_night_that_was_cut_off_is_logged_again(made: RegistryFixture) -> None
         "depth_3": 1,
         "psi_labels": 0.25,
     }
-    shadow = {"version": "2", "compared": 8, "agreement": 0.75}
-    registry.log_night("1", night | {"output": "s3://others", "shadow": shadow}, {})
+    shadow = ShadowSummary("2", 0.75)
+    registry.log_night("1", replace(night, output="s3://others", shadow=shadow), {})
     assert len(runs()) == 3
-    [beside] = [run for run in runs() if run.data.tags.get("spin.shadow") == "2"]
-    assert beside.data.metrics["shadow_agreement"] == 0.75
+    [with_shadow] = [run for run in runs() if run.data.tags.get("spin.shadow") == "2"]
+    assert with_shadow.data.metrics["shadow_agreement"] == 0.75
 
 
 # ---------------------------------------------------------------- where the registry is, and who may do what there

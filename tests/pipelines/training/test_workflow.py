@@ -329,7 +329,7 @@ def test_the_registered_model_loads_in_mlflow(road: Road) -> None:
     import mlflow
     import pandas as pd
 
-    with road.registry.tracking.answers():
+    with road.registry.tracking.session():
         model = mlflow.pyfunc.load_model(f"models:/tiny@{CHAMPION}")
     texts = [row["text"] for row in road.documents[:7]]
     answer = model.predict(pd.DataFrame({"text": texts}))
@@ -340,36 +340,34 @@ def test_the_registered_model_loads_in_mlflow(road: Road) -> None:
 
 def test_promotion_rollback_and_the_frozen_set(road: Road) -> None:
     """A poor version is refused, a good one promoted, rollback goes back, history tells; frozen ids never train."""
-    first = road.registry.frozen()
+    first = road.registry.evaluation_set()
     assert first is not None
-    frozen = {row["id"] for row in first["rows"]}
+    frozen = first.ids
     assert frozen
     other = road.with_settings(store=f"{road.base}/second", seed=7)
     run_road(other)
     labels = Store(other.store).read_json("model/manifest.json")["counts"]
     assert labels["test"] >= len(frozen)
-    second = road.registry.frozen()
-    assert second is not None
-    assert second["digest"] == first["digest"]
+    assert road.registry.evaluation_set() == first
     strict = Registry(road.with_settings(promote={"min_score": 1.0}))
     with pytest.raises(UserError, match=r"version 2 of tiny is not promoted: .*score: .* expected at least 100\.0"):
         promote.promote(strict, "2", "worse")
     assert road.registry.champion() == "1"
     loose = Registry(road.with_settings(promote={"max_regression": 0.5, "max_ece": 0.5}))
-    assert promote.promote(loose, "2", "as good")["forced"] == []
+    assert promote.promote(loose, "2", "as good").forced == ()
     assert road.registry.champion() == "2"
     promote.rollback(road.registry, "a complaint")
     assert road.registry.champion() == "1"
-    moves = [(event["from"], event["to"], event["why"]) for event in promote.history(road.registry)]
+    moves = [(event.from_version, event.to_version, event.why) for event in promote.history(road.registry)]
     assert moves == [(None, "1", "the first"), ("1", "2", "as good"), ("2", "1", "a complaint")]
-    assert all(event["who"] and event["when"] for event in promote.history(road.registry))
+    assert all(event.who and event.when for event in promote.history(road.registry))
 
 
 def test_a_version_that_does_not_load_is_refused(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate loads what is registered for real: an empty folder is not promoted."""
     monkeypatch.setattr(Registry, "champion", lambda _: None)
     monkeypatch.setattr(Registry, "download_model", lambda _self, _number, folder: folder)
-    with pytest.raises(UserError, match="version 1 of tiny is not promoted: loads: .*MLmodel.*; mend what it names"):
+    with pytest.raises(UserError, match="version 1 of tiny is not promoted: loads: .*MLmodel.*; correct what it names"):
         promote.promote(road.registry, "1", "")
 
 

@@ -1,0 +1,88 @@
+"""The frozen evaluation set: the labelled documents on which all versions of a registered model are compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spin.errors import UserError
+from spin.labels.label_space import Label
+
+_FILE = "evaluation/evaluation.json"
+"""artifact of the MLflow run that registered the first version"""
+_RUN_TAG, _DIGEST_TAG = "spin.evaluation.run", "spin.evaluation.digest"
+"""tags of the registered model"""
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One labelled document."""
+
+    id: str
+    """as in the corpus; the document is left out of later trainings"""
+    text: str
+    label: Label
+    """a class, or in a multi-label task a list of classes"""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The test rows of the first version, kept unchanged for all later ones."""
+
+    rows: tuple[EvaluationRow, ...] = ()
+    """none where the corpus had no test rows"""
+
+    @property
+    def ids(self) -> frozenset[str]:
+        return frozenset(row.id for row in self.rows)
+
+    @property
+    def texts(self) -> list[str]:
+        return [row.text for row in self.rows]
+
+    @property
+    def labels(self) -> list[Label]:
+        return [row.label for row in self.rows]
+
+    def to_json(self) -> bytes:
+        return json.dumps([asdict(row) for row in self.rows]).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> EvaluationSet:
+        return cls(tuple(EvaluationRow(**row) for row in json.loads(data)))
+
+
+def read_frozen(client: Any, name: str, tags: Mapping[str, str]) -> EvaluationSet | None:
+    """Return the frozen set of the registered model `name` by the model's tags; None before the first version.
+
+    `client` is an MlflowClient. Raises UserError when the stored file is not the one that was frozen.
+    """
+    if _RUN_TAG not in tags:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(client.download_artifacts(tags[_RUN_TAG], _FILE, folder)).read_bytes()
+    digest, expected = hashlib.sha256(data).hexdigest(), tags[_DIGEST_TAG]
+    if digest != expected:
+        raise UserError(
+            f"the frozen evaluation set of {name} has digest {digest[:12]}, expected {expected[:12]}; restore {_FILE} "
+            f"of run {tags[_RUN_TAG]}"
+        )
+    return EvaluationSet.from_json(data)
+
+
+def freeze(client: Any, name: str, tags: Mapping[str, str], run_id: str, evaluation_set: EvaluationSet) -> None:
+    """Store the set with an MLflow run and tag the registered model with it, unless a set is frozen already."""
+    if _RUN_TAG in tags:
+        return
+    data = evaluation_set.to_json()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(_FILE).name
+        path.write_bytes(data)
+        client.log_artifact(run_id, str(path), str(Path(_FILE).parent))
+    client.set_registered_model_tag(name, _DIGEST_TAG, hashlib.sha256(data).hexdigest())
+    client.set_registered_model_tag(name, _RUN_TAG, run_id)

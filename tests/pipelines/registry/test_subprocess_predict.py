@@ -1,0 +1,75 @@
+"""The messages to and from the process that predicts with a logged model, and the check of the model's own code."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.registry.subprocess_predict import PredictionReply, PredictionRequest, _check_answers
+from spin import SpinClassifier
+from spin.errors import UserError
+from spin.settings import parse_settings
+from tests.support import tiny
+from tests.support.registry_fixture import TEXTS, quick_classifier
+
+
+def test_a_request_survives_json() -> None:
+    """All settings that decide a night's predictions arrive."""
+    settings = parse_settings(
+        {
+            "backbone": {"model": "m", "dtype": "bfloat16", "batch_tokens": 4096, "trust_remote_code": True},
+            "data": {"train": "t"},
+            "store": "s",
+            "choose": "cheapest",
+            "decision": {"thresholds": {"good": 0.2}, "abstain": 0.05},
+            "classify": {"cascade": False},
+        }
+    )
+    request = PredictionRequest.of(["a", "ein Bär – 熊"], settings)
+    assert PredictionRequest.model_validate_json(request.model_dump_json()) == request
+    assert (request.texts[1], request.choose, request.early) == ("ein Bär – 熊", "cheapest", False)
+    assert (request.decision, request.backbone) == (settings.decision, settings.backbone)
+
+
+def test_a_reply_survives_json() -> None:
+    reply = PredictionReply({"text": "string"}, ("a", "b"), True, [["a"], [], None], np.array([[0.1, 0.25]] * 3), 1.5)
+    copy = PredictionReply.from_json(reply.to_json())
+    np.testing.assert_array_equal(copy.probabilities, reply.probabilities)
+    others = [field.name for field in fields(reply) if field.name != "probabilities"]
+    assert [getattr(copy, name) for name in others] == [getattr(reply, name) for name in others]
+
+
+def test_an_error_reply_is_raised() -> None:
+    with pytest.raises(UserError, match="^there is no backbone$"):
+        PredictionReply.from_json('{"error": "there is no backbone"}')
+
+
+class LoadedModel:
+    """What MLflow loads: code that changes the labels of the classifier it holds."""
+
+    def __init__(self, classifier: SpinClassifier, changes: dict[str, Any]) -> None:
+        self.classifier, self.changes = classifier, changes
+
+    def predict(self, rows: pd.DataFrame) -> pd.DataFrame:
+        labels = self.classifier.predict(rows["text"].tolist())
+        changed = [self.changes.get(str(label), label) for label in labels]
+        return pd.DataFrame({"label": pd.Series(changed, dtype=object)})
+
+
+def test_logged_code_must_give_the_labels_of_its_classifier(backbone_folder: Path) -> None:
+    """Code that swaps, drops or abstains is refused; an abstention of the classifier itself is not."""
+    rows = tiny.documents(120)
+    settings = parse_settings(
+        {"backbone": {"model": str(backbone_folder), "dtype": "float32"}, "data": {"train": "t"}, "store": "s"}
+    )
+    classifier = quick_classifier(settings.backbone)
+    classifier.fit([row["text"] for row in rows], [row["label"] for row in rows])
+    _check_answers(LoadedModel(classifier, {}), classifier, TEXTS)
+    for changes in ({"good": "bad"}, {"good": None}, {"bad": ["bad"]}):
+        with pytest.raises(UserError, match="does not give the labels of its own classifier"):
+            _check_answers(LoadedModel(classifier, changes), classifier, TEXTS)
