@@ -409,7 +409,7 @@ def test_the_command(
         "5,000,000 documents in 125,000 shards of about 40",
         "with one worker",
         "with 2 workers",
-        "to end within",
+        "to finish within",
     ):
         assert words in out
     assert all(f" {name.upper()}" in out for name in REQUESTS)
