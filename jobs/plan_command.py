@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs import terminal
 from jobs.options import File, Model, Set, open_registry
 from spin.settings import load_settings
+
+if TYPE_CHECKING:
+    from pipelines.planning.estimate import Estimate
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -31,63 +34,51 @@ def plan(
 ) -> None:
     """Estimate hours, workers, bytes and requests of a night, from a sample that is classified on this machine."""
     loaded = load_settings(settings, set)
-    from pipelines.planning.estimate import forecast
+    from pipelines.planning.estimate import estimate_night
 
-    estimate = forecast(
-        loaded,
-        open_registry(loaded),
-        documents,
-        source=input,
-        model=model,
-        deadline=deadline,
-        seconds=seconds,
+    estimate = estimate_night(
+        loaded, open_registry(loaded), documents, source=input, model=model, deadline=deadline, seconds=seconds
     )
     if as_json:
-        terminal.plain(estimate)
+        terminal.plain(asdict(estimate))
     else:
         _show(estimate)
 
 
-def _show(estimate: Mapping[str, Any]) -> None:
-    sample, rates, hours, store = (
-        estimate["sample"],
-        estimate["sample"]["documents_per_s"],
-        estimate["hours"],
-        estimate["store"],
-    )
-    threads = f"{sample['threads']} torch thread{'s' * (sample['threads'] != 1)}"
+def _show(estimate: Estimate) -> None:
+    sample, rates, hours, store = estimate.sample, estimate.sample.documents_per_s, estimate.hours, estimate.store
+    threads = f"{sample.threads} torch thread{'s' * (sample.threads != 1)}"
     terminal.say(
-        f"sample    {sample['documents']:,} documents of {estimate['source']}{', all of it,' * sample['whole']} in "
-        f"{_rate(sample['seconds'])} s by version {estimate['model_version']}, {threads}"
+        f"sample    {sample.documents:,} documents of {estimate.source}{', all of it,' * sample.whole} in "
+        f"{_rate(sample.seconds)} s by version {estimate.model_version}, {threads}"
     )
     terminal.say(
-        f"          {_rate(rates['median'])} documents/s per worker (median of {sample['pieces']} parts, "
-        f"{_rate(rates['lowest'])} to {_rate(rates['highest'])}); "
-        f"{sample['tokens_per_document']:.1f} tokens per document"
+        f"          {_rate(rates.median)} documents/s per worker (median of {sample.pieces} parts, "
+        f"{_rate(rates.lowest)} to {_rate(rates.highest)}); "
+        f"{sample.tokens_per_document:.1f} tokens per document"
     )
-    terminal.say(f"          {sample['load_seconds']:.1f} s to load the model")
-    if sample["dead_share"]:
-        terminal.say(f"          {100 * sample['dead_share']:.1f} % dead letters")
-    each = estimate["documents"] / estimate["shards"]
-    ids = estimate["ids"]
-    terminal.say(f"night     {estimate['documents']:,} documents in {estimate['shards']:,} shards of about {each:,.0f}")
+    terminal.say(f"          {sample.load_seconds:.1f} s to load the model")
+    if sample.dead_share:
+        terminal.say(f"          {100 * sample.dead_share:.1f} % dead letters")
+    each = estimate.documents / estimate.shards
+    ids = estimate.ids
+    terminal.say(f"night     {estimate.documents:,} documents in {estimate.shards:,} shards of about {each:,.0f}")
     if ids:
-        terminal.say(
-            f"          their ids are checked first, at {_rate(ids['documents_per_s'])} documents/s per worker"
-        )
-    terminal.say(f"time      {_time(hours['one_worker'])} with one worker")
-    if hours["workers"] > 1:
-        shared = "; on one machine they share its memory bandwidth, so expect more" * estimate["one_machine"]
-        terminal.say(f"          {_time(hours['with_workers'])} with {hours['workers']:,} workers{shared}")
+        terminal.say(f"          their ids are checked first, at {_rate(ids.documents_per_s)} documents/s per worker")
+    terminal.say(f"time      {_time(hours.one_worker)} with one worker")
+    if hours.workers > 1:
+        shared = "; on one machine they share its memory bandwidth, so expect more" * estimate.one_machine
+        terminal.say(f"          {_time(hours.with_workers)} with {hours.workers:,} workers{shared}")
     terminal.say(f"          {_needed(estimate)}")
-    terminal.say(f"store     {_bytes(store['read'])} read, {_bytes(store['written'])} written")
+    terminal.say(f"store     {_bytes(store.read)} read, {_bytes(store.written)} written")
     terminal.say(
-        "          " + ", ".join(f"{store[name]:,} {name.upper()}" for name in ("get", "put", "head", "list", "delete"))
+        "          "
+        + ", ".join(f"{getattr(store, name):,} {name.upper()}" for name in ("get", "put", "head", "list", "delete"))
     )
 
 
-def _needed(estimate: Mapping[str, Any]) -> str:
-    workers, within = estimate["deadline"]["workers"], f"within {_time(estimate['deadline']['hours'])}"
+def _needed(estimate: Estimate) -> str:
+    workers, within = estimate.deadline.workers, f"within {_time(estimate.deadline.hours)}"
     if workers is None:
         return f"no number of workers finishes {within}: one shard or the ids take longer; lower ray.shard_documents"
     return f"{workers:,} worker{'s' * (workers != 1)} to finish {within}"

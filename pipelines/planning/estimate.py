@@ -1,4 +1,4 @@
-"""What a night will take: time, workers and an object store's bytes and requests, from a sample of it."""
+"""Estimate the time, the workers and the object store's bytes and requests of a night from a sample of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipelines.data import input_files, sharding
 from pipelines.nightly.classify import FEW_IDS
 from pipelines.nightly.classify_step import PROFILE
 from pipelines.nightly.dedup import plan_partitions
+from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.planning.request_model import night_requests
 from pipelines.planning.sample import Piece, Sample, take_sample
 from pipelines.registry.versions import Registry
@@ -27,7 +28,90 @@ from spin.errors import UserError
 from spin.settings import Settings
 
 
-def forecast(
+@dataclass(frozen=True)
+class Rates:
+    """Documents per second of one worker, over the pieces of the sample."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class SampleFigures:
+    """The measurements of the sample."""
+
+    documents: int
+    whole: bool
+    """whether these are all documents of the source"""
+    pieces: int
+    """parts that were measured one by one"""
+    seconds: float
+    threads: int
+    """torch threads of a worker"""
+    load_seconds: float
+    """until a worker has loaded the model"""
+    documents_per_s: Rates
+    tokens_per_document: float
+    dead_share: float
+    """share of the documents that become dead letters"""
+
+
+@dataclass(frozen=True)
+class IdCheck:
+    """The pass that looks for duplicate ids before documents are classified."""
+
+    documents_per_s: float
+    """of one worker"""
+    partitions: int
+    """number of parts in which the ids are compared"""
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Duration of the night."""
+
+    one_worker: float
+    workers: int
+    """as set, or found on the cluster"""
+    with_workers: float
+    """with so many `workers`"""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The workers that a deadline takes."""
+
+    hours: float
+    workers: int | None
+    """least number; None where no number ends in time"""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a night will take. Field names are the keys of `spin plan --json`."""
+
+    model: str
+    """name of the registered model"""
+    model_version: str
+    source: str
+    """URI of the documents that were sampled"""
+    documents: int
+    """of the night"""
+    shards: int
+    """of the night"""
+    sample: SampleFigures
+    ids: IdCheck | None
+    """None where `data.ids` is trusted"""
+    hours: Hours
+    deadline: Deadline
+    one_machine: bool
+    """whether all workers share this machine"""
+    store: Traffic
+    """requests and bytes, rounded to whole numbers"""
+
+
+def estimate_night(
     settings: Settings,
     registry: Registry,
     documents: float,
@@ -36,34 +120,34 @@ def forecast(
     model: str | None = None,
     deadline: float = 8.0,
     seconds: float = 60.0,
-) -> dict[str, Any]:
-    """What a night of so many documents like those of `source`, by default the training corpus, will take.
+) -> Estimate:
+    """Estimate a night of so many documents like those of `source`, by default the training corpus.
 
-    A deadline is in hours, `seconds` are those of the sample, which is taken in this process. Many files are taken to
-    stay as large as they are, a single one to grow. Of the store's bytes plan, manifest and reports are left out, some
-    kilobytes a shard. Raises UserError for a version that is not there, an input without documents that can be
-    classified and figures that are not above 0, UnavailableError where the cluster is to be asked and does not answer.
+    `deadline` is in hours; the sample takes `seconds` in this process. Several files are assumed to keep their size, a
+    single one to grow. The bytes of plan, manifest and reports, some kilobytes per shard, are not counted. Raises
+    UserError for a missing version, an input without documents that can be classified and figures that are not above
+    0, UnavailableError where the number of workers depends on a cluster that does not answer.
     """
     _check_figures(documents=documents, deadline=deadline, seconds=seconds)
     documents, source = int(documents), source or settings.data.train
     version = registry.resolve(model)
-    bad: dict[str, str] = {}
-    files = input_files.list_files(source, bad=bad)
+    rejected: dict[str, str] = {}
+    files = input_files.list_files(source, bad=rejected)
     with count_input_reads() as planning:
-        shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data, bad=bad)
-    found = sum(shard.documents for shard in shards)
-    if not found:
-        why = f" that can be read: {next(iter(bad.values()))}" if bad else ""
+        shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data, bad=rejected)
+    available = sum(shard.documents for shard in shards)
+    if not available:
+        why = f" that can be read: {next(iter(rejected.values()))}" if rejected else ""
         raise UserError(f"{source} holds no documents{why}; name some to sample with --input")
-    grows = len(files) == 1 and documents > found
-    size = settings.ray.shard_documents if grows else found / len(shards)
-    count = max(1, math.ceil(round(documents / size, 1)))  # how many lines JSONL has is only about known
+    grows = len(files) == 1 and documents > available
+    size = settings.ray.shard_documents if grows else available / len(shards)
+    count = max(1, math.ceil(round(documents / size, 1)))  # rounded: the lines of JSONL are counted approximately
     partitions = len(plan_partitions(documents)) if settings.data.ids == "checked" else 0
     sample = take_sample(settings, registry, version, shards, partitions, seconds)
 
     ray = settings.ray.for_stage("classify")
-    asks = ray.address is not None and ray.workers is None
-    with cluster(ray) if asks else nullcontext():
+    depends_on_cluster = ray.address is not None and ray.workers is None
+    with cluster(ray) if depends_on_cluster else nullcontext():
         workers = worker_count(ray, count)
     hours = _hours(sample, documents, count, partitions)
     needed = bisect_left(range(1, count + 1), True, key=lambda w: hours(w) <= deadline) + 1
@@ -78,20 +162,20 @@ def forecast(
         partitions=partitions,
         drift=sample.drift,
     )
-    traffic += _moved(sample, documents, count, dead_shards, ids=bool(partitions))
-    return {
-        "model": registry.name,
-        "model_version": version,
-        "source": source,
-        "documents": documents,
-        "shards": count,
-        "sample": _facts(sample, ray.cpus_per_worker),
-        "ids": {"documents_per_s": _reading_rate(sample), "partitions": partitions} if partitions else None,
-        "hours": {"one_worker": hours(1), "workers": workers, "with_workers": hours(workers)},
-        "deadline": {"hours": deadline, "workers": needed if needed <= count else None},
-        "one_machine": ray.address is None,
-        "store": {name: round(value) for name, value in asdict(traffic).items()},
-    }
+    traffic += _document_traffic(sample, documents, count, dead_shards, ids=bool(partitions))
+    return Estimate(
+        model=registry.name,
+        model_version=version,
+        source=source,
+        documents=documents,
+        shards=count,
+        sample=_sample_figures(sample, ray.cpus_per_worker),
+        ids=IdCheck(_reading_rate(sample), partitions) if partitions else None,
+        hours=Hours(hours(1), workers, hours(workers)),
+        deadline=Deadline(deadline, needed if needed <= count else None),
+        one_machine=ray.address is None,
+        store=Traffic(**{name: round(value) for name, value in asdict(traffic).items()}),
+    )
 
 
 def _check_figures(**figures: float) -> None:
@@ -102,79 +186,84 @@ def _check_figures(**figures: float) -> None:
         raise UserError(f"--documents {figures['documents']:g}: expected a whole number, such as 5e6")
 
 
-def _facts(sample: Sample, threads: int) -> dict[str, Any]:
-    return {
-        "documents": sum(piece.rows for piece in sample.pieces),
-        "whole": sample.whole,
-        "pieces": len(sample.pieces),
-        "seconds": sum(piece.seconds for piece in sample.pieces),
-        "threads": threads,
-        "load_seconds": sample.load_seconds,
-        "documents_per_s": {"median": median(sample.rates), "lowest": min(sample.rates), "highest": max(sample.rates)},
-        "tokens_per_document": sample.mean("tokens", "predicted"),
-        "dead_share": sample.mean("dead"),
-    }
+def _sample_figures(sample: Sample, threads: int) -> SampleFigures:
+    return SampleFigures(
+        documents=sample.rows,
+        whole=sample.whole,
+        pieces=len(sample.pieces),
+        seconds=sum(piece.seconds for piece in sample.pieces),
+        threads=threads,
+        load_seconds=sample.load_seconds,
+        documents_per_s=Rates(median(sample.rates), min(sample.rates), max(sample.rates)),
+        tokens_per_document=sample.tokens_per_document,
+        dead_share=sample.dead_share,
+    )
 
 
 def _hours(sample: Sample, documents: int, shards: int, partitions: int) -> Callable[[int], float]:
-    """From a number of workers to the hours of a night."""
-    classifying = documents / median(sample.rates)
-    looking = documents / _reading_rate(sample) if partitions else 0.0
+    """The function from a number of workers to the hours of the night."""
+    classify_seconds = documents / median(sample.rates)
+    id_seconds = documents / _reading_rate(sample) if partitions else 0.0
 
     def hours(workers: int) -> float:
-        share = math.ceil(shards / workers) / shards  # of the worker with most: a shard is not divided
-        return (sample.load_seconds + classifying * share + looking * (share if documents > FEW_IDS else 1)) / 3600
+        share = math.ceil(shards / workers) / shards  # of the busiest worker: a shard is not divided
+        id_share = share if documents > FEW_IDS else 1
+        return (sample.load_seconds + classify_seconds * share + id_seconds * id_share) / 3600
 
     return hours
 
 
 def _reading_rate(sample: Sample) -> float:
-    """Documents a second whose ids are read and digested."""
+    """Documents per second whose ids are read and digested."""
     return sum(r.rows for r in sample.readings) / sum(r.seconds for r in sample.readings)
 
 
-def _share_with_dead(pieces: Sequence[Piece], size: float) -> float:
-    """Of shards of some size, how many have dead letters: one has none where none of its pieces has."""
+def _share_with_dead(pieces: Sequence[Piece[ClassifyCounts]], size: float) -> float:
+    """The share of shards of `size` documents with dead letters, from the share of the pieces, which are smaller."""
     share = sum(piece.counts.dead > 0 for piece in pieces) / len(pieces)
     return 1 - (1 - share) ** (size * len(pieces) / sum(piece.rows for piece in pieces))
 
 
-def _moved(sample: Sample, documents: int, shards: int, dead_shards: float, *, ids: bool) -> Traffic:
-    """The requests for the documents, and the bytes of these and of what shards publish."""
-    rows = sum(r.rows for r in sample.readings)
+def _document_traffic(sample: Sample, documents: int, shards: int, dead_shards: float, *, ids: bool) -> Traffic:
+    """The requests and bytes of reading the documents, and the bytes of what shards write."""
+    rows = sum(reading.rows for reading in sample.readings)
 
-    def of_all_shards(reads: Sequence[Traffic]) -> Traffic:
+    def all_shards(reads: Sequence[Traffic]) -> Traffic:
         total = sum(reads, Traffic())
         return replace(total * (shards / len(reads)), read=total.read * documents / rows)
 
-    traffic = of_all_shards(sample.text_reads)
+    traffic = all_shards(sample.text_reads)
     profiles = shards * _size(sample.pieces, PROFILE) / len(sample.pieces)
     written = profiles + shards * _size(sample.pieces, "json") / len(sample.pieces)
-    written += _grown(sample.pieces, "predictions.parquet", documents * sample.mean("predicted"), shards)
-    written += _grown(sample.pieces, "dead.parquet", documents * sample.mean("dead"), dead_shards)
-    again = 0.0
-    if ids:
-        traffic += of_all_shards([reading.reads for reading in sample.readings])
-        again = _size(sample.readings, "ids") * documents / rows
-        written += again + shards * _size(sample.readings, "json") / len(sample.readings)
-    return traffic + Traffic(read=again + profiles * sample.drift, written=written)
+    written += _scaled_size(sample.pieces, "predictions.parquet", documents * sample.predicted_share, shards)
+    written += _scaled_size(sample.pieces, "dead.parquet", documents * sample.dead_share, dead_shards)
+    digests = 0.0
+    if ids:  # ids are read by a pass of their own, whose digests are written and read again
+        traffic += all_shards([reading.reads for reading in sample.readings])
+        digests = _size(sample.readings, "ids") * documents / rows
+        written += digests + shards * _size(sample.readings, "json") / len(sample.readings)
+    return traffic + Traffic(read=digests + profiles * sample.drift, written=written)
 
 
-def _size(pieces: Sequence[Piece], ending: str) -> int:
+def _size(pieces: Sequence[Piece[Any]], ending: str) -> int:
+    """Bytes of all files with an ending."""
     return sum(len(piece.files.get(ending, b"")) for piece in pieces)
 
 
-def _grown(pieces: Sequence[Piece], ending: str, rows: float, files: float) -> float:
-    """Bytes of so many rows in so many Parquet files, by what pieces of them take alone and what they take together."""
-    found = [piece.files[ending] for piece in pieces if ending in piece.files]
-    if not found:
+def _scaled_size(pieces: Sequence[Piece[Any]], ending: str, rows: float, files: float) -> float:
+    """Bytes of `rows` rows in `files` Parquet files.
+
+    A straight line through two file sizes: the mean of the pieces' files, and one file of many rows of the pieces.
+    """
+    written = [piece.files[ending] for piece in pieces if ending in piece.files]
+    if not written:
         return 0.0
-    every = pa.concat_tables([pq.read_table(io.BytesIO(data)) for data in found])
-    alone, mean = len(every) / len(found), sum(map(len, found)) / len(found)
-    together = every.slice(0, round(rows / files) if len(found) > 1 else 0)
-    if len(together) == alone:
-        return mean * files
+    table = pa.concat_tables([pq.read_table(io.BytesIO(data)) for data in written])
+    small_rows, small_size = len(table) / len(written), sum(map(len, written)) / len(written)
+    large = table.slice(0, round(rows / files) if len(written) > 1 else 0)
+    if len(large) == small_rows:
+        return small_size * files
     sink = io.BytesIO()
-    pq.write_table(together, sink, compression="zstd")
-    a_row = (sink.tell() - mean) / (len(together) - alone)
-    return mean * files + a_row * (rows - alone * files)
+    pq.write_table(large, sink, compression="zstd")
+    bytes_per_row = (sink.tell() - small_size) / (len(large) - small_rows)
+    return small_size * files + bytes_per_row * (rows - small_rows * files)

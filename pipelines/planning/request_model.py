@@ -1,4 +1,4 @@
-"""The requests that a night makes of an object store, from the calls that its code makes."""
+"""The requests that a night sends to an object store, from the calls that its code makes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from math import ceil
 from pipelines.storage.request_counting import Traffic
 
 _PAGE = 1000
-"""keys that S3 lists, or deletes, in one request"""
+"""keys that S3 lists or deletes in one request"""
 
-_BEAT = 5.0
-"""seconds from one renewal of a lease to the next"""
+_RENEWAL_SECONDS = 5.0
+"""seconds between two renewals of a lease"""
 
-# calls of a Store as s3fs makes them
+# the requests of each method of Store, as s3fs sends them
 _READ = Traffic(head=1, get=1)
 
 _READ_RANGE = Traffic(get=1)
@@ -20,7 +20,7 @@ _READ_RANGE = Traffic(get=1)
 _WRITE = Traffic(put=1)
 
 _ABSENT = Traffic(head=1, list=1)
-"""an object that is looked for where there is none"""
+"""an object is requested that does not exist"""
 
 _LIST = Traffic(list=1)
 
@@ -33,37 +33,38 @@ _DELETE = Traffic(list=1, delete=1) + _ABSENT
 _DELETE_NOTHING = _LIST_NOTHING + _ABSENT * 2
 
 _CHECK = _READ + _LIST
-"""that a lease still holds"""
+"""a driver checks that it still holds the lease"""
 
 _STEP = _CHECK + _WRITE
-"""of publishing"""
+"""one step of publishing"""
 
 _BEGIN = _LIST_NOTHING + _WRITE + _CHECK + _ABSENT * 3 + _CHECK + _DELETE_NOTHING * 2 + _LIST_NOTHING + _WRITE * 2
-"""a lease, then a plan where there is none"""
+"""the lease is taken and a new plan is written"""
 
 _END = _ABSENT + _WRITE + _ABSENT * 2 + _LIST_NOTHING * 3 + _STEP * 6 + (_CHECK + _DELETE) * 3 + _CHECK * 3 + _STEP
-"""the manifest, where its parts will lie, the reports, `latest`, the folders of work, the lease"""
+"""manifest, location of its parts, reports and `latest` are written; working folders and the lease are deleted"""
 
 _PART = _WRITE + _ABSENT + _CHECK + _COPY
-"""a file that is published, from its first key to its last"""
+"""a file is written and then published under its final key"""
 
 _ATTEMPT = _ABSENT + _WRITE + _WRITE + _CHECK
-"""a shard begun and its outcome committed, beside its files"""
+"""a shard is begun and its outcome committed, without its files"""
 
 
 def night_requests(
     shards: float, *, dead_shards: float, files: float, workers: int, seconds: float, partitions: int, drift: bool
 ) -> Traffic:
-    """The requests of a first night in an output, whose input is a folder of so many files, but for reading these.
+    """The requests of the first night of an output from an input folder, without those that read the input files.
 
-    `dead_shards` have dead letters; `partitions` of ids are looked through, none where ids are trusted; `drift` is
-    measured where the model holds a reference. Nothing fails and is tried again.
+    `files` is the number of input files, `dead_shards` the number of shards with dead letters, `seconds` the duration
+    of the night. `partitions` of ids are compared, 0 where ids are trusted. `drift`: the model has a drift reference.
+    No request fails.
     """
     night = _BEGIN + _ABSENT + _WRITE * 2 + _LIST_NOTHING + _READ * 2 * workers + _CHECK + _END
-    night += (_LIST * (2 * _pages(files)) + Traffic(head=files)) * 2  # listed when planned, and again at the end
-    night += (_CHECK + _WRITE) * (seconds // _BEAT)
+    night += (_LIST * (2 * _pages(files)) + Traffic(head=files)) * 2  # listed for the plan, and again at the end
+    night += (_CHECK + _WRITE) * (seconds // _RENEWAL_SECONDS)
     night += (_ATTEMPT + _WRITE + _PART + _READ * drift) * shards + _PART * dead_shards
-    night += _DELETE_NOTHING  # of a shadow
+    night += _DELETE_NOTHING  # the shadow's folder
     night += _more_keys(3 * shards + dead_shards) + _more_keys(shards)
     if not partitions:
         return night + _DELETE_NOTHING * 2
@@ -77,5 +78,5 @@ def _pages(keys: float) -> int:
 
 
 def _more_keys(keys: float) -> Traffic:
-    """What a folder of work takes to be deleted beyond its first thousand keys."""
+    """The further requests that delete a working folder of more than a thousand keys."""
     return Traffic(list=1, delete=1) * (_pages(keys) - 1)

@@ -28,6 +28,7 @@ BACKBONE = "artifacts/backbone"
 REFERENCE = "reference.safetensors"
 """file of an artifact with the profiles of the training data, for drift"""
 REQUIREMENTS = (
+    "filelock",
     "mlflow",
     "numba",
     "numpy",

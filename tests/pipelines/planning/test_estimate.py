@@ -1,4 +1,4 @@
-"""`spin plan` held against nights that are really made: the requests and bytes that it foretells, and its words."""
+"""`spin plan` compared with real nights: the requests and bytes that it estimates, and its output."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ from jobs.cli import main
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
 from pipelines.nightly.run_records import ClassifyCounts, DigestCounts
-from pipelines.planning import estimate as forecast_module
-from pipelines.planning import sample
-from pipelines.planning.estimate import forecast
+from pipelines.planning import estimate, sample
+from pipelines.planning.estimate import Deadline, Estimate, IdCheck, Rates, estimate_night
 from pipelines.planning.sample import Piece, Sample
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -43,12 +42,31 @@ from tests.support.chaos import RegistryFixture
 DATE = "2026-03-01"
 Row = dict[str, Any]
 REQUESTS = ("get", "put", "head", "list", "delete")
+JSON_KEYS = {
+    **dict.fromkeys(("model", "model_version", "source", "documents", "shards", "one_machine")),
+    "sample": [
+        "dead_share",
+        "documents",
+        "documents_per_s",
+        "load_seconds",
+        "pieces",
+        "seconds",
+        "threads",
+        "tokens_per_document",
+        "whole",
+    ],
+    "ids": ["documents_per_s", "partitions"],
+    "hours": ["one_worker", "with_workers", "workers"],
+    "deadline": ["hours", "workers"],
+    "store": sorted((*REQUESTS, "read", "written")),
+}
+"""of `spin plan --json`, which other programs read"""
 
 
 @pytest.fixture(scope="module")
 def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
-    """A champion that holds a reference, as what `spin train` registers does."""
-    folder = tmp_path_factory.mktemp("shelf")
+    """A champion with a drift reference, as `spin train` registers it."""
+    folder = tmp_path_factory.mktemp("registry")
     rows = tiny.documents(120)
     texts = [row["text"] for row in rows]
     spin = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
@@ -64,7 +82,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nights in this process, whose leases are not renewed."""
+    """Nights run in this process and their leases are not renewed."""
     monkeypatch.setattr(classify, "map_shards", lambda *args, **given: map_shards(*args, **{**given, "here": True}))
     monkeypatch.setattr(Lease, "_renew", lambda _: None)
 
@@ -86,7 +104,7 @@ def settings_of(backbone: Path, ids: str = "checked", documents: int = 40, **ray
 
 
 def write(uri: str, kind: str, rows: Sequence[Row], files: int = 1, group: int = 40) -> str:
-    """A folder of so many files of the rows."""
+    """Write the rows to a folder as `files` files; returns the folder."""
     for file in range(files):
         part = rows[len(rows) * file // files : len(rows) * (file + 1) // files]
         data = "".join(json.dumps(row) + "\n" for row in part).encode()
@@ -127,14 +145,14 @@ def test_requests_are_those_of_a_night(
     s3_server: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every request of each kind, of a night over the real store whose documents are those that were sampled."""
+    """The exact number of requests of each kind, for a night of the sampled documents on the real store."""
     from s3fs import S3FileSystem
 
     uri = f"{s3_server}/{uuid.uuid4().hex}"
     rows = some_dead(tiny.documents(count)) if dead else tiny.documents(count)
     source = write(uri, kind, rows, files)
     settings = settings_of(backbone_folder, ids)
-    found = forecast(settings, registry_fixture, count, source=source)  # type: ignore[arg-type]
+    estimated = estimate_night(settings, registry_fixture, count, source=source)  # type: ignore[arg-type]
     made: Counter[str] = Counter()
     real = S3FileSystem._call_s3
 
@@ -144,14 +162,14 @@ def test_requests_are_those_of_a_night(
 
     monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
     manifest = classify.run_classify(settings, registry_fixture, source, f"{uri}/out", night=DATE)  # type: ignore[arg-type]
-    assert len(manifest["shards"]) == found["shards"]
+    assert len(manifest["shards"]) == estimated.shards
     assert manifest["drift"]
-    assert dict(made) == {name: found["store"][name] for name in REQUESTS}
+    assert dict(made) == {name: getattr(estimated.store, name) for name in REQUESTS}
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Bytes that are written of the shards of nights, and those that are read of their JSONL, profiles and ids."""
+    """Count the bytes that nights write for their shards, and those that they read of JSONL, profiles and ids."""
     made: Counter[str] = Counter()
     write, read = Store.write, LocalFileSystem.cat_file
 
@@ -177,40 +195,40 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_bytes_are_those_of_a_night(
     dead: bool, ids: str, registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path, made: Counter[str]
 ) -> None:
-    """Of the same documents as were sampled."""
+    """For a night of the sampled documents."""
     rows = some_dead(tiny.documents(120)) if dead else tiny.documents(120)
     source, settings = write(str(tmp_path), "jsonl", rows), settings_of(backbone_folder, ids)
-    found = forecast(settings, registry_fixture, 120, source=source)["store"]  # type: ignore[arg-type]
+    store = estimate_night(settings, registry_fixture, 120, source=source).store  # type: ignore[arg-type]
     made.clear()
     classify.run_classify(settings, registry_fixture, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
-    assert found["read"] == pytest.approx(made["read"], rel=0.01)
-    assert found["written"] == pytest.approx(made["written"], rel=0.01)
+    assert store.read == pytest.approx(made["read"], rel=0.01)
+    assert store.written == pytest.approx(made["written"], rel=0.01)
 
 
 @pytest.mark.usefixtures("here")
-def test_small_pieces_tell_the_bytes_of_large_shards(
+def test_bytes_of_large_shards_follow_from_small_pieces(
     registry_fixture: RegistryFixture,
     backbone_folder: Path,
     tmp_path: Path,
     made: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a file has besides its rows is not counted once for each piece."""
+    """The fixed part of a file's size is not counted once per piece."""
     source = write(str(tmp_path), "parquet", some_dead(tiny.documents(3000)), group=1000)
     settings = settings_of(backbone_folder, documents=1000)
     monkeypatch.setattr(sample, "_PIECES", 1_000_000_000)
-    found = forecast(settings, registry_fixture, 3000, source=source, seconds=2)  # type: ignore[arg-type]
-    assert found["shards"] == 3
-    assert found["sample"]["documents"] / found["sample"]["pieces"] < 100
+    estimated = estimate_night(settings, registry_fixture, 3000, source=source, seconds=2)  # type: ignore[arg-type]
+    assert estimated.shards == 3
+    assert estimated.sample.documents / estimated.sample.pieces < 100
     made.clear()
     classify.run_classify(settings, registry_fixture, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
-    assert found["store"]["written"] == pytest.approx(made["written"], rel=0.1)
+    assert estimated.store.written == pytest.approx(made["written"], rel=0.1)
 
 
-def test_the_sample_is_made_as_a_worker_makes_it(
+def test_the_sample_runs_as_in_a_worker(
     registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step of a night, with a worker's threads, over documents of all shards; the process keeps its own threads."""
+    """A night's step with a worker's threads over documents of all shards; this process keeps its own threads."""
     threads, before = [], torch.get_num_threads()
 
     class Spy(ClassifyStep):
@@ -221,19 +239,19 @@ def test_the_sample_is_made_as_a_worker_makes_it(
     monkeypatch.setattr(sample, "ClassifyStep", Spy)
     source = write(str(tmp_path), "jsonl", some_dead(tiny.documents(100)), files=2)
     settings = settings_of(backbone_folder, classify={"cpus_per_worker": 3})
-    found = forecast(settings, registry_fixture, 1000, source=source)["sample"]  # type: ignore[arg-type]
+    figures = estimate_night(settings, registry_fixture, 1000, source=source).sample  # type: ignore[arg-type]
     assert set(threads) == {3}
     assert torch.get_num_threads() == before
-    assert (found["documents"], found["whole"]) == (100, True)
-    assert found["dead_share"] == 0.1
-    assert found["pieces"] + 2 == len(threads)  # two warm up
+    assert (figures.documents, figures.whole) == (100, True)
+    assert figures.dead_share == 0.1
+    assert figures.pieces + 2 == len(threads)  # two pieces warm up
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
 def test_a_worker_without_a_gpu_computes_on_the_processor(
     registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever this machine has, and in the precision of a night: int8 is scaled by the same texts."""
+    """Whatever devices this machine has, and in the precision of a night: int8 is scaled by the same texts."""
     opened: list[tuple[str, str, int]] = []
 
     class Spy(ClassifyStep):
@@ -250,13 +268,13 @@ def test_a_worker_without_a_gpu_computes_on_the_processor(
     settings = settings_of(backbone_folder)
     update = {"device": "auto", "dtype": "int8", "engine": "openvino"}
     settings = settings.model_copy(update={"backbone": settings.backbone.model_copy(update=update)})
-    assert forecast(settings, registry_fixture, 1000, source=source)["sample"]["documents"] == 60  # type: ignore[arg-type]
+    assert estimate_night(settings, registry_fixture, 1000, source=source).sample.documents == 60  # type: ignore[arg-type]
     assert opened == [("cpu", "openvino", 30)]
 
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A sample that is not taken: 100 documents a second in five pieces, ids at 10,000 a second, 36 s to load."""
+    """A constructed sample: 100 documents per second in five pieces, 10,000 ids per second, 36 s to load."""
     counts = ClassifyCounts(
         rows=100,
         uri="a.jsonl",
@@ -276,7 +294,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     pieces = [Piece(counts, seconds, Traffic(), files) for seconds in (0.5, 1, 1, 1, 2)]
     reading = Piece(DigestCounts(rows=100), 0.01, Traffic(get=1, read=5000), {"ids": b"i" * 2000, "json": b"{}"})
     monkeypatch.setattr(
-        forecast_module,
+        estimate,
         "take_sample",
         lambda *_: Sample(36, pieces, [reading], [Traffic(get=1, read=5000)], whole=True, drift=True),
     )
@@ -284,33 +302,33 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("known")
 def test_hours_follow_from_the_sample(registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path) -> None:
-    """By arithmetic that can be done by hand: a shard is not divided, ids are a pass of their own."""
+    """Arithmetic that can be done by hand: a shard is not divided, ids are a separate pass."""
     source = write(str(tmp_path), "jsonl", tiny.documents(50))
 
-    def planned(count: float, deadline: float = 8, **given: Any) -> Any:
+    def planned(count: float, deadline: float = 8, **given: Any) -> Estimate:
         settings = settings_of(backbone_folder, documents=10_000, **given)
-        return forecast(settings, registry_fixture, count, source=source, deadline=deadline)  # type: ignore[arg-type]
+        return estimate_night(settings, registry_fixture, count, source=source, deadline=deadline)  # type: ignore[arg-type]
 
-    found = planned(3.6e6, workers=4)
-    assert found["shards"] == 360  # the one file is taken to grow
-    assert found["sample"]["documents_per_s"] == {"median": 100, "lowest": 50, "highest": 200}
-    assert found["sample"]["tokens_per_document"] == 25
-    assert found["ids"] == {"documents_per_s": pytest.approx(10_000), "partitions": 2}
-    assert found["hours"]["one_worker"] == pytest.approx(0.01 + 10 + 0.1)
-    assert (found["hours"]["workers"], found["hours"]["with_workers"]) == (4, pytest.approx(0.01 + 10.1 / 4))
-    assert found["deadline"] == {"hours": 8, "workers": 2}
-    assert found["store"]["read"] == pytest.approx(3.6e6 * (2 * 50 + 20) + 360 * 50, rel=0.01)
+    checked = planned(3.6e6, workers=4)
+    assert checked.shards == 360  # a single file is assumed to grow
+    assert checked.sample.documents_per_s == Rates(median=100, lowest=50, highest=200)
+    assert checked.sample.tokens_per_document == 25
+    assert checked.ids == IdCheck(documents_per_s=pytest.approx(10_000), partitions=2)
+    assert checked.hours.one_worker == pytest.approx(0.01 + 10 + 0.1)
+    assert (checked.hours.workers, checked.hours.with_workers) == (4, pytest.approx(0.01 + 10.1 / 4))
+    assert checked.deadline == Deadline(hours=8, workers=2)
+    assert checked.store.read == pytest.approx(3.6e6 * (2 * 50 + 20) + 360 * 50, rel=0.01)
     trusted = planned(3.6e6, workers=7, ids="trusted")
-    assert trusted["ids"] is None
-    assert trusted["hours"]["with_workers"] == pytest.approx(0.01 + 10 * 52 / 360)
-    assert trusted["store"]["get"] < found["store"]["get"]
-    assert planned(3.6e6, deadline=0.1, workers=1)["deadline"]["workers"] == 120  # three shards each
-    assert planned(3.6e6, deadline=0.03, workers=1)["deadline"]["workers"] is None
+    assert trusted.ids is None
+    assert trusted.hours.with_workers == pytest.approx(0.01 + 10 * 52 / 360)
+    assert trusted.store.get < checked.store.get
+    assert planned(3.6e6, deadline=0.1, workers=1).deadline.workers == 120  # three shards each
+    assert planned(3.6e6, deadline=0.03, workers=1).deadline.workers is None
 
 
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(("size", "dead"), [(100, 36 / 5), (10_000, 36)])
-def test_large_shards_have_what_few_pieces_have(
+def test_large_shards_have_dead_letters_more_often_than_pieces(
     size: int,
     dead: float,
     registry_fixture: RegistryFixture,
@@ -318,26 +336,28 @@ def test_large_shards_have_what_few_pieces_have(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One piece of five with a dead letter: a fifth of shards as large have some, and all that are much larger."""
+    """One piece in five with a dead letter: so has one shard in five of that size, and every much larger one."""
     source, settings = write(str(tmp_path), "jsonl", tiny.documents(50)), settings_of(backbone_folder, documents=size)
-    plain = forecast(settings, registry_fixture, 36 * size, source=source)["store"]  # type: ignore[arg-type]
-    sampled = forecast_module.take_sample(*[None] * 6)  # type: ignore[arg-type]
+    without = estimate_night(settings, registry_fixture, 36 * size, source=source).store  # type: ignore[arg-type]
+    sampled = estimate.take_sample(*[None] * 6)  # type: ignore[arg-type]
     first, *others = sampled.pieces
-    with_dead = replace(first, counts=replace(first.counts, predicted=99, dead=1))
-    monkeypatch.setattr(forecast_module, "take_sample", lambda *_: replace(sampled, pieces=[with_dead, *others]))
-    found = forecast(settings, registry_fixture, 36 * size, source=source)["store"]  # type: ignore[arg-type]
-    assert found["put"] - plain["put"] == pytest.approx(2 * dead, abs=1)  # written, and copied to where readers look
+    with_dead_letter = replace(first, counts=replace(first.counts, predicted=99, dead=1))
+    monkeypatch.setattr(estimate, "take_sample", lambda *_: replace(sampled, pieces=[with_dead_letter, *others]))
+    store = estimate_night(settings, registry_fixture, 36 * size, source=source).store  # type: ignore[arg-type]
+    assert store.put - without.put == pytest.approx(2 * dead, abs=1)  # written, then copied to its final key
 
 
 @pytest.mark.usefixtures("known")
-def test_many_files_stay_small(registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path) -> None:
+def test_several_files_are_assumed_to_keep_their_size(
+    registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path
+) -> None:
     settings = settings_of(backbone_folder, documents=10_000)
     source = write(str(tmp_path), "jsonl", tiny.documents(60), files=3)
-    assert forecast(settings, registry_fixture, 6000, source=source)["shards"] == 300  # type: ignore[arg-type]
+    assert estimate_night(settings, registry_fixture, 6000, source=source).shards == 300  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"documents": 0}, "--documents 0: expected a number above 0"),
         ({"documents": -5.0}, "--documents -5: expected a number above 0"),
@@ -353,9 +373,9 @@ def test_many_files_stay_small(registry_fixture: RegistryFixture, backbone_folde
         ({"source": "dead"}, "none of the documents that were sampled can be classified: empty_text, null_text"),
     ],
 )
-def test_what_cannot_be_planned_is_told(
+def test_wrong_requests_are_refused(
     given: dict[str, Any],
-    said: str,
+    message: str,
     registry_fixture: RegistryFixture,
     settings: Settings,
     tmp_path: Path,
@@ -367,16 +387,16 @@ def test_what_cannot_be_planned_is_told(
     Path("empty/0.jsonl").touch()
     Path("broken/0.parquet").write_bytes(b"PAR1")
     Path("dead/0.jsonl").write_text('{"id": 1, "text": " "}\n{"id": 2, "text": null}\n')
-    with pytest.raises(UserError, match=said):
-        forecast(settings, registry_fixture, **{"documents": 10, **given})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        estimate_night(settings, registry_fixture, **{"documents": 10, **given})  # type: ignore[arg-type]
 
 
-def test_no_champion_is_told(settings: Settings, sqlite_uri: str) -> None:
+def test_without_a_champion_it_is_refused(settings: Settings, sqlite_uri: str) -> None:
     from pipelines.registry.versions import Registry
 
     mlflow = settings.mlflow.model_copy(update={"tracking_uri": sqlite_uri, "model": "none yet"})
     with pytest.raises(UserError, match="`spin promote` makes a champion"):
-        forecast(settings, Registry(settings.model_copy(update={"mlflow": mlflow})), 10)
+        estimate_night(settings, Registry(settings.model_copy(update={"mlflow": mlflow})), 10)
 
 
 def test_the_command(
@@ -386,7 +406,7 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Options as they are typed; lines for a person, JSON for a program."""
+    """Options of the command line; lines for a person, JSON for a program."""
     monkeypatch.setattr(jobs.plan_command, "open_registry", lambda _: registry_fixture)
     source = write(str(tmp_path), "jsonl", tiny.documents(90))
     file = tmp_path / "settings.yaml"
@@ -400,9 +420,10 @@ def test_the_command(
 
     asked = ("--documents", "5e6", "--set", f"data.train={source}", "--set", "ray.workers=2")
     status, out, _ = run(*asked, "--json", "--deadline", "4.5", "--seconds", "1")
-    found = json.loads(out)
-    assert (status, found["documents"], found["shards"]) == (0, 5_000_000, 125_000)
-    assert found["deadline"]["hours"] == 4.5
+    printed = json.loads(out)
+    assert (status, printed["documents"], printed["shards"]) == (0, 5_000_000, 125_000)
+    assert printed["deadline"]["hours"] == 4.5
+    assert {name: sorted(value) if isinstance(value, dict) else None for name, value in printed.items()} == JSON_KEYS
     status, out, _ = run(*asked, "--input", source, "--model", "models:/tiny/1")
     assert (status, out.splitlines()[0].split()[:3]) == (0, ["sample", "90", "documents"])
     for words in (
