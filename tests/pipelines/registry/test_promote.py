@@ -32,11 +32,11 @@ ROWS = tiny.documents(240, seed=5)
 TEXTS = [row["text"] for row in ROWS]
 
 
-class RegistryFixture:
-    """A registry with four versions: a good one, the same again, one that is worse, one that lost its artifact."""
+class PromotionFixture:
+    """A registry with four versions: 1, 2 with the same files, 3 trained on wrong labels, 4 without its artifact."""
 
     def __init__(self, folder: Path, backbone: Path, uri: str) -> None:
-        self.folder, self.name = folder, f"tiny {uuid.uuid4().hex[:8]}"  # a registry keeps those of other tests too
+        self.folder, self.name = folder, f"tiny {uuid.uuid4().hex[:8]}"  # unique: other tests use the same registry
         self.tree: dict[str, Any] = {
             "backbone": {"model": str(backbone), "dtype": "float32", "device": "cpu"},
             "data": {"train": "none"},
@@ -63,12 +63,12 @@ class RegistryFixture:
         return quick_classifier(self.settings.backbone).fit(texts, labels)
 
     def driver(self, store: str = "store", **promote: Any) -> Registry:
-        """As another machine has it: of another store, where one is named."""
+        """The registry as another driver opens it, with its own store where one is named."""
         return Registry(parse_settings({**self.tree, "store": str(self.folder / store), "promote": promote}))
 
     def tags(self, number: str) -> dict[str, str]:
-        found = self.registry.tracking.client.get_model_version(self.name, number).tags
-        return {name: value for name, value in found.items() if name.startswith("spin.gate.")}
+        tags = self.registry.tracking.client.get_model_version(self.name, number).tags
+        return {name: value for name, value in tags.items() if name.startswith("spin.gate.")}
 
     def run(self, run: str) -> tuple[Any, dict[str, Any]]:
         """A run of MLflow and its gate.json."""
@@ -77,13 +77,13 @@ class RegistryFixture:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> RegistryFixture:
-    return RegistryFixture(tmp_path_factory.mktemp("promotion"), backbone_folder, tracking_uri)
+def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> PromotionFixture:
+    return PromotionFixture(tmp_path_factory.mktemp("promotion"), backbone_folder, tracking_uri)
 
 
 @pytest.fixture
-def registry_fixture(made: RegistryFixture) -> Iterator[RegistryFixture]:
-    """Without champion and history."""
+def registry_fixture(made: PromotionFixture) -> Iterator[PromotionFixture]:
+    """The champion and the history are removed after the test."""
     yield made
     client = made.registry.tracking.client
     client.delete_registered_model_alias(made.name, "champion")
@@ -94,35 +94,35 @@ def registry_fixture(made: RegistryFixture) -> Iterator[RegistryFixture]:
 
 @pytest.fixture
 def open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything passes at once: for what stands behind the gate."""
-    sound = GateReport((GateCheck("loads", 1, 1, "", "", ""),), {"score": 0.5})
-    monkeypatch.setattr(promote, "run_gate", lambda *_: sound)
-    monkeypatch.setattr(promote, "check_loads", lambda *_: sound)
+    """The gate passes at once, for tests of what follows it."""
+    passed = GateReport((GateCheck("loads", 1, 1, "", "", ""),), {"score": 0.5})
+    monkeypatch.setattr(promote, "run_gate", lambda *_: passed)
+    monkeypatch.setattr(promote, "check_loads", lambda *_: passed)
 
 
 def moves(registry: Registry) -> list[tuple[Any, ...]]:
     return [(e.move, e.from_version, e.to_version, e.why) for e in promote.history(registry)]
 
 
-def test_a_stranger_answers_as_a_night_would(
-    registry_fixture: RegistryFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_fresh_process_predicts_as_a_night(
+    registry_fixture: PromotionFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fresh process; labels by the settings' choice and thresholds, not the artifact's; nothing from the folder."""
-    (tmp_path / "numpy.py").write_text("raise SystemExit('found in the working directory')")
+    """By the settings' choice and thresholds, not the artifact's; nothing is imported from the working directory."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit('imported from the working directory')")
     monkeypatch.chdir(tmp_path)
     decision = {"thresholds": {"good": 0.2}, "abstain": 0.05}
     settings = parse_settings({**registry_fixture.tree, "choose": "cheapest", "decision": decision})
     night = Registry(settings).load("1")
-    found = predict_in_subprocess(registry_fixture.registry.download_model("1", tmp_path), TEXTS, settings)
-    assert found.labels == night.predict(TEXTS)
-    assert None in found.labels
-    np.testing.assert_allclose(found.probabilities, night.predict_proba(TEXTS), atol=1e-6)
-    assert (found.input_columns, found.classes, found.multilabel) == ({"text": "string"}, ("bad", "good"), False)
-    assert found.seconds > 0
+    reply = predict_in_subprocess(registry_fixture.registry.download_model("1", tmp_path), TEXTS, settings)
+    assert reply.labels == night.predict(TEXTS)
+    assert None in reply.labels
+    np.testing.assert_allclose(reply.probabilities, night.predict_proba(TEXTS), atol=1e-6)
+    assert (reply.input_columns, reply.classes, reply.multilabel) == ({"text": "string"}, ("bad", "good"), False)
+    assert reply.seconds > 0
 
 
-def test_a_model_whose_process_dies_is_told(registry_fixture: RegistryFixture, tmp_path: Path) -> None:
-    """The logged code ends the process that runs it, and not this one."""
+def test_the_death_of_the_process_is_an_error(registry_fixture: PromotionFixture, tmp_path: Path) -> None:
+    """Logged code that ends its process does not end this one."""
     model = registry_fixture.registry.download_model("1", tmp_path)
     [code] = model.rglob("pyfunc.py")
     code.write_text("import os, sys\nprint('out of memory', file=sys.stderr, flush=True)\nos._exit(7)\n")
@@ -130,8 +130,8 @@ def test_a_model_whose_process_dies_is_told(registry_fixture: RegistryFixture, t
         predict_in_subprocess(model, TEXTS, registry_fixture.settings)
 
 
-def test_the_road_of_a_champion(registry_fixture: RegistryFixture) -> None:
-    """Floors for the first, one as good, one that is worse and refused, and back; all of it is kept."""
+def test_promotions_a_refusal_and_a_rollback(registry_fixture: PromotionFixture) -> None:
+    """The first champion, an equal one, a worse version that is refused, and a rollback; all of it is logged."""
     registry = registry_fixture.registry
     shown: list[tuple[GateCheck, ...]] = []
     first = promote.promote(registry, "1", "the first", on_checks=shown.append)
@@ -181,9 +181,9 @@ def test_the_road_of_a_champion(registry_fixture: RegistryFixture) -> None:
 
 
 def test_a_version_that_does_not_load_is_never_champion(
-    registry_fixture: RegistryFixture, monkeypatch: pytest.MonkeyPatch
+    registry_fixture: PromotionFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By promotion, by force or by rollback; its reason is kept, nothing moves."""
+    """By promotion, force or rollback; the reason is tagged and nothing moves."""
     with pytest.raises(
         UserError, match=rf"version 4 of {registry_fixture.name} is not promoted: loads: .*; correct what it names"
     ):
@@ -201,8 +201,8 @@ def test_a_version_that_does_not_load_is_never_champion(
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_back_to_any_version(registry_fixture: RegistryFixture) -> None:
-    """Without a name to the one that the champion replaced, never to the one that a rollback left; or to any."""
+def test_rollback_targets(registry_fixture: PromotionFixture) -> None:
+    """By default the version that the champion replaced, never one that a rollback left; with `to` any version."""
     registry = registry_fixture.registry
     for number in "123":
         promote.promote(registry, number, "")
@@ -218,7 +218,7 @@ def test_back_to_any_version(registry_fixture: RegistryFixture) -> None:
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_checks_that_are_no_longer_made_leave_no_tag(registry_fixture: RegistryFixture) -> None:
+def test_tags_of_checks_that_no_longer_exist_are_removed(registry_fixture: PromotionFixture) -> None:
     client = registry_fixture.registry.tracking.client
     client.set_model_version_tag(registry_fixture.name, "1", "spin.gate.class_floors", "failed: bad 10.0")
     promote.promote(registry_fixture.registry, "1", "")
@@ -248,12 +248,12 @@ except SpinError as error:
     print(error, flush=True)
     sys.exit(error.status)
 """
-"""promotes, and stays at the gate until a line comes"""
+"""promotes, and waits at the gate until it reads a line"""
 
 
 @pytest.fixture
-def other(registry_fixture: RegistryFixture, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process at the gate with version 1."""
+def other(registry_fixture: PromotionFixture, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that waits at the gate with version 1."""
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(registry_fixture.tree))
     words = [sys.executable, "-c", HOLD, str(tmp_path / "settings.yaml"), "1"]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -265,14 +265,14 @@ def other(registry_fixture: RegistryFixture, tmp_path: Path) -> Iterator[subproc
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_of_two_that_promote_at_once_one_wins(
-    registry_fixture: RegistryFixture,
+def test_of_two_simultaneous_promotions_one_wins(
+    registry_fixture: PromotionFixture,
     other: subprocess.Popen[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The other is told who holds it and leaves with status 3; so is a rollback; then it can be done again."""
+    """The other command, or a rollback, names the holder and ends with status 3; afterwards it can run again."""
     with pytest.raises(HeldError, match=rf"promotion is held by .* process {other.pid}; wait until it ends"):
         promote.rollback(registry_fixture.registry, "", "2")
     monkeypatch.setattr(sys, "argv", ["spin", "promote", str(tmp_path / "settings.yaml"), "--version", "2"])
@@ -289,22 +289,22 @@ def test_of_two_that_promote_at_once_one_wins(
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_a_champion_that_was_moved_meanwhile_stays(
-    registry_fixture: RegistryFixture, other: subprocess.Popen[str]
+def test_a_champion_that_was_moved_meanwhile_is_kept(
+    registry_fixture: PromotionFixture, other: subprocess.Popen[str]
 ) -> None:
-    """Drivers with stores of their own share the registry: the second to come to the move has compared with another."""
+    """Two drivers with different stores: the slower one compared its version with another champion and is refused."""
     promote.promote(registry_fixture.driver("elsewhere"), "2", "the faster")
-    said, _ = other.communicate("\n", timeout=60)
+    output, _ = other.communicate("\n", timeout=60)
     assert other.returncode == 2
-    assert "moved meanwhile: expected version none, with which version 1 was compared, found 2" in said
+    assert "moved meanwhile: expected version none, with which version 1 was compared, found 2" in output
     assert registry_fixture.registry.champion() == "2"
     assert moves(registry_fixture.registry) == [("promote", None, "2", "the faster")]
 
 
-class Held:
-    """A driver with a store of its own, in a thread that stops where a method of its registry is called."""
+class PausedDriver:
+    """A driver with its own store, in a thread that pauses before a method of its registry."""
 
-    def __init__(self, registry_fixture: RegistryFixture, number: str, method: str) -> None:
+    def __init__(self, registry_fixture: PromotionFixture, number: str, method: str) -> None:
         self.error = ""
         self.there, self.go = threading.Event(), threading.Event()
         self.registry = registry_fixture.driver(f"store-{number}")
@@ -333,10 +333,10 @@ class Held:
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_at_any_moment_of_a_move_another_is_seen(registry_fixture: RegistryFixture) -> None:
-    """The faster has told the history and not yet moved when the slower comes to its last look."""
-    slower = Held(registry_fixture, "1", "set_tag")
-    faster = Held(registry_fixture, "2", "set_alias")
+def test_a_move_sees_another_that_has_not_finished(registry_fixture: PromotionFixture) -> None:
+    """The faster driver has written its event and not yet moved the alias when the slower one checks."""
+    slower = PausedDriver(registry_fixture, "1", "set_tag")
+    faster = PausedDriver(registry_fixture, "2", "set_alias")
     assert "moved meanwhile: expected version none" in slower.end()
     assert faster.end() == ""
     assert registry_fixture.registry.champion() == "2"
@@ -344,10 +344,10 @@ def test_at_any_moment_of_a_move_another_is_seen(registry_fixture: RegistryFixtu
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_two_that_write_at_once_take_nothing_from_one_another(
-    registry_fixture: RegistryFixture, monkeypatch: pytest.MonkeyPatch
+def test_simultaneous_events_do_not_overwrite_each_other(
+    registry_fixture: PromotionFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both events are there before either looks: both are taken back, nothing has moved, and one can be run again."""
+    """Both events exist before either driver checks: both are removed and nothing moves."""
     both = threading.Barrier(2, timeout=60)
     written: list[str] = []
     set_tag = Registry.set_tag
@@ -377,19 +377,19 @@ def test_two_that_write_at_once_take_nothing_from_one_another(
     assert len(set(written)) == 2
     assert len(written) == 4
     assert all("moved meanwhile" in error for error in errors)
-    assert len(errors) in (1, 2)  # the second to look may find the first's event taken back
+    assert len(errors) in (1, 2)  # the second driver may check after the first has removed its event
     assert len(promote.history(registry_fixture.registry)) == 2 - len(errors)
     assert (registry_fixture.registry.champion() is None) == (len(errors) == 2)
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_the_commands_refuse_in_words(
-    registry_fixture: RegistryFixture,
+def test_the_commands(
+    registry_fixture: PromotionFixture,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Force without a reason, and a version that fails: status 2, the latter after its table; history is told."""
+    """--force without a reason and a failing version end with status 2; `spin history` lists every move."""
     file = str(tmp_path / "settings.yaml")
     Path(file).write_text(yaml.safe_dump(registry_fixture.tree))
 
@@ -403,8 +403,10 @@ def test_the_commands_refuse_in_words(
     status, _, error = spin("promote", file, "--version", "1", "--force", "--why", " ")
     assert (status, "--force without --why" in error) == (2, True)
     promote.promote(registry_fixture.registry, "1", "")
-    poor = GateReport((GateCheck("score", 0.1, 0.5, "10.0 accuracy", "at least 50.0", "train again"),), {"score": 0.1})
-    monkeypatch.setattr(promote, "run_gate", lambda *_: poor)
+    failing = GateReport(
+        (GateCheck("score", 0.1, 0.5, "10.0 accuracy", "at least 50.0", "train again"),), {"score": 0.1}
+    )
+    monkeypatch.setattr(promote, "run_gate", lambda *_: failing)
     status, out, error = spin("promote", file, "--version", "2")
     assert status == 2
     assert "failed" in out
@@ -437,12 +439,12 @@ def test_the_commands_refuse_in_words(
 
 def test_settings_of_the_gate_are_checked() -> None:
     tree = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"}
-    for section, said in (
+    for section, message in (
         ({"class_floors": {"bad": 80}}, "'promote.class_floors.bad' is 80: Input should be less than or equal to 1"),
         ({"min_score": 80}, "'promote.min_score' is 80"),
         ({"significance": 0}, "'promote.significance' is 0"),
     ):
         with pytest.raises(UserError) as raised:
             parse_settings({**tree, "promote": section})
-        assert said in str(raised.value)
+        assert message in str(raised.value)
     assert Settings.model_validate(tree).promote.max_regression == 0.01

@@ -1,4 +1,4 @@
-"""The registered model as a stranger uses it: MLflow's pyfunc in another process, and MLflow's server over HTTP."""
+"""The registered model as MLflow's users have it: loaded as a pyfunc, and served over HTTP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.repository import ROOT
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> RegistryFixture:
-    """Its backbone is gone from where it lay in training."""
+    """The backbone that it was trained on has been deleted; the bundle holds a copy."""
     folder = tmp_path_factory.mktemp("pyfunc")
     registry_fixture = RegistryFixture(folder, tiny.bert(folder / "bert"), tracking_uri)
     shutil.rmtree(folder / "bert")
@@ -41,7 +41,7 @@ def loaded(registry_fixture: RegistryFixture, **options: Any) -> Any:
         return mlflow.pyfunc.load_model(f"models:/{registry_fixture.name}/1", **options)
 
 
-def ask(model: Any, texts: list[str], **params: Any) -> pd.DataFrame:
+def predict(model: Any, texts: list[str], **params: Any) -> pd.DataFrame:
     return model.predict(pd.DataFrame({"text": texts}), params=params)
 
 
@@ -50,61 +50,61 @@ def model(made: RegistryFixture) -> Any:
     return loaded(made)
 
 
-def test_a_stranger_predicts(made: RegistryFixture, model: Any) -> None:
-    """As the classifier that was trained, from what is registered alone."""
-    answer = ask(model, TEXTS)
+def test_it_predicts_as_the_trained_classifier(made: RegistryFixture, model: Any) -> None:
+    """From the registered files alone."""
+    answer = predict(model, TEXTS)
     assert list(answer.columns) == ["label", "score"]
     assert answer["label"].tolist() == made.labels
     np.testing.assert_allclose(answer["score"], made.spin.predict_proba(TEXTS).max(1), atol=1e-6)
-    assert ask(model, TEXTS[:1]).to_dict("records") == answer[:1].to_dict("records")
+    assert predict(model, TEXTS[:1]).to_dict("records") == answer[:1].to_dict("records")
 
 
 def test_loading_changes_nothing(made: RegistryFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow writes into its artifact store where that is a folder, and Python its bytecode; neither comes back."""
+    """MLflow and Python write into an artifact store on disk when they load; those files are not downloaded."""
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     loaded(made)
-    found = {path.name for path in made.registry.download_model("1", tmp_path).iterdir()}
-    assert "pyfunc.py" in found
-    assert not {"__pycache__", "registered_model_meta"} & found
+    files = {path.name for path in made.registry.download_model("1", tmp_path).iterdir()}
+    assert "pyfunc.py" in files
+    assert not {"__pycache__", "registered_model_meta"} & files
 
 
 def test_a_threshold(made: RegistryFixture, model: Any) -> None:
-    """Nulls what is less sure; 0 is the same as none."""
+    """Removes less probable labels; 0 is the same as no threshold."""
     probabilities = made.spin.predict_proba(TEXTS).max(1)
     border = float(np.sort(probabilities)[len(TEXTS) // 2])
-    answer = ask(model, TEXTS, threshold=border - 1e-4)
-    wanted = [
-        label if chance >= border - 1e-4 else None for label, chance in zip(made.labels, probabilities, strict=True)
-    ]
+    answer = predict(model, TEXTS, threshold=border - 1e-4)
+    wanted = [label if p >= border - 1e-4 else None for label, p in zip(made.labels, probabilities, strict=True)]
     assert None in wanted
     assert answer["label"].tolist() == wanted != made.labels
     np.testing.assert_allclose(answer["score"], probabilities, atol=1e-6)
-    assert ask(model, TEXTS, threshold=0)["label"].tolist() == made.labels
-    assert ask(model, TEXTS, threshold=1)["label"].tolist() == [None] * len(TEXTS)
+    assert predict(model, TEXTS, threshold=0)["label"].tolist() == made.labels
+    assert predict(model, TEXTS, threshold=1)["label"].tolist() == [None] * len(TEXTS)
 
 
 def test_an_explanation(made: RegistryFixture, model: Any) -> None:
-    """The loudest neurons and words of every text, as `explain` has them."""
-    answer = ask(model, TEXTS[:3], explain=True)
+    """The main neurons and words of every text, as `explain` gives them."""
+    answer = predict(model, TEXTS[:3], explain=True)
     assert list(answer.columns) == ["label", "score", "explanation"]
-    for text, label, said in zip(TEXTS, answer["label"], answer["explanation"], strict=False):
-        told, found = json.loads(said), made.spin.explain(text)
-        assert told["class"] == label == found.label
-        assert told["logit"] == pytest.approx(found.logits.max(), abs=1e-4)
-        loudest = found.top(10)
-        assert [row["neuron"] for row in told["neurons"]] == [f"{n.column}[{n.neuron}]" for n in loudest]
-        assert [row["word"] for row in told["neurons"]] == [n.word for n in loudest]
-        assert all(text[row["start"] : row["end"]] == row["word"] for row in told["words"])
-        assert len(told["words"]) == min(10, len(text.split()))
-        if len(told["words"]) == len(text.split()):  # special tokens and the bias say the rest
-            k = found.classes.index(label)
-            special = sum(float(found.word_contributions[w, k]) for w, (a, b) in enumerate(found.words) if a == b)
-            total = sum(row["adds"] for row in told["words"]) + special + told["bias"]
-            assert total == pytest.approx(told["logit"], abs=1e-4)
+    for text, label, row in zip(TEXTS, answer["label"], answer["explanation"], strict=False):
+        logged, explanation = json.loads(row), made.spin.explain(text)
+        assert logged["class"] == label == explanation.label
+        assert logged["logit"] == pytest.approx(explanation.logits.max(), abs=1e-4)
+        loudest = explanation.top(10)
+        assert [row["neuron"] for row in logged["neurons"]] == [f"{n.column}[{n.neuron}]" for n in loudest]
+        assert [row["word"] for row in logged["neurons"]] == [n.word for n in loudest]
+        assert all(text[row["start"] : row["end"]] == row["word"] for row in logged["words"])
+        assert len(logged["words"]) == min(10, len(text.split()))
+        if len(logged["words"]) == len(text.split()):  # special tokens and the bias say the rest
+            k = explanation.classes.index(label)
+            special = sum(
+                float(explanation.word_contributions[w, k]) for w, (a, b) in enumerate(explanation.words) if a == b
+            )
+            total = sum(row["adds"] for row in logged["words"]) + special + logged["bias"]
+            assert total == pytest.approx(logged["logit"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("rows", "params", "said"),
+    ("rows", "params", "message"),
     [
         ({"text": TEXTS[:1]}, {"threshold": 1.5}, "threshold: found 1.5, expected a probability from 0 to 1"),
         ({"text": TEXTS[:1]}, {"threshold": float("nan")}, "threshold: found nan"),
@@ -114,15 +114,17 @@ def test_an_explanation(made: RegistryFixture, model: Any) -> None:
         ({"words": TEXTS[:1]}, {}, r"Model is missing inputs \['text'\]"),
     ],
 )
-def test_what_is_asked_wrongly(model: Any, rows: dict[str, Any], params: dict[str, Any], said: str) -> None:
-    """Is told as MLflow tells it, and so has a status of its own over HTTP."""
-    with pytest.raises(MlflowException, match=said) as error:
+def test_a_wrong_request_is_an_mlflow_error(
+    model: Any, rows: dict[str, Any], params: dict[str, Any], message: str
+) -> None:
+    """With HTTP status 400."""
+    with pytest.raises(MlflowException, match=message) as error:
         model.predict(pd.DataFrame(rows), params=params)
     assert error.value.get_http_status_code() == 400
 
 
-def test_what_the_model_says_of_itself(made: RegistryFixture, model: Any, tmp_path: Path) -> None:
-    """Signature, input example, and every library that loading imports, pinned to what is installed here."""
+def test_the_metadata_of_the_model(made: RegistryFixture, model: Any, tmp_path: Path) -> None:
+    """Signature, input example, and a pin of every library that loading imports, at the installed version."""
     signature = model.metadata.signature
     assert [(c.name, c.type.name, c.required) for c in signature.inputs.inputs] == [("text", "string", True)]
     outputs = [(c.name, c.type.name, c.required) for c in signature.outputs.inputs]
@@ -135,12 +137,12 @@ def test_what_the_model_says_of_itself(made: RegistryFixture, model: Any, tmp_pa
     required = made.registry.download_model("1", tmp_path) / "requirements.txt"
     pins = dict(line.split("==") for line in required.read_text().split())
     assert pins == {name: version(name).partition("+")[0] for name in pins}
-    extra = {"nncf", "onnxruntime", "openvino"}  # which `auto` does without
-    assert [found for found in imported() if not found & (pins.keys() | extra)] == []
+    extra = {"nncf", "onnxruntime", "openvino"}  # optional engines
+    assert [names for names in imported() if not names & (pins.keys() | extra)] == []
 
 
 def imported() -> list[set[str]]:
-    """The distributions of every module that the method and the pyfunc import; any one of several is as good."""
+    """For each module that the method and the pyfunc import, the distributions that provide it."""
     modules: set[str] = set()
     for path in [*(ROOT / "spin").rglob("*.py"), ROOT / "pipelines" / "registry" / "pyfunc.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -154,22 +156,24 @@ def imported() -> list[set[str]]:
 
 
 def test_a_multi_label_model(tmp_path: Path, backbone_folder: Path, sqlite_uri: str) -> None:
-    """A list a text; a threshold takes the place of the model's own."""
+    """One list per text; a threshold replaces the model's own."""
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, multilabel=True)
     model, probabilities = loaded(registry_fixture), registry_fixture.spin.predict_proba(TEXTS)
-    assert [list(label) for label in ask(model, TEXTS)["label"]] == registry_fixture.labels
+    assert [list(label) for label in predict(model, TEXTS)["label"]] == registry_fixture.labels
     border = float(np.median(probabilities))
     wanted = [
         [name for name, p in zip(registry_fixture.spin.classes, row, strict=True) if p >= border]
         for row in probabilities
     ]
-    assert [list(label) for label in ask(model, TEXTS, threshold=border)["label"]] == wanted != registry_fixture.labels
+    assert (
+        [list(label) for label in predict(model, TEXTS, threshold=border)["label"]] == wanted != registry_fixture.labels
+    )
     [label, *_] = model.metadata.signature.outputs.inputs
     assert str(label.type) == "Array(string)"
-    assert len(ask(model, TEXTS[:2], explain=True)["explanation"]) == 2
+    assert len(predict(model, TEXTS[:2], explain=True)["explanation"]) == 2
 
 
-def test_the_settings_choose_and_who_loads_may_choose_again(
+def test_the_choice_of_the_settings_can_be_replaced_on_loading(
     tmp_path: Path, backbone_folder: Path, sqlite_uri: str
 ) -> None:
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, choose="cheapest")
@@ -183,12 +187,12 @@ def test_the_settings_choose_and_who_loads_may_choose_again(
 
 
 def test_a_bundle_without_the_backbone_checks_it(tmp_path: Path, sqlite_uri: str) -> None:
-    """It loads where the backbone lies as it lay in training, and not where that was changed, or is gone."""
+    """It loads while the training's backbone is in place and unchanged, and fails when it is changed or missing."""
     folder = tiny.bert(tmp_path / "bert")
     registry_fixture = RegistryFixture(tmp_path, folder, sqlite_uri, registry={"include_backbone": False})
     whole = registry_fixture.registry.download_model("1", tmp_path)
     assert sorted(path.name for path in (whole / "artifacts").iterdir()) == ["spin"]
-    assert ask(loaded(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
+    assert predict(loaded(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
     shutil.rmtree(folder)
     tiny.bert(folder, seed=1)
     with pytest.raises(UserError, match="has digest .*, the model was trained on .*; point backbone.model at"):
@@ -199,7 +203,7 @@ def test_a_bundle_without_the_backbone_checks_it(tmp_path: Path, sqlite_uri: str
 
 
 def test_only_the_backbone_of_the_training_is_registered(tmp_path: Path, sqlite_uri: str) -> None:
-    """One that changed since is refused before anything is registered."""
+    """A backbone that changed since is refused before anything is registered."""
     folder = tiny.bert(tmp_path / "bert")
     registry_fixture = RegistryFixture(tmp_path, folder, sqlite_uri)
     shutil.rmtree(folder)
@@ -209,8 +213,10 @@ def test_only_the_backbone_of_the_training_is_registered(tmp_path: Path, sqlite_
     assert [v.number for v in registry_fixture.registry.versions()] == ["1"]
 
 
-def test_what_loads_is_what_is_registered(tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a GGUF file its safetensors, of a sharded model all its files, and nothing that merely lies beside them."""
+def test_the_bundle_holds_all_backbone_files_and_no_others(
+    tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The safetensors of a GGUF file, all files of a sharded model, and no unrelated file of the folder."""
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "cache"))
     gguf = tmp_path / "weights.gguf"
     gguf.write_bytes(b"converted already")
@@ -226,11 +232,11 @@ def test_what_loads_is_what_is_registered(tmp_path: Path, sqlite_uri: str, monke
     assert compute_digest(backbone) == registry_fixture.spin.backbone_digest
     assert locate_model(str(backbone)) == backbone
     assert "README.md" not in {path.name for path in backbone.iterdir()}
-    assert ask(loaded(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
+    assert predict(loaded(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
 
 
 def test_code_of_a_backbone_does_not_run(tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even where training trusted it."""
+    """Not even where training had trust_remote_code on."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     mark = tmp_path / "mark"
     folder = tiny.coded(tmp_path / "coded", mark)

@@ -1,4 +1,4 @@
-"""What is registered is what comes back; what was changed in MLflow's store since is refused and never run.
+"""A registered version is downloaded unchanged; files that were changed in MLflow's store are refused and never run.
 
 On SQLite, and on a real MLflow server with PostgreSQL, passwords and artifacts in S3.
 """
@@ -31,13 +31,13 @@ def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracki
 
 @pytest.fixture
 def registry_fixture(made: RegistryFixture) -> Iterator[RegistryFixture]:
-    """Its version is put back as it was."""
+    """A registry whose version is restored after the test."""
     yield made
     made.restore()
 
 
-def test_what_was_registered_comes_back(made: RegistryFixture, tmp_path: Path) -> None:
-    """File by file, and it predicts as it did; what is small comes without the backbone."""
+def test_a_download_equals_what_was_registered(made: RegistryFixture, tmp_path: Path) -> None:
+    """File by file, and the classifier predicts as before; the artifact alone comes without the backbone."""
     (tmp_path / "fetched").mkdir()
     made.registry.download("1", tmp_path / "fetched")
     assert files(made.folder / "artifact") == files(tmp_path / "fetched")
@@ -49,13 +49,13 @@ def test_what_was_registered_comes_back(made: RegistryFixture, tmp_path: Path) -
 
 
 def flip(path: Path) -> None:
-    """The last byte, of a weight."""
+    """Flip a bit of the last byte."""
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
-class Evil:
-    """Leaves a mark when it is unpickled."""
+class Malicious:
+    """Writes a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -66,7 +66,7 @@ class Evil:
 
 def add_pickle(folder: Path, mark: Path) -> None:
     for name in ("model.pkl", "pytorch_model.bin"):
-        (folder / name).write_bytes(pickle.dumps(Evil(mark)))
+        (folder / name).write_bytes(pickle.dumps(Malicious(mark)))
 
 
 def add_folder(artifact: Path) -> None:
@@ -90,10 +90,10 @@ CHANGED = "version 1 of tiny .* was changed since it was registered: expected di
     ],
     ids=["a bit", "a pickle", "other config", "renamed", "less", "no weights", "a folder"],
 )
-def test_what_was_changed_is_refused(
+def test_a_changed_artifact_is_refused(
     registry_fixture: RegistryFixture, tmp_path: Path, change: Callable[[Path, Path], Any]
 ) -> None:
-    """By all that reads a version, before anything of it lies where it would be read; no pickle is ever opened."""
+    """By every reader, before any file reaches the target folder; no pickle is ever opened."""
     registry_fixture.change(lambda model: change(model / "artifacts" / "spin", tmp_path / "mark"))
     (tmp_path / "fetched").mkdir()
     with pytest.raises(UserError, match=CHANGED % "artifact"):
@@ -117,10 +117,10 @@ def test_what_was_changed_is_refused(
     ],
     ids=["code", "MLmodel", "backbone", "a pickle", "requirements"],
 )
-def test_what_was_changed_beside_the_artifact_is_refused(
+def test_a_changed_logged_model_is_refused(
     registry_fixture: RegistryFixture, tmp_path: Path, change: Callable[[Path, Path], Any]
 ) -> None:
-    """By what would run it; SPIN's own readers take nothing but the artifact, and that is as it was."""
+    """By readers that would run its code; SPIN's own readers use only the artifact, which is unchanged."""
     registry_fixture.change(lambda model: change(model, tmp_path / "mark"))
     (tmp_path / "fetched").mkdir()
     with pytest.raises(UserError, match=CHANGED % "model"):
@@ -130,17 +130,17 @@ def test_what_was_changed_beside_the_artifact_is_refused(
     assert not (tmp_path / "mark").exists()
 
 
-def test_what_is_gone_is_told(registry_fixture: RegistryFixture, tmp_path: Path) -> None:
-    """Trying again does not bring it back."""
+def test_lost_files_are_an_error(registry_fixture: RegistryFixture, tmp_path: Path) -> None:
+    """A UserError: trying again does not restore them."""
     registry_fixture.change(lambda model: shutil.rmtree(model / "artifacts" / "spin"))
-    # a disk may keep the folder that they lay in
+    # an artifact store on disk may keep the empty folder
     with pytest.raises(UserError, match="version 1 of tiny .* (has lost its files, artifacts/spin|was changed since)"):
         registry_fixture.registry.download("1", tmp_path)
     assert [*tmp_path.iterdir()] == []
 
 
-def test_what_is_no_plain_file_has_no_digest(tmp_path: Path) -> None:
-    """Such as a link in an artifact store that is a folder: what it leads to can change."""
+def test_a_link_has_no_digest(tmp_path: Path) -> None:
+    """The target of a symbolic link can change."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match="holds model/link, which is not a plain file"):
@@ -157,7 +157,7 @@ def test_what_is_no_plain_file_has_no_digest(tmp_path: Path) -> None:
 def test_a_version_without_a_digest_is_refused(
     made: RegistryFixture, tmp_path: Path, tag: str, read: Callable[[Registry, Path], Any]
 ) -> None:
-    """Nothing tells whether it was changed."""
+    """Its files cannot be checked."""
     client = made.registry.tracking.client
     digest = client.get_model_version(made.name, "1").tags[tag]
     client.delete_model_version_tag(made.name, "1", tag)
@@ -168,8 +168,8 @@ def test_a_version_without_a_digest_is_refused(
         client.set_model_version_tag(made.name, "1", tag, digest)
 
 
-def test_a_version_is_found_by_number_and_alias(made: RegistryFixture) -> None:
-    """The newest is the challenger; what does not exist is told with what does."""
+def test_a_version_is_resolved_by_number_and_alias(made: RegistryFixture) -> None:
+    """The newest is the challenger; the error for a missing version lists the existing ones."""
     registry, name = made.registry, made.name
     assert registry.resolve(f"models:/{name}@{CHALLENGER}") == "1"
     with pytest.raises(UserError, match=r"@champion does not exist; versions: 1 @challenger; `spin promote` makes"):
@@ -191,7 +191,7 @@ def test_a_version_is_found_by_number_and_alias(made: RegistryFixture) -> None:
 def test_the_first_version_freezes_the_evaluation_set(
     tmp_path: Path, backbone_folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A later one has no say in it, and one that was changed is refused."""
+    """Later versions do not change it, and a changed file is refused."""
     first = evaluation_set([{"id": "a", "text": "ein Bär – 熊", "label": "good"}])
     monkeypatch.setattr(RegistryFixture.register, "__defaults__", (first, "f"))
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, tracking_uri)
@@ -205,17 +205,17 @@ def test_the_first_version_freezes_the_evaluation_set(
         registry.evaluation_set()
 
 
-def test_a_version_has_the_model_card(made: RegistryFixture) -> None:
-    """As far as MLflow has room for it, and where the rest is; whole in the artifact."""
-    told = made.registry.tracking.client.get_model_version(made.name, "1").description
-    shown, _, more = told.partition("\n\n… ")
-    assert len(CARD) > len(told) > 4900
+def test_the_model_card_is_the_description(made: RegistryFixture) -> None:
+    """Cut to MLflow's limit, with the place of the full card in the artifact."""
+    description = made.registry.tracking.client.get_model_version(made.name, "1").description
+    shown, _, more = description.partition("\n\n… ")
+    assert len(CARD) > len(description) > 4900
     assert CARD.startswith(shown + "\n")
     assert more == "the rest is in artifacts/spin/MODEL_CARD.md"
 
 
-def test_a_night_that_was_cut_off_is_logged_again(made: RegistryFixture) -> None:
-    """A process that dies in the middle leaves a run without figures; one with them is not made twice."""
+def test_an_interrupted_night_is_logged_again(made: RegistryFixture) -> None:
+    """A process that dies while logging leaves a run without metrics; a complete run is not repeated."""
     night = NightSummary(
         date="2026-03-01",
         run="2026-03-01-001",
@@ -261,7 +261,7 @@ def test_a_night_that_was_cut_off_is_logged_again(made: RegistryFixture) -> None
     assert with_shadow.data.metrics["shadow_agreement"] == 0.75
 
 
-# ---------------------------------------------------------------- where the registry is, and who may do what there
+# ---------------------------------------------------------------- tracking URI, credentials and permissions
 
 
 def settings_at(folder: Path, uri: str | None) -> Settings:
@@ -270,7 +270,7 @@ def settings_at(folder: Path, uri: str | None) -> Settings:
 
 
 def test_the_environment_names_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A setting goes before it, SQLite after; what one registry uses is no default of the next."""
+    """The setting precedes it, SQLite is the default; the URI of one registry is no default of the next."""
     there, set_here = "http://127.0.0.1:9/there", "http://127.0.0.1:9/set"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert Tracking(settings_at(tmp_path, set_here)).uri == set_here
@@ -288,7 +288,7 @@ def test_the_environment_names_the_registry(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.mlflow
 def test_a_wrong_password(mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status 2 and what to set; the password is not shown."""
+    """A UserError with the variables to set; the password is not shown."""
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not the password")
     with pytest.raises(UserError) as error:
         Registry(settings_at(tmp_path, mlflow_server)).champion()
@@ -302,7 +302,7 @@ def test_a_wrong_password(mlflow_server: str, tmp_path: Path, monkeypatch: pytes
 def test_a_user_without_rights(
     mlflow_server: str, tmp_path: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """May read and predict, but not move an alias, nor change what is kept of a model."""
+    """Can read and predict, but cannot move an alias, write a tag or change the stored files."""
     import requests
 
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, mlflow_server)
@@ -326,7 +326,7 @@ def test_a_user_without_rights(
 
 
 @pytest.mark.mlflow
-def test_what_is_no_mlflow_server(mlflow_server: str, tmp_path: Path) -> None:
-    """Status 2: the same command will not succeed later."""
+def test_another_server_is_not_tried_again(mlflow_server: str, tmp_path: Path) -> None:
+    """A UserError: the same command will not succeed later."""
     with pytest.raises(UserError, match="404"):
         Registry(settings_at(tmp_path, f"{mlflow_server}/elsewhere")).champion()
