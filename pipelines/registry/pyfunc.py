@@ -1,4 +1,4 @@
-"""The registered model as MLflow's own readers load it. SPIN itself reads the safetensors and JSON, never this code."""
+"""The registered model as MLflow loads and serves it. SPIN itself reads its safetensors and JSON, never this code."""
 
 from __future__ import annotations
 
@@ -12,76 +12,76 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from spin import Explanation, SpinClassifier, SpinError, stretches
 
-_LOUDEST = 10
-"""neurons, and words, of an explanation"""
+_TOP = 10
+"""number of neurons, and of words, in an explanation"""
 
 
 class SpinModel(PythonModel):
-    """Gives `label` and `score` of a column `text`.
+    """Predicts `label` and `score` for a column `text`.
 
-    `threshold` nulls a label whose probability is below; in a multi-label task the label is the classes from this
-    probability on. 0 leaves the model's own thresholds. `explain` adds a column of JSON: the loudest neurons and words.
+    `threshold` removes labels with a lower probability; in a multi-label task the label is then the list of classes
+    with at least this probability. 0 keeps the model's own thresholds. `explain` adds a column `explanation` of JSON
+    with the neurons and words that contribute most.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
         self.spin = SpinClassifier.load(
             context.artifacts["spin"],
             weights=context.artifacts.get("backbone"),
-            device="auto",  # the machine that trained may have had another one than this
+            device="auto",  # the machine that trained may have had another device
             choose=context.model_config["choose"],
         )
-        _ = self.spin.engine  # what is wrong with it is told now, and requests in threads find it open
+        _ = self.spin.engine  # opened here, so that errors show at once and the threads of a server share it
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        asked = {"threshold": 0.0, "explain": False, **(params or {})}
-        if not 0 <= asked["threshold"] <= 1:
+        options = {"threshold": 0.0, "explain": False, **(params or {})}
+        if not 0 <= options["threshold"] <= 1:
             raise MlflowException.invalid_parameter_value(
-                f"threshold: found {asked['threshold']:g}, expected a probability from 0 to 1"
+                f"threshold: found {options['threshold']:g}, expected a probability from 0 to 1"
             )
         texts = model_input["text"].tolist()
         try:
-            answer = self._answer(texts, asked["threshold"])
-            if asked["explain"]:
-                answer["explanation"] = [_explanation(self.spin.explain(text)) for text in texts]
+            table = self._predict(texts, options["threshold"])
+            if options["explain"]:
+                table["explanation"] = [_explanation(self.spin.explain(text)) for text in texts]
         except SpinError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
-        return answer
+        return table
 
-    def _answer(self, texts: list[str], threshold: float) -> pd.DataFrame:
-        """The score is the probability of the label, the largest of all where that is a list or none."""
-        probabilities = self.spin.predict_proba(texts)
-        at = {name: k for k, name in enumerate(self.spin.classes)}
-        labels: list[Any] = list(self.spin.labels(probabilities))
-        scores = [
-            float(row[at[label]] if isinstance(label, str) else row.max())
-            for row, label in zip(probabilities, labels, strict=True)
-        ]
+    def _predict(self, texts: list[str], threshold: float) -> pd.DataFrame:
+        """The score is the probability of the label; the largest of all where the label is a list or None."""
+        predictions = self.spin.predict_all(texts)
+        labels: list[Any] = list(predictions.labels)
+        scores = [float(score) for score in predictions.score]
         if threshold and self.spin.label_space.multilabel:
-            labels = self.spin.label_space.names(probabilities >= threshold)
+            labels = self.spin.label_space.names(predictions.probabilities >= threshold)
         elif threshold:
             labels = [label if score >= threshold else None for label, score in zip(labels, scores, strict=True)]
         return pd.DataFrame({"label": pd.Series(labels, dtype=object), "score": pd.Series(scores, dtype=float)})
 
 
-def _explanation(found: Explanation) -> str:
-    """What spoke loudest for and against the likeliest class, in logits."""
-    k = found.ranked[0]
-    added = [(float(found.word_contributions[of, k].sum()), start, end) for start, end, of in stretches(found.words)]
+def _explanation(explanation: Explanation) -> str:
+    """The main contributions to the logit of the likeliest class, as JSON."""
+    k = explanation.ranked[0]
+    contributions = [
+        (float(explanation.word_contributions[tokens, k].sum()), start, end)
+        for start, end, tokens in stretches(explanation.words)
+    ]
     words = [
-        {"word": found.text[start:end], "start": start, "end": end, "adds": adds}
-        for adds, start, end in sorted(added, key=lambda word: -abs(word[0]))[:_LOUDEST]
+        {"word": explanation.text[start:end], "start": start, "end": end, "adds": contribution}
+        for contribution, start, end in sorted(contributions, key=lambda word: -abs(word[0]))[:_TOP]
     ]
     neurons = [
         {"neuron": f"{top.column}[{top.neuron}]", "adds": top.contribution, "word": top.word}
-        for top in found.top(_LOUDEST, found.classes[k])
+        for top in explanation.top(_TOP, explanation.classes[k])
     ]
     return json.dumps(
         {
-            "class": found.classes[k],
-            "logit": float(found.logits[k]),
-            "bias": float(found.bias[k]),
+            "class": explanation.classes[k],
+            "logit": float(explanation.logits[k]),
+            "bias": float(explanation.bias[k]),
             "neurons": neurons,
             "words": words,
         },

@@ -35,6 +35,8 @@ _RUN = {"dtype", "engine", "compile", "batch_tokens", "device", "trust_remote_co
 """backbone settings that say how it is run; the logged model itself says which weights are read"""
 _SAMPLE = 32
 """texts whose public answers are compared with the classifier's"""
+_TOLERANCE = 1e-3
+"""largest difference of two scores that count as equal"""
 
 logger = logging.getLogger(__name__)
 
@@ -133,35 +135,37 @@ def _predict(model: str, request: PredictionRequest) -> PredictionReply:
         choose=request.choose,
         decision=request.decision,
         early=request.early,
+        calibration=texts[:CALIBRATION_TEXTS],
     )
-    classifier.calibration = tuple(texts[:CALIBRATION_TEXTS])
     classifier.predict(texts[:1])  # loads the backbone
     start = time.perf_counter()
-    probabilities = classifier.predict_proba(texts)
-    labels = classifier.labels(probabilities)
+    predictions = classifier.predict_all(texts)
     seconds = time.perf_counter() - start
-    if not np.isfinite(probabilities).all():
+    if not np.isfinite(predictions.probabilities).all():
         raise UserError("found probabilities that are not finite numbers; train again")
     schema = loaded.metadata.get_input_schema()
     return PredictionReply(
         input_columns={column.get("name", ""): str(column["type"]) for column in (schema.to_dict() if schema else [])},
         classes=classifier.classes,
         multilabel=classifier.label_space.multilabel,
-        labels=labels,
-        probabilities=probabilities,
+        labels=predictions.labels,
+        probabilities=predictions.probabilities,
         seconds=seconds,
     )
 
 
 def _check_answers(loaded: Any, classifier: SpinClassifier, texts: list[str]) -> None:
-    """Raise UserError unless MLflow's public interface gives the labels of the classifier that the model holds."""
+    """Raise UserError unless MLflow's public interface gives the labels and scores of the classifier in the model."""
     import pandas as pd
 
     answer: pd.DataFrame = loaded.predict(pd.DataFrame({"text": texts}))
-    # pandas turns None into a number that is none
+    # pandas may hold a missing label as NaN
     labels = [label if isinstance(label, (str, list)) else None for label in answer["label"]]
-    if labels != classifier.predict(texts):
-        raise UserError("its logged code does not give the labels of its own classifier; register the version again")
+    expected = classifier.predict_all(texts)
+    if labels != expected.labels or not np.allclose(answer["score"], expected.score, atol=_TOLERANCE):
+        raise UserError(
+            "its logged code does not give the labels and scores of its own classifier; register the version again"
+        )
 
 
 def main() -> None:

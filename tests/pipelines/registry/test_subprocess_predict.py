@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from pipelines.registry.packaging import load_bundle
 from pipelines.registry.subprocess_predict import PredictionReply, PredictionRequest, _check_answers
 from spin import SpinClassifier
 from spin.errors import UserError
 from spin.settings import parse_settings
-from tests.support import tiny
-from tests.support.registry_fixture import TEXTS, quick_classifier
+from tests.support.version_0_1 import BUNDLE, expected
 
 
 def test_a_request_survives_json() -> None:
@@ -50,26 +49,26 @@ def test_an_error_reply_is_raised() -> None:
 
 
 class LoadedModel:
-    """What MLflow loads: code that changes the labels of the classifier it holds."""
+    """What MLflow loads: code that changes the labels and scores of the classifier it holds."""
 
-    def __init__(self, classifier: SpinClassifier, changes: dict[str, Any]) -> None:
-        self.classifier, self.changes = classifier, changes
+    def __init__(self, classifier: SpinClassifier, changes: dict[str, Any], added_score: float = 0.0) -> None:
+        self.classifier, self.changes, self.added_score = classifier, changes, added_score
 
     def predict(self, rows: pd.DataFrame) -> pd.DataFrame:
-        labels = self.classifier.predict(rows["text"].tolist())
-        changed = [self.changes.get(str(label), label) for label in labels]
-        return pd.DataFrame({"label": pd.Series(changed, dtype=object)})
+        predictions = self.classifier.predict_all(rows["text"].tolist())
+        labels = [self.changes.get(str(label), label) for label in predictions.labels]
+        return pd.DataFrame({"label": pd.Series(labels, dtype=object), "score": predictions.score + self.added_score})
 
 
-def test_logged_code_must_give_the_labels_of_its_classifier(backbone_folder: Path) -> None:
-    """Code that swaps, drops or abstains is refused; an abstention of the classifier itself is not."""
-    rows = tiny.documents(120)
-    settings = parse_settings(
-        {"backbone": {"model": str(backbone_folder), "dtype": "float32"}, "data": {"train": "t"}, "store": "s"}
-    )
-    classifier = quick_classifier(settings.backbone)
-    classifier.fit([row["text"] for row in rows], [row["label"] for row in rows])
-    _check_answers(LoadedModel(classifier, {}), classifier, TEXTS)
-    for changes in ({"good": "bad"}, {"good": None}, {"bad": ["bad"]}):
-        with pytest.raises(UserError, match="does not give the labels of its own classifier"):
-            _check_answers(LoadedModel(classifier, changes), classifier, TEXTS)
+def test_logged_code_must_predict_as_its_classifier() -> None:
+    """Another label, a missing one, a list or another score is refused."""
+    classifier, texts = load_bundle(BUNDLE), expected().texts
+    _check_answers(LoadedModel(classifier, {}), classifier, texts)
+    for model in (
+        LoadedModel(classifier, {"good": "bad"}),
+        LoadedModel(classifier, {"good": None}),
+        LoadedModel(classifier, {"bad": ["bad"]}),
+        LoadedModel(classifier, {}, added_score=0.01),
+    ):
+        with pytest.raises(UserError, match="does not give the labels and scores of its own classifier"):
+            _check_answers(model, classifier, texts)
