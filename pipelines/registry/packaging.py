@@ -29,12 +29,15 @@ REFERENCE = "reference.safetensors"
 """file of an artifact with the profiles of the training data, for drift"""
 REQUIREMENTS = (
     "filelock",
+    "jinja2",
+    "markupsafe",
     "mlflow",
     "numba",
     "numpy",
     "pandas",
     "pyarrow",
     "pydantic",
+    "pydantic-core",
     "pyyaml",
     "safetensors",
     "scikit-learn",
