@@ -1,0 +1,112 @@
+"""The documentation agrees with the code: paths, quoted lines, commands, settings and links."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from jobs.cli import app
+from spin.settings import parse_settings
+from tests.docs.pages import PAGES, blocks, name, spin_lines, words
+from tests.support.repository import ROOT
+
+LINES = [
+    pytest.param(line, id=f"{name(page)}: {line}")
+    for page in [*PAGES, ROOT / "examples" / "run_on_a_cluster.sh"]
+    for line in (spin_lines(page) if page.suffix == ".md" else re.findall(r"^spin .*", page.read_text(), re.MULTILINE))
+]
+LEAST = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"}
+GENERATED = ("reference/settings.md", "reference/command-line.md", "reference/api/")
+"""pages that `docs/site_hooks.py` makes when the site is built"""
+
+
+def parse(line: list[str]) -> None:
+    """Parse the words of a command line. Raises the error of the parser for unknown commands, options and arguments."""
+    group: Any = typer.main.get_command(app)
+    command = group.commands[line[1]]
+    context = command.make_context(line[1], line[2:])
+    if line[1] == "submit":
+        parse(["spin", context.params["command"], *context.args])
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_exists_with_its_options(line: str) -> None:
+    parse(words(line))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("spin clasify s", "clasify"),
+        ("spin classify s", "[Mm]issing"),
+        ("spin run s --sett a=b", "[Nn]o such option"),
+        ("spin submit run s --no", "[Nn]o such option"),
+    ],
+)
+def test_a_wrong_command_is_noticed(line: str, message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        parse(words(line))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_yaml_blocks_are_settings(page: Path) -> None:
+    for code in blocks(page, "yaml"):
+        parse_settings({**LEAST, **yaml.safe_load(code)})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_pages(page: Path) -> None:
+    """Relative links, and headings of the pages that they name; mkdocs checks those within `docs` once more."""
+    for target in re.findall(r"\]\(([^)#:]*)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        path = (page.parent / target).resolve()
+        in_docs = str(path).removeprefix(f"{ROOT / 'docs'}/")
+        assert path.exists() or in_docs.startswith(GENERATED), target
+
+
+def test_paths_in_the_architecture_page_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:spin|pipelines|jobs|infra|tests|benchmarks)/[\w/]*(?:\.\w+)?)`", page)
+    assert len(paths) > 30
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_architecture_page_names_every_folder() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    folders = [path.parent for top in ("spin", "pipelines") for path in (ROOT / top).glob("*/__init__.py")]
+    assert [str(folder) for folder in folders if f"`{folder.relative_to(ROOT)}`" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("spin/sparsify/select.py", "kept = np.flatnonzero("),
+        ("pipelines/nightly/publish.py", 'yield lambda: self.out.write_json("latest", named)'),
+        ("pipelines/nightly/publish.py", "def publish("),
+        ("pipelines/nightly/publish.py", "def _steps("),
+        ("pipelines/nightly/classify.py", "def run_classify("),
+        ("pipelines/nightly/classify_step.py", "class ClassifyStep:"),
+        ("pipelines/workers/map_shards.py", "def map_shards("),
+        ("pipelines/workers/map_shards.py", "def commit_shard("),
+        ("pipelines/training/workflow.py", "def run_road("),
+        ("spin/fit.py", "def learn("),
+        ("spin/sparsify/probe.py", "def fit_probes("),
+        ("spin/sparsify/select.py", "def select("),
+        ("spin/sparsify/select.py", "def _shares("),
+        ("spin/integrate/search.py", "class Search:"),
+    ],
+)
+def test_the_tour_of_the_code_quotes_it(file: str, line: str) -> None:
+    """The page names the function or quotes the line, and the file holds it."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    quoted = re.sub(r"^(def|class) |[(:]+$", "", line) if line.startswith(("def", "class")) else line
+    assert quoted in page
+    assert line in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
