@@ -84,7 +84,7 @@ def test_the_architecture_page_names_every_folder() -> None:
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("spin/sparsify/select.py", "kept = np.flatnonzero("),
+        ("spin/sparsify/select.py", "selected = np.flatnonzero("),
         ("pipelines/nightly/publish.py", 'yield lambda: self.out.write_json("latest", named)'),
         ("pipelines/nightly/publish.py", "def publish("),
         ("pipelines/nightly/publish.py", "def _steps("),
@@ -93,10 +93,11 @@ def test_the_architecture_page_names_every_folder() -> None:
         ("pipelines/workers/map_shards.py", "def map_shards("),
         ("pipelines/workers/map_shards.py", "def commit_shard("),
         ("pipelines/training/workflow.py", "def run_road("),
-        ("spin/fit.py", "def learn("),
+        ("spin/fit.py", "def fit_classifiers("),
         ("spin/sparsify/probe.py", "def fit_probes("),
         ("spin/sparsify/select.py", "def select("),
-        ("spin/sparsify/select.py", "def _shares("),
+        ("spin/sparsify/select.py", "def _importance_shares("),
+        ("spin/integrate/feature_matrix.py", "def align("),
         ("spin/integrate/search.py", "class Search:"),
     ],
 )
