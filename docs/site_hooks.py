@@ -229,7 +229,7 @@ def _parameters(command: Any) -> str:
             text += " (required)"
         elif p.default not in (None, False, "", [], ()) and not p.required and not callable(p.default):
             text += f" (default: `{p.default}`)"
-        rows.append(f"| {name.replace('|', chr(92) + '|')} | {text} |")
+        rows.append(f"| {name} | {text} |")  # a pipe within backticks does not end a cell
     return "\n".join(["| argument or option | meaning |", "|---|---|", *rows, ""]) if rows else ""
 
 
