@@ -29,7 +29,7 @@ _HEAD = f"""\
 #
 # Settings of a SPIN project: how a text classifier is trained, and how it classifies every night.
 #
-# Three settings have no default and are marked REQUIRED. Fill them in, then start the training with
+# Three settings have no default and are marked REQUIRED: replace their example values, then start the training with
 # spin run FILE, where FILE is the name of this file.
 # Every other setting stands here with its default, commented out. To change one, remove the # before its name.
 # To change one for a single command, use --set: spin run FILE --set backbone.max_tokens=128

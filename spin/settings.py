@@ -111,10 +111,14 @@ class BackboneSettings(_Section):
     batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="Tokens per forward pass, padding included. Default: as many as the memory of a GPU has room for, "
-        "2048 on a processor.",
+        description="Tokens per forward pass, padding included. Default: as many as the memory of a GPU has room "
+        "for, 2048 on a processor.",
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N. auto: a GPU if there is one.")
+    device: str = Field(
+        "auto",
+        description="auto, cpu, cuda or cuda:N. auto: a GPU where workers are given one (ray.gpus_per_worker), "
+        "else the processor; in Python, a GPU if there is one.",
+    )
     compile: bool = Field(
         False,
         description="On a GPU, compile the model, which takes each worker about a minute, and use the compiled one "
@@ -155,8 +159,8 @@ class DataSettings(_Section):
     )
     ids: Literal["checked", "trusted"] = Field(
         "checked",
-        description="checked: a night looks for duplicate ids before it classifies. trusted: it does not, which saves "
-        "one pass over the ids.",
+        description="checked: a night looks for duplicate ids before it classifies. trusted: it does not, which "
+        "saves one pass over the ids.",
     )
 
 
@@ -202,7 +206,7 @@ class SearchSettings(_Section):
         0.1,
         gt=0,
         le=1,
-        description="Largest share of all neurons that a classifier may use; of more, the most important stay.",
+        description="Largest share of all neurons that a classifier may use; an eta that would select more is lowered.",
     )
     strengths: Annotated[tuple[Strength, ...], AfterValidator(_not_empty)] = Field(
         (0.1, 0.3, 1, 3, 10),
@@ -211,13 +215,13 @@ class SearchSettings(_Section):
     )
     l1: tuple[Share, ...] = Field(
         (0.01, 0.03),
-        description="L1 penalties tried on the best classifier to drop further neurons, as shares of the penalty that "
-        "drops all. An empty list tries none.",
+        description="L1 penalties tried on the best classifier to drop further neurons, as shares of the penalty "
+        "that drops all. An empty list tries none.",
     )
     head: Literal["auto", "linear", "mlp"] = Field(
         "auto",
-        description="Kind of classifier on the selected neurons. auto: linear, or a small neural network (mlp) where a "
-        "paired test on the validation documents shows that it is better.",
+        description="Kind of classifier on the selected neurons. auto: linear, or a small neural network (mlp) where "
+        "a paired test on the validation documents shows that it is better.",
     )
     balanced_loss: float = Field(
         0.003,
@@ -256,8 +260,9 @@ class DecisionSettings(_Section):
         0,
         ge=0,
         lt=1,
-        description="Documents closer to the border between two labels than this probability get no label. "
-        "0: every document gets one.",
+        description="Smallest lead of the best class over the second best, after division by the thresholds; in a "
+        "multi-label task, smallest distance of a probability from its threshold. Documents with less "
+        "get no label. 0: every document gets one.",
     )
 
 
@@ -285,7 +290,7 @@ class RegistrySettings(_Section):
 
 
 class StageSettings(_Section):
-    """The workers of this stage alone."""
+    """The workers of one stage, where they differ from the settings above."""
 
     workers: int | None = Field(None, ge=1, description="As ray.workers, for this stage. Default: ray.workers.")
     min_workers: int | None = Field(
@@ -313,15 +318,16 @@ class RaySettings(_Section):
     min_workers: int | None = Field(
         None,
         ge=1,
-        description="Smallest number of workers with which a stage goes on when nodes are lost. Default: `workers`, or "
-        "1 where that is not set.",
+        description="Smallest number of workers with which a stage goes on when nodes are lost. Default: `workers`, "
+        "or 1 where that is not set.",
     )
     cpus_per_worker: int = Field(1, ge=1, description="CPUs, and PyTorch threads, per worker.")
     gpus_per_worker: float = Field(
         0,
         ge=0,
         le=1,
-        description="GPUs per worker. 0.5: two workers share one, so that one reads text while the other computes.",
+        description="GPUs per worker. 0: no GPU is used, even if there is one. 0.5: two workers share one, so that "
+        "one reads text while the other computes.",
     )
     retry_seconds: float = Field(
         120, ge=0, description="Seconds for which a shard is tried again while its object store does not answer."
@@ -392,7 +398,7 @@ class PromoteSettings(_Section):
         ge=0,
         le=1,
         description="Lowest value of the metric on the frozen evaluation set, the test documents of the first "
-        "training. Default: more than one constant answer for all documents reaches.",
+        "training. Default: it must beat a classifier that gives every document the same label.",
     )
     max_regression: float = Field(
         0.01, ge=0, le=1, description="Loss of the metric against the champion that is accepted; 0.01 is 1 point."
@@ -401,7 +407,7 @@ class PromoteSettings(_Section):
         0.05,
         gt=0,
         lt=0.5,
-        description="Probability with which a version that loses exactly `max_regression` passes by chance.",
+        description="Risk of passing a version that is worse by exactly `max_regression`; also used for `max_ece`.",
     )
     class_floors: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         {}, description="Lowest F1 by class, from 0 to 1, such as {spam: 0.8}. Default: none."
@@ -410,8 +416,8 @@ class PromoteSettings(_Section):
         0.1,
         gt=0,
         le=1,
-        description="Largest expected calibration error, by more than chance explains: how far probabilities may be "
-        "from the share of right answers.",
+        description="Largest expected calibration error: the average gap between probability and share of right "
+        "answers. A larger value fails only if chance cannot explain it.",
     )
     min_docs_per_s: float = Field(0, ge=0, description="Lowest speed, in documents per second in one process.")
 
@@ -431,12 +437,13 @@ class Settings(_Section):
     )
     poolings: Annotated[tuple[Pooling, ...], AfterValidator(_not_empty)] | None = Field(
         None,
-        description="How the values of a neuron on all tokens of a text become one value. Default: mean and max for "
-        "encoders, last and mean for decoders.",
+        description="How the values of a neuron on all tokens of a text become one value: any of mean, max, first "
+        "(token) and last (token). Default: mean and max for encoders, last and mean for decoders.",
     )
     metric: Metric = Field(
         "macro_f1",
-        description="Figure by which every choice is made, from 0 to 1. macro_f1 weighs all classes the same.",
+        description="Measure by which every choice is made: accuracy, balanced_accuracy (the mean recall of the "
+        "classes) or macro_f1 (the mean F1 of the classes).",
     )
     seed: int = Field(0, description="Seed of the split by hash and of every random draw.")
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
@@ -444,8 +451,8 @@ class Settings(_Section):
     choose: Choice = Field(
         "accuracy",
         description="Which of the three trained classifiers is used. accuracy: among the best on validation the one "
-        "with most neurons; balanced and cheapest: the one that computes least within search.balanced_loss or "
-        "search.cheapest_loss.",
+        "with most neurons; balanced and cheapest: the one that computes least within "
+        "search.balanced_loss or search.cheapest_loss.",
     )
     cascade: CascadeSettings = Field(default_factory=CascadeSettings)
     decision: DecisionSettings = Field(default_factory=DecisionSettings)

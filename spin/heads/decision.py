@@ -22,7 +22,7 @@ class Decision:
     thresholds: Floats
     """(K,) the probability from which a class counts"""
     abstain: float
-    """half the width of the band around a threshold in which the decision abstains; 0 never abstains"""
+    """smallest lead of the best class, or distance from a threshold, that gets a label; 0 never abstains"""
 
     @classmethod
     def of(cls, label_space: LabelSpace, settings: DecisionSettings) -> Decision:
