@@ -51,8 +51,8 @@ def write_settings(path: Path) -> None:
     if path.exists():
         raise UserError(f"{path} exists already; name another file, or delete it")
     try:
-        path.write_text(settings_template(), encoding="utf-8")
         path.with_name(SCHEMA_FILE).write_text(settings_schema(), encoding="utf-8")
+        path.write_text(settings_template(), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -189,10 +189,6 @@ class ProbeSettings(_Section):
         """The ratio of a penalty of the path to the one before it."""
         return self.min_ratio ** (1 / (self.penalties - 1))
 
-    def ratios(self) -> list[float]:
-        """Return the penalties of the path as shares of lam_max, the smallest penalty that keeps no neuron."""
-        return [self.step**index for index in range(self.penalties)]
-
 
 class SearchSettings(_Section):
     """The candidates that a training compares on the validation documents to choose the classifier."""

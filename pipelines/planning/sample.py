@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import tempfile
 import time
@@ -21,6 +22,7 @@ from pipelines.nightly.dedup import DigestStep
 from pipelines.nightly.run_records import ClassifyCounts, DigestCounts
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
+from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.request_counting import Traffic, count_input_reads
 from pipelines.storage.shard_log import C, ShardLog
@@ -30,6 +32,7 @@ from pipelines.workers.weights_cache import with_engine
 from spin.errors import UserError
 from spin.settings import Settings
 
+_log = logging.getLogger(__name__)
 _FIRST = 64
 """documents of the piece that warms up, and of the next, whose speed sets the size of the others"""
 _PIECES = 8
@@ -182,9 +185,12 @@ def _readings(
 
 
 def _count_text_reads(shard: Shard, settings: Settings) -> Traffic:
-    """The requests and bytes of reading the ids and texts of a whole shard."""
+    """The requests and bytes of reading the ids and texts of a whole shard, up to where it cannot be read."""
     with count_input_reads() as traffic:
-        read_shard(shard, settings.data)
+        try:
+            read_shard(shard, settings.data)
+        except BadFileError:
+            _log.debug("%s cannot be read; a night quarantines it", shard.uri, exc_info=True)
     return traffic
 
 

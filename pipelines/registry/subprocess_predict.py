@@ -108,7 +108,7 @@ def predict_in_subprocess(model: Path, texts: Sequence[str], settings: Settings)
             # -P: it imports what this process would, and nothing from the working directory
             [sys.executable, "-P", "-m", "pipelines.registry.subprocess_predict", str(model), str(file)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            input=PredictionRequest.of(texts, settings).model_dump_json(),
+            input=json.dumps(PredictionRequest.of(texts, settings).model_dump(mode="json")),  # ASCII in any locale
             capture_output=True,
             text=True,
         )

@@ -177,7 +177,13 @@ def _start_time(pid: int) -> str | None:
     Since boot, not since 1970: a clock that is set changes the start of a process in seconds since 1970.
     """
     try:
-        boot = psutil.boot_time()
-        return str(round((psutil.Process(pid).create_time() - boot) * os.sysconf("SC_CLK_TCK")))
+        while True:
+            boot = psutil.boot_time()
+            started = psutil.Process(pid).create_time()
+            if psutil.boot_time() == boot:  # else the clock was set between the two, which would shift the difference
+                return str(round((started - boot) * os.sysconf("SC_CLK_TCK")))
     except psutil.NoSuchProcess:
+        return None
+    except (psutil.Error, OSError, RuntimeError):
+        _log.debug("the start of process %d cannot be read", pid, exc_info=True)
         return None

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
+from pydantic import ValidationError
+
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from spin.errors import UserError
@@ -86,7 +88,7 @@ def write_plan(
     metadata = json.loads(json.dumps(metadata))
     stored = store.read_json(PLAN)
     if stored is not None and plan_fingerprint(stage, metadata) == _stored_fingerprint(stored):
-        return _parse_plan(stored, derived_type)
+        return _parse_plan(store, stored, derived_type)
     if stored is not None and not restart:
         _refuse(store, stage, metadata, stored)
     plan = StagePlan(stage, metadata, derive())
@@ -98,7 +100,7 @@ def write_plan(
 def read_plan(store: Store, derived_type: type[D]) -> StagePlan[D] | None:
     """The plan in a store, None if there is none."""
     stored = store.read_json(PLAN)
-    return None if stored is None else _parse_plan(stored, derived_type)
+    return None if stored is None else _parse_plan(store, stored, derived_type)
 
 
 def find_manifest(store: Store, plan: StagePlan[Any], results_type: type[R]) -> StageManifest[R] | None:
@@ -120,7 +122,7 @@ def load_finished(
     stored = store.read_json(PLAN)
     if stored is not None and plan_fingerprint(stage, metadata) != _stored_fingerprint(stored):
         _refuse(store, stage, metadata, stored)
-    plan = None if stored is None else _parse_plan(stored, derived_type)
+    plan = None if stored is None else _parse_plan(store, stored, derived_type)
     manifest = None if plan is None else find_manifest(store, plan, results_type)
     if plan is None or manifest is None:
         raise UserError(f"{stage} has not finished in {store.uri}; run `spin {stage}` first")
@@ -134,8 +136,14 @@ def write_manifest(store: Store, plan: StagePlan[Any], results: R) -> StageManif
     return manifest
 
 
-def _parse_plan(stored: dict[str, Any], derived_type: type[D]) -> StagePlan[D]:
-    return StagePlan(stored["stage"], stored["facts"], from_json(derived_type, stored["detail"]))
+def _parse_plan(store: Store, stored: dict[str, Any], derived_type: type[D]) -> StagePlan[D]:
+    try:
+        return StagePlan(stored["stage"], stored["facts"], from_json(derived_type, stored["detail"]))
+    except (KeyError, ValidationError) as error:
+        raise UserError(
+            f"{store.uri}/{PLAN} is damaged or of another version ({' '.join(str(error).split())[:120]}); delete it to "
+            "start over"
+        ) from None
 
 
 def _stored_fingerprint(stored: dict[str, Any]) -> str:

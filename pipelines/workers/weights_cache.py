@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pipelines.service_errors import UnavailableError
 from pipelines.storage.object_store import Store
 from spin.backbone.digest import cached_digest, compute_digest, list_model_files
 from spin.backbone.engine_choice import choose_engine, preferred_engine
@@ -47,7 +48,7 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
 
     The driver decides by a trial on its own processor; a worker on another type of processor tries that engine itself.
     Raises UserError for an engine that is not installed here or does not run on the device of the stage, and for a
-    device that the workers of the stage are not given.
+    device that the workers of the stage are not given; UnavailableError if the trial ran out of time or memory.
     """
     backbone, on_gpu = settings.backbone, settings.ray.for_stage(stage).gpus_per_worker > 0
     device = {"auto": "cuda" if on_gpu else "cpu"}.get(backbone.device, backbone.device)
@@ -59,9 +60,14 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
     folder = _local_folder(backbone)
     engine = preferred_engine(backbone.engine, device, folder)
     if engine == "openvino" and backbone.engine == "auto" and folder is not None:
-        engine = choose_engine(
-            backbone, device, folder, cached_digest(folder, include_code=backbone.trust_remote_code)
-        ).engine
+        digest = cached_digest(folder, include_code=backbone.trust_remote_code)
+        choice = choose_engine(backbone, device, folder, digest)
+        if not choice.conclusive:  # a resumed run must choose the same engine
+            raise UnavailableError(
+                "backbone.engine: auto cannot choose, because the trial of openvino ran out of time or memory; run the "
+                "command again, or set backbone.engine to torch"
+            )
+        engine = choice.engine
     return settings.model_copy(update={"backbone": backbone.model_copy(update={"engine": engine})})
 
 

@@ -9,6 +9,8 @@ What `cached_digest` trusts:
 - The file system. A file whose path, size, modification time, change time (ctime) and inode are those of an earlier
   hashing is taken to have the same content. A hash is kept only if the file had not been touched for two seconds when
   hashing began: within one tick of the file system's clock, a second write would not show.
+- Not a read-only file system: those of images set all times to one value when they are built, so that another image
+  may look the same.
 - The cache folder (`SPIN_CACHE`). Whoever can write there can make weights pass for others, so it should be writable
   for no more people than the weights are.
 
@@ -18,6 +20,7 @@ Python files, which are in the digest where a model may run code of its own, are
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +39,7 @@ _LOADED = (
     "special_tokens_map.json",
 )
 """patterns of the files that loading a model reads from its folder"""
-_FORMAT = 1
+_FORMAT = 2
 """version of the records in the cache; records of another version are ignored"""
 _SETTLED_NS = 2_000_000_000
 """nanoseconds since the last change of a file after which another change is sure to show in its times"""
@@ -109,12 +112,14 @@ class _FileState:
     changed_ns: int
     """time of the last change of content, name or rights (ctime), in nanoseconds since 1970"""
     inode: int
+    device: int
+    """number of the file system"""
 
     @classmethod
     def of(cls, path: Path) -> _FileState:
         """The state of a file, or of the file that a link leads to."""
         status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
     def settled_before(self, now_ns: int) -> bool:
         """Whether the last change is so long ago that any change after `now_ns` will show in the times."""
@@ -134,7 +139,8 @@ def _hash_if_changed(path: Path, known: _HashedFile | None) -> tuple[_HashedFile
     now_ns, state = time.time_ns(), _FileState.of(path)
     if known is not None and known.state == state and path.suffix != ".py":
         return known, True
-    return _HashedFile(state, hash_file(path)), state.settled_before(now_ns)
+    settled = state.settled_before(now_ns) and not os.statvfs(path).f_flag & os.ST_RDONLY
+    return _HashedFile(state, hash_file(path)), settled
 
 
 def _record_file(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +39,8 @@ class EngineChoice:
     """float32, bfloat16 or int8"""
     uncalibrated_precision: str = "float32"
     """float32 or bfloat16: the precision in place of int8 where there are no texts to calibrate int8 with"""
+    conclusive: bool = field(default=True, compare=False)
+    """False if torch is chosen only because the trial ran out of time or memory, so that another trial may differ"""
 
 
 def choose_engine(settings: BackboneSettings, device: str, folder: Path, digest: str) -> EngineChoice:
@@ -70,7 +72,7 @@ def choose_engine(settings: BackboneSettings, device: str, folder: Path, digest:
     if (verdict := trials.verdict(precision)).outcome == "agrees":
         return EngineChoice("openvino", precision)
     _warn_once(f"{trials.describe_failure(precision, verdict)}; torch in {precision} is used")
-    return EngineChoice("torch", precision)
+    return EngineChoice("torch", precision, conclusive=verdict.outcome != "inconclusive")
 
 
 def preferred_engine(engine: str, device: str, folder: Path | None) -> str:

@@ -50,16 +50,14 @@ class Drift:
     """documents of the reference per bin; of `neurons` empty"""
     moved: tuple[NeuronShift, ...]
     """of `neurons`, those that have moved most; else empty"""
-
-    @property
-    def drifted(self) -> bool:
-        """Whether the property has moved by more than chance and more than is allowed."""
-        return self.psi > self.limit
+    drifted: bool
+    """whether the property has moved by more than chance and more than is allowed"""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as the manifest and `report.json` hold it."""
         lists = {"now": list(self.now), "then": list(self.then), "moved": [asdict(shift) for shift in self.moved]}
-        return {"name": self.name, "psi": self.psi, "limit": self.limit, **lists, "drifted": self.drifted}
+        rounded = {"psi": round(self.psi, _DIGITS), "limit": round(self.limit, _DIGITS)}
+        return {"name": self.name, **rounded, **lists, "drifted": self.drifted}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Drift:
@@ -71,6 +69,7 @@ class Drift:
             now=tuple(record["now"]),
             then=tuple(record["then"]),
             moved=tuple(NeuronShift(**shift) for shift in record["moved"]),
+            drifted=record["drifted"],
         )
 
 
@@ -86,14 +85,16 @@ def measure(now: Profile, then: Profile, selection: Selection, allowed: float) -
     for name in DISTRIBUTIONS:
         counts, reference = getattr(now, name), getattr(then, name)
         bins = (counts > 0) | (reference > 0)
+        psi, limit = stability(counts[bins], reference[bins]), stability_limit(int(bins.sum()), n, m, allowed)
         drifts.append(
             Drift(
                 name=name,
-                psi=round(stability(counts[bins], reference[bins]), _DIGITS),
-                limit=round(stability_limit(int(bins.sum()), n, m, allowed), _DIGITS),
+                psi=psi,
+                limit=limit,
                 now=tuple(counts.tolist()),
                 then=tuple(reference.tolist()),
                 moved=(),
+                drifted=psi > limit,
             )
         )
     return [*drifts, _neuron_drift(now, then, selection, allowed)]
@@ -132,11 +133,13 @@ def _neuron_drift(now: Profile, then: Profile, selection: Selection, allowed: fl
     shifts = np.where(compared, shifts, 0.0)
     moved = int((np.abs(shifts) > limit).sum())
     listed: Sequence[int] = np.argsort(-np.abs(shifts), kind="stable")[:_LISTED_NEURONS].tolist()
+    psi = float(np.square(shifts).max(initial=0.0))
     return Drift(
         name="neurons",
-        psi=round(float(np.square(shifts).max(initial=0.0)), _DIGITS),
-        limit=round(limit**2, _DIGITS),
+        psi=psi,
+        limit=limit**2,
         now=(moved, int(compared.sum()) - moved),
         then=(),
         moved=tuple(NeuronShift(*names[i], shift=round(float(shifts[i]), 3)) for i in listed),
+        drifted=psi > limit**2,
     )

@@ -150,7 +150,8 @@ def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, 
     """
     columns = range(len(activations))
     paths = [_ColumnPaths(activations, data, fold.train, settings) for fold in data.folds]
-    ratios, scores = np.array(settings.ratios()), np.empty((len(paths), 0, len(activations)))
+    ratios = settings.step ** np.arange(settings.penalties)
+    scores = np.empty((len(paths), 0, len(activations)))
     while True:
         further = ratios[scores.shape[1] :]
         more = [
@@ -201,9 +202,12 @@ class _ColumnPaths:
         self, activations: Mapping[FeatureColumn, Floats], data: TrainingData, rows: Rows, settings: ProbeSettings
     ) -> None:
         self.columns, self.data = list(activations), data
-        raw = [values[rows] for values in activations.values()]
-        self.standardizers = [Standardizer.fit(values) for values in raw]
-        self.designs = [_design(values, by) for values, by in zip(raw, self.standardizers, strict=True)]
+        self.standardizers: list[Standardizer] = []
+        self.designs: list[Floats] = []
+        for values in activations.values():  # the raw rows of one column at a time are in memory
+            raw = values[rows]
+            self.standardizers.append(Standardizer.fit(raw))
+            self.designs.append(_design(raw, self.standardizers[-1]))
         self.targets = signs(data.label_space.indicator(data.y[rows]), data.label_space)
         self.weights = class_weights(self.targets, settings.class_weights)
         self.solver = self._open_solver()
