@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from spin.classifier import SpinClassifier
     from spin.errors import SpinError
     from spin.pages.explanation import Explanation, stretches
+    from spin.predictions import Predictions
     from spin.settings import Settings, load_settings
 
-__all__ = ["Explanation", "Settings", "SpinClassifier", "SpinError", "load_settings", "stretches"]
+__all__ = ["Explanation", "Predictions", "Settings", "SpinClassifier", "SpinError", "load_settings", "stretches"]
 
 _MODULES = {
     "Explanation": "spin.pages.explanation",
+    "Predictions": "spin.predictions",
     "Settings": "spin.settings",
     "SpinClassifier": "spin.classifier",
     "SpinError": "spin.errors",
