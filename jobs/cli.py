@@ -85,9 +85,9 @@ def init(
 def run(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
     """Train a model from labelled text: extract, probe and train, one after the other."""
     loaded = load_settings(settings, set)
-    from pipelines.training.workflow import run_road
+    from pipelines.training.workflow import run_workflow
 
-    terminal.trained(run_road(loaded, restart=restart, say=terminal.stage))
+    terminal.trained(run_workflow(loaded, restart=restart, on_stage=terminal.stage))
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
@@ -96,7 +96,7 @@ def extract(settings: File, set: Set = [], restart: Restart = False) -> None:  #
     loaded = load_settings(settings, set)
     from pipelines.training.workflow import run_stages
 
-    run_stages(loaded, ["extract"], restart=restart, say=terminal.stage)
+    run_stages(loaded, ["extract"], restart=restart, on_stage=terminal.stage)
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
@@ -105,16 +105,16 @@ def probe(settings: File, set: Set = [], restart: Restart = False) -> None:  # n
     loaded = load_settings(settings, set)
     from pipelines.training.workflow import run_stages
 
-    run_stages(loaded, ["probe"], restart=restart, say=terminal.stage)
+    run_stages(loaded, ["probe"], restart=restart, on_stage=terminal.stage)
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
 def train(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
     """Step 3: fit the classifier on the salient neurons, measure it on the test documents and register it."""
     loaded = load_settings(settings, set)
-    from pipelines.training.workflow import run_stages
+    from pipelines.training.workflow import run_workflow
 
-    terminal.trained(run_stages(loaded, ["train"], restart=restart, say=terminal.stage))
+    terminal.trained(run_workflow(loaded, first="train", restart=restart, on_stage=terminal.stage))
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=USE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from spin.errors import UserError
 from spin.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from pipelines.training.neurons import Drivers, NeuronRow
     from spin.pages.explanation import Explanation
 
 Format = Annotated[str, typer.Option(metavar="onnx|openvino", help="file format of the graph")]
@@ -46,15 +47,16 @@ def neurons(
     from pipelines.training.neurons import load_neurons
 
     registry = open_registry(loaded)
-    rows = load_neurons(registry, registry.resolve(model), loaded.choose)
-    classes = sorted({row["class"] for row in rows})
+    chosen = load_neurons(registry, registry.resolve(model), loaded.choose)
+    classes = sorted({neuron.head.class_name for neuron in chosen})
     if label is not None and label not in classes:
         raise UserError(f"no neuron raises the score of '{label}'; expected one of {', '.join(classes)}")
-    selected = [row for row in rows if label in (None, row["class"])]
+    selected = [neuron for neuron in chosen if label in (None, neuron.head.class_name)]
+    listed = selected[:top]
     if as_json:
-        terminal.plain(selected[:top])
+        terminal.plain([neuron.to_json() for neuron in listed])
     else:
-        terminal.neurons(selected[:top], _read_drivers(selected[:top], loaded), len(selected))
+        terminal.neurons(listed, _read_drivers([neuron.row for neuron in listed], loaded), len(selected))
 
 
 def explain(
@@ -136,12 +138,13 @@ def _explain_registered(
         from spin.pages.explanation_page import shown_neurons
 
         shown = shown_neurons(explanation)
-        rows = [r for r in load_neurons(registry, number, loaded.choose) if (r["column"], r["neuron"]) in shown]
+        rows = [neuron.row for neuron in load_neurons(registry, number, loaded.choose)]
+        rows = [row for row in rows if (row.column, row.neuron) in shown]
         title = f"{registry.name}, version {number}"
         _write_page(html, explanation, _read_drivers(rows, loaded), title=title)
 
 
-def _write_page(file: Path, explanation: Explanation, drivers: Any, *, title: str) -> None:
+def _write_page(file: Path, explanation: Explanation, drivers: Drivers, *, title: str) -> None:
     from spin.pages.explanation_page import explanation_page
 
     written = explanation_page(explanation, drivers, title=title)
@@ -152,7 +155,7 @@ def _write_page(file: Path, explanation: Explanation, drivers: Any, *, title: st
     terminal.say(f"wrote {file}")
 
 
-def _read_drivers(rows: Sequence[dict[str, Any]], settings: Settings) -> Any:
+def _read_drivers(rows: Sequence[NeuronRow], settings: Settings) -> Drivers:
     """Return the documents that activate each neuron most; none, with a line that says why, if the corpus is gone."""
     from pipelines.training.neurons import read_drivers
 

@@ -18,7 +18,7 @@ from pipelines.nightly.classify import run_classify
 from pipelines.nightly.publish import read_predictions
 from pipelines.registry import promote
 from pipelines.registry.versions import CHALLENGER, Registry
-from pipelines.training.workflow import run_road
+from pipelines.training.workflow import run_workflow
 from spin.errors import UserError
 from spin.settings import Settings, load_settings
 
@@ -33,9 +33,9 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     start = time.perf_counter()
     settings = load_settings(_prepare(folder, full))
     registry = Registry(settings)
-    manifest = run_road(settings, say=terminal.stage)
-    terminal.trained(manifest)
-    version = manifest["registered"]["version"]
+    report = run_workflow(settings, on_stage=terminal.stage)
+    terminal.trained(report)
+    version = report.registered.version
     if registry.champion() is None or registry.resolve(f"models:/{registry.name}@{CHALLENGER}") != registry.champion():
         terminal.moved(registry.name, promote.promote(registry, version, "quickstart"))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,15 +18,22 @@ if TYPE_CHECKING:
     from pipelines.registry.gate import GateCheck
     from pipelines.registry.versions import Version
     from pipelines.training.evaluate import EvaluationReport
+    from pipelines.training.extract_features import CorpusCounts
+    from pipelines.training.neurons import ChosenNeuron
+    from pipelines.training.train import TrainReport
+    from pipelines.training.workflow import StageEvent
+    from spin.heads.fitted import ChoiceSummary, TrainingSummary
     from spin.monitor.agreement import ShadowAgreement
     from spin.pages.explanation import Explanation
     from spin.pages.explanation_page import Drivers
+    from spin.pages.model_card import ContenderResult
+    from spin.settings import Choice
 
 _EXCERPT = 80
 """characters shown of a training document"""
 _DISAGREEMENTS = 3
 """number of disagreements between a model and its shadow that are shown, the most frequent first"""
-_CHOICES = ("accuracy", "balanced", "cheapest")
+_CHOICES: tuple[Choice, ...] = ("accuracy", "balanced", "cheapest")
 
 out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -42,25 +49,30 @@ def failure(text: str) -> None:
     _err.print(f"[red]error:[/red] {escape(' '.join(text.split()))}", soft_wrap=True)
 
 
-def stage(name: str, manifest: dict[str, Any], seconds: float, resumed: bool) -> None:
+def stage(event: StageEvent) -> None:
     """Print what a stage produced and how long it took, or that it had finished before."""
-    produced = {
-        "extract": lambda: _extracted(manifest["counts"]),
-        "probe": lambda: f"{len(manifest['probes'])} probes of {len(manifest['classes'])} classes",
-        "train": lambda: _chosen(manifest),
-    }[name]()
-    say(f"{name:<9} {produced}" + (" — finished before" if resumed else f" — {seconds:.0f} s"))
+    from pipelines.training.extract_features import ExtractResults
+    from pipelines.training.fit_probes import ProbeResults
+
+    results = event.results
+    if isinstance(results, ExtractResults):
+        produced = _extracted(results.counts)
+    elif isinstance(results, ProbeResults):
+        produced = f"{len(results.probes)} probes of {len(results.classes)} classes"
+    else:
+        produced = _chosen(results)
+    say(f"{event.stage:<9} {produced}" + (" — finished before" if event.resumed else f" — {event.seconds:.0f} s"))
 
 
-def trained(manifest: dict[str, Any]) -> None:
+def trained(report: TrainReport) -> None:
     """Print accuracy by compute, the comparison table, and the version under which the classifier is registered."""
-    out.print(_frontier(manifest["choice"]))
+    choice = report.results.choice
+    out.print(_frontier(choice))
     for name in _CHOICES:
-        say(f"{name:<9} {_choice(manifest['choice']['choices'][name])}")
-    if manifest["table"]:
-        out.print(_table(manifest["table"]))
-    registered = manifest["registered"]
-    say(f"registered {registered['model']} version {registered['version']} as challenger")
+        say(f"{name:<9} {_choice(choice.choices[name])}")
+    if report.results.table:
+        out.print(_table(report.results.table))
+    say(f"registered {report.registered.model} version {report.registered.version} as challenger")
 
 
 def night(manifest: dict[str, Any], output: str) -> None:
@@ -205,7 +217,7 @@ def _shaded(explanation: Explanation, k: int) -> Text:
     return line.append(explanation.text[last:])
 
 
-def neurons(rows: Sequence[dict[str, Any]], drivers: Drivers, count: int) -> None:
+def neurons(chosen: Sequence[ChosenNeuron], drivers: Drivers, count: int) -> None:
     """Print one line per neuron: its importance, the class that it raises, and the document that activates it most."""
     table = Table(expand=True)
     table.add_column("neuron", no_wrap=True)
@@ -213,14 +225,15 @@ def neurons(rows: Sequence[dict[str, Any]], drivers: Drivers, count: int) -> Non
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("raises", max_width=20, overflow="fold")
     table.add_column("most active on", no_wrap=True, overflow="ellipsis", ratio=1)
-    for row in rows:
-        best = next(iter(drivers.get((FeatureColumn.parse(row["column"]), row["neuron"]), ())), None)
+    for neuron in chosen:
+        row, head = neuron.row, neuron.head
+        best = next(iter(drivers.get((FeatureColumn.parse(row.column), row.neuron), ())), None)
         text = "–" if best is None else f"{best.value:+.1f} σ  {' '.join(best.text.split())[:_EXCERPT]}"
-        figures = f"{100 * row['importance']:.1f} %", f"{row['slope']:+.3f}"
-        table.add_row(f"{row['column']}[{row['neuron']}]", *figures, escape(row["class"]), escape(text))
+        figures = f"{100 * row.importance:.1f} %", f"{head.slope:+.3f}"
+        table.add_row(f"{row.column}[{row.neuron}]", *figures, escape(head.class_name), escape(text))
     out.print(table)
     say(
-        f"{len(rows):,} of {count:,} neurons, by importance (share of the weights of its probe) times slope "
+        f"{len(chosen):,} of {count:,} neurons, by importance (share of the weights of its probe) times slope "
         "(change of the class's logit per standard deviation)"
     )
 
@@ -256,59 +269,61 @@ def main_neurons(explanation: Explanation, count: int = 3) -> str:
     return ", ".join(f"{top.column}[{top.neuron}] {top.contribution:+.2f} on “{top.word}”" for top in tops)
 
 
-def _extracted(counts: dict[str, Any]) -> str:
-    share = 100 * counts["truncated_share"]
-    cut = f", {counts['truncated']:,} ({share:.1f} %) cut at max_tokens" if counts["truncated"] else ""
-    return f"{counts['rows']:,} documents, {counts['tokens']:,} tokens{cut}"
+def _extracted(counts: CorpusCounts) -> str:
+    share = 100 * counts.truncated_share
+    cut = f", {counts.truncated:,} ({share:.1f} %) cut at max_tokens" if counts.truncated else ""
+    return f"{counts.rows:,} documents, {counts.tokens:,} tokens{cut}"
 
 
-def _chosen(manifest: dict[str, Any]) -> str:
-    choice = manifest["choice"]["choices"][manifest["choose"]]
-    l1 = f", L1 {choice['l1']:g}" if choice["l1"] else ""
+def _chosen(report: TrainReport) -> str:
+    """Return size, head and regularisation of the classifier that the settings choose."""
+    choice = report.results.choice.choices[report.choose]
+    l1 = f", L1 {choice.l1:g}" if choice.l1 else ""
     return (
-        f"{choice['neurons']:,} neurons of {choice['depth']} blocks, eta {choice['eta']:.2f}, {choice['head']} head, "
-        f"strength {choice['strength']:g}{l1}"
+        f"{choice.neurons:,} neurons of {choice.depth} blocks, eta {choice.eta:.2f}, {choice.head} head, "
+        f"strength {choice.strength:g}{l1}"
     )
 
 
-def _choice(choice: Mapping[str, Any]) -> str:
+def _choice(choice: ChoiceSummary) -> str:
     """Return the score, compute and size of one of the three classifiers."""
-    what = f" ({' and '.join(choice['part'])} only)" if choice["part"] else ""
-    exits = [f"{100 * e['valid_share']:.0f} % exit after block {e['depth']}" for e in choice.get("exits", [])]
+    what = f" ({' and '.join(choice.part)} only)" if choice.part else ""
+    exits = [f"; {100 * exit.valid_share:.0f} % exit after block {exit.depth}" for exit in choice.exits]
     return (
-        f"{100 * choice['valid_score']:.1f} on validation, {100 * choice['compute']:.0f} % of the compute, "
-        f"{choice['neurons']:,} neurons of {choice['depth']} blocks{what}" + "".join(f"; {part}" for part in exits)
+        f"{100 * choice.valid_score:.1f} on validation, {100 * choice.compute:.0f} % of the compute, "
+        f"{choice.neurons:,} neurons of {choice.depth} blocks{what}" + "".join(exits)
     )
 
 
-def _frontier(choice: Mapping[str, Any]) -> Table:
+def _frontier(choice: TrainingSummary) -> Table:
     """Return a table of the best candidate per depth on validation; the three classifiers are marked at their depth."""
     table = _columns("depth", "compute", "neurons", "eta", "validation")
     table.add_column("choice")
-    for point in choice["frontier"]:
-        here = [name for name in _CHOICES if choice["choices"][name]["depth"] == point["depth"]]
+    for point in choice.frontier:
+        names = [name for name in _CHOICES if choice.choices[name].depth == point.depth]
         table.add_row(
-            str(point["depth"]),
-            f"{100 * point['compute']:.0f} %",
-            f"{point['neurons']:,}",
-            f"{point['eta']:.2f}",
-            f"{100 * point['valid_score']:.1f}",
-            ", ".join(here),
+            str(point.depth),
+            f"{100 * point.compute:.0f} %",
+            f"{point.neurons:,}",
+            f"{point.eta:.2f}",
+            f"{100 * point.valid_score:.1f}",
+            ", ".join(names),
         )
     return table
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
+def _table(rows: Sequence[ContenderResult]) -> Table:
+    """Return the table that compares the classifiers and the baselines on the test documents."""
     table = _columns("", "accuracy", "macro-F1", "neurons", "depth", "documents/s")
     for row in rows:
-        share = row["neurons"] / row["neurons_of"]
+        share = row.neurons / row.neurons_of
         table.add_row(
-            row["name"],
-            f"{100 * row['accuracy']:.1f}",
-            f"{100 * row['macro_f1']:.1f}",
-            f"{row['neurons']:,} ({100 * share:.1f} %)" if row["neurons"] else "–",
-            f"{row['depth']} of {row['depth_of']}",
-            f"{row['docs_per_s']:,.0f}",
+            row.name,
+            f"{100 * row.accuracy:.1f}",
+            f"{100 * row.macro_f1:.1f}",
+            f"{row.neurons:,} ({100 * share:.1f} %)" if row.neurons else "–",
+            f"{row.depth} of {row.depth_of}",
+            f"{row.docs_per_s:,.0f}",
         )
     return table
 

@@ -11,16 +11,21 @@ _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 """built once per type"""
 
 
-def to_json(record: Any) -> Any:
-    """A frozen dataclass, or a list or tuple of them, as JSON values; a field that is None is left out.
+class NullsWritten:
+    """Base of the records whose fields that are None stand in the file as null; other records leave them out."""
 
+
+def to_json(record: Any) -> Any:
+    """A frozen dataclass or model, or a list or tuple of them, as JSON values.
+
+    A field that is None is left out, unless the record is `NullsWritten`.
     A dictionary is returned as it is: it must hold JSON values.
     """
     if isinstance(record, dict):
         return record
     if isinstance(record, (list, tuple)):
         return [to_json(item) for item in record]
-    return _adapter(type(record)).dump_python(record, mode="json", exclude_none=True)
+    return _adapter(type(record)).dump_python(record, mode="json", exclude_none=not isinstance(record, NullsWritten))
 
 
 def from_json(kind: type[T], value: Any) -> T:

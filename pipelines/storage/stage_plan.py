@@ -112,6 +112,12 @@ def find_manifest(store: Store, plan: StagePlan[Any], results_type: type[R]) -> 
     return StageManifest(stored["stage"], stored["fingerprint"], from_json(results_type, results))
 
 
+def finished_fingerprint(store: Store) -> str | None:
+    """The fingerprint of the plan whose stage has finished in a store, None if there is none."""
+    stored = store.read_json(MANIFEST)
+    return None if stored is None else str(stored["fingerprint"])
+
+
 def load_finished(
     store: Store, stage: str, metadata: dict[str, Any], derived_type: type[D], results_type: type[R]
 ) -> tuple[StagePlan[D], StageManifest[R]]:

@@ -1,11 +1,11 @@
-"""What SPIN is compared with, on the same rows: words, the last layer, and the best single site."""
+"""The baselines that SPIN is compared with on the same documents: words, the last layer, and the best single site."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ _TIMED, _ROUNDS = 256, 3
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to classify: its predictions for the test rows and how to classify new text."""
+    """A classifier of the comparison: its predictions for the test documents, and a function that classifies text."""
 
     name: str
     predicted: Targets
@@ -44,7 +44,7 @@ class Contender:
     depth: int
     classify: Callable[[Sequence[str]], Any]
     logits: NDArray[np.floating] | None = None
-    """of the test rows, where probabilities are looked at"""
+    """(n, K) of the test documents, None for a baseline"""
 
 
 def words(texts: Sequence[str], labels: Labels, metric: str) -> Contender:
@@ -53,27 +53,27 @@ def words(texts: Sequence[str], labels: Labels, metric: str) -> Contender:
     rows, _ = labels.part("train")
     try:
         vectorizer.fit([texts[row] for row in rows])
-    except ValueError:  # so few words that none stands in two documents
+    except ValueError:  # no word occurs in two documents
         vectorizer = TfidfVectorizer(token_pattern=r"\S+").fit([texts[row] for row in rows])
     X = vectorizer.transform(texts)
-    model = _best_of(X, labels, metric)
-    predicted = _answers(model, X[labels.part("test")[0]], labels)
+    model = _fit_best_strength(X, labels, metric)
+    predicted = _predict(model, X[labels.part("test")[0]], labels)
     return Contender("tfidf", predicted, 0, 0, lambda some: model.predict(vectorizer.transform(some)))
 
 
 def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metric: str) -> Contender:
-    """The last layer after the final norm with logistic regression, under the pooling that validates better."""
-    found = []
+    """Logistic regression on the last layer after the final norm, under the pooling that validates better."""
+    fitted = []
     for column in (c for c in features.columns if c.site.kind == "final"):
         values = features.read(column).astype(np.float32)
-        model = _best_of(values, labels, metric, standardised=True)
+        model = _fit_best_strength(values, labels, metric, standardised=True)
         rows, y = labels.part("valid")
-        found.append((score(metric, y, _answers(model, values[rows], labels)), column, model, values))
-    _, column, model, values = max(found, key=lambda f: (f[0], f[1]))
+        fitted.append((score(metric, y, _predict(model, values[rows], labels)), column, model, values))
+    _, column, model, values = max(fitted, key=lambda entry: (entry[0], entry[1]))
     engine = open_engine(backbone, [single_segment([column])])
     return Contender(
         "last_layer",
-        _answers(model, values[labels.part("test")[0]], labels),
+        _predict(model, values[labels.part("test")[0]], labels),
         values.shape[1],
         column.site.layer,
         lambda texts: model.predict(read_activations(engine, texts).values),
@@ -81,7 +81,7 @@ def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metr
 
 
 def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Probe], labels: Labels) -> Contender:
-    """The probe of the one site.pooling that validates best."""
+    """The probe of the one feature column that validates best."""
     probe = max(probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
     values = features.read(probe.column)[labels.part("test")[0]]
     engine = open_engine(backbone, [single_segment([probe.column])])
@@ -95,7 +95,7 @@ def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Prob
 
 
 def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choice: Choice) -> Contender:
-    """One of the classifiers itself; the one of best accuracy is called spin."""
+    """One of the three SPIN classifiers; the most accurate one is named `spin`."""
     fitted = spin.training_result.choices[choice]
     rows, _ = labels.part("test")
     logits = fitted.logits(features.read_selection(fitted.selection, rows))
@@ -116,8 +116,8 @@ def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choi
 
 def tabulate(
     contenders: Sequence[Contender], features: FeatureShards, depth: int, labels: Labels, texts: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Every contender on the test rows, and its speed from text to label, in turn on the same documents."""
+) -> list[ContenderResult]:
+    """The figures of every contender on the test documents, and its speed from text to label on the same sample."""
     rows, y = labels.part("test")
     sample = [texts[row] for row in rows[:_TIMED]]
     speeds = _speeds(contenders, sample)
@@ -125,22 +125,23 @@ def tabulate(
     table = []
     for contender, speed in zip(contenders, speeds, strict=True):
         accuracy, macro_f1 = (score(name, y, contender.predicted) for name in ("accuracy", "macro_f1"))
-        row = ContenderResult(
-            name=contender.name,
-            accuracy=accuracy,
-            macro_f1=macro_f1,
-            neurons=contender.neurons,
-            neurons_of=total,
-            depth=contender.depth,
-            depth_of=depth,
-            docs_per_s=round(speed, 1),
+        table.append(
+            ContenderResult(
+                name=contender.name,
+                accuracy=accuracy,
+                macro_f1=macro_f1,
+                neurons=contender.neurons,
+                neurons_of=total,
+                depth=contender.depth,
+                depth_of=depth,
+                docs_per_s=round(speed, 1),
+            )
         )
-        table.append(asdict(row))
     return table
 
 
 def _speeds(contenders: Sequence[Contender], sample: Sequence[str]) -> list[float]:
-    """Documents a second of each: the median of interleaved rounds, after one to warm up."""
+    """Documents per second of each contender: the median of interleaved rounds, after one to warm up."""
     seconds: list[list[float]] = [[] for _ in contenders]
     for turn in range(_ROUNDS + 1):
         for contender, times in zip(contenders, seconds, strict=True):
@@ -151,21 +152,21 @@ def _speeds(contenders: Sequence[Contender], sample: Sequence[str]) -> list[floa
     return [len(sample) / statistics.median(times) for times in seconds]
 
 
-def _best_of(X: Any, labels: Labels, metric: str, *, standardised: bool = False) -> Any:
-    """Logistic regression at the strength that the validation rows choose, converged."""
+def _fit_best_strength(X: Any, labels: Labels, metric: str, *, standardised: bool = False) -> Any:
+    """Logistic regression, run to convergence, with the C that validates best."""
     (train, train_y), (valid, valid_y) = labels.part("train"), labels.part("valid")
-    found = []
+    fitted = []
     for strength in STRENGTHS:
         regression: Any = LogisticRegression(C=strength, max_iter=5000)
         if labels.label_space.multilabel:
             regression = OneVsRestClassifier(regression)
         model = make_pipeline(StandardScaler(), regression) if standardised else regression
         model.fit(X[train], train_y if train_y.ndim == 1 else train_y.astype(int))
-        found.append((score(metric, valid_y, _answers(model, X[valid], labels)), -strength, model))
-    return max(found, key=lambda f: f[:2])[2]
+        fitted.append((score(metric, valid_y, _predict(model, X[valid], labels)), -strength, model))
+    return max(fitted, key=lambda entry: entry[:2])[2]
 
 
-def _answers(model: Any, X: Any, labels: Labels) -> Targets:
-    """What a model of scikit-learn predicts, as targets of the task."""
+def _predict(model: Any, X: Any, labels: Labels) -> Targets:
+    """Predictions of a scikit-learn model as targets of the label space."""
     predicted = model.predict(X)
     return predicted.astype(bool) if labels.label_space.multilabel else predicted

@@ -1,4 +1,4 @@
-"""The reference profile of a model, with which nights are compared."""
+"""The reference profile of a model, which nights are compared with."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from spin.monitor.profile import Profile
 def describe_reference(spin: SpinClassifier, features: FeatureShards, labels: Labels, texts: Sequence[str]) -> bytes:
     """The profile of each of the three classifiers over the test rows, without and with exits, as safetensors.
 
-    What a model was fitted on it is too sure of, so other rows are a reference only where there are no test rows.
+    A model is overconfident on the documents that it was fitted on, so all documents serve only if there are no test
+    documents.
     """
     rows, _ = labels.part("test")
     if not len(rows):
         rows = np.arange(len(labels.ids))
     tokens = spin.backbone.tokenize([texts[row] for row in rows])
     read = Features({}, np.array([len(ids) for ids in tokens.ids], np.int32), np.array(tokens.unknown, np.int32), 0)
-    found: dict[str, NDArray[Any]] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for choice, fitted in spin.training_result.choices.items():
         values = features.read_selection(fitted.selection, rows)
         decision = Decision.of(spin.label_space, spin.decision)
@@ -37,5 +38,5 @@ def describe_reference(spin: SpinClassifier, features: FeatureShards, labels: La
         ):
             logits = fitted.predict_logits(values, depth)
             profile = Profile.from_outputs(spin.label_space, fitted, logits, values, read)
-            found |= {f"{prefix}.{name}": tensor for name, tensor in vars(profile).items()}
-    return bytes(save_tensors(found))
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in vars(profile).items()}
+    return bytes(save_tensors(tensors))

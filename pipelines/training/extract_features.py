@@ -1,4 +1,4 @@
-"""Corpus to feature shards: the frozen backbone reads every document once."""
+"""The extract stage: the frozen backbone reads every document once and writes feature shards."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ ExtractManifest = StageManifest[ExtractResults]
 
 
 class ExtractStep:
-    """Reads a shard, runs the backbone and returns the feature shard."""
+    """Read a shard of documents, run the backbone and return the feature shard."""
 
     def __init__(self, settings: Settings, digest: str, types: Mapping[str, str]) -> None:
         backbone = load_backbone(weights_cache.receive(settings, digest), expect_digest=digest)
@@ -101,9 +101,9 @@ class ExtractStep:
 
 
 def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPlan, ExtractManifest]:
-    """Publish the feature shards of the corpus, giving the plan and the manifest; a finished store is left as it is.
+    """Write the feature shards of the corpus and return the plan and the manifest; a finished stage is not repeated.
 
-    Raises UserError for what is wrong with backbone, sites or data, HeldError where another run works here.
+    Raises UserError for a mistake in backbone, sites or data, HeldError if another run uses the store.
     """
     settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
@@ -147,20 +147,20 @@ def _sum_counts(shards: Sequence[ExtractCounts]) -> CorpusCounts:
     return CorpusCounts(rows=rows, tokens=tokens, truncated=truncated, truncated_share=share)
 
 
-def load_features(settings: Settings) -> tuple[ExtractPlan, FeatureShards]:
-    """The features that `run_extract` published for these settings.
+def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, FeatureShards]:
+    """The plan and the manifest of the extraction, and the features that it published for these settings.
 
     Raises UserError if it has not finished, or finished with other settings or data.
     """
     settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
     metadata = _plan_metadata(settings, input_files.list_files(settings.data.train))
-    plan, _ = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
-    return plan, FeatureShards.of(store, plan.derived)
+    plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
+    return plan, manifest, FeatureShards.of(store, plan.derived)
 
 
 def _plan_metadata(settings: Settings, files: list[InputFile]) -> dict[str, Any]:
-    """Everything that changes the features; not worker counts, logging or where the same weights lie."""
+    """Everything that changes the features; not worker counts, logging or the path of the weights."""
     code = settings.backbone.trust_remote_code
     digest = cached_digest(
         locate_model(settings.backbone.model, settings.backbone.revision, include_code=code), include_code=code
@@ -178,7 +178,10 @@ def _plan_metadata(settings: Settings, files: list[InputFile]) -> dict[str, Any]
 
 
 def _survey(settings: Settings, files: list[InputFile]) -> FeaturePlan:
-    """Check the labels, look at a first batch for each column's type, and plan the shards by what a document takes."""
+    """Check the labelled corpus, choose each column's number type from the first texts, and plan the shards.
+
+    A shard holds as many documents as the settings ask for, or as many as its features fit in memory.
+    """
     coarse = sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
     labelled = training_labels.read_labelled(coarse, settings.data, keep_texts=_SURVEYED)
     LabelSpace.of(labelled.labels, split_all(labelled.ids, labelled.splits, settings, frozen=frozenset()))

@@ -1,4 +1,4 @@
-"""Probes to heads: the workers of a Ray Train group share the rows, each reads the selected columns of its own."""
+"""Fit the heads: the workers of a Ray Train group share the documents; each reads only its own."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def run_integrate(
     compute: Mapping[Site, float],
     store: Store,
 ) -> TrainingResult:
-    """Search and fit the integrated heads; `store` keeps what came of it, and a later call reads it from there."""
+    """Search and fit the heads; the result is written to `store`, and a later call reads it from there."""
     if not store.exists(persistence.CONFIG):
         job = HeadsJob(settings, features, tuple(probes), labels, dict(compute), store)
         run_group(
             "train",
             GroupWork(fit_heads, job, settings.ray.for_stage("train")),
             most_workers=max(1, len(labels.part("train")[0]) // 1000),
-            total=_groups(settings, labels, probes),
+            total=_estimate_fits(settings, labels, probes),
             unit="fits",
             count_done=lambda: store.read_json(_PROGRESS) or 0,
         )
@@ -63,7 +63,7 @@ def run_integrate(
 
 
 def fit_heads(job: HeadsJob, device: str) -> None:
-    """What every worker of the group does, in step with the others; the first one writes the result."""
+    """Run the search in one worker of the group, in step with the others; the first worker writes the result."""
     settings, labels, store, group = job.settings, job.labels, job.store, ProcessGroup.joined()
     fits = 0
 
@@ -86,10 +86,10 @@ def fit_heads(job: HeadsJob, device: str) -> None:
     if group.rank == 0:
         files = persistence.save(training_result)
         store.write(persistence.TENSORS, files[persistence.TENSORS])
-        store.write(persistence.CONFIG, files[persistence.CONFIG])  # last: it says that all is there
+        store.write(persistence.CONFIG, files[persistence.CONFIG])  # last: it marks the result as complete
 
 
-def _groups(settings: Settings, labels: Labels, probes: Sequence[Probe]) -> int:
-    """Groups of heads that the search fits, about."""
+def _estimate_fits(settings: Settings, labels: Labels, probes: Sequence[Probe]) -> int:
+    """The approximate number of fits that the search makes, for the progress bar."""
     depth = max(probe.column.site.layer for probe in probes)
     return (len(settings.search.etas) + 5 + depth) * len(labels.folds(settings.seed))

@@ -1,9 +1,9 @@
-"""Feature shards to probes: the workers of a Ray Train group share the sites, each reads only its own columns."""
+"""The probe stage: the workers of a Ray Train group share the sites, and each reads only its own feature columns."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from spin.errors import UserError
 from spin.fit import group_by_site
 from spin.settings import Settings
 from spin.sites import FeatureColumn
-from spin.sparsify.probe import Probe, fit_probes
+from spin.sparsify.probe import Probe, ProbeSummary, fit_probes
 
 FORMAT = 2
 
@@ -39,8 +39,8 @@ class ProbeResults:
     """that the last run of the stage took"""
     classes: tuple[str, ...]
     """names of the K classes"""
-    probes: tuple[Mapping[str, Any], ...]
-    """one description per probe, with the feature column under `column`"""
+    probes: tuple[ProbeSummary, ...]
+    """one per feature column"""
 
 
 ProbePlan = StagePlan[NothingDerived]
@@ -50,12 +50,13 @@ ProbeManifest = StageManifest[ProbeResults]
 def run_probe(
     settings: Settings, *, frozen: Collection[str] = (), restart: bool = False
 ) -> tuple[ProbePlan, ProbeManifest]:
-    """Fit one probe a site.pooling on the training rows, its penalty chosen on the validation rows.
+    """Fit one probe per feature column and return the plan and the manifest; what is fitted already is kept.
 
-    `frozen` are ids of a registered model's evaluation set, which no fit and no choice may see. Raises UserError
-    when the features are not there.
+    A probe is fitted on the training documents, and its penalty is chosen on the validation documents. `frozen` are
+    the ids of a registered model's evaluation set, which no fit and no choice may see. Raises UserError if the
+    extraction has not finished.
     """
-    source, features = load_features(settings)
+    source, _, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
     store = Store(settings.store) / "probes"
     metadata = _plan_metadata(settings, source, labels)
@@ -64,25 +65,25 @@ def run_probe(
         plan = write_plan(store, "probe", metadata, NothingDerived, NothingDerived, restart=restart)
         if manifest := find_manifest(store, plan, ProbeResults):
             return plan, manifest
-        waiting = [c for c in features.probed if not store.exists(_key(c))]
-        if waiting:
-            _fit_all(settings, features, labels, store, waiting)
+        missing = [column for column in features.probed if not store.exists(_key(column))]
+        if missing:
+            _fit_all(settings, features, labels, store, missing)
         lease.check()
         probes = [read_probe(store, column) for column in features.probed]
         seconds = round(time.perf_counter() - start, 1)
-        summaries = tuple(probe.summary().model_dump() for probe in probes)
+        summaries = tuple(probe.summary() for probe in probes)
         return plan, write_manifest(store, plan, ProbeResults(seconds, tuple(labels.classes), summaries))
 
 
-def load_probes(settings: Settings, source: ExtractPlan, labels: Labels) -> tuple[ProbePlan, list[Probe]]:
-    """The probes that `run_probe` fitted on these features and labels.
+def load_probes(settings: Settings, source: ExtractPlan, labels: Labels) -> tuple[ProbeManifest, list[Probe]]:
+    """The manifest of the probe stage, and the probes that it fitted on these features and labels.
 
     Raises UserError if it has not finished, or finished with other settings or data.
     """
     store = Store(settings.store) / "probes"
     metadata = _plan_metadata(settings, source, labels)
-    plan, manifest = load_finished(store, "probe", metadata, NothingDerived, ProbeResults)
-    return plan, [read_probe(store, FeatureColumn.parse(probe["column"])) for probe in manifest.results.probes]
+    _, manifest = load_finished(store, "probe", metadata, NothingDerived, ProbeResults)
+    return manifest, [read_probe(store, FeatureColumn.parse(probe.column)) for probe in manifest.results.probes]
 
 
 def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> d
 
 
 def read_probe(store: Store, column: FeatureColumn) -> Probe:
+    """The probe of a feature column. Raises UserError if the store does not hold it."""
     data = store.read(_key(column))
     if data is None:
         raise UserError(f"{store.uri} lacks the probe of {column}; start over with --restart")
@@ -117,17 +119,17 @@ class ProbesJob:
 
 
 def fit_columns(job: ProbesJob, device: str) -> None:
-    """What one worker of the group does: its share of the sites, each probe straight to the store.
+    """Fit one worker's share of the sites and write each probe to the store.
 
-    Skips what is there, because the death of any worker starts the whole group again.
+    Probes that the store holds are skipped, because the death of any worker starts the whole group again.
     """
     from ray.train import get_context
 
     context, store = get_context(), job.store
     for columns in job.sites[context.get_world_rank() :: context.get_world_size()]:
-        waiting = [column for column in columns if not store.exists(_key(column))]
-        if waiting:
-            for probe in _fit(job, waiting, device):
+        missing = [column for column in columns if not store.exists(_key(column))]
+        if missing:
+            for probe in _fit(job, missing, device):
                 store.write(_key(probe.column), probe.to_bytes())
 
 
@@ -137,9 +139,9 @@ def _fit(job: ProbesJob, columns: list[FeatureColumn], device: str) -> list[Prob
 
 
 def _fit_all(
-    settings: Settings, features: FeatureShards, labels: Labels, store: Store, waiting: list[FeatureColumn]
+    settings: Settings, features: FeatureShards, labels: Labels, store: Store, missing: list[FeatureColumn]
 ) -> None:
-    sites = tuple(tuple(columns) for columns in _costly_first(features, waiting))
+    sites = tuple(tuple(columns) for columns in _wide_sites_first(features, missing))
     run_group(
         "probe",
         GroupWork(fit_columns, ProbesJob(settings, features, labels, sites, store), settings.ray.for_stage("probe")),
@@ -150,9 +152,9 @@ def _fit_all(
     )
 
 
-def _costly_first(features: FeatureShards, waiting: list[FeatureColumn]) -> list[list[FeatureColumn]]:
-    """The waiting columns of each site, wide sites first, so that the workers end together."""
-    return sorted(group_by_site(waiting).values(), key=lambda columns: (-features.columns[columns[0]], columns))
+def _wide_sites_first(features: FeatureShards, missing: list[FeatureColumn]) -> list[list[FeatureColumn]]:
+    """The missing columns of each site, wide sites first, so that the workers end together."""
+    return sorted(group_by_site(missing).values(), key=lambda columns: (-features.columns[columns[0]], columns))
 
 
 def _key(column: FeatureColumn) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
 
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
-from pipelines.training.neurons import NEURONS, describe_neurons
+from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
 from spin.classifier import SpinClassifier
 from spin.heads import persistence
 from spin.labels.metrics import ClassFigures
@@ -22,15 +20,18 @@ def describe_artifact(
     spin: SpinClassifier,
     features: FeatureShards,
     labels: Labels,
-    manifest: Mapping[str, Any],
+    *,
+    table: Sequence[ContenderResult],
+    per_class: Mapping[str, ClassFigures],
+    test_ece: float | None,
     fingerprint: str,
 ) -> dict[str, bytes]:
     """Return `neurons.json` and `MODEL_CARD.md` by name; neither contains the text of a document.
 
-    `manifest` is what the train stage is about to write, `fingerprint` that of the features.
+    `table`, `per_class` and `test_ece` are the figures on the test documents, empty or None without any;
+    `fingerprint` is that of the probes.
     """
     neurons = describe_neurons(spin, features, labels)
-    table = [ContenderResult(**row) for row in manifest["table"]]
     result = spin.training_result
     facts = CardFacts(
         name=settings.mlflow.model,
@@ -44,21 +45,21 @@ def describe_artifact(
         digest=str(spin.backbone_digest),
         max_tokens=spin.backbone.max_tokens,
         metric=settings.metric,
-        table=table,
+        table=list(table),
         tested=_tested(spin, table),
-        per_class={name: ClassFigures.model_validate(row) for name, row in manifest["per_class"].items()},
+        per_class=dict(per_class),
         frontier=[candidate.summary() for candidate in result.frontier],
         choices={name: fitted.summary for name, fitted in result.choices.items()},
         choose=settings.choose,
         selection=spin.fitted.selection,
-        test_ece=manifest["test_ece"],
+        test_ece=test_ece,
         decision=settings.decision,
         versions={name: version(name) for name in persistence.LIBRARIES},
     )
-    return {NEURONS: json.dumps(neurons, indent=1).encode(), CARD: model_card(facts).encode()}
+    return {NEURONS: neurons_to_json(neurons), CARD: model_card(facts).encode()}
 
 
-def _tested(spin: SpinClassifier, table: list[ContenderResult]) -> ContenderResult | None:
+def _tested(spin: SpinClassifier, table: Sequence[ContenderResult]) -> ContenderResult | None:
     """Return the row of the classifier in use; one that is several choices has the name of the first."""
     first = next(name for name, fitted in spin.training_result.choices.items() if fitted is spin.fitted)
     name = "spin" if first == "accuracy" else first

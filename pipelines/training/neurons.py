@@ -1,10 +1,11 @@
-"""The selected neurons of a classifier: what each speaks for, and the training documents that drive it."""
+"""The selected neurons of a classifier: the class that each raises and the documents that activate it."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,111 +19,197 @@ from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
+from spin.labels.label_space import Label
 from spin.pages.explanation_page import Driver
 from spin.settings import Choice, Settings
 from spin.sites import FeatureColumn
 
 NEURONS = "neurons.json"
-Row = dict[str, Any]
 Drivers = dict[tuple[FeatureColumn, int], list[Driver]]
+"""by feature column and neuron the documents that activate it most"""
 
 
-def describe_neurons(spin: SpinClassifier, features: FeatureShards, labels: Labels, count: int = 5) -> list[Row]:
-    """A row a neuron that any of the classifiers reads, as plain JSON without text, in order of site and neuron.
+@dataclass(frozen=True)
+class NeuronHead:
+    """What a neuron contributes in the head of one classifier."""
 
-    `column`, `neuron`, its `importance` in its probe; `heads`, for each choice that reads it the `class` it speaks for
-    most and its `slope`, what a standard deviation adds to that class's logit at the training mean; `top`, the `count`
-    training documents on which it is highest: id, label and value in standard deviations above the training mean.
-    One column is held at a time.
+    class_name: str
+    """class whose logit the neuron raises most, `class` in JSON"""
+    slope: float
+    """change of that class's logit per standard deviation of the neuron, at the training mean"""
+
+    def to_json(self) -> dict[str, str | float]:
+        return {"class": self.class_name, "slope": self.slope}
+
+
+@dataclass(frozen=True)
+class TopDocument:
+    """A training document that activates a neuron strongly."""
+
+    id: str
+    label: Label
+    value: float
+    """activation in standard deviations above the training mean"""
+
+
+@dataclass(frozen=True)
+class NeuronRow:
+    """A neuron that at least one of the classifiers reads. It holds no text."""
+
+    column: str
+    """its feature column, such as `ffn.05.mean`"""
+    neuron: int
+    """its index in the site"""
+    importance: float
+    """share of the weights of its probe"""
+    heads: Mapping[Choice, NeuronHead]
+    """by the choices that read it"""
+    top: tuple[TopDocument, ...]
+    """training documents on which its activation is highest, falling"""
+
+    def to_json(self) -> dict[str, object]:
+        """An entry of `neurons.json`."""
+        heads = {choice: head.to_json() for choice, head in self.heads.items()}
+        return {**vars(self), "heads": heads, "top": [vars(document) for document in self.top]}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> NeuronRow:
+        """The row of an entry of `neurons.json`."""
+        heads = {choice: NeuronHead(head["class"], head["slope"]) for choice, head in entry["heads"].items()}
+        top = tuple(TopDocument(**document) for document in entry["top"])
+        return cls(entry["column"], entry["neuron"], entry["importance"], heads, top)
+
+
+@dataclass(frozen=True)
+class ChosenNeuron:
+    """A neuron that the classifier in use reads."""
+
+    row: NeuronRow
+    head: NeuronHead
+    """of the classifier in use"""
+
+    @property
+    def influence(self) -> float:
+        """Importance in the probe times the size of the slope in the head."""
+        return self.row.importance * abs(self.head.slope)
+
+    def to_json(self) -> dict[str, object]:
+        """The entry of `neurons.json` with `class` and `slope` of the classifier in use, as `spin neurons --json`."""
+        return self.row.to_json() | self.head.to_json()
+
+
+def neurons_to_json(rows: Sequence[NeuronRow]) -> bytes:
+    """The content of `neurons.json`."""
+    return json.dumps([row.to_json() for row in rows], indent=1).encode()
+
+
+def describe_neurons(spin: SpinClassifier, features: FeatureShards, labels: Labels, count: int = 5) -> list[NeuronRow]:
+    """A row for each neuron that any of the classifiers reads, in order of feature column and neuron.
+
+    `count` is the number of training documents per neuron. One feature column is held in memory at a time.
     """
     train, _ = labels.part("train")
     names = labels.label_space.names(labels.y[train])
-    by_column: dict[FeatureColumn, dict[int, tuple[Row, float, float]]] = {}
+    selected: dict[FeatureColumn, dict[int, _SelectedNeuron]] = {}
     for choice, fitted in spin.training_result.choices.items():
         slopes = fitted.head.slopes(np.zeros(len(fitted.selection), np.float32))
         for i, (column, neuron, importance) in enumerate(fitted.selection.rows()):
-            row: Row = {"column": str(column), "neuron": neuron, "importance": _short(importance), "heads": {}}
-            known = by_column.setdefault(column, {})
-            row, *_ = known.setdefault(
-                neuron, (row, float(fitted.standardizer.mean[i]), float(fitted.standardizer.scale[i]))
-            )
+            mean, scale = float(fitted.standardizer.mean[i]), float(fitted.standardizer.scale[i])
+            entry = selected.setdefault(column, {}).setdefault(neuron, _SelectedNeuron(importance, mean, scale, {}))
             k = int(slopes[:, i].argmax())
-            row["heads"][choice] = {"class": spin.classes[k], "slope": _short(slopes[k, i])}
-    for column, known in by_column.items():
+            entry.heads[choice] = NeuronHead(spin.classes[k], _round(slopes[k, i]))
+    rows = []
+    for column in sorted(selected):
         values = features.read(column)
-        for neuron, (row, mean, scale) in known.items():
-            standard = (values[train, neuron].astype(np.float32) - mean) / scale
-            row["top"] = [
-                {"id": labels.ids[train[i]], "label": names[i], "value": _short(standard[i])}
-                for i in _highest(standard, count)
-            ]
-    return [by_column[column][neuron][0] for column in sorted(by_column) for neuron in sorted(by_column[column])]
+        for neuron, entry in sorted(selected[column].items()):
+            standard = (values[train, neuron].astype(np.float32) - entry.mean) / entry.scale
+            top = tuple(
+                TopDocument(labels.ids[train[i]], names[i], _round(standard[i])) for i in _highest(standard, count)
+            )
+            rows.append(NeuronRow(str(column), neuron, _round(entry.importance), entry.heads, top))
+    return rows
 
 
-def load_neurons(registry: Registry, number: str, choose: Choice) -> list[Row]:
-    """The rows of a version's neurons that one of its choices reads, with its `class` and `slope`.
+@dataclass(frozen=True)
+class _SelectedNeuron:
+    """What the classifiers hold of a neuron."""
 
-    Falling by importance in the probe times the size of the slope in the head: what carries the classes comes first.
+    importance: float
+    """in its probe"""
+    mean: float
+    """over the training documents"""
+    scale: float
+    """standard deviation over the training documents"""
+    heads: dict[Choice, NeuronHead]
+    """by the choices that read it; filled choice by choice"""
+
+
+def load_neurons(registry: Registry, number: str, choose: Choice) -> list[ChosenNeuron]:
+    """The neurons that one choice of a version reads, the most influential first.
+
     Raises UserError for a version that was trained before neurons were described.
     """
     with tempfile.TemporaryDirectory() as folder:
         registry.download(number, Path(folder))
         try:
-            described = json.loads((Path(folder) / NEURONS).read_text(encoding="utf-8"))
+            entries = json.loads((Path(folder) / NEURONS).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"version {number} of {registry.name} holds no {NEURONS}; train the model again") from None
-    rows = [row | row["heads"][choose] for row in described if choose in row["heads"]]
-    return sorted(rows, key=lambda row: -row["importance"] * abs(row["slope"]))
+    rows = [NeuronRow.from_json(entry) for entry in entries]
+    chosen = [ChosenNeuron(row, row.heads[choose]) for row in rows if choose in row.heads]
+    return sorted(chosen, key=lambda neuron: -neuron.influence)
 
 
-def read_drivers(rows: Collection[Row], settings: Settings) -> Drivers:
-    """The documents that drive the neurons of these rows, their texts from the corpus at `data.train`.
+def read_drivers(rows: Collection[NeuronRow], settings: Settings) -> Drivers:
+    """The documents that activate the neurons of these rows most, with their texts from the corpus at `data.train`.
 
-    The corpus is read shard by shard, to the last text that is wanted; a text that is not there any more is left
-    out. Raises UserError for a corpus that cannot be read.
+    The corpus is read shard by shard, up to the last text that is needed; a document that is gone is left out.
+    Raises UserError for a corpus that cannot be read.
     """
-    texts = _find_texts({top["id"] for row in rows for top in row["top"]}, settings)
+    texts = _find_texts({document.id for row in rows for document in row.top}, settings)
     return {
-        (FeatureColumn.parse(row["column"]), row["neuron"]): [
-            Driver(top["id"], _name(top["label"]), texts[top["id"]], top["value"])
-            for top in row["top"]
-            if top["id"] in texts
+        (FeatureColumn.parse(row.column), row.neuron): [
+            Driver(document.id, _name(document.label), texts[document.id], document.value)
+            for document in row.top
+            if document.id in texts
         ]
         for row in rows
     }
 
 
 def _find_texts(wanted: set[str], settings: Settings) -> dict[str, str]:
-    found: dict[str, str] = {}
+    """The texts of these ids in the corpus; an id that is not there, or has no text, is left out."""
+    texts: dict[str, str] = {}
     if not wanted:
-        return found
+        return texts
     files = input_files.list_files(settings.data.train)
     for shard in sharding.plan_shards(files, settings.ray.shard_documents, settings.data):
         documents = read_shard(shard, settings.data)
-        found |= {
+        texts |= {
             id: text
             for id, text in zip(documents.ids, documents.texts, strict=True)
             if id in wanted and isinstance(text, str)
         }
-        if len(found) == len(wanted):
+        if len(texts) == len(wanted):
             break
-    return found
+    return texts
 
 
 def _highest(values: NDArray[np.floating], count: int) -> Sequence[int]:
-    """Indices of the largest values, falling; of equal ones the first."""
+    """Indices of the largest values, falling; of equal values the first."""
     if count < len(values):
         least = np.partition(values, len(values) - count)[len(values) - count]
-        kept = np.flatnonzero(values >= least)
+        candidates = np.flatnonzero(values >= least)
     else:
-        kept = np.arange(len(values))
-    return [int(i) for i in kept[np.argsort(-values[kept], kind="stable")][:count]]
+        candidates = np.arange(len(values))
+    return [int(i) for i in candidates[np.argsort(-values[candidates], kind="stable")][:count]]
 
 
-def _name(label: str | Sequence[str]) -> str:
+def _name(label: Label) -> str:
+    """A label for a page."""
     return label if isinstance(label, str) else ", ".join(label) or "no class"
 
 
-def _short(value: float) -> float:
-    """Four digits that matter, for a file that a person may open."""
+def _round(value: float) -> float:
+    """A number with four significant digits."""
     return float(f"{value:.4g}")

@@ -1,15 +1,14 @@
-"""Probes to a registered classifier: integrate, evaluate once on the test rows, log, register as challenger."""
+"""The train stage: fit the heads, evaluate them once on the test documents, log them and register a challenger."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Corpus, Labels
@@ -18,6 +17,7 @@ from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import RegisteredVersion, Registry, TrainingRecord
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import NullsWritten, from_json, to_json
 from pipelines.storage.stage_plan import (
     NothingDerived,
     StageManifest,
@@ -28,9 +28,9 @@ from pipelines.storage.stage_plan import (
 )
 from pipelines.training import baselines
 from pipelines.training.drift_reference import describe_reference
-from pipelines.training.extract_features import ExtractPlan, load_features
+from pipelines.training.extract_features import ExtractManifest, load_features
 from pipelines.training.fit_heads import run_integrate
-from pipelines.training.fit_probes import ProbePlan, load_probes
+from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS
 from pipelines.workers.progress import progress
@@ -41,30 +41,107 @@ from spin.errors import UserError
 from spin.heads import persistence
 from spin.heads.calibration import calibration_error
 from spin.heads.decision import Decision
-from spin.labels.metrics import class_figures
+from spin.heads.fitted import TrainingSummary
+from spin.labels.metrics import ClassFigures, class_figures
 from spin.labels.splits import SPLITS
-from spin.pages.model_card import CARD
+from spin.pages.model_card import CARD, ContenderResult
 from spin.settings import Choice, Settings
 from spin.sparsify.probe import Probe
 
 FORMAT = 3
-TrainPlan = StagePlan[NothingDerived]
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE)
+"""names of the files of a registered version"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How well the classifiers do on the test documents; empty if there are none."""
+
+    table: tuple[ContenderResult, ...]
+    """one row per classifier and baseline"""
+    per_class: Mapping[str, ClassFigures]
+    """of the most accurate classifier, by class name"""
+    test_ece: float | None
+    """its expected calibration error, from 0 to 1; None without test documents"""
+
+
+@dataclass(frozen=True)
+class TrainSeconds:
+    """Duration of the parts of the train stage."""
+
+    integrate: float
+    """search and fit of the heads"""
+    evaluate: float
+    """fit of the baselines, and evaluation"""
+
+
+@dataclass(frozen=True)
+class TrainResults(NullsWritten):
+    """The manifest of the train stage."""
+
+    choice: TrainingSummary
+    """the search and the three classifiers that it chose"""
+    classes: tuple[str, ...]
+    """names of the K classes"""
+    multilabel: bool
+    """whether a document may have several classes, or none"""
+    table: tuple[ContenderResult, ...]
+    """one row per classifier and baseline, on the test documents; empty if there are none"""
+    per_class: Mapping[str, ClassFigures]
+    """of the most accurate classifier on the test documents, by class name; empty if there are none"""
+    test_ece: float | None
+    """expected calibration error of that classifier, from 0 to 1; None without test documents"""
+    counts: Mapping[str, int]
+    """number of documents per split"""
+    seconds: TrainSeconds
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """The end of a training: what was fitted, and the version that it is registered as."""
+
+    fingerprint: str
+    """of the plan of the train stage"""
+    results: TrainResults
+    registered: RegisteredVersion
+    choose: Choice
+    """the classifier that the settings choose"""
+
+    def to_json(self, extracted: ExtractManifest, probed: ProbeManifest) -> dict[str, object]:
+        """The content of `report.json`, which also sums up the two stages before."""
+        results = self.results
+        return {
+            "fingerprint": self.fingerprint,
+            "fingerprints": {"extract": extracted.fingerprint, "probe": probed.fingerprint},
+            "table": to_json(results.table),
+            "per_class": {name: to_json(figures) for name, figures in results.per_class.items()},
+            "choice": results.choice.model_dump(mode="json"),
+            "registered": to_json(self.registered),
+            "stages": {
+                "extract": {"seconds": extracted.results.seconds, **to_json(extracted.results.counts)},
+                "probe": {"seconds": probed.results.seconds, "probes": len(probed.results.probes)},
+                "train": {"seconds": to_json(results.seconds), **results.counts},
+            },
+        }
+
+
+TrainPlan = StagePlan[NothingDerived]
+TrainManifest = StageManifest[TrainResults]
 
 
 def run_train(
     settings: Settings, registry: Registry, *, frozen: frozenset[str] = frozenset(), restart: bool = False
-) -> tuple[TrainPlan, dict[str, Any]]:
-    """Train the integrated heads, compare them with the baselines, register them, and write report.json.
+) -> TrainReport:
+    """Train the heads, compare them with the baselines, register them, and write report.json.
 
-    What was fitted before a registry failed to answer is kept; a later run only registers. Raises UserError when
-    probes are not there, UnavailableError when the registry does not answer.
+    What was fitted before a registry failed to answer is kept; a later run only registers. Raises UserError if the
+    probe stage has not finished, UnavailableError if the registry does not answer.
     """
-    extracted, features = load_features(settings)
+    extract_plan, extracted, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
     Decision.of(labels.label_space, settings.decision)
-    probed, probes = load_probes(settings, extracted, labels)
-    corpus = Corpus(extracted.derived.shards, settings.data)
+    probed, probes = load_probes(settings, extract_plan, labels)
+    corpus = Corpus(extract_plan.derived.shards, settings.data)
     store = Store(settings.store) / "model"
     metadata = {
         "format": FORMAT,
@@ -75,18 +152,13 @@ def run_train(
     }
     with Lease(store) as lease:
         plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, restart=restart)
-        finished = find_manifest(store, plan, dict[str, Any])
-        if finished is None:
-            finished = _fit(settings, features, probes, labels, corpus, store, plan, lease)
-        manifest = finished.to_json()
-        key = f"registered/{registry.key}.json"
-        registered = store.read_json(key)
-        if registered is None:
-            registered = asdict(_register(settings, registry, labels, corpus, store, manifest))
-            store.write_json(key, registered)
-        manifest = {**manifest, "registered": registered, "choose": settings.choose}
-        _report(settings, extracted, probed, manifest)
-        return plan, manifest
+        manifest = find_manifest(store, plan, TrainResults)
+        if manifest is None:
+            manifest = _fit(settings, features, probes, labels, corpus, store, plan, lease)
+        registered = _register_once(settings, registry, labels, corpus, store, manifest)
+        report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
+        Store(settings.store).write_json("report.json", report.to_json(extracted, probed))
+        return report
 
 
 def _fit(
@@ -98,7 +170,8 @@ def _fit(
     store: Store,
     plan: TrainPlan,
     lease: Lease,
-) -> StageManifest[dict[str, Any]]:
+) -> TrainManifest:
+    """Fit and evaluate the heads, and write the artifact and the manifest."""
     start = time.perf_counter()
     backbone = load_backbone(settings.backbone)
     flops = relative_flops(backbone)
@@ -113,23 +186,34 @@ def _fit(
         choose=settings.choose,
         decision=settings.decision,
     )
-    seconds = {"integrate": round(time.perf_counter() - start, 1)}
-    found = _evaluate(settings, features, probes, labels, corpus.texts, spin)
-    seconds["evaluate"] = round(time.perf_counter() - start - seconds["integrate"], 1)
-    manifest = {
-        "choice": training_result.describe(),
-        "classes": labels.classes,
-        "multilabel": labels.label_space.multilabel,
-        **found,
-        "counts": {split: len(labels.part(split)[0]) for split in SPLITS},
-        "seconds": seconds,
-    }
-    described = describe_artifact(settings, spin, features, labels, manifest, plan.metadata["probes"])
+    integrated = round(time.perf_counter() - start, 1)
+    figures = _evaluate(settings, features, probes, labels, corpus.texts, spin)
+    evaluated = round(time.perf_counter() - start - integrated, 1)
+    results = TrainResults(
+        choice=training_result.summary(),
+        classes=tuple(labels.classes),
+        multilabel=labels.label_space.multilabel,
+        table=figures.table,
+        per_class=figures.per_class,
+        test_ece=figures.test_ece,
+        counts={split: len(labels.part(split)[0]) for split in SPLITS},
+        seconds=TrainSeconds(integrated, evaluated),
+    )
+    described = describe_artifact(
+        settings,
+        spin,
+        features,
+        labels,
+        table=figures.table,
+        per_class=figures.per_class,
+        test_ece=figures.test_ece,
+        fingerprint=plan.metadata["probes"],
+    )
     described[REFERENCE] = describe_reference(spin, features, labels, corpus.texts)
     for name, data in (spin.files() | described).items():
         store.write(name, data)
     lease.check()
-    return write_manifest(store, plan, manifest)
+    return write_manifest(store, plan, results)
 
 
 def _evaluate(
@@ -139,11 +223,11 @@ def _evaluate(
     labels: Labels,
     texts: Sequence[str],
     spin: SpinClassifier,
-) -> dict[str, Any]:
-    """On the test rows the table, and SPIN's figures per class and calibration; all empty without test rows."""
+) -> Comparison:
+    """Compare the classifiers and the baselines on the test documents."""
     rows, y = labels.part("test")
     if not len(rows):
-        return {"table": [], "per_class": {}, "test_ece": None}
+        return Comparison((), {}, None)
     distinct: dict[int, Choice] = {
         id(part): name for name, part in reversed(list(spin.training_result.choices.items()))
     }
@@ -162,25 +246,30 @@ def _evaluate(
         advance(1)
     logits = contenders[len(makers) - len(distinct)].logits
     assert logits is not None
-    return {
-        "table": table,
-        "per_class": {
-            name: figures.model_dump()
-            for name, figures in class_figures(y, labels.label_space.predict(logits), labels.classes).items()
-        },
-        "test_ece": round(calibration_error(labels.label_space.probabilities(logits), y, labels.label_space), 4),
-    }
+    return Comparison(
+        table=tuple(table),
+        per_class=class_figures(y, labels.label_space.predict(logits), labels.classes),
+        test_ece=round(calibration_error(labels.label_space.probabilities(logits), y, labels.label_space), 4),
+    )
+
+
+def _register_once(
+    settings: Settings, registry: Registry, labels: Labels, corpus: Corpus, store: Store, manifest: TrainManifest
+) -> RegisteredVersion:
+    """The version that the artifact in the store is registered as; it is registered now if that was not done yet."""
+    key = f"registered/{registry.key}.json"
+    stored = store.read_json(key)
+    if stored is not None:
+        return from_json(RegisteredVersion, stored)
+    registered = _register(settings, registry, labels, corpus, store, manifest)
+    store.write_json(key, to_json(registered))
+    return registered
 
 
 def _register(
-    settings: Settings,
-    registry: Registry,
-    labels: Labels,
-    corpus: Corpus,
-    store: Store,
-    manifest: dict[str, Any],
+    settings: Settings, registry: Registry, labels: Labels, corpus: Corpus, store: Store, manifest: TrainManifest
 ) -> RegisteredVersion:
-    """Log and register what the store holds; the test rows become the model's frozen evaluation set once."""
+    """Log and register the artifact in the store; the first version's test documents become the evaluation set."""
     texts = corpus.texts
     rows, y = labels.part("test")
     evaluation_set = EvaluationSet(
@@ -189,8 +278,11 @@ def _register(
             for row, label in zip(rows, labels.label_space.names(y), strict=True)
         )
     )
-    figures: dict[str, float] = next((row for row in manifest["table"] if row["name"] == "spin"), {})
-    best = manifest["choice"]["choices"]["accuracy"]
+    best = manifest.results.choice.choices["accuracy"]
+    metrics = {"valid_score": best.valid_score, "valid_ece": best.valid_ece}
+    for row in manifest.results.table:
+        if row.name == "spin":
+            metrics |= {"test_accuracy": row.accuracy, "test_macro_f1": row.macro_f1}
     with tempfile.TemporaryDirectory() as folder:
         for name in ARTIFACT:
             data = store.read(name)
@@ -198,41 +290,15 @@ def _register(
                 raise UserError(f"{store.uri} lacks {name}; start over with --restart")
             (Path(folder) / name).write_bytes(data)
         record = TrainingRecord(
-            params={**_scalars(best), "metric": settings.metric, "backbone": settings.backbone.model},
-            metrics={
-                "valid_score": best["valid_score"],
-                "valid_ece": best["valid_ece"],
-                **{f"test_{k}": figures[k] for k in ("accuracy", "macro_f1") if k in figures},
+            params={
+                **best.model_dump(exclude={"part", "exits"}),
+                "metric": settings.metric,
+                "backbone": settings.backbone.model,
             },
-            report=json.dumps(manifest, indent=2),
+            metrics=metrics,
+            report=json.dumps(manifest.to_json(), indent=2),
             example=texts[:2],
             evaluation_set=evaluation_set,
-            fingerprint=manifest["fingerprint"],
+            fingerprint=manifest.fingerprint,
         )
         return registry.register(Path(folder), record)
-
-
-def _scalars(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if not isinstance(value, (list, dict))}
-
-
-def _report(settings: Settings, extracted: ExtractPlan, probed: ProbePlan, manifest: dict[str, Any]) -> None:
-    store = Store(settings.store)
-    shards = store.read_json("features/manifest.json")
-    probes = store.read_json("probes/manifest.json")
-    store.write_json(
-        "report.json",
-        {
-            "fingerprint": manifest["fingerprint"],
-            "fingerprints": {"extract": extracted.fingerprint, "probe": probed.fingerprint},
-            "table": manifest["table"],
-            "per_class": manifest["per_class"],
-            "choice": manifest["choice"],
-            "registered": manifest["registered"],
-            "stages": {
-                "extract": {"seconds": shards.get("seconds"), **shards["counts"]},
-                "probe": {"seconds": probes.get("seconds"), "probes": len(probes["probes"])},
-                "train": {"seconds": manifest["seconds"], **manifest["counts"]},
-            },
-        },
-    )

@@ -1,51 +1,78 @@
-"""The stages in a row, each skipped where it has ended."""
+"""The stages of a training, one after the other; a stage that has finished is not repeated."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
-from pipelines.training.extract_features import run_extract
-from pipelines.training.fit_probes import run_probe
-from pipelines.training.train import run_train
+from pipelines.storage.stage_plan import finished_fingerprint
+from pipelines.training.extract_features import ExtractManifest, ExtractResults, run_extract
+from pipelines.training.fit_probes import ProbeManifest, ProbeResults, run_probe
+from pipelines.training.train import TrainReport, run_train
 from pipelines.workers.ray_cluster import shared_ray_session
 from spin.settings import Settings
 
-STAGES = {"extract": "features", "probe": "probes", "train": "model"}
-"""each stage and its folder in the store"""
-Say = Callable[[str, dict[str, Any], float, bool], None]
+TrainingStage = Literal["extract", "probe", "train"]
+STAGES: dict[TrainingStage, str] = {"extract": "features", "probe": "probes", "train": "model"}
+"""the stages in order, each with its folder in the store"""
 
 
-def run_road(settings: Settings, *, restart: bool = False, say: Say = lambda *_: None) -> dict[str, Any]:
-    """extract → probe → train, and register; the manifest of the last."""
-    return run_stages(settings, list(STAGES), restart=restart, say=say)
+@dataclass(frozen=True)
+class StageEvent:
+    """The end of a stage."""
+
+    stage: TrainingStage
+    results: ExtractResults | ProbeResults | TrainReport
+    seconds: float
+    """that the stage took in this run"""
+    resumed: bool
+    """whether the stage had finished in an earlier run"""
+
+
+OnStage = Callable[[StageEvent], None]
+"""called at the end of each stage"""
+
+
+def run_workflow(
+    settings: Settings, *, first: TrainingStage = "extract", restart: bool = False, on_stage: OnStage = lambda _: None
+) -> TrainReport:
+    """Run extract, probe and train, beginning with the stage `first`, register the model and return the report."""
+    names = list(STAGES)
+    report = run_stages(settings, names[names.index(first) :], restart=restart, on_stage=on_stage)
+    assert report is not None
+    return report
 
 
 def run_stages(
-    settings: Settings, stages: Sequence[str], *, restart: bool = False, say: Say = lambda *_: None
-) -> dict[str, Any]:
-    """Run the named stages in order; `say` is told each one's name, manifest, seconds and whether it had ended before.
+    settings: Settings,
+    stages: Sequence[TrainingStage],
+    *,
+    restart: bool = False,
+    on_stage: OnStage = lambda _: None,
+) -> TrainReport | None:
+    """Run the named stages in order; return the report of the training, None if train is not among them.
 
-    The registry is asked for the frozen evaluation set before any fit, so that no document of it is trained on.
+    The frozen evaluation set is read from the registry before any fit, so that none of its documents is trained on.
     """
     registry = Registry(settings) if set(stages) - {"extract"} else None
     evaluation_set = None if registry is None else registry.evaluation_set()
     frozen = frozenset() if evaluation_set is None else evaluation_set.ids
-    manifest: dict[str, Any] = {}
+    outcome: ExtractManifest | ProbeManifest | TrainReport | None = None
     with shared_ray_session():
         for stage in stages:
             start = time.perf_counter()
-            before = Store(settings.store).read_json(f"{STAGES[stage]}/manifest.json")
+            before = finished_fingerprint(Store(settings.store) / STAGES[stage])
             if stage == "extract":
-                manifest = run_extract(settings, restart=restart)[1].to_json()
+                _, outcome = run_extract(settings, restart=restart)
             elif stage == "probe":
-                manifest = run_probe(settings, frozen=frozen, restart=restart)[1].to_json()
+                _, outcome = run_probe(settings, frozen=frozen, restart=restart)
             else:
                 assert registry is not None
-                _, manifest = run_train(settings, registry, frozen=frozen, restart=restart)
-            resumed = before is not None and before["fingerprint"] == manifest["fingerprint"]
-            say(stage, manifest, time.perf_counter() - start, resumed)
-    return manifest
+                outcome = run_train(settings, registry, frozen=frozen, restart=restart)
+            results = outcome if isinstance(outcome, TrainReport) else outcome.results
+            on_stage(StageEvent(stage, results, time.perf_counter() - start, before == outcome.fingerprint))
+    return outcome if isinstance(outcome, TrainReport) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,19 @@ class ChoiceSummary(CandidateSummary):
     valid_ece_uncalibrated: float
     """the same before calibration"""
     exits: tuple[ExitSummary, ...]
+
+
+class TrainingSummary(BaseModel):
+    """The search and its choices as reports hold them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    choices: Mapping[Choice, ChoiceSummary]
+    """`accuracy`, `balanced` and `cheapest`"""
+    frontier: tuple[CandidateSummary, ...]
+    """the best candidate of every depth, shallow first"""
+    tried: int
+    """number of candidates that were judged"""
 
 
 @dataclass(frozen=True)
@@ -111,10 +124,10 @@ class TrainingResult:
     tried: int
     """number of candidates that were judged"""
 
-    def describe(self) -> dict[str, Any]:
-        """The search as JSON for a report: `choices`, `frontier` and `tried`."""
-        return {
-            "choices": {name: fitted.summary.model_dump(mode="json") for name, fitted in self.choices.items()},
-            "frontier": [candidate.summary().model_dump(mode="json") for candidate in self.frontier],
-            "tried": self.tried,
-        }
+    def summary(self) -> TrainingSummary:
+        """The search and its choices for a report."""
+        return TrainingSummary(
+            choices={name: fitted.summary for name, fitted in self.choices.items()},
+            frontier=tuple(candidate.summary() for candidate in self.frontier),
+            tried=self.tried,
+        )

@@ -92,7 +92,7 @@ def test_the_architecture_page_names_every_folder() -> None:
         ("pipelines/nightly/classify_step.py", "class ClassifyStep:"),
         ("pipelines/workers/map_shards.py", "def map_shards("),
         ("pipelines/workers/map_shards.py", "def commit_shard("),
-        ("pipelines/training/workflow.py", "def run_road("),
+        ("pipelines/training/workflow.py", "def run_workflow("),
         ("spin/fit.py", "def fit_classifiers("),
         ("spin/sparsify/probe.py", "def fit_probes("),
         ("spin/sparsify/select.py", "def select("),

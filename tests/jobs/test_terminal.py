@@ -1,28 +1,58 @@
-"""What a person sees when training ends."""
+"""What the terminal shows when a training ends."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 
 from jobs import terminal
+from pipelines.registry.versions import RegisteredVersion
+from pipelines.training.train import TrainReport, TrainResults, TrainSeconds
+from pipelines.training.workflow import StageEvent
+from spin.heads.candidate import CandidateSummary
+from spin.heads.fitted import ChoiceSummary, TrainingSummary
+from spin.settings import Choice
 
 POINTS = [
-    {"depth": depth, "compute": compute, "eta": 0.5, "neurons": 100 * depth, "valid_score": score, "strength": 1}
+    CandidateSummary(
+        depth=depth,
+        compute=compute,
+        eta=0.5,
+        part=("ffn",) * (depth == 2),
+        strength=1,
+        l1=0.03,
+        neurons=100 * depth,
+        valid_score=score,
+    )
     for depth, compute, score in ((1, 0.1666, 0.61), (2, 0.3333, 0.702), (3, 0.5, 0.7049), (4, 1.0, 0.71))
 ]
 
 
-def manifest(choose: str, **depths: int) -> dict[str, Any]:
-    """A finished train stage whose choices read so many blocks."""
-    facts = {
-        name: {**POINTS[depth - 1], "l1": 0.03, "head": "mlp", "part": ["ffn"] * (depth == 2)}
+def train_report(choose: Choice, **depths: int) -> TrainReport:
+    """A finished train stage; the classifiers read the numbers of blocks that are given by name."""
+    choices = {
+        name: ChoiceSummary(
+            **POINTS[depth - 1].model_dump(),
+            head="mlp",
+            mlp_chance=None,
+            valid_log_loss=0.5,
+            temperature=1.0,
+            valid_ece=0.1,
+            valid_ece_uncalibrated=0.2,
+            exits=(),
+        )
         for name, depth in depths.items()
     }
-    choice = {"choices": facts, "frontier": POINTS, "tried": 30}
-    registered = {"model": "tiny", "version": "3"}
-    return {"choice": choice, "choose": choose, "table": [], "registered": registered}
+    results = TrainResults(
+        choice=TrainingSummary(choices=choices, frontier=tuple(POINTS), tried=30),  # type: ignore[arg-type]
+        classes=("bad", "good"),
+        multilabel=False,
+        table=(),
+        per_class={},
+        test_ece=None,
+        counts={"train": 80, "valid": 20, "test": 0},
+        seconds=TrainSeconds(1.0, 0.0),
+    )
+    return TrainReport("f" * 64, results, RegisteredVersion("tiny", "3", "r"), choose)
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
@@ -33,7 +63,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
 
 def test_the_frontier_is_shown_by_depth_and_the_choices_marked(capsys: pytest.CaptureFixture[str]) -> None:
     """Every depth once, compute of the whole, and each choice at the depth that it reads."""
-    terminal.trained(manifest("balanced", accuracy=4, balanced=2, cheapest=2))
+    terminal.trained(train_report("balanced", accuracy=4, balanced=2, cheapest=2))
     shown = lines(capsys)
     assert ["1", "17", "%", "100", "0.50", "61.0"] in shown
     assert ["2", "33", "%", "200", "0.50", "70.2", "balanced,", "cheapest"] in shown
@@ -48,10 +78,10 @@ def test_the_frontier_is_shown_by_depth_and_the_choices_marked(capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("choose", "neurons", "depth"), [("accuracy", "400", "4"), ("cheapest", "100", "1")])
-def test_a_stage_tells_of_the_choice_that_is_used(
-    capsys: pytest.CaptureFixture[str], choose: str, neurons: str, depth: str
+def test_a_stage_prints_the_choice_in_use(
+    capsys: pytest.CaptureFixture[str], choose: Choice, neurons: str, depth: str
 ) -> None:
-    made = manifest(choose, accuracy=4, balanced=2, cheapest=1)
-    terminal.stage("train", made, 12.3, resumed=False)
+    report = train_report(choose, accuracy=4, balanced=2, cheapest=1)
+    terminal.stage(StageEvent("train", report, 12.3, resumed=False))
     said = f"train {neurons} neurons of {depth} blocks, eta 0.50, mlp head, strength 1, L1 0.03 — 12 s"
     assert lines(capsys) == [said.split()]

@@ -56,7 +56,7 @@ def fits(group: ProcessGroup, subjects: dict[str, Project]) -> dict[str, Any]:
             QUICK.model_copy(update={"head": "mlp" if name == "lists" else "linear"}), group=group
         )
         choice = found.choices["accuracy"]
-        said[f"{name}, facts"] = found.describe()
+        said[f"{name}, facts"] = found.summary().model_dump(mode="json")
         said[f"{name}, logits"] = choice.logits(subject.read(choice.selection, subject.test))
     return said
 

@@ -20,7 +20,15 @@ from jobs import cli, model_commands, terminal
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
-from pipelines.training.neurons import NEURONS, describe_neurons, load_neurons, read_drivers
+from pipelines.training.neurons import (
+    NEURONS,
+    NeuronRow,
+    TopDocument,
+    describe_neurons,
+    load_neurons,
+    neurons_to_json,
+    read_drivers,
+)
 from spin import SpinClassifier
 from spin.activations.extract import Features, extract
 from spin.activations.feature_table import to_table
@@ -99,7 +107,10 @@ TASKS = [LabelSpace(("bad", "good")), LabelSpace(("a", "b", "c")), LabelSpace(("
 def test_every_neuron_is_described_as_a_loop_finds_it(tmp_path: Path, label_space: LabelSpace) -> None:
     """Importance, the class with the largest weight, and of training documents those with the largest values."""
     spin, labels, values = made(label_space)
-    rows = json.loads(json.dumps(describe_neurons(spin, publish(tmp_path, labels, values), labels, count=3)))
+    described = describe_neurons(spin, publish(tmp_path, labels, values), labels, count=3)
+    rows = json.loads(neurons_to_json(described))
+    assert [NeuronRow.from_json(row) for row in rows] == described
+    assert [list(row) for row in rows] == [["column", "neuron", "importance", "heads", "top"]] * len(rows)
     assert [(row["column"], row["neuron"]) for row in rows] == [
         *(("ffn.01.mean", n) for n in (1, 4, 7, 8)),
         *(("resid.02.max", n) for n in (0, 5)),
@@ -124,7 +135,9 @@ def test_every_neuron_is_described_as_a_loop_finds_it(tmp_path: Path, label_spac
             )[:3]
             assert [top["id"] for top in row["top"]] == [f"d{i}" for i in highest]
             assert [top["label"] for top in row["top"]] == [told[i] for i in highest]
-            expected = [(values[column][i, neuron] - part.mean[at]) / part.scale[at] for i in highest]
+            expected = [
+                (values[column][i, neuron] - part.standardizer.mean[at]) / part.standardizer.scale[at] for i in highest
+            ]
             assert [top["value"] for top in row["top"]] == pytest.approx(expected, rel=1e-3)
 
 
@@ -139,7 +152,7 @@ def test_one_column_is_read_at_a_time_and_once(tmp_path: Path) -> None:
 def test_no_more_documents_than_there_are(tmp_path: Path, count: int) -> None:
     spin, labels, values = made(TASKS[0])
     rows = describe_neurons(spin, publish(tmp_path, labels, values, shards=1), labels, count)
-    assert {len(row["top"]) for row in rows} == {min(count, labels.splits.count("train"))}
+    assert {len(row.top) for row in rows} == {min(count, labels.splits.count("train"))}
 
 
 @dataclass
@@ -167,12 +180,12 @@ def test_rows_of_a_choice_fall_by_importance_times_slope(tmp_path: Path) -> None
     registry_fixture: Any = RegistryFixture(tmp_path / "model")
     with pytest.raises(UserError, match="version 3 of tiny holds no neurons.json; train the model again"):
         load_neurons(registry_fixture, "3", "accuracy")
-    (tmp_path / "model" / NEURONS).write_text(json.dumps(rows))
+    (tmp_path / "model" / NEURONS).write_bytes(neurons_to_json(rows))
     for choose in ("accuracy", "cheapest"):
         found = load_neurons(registry_fixture, "3", choose)  # type: ignore[arg-type]
         selected = {(str(c), n) for c, n, _ in spin.training_result.choices[choose].selection.rows()}
-        assert {(row["column"], row["neuron"]) for row in found} == selected
-        weights = [row["importance"] * abs(row["slope"]) for row in found]
+        assert {(neuron.row.column, neuron.row.neuron) for neuron in found} == selected
+        weights = [neuron.row.importance * abs(neuron.head.slope) for neuron in found]
         assert weights == sorted(weights, reverse=True)
         assert len(set(weights)) == len(weights) > 1
 
@@ -182,12 +195,13 @@ def test_texts_come_from_the_corpus(tmp_path: Path) -> None:
     for part in (0, 1):
         rows = [{"id": f"d{i}", "text": f"text {i}" if i != 7 else None} for i in range(5 * part, 5 * part + 5)]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{part}.parquet")
-    tops = [{"id": f"d{i}", "label": label, "value": 9.0 - i} for i, label in enumerate(["a", ["a", "b"], []])]
-    gone = [{"id": f"d{i}", "label": "a", "value": 1.0} for i in (99, 7)]
+    labels: list[Label] = ["a", ["a", "b"], []]
+    tops = [TopDocument(f"d{i}", label, 9.0 - i) for i, label in enumerate(labels)]
+    gone = [TopDocument(f"d{i}", "a", 1.0) for i in (99, 7)]
     settings = parse_settings({"backbone": {"model": "m"}, "data": {"train": str(tmp_path)}, "store": "s"})
     both = [
-        {"column": "ffn.01.mean", "neuron": 4, "top": [*tops[::-1], *gone]},
-        {"column": "ffn.01.mean", "neuron": 5, "top": [{"id": "d9", "label": "b", "value": 0.5}]},
+        NeuronRow("ffn.01.mean", 4, 0.1, {}, (*tops[::-1], *gone)),
+        NeuronRow("ffn.01.mean", 5, 0.1, {}, (TopDocument("d9", "b", 0.5),)),
     ]
     assert read_drivers(both, settings) == {
         (FFN, 4): [
@@ -237,7 +251,7 @@ def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels
     described = Labels(ids, spin.label_space, y, ["train" if i % 4 else "test" for i in range(len(texts))])
     values = extract(spin.backbone, texts, feature_columns(spin.backbone, spin.sites, None)).columns
     rows = describe_neurons(spin, publish(folder / "store", described, values), described)
-    (folder / "model" / NEURONS).write_text(json.dumps(rows))
+    (folder / "model" / NEURONS).write_bytes(neurons_to_json(rows))
     pq.write_table(pa.table({"id": ids, "text": list(texts), "label": list(labels)}), folder / "corpus.parquet")
     tree = {"backbone": backbone.model_dump(), "data": {"train": str(folder / "corpus.parquet")}, "store": str(folder)}
     (folder / "settings.yaml").write_text(yaml.safe_dump(tree))

@@ -25,7 +25,7 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
 from pipelines.training.evaluate import run_evaluate
-from pipelines.training.workflow import run_road, run_stages
+from pipelines.training.workflow import run_stages, run_workflow
 from pipelines.workers.map_shards import map_shards
 from spin.errors import UserError
 from spin.settings import RaySettings, Settings, parse_settings
@@ -56,7 +56,7 @@ class Road:
         self.settings = self.with_settings()
         self.registry = Registry(self.settings)
         self.said: list[tuple[str, bool]] = []
-        self.manifest = run_road(self.settings, say=lambda name, _m, _s, resumed: self.said.append((name, resumed)))
+        self.report = run_workflow(self.settings, on_stage=lambda event: self.said.append((event.stage, event.resumed)))
         promote.promote(self.registry, "1", "the first")
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> str:
@@ -93,7 +93,7 @@ def test_it_learns_registers_and_reports(road: Road) -> None:
     assert all(set(row) == fields for row in rows.values())
     assert rows["spin"]["macro_f1"] > 0.8
     assert rows["spin"]["neurons"] < rows["spin"]["neurons_of"] == 2 * (4 * 16 + 3 * 24)
-    assert report["fingerprint"] == road.manifest["fingerprint"]
+    assert report["fingerprint"] == road.report.fingerprint
     assert report["stages"]["extract"]["rows"] == 1500
     assert CHALLENGER in road.registry.versions()[-1].aliases
 
@@ -115,7 +115,7 @@ def test_a_second_run_resumes_and_computes_nothing(road: Road, monkeypatch: pyte
     for name in work:
         monkeypatch.setattr(f"pipelines.training.{name}", never)
     said: list[tuple[str, bool]] = []
-    run_road(road.settings, say=lambda name, _m, _s, resumed: said.append((name, resumed)))
+    run_workflow(road.settings, on_stage=lambda event: said.append((event.stage, event.resumed)))
     assert said == [("extract", True), ("probe", True), ("train", True)]
     assert len(road.registry.versions()) == 1
 
@@ -128,7 +128,7 @@ def test_lost_shards_and_probes_are_made_again_alike(road: Road) -> None:
     kept = store.read_json("features/parts/000001.json")
     for key in [*lost, "features/manifest.json", "probes/manifest.json"]:
         store.delete(key)
-    run_road(road.settings)
+    run_workflow(road.settings)
     assert {key: store.read(key) for key in lost[::2]} == before
     assert store.read_json("features/parts/000001.json") == kept
 
@@ -197,7 +197,7 @@ def test_drift_is_told(road: Road) -> None:
     assert {"labels", "lengths"} <= drifted
     labels = manifest["drift"][0]
     assert sum(labels["now"]) == len(said)
-    assert sum(labels["then"]) == road.manifest["counts"]["test"]
+    assert sum(labels["then"]) == road.report.results.counts["test"]
     assert manifest["before"]["date"] == "2026-01-01"
     assert sum(manifest["before"]["counts"]["labels"].values()) == 99
     with pytest.raises(DriftError, match=r"is published, but it drifted from training: labels .*report\.html") as error:
@@ -310,12 +310,12 @@ def test_a_multilabel_corpus_goes_the_whole_road(tmp_path: Path, backbone_folder
         }
     )
     registry = Registry(settings)
-    manifest = run_road(settings)
-    assert manifest["classes"] == ["bad", "extra", "good", "plain"]
-    assert manifest["multilabel"]
+    results = run_workflow(settings).results
+    assert results.classes == ("bad", "extra", "good", "plain")
+    assert results.multilabel
     promote.promote(registry, "1", "lists")
     found = run_evaluate(settings, registry, settings.data.train)
-    assert found["per_class"]["extra"]["f1"] > 0.7  # 0 for a model that has learned nothing
+    assert found.per_class["extra"].f1 > 0.7  # 0 for a model that has learned nothing
     night = run_classify(settings, registry, settings.data.train, str(tmp_path / "out"))
     predicted = {row["id"]: row["label"] for row in read_predictions(str(tmp_path / "out"))}
     assert all(isinstance(label, list) for label in predicted.values())
@@ -345,7 +345,7 @@ def test_promotion_rollback_and_the_frozen_set(road: Road) -> None:
     frozen = first.ids
     assert frozen
     other = road.with_settings(store=f"{road.base}/second", seed=7)
-    run_road(other)
+    run_workflow(other)
     labels = Store(other.store).read_json("model/manifest.json")["counts"]
     assert labels["test"] >= len(frozen)
     assert road.registry.evaluation_set() == first

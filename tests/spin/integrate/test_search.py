@@ -120,7 +120,7 @@ def test_test_rows_change_nothing(folds: int) -> None:
         values[subject.test] = np.nan
     subject.y[subject.test] = 77
     after = subject.integrate(settings)
-    assert after.describe() == before.describe()
+    assert after.summary() == before.summary()
     for name, mine in after.choices.items():
         assert mine.selection.rows() == before.choices[name].selection.rows()
         np.testing.assert_array_equal(
@@ -203,7 +203,7 @@ def test_every_depth_is_on_the_frontier(subject: Project) -> None:
         }
         assert summary.neurons == len(found.choices[name].selection)
         assert found.choices[name].selection.depth <= candidate.depth
-    assert found.describe()["frontier"] == [point.summary().model_dump(mode="json") for point in found.frontier]
+    assert found.summary().frontier == tuple(point.summary() for point in found.frontier)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2])
