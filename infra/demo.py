@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -29,6 +28,7 @@ from infra.nodes import Nodes
 from jobs.quickstart import BACKBONE, read_tweets
 from pipelines.nightly.classify import parse_date
 from pipelines.nightly.publish import read_manifest, read_predictions
+from pipelines.nightly.run_records import RunManifest
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog
 from pipelines.workers.job_client import JobServer
@@ -76,8 +76,8 @@ class Demo:
         out.print(f"\n[bold]$ spin {' '.join(words)}[/bold]")
         subprocess.run(["spin", *words], cwd=self.folder, env=self.spun, check=True)
 
-    def night(self) -> dict[str, Any]:
-        """A night in whose middle a node is lost; its manifest."""
+    def night(self) -> RunManifest:
+        """Classify a night, remove a node halfway through, and return the manifest."""
         places = ("--input", f"{self.base}/inbox/", "--output", f"{self.base}/nights")
         self.spin("submit", "classify", "settings.yaml", *places, "--detach")
         server, job = JobServer(self.nodes.address), f"classify-tweets-{parse_date(None)}"
@@ -130,8 +130,8 @@ def main() -> None:
                 demo.spin("promote", "settings.yaml", "--why", "the first")
             with timed(f"a night of {NIGHT:,} tweets, in whose middle a node is lost"):
                 manifest = demo.night()
-            tried = sum(shard["tries"] > 1 for shard in manifest["shards"])
-            out.print(f"          every id once; of {len(manifest['shards'])} shards {tried} begun twice")
+            tried = sum(shard.tries > 1 for shard in manifest.shards)
+            out.print(f"          every id once; of {len(manifest.shards)} shards {tried} begun twice")
             with timed("a second version, of fewer neurons, trained on the node that is left"):
                 demo.spin("submit", "train", "settings.yaml", "--restart", "--set", "search.max_share=0.05")
             with timed("it passes the gate against the champion"):

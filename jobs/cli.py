@@ -166,10 +166,8 @@ def classify(
         from pipelines.nightly.precision_check import check_precision
 
         terminal.check(*check_precision(loaded, registry, manifest, check))
-    if shadow is not None and "shadow" not in manifest:
-        terminal.say(
-            f"          no shadow: {shadow} is version {manifest['model_version']}, the version that classified"
-        )
+    if shadow is not None and manifest.shadow is None:
+        terminal.say(f"          no shadow: {shadow} is version {manifest.model_version}, the version that classified")
     if loaded.classify.fail_on_drift:
         check_drift(manifest)
 

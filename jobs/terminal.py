@@ -14,6 +14,7 @@ from rich.text import Text
 from spin.sites import FeatureColumn
 
 if TYPE_CHECKING:
+    from pipelines.nightly.run_records import RunManifest
     from pipelines.registry.champion_history import ChampionEvent
     from pipelines.registry.gate import GateCheck
     from pipelines.registry.versions import Version
@@ -75,34 +76,32 @@ def trained(report: TrainReport) -> None:
     say(f"registered {report.registered.model} version {report.registered.version} as challenger")
 
 
-def night(manifest: dict[str, Any], output: str) -> None:
+def night(manifest: RunManifest, output: str) -> None:
     """Print the counts of a night and where its output is."""
-    counts = manifest["counts"]
-    mix = ", ".join(f"{label} {count:,}" for label, count in sorted(counts["labels"].items()))
-    share = f"{counts['predicted']:,} of {counts['rows']:,} documents"
-    say(f"classify  {share} by version {manifest['model_version']}: {mix}")
-    for file in manifest["quarantined"]:
-        say(f"          quarantined: {file['reason']}")
-    if counts["dead"]:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts["reasons"].items()))
-        say(f"          {counts['dead']:,} dead letters: {reasons}")
-    if counts.get("abstained"):
-        say(f"          {counts['abstained']:,} documents without a label, within decision.abstain of a border")
-    if counts["truncated"]:
-        share = 100 * counts["truncated_share"]
-        say(f"          {counts['truncated']:,} texts ({share:.1f} %) cut at backbone.max_tokens")
-    if len(counts["depths"]) > 1:
-        depths = sorted(counts["depths"].items(), key=lambda item: int(item[0]))
+    counts = manifest.counts
+    mix = ", ".join(f"{label} {count:,}" for label, count in sorted(counts.labels.items()))
+    share = f"{counts.predicted:,} of {counts.rows:,} documents"
+    say(f"classify  {share} by version {manifest.model_version}: {mix}")
+    for file in manifest.quarantined:
+        say(f"          quarantined: {file.reason}")
+    if counts.dead:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.reasons.items()))
+        say(f"          {counts.dead:,} dead letters: {reasons}")
+    if counts.abstained:
+        say(f"          {counts.abstained:,} documents without a label, within decision.abstain of a border")
+    if counts.truncated:
+        percent = 100 * counts.truncated_share
+        say(f"          {counts.truncated:,} texts ({percent:.1f} %) cut at backbone.max_tokens")
+    if len(counts.depths) > 1:
+        depths = sorted(counts.depths.items(), key=lambda item: int(item[0]))
         say(f"          exits: {', '.join(f'{n:,} after block {depth}' for depth, n in depths)}")
-    for row in manifest["drift"]:
-        if row["drifted"]:
-            say(f"          drift: {row['name']} stability index {row['psi']:.2f}, above {row['limit']:.2f}")
-    if "shadow" in manifest:
-        from spin.monitor.agreement import ShadowAgreement
-
-        say(f"          {_shadow(ShadowAgreement.from_json(manifest['shadow']))}")
+    for drift in manifest.drift:
+        if drift.drifted:
+            say(f"          drift: {drift.name} stability index {drift.psi:.2f}, above {drift.limit:.2f}")
+    if manifest.shadow is not None:
+        say(f"          {_shadow(manifest.shadow)}")
     where = output.rstrip("/")
-    say(f"          predictions in {where}/predictions, the report in {where}/_runs/{manifest['run']}/report.html")
+    say(f"          predictions in {where}/predictions, the report in {where}/_runs/{manifest.run}/report.html")
 
 
 def check(compared: int, agreed: int) -> None:

@@ -1,11 +1,12 @@
-"""A night: one version of the champion over a batch of documents, every row predicted or dead-lettered."""
+"""Classify a batch of documents with one version of the model; every row becomes a prediction or a dead letter."""
 
 from __future__ import annotations
 
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +14,18 @@ from typing import Any, TypeVar
 from pipelines.data import input_files, sharding
 from pipelines.data.readers import Shard
 from pipelines.nightly.classify_step import CALIBRATION, PROFILE, ClassifyStep
-from pipelines.nightly.dedup import DigestStep, RepeatStep, plan_partitions
+from pipelines.nightly.dedup import DigestStep, DuplicateStep, plan_partitions
 from pipelines.nightly.drift_check import measure_drift
-from pipelines.nightly.publish import BatchRun, NightlyRun, check_unchanged, read_manifest, taken_by, taken_of
-from pipelines.nightly.run_records import ClassifyCounts, DigestCounts, DuplicateCounts, RunPlan
+from pipelines.nightly.publish import (
+    BatchRun,
+    NightlyRun,
+    check_unchanged,
+    read_manifest,
+    read_night_before,
+    readable_outcomes,
+    taken_by,
+)
+from pipelines.nightly.run_records import FORMAT, ClassifyCounts, DigestCounts, DuplicateCounts, RunManifest, RunPlan
 from pipelines.nightly.run_report import render_reports
 from pipelines.nightly.shadow import ShadowSpec, choose_shadow, resolve_shadow
 from pipelines.nightly.throughput import busy_seconds
@@ -33,16 +42,36 @@ from pipelines.workers.ray_cluster import shared_ray_session
 from spin.errors import UserError
 from spin.heads import persistence
 from spin.heads.persistence import ClassifierMetadata
-from spin.monitor.agreement import total_agreement
+from spin.monitor.agreement import ShadowAgreement, total_agreement
+from spin.monitor.drift import Drift
 from spin.settings import Settings
 
-FORMAT = 5
-
 FEW_IDS = 200_000
-"""ids that are read sooner here than actors start"""
+"""number of ids that the driver reads in less time than workers need to start"""
 
 C = TypeVar("C", bound=ShardCounts)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+@dataclass(frozen=True)
+class _NightModels:
+    """The model of a night and its shadow, downloaded."""
+
+    registry: Registry
+    """registry of both versions"""
+    version: str
+    """version of the model"""
+    metadata: ClassifierMetadata
+    """metadata of the model"""
+    folder: Path
+    """folder of the model, and of the shadow if there is one: `model/` and `shadow/`"""
+    shadow: ShadowSpec | None
+    """the shadow, None without one"""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the folders."""
+        return ("model",) if self.shadow is None else ("model", "shadow")
 
 
 def run_classify(
@@ -56,90 +85,101 @@ def run_classify(
     night: str | None = None,
     since: str | None = None,
     restart: bool = False,
-) -> dict[str, Any]:
-    """Classify a batch and publish it under `output`, giving the manifest.
+) -> RunManifest:
+    """Classify a batch, publish it under `output` and return the manifest.
 
-    Files that the latest night of the output `since` has taken already, by path, size and ETag, are skipped.
-    The version of the model is resolved once. While it runs, parts lie under `_runs/`; after the manifest, whole parts
-    are put into `predictions/date=DATE/` and `dead_letters/date=DATE/`, and `latest` moves last. Another version as
-    `shadow` changes none of that; rows on which it differs are put into `disagreements/date=DATE/`. Raises HeldError
-    where another run works here, BadRowsError, with nothing published, for more dead letters or more files that cannot
-    be read than the settings allow, UnavailableError where the store does not answer: the same command resumes.
+    Files that the latest night of the output `since` has already taken, by path, size and ETag, are skipped. The
+    version of the model is resolved once. Until the manifest is written, all results are in `_runs/`. Then they are
+    moved to `predictions/date=DATE/` and `dead_letters/date=DATE/`, and `latest` is written last. A second version as
+    `shadow` changes none of this; rows on which the two differ are published in `disagreements/date=DATE/`.
+
+    Raises HeldError if another run is at work in the output. Raises BadRowsError, and publishes nothing, if more rows
+    or files than the settings allow could not be classified. Raises UnavailableError if the store does not answer; the
+    same command then resumes.
     """
     date = parse_date(night)
     settings = weights_cache.with_engine(settings, "classify")
     out = Store(output)
     version = registry.resolve(model)
-    other = None if shadow is None else resolve_shadow(registry, shadow, version)
+    shadow_version = None if shadow is None else resolve_shadow(registry, shadow, version)
     rejected: dict[str, str] = {}
     files = input_files.list_files(source, bad=rejected)
     taken = taken_by(read_manifest(since)) if since else []
     with Lease(out) as lease, tempfile.TemporaryDirectory() as scratch, shared_ray_session():
-        folder = _fetch(registry, version, Path(scratch) / "model")
-        metadata = persistence.read_metadata(folder)
-        facts = _facts(settings, registry, version, metadata.backbone_digest, source)
-        beside = None
-        if other is not None:
-            beside = choose_shadow(other, _fetch(registry, other, Path(scratch) / "shadow"), metadata, settings)
-            facts["shadow"] = beside.facts()
-        tonight = NightlyRun(out, date, lease)
-        run, plan = tonight.begin(
-            facts, files, lambda new: _plan(settings, new, rejected), taken=taken, restart=restart
+        models = _download_models(settings, registry, version, shadow_version, Path(scratch))
+        nightly_run = NightlyRun(out, date, lease)
+        run, plan = nightly_run.begin(
+            _metadata(settings, models, source),
+            files,
+            lambda new: _plan(settings, new, rejected),
+            taken=taken,
+            restart=restart,
         )
         manifest = run.finished(plan)
         if manifest is None:
-            for kept in ("model", "shadow") if beside else ("model",):
-                for name in (persistence.CONFIG, persistence.TENSORS):
-                    run.store.write(f"{kept}/{name}", (Path(scratch) / kept / name).read_bytes())
-            if settings.backbone.dtype == "int8":
-                for kept in ("model", "shadow") if beside else ("model",):
-                    run.store.write_json(f"{kept}/{CALIBRATION}", registry.calibration())
-            weights_cache.publish(settings, metadata.backbone_digest)
-            if beside is not None:
-                weights_cache.publish(beside.settings(settings), beside.digest)
-            outcomes = _run(settings, run, plan, version, beside, lease)
+            _share_models(settings, run, models)
+            outcomes = _classify_shards(settings, run, plan, models, lease)
             check_unchanged(plan, input_files.list_files(source, bad={}))
             manifest = run.finish(
                 plan,
                 outcomes,
-                date,
-                format=FORMAT,
+                date=date,
                 output=out.uri,
                 model=registry.name,
                 model_version=version,
-                classes=list(metadata.classes),
+                classes=models.metadata.classes,
                 seconds=round(busy_seconds(outcomes), 1),
-                drift=_drift(settings, run, plan, outcomes, folder),
-                before=_before(out, date),
-                **_shadow(beside, metadata, plan, outcomes),
+                drift=_measure_drift(settings, run, plan, outcomes, models),
+                before=read_night_before(out, date),
+                shadow=_total_agreement(models, plan, outcomes),
             )
         _check_shares(settings, manifest)
         reports = render_reports(manifest)
-        tonight.publish(run, manifest, reports)
+        nightly_run.publish(run, manifest, reports)
         registry.log_night(version, _summary(manifest), reports)
         return manifest
 
 
-def _fetch(registry: Registry, version: str, folder: Path) -> Path:
+def _download_models(
+    settings: Settings, registry: Registry, version: str, shadow_version: str | None, folder: Path
+) -> _NightModels:
+    """Download the model and the shadow to `folder`. Raises UserError if the shadow does not fit the model."""
+    metadata = persistence.read_metadata(_download(registry, version, folder / "model"))
+    shadow = None
+    if shadow_version is not None:
+        shadow_folder = _download(registry, shadow_version, folder / "shadow")
+        shadow = choose_shadow(shadow_version, shadow_folder, metadata, settings)
+    return _NightModels(registry, version, metadata, folder, shadow)
+
+
+def _download(registry: Registry, version: str, folder: Path) -> Path:
     folder.mkdir()
     registry.download(version, folder)
     return folder
 
 
-def _run(
-    settings: Settings,
-    run: BatchRun,
-    plan: StagePlan[RunPlan],
-    version: str,
-    beside: ShadowSpec | None,
-    lease: Lease,
+def _share_models(settings: Settings, run: BatchRun, models: _NightModels) -> None:
+    """Write the artifacts to the store of the run and announce the weights, so that every worker can load them."""
+    for name in models.names:
+        for file in (persistence.CONFIG, persistence.TENSORS):
+            run.store.write(f"{name}/{file}", (models.folder / name / file).read_bytes())
+    if settings.backbone.dtype == "int8":
+        for name in models.names:
+            run.store.write_json(f"{name}/{CALIBRATION}", models.registry.calibration())
+    weights_cache.publish(settings, models.metadata.backbone_digest)
+    if models.shadow is not None:
+        weights_cache.publish(models.shadow.settings(settings), models.shadow.digest)
+
+
+def _classify_shards(
+    settings: Settings, run: BatchRun, plan: StagePlan[RunPlan], models: _NightModels, lease: Lease
 ) -> list[ShardOutcome[ClassifyCounts]]:
-    """The outcomes of all shards."""
+    """Look for duplicate ids if the settings ask for it, classify all shards and return their outcomes."""
     shards, documents = plan.derived.shards, plan.derived.documents
     ray = settings.ray.for_stage("classify")
     without_gpus = ray.model_copy(update={"gpus_per_worker": 0})
 
-    def pass_over(
+    def map_stage(
         name: str,
         store: Store,
         work: Sequence[Shard],
@@ -164,81 +204,86 @@ def _run(
 
     ids, repeats = run.store / "ids", run.store / "repeats"
     keys: list[str] = []
-    bad: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
     if settings.data.ids == "checked":
-        parts, names = plan_partitions(documents), [shard.name for shard in shards]
-        few = documents <= FEW_IDS
-        digested = pass_over("ids", ids, shards, DigestCounts, DigestStep, settings.data, len(parts), here=few)
-        bad = {s.uri: o.counts.bad for s, o in zip(shards, digested, strict=True) if o.counts.bad is not None}
-        searched = pass_over("repeats", repeats, parts, DuplicateCounts, RepeatStep, ids, len(parts), names, here=few)
+        partitions, names = plan_partitions(documents), [shard.name for shard in shards]
+        few, count = documents <= FEW_IDS, len(partitions)
+        digested = map_stage("ids", ids, shards, DigestCounts, DigestStep, settings.data, count, here=few)
+        unreadable = {s.uri: o.counts.bad for s, o in zip(shards, digested, strict=True) if o.counts.bad is not None}
+        searched = map_stage(
+            "repeats", repeats, partitions, DuplicateCounts, DuplicateStep, ids, count, names, here=few
+        )
         keys = [key for outcome in searched for key in outcome.files]
-    step = run.store, version, settings, repeats, keys, bad, beside
-    outcomes = pass_over("classify", run.store, shards, ClassifyCounts, ClassifyStep, *step)
+    step = run.store, models.version, settings, repeats, keys, unreadable, models.shadow
+    outcomes = map_stage("classify", run.store, shards, ClassifyCounts, ClassifyStep, *step)
     lease.check()
     return outcomes
 
 
-def _drift(
+def _measure_drift(
     settings: Settings,
     run: BatchRun,
     plan: StagePlan[RunPlan],
-    outcomes: list[ShardOutcome[ClassifyCounts]],
-    model: Path,
-) -> list[dict[str, Any]]:
-    """This night against training."""
-    keys = [key for outcome in taken_of(plan, outcomes) for key in outcome.files if key.endswith(PROFILE)]
-    classify = settings.classify
-    drifts = measure_drift(run.store, keys, model, settings.choose, classify.max_psi, early=classify.cascade)
-    return [drift.to_json() for drift in drifts]
-
-
-def _shadow(
-    beside: ShadowSpec | None,
-    metadata: ClassifierMetadata,
-    plan: StagePlan[RunPlan],
-    outcomes: list[ShardOutcome[ClassifyCounts]],
-) -> dict[str, Any]:
-    """What the manifest says of a shadow; nothing without one."""
-    if beside is None:
-        return {}
-    shards = [outcome.counts.shadow for outcome in taken_of(plan, outcomes) if outcome.counts.shadow is not None]
-    return {"shadow": total_agreement(beside.version, metadata.multilabel, shards).to_json()}
-
-
-def _summary(manifest: dict[str, Any]) -> NightSummary:
-    """What MLflow logs of a night."""
-    counts, shadow = manifest["counts"], manifest.get("shadow")
-    summary = None
-    if shadow:
-        summary = ShadowSummary(shadow["version"], shadow["agreement"] if shadow["compared"] else None)
-    return NightSummary(
-        **{name: manifest[name] for name in ("date", "run", "output", "fingerprint", "seconds")},
-        **{name: counts[name] for name in ("rows", "predicted", "abstained", "dead", "tokens", "truncated", "depths")},
-        quarantined_files=len(manifest["quarantined"]),
-        psi={row["name"]: row["psi"] for row in manifest["drift"]},
-        shadow=summary,
+    outcomes: Sequence[ShardOutcome[ClassifyCounts]],
+    models: _NightModels,
+) -> list[Drift]:
+    """Return the drift of the classified documents from the reference of the model."""
+    readable = readable_outcomes(plan, outcomes)
+    keys = [key for outcome in readable for key in outcome.files if key.endswith(PROFILE)]
+    return measure_drift(
+        run.store,
+        keys,
+        models.folder / "model",
+        settings.choose,
+        settings.classify.max_psi,
+        early=settings.classify.cascade,
     )
 
 
-def _before(out: Store, date: str) -> dict[str, Any] | None:
-    """What the manifest keeps of the night before this one, if that is the latest."""
-    latest = out.read_json("latest")
-    manifest = out.read_json(latest["manifest"]) if latest and latest["date"] < date else None
-    if manifest is None or manifest.get("format") != FORMAT:
+def _total_agreement(
+    models: _NightModels, plan: StagePlan[RunPlan], outcomes: Sequence[ShardOutcome[ClassifyCounts]]
+) -> ShadowAgreement | None:
+    """Return the agreement with the shadow over the files that could be read, None without a shadow."""
+    if models.shadow is None:
         return None
-    return {name: manifest[name] for name in ("date", "model_version", "counts")}
+    counts = [outcome.counts.shadow for outcome in readable_outcomes(plan, outcomes)]
+    shards = [shard for shard in counts if shard is not None]
+    return total_agreement(models.shadow.version, models.metadata.multilabel, shards)
 
 
-def _plan(settings: Settings, files: list[input_files.InputFile], rejected: dict[str, str]) -> RunPlan:
-    """The shards of the files that can be read, what is wrong with the others, about how many documents there are."""
-    bad = dict(rejected)
-    shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data, bad=bad)
-    return RunPlan(tuple(shards), bad, sum(shard.documents for shard in shards))
+def _summary(manifest: RunManifest) -> NightSummary:
+    """Return the figures of a night that MLflow logs."""
+    counts, shadow = manifest.counts, manifest.shadow
+    return NightSummary(
+        date=manifest.date,
+        run=manifest.run,
+        output=manifest.output,
+        fingerprint=manifest.fingerprint,
+        seconds=manifest.seconds,
+        rows=counts.rows,
+        predicted=counts.predicted,
+        abstained=counts.abstained,
+        dead=counts.dead,
+        tokens=counts.tokens,
+        truncated=counts.truncated,
+        depths=counts.depths,
+        quarantined_files=len(manifest.quarantined),
+        psi={drift.name: drift.psi for drift in manifest.drift},
+        shadow=None if shadow is None else ShadowSummary(shadow.version, shadow.agreement),
+    )
 
 
-def _facts(settings: Settings, registry: Registry, version: str, digest: str, source: str) -> dict[str, Any]:
-    """What changes predictions; not worker counts, logging or the shares that are allowed to fail."""
-    return {
+def _plan(settings: Settings, files: list[input_files.InputFile], rejected: Mapping[str, str]) -> RunPlan:
+    """Plan the shards of the files; add to the `rejected` files those that cannot be read, each with the reason."""
+    unreadable = dict(rejected)
+    shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data, bad=unreadable)
+    return RunPlan(tuple(shards), unreadable, sum(shard.documents for shard in shards))
+
+
+def _metadata(settings: Settings, models: _NightModels, source: str) -> dict[str, object]:
+    """Return everything that changes predictions: not the number of workers, logging or the permitted failures."""
+    registry, version, digest = models.registry, models.version, models.metadata.backbone_digest
+    metadata: dict[str, object] = {
         "format": FORMAT,
         "model": {"name": registry.name, "version": version, "backbone": digest},
         "choose": settings.choose,
@@ -249,28 +294,29 @@ def _facts(settings: Settings, registry: Registry, version: str, digest: str, so
         "cascade": settings.classify.cascade,
         "dead_letter_text": settings.classify.dead_letter_text,
     }
+    return metadata if models.shadow is None else {**metadata, "shadow": models.shadow.metadata()}
 
 
-def _check_shares(settings: Settings, manifest: dict[str, Any]) -> None:
-    """Raise BadRowsError where more files or rows had to be left out than the settings allow."""
-    allowed, bad = settings.classify, manifest["quarantined"]
-    if len(bad) > allowed.max_bad_files * (len(bad) + len(manifest["inputs"])):
+def _check_shares(settings: Settings, manifest: RunManifest) -> None:
+    """Raise BadRowsError if more files or rows than the settings allow could not be classified."""
+    allowed, quarantined, counts = settings.classify, manifest.quarantined, manifest.counts
+    files = len(quarantined) + len(manifest.inputs)
+    if len(quarantined) > allowed.max_bad_files * files:
         raise BadRowsError(
-            f"{len(bad)} of {len(bad) + len(manifest['inputs'])} files cannot be classified, more than "
-            f"classify.max_bad_files {allowed.max_bad_files} allows: {bad[0]['reason']}; mend them and start over with "
-            "--restart, or raise it and run again"
+            f"{len(quarantined)} of {files} files cannot be classified, more than "
+            f"classify.max_bad_files {allowed.max_bad_files} allows: {quarantined[0].reason}; mend them and start over "
+            "with --restart, or raise it and run again"
         )
-    counts = manifest["counts"]
-    if counts["dead"] > allowed.max_dead_fraction * counts["rows"]:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(counts["reasons"]).most_common(4))
+    if counts.dead > allowed.max_dead_fraction * counts.rows:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(counts.reasons).most_common(4))
         raise BadRowsError(
-            f"{counts['dead']} of {counts['rows']} rows cannot be classified ({reasons}), more than "
+            f"{counts.dead} of {counts.rows} rows cannot be classified ({reasons}), more than "
             f"classify.max_dead_fraction {allowed.max_dead_fraction} allows; mend them, or raise it and run again"
         )
 
 
 def parse_date(night: str | None) -> str:
-    """YYYY-MM-DD; today in UTC for None. Raises UserError."""
+    """Return a date as YYYY-MM-DD, today in UTC for None. Raises UserError for anything that is not such a date."""
     if night is None:
         return datetime.now(UTC).date().isoformat()
     try:

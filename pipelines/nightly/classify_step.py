@@ -1,4 +1,4 @@
-"""The step of a night: a shard of documents in, its predictions and its dead letters out."""
+"""The classify step of a night: one shard of documents in, its predictions and its dead letters out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ from pipelines.data import readers
 from pipelines.data.readers import Documents, Shard, is_unicode
 from pipelines.nightly.dedup import duplicate_rows
 from pipelines.nightly.run_records import ClassifyCounts
-from pipelines.nightly.shadow import Read, Shadow, ShadowSpec
+from pipelines.nightly.shadow import FeaturePair, Shadow, ShadowSpec
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, StepResult
@@ -28,27 +27,28 @@ from spin.classifier import SpinClassifier
 from spin.heads import persistence
 from spin.labels.label_space import Label, class_names
 from spin.monitor.profile import Profile
+from spin.predictions import Predictions
 from spin.settings import Settings
 
 DEAD_LETTERS = pa.schema(
     [
         ("id", pa.string()),
         ("file", pa.string()),
-        ("first", pa.int64()),  # where the shard begins in its file: a row, in plain JSONL a byte
-        ("row", pa.int64()),  # after that
+        ("first", pa.int64()),  # start of the shard in its file: a row, in plain JSONL a byte
+        ("row", pa.int64()),  # row within the shard
         ("reason", pa.string()),
         ("message", pa.string()),
-        ("text", pa.string()),  # null unless `classify.dead_letter_text` asks for it
+        ("text", pa.string()),  # null unless `classify.dead_letter_text` is true
     ]
 )
 PROFILE = "profile.safetensors"
-"""ending of the file with what drift is measured on"""
+"""ending of the file from which drift is measured"""
 CALIBRATION = "calibration.json"
-"""texts by which int8 is scaled, beside the model of a run"""
+"""file of the texts from which int8 scales are computed, in the folder of the model"""
 
 
 def predictions_schema(multilabel: bool) -> pa.Schema:
-    """The columns of predictions; the label is a list of classes in a multi-label task, null where there is none."""
+    """Return the columns of predictions; a label is a list of classes in a multi-label task, null without a label."""
     return pa.schema(
         [
             ("id", pa.string()),
@@ -62,10 +62,10 @@ def predictions_schema(multilabel: bool) -> pa.Schema:
 
 
 class ClassifyStep:
-    """Reads a shard and gives its predictions and its dead letters, and of a shadow where they differ from it.
+    """Reads a shard and returns its predictions and dead letters, and the rows on which a shadow differs.
 
-    `keys` of `repeats` hold the rows whose id stood earlier; `bad` are the files whose ids could not be read, and why.
-    The artifacts lie in the run's store under `model/` and `shadow/`.
+    `duplicate_keys` are the files in `duplicates` that list the rows with duplicate ids; `unreadable` holds the reason
+    for each file whose ids could not be read. The artifacts are in the store of the run under `model/` and `shadow/`.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class ClassifyStep:
         run: Store,
         version: str,
         settings: Settings,
-        repeats: Store,
-        keys: Sequence[str],
-        bad: Mapping[str, str],
+        duplicates: Store,
+        duplicate_keys: Sequence[str],
+        unreadable: Mapping[str, str],
         shadow: ShadowSpec | None = None,
     ) -> None:
         self.spin = _load(run / "model", settings)
@@ -84,40 +84,69 @@ class ClassifyStep:
             self.shadow = Shadow(self.spin, _load(run / "shadow", shadow.settings(settings)), shadow.version)
         _ = self.spin.engine  # opened once, before the first shard
         self.version, self.data, self.keep_text = version, settings.data, settings.classify.dead_letter_text
-        self.repeats, self.repeat_keys, self.bad = repeats, keys, bad
+        self.duplicates, self.duplicate_keys, self.unreadable = duplicates, duplicate_keys, unreadable
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
         try:
-            if shard.uri in self.bad:
-                raise BadFileError(self.bad[shard.uri])
-            check_readable(shard.uri, attempt)
-            documents = readers.read_shard(shard, self.data)
+            documents = self._read(shard, attempt)
         except BadFileError as error:
             return StepResult({}, replace(_count(shard, 0, {}, []), bad=str(error)))
-        dead = triage(documents, duplicate_rows(shard, self.repeats, self.repeat_keys))
-        sound = [row for row in range(len(documents)) if row not in dead]
+        dead = triage(documents, duplicate_rows(shard, self.duplicates, self.duplicate_keys))
+        valid = [row for row in range(len(documents)) if row not in dead]
 
-        def read(rows: list[int]) -> Read:
+        def compute(rows: list[int]) -> FeaturePair:
             texts = [documents.texts[row] for row in rows]
-            return (self.spin.features(texts), None) if self.shadow is None else self.shadow.read(texts, attempt)
+            return (self.spin.features(texts), None) if self.shadow is None else self.shadow.features(texts, attempt)
 
-        isolated = isolate_failing_rows(sound, read, attempt)
+        isolated = isolate_failing_rows(valid, compute, attempt)
         pieces, failing = isolated.pieces, isolated.failing
         dead |= {row: ("poison", message) for row, message in failing.items()}
-        rows = [row for row in sound if row not in failing]
+        rows = [row for row in valid if row not in failing]
         features = Features.concatenate([part for _, (part, _) in pieces] or [self.spin.features([])])
         predictions = self.spin.predict_features(features)
-        table = pa.table(
+        counts = replace(
+            _count(shard, len(documents), dead, predictions.labels),
+            tokens=int(features.n_tokens.sum()),
+            truncated=features.truncated,
+            depths={str(depth): n for depth, n in sorted(Counter(predictions.exit_depth.tolist()).items())},
+        )
+        profile = Profile.from_outputs(
+            self.spin.label_space, self.spin.fitted, predictions.logits, features.values, features
+        )
+        table = self._predictions_table([documents.ids[row] for row in rows], predictions)
+        files = {"predictions.parquet": _to_parquet(table), PROFILE: profile.to_bytes()}
+        if dead:
+            files["dead.parquet"] = _to_parquet(self._dead_letters_table(shard, documents, dead))
+        if self.shadow is not None:
+            differing, agreement = self.shadow.compare(pieces, documents, attempt, predictions, self.version)
+            counts = replace(counts, shadow=agreement)
+            if len(differing):
+                files["disagreements.parquet"] = _to_parquet(differing)
+        return StepResult(files, counts)
+
+    def _read(self, shard: Shard, attempt: Attempt) -> Documents:
+        """Return the documents of a shard. Raises BadFileError if its file cannot be read."""
+        if shard.uri in self.unreadable:
+            raise BadFileError(self.unreadable[shard.uri])
+        check_readable(shard.uri, attempt)
+        return readers.read_shard(shard, self.data)
+
+    def _predictions_table(self, ids: Sequence[str | None], predictions: Predictions) -> pa.Table:
+        """Return the predictions of n documents, in the order of their ids (n,)."""
+        return pa.table(
             [
-                [documents.ids[row] for row in rows],
+                ids,
                 predictions.labels,
                 predictions.score,
                 list(predictions.probabilities.astype(np.float32)),
                 predictions.exit_depth,
-                [self.version] * len(rows),
+                [self.version] * len(ids),
             ],
             schema=predictions_schema(self.spin.label_space.multilabel),
         )
+
+    def _dead_letters_table(self, shard: Shard, documents: Documents, dead: Mapping[int, tuple[str, str]]) -> pa.Table:
+        """Return one row per dead letter; `dead` holds the reason and the message by row."""
         letters = [
             {
                 "id": _unicode(documents.ids[row]),
@@ -130,40 +159,29 @@ class ClassifyStep:
             }
             for row, (reason, message) in sorted(dead.items())
         ]
-        counts = replace(
-            _count(shard, len(documents), dead, predictions.labels),
-            tokens=int(features.n_tokens.sum()),
-            truncated=features.truncated,
-            depths={str(depth): n for depth, n in sorted(Counter(predictions.exit_depth.tolist()).items())},
-        )
-        profile = Profile.from_outputs(
-            self.spin.label_space, self.spin.fitted, predictions.logits, features.values, features
-        )
-        files = {"predictions.parquet": _to_parquet(table), PROFILE: profile.to_bytes()}
-        if letters:
-            files["dead.parquet"] = _to_parquet(pa.Table.from_pylist(letters, schema=DEAD_LETTERS))
-        if self.shadow is not None:
-            differing, agreement = self.shadow.compare(pieces, documents, attempt, predictions, self.version)
-            counts = replace(counts, shadow=agreement)
-            if len(differing):
-                files["disagreements.parquet"] = _to_parquet(differing)
-        return StepResult(files, counts)
+        return pa.Table.from_pylist(letters, schema=DEAD_LETTERS)
 
 
-def _load(kept: Store, settings: Settings) -> SpinClassifier:
-    """The classifier of an artifact in the store, on a backbone that is on this node and loaded at first use."""
+def _load(artifact: Store, settings: Settings) -> SpinClassifier:
+    """Return the classifier of an artifact in the store.
+
+    Its backbone is copied to this node if it is not there yet, and loaded when it is first used.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for name in (persistence.CONFIG, persistence.TENSORS):
-            (Path(folder) / name).write_bytes(kept.read(name) or b"")
+            (Path(folder) / name).write_bytes(artifact.read(name) or b"")
         digest = persistence.read_metadata(Path(folder)).backbone_digest
-        calibration = kept.read_json(CALIBRATION) or () if settings.backbone.dtype == "int8" else ()
+        calibration = artifact.read_json(CALIBRATION) or () if settings.backbone.dtype == "int8" else ()
         backbone = weights_cache.receive(settings, digest)
         return SpinClassifier.open(folder, settings, backbone=backbone, calibration=calibration)
 
 
-def triage(documents: Documents, repeats: Iterable[int]) -> dict[int, tuple[str, str]]:
-    """The rows that cannot be classified, each with a reason and what was found; no text of the document is in it."""
-    repeated = set(repeats)
+def triage(documents: Documents, duplicates: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """Return the reason and a message for each row that cannot be classified; no message contains a document's text.
+
+    `duplicates` are the rows whose id occurs earlier in the plan.
+    """
+    repeated = set(duplicates)
     dead: dict[int, tuple[str, str]] = {}
     for row, (id, text) in enumerate(zip(documents.ids, documents.texts, strict=True)):
         if row in documents.malformed:
@@ -185,25 +203,25 @@ def triage(documents: Documents, repeats: Iterable[int]) -> dict[int, tuple[str,
     return dead
 
 
-def _count(shard: Shard, rows: int, dead: dict[int, tuple[str, str]], chosen: Sequence[Label | None]) -> ClassifyCounts:
-    """The counts of a shard, without what the backbone read."""
+def _count(shard: Shard, rows: int, dead: dict[int, tuple[str, str]], labels: Sequence[Label | None]) -> ClassifyCounts:
+    """Return the counts of a shard, without those of the backbone: tokens, truncated texts and exit depths."""
     return ClassifyCounts(
         rows=rows,
         uri=shard.uri,
-        predicted=len(chosen),
+        predicted=len(labels),
         dead=len(dead),
         reasons=dict(Counter(reason for reason, _ in dead.values())),
-        labels=dict(Counter(name for label in chosen for name in class_names(label))),
-        abstained=sum(label is None for label in chosen),
-        unlabelled=sum(not class_names(label) for label in chosen),
+        labels=dict(Counter(name for label in labels for name in class_names(label))),
+        abstained=sum(label is None for label in labels),
+        unlabelled=sum(not class_names(label) for label in labels),
         depths={},
         tokens=0,
         truncated=0,
     )
 
 
-def _unicode(text: Any) -> str | None:
-    """The text with lone surrogates, which no Arrow string can hold, replaced; None for what is no text."""
+def _unicode(text: object) -> str | None:
+    """Return a text with lone surrogates replaced, since an Arrow string cannot hold them; None if it is no text."""
     return text.encode(errors="replace").decode() if isinstance(text, str) else None
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
 
+from pipelines.nightly.run_records import RunManifest
 from pipelines.registry.packaging import REFERENCE
 from pipelines.service_errors import DriftError
 from pipelines.storage.object_store import Store
@@ -35,12 +35,11 @@ def measure_drift(
     return measure(reduce(add, profiles), reference, selection, allowed)
 
 
-def check_drift(manifest: dict[str, Any]) -> None:
+def check_drift(manifest: RunManifest) -> None:
     """Raise DriftError, with the properties that have drifted, for the manifest of a published nightly run."""
-    drifts = [Drift.from_json(record) for record in manifest["drift"]]
-    moved = [f"{drift.name} ({drift.psi:.2f}, limit {drift.limit:.2f})" for drift in drifts if drift.drifted]
+    moved = [f"{drift.name} ({drift.psi:.2f}, limit {drift.limit:.2f})" for drift in manifest.drift if drift.drifted]
     if moved:
         raise DriftError(
-            f"the night of {manifest['date']} is published, but it drifted from training: {', '.join(moved)}; see "
-            f"{manifest['output']}/_runs/{manifest['run']}/report.html"
+            f"the night of {manifest.date} is published, but it drifted from training: {', '.join(moved)}; see "
+            f"{manifest.output}/_runs/{manifest.run}/report.html"
         )

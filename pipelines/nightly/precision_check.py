@@ -1,14 +1,13 @@
-"""A finished night held against float32: how many of its labels the precision has moved."""
+"""Compare the labels of a finished night with those that float32 gives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
 from pipelines.data import readers
-from pipelines.nightly.run_records import RunPlan
+from pipelines.nightly.run_records import RunManifest, RunPlan
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import read_plan
@@ -17,24 +16,26 @@ from spin.errors import UserError
 from spin.labels.label_space import Label
 from spin.settings import Settings
 
-_AT_ONCE = 1024
+_BATCH = 1024
+"""documents classified at a time"""
 
 
-def check_precision(settings: Settings, registry: Registry, manifest: Mapping[str, Any], count: int) -> tuple[int, int]:
-    """Of the first `count` documents that a night predicted, how many were compared, and how many labels are the same.
+def check_precision(settings: Settings, registry: Registry, manifest: RunManifest, count: int) -> tuple[int, int]:
+    """Return how many of the first `count` predictions of a night were compared, and how many have the same label.
 
-    Float32 is computed by torch, here, with the exits of the night. Raises UserError for a night without predictions.
+    Float32 labels are computed by torch in this process, with the same early exits. Raises UserError for a night
+    without predictions.
     """
     exact = settings.backbone.model_copy(update={"dtype": "float32", "engine": "torch"})
-    spin = registry.load(manifest["model_version"], backbone=exact)
-    wanted = min(count, manifest["counts"]["predicted"])
+    spin = registry.load(manifest.model_version, backbone=exact)
+    wanted = min(count, manifest.counts.predicted)
     if not wanted:
         raise UserError("--check: the night predicted no documents; there is nothing to compare")
     compared = agreed = 0
     with progress("check", wanted, "documents") as advance:
         for texts, labels in _predicted(settings, manifest):
             texts, labels = texts[: wanted - compared], labels[: wanted - compared]
-            agreed += sum(mine == theirs for mine, theirs in zip(spin.predict(texts), labels, strict=True))
+            agreed += sum(exact_label == label for exact_label, label in zip(spin.predict(texts), labels, strict=True))
             compared += len(texts)
             advance(len(texts))
             if compared == wanted:
@@ -42,14 +43,14 @@ def check_precision(settings: Settings, registry: Registry, manifest: Mapping[st
     return compared, agreed
 
 
-def _predicted(settings: Settings, manifest: Mapping[str, Any]) -> Iterator[tuple[list[str], list[Label | None]]]:
-    """Texts and labels of a night's predictions, some at once, in the order of its plan."""
-    out = Store(manifest["output"])
-    published = {part["of"]: part["key"] for part in manifest["parts"]}
-    plan = read_plan(out / f"_runs/{manifest['run']}", RunPlan)
+def _predicted(settings: Settings, manifest: RunManifest) -> Iterator[tuple[list[str], list[Label | None]]]:
+    """Yield the texts and labels of a night's predictions in batches, in the order of the plan."""
+    out = Store(manifest.output)
+    published = {part.of: part.key for part in manifest.parts}
+    plan = read_plan(out / f"_runs/{manifest.run}", RunPlan)
     assert plan is not None
-    for shard, outcome in zip(plan.derived.shards, manifest["shards"], strict=True):
-        key = next((key for key in outcome["files"] if key.endswith("predictions.parquet")), "")
+    for shard, outcome in zip(plan.derived.shards, manifest.shards, strict=True):
+        key = next((key for key in outcome.files if key.endswith("predictions.parquet")), "")
         if key not in published:
             continue
         with out.open(published[key]) as file:
@@ -60,5 +61,5 @@ def _predicted(settings: Settings, manifest: Mapping[str, Any]) -> Iterator[tupl
             if len(texts) < len(rows) and id == rows[len(texts)]["id"] and isinstance(text, str) and text.strip():
                 texts.append(text)
         labels = [row["label"] for row in rows]
-        for at in range(0, len(texts), _AT_ONCE):
-            yield texts[at : at + _AT_ONCE], labels[at : at + _AT_ONCE]
+        for start in range(0, len(texts), _BATCH):
+            yield texts[start : start + _BATCH], labels[start : start + _BATCH]

@@ -1,4 +1,4 @@
-"""The commit protocol of a night: a run of its own, a manifest, whole parts into the hive folders, `latest` last."""
+"""The commit protocol of a night: results in a folder of the run, its manifest, its parts in hive folders, `latest`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow.parquet as pq
 
 from pipelines.data.input_files import InputFile
 from pipelines.data.readers import Shard
-from pipelines.nightly.run_records import ClassifyCounts, RunPlan
+from pipelines.nightly.run_records import (
+    FORMAT,
+    STAGE,
+    ClassifyCounts,
+    EarlierNight,
+    NightCounts,
+    PublishedPart,
+    QuarantinedFile,
+    RunManifest,
+    RunPlan,
+)
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
@@ -27,54 +37,77 @@ from pipelines.storage.stage_plan import (
     write_plan,
 )
 from spin.errors import SpinError, UserError
+from spin.labels.label_space import Label
+from spin.monitor.agreement import ShadowAgreement
+from spin.monitor.drift import Drift
 
 KINDS = {
     "predictions.parquet": "predictions",
     "dead.parquet": "dead_letters",
     "disagreements.parquet": "disagreements",
 }
-"""the hive folder of a shard's file, by its ending"""
+"""hive folder of a shard's file, by the ending of its name"""
 _WORK = ("parts", "attempts", "ids", "repeats", "model", "shadow")
-"""folders of a run that nobody needs once its parts are published"""
+"""folders of a run that are deleted once its parts are published"""
+
+
+class PredictionRow(TypedDict):
+    """A row of the published predictions."""
+
+    id: str
+    """id of the document"""
+    label: Label | None
+    """class, or list of classes in a multi-label task; None without a label"""
+    score: float
+    """probability of the label"""
+    scores: list[float]
+    """probability of each class, in the order of the classes"""
+    depth: int
+    """block after which the document exited"""
+    model_version: str
+    """version of the model that classified it"""
 
 
 @dataclass(frozen=True)
 class NightlyRun:
-    """One date of an output, held by a lease.
+    """One date of an output, under a lease.
 
-    Every run of a date has a number and a folder `_runs/DATE-NNN/` of its own, so that what an overtaken run still
-    writes lands where nobody looks. `_runs/DATE.json` names the run that counts. The readers' contract is `latest`,
-    the manifest that it names, the parts that this names: whoever follows it sees all of a night or none.
+    Every run of a date has its own number and its own folder `_runs/DATE-NNN/`, so that a run that has lost its lease
+    writes to a folder that nothing reads. `_runs/DATE.json` names the current run. Readers follow `latest` to the
+    manifest and the manifest to the parts, so they see a whole night or none.
     """
 
     out: Store
+    """output that collects all nights"""
     date: str
+    """YYYY-MM-DD"""
     lease: Lease
+    """lease on the output"""
 
     def begin(
         self,
-        metadata: dict[str, Any],
+        metadata: dict[str, object],
         files: list[InputFile],
         derive: Callable[[list[InputFile]], RunPlan],
         *,
         taken: Sequence[InputFile] = (),
         restart: bool,
     ) -> tuple[BatchRun, StagePlan[RunPlan]]:
-        """The run that counts and its plan: the one that is there, else a new one of the files not `taken`.
+        """Return the current run and its plan: the stored one, or a new one for the files that are not in `taken`.
 
-        `derive` plans the files that are left. Files that have appeared since a plan was written wait for another
-        night. Raises UserError, naming the differences, if the metadata or a file of the plan have changed; `restart`
-        begins another run instead, which skips the files that the run before it skipped: by now the night itself may
-        be among those that have taken files.
+        `derive` plans the remaining files. Files that have appeared since the plan was written are left to another
+        night. Raises UserError, naming the differences, if the metadata or a file of the plan has changed; with
+        `restart`, a new run begins instead. It skips the files that the run before it skipped, because `taken` may by
+        now contain the files of this very night.
         """
         number = self._number()
         run = self._run(number)
         stored = read_plan(run.store, RunPlan)
         if stored is not None:
-            now = {file.uri: file for file in files}
-            planned = [now.get(file.uri, replace(file, version="gone")) for file in _planned_files(stored)]
+            listed = {file.uri: file for file in files}
+            planned = [listed.get(file.uri, replace(file, version="gone")) for file in _planned_files(stored)]
             metadata = {**metadata, "files": to_json(planned)}
-            if restart and stored.fingerprint != plan_fingerprint("classify", metadata):
+            if restart and stored.fingerprint != plan_fingerprint(STAGE, metadata):
                 number, taken, stored = number + 1, stored.derived.skipped, None
                 run = self._run(number)
         known = {_identity(file) for file in taken}
@@ -85,7 +118,7 @@ class NightlyRun:
         self.lease.check()
         plan = write_plan(
             run.store,
-            "classify",
+            STAGE,
             metadata,
             RunPlan,
             lambda: replace(derive(new), skipped=skipped),
@@ -94,12 +127,12 @@ class NightlyRun:
         self.out.write_json(f"_runs/{self.date}.json", {"run": run.name})
         return run, plan
 
-    def publish(self, run: BatchRun, manifest: dict[str, Any], reports: Mapping[str, bytes] | None = None) -> None:
-        """Put the parts of a finished run where readers look, then move `latest`; what is done already stays done.
+    def publish(self, run: BatchRun, manifest: RunManifest, reports: Mapping[str, bytes] | None = None) -> None:
+        """Move the parts of a finished run to the hive folders, then write `latest`. Finished steps are not repeated.
 
-        An earlier run of the same date goes first, and `latest` before its parts if it names this date, so that no
-        reader takes half of each for a night. `latest` never goes back to an earlier date. `reports`, by name, lie
-        with the run, and beside `latest` where that names it. Each step is taken only while the lease holds.
+        The parts of an earlier run of the same date are deleted first, and before them `latest` if it names this date,
+        so that no reader mixes the two runs. `latest` never goes back to an earlier date. `reports`, by name, are
+        written to the folder of the run, and to the output if `latest` names the run. Each step requires the lease.
         """
         if not run.store.exists("published.json"):
             for step in self._steps(run, manifest, reports or {}):
@@ -113,27 +146,27 @@ class NightlyRun:
             self.out.delete(f"_runs/{self._run(number).name}")
 
     def _steps(
-        self, run: BatchRun, manifest: dict[str, Any], reports: Mapping[str, bytes]
+        self, run: BatchRun, manifest: RunManifest, reports: Mapping[str, bytes]
     ) -> Iterator[Callable[[], None]]:
         latest = self.out.read_json("latest")
         if latest is not None and latest["date"] == self.date and latest["run"] != run.name:
             yield lambda: self.out.delete("latest")
             latest = None
-        wanted = {part["key"]: part for part in manifest["parts"]}
+        wanted = {part.key: part for part in manifest.parts}
         for kind in KINDS.values():
             for key in self.out.list(f"{kind}/date={self.date}"):
                 if key not in wanted:
                     yield lambda key=key: self.out.delete(key)  # type: ignore[misc]
         for key, part in wanted.items():
-            if self.out.size(key) != part["bytes"]:
-                yield lambda key=key, part=part: self.out.move(f"_runs/{run.name}/{part['of']}", key)  # type: ignore[misc]
+            if self.out.size(key) != part.bytes:
+                yield lambda key=key, part=part: self.out.move(f"_runs/{run.name}/{part.of}", key)  # type: ignore[misc]
         newest = latest is None or latest["date"] <= self.date
-        for place in (run.store, self.out) if newest else (run.store,):
+        for store in (run.store, self.out) if newest else (run.store,):
             for name, data in reports.items():
-                yield lambda place=place, name=name, data=data: place.write(name, data)  # type: ignore[misc]
+                yield lambda store=store, name=name, data=data: store.write(name, data)  # type: ignore[misc]
         if newest:
-            named = {"date": self.date, "run": run.name, "manifest": f"_runs/{run.name}/manifest.json"}
-            yield lambda: self.out.write_json("latest", named)
+            pointer = {"date": self.date, "run": run.name, "manifest": f"_runs/{run.name}/manifest.json"}
+            yield lambda: self.out.write_json("latest", pointer)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         yield lambda: run.store.write_json("published.json", {"at": at})
 
@@ -146,21 +179,38 @@ class NightlyRun:
         return BatchRun(self.out / f"_runs/{name}", name, number)
 
 
-def read_manifest(output: str) -> dict[str, Any]:
-    """What `latest` names in an output. Raises UserError where no night has finished."""
+def read_manifest(output: str) -> RunManifest:
+    """Return the manifest of the latest night of an output.
+
+    Raises UserError where no night has finished, or where the latest one has another format.
+    """
     out = Store(output)
     latest = out.read_json("latest")
-    manifest: dict[str, Any] | None = None if latest is None else out.read_json(latest["manifest"])
-    if manifest is None:
+    stored = None if latest is None else out.read_json(latest["manifest"])
+    if stored is None:
         raise UserError(f"{output} has no finished night; `spin classify` makes one")
-    return manifest
+    if stored.get("format") != FORMAT:
+        raise UserError(
+            f"{output}: its latest night has format {stored.get('format')}, expected {FORMAT}; "
+            "classify a night with this version of spin first"
+        )
+    return RunManifest.from_json(stored)
+
+
+def read_night_before(out: Store, date: str) -> EarlierNight | None:
+    """Return the latest night of an output if it is earlier than `date` and has this format, else None."""
+    latest = out.read_json("latest")
+    stored = out.read_json(latest["manifest"]) if latest and latest["date"] < date else None
+    if stored is None or stored.get("format") != FORMAT:
+        return None
+    return from_json(EarlierNight, stored)
 
 
 def check_unchanged(plan: StagePlan[RunPlan], files: Sequence[InputFile]) -> None:
-    """Raise UserError where a file of the plan is another one now: it may have been read half before, half after."""
-    now = {_identity(file) for file in files}
+    """Raise UserError if a file of the plan has changed: part of it may have been read before the change."""
+    unchanged = {_identity(file) for file in files}
     planned = _planned_files(plan)
-    changed = [file.uri for file in planned if _identity(file) not in now]
+    changed = [file.uri for file in planned if _identity(file) not in unchanged]
     if changed:
         raise UserError(
             f"classify: {len(changed)} of {len(planned)} files changed while they were read, {changed[0]} "
@@ -168,19 +218,19 @@ def check_unchanged(plan: StagePlan[RunPlan], files: Sequence[InputFile]) -> Non
         )
 
 
-def taken_by(manifest: dict[str, Any]) -> list[InputFile]:
-    """The files that a night has seen to: those it read, and those that it skipped since nights before it had."""
-    return [from_json(InputFile, file) for file in (*manifest["inputs"], *manifest["skipped"])]
+def taken_by(manifest: RunManifest) -> list[InputFile]:
+    """Return the files that a later night need not read: those that the night read and those that it skipped."""
+    return [*manifest.inputs, *manifest.skipped]
 
 
-def read_predictions(output: str, count: int | None = None) -> list[dict[str, Any]]:
-    """Rows of the latest night, by the readers' contract: `latest`, its manifest, the parts."""
+def read_predictions(output: str, count: int | None = None) -> list[PredictionRow]:
+    """Return the predictions of the latest night, at most `count`, by way of `latest`, its manifest and its parts."""
     out, manifest = Store(output), read_manifest(output)
-    rows: list[dict[str, Any]] = []
-    for part in manifest["parts"]:
-        if not part["key"].startswith("predictions/"):
+    rows: list[PredictionRow] = []
+    for part in manifest.parts:
+        if not part.key.startswith("predictions/"):
             continue
-        with out.open(part["key"]) as file:
+        with out.open(part.key) as file:
             rows += pq.ParquetFile(file).read().to_pylist()
         if count is not None and len(rows) >= count:
             return rows[:count]
@@ -189,60 +239,85 @@ def read_predictions(output: str, count: int | None = None) -> list[dict[str, An
 
 @dataclass(frozen=True)
 class BatchRun:
-    """One try at a night."""
+    """One run of a night."""
 
     store: Store
+    """folder of the run"""
     name: str
+    """`DATE-NNN`"""
     number: int
+    """number of the run among those of its date, from 1"""
 
-    def finished(self, plan: StagePlan[RunPlan]) -> dict[str, Any] | None:
-        """The manifest, or None while shards are missing."""
-        manifest = find_manifest(self.store, plan, dict[str, Any])
-        return None if manifest is None else manifest.to_json()
+    def finished(self, plan: StagePlan[RunPlan]) -> RunManifest | None:
+        """Return the manifest, None while shards are missing."""
+        manifest = find_manifest(self.store, plan, dict[str, object])
+        return None if manifest is None else RunManifest.from_json(manifest.to_json())
 
     def finish(
-        self, plan: StagePlan[RunPlan], outcomes: Sequence[ShardOutcome[ClassifyCounts]], date: str, **facts: Any
-    ) -> dict[str, Any]:
-        """Write the manifest, with the parts that are to be published: those of files that could be read whole.
+        self,
+        plan: StagePlan[RunPlan],
+        outcomes: Sequence[ShardOutcome[ClassifyCounts]],
+        *,
+        date: str,
+        output: str,
+        model: str,
+        model_version: str,
+        classes: Sequence[str],
+        seconds: float,
+        drift: Sequence[Drift],
+        before: EarlierNight | None,
+        shadow: ShadowAgreement | None,
+    ) -> RunManifest:
+        """Write and return the manifest. Its parts are those of the files that could be read completely.
 
-        Raises SpinError where counts do not add up.
+        Raises SpinError if a row is not counted exactly once.
         """
         reconcile(plan.derived.shards, outcomes)
-        bad = _bad_files(plan, outcomes)
-        taken = taken_of(plan, outcomes)
-        results = {
-            "date": date,
-            "run": self.name,
-            **facts,
-            "inputs": to_json([file for file in _planned_files(plan) if file.uri not in bad]),
-            "skipped": to_json(plan.derived.skipped),
-            "quarantined": [{"uri": uri, "reason": reason} for uri, reason in sorted(bad.items())],
-            "counts": count([outcome.counts for outcome in taken]),
-            "parts": [part for outcome in taken for part in self._parts(date, outcome)],
-            "shards": [outcome.to_json() for outcome in outcomes],
-        }
-        return write_manifest(self.store, plan, results).to_json()
+        unreadable = _unreadable_files(plan, outcomes)
+        readable = readable_outcomes(plan, outcomes)
+        manifest = RunManifest(
+            fingerprint=plan.fingerprint,
+            date=date,
+            run=self.name,
+            output=output,
+            model=model,
+            model_version=model_version,
+            classes=tuple(classes),
+            seconds=seconds,
+            drift=tuple(drift),
+            before=before,
+            shadow=shadow,
+            inputs=tuple(file for file in _planned_files(plan) if file.uri not in unreadable),
+            skipped=plan.derived.skipped,
+            quarantined=tuple(QuarantinedFile(uri, reason) for uri, reason in sorted(unreadable.items())),
+            counts=total_counts([outcome.counts for outcome in readable]),
+            parts=tuple(part for outcome in readable for part in self._parts(date, outcome)),
+            shards=tuple(outcomes),
+        )
+        write_manifest(self.store, plan, manifest.to_json())
+        return manifest
 
-    def _parts(self, date: str, outcome: ShardOutcome[ClassifyCounts]) -> Iterator[dict[str, Any]]:
-        """Where a shard's files are published; the run's number keeps a reader of an earlier one from taking them."""
-        for key, file in outcome.files.items():
-            name, _, ending = Path(key).name.partition(".")
+    def _parts(self, date: str, outcome: ShardOutcome[ClassifyCounts]) -> Iterator[PublishedPart]:
+        """Yield the parts that a shard's files become. The run's number tells them from those of an earlier run."""
+        for source, file in outcome.files.items():
+            name, _, ending = Path(source).name.partition(".")
             if kind := KINDS.get(ending):
-                yield {"key": f"{kind}/date={date}/part-{self.number:03d}-{name}.parquet", "of": key, **to_json(file)}
+                key = f"{kind}/date={date}/part-{self.number:03d}-{name}.parquet"
+                yield PublishedPart(key=key, of=source, bytes=file.bytes, sha256=file.sha256)
 
 
-def taken_of(
+def readable_outcomes(
     plan: StagePlan[RunPlan], outcomes: Sequence[ShardOutcome[ClassifyCounts]]
 ) -> list[ShardOutcome[ClassifyCounts]]:
-    """The outcomes of the files that could be read whole."""
-    bad = _bad_files(plan, outcomes)
-    return [outcome for outcome in outcomes if outcome.counts.uri not in bad]
+    """Return the outcomes of the shards whose whole file could be read."""
+    unreadable = _unreadable_files(plan, outcomes)
+    return [outcome for outcome in outcomes if outcome.counts.uri not in unreadable]
 
 
-def _bad_files(plan: StagePlan[RunPlan], outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> dict[str, str]:
-    """The files that could not be read, each with the reason."""
-    unreadable = {o.counts.uri: o.counts.bad for o in outcomes if o.counts.bad is not None}
-    return {**plan.derived.bad, **unreadable}
+def _unreadable_files(plan: StagePlan[RunPlan], outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> dict[str, str]:
+    """Return the reason for each file that could not be read, by URI."""
+    found_by_steps = {o.counts.uri: o.counts.bad for o in outcomes if o.counts.bad is not None}
+    return {**plan.derived.bad, **found_by_steps}
 
 
 def _planned_files(plan: StagePlan[RunPlan]) -> list[InputFile]:
@@ -250,18 +325,31 @@ def _planned_files(plan: StagePlan[RunPlan]) -> list[InputFile]:
 
 
 def _identity(file: InputFile) -> tuple[str, int, str]:
-    """What tells a file from others and from itself when it has changed."""
+    """Return what differs between two files, and between two states of one file."""
     return file.uri, file.size, file.version
 
 
-def count(shards: Sequence[ClassifyCounts]) -> dict[str, Any]:
-    """The counts of a night over the shards that it takes."""
-    names = ("rows", "predicted", "abstained", "unlabelled", "dead", "tokens", "truncated")
-    counts: dict[str, Any] = {name: sum(getattr(shard, name) for shard in shards) for name in names}
-    counts["truncated_share"] = round(counts["truncated"] / max(1, counts["predicted"]), 4)
-    for name in ("reasons", "labels", "depths"):
-        counts[name] = dict(sum((Counter(getattr(shard, name)) for shard in shards), Counter()))
-    return counts
+def total_counts(shards: Sequence[ClassifyCounts]) -> NightCounts:
+    """Return the sum of the counts of shards."""
+    truncated = sum(shard.truncated for shard in shards)
+    predicted = sum(shard.predicted for shard in shards)
+    return NightCounts(
+        rows=sum(shard.rows for shard in shards),
+        predicted=predicted,
+        abstained=sum(shard.abstained for shard in shards),
+        unlabelled=sum(shard.unlabelled for shard in shards),
+        dead=sum(shard.dead for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        truncated=truncated,
+        truncated_share=round(truncated / max(1, predicted), 4),
+        reasons=_add_counts([shard.reasons for shard in shards]),
+        labels=_add_counts([shard.labels for shard in shards]),
+        depths=_add_counts([shard.depths for shard in shards]),
+    )
+
+
+def _add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return dict(sum((Counter(each) for each in counts), Counter()))
 
 
 def reconcile(shards: Sequence[Shard], outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> None:

@@ -6,20 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from markupsafe import Markup
 
-from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.run_records import ClassifyCounts, NightCounts, RunManifest
 from pipelines.nightly.throughput import pace
 from pipelines.storage.shard_log import ShardOutcome
-from spin.monitor.agreement import ShadowAgreement
-from spin.monitor.drift import Drift
 from spin.pages.rendering import render
 from spin.pages.stylesheet import base_css, read_css
-
-Manifest = Mapping[str, Any]
-"""of a nightly run, as its folder holds it"""
 
 _COLUMNS = 60
 """of the throughput chart"""
@@ -84,70 +78,66 @@ class SlowShard:
         return self.documents / max(self.seconds, 1e-3)
 
 
-def render_reports(manifest: Manifest) -> dict[str, bytes]:
+def render_reports(manifest: RunManifest) -> dict[str, bytes]:
     """Return the files of the report by name; `report.json` is the manifest without its shards and parts."""
-    summary = {name: value for name, value in manifest.items() if name not in ("shards", "parts")}
     return {
-        "report.json": json.dumps(summary, indent=2).encode() + b"\n",
+        "report.json": json.dumps(manifest.report_json(), indent=2).encode() + b"\n",
         "report.html": report_page(manifest).encode(),
     }
 
 
-def report_page(manifest: Manifest) -> str:
+def report_page(manifest: RunManifest) -> str:
     """Return the HTML of a run: counts, throughput, labels, shadow, drift, dead letters and slowest shards."""
-    drifts = [Drift.from_json(record) for record in manifest["drift"]]
-    columns = _label_columns(manifest, drifts)
+    counts = manifest.counts
+    columns = _label_columns(manifest)
     labels = _ranked_labels(columns)
-    shadow = manifest.get("shadow")
-    shards = [ShardOutcome.from_json(shard, ClassifyCounts) for shard in manifest["shards"]]
     return render(
         "pipelines.nightly/run_report.html.j2",
-        page_title=f"{manifest['model']}, night of {manifest['date']}",
+        page_title=f"{manifest.model}, night of {manifest.date}",
         style=Markup(base_css() + read_css("pipelines.nightly", "run_report.css")),
         manifest=manifest,
-        counts=manifest["counts"],
-        depths=sorted((int(depth), count) for depth, count in manifest["counts"]["depths"].items()),
-        throughput=_throughput(manifest, shards),
+        counts=counts,
+        depths=sorted((int(depth), count) for depth, count in counts.depths.items()),
+        throughput=_throughput(manifest),
         label_columns=columns,
         labels=labels[:_CLASSES],
         more_labels=len(labels[_CLASSES:]),
-        shadow=None if shadow is None else ShadowAgreement.from_json(shadow),
+        shadow=manifest.shadow,
         classes_listed=_CLASSES,
         disagreements_listed=_DISAGREEMENTS,
-        drifts=drifts,
+        drifts=manifest.drift,
         properties=_PROPERTIES,
-        reasons=sorted(manifest["counts"]["reasons"].items(), key=lambda item: (-item[1], item[0])),
-        slowest=_slowest_shards(shards),
+        reasons=sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0])),
+        slowest=_slowest_shards(manifest.shards),
     )
 
 
-def _throughput(manifest: Manifest, shards: Sequence[ShardOutcome[ClassifyCounts]]) -> Throughput | None:
+def _throughput(manifest: RunManifest) -> Throughput | None:
     """Return the throughput of the shards that hold documents, None without any."""
-    computed = [shard for shard in shards if shard.counts.rows]
+    computed = [shard for shard in manifest.shards if shard.counts.rows]
     if not computed:
         return None
     rates, borders = pace(computed, _COLUMNS)
     begin, end = (datetime.fromtimestamp(float(seconds), UTC) for seconds in (borders[0], borders[-1]))
-    seconds = manifest["seconds"]
-    mean = manifest["counts"]["rows"] / max(seconds, 1e-3)
-    return Throughput(tuple(rates.tolist()), mean, seconds, begin, end)
+    mean = manifest.counts.rows / max(manifest.seconds, 1e-3)
+    return Throughput(tuple(rates.tolist()), mean, manifest.seconds, begin, end)
 
 
-def _label_columns(manifest: Manifest, drifts: list[Drift]) -> list[LabelShares]:
+def _label_columns(manifest: RunManifest) -> list[LabelShares]:
     """Return the labels of this night, of the night before, and of the reference in training, where there are such."""
-    columns = [_label_shares("this night", manifest["counts"])]
-    before = manifest["before"]
-    if before:
-        columns.append(_label_shares(f"night of {before['date']}", before["counts"]))
-    for drift in drifts:
+    columns = [_label_shares("this night", manifest.counts)]
+    before = manifest.before
+    if before is not None:
+        columns.append(_label_shares(f"night of {before.date}", before.counts))
+    for drift in manifest.drift:
         if drift.name == "labels":
-            counts = dict(zip([*manifest["classes"], ""], drift.then, strict=True))
+            counts = dict(zip([*manifest.classes, ""], drift.then, strict=True))
             columns.append(LabelShares("reference", _shares(counts)))
     return columns
 
 
-def _label_shares(name: str, counts: Mapping[str, Any]) -> LabelShares:
-    return LabelShares(name, _shares({**counts["labels"], "": counts["unlabelled"]}))
+def _label_shares(name: str, counts: NightCounts) -> LabelShares:
+    return LabelShares(name, _shares({**counts.labels, "": counts.unlabelled}))
 
 
 def _shares(counts: Mapping[str, int]) -> dict[str, float]:

@@ -1,11 +1,11 @@
-"""The shadow of a night: another version that scores the same documents, is compared, and decides nothing."""
+"""The shadow of a night: a second version that classifies the same documents, for comparison only."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -24,11 +24,13 @@ from spin.predictions import Predictions
 from spin.settings import BackboneSettings, Settings
 from spin.shared_pass import SharedPass
 
-Read = tuple[Features, Features | None]
-"""what the model reads of some documents, and what the shadow does where the two could together"""
+_log = logging.getLogger(__name__)
 
-_RAISES = 100
-"""after which the rest of a shard counts as failed: a shadow that can do nothing must not hold up a night"""
+FeaturePair = tuple[Features, Features | None]
+"""features of the model, and of the shadow if both could be computed in one pass"""
+
+_MAX_ERRORS = 100
+"""errors after which the rest of a shard counts as failed, so that a broken shadow does not hold up a night"""
 
 
 @dataclass(frozen=True)
@@ -36,132 +38,138 @@ class ShadowSpec:
     """The version that is the shadow of a night."""
 
     version: str
+    """version in the registry"""
     digest: str
-    """of the backbone that it reads"""
+    """digest of its backbone"""
     backbone: BackboneSettings | None
-    """where that lies and how it is run, None where it is the model's own"""
+    """settings of its backbone, None if it is the backbone of the model"""
 
     def settings(self, night: Settings) -> Settings:
-        """Those of the night, with its own backbone."""
+        """Return the settings of the night with the backbone of the shadow."""
         return night if self.backbone is None else night.model_copy(update={"backbone": self.backbone})
 
-    def facts(self) -> dict[str, Any]:
-        """What tells a night with it from others."""
+    def metadata(self) -> dict[str, str]:
+        """Return what the plan of a night records of its shadow."""
         return {"version": self.version, "backbone": self.digest}
 
 
 def resolve_shadow(registry: Registry, given: str, version: str) -> str | None:
-    """The version of an alias, of `models:/NAME@alias` or of `models:/NAME/N`; None for `version`, the night's own.
+    """Return the version of an alias, `models:/NAME@ALIAS` or `models:/NAME/N`; None if it is `version`, the model's.
 
-    A job that names the challenger every night goes on when that was promoted. Raises UserError for one that does not
-    exist.
+    So a job that names the challenger every night still runs after the challenger was promoted. Raises UserError for a
+    version that does not exist.
     """
     number = registry.resolve(given if given.startswith("models:/") else f"models:/{registry.name}@{given}")
     return None if number == version else number
 
 
 def choose_shadow(version: str, folder: Path, model: ClassifierMetadata, settings: Settings) -> ShadowSpec:
-    """The shadow whose artifact lies in `folder`, checked before any work; `model` is the metadata of the night's own.
+    """Return the shadow whose artifact is in `folder`, after checking that it fits the model, given by its metadata.
 
-    On another backbone than the model's it reads the one that its artifact names, without running code from there.
-    Raises UserError where it cannot be loaded or answers in another form than the model.
+    If its backbone differs from that of the model, the one that its artifact names is used, without running remote
+    code. Raises UserError if it cannot be loaded, or if only one of the two is multi-label.
     """
     try:
         spin = SpinClassifier.load(folder, choose=settings.choose, decision=settings.decision)
         if spin.label_space.multilabel != model.multilabel:
             forms = {True: "a list of classes", False: "one class"}
-            mine, theirs = (forms[multilabel] for multilabel in (model.multilabel, spin.label_space.multilabel))
-            raise UserError(f"it gives a document {theirs}, the model {mine}")
+            shadow_form, model_form = forms[spin.label_space.multilabel], forms[model.multilabel]
+            raise UserError(f"it gives a document {shadow_form}, the model {model_form}")
         digest, backbone = str(spin.backbone_digest), None
         if digest != model.backbone_digest:
-            elsewhere = {"model": spin.settings.model, "revision": spin.settings.revision, "trust_remote_code": False}
-            backbone = settings.backbone.model_copy(update=elsewhere)
-            found = cached_digest(locate_model(backbone.model, backbone.revision))
-            if found != digest:
-                raise UserError(f"its backbone {backbone.model} has digest {found[:12]}, expected {digest[:12]}")
+            source = {"model": spin.settings.model, "revision": spin.settings.revision, "trust_remote_code": False}
+            backbone = settings.backbone.model_copy(update=source)
+            actual = cached_digest(locate_model(backbone.model, backbone.revision))
+            if actual != digest:
+                raise UserError(f"its backbone {backbone.model} has digest {actual[:12]}, expected {digest[:12]}")
     except UserError as error:
-        raise UserError(f"--shadow: version {version} cannot stand beside the model of the night: {error}") from None
+        raise UserError(
+            f"--shadow: version {version} cannot be compared with the model of the night: {error}"
+        ) from None
     return ShadowSpec(version, digest, backbone)
 
 
 class Shadow:
-    """Reads what the model of a night reads, in one pass where it can, and is held against its labels."""
+    """Computes features for model and shadow, in one pass where possible, and compares the labels of the two."""
 
     def __init__(self, model: SpinClassifier, spin: SpinClassifier, version: str) -> None:
-        self.pair, self.spin, self.version = SharedPass(model, spin), spin, version
+        self.shared_pass, self.spin, self.version = SharedPass(model, spin), spin, version
 
-    def read(self, texts: list[str], attempt: Attempt) -> Read:
-        """What both read, or what the model reads without a shadow: where the two raise, and after many deaths.
+    def features(self, texts: list[str], attempt: Attempt) -> FeaturePair:
+        """Return the features of both, or of the model alone if the shared pass fails or has killed several processes.
 
-        A process that was killed more often than is laid to the machine may have had too much in it with two.
+        A process that is killed repeatedly may lack the memory for two classifiers.
         """
         if attempt.crashes < MAX_CRASHES:
             try:
-                return self.pair.features(texts)
-            except Exception:  # whose fault it is shows when the model is alone
-                pass
-        return self.pair.first.features(texts), None
+                return self.shared_pass.features(texts)
+            except Exception:
+                _log.debug("the shared pass of model and shadow failed; the model runs alone", exc_info=True)
+        return self.shared_pass.first.features(texts), None
 
     def compare(
         self,
-        pieces: Sequence[tuple[list[int], Read]],
+        pieces: Sequence[tuple[list[int], FeaturePair]],
         documents: Documents,
         attempt: Attempt,
         model: Predictions,
         model_version: str,
     ) -> tuple[pa.Table, AgreementCounts]:
-        """The rows of a shard on which the labels differ, and counts; `model` answers for all pieces, in order.
+        """Return the rows of a shard on which the labels differ, and the counts.
 
-        A row that only the shadow cannot score is counted as failed.
+        `model` holds the predictions of the model for the rows of all pieces, in order. A row that only the shadow
+        cannot classify counts as failed.
         """
-        found: list[tuple[list[int], Features]] = []
-        for rows, (_, theirs) in pieces:
-            if theirs is not None:
-                found.append((rows, theirs))
+        parts: list[tuple[list[int], Features]] = []
+        for rows, (_, features) in pieces:
+            if features is not None:
+                parts.append((rows, features))
             elif attempt.crashes < MAX_CRASHES:
-                found += self._alone(rows, documents)
-        features = Features.concatenate([part for _, part in found] or [self.spin.features([])])
-        shadow = self.spin.predict_features(features)
-        every = [row for rows, _ in pieces for row in rows]
-        compared = [row for rows, _ in found for row in rows]
-        place = {row: n for n, row in enumerate(every)}
-        mine = [place[row] for row in compared]
-        labels = [model.labels[n] for n in mine]
-        odd = [n for n, label in enumerate(labels) if label != shadow.labels[n]]
+                parts += self._features_alone(rows, documents)
+        shadow = self.spin.predict_features(
+            Features.concatenate([features for _, features in parts] or [self.spin.features([])])
+        )
+        predicted = [row for rows, _ in pieces for row in rows]
+        compared = [row for rows, _ in parts for row in rows]
+        position = {row: n for n, row in enumerate(predicted)}
+        in_model = [position[row] for row in compared]
+        labels = [model.labels[n] for n in in_model]
+        differing = [n for n, label in enumerate(labels) if label != shadow.labels[n]]
         table = pa.table(
             [
-                [documents.ids[compared[n]] for n in odd],
-                [labels[n] for n in odd],
-                [model.score[mine[n]] for n in odd],
-                [shadow.labels[n] for n in odd],
-                [shadow.score[n] for n in odd],
-                [model_version] * len(odd),
-                [self.version] * len(odd),
+                [documents.ids[compared[n]] for n in differing],
+                [labels[n] for n in differing],
+                [model.score[in_model[n]] for n in differing],
+                [shadow.labels[n] for n in differing],
+                [shadow.score[n] for n in differing],
+                [model_version] * len(differing),
+                [self.version] * len(differing),
             ],
             schema=disagreements_schema(self.spin.label_space.multilabel),
         )
-        failed = len(every) - len(compared)
+        failed = len(predicted) - len(compared)
         return table, count_agreement(labels, shadow.labels, self.spin.label_space.multilabel, failed=failed)
 
-    def _alone(self, rows: list[int], documents: Documents) -> list[tuple[list[int], Features]]:
-        """What the shadow reads by itself where something raises: pieces that do are halved, `_RAISES` times at most.
+    def _features_alone(self, rows: list[int], documents: Documents) -> list[tuple[list[int], Features]]:
+        """Return the features of the shadow alone. A piece that raises is halved, until `_MAX_ERRORS` errors.
 
-        Not as `isolate_failing_rows` does it, which goes on until the night knows the reason for every row.
+        Unlike `isolate_failing_rows`, it need not find the reason for each row.
         """
-        waiting, found, raised = [rows], [], 0
-        while waiting and raised < _RAISES:
-            part = waiting.pop()
+        waiting, parts, errors = [rows], [], 0
+        while waiting and errors < _MAX_ERRORS:
+            piece = waiting.pop()
             try:
-                found.append((part, self.spin.features([documents.texts[row] for row in part])))
+                parts.append((piece, self.spin.features([documents.texts[row] for row in piece])))
             except Exception:
-                raised += 1
-                if len(part) > 1:
-                    waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
-        return found
+                _log.debug("the shadow failed on %d documents", len(piece), exc_info=True)
+                errors += 1
+                if len(piece) > 1:
+                    waiting += [piece[len(piece) // 2 :], piece[: len(piece) // 2]]
+        return parts
 
 
 def disagreements_schema(multilabel: bool) -> pa.Schema:
-    """The columns of disagreements; labels are lists of classes in a multi-label task, null where there is none."""
+    """Return the columns of disagreements; a label is a list of classes in a multi-label task, null without a label."""
     label = pa.list_(pa.string()) if multilabel else pa.string()
     return pa.schema(
         [

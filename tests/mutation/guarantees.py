@@ -133,7 +133,7 @@ GUARANTEES = (
             Cut(
                 f"{NIGHT}::test_a_crash_at_any_step_loses_nothing",
                 "pipelines/nightly/publish.py",
-                'if self.out.size(key) != part["bytes"]:',
+                "if self.out.size(key) != part.bytes:",
                 "if True:",
             ),
             Cut(
@@ -235,8 +235,8 @@ GUARANTEES = (
             Cut(
                 f"{REPEATS}::test_repeats_are_what_stood_earlier",
                 "pipelines/nightly/dedup.py",
-                'order = np.lexsort((found["row"], where, found["low"], found["high"]))',
-                'order = np.lexsort((found["row"], -where, found["low"], found["high"]))',
+                'order = np.lexsort((digests["row"], shard_index, digests["low"], digests["high"]))',
+                'order = np.lexsort((digests["row"], -shard_index, digests["low"], digests["high"]))',
             ),
             Cut(
                 f"{HERE}::test_the_first_of_repeated_ids_is_predicted",

@@ -22,7 +22,8 @@ import pytest
 
 from pipelines.nightly import classify
 from pipelines.nightly.classify import run_classify
-from pipelines.nightly.publish import read_predictions
+from pipelines.nightly.publish import PredictionRow, read_predictions
+from pipelines.nightly.run_records import RunManifest
 from pipelines.service_errors import BadRowsError
 from pipelines.storage.object_store import Store
 from spin.classifier import SpinClassifier
@@ -51,7 +52,7 @@ class Project:
         Store(self.base).write(f"data/{name}", data)
         return f"{self.base}/data"
 
-    def night(self, **changes: Any) -> dict[str, Any]:
+    def night(self, **changes: Any) -> RunManifest:
         out = f"{self.base}/out"
         return run_classify(self.settings(**changes), self.registry_fixture, f"{self.base}/data", out, night=DATE)  # type: ignore[arg-type]
 
@@ -109,13 +110,13 @@ def letters_of(out: Store) -> list[Row]:
     return found
 
 
-def check_whole(project: Project, manifest: dict[str, Any], rows: int) -> list[Row]:
+def check_whole(project: Project, manifest: RunManifest, rows: int) -> list[PredictionRow]:
     """Every row once, in predictions or dead letters; the counts agree with what is there."""
-    predicted, letters, counts = read_predictions(f"{project.base}/out"), letters_of(project.out), manifest["counts"]
-    assert len(predicted) + len(letters) == counts["rows"] == rows
-    assert (len(predicted), len(letters)) == (counts["predicted"], counts["dead"])
+    predicted, letters, counts = read_predictions(f"{project.base}/out"), letters_of(project.out), manifest.counts
+    assert len(predicted) + len(letters) == counts.rows == rows
+    assert (len(predicted), len(letters)) == (counts.predicted, counts.dead)
     assert len({row["id"] for row in predicted}) == len(predicted)
-    assert dict(Counter(letter["reason"] for letter in letters)) == counts["reasons"]
+    assert dict(Counter(letter["reason"] for letter in letters)) == counts.reasons
     return predicted
 
 
@@ -157,12 +158,12 @@ def test_what_is_wrong_with_documents_and_files_stays_with_them(
     manifest = project.night(classify={"max_dead_fraction": 0.5, "max_bad_files": 0.8})
     predicted = check_whole(project, manifest, len(rows) + 3)
     assert (tmp_path / "killed").exists()
-    assert sorted(file["uri"].rpartition("/")[2][0] for file in manifest["quarantined"]) == ["c", "d", "e", "f"]
-    assert [file["uri"].rpartition("/")[2] for file in manifest["inputs"]] == ["a.parquet", "b.jsonl"]
+    assert sorted(file.uri.rpartition("/")[2][0] for file in manifest.quarantined) == ["c", "d", "e", "f"]
+    assert [file.uri.rpartition("/")[2] for file in manifest.inputs] == ["a.parquet", "b.jsonl"]
     reasons = {letter["id"]: letter["reason"] for letter in letters_of(project.out)}
     expected = {id: reason for id, _, reason in odd} | {"d00007": "repeated_id", "half": "not_text"}
     assert {id: reasons[id] for id in expected if id} == {id: why for id, why in expected.items() if id}
-    assert manifest["counts"]["reasons"]["malformed"] == 1
+    assert manifest.counts.reasons["malformed"] == 1
     messages = [letter["message"] for letter in letters_of(project.out) if letter["reason"] == "poison"]
     assert sorted(messages) == ["computing it raised RuntimeError", "every process that computed it was killed"]
     sound = {row["id"]: row["text"] for row in rows if row["id"] not in expected and row["text"]}
@@ -221,7 +222,7 @@ def test_a_night_takes_what_is_new(project: Project) -> None:
         source, out = f"{project.base}/data", f"{project.base}/out"
         manifest = run_classify(settings, project.registry_fixture, source, out, night=date, since=since)  # type: ignore[arg-type]
         ids = {row["id"] for row in read_predictions(out)}
-        names = sorted(file["uri"].rpartition("/")[2] for file in manifest["inputs"])
+        names = sorted(file.uri.rpartition("/")[2] for file in manifest.inputs)
         return names, sorted(ids)[:1]
 
     for name, first in (("a", 0), ("b", 40)):
@@ -282,7 +283,7 @@ def test_a_killed_driver_loses_nothing(project: Project, tmp_path: Path) -> None
     process = driver("night", *given, **{chaos.LOG: str(log)})
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    manifest = project.out.read_json(f"_runs/{DATE}-001/manifest.json")
+    manifest = RunManifest.from_json(project.out.read_json(f"_runs/{DATE}-001/manifest.json"))
     predicted = check_whole(project, manifest, 400)
     assert [row["id"] for row in predicted] == [row["id"] for row in documents]
     assert kills == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
 from pipelines.nightly.precision_check import check_precision
-from pipelines.nightly.publish import read_predictions
+from pipelines.nightly.publish import PredictionRow, read_predictions
+from pipelines.nightly.run_records import RunManifest
 from pipelines.service_errors import BadRowsError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
@@ -67,7 +69,7 @@ class Place:
         restart: bool = False,
         set: tuple[str, ...] = (),
         **allowed: float,
-    ) -> dict[str, Any]:
+    ) -> RunManifest:
         tree: dict[str, Any] = {
             "backbone": {"model": str(self.backbone), "dtype": "float32", "device": "cpu"},
             "data": {"train": "nowhere"},
@@ -82,7 +84,7 @@ class Place:
         given["since"] = since and str(self.folder / since)
         return classify.run_classify(load_settings(file, set), self.registry_fixture, source, output, **given)  # type: ignore[arg-type]
 
-    def predictions(self, out: str = "out") -> list[Row]:
+    def predictions(self, out: str = "out") -> list[PredictionRow]:
         return read_predictions(str(self.folder / out))
 
     def letters(self, out: str = "out") -> list[Row]:
@@ -115,7 +117,7 @@ def test_what_is_kept_of_a_shard_does_not_grow_with_its_rows(place: Place, monke
         dead: list[Row] = [{"id": f"e{n}", "text": ""} for n in range(rows // 10)]
         documents = tiny.documents(rows, seed=3)
         place.write("a.jsonl", [*documents, *dead, *documents[: rows // 10]])
-        assert place.night(f"out-{rows}", 10 * rows, set=("data.ids=checked",), max_dead_fraction=0.5)["counts"]["dead"]
+        assert place.night(f"out-{rows}", 10 * rows, set=("data.ids=checked",), max_dead_fraction=0.5).counts.dead
         told[rows] = [_leaves(outcome) for outcome in kept]
         kept.clear()
     assert len(told[60]) == 3
@@ -164,8 +166,8 @@ def test_broken_files_are_named_up_to_a_share(place: Place) -> None:
     assert error.value.status == 4
     assert place.published() == []
     manifest = place.night(max_bad_files=0.5)
-    assert [file["uri"].rpartition("/")[2] for file in manifest["quarantined"]] == ["b.parquet"]
-    assert len(place.predictions()) == manifest["counts"]["rows"] == 30
+    assert [file.uri.rpartition("/")[2] for file in manifest.quarantined] == ["b.parquet"]
+    assert len(place.predictions()) == manifest.counts.rows == 30
 
 
 def test_too_many_dead_letters_fail_the_night(place: Place) -> None:
@@ -183,7 +185,7 @@ def test_the_first_of_repeated_ids_is_predicted(place: Place) -> None:
     place.write("b.jsonl", second)
     place.write("a.jsonl", first)
     manifest = place.night(documents=16, max_dead_fraction=0.5)
-    assert manifest["counts"]["reasons"] == {"repeated_id": 40}
+    assert manifest.counts.reasons == {"repeated_id": 40}
     assert [row["id"] for row in place.predictions()] == [row["id"] for row in first + second[40:]]
 
 
@@ -195,7 +197,7 @@ def test_a_document_that_raises_is_alone(place: Place, monkeypatch: pytest.Monke
     place.night("without")
     place.write("a.jsonl", [*rows[:17], {"id": "poison", "text": chaos.RAISE}, *rows[17:]])
     manifest = place.night()
-    assert manifest["counts"]["reasons"] == {"poison": 1}
+    assert manifest.counts.reasons == {"poison": 1}
     labels = [[(row["id"], row["label"]) for row in place.predictions(out)] for out in ("without", "out")]
     assert labels[0] == labels[1]
 
@@ -220,7 +222,7 @@ def test_a_document_whose_activations_are_not_finite_is_alone(place: Place, monk
     monkeypatch.setattr(classify, "ClassifyStep", NotFiniteStep)
     rows = tiny.documents(60)
     place.write("a.jsonl", [*rows[:17], {"id": "poison", "text": "infinite"}, *rows[17:]])
-    assert place.night()["counts"]["reasons"] == {"poison": 1}
+    assert place.night().counts.reasons == {"poison": 1}
     assert [row["id"] for row in place.predictions()] == [row["id"] for row in rows]
 
 
@@ -246,9 +248,9 @@ def test_a_file_that_kills_who_reads_it_is_quarantined(place: Place, monkeypatch
     for stage in ("ids", "classify"):
         during(stage, killed, monkeypatch)
         manifest = place.night(stage, max_bad_files=0.5)
-        [file] = manifest["quarantined"]
-        assert file["uri"].endswith("a.jsonl")
-        assert "every process that read it was killed" in file["reason"]
+        [file] = manifest.quarantined
+        assert file.uri.endswith("a.jsonl")
+        assert "every process that read it was killed" in file.reason
         assert [row["id"] for row in place.predictions(stage)] == [row["id"] for row in tiny.documents(40)[20:]]
 
 
@@ -262,7 +264,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(place: Place, monkeypatch:
     assert place.published() == []
     with pytest.raises(UserError, match=r"files\.0\.size"):
         place.night()
-    assert place.night(restart=True)["counts"]["rows"] == 30
+    assert place.night(restart=True).counts.rows == 30
 
 
 def test_a_file_of_another_kind_is_quarantined(place: Place) -> None:
@@ -270,10 +272,8 @@ def test_a_file_of_another_kind_is_quarantined(place: Place) -> None:
     place.write("a.jsonl", tiny.documents(20))
     place.write("notes.txt", [])
     manifest = place.night(max_bad_files=0.5)
-    [file] = manifest["quarantined"]
-    assert file["reason"].endswith(
-        "notes.txt is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv"
-    )
+    [file] = manifest.quarantined
+    assert file.reason.endswith("notes.txt is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
     assert len(place.predictions()) == 20
 
 
@@ -285,8 +285,8 @@ def test_starting_over_skips_what_the_night_skipped(place: Place) -> None:
     for number, restart in (("1", False), ("2", True), ("2", False)):
         place.promote(number)
         manifest = place.night(since="out", restart=restart)
-        assert [file["uri"].rpartition("/")[2] for file in manifest["inputs"]] == ["b.jsonl"]
-        assert [file["uri"].rpartition("/")[2] for file in manifest["skipped"]] == ["a.jsonl"]
+        assert [file.uri.rpartition("/")[2] for file in manifest.inputs] == ["b.jsonl"]
+        assert [file.uri.rpartition("/")[2] for file in manifest.skipped] == ["a.jsonl"]
         assert {row["model_version"] for row in place.predictions()} == {number}
         assert len(place.predictions()) == 30
 
@@ -294,10 +294,10 @@ def test_starting_over_skips_what_the_night_skipped(place: Place) -> None:
 def test_a_night_is_held_against_the_one_before(place: Place) -> None:
     """Not against a later one, where a night is made up for."""
     place.write("a.jsonl", tiny.documents(20))
-    found = {date: place.night(date=date)["before"] for date in ("2026-03-01", "2026-03-03", "2026-03-02")}
-    assert found["2026-03-01"] is None
-    assert (found["2026-03-03"]["date"], found["2026-03-03"]["counts"]["rows"]) == ("2026-03-01", 20)
-    assert found["2026-03-02"] is None
+    before = {date: place.night(date=date).before for date in ("2026-03-01", "2026-03-03", "2026-03-02")}
+    assert before["2026-03-01"] is None
+    assert (before["2026-03-03"].date, before["2026-03-03"].counts.rows) == ("2026-03-01", 20)
+    assert before["2026-03-02"] is None
 
 
 def test_labels_are_held_against_float32(place: Place) -> None:
@@ -319,7 +319,7 @@ def test_labels_are_held_against_float32(place: Place) -> None:
     texts = [row["text"] for row in rows]
     same = sum(a == b for a, b in zip(first.predict(texts), second.predict(texts), strict=True))
     assert 0 < same < 90
-    assert check_precision(settings, registry, {**manifest, "model_version": "2"}, 90) == (90, same)
+    assert check_precision(settings, registry, replace(manifest, model_version="2"), 90) == (90, same)
 
 
 def test_texts_are_kept_only_if_asked(place: Place) -> None:
@@ -396,14 +396,14 @@ def test_the_page_of_a_real_night_shows_its_manifest(browser: Any, tmp_path: Pat
     """What `run_classify` left, of documents, dead letters and a broken file."""
     place.write("a.jsonl", [*tiny.documents(90), {"id": "x", "text": None}])
     (place.folder / "data" / "b.parquet").write_bytes(b"PAR1")
-    found = place.night(max_bad_files=0.5)
+    manifest = place.night(max_bad_files=0.5)
     html = (place.folder / "out" / "report.html").read_text()
-    assert html == (place.folder / "out" / "_runs" / found["run"] / "report.html").read_text()
+    assert html == (place.folder / "out" / "_runs" / manifest.run / "report.html").read_text()
     with opened(browser, tmp_path, html) as window:
         shown = window.locator("body").inner_text()
         said = " ".join(window.locator(".sum").inner_text().split())
         assert said == "91 documents = 90 predicted + 1 dead letters"
         assert "null_text" in shown
-        assert found["quarantined"][0]["reason"] in shown
-        assert all(f"{label}" in shown for label in found["counts"]["labels"])
+        assert manifest.quarantined[0].reason in shown
+        assert all(f"{label}" in shown for label in manifest.counts.labels)
         assert window.locator(".pace svg").bounding_box()["height"] > 60

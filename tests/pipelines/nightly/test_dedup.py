@@ -15,7 +15,7 @@ from pipelines.data.input_files import list_files
 from pipelines.data.readers import Shard, read_shard
 from pipelines.data.sharding import plan_shards
 from pipelines.nightly import dedup
-from pipelines.nightly.dedup import DigestStep, RepeatStep, duplicate_rows, plan_partitions
+from pipelines.nightly.dedup import DigestStep, DuplicateStep, duplicate_rows, plan_partitions
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog
 from pipelines.workers.map_shards import commit_shard
@@ -31,7 +31,7 @@ def found_in(shards: list[Shard], store: Store, partitions: int) -> dict[int, li
     digests = DigestStep(DATA, partitions)
     for shard in shards:
         commit_shard(digests, shard, ShardLog(ids))
-    second = RepeatStep(ids, partitions, [shard.name for shard in shards])
+    second = DuplicateStep(ids, partitions, [shard.name for shard in shards])
     work = [Shard(n, "", "partition", n, n + 1) for n in range(partitions)]
     keys = [key for part in work for key in commit_shard(second, part, ShardLog(found)).files]
     return {shard.index: rows for shard in shards if (rows := duplicate_rows(shard, found, keys))}

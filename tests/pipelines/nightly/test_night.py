@@ -26,7 +26,7 @@ from pipelines.data.input_files import InputFile
 from pipelines.data.readers import Shard
 from pipelines.nightly.classify_step import predictions_schema
 from pipelines.nightly.publish import BatchRun, NightlyRun, read_predictions, reconcile
-from pipelines.nightly.run_records import ClassifyCounts, RunPlan
+from pipelines.nightly.run_records import ClassifyCounts, QuarantinedFile, RunManifest, RunPlan
 from pipelines.service_errors import HeldError, StalledError, UnavailableError
 from pipelines.storage.lease import Lease, LeaseRecord
 from pipelines.storage.object_store import Store
@@ -104,7 +104,7 @@ def run_night(
     files: list[InputFile] | None = None,
     restart: bool = False,
     ttl: float = 30,
-) -> dict[str, Any]:
+) -> RunManifest:
     """What `run_classify` does, in this process."""
     files = input_files(2) if files is None else files
     with Lease(out, ttl=ttl) as lease:
@@ -118,7 +118,7 @@ def run_night(
         return manifest
 
 
-def compute(run: BatchRun, step: Step, plan: StagePlan[RunPlan], date: str, lease: Lease) -> dict[str, Any]:
+def compute(run: BatchRun, step: Step, plan: StagePlan[RunPlan], date: str, lease: Lease) -> RunManifest:
     once = RaySettings(retry_seconds=0)  # type: ignore[call-arg]
     outcomes = map_shards(
         lambda: step,
@@ -132,7 +132,19 @@ def compute(run: BatchRun, step: Step, plan: StagePlan[RunPlan], date: str, leas
         lease=lease,
         here=True,
     )
-    return run.finish(plan, outcomes, date, model_version="1")
+    return run.finish(
+        plan,
+        outcomes,
+        date=date,
+        output="out",
+        model="tiny",
+        model_version="1",
+        classes=["x"],
+        seconds=1.5,
+        drift=[],
+        before=None,
+        shadow=None,
+    )
 
 
 @contextmanager
@@ -611,9 +623,9 @@ def test_a_file_that_cannot_be_read_is_left_out_whole(tmp_path: Path) -> None:
 
     out = Store(str(tmp_path))
     manifest = run_night(out, Bad())
-    assert manifest["quarantined"] == [{"uri": "f1", "reason": "f1 is corrupt"}]
-    assert [file["uri"] for file in manifest["inputs"]] == ["f0"]
-    assert {name: manifest["counts"][name] for name in ("rows", "predicted", "dead")} == {
+    assert manifest.quarantined == (QuarantinedFile("f1", "f1 is corrupt"),)
+    assert [file.uri for file in manifest.inputs] == ["f0"]
+    assert {name: getattr(manifest.counts, name) for name in ("rows", "predicted", "dead")} == {
         "rows": 6,
         "predicted": 5,
         "dead": 1,

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.nightly.run_report import render_reports, report_page
+from pipelines.nightly.run_records import RunManifest
+from pipelines.nightly.run_report import render_reports
+from pipelines.nightly.run_report import report_page as page_of_record
 from tests.support.browser import opened
 from tests.support.hostile_text import HOSTILE_TEXTS
 
@@ -27,8 +29,13 @@ def drift(name: str, psi: float, now: list[int], then: list[int], **more: Any) -
     }
 
 
+def report_page(record: dict[str, Any]) -> str:
+    """The page of a manifest given as JSON."""
+    return page_of_record(RunManifest.from_json(record))
+
+
 def manifest(**changes: Any) -> dict[str, Any]:
-    """Of a night of 12,345 documents in 30 shards with a pause between them."""
+    """The JSON of the manifest of a night of 12,345 documents in 30 shards, with a pause between them."""
     draw = np.random.default_rng(0)
     rows = [400] * 29 + [745]
     shards = [
@@ -52,11 +59,15 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "unlabelled": 321,
         "tokens": 654321,
         "truncated": 77,
+        "truncated_share": 0.0063,
         "reasons": {"empty_text": 2, "null_id": 13, "poison": 30},
         "labels": {"late": 8000, "lovely": 3979},
         "depths": {"6": 12300},
     }
     return {
+        "stage": "classify",
+        "format": 5,
+        "output": "s3://nights",
         "date": "2026-03-01",
         "run": "2026-03-01-001",
         "model": "tweets",
@@ -65,15 +76,15 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "classes": ["late", "lovely"],
         "counts": counts,
         "seconds": 411.5,
-        "inputs": [{"uri": f"s3://inbox/{n}.parquet"} for n in range(3)],
+        "inputs": [{"uri": f"s3://inbox/{n}.parquet", "kind": "parquet", "size": 7, "version": "v"} for n in range(3)],
         "skipped": [],
         "quarantined": [{"uri": "s3://inbox/x.parquet", "reason": "it is corrupt"}],
         "shards": shards,
-        "parts": [],
+        "parts": [{"key": "predictions/p", "of": "parts/p", "bytes": 3, "sha256": "00"}],
         "before": {
             "date": "2026-02-28",
             "model_version": "6",
-            "counts": {"labels": {"late": 600, "lovely": 400}, "unlabelled": 0},
+            "counts": {**counts, "labels": {"late": 600, "lovely": 400}, "unlabelled": 0},
         },
         "drift": [
             drift("labels", 0.31, [8000, 3979, 321], [1000, 1000, 0]),
@@ -193,9 +204,8 @@ def test_no_text_becomes_markup(browser: Any, tmp_path: Path) -> None:
 
 
 def test_a_night_of_nothing_has_a_report(browser: Any, tmp_path: Path) -> None:
-    counts = dict.fromkeys(("rows", "predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0)
-    nothing: dict[str, Any] = {"reasons": {}, "labels": {}, "depths": {}}
-    record = manifest(counts=counts | nothing, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
+    counts = {name: {} if isinstance(count, dict) else 0 for name, count in manifest()["counts"].items()}
+    record = manifest(counts=counts, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
     with opened(browser, tmp_path, report_page(record)) as window:
         shown = window.locator("body").inner_text()
         assert "No document was read." in shown
@@ -203,7 +213,16 @@ def test_a_night_of_nothing_has_a_report(browser: Any, tmp_path: Path) -> None:
 
 
 def test_the_json_is_the_manifest_without_its_parts() -> None:
-    reports = render_reports(manifest())
+    reports = render_reports(RunManifest.from_json(manifest()))
     summary = json.loads(reports["report.json"])
     assert summary == {name: value for name, value in manifest().items() if name not in ("shards", "parts")}
     assert not re.search(r"<script|<link|<img|@import|url\(|\bsrc=|\bhref=", reports["report.html"].decode())
+
+
+def test_a_manifest_read_and_written_again_is_the_same_json() -> None:
+    """With and without a shadow and a night before: `before` is null without one, `shadow` is absent without one."""
+    agreement = {**shadow({"late": {"late": 9, "": 1}}), "agreement": 0.9}
+    no_agreement = {**agreement, "compared": 0, "agreed": 0, "agreement": None, "confusion": {}}
+    records = manifest(), manifest(before=None), manifest(shadow=agreement), manifest(shadow=no_agreement)
+    for record in records:
+        assert json.loads(json.dumps(RunManifest.from_json(record).to_json())) == record

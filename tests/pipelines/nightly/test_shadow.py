@@ -20,6 +20,7 @@ from transformers import BertModel
 from jobs import cli
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
+from pipelines.nightly.run_records import RunManifest
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog
 from pipelines.workers.fault_isolation import MAX_CRASHES
@@ -78,7 +79,7 @@ def place(
 class Whole(Place):
     """Nights of which every document runs to the last block, unless they are told that some leave."""
 
-    def night(self, *args: Any, set: tuple[str, ...] = (), **given: Any) -> Row:
+    def night(self, *args: Any, set: tuple[str, ...] = (), **given: Any) -> RunManifest:
         return super().night(*args, set=("classify.cascade=false", *set), **given)
 
 
@@ -86,10 +87,10 @@ ROWS = tiny.documents(150, CLASSES, seed=3)
 ODD = [{"id": "x", "text": None}, {"id": "y", "text": " "}, dict(ROWS[3])]
 
 
-def digests(manifest: Row) -> dict[str, str]:
+def digests(manifest: RunManifest) -> dict[str, str]:
     """Of every file of every shard but what only a shadow leaves."""
-    files = {key: file for shard in manifest["shards"] for key, file in shard["files"].items()}
-    return {key: file["sha256"] for key, file in files.items() if "disagreements" not in key}
+    files = {key: file for shard in manifest.shards for key, file in shard.files.items()}
+    return {key: file.sha256 for key, file in files.items() if "disagreements" not in key}
 
 
 def differing(place: Place, out: str = "out") -> list[Row]:
@@ -104,14 +105,14 @@ def test_the_night_is_the_same_with_a_shadow(place: Place, model: str, shadow: s
     place.write("a.jsonl", [*ROWS[:77], *ODD, *ROWS[77:]])
     place.promote(model)
     alone = place.night("alone", documents)
-    beside = place.night("beside", documents, shadow=f"models:/tiny/{shadow}")
-    assert len(alone["shards"]) == len(beside["shards"])
-    assert digests(beside) == digests(alone)
-    assert beside["counts"] == alone["counts"]
+    with_shadow = place.night("beside", documents, shadow=f"models:/tiny/{shadow}")
+    assert len(alone.shards) == len(with_shadow.shards)
+    assert digests(with_shadow) == digests(alone)
+    assert with_shadow.counts == alone.counts
     for kind in ("predictions", "dead_letters"):
         files = [sorted((place.folder / out / kind).rglob("*.parquet")) for out in ("alone", "beside")]
         assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
-    assert beside["shadow"]["compared"] == 150
+    assert with_shadow.shadow.counts.compared == 150
 
 
 def test_a_compiled_night_is_the_same_with_a_shadow(place: Place) -> None:
@@ -129,8 +130,9 @@ def test_who_leaves_the_model_early_is_compared_too(place: Place, model: str, sh
     place.write("a.jsonl", ROWS)
     place.promote(model)
     early = ("classify.cascade=true",)
-    alone, beside = place.night("alone", set=early), place.night("beside", set=early, shadow=f"models:/tiny/{shadow}")
-    assert digests(beside) == digests(alone)
+    alone = place.night("alone", set=early)
+    with_shadow = place.night("beside", set=early, shadow=f"models:/tiny/{shadow}")
+    assert digests(with_shadow) == digests(alone)
     texts = [row["text"] for row in ROWS]
     mine, theirs = (
         SpinClassifier.load(place.registry_fixture.folder / number, early=True) for number in (model, shadow)
@@ -165,9 +167,9 @@ def test_the_shadow_says_what_it_says_alone(place: Place, model: str, shadow: st
             for n in at
         ]
         np.testing.assert_allclose([row[column] for row in differing(place)], expected, atol=1e-4)
-    found = manifest["shadow"]
-    assert (found["version"], found["compared"], found["failed"]) == (shadow, 150, 0)
-    assert (found["agreed"], found["agreement"]) == (150 - len(odd), round(1 - len(odd) / 150, 4))
+    agreement = manifest.shadow
+    assert (agreement.version, agreement.counts.compared, agreement.counts.failed) == (shadow, 150, 0)
+    assert (agreement.counts.agreed, agreement.agreement) == (150 - len(odd), round(1 - len(odd) / 150, 4))
     cells: Counter[tuple[str, str]] = Counter()
     for a, b in labels:
         if model != LISTS:
@@ -177,7 +179,7 @@ def test_the_shadow_says_what_it_says_alone(place: Place, model: str, shadow: st
             given = name in (a or []), name in (b or [])
             if any(given):
                 cells[name * given[0], name * given[1]] += 1
-    assert {(a, b): n for a, row in found["confusion"].items() for b, n in row.items()} == cells
+    assert {(a, b): n for a, row in agreement.counts.confusion.items() for b, n in row.items()} == cells
     if abstain:
         assert None in [label for pair in labels for label in pair]
 
@@ -268,7 +270,7 @@ def test_a_resumed_night_counts_every_document_once(place: Place, monkeypatch: p
             place.night(shadow="challenger")
     assert place.published() == []
     resumed = place.night(shadow="challenger")
-    assert resumed["shadow"] == whole["shadow"]
+    assert resumed.shadow == whole.shadow
     assert differing(place) == differing(place, "whole")
     assert [key for key in Store(str(place.folder / "out")).list() if "/shadow/" in key] == []
 
@@ -283,8 +285,8 @@ def test_a_file_that_is_left_out_is_not_compared(place: Place, monkeypatch: pyte
 
     during("classify", killed, monkeypatch)
     manifest = place.night(shadow=f"models:/tiny/{DEEP}", max_bad_files=0.5)
-    assert len(manifest["quarantined"]) == 1
-    assert manifest["shadow"]["compared"] == manifest["counts"]["rows"] == 70
+    assert len(manifest.quarantined) == 1
+    assert manifest.shadow.counts.compared == manifest.counts.rows == 70
     assert {row["id"] for row in differing(place)} <= {row["id"] for row in ROWS[80:]}
 
 
@@ -306,7 +308,7 @@ def test_a_model_is_no_shadow_of_itself(place: Place) -> None:
     """A job that names the challenger every night goes on when that was promoted: it has no shadow then."""
     place.write("a.jsonl", ROWS)
     for own in ("champion", f"models:/tiny/{SHALLOW}"):
-        assert "shadow" not in place.night(shadow=own)
+        assert place.night(shadow=own).shadow is None
 
 
 @pytest.mark.parametrize(
@@ -368,17 +370,19 @@ def test_a_document_on_which_only_the_shadow_raises_is_no_dead_letter(
     alone = place.night("alone")
     manifest = place.night(shadow=f"models:/tiny/{DEEP}")
     assert digests(manifest) == digests(alone)
-    assert (manifest["counts"]["dead"], manifest["counts"]["predicted"]) == (0, 151)
-    assert (manifest["shadow"]["compared"], manifest["shadow"]["failed"]) == (150, 1)
+    assert (manifest.counts.dead, manifest.counts.predicted) == (0, 151)
+    assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (150, 1)
     found = [row["id"] for row in differing(place)]
     assert found == sorted(found)
     place.write("a.jsonl", ROWS)
-    assert place.night("sound", shadow=f"models:/tiny/{DEEP}")["shadow"]["confusion"] == manifest["shadow"]["confusion"]
+    assert (
+        place.night("sound", shadow=f"models:/tiny/{DEEP}").shadow.counts.confusion == manifest.shadow.counts.confusion
+    )
     place.promote(DEEP)
     place.write("a.jsonl", rows)
     manifest = place.night("deep", shadow=f"models:/tiny/{SHALLOW}")
-    assert manifest["counts"]["reasons"] == {"poison": 1}
-    assert (manifest["shadow"]["compared"], manifest["shadow"]["failed"]) == (150, 0)
+    assert manifest.counts.reasons == {"poison": 1}
+    assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (150, 0)
 
 
 def test_a_shadow_that_can_do_nothing_does_not_hold_up_the_night(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +394,7 @@ def test_a_shadow_that_can_do_nothing_does_not_hold_up_the_night(place: Place, m
     alone = place.night("alone", 1000)
     manifest = place.night(documents=1000, shadow=f"models:/tiny/{DEEP}")
     assert digests(manifest) == digests(alone)
-    assert (manifest["shadow"]["compared"], manifest["shadow"]["failed"]) == (0, 150)
+    assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (0, 150)
     assert OddStep.raised == 1 + 100
 
 
@@ -403,8 +407,8 @@ def test_a_document_that_the_model_cannot_compute_is_not_compared(
     alone = place.night("alone")
     manifest = place.night(shadow=f"models:/tiny/{DEEP}")
     assert digests(manifest) == digests(alone)
-    assert manifest["counts"]["reasons"] == {"poison": 1}
-    assert (manifest["shadow"]["compared"], manifest["shadow"]["failed"]) == (150, 0)
+    assert manifest.counts.reasons == {"poison": 1}
+    assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (150, 0)
     found = [row["id"] for row in differing(place)]
     assert found == sorted(found)
 
@@ -419,24 +423,28 @@ def test_where_processes_die_the_shadow_is_left_out(place: Place, monkeypatch: p
 
     during("classify", killed, monkeypatch)
     manifest = place.night(shadow=f"models:/tiny/{DEEP}")
-    failed = manifest["shards"][0]["rows"] if deaths == MAX_CRASHES else 0
-    assert manifest["counts"]["predicted"] == 150
-    assert (manifest["shadow"]["compared"], manifest["shadow"]["failed"]) == (150 - failed, failed)
+    failed = manifest.shards[0].counts.rows if deaths == MAX_CRASHES else 0
+    assert manifest.counts.predicted == 150
+    assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (150 - failed, failed)
 
 
 def test_a_night_of_nothing_is_compared(place: Place) -> None:
     """No document, no share."""
     place.write("a.jsonl", [{"id": "x", "text": None}])
-    shadow = place.night(shadow=f"models:/tiny/{DEEP}", max_dead_fraction=1)["shadow"]
-    assert shadow == {
-        "version": DEEP,
-        "multilabel": False,
-        "compared": 0,
-        "failed": 0,
-        "agreed": 0,
-        "agreement": None,
-        "confusion": {},
-    }
+    shadow = place.night(shadow=f"models:/tiny/{DEEP}", max_dead_fraction=1).shadow
+    assert (
+        shadow.to_json()
+        == json.loads((place.folder / "out" / "report.json").read_text())["shadow"]
+        == {
+            "version": DEEP,
+            "multilabel": False,
+            "compared": 0,
+            "failed": 0,
+            "agreed": 0,
+            "agreement": None,
+            "confusion": {},
+        }
+    )
     assert "It agrees on none of 0 documents." in " ".join((place.folder / "out" / "report.html").read_text().split())
 
 
@@ -468,7 +476,7 @@ def test_workers_compare_as_one_process_does(place: Place, monkeypatch: pytest.M
         torch.set_num_threads(threads)
     monkeypatch.setattr(classify, "map_shards", map_shards)
     there = place.night("there", shadow=f"models:/tiny/{DEEP}", set=("ray.workers=2",))
-    assert (there["shadow"], digests(there)) == (here["shadow"], digests(here))
+    assert (there.shadow, digests(there)) == (here.shadow, digests(here))
     assert differing(place, "there") == differing(place, "here")
 
 

@@ -162,8 +162,8 @@ def test_requests_are_those_of_a_night(
 
     monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
     manifest = classify.run_classify(settings, registry_fixture, source, f"{uri}/out", night=DATE)  # type: ignore[arg-type]
-    assert len(manifest["shards"]) == estimated.shards
-    assert manifest["drift"]
+    assert len(manifest.shards) == estimated.shards
+    assert manifest.drift
     assert dict(made) == {name: getattr(estimated.store, name) for name in REQUESTS}
 
 

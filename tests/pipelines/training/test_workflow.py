@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,9 @@ def test_a_night_has_every_row_once(road: Road) -> None:
     source = road.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in batch] + bad)
     output = f"{road.base}/nights"
     manifest = run_classify(road.settings, road.registry, source, output, night="2026-01-31")
-    counts = manifest["counts"]
-    assert (counts["rows"], counts["predicted"], counts["dead"]) == (174, 170, 4)
-    assert counts["reasons"] == {"null_id": 1, "null_text": 1, "empty_text": 1, "repeated_id": 1}
+    counts = manifest.counts
+    assert (counts.rows, counts.predicted, counts.dead) == (174, 170, 4)
+    assert counts.reasons == {"null_id": 1, "null_text": 1, "empty_text": 1, "repeated_id": 1}
     rows = read_predictions(output)
     assert [row["id"] for row in rows] == [row["id"] for row in batch]
     spin = road.registry.load("1")
@@ -170,7 +171,7 @@ def test_a_night_has_every_row_once(road: Road) -> None:
     assert {row["model_version"] for row in rows} == {"1"}
     np.testing.assert_allclose([sum(row["scores"]) for row in rows], 1, atol=1e-5)
     out = Store(output)
-    assert out.read_json("report.json")["counts"] == counts
+    assert out.read_json("report.json")["counts"] == asdict(counts)
     [letters] = out.list("dead_letters/date=2026-01-31")
     found = pq.read_table(pa.BufferReader(out.read(letters))).to_pylist()
     assert [letter["reason"] for letter in found] == ["null_id", "null_text", "empty_text", "repeated_id"]
@@ -181,7 +182,7 @@ def test_a_night_has_every_row_once(road: Road) -> None:
     assert logged.data.metrics["dead_rate"] == pytest.approx(4 / 174)
     assert logged.data.metrics["documents_per_s"] > 0
     assert logged.data.tags["spin.version"] == "1"
-    assert logged.data.metrics["psi_labels"] == manifest["drift"][0]["psi"] < manifest["drift"][0]["limit"]
+    assert logged.data.metrics["psi_labels"] == manifest.drift[0].psi < manifest.drift[0].limit
     assert "174 documents" in (out.read("report.html") or b"").decode().replace("</b>", "")
 
 
@@ -193,13 +194,13 @@ def test_drift_is_told(road: Road) -> None:
     usual = road.write("usual.parquet", [{k: row[k] for k in ("id", "text")} for row in road.documents[:99]])
     run_classify(road.settings, road.registry, usual, output, night="2026-01-01")
     manifest = run_classify(road.settings, road.registry, source, output, night="2026-01-02")
-    drifted = {row["name"] for row in manifest["drift"] if row["drifted"]}
+    drifted = {drift.name for drift in manifest.drift if drift.drifted}
     assert {"labels", "lengths"} <= drifted
-    labels = manifest["drift"][0]
-    assert sum(labels["now"]) == len(said)
-    assert sum(labels["then"]) == road.report.results.counts["test"]
-    assert manifest["before"]["date"] == "2026-01-01"
-    assert sum(manifest["before"]["counts"]["labels"].values()) == 99
+    labels = manifest.drift[0]
+    assert sum(labels.now) == len(said)
+    assert sum(labels.then) == road.report.results.counts["test"]
+    assert manifest.before.date == "2026-01-01"
+    assert sum(manifest.before.counts.labels.values()) == 99
     with pytest.raises(DriftError, match=r"is published, but it drifted from training: labels .*report\.html") as error:
         check_drift(manifest)
     assert error.value.status == 7
@@ -234,7 +235,7 @@ def test_too_many_dead_letters_publish_nothing(road: Road) -> None:
         run_classify(road.settings, road.registry, source, output, night="2026-01-31")
     assert not [key for key in Store(output).list() if not key.startswith(("_lease/", "_runs/"))]
     loose = road.with_settings(classify={"max_dead_fraction": 0.5})
-    assert run_classify(loose, road.registry, source, output, night="2026-01-31")["counts"]["predicted"] == 3
+    assert run_classify(loose, road.registry, source, output, night="2026-01-31").counts.predicted == 3
 
 
 def test_a_night_keeps_to_its_batch(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,13 +282,13 @@ def test_a_night_takes_another_classifier_and_abstains(road: Road) -> None:
     source = road.write("choice.parquet", [{k: row[k] for k in ("id", "text")} for row in road.documents[:50]])
     cheap = road.with_settings(choose="cheapest", decision={"abstain": 0.6})
     output = f"{road.base}/choice"
-    counts = run_classify(cheap, road.registry, source, output, night="2026-02-03")["counts"]
+    counts = run_classify(cheap, road.registry, source, output, night="2026-02-03").counts
     rows = read_predictions(output)
     spin = Registry(cheap).load("1")
     assert {row["depth"] for row in rows} == {spin.training_result.choices["cheapest"].selection.depth}
     lead = [np.diff(np.sort(row["scores"])[-2:])[0] for row in rows]
     assert [row["label"] is None for row in rows] == [margin < 0.6 for margin in lead]
-    assert 0 < counts["abstained"] == sum(row["label"] is None for row in rows) < 50
+    assert 0 < counts.abstained == sum(row["label"] is None for row in rows) < 50
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -321,7 +322,7 @@ def test_a_multilabel_corpus_goes_the_whole_road(tmp_path: Path, backbone_folder
     assert all(isinstance(label, list) for label in predicted.values())
     right = np.mean([("extra" in predicted[row["id"]]) == ("extra" in row["label"]) for row in rows])
     assert right > 0.75
-    assert night["counts"]["labels"]["extra"] == sum("extra" in label for label in predicted.values())
+    assert night.counts.labels["extra"] == sum("extra" in label for label in predicted.values())
 
 
 def test_the_registered_model_loads_in_mlflow(road: Road) -> None:

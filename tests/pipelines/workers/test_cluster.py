@@ -165,7 +165,7 @@ def test_nodes_come_and_go(nodes: Nodes, s3_server: str, backbone_folder: Path, 
     assert driver.returncode == 0, output
     predicted = read_predictions(f"{base}/out")
     assert Counter(row["id"] for row in predicted) == Counter(row["id"] for row in rows)
-    assert read_manifest(f"{base}/out")["counts"]["predicted"] == 480
+    assert read_manifest(f"{base}/out").counts.predicted == 480
     [lost] = {shard for node, shard in begun() if node == third.node_id}
     again = Counter(shard for _, shard in begun())
     assert {shard for shard, times in again.items() if times > 1} <= {lost}
