@@ -64,7 +64,7 @@ class _NightModels:
     metadata: ClassifierMetadata
     """metadata of the model"""
     folder: Path
-    """folder of the model, and of the shadow if there is one: `model/` and `shadow/`"""
+    """folder that contains `model/` and, if there is a shadow, `shadow/`"""
     shadow: ShadowSpec | None
     """the shadow, None without one"""
 
@@ -120,19 +120,7 @@ def run_classify(
             _share_models(settings, run, models)
             outcomes = _classify_shards(settings, run, plan, models, lease)
             check_unchanged(plan, input_files.list_files(source, bad={}))
-            manifest = run.finish(
-                plan,
-                outcomes,
-                date=date,
-                output=out.uri,
-                model=registry.name,
-                model_version=version,
-                classes=models.metadata.classes,
-                seconds=round(busy_seconds(outcomes), 1),
-                drift=_measure_drift(settings, run, plan, outcomes, models),
-                before=read_night_before(out, date),
-                shadow=_total_agreement(models, plan, outcomes),
-            )
+            manifest = _write_manifest(settings, nightly_run, run, plan, models=models, outcomes=outcomes)
         _check_shares(settings, manifest)
         reports = render_reports(manifest)
         nightly_run.publish(run, manifest, reports)
@@ -218,6 +206,31 @@ def _classify_shards(
     outcomes = map_stage("classify", run.store, shards, ClassifyCounts, ClassifyStep, *step)
     lease.check()
     return outcomes
+
+
+def _write_manifest(
+    settings: Settings,
+    nightly_run: NightlyRun,
+    run: BatchRun,
+    plan: StagePlan[RunPlan],
+    *,
+    models: _NightModels,
+    outcomes: Sequence[ShardOutcome[ClassifyCounts]],
+) -> RunManifest:
+    """Write and return the manifest of a run, with its drift and the agreement with the shadow."""
+    return run.finish(
+        plan,
+        outcomes,
+        date=nightly_run.date,
+        output=nightly_run.out.uri,
+        model=models.registry.name,
+        model_version=models.version,
+        classes=models.metadata.classes,
+        seconds=round(busy_seconds(outcomes), 1),
+        drift=_measure_drift(settings, run, plan, outcomes, models),
+        before=read_night_before(nightly_run.out, nightly_run.date),
+        shadow=_total_agreement(models, plan, outcomes),
+    )
 
 
 def _measure_drift(

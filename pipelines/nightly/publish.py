@@ -268,7 +268,7 @@ class BatchRun:
         before: EarlierNight | None,
         shadow: ShadowAgreement | None,
     ) -> RunManifest:
-        """Write and return the manifest. Its parts are those of the files that could be read completely.
+        """Write the manifest and return it as it is stored. Its parts are those of the files that could be read whole.
 
         Raises SpinError if a row is not counted exactly once.
         """
@@ -294,8 +294,7 @@ class BatchRun:
             parts=tuple(part for outcome in readable for part in self._parts(date, outcome)),
             shards=tuple(outcomes),
         )
-        write_manifest(self.store, plan, manifest.to_json())
-        return manifest
+        return RunManifest.from_json(write_manifest(self.store, plan, manifest.to_json()).to_json())
 
     def _parts(self, date: str, outcome: ShardOutcome[ClassifyCounts]) -> Iterator[PublishedPart]:
         """Yield the parts that a shard's files become. The run's number tells them from those of an earlier run."""
