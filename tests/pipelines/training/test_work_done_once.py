@@ -1,0 +1,158 @@
+"""`spin run` and a night read the input no more often than they need it, and hash each file of weights once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.data import sharding
+from pipelines.nightly import classify
+from pipelines.registry.versions import Registry
+from pipelines.storage.request_counting import Traffic, count_input_reads
+from pipelines.training import extract_features, fit_heads, fit_probes, workflow
+from pipelines.workers.map_shards import map_shards
+from pipelines.workers.train_group import GroupWork
+from spin.backbone import digest
+from spin.settings import Settings, parse_settings
+from tests.support import tiny
+
+DOCUMENTS, TEXT_BYTES = 300, 20_000
+FOOTER = 1 << 16
+"""bytes that Arrow reads at the end of a Parquet file when it opens it"""
+
+
+class Work:
+    """Counts what is read of the input, by stage, and how often each file of weights is hashed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.read: dict[str, Traffic] = {}
+        self.hashed: Counter[str] = Counter()
+        hash_file = digest.hash_file
+
+        def counted_hash(path: Path) -> str:
+            self.hashed[path.name] += 1
+            return hash_file(path)
+
+        monkeypatch.setattr(digest, "hash_file", counted_hash)
+        monkeypatch.setattr(digest, "_SETTLED_NS", 0)  # the weights were written a moment ago
+        for stage in ("extract", "probe", "train"):
+            run = getattr(workflow, f"run_{stage}")
+            monkeypatch.setattr(workflow, f"run_{stage}", self.counted(stage, run))
+        monkeypatch.setattr(extract_features, "map_shards", self.map_shards)
+        monkeypatch.setattr(classify, "map_shards", self.map_shards)
+
+    def counted(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function; what it reads of the input is counted under a name."""
+
+        def counted_run(*args: Any, **options: Any) -> Any:
+            with count_input_reads() as self.read[name]:
+                return run(*args, **options)
+
+        return counted_run
+
+    def map_shards(self, *args: Any, **options: Any) -> Any:
+        """Run the step in this process, where its reads can be counted."""
+        return self.counted(f"{options['stage']} step", map_shards)(*args, **{**options, "here": True})
+
+    def corpus_reads(self, name: str, size: int) -> float:
+        """How often the input was read; the footers of Parquet files do not count."""
+        traffic = self.read[name]
+        return max(0.0, traffic.read - FOOTER * traffic.head) / size
+
+
+def run_in_this_process(_stage: str, work: GroupWork[Any], **_: Any) -> None:
+    """In place of a Ray Train group: one worker, which is this process."""
+    work.run(work.job, work.device)
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Work:
+    """Everything runs in this process, with an empty cache of digests."""
+    monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "cache"))
+    for module in (fit_probes, fit_heads):
+        monkeypatch.setattr(module, "run_group", run_in_this_process)
+    one_worker = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr("ray.train.get_context", lambda: one_worker)
+    return Work(monkeypatch)
+
+
+def write_corpus(path: Path) -> int:
+    """Write labelled documents whose texts are nearly all of the file, and return the size of the file in bytes."""
+    rows = tiny.documents(DOCUMENTS)
+    for number, row in enumerate(rows):
+        row["text"] += " " + f"{number:05d}" * (TEXT_BYTES // 5)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    else:
+        table = pa.Table.from_pylist(rows)
+        pq.write_table(table, path, row_group_size=100, compression="none", use_dictionary=False)
+    return path.stat().st_size
+
+
+def project(folder: Path, name: str, *, include_backbone: bool) -> Settings:
+    """A project with three shards and a small search, and weights that no other test has hashed."""
+    return parse_settings(
+        {
+            "backbone": {"model": str(tiny.bert(folder / "bert")), "dtype": "float32", "device": "cpu"},
+            "data": {"train": str(folder / name)},
+            "store": str(folder / "store"),
+            "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{folder}/mlflow.db"},
+            "registry": {"include_backbone": include_backbone},
+            "ray": {"workers": 1, "shard_documents": 100},
+            "sites": ["ffn.01"],
+            "probe": {"penalties": 3, "max_extra": 0},
+            "search": {"etas": [0.9], "strengths": [1], "l1": [], "head": "linear"},
+        }
+    )
+
+
+@pytest.mark.parametrize(("name", "include_backbone"), [("train.parquet", False), ("train.jsonl", True)])
+def test_a_run_and_a_night_do_their_work_once(work: Work, tmp_path: Path, name: str, include_backbone: bool) -> None:
+    """Three reads for `spin run`: two in extract, none in probe, one in train; a night's duplicate check reads ids.
+
+    Extract reads the corpus twice on purpose. The first read checks every row, its text included, before the backbone
+    runs: a mistake in the last row must not show after hours of work. The second read gives the texts to the backbone.
+
+    Each file of weights is hashed once. If the registered version includes the backbone, its files are hard-linked,
+    which changes their ctime: the first night after that hashes them once more, and the next night does not.
+    """
+    settings, size = project(tmp_path, name, include_backbone=include_backbone), write_corpus(tmp_path / name)
+    workflow.run_workflow(settings)
+    sample = 0 if name.endswith(".parquet") else sharding._SAMPLE / size  # its lines are counted to plan the shards
+    assert work.corpus_reads("extract", size) == pytest.approx(1 + sample, abs=0.1)
+    assert work.corpus_reads("extract step", size) == pytest.approx(1, abs=0.1)
+    assert work.read["probe"].read == 0
+    assert work.corpus_reads("train", size) == pytest.approx(1, abs=0.1)
+    files = digest.list_model_files(tmp_path / "bert")
+    assert work.hashed == {path.name: 1 for path in files}
+
+    run_night(work, settings, tmp_path / "nights", "2026-01-31")
+    assert work.corpus_reads("classify step", size) == pytest.approx(1, abs=0.1)
+    ids = work.read["ids step"]
+    if name.endswith(".parquet"):
+        assert 0 < ids.read <= bytes_of_ids(tmp_path / name) + FOOTER * ids.head < 0.1 * size
+    hashed = dict(work.hashed)
+    assert hashed.keys() == {path.name for path in files}
+    assert max(hashed.values()) <= (2 if include_backbone else 1)
+    run_night(work, settings, tmp_path / "nights", "2026-02-01")
+    assert work.hashed == hashed
+
+
+def run_night(work: Work, settings: Settings, output: Path, date: str) -> None:
+    """Classify the corpus with the registered version."""
+    night = work.counted("night", classify.run_classify)
+    night(settings, Registry(settings), settings.data.train, str(output), model="models:/tiny/1", night=date)
+
+
+def bytes_of_ids(path: Path) -> int:
+    """The size of the id column of a Parquet file."""
+    metadata = pq.read_metadata(path)
+    return sum(metadata.row_group(group).column(0).total_compressed_size for group in range(metadata.num_row_groups))
