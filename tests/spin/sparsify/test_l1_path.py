@@ -15,7 +15,7 @@ from spin.arrays import Floats
 from spin.backbone.loading import load_backbone
 from spin.settings import BackboneSettings
 from spin.sites import FeatureColumn
-from spin.sparsify.probe import balance
+from spin.sparsify.probe import class_weights
 from spin.sparsify.solvers.batched_l1_path import BatchedPaths
 from spin.sparsify.solvers.l1_path import LassoPaths, LogisticPath, kkt_violation
 from tests.support import tiny
@@ -198,7 +198,7 @@ def batch(kind: str) -> tuple[list[Floats], Floats, Floats]:
     draw = np.random.default_rng(0)
     logits = X[:, :3] @ np.array([[2.0, 0, 1], [-1, 1, 0], [0, 1, 2]]) + [0.5, 0, -4] + draw.gumbel(size=(240, 3))
     targets = np.where(logits.argmax(1) == np.arange(3)[:, None], 1, -1).astype(np.float32)
-    return [X, *(of for of, _ in others)], targets, balance(targets, kind)
+    return [X, *(of for of, _ in others)], targets, class_weights(targets, kind)
 
 
 @pytest.mark.parametrize("kind", ["none", "balanced"])
