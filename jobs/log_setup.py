@@ -12,6 +12,8 @@ from spin.errors import UserError
 
 PACKAGES = ("spin", "pipelines", "jobs")
 """each has a logger of its name, the parent of those of its modules"""
+RETRYING_LIBRARIES = ("urllib3",)
+"""each warns of every request that it sends again, while our error after the last one says the same in one line"""
 LEVELS = ("warning", "info", "debug")
 """values of the environment variable SPIN_LOG; debug also shows tracebacks"""
 
@@ -32,6 +34,8 @@ def configure_logging(*, as_json: bool = False) -> None:
     root.addHandler(handler)
     for package in PACKAGES:
         logging.getLogger(package).setLevel(level.upper())
+    for library in RETRYING_LIBRARIES:
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 class LineFormatter(logging.Formatter):

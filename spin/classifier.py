@@ -268,17 +268,18 @@ class SpinClassifier:
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; no pickle, and not the backbone."""
-        folder = Path(folder)
+        folder, files = Path(folder), self.files()
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in self.files().items():
+        for name, data in files.items():
             (folder / name).write_bytes(data)
 
     def files(self) -> dict[str, bytes]:
-        """The contents of the files that `save` writes, by name."""
+        """The contents of the files that `save` writes, by name. Raises UserError before `fit`."""
+        label_space = self.label_space
         assert self.backbone_digest is not None
         metadata = ClassifierMetadata(
-            classes=self.classes,
-            multilabel=self.label_space.multilabel,
+            classes=label_space.classes,
+            multilabel=label_space.multilabel,
             backbone=portable_settings(self.settings),
             backbone_digest=self.backbone_digest,
             metric=self.metric,

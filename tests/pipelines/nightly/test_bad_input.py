@@ -100,7 +100,10 @@ def test_a_corrupt_parquet_file_is_named(damage: str, spin: Spin, tmp_path: Path
 
 SETTINGS_CASES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown setting": ({"metrics": "accuracy"}, "unknown setting 'metrics'"),
-    "unknown metric": ({"metric": "auc"}, "'metric' is 'auc': expected one of accuracy, balanced_accuracy, macro_f1"),
+    "unknown metric": (
+        {"metric": "auc"},
+        "'metric' is 'auc': Input should be 'accuracy', 'balanced_accuracy' or 'macro_f1'",
+    ),
     "unknown pooling": (
         {"poolings": ["median"]},
         "'poolings.0' is 'median': Input should be 'first', 'last', 'mean' or 'max'",

@@ -273,7 +273,7 @@ def test_an_artifact_names_no_engine(fitted: SpinClassifier, tmp_path: Path) -> 
 def test_an_engine_is_opened_once(fitted: SpinClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     monkeypatch.setattr("spin.classifier.open_engine", lambda *a, **k: opened.append(1) or open_engine(*a, **k))
-    fitted.backbone = fitted.backbone
+    fitted.share_backbone(fitted)
     fitted.predict(MORE[:3])
     fitted.predict(MORE[3:6])
     assert len(opened) == 1

@@ -278,7 +278,7 @@ def test_drift_is_not_measured_above_the_first_exit(spin: SpinClassifier) -> Non
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"max_loss": 1.0}, "max_loss"), ({"depths": (0.0,)}, "above 0"), ({"depths": (1.0,)}, "below 1")],
+    [({"max_loss": 1.0}, "max_loss"), ({"depths": (0.0,)}, "greater than 0"), ({"depths": (1.0,)}, "less than 1")],
 )
 def test_settings_that_mean_nothing_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -276,7 +276,7 @@ def test_an_l1_part_takes_neurons_away() -> None:
 def test_exits_are_judged_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fold's exits read what the L1 part of its full depth left, by a ridge, and cost all that runs up to them."""
     subject, fits, costs = project(), [], []
-    fit, price = FoldSearch.fit, spin.integrate.choose_exit_thresholds
+    fit, price = FoldSearch.fit, spin.integrate.integrate.choose_exit_thresholds
 
     def spy(self: FoldSearch, part: Selection, penalties: Sequence[Penalty]) -> Any:
         found = fit(self, part, penalties)

@@ -111,7 +111,7 @@ def test_targets_of_labels() -> None:
     [
         (ONE, ["a", "z", "y"], "label 'y' is not one of the model's: a, b, c"),
         (ANY, [["a"], ["b", "z"]], "label 'z' is not one of the model's: a, b, c"),
-        (ONE, ["a", ["b"]], "found a list of classes; the model gives one class a document, expected a string"),
+        (ONE, ["a", ["b"]], "found a list of classes; the model gives each document one class, expected a string"),
         (ONE, [[]], "found a list of classes"),
     ],
 )

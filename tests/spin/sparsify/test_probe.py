@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -366,9 +367,10 @@ def test_a_folds_probe_has_not_seen_its_validation_rows(monkeypatch: pytest.Monk
     X[folds[1].valid] = X[folds[1].valid] * -3 + 100
     y[folds[1].valid] = 2 - y[folds[1].valid]
     after = probe()
-    for name in ("coef", "intercept", "mean", "scale", "lam", "lam_max"):
-        np.testing.assert_array_equal(getattr(after.for_fold(1), name), getattr(before.for_fold(1), name))
-        assert np.any(getattr(after.for_fold(0), name) != getattr(before.for_fold(0), name))
+    for name in ("coef", "intercept", "standardizer.mean", "standardizer.scale", "lam", "lam_max"):
+        value = attrgetter(name)
+        np.testing.assert_array_equal(value(after.for_fold(1)), value(before.for_fold(1)))
+        assert np.any(value(after.for_fold(0)) != value(before.for_fold(0)))
     assert not np.array_equal(after.standardizer.mean, before.standardizer.mean)
 
 
@@ -400,8 +402,8 @@ def test_bytes_round_trip(heads: int, width: int, seed: int, fact: float, folds:
     back = Probe.from_bytes(probe.to_bytes())
     assert len(back.folds) == folds
     for number, (mine, its) in enumerate(zip((back, *back.folds), (probe, *probe.folds), strict=True)):
-        for name in ("coef", "intercept", "mean", "scale"):
-            np.testing.assert_array_equal(getattr(mine, name), getattr(its, name))
-            assert getattr(mine, name).dtype == np.float32
+        for value in map(attrgetter, ("coef", "intercept", "standardizer.mean", "standardizer.scale")):
+            np.testing.assert_array_equal(value(mine), value(its))
+            assert value(mine).dtype == np.float32
         assert (mine.column, mine.lam, mine.lam_max) == (COLUMN, fact, 0.25 + number)
         assert (mine.kkt, mine.valid_score) == (1e-3, 0.5)
