@@ -85,7 +85,7 @@ def test_the_architecture_page_names_every_folder() -> None:
     ("file", "line"),
     [
         ("spin/sparsify/select.py", "selected = np.flatnonzero("),
-        ("pipelines/nightly/publish.py", 'yield lambda: self.out.write_json("latest", named)'),
+        ("pipelines/nightly/publish.py", 'yield lambda: self.out.write_json("latest", pointer)'),
         ("pipelines/nightly/publish.py", "def publish("),
         ("pipelines/nightly/publish.py", "def _steps("),
         ("pipelines/nightly/classify.py", "def run_classify("),
