@@ -1,8 +1,9 @@
-"""What a night guarantees, and for each guarantee lines of code without which a test fails.
+"""What a night guarantees, and for each guarantee the lines of code whose removal a test must detect.
 
-`python -m tests.mutation.guarantees [NUMBER...]` checks them, or only some.
-Copies the tree, sees the tests of the guarantees pass there, then takes one line after another away and sees its test
-fail. Exit status 1 where a test does not notice. Tests on S3 need its server: run it within infra/s3/run.sh.
+`python -m tests.mutation.guarantees [NUMBER...]` checks all guarantees, or those with the given numbers. It copies the
+repository and runs the tests of the guarantees there, which must pass. Then it removes the listed lines one after
+another, and each time a test must fail. The exit status is 1 if a test passes without its lines. Some tests need the S3
+server: run the command within infra/s3/run.sh.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from hypothesis import Phase, settings
 
 from tests.support.repository import ROOT
 
-PATIENCE = 120
-"""seconds for one test: some lines keep a test from waiting for ever"""
+TEST_TIMEOUT = 120
+"""seconds for one test; without some of the lines a test would wait forever"""
 
 
 @dataclass(frozen=True)
@@ -30,39 +31,39 @@ class Cut:
     """Lines of code that a guarantee depends on."""
 
     test: str
-    """the pytest node that fails without them"""
+    """the pytest node that must fail without the lines"""
     file: str
     lines: str
-    """as they stand there, without their indentation: once in the file"""
-    instead: str = ""
-    """what takes their place where something must, or where the lines are bent rather than taken away"""
+    """the lines without their indentation; the file must contain them exactly once"""
+    replacement: str = ""
+    """lines to put in their place, where removal alone would not be valid Python or would not break the guarantee"""
 
     def apply(self, text: str) -> str:
-        """The file without the lines. Raises ValueError unless they are there once."""
+        """Return the text of the file without the lines. Raises ValueError unless it contains them exactly once."""
         wanted, rows = self.lines.splitlines(), text.splitlines()
         stripped = [row.strip() for row in rows]
-        found = [at for at in range(len(rows)) if stripped[at : at + len(wanted)] == wanted]
-        if len(found) != 1:
-            raise ValueError(f"{self.file} has {len(found)} times: {wanted[0]}")
-        [at] = found
-        indent = rows[at][: len(rows[at]) - len(rows[at].lstrip())]
-        rows[at : at + len(wanted)] = [indent + line for line in self.instead.splitlines()]
+        starts = [row for row in range(len(rows)) if stripped[row : row + len(wanted)] == wanted]
+        if len(starts) != 1:
+            raise ValueError(f"{self.file} has {len(starts)} times: {wanted[0]}")
+        [start] = starts
+        indent = rows[start][: len(rows[start]) - len(rows[start].lstrip())]
+        rows[start : start + len(wanted)] = [indent + line for line in self.replacement.splitlines()]
         return "\n".join(rows) + "\n"
 
 
 @dataclass(frozen=True)
 class Guarantee:
     text: str
-    """as the table of docs/reliability.md has it"""
+    """the same words as in the table of docs/reliability.md"""
     cuts: tuple[Cut, ...]
 
 
-NIGHT, HERE, LEDGER = (
+NIGHT, CLASSIFY, SHARD_LOG = (
     "tests/pipelines/nightly/test_night.py",
     "tests/pipelines/nightly/test_classify.py",
     "tests/pipelines/storage/test_shard_log.py",
 )
-STORE, FAULTS, ROAD, REPEATS = (
+STORE, FAULTS, WORKFLOW, DEDUP = (
     "tests/pipelines/storage/test_object_store.py",
     "tests/pipelines/storage/test_faults.py",
     "tests/pipelines/training/test_workflow.py",
@@ -81,7 +82,7 @@ GUARANTEES = (
                 "if False:",
             ),
             Cut(
-                f"{HERE}::test_a_document_that_raises_is_alone",
+                f"{CLASSIFY}::test_a_document_that_raises_is_alone",
                 "pipelines/nightly/classify_step.py",
                 'dead |= {row: ("poison", message) for row, message in failing.items()}',
             ),
@@ -91,7 +92,7 @@ GUARANTEES = (
         "the death of a worker changes nothing in the result",
         (
             Cut(
-                f"{ROAD}::test_the_death_of_a_worker_changes_nothing",
+                f"{WORKFLOW}::test_a_killed_worker_does_not_change_the_result",
                 "pipelines/workers/map_shards.py",
                 "num_cpus=settings.cpus_per_worker,",
                 "num_cpus=settings.cpus_per_worker, max_restarts=0, max_task_retries=0,",
@@ -200,12 +201,12 @@ GUARANTEES = (
         "many such files fail the night",
         (
             Cut(
-                f"{HERE}::test_broken_files_are_named_up_to_a_share",
+                f"{CLASSIFY}::test_broken_files_are_named_up_to_a_share",
                 "pipelines/data/sharding.py",
                 "bad[file.uri] = str(error)",
             ),
             Cut(
-                f"{HERE}::test_broken_files_are_named_up_to_a_share",
+                f"{CLASSIFY}::test_broken_files_are_named_up_to_a_share",
                 "pipelines/nightly/classify.py",
                 "_check_shares(settings, manifest)",
             ),
@@ -215,13 +216,13 @@ GUARANTEES = (
         "a document that raises an error, or kills its process every time, becomes a dead letter",
         (
             Cut(
-                f"{LEDGER}::test_every_row_is_done_or_dead",
+                f"{SHARD_LOG}::test_every_row_is_done_or_dead",
                 "pipelines/workers/fault_isolation.py",
                 "self.attempt.write_note(AttemptNote(self.deadly, trying=bounds))",
                 "pass",
             ),
             Cut(
-                f"{HERE}::test_a_document_that_raises_is_alone",
+                f"{CLASSIFY}::test_a_document_that_raises_is_alone",
                 "pipelines/workers/fault_isolation.py",
                 "self._divide(rows, 2, result)",
                 "raise",
@@ -233,19 +234,19 @@ GUARANTEES = (
         "bounded memory",
         (
             Cut(
-                f"{REPEATS}::test_repeats_are_what_stood_earlier",
+                f"{DEDUP}::test_repeats_are_what_stood_earlier",
                 "pipelines/nightly/dedup.py",
                 'order = np.lexsort((digests["row"], shard_index, digests["low"], digests["high"]))',
                 'order = np.lexsort((digests["row"], -shard_index, digests["low"], digests["high"]))',
             ),
             Cut(
-                f"{HERE}::test_the_first_of_repeated_ids_is_predicted",
+                f"{CLASSIFY}::test_the_first_of_repeated_ids_is_predicted",
                 "pipelines/nightly/classify_step.py",
                 "elif row in repeated:",
                 "elif False:",
             ),
             Cut(
-                f"{REPEATS}::test_a_partition_is_bounded",
+                f"{DEDUP}::test_a_partition_is_bounded",
                 "pipelines/nightly/dedup.py",
                 'return [Shard(n, "", "partition", n, n + 1) for n in range(max(1, math.ceil(documents / PARTITION)))]',
                 'return [Shard(0, "", "partition", 0, 1)]',
@@ -294,7 +295,7 @@ GUARANTEES = (
         "one run uses one version of the model",
         (
             Cut(
-                f"{HERE}::test_a_night_is_of_one_version",
+                f"{CLASSIFY}::test_a_night_is_of_one_version",
                 "pipelines/nightly/classify.py",
                 '"model": {"name": registry.name, "version": version, "backbone": digest},',
                 '"model": {"name": registry.name},',
@@ -305,7 +306,7 @@ GUARANTEES = (
         "the same documents get the same labels, from one worker or two, in shards of any size",
         (
             Cut(
-                f"{HERE}::test_a_document_has_its_label_whatever_stands_beside_it",
+                f"{CLASSIFY}::test_a_document_has_its_label_whatever_stands_beside_it",
                 "spin/backbone/model.py",
                 "mask = torch.arange(width) < lengths.unsqueeze(1)",
                 "mask = torch.ones_like(ids, dtype=torch.bool)",
@@ -327,81 +328,82 @@ GUARANTEES = (
 )
 
 
-def copy_tree(to: Path) -> None:
-    """The files of the tree as they are, committed or not."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+def copy_repository(to: Path) -> None:
+    """Copy the files of the repository as they are, committed or not."""
+    list_files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(list_files, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, to / name)
 
 
-def python(tree: Path, *args: str) -> tuple[int, str]:
-    """This interpreter in a tree, with the tree's own packages, giving exit status and output."""
+def run_python(copy: Path, *args: str) -> tuple[int, str]:
+    """Run Python in the copy, with the packages of the copy; returns exit status and output."""
     env = {
         **os.environ,
-        "PYTHONPATH": str(tree),
-        "PYTHONDONTWRITEBYTECODE": "1",  # a file that is cut within a second may keep its size and time
-        "COLUMNS": "300",  # or pytest leaves out why a test failed
+        "PYTHONPATH": str(copy),
+        "PYTHONDONTWRITEBYTECODE": "1",  # a file changed within a second may keep its size and modification time
+        "COLUMNS": "300",  # on narrower lines pytest omits why a test failed
     }
-    done = subprocess.run([sys.executable, *args], cwd=tree, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, *args], cwd=copy, env=env, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
 def pytest_configure() -> None:
-    """This module is a plugin of the runs below: that a test fails is enough, no smaller example is looked for."""
+    """Configure Hypothesis in the runs below, which load this module as a plugin: no shrinking, a failure is enough."""
     settings.register_profile("guarantees", phases=[Phase.explicit, Phase.generate], database=None)
     settings.load_profile("guarantees")
 
 
-def try_tests(tree: Path, *tests: str) -> tuple[int, str]:
-    """Tests in a tree, up to the first that fails; Hypothesis draws the same each time."""
+def run_tests(copy: Path, *tests: str) -> tuple[int, str]:
+    """Run tests in the copy up to the first failure, with a fixed Hypothesis seed; returns exit status and output."""
     plugins = ["-p", "no:cacheprovider", "-p", "tests.mutation.guarantees"]
-    given = ["-x", "-q", "-rfs", "--tb=line", "--hypothesis-seed=0", f"--timeout={PATIENCE}"]
-    return python(tree, "-m", "pytest", *plugins, *given, *tests)
+    options = ["-x", "-q", "-rfs", "--tb=line", "--hypothesis-seed=0", f"--timeout={TEST_TIMEOUT}"]
+    return run_python(copy, "-m", "pytest", *plugins, *options, *tests)
 
 
-def check_own(tree: Path) -> None:
-    """The copy's packages are what is imported, also where this tree is installed."""
+def check_imports(copy: Path) -> None:
+    """Raise SystemExit unless Python imports the packages of the copy, even if this repository is installed."""
     code = "import spin, pipelines, jobs, tests; print(*(m.__path__[0] for m in (spin, pipelines, jobs, tests)))"
-    status, said = python(tree, "-c", code)
-    if status or said.split() != [str(tree / name) for name in ("spin", "pipelines", "jobs", "tests")]:
-        raise SystemExit(f"the copy's packages are not imported: {said}")
+    status, output = run_python(copy, "-c", code)
+    if status or output.split() != [str(copy / name) for name in ("spin", "pipelines", "jobs", "tests")]:
+        raise SystemExit(f"the copy's packages are not imported: {output}")
 
 
-def failure_without(tree: Path, cut: Cut) -> str | None:
-    """What the test says without the lines, None where it says nothing."""
-    path = tree / cut.file
+def failure_without(copy: Path, cut: Cut) -> str | None:
+    """Return the message with which the test fails without the lines, or None if it does not fail."""
+    path = copy / cut.file
     whole = path.read_text(encoding="utf-8")
     path.write_text(cut.apply(whole), encoding="utf-8")
     try:
-        status, said = try_tests(tree, cut.test)
+        status, output = run_tests(copy, cut.test)
     finally:
         path.write_text(whole, encoding="utf-8")
-    found = re.search(r"^FAILED .*? - (.*)", said, re.MULTILINE)
-    if status == 1 and found:  # an error of a fixture or of an import is no failure
-        return found[1][:100]
+    failed = re.search(r"^FAILED .*? - (.*)", output, re.MULTILINE)
+    if status == 1 and failed:  # an error in a fixture or at import does not count
+        return failed[1][:100]
     if status != 0:
-        print(said[-1000:])
+        print(output[-1000:])
     return None
 
 
 def run(numbers: Sequence[int]) -> int:
+    """Check guarantees by number, or all of them; returns the exit status."""
     chosen = [(number, GUARANTEES[number - 1]) for number in numbers or range(1, len(GUARANTEES) + 1)]
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder).resolve()
-        copy_tree(tree)
-        check_own(tree)
-        status, said = try_tests(tree, *dict.fromkeys(cut.test for _, guarantee in chosen for cut in guarantee.cuts))
-        if status or "SKIPPED" in said:
-            print(f"with all lines in place the tests do not pass, or are skipped:\n{said[-2000:]}")
+        copy = Path(folder).resolve()
+        copy_repository(copy)
+        check_imports(copy)
+        status, output = run_tests(copy, *dict.fromkeys(cut.test for _, guarantee in chosen for cut in guarantee.cuts))
+        if status or "SKIPPED" in output:
+            print(f"with all lines in place the tests fail or are skipped:\n{output[-2000:]}")
             return 1
         missed = 0
         for number, guarantee in chosen:
             print(f"{number:2} {guarantee.text}", flush=True)
             for cut in guarantee.cuts:
-                failure = failure_without(tree, cut)
+                failure = failure_without(copy, cut)
                 missed += failure is None
                 print(f"   without {cut.lines.splitlines()[0]} in {cut.file}", flush=True)
                 print(f"      {cut.test}: {failure or 'DOES NOT FAIL'}", flush=True)

@@ -410,7 +410,7 @@ def run_step(make: Callable[..., Any], args: tuple[Any, ...], store: Store) -> l
         )
 
 
-def test_the_death_of_a_worker_changes_nothing(tmp_path: Path) -> None:
+def test_a_killed_worker_does_not_change_the_result(tmp_path: Path) -> None:
     """SIGKILL in the middle of a shard: all shards are published all the same."""
     store = Store(str(tmp_path / "store"))
     outcomes = run_step(KilledOnce, (str(tmp_path / "marker"),), store)
