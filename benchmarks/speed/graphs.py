@@ -1,4 +1,4 @@
-"""What users would otherwise run as a graph: ONNX Runtime and OpenVINO, with the mean pooling inside the graph."""
+"""The alternatives that run a graph: ONNX Runtime and OpenVINO, with the mean pooling inside the graph."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from spin.arrays import Floats
 
 _NAMES = ["input_ids", "attention_mask"]
 _CALIBRATION = 200
-"""training documents, at most a tenth of them, from which nncf takes the ranges of its int8 activations"""
+"""number of training documents, at most a tenth of them, from which nncf takes the ranges of int8 activations"""
 
 
 def graph_peers(trial: Trial, folder: Path) -> list[Contender]:
-    """Every graph of an encoder; its files are written into `folder` on first use."""
+    """Every graph of an encoder; the files are written to `folder` at first use."""
     graph = Graph(trial, folder)
-    made = [
+    contenders = [
         peer(trial, "ONNX Runtime", "float32", lambda: onnx_runtime(trial, graph.onnx)),
         peer(trial, "ONNX Runtime, dynamic", "int8", lambda: onnx_runtime(trial, graph.onnx_int8)),
     ]
     for streams in (1, 2):
         name = "OpenVINO" if streams == 1 else f"OpenVINO, {streams} streams"
-        made += [
+        contenders += [
             peer(trial, name, "float32", lambda s=streams: openvino(trial, graph.openvino, s, "f32")),
             peer(trial, name, "bfloat16", lambda s=streams: openvino(trial, graph.openvino, s, "bf16")),
             peer(
@@ -44,11 +44,11 @@ def graph_peers(trial: Trial, folder: Path) -> list[Contender]:
                 calibrated=True,
             ),
         ]
-    return made
+    return contenders
 
 
 class Pooled(nn.Module):
-    """Token ids and mask (B, T) in, mean of the last layer (B, width) out."""
+    """Returns the mean of the last layer (B, width) for token ids and their mask (B, T)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -56,19 +56,19 @@ class Pooled(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         values = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
-        seen = attention_mask.unsqueeze(-1).to(values.dtype)
-        return (values * seen).sum(1) / seen.sum(1)
+        mask = attention_mask.unsqueeze(-1).to(values.dtype)
+        return (values * mask).sum(1) / mask.sum(1)
 
 
 class Graph:
-    """The pooled model of a trial in every form that is run, each made once."""
+    """The pooled model of a trial in every graph format; each graph is built once."""
 
     def __init__(self, trial: Trial, folder: Path) -> None:
         self.trial, self.folder = trial, folder
 
     @cached_property
     def torch(self) -> tuple[Pooled, tuple[Tensor, Tensor]]:
-        """The module and an example: two documents, one of them padded."""
+        """The module and an example input: two documents, one of them padded."""
         model, _ = hugging_face(self.trial, torch.float32)
         ids, mask = torch.randint(5, model.config.vocab_size, (2, 7)), torch.ones(2, 7, dtype=torch.long)
         mask[1, 5:] = 0
@@ -79,7 +79,7 @@ class Graph:
         module, example = self.torch
         path = self.folder / "pooled.onnx"
         axes = {name: {0: "documents", 1: "tokens"} for name in _NAMES} | {"pooled": {0: "documents"}}
-        with warnings.catch_warnings(action="ignore"):  # of the tracer, about Python values that do not vary here
+        with warnings.catch_warnings(action="ignore"):  # the tracer warns of Python values, which do not vary here
             torch.onnx.export(
                 module, example, str(path), input_names=_NAMES, output_names=["pooled"], dynamic_axes=axes,
                 opset_version=17, dynamo=False,
@@ -109,14 +109,14 @@ class Graph:
         logging.getLogger("nncf").setLevel(logging.ERROR)
         _, tokenizer = hugging_face(self.trial, torch.float32)
         texts = self.trial.train[0][: min(_CALIBRATION, len(self.trial.train[0]) // 10)]
-        seen = [[ids, mask] for _, ids, mask in by_length(tokenizer, texts, 1, self.trial.plan.max_tokens)]
+        inputs = [[ids, mask] for _, ids, mask in by_length(tokenizer, texts, 1, self.trial.plan.max_tokens)]
         return nncf.quantize(
-            self.openvino, nncf.Dataset(seen), subset_size=len(seen), model_type=nncf.ModelType.TRANSFORMER
+            self.openvino, nncf.Dataset(inputs), subset_size=len(inputs), model_type=nncf.ModelType.TRANSFORMER
         )
 
 
 def onnx_runtime(trial: Trial, path: Path) -> Embed:
-    """A session of all threads with every optimisation that ONNX Runtime has."""
+    """Open a session with all threads and all optimisations of ONNX Runtime; return its function that embeds texts."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -135,13 +135,13 @@ def onnx_runtime(trial: Trial, path: Path) -> Embed:
 
 
 def openvino(trial: Trial, graph: Any, streams: int, precision: str) -> Embed:
-    """A compiled model: all threads on one batch for latency, or one batch a stream for throughput."""
+    """Compile a graph for latency (one stream) or throughput (several); return its function that embeds texts."""
     from openvino import Core
 
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": trial.threads}
     hint = {"PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT", "NUM_STREAMS": streams}
     compiled = Core().compile_model(graph, "CPU", settings | hint)
-    # not AsyncInferQueue: its callbacks can wait for one another and the interpreter when the queue is let go
+    # not AsyncInferQueue: its callbacks can deadlock with the interpreter while the queue is destroyed
     requests = [compiled.create_infer_request() for _ in range(streams)]
     width = int(compiled.output(0).get_partial_shape()[1].get_length())
     _, tokenizer = hugging_face(trial, torch.float32)
@@ -150,7 +150,7 @@ def openvino(trial: Trial, graph: Any, streams: int, precision: str) -> Embed:
         out = np.empty((len(texts), width), np.float32)
         running: deque[tuple[Any, list[int]]] = deque()
 
-        def keep() -> Any:
+        def finish_oldest() -> Any:
             request, rows = running.popleft()
             request.wait()
             out[rows] = request.get_output_tensor().data
@@ -158,11 +158,11 @@ def openvino(trial: Trial, graph: Any, streams: int, precision: str) -> Embed:
 
         idle = list(requests)
         for rows, ids, mask in by_length(tokenizer, texts, batch, trial.plan.max_tokens):
-            request = idle.pop() if idle else keep()
+            request = idle.pop() if idle else finish_oldest()
             request.start_async([ids, mask])
             running.append((request, rows))
         while running:
-            keep()
+            finish_oldest()
         return out
 
     return embed

@@ -1,4 +1,4 @@
-"""What users would otherwise run in torch: Hugging Face's pipeline, a plain loop, sentence-transformers."""
+"""The alternatives that run in torch: Hugging Face's pipeline, a plain loop and sentence-transformers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from spin.backbone.hub import silence_transformers
 from spin.backbone.pooling import pool
 
 _FITTED = 32
-"""documents a batch of those that the head is fitted on"""
+"""batch size, in documents, for the embeddings that the head is fitted on"""
 Embed = Callable[[Sequence[str], int], Floats]
-"""embeddings (n, width) of n texts, read in batches of a size"""
+"""returns the embeddings (n, width) of n texts, for a batch size in documents"""
 Batch = tuple[list[int], NDArray[np.int64], NDArray[np.int64]]
-"""rows of the texts, token ids (B, T) and their mask, padded on the right"""
+"""row numbers of B texts, their token ids (B, T), padded on the right, and the mask"""
 
 
 def peer(
     trial: Trial, name: str, precision: Precision, load: Callable[[], Embed], *, calibrated: bool = False
 ) -> Contender:
-    """A contender that embeds, with the trial's head upon it, which is fitted on first use."""
+    """A contender that embeds texts and classifies them by the trial's head, which is fitted at first use."""
 
     def answer() -> Answer:
         if trial.head is None:
@@ -39,32 +39,32 @@ def peer(
 
 def torch_peers(trial: Trial) -> list[Contender]:
     """The pipeline and, for an encoder, sentence-transformers; for a decoder the plain loop."""
-    found = [peer(trial, "Hugging Face pipeline", "float32", lambda: pipeline(trial))]
+    peers = [peer(trial, "Hugging Face pipeline", "float32", lambda: pipeline(trial))]
     if trial.causal:
-        found.append(peer(trial, "plain loop", "float32", lambda: loop(trial, torch.float32)))
-        found.append(peer(trial, "plain loop", "bfloat16", lambda: loop(trial, torch.bfloat16)))
+        peers.append(peer(trial, "plain loop", "float32", lambda: loop(trial, torch.float32)))
+        peers.append(peer(trial, "plain loop", "bfloat16", lambda: loop(trial, torch.bfloat16)))
     else:
-        found.append(peer(trial, "sentence-transformers", "float32", lambda: sentences(trial, torch.float32)))
-        found.append(peer(trial, "sentence-transformers", "bfloat16", lambda: sentences(trial, torch.bfloat16)))
-    return found
+        peers.append(peer(trial, "sentence-transformers", "float32", lambda: sentences(trial, torch.float32)))
+        peers.append(peer(trial, "sentence-transformers", "bfloat16", lambda: sentences(trial, torch.bfloat16)))
+    return peers
 
 
 def pipeline(trial: Trial) -> Embed:
-    """`pipeline("feature-extraction")` in batches, its token vectors pooled; it does not say which are padding."""
-    from transformers import pipeline as make
+    """`pipeline("feature-extraction")` in batches; token counts tell the padding from the tokens."""
+    from transformers import pipeline as build_pipeline
 
     model, tokenizer = hugging_face(trial, torch.float32)
     tokenizer.padding_side, tokenizer.pad_token = "right", tokenizer.pad_token or tokenizer.eos_token
-    run = make("feature-extraction", model=model, tokenizer=tokenizer, device="cpu")
-    cut = {"truncation": True, "max_length": trial.plan.max_tokens}
+    run = build_pipeline("feature-extraction", model=model, tokenizer=tokenizer, device="cpu")
+    truncation = {"truncation": True, "max_length": trial.plan.max_tokens}
 
     def embed(texts: Sequence[str], batch: int) -> Floats:
         rows = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         ordered = [texts[row] for row in rows]
-        counts = [len(ids) for ids in tokenizer(ordered, **cut)["input_ids"]]
-        found = run(ordered, batch_size=batch, return_tensors=True, tokenize_kwargs=cut)
-        out = np.empty((len(texts), found[0].shape[-1]), np.float32)
-        for row, count, values in zip(rows, counts, found, strict=True):
+        counts = [len(ids) for ids in tokenizer(ordered, **truncation)["input_ids"]]
+        vectors = run(ordered, batch_size=batch, return_tensors=True, tokenize_kwargs=truncation)
+        out = np.empty((len(texts), vectors[0].shape[-1]), np.float32)
+        for row, count, values in zip(rows, counts, vectors, strict=True):
             out[row] = pool(values[:, :count], torch.ones(1, count, dtype=torch.bool), trial.pooling).numpy()[0]
         return out
 
@@ -72,33 +72,36 @@ def pipeline(trial: Trial) -> Embed:
 
 
 def loop(trial: Trial, dtype: torch.dtype) -> Embed:
-    """A loop over batches by length, the pooled last layer kept."""
+    """A loop over batches of texts of similar length, which pools the last layer."""
     model, tokenizer = hugging_face(trial, dtype)
 
     def embed(texts: Sequence[str], batch: int) -> Floats:
         out = np.empty((len(texts), model.config.hidden_size), np.float32)
         with torch.inference_mode():
             for rows, ids, mask in by_length(tokenizer, texts, batch, trial.plan.max_tokens):
-                tokens, seen = torch.from_numpy(ids), torch.from_numpy(mask)
-                out[rows] = pool(model(input_ids=tokens, attention_mask=seen)[0], seen.bool(), trial.pooling).numpy()
+                tokens, attended = torch.from_numpy(ids), torch.from_numpy(mask)
+                out[rows] = pool(
+                    model(input_ids=tokens, attention_mask=attended)[0], attended.bool(), trial.pooling
+                ).numpy()
         return out
 
     return embed
 
 
 def sentences(trial: Trial, dtype: torch.dtype) -> Embed:
-    """sentence-transformers, which sorts by length itself; without its normalisation, as the head is given none."""
+    """sentence-transformers, which sorts by length itself; without its normalisation, as the head is fitted without."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     with silence_transformers():
-        words = Transformer(str(trial.folder), model_kwargs={"dtype": dtype}, max_seq_length=trial.plan.max_tokens)
-    model = SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension(), trial.pooling)], device="cpu")
+        encoder = Transformer(str(trial.folder), model_kwargs={"dtype": dtype}, max_seq_length=trial.plan.max_tokens)
+    pooling = Pooling(encoder.get_embedding_dimension(), trial.pooling)
+    model = SentenceTransformer(modules=[encoder, pooling], device="cpu")
     return lambda texts, batch: np.asarray(model.encode(list(texts), batch_size=batch, show_progress_bar=False))
 
 
 def hugging_face(trial: Trial, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and tokenizer as users load them."""
+    """The model and its tokenizer, loaded as in the documentation of transformers."""
     from transformers import AutoModel, AutoTokenizer
 
     with silence_transformers():
@@ -109,7 +112,7 @@ def hugging_face(trial: Trial, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def by_length(tokenizer: Any, texts: Sequence[str], batch: int, max_tokens: int) -> Iterator[Batch]:
-    """Batches of texts of like length."""
+    """Yield batches of texts of similar length."""
     tokens = tokenizer(list(texts), truncation=True, max_length=max_tokens, return_attention_mask=False)["input_ids"]
     order = sorted(range(len(texts)), key=lambda row: len(tokens[row]))
     for first in range(0, len(order), batch):

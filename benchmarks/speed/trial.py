@@ -1,4 +1,4 @@
-"""What all contenders are given: a model, documents to learn from, others to be timed and judged on, and one head."""
+"""The input of all contenders: a model, documents to train on, documents to time, and the peers' head."""
 
 from __future__ import annotations
 
@@ -31,45 +31,45 @@ class Trial:
 
     plan: Plan
     folder: Path
-    """where the model lies"""
+    """of the model's files"""
     train: tuple[list[str], list[str]]
     """texts and labels"""
     texts: list[str]
-    """that are timed, none of them in `train`"""
+    """the timed documents, none of them in `train`"""
     y: Targets
     label_space: LabelSpace
     lengths: NDArray[np.integer]
     """(n,) tokens of the timed texts, special tokens included"""
     flops: float
-    """of the whole model for all timed texts, without padding"""
+    """FLOPs of the whole model for all timed texts, without padding"""
     causal: bool
     threads: int
     batches: tuple[int, ...]
-    """documents a batch that are tried"""
+    """batch sizes to try, in documents"""
     sites: tuple[str, ...] = ("resid", "ffn")
-    """that ours learns from"""
+    """sites that SPIN learns from"""
     head: Any = None
-    """of the peers, once it is fitted"""
+    """the peers' head, None until it is fitted"""
 
     @property
     def pooling(self) -> str:
-        """Of the peers' embeddings: what a decoder has read stands in its last token."""
+        """Pooling of the peers' embeddings: the last token of a decoder, which attends to all others, else the mean."""
         return "last" if self.causal else "mean"
 
     def fit(self, embeddings: Floats) -> None:
-        """The linear head of the peers, from float32 embeddings (n, width) of the training texts."""
+        """Fit the linear head of the peers on float32 embeddings (n, width) of the training texts."""
         regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         search = GridSearchCV(regression, {"logisticregression__C": STRENGTHS}, cv=3)
         self.head = search.fit(embeddings, self.label_space.index(self.train[1]))
 
     def classes(self, embeddings: Floats) -> NDArray[np.integer]:
-        """The head's class (n,) of embeddings (n, width)."""
-        found: NDArray[np.integer] = self.head.predict(embeddings)
-        return found
+        """The classes (n,) that the head predicts for embeddings (n, width)."""
+        classes: NDArray[np.integer] = self.head.predict(embeddings)
+        return classes
 
 
 def speed_plans(quick: bool) -> list[Plan]:
-    """The corpora that are timed; the quick ones only show that everything runs."""
+    """The corpora to time; the quick ones only show that everything runs."""
     encoder, decoder = plans(quick)
     sizes = [(240, 60), (90, 10)] if quick else [(4000, 4000), (800, 100)]
     return [
@@ -78,8 +78,8 @@ def speed_plans(quick: bool) -> list[Plan]:
     ]
 
 
-def trial_of(plan: Plan, threads: int, batches: tuple[int, ...]) -> Trial:
-    """Draw a plan's documents in proportion to their classes, and count what they cost."""
+def draw_trial(plan: Plan, threads: int, batches: tuple[int, ...]) -> Trial:
+    """Draw a plan's documents in proportion to their classes, and count their tokens and FLOPs."""
     from jobs.quickstart import read_tweets
 
     tweets = read_tweets()
@@ -106,10 +106,10 @@ def trial_of(plan: Plan, threads: int, batches: tuple[int, ...]) -> Trial:
 
 
 def flops(backbone: Backbone, lengths: Sequence[int] | NDArray[np.integer]) -> float:
-    """FLOPs of the whole model for documents of these tokens.
+    """FLOPs of the whole model for documents with these numbers of tokens.
 
-    A token costs 2 for each weight of the blocks' linear maps (24 d² a block in BERT), and 4 d a block for each token
-    that it attends to: queries by keys, weights by values.
+    A token costs 2 FLOPs per weight of the blocks' linear maps (24 d² per block in BERT), and 4 d per block for each
+    token that it attends to: queries times keys, attention weights times values.
     """
     maps = [m for block in backbone.blocks for m in block.modules() if isinstance(m, torch.nn.Linear)]
     counts = np.asarray(lengths, np.float64)

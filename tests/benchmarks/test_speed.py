@@ -13,10 +13,10 @@ import torch
 from benchmarks import machine
 from benchmarks.method.corpora import Plan
 from benchmarks.speed import rounds
-from benchmarks.speed.ours import ours
 from benchmarks.speed.peers import by_length, loop, torch_peers
 from benchmarks.speed.rounds import Contender, race
-from benchmarks.speed.standings import table, told
+from benchmarks.speed.spin_rows import spin_contenders
+from benchmarks.speed.standings import table, verdict_list
 from benchmarks.speed.trial import Trial, flops
 from benchmarks.speed.verdicts import Row, best_peer, ratio, verdicts
 from spin.backbone.loading import load_backbone
@@ -31,11 +31,11 @@ PEERS = [
     Row("graph, scaled", "int8", (2.2, 1.1, 2.2), 0.69, 0.97, 16, calibrated=True),
 ]
 OURS = [
-    Row("SPIN", "float32", (9.0, 9.0, 9.0), 0.750, 1.0, ours=True),
-    Row("SPIN", "bfloat16", (4.0, 4.0, 4.0), 0.748, 0.99, ours=True),
-    Row("SPIN", "int8", (2.0, 2.0, 2.0), 0.749, 0.98, ours=True),
-    Row("SPIN", "bfloat16", (2.0, 1.0, 2.0), 0.746, 0.97, ours=True, max_loss=0.002, compute=0.5),
-    Row("SPIN", "bfloat16", (1.0, 1.0, 1.0), 0.744, 0.95, ours=True, max_loss=0.01, compute=0.3),
+    Row("SPIN", "float32", (9.0, 9.0, 9.0), 0.750, 1.0, spin=True),
+    Row("SPIN", "bfloat16", (4.0, 4.0, 4.0), 0.748, 0.99, spin=True),
+    Row("SPIN", "int8", (2.0, 2.0, 2.0), 0.749, 0.98, spin=True),
+    Row("SPIN", "bfloat16", (2.0, 1.0, 2.0), 0.746, 0.97, spin=True, max_loss=0.002, compute=0.5),
+    Row("SPIN", "bfloat16", (1.0, 1.0, 1.0), 0.744, 0.95, spin=True, max_loss=0.01, compute=0.3),
 ]
 
 
@@ -59,7 +59,7 @@ def test_a_ratio_is_within_rounds() -> None:
     assert ratio(PEERS[1], OURS[3]) == 3.0  # of 2.5, 4 and 3
     assert best_peer(PEERS + OURS) is PEERS[3]
     assert best_peer(PEERS + OURS, plain=True) is PEERS[2]
-    assert best_peer(PEERS + OURS, whole=True) is PEERS[1]
+    assert best_peer(PEERS + OURS, exact=True) is PEERS[1]
 
 
 def test_verdicts_hold_by_speed_at_a_bounded_loss() -> None:
@@ -90,9 +90,9 @@ def test_a_slower_or_a_worse_row_does_not_hold() -> None:
 def test_nothing_to_tell_by_does_not_hold() -> None:
     found = verdicts(PEERS + OURS[:2])
     assert [verdict.holds for verdict in found] == [True, False, False, False]
-    assert "no row of ours" in found[1].text
+    assert "no row of SPIN" in found[1].text
     assert not any(verdict.holds for verdict in verdicts(OURS))
-    assert told(found).count("**does not hold**") == 1
+    assert verdict_list(found).count("**does not hold**") == 1
 
 
 def test_the_table_says_what_was_measured(trial: Trial) -> None:
@@ -163,9 +163,9 @@ def test_what_throttles_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ours_answers_as_the_classifier_does(trial: Trial, tmp_path: Path) -> None:
     """One artifact is trained for all rows, and the words of a class are learnt."""
-    for contender in ours(trial, tmp_path / "spin"):
+    for contender in spin_contenders(trial, tmp_path / "spin"):
         answers = contender.load()(trial.texts, 0)
-        assert contender.ours
+        assert contender.spin
         assert (answers == trial.y).all()
         assert 0 < contender.compute() <= 1
 

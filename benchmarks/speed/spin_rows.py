@@ -1,4 +1,4 @@
-"""What this project runs: one classifier, trained once, in every engine and precision, with and without the cascade."""
+"""The contenders of SPIN: one classifier, trained once, in every engine and precision, with and without the cascade."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _ENGINES: tuple[tuple[str, Precision], ...] = (
     ("torch", "float32"), ("torch", "bfloat16"),
     ("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "int8"),
 )  # fmt: skip
-"""engine and precision of each row at full depth; the first is what all others are compared with"""
+"""engine and precision of each row at full depth; the agreement of the others is measured against the first"""
 _FAST: tuple[Precision, ...] = ("bfloat16", "int8")
 _LOSSES = (SHIPPED, 0.005, 0.01, 0.02)
-"""that the cascade is granted, of macro-F1"""
+"""losses of macro-F1 that the cascade may cost"""
 _METRIC = "macro_f1"
 
 
-def ours(trial: Trial, folder: Path) -> list[Contender]:
-    """Every row of one classifier that runs here, which is trained on first use and kept in `folder`."""
+def spin_contenders(trial: Trial, folder: Path) -> list[Contender]:
+    """One classifier in every engine and precision that runs here; it is trained at first use and saved in `folder`."""
     engines = [(e, p) for e, p in _ENGINES if not (trial.causal and p == "int8") and _runs(trial, e, p)]
     rows = [contender(trial, folder, engine, precision) for engine, precision in engines]
     if trial.causal:
@@ -50,7 +50,7 @@ def ours(trial: Trial, folder: Path) -> list[Contender]:
 
 
 def _runs(trial: Trial, engine: str, precision: Precision) -> bool:
-    """Whether an engine passes its trial with the backbone here; one that does not is left out of the table."""
+    """Whether an engine passes its trial with the backbone on this machine; the table leaves out one that does not."""
     settings = _settings(trial, engine, precision)
     try:
         choose_engine(settings, "cpu", *find_backbone(settings))
@@ -63,15 +63,15 @@ def _runs(trial: Trial, engine: str, precision: Precision) -> bool:
 def contender(
     trial: Trial, folder: Path, engine: str, precision: Precision, max_loss: float | None = None
 ) -> Contender:
-    """The classifier in one engine and precision; it batches by tokens, as its settings say."""
+    """The classifier in one engine and precision; the token budget of the settings determines its batches."""
     share = 1.0
 
     def load() -> Answer:
         if not folder.exists():
             train(trial, folder)
-        kept = folder / str(SHIPPED if max_loss is None else max_loss)
+        artifact = folder / str(SHIPPED if max_loss is None else max_loss)
         spin = SpinClassifier.load(
-            kept,
+            artifact,
             backbone=_settings(trial, engine, precision),
             early=max_loss is not None,
             calibration=trial.train[0][:CALIBRATION_TEXTS],
@@ -82,20 +82,21 @@ def contender(
 
         def answer(texts: Sequence[str], _batch: int) -> NDArray[np.integer]:
             nonlocal share
-            found = spin.features(texts)
-            ran = spin.depth if found.depth is None else np.average(found.depth, weights=found.n_tokens)
-            share = compute * float(ran) / spin.depth
-            classes: NDArray[np.integer] = to_trial[spin.fitted.predict_logits(found.values, found.depth).argmax(1)]
+            features = spin.features(texts)
+            mean_depth = spin.depth if features.depth is None else np.average(features.depth, weights=features.n_tokens)
+            share = compute * float(mean_depth) / spin.depth
+            logits = spin.fitted.predict_logits(features.values, features.depth)
+            classes: NDArray[np.integer] = to_trial[logits.argmax(1)]
             return classes
 
         return answer
 
     name = f"SPIN, {engine}"
-    return Contender(name, precision, load, ours=True, max_loss=max_loss, compute=lambda: share)
+    return Contender(name, precision, load, spin=True, max_loss=max_loss, compute=lambda: share)
 
 
 def train(trial: Trial, folder: Path) -> None:
-    """Fit on the trial's training documents, once for each loss that is granted: all but the exits are the same."""
+    """Fit on the training documents, once per loss of the cascade: the classifiers differ only in their exits."""
     texts, labels = trial.train
     backbone = load_backbone(_settings(trial, "openvino", "float32"))
     columns = feature_columns(backbone, trial.sites, None)
@@ -103,15 +104,15 @@ def train(trial: Trial, folder: Path) -> None:
     splits = [assign_split(str(row), 0, 0.15, 0.0) for row in range(len(texts))]
     data = TrainingData.from_splits(trial.label_space.index(labels), splits, trial.label_space, metric=_METRIC)
     first, *others = (CascadeSettings(max_loss=loss) for loss in (_LOSSES if not trial.causal else (SHIPPED,)))
-    probes, made = fit_classifiers(features, data, compute=flops, cascade=first)
+    probes, training_result = fit_classifiers(features, data, compute=flops, cascade=first)
 
     def read(selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:
         return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
 
-    found = {first: made}
+    results = {first: training_result}
     for cascade in others:
-        found[cascade] = integrate(probes, read, data, settings=SearchSettings(), cascade=cascade, compute=flops)
-    for cascade, training_result in found.items():
+        results[cascade] = integrate(probes, read, data, settings=SearchSettings(), cascade=cascade, compute=flops)
+    for cascade, training_result in results.items():
         settings = _settings(trial, "auto", "float32")
         spin = SpinClassifier.assemble(settings, backbone.digest, trial.label_space, training_result, _METRIC)
         spin.save(folder / str(cascade.max_loss))
