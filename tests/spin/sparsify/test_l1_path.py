@@ -1,4 +1,4 @@
-"""The regularisation path finds the minimum that scikit-learn finds, and says truly how far from it it is."""
+"""The regularisation path reaches scikit-learn's minimum and reports its distance from it correctly."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from tests.support import tiny
 Problem = tuple[Floats, Floats, Floats]
 """a design, its labels and the weights of its rows"""
 SHARES = [0.7, 0.3, 0.1, 1 / 30]
-"""of lam_max: the penalties that are compared"""
+"""the penalties that are compared, as shares of lam_max"""
 
 
 def objective(X: Floats, y: Floats, s: Floats, w: Floats, b: float, lam: float) -> float:
-    """What the path minimises, in float64."""
+    """The objective that the path minimises, in float64."""
     scores = X.astype(np.float64) @ w.astype(np.float64) + b
     return float(s.astype(np.float64) @ np.logaddexp(0, -y.astype(np.float64) * scores) + lam * np.abs(w).sum())
 
 
-def reference(X: Floats, y: Floats, s: Floats, lam: float) -> float:
-    """The objective at scikit-learn's solution; a large scaling leaves its intercept all but unpenalised."""
+def sklearn_objective(X: Floats, y: Floats, s: Floats, lam: float) -> float:
+    """The objective at scikit-learn's solution; the large scaling leaves its intercept almost unpenalised."""
     model = LogisticRegression(C=1, l1_ratio=1, solver="liblinear", intercept_scaling=1000, tol=1e-7, max_iter=20000)
     model.fit(X.astype(np.float64), y, sample_weight=s.astype(np.float64) / lam)
     return objective(X, y, s, model.coef_[0], float(model.intercept_[0]), lam)
 
 
 def loop_violation(X: Floats, y: Floats, s: Floats, w: Floats, b: float, lam: float) -> float:
-    """The optimality conditions, one coefficient at a time in plain Python, as a share of lam."""
+    """The largest violation of the optimality conditions as a share of lam, by a plain loop over coefficients."""
     n, p = X.shape
     slopes = []
     for i in range(n):
         score = sum(float(X[i, j]) * float(w[j]) for j in range(p)) + float(b)
         slopes.append(-float(s[i]) * float(y[i]) / (1 + np.exp(float(y[i]) * score)))
-    worst = abs(sum(slopes))
+    largest = abs(sum(slopes))
     for j in range(p):
         gradient = sum(float(X[i, j]) * slopes[i] for i in range(n))
         if w[j] > 0:
@@ -55,12 +55,12 @@ def loop_violation(X: Floats, y: Floats, s: Floats, w: Floats, b: float, lam: fl
             distance = abs(gradient - lam)
         else:
             distance = max(abs(gradient) - lam, 0.0)
-        worst = max(worst, distance)
-    return worst / lam
+        largest = max(largest, distance)
+    return largest / lam
 
 
-def weights_of(y: Floats, kind: str) -> Floats:
-    """All rows alike, half a class, or drawn: some rows weigh nothing."""
+def make_weights(y: Floats, kind: str) -> Floats:
+    """Row weights: equal, half for each class, or random with zeros."""
     if kind == "drawn":
         draw = np.random.default_rng(5)
         s = draw.exponential(size=len(y)) * (draw.random(len(y)) < 0.7)
@@ -69,13 +69,13 @@ def weights_of(y: Floats, kind: str) -> Floats:
     return (s / s.sum()).astype(np.float32)
 
 
-def correlated(seed: int, n: int = 300, p: int = 60) -> tuple[Floats, Floats]:
+def make_correlated(seed: int, n: int = 300, p: int = 60) -> tuple[Floats, Floats]:
     """Standardised float32 features that share five factors, and unbalanced noisy labels from a few of them."""
     draw = np.random.default_rng(seed)
     X = draw.normal(size=(n, 5)) @ draw.normal(size=(5, p)) + draw.normal(size=(n, p))
     X = ((X - X.mean(0)) / X.std(0)).astype(np.float32)
-    chance = 1 / (1 + np.exp(-(X[:, :4] @ [2.0, -1.0, 1.0, 0.5] - 1)))
-    return X, np.where(draw.random(n) < chance, 1, -1).astype(np.float32)
+    probability = 1 / (1 + np.exp(-(X[:, :4] @ [2.0, -1.0, 1.0, 0.5] - 1)))
+    return X, np.where(draw.random(n) < probability, 1, -1).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -84,38 +84,38 @@ def activations(backbone_folder: Path) -> tuple[Floats, Floats]:
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
     documents = tiny.documents(300, seed=3)
     columns = [FeatureColumn.parse("ffn.02.mean"), FeatureColumn.parse("ffn.02.max")]
-    found = extract(backbone, [d["text"] for d in documents], columns).columns
-    X = np.concatenate([found[c] for c in columns], axis=1).astype(np.float64)
+    values_by_column = extract(backbone, [d["text"] for d in documents], columns).columns
+    X = np.concatenate([values_by_column[c] for c in columns], axis=1).astype(np.float64)
     X = (X - X.mean(0)) / X.std(0)
     return X.astype(np.float32), np.array([1 if d["label"] == "good" else -1 for d in documents], np.float32)
 
 
 @pytest.fixture(params=["even correlated", "balanced correlated", "drawn correlated", "even real", "drawn real"])
 def problem(request: pytest.FixtureRequest) -> Problem:
-    """A random problem and a real one, their rows weighted in three ways."""
+    """A random design and one of real activations, with rows weighted in three ways."""
     kind, source = request.param.split()
-    X, y = request.getfixturevalue("activations") if source == "real" else correlated(0)
-    return X, y, weights_of(y, kind)
+    X, y = request.getfixturevalue("activations") if source == "real" else make_correlated(0)
+    return X, y, make_weights(y, kind)
 
 
-def test_path_reaches_the_minimum_of_scikit_learn(problem: Problem) -> None:
-    """Along a warm-started path the objective is scikit-learn's within 1e-4, and the KKT conditions hold."""
+def test_the_path_reaches_the_objective_of_scikit_learn(problem: Problem) -> None:
+    """Along a warm-started path the objective agrees within 1e-4, and the KKT conditions hold."""
     path = LogisticPath(*problem)
     for share in SHARES:
         lam = share * path.lam_max
         path.solve(lam)
-        assert objective(*problem, path.w, path.b, lam) == pytest.approx(reference(*problem, lam), rel=1e-4)
+        assert objective(*problem, path.w, path.b, lam) == pytest.approx(sklearn_objective(*problem, lam), rel=1e-4)
         assert kkt_violation(*problem, path.w, path.b, lam) <= 1e-2
     assert 0 < np.count_nonzero(path.w) < problem[0].shape[1]
 
 
-def test_a_weight_is_a_count() -> None:
-    """A row that weighs three times as much is a row that stands there three times; one of no weight is not there."""
-    X, y = correlated(3, n=120, p=20)
+def test_a_row_of_weight_three_counts_as_three_rows() -> None:
+    """Integer weights give the scores of repeated rows; a row of weight zero is ignored."""
+    X, y = make_correlated(3, n=120, p=20)
     counts = np.random.default_rng(0).integers(0, 4, 120)
     weighted = LogisticPath(X, y, (counts / counts.sum()).astype(np.float32))
-    again = np.repeat(np.arange(120), counts)
-    repeated = LogisticPath(X[again], y[again], np.full(len(again), 1 / len(again), np.float32))
+    repeats = np.repeat(np.arange(120), counts)
+    repeated = LogisticPath(X[repeats], y[repeats], np.full(len(repeats), 1 / len(repeats), np.float32))
     assert weighted.lam_max == pytest.approx(repeated.lam_max, rel=1e-4)
     for path in (weighted, repeated):
         path.solve(0.1 * weighted.lam_max)
@@ -123,20 +123,20 @@ def test_a_weight_is_a_count() -> None:
 
 
 def test_lam_max_is_the_smallest_penalty_without_a_neuron(problem: Problem) -> None:
-    """At lam_max the solution is zero with the classes' weighted log odds as intercept; just below it is not."""
+    """At lam_max the solution is empty with the weighted log odds as intercept; just below it, a neuron is selected."""
     X, y, s = problem
     path = LogisticPath(X, y, s)
     path.solve(path.lam_max)
     assert not path.w.any()
-    share = s[y > 0].sum(dtype=np.float64)
-    assert path.b == pytest.approx(np.log(share / (1 - share)), abs=1e-4)
-    assert path.lam_max == pytest.approx(np.abs(X.T @ (s * ((y > 0) - share))).max(), rel=1e-4)
+    positive_share = s[y > 0].sum(dtype=np.float64)
+    assert path.b == pytest.approx(np.log(positive_share / (1 - positive_share)), abs=1e-4)
+    assert path.lam_max == pytest.approx(np.abs(X.T @ (s * ((y > 0) - positive_share))).max(), rel=1e-4)
     path.solve(0.99 * path.lam_max)
     assert path.w.any()
 
 
-def test_a_warm_start_changes_nothing(problem: Problem) -> None:
-    """The solution at the end of a path is that of a path which jumps there at once."""
+def test_a_warm_start_does_not_change_the_solution(problem: Problem) -> None:
+    """The end of a path is the solution of a path that goes there directly."""
     warm, cold = LogisticPath(*problem), LogisticPath(*problem)
     lam = warm.lam_max * SHARES[-2]
     for share in np.geomspace(1, SHARES[-2], 8):
@@ -148,9 +148,9 @@ def test_a_warm_start_changes_nothing(problem: Problem) -> None:
 
 @pytest.mark.parametrize("kind", ["even", "drawn"])
 def test_kkt_violation_equals_a_plain_loop(kind: str) -> None:
-    """At solutions, where it is small, and at arbitrary points, where it is not."""
-    X, y = correlated(2, n=80, p=12)
-    problem = X, y, weights_of(y, kind)
+    """At solutions, where it is small, and at arbitrary points, where it is large."""
+    X, y = make_correlated(2, n=80, p=12)
+    problem = X, y, make_weights(y, kind)
     path = LogisticPath(*problem)
     lam = 0.2 * path.lam_max
     path.solve(lam)
@@ -159,21 +159,23 @@ def test_kkt_violation_equals_a_plain_loop(kind: str) -> None:
     draw = np.random.default_rng(0)
     for _ in range(5):
         w, b = draw.normal(size=12) * (draw.random(12) < 0.5), float(draw.normal())
-        found = loop_violation(*problem, w, b, lam)
-        assert found > 0.1
-        assert kkt_violation(*problem, w, b, lam) == pytest.approx(found, rel=1e-3)
+        expected = loop_violation(*problem, w, b, lam)
+        assert expected > 0.1
+        assert kkt_violation(*problem, w, b, lam) == pytest.approx(expected, rel=1e-3)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.integers(6, 40), st.integers(1, 30), st.booleans(), st.booleans(), st.booleans())
-def test_every_small_problem_is_solved(seed: int, n: int, p: int, twins: bool, silent: bool, weighted: bool) -> None:
-    """More features than rows, separable classes, twin and silent features: the KKT conditions hold all along."""
+def test_every_small_problem_is_solved(
+    seed: int, n: int, p: int, duplicates: bool, constant: bool, weighted: bool
+) -> None:
+    """The KKT conditions hold for more features than rows, separable classes, duplicate and constant features."""
     draw = np.random.default_rng(seed)
     X = draw.normal(size=(n, p))
     X = (X - X.mean(0)) / X.std(0)
-    if silent:
+    if constant:
         X[:, 0] = 0
-    if twins:
+    if duplicates:
         X = np.concatenate([X, X], axis=1)
     X = X.astype(np.float32)
     y = np.where(np.arange(n) < draw.integers(1, n), 1, -1).astype(np.float32)
@@ -186,52 +188,54 @@ def test_every_small_problem_is_solved(seed: int, n: int, p: int, twins: bool, s
         assert np.isfinite(path.w).all()
         # on so few rows float32 may see no further descent when the penalty is minute
         assert kkt_violation(X, y, s, path.w, path.b, lam) * lam <= 1e-2 * lam + 5e-5
-    assert not (silent and path.w[0])
+    assert not (constant and path.w[0])
 
 
 # Many paths, and the two solvers
 
 
-def batch(kind: str) -> tuple[list[Floats], Floats, Floats]:
-    """Three designs and the three one-vs-rest problems of classes that only the first explains, 7 % in the last."""
-    (X, _), *others = (correlated(seed, 240, 40) for seed in (0, 1, 2))
+def make_batch(kind: str) -> tuple[list[Floats], Floats, Floats]:
+    """Three designs and three targets that only the first explains, with 7 % of the rows in the last class."""
+    (X, _), *others = (make_correlated(seed, 240, 40) for seed in (0, 1, 2))
     draw = np.random.default_rng(0)
     logits = X[:, :3] @ np.array([[2.0, 0, 1], [-1, 1, 0], [0, 1, 2]]) + [0.5, 0, -4] + draw.gumbel(size=(240, 3))
     targets = np.where(logits.argmax(1) == np.arange(3)[:, None], 1, -1).astype(np.float32)
-    return [X, *(of for of, _ in others)], targets, class_weights(targets, kind)
+    return [X, *(design for design, _ in others)], targets, class_weights(targets, kind)
 
 
 @pytest.mark.parametrize("kind", ["none", "balanced"])
-def test_paths_are_those_of_each_design_and_problem(kind: str) -> None:
-    """Every solution of many, at penalties of its design's own, is the minimum; in calls one after another too."""
-    designs, targets, weights = batch(kind)
+def test_every_solution_of_many_paths_has_the_objective_of_scikit_learn(kind: str) -> None:
+    """Each design has its own penalties, and the penalties may be divided over several calls."""
+    designs, targets, weights = make_batch(kind)
     paths = LassoPaths(designs, targets, weights)
     expected = [max(LogisticPath(X, y, s).lam_max for y, s in zip(targets, weights, strict=True)) for X in designs]
     assert paths.lam_max.tolist() == expected
     lams = np.outer(SHARES, expected)
     parts = [paths.solve(lams[:3]), paths.solve(lams[3:])]
-    coef, intercept = (np.concatenate(of) for of in zip(*parts, strict=True))
+    coef, intercept = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     assert coef.shape == (4, 3, 3, 40)
     assert intercept.shape == (4, 3, 3)
     assert coef.dtype == intercept.dtype == np.float32
     for at, p, k in np.ndindex(4, 3, 3):
         problem = designs[p], targets[k], weights[k]
-        found = objective(*problem, coef[at, p, k], float(intercept[at, p, k]), lams[at, p])
-        assert found == pytest.approx(reference(*problem, lams[at, p]), rel=1e-4)
+        actual = objective(*problem, coef[at, p, k], float(intercept[at, p, k]), lams[at, p])
+        assert actual == pytest.approx(sklearn_objective(*problem, lams[at, p]), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["none", "balanced"])
-def test_both_solvers_agree(kind: str) -> None:
-    """In lam_max, objective and scores, for several designs, problems and class weights."""
-    designs, targets, weights = batch(kind)
-    one_by_one, at_once = LassoPaths(designs, targets, weights), BatchedPaths(designs, targets, weights)
-    np.testing.assert_allclose(at_once.lam_max, one_by_one.lam_max, rtol=1e-5)
-    lams = np.outer(SHARES, one_by_one.lam_max)
-    (coef, b), (other_coef, other_b) = one_by_one.solve(lams), at_once.solve(lams)
+def test_the_batched_solver_agrees_with_the_plain_solver(kind: str) -> None:
+    """In lam_max, objective and scores, for several designs, targets and class weights."""
+    designs, targets, weights = make_batch(kind)
+    plain, batched = LassoPaths(designs, targets, weights), BatchedPaths(designs, targets, weights)
+    np.testing.assert_allclose(batched.lam_max, plain.lam_max, rtol=1e-5)
+    lams = np.outer(SHARES, plain.lam_max)
+    (coef, b), (batched_coef, batched_b) = plain.solve(lams), batched.solve(lams)
     for at, p, k in np.ndindex(4, 3, 3):
         problem, lam = (designs[p], targets[k], weights[k]), lams[at, p]
-        here, there = coef[at, p, k], other_coef[at, p, k]
-        assert objective(*problem, here, float(b[at, p, k]), lam) == pytest.approx(
-            objective(*problem, there, float(other_b[at, p, k]), lam), rel=5e-5
+        plain_w, batched_w = coef[at, p, k], batched_coef[at, p, k]
+        assert objective(*problem, plain_w, float(b[at, p, k]), lam) == pytest.approx(
+            objective(*problem, batched_w, float(batched_b[at, p, k]), lam), rel=5e-5
         )
-        np.testing.assert_allclose(designs[p] @ here + b[at, p, k], designs[p] @ there + other_b[at, p, k], atol=0.02)
+        np.testing.assert_allclose(
+            designs[p] @ plain_w + b[at, p, k], designs[p] @ batched_w + batched_b[at, p, k], atol=0.02
+        )

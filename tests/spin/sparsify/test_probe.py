@@ -1,4 +1,4 @@
-"""A probe: standardised on its training rows, chosen on its validation rows, the same after a round trip."""
+"""A probe is standardised on its training rows, chosen on its validation rows and stored bit for bit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ TASKS = {
 Rows = tuple[NDArray[np.floating], Targets]
 
 
-def rows(seed: int, n: int, label_space: LabelSpace = TASKS["2"], dtype: type = np.float32, width: int = 20) -> Rows:
+def make_rows(
+    seed: int, n: int, label_space: LabelSpace = TASKS["2"], dtype: type = np.float32, width: int = 20
+) -> Rows:
     """Raw activations far from standardised, whose first neurons move with the class."""
     draw = np.random.default_rng(seed)
     y = np.arange(n) % len(label_space)
@@ -47,29 +49,29 @@ def rows(seed: int, n: int, label_space: LabelSpace = TASKS["2"], dtype: type = 
     return (X * np.geomspace(0.1, 10, width) + np.linspace(-5, 5, width)).astype(dtype), y
 
 
-def joined(train: Rows, valid: Rows) -> tuple[NDArray[np.floating], Targets, Fold]:
-    """One table of both, and where they lie in it."""
+def join_rows(train: Rows, valid: Rows) -> tuple[NDArray[np.floating], Targets, Fold]:
+    """One table of both sets of rows, and the fold that divides it."""
     numbers = np.arange(len(train[1]) + len(valid[1]))
     fold = Fold(numbers[: len(train[1])], numbers[len(train[1]) :])
     return np.concatenate([train[0], valid[0]]), np.concatenate([train[1], valid[1]]), fold
 
 
-def fit(train: Rows, valid: Rows, label_space: LabelSpace = TASKS["2"], **changed: object) -> Probe:
-    X, y, fold = joined(train, valid)
-    given = ProbeSettings(**changed)  # type: ignore[arg-type]
-    [probe] = fit_probes({COLUMN: X}, TrainingData(y, (fold,), label_space, "macro_f1"), given)
+def fit_probe(train: Rows, valid: Rows, label_space: LabelSpace = TASKS["2"], **changed: object) -> Probe:
+    X, y, fold = join_rows(train, valid)
+    probe_settings = ProbeSettings(**changed)  # type: ignore[arg-type]
+    [probe] = fit_probes({COLUMN: X}, TrainingData(y, (fold,), label_space, "macro_f1"), probe_settings)
     return probe
 
 
 @pytest.mark.parametrize("kind", ["none", "balanced"])
 @pytest.mark.parametrize(("name", "heads"), [("2", 1), ("3", 3), ("lists of 2", 2), ("lists of 3", 3)])
 def test_classes_share_one_penalty(name: str, heads: int, kind: str) -> None:
-    """Two classes need one model, all others one each; all are optimal at one penalty of one grid, which works."""
+    """Two classes need one model and more classes one each; all are optimal at the same penalty of the grid."""
     label_space = TASKS[name]
-    train, valid = rows(0, 150, label_space), rows(1, 90, label_space)
+    train, valid = make_rows(0, 150, label_space), make_rows(1, 90, label_space)
     if not label_space.multilabel:
-        train = train[0][10:], train[1][10:]  # unbalanced, if by little
-    probe = fit(train, valid, label_space, class_weights=kind)
+        train = train[0][10:], train[1][10:]  # slightly unbalanced
+    probe = fit_probe(train, valid, label_space, class_weights=kind)
     assert probe.coef.shape == (heads, 20)
     assert probe.intercept.shape == (heads,)
     standard = ((train[0] - probe.standardizer.mean) / probe.standardizer.scale).astype(np.float32)
@@ -77,8 +79,8 @@ def test_classes_share_one_penalty(name: str, heads: int, kind: str) -> None:
     weights = class_weights(targets, kind)
     problems = list(zip(targets, weights, strict=True))
     assert probe.lam_max == pytest.approx(max(LogisticPath(standard, y, s).lam_max for y, s in problems))
-    steps = np.log(probe.lam / probe.lam_max) / np.log(1 / 30) * 9
-    assert steps == pytest.approx(round(steps), abs=1e-6)
+    grid_index = np.log(probe.lam / probe.lam_max) / np.log(1 / 30) * 9
+    assert grid_index == pytest.approx(round(grid_index), abs=1e-6)
     violations = [
         loop_violation(standard, y, s, w, b, probe.lam)
         for (y, s), w, b in zip(problems, probe.coef, probe.intercept, strict=True)
@@ -86,17 +88,17 @@ def test_classes_share_one_penalty(name: str, heads: int, kind: str) -> None:
     assert max(violations) <= 1e-2
     assert probe.kkt == pytest.approx(max(violations), abs=1e-3)
     assert probe.valid_score == score("macro_f1", valid[1], probe.predict(valid[0], label_space)) > 0.75
-    facts = {"lam": probe.lam, "lam_max": probe.lam_max, "kkt": probe.kkt, "valid_score": probe.valid_score}
+    figures = {"lam": probe.lam, "lam_max": probe.lam_max, "kkt": probe.kkt, "valid_score": probe.valid_score}
     neurons = int(probe.coef.any(0).sum())
-    assert probe.summary().model_dump() == {"column": "ffn.02.mean", "neurons": neurons, **facts}
+    assert probe.summary().model_dump() == {"column": "ffn.02.mean", "neurons": neurons, **figures}
 
 
-def test_the_certificate_is_of_the_worst_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a solver that stops too early it says so: the largest violation of all classes, as a plain loop finds it."""
+def test_kkt_reports_the_largest_violation_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the solver stops too early, `kkt` is the violation that a plain loop finds."""
     monkeypatch.setattr(spin.sparsify.solvers.l1_path, "TOLERANCE", 0.5)
     label_space = TASKS["3"]
-    train, valid = rows(0, 150, label_space), rows(1, 90, label_space)
-    probe = fit(train, valid, label_space)
+    train, valid = make_rows(0, 150, label_space), make_rows(1, 90, label_space)
+    probe = fit_probe(train, valid, label_space)
     standard = ((train[0] - probe.standardizer.mean) / probe.standardizer.scale).astype(np.float32)
     targets, s = signs(label_space.indicator(train[1]), label_space), np.full(150, 1 / 150, np.float32)
     problems = zip(targets, probe.coef, probe.intercept, strict=True)
@@ -106,28 +108,28 @@ def test_the_certificate_is_of_the_worst_class(monkeypatch: pytest.MonkeyPatch) 
     assert probe.kkt == pytest.approx(max(violations), abs=1e-3)
 
 
-def test_a_heavier_class_is_found_more_often() -> None:
-    """Balanced weights move the border towards the frequent class; the certificate is of the weighted problem."""
-    train, valid = rows(0, 300), rows(1, 200)
-    rare = np.concatenate([np.flatnonzero(train[1] == 0), np.flatnonzero(train[1] == 1)[:15]])
-    train = train[0][rare], train[1][rare]
-    plain, balanced = (fit(train, valid, class_weights=kind) for kind in ("none", "balanced"))
-    found = [(probe.predict(valid[0], TASKS["2"]) == 1).sum() for probe in (plain, balanced)]
-    assert found[1] > found[0]
+def test_balanced_weights_predict_the_rare_class_more_often() -> None:
+    """Balanced weights move the border towards the frequent class, and `kkt` is that of the weighted problem."""
+    train, valid = make_rows(0, 300), make_rows(1, 200)
+    imbalanced = np.concatenate([np.flatnonzero(train[1] == 0), np.flatnonzero(train[1] == 1)[:15]])
+    train = train[0][imbalanced], train[1][imbalanced]
+    plain, balanced = (fit_probe(train, valid, class_weights=kind) for kind in ("none", "balanced"))
+    predictions_of_the_rare_class = [(probe.predict(valid[0], TASKS["2"]) == 1).sum() for probe in (plain, balanced)]
+    assert predictions_of_the_rare_class[1] > predictions_of_the_rare_class[0]
     assert max(plain.kkt, balanced.kkt) <= 1e-2
 
 
-def test_columns_fitted_together_are_fitted_alone() -> None:
-    """Each column of a call is what it is in a call of its own, and keeps its place and penalty."""
+def test_columns_fitted_together_equal_columns_fitted_alone() -> None:
+    """Each column keeps its coefficients, its penalty and its place."""
     label_space = TASKS["3"]
-    X, y, fold = joined(rows(0, 150, label_space), rows(1, 90, label_space))
+    X, y, fold = join_rows(make_rows(0, 150, label_space), make_rows(1, 90, label_space))
     noise = np.random.default_rng(7).normal(size=X.shape).astype(np.float32)
-    given = ProbeSettings(max_extra=0)
+    probe_settings = ProbeSettings(max_extra=0)
     activations = {COLUMN: X, OTHER: (X + 8 * noise).astype(np.float32)}
-    together = fit_probes(activations, TrainingData(y, (fold,), label_space, "accuracy"), given)
+    together = fit_probes(activations, TrainingData(y, (fold,), label_space, "accuracy"), probe_settings)
     assert [probe.column for probe in together] == [COLUMN, OTHER]
     for probe, (column, values) in zip(together, activations.items(), strict=True):
-        [alone] = fit_probes({column: values}, TrainingData(y, (fold,), label_space, "accuracy"), given)
+        [alone] = fit_probes({column: values}, TrainingData(y, (fold,), label_space, "accuracy"), probe_settings)
         np.testing.assert_array_equal(probe.coef, alone.coef)
         assert (probe.lam, probe.lam_max, probe.valid_score) == (alone.lam, alone.lam_max, alone.valid_score)
     assert together[0].lam != together[1].lam
@@ -135,32 +137,37 @@ def test_columns_fitted_together_are_fitted_alone() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("2", "balanced"), ("3", "none"), ("lists of 3", "balanced")])
 def test_both_solvers_choose_the_same_probe(name: str, kind: str) -> None:
-    """One after another or in one batch, on one fold and on several: the same penalty, nearly the same weights."""
+    """Plain and batched, on one fold and on several: the same penalty and nearly the same weights."""
     label_space = TASKS[name]
-    X, y, fold = joined(rows(0, 120, label_space), rows(1, 60, label_space))
+    X, y, fold = join_rows(make_rows(0, 120, label_space), make_rows(1, 60, label_space))
     several = make_folds(label_space, y, fold.train, fold.valid, seed=0)[:2]
-    given = ProbeSettings(class_weights=kind, penalties=6)  # type: ignore[arg-type]
+    probe_settings = ProbeSettings(class_weights=kind, penalties=6)  # type: ignore[arg-type]
     activations = {COLUMN: X, OTHER: X[:, ::-1] ** 2}
     for folds in ([fold], several):
-        found = [
-            fit_probes(activations, TrainingData(y, tuple(folds), label_space, "macro_f1", device=device), given)
-            for device in ("cpu", "cpu:0")  # the plain name takes the solver that a CPU wants
+        probes_by_device = [
+            fit_probes(
+                activations, TrainingData(y, tuple(folds), label_space, "macro_f1", device=device), probe_settings
+            )
+            for device in ("cpu", "cpu:0")  # "cpu" chooses the plain solver, any other device the batched one
         ]
-        for here, there in zip(*found, strict=True):
-            assert here.lam == pytest.approx(there.lam, rel=1e-5)
-            assert here.valid_score == pytest.approx(there.valid_score, abs=0.02)
-            assert max(here.kkt, there.kkt) <= 1e-2
-            np.testing.assert_allclose(here.coef, there.coef, atol=5e-3)
-            values = activations[here.column]
-            np.testing.assert_allclose(here.decision(values), there.decision(values), atol=0.05)
-            assert len(here.folds) == len(there.folds) == (len(folds) if len(folds) > 1 else 0)
+        for plain, batched in zip(*probes_by_device, strict=True):
+            assert plain.lam == pytest.approx(batched.lam, rel=1e-5)
+            assert plain.valid_score == pytest.approx(batched.valid_score, abs=0.02)
+            assert max(plain.kkt, batched.kkt) <= 1e-2
+            np.testing.assert_allclose(plain.coef, batched.coef, atol=5e-3)
+            values = activations[plain.column]
+            np.testing.assert_allclose(plain.decision(values), batched.decision(values), atol=0.05)
+            assert len(plain.folds) == len(batched.folds) == (len(folds) if len(folds) > 1 else 0)
 
 
 # Targets
 
 
-def test_the_second_of_two_classes_is_the_positive_one() -> None:
-    """With one model, a positive logit means class 1; with three, the largest logit wins; of lists, the positive."""
+def test_labels_and_signs_follow_the_kind_of_task() -> None:
+    """Binary: a positive logit means class 1.
+
+    Multi-class: the largest logit wins. Multi-label: every positive logit counts.
+    """
     assert decide(np.array([[-1.0], [2.0]]), TASKS["2"]).tolist() == [0, 1]
     assert decide(np.array([[-1.0, -3.0, -2.0], [-5.0, -4.0, -3.0]]), TASKS["3"]).tolist() == [0, 2]
     assert decide(np.array([[-1.0, 2.0], [1.0, 3.0]]), TASKS["lists of 2"]).tolist() == [[False, True], [True, True]]
@@ -172,62 +179,67 @@ def test_the_second_of_two_classes_is_the_positive_one() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
-def test_balanced_sides_weigh_half_each(has: list[list[bool]]) -> None:
-    """Row by row: half over the rows of its side, or all over the rows where there is one side only."""
+def test_balanced_weights_give_each_side_one_half(has: list[list[bool]]) -> None:
+    """The rows of a side share its half equally; where there is one side only, its rows share all the weight."""
     targets = np.where(np.array(has), 1, -1).astype(np.float32)
-    for mine, found in zip(targets, class_weights(targets, "balanced"), strict=True):
-        sides = len(set(mine.tolist()))
-        assert found.tolist() == pytest.approx([1 / sides / mine.tolist().count(t) for t in mine.tolist()])
+    for signs_of_class, actual in zip(targets, class_weights(targets, "balanced"), strict=True):
+        sides = len(set(signs_of_class.tolist()))
+        assert actual.tolist() == pytest.approx(
+            [1 / sides / signs_of_class.tolist().count(t) for t in signs_of_class.tolist()]
+        )
     assert class_weights(targets, "none").tolist() == [pytest.approx([0.2] * 5)] * len(has)
 
 
 # Standardisation
 
 
-def test_standardisation_sees_training_rows_only() -> None:
-    """Mean and scale are the training rows', whatever the validation rows hold; decision applies both."""
-    train, valid = rows(0, 120), rows(1, 60)
-    probe = fit(train, valid)
+def test_standardisation_uses_training_rows_only() -> None:
+    """Mean and scale are those of the training rows whatever the validation rows hold, and `decision` applies both."""
+    train, valid = make_rows(0, 120), make_rows(1, 60)
+    probe = fit_probe(train, valid)
     np.testing.assert_allclose(probe.standardizer.mean, train[0].mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(probe.standardizer.scale, train[0].std(0), rtol=1e-4)
-    moved = fit(train, (valid[0] * 3 + 100, valid[1]))
-    np.testing.assert_array_equal(probe.standardizer.mean, moved.standardizer.mean)
-    np.testing.assert_array_equal(probe.standardizer.scale, moved.standardizer.scale)
-    by_hand = ((valid[0] - train[0].mean(0)) / train[0].std(0)) @ probe.coef[0] + probe.intercept[0]
-    np.testing.assert_allclose(probe.decision(valid[0])[:, 0], by_hand, atol=1e-3)
+    other_validation = fit_probe(train, (valid[0] * 3 + 100, valid[1]))
+    np.testing.assert_array_equal(probe.standardizer.mean, other_validation.standardizer.mean)
+    np.testing.assert_array_equal(probe.standardizer.scale, other_validation.standardizer.scale)
+    expected = ((valid[0] - train[0].mean(0)) / train[0].std(0)) @ probe.coef[0] + probe.intercept[0]
+    np.testing.assert_allclose(probe.decision(valid[0])[:, 0], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_neuron_that_never_varies_is_left_out(dtype: type) -> None:
-    """It gives no NaN and takes no weight, in validation too, where it does vary."""
-    train, valid = rows(0, 120, dtype=dtype), rows(1, 60, dtype=dtype)
+def test_a_constant_neuron_is_left_out(dtype: type) -> None:
+    """It produces no NaN and gets no weight, even if it varies in the validation rows."""
+    train, valid = make_rows(0, 120, dtype=dtype), make_rows(1, 60, dtype=dtype)
     train[0][:, [3, 4]] = [0.0, 301.3]
-    probe = fit(train, valid)
+    probe = fit_probe(train, valid)
     assert not probe.coef[:, [3, 4]].any()
     assert probe.standardizer.scale[[3, 4]].tolist() == [1, 1]
     assert np.isfinite(probe.decision(valid[0])).all()
     assert probe.valid_score > 0.8
 
 
-def test_a_silent_layer_gives_a_probe_without_neurons() -> None:
-    """Where no neuron varies but for rounding, as at the embedded [CLS] token, the probe is finite and empty."""
-    (values, y), noise = rows(0, 60, TASKS["3"]), np.random.default_rng(0).normal(size=(60, 20))
+def test_a_layer_without_variance_gives_an_empty_probe() -> None:
+    """Where neurons vary by rounding alone, as at the embedded [CLS] token, the probe is finite and empty."""
+    (values, y), noise = make_rows(0, 60, TASKS["3"]), np.random.default_rng(0).normal(size=(60, 20))
     for constant, rounding in [(0.0, 0), (0.1, 0), (-301.3, 0), (0.5, 1e-7), (301.3, 1e-5)]:
         values[:] = constant + rounding * noise
-        probe = fit((values, y), (values, y), TASKS["3"])  # validation on its own noise would reward it
+        probe = fit_probe((values, y), (values, y), TASKS["3"])  # validation on the same noise would reward overfitting
         assert not probe.coef.any()
         assert not probe.importance.any()
         assert np.isfinite([probe.lam, probe.lam_max, probe.kkt, *probe.intercept]).all()
 
 
-def test_float16_activations_work() -> None:
-    """Stored as float16, activations give nearly the probe that they give as float32, even when they are large."""
+def test_float16_activations_give_the_probe_of_float32_activations() -> None:
+    """The probe is nearly the same, even if the sum of the values exceeds the range of float16."""
     label_space = TASKS["3"]
-    train, valid = rows(0, 400, label_space), rows(1, 90, label_space)
-    for of in (train, valid):
-        of[0][:, 19] += 20000  # a sum of 400 such values leaves float16's range
+    train, valid = make_rows(0, 400, label_space), make_rows(1, 90, label_space)
+    for part in (train, valid):
+        part[0][:, 19] += 20000  # a sum of 400 such values leaves float16's range
     stored = [(X.astype(np.float16), y) for X, y in (train, valid)]
-    half, full = fit(*stored, label_space), fit(*((X.astype(np.float32), y) for X, y in stored), label_space)
+    half, full = (
+        fit_probe(*stored, label_space),
+        fit_probe(*((X.astype(np.float32), y) for X, y in stored), label_space),
+    )
     np.testing.assert_allclose(half.standardizer.mean, full.standardizer.mean, rtol=1e-5)
     np.testing.assert_allclose(half.coef, full.coef, atol=1e-4)
     assert np.isfinite(half.coef).all()
@@ -247,67 +259,67 @@ def test_standardisation_of_a_huge_constant_is_exact() -> None:
 @pytest.mark.parametrize(
     ("scores", "tried", "chosen"),
     [
-        ([0.1, 0.5, 0.4, 0.4, 9, 9], 4, 1),  # the last of the path did not improve: no more
-        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 6, 5),  # improving all along: to the last extra
+        ([0.1, 0.5, 0.4, 0.4, 9, 9], 4, 1),  # the last penalty of the path did not improve: no extra ones
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 6, 5),  # every penalty improves: all extra ones are tried
         ([0.1, 0.2, 0.3, 0.4, 0.4, 9], 5, 3),  # a tie is no improvement and keeps the larger penalty
         ([0.5, 0.1, 0.1, 0.6, 0.2, 9], 5, 3),
     ],
 )
-def test_path_goes_on_only_while_validation_improves(
+def test_the_path_continues_only_while_the_validation_score_improves(
     monkeypatch: pytest.MonkeyPatch, scores: list[float], tried: int, chosen: int
 ) -> None:
-    """After lam_max, which has no neuron to score, four penalties and two extra ones: the score says how far."""
-    seen: list[float] = []
+    """The grid has lam_max, four penalties to score and at most two extra ones."""
+    returned_scores: list[float] = []
     script: Iterator[float] = iter(scores)
 
     def scripted(metric: str, true: object, predicted: object) -> float:
-        seen.append(next(script))
-        return seen[-1]
+        returned_scores.append(next(script))
+        return returned_scores[-1]
 
     monkeypatch.setattr(spin.sparsify.probe, "score", scripted)
-    probe = fit(rows(0, 60), rows(1, 30), penalties=5, max_extra=2, min_ratio=0.1)
-    assert len(seen) == tried
+    probe = fit_probe(make_rows(0, 60), make_rows(1, 30), penalties=5, max_extra=2, min_ratio=0.1)
+    assert len(returned_scores) == tried
     assert probe.lam == pytest.approx(probe.lam_max * 0.1 ** ((chosen + 1) / 4))
     assert probe.valid_score == scores[chosen]
 
 
-def test_neurons_are_kept_even_where_guessing_is_better() -> None:
-    """A layer that misleads on the validation rows gives its neurons nonetheless, at the penalty that harms least."""
-    X, y = rows(0, 120)
-    rare = np.concatenate([np.flatnonzero(y == 0), np.flatnonzero(y == 1)[:8]])
-    probe = fit((X[rare], y[rare]), (X, 1 - y))
+def test_a_misleading_layer_still_gives_neurons() -> None:
+    """Where validation labels contradict the training labels, the probe takes the penalty that harms least."""
+    X, y = make_rows(0, 120)
+    imbalanced = np.concatenate([np.flatnonzero(y == 0), np.flatnonzero(y == 1)[:8]])
+    probe = fit_probe((X[imbalanced], y[imbalanced]), (X, 1 - y))
     assert probe.coef.any()
     assert probe.lam < probe.lam_max
     assert 0 <= probe.valid_score < 0.5
 
 
 @pytest.mark.parametrize("name", ["2", "3", "lists of 3"])
-def test_several_folds_choose_the_smallest_share_near_the_best(name: str) -> None:
-    """Of a grid of scikit-learn's own fits, within one standard error of the best mean; then it is fitted on all rows.
+def test_cross_validation_chooses_the_smallest_penalty_within_one_standard_error(name: str) -> None:
+    """Scores of scikit-learn's own fits on the same grid give the same choice.
 
-    Every fold's probe is at the same share of its own lam_max.
+    Every fold's probe uses the same share of its own lam_max, and the final probe is fitted on all rows.
     """
     label_space = TASKS[name]
-    X, y = rows(7, 90, label_space, width=60)
+    X, y = make_rows(7, 90, label_space, width=60)
     X[:, :3] += 20 * np.random.default_rng(0).normal(size=(90, 3)) * np.geomspace(0.1, 10, 60)[:3] / 6
     folds = make_folds(label_space, y, np.arange(60), np.arange(60, 90), seed=0)[:4]
-    given = ProbeSettings(penalties=6, max_extra=0)
-    [probe] = fit_probes({COLUMN: X}, TrainingData(y, tuple(folds), label_space, "accuracy"), given)
-    found = np.full((len(folds), 6), -1.0)  # no neuron at lam_max
-    for scores, fold in zip(found, folds, strict=True):
+    probe_settings = ProbeSettings(penalties=6, max_extra=0)
+    [probe] = fit_probes({COLUMN: X}, TrainingData(y, tuple(folds), label_space, "accuracy"), probe_settings)
+    expected_scores = np.full((len(folds), 6), -1.0)  # no neuron at lam_max
+    for scores, fold in zip(expected_scores, folds, strict=True):
         Z, heads = (X - X[fold.train].mean(0)) / X[fold.train].std(0), signs(label_space.indicator(y), label_space)
         lam_max = max(np.abs(Z[fold.train].T @ ((h - h.mean()) / 2)).max() for h in heads[:, fold.train])
         for at, ratio in enumerate(30 ** -(np.arange(6) / 5)):
             if at == 0:
                 continue
-            logits = np.stack([plain_scores(Z, h, fold.train, ratio * lam_max) for h in heads], axis=1)[fold.valid]
+            logits = np.stack([sklearn_scores(Z, h, fold.train, ratio * lam_max) for h in heads], axis=1)[fold.valid]
             if label_space.multilabel:
                 right = ((logits > 0) == y[fold.valid]).all(1)
             else:
                 right = (logits.argmax(1) if len(heads) > 1 else logits[:, 0] > 0) == y[fold.valid]
             scores[at] = right.mean()
-    means = found.mean(0)
-    behind = found[:, [means.argmax()]] - found
+    means = expected_scores.mean(0)
+    behind = expected_scores[:, [means.argmax()]] - expected_scores
     error = behind.std(0, ddof=1) * np.sqrt(1 / len(folds) + len(folds[0].valid) / len(folds[0].train))
     chosen = max(at for at in range(1, 6) if behind[:, at].mean() <= error[at])
     assert 1 <= chosen <= 4, "or the test would not see a choice"
@@ -328,8 +340,8 @@ def test_several_folds_choose_the_smallest_share_near_the_best(name: str) -> Non
         st.lists(st.sampled_from([-1.0, 0.5, 0.6, 0.62, 0.7]), min_size=4, max_size=4), min_size=2, max_size=5
     ).map(np.array)
 )
-def test_near_the_best_equals_a_plain_loop(scores: NDArray[np.floating]) -> None:
-    """The last penalty whose mean score is within one standard error of the best, and that has neurons in some fold."""
+def test_the_one_standard_error_choice_equals_a_plain_loop(scores: NDArray[np.floating]) -> None:
+    """The last penalty whose mean score is within one standard error of the best and that has neurons in some fold."""
     count = len(scores)
     folds = [Fold(np.arange(80), np.arange(80, 100))] * count
     means = [sum(column) / count for column in scores.T]
@@ -345,28 +357,33 @@ def test_near_the_best_equals_a_plain_loop(scores: NDArray[np.floating]) -> None
     assert _choose_penalties(scores[..., None], folds).tolist() == [expected]
 
 
-def plain_scores(Z: NDArray[np.floating], signs: NDArray[np.floating], train: NDArray[np.int64], lam: float) -> object:
+def sklearn_scores(
+    Z: NDArray[np.floating], signs: NDArray[np.floating], train: NDArray[np.int64], lam: float
+) -> object:
     """The scores (n,) of scikit-learn's L1 logistic regression, `lam` in units of the summed loss."""
     model = LogisticRegression(C=1 / lam, l1_ratio=1, solver="liblinear", intercept_scaling=1000, tol=1e-6)
     return model.fit(Z[train], signs[train]).decision_function(Z)
 
 
-def test_a_folds_probe_has_not_seen_its_validation_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the values and labels that judge it, its weights and scaler are the same; those of others are not."""
-    monkeypatch.setattr(spin.sparsify.probe, "score", lambda *_: 1.0)  # the choice of the penalty is of all rows
+def test_the_probe_of_a_fold_does_not_depend_on_its_validation_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other validation values and labels change neither its weights nor its standardizer.
+
+    The probes of other folds change.
+    """
+    monkeypatch.setattr(spin.sparsify.probe, "score", lambda *_: 1.0)  # the choice of the penalty depends on all rows
     label_space = TASKS["3"]
-    X, y = rows(0, 90, label_space)
+    X, y = make_rows(0, 90, label_space)
     folds = make_folds(label_space, y, np.arange(60), np.arange(60, 90), seed=0)[:3]
-    given = ProbeSettings(penalties=4, max_extra=0)
+    probe_settings = ProbeSettings(penalties=4, max_extra=0)
 
-    def probe() -> Probe:
-        [found] = fit_probes({COLUMN: X}, TrainingData(y, tuple(folds), label_space, "accuracy"), given)
-        return found
+    def fit() -> Probe:
+        [probe] = fit_probes({COLUMN: X}, TrainingData(y, tuple(folds), label_space, "accuracy"), probe_settings)
+        return probe
 
-    before = probe()
+    before = fit()
     X[folds[1].valid] = X[folds[1].valid] * -3 + 100
     y[folds[1].valid] = 2 - y[folds[1].valid]
-    after = probe()
+    after = fit()
     for name in ("coef", "intercept", "standardizer.mean", "standardizer.scale", "lam", "lam_max"):
         value = attrgetter(name)
         np.testing.assert_array_equal(value(after.for_fold(1)), value(before.for_fold(1)))
@@ -374,9 +391,9 @@ def test_a_folds_probe_has_not_seen_its_validation_rows(monkeypatch: pytest.Monk
     assert not np.array_equal(after.standardizer.mean, before.standardizer.mean)
 
 
-def test_one_fold_is_the_probe_itself() -> None:
-    """Where validation rows of their own chose, no other probe stands for a fold."""
-    probe = fit(rows(0, 60), rows(1, 30))
+def test_with_one_fold_the_probe_of_the_fold_is_the_probe_itself() -> None:
+    """Where separate validation rows chose the penalty, no second probe is fitted."""
+    probe = fit_probe(make_rows(0, 60), make_rows(1, 30))
     assert probe.folds == ()
     assert probe.for_fold(0) is probe
 
@@ -389,21 +406,21 @@ def test_one_fold_is_the_probe_itself() -> None:
     st.floats(allow_nan=False, allow_infinity=False),
     st.integers(0, 3),
 )
-def test_bytes_round_trip(heads: int, width: int, seed: int, fact: float, folds: int) -> None:
-    """A probe of any shape comes back bit for bit, its facts and the probes of its folds too."""
+def test_a_probe_is_restored_from_bytes_bit_for_bit(heads: int, width: int, seed: int, lam: float, folds: int) -> None:
+    """For any shape, with its figures and the probes of its folds."""
     draw = np.random.default_rng(seed)
 
-    def one(number: int) -> Probe:
+    def random_probe(number: int) -> Probe:
         shapes = [(heads, width), heads, width, width]
         coef, intercept, mean, scale = (draw.normal(size=shape).astype(np.float32) for shape in shapes)
-        return Probe(COLUMN, coef, intercept, Standardizer(mean, scale), fact, 0.25 + number, 1e-3, 0.5)
+        return Probe(COLUMN, coef, intercept, Standardizer(mean, scale), lam, 0.25 + number, 1e-3, 0.5)
 
-    probe = replace(one(0), folds=tuple(one(number + 1) for number in range(folds)))
-    back = Probe.from_bytes(probe.to_bytes())
-    assert len(back.folds) == folds
-    for number, (mine, its) in enumerate(zip((back, *back.folds), (probe, *probe.folds), strict=True)):
+    probe = replace(random_probe(0), folds=tuple(random_probe(number + 1) for number in range(folds)))
+    restored = Probe.from_bytes(probe.to_bytes())
+    assert len(restored.folds) == folds
+    for number, (actual, expected) in enumerate(zip((restored, *restored.folds), (probe, *probe.folds), strict=True)):
         for value in map(attrgetter, ("coef", "intercept", "standardizer.mean", "standardizer.scale")):
-            np.testing.assert_array_equal(value(mine), value(its))
-            assert value(mine).dtype == np.float32
-        assert (mine.column, mine.lam, mine.lam_max) == (COLUMN, fact, 0.25 + number)
-        assert (mine.kkt, mine.valid_score) == (1e-3, 0.5)
+            np.testing.assert_array_equal(value(actual), value(expected))
+            assert value(actual).dtype == np.float32
+        assert (actual.column, actual.lam, actual.lam_max) == (COLUMN, lam, 0.25 + number)
+        assert (actual.kkt, actual.valid_score) == (1e-3, 0.5)
