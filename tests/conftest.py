@@ -16,7 +16,7 @@ import spin.backbone.engine_trial
 import spin.backbone.local_cache
 from jobs.cli import silence_libraries
 from tests.support import tiny
-from tests.support.browser import chromium
+from tests.support.browser import launch_chromium
 
 silence_libraries()
 # the engine that `auto` takes is torch here: OpenVINO compiles for a second, and tests of it name it
@@ -123,7 +123,7 @@ def tracking_uri(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's Chromium; for one module, as nothing else can run an event loop beside it."""
-    yield from chromium()
+    yield from launch_chromium()
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])

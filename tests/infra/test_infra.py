@@ -20,16 +20,16 @@ from tests.support.manifests import (
     ROOT,
     RUNBOOK,
     RUNS,
-    build,
-    containers,
-    groups,
-    of_kind,
-    pods,
-    ray_schema,
-    rendered,
-    settings_of,
-    started,
-    strings,
+    build_manifests,
+    list_containers,
+    list_group_templates,
+    list_pod_templates,
+    list_strings,
+    load_overlay_settings,
+    load_ray_schema,
+    make_ray_jobs,
+    render_overlay,
+    select_kind,
 )
 
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|KEY|CREDENTIAL", re.IGNORECASE)
@@ -38,7 +38,7 @@ SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|KEY|CREDENTIAL", re.IGNORECASE)
 @pytest.fixture(params=OVERLAYS)
 def documents(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """All that an overlay applies."""
-    return rendered(request.param)
+    return render_overlay(request.param)
 
 
 def on(cluster: dict[str, Any]) -> list[str]:
@@ -56,16 +56,16 @@ def test_kubernetes_takes_every_document(documents: list[dict[str, Any]], versio
     assert {d["kind"] for d in plain} >= {"CronJob", "Deployment", "Role", "ConfigMap"}
     for document in plain:
         kubernetes_validate.validate(document, version, strict=True)
-    for _, template in pods(documents):
+    for _, template in list_pod_templates(documents):
         kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **template}, version, strict=True)
 
 
 def test_kuberay_takes_its_resources(documents: list[dict[str, Any]]) -> None:
     """RayCluster, the templates, and the RayJobs that are made of them."""
-    runs = started(documents)
+    runs = make_ray_jobs(documents)
     assert set(runs) == set(RUNS)
     for document in [*(d for d in documents if d["apiVersion"] == "ray.io/v1"), *runs.values()]:
-        jsonschema.Draft202012Validator(ray_schema(document["kind"])).validate(document)
+        jsonschema.Draft202012Validator(load_ray_schema(document["kind"])).validate(document)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_kuberay_takes_its_resources(documents: list[dict[str, Any]]) -> None:
 )
 def test_a_misspelt_key_is_seen(path: list[Any]) -> None:
     """Kubernetes would drop it and say nothing: the schema that the tests hold against the manifests does not."""
-    job = copy.deepcopy(of_kind(rendered("cpu"), "RayJob")["train-tweets"])
-    validator = jsonschema.Draft202012Validator(ray_schema("RayJob"))
+    job = copy.deepcopy(select_kind(render_overlay("cpu"), "RayJob")["train-tweets"])
+    validator = jsonschema.Draft202012Validator(load_ray_schema("RayJob"))
     assert validator.is_valid(job)
     place = job["spec"]
     for step in path[:-1]:
@@ -95,9 +95,9 @@ def test_a_misspelt_key_is_seen(path: list[Any]) -> None:
 
 def test_every_container_is_confined(documents: list[dict[str, Any]]) -> None:
     """The restricted Pod Security Standard, which the namespace enforces."""
-    namespace = of_kind(documents, "Namespace")["spin"]
+    namespace = select_kind(documents, "Namespace")["spin"]
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    for where, template in pods(documents):
+    for where, template in list_pod_templates(documents):
         spec, context = template["spec"], template["spec"]["securityContext"]
         assert context["runAsNonRoot"] is True, where
         assert context["runAsUser"] > 0, where
@@ -106,7 +106,7 @@ def test_every_container_is_confined(documents: list[dict[str, Any]]) -> None:
         allowed = {"name", "configMap", "emptyDir", "projected"}
         assert all(set(volume) <= allowed for volume in spec.get("volumes", [])), where
         assert spec["enableServiceLinks"] is False, where  # else MLFLOW_PORT is tcp://…, which MLflow takes for its own
-    for where, container in containers(documents):
+    for where, container in list_containers(documents):
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False, where
         assert context["capabilities"] == {"drop": ["ALL"]}, where
@@ -114,7 +114,7 @@ def test_every_container_is_confined(documents: list[dict[str, Any]]) -> None:
 
 def test_every_container_says_what_it_takes(documents: list[dict[str, Any]]) -> None:
     """CPU and memory, and no more memory than was asked for: a node that is full kills pods."""
-    for where, container in containers(documents):
+    for where, container in list_containers(documents):
         asked, most = container["resources"]["requests"], container["resources"]["limits"]
         assert {"cpu", "memory"} <= set(asked), where
         assert asked["memory"] == most["memory"], where
@@ -123,7 +123,7 @@ def test_every_container_says_what_it_takes(documents: list[dict[str, Any]]) -> 
 
 def test_images_are_pinned(documents: list[dict[str, Any]]) -> None:
     """By a version, none by `latest`."""
-    images = {where: container["image"] for where, container in containers(documents) if "image" in container}
+    images = {where: container["image"] for where, container in list_containers(documents) if "image" in container}
     assert images
     for where, image in images.items():
         name, colon, tag = image.rpartition(":")
@@ -136,7 +136,7 @@ def test_images_are_pinned(documents: list[dict[str, Any]]) -> None:
 
 def test_rights_are_the_least(documents: list[dict[str, Any]]) -> None:
     """One role, to read and make RayJobs, for the pods of the CronJobs; no token in any other container."""
-    roles, bindings = of_kind(documents, "Role"), of_kind(documents, "RoleBinding")
+    roles, bindings = select_kind(documents, "Role"), select_kind(documents, "RoleBinding")
     assert [role["rules"] for role in roles.values()] == [
         [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["get", "create"]}]
     ]
@@ -144,14 +144,14 @@ def test_rights_are_the_least(documents: list[dict[str, Any]]) -> None:
         [{"kind": "ServiceAccount", "name": "spin-start", "namespace": "spin"}]
     ]
     assert not {"ClusterRole", "ClusterRoleBinding"} & {d["kind"] for d in documents}
-    for where, template in pods(documents):
+    for where, template in list_pod_templates(documents):
         starts = template["spec"].get("serviceAccountName") == "spin-start"
         assert template["spec"]["automountServiceAccountToken"] is starts, where
         assert starts == (where in {f"CronJob {name}" for name in RUNS}), where
         # the head's account is KubeRay's, with rights for the autoscaler: no other container mounts its token
         assert ("serviceAccountName" not in template["spec"]) == where.endswith(", head"), where
     tokens = {
-        where for where, c in containers(documents) for m in c.get("volumeMounts", []) if m["name"] == "kubernetes"
+        where for where, c in list_containers(documents) for m in c.get("volumeMounts", []) if m["name"] == "kubernetes"
     }
     assert {where.rpartition(", ")[2] for where in tokens} == {"autoscaler"}
 
@@ -159,9 +159,9 @@ def test_rights_are_the_least(documents: list[dict[str, Any]]) -> None:
 def test_no_secret_stands_in_the_tree(documents: list[dict[str, Any]]) -> None:
     """Secrets are named, never written; each name and its keys are in the runbook."""
     assert "Secret" not in {d["kind"] for d in documents}
-    assert not [text for text in strings(documents) if holds_password(text)]
+    assert not [text for text in list_strings(documents) if holds_password(text)]
     named = set()
-    for where, container in containers(documents):
+    for where, container in list_containers(documents):
         for variable in container.get("env", []):
             assert not (SECRET.search(variable["name"]) and "value" in variable), (where, variable["name"])
             named |= {variable["valueFrom"]["secretKeyRef"]["name"]} if "secretKeyRef" in str(variable) else set()
@@ -178,7 +178,7 @@ def test_drivers_alone_know_the_registry(documents: list[dict[str, Any]]) -> Non
         "mlflow": ["mlflow-database", "mlflow-admin", "spin-store"],
         "upgrade": ["mlflow-database"],
     }
-    for where, container in containers(documents):
+    for where, container in list_containers(documents):
         found = [source["secretRef"]["name"] for source in container.get("envFrom", [])]
         assert found == wanted.get(where.rpartition(", ")[2], []), where
 
@@ -188,13 +188,13 @@ def test_drivers_alone_know_the_registry(documents: list[dict[str, Any]]) -> Non
 
 def test_a_run_has_the_cluster_of_its_overlay(documents: list[dict[str, Any]]) -> None:
     """It is said once and copied, sizes and images included."""
-    cluster = of_kind(documents, "RayCluster")["spin"]["spec"]
-    assert [job["spec"]["rayClusterSpec"] for job in of_kind(documents, "RayJob").values()] == [cluster] * len(RUNS)
+    cluster = select_kind(documents, "RayCluster")["spin"]["spec"]
+    assert [job["spec"]["rayClusterSpec"] for job in select_kind(documents, "RayJob").values()] == [cluster] * len(RUNS)
 
 
 def test_the_cluster_scales_and_its_head_is_safe(documents: list[dict[str, Any]]) -> None:
     """Drivers only on the head, which no spot node may have; a token for who speaks to it; GPUs in their group."""
-    cluster = of_kind(documents, "RayCluster")["spin"]["spec"]
+    cluster = select_kind(documents, "RayCluster")["spin"]["spec"]
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["authOptions"] == {"mode": "token"}
     head = cluster["headGroupSpec"]
@@ -215,7 +215,9 @@ def test_the_cluster_scales_and_its_head_is_safe(documents: list[dict[str, Any]]
 
 def test_a_group_is_on_where_the_overlay_says_so(tmp_path: Path) -> None:
     """cpu: only that; gpu: that too; spot: as the runbook says, for the runs as well."""
-    assert {overlay: on(of_kind(rendered(overlay), "RayCluster")["spin"]["spec"]) for overlay in OVERLAYS} == {
+    assert {
+        overlay: on(select_kind(render_overlay(overlay), "RayCluster")["spin"]["spec"]) for overlay in OVERLAYS
+    } == {
         "cpu": ["cpu"],
         "gpu": ["cpu", "gpu"],
     }
@@ -223,25 +225,27 @@ def test_a_group_is_on_where_the_overlay_says_so(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
     path = tmp_path / "k8s" / "overlays" / "cpu" / "kustomization.yaml"
     path.write_text(path.read_text() + patch, encoding="utf-8")
-    for job in of_kind(build(path.parent), "RayJob").values():
+    for job in select_kind(build_manifests(path.parent), "RayJob").values():
         assert on(job["spec"]["rayClusterSpec"]) == ["cpu", "spot"]
 
 
 def test_the_settings_load_and_fit_the_cluster(documents: list[dict[str, Any]], tmp_path: Path) -> None:
     """The pool of every stage, and two CPUs for Ray's helpers, fit the groups that are on."""
-    settings = settings_of(documents, tmp_path)
+    settings = load_overlay_settings(documents, tmp_path)
     assert settings.ray.address == "auto"
     host, _, port = str(settings.mlflow.tracking_uri).removeprefix("http://").partition(":")
-    assert [p["port"] for p in of_kind(documents, "Service")[host]["spec"]["ports"]] == [int(port)]
-    allowed = next(c for _, c in containers(documents) if c.get("name") == "mlflow")["args"][-1]
+    assert [p["port"] for p in select_kind(documents, "Service")[host]["spec"]["ports"]] == [int(port)]
+    allowed = next(c for _, c in list_containers(documents) if c.get("name") == "mlflow")["args"][-1]
     assert f"{host}:{port}" in allowed.removeprefix("--allowed-hosts=").split(",")
-    cluster = of_kind(documents, "RayCluster")["spin"]["spec"]
+    cluster = select_kind(documents, "RayCluster")["spin"]["spec"]
     for stage in get_args(Stage):
         of = settings.ray.for_stage(stage)
         assert of.workers is not None
         assert of.min_workers == 1, stage  # the cluster is empty when a run begins
         fitting = cpus = 0
-        for group, (_, template) in zip(cluster["workerGroupSpecs"], list(groups(cluster))[1:], strict=True):
+        for group, (_, template) in zip(
+            cluster["workerGroupSpecs"], list(list_group_templates(cluster))[1:], strict=True
+        ):
             limits = template["spec"]["containers"][0]["resources"]["limits"]
             a_pod = int(limits["cpu"]) // of.cpus_per_worker
             if of.gpus_per_worker:
@@ -255,7 +259,7 @@ def test_the_settings_load_and_fit_the_cluster(documents: list[dict[str, Any]], 
 def test_one_version_of_ray_everywhere(documents: list[dict[str, Any]]) -> None:
     """That of the image is that of which KubeRay is told."""
     [image] = set(re.findall(r"ARG RAY=(\S+)", (ROOT / "infra" / "Dockerfile").read_text()))
-    assert of_kind(documents, "RayCluster")["spin"]["spec"]["rayVersion"] == image
+    assert select_kind(documents, "RayCluster")["spin"]["spec"]["rayVersion"] == image
 
 
 def test_the_files_of_the_tree_are_yaml() -> None:

@@ -12,19 +12,29 @@ import pytest
 import typer
 
 from jobs.cli import app
-from tests.support.manifests import DAY, OVERLAYS, RUNBOOK, RUNS, of_kind, rendered, settings_of, started, strings
+from tests.support.manifests import (
+    DAY,
+    OVERLAYS,
+    RUNBOOK,
+    RUNS,
+    list_strings,
+    load_overlay_settings,
+    make_ray_jobs,
+    render_overlay,
+    select_kind,
+)
 
 
 @pytest.fixture(params=OVERLAYS)
 def documents(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """All that an overlay applies."""
-    return rendered(request.param)
+    return render_overlay(request.param)
 
 
 def test_runs_are_what_the_command_takes(documents: list[dict[str, Any]], tmp_path: Path) -> None:
     """Their entrypoints parse, name the day and the settings that the head mounts; their names bear the model's."""
-    settings, command = settings_of(documents, tmp_path), typer.main.get_command(app)
-    made = started(documents)
+    settings, command = load_overlay_settings(documents, tmp_path), typer.main.get_command(app)
+    made = make_ray_jobs(documents)
     assert set(made) == set(RUNS)
     for template, run in made.items():
         program, stage, *words = shlex.split(run["spec"]["entrypoint"])
@@ -38,15 +48,15 @@ def test_runs_are_what_the_command_takes(documents: list[dict[str, Any]], tmp_pa
         assert template.partition("-")[2] == settings.mlflow.model
         assert len(run["metadata"]["name"]) <= 47 - len("-99")  # KubeRay's longest, with the number of a later try
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", run["metadata"]["name"])
-        assert not [text for text in strings(run) if "{" in text]
+        assert not [text for text in list_strings(run) if "{" in text]
         mounts = run["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
         assert {"name": "settings", "mountPath": "/etc/spin", "readOnly": True} in mounts
 
 
 def test_runs_end_and_leave_no_cluster(documents: list[dict[str, Any]]) -> None:
     """A template never runs; a run is tried again, has a deadline, and its cluster goes."""
-    made = started(documents)
-    for name, template in of_kind(documents, "RayJob").items():
+    made = make_ray_jobs(documents)
+    for name, template in select_kind(documents, "RayJob").items():
         assert template["spec"]["suspend"] is True
         assert made[name]["spec"]["suspend"] is False
         assert template["spec"]["shutdownAfterJobFinishes"] is True
@@ -56,7 +66,7 @@ def test_runs_end_and_leave_no_cluster(documents: list[dict[str, Any]]) -> None:
 
 def test_nights_do_not_meet(documents: list[dict[str, Any]]) -> None:
     """One at a time, started late or not at all, over before the next: so yesterday stays one day."""
-    crons, jobs = of_kind(documents, "CronJob"), of_kind(documents, "RayJob")
+    crons, jobs = select_kind(documents, "CronJob"), select_kind(documents, "RayJob")
     for name, cron in crons.items():
         assert cron["spec"]["concurrencyPolicy"] == "Forbid", name
         zoneinfo.ZoneInfo(cron["spec"]["timeZone"])

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.support.manifests import starter
+from tests.support.manifests import load_start_script
 
 RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
 RETRYING = {"jobDeploymentStatus": "Retrying", "jobStatus": "FAILED"}
@@ -136,7 +136,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 @pytest.fixture
 def start(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Runs the script's main for the template `night`."""
-    module: ModuleType = starter()
+    module: ModuleType = load_start_script()
     monkeypatch.setattr(module, "ACCOUNT", tmp_path)
     monkeypatch.setattr(module, "WAIT", 0.001)
     return lambda: int(module.main("night"))

@@ -366,7 +366,7 @@ def test_an_artifact_does_not_let_code_run(tmp_path: Path, monkeypatch: pytest.M
     """Whatever its config says: only who loads it can trust the code of its backbone."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     mark = tmp_path / "mark"
-    folder = tiny.coded(tmp_path / "coded", mark)
+    folder = tiny.save_model_with_code(tmp_path / "coded", mark)
     trusting = BackboneSettings(model=str(folder), dtype="float32", device="cpu", trust_remote_code=True)
     texts, labels = read(120, 2, seed=0)
     spin = SpinClassifier(trusting, sites=["resid.00"], **QUICK).fit(texts, labels)

@@ -15,10 +15,10 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 FLAGS += ["--disable-component-update", "--disable-sync"]
 
 
-def chromium() -> Iterator[Any]:
-    """Debian's Chromium, until the generator is closed."""
-    found = shutil.which("chromium")
-    if not found:
+def launch_chromium() -> Iterator[Any]:
+    """Yield Debian's Chromium; close it with the generator."""
+    executable = shutil.which("chromium")
+    if executable is None:
         message = "no chromium: run the tests with `make test`, which installs it (infra/browser.sh)"
         if os.environ.get("CI"):
             pytest.fail(message)
@@ -26,25 +26,25 @@ def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
         browser.close()
 
 
 @contextmanager
-def opened(browser: Any, path: Path, html: str, *, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
-    """The page in a window; at the end it must have asked for nothing, said nothing and run nothing."""
-    path = path / "page.html"
-    path.write_text(html, encoding="utf-8")
+def open_page(browser: Any, folder: Path, html: str, *, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
+    """Open the page in a window; check at the end that it loaded and logged nothing and ran no injected script."""
+    file = folder / "page.html"
+    file.write_text(html, encoding="utf-8")
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    window, asked, said = context.new_page(), [], []
-    window.on("request", lambda request: asked.append(request.url))
-    window.on("console", lambda message: said.append(message.text))
-    window.on("pageerror", lambda error: said.append(str(error)))
-    window.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    window.goto(path.as_uri())
+    window, requested, messages = context.new_page(), [], []
+    window.on("request", lambda request: requested.append(request.url))
+    window.on("console", lambda message: messages.append(message.text))
+    window.on("pageerror", lambda error: messages.append(str(error)))
+    window.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
+    window.goto(file.as_uri())
     yield window
-    assert asked == [path.as_uri()]
-    assert said == []
+    assert requested == [file.as_uri()]
+    assert messages == []
     assert window.evaluate("window.hit") is None
     context.close()

@@ -1,4 +1,4 @@
-"""Steps that do to their process what documents and machines do; actors import this module by name."""
+"""Steps that raise, kill their process or hang, and drivers that run them; actors import this module by name."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from spin.errors import SpinError, UserError
 from spin.settings import RaySettings, parse_settings
 
 RAISE, KILL, KILL_ONCE = "film raise", "film kill", "film once "
-"""beginnings of texts; after the last one comes the file that says that it has killed"""
+"""prefixes of texts; after KILL_ONCE comes the path of the file that marks that its process was killed already"""
 LOG = "SPIN_TEST_LOG"
-"""environment variable with the file in which shards are counted"""
+"""environment variable with the file in which `CountingStep` writes the shards"""
 
 
 class ChaosStep(ClassifyStep):
-    """Fails on some texts: raises, is killed always, is killed the first time."""
+    """Raises, kills its process, or kills its process once, on texts with the prefixes above."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -52,17 +52,17 @@ class ChaosStep(ClassifyStep):
 
 
 class CountingStep(ClassifyStep):
-    """Writes a line for every shard whose forward pass it has made."""
+    """Writes a line for every shard that it has computed."""
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
-        answer = super().__call__(shard, attempt)
+        result = super().__call__(shard, attempt)
         with open(os.environ[LOG], "a", encoding="utf-8") as log:
             log.write(f"{shard.name}\n")
-        return answer
+        return result
 
 
 class NodeStep(ClassifyStep):
-    """Writes the node and the shard it begins into the file `data.train`, then waits for one with `.go` at its end."""
+    """Writes its node and shard into the file LOG of `data.train`, then waits until the file `LOG.go` exists."""
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
         log = self.data.train
@@ -74,7 +74,7 @@ class NodeStep(ClassifyStep):
 
 
 class SleepingStep:
-    """Never ends on one shard."""
+    """Never finishes shard 1."""
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ShardCounts]:
         if shard.index == 1:
@@ -82,8 +82,8 @@ class SleepingStep:
         return StepResult({"txt": b""}, ShardCounts(rows=1))
 
 
-class RegistryFixture:
-    """A registry of one folder: versions are its folders, an alias is a file that names one."""
+class FolderRegistry:
+    """A registry in a folder: each subfolder is a version, and an alias is a file that holds a version number."""
 
     name = "tiny"
 
@@ -105,27 +105,26 @@ class RegistryFixture:
             (folder / file.name).write_bytes(file.read_bytes())
 
 
-def night(
+def run_night(
     tree: dict[str, Any],
-    registry_fixture: str,
+    registry_folder: str,
     source: str,
     output: str,
     date: str,
     step: type[ClassifyStep] = CountingStep,
 ) -> None:
-    """Run a night as the driver of a process of its own; print a SpinError and exit with its status."""
+    """Run a night as the driver; print a SpinError and exit with its status."""
     try:
         with patch.object(classify, "ClassifyStep", step):
-            classify.run_classify(
-                parse_settings(tree), RegistryFixture(Path(registry_fixture)), source, output, night=date
-            )  # type: ignore[arg-type]
+            settings, registry = parse_settings(tree), FolderRegistry(Path(registry_folder))
+            classify.run_classify(settings, registry, source, output, night=date)  # type: ignore[arg-type]
     except SpinError as error:
         print(error)
         raise SystemExit(error.status) from None
 
 
-def sleep(output: str) -> None:
-    """A driver one of whose shards never ends."""
+def run_hanging_stage(output: str) -> None:
+    """Run a stage one of whose shards never finishes, as the driver."""
     shards = [Shard(n, "nowhere", "jsonl", n, n + 1) for n in range(3)]
     settings = RaySettings(workers=2, stall_seconds=20)
     with Lease(Store(output)) as lease:
@@ -146,8 +145,8 @@ def sleep(output: str) -> None:
             raise SystemExit(error.status) from None
 
 
-def group_loop(log: str, device: str) -> None:
-    """A worker of a group: writes how many they are, then waits for a file of the same name with `.go` at its end."""
+def run_group_worker(log: str, device: str) -> None:
+    """Write the node and the size of the training group into `log`, then wait until the file `LOG.go` exists."""
     from ray.train import get_context
 
     with open(log, "a", encoding="utf-8") as file:
@@ -156,8 +155,8 @@ def group_loop(log: str, device: str) -> None:
         threading.Event().wait(0.05)
 
 
-def group(address: str, log: str) -> None:
-    """A driver with a group of as many workers as there are."""
+def run_training_group(address: str, log: str) -> None:
+    """Run a training group with as many workers as the cluster has room for, as the driver."""
     settings = RaySettings(address=address)
-    work = GroupWork(group_loop, log, settings)
+    work = GroupWork(run_group_worker, log, settings)
     run_group("trial", work, most_workers=9, total=1, unit="fits", count_done=lambda: 0)

@@ -1,4 +1,4 @@
-"""Text that would break a page which treats it as markup."""
+"""Texts that break a page which does not escape them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mlflow models serve` in a process group of its own, for one test."""
+"""Run `mlflow models serve` in its own process group for a test."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TIMEOUT = 120
 
 @dataclass(frozen=True)
 class ModelServer:
-    """A server that answers."""
+    """A running model server."""
 
     url: str
 
     def post(self, texts: Sequence[str], **params: Any) -> requests.Response:
-        """Its answer to texts under parameters of the model, as JSON."""
+        """Post texts and parameters of the model as JSON; return the response."""
         body = {"dataframe_split": {"columns": ["text"], "data": [[text] for text in texts]}, "params": params}
         return requests.post(f"{self.url}/invocations", json=body, timeout=TIMEOUT)
 
@@ -35,7 +35,7 @@ class ModelServer:
 @contextmanager
 def serve(model_uri: str, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[ModelServer]:
     """Serve a model URI or a model folder, as the README shows; the log goes to `folder`, where the server runs too."""
-    port, scripts = _free_port(), Path(sys.executable).parent
+    port, scripts = _find_free_port(), Path(sys.executable).parent
     command = [scripts / "mlflow", "models", "serve", "--model-uri", model_uri, "--env-manager", "local"]
     log_file = folder / "server.log"
     with log_file.open("w") as log:
@@ -49,7 +49,7 @@ def serve(model_uri: str, folder: Path, environment: Mapping[str, str] | None = 
         )
     try:
         deadline = time.monotonic() + TIMEOUT
-        while not _answers(f"http://127.0.0.1:{port}/ping"):
+        while not _responds(f"http://127.0.0.1:{port}/ping"):
             assert process.poll() is None, log_file.read_text()
             assert time.monotonic() < deadline, log_file.read_text()
             time.sleep(0.1)
@@ -59,13 +59,13 @@ def serve(model_uri: str, folder: Path, environment: Mapping[str, str] | None = 
         process.wait()
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         return requests.get(url, timeout=5).status_code == 200
     except requests.ConnectionError:

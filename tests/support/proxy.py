@@ -1,4 +1,4 @@
-"""An HTTP proxy before the S3 server that does to a request what networks and busy servers do."""
+"""An HTTP proxy in front of the S3 server that injects faults of networks and busy servers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 THROTTLED = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 FAILED = b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"
 FAULTS = ("throttle", "error", "hang", "reset", "lost")
-"""503, 500, no answer, an answer cut in its middle, a request that is done but whose answer is lost"""
+"""503, 500, no response, a response that breaks off halfway, a request that is done but whose response is lost"""
 
 
 class Proxy(ThreadingHTTPServer):
-    """Forwards requests to an endpoint; `fault` says of each, by its number, method and path, what goes wrong."""
+    """Forwards requests to an endpoint; `fault` chooses a fault, or none, by the request's number, method and path."""
 
     daemon_threads = True
 
@@ -35,7 +35,7 @@ class Proxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is what these tests are about."""
+        """Log nothing: the tests make clients disconnect on purpose."""
 
     def next_fault(self, method: str, path: str) -> str | None:
         with self.lock:
@@ -44,8 +44,8 @@ class Proxy(ThreadingHTTPServer):
 
 
 @contextmanager
-def proxied(endpoint: str) -> Iterator[Proxy]:
-    """A proxy that runs for as long as the context lasts."""
+def run_proxy(endpoint: str) -> Iterator[Proxy]:
+    """Run a proxy within the context."""
     with Proxy(endpoint) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True)
         thread.start()
@@ -67,15 +67,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         fault = self.server.next_fault(self.command, self.path)
-        if fault in ("hang", "stall"):  # stall: the body is not read either
+        if fault in ("hang", "stall"):  # on a stall the body is not read either
             if fault == "hang":
-                self._body()
+                self._read_body()
             self.server.released.wait()
             self.close_connection = True
             return
-        body = self._body()
+        body = self._read_body()
         if fault in ("throttle", "error"):
-            self._answer(503 if fault == "throttle" else 500, [], THROTTLED if fault == "throttle" else FAILED)
+            self._respond(503 if fault == "throttle" else 500, [], THROTTLED if fault == "throttle" else FAILED)
             return
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
         upstream.request(self.command, self.path, body, dict(self.headers.items()))
@@ -85,20 +85,22 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "lost" or (fault == "reset" and not data):
             self._reset()
         elif fault == "reset":
-            self._answer(response.status, response.getheaders(), data, cut=len(data) // 2)
+            self._respond(response.status, response.getheaders(), data, cut=len(data) // 2)
             self._reset()
         else:
-            self._answer(response.status, response.getheaders(), data)
+            self._respond(response.status, response.getheaders(), data)
 
-    def _body(self) -> bytes:
+    def _read_body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], data: bytes, cut: int | None = None) -> None:
-        kept = [(name, value) for name, value in headers if name.lower() not in ("transfer-encoding", "connection")]
-        if not any(name.lower() == "content-length" for name, _ in kept):
-            kept.append(("Content-Length", str(len(data))))
+    def _respond(self, status: int, headers: list[tuple[str, str]], data: bytes, cut: int | None = None) -> None:
+        forwarded = [
+            (name, value) for name, value in headers if name.lower() not in ("transfer-encoding", "connection")
+        ]
+        if not any(name.lower() == "content-length" for name, _ in forwarded):
+            forwarded.append(("Content-Length", str(len(data))))
         self.send_response_only(status)
-        for name, value in kept:
+        for name, value in forwarded:
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data[:cut])

@@ -1,4 +1,4 @@
-"""A registry with a version of a tiny classifier in it, at any tracking URI."""
+"""A registry that holds one version of a tiny classifier, at any tracking URI."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class RegistryFixture:
     """A registry with one version, whose stored files can be changed and restored."""
 
     def __init__(self, folder: Path, backbone: Path, uri: str, /, *, multilabel: bool = False, **changes: Any) -> None:
-        self.folder, self.settings = folder, _settings(folder, backbone, uri, changes)
+        self.folder, self.settings = folder, _build_settings(folder, backbone, uri, changes)
         rows = tiny.documents(120)
         labels: Sequence[Label] = [row["label"] for row in rows]
-        if multilabel:  # a class of its own beside good and bad
+        if multilabel:  # a third class next to good and bad
             labels = [[str(row["label"])] + ["film"] * ("film" in row["text"]) for row in rows]
-        self.spin = quick_classifier(self.settings.backbone).fit([row["text"] for row in rows], labels)
+        self.spin = build_quick_classifier(self.settings.backbone).fit([row["text"] for row in rows], labels)
         self.spin.save(folder / "artifact")
         (folder / "artifact" / "MODEL_CARD.md").write_text(CARD)
         self.labels = self.spin.predict(TEXTS)
@@ -41,75 +41,76 @@ class RegistryFixture:
         tracking = self.registry.tracking
         location = tracking.client.get_model_version_download_uri(self.name, "1")
         self._store = get_artifact_repository(location, tracking_uri=tracking.uri)
-        self._kept = Path(tempfile.mkdtemp(dir=folder))
-        self._store.download_artifacts("", str(self._kept))
-        self._held = files(self._kept)
+        self._original = Path(tempfile.mkdtemp(dir=folder))
+        self._store.download_artifacts("", str(self._original))
+        self._stored = read_files(self._original)
 
     def register(self, evaluation_set: EvaluationSet = EvaluationSet(), fingerprint: str = "f") -> str:  # noqa: B008
-        """Register the artifact once more; returns the version's number."""
-        record = training_record(evaluation_set, fingerprint, params={"depth": 3}, metrics={"test_accuracy": 0.5})
+        """Register the artifact once more; return the version number."""
+        record = build_training_record(evaluation_set, fingerprint, params={"depth": 3}, metrics={"test_accuracy": 0.5})
         return self.registry.register(self.folder / "artifact", record).version
 
     def change(self, change: Callable[[Path], Any]) -> None:
         """Change the stored files of the version, as anyone with write access to the artifact store can."""
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copytree(self._kept, folder, dirs_exist_ok=True)
+            shutil.copytree(self._original, folder, dirs_exist_ok=True)
             change(Path(folder))
-            self._put(Path(folder))
+            self._upload(Path(folder))
 
     def restore(self) -> None:
-        self._put(self._kept)
+        """Undo the changes."""
+        self._upload(self._original)
 
-    def _put(self, folder: Path) -> None:
-        wanted = files(folder)
-        for name in self._held.keys() - wanted.keys():
+    def _upload(self, folder: Path) -> None:
+        files = read_files(folder)
+        for name in self._stored.keys() - files.keys():
             self._store.delete_artifacts(name)
-        for name in wanted:
-            if self._held.get(name) != wanted[name]:
+        for name in files:
+            if self._stored.get(name) != files[name]:
                 self._store.log_artifact(str(folder / name), str(Path(name).parent).removeprefix("."))
-        self._held = wanted
+        self._stored = files
 
 
-def evaluation_set(rows: Sequence[Mapping[str, Any]]) -> EvaluationSet:
-    """Documents as `tiny.documents` makes them."""
+def build_evaluation_set(rows: Sequence[Mapping[str, Any]]) -> EvaluationSet:
+    """Build an evaluation set of documents from `tiny.documents`."""
     return EvaluationSet(tuple(EvaluationRow(row["id"], row["text"], row["label"]) for row in rows))
 
 
-def training_record(
-    frozen: EvaluationSet = EvaluationSet(),  # noqa: B008
+def build_training_record(
+    evaluation_set: EvaluationSet = EvaluationSet(),  # noqa: B008
     fingerprint: str = "f",
     *,
     params: Mapping[str, float] | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> TrainingRecord:
-    """What a training of which little matters to the test registers with its artifact."""
+    """Build the record that training registers with its artifact, with placeholder values."""
     return TrainingRecord(
         params=params or {},
         metrics=metrics or {},
         report="{}",
         example=TEXTS[:2],
-        evaluation_set=frozen,
+        evaluation_set=evaluation_set,
         fingerprint=fingerprint,
     )
 
 
-def quick_classifier(backbone: BackboneSettings) -> SpinClassifier:
-    """One that is not fitted yet and has few penalties and heads to try."""
+def build_quick_classifier(backbone: BackboneSettings) -> SpinClassifier:
+    """Build an unfitted classifier that tries few penalties and heads."""
     quick = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear")
     return SpinClassifier(backbone, sites=["resid"], probe=ProbeSettings(penalties=3, max_extra=0), search=quick)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """The content of every file in a folder, by its path in it."""
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file in a folder, by its path relative to the folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _settings(folder: Path, backbone: Path, uri: str, changes: dict[str, Any]) -> Settings:
+def _build_settings(folder: Path, backbone: Path, uri: str, changes: dict[str, Any]) -> Settings:
     tree: dict[str, Any] = {
         "backbone": {"model": str(backbone), "dtype": "float32", "device": "cpu"},
         "data": {"train": "none"},
         "store": str(folder / "store"),
-        # a registry keeps the models of other tests too
+        # a unique name, since tests share the registry
         "mlflow": {"model": f"tiny {uuid.uuid4().hex[:8]}", "tracking_uri": uri},
     }
     return parse_settings(tree | changes)

@@ -1,4 +1,4 @@
-"""Where the repository lies that is tested."""
+"""The root folder of the repository."""
 
 from pathlib import Path
 

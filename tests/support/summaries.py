@@ -1,4 +1,4 @@
-"""What a report would hold of a classifier that a test makes by hand."""
+"""Summaries of classifiers that tests build by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from spin.heads.fitted import ChoiceSummary
 
 
 def choice_summary(**changes: Any) -> ChoiceSummary:
-    """A summary with plausible figures, some of them changed."""
+    """Return a summary with plausible figures, of which `changes` replaces some."""
     figures: dict[str, Any] = {
         "depth": 3,
         "compute": 0.5,

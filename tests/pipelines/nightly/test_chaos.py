@@ -29,7 +29,7 @@ from pipelines.storage.object_store import Store
 from spin.classifier import SpinClassifier
 from spin.settings import Settings, parse_settings
 from tests.support import chaos, tiny
-from tests.support.chaos import RegistryFixture
+from tests.support.chaos import FolderRegistry
 from tests.support.repository import ROOT
 
 pytestmark = pytest.mark.s3
@@ -42,7 +42,7 @@ class Project:
     """Settings, a shelf with two versions of a model, and the S3 prefix of a test."""
 
     tree: dict[str, Any]
-    registry_fixture: RegistryFixture
+    registry_fixture: FolderRegistry
     base: str
 
     def settings(self, **changes: Any) -> Settings:
@@ -62,7 +62,7 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
+def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
     """Two versions that say different things."""
     folder = tmp_path_factory.mktemp("shelf")
     for number, classes in (("1", ("good", "bad")), ("2", ("plain", "bad"))):
@@ -70,11 +70,11 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
         spin = SpinClassifier(str(backbone_folder), metric="accuracy")
         spin.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
     (folder / "champion").write_text("1")
-    return RegistryFixture(folder)
+    return FolderRegistry(folder)
 
 
 @pytest.fixture
-def project(registry_fixture: RegistryFixture, s3_server: str, backbone_folder: Path) -> Project:
+def project(registry_fixture: FolderRegistry, s3_server: str, backbone_folder: Path) -> Project:
     tree = {
         "backbone": {"model": str(backbone_folder), "dtype": "float32", "device": "cpu"},
         "data": {"train": "nowhere"},
@@ -272,7 +272,7 @@ def test_a_killed_driver_loses_nothing(project: Project, tmp_path: Path) -> None
 
     kills = 0
     for count in (1, 5):
-        process = driver("night", *given, **{chaos.LOG: str(log)})
+        process = driver("run_night", *given, **{chaos.LOG: str(log)})
         try:
             await_(lambda count=count: committed() >= count, process)  # type: ignore[misc]
         finally:
@@ -280,7 +280,7 @@ def test_a_killed_driver_loses_nothing(project: Project, tmp_path: Path) -> None
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         assert project.out.read_json("latest") is None
-    process = driver("night", *given, **{chaos.LOG: str(log)})
+    process = driver("run_night", *given, **{chaos.LOG: str(log)})
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     manifest = RunManifest.from_json(project.out.read_json(f"_runs/{DATE}-001/manifest.json"))
@@ -296,7 +296,7 @@ def test_a_killed_driver_loses_nothing(project: Project, tmp_path: Path) -> None
 
 def test_a_step_that_never_ends_is_told(tmp_path: Path) -> None:
     """The driver leaves with a status of its own and names the shard."""
-    process = driver("sleep", str(tmp_path / "out"))
+    process = driver("run_hanging_stage", str(tmp_path / "out"))
     try:
         said, _ = process.communicate(timeout=240)
     finally:

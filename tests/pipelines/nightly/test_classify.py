@@ -26,28 +26,28 @@ from spin.classifier import SpinClassifier
 from spin.errors import NotFiniteError, UserError
 from spin.settings import load_settings
 from tests.support import chaos, tiny
-from tests.support.browser import opened
-from tests.support.chaos import RegistryFixture
+from tests.support.browser import open_page
+from tests.support.chaos import FolderRegistry
 
 DATE = "2026-03-01"
 Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
+def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
     """Two versions that say different things."""
     folder = tmp_path_factory.mktemp("shelf")
     for number, classes in (("1", ("good", "bad")), ("2", ("plain", "bad"))):
         rows = tiny.documents(120, classes)
         spin = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
         spin.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
-    return RegistryFixture(folder)
+    return FolderRegistry(folder)
 
 
 class Place:
     """A folder with data, a shelf whose champion is version 1, and nights over them."""
 
-    def __init__(self, folder: Path, registry_fixture: RegistryFixture, backbone: Path) -> None:
+    def __init__(self, folder: Path, registry_fixture: FolderRegistry, backbone: Path) -> None:
         self.folder, self.registry_fixture, self.backbone = folder, registry_fixture, backbone
         (folder / "data").mkdir()
         self.promote("1")
@@ -96,7 +96,7 @@ class Place:
 
 @pytest.fixture
 def place(
-    tmp_path: Path, registry_fixture: RegistryFixture, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Place:
     monkeypatch.setattr(classify, "map_shards", lambda *args, **given: map_shards(*args, **{**given, "here": True}))
     return Place(tmp_path, registry_fixture, backbone_folder)
@@ -308,7 +308,7 @@ def test_labels_are_held_against_float32(place: Place) -> None:
     manifest = place.night()
     settings = load_settings(place.folder / "settings.yaml")
 
-    class Loads(RegistryFixture):
+    class Loads(FolderRegistry):
         def load(self, number: str, *, backbone: Any) -> SpinClassifier:
             return SpinClassifier.load(self.folder / number, backbone=backbone, early=True)
 
@@ -399,7 +399,7 @@ def test_the_page_of_a_real_night_shows_its_manifest(browser: Any, tmp_path: Pat
     manifest = place.night(max_bad_files=0.5)
     html = (place.folder / "out" / "report.html").read_text()
     assert html == (place.folder / "out" / "_runs" / manifest.run / "report.html").read_text()
-    with opened(browser, tmp_path, html) as window:
+    with open_page(browser, tmp_path, html) as window:
         shown = window.locator("body").inner_text()
         said = " ".join(window.locator(".sum").inner_text().split())
         assert said == "91 documents = 90 predicted + 1 dead letters"

@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.nightly.run_records import RunManifest
 from pipelines.nightly.run_report import render_reports
 from pipelines.nightly.run_report import report_page as page_of_record
-from tests.support.browser import opened
+from tests.support.browser import open_page
 from tests.support.hostile_text import HOSTILE_TEXTS
 
 
@@ -103,7 +103,7 @@ def texts(window: Any, of: str) -> list[str]:
 
 def test_the_report_shows_the_numbers_of_the_manifest(browser: Any, tmp_path: Path) -> None:
     """Counts that add up, drift in words, reasons and slowest shards, each the largest first."""
-    with opened(browser, tmp_path, report_page(manifest())) as window:
+    with open_page(browser, tmp_path, report_page(manifest())) as window:
         shown = window.locator("body").inner_text()
         assert texts(window, ".sum > *") == ["12,345 documents", "=", "12,300 predicted", "+", "45 dead letters"]
         for words in (
@@ -147,7 +147,7 @@ def test_a_shadow_is_compared_by_class(browser: Any, tmp_path: Path) -> None:
         {"late": {"late": 7900, "lovely": 60, "": 40}, "lovely": {"lovely": 3970, "late": 7}, "": {"": 321}}
     )
     for width in (1280, 390):
-        with opened(browser, tmp_path, report_page(manifest(shadow=agreement)), width=width) as window:
+        with open_page(browser, tmp_path, report_page(manifest(shadow=agreement)), width=width) as window:
             section = window.locator("main section section", has_text="Version 8 scored the same documents")
             assert (
                 "It agrees on 99.1\u202f% of 12,298 documents. The documents on which the two differ"
@@ -167,7 +167,7 @@ def test_a_shadow_is_compared_by_class(browser: Any, tmp_path: Path) -> None:
             ]
             assert window.evaluate("document.documentElement.scrollWidth") <= width
     lists = shadow({"late": {"late": 9, "": 2}, "": {"lovely": 3}}, multilabel=True)
-    with opened(browser, tmp_path, report_page(manifest(shadow=lists))) as window:
+    with open_page(browser, tmp_path, report_page(manifest(shadow=lists))) as window:
         section = window.locator("main section section", has_text="Version 8 scored the same documents")
         assert texts(section, "table >> nth=0 >> tbody tr") == ["lovely 0 3 0", "late 11 9 9"]
         assert texts(section, "table >> nth=1 >> tbody tr") == ["not given lovely 3", "late not given 2"]
@@ -176,7 +176,7 @@ def test_a_shadow_is_compared_by_class(browser: Any, tmp_path: Path) -> None:
 
 def test_charts_have_a_size_and_show_the_pause(browser: Any, tmp_path: Path) -> None:
     for width in (1280, 390):
-        with opened(browser, tmp_path, report_page(manifest()), width=width, scheme="dark") as window:
+        with open_page(browser, tmp_path, report_page(manifest()), width=width, scheme="dark") as window:
             box = window.locator(".pace svg").bounding_box()
             assert box["width"] > 0.7 * min(width, 1000)
             assert box["height"] > 60
@@ -198,7 +198,7 @@ def test_no_text_becomes_markup(browser: Any, tmp_path: Path) -> None:
     quarantined = [{"uri": text, "reason": text} for text in HOSTILE_TEXTS]
     agreement = shadow({text: {text: 5, HOSTILE_TEXTS[0]: 1} for text in HOSTILE_TEXTS})
     record = manifest(counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[], shadow=agreement)
-    with opened(browser, tmp_path, report_page(record)) as window:
+    with open_page(browser, tmp_path, report_page(record)) as window:
         for of in ("tbody th bdi", "tbody td bdi"):
             assert {" ".join(text.split()) for text in HOSTILE_TEXTS} <= set(texts(window, of))
 
@@ -206,7 +206,7 @@ def test_no_text_becomes_markup(browser: Any, tmp_path: Path) -> None:
 def test_a_night_of_nothing_has_a_report(browser: Any, tmp_path: Path) -> None:
     counts = {name: {} if isinstance(count, dict) else 0 for name, count in manifest()["counts"].items()}
     record = manifest(counts=counts, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
-    with opened(browser, tmp_path, report_page(record)) as window:
+    with open_page(browser, tmp_path, report_page(record)) as window:
         shown = window.locator("body").inner_text()
         assert "No document was read." in shown
         assert "There are no dead letters, and no file was quarantined." in shown

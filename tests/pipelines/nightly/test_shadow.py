@@ -32,8 +32,8 @@ from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from spin.shared_pass import SharedPass
 from tests.pipelines.nightly.test_classify import DATE, Place, during
 from tests.support import chaos, tiny
-from tests.support.browser import opened
-from tests.support.chaos import RegistryFixture
+from tests.support.browser import open_page
+from tests.support.chaos import FolderRegistry
 
 Row = dict[str, Any]
 CLASSES = ("good", "bad", "plain")
@@ -42,7 +42,7 @@ PAIRS = [(SHALLOW, DEEP), (DEEP, SHALLOW), (SHALLOW, ELSEWHERE), (LISTS, OTHER_L
 
 
 @pytest.fixture(scope="module")
-def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
+def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
     """Versions that read other neurons to another depth, one on another backbone, and two that give lists."""
     folder = tmp_path_factory.mktemp("shelf")
     elsewhere = tiny.bert(tmp_path_factory.mktemp("elsewhere"), seed=1)
@@ -60,7 +60,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
         exact = BackboneSettings(model=str(backbone), dtype="float32", device="cpu")  # type: ignore[call-arg]
         spin = SpinClassifier(exact, sites=sites, poolings=poolings, probe=probe, search=quick)
         spin.fit([row["text"] for row in rows], [label(row) for row in rows]).save(folder / number)
-    return RegistryFixture(folder)
+    return FolderRegistry(folder)
 
 
 def several(row: Row) -> list[str]:
@@ -70,7 +70,7 @@ def several(row: Row) -> list[str]:
 
 @pytest.fixture
 def place(
-    tmp_path: Path, registry_fixture: RegistryFixture, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Place:
     monkeypatch.setattr(classify, "map_shards", lambda *args, **given: map_shards(*args, **{**given, "here": True}))
     return Whole(tmp_path, registry_fixture, backbone_folder)
@@ -200,7 +200,7 @@ def test_the_classes_on_which_they_differ_most_come_first() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(SHALLOW, DEEP), (DEEP, SHALLOW), (ELSEWHERE, DEEP)])
-def test_a_pair_reads_what_each_reads(registry_fixture: RegistryFixture, first: str, second: str) -> None:
+def test_a_pair_reads_what_each_reads(registry_fixture: FolderRegistry, first: str, second: str) -> None:
     """The same numbers in the same layout, on which the last bits of a product depend."""
     texts = [row["text"] for row in ROWS]
     pair = SharedPass(*(SpinClassifier.load(registry_fixture.folder / number) for number in (first, second)))
@@ -501,7 +501,7 @@ def test_the_command_and_the_page_tell(
     [first, *_] = pairs = [astuple(pair) for pair in shadow.disagreements()]
     expected = f"shadow version 2 agrees on {share} % of 150 documents: {first[0]} → {first[1]} {first[2]}"
     assert expected in said.out
-    with opened(browser, tmp_path, (place.folder / "out" / "report.html").read_text()) as window:
+    with open_page(browser, tmp_path, (place.folder / "out" / "report.html").read_text()) as window:
         section = window.locator("main section section", has_text="Version 2 scored the same documents")
         assert f"It agrees on {share}\u202f% of 150 documents" in section.inner_text()
         tables = [

@@ -37,7 +37,7 @@ from spin.errors import UserError
 from spin.monitor.profile import Profile
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
-from tests.support.chaos import RegistryFixture
+from tests.support.chaos import FolderRegistry
 
 DATE = "2026-03-01"
 Row = dict[str, Any]
@@ -64,7 +64,7 @@ JSON_KEYS = {
 
 
 @pytest.fixture(scope="module")
-def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
+def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
     """A champion with a drift reference, as `spin train` registers it."""
     folder = tmp_path_factory.mktemp("registry")
     rows = tiny.documents(120)
@@ -77,7 +77,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     kept = {f"{of}.{name}": tensor for of in ("accuracy", "accuracy.early") for name, tensor in vars(profile).items()}
     save_file(kept, folder / "1/reference.safetensors")
     (folder / "champion").write_text("1")
-    return RegistryFixture(folder)
+    return FolderRegistry(folder)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_requests_are_those_of_a_night(
     count: int,
     files: int,
     dead: bool,
-    registry_fixture: RegistryFixture,
+    registry_fixture: FolderRegistry,
     backbone_folder: Path,
     s3_server: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -193,7 +193,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 @pytest.mark.parametrize("ids", ["checked", "trusted"])
 @pytest.mark.parametrize("dead", [False, True])
 def test_bytes_are_those_of_a_night(
-    dead: bool, ids: str, registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path, made: Counter[str]
+    dead: bool, ids: str, registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path, made: Counter[str]
 ) -> None:
     """For a night of the sampled documents."""
     rows = some_dead(tiny.documents(120)) if dead else tiny.documents(120)
@@ -207,7 +207,7 @@ def test_bytes_are_those_of_a_night(
 
 @pytest.mark.usefixtures("here")
 def test_bytes_of_large_shards_follow_from_small_pieces(
-    registry_fixture: RegistryFixture,
+    registry_fixture: FolderRegistry,
     backbone_folder: Path,
     tmp_path: Path,
     made: Counter[str],
@@ -226,7 +226,7 @@ def test_bytes_of_large_shards_follow_from_small_pieces(
 
 
 def test_the_sample_runs_as_in_a_worker(
-    registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A night's step with a worker's threads over documents of all shards; this process keeps its own threads."""
     threads, before = [], torch.get_num_threads()
@@ -249,7 +249,7 @@ def test_the_sample_runs_as_in_a_worker(
 
 
 def test_a_worker_without_a_gpu_computes_on_the_processor(
-    registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever devices this machine has, and in the precision of a night: int8 is scaled by the same texts."""
     opened: list[tuple[str, str, int]] = []
@@ -262,7 +262,7 @@ def test_a_worker_without_a_gpu_computes_on_the_processor(
 
     monkeypatch.setattr(sample, "ClassifyStep", Spy)
     monkeypatch.setattr(
-        RegistryFixture, "calibration", lambda _: [row["text"] for row in tiny.documents(30)], raising=False
+        FolderRegistry, "calibration", lambda _: [row["text"] for row in tiny.documents(30)], raising=False
     )
     source = write(str(tmp_path), "jsonl", tiny.documents(60))
     settings = settings_of(backbone_folder)
@@ -301,7 +301,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("known")
-def test_hours_follow_from_the_sample(registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path) -> None:
+def test_hours_follow_from_the_sample(registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path) -> None:
     """Arithmetic that can be done by hand: a shard is not divided, ids are a separate pass."""
     source = write(str(tmp_path), "jsonl", tiny.documents(50))
 
@@ -331,7 +331,7 @@ def test_hours_follow_from_the_sample(registry_fixture: RegistryFixture, backbon
 def test_large_shards_have_dead_letters_more_often_than_pieces(
     size: int,
     dead: float,
-    registry_fixture: RegistryFixture,
+    registry_fixture: FolderRegistry,
     backbone_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -349,7 +349,7 @@ def test_large_shards_have_dead_letters_more_often_than_pieces(
 
 @pytest.mark.usefixtures("known")
 def test_several_files_are_assumed_to_keep_their_size(
-    registry_fixture: RegistryFixture, backbone_folder: Path, tmp_path: Path
+    registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path
 ) -> None:
     settings = settings_of(backbone_folder, documents=10_000)
     source = write(str(tmp_path), "jsonl", tiny.documents(60), files=3)
@@ -376,7 +376,7 @@ def test_several_files_are_assumed_to_keep_their_size(
 def test_wrong_requests_are_refused(
     given: dict[str, Any],
     message: str,
-    registry_fixture: RegistryFixture,
+    registry_fixture: FolderRegistry,
     settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -400,7 +400,7 @@ def test_without_a_champion_it_is_refused(settings: Settings, sqlite_uri: str) -
 
 
 def test_the_command(
-    registry_fixture: RegistryFixture,
+    registry_fixture: FolderRegistry,
     settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

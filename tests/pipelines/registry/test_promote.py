@@ -26,7 +26,7 @@ from spin import SpinClassifier
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
-from tests.support.registry_fixture import evaluation_set, quick_classifier, training_record
+from tests.support.registry_fixture import build_evaluation_set, build_quick_classifier, build_training_record
 
 ROWS = tiny.documents(240, seed=5)
 TEXTS = [row["text"] for row in ROWS]
@@ -52,7 +52,7 @@ class PromotionFixture:
         for copied in "24":
             shutil.copytree(folder / "1", folder / copied)
         for number in "1234":
-            self.registry.register(folder / number, training_record(evaluation_set(ROWS)))
+            self.registry.register(folder / number, build_training_record(build_evaluation_set(ROWS)))
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         location = self.registry.tracking.client.get_model_version_download_uri(self.name, "4")
@@ -60,7 +60,7 @@ class PromotionFixture:
 
     def fit(self, rows: list[dict[str, str]]) -> SpinClassifier:
         texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
-        return quick_classifier(self.settings.backbone).fit(texts, labels)
+        return build_quick_classifier(self.settings.backbone).fit(texts, labels)
 
     def driver(self, store: str = "store", **promote: Any) -> Registry:
         """The registry as another driver opens it, with its own store where one is named."""

@@ -239,7 +239,7 @@ def test_code_of_a_backbone_does_not_run(tmp_path: Path, sqlite_uri: str, monkey
     """Not even where training had trust_remote_code on."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     mark = tmp_path / "mark"
-    folder = tiny.coded(tmp_path / "coded", mark)
+    folder = tiny.save_model_with_code(tmp_path / "coded", mark)
     trusted = {"model": str(folder), "dtype": "float32", "device": "cpu", "trust_remote_code": True}
     registry_fixture = RegistryFixture(tmp_path, folder, sqlite_uri, backbone=trusted)
     mark.unlink()

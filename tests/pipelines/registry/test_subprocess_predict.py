@@ -14,7 +14,7 @@ from pipelines.registry.subprocess_predict import PredictionReply, PredictionReq
 from spin import SpinClassifier
 from spin.errors import UserError
 from spin.settings import parse_settings
-from tests.support.version_0_1 import BUNDLE, expected
+from tests.support.version_0_1 import BUNDLE, load_expected
 
 
 def test_a_request_survives_json() -> None:
@@ -62,7 +62,7 @@ class LoadedModel:
 
 def test_logged_code_must_predict_as_its_classifier() -> None:
     """Another label, a missing one, a list or another score is refused."""
-    classifier, texts = load_bundle(BUNDLE), expected().texts
+    classifier, texts = load_bundle(BUNDLE), load_expected().texts
     _check_answers(LoadedModel(classifier, {}), classifier, texts)
     for model in (
         LoadedModel(classifier, {"good": "bad"}),

@@ -17,10 +17,10 @@ from spin import SpinClassifier
 from spin.settings import parse_settings
 from tests.support import tiny
 from tests.support.model_server import serve
-from tests.support.registry_fixture import evaluation_set, quick_classifier, training_record
-from tests.support.version_0_1 import BUNDLE, copy_bundle, expected, register_bundle
+from tests.support.registry_fixture import build_evaluation_set, build_quick_classifier, build_training_record
+from tests.support.version_0_1 import BUNDLE, copy_bundle, load_expected, register_bundle
 
-EXPECTED = expected()
+EXPECTED = load_expected()
 PYFUNC_SHA256 = "72c0302c1fd128713eb4faf50c377f598b05b09d94560a70aa4057f05edaf065"
 """of the logged code, which imports what version 0.1 had"""
 LOAD = """
@@ -103,7 +103,7 @@ def test_it_is_champion_and_is_replaced_through_the_gate(bundle: Path, tmp_path:
             }
         )
     )
-    first = register_bundle(registry, bundle, evaluation_set(rows))
+    first = register_bundle(registry, bundle, build_evaluation_set(rows))
     assert registry.resolve(f"models:/{registry.name}@{CHALLENGER}") == first
     event = promote.promote(registry, first, "registered by version 0.1")
     assert registry.champion() == first
@@ -112,11 +112,11 @@ def test_it_is_champion_and_is_replaced_through_the_gate(bundle: Path, tmp_path:
     np.testing.assert_allclose(classifier.predict_proba(EXPECTED.texts), EXPECTED.probabilities, atol=1e-5)
 
     training = tiny.documents(120)
-    trained = quick_classifier(registry.settings.backbone).fit(
+    trained = build_quick_classifier(registry.settings.backbone).fit(
         [row["text"] for row in training], [row["label"] for row in training]
     )
     trained.save(tmp_path / "artifact")
-    second = registry.register(tmp_path / "artifact", training_record()).version
+    second = registry.register(tmp_path / "artifact", build_training_record()).version
     replaced = promote.promote(registry, second, "trained by this version")
     assert registry.champion() == second
     assert replaced.from_version == first

@@ -21,7 +21,7 @@ from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
-from tests.support.registry_fixture import CARD, TEXTS, RegistryFixture, evaluation_set, files
+from tests.support.registry_fixture import CARD, TEXTS, RegistryFixture, build_evaluation_set, read_files
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,10 @@ def test_a_download_equals_what_was_registered(made: RegistryFixture, tmp_path: 
     """File by file, and the classifier predicts as before; the artifact alone comes without the backbone."""
     (tmp_path / "fetched").mkdir()
     made.registry.download("1", tmp_path / "fetched")
-    assert files(made.folder / "artifact") == files(tmp_path / "fetched")
+    assert read_files(made.folder / "artifact") == read_files(tmp_path / "fetched")
     assert made.registry.load("1").predict(TEXTS) == made.labels
-    whole = files(made.registry.download_model("1", tmp_path))
-    artifact = {f"artifacts/spin/{name}": data for name, data in files(made.folder / "artifact").items()}
+    whole = read_files(made.registry.download_model("1", tmp_path))
+    artifact = {f"artifacts/spin/{name}": data for name, data in read_files(made.folder / "artifact").items()}
     assert artifact.items() <= whole.items()
     assert {"MLmodel", "pyfunc.py", "artifacts/backbone/model.safetensors"} <= set(whole)
 
@@ -192,12 +192,12 @@ def test_the_first_version_freezes_the_evaluation_set(
     tmp_path: Path, backbone_folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Later versions do not change it, and a changed file is refused."""
-    first = evaluation_set([{"id": "a", "text": "ein Bär – 熊", "label": "good"}])
+    first = build_evaluation_set([{"id": "a", "text": "ein Bär – 熊", "label": "good"}])
     monkeypatch.setattr(RegistryFixture.register, "__defaults__", (first, "f"))
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, tracking_uri)
     registry, client = registry_fixture.registry, registry_fixture.registry.tracking.client
     assert registry.evaluation_set() == first
-    registry_fixture.register(evaluation_set([{"id": "b", "text": "other", "label": "bad"}]))
+    registry_fixture.register(build_evaluation_set([{"id": "b", "text": "other", "label": "bad"}]))
     assert registry.evaluation_set() == first
     (tmp_path / "evaluation.json").write_text("[]")
     client.log_artifact(registry.tags()["spin.evaluation.run"], str(tmp_path / "evaluation.json"), "evaluation")

@@ -16,7 +16,7 @@ from pipelines.storage import filesystem as store_module
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import StepResult
 from tests.pipelines.nightly.test_night import Step, check_whole, read_predictions, run_night, take_over
-from tests.support.proxy import FAULTS, Proxy, proxied
+from tests.support.proxy import FAULTS, Proxy, run_proxy
 
 pytestmark = pytest.mark.s3
 OPERATIONS: dict[str, Callable[[Store], Any]] = {
@@ -36,7 +36,7 @@ def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Between the store and the server, with timeouts that a test can wait for."""
     config = {"connect_timeout": 1, "read_timeout": 1, "retries": {"total_max_attempts": 1}}
     monkeypatch.setitem(store_module._S3, "config_kwargs", config)
-    with proxied(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+    with run_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
 

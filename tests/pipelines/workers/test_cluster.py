@@ -146,7 +146,7 @@ def test_nodes_come_and_go(nodes: Nodes, s3_server: str, backbone_folder: Path, 
         "store": f"{base}/store",
         "ray": {"address": nodes.gcs, "shard_documents": 40},
     }
-    code = "from tests.support.chaos import *\nimport sys\nnight(eval(sys.argv[1]), *sys.argv[2:], step=NodeStep)"
+    code = "from tests.support.chaos import *\nimport sys\nrun_night(eval(sys.argv[1]), *sys.argv[2:], step=NodeStep)"
     words = [repr(tree), str(tmp_path / "shelf"), f"{base}/data", f"{base}/out", DATE]
     driver = start(code, *words)
 
@@ -176,7 +176,9 @@ def test_a_group_goes_on_with_fewer(nodes: Nodes, tmp_path: Path) -> None:
     """A training group that loses a node starts again on those that are left."""
     log = tmp_path / "log"
     third = nodes.add()
-    driver = start("from tests.support.chaos import *\nimport sys\ngroup(*sys.argv[1:])", nodes.gcs, str(log))
+    driver = start(
+        "from tests.support.chaos import *\nimport sys\nrun_training_group(*sys.argv[1:])", nodes.gcs, str(log)
+    )
 
     def begun() -> Counter[str]:
         """How many began, by the size of their group."""

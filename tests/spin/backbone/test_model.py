@@ -802,7 +802,7 @@ def test_code_of_a_backbone_runs_only_if_trusted(
     """Code of a model or tokenizer runs only with trust_remote_code, and is in the digest then."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     mark = tmp_path / "mark"
-    folder = tiny.coded(tmp_path / "coded", mark)
+    folder = tiny.save_model_with_code(tmp_path / "coded", mark)
     if plain is not None:
         shutil.copy(tiny.bert(tmp_path / "bert") / plain, folder)
     if plain == "config.json":
@@ -819,7 +819,7 @@ def test_code_of_a_backbone_runs_only_if_trusted(
     settings = BackboneSettings(model=str(folder), dtype="float32", device="cpu")
     with pytest.raises(UserError, match=r"was trained on with backbone\.trust_remote_code on, here it is off"):
         load_backbone(settings, expect_digest=trusted.digest)
-    with (folder / "odd.py").open("a") as code:
+    with (folder / "coded.py").open("a") as code:
         code.write("# changed")
     with pytest.raises(UserError, match="the model was trained on"):
         load_backbone(settings.model_copy(update={"trust_remote_code": True}), expect_digest=trusted.digest)

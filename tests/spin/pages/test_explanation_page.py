@@ -29,7 +29,7 @@ from spin.settings import BackboneSettings
 from spin.sites import FeatureColumn
 from tests.pipelines.training.test_neurons import Project, train
 from tests.support import tiny
-from tests.support.browser import opened
+from tests.support.browser import open_page
 from tests.support.hostile_text import HOSTILE_TEXTS
 
 COLUMNS = [f"{kind}.{n:02d}.{of}" for n in range(4) for kind in ("resid", "ffn") for of in ("mean", "max")]
@@ -100,7 +100,7 @@ def luminance(colour: Sequence[float]) -> float:
 def test_the_page_shows_the_prediction_and_all_its_parts(browser: Any, tmp_path: Path) -> None:
     """Label and probability, text as it was written, map, sum and neurons, each with a size."""
     explanation = explained()
-    with opened(browser, tmp_path, explanation_page(explanation, title="tweets, version 3")) as window:
+    with open_page(browser, tmp_path, explanation_page(explanation, title="tweets, version 3")) as window:
         share = 100 * np.exp(explanation.logits.max()) / np.exp(explanation.logits).sum()
         assert window.locator("h1").inner_text() == f"{explanation.label} {share:.1f}\u202f%"
         assert window.title() == f"{explanation.label} – tweets, version 3"
@@ -127,7 +127,7 @@ def test_a_multilabel_page_names_all_classes_from_one_half(
 ) -> None:
     """Each with its own probability, a sigmoid; the heading reports when no class reaches one half."""
     explanation = replace(explained(multilabel=True), logits=np.array(logits))
-    with opened(browser, tmp_path, explanation_page(explanation)) as window:
+    with open_page(browser, tmp_path, explanation_page(explanation)) as window:
         shown = window.locator("h1 > span:not(.share)").all_inner_texts()
         assert shown == ([f"{name}\u202f%" for name in named] or ["No class reaches one half"])
         assert window.title().startswith("good, plain – " if named else "No class – ")
@@ -141,7 +141,7 @@ def test_shades_distinguish_for_from_against_and_are_legible(browser: Any, tmp_p
     values = [2.0, -2.0, 0.5, -0.5, 0.0, 3.0, -3.0]
     explanation = explained("a b c d e f g", by_word=values)
     explanation.logits[0] = 100
-    with opened(browser, tmp_path, explanation_page(explanation), scheme=scheme) as window:
+    with open_page(browser, tmp_path, explanation_page(explanation), scheme=scheme) as window:
         grounds = [ground for _, ground in colours(window, "#p0 .word")]
         lean = [blue - red for red, _, blue in grounds]  # above that of the paper for blue
         lean = [value - lean[4] for value in lean]
@@ -163,7 +163,7 @@ def test_shades_distinguish_for_from_against_and_are_legible(browser: Any, tmp_p
 def test_numbers_add_up_as_they_are_shown(browser: Any, tmp_path: Path) -> None:
     """For each class: the steps of the sum, the layers, the words and the neurons."""
     explanation = explained()
-    with opened(browser, tmp_path, explanation_page(explanation, neurons=99)) as window:
+    with open_page(browser, tmp_path, explanation_page(explanation, neurons=99)) as window:
         ranked = np.argsort(-explanation.logits)
         logits = window.locator(".logit").all_inner_texts()
         assert logits == [signed(explanation.logits[k]) for k in ranked]
@@ -190,7 +190,7 @@ def test_numbers_add_up_as_they_are_shown(browser: Any, tmp_path: Path) -> None:
 
 def test_bars_of_the_sum_join_end_to_start(browser: Any, tmp_path: Path) -> None:
     """Each step begins where the one before ended, and the logit's bar spans from zero to the last end."""
-    with opened(browser, tmp_path, explanation_page(explained())) as window:
+    with open_page(browser, tmp_path, explanation_page(explained())) as window:
         signs = [number(n) > 0 for n in window.locator("#p0 .falls td.number").all_inner_texts()]
         drawn = zip(boxes(window, "#p0 .falls rect"), signs, strict=True)
         *steps, total = [(left, right) if up else (right, left) for (left, _, right, _), up in drawn]
@@ -202,7 +202,7 @@ def test_another_class_can_be_chosen(browser: Any, tmp_path: Path) -> None:
     """By a click and by the keyboard, without a script."""
     explanation = explained()
     ranked = [explanation.classes[k] for k in np.argsort(-explanation.logits)]
-    with opened(browser, tmp_path, explanation_page(explanation)) as window:
+    with open_page(browser, tmp_path, explanation_page(explanation)) as window:
         assert window.locator("script").count() == 0
         assert window.locator("label.class bdi").all_inner_texts() == ranked
         window.locator("label.class", has_text=ranked[2]).click()
@@ -215,7 +215,7 @@ def test_another_class_can_be_chosen(browser: Any, tmp_path: Path) -> None:
 def test_of_many_classes_the_likeliest_can_be_chosen(browser: Any, tmp_path: Path) -> None:
     """The logits of all are there, those of the last behind a click."""
     explanation = explained(classes=[f"class {i}" for i in range(40)])
-    with opened(browser, tmp_path, explanation_page(explanation)) as window:
+    with open_page(browser, tmp_path, explanation_page(explanation)) as window:
         assert window.locator("input[type=radio]").count() == window.locator(".panel").count() == SELECTABLE_CLASSES
         window.get_by_text(f"{40 - SELECTABLE_CLASSES} more").click()
         assert window.locator(".logit:visible").count() == 40
@@ -231,7 +231,7 @@ def test_a_neuron_opens_what_drives_it(browser: Any, tmp_path: Path) -> None:
     drivers = {
         (tops[0].column, tops[0].neuron): [Driver("d7", "good", "a fine crew", 9.5), Driver("d8", "bad", long, 3.25)]
     }
-    with opened(browser, tmp_path, explanation_page(explanation, drivers)) as window:
+    with open_page(browser, tmp_path, explanation_page(explanation, drivers)) as window:
         first, second = window.locator("#p0 .neurons details").all()[:2]
         assert not first.get_by_text("a fine crew").is_visible()
         first.locator("summary").click()
@@ -256,7 +256,7 @@ def test_no_text_becomes_markup(browser: Any, tmp_path: Path, hostile: str) -> N
     explanation = explained(f"{hostile}\n{hostile} end", [hostile, f"{hostile} b"])
     html = explanation_page(explanation, drivers_of([hostile, hostile], [hostile]), title=hostile)
     for width in (1280, 400):
-        with opened(browser, tmp_path, html, width=width) as window:
+        with open_page(browser, tmp_path, html, width=width) as window:
             window.locator("#p0 summary").first.click()
             assert window.locator("#p0 .text").text_content() == explanation.text
             assert window.locator("h1 bdi").text_content() == explanation.label
@@ -287,7 +287,7 @@ def test_the_command_writes_the_page_of_a_trained_classifier(
     printed = Project(tmp_path, monkeypatch, capsys).spin("explain", "--text", text, "--html", str(written))
     assert printed.endswith(f"wrote {written}\n")
     explanation = SpinClassifier.load(tmp_path / "model").explain(text)
-    with opened(browser, tmp_path, written.read_text(encoding="utf-8")) as window:
+    with open_page(browser, tmp_path, written.read_text(encoding="utf-8")) as window:
         assert window.title() == f"{explanation.label} – tiny, version 3"
         shown = window.locator("#p0 .text")
         assert shown.inner_text() == text
@@ -307,7 +307,7 @@ def test_the_command_writes_the_page_of_a_trained_classifier(
 @pytest.mark.parametrize("text", ["", " \n ", "?", " ".join(f"word{i}" for i in range(300))], ids=len)
 def test_short_and_long_texts_fit(browser: Any, tmp_path: Path, text: str, width: int) -> None:
     """No text, one character and 300 words; only the table of layers may be wider than the window, and it scrolls."""
-    with opened(browser, tmp_path, explanation_page(explained(text)), width=width) as window:
+    with open_page(browser, tmp_path, explanation_page(explained(text)), width=width) as window:
         assert window.locator("#p0 .text").inner_text().strip() == (text.strip() or "(the text is empty)")
         assert window.locator("#p0 .word").count() == len(text.split())
         assert window.evaluate("document.documentElement.scrollWidth") <= width
@@ -316,7 +316,7 @@ def test_short_and_long_texts_fit(browser: Any, tmp_path: Path, text: str, width
 
 
 def test_the_text_beyond_the_token_limit_is_grey(browser: Any, tmp_path: Path) -> None:
-    with opened(browser, tmp_path, explanation_page(explained(read=4))) as window:
+    with open_page(browser, tmp_path, explanation_page(explained(read=4))) as window:
         assert window.locator("#p0 .text").inner_text() == TEXT
         assert window.locator("#p0 .unread").inner_text() == TEXT[len("We sat on the") :]
         assert "beyond its token limit" in window.locator("#p0").inner_text()
@@ -324,7 +324,7 @@ def test_the_text_beyond_the_token_limit_is_grey(browser: Any, tmp_path: Path) -
 
 def test_each_line_of_a_text_has_its_own_direction(browser: Any, tmp_path: Path) -> None:
     """Hebrew starts at the right and the English line below it at the left."""
-    with opened(browser, tmp_path, explanation_page(explained("\u05e9\u05dc\u05d5\u05dd\nhello"))) as window:
+    with open_page(browser, tmp_path, explanation_page(explained("\u05e9\u05dc\u05d5\u05dd\nhello"))) as window:
         text, hebrew, english = boxes(window, "#p0 .text, #p0 .word")
         assert hebrew[2] == pytest.approx(text[2], abs=2)
         assert english[0] == pytest.approx(text[0], abs=2)
