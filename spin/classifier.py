@@ -15,7 +15,6 @@ from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
-from spin.fit import fit_classifiers
 from spin.heads import persistence
 from spin.heads.decision import Decision
 from spin.heads.early_exit import should_exit
@@ -115,6 +114,8 @@ class SpinClassifier:
         below 1,000 texts cross-validation makes the choices. Raises UserError for texts that are not text, a single
         class, or a class with too few texts.
         """
+        from spin.fit import fit_classifiers  # brings Numba, which inference does not need
+
         if len(texts) != len(labels):
             raise UserError(f"fit: found {len(texts)} texts and {len(labels)} labels; expected as many of both")
         splits = [assign_split(str(row), self.seed, valid_fraction, 0.0) for row in range(len(texts))]

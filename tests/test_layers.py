@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
@@ -39,3 +41,14 @@ def test_nothing_is_imported_by_name() -> None:
 )
 def test_an_import_by_name_is_seen(source: str, found: list[str]) -> None:
     assert modules_imported_by_name(source) == found
+
+
+@pytest.mark.parametrize(
+    "module", ["spin.classifier", "pipelines.nightly.classify_step", "pipelines.training.extract_features"]
+)
+def test_inference_imports_no_library_for_training(module: str) -> None:
+    """Every worker process imports these modules; a library that it does not use costs each of them seconds."""
+    unneeded = ("sklearn", "numba", "scipy.stats", "pandas", "mlflow")
+    code = f"import sys, {module}; print([name for name in {unneeded} if name in sys.modules])"
+    imported = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert imported.stdout.strip() == "[]"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import RepeatedStratifiedKFold
 
 from spin.arrays import Floats, Rows
 from spin.labels.label_space import LabelSpace, Targets
@@ -33,6 +32,8 @@ def make_folds(label_space: LabelSpace, y: Targets, train: Rows, valid: Rows, se
     Cross-validation pools the rows of `train` and `valid` and stratifies by class: five folds, repeated twice, with
     fewer folds where a class has fewer documents. `y` are the targets of all rows.
     """
+    from sklearn.model_selection import RepeatedStratifiedKFold
+
     if len(train) + len(valid) >= CROSS_VALIDATION_BELOW:
         return (Fold(train, valid),)
     pool = np.sort(np.concatenate([train, valid]))

@@ -1,4 +1,7 @@
-"""The metric by which every choice is made."""
+"""The metric by which every choice is made.
+
+scikit-learn is imported where it is called: it loads for seconds, and workers that only predict never need it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, precision_recall_fscore_support
 
 from spin.labels.label_space import Targets
 
@@ -35,6 +37,8 @@ class ClassFigures(BaseModel):
 
 def class_figures(true: Targets, predicted: Targets, classes: Sequence[str]) -> dict[str, ClassFigures]:
     """Precision, recall, F1 and number of documents of each class, by its name."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, support = precision_recall_fscore_support(
         true, predicted, labels=np.arange(len(classes)), zero_division=0.0
     )
@@ -44,12 +48,26 @@ def class_figures(true: Targets, predicted: Targets, classes: Sequence[str]) -> 
     }
 
 
+def _accuracy(true: Targets, predicted: Targets) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return accuracy_score(true, predicted)
+
+
+def _macro_f1(true: Targets, predicted: Targets) -> float:
+    from sklearn.metrics import f1_score
+
+    return f1_score(true, predicted, average="macro", zero_division=0.0)
+
+
 def _balanced_accuracy(true: Targets, predicted: Targets) -> float:
     """The mean recall over classes; in a multi-label task the mean of the K binary balanced accuracies.
 
     A binary balanced accuracy is the mean of two recalls: of the documents with the class and of those without. Where
     one of these groups is empty, it is the recall of the other.
     """
+    from sklearn.metrics import balanced_accuracy_score
+
     if true.ndim == 1:
         return balanced_accuracy_score(true, predicted)
     right = true == predicted
@@ -59,7 +77,7 @@ def _balanced_accuracy(true: Targets, predicted: Targets) -> float:
 
 
 _FUNCTIONS: dict[str, Callable[[Targets, Targets], float]] = {
-    "accuracy": accuracy_score,
+    "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
-    "macro_f1": lambda true, predicted: f1_score(true, predicted, average="macro", zero_division=0.0),
+    "macro_f1": _macro_f1,
 }

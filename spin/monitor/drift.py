@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ncx2, norm
+from scipy.special import ndtri
 
 from spin.heads.selection import Selection
 from spin.monitor.profile import Profile
@@ -118,6 +118,8 @@ def stability_limit(bins: int, n: int, m: int, allowed: float) -> float:
     chance is no drift where there are few documents, and a small drift causes no warning where there are very many,
     while a test of "no change at all" would warn every night.
     """
+    from scipy.stats import ncx2  # takes a second, and the workers of a night need none of it
+
     noise = 1 / n + 1 / m
     return float(ncx2.ppf(1 - SIGNIFICANCE, max(1, bins - 1), allowed / noise) * noise)
 
@@ -127,7 +129,7 @@ def _neuron_drift(now: Profile, then: Profile, selection: Selection, allowed: fl
     shifts = (now.mean - then.mean) / then.sd
     noise = math.sqrt(1 / now.documents + 1 / then.documents)
     # Bonferroni correction: no more than SIGNIFICANCE that any of p neurons exceeds its limit by chance.
-    limit = math.sqrt(allowed) + float(norm.isf(SIGNIFICANCE / (2 * max(1, len(shifts))))) * noise
+    limit = math.sqrt(allowed) + float(-ndtri(SIGNIFICANCE / (2 * max(1, len(shifts))))) * noise
     names = [(str(column), int(neuron)) for column, neurons in selection.neurons.items() for neuron in neurons]
     compared = np.isfinite(shifts)  # A neuron above the first exit has no value for documents that exit early.
     shifts = np.where(compared, shifts, 0.0)

@@ -157,6 +157,13 @@ def run_group_worker(log: str, device: str) -> None:
 
 def run_training_group(address: str, log: str) -> None:
     """Run a training group with as many workers as the cluster has room for, as the driver."""
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
     settings = RaySettings(address=address)
+    ray.init(address, log_to_driver=False)
+    # Ray Train asks this actor how many workers fit, and it looks at the nodes only every 20 seconds
+    ray.get(get_or_create_autoscaling_coordinator().get_reserved_resources.remote("", recompute=True))
     work = GroupWork(run_group_worker, log, settings)
     run_group("trial", work, most_workers=9, total=1, unit="fits", count_done=lambda: 0)
