@@ -15,25 +15,29 @@ from spin.heads.decision import Decision
 from spin.labels.label_space import LabelSpace, Targets
 from spin.settings import DecisionSettings
 
-TWO, THREE = LabelSpace(("a", "b")), LabelSpace(("a", "b", "c"))
-LISTS = LabelSpace(("a", "b", "c"), multilabel=True)
-tasks = st.sampled_from([TWO, THREE, LISTS])
+BINARY, MULTICLASS = LabelSpace(("a", "b")), LabelSpace(("a", "b", "c"))
+MULTILABEL = LabelSpace(("a", "b", "c"), multilabel=True)
+label_spaces = st.sampled_from([BINARY, MULTICLASS, MULTILABEL])
 
 
-def drawn(label_space: LabelSpace, seed: int, n: int, heat: float = 1.0) -> tuple[NDArray[np.floating], Targets]:
-    """Logits, and targets drawn from them: at a heat of 1 they mean what they say, above they say too much."""
+def draw_logits(
+    label_space: LabelSpace, seed: int, n: int, overconfidence: float = 1.0
+) -> tuple[NDArray[np.floating], Targets]:
+    """Logits and targets drawn from them. They are calibrated at 1, overconfident above and underconfident below."""
     draw = np.random.default_rng(seed)
     logits = draw.normal(size=(n, len(label_space))) * 2
     if label_space.multilabel:
-        return (heat * logits).astype(np.float32), draw.random(logits.shape) < 1 / (1 + np.exp(-logits))
-    return (heat * logits).astype(np.float32), (logits + draw.gumbel(size=logits.shape)).argmax(1)
+        return (overconfidence * logits).astype(np.float32), draw.random(logits.shape) < 1 / (1 + np.exp(-logits))
+    return (overconfidence * logits).astype(np.float32), (logits + draw.gumbel(size=logits.shape)).argmax(1)
 
 
 @settings(max_examples=60, deadline=None)
-@given(tasks, st.integers(0, 1000), st.integers(1, 30), st.sampled_from([0.1, 1.0, 3.0]))
-def test_log_loss_is_that_of_scikit_learn(label_space: LabelSpace, seed: int, n: int, heat: float) -> None:
-    """Of one class a document, and summed over the classes of a list."""
-    logits, y = drawn(label_space, seed, n, heat)
+@given(label_spaces, st.integers(0, 1000), st.integers(1, 30), st.sampled_from([0.1, 1.0, 3.0]))
+def test_log_loss_equals_that_of_scikit_learn(
+    label_space: LabelSpace, seed: int, n: int, overconfidence: float
+) -> None:
+    """Summed over the classes in a multi-label task."""
+    logits, y = draw_logits(label_space, seed, n, overconfidence)
     probabilities = label_space.probabilities(logits.astype(np.float64))
     if label_space.multilabel:
         clipped = np.clip(probabilities, 1e-15, 1 - 1e-15)
@@ -43,32 +47,35 @@ def test_log_loss_is_that_of_scikit_learn(label_space: LabelSpace, seed: int, n:
     assert log_loss(logits.astype(np.float64), y, label_space) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.parametrize("label_space", [TWO, THREE, LISTS], ids=["two", "three", "lists"])
-@pytest.mark.parametrize("heat", [0.3, 1.0, 4.0])
-def test_the_temperature_is_the_best_of_a_grid(label_space: LabelSpace, heat: float) -> None:
-    """None of a fine grid has a smaller log loss, and it undoes the heat that logits were given."""
-    logits, y = drawn(label_space, 0, 4000, heat)
-    found = fit_temperature(logits, y, label_space)
+@pytest.mark.parametrize("label_space", [BINARY, MULTICLASS, MULTILABEL], ids=["binary", "multi-class", "multi-label"])
+@pytest.mark.parametrize("overconfidence", [0.3, 1.0, 4.0])
+def test_the_temperature_has_the_smallest_log_loss_of_a_grid(label_space: LabelSpace, overconfidence: float) -> None:
+    """It also recovers the factor by which the logits were overconfident."""
+    logits, y = draw_logits(label_space, 0, 4000, overconfidence)
+    temperature = fit_temperature(logits, y, label_space)
     grid = np.geomspace(1 / 20, 20, 1001)
     losses = [log_loss(logits.astype(np.float64) / t, y, label_space) for t in grid]
-    assert found == pytest.approx(grid[int(np.argmin(losses))], rel=0.01)
-    assert log_loss(logits.astype(np.float64) / found, y, label_space) <= min(losses) + 1e-6
-    assert found == pytest.approx(heat, rel=0.15)
+    assert temperature == pytest.approx(grid[int(np.argmin(losses))], rel=0.01)
+    assert log_loss(logits.astype(np.float64) / temperature, y, label_space) <= min(losses) + 1e-6
+    assert temperature == pytest.approx(overconfidence, rel=0.15)
 
 
-def test_a_temperature_has_bounds() -> None:
-    """Where every answer is right it stays above a twentieth, where they say nothing below twenty-one."""
+def test_the_temperature_stays_between_one_twentieth_and_twenty() -> None:
+    """It stays bounded where every prediction is right and where every prediction is wrong."""
     y = np.arange(60) % 3
-    right = np.eye(3)[y].astype(np.float32)
-    assert 1 / 21 < fit_temperature(right, y, THREE) < 0.06
-    assert 15 < fit_temperature(right * 9, (y + 1) % 3, THREE) < 21
+    correct_logits = np.eye(3)[y].astype(np.float32)
+    assert 1 / 21 < fit_temperature(correct_logits, y, MULTICLASS) < 0.06
+    assert 15 < fit_temperature(correct_logits * 9, (y + 1) % 3, MULTICLASS) < 21
 
 
-@pytest.mark.parametrize("label_space", [TWO, LISTS], ids=["two", "lists"])
+@pytest.mark.parametrize("label_space", [BINARY, MULTILABEL], ids=["binary", "multi-label"])
 @pytest.mark.parametrize("n", [50, 2000])
-def test_the_error_by_chance_is_what_right_probabilities_show(label_space: LabelSpace, n: int) -> None:
-    """Passed by about one in twenty of targets drawn from them; smaller on more documents; 0 where all is sure."""
-    logits, _ = drawn(label_space, 0, n)
+def test_the_calibration_error_limit_holds_for_calibrated_probabilities(label_space: LabelSpace, n: int) -> None:
+    """About one in twenty sets of targets drawn from the probabilities exceeds it.
+
+    It shrinks with more documents and is 0 for certain predictions.
+    """
+    logits, _ = draw_logits(label_space, 0, n)
     probabilities = label_space.probabilities(logits.astype(np.float64))
     limit = calibration_error_limit(probabilities, label_space, 0.05, 0)
     draw, errors = np.random.default_rng(1), []
@@ -85,109 +92,129 @@ def test_the_error_by_chance_is_what_right_probabilities_show(label_space: Label
 
 
 @settings(max_examples=100, deadline=None)
-@given(tasks, st.integers(0, 1000), st.integers(0, 40), st.sampled_from([0.1, 1.0, 30.0]))
-def test_calibration_error_equals_a_plain_loop(label_space: LabelSpace, seed: int, n: int, heat: float) -> None:
-    """Fifteen bins of equal width, one document (or one class of one document) after another."""
-    logits, y = drawn(label_space, seed, n, heat)
+@given(label_spaces, st.integers(0, 1000), st.integers(0, 40), st.sampled_from([0.1, 1.0, 30.0]))
+def test_calibration_error_equals_a_plain_loop(
+    label_space: LabelSpace, seed: int, n: int, overconfidence: float
+) -> None:
+    """Fifteen bins of equal width over documents, or over documents and classes in a multi-label task."""
+    logits, y = draw_logits(label_space, seed, n, overconfidence)
     probabilities = label_space.probabilities(logits.astype(np.float64))
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
     for row in range(n):
-        pairs = [(float(probabilities[row].max()), probabilities[row].argmax() == y[row])]
+        outcomes = [(float(probabilities[row].max()), probabilities[row].argmax() == y[row])]
         if label_space.multilabel:
-            pairs = [(float(p), bool(has)) for p, has in zip(probabilities[row], y[row], strict=True)]
-        for sure, right in pairs:
-            bins[min(int(sure * 15), 14)].append((sure, right))
+            outcomes = [(float(p), bool(has)) for p, has in zip(probabilities[row], y[row], strict=True)]
+        for confidence, correct in outcomes:
+            bins[min(int(confidence * 15), 14)].append((confidence, correct))
     count = sum(map(len, bins))
     expected = sum(
-        len(of) / count * abs(sum(right for _, right in of) / len(of) - sum(sure for sure, _ in of) / len(of))
-        for of in bins
-        if of
+        len(members)
+        / count
+        * abs(
+            sum(correct for _, correct in members) / len(members)
+            - sum(confidence for confidence, _ in members) / len(members)
+        )
+        for members in bins
+        if members
     )
     assert calibration_error(probabilities, y, label_space) == pytest.approx(expected, abs=1e-9)
 
 
-def test_what_means_what_it_says_has_no_error() -> None:
-    """Calibrated answers err by little, heated ones by much, certain and right ones not at all."""
-    for label_space in (TWO, THREE, LISTS):
-        logits, y = drawn(label_space, 1, 20_000)
+def test_calibrated_probabilities_have_a_small_error() -> None:
+    """Overconfident ones have a large error, and certain correct ones none."""
+    for label_space in (BINARY, MULTICLASS, MULTILABEL):
+        logits, y = draw_logits(label_space, 1, 20_000)
         assert calibration_error(label_space.probabilities(logits), y, label_space) < 0.02
         assert calibration_error(label_space.probabilities(logits * 4), y, label_space) > 0.08
         assert calibration_error(label_space.indicator(y).astype(float), y, label_space) == 0
 
 
-# Decisions
+# Labels from probabilities
 
 
-def decide(label_space: LabelSpace, probabilities: list[list[float]], **given: object) -> list[object]:
-    """Labels, None where there is none."""
-    decision = Decision.of(label_space, DecisionSettings(**given))  # type: ignore[arg-type]
-    y, near = decision.decide(np.array(probabilities))
-    return [None if close else name for name, close in zip(label_space.names(y), near, strict=True)]
+def decide_labels(
+    label_space: LabelSpace, probabilities: list[list[float]], **decision_settings: object
+) -> list[object]:
+    """The label of each document, None where the decision abstains."""
+    decision = Decision.of(label_space, DecisionSettings(**decision_settings))  # type: ignore[arg-type]
+    y, abstained = decision.decide(np.array(probabilities))
+    return [None if no_label else name for name, no_label in zip(label_space.names(y), abstained, strict=True)]
 
 
 @settings(max_examples=100, deadline=None)
-@given(tasks, st.integers(0, 1000))
+@given(label_spaces, st.integers(0, 1000))
 def test_without_thresholds_the_largest_probability_wins(label_space: LabelSpace, seed: int) -> None:
-    """Or in a list each of a half and more; every document gets an answer."""
-    logits, _ = drawn(label_space, seed, 20)
-    y, near = Decision.of(label_space, DecisionSettings()).decide(label_space.probabilities(logits))
-    assert not near.any()
+    """In a multi-label task, every class of at least one half is predicted; no document is left without a decision."""
+    logits, _ = draw_logits(label_space, seed, 20)
+    y, abstained = Decision.of(label_space, DecisionSettings()).decide(label_space.probabilities(logits))
+    assert not abstained.any()
     np.testing.assert_array_equal(y, label_space.predict(logits))
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(0.02, 0.98), st.floats(0.001, 0.999))
-def test_of_two_classes_the_second_is_given_above_its_threshold(t: float, p: float) -> None:
-    """Named by the one class's threshold or by the other's."""
+def test_a_binary_threshold_applies_to_either_class(t: float, p: float) -> None:
+    """The threshold t of one class is the threshold 1 - t of the other."""
     if abs(p - t) < 1e-6:
         return
     expected = ["b" if p > t else "a"]
-    assert decide(TWO, [[1 - p, p]], thresholds={"b": t}) == expected
-    assert decide(TWO, [[1 - p, p]], thresholds={"a": 1 - t}) == expected
+    assert decide_labels(BINARY, [[1 - p, p]], thresholds={"b": t}) == expected
+    assert decide_labels(BINARY, [[1 - p, p]], thresholds={"a": 1 - t}) == expected
 
 
-def test_a_class_that_needs_more_wins_less_often() -> None:
-    """Probabilities are divided by the thresholds; what is left below 1 is shared by the others."""
+def test_a_class_with_a_higher_threshold_is_predicted_less_often() -> None:
+    """Probabilities are divided by the thresholds.
+
+    Classes without a threshold share what the given ones leave below 1.
+    """
     probabilities = [[0.6, 0.3, 0.1], [0.85, 0.1, 0.05], [0.2, 0.2, 0.6]]
-    assert decide(THREE, probabilities) == ["a", "a", "c"]
-    assert decide(THREE, probabilities, thresholds={"a": 0.8}) == ["b", "a", "c"]
-    assert Decision.of(THREE, DecisionSettings(thresholds={"a": 0.8})).thresholds.tolist() == pytest.approx(
+    assert decide_labels(MULTICLASS, probabilities) == ["a", "a", "c"]
+    assert decide_labels(MULTICLASS, probabilities, thresholds={"a": 0.8}) == ["b", "a", "c"]
+    assert Decision.of(MULTICLASS, DecisionSettings(thresholds={"a": 0.8})).thresholds.tolist() == pytest.approx(
         [0.8, 0.1, 0.1]
     )
-    given = {"a": 0.8, "b": 0.7, "c": 0.9}  # all named: they need not sum to anything
-    assert decide(THREE, probabilities, thresholds=given) == ["a", "a", "c"]
+    thresholds = {"a": 0.8, "b": 0.7, "c": 0.9}  # with a threshold for every class the sum is free
+    assert decide_labels(MULTICLASS, probabilities, thresholds=thresholds) == ["a", "a", "c"]
 
 
-def test_each_class_of_a_list_has_a_threshold_of_its_own() -> None:
-    """A half by default, given from the threshold on."""
+def test_each_class_of_a_multilabel_task_has_its_own_threshold() -> None:
+    """One half by default; a class is predicted from its threshold on."""
     probabilities = [[0.5, 0.4, 0.9], [0.2, 0.2, 0.2], [0.95, 0.3, 0.49]]
-    assert decide(LISTS, probabilities) == [["a", "c"], [], ["a"]]
-    assert decide(LISTS, probabilities, thresholds={"a": 0.9, "b": 0.3}) == [["b", "c"], [], ["a", "b"]]
+    assert decide_labels(MULTILABEL, probabilities) == [["a", "c"], [], ["a"]]
+    assert decide_labels(MULTILABEL, probabilities, thresholds={"a": 0.9, "b": 0.3}) == [["b", "c"], [], ["a", "b"]]
 
 
-def test_near_a_border_no_label_is_given() -> None:
-    """One class's odds lead by less than the band, or any class of a list lies within it of its threshold."""
-    assert decide(TWO, [[0.55, 0.45], [0.4, 0.6], [0.9, 0.1]], abstain=0.15) == [None, "b", "a"]
-    assert decide(THREE, [[0.5, 0.4, 0.1], [0.5, 0.25, 0.25]], abstain=0.2) == [None, "a"]
-    # the border is where the thresholds put it: odds of 8/4 and 2/6, shares of 0.857 and 0.143
-    assert decide(TWO, [[0.8, 0.2], [0.4, 0.6]], thresholds={"a": 0.4}, abstain=0.2) == ["a", None]
-    assert decide(LISTS, [[0.45, 0.1, 0.9], [0.3, 0.1, 0.9]], abstain=0.1) == [None, ["c"]]
-    assert decide(LISTS, [[0.45, 0.1, 0.9], [0.75, 0.1, 0.9]], thresholds={"a": 0.8}, abstain=0.1) == [["c"], None]
+def test_the_decision_abstains_near_a_threshold() -> None:
+    """The best class leads by less than the band.
+
+    In a multi-label task, some class lies within the band of its threshold.
+    """
+    assert decide_labels(BINARY, [[0.55, 0.45], [0.4, 0.6], [0.9, 0.1]], abstain=0.15) == [None, "b", "a"]
+    assert decide_labels(MULTICLASS, [[0.5, 0.4, 0.1], [0.5, 0.25, 0.25]], abstain=0.2) == [None, "a"]
+    # thresholds move the border: odds of 0.8/0.4 and 0.2/0.6 are shares of 0.857 and 0.143
+    assert decide_labels(BINARY, [[0.8, 0.2], [0.4, 0.6]], thresholds={"a": 0.4}, abstain=0.2) == ["a", None]
+    assert decide_labels(MULTILABEL, [[0.45, 0.1, 0.9], [0.3, 0.1, 0.9]], abstain=0.1) == [None, ["c"]]
+    assert decide_labels(MULTILABEL, [[0.45, 0.1, 0.9], [0.75, 0.1, 0.9]], thresholds={"a": 0.8}, abstain=0.1) == [
+        ["c"],
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
-    ("label_space", "thresholds", "said"),
+    ("label_space", "thresholds", "message"),
     [
-        (THREE, {"d": 0.5}, "decision.thresholds: the model has no class 'd'; it has a, b, c"),
-        (LISTS, {"a": 0.5, "zz": 0.1}, "the model has no class 'zz'"),
-        (THREE, {"a": 0.5, "b": 0.5}, "they sum to 1; leave something below 1 for the others"),
-        (THREE, {"a": 0.7, "b": 0.8}, "they sum to 1.5; leave something"),
+        (MULTICLASS, {"d": 0.5}, "decision.thresholds: the model has no class 'd'; it has a, b, c"),
+        (MULTILABEL, {"a": 0.5, "zz": 0.1}, "the model has no class 'zz'"),
+        (MULTICLASS, {"a": 0.5, "b": 0.5}, "they sum to 1; leave something below 1 for the others"),
+        (MULTICLASS, {"a": 0.7, "b": 0.8}, "they sum to 1.5; leave something"),
     ],
 )
-def test_thresholds_that_cannot_be_are_refused(
-    label_space: LabelSpace, thresholds: dict[str, float], said: str
-) -> None:
-    """A class that is not there, or nothing left for the others; lists may ask for anything."""
-    with pytest.raises(UserError, match=said):
+def test_impossible_thresholds_are_refused(label_space: LabelSpace, thresholds: dict[str, float], message: str) -> None:
+    """An unknown class, or nothing left for the classes without a threshold. In a multi-label task the sum is free."""
+    with pytest.raises(UserError, match=message):
         Decision.of(label_space, DecisionSettings(thresholds=thresholds))
-    assert Decision.of(LISTS, DecisionSettings(thresholds={"a": 0.9, "b": 0.8})).thresholds.tolist() == [0.9, 0.8, 0.5]
+    assert Decision.of(MULTILABEL, DecisionSettings(thresholds={"a": 0.9, "b": 0.8})).thresholds.tolist() == [
+        0.9,
+        0.8,
+        0.5,
+    ]

@@ -1,4 +1,4 @@
-"""Exits: who leaves, what it costs, and that everything promised holds for those who left."""
+"""Early exits: which documents exit, what it costs, and that predictions and explanations are those of the exit."""
 
 from __future__ import annotations
 
@@ -31,83 +31,88 @@ from spin.sites import FeatureColumn, Site
 from tests.support import tiny
 from tests.support.summaries import choice_summary
 
-TASK = LabelSpace(("a", "b", "c"))
-LISTS = LabelSpace(("a", "b", "c"), multilabel=True)
+MULTICLASS = LabelSpace(("a", "b", "c"))
+MULTILABEL = LabelSpace(("a", "b", "c"), multilabel=True)
 
 
-def judged(seed: int, n: int = 300, noise: tuple[float, ...] = (2.0, 1.0, 0.3)) -> tuple[Any, ...]:
-    """Logits of exits that get better with depth, those of full depth, and the truth."""
+def draw_exit_logits(seed: int, n: int = 300, noise: tuple[float, ...] = (2.0, 1.0, 0.3)) -> tuple[Any, ...]:
+    """Logits of exits that get better with depth, those of full depth, and the true classes."""
     draw = np.random.default_rng(seed)
     y = draw.integers(0, 3, n)
-    truth = 3 * np.eye(3)[y]
-    *exits, final = (truth + draw.normal(0, sd, truth.shape) for sd in noise)
+    true_logits = 3 * np.eye(3)[y]
+    *exits, final = (true_logits + draw.normal(0, sd, true_logits.shape) for sd in noise)
     return exits, final, y
 
 
 def costs_and_losses(exits: Any, final: Any, y: Any, thresholds: Any, costs: Any) -> tuple[float, float, float]:
-    """One document after another, in plain words: mean cost, what accuracy loses, and what full depth expects to."""
-    probabilities = [TASK.probabilities(np.asarray(logits)) for logits in (*exits, final)]
-    cost, right, best, expected = 0.0, 0, 0, 0.0
+    """Mean cost, lost accuracy and the accuracy that full depth expects to lose, one document after another."""
+    probabilities = [MULTICLASS.probabilities(np.asarray(logits)) for logits in (*exits, final)]
+    cost, correct, correct_at_full_depth, expected = 0.0, 0, 0, 0.0
     for row in range(len(y)):
-        at = next((i for i, t in enumerate(thresholds) if probabilities[i][row].max() >= t), len(exits))
-        own, given = probabilities[-1][row].argmax(), probabilities[at][row].argmax()
-        cost += costs[at] + sum(0.03 * costs[-1] for t in thresholds[:at] if t < DISABLED)
-        right, best = right + (given == y[row]), best + (own == y[row])
-        expected += probabilities[-1][row][own] - probabilities[-1][row][given]
-    return cost / len(y), (best - right) / len(y), expected / len(y)
+        exit_index = next((i for i, t in enumerate(thresholds) if probabilities[i][row].max() >= t), len(exits))
+        full, predicted = probabilities[-1][row].argmax(), probabilities[exit_index][row].argmax()
+        cost += costs[exit_index] + sum(0.03 * costs[-1] for t in thresholds[:exit_index] if t < DISABLED)
+        correct, correct_at_full_depth = correct + (predicted == y[row]), correct_at_full_depth + (full == y[row])
+        expected += probabilities[-1][row][full] - probabilities[-1][row][predicted]
+    return cost / len(y), (correct_at_full_depth - correct) / len(y), expected / len(y)
 
 
 @pytest.mark.parametrize("max_loss", [0.0, 0.01, 0.05])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_thresholds_cost_least_within_the_loss(seed: int, max_loss: float) -> None:
-    """By a plain loop both losses are kept, and no cheaper thresholds of the grid keep them."""
-    exits, final, y = judged(seed)
+def test_thresholds_have_the_least_cost_within_the_allowed_loss(seed: int, max_loss: float) -> None:
+    """A plain loop confirms that both losses are kept and that no cheaper thresholds of a grid keep them."""
+    exits, final, y = draw_exit_logits(seed)
     costs = (0.3, 0.6, 1.0)
-    found = choose_exit_thresholds(exits, final, y, TASK, metric="accuracy", costs=costs, max_loss=max_loss)
-    cost, lost, expected = costs_and_losses(exits, final, y, found, costs)
+    thresholds = choose_exit_thresholds(exits, final, y, MULTICLASS, metric="accuracy", costs=costs, max_loss=max_loss)
+    cost, lost, expected = costs_and_losses(exits, final, y, thresholds, costs)
     assert max(lost, expected) <= max_loss + 1e-9
     assert cost < 1
-    sure = [confidence(TASK, TASK.probabilities(logits)) for logits in exits]
-    for other in product(*([*np.quantile(of, np.linspace(0, 0.95, 12)), DISABLED] for of in sure)):
-        theirs, lost, expected = costs_and_losses(exits, final, y, other, costs)
-        if theirs < cost - 1e-9:
+    confidences = [confidence(MULTICLASS, MULTICLASS.probabilities(logits)) for logits in exits]
+    for other in product(*([*np.quantile(values, np.linspace(0, 0.95, 12)), DISABLED] for values in confidences)):
+        other_cost, lost, expected = costs_and_losses(exits, final, y, other, costs)
+        if other_cost < cost - 1e-9:
             assert max(lost, expected) > max_loss
 
 
-def test_exits_that_say_nothing_are_never_taken() -> None:
-    exits, final, y = judged(0, noise=(0.1, 0.1))
-    noise = [np.random.default_rng(1).normal(0, 5, final.shape)]
+def test_exits_with_random_logits_are_disabled() -> None:
+    exits, final, y = draw_exit_logits(0, noise=(0.1, 0.1))
+    random_logits = [np.random.default_rng(1).normal(0, 5, final.shape)]
     assert len(exits) == 1
-    assert choose_exit_thresholds(noise, final, y, TASK, metric="macro_f1", costs=(0.3, 1), max_loss=0.0) == [DISABLED]
+    assert choose_exit_thresholds(
+        random_logits, final, y, MULTICLASS, metric="macro_f1", costs=(0.3, 1), max_loss=0.0
+    ) == [DISABLED]
 
 
-def test_the_loss_that_full_depth_expects_needs_no_luck() -> None:
-    """Exits that are right where full depth is sure and wrong are lucky: the metric gains, and still none leaves."""
+def test_an_exit_that_is_right_by_luck_is_disabled() -> None:
+    """It is right only where full depth is certain and wrong. The metric gains, but the expected loss is too large."""
     y = np.zeros(100, np.int64)
     final = np.tile([0.0, 4.0, 0.0], (100, 1))
-    lucky = [np.tile([9.0, 0.0, 0.0], (100, 1))]
-    assert score("accuracy", y, TASK.predict(lucky[0])) == 1
-    assert choose_exit_thresholds(lucky, final, y, TASK, metric="accuracy", costs=(0.3, 1), max_loss=0.1) == [DISABLED]
+    lucky_exit = [np.tile([9.0, 0.0, 0.0], (100, 1))]
+    assert score("accuracy", y, MULTICLASS.predict(lucky_exit[0])) == 1
+    assert choose_exit_thresholds(
+        lucky_exit, final, y, MULTICLASS, metric="accuracy", costs=(0.3, 1), max_loss=0.1
+    ) == [DISABLED]
 
 
-def test_the_least_sure_answer_decides_of_a_list() -> None:
+def test_the_confidence_of_a_multilabel_document_is_that_of_its_least_certain_class() -> None:
     probabilities = np.array([[0.9, 0.8, 0.4], [0.99, 0.01, 0.02]])
-    assert confidence(LISTS, probabilities) == pytest.approx([0.6, 0.98])
-    assert confidence(TASK, probabilities) == pytest.approx([0.9, 0.99])
+    assert confidence(MULTILABEL, probabilities) == pytest.approx([0.6, 0.98])
+    assert confidence(MULTICLASS, probabilities) == pytest.approx([0.9, 0.99])
 
 
-def test_what_is_given_no_label_does_not_leave() -> None:
+def test_a_document_on_which_the_decision_abstains_does_not_exit() -> None:
     logits = np.log(np.array([[0.5, 0.45, 0.05], [0.5, 0.25, 0.25]]))
-    decision = Decision.of(TASK, DecisionSettings(abstain=0.1))
-    assert should_exit(TASK, decision, 0.4, logits).tolist() == [False, True]
+    decision = Decision.of(MULTICLASS, DecisionSettings(abstain=0.1))
+    assert should_exit(MULTICLASS, decision, 0.4, logits).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(6, [1, 2, 4]), (3, [1, 2]), (1, []), (30, [5, 10, 20])])
-def test_exits_lie_below_full_depth(depth: int, expected: list[int]) -> None:
+def test_offered_exits_lie_below_full_depth(depth: int, expected: list[int]) -> None:
     assert offered_depths(CascadeSettings().depths, depth) == expected
 
 
-def test_groups_hold_every_column_once() -> None:
+def test_segments_hold_every_column_once() -> None:
+    """Blocks are divided at the exits; each column belongs to the segment that computes its layer."""
     columns = [
         FeatureColumn(Site(layer, kind), "mean")
         for layer in range(4)
@@ -124,8 +129,11 @@ TEXTS = [document["text"] for document in tiny.documents(60, ("good", "bad", "pl
 
 
 @pytest.fixture(scope="module")
-def spin(backbone_folder: Path) -> SpinClassifier:
-    """Of three blocks, with exits after the first and the second, where about a third of the documents leaves each."""
+def classifier(backbone_folder: Path) -> SpinClassifier:
+    """A classifier of three blocks with exits after the first and the second.
+
+    About a third of the documents takes each exit.
+    """
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=200)
     backbone, draw = load_backbone(settings), np.random.default_rng(0)
     columns = [FeatureColumn(site, pooling) for site in backbone.sites for pooling in ("max", "mean")]
@@ -136,111 +144,114 @@ def spin(backbone_folder: Path) -> SpinClassifier:
     head = LinearHead(draw.normal(0, 0.2, (3, p)).astype(np.float32), draw.normal(size=3).astype(np.float32))
     full = FittedClassifier(selection, Standardizer.fit(values), head, choice_summary())
     exits: list[EarlyExit] = []
-    left = np.zeros(len(TEXTS), bool)
+    exited = np.zeros(len(TEXTS), bool)
     for depth in (1, 2):
         p = len(selection.part(depth))
         shallow = LinearHead(head.coef[:, :p] * 2, head.intercept)
         X = full.standardizer.transform(values)[:, :p]
-        sure = confidence(label_space, label_space.probabilities(shallow.logits(X)))
-        threshold = float(np.quantile(sure[~left], 0.6)) + 1e-4  # not on a document, where rounding would decide
+        confidences = confidence(label_space, label_space.probabilities(shallow.logits(X)))
+        # between two documents, so that rounding cannot decide
+        threshold = float(np.quantile(confidences[~exited], 0.6)) + 1e-4
         exits.append(EarlyExit(depth, shallow, threshold))
-        left |= sure >= threshold
-    made = TrainingResult({"accuracy": replace(full, exits=tuple(exits))}, (), 0)
-    return SpinClassifier.assemble(settings, backbone.digest, label_space, made, "macro_f1")
+        exited |= confidences >= threshold
+    training_result = TrainingResult({"accuracy": replace(full, exits=tuple(exits))}, (), 0)
+    return SpinClassifier.assemble(settings, backbone.digest, label_space, training_result, "macro_f1")
 
 
-def early(spin: SpinClassifier, **settings: Any) -> SpinClassifier:
-    """The same, whose documents leave."""
+def with_exits(classifier: SpinClassifier, **settings: Any) -> SpinClassifier:
+    """The same classifier with its early exits enabled."""
     return SpinClassifier.assemble(
-        spin.settings.model_copy(update=settings),
-        str(spin.backbone_digest),
-        spin.label_space,
-        spin.training_result,
-        spin.metric,
+        classifier.settings.model_copy(update=settings),
+        str(classifier.backbone_digest),
+        classifier.label_space,
+        classifier.training_result,
+        classifier.metric,
         early=True,
     )
 
 
-def by_hand(spin: SpinClassifier) -> tuple[np.ndarray, np.ndarray]:
-    """Depth and logits of every text, from the activations of full depth and one document after another."""
-    full = spin.fitted
-    values = full.standardizer.transform(spin.features(TEXTS).values)
+def loop_exits(classifier: SpinClassifier) -> tuple[np.ndarray, np.ndarray]:
+    """Depth and logits of every text, one document after another, from the activations of full depth."""
+    full = classifier.fitted
+    values = full.standardizer.transform(classifier.features(TEXTS).values)
     depths, logits = [], []
     for x in values:
-        for taken in full.exits:
-            mine = taken.head.coef @ x[: taken.head.coef.shape[1]] + taken.head.intercept
-            if spin.label_space.probabilities(mine[None]).max() >= taken.threshold:
-                depths.append(taken.depth)
+        for early_exit in full.exits:
+            document_logits = early_exit.head.coef @ x[: early_exit.head.coef.shape[1]] + early_exit.head.intercept
+            if classifier.label_space.probabilities(document_logits[None]).max() >= early_exit.threshold:
+                depths.append(early_exit.depth)
                 break
         else:
             depths.append(3)
-            mine = full.head.logits(x[None])[0]
-        logits.append(mine)
+            document_logits = full.head.logits(x[None])[0]
+        logits.append(document_logits)
     return np.array(depths), np.array(logits)
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_documents_leave_where_they_are_sure(spin: SpinClassifier, engine: str) -> None:
-    """The depth and the logits of every document are those that full depth's activations make by hand."""
-    depths, logits = by_hand(spin)
+def test_documents_exit_where_their_confidence_reaches_the_threshold(classifier: SpinClassifier, engine: str) -> None:
+    """Depths and logits equal those of a plain loop over the activations of full depth."""
+    depths, logits = loop_exits(classifier)
     assert {*depths} == {1, 2, 3}
-    there = early(spin, engine=engine)
-    found = there.features(TEXTS)
-    assert found.depth is not None
-    assert found.depth.tolist() == depths.tolist()
-    assert there.predict_logits(TEXTS) == pytest.approx(logits, abs=1e-3)
-    for column, values in found.columns.items():
-        assert (np.isfinite(values).all(1) == (column.site.layer <= found.depth)).all()
+    early = with_exits(classifier, engine=engine)
+    features = early.features(TEXTS)
+    assert features.depth is not None
+    assert features.depth.tolist() == depths.tolist()
+    assert early.predict_logits(TEXTS) == pytest.approx(logits, abs=1e-3)
+    for column, values in features.columns.items():
+        assert (np.isfinite(values).all(1) == (column.site.layer <= features.depth)).all()
 
 
-def test_who_leaves_is_not_computed_further(spin: SpinClassifier) -> None:
-    """The blocks above see only the documents that reach them."""
-    there = early(spin)
-    seen = dict.fromkeys(range(3), 0)
+def test_blocks_above_an_exit_process_only_the_documents_that_stay(classifier: SpinClassifier) -> None:
+    """A hook counts the documents that reach each block."""
+    early = with_exits(classifier)
+    documents_per_block = dict.fromkeys(range(3), 0)
     for index in range(3):
 
         def count(_module: Any, args: Any, index: int = index) -> None:
-            seen[index] += len(args[0])
+            documents_per_block[index] += len(args[0])
 
-        there.backbone.ffn_projection(index + 1).register_forward_pre_hook(count)
-    depth = there.features(TEXTS).depth
+        early.backbone.ffn_projection(index + 1).register_forward_pre_hook(count)
+    depth = early.features(TEXTS).depth
     assert depth is not None
-    assert seen == {index: int((depth > index).sum()) for index in range(3)}
+    assert documents_per_block == {index: int((depth > index).sum()) for index in range(3)}
 
 
-def test_the_order_of_texts_does_not_matter(spin: SpinClassifier) -> None:
-    there = early(spin)
-    assert there.predict_logits(TEXTS[::-1])[::-1] == pytest.approx(there.predict_logits(TEXTS), abs=1e-4)
+def test_logits_with_exits_do_not_depend_on_the_order_of_texts(classifier: SpinClassifier) -> None:
+    early = with_exits(classifier)
+    assert early.predict_logits(TEXTS[::-1])[::-1] == pytest.approx(early.predict_logits(TEXTS), abs=1e-4)
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_the_exit_that_decided_is_explained(spin: SpinClassifier, engine: str) -> None:
-    """Neurons, words and bias make the logits that were given, and no neuron is named above the exit."""
-    there = early(spin, engine=engine)
-    depth = there.features(TEXTS).depth
+def test_an_explanation_is_that_of_the_exit_taken(classifier: SpinClassifier, engine: str) -> None:
+    """Neurons, words and bias add up to the predicted logits, and no neuron lies above the exit."""
+    early = with_exits(classifier, engine=engine)
+    depth = early.features(TEXTS).depth
     assert depth is not None
-    for at in (1, 2, 3):
-        text = TEXTS[int(np.flatnonzero(depth == at)[0])]
-        told, logits = there.explain(text), there.predict_logits([text])[0]
-        assert told.logits == pytest.approx(logits, abs=1e-4)
-        assert told.contributions.sum(0) + told.bias == pytest.approx(logits, abs=1e-4)
-        assert told.word_contributions.sum(0) + told.bias == pytest.approx(logits, abs=1e-4)
-        assert max(column.site.layer for column, _ in told.neurons) <= at
+    for exit_depth in (1, 2, 3):
+        text = TEXTS[int(np.flatnonzero(depth == exit_depth)[0])]
+        explanation, logits = early.explain(text), early.predict_logits([text])[0]
+        assert explanation.logits == pytest.approx(logits, abs=1e-4)
+        assert explanation.contributions.sum(0) + explanation.bias == pytest.approx(logits, abs=1e-4)
+        assert explanation.word_contributions.sum(0) + explanation.bias == pytest.approx(logits, abs=1e-4)
+        assert max(column.site.layer for column, _ in explanation.neurons) <= exit_depth
 
 
-def test_exits_are_saved(spin: SpinClassifier, tmp_path: Path) -> None:
-    spin.save(tmp_path)
-    back = SpinClassifier.load(tmp_path, backbone=spin.settings, early=True)
-    assert back.predict_logits(TEXTS) == pytest.approx(early(spin).predict_logits(TEXTS), abs=1e-6)
-    assert [(e.depth, e.threshold) for e in back.fitted.exits] == [(e.depth, e.threshold) for e in spin.fitted.exits]
+def test_exits_are_saved_and_loaded(classifier: SpinClassifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path)
+    loaded = SpinClassifier.load(tmp_path, backbone=classifier.settings, early=True)
+    assert loaded.predict_logits(TEXTS) == pytest.approx(with_exits(classifier).predict_logits(TEXTS), abs=1e-6)
+    assert [(e.depth, e.threshold) for e in loaded.fitted.exits] == [
+        (e.depth, e.threshold) for e in classifier.fitted.exits
+    ]
 
 
-def test_training_offers_exits_within_the_loss(backbone_folder: Path) -> None:
-    """On held-out rows the metric loses no more than was granted; where nothing is granted there are none."""
+def test_training_offers_exits_within_the_allowed_loss(backbone_folder: Path) -> None:
+    """On held-out rows the metric loses no more than allowed; where no loss is allowed there are no exits."""
     rows = tiny.documents(1500, ("good", "bad"))
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
 
-    def fitted(max_loss: float) -> SpinClassifier:
+    def fit(max_loss: float) -> SpinClassifier:
         return SpinClassifier(
             BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
             probe=ProbeSettings(penalties=4),
@@ -249,37 +260,37 @@ def test_training_offers_exits_within_the_loss(backbone_folder: Path) -> None:
             early=True,
         ).fit(texts, labels)
 
-    some = fitted(0.05)
-    assert some.fitted.exits
-    assert [e.depth for e in some.fitted.exits] == sorted({e.depth for e in some.fitted.exits})
-    for told, taken in zip(some.fitted.summary.exits, some.fitted.exits, strict=True):
-        assert told.depth == taken.depth < some.depth
-        assert 0 < told.valid_share <= 1
-    assert not fitted(0.0).fitted.exits
+    classifier = fit(0.05)
+    assert classifier.fitted.exits
+    assert [e.depth for e in classifier.fitted.exits] == sorted({e.depth for e in classifier.fitted.exits})
+    for summary, early_exit in zip(classifier.fitted.summary.exits, classifier.fitted.exits, strict=True):
+        assert summary.depth == early_exit.depth < classifier.depth
+        assert 0 < summary.valid_share <= 1
+    assert not fit(0.0).fitted.exits
 
 
-def test_drift_is_not_measured_above_the_first_exit(spin: SpinClassifier) -> None:
-    """Neurons that only the unsure documents reach are no sign of drift."""
-    there = early(spin)
-    found, full = there.features(TEXTS), spin.features(TEXTS)
-    chosen = spin.fitted
-    decision = Decision.of(spin.label_space, spin.decision)
-    depth = chosen.exit_depths(full.values, spin.label_space, decision)
-    assert found.depth is not None
-    assert depth.tolist() == found.depth.tolist()
-    logits = chosen.predict_logits(full.values, depth)
-    then = Profile.from_outputs(spin.label_space, chosen, logits, full.values, full)
-    logits = chosen.predict_logits(found.values, found.depth)
-    now = Profile.from_outputs(spin.label_space, chosen, logits, found.values, found)
-    drifts = {drift.name: drift for drift in measure(now, then, chosen.selection, 0.1)}
-    assert drifts["neurons"].now == (0, len(chosen.selection.part(1)))
+def test_drift_is_not_measured_above_the_first_exit(classifier: SpinClassifier) -> None:
+    """Neurons that only uncertain documents reach do not indicate drift."""
+    early = with_exits(classifier)
+    features, full = early.features(TEXTS), classifier.features(TEXTS)
+    fitted = classifier.fitted
+    decision = Decision.of(classifier.label_space, classifier.decision)
+    depth = fitted.exit_depths(full.values, classifier.label_space, decision)
+    assert features.depth is not None
+    assert depth.tolist() == features.depth.tolist()
+    logits = fitted.predict_logits(full.values, depth)
+    reference = Profile.from_outputs(classifier.label_space, fitted, logits, full.values, full)
+    logits = fitted.predict_logits(features.values, features.depth)
+    current = Profile.from_outputs(classifier.label_space, fitted, logits, features.values, features)
+    drifts = {drift.name: drift for drift in measure(current, reference, fitted.selection, 0.1)}
+    assert drifts["neurons"].now == (0, len(fitted.selection.part(1)))
     assert not any(drift.drifted for drift in drifts.values())
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [({"max_loss": 1.0}, "max_loss"), ({"depths": (0.0,)}, "greater than 0"), ({"depths": (1.0,)}, "less than 1")],
 )
-def test_settings_that_mean_nothing_are_refused(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_meaningless_cascade_settings_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         CascadeSettings(**change)

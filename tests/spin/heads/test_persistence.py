@@ -1,4 +1,4 @@
-"""What is saved is what is loaded, bit for bit; what is not whole or of another format is refused in words."""
+"""A loaded classifier equals the saved one bit for bit; an incomplete or foreign file is refused with the reason."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ METADATA = ClassifierMetadata(
 )
 
 
-def fitted(seed: int, *, bent: bool, classes: int = 3, columns: int = 3) -> FittedClassifier:
-    """Random neurons and a random head of them."""
+def make_fitted(seed: int, *, mlp: bool, classes: int = 3, columns: int = 3) -> FittedClassifier:
+    """Random neurons and a random head on them."""
     draw = np.random.default_rng(seed)
     neurons = {c: np.sort(draw.permutation(50)[: draw.integers(1, 6)]).astype(np.int64) for c in COLUMNS[:columns]}
     importance = {c: draw.random(len(n)) for c, n in neurons.items()}
@@ -49,14 +49,14 @@ def fitted(seed: int, *, bent: bool, classes: int = 3, columns: int = 3) -> Fitt
         return draw.normal(size=shape).astype(np.float32)
 
     head: LinearHead | MlpHead = LinearHead(values(classes, p), values(classes))
-    if bent:
+    if mlp:
         head = MlpHead(head, values(4, p), values(4), values(classes, 4))
     selection = Selection(neurons, importance, 0.1 + seed % 7 / 10)
     return FittedClassifier(selection, Standardizer(values(p), values(p)), head, SUMMARY)
 
 
-def training_result(*parts: FittedClassifier) -> TrainingResult:
-    """Three choices of some integrations, the last of which has all the rest."""
+def make_training_result(*parts: FittedClassifier) -> TrainingResult:
+    """Three choices from the given fitted classifiers, of which the last fills all remaining names."""
     names = ("accuracy", "balanced", "cheapest")
     choices = {name: parts[min(at, len(parts) - 1)] for at, name in enumerate(names)}
     points = (
@@ -66,79 +66,84 @@ def training_result(*parts: FittedClassifier) -> TrainingResult:
     return TrainingResult(choices, points, 31)  # type: ignore[arg-type]
 
 
-def written(folder: Path, subject: TrainingResult) -> Path:
-    for name, data in save(subject, METADATA).items():
+def write(folder: Path, result: TrainingResult) -> Path:
+    for name, data in save(result, METADATA).items():
         (folder / name).write_bytes(data)
     return folder
 
 
-def check_equal(back: FittedClassifier, mine: FittedClassifier) -> None:
-    """Bit for bit, and of the same types."""
-    assert back.selection.rows() == mine.selection.rows()
-    assert list(back.selection.neurons) == list(mine.selection.neurons)
-    assert back.selection.eta == mine.selection.eta
-    assert back.summary == mine.summary
-    assert type(back.head) is type(mine.head)
+def check_equal(actual: FittedClassifier, expected: FittedClassifier) -> None:
+    """The same values, bit for bit, and the same types."""
+    assert actual.selection.rows() == expected.selection.rows()
+    assert list(actual.selection.neurons) == list(expected.selection.neurons)
+    assert actual.selection.eta == expected.selection.eta
+    assert actual.summary == expected.summary
+    assert type(actual.head) is type(expected.head)
     pairs: list[tuple[Any, Any]] = [
-        (back.standardizer.mean, mine.standardizer.mean),
-        (back.standardizer.scale, mine.standardizer.scale),
+        (actual.standardizer.mean, expected.standardizer.mean),
+        (actual.standardizer.scale, expected.standardizer.scale),
     ]
-    linear = [h.linear if isinstance(h, MlpHead) else h for h in (back.head, mine.head)]
+    linear = [h.linear if isinstance(h, MlpHead) else h for h in (actual.head, expected.head)]
     pairs += [(linear[0].coef, linear[1].coef), (linear[0].intercept, linear[1].intercept)]
-    if isinstance(mine.head, MlpHead):
-        pairs += [(getattr(back.head, name), getattr(mine.head, name)) for name in ("inner", "inner_bias", "outer")]
-    pairs += [(back.selection.neurons[c], mine.selection.neurons[c]) for c in mine.selection.neurons]
-    pairs += [(back.selection.importance[c], mine.selection.importance[c]) for c in mine.selection.neurons]
-    for here, there in pairs:
-        assert here.dtype == there.dtype
-        np.testing.assert_array_equal(here, there)
+    if isinstance(expected.head, MlpHead):
+        pairs += [
+            (getattr(actual.head, name), getattr(expected.head, name)) for name in ("inner", "inner_bias", "outer")
+        ]
+    pairs += [(actual.selection.neurons[c], expected.selection.neurons[c]) for c in expected.selection.neurons]
+    pairs += [(actual.selection.importance[c], expected.selection.importance[c]) for c in expected.selection.neurons]
+    for actual_array, expected_array in pairs:
+        assert actual_array.dtype == expected_array.dtype
+        np.testing.assert_array_equal(actual_array, expected_array)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.lists(st.booleans(), min_size=1, max_size=3), st.integers(2, 4), st.integers(1, 3))
-def test_what_is_saved_is_loaded(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, bent: list[bool], classes: int, columns: int
+def test_a_loaded_training_result_equals_the_saved_one(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, mlp: list[bool], classes: int, columns: int
 ) -> None:
-    """Every choice bit for bit, linear and bent; one that stands under several names still is one."""
-    parts = [fitted(seed + at, bent=b, classes=classes, columns=columns) for at, b in enumerate(bent)]
-    subject = training_result(*parts)
-    folder = written(tmp_path_factory.mktemp("artifact"), subject)
-    back, metadata = load(folder)
-    assert list(back.choices) == list(subject.choices)
-    for name, mine in subject.choices.items():
-        check_equal(back.choices[name], mine)
-    assert len({id(found) for found in back.choices.values()}) == len(bent)
-    assert back.frontier == subject.frontier
-    assert back.tried == 31
+    """Every choice is equal bit for bit, with a linear or an MLP head.
+
+    A classifier under several names is still one object.
+    """
+    parts = [make_fitted(seed + at, mlp=b, classes=classes, columns=columns) for at, b in enumerate(mlp)]
+    result = make_training_result(*parts)
+    folder = write(tmp_path_factory.mktemp("artifact"), result)
+    loaded, metadata = load(folder)
+    assert list(loaded.choices) == list(result.choices)
+    for name, expected in result.choices.items():
+        check_equal(loaded.choices[name], expected)
+    assert len({id(choice) for choice in loaded.choices.values()}) == len(mlp)
+    assert loaded.frontier == result.frontier
+    assert loaded.tried == 31
     assert metadata == METADATA
-    assert save(back, metadata) == {name: (folder / name).read_bytes() for name in (CONFIG, TENSORS)}
+    assert save(loaded, metadata) == {name: (folder / name).read_bytes() for name in (CONFIG, TENSORS)}
 
 
-def test_a_shared_integration_is_stored_once(tmp_path: Path) -> None:
-    """Equal ones that are not the same are stored each."""
-    one = fitted(0, bent=False)
-    names = load_tensors(save(training_result(one))[TENSORS])
+def test_a_classifier_under_several_names_is_stored_once(tmp_path: Path) -> None:
+    """Two equal classifiers that are different objects are stored separately."""
+    fitted = make_fitted(0, mlp=False)
+    names = load_tensors(save(make_training_result(fitted))[TENSORS])
     assert {name.partition(".")[0] for name in names} == {"0"}
-    back, _ = load(written(tmp_path, training_result(one)))
-    assert back.choices["accuracy"] is back.choices["balanced"] is back.choices["cheapest"]
-    names = load_tensors(save(training_result(one, fitted(0, bent=False)))[TENSORS])
+    loaded, _ = load(write(tmp_path, make_training_result(fitted)))
+    assert loaded.choices["accuracy"] is loaded.choices["balanced"] is loaded.choices["cheapest"]
+    names = load_tensors(save(make_training_result(fitted, make_fitted(0, mlp=False)))[TENSORS])
     assert {name.partition(".")[0] for name in names} == {"0", "1"}
 
 
-def test_a_view_is_saved_as_it_is(tmp_path: Path) -> None:
-    """A head whose arrays are columns of others, or transposed, comes back right, whatever its order in memory."""
-    mine = fitted(0, bent=False)
-    assert isinstance(mine.head, LinearHead)
-    wide = np.asfortranarray(np.repeat(mine.head.coef, 2, axis=1))
-    head = LinearHead(wide[:, ::2], mine.head.intercept)
-    back, _ = load(
-        written(tmp_path, training_result(FittedClassifier(mine.selection, mine.standardizer, head, SUMMARY)))
+def test_a_head_of_array_views_is_saved_correctly(tmp_path: Path) -> None:
+    """Strided or transposed arrays come back with the same values, whatever their order in memory."""
+    fitted = make_fitted(0, mlp=False)
+    assert isinstance(fitted.head, LinearHead)
+    wide = np.asfortranarray(np.repeat(fitted.head.coef, 2, axis=1))
+    head = LinearHead(wide[:, ::2], fitted.head.intercept)
+    loaded, _ = load(
+        write(tmp_path, make_training_result(FittedClassifier(fitted.selection, fitted.standardizer, head, SUMMARY)))
     )
-    np.testing.assert_array_equal(back.choices["accuracy"].head.slopes(mine.standardizer.mean), mine.head.coef)
+    np.testing.assert_array_equal(loaded.choices["accuracy"].head.slopes(fitted.standardizer.mean), fitted.head.coef)
 
 
-def without(tensor: str) -> Callable[[Path], None]:
-    """Take a tensor away."""
+def remove_tensor(tensor: str) -> Callable[[Path], None]:
+    """Return a function that removes a tensor from the file."""
 
     def damage(folder: Path) -> None:
         tensors = load_tensors((folder / TENSORS).read_bytes())
@@ -148,8 +153,8 @@ def without(tensor: str) -> Callable[[Path], None]:
     return damage
 
 
-def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """Change config.json."""
+def edit_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Return a function that changes config.json."""
 
     def damage(folder: Path) -> None:
         config = json.loads((folder / CONFIG).read_text())
@@ -159,8 +164,8 @@ def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
     return damage
 
 
-def cut(name: str, share: float) -> Callable[[Path], None]:
-    """Leave only the first part of a file."""
+def truncate(name: str, share: float) -> Callable[[Path], None]:
+    """Return a function that keeps only the first part of a file."""
 
     def damage(folder: Path) -> None:
         data = (folder / name).read_bytes()
@@ -169,39 +174,44 @@ def cut(name: str, share: float) -> Callable[[Path], None]:
     return damage
 
 
-NOT_WHOLE, NOT_READ = "is not a whole classifier: ", "is not a classifier that can be read: "
+INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier that can be read: "
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (edited(lambda c: c.update(format=1)), "has format 1, this version reads 4; train the model again"),
-        (edited(lambda c: c.pop("format")), "has format None, this version reads 4; train the model again"),
-        *[(without(f"0.{name}"), f"{NOT_WHOLE}'{name}'") for name in ("mean", "scale", "coef", "intercept")],
-        (without("0.inner_bias"), f"{NOT_WHOLE}'inner_bias'"),
-        (without("0.neurons.ffn.01.max"), f"{NOT_WHOLE}'neurons.ffn.01.max'"),
-        (without("0.importance.ffn.02.mean"), f"{NOT_WHOLE}'importance.ffn.02.mean'"),
-        (edited(lambda c: c.pop("choices")), f"{NOT_WHOLE}'choices'"),
-        (edited(lambda c: c.pop("frontier")), f"{NOT_WHOLE}'frontier'"),
-        (edited(lambda c: c.pop("tried")), f"{NOT_WHOLE}'tried'"),
-        (edited(lambda c: c["choices"].update(accuracy=7)), f"{NOT_WHOLE}list index out of range"),
-        (edited(lambda c: c.update(choices=3)), NOT_WHOLE),
-        (edited(lambda c: c["frontier"][0].pop("penalty")), f"{NOT_WHOLE}'penalty'"),
-        (edited(lambda c: c["frontier"][0].update(novel=1)), f"{NOT_WHOLE}.*unexpected keyword argument 'novel'"),
-        (edited(lambda c: c["integrations"][0].update(columns=["ffn.77.max"])), f"{NOT_WHOLE}'neurons.ffn.77.max'"),
-        (edited(lambda c: c["integrations"][0].update(columns=["nonsense"])), "'' is not a site"),
-        (cut(TENSORS, 0.9), NOT_READ),
-        (cut(TENSORS, 0.01), NOT_READ),
-        (cut(TENSORS, 0), NOT_READ),
-        (cut(CONFIG, 0.9), NOT_READ),
-        (cut(CONFIG, 0), NOT_READ),
-        (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe"), NOT_READ),
+        (edit_config(lambda c: c.update(format=1)), "has format 1, this version reads 4; train the model again"),
+        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 4; train the model again"),
+        *[(remove_tensor(f"0.{name}"), f"{INCOMPLETE}'{name}'") for name in ("mean", "scale", "coef", "intercept")],
+        (remove_tensor("0.inner_bias"), f"{INCOMPLETE}'inner_bias'"),
+        (remove_tensor("0.neurons.ffn.01.max"), f"{INCOMPLETE}'neurons.ffn.01.max'"),
+        (remove_tensor("0.importance.ffn.02.mean"), f"{INCOMPLETE}'importance.ffn.02.mean'"),
+        (edit_config(lambda c: c.pop("choices")), f"{INCOMPLETE}'choices'"),
+        (edit_config(lambda c: c.pop("frontier")), f"{INCOMPLETE}'frontier'"),
+        (edit_config(lambda c: c.pop("tried")), f"{INCOMPLETE}'tried'"),
+        (edit_config(lambda c: c["choices"].update(accuracy=7)), f"{INCOMPLETE}list index out of range"),
+        (edit_config(lambda c: c.update(choices=3)), INCOMPLETE),
+        (edit_config(lambda c: c["frontier"][0].pop("penalty")), f"{INCOMPLETE}'penalty'"),
+        (edit_config(lambda c: c["frontier"][0].update(novel=1)), f"{INCOMPLETE}.*unexpected keyword argument 'novel'"),
+        (
+            edit_config(lambda c: c["integrations"][0].update(columns=["ffn.77.max"])),
+            f"{INCOMPLETE}'neurons.ffn.77.max'",
+        ),
+        (edit_config(lambda c: c["integrations"][0].update(columns=["nonsense"])), "'' is not a site"),
+        (truncate(TENSORS, 0.9), UNREADABLE),
+        (truncate(TENSORS, 0.01), UNREADABLE),
+        (truncate(TENSORS, 0), UNREADABLE),
+        (truncate(CONFIG, 0.9), UNREADABLE),
+        (truncate(CONFIG, 0), UNREADABLE),
+        (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe"), UNREADABLE),
     ],
 )
-def test_what_is_not_whole_is_refused(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:
-    """In words that name the folder and what is missing."""
-    written(tmp_path, training_result(fitted(0, bent=True)))
+def test_an_incomplete_or_unreadable_classifier_is_refused(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    """The error is one line that names the folder and the missing part."""
+    write(tmp_path, make_training_result(make_fitted(0, mlp=True)))
     damage(tmp_path)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
