@@ -1,4 +1,4 @@
-"""What Ray costs: `spin extract` against a plain loop that reads, extracts and writes the same shards."""
+"""The cost of Ray: `spin extract` against a plain loop that reads, extracts and writes the same shards."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ SHARD = 1_000
 
 @dataclass(frozen=True)
 class Way:
-    """One way to read the corpus: some processes of some threads each, under Ray or not."""
+    """One way to extract the features of the corpus: with Ray or without, and with how many processes and threads."""
 
     ray: bool
     workers: int
+    """processes"""
     threads: int
+    """per process"""
 
     def __str__(self) -> str:
         threads = f"{self.workers} × {self.threads} thread{'s' * (self.threads > 1)}"
@@ -37,7 +39,7 @@ WAYS = (PLAIN, ONE, TWO, PLAIN_WIDE, ONE_WIDE)
 
 
 def prepare(folder: Path, documents: int) -> Settings:
-    """Tweets as a labelled corpus, in the order in which they are measured."""
+    """Write a labelled corpus of tweets and its plan; return the settings that extract it."""
     from jobs.quickstart import BACKBONE, read_tweets
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,35 +53,35 @@ def prepare(folder: Path, documents: int) -> Settings:
             "ray": {"shard_documents": SHARD},
         }
     )
-    seconds(ONE_WIDE, settings, folder)  # for its plan, and so that all find the files in memory
+    seconds(ONE_WIDE, settings, folder)  # writes the plan, and reads the files into the page cache
     shutil.copy(Path(settings.store) / "features/plan.json", folder)
     return settings
 
 
 def seconds(way: Way, settings: Settings, folder: Path) -> float:
-    """From the begin of the first shard to the end of the last, in a process of its own: start-up is left out."""
+    """Seconds from the start of the first shard to the end of the last, in a fresh process; start-up is not counted."""
     ray = settings.ray.model_copy(update={"workers": way.workers, "cpus_per_worker": way.threads})
-    mine = settings.model_copy(update={"ray": ray})
+    way_settings = settings.model_copy(update={"ray": ray})
     file = folder / "overhead.json"
-    file.write_text(json.dumps({"ray": way.ray, "settings": mine.model_dump()}), encoding="utf-8")
+    file.write_text(json.dumps({"ray": way.ray, "settings": way_settings.model_dump()}), encoding="utf-8")
     shutil.rmtree(settings.store, ignore_errors=True)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "benchmarks.limits.overhead", str(file)], stdout=subprocess.PIPE, check=True
     )
-    return float(done.stdout.split()[-1])
+    return float(process.stdout.split()[-1])
 
 
 def _extract(settings: Settings) -> float:
+    """Run `spin extract` and return the seconds of its shards."""
     from pipelines.nightly.throughput import span
-    from pipelines.storage.shard_log import ShardOutcome
-    from pipelines.training.extract_features import ExtractCounts, run_extract
+    from pipelines.training.extract_features import run_extract
 
     _, manifest = run_extract(settings)
-    return span([ShardOutcome.from_json(shard, ExtractCounts) for shard in manifest.results.shards])
+    return span(manifest.results.shards)
 
 
 def _loop(settings: Settings, planned: Path) -> float:
-    """The same work with nothing around it, on the shards that `spin extract` planned."""
+    """Do the same work in a plain loop over the shards of a plan of `spin extract` and return the seconds."""
     import torch
 
     from pipelines.data.readers import Shard
@@ -101,6 +103,6 @@ def _loop(settings: Settings, planned: Path) -> float:
 
 
 if __name__ == "__main__":
-    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    read = Settings.model_validate(given["settings"])
-    print(_extract(read) if given["ray"] else _loop(read, Path(sys.argv[1]).with_name("plan.json")))
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    requested = Settings.model_validate(request["settings"])
+    print(_extract(requested) if request["ray"] else _loop(requested, Path(sys.argv[1]).with_name("plan.json")))

@@ -1,4 +1,4 @@
-"""A night of many documents on a tiny random backbone: how much memory each process takes, and how fast it is."""
+"""Memory and speed of a night by its number of documents, on a tiny random backbone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,45 +17,47 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.nightly.run_records import RunManifest
 from pipelines.nightly.throughput import span
+from pipelines.storage.shard_log import ShardOutcome
 
 FILE = 10_000
-"""documents of a file of the corpus; their texts are the same in all, their ids are not"""
+"""documents per file of the corpus; the texts are the same in every file, the ids are not"""
 SHARD = 1_000
 WORKERS = 2
 _WIDE = 192
-"""of the backbone: small, yet a shard takes long against what the clock tells"""
+"""width of the backbone: small, yet large enough for a shard to take much longer than the clock's resolution"""
 DAY = "2026-01-31"
 _EVERY = 0.1
-"""seconds from a look at the processes to the next"""
+"""seconds between two measurements of the processes"""
 _MB = 1e6
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a night of some documents took."""
+    """Memory and time of a night."""
 
     documents: int
     per_s: float
-    """documents a second of the median shard, of those begun after the first had ended, times the workers"""
+    """documents per second of the median shard times the workers, of the shards begun after the first had ended"""
     whole_s: float
-    """from the begin of the first shard to the end of the last"""
+    """seconds from the start of the first shard to the end of the last"""
     peak: dict[str, float]
-    """MB by kind of process, of the largest: resident at its peak, library files and shared memory included"""
+    """peak resident memory in MB by kind of process, of the largest; library files and shared memory included"""
     own: dict[str, float]
-    """MB likewise of anonymous memory, which is the process's own, as the looks saw it"""
+    """peak anonymous memory in MB, which belongs to the process alone, likewise; as measured at intervals"""
     outcome: int
-    """bytes of the longest record that the driver keeps of a shard"""
+    """length in bytes of the longest record of a shard that the driver holds"""
 
 
 class Watch:
-    """Looks at a process and its workers while the context lasts."""
+    """Measures the memory of a process and its workers while the context lasts."""
 
     def __init__(self, pid: int) -> None:
         self.root, self._ended = psutil.Process(pid), threading.Event()
         self.peak: dict[str, float] = defaultdict(float)
         self.own: dict[str, float] = defaultdict(float)
-        self._thread = threading.Thread(target=self._look, daemon=True, name="watch")
+        self._thread = threading.Thread(target=self._measure, daemon=True, name="watch")
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -64,20 +67,20 @@ class Watch:
         self._ended.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         while not self._ended.wait(_EVERY):
             try:
-                found = [(self.root, "driver"), *((p, "worker") for p in self.root.children(True) if _is_worker(p))]
+                processes = [(self.root, "driver"), *((p, "worker") for p in self.root.children(True) if _is_worker(p))]
             except psutil.Error:
                 continue
-            for process, kind in found:
+            for process, kind in processes:
                 status = _status(process.pid)
-                for kept, field in ((self.peak, "VmHWM"), (self.own, "RssAnon")):
-                    kept[kind] = max(kept[kind], status.get(field, 0.0))
+                for maximum, field in ((self.peak, "VmHWM"), (self.own, "RssAnon")):
+                    maximum[kind] = max(maximum[kind], status.get(field, 0.0))
 
 
 def prepare(folder: Path, most: int) -> None:
-    """A registered classifier of a tiny random backbone, and a corpus."""
+    """Register a classifier on a tiny random backbone and write a corpus of `most` documents."""
     from tests.support import tiny
     from tests.support.registry_fixture import RegistryFixture
 
@@ -95,32 +98,33 @@ def prepare(folder: Path, most: int) -> None:
 
 
 def night(folder: Path, documents: int) -> Scale:
-    """Classify the first documents of the corpus, whole files of it, in a process of its own, watched."""
+    """Classify the first documents of the corpus, in whole files, in a fresh process, and measure it."""
     command = [sys.executable, "-m", "benchmarks.limits.scale", str(folder), str(documents)]
     with subprocess.Popen(command) as process, Watch(process.pid) as watch:
         if process.wait():
             raise SystemExit(f"the night of {documents:,} documents failed")
-    manifest = json.loads((_output(folder, documents) / f"_runs/{DAY}-001/manifest.json").read_text(encoding="utf-8"))
-    counts = manifest["counts"]
-    assert counts["rows"] == counts["predicted"] == documents
+    path = _output(folder, documents) / f"_runs/{DAY}-001/manifest.json"
+    manifest = RunManifest.from_json(json.loads(path.read_text(encoding="utf-8")))
+    assert manifest.counts.rows == manifest.counts.predicted == documents
     return Scale(
         documents,
-        _speed(manifest["shards"]),
-        span(manifest["shards"]),
+        _speed(manifest.shards),
+        span(manifest.shards),
         dict(watch.peak),
         dict(watch.own),
-        max(len(json.dumps(shard)) for shard in manifest["shards"]),
+        max(len(json.dumps(shard.to_json())) for shard in manifest.shards),
     )
 
 
-def _speed(outcomes: list[dict[str, Any]]) -> float:
-    first = min(outcome["ended"] for outcome in outcomes)
-    warm = [outcome for outcome in outcomes if outcome["ended"] - outcome["seconds"] >= first]
-    return float(WORKERS * statistics.median(outcome["rows"] / outcome["seconds"] for outcome in warm))
+def _speed(outcomes: Sequence[ShardOutcome[Any]]) -> float:
+    """Documents per second of the median shard times the workers, of the shards begun after the first had ended."""
+    first = min(outcome.ended for outcome in outcomes)
+    warm = [outcome for outcome in outcomes if outcome.ended - outcome.seconds >= first]
+    return float(WORKERS * statistics.median(outcome.counts.rows / outcome.seconds for outcome in warm))
 
 
 def _classify(folder: Path, documents: int) -> None:
-    """What the process of a night does."""
+    """Run a night; this is what the fresh process does."""
     from jobs.cli import silence_libraries
 
     silence_libraries()
@@ -142,18 +146,18 @@ def _output(folder: Path, documents: int) -> Path:
 
 
 def _is_worker(process: psutil.Process) -> bool:
-    """An actor of a stage, by the title that Ray gives it."""
+    """Whether a process is an actor of a stage, by the title that Ray gives it."""
     return any("_Worker" in word for word in process.cmdline()[:1])
 
 
 def _status(pid: int) -> dict[str, float]:
-    """MB of each kind of memory; nothing of a process that has ended."""
+    """Memory in MB by the field names of /proc; empty if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
-    words = [line.split() for line in lines if line.endswith(" kB")]
-    return {name.rstrip(":"): 1024 * int(kilobytes) / _MB for name, kilobytes, _ in words}
+    fields = [line.split() for line in lines if line.endswith(" kB")]
+    return {name.rstrip(":"): 1024 * int(kilobytes) / _MB for name, kilobytes, _ in fields}
 
 
 if __name__ == "__main__":

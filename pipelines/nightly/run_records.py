@@ -11,7 +11,7 @@ from pydantic import PlainSerializer, PlainValidator
 from pipelines.data.input_files import InputFile
 from pipelines.data.readers import Shard
 from pipelines.storage.records import from_json, to_json
-from pipelines.storage.shard_log import ShardCounts, ShardOutcome
+from pipelines.storage.shard_log import ShardCounts, StoredOutcome
 from spin.monitor.agreement import AgreementCounts, ShadowAgreement
 from spin.monitor.drift import Drift
 
@@ -149,16 +149,9 @@ class EarlierNight:
     """its counts"""
 
 
-def _classified_shard(value: Mapping[str, object] | ShardOutcome[ClassifyCounts]) -> ShardOutcome[ClassifyCounts]:
-    return value if isinstance(value, ShardOutcome) else ShardOutcome.from_json(value, ClassifyCounts)
-
-
 _DriftJson = Annotated[Drift, PlainValidator(Drift.from_json), PlainSerializer(Drift.to_json)]
 _ShadowJson = Annotated[
     ShadowAgreement, PlainValidator(ShadowAgreement.from_json), PlainSerializer(ShadowAgreement.to_json)
-]
-_ShardJson = Annotated[
-    ShardOutcome[ClassifyCounts], PlainValidator(_classified_shard), PlainSerializer(ShardOutcome.to_json)
 ]
 
 
@@ -200,7 +193,7 @@ class RunManifest:
     """counts over all shards of the files in `inputs`"""
     parts: tuple[PublishedPart, ...]
     """files to publish"""
-    shards: tuple[_ShardJson, ...]
+    shards: tuple[StoredOutcome[ClassifyCounts], ...]
     """all shards, in the order of the plan, including those of quarantined files"""
 
     def to_json(self) -> dict[str, object]:

@@ -11,7 +11,10 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, get_args
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
@@ -85,6 +88,21 @@ class ShardOutcome(Generic[C]):
             seconds=value["seconds"],
             ended=value["ended"],
         )
+
+
+class _OutcomeJson:
+    """Makes pydantic read and write an outcome by `from_json` and `to_json`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        [counts_type] = get_args(source)
+        return core_schema.no_info_plain_validator_function(
+            lambda value: value if isinstance(value, ShardOutcome) else ShardOutcome.from_json(value, counts_type),
+            serialization=core_schema.plain_serializer_function_ser_schema(ShardOutcome.to_json),
+        )
+
+
+StoredOutcome = Annotated[ShardOutcome[C], _OutcomeJson()]
+"""the type of an outcome in another record, such as a manifest"""
 
 
 @dataclass(frozen=True)

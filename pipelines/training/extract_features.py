@@ -19,7 +19,7 @@ from pipelines.data.training_labels import split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
-from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
+from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult, StoredOutcome
 from pipelines.storage.stage_plan import (
     StageManifest,
     StagePlan,
@@ -74,8 +74,8 @@ class ExtractResults:
     inputs: tuple[InputFile, ...]
     """files of the corpus"""
     counts: CorpusCounts
-    shards: tuple[Mapping[str, Any], ...]
-    """the outcomes of the shards as JSON, in plan order"""
+    shards: tuple[StoredOutcome[ExtractCounts], ...]
+    """in plan order"""
 
 
 ExtractPlan = StagePlan[FeaturePlan]
@@ -135,8 +135,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
                 "the data changed meanwhile: start over with --restart"
             )
         seconds = round(time.perf_counter() - start, 1)
-        shards = tuple(outcome.to_json() for outcome in outcomes)
-        return plan, write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, shards))
+        return plan, write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, tuple(outcomes)))
 
 
 def _sum_counts(shards: Sequence[ExtractCounts]) -> CorpusCounts:

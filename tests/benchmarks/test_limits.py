@@ -10,6 +10,7 @@ from benchmarks.limits.overhead import WAYS, Way
 from benchmarks.limits.run import memory, page, probes, ray
 from benchmarks.limits.saga import Race
 from benchmarks.limits.scale import WORKERS, Scale, _speed
+from pipelines.storage.shard_log import ShardCounts, ShardOutcome
 from spin.sites import FeatureColumn
 
 RACE = Race(FeatureColumn.parse("resid.06.mean"), 384, 20.0, 1.0, 2.0, 5e-4, [(0.1, 0.5, 0.4)], True)
@@ -18,7 +19,7 @@ NIGHT = Scale(10, 1000.0, 0.02, {"driver": 700.0, "worker": 710.0}, {"driver": 4
 
 
 @pytest.mark.parametrize(
-    ("change", "wanted"), [({}, 3), ({"ours": 3.0}, 2), ({"shipped": 3.0}, 2), ({"reached": False}, 2)]
+    ("change", "wanted"), [({}, 3), ({"spin": 3.0}, 2), ({"shipped": 3.0}, 2), ({"reached": False}, 2)]
 )
 def test_probes_hold_where_they_are_faster_and_as_good(change: dict[str, float], wanted: int) -> None:
     """Ten times, each way, and no objective above; the text extrapolates to all site.poolings."""
@@ -42,15 +43,13 @@ def test_memory_is_flat_or_is_not() -> None:
     assert [said.partition(":")[0] for holds, said in part[1] if not holds] == [
         "driver's own memory",
         "documents/s in shards",
-        "documents/s of all",
+        "documents/s overall",
     ]
     assert page([part]).count("does not hold") == 3
 
 
 def test_a_pace_is_that_of_the_median_shard() -> None:
     """Of those that were begun after the first had ended; one that stalled does not count for more than itself."""
-    shards = [
-        {"rows": 100, "seconds": s, "ended": e}
-        for s, e in ((9.0, 9.0), (9.0, 9.5), (1.0, 10.0), (1.0, 11.0), (50.0, 61.0))
-    ]
+    times = ((9.0, 9.0), (9.0, 9.5), (1.0, 10.0), (1.0, 11.0), (50.0, 61.0))
+    shards = [ShardOutcome(ShardCounts(rows=100), {}, tries=1, seconds=s, ended=e) for s, e in times]
     assert _speed(shards) == WORKERS * 100
