@@ -1,4 +1,4 @@
-"""The whole road, run → promote → classify, on a folder and on the real S3 server, with Ray."""
+"""The whole workflow, run → promote → classify, with Ray, on a folder and on the real S3 server."""
 
 from __future__ import annotations
 
@@ -38,38 +38,44 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture(scope="module", params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
-def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Road:
-    """A project that has been run and promoted, on a folder and on S3."""
-    folder = tmp_path_factory.mktemp("road")
+def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose first version is trained and promoted, on a folder and on S3."""
+    folder = tmp_path_factory.mktemp("project")
     base = str(folder)
     if request.param == "s3":
         base = f"{request.getfixturevalue('s3_server')}/{folder.name}-{os.getpid()}"
-    return Road(folder, base, backbone_folder)
+    return Project(folder, base)
 
 
-class Road:
-    """Settings, registry and what the first run said."""
+class Project:
+    """Trains and promotes version 1 of a tiny project; holds its settings, its registry and the events of the run."""
 
-    def __init__(self, folder: Path, base: str, backbone: Path) -> None:
+    def __init__(self, folder: Path, base: str) -> None:
         self.folder, self.base = folder, base
+        self.backbone = tiny.bert(folder / "bert")
         self.documents = tiny.documents(1500, CLASSES)
         self.write("train.parquet", self.documents)
-        self.settings = self.with_settings()
+        self.settings = self.make_settings()
         self.registry = Registry(self.settings)
-        self.said: list[tuple[str, bool]] = []
-        self.report = run_workflow(self.settings, on_stage=lambda event: self.said.append((event.stage, event.resumed)))
+        self.events: list[tuple[str, bool]] = []
+        """(stage, resumed) of each finished stage"""
+        self.report = run_workflow(
+            self.settings, on_stage=lambda event: self.events.append((event.stage, event.resumed))
+        )
         promote.promote(self.registry, "1", "the first")
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> str:
+        """Write rows to a Parquet file in the project's store; returns its URI."""
         store = Store(self.base)
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=100)
         store.write(f"data/{name}", sink.getvalue().to_pybytes())
         return f"{self.base}/data/{name}"
 
-    def with_settings(self, **changes: Any) -> Settings:
+    def make_settings(self, **changes: Any) -> Settings:
+        """Settings of the project with some sections replaced."""
         tree = {
-            "backbone": {"model": str(self.backbone()), "dtype": "float32", "device": "cpu"},
+            "backbone": {"model": str(self.backbone), "dtype": "float32", "device": "cpu"},
             "data": {"train": f"{self.base}/data/train.parquet"},
             "store": f"{self.base}/store",
             "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{self.folder}/mlflow.db"},
@@ -79,33 +85,29 @@ class Road:
         }
         return parse_settings({**tree, **changes})
 
-    def backbone(self) -> Path:
-        folder = self.folder / "bert"
-        return folder if folder.exists() else tiny.bert(folder)
 
-
-def test_it_learns_registers_and_reports(road: Road) -> None:
-    """Every stage ran, the challenger is registered, report.json holds the table and says what a person asks."""
-    assert road.said == [("extract", False), ("probe", False), ("train", False)]
-    report = Store(road.settings.store).read_json("report.json")
+def test_a_run_trains_and_registers_a_challenger_and_writes_its_report(project: Project) -> None:
+    """Every stage runs. report.json holds the table of contenders, the fingerprint and the counts."""
+    assert project.events == [("extract", False), ("probe", False), ("train", False)]
+    report = Store(project.settings.store).read_json("report.json")
     rows = {row["name"]: row for row in report["table"]}
     assert list(rows)[:4] == ["tfidf", "last_layer", "best_site", "spin"]
     fields = {"name", "accuracy", "macro_f1", "neurons", "neurons_of", "depth", "depth_of", "docs_per_s"}
     assert all(set(row) == fields for row in rows.values())
     assert rows["spin"]["macro_f1"] > 0.8
     assert rows["spin"]["neurons"] < rows["spin"]["neurons_of"] == 2 * (4 * 16 + 3 * 24)
-    assert report["fingerprint"] == road.report.fingerprint
+    assert report["fingerprint"] == project.report.fingerprint
     assert report["stages"]["extract"]["rows"] == 1500
-    assert CHALLENGER in road.registry.versions()[-1].aliases
+    assert CHALLENGER in project.registry.versions()[-1].aliases
 
 
-def test_a_second_run_resumes_and_computes_nothing(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finished stages say so without a cluster, a backbone or a new version."""
+def test_a_second_run_resumes_and_computes_nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished stages start no cluster, load no backbone and register no version."""
 
-    def never(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished stage did work")
 
-    work = (
+    functions = (
         "extract_features.map_shards",
         "extract_features.load_backbone",
         "fit_probes.run_group",
@@ -113,71 +115,71 @@ def test_a_second_run_resumes_and_computes_nothing(road: Road, monkeypatch: pyte
         "train._fit",
         "train._register",
     )
-    for name in work:
-        monkeypatch.setattr(f"pipelines.training.{name}", never)
-    said: list[tuple[str, bool]] = []
-    run_workflow(road.settings, on_stage=lambda event: said.append((event.stage, event.resumed)))
-    assert said == [("extract", True), ("probe", True), ("train", True)]
-    assert len(road.registry.versions()) == 1
+    for function in functions:
+        monkeypatch.setattr(f"pipelines.training.{function}", fail)
+    events: list[tuple[str, bool]] = []
+    run_workflow(project.settings, on_stage=lambda event: events.append((event.stage, event.resumed)))
+    assert events == [("extract", True), ("probe", True), ("train", True)]
+    assert len(project.registry.versions()) == 1
 
 
-def test_lost_shards_and_probes_are_made_again_alike(road: Road) -> None:
-    """A store that lost its manifest, a shard and a probe, as after a crash, gives the same bytes when run again."""
-    store = Store(road.settings.store)
+def test_lost_shards_and_probes_are_computed_again_with_the_same_bytes(project: Project) -> None:
+    """A store that has lost a shard, a probe and its manifests, as after a crash, is restored by a second run."""
+    store = Store(project.settings.store)
     lost = ["features/parts/000002.parquet", "features/parts/000002.json", "probes/ffn.02.max.safetensors"]
     before = {key: store.read(key) for key in lost[::2]}
-    kept = store.read_json("features/parts/000001.json")
+    other_shard = store.read_json("features/parts/000001.json")
     for key in [*lost, "features/manifest.json", "probes/manifest.json"]:
         store.delete(key)
-    run_workflow(road.settings)
+    run_workflow(project.settings)
     assert {key: store.read(key) for key in lost[::2]} == before
-    assert store.read_json("features/parts/000001.json") == kept
+    assert store.read_json("features/parts/000001.json") == other_shard
 
 
-def test_other_settings_are_refused_by_name(road: Road) -> None:
-    """A changed setting is named with both values; worker counts do not matter."""
-    changed = road.with_settings(metric="accuracy")
+def test_changed_settings_are_refused_with_both_values(project: Project) -> None:
+    """A stage names the setting that changed since it ran. The number of workers may change."""
+    changed = project.make_settings(metric="accuracy")
     with pytest.raises(UserError, match=r"probe: .*metric is \"accuracy\", was \"macro_f1\".*--restart"):
         run_stages(changed, ["probe"])
     with pytest.raises(UserError, match=r"probe: .*probe\.penalties is 4, was 5"):
-        run_stages(road.with_settings(probe={"penalties": 4}), ["train"])
-    backbone = {**road.settings.backbone.model_dump(), "max_tokens": 32}
+        run_stages(project.make_settings(probe={"penalties": 4}), ["train"])
+    backbone = {**project.settings.backbone.model_dump(), "max_tokens": 32}
     with pytest.raises(UserError, match=r"extract: .*backbone\.max_tokens is 32, was 256"):
-        run_stages(road.with_settings(backbone=backbone), ["train"])
+        run_stages(project.make_settings(backbone=backbone), ["train"])
     with pytest.raises(UserError, match=r"extract: .*backbone.max_tokens is 32, was 256"):
-        run_stages(road.with_settings(backbone=backbone), ["extract"])
-    run_stages(road.with_settings(ray={"workers": 1, "shard_documents": 200}), ["extract", "probe"])
+        run_stages(project.make_settings(backbone=backbone), ["extract"])
+    run_stages(project.make_settings(ray={"workers": 1, "shard_documents": 200}), ["extract", "probe"])
 
 
-def test_a_night_has_every_row_once(road: Road) -> None:
-    """Good rows are predicted as the classifier predicts them, the others are dead letters with their reasons."""
+def test_every_row_of_a_night_is_predicted_or_a_dead_letter(project: Project) -> None:
+    """Valid rows get the labels that the classifier gives; the others are dead letters with their reasons."""
     batch = tiny.documents(170, CLASSES, seed=9)
-    bad = [
+    rejected = [
         {"id": None, "text": "a fine day"},
         {"id": "n1", "text": None},
         {"id": "n2", "text": "   "},
         {"id": batch[3]["id"], "text": "the crew was late"},
     ]
-    source = road.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in batch] + bad)
-    output = f"{road.base}/nights"
-    manifest = run_classify(road.settings, road.registry, source, output, night="2026-01-31")
+    source = project.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in batch] + rejected)
+    output = f"{project.base}/nights"
+    manifest = run_classify(project.settings, project.registry, source, output, night="2026-01-31")
     counts = manifest.counts
     assert (counts.rows, counts.predicted, counts.dead) == (174, 170, 4)
     assert counts.reasons == {"null_id": 1, "null_text": 1, "empty_text": 1, "repeated_id": 1}
     rows = read_predictions(output)
     assert [row["id"] for row in rows] == [row["id"] for row in batch]
-    spin = road.registry.load("1")
+    spin = project.registry.load("1")
     assert [row["label"] for row in rows] == list(spin.predict([row["text"] for row in batch]))
     assert {row["model_version"] for row in rows} == {"1"}
     np.testing.assert_allclose([sum(row["scores"]) for row in rows], 1, atol=1e-5)
     out = Store(output)
     assert out.read_json("report.json")["counts"] == asdict(counts)
     [letters] = out.list("dead_letters/date=2026-01-31")
-    found = pq.read_table(pa.BufferReader(out.read(letters))).to_pylist()
-    assert [letter["reason"] for letter in found] == ["null_id", "null_text", "empty_text", "repeated_id"]
-    again = run_classify(road.settings, road.registry, source, output, night="2026-01-31")
+    dead = pq.read_table(pa.BufferReader(out.read(letters))).to_pylist()
+    assert [letter["reason"] for letter in dead] == ["null_id", "null_text", "empty_text", "repeated_id"]
+    again = run_classify(project.settings, project.registry, source, output, night="2026-01-31")
     assert again == manifest
-    [logged] = mlflow_runs(road, "2026-01-31")
+    [logged] = search_mlflow_runs(project, "2026-01-31")
     assert logged.data.metrics["rows"] == 174
     assert logged.data.metrics["dead_rate"] == pytest.approx(4 / 174)
     assert logged.data.metrics["documents_per_s"] > 0
@@ -186,114 +188,117 @@ def test_a_night_has_every_row_once(road: Road) -> None:
     assert "174 documents" in (out.read("report.html") or b"").decode().replace("</b>", "")
 
 
-def test_drift_is_told(road: Road) -> None:
-    """Documents of one class, each said three times over: published whole all the same."""
-    said = [row for row in tiny.documents(240, CLASSES, seed=9) if row["label"] == CLASSES[0]]
-    source = road.write("odd.parquet", [{"id": row["id"], "text": 3 * f"{row['text']} "} for row in said])
-    output = f"{road.base}/drifted"
-    usual = road.write("usual.parquet", [{k: row[k] for k in ("id", "text")} for row in road.documents[:99]])
-    run_classify(road.settings, road.registry, usual, output, night="2026-01-01")
-    manifest = run_classify(road.settings, road.registry, source, output, night="2026-01-02")
+def test_a_drifted_night_is_published_and_reported(project: Project) -> None:
+    """Documents of a single class, their texts three times as long, drift in labels and lengths."""
+    batch = [row for row in tiny.documents(240, CLASSES, seed=9) if row["label"] == CLASSES[0]]
+    source = project.write("drifted.parquet", [{"id": row["id"], "text": 3 * f"{row['text']} "} for row in batch])
+    output = f"{project.base}/drifted"
+    usual = project.write("usual.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:99]])
+    run_classify(project.settings, project.registry, usual, output, night="2026-01-01")
+    manifest = run_classify(project.settings, project.registry, source, output, night="2026-01-02")
     drifted = {drift.name for drift in manifest.drift if drift.drifted}
     assert {"labels", "lengths"} <= drifted
     labels = manifest.drift[0]
-    assert sum(labels.now) == len(said)
-    assert sum(labels.then) == road.report.results.counts["test"]
+    assert sum(labels.now) == len(batch)
+    assert sum(labels.then) == project.report.results.counts["test"]
     assert manifest.before.date == "2026-01-01"
     assert sum(manifest.before.counts.labels.values()) == 99
     with pytest.raises(DriftError, match=r"is published, but it drifted from training: labels .*report\.html") as error:
         check_drift(manifest)
     assert error.value.status == 7
-    assert len(read_predictions(output)) == len(said)
+    assert len(read_predictions(output)) == len(batch)
 
 
-def mlflow_runs(road: Road, night: str) -> list[Any]:
-    """The runs that MLflow has of a night."""
+def search_mlflow_runs(project: Project, night: str) -> list[Any]:
+    """Return the MLflow runs of a night."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(road.registry.tracking.uri)
-    [experiment] = [found for found in client.search_experiments() if found.name == "tiny"]
+    client = MlflowClient(project.registry.tracking.uri)
+    [experiment] = [candidate for candidate in client.search_experiments() if candidate.name == "tiny"]
     return list(client.search_runs([experiment.experiment_id], f"tags.`spin.night` = '{night}'"))
 
 
-def test_no_credential_is_written(road: Road) -> None:
-    """Not in features, probes, models, nights, MLflow's database or its artifacts."""
+def test_no_credential_is_written(project: Project) -> None:
+    """Neither in features, probes, models and nights, nor in MLflow's database and artifacts."""
     names = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID")
     secrets = [os.environ[name].encode() for name in names if name in os.environ]
-    store = Store(road.base)
+    store = Store(project.base)
     written = [store.read(key) or b"" for key in store.list()]
-    written += [path.read_bytes() for path in road.folder.rglob("*") if path.is_file()]
+    written += [path.read_bytes() for path in project.folder.rglob("*") if path.is_file()]
     assert len(written) > 40
     assert not [secret for secret in secrets for data in written if secret in data]
 
 
-def test_too_many_dead_letters_publish_nothing(road: Road) -> None:
-    """Status 4, with nothing where readers look; raising the limit publishes what was computed."""
-    source = road.write("empty.parquet", [{"id": str(n), "text": "fine" if n else ""} for n in range(4)])
-    output = f"{road.base}/strict"
+def test_a_night_with_too_many_dead_letters_publishes_nothing(project: Project) -> None:
+    """It fails with status 4. A rerun with a higher limit publishes the predictions."""
+    source = project.write("empty.parquet", [{"id": str(n), "text": "fine" if n else ""} for n in range(4)])
+    output = f"{project.base}/strict"
     with pytest.raises(BadRowsError, match=r"1 of 4 rows cannot be classified .1 empty_text."):
-        run_classify(road.settings, road.registry, source, output, night="2026-01-31")
+        run_classify(project.settings, project.registry, source, output, night="2026-01-31")
     assert not [key for key in Store(output).list() if not key.startswith(("_lease/", "_runs/"))]
-    loose = road.with_settings(classify={"max_dead_fraction": 0.5})
-    assert run_classify(loose, road.registry, source, output, night="2026-01-31").counts.predicted == 3
+    lenient = project.make_settings(classify={"max_dead_fraction": 0.5})
+    assert run_classify(lenient, project.registry, source, output, night="2026-01-31").counts.predicted == 3
 
 
-def test_a_night_keeps_to_its_batch(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same night of other files is another run: refused with what differs until it is started over.
+def test_a_night_with_changed_files_is_refused_until_it_is_restarted(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the difference. `--restart` starts the night over.
 
-    Where that ends while parts are being published, readers see no night; a further run publishes what is there.
+    If the restarted run fails while it publishes parts, readers see no night; the next run publishes all of it.
     """
 
-    def full(*_: Any) -> None:
+    def fail_to_move(*_: Any) -> None:
         raise UnavailableError("no space")
 
-    source = road.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in road.documents[:20]])
-    output = f"{road.base}/versions"
-    run_classify(road.settings, road.registry, source, output, night="2026-02-01")
-    more = road.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in road.documents[:30]])
+    source = project.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:20]])
+    output = f"{project.base}/versions"
+    run_classify(project.settings, project.registry, source, output, night="2026-02-01")
+    more = project.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:30]])
     with pytest.raises(UserError, match=r"classify: .*files\.0\.size.*--restart"):
-        run_classify(road.settings, road.registry, more, output, night="2026-02-01")
+        run_classify(project.settings, project.registry, more, output, night="2026-02-01")
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "move", full)
+        patch.setattr(Store, "move", fail_to_move)
         with pytest.raises(UnavailableError, match="no space"):
-            run_classify(road.settings, road.registry, more, output, night="2026-02-01", restart=True)
+            run_classify(project.settings, project.registry, more, output, night="2026-02-01", restart=True)
     with pytest.raises(UserError, match="has no finished night"):
         read_predictions(output)
-    run_classify(road.settings, road.registry, more, output, night="2026-02-01")
+    run_classify(project.settings, project.registry, more, output, night="2026-02-01")
     assert len(read_predictions(output)) == 30
 
 
-def test_evaluate_agrees_with_the_predictions(road: Road) -> None:
-    """Per-class figures on labelled rows equal what the predictions give, and an unknown label is named."""
+def test_evaluate_agrees_with_the_predictions(project: Project) -> None:
+    """Accuracy and per-class counts follow from the classifier's predictions. An unknown label is refused."""
     rows = tiny.documents(60, CLASSES, seed=4)
-    source = road.write("check.parquet", rows)
-    found = run_evaluate(road.settings, road.registry, source)
-    predicted = road.registry.load("1").predict([row["text"] for row in rows])
-    right = [label == row["label"] for label, row in zip(predicted, rows, strict=True)]
-    assert found.metrics["accuracy"] == np.mean(right)
-    assert {name: figures.support for name, figures in found.per_class.items()} == dict.fromkeys(CLASSES, 20)
-    odd = road.write("odd.parquet", [{**rows[0], "label": "other"}])
+    source = project.write("check.parquet", rows)
+    evaluation = run_evaluate(project.settings, project.registry, source)
+    predicted = project.registry.load("1").predict([row["text"] for row in rows])
+    correct = [label == row["label"] for label, row in zip(predicted, rows, strict=True)]
+    assert evaluation.metrics["accuracy"] == np.mean(correct)
+    assert {name: figures.support for name, figures in evaluation.per_class.items()} == dict.fromkeys(CLASSES, 20)
+    unknown = project.write("unknown.parquet", [{**rows[0], "label": "other"}])
     with pytest.raises(UserError, match="label 'other' is not one of the model's: bad, good, plain"):
-        run_evaluate(road.settings, road.registry, odd)
+        run_evaluate(project.settings, project.registry, unknown)
 
 
-def test_a_night_takes_another_classifier_and_abstains(road: Road) -> None:
-    """`choose` and `decision` need no training: the cheapest runs fewer blocks, and near a border there is no label."""
-    source = road.write("choice.parquet", [{k: row[k] for k in ("id", "text")} for row in road.documents[:50]])
-    cheap = road.with_settings(choose="cheapest", decision={"abstain": 0.6})
-    output = f"{road.base}/choice"
-    counts = run_classify(cheap, road.registry, source, output, night="2026-02-03").counts
+def test_choose_and_decision_change_a_night_without_training(project: Project) -> None:
+    """The cheapest classifier reads fewer blocks; documents whose two highest scores are close get no label."""
+    source = project.write("choice.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:50]])
+    cheapest = project.make_settings(choose="cheapest", decision={"abstain": 0.6})
+    output = f"{project.base}/choice"
+    counts = run_classify(cheapest, project.registry, source, output, night="2026-02-03").counts
     rows = read_predictions(output)
-    spin = Registry(cheap).load("1")
+    spin = Registry(cheapest).load("1")
     assert {row["depth"] for row in rows} == {spin.training_result.choices["cheapest"].selection.depth}
-    lead = [np.diff(np.sort(row["scores"])[-2:])[0] for row in rows]
-    assert [row["label"] is None for row in rows] == [margin < 0.6 for margin in lead]
+    margins = [np.diff(np.sort(row["scores"])[-2:])[0] for row in rows]
+    assert [row["label"] is None for row in rows] == [margin < 0.6 for margin in margins]
     assert 0 < counts.abstained == sum(row["label"] is None for row in rows) < 50
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_a_multilabel_corpus_goes_the_whole_road(tmp_path: Path, backbone_folder: Path) -> None:
-    """Few documents with lists of labels: trained by cross-validation, gated, classified and evaluated."""
+def test_a_multilabel_corpus_is_trained_promoted_evaluated_and_classified(
+    tmp_path: Path, backbone_folder: Path
+) -> None:
+    """A small corpus whose labels are lists, trained by cross-validation."""
     rows: list[dict[str, Any]] = tiny.documents(160, CLASSES)
     for number, row in enumerate(rows):
         row["label"] = [[row["label"]], [], sorted({row["label"], "extra"})][number // 3 % 3]
@@ -315,65 +320,67 @@ def test_a_multilabel_corpus_goes_the_whole_road(tmp_path: Path, backbone_folder
     assert results.classes == ("bad", "extra", "good", "plain")
     assert results.multilabel
     promote.promote(registry, "1", "lists")
-    found = run_evaluate(settings, registry, settings.data.train)
-    assert found.per_class["extra"].f1 > 0.7  # 0 for a model that has learned nothing
+    evaluation = run_evaluate(settings, registry, settings.data.train)
+    assert evaluation.per_class["extra"].f1 > 0.7  # 0 for a model that has learned nothing
     night = run_classify(settings, registry, settings.data.train, str(tmp_path / "out"))
     predicted = {row["id"]: row["label"] for row in read_predictions(str(tmp_path / "out"))}
     assert all(isinstance(label, list) for label in predicted.values())
-    right = np.mean([("extra" in predicted[row["id"]]) == ("extra" in row["label"]) for row in rows])
-    assert right > 0.75
+    accuracy = np.mean([("extra" in predicted[row["id"]]) == ("extra" in row["label"]) for row in rows])
+    assert accuracy > 0.75
     assert night.counts.labels["extra"] == sum("extra" in label for label in predicted.values())
 
 
-def test_the_registered_model_loads_in_mlflow(road: Road) -> None:
-    """A stranger's `mlflow.pyfunc.load_model` gives the same labels; signature and input example are there."""
+def test_the_registered_model_loads_in_mlflow(project: Project) -> None:
+    """`mlflow.pyfunc.load_model` alone gives the same labels. The model has a signature and an input example."""
     import mlflow
     import pandas as pd
 
-    with road.registry.tracking.session():
+    with project.registry.tracking.session():
         model = mlflow.pyfunc.load_model(f"models:/tiny@{CHAMPION}")
-    texts = [row["text"] for row in road.documents[:7]]
-    answer = model.predict(pd.DataFrame({"text": texts}))
-    assert list(answer["label"]) == list(road.registry.load("1").predict(texts))
+    texts = [row["text"] for row in project.documents[:7]]
+    predictions = model.predict(pd.DataFrame({"text": texts}))
+    assert list(predictions["label"]) == list(project.registry.load("1").predict(texts))
     assert model.metadata.signature.inputs.input_names() == ["text"]
     assert model.metadata.saved_input_example_info is not None
 
 
-def test_promotion_rollback_and_the_frozen_set(road: Road) -> None:
-    """A poor version is refused, a good one promoted, rollback goes back, history tells; frozen ids never train."""
-    first = road.registry.evaluation_set()
-    assert first is not None
-    frozen = first.ids
-    assert frozen
-    other = road.with_settings(store=f"{road.base}/second", seed=7)
-    run_workflow(other)
-    labels = Store(other.store).read_json("model/manifest.json")["counts"]
-    assert labels["test"] >= len(frozen)
-    assert road.registry.evaluation_set() == first
-    strict = Registry(road.with_settings(promote={"min_score": 1.0}))
+def test_versions_are_promoted_and_rolled_back_on_one_evaluation_set(project: Project) -> None:
+    """A version below a limit is refused, one above is promoted, a rollback restores the first; all are in the history.
+
+    The evaluation set of the first version stays, and its documents never serve for training.
+    """
+    evaluation_set = project.registry.evaluation_set()
+    assert evaluation_set is not None
+    assert evaluation_set.ids
+    second = project.make_settings(store=f"{project.base}/second", seed=7)
+    run_workflow(second)
+    counts = Store(second.store).read_json("model/manifest.json")["counts"]
+    assert counts["test"] >= len(evaluation_set.ids)
+    assert project.registry.evaluation_set() == evaluation_set
+    strict = Registry(project.make_settings(promote={"min_score": 1.0}))
     with pytest.raises(UserError, match=r"version 2 of tiny is not promoted: .*score: .* expected at least 100\.0"):
         promote.promote(strict, "2", "worse")
-    assert road.registry.champion() == "1"
-    loose = Registry(road.with_settings(promote={"max_regression": 0.5, "max_ece": 0.5}))
-    assert promote.promote(loose, "2", "as good").forced == ()
-    assert road.registry.champion() == "2"
-    promote.rollback(road.registry, "a complaint")
-    assert road.registry.champion() == "1"
-    moves = [(event.from_version, event.to_version, event.why) for event in promote.history(road.registry)]
-    assert moves == [(None, "1", "the first"), ("1", "2", "as good"), ("2", "1", "a complaint")]
-    assert all(event.who and event.when for event in promote.history(road.registry))
+    assert project.registry.champion() == "1"
+    lenient = Registry(project.make_settings(promote={"max_regression": 0.5, "max_ece": 0.5}))
+    assert promote.promote(lenient, "2", "as good").forced == ()
+    assert project.registry.champion() == "2"
+    promote.rollback(project.registry, "a complaint")
+    assert project.registry.champion() == "1"
+    events = [(event.from_version, event.to_version, event.why) for event in promote.history(project.registry)]
+    assert events == [(None, "1", "the first"), ("1", "2", "as good"), ("2", "1", "a complaint")]
+    assert all(event.who and event.when for event in promote.history(project.registry))
 
 
-def test_a_version_that_does_not_load_is_refused(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate loads what is registered for real: an empty folder is not promoted."""
+def test_a_version_that_does_not_load_is_not_promoted(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate downloads and loads the registered model; an empty folder is refused."""
     monkeypatch.setattr(Registry, "champion", lambda _: None)
     monkeypatch.setattr(Registry, "download_model", lambda _self, _number, folder: folder)
     with pytest.raises(UserError, match="version 1 of tiny is not promoted: loads: .*MLmodel.*; correct what it names"):
-        promote.promote(road.registry, "1", "")
+        promote.promote(project.registry, "1", "")
 
 
 class KilledOnce:
-    """A step whose worker is killed on one shard, once."""
+    """A step that kills its worker on shard 2, the first time only."""
 
     def __init__(self, marker: str) -> None:
         self.marker = Path(marker)
@@ -386,7 +393,7 @@ class KilledOnce:
 
 
 class Failing:
-    """A step that finds something wrong with one shard."""
+    """A step that raises an error on shard 3."""
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ShardCounts]:
         if shard.index == 3:
@@ -395,6 +402,7 @@ class Failing:
 
 
 def run_step(make: Callable[..., Any], args: tuple[Any, ...], store: Store) -> list[ShardOutcome[ShardCounts]]:
+    """Run a step on six shards with two workers."""
     shards = [Shard(n, "nowhere", "jsonl", n, n + 1) for n in range(6)]
     with Lease(store) as lease:
         return map_shards(
@@ -411,7 +419,7 @@ def run_step(make: Callable[..., Any], args: tuple[Any, ...], store: Store) -> l
 
 
 def test_a_killed_worker_does_not_change_the_result(tmp_path: Path) -> None:
-    """SIGKILL in the middle of a shard: all shards are published all the same."""
+    """A worker is killed with SIGKILL in the middle of a shard; all shards are committed."""
     store = Store(str(tmp_path / "store"))
     outcomes = run_step(KilledOnce, (str(tmp_path / "marker"),), store)
     assert (tmp_path / "marker").exists()
@@ -419,20 +427,20 @@ def test_a_killed_worker_does_not_change_the_result(tmp_path: Path) -> None:
     assert [store.read(f"parts/{n:06d}.txt") for n in range(6)] == [f"{n:06d}".encode() for n in range(6)]
 
 
-def test_an_error_in_a_worker_keeps_its_words_and_what_was_done(tmp_path: Path) -> None:
-    """The driver raises the worker's own error; shards that were committed before are kept."""
+def test_an_error_in_a_worker_reaches_the_driver_and_keeps_finished_shards(tmp_path: Path) -> None:
+    """The driver raises the error with the worker's message; shards that were committed before stay."""
     store = Store(str(tmp_path / "store"))
     with pytest.raises(UserError, match=r"^shard 3 holds nonsense; mend it$"):
         run_step(Failing, (), store)
     assert store.exists("parts/000000.json")
 
 
-def test_shards_hold_at_most_their_share_of_memory(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where features are wide, a shard holds fewer documents than the settings ask for."""
+def test_shards_are_smaller_where_features_are_wide(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features of a shard stay below a number of bytes, whatever `ray.shard_documents` is."""
     monkeypatch.setattr("pipelines.training.extract_features.MAX_SHARD_BYTES", 100 * (2 * 136 + 16) * 2)
-    narrow = road.with_settings(store=f"{road.base}/narrow")
-    run_stages(narrow, ["extract"])
-    plan = Store(narrow.store).read_json("features/plan.json")
+    settings = project.make_settings(store=f"{project.base}/small_shards")
+    run_stages(settings, ["extract"])
+    plan = Store(settings.store).read_json("features/plan.json")
     shards = [Shard(**shard) for shard in plan["detail"]["shards"]]
     assert max(shard.stop - shard.start for shard in shards) <= 100
-    assert sum(len(readers.read_shard(shard, narrow.data)) for shard in shards) == 1500
+    assert sum(len(readers.read_shard(shard, settings.data)) for shard in shards) == 1500
