@@ -1,4 +1,4 @@
-"""`spin plan` compared with real nights: the requests and bytes that it estimates, and its output."""
+"""`spin plan`: its estimates of requests and bytes compared with real nights, its arithmetic and its output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,12 @@ JSON_KEYS = {
     "deadline": ["hours", "workers"],
     "store": sorted((*REQUESTS, "read", "written")),
 }
-"""of `spin plan --json`, which other programs read"""
+"""the keys of `spin plan --json`, which other programs read"""
 
 
 @pytest.fixture(scope="module")
 def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
-    """A champion with a drift reference, as `spin train` registers it."""
+    """A registry with a champion and its drift reference, as `spin train` registers them."""
     folder = tmp_path_factory.mktemp("registry")
     rows = tiny.documents(120)
     texts = [row["text"] for row in rows]
@@ -74,25 +74,29 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     features = spin.features(texts)
     values = np.concatenate(list(features.columns.values()), axis=1)
     profile = Profile.from_outputs(spin.label_space, spin.fitted, spin.fitted.logits(values), values, features)
-    kept = {f"{of}.{name}": tensor for of in ("accuracy", "accuracy.early") for name, tensor in vars(profile).items()}
-    save_file(kept, folder / "1/reference.safetensors")
+    tensors = {
+        f"{choice}.{name}": tensor
+        for choice in ("accuracy", "accuracy.early")
+        for name, tensor in vars(profile).items()
+    }
+    save_file(tensors, folder / "1/reference.safetensors")
     (folder / "champion").write_text("1")
     return FolderRegistry(folder)
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nights run in this process and their leases are not renewed."""
-    monkeypatch.setattr(classify, "map_shards", lambda *args, **given: map_shards(*args, **{**given, "here": True}))
+def nights_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run nights in this process, without Ray and without renewals of the lease."""
+    monkeypatch.setattr(classify, "map_shards", lambda *args, **options: map_shards(*args, **{**options, "here": True}))
     monkeypatch.setattr(Lease, "_renew", lambda _: None)
 
 
 @pytest.fixture
 def settings(backbone_folder: Path) -> Settings:
-    return settings_of(backbone_folder)
+    return make_settings(backbone_folder)
 
 
-def settings_of(backbone: Path, ids: str = "checked", documents: int = 40, **ray: Any) -> Settings:
+def make_settings(backbone: Path, ids: str = "checked", documents: int = 40, **ray: Any) -> Settings:
     tree = {
         "backbone": {"model": str(backbone), "dtype": "float32", "device": "cpu"},
         "data": {"train": "nowhere", "ids": ids},
@@ -103,8 +107,8 @@ def settings_of(backbone: Path, ids: str = "checked", documents: int = 40, **ray
     return parse_settings(tree)
 
 
-def write(uri: str, kind: str, rows: Sequence[Row], files: int = 1, group: int = 40) -> str:
-    """Write the rows to a folder as `files` files; returns the folder."""
+def write_rows(uri: str, kind: str, rows: Sequence[Row], files: int = 1, group: int = 40) -> str:
+    """Write rows to a number of files of one format in the folder `in` of a store; returns the folder."""
     for file in range(files):
         part = rows[len(rows) * file // files : len(rows) * (file + 1) // files]
         data = "".join(json.dumps(row) + "\n" for row in part).encode()
@@ -118,12 +122,13 @@ def write(uri: str, kind: str, rows: Sequence[Row], files: int = 1, group: int =
     return f"{uri}/in"
 
 
-def some_dead(rows: list[Row]) -> list[Row]:
+def with_dead_letters(rows: list[Row]) -> list[Row]:
+    """Give every tenth row a blank text, so that it becomes a dead letter."""
     return [{**row, "text": " "} if number % 10 == 0 else row for number, row in enumerate(rows)]
 
 
 @pytest.mark.s3
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("nights_in_this_process")
 @pytest.mark.parametrize(
     ("kind", "ids", "count", "files", "dead"),
     [
@@ -134,7 +139,7 @@ def some_dead(rows: list[Row]) -> list[Row]:
         ("csv", "trusted", 120, 2, True),
     ],
 )
-def test_requests_are_those_of_a_night(
+def test_estimated_requests_equal_those_of_a_night(
     kind: str,
     ids: str,
     count: int,
@@ -145,127 +150,132 @@ def test_requests_are_those_of_a_night(
     s3_server: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The exact number of requests of each kind, for a night of the sampled documents on the real store."""
+    """The numbers of requests of each kind are exact if the night has the sampled documents, on the real store."""
     from s3fs import S3FileSystem
 
     uri = f"{s3_server}/{uuid.uuid4().hex}"
-    rows = some_dead(tiny.documents(count)) if dead else tiny.documents(count)
-    source = write(uri, kind, rows, files)
-    settings = settings_of(backbone_folder, ids)
+    rows = with_dead_letters(tiny.documents(count)) if dead else tiny.documents(count)
+    source = write_rows(uri, kind, rows, files)
+    settings = make_settings(backbone_folder, ids)
     estimated = estimate_night(settings, registry_fixture, count, source=source)  # type: ignore[arg-type]
-    made: Counter[str] = Counter()
-    real = S3FileSystem._call_s3
+    requests: Counter[str] = Counter()
+    call_s3 = S3FileSystem._call_s3
 
-    async def counted(self: Any, method: str, *args: Any, **options: Any) -> Any:
-        made["put" if method == "copy_object" else method.partition("_")[0]] += 1
-        return await real(self, method, *args, **options)
+    async def counted_call(self: Any, method: str, *args: Any, **options: Any) -> Any:
+        requests["put" if method == "copy_object" else method.partition("_")[0]] += 1
+        return await call_s3(self, method, *args, **options)
 
-    monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
+    monkeypatch.setattr(S3FileSystem, "_call_s3", counted_call)
     manifest = classify.run_classify(settings, registry_fixture, source, f"{uri}/out", night=DATE)  # type: ignore[arg-type]
     assert len(manifest.shards) == estimated.shards
     assert manifest.drift
-    assert dict(made) == {name: getattr(estimated.store, name) for name in REQUESTS}
+    assert dict(requests) == {name: getattr(estimated.store, name) for name in REQUESTS}
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count the bytes that nights write for their shards, and those that they read of JSONL, profiles and ids."""
-    made: Counter[str] = Counter()
+def night_bytes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts of the bytes that nights write for their shards, and that they read from JSONL, profiles and ids."""
+    counts: Counter[str] = Counter()
     write, read = Store.write, LocalFileSystem.cat_file
 
     def counted_write(store: Store, key: str, data: bytes) -> None:
         if "_runs" in store.uri and key.startswith(("parts/", "attempts/")) and not store.uri.endswith("/repeats"):
-            made["written"] += len(data)
+            counts["written"] += len(data)
         write(store, key, data)
 
     def counted_read(fs: Any, path: str, *args: Any, **options: Any) -> bytes:
         data: bytes = read(fs, path, *args, **options)
         if path.endswith((".jsonl", ".ids", ".profile.safetensors")):
-            made["read"] += len(data)
+            counts["read"] += len(data)
         return data
 
     monkeypatch.setattr(Store, "write", counted_write)
     monkeypatch.setattr(LocalFileSystem, "cat_file", counted_read)
-    return made
+    return counts
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("nights_in_this_process")
 @pytest.mark.parametrize("ids", ["checked", "trusted"])
 @pytest.mark.parametrize("dead", [False, True])
-def test_bytes_are_those_of_a_night(
-    dead: bool, ids: str, registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path, made: Counter[str]
-) -> None:
-    """For a night of the sampled documents."""
-    rows = some_dead(tiny.documents(120)) if dead else tiny.documents(120)
-    source, settings = write(str(tmp_path), "jsonl", rows), settings_of(backbone_folder, ids)
-    store = estimate_night(settings, registry_fixture, 120, source=source).store  # type: ignore[arg-type]
-    made.clear()
-    classify.run_classify(settings, registry_fixture, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
-    assert store.read == pytest.approx(made["read"], rel=0.01)
-    assert store.written == pytest.approx(made["written"], rel=0.01)
-
-
-@pytest.mark.usefixtures("here")
-def test_bytes_of_large_shards_follow_from_small_pieces(
+def test_estimated_bytes_equal_those_of_a_night(
+    dead: bool,
+    ids: str,
     registry_fixture: FolderRegistry,
     backbone_folder: Path,
     tmp_path: Path,
-    made: Counter[str],
+    night_bytes: Counter[str],
+) -> None:
+    """Within 1 %, if the night has the sampled documents."""
+    rows = with_dead_letters(tiny.documents(120)) if dead else tiny.documents(120)
+    source, settings = write_rows(str(tmp_path), "jsonl", rows), make_settings(backbone_folder, ids)
+    store = estimate_night(settings, registry_fixture, 120, source=source).store  # type: ignore[arg-type]
+    night_bytes.clear()
+    classify.run_classify(settings, registry_fixture, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
+    assert store.read == pytest.approx(night_bytes["read"], rel=0.01)
+    assert store.written == pytest.approx(night_bytes["written"], rel=0.01)
+
+
+@pytest.mark.usefixtures("nights_in_this_process")
+def test_bytes_of_large_shards_are_estimated_from_small_pieces(
+    registry_fixture: FolderRegistry,
+    backbone_folder: Path,
+    tmp_path: Path,
+    night_bytes: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The fixed part of a file's size is not counted once per piece."""
-    source = write(str(tmp_path), "parquet", some_dead(tiny.documents(3000)), group=1000)
-    settings = settings_of(backbone_folder, documents=1000)
+    """The fixed part of a file's size counts once per shard, not once per piece of the sample."""
+    source = write_rows(str(tmp_path), "parquet", with_dead_letters(tiny.documents(3000)), group=1000)
+    settings = make_settings(backbone_folder, documents=1000)
     monkeypatch.setattr(sample, "_PIECES", 1_000_000_000)
     estimated = estimate_night(settings, registry_fixture, 3000, source=source, seconds=2)  # type: ignore[arg-type]
     assert estimated.shards == 3
     assert estimated.sample.documents / estimated.sample.pieces < 100
-    made.clear()
+    night_bytes.clear()
     classify.run_classify(settings, registry_fixture, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
-    assert estimated.store.written == pytest.approx(made["written"], rel=0.1)
+    assert estimated.store.written == pytest.approx(night_bytes["written"], rel=0.1)
 
 
-def test_the_sample_runs_as_in_a_worker(
+def test_the_sample_runs_with_the_threads_of_a_worker(
     registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A night's step with a worker's threads over documents of all shards; this process keeps its own threads."""
-    threads, before = [], torch.get_num_threads()
+    """It covers documents of all shards, and this process gets its own number of threads back."""
+    threads, own_threads = [], torch.get_num_threads()
 
-    class Spy(ClassifyStep):
+    class RecordingStep(ClassifyStep):
         def __call__(self, *args: Any) -> Any:
             threads.append(torch.get_num_threads())
             return super().__call__(*args)
 
-    monkeypatch.setattr(sample, "ClassifyStep", Spy)
-    source = write(str(tmp_path), "jsonl", some_dead(tiny.documents(100)), files=2)
-    settings = settings_of(backbone_folder, classify={"cpus_per_worker": 3})
+    monkeypatch.setattr(sample, "ClassifyStep", RecordingStep)
+    source = write_rows(str(tmp_path), "jsonl", with_dead_letters(tiny.documents(100)), files=2)
+    settings = make_settings(backbone_folder, classify={"cpus_per_worker": 3})
     figures = estimate_night(settings, registry_fixture, 1000, source=source).sample  # type: ignore[arg-type]
     assert set(threads) == {3}
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == own_threads
     assert (figures.documents, figures.whole) == (100, True)
     assert figures.dead_share == 0.1
-    assert figures.pieces + 2 == len(threads)  # two pieces warm up
+    assert figures.pieces + 2 == len(threads)  # two more warm up
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_a_worker_without_a_gpu_computes_on_the_processor(
+def test_the_sample_runs_on_the_cpu_if_workers_have_no_gpu(
     registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever devices this machine has, and in the precision of a night: int8 is scaled by the same texts."""
+    """Whatever devices this machine has. int8 is calibrated with the same texts as in a night."""
     opened: list[tuple[str, str, int]] = []
 
-    class Spy(ClassifyStep):
+    class RecordingStep(ClassifyStep):
         def __init__(self, run: Store, version: str, settings: Settings, *rest: Any) -> None:
             super().__init__(run, version, settings, *rest)
             texts = (run / "model").read_json("calibration.json") or ()
             opened.append((settings.backbone.device, settings.backbone.engine, len(texts)))
 
-    monkeypatch.setattr(sample, "ClassifyStep", Spy)
+    monkeypatch.setattr(sample, "ClassifyStep", RecordingStep)
     monkeypatch.setattr(
         FolderRegistry, "calibration", lambda _: [row["text"] for row in tiny.documents(30)], raising=False
     )
-    source = write(str(tmp_path), "jsonl", tiny.documents(60))
-    settings = settings_of(backbone_folder)
+    source = write_rows(str(tmp_path), "jsonl", tiny.documents(60))
+    settings = make_settings(backbone_folder)
     update = {"device": "auto", "dtype": "int8", "engine": "openvino"}
     settings = settings.model_copy(update={"backbone": settings.backbone.model_copy(update=update)})
     assert estimate_night(settings, registry_fixture, 1000, source=source).sample.documents == 60  # type: ignore[arg-type]
@@ -273,8 +283,8 @@ def test_a_worker_without_a_gpu_computes_on_the_processor(
 
 
 @pytest.fixture
-def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A constructed sample: 100 documents per second in five pieces, 10,000 ids per second, 36 s to load."""
+def constructed_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the sample: 100 documents per second in five pieces, 10,000 ids per second, 36 s to load."""
     counts = ClassifyCounts(
         rows=100,
         uri="a.jsonl",
@@ -300,16 +310,18 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     )
 
 
-@pytest.mark.usefixtures("known")
-def test_hours_follow_from_the_sample(registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path) -> None:
-    """Arithmetic that can be done by hand: a shard is not divided, ids are a separate pass."""
-    source = write(str(tmp_path), "jsonl", tiny.documents(50))
+@pytest.mark.usefixtures("constructed_sample")
+def test_hours_and_workers_follow_from_the_sample(
+    registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path
+) -> None:
+    """Figures that can be calculated by hand: a shard is not divided, and the check of ids is a separate pass."""
+    source = write_rows(str(tmp_path), "jsonl", tiny.documents(50))
 
-    def planned(count: float, deadline: float = 8, **given: Any) -> Estimate:
-        settings = settings_of(backbone_folder, documents=10_000, **given)
+    def estimate_for(count: float, deadline: float = 8, **changes: Any) -> Estimate:
+        settings = make_settings(backbone_folder, documents=10_000, **changes)
         return estimate_night(settings, registry_fixture, count, source=source, deadline=deadline)  # type: ignore[arg-type]
 
-    checked = planned(3.6e6, workers=4)
+    checked = estimate_for(3.6e6, workers=4)
     assert checked.shards == 360  # a single file is assumed to grow
     assert checked.sample.documents_per_s == Rates(median=100, lowest=50, highest=200)
     assert checked.sample.tokens_per_document == 25
@@ -318,17 +330,17 @@ def test_hours_follow_from_the_sample(registry_fixture: FolderRegistry, backbone
     assert (checked.hours.workers, checked.hours.with_workers) == (4, pytest.approx(0.01 + 10.1 / 4))
     assert checked.deadline == Deadline(hours=8, workers=2)
     assert checked.store.read == pytest.approx(3.6e6 * (2 * 50 + 20) + 360 * 50, rel=0.01)
-    trusted = planned(3.6e6, workers=7, ids="trusted")
+    trusted = estimate_for(3.6e6, workers=7, ids="trusted")
     assert trusted.ids is None
     assert trusted.hours.with_workers == pytest.approx(0.01 + 10 * 52 / 360)
     assert trusted.store.get < checked.store.get
-    assert planned(3.6e6, deadline=0.1, workers=1).deadline.workers == 120  # three shards each
-    assert planned(3.6e6, deadline=0.03, workers=1).deadline.workers is None
+    assert estimate_for(3.6e6, deadline=0.1, workers=1).deadline.workers == 120  # three shards each
+    assert estimate_for(3.6e6, deadline=0.03, workers=1).deadline.workers is None
 
 
-@pytest.mark.usefixtures("known")
+@pytest.mark.usefixtures("constructed_sample")
 @pytest.mark.parametrize(("size", "dead"), [(100, 36 / 5), (10_000, 36)])
-def test_large_shards_have_dead_letters_more_often_than_pieces(
+def test_large_shards_have_dead_letters_more_often_than_small_pieces(
     size: int,
     dead: float,
     registry_fixture: FolderRegistry,
@@ -336,8 +348,11 @@ def test_large_shards_have_dead_letters_more_often_than_pieces(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One piece in five with a dead letter: so has one shard in five of that size, and every much larger one."""
-    source, settings = write(str(tmp_path), "jsonl", tiny.documents(50)), settings_of(backbone_folder, documents=size)
+    """If one piece in five has a dead letter, so does one shard in five of that size, and every much larger shard."""
+    source, settings = (
+        write_rows(str(tmp_path), "jsonl", tiny.documents(50)),
+        make_settings(backbone_folder, documents=size),
+    )
     without = estimate_night(settings, registry_fixture, 36 * size, source=source).store  # type: ignore[arg-type]
     sampled = estimate.take_sample(*[None] * 6)  # type: ignore[arg-type]
     first, *others = sampled.pieces
@@ -347,17 +362,18 @@ def test_large_shards_have_dead_letters_more_often_than_pieces(
     assert store.put - without.put == pytest.approx(2 * dead, abs=1)  # written, then copied to its final key
 
 
-@pytest.mark.usefixtures("known")
+@pytest.mark.usefixtures("constructed_sample")
 def test_several_files_are_assumed_to_keep_their_size(
     registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path
 ) -> None:
-    settings = settings_of(backbone_folder, documents=10_000)
-    source = write(str(tmp_path), "jsonl", tiny.documents(60), files=3)
+    """A larger night has more files, each of them one shard here."""
+    settings = make_settings(backbone_folder, documents=10_000)
+    source = write_rows(str(tmp_path), "jsonl", tiny.documents(60), files=3)
     assert estimate_night(settings, registry_fixture, 6000, source=source).shards == 300  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"documents": 0}, "--documents 0: expected a number above 0"),
         ({"documents": -5.0}, "--documents -5: expected a number above 0"),
@@ -373,8 +389,8 @@ def test_several_files_are_assumed_to_keep_their_size(
         ({"source": "dead"}, "none of the documents that were sampled can be classified: empty_text, null_text"),
     ],
 )
-def test_wrong_requests_are_refused(
-    given: dict[str, Any],
+def test_invalid_options_and_inputs_are_refused(
+    options: dict[str, Any],
     message: str,
     registry_fixture: FolderRegistry,
     settings: Settings,
@@ -388,10 +404,10 @@ def test_wrong_requests_are_refused(
     Path("broken/0.parquet").write_bytes(b"PAR1")
     Path("dead/0.jsonl").write_text('{"id": 1, "text": " "}\n{"id": 2, "text": null}\n')
     with pytest.raises(UserError, match=message):
-        estimate_night(settings, registry_fixture, **{"documents": 10, **given})  # type: ignore[arg-type]
+        estimate_night(settings, registry_fixture, **{"documents": 10, **options})  # type: ignore[arg-type]
 
 
-def test_without_a_champion_it_is_refused(settings: Settings, sqlite_uri: str) -> None:
+def test_an_estimate_without_a_champion_is_refused(settings: Settings, sqlite_uri: str) -> None:
     from pipelines.registry.versions import Registry
 
     mlflow = settings.mlflow.model_copy(update={"tracking_uri": sqlite_uri, "model": "none yet"})
@@ -399,40 +415,40 @@ def test_without_a_champion_it_is_refused(settings: Settings, sqlite_uri: str) -
         estimate_night(settings, Registry(settings.model_copy(update={"mlflow": mlflow})), 10)
 
 
-def test_the_command(
+def test_spin_plan_prints_text_or_json(
     registry_fixture: FolderRegistry,
     settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Options of the command line; lines for a person, JSON for a program."""
+    """The options reach the estimate; the text names shards, hours, deadline and requests."""
     monkeypatch.setattr(jobs.plan_command, "open_registry", lambda _: registry_fixture)
-    source = write(str(tmp_path), "jsonl", tiny.documents(90))
+    source = write_rows(str(tmp_path), "jsonl", tiny.documents(90))
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["spin", "plan", str(file), *words])
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             main()
-        return left.value.code, *capsys.readouterr()  # type: ignore[return-value]
+        return exit_info.value.code, *capsys.readouterr()  # type: ignore[return-value]
 
-    asked = ("--documents", "5e6", "--set", f"data.train={source}", "--set", "ray.workers=2")
-    status, out, _ = run(*asked, "--json", "--deadline", "4.5", "--seconds", "1")
+    options = ("--documents", "5e6", "--set", f"data.train={source}", "--set", "ray.workers=2")
+    status, out, _ = run(*options, "--json", "--deadline", "4.5", "--seconds", "1")
     printed = json.loads(out)
     assert (status, printed["documents"], printed["shards"]) == (0, 5_000_000, 125_000)
     assert printed["deadline"]["hours"] == 4.5
     assert {name: sorted(value) if isinstance(value, dict) else None for name, value in printed.items()} == JSON_KEYS
-    status, out, _ = run(*asked, "--input", source, "--model", "models:/tiny/1")
+    status, out, _ = run(*options, "--input", source, "--model", "models:/tiny/1")
     assert (status, out.splitlines()[0].split()[:3]) == (0, ["sample", "90", "documents"])
-    for words in (
+    for text in (
         "5,000,000 documents in 125,000 shards of about 40",
         "with one worker",
         "with 2 workers",
         "to finish within",
     ):
-        assert words in out
+        assert text in out
     assert all(f" {name.upper()}" in out for name in REQUESTS)
     status, _, error = run("--documents", "0", "--input", source)
     assert (status, error) == (2, "error: --documents 0: expected a number above 0\n")

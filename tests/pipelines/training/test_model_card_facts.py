@@ -1,4 +1,4 @@
-"""The model card of a trained classifier has the figures of the choice in use."""
+"""The model card of a trained classifier holds the figures of the choice in use."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures
 from spin.pages.model_card import CARD, ContenderResult
 from spin.settings import BackboneSettings, Choice, parse_settings
-from tests.pipelines.training.test_neurons import made, publish
+from tests.pipelines.training.test_neurons import random_classifier, write_features
 
 CLASSES = LabelSpace(("a", "b", "c"))
 
 
 @pytest.mark.parametrize(("choose", "accuracy"), [("accuracy", 0.75), ("balanced", 0.75), ("cheapest", 0.5)])
-def test_the_card_is_about_the_choice_in_use(
+def test_the_card_holds_the_figures_of_the_choice_in_use(
     backbone_folder: Path, tmp_path: Path, choose: Choice, accuracy: float
 ) -> None:
-    """A choice that is the same classifier as `accuracy` has the row `spin` of the table."""
-    unloaded, labels, values = made(CLASSES)
+    """A choice that selected the same classifier as `accuracy` has the figures of the table's row `spin`."""
+    unloaded, labels, values = random_classifier(CLASSES)
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone = load_backbone(settings)
     spin = SpinClassifier.assemble(
@@ -43,7 +43,7 @@ def test_the_card_is_about_the_choice_in_use(
     ]
     per_class = {name: ClassFigures(precision=1, recall=1, f1=1, support=15) for name in spin.classes}
     tree = {"backbone": {"model": "tiny"}, "data": {"train": "corpus.parquet"}, "store": "store", "choose": choose}
-    features = publish(tmp_path, labels, values)
+    features = write_features(tmp_path, labels, values)
     files = describe_artifact(
         parse_settings(tree),
         spin,

@@ -1,4 +1,4 @@
-"""What is told of the selected neurons: as a plain loop finds it, and as the commands show it."""
+"""The descriptions of selected neurons agree with a plain loop over the features, and the commands print them."""
 
 from __future__ import annotations
 
@@ -49,41 +49,45 @@ FFN, RESID = FeatureColumn.parse("ffn.01.mean"), FeatureColumn.parse("resid.02.m
 
 
 @dataclass(frozen=True)
-class Watched(FeatureShards):
-    """Features that remember what was read of them."""
+class RecordingShards(FeatureShards):
+    """Features that record which columns are read."""
 
-    asked: list[list[str]] = field(default_factory=list)
+    reads: list[list[str]] = field(default_factory=list)
+    """the names of the columns of each read"""
 
     def table(self, names: Sequence[str]) -> pa.Table:
-        self.asked.append(list(names))
+        self.reads.append(list(names))
         return super().table(names)
 
 
-def publish(folder: Path, labels: Labels, values: dict[FeatureColumn, Any], shards: int = 2) -> Watched:
-    """Features on a disk, as extraction leaves them."""
+def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any], shards: int = 2) -> RecordingShards:
+    """Write features to a folder as the extract stage does."""
     store, names = Store(str(folder)), [f"{i:06d}" for i in range(shards)]
-    n, told = len(labels.ids), labels.label_space.names(labels.y)
+    n, label_names = len(labels.ids), labels.label_space.names(labels.y)
     for name, rows in zip(names, np.array_split(np.arange(n), shards), strict=True):
         part = Features(
             {c: v[rows] for c, v in values.items()}, np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32), 0
         )
         (folder / "parts").mkdir(parents=True, exist_ok=True)
-        of = [[whole[row] for row in rows] for whole in (labels.ids, told, labels.splits)]
-        pq.write_table(to_table(*of, part), folder / "parts" / f"{name}.parquet")
-    return Watched(store, tuple(names), {c: v.shape[1] for c, v in values.items()})
+        columns = [[column[row] for row in rows] for column in (labels.ids, label_names, labels.splits)]
+        pq.write_table(to_table(*columns, part), folder / "parts" / f"{name}.parquet")
+    return RecordingShards(store, tuple(names), {c: v.shape[1] for c, v in values.items()})
 
 
-def made(label_space: LabelSpace) -> tuple[SpinClassifier, Labels, dict[FeatureColumn, Any]]:
-    """Random heads over random features of 40 documents, many of them equal; `cheapest` reads less than the others."""
+def random_classifier(label_space: LabelSpace) -> tuple[SpinClassifier, Labels, dict[FeatureColumn, Any]]:
+    """Random linear heads, labels and features of 40 documents; `cheapest` reads fewer neurons than the others.
+
+    Features are small integers, so that many documents have the same value.
+    """
     draw = np.random.default_rng(len(label_space) + label_space.multilabel)
     values = {c: draw.integers(-4, 5, (40, width)).astype(np.float16) for c, width in ((FFN, 9), (RESID, 6))}
 
     def fitted(neurons: dict[FeatureColumn, list[int]]) -> FittedClassifier:
         p = sum(map(len, neurons.values()))
-        at = {c: np.array(n) for c, n in neurons.items()}
-        selection = Selection(at, {c: np.linspace(0.1, 0.3, 9)[n] for c, n in at.items()}, 0.5)
+        selected = {c: np.array(n) for c, n in neurons.items()}
+        selection = Selection(selected, {c: np.linspace(0.1, 0.3, 9)[n] for c, n in selected.items()}, 0.5)
         mean, scale = (
-            np.concatenate([f(9)[n] for n in at.values()]) for f in (np.arange, lambda n: 2.0 + np.arange(n))
+            np.concatenate([f(9)[n] for n in selected.values()]) for f in (np.arange, lambda n: 2.0 + np.arange(n))
         )
         head = LinearHead(draw.normal(size=(len(label_space), p)), draw.normal(size=len(label_space)))
         return FittedClassifier(selection, Standardizer(mean, scale), head, choice_summary())
@@ -100,14 +104,14 @@ def made(label_space: LabelSpace) -> tuple[SpinClassifier, Labels, dict[FeatureC
     return spin, Labels([f"d{i}" for i in range(40)], label_space, y, splits), values
 
 
-TASKS = [LabelSpace(("bad", "good")), LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)]
+LABEL_SPACES = [LabelSpace(("bad", "good")), LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)]
 
 
-@pytest.mark.parametrize("label_space", TASKS, ids=["two", "three", "several"])
-def test_every_neuron_is_described_as_a_loop_finds_it(tmp_path: Path, label_space: LabelSpace) -> None:
-    """Importance, the class with the largest weight, and of training documents those with the largest values."""
-    spin, labels, values = made(label_space)
-    described = describe_neurons(spin, publish(tmp_path, labels, values), labels, count=3)
+@pytest.mark.parametrize("label_space", LABEL_SPACES, ids=["binary", "three classes", "multilabel"])
+def test_neuron_descriptions_agree_with_a_plain_loop(tmp_path: Path, label_space: LabelSpace) -> None:
+    """Each has its importance, the class with the largest weight, and the training documents of the largest values."""
+    spin, labels, values = random_classifier(label_space)
+    described = describe_neurons(spin, write_features(tmp_path, labels, values), labels, count=3)
     rows = json.loads(neurons_to_json(described))
     assert [NeuronRow.from_json(row) for row in rows] == described
     assert [list(row) for row in rows] == [["column", "neuron", "importance", "heads", "top"]] * len(rows)
@@ -115,49 +119,50 @@ def test_every_neuron_is_described_as_a_loop_finds_it(tmp_path: Path, label_spac
         *(("ffn.01.mean", n) for n in (1, 4, 7, 8)),
         *(("resid.02.max", n) for n in (0, 5)),
     ]
-    told = labels.label_space.names(labels.y)
+    label_names = labels.label_space.names(labels.y)
     for row in rows:
         column, neuron = FeatureColumn.parse(row["column"]), row["neuron"]
         assert set(row["heads"]) == {
             name
-            for name, part in spin.training_result.choices.items()
-            if neuron in part.selection.neurons.get(column, [])
+            for name, fitted in spin.training_result.choices.items()
+            if neuron in fitted.selection.neurons.get(column, [])
         }
         for name, head in row["heads"].items():
-            part = spin.training_result.choices[name]
-            at = [(c, n) for c, n, _ in part.selection.rows()].index((column, neuron))
-            weights = {label_space.classes[k]: part.head.coef[k, at] for k in range(len(label_space))}  # type: ignore[union-attr]
+            fitted = spin.training_result.choices[name]
+            position = [(c, n) for c, n, _ in fitted.selection.rows()].index((column, neuron))
+            weights = {label_space.classes[k]: fitted.head.coef[k, position] for k in range(len(label_space))}  # type: ignore[union-attr]
             assert head["class"] == max(weights, key=weights.__getitem__)
             assert head["slope"] == pytest.approx(max(weights.values()), rel=1e-3)
-            assert row["importance"] == pytest.approx(part.selection.rows()[at][2], rel=1e-3)
+            assert row["importance"] == pytest.approx(fitted.selection.rows()[position][2], rel=1e-3)
             highest = sorted(
                 (i for i in range(40) if labels.splits[i] == "train"), key=lambda i: (-values[column][i, neuron], i)
             )[:3]
             assert [top["id"] for top in row["top"]] == [f"d{i}" for i in highest]
-            assert [top["label"] for top in row["top"]] == [told[i] for i in highest]
+            assert [top["label"] for top in row["top"]] == [label_names[i] for i in highest]
             expected = [
-                (values[column][i, neuron] - part.standardizer.mean[at]) / part.standardizer.scale[at] for i in highest
+                (values[column][i, neuron] - fitted.standardizer.mean[position]) / fitted.standardizer.scale[position]
+                for i in highest
             ]
             assert [top["value"] for top in row["top"]] == pytest.approx(expected, rel=1e-3)
 
 
-def test_one_column_is_read_at_a_time_and_once(tmp_path: Path) -> None:
-    spin, labels, values = made(TASKS[0])
-    features = publish(tmp_path, labels, values)
+def test_each_column_is_read_once_and_alone(tmp_path: Path) -> None:
+    spin, labels, values = random_classifier(LABEL_SPACES[0])
+    features = write_features(tmp_path, labels, values)
     describe_neurons(spin, features, labels)
-    assert features.asked == [["ffn.01.mean"], ["resid.02.max"]]
+    assert features.reads == [["ffn.01.mean"], ["resid.02.max"]]
 
 
 @pytest.mark.parametrize("count", [1, 30, 100])
-def test_no_more_documents_than_there_are(tmp_path: Path, count: int) -> None:
-    spin, labels, values = made(TASKS[0])
-    rows = describe_neurons(spin, publish(tmp_path, labels, values, shards=1), labels, count)
+def test_a_neuron_has_at_most_all_training_documents(tmp_path: Path, count: int) -> None:
+    spin, labels, values = random_classifier(LABEL_SPACES[0])
+    rows = describe_neurons(spin, write_features(tmp_path, labels, values, shards=1), labels, count)
     assert {len(row.top) for row in rows} == {min(count, labels.splits.count("train"))}
 
 
 @dataclass
 class RegistryFixture:
-    """A registry of one version, which lies in a folder."""
+    """A registry with one version, whose files are in a folder."""
 
     folder: Path
     name: str = "tiny"
@@ -172,38 +177,41 @@ class RegistryFixture:
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
 
 
-def test_rows_of_a_choice_fall_by_importance_times_slope(tmp_path: Path) -> None:
-    """Only what it reads, with its own head's class and slope; a version without the file is told of."""
-    spin, labels, values = made(TASKS[1])
-    rows = describe_neurons(spin, publish(tmp_path / "store", labels, values), labels)
+def test_neurons_of_a_choice_are_sorted_by_importance_times_slope(tmp_path: Path) -> None:
+    """Only the neurons that the choice reads are returned. A version without the file is refused."""
+    spin, labels, values = random_classifier(LABEL_SPACES[1])
+    rows = describe_neurons(spin, write_features(tmp_path / "store", labels, values), labels)
     (tmp_path / "model").mkdir()
     registry_fixture: Any = RegistryFixture(tmp_path / "model")
     with pytest.raises(UserError, match="version 3 of tiny holds no neurons.json; train the model again"):
         load_neurons(registry_fixture, "3", "accuracy")
     (tmp_path / "model" / NEURONS).write_bytes(neurons_to_json(rows))
     for choose in ("accuracy", "cheapest"):
-        found = load_neurons(registry_fixture, "3", choose)  # type: ignore[arg-type]
+        neurons = load_neurons(registry_fixture, "3", choose)  # type: ignore[arg-type]
         selected = {(str(c), n) for c, n, _ in spin.training_result.choices[choose].selection.rows()}
-        assert {(neuron.row.column, neuron.row.neuron) for neuron in found} == selected
-        weights = [neuron.row.importance * abs(neuron.head.slope) for neuron in found]
+        assert {(neuron.row.column, neuron.row.neuron) for neuron in neurons} == selected
+        weights = [neuron.row.importance * abs(neuron.head.slope) for neuron in neurons]
         assert weights == sorted(weights, reverse=True)
         assert len(set(weights)) == len(weights) > 1
 
 
-def test_texts_come_from_the_corpus(tmp_path: Path) -> None:
-    """Of several files, in the order of the row; what is gone is left out, and so is a null; lists become words."""
-    for part in (0, 1):
-        rows = [{"id": f"d{i}", "text": f"text {i}" if i != 7 else None} for i in range(5 * part, 5 * part + 5)]
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{part}.parquet")
+def test_drivers_get_their_texts_from_the_corpus(tmp_path: Path) -> None:
+    """The files of the corpus are read for the texts of each row's documents, whose order stays.
+
+    Documents that are missing or have a null text are left out. Lists of labels are joined.
+    """
+    for file in (0, 1):
+        rows = [{"id": f"d{i}", "text": f"text {i}" if i != 7 else None} for i in range(5 * file, 5 * file + 5)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{file}.parquet")
     labels: list[Label] = ["a", ["a", "b"], []]
     tops = [TopDocument(f"d{i}", label, 9.0 - i) for i, label in enumerate(labels)]
-    gone = [TopDocument(f"d{i}", "a", 1.0) for i in (99, 7)]
+    left_out = [TopDocument(f"d{i}", "a", 1.0) for i in (99, 7)]
     settings = parse_settings({"backbone": {"model": "m"}, "data": {"train": str(tmp_path)}, "store": "s"})
-    both = [
-        NeuronRow("ffn.01.mean", 4, 0.1, {}, (*tops[::-1], *gone)),
+    neurons = [
+        NeuronRow("ffn.01.mean", 4, 0.1, {}, (*tops[::-1], *left_out)),
         NeuronRow("ffn.01.mean", 5, 0.1, {}, (TopDocument("d9", "b", 0.5),)),
     ]
-    assert read_drivers(both, settings) == {
+    assert read_drivers(neurons, settings) == {
         (FFN, 4): [
             Driver("d2", "no class", "text 2", 7.0),
             Driver("d1", "a, b", "text 1", 8.0),
@@ -214,32 +222,32 @@ def test_texts_come_from_the_corpus(tmp_path: Path) -> None:
     missing = parse_settings({"backbone": {"model": "m"}, "data": {"train": str(tmp_path / "no")}, "store": "s"})
     assert read_drivers([], missing) == {}
     with pytest.raises(UserError, match="no data at"):
-        read_drivers(both, missing)
+        read_drivers(neurons, missing)
 
 
 @dataclass
 class Project:
-    """A trained tiny classifier with its corpus, and the command on it."""
+    """The folder of a trained tiny classifier and its corpus, on which commands can be run."""
 
     folder: Path
     monkeypatch: pytest.MonkeyPatch
     capsys: pytest.CaptureFixture[str]
 
     def spin(self, *words: str, fails: bool = False) -> str:
-        """What `spin COMMAND settings.yaml …` prints; what it says of a mistake if it `fails`."""
+        """Run `spin COMMAND settings.yaml …`; returns its output, or its error message if it is expected to fail."""
         fixture = RegistryFixture(self.folder / "model")
         self.monkeypatch.setattr(model_commands, "open_registry", lambda settings: fixture)
         self.monkeypatch.setattr(sys, "argv", ["spin", words[0], str(self.folder / "settings.yaml"), *words[1:]])
         self.monkeypatch.setattr(terminal.out, "_width", 160)
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
         out, error = self.capsys.readouterr()
-        assert left.value.code == (2 if fails else 0), error
+        assert exit_info.value.code == (2 if fails else 0), error
         return error if fails else out
 
 
 def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels: Sequence[Label]) -> None:
-    """Everything that the commands read, in a folder: settings, corpus, and the model with its neurons."""
+    """Train a classifier and write the files that the commands read: settings, corpus, model and neurons."""
     search = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), head="linear")
     spin = SpinClassifier(
         backbone, sites=["resid.01", "ffn.03"], probe=ProbeSettings(penalties=3, max_extra=0), search=search
@@ -248,9 +256,9 @@ def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels
     spin.save(folder / "model")
     ids = [f"d{i}" for i in range(len(texts))]
     y = spin.label_space.index(labels)
-    described = Labels(ids, spin.label_space, y, ["train" if i % 4 else "test" for i in range(len(texts))])
+    split_labels = Labels(ids, spin.label_space, y, ["train" if i % 4 else "test" for i in range(len(texts))])
     values = extract(spin.backbone, texts, feature_columns(spin.backbone, spin.sites, None)).columns
-    rows = describe_neurons(spin, publish(folder / "store", described, values), described)
+    rows = describe_neurons(spin, write_features(folder / "store", split_labels, values), split_labels)
     (folder / "model" / NEURONS).write_bytes(neurons_to_json(rows))
     pq.write_table(pa.table({"id": ids, "text": list(texts), "label": list(labels)}), folder / "corpus.parquet")
     tree = {"backbone": backbone.model_dump(), "data": {"train": str(folder / "corpus.parquet")}, "store": str(folder)}
@@ -259,7 +267,7 @@ def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels
 
 @pytest.fixture(scope="module")
 def trained(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes; some of the texts would be markup."""
+    """A classifier of two classes; the texts contain HTML and markup of the terminal library."""
     documents = tiny.documents(120)
     texts = [f"<script>window.hit = 1</script> [bold] {d['text']}" for d in documents]
     folder = tmp_path_factory.mktemp("trained")
@@ -273,8 +281,8 @@ def project(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return Project(trained, monkeypatch, capsys)
 
 
-def test_neurons_are_listed(project: Project) -> None:
-    """The heaviest first, with what they speak for and a text; fewer, of one class, or as JSON."""
+def test_spin_neurons_lists_the_most_important_neurons(project: Project) -> None:
+    """Each with its class and a document. Options limit their number or class, or print JSON."""
     spin = SpinClassifier.load(project.folder / "model")
     rows = json.loads(project.spin("neurons", "--top", "999", "--json"))
     assert len(rows) == len(spin.fitted.selection)
@@ -287,12 +295,12 @@ def test_neurons_are_listed(project: Project) -> None:
         of_class = json.loads(project.spin("neurons", "--class", label, "--json", "--top", "999"))
         assert of_class == [row for row in rows if row["class"] == label]
         assert of_class
-    said = project.spin("neurons", "--class", "ugly", fails=True)
-    assert "no neuron raises the score of 'ugly'; expected one of bad, good" in said
+    error = project.spin("neurons", "--class", "ugly", fails=True)
+    assert "no neuron raises the score of 'ugly'; expected one of bad, good" in error
 
 
-def test_without_the_corpus_the_neurons_are_listed_all_the_same(project: Project) -> None:
-    """And it is said that the documents are not there."""
+def test_neurons_are_listed_without_documents_if_the_corpus_is_missing(project: Project) -> None:
+    """The output names the missing corpus."""
     listed = project.spin("neurons", "--set", "data.train=/nowhere")
     assert "without training documents: no data at /nowhere" in listed
     assert "script" not in listed
@@ -300,18 +308,18 @@ def test_without_the_corpus_the_neurons_are_listed_all_the_same(project: Project
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         (".", "is a directory; name a file in it"),
         ("no/page.html", "there is no directory"),
         ("/proc/page.html", "cannot be written"),
     ],
 )
-def test_a_page_that_cannot_be_written_is_refused(project: Project, tmp_path: Path, path: str, said: str) -> None:
-    assert said in project.spin("explain", "--text", "fine", "--html", str(tmp_path / path), fails=True)
+def test_a_page_that_cannot_be_written_is_refused(project: Project, tmp_path: Path, path: str, message: str) -> None:
+    assert message in project.spin("explain", "--text", "fine", "--html", str(tmp_path / path), fails=True)
 
 
-def test_a_model_without_neurons_has_no_page(project: Project, tmp_path: Path) -> None:
+def test_a_version_without_neurons_is_explained_in_text_but_has_no_page(project: Project, tmp_path: Path) -> None:
     folder = shutil.copytree(project.folder, tmp_path / "old")
     (folder / "model" / NEURONS).unlink()
     old = Project(folder, project.monkeypatch, project.capsys)
@@ -320,12 +328,13 @@ def test_a_model_without_neurons_has_no_page(project: Project, tmp_path: Path) -
     assert "neurons for and against" in old.spin("explain", "--text", "fine")
 
 
-def test_several_classes_are_each_explained(
+def test_explain_covers_every_predicted_class_of_a_multilabel_classifier(
     backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every class that reaches one half has its words and its neurons; where none does, the likeliest."""
+    """Every class whose probability reaches one half has its neurons; if none does, the most probable class has."""
     texts = [
-        " ".join(["the film", *(w for name in of for w in tiny.WORDS[name][:2])]) for of in ([], ["good"], ["bad"])
+        " ".join(["the film", *(word for name in classes for word in tiny.WORDS[name][:2])])
+        for classes in ([], ["good"], ["bad"])
     ]
     texts.append(" ".join(texts))
     labels: list[Label] = [[], ["good"], ["bad"], ["bad", "good"]]
@@ -337,12 +346,12 @@ def test_several_classes_are_each_explained(
         [label] = spin.predict([text])
         assert isinstance(label, list)
         shown = project.spin("explain", "--text", text)
-        found = spin.explain(text)
-        named = label or [found.label]
+        explanation = spin.explain(text)
+        explained = label or [explanation.label]
         assert [shown.count(f"neurons for and against {name}") for name in spin.classes] == [
-            int(name in named) for name in spin.classes
+            int(name in explained) for name in spin.classes
         ]
-        assert shown.startswith("no class reaches one half: " if not label else found.label)
-        for name, share in zip(spin.classes, found.probabilities, strict=True):
+        assert shown.startswith("no class reaches one half: " if not label else explanation.label)
+        for name, share in zip(spin.classes, explanation.probabilities, strict=True):
             assert f"{name} {share:.2f}" in shown
     assert {len(label) for label in spin.predict(texts)} >= {0, 2}  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`spin run` and a night read the input no more often than they need it, and hash each file of weights once."""
+"""`spin run` and a night read the input no more often than necessary, and hash each file of weights once."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ FOOTER = 1 << 16
 
 
 class Work:
-    """Counts what is read of the input, by stage, and how often each file of weights is hashed."""
+    """Counts the bytes read from the input, by stage, and how often each file of weights is hashed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.read: dict[str, Traffic] = {}
-        self.hashed: Counter[str] = Counter()
+        self.reads: dict[str, Traffic] = {}
+        self.hashes: Counter[str] = Counter()
         hash_file = digest.hash_file
 
         def counted_hash(path: Path) -> str:
-            self.hashed[path.name] += 1
+            self.hashes[path.name] += 1
             return hash_file(path)
 
         monkeypatch.setattr(digest, "hash_file", counted_hash)
@@ -50,10 +50,10 @@ class Work:
         monkeypatch.setattr(classify, "map_shards", self.map_shards)
 
     def counted(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function; what it reads of the input is counted under a name."""
+        """Wrap a function so that its reads of the input are counted under a name."""
 
         def counted_run(*args: Any, **options: Any) -> Any:
-            with count_input_reads() as self.read[name]:
+            with count_input_reads() as self.reads[name]:
                 return run(*args, **options)
 
         return counted_run
@@ -63,19 +63,19 @@ class Work:
         return self.counted(f"{options['stage']} step", map_shards)(*args, **{**options, "here": True})
 
     def corpus_reads(self, name: str, size: int) -> float:
-        """How often the input was read; the footers of Parquet files do not count."""
-        traffic = self.read[name]
+        """How often the whole input was read; the footers of Parquet files do not count."""
+        traffic = self.reads[name]
         return max(0.0, traffic.read - FOOTER * traffic.head) / size
 
 
 def run_in_this_process(_stage: str, work: GroupWork[Any], **_: Any) -> None:
-    """In place of a Ray Train group: one worker, which is this process."""
+    """Do the work of a Ray Train group with one worker, which is this process."""
     work.run(work.job, work.device)
 
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Work:
-    """Everything runs in this process, with an empty cache of digests."""
+    """Counts of work that all runs in this process, with an empty cache of digests."""
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "cache"))
     for module in (fit_probes, fit_heads):
         monkeypatch.setattr(module, "run_group", run_in_this_process)
@@ -97,8 +97,8 @@ def write_corpus(path: Path) -> int:
     return path.stat().st_size
 
 
-def project(folder: Path, name: str, *, include_backbone: bool) -> Settings:
-    """A project with three shards and a small search, and weights that no other test has hashed."""
+def make_settings(folder: Path, name: str, *, include_backbone: bool) -> Settings:
+    """Settings of a project with three shards, a small search, and weights that no other test has hashed."""
     return parse_settings(
         {
             "backbone": {"model": str(tiny.bert(folder / "bert")), "dtype": "float32", "device": "cpu"},
@@ -115,44 +115,47 @@ def project(folder: Path, name: str, *, include_backbone: bool) -> Settings:
 
 
 @pytest.mark.parametrize(("name", "include_backbone"), [("train.parquet", False), ("train.jsonl", True)])
-def test_a_run_and_a_night_do_their_work_once(work: Work, tmp_path: Path, name: str, include_backbone: bool) -> None:
-    """Three reads for `spin run`: two in extract, none in probe, one in train; a night's duplicate check reads ids.
+def test_spin_run_and_nights_read_and_hash_only_what_they_need(
+    work: Work, tmp_path: Path, name: str, include_backbone: bool
+) -> None:
+    """`spin run` reads the corpus twice in extract, not at all in probe, and once in train. A night reads it once.
 
     Extract reads the corpus twice on purpose. The first read checks every row, its text included, before the backbone
     runs: a mistake in the last row must not show after hours of work. The second read gives the texts to the backbone.
+    The check for duplicate ids of a night reads the id column alone, where the format has columns.
 
     Each file of weights is hashed once. If the registered version includes the backbone, its files are hard-linked,
     which changes their ctime: the first night after that hashes them once more, and the next night does not.
     """
-    settings, size = project(tmp_path, name, include_backbone=include_backbone), write_corpus(tmp_path / name)
+    settings, size = make_settings(tmp_path, name, include_backbone=include_backbone), write_corpus(tmp_path / name)
     workflow.run_workflow(settings)
-    sample = 0 if name.endswith(".parquet") else sharding._SAMPLE / size  # its lines are counted to plan the shards
+    sample = 0 if name.endswith(".parquet") else sharding._SAMPLE / size  # JSONL is sampled to plan the shards
     assert work.corpus_reads("extract", size) == pytest.approx(1 + sample, abs=0.1)
     assert work.corpus_reads("extract step", size) == pytest.approx(1, abs=0.1)
-    assert work.read["probe"].read == 0
+    assert work.reads["probe"].read == 0
     assert work.corpus_reads("train", size) == pytest.approx(1, abs=0.1)
     files = digest.list_model_files(tmp_path / "bert")
-    assert work.hashed == {path.name: 1 for path in files}
+    assert work.hashes == {path.name: 1 for path in files}
 
     run_night(work, settings, tmp_path / "nights", "2026-01-31")
     assert work.corpus_reads("classify step", size) == pytest.approx(1, abs=0.1)
-    ids = work.read["ids step"]
+    ids = work.reads["ids step"]
     if name.endswith(".parquet"):
-        assert 0 < ids.read <= bytes_of_ids(tmp_path / name) + FOOTER * ids.head < 0.1 * size
-    hashed = dict(work.hashed)
-    assert hashed.keys() == {path.name for path in files}
-    assert max(hashed.values()) <= (2 if include_backbone else 1)
+        assert 0 < ids.read <= id_column_bytes(tmp_path / name) + FOOTER * ids.head < 0.1 * size
+    hashes = dict(work.hashes)
+    assert hashes.keys() == {path.name for path in files}
+    assert max(hashes.values()) <= (2 if include_backbone else 1)
     run_night(work, settings, tmp_path / "nights", "2026-02-01")
-    assert work.hashed == hashed
+    assert work.hashes == hashes
 
 
 def run_night(work: Work, settings: Settings, output: Path, date: str) -> None:
     """Classify the corpus with the registered version."""
-    night = work.counted("night", classify.run_classify)
-    night(settings, Registry(settings), settings.data.train, str(output), model="models:/tiny/1", night=date)
+    run_classify = work.counted("night", classify.run_classify)
+    run_classify(settings, Registry(settings), settings.data.train, str(output), model="models:/tiny/1", night=date)
 
 
-def bytes_of_ids(path: Path) -> int:
-    """The size of the id column of a Parquet file."""
+def id_column_bytes(path: Path) -> int:
+    """Return the compressed size of the id column of a Parquet file."""
     metadata = pq.read_metadata(path)
     return sum(metadata.row_group(group).column(0).total_compressed_size for group in range(metadata.num_row_groups))
