@@ -1,4 +1,4 @@
-"""What tests share: one Ray for the session, one S3 server, one MLflow server, one tiny backbone."""
+"""Fixtures that all tests share, and the option `--fast`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tests.support import tiny
 from tests.support.browser import launch_chromium
 
 silence_libraries()
-# the engine that `auto` takes is torch here: OpenVINO compiles for a second, and tests of it name it
+# `engine: auto` chooses torch in tests, because OpenVINO compiles for a second; tests of OpenVINO name it
 spin.backbone.engine_choice.OPENVINO_FAMILIES = frozenset()
-# a trial starts a process for some seconds; test_engine_trial.py puts the real one back
+# a trial of an engine runs a process for some seconds; test_engine_trial.py restores the real function
 real_judge_engine = spin.backbone.engine_trial.judge_engine
-spin.backbone.engine_trial.judge_engine = lambda subject: spin.backbone.engine_trial.Verdict(
+spin.backbone.engine_trial.judge_engine = lambda request: spin.backbone.engine_trial.Verdict(
     "agrees", "not tried in tests"
 )
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 MLFLOW = os.environ.setdefault("SPIN_TEST_MLFLOW", os.environ.pop("MLFLOW_TRACKING_URI", ""))
-"""of the server that infra/mlflow/run.sh started, handed on to processes of this one; other tests use SQLite"""
+"""the URI of the server that infra/mlflow/run.sh started, also in child processes; all other tests use SQLite"""
 
 
 SLOW_FIXTURES = {"ray_session", "s3_server", "mlflow_server", "browser"}
-"""what `--fast` leaves out: tests that use these, and tests with one of the markers below"""
+"""`--fast` leaves out tests that use one of these fixtures or have one of the markers below"""
 SLOW_MARKERS = ("s3", "mlflow", "real", "ray", "wheel")
 
 
@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty cache folder for this session; models converted from GGUF, which is slow, are kept for all sessions."""
+    """An empty cache folder for this session, except for models converted from GGUF, which all sessions share."""
     shared, folder = spin.backbone.local_cache.cache_folder() / "gguf", tmp_path_factory.mktemp("cache")
     shared.mkdir(parents=True, exist_ok=True)
     (folder / "gguf").symlink_to(shared)
@@ -76,7 +76,7 @@ def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """Ray with more logical CPUs than the machine may have, so that pools and helper actors cannot wait for ever."""
+    """One Ray for all tests, with four logical CPUs: with fewer, pools and helper actors would wait forever."""
     import ray
 
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
@@ -87,7 +87,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> str:
-    """The bucket of the S3 server that infra/s3/run.sh started for this run."""
+    """The bucket of the S3 server that infra/s3/run.sh started."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint:
         message = "no S3 server: run the tests with `make test`, which starts the one in infra/s3"
@@ -99,7 +99,7 @@ def s3_server() -> str:
 
 @pytest.fixture(scope="session")
 def mlflow_server() -> str:
-    """The tracking URI of the server that infra/mlflow/run.sh started for this run; never of one elsewhere."""
+    """The tracking URI of the MLflow server that infra/mlflow/run.sh started; a server elsewhere is never used."""
     if not MLFLOW.startswith("http://127.0.0.1:"):
         message = "no MLflow server: run the tests with `make test`, which starts the one in infra/mlflow"
         if os.environ.get("CI"):
@@ -110,25 +110,25 @@ def mlflow_server() -> str:
 
 @pytest.fixture(scope="session")
 def sqlite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A registry in SQLite, which takes longer to make than a model to train."""
+    """The tracking URI of an SQLite database, shared because creating one takes longer than training a model."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("server", marks=pytest.mark.mlflow)])
 def tracking_uri(request: pytest.FixtureRequest) -> str:
-    """A registry: SQLite, then the real MLflow server. Both keep what other tests register too."""
+    """The tracking URI of SQLite, then of the MLflow server. Other tests register models there too."""
     return str(request.getfixturevalue("sqlite_uri" if request.param == "sqlite" else "mlflow_server"))
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium; for one module, as nothing else can run an event loop beside it."""
+    """Debian's Chromium, for one module at a time: while it is open, nothing else can run an event loop."""
     yield from launch_chromium()
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
 def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty store: a folder, then a prefix of the real S3 server."""
+    """The URI of an empty store: a folder, then a prefix on the S3 server."""
     if request.param == "folder":
         return str(tmp_path / "store")
     return f"{request.getfixturevalue('s3_server')}/{uuid.uuid4().hex}"
@@ -136,7 +136,7 @@ def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def settings_tree(backbone_folder: Path, tmp_path: Path) -> dict[str, Any]:
-    """Settings of a tiny project, as a YAML file holds them; the corpus is not written yet."""
+    """Settings of a tiny project, as a YAML file holds them. The corpus does not exist yet."""
     return {
         "backbone": {"model": str(backbone_folder), "dtype": "float32", "device": "cpu"},
         "data": {"train": str(tmp_path / "train.parquet")},

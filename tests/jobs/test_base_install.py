@@ -1,4 +1,4 @@
-"""What works without the extras, and how fast the command starts; each in a process of its own."""
+"""What works without the extras, and what the command imports when it starts; each in a process of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.repository import ROOT
 HEAVY = ("torch", "ray", "transformers", "mlflow", "sklearn", "numba", "pyarrow", "scipy", "pandas", "numpy")
 """libraries that take long to import"""
 HIDDEN = (*PIPELINES, "sqlalchemy", "requests", "aiohttp", "aiobotocore", "botocore")
-"""what the extra `pipelines` brings"""
+"""packages of the extra `pipelines`, with some of their dependencies"""
 RUN = """
 import sys
 
@@ -40,12 +40,12 @@ sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 from jobs.cli import main
 main()
 """
-"""runs `spin` in a process in which some packages cannot be imported"""
+"""Python code that runs `spin` with some packages hidden from import"""
 
 
 @pytest.fixture(scope="module")
 def saved(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved classifier that knows good from bad."""
+    """The folder of a saved classifier with the classes good and bad."""
     rows = tiny.documents(120)
     backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", engine="torch")
     search = SearchSettings(etas=(0.5,), strengths=(1.0,), l1=(), head="linear")
@@ -58,12 +58,13 @@ def saved(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def run_without_pipelines(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run `spin` with some words in a process without the packages of the extra `pipelines`."""
     command = [sys.executable, "-c", RUN, ",".join(HIDDEN), *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-def imported(code: str, *words: str) -> set[str]:
-    """The heavy libraries that a process has imported after running some code."""
+def heavy_imports(code: str, *words: str) -> set[str]:
+    """Return the heavy libraries that a process has imported after running some code."""
     code = (
         f"import atexit, json, sys\natexit.register(lambda: print(json.dumps([*sys.modules]), file=sys.stderr))\n{code}"
     )
@@ -72,18 +73,18 @@ def imported(code: str, *words: str) -> set[str]:
 
 
 def test_help_and_init_import_no_heavy_library(tmp_path: Path) -> None:
-    """`spin --help` and `spin init` answer within a second, as `import spin` does."""
+    """So that `spin --help`, `spin init` and `import spin` take less than a second."""
     main = "from jobs.cli import main\nmain()"
-    assert imported("import spin") == set()
-    assert imported(main, "--help") == set()
-    assert imported(main, "classify", "--help") == set()
-    assert imported(main, "init", str(tmp_path / "settings.yaml")) == set()
-    assert imported("from spin import Settings, SpinError, load_settings") == set()
-    assert imported("import numpy") == {"numpy"}
+    assert heavy_imports("import spin") == set()
+    assert heavy_imports(main, "--help") == set()
+    assert heavy_imports(main, "classify", "--help") == set()
+    assert heavy_imports(main, "init", str(tmp_path / "settings.yaml")) == set()
+    assert heavy_imports("from spin import Settings, SpinError, load_settings") == set()
+    assert heavy_imports("import numpy") == {"numpy"}
 
 
-def test_public_names_are_those_of_their_modules() -> None:
-    """Every name in `spin.__all__` can be imported; another one is an AttributeError."""
+def test_every_public_name_can_be_imported_from_spin() -> None:
+    """Names outside `spin.__all__` raise AttributeError."""
     import spin
 
     for name in spin.__all__:
@@ -94,8 +95,8 @@ def test_public_names_are_those_of_their_modules() -> None:
         spin.Nonsense  # noqa: B018
 
 
-def test_the_extra_is_the_one_that_commands_ask_for() -> None:
-    """Every package that a command looks for is in the extra `pipelines`, and none is a base dependency."""
+def test_packages_that_commands_check_for_are_in_the_extra_alone() -> None:
+    """Each is in the extra `pipelines`, and none is a base dependency."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
     def names(requirements: list[str]) -> set[str]:
@@ -119,8 +120,8 @@ def test_the_extra_is_the_one_that_commands_ask_for() -> None:
     ],
     ids=lambda words: words[0],
 )
-def test_a_command_without_its_extra_names_the_line_that_installs_it(words: list[str]) -> None:
-    """Status 2 and one line."""
+def test_a_command_without_its_extra_prints_how_to_install_it(words: list[str]) -> None:
+    """It ends with status 2 and one line on standard error."""
     done = run_without_pipelines(*words)
     assert done.returncode == 2, done.stderr
     [line] = done.stderr.splitlines()
@@ -137,7 +138,7 @@ def test_help_and_init_need_no_extra(tmp_path: Path) -> None:
 
 
 def test_a_saved_classifier_is_explained_and_exported_without_the_extra(saved: Path, tmp_path: Path) -> None:
-    """The folder takes the place of the settings file; a page is written too."""
+    """The commands take the folder in place of a settings file. `explain` also writes its page."""
     page, graph = tmp_path / "page.html", tmp_path / "graph"
     done = run_without_pipelines("explain", str(saved), "--text", "the crew was lovely and warm", "--html", str(page))
     assert (done.returncode, done.stderr) == (0, "")
@@ -150,17 +151,19 @@ def test_a_saved_classifier_is_explained_and_exported_without_the_extra(saved: P
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--model", "models:/a/1"], "--model models:/a/1"), (["--set", "a=1"], "--set a=1")]
+    ("words", "option"), [(["--model", "models:/a/1"], "--model models:/a/1"), (["--set", "a=1"], "--set a=1")]
 )
-def test_a_saved_classifier_takes_no_settings(saved: Path, words: list[str], said: str) -> None:
-    """Options that choose or change a registered model are refused instead of ignored."""
+def test_options_for_registered_models_are_refused_with_a_saved_classifier(
+    saved: Path, words: list[str], option: str
+) -> None:
+    """They are not ignored: `--model` chooses a version and `--set` changes its settings."""
     done = run_without_pipelines("explain", str(saved), "--text", "fine", *words)
     assert done.returncode == 2
-    assert f"{said} is for registered models" in done.stderr
+    assert f"{option} is for registered models" in done.stderr
 
 
 def test_the_shell_completes_commands_and_options() -> None:
-    """What bash asks for when Tab is pressed after `spin cl` and after `spin classify --ou`."""
+    """As bash asks for it when Tab is pressed after `spin cl` and after `spin classify --ou`."""
     for typed, expected in (("spin cl", "classify"), ("spin classify --ou", "--output")):
         environment = {"_SPIN_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
         code = "import sys; sys.argv[0] = 'spin'\nfrom jobs.cli import main\nmain()"

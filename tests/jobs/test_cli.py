@@ -1,4 +1,4 @@
-"""The `spin` command as a person uses it, on a tiny project."""
+"""The `spin` command as a user types it, on a tiny project."""
 
 from __future__ import annotations
 
@@ -20,49 +20,51 @@ from tests.support import tiny
 
 
 @pytest.fixture
-def spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command, which must succeed and complain of nothing; gives standard output."""
+def run_spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """A function that runs `spin` with some words and returns its output; fails on an error or a warning."""
 
     def run(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["spin", *words])
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             main()
         out, error = capsys.readouterr()
-        assert left.value.code == 0, error
-        assert all(line.startswith('{"stage"') for line in error.splitlines()), error  # progress, on a slow machine
+        assert exit_info.value.code == 0, error
+        assert all(line.startswith('{"stage"') for line in error.splitlines()), error  # a slow machine reports progress
         return out
 
     return run
 
 
-def test_init_writes_settings_that_load(spin: Any, tmp_path: Path) -> None:
-    """The file is valid as it stands; with every setting uncommented it still holds the defaults, and all of them."""
+def test_init_writes_all_settings_with_their_defaults(run_spin: Any, tmp_path: Path) -> None:
+    """The file is valid as written. With every setting uncommented it holds all settings, still at their defaults."""
     path = tmp_path / "settings.yaml"
-    assert f"spin run {path}" in spin("init", str(path))
+    assert f"spin run {path}" in run_spin("init", str(path))
     text = path.read_text("utf-8")
     written = load_settings(path)
     uncommented = yaml.safe_load(re.sub(r"^( *)#(?! |-|$)", r"\1", text, flags=re.MULTILINE))
     assert parse_settings(uncommented) == written
-    plain = Settings.model_validate({"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"})
-    assert written.model_dump(exclude={"backbone", "data", "store"}) == plain.model_dump(
+    defaults = Settings.model_validate({"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"})
+    assert written.model_dump(exclude={"backbone", "data", "store"}) == defaults.model_dump(
         exclude={"backbone", "data", "store"}
     )
-    assert keys(uncommented) == keys(written.model_dump(mode="json"))
-    assert not (set(keys(yaml.safe_load(text))) & {"revision", "penalties"})  # defaults are commented out
+    assert sorted_keys(uncommented) == sorted_keys(written.model_dump(mode="json"))
+    assert not (set(sorted_keys(yaml.safe_load(text))) & {"revision", "penalties"})  # defaults are commented out
 
 
-def keys(tree: Any) -> list[str]:
-    """The names of all settings of a mapping, those of its sections included, in alphabetical order."""
-    return sorted(k for name, value in tree.items() for k in [name, *(keys(value) if isinstance(value, dict) else [])])
+def sorted_keys(tree: Any) -> list[str]:
+    """Return the names of all settings of a mapping and of its sections, in alphabetical order."""
+    return sorted(
+        k for name, value in tree.items() for k in [name, *(sorted_keys(value) if isinstance(value, dict) else [])]
+    )
 
 
-def test_editors_check_the_file_that_init_writes(spin: Any, tmp_path: Path) -> None:
-    """Its first line names a JSON Schema beside it, which accepts the file and knows descriptions and values."""
-    spin("init", str(tmp_path / "settings.yaml"))
+def test_init_writes_a_schema_with_which_editors_check_the_settings(run_spin: Any, tmp_path: Path) -> None:
+    """The first line names the JSON Schema file, which accepts the settings, refuses mistakes and has descriptions."""
+    run_spin("init", str(tmp_path / "settings.yaml"))
     text = (tmp_path / "settings.yaml").read_text("utf-8")
     assert text.splitlines()[0] == "# yaml-language-server: $schema=spin.schema.json"
     schema = json.loads((tmp_path / "spin.schema.json").read_text("utf-8"))
-    assert json.loads(spin("init", "--schema")) == schema
+    assert json.loads(run_spin("init", "--schema")) == schema
     checker = jsonschema.Draft202012Validator(schema)
     checker.check_schema(schema)
     tree = yaml.safe_load(text)
@@ -84,42 +86,42 @@ def test_editors_check_the_file_that_init_writes(spin: Any, tmp_path: Path) -> N
     )
 
 
-def test_init_overwrites_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Status 2 for a file that exists, and for neither a name nor --schema."""
+def test_init_overwrites_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """It ends with status 2 if the file exists, or if neither a name nor --schema is given."""
     path = tmp_path / "settings.yaml"
-    path.write_text("mine", encoding="utf-8")
+    path.write_text("existing", encoding="utf-8")
     for words, message in (([str(path)], "exists already"), ([], "expected the name of a settings file to write")):
         monkeypatch.setattr(sys, "argv", ["spin", "init", *words])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             main()
-        assert ended.value.code == 2
+        assert exit_info.value.code == 2
         assert message in capsys.readouterr().err
-    assert path.read_text("utf-8") == "mine"
+    assert path.read_text("utf-8") == "existing"
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_from_text_to_an_explained_prediction(
-    spin: Any, settings_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_commands_of_a_project_from_run_to_explain(
+    run_spin: Any, settings_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """run, promote, models, history, classify, evaluate and explain, with relative paths, say what they did."""
+    """run, promote, models, history, classify, evaluate and explain take relative paths and print their results."""
     monkeypatch.chdir(tmp_path)
     rows = tiny.documents(300)
     pq.write_table(pa.Table.from_pylist(rows), "train.parquet")
     tree = {**settings_tree, "store": "store", "data": {"train": "train.parquet"}, "probe": {"penalties": 4}}
     Path("settings.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    shown = spin("run", "settings.yaml")
-    assert "extract   300 documents" in shown
-    assert "registered tiny version 1 as challenger" in shown
-    assert "finished before" in spin("extract", "settings.yaml")
-    assert "tiny version 1 is champion" in spin("promote", "settings.yaml", "--why", "the first")
-    listed = spin("models", "settings.yaml")
+    trained = run_spin("run", "settings.yaml")
+    assert "extract   300 documents" in trained
+    assert "registered tiny version 1 as challenger" in trained
+    assert "finished before" in run_spin("extract", "settings.yaml")
+    assert "tiny version 1 is champion" in run_spin("promote", "settings.yaml", "--why", "the first")
+    listed = run_spin("models", "settings.yaml")
     assert "challenger, champion" in " ".join(listed.split()) or "champion" in listed
-    [moved] = spin("history", "settings.yaml").splitlines()
-    assert re.search(r"^\d{4}-\S+ \S+ promote from none to 1, run [0-9a-f]{32}: the first$", moved)
-    night = spin("classify", "settings.yaml", "--input", "train.parquet", "--output", "out", "--date", "2026-03-01")
+    [event] = run_spin("history", "settings.yaml").splitlines()
+    assert re.search(r"^\d{4}-\S+ \S+ promote from none to 1, run [0-9a-f]{32}: the first$", event)
+    night = run_spin("classify", "settings.yaml", "--input", "train.parquet", "--output", "out", "--date", "2026-03-01")
     assert "300 of 300 documents by version 1" in night
     assert (tmp_path / "out" / "predictions" / "date=2026-03-01").is_dir()
-    assert "version 1 on 300 documents: accuracy" in spin("evaluate", "settings.yaml", "--input", "train.parquet")
-    explained = spin("explain", "settings.yaml", "--text", "the [bold] crew was lovely and warm")
+    assert "version 1 on 300 documents: accuracy" in run_spin("evaluate", "settings.yaml", "--input", "train.parquet")
+    explained = run_spin("explain", "settings.yaml", "--text", "the [bold] crew was lovely and warm")
     assert "the [bold] crew was lovely and warm" in explained
     assert "neurons for and against good" in explained

@@ -1,4 +1,4 @@
-"""Log records on standard error: one line each, JSON under `--log json`, tracebacks only where SPIN_LOG asks."""
+"""Log records on standard error: one line each, JSON under `--log json`, tracebacks only under SPIN_LOG=debug."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from spin.errors import UserError
 
 
 @pytest.fixture(autouse=True)
-def _same_logging_afterwards() -> Iterator[None]:
+def restore_logging() -> Iterator[None]:
+    """Restore the handlers and levels that a test changes."""
     handlers, levels = logging.getLogger().handlers[:], [logging.getLogger(name).level for name in PACKAGES]
     yield
     logging.getLogger().handlers[:] = handlers
@@ -25,7 +26,7 @@ def _same_logging_afterwards() -> Iterator[None]:
 
 
 def log_all() -> None:
-    """One record per level of one package, a warning with a traceback, and one of another library."""
+    """Log one record per level in one package, the warning with a traceback, and two records of another library."""
     log = logging.getLogger("pipelines.nightly.anything")
     log.debug("a detail")
     log.info("a step")
@@ -38,7 +39,7 @@ def log_all() -> None:
 
 
 def test_warnings_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without tracebacks, however often logging is configured."""
+    """Without tracebacks, and only once if logging is configured twice."""
     configure_logging()
     configure_logging()
     log_all()
@@ -46,7 +47,7 @@ def test_warnings_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_lower_level_shows_more(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """SPIN_LOG=info adds steps, debug adds details and tracebacks; another value is a mistake."""
+    """SPIN_LOG=info adds steps, debug adds details and tracebacks; other values are refused."""
     monkeypatch.setenv("SPIN_LOG", "info")
     configure_logging()
     log_all()
@@ -63,7 +64,7 @@ def test_a_lower_level_shows_more(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 def test_json_is_one_object_per_record(capsys: pytest.CaptureFixture[str]) -> None:
-    """With time, level, logger, message and traceback."""
+    """Each object has the time, level, logger, message and traceback."""
     configure_logging(as_json=True)
     log_all()
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
@@ -73,14 +74,14 @@ def test_json_is_one_object_per_record(capsys: pytest.CaptureFixture[str]) -> No
     assert second["logger"] == "other"
 
 
-def test_a_mistake_shows_its_traceback_at_debug_level(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line by default; where it was raised under SPIN_LOG=debug."""
+def test_a_user_error_prints_its_traceback_at_debug_level_only(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default the error is one line; under SPIN_LOG=debug the traceback comes first."""
     monkeypatch.setattr(sys, "argv", ["spin", "run", "/none.yaml"])
-    for level, shown in (("warning", False), ("debug", True)):
+    for level, has_traceback in (("warning", False), ("debug", True)):
         monkeypatch.setenv("SPIN_LOG", level)
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             main()
         error = capsys.readouterr().err
-        assert ended.value.code == 2
-        assert ("Traceback" in error, len(error.splitlines()) == 1) == (shown, not shown)
+        assert exit_info.value.code == 2
+        assert ("Traceback" in error, len(error.splitlines()) == 1) == (has_traceback, not has_traceback)
         assert error.splitlines()[-1].startswith("error: no settings file at /none.yaml")

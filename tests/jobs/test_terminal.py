@@ -1,4 +1,4 @@
-"""What the terminal shows when a training ends."""
+"""The tables and lines that are printed when a training ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POINTS = [
 
 
 def train_report(choose: Choice, **depths: int) -> TrainReport:
-    """A finished train stage; the classifiers read the numbers of blocks that are given by name."""
+    """The report of a train stage; `depths` gives the number of blocks that each choice reads."""
     choices = {
         name: ChoiceSummary(
             **POINTS[depth - 1].model_dump(),
@@ -55,26 +55,26 @@ def train_report(choose: Choice, **depths: int) -> TrainReport:
     return TrainReport("f" * 64, results, RegisteredVersion("tiny", "3", "r"), choose)
 
 
-def lines(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
-    """The words of each printed line, without the table's frame."""
-    shown = capsys.readouterr().out.splitlines()
-    return [line.translate(str.maketrans("│┃", "  ")).split() for line in shown]
+def printed_words(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """Return the words of each printed line, without the frame of the table."""
+    lines = capsys.readouterr().out.splitlines()
+    return [line.translate(str.maketrans("│┃", "  ")).split() for line in lines]
 
 
-def test_the_frontier_is_shown_by_depth_and_the_choices_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every depth once, compute of the whole, and each choice at the depth that it reads."""
+def test_the_frontier_is_printed_by_depth_with_the_choices_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every depth has one row with its share of the compute; each choice is named in the row of its depth."""
     terminal.trained(train_report("balanced", accuracy=4, balanced=2, cheapest=2))
-    shown = lines(capsys)
-    assert ["1", "17", "%", "100", "0.50", "61.0"] in shown
-    assert ["2", "33", "%", "200", "0.50", "70.2", "balanced,", "cheapest"] in shown
-    assert ["3", "50", "%", "300", "0.50", "70.5"] in shown
-    assert ["4", "100", "%", "400", "0.50", "71.0", "accuracy"] in shown
-    for said in (
+    lines = printed_words(capsys)
+    assert ["1", "17", "%", "100", "0.50", "61.0"] in lines
+    assert ["2", "33", "%", "200", "0.50", "70.2", "balanced,", "cheapest"] in lines
+    assert ["3", "50", "%", "300", "0.50", "70.5"] in lines
+    assert ["4", "100", "%", "400", "0.50", "71.0", "accuracy"] in lines
+    for line in (
         "accuracy 71.0 on validation, 100 % of the compute, 400 neurons of 4 blocks",
         "balanced 70.2 on validation, 33 % of the compute, 200 neurons of 2 blocks (ffn only)",
     ):
-        assert said.split() in shown
-    assert shown[-1] == ["registered", "tiny", "version", "3", "as", "challenger"]
+        assert line.split() in lines
+    assert lines[-1] == ["registered", "tiny", "version", "3", "as", "challenger"]
 
 
 @pytest.mark.parametrize(("choose", "neurons", "depth"), [("accuracy", "400", "4"), ("cheapest", "100", "1")])
@@ -83,5 +83,5 @@ def test_a_stage_prints_the_choice_in_use(
 ) -> None:
     report = train_report(choose, accuracy=4, balanced=2, cheapest=1)
     terminal.stage(StageEvent("train", report, 12.3, resumed=False))
-    said = f"train {neurons} neurons of {depth} blocks, eta 0.50, mlp head, strength 1, L1 0.03 — 12 s"
-    assert lines(capsys) == [said.split()]
+    line = f"train {neurons} neurons of {depth} blocks, eta 0.50, mlp head, strength 1, L1 0.03 — 12 s"
+    assert printed_words(capsys) == [line.split()]
