@@ -76,13 +76,13 @@ GUARANTEES = (
         "fails",
         (
             Cut(
-                f"{NIGHT}::test_counts_that_do_not_add_up_are_no_night",
+                f"{NIGHT}::test_a_night_whose_counts_do_not_add_up_is_not_published",
                 "pipelines/nightly/publish.py",
                 "if not accounted == counts.rows == planned:",
                 "if False:",
             ),
             Cut(
-                f"{CLASSIFY}::test_a_document_that_raises_is_alone",
+                f"{CLASSIFY}::test_a_document_that_raises_is_the_only_dead_letter_of_its_shard",
                 "pipelines/nightly/classify_step.py",
                 'dead |= {row: ("poison", message) for row, message in failing.items()}',
             ),
@@ -98,7 +98,7 @@ GUARANTEES = (
                 "num_cpus=settings.cpus_per_worker, max_restarts=0, max_task_retries=0,",
             ),
             Cut(
-                f"{NIGHT}::test_deaths_of_the_machine_are_no_fault_of_a_document",
+                f"{NIGHT}::test_crashes_of_the_machine_are_not_blamed_on_a_document",
                 "pipelines/workers/fault_isolation.py",
                 "if self.suspicious and len(rows) > 1 and not self.deadly:",
                 "if self.suspicious and not self.deadly:",
@@ -160,13 +160,13 @@ GUARANTEES = (
         "lease publishes nothing",
         (
             Cut(
-                f"{NIGHT}::test_an_overtaken_run_publishes_nothing",
+                f"{NIGHT}::test_a_run_that_lost_its_lease_publishes_nothing",
                 "pipelines/nightly/publish.py",
                 "self.lease.check()\nstep()",
                 "step()",
             ),
             Cut(
-                f"{NIGHT}::test_a_stopped_run_is_overtaken_and_stays_out",
+                f"{NIGHT}::test_a_run_that_wakes_after_its_lease_was_taken_publishes_nothing",
                 "pipelines/storage/lease.py",
                 "if now.beat != first.beat:",
                 "if False:",
@@ -201,12 +201,12 @@ GUARANTEES = (
         "many such files fail the night",
         (
             Cut(
-                f"{CLASSIFY}::test_broken_files_are_named_up_to_a_share",
+                f"{CLASSIFY}::test_unreadable_files_above_the_limit_fail_the_night",
                 "pipelines/data/sharding.py",
                 "bad[file.uri] = str(error)",
             ),
             Cut(
-                f"{CLASSIFY}::test_broken_files_are_named_up_to_a_share",
+                f"{CLASSIFY}::test_unreadable_files_above_the_limit_fail_the_night",
                 "pipelines/nightly/classify.py",
                 "_check_shares(settings, manifest)",
             ),
@@ -222,7 +222,7 @@ GUARANTEES = (
                 "pass",
             ),
             Cut(
-                f"{CLASSIFY}::test_a_document_that_raises_is_alone",
+                f"{CLASSIFY}::test_a_document_that_raises_is_the_only_dead_letter_of_its_shard",
                 "pipelines/workers/fault_isolation.py",
                 "self._divide(rows, 2, result)",
                 "raise",
@@ -234,19 +234,19 @@ GUARANTEES = (
         "bounded memory",
         (
             Cut(
-                f"{DEDUP}::test_repeats_are_what_stood_earlier",
+                f"{DEDUP}::test_a_row_is_a_duplicate_if_an_earlier_row_has_its_id",
                 "pipelines/nightly/dedup.py",
                 'order = np.lexsort((digests["row"], shard_index, digests["low"], digests["high"]))',
                 'order = np.lexsort((digests["row"], -shard_index, digests["low"], digests["high"]))',
             ),
             Cut(
-                f"{CLASSIFY}::test_the_first_of_repeated_ids_is_predicted",
+                f"{CLASSIFY}::test_the_first_document_with_a_duplicate_id_is_predicted",
                 "pipelines/nightly/classify_step.py",
                 "elif row in repeated:",
                 "elif False:",
             ),
             Cut(
-                f"{DEDUP}::test_a_partition_is_bounded",
+                f"{DEDUP}::test_a_partition_holds_a_bounded_number_of_documents",
                 "pipelines/nightly/dedup.py",
                 'return [Shard(n, "", "partition", n, n + 1) for n in range(max(1, math.ceil(documents / PARTITION)))]',
                 'return [Shard(0, "", "partition", 0, 1)]',
@@ -257,13 +257,13 @@ GUARANTEES = (
         "a full disk or an exhausted quota is reported, and nothing half-written becomes visible",
         (
             Cut(
-                f"{NIGHT}::test_a_full_disk_at_any_step",
+                f"{NIGHT}::test_a_full_disk_at_any_step_fails_clearly_and_resumes",
                 "pipelines/storage/filesystem.py",
                 'if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:',
                 "if _code(error) in _FULL:",
             ),
             Cut(
-                f"{NIGHT}::test_a_full_disk_at_any_step",
+                f"{NIGHT}::test_a_full_disk_at_any_step_fails_clearly_and_resumes",
                 "pipelines/storage/local_files.py",
                 "except OSError:\ntemporary.unlink(missing_ok=True)\nraise",
                 "except OSError:\n    raise",
@@ -280,12 +280,12 @@ GUARANTEES = (
         "a run resumes only the plan with which it began",
         (
             Cut(
-                f"{NIGHT}::test_another_plan_is_refused_until_it_is_started_over",
+                f"{NIGHT}::test_a_changed_plan_is_refused_without_restart",
                 "pipelines/storage/stage_plan.py",
                 "if stored is not None and not restart:\n_refuse(store, stage, metadata, stored)",
             ),
             Cut(
-                f"{NIGHT}::test_files_that_appear_wait_for_the_next_night",
+                f"{NIGHT}::test_new_files_wait_for_the_next_night",
                 "pipelines/nightly/publish.py",
                 'metadata = {**metadata, "files": to_json(planned)}',
             ),
@@ -295,7 +295,7 @@ GUARANTEES = (
         "one run uses one version of the model",
         (
             Cut(
-                f"{CLASSIFY}::test_a_night_is_of_one_version",
+                f"{CLASSIFY}::test_a_night_does_not_resume_with_another_model_version",
                 "pipelines/nightly/classify.py",
                 '"model": {"name": registry.name, "version": version, "backbone": digest},',
                 '"model": {"name": registry.name},',
@@ -306,7 +306,7 @@ GUARANTEES = (
         "the same documents get the same labels, from one worker or two, in shards of any size",
         (
             Cut(
-                f"{CLASSIFY}::test_a_document_has_its_label_whatever_stands_beside_it",
+                f"{CLASSIFY}::test_labels_do_not_depend_on_the_shard_size",
                 "spin/backbone/model.py",
                 "mask = torch.arange(width) < lengths.unsqueeze(1)",
                 "mask = torch.ones_like(ids, dtype=torch.bool)",
@@ -318,7 +318,7 @@ GUARANTEES = (
         "progress",
         (
             Cut(
-                f"{NIGHT}::test_workers_that_say_nothing_are_told",
+                f"{NIGHT}::test_a_stalled_run_fails_and_names_the_shards_in_progress",
                 "pipelines/workers/map_shards.py",
                 "answer = waiting.get(timeout=seconds)",
                 "answer = waiting.get()",

@@ -1,4 +1,4 @@
-"""What bad input gets: one line of what was found, expected and to be done, a status, nothing half written."""
+"""Bad input ends a command with an exit status and one line: what was found, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from tests.support import tiny
 
-Spin = Callable[..., tuple[int, str]]
+RunSpin = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def spin(
+def run_spin(
     settings_tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Spin:
-    """Runs `spin COMMAND settings.yaml …` on rows and changed settings, giving exit status and standard error."""
+) -> RunSpin:
+    """A function that runs `spin COMMAND settings.yaml …` and returns the exit status and standard error.
+
+    `rows` become the training file; the other keywords replace sections of the settings.
+    """
 
     def run(command: str, *options: str, rows: list[dict[str, Any]] | None = None, **changes: Any) -> tuple[int, str]:
         if rows is not None:
@@ -34,15 +37,15 @@ def spin(
         tree = {**settings_tree, **changes}
         (tmp_path / "settings.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
         monkeypatch.setattr(sys, "argv", ["spin", command, str(tmp_path / "settings.yaml"), *options])
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as raised:
             main()
-        return int(left.value.code or 0), capsys.readouterr().err
+        return int(raised.value.code or 0), capsys.readouterr().err
 
     return run
 
 
 def one_line(error: str) -> str:
-    """The message, which must be all that was printed, progress of a slow machine aside."""
+    """Return the error message, which must be the only line on standard error apart from lines of progress."""
     lines = [line for line in error.strip().splitlines() if not line.startswith('{"stage"')]
     assert len(lines) == 1, error
     assert lines[0].startswith("error: ")
@@ -50,8 +53,9 @@ def one_line(error: str) -> str:
     return lines[0]
 
 
-def changed(rows: list[dict[str, Any]], at: int, **values: Any) -> list[dict[str, Any]]:
-    return [{**row, **values} if n == at else row for n, row in enumerate(rows)]
+def replace_values(rows: list[dict[str, Any]], index: int, **values: Any) -> list[dict[str, Any]]:
+    """Return the rows with other values in the row at an index."""
+    return [{**row, **values} if n == index else row for n, row in enumerate(rows)]
 
 
 ROWS = tiny.documents(80)
@@ -63,37 +67,40 @@ DATA_CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
     "no text": ([{"id": r["id"], "label": r["label"]} for r in ROWS], "has no column 'text'; it has id, label"),
     "text of numbers": ([{**r, "text": 7} for r in ROWS], "column 'text' is int64, expected string"),
     "one class": ([{**r, "label": "good"} for r in ROWS], "one class only, 'good'; expected at least two"),
-    "a class of one": (changed(ROWS, 7, label="rare"), "class 'rare' has 1 document"),
-    "label null": (changed(ROWS, 7, label=None), "row 7: the label (label) is null; label the row or leave it out"),
-    "id null": (changed(ROWS, 7, id=None), "row 7: the id (id) is null"),
-    "id twice": (changed(ROWS, 7, id="d00003"), "row 7: the id 'd00003' was seen before; expected unique ids"),
-    "text empty": (changed(ROWS, 7, text=" "), "row 7: the text (text) is empty"),
+    "a class with one document": (replace_values(ROWS, 7, label="rare"), "class 'rare' has 1 document"),
+    "label null": (
+        replace_values(ROWS, 7, label=None),
+        "row 7: the label (label) is null; label the row or leave it out",
+    ),
+    "id null": (replace_values(ROWS, 7, id=None), "row 7: the id (id) is null"),
+    "id twice": (replace_values(ROWS, 7, id="d00003"), "row 7: the id 'd00003' was seen before; expected unique ids"),
+    "text empty": (replace_values(ROWS, 7, text=" "), "row 7: the text (text) is empty"),
 }
 
 
 @pytest.mark.parametrize("case", DATA_CASES)
-def test_data_that_cannot_be_trained_on(case: str, spin: Spin, tmp_path: Path) -> None:
-    """Status 2, the file and row named, before anything is written."""
-    rows, said = DATA_CASES[case]
-    status, error = spin("extract", rows=rows)
+def test_unusable_training_data_is_refused(case: str, run_spin: RunSpin, tmp_path: Path) -> None:
+    """Exit status 2 before a plan is written; the message names the file or the labels, and the row."""
+    rows, message = DATA_CASES[case]
+    status, error = run_spin("extract", rows=rows)
     assert status == 2
-    assert said in one_line(error)
+    assert message in one_line(error)
     assert "train.parquet" in error or "labels:" in error
     assert not (tmp_path / "store" / "features" / "plan.json").exists()
 
 
-def test_a_missing_file(spin: Spin) -> None:
-    status, error = spin("extract")
+def test_a_missing_training_file_is_refused(run_spin: RunSpin) -> None:
+    status, error = run_spin("extract")
     assert (status, "no data at" in one_line(error)) == (2, True)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_a_corrupt_parquet_file_is_named(damage: str, spin: Spin, tmp_path: Path) -> None:
+def test_a_corrupt_parquet_file_is_named_in_the_error(damage: str, run_spin: RunSpin, tmp_path: Path) -> None:
     path = tmp_path / "train.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS), path)
     whole = path.read_bytes()
     path.write_bytes({"truncated": whole[: len(whole) // 2], "garbage": b"garbage" * 99, "empty": b""}[damage])
-    status, error = spin("extract")
+    status, error = run_spin("extract")
     assert status == 2
     assert f"{path} cannot be read, it is corrupt, truncated" in one_line(error)
 
@@ -122,38 +129,38 @@ SETTINGS_CASES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", SETTINGS_CASES)
-def test_settings_that_are_wrong(case: str, spin: Spin, tmp_path: Path) -> None:
-    """Status 2 and the setting named."""
-    changes, said = SETTINGS_CASES[case]
-    status, error = spin("extract", rows=ROWS, **changes)
+def test_invalid_settings_are_named_in_the_error(case: str, run_spin: RunSpin, tmp_path: Path) -> None:
+    """Exit status 2 before a plan is written."""
+    changes, message = SETTINGS_CASES[case]
+    status, error = run_spin("extract", rows=ROWS, **changes)
     assert status == 2
-    assert said in one_line(error)
+    assert message in one_line(error)
     assert not (tmp_path / "store" / "features" / "plan.json").exists()
 
 
-def test_a_stage_before_its_turn(spin: Spin) -> None:
-    status, error = spin("probe", rows=ROWS)
+def test_a_stage_names_the_stage_that_must_run_first(run_spin: RunSpin) -> None:
+    status, error = run_spin("probe", rows=ROWS)
     assert (status, "run `spin extract` first" in one_line(error)) == (2, True)
 
 
-def test_a_night_without_a_champion(spin: Spin, tmp_path: Path) -> None:
-    status, error = spin("classify", "--input", str(tmp_path), "--output", str(tmp_path / "out"), rows=ROWS)
+def test_classify_without_a_champion_is_refused(run_spin: RunSpin, tmp_path: Path) -> None:
+    status, error = run_spin("classify", "--input", str(tmp_path), "--output", str(tmp_path / "out"), rows=ROWS)
     assert status == 2
     assert "models:/tiny@champion does not exist; versions: none; `spin promote` makes a champion" in one_line(error)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_value_too_large_for_the_plan(spin: Spin, tmp_path: Path) -> None:
-    """The first batch shows small values; a later document overflows its float16 column: the site is named."""
-    words = tiny.tokenizer(special=False)
+def test_an_activation_that_overflows_float16_names_its_site(run_spin: RunSpin, tmp_path: Path) -> None:
+    """Column types are chosen from the first batch; here a later document exceeds the range of float16."""
+    tokenizer = tiny.tokenizer(special=False)
     config = GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=64)
-    loud = tiny.save_backbone(tmp_path / "loud", config, words)
-    tensors = load_file(loud / "model.safetensors")
-    tensors["wte.weight"][words.convert_tokens_to_ids("!")] *= 1e8
-    save_file(tensors, loud / "model.safetensors", metadata={"format": "pt"})
+    folder = tiny.save_backbone(tmp_path / "loud", config, tokenizer)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["wte.weight"][tokenizer.convert_tokens_to_ids("!")] *= 1e8
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     rows = [*tiny.documents(300), {"id": "loud", "text": "a film ! it was", "label": "good"}]
-    status, error = spin("extract", rows=rows, backbone={"model": str(loud), "dtype": "float32", "device": "cpu"})
+    status, error = run_spin("extract", rows=rows, backbone={"model": str(folder), "dtype": "float32", "device": "cpu"})
     assert status == 2
     assert "resid.00: a value of" in one_line(error)
     assert "does not fit its float16 column" in error
@@ -162,57 +169,59 @@ def test_a_value_too_large_for_the_plan(spin: Spin, tmp_path: Path) -> None:
     assert not store.exists("manifest.json")
 
 
-def test_an_output_that_is_held(spin: Spin, tmp_path: Path) -> None:
-    """Status 3 and the holder named."""
+def test_a_store_that_another_run_uses_ends_with_status_3(run_spin: RunSpin, tmp_path: Path) -> None:
+    """The message names the holder of the lease."""
     with Lease(Store(str(tmp_path / "store" / "features")), ttl=1.0) as lease:
-        status, error = spin("extract", rows=ROWS)
+        status, error = run_spin("extract", rows=ROWS)
     assert status == 3
     assert f"is held by {lease.holder}; wait until it ends" in one_line(error)
 
 
 @pytest.mark.s3
-def test_credentials_that_are_refused(spin: Spin, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status 2; the secret is not in the message."""
+def test_refused_s3_credentials_end_with_status_2(
+    run_spin: RunSpin, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message does not contain the secret."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
-    status, error = spin("extract", rows=ROWS, store=f"{s3_server}/refused")
+    status, error = run_spin("extract", rows=ROWS, store=f"{s3_server}/refused")
     assert status == 2
     assert "the store refuses the credentials" in one_line(error)
     assert "wrong-secret" not in error
 
 
-def test_an_endpoint_that_does_not_answer(spin: Spin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status 5: try again."""
+def test_an_unreachable_object_store_ends_with_status_5(run_spin: RunSpin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 5 means: try again."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
-    status, error = spin("extract", rows=ROWS, store="s3://bucket/prefix")
+    status, error = run_spin("extract", rows=ROWS, store="s3://bucket/prefix")
     assert status == 5
     assert "does not answer" in one_line(error)
 
 
-def test_a_registry_that_does_not_answer(spin: Spin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status 5; a password comes from the environment and is not shown."""
+def test_an_unreachable_registry_ends_with_status_5(run_spin: RunSpin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the registry and does not contain the password, which the environment holds."""
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
-    status, error = spin("models", rows=ROWS, mlflow={"model": "tiny", "tracking_uri": "http://user@127.0.0.1:9"})
+    status, error = run_spin("models", rows=ROWS, mlflow={"model": "tiny", "tracking_uri": "http://user@127.0.0.1:9"})
     assert status == 5
     assert "registry http://user@127.0.0.1:9" in one_line(error)
     assert "hunter2" not in error
 
 
 @pytest.mark.parametrize("uri", ["http://user:hunter2@127.0.0.1:9", "postgresql://user:hunter2@127.0.0.1/mlflow"])
-def test_a_registry_with_a_password_in_its_uri(spin: Spin, uri: str) -> None:
-    """Status 2, the setting named and the password not shown."""
+def test_a_password_in_the_registry_uri_is_refused_and_not_printed(run_spin: RunSpin, uri: str) -> None:
+    """Exit status 2; the message names the setting."""
     for changes in ({"mlflow": {"tracking_uri": uri}}, {"mlflow": uri}):
-        status, error = spin("models", rows=ROWS, **changes)
+        status, error = run_spin("models", rows=ROWS, **changes)
         assert status == 2
         assert "hunter2" not in error
         assert "'mlflow" in one_line(error)
-    status, error = spin("models", "--set", f"mlflow.tracking_uri={uri}", rows=ROWS)
+    status, error = run_spin("models", "--set", f"mlflow.tracking_uri={uri}", rows=ROWS)
     assert (status, "a password stands in it" in one_line(error), "hunter2" in error) == (2, True, False)
 
 
-def test_a_date_that_is_none(spin: Spin, tmp_path: Path) -> None:
+def test_an_invalid_date_is_refused(run_spin: RunSpin, tmp_path: Path) -> None:
     options = ("--input", str(tmp_path), "--output", str(tmp_path / "out"), "--date", "2026-02-30")
-    status, error = spin("classify", *options, rows=ROWS)
+    status, error = run_spin("classify", *options, rows=ROWS)
     assert (status, "--date 2026-02-30: expected a day as YYYY-MM-DD" in one_line(error)) == (2, True)

@@ -1,4 +1,4 @@
-"""Nights on Ray and the real S3 server whose documents, workers and drivers fail: every row ends once, and resumes."""
+"""Nights on Ray and a real S3 server whose documents, workers and drivers fail: every row is published once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from pipelines.nightly import classify
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.publish import PredictionRow, read_predictions
 from pipelines.nightly.run_records import RunManifest
-from pipelines.service_errors import BadRowsError
 from pipelines.storage.object_store import Store
 from spin.classifier import SpinClassifier
 from spin.settings import Settings, parse_settings
@@ -32,14 +31,14 @@ from tests.support import chaos, tiny
 from tests.support.chaos import FolderRegistry
 from tests.support.repository import ROOT
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.ray]
 DATE = "2026-03-01"
 Row = dict[str, Any]
 
 
 @dataclass
 class Project:
-    """Settings, a shelf with two versions of a model, and the S3 prefix of a test."""
+    """Settings, a registry with two versions of a model, and the S3 prefix of a test."""
 
     tree: dict[str, Any]
     registry_fixture: FolderRegistry
@@ -49,12 +48,13 @@ class Project:
         return parse_settings({**self.tree, **changes})
 
     def write(self, name: str, data: bytes) -> str:
+        """Write an input file; returns the URI of the input folder."""
         Store(self.base).write(f"data/{name}", data)
         return f"{self.base}/data"
 
-    def night(self, **changes: Any) -> RunManifest:
-        out = f"{self.base}/out"
-        return run_classify(self.settings(**changes), self.registry_fixture, f"{self.base}/data", out, night=DATE)  # type: ignore[arg-type]
+    def run_night(self, **changes: Any) -> RunManifest:
+        output = f"{self.base}/out"
+        return run_classify(self.settings(**changes), self.registry_fixture, f"{self.base}/data", output, night=DATE)  # type: ignore[arg-type]
 
     @property
     def out(self) -> Store:
@@ -63,12 +63,12 @@ class Project:
 
 @pytest.fixture(scope="module")
 def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
-    """Two versions that say different things."""
-    folder = tmp_path_factory.mktemp("shelf")
+    """A registry with two versions whose classes differ."""
+    folder = tmp_path_factory.mktemp("registry")
     for number, classes in (("1", ("good", "bad")), ("2", ("plain", "bad"))):
         rows = tiny.documents(240, classes)
-        spin = SpinClassifier(str(backbone_folder), metric="accuracy")
-        spin.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
+        classifier = SpinClassifier(str(backbone_folder), metric="accuracy")
+        classifier.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
     (folder / "champion").write_text("1")
     return FolderRegistry(folder)
 
@@ -85,15 +85,16 @@ def project(registry_fixture: FolderRegistry, s3_server: str, backbone_folder: P
     return Project(tree, registry_fixture, f"{s3_server}/{uuid.uuid4().hex}")
 
 
-def parquet(rows: list[Row]) -> bytes:
+def to_parquet(rows: list[Row]) -> bytes:
+    """Return a Parquet file with 40 rows per row group."""
     sink = pa.BufferOutputStream()
     table = pa.table({"id": [row["id"] for row in rows], "text": [row["text"] for row in rows]})
     pq.write_table(table, sink, row_group_size=40)
     return sink.getvalue().to_pybytes()
 
 
-def check_silence(out: Store, *secrets: str) -> None:
-    """No secret stands in anything that a run wrote beside its predictions."""
+def check_no_secrets(out: Store, *secrets: str) -> None:
+    """Check that nothing that a run wrote, apart from its predictions, contains a secret."""
     keys = [key for key in out.list() if not key.startswith("predictions/")]
     assert len(keys) > 4
     for key in keys:
@@ -102,17 +103,21 @@ def check_silence(out: Store, *secrets: str) -> None:
         assert not [secret for secret in secrets if secret.encode() in data], key
 
 
-def letters_of(out: Store) -> list[Row]:
-    found: list[Row] = []
+def read_dead_letters(out: Store) -> list[Row]:
+    rows: list[Row] = []
     for key in out.list(f"dead_letters/date={DATE}"):
         with out.open(key) as file:
-            found += pq.ParquetFile(file).read().to_pylist()
-    return found
+            rows += pq.ParquetFile(file).read().to_pylist()
+    return rows
 
 
-def check_whole(project: Project, manifest: RunManifest, rows: int) -> list[PredictionRow]:
-    """Every row once, in predictions or dead letters; the counts agree with what is there."""
-    predicted, letters, counts = read_predictions(f"{project.base}/out"), letters_of(project.out), manifest.counts
+def check_complete(project: Project, manifest: RunManifest, rows: int) -> list[PredictionRow]:
+    """Check that every row is published once, as a prediction or a dead letter, and that the counts are right.
+
+    Returns the predictions.
+    """
+    predicted, letters = read_predictions(f"{project.base}/out"), read_dead_letters(project.out)
+    counts = manifest.counts
     assert len(predicted) + len(letters) == counts.rows == rows
     assert (len(predicted), len(letters)) == (counts.predicted, counts.dead)
     assert len({row["id"] for row in predicted}) == len(predicted)
@@ -121,18 +126,18 @@ def check_whole(project: Project, manifest: RunManifest, rows: int) -> list[Pred
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_what_is_wrong_with_documents_and_files_stays_with_them(
+def test_bad_documents_and_files_do_not_affect_the_others(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Poison, deadly, odd and repeated documents are dead letters, broken files are named; all others are predicted.
+    """Failing, invalid and duplicate documents are dead letters, unreadable files are named, all others are predicted.
 
-    One document kills its process the first time only, as a machine that dies: that is not seen.
+    One document kills its process the first time only, as a crash of the machine would: it is predicted.
     """
     monkeypatch.setattr(classify, "ClassifyStep", chaos.ChaosStep)
-    good = tiny.documents(120)
-    rows: list[Row] = [dict(row) for row in good]
+    documents = tiny.documents(120)
+    rows: list[Row] = [dict(row) for row in documents]
     rows[50]["text"] = f"{chaos.KILL_ONCE}{tmp_path / 'killed'}"
-    odd = [
+    invalid = [
         ("raise", chaos.RAISE, "poison"),
         ("kill", chaos.KILL, "poison"),
         ("null", None, "null_text"),
@@ -140,106 +145,97 @@ def test_what_is_wrong_with_documents_and_files_stays_with_them(
         ("d00003", "seen in this file", "repeated_id"),
         (None, "a fine day", "null_id"),
     ]
-    rows[60:60] = [{"id": id, "text": text} for id, text, _ in odd[:2]]
-    rows += [{"id": id, "text": text} for id, text, _ in odd[2:]]
+    rows[60:60] = [{"id": id, "text": text} for id, text, _ in invalid[:2]]
+    rows += [{"id": id, "text": text} for id, text, _ in invalid[2:]]
     rows += [{"id": "nul", "text": "a fine \0 day"}, {"id": "long", "text": "fine " * (2 << 20)}]
-    project.write("a.parquet", parquet(rows))
+    project.write("a.parquet", to_parquet(rows))
     lines = [{"id": "d00007", "text": "seen in another file"}, {"id": "half", "text": "a \ud800 day"}]
     project.write("b.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode() + b"[not a record]\n")
-    whole = parquet([{"id": f"x{n}", "text": "a fine day " * 20} for n in range(80)])
-    flipped = bytearray(whole)
+    intact = to_parquet([{"id": f"x{n}", "text": "a fine day " * 20} for n in range(80)])
+    flipped = bytearray(intact)
     flipped[200:260] = bytes(60)
-    project.write("c-truncated.parquet", whole[:-30])
+    project.write("c-truncated.parquet", intact[:-30])
     project.write("d-flipped.parquet", bytes(flipped))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"id": ["y"], "text": [3.5]}), sink)
     project.write("e-numbers.parquet", sink.getvalue().to_pybytes())
     project.write("f-empty.parquet", b"")
-    manifest = project.night(classify={"max_dead_fraction": 0.5, "max_bad_files": 0.8})
-    predicted = check_whole(project, manifest, len(rows) + 3)
+    manifest = project.run_night(classify={"max_dead_fraction": 0.5, "max_bad_files": 0.8})
+    predicted = check_complete(project, manifest, len(rows) + 3)
     assert (tmp_path / "killed").exists()
     assert sorted(file.uri.rpartition("/")[2][0] for file in manifest.quarantined) == ["c", "d", "e", "f"]
     assert [file.uri.rpartition("/")[2] for file in manifest.inputs] == ["a.parquet", "b.jsonl"]
-    reasons = {letter["id"]: letter["reason"] for letter in letters_of(project.out)}
-    expected = {id: reason for id, _, reason in odd} | {"d00007": "repeated_id", "half": "not_text"}
-    assert {id: reasons[id] for id in expected if id} == {id: why for id, why in expected.items() if id}
+    letters = read_dead_letters(project.out)
+    reasons = {letter["id"]: letter["reason"] for letter in letters}
+    expected = {id: reason for id, _, reason in invalid} | {"d00007": "repeated_id", "half": "not_text"}
+    assert {id: reasons[id] for id in expected if id} == {id: reason for id, reason in expected.items() if id}
     assert manifest.counts.reasons["malformed"] == 1
-    messages = [letter["message"] for letter in letters_of(project.out) if letter["reason"] == "poison"]
+    messages = [letter["message"] for letter in letters if letter["reason"] == "poison"]
     assert sorted(messages) == ["computing it raised RuntimeError", "every process that computed it was killed"]
-    sound = {row["id"]: row["text"] for row in rows if row["id"] not in expected and row["text"]}
-    assert {row["id"] for row in predicted} == {row["id"] for row in good} | {"nul", "long"}
-    spin = SpinClassifier.load(project.registry_fixture.folder / "1")
-    labels = dict(zip(sound, spin.predict(list(sound.values())), strict=True))
+    text_by_id = {row["id"]: row["text"] for row in rows if row["id"] not in expected and row["text"]}
+    assert {row["id"] for row in predicted} == {row["id"] for row in documents} | {"nul", "long"}
+    classifier = SpinClassifier.load(project.registry_fixture.folder / "1")
+    labels = dict(zip(text_by_id, classifier.predict(list(text_by_id.values())), strict=True))
     assert {row["id"]: row["label"] for row in predicted if row["id"] in labels} == labels
-    check_silence(project.out, os.environ["AWS_SECRET_ACCESS_KEY"], chaos.RAISE, "seen in another", "not a record")
+    check_no_secrets(project.out, os.environ["AWS_SECRET_ACCESS_KEY"], chaos.RAISE, "seen in another", "not a record")
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_too_many_broken_files_fail_the_night(project: Project) -> None:
-    """Status 4, naming one, with nothing published; what was computed is published once it is allowed."""
-    project.write("a.parquet", parquet(tiny.documents(30)))
-    project.write("b.parquet", b"PAR1")
-    with pytest.raises(BadRowsError, match=r"1 of 2 files cannot be classified.*b\.parquet cannot be read") as error:
-        project.night()
-    assert error.value.status == 4
-    assert [key for key in project.out.list() if not key.startswith(("_lease/", "_runs/"))] == []
-    check_whole(project, project.night(classify={"max_bad_files": 0.5}), 30)
+def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The champion changes during the run: all rows have the version with which the run began.
 
-
-@pytest.mark.usefixtures("ray_session")
-def test_one_version_a_run_and_the_same_labels(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The champion moves in the middle: all rows carry the version that the run began with.
-
-    One worker and two, over other shards, give the same labels, within 0.05 of a logit.
+    One worker with smaller shards gives the same labels as two workers, and scores that differ by at most 0.01.
     """
-    project.write("a.parquet", parquet(tiny.documents(150, seed=3)))
-    real = classify.map_shards
+    project.write("a.parquet", to_parquet(tiny.documents(150, seed=3)))
+    map_shards = classify.map_shards
 
-    def moved(*args: Any, **given: Any) -> Any:
+    def change_champion(*args: Any, **keywords: Any) -> Any:
         (project.registry_fixture.folder / "champion").write_text("2")
-        return real(*args, **given)
+        return map_shards(*args, **keywords)
 
-    monkeypatch.setattr(classify, "map_shards", moved)
-    check_whole(project, project.night(), 150)
-    two = read_predictions(f"{project.base}/out")
-    assert {row["model_version"] for row in two} == {"1"}
+    monkeypatch.setattr(classify, "map_shards", change_champion)
+    check_complete(project, project.run_night(), 150)
+    two_workers = read_predictions(f"{project.base}/out")
+    assert {row["model_version"] for row in two_workers} == {"1"}
     (project.registry_fixture.folder / "champion").write_text("1")
-    out = f"{project.base}/alone"
-    alone = project.settings(ray={"workers": 1, "shard_documents": 17})
-    run_classify(alone, project.registry_fixture, f"{project.base}/data", out, night=DATE)  # type: ignore[arg-type]
-    one = read_predictions(out)
-    assert [row["id"] for row in one] == [row["id"] for row in two]
-    np.testing.assert_allclose([row["scores"] for row in one], [row["scores"] for row in two], atol=0.01)
-    assert [row["label"] for row in one] == [row["label"] for row in two]
+    output = f"{project.base}/one_worker"
+    settings = project.settings(ray={"workers": 1, "shard_documents": 17})
+    run_classify(settings, project.registry_fixture, f"{project.base}/data", output, night=DATE)  # type: ignore[arg-type]
+    one_worker = read_predictions(output)
+    assert [row["id"] for row in one_worker] == [row["id"] for row in two_workers]
+    np.testing.assert_allclose([row["scores"] for row in one_worker], [row["scores"] for row in two_workers], atol=0.01)
+    assert [row["label"] for row in one_worker] == [row["label"] for row in two_workers]
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_night_takes_what_is_new(project: Project) -> None:
-    """`since` skips files that earlier nights have taken, over several nights; a changed or quarantined one is not."""
+def test_since_skips_files_that_earlier_nights_classified(project: Project) -> None:
+    """Over several nights; a file that was changed or quarantined is classified again."""
 
-    def night(date: str, since: str | None) -> tuple[list[str], list[str]]:
+    def run_night(date: str, since: str | None) -> tuple[list[str], list[str]]:
         settings = project.settings(classify={"max_bad_files": 0.9})
-        source, out = f"{project.base}/data", f"{project.base}/out"
-        manifest = run_classify(settings, project.registry_fixture, source, out, night=date, since=since)  # type: ignore[arg-type]
-        ids = {row["id"] for row in read_predictions(out)}
+        source, output = f"{project.base}/data", f"{project.base}/out"
+        manifest = run_classify(settings, project.registry_fixture, source, output, night=date, since=since)  # type: ignore[arg-type]
+        ids = {row["id"] for row in read_predictions(output)}
         names = sorted(file.uri.rpartition("/")[2] for file in manifest.inputs)
         return names, sorted(ids)[:1]
 
     for name, first in (("a", 0), ("b", 40)):
-        project.write(f"{name}.parquet", parquet(tiny.documents(80)[first : first + 40]))
+        project.write(f"{name}.parquet", to_parquet(tiny.documents(80)[first : first + 40]))
     project.write("broken.parquet", b"PAR1")
     out = f"{project.base}/out"
-    assert night("2026-03-01", None) == (["a.parquet", "b.parquet"], ["d00000"])
-    project.write("b.parquet", parquet(tiny.documents(130)[80:130]))
-    assert night("2026-03-02", out) == (["b.parquet"], ["d00080"])
-    project.write("broken.parquet", parquet(tiny.documents(140)[130:]))
-    assert night("2026-03-03", out) == (["broken.parquet"], ["d00130"])
-    assert night("2026-03-04", out) == ([], [])
+    assert run_night("2026-03-01", None) == (["a.parquet", "b.parquet"], ["d00000"])
+    project.write("b.parquet", to_parquet(tiny.documents(130)[80:130]))
+    assert run_night("2026-03-02", out) == (["b.parquet"], ["d00080"])
+    project.write("broken.parquet", to_parquet(tiny.documents(140)[130:]))
+    assert run_night("2026-03-03", out) == (["broken.parquet"], ["d00130"])
+    assert run_night("2026-03-04", out) == ([], [])
 
 
-def driver(call: str, *args: Any, **env: str) -> subprocess.Popen[str]:
-    """A process of its own that calls a function of tests.support.chaos, with its own Ray."""
-    code = f"import sys, json; from tests.support import chaos; chaos.{call}(*json.loads(sys.argv[1]))"
+def start_driver(function: str, *args: Any, **env: str) -> subprocess.Popen[str]:
+    """Start a process with its own Ray that calls a function of tests.support.chaos."""
+    code = f"import sys, json; from tests.support import chaos; chaos.{function}(*json.loads(sys.argv[1]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, json.dumps(args)],
         cwd=ROOT,
@@ -251,58 +247,58 @@ def driver(call: str, *args: Any, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def await_(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
-    """Wait for what a process does; it must not end before."""
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
+    """Wait until a condition holds that a process brings about; fail if the process ends first."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"it ended: {process.communicate()[0]}"
-        assert time.monotonic() < deadline, "it takes too long"
+        assert process.poll() is None, f"the process ended: {process.communicate()[0]}"
+        assert time.monotonic() < deadline, f"the condition did not hold within {seconds} s"
         time.sleep(0.1)
 
 
-def test_a_killed_driver_loses_nothing(project: Project, tmp_path: Path) -> None:
-    """SIGKILL after the first shard and after a later one: reruns compute again at most a shard a worker each time."""
+def test_a_killed_driver_loses_no_finished_work(project: Project, tmp_path: Path) -> None:
+    """SIGKILL after the first shard and after a later one: each rerun repeats at most one shard per worker."""
     documents = tiny.documents(400, seed=5)
-    source = project.write("a.parquet", parquet(documents))
+    source = project.write("a.parquet", to_parquet(documents))
     log, output, shards, workers = tmp_path / "log", f"{project.base}/out", 10, 2
-    given = (project.tree, str(project.registry_fixture.folder), source, output, DATE)
+    args = (project.tree, str(project.registry_fixture.folder), source, output, DATE)
 
-    def committed() -> int:
+    def count_committed() -> int:
         return sum(key.endswith(".json") for key in project.out.list(f"_runs/{DATE}-001/parts"))
 
     kills = 0
     for count in (1, 5):
-        process = driver("run_night", *given, **{chaos.LOG: str(log)})
+        process = start_driver("run_night", *args, **{chaos.LOG: str(log)})
         try:
-            await_(lambda count=count: committed() >= count, process)  # type: ignore[misc]
+            wait_until(lambda count=count: count_committed() >= count, process)  # type: ignore[misc]
         finally:
             kills += process.poll() is None
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         assert project.out.read_json("latest") is None
-    process = driver("run_night", *given, **{chaos.LOG: str(log)})
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    process = start_driver("run_night", *args, **{chaos.LOG: str(log)})
+    output_text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output_text
     manifest = RunManifest.from_json(project.out.read_json(f"_runs/{DATE}-001/manifest.json"))
-    predicted = check_whole(project, manifest, 400)
+    predicted = check_complete(project, manifest, 400)
     assert [row["id"] for row in predicted] == [row["id"] for row in documents]
     assert kills == 2
     computed = Counter(log.read_text().split())
     assert len(computed) == shards
     assert computed.total() <= shards + kills * workers
-    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in said
-    check_silence(project.out, os.environ["AWS_SECRET_ACCESS_KEY"], os.environ["AWS_ACCESS_KEY_ID"])
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in output_text
+    check_no_secrets(project.out, os.environ["AWS_SECRET_ACCESS_KEY"], os.environ["AWS_ACCESS_KEY_ID"])
 
 
-def test_a_step_that_never_ends_is_told(tmp_path: Path) -> None:
-    """The driver leaves with a status of its own and names the shard."""
-    process = driver("run_hanging_stage", str(tmp_path / "out"))
+def test_a_step_that_never_ends_fails_the_run_and_names_its_shard(tmp_path: Path) -> None:
+    """The driver ends with status 6."""
+    process = start_driver("run_hanging_stage", str(tmp_path / "out"))
     try:
-        said, _ = process.communicate(timeout=240)
+        output_text, _ = process.communicate(timeout=240)
     finally:
-        if process.poll() is None:  # or it would outlive the test that waited for it in vain
+        if process.poll() is None:  # a driver that hangs must not outlive the test
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     assert process.returncode == 6
-    assert "trial: no shard has ended for 20 s" in said
-    assert "begun and not ended: 000001 in" in said
+    assert "trial: no shard has ended for 20 s" in output_text
+    assert "begun and not ended: 000001 in" in output_text

@@ -1,4 +1,4 @@
-"""The report of a nightly run in a real browser: it shows the numbers of the manifest and loads nothing."""
+"""The report of a nightly run, as JSON and in a real browser: the page shows the manifest and loads nothing else."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from pipelines.nightly.run_records import RunManifest
-from pipelines.nightly.run_report import render_reports
-from pipelines.nightly.run_report import report_page as page_of_record
+from pipelines.nightly.run_report import render_reports, report_page
 from tests.support.browser import open_page
 from tests.support.hostile_text import HOSTILE_TEXTS
 
 
-def drift(name: str, psi: float, now: list[int], then: list[int], **more: Any) -> dict[str, Any]:
+def drift_record(name: str, psi: float, now: list[int], then: list[int], **more: Any) -> dict[str, Any]:
+    """JSON of the drift of one quantity."""
     return {
         "name": name,
         "psi": psi,
@@ -29,13 +29,13 @@ def drift(name: str, psi: float, now: list[int], then: list[int], **more: Any) -
     }
 
 
-def report_page(record: dict[str, Any]) -> str:
-    """The page of a manifest given as JSON."""
-    return page_of_record(RunManifest.from_json(record))
+def render_page(record: dict[str, Any]) -> str:
+    """The report page of a manifest given as JSON."""
+    return report_page(RunManifest.from_json(record))
 
 
-def manifest(**changes: Any) -> dict[str, Any]:
-    """The JSON of the manifest of a night of 12,345 documents in 30 shards, with a pause between them."""
+def manifest_record(**changes: Any) -> dict[str, Any]:
+    """JSON of the manifest of a night of 12,345 documents in 30 shards, with a pause after half of them."""
     draw = np.random.default_rng(0)
     rows = [400] * 29 + [745]
     shards = [
@@ -87,26 +87,27 @@ def manifest(**changes: Any) -> dict[str, Any]:
             "counts": {**counts, "labels": {"late": 600, "lovely": 400}, "unlabelled": 0},
         },
         "drift": [
-            drift("labels", 0.31, [8000, 3979, 321], [1000, 1000, 0]),
-            drift("scores", 0.02, draw.integers(0, 9, 20).tolist(), [3] * 20),
-            drift("lengths", 0.05, [5] * 22, [3] * 22),
-            drift("unknown", 0.0, [5] * 5, [3] * 5),
-            drift("neurons", 0.81, [3, 97], [], moved=moved),
+            drift_record("labels", 0.31, [8000, 3979, 321], [1000, 1000, 0]),
+            drift_record("scores", 0.02, draw.integers(0, 9, 20).tolist(), [3] * 20),
+            drift_record("lengths", 0.05, [5] * 22, [3] * 22),
+            drift_record("unknown", 0.0, [5] * 5, [3] * 5),
+            drift_record("neurons", 0.81, [3, 97], [], moved=moved),
         ],
         **changes,
     }
 
 
-def texts(window: Any, of: str) -> list[str]:
-    return [" ".join(text.split()) for text in window.locator(of).all_inner_texts()]
+def read_texts(window: Any, selector: str) -> list[str]:
+    """Return the visible texts of all elements that a selector matches."""
+    return [" ".join(text.split()) for text in window.locator(selector).all_inner_texts()]
 
 
 def test_the_report_shows_the_numbers_of_the_manifest(browser: Any, tmp_path: Path) -> None:
-    """Counts that add up, drift in words, reasons and slowest shards, each the largest first."""
-    with open_page(browser, tmp_path, report_page(manifest())) as window:
+    """Counts that add up, the drift, and reasons and shards with the largest first."""
+    with open_page(browser, tmp_path, render_page(manifest_record())) as window:
         shown = window.locator("body").inner_text()
-        assert texts(window, ".sum > *") == ["12,345 documents", "=", "12,300 predicted", "+", "45 dead letters"]
-        for words in (
+        assert read_texts(window, ".sum > *") == ["12,345 documents", "=", "12,300 predicted", "+", "45 dead letters"]
+        for phrase in (
             "tweets, night of 2026-03-01",
             "version 7 · run 2026-03-01-001 · fingerprint 0123456789ab",
             "Drift from training: distribution of the labels, means of the selected neurons",
@@ -118,65 +119,66 @@ def test_the_report_shows_the_numbers_of_the_manifest(browser: Any, tmp_path: Pa
             "s3://inbox/x.parquet",
             "it is corrupt",
         ):
-            assert words in shown, words
+            assert phrase in shown, phrase
         sections = {name: window.locator("main section section", has_text=name).first for name in ("Labels", "Drift")}
         assert [" ".join(row.split()) for row in sections["Labels"].locator("tbody tr").all_inner_texts()] == [
             "late 65.0 % 60.0 % 50.0 %",
             "lovely 32.3 % 40.0 % 50.0 %",
             "no label 2.6 % 0.0 % 0.0 %",
         ]
-        verdicts = texts(sections["Drift"], "table >> nth=0 >> tbody tr td:last-child")
+        verdicts = read_texts(sections["Drift"], "table >> nth=0 >> tbody tr td:last-child")
         assert verdicts == ["drifted", "no drift", "no drift", "no drift", "drifted, 3 of 100"]
-        assert texts(sections["Drift"], "table >> nth=1 >> tbody tr >> nth=0") == ["ffn.00.max[0] +0.90 σ"]
-        assert texts(window, "tr:has-text('poison') ~ tr") == ["null_id 13", "empty_text 2"]
-        assert texts(window, "tr:has-text('s3://inbox/2.parquet') >> nth=0") == [
+        assert read_texts(sections["Drift"], "table >> nth=1 >> tbody tr >> nth=0") == ["ffn.00.max[0] +0.90 σ"]
+        assert read_texts(window, "tr:has-text('poison') ~ tr") == ["null_id 13", "empty_text 2"]
+        assert read_texts(window, "tr:has-text('s3://inbox/2.parquet') >> nth=0") == [
             "000029 s3://inbox/2.parquet 745 49.0 15.2 1"
         ]
 
 
-def shadow(confusion: dict[str, dict[str, int]], **changes: Any) -> dict[str, Any]:
+def agreement_record(confusion: dict[str, dict[str, int]], **changes: Any) -> dict[str, Any]:
+    """JSON of the agreement with a shadow, from the counts by label of the model and label of the shadow."""
     compared = sum(sum(row.values()) for row in confusion.values())
     agreed = sum(row.get(name, 0) for name, row in confusion.items())
     counts = {"compared": compared, "agreed": agreed, "failed": 2, "agreement": agreed / compared}
     return {"version": "8", "multilabel": False, **counts, "confusion": confusion, **changes}
 
 
-def test_a_shadow_is_compared_by_class(browser: Any, tmp_path: Path) -> None:
-    """The class on which both differ most first, what is said instead, and no place for it in a night without one."""
-    agreement = shadow(
+def test_the_report_compares_the_shadow_class_by_class(browser: Any, tmp_path: Path) -> None:
+    """Classes and label pairs with the most disagreements come first; without a shadow there is no such section."""
+    agreement = agreement_record(
         {"late": {"late": 7900, "lovely": 60, "": 40}, "lovely": {"lovely": 3970, "late": 7}, "": {"": 321}}
     )
     for width in (1280, 390):
-        with open_page(browser, tmp_path, report_page(manifest(shadow=agreement)), width=width) as window:
+        with open_page(browser, tmp_path, render_page(manifest_record(shadow=agreement)), width=width) as window:
             section = window.locator("main section section", has_text="Version 8 scored the same documents")
             assert (
                 "It agrees on 99.1\u202f% of 12,298 documents. The documents on which the two differ"
                 in section.inner_text()
             )
             assert "It failed on 2 documents." in section.inner_text()
-            assert texts(section, "table >> nth=0 >> tr") == [
+            assert read_texts(section, "table >> nth=0 >> tr") == [
                 "class version 7 version 8 both",
                 "late 8,000 7,907 7,900",
                 "lovely 3,977 4,030 3,970",
                 "no label 321 361 321",
             ]
-            assert texts(section, "table >> nth=1 >> tbody tr") == [
+            assert read_texts(section, "table >> nth=1 >> tbody tr") == [
                 "late lovely 60",
                 "late no label 40",
                 "lovely late 7",
             ]
             assert window.evaluate("document.documentElement.scrollWidth") <= width
-    lists = shadow({"late": {"late": 9, "": 2}, "": {"lovely": 3}}, multilabel=True)
-    with open_page(browser, tmp_path, report_page(manifest(shadow=lists))) as window:
+    multilabel = agreement_record({"late": {"late": 9, "": 2}, "": {"lovely": 3}}, multilabel=True)
+    with open_page(browser, tmp_path, render_page(manifest_record(shadow=multilabel))) as window:
         section = window.locator("main section section", has_text="Version 8 scored the same documents")
-        assert texts(section, "table >> nth=0 >> tbody tr") == ["lovely 0 3 0", "late 11 9 9"]
-        assert texts(section, "table >> nth=1 >> tbody tr") == ["not given lovely 3", "late not given 2"]
-    assert "Shadow" not in report_page(manifest())
+        assert read_texts(section, "table >> nth=0 >> tbody tr") == ["lovely 0 3 0", "late 11 9 9"]
+        assert read_texts(section, "table >> nth=1 >> tbody tr") == ["not given lovely 3", "late not given 2"]
+    assert "Shadow" not in render_page(manifest_record())
 
 
-def test_charts_have_a_size_and_show_the_pause(browser: Any, tmp_path: Path) -> None:
+def test_charts_are_visible_and_show_a_pause(browser: Any, tmp_path: Path) -> None:
     for width in (1280, 390):
-        with open_page(browser, tmp_path, report_page(manifest()), width=width, scheme="dark") as window:
+        with open_page(browser, tmp_path, render_page(manifest_record()), width=width, scheme="dark") as window:
             box = window.locator(".pace svg").bounding_box()
             assert box["width"] > 0.7 * min(width, 1000)
             assert box["height"] > 60
@@ -190,39 +192,45 @@ def test_charts_have_a_size_and_show_the_pause(browser: Any, tmp_path: Path) -> 
 
 
 def test_no_text_becomes_markup(browser: Any, tmp_path: Path) -> None:
-    """Labels, files and reasons are shown as they are, in a page that runs nothing."""
-    counts = manifest()["counts"] | {
+    """Labels, files and reasons are shown literally, and no script runs."""
+    counts = manifest_record()["counts"] | {
         "labels": dict.fromkeys(HOSTILE_TEXTS, 5),
         "reasons": dict.fromkeys(HOSTILE_TEXTS, 5),
     }
     quarantined = [{"uri": text, "reason": text} for text in HOSTILE_TEXTS]
-    agreement = shadow({text: {text: 5, HOSTILE_TEXTS[0]: 1} for text in HOSTILE_TEXTS})
-    record = manifest(counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[], shadow=agreement)
-    with open_page(browser, tmp_path, report_page(record)) as window:
-        for of in ("tbody th bdi", "tbody td bdi"):
-            assert {" ".join(text.split()) for text in HOSTILE_TEXTS} <= set(texts(window, of))
+    agreement = agreement_record({text: {text: 5, HOSTILE_TEXTS[0]: 1} for text in HOSTILE_TEXTS})
+    record = manifest_record(counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[], shadow=agreement)
+    with open_page(browser, tmp_path, render_page(record)) as window:
+        for selector in ("tbody th bdi", "tbody td bdi"):
+            assert {" ".join(text.split()) for text in HOSTILE_TEXTS} <= set(read_texts(window, selector))
 
 
-def test_a_night_of_nothing_has_a_report(browser: Any, tmp_path: Path) -> None:
-    counts = {name: {} if isinstance(count, dict) else 0 for name, count in manifest()["counts"].items()}
-    record = manifest(counts=counts, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
-    with open_page(browser, tmp_path, report_page(record)) as window:
+def test_an_empty_night_has_a_report(browser: Any, tmp_path: Path) -> None:
+    counts = {name: {} if isinstance(count, dict) else 0 for name, count in manifest_record()["counts"].items()}
+    record = manifest_record(counts=counts, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
+    with open_page(browser, tmp_path, render_page(record)) as window:
         shown = window.locator("body").inner_text()
         assert "No document was read." in shown
         assert "There are no dead letters, and no file was quarantined." in shown
 
 
-def test_the_json_is_the_manifest_without_its_parts() -> None:
-    reports = render_reports(RunManifest.from_json(manifest()))
+def test_the_json_report_is_the_manifest_without_shards_and_parts() -> None:
+    """The page next to it refers to no other resource."""
+    reports = render_reports(RunManifest.from_json(manifest_record()))
     summary = json.loads(reports["report.json"])
-    assert summary == {name: value for name, value in manifest().items() if name not in ("shards", "parts")}
+    assert summary == {name: value for name, value in manifest_record().items() if name not in ("shards", "parts")}
     assert not re.search(r"<script|<link|<img|@import|url\(|\bsrc=|\bhref=", reports["report.html"].decode())
 
 
-def test_a_manifest_read_and_written_again_is_the_same_json() -> None:
-    """With and without a shadow and a night before: `before` is null without one, `shadow` is absent without one."""
-    agreement = {**shadow({"late": {"late": 9, "": 1}}), "agreement": 0.9}
+def test_a_manifest_survives_a_json_round_trip() -> None:
+    """`before` is null if there is no earlier night; `shadow` is absent if there is no shadow."""
+    agreement = {**agreement_record({"late": {"late": 9, "": 1}}), "agreement": 0.9}
     no_agreement = {**agreement, "compared": 0, "agreed": 0, "agreement": None, "confusion": {}}
-    records = manifest(), manifest(before=None), manifest(shadow=agreement), manifest(shadow=no_agreement)
+    records = (
+        manifest_record(),
+        manifest_record(before=None),
+        manifest_record(shadow=agreement),
+        manifest_record(shadow=no_agreement),
+    )
     for record in records:
         assert json.loads(json.dumps(RunManifest.from_json(record).to_json())) == record

@@ -15,7 +15,7 @@ from pipelines.service_errors import UnavailableError
 from pipelines.storage import filesystem as store_module
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import StepResult
-from tests.pipelines.nightly.test_night import Step, check_whole, read_predictions, run_night, take_over
+from tests.pipelines.nightly.test_night import FakeStep, check_complete, delete_lease, read_predictions, run_night
 from tests.support.proxy import FAULTS, Proxy, run_proxy
 
 pytestmark = pytest.mark.s3
@@ -122,7 +122,7 @@ def test_a_night_that_the_store_left_is_resumed(
     """From some request on nothing goes through: a clean failure with nothing half-done to be seen; then it goes on."""
     monkeypatch.setattr(store_module, "_ATTEMPTS", 2)
     uri = f"{s3_server}/{uuid.uuid4().hex}"
-    step, base = Step(), proxy.count
+    step, base = FakeStep(), proxy.count
     proxy.fault = lambda count, *_: fault if count > base + number else None
     with suppress(UnavailableError):  # the latest numbers lie behind the end of the night
         run_night(Store(uri), step)
@@ -130,9 +130,9 @@ def test_a_night_that_the_store_left_is_resumed(
     out = Store(uri)
     if out.read_json("latest") is not None:
         assert len(read_predictions(uri)) == 10
-    take_over(out)
+    delete_lease(out)
     run_night(out, step)
-    check_whole(out)
+    check_complete(out)
     assert len(step.computed) <= 5
 
 
@@ -147,7 +147,7 @@ def test_a_full_store_fails_clearly_and_resumes(small_bucket: str) -> None:
     out, ballast = Store(f"{small_bucket}/{uuid.uuid4().hex}"), Store(f"{small_bucket}/ballast")
     ballast.write("a", bytes(3 << 20))
 
-    class Large(Step):
+    class Large(FakeStep):
         def __call__(self, shard: Any, attempt: Any) -> StepResult[ClassifyCounts]:
             result = super().__call__(shard, attempt)
             large = result.files["predictions.parquet"] + bytes(1 << 19)
