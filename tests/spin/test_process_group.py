@@ -20,8 +20,8 @@ from spin.integrate.fit_linear import Design, fit_linear
 from spin.integrate.fit_mlp import fit_mlp
 from spin.process_group import ProcessGroup
 from spin.settings import SearchSettings
-from tests.spin.integrate.test_fit_linear import design
-from tests.spin.integrate.test_search import Project, project
+from tests.spin.integrate.test_fit_linear import make_design
+from tests.spin.integrate.test_search import Project, build_project
 
 QUICK = SearchSettings(etas=(0.6,), max_share=0.3, strengths=(0.3, 3), l1=(0.02,))
 PENALTIES = [Penalty(0.1), Penalty(10.0), Penalty(1.0, 0.1)]
@@ -36,12 +36,12 @@ def share(of: Design, group: ProcessGroup) -> Design:
 
 def fits(group: ProcessGroup, subjects: dict[str, Project]) -> dict[str, Any]:
     """All that is fitted by a team, as far as one member knows it."""
-    said: dict[str, Any] = {"count": share(design(3), group).count}
+    said: dict[str, Any] = {"count": share(make_design(3), group).count}
     said["sum"] = group.all_reduce(torch.tensor([1.0, group.rank])).tolist()
     said["agreed"] = group.broadcast(torch.tensor([group.rank + 7.0])).tolist()
     said["told"] = group.broadcast_object({"of": ("any", "kind"), "rank": group.rank})
     for name, exclusive in [("multinomial", True), ("sigmoids", False)]:
-        of = design(3, exclusive=exclusive, weighted=True)
+        of = make_design(3, exclusive=exclusive, weighted=True)
         heads = fit_linear(share(of, group), PENALTIES, tolerance=1e-5, max_checks=60)
         said[name] = np.stack([head.logits(of.X) for head in heads])
         head, steps = fit_mlp(heads[1], share(of, group), 3.0, seed=0, steps=40)
@@ -73,7 +73,7 @@ def member(rank: int, size: int, folder: str, subjects: dict[str, Project]) -> N
 
 @pytest.fixture(scope="module")
 def subjects() -> dict[str, Project]:
-    return {"lists": project(kind="lists"), "folds": project(folds=2)}
+    return {"lists": build_project(kind="multi-label"), "folds": build_project(folds=2)}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The linear head is scikit-learn's logistic regression of scaled features, for every kind of task and penalty."""
+"""The linear head is scikit-learn's logistic regression on scaled features, for every kind of task and penalty."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from spin.process_group import ProcessGroup
 STRENGTHS = (0.1, 1.0, 10.0)
 
 
-def design(classes: int, *, exclusive: bool = True, weighted: bool = False, n: int = 240, p: int = 15) -> Design:
-    """Standardised, correlated features of overlapping, unbalanced classes, the first of which speak loudest."""
+def make_design(classes: int, *, exclusive: bool = True, weighted: bool = False, n: int = 240, p: int = 15) -> Design:
+    """Standardised, correlated features of overlapping, unbalanced classes; the scales fall from feature to feature."""
     draw = np.random.default_rng(classes)
     X = draw.normal(size=(n, 4)) @ draw.normal(size=(4, p)) / 2 + draw.normal(size=(n, p))
     X = ((X - X.mean(0)) / X.std(0)).astype(np.float32)
@@ -33,7 +33,7 @@ def design(classes: int, *, exclusive: bool = True, weighted: bool = False, n: i
 
 
 def loss(design: Design, logits: Floats) -> float:
-    """The weighted loss in float64, one row after another."""
+    """The weighted loss in float64, row by row."""
     total = 0.0
     for row, has, s in zip(logits.astype(np.float64), design.has, design.weights.astype(np.float64), strict=True):
         if design.exclusive:
@@ -44,20 +44,20 @@ def loss(design: Design, logits: Floats) -> float:
 
 
 def objective(design: Design, head: LinearHead, penalty: Penalty, l1: float) -> float:
-    """What the head minimises; `l1` is the penalty itself."""
-    V = head.coef.astype(np.float64) / unit(design)
+    """The objective that the head minimises; `l1` is the penalty itself."""
+    V = head.coef.astype(np.float64) / unit_scales(design)
     l2 = 1 / (penalty.strength * len(design.X))
     logits = design.X.astype(np.float64) @ head.coef.T.astype(np.float64) + head.intercept
     return loss(design, logits) + l1 * np.abs(V).sum() + l2 * (V**2).sum() / 2
 
 
-def unit(design: Design) -> Floats:
+def unit_scales(design: Design) -> Floats:
     scales = design.scales.astype(np.float64)
     return scales / np.sqrt((scales**2).sum())
 
 
 def slopes(design: Design, logits: Floats) -> tuple[Floats, Floats]:
-    """The loss by V (p, K) and by the intercepts (K,), in float64."""
+    """The derivatives of the loss by V (p, K) and by the intercepts (K,), in float64."""
     logits = logits.astype(np.float64)
     if design.exclusive:
         odds = np.exp(logits - logits.max(1, keepdims=True))
@@ -65,32 +65,32 @@ def slopes(design: Design, logits: Floats) -> tuple[Floats, Floats]:
     else:
         probabilities = 1 / (1 + np.exp(-logits))
     residual = design.weights * (probabilities - design.has)
-    return (design.X * unit(design)).T @ residual, residual.sum(0)
+    return (design.X * unit_scales(design)).T @ residual, residual.sum(0)
 
 
-def steepest(design: Design) -> float:
+def largest_null_slope(design: Design) -> float:
     """The smallest L1 penalty at which every coefficient is zero: the largest slope of the null model."""
     share = (design.weights.astype(np.float64) * design.has).sum(0).clip(1e-6, 1 - 1e-6)
     null = np.log(share) if design.exclusive else np.log(share / (1 - share))
     return float(np.abs(slopes(design, np.tile(null, (len(design.X), 1)))[0]).max())
 
 
-def violation(design: Design, head: LinearHead, penalty: Penalty) -> float:
-    """The optimality conditions, one coefficient at a time, as a share of the steepest slope."""
-    top = steepest(design)
+def kkt_violation(design: Design, head: LinearHead, penalty: Penalty) -> float:
+    """The largest violation of the optimality conditions, by a loop over coefficients, as a share of the null slope."""
+    top = largest_null_slope(design)
     l1, l2 = penalty.l1 * top, 1 / (penalty.strength * len(design.X))
     by_V, by_intercept = slopes(design, design.X.astype(np.float64) @ head.coef.T + head.intercept)
-    worst = float(np.abs(by_intercept).max())
+    largest = float(np.abs(by_intercept).max())
     for j, k in np.ndindex(by_V.shape):
-        v = float(head.coef[k, j]) / unit(design)[j]
+        v = float(head.coef[k, j]) / unit_scales(design)[j]
         slope = by_V[j, k] + l2 * v
-        worst = max(worst, abs(slope + l1 * np.sign(v)) if v else abs(slope) - l1)
-    return worst / top
+        largest = max(largest, abs(slope + l1 * np.sign(v)) if v else abs(slope) - l1)
+    return largest / top
 
 
-def reference(design: Design, strength: float) -> Floats:
+def sklearn_probabilities(design: Design, strength: float) -> Floats:
     """Probabilities (n, K) of scikit-learn's logistic regressions."""
-    X = design.X.astype(np.float64) * unit(design)
+    X = design.X.astype(np.float64) * unit_scales(design)
     rows = len(X) * np.broadcast_to(design.weights, design.has.shape).astype(np.float64)
     options = {"tol": 1e-9, "max_iter": 10000}
     if not design.exclusive:
@@ -116,104 +116,108 @@ def probabilities(design: Design, head: LinearHead) -> Floats:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("classes", "exclusive"), [(2, True), (3, True), (2, False), (3, False)])
-def test_the_head_is_logistic_regression(classes: int, exclusive: bool, weighted: bool) -> None:
-    """Probabilities are scikit-learn's, multinomial or one-vs-rest, at every strength of one batch."""
-    of = design(classes, exclusive=exclusive, weighted=weighted)
-    heads = fit_linear(of, [Penalty(strength) for strength in STRENGTHS], tolerance=1e-4, max_checks=300)
+def test_the_linear_head_has_the_probabilities_of_scikit_learn(classes: int, exclusive: bool, weighted: bool) -> None:
+    """Multinomial or one-vs-rest, at every strength of one batch."""
+    design = make_design(classes, exclusive=exclusive, weighted=weighted)
+    heads = fit_linear(design, [Penalty(strength) for strength in STRENGTHS], tolerance=1e-4, max_checks=300)
     for head, strength in zip(heads, STRENGTHS, strict=True):
         assert head.coef.shape == (classes, 15)
         assert head.intercept.shape == (classes,)
         assert head.coef.dtype == head.intercept.dtype == np.float32
-        np.testing.assert_allclose(probabilities(of, head), reference(of, strength), atol=2e-3)
-        assert violation(of, head, Penalty(strength)) <= 1.1e-4
-    spread = [head.logits(of.X).std() for head in heads]
-    assert spread[0] < 0.8 * spread[1] < 0.8 * spread[2], "a weaker penalty lets logits spread"
+        np.testing.assert_allclose(probabilities(design, head), sklearn_probabilities(design, strength), atol=2e-3)
+        assert kkt_violation(design, head, Penalty(strength)) <= 1.1e-4
+    spread = [head.logits(design.X).std() for head in heads]
+    assert spread[0] < 0.8 * spread[1] < 0.8 * spread[2], "a weaker penalty spreads the logits"
 
 
 @pytest.mark.parametrize(("classes", "exclusive"), [(2, True), (3, True), (3, False)])
-def test_the_defaults_are_close_enough(classes: int, exclusive: bool) -> None:
-    """At the tolerance that fits use, probabilities are near those of scikit-learn; weakly held heads end early's."""
-    of = design(classes, exclusive=exclusive)
-    for head, strength in zip(fit_linear(of, [Penalty(s) for s in STRENGTHS]), STRENGTHS, strict=True):
-        np.testing.assert_allclose(probabilities(of, head), reference(of, strength), atol=0.08)
-        assert violation(of, head, Penalty(strength)) <= 3.3e-3
+def test_the_default_tolerance_is_close_to_scikit_learn(classes: int, exclusive: bool) -> None:
+    """The default limits end weakly penalised fits early, so the probabilities agree less closely."""
+    design = make_design(classes, exclusive=exclusive)
+    for head, strength in zip(fit_linear(design, [Penalty(s) for s in STRENGTHS]), STRENGTHS, strict=True):
+        np.testing.assert_allclose(probabilities(design, head), sklearn_probabilities(design, strength), atol=0.08)
+        assert kkt_violation(design, head, Penalty(strength)) <= 3.3e-3
 
 
 @pytest.mark.parametrize("strength", [0.3, 3.0])
 @pytest.mark.parametrize("share", [0.03, 0.3])
 @pytest.mark.parametrize(("classes", "exclusive"), [(3, True), (2, False)])
 def test_the_elastic_net_is_that_of_scikit_learn(classes: int, exclusive: bool, share: float, strength: float) -> None:
-    """Its objective is saga's and no optimality condition is violated; some coefficients are exactly zero."""
-    of, penalty = design(classes, exclusive=exclusive, weighted=True), Penalty(strength, share)
-    [head] = fit_linear(of, [penalty], tolerance=1e-4, max_checks=300)
-    assert violation(of, head, penalty) <= 1.1e-4
+    """Its objective is that of saga, no optimality condition is violated, and some coefficients are exactly zero."""
+    design, penalty = make_design(classes, exclusive=exclusive, weighted=True), Penalty(strength, share)
+    [head] = fit_linear(design, [penalty], tolerance=1e-4, max_checks=300)
+    assert kkt_violation(design, head, penalty) <= 1.1e-4
     assert 0 < (head.coef == 0).mean() < 1
-    l1, l2 = share * steepest(of), 1 / (strength * len(of.X))
-    weights = np.broadcast_to(of.weights, of.has.shape) / (l1 + l2)
+    l1, l2 = share * largest_null_slope(design), 1 / (strength * len(design.X))
+    weights = np.broadcast_to(design.weights, design.has.shape) / (l1 + l2)
     saga = LogisticRegression(C=1, l1_ratio=l1 / (l1 + l2), solver="saga", tol=1e-7, max_iter=50000)
-    X = of.X.astype(np.float64) * unit(of)
-    problems = [(of.has.argmax(1), weights[:, 0])] if exclusive else list(zip(of.has.T, weights.T, strict=True))
-    found = [saga.fit(X, y, sample_weight=s) and (saga.coef_, saga.intercept_) for y, s in problems]
-    other = LinearHead(np.concatenate([w for w, _ in found]) * unit(of), np.concatenate([b for _, b in found]))
-    assert objective(of, head, penalty, l1) == pytest.approx(objective(of, other, penalty, l1), rel=1e-4)
+    X = design.X.astype(np.float64) * unit_scales(design)
+    problems = [(design.has.argmax(1), weights[:, 0])] if exclusive else list(zip(design.has.T, weights.T, strict=True))
+    solutions = [saga.fit(X, y, sample_weight=s) and (saga.coef_, saga.intercept_) for y, s in problems]
+    sklearn_head = LinearHead(
+        np.concatenate([w for w, _ in solutions]) * unit_scales(design), np.concatenate([b for _, b in solutions])
+    )
+    assert objective(design, head, penalty, l1) == pytest.approx(objective(design, sklearn_head, penalty, l1), rel=1e-4)
 
 
-def test_an_l1_part_of_one_leaves_nothing() -> None:
-    """The share is of the smallest penalty that zeroes all: just below it something speaks, above it nothing."""
+def test_an_l1_share_of_one_zeroes_every_coefficient() -> None:
+    """The share is relative to the smallest penalty that zeroes all; just below it some coefficient is not zero."""
     for exclusive in (True, False):
-        of = design(3, exclusive=exclusive, weighted=True)
-        none, some = fit_linear(of, [Penalty(1.0, 1.001), Penalty(1.0, 0.98)], tolerance=1e-4)
-        assert not none.coef.any()
-        assert some.coef.any()
-        share = (of.weights * of.has).sum(0)
-        np.testing.assert_allclose(probabilities(of, none)[0], share, atol=1e-4)
+        design = make_design(3, exclusive=exclusive, weighted=True)
+        empty_head, nonempty_head = fit_linear(design, [Penalty(1.0, 1.001), Penalty(1.0, 0.98)], tolerance=1e-4)
+        assert not empty_head.coef.any()
+        assert nonempty_head.coef.any()
+        share = (design.weights * design.has).sum(0)
+        np.testing.assert_allclose(probabilities(design, empty_head)[0], share, atol=1e-4)
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_many_penalties_at_once_are_each_alone(exclusive: bool) -> None:
-    """In one batch, which the converged ones leave, every head is the one that it is by itself."""
-    of = design(3, exclusive=exclusive)
+def test_penalties_fitted_together_equal_penalties_fitted_alone(exclusive: bool) -> None:
+    """In one batch, which converged heads leave, every head equals the one fitted by itself."""
+    design = make_design(3, exclusive=exclusive)
     penalties = [Penalty(s, l1) for s in STRENGTHS for l1 in (0.0, 0.1, 0.9)]
-    together = fit_linear(of, penalties, tolerance=1e-4, max_checks=300)
+    together = fit_linear(design, penalties, tolerance=1e-4, max_checks=300)
     assert len(together) == len(penalties)
     for head, penalty in zip(together, penalties, strict=True):
-        [alone] = fit_linear(of, [penalty], tolerance=1e-4, max_checks=300)
-        np.testing.assert_allclose(head.logits(of.X), alone.logits(of.X), atol=5e-3)
+        [alone] = fit_linear(design, [penalty], tolerance=1e-4, max_checks=300)
+        np.testing.assert_allclose(head.logits(design.X), alone.logits(design.X), atol=5e-3)
 
 
-def test_more_documents_of_the_same_kind_weaken_the_penalty() -> None:
-    """Each row twice is each row once at twice the strength: the penalty is over the count of rows."""
-    of = design(3)
-    again = np.tile(np.arange(len(of.X)), 2)
-    twice = replace(of, X=of.X[again], has=of.has[again], weights=of.weights[again] / 2)
-    [of_twice], [of_once] = (
+def test_repeating_every_row_equals_twice_the_strength() -> None:
+    """The penalty is divided by the number of rows."""
+    design = make_design(3)
+    repeats = np.tile(np.arange(len(design.X)), 2)
+    twice = replace(design, X=design.X[repeats], has=design.has[repeats], weights=design.weights[repeats] / 2)
+    [repeated_head], [original_head] = (
         fit_linear(twice, [Penalty(0.5)], tolerance=1e-4),
-        fit_linear(of, [Penalty(1.0)], tolerance=1e-4),
+        fit_linear(design, [Penalty(1.0)], tolerance=1e-4),
     )
-    np.testing.assert_allclose(of_twice.logits(of.X), of_once.logits(of.X), atol=5e-3)
+    np.testing.assert_allclose(repeated_head.logits(design.X), original_head.logits(design.X), atol=5e-3)
 
 
 def test_only_the_proportions_of_the_scales_matter() -> None:
-    """Louder features all alike, or twins of half the square each: the same head."""
-    of = design(3)
-    [head] = fit_linear(of, [Penalty(1.0)], tolerance=1e-4)
-    [louder] = fit_linear(replace(of, scales=of.scales * 1000), [Penalty(1.0)], tolerance=1e-4)
-    np.testing.assert_allclose(louder.logits(of.X), head.logits(of.X), atol=1e-3)
-    both = replace(of, X=np.tile(of.X, 2), scales=np.tile(of.scales, 2))
-    [twins] = fit_linear(both, [Penalty(1.0)], tolerance=1e-4)
-    np.testing.assert_allclose(twins.logits(both.X), head.logits(of.X), atol=5e-3)
-    np.testing.assert_allclose(np.linalg.norm(both.unit), 1, atol=1e-6)
+    """Scales multiplied by a constant give the same head, and so do duplicate features."""
+    design = make_design(3)
+    [head] = fit_linear(design, [Penalty(1.0)], tolerance=1e-4)
+    [scaled] = fit_linear(replace(design, scales=design.scales * 1000), [Penalty(1.0)], tolerance=1e-4)
+    np.testing.assert_allclose(scaled.logits(design.X), head.logits(design.X), atol=1e-3)
+    duplicated = replace(design, X=np.tile(design.X, 2), scales=np.tile(design.scales, 2))
+    [duplicates] = fit_linear(duplicated, [Penalty(1.0)], tolerance=1e-4)
+    np.testing.assert_allclose(duplicates.logits(duplicated.X), head.logits(design.X), atol=5e-3)
+    np.testing.assert_allclose(np.linalg.norm(duplicated.unit), 1, atol=1e-6)
 
 
-def test_a_part_is_a_design_of_some_features() -> None:
-    """Features taken out of a design are a design, with the same rows and scales of their own norm."""
-    of, where = design(3), np.array([7, 0, 3])
-    part = of.part(where)
-    np.testing.assert_array_equal(part.X, of.X[:, [7, 0, 3]])
-    np.testing.assert_allclose(part.unit, of.scales[where] / np.sqrt((of.scales[where] ** 2).sum()), rtol=1e-6)
-    assert (part.count, part.has is of.has, part.weights is of.weights) == (240, True, True)
+def test_a_part_of_a_design_keeps_rows_and_renormalises_scales() -> None:
+    """Some features of a design form a design with the same rows, weights and targets."""
+    design, positions = make_design(3), np.array([7, 0, 3])
+    part = design.part(positions)
+    np.testing.assert_array_equal(part.X, design.X[:, [7, 0, 3]])
+    np.testing.assert_allclose(
+        part.unit, design.scales[positions] / np.sqrt((design.scales[positions] ** 2).sum()), rtol=1e-6
+    )
+    assert (part.count, part.has is design.has, part.weights is design.weights) == (240, True, True)
     [head] = fit_linear(part, [Penalty(1.0)], tolerance=1e-4)
-    assert violation(part, head, Penalty(1.0)) <= 1.1e-4
+    assert kkt_violation(part, head, Penalty(1.0)) <= 1.1e-4
 
 
 @settings(max_examples=60, deadline=None)
@@ -227,16 +231,19 @@ def test_a_part_is_a_design_of_some_features() -> None:
     st.sampled_from([0.0, 0.02, 0.5]),
 )
 def test_every_small_problem_is_solved(
-    seed: int, n: int, p: int, classes: int, exclusive: bool, twins: bool, l1: float
+    seed: int, n: int, p: int, classes: int, exclusive: bool, duplicates: bool, l1: float
 ) -> None:
-    """More features than rows, absent classes, twin features, rows of no weight: optimal at every strength."""
+    """Every fit is optimal.
+
+    The problems have more features than rows, absent classes, duplicates or rows of no weight.
+    """
     draw = np.random.default_rng(seed)
     X = draw.normal(size=(n, p)).astype(np.float32)
-    X = np.tile(X, 2) if twins else X
+    X = np.tile(X, 2) if duplicates else X
     y = draw.integers(0, classes, n)
     has = y[:, None] == np.arange(classes) if exclusive else draw.random((n, classes)) < 0.5
     weights = draw.exponential(size=(n, 1 if exclusive else classes)) * (draw.random((n, 1)) < 0.8) + 1e-6
-    of = Design(
+    design = Design(
         X,
         has,
         (weights / weights.sum(0)).astype(np.float32),
@@ -245,23 +252,23 @@ def test_every_small_problem_is_solved(
         ProcessGroup(),
     )
     penalties = [Penalty(strength, l1) for strength in (0.1, 10.0)]
-    for head, penalty in zip(fit_linear(of, penalties, tolerance=1e-3, max_checks=300), penalties, strict=True):
+    for head, penalty in zip(fit_linear(design, penalties, tolerance=1e-3, max_checks=300), penalties, strict=True):
         assert np.isfinite(head.coef).all()
-        if steepest(of) > 1e-3:  # one class alone has nothing to be told from
-            assert violation(of, head, penalty) <= 2e-3
+        if largest_null_slope(design) > 1e-3:  # a single class has no slope to compare with
+            assert kkt_violation(design, head, penalty) <= 2e-3
 
 
 # The head itself
 
 
-def head_of(seed: int = 0) -> LinearHead:
+def make_head(seed: int = 0) -> LinearHead:
     draw = np.random.default_rng(seed)
     return LinearHead(draw.normal(size=(3, 5)).astype(np.float32), draw.normal(size=3).astype(np.float32))
 
 
-def test_features_and_bias_add_up_to_the_logits() -> None:
-    """Row by row: each feature times its slope, summed, and the bias."""
-    head, X = head_of(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+def test_features_times_slopes_and_the_bias_add_up_to_the_logits() -> None:
+    """Row by row, against a sum over features."""
+    head, X = make_head(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
     for x, logits in zip(X, head.logits(X), strict=True):
         for k in range(3):
             by_hand = sum(float(x[j]) * float(head.coef[k, j]) for j in range(5)) + float(head.intercept[k])
@@ -269,18 +276,18 @@ def test_features_and_bias_add_up_to_the_logits() -> None:
             assert (head.slopes(x) @ x + head.bias)[k] == pytest.approx(by_hand, abs=1e-5)
 
 
-def test_a_cooled_head_gives_the_logits_over_the_temperature() -> None:
-    """And stays float32."""
-    head, X = head_of(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+def test_with_temperature_divides_the_logits() -> None:
+    """The arrays stay float32."""
+    head, X = make_head(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
     with_temperature = head.with_temperature(2.5)
     np.testing.assert_allclose(with_temperature.logits(X), head.logits(X) / 2.5, rtol=1e-5, atol=1e-6)
     assert with_temperature.coef.dtype == with_temperature.intercept.dtype == np.float32
 
 
-def test_features_of_no_weight_can_go() -> None:
-    """The head of the features that are kept gives the same logits, where the others weighed nothing."""
-    head, X = head_of(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+def test_features_without_weight_can_be_removed() -> None:
+    """The head of the remaining features gives the same logits."""
+    head, X = make_head(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
     head.coef[:, [1, 3]] = 0
-    wanted = head.coef.any(0)
-    np.testing.assert_allclose(head.keep(wanted).logits(X[:, wanted]), head.logits(X), atol=1e-6)
-    assert head.keep(wanted).coef.shape == (3, 3)
+    nonzero = head.coef.any(0)
+    np.testing.assert_allclose(head.keep(nonzero).logits(X[:, nonzero]), head.logits(X), atol=1e-6)
+    assert head.keep(nonzero).coef.shape == (3, 3)

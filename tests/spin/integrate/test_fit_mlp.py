@@ -1,4 +1,4 @@
-"""The head that bends: it starts straight, learns what bends, stops in time, and explains itself exactly."""
+"""The MLP head starts at the linear head, learns interactions, stops in time and explains its logits exactly."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from spin.labels.label_space import LabelSpace
 from spin.process_group import ProcessGroup
 
 
-def bent(n: int = 400, *, exclusive: bool = True, seed: int = 0) -> Design:
-    """Features of which one speaks for a class straight and two by the sign of their product; two classes or lists."""
+def make_design(n: int = 400, *, exclusive: bool = True, seed: int = 0) -> Design:
+    """One feature with a linear effect and two that act through the sign of their product."""
     draw = np.random.default_rng(seed)
     X = draw.normal(size=(n, 6)).astype(np.float32)
     product = 4 * X[:, 1] * X[:, 2] + X[:, 0] > 0
@@ -29,12 +29,12 @@ def bent(n: int = 400, *, exclusive: bool = True, seed: int = 0) -> Design:
     return Design(X, has, np.full((n, 1), 1 / n, np.float32), np.ones(6, np.float32), exclusive, ProcessGroup())
 
 
-def loss(of: Design, head: LinearHead | MlpHead) -> float:
-    label_space = LabelSpace(("a", "b"), multilabel=not of.exclusive)
-    return log_loss(head.logits(of.X), of.has.argmax(1) if of.exclusive else of.has, label_space)
+def loss(design: Design, head: LinearHead | MlpHead) -> float:
+    label_space = LabelSpace(("a", "b"), multilabel=not design.exclusive)
+    return log_loss(head.logits(design.X), design.has.argmax(1) if design.exclusive else design.has, label_space)
 
 
-def head_of(seed: int, features: int = 5, hidden: int = 7, size: float = 1.0) -> MlpHead:
+def make_head(seed: int, features: int = 5, hidden: int = 7, size: float = 1.0) -> MlpHead:
     draw = np.random.default_rng(seed)
     shapes = [(3, features), 3, (hidden, features), hidden, (3, hidden)]
     coef, intercept, inner, bias, outer = ((size * draw.normal(size=s)).astype(np.float32) for s in shapes)
@@ -42,164 +42,164 @@ def head_of(seed: int, features: int = 5, hidden: int = 7, size: float = 1.0) ->
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_it_starts_at_the_linear_head(exclusive: bool) -> None:
-    """After no step the logits are the linear head's, bit for bit."""
-    of = bent(exclusive=exclusive)
-    [linear] = fit_linear(of, [Penalty(1.0)])
-    head, steps = fit_mlp(linear, of, 1.0, seed=0, steps=0)
+def test_an_mlp_head_starts_at_the_linear_head(exclusive: bool) -> None:
+    """Before the first step the logits are those of the linear head, bit for bit."""
+    design = make_design(exclusive=exclusive)
+    [linear] = fit_linear(design, [Penalty(1.0)])
+    head, steps = fit_mlp(linear, design, 1.0, seed=0, steps=0)
     assert steps == 0
     assert head.linear is linear
     assert head.inner.shape == (HIDDEN, 6)
     assert head.inner.any()
-    np.testing.assert_array_equal(head.logits(of.X), linear.logits(of.X))
+    np.testing.assert_array_equal(head.logits(design.X), linear.logits(design.X))
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_it_learns_what_a_linear_head_cannot(exclusive: bool) -> None:
-    """The sign of a product, on rows that it has not seen; what was straight stays known."""
-    of, other = bent(exclusive=exclusive), bent(exclusive=exclusive, seed=1)
-    [linear] = fit_linear(of, [Penalty(10.0)])
-    head, steps = fit_mlp(linear, of, 10.0, seed=0)
+def test_an_mlp_head_learns_an_interaction_that_a_linear_head_misses(exclusive: bool) -> None:
+    """It learns the sign of a product on unseen rows, and keeps the linear effect."""
+    design, unseen = make_design(exclusive=exclusive), make_design(exclusive=exclusive, seed=1)
+    [linear] = fit_linear(design, [Penalty(10.0)])
+    head, steps = fit_mlp(linear, design, 10.0, seed=0)
     assert steps == 300
-    right = [((h.logits(other.X) > 0) == other.has).mean(0) for h in (linear, head)]
-    assert right[0][0] < 0.7
-    assert right[1].min() > 0.85
-    assert loss(other, head) < 0.6 * loss(other, linear)
+    accuracies = [((h.logits(unseen.X) > 0) == unseen.has).mean(0) for h in (linear, head)]
+    assert accuracies[0][0] < 0.7
+    assert accuracies[1].min() > 0.85
+    assert loss(unseen, head) < 0.6 * loss(unseen, linear)
 
 
-def test_it_is_drawn_by_the_seed() -> None:
-    """The same seed gives the same head bit for bit, another seed another one."""
-    of = bent()
-    [linear] = fit_linear(of, [Penalty(1.0)])
-    first, second, other = (fit_mlp(linear, of, 1.0, seed=seed, steps=20)[0] for seed in (3, 3, 4))
-    np.testing.assert_array_equal(first.logits(of.X), second.logits(of.X))
-    assert np.any(first.logits(of.X) != other.logits(of.X))
+def test_the_same_seed_gives_the_same_mlp_head() -> None:
+    """Equal bit for bit; another seed gives another head."""
+    design = make_design()
+    [linear] = fit_linear(design, [Penalty(1.0)])
+    first, second, other = (fit_mlp(linear, design, 1.0, seed=seed, steps=20)[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.logits(design.X), second.logits(design.X))
+    assert np.any(first.logits(design.X) != other.logits(design.X))
 
 
-def test_a_strong_penalty_keeps_it_straight() -> None:
-    """The smaller the strength, the less of the hidden layer is left."""
-    of = bent()
-    [linear] = fit_linear(of, [Penalty(1.0)])
-    bends = []
+def test_a_strong_penalty_keeps_an_mlp_head_nearly_linear() -> None:
+    """The smaller the strength, the closer the logits are to those of the linear head."""
+    design = make_design()
+    [linear] = fit_linear(design, [Penalty(1.0)])
+    differences = []
     for strength in (1e-3, 0.3, 3.0):
-        head, _ = fit_mlp(linear, of, strength, seed=0)
-        bends.append(np.abs(head.logits(of.X) - linear.logits(of.X)).max())
-    assert bends[0] < 0.05 < bends[1] < bends[2]
+        head, _ = fit_mlp(linear, design, strength, seed=0)
+        differences.append(np.abs(head.logits(design.X) - linear.logits(design.X)).max())
+    assert differences[0] < 0.05 < differences[1] < differences[2]
 
 
-def test_rows_of_no_weight_are_not_there() -> None:
-    """Whatever the targets of such rows, the head is the same; a design's scales are those of its features."""
-    of = bent()
+def test_rows_without_weight_do_not_affect_the_mlp_head() -> None:
+    """Other targets in such rows give the same head, bit for bit."""
+    design = make_design()
     weights = np.where(np.arange(400)[:, None] < 200, 1 / 200, 0).astype(np.float32)
-    there = replace(of, weights=weights)
-    [linear] = fit_linear(there, [Penalty(1.0)])
-    poisoned = replace(there, has=np.where(weights > 0, of.has, ~of.has))
-    one, two = (fit_mlp(linear, design, 1.0, seed=0, steps=30)[0] for design in (there, poisoned))
-    np.testing.assert_array_equal(one.logits(of.X), two.logits(of.X))
+    weighted = replace(design, weights=weights)
+    [linear] = fit_linear(weighted, [Penalty(1.0)])
+    flipped = replace(weighted, has=np.where(weights > 0, design.has, ~design.has))
+    expected, actual = (fit_mlp(linear, each, 1.0, seed=0, steps=30)[0] for each in (weighted, flipped))
+    np.testing.assert_array_equal(expected.logits(design.X), actual.logits(design.X))
 
 
 @pytest.mark.parametrize(
-    ("losses", "asked", "taken"),
+    ("losses", "checks", "best_step"),
     [
-        ([5.0, 4.0, 3.0, 4.0, 4.0, 4.0, 4.0, 0.0], 7, 20),  # four times no better: stopped, the best is given
-        ([5.0, 5.0, 5.0, 5.0, 5.0, 0.0], 5, 0),  # never better than straight
-        ([5.0, 4.0, 4.0, 4.0, 3.0, 4.0, 4.0, 4.0, 2.0, 1.0], 10, 90),  # better in time, to the last step
+        ([5.0, 4.0, 3.0, 4.0, 4.0, 4.0, 4.0, 0.0], 7, 20),  # four checks without improvement
+        ([5.0, 5.0, 5.0, 5.0, 5.0, 0.0], 5, 0),  # never better than the linear head
+        ([5.0, 4.0, 4.0, 4.0, 3.0, 4.0, 4.0, 4.0, 2.0, 1.0], 10, 90),  # each improvement comes in time
     ],
 )
-def test_it_stops_when_the_judge_says_so(losses: list[float], asked: int, taken: int) -> None:
-    """Asked every ten steps; the head that is given is the one that was judged best."""
-    of, seen = bent(100), []
-    [linear] = fit_linear(of, [Penalty(1.0)])
-    script = iter(losses)
+def test_fitting_stops_after_four_checks_without_improvement(losses: list[float], checks: int, best_step: int) -> None:
+    """A check happens every ten steps, and the returned head is the one with the lowest judged loss."""
+    design, judged_logits = make_design(100), []
+    [linear] = fit_linear(design, [Penalty(1.0)])
+    losses_to_return = iter(losses)
 
     def judge(head: MlpHead) -> float:
-        seen.append(head.logits(of.X))
-        return next(script)
+        judged_logits.append(head.logits(design.X))
+        return next(losses_to_return)
 
-    head, steps = fit_mlp(linear, of, 1.0, seed=0, judge=judge, steps=90)
-    assert (len(seen), steps) == (asked, taken)
-    np.testing.assert_array_equal(head.logits(of.X), seen[taken // 10])
-    again, _ = fit_mlp(linear, of, 1.0, seed=0, steps=taken)
-    np.testing.assert_allclose(again.logits(of.X), head.logits(of.X), atol=1e-5)
+    head, steps = fit_mlp(linear, design, 1.0, seed=0, judge=judge, steps=90)
+    assert (len(judged_logits), steps) == (checks, best_step)
+    np.testing.assert_array_equal(head.logits(design.X), judged_logits[best_step // 10])
+    refitted, _ = fit_mlp(linear, design, 1.0, seed=0, steps=best_step)
+    np.testing.assert_allclose(refitted.logits(design.X), head.logits(design.X), atol=1e-5)
 
 
-def test_a_judge_on_other_rows_keeps_it_from_learning_by_heart() -> None:
-    """Where nothing is to be learnt, the head that is given is hardly worse than the linear one on new rows."""
+def test_a_judge_on_held_out_rows_prevents_overfitting() -> None:
+    """Where there is nothing to learn, the judged head is hardly worse than the linear one on unseen rows."""
     draw = np.random.default_rng(0)
 
-    def noise() -> Design:
+    def make_noise() -> Design:
         y = draw.integers(0, 2, 60)
         has = y[:, None] == np.arange(2)
         X = draw.normal(size=(60, 20)).astype(np.float32)
         return Design(X, has, np.full((60, 1), 1 / 60, np.float32), np.ones(20, np.float32), True, ProcessGroup())
 
-    of, valid, other = noise(), noise(), noise()
-    [linear] = fit_linear(of, [Penalty(1.0)])
-    judged, steps = fit_mlp(linear, of, 100.0, seed=0, judge=lambda head: loss(valid, head))
-    free, _ = fit_mlp(linear, of, 100.0, seed=0)
+    design, valid, unseen = make_noise(), make_noise(), make_noise()
+    [linear] = fit_linear(design, [Penalty(1.0)])
+    judged, steps = fit_mlp(linear, design, 100.0, seed=0, judge=lambda head: loss(valid, head))
+    unjudged, _ = fit_mlp(linear, design, 100.0, seed=0)
     assert steps < 300
     assert loss(valid, judged) <= loss(valid, linear)
-    assert loss(other, judged) < loss(other, free)
+    assert loss(unseen, judged) < loss(unseen, unjudged)
 
 
-# What it says of itself
+# Logits and slopes
 
 
 def torch_logits(head: MlpHead) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The head as a function in float64, for autograd."""
+    """The logits of rows (n, p) or of one row (p,) as a function in float64, for autograd."""
     coef, intercept, inner, bias, outer = (
         torch.as_tensor(a, dtype=torch.float64)
         for a in (head.linear.coef, head.linear.intercept, head.inner, head.inner_bias, head.outer)
     )
-    return lambda x: coef @ x + intercept + outer @ torch.tanh(inner @ x + bias)
+    return lambda x: x @ coef.T + intercept + torch.tanh(x @ inner.T + bias) @ outer.T
 
 
 def test_logits_equal_a_plain_formula() -> None:
     """Row by row in float64."""
-    head, X = head_of(0), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+    head, X = make_head(0), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
     expected = [torch_logits(head)(torch.as_tensor(x, dtype=torch.float64)).numpy() for x in X]
     np.testing.assert_allclose(head.logits(X), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [0.3, 1.0, 4.0])
 def test_slopes_are_integrated_gradients(size: float) -> None:
-    """The mean of autograd's slopes along the line from the training mean, by the midpoint rule on 4,000 points."""
-    head, x = head_of(1, size=size), np.random.default_rng(2).normal(size=5).astype(np.float32)
-    logits, total = torch_logits(head), np.zeros((3, 5))
+    """The mean of autograd's gradients along the line from the training mean, by the midpoint rule on 4,000 points."""
+    head, x = make_head(1, size=size), np.random.default_rng(2).normal(size=5).astype(np.float32)
+    logits, expected = torch_logits(head), np.zeros((3, 5))
     times = (np.arange(4000) + 0.5) / 4000
     points = torch.as_tensor(times[:, None] * x.astype(np.float64)[None])
     for k in range(3):
-        several = points.clone().requires_grad_()
-        torch.stack([logits(point)[k] for point in several]).sum().backward()
-        assert several.grad is not None
-        total[k] = several.grad.numpy().mean(0)
-    np.testing.assert_allclose(head.slopes(x), total, rtol=1e-4, atol=1e-4)
+        path = points.clone().requires_grad_()
+        logits(path)[:, k].sum().backward()
+        assert path.grad is not None
+        expected[k] = path.grad.numpy().mean(0)
+    np.testing.assert_allclose(head.slopes(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([1e-8, 1e-3, 0.1, 1.0, 5.0]), st.sampled_from([1e-3, 0.3, 1.0]))
-def test_slopes_are_complete(seed: int, far: float, size: float) -> None:
-    """Features times slopes, and the bias, are the logits, however near the mean or far from it a text is."""
-    head = head_of(seed, size=size)
-    x = (far * np.random.default_rng(seed + 1).normal(size=5)).astype(np.float32)
+def test_features_times_slopes_and_the_bias_add_up_to_the_logits(seed: int, distance: float, size: float) -> None:
+    """However near the training mean or far from it a text is."""
+    head = make_head(seed, size=size)
+    x = (distance * np.random.default_rng(seed + 1).normal(size=5)).astype(np.float32)
     logits = torch_logits(head)(torch.as_tensor(x, dtype=torch.float64)).numpy()
-    told = head.slopes(x) @ x.astype(np.float64) + head.bias
-    np.testing.assert_allclose(told, logits, atol=1e-5 * max(1, np.abs(logits).max()))
+    actual = head.slopes(x) @ x.astype(np.float64) + head.bias
+    np.testing.assert_allclose(actual, logits, atol=1e-5 * max(1, np.abs(logits).max()))
     np.testing.assert_allclose(head.logits(x[None])[0], logits, atol=1e-5 * max(1, np.abs(logits).max()))
 
 
-def test_at_the_training_mean_there_is_the_bias_alone() -> None:
-    """Where no feature departs from its mean the slopes are the gradient there, finite, and the logits the bias."""
-    head, nothing = head_of(3), np.zeros(5, np.float32)
+def test_at_the_training_mean_the_logits_are_the_bias() -> None:
+    """The slopes there are the gradient, and finite."""
+    head, zero = make_head(3), np.zeros(5, np.float32)
     point = torch.zeros(5, dtype=torch.float64, requires_grad=True)
     expected = torch.autograd.functional.jacobian(torch_logits(head), point).numpy()
-    np.testing.assert_allclose(head.slopes(nothing), expected, atol=1e-5)
-    np.testing.assert_allclose(head.logits(nothing[None])[0], head.bias, atol=1e-6)
+    np.testing.assert_allclose(head.slopes(zero), expected, atol=1e-5)
+    np.testing.assert_allclose(head.logits(zero[None])[0], head.bias, atol=1e-6)
 
 
-def test_a_cooled_head_gives_the_logits_over_the_temperature() -> None:
-    """Its slopes and bias too; and stays float32."""
-    head, X = head_of(4), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+def test_with_temperature_divides_logits_slopes_and_bias() -> None:
+    """The arrays stay float32."""
+    head, X = make_head(4), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
     with_temperature = head.with_temperature(2.5)
     np.testing.assert_allclose(with_temperature.logits(X), head.logits(X) / 2.5, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(with_temperature.slopes(X[0]), head.slopes(X[0]) / 2.5, rtol=1e-4, atol=1e-5)

@@ -17,19 +17,19 @@ from spin.labels.cross_validation import Fold
 from spin.settings import SearchSettings
 
 LOSSES = st.sampled_from([0.0, 0.003, 0.02, 0.1])
-ONE = [Fold(np.arange(80), np.arange(80, 100))]
-FIVE = [Fold(np.arange(80), np.arange(80, 100))] * 5
+ONE_FOLD = [Fold(np.arange(80), np.arange(80, 100))]
+FIVE_FOLDS = [Fold(np.arange(80), np.arange(80, 100))] * 5
 
 
 @st.composite
-def candidates(draw: st.DrawFn) -> list[Candidate]:
-    """Few values of everything, so that ties abound; compute grows with depth and a site's kind."""
+def candidate_lists(draw: st.DrawFn) -> list[Candidate]:
+    """Candidates with few distinct values, so that ties are common; compute grows with depth and kind of site."""
     grid = st.sampled_from([0.5, 0.597, 0.6, 0.603, 0.62])
-    found = []
+    drawn = []
     for _ in range(draw(st.integers(1, 12))):
         depth, kind = draw(st.integers(0, 3)), draw(st.booleans())
         scores = tuple(draw(grid) for _ in range(5))
-        found.append(
+        drawn.append(
             Candidate(
                 depth,
                 max(depth - 0.3 * kind, 0) / 3,
@@ -41,16 +41,16 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
                 scores,
             )
         )
-    return found
+    return drawn
 
 
 @settings(deadline=None)
-@given(candidates())
-def test_the_best_is_beaten_by_none(found: list[Candidate]) -> None:
-    """No candidate scores more; of those that score as much none is cheaper, then smaller, then stronger held."""
-    best = best_candidate(found)
-    assert best in found
-    for other in found:
+@given(candidate_lists())
+def test_no_candidate_beats_the_best_one(candidates: list[Candidate]) -> None:
+    """Ties in the score go to less compute, then to fewer neurons, then to the stronger penalties."""
+    best = best_candidate(candidates)
+    assert best in candidates
+    for other in candidates:
         if other.valid_score != best.valid_score:
             assert other.valid_score < best.valid_score
         elif other.compute != best.compute:
@@ -64,45 +64,52 @@ def test_the_best_is_beaten_by_none(found: list[Candidate]) -> None:
 
 
 @settings(deadline=None)
-@given(candidates())
-def test_the_frontier_is_the_best_of_each_depth(found: list[Candidate]) -> None:
-    """Every depth that was tried, once, shallow first."""
-    frontier = best_per_depth(found)
-    assert [point.depth for point in frontier] == sorted({c.depth for c in found})
+@given(candidate_lists())
+def test_the_frontier_holds_the_best_candidate_of_each_depth(candidates: list[Candidate]) -> None:
+    """Every depth that was tried appears once, shallow first."""
+    frontier = best_per_depth(candidates)
+    assert [point.depth for point in frontier] == sorted({c.depth for c in candidates})
     for point in frontier:
-        assert point == best_candidate([c for c in found if c.depth == point.depth])
+        assert point == best_candidate([c for c in candidates if c.depth == point.depth])
 
 
-def error(one: Candidate, other: Candidate, folds: Sequence[Fold]) -> float:
-    """Of a difference: over five folds of 80 and 20 rows, or over one's five parts, each left out."""
-    differences = [a - b for a, b in zip(one.resampled, other.resampled, strict=True)]
+def standard_error(candidate: Candidate, other: Candidate, folds: Sequence[Fold]) -> float:
+    """The standard error of a difference.
+
+    It is over five folds of 80 and 20 rows, or a jackknife over five parts of one.
+    """
+    differences = [a - b for a, b in zip(candidate.resampled, other.resampled, strict=True)]
     mean = sum(differences) / 5
     squares = sum((d - mean) ** 2 for d in differences)
     return float(((1 / 5 + 20 / 80) * squares / 4) ** 0.5 if len(folds) > 1 else (4 / 5 * squares) ** 0.5)
 
 
 @settings(max_examples=300, deadline=None)
-@given(candidates(), st.sampled_from([ONE, FIVE]))
-def test_the_fullest_near_the_best_is_accurate(found: list[Candidate], folds: list[Fold]) -> None:
-    """Not the luckiest but the fullest within one standard error of it."""
-    best = best_candidate(found)
-    near = [c for c in found if best.valid_score - c.valid_score <= error(best, c, folds) + 1e-12]
+@given(candidate_lists(), st.sampled_from([ONE_FOLD, FIVE_FOLDS]))
+def test_the_accuracy_choice_is_the_fullest_within_one_standard_error(
+    candidates: list[Candidate], folds: list[Fold]
+) -> None:
+    """The fullest candidate near the best one, not the luckiest, which may be smaller."""
+    best = best_candidate(candidates)
+    near = [c for c in candidates if best.valid_score - c.valid_score <= standard_error(best, c, folds) + 1e-12]
     fullest = max((c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score) for c in near)
-    accurate = choose_candidates(found, SearchSettings(), folds)["accuracy"]
-    assert accurate is one_standard_error_choice(found, folds)
+    accurate = choose_candidates(candidates, SearchSettings(), folds)["accuracy"]
+    assert accurate is one_standard_error_choice(candidates, folds)
     c = accurate
     assert (c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score) == pytest.approx(fullest)
 
 
 @settings(max_examples=300, deadline=None)
-@given(candidates(), LOSSES, LOSSES)
-def test_choices_cost_the_least_within_their_loss(found: list[Candidate], balanced: float, cheapest: float) -> None:
-    """On one fold: the least compute that loses no more against the best score, then the best of it."""
-    chosen = choose_candidates(found, SearchSettings(balanced_loss=balanced, cheapest_loss=cheapest), ONE)
+@given(candidate_lists(), LOSSES, LOSSES)
+def test_choices_have_the_least_compute_within_their_loss(
+    candidates: list[Candidate], balanced: float, cheapest: float
+) -> None:
+    """On one fold a loss counts against the best score; of equal compute, the best candidate is chosen."""
+    chosen = choose_candidates(candidates, SearchSettings(balanced_loss=balanced, cheapest_loss=cheapest), ONE_FOLD)
     assert list(chosen) == ["accuracy", "balanced", "cheapest"]
-    top = max(c.valid_score for c in found)
+    top = max(c.valid_score for c in candidates)
     for name, loss in (("balanced", balanced), ("cheapest", cheapest)):
-        allowed = [c for c in found if top - c.valid_score <= loss + 1e-9]
+        allowed = [c for c in candidates if top - c.valid_score <= loss + 1e-9]
         least = min(c.compute for c in allowed)
         assert chosen[name] == best_candidate([c for c in allowed if c.compute == least])  # type: ignore[index]
         assert chosen[name].compute <= chosen["accuracy"].compute  # type: ignore[index]
@@ -111,22 +118,26 @@ def test_choices_cost_the_least_within_their_loss(found: list[Candidate], balanc
 
 
 @settings(max_examples=300, deadline=None)
-@given(candidates(), LOSSES, LOSSES)
-def test_of_few_labels_a_loss_is_taken_one_error_higher(
-    found: list[Candidate], balanced: float, cheapest: float
+@given(candidate_lists(), LOSSES, LOSSES)
+def test_with_cross_validation_a_loss_includes_one_standard_error(
+    candidates: list[Candidate], balanced: float, cheapest: float
 ) -> None:
-    """On five folds: against what is accurate, not against the luckiest."""
-    chosen = choose_candidates(found, SearchSettings(balanced_loss=balanced, cheapest_loss=cheapest), FIVE)
+    """On five folds a loss counts against the accuracy choice, not against the luckiest candidate."""
+    chosen = choose_candidates(candidates, SearchSettings(balanced_loss=balanced, cheapest_loss=cheapest), FIVE_FOLDS)
     accurate = chosen["accuracy"]
     for name, loss in (("balanced", balanced), ("cheapest", cheapest)):
-        within = [c for c in found if accurate.valid_score - c.valid_score + error(accurate, c, FIVE) <= loss + 1e-9]
+        within = [
+            c
+            for c in candidates
+            if accurate.valid_score - c.valid_score + standard_error(accurate, c, FIVE_FOLDS) <= loss + 1e-9
+        ]
         least = min(c.compute for c in within)
         assert chosen[name] == best_candidate([c for c in within if c.compute == least])  # type: ignore[index]
 
 
-@pytest.mark.parametrize("folds", [ONE, FIVE])
-def test_nothing_is_lost_by_luck_alone(folds: list[Fold]) -> None:
-    """A shallow candidate that is ahead in three parts and far behind in two is no better than the full one."""
+@pytest.mark.parametrize("folds", [ONE_FOLD, FIVE_FOLDS])
+def test_a_shallow_candidate_with_lucky_folds_is_not_preferred(folds: list[Fold]) -> None:
+    """A candidate that is ahead in three parts and far behind in two does not replace the full one."""
     full = Candidate(3, 1.0, 0.7, (), Penalty(1.0), 9, 0.6, (0.6,) * 5)
     lucky = replace(full, depth=1, compute=0.3, valid_score=0.61, resampled=(0.5, 0.55, 0.6, 0.7, 0.7))
     assert choose_candidates([full, lucky], SearchSettings(), folds)["accuracy"] is full

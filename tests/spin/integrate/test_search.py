@@ -1,4 +1,4 @@
-"""The search chooses on validation rows alone and says what it chose from; the final head is fitted on all of them."""
+"""The search chooses on validation rows alone; the final head is fitted on all labelled rows."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from spin.sparsify.select import largest_eta, select
 Rows = NDArray[np.int64]
 FLOPS = {Site(layer, kind): layer / 4 + (kind == "resid") / 8 for layer in (1, 2, 3, 4) for kind in ("ffn", "resid")}
 SEARCH = SearchSettings(etas=(0.3, 0.6, 0.9), max_share=0.3, strengths=(0.1, 1, 10), l1=(0.02,), head="linear")
-TASKS = {"classes": LabelSpace(("a", "b", "c")), "lists": LabelSpace(("a", "b", "c"), multilabel=True)}
+LABEL_SPACES = {"multi-class": LabelSpace(("a", "b", "c")), "multi-label": LabelSpace(("a", "b", "c"), multilabel=True)}
 
 
 @dataclass
 class Project:
-    """Activations of four layers under two poolings, targets, folds, rows that no fold holds, and the probes of it."""
+    """Activations of four layers under two poolings, targets, folds, test rows outside all folds, and fitted probes."""
 
     label_space: LabelSpace
     activations: dict[FeatureColumn, Floats]
@@ -59,8 +59,8 @@ class Project:
     def read(self, selection: Selection, rows: Rows) -> Floats:
         return np.concatenate([self.activations[c][rows][:, n] for c, n in selection.neurons.items()], axis=1)
 
-    def integrate(self, settings: SearchSettings = SEARCH, **given: Any) -> TrainingResult:
-        return integrate(self.probes, self.read, self.data, **{"settings": settings, "compute": FLOPS, **given})
+    def integrate(self, settings: SearchSettings = SEARCH, **changes: Any) -> TrainingResult:
+        return integrate(self.probes, self.read, self.data, **{"settings": settings, "compute": FLOPS, **changes})
 
     def search(
         self, settings: SearchSettings = SEARCH, kind: str = "none", group: ProcessGroup | None = None
@@ -71,11 +71,14 @@ class Project:
     def refit(
         self, selection: Selection, probes: list[Probe], scaled_on: Rows, train: Rows, rows: Rows, strength: float
     ) -> Floats:
-        """Logits of scikit-learn's regressions on a selection, with the scaler of some rows and the fit of others."""
-        pool, floor = self.y[labelled_rows(self.folds)], None
+        """Logits of scikit-learn's regressions on a selection, standardised on some rows and fitted on others."""
+        labelled, floor = self.y[labelled_rows(self.folds)], None
         if len(self.folds) == 1:
-            answers: list[Any] = [[False] * 3, [True] * 3] if self.label_space.multilabel else [0, 1, 2]
-            floor = max(score("accuracy", pool, np.array([answer] * len(pool))) for answer in answers)
+            constant_predictions: list[Any] = [[False] * 3, [True] * 3] if self.label_space.multilabel else [0, 1, 2]
+            floor = max(
+                score("accuracy", labelled, np.array([prediction] * len(labelled)))
+                for prediction in constant_predictions
+            )
         scales = align(selection, {p.column: p for p in probes}, floor).astype(np.float64)
         raw = self.read(selection, np.arange(len(self.y))).astype(np.float64)
         X = (raw - raw[scaled_on].mean(0)) / raw[scaled_on].std(0) * scales / np.linalg.norm(scales)
@@ -85,9 +88,11 @@ class Project:
         return np.stack([model.fit(X[train], has).decision_function(X[rows]) for has in self.y[train].T], axis=1)
 
 
-def project(seed: int = 0, *, signal: float = 0.8, kind: str = "classes", n: int = 360, folds: int = 1) -> Project:
-    """Each layer shows the classes through three of its twelve neurons, at another scale than the next."""
-    draw, label_space = np.random.default_rng(seed), TASKS[kind]
+def build_project(
+    seed: int = 0, *, signal: float = 0.8, kind: str = "multi-class", n: int = 360, folds: int = 1
+) -> Project:
+    """Each layer shows the classes through three of its twelve neurons, on a larger scale than the layer before."""
+    draw, label_space = np.random.default_rng(seed), LABEL_SPACES[kind]
     y = draw.random((n, 3)) < 0.4 if label_space.multilabel else np.arange(n) % 3
     columns = [
         FeatureColumn.parse(f"ffn.{layer:02d}.{pooling}") for layer in (1, 2, 3, 4) for pooling in ("max", "mean")
@@ -100,208 +105,224 @@ def project(seed: int = 0, *, signal: float = 0.8, kind: str = "classes", n: int
     order = draw.permutation(n)
     train, valid, test = order[: n // 2], order[n // 2 : 3 * n // 4], order[3 * n // 4 :]
     parts = (Fold(train, valid),) if folds == 1 else make_folds(label_space, y, train, valid, seed)[:folds]
-    given = ProbeSettings(penalties=5)
-    probes = fit_probes(activations, TrainingData(y, tuple(parts), label_space, "accuracy"), given)
+    probe_settings = ProbeSettings(penalties=5)
+    probes = fit_probes(activations, TrainingData(y, tuple(parts), label_space, "accuracy"), probe_settings)
     return Project(label_space, activations, y, parts, test, probes)
 
 
-@pytest.fixture(scope="module", params=["classes", "lists", "three folds"])
-def subject(request: pytest.FixtureRequest) -> Project:
-    return project(folds=3) if request.param == "three folds" else project(kind=request.param)
+@pytest.fixture(scope="module", params=["multi-class", "multi-label", "three folds"])
+def project(request: pytest.FixtureRequest) -> Project:
+    """A project per kind of task, and one with three folds; tests that change a project build their own."""
+    return build_project(folds=3) if request.param == "three folds" else build_project(kind=request.param)
+
+
+@pytest.fixture(scope="module")
+def candidates(project: Project) -> list[Candidate]:
+    """Every candidate of the search with the default settings of these tests."""
+    return project.search().run()
+
+
+@pytest.fixture(scope="module")
+def result(project: Project) -> TrainingResult:
+    """The result with the default settings of these tests."""
+    return project.integrate()
 
 
 @pytest.mark.parametrize("folds", [1, 3])
-def test_test_rows_change_nothing(folds: int) -> None:
-    """Whatever the test rows hold, NaN included, the choice and the head are the same bit for bit."""
-    subject = project(folds=folds)
+def test_test_rows_do_not_affect_the_result(folds: int) -> None:
+    """Whatever they hold, NaN included, choices and heads are the same bit for bit."""
+    project = build_project(folds=folds)
     settings = SEARCH.model_copy(update={"head": "auto"})
-    before = subject.integrate(settings)
-    for values in subject.activations.values():
-        values[subject.test] = np.nan
-    subject.y[subject.test] = 77
-    after = subject.integrate(settings)
+    before = project.integrate(settings)
+    for values in project.activations.values():
+        values[project.test] = np.nan
+    project.y[project.test] = 77
+    after = project.integrate(settings)
     assert after.summary() == before.summary()
-    for name, mine in after.choices.items():
-        assert mine.selection.rows() == before.choices[name].selection.rows()
+    for name, actual in after.choices.items():
+        expected = before.choices[name]
+        assert actual.selection.rows() == expected.selection.rows()
         np.testing.assert_array_equal(
-            mine.head.slopes(mine.standardizer.mean), before.choices[name].head.slopes(mine.standardizer.mean)
+            actual.head.slopes(actual.standardizer.mean), expected.head.slopes(actual.standardizer.mean)
         )
 
 
-def test_validation_rows_choose() -> None:
-    """With other validation labels the scores are others: those rows judge; the training rows fit as before."""
-    subject = project()
-    before = {(c.depth, c.eta, c.part, c.penalty): c for c in subject.search().run()}
-    subject.y[subject.folds[0].valid] = (subject.y[subject.folds[0].valid] + 1) % 3
-    after = {(c.depth, c.eta, c.part, c.penalty): c for c in subject.search().run()}
+def test_validation_labels_decide_the_scores() -> None:
+    """Other validation labels give other scores, while the fits on the training rows stay as they are."""
+    project = build_project()
+    before = {(c.depth, c.eta, c.part, c.penalty): c for c in project.search().run()}
+    project.y[project.folds[0].valid] = (project.y[project.folds[0].valid] + 1) % 3
+    after = {(c.depth, c.eta, c.part, c.penalty): c for c in project.search().run()}
     assert max(c.valid_score for c in after.values()) < 0.5 < max(c.valid_score for c in before.values())
     for key in before.keys() & after.keys():
         np.testing.assert_allclose(after[key].held_out[0], before[key].held_out[0], atol=0.1)
 
 
-def test_every_candidate_equals_an_independent_refit(subject: Project) -> None:
-    """Each scores what scikit-learn scores from raw activations; its neurons, depth and compute are counted right."""
-    tried = subject.search().run()
-    assert len(tried) > 15
-    for candidate in tried:
+def test_every_candidate_equals_an_independent_refit(project: Project, candidates: list[Candidate]) -> None:
+    """Its score is that of scikit-learn on raw activations, and its neurons, depth and compute are correct."""
+    assert len(candidates) > 15
+    for candidate in candidates:
         sizes, differences, scores = [], [], []
-        for at, fold in enumerate(subject.folds):
-            mine = [p.for_fold(at) for p in subject.probes]
-            top = largest_eta(mine, int(96 * SEARCH.max_share))  # of each fold, which may be less
-            selection = select(mine, min(candidate.eta, top)).part(candidate.depth, candidate.part)
+        for at, fold in enumerate(project.folds):
+            probes = [p.for_fold(at) for p in project.probes]
+            top = largest_eta(probes, int(96 * SEARCH.max_share))  # of each fold, which may be less
+            selection = select(probes, min(candidate.eta, top)).part(candidate.depth, candidate.part)
             sizes.append(len(selection))
-            found = subject.label_space.predict(candidate.held_out[at])
-            scores.append(score("accuracy", subject.y[fold.valid], found))
+            predicted = project.label_space.predict(candidate.held_out[at])
+            scores.append(score("accuracy", project.y[fold.valid], predicted))
             if candidate.penalty.l1:
                 continue
             strength = candidate.penalty.strength
-            logits = subject.refit(selection, mine, fold.train, fold.train, fold.valid, strength)
-            differences.append(np.mean(found != subject.label_space.predict(logits)))
+            logits = project.refit(selection, probes, fold.train, fold.train, fold.valid, strength)
+            differences.append(np.mean(predicted != project.label_space.predict(logits)))
         assert candidate.valid_score == pytest.approx(np.mean(scores))
         if len(scores) > 1:
             assert candidate.resampled == tuple(scores)
         else:
-            y = subject.y[subject.folds[0].valid]
-            without = [score("accuracy", y[rows], found[rows]) for rows in jackknife_rows(len(y))]
+            y = project.y[project.folds[0].valid]
+            without = [score("accuracy", y[rows], predicted[rows]) for rows in jackknife_rows(len(y))]
             assert candidate.resampled == tuple(without)
-        assert max(differences, default=0) < 0.04, "a looser tolerance moves what lies on the border"
+        assert max(differences, default=0) < 0.04, "documents near the border may differ by the tolerance"
         if not candidate.penalty.l1:
             assert candidate.neurons == round(np.mean(sizes))
         assert candidate.compute == candidate.depth / 4
 
 
-def test_all_that_is_promised_is_tried(subject: Project) -> None:
-    """Every eta and strength at full depth, each pooling, every depth, and the L1 part on the best."""
-    tried = subject.search().run()
-    etas = {c.eta for c in tried}
-    grid = {(c.eta, c.penalty.strength) for c in tried if c.depth == 4 and not c.part and not c.penalty.l1}
+def test_the_search_tries_every_eta_strength_pooling_and_depth(candidates: list[Candidate]) -> None:
+    """All etas and strengths at full depth, each pooling, every depth, and L1 penalties on the best candidate."""
+    etas = {c.eta for c in candidates}
+    grid = {(c.eta, c.penalty.strength) for c in candidates if c.depth == 4 and not c.part and not c.penalty.l1}
     assert grid >= {(eta, strength) for eta in etas for strength in SEARCH.strengths}
-    assert {c.part for c in tried} == {(), ("max",), ("mean",)}
-    assert {c.depth for c in tried if not c.part} == {1, 2, 3, 4}
-    [sparse] = {(c.eta, c.depth, c.part, c.penalty.strength) for c in tried if c.penalty.l1}
-    best = max(c.valid_score for c in tried if not c.penalty.l1)
+    assert {c.part for c in candidates} == {(), ("max",), ("mean",)}
+    assert {c.depth for c in candidates if not c.part} == {1, 2, 3, 4}
+    [sparse] = {(c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if c.penalty.l1}
+    best = max(c.valid_score for c in candidates if not c.penalty.l1)
     assert sparse in {
-        (c.eta, c.depth, c.part, c.penalty.strength) for c in tried if not c.penalty.l1 and c.valid_score == best
+        (c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if not c.penalty.l1 and c.valid_score == best
     }
 
 
-def test_every_depth_is_on_the_frontier(subject: Project) -> None:
+def test_every_depth_is_on_the_frontier(project: Project, candidates: list[Candidate], result: TrainingResult) -> None:
     """Shallow first, each the best of its depth; choices and summary agree with the candidates."""
-    found = subject.integrate()
-    tried = subject.search().run()
-    assert found.tried == len(tried)
-    assert [point.depth for point in found.frontier] == [1, 2, 3, 4]
-    assert found.frontier == best_per_depth(tried)
-    for point in found.frontier:
-        assert point.valid_score == max(c.valid_score for c in tried if c.depth == point.depth)
-    chosen = choose_candidates(tried, SEARCH, subject.folds)
-    assert set(found.choices) == set(chosen) == {"accuracy", "balanced", "cheapest"}
+    assert result.tried == len(candidates)
+    assert [point.depth for point in result.frontier] == [1, 2, 3, 4]
+    assert result.frontier == best_per_depth(candidates)
+    for point in result.frontier:
+        assert point.valid_score == max(c.valid_score for c in candidates if c.depth == point.depth)
+    chosen = choose_candidates(candidates, SEARCH, project.folds)
+    assert set(result.choices) == set(chosen) == {"accuracy", "balanced", "cheapest"}
     for name, candidate in chosen.items():
-        summary = found.choices[name].summary
+        summary = result.choices[name].summary
         assert {key: getattr(summary, key) for key in ("depth", "eta", "strength", "l1", "valid_score")} == {
             key: getattr(candidate.summary(), key) for key in ("depth", "eta", "strength", "l1", "valid_score")
         }
-        assert summary.neurons == len(found.choices[name].selection)
-        assert found.choices[name].selection.depth <= candidate.depth
-    assert found.summary().frontier == tuple(point.summary() for point in found.frontier)
+        assert summary.neurons == len(result.choices[name].selection)
+        assert result.choices[name].selection.depth <= candidate.depth
+    assert result.summary().frontier == tuple(point.summary() for point in result.frontier)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2])
-def test_max_share_is_respected(subject: Project, share: float) -> None:
-    """By every candidate and every final selection: no more than that part of all 96 neurons, and nearly as many."""
+def test_max_share_is_respected(project: Project, share: float) -> None:
+    """No candidate or final selection exceeds that share of the 96 neurons, and some come close to it."""
     settings = SEARCH.model_copy(update={"max_share": share, "strengths": (1,), "etas": (0.3, 0.9)})
-    tried = subject.search(settings).run()
-    assert 96 * share * 0.8 < max(c.neurons for c in tried) <= int(96 * share)
-    for fitted in subject.integrate(settings).choices.values():
+    candidates = project.search(settings).run()
+    assert 96 * share * 0.8 < max(c.neurons for c in candidates) <= int(96 * share)
+    for fitted in project.integrate(settings).choices.values():
         assert len(fitted.selection) <= int(96 * share)
 
 
-def test_the_final_head_is_fitted_on_all_labelled_rows(subject: Project) -> None:
-    """Training and validation rows together, standardised as the probes were, and cooled by the temperature."""
-    found = subject.integrate().choices["accuracy"]
-    summary, rows = found.summary, labelled_rows(subject.folds)
+def test_the_final_head_is_fitted_on_all_labelled_rows(project: Project, result: TrainingResult) -> None:
+    """Training and validation rows together, standardised as the probes were and calibrated by the temperature."""
+    fitted = result.choices["accuracy"]
+    summary, rows = fitted.summary, labelled_rows(project.folds)
     if summary.l1:
-        found = subject.integrate(SEARCH.model_copy(update={"l1": ()})).choices["accuracy"]
-        summary = found.summary
-    mean = {p.column: p.standardizer.mean for p in subject.probes}
-    assert found.standardizer.mean.tolist() == [mean[column][neuron] for column, neuron, _ in found.selection.rows()]
-    raw = subject.read(found.selection, subject.test)
-    by_hand = (raw.astype(np.float64) - found.standardizer.mean) / found.standardizer.scale
-    np.testing.assert_allclose(found.standardizer.transform(raw), by_hand, atol=1e-4)
-    scaled_on = rows if len(subject.folds) > 1 else subject.folds[0].train
-    logits = subject.refit(found.selection, subject.probes, scaled_on, rows, subject.test, summary.strength)
-    squash = expit if subject.label_space.multilabel else lambda values: softmax(values, axis=1)
-    np.testing.assert_allclose(squash(found.logits(raw)), squash(logits / summary.temperature), atol=0.05)
+        fitted = project.integrate(SEARCH.model_copy(update={"l1": ()})).choices["accuracy"]
+        summary = fitted.summary
+    mean = {p.column: p.standardizer.mean for p in project.probes}
+    assert fitted.standardizer.mean.tolist() == [mean[column][neuron] for column, neuron, _ in fitted.selection.rows()]
+    raw = project.read(fitted.selection, project.test)
+    standardised = (raw.astype(np.float64) - fitted.standardizer.mean) / fitted.standardizer.scale
+    np.testing.assert_allclose(fitted.standardizer.transform(raw), standardised, atol=1e-4)
+    scaled_on = rows if len(project.folds) > 1 else project.folds[0].train
+    logits = project.refit(fitted.selection, project.probes, scaled_on, rows, project.test, summary.strength)
+    to_probabilities = expit if project.label_space.multilabel else lambda values: softmax(values, axis=1)
+    np.testing.assert_allclose(
+        to_probabilities(fitted.logits(raw)), to_probabilities(logits / summary.temperature), atol=0.05
+    )
 
 
-def test_the_temperature_is_chosen_on_held_out_logits(subject: Project) -> None:
-    """The summary of a choice are those of its held-out logits over the temperature, recomputed here."""
-    found = subject.integrate()
-    candidate = choose_candidates(subject.search().run(), SEARCH, subject.folds)["accuracy"]
+def test_the_temperature_is_chosen_on_held_out_logits(
+    project: Project, candidates: list[Candidate], result: TrainingResult
+) -> None:
+    """Temperature and log loss of the summary are recomputed from the held-out logits of the candidate."""
+    candidate = choose_candidates(candidates, SEARCH, project.folds)["accuracy"]
     logits = np.concatenate(candidate.held_out).astype(np.float64)
-    y = np.concatenate([subject.y[fold.valid] for fold in subject.folds])
-    has = subject.label_space.indicator(y)
+    y = np.concatenate([project.y[fold.valid] for fold in project.folds])
+    has = project.label_space.indicator(y)
 
     def loss(t: float) -> float:
-        if subject.label_space.multilabel:
+        if project.label_space.multilabel:
             return float(np.logaddexp(0, np.where(has, -logits, logits) / t).sum(1).mean())
         return float((np.logaddexp.reduce(logits / t, axis=1) - (logits / t)[has]).mean())
 
     grid = np.geomspace(0.2, 5, 2001)
-    summary = found.choices["accuracy"].summary
+    summary = result.choices["accuracy"].summary
     assert summary.temperature == pytest.approx(grid[int(np.argmin([loss(t) for t in grid]))], rel=0.01)
     assert summary.valid_log_loss == pytest.approx(loss(summary.temperature), abs=2e-4)
     assert summary.valid_log_loss <= loss(1.0) + 1e-4
 
 
-def test_an_l1_part_takes_neurons_away() -> None:
-    """A choice with an L1 part keeps only the neurons that have a weight, and the head fits the selection."""
-    subject = project()
+def test_an_l1_penalty_removes_neurons() -> None:
+    """Only neurons with a weight stay in the selection, and the head fits the selection."""
+    project = build_project()
     settings = SEARCH.model_copy(update={"l1": (0.3, 0.5)})
-    tried = [c for c in subject.search(settings).run() if c.penalty.l1]
-    assert [c.penalty.l1 for c in tried] == [0.3, 0.5]
-    selection = select(subject.probes, tried[0].eta).part(tried[0].depth, tried[0].part)
-    assert len(selection) > tried[0].neurons > tried[1].neurons > 0
+    candidates = [c for c in project.search(settings).run() if c.penalty.l1]
+    assert [c.penalty.l1 for c in candidates] == [0.3, 0.5]
+    selection = select(project.probes, candidates[0].eta).part(candidates[0].depth, candidates[0].part)
+    assert len(selection) > candidates[0].neurons > candidates[1].neurons > 0
     from spin.integrate.integrate import _CandidateFitter
 
-    found = _CandidateFitter(subject.search(settings), CascadeSettings()).fit(tried[1])
-    assert 0 < len(found.selection) < len(selection)
-    assert found.head.coef.shape == (3, len(found.selection))  # type: ignore[union-attr]
-    assert found.head.coef.any(0).all()  # type: ignore[union-attr]
-    assert len(found.standardizer.mean) == len(found.standardizer.scale) == len(found.selection)
-    raw = subject.read(found.selection, subject.test)
-    assert score("accuracy", subject.y[subject.test], found.logits(raw).argmax(1)) > 0.5
+    fitted = _CandidateFitter(project.search(settings), CascadeSettings()).fit(candidates[1])
+    assert 0 < len(fitted.selection) < len(selection)
+    assert fitted.head.coef.shape == (3, len(fitted.selection))  # type: ignore[union-attr]
+    assert fitted.head.coef.any(0).all()  # type: ignore[union-attr]
+    assert len(fitted.standardizer.mean) == len(fitted.standardizer.scale) == len(fitted.selection)
+    raw = project.read(fitted.selection, project.test)
+    assert score("accuracy", project.y[project.test], fitted.logits(raw).argmax(1)) > 0.5
 
 
-def test_exits_are_judged_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fold's exits read what the L1 part of its full depth left, by a ridge, and cost all that runs up to them."""
-    subject, fits, costs = project(), [], []
-    fit, price = FoldSearch.fit, spin.integrate.integrate.choose_exit_thresholds
+def test_exits_read_the_features_that_the_l1_penalty_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exits of a fold use a ridge on the features left at full depth.
+
+    Their cost is everything that runs up to them.
+    """
+    project, fits, costs = build_project(), [], []
+    fit, choose = FoldSearch.fit, spin.integrate.integrate.choose_exit_thresholds
 
     def spy(self: FoldSearch, part: Selection, penalties: Sequence[Penalty]) -> Any:
-        found = fit(self, part, penalties)
-        fits.append((part, penalties[0], found[0][0]))
-        return found
+        fitted_heads = fit(self, part, penalties)
+        fits.append((part, penalties[0], fitted_heads[0][0]))
+        return fitted_heads
 
     monkeypatch.setattr(FoldSearch, "fit", spy)
     monkeypatch.setattr(
-        spin.integrate.integrate, "choose_exit_thresholds", lambda *a, **k: costs.extend(k["costs"]) or price(*a, **k)
+        spin.integrate.integrate, "choose_exit_thresholds", lambda *a, **k: costs.extend(k["costs"]) or choose(*a, **k)
     )
     settings = SEARCH.model_copy(update={"l1": (0.3,)})
-    candidate = next(c for c in subject.search(settings).run() if c.penalty.l1 and c.depth == 4)
+    candidate = next(c for c in project.search(settings).run() if c.penalty.l1 and c.depth == 4)
     fits.clear()
     cascade = CascadeSettings(depths=(0.25, 0.5))
-    spin.integrate.integrate._CandidateFitter(subject.search(settings), cascade).fit(candidate)
-    (whole, _, head), *exits = fits
-    used = whole.keep(head.coef.any(0))
-    assert len(used) < len(whole)
-    assert [part.rows() for part, _, _ in exits] == [used.part(depth).rows() for depth in (1, 2)]
+    spin.integrate.integrate._CandidateFitter(project.search(settings), cascade).fit(candidate)
+    (full_selection, _, head), *exits = fits
+    nonzero_selection = full_selection.keep(head.coef.any(0))
+    assert len(nonzero_selection) < len(full_selection)
+    assert [part.rows() for part, _, _ in exits] == [nonzero_selection.part(depth).rows() for depth in (1, 2)]
     assert [penalty for _, penalty, _ in exits] == [Penalty(candidate.penalty.strength)] * 2
     assert costs == [1 / 4 + 1 / 8, 2 / 4 + 1 / 8, candidate.compute]
 
 
-def crossed(seed: int = 0, n: int = 900) -> Project:
-    """Two classes told apart by the sign of a product of two neurons, which a straight head cannot tell."""
+def build_interaction_project(seed: int = 0, n: int = 900) -> Project:
+    """Two classes that differ by the sign of a product of two neurons, which a linear head cannot separate."""
     draw, label_space = np.random.default_rng(seed), LabelSpace(("a", "b"))
     column = FeatureColumn.parse("ffn.01.mean")
     X = draw.normal(size=(n, 6)).astype(np.float32)
@@ -313,102 +334,108 @@ def crossed(seed: int = 0, n: int = 900) -> Project:
     return Project(label_space, {column: X}, y, folds, rows[3 * n // 4 :], [probe])
 
 
-def test_auto_bends_only_where_a_paired_test_says_so() -> None:
-    """A product of neurons makes it bend and is learnt; where a straight head suffices it stays straight."""
+def test_auto_takes_an_mlp_only_where_a_paired_test_finds_it_better() -> None:
+    """An interaction of neurons makes it take the MLP; where a linear head suffices it keeps the linear one."""
     settings = SEARCH.model_copy(update={"head": "auto", "max_share": 1, "etas": (1.0,)})
 
-    def of(subject: Project, **changed: Any) -> FittedClassifier:
-        return subject.integrate(settings.model_copy(update=changed)).choices["accuracy"]
+    def choose(project: Project, **changed: Any) -> FittedClassifier:
+        return project.integrate(settings.model_copy(update=changed)).choices["accuracy"]
 
-    subject, straight = crossed(), project(1)
-    bent, plain = of(subject), of(straight)
-    assert isinstance(bent.head, MlpHead)
-    assert bent.summary.head == "mlp"
-    assert bent.summary.mlp_chance < 0.05
-    right = bent.logits(subject.read(bent.selection, subject.test)).argmax(1) == subject.y[subject.test]
-    assert right.mean() > 0.8
-    assert bent.summary.valid_score > 0.8
-    assert plain.summary.head == "linear"
-    assert plain.summary.mlp_chance >= 0.05
-    forced, forbidden = of(straight, head="mlp"), of(subject, head="linear")
+    interaction, linear = build_interaction_project(), build_project(1)
+    mlp_choice, linear_choice = choose(interaction), choose(linear)
+    assert isinstance(mlp_choice.head, MlpHead)
+    assert mlp_choice.summary.head == "mlp"
+    assert mlp_choice.summary.mlp_chance < 0.05
+    correct = (
+        mlp_choice.logits(interaction.read(mlp_choice.selection, interaction.test)).argmax(1)
+        == interaction.y[interaction.test]
+    )
+    assert correct.mean() > 0.8
+    assert mlp_choice.summary.valid_score > 0.8
+    assert linear_choice.summary.head == "linear"
+    assert linear_choice.summary.mlp_chance >= 0.05
+    forced, forbidden = choose(linear, head="mlp"), choose(interaction, head="linear")
     assert (forced.summary.head, forbidden.summary.head) == ("mlp", "linear")
     assert forbidden.summary.valid_score < 0.7
     assert forbidden.summary.mlp_chance is None
 
 
-def test_no_neuron_at_all_is_said_in_words() -> None:
-    """When no probe kept a neuron there is nothing to integrate."""
-    subject = project()
-    subject.probes = [replace(p, coef=p.coef * 0) for p in subject.probes]
+def test_probes_without_neurons_are_an_error() -> None:
+    """There is nothing to fit a head on."""
+    project = build_project()
+    project.probes = [replace(p, coef=p.coef * 0) for p in project.probes]
     with pytest.raises(UserError, match="no probe kept a neuron"):
-        subject.integrate()
+        project.integrate()
 
 
-def test_a_silent_layer_is_no_depth() -> None:
-    """Where a layer's probes kept nothing, the frontier goes on without it."""
-    subject = project()
-    silent = [replace(p, coef=p.coef * 0) if p.column.site.layer == 2 else p for p in subject.probes]
-    found = replace(subject, probes=silent).integrate()
-    assert [point.depth for point in found.frontier] == [1, 3, 4]
+def test_a_layer_without_neurons_is_not_on_the_frontier() -> None:
+    """The frontier continues with the other layers."""
+    project = build_project()
+    probes = [replace(p, coef=p.coef * 0) if p.column.site.layer == 2 else p for p in project.probes]
+    result = replace(project, probes=probes).integrate()
+    assert [point.depth for point in result.frontier] == [1, 3, 4]
 
 
 @pytest.mark.parametrize("folds", [1, 3])
-def test_progress_counts_the_groups(folds: int) -> None:
-    """Every group of heads is told once a fold."""
-    subject, told = project(folds=folds), []
-    subject.integrate(progress=told.append)
-    groups = {(c.eta, c.depth, c.part, bool(c.penalty.l1)) for c in subject.search().run()}
-    assert told == [1] * (folds * len(groups))
+def test_progress_is_reported_once_per_group_of_heads_and_fold(folds: int) -> None:
+    """A group holds the heads of one eta, depth and part that are fitted together."""
+    project, reports = build_project(folds=folds), []
+    project.integrate(progress=reports.append)
+    groups = {(c.eta, c.depth, c.part, bool(c.penalty.l1)) for c in project.search().run()}
+    assert reports == [1] * (folds * len(groups))
 
 
-def test_the_order_of_the_search_is_the_same_everywhere() -> None:
-    """Depth by depth, all columns before the best part: members of a team whose sets are ordered otherwise agree."""
-    subject = project()
-    for column, values in subject.activations.items():
-        if column.pooling == "max":  # says on the validation rows the opposite of what it taught
-            values[subject.folds[0].valid] *= -1
-    subject.probes = [replace(p, valid_score=0.8) if p.column.pooling == "max" else p for p in subject.probes]
-    tried: list[Candidate] = subject.search().run()
-    seen = list(dict.fromkeys((c.depth, c.part) for c in tried if not c.penalty.l1 and c.depth < 4))
-    assert len(seen) == 6, "or there is no order to see"
-    assert seen == sorted(seen, key=lambda key: (key[0], bool(key[1])))
+def test_the_search_goes_depth_by_depth() -> None:
+    """All columns of a depth come before its best part.
+
+    The members of a process group must agree on the order, whatever the order of their sets.
+    """
+    project = build_project()
+    for column, values in project.activations.items():
+        if column.pooling == "max":  # contradicts on the validation rows what it shows on the training rows
+            values[project.folds[0].valid] *= -1
+    project.probes = [replace(p, valid_score=0.8) if p.column.pooling == "max" else p for p in project.probes]
+    candidates: list[Candidate] = project.search().run()
+    groups = list(dict.fromkeys((c.depth, c.part) for c in candidates if not c.penalty.l1 and c.depth < 4))
+    assert len(groups) == 6, "fewer groups have no order to check"
+    assert groups == sorted(groups, key=lambda key: (key[0], bool(key[1])))
 
 
 # Weights of rows
 
 
 @pytest.mark.parametrize("kind", ["none", "balanced"])
-def test_weights_of_rows_equal_a_plain_loop(kind: str) -> None:
-    """Every class alike, in a list every side of every class; each column sums to 1."""
+def test_row_weights_equal_a_plain_loop(kind: str) -> None:
+    """Every class weighs the same, in a multi-label task every side of every class; each column sums to 1."""
     draw = np.random.default_rng(0)
-    y, lists = draw.choice(3, 50, p=[0.7, 0.2, 0.1]), draw.random((50, 3)) < [0.7, 0.3, 0.1]
-    found = row_weights(TASKS["classes"].indicator(y), kind, TASKS["classes"])
+    y, multilabel = draw.choice(3, 50, p=[0.7, 0.2, 0.1]), draw.random((50, 3)) < [0.7, 0.3, 0.1]
+    actual = row_weights(LABEL_SPACES["multi-class"].indicator(y), kind, LABEL_SPACES["multi-class"])
     counts = np.bincount(y)
     expected = [1 / 50 if kind == "none" else 1 / (3 * counts[k]) for k in y]
-    np.testing.assert_allclose(found, np.array(expected)[:, None], rtol=1e-5)
-    found = row_weights(lists, kind, TASKS["lists"])
-    np.testing.assert_allclose(found.sum(0), 1, rtol=1e-5)
+    np.testing.assert_allclose(actual, np.array(expected)[:, None], rtol=1e-5)
+    actual = row_weights(multilabel, kind, LABEL_SPACES["multi-label"])
+    np.testing.assert_allclose(actual.sum(0), 1, rtol=1e-5)
     if kind == "balanced":
-        assert found.shape == (50, 3)
+        assert actual.shape == (50, 3)
         for k in range(3):
-            side = [1 / (2 * (lists[:, k] == has).sum()) for has in lists[:, k]]
-            np.testing.assert_allclose(found[:, k], side, rtol=1e-5)
+            expected_side = [1 / (2 * (multilabel[:, k] == has).sum()) for has in multilabel[:, k]]
+            np.testing.assert_allclose(actual[:, k], expected_side, rtol=1e-5)
     absent = np.array([[True, False], [True, False]])
     np.testing.assert_allclose(row_weights(absent, kind, LabelSpace(("a", "b"))).sum(), 1)
 
 
-def test_balanced_weights_reach_the_head() -> None:
-    """With every class alike the rare ones are found more often."""
-    subject = project(signal=0.6)
-    rare = np.flatnonzero((subject.y == 2) & (np.arange(360) % 4 > 0))
-    left = np.setdiff1d(np.arange(360), rare)
-    train, valid = (np.intersect1d(rows, left) for rows in (subject.folds[0].train, subject.folds[0].valid))
-    subject = replace(subject, folds=[Fold(train, valid)])
-    found = {}
+def test_balanced_weights_predict_rare_classes_more_often() -> None:
+    """The class weights of the search are those of the final head."""
+    project = build_project(signal=0.6)
+    rare = np.flatnonzero((project.y == 2) & (np.arange(360) % 4 > 0))
+    remaining = np.setdiff1d(np.arange(360), rare)
+    train, valid = (np.intersect1d(rows, remaining) for rows in (project.folds[0].train, project.folds[0].valid))
+    project = replace(project, folds=[Fold(train, valid)])
+    predictions = {}
     for kind in ("none", "balanced"):
-        data = replace(subject.data, class_weights=kind)
-        result = integrate(subject.probes, subject.read, data, settings=SEARCH, compute=FLOPS)
+        data = replace(project.data, class_weights=kind)
+        result = integrate(project.probes, project.read, data, settings=SEARCH, compute=FLOPS)
         fitted = result.choices["accuracy"]
-        logits = fitted.logits(subject.read(fitted.selection, subject.test))
-        found[kind] = (logits.argmax(1) == 2).sum()
-    assert found["balanced"] > found["none"]
+        logits = fitted.logits(project.read(fitted.selection, project.test))
+        predictions[kind] = (logits.argmax(1) == 2).sum()
+    assert predictions["balanced"] > predictions["none"]
