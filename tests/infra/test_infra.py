@@ -1,4 +1,4 @@
-"""The manifests of infra/k8s: valid, confined, without a secret, and in agreement with the settings and the command."""
+"""The manifests of infra/k8s are valid, confined and free of secrets, and agree with the settings and the command."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|KEY|CREDENTIAL", re.IGNORECASE)
 
 @pytest.fixture(params=OVERLAYS)
 def documents(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """All that an overlay applies."""
+    """The documents that an overlay applies."""
     return render_overlay(request.param)
 
 
-def on(cluster: dict[str, Any]) -> list[str]:
-    """The groups of workers that may have any."""
+def enabled_groups(cluster: dict[str, Any]) -> list[str]:
+    """Return the names of the worker groups that may have workers."""
     return [group["groupName"] for group in cluster["workerGroupSpecs"] if group["maxReplicas"] > 0]
 
 
@@ -50,18 +50,18 @@ def on(cluster: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("version", ["1.32", kubernetes_validate.latest_version()])
-def test_kubernetes_takes_every_document(documents: list[dict[str, Any]], version: str) -> None:
-    """Strictly: an unknown key is an error. The pods inside KubeRay's resources too."""
-    plain = [d for d in documents if not d["apiVersion"].startswith("ray.io/")]
-    assert {d["kind"] for d in plain} >= {"CronJob", "Deployment", "Role", "ConfigMap"}
-    for document in plain:
+def test_every_document_is_valid_for_kubernetes(documents: list[dict[str, Any]], version: str) -> None:
+    """Unknown keys are errors. The pods inside KubeRay's resources are validated too."""
+    core = [d for d in documents if not d["apiVersion"].startswith("ray.io/")]
+    assert {d["kind"] for d in core} >= {"CronJob", "Deployment", "Role", "ConfigMap"}
+    for document in core:
         kubernetes_validate.validate(document, version, strict=True)
     for _, template in list_pod_templates(documents):
         kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **template}, version, strict=True)
 
 
-def test_kuberay_takes_its_resources(documents: list[dict[str, Any]]) -> None:
-    """RayCluster, the templates, and the RayJobs that are made of them."""
+def test_every_ray_resource_is_valid_for_kuberay(documents: list[dict[str, Any]]) -> None:
+    """These are the RayCluster, the templates of RayJobs, and the RayJobs that are made from them."""
     runs = make_ray_jobs(documents)
     assert set(runs) == set(RUNS)
     for document in [*(d for d in documents if d["apiVersion"] == "ray.io/v1"), *runs.values()]:
@@ -78,23 +78,23 @@ def test_kuberay_takes_its_resources(documents: list[dict[str, Any]]) -> None:
     ],
     ids=lambda path: ".".join(map(str, path)),
 )
-def test_a_misspelt_key_is_seen(path: list[Any]) -> None:
-    """Kubernetes would drop it and say nothing: the schema that the tests hold against the manifests does not."""
+def test_the_strict_schema_refuses_a_misspelt_key(path: list[Any]) -> None:
+    """Kubernetes would drop the key silently."""
     job = copy.deepcopy(select_kind(render_overlay("cpu"), "RayJob")["train-tweets"])
     validator = jsonschema.Draft202012Validator(load_ray_schema("RayJob"))
     assert validator.is_valid(job)
-    place = job["spec"]
+    parent = job["spec"]
     for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = {}
+        parent = parent[step]
+    parent[path[-1]] = {}
     assert [path[-1] in error.message for error in validator.iter_errors(job)] == [True]
 
 
-# ---- what a pod may do and what it takes
+# ---- permissions and resources of pods
 
 
-def test_every_container_is_confined(documents: list[dict[str, Any]]) -> None:
-    """The restricted Pod Security Standard, which the namespace enforces."""
+def test_every_container_meets_the_restricted_pod_security_standard(documents: list[dict[str, Any]]) -> None:
+    """The namespace enforces the standard."""
     namespace = select_kind(documents, "Namespace")["spin"]
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for where, template in list_pod_templates(documents):
@@ -105,24 +105,25 @@ def test_every_container_is_confined(documents: list[dict[str, Any]]) -> None:
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), where
         allowed = {"name", "configMap", "emptyDir", "projected"}
         assert all(set(volume) <= allowed for volume in spec.get("volumes", [])), where
-        assert spec["enableServiceLinks"] is False, where  # else MLFLOW_PORT is tcp://…, which MLflow takes for its own
+        assert spec["enableServiceLinks"] is False, (
+            where
+        )  # else Kubernetes sets MLFLOW_PORT=tcp://…, which MLflow would read
     for where, container in list_containers(documents):
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False, where
         assert context["capabilities"] == {"drop": ["ALL"]}, where
 
 
-def test_every_container_says_what_it_takes(documents: list[dict[str, Any]]) -> None:
-    """CPU and memory, and no more memory than was asked for: a node that is full kills pods."""
+def test_every_container_requests_cpu_and_memory(documents: list[dict[str, Any]]) -> None:
+    """The memory limit equals the request: a node whose memory is overcommitted kills pods."""
     for where, container in list_containers(documents):
-        asked, most = container["resources"]["requests"], container["resources"]["limits"]
-        assert {"cpu", "memory"} <= set(asked), where
-        assert asked["memory"] == most["memory"], where
-        assert asked.get("nvidia.com/gpu") == most.get("nvidia.com/gpu"), where
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        assert {"cpu", "memory"} <= set(requests), where
+        assert requests["memory"] == limits["memory"], where
+        assert requests.get("nvidia.com/gpu") == limits.get("nvidia.com/gpu"), where
 
 
-def test_images_are_pinned(documents: list[dict[str, Any]]) -> None:
-    """By a version, none by `latest`."""
+def test_every_image_is_pinned_to_a_version(documents: list[dict[str, Any]]) -> None:
     images = {where: container["image"] for where, container in list_containers(documents) if "image" in container}
     assert images
     for where, image in images.items():
@@ -134,8 +135,8 @@ def test_images_are_pinned(documents: list[dict[str, Any]]) -> None:
     assert {image.rpartition("-")[2] for image in images.values()} == {"cpu", "cuda", "mlflow", "trixie"}
 
 
-def test_rights_are_the_least(documents: list[dict[str, Any]]) -> None:
-    """One role, to read and make RayJobs, for the pods of the CronJobs; no token in any other container."""
+def test_only_pods_of_cronjobs_may_create_ray_jobs(documents: list[dict[str, Any]]) -> None:
+    """There is one role, which can read and create RayJobs. No other container mounts a token of the API server."""
     roles, bindings = select_kind(documents, "Role"), select_kind(documents, "RoleBinding")
     assert [role["rules"] for role in roles.values()] == [
         [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["get", "create"]}]
@@ -148,7 +149,7 @@ def test_rights_are_the_least(documents: list[dict[str, Any]]) -> None:
         starts = template["spec"].get("serviceAccountName") == "spin-start"
         assert template["spec"]["automountServiceAccountToken"] is starts, where
         assert starts == (where in {f"CronJob {name}" for name in RUNS}), where
-        # the head's account is KubeRay's, with rights for the autoscaler: no other container mounts its token
+        # the head has KubeRay's account with rights for the autoscaler, the only container that mounts its token
         assert ("serviceAccountName" not in template["spec"]) == where.endswith(", head"), where
     tokens = {
         where for where, c in list_containers(documents) for m in c.get("volumeMounts", []) if m["name"] == "kubernetes"
@@ -156,8 +157,8 @@ def test_rights_are_the_least(documents: list[dict[str, Any]]) -> None:
     assert {where.rpartition(", ")[2] for where in tokens} == {"autoscaler"}
 
 
-def test_no_secret_stands_in_the_tree(documents: list[dict[str, Any]]) -> None:
-    """Secrets are named, never written; each name and its keys are in the runbook."""
+def test_manifests_refer_to_secrets_and_contain_none(documents: list[dict[str, Any]]) -> None:
+    """The runbook shows how to create every secret that the manifests name."""
     assert "Secret" not in {d["kind"] for d in documents}
     assert not [text for text in list_strings(documents) if holds_password(text)]
     named = set()
@@ -170,30 +171,30 @@ def test_no_secret_stands_in_the_tree(documents: list[dict[str, Any]]) -> None:
     assert set(re.findall(r"create secret generic (\S+) ", RUNBOOK)) == named
 
 
-def test_drivers_alone_know_the_registry(documents: list[dict[str, Any]]) -> None:
-    """Workers get the store's credentials, the head MLflow's as well, submitters and starters none."""
-    wanted = {
+def test_only_drivers_get_credentials_of_the_registry(documents: list[dict[str, Any]]) -> None:
+    """Workers get the store's credentials, the head also MLflow's; submitters and CronJobs get none."""
+    expected = {
         "ray-head": ["spin-store", "spin-tracking"],
         "ray-worker": ["spin-store"],
         "mlflow": ["mlflow-database", "mlflow-admin", "spin-store"],
         "upgrade": ["mlflow-database"],
     }
     for where, container in list_containers(documents):
-        found = [source["secretRef"]["name"] for source in container.get("envFrom", [])]
-        assert found == wanted.get(where.rpartition(", ")[2], []), where
+        secrets = [source["secretRef"]["name"] for source in container.get("envFrom", [])]
+        assert secrets == expected.get(where.rpartition(", ")[2], []), where
 
 
 # ---- the cluster
 
 
-def test_a_run_has_the_cluster_of_its_overlay(documents: list[dict[str, Any]]) -> None:
-    """It is said once and copied, sizes and images included."""
+def test_every_run_has_the_cluster_of_its_overlay(documents: list[dict[str, Any]]) -> None:
+    """Kustomize copies the spec of the one RayCluster into all RayJobs."""
     cluster = select_kind(documents, "RayCluster")["spin"]["spec"]
     assert [job["spec"]["rayClusterSpec"] for job in select_kind(documents, "RayJob").values()] == [cluster] * len(RUNS)
 
 
-def test_the_cluster_scales_and_its_head_is_safe(documents: list[dict[str, Any]]) -> None:
-    """Drivers only on the head, which no spot node may have; a token for who speaks to it; GPUs in their group."""
+def test_workers_scale_from_zero_and_the_head_stays_off_spot_nodes(documents: list[dict[str, Any]]) -> None:
+    """Only drivers run on the head, and its API needs a token. Only the group `gpu` has GPUs and the CUDA image."""
     cluster = select_kind(documents, "RayCluster")["spin"]["spec"]
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["authOptions"] == {"mode": "token"}
@@ -208,15 +209,16 @@ def test_the_cluster_scales_and_its_head_is_safe(documents: list[dict[str, Any]]
     for name, group in specs.items():
         assert group["minReplicas"] == group["replicas"] == 0, name
         spec = group["template"]["spec"]
-        asks = "nvidia.com/gpu" in spec["containers"][0]["resources"]["limits"]
-        assert asks == (name == "gpu") == ("cuda" in spec["containers"][0]["image"]), name
+        has_gpu = "nvidia.com/gpu" in spec["containers"][0]["resources"]["limits"]
+        assert has_gpu == (name == "gpu") == ("cuda" in spec["containers"][0]["image"]), name
         assert ("tolerations" in spec) == ("nodeSelector" in spec) == (name != "cpu"), name
 
 
-def test_a_group_is_on_where_the_overlay_says_so(tmp_path: Path) -> None:
-    """cpu: only that; gpu: that too; spot: as the runbook says, for the runs as well."""
+def test_overlays_enable_their_worker_groups(tmp_path: Path) -> None:
+    """`cpu` enables the group cpu, `gpu` also the group gpu; the patch in the runbook enables spot, for runs too."""
     assert {
-        overlay: on(select_kind(render_overlay(overlay), "RayCluster")["spin"]["spec"]) for overlay in OVERLAYS
+        overlay: enabled_groups(select_kind(render_overlay(overlay), "RayCluster")["spin"]["spec"])
+        for overlay in OVERLAYS
     } == {
         "cpu": ["cpu"],
         "gpu": ["cpu", "gpu"],
@@ -226,11 +228,14 @@ def test_a_group_is_on_where_the_overlay_says_so(tmp_path: Path) -> None:
     path = tmp_path / "k8s" / "overlays" / "cpu" / "kustomization.yaml"
     path.write_text(path.read_text() + patch, encoding="utf-8")
     for job in select_kind(build_manifests(path.parent), "RayJob").values():
-        assert on(job["spec"]["rayClusterSpec"]) == ["cpu", "spot"]
+        assert enabled_groups(job["spec"]["rayClusterSpec"]) == ["cpu", "spot"]
 
 
-def test_the_settings_load_and_fit_the_cluster(documents: list[dict[str, Any]], tmp_path: Path) -> None:
-    """The pool of every stage, and two CPUs for Ray's helpers, fit the groups that are on."""
+def test_the_workers_of_the_settings_fit_into_the_cluster(documents: list[dict[str, Any]], tmp_path: Path) -> None:
+    """The workers of every stage, and two CPUs for Ray's helper actors, fit into the enabled groups.
+
+    The settings load, and name the address at which MLflow accepts requests.
+    """
     settings = load_overlay_settings(documents, tmp_path)
     assert settings.ray.address == "auto"
     host, _, port = str(settings.mlflow.tracking_uri).removeprefix("http://").partition(":")
@@ -239,30 +244,30 @@ def test_the_settings_load_and_fit_the_cluster(documents: list[dict[str, Any]], 
     assert f"{host}:{port}" in allowed.removeprefix("--allowed-hosts=").split(",")
     cluster = select_kind(documents, "RayCluster")["spin"]["spec"]
     for stage in get_args(Stage):
-        of = settings.ray.for_stage(stage)
-        assert of.workers is not None
-        assert of.min_workers == 1, stage  # the cluster is empty when a run begins
-        fitting = cpus = 0
+        ray = settings.ray.for_stage(stage)
+        assert ray.workers is not None
+        assert ray.min_workers == 1, stage  # the cluster has no workers when a run begins
+        capacity = cpus = 0
         for group, (_, template) in zip(
             cluster["workerGroupSpecs"], list(list_group_templates(cluster))[1:], strict=True
         ):
             limits = template["spec"]["containers"][0]["resources"]["limits"]
-            a_pod = int(limits["cpu"]) // of.cpus_per_worker
-            if of.gpus_per_worker:
-                a_pod = min(a_pod, int(int(limits.get("nvidia.com/gpu", 0)) / of.gpus_per_worker))
-            fitting += a_pod * group["maxReplicas"]
+            per_pod = int(limits["cpu"]) // ray.cpus_per_worker
+            if ray.gpus_per_worker:
+                per_pod = min(per_pod, int(int(limits.get("nvidia.com/gpu", 0)) / ray.gpus_per_worker))
+            capacity += per_pod * group["maxReplicas"]
             cpus += int(limits["cpu"]) * group["maxReplicas"]
-        assert fitting >= of.workers, stage
-        assert cpus >= of.workers * of.cpus_per_worker + 2, stage
+        assert capacity >= ray.workers, stage
+        assert cpus >= ray.workers * ray.cpus_per_worker + 2, stage
 
 
-def test_one_version_of_ray_everywhere(documents: list[dict[str, Any]]) -> None:
-    """That of the image is that of which KubeRay is told."""
-    [image] = set(re.findall(r"ARG RAY=(\S+)", (ROOT / "infra" / "Dockerfile").read_text()))
-    assert select_kind(documents, "RayCluster")["spin"]["spec"]["rayVersion"] == image
+def test_the_cluster_names_the_version_of_ray_in_the_images(documents: list[dict[str, Any]]) -> None:
+    """KubeRay needs the version to start Ray."""
+    [version] = set(re.findall(r"ARG RAY=(\S+)", (ROOT / "infra" / "Dockerfile").read_text()))
+    assert select_kind(documents, "RayCluster")["spin"]["spec"]["rayVersion"] == version
 
 
-def test_the_files_of_the_tree_are_yaml() -> None:
-    """Each by itself too, so that no anchor reaches out of its file."""
+def test_every_manifest_file_is_valid_yaml_by_itself() -> None:
+    """No file refers to an anchor in another."""
     for path in K8S.rglob("*.yaml"):
         assert list(yaml.safe_load_all(path.read_text(encoding="utf-8"))), path

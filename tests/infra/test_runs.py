@@ -1,4 +1,4 @@
-"""The runs that infra/k8s makes: what they start, how they end, and that two of them never meet."""
+"""The runs that infra/k8s creates: which commands they run, how they end, and that two nights never overlap."""
 
 from __future__ import annotations
 
@@ -27,45 +27,45 @@ from tests.support.manifests import (
 
 @pytest.fixture(params=OVERLAYS)
 def documents(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """All that an overlay applies."""
+    """The documents that an overlay applies."""
     return render_overlay(request.param)
 
 
-def test_runs_are_what_the_command_takes(documents: list[dict[str, Any]], tmp_path: Path) -> None:
-    """Their entrypoints parse, name the day and the settings that the head mounts; their names bear the model's."""
+def test_the_entrypoints_of_runs_are_valid_commands(documents: list[dict[str, Any]], tmp_path: Path) -> None:
+    """They name the day and the settings that the head mounts. The name of a run contains the model and the day."""
     settings, command = load_overlay_settings(documents, tmp_path), typer.main.get_command(app)
-    made = make_ray_jobs(documents)
-    assert set(made) == set(RUNS)
-    for template, run in made.items():
-        program, stage, *words = shlex.split(run["spec"]["entrypoint"])
+    runs = make_ray_jobs(documents)
+    assert set(runs) == set(RUNS)
+    for template, run in runs.items():
+        program, stage, *arguments = shlex.split(run["spec"]["entrypoint"])
         assert (program, stage) == ("spin", RUNS[template])
-        parsed = command.commands[stage].make_context(stage, words).params  # type: ignore[attr-defined]
+        parsed = command.commands[stage].make_context(stage, arguments).params  # type: ignore[attr-defined]
         assert parsed["settings"] == "/etc/spin/settings.yaml"
         if stage == "classify":
             assert parsed["date"] == DAY
             assert DAY in parsed["input"]
         assert run["metadata"]["name"] == f"{template}-{DAY}"
         assert template.partition("-")[2] == settings.mlflow.model
-        assert len(run["metadata"]["name"]) <= 47 - len("-99")  # KubeRay's longest, with the number of a later try
+        assert len(run["metadata"]["name"]) <= 47 - len("-99")  # KubeRay's limit, less the number of a retry
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", run["metadata"]["name"])
         assert not [text for text in list_strings(run) if "{" in text]
         mounts = run["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
         assert {"name": "settings", "mountPath": "/etc/spin", "readOnly": True} in mounts
 
 
-def test_runs_end_and_leave_no_cluster(documents: list[dict[str, Any]]) -> None:
-    """A template never runs; a run is tried again, has a deadline, and its cluster goes."""
-    made = make_ray_jobs(documents)
+def test_a_run_is_retried_and_its_cluster_is_removed(documents: list[dict[str, Any]]) -> None:
+    """Templates are suspended, so that they never run themselves."""
+    runs = make_ray_jobs(documents)
     for name, template in select_kind(documents, "RayJob").items():
         assert template["spec"]["suspend"] is True
-        assert made[name]["spec"]["suspend"] is False
+        assert runs[name]["spec"]["suspend"] is False
         assert template["spec"]["shutdownAfterJobFinishes"] is True
         assert 0 < template["spec"]["ttlSecondsAfterFinished"] <= 3600
         assert template["spec"]["backoffLimit"] == 2
 
 
-def test_nights_do_not_meet(documents: list[dict[str, Any]]) -> None:
-    """One at a time, started late or not at all, over before the next: so yesterday stays one day."""
+def test_nights_do_not_overlap(documents: list[dict[str, Any]]) -> None:
+    """One runs at a time and ends before midnight even if it starts late, so that retries agree on yesterday's date."""
     crons, jobs = select_kind(documents, "CronJob"), select_kind(documents, "RayJob")
     for name, cron in crons.items():
         assert cron["spec"]["concurrencyPolicy"] == "Forbid", name
@@ -86,11 +86,10 @@ def test_nights_do_not_meet(documents: list[dict[str, Any]]) -> None:
     assert latest + night["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 3600
 
 
-def test_the_runbook_names_commands_that_exist() -> None:
-    """And options that they have."""
+def test_commands_and_options_in_the_runbook_exist() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    found = re.findall(r"spin ([a-z]+)([^`\n|#]*)", RUNBOOK)
-    assert {name for name, _ in found} >= {"run", "submit", "promote", "rollback", "history"}
-    for name, words in found:
+    uses = re.findall(r"spin ([a-z]+)([^`\n|#]*)", RUNBOOK)
+    assert {name for name, _ in uses} >= {"run", "submit", "promote", "rollback", "history"}
+    for name, arguments in uses:
         known = {option for parameter in commands[name].params for option in parameter.opts}
-        assert set(re.findall(r"--[a-z-]+", words)) <= known, name
+        assert set(re.findall(r"--[a-z-]+", arguments)) <= known, name

@@ -1,4 +1,4 @@
-"""start.py, which a CronJob's pod runs, against a server that speaks the little of Kubernetes that it may use."""
+"""start.py, which a CronJob's pod runs, against a server with the part of the Kubernetes API that the pod may use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INVALID = {"jobDeploymentStatus": "ValidationFailed", "message": "the name is to
 
 
 class Cluster:
-    """RayJobs by name, with the answers that its server gives and the statuses that each new one goes through."""
+    """The RayJobs of a namespace, and the responses of the API server to requests for them."""
 
     def __init__(self) -> None:
         template = {"suspend": True, "entrypoint": "spin classify s --date {day}", "backoffLimit": 2}
@@ -38,12 +38,16 @@ class Cluster:
             "night": {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "night", "uid": "0"},
                       "spec": template, "status": {"jobDeploymentStatus": "Suspended"}}
         }  # fmt: skip
-        self.made: list[str] = []
+        """by name"""
+        self.created: list[str] = []
+        """names of the RayJobs that were created, in order"""
         self.faults: list[int] = []
-        self.course: list[dict[str, Any] | None] = [RUNNING, DONE]
+        """HTTP statuses of the next responses"""
+        self.statuses: list[dict[str, Any] | None] = [RUNNING, DONE]
+        """statuses that requests for a created RayJob see, one after another; None deletes the RayJob"""
 
-    def answer(self, method: str, path: str, token: str, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        """Status and object, as Kubernetes would."""
+    def respond(self, method: str, path: str, token: str, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        """Return the HTTP status and the object of the response, as Kubernetes would."""
         root, _, name = path.partition("/apis/ray.io/v1/namespaces/spin/rayjobs")
         name = name.removeprefix("/")
         if token != "Bearer the-token" or root or method not in ("GET", "POST"):
@@ -54,30 +58,30 @@ class Cluster:
             assert body is not None
             if body["metadata"]["name"] in self.jobs:
                 return 409, {"kind": "Status", "reason": "AlreadyExists"}
-            self.made.append(body["metadata"]["name"])
-            self.jobs[self.made[-1]] = body
+            self.created.append(body["metadata"]["name"])
+            self.jobs[self.created[-1]] = body
             return 201, body
-        if name in self.made and self.course:
-            status = self.course.pop(0)
+        if name in self.created and self.statuses:
+            status = self.statuses.pop(0)
             if status is None:
                 del self.jobs[name]
             else:
                 self.jobs[name]["status"] = status
         return (200, self.jobs[name]) if name in self.jobs else (404, {"kind": "Status", "reason": "NotFound"})
 
-    def has(self, name: str, *course: dict[str, Any]) -> None:
-        """A RayJob that is there before, in the first status of its course."""
-        self.jobs[name] = {**self.jobs["night"], "metadata": {"name": name}, "status": course[0]}
-        if len(course) > 1:
-            self.made, self.course = [name], list(course)
+    def add(self, name: str, *statuses: dict[str, Any]) -> None:
+        """Add a RayJob in the first of its statuses; requests for it then see all of them, one after another."""
+        self.jobs[name] = {**self.jobs["night"], "metadata": {"name": name}, "status": statuses[0]}
+        if len(statuses) > 1:
+            self.created, self.statuses = [name], list(statuses)
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate of its own authority for 127.0.0.1, and its key."""
+def write_certificate(folder: Path) -> tuple[Path, Path]:
+    """Write a self-signed certificate for 127.0.0.1 and its key; returns both paths."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
     now = datetime.datetime.now(datetime.UTC)
-    made = (
+    certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(hours=1))
@@ -86,7 +90,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         .sign(key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
-    (folder / "ca.crt").write_bytes(made.public_bytes(pem))
+    (folder / "ca.crt").write_bytes(certificate.public_bytes(pem))
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (folder / "key.pem").write_bytes(private)
     return folder / "ca.crt", folder / "key.pem"
@@ -94,15 +98,15 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """The server's memory; the server itself listens on a port that the environment names."""
-    held = Cluster()
+    """A cluster whose API server listens on the port that the environment names."""
+    cluster = Cluster()
 
     class Handler(BaseHTTPRequestHandler):
         def _serve(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else None
-            status, found = held.answer(self.command, self.path, self.headers["Authorization"], body)
-            content = json.dumps(found).encode()
+            status, response = cluster.respond(self.command, self.path, self.headers["Authorization"], body)
+            content = json.dumps(response).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -115,7 +119,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate(tmp_path))
+    context.load_cert_chain(*write_certificate(tmp_path))
     server.socket = context.wrap_socket(server.socket, server_side=True)
     (tmp_path / "token").write_text("the-token")
     (tmp_path / "namespace").write_text("spin")
@@ -127,7 +131,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         patch.setenv("JOB", "night-29387520")
         patch.setenv("JOB_UID", "7")
         patch.setenv("DAY", "2026-11-24")
-        yield held
+        yield cluster
     server.shutdown()
     server.server_close()
     thread.join()
@@ -135,23 +139,23 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def start(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Runs the script's main for the template `night`."""
+    """A function that runs the script for the template `night` and returns its exit status."""
     module: ModuleType = load_start_script()
     monkeypatch.setattr(module, "ACCOUNT", tmp_path)
     monkeypatch.setattr(module, "WAIT", 0.001)
     return lambda: int(module.main("night"))
 
 
-def test_it_makes_a_run_and_waits_for_its_end(cluster: Cluster, start: Callable[[], int]) -> None:
-    """The day filled in, not suspended, owned by the Job; KubeRay's own retries are waited for."""
-    cluster.course = [{}, {"jobDeploymentStatus": "Initializing"}, RUNNING, RETRYING, RUNNING, DONE]
+def test_start_creates_a_run_and_waits_until_it_ends(cluster: Cluster, start: Callable[[], int]) -> None:
+    """The run has the day in its command, is not suspended and belongs to the Job. KubeRay's retries do not end it."""
+    cluster.statuses = [{}, {"jobDeploymentStatus": "Initializing"}, RUNNING, RETRYING, RUNNING, DONE]
     assert start() == 0
-    assert cluster.course == []
-    made = cluster.jobs["night-2026-11-24"]
-    assert made["spec"] == {"suspend": False, "entrypoint": "spin classify s --date 2026-11-24", "backoffLimit": 2}
-    [owner] = made["metadata"]["ownerReferences"]
+    assert cluster.statuses == []
+    run = cluster.jobs["night-2026-11-24"]
+    assert run["spec"] == {"suspend": False, "entrypoint": "spin classify s --date 2026-11-24", "backoffLimit": 2}
+    [owner] = run["metadata"]["ownerReferences"]
     assert owner == {"apiVersion": "batch/v1", "kind": "Job", "name": "night-29387520", "uid": "7"}
-    assert "uid" not in made["metadata"]
+    assert "uid" not in run["metadata"]
     assert cluster.jobs["night"]["spec"]["suspend"] is True
 
 
@@ -159,79 +163,80 @@ def test_it_makes_a_run_and_waits_for_its_end(cluster: Cluster, start: Callable[
 def test_a_run_that_fails_fails_the_job(
     cluster: Cluster, start: Callable[[], int], end: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And KubeRay's words are in the log."""
-    cluster.course = [RUNNING, end]
+    """KubeRay's message is in the log."""
+    cluster.statuses = [RUNNING, end]
     assert start() == 1
     assert end.get("message", "STOPPED") in capsys.readouterr().out
 
 
-def test_no_second_run_while_one_runs(cluster: Cluster, start: Callable[[], int]) -> None:
-    """A pod that was lost, or a second Job: it waits for the one that is there."""
-    cluster.has("night-2026-11-24", RUNNING, RUNNING, DONE)
+def test_a_run_that_is_active_is_waited_for(cluster: Cluster, start: Callable[[], int]) -> None:
+    """After a pod was lost, or in a second Job of the same day, no second run is created."""
+    cluster.add("night-2026-11-24", RUNNING, RUNNING, DONE)
     assert start() == 0
-    assert cluster.made == ["night-2026-11-24"]
-    assert cluster.course == []
+    assert cluster.created == ["night-2026-11-24"]
+    assert cluster.statuses == []
 
 
-def test_no_second_run_after_a_success(
+def test_a_run_that_succeeded_is_not_repeated(
     cluster: Cluster, start: Callable[[], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It says that it is there."""
-    cluster.has("night-2026-11-24", DONE)
+    """The script prints that the run exists and ends with status 0."""
+    cluster.add("night-2026-11-24", DONE)
     assert start() == 0
-    assert cluster.made == []
+    assert cluster.created == []
     assert "night-2026-11-24 is there already" in capsys.readouterr().out
 
 
-def test_after_failures_the_run_has_a_number(cluster: Cluster, start: Callable[[], int]) -> None:
-    """What failed stays there to be looked at."""
-    cluster.has("night-2026-11-24", FAILED)
-    cluster.has("night-2026-11-24-2", INVALID)
+def test_a_run_after_failed_ones_gets_the_next_number(cluster: Cluster, start: Callable[[], int]) -> None:
+    """The failed runs stay, so that they can be inspected."""
+    cluster.add("night-2026-11-24", FAILED)
+    cluster.add("night-2026-11-24-2", INVALID)
     assert start() == 0
-    assert cluster.made == ["night-2026-11-24-3"]
+    assert cluster.created == ["night-2026-11-24-3"]
 
 
-def test_a_run_that_is_deleted_has_failed(cluster: Cluster, start: Callable[[], int]) -> None:
-    """It is not waited for."""
-    cluster.course = [RUNNING, None]
+def test_a_deleted_run_has_failed(cluster: Cluster, start: Callable[[], int]) -> None:
+    """The script does not wait for it."""
+    cluster.statuses = [RUNNING, None]
     assert start() == 1
 
 
-def test_a_server_that_is_away_is_asked_again(cluster: Cluster, start: Callable[[], int]) -> None:
-    """Nothing is made twice."""
+def test_requests_that_fail_temporarily_are_repeated(cluster: Cluster, start: Callable[[], int]) -> None:
+    """The run is created once."""
     cluster.faults = [503, 500, 429, 502]
     assert start() == 0
-    assert cluster.made == ["night-2026-11-24"]
+    assert cluster.created == ["night-2026-11-24"]
 
 
-def test_what_it_may_not_do_ends_it_in_words(cluster: Cluster, start: Callable[[], int], tmp_path: Path) -> None:
-    """Status 1, at which the Job fails at once."""
-    (tmp_path / "token").write_text("another")
+def test_a_forbidden_request_ends_the_script_with_its_message(
+    cluster: Cluster, start: Callable[[], int], tmp_path: Path
+) -> None:
+    """The exit status is 1, at which the Job fails without a retry."""
+    (tmp_path / "token").write_text("wrong")
     with pytest.raises(SystemExit, match="403: .*forbidden"):
         start()
 
 
-def test_a_template_that_is_missing_is_named(cluster: Cluster, start: Callable[[], int]) -> None:
-    """Nothing is made."""
+def test_a_missing_template_ends_the_script_with_its_name(cluster: Cluster, start: Callable[[], int]) -> None:
     del cluster.jobs["night"]
     with pytest.raises(SystemExit, match="no RayJob night"):
         start()
 
 
-def test_a_night_is_yesterday(cluster: Cluster, start: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In UTC, the last day that is over."""
+def test_the_default_day_is_yesterday_in_utc(
+    cluster: Cluster, start: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is the last day that is over."""
     monkeypatch.delenv("DAY")
     before = datetime.datetime.now(datetime.UTC).date()
     assert start() == 0
     after = datetime.datetime.now(datetime.UTC).date()
-    assert cluster.made[0] in {f"night-{day - datetime.timedelta(days=1)}" for day in (before, after)}
+    assert cluster.created[0] in {f"night-{day - datetime.timedelta(days=1)}" for day in (before, after)}
 
 
-def test_a_day_that_is_none_is_refused(
-    cluster: Cluster, start: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before anything is made."""
+def test_an_invalid_day_is_refused(cluster: Cluster, start: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run is created."""
     monkeypatch.setenv("DAY", "2026-11-31")
     with pytest.raises(ValueError, match="day"):
         start()
-    assert cluster.made == []
+    assert cluster.created == []
