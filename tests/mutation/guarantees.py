@@ -138,7 +138,7 @@ GUARANTEES = (
                 "if True:",
             ),
             Cut(
-                f"{STORE}::test_a_write_that_fails_leaves_the_old",
+                f"{STORE}::test_a_failed_write_keeps_the_old_object",
                 "pipelines/storage/local_files.py",
                 "temporary = _temporary(path, data)\ntry:\ntemporary.replace(path)",
                 "temporary = _temporary(path, data)\npath.write_bytes(data)\ntry:\n    temporary.replace(path)",
@@ -178,18 +178,18 @@ GUARANTEES = (
         "limited time; then the run ends with status 5 and can be resumed",
         (
             Cut(
-                f"{FAULTS}::test_a_fault_that_passes_is_not_seen",
+                f"{FAULTS}::test_every_operation_succeeds_after_temporary_faults",
                 "pipelines/storage/filesystem.py",
                 "set_custom_error_handler(_is_temporary)",
             ),
             Cut(
-                f"{FAULTS}::test_a_fault_that_stays_ends_in_words",
+                f"{FAULTS}::test_a_permanent_fault_raises_unavailable_error",
                 "pipelines/storage/filesystem.py",
                 'raise UnavailableError(f"{what}: the store does not answer ({_reason(error)}); try again") from None',
                 "raise",
             ),
             Cut(
-                f"{FAULTS}::test_a_server_that_stops_reading_is_given_up",
+                f"{FAULTS}::test_a_write_to_a_server_that_stops_reading_times_out",
                 "pipelines/storage/object_store.py",
                 'options["timeout"] = seconds',
                 "pass",
@@ -216,7 +216,7 @@ GUARANTEES = (
         "a document that raises an error, or kills its process every time, becomes a dead letter",
         (
             Cut(
-                f"{SHARD_LOG}::test_every_row_is_done_or_dead",
+                f"{SHARD_LOG}::test_exactly_the_failing_rows_become_dead_letters",
                 "pipelines/workers/fault_isolation.py",
                 "self.attempt.write_note(AttemptNote(self.deadly, trying=bounds))",
                 "pass",
@@ -269,7 +269,7 @@ GUARANTEES = (
                 "except OSError:\n    raise",
             ),
             Cut(
-                f"{FAULTS}::test_a_full_store_fails_clearly_and_resumes",
+                f"{FAULTS}::test_an_exhausted_quota_fails_the_night_and_publishes_nothing",
                 "pipelines/storage/filesystem.py",
                 'if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:',
                 'if getattr(error, "errno", None) in _FULL_DISK:',

@@ -1,4 +1,4 @@
-"""Stores that throttle, fail, hang, cut connections and fill up: bounded patience, a clean failure, a resumed night."""
+"""Stores that throttle, fail, hang, cut connections and fill up: bounded retries, a clean failure, a resumed night."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
 
 @pytest.fixture
 def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Between the store and the server, with timeouts that a test can wait for."""
+    """A proxy between the store and the server, with timeouts short enough for a test."""
     config = {"connect_timeout": 1, "read_timeout": 1, "retries": {"total_max_attempts": 1}}
     monkeypatch.setitem(store_module._S3, "config_kwargs", config)
     with run_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
@@ -43,17 +43,17 @@ def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 @pytest.fixture
 def store(proxy: Proxy, s3_server: str) -> Store:
-    """A prefix that holds one object, seen through the proxy."""
+    """A store behind the proxy that holds one object."""
     store = Store(f"{s3_server}/{uuid.uuid4().hex}")
     store.write("a", b"some bytes to be cut")
     return store
 
 
-def check_done(store: Store, operation: str, answer: Any) -> None:
-    """The operation had its effect, once."""
+def check_done(store: Store, operation: str, result: Any) -> None:
+    """Assert that the operation returned the right value and had its effect exactly once."""
     expected = {"read": b"some bytes to be cut", "exists": True, "size": 20, "list": ["a"]}
     if operation in expected:
-        assert answer == expected[operation]
+        assert result == expected[operation]
     elif operation == "delete":
         assert store.list() == []
     else:
@@ -62,39 +62,43 @@ def check_done(store: Store, operation: str, answer: Any) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_fault_that_passes_is_not_seen(operation: str, fault: str, store: Store, proxy: Proxy) -> None:
-    """Every request of every operation goes wrong twice; the operation is done all the same."""
-    seen: dict[tuple[str, str], int] = {}
+def test_every_operation_succeeds_after_temporary_faults(
+    operation: str, fault: str, store: Store, proxy: Proxy
+) -> None:
+    """Each request fails twice (once if it hangs) and then succeeds; no operation raises or repeats its effect."""
+    attempts_by_request: dict[tuple[str, str], int] = {}
 
-    def twice(_: int, method: str, path: str) -> str | None:
-        seen[method, path] = seen.get((method, path), 0) + 1
-        return fault if seen[method, path] <= (1 if fault == "hang" else 2) else None
+    def fail_first_attempts(_: int, method: str, path: str) -> str | None:
+        attempts_by_request[method, path] = attempts_by_request.get((method, path), 0) + 1
+        return fault if attempts_by_request[method, path] <= (1 if fault == "hang" else 2) else None
 
-    proxy.fault = twice
-    answer = OPERATIONS[operation](store)
-    assert max(seen.values()) > 1
+    proxy.fault = fail_first_attempts
+    result = OPERATIONS[operation](store)
+    assert max(attempts_by_request.values()) > 1
     proxy.fault = lambda *_: None
     if (operation, fault) == ("create", "lost"):
-        assert answer is False, "who made it cannot be told from the answer; a lease reads what is there"
-    check_done(store, operation, answer)
+        assert result is False, "the retry finds the object of the first attempt; a lease compares tokens instead"
+    check_done(store, operation, result)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_that_stays_ends_in_words(
+def test_a_permanent_fault_raises_unavailable_error(
     fault: str, store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Status 5 after a bounded number of attempts."""
+    """The error has status 5 and comes after a bounded number of attempts."""
     monkeypatch.setattr(store_module, "_ATTEMPTS", 3)
     proxy.fault = lambda *_: fault
     before = proxy.count
     with pytest.raises(UnavailableError, match=r"does not answer .*try again") as error:
         Store(store.uri).read("a")
     assert error.value.status == 5
-    assert 3 <= proxy.count - before <= 6, "aiohttp sends a GET again whose connection was closed"
+    assert 3 <= proxy.count - before <= 6, "aiohttp resends a GET whose connection was closed"
 
 
-def test_a_server_that_stops_reading_is_given_up(store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No timeout of a socket bounds that: the deadline of the operation does."""
+def test_a_write_to_a_server_that_stops_reading_times_out(
+    store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No socket timeout covers a server that stops reading; the deadline of the operation does."""
     monkeypatch.setattr(store_module, "DEADLINE", 3)
     proxy.fault = lambda *_: "stall"
     with pytest.raises(UnavailableError, match="does not answer"):
@@ -116,15 +120,15 @@ def test_a_server_that_stops_reading_is_given_up(store: Store, proxy: Proxy, mon
         (100, "lost"),
     ],
 )
-def test_a_night_that_the_store_left_is_resumed(
+def test_a_night_resumes_after_a_store_outage(
     number: int, fault: str, s3_server: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From some request on nothing goes through: a clean failure with nothing half-done to be seen; then it goes on."""
+    """Every request after a given one fails: the night ends without partial results, and a rerun completes it."""
     monkeypatch.setattr(store_module, "_ATTEMPTS", 2)
     uri = f"{s3_server}/{uuid.uuid4().hex}"
     step, base = FakeStep(), proxy.count
     proxy.fault = lambda count, *_: fault if count > base + number else None
-    with suppress(UnavailableError):  # the latest numbers lie behind the end of the night
+    with suppress(UnavailableError):  # the highest numbers come after the last request of the night
         run_night(Store(uri), step)
     proxy.fault = lambda *_: None
     out = Store(uri)
@@ -138,22 +142,22 @@ def test_a_night_that_the_store_left_is_resumed(
 
 @pytest.fixture
 def small_bucket(s3_server: str) -> str:
-    """A bucket that holds 4 MB at most."""
+    """A bucket with a quota of 4 MB."""
     return "s3://spin-small"
 
 
-def test_a_full_store_fails_clearly_and_resumes(small_bucket: str) -> None:
-    """A quota of the server: status 5 in words, nothing to be seen of the night; with space again it ends."""
+def test_an_exhausted_quota_fails_the_night_and_publishes_nothing(small_bucket: str) -> None:
+    """The error has status 5, names the quota and says how to resume."""
     out, ballast = Store(f"{small_bucket}/{uuid.uuid4().hex}"), Store(f"{small_bucket}/ballast")
     ballast.write("a", bytes(3 << 20))
 
-    class Large(FakeStep):
+    class LargeStep(FakeStep):
         def __call__(self, shard: Any, attempt: Any) -> StepResult[ClassifyCounts]:
             result = super().__call__(shard, attempt)
             large = result.files["predictions.parquet"] + bytes(1 << 19)
             return StepResult({**result.files, "dead.parquet": large}, result.counts)
 
-    step = Large()
+    step = LargeStep()
     with pytest.raises(UnavailableError, match=r"is full .*QuotaExceeded.*run it again to resume") as error:
         run_night(out, step)
     assert error.value.status == 5

@@ -45,24 +45,24 @@ def folder(tmp_path: Path) -> Store:
 
 
 def run_python(code: str, *args: str) -> int:
-    """The exit status of a Python of its own, in the repository."""
+    """Run code in a fresh Python process in the repository and return its exit status."""
     return subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, check=False).returncode
 
 
 # Objects
 
 
-def test_an_object_is_what_was_written_last(store: Store) -> None:
-    """Bytes come back as they were put, empty ones too; a second write takes the place of the first."""
-    for data in (bytes(range(256)), b"", b"another"):
-        store.write("deep/in/here", data)
-        assert store.read("deep/in/here") == data
-    store.write_json("facts.json", {"é": [1, None]})
-    assert store.read_json("facts.json") == {"é": [1, None]}
+def test_a_read_returns_the_bytes_of_the_last_write(store: Store) -> None:
+    """This holds for empty objects, deep keys and JSON; a later write replaces an earlier one."""
+    for data in (bytes(range(256)), b"", b"replaced"):
+        store.write("deep/nested/key", data)
+        assert store.read("deep/nested/key") == data
+    store.write_json("value.json", {"é": [1, None]})
+    assert store.read_json("value.json") == {"é": [1, None]}
 
 
-def test_what_is_not_there(store: Store) -> None:
-    """Reading, listing and deleting nothing is no error; copying and opening it is, and names it."""
+def test_a_missing_key_is_an_error_only_for_copy_and_open(store: Store) -> None:
+    """Reading, listing and deleting a missing key raise nothing; copy and open raise an error that names the key."""
     assert store.read("none") is None
     assert store.read_json("none") is None
     assert not store.exists("none")
@@ -74,8 +74,8 @@ def test_what_is_not_there(store: Store) -> None:
         store.open("none")
 
 
-def test_keys_are_listed_below_a_prefix(store: Store) -> None:
-    """Sorted, relative to the store, and `d` does not take in `dd`."""
+def test_list_returns_the_sorted_keys_below_a_prefix(store: Store) -> None:
+    """Keys are relative to the store, and the prefix `d` does not match `dd`."""
     for key in ("z", "dd/x", "d/e/z", "d/y", "d/a"):
         store.write(key, b"")
     assert store.list() == ["d/a", "d/e/z", "d/y", "dd/x", "z"]
@@ -86,7 +86,7 @@ def test_keys_are_listed_below_a_prefix(store: Store) -> None:
     assert store.exists("d/y")
 
 
-def test_a_prefix_is_deleted_whole_and_alone(store: Store) -> None:
+def test_delete_removes_all_keys_below_a_prefix_and_no_others(store: Store) -> None:
     for key in ("d/y", "d/e/z", "dd/x", "d.json"):
         store.write(key, b"")
     store.delete("d")
@@ -95,7 +95,7 @@ def test_a_prefix_is_deleted_whole_and_alone(store: Store) -> None:
     assert store.list() == ["dd/x"]
 
 
-def test_a_copy_is_whole_and_its_own(store: Store) -> None:
+def test_a_copy_is_independent_of_its_source(store: Store) -> None:
     store.write("a", b"first")
     store.copy("a", "deep/b")
     store.write("a", b"second")
@@ -104,8 +104,8 @@ def test_a_copy_is_whole_and_its_own(store: Store) -> None:
     assert store.read("deep/b") == b"second"
 
 
-def test_an_opened_object_is_read_by_ranges(store: Store) -> None:
-    """Any range, from the end too, and several from one handle."""
+def test_an_open_object_can_be_read_in_ranges(store: Store) -> None:
+    """One handle reads several ranges, also relative to the end."""
     store.write("letters", b"abcdefghij")
     with store.open("letters") as file:
         assert (file.seek(3), file.read(4)) == (3, b"defg")
@@ -113,32 +113,34 @@ def test_an_opened_object_is_read_by_ranges(store: Store) -> None:
         assert (file.seek(0), file.read(1)) == (0, b"a")
 
 
-def test_one_of_many_creates_an_object(store: Store) -> None:
-    """16 threads at once: one is told that it made the object, and the object is its."""
+def test_concurrent_creates_have_exactly_one_winner(store: Store) -> None:
+    """Of 16 threads that create the same key, one gets True, and the object holds its data."""
     start = threading.Barrier(16)
 
     def create(number: int) -> bool:
         start.wait()
-        return store.create("only/one", str(number).encode())
+        return store.create("race/key", str(number).encode())
 
     with ThreadPoolExecutor(16) as threads:
-        made = list(threads.map(create, range(16)))
-    assert made.count(True) == 1
-    assert store.read("only/one") == str(made.index(True)).encode()
-    assert not store.create("only/one", b"later")
-    assert store.list() == ["only/one"]
+        created = list(threads.map(create, range(16)))
+    assert created.count(True) == 1
+    assert store.read("race/key") == str(created.index(True)).encode()
+    assert not store.create("race/key", b"later")
+    assert store.list() == ["race/key"]
 
 
-def test_a_store_goes_to_a_worker(store: Store) -> None:
-    """What is pickled is where the store lies, no connection."""
+def test_a_pickled_store_opens_its_own_connection(store: Store) -> None:
+    """The pickle holds the URI alone, so that a store can be sent to a worker."""
     store.write("a", b"here")
-    sent = pickle.loads(pickle.dumps(store))
-    assert sent.read("a") == b"here"
-    assert (sent.uri, sent.root) == (store.uri, store.root)
+    unpickled = pickle.loads(pickle.dumps(store))
+    assert unpickled.read("a") == b"here"
+    assert (unpickled.uri, unpickled.root) == (store.uri, store.root)
 
 
-def test_a_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative store stays where it is when the process moves."""
+def test_a_relative_folder_is_resolved_when_the_store_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changing the working directory afterwards does not move the store."""
     monkeypatch.chdir(tmp_path)
     store = Store("here/")
     (tmp_path / "elsewhere").mkdir()
@@ -148,8 +150,8 @@ def test_a_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert store.uri == str(tmp_path / "here")
 
 
-class AgainstADict(RuleBasedStateMachine):
-    """A store on a folder does what a dict does."""
+class StoreBehavesLikeDict(RuleBasedStateMachine):
+    """Any sequence of operations on a store in a folder has the results it has on a dict."""
 
     keys = st.sampled_from(["a", "a2", "d/x", "d/y", "d/e/z", "dd/x"])
     prefixes = st.sampled_from(["a", "d", "d/e", "d/x", "dd", "none"])
@@ -164,7 +166,7 @@ class AgainstADict(RuleBasedStateMachine):
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
 
-    def below(self, prefix: str) -> list[str]:
+    def keys_below(self, prefix: str) -> list[str]:
         return sorted(key for key in self.model if key == prefix or key.startswith(f"{prefix}/"))
 
     @rule(key=keys, value=values)
@@ -189,33 +191,33 @@ class AgainstADict(RuleBasedStateMachine):
     @rule(prefix=prefixes)
     def delete(self, prefix: str) -> None:
         self.store.delete(prefix)
-        for key in self.below(prefix):
+        for key in self.keys_below(prefix):
             del self.model[key]
 
     @rule(key=keys, prefix=prefixes)
-    def look(self, key: str, prefix: str) -> None:
+    def compare(self, key: str, prefix: str) -> None:
         assert self.store.read(key) == self.model.get(key)
         assert self.store.exists(key) == (key in self.model)
         assert self.store.list() == sorted(self.model)
-        assert self.store.list(prefix) == self.below(prefix)
+        assert self.store.list(prefix) == self.keys_below(prefix)
 
 
-TestAgainstADict = AgainstADict.TestCase
-TestAgainstADict.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestStoreBehavesLikeDict = StoreBehavesLikeDict.TestCase
+TestStoreBehavesLikeDict.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 
 
-# What goes wrong in the middle
+# Failures in the middle of an operation
 
 
-def files_in(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")], ids=["^C", "EIO"])
-def test_a_write_that_fails_leaves_the_old(
+def test_a_failed_write_keeps_the_old_object(
     failure: BaseException, folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped between the temporary file and the rename: the old content, and nothing else in the folder."""
+    """A write or copy that fails before its rename keeps the old content and leaves no temporary file."""
     folder.write("a", b"old")
 
     def fail(*_: object) -> NoReturn:
@@ -227,10 +229,10 @@ def test_a_write_that_fails_leaves_the_old(
     with pytest.raises((KeyboardInterrupt, UnavailableError)):
         folder.copy("a", "b")
     assert folder.read("a") == b"old"
-    assert files_in(tmp_path) == ["a"]
+    assert list_files(tmp_path) == ["a"]
 
 
-KILLED = """
+DIE_BEFORE_RENAME = """
 import os, pathlib, sys
 from pipelines.storage.object_store import Store
 pathlib.Path.replace = lambda *_: os._exit(9)
@@ -238,33 +240,33 @@ Store(sys.argv[1]).write("a", b"new")
 """
 
 
-def test_a_killed_write_leaves_the_old(folder: Store, tmp_path: Path) -> None:
-    """A process that dies before the rename leaves the old content; its temporary file is not among the keys."""
+def test_a_process_killed_during_a_write_keeps_the_old_object(folder: Store, tmp_path: Path) -> None:
+    """The temporary file of the dead process stays on the disk but is not listed as a key."""
     folder.write("a", b"old")
-    assert run_python(KILLED, folder.uri) == 9
+    assert run_python(DIE_BEFORE_RENAME, folder.uri) == 9
     assert folder.read("a") == b"old"
-    assert len(files_in(tmp_path)) == 2
+    assert len(list_files(tmp_path)) == 2
     assert folder.list() == ["a"]
 
 
-@pytest.mark.parametrize("put", [Store.write, Store.create])
-def test_a_full_disk(
-    put: Callable[..., object], folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("write", [Store.write, Store.create])
+def test_a_full_disk_raises_unavailable_error_and_leaves_no_file(
+    write: Callable[..., object], folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Status 5, naming the object, and nothing is left in the folder."""
+    """The error has status 5, names the object and says how to resume."""
 
     def full(_: int) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UnavailableError, match=r"store/a: .*full .*No space left.*run it again to resume") as error:
-        put(folder, "a", b"data")
+        write(folder, "a", b"data")
     assert error.value.status == 5
-    assert files_in(tmp_path) == folder.list() == []
+    assert list_files(tmp_path) == folder.list() == []
 
 
-def test_a_delete_that_did_nothing_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S3 may refuse single keys of a bulk delete, of which s3fs says nothing: what is left must not pass for gone."""
+def test_an_incomplete_delete_raises_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 may refuse single keys of a bulk delete, and s3fs does not report it, so the store checks what is left."""
     store.write("d/x", b"")
     monkeypatch.setattr(store.fs, "rm", lambda *_, **__: [])
     with pytest.raises(UnavailableError, match=r"/d: .*not everything could be deleted"):
@@ -285,24 +287,24 @@ OPERATIONS: dict[str, Callable[[Store], object]] = {
 }
 
 
-def told(operation: str, uri: str) -> SpinError:
-    """The error of an operation, after a look that it is one line, names the store and shows no credential."""
-    with pytest.raises(SpinError) as found:
+def capture_error(operation: str, uri: str) -> SpinError:
+    """Return the error of an operation; assert that it is one line, starts with the URI and shows no credential."""
+    with pytest.raises(SpinError) as error:
         OPERATIONS[operation](Store(uri))
-    message = str(found.value)
+    message = str(error.value)
     assert message.startswith(uri)
     assert "\n" not in message
     assert not [
         name for name, value in os.environ.items() if name.startswith("AWS_") and "KEY" in name and value in message
     ]
-    return found.value
+    return error.value
 
 
 @pytest.mark.s3
 @pytest.mark.parametrize("operation", ["write", "create", "copy", "open"])
-def test_a_bucket_that_is_not_there(operation: str, s3_server: str) -> None:
-    """Status 2, with the server's own word for it."""
-    error = told(operation, f"{s3_server}-not-there/prefix")
+def test_a_missing_bucket_is_a_user_error(operation: str, s3_server: str) -> None:
+    """The message holds the server's error code."""
+    error = capture_error(operation, f"{s3_server}-not-there/prefix")
     assert (type(error), "not found (NoSuchBucket)" in str(error)) == (UserError, True)
 
 
@@ -310,18 +312,18 @@ def test_a_bucket_that_is_not_there(operation: str, s3_server: str) -> None:
 @pytest.mark.usefixtures("s3_server")
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
-def test_credentials_that_are_refused(name: str, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status 2 from every operation, and neither half of the credentials is shown."""
+def test_wrong_credentials_are_a_user_error(name: str, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every operation raises it, and the message shows neither the key id nor the secret."""
     monkeypatch.setenv(name, "SOMETHINGELSE")
-    error = told(operation, "s3://spin/prefix")
+    error = capture_error(operation, "s3://spin/prefix")
     assert isinstance(error, UserError)
     assert "the store refuses the credentials (" in str(error)
     assert "(None)" not in str(error)
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials for no server, and timeouts that a test can wait for."""
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up credentials, timeouts of 0.1 s and no retries."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "SOMEONE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SOMETHING")
     config = {"connect_timeout": 0.1, "read_timeout": 0.1, "retries": {"total_max_attempts": 1}}
@@ -329,49 +331,51 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "_ATTEMPTS", 1)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("silent", [False, True], ids=["closed", "silent"])
-def test_an_endpoint_that_does_not_answer(operation: str, silent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status 5, whether nothing listens at the port or what listens never says a word."""
+def test_an_endpoint_that_does_not_answer_raises_unavailable_error(
+    operation: str, silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error has status 5, whether the port is closed or a server accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         if not silent:
             listener.close()
-        error = told(operation, "s3://bucket/prefix")
+        error = capture_error(operation, "s3://bucket/prefix")
     assert (type(error), error.status) == (UnavailableError, 5)
     assert "the store does not answer (" in str(error)
 
 
 CLIENT_ERROR = ClientError({"Error": {"Code": "ExpiredToken", "Message": "None"}}, "PutObject")
 FAILURES: dict[str, tuple[BaseException, type[SpinError], str]] = {
-    "refused": (CLIENT_ERROR, UserError, "refuses the credentials (An error occurred (ExpiredToken)"),
+    "expired token": (CLIENT_ERROR, UserError, "refuses the credentials (An error occurred (ExpiredToken)"),
     "permission": (PermissionError(13, "Permission denied"), UserError, "refuses the credentials ([Errno 13]"),
     "profile": (ProfileNotFound(profile="night"), UserError, "refuses the credentials (The config profile (night)"),
-    "away": (EndpointConnectionError(endpoint_url="http://h:403"), UnavailableError, "does not answer (Could not"),
+    "endpoint": (EndpointConnectionError(endpoint_url="http://h:403"), UnavailableError, "does not answer (Could not"),
     "a path with 403": (OSError(errno.EIO, "Input/output error", "/data/403"), UnavailableError, "does not answer"),
-    "lines": (OSError("one\n  two"), UnavailableError, "does not answer (one two); try again"),
-    "no words": (TimeoutError(), UnavailableError, "does not answer (TimeoutError); try again"),
-    "ours": (HeldError("held by someone"), HeldError, "held by someone"),
+    "message of two lines": (OSError("one\n  two"), UnavailableError, "does not answer (one two); try again"),
+    "no message": (TimeoutError(), UnavailableError, "does not answer (TimeoutError); try again"),
+    "SpinError": (HeldError("held by someone"), HeldError, "held by someone"),
 }
 
 
 @pytest.mark.parametrize("case", FAILURES)
-def test_an_error_says_whose_fault_it_is(case: str) -> None:
-    """Each kind of failure has its class and words; a number in a path is not taken for a refusal."""
-    failure, kind, said = FAILURES[case]
-    with pytest.raises(kind) as found, store_errors("s3://here"):
+def test_store_errors_tells_user_errors_from_outages(case: str) -> None:
+    """Refused credentials are a UserError, everything else an UnavailableError; a 403 in a path is no refusal."""
+    failure, error_type, expected = FAILURES[case]
+    with pytest.raises(error_type) as error, store_errors("s3://here"):
         raise failure
-    assert type(found.value) is kind
-    assert said in str(found.value)
+    assert type(error.value) is error_type
+    assert expected in str(error.value)
 
 
-def test_what_is_no_mistake_of_a_store_is_not_hidden() -> None:
+def test_store_errors_does_not_convert_programming_errors() -> None:
     with pytest.raises(ZeroDivisionError), store_errors("s3://here"):
         raise ZeroDivisionError
 
 
-URIS = {
+INVALID_URIS = {
     "s3://KEY:HUSH@bucket/prefix": "a URI holds credentials",
     "s3://Bad Bucket/prefix": 'Invalid bucket name "Bad Bucket"',
     "s3://": "'s3://' names no bucket",
@@ -379,24 +383,24 @@ URIS = {
 }
 
 
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("uri", URIS)
-def test_a_uri_that_is_none(uri: str) -> None:
-    """Status 2; credentials in a URI are refused without being repeated."""
-    with pytest.raises(UserError) as found:
+@pytest.mark.usefixtures("short_timeouts")
+@pytest.mark.parametrize("uri", INVALID_URIS)
+def test_an_invalid_uri_is_a_user_error(uri: str) -> None:
+    """A URI with credentials is refused, and the message does not repeat them."""
+    with pytest.raises(UserError) as error:
         Store(uri).read("a")
-    assert URIS[uri] in str(found.value)
-    assert "HUSH" not in str(found.value)
+    assert INVALID_URIS[uri] in str(error.value)
+    assert "HUSH" not in str(error.value)
 
 
 # One run at a time
 
 
 class Clock:
-    """Stands in for `time`: sleeping only moves it on and does what is due."""
+    """Replaces the module `time`: a sleep only advances the clock and calls the action given for it, `sleep_N`."""
 
-    def __init__(self, **due: Callable[[], None]) -> None:
-        self.now, self.sleeps, self.due = 100.0, 0, due
+    def __init__(self, **actions: Callable[[], None]) -> None:
+        self.now, self.sleeps, self.actions = 100.0, 0, actions
 
     def monotonic(self) -> float:
         return self.now
@@ -404,27 +408,28 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
         self.sleeps += 1
-        self.due.get(f"sleep_{self.sleeps}", lambda: None)()
+        self.actions.get(f"sleep_{self.sleeps}", lambda: None)()
 
 
-def put_lease(store: Store, number: int = 1, **facts: Any) -> None:
-    """A lease of a holder on another machine."""
-    there = {"holder": "eve@far process 7", "kernel": "another", "pid": os.getpid(), "started": "1", "token": "t"}
-    store.write_json(f"_lease/{number:06d}", {**there, "beat": "first", "ttl": 20.0, "ended": False, **facts})
+def write_lease(store: Store, number: int = 1, **changes: Any) -> None:
+    """Write a lease whose holder runs on a different machine."""
+    holder = {"holder": "eve@far process 7", "kernel": "far", "pid": os.getpid(), "started": "1", "token": "t"}
+    record = {**holder, "beat": "first", "ttl": 20.0, "ended": False, **changes}
+    store.write_json(f"_lease/{number:06d}", record)
 
 
-def test_a_store_that_is_held_is_refused(store: Store) -> None:
-    """The second run gets status 3 and the holder's name; the first one is not disturbed."""
+def test_a_second_run_cannot_enter_a_held_store(store: Store) -> None:
+    """Its HeldError has status 3 and names the holder, whose lease stays valid."""
     with Lease(store, ttl=3.0) as first:
-        with pytest.raises(HeldError) as found, Lease(store, ttl=3.0):
+        with pytest.raises(HeldError) as error, Lease(store, ttl=3.0):
             pass
-        assert found.value.status == 3
-        assert str(found.value) == f"{store.uri} is held by {first.holder}; wait until it ends, or end it"
+        assert error.value.status == 3
+        assert str(error.value) == f"{store.uri} is held by {first.holder}; wait until it ends, or end it"
         first.check()
 
 
-def test_a_store_that_was_left_is_free_at_once(store: Store) -> None:
-    """Run after run, without waiting for the 10 hours of the one before; one object is all that stays."""
+def test_a_released_lease_can_be_taken_at_once(store: Store) -> None:
+    """The next run does not wait for the ttl of 10 hours, and only the latest lease object stays."""
     for number in range(1, 4):
         with Lease(store, ttl=36_000) as lease:
             lease.check()
@@ -432,14 +437,14 @@ def test_a_store_that_was_left_is_free_at_once(store: Store) -> None:
     assert store.list() == ["_lease/000003"]
 
 
-def test_a_run_that_failed_leaves_the_store_free(store: Store) -> None:
+def test_a_run_that_raises_releases_its_lease(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), Lease(store, ttl=36_000):
         raise ZeroDivisionError
     with Lease(store, ttl=36_000):
         pass
 
 
-CRASHED = """
+DIE_WITH_LEASE = """
 import os, sys
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -448,56 +453,54 @@ os._exit(9)
 """
 
 
-def test_the_lease_of_a_process_that_died_here_is_taken_at_once(store: Store) -> None:
-    """A run that was killed leaves its lease; nobody waits for the 10 hours it was good for."""
-    assert run_python(CRASHED, store.uri) == 9
+def test_the_lease_of_a_dead_local_process_is_taken_at_once(store: Store) -> None:
+    """A killed run does not release its lease, but its pid is gone, so the ttl of 10 hours is not waited for."""
+    assert run_python(DIE_WITH_LEASE, store.uri) == 9
     assert store.read_json("_lease/000001")["ended"] is False
     with Lease(store) as lease:
         lease.check()
         assert store.list() == ["_lease/000002"]
 
 
-def test_a_pid_that_is_another_process_by_now(folder: Store) -> None:
-    """A process of the holder's number that started at another time is not the holder."""
-    put_lease(folder, kernel=lease_module._kernel(), started="0", ttl=36_000)
+def test_a_reused_pid_does_not_keep_a_lease_alive(folder: Store) -> None:
+    """A process with the holder's pid but a different start time is not the holder."""
+    write_lease(folder, kernel=lease_module._kernel(), started="0", ttl=36_000)
     with Lease(folder):
         pass
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux has /proc")
-def test_the_start_of_a_process_is_that_of_the_kernel() -> None:
-    """In clock ticks since boot, as field 22 of /proc/PID/stat holds it; a process that does not exist has none."""
+def test_start_time_equals_field_22_of_proc_stat() -> None:
+    """It is in clock ticks since boot, and None for a process that does not exist."""
     fields = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()
     assert lease_module._start_time(os.getpid()) == fields[22 - 3]
     assert lease_module._start_time(2**22 + 1) is None
 
 
-def test_a_pid_means_nothing_on_another_machine(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A holder of this host's name whose pid is not seen here may live in another container: its ttl is waited for."""
+def test_the_ttl_of_a_holder_in_another_kernel_is_waited_for(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pid means nothing here: the holder may be alive in a different container or on a different machine."""
     clock = Clock()
     monkeypatch.setattr(lease_module, "time", clock)
-    put_lease(folder, pid=2**22 + 1, started="0", ttl=20.0)
+    write_lease(folder, pid=2**22 + 1, started="0", ttl=20.0)
     with Lease(folder):
         assert clock.now - 100 >= 20
 
 
-def test_where_processes_cannot_be_seen_nobody_is_taken_for_dead(
-    folder: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two machines that cannot name their kernel are not one: the ttl is waited for."""
+def test_the_ttl_is_waited_for_where_the_kernel_is_unknown(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines that cannot name their kernel are not taken for the same machine."""
     clock = Clock()
     monkeypatch.setattr(lease_module, "time", clock)
     monkeypatch.setattr(lease_module, "_kernel", lambda: None)
-    put_lease(folder, kernel=None, started="0", ttl=20.0)
+    write_lease(folder, kernel=None, started="0", ttl=20.0)
     with Lease(folder):
         assert clock.now - 100 >= 20
 
 
-def test_a_silent_lease_is_taken_after_its_own_ttl(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The holder's ttl is waited for, not ours, and not less; then its object goes."""
+def test_a_silent_lease_is_taken_after_the_ttl_of_its_holder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shorter ttl of the waiting run does not count; the old lease object is deleted."""
     clock = Clock()
     monkeypatch.setattr(lease_module, "time", clock)
-    put_lease(store, 7, ttl=20.0)
+    write_lease(store, 7, ttl=20.0)
     with Lease(store, ttl=5.0) as lease:
         lease.check()
         assert clock.now - 100 >= 20
@@ -505,30 +508,30 @@ def test_a_silent_lease_is_taken_after_its_own_ttl(store: Store, monkeypatch: py
 
 
 @pytest.mark.parametrize("sleep", [1, 3, 4])
-def test_a_lease_that_beats_is_refused(sleep: int, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sign of life at any time before the ttl has passed, the very last look included."""
-    clock = Clock(**{f"sleep_{sleep}": lambda: put_lease(store, ttl=2.0, beat="second")})
+def test_a_heartbeat_while_waiting_raises_held_error(sleep: int, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new beat at any time before the ttl has passed shows a living holder, also in the last check."""
+    clock = Clock(**{f"sleep_{sleep}": lambda: write_lease(store, ttl=2.0, beat="second")})
     monkeypatch.setattr(lease_module, "time", clock)
-    put_lease(store, ttl=2.0)
+    write_lease(store, ttl=2.0)
     with pytest.raises(HeldError, match="held by eve@far process 7"), Lease(store, ttl=5.0):
         pass
     assert clock.sleeps == sleep
     assert store.list() == ["_lease/000001"]
 
 
-def test_a_lease_that_ends_while_we_watch_is_free(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its last beat is its end, no sign of life."""
-    clock = Clock(sleep_2=lambda: put_lease(store, beat="last", ended=True))
+def test_a_lease_released_while_waiting_is_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The release writes a last beat, which must not be taken for a sign of life."""
+    clock = Clock(sleep_2=lambda: write_lease(store, beat="last", ended=True))
     monkeypatch.setattr(lease_module, "time", clock)
-    put_lease(store)
+    write_lease(store)
     with Lease(store):
         assert clock.sleeps == 2
 
 
-def test_takers_race_for_a_dead_lease(store: Store) -> None:
-    """Eight at once: one gets in, seven are told who."""
-    put_lease(store, ended=True)
-    start, told_off = threading.Barrier(8), threading.Semaphore(0)
+def test_one_of_eight_runs_takes_over_a_released_lease(store: Store) -> None:
+    """The other seven, which start at the same moment, raise HeldError."""
+    write_lease(store, ended=True)
+    start, refused = threading.Barrier(8), threading.Semaphore(0)
 
     def take(_: int) -> str:
         lease = Lease(store, ttl=3.0)
@@ -536,11 +539,11 @@ def test_takers_race_for_a_dead_lease(store: Store) -> None:
         try:
             with lease:
                 for _ in range(7):
-                    assert told_off.acquire(timeout=60)
+                    assert refused.acquire(timeout=60)
                 lease.check()
                 return "in"
         except HeldError:
-            told_off.release()
+            refused.release()
             return "out"
 
     with ThreadPoolExecutor(8) as threads:
@@ -548,28 +551,29 @@ def test_takers_race_for_a_dead_lease(store: Store) -> None:
     assert store.list() == ["_lease/000002"]
 
 
-def test_an_overtaken_holder_is_fenced_for_good(store: Store) -> None:
-    """It may not publish while the taker works nor after, though its last heartbeat comes late and its object back."""
-    late = Lease(store, ttl=36_000)
-    with late:
-        late.check()
-        store.write("_lease/000001", late._content(ended=True))  # as one that was silent for long looks to others
-        with Lease(store, ttl=36_000) as taker:
+def test_an_overtaken_holder_stays_fenced(store: Store) -> None:
+    """Its check raises while the new holder works and afterwards, even if a late heartbeat writes its object again."""
+    overtaken = Lease(store, ttl=36_000)
+    with overtaken:
+        overtaken.check()
+        # marked as ended, so that the new holder need not wait until the ttl has passed
+        store.write("_lease/000001", overtaken._content(ended=True))
+        with Lease(store, ttl=36_000) as new_holder:
             with pytest.raises(HeldError, match="is held by"):
-                late.check()
-            store.write("_lease/000001", late._content())
+                overtaken.check()
+            store.write("_lease/000001", overtaken._content())
             with pytest.raises(HeldError):
-                late.check()
-            taker.check()
+                overtaken.check()
+            new_holder.check()
         with pytest.raises(HeldError):
-            late.check()
+            overtaken.check()
     with Lease(store, ttl=36_000) as third:
         third.check()
         assert store.list() == ["_lease/000003"]
 
 
-def test_a_holder_whose_store_was_emptied_is_fenced(store: Store) -> None:
-    """Somebody deleted everything and another run began: its number is ours, its token is not."""
+def test_a_holder_whose_lease_object_was_deleted_is_fenced(store: Store) -> None:
+    """A new run in the emptied store gets the same lease number, but its token differs."""
     with Lease(store, ttl=36_000) as first:
         store.delete("_lease")
         with pytest.raises(HeldError, match="held by another run"):
@@ -581,14 +585,16 @@ def test_a_holder_whose_store_was_emptied_is_fenced(store: Store) -> None:
             second.check()
 
 
-def test_a_late_taker_does_not_slip_in_below(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its look and its write, two runs came and went and a third works: it is refused, the third is not."""
+def test_a_slow_run_cannot_create_a_number_below_the_current_lease(
+    folder: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its read and its create, a run ended and a third one took the store: the slow run raises HeldError."""
     with Lease(folder):
         pass
     slow, create = Store(folder.uri), Store.create
     third = Lease(folder)
 
-    def late(self: Store, key: str, data: bytes) -> bool:
+    def create_late(self: Store, key: str, data: bytes) -> bool:
         if self is slow:
             with Lease(folder):
                 pass
@@ -596,27 +602,29 @@ def test_a_late_taker_does_not_slip_in_below(folder: Store, monkeypatch: pytest.
             assert not folder.exists(key)
         return create(self, key, data)
 
-    monkeypatch.setattr(Store, "create", late)
+    monkeypatch.setattr(Store, "create", create_late)
     with pytest.raises(HeldError), Lease(slow):
         pass
     third.check()
     third.__exit__(None, None, None)
 
 
-def test_a_creation_whose_answer_was_lost_is_ours(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S3's client asks again when an answer is lost and hears that the object, its own, is there."""
+def test_a_lease_is_held_though_the_response_to_its_create_was_lost(
+    folder: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The S3 client then retries and finds the object of its own first attempt, so create returns False."""
     create = Store.create
     monkeypatch.setattr(Store, "create", lambda self, key, data: create(self, key, data) and False)
     with Lease(folder) as lease:
         lease.check()
 
 
-def test_the_keeper_beats_and_outlasts_a_store_that_is_away(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each beat differs; a write that fails is tried again at the next."""
+def test_heartbeats_continue_after_a_failed_write(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each beat is a new value; the first write fails, and later ones succeed."""
     write, beats = Store.write, []
     enough, failed = threading.Event(), threading.Event()
 
-    def watched(self: Store, key: str, data: bytes) -> None:
+    def record_beat(self: Store, key: str, data: bytes) -> None:
         beats.append(json.loads(data)["beat"])
         if not failed.is_set():
             failed.set()
@@ -625,7 +633,7 @@ def test_the_keeper_beats_and_outlasts_a_store_that_is_away(folder: Store, monke
         if len(beats) >= 3:
             enough.set()
 
-    monkeypatch.setattr(Store, "write", watched)
+    monkeypatch.setattr(Store, "write", record_beat)
     with Lease(folder, ttl=0.3) as lease:
         assert enough.wait(30)
         lease.check()
@@ -633,21 +641,21 @@ def test_the_keeper_beats_and_outlasts_a_store_that_is_away(folder: Store, monke
     assert folder.read_json("_lease/000001")["ended"] is True
 
 
-def test_a_store_that_is_away_at_the_end_does_not_hide_the_outcome(
+def test_a_failed_release_does_not_hide_the_error_of_the_run(
     folder: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The error of the run is raised, the error of the store is logged; the lease expires by itself."""
+    """The error of the run is raised and that of the store is logged; the lease is left to expire."""
     caplog.set_level(logging.DEBUG, lease_module.__name__)
 
-    def away(*_: object) -> NoReturn:
+    def fail(*_: object) -> NoReturn:
         raise UnavailableError("away")
 
     def run() -> None:
         with Lease(folder, ttl=36_000):
-            monkeypatch.setattr(Store, "write", away)
-            raise UserError("mine")
+            monkeypatch.setattr(Store, "write", fail)
+            raise UserError("bad settings")
 
-    with pytest.raises(UserError, match="mine"):
+    with pytest.raises(UserError, match="bad settings"):
         run()
     assert folder.read_json("_lease/000001")["ended"] is False
     [record] = caplog.records
@@ -656,86 +664,86 @@ def test_a_store_that_is_away_at_the_end_does_not_hide_the_outcome(
     assert str(record.exc_info[1]) == "away"
 
 
-def test_a_user_without_a_name(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container may run as a number that no passwd file knows."""
+def test_a_uid_without_a_user_name_can_hold_a_lease(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may run under a uid that is not in its passwd file."""
 
-    def nameless() -> NoReturn:
+    def fail() -> NoReturn:
         raise KeyError("getpwuid(): uid not found")
 
-    monkeypatch.setattr("getpass.getuser", nameless)
+    monkeypatch.setattr("getpass.getuser", fail)
     with Lease(folder) as lease:
         assert lease.holder.startswith(f"user {os.getuid()}@")
 
 
-class Turns:
-    """Runs of one store in threads, each halted before every operation until it is its turn."""
+class Scheduler:
+    """Runs of one store in threads; each pauses before every store operation until `step` lets it continue."""
 
     def __init__(self, runs: int) -> None:
         self.objects: dict[str, bytes] = {}
         self.inside: set[int] = set()
-        self.most = self.entered = 0
-        self.go = [threading.Semaphore(0) for _ in range(runs)]
-        self.halted = [threading.Semaphore(0) for _ in range(runs)]
+        self.most_inside = self.entered = 0
+        self.resume = [threading.Semaphore(0) for _ in range(runs)]
+        self.paused = [threading.Semaphore(0) for _ in range(runs)]
         self.threads = [threading.Thread(target=self.run, args=(n,), daemon=True) for n in range(runs)]
         for number, thread in enumerate(self.threads):
             thread.start()
-            self.halted[number].acquire()
+            self.paused[number].acquire()
 
     def run(self, number: int) -> None:
-        store = cast(Store, Stepped(self, number))
+        store = cast(Store, MemoryStore(self, number))
         try:
             with Lease(store, ttl=36_000):
                 self.inside.add(number)
                 self.entered += 1
-                self.most = max(self.most, len(self.inside))
+                self.most_inside = max(self.most_inside, len(self.inside))
                 store.read("work")
                 self.inside.remove(number)
         except HeldError:
             pass
-        self.halted[number].release()
+        self.paused[number].release()
 
     def step(self, number: int) -> None:
-        """One operation of one run, and on to its next."""
+        """Let one run make one store operation and pause before its next."""
         if self.threads[number].is_alive():
-            self.go[number].release()
-            self.halted[number].acquire()
+            self.resume[number].release()
+            self.paused[number].acquire()
 
 
-class Stepped:
-    """A store in memory, as one run sees it."""
+class MemoryStore:
+    """The store of one run, in memory: each operation waits for the scheduler."""
 
     uri = "memory"
 
-    def __init__(self, turns: Turns, number: int) -> None:
-        self.turns, self.number = turns, number
+    def __init__(self, scheduler: Scheduler, number: int) -> None:
+        self.scheduler, self.number = scheduler, number
 
-    def objects(self) -> dict[str, bytes]:
-        self.turns.halted[self.number].release()
-        self.turns.go[self.number].acquire()
-        return self.turns.objects
+    def wait_for_objects(self) -> dict[str, bytes]:
+        self.scheduler.paused[self.number].release()
+        self.scheduler.resume[self.number].acquire()
+        return self.scheduler.objects
 
     def read(self, key: str) -> bytes | None:
-        return self.objects().get(key)
+        return self.wait_for_objects().get(key)
 
     def read_json(self, key: str) -> Any:
         data = self.read(key)
         return None if data is None else json.loads(data)
 
     def create(self, key: str, data: bytes) -> bool:
-        return self.objects().setdefault(key, data) is data
+        return self.wait_for_objects().setdefault(key, data) is data
 
     def write(self, key: str, data: bytes) -> None:
-        self.objects()[key] = data
+        self.wait_for_objects()[key] = data
 
     def list(self, prefix: str) -> list[str]:
-        return sorted(key for key in self.objects() if key.startswith(prefix))
+        return sorted(key for key in self.wait_for_objects() if key.startswith(prefix))
 
     def delete(self, prefix: str) -> None:
-        self.objects().pop(prefix, None)
+        self.wait_for_objects().pop(prefix, None)
 
 
-class Impatient:
-    """Stands in for `time`: who would have to wait for a live holder gives up."""
+class NoWaiting:
+    """Replaces the module `time`: a run that would have to wait for a holder raises HeldError."""
 
     monotonic = staticmethod(lambda: 0.0)
 
@@ -747,14 +755,16 @@ class Impatient:
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), max_size=16))
 @example([(0, 20), (1, 20), (2, 20)])
-@example([(0, 2), (1, 1), (0, 6), (2, 1), (1, 1), (2, 3), (1, 3)])  # the second saw the first, which then ended
-def test_no_order_of_operations_lets_two_runs_in(monkeypatch: pytest.MonkeyPatch, order: list[tuple[int, int]]) -> None:
-    """Three live runs whose operations on the store mix in any order: never two inside, and none goes on for ever."""
-    monkeypatch.setattr(lease_module, "time", Impatient)
-    turns = Turns(3)
+@example([(0, 2), (1, 1), (0, 6), (2, 1), (1, 1), (2, 3), (1, 3)])  # run 1 saw the lease of run 0, which then ended
+def test_two_runs_never_hold_a_store_at_once_in_any_interleaving(
+    monkeypatch: pytest.MonkeyPatch, order: list[tuple[int, int]]
+) -> None:
+    """Three runs interleave their store operations: at most one is inside at any time, at least one enters, all end."""
+    monkeypatch.setattr(lease_module, "time", NoWaiting)
+    scheduler = Scheduler(3)
     for number, steps in [*order, (0, 30), (1, 30), (2, 30)]:
         for _ in range(steps):
-            turns.step(number)
-    assert not any(thread.is_alive() for thread in turns.threads)
-    assert turns.most == 1
-    assert turns.entered >= 1
+            scheduler.step(number)
+    assert not any(thread.is_alive() for thread in scheduler.threads)
+    assert scheduler.most_inside == 1
+    assert scheduler.entered >= 1

@@ -1,4 +1,4 @@
-"""What a run's store says of its shards, and how documents that raise or kill are told from the others."""
+"""The shard log: commits and attempts of shards, and how documents that raise or kill their process are isolated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate
 
 
 class Killed(BaseException):
-    """The end of a process, as far as its store can tell."""
+    """Stands for the death of a process: the shard log does not count the attempt as ended."""
 
 
 @pytest.fixture
@@ -40,16 +40,16 @@ class Counts(ShardCounts):
     bad: str | None = None
 
 
-def commit(shard_log: ShardLog, files: dict[str, bytes]) -> ShardOutcome[Counts]:
+def commit_shard(shard_log: ShardLog, files: dict[str, bytes]) -> ShardOutcome[Counts]:
     return shard_log.commit("000003", StepResult(files, Counts(rows=2, words=7)), tries=3, seconds=1.5, ended=1e9)
 
 
 # Commits
 
 
-def test_a_shard_is_committed_by_its_outcome(shard_log: ShardLog) -> None:
-    """Files lie under the shard's keys with their digests; without the outcome they are not committed."""
-    outcome = commit(shard_log, {"a.txt": b"one", "b.txt": b""})
+def test_a_shard_is_committed_once_its_outcome_is_written(shard_log: ShardLog) -> None:
+    """The outcome lists the files with their digests; files without an outcome are not committed."""
+    outcome = commit_shard(shard_log, {"a.txt": b"one", "b.txt": b""})
     digest = hashlib.sha256(b"one").hexdigest()
     assert outcome.files["parts/000003.a.txt"] == CommittedFile(3, digest)
     assert shard_log.committed() == ["000003"]
@@ -60,9 +60,9 @@ def test_a_shard_is_committed_by_its_outcome(shard_log: ShardLog) -> None:
     assert shard_log.store.read("parts/000003.a.txt") == b"one"
 
 
-def test_an_outcome_is_one_flat_object(shard_log: ShardLog) -> None:
-    """The keys of a shard's file are an interface: counts, then what the log adds; a count that is None is absent."""
-    commit(shard_log, {"a.txt": b"one"})
+def test_an_outcome_is_stored_as_one_flat_json_object(shard_log: ShardLog) -> None:
+    """It holds the counts and the fields of the log; a count that is None is left out."""
+    commit_shard(shard_log, {"a.txt": b"one"})
     digest = hashlib.sha256(b"one").hexdigest()
     assert shard_log.store.read_json("parts/000003.json") == {
         "rows": 2,
@@ -74,16 +74,16 @@ def test_an_outcome_is_one_flat_object(shard_log: ShardLog) -> None:
     }
 
 
-def test_a_file_that_is_not_written_commits_nothing(shard_log: ShardLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The outcome comes after all files."""
+def test_a_shard_with_a_failed_write_is_not_committed(shard_log: ShardLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outcome is written after all files."""
 
-    def full(_store: Store, key: str, _data: bytes) -> None:
+    def fail_on_second_file(_store: Store, key: str, _data: bytes) -> None:
         if key.endswith("b.txt"):
             raise UnavailableError("full")
 
-    monkeypatch.setattr(Store, "write", full)
+    monkeypatch.setattr(Store, "write", fail_on_second_file)
     with pytest.raises(UnavailableError):
-        commit(shard_log, {"a.txt": b"one", "b.txt": b"two"})
+        commit_shard(shard_log, {"a.txt": b"one", "b.txt": b"two"})
     monkeypatch.undo()
     assert shard_log.committed() == []
 
@@ -94,21 +94,21 @@ def test_a_file_that_is_not_written_commits_nothing(shard_log: ShardLog, monkeyp
 NOTE = AttemptNote(deadly=((0, 9),), trying=(0, 0))
 
 
-def test_attempts_tell_crashes_from_errors(shard_log: ShardLog) -> None:
-    """A try that raises or is interrupted has ended; one whose process is killed has not; notes outlive both."""
+def test_only_killed_attempts_count_as_crashes(shard_log: ShardLog) -> None:
+    """An attempt that raises or is interrupted has ended, one whose process is killed has not; notes outlive both."""
 
-    def trial(error: BaseException, crashes: int) -> None:
+    def fail(error: BaseException, crashes: int) -> None:
         with shard_log.attempt("000001") as attempt:
             assert attempt.crashes == crashes
             attempt.write_note(NOTE)
             raise error
 
     with pytest.raises(UnavailableError):
-        trial(UnavailableError("away"), 0)
+        fail(UnavailableError("away"), 0)
     with pytest.raises(KeyboardInterrupt):
-        trial(KeyboardInterrupt(), 0)
+        fail(KeyboardInterrupt(), 0)
     with pytest.raises(Killed):
-        trial(Killed(), 0)
+        fail(Killed(), 0)
     with shard_log.attempt("000001") as fourth:
         assert (fourth.begun, fourth.crashes, fourth.note) == (4, 1, NOTE)
     with shard_log.attempt("000000"):
@@ -116,52 +116,52 @@ def test_attempts_tell_crashes_from_errors(shard_log: ShardLog) -> None:
     assert shard_log.begun() == ["000000", "000001"]
 
 
-# Poison
+# Isolation of failing rows
 
 
 def run_until_done(
     shard_log: ShardLog, rows: list[int], raising: set[int], deadly: set[int]
 ) -> tuple[IsolatedRows[list[int]], int]:
-    """Tries at one shard until one ends, as a pool that starts killed actors again makes them."""
+    """Try a shard until an attempt ends, as a pool that restarts killed actors does; return the number of tries too."""
 
-    def work(part: list[int]) -> list[int]:
-        if deadly & set(part):
+    def compute(piece: list[int]) -> list[int]:
+        if deadly & set(piece):
             raise Killed
-        if raising & set(part):
+        if raising & set(piece):
             raise ValueError("the text itself: hush")
-        return [row * 10 for row in part]
+        return [row * 10 for row in piece]
 
     for tries in range(1, 100):
         try:
             with shard_log.attempt("000000") as attempt:
-                return isolate_failing_rows(rows, work, attempt), tries
+                return isolate_failing_rows(rows, compute, attempt), tries
         except Killed:
             continue
-    raise AssertionError("it loops")
+    raise AssertionError("no attempt ended")
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 200), st.sets(st.integers(0, 199), max_size=4), st.sets(st.integers(0, 199), max_size=2), st.data()
 )
-def test_every_row_is_done_or_dead(
+def test_exactly_the_failing_rows_become_dead_letters(
     tmp_path_factory: pytest.TempPathFactory, count: int, raising: set[int], deadly: set[int], data: st.DataObject
 ) -> None:
-    """Whatever rows raise and kill, just these are dead, the others done in order, after a bounded number of tries."""
+    """Whichever rows raise or kill, all others are computed in order, and the number of tries is bounded."""
     rows = data.draw(st.sets(st.integers(0, 199), max_size=count)) if count else set()
     shard_log = ShardLog(Store(str(tmp_path_factory.mktemp("run"))))
     isolated, tries = run_until_done(shard_log, sorted(rows), raising, deadly)
-    done, dead = isolated.pieces, isolated.failing
+    pieces, dead = isolated.pieces, isolated.failing
     assert set(dead) == rows & (raising | deadly)
-    assert [row for part, _ in done for row in part] == sorted(rows - raising - deadly)
-    assert [value for _, values in done for value in values] == [row * 10 for row in sorted(rows - raising - deadly)]
+    assert [row for piece, _ in pieces for row in piece] == sorted(rows - raising - deadly)
+    assert [value for _, values in pieces for value in values] == [row * 10 for row in sorted(rows - raising - deadly)]
     assert {dead[row] for row in rows & deadly} <= {"every process that computed it was killed"}
     assert {dead[row] for row in rows & raising - deadly} <= {"computing it raised ValueError"}
     assert tries <= MAX_CRASHES + 1 + 3 * len(rows & deadly)
 
 
-def test_sound_rows_are_done_at_once(tmp_path: Path) -> None:
-    """One piece and no notes, and after two deaths that were the machine's, sixteen."""
+def test_rows_that_do_not_fail_are_computed_in_one_piece(tmp_path: Path) -> None:
+    """After MAX_CRASHES crashes caused by the machine, they are computed in 16 pieces and none is blamed."""
     shard_log = ShardLog(Store(str(tmp_path)))
     rows = list(range(320))
     isolated, tries = run_until_done(shard_log, rows, set(), set())
@@ -170,17 +170,17 @@ def test_sound_rows_are_done_at_once(tmp_path: Path) -> None:
         with pytest.raises(Killed), shard_log.attempt("000000"):
             raise Killed
     with shard_log.attempt("000000") as attempt:
-        after_crashes = isolate_failing_rows(rows, lambda part: part, attempt)
-    assert [len(part) for part, _ in after_crashes.pieces] == [20] * 16
+        after_crashes = isolate_failing_rows(rows, lambda piece: piece, attempt)
+    assert [len(piece) for piece, _ in after_crashes.pieces] == [20] * 16
     assert after_crashes.failing == {}
     assert attempt.note is not None
     assert attempt.note.trying is None
 
 
-def test_a_store_that_is_away_is_no_poison(tmp_path: Path) -> None:
-    """A SpinError passes as it is, and what was tried when it came is not suspected afterwards."""
+def test_rows_are_not_blamed_for_an_unavailable_store(tmp_path: Path) -> None:
+    """A SpinError is raised unchanged, and the piece computed at that moment is not suspected afterwards."""
 
-    def away(_: list[int]) -> NoReturn:
+    def fail(_: list[int]) -> NoReturn:
         raise UnavailableError("away")
 
     shard_log = ShardLog(Store(str(tmp_path)))
@@ -189,14 +189,14 @@ def test_a_store_that_is_away_is_no_poison(tmp_path: Path) -> None:
             raise Killed
     for _ in range(3):
         with pytest.raises(UnavailableError), shard_log.attempt("000000") as attempt:
-            isolate_failing_rows([1, 2], away, attempt)
+            isolate_failing_rows([1, 2], fail, attempt)
     with shard_log.attempt("000000") as attempt:
-        isolated = isolate_failing_rows([1, 2], lambda part: part, attempt)
+        isolated = isolate_failing_rows([1, 2], lambda piece: piece, attempt)
     assert isolated == IsolatedRows([([1], [1]), ([2], [2])], {})
 
 
-def test_an_attempt_is_counted_before_it_starts(tmp_path: Path) -> None:
-    """Or a death in its first step would not be known of."""
+def test_an_attempt_is_recorded_before_its_work_starts(tmp_path: Path) -> None:
+    """Otherwise a crash at the very start would go unnoticed."""
     store = Store(str(tmp_path))
     with ShardLog(store).attempt("000000") as attempt:
         assert store.read_json("attempts/000000.json") == {"begun": 1, "ended": 0, "note": {}}

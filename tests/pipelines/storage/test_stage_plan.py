@@ -1,4 +1,4 @@
-"""Plans and manifests: frozen once, told apart by name, never finished while half cleared."""
+"""Plans and manifests of stages: a plan is written once, every difference is named, a crash never fakes a finish."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from pipelines.storage.stage_plan import (
 )
 from spin.errors import UserError
 
-leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-trees = st.recursive(
-    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=4)
+json_leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+json_values = st.recursive(
+    json_leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=4)
 )
-facts_of = st.dictionaries(st.text(min_size=1, max_size=3), trees, max_size=4)
+metadata_dicts = st.dictionaries(st.text(min_size=1, max_size=3), json_values, max_size=4)
 
-FACTS: dict[str, Any] = {
+METADATA: dict[str, Any] = {
     "metric": "macro_f1",
     "data": {"id": "id", "files": [{"uri": "a", "size": 1}]},
     "sites": ["ffn"],
@@ -55,7 +55,7 @@ class Results:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def freeze(
+def write(
     store: Store,
     stage: str,
     metadata: dict[str, Any],
@@ -66,11 +66,11 @@ def freeze(
     return write_plan(store, stage, metadata, Derived, derive, restart=restart)
 
 
-def finished(store: Store, plan: StagePlan[Any]) -> StageManifest[Results] | None:
+def find(store: Store, plan: StagePlan[Any]) -> StageManifest[Results] | None:
     return find_manifest(store, plan, Results)
 
 
-def kept(store: Store) -> StagePlan[Derived] | None:
+def read(store: Store) -> StagePlan[Derived] | None:
     return read_plan(store, Derived)
 
 
@@ -84,77 +84,77 @@ def folder(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
 
 
-def reordered(tree: Any) -> Any:
-    """The same tree, every mapping written the other way round."""
-    if isinstance(tree, dict):
-        return {key: reordered(tree[key]) for key in reversed(tree)}
-    return [reordered(item) for item in tree] if isinstance(tree, list) else tree
+def reverse_keys(value: Any) -> Any:
+    """Return an equal JSON value whose mappings have their keys in reverse order."""
+    if isinstance(value, dict):
+        return {key: reverse_keys(value[key]) for key in reversed(value)}
+    return [reverse_keys(item) for item in value] if isinstance(value, list) else value
 
 
-def nothing() -> NoReturn:
-    raise AssertionError("worked out again")
+def fail_if_called() -> NoReturn:
+    raise AssertionError("the derived values were computed again")
 
 
-@given(trees)
-def test_a_fingerprint_does_not_depend_on_the_order_of_keys(tree: Any) -> None:
-    assert fingerprint(tree) == fingerprint(reordered(tree))
-    assert re.fullmatch(r"[0-9a-f]{64}", fingerprint(tree))
+@given(json_values)
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys(value: Any) -> None:
+    assert fingerprint(value) == fingerprint(reverse_keys(value))
+    assert re.fullmatch(r"[0-9a-f]{64}", fingerprint(value))
 
 
-@given(trees, trees)
-def test_a_fingerprint_tells_facts_apart(one: Any, other: Any) -> None:
-    """Equal exactly where the JSON is; the order of a list counts."""
-    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-    assert (fingerprint(one) == fingerprint(other)) == same
-    assert (fingerprint([one, other]) == fingerprint([other, one])) == same
+@given(json_values, json_values)
+def test_fingerprints_are_equal_only_for_equal_json(first: Any, second: Any) -> None:
+    """The order of a list counts."""
+    same = json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+    assert (fingerprint(first) == fingerprint(second)) == same
+    assert (fingerprint([first, second]) == fingerprint([second, first])) == same
 
 
-def test_the_first_detail_is_kept(store: Store) -> None:
-    """What was worked out once is read back; facts come back as JSON holds them."""
-    made = freeze(store, "extract", {**FACTS, "sites": ("ffn",)}, lambda: Derived((1, 2)))
-    assert made.derived == Derived((1, 2))
+def test_derived_values_are_computed_once_and_read_back(store: Store) -> None:
+    """Writing the same plan again, even with `restart`, returns the stored one; a tuple in it is equal to a list."""
+    plan = write(store, "extract", {**METADATA, "sites": ("ffn",)}, lambda: Derived((1, 2)))
+    assert plan.derived == Derived((1, 2))
     for restart in (False, True):
-        assert freeze(store, "extract", FACTS, nothing, restart=restart) == made
-    assert kept(store) == made
+        assert write(store, "extract", METADATA, fail_if_called, restart=restart) == plan
+    assert read(store) == plan
     assert store.list() == ["plan.json"]
 
 
-def test_no_plan_is_kept_in_an_empty_store(store: Store) -> None:
-    assert kept(store) is None
-    assert finished(store, StagePlan("extract", FACTS, Derived())) is None
+def test_an_empty_store_has_no_plan_and_no_manifest(store: Store) -> None:
+    assert read(store) is None
+    assert find(store, StagePlan("extract", METADATA, Derived())) is None
 
 
-def test_a_detail_that_fails_changes_nothing(folder: Store) -> None:
-    """A survey that finds bad data leaves the old plan and what was made by it."""
-    freeze(folder, "extract", FACTS)
+def test_an_error_while_deriving_keeps_the_old_plan_and_its_parts(folder: Store) -> None:
+    """Bad data found before a restart must not cost the work that is already done."""
+    write(folder, "extract", METADATA)
     folder.write("parts/000000.json", b"{}")
 
     def fail() -> NoReturn:
         raise UserError("bad data")
 
     with pytest.raises(UserError, match="bad data"):
-        freeze(folder, "extract", {**FACTS, "metric": "accuracy"}, fail, restart=True)
+        write(folder, "extract", {**METADATA, "metric": "accuracy"}, fail, restart=True)
     assert folder.list() == ["parts/000000.json", "plan.json"]
-    assert freeze(folder, "extract", FACTS, nothing).metadata == FACTS
+    assert write(folder, "extract", METADATA, fail_if_called).metadata == METADATA
 
 
 LONG = "s3://bucket/a/rather/long/prefix/that/goes/on/and/on"
 DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "value": ({"metric": "accuracy"}, {"metric": "macro_f1"}, 'metric is "accuracy", was "macro_f1". '),
     "nested": ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}, "a.b.c is 1, was 2. "),
-    "two": ({"a": 1, "b": 2}, {"a": 0, "b": 0}, "a is 1, was 0; b is 2, was 0. "),
+    "two values": ({"a": 1, "b": 2}, {"a": 0, "b": 0}, "a is 1, was 0; b is 2, was 0. "),
     "list": ({"sites": ["ffn"]}, {"sites": ["ffn", "resid"]}, 'sites is ["ffn"], was ["ffn", "resid"]. '),
     "file": (
         {"files": [{"uri": "a", "size": 1}, {"uri": "b", "size": 3}]},
         {"files": [{"uri": "a", "size": 1}, {"uri": "b", "size": 2}]},
         "files.1.size is 3, was 2. ",
     ),
-    "new": ({"a": 1}, {"a": 1, "files": [{"uri": "b"}]}, 'files.0.uri is absent, was "b". '),
+    "absent file": ({"a": 1}, {"a": 1, "files": [{"uri": "b"}]}, 'files.0.uri is absent, was "b". '),
     "absent is not null": ({"revision": None}, {}, "revision is null, was absent. "),
     "true is not one": ({"a": True}, {"a": 1}, "a is true, was 1. "),
-    "empty": ({"a": {}}, {}, "a is {}, was absent. "),
-    "many": ({str(n): 1 for n in range(6)}, {str(n): 0 for n in range(6)}, "3 is 1, was 0; and 2 more. "),
-    "long": (
+    "empty mapping": ({"a": {}}, {}, "a is {}, was absent. "),
+    "six values": ({str(n): 1 for n in range(6)}, {str(n): 0 for n in range(6)}, "3 is 1, was 0; and 2 more. "),
+    "long values": (
         {"uri": f"{LONG}/new.parquet"},
         {"uri": f"{LONG}/old.parquet"},
         'on/and/on/new.parquet", was "s3://bucket/a/rather/lo…',
@@ -163,101 +163,102 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", DIFFERENCES)
-def test_other_facts_are_refused_by_name(case: str, folder: Store) -> None:
-    """What differs is named with both values, and what to do; nothing is touched."""
-    facts, old, said = DIFFERENCES[case]
-    made = freeze(folder, "probe", old)
+def test_different_metadata_is_refused_and_each_difference_named(case: str, folder: Store) -> None:
+    """The message holds both values and says what to do; the stored plan does not change."""
+    new, old, expected = DIFFERENCES[case]
+    plan = write(folder, "probe", old)
     with pytest.raises(UserError) as error:
-        freeze(folder, "probe", facts, nothing)
+        write(folder, "probe", new, fail_if_called)
     message = str(error.value)
     assert message.startswith(f"probe: {folder.uri} was made with other settings or data: ")
-    assert said in message
+    assert expected in message
     assert message.endswith("Put them back, use another store, or start over with --restart")
     assert "\n" not in message
-    assert kept(folder) == made
+    assert read(folder) == plan
 
 
-def test_another_stage_is_refused_by_name(folder: Store) -> None:
-    freeze(folder, "extract", FACTS)
+def test_the_plan_of_a_different_stage_is_refused(folder: Store) -> None:
+    write(folder, "extract", METADATA)
     with pytest.raises(UserError, match='stage is "probe", was "extract"'):
-        freeze(folder, "probe", FACTS, nothing)
+        write(folder, "probe", METADATA, fail_if_called)
 
 
-@given(facts_of, facts_of)
-def test_a_difference_always_has_a_name(facts: dict[str, Any], old: dict[str, Any]) -> None:
-    """Whatever makes two plans different is told; the same facts differ in nothing."""
-    different = plan_fingerprint("probe", facts) != plan_fingerprint("probe", old)
-    assert bool(_differences("probe", facts, {"stage": "probe", "facts": old})) == different
+@given(metadata_dicts, metadata_dicts)
+def test_differences_are_named_exactly_if_fingerprints_differ(new: dict[str, Any], old: dict[str, Any]) -> None:
+    different = plan_fingerprint("probe", new) != plan_fingerprint("probe", old)
+    assert bool(_differences("probe", new, {"stage": "probe", "facts": old})) == different
 
 
-def test_a_restart_clears_what_was_there(store: Store) -> None:
-    """The parts, the manifest and the plan of before are gone; the run's own lease is not."""
+def test_a_restart_deletes_everything_but_the_lease(store: Store) -> None:
+    """The parts, the manifest and the plan of the previous run are gone; the lease of this run is still valid."""
     with Lease(store) as lease:
-        plan = freeze(store, "extract", FACTS)
+        plan = write(store, "extract", METADATA)
         for key in ("parts/000000.json", "parts/000000.parquet", "notes"):
             store.write(key, b"old")
         write_manifest(store, plan, Results(1.5))
-        new = freeze(store, "extract", {"metric": "accuracy"}, Derived, restart=True)
+        new = write(store, "extract", {"metric": "accuracy"}, Derived, restart=True)
         lease.check()
         assert store.list() == ["_lease/000001", "plan.json"]
-    assert kept(store) == new
-    assert finished(store, plan) is None
-    assert finished(store, new) is None
+    assert read(store) == new
+    assert find(store, plan) is None
+    assert find(store, new) is None
 
 
-def test_what_has_no_plan_is_cleared_before_one_is_frozen(folder: Store) -> None:
-    """Parts without a plan are a half cleared store's: no run may take them for its own."""
+def test_parts_without_a_plan_are_deleted_before_a_plan_is_written(folder: Store) -> None:
+    """They are left from an interrupted deletion, and no run may take them for its own."""
     folder.write("parts/000000.json", b"old")
-    freeze(folder, "extract", FACTS)
+    write(folder, "extract", METADATA)
     assert folder.list() == ["plan.json"]
 
 
 class Crash(BaseException):
-    """The machine went off."""
+    """Stands for the death of the process."""
 
 
-def crashing(delete: Callable[[Store, str], None], after: int) -> Callable[[Store, str], None]:
-    """`Store.delete` that ends everything when it has worked so many times."""
-    left = [after]
+def crash_after(count: int, delete: Callable[[Store, str], None]) -> Callable[[Store, str], None]:
+    """Return a `Store.delete` that works `count` times and then raises Crash."""
+    remaining = [count]
 
-    def crash(store: Store, prefix: str) -> None:
-        if left[0] == 0:
+    def delete_or_crash(store: Store, prefix: str) -> None:
+        if remaining[0] == 0:
             raise Crash
-        left[0] -= 1
+        remaining[0] -= 1
         delete(store, prefix)
 
-    return crash
+    return delete_or_crash
 
 
-@pytest.mark.parametrize("after", range(6))
-def test_a_crash_while_clearing(after: int, folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After however many deletes: no plan is finished, and the run of either plan ends with a store of its own."""
-    facts, parts = {"metric": "accuracy"}, [f"parts/{n:06d}.json" for n in range(4)]
-    old = freeze(folder, "extract", FACTS, lambda: Derived(name="old"))
+@pytest.mark.parametrize("deletes", range(6))
+def test_a_crash_during_a_restart_leaves_no_plan_with_missing_parts(
+    deletes: int, folder: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After any number of deletes neither plan counts as finished, and a second restart starts from an empty store."""
+    metadata, parts = {"metric": "accuracy"}, [f"parts/{n:06d}.json" for n in range(4)]
+    old = write(folder, "extract", METADATA, lambda: Derived(name="old"))
     for key in parts:
         folder.write(key, b"old")
     write_manifest(folder, old, Results(1.5))
-    assert finished(folder, old)
-    monkeypatch.setattr(Store, "delete", crashing(Store.delete, after))
+    assert find(folder, old)
+    monkeypatch.setattr(Store, "delete", crash_after(deletes, Store.delete))
     with pytest.raises(Crash):
-        freeze(folder, "extract", facts, lambda: Derived(name="new"), restart=True)
+        write(folder, "extract", metadata, lambda: Derived(name="new"), restart=True)
     monkeypatch.undo()
-    left = [key for key in folder.list() if key.startswith("parts/")]
-    if left != parts:
-        assert kept(folder) is None
-    if after:
-        assert finished(folder, old) is None
-    assert finished(folder, StagePlan("extract", facts, Derived())) is None
-    new = freeze(folder, "extract", facts, lambda: Derived(name="new"), restart=True)
+    remaining_parts = [key for key in folder.list() if key.startswith("parts/")]
+    if remaining_parts != parts:
+        assert read(folder) is None
+    if deletes:
+        assert find(folder, old) is None
+    assert find(folder, StagePlan("extract", metadata, Derived())) is None
+    new = write(folder, "extract", metadata, lambda: Derived(name="new"), restart=True)
     assert (new.derived, folder.list()) == (Derived(name="new"), ["plan.json"])
 
 
-def test_finished_only_by_its_own_plan(store: Store) -> None:
-    """The manifest of a plan is no other's; it holds what the stage told."""
-    plan = freeze(store, "train", FACTS)
-    assert finished(store, plan) is None
+def test_a_manifest_is_found_only_for_the_plan_it_was_written_for(store: Store) -> None:
+    """Stage and metadata must be the same, derived values need not; manifest.json holds the results of the stage."""
+    plan = write(store, "train", METADATA)
+    assert find(store, plan) is None
     manifest = write_manifest(store, plan, Results(1.5, {"rows": 3}))
-    assert finished(store, plan) == manifest
+    assert find(store, plan) == manifest
     assert store.read_json("manifest.json") == manifest.to_json()
     assert manifest.to_json() == {
         "stage": "train",
@@ -265,35 +266,35 @@ def test_finished_only_by_its_own_plan(store: Store) -> None:
         "counts": {"rows": 3},
         "seconds": 1.5,
     }
-    assert finished(store, StagePlan("train", {**FACTS, "metric": "accuracy"}, Derived())) is None
-    assert finished(store, StagePlan("probe", FACTS, Derived())) is None
-    assert finished(store, StagePlan("train", FACTS, Derived((7,)))) == manifest
+    assert find(store, StagePlan("train", {**METADATA, "metric": "accuracy"}, Derived())) is None
+    assert find(store, StagePlan("probe", METADATA, Derived())) is None
+    assert find(store, StagePlan("train", METADATA, Derived((7,)))) == manifest
 
 
-def test_keys_of_the_files(folder: Store) -> None:
-    """The keys of plan.json are an interface; a derived value that is None is absent."""
-    freeze(folder, "extract", FACTS, lambda: Derived((1, 2)))
-    assert folder.read_json("plan.json") == {"stage": "extract", "facts": FACTS, "detail": {"shards": [1, 2]}}
+def test_a_plan_file_holds_stage_facts_and_detail(folder: Store) -> None:
+    """These keys of plan.json are an interface; a derived value that is None is left out."""
+    write(folder, "extract", METADATA, lambda: Derived((1, 2)))
+    assert folder.read_json("plan.json") == {"stage": "extract", "facts": METADATA, "detail": {"shards": [1, 2]}}
 
 
-def test_a_stage_that_builds_on_another_loads_what_has_finished(folder: Store) -> None:
-    """Before the other has finished, and where it finished with other metadata, the error names what to do."""
+def test_load_finished_returns_plan_and_manifest_of_a_finished_stage(folder: Store) -> None:
+    """The error names what to do if the stage has not finished or finished with different metadata."""
 
     def load(metadata: dict[str, Any]) -> tuple[StagePlan[Derived], StageManifest[Results]]:
         return load_finished(folder, "extract", metadata, Derived, Results)
 
     with pytest.raises(UserError, match=r"extract has not finished in .*; run `spin extract` first"):
-        load(FACTS)
-    plan = freeze(folder, "extract", FACTS, lambda: Derived((1, 2)))
+        load(METADATA)
+    plan = write(folder, "extract", METADATA, lambda: Derived((1, 2)))
     with pytest.raises(UserError, match="has not finished"):
-        load(FACTS)
+        load(METADATA)
     manifest = write_manifest(folder, plan, Results(2.5))
-    assert load({**FACTS, "sites": ("ffn",)}) == (plan, manifest)
+    assert load({**METADATA, "sites": ("ffn",)}) == (plan, manifest)
     with pytest.raises(UserError, match='metric is "accuracy", was "macro_f1"'):
-        load({**FACTS, "metric": "accuracy"})
+        load({**METADATA, "metric": "accuracy"})
 
 
 def test_a_stage_may_derive_nothing(folder: Store) -> None:
-    plan = write_plan(folder, "probe", FACTS, NothingDerived, NothingDerived)
+    plan = write_plan(folder, "probe", METADATA, NothingDerived, NothingDerived)
     assert folder.read_json("plan.json")["detail"] == {}
     assert read_plan(folder, NothingDerived) == plan
