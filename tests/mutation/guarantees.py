@@ -110,7 +110,7 @@ GUARANTEES = (
         "computing",
         (
             Cut(
-                "tests/pipelines/workers/test_cluster.py::test_nodes_come_and_go",
+                "tests/pipelines/workers/test_cluster.py::test_a_night_uses_added_nodes_and_survives_lost_ones",
                 "pipelines/workers/map_shards.py",
                 "most = work if settings.address is not None and settings.workers is None else now",
                 "most = now",

@@ -1,4 +1,4 @@
-"""Jobs on a cluster of several Ray nodes: submitted, spread, and whole when nodes come and go."""
+"""Jobs on a Ray cluster of several nodes: submission, nodes that are added and lost, one job per night, tokens."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from spin.errors import UserError
 from tests.support import tiny
 from tests.support.repository import ROOT
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.ray]
 DATE = "2026-03-01"
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    """A head and two workers."""
+    """A cluster of a head and two worker nodes."""
     with Nodes(2) as started:
         yield started
 
@@ -48,16 +48,17 @@ def server(nodes: Nodes) -> JobServer:
 
 @dataclass
 class Project:
-    """A working directory with settings, a backbone in it, and a prefix of the S3 server."""
+    """A working directory with settings and a backbone; data and store are under `base` on the S3 server."""
 
     folder: Path
     base: str
     address: str
 
-    def spin(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def spin(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `spin` in the working directory, with the cluster at `address`."""
         env = {**os.environ, "RAY_API_SERVER_ADDRESS": self.address, "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [sys.executable, "-m", "jobs.cli", *words],
+            [sys.executable, "-m", "jobs.cli", *arguments],
             cwd=self.folder,
             env={**env, "PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -92,21 +93,21 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    """Until it is so, as long as the process that brings it about lives."""
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Wait until the condition holds; fail if the process ends first or the time limit passes."""
     end = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert process.poll() is None, (
             f"the driver ended with {process.returncode}: {process.stdout and process.stdout.read()}"
         )
-        assert time.monotonic() < end, "it did not come about in time"
+        assert time.monotonic() < end, f"the condition did not hold within {seconds} s"
         time.sleep(0.05)
 
 
-def test_a_training_run_is_submitted(project: Project, nodes: Nodes, server: JobServer) -> None:
-    """It runs on the workers, its log and exit status come back, and what it was given shows no credential.
+def test_a_submitted_training_run_registers_a_version(project: Project, nodes: Nodes, server: JobServer) -> None:
+    """Its log and exit status are returned, and the job holds no credential.
 
-    The backbone lies in the working directory of the job: every node gets it from the store, once, and whole.
+    The backbone is in the working directory of the job, so each node fetches it once from the store.
     """
     done = project.spin("submit", "run", "settings.yaml", "--env", "NOTE=seen")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -116,30 +117,33 @@ def test_a_training_run_is_submitted(project: Project, nodes: Nodes, server: Job
     assert job.id.startswith("run-tiny-20")
     assert (job.status, job.exit_status) == ("SUCCEEDED", 0)
     details = server._client.get_job_info(job.id)
-    given = details.runtime_env["env_vars"]
-    assert given["AWS_ENDPOINT_URL"] == os.environ["AWS_ENDPOINT_URL"]
-    assert given["NOTE"] == "seen"
+    environment = details.runtime_env["env_vars"]
+    assert environment["AWS_ENDPOINT_URL"] == os.environ["AWS_ENDPOINT_URL"]
+    assert environment["NOTE"] == "seen"
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(details)
     [digest] = {key.split("/")[2] for key in Store(project.base).list("store/backbones")}
     fetched = [[path.name for path in (cache / "backbones").iterdir() if path.is_dir()] for cache in nodes.caches]
     assert fetched == [[digest]] * 2
 
 
-def start(code: str, *words: str) -> subprocess.Popen[str]:
-    """A driver in a process of its own."""
-    command = [sys.executable, "-c", code, *words]
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a driver in a new process."""
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_nodes_come_and_go(nodes: Nodes, s3_server: str, backbone_folder: Path, tmp_path: Path) -> None:
-    """Work spreads over the nodes, a new one takes part, a lost one costs the shard in flight; every id comes once."""
+def test_a_night_uses_added_nodes_and_survives_lost_ones(
+    nodes: Nodes, s3_server: str, backbone_folder: Path, tmp_path: Path
+) -> None:
+    """Only the shard that a lost node was computing is computed again, and every id is predicted exactly once."""
     base, log = f"{s3_server}/{uuid.uuid4().hex}", tmp_path / "log"
     rows = tiny.documents(480)
     Store(base).write("data/night.parquet", parquet([{"id": row["id"], "text": row["text"]} for row in rows]))
-    train = tiny.documents(200)
+    training_rows = tiny.documents(200)
     spin = SpinClassifier(str(backbone_folder), sites=["resid"], metric="accuracy")
-    spin.fit([row["text"] for row in train], [row["label"] for row in train]).save(tmp_path / "shelf" / "1")
-    (tmp_path / "shelf" / "champion").write_text("1")
+    spin.fit([row["text"] for row in training_rows], [row["label"] for row in training_rows])
+    spin.save(tmp_path / "registry" / "1")
+    (tmp_path / "registry" / "champion").write_text("1")
     tree = {
         "backbone": {"model": str(backbone_folder), "dtype": "float32", "device": "cpu"},
         "data": {"train": str(log)},
@@ -147,29 +151,29 @@ def test_nodes_come_and_go(nodes: Nodes, s3_server: str, backbone_folder: Path, 
         "ray": {"address": nodes.gcs, "shard_documents": 40},
     }
     code = "from tests.support.chaos import *\nimport sys\nrun_night(eval(sys.argv[1]), *sys.argv[2:], step=NodeStep)"
-    words = [repr(tree), str(tmp_path / "shelf"), f"{base}/data", f"{base}/out", DATE]
-    driver = start(code, *words)
+    driver = start(code, repr(tree), str(tmp_path / "registry"), f"{base}/data", f"{base}/out", DATE)
 
-    def begun() -> list[list[str]]:
+    def read_attempts() -> list[list[str]]:
+        """Read node and shard of every attempt."""
         return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
 
     try:
-        wait_for(lambda: len({node for node, _ in begun()}) == 2, driver)
+        wait_for(lambda: len({node for node, _ in read_attempts()}) == 2, driver)
         third = nodes.add()
-        wait_for(lambda: third.node_id in {node for node, _ in begun()}, driver)
+        wait_for(lambda: third.node_id in {node for node, _ in read_attempts()}, driver)
         nodes.lose(third)
         Path(f"{log}.go").touch()
         output, _ = driver.communicate(timeout=240)
     finally:
         driver.kill()
     assert driver.returncode == 0, output
-    predicted = read_predictions(f"{base}/out")
-    assert Counter(row["id"] for row in predicted) == Counter(row["id"] for row in rows)
+    predictions = read_predictions(f"{base}/out")
+    assert Counter(row["id"] for row in predictions) == Counter(row["id"] for row in rows)
     assert read_manifest(f"{base}/out").counts.predicted == 480
-    [lost] = {shard for node, shard in begun() if node == third.node_id}
-    again = Counter(shard for _, shard in begun())
-    assert {shard for shard, times in again.items() if times > 1} <= {lost}
-    assert len(again) == 12
+    [lost_shard] = {shard for node, shard in read_attempts() if node == third.node_id}
+    attempts = Counter(shard for _, shard in read_attempts())
+    assert {shard for shard, count in attempts.items() if count > 1} <= {lost_shard}
+    assert len(attempts) == 12
 
 
 def test_a_group_goes_on_with_fewer(nodes: Nodes, tmp_path: Path) -> None:
@@ -196,8 +200,8 @@ def test_a_group_goes_on_with_fewer(nodes: Nodes, tmp_path: Path) -> None:
     assert begun() == {"3": 3, "2": 2}
 
 
-def test_one_job_a_night(server: JobServer, tmp_path: Path) -> None:
-    """A second one is refused while the first runs and after it succeeded; after a failure it gets a number."""
+def test_a_night_is_not_submitted_again_while_it_runs_or_after_it_succeeded(server: JobServer, tmp_path: Path) -> None:
+    """After a stop or a failure it is accepted again, under the next number."""
     name = f"classify-x-{uuid.uuid4().hex}"
 
     def submit(entrypoint: str, once: bool = True) -> str:
@@ -211,14 +215,14 @@ def test_one_job_a_night(server: JobServer, tmp_path: Path) -> None:
     assert not server.stop(first)
     assert (server.job(first).status, server.job(first).exit_status) == ("STOPPED", 130)
     second = submit("echo here we are; exit 4")
-    said: list[str] = []
-    assert server.follow(second, said.append).exit_status == 4
-    assert "here we are" in "".join(said)
+    log: list[str] = []
+    assert server.follow(second, log.append).exit_status == 4
+    assert "here we are" in "".join(log)
     assert "here we are" in server.logs(second)
     third = submit("kill -9 $$")
-    assert server.follow(third, said.append).exit_status == 1
+    assert server.follow(third, log.append).exit_status == 1
     fourth = submit("true")
-    assert server.follow(fourth, said.append).status == "SUCCEEDED"
+    assert server.follow(fourth, log.append).status == "SUCCEEDED"
     assert [second, third, fourth] == [f"{name}-{number}" for number in (2, 3, 4)]
     with pytest.raises(UserError, match=f"job {name}-4 has succeeded"):
         submit("true")
@@ -227,10 +231,12 @@ def test_one_job_a_night(server: JobServer, tmp_path: Path) -> None:
         server.logs("nonsense")
 
 
-def test_of_two_at_once_one_runs(server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server takes the first of an id; the other hears what one that came later would hear."""
+def test_one_of_two_concurrent_submissions_of_a_night_is_refused(
+    server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server accepts one job per id; the refusal is the same as for a submission that comes later."""
     name = f"classify-y-{uuid.uuid4().hex}"
-    monkeypatch.setattr(JobServer, "_next", lambda *_: 1)  # both have looked before either was there
+    monkeypatch.setattr(JobServer, "_next", lambda *_: 1)  # both look for earlier jobs before either is submitted
 
     def submit(_: int) -> str:
         try:
@@ -238,17 +244,17 @@ def test_of_two_at_once_one_runs(server: JobServer, tmp_path: Path, monkeypatch:
         except HeldError as error:
             return str(error)
 
-    with ThreadPoolExecutor(2) as both:
-        said = sorted(both.map(submit, range(2)))
-    assert said == [
+    with ThreadPoolExecutor(2) as threads:
+        results = sorted(threads.map(submit, range(2)))
+    assert results == [
         name,
         f"job {name} is on its way; `spin logs {name} --follow` watches it, `spin stop {name}` ends it",
     ]
     server.stop(name)
 
 
-def test_a_cluster_that_wants_a_token(project: Project, tmp_path: Path) -> None:
-    """With it the jobs are listed; without, or with another, the refusal says what to set. Nothing of it is left."""
+def test_a_cluster_with_a_token_refuses_requests_without_it(project: Project, tmp_path: Path) -> None:
+    """Without a token, or with a wrong one, the error names the variables to set. The cluster leaves no process."""
     (tmp_path / "token").write_text("a" * 32)
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
     cluster = subprocess.Popen(
@@ -262,31 +268,31 @@ def test_a_cluster_that_wants_a_token(project: Project, tmp_path: Path) -> None:
         words = [word.rstrip(",;") for word in cluster.stdout.readline().split()]
         project.address, folder = words[2], words[6]
 
-        def jobs(**environment: str) -> subprocess.CompletedProcess[str]:
+        def list_jobs(**environment: str) -> subprocess.CompletedProcess[str]:
             with pytest.MonkeyPatch.context() as patch:
                 for name, value in environment.items():
                     patch.setenv(name, value)
                 return project.spin("jobs")
 
-        assert running(folder)
-        assert "no jobs" in jobs(**secret).stdout
-        refused = jobs(RAY_AUTH_MODE="disabled"), jobs(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="b" * 32)
-        for answer in refused:
-            assert answer.returncode == 2, answer.stderr
-            assert "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN" in answer.stderr
-            assert len(answer.stderr.splitlines()) == 1
+        assert find_processes(folder)
+        assert "no jobs" in list_jobs(**secret).stdout
+        for environment in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 32}):
+            refused = list_jobs(**environment)
+            assert refused.returncode == 2, refused.stderr
+            assert "set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN" in refused.stderr
+            assert len(refused.stderr.splitlines()) == 1
     finally:
         cluster.terminate()
         cluster.wait(240)
-    assert running(folder) == []
+    assert find_processes(folder) == []
     assert not Path(folder).exists()
 
 
-def running(folder: str) -> list[str]:
-    """The processes that were told of a folder."""
-    found = []
+def find_processes(folder: str) -> list[str]:
+    """Find the running processes whose command line names a folder; return their command lines."""
+    commands = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it ended meanwhile
-            if folder in (words := file.read_text(errors="replace").replace("\0", " ")):
-                found.append(words)
-    return found
+        with suppress(OSError):  # the process has ended meanwhile
+            if folder in (command := file.read_text(errors="replace").replace("\0", " ")):
+                commands.append(command)
+    return commands

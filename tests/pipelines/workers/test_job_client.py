@@ -25,20 +25,20 @@ TREE = {
     "store": "s3://spin/store",
     "mlflow": {"model": "the reviews", "tracking_uri": "http://mlflow:5000"},
 }
-NIGHT = ("classify", "settings.yaml", "--input", "s3://spin/in", "--output", "s3://spin/out")
+CLASSIFY = ("classify", "settings.yaml", "--input", "s3://spin/in", "--output", "s3://spin/out")
 Run = Callable[..., tuple[int, str, str]]
 
 
 class Recorder:
-    """A job server that keeps what it is given."""
+    """A job server that records the arguments of a submission and whose jobs fail with exit status 4."""
 
-    given: dict[str, Any]
+    recorded: dict[str, Any]
 
     def __init__(self, address: str | None) -> None:
-        Recorder.given = {"address": address}
+        Recorder.recorded = {"address": address}
 
     def submit(self, name: str, entrypoint: str, **options: Any) -> str:
-        Recorder.given |= {"name": name, "entrypoint": entrypoint, **options}
+        Recorder.recorded |= {"name": name, "entrypoint": entrypoint, **options}
         return name
 
     def follow(self, id: str, write: Callable[[str], object]) -> Job:
@@ -48,32 +48,39 @@ class Recorder:
 
 @pytest.fixture
 def spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in a folder with settings, with a job server that only records."""
+    """A function that runs `spin` in a folder with settings and returns status, output and error output.
+
+    Jobs go to a Recorder.
+    """
     monkeypatch.chdir(tmp_path)
     for name in PASSED:
         monkeypatch.delenv(name, raising=False)
     Path("settings.yaml").write_text(yaml.safe_dump(TREE), encoding="utf-8")
     monkeypatch.setattr(job_client, "JobServer", Recorder)
 
-    def run(*words: str) -> tuple[int, str, str]:
-        Recorder.given = {}
-        monkeypatch.setattr(sys, "argv", ["spin", *words])
-        with pytest.raises(SystemExit) as left:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        Recorder.recorded = {}
+        monkeypatch.setattr(sys, "argv", ["spin", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
             main()
         out, error = capsys.readouterr()
-        return int(str(left.value.code)), out, error
+        return int(str(exit_info.value.code)), out, error
 
     return run
 
 
-def test_a_night_is_sent_as_it_was_typed(spin: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its day, the cluster's address and the variables of the list, and no other; its status comes back."""
+def test_submit_classify_sends_its_command_line_and_allowed_variables(
+    spin: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No credential is sent with them, and `spin submit` ends with the exit status of the job."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://s3:9000")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
-    status, out, _ = spin("submit", *NIGHT, "--date", "2026-03-01", "--set", "seed=3", "--address", "http://head:8265")
+    status, out, _ = spin(
+        "submit", *CLASSIFY, "--date", "2026-03-01", "--set", "seed=3", "--address", "http://head:8265"
+    )
     assert (status, out.splitlines()[0]) == (4, "submitted classify-the-reviews-2026-03-01")
     assert out.splitlines()[1:] == ["one line", "classify-the-reviews-2026-03-01 failed after 2 s, exit status 4"]
-    assert Recorder.given == {
+    assert Recorder.recorded == {
         "address": "http://head:8265",
         "name": "classify-the-reviews-2026-03-01",
         "entrypoint": "spin classify settings.yaml --input s3://spin/in --output s3://spin/out --date 2026-03-01 "
@@ -85,31 +92,31 @@ def test_a_night_is_sent_as_it_was_typed(spin: Run, monkeypatch: pytest.MonkeyPa
     }
 
 
-def test_a_night_without_a_day_is_of_the_day_it_was_sent(spin: Run) -> None:
-    """Not of the one on which it starts; and it is not waited for, if so asked."""
+def test_submit_classify_without_a_date_uses_the_day_of_submission(spin: Run) -> None:
+    """A job may start a day later. With --detach the command does not wait for it."""
     today = datetime.now(UTC).date().isoformat()
-    status, out, _ = spin("submit", *NIGHT, "--detach", "--exclude", "raw/", "--env", "NOTE=a b", "--restart")
+    status, out, _ = spin("submit", *CLASSIFY, "--detach", "--exclude", "raw/", "--env", "NOTE=a b", "--restart")
     assert (status, out) == (0, f"submitted classify-the-reviews-{today}\n")
-    assert Recorder.given["entrypoint"].endswith(f"--restart --set ray.address=auto --date {today}")
-    assert (Recorder.given["excludes"], Recorder.given["environment"]) == (["raw/"], {"NOTE": "a b"})
-    assert not Recorder.given["once"]
-    assert spin("submit", *NIGHT, "--detach", "--set", "data.train=a.csv")[0] == 0  # a night reads no training text
+    assert Recorder.recorded["entrypoint"].endswith(f"--restart --set ray.address=auto --date {today}")
+    assert (Recorder.recorded["excludes"], Recorder.recorded["environment"]) == (["raw/"], {"NOTE": "a b"})
+    assert not Recorder.recorded["once"]
+    assert spin("submit", *CLASSIFY, "--detach", "--set", "data.train=a.csv")[0] == 0  # classify reads no training data
 
 
 @pytest.mark.parametrize("command", ["run", "extract", "probe", "train"])
-def test_training_is_sent_and_may_be_sent_again(spin: Run, command: str) -> None:
+def test_training_commands_can_be_submitted_repeatedly(spin: Run, command: str) -> None:
     status, _, _ = spin("submit", command, "settings.yaml", "--detach")
     assert status == 0
-    assert re.fullmatch(rf"{command}-the-reviews-20\d\d-\d\d-\d\d", Recorder.given["name"])
-    assert Recorder.given["entrypoint"] == f"spin {command} settings.yaml --set ray.address=auto"
-    assert not Recorder.given["once"]
+    assert re.fullmatch(rf"{command}-the-reviews-20\d\d-\d\d-\d\d", Recorder.recorded["name"])
+    assert Recorder.recorded["entrypoint"] == f"spin {command} settings.yaml --set ray.address=auto"
+    assert not Recorder.recorded["once"]
 
 
 RELATIVE = "expected s3://… or an absolute path that all nodes share"
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "expected"),
     [
         (["promote", "settings.yaml"], "'promote' is not one of"),
         (["classify", "settings.yaml", "--input", "x"], "Missing option '--output'"),
@@ -117,13 +124,13 @@ RELATIVE = "expected s3://… or an absolute path that all nodes share"
         (["run", "/etc/settings.yaml"], "/etc/settings.yaml is not in the working directory"),
         (["run", "../settings.yaml"], "../settings.yaml is not in the working directory"),
         (["run", "other.yaml"], "no settings file at other.yaml"),
-        ([*NIGHT, "--date", "2026-02-30"], "--date 2026-02-30: expected a day as YYYY-MM-DD"),
+        ([*CLASSIFY, "--date", "2026-02-30"], "--date 2026-02-30: expected a day as YYYY-MM-DD"),
         (["run", "settings.yaml", "--set", "store=runs/a"], f"store is 'runs/a', a folder of this machine; {RELATIVE}"),
         (
             ["run", "settings.yaml", "--set", "data.train=a.csv"],
             f"data.train is 'a.csv', a folder of this machine; {RELATIVE}",
         ),
-        ([*NIGHT, "--since", "nights"], f"--since is 'nights', a folder of this machine; {RELATIVE}"),
+        ([*CLASSIFY, "--since", "nights"], f"--since is 'nights', a folder of this machine; {RELATIVE}"),
         (["run", "settings.yaml", "--set", "mlflow.tracking_uri=null"], "mlflow.tracking_uri is not set: the registry"),
         (
             ["run", "settings.yaml", "--set", "mlflow.tracking_uri=sqlite:///a.db"],
@@ -136,28 +143,36 @@ RELATIVE = "expected s3://… or an absolute path that all nodes share"
         (["run", "settings.yaml", "--env", "DB=postgresql://u:p@h/d"], "DB holds a password"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_sent(spin: Run, words: list[str], said: str) -> None:
-    """In words, with status 2; no password is repeated."""
-    status, _, error = spin("submit", *words)
+def test_invalid_arguments_are_reported_before_a_job_is_submitted(
+    spin: Run, arguments: list[str], expected: str
+) -> None:
+    """The status is 2, and no password is repeated."""
+    status, _, error = spin("submit", *arguments)
     assert status == 2
-    assert said in " ".join(error.split())
+    assert expected in " ".join(error.split())
     assert "u:p@" not in error
-    assert "name" not in Recorder.given
+    assert "name" not in Recorder.recorded
 
 
-def test_a_place_that_all_nodes_share_is_taken(spin: Run, tmp_path: Path) -> None:
-    """An absolute folder, in which the registry lies too."""
-    places = [f"store={tmp_path}", f"data.train={tmp_path}/a.csv", "mlflow.tracking_uri=null"]
-    assert spin("submit", "run", "settings.yaml", "--detach", *(w for p in places for w in ("--set", p)))[0] == 0
+def test_absolute_local_paths_are_accepted(spin: Run, tmp_path: Path) -> None:
+    """All nodes may share such a folder; the registry may be in it too."""
+    settings = [f"store={tmp_path}", f"data.train={tmp_path}/a.csv", "mlflow.tracking_uri=null"]
+    assert (
+        spin(
+            "submit", "run", "settings.yaml", "--detach", *(word for setting in settings for word in ("--set", setting))
+        )[0]
+        == 0
+    )
     assert spin("submit", "run", "settings.yaml", "--detach", "--set", "mlflow.tracking_uri=sqlite:////a/b.db")[0] == 0
 
 
-def test_a_tracking_uri_of_the_environment(spin: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goes with the job; with a password in it, it does not."""
+def test_the_tracking_uri_in_the_environment_is_sent_unless_it_holds_a_password(
+    spin: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unset = ("--set", "mlflow.tracking_uri=null")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert spin("submit", "run", "settings.yaml", "--detach", *unset)[0] == 0
-    assert Recorder.given["environment"] == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    assert Recorder.recorded["environment"] == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000")
     status, _, error = spin("submit", "run", "settings.yaml", "--detach", *unset)
     assert status == 2
@@ -166,28 +181,27 @@ def test_a_tracking_uri_of_the_environment(spin: Run, monkeypatch: pytest.Monkey
 
 
 @given(st.from_regex(r"[A-Z_]{0,8}(SECRET|TOKEN|PASSWORD|ACCESS_KEY|API_KEY)[A-Z_]{0,8}", fullmatch=True))
-def test_no_credential_is_passed(name: str) -> None:
-    """By whatever name."""
+def test_variables_named_like_credentials_are_refused(name: str) -> None:
     assert name not in PASSED
     with pytest.raises(UserError, match="looks like a credential"):
         environment([f"{name}=x"])
 
 
 @pytest.mark.parametrize(
-    ("address", "status", "said"),
+    ("address", "status", "expected"),
     [
         ("head:8265", 2, "--address head:8265: expected the cluster's dashboard, such as http://HEAD:8265"),
         ("http://127.0.0.1:9", 5, "Ray at http://127.0.0.1:9 does not answer"),
     ],
 )
-def test_a_cluster_that_is_not_there(
-    address: str, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_commands_report_an_unreachable_cluster_in_one_line(
+    address: str, status: int, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for words in (["jobs"], ["logs", "x"], ["stop", "x"]):
-        monkeypatch.setattr(sys, "argv", ["spin", *words, "--address", address])
-        with pytest.raises(SystemExit) as left:
+    for command in (["jobs"], ["logs", "x"], ["stop", "x"]):
+        monkeypatch.setattr(sys, "argv", ["spin", *command, "--address", address])
+        with pytest.raises(SystemExit) as exit_info:
             main()
-        assert left.value.code == status
+        assert exit_info.value.code == status
         error = capsys.readouterr().err
-        assert said in error
+        assert expected in error
         assert len(error.splitlines()) == 1

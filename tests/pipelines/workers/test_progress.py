@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: JSON lines that a log can be read by."""
+"""Progress without a terminal: JSON lines for a log."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from pipelines.workers import progress as progress_module
 from pipelines.workers.progress import log_as_json, progress
 
 
-class Said(io.StringIO):
-    """Standard error that says when a line has come."""
+class ErrorStream(io.StringIO):
+    """A standard error stream that sets the event `written` on each write."""
 
     def __init__(self, terminal: bool) -> None:
         super().__init__()
-        self.terminal, self.come = terminal, threading.Event()
+        self.terminal, self.written = terminal, threading.Event()
 
     def isatty(self) -> bool:
         return self.terminal
 
     def write(self, text: str) -> int:
-        written = super().write(text)
-        self.come.set()
-        return written
+        length = super().write(text)
+        self.written.set()
+        return length
 
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["log", "terminal"])
-def test_a_line_says_how_far_it_is(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts, rate and remaining time, and what happened besides; on a terminal where it is asked for."""
-    said = Said(terminal)
-    monkeypatch.setattr(progress_module, "console", Console(file=said, highlight=False, width=20))
+def test_progress_is_logged_as_json_lines(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line holds counts, rate and remaining time. On a terminal lines are written only after `log_as_json`."""
+    stream = ErrorStream(terminal)
+    monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
     monkeypatch.setattr(progress_module, "_mode", {"json": False})
     if terminal:
@@ -41,9 +41,9 @@ def test_a_line_says_how_far_it_is(terminal: bool, monkeypatch: pytest.MonkeyPat
     with progress("classify", 100, "documents", done=20) as advance:
         advance(30, dead=2, retried=0)
         advance(10, dead=1, retried=1)
-        said.come.clear()
-        assert said.come.wait(10)
-    line = json.loads(said.getvalue().splitlines()[-1])
+        stream.written.clear()
+        assert stream.written.wait(10)
+    line = json.loads(stream.getvalue().splitlines()[-1])
     assert {key: line[key] for key in ("stage", "done", "total", "unit", "dead", "retried")} == {
         "stage": "classify",
         "done": 60,
@@ -56,11 +56,11 @@ def test_a_line_says_how_far_it_is(terminal: bool, monkeypatch: pytest.MonkeyPat
     assert line["remaining_s"] >= 0
 
 
-def test_a_short_stage_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line before its time, and no thread that goes on."""
-    said = Said(False)
-    monkeypatch.setattr(progress_module, "console", Console(file=said))
+def test_a_short_stage_logs_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is written before the first interval ends, and no progress thread is left running."""
+    stream = ErrorStream(terminal=False)
+    monkeypatch.setattr(progress_module, "console", Console(file=stream))
     with progress("classify", 1, "documents") as advance:
         advance(1)
-    assert said.getvalue() == ""
+    assert stream.getvalue() == ""
     assert "progress" not in [thread.name for thread in threading.enumerate()]
