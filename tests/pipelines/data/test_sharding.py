@@ -53,8 +53,7 @@ def to_jsonl(rows: Sequence[Row], end: str = "\n", **options: Any) -> bytes:
 
 def to_csv(rows: Sequence[Row], end: str = "\n", *, quoted: bool = False) -> bytes:
     sink, names = io.StringIO(), list(rows[0]) if rows else ["id", "text", "label"]
-    quoting = csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL
-    writer = csv.DictWriter(sink, names, lineterminator=end, quoting=quoting)
+    writer = csv.DictWriter(sink, names, lineterminator=end, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
     writer.writeheader()
     writer.writerows(rows)
     return sink.getvalue().encode()
