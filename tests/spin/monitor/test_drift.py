@@ -1,4 +1,4 @@
-"""Profiles of documents, and drift: more than is allowed and more than chance."""
+"""Profiles of documents, and drift: more change than is allowed and more than chance explains."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from tests.support.summaries import choice_summary
 
 COLUMN = FeatureColumn.parse("ffn.01.mean")
 NEURONS = 40
-TASK = LabelSpace(("bad", "good"), False)
+BINARY = LabelSpace(("bad", "good"), False)
 SELECTION = Selection({COLUMN: np.arange(NEURONS)}, {COLUMN: np.ones(NEURONS)}, 0.9)
 
 
-def fitted() -> FittedClassifier:
+def make_fitted() -> FittedClassifier:
     draw = np.random.default_rng(0)
     head = LinearHead(draw.normal(size=(1, NEURONS)), np.zeros(1))
     standardizer = Standardizer(draw.normal(size=NEURONS), draw.uniform(0.5, 2, NEURONS))
     return FittedClassifier(SELECTION, standardizer, head, choice_summary())
 
 
-def documents(
+def make_outputs(
     count: int, seed: int = 0, *, shift: float = 0.0, good: float = 0.4, length: int = 40, unknown: float = 0.2
 ) -> dict[str, Any]:
     """Return a classifier's outputs for random documents; `shift` moves one neuron by that many standard deviations.
@@ -60,37 +60,37 @@ def documents(
     }
 
 
-def profile(outputs: dict[str, Any]) -> Profile:
-    return Profile.from_outputs(TASK, fitted(), **outputs)
+def make_profile(outputs: dict[str, Any]) -> Profile:
+    return Profile.from_outputs(BINARY, make_fitted(), **outputs)
 
 
-def part(outputs: dict[str, Any], rows: slice) -> dict[str, Any]:
+def take_rows(outputs: dict[str, Any], rows: slice) -> dict[str, Any]:
     features = outputs["features"]
-    cut = Features({}, features.n_tokens[rows], features.n_unknown[rows], 0)
-    return {name: value[rows] for name, value in outputs.items() if name != "features"} | {"features": cut}
+    selected = Features({}, features.n_tokens[rows], features.n_unknown[rows], 0)
+    return {name: value[rows] for name, value in outputs.items() if name != "features"} | {"features": selected}
 
 
-def drifted(**changes: Any) -> set[str]:
+def drifted_properties(**changes: Any) -> set[str]:
     """Return the properties that have drifted in 3,000 documents, compared with 2,000."""
-    drifts = measure(profile(documents(3000, 1, **changes)), profile(documents(2000)), SELECTION, 0.1)
+    drifts = measure(make_profile(make_outputs(3000, 1, **changes)), make_profile(make_outputs(2000)), SELECTION, 0.1)
     return {drift.name for drift in drifts if drift.drifted}
 
 
 @given(st.lists(st.integers(0, 300), max_size=4))
 def test_profiles_of_parts_add_up(cuts: list[int]) -> None:
-    """However documents are divided over shards, empty ones too, the sum is the profile of all of them."""
-    outputs, borders = documents(300), [0, *sorted(cuts), 300]
-    parts = [profile(part(outputs, slice(a, b))) for a, b in pairwise(borders)]
+    """However documents are divided over shards, empty ones included, the sum is the profile of all documents."""
+    outputs, borders = make_outputs(300), [0, *sorted(cuts), 300]
+    parts = [make_profile(take_rows(outputs, slice(a, b))) for a, b in pairwise(borders)]
     total = parts[0]
-    for more in parts[1:]:
-        total = total + more
-    for name, value in vars(profile(outputs)).items():
+    for next_part in parts[1:]:
+        total = total + next_part
+    for name, value in vars(make_profile(outputs)).items():
         np.testing.assert_allclose(getattr(total, name), value, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-def test_a_profile_counts_what_a_loop_counts() -> None:
-    outputs = documents(300)
-    counted, features, scale = profile(outputs), outputs["features"], fitted().standardizer
+def test_a_profile_equals_a_plain_loop() -> None:
+    outputs = make_outputs(300)
+    counted, features, scale = make_profile(outputs), outputs["features"], make_fitted().standardizer
     assert counted.documents == 300
     good = sum(bad < good for bad, good in outputs["logits"].tolist())
     assert counted.labels.tolist() == [300 - good, good, 0]
@@ -109,11 +109,11 @@ def test_a_profile_counts_what_a_loop_counts() -> None:
 
 
 def test_a_multilabel_profile_counts_every_label() -> None:
-    """One document of both classes, two of none."""
+    """One document has both classes and two have none."""
     label_space = LabelSpace(("a", "b"), True)
     counted = Profile.from_outputs(
         label_space,
-        fitted(),
+        make_fitted(),
         np.array([[1.0, 2.0], [-1.0, -2.0], [-3.0, -1.0]]),
         np.zeros((3, NEURONS), np.float32),
         Features({}, np.ones(3, np.int32), np.zeros(3, np.int32), 0),
@@ -121,83 +121,83 @@ def test_a_multilabel_profile_counts_every_label() -> None:
     assert counted.labels.tolist() == [1, 1, 2]
 
 
-def test_a_profile_comes_back_from_bytes() -> None:
-    counted = profile(documents(20))
-    again = Profile.from_bytes(counted.to_bytes())
+def test_a_profile_is_restored_from_bytes() -> None:
+    counted = make_profile(make_outputs(20))
+    restored = Profile.from_bytes(counted.to_bytes())
     for name, value in vars(counted).items():
-        np.testing.assert_array_equal(getattr(again, name), value)
+        np.testing.assert_array_equal(getattr(restored, name), value)
     with pytest.raises(UserError, match="not a profile of documents"):
         Profile.from_bytes(b"something else")
 
 
-def test_the_index_is_the_symmetric_divergence() -> None:
+def test_the_stability_index_is_the_symmetric_divergence() -> None:
     draw = np.random.default_rng(0)
-    now, then = draw.integers(100, 1000, (2, 12))
-    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (now, then))
-    assert stability(now, then) == pytest.approx(entropy(p, q) + entropy(q, p))
-    assert stability(now, then) == stability(then, now)
-    assert stability(now, now) == 0
+    current, reference = draw.integers(100, 1000, (2, 12))
+    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (current, reference))
+    assert stability(current, reference) == pytest.approx(entropy(p, q) + entropy(q, p))
+    assert stability(current, reference) == stability(reference, current)
+    assert stability(current, current) == 0
     assert np.isfinite(stability(np.array([5, 0]), np.array([0, 5])))
 
 
 @pytest.mark.parametrize(("n", "m"), [(150, 500), (2000, 4000), (1_000_000, 4000)])
 def test_the_limit_holds_for_few_and_for_many_documents(n: int, m: int) -> None:
-    """A warning is rare where the shares moved by exactly what is allowed, and sure where they moved by far more."""
+    """Warnings are rare where shares moved by exactly what is allowed, and certain where they moved by far more."""
     draw = np.random.default_rng(n)
     base = draw.dirichlet(np.full(10, 4.0))
 
-    def moved(strength: float) -> NDArray[np.floating]:
+    def move_shares(strength: float) -> NDArray[np.floating]:
         shares = base * np.exp(strength * np.linspace(-1, 1, 10))
         return shares / shares.sum()
 
-    def at(strength: float) -> float:
-        return float(entropy(moved(strength), base) + entropy(base, moved(strength)))
+    def divergence(strength: float) -> float:
+        return float(entropy(move_shares(strength), base) + entropy(base, move_shares(strength)))
 
-    def warnings(strength: float, tries: int = 600) -> float:
+    def warning_rate(strength: float, tries: int = 600) -> float:
         limit = stability_limit(10, n, m, 0.1)
-        pairs = zip(draw.multinomial(n, moved(strength), tries), draw.multinomial(m, base, tries), strict=True)
-        return float(np.mean([stability(now, then) > limit for now, then in pairs]))
+        pairs = zip(draw.multinomial(n, move_shares(strength), tries), draw.multinomial(m, base, tries), strict=True)
+        return float(np.mean([stability(current, reference) > limit for current, reference in pairs]))
 
-    allowed = brentq(lambda s: at(s) - 0.1, 0.01, 4)
-    assert warnings(0) == 0
-    assert warnings(allowed) < 4 * SIGNIFICANCE
-    assert warnings(brentq(lambda s: at(s) - 1, 0.01, 6)) > 0.9
-
-
-def test_each_property_drifts_by_itself() -> None:
-    assert drifted() == set()
-    assert drifted(good=0.75) == {"labels"}
-    assert drifted(length=90) == {"lengths"}
-    assert drifted(unknown=0.5) == {"unknown"}
-    assert drifted(shift=0.6) == {"neurons"}
-    assert drifted(shift=0.1, good=0.45, length=41) == set()
+    allowed = brentq(lambda s: divergence(s) - 0.1, 0.01, 4)
+    assert warning_rate(0) == 0
+    assert warning_rate(allowed) < 4 * SIGNIFICANCE
+    assert warning_rate(brentq(lambda s: divergence(s) - 1, 0.01, 6)) > 0.9
 
 
-def test_the_neuron_that_moved_is_named() -> None:
-    drifts = measure(profile(documents(3000, 1, shift=2)), profile(documents(2000)), SELECTION, 0.1)
+def test_each_property_drifts_independently() -> None:
+    assert drifted_properties() == set()
+    assert drifted_properties(good=0.75) == {"labels"}
+    assert drifted_properties(length=90) == {"lengths"}
+    assert drifted_properties(unknown=0.5) == {"unknown"}
+    assert drifted_properties(shift=0.6) == {"neurons"}
+    assert drifted_properties(shift=0.1, good=0.45, length=41) == set()
+
+
+def test_drift_names_the_neuron_that_moved() -> None:
+    drifts = measure(make_profile(make_outputs(3000, 1, shift=2)), make_profile(make_outputs(2000)), SELECTION, 0.1)
     neurons = drifts[-1]
     assert neurons.now == (1, NEURONS - 1)
     assert (neurons.moved[0].column, neurons.moved[0].neuron) == ("ffn.01.mean", 3)
-    # aligned by the training scale, in the standard deviations of the reference again
+    # in standard deviations of the reference, not in units of the training scale
     assert neurons.moved[0].shift == pytest.approx(2, abs=0.1)
     assert neurons.psi == pytest.approx(neurons.moved[0].shift ** 2, abs=0.01)
 
 
-def test_of_many_neurons_none_warns_by_chance() -> None:
-    """All of them shifted by just what is allowed: in hardly a night of a hundred does any pass its limit."""
+def test_many_neurons_at_the_limit_seldom_warn() -> None:
+    """All neurons are shifted by exactly what is allowed, and hardly any night in a hundred exceeds the limit."""
     draw, n, m = np.random.default_rng(0), 400, 900
-    flat = profile(documents(n))
+    base_profile = make_profile(make_outputs(n))
 
-    def drawn(count: int, shift: float) -> Profile:
+    def draw_profile(count: int, shift: float) -> Profile:
         means = draw.normal(shift, 1 / math.sqrt(count), NEURONS)
         scores = np.bincount([19], minlength=20) * count
-        return replace(flat, scores=scores, sums=count * means, squares=count * (1 + means**2))
+        return replace(base_profile, scores=scores, sums=count * means, squares=count * (1 + means**2))
 
-    pairs = [(drawn(n, math.sqrt(0.1)), drawn(m, 0)) for _ in range(400)]
-    warned = [measure(now, then, SELECTION, 0.1)[-1].drifted for now, then in pairs]
+    pairs = [(draw_profile(n, math.sqrt(0.1)), draw_profile(m, 0)) for _ in range(400)]
+    warned = [measure(current, reference, SELECTION, 0.1)[-1].drifted for current, reference in pairs]
     assert np.mean(warned) < 4 * SIGNIFICANCE
 
 
-def test_without_documents_nothing_is_compared() -> None:
-    empty = profile(part(documents(10), slice(0, 0)))
-    assert measure(empty, profile(documents(10)), SELECTION, 0.1) == []
+def test_an_empty_profile_is_not_compared() -> None:
+    empty = make_profile(take_rows(make_outputs(10), slice(0, 0)))
+    assert measure(empty, make_profile(make_outputs(10)), SELECTION, 0.1) == []

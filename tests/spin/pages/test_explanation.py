@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +33,30 @@ from tests.support.summaries import choice_summary
 SEARCH = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), head="linear")
 QUICK: dict[str, Any] = {"probe": ProbeSettings(penalties=3, max_extra=0), "search": SEARCH}
 CLASSES = {"binary": ("good", "bad"), "multi-class": ("good", "bad", "plain"), "multi-label": tuple(tiny.WORDS)}
-READ = [("encoder", "mean"), ("encoder", "max"), ("decoder", "last"), ("decoder", "mean")]
+BACKBONES_AND_POOLINGS = [("encoder", "mean"), ("encoder", "max"), ("decoder", "last"), ("decoder", "mean")]
 TEXTS = ["a fine film .", "bad", "unheard of words", "the crew was late !", "a\nlovely   day", "film " * 100]
 
 
-def read(count: int, label_space: str, seed: int = 0) -> tuple[list[str], list[Label]]:
-    """Texts and labels; of a multi-label task a text holds words of each of its classes, which may be none."""
+def make_documents(count: int, label_space: str, seed: int = 0) -> tuple[list[str], list[Label]]:
+    """Texts and labels. In a multi-label task a text holds words of each of its classes, which may be none."""
     documents = tiny.documents(count, CLASSES[label_space], seed)
     if label_space != "multi-label":
         return [d["text"] for d in documents], [d["label"] for d in documents]
     draw = random.Random(seed)
     labels: list[Label] = [[name for name in tiny.WORDS if draw.random() < 0.5] for _ in documents]
     words = [[draw.choice(tiny.WORDS[name]) for name in label for _ in range(2)] for label in labels]
-    return [" ".join([*draw.choices(tiny.FILLER, k=4), *of]) for of in words], labels
+    return [" ".join([*draw.choices(tiny.FILLER, k=4), *words_of_document]) for words_of_document in words], labels
 
 
 @pytest.fixture(scope="module")
 def backbone(backbone_folder: Path) -> BackboneSettings:
+    """Settings of a tiny random BERT."""
     return BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> BackboneSettings:
-    """A tiny random Llama."""
+    """Settings of a tiny random Llama."""
     shape = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "intermediate_size": 24}
     config = LlamaConfig(**shape, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.6)
     folder = tiny.save_backbone(tmp_path_factory.mktemp("llama"), config, tiny.tokenizer(special=False))
@@ -62,13 +65,15 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> BackboneSettings:
 
 @pytest.fixture(scope="module")
 def deep(backbone: BackboneSettings) -> SpinClassifier:
-    """Three classes from neurons of the FFN under all four poolings at once, by a head of random weights."""
+    """Three classes from FFN neurons under all four poolings at once, with a head of random weights."""
     loaded, draw = load_backbone(backbone), np.random.default_rng(0)
     columns = feature_columns(loaded, ["ffn"], ["mean", "max", "first", "last"])
-    read_columns = extract(loaded, read(60, "multi-class")[0], columns).columns
+    activations = extract(loaded, make_documents(60, "multi-class")[0], columns).columns
     neurons = {column: np.arange(0, 24, 5) for column in sorted(columns)}
-    values = np.concatenate([read_columns[column][:, at] for column, at in neurons.items()], axis=1)
-    selection = Selection(neurons, {column: np.full(len(at), 1 / len(at)) for column, at in neurons.items()}, 1.0)
+    values = np.concatenate([activations[column][:, positions] for column, positions in neurons.items()], axis=1)
+    selection = Selection(
+        neurons, {column: np.full(len(positions), 1 / len(positions)) for column, positions in neurons.items()}, 1.0
+    )
     shape = 3, values.shape[1]
     head = LinearHead(*((draw.normal(size=size) / 4).astype(np.float32) for size in (shape, shape[:1])))
     fitted = FittedClassifier(selection, Standardizer(values.mean(0), values.std(0)), head, choice_summary())
@@ -77,8 +82,24 @@ def deep(backbone: BackboneSettings) -> SpinClassifier:
     return SpinClassifier.assemble(backbone, loaded.digest, label_space, training_result, "accuracy", backbone=loaded)
 
 
-def check_sums(explanation: Explanation, logits: np.ndarray, within: float) -> None:
-    """Neurons, words, sites and layers each sum, with the bias, to the logits; sites and layers as a loop adds them."""
+@pytest.fixture(scope="module")
+def fit_binary(backbone: BackboneSettings) -> Callable[[str, str, bool], SpinClassifier]:
+    """Return a function that fits a binary classifier once per site, pooling and treatment of special tokens."""
+
+    @cache
+    def fit(site: str, pooling: str, special: bool) -> SpinClassifier:
+        settings = backbone.model_copy(update={"pool_special_tokens": special})
+        classifier = SpinClassifier(settings, sites=[site], poolings=[pooling], **QUICK)
+        return classifier.fit(*make_documents(150, "binary"))
+
+    return fit
+
+
+def check_sums(explanation: Explanation, logits: np.ndarray, tolerance: float) -> None:
+    """Neurons, words, sites and layers each add up, with the bias, to the logits.
+
+    Sites and layers equal sums in a loop.
+    """
     parts = {
         "neurons": explanation.contributions.sum(0),
         "words": explanation.word_contributions.sum(0),
@@ -86,8 +107,8 @@ def check_sums(explanation: Explanation, logits: np.ndarray, within: float) -> N
         "layers": np.sum(list(explanation.by_layer().values()), axis=0),
     }
     for name, part in parts.items():
-        np.testing.assert_allclose(part + explanation.bias, logits, atol=within, err_msg=name)
-    np.testing.assert_allclose(explanation.logits, logits, atol=within)
+        np.testing.assert_allclose(part + explanation.bias, logits, atol=tolerance, err_msg=name)
+    np.testing.assert_allclose(explanation.logits, logits, atol=tolerance)
     sites: dict[Any, Any] = {}
     layers: dict[Any, Any] = {}
     for (column, _), values in zip(explanation.neurons, explanation.contributions, strict=True):
@@ -101,45 +122,49 @@ def check_sums(explanation: Explanation, logits: np.ndarray, within: float) -> N
             assert sums[place][k] == pytest.approx(value, abs=1e-6)  # type: ignore[index]
 
 
-def check_explanation(spin: SpinClassifier, text: str, within: float = 1e-4) -> None:
-    """The explanation divides the logits of the classifier, and names the same class."""
-    explanation = spin.explain(text)
-    check_sums(explanation, spin.predict_logits([text])[0], within)
-    assert explanation.contributions.shape == (len(spin.fitted.selection), len(spin.classes))
-    np.testing.assert_allclose(explanation.probabilities, spin.predict_proba([text])[0], atol=within)
-    named = [spin.classes[k] for k in explanation.chosen]
-    [label] = spin.predict([text])
-    assert sorted(named) == sorted(label) if spin.label_space.multilabel else named == [label] == [explanation.label]
+def check_explanation(classifier: SpinClassifier, text: str, tolerance: float = 1e-4) -> None:
+    """The explanation adds up to the logits of the classifier and names the same class."""
+    explanation = classifier.explain(text)
+    check_sums(explanation, classifier.predict_logits([text])[0], tolerance)
+    assert explanation.contributions.shape == (len(classifier.fitted.selection), len(classifier.classes))
+    np.testing.assert_allclose(explanation.probabilities, classifier.predict_proba([text])[0], atol=tolerance)
+    named = [classifier.classes[k] for k in explanation.chosen]
+    [label] = classifier.predict([text])
+    assert (
+        sorted(named) == sorted(label) if classifier.label_space.multilabel else named == [label] == [explanation.label]
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "pooling", "label_space", "head"),
-    [(*read, label_space, "linear") for read in READ for label_space in CLASSES]
+    [(*backbone, label_space, "linear") for backbone in BACKBONES_AND_POOLINGS for label_space in CLASSES]
     + [
-        (*read, label_space, "mlp")
-        for read, label_space in zip(READ, ("binary", "multi-class", "multi-label", "binary"), strict=True)
+        (*backbone, label_space, "mlp")
+        for backbone, label_space in zip(
+            BACKBONES_AND_POOLINGS, ("binary", "multi-class", "multi-label", "binary"), strict=True
+        )
     ],
 )
 def test_explanations_of_every_head_and_task_add_up(
     backbone: BackboneSettings, decoder: BackboneSettings, kind: str, pooling: str, label_space: str, head: str
 ) -> None:
-    """To 1e-4 for a linear head, 1e-2 for an mlp, under the poolings that each kind of backbone is read with."""
+    """Within 1e-4 for a linear head and 1e-2 for an MLP, under the poolings that suit each kind of backbone."""
     settings = {**QUICK, "search": SEARCH.model_copy(update={"head": head}), "sites": ["resid.01", "ffn.03"]}
-    spin = SpinClassifier(backbone if kind == "encoder" else decoder, poolings=[pooling], **settings)
-    spin.fit(*read(120, label_space))
-    assert isinstance(spin.fitted.head, LinearHead if head == "linear" else MlpHead)
+    classifier = SpinClassifier(backbone if kind == "encoder" else decoder, poolings=[pooling], **settings)
+    classifier.fit(*make_documents(120, label_space))
+    assert isinstance(classifier.fitted.head, LinearHead if head == "linear" else MlpHead)
     for text in TEXTS:
-        check_explanation(spin, text, 1e-4 if head == "linear" else 1e-2)
+        check_explanation(classifier, text, 1e-4 if head == "linear" else 1e-2)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_explanation_of_a_nonlinear_head_is_complete(deep: SpinClassifier, text: str) -> None:
-    """Random hidden weights, far from linear: the integrated gradients are complete all the same."""
+def test_the_explanation_of_an_mlp_head_is_complete(deep: SpinClassifier, text: str) -> None:
+    """Integrated gradients add up to the logits even if random hidden weights make the head far from linear."""
     draw = np.random.default_rng(0)
     linear, (k, p) = deep.fitted.head, deep.fitted.head.coef.shape  # type: ignore[union-attr]
     shapes = ((32, p), (32,), (k, 32))
-    bent = MlpHead(linear, *(draw.normal(size=shape).astype(np.float32) for shape in shapes))  # type: ignore[arg-type]
-    fitted = replace(deep.fitted, head=bent)
+    mlp = MlpHead(linear, *(draw.normal(size=shape).astype(np.float32) for shape in shapes))  # type: ignore[arg-type]
+    fitted = replace(deep.fitted, head=mlp)
     values = np.concatenate(list(deep.features([text]).columns.values()), axis=1)
     logits = fitted.logits(values)[0]
     assert np.abs(logits - deep.fitted.logits(values)[0]).max() > 1
@@ -147,96 +172,95 @@ def test_the_explanation_of_a_nonlinear_head_is_complete(deep: SpinClassifier, t
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_an_explanation_is_exact(deep: SpinClassifier, text: str) -> None:
-    """Under mean, max, first and last at once, cut texts and unknown words included."""
+def test_an_explanation_is_exact_under_all_poolings_at_once(deep: SpinClassifier, text: str) -> None:
+    """Texts beyond the token limit and unknown words are included."""
     assert {column.pooling for column in deep.fitted.selection.neurons} == {"mean", "max", "first", "last"}
     check_explanation(deep, text)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
 @pytest.mark.parametrize("special", [False, True])
-def test_an_explanation_is_exact_under_each_pooling(backbone: BackboneSettings, pooling: str, special: bool) -> None:
-    """Each pooling by itself, with and without special tokens in the content."""
-    own = backbone.model_copy(update={"pool_special_tokens": special})
-    spin = SpinClassifier(own, sites=["ffn"], poolings=[pooling], **QUICK).fit(*read(150, "binary"))
-    for text in read(5, "binary", seed=4)[0]:
-        check_explanation(spin, text)
+def test_an_explanation_is_exact_under_each_pooling(
+    fit_binary: Callable[[str, str, bool], SpinClassifier], pooling: str, special: bool
+) -> None:
+    """Each pooling by itself, with and without special tokens in the pooled content."""
+    for text in make_documents(5, "binary", seed=4)[0]:
+        check_explanation(fit_binary("ffn", pooling, special), text)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
-def test_words_are_those_of_the_text(backbone: BackboneSettings, pooling: str) -> None:
-    """Spans are the words as typed; under mean and max pooling special tokens have no contribution."""
-    fitted = SpinClassifier(backbone, sites=["ffn.01"], poolings=[pooling], **QUICK).fit(*read(150, "binary"))
+def test_words_are_shown_as_typed(fit_binary: Callable[[str, str, bool], SpinClassifier], pooling: str) -> None:
+    """Special tokens have no contribution under mean and max pooling."""
     text = "the  crew was lovely !"
-    explanation = fitted.explain(text)
+    explanation = fit_binary("ffn", pooling, False).explain(text)
     words = [explanation.word(i) for i in range(len(explanation.words))]
     assert words == ["(special)", "the", "crew", "was", "lovely", "!", "(special)"]
     np.testing.assert_array_equal(explanation.word_contributions[[0, -1]], 0)
 
 
-def test_pieces_of_a_word_are_one_word(tmp_path: Path) -> None:
-    """Where a tokenizer splits words, a word has the contribution of all of its pieces, and is shown whole."""
+def test_the_pieces_of_a_word_are_explained_as_one_word(tmp_path: Path) -> None:
+    """Where a tokenizer splits words, a word gets the sum over its pieces and is shown whole."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "day", "love", "##ly", "aw", "##fu", "##l", "!"]
     config = AutoConfig.from_pretrained(tiny.bert(tmp_path / "plain"))
-    words = tiny.tokenizer()
-    core = words.backend_tokenizer
-    core.model = WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
-    settings = BackboneSettings(model=str(tiny.save_backbone(tmp_path / "pieces", config, words)), dtype="float32")
+    tokenizer = tiny.tokenizer()
+    model_tokenizer = tokenizer.backend_tokenizer
+    model_tokenizer.model = WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    settings = BackboneSettings(model=str(tiny.save_backbone(tmp_path / "pieces", config, tokenizer)), dtype="float32")
     texts = ["the lovely day !", "awful day", "the day was awful !", "lovely"] * 30
-    spin = SpinClassifier(settings, sites=["ffn"], **QUICK).fit(texts, ["good", "bad", "bad", "good"] * 30)
-    explanation = spin.explain("the awful  lovely!")
-    assert len(spin.backbone.tokenizer("the awful  lovely!")["input_ids"]) == 9
-    shown = [explanation.word(i) for i in range(len(explanation.words))]
-    assert shown == ["(special)", "the", "awful", "lovely", "!", "(special)"]
-    check_explanation(spin, "the awful  lovely!")
+    classifier = SpinClassifier(settings, sites=["ffn"], **QUICK).fit(texts, ["good", "bad", "bad", "good"] * 30)
+    explanation = classifier.explain("the awful  lovely!")
+    assert len(classifier.backbone.tokenizer("the awful  lovely!")["input_ids"]) == 9
+    words = [explanation.word(i) for i in range(len(explanation.words))]
+    assert words == ["(special)", "the", "awful", "lovely", "!", "(special)"]
+    check_explanation(classifier, "the awful  lovely!")
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 @pytest.mark.parametrize("text", ["the day was lovely and it was the film", "a cold crew !"])
 def test_words_have_the_contribution_of_their_own_activations(
-    backbone: BackboneSettings, text: str, pooling: str
+    fit_binary: Callable[[str, str, bool], SpinClassifier], text: str, pooling: str
 ) -> None:
-    """As computed from the hidden states: each word has its part of a mean, and one word has all of a max."""
-    spin = SpinClassifier(backbone, sites=["resid.01"], poolings=[pooling], **QUICK).fit(*read(150, "binary"))
-    explanation, head, standardizer = spin.explain(text), spin.fitted.head, spin.fitted.standardizer
+    """Computed from the hidden states. Each word gets its share of a mean, and a single word gets all of a max."""
+    classifier = fit_binary("resid.01", pooling, False)
+    explanation, head, standardizer = classifier.explain(text), classifier.fitted.head, classifier.fitted.standardizer
     with torch.no_grad():
-        encoded = spin.backbone.tokenizer(text, return_tensors="pt")
-        hidden = spin.backbone.model(**encoded, output_hidden_states=True).hidden_states[1][0].numpy()
+        encoded = classifier.backbone.tokenizer(text, return_tensors="pt")
+        hidden = classifier.backbone.model(**encoded, output_hidden_states=True).hidden_states[1][0].numpy()
     expected = np.zeros((len(hidden), 2))
     content = np.arange(1, len(hidden) - 1)
     for feature, (_, neuron) in enumerate(explanation.neurons):
-        divided = np.zeros(len(hidden))
+        shares = np.zeros(len(hidden))
         if pooling == "mean":
-            divided[content] = (hidden[content, neuron] - standardizer.mean[feature]) / len(content)
+            shares[content] = (hidden[content, neuron] - standardizer.mean[feature]) / len(content)
         else:
-            at = 1 + hidden[content, neuron].argmax()
-            divided[at] = hidden[at, neuron] - standardizer.mean[feature]
-        divided /= standardizer.scale[feature]
-        expected += divided[:, None] * head.coef[:, feature]
-        assert explanation.loudest[feature] == np.abs(divided).argmax()
+            position = 1 + hidden[content, neuron].argmax()
+            shares[position] = hidden[position, neuron] - standardizer.mean[feature]
+        shares /= standardizer.scale[feature]
+        expected += shares[:, None] * head.coef[:, feature]
+        assert explanation.loudest[feature] == np.abs(shares).argmax()
     np.testing.assert_allclose(explanation.word_contributions, expected, atol=1e-4)
 
 
 def test_the_top_neurons_have_the_largest_contributions(deep: SpinClassifier) -> None:
-    """In falling order, for the predicted class or another, each with the word of its largest share."""
+    """In descending order, for the predicted class or a given one, each with the word of its largest share."""
     explanation = deep.explain("the crew was late !")
     for label in (None, *explanation.classes):
         column = explanation.contributions[:, explanation.classes.index(label or explanation.label)]
-        best = explanation.top(4, label)
-        assert [abs(n.contribution) for n in best] == sorted(np.abs(column), reverse=True)[:4]
-        for neuron in best:
-            at = explanation.neurons.index((neuron.column, neuron.neuron))
-            assert neuron.contribution == column[at]
-            assert neuron.word == explanation.word(int(explanation.loudest[at]))
-            assert neuron.value == explanation.values[at]
+        top = explanation.top(4, label)
+        assert [abs(n.contribution) for n in top] == sorted(np.abs(column), reverse=True)[:4]
+        for neuron in top:
+            index = explanation.neurons.index((neuron.column, neuron.neuron))
+            assert neuron.contribution == column[index]
+            assert neuron.word == explanation.word(int(explanation.loudest[index]))
+            assert neuron.value == explanation.values[index]
     features = np.concatenate(list(deep.features([explanation.text]).columns.values()), axis=1)
     np.testing.assert_allclose(explanation.values, deep.fitted.standardizer.transform(features)[0], atol=1e-4)
 
 
-def test_a_loaded_classifier_explains(deep: SpinClassifier, tmp_path: Path) -> None:
-    """The explanation needs nothing that is not saved."""
+def test_a_loaded_classifier_gives_the_same_explanation(deep: SpinClassifier, tmp_path: Path) -> None:
+    """An explanation needs nothing that is not saved."""
     deep.save(tmp_path)
-    back = SpinClassifier.load(tmp_path)
-    check_explanation(back, "the crew was late !")
-    explanation, before = back.explain("a fine film"), deep.explain("a fine film")
-    np.testing.assert_allclose(explanation.word_contributions, before.word_contributions, atol=1e-5)
+    loaded = SpinClassifier.load(tmp_path)
+    check_explanation(loaded, "the crew was late !")
+    explanation, expected = loaded.explain("a fine film"), deep.explain("a fine film")
+    np.testing.assert_allclose(explanation.word_contributions, expected.word_contributions, atol=1e-5)

@@ -49,8 +49,8 @@ NEURONS = {"resid.00.mean": 3, "ffn.02.mean": 5, "ffn.02.max": 7, "resid.02.mean
 CLASSES = ("bad|worse", "good\n# best", "a_b*c*`d` <script>&amp;[x](y)")
 
 
-def facts_of(classes: tuple[str, ...] = CLASSES, **changed: Any) -> CardFacts:
-    """A card of 12 documents: class k is on every third, splits go train, train, valid, test."""
+def make_facts(classes: tuple[str, ...] = CLASSES, **changed: Any) -> CardFacts:
+    """Facts about 12 documents of cyclic classes, with the splits train, train, valid, test in turn."""
     columns = {FeatureColumn.parse(text): np.arange(count) for text, count in NEURONS.items()}
     facts = CardFacts(
         name="tweets",
@@ -81,37 +81,37 @@ def facts_of(classes: tuple[str, ...] = CLASSES, **changed: Any) -> CardFacts:
     return replace(facts, **changed)
 
 
-def cells(line: str) -> list[str]:
-    """The cells of a table's line, as a reader of Markdown sees them."""
+def parse_cells(line: str) -> list[str]:
+    """The cells of a table row, as a Markdown reader sees them."""
     assert line.startswith("| ")
     assert line.endswith(" |")
     parts = re.split(r"(?<!\\)(?:\\\\)*\|", line[1:-1])
     return [re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", part.strip()) for part in parts]
 
 
-def tables(card: str) -> dict[str, dict[str, list[str]]]:
-    """Every table by the name of its first column: first cell to the others."""
+def parse_tables(card: str) -> dict[str, dict[str, list[str]]]:
+    """Every table by the name of its first column, as a mapping from first cell to the other cells."""
     by_name: dict[str, dict[str, list[str]]] = {}
     lines = card.splitlines()
     for i, line in enumerate(lines):
         if re.fullmatch(r"\|( :?-+:? \|)+", line):
-            head, width = cells(lines[i - 1]), line.count("|") - 1
+            head, width = parse_cells(lines[i - 1]), line.count("|") - 1
             assert len(head) == width
             name = f"{head[0]} {len(by_name)}" if head[0] in by_name else head[0]
             rows = [head]
-            for below in lines[i + 1 :]:
-                if not below.startswith("|"):
+            for next_line in lines[i + 1 :]:
+                if not next_line.startswith("|"):
                     break
-                rows.append(cells(below))
-                assert len(rows[-1]) == width, below
+                rows.append(parse_cells(next_line))
+                assert len(rows[-1]) == width, next_line
             by_name[name] = {row[0]: row[1:] for row in rows}
     return by_name
 
 
 def test_the_card_contains_every_fact() -> None:
-    """In its section and table, with its unit."""
-    card = model_card(facts_of())
-    by_name = tables(card)
+    """Each fact is in its section and table, with its unit."""
+    card = model_card(make_facts())
+    by_name = parse_tables(card)
     assert card_text(card).startswith("# tweets\n\nTells moods apart.\n\n## Intended use and limits\n")
     for expected in ("f1" * 32, "d2" * 32, "1,256 tokens", r"s3://bucket/a\|b/\*.parquet", r"package:x/model\_a"):
         assert expected in card
@@ -141,20 +141,20 @@ def test_the_card_contains_every_fact() -> None:
         assert card.index(untested) > card.index("Not tested:")
 
 
-def test_the_metadata_are_those_of_a_model_hub() -> None:
-    """The hub's own reader finds the task, the library and the test results; without test documents no result."""
-    data = ModelCard(model_card(facts_of(name="tweets: 1\n---", data="s3://bucket/\x00a: b"))).data
+def test_a_model_hub_reads_the_metadata() -> None:
+    """Its reader gets the task, the library and the test results; without test documents there is no result."""
+    data = ModelCard(model_card(make_facts(name="tweets: 1\n---", data="s3://bucket/\x00a: b"))).data
     assert (data.pipeline_tag, data.library_name) == ("text-classification", "spin-neurons")
     assert (data.model_name, data.eval_results[0].dataset_name) == ("tweets: 1 ---", "s3://bucket/\ufffda: b")
     results = {result.metric_type: result.metric_value for result in data.eval_results}
     assert results == {"accuracy": 0.75, "f1": 0.725}
     assert "language" not in data.to_dict()
-    untested = ModelCard(model_card(facts_of(table=[], tested=None, per_class={}, test_ece=None))).data
+    untested = ModelCard(model_card(make_facts(table=[], tested=None, per_class={}, test_ece=None))).data
     assert untested.eval_results is None
 
 
-def test_the_text_of_a_card_has_no_metadata() -> None:
-    card = model_card(facts_of())
+def test_card_text_drops_the_metadata() -> None:
+    card = model_card(make_facts())
     assert card.startswith("---\n")
     assert card_text(card).startswith("# tweets\n")
     assert card.endswith(card_text(card))
@@ -162,27 +162,27 @@ def test_the_text_of_a_card_has_no_metadata() -> None:
 
 
 def test_a_backslash_does_not_undo_an_escape() -> None:
-    """It is escaped itself, so that it cannot undo the escape of a bar or a star."""
-    card = model_card(facts_of(("a\\|b", "c\\*d")))
+    """A backslash is escaped itself, so that a bar or a star stays escaped."""
+    card = model_card(make_facts(("a\\|b", "c\\*d")))
     assert r"| a\\\|b |" in card
     assert r"| c\\\*d |" in card
 
 
-def test_the_card_is_about_the_choice_that_is_used() -> None:
-    """Its temperature, and the mark at its row."""
-    by_name = tables(model_card(facts_of(choose="cheapest")))
+def test_the_card_describes_the_choice_in_use() -> None:
+    """The temperature is that of the choice, and its row is marked."""
+    by_name = parse_tables(model_card(make_facts(choose="cheapest")))
     assert by_name["figure"]["temperature"] == ["2"]
     assert "cheapest (this card)" in by_name["choice"]
     assert "accuracy" in by_name["choice"]
 
 
-def test_without_test_documents_nothing_is_claimed() -> None:
-    """No table of figures, and the card says so."""
-    card = model_card(facts_of(table=[], tested=None, per_class={}, test_ece=None, splits=["train", "valid"] * 6))
+def test_a_card_without_test_documents_claims_no_results() -> None:
+    """It has no table of results and says why."""
+    card = model_card(make_facts(table=[], tested=None, per_class={}, test_ece=None, splits=["train", "valid"] * 6))
     assert "There were no test documents" in card
     assert "results above" not in card
-    assert "contender" not in tables(card)
-    assert tables(card)["figure"]["expected calibration error on test"] == ["not measured"]
+    assert "contender" not in parse_tables(card)
+    assert parse_tables(card)["figure"]["expected calibration error on test"] == ["not measured"]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +196,13 @@ def test_without_test_documents_nothing_is_claimed() -> None:
     ],
 )
 def test_the_card_describes_the_decision(decision: DecisionSettings, multilabel: bool, expected: str) -> None:
-    """Thresholds, abstention, and what holds without them; several classes are expected."""
+    """Thresholds and abstention, or the default rule, and whether a document may have several classes."""
     label_space, y = (
         LabelSpace(("a|b", "c"), multilabel),
         np.eye(2, dtype=bool)[np.arange(12) % 2] if multilabel else None,
     )
     card = model_card(
-        facts_of(("a|b", "c"), decision=decision, label_space=label_space, **({"y": y} if multilabel else {}))
+        make_facts(("a|b", "c"), decision=decision, label_space=label_space, **({"y": y} if multilabel else {}))
     )
     assert expected in card
     assert ("may have several classes" in card) == multilabel
@@ -210,12 +210,12 @@ def test_the_card_describes_the_decision(decision: DecisionSettings, multilabel:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(max_size=12), min_size=2, max_size=4, unique_by=lambda name: " ".join(name.split())))
-def test_names_come_back_from_the_tables(names: list[str]) -> None:
-    """Whatever a class is called, its row is one row, in both tables, with its own counts; only spaces are drawn in."""
+def test_any_class_name_is_one_row_of_each_table(names: list[str]) -> None:
+    """The row holds its own counts, and only white space and control characters of the name are changed."""
     classes = tuple(f"x{k}{name}" for k, name in enumerate(names))
-    by_name = tables(model_card(facts_of(classes)))
+    by_name = parse_tables(model_card(make_facts(classes)))
     for k, name in enumerate(classes):
-        shown = " ".join(re.sub(r"[\x00-\x08\x0e-\x1b\x7f]", "\ufffd", " ".join(name.split())).split())
-        assert by_name["class 2"][shown][-1] == f"{1234 + k:,}"
-        assert len(by_name["class"][shown]) == 3
+        cleaned = " ".join(re.sub(r"[\x00-\x08\x0e-\x1b\x7f]", "\ufffd", " ".join(name.split())).split())
+        assert by_name["class 2"][cleaned][-1] == f"{1234 + k:,}"
+        assert len(by_name["class"][cleaned]) == 3
     assert len(by_name["class"]) == len(classes) + 2

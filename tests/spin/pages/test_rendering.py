@@ -1,4 +1,4 @@
-"""Templates escape every text, refuse a name that is missing, and keep only what HTML can hold."""
+"""Templates escape every text, refuse a missing name and replace what HTML cannot hold."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from spin.pages.charts import bar, column_chart, share_bar
 from spin.pages.rendering import html_environment, markdown_environment, render
 
 
-def rendered(source: str, **context: object) -> str:
+def render_source(source: str, **context: object) -> str:
     return html_environment().from_string(source).render(**context)
 
 
 @given(st.text(), st.text())
-def test_text_and_attributes_come_back_as_they_went_in(inside: str, attribute: str) -> None:
-    """A parser reads one element, its attribute and its text; only what HTML cannot hold is replaced."""
+def test_text_and_attributes_are_read_back_unchanged(text: str, attribute: str) -> None:
+    """A parser reads one element with its attribute and its text; only what HTML cannot hold is replaced."""
     events: list[Any] = []
 
     class Reader(HTMLParser):
@@ -32,30 +32,30 @@ def test_text_and_attributes_come_back_as_they_went_in(inside: str, attribute: s
             events.append(data)
 
     reader = Reader()
-    reader.feed(rendered('<p title="{{ attribute }}">{{ inside }}</p>', inside=inside, attribute=attribute))
+    reader.feed(render_source('<p title="{{ attribute }}">{{ text }}</p>', text=text, attribute=attribute))
     reader.close()
-    (name, attributes), text = events[0], "".join(events[1:])
+    (name, attributes), parsed_text = events[0], "".join(events[1:])
     assert name == "p"
     assert attributes == [("title", attribute.replace("\0", "\ufffd"))]
-    assert text == inside.replace("\0", "\ufffd")
+    assert parsed_text == text.replace("\0", "\ufffd")
 
 
-def test_only_markup_is_markup() -> None:
-    """A string is escaped, also as a filter's result; lone surrogates are replaced."""
-    assert rendered("{{ a }}{{ b }}", a="<i>&", b=Markup("<b>")) == "&lt;i&gt;&amp;<b>"
-    assert rendered("{{ a | join }}", a=["<", ">"]) == "&lt;&gt;"
-    assert rendered("{{ a }}", a="\ud83d\ude00 \ud83d") == "\U0001f600 \ufffd"
+def test_strings_are_escaped_and_markup_is_not() -> None:
+    """The string result of a filter is escaped too; lone surrogates are replaced."""
+    assert render_source("{{ a }}{{ b }}", a="<i>&", b=Markup("<b>")) == "&lt;i&gt;&amp;<b>"
+    assert render_source("{{ a | join }}", a=["<", ">"]) == "&lt;&gt;"
+    assert render_source("{{ a }}", a="\ud83d\ude00 \ud83d") == "\U0001f600 \ufffd"
 
 
 def test_markdown_is_escaped_as_markdown() -> None:
-    """A text is one line without markup; numbers and the text of the template stay as they are."""
+    """A text becomes one line without markup; numbers and the template's own text stay as they are."""
     source = "{% macro bold(text) %}**{{ text }}**{% endmacro %}| {{ a }} | {{ n }} | {{ bold(a) }} |"
     line = markdown_environment().from_string(source).render(a="a|b*\n# <c>\0", n=-1)
     assert line == "| a\\|b\\* \\# \\<c\\>\ufffd | -1 | **a\\|b\\* \\# \\<c\\>\ufffd** |"
     assert markdown_environment().from_string("{{ a }}").render(a=" \n") == "(empty)"
 
 
-def test_a_missing_name_is_an_error() -> None:
+def test_a_template_with_a_missing_name_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="'title' is undefined"):
         render("spin.pages/explanation.html.j2", page_title="", style=Markup())
 
