@@ -1,4 +1,4 @@
-"""The machine that is measured on: what it is, what limits it from without, and how fast it multiplies matrices."""
+"""The machine of a benchmark: its processor, variables that restrict libraries, and its speed of matrix products."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THROTTLES = (
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
 )
-"""variables that keep a library from using the processor as it is"""
+"""environment variables that keep a library from using all of the processor"""
 _FLAGS = (
     "avx2",
     "avx_vnni",
@@ -37,33 +37,33 @@ _FLAGS = (
     "bf16",
     "i8mm",
 )
-"""what decides the speed of a matrix product on x86 and ARM"""
+"""instruction sets that determine the speed of a matrix product on x86 and ARM"""
 _SIZES = (1024, 2048)
 _TRIES = 4
 
 
 def unthrottle() -> None:
-    """Start this command again without `THROTTLES` where one is set: libraries read them once, on being loaded."""
-    found = [name for name in THROTTLES if name in os.environ]
-    if found:
-        print(f"started again without {', '.join(found)}", flush=True)
-        kept = {name: value for name, value in os.environ.items() if name not in found}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], kept)
+    """If one of `THROTTLES` is set, restart this command without them: libraries read them once, while loading."""
+    names = [name for name in THROTTLES if name in os.environ]
+    if names:
+        print(f"restarted without {', '.join(names)}", flush=True)
+        environment = {name: value for name, value in os.environ.items() if name not in names}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def threads() -> int:
-    """The cores that this process may use, each of which every contender is given."""
+    """The number of cores that this process may use; every contender has as many threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:
     """The processor's name."""
-    return _of_cpuinfo("model name") or platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def flags() -> list[str]:
     """The instruction sets that the processor reports, of those that matter here."""
-    reported = set((_of_cpuinfo("flags") or _of_cpuinfo("Features")).split())
+    reported = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
     return [flag for flag in _FLAGS if flag in reported]
 
 
@@ -75,13 +75,13 @@ def versions(names: Iterable[str]) -> str:
 def peaks() -> dict[str, float]:
     """GFLOP/s (for int8 GOP/s) of large square matrix products through torch's oneDNN, by precision.
 
-    The best of a few tries and sizes: whoever shares the machine can only lower it.
+    The best of a few tries and sizes, since other load on the machine can only lower the figure.
     """
-    found: dict[str, float] = {}
+    best: dict[str, float] = {}
     for size in _SIZES:
         for precision, multiply in _products(size).items():
-            found[precision] = max(found.get(precision, 0.0), 2e-9 * size**3 / _shortest(multiply))
-    return found
+            best[precision] = max(best.get(precision, 0.0), 2e-9 * size**3 / _shortest(multiply))
+    return best
 
 
 def _products(size: int) -> dict[str, Callable[[], object]]:
@@ -91,12 +91,12 @@ def _products(size: int) -> dict[str, Callable[[], object]]:
     small = torch.randint(-100, 100, (size, size), dtype=torch.int8)
     products: dict[str, Callable[[], object]] = {"float32": lambda: X @ W, "bfloat16": lambda: Xb @ Wb}
     onednn = torch.ops.onednn
-    try:  # not a public function of torch, and not there on every processor
+    try:  # not a public function of torch, and not available on every processor
         packed = onednn.qlinear_prepack(small, [size, size])
         scales, zeros = torch.ones(size), torch.zeros(size, dtype=torch.long)
         unsigned = small.abs().to(torch.uint8)
-        rest = (None, 1.0, 0, torch.float32, "none", [], "")
-        products["int8"] = lambda: onednn.qlinear_pointwise(unsigned, 0.1, 0, packed, scales, zeros, *rest)
+        output_options = (None, 1.0, 0, torch.float32, "none", [], "")
+        products["int8"] = lambda: onednn.qlinear_pointwise(unsigned, 0.1, 0, packed, scales, zeros, *output_options)
         products["int8"]()
     except (RuntimeError, AttributeError, NotImplementedError):
         products.pop("int8", None)
@@ -104,7 +104,7 @@ def _products(size: int) -> dict[str, Callable[[], object]]:
 
 
 def _shortest(run: Callable[[], object]) -> float:
-    """Seconds of the quickest of a few calls, the first aside."""
+    """Seconds of the fastest of a few calls, after one that is not timed."""
     run()
     seconds = []
     for _ in range(_TRIES):
@@ -114,7 +114,7 @@ def _shortest(run: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def _of_cpuinfo(key: str) -> str:
+def _cpuinfo(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -194,7 +194,7 @@ def _races(quick: bool) -> list[Race]:
     from threadpoolctl import threadpool_limits
 
     from benchmarks.limits.saga import COLUMNS, race
-    from benchmarks.method.run import _warm
+    from benchmarks.method.run import warm_up
     from jobs.quickstart import BACKBONE, read_tweets
     from spin.activations.extract import extract
     from spin.backbone.loading import load_backbone
@@ -210,7 +210,7 @@ def _races(quick: bool) -> list[Race]:
     features = extract(backbone, tweets["text"].tolist(), dict.fromkeys(COLUMNS, np.float16)).columns
     fold, races = Fold(np.arange(train), np.arange(train, train + valid)), []
     with threadpool_limits(1):
-        _warm()
+        warm_up()
         for column in COLUMNS:
             races.append(race(column, features[column], label_space.index(labels), fold, label_space))
             print(races[-1], flush=True)

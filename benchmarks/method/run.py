@@ -1,4 +1,4 @@
-"""`make bench-method`: the method against everything simpler on real text, into benchmarks/method.md."""
+"""`make bench-method`: compare the method with simpler ones on real text; writes benchmarks/method.md."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.method.corpora import Plan, exam_of, load, plans, ready
+from benchmarks.method.corpora import Plan, draw_exam, extract_corpus, load, plans
 
 _FOLDER = Path("runs/bench")
 _REPORT = Path("benchmarks/method.md")
 _SEEDS, _DRAWS = 3, 5
 _PROCESSES = 2
-"""of one thread each: more throughput on two cores than one process of two"""
+"""of one thread each; on two cores faster than one process of two threads"""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -30,7 +30,7 @@ class Experiment:
 
     plan: Plan
     setting: str
-    """`full`, `noisy`, or `few16` with the number of labels a class"""
+    """`full`, `noisy`, or `few16` with the number of labels per class"""
     seed: int
 
     @property
@@ -41,70 +41,72 @@ class Experiment:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny subsets and one seed: shows only that it runs")
-    parser.add_argument("--fresh", action="store_true", help="start over, instead of computing what is missing")
-    parser.add_argument("--report", action="store_true", help="only write the page, of what has finished so far")
+    parser.add_argument("--fresh", action="store_true", help="compute everything again, not only what is missing")
+    parser.add_argument("--report", action="store_true", help="only write the page from the results so far")
     arguments = parser.parse_args()
     folder = _FOLDER / "quick" if arguments.quick else _FOLDER
     if arguments.fresh:
         shutil.rmtree(folder / "results", ignore_errors=True)
     (folder / "results").mkdir(parents=True, exist_ok=True)
-    chosen = plans(arguments.quick)
-    wanted = experiments(chosen, arguments.quick)
+    corpora = plans(arguments.quick)
+    wanted = experiments(corpora, arguments.quick)
     page = folder / "method.md" if arguments.quick else _REPORT
     if arguments.report:
         write_report(wanted, folder, page)
         return
-    for plan in chosen:
-        ready(plan, folder / plan.name)
+    for plan in corpora:
+        extract_corpus(plan, folder / plan.name)
     failed = run_all(wanted, folder)
     if failed:
         raise SystemExit(f"{failed} of {len(wanted)} experiments failed; the next run computes only what is missing")
     write_report(wanted, folder, page)
 
 
-def experiments(chosen: list[Plan], quick: bool) -> list[Experiment]:
-    """All of them, long ones first, so that the last ones fill the gaps."""
-    encoder, decoder = chosen
+def experiments(corpora: list[Plan], quick: bool) -> list[Experiment]:
+    """All experiments, long ones first, so that short ones fill the gaps at the end."""
+    encoder, decoder = corpora
     seeds, draws = range(1 if quick else _SEEDS), range(1 if quick else _DRAWS)
     counts = (16, 64) if quick else (256, 64, 16)
-    found = [Experiment(encoder, setting, seed) for setting in ("full", "noisy") for seed in seeds]
-    found += [Experiment(decoder, "full", seed) for seed in seeds]
-    return found + [Experiment(encoder, f"few{count}", draw) for draw in draws for count in counts]
+    planned = [Experiment(encoder, setting, seed) for setting in ("full", "noisy") for seed in seeds]
+    planned += [Experiment(decoder, "full", seed) for seed in seeds]
+    return planned + [Experiment(encoder, f"few{count}", draw) for draw in draws for count in counts]
 
 
 def run_all(wanted: list[Experiment], folder: Path) -> int:
-    """Run what has no result yet, giving how many failed."""
-    left = [e for e in wanted if not _result(folder, e).exists()]
-    print(f"{len(wanted)} experiments, {len(wanted) - len(left)} finished before", flush=True)
+    """Run the experiments without a result and return how many failed."""
+    missing = [e for e in wanted if not _result(folder, e).exists()]
+    print(f"{len(wanted)} experiments, {len(wanted) - len(missing)} already finished", flush=True)
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # a spawned process reads it before it loads numpy
     failed, start = 0, time.perf_counter()
-    with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn"), initializer=_warm) as pool:
-        running = {pool.submit(run_one, experiment, folder): experiment for experiment in left}
+    with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn"), initializer=warm_up) as pool:
+        running = {pool.submit(run_one, experiment, folder): experiment for experiment in missing}
         for done, future in enumerate(as_completed(running), 1):
             experiment = running[future]
             try:
-                said = future.result()
+                summary = future.result()
             except Exception as error:
                 failed += 1
-                said = "failed: " + "".join(traceback.format_exception(error))
-            print(f"[{done}/{len(left)}, {time.perf_counter() - start:.0f} s] {experiment.key}: {said}", flush=True)
+                summary = "failed: " + "".join(traceback.format_exception(error))
+            print(
+                f"[{done}/{len(missing)}, {time.perf_counter() - start:.0f} s] {experiment.key}: {summary}", flush=True
+            )
     return failed
 
 
 def run_one(experiment: Experiment, folder: Path) -> str:
-    """Measure every contender and write the result, giving what a line says of it."""
+    """Measure every contender, write the result, and return a summary in one line."""
     from benchmarks.method import contenders as rows
     from benchmarks.method.all_neurons import all_neurons
     from benchmarks.method.paper import paper
 
     start = time.perf_counter()
     corpus = load(experiment.plan, folder / experiment.plan.name)
-    exam = exam_of(corpus, experiment.setting, experiment.seed)
-    found = rows.learnt(exam)
-    answers = [rows.words(exam), rows.last_layer(exam), rows.best_site(exam, found), paper(exam)]
-    answers += [all_neurons(exam), *rows.ours(exam, found)]
+    exam = draw_exam(corpus, experiment.setting, experiment.seed)
+    fitted_spin = rows.fit_spin(exam)
+    answers = [rows.tfidf(exam), rows.last_layer(exam), rows.best_site(exam, fitted_spin), paper(exam)]
+    answers += [all_neurons(exam), *rows.spin_rows(exam, fitted_spin)]
     if experiment.setting == "full":
-        answers.append(rows.lower_half(exam, found))
+        answers.append(rows.lower_half(exam, fitted_spin))
     result = {
         "experiment": asdict(experiment),
         "neurons": corpus.neurons,
@@ -121,14 +123,14 @@ def run_one(experiment: Experiment, folder: Path) -> str:
 
 
 def write_report(wanted: list[Experiment], folder: Path, path: Path) -> None:
-    """The tables of the results that there are; the page says what is missing."""
+    """Write the page from the results so far; it lists the experiments that are missing."""
     from benchmarks.method.table import report
 
     results: dict[str, list[dict[str, Any]]] = {}
     finished = [experiment for experiment in wanted if _result(folder, experiment).exists()]
     for experiment in finished:
-        found = json.loads(_result(folder, experiment).read_text(encoding="utf-8"))
-        results.setdefault(f"{experiment.plan.name}-{experiment.setting}", []).append(found)
+        result = json.loads(_result(folder, experiment).read_text(encoding="utf-8"))
+        results.setdefault(f"{experiment.plan.name}-{experiment.setting}", []).append(result)
     missing = [experiment.key for experiment in wanted if experiment not in finished]
     path.write_text(report(results, missing), encoding="utf-8")
     print(f"written to {path}")
@@ -138,8 +140,8 @@ def _result(folder: Path, experiment: Experiment) -> Path:
     return folder / "results" / f"{experiment.key}.json"
 
 
-def _warm() -> None:
-    """One thread, and the solver compiled before anything is timed."""
+def warm_up() -> None:
+    """Use one thread, and compile the solver before anything is timed."""
     import numpy as np
     import torch
 
