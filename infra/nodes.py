@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, for trials and tests: its processes are ours, and end with it.
+"""A Ray cluster of several nodes on this machine, for trials and tests; its processes end with the context.
 
 `python infra/nodes.py 2` has a head and two workers until Ctrl-C.
 """
@@ -91,9 +91,9 @@ class Nodes:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

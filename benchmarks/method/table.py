@@ -180,8 +180,8 @@ disk.
 - the paper's recipe: L1 one-vs-rest logistic regression on raw hidden states with C from {_list(PROBE_STRENGTHS)};
   importance by squared weights, summed over classes; the first k layers under one pooling; an L1 one-vs-rest head. The
   grid is thinned to bound the time: k from 1, half, all but one and all; eta from {_list(ETAS)}; the head's
-  C from {_list(HEAD_STRENGTHS)}; where labels are few, one round of the cross-validation. A path of penalties ends after
-  a time limit; {missed:,} of {requested:,} models of all tables were not reached for this reason.
+  C from {_list(HEAD_STRENGTHS)}; where labels are few, one round of the cross-validation. A path of penalties ends
+  after a time limit; {missed:,} of {requested:,} models of all tables were not reached for this reason.
 - {ALL}: L2 multinomial logistic regression on all standardised feature columns, with the prior variance of a logit
   from {_list(ALL_STRENGTHS)}.
 - SPIN: the default settings; `accuracy` and `balanced` come from one search, `lower half` is `accuracy` of a search
