@@ -14,33 +14,33 @@ SOURCES = sorted(path for package in ("spin", "pipelines", "jobs") for path in (
 
 
 def modules_imported_by_name(source: str) -> list[str]:
-    """What a source hands to `import_module` or `__import__` as a string."""
-    found = []
+    """Return the names that a source passes to `import_module` or `__import__` as strings."""
+    modules = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__"):
-                found.append(str(node.args[0].value))
-    return found
+                modules.append(str(node.args[0].value))
+    return modules
 
 
-def test_nothing_is_imported_by_name() -> None:
-    """An import by name would go round the rules in pyproject.toml."""
+def test_no_module_is_imported_by_name() -> None:
+    """import-linter cannot check such an import against the rules in pyproject.toml."""
     assert len(SOURCES) > 100
-    found = {str(path.relative_to(ROOT)): modules_imported_by_name(path.read_text("utf-8")) for path in SOURCES}
-    assert {path: names for path, names in found.items() if names} == {}
+    imports = {str(path.relative_to(ROOT)): modules_imported_by_name(path.read_text("utf-8")) for path in SOURCES}
+    assert {path: names for path, names in imports.items() if names} == {}
 
 
 @pytest.mark.parametrize(
-    ("source", "found"),
+    ("source", "modules"),
     [
         ("x = importlib.import_module('fsspec.core')", ["fsspec.core"]),
         ("def f():\n    return __import__('ray')", ["ray"]),
         ("import ray\nx = find_spec('ray')", []),
     ],
 )
-def test_an_import_by_name_is_seen(source: str, found: list[str]) -> None:
-    assert modules_imported_by_name(source) == found
+def test_imports_by_name_are_detected(source: str, modules: list[str]) -> None:
+    assert modules_imported_by_name(source) == modules
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The package as a user installs it: built, checked, and run in an environment that holds the base install alone."""
+"""The package is built, checked, and run in an environment that contains only the base install."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.repository import ROOT
 pytestmark = pytest.mark.wheel
 
 NOT_BASE = {"ray", "mlflow", "s3fs", "boto3", "botocore", "aiobotocore", "sqlalchemy", "pandas", "tenacity"}
-"""distributions that the base install must not bring; torch brings fsspec"""
+"""distributions that the base install must not install; fsspec is not listed, because torch depends on it"""
 EXAMPLE = """
 import sys
 from spin import Settings, SpinClassifier, SpinError, load_settings, stretches
@@ -47,15 +47,15 @@ print([explanation.text[start:end] for start, end, _ in stretches(explanation.wo
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist and the wheel."""
+    """A folder with the source distribution and the wheel."""
     folder = tmp_path_factory.mktemp("dist")
     run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)])
     return folder
 
 
 @pytest.fixture(scope="module")
-def installed(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The `bin` folder of a virtual environment with the wheel and its base dependencies; removed afterwards."""
+def environment(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The `bin` folder of a virtual environment with the wheel and its base dependencies; deleted afterwards."""
     folder = tmp_path_factory.mktemp("empty") / "venv"
     run([sys.executable, "-m", "venv", str(folder)])
     [wheel] = distributions.glob("*.whl")
@@ -66,14 +66,15 @@ def installed(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def run(command: list[str], *, cwd: Path | None = None, status: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+    """Run a command without PYTHONPATH; fails unless it ends with the expected status."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=variables)
     assert done.returncode == status, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
 
 
-def test_both_distributions_pass_the_check_of_the_index(distributions: Path) -> None:
-    """Their metadata and description are what PyPI takes; the wheel holds types, templates and styles."""
+def test_distributions_are_valid_and_the_wheel_holds_its_data_files(distributions: Path) -> None:
+    """PyPI accepts metadata and description. The wheel has type markers, templates and styles, but no tests."""
     files = sorted(distributions.iterdir())
     assert {path.suffix for path in files} == {".whl", ".gz"}
     run([sys.executable, "-m", "twine", "check", "--strict", *map(str, files)])
@@ -90,17 +91,19 @@ def test_both_distributions_pass_the_check_of_the_index(distributions: Path) -> 
     assert not [name for name in names if name.partition("/")[0] in ("tests", "benchmarks", "infra")]
 
 
-def test_the_base_install_is_the_method_alone(installed: Path, backbone_folder: Path, tmp_path: Path) -> None:
-    """It fits, saves, loads, predicts and explains without the packages of the extra `pipelines`."""
-    listed = json.loads(run([str(installed / "pip"), "list", "--format", "json"]).stdout)
+def test_the_base_install_runs_the_method_without_pipelines(
+    environment: Path, backbone_folder: Path, tmp_path: Path
+) -> None:
+    """It trains, saves, loads, predicts and explains. Commands that need the extra print how to install it."""
+    listed = json.loads(run([str(environment / "pip"), "list", "--format", "json"]).stdout)
     names = {entry["name"].lower() for entry in listed}
     assert "spin-neurons" in names
     assert names & NOT_BASE == set()
     example = tmp_path / "example.py"
     example.write_text(EXAMPLE, encoding="utf-8")
-    done = run([str(installed / "python"), str(example), str(backbone_folder), str(tmp_path / "saved")], cwd=tmp_path)
+    done = run([str(environment / "python"), str(example), str(backbone_folder), str(tmp_path / "saved")], cwd=tmp_path)
     assert done.stdout.splitlines() == ["['good', 'bad']", "['the', 'film', 'was', 'warm']"]
-    command, page = str(installed / "spin"), tmp_path / "page.html"
+    command, page = str(environment / "spin"), tmp_path / "page.html"
     assert "Train a model" in run([command, "--help"], cwd=tmp_path).stdout
     run([command, "init", "settings.yaml"], cwd=tmp_path)
     run([command, "explain", "saved", "--text", "the film was warm", "--html", str(page)], cwd=tmp_path)
@@ -111,9 +114,11 @@ def test_the_base_install_is_the_method_alone(installed: Path, backbone_folder: 
         assert line.endswith("run: pip install 'spin-neurons[pipelines]'")
 
 
-def test_a_served_version_needs_no_cluster(distributions: Path, installed: Path, tmp_path: Path) -> None:
-    """What a registered version logs as its requirements brings the base, mlflow and pandas: no ray, s3fs or boto3."""
-    wanted = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+def test_a_served_version_requires_neither_ray_nor_s3_clients(
+    distributions: Path, environment: Path, tmp_path: Path
+) -> None:
+    """The logged requirements of a registered version install the base, mlflow and pandas."""
+    requirements = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
     report = tmp_path / "report.json"
     options = [
         "--quiet",
@@ -125,7 +130,7 @@ def test_a_served_version_needs_no_cluster(distributions: Path, installed: Path,
         str(distributions),
     ]
     constraints = ["--constraint", str(ROOT / "constraints.txt")]
-    run([str(installed / "pip"), "install", *options, *constraints, *wanted])
-    brought = {entry["metadata"]["name"].lower() for entry in json.loads(report.read_text("utf-8"))["install"]}
-    assert {"spin-neurons", "mlflow", "pandas", "torch"} <= brought
-    assert brought & {"ray", "s3fs", "boto3", "botocore", "aiobotocore"} == set()
+    run([str(environment / "pip"), "install", *options, *constraints, *requirements])
+    resolved = {entry["metadata"]["name"].lower() for entry in json.loads(report.read_text("utf-8"))["install"]}
+    assert {"spin-neurons", "mlflow", "pandas", "torch"} <= resolved
+    assert resolved & {"ray", "s3fs", "boto3", "botocore", "aiobotocore"} == set()

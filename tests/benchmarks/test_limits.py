@@ -1,4 +1,4 @@
-"""What `make bench-limits` says of figures: verdicts on made-up ones, nothing timed."""
+"""The verdicts and the page of `make bench-limits`, on constructed figures; nothing is timed."""
 
 from __future__ import annotations
 
@@ -19,37 +19,39 @@ NIGHT = Scale(10, 1000.0, 0.02, {"driver": 700.0, "worker": 710.0}, {"driver": 4
 
 
 @pytest.mark.parametrize(
-    ("change", "wanted"), [({}, 3), ({"spin": 3.0}, 2), ({"shipped": 3.0}, 2), ({"reached": False}, 2)]
+    ("change", "expected"), [({}, 3), ({"spin": 3.0}, 2), ({"shipped": 3.0}, 2), ({"reached": False}, 2)]
 )
-def test_probes_hold_where_they_are_faster_and_as_good(change: dict[str, float], wanted: int) -> None:
-    """Ten times, each way, and no objective above; the text extrapolates to all site.poolings."""
+def test_probes_hold_if_they_are_ten_times_faster_at_the_same_objective(
+    change: dict[str, float], expected: int
+) -> None:
+    """There are verdicts on the objective and on two speeds. The table extrapolates to all feature columns."""
     text, verdicts = probes([replace(RACE, **change)], {384: 14})  # type: ignore[arg-type]
-    assert sum(holds for holds, _ in verdicts) == wanted
+    assert sum(holds for holds, _ in verdicts) == expected
     assert "| all 14, extrapolated | 280 |" in text
 
 
-@pytest.mark.parametrize(("way", "taken", "missed"), [(1, 11.5, 1), (2, 7.0, 1), (4, 7.0, 1), (0, 10.0, 0)])
-def test_ray_is_held_against_its_round(way: int, taken: float, missed: int) -> None:
-    """The median of ratios within rounds: one slow round of three changes nothing, two do."""
-    slow: dict[Way, float] = {**ROUND, WAYS[way]: taken}
+@pytest.mark.parametrize(("way", "seconds", "missed"), [(1, 11.5, 1), (2, 7.0, 1), (4, 7.0, 1), (0, 10.0, 0)])
+def test_the_cost_of_ray_is_the_median_of_the_ratios_within_rounds(way: int, seconds: float, missed: int) -> None:
+    """One slow round in three does not change a verdict; two do."""
+    slow: dict[Way, float] = {**ROUND, WAYS[way]: seconds}
     assert all(holds for holds, _ in ray([ROUND, slow, ROUND])[1])
     assert sum(not holds for holds, _ in ray([slow, slow, ROUND])[1]) == missed
 
 
-def test_memory_is_flat_or_is_not() -> None:
-    """A driver that grows by more than a tenth is named, and so is a night that slows down; the page says so."""
+def test_memory_that_grows_and_speed_that_falls_do_not_hold() -> None:
+    """The verdicts on the driver's memory and on both speeds fail if they change by more than a tenth."""
     grown = replace(NIGHT, documents=1000, own={"driver": 500.0, "worker": 460.0}, per_s=850.0, whole_s=2.3)
-    part = memory([NIGHT, grown])
-    assert [said.partition(":")[0] for holds, said in part[1] if not holds] == [
+    text, verdicts = memory([NIGHT, grown])
+    assert [verdict.partition(":")[0] for holds, verdict in verdicts if not holds] == [
         "driver's own memory",
         "documents/s in shards",
         "documents/s overall",
     ]
-    assert page([part]).count("does not hold") == 3
+    assert page([(text, verdicts)]).count("does not hold") == 3
 
 
-def test_a_pace_is_that_of_the_median_shard() -> None:
-    """Of those that were begun after the first had ended; one that stalled does not count for more than itself."""
+def test_the_speed_of_a_night_is_that_of_its_median_shard() -> None:
+    """Shards that began before the first ended are left out, and a stalled shard counts once."""
     times = ((9.0, 9.0), (9.0, 9.5), (1.0, 10.0), (1.0, 11.0), (50.0, 61.0))
     shards = [ShardOutcome(ShardCounts(rows=100), {}, tries=1, seconds=s, ended=e) for s, e in times]
     assert _speed(shards) == WORKERS * 100

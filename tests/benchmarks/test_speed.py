@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic, on timings that are made up, and that every peer answers."""
+"""The speed benchmark: its arithmetic on constructed timings, and the labels of all contenders."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PEERS = [
     Row("graph", "int8", (3.0, 2.0, 4.0), 0.68, 0.95, 16),
     Row("graph, scaled", "int8", (2.2, 1.1, 2.2), 0.69, 0.97, 16, calibrated=True),
 ]
-OURS = [
+SPIN_ROWS = [
     Row("SPIN", "float32", (9.0, 9.0, 9.0), 0.750, 1.0, spin=True),
     Row("SPIN", "bfloat16", (4.0, 4.0, 4.0), 0.748, 0.99, spin=True),
     Row("SPIN", "int8", (2.0, 2.0, 2.0), 0.749, 0.98, spin=True),
@@ -39,32 +39,32 @@ OURS = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trial(backbone_folder: Path) -> Trial:
-    """A tiny encoder with its documents and the peers' head."""
+    """A tiny encoder, its documents and the fitted head of the peers."""
     rows = tiny.documents(64)
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     plan = Plan("tiny", "tiny", str(backbone_folder), None, 60, 0, 4, max_tokens=64)
     label_space = LabelSpace(("bad", "good"))
-    found = Trial(
+    trial = Trial(
         plan, backbone_folder, (texts[:60], labels[:60]), texts[60:], label_space.index(labels[60:]), label_space,
         np.array([4, 5, 6, 7]), 4e9, causal=False, threads=1, batches=(2,),
     )  # fmt: skip
-    found.fit(loop(found, torch.float32)(found.train[0], 8))
-    return found
+    trial.fit(loop(trial, torch.float32)(trial.train[0], 8))
+    return trial
 
 
-def test_a_ratio_is_within_rounds() -> None:
-    """Noise that a round's rows share is divided away; medians of each alone would keep it."""
-    assert ratio(PEERS[1], OURS[3]) == 3.0  # of 2.5, 4 and 3
-    assert best_peer(PEERS + OURS) is PEERS[3]
-    assert best_peer(PEERS + OURS, plain=True) is PEERS[2]
-    assert best_peer(PEERS + OURS, exact=True) is PEERS[1]
+def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
+    """Noise that all rows of a round share cancels; in a ratio of medians it would not."""
+    assert ratio(PEERS[1], SPIN_ROWS[3]) == 3.0  # the median of 2.5, 4 and 3
+    assert best_peer(PEERS + SPIN_ROWS) is PEERS[3]
+    assert best_peer(PEERS + SPIN_ROWS, plain=True) is PEERS[2]
+    assert best_peer(PEERS + SPIN_ROWS, exact=True) is PEERS[1]
 
 
-def test_verdicts_hold_by_speed_at_a_bounded_loss() -> None:
-    """Int8 does not stand for 16 bits, nor a cascade that is granted more than by default for a night."""
-    full, floor, goal, scaled = verdicts(PEERS + OURS)
+def test_verdicts_compare_the_fastest_rows_within_a_bounded_loss() -> None:
+    """int8 does not count as full depth in 16 bits. A cascade with more than the default loss does not count either."""
+    full, floor, goal, scaled = verdicts(PEERS + SPIN_ROWS)
     assert (scaled.holds, scaled.asserted) == (False, False)
     assert "1.10 × the fastest peer" in scaled.text
     assert (full.holds, floor.holds, goal.holds) == (True, True, True)
@@ -74,30 +74,35 @@ def test_verdicts_hold_by_speed_at_a_bounded_loss() -> None:
     assert (full.asserted, floor.asserted, goal.asserted) == (True, True, False)
 
 
-def test_a_slower_or_a_worse_row_does_not_hold() -> None:
-    """A row just too inaccurate hands over to a slower one, and speed below the promise is told."""
-    worse = [OURS[0], replace(OURS[1], accuracy=0.7469), replace(OURS[3], seconds=(1.4, 1.4, 1.4)), OURS[4]]
+def test_a_row_that_is_too_slow_or_too_inaccurate_does_not_hold() -> None:
+    """If the fastest row is just too inaccurate, the next fastest is compared. Speeds below a limit do not hold."""
+    worse = [
+        SPIN_ROWS[0],
+        replace(SPIN_ROWS[1], accuracy=0.7469),
+        replace(SPIN_ROWS[3], seconds=(1.4, 1.4, 1.4)),
+        SPIN_ROWS[4],
+    ]
     full, floor, goal, _ = verdicts(PEERS + worse)
     assert not full.holds
     assert "SPIN float32 against graph bfloat16" in full.text
     assert (floor.holds, goal.holds) == (True, True)
-    _, floor, goal, _ = verdicts([*PEERS, OURS[0], replace(OURS[3], seconds=(2.0, 2.0, 2.0))])
+    _, floor, goal, _ = verdicts([*PEERS, SPIN_ROWS[0], replace(SPIN_ROWS[3], seconds=(2.0, 2.0, 2.0))])
     assert (floor.holds, goal.holds) == (True, False)
-    _, floor, *_ = verdicts([*PEERS, OURS[0], replace(OURS[3], seconds=(2.8, 2.8, 2.8))])
+    _, floor, *_ = verdicts([*PEERS, SPIN_ROWS[0], replace(SPIN_ROWS[3], seconds=(2.8, 2.8, 2.8))])
     assert not floor.holds
 
 
-def test_nothing_to_tell_by_does_not_hold() -> None:
-    found = verdicts(PEERS + OURS[:2])
-    assert [verdict.holds for verdict in found] == [True, False, False, False]
-    assert "no row of SPIN" in found[1].text
-    assert not any(verdict.holds for verdict in verdicts(OURS))
-    assert verdict_list(found).count("**does not hold**") == 1
+def test_a_verdict_without_rows_to_compare_does_not_hold() -> None:
+    results = verdicts(PEERS + SPIN_ROWS[:2])
+    assert [verdict.holds for verdict in results] == [True, False, False, False]
+    assert "no row of SPIN" in results[1].text
+    assert not any(verdict.holds for verdict in verdicts(SPIN_ROWS))
+    assert verdict_list(results).count("**does not hold**") == 1
 
 
-def test_the_table_says_what_was_measured(trial: Trial) -> None:
-    """docs/s of the median round, tokens/s without padding, FLOPs over the peak of the row's precision."""
-    lines = table(PEERS + OURS, trial, {"bfloat16": 10.0}).splitlines()
+def test_the_table_holds_speed_accuracy_and_share_of_the_peak(trial: Trial) -> None:
+    """Documents per second are of the median round. Tokens and FLOPs do not count padding."""
+    lines = table(PEERS + SPIN_ROWS, trial, {"bfloat16": 10.0}).splitlines()
     graph = next(line for line in lines if line.startswith("| graph | bfloat16"))
     assert graph == "| graph | bfloat16 | 16 | 1 | 1–1 | 4 | 8 | 0.37 | 70.0 | 99.0 | 100 % |"
     night = next(line for line in lines if "max_loss 0.002" in line)
@@ -106,51 +111,53 @@ def test_the_table_says_what_was_measured(trial: Trial) -> None:
     assert "| – |" in next(line for line in lines if line.startswith("| loop"))
 
 
-def test_all_take_turns_at_their_quickest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loaded once, warmed up by whole passes, timed in an order that turns; the batch by the least seconds."""
+def test_contenders_are_timed_in_alternating_order_at_their_fastest_batch_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each contender is loaded once and makes untimed passes over all texts before the rounds."""
     clock, calls = [0.0], []
     monkeypatch.setattr(rounds.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(rounds, "peaks", lambda: {"float32": 1.0 + clock[0]})
 
     def contender(name: str, batches: tuple[int, ...]) -> Contender:
-        def answer(texts: Sequence[str], batch: int) -> np.ndarray:
+        def classify(texts: Sequence[str], batch: int) -> np.ndarray:
             clock[0] += len(texts) * abs(batch - 9)
             calls.append((name, len(texts), batch))
             return np.zeros(len(texts), int)
 
-        return Contender(name, "float32", lambda: answer, batches)
+        return Contender(name, "float32", lambda: classify, batches)
 
-    found = race([contender("a", (4, 8, 16)), contender("b", ())], ["x"] * 10, 2)
-    assert found.batch == {"a float32": 8, "b float32": 0}
-    assert found.seconds == {"a float32": [10.0, 10.0], "b float32": [90.0, 90.0]}
+    results = race([contender("a", (4, 8, 16)), contender("b", ())], ["x"] * 10, 2)
+    assert results.batch == {"a float32": 8, "b float32": 0}
+    assert results.seconds == {"a float32": [10.0, 10.0], "b float32": [90.0, 90.0]}
     timed = [("a", 10, 8), ("b", 10, 0), ("b", 10, 0), ("a", 10, 8)]
     assert calls[-7:] == [("b", 2, 0), ("b", 10, 0), ("b", 10, 0), *timed]
-    assert found.peaks["float32"] > 100
+    assert results.peaks["float32"] > 100
 
 
-def test_batches_hold_every_text_once() -> None:
-    """Texts of like length lie together, padded and masked."""
+def test_batches_by_length_hold_every_text_once() -> None:
+    """The ids of a batch are padded and masked."""
     texts = [row["text"] for row in tiny.documents(10)]
-    seen: list[int] = []
+    batched: list[int] = []
     for rows, ids, mask in by_length(tiny.tokenizer(), texts, 4, 64):
         assert ids.shape == mask.shape
         assert (ids[mask == 0] == 0).all()
         assert (mask.sum(1) == [len(tiny.tokenizer()(texts[row])["input_ids"]) for row in rows]).all()
-        seen += rows
-    assert sorted(seen) == list(range(10))
+        batched += rows
+    assert sorted(batched) == list(range(10))
 
 
-def test_flops_are_those_of_the_formula(backbone_folder: Path) -> None:
-    """A block's FFN is 24 wide here, not 4 d: d is 16."""
+def test_flops_follow_the_formula(backbone_folder: Path) -> None:
+    """The hidden size is 16, and the feed-forward layer is 24 wide instead of the usual 4 × 16."""
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32"))
-    a_token = 2 * 3 * (4 * 16 * 16 + 2 * 16 * 24)
-    assert flops(backbone, [3, 5]) == 8 * a_token + 4 * 16 * 3 * (9 + 25)
+    per_token = 2 * 3 * (4 * 16 * 16 + 2 * 16 * 24)
+    assert flops(backbone, [3, 5]) == 8 * per_token + 4 * 16 * 3 * (9 + 25)
 
 
-def test_what_throttles_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command starts again without it, and only where there is something to leave out."""
+def test_the_benchmark_restarts_without_variables_that_slow_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not restart if none of them is set."""
     started: list[dict[str, str]] = []
-    monkeypatch.setattr(machine.os, "execve", lambda _path, _arguments, kept: started.append(kept))
+    monkeypatch.setattr(machine.os, "execve", lambda _path, _arguments, environment: started.append(environment))
     for name in machine.THROTTLES:
         monkeypatch.delenv(name, raising=False)
     machine.unthrottle()
@@ -161,39 +168,45 @@ def test_what_throttles_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "PATH" in started[0]
 
 
-def test_ours_answers_as_the_classifier_does(trial: Trial, tmp_path: Path) -> None:
-    """One artifact is trained for all rows, and the words of a class are learnt."""
+def test_every_row_of_spin_predicts_the_right_classes(trial: Trial, tmp_path: Path) -> None:
+    """All rows use one classifier, in several engines and precisions."""
     for contender in spin_contenders(trial, tmp_path / "spin"):
-        answers = contender.load()(trial.texts, 0)
+        predicted = contender.load()(trial.texts, 0)
         assert contender.spin
-        assert (answers == trial.y).all()
+        assert (predicted == trial.y).all()
         assert 0 < contender.compute() <= 1
 
 
-def test_torch_peers_answer_alike(trial: Trial) -> None:
-    """The pipeline's padding is not pooled: in float32 all say what the plain loop says."""
+def test_torch_peers_give_the_embeddings_of_the_plain_loop(trial: Trial) -> None:
+    """Padding is left out of their mean: in float32 the embeddings are equal."""
     pytest.importorskip("sentence_transformers")
-    _agree(trial, torch_peers(trial))
+    assert_embeddings_agree(trial, torch_peers(trial))
 
 
-def test_graphs_answer_alike(trial: Trial, tmp_path: Path) -> None:
-    """Each graph, its file written on first use."""
+def test_exported_graphs_give_the_embeddings_of_the_plain_loop(trial: Trial, tmp_path: Path) -> None:
+    """The file of a graph is written when it is first loaded."""
     for package in ("onnx", "onnxruntime", "openvino", "nncf"):
         pytest.importorskip(package)
     from benchmarks.speed.graphs import graph_peers
 
-    _agree(trial, graph_peers(trial, tmp_path))
+    assert_embeddings_agree(trial, graph_peers(trial, tmp_path))
 
 
-def _agree(trial: Trial, peers: list[Contender]) -> None:
+def assert_embeddings_agree(trial: Trial, peers: list[Contender]) -> None:
+    """The embeddings that peers give to the head agree with those of the plain loop, up to their precision."""
     expected = loop(trial, torch.float32)(trial.texts, 4)
     assert len({peer.key for peer in peers}) == len(peers) > 2
-    seen: list[np.ndarray] = []
-    trial.classes = lambda embeddings: seen.append(embeddings) or np.zeros(len(embeddings), int)  # type: ignore
-    for peer in peers:
-        answers = peer.load()(trial.texts, 2)
-        assert len(answers) == 4
-        if peer.precision == "float32":
-            np.testing.assert_allclose(seen[-1], expected, atol=1e-4, err_msg=peer.key)
-        alike = [np.corrcoef(one, other)[0, 1] for one, other in zip(seen[-1], expected, strict=True)]
-        assert min(alike) > (0.8 if peer.precision == "int8" else 0.99), peer.key
+    embeddings: list[np.ndarray] = []
+
+    def record(actual: np.ndarray) -> np.ndarray:
+        embeddings.append(actual)
+        return np.zeros(len(actual), int)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "classes", record)
+        for peer in peers:
+            assert len(peer.load()(trial.texts, 2)) == 4
+            if peer.precision == "float32":
+                np.testing.assert_allclose(embeddings[-1], expected, atol=1e-4, err_msg=peer.key)
+            correlations = [np.corrcoef(*pair)[0, 1] for pair in zip(embeddings[-1], expected, strict=True)]
+            assert min(correlations) > (0.8 if peer.precision == "int8" else 0.99), peer.key

@@ -12,31 +12,33 @@ import yaml
 
 from jobs.cli import app
 from spin.settings import parse_settings
-from tests.docs.pages import PAGES, blocks, name, spin_lines, words
+from tests.docs.pages import PAGES, code_blocks, page_name, spin_commands, split_command
 from tests.support.repository import ROOT
 
-LINES = [
-    pytest.param(line, id=f"{name(page)}: {line}")
+COMMANDS = [
+    pytest.param(line, id=f"{page_name(page)}: {line}")
     for page in [*PAGES, ROOT / "examples" / "run_on_a_cluster.sh"]
-    for line in (spin_lines(page) if page.suffix == ".md" else re.findall(r"^spin .*", page.read_text(), re.MULTILINE))
+    for line in (
+        spin_commands(page) if page.suffix == ".md" else re.findall(r"^spin .*", page.read_text(), re.MULTILINE)
+    )
 ]
-LEAST = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"}
+MINIMAL_SETTINGS = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"}
 GENERATED = ("reference/settings.md", "reference/command-line.md", "reference/api/")
-"""pages that `docs/site_hooks.py` makes when the site is built"""
+"""pages that `docs/site_hooks.py` generates when the site is built"""
 
 
-def parse(line: list[str]) -> None:
-    """Parse the words of a command line. Raises the error of the parser for unknown commands, options and arguments."""
+def parse_command(words: list[str]) -> None:
+    """Parse a command line. Raises the error of the parser for unknown commands, options and arguments."""
     group: Any = typer.main.get_command(app)
-    command = group.commands[line[1]]
-    context = command.make_context(line[1], line[2:])
-    if line[1] == "submit":
-        parse(["spin", context.params["command"], *context.args])
+    command = group.commands[words[1]]
+    context = command.make_context(words[1], words[2:])
+    if words[1] == "submit":
+        parse_command(["spin", context.params["command"], *context.args])
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_every_command_exists_with_its_options(line: str) -> None:
-    parse(words(line))
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_line_in_the_documentation_parses(line: str) -> None:
+    parse_command(split_command(line))
 
 
 @pytest.mark.parametrize(
@@ -48,20 +50,20 @@ def test_every_command_exists_with_its_options(line: str) -> None:
         ("spin submit run s --no", "[Nn]o such option"),
     ],
 )
-def test_a_wrong_command_is_noticed(line: str, message: str) -> None:
+def test_the_parser_refuses_a_wrong_command_line(line: str, message: str) -> None:
     with pytest.raises(Exception, match=message):
-        parse(words(line))
+        parse_command(split_command(line))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_yaml_blocks_are_settings(page: Path) -> None:
-    for code in blocks(page, "yaml"):
-        parse_settings({**LEAST, **yaml.safe_load(code)})
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_yaml_blocks_are_valid_settings(page: Path) -> None:
+    for code in code_blocks(page, "yaml"):
+        parse_settings({**MINIMAL_SETTINGS, **yaml.safe_load(code)})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_lead_to_pages(page: Path) -> None:
-    """Relative links, and headings of the pages that they name; mkdocs checks those within `docs` once more."""
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_relative_links_lead_to_files_that_exist(page: Path) -> None:
+    """mkdocs checks the headings of links, but only within `docs`."""
     for target in re.findall(r"\]\(([^)#:]*)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         path = (page.parent / target).resolve()
         in_docs = str(path).removeprefix(f"{ROOT / 'docs'}/")
@@ -101,13 +103,13 @@ def test_the_architecture_page_names_every_folder() -> None:
         ("spin/integrate/search.py", "class Search:"),
     ],
 )
-def test_the_tour_of_the_code_quotes_it(file: str, line: str) -> None:
-    """The page names the function or quotes the line, and the file holds it."""
+def test_the_tour_of_the_code_quotes_existing_lines(file: str, line: str) -> None:
+    """The architecture page names the function or quotes the line, and the file contains it."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     quoted = re.sub(r"^(def|class) |[(:]+$", "", line) if line.startswith(("def", "class")) else line
     assert quoted in page
     assert line in (ROOT / file).read_text(encoding="utf-8")
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_has_at_most_150_lines() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
