@@ -1,9 +1,8 @@
-"""Promotion, rollback and history on a real registry; versions are loaded by real fresh processes."""
+"""Promotion, rollback and history on a real registry; fresh processes load the versions."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -22,9 +21,8 @@ from pipelines.registry.gate import GateCheck, GateReport
 from pipelines.registry.subprocess_predict import predict_in_subprocess
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
-from spin import SpinClassifier
 from spin.errors import UserError
-from spin.settings import Settings, parse_settings
+from spin.settings import BackboneSettings, Settings, parse_settings
 from tests.support import tiny
 from tests.support.registry_fixture import build_evaluation_set, build_quick_classifier, build_training_record
 
@@ -33,81 +31,94 @@ TEXTS = [row["text"] for row in ROWS]
 
 
 class PromotionFixture:
-    """A registry with four versions: 1, 2 with the same files, 3 trained on wrong labels, 4 without its artifact."""
+    """A registry with four versions: 1, 2 with the same files, 3 trained on wrong labels, 4 without its artifact.
 
-    def __init__(self, folder: Path, backbone: Path, uri: str) -> None:
+    `artifacts` holds the folders `sound` and `mislabelled`.
+    """
+
+    def __init__(self, folder: Path, backbone: Path, artifacts: Path, uri: str) -> None:
         self.folder, self.name = folder, f"tiny {uuid.uuid4().hex[:8]}"  # unique: other tests use the same registry
         self.tree: dict[str, Any] = {
-            "backbone": {"model": str(backbone), "dtype": "float32", "device": "cpu"},
+            "backbone": backbone_section(backbone),
             "data": {"train": "none"},
             "store": str(folder / "store"),
             "mlflow": {"model": self.name, "tracking_uri": uri},
         }
         self.settings = parse_settings(self.tree)
         self.registry = Registry(self.settings)
-        rows = tiny.documents(120)
-        swapped = [{**row, "label": rows[at // 4 * 4 % 7]["label"]} for at, row in enumerate(rows)]
-        self.fit(rows).save(folder / "1")
-        self.fit(swapped).save(folder / "3")
-        for copied in "24":
-            shutil.copytree(folder / "1", folder / copied)
-        for number in "1234":
-            self.registry.register(folder / number, build_training_record(build_evaluation_set(ROWS)))
+        for artifact in ("sound", "sound", "mislabelled", "sound"):
+            self.registry.register(artifacts / artifact, build_training_record(build_evaluation_set(ROWS)))
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         location = self.registry.tracking.client.get_model_version_download_uri(self.name, "4")
         get_artifact_repository(location, tracking_uri=uri).delete_artifacts("artifacts")
 
-    def fit(self, rows: list[dict[str, str]]) -> SpinClassifier:
-        texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
-        return build_quick_classifier(self.settings.backbone).fit(texts, labels)
-
-    def driver(self, store: str = "store", **promote: Any) -> Registry:
-        """The registry as another driver opens it, with its own store where one is named."""
+    def open_registry(self, store: str = "store", **promote: Any) -> Registry:
+        """Open the registry as another driver does, with a store of its own unless it has the default name."""
         return Registry(parse_settings({**self.tree, "store": str(self.folder / store), "promote": promote}))
 
-    def tags(self, number: str) -> dict[str, str]:
+    def gate_tags(self, number: str) -> dict[str, str]:
         tags = self.registry.tracking.client.get_model_version(self.name, number).tags
         return {name: value for name, value in tags.items() if name.startswith("spin.gate.")}
 
-    def run(self, run: str) -> tuple[Any, dict[str, Any]]:
-        """A run of MLflow and its gate.json."""
+    def read_run(self, run: str) -> tuple[Any, dict[str, Any]]:
+        """Return a run of MLflow and the content of its gate.json."""
         client = self.registry.tracking.client
         return client.get_run(run), json.loads(Path(client.download_artifacts(run, "gate.json")).read_text())
 
 
+def backbone_section(backbone: Path) -> dict[str, Any]:
+    """Return the settings section `backbone`."""
+    return {"model": str(backbone), "dtype": "float32", "device": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:
+    """A folder with the artifacts `sound` and `mislabelled` of classifiers; no test changes them."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    rows = tiny.documents(120)
+    mislabelled = [{**row, "label": rows[index // 4 * 4 % 7]["label"]} for index, row in enumerate(rows)]
+    for name, training in (("sound", rows), ("mislabelled", mislabelled)):
+        classifier = build_quick_classifier(BackboneSettings.model_validate(backbone_section(backbone_folder)))
+        classifier.fit([row["text"] for row in training], [row["label"] for row in training]).save(folder / name)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> PromotionFixture:
-    return PromotionFixture(tmp_path_factory.mktemp("promotion"), backbone_folder, tracking_uri)
+def shared_fixture(
+    tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, artifacts: Path, tracking_uri: str
+) -> PromotionFixture:
+    return PromotionFixture(tmp_path_factory.mktemp("promotion"), backbone_folder, artifacts, tracking_uri)
 
 
 @pytest.fixture
-def registry_fixture(made: PromotionFixture) -> Iterator[PromotionFixture]:
-    """The champion and the history are removed after the test."""
-    yield made
-    client = made.registry.tracking.client
-    client.delete_registered_model_alias(made.name, "champion")
-    for name in made.registry.tags():
+def registry_fixture(shared_fixture: PromotionFixture) -> Iterator[PromotionFixture]:
+    """A registry whose champion and history are removed after the test."""
+    yield shared_fixture
+    client = shared_fixture.registry.tracking.client
+    client.delete_registered_model_alias(shared_fixture.name, "champion")
+    for name in shared_fixture.registry.tags():
         if name.startswith("spin.history"):
-            client.delete_registered_model_tag(made.name, name)
+            client.delete_registered_model_tag(shared_fixture.name, name)
 
 
 @pytest.fixture
 def open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate passes at once, for tests of what follows it."""
+    """Make the gate pass at once, for tests of the steps after it."""
     passed = GateReport((GateCheck("loads", 1, 1, "", "", ""),), {"score": 0.5})
     monkeypatch.setattr(promote, "run_gate", lambda *_: passed)
     monkeypatch.setattr(promote, "check_loads", lambda *_: passed)
 
 
-def moves(registry: Registry) -> list[tuple[Any, ...]]:
+def list_moves(registry: Registry) -> list[tuple[Any, ...]]:
+    """Return the kind, the versions and the reason of every move of the champion."""
     return [(e.move, e.from_version, e.to_version, e.why) for e in promote.history(registry)]
 
 
-def test_a_fresh_process_predicts_as_a_night(
+def test_a_fresh_process_predicts_as_the_nightly_job_does(
     registry_fixture: PromotionFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the settings' choice and thresholds, not the artifact's; nothing is imported from the working directory."""
+    """With the choice and thresholds of the settings; nothing is imported from the working directory."""
     (tmp_path / "numpy.py").write_text("raise SystemExit('imported from the working directory')")
     monkeypatch.chdir(tmp_path)
     decision = {"thresholds": {"good": 0.2}, "abstain": 0.05}
@@ -121,8 +132,8 @@ def test_a_fresh_process_predicts_as_a_night(
     assert reply.seconds > 0
 
 
-def test_the_death_of_the_process_is_an_error(registry_fixture: PromotionFixture, tmp_path: Path) -> None:
-    """Logged code that ends its process does not end this one."""
+def test_the_death_of_the_fresh_process_is_an_error(registry_fixture: PromotionFixture, tmp_path: Path) -> None:
+    """Logged code that ends its process does not end the command."""
     model = registry_fixture.registry.download_model("1", tmp_path)
     [code] = model.rglob("pyfunc.py")
     code.write_text("import os, sys\nprint('out of memory', file=sys.stderr, flush=True)\nos._exit(7)\n")
@@ -130,49 +141,49 @@ def test_the_death_of_the_process_is_an_error(registry_fixture: PromotionFixture
         predict_in_subprocess(model, TEXTS, registry_fixture.settings)
 
 
-def test_promotions_a_refusal_and_a_rollback(registry_fixture: PromotionFixture) -> None:
-    """The first champion, an equal one, a worse version that is refused, and a rollback; all of it is logged."""
+def test_promotions_refusals_and_rollbacks_are_recorded(registry_fixture: PromotionFixture) -> None:
+    """A first champion, an equal version, a worse version that is refused, and a rollback."""
     registry = registry_fixture.registry
-    shown: list[tuple[GateCheck, ...]] = []
-    first = promote.promote(registry, "1", "the first", on_checks=shown.append)
-    assert [check.name for check in shown[0]] == ["loads", "schema", "score", "calibration", "throughput"]
+    shown_checks: list[tuple[GateCheck, ...]] = []
+    first = promote.promote(registry, "1", "the first", on_checks=shown_checks.append)
+    assert [check.name for check in shown_checks[0]] == ["loads", "schema", "score", "calibration", "throughput"]
     assert (first.from_version, first.to_version, first.forced) == (None, "1", ())
     truth = [row["label"] for row in ROWS]
-    spin = registry.load("1")
-    right = np.mean([a == b for a, b in zip(spin.predict(TEXTS), truth, strict=True)])
-    assert first.score == pytest.approx(right, abs=0.01)  # macro F1 of two balanced classes
+    labels = registry.load("1").predict(TEXTS)
+    accuracy = np.mean([label == expected for label, expected in zip(labels, truth, strict=True)])
+    assert first.score == pytest.approx(accuracy, abs=0.01)  # macro F1 of two balanced classes
 
     second = promote.promote(registry, "2", "the same again")
     assert second.score == second.score_before == first.score
-    run, report = registry_fixture.run(second.run)
+    run, report = registry_fixture.read_run(second.run)
     assert run.info.run_name == "promote 2"
     assert run.data.tags["spin.version"] == "2"
     assert run.data.metrics["difference_at_least"] == 0
     assert all(row["passed"] for row in report["checks"])
-    assert registry_fixture.tags("2")["spin.gate.passed"] == "true"
-    assert registry_fixture.tags("2")["spin.gate.regression"] == "passed: +0.0, at least +0.0"
+    assert registry_fixture.gate_tags("2")["spin.gate.passed"] == "true"
+    assert registry_fixture.gate_tags("2")["spin.gate.regression"] == "passed: +0.0, at least +0.0"
 
     with pytest.raises(UserError, match=r"version 3 of .* is not promoted: .*regression: -\d.*--force and --why"):
-        promote.promote(registry, "3", "", on_checks=shown.append)
+        promote.promote(registry, "3", "", on_checks=shown_checks.append)
     assert registry.champion() == "2"
-    assert not next(check for check in shown[-1] if check.name == "regression").passed
-    kept = registry_fixture.tags("3")
-    assert kept["spin.gate.passed"] == kept["spin.gate.forced"] == "false"
-    assert kept["spin.gate.regression"].startswith("failed: -")
-    _, report = registry_fixture.run(kept["spin.gate.run"])
+    assert not next(check for check in shown_checks[-1] if check.name == "regression").passed
+    tags = registry_fixture.gate_tags("3")
+    assert tags["spin.gate.passed"] == tags["spin.gate.forced"] == "false"
+    assert tags["spin.gate.regression"].startswith("failed: -")
+    _, report = registry_fixture.read_run(tags["spin.gate.run"])
     assert (report["version"], report["champion"], report["passed"]) == ("3", "2", "false")
     assert {row["name"]: row["passed"] for row in report["checks"]}["regression"] is False
 
-    last = promote.rollback(registry, "complaints")
+    rolled_back = promote.rollback(registry, "complaints")
     assert registry.champion() == "1"
-    run, report = registry_fixture.run(last.run)
+    run, report = registry_fixture.read_run(rolled_back.run)
     assert run.info.run_name == "rollback 1"
     assert [(row["name"], row["passed"]) for row in report["checks"]] == [("loads", True)]
     with pytest.raises(
         UserError, match=f"{registry_fixture.name} has no earlier champion to go back to; `spin models`"
     ):
         promote.rollback(registry, "")
-    assert moves(registry) == [
+    assert list_moves(registry) == [
         ("promote", None, "1", "the first"),
         ("promote", "1", "2", "the same again"),
         ("rollback", "2", "1", "complaints"),
@@ -180,15 +191,15 @@ def test_promotions_a_refusal_and_a_rollback(registry_fixture: PromotionFixture)
     assert all(event.who and event.when and event.run for event in promote.history(registry))
 
 
-def test_a_version_that_does_not_load_is_never_champion(
+def test_a_version_that_does_not_load_never_becomes_champion(
     registry_fixture: PromotionFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By promotion, force or rollback; the reason is tagged and nothing moves."""
+    """Neither by promotion, nor by force, nor by rollback; the reason is a tag of the version."""
     with pytest.raises(
         UserError, match=rf"version 4 of {registry_fixture.name} is not promoted: loads: .*; correct what it names"
     ):
         promote.promote(registry_fixture.registry, "4", "it must", force=True)
-    assert registry_fixture.tags("4")["spin.gate.loads"].startswith("failed: ")
+    assert registry_fixture.gate_tags("4")["spin.gate.loads"].startswith("failed: ")
     with monkeypatch.context() as patch:
         patch.setattr(promote, "run_gate", lambda *_: GateReport((), {}))
         promote.promote(registry_fixture.registry, "1", "")
@@ -197,12 +208,12 @@ def test_a_version_that_does_not_load_is_never_champion(
     ):
         promote.rollback(registry_fixture.registry, "", "4")
     assert registry_fixture.registry.champion() == "1"
-    assert moves(registry_fixture.registry) == [("promote", None, "1", "")]
+    assert list_moves(registry_fixture.registry) == [("promote", None, "1", "")]
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_rollback_targets(registry_fixture: PromotionFixture) -> None:
-    """By default the version that the champion replaced, never one that a rollback left; with `to` any version."""
+def test_rollback_goes_to_the_version_that_the_champion_replaced(registry_fixture: PromotionFixture) -> None:
+    """Never to a version that a rollback left; with a version number, to that version."""
     registry = registry_fixture.registry
     for number in "123":
         promote.promote(registry, number, "")
@@ -222,13 +233,13 @@ def test_tags_of_checks_that_no_longer_exist_are_removed(registry_fixture: Promo
     client = registry_fixture.registry.tracking.client
     client.set_model_version_tag(registry_fixture.name, "1", "spin.gate.class_floors", "failed: bad 10.0")
     promote.promote(registry_fixture.registry, "1", "")
-    assert set(registry_fixture.tags("1")) == {
+    assert set(registry_fixture.gate_tags("1")) == {
         f"spin.gate.{name}" for name in ("passed", "champion", "forced", "loads", "run")
     }
     assert "spin.artifact" in client.get_model_version(registry_fixture.name, "1").tags
 
 
-HOLD = """
+WAITING_PROMOTION = """
 import sys
 from pipelines.registry import promote
 from pipelines.registry.gate import GateReport
@@ -248,15 +259,15 @@ except SpinError as error:
     print(error, flush=True)
     sys.exit(error.status)
 """
-"""promotes, and waits at the gate until it reads a line"""
+"""code that promotes a version and waits at the gate until it reads a line"""
 
 
 @pytest.fixture
-def other(registry_fixture: PromotionFixture, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that waits at the gate with version 1."""
+def waiting_process(registry_fixture: PromotionFixture, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that promotes version 1 and waits at the gate."""
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(registry_fixture.tree))
-    words = [sys.executable, "-c", HOLD, str(tmp_path / "settings.yaml"), "1"]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", WAITING_PROMOTION, str(tmp_path / "settings.yaml"), "1"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "inside\n"
     yield process
@@ -265,60 +276,60 @@ def other(registry_fixture: PromotionFixture, tmp_path: Path) -> Iterator[subpro
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_of_two_simultaneous_promotions_one_wins(
+def test_a_promotion_in_progress_excludes_other_promotions_and_rollbacks(
     registry_fixture: PromotionFixture,
-    other: subprocess.Popen[str],
+    waiting_process: subprocess.Popen[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The other command, or a rollback, names the holder and ends with status 3; afterwards it can run again."""
-    with pytest.raises(HeldError, match=rf"promotion is held by .* process {other.pid}; wait until it ends"):
+    """They name the holder and end with status 3; after the promotion has ended they can run."""
+    with pytest.raises(HeldError, match=rf"promotion is held by .* process {waiting_process.pid}; wait until it ends"):
         promote.rollback(registry_fixture.registry, "", "2")
     monkeypatch.setattr(sys, "argv", ["spin", "promote", str(tmp_path / "settings.yaml"), "--version", "2"])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         main()
-    assert left.value.code == 3
-    assert f"process {other.pid}" in capsys.readouterr().err
+    assert raised.value.code == 3
+    assert f"process {waiting_process.pid}" in capsys.readouterr().err
     assert registry_fixture.registry.champion() is None
-    other.communicate("\n", timeout=60)
-    assert other.returncode == 0
-    assert moves(registry_fixture.registry) == [("promote", None, "1", "from another process")]
+    waiting_process.communicate("\n", timeout=60)
+    assert waiting_process.returncode == 0
+    assert list_moves(registry_fixture.registry) == [("promote", None, "1", "from another process")]
     promote.promote(registry_fixture.registry, "2", "")
     assert registry_fixture.registry.champion() == "2"
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_a_champion_that_was_moved_meanwhile_is_kept(
-    registry_fixture: PromotionFixture, other: subprocess.Popen[str]
+def test_a_promotion_is_refused_if_the_champion_changed_meanwhile(
+    registry_fixture: PromotionFixture, waiting_process: subprocess.Popen[str]
 ) -> None:
-    """Two drivers with different stores: the slower one compared its version with another champion and is refused."""
-    promote.promote(registry_fixture.driver("elsewhere"), "2", "the faster")
-    output, _ = other.communicate("\n", timeout=60)
-    assert other.returncode == 2
+    """Drivers with different stores share no lease: the slower one compared its version with the former champion."""
+    promote.promote(registry_fixture.open_registry("elsewhere"), "2", "the faster")
+    output, _ = waiting_process.communicate("\n", timeout=60)
+    assert waiting_process.returncode == 2
     assert "moved meanwhile: expected version none, with which version 1 was compared, found 2" in output
     assert registry_fixture.registry.champion() == "2"
-    assert moves(registry_fixture.registry) == [("promote", None, "2", "the faster")]
+    assert list_moves(registry_fixture.registry) == [("promote", None, "2", "the faster")]
 
 
 class PausedDriver:
-    """A driver with its own store, in a thread that pauses before a method of its registry."""
+    """A driver with its own store that promotes in a thread and pauses before a method of its registry."""
 
     def __init__(self, registry_fixture: PromotionFixture, number: str, method: str) -> None:
         self.error = ""
-        self.there, self.go = threading.Event(), threading.Event()
-        self.registry = registry_fixture.driver(f"store-{number}")
+        self.paused, self.resume = threading.Event(), threading.Event()
+        self.registry = registry_fixture.open_registry(f"store-{number}")
         original = getattr(self.registry, method)
 
-        def hold(*args: Any) -> Any:
-            self.there.set()
-            assert self.go.wait(60)
+        def pause(*args: Any) -> Any:
+            self.paused.set()
+            assert self.resume.wait(60)
             return original(*args)
 
-        setattr(self.registry, method, hold)
+        setattr(self.registry, method, pause)
         self.thread = threading.Thread(target=self._promote, args=(number,))
         self.thread.start()
-        assert self.there.wait(60)
+        assert self.paused.wait(60)
 
     def _promote(self, number: str) -> None:
         try:
@@ -326,46 +337,47 @@ class PausedDriver:
         except UserError as error:
             self.error = str(error)
 
-    def end(self) -> str:
-        self.go.set()
+    def finish(self) -> str:
+        """Let the driver go on and return its error, or an empty string."""
+        self.resume.set()
         self.thread.join()
         return self.error
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_a_move_sees_another_that_has_not_finished(registry_fixture: PromotionFixture) -> None:
-    """The faster driver has written its event and not yet moved the alias when the slower one checks."""
+def test_a_promotion_notices_another_that_has_not_finished(registry_fixture: PromotionFixture) -> None:
+    """The faster driver has written its event but not yet moved the alias when the slower one checks."""
     slower = PausedDriver(registry_fixture, "1", "set_tag")
     faster = PausedDriver(registry_fixture, "2", "set_alias")
-    assert "moved meanwhile: expected version none" in slower.end()
-    assert faster.end() == ""
+    assert "moved meanwhile: expected version none" in slower.finish()
+    assert faster.finish() == ""
     assert registry_fixture.registry.champion() == "2"
-    assert moves(registry_fixture.registry) == [("promote", None, "2", "held")]
+    assert list_moves(registry_fixture.registry) == [("promote", None, "2", "held")]
 
 
 @pytest.mark.usefixtures("open_gate")
 def test_simultaneous_events_do_not_overwrite_each_other(
     registry_fixture: PromotionFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both events exist before either driver checks: both are removed and nothing moves."""
-    both = threading.Barrier(2, timeout=60)
+    """Both events exist before a driver checks: each driver removes its own and at most one moves the champion."""
+    barrier = threading.Barrier(2, timeout=60)
     written: list[str] = []
     set_tag = Registry.set_tag
 
-    def write(registry: Registry, name: str, value: str) -> None:
-        both.wait()
+    def write_together(registry: Registry, name: str, value: str) -> None:
+        barrier.wait()
         set_tag(registry, name, value)
-        both.wait()
+        barrier.wait()
         written.extend(name for name in registry.tags() if name.startswith("spin.history"))
-        both.wait()
+        barrier.wait()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "set_tag", write)
+        patch.setattr(Registry, "set_tag", write_together)
         errors: list[str] = []
 
         def promote_from_own_store(number: str) -> None:
             try:
-                promote.promote(registry_fixture.driver(f"store-{number}"), number, "")
+                promote.promote(registry_fixture.open_registry(f"store-{number}"), number, "")
             except UserError as error:
                 errors.append(str(error))
 
@@ -383,50 +395,46 @@ def test_simultaneous_events_do_not_overwrite_each_other(
 
 
 @pytest.mark.usefixtures("open_gate")
-def test_the_commands(
+def test_the_promotion_commands_print_and_record_every_move(
     registry_fixture: PromotionFixture,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """--force without a reason and a failing version end with status 2; `spin history` lists every move."""
+    """`--force` without a reason and a version that fails the gate end with status 2."""
     file = str(tmp_path / "settings.yaml")
     Path(file).write_text(yaml.safe_dump(registry_fixture.tree))
 
-    def spin(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["spin", *words])
-        with pytest.raises(SystemExit) as left:
+    def run_spin(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spin", *arguments])
+        with pytest.raises(SystemExit) as raised:
             main()
-        return int(left.value.code or 0), *capsys.readouterr()
+        return int(raised.value.code or 0), *capsys.readouterr()
 
-    assert spin("history", file)[1] == f"{registry_fixture.name} has had no champion; `spin promote` makes one\n"
-    status, _, error = spin("promote", file, "--version", "1", "--force", "--why", " ")
+    assert run_spin("history", file)[1] == f"{registry_fixture.name} has had no champion; `spin promote` makes one\n"
+    status, _, error = run_spin("promote", file, "--version", "1", "--force", "--why", " ")
     assert (status, "--force without --why" in error) == (2, True)
     promote.promote(registry_fixture.registry, "1", "")
     failing = GateReport(
         (GateCheck("score", 0.1, 0.5, "10.0 accuracy", "at least 50.0", "train again"),), {"score": 0.1}
     )
     monkeypatch.setattr(promote, "run_gate", lambda *_: failing)
-    status, out, error = spin("promote", file, "--version", "2")
+    status, out, error = run_spin("promote", file, "--version", "2")
     assert status == 2
     assert "failed" in out
-    refused = f"version 2 of {registry_fixture.name} is not promoted"
-    assert f"{refused}: score: 10.0 accuracy, expected at least 50.0; train again, or" in error
-    status, out, _ = spin("promote", file, "--version", "2", "--force", "--why", "a [test]")
+    refusal = f"version 2 of {registry_fixture.name} is not promoted"
+    assert f"{refusal}: score: 10.0 accuracy, expected at least 50.0; train again, or" in error
+    status, out, _ = run_spin("promote", file, "--version", "2", "--force", "--why", "a [test]")
     assert status == 0
     assert "version 2 is champion in place of version 1, 10.0 on the frozen evaluation set, forced although" in out
     event = promote.history(registry_fixture.registry)[-1]
     assert (event.forced, event.why) == (("score",), "a [test]")
-    run, report = registry_fixture.run(event.run)
-    assert (
-        run.data.tags["spin.gate.forced"]
-        == report["forced"]
-        == registry_fixture.tags("2")["spin.gate.forced"]
-        == "true"
-    )
+    run, report = registry_fixture.read_run(event.run)
+    tags = registry_fixture.gate_tags("2")
+    assert run.data.tags["spin.gate.forced"] == report["forced"] == tags["spin.gate.forced"] == "true"
     assert (report["why"], report["passed"]) == ("a [test]", "false")
-    assert spin("rollback", file, "--why", "it was poor")[0] == 0
-    lines = spin("history", file)[1].splitlines()
+    assert run_spin("rollback", file, "--why", "it was poor")[0] == 0
+    lines = run_spin("history", file)[1].splitlines()
     assert [line.split(" ", 2)[2].partition(", run ")[0] for line in lines] == [
         "promote from none to 1",
         "promote --force (score) from 1 to 2",
@@ -434,10 +442,10 @@ def test_the_commands(
     ]
     assert lines[1].endswith(": a [test]")
     assert lines[0] < lines[1] < lines[2]
-    assert "moved" not in spin("models", file)[1]
+    assert "moved" not in run_spin("models", file)[1]
 
 
-def test_settings_of_the_gate_are_checked() -> None:
+def test_invalid_gate_settings_are_refused() -> None:
     tree = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"}
     for section, message in (
         ({"class_floors": {"bad": 80}}, "'promote.class_floors.bad' is 80: Input should be less than or equal to 1"),

@@ -1,4 +1,4 @@
-"""The registered model as MLflow's users have it: loaded as a pyfunc, and served over HTTP."""
+"""The registered model as users of MLflow see it: loaded as a pyfunc and served over HTTP."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ from tests.support.repository import ROOT
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> RegistryFixture:
-    """The backbone that it was trained on has been deleted; the bundle holds a copy."""
+def shared_fixture(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> RegistryFixture:
+    """A registry with one version whose backbone folder has been deleted; the bundle holds a copy."""
     folder = tmp_path_factory.mktemp("pyfunc")
     registry_fixture = RegistryFixture(folder, tiny.bert(folder / "bert"), tracking_uri)
     shutil.rmtree(folder / "bert")
     return registry_fixture
 
 
-def loaded(registry_fixture: RegistryFixture, **options: Any) -> Any:
+def load_pyfunc(registry_fixture: RegistryFixture, **options: Any) -> Any:
+    """Load version 1 as MLflow does."""
     with registry_fixture.registry.tracking.session():
         return mlflow.pyfunc.load_model(f"models:/{registry_fixture.name}/1", **options)
 
@@ -46,61 +47,65 @@ def predict(model: Any, texts: list[str], **params: Any) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def model(made: RegistryFixture) -> Any:
-    return loaded(made)
+def model(shared_fixture: RegistryFixture) -> Any:
+    return load_pyfunc(shared_fixture)
 
 
-def test_it_predicts_as_the_trained_classifier(made: RegistryFixture, model: Any) -> None:
-    """From the registered files alone."""
-    answer = predict(model, TEXTS)
-    assert list(answer.columns) == ["label", "score"]
-    assert answer["label"].tolist() == made.labels
-    np.testing.assert_allclose(answer["score"], made.spin.predict_proba(TEXTS).max(1), atol=1e-6)
-    assert predict(model, TEXTS[:1]).to_dict("records") == answer[:1].to_dict("records")
+def test_the_pyfunc_predicts_as_the_trained_classifier(shared_fixture: RegistryFixture, model: Any) -> None:
+    """From the registered files alone, for one text as for many."""
+    predictions = predict(model, TEXTS)
+    assert list(predictions.columns) == ["label", "score"]
+    assert predictions["label"].tolist() == shared_fixture.labels
+    np.testing.assert_allclose(predictions["score"], shared_fixture.spin.predict_proba(TEXTS).max(1), atol=1e-6)
+    assert predict(model, TEXTS[:1]).to_dict("records") == predictions[:1].to_dict("records")
 
 
-def test_loading_changes_nothing(made: RegistryFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow and Python write into an artifact store on disk when they load; those files are not downloaded."""
+def test_files_that_loading_writes_are_not_downloaded(
+    shared_fixture: RegistryFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow and Python write files into an artifact store on disk when they load a model."""
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    loaded(made)
-    files = {path.name for path in made.registry.download_model("1", tmp_path).iterdir()}
+    load_pyfunc(shared_fixture)
+    files = {path.name for path in shared_fixture.registry.download_model("1", tmp_path).iterdir()}
     assert "pyfunc.py" in files
     assert not {"__pycache__", "registered_model_meta"} & files
 
 
-def test_a_threshold(made: RegistryFixture, model: Any) -> None:
-    """Removes less probable labels; 0 is the same as no threshold."""
-    probabilities = made.spin.predict_proba(TEXTS).max(1)
+def test_a_threshold_removes_less_probable_labels(shared_fixture: RegistryFixture, model: Any) -> None:
+    """A threshold of 0 is the same as no threshold."""
+    probabilities = shared_fixture.spin.predict_proba(TEXTS).max(1)
     border = float(np.sort(probabilities)[len(TEXTS) // 2])
-    answer = predict(model, TEXTS, threshold=border - 1e-4)
-    wanted = [label if p >= border - 1e-4 else None for label, p in zip(made.labels, probabilities, strict=True)]
-    assert None in wanted
-    assert answer["label"].tolist() == wanted != made.labels
-    np.testing.assert_allclose(answer["score"], probabilities, atol=1e-6)
-    assert predict(model, TEXTS, threshold=0)["label"].tolist() == made.labels
+    predictions = predict(model, TEXTS, threshold=border - 1e-4)
+    expected = [
+        label if p >= border - 1e-4 else None for label, p in zip(shared_fixture.labels, probabilities, strict=True)
+    ]
+    assert None in expected
+    assert predictions["label"].tolist() == expected != shared_fixture.labels
+    np.testing.assert_allclose(predictions["score"], probabilities, atol=1e-6)
+    assert predict(model, TEXTS, threshold=0)["label"].tolist() == shared_fixture.labels
     assert predict(model, TEXTS, threshold=1)["label"].tolist() == [None] * len(TEXTS)
 
 
-def test_an_explanation(made: RegistryFixture, model: Any) -> None:
-    """The main neurons and words of every text, as `explain` gives them."""
-    answer = predict(model, TEXTS[:3], explain=True)
-    assert list(answer.columns) == ["label", "score", "explanation"]
-    for text, label, row in zip(TEXTS, answer["label"], answer["explanation"], strict=False):
-        logged, explanation = json.loads(row), made.spin.explain(text)
-        assert logged["class"] == label == explanation.label
-        assert logged["logit"] == pytest.approx(explanation.logits.max(), abs=1e-4)
-        loudest = explanation.top(10)
-        assert [row["neuron"] for row in logged["neurons"]] == [f"{n.column}[{n.neuron}]" for n in loudest]
-        assert [row["word"] for row in logged["neurons"]] == [n.word for n in loudest]
-        assert all(text[row["start"] : row["end"]] == row["word"] for row in logged["words"])
-        assert len(logged["words"]) == min(10, len(text.split()))
-        if len(logged["words"]) == len(text.split()):  # special tokens and the bias say the rest
+def test_explanations_list_the_top_neurons_and_words_of_every_text(shared_fixture: RegistryFixture, model: Any) -> None:
+    """As `explain` gives them, with the class and its logit."""
+    predictions = predict(model, TEXTS[:3], explain=True)
+    assert list(predictions.columns) == ["label", "score", "explanation"]
+    for text, label, row in zip(TEXTS, predictions["label"], predictions["explanation"], strict=False):
+        record, explanation = json.loads(row), shared_fixture.spin.explain(text)
+        assert record["class"] == label == explanation.label
+        assert record["logit"] == pytest.approx(explanation.logits.max(), abs=1e-4)
+        top = explanation.top(10)
+        assert [neuron["neuron"] for neuron in record["neurons"]] == [f"{n.column}[{n.neuron}]" for n in top]
+        assert [neuron["word"] for neuron in record["neurons"]] == [n.word for n in top]
+        assert all(text[word["start"] : word["end"]] == word["word"] for word in record["words"])
+        assert len(record["words"]) == min(10, len(text.split()))
+        if len(record["words"]) == len(text.split()):  # words, special tokens and the bias add up to the logit
             k = explanation.classes.index(label)
             special = sum(
                 float(explanation.word_contributions[w, k]) for w, (a, b) in enumerate(explanation.words) if a == b
             )
-            total = sum(row["adds"] for row in logged["words"]) + special + logged["bias"]
-            assert total == pytest.approx(logged["logit"], abs=1e-4)
+            total = sum(row["adds"] for row in record["words"]) + special + record["bias"]
+            assert total == pytest.approx(record["logit"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -114,17 +119,19 @@ def test_an_explanation(made: RegistryFixture, model: Any) -> None:
         ({"words": TEXTS[:1]}, {}, r"Model is missing inputs \['text'\]"),
     ],
 )
-def test_a_wrong_request_is_an_mlflow_error(
+def test_an_invalid_request_is_an_mlflow_error_with_status_400(
     model: Any, rows: dict[str, Any], params: dict[str, Any], message: str
 ) -> None:
-    """With HTTP status 400."""
+    """For a threshold that is not a probability, a text that is empty or null, and a missing column."""
     with pytest.raises(MlflowException, match=message) as error:
         model.predict(pd.DataFrame(rows), params=params)
     assert error.value.get_http_status_code() == 400
 
 
-def test_the_metadata_of_the_model(made: RegistryFixture, model: Any, tmp_path: Path) -> None:
-    """Signature, input example, and a pin of every library that loading imports, at the installed version."""
+def test_the_logged_model_has_a_signature_an_example_and_pinned_requirements(
+    shared_fixture: RegistryFixture, model: Any, tmp_path: Path
+) -> None:
+    """Every library that loading imports is pinned at the installed version, optional engines aside."""
     signature = model.metadata.signature
     assert [(c.name, c.type.name, c.required) for c in signature.inputs.inputs] == [("text", "string", True)]
     outputs = [(c.name, c.type.name, c.required) for c in signature.outputs.inputs]
@@ -134,15 +141,15 @@ def test_the_metadata_of_the_model(made: RegistryFixture, model: Any, tmp_path: 
         ("explain", "boolean", False),
     ]
     assert model.input_example["text"].tolist() == TEXTS[:2]
-    required = made.registry.download_model("1", tmp_path) / "requirements.txt"
-    pins = dict(line.split("==") for line in required.read_text().split())
+    requirements = shared_fixture.registry.download_model("1", tmp_path) / "requirements.txt"
+    pins = dict(line.split("==") for line in requirements.read_text().split())
     assert pins == {name: version(name).partition("+")[0] for name in pins}
-    extra = {"nncf", "onnxruntime", "openvino"}  # optional engines
-    assert [names for names in imported() if not names & (pins.keys() | extra)] == []
+    optional_engines = {"nncf", "onnxruntime", "openvino"}
+    assert [names for names in find_imported_distributions() if not names & (pins.keys() | optional_engines)] == []
 
 
-def imported() -> list[set[str]]:
-    """For each module that the method and the pyfunc import, the distributions that provide it."""
+def find_imported_distributions() -> list[set[str]]:
+    """Return, for each module that the method and the pyfunc import, the distributions that provide it."""
     modules: set[str] = set()
     for path in [*(ROOT / "spin").rglob("*.py"), ROOT / "pipelines" / "registry" / "pyfunc.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -155,55 +162,53 @@ def imported() -> list[set[str]]:
     return [{name.lower().replace("_", "-") for name in by_module[m]} for m in sorted(modules) if m in by_module]
 
 
-def test_a_multi_label_model(tmp_path: Path, backbone_folder: Path, sqlite_uri: str) -> None:
-    """One list per text; a threshold replaces the model's own."""
+def test_a_multilabel_pyfunc_predicts_lists_of_labels(tmp_path: Path, backbone_folder: Path, sqlite_uri: str) -> None:
+    """One list per text; a threshold replaces the threshold of the model."""
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, multilabel=True)
-    model, probabilities = loaded(registry_fixture), registry_fixture.spin.predict_proba(TEXTS)
+    model, probabilities = load_pyfunc(registry_fixture), registry_fixture.spin.predict_proba(TEXTS)
     assert [list(label) for label in predict(model, TEXTS)["label"]] == registry_fixture.labels
     border = float(np.median(probabilities))
-    wanted = [
+    expected = [
         [name for name, p in zip(registry_fixture.spin.classes, row, strict=True) if p >= border]
         for row in probabilities
     ]
-    assert (
-        [list(label) for label in predict(model, TEXTS, threshold=border)["label"]] == wanted != registry_fixture.labels
-    )
+    labels = [list(label) for label in predict(model, TEXTS, threshold=border)["label"]]
+    assert labels == expected != registry_fixture.labels
     [label, *_] = model.metadata.signature.outputs.inputs
     assert str(label.type) == "Array(string)"
     assert len(predict(model, TEXTS[:2], explain=True)["explanation"]) == 2
 
 
-def test_the_choice_of_the_settings_can_be_replaced_on_loading(
+def test_model_config_replaces_the_choice_of_the_settings(
     tmp_path: Path, backbone_folder: Path, sqlite_uri: str
 ) -> None:
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, choose="cheapest")
-    spins = [
-        loaded(registry_fixture, model_config=c).unwrap_python_model().spin for c in (None, {"choose": "balanced"})
-    ]
-    assert [spin.choose for spin in spins] == ["cheapest", "balanced"]
+    configs = None, {"choose": "balanced"}
+    models = [load_pyfunc(registry_fixture, model_config=config).unwrap_python_model() for config in configs]
+    assert [model.spin.choose for model in models] == ["cheapest", "balanced"]
 
 
 # ---------------------------------------------------------------- the backbone
 
 
-def test_a_bundle_without_the_backbone_checks_it(tmp_path: Path, sqlite_uri: str) -> None:
-    """It loads while the training's backbone is in place and unchanged, and fails when it is changed or missing."""
+def test_a_bundle_without_the_backbone_loads_only_the_backbone_of_its_training(tmp_path: Path, sqlite_uri: str) -> None:
+    """Loading fails if the folder of the backbone was changed or is missing."""
     folder = tiny.bert(tmp_path / "bert")
     registry_fixture = RegistryFixture(tmp_path, folder, sqlite_uri, registry={"include_backbone": False})
-    whole = registry_fixture.registry.download_model("1", tmp_path)
-    assert sorted(path.name for path in (whole / "artifacts").iterdir()) == ["spin"]
-    assert predict(loaded(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
+    bundle = registry_fixture.registry.download_model("1", tmp_path)
+    assert sorted(path.name for path in (bundle / "artifacts").iterdir()) == ["spin"]
+    assert predict(load_pyfunc(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
     shutil.rmtree(folder)
     tiny.bert(folder, seed=1)
     with pytest.raises(UserError, match="has digest .*, the model was trained on .*; point backbone.model at"):
-        loaded(registry_fixture)
+        load_pyfunc(registry_fixture)
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="no directory"):
-        loaded(registry_fixture)
+        load_pyfunc(registry_fixture)
 
 
-def test_only_the_backbone_of_the_training_is_registered(tmp_path: Path, sqlite_uri: str) -> None:
-    """A backbone that changed since is refused before anything is registered."""
+def test_a_backbone_that_changed_after_training_is_not_registered(tmp_path: Path, sqlite_uri: str) -> None:
+    """The registry then still holds version 1 alone."""
     folder = tiny.bert(tmp_path / "bert")
     registry_fixture = RegistryFixture(tmp_path, folder, sqlite_uri)
     shutil.rmtree(folder)
@@ -216,7 +221,7 @@ def test_only_the_backbone_of_the_training_is_registered(tmp_path: Path, sqlite_
 def test_the_bundle_holds_all_backbone_files_and_no_others(
     tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The safetensors of a GGUF file, all files of a sharded model, and no unrelated file of the folder."""
+    """The converted weights of a GGUF file, every shard of the weights, and no unrelated file of the folder."""
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "cache"))
     gguf = tmp_path / "weights.gguf"
     gguf.write_bytes(b"converted already")
@@ -225,41 +230,43 @@ def test_the_bundle_holds_all_backbone_files_and_no_others(
     AutoModel.from_pretrained(converted).save_pretrained(converted, max_shard_size="8KB")
     (converted / "model.safetensors").unlink()
     assert len([*converted.glob("*.safetensors")]) > 1
-    (converted / "README.md").write_text("beside")
+    (converted / "README.md").write_text("unrelated")
     registry_fixture = RegistryFixture(tmp_path, gguf, sqlite_uri)
     shutil.rmtree(tmp_path / "cache")
     backbone = registry_fixture.registry.download_model("1", tmp_path) / "artifacts" / "backbone"
     assert compute_digest(backbone) == registry_fixture.spin.backbone_digest
     assert locate_model(str(backbone)) == backbone
     assert "README.md" not in {path.name for path in backbone.iterdir()}
-    assert predict(loaded(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
+    assert predict(load_pyfunc(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
 
 
-def test_code_of_a_backbone_does_not_run(tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even where training had trust_remote_code on."""
+def test_code_of_a_backbone_does_not_run_when_a_version_is_loaded(
+    tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if `trust_remote_code` was on in training; loading is refused."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    mark = tmp_path / "mark"
-    folder = tiny.save_model_with_code(tmp_path / "coded", mark)
+    marker = tmp_path / "executed"
+    folder = tiny.save_model_with_code(tmp_path / "coded", marker)
     trusted = {"model": str(folder), "dtype": "float32", "device": "cpu", "trust_remote_code": True}
     registry_fixture = RegistryFixture(tmp_path, folder, sqlite_uri, backbone=trusted)
-    mark.unlink()
+    marker.unlink()
     with pytest.raises(UserError, match=r"was trained on with backbone\.trust_remote_code on, here it is off"):
-        loaded(registry_fixture)
-    assert not mark.exists()
+        load_pyfunc(registry_fixture)
+    assert not marker.exists()
 
 
 # ---------------------------------------------------------------- over HTTP
 
 
-def test_mlflow_serves_it(made: RegistryFixture, tmp_path: Path) -> None:
-    """Labels, thresholds and explanations over HTTP; a wrong request is answered with status 400 and the reason."""
-    environment = {"MLFLOW_TRACKING_URI": made.registry.tracking.uri}
-    with serve(f"models:/{made.name}/1", tmp_path, environment) as server:
+def test_mlflow_serves_the_model_over_http(shared_fixture: RegistryFixture, tmp_path: Path) -> None:
+    """Labels, thresholds and explanations; an invalid request gets status 400 and the reason."""
+    environment = {"MLFLOW_TRACKING_URI": shared_fixture.registry.tracking.uri}
+    with serve(f"models:/{shared_fixture.name}/1", tmp_path, environment) as server:
         rows = server.post(TEXTS).json()["predictions"]
-        assert [row["label"] for row in rows] == made.labels
+        assert [row["label"] for row in rows] == shared_fixture.labels
         assert [row["label"] for row in server.post(TEXTS, threshold=1).json()["predictions"]] == [None] * len(TEXTS)
         [row] = server.post(TEXTS[:1], explain=True).json()["predictions"]
-        assert json.loads(row["explanation"])["class"] == made.labels[0]
+        assert json.loads(row["explanation"])["class"] == shared_fixture.labels[0]
         for response in (server.post([""]), server.post(TEXTS[:1], threshold=2)):
             assert response.status_code == 400
             assert "expected" in response.json()["message"]

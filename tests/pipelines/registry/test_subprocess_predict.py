@@ -1,4 +1,4 @@
-"""The messages to and from the process that predicts with a logged model, and the check of the model's own code."""
+"""Messages to and from the process that predicts with a logged model, and the check of the logged code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from spin.settings import parse_settings
 from tests.support.version_0_1 import BUNDLE, load_expected
 
 
-def test_a_request_survives_json() -> None:
-    """All settings that decide a night's predictions arrive."""
+def test_a_request_survives_a_json_round_trip() -> None:
+    """With all settings on which the predictions of a night depend."""
     settings = parse_settings(
         {
             "backbone": {"model": "m", "dtype": "bfloat16", "batch_tokens": 4096, "trust_remote_code": True},
@@ -35,21 +35,21 @@ def test_a_request_survives_json() -> None:
     assert (request.decision, request.backbone) == (settings.decision, settings.backbone)
 
 
-def test_a_reply_survives_json() -> None:
+def test_a_reply_survives_a_json_round_trip() -> None:
     reply = PredictionReply({"text": "string"}, ("a", "b"), True, [["a"], [], None], np.array([[0.1, 0.25]] * 3), 1.5)
     copy = PredictionReply.from_json(reply.to_json())
     np.testing.assert_array_equal(copy.probabilities, reply.probabilities)
-    others = [field.name for field in fields(reply) if field.name != "probabilities"]
-    assert [getattr(copy, name) for name in others] == [getattr(reply, name) for name in others]
+    names = [field.name for field in fields(reply) if field.name != "probabilities"]
+    assert [getattr(copy, name) for name in names] == [getattr(reply, name) for name in names]
 
 
-def test_an_error_reply_is_raised() -> None:
+def test_an_error_reply_is_raised_as_a_user_error() -> None:
     with pytest.raises(UserError, match="^there is no backbone$"):
         PredictionReply.from_json('{"error": "there is no backbone"}')
 
 
-class LoadedModel:
-    """What MLflow loads: code that changes the labels and scores of the classifier it holds."""
+class AlteringModel:
+    """A model as MLflow loads it, whose code changes labels and scores of its classifier."""
 
     def __init__(self, classifier: SpinClassifier, changes: dict[str, Any], added_score: float = 0.0) -> None:
         self.classifier, self.changes, self.added_score = classifier, changes, added_score
@@ -63,12 +63,12 @@ class LoadedModel:
 def test_logged_code_must_predict_as_its_classifier() -> None:
     """Another label, a missing one, a list or another score is refused."""
     classifier, texts = load_bundle(BUNDLE), load_expected().texts
-    _check_answers(LoadedModel(classifier, {}), classifier, texts)
+    _check_answers(AlteringModel(classifier, {}), classifier, texts)
     for model in (
-        LoadedModel(classifier, {"good": "bad"}),
-        LoadedModel(classifier, {"good": None}),
-        LoadedModel(classifier, {"bad": ["bad"]}),
-        LoadedModel(classifier, {}, added_score=0.01),
+        AlteringModel(classifier, {"good": "bad"}),
+        AlteringModel(classifier, {"good": None}),
+        AlteringModel(classifier, {"bad": ["bad"]}),
+        AlteringModel(classifier, {}, added_score=0.01),
     ):
         with pytest.raises(UserError, match="does not give the labels and scores of its own classifier"):
             _check_answers(model, classifier, texts)

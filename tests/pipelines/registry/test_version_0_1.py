@@ -1,4 +1,4 @@
-"""A model version that version 0.1 registered still loads, serves, classifies and is the champion in a promotion."""
+"""A model that version 0.1 registered still loads, serves and classifies, and can be champion."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.support.version_0_1 import BUNDLE, copy_bundle, load_expected, regist
 
 EXPECTED = load_expected()
 PYFUNC_SHA256 = "72c0302c1fd128713eb4faf50c377f598b05b09d94560a70aa4057f05edaf065"
-"""of the logged code, which imports what version 0.1 had"""
-LOAD = """
+"""SHA-256 of the logged code, which imports from modules of version 0.1"""
+LOAD_AND_PREDICT = """
 import json, sys
 import mlflow, pandas
 model = mlflow.pyfunc.load_model(sys.argv[1])
@@ -34,7 +34,7 @@ print(json.dumps({
     "probabilities": model.unwrap_python_model().spin.predict_proba(rows["text"].tolist()).tolist(),
 }))
 """
-"""predicts the texts of standard input with the model in a folder: by default, and with both parameters"""
+"""code that predicts the texts of standard input with the model in a folder: by default and with both parameters"""
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +42,29 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_bundle(tmp_path_factory.mktemp("version_0_1") / "model")
 
 
-def test_the_fixture_is_as_version_0_1_wrote_it() -> None:
-    """A formatter or an editor that touches the logged code would make the other tests worthless."""
+def test_the_logged_code_of_version_0_1_is_unchanged() -> None:
+    """If a formatter or an editor changed it, the other tests would prove nothing."""
     assert hashlib.sha256((BUNDLE / "pyfunc.py").read_bytes()).hexdigest() == PYFUNC_SHA256
 
 
-def test_it_loads_in_a_fresh_process(bundle: Path) -> None:
-    """Its own code, run by MLflow, gives what version 0.1 gave, and its parameters work."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(bundle)], input=json.dumps(EXPECTED.texts), capture_output=True, text=True
+def test_a_model_of_version_0_1_loads_in_a_fresh_process(bundle: Path) -> None:
+    """MLflow runs the logged code, which predicts what version 0.1 predicted; threshold and explanations work."""
+    process = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_PREDICT, str(bundle)],
+        input=json.dumps(EXPECTED.texts),
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr
-    reply = json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    reply = json.loads(process.stdout.splitlines()[-1])
     scores = np.max(EXPECTED.probabilities, axis=1)
     assert reply["plain"]["label"] == EXPECTED.labels
     np.testing.assert_allclose(reply["plain"]["score"], scores, atol=1e-5)
     np.testing.assert_allclose(reply["probabilities"], EXPECTED.probabilities, atol=1e-5)
 
-    sure = [label if score >= 0.8 else None for label, score in zip(EXPECTED.labels, scores, strict=True)]
-    assert reply["explained"]["label"] == sure
-    assert None in sure
+    above_threshold = [label if score >= 0.8 else None for label, score in zip(EXPECTED.labels, scores, strict=True)]
+    assert reply["explained"]["label"] == above_threshold
+    assert None in above_threshold
     for text, label, row in zip(EXPECTED.texts, EXPECTED.labels, reply["explained"]["explanation"], strict=True):
         explanation = json.loads(row)
         assert explanation["class"] == label
@@ -70,8 +73,8 @@ def test_it_loads_in_a_fresh_process(bundle: Path) -> None:
         assert len(explanation["words"]) == min(10, len(text.split()))
 
 
-def test_mlflow_serves_it(bundle: Path, tmp_path: Path) -> None:
-    """Over HTTP, as `mlflow models serve` does."""
+def test_mlflow_serves_a_model_of_version_0_1(bundle: Path, tmp_path: Path) -> None:
+    """Labels, scores and explanations over HTTP."""
     with serve(str(bundle), tmp_path) as server:
         rows = server.post(EXPECTED.texts).json()["predictions"]
         [explained] = server.post(EXPECTED.texts[:1], explain=True).json()["predictions"]
@@ -80,16 +83,18 @@ def test_mlflow_serves_it(bundle: Path, tmp_path: Path) -> None:
     assert json.loads(explained["explanation"])["class"] == EXPECTED.labels[0]
 
 
-def test_the_classifier_reads_its_artifact(bundle: Path) -> None:
+def test_the_classifier_loads_an_artifact_of_version_0_1(bundle: Path) -> None:
     """Without MLflow and without the logged code."""
     settings = SpinClassifier.load(bundle / packaging.SPIN).settings
-    here = settings.model_copy(update={"model": str(bundle / "artifacts" / "backbone")})
-    classifier = SpinClassifier.load(bundle / packaging.SPIN, backbone=here)
+    backbone = settings.model_copy(update={"model": str(bundle / "artifacts" / "backbone")})
+    classifier = SpinClassifier.load(bundle / packaging.SPIN, backbone=backbone)
     np.testing.assert_allclose(classifier.predict_proba(EXPECTED.texts), EXPECTED.probabilities, atol=1e-5)
 
 
-def test_it_is_champion_and_is_replaced_through_the_gate(bundle: Path, tmp_path: Path, sqlite_uri: str) -> None:
-    """Promoted, classified with, and compared with a new version that this code trained on the same backbone."""
+def test_a_model_of_version_0_1_is_promoted_and_replaced_through_the_gate(
+    bundle: Path, tmp_path: Path, sqlite_uri: str
+) -> None:
+    """The gate compares it with a new version on the same backbone, which becomes champion."""
     rows = tiny.documents(240, seed=5)
     registry = Registry(
         parse_settings(

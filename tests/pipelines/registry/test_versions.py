@@ -1,6 +1,6 @@
-"""A registered version is downloaded unchanged; files that were changed in MLflow's store are refused and never run.
+"""Registered versions are downloaded unchanged; files changed in the artifact store are refused and never run.
 
-On SQLite, and on a real MLflow server with PostgreSQL, passwords and artifacts in S3.
+The registry is SQLite, then a real MLflow server with PostgreSQL, passwords and artifacts in S3.
 """
 
 from __future__ import annotations
@@ -25,30 +25,32 @@ from tests.support.registry_fixture import CARD, TEXTS, RegistryFixture, build_e
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str) -> RegistryFixture:
+def shared_fixture(
+    tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, tracking_uri: str
+) -> RegistryFixture:
     return RegistryFixture(tmp_path_factory.mktemp("registry"), backbone_folder, tracking_uri)
 
 
 @pytest.fixture
-def registry_fixture(made: RegistryFixture) -> Iterator[RegistryFixture]:
-    """A registry whose version is restored after the test."""
-    yield made
-    made.restore()
+def registry_fixture(shared_fixture: RegistryFixture) -> Iterator[RegistryFixture]:
+    """A registry whose stored files are restored after the test."""
+    yield shared_fixture
+    shared_fixture.restore()
 
 
-def test_a_download_equals_what_was_registered(made: RegistryFixture, tmp_path: Path) -> None:
-    """File by file, and the classifier predicts as before; the artifact alone comes without the backbone."""
+def test_a_download_equals_the_registered_files(shared_fixture: RegistryFixture, tmp_path: Path) -> None:
+    """The classifier predicts as before; only the whole model, not the artifact, contains the backbone."""
     (tmp_path / "fetched").mkdir()
-    made.registry.download("1", tmp_path / "fetched")
-    assert read_files(made.folder / "artifact") == read_files(tmp_path / "fetched")
-    assert made.registry.load("1").predict(TEXTS) == made.labels
-    whole = read_files(made.registry.download_model("1", tmp_path))
-    artifact = {f"artifacts/spin/{name}": data for name, data in read_files(made.folder / "artifact").items()}
-    assert artifact.items() <= whole.items()
-    assert {"MLmodel", "pyfunc.py", "artifacts/backbone/model.safetensors"} <= set(whole)
+    shared_fixture.registry.download("1", tmp_path / "fetched")
+    assert read_files(shared_fixture.folder / "artifact") == read_files(tmp_path / "fetched")
+    assert shared_fixture.registry.load("1").predict(TEXTS) == shared_fixture.labels
+    model = read_files(shared_fixture.registry.download_model("1", tmp_path))
+    artifact = {f"artifacts/spin/{name}": data for name, data in read_files(shared_fixture.folder / "artifact").items()}
+    assert artifact.items() <= model.items()
+    assert {"MLmodel", "pyfunc.py", "artifacts/backbone/model.safetensors"} <= set(model)
 
 
-def flip(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     """Flip a bit of the last byte."""
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -65,13 +67,14 @@ class Malicious:
 
 
 def add_pickle(folder: Path, mark: Path) -> None:
+    """Add files that write `mark` when they are unpickled."""
     for name in ("model.pkl", "pytorch_model.bin"):
         (folder / name).write_bytes(pickle.dumps(Malicious(mark)))
 
 
-def add_folder(artifact: Path) -> None:
-    (artifact / "deep").mkdir()
-    shutil.copy(artifact / "config.json", artifact / "deep")
+def add_subfolder(artifact: Path) -> None:
+    (artifact / "subfolder").mkdir()
+    shutil.copy(artifact / "config.json", artifact / "subfolder")
 
 
 CHANGED = "version 1 of tiny .* was changed since it was registered: expected digest [0-9a-f]{12} of its %s, found "
@@ -80,20 +83,19 @@ CHANGED = "version 1 of tiny .* was changed since it was registered: expected di
 @pytest.mark.parametrize(
     "change",
     [
-        lambda artifact, _: flip(artifact / "model.safetensors"),
+        lambda artifact, _: flip_bit(artifact / "model.safetensors"),
         add_pickle,
         lambda artifact, _: (artifact / "config.json").write_text("{}"),
         lambda artifact, _: (artifact / "config.json").rename(artifact / "other.json"),
-        lambda artifact, _: (artifact / "config.json").unlink(),
         lambda artifact, _: (artifact / "model.safetensors").unlink(),
-        lambda artifact, _: add_folder(artifact),
+        lambda artifact, _: add_subfolder(artifact),
     ],
-    ids=["a bit", "a pickle", "other config", "renamed", "less", "no weights", "a folder"],
+    ids=["flipped bit", "pickles", "other config", "renamed config", "no weights", "subfolder"],
 )
 def test_a_changed_artifact_is_refused(
     registry_fixture: RegistryFixture, tmp_path: Path, change: Callable[[Path, Path], Any]
 ) -> None:
-    """By every reader, before any file reaches the target folder; no pickle is ever opened."""
+    """By every reader, before a file reaches the target folder; no pickle is loaded."""
     registry_fixture.change(lambda model: change(model / "artifacts" / "spin", tmp_path / "mark"))
     (tmp_path / "fetched").mkdir()
     with pytest.raises(UserError, match=CHANGED % "artifact"):
@@ -111,16 +113,16 @@ def test_a_changed_artifact_is_refused(
     [
         lambda model, mark: (model / "pyfunc.py").write_text(f"open({str(mark)!r}, 'w')"),
         lambda model, mark: (model / "MLmodel").write_text("flavors: {}"),
-        lambda model, mark: flip(model / "artifacts" / "backbone" / "model.safetensors"),
+        lambda model, mark: flip_bit(model / "artifacts" / "backbone" / "model.safetensors"),
         lambda model, mark: add_pickle(model / "artifacts" / "backbone", mark),
-        lambda model, mark: (model / "requirements.txt").write_text("another\n"),
+        lambda model, mark: (model / "requirements.txt").write_text("other\n"),
     ],
-    ids=["code", "MLmodel", "backbone", "a pickle", "requirements"],
+    ids=["code", "MLmodel", "backbone", "pickles", "requirements"],
 )
 def test_a_changed_logged_model_is_refused(
     registry_fixture: RegistryFixture, tmp_path: Path, change: Callable[[Path, Path], Any]
 ) -> None:
-    """By readers that would run its code; SPIN's own readers use only the artifact, which is unchanged."""
+    """By readers that would run its code. SPIN itself reads only the artifact, which is unchanged here."""
     registry_fixture.change(lambda model: change(model, tmp_path / "mark"))
     (tmp_path / "fetched").mkdir()
     with pytest.raises(UserError, match=CHANGED % "model"):
@@ -130,17 +132,17 @@ def test_a_changed_logged_model_is_refused(
     assert not (tmp_path / "mark").exists()
 
 
-def test_lost_files_are_an_error(registry_fixture: RegistryFixture, tmp_path: Path) -> None:
-    """A UserError: trying again does not restore them."""
+def test_missing_files_are_a_user_error(registry_fixture: RegistryFixture, tmp_path: Path) -> None:
+    """Another attempt would not bring them back."""
     registry_fixture.change(lambda model: shutil.rmtree(model / "artifacts" / "spin"))
-    # an artifact store on disk may keep the empty folder
+    # an artifact store on disk may keep the empty folder, whose digest then differs
     with pytest.raises(UserError, match="version 1 of tiny .* (has lost its files, artifacts/spin|was changed since)"):
         registry_fixture.registry.download("1", tmp_path)
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_link_has_no_digest(tmp_path: Path) -> None:
-    """The target of a symbolic link can change."""
+def test_a_symbolic_link_has_no_digest(tmp_path: Path) -> None:
+    """Its target could change after the digest was computed."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match="holds model/link, which is not a plain file"):
@@ -155,26 +157,26 @@ def test_a_link_has_no_digest(tmp_path: Path) -> None:
     ],
 )
 def test_a_version_without_a_digest_is_refused(
-    made: RegistryFixture, tmp_path: Path, tag: str, read: Callable[[Registry, Path], Any]
+    shared_fixture: RegistryFixture, tmp_path: Path, tag: str, read: Callable[[Registry, Path], Any]
 ) -> None:
-    """Its files cannot be checked."""
-    client = made.registry.tracking.client
-    digest = client.get_model_version(made.name, "1").tags[tag]
-    client.delete_model_version_tag(made.name, "1", tag)
+    """Without it the files cannot be checked."""
+    client = shared_fixture.registry.tracking.client
+    digest = client.get_model_version(shared_fixture.name, "1").tags[tag]
+    client.delete_model_version_tag(shared_fixture.name, "1", tag)
     try:
         with pytest.raises(UserError, match=f"version 1 of tiny .* has no tag {tag}.*; promote another"):
-            read(made.registry, tmp_path)
+            read(shared_fixture.registry, tmp_path)
     finally:
-        client.set_model_version_tag(made.name, "1", tag, digest)
+        client.set_model_version_tag(shared_fixture.name, "1", tag, digest)
 
 
-def test_a_version_is_resolved_by_number_and_alias(made: RegistryFixture) -> None:
-    """The newest is the challenger; the error for a missing version lists the existing ones."""
-    registry, name = made.registry, made.name
+def test_a_version_is_resolved_by_number_and_alias(shared_fixture: RegistryFixture) -> None:
+    """The newest version is the challenger; the error for a missing version lists the existing ones."""
+    registry, name = shared_fixture.registry, shared_fixture.name
     assert registry.resolve(f"models:/{name}@{CHALLENGER}") == "1"
     with pytest.raises(UserError, match=r"@champion does not exist; versions: 1 @challenger; `spin promote` makes"):
         registry.resolve()
-    number = made.register(fingerprint="g")
+    number = shared_fixture.register(fingerprint="g")
     assert registry.resolve(f"models:/{name}@{CHALLENGER}") == number
     registry.set_alias(CHAMPION, "1")
     assert (registry.resolve(), registry.champion()) == ("1", "1")
@@ -191,7 +193,7 @@ def test_a_version_is_resolved_by_number_and_alias(made: RegistryFixture) -> Non
 def test_the_first_version_freezes_the_evaluation_set(
     tmp_path: Path, backbone_folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Later versions do not change it, and a changed file is refused."""
+    """Later versions do not replace it, and a changed file is refused."""
     first = build_evaluation_set([{"id": "a", "text": "ein Bär – 熊", "label": "good"}])
     monkeypatch.setattr(RegistryFixture.register, "__defaults__", (first, "f"))
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, tracking_uri)
@@ -205,17 +207,17 @@ def test_the_first_version_freezes_the_evaluation_set(
         registry.evaluation_set()
 
 
-def test_the_model_card_is_the_description(made: RegistryFixture) -> None:
-    """Cut to MLflow's limit, with the place of the full card in the artifact."""
-    description = made.registry.tracking.client.get_model_version(made.name, "1").description
-    shown, _, more = description.partition("\n\n… ")
+def test_the_model_card_is_the_description(shared_fixture: RegistryFixture) -> None:
+    """It is cut to the limit of MLflow and names the full card in the artifact."""
+    description = shared_fixture.registry.tracking.client.get_model_version(shared_fixture.name, "1").description
+    shown, _, ending = description.partition("\n\n… ")
     assert len(CARD) > len(description) > 4900
     assert CARD.startswith(shown + "\n")
-    assert more == "the rest is in artifacts/spin/MODEL_CARD.md"
+    assert ending == "the rest is in artifacts/spin/MODEL_CARD.md"
 
 
-def test_an_interrupted_night_is_logged_again(made: RegistryFixture) -> None:
-    """A process that dies while logging leaves a run without metrics; a complete run is not repeated."""
+def test_an_interrupted_night_is_logged_again(shared_fixture: RegistryFixture) -> None:
+    """A process that dies while logging leaves a failed run; a complete run is not logged again."""
     night = NightSummary(
         date="2026-03-01",
         run="2026-03-01-001",
@@ -227,24 +229,24 @@ def test_an_interrupted_night_is_logged_again(made: RegistryFixture) -> None:
         seconds=2.0,
         psi={"labels": 0.25},
     )
-    registry, tracking = made.registry, made.registry.tracking
+    registry, tracking = shared_fixture.registry, shared_fixture.registry.tracking
 
     class Killed(BaseException):
         pass
 
-    class Report(bytes):
+    class KillingReport(bytes):
         def decode(self, *_: Any) -> str:
             raise Killed
 
-    def runs() -> list[Any]:
+    def find_runs() -> list[Any]:
         return list(tracking.client.search_runs([tracking.experiment()], "tags.`spin.night` = '2026-03-01'"))
 
     with pytest.raises(Killed):
-        registry.log_night("1", night, {"report.html": Report()})
-    assert [run.info.status for run in runs()] == ["FAILED"]
+        registry.log_night("1", night, {"report.html": KillingReport()})
+    assert [run.info.status for run in find_runs()] == ["FAILED"]
     for _ in range(2):
         registry.log_night("1", night, {"report.html": b"<p>"})
-    finished = [run for run in runs() if run.info.status == "FINISHED"]
+    finished = [run for run in find_runs() if run.info.status == "FINISHED"]
     assert len(finished) == 1
     assert finished[0].data.metrics == {
         **dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8),
@@ -256,42 +258,47 @@ def test_an_interrupted_night_is_logged_again(made: RegistryFixture) -> None:
     }
     shadow = ShadowSummary("2", 0.75)
     registry.log_night("1", replace(night, output="s3://others", shadow=shadow), {})
-    assert len(runs()) == 3
-    [with_shadow] = [run for run in runs() if run.data.tags.get("spin.shadow") == "2"]
+    assert len(find_runs()) == 3
+    [with_shadow] = [run for run in find_runs() if run.data.tags.get("spin.shadow") == "2"]
     assert with_shadow.data.metrics["shadow_agreement"] == 0.75
 
 
 # ---------------------------------------------------------------- tracking URI, credentials and permissions
 
 
-def settings_at(folder: Path, uri: str | None) -> Settings:
+def build_settings(folder: Path, uri: str | None) -> Settings:
+    """Return settings with a store folder and a tracking URI."""
     tree = {"backbone": {"model": "none"}, "data": {"train": "none"}, "store": str(folder)}
     return parse_settings({**tree, "mlflow": {"tracking_uri": uri}})
 
 
-def test_the_environment_names_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The setting precedes it, SQLite is the default; the URI of one registry is no default of the next."""
-    there, set_here = "http://127.0.0.1:9/there", "http://127.0.0.1:9/set"
+def test_the_tracking_uri_comes_from_the_settings_then_the_environment_then_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SQLite file is in the store. A password in the URI is refused and not printed."""
+    from_environment, from_settings = "http://127.0.0.1:9/environment", "http://127.0.0.1:9/settings"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert Tracking(settings_at(tmp_path, set_here)).uri == set_here
-    assert Tracking(settings_at(tmp_path, None)).uri == f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", there)
-    assert Tracking(settings_at(tmp_path, set_here)).uri == set_here
-    assert Tracking(settings_at(tmp_path, None)).uri == there
+    assert Tracking(build_settings(tmp_path, from_settings)).uri == from_settings
+    assert Tracking(build_settings(tmp_path, None)).uri == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", from_environment)
+    assert Tracking(build_settings(tmp_path, from_settings)).uri == from_settings
+    assert Tracking(build_settings(tmp_path, None)).uri == from_environment
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    assert Tracking(settings_at(tmp_path, None)).uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert Tracking(build_settings(tmp_path, None)).uri == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
     with pytest.raises(UserError, match="^MLFLOW_TRACKING_URI: a password stands in it; .*_PASSWORD") as error:
-        Tracking(settings_at(tmp_path, None))
+        Tracking(build_settings(tmp_path, None))
     assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.mlflow
-def test_a_wrong_password(mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A UserError with the variables to set; the password is not shown."""
+def test_a_wrong_password_is_a_user_error_that_does_not_show_it(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the variables to set."""
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not the password")
     with pytest.raises(UserError) as error:
-        Registry(settings_at(tmp_path, mlflow_server)).champion()
+        Registry(build_settings(tmp_path, mlflow_server)).champion()
     assert str(error.value) == (
         f"registry {mlflow_server} does not know the user 'spin' by this password; "
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -299,34 +306,36 @@ def test_a_wrong_password(mlflow_server: str, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.mlflow
-def test_a_user_without_rights(
+def test_a_user_without_write_permission_can_only_read(
     mlflow_server: str, tmp_path: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Can read and predict, but cannot move an alias, write a tag or change the stored files."""
+    """Such a user can load a version, but cannot move an alias, write a tag, register or change stored files."""
     import requests
 
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, mlflow_server)
-    reader = {"username": f"reader-{registry_fixture.name[-8:]}", "password": "may read, no more"}
-    spin = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
-    requests.post(f"{mlflow_server}/api/2.0/mlflow/users/create", json=reader, auth=spin, timeout=60).raise_for_status()
-    for name, value in reader.items():
+    user = {"username": f"reader-{registry_fixture.name[-8:]}", "password": "may read, no more"}
+    administrator = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
+    requests.post(
+        f"{mlflow_server}/api/2.0/mlflow/users/create", json=user, auth=administrator, timeout=60
+    ).raise_for_status()
+    for name, value in user.items():
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name.upper()}", value)
     assert registry_fixture.registry.load("1").predict(TEXTS) == registry_fixture.labels
-    for forbidden in (
+    for write in (
         lambda: registry_fixture.registry.set_alias(CHAMPION, "1"),
         lambda: registry_fixture.registry.set_tag("spin.history.000001", "{}"),
         registry_fixture.register,
     ):
         with pytest.raises(UserError) as error:
-            forbidden()
-        assert f"does not allow this to the user '{reader['username']}'; have the right given" in str(error.value)
+            write()
+        assert f"does not allow this to the user '{user['username']}'; have the right given" in str(error.value)
     with pytest.raises(Exception, match=r"403|[Pp]ermission"):
         registry_fixture.change(lambda model: (model / "MLmodel").write_text("flavors: {}"))
     assert registry_fixture.registry.champion() is None
 
 
 @pytest.mark.mlflow
-def test_another_server_is_not_tried_again(mlflow_server: str, tmp_path: Path) -> None:
-    """A UserError: the same command will not succeed later."""
+def test_a_server_without_mlflow_is_a_user_error(mlflow_server: str, tmp_path: Path) -> None:
+    """Another attempt with the same address would not succeed."""
     with pytest.raises(UserError, match="404"):
-        Registry(settings_at(tmp_path, f"{mlflow_server}/elsewhere")).champion()
+        Registry(build_settings(tmp_path, f"{mlflow_server}/elsewhere")).champion()
