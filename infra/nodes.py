@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, for trials and tests; its processes end with the context.
 
-`python infra/nodes.py 2` has a head and two workers until Ctrl-C.
+`python infra/nodes.py 2` starts a head and two workers, which run until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 _STORE = 100 << 20
-"""bytes of a node's object store: documents never pass through it"""
+"""bytes of a node's object store; a small one suffices, since documents never pass through it"""
 
 
 class Nodes:
-    """A context: a head without CPUs, on which drivers run, and workers of one CPU. Every node has its own cache."""
+    """A context with a head without CPUs, on which drivers run, and workers of one CPU. Each node has its own cache."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -27,7 +27,7 @@ class Nodes:
     def __enter__(self) -> Nodes:
         from ray.cluster_utils import Cluster
 
-        # jobs start with the path of their node: `spin` must be on it, as in an activated environment
+        # jobs inherit the PATH of their node, on which `spin` must be, as in an activated environment
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._scratch = tempfile.TemporaryDirectory(prefix="spin-")
@@ -40,7 +40,7 @@ class Nodes:
                 "object_store_memory": _STORE,
                 "include_dashboard": True,
                 "dashboard_port": _free_port(),
-                "dashboard_agent_listen_port": _free_port(),  # its usual one may be that of another Ray here
+                "dashboard_agent_listen_port": _free_port(),  # the default port may be taken by another Ray on this machine
             },
         )
         for _ in range(self.workers):
@@ -53,17 +53,17 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """Of the job server."""
+        """The address of the job server."""
         return f"http://{self._cluster.head_node.webui_url}"
 
     @property
     def gcs(self) -> str:
-        """What a driver gives as `ray.address`."""
+        """The address for the setting `ray.address`."""
         return str(self._cluster.address)
 
     @property
     def folder(self) -> str:
-        """Everything that the nodes write lies in it."""
+        """The folder that holds everything that the nodes write."""
         return self._scratch.name
 
     @property
@@ -72,7 +72,7 @@ class Nodes:
         return sorted(Path(self._scratch.name).glob("node*/cache"))
 
     def add(self) -> Any:
-        """A further worker node."""
+        """Start another worker node and return it."""
         name = f"node{len(list(Path(self._scratch.name).glob('node*')))}"
         folder = self._folder(name)
         cache = {"SPIN_CACHE": f"{folder}/cache"}
@@ -80,11 +80,11 @@ class Nodes:
         return self.last
 
     def lose(self, node: Any) -> None:
-        """A node and all that runs on it, at once, as a spot machine goes."""
+        """Remove a node and everything that runs on it at once, as when a spot machine is withdrawn."""
         self._cluster.remove_node(node, allow_graceful=False)
 
     def _folder(self, name: str) -> str:
-        """Of a node alone, as on a machine of its own: nodes that share one unpack a job's files over one another's."""
+        """Create a folder for one node; nodes that share a folder overwrite each other's unpacked job files."""
         folder = Path(self._scratch.name) / name
         folder.mkdir()
         return str(folder)
@@ -99,6 +99,6 @@ def _free_port() -> int:
 if __name__ == "__main__":
     with Nodes(int(sys.argv[1]) if len(sys.argv) > 1 else 2) as nodes:
         print(f"job server {nodes.address}, ray.address {nodes.gcs}, in {nodes.folder}; Ctrl-C ends it", flush=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a shell gives its background no Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a shell sends no Ctrl-C to background processes
         with suppress(KeyboardInterrupt):
             signal.pause()

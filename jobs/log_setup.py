@@ -13,13 +13,13 @@ from spin.errors import UserError
 PACKAGES = ("spin", "pipelines", "jobs")
 """each has a logger of its name, the parent of those of its modules"""
 RETRYING_LIBRARIES = ("urllib3",)
-"""each warns of every request that it sends again, while our error after the last one says the same in one line"""
+"""each warns of every request that it retries, while SPIN's error after the last one reports it in one line"""
 LEVELS = ("warning", "info", "debug")
 """values of the environment variable SPIN_LOG; debug also shows tracebacks"""
 
 
 def configure_logging(*, as_json: bool = False) -> None:
-    """Send the records of all libraries, from warnings on, and ours, from the level in SPIN_LOG on, to stderr.
+    """Send log records to stderr: of SPIN from the level in SPIN_LOG on, of all libraries from warnings on.
 
     Call it once per process; a second call replaces the first. Raises UserError for an unknown level.
     """

@@ -15,7 +15,7 @@ from spin.errors import UserError
 from spin.settings import Settings
 
 SCHEMA_FILE = "spin.schema.json"
-"""written beside a settings file, which names it in its first line"""
+"""written next to a settings file, which names it in its first line"""
 _WIDTH = 110
 """characters of a comment line"""
 _EXAMPLES = {
@@ -47,7 +47,7 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def write_settings(path: Path) -> None:
-    """Write a settings file and, beside it, its JSON Schema. Raises UserError for a file that exists already."""
+    """Write a settings file and, next to it, its JSON Schema. Raises UserError if the file exists already."""
     if path.exists():
         raise UserError(f"{path} exists already; name another file, or delete it")
     try:

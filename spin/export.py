@@ -69,7 +69,7 @@ class ExportConfig:
     backbone_digest: str
     """digest of the backbone's files"""
     versions: dict[str, str]
-    """versions of the packages that made the graph"""
+    """versions of the packages that built the graph"""
 
 
 def export(spin: SpinClassifier, folder: str | Path, kind: str) -> list[str]:

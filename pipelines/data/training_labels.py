@@ -77,7 +77,7 @@ class Corpus:
 
     @cached_property
     def texts(self) -> list[str]:
-        """All texts in plan order. They are read at first use, of Parquet without the other columns, and then kept."""
+        """All texts in plan order. They are read at first use, from Parquet without the other columns, and cached."""
         return [text for shard in self.shards for text in read_shard(shard, self.data, columns=TEXTS).texts]
 
 
@@ -135,7 +135,7 @@ class Labels:
         return fingerprint([self.ids, self.classes, self.label_space.multilabel, self.y.tolist(), self.splits])
 
     def folds(self, seed: int) -> tuple[Fold, ...]:
-        """The rows that fits are made and validated on: the splits, or cross-validation if there are few labels."""
+        """The rows of training and validation: the splits, or cross-validation if there are few labels."""
         return make_folds(
             self.label_space, self.y, rows_in_split(self.splits, "train"), rows_in_split(self.splits, "valid"), seed
         )

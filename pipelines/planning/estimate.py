@@ -73,7 +73,7 @@ class Hours:
 
     one_worker: float
     workers: int
-    """as set, or found on the cluster"""
+    """number of workers in the settings, or else that the cluster can hold"""
     with_workers: float
     """with so many `workers`"""
 

@@ -133,12 +133,12 @@ class _Batch:
     values: NDArray[np.floating] | None = None
     """(B, p) all values that were read so far"""
 
-    def select(self, kept: Sequence[int] | NDArray[np.int64], width: int) -> _Batch:
+    def select(self, indices: Sequence[int] | NDArray[np.int64], width: int) -> _Batch:
         """Some of the documents, with the first `width` token positions; padding lies on the right."""
         assert self.hidden is not None
         assert self.values is not None
-        ids, mask, hidden = (tensor[kept, :width] for tensor in (self.ids, self.mask, self.hidden))
-        return _Batch(self.rows[kept], ids, mask, hidden, self.values[kept])
+        ids, mask, hidden = (tensor[indices, :width] for tensor in (self.ids, self.mask, self.hidden))
+        return _Batch(self.rows[indices], ids, mask, hidden, self.values[indices])
 
 
 def _batches(backbone: Backbone, texts: Sequence[str], buffer: _FeatureBuffer) -> Iterator[_Batch]:
@@ -210,14 +210,14 @@ def _run_chunk(engine: Engine, batches: list[_Batch], buffer: _FeatureBuffer, ke
 def _run_segment(
     engine: Engine, index: int, batch: _Batch, buffer: _FeatureBuffer, keep_mask: KeepMask | None
 ) -> _Batch:
-    """Run a batch through one segment and store its values; gives the documents that go on."""
+    """Run a batch through one segment and store its values; return the documents that continue to the next segment."""
     values, hidden = engine.run(index, batch.ids, batch.mask, batch.hidden)
     buffer.store_values(batch.rows, index, values)
     if keep_mask is None or hidden is None:
         return replace(batch, hidden=hidden)
     values = values if batch.values is None else np.concatenate([batch.values, values], axis=1)
-    kept = np.flatnonzero(keep_mask(index, values))
-    return replace(batch, hidden=hidden, values=values).select(kept, batch.ids.shape[1])
+    remaining = np.flatnonzero(keep_mask(index, values))
+    return replace(batch, hidden=hidden, values=values).select(remaining, batch.ids.shape[1])
 
 
 def _regroup(batches: Sequence[_Batch], budget: int) -> Iterator[_Batch]:

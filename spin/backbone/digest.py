@@ -2,13 +2,13 @@
 
 There are two ways to the same digest. `compute_digest` reads every byte: it verifies files that come from elsewhere,
 such as a backbone that was fetched from a store. `cached_digest` hashes a file once per machine and state of the
-file: it serves files that lie where they lay before.
+file: it is for files that stay where they are.
 
 What `cached_digest` trusts:
 
 - The file system. A file whose path, size, modification time, change time (ctime) and inode are those of an earlier
-  hashing is taken to have the same content. A hash is kept only if the file had not been touched for two seconds when
-  hashing began: within one tick of the file system's clock, a second write would not show.
+  hashing is taken to have the same content. A hash is stored only if the file had not been modified for two seconds
+  when hashing began: a second write within one tick of the file system's clock would go unnoticed.
 - Not a read-only file system: those of images set all times to one value when they are built, so that another image
   may look the same.
 - The cache folder (`SPIN_CACHE`). Whoever can write there can make weights pass for others, so it should be writable

@@ -1,4 +1,4 @@
-"""A head with one hidden layer beside the linear one."""
+"""A linear head plus a head with one hidden layer; their logits are added."""
 
 from __future__ import annotations
 

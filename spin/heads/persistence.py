@@ -40,7 +40,7 @@ _LOCAL_SETTINGS = {"trust_remote_code", "engine", "compile"}
 
 
 class ClassifierMetadata(BaseModel):
-    """What an artifact holds of a classifier beside its heads."""
+    """The contents of an artifact without the tensors of the heads."""
 
     model_config = ConfigDict(frozen=True)
 

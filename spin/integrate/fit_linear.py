@@ -58,8 +58,9 @@ def fit_linear(
 
     Minimises sum_i s_i loss_i + l1 |V|_1 + |V|^2 / (2 strength N) over V, where the coefficients are V times the
     unit scales and N counts the rows of the whole group. Ends where no optimality condition is violated by more
-    than `tolerance` times the steepest slope of the null model, or after `max_checks` checks. Weakly regularised heads
-    end early by this, which regularises them a little more: what validation judges and what is kept must end alike.
+    than `tolerance` times the steepest slope of the null model, or after `max_checks` checks. This
+    stops weakly regularised heads early, which regularises them a little more. So the heads of the search and the final
+    head must use the same tolerance.
     """
     n, p = design.X.shape
     X = torch.ones(1, n, p + 1, device=design.device)

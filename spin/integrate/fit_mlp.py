@@ -29,7 +29,7 @@ def fit_mlp(
     judge: Callable[[MlpHead], float] | None = None,
     steps: int = _STEPS,
 ) -> tuple[MlpHead, int]:
-    """Fit the hidden layer beside a linear head that stays fixed, by Adam on all rows; also returns the steps taken.
+    """Fit the hidden layer on top of a fixed linear head, by Adam on all rows; also return the number of steps.
 
     It starts exactly at the linear head; `strength` is that of its penalty. `judge` returns the loss of a head on other
     rows: it is called every ten steps, and fitting returns the best head once four calls have not improved on it.

@@ -25,7 +25,7 @@ from spin.sparsify.probe import Probe
 from spin.sparsify.select import largest_eta, select
 
 Progress = Callable[[int], None]
-"""called with the number of fits that were made since the last call"""
+"""called with the number of heads fitted since the last call"""
 
 
 class FoldSearch:

@@ -36,7 +36,7 @@ class LabelSpace:
         """
         kinds = {isinstance(label, str) for label in labels}
         if len(kinds) > 1:
-            raise UserError("labels: found strings and lists; expected one class a document, or a list for each")
+            raise UserError("labels: found strings and lists; expected one class per document, or a list for each")
         multilabel = kinds == {False}
         of_split: dict[str, Counter[str]] = {}
         for label, split in zip(labels, splits, strict=True):
@@ -45,8 +45,8 @@ class LabelSpace:
         classes = sorted(counts)
         if len(classes) < 2:
             nothing = "no class in any list" if len(labels) else "no documents"
-            found = f"one class only, '{classes[0]}'" if classes else nothing
-            raise UserError(f"labels: found {found}; expected at least two classes")
+            actual = f"one class only, '{classes[0]}'" if classes else nothing
+            raise UserError(f"labels: found {actual}; expected at least two classes")
         lonely = [c for c in classes if counts[c] == 1]
         if lonely:
             raise UserError(f"labels: class {_quote(lonely)} has 1 document; label more of it or leave it out")

@@ -1,4 +1,4 @@
-"""The model card: how a classifier was made, how well it does, and for what it was not tested."""
+"""The model card: how a classifier was trained, its quality, and for what it was not tested."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class CardFacts:
 
     name: str
     purpose: str
-    """one sentence: which classes are told apart, in what kind of text"""
+    """one sentence: which classes the classifier distinguishes, in what kind of text"""
     data: str
     """URI of the corpus"""
     fingerprint: str

@@ -106,7 +106,7 @@ class Probe:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Probe:
-        """What `to_bytes` made."""
+        """The probe of the bytes that `to_bytes` returned."""
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         tensors = load_tensors(data)
         parts = [

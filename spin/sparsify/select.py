@@ -15,7 +15,7 @@ def select(probes: Iterable[Probe], eta: float) -> Selection:
     """Select for each probe the smallest set of neurons whose importance reaches a share `eta` of the total.
 
     Importance is the squared weight summed over classes (SPIN, Jiao et al. 2024, section 3.2, there for one class).
-    A probe that kept no neuron adds none.
+    A probe without a nonzero weight adds no neuron.
     """
     neurons, importance = {}, {}
     for probe in sorted(probes, key=lambda p: p.column):

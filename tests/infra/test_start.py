@@ -184,7 +184,7 @@ def test_a_run_that_succeeded_is_not_repeated(
     cluster.add("night-2026-11-24", DONE)
     assert start() == 0
     assert cluster.created == []
-    assert "night-2026-11-24 is there already" in capsys.readouterr().out
+    assert "night-2026-11-24 exists already" in capsys.readouterr().out
 
 
 def test_a_run_after_failed_ones_gets_the_next_number(cluster: Cluster, start: Callable[[], int]) -> None:

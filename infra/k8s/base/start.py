@@ -1,8 +1,8 @@
-"""Makes the RayJob of a day from a template that lies in the cluster, and waits for its end: start.py TEMPLATE
+"""Creates the RayJob of a day from a template in the cluster and waits for its end: start.py TEMPLATE
 
-DAY is the day, YYYY-MM-DD; where it is not set, yesterday in UTC: the last one that is over. The RayJob's name is
-TEMPLATE-DAY, so a second one is not made while the first runs or after it has succeeded: then this waits for it, or
-says so. After a failure the name becomes TEMPLATE-DAY-2 and so on, and the run resumes from the store.
+The environment variable DAY is the day, YYYY-MM-DD; by default yesterday in UTC, the last day that is over. The RayJob
+is named TEMPLATE-DAY, so no second one is created while the first runs (this script then waits for it) or after it has
+succeeded (it reports that). After a failure the next is named TEMPLATE-DAY-2 and so on, and the run resumes.
 
 Exit status 0: the run has succeeded; 1: it has not. Standard library only; the account needs get and create of rayjobs.
 """
@@ -20,27 +20,29 @@ from pathlib import Path
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 WAIT = 15.0
-"""seconds between two looks"""
+"""seconds between two requests"""
 ENDS = {"Complete", "Failed", "ValidationFailed"}
-"""of KubeRay's jobDeploymentStatus"""
+"""values of KubeRay's jobDeploymentStatus for a run that has ended"""
 
 
 def call(name: str = "", body: dict | None = None) -> dict | None:
-    """The RayJob of a name, or the one that was made of a body; None where it is not there, or there already.
+    """Get the RayJob of a name, or create one from a body; None if it does not exist, or exists already.
 
-    The API server may be away for a while: then it is asked again, until the Job's deadline ends this process.
+    While the API server does not answer, the request is repeated until the Job's deadline ends this process.
     """
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     namespace = (ACCOUNT / "namespace").read_text()
     url = f"https://{host}:{port}/apis/ray.io/v1/namespaces/{namespace}/rayjobs" + (f"/{name}" if name else "")
     while True:
         request = urllib.request.Request(url, None if body is None else json.dumps(body).encode())
-        request.add_header("Authorization", f"Bearer {(ACCOUNT / 'token').read_text()}")  # which is renewed there
+        request.add_header(
+            "Authorization", f"Bearer {(ACCOUNT / 'token').read_text()}"
+        )  # read each time, since the file is renewed
         request.add_header("Content-Type", "application/json")
         try:
             context = ssl.create_default_context(cafile=ACCOUNT / "ca.crt")
-            with urllib.request.urlopen(request, timeout=30, context=context) as answer:
-                return json.load(answer)
+            with urllib.request.urlopen(request, timeout=30, context=context) as response:
+                return json.load(response)
         except urllib.error.HTTPError as error:
             if error.code in (404, 409):
                 return None
@@ -52,8 +54,8 @@ def call(name: str = "", body: dict | None = None) -> dict | None:
         time.sleep(WAIT)
 
 
-def run_of(template: dict, name: str, day: str) -> dict:
-    """The RayJob of a day. It belongs to the Job whose pod this is: who deletes that stops this."""
+def build_run(template: dict, name: str, day: str) -> dict:
+    """Build the RayJob of a day. The Job of this pod owns it, so deleting the Job stops the run."""
     spec = template["spec"]
     return {
         "apiVersion": template["apiVersion"],
@@ -70,7 +72,7 @@ def run_of(template: dict, name: str, day: str) -> dict:
 
 
 def outcome(job: dict) -> bool | None:
-    """Whether it succeeded; None while it runs."""
+    """Whether the run succeeded; None while it runs."""
     status = job.get("status", {})
     if status.get("jobDeploymentStatus") not in ENDS:
         return None
@@ -78,20 +80,20 @@ def outcome(job: dict) -> bool | None:
 
 
 def main(template_name: str) -> int:
-    """Make or find the day's RayJob and wait for its end."""
+    """Create or find the day's RayJob and wait for its end; return the exit status."""
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
     day = date.fromisoformat(os.environ.get("DAY") or yesterday.isoformat()).isoformat()
     template = call(template_name)
     if template is None:
-        sys.exit(f"there is no RayJob {template_name} to make one of; apply the overlay")
+        sys.exit(f"there is no RayJob {template_name} to use as a template; apply the overlay")
     number, name = 1, f"{template_name}-{day}"
-    while call(body=run_of(template, name, day)) is None:
-        there = call(name)
-        if there is not None and outcome(there) is False:
+    while call(body=build_run(template, name, day)) is None:
+        existing = call(name)
+        if existing is not None and outcome(existing) is False:
             number += 1
             name = f"{template_name}-{day}-{number}"
-        elif there is not None:
-            print(f"{name} is there already", flush=True)
+        elif existing is not None:
+            print(f"{name} exists already", flush=True)
             break
     while (job := call(name)) is not None and outcome(job) is None:
         time.sleep(WAIT)

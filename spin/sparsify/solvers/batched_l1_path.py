@@ -35,8 +35,8 @@ class BatchedPaths:
         self._weights = torch.as_tensor(weights, dtype=torch.float32, device=device).T  # (n, K)
         n, width = designs[0].shape
         self._X = torch.ones(len(designs), n, width + 1, device=device)  # the last column is the intercept's
-        for mine, design in zip(self._X, designs, strict=True):
-            mine[:, :width] = torch.as_tensor(design, device=device)
+        for block, design in zip(self._X, designs, strict=True):
+            block[:, :width] = torch.as_tensor(design, device=device)
         # a problem without one of its classes would have its intercept at infinity
         share = (self._positive * self._weights).sum(0).clamp(1e-6, 1 - 1e-6)
         start = torch.zeros(len(designs), width + 1, 1, len(share), device=device)

@@ -529,7 +529,7 @@ def test_a_corpus_with_string_labels_and_list_labels_is_an_error(tmp_path: Path)
     write_file(tmp_path, "b.parquet", to_parquet([{"id": "3", "text": "t", "label": ["a"]}]))
     labels = read_labelled(plan_uri(str(tmp_path)), DATA).labels
     assert labels == ["a", "b", ["a"]]
-    with pytest.raises(UserError, match="labels: found strings and lists; expected one class a document, or a list"):
+    with pytest.raises(UserError, match="labels: found strings and lists; expected one class per document, or a list"):
         LabelSpace.of(labels, ["train", "train", "valid"])
 
 

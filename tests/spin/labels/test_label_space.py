@@ -47,7 +47,11 @@ MISTAKES: dict[str, tuple[list[Label], list[str], str]] = {
     "empty lists": ([[], []], ["train", "valid"], "labels: found no class in any list; expected at least two classes"),
     "one": (list("aa"), ["train", "valid"], "labels: found one class only, 'a'; expected at least two classes"),
     "one in lists": ([["a"], ["a"], []], ["train", "valid", "test"], "labels: found one class only, 'a'"),
-    "mixed": (["a", ["a"]], ["train", "valid"], "labels: found strings and lists; expected one class a document, or a"),
+    "mixed": (
+        ["a", ["a"]],
+        ["train", "valid"],
+        "labels: found strings and lists; expected one class per document, or a",
+    ),
     "mixed, empty": (["a", []], ["train", "valid"], "labels: found strings and lists"),
     "rare": (list("aab"), ["train", "valid", "train"], "labels: class 'b' has 1 document; label more of it or leave"),
     # twice in one list is one document still
