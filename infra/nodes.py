@@ -40,7 +40,7 @@ class Nodes:
                 "object_store_memory": _STORE,
                 "include_dashboard": True,
                 "dashboard_port": _free_port(),
-                "dashboard_agent_listen_port": _free_port(),  # the default port may be taken by another Ray on this machine
+                "dashboard_agent_listen_port": _free_port(),  # another Ray may have the default port
             },
         )
         for _ in range(self.workers):

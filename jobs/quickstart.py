@@ -57,8 +57,8 @@ def _prepare(folder: Path, full: bool) -> Path:
     """Write the labelled text, the batch to classify and the settings file, unless they exist. Returns that file."""
     file = folder / "settings.yaml"
     if file.exists():
-        settings = load_settings(file)
-        if (settings.mlflow.model == "tweets-full") != full:
+        existing = load_settings(file)
+        if (existing.mlflow.model == "tweets-full") != full:
             raise UserError(f"{folder} holds a quickstart of the other size; name another folder with --folder")
         return file
     tweets = read_tweets()
