@@ -43,7 +43,7 @@ def train_report(choose: Choice, **depths: int) -> TrainReport:
         for name, depth in depths.items()
     }
     results = TrainResults(
-        choice=TrainingSummary(choices=choices, frontier=tuple(POINTS), tried=30),  # type: ignore[arg-type]
+        choice=TrainingSummary(choices=choices, frontier=tuple(POINTS), tried=30),
         classes=("bad", "good"),
         multilabel=False,
         table=(),

@@ -57,7 +57,7 @@ def test_the_card_holds_the_figures_of_the_choice_in_use(
     assert set(files) == {NEURONS, CARD}
     assert files[NEURONS] == neurons_to_json(describe_neurons(spin, features, labels))
     card = ModelCard(files[CARD].decode())
-    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}  # type: ignore[attr-defined]
     assert results == {"accuracy": accuracy, "f1": accuracy}
     assert f"| {choose} (this card) |" in card.text
     assert "| expected calibration error on test | 0.1250 |" in card.text

@@ -69,8 +69,10 @@ def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any
             {c: v[rows] for c, v in values.items()}, np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32), 0
         )
         (folder / "parts").mkdir(parents=True, exist_ok=True)
-        columns = [[column[row] for row in rows] for column in (labels.ids, label_names, labels.splits)]
-        pq.write_table(to_table(*columns, part), folder / "parts" / f"{name}.parquet")
+        ids, label_column, splits = (
+            [column[row] for row in rows] for column in (labels.ids, label_names, labels.splits)
+        )
+        pq.write_table(to_table(ids, label_column, splits, part), folder / "parts" / f"{name}.parquet")
     return RecordingShards(store, tuple(names), {c: v.shape[1] for c, v in values.items()})
 
 
@@ -187,7 +189,7 @@ def test_neurons_of_a_choice_are_sorted_by_importance_times_slope(tmp_path: Path
         load_neurons(registry_fixture, "3", "accuracy")
     (tmp_path / "model" / NEURONS).write_bytes(neurons_to_json(rows))
     for choose in ("accuracy", "cheapest"):
-        neurons = load_neurons(registry_fixture, "3", choose)  # type: ignore[arg-type]
+        neurons = load_neurons(registry_fixture, "3", choose)
         selected = {(str(c), n) for c, n, _ in spin.training_result.choices[choose].selection.rows()}
         assert {(neuron.row.column, neuron.row.neuron) for neuron in neurons} == selected
         weights = [neuron.row.importance * abs(neuron.head.slope) for neuron in neurons]

@@ -154,13 +154,13 @@ def test_changed_settings_are_refused_with_both_values(project: Project) -> None
 def test_every_row_of_a_night_is_predicted_or_a_dead_letter(project: Project) -> None:
     """Valid rows get the labels that the classifier gives; the others are dead letters with their reasons."""
     batch = tiny.documents(170, CLASSES, seed=9)
-    rejected = [
+    rejected: list[dict[str, Any]] = [
         {"id": None, "text": "a fine day"},
         {"id": "n1", "text": None},
         {"id": "n2", "text": "   "},
         {"id": batch[3]["id"], "text": "the crew was late"},
     ]
-    source = project.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in batch] + rejected)
+    source = project.write("night.parquet", [*({k: row[k] for k in ("id", "text")} for row in batch), *rejected])
     output = f"{project.base}/nights"
     manifest = run_classify(project.settings, project.registry, source, output, night="2026-01-31")
     counts = manifest.counts
@@ -201,6 +201,7 @@ def test_a_drifted_night_is_published_and_reported(project: Project) -> None:
     labels = manifest.drift[0]
     assert sum(labels.now) == len(batch)
     assert sum(labels.then) == project.report.results.counts["test"]
+    assert manifest.before is not None
     assert manifest.before.date == "2026-01-01"
     assert sum(manifest.before.counts.labels.values()) == 99
     with pytest.raises(DriftError, match=r"is published, but it drifted from training: labels .*report\.html") as error:
@@ -323,7 +324,7 @@ def test_a_multilabel_corpus_is_trained_promoted_evaluated_and_classified(
     evaluation = run_evaluate(settings, registry, settings.data.train)
     assert evaluation.per_class["extra"].f1 > 0.7  # 0 for a model that has learned nothing
     night = run_classify(settings, registry, settings.data.train, str(tmp_path / "out"))
-    predicted = {row["id"]: row["label"] for row in read_predictions(str(tmp_path / "out"))}
+    predicted: dict[str, Any] = {row["id"]: row["label"] for row in read_predictions(str(tmp_path / "out"))}
     assert all(isinstance(label, list) for label in predicted.values())
     accuracy = np.mean([("extra" in predicted[row["id"]]) == ("extra" in row["label"]) for row in rows])
     assert accuracy > 0.75
