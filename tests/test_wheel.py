@@ -95,8 +95,8 @@ def test_the_base_install_runs_the_method_without_pipelines(
     environment: Path, backbone_folder: Path, tmp_path: Path
 ) -> None:
     """It trains, saves, loads, predicts and explains. Commands that need the extra print how to install it."""
-    listed = json.loads(run([str(environment / "pip"), "list", "--format", "json"]).stdout)
-    names = {entry["name"].lower() for entry in listed}
+    packages = json.loads(run([str(environment / "pip"), "list", "--format", "json"]).stdout)
+    names = {entry["name"].lower() for entry in packages}
     assert "spin-neurons" in names
     assert names & NOT_BASE == set()
     example = tmp_path / "example.py"

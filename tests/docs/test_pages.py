@@ -63,7 +63,7 @@ def test_yaml_blocks_are_valid_settings(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_relative_links_lead_to_files_that_exist(page: Path) -> None:
-    """mkdocs checks the headings of links, but only within `docs`."""
+    """mkdocs checks links too, with their headings, but only within `docs`."""
     for target in re.findall(r"\]\(([^)#:]*)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         path = (page.parent / target).resolve()
         in_docs = str(path).removeprefix(f"{ROOT / 'docs'}/")

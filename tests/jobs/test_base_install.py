@@ -73,7 +73,7 @@ def heavy_imports(code: str, *words: str) -> set[str]:
 
 
 def test_help_and_init_import_no_heavy_library(tmp_path: Path) -> None:
-    """So that `spin --help`, `spin init` and `import spin` take less than a second."""
+    """Therefore `spin --help`, `spin init` and `import spin` take less than a second."""
     main = "from jobs.cli import main\nmain()"
     assert heavy_imports("import spin") == set()
     assert heavy_imports(main, "--help") == set()
@@ -163,7 +163,7 @@ def test_options_for_registered_models_are_refused_with_a_saved_classifier(
 
 
 def test_the_shell_completes_commands_and_options() -> None:
-    """As bash asks for it when Tab is pressed after `spin cl` and after `spin classify --ou`."""
+    """The requests are those of bash when Tab is pressed after `spin cl` and after `spin classify --ou`."""
     for typed, expected in (("spin cl", "classify"), ("spin classify --ou", "--output")):
         environment = {"_SPIN_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
         code = "import sys; sys.argv[0] = 'spin'\nfrom jobs.cli import main\nmain()"

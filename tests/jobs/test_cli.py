@@ -114,8 +114,8 @@ def test_the_commands_of_a_project_from_run_to_explain(
     assert "registered tiny version 1 as challenger" in trained
     assert "finished before" in run_spin("extract", "settings.yaml")
     assert "tiny version 1 is champion" in run_spin("promote", "settings.yaml", "--why", "the first")
-    listed = run_spin("models", "settings.yaml")
-    assert "challenger, champion" in " ".join(listed.split()) or "champion" in listed
+    versions = run_spin("models", "settings.yaml")
+    assert "challenger, champion" in " ".join(versions.split()) or "champion" in versions
     [event] = run_spin("history", "settings.yaml").splitlines()
     assert re.search(r"^\d{4}-\S+ \S+ promote from none to 1, run [0-9a-f]{32}: the first$", event)
     night = run_spin("classify", "settings.yaml", "--input", "train.parquet", "--output", "out", "--date", "2026-03-01")

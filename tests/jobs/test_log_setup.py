@@ -39,7 +39,7 @@ def log_all() -> None:
 
 
 def test_warnings_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without tracebacks, and only once if logging is configured twice."""
+    """They have no tracebacks, and appear once even if logging is configured twice."""
     configure_logging()
     configure_logging()
     log_all()

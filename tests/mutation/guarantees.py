@@ -351,7 +351,7 @@ def run_python(copy: Path, *args: str) -> tuple[int, str]:
 
 
 def pytest_configure() -> None:
-    """Configure Hypothesis in the runs below, which load this module as a plugin: no shrinking, a failure is enough."""
+    """Tell Hypothesis not to shrink failing examples. The runs of pytest below load this module as a plugin."""
     settings.register_profile("guarantees", phases=[Phase.explicit, Phase.generate], database=None)
     settings.load_profile("guarantees")
 

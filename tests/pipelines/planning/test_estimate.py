@@ -205,7 +205,7 @@ def test_estimated_bytes_equal_those_of_a_night(
     tmp_path: Path,
     night_bytes: Counter[str],
 ) -> None:
-    """Within 1 %, if the night has the sampled documents."""
+    """The estimates are within 1 % if the night has the sampled documents."""
     rows = with_dead_letters(tiny.documents(120)) if dead else tiny.documents(120)
     source, settings = write_rows(str(tmp_path), "jsonl", rows), make_settings(backbone_folder, ids)
     store = estimate_night(settings, registry_fixture, 120, source=source).store  # type: ignore[arg-type]
@@ -261,7 +261,7 @@ def test_the_sample_runs_with_the_threads_of_a_worker(
 def test_the_sample_runs_on_the_cpu_if_workers_have_no_gpu(
     registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever devices this machine has. int8 is calibrated with the same texts as in a night."""
+    """The devices of this machine do not matter. int8 is calibrated with the same texts as in a night."""
     opened: list[tuple[str, str, int]] = []
 
     class RecordingStep(ClassifyStep):
@@ -314,7 +314,7 @@ def constructed_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hours_and_workers_follow_from_the_sample(
     registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path
 ) -> None:
-    """Figures that can be calculated by hand: a shard is not divided, and the check of ids is a separate pass."""
+    """The figures can be calculated by hand: a shard is not divided, and the check of ids is a separate pass."""
     source = write_rows(str(tmp_path), "jsonl", tiny.documents(50))
 
     def estimate_for(count: float, deadline: float = 8, **changes: Any) -> Estimate:

@@ -65,14 +65,14 @@ def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any
     store, names = Store(str(folder)), [f"{i:06d}" for i in range(shards)]
     n, label_names = len(labels.ids), labels.label_space.names(labels.y)
     for name, rows in zip(names, np.array_split(np.arange(n), shards), strict=True):
-        part = Features(
+        features = Features(
             {c: v[rows] for c, v in values.items()}, np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32), 0
         )
         (folder / "parts").mkdir(parents=True, exist_ok=True)
         ids, label_column, splits = (
             [column[row] for row in rows] for column in (labels.ids, label_names, labels.splits)
         )
-        pq.write_table(to_table(ids, label_column, splits, part), folder / "parts" / f"{name}.parquet")
+        pq.write_table(to_table(ids, label_column, splits, features), folder / "parts" / f"{name}.parquet")
     return RecordingShards(store, tuple(names), {c: v.shape[1] for c, v in values.items()})
 
 
@@ -284,15 +284,15 @@ def project(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_spin_neurons_lists_the_most_important_neurons(project: Project) -> None:
-    """Each with its class and a document. Options limit their number or class, or print JSON."""
+    """Each neuron has its class and a document. Options limit their number or class, or print JSON."""
     spin = SpinClassifier.load(project.folder / "model")
     rows = json.loads(project.spin("neurons", "--top", "999", "--json"))
     assert len(rows) == len(spin.fitted.selection)
-    listed = project.spin("neurons", "--top", "3")
-    assert f"3 of {len(rows):,} neurons" in listed
+    output = project.spin("neurons", "--top", "3")
+    assert f"3 of {len(rows):,} neurons" in output
     names = [f"{row['column']}[{row['neuron']}]" for row in rows]
-    assert [name for name in names if name in listed] == names[:3]
-    assert "<script>window.hit = 1</script> [bold] " in listed
+    assert [name for name in names if name in output] == names[:3]
+    assert "<script>window.hit = 1</script> [bold] " in output
     for label in spin.classes:
         of_class = json.loads(project.spin("neurons", "--class", label, "--json", "--top", "999"))
         assert of_class == [row for row in rows if row["class"] == label]
@@ -303,10 +303,10 @@ def test_spin_neurons_lists_the_most_important_neurons(project: Project) -> None
 
 def test_neurons_are_listed_without_documents_if_the_corpus_is_missing(project: Project) -> None:
     """The output names the missing corpus."""
-    listed = project.spin("neurons", "--set", "data.train=/nowhere")
-    assert "without training documents: no data at /nowhere" in listed
-    assert "script" not in listed
-    assert "neurons, by importance" in listed
+    output = project.spin("neurons", "--set", "data.train=/nowhere")
+    assert "without training documents: no data at /nowhere" in output
+    assert "script" not in output
+    assert "neurons, by importance" in output
 
 
 @pytest.mark.parametrize(
@@ -347,13 +347,13 @@ def test_explain_covers_every_predicted_class_of_a_multilabel_classifier(
     for text in texts:
         [label] = spin.predict([text])
         assert isinstance(label, list)
-        shown = project.spin("explain", "--text", text)
+        output = project.spin("explain", "--text", text)
         explanation = spin.explain(text)
         explained = label or [explanation.label]
-        assert [shown.count(f"neurons for and against {name}") for name in spin.classes] == [
+        assert [output.count(f"neurons for and against {name}") for name in spin.classes] == [
             int(name in explained) for name in spin.classes
         ]
-        assert shown.startswith("no class reaches one half: " if not label else explanation.label)
+        assert output.startswith("no class reaches one half: " if not label else explanation.label)
         for name, share in zip(spin.classes, explanation.probabilities, strict=True):
-            assert f"{name} {share:.2f}" in shown
+            assert f"{name} {share:.2f}" in output
     assert {len(label) for label in spin.predict(texts)} >= {0, 2}  # type: ignore[arg-type]

@@ -220,7 +220,7 @@ def search_mlflow_runs(project: Project, night: str) -> list[Any]:
 
 
 def test_no_credential_is_written(project: Project) -> None:
-    """Neither in features, probes, models and nights, nor in MLflow's database and artifacts."""
+    """The keys of the store are neither in its features, models and nights nor in MLflow's database and artifacts."""
     names = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID")
     secrets = [os.environ[name].encode() for name in names if name in os.environ]
     store = Store(project.base)
