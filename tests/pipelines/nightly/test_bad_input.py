@@ -44,7 +44,7 @@ def run_spin(
     return run
 
 
-def one_line(error: str) -> str:
+def read_error_line(error: str) -> str:
     """Return the error message, which must be the only line on standard error apart from lines of progress."""
     lines = [line for line in error.strip().splitlines() if not line.startswith('{"stage"')]
     assert len(lines) == 1, error
@@ -80,29 +80,31 @@ DATA_CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 @pytest.mark.parametrize("case", DATA_CASES)
 def test_unusable_training_data_is_refused(case: str, run_spin: RunSpin, tmp_path: Path) -> None:
-    """Exit status 2 before a plan is written; the message names the file or the labels, and the row."""
+    """Exit status 2 before a plan is written; the message names the place of the mistake."""
     rows, message = DATA_CASES[case]
     status, error = run_spin("extract", rows=rows)
     assert status == 2
-    assert message in one_line(error)
+    assert message in read_error_line(error)
     assert "train.parquet" in error or "labels:" in error
     assert not (tmp_path / "store" / "features" / "plan.json").exists()
 
 
 def test_a_missing_training_file_is_refused(run_spin: RunSpin) -> None:
+    """Exit status 2."""
     status, error = run_spin("extract")
-    assert (status, "no data at" in one_line(error)) == (2, True)
+    assert (status, "no data at" in read_error_line(error)) == (2, True)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
 def test_a_corrupt_parquet_file_is_named_in_the_error(damage: str, run_spin: RunSpin, tmp_path: Path) -> None:
+    """Exit status 2; the message names what may have happened to the file."""
     path = tmp_path / "train.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS), path)
-    whole = path.read_bytes()
-    path.write_bytes({"truncated": whole[: len(whole) // 2], "garbage": b"garbage" * 99, "empty": b""}[damage])
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"garbage" * 99, "empty": b""}[damage])
     status, error = run_spin("extract")
     assert status == 2
-    assert f"{path} cannot be read, it is corrupt, truncated" in one_line(error)
+    assert f"{path} cannot be read, it is corrupt, truncated" in read_error_line(error)
 
 
 SETTINGS_CASES: dict[str, tuple[dict[str, Any], str]] = {
@@ -134,19 +136,23 @@ def test_invalid_settings_are_named_in_the_error(case: str, run_spin: RunSpin, t
     changes, message = SETTINGS_CASES[case]
     status, error = run_spin("extract", rows=ROWS, **changes)
     assert status == 2
-    assert message in one_line(error)
+    assert message in read_error_line(error)
     assert not (tmp_path / "store" / "features" / "plan.json").exists()
 
 
 def test_a_stage_names_the_stage_that_must_run_first(run_spin: RunSpin) -> None:
+    """Exit status 2."""
     status, error = run_spin("probe", rows=ROWS)
-    assert (status, "run `spin extract` first" in one_line(error)) == (2, True)
+    assert (status, "run `spin extract` first" in read_error_line(error)) == (2, True)
 
 
 def test_classify_without_a_champion_is_refused(run_spin: RunSpin, tmp_path: Path) -> None:
+    """Exit status 2; the message names the command that makes a champion, and no output is written."""
     status, error = run_spin("classify", "--input", str(tmp_path), "--output", str(tmp_path / "out"), rows=ROWS)
     assert status == 2
-    assert "models:/tiny@champion does not exist; versions: none; `spin promote` makes a champion" in one_line(error)
+    assert "models:/tiny@champion does not exist; versions: none; `spin promote` makes a champion" in read_error_line(
+        error
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -162,7 +168,7 @@ def test_an_activation_that_overflows_float16_names_its_site(run_spin: RunSpin, 
     rows = [*tiny.documents(300), {"id": "loud", "text": "a film ! it was", "label": "good"}]
     status, error = run_spin("extract", rows=rows, backbone={"model": str(folder), "dtype": "float32", "device": "cpu"})
     assert status == 2
-    assert "resid.00: a value of" in one_line(error)
+    assert "resid.00: a value of" in read_error_line(error)
     assert "does not fit its float16 column" in error
     store = Store(str(tmp_path / "store" / "features"))
     assert store.exists("plan.json")
@@ -174,7 +180,7 @@ def test_a_store_that_another_run_uses_ends_with_status_3(run_spin: RunSpin, tmp
     with Lease(Store(str(tmp_path / "store" / "features")), ttl=1.0) as lease:
         status, error = run_spin("extract", rows=ROWS)
     assert status == 3
-    assert f"is held by {lease.holder}; wait until it ends" in one_line(error)
+    assert f"is held by {lease.holder}; wait until it ends" in read_error_line(error)
 
 
 @pytest.mark.s3
@@ -185,18 +191,18 @@ def test_refused_s3_credentials_end_with_status_2(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
     status, error = run_spin("extract", rows=ROWS, store=f"{s3_server}/refused")
     assert status == 2
-    assert "the store refuses the credentials" in one_line(error)
+    assert "the store refuses the credentials" in read_error_line(error)
     assert "wrong-secret" not in error
 
 
 def test_an_unreachable_object_store_ends_with_status_5(run_spin: RunSpin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status 5 means: try again."""
+    """The same command can succeed later."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
     status, error = run_spin("extract", rows=ROWS, store="s3://bucket/prefix")
     assert status == 5
-    assert "does not answer" in one_line(error)
+    assert "does not answer" in read_error_line(error)
 
 
 def test_an_unreachable_registry_ends_with_status_5(run_spin: RunSpin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +211,7 @@ def test_an_unreachable_registry_ends_with_status_5(run_spin: RunSpin, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     status, error = run_spin("models", rows=ROWS, mlflow={"model": "tiny", "tracking_uri": "http://user@127.0.0.1:9"})
     assert status == 5
-    assert "registry http://user@127.0.0.1:9" in one_line(error)
+    assert "registry http://user@127.0.0.1:9" in read_error_line(error)
     assert "hunter2" not in error
 
 
@@ -216,12 +222,13 @@ def test_a_password_in_the_registry_uri_is_refused_and_not_printed(run_spin: Run
         status, error = run_spin("models", rows=ROWS, **changes)
         assert status == 2
         assert "hunter2" not in error
-        assert "'mlflow" in one_line(error)
+        assert "'mlflow" in read_error_line(error)
     status, error = run_spin("models", "--set", f"mlflow.tracking_uri={uri}", rows=ROWS)
-    assert (status, "a password stands in it" in one_line(error), "hunter2" in error) == (2, True, False)
+    assert (status, "a password stands in it" in read_error_line(error), "hunter2" in error) == (2, True, False)
 
 
 def test_an_invalid_date_is_refused(run_spin: RunSpin, tmp_path: Path) -> None:
+    """Exit status 2, here for 30 February."""
     options = ("--input", str(tmp_path), "--output", str(tmp_path / "out"), "--date", "2026-02-30")
     status, error = run_spin("classify", *options, rows=ROWS)
-    assert (status, "--date 2026-02-30: expected a day as YYYY-MM-DD" in one_line(error)) == (2, True)
+    assert (status, "--date 2026-02-30: expected a day as YYYY-MM-DD" in read_error_line(error)) == (2, True)

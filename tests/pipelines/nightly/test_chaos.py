@@ -44,7 +44,7 @@ class Project:
     registry_fixture: FolderRegistry
     base: str
 
-    def settings(self, **changes: Any) -> Settings:
+    def build_settings(self, **changes: Any) -> Settings:
         return parse_settings({**self.tree, **changes})
 
     def write(self, name: str, data: bytes) -> str:
@@ -54,7 +54,9 @@ class Project:
 
     def run_night(self, **changes: Any) -> RunManifest:
         output = f"{self.base}/out"
-        return run_classify(self.settings(**changes), self.registry_fixture, f"{self.base}/data", output, night=DATE)  # type: ignore[arg-type]
+        return run_classify(
+            self.build_settings(**changes), self.registry_fixture, f"{self.base}/data", output, night=DATE
+        )  # type: ignore[arg-type]
 
     @property
     def out(self) -> Store:
@@ -201,7 +203,7 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
     assert {row["model_version"] for row in two_workers} == {"1"}
     (project.registry_fixture.folder / "champion").write_text("1")
     output = f"{project.base}/one_worker"
-    settings = project.settings(ray={"workers": 1, "shard_documents": 17})
+    settings = project.build_settings(ray={"workers": 1, "shard_documents": 17})
     run_classify(settings, project.registry_fixture, f"{project.base}/data", output, night=DATE)  # type: ignore[arg-type]
     one_worker = read_predictions(output)
     assert [row["id"] for row in one_worker] == [row["id"] for row in two_workers]
@@ -214,7 +216,7 @@ def test_since_skips_files_that_earlier_nights_classified(project: Project) -> N
     """Over several nights; a file that was changed or quarantined is classified again."""
 
     def run_night(date: str, since: str | None) -> tuple[list[str], list[str]]:
-        settings = project.settings(classify={"max_bad_files": 0.9})
+        settings = project.build_settings(classify={"max_bad_files": 0.9})
         source, output = f"{project.base}/data", f"{project.base}/out"
         manifest = run_classify(settings, project.registry_fixture, source, output, night=date, since=since)  # type: ignore[arg-type]
         ids = {row["id"] for row in read_predictions(output)}

@@ -91,7 +91,7 @@ class NightProject:
     def read_dead_letters(self, out: str = "out") -> list[Row]:
         return pq.read_table(self.folder / out / "dead_letters" / f"date={DATE}").to_pylist()  # type: ignore[no-any-return]
 
-    def published_keys(self) -> list[str]:
+    def list_published_keys(self) -> list[str]:
         """Keys in the output that readers can see."""
         return [key for key in Store(str(self.folder / "out")).list() if not key.startswith(("_lease/", "_runs/"))]
 
@@ -170,17 +170,18 @@ def test_unreadable_files_above_the_limit_fail_the_night(project: NightProject) 
     with pytest.raises(BadRowsError, match=r"1 of 2 files cannot be classified.*b\.parquet cannot be read") as error:
         project.run_night()
     assert error.value.status == 4
-    assert project.published_keys() == []
+    assert project.list_published_keys() == []
     manifest = project.run_night(max_bad_files=0.5)
     assert [file.uri.rpartition("/")[2] for file in manifest.quarantined] == ["b.parquet"]
     assert len(project.read_predictions()) == manifest.counts.rows == 30
 
 
 def test_too_many_dead_letters_fail_the_night(project: NightProject) -> None:
+    """Nothing is published; with a higher limit a rerun publishes the predictions."""
     project.write("a.jsonl", [*tiny.documents(8), {"id": "x", "text": None}, {"id": "y", "text": " "}])
     with pytest.raises(BadRowsError, match=r"2 of 10 rows cannot be classified \(1 null_text, 1 empty_text\)"):
         project.run_night()
-    assert project.published_keys() == []
+    assert project.list_published_keys() == []
     project.run_night(max_dead_fraction=0.2)
     assert len(project.read_predictions()) == 8
 
@@ -273,7 +274,7 @@ def test_a_file_that_changes_while_it_is_read_fails_the_night(
         call_before_stage("classify", lambda _: project.write("a.jsonl", tiny.documents(30)), patch)
         with pytest.raises(UserError, match=r"1 of 1 files changed while they were read, .*a\.jsonl .*--restart"):
             project.run_night()
-    assert project.published_keys() == []
+    assert project.list_published_keys() == []
     with pytest.raises(UserError, match=r"files\.0\.size"):
         project.run_night()
     assert project.run_night(restart=True).counts.rows == 30
@@ -303,8 +304,8 @@ def test_a_restart_skips_the_same_files_as_the_first_run(project: NightProject) 
         assert len(project.read_predictions()) == 30
 
 
-def test_a_night_is_compared_with_the_latest_earlier_date(project: NightProject) -> None:
-    """A missed night that is run later is not compared with nights of later dates."""
+def test_a_night_is_compared_with_the_latest_night_if_that_is_earlier(project: NightProject) -> None:
+    """A missed night that is run after a later one is compared with none."""
     project.write("a.jsonl", tiny.documents(20))
     before = {date: project.run_night(date=date).before for date in ("2026-03-01", "2026-03-03", "2026-03-02")}
     assert before["2026-03-01"] is None
@@ -414,10 +415,10 @@ def test_the_report_of_a_real_night_shows_its_manifest(browser: Any, tmp_path: P
     html = (project.folder / "out" / "report.html").read_text()
     assert html == (project.folder / "out" / "_runs" / manifest.run / "report.html").read_text()
     with open_page(browser, tmp_path, html) as window:
-        shown = window.locator("body").inner_text()
+        page_text = window.locator("body").inner_text()
         summary = " ".join(window.locator(".sum").inner_text().split())
         assert summary == "91 documents = 90 predicted + 1 dead letters"
-        assert "null_text" in shown
-        assert manifest.quarantined[0].reason in shown
-        assert all(f"{label}" in shown for label in manifest.counts.labels)
+        assert "null_text" in page_text
+        assert manifest.quarantined[0].reason in page_text
+        assert all(f"{label}" in page_text for label in manifest.counts.labels)
         assert window.locator(".pace svg").bounding_box()["height"] > 60

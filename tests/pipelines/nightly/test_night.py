@@ -46,7 +46,7 @@ class Crash(BaseException):
     """The process ends here; what its store holds stays."""
 
 
-def input_files(count: int, version: str = "v") -> list[InputFile]:
+def make_input_files(count: int, version: str = "v") -> list[InputFile]:
     return [InputFile(f"f{n}", "jsonl", n, version) for n in range(count)]
 
 
@@ -106,7 +106,7 @@ def run_night(
     ttl: float = 30,
 ) -> RunManifest:
     """Run and publish a night in this process, as `run_classify` does."""
-    files = input_files(2) if files is None else files
+    files = make_input_files(2) if files is None else files
     with Lease(out, ttl=ttl) as lease:
         night = NightlyRun(out, date, lease)
         derived = RunPlan(tuple(plan_two_shards_per_file(files)), {}, 6 * len(files))
@@ -290,7 +290,7 @@ def test_many_crashes_lose_nothing(
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
+def mount_small_disk(folder: Path) -> Iterator[None]:
     """Mount a file system of one megabyte on a folder, which only root can do."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     result = subprocess.run(mount, capture_output=True, text=True, check=False) if shutil.which("mount") else None
@@ -329,7 +329,7 @@ def test_a_full_disk_at_any_step_fails_clearly_and_resumes(number: int, tmp_path
         if steps == number:
             fill_disk(folder)
 
-    with small_disk(folder):
+    with mount_small_disk(folder):
         out = Store(str(folder))
         with call_at_every_step(fill_at_step):
             if number > PUBLISHED:  # deleting needs no space
@@ -440,17 +440,17 @@ def test_new_files_wait_for_the_next_night(tmp_path: Path) -> None:
     with crash_at(8, after=True), pytest.raises(Crash):
         run_night(out, step)
     delete_lease(out)
-    run_night(out, step, files=input_files(3))
+    run_night(out, step, files=make_input_files(3))
     check_complete(out, files=2)
-    run_night(out, step, files=input_files(3), date="2026-02-01")
+    run_night(out, step, files=make_input_files(3), date="2026-02-01")
     check_complete(out, files=3, date="2026-02-01")
 
 
 CHANGES: dict[str, tuple[dict[str, Any], list[InputFile], str]] = {
-    "model": ({**METADATA, "model": "2"}, input_files(2), 'model is "2", was "1"'),
-    "format": ({**METADATA, "format": 2}, input_files(2), "format is 2, was 1"),
-    "file changed": (METADATA, input_files(2, "w"), 'files.0.version is "w", was "v"'),
-    "file gone": (METADATA, input_files(1), 'files.1.version is "gone", was "v"'),
+    "model": ({**METADATA, "model": "2"}, make_input_files(2), 'model is "2", was "1"'),
+    "format": ({**METADATA, "format": 2}, make_input_files(2), "format is 2, was 1"),
+    "file changed": (METADATA, make_input_files(2, "w"), 'files.0.version is "w", was "v"'),
+    "file gone": (METADATA, make_input_files(1), 'files.1.version is "gone", was "v"'),
 }
 
 
@@ -494,7 +494,7 @@ class RealColumnsStep(FakeStep):
         super().__init__()
         self.multilabel = multilabel
 
-    def expected_label(self, shard: Shard, row: int) -> Any:
+    def choose_label(self, shard: Shard, row: int) -> Any:
         if row == 1:
             return [] if self.multilabel and shard.index else None
         return ["good", "late"] if self.multilabel else "good"
@@ -504,7 +504,7 @@ class RealColumnsStep(FakeStep):
         rows = [
             {
                 "id": f"{shard.name}-{row}",
-                "label": self.expected_label(shard, row),
+                "label": self.choose_label(shard, row),
                 "score": 0.75,
                 "scores": [0.75, 0.25],
                 "depth": 3,
@@ -527,7 +527,7 @@ def test_all_nights_are_readable_as_one_table(multilabel: bool, tmp_path: Path) 
         run_night(out, step, date=day)
     columns = ["id", "label", "score", "scores", "depth", "model_version", "date"]
     expected = [
-        (f"{n:06d}-{row}", step.expected_label(Shard(n, "", "", 0, 0), row), 0.75, [0.75, 0.25], 3, "7", day)
+        (f"{n:06d}-{row}", step.choose_label(Shard(n, "", "", 0, 0), row), 0.75, [0.75, 0.25], 3, "7", day)
         for day in dates
         for n in range(4)
         for row in range(3 - n % 2)
@@ -659,7 +659,7 @@ def test_an_unreadable_file_is_quarantined_as_a_whole(tmp_path: Path) -> None:
 )
 def test_counts_that_do_not_add_up_are_an_error_that_names_the_difference(change: dict[str, int], message: str) -> None:
     """A row that is missing, or was not planned, and a shard that is not committed."""
-    shards = plan_two_shards_per_file(input_files(1))
+    shards = plan_two_shards_per_file(make_input_files(1))
     counts = [FakeStep()(shard, None).counts for shard in shards]  # type: ignore[arg-type]
     outcomes = [ShardOutcome(count, {}, tries=1, seconds=1.0, ended=0.0) for count in counts]
     reconcile(shards, outcomes)

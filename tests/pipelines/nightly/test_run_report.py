@@ -15,7 +15,7 @@ from tests.support.browser import open_page
 from tests.support.hostile_text import HOSTILE_TEXTS
 
 
-def drift_record(name: str, psi: float, now: list[int], then: list[int], **more: Any) -> dict[str, Any]:
+def make_drift(name: str, psi: float, now: list[int], then: list[int], **more: Any) -> dict[str, Any]:
     """JSON of the drift of one quantity."""
     return {
         "name": name,
@@ -34,7 +34,7 @@ def render_page(record: dict[str, Any]) -> str:
     return report_page(RunManifest.from_json(record))
 
 
-def manifest_record(**changes: Any) -> dict[str, Any]:
+def make_manifest(**changes: Any) -> dict[str, Any]:
     """JSON of the manifest of a night of 12,345 documents in 30 shards, with a pause after half of them."""
     draw = np.random.default_rng(0)
     rows = [400] * 29 + [745]
@@ -87,11 +87,11 @@ def manifest_record(**changes: Any) -> dict[str, Any]:
             "counts": {**counts, "labels": {"late": 600, "lovely": 400}, "unlabelled": 0},
         },
         "drift": [
-            drift_record("labels", 0.31, [8000, 3979, 321], [1000, 1000, 0]),
-            drift_record("scores", 0.02, draw.integers(0, 9, 20).tolist(), [3] * 20),
-            drift_record("lengths", 0.05, [5] * 22, [3] * 22),
-            drift_record("unknown", 0.0, [5] * 5, [3] * 5),
-            drift_record("neurons", 0.81, [3, 97], [], moved=moved),
+            make_drift("labels", 0.31, [8000, 3979, 321], [1000, 1000, 0]),
+            make_drift("scores", 0.02, draw.integers(0, 9, 20).tolist(), [3] * 20),
+            make_drift("lengths", 0.05, [5] * 22, [3] * 22),
+            make_drift("unknown", 0.0, [5] * 5, [3] * 5),
+            make_drift("neurons", 0.81, [3, 97], [], moved=moved),
         ],
         **changes,
     }
@@ -104,8 +104,8 @@ def read_texts(window: Any, selector: str) -> list[str]:
 
 def test_the_report_shows_the_numbers_of_the_manifest(browser: Any, tmp_path: Path) -> None:
     """Counts that add up, the drift, and reasons and shards with the largest first."""
-    with open_page(browser, tmp_path, render_page(manifest_record())) as window:
-        shown = window.locator("body").inner_text()
+    with open_page(browser, tmp_path, render_page(make_manifest())) as window:
+        page_text = window.locator("body").inner_text()
         assert read_texts(window, ".sum > *") == ["12,345 documents", "=", "12,300 predicted", "+", "45 dead letters"]
         for phrase in (
             "tweets, night of 2026-03-01",
@@ -119,7 +119,7 @@ def test_the_report_shows_the_numbers_of_the_manifest(browser: Any, tmp_path: Pa
             "s3://inbox/x.parquet",
             "it is corrupt",
         ):
-            assert phrase in shown, phrase
+            assert phrase in page_text, phrase
         sections = {name: window.locator("main section section", has_text=name).first for name in ("Labels", "Drift")}
         assert [" ".join(row.split()) for row in sections["Labels"].locator("tbody tr").all_inner_texts()] == [
             "late 65.0 % 60.0 % 50.0 %",
@@ -135,7 +135,7 @@ def test_the_report_shows_the_numbers_of_the_manifest(browser: Any, tmp_path: Pa
         ]
 
 
-def agreement_record(confusion: dict[str, dict[str, int]], **changes: Any) -> dict[str, Any]:
+def make_agreement(confusion: dict[str, dict[str, int]], **changes: Any) -> dict[str, Any]:
     """JSON of the agreement with a shadow, from the counts by label of the model and label of the shadow."""
     compared = sum(sum(row.values()) for row in confusion.values())
     agreed = sum(row.get(name, 0) for name, row in confusion.items())
@@ -145,11 +145,11 @@ def agreement_record(confusion: dict[str, dict[str, int]], **changes: Any) -> di
 
 def test_the_report_compares_the_shadow_class_by_class(browser: Any, tmp_path: Path) -> None:
     """Classes and label pairs with the most disagreements come first; without a shadow there is no such section."""
-    agreement = agreement_record(
+    agreement = make_agreement(
         {"late": {"late": 7900, "lovely": 60, "": 40}, "lovely": {"lovely": 3970, "late": 7}, "": {"": 321}}
     )
     for width in (1280, 390):
-        with open_page(browser, tmp_path, render_page(manifest_record(shadow=agreement)), width=width) as window:
+        with open_page(browser, tmp_path, render_page(make_manifest(shadow=agreement)), width=width) as window:
             section = window.locator("main section section", has_text="Version 8 scored the same documents")
             assert (
                 "It agrees on 99.1\u202f% of 12,298 documents. The documents on which the two differ"
@@ -168,17 +168,18 @@ def test_the_report_compares_the_shadow_class_by_class(browser: Any, tmp_path: P
                 "lovely late 7",
             ]
             assert window.evaluate("document.documentElement.scrollWidth") <= width
-    multilabel = agreement_record({"late": {"late": 9, "": 2}, "": {"lovely": 3}}, multilabel=True)
-    with open_page(browser, tmp_path, render_page(manifest_record(shadow=multilabel))) as window:
+    multilabel = make_agreement({"late": {"late": 9, "": 2}, "": {"lovely": 3}}, multilabel=True)
+    with open_page(browser, tmp_path, render_page(make_manifest(shadow=multilabel))) as window:
         section = window.locator("main section section", has_text="Version 8 scored the same documents")
         assert read_texts(section, "table >> nth=0 >> tbody tr") == ["lovely 0 3 0", "late 11 9 9"]
         assert read_texts(section, "table >> nth=1 >> tbody tr") == ["not given lovely 3", "late not given 2"]
-    assert "Shadow" not in render_page(manifest_record())
+    assert "Shadow" not in render_page(make_manifest())
 
 
 def test_charts_are_visible_and_show_a_pause(browser: Any, tmp_path: Path) -> None:
+    """On a wide and a narrow screen; the page does not scroll sideways."""
     for width in (1280, 390):
-        with open_page(browser, tmp_path, render_page(manifest_record()), width=width, scheme="dark") as window:
+        with open_page(browser, tmp_path, render_page(make_manifest()), width=width, scheme="dark") as window:
             box = window.locator(".pace svg").bounding_box()
             assert box["width"] > 0.7 * min(width, 1000)
             assert box["height"] > 60
@@ -193,44 +194,45 @@ def test_charts_are_visible_and_show_a_pause(browser: Any, tmp_path: Path) -> No
 
 def test_no_text_becomes_markup(browser: Any, tmp_path: Path) -> None:
     """Labels, files and reasons are shown literally, and no script runs."""
-    counts = manifest_record()["counts"] | {
+    counts = make_manifest()["counts"] | {
         "labels": dict.fromkeys(HOSTILE_TEXTS, 5),
         "reasons": dict.fromkeys(HOSTILE_TEXTS, 5),
     }
     quarantined = [{"uri": text, "reason": text} for text in HOSTILE_TEXTS]
-    agreement = agreement_record({text: {text: 5, HOSTILE_TEXTS[0]: 1} for text in HOSTILE_TEXTS})
-    record = manifest_record(counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[], shadow=agreement)
+    agreement = make_agreement({text: {text: 5, HOSTILE_TEXTS[0]: 1} for text in HOSTILE_TEXTS})
+    record = make_manifest(counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[], shadow=agreement)
     with open_page(browser, tmp_path, render_page(record)) as window:
         for selector in ("tbody th bdi", "tbody td bdi"):
             assert {" ".join(text.split()) for text in HOSTILE_TEXTS} <= set(read_texts(window, selector))
 
 
 def test_an_empty_night_has_a_report(browser: Any, tmp_path: Path) -> None:
-    counts = {name: {} if isinstance(count, dict) else 0 for name, count in manifest_record()["counts"].items()}
-    record = manifest_record(counts=counts, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
+    """The page states that no document was read."""
+    counts = {name: {} if isinstance(count, dict) else 0 for name, count in make_manifest()["counts"].items()}
+    record = make_manifest(counts=counts, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
     with open_page(browser, tmp_path, render_page(record)) as window:
-        shown = window.locator("body").inner_text()
-        assert "No document was read." in shown
-        assert "There are no dead letters, and no file was quarantined." in shown
+        page_text = window.locator("body").inner_text()
+        assert "No document was read." in page_text
+        assert "There are no dead letters, and no file was quarantined." in page_text
 
 
 def test_the_json_report_is_the_manifest_without_shards_and_parts() -> None:
     """The page next to it refers to no other resource."""
-    reports = render_reports(RunManifest.from_json(manifest_record()))
+    reports = render_reports(RunManifest.from_json(make_manifest()))
     summary = json.loads(reports["report.json"])
-    assert summary == {name: value for name, value in manifest_record().items() if name not in ("shards", "parts")}
+    assert summary == {name: value for name, value in make_manifest().items() if name not in ("shards", "parts")}
     assert not re.search(r"<script|<link|<img|@import|url\(|\bsrc=|\bhref=", reports["report.html"].decode())
 
 
 def test_a_manifest_survives_a_json_round_trip() -> None:
     """`before` is null if there is no earlier night; `shadow` is absent if there is no shadow."""
-    agreement = {**agreement_record({"late": {"late": 9, "": 1}}), "agreement": 0.9}
+    agreement = {**make_agreement({"late": {"late": 9, "": 1}}), "agreement": 0.9}
     no_agreement = {**agreement, "compared": 0, "agreed": 0, "agreement": None, "confusion": {}}
     records = (
-        manifest_record(),
-        manifest_record(before=None),
-        manifest_record(shadow=agreement),
-        manifest_record(shadow=no_agreement),
+        make_manifest(),
+        make_manifest(before=None),
+        make_manifest(shadow=agreement),
+        make_manifest(shadow=no_agreement),
     )
     for record in records:
         assert json.loads(json.dumps(RunManifest.from_json(record).to_json())) == record

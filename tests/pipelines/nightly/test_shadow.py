@@ -89,7 +89,7 @@ ROWS = tiny.documents(150, CLASSES, seed=3)
 INVALID = [{"id": "x", "text": None}, {"id": "y", "text": " "}, dict(ROWS[3])]
 
 
-def shard_digests(manifest: RunManifest) -> dict[str, str]:
+def collect_shard_digests(manifest: RunManifest) -> dict[str, str]:
     """Return the SHA-256 of every file of every shard, except those that only a night with a shadow has."""
     files = {key: file for shard in manifest.shards for key, file in shard.files.items()}
     return {key: file.sha256 for key, file in files.items() if "disagreements" not in key}
@@ -109,7 +109,7 @@ def test_a_shadow_does_not_change_the_night(project: NightProject, model: str, s
     alone = project.run_night("alone", documents)
     with_shadow = project.run_night("shadow", documents, shadow=f"models:/tiny/{shadow}")
     assert len(alone.shards) == len(with_shadow.shards)
-    assert shard_digests(with_shadow) == shard_digests(alone)
+    assert collect_shard_digests(with_shadow) == collect_shard_digests(alone)
     assert with_shadow.counts == alone.counts
     for kind in ("predictions", "dead_letters"):
         files = [sorted((project.folder / out / kind).rglob("*.parquet")) for out in ("alone", "shadow")]
@@ -124,7 +124,7 @@ def test_a_shadow_does_not_change_a_night_on_openvino(project: NightProject) -> 
     openvino = ("backbone.engine=openvino", "backbone.dtype=bfloat16")
     alone = project.run_night("alone", set=openvino)
     with_shadow = project.run_night("shadow", set=openvino, shadow=f"models:/tiny/{DEEP}")
-    assert shard_digests(with_shadow) == shard_digests(alone)
+    assert collect_shard_digests(with_shadow) == collect_shard_digests(alone)
 
 
 @pytest.mark.parametrize(("model", "shadow"), [(SHALLOW, DEEP), (DEEP, SHALLOW)])
@@ -135,7 +135,7 @@ def test_documents_that_exit_early_are_compared_with_the_shadow(project: NightPr
     early_exit = ("classify.cascade=true",)
     alone = project.run_night("alone", set=early_exit)
     with_shadow = project.run_night("shadow", set=early_exit, shadow=f"models:/tiny/{shadow}")
-    assert shard_digests(with_shadow) == shard_digests(alone)
+    assert collect_shard_digests(with_shadow) == collect_shard_digests(alone)
     texts = [row["text"] for row in ROWS]
     classifier, shadow_classifier = (
         SpinClassifier.load(project.registry_fixture.folder / number, early=True) for number in (model, shadow)
@@ -277,7 +277,7 @@ def test_a_resumed_night_compares_every_document_once(project: NightProject, mon
         patch.setattr(ShardLog, "commit", die_at_third_shard)
         with pytest.raises(Killed):
             project.run_night(shadow="challenger")
-    assert project.published_keys() == []
+    assert project.list_published_keys() == []
     resumed = project.run_night(shadow="challenger")
     assert resumed.shadow == uninterrupted.shadow
     assert read_disagreements(project) == read_disagreements(project, "uninterrupted")
@@ -310,7 +310,7 @@ def test_another_shadow_is_refused_without_restart(project: NightProject) -> Non
         with pytest.raises(UserError, match=rf"shadow\.version is {difference}.*--restart"):
             project.run_night(shadow=shadow)
     project.run_night(restart=True)
-    assert [key for key in project.published_keys() if "disagreements" in key] == []
+    assert [key for key in project.list_published_keys() if "disagreements" in key] == []
     with pytest.raises(UserError, match=r'shadow\.version is "2", was absent.*--restart'):
         project.run_night(shadow=f"models:/tiny/{DEEP}")
 
@@ -340,6 +340,7 @@ def test_a_model_is_not_its_own_shadow(project: NightProject) -> None:
 def test_an_unusable_shadow_is_refused_before_any_work(
     project: NightProject, backbone_folder: Path, shadow: str, set: tuple[str, ...], message: str
 ) -> None:
+    """If it is missing, of another kind, on a missing or changed backbone, unreadable, or unfit for the settings."""
     project.write("a.jsonl", ROWS)
     for name, backbone in (("gone", "/nowhere"), ("moved", str(backbone_folder)), ("half", None)):
         folder = project.registry_fixture.folder / name
@@ -387,7 +388,7 @@ def test_a_document_on_which_only_the_shadow_raises_is_predicted(
     project.write("a.jsonl", rows)
     alone = project.run_night("alone")
     manifest = project.run_night(shadow=f"models:/tiny/{DEEP}")
-    assert shard_digests(manifest) == shard_digests(alone)
+    assert collect_shard_digests(manifest) == collect_shard_digests(alone)
     assert (manifest.counts.dead, manifest.counts.predicted) == (0, 151)
     assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (150, 1)
     ids = [row["id"] for row in read_disagreements(project)]
@@ -412,7 +413,7 @@ def test_a_shadow_that_always_raises_is_tried_a_limited_number_of_times(
     project.write("a.jsonl", ROWS)
     alone = project.run_night("alone", 1000)
     manifest = project.run_night(documents=1000, shadow=f"models:/tiny/{DEEP}")
-    assert shard_digests(manifest) == shard_digests(alone)
+    assert collect_shard_digests(manifest) == collect_shard_digests(alone)
     assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (0, 150)
     assert FailingBlockStep.raised == 1 + 100
 
@@ -425,7 +426,7 @@ def test_a_document_that_the_model_cannot_compute_is_not_compared(
     project.write("a.jsonl", [*ROWS[:17], {"id": "poison", "text": chaos.RAISE}, *ROWS[17:]])
     alone = project.run_night("alone")
     manifest = project.run_night(shadow=f"models:/tiny/{DEEP}")
-    assert shard_digests(manifest) == shard_digests(alone)
+    assert collect_shard_digests(manifest) == collect_shard_digests(alone)
     assert manifest.counts.reasons == {"poison": 1}
     assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (150, 0)
     ids = [row["id"] for row in read_disagreements(project)]
@@ -436,7 +437,7 @@ def test_a_document_that_the_model_cannot_compute_is_not_compared(
 def test_the_shadow_is_skipped_in_a_shard_that_crashes_its_processes(
     project: NightProject, monkeypatch: pytest.MonkeyPatch, crashes: int
 ) -> None:
-    """Once there are more crashes than a machine is blamed for; the documents of the shard are predicted."""
+    """After as many crashes as may be the machine's fault; the documents of the shard are predicted."""
     project.write("a.jsonl", ROWS)
 
     def record_crashes(store: Store) -> None:
@@ -488,6 +489,7 @@ def test_a_night_without_a_shadow_writes_nothing_about_shadows(project: NightPro
 
 @pytest.mark.usefixtures("ray_session")
 def test_ray_workers_compare_as_a_single_process_does(project: NightProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agreement, the disagreements and all files of the shards are equal."""
     project.write("a.jsonl", ROWS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker: with more threads sums differ in their last bits
@@ -497,7 +499,7 @@ def test_ray_workers_compare_as_a_single_process_does(project: NightProject, mon
         torch.set_num_threads(threads)
     monkeypatch.setattr(classify, "map_shards", map_shards)
     on_ray = project.run_night("ray", shadow=f"models:/tiny/{DEEP}", set=("ray.workers=2",))
-    assert (on_ray.shadow, shard_digests(on_ray)) == (local.shadow, shard_digests(local))
+    assert (on_ray.shadow, collect_shard_digests(on_ray)) == (local.shadow, collect_shard_digests(local))
     assert read_disagreements(project, "ray") == read_disagreements(project, "local")
 
 

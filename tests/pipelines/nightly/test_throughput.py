@@ -32,7 +32,8 @@ def test_busy_seconds_count_every_second_of_work_once(outcomes: list[ShardOutcom
 
 
 @given(shards, st.integers(1, 80))
-def test_rates_times_durations_add_up_to_all_documents(outcomes: list[ShardOutcome[ShardCounts]], buckets: int) -> None:
+def test_the_rates_account_for_every_document(outcomes: list[ShardOutcome[ShardCounts]], buckets: int) -> None:
+    """Documents per second times seconds, summed over the time intervals, is the number of documents."""
     rates, borders = pace(outcomes, buckets)
     assert (rates >= 0).all()
     assert (rates * np.diff(borders)).sum() == pytest.approx(sum(shard.counts.rows for shard in outcomes), rel=1e-6)

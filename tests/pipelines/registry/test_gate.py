@@ -38,7 +38,7 @@ CALIBRATED = build_reply(TENTH)
 """predictions that are wrong on a tenth of the rows and give every label the probability 0.9"""
 
 
-def failed_checks(report: GateReport) -> list[str]:
+def list_failed_checks(report: GateReport) -> list[str]:
     """Return the names of the failed checks."""
     return [check.name for check in report.failed]
 
@@ -74,23 +74,24 @@ def test_each_check_can_fail_alone(
     """The other checks pass; the failing one has the measured value, the limit and a remedy."""
     report = judge(build_settings(**{"class_floors": {"good": 0.5}, **promote}), TRUTH, model, CALIBRATED)
     assert [check.name for check in report.checks] == ALL_CHECKS
-    assert failed_checks(report) == [name]
+    assert list_failed_checks(report) == [name]
     check = find_check(report, name)
     assert check.measured.startswith(measured)
     assert expected in check.expected
     assert check.remedy
 
 
-def test_a_version_that_fails_all_checks_gets_all_of_them() -> None:
-    """No check hides another."""
+def test_all_failed_checks_are_reported() -> None:
+    """A failed check does not prevent the others from running."""
     strict = build_settings(min_score=0.99, class_floors={"bad": 0.99}, min_docs_per_s=1e6)
     model = replace(
         build_reply(range(200), confidence=0.99, classes=("bad", "good", "extra")), input_columns={"body": "string"}
     )
-    assert failed_checks(judge(strict, TRUTH, model, CALIBRATED)) == ALL_CHECKS[1:]
+    assert list_failed_checks(judge(strict, TRUTH, model, CALIBRATED)) == ALL_CHECKS[1:]
 
 
 def test_a_version_that_does_not_load_has_no_other_check() -> None:
+    """The failed check gives the reason."""
     report = judge(build_settings(), TRUTH, NoReply("there is no backbone"), CALIBRATED)
     assert [(check.name, check.measured) for check in report.failed] == [("loads", "there is no backbone")]
     assert len(report.checks) == 1
@@ -99,19 +100,23 @@ def test_a_version_that_does_not_load_has_no_other_check() -> None:
 def test_without_predictions_of_the_champion_the_regression_check_fails() -> None:
     """A version that cannot be compared with the champion may be worse."""
     report = judge(build_settings(), TRUTH, CALIBRATED, NoReply("it was changed"))
-    assert failed_checks(report) == ["regression"]
+    assert list_failed_checks(report) == ["regression"]
     assert find_check(report, "regression").measured == "the champion does not predict: it was changed"
     assert "score_before" not in report.figures
 
 
 def test_the_first_version_is_compared_with_fixed_limits_only() -> None:
+    """Checks that need a champion are left out."""
     report = judge(build_settings(), TRUTH, CALIBRATED, None)
     assert [check.name for check in report.checks] == ["loads", "schema", "score", "calibration", "throughput"]
     assert not report.failed
-    assert failed_checks(judge(build_settings(), TRUTH, build_reply(TENTH, confidence=0.6), None)) == ["calibration"]
+    assert list_failed_checks(judge(build_settings(), TRUTH, build_reply(TENTH, confidence=0.6), None)) == [
+        "calibration"
+    ]
 
 
 def test_without_an_evaluation_set_only_checks_that_need_no_rows_run() -> None:
+    """Whether the version loads, its schema and its classes."""
     report = judge(build_settings(), [], CALIBRATED, CALIBRATED)
     assert [check.name for check in report.checks] == ["loads", "schema", "classes"]
 
@@ -143,7 +148,7 @@ def test_the_regression_check_uses_the_lower_bound() -> None:
     report = judge(build_settings("accuracy"), TRUTH, build_reply(range(20, 60)), CALIBRATED)
     assert report.figures["difference"] == 0
     assert report.figures["difference_at_least"] == pytest.approx(-1.645 * np.sqrt(0.1 / N), abs=0.006)
-    assert failed_checks(report) == ["regression"]
+    assert list_failed_checks(report) == ["regression"]
     assert not judge(
         build_settings("accuracy", max_regression=0.04), TRUTH, build_reply(range(20, 60)), CALIBRATED
     ).failed
@@ -156,7 +161,7 @@ def test_a_constant_prediction_fails_the_score_check() -> None:
         constant_reply = build_reply([row for row in range(N) if TRUTH[row] == "bad"], confidence=0.5)
         report = judge(build_settings(metric), TRUTH, constant_reply, None)
         assert report.figures["score"] == pytest.approx(constant)
-        assert failed_checks(report) == ["score"]
+        assert list_failed_checks(report) == ["score"]
         assert find_check(report, "score").expected == f"above {100 * constant:.1f}, one label for all"
     assert not judge(build_settings(min_score=0.3), TRUTH, constant_reply, None).failed
 
@@ -164,8 +169,8 @@ def test_a_constant_prediction_fails_the_score_check() -> None:
 def test_the_calibration_limit_allows_for_few_documents() -> None:
     """With 30 documents the limit is the error that chance alone gives; with many it is the setting."""
     model, rows = CALIBRATED, slice(25, 55)
-    few = replace(model, labels=model.labels[rows], probabilities=model.probabilities[rows])
-    check = find_check(judge(build_settings(max_ece=0.01), TRUTH[rows], few, None), "calibration")
+    reply = replace(model, labels=model.labels[rows], probabilities=model.probabilities[rows])
+    check = find_check(judge(build_settings(max_ece=0.01), TRUTH[rows], reply, None), "calibration")
     assert check.limit > 0.05
     assert "as chance alone gives" in check.expected
     assert check.value == pytest.approx(abs(0.5 - 0.9))

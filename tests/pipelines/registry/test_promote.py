@@ -39,7 +39,7 @@ class PromotionFixture:
     def __init__(self, folder: Path, backbone: Path, artifacts: Path, uri: str) -> None:
         self.folder, self.name = folder, f"tiny {uuid.uuid4().hex[:8]}"  # unique: other tests use the same registry
         self.tree: dict[str, Any] = {
-            "backbone": backbone_section(backbone),
+            "backbone": build_backbone_section(backbone),
             "data": {"train": "none"},
             "store": str(folder / "store"),
             "mlflow": {"model": self.name, "tracking_uri": uri},
@@ -57,7 +57,7 @@ class PromotionFixture:
         """Open the registry as another driver does, with a store of its own unless it has the default name."""
         return Registry(parse_settings({**self.tree, "store": str(self.folder / store), "promote": promote}))
 
-    def gate_tags(self, number: str) -> dict[str, str]:
+    def read_gate_tags(self, number: str) -> dict[str, str]:
         tags = self.registry.tracking.client.get_model_version(self.name, number).tags
         return {name: value for name, value in tags.items() if name.startswith("spin.gate.")}
 
@@ -67,7 +67,7 @@ class PromotionFixture:
         return client.get_run(run), json.loads(Path(client.download_artifacts(run, "gate.json")).read_text())
 
 
-def backbone_section(backbone: Path) -> dict[str, Any]:
+def build_backbone_section(backbone: Path) -> dict[str, Any]:
     """Return the settings section `backbone`."""
     return {"model": str(backbone), "dtype": "float32", "device": "cpu"}
 
@@ -79,7 +79,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -
     rows = tiny.documents(120)
     mislabelled = [{**row, "label": rows[index // 4 * 4 % 7]["label"]} for index, row in enumerate(rows)]
     for name, training in (("sound", rows), ("mislabelled", mislabelled)):
-        classifier = build_quick_classifier(BackboneSettings.model_validate(backbone_section(backbone_folder)))
+        classifier = build_quick_classifier(BackboneSettings.model_validate(build_backbone_section(backbone_folder)))
         classifier.fit([row["text"] for row in training], [row["label"] for row in training]).save(folder / name)
     return folder
 
@@ -160,14 +160,14 @@ def test_promotions_refusals_and_rollbacks_are_recorded(registry_fixture: Promot
     assert run.data.tags["spin.version"] == "2"
     assert run.data.metrics["difference_at_least"] == 0
     assert all(row["passed"] for row in report["checks"])
-    assert registry_fixture.gate_tags("2")["spin.gate.passed"] == "true"
-    assert registry_fixture.gate_tags("2")["spin.gate.regression"] == "passed: +0.0, at least +0.0"
+    assert registry_fixture.read_gate_tags("2")["spin.gate.passed"] == "true"
+    assert registry_fixture.read_gate_tags("2")["spin.gate.regression"] == "passed: +0.0, at least +0.0"
 
     with pytest.raises(UserError, match=r"version 3 of .* is not promoted: .*regression: -\d.*--force and --why"):
         promote.promote(registry, "3", "", on_checks=shown_checks.append)
     assert registry.champion() == "2"
     assert not next(check for check in shown_checks[-1] if check.name == "regression").passed
-    tags = registry_fixture.gate_tags("3")
+    tags = registry_fixture.read_gate_tags("3")
     assert tags["spin.gate.passed"] == tags["spin.gate.forced"] == "false"
     assert tags["spin.gate.regression"].startswith("failed: -")
     _, report = registry_fixture.read_run(tags["spin.gate.run"])
@@ -199,7 +199,7 @@ def test_a_version_that_does_not_load_never_becomes_champion(
         UserError, match=rf"version 4 of {registry_fixture.name} is not promoted: loads: .*; correct what it names"
     ):
         promote.promote(registry_fixture.registry, "4", "it must", force=True)
-    assert registry_fixture.gate_tags("4")["spin.gate.loads"].startswith("failed: ")
+    assert registry_fixture.read_gate_tags("4")["spin.gate.loads"].startswith("failed: ")
     with monkeypatch.context() as patch:
         patch.setattr(promote, "run_gate", lambda *_: GateReport((), {}))
         promote.promote(registry_fixture.registry, "1", "")
@@ -230,10 +230,11 @@ def test_rollback_goes_to_the_version_that_the_champion_replaced(registry_fixtur
 
 @pytest.mark.usefixtures("open_gate")
 def test_tags_of_checks_that_no_longer_exist_are_removed(registry_fixture: PromotionFixture) -> None:
+    """Tags that are not of the gate stay."""
     client = registry_fixture.registry.tracking.client
     client.set_model_version_tag(registry_fixture.name, "1", "spin.gate.class_floors", "failed: bad 10.0")
     promote.promote(registry_fixture.registry, "1", "")
-    assert set(registry_fixture.gate_tags("1")) == {
+    assert set(registry_fixture.read_gate_tags("1")) == {
         f"spin.gate.{name}" for name in ("passed", "champion", "forced", "loads", "run")
     }
     assert "spin.artifact" in client.get_model_version(registry_fixture.name, "1").tags
@@ -430,7 +431,7 @@ def test_the_promotion_commands_print_and_record_every_move(
     event = promote.history(registry_fixture.registry)[-1]
     assert (event.forced, event.why) == (("score",), "a [test]")
     run, report = registry_fixture.read_run(event.run)
-    tags = registry_fixture.gate_tags("2")
+    tags = registry_fixture.read_gate_tags("2")
     assert run.data.tags["spin.gate.forced"] == report["forced"] == tags["spin.gate.forced"] == "true"
     assert (report["why"], report["passed"]) == ("a [test]", "false")
     assert run_spin("rollback", file, "--why", "it was poor")[0] == 0
@@ -446,6 +447,7 @@ def test_the_promotion_commands_print_and_record_every_move(
 
 
 def test_invalid_gate_settings_are_refused() -> None:
+    """The error names the setting and its value."""
     tree = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"}
     for section, message in (
         ({"class_floors": {"bad": 80}}, "'promote.class_floors.bad' is 80: Input should be less than or equal to 1"),

@@ -182,6 +182,7 @@ def test_a_multilabel_pyfunc_predicts_lists_of_labels(tmp_path: Path, backbone_f
 def test_model_config_replaces_the_choice_of_the_settings(
     tmp_path: Path, backbone_folder: Path, sqlite_uri: str
 ) -> None:
+    """`mlflow.pyfunc.load_model` takes `choose` as `model_config`."""
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, choose="cheapest")
     configs = None, {"choose": "balanced"}
     models = [load_pyfunc(registry_fixture, model_config=config).unwrap_python_model() for config in configs]
