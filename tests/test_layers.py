@@ -13,7 +13,7 @@ from tests.support.repository import ROOT
 SOURCES = sorted(path for package in ("spin", "pipelines", "jobs") for path in (ROOT / package).rglob("*.py"))
 
 
-def modules_imported_by_name(source: str) -> list[str]:
+def list_modules_imported_by_name(source: str) -> list[str]:
     """Return the names that a source passes to `import_module` or `__import__` as strings."""
     modules = []
     for node in ast.walk(ast.parse(source)):
@@ -27,7 +27,7 @@ def modules_imported_by_name(source: str) -> list[str]:
 def test_no_module_is_imported_by_name() -> None:
     """import-linter cannot check such an import against the rules in pyproject.toml."""
     assert len(SOURCES) > 100
-    imports = {str(path.relative_to(ROOT)): modules_imported_by_name(path.read_text("utf-8")) for path in SOURCES}
+    imports = {str(path.relative_to(ROOT)): list_modules_imported_by_name(path.read_text("utf-8")) for path in SOURCES}
     assert {path: names for path, names in imports.items() if names} == {}
 
 
@@ -40,7 +40,7 @@ def test_no_module_is_imported_by_name() -> None:
     ],
 )
 def test_imports_by_name_are_detected(source: str, modules: list[str]) -> None:
-    assert modules_imported_by_name(source) == modules
+    assert list_modules_imported_by_name(source) == modules
 
 
 @pytest.mark.parametrize(

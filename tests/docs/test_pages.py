@@ -12,14 +12,14 @@ import yaml
 
 from jobs.cli import app
 from spin.settings import parse_settings
-from tests.docs.pages import PAGES, code_blocks, page_name, spin_commands, split_command
+from tests.docs.pages import PAGES, page_name, read_code_blocks, read_spin_commands, split_command
 from tests.support.repository import ROOT
 
 COMMANDS = [
     pytest.param(line, id=f"{page_name(page)}: {line}")
     for page in [*PAGES, ROOT / "examples" / "run_on_a_cluster.sh"]
     for line in (
-        spin_commands(page) if page.suffix == ".md" else re.findall(r"^spin .*", page.read_text(), re.MULTILINE)
+        read_spin_commands(page) if page.suffix == ".md" else re.findall(r"^spin .*", page.read_text(), re.MULTILINE)
     )
 ]
 MINIMAL_SETTINGS = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"}
@@ -57,7 +57,7 @@ def test_the_parser_refuses_a_wrong_command_line(line: str, message: str) -> Non
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_yaml_blocks_are_valid_settings(page: Path) -> None:
-    for code in code_blocks(page, "yaml"):
+    for code in read_code_blocks(page, "yaml"):
         parse_settings({**MINIMAL_SETTINGS, **yaml.safe_load(code)})
 
 

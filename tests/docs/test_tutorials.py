@@ -16,7 +16,7 @@ import spin.classifier
 from jobs.cli import main
 from spin import SpinClassifier
 from spin.settings import ProbeSettings, SearchSettings
-from tests.docs.pages import code_blocks, spin_commands, split_command
+from tests.docs.pages import read_code_blocks, read_spin_commands, split_command
 from tests.support import tiny
 from tests.support.repository import ROOT
 
@@ -63,7 +63,7 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 def run_python(page: str, backbone: Path) -> dict[str, Any]:
     """Run the Python blocks of a tutorial in order; returns the names that they define."""
     names: dict[str, Any] = {}
-    for code in code_blocks(TUTORIALS / page, "python"):
+    for code in read_code_blocks(TUTORIALS / page, "python"):
         exec(compile(code.replace(BACKBONE, str(backbone)), page, "exec"), names)
     return names
 
@@ -78,7 +78,7 @@ def test_python_blocks_of_a_tutorial_run_in_order(
 
 def test_every_tutorial_with_python_is_tested() -> None:
     """The tests of this file run three of them, tests/spin/test_export.py runs the one on export."""
-    with_python = {page.name for page in TUTORIALS.glob("*.md") if code_blocks(page, "python")}
+    with_python = {page.name for page in TUTORIALS.glob("*.md") if read_code_blocks(page, "python")}
     assert with_python == {"learn.md", "explain.md", "classify.md", "export-and-serve.md"}
 
 
@@ -118,12 +118,12 @@ class Reader:
 
     def follow(self, page: str) -> dict[str, str]:
         """Run the commands of a tutorial in order, except NOT_RUN; returns their output by command line."""
-        lines = [line for line in spin_commands(TUTORIALS / page) if not any(part in line for part in NOT_RUN)]
+        lines = [line for line in read_spin_commands(TUTORIALS / page) if not any(part in line for part in NOT_RUN)]
         return {line: self.run(line) for line in lines}
 
     def write_settings(self) -> None:
         """Write the settings of the tutorial with the tiny language model, two workers and a small search."""
-        [code] = code_blocks(TUTORIALS / "learn.md", "yaml")
+        [code] = read_code_blocks(TUTORIALS / "learn.md", "yaml")
         tree = yaml.safe_load(code)
         tree["backbone"] = {"model": str(self.backbone), "dtype": "float32", "device": "cpu"}
         tree["sites"], tree["ray"] = ["resid"], {"workers": 2, "shard_documents": 600}

@@ -41,7 +41,7 @@ def documents(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return render_overlay(request.param)
 
 
-def enabled_groups(cluster: dict[str, Any]) -> list[str]:
+def list_enabled_groups(cluster: dict[str, Any]) -> list[str]:
     """Return the names of the worker groups that may have workers."""
     return [group["groupName"] for group in cluster["workerGroupSpecs"] if group["maxReplicas"] > 0]
 
@@ -217,7 +217,7 @@ def test_workers_scale_from_zero_and_the_head_stays_off_spot_nodes(documents: li
 def test_overlays_enable_their_worker_groups(tmp_path: Path) -> None:
     """`cpu` enables the group cpu, `gpu` also the group gpu; the patch in the runbook enables spot, for runs too."""
     assert {
-        overlay: enabled_groups(select_kind(render_overlay(overlay), "RayCluster")["spin"]["spec"])
+        overlay: list_enabled_groups(select_kind(render_overlay(overlay), "RayCluster")["spin"]["spec"])
         for overlay in OVERLAYS
     } == {
         "cpu": ["cpu"],
@@ -228,7 +228,7 @@ def test_overlays_enable_their_worker_groups(tmp_path: Path) -> None:
     path = tmp_path / "k8s" / "overlays" / "cpu" / "kustomization.yaml"
     path.write_text(path.read_text() + patch, encoding="utf-8")
     for job in select_kind(build_manifests(path.parent), "RayJob").values():
-        assert enabled_groups(job["spec"]["rayClusterSpec"]) == ["cpu", "spot"]
+        assert list_enabled_groups(job["spec"]["rayClusterSpec"]) == ["cpu", "spot"]
 
 
 def test_the_workers_of_the_settings_fit_into_the_cluster(documents: list[dict[str, Any]], tmp_path: Path) -> None:

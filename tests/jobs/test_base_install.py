@@ -63,7 +63,7 @@ def run_without_pipelines(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-def heavy_imports(code: str, *words: str) -> set[str]:
+def list_heavy_imports(code: str, *words: str) -> set[str]:
     """Return the heavy libraries that a process has imported after running some code."""
     code = (
         f"import atexit, json, sys\natexit.register(lambda: print(json.dumps([*sys.modules]), file=sys.stderr))\n{code}"
@@ -75,12 +75,12 @@ def heavy_imports(code: str, *words: str) -> set[str]:
 def test_help_and_init_import_no_heavy_library(tmp_path: Path) -> None:
     """Therefore `spin --help`, `spin init` and `import spin` take less than a second."""
     main = "from jobs.cli import main\nmain()"
-    assert heavy_imports("import spin") == set()
-    assert heavy_imports(main, "--help") == set()
-    assert heavy_imports(main, "classify", "--help") == set()
-    assert heavy_imports(main, "init", str(tmp_path / "settings.yaml")) == set()
-    assert heavy_imports("from spin import Settings, SpinError, load_settings") == set()
-    assert heavy_imports("import numpy") == {"numpy"}
+    assert list_heavy_imports("import spin") == set()
+    assert list_heavy_imports(main, "--help") == set()
+    assert list_heavy_imports(main, "classify", "--help") == set()
+    assert list_heavy_imports(main, "init", str(tmp_path / "settings.yaml")) == set()
+    assert list_heavy_imports("from spin import Settings, SpinError, load_settings") == set()
+    assert list_heavy_imports("import numpy") == {"numpy"}
 
 
 def test_every_public_name_can_be_imported_from_spin() -> None:

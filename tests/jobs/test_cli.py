@@ -47,14 +47,14 @@ def test_init_writes_all_settings_with_their_defaults(run_spin: Any, tmp_path: P
     assert written.model_dump(exclude={"backbone", "data", "store"}) == defaults.model_dump(
         exclude={"backbone", "data", "store"}
     )
-    assert sorted_keys(uncommented) == sorted_keys(written.model_dump(mode="json"))
-    assert not (set(sorted_keys(yaml.safe_load(text))) & {"revision", "penalties"})  # defaults are commented out
+    assert collect_keys(uncommented) == collect_keys(written.model_dump(mode="json"))
+    assert not (set(collect_keys(yaml.safe_load(text))) & {"revision", "penalties"})  # defaults are commented out
 
 
-def sorted_keys(tree: Any) -> list[str]:
+def collect_keys(tree: Any) -> list[str]:
     """Return the names of all settings of a mapping and of its sections, in alphabetical order."""
     return sorted(
-        k for name, value in tree.items() for k in [name, *(sorted_keys(value) if isinstance(value, dict) else [])]
+        k for name, value in tree.items() for k in [name, *(collect_keys(value) if isinstance(value, dict) else [])]
     )
 
 

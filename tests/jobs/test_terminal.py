@@ -27,7 +27,7 @@ POINTS = [
 ]
 
 
-def train_report(choose: Choice, **depths: int) -> TrainReport:
+def build_train_report(choose: Choice, **depths: int) -> TrainReport:
     """The report of a train stage; `depths` gives the number of blocks that each choice reads."""
     choices = {
         name: ChoiceSummary(
@@ -55,7 +55,7 @@ def train_report(choose: Choice, **depths: int) -> TrainReport:
     return TrainReport("f" * 64, results, RegisteredVersion("tiny", "3", "r"), choose)
 
 
-def printed_words(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+def read_printed_words(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     """Return the words of each printed line, without the frame of the table."""
     lines = capsys.readouterr().out.splitlines()
     return [line.translate(str.maketrans("│┃", "  ")).split() for line in lines]
@@ -63,8 +63,8 @@ def printed_words(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
 
 def test_the_frontier_is_printed_by_depth_with_the_choices_marked(capsys: pytest.CaptureFixture[str]) -> None:
     """Every depth has one row with its share of the compute; each choice is named in the row of its depth."""
-    terminal.trained(train_report("balanced", accuracy=4, balanced=2, cheapest=2))
-    lines = printed_words(capsys)
+    terminal.trained(build_train_report("balanced", accuracy=4, balanced=2, cheapest=2))
+    lines = read_printed_words(capsys)
     assert ["1", "17", "%", "100", "0.50", "61.0"] in lines
     assert ["2", "33", "%", "200", "0.50", "70.2", "balanced,", "cheapest"] in lines
     assert ["3", "50", "%", "300", "0.50", "70.5"] in lines
@@ -81,7 +81,7 @@ def test_the_frontier_is_printed_by_depth_with_the_choices_marked(capsys: pytest
 def test_a_stage_prints_the_choice_in_use(
     capsys: pytest.CaptureFixture[str], choose: Choice, neurons: str, depth: str
 ) -> None:
-    report = train_report(choose, accuracy=4, balanced=2, cheapest=1)
+    report = build_train_report(choose, accuracy=4, balanced=2, cheapest=1)
     terminal.stage(StageEvent("train", report, 12.3, resumed=False))
     line = f"train {neurons} neurons of {depth} blocks, eta 0.50, mlp head, strength 1, L1 0.03 — 12 s"
-    assert printed_words(capsys) == [line.split()]
+    assert read_printed_words(capsys) == [line.split()]

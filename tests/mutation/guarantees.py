@@ -371,7 +371,7 @@ def check_imports(copy: Path) -> None:
         raise SystemExit(f"the copy's packages are not imported: {output}")
 
 
-def failure_without(copy: Path, cut: Cut) -> str | None:
+def find_failure_without(copy: Path, cut: Cut) -> str | None:
     """Return the message with which the test fails without the lines, or None if it does not fail."""
     path = copy / cut.file
     whole = path.read_text(encoding="utf-8")
@@ -403,7 +403,7 @@ def run(numbers: Sequence[int]) -> int:
         for number, guarantee in chosen:
             print(f"{number:2} {guarantee.text}", flush=True)
             for cut in guarantee.cuts:
-                failure = failure_without(copy, cut)
+                failure = find_failure_without(copy, cut)
                 missed += failure is None
                 print(f"   without {cut.lines.splitlines()[0]} in {cut.file}", flush=True)
                 print(f"      {cut.test}: {failure or 'DOES NOT FAIL'}", flush=True)

@@ -122,7 +122,7 @@ def write_rows(uri: str, kind: str, rows: Sequence[Row], files: int = 1, group: 
     return f"{uri}/in"
 
 
-def with_dead_letters(rows: list[Row]) -> list[Row]:
+def add_dead_letters(rows: list[Row]) -> list[Row]:
     """Give every tenth row a blank text, so that it becomes a dead letter."""
     return [{**row, "text": " "} if number % 10 == 0 else row for number, row in enumerate(rows)]
 
@@ -154,7 +154,7 @@ def test_estimated_requests_equal_those_of_a_night(
     from s3fs import S3FileSystem
 
     uri = f"{s3_server}/{uuid.uuid4().hex}"
-    rows = with_dead_letters(tiny.documents(count)) if dead else tiny.documents(count)
+    rows = add_dead_letters(tiny.documents(count)) if dead else tiny.documents(count)
     source = write_rows(uri, kind, rows, files)
     settings = make_settings(backbone_folder, ids)
     estimated = estimate_night(settings, registry_fixture, count, source=source)  # type: ignore[arg-type]
@@ -206,7 +206,7 @@ def test_estimated_bytes_equal_those_of_a_night(
     night_bytes: Counter[str],
 ) -> None:
     """The estimates are within 1 % if the night has the sampled documents."""
-    rows = with_dead_letters(tiny.documents(120)) if dead else tiny.documents(120)
+    rows = add_dead_letters(tiny.documents(120)) if dead else tiny.documents(120)
     source, settings = write_rows(str(tmp_path), "jsonl", rows), make_settings(backbone_folder, ids)
     store = estimate_night(settings, registry_fixture, 120, source=source).store  # type: ignore[arg-type]
     night_bytes.clear()
@@ -224,7 +224,7 @@ def test_bytes_of_large_shards_are_estimated_from_small_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fixed part of a file's size counts once per shard, not once per piece of the sample."""
-    source = write_rows(str(tmp_path), "parquet", with_dead_letters(tiny.documents(3000)), group=1000)
+    source = write_rows(str(tmp_path), "parquet", add_dead_letters(tiny.documents(3000)), group=1000)
     settings = make_settings(backbone_folder, documents=1000)
     monkeypatch.setattr(sample, "_PIECES", 1_000_000_000)
     estimated = estimate_night(settings, registry_fixture, 3000, source=source, seconds=2)  # type: ignore[arg-type]
@@ -247,7 +247,7 @@ def test_the_sample_runs_with_the_threads_of_a_worker(
             return super().__call__(*args)
 
     monkeypatch.setattr(sample, "ClassifyStep", RecordingStep)
-    source = write_rows(str(tmp_path), "jsonl", with_dead_letters(tiny.documents(100)), files=2)
+    source = write_rows(str(tmp_path), "jsonl", add_dead_letters(tiny.documents(100)), files=2)
     settings = make_settings(backbone_folder, classify={"cpus_per_worker": 3})
     figures = estimate_night(settings, registry_fixture, 1000, source=source).sample  # type: ignore[arg-type]
     assert set(threads) == {3}
@@ -317,11 +317,11 @@ def test_hours_and_workers_follow_from_the_sample(
     """The figures can be calculated by hand: a shard is not divided, and the check of ids is a separate pass."""
     source = write_rows(str(tmp_path), "jsonl", tiny.documents(50))
 
-    def estimate_for(count: float, deadline: float = 8, **changes: Any) -> Estimate:
+    def estimate_documents(count: float, deadline: float = 8, **changes: Any) -> Estimate:
         settings = make_settings(backbone_folder, documents=10_000, **changes)
         return estimate_night(settings, registry_fixture, count, source=source, deadline=deadline)  # type: ignore[arg-type]
 
-    checked = estimate_for(3.6e6, workers=4)
+    checked = estimate_documents(3.6e6, workers=4)
     assert checked.shards == 360  # a single file is assumed to grow
     assert checked.sample.documents_per_s == Rates(median=100, lowest=50, highest=200)
     assert checked.sample.tokens_per_document == 25
@@ -330,12 +330,12 @@ def test_hours_and_workers_follow_from_the_sample(
     assert (checked.hours.workers, checked.hours.with_workers) == (4, pytest.approx(0.01 + 10.1 / 4))
     assert checked.deadline == Deadline(hours=8, workers=2)
     assert checked.store.read == pytest.approx(3.6e6 * (2 * 50 + 20) + 360 * 50, rel=0.01)
-    trusted = estimate_for(3.6e6, workers=7, ids="trusted")
+    trusted = estimate_documents(3.6e6, workers=7, ids="trusted")
     assert trusted.ids is None
     assert trusted.hours.with_workers == pytest.approx(0.01 + 10 * 52 / 360)
     assert trusted.store.get < checked.store.get
-    assert estimate_for(3.6e6, deadline=0.1, workers=1).deadline.workers == 120  # three shards each
-    assert estimate_for(3.6e6, deadline=0.03, workers=1).deadline.workers is None
+    assert estimate_documents(3.6e6, deadline=0.1, workers=1).deadline.workers == 120  # three shards each
+    assert estimate_documents(3.6e6, deadline=0.03, workers=1).deadline.workers is None
 
 
 @pytest.mark.usefixtures("constructed_sample")

@@ -15,7 +15,7 @@ from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures
 from spin.pages.model_card import CARD, ContenderResult
 from spin.settings import BackboneSettings, Choice, parse_settings
-from tests.pipelines.training.test_neurons import random_classifier, write_features
+from tests.pipelines.training.test_neurons import build_random_classifier, write_features
 
 CLASSES = LabelSpace(("a", "b", "c"))
 
@@ -25,7 +25,7 @@ def test_the_card_holds_the_figures_of_the_choice_in_use(
     backbone_folder: Path, tmp_path: Path, choose: Choice, accuracy: float
 ) -> None:
     """A choice that selected the same classifier as `accuracy` has the figures of the table's row `spin`."""
-    unloaded, labels, values = random_classifier(CLASSES)
+    unloaded, labels, values = build_random_classifier(CLASSES)
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone = load_backbone(settings)
     spin = SpinClassifier.assemble(

@@ -76,7 +76,7 @@ def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any
     return RecordingShards(store, tuple(names), {c: v.shape[1] for c, v in values.items()})
 
 
-def random_classifier(label_space: LabelSpace) -> tuple[SpinClassifier, Labels, dict[FeatureColumn, Any]]:
+def build_random_classifier(label_space: LabelSpace) -> tuple[SpinClassifier, Labels, dict[FeatureColumn, Any]]:
     """Random linear heads, labels and features of 40 documents; `cheapest` reads fewer neurons than the others.
 
     Features are small integers, so that many documents have the same value.
@@ -112,7 +112,7 @@ LABEL_SPACES = [LabelSpace(("bad", "good")), LabelSpace(("a", "b", "c")), LabelS
 @pytest.mark.parametrize("label_space", LABEL_SPACES, ids=["binary", "three classes", "multilabel"])
 def test_neuron_descriptions_agree_with_a_plain_loop(tmp_path: Path, label_space: LabelSpace) -> None:
     """Each has its importance, the class with the largest weight, and the training documents of the largest values."""
-    spin, labels, values = random_classifier(label_space)
+    spin, labels, values = build_random_classifier(label_space)
     described = describe_neurons(spin, write_features(tmp_path, labels, values), labels, count=3)
     rows = json.loads(neurons_to_json(described))
     assert [NeuronRow.from_json(row) for row in rows] == described
@@ -149,7 +149,7 @@ def test_neuron_descriptions_agree_with_a_plain_loop(tmp_path: Path, label_space
 
 
 def test_each_column_is_read_once_and_alone(tmp_path: Path) -> None:
-    spin, labels, values = random_classifier(LABEL_SPACES[0])
+    spin, labels, values = build_random_classifier(LABEL_SPACES[0])
     features = write_features(tmp_path, labels, values)
     describe_neurons(spin, features, labels)
     assert features.reads == [["ffn.01.mean"], ["resid.02.max"]]
@@ -157,7 +157,7 @@ def test_each_column_is_read_once_and_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 30, 100])
 def test_a_neuron_has_at_most_all_training_documents(tmp_path: Path, count: int) -> None:
-    spin, labels, values = random_classifier(LABEL_SPACES[0])
+    spin, labels, values = build_random_classifier(LABEL_SPACES[0])
     rows = describe_neurons(spin, write_features(tmp_path, labels, values, shards=1), labels, count)
     assert {len(row.top) for row in rows} == {min(count, labels.splits.count("train"))}
 
@@ -181,7 +181,7 @@ class RegistryFixture:
 
 def test_neurons_of_a_choice_are_sorted_by_importance_times_slope(tmp_path: Path) -> None:
     """Only the neurons that the choice reads are returned. A version without the file is refused."""
-    spin, labels, values = random_classifier(LABEL_SPACES[1])
+    spin, labels, values = build_random_classifier(LABEL_SPACES[1])
     rows = describe_neurons(spin, write_features(tmp_path / "store", labels, values), labels)
     (tmp_path / "model").mkdir()
     registry_fixture: Any = RegistryFixture(tmp_path / "model")

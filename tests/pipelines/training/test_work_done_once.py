@@ -45,11 +45,11 @@ class Work:
         monkeypatch.setattr(digest, "_SETTLED_NS", 0)  # the weights were written a moment ago
         for stage in ("extract", "probe", "train"):
             run = getattr(workflow, f"run_{stage}")
-            monkeypatch.setattr(workflow, f"run_{stage}", self.counted(stage, run))
+            monkeypatch.setattr(workflow, f"run_{stage}", self.count_reads(stage, run))
         monkeypatch.setattr(extract_features, "map_shards", self.map_shards)
         monkeypatch.setattr(classify, "map_shards", self.map_shards)
 
-    def counted(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    def count_reads(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a function so that its reads of the input are counted under a name."""
 
         def counted_run(*args: Any, **options: Any) -> Any:
@@ -60,9 +60,9 @@ class Work:
 
     def map_shards(self, *args: Any, **options: Any) -> Any:
         """Run the step in this process, where its reads can be counted."""
-        return self.counted(f"{options['stage']} step", map_shards)(*args, **{**options, "here": True})
+        return self.count_reads(f"{options['stage']} step", map_shards)(*args, **{**options, "here": True})
 
-    def corpus_reads(self, name: str, size: int) -> float:
+    def count_corpus_reads(self, name: str, size: int) -> float:
         """How often the whole input was read; the footers of Parquet files do not count."""
         traffic = self.reads[name]
         return max(0.0, traffic.read - FOOTER * traffic.head) / size
@@ -130,18 +130,18 @@ def test_spin_run_and_nights_read_and_hash_only_what_they_need(
     settings, size = make_settings(tmp_path, name, include_backbone=include_backbone), write_corpus(tmp_path / name)
     workflow.run_workflow(settings)
     sample = 0 if name.endswith(".parquet") else sharding._SAMPLE / size  # JSONL is sampled to plan the shards
-    assert work.corpus_reads("extract", size) == pytest.approx(1 + sample, abs=0.1)
-    assert work.corpus_reads("extract step", size) == pytest.approx(1, abs=0.1)
+    assert work.count_corpus_reads("extract", size) == pytest.approx(1 + sample, abs=0.1)
+    assert work.count_corpus_reads("extract step", size) == pytest.approx(1, abs=0.1)
     assert work.reads["probe"].read == 0
-    assert work.corpus_reads("train", size) == pytest.approx(1, abs=0.1)
+    assert work.count_corpus_reads("train", size) == pytest.approx(1, abs=0.1)
     files = digest.list_model_files(tmp_path / "bert")
     assert work.hashes == {path.name: 1 for path in files}
 
     run_night(work, settings, tmp_path / "nights", "2026-01-31")
-    assert work.corpus_reads("classify step", size) == pytest.approx(1, abs=0.1)
+    assert work.count_corpus_reads("classify step", size) == pytest.approx(1, abs=0.1)
     ids = work.reads["ids step"]
     if name.endswith(".parquet"):
-        assert 0 < ids.read <= id_column_bytes(tmp_path / name) + FOOTER * ids.head < 0.1 * size
+        assert 0 < ids.read <= measure_id_column(tmp_path / name) + FOOTER * ids.head < 0.1 * size
     hashes = dict(work.hashes)
     assert hashes.keys() == {path.name for path in files}
     assert max(hashes.values()) <= (2 if include_backbone else 1)
@@ -151,11 +151,11 @@ def test_spin_run_and_nights_read_and_hash_only_what_they_need(
 
 def run_night(work: Work, settings: Settings, output: Path, date: str) -> None:
     """Classify the corpus with the registered version."""
-    run_classify = work.counted("night", classify.run_classify)
+    run_classify = work.count_reads("night", classify.run_classify)
     run_classify(settings, Registry(settings), settings.data.train, str(output), model="models:/tiny/1", night=date)
 
 
-def id_column_bytes(path: Path) -> int:
+def measure_id_column(path: Path) -> int:
     """Return the compressed size of the id column of a Parquet file."""
     metadata = pq.read_metadata(path)
     return sum(metadata.row_group(group).column(0).total_compressed_size for group in range(metadata.num_row_groups))
