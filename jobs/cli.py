@@ -92,7 +92,7 @@ def run(settings: File, set: Set = [], restart: Restart = False) -> None:  # noq
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
 def extract(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
-    """Step 1: run the language model on the labelled text and store the activations of its neurons."""
+    """Stage 1: run the language model on the labelled text and store the activations of its neurons."""
     loaded = load_settings(settings, set)
     from pipelines.training.workflow import run_stages
 
@@ -101,7 +101,7 @@ def extract(settings: File, set: Set = [], restart: Restart = False) -> None:  #
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
 def probe(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
-    """Step 2: fit one sparse linear probe per site and pooling, which ranks the neurons."""
+    """Stage 2: fit one sparse linear probe per site and pooling, which ranks the neurons."""
     loaded = load_settings(settings, set)
     from pipelines.training.workflow import run_stages
 
@@ -110,7 +110,7 @@ def probe(settings: File, set: Set = [], restart: Restart = False) -> None:  # n
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
 def train(settings: File, set: Set = [], restart: Restart = False) -> None:  # noqa: B006
-    """Step 3: fit the classifier on the salient neurons, measure it on the test documents and register it."""
+    """Stage 3: fit the classifier on the salient neurons, measure it on the test documents and register it."""
     loaded = load_settings(settings, set)
     from pipelines.training.workflow import run_workflow
 

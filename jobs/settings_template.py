@@ -82,7 +82,8 @@ def _setting(info: FieldInfo, key: str, explained: set[type[BaseModel]]) -> str:
         explained.add(kind)
         fields = kind.model_fields.items()
         if not explains:
-            return f"{indent}{name}:\n" + "".join(_value_line(field, f"{key}.{child}") for child, field in fields)
+            lines = "".join(_value_line(field, f"{key}.{child}") for child, field in fields)
+            return f"{_comment(f'The same settings for {name}.', indent)}{indent}{name}:\n{lines}"
         summary = _comment((kind.__doc__ or "").splitlines()[0], indent)
         return f"{summary}{indent}{name}:\n" + "".join(
             _setting(field, f"{key}.{child}", explained) for child, field in fields

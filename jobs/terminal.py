@@ -295,9 +295,10 @@ def _choice(choice: ChoiceSummary) -> str:
 
 
 def _frontier(choice: TrainingSummary) -> Table:
-    """Return a table of the best candidate per depth on validation; the three classifiers are marked at their depth."""
+    """Return a table of the best candidate per depth on validation; each of the three choices is named at its depth."""
     table = _columns("depth", "compute", "neurons", "eta", "validation")
-    table.add_column("choice")
+    table.title = "best candidate of every depth"
+    table.add_column("depth of choice")
     for point in choice.frontier:
         names = [name for name in _CHOICES if choice.choices[name].depth == point.depth]
         table.add_row(

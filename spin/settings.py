@@ -286,17 +286,22 @@ class RegistrySettings(_Section):
 
 
 class StageSettings(_Section):
-    """The workers of one stage, where they differ from the settings above."""
+    """Workers of a single stage, for example GPUs for extract alone. null: as set above for all stages."""
 
-    workers: int | None = Field(None, ge=1, description="As ray.workers, for this stage. Default: ray.workers.")
+    workers: int | None = Field(
+        None, ge=1, description="Like ray.workers, but for this stage alone. Default: ray.workers."
+    )
     min_workers: int | None = Field(
-        None, ge=1, description="As ray.min_workers, for this stage. Default: ray.min_workers."
+        None, ge=1, description="Like ray.min_workers, but for this stage alone. Default: ray.min_workers."
     )
     cpus_per_worker: int | None = Field(
-        None, ge=1, description="As ray.cpus_per_worker, for this stage. Default: ray.cpus_per_worker."
+        None, ge=1, description="Like ray.cpus_per_worker, but for this stage alone. Default: ray.cpus_per_worker."
     )
     gpus_per_worker: float | None = Field(
-        None, ge=0, le=1, description="As ray.gpus_per_worker, for this stage. Default: ray.gpus_per_worker."
+        None,
+        ge=0,
+        le=1,
+        description="Like ray.gpus_per_worker, but for this stage alone. Default: ray.gpus_per_worker.",
     )
 
 
