@@ -53,10 +53,9 @@ class Project:
         return f"{self.base}/data"
 
     def run_night(self, **changes: Any) -> RunManifest:
-        output = f"{self.base}/out"
-        return run_classify(
-            self.build_settings(**changes), self.registry_fixture, f"{self.base}/data", output, night=DATE
-        )  # type: ignore[arg-type]
+        source, output = f"{self.base}/data", f"{self.base}/out"
+        settings = self.build_settings(**changes)
+        return run_classify(settings, self.registry_fixture, source, output, night=DATE)  # type: ignore[arg-type]
 
     @property
     def out(self) -> Store:

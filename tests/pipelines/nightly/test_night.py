@@ -57,7 +57,8 @@ class FakeStep:
     """
 
     def __init__(self, label: str = "x") -> None:
-        self.label, self.computed = label, []
+        self.label = label
+        self.computed: list[int] = []
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
         self.computed.append(shard.index)
@@ -120,7 +121,7 @@ def run_night(
 
 def compute_manifest(run: BatchRun, step: FakeStep, plan: StagePlan[RunPlan], date: str, lease: Lease) -> RunManifest:
     """Compute all shards of a plan and write the manifest of the run."""
-    no_retries = RaySettings(retry_seconds=0)  # type: ignore[call-arg]
+    no_retries = RaySettings(retry_seconds=0)
     outcomes = map_shards(
         lambda: step,
         (),
@@ -418,7 +419,8 @@ def call_at_every_step(callback: Callable[[], None]) -> Iterator[None]:
 
 def test_a_reader_at_any_step_sees_all_of_a_night_or_none(tmp_path: Path) -> None:
     """While a run and then a second run are published, a reader sees nothing, the first, nothing and the second."""
-    out, states = Store(str(tmp_path)), []
+    out = Store(str(tmp_path))
+    states: list[Any] = []
 
     def read_state() -> None:
         if out.read_json("latest") is None:
@@ -657,7 +659,7 @@ def test_an_unreadable_file_is_quarantined_as_a_whole(tmp_path: Path) -> None:
         ({"rows": 4, "predicted": 3}, "3 were planned, 4 read, 4 predicted or dead"),
     ],
 )
-def test_counts_that_do_not_add_up_are_an_error_that_names_the_difference(change: dict[str, int], message: str) -> None:
+def test_counts_that_do_not_add_up_are_an_error_that_names_the_difference(change: dict[str, Any], message: str) -> None:
     """A row that is missing, or was not planned, and a shard that is not committed."""
     shards = plan_two_shards_per_file(make_input_files(1))
     counts = [FakeStep()(shard, None).counts for shard in shards]  # type: ignore[arg-type]

@@ -208,7 +208,9 @@ def test_no_text_becomes_markup(browser: Any, tmp_path: Path) -> None:
 
 def test_an_empty_night_has_a_report(browser: Any, tmp_path: Path) -> None:
     """The page states that no document was read."""
-    counts = {name: {} if isinstance(count, dict) else 0 for name, count in make_manifest()["counts"].items()}
+    counts: dict[str, Any] = {
+        name: {} if isinstance(count, dict) else 0 for name, count in make_manifest()["counts"].items()
+    }
     record = make_manifest(counts=counts, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
     with open_page(browser, tmp_path, render_page(record)) as window:
         page_text = window.locator("body").inner_text()

@@ -57,7 +57,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     }
     for number, (backbone, sites, poolings, label, classes) in versions.items():
         rows = tiny.documents(150, CLASSES[:classes])
-        float32 = BackboneSettings(model=str(backbone), dtype="float32", device="cpu")  # type: ignore[call-arg]
+        float32 = BackboneSettings(model=str(backbone), dtype="float32", device="cpu")
         classifier = SpinClassifier(float32, sites=sites, poolings=poolings, probe=probe, search=quick)
         classifier.fit([row["text"] for row in rows], [label(row) for row in rows]).save(folder / number)
     return FolderRegistry(folder)
@@ -86,7 +86,7 @@ class FullDepthProject(NightProject):
 
 
 ROWS = tiny.documents(150, CLASSES, seed=3)
-INVALID = [{"id": "x", "text": None}, {"id": "y", "text": " "}, dict(ROWS[3])]
+INVALID: list[Row] = [{"id": "x", "text": None}, {"id": "y", "text": " "}, dict(ROWS[3])]
 
 
 def collect_shard_digests(manifest: RunManifest) -> dict[str, str]:
@@ -95,9 +95,15 @@ def collect_shard_digests(manifest: RunManifest) -> dict[str, str]:
     return {key: file.sha256 for key, file in files.items() if "disagreements" not in key}
 
 
+def get_agreement(manifest: RunManifest) -> ShadowAgreement:
+    """Return the agreement with the shadow, which the night must have had."""
+    assert manifest.shadow is not None
+    return manifest.shadow
+
+
 def read_disagreements(project: NightProject, out: str = "out") -> list[Row]:
     folder = project.folder / out / "disagreements" / f"date={DATE}"
-    return ds.dataset(folder).to_table().to_pylist() if folder.exists() else []  # type: ignore[no-any-return]
+    return ds.dataset(folder).to_table().to_pylist() if folder.exists() else []
 
 
 @pytest.mark.parametrize(("model", "shadow"), PAIRS)
@@ -114,7 +120,7 @@ def test_a_shadow_does_not_change_the_night(project: NightProject, model: str, s
     for kind in ("predictions", "dead_letters"):
         files = [sorted((project.folder / out / kind).rglob("*.parquet")) for out in ("alone", "shadow")]
         assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
-    assert with_shadow.shadow.counts.compared == 150
+    assert get_agreement(with_shadow).counts.compared == 150
 
 
 def test_a_shadow_does_not_change_a_night_on_openvino(project: NightProject) -> None:
@@ -174,10 +180,10 @@ def test_the_shadow_predicts_as_it_does_alone(project: NightProject, model: str,
             label, row = labels[n][side], probabilities[n]
             scores.append(row[classifier.classes.index(label)] if isinstance(label, str) else row.max())
         np.testing.assert_allclose([row[column] for row in disagreements], scores, atol=1e-4)
-    agreement = manifest.shadow
+    agreement = get_agreement(manifest)
     assert (agreement.version, agreement.counts.compared, agreement.counts.failed) == (shadow, 150, 0)
     assert (agreement.counts.agreed, agreement.agreement) == (150 - len(expected), round(1 - len(expected) / 150, 4))
-    cells: Counter[tuple[str, str]] = Counter()
+    cells: Counter[tuple[Any, Any]] = Counter()
     for a, b in labels:
         if model != MULTILABEL:
             cells[a or "", b or ""] += 1
@@ -226,7 +232,7 @@ def test_a_shared_pass_gives_each_classifier_its_own_features(
 def test_a_forward_pass_serves_the_model_and_its_shadow(project: NightProject, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shared backbone is loaded once and cut at the deeper depth; with different backbones each has its own pass."""
     calls: Counter[str] = Counter()
-    forward, load = BertModel.forward, BertModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    forward, load = BertModel.forward, BertModel.from_pretrained.__func__
     models = []
 
     def count_forward(model: Any, *args: Any, **keywords: Any) -> Any:
@@ -297,7 +303,7 @@ def test_documents_of_a_quarantined_file_are_not_compared(
     call_before_stage("classify", record_crashes, monkeypatch)
     manifest = project.run_night(shadow=f"models:/tiny/{DEEP}", max_bad_files=0.5)
     assert len(manifest.quarantined) == 1
-    assert manifest.shadow.counts.compared == manifest.counts.rows == 70
+    assert get_agreement(manifest).counts.compared == manifest.counts.rows == 70
     assert {row["id"] for row in read_disagreements(project)} <= {row["id"] for row in ROWS[80:]}
 
 
@@ -390,17 +396,17 @@ def test_a_document_on_which_only_the_shadow_raises_is_predicted(
     manifest = project.run_night(shadow=f"models:/tiny/{DEEP}")
     assert collect_shard_digests(manifest) == collect_shard_digests(alone)
     assert (manifest.counts.dead, manifest.counts.predicted) == (0, 151)
-    assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (150, 1)
+    assert (get_agreement(manifest).counts.compared, get_agreement(manifest).counts.failed) == (150, 1)
     ids = [row["id"] for row in read_disagreements(project)]
     assert ids == sorted(ids)
     project.write("a.jsonl", ROWS)
     without_failure = project.run_night("without_failure", shadow=f"models:/tiny/{DEEP}")
-    assert without_failure.shadow.counts.confusion == manifest.shadow.counts.confusion
+    assert get_agreement(without_failure).counts.confusion == get_agreement(manifest).counts.confusion
     project.promote(DEEP)
     project.write("a.jsonl", rows)
     manifest = project.run_night("deep", shadow=f"models:/tiny/{SHALLOW}")
     assert manifest.counts.reasons == {"poison": 1}
-    assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (150, 0)
+    assert (get_agreement(manifest).counts.compared, get_agreement(manifest).counts.failed) == (150, 0)
 
 
 def test_a_shadow_that_always_raises_is_tried_a_limited_number_of_times(
@@ -414,7 +420,7 @@ def test_a_shadow_that_always_raises_is_tried_a_limited_number_of_times(
     alone = project.run_night("alone", 1000)
     manifest = project.run_night(documents=1000, shadow=f"models:/tiny/{DEEP}")
     assert collect_shard_digests(manifest) == collect_shard_digests(alone)
-    assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (0, 150)
+    assert (get_agreement(manifest).counts.compared, get_agreement(manifest).counts.failed) == (0, 150)
     assert FailingBlockStep.raised == 1 + 100
 
 
@@ -428,7 +434,7 @@ def test_a_document_that_the_model_cannot_compute_is_not_compared(
     manifest = project.run_night(shadow=f"models:/tiny/{DEEP}")
     assert collect_shard_digests(manifest) == collect_shard_digests(alone)
     assert manifest.counts.reasons == {"poison": 1}
-    assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (150, 0)
+    assert (get_agreement(manifest).counts.compared, get_agreement(manifest).counts.failed) == (150, 0)
     ids = [row["id"] for row in read_disagreements(project)]
     assert ids == sorted(ids)
 
@@ -447,15 +453,15 @@ def test_the_shadow_is_skipped_in_a_shard_that_crashes_its_processes(
     manifest = project.run_night(shadow=f"models:/tiny/{DEEP}")
     failed = manifest.shards[0].counts.rows if crashes == MAX_CRASHES else 0
     assert manifest.counts.predicted == 150
-    assert (manifest.shadow.counts.compared, manifest.shadow.counts.failed) == (150 - failed, failed)
+    assert (get_agreement(manifest).counts.compared, get_agreement(manifest).counts.failed) == (150 - failed, failed)
 
 
 def test_a_night_without_predictions_has_no_agreement(project: NightProject) -> None:
     """The agreement is null in `report.json`, and the page says so."""
     project.write("a.jsonl", [{"id": "x", "text": None}])
-    shadow = project.run_night(shadow=f"models:/tiny/{DEEP}", max_dead_fraction=1).shadow
+    agreement = get_agreement(project.run_night(shadow=f"models:/tiny/{DEEP}", max_dead_fraction=1))
     assert (
-        shadow.to_json()
+        agreement.to_json()
         == json.loads((project.folder / "out" / "report.json").read_text())["shadow"]
         == {
             "version": DEEP,

@@ -218,12 +218,13 @@ def test_the_model_card_is_the_description(shared_fixture: RegistryFixture) -> N
 
 def test_an_interrupted_night_is_logged_again(shared_fixture: RegistryFixture) -> None:
     """A process that dies while logging leaves a failed run; a complete run is not logged again."""
+    sizes: dict[str, Any] = dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8)
     night = NightSummary(
         date="2026-03-01",
         run="2026-03-01-001",
         output="s3://nights",
         fingerprint="f" * 64,
-        **dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8),
+        **sizes,
         depths={"3": 8},
         quarantined_files=0,
         seconds=2.0,
@@ -249,7 +250,7 @@ def test_an_interrupted_night_is_logged_again(shared_fixture: RegistryFixture) -
     finished = [run for run in find_runs() if run.info.status == "FINISHED"]
     assert len(finished) == 1
     assert finished[0].data.metrics == {
-        **dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8),
+        **sizes,
         "dead_rate": 1,
         "quarantined_files": 0,
         "documents_per_s": 4,
