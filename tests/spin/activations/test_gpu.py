@@ -1,4 +1,4 @@
-"""The use of GPUs, simulated where there is none; the last tests need a real one."""
+"""The use of GPUs, which most tests simulate; the last test needs a real one."""
 
 from __future__ import annotations
 
@@ -56,45 +56,45 @@ def load(folder: Path, **settings: Any) -> Backbone:
     )
 
 
-def columns(backbone: Backbone) -> list[FeatureColumn]:
+def list_columns(backbone: Backbone) -> list[FeatureColumn]:
     return [FeatureColumn(site, pooling) for site in backbone.sites for pooling in ("mean", "max", "last")]
 
 
-def segments(backbone: Backbone) -> list[BlockSegment]:
-    """Two segments, each with a third of all neurons."""
-    return split_segments({c: np.arange(0, backbone.width(c.site), 3) for c in columns(backbone)}, [1])
+def split_into_two_segments(backbone: Backbone) -> list[BlockSegment]:
+    """Select a third of the neurons of every column, in two segments."""
+    return split_segments({c: np.arange(0, backbone.width(c.site), 3) for c in list_columns(backbone)}, [1])
 
 
-# ---------------------------------------------------------------- batches by memory
+# ---------------------------------------------------------------- batch size from memory
 
 MINILM, LLAMA = bytes_per_token(384, 1536, 12, 256, 2), bytes_per_token(2048, 8192, 32, 256, 2)
 
 
 @pytest.mark.parametrize(
-    ("room", "token", "tokens"),
+    ("memory", "token_bytes", "tokens"),
     [
-        (80 * GB, MINILM, 1 << 16),  # more would only be padded more
+        (80 * GB, MINILM, 1 << 16),  # a larger batch would only need more padding
         (int(1.5 * GB), MINILM, 1 << 14),
         (5 * GB, LLAMA, 1 << 13),
         (10 * GB, LLAMA, 1 << 14),
-        (1000, LLAMA, 1),  # what is too much for it is told by the GPU
+        (1000, LLAMA, 1),  # if one token is too many, the GPU reports it
         (-GB, LLAMA, 1),
     ],
 )
-def test_tokens_that_fit(room: int, token: int, tokens: int) -> None:
-    assert tokens_that_fit(room, token) == tokens
+def test_the_batch_size_follows_from_memory_and_bytes_per_token(memory: int, token_bytes: int, tokens: int) -> None:
+    assert tokens_that_fit(memory, token_bytes) == tokens
 
 
 @given(st.integers(1, 80 * GB), st.integers(1, 1 << 24))
-def test_a_batch_takes_half_of_the_memory(room: int, token: int) -> None:
-    """At most half, and more than a quarter, except at the smallest and largest batch."""
-    tokens = tokens_that_fit(room, token)
-    assert tokens == 1 or tokens * token <= room / 2
-    assert tokens == 1 << 16 or tokens * token * 4 > room - 2
+def test_a_batch_uses_between_a_quarter_and_half_of_the_memory(memory: int, token_bytes: int) -> None:
+    """The smallest and the largest batch are exceptions."""
+    tokens = tokens_that_fit(memory, token_bytes)
+    assert tokens == 1 or tokens * token_bytes <= memory / 2
+    assert tokens == 1 << 16 or tokens * token_bytes * 4 > memory - 2
 
 
-def test_a_share_of_a_gpu_has_a_share_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All memory of the share counts, less the weights; memory that others use now does not matter."""
+def test_the_batch_size_follows_from_the_share_of_gpu_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share counts in full, less the weights; the memory that other processes use at the moment does not matter."""
     share = [1.0]
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=12 * GB))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: share[0])
@@ -106,7 +106,7 @@ def test_a_share_of_a_gpu_has_a_share_of_the_tokens(monkeypatch: pytest.MonkeyPa
     assert choose_batch_tokens(model, 8192, 256) == tokens_that_fit(4 * GB, LLAMA) == 1 << 13
 
 
-def test_tokens_of_a_processor(backbone_folder: Path) -> None:
+def test_the_batch_size_on_a_cpu_is_a_constant_unless_set(backbone_folder: Path) -> None:
     assert load(backbone_folder).batch_tokens == CPU_BATCH_TOKENS
     assert load(backbone_folder, batch_tokens=77).batch_tokens == 77
 
@@ -114,99 +114,99 @@ def test_tokens_of_a_processor(backbone_folder: Path) -> None:
 # ---------------------------------------------------------------- out of memory
 
 
-class Small:
-    """An encoder on a GPU that has memory for few documents."""
+class LimitedEncoder:
+    """An encoder that runs out of memory on more than `capacity` documents."""
 
-    def __init__(self, encoder: Any, room: int) -> None:
-        self.encoder, self.room = encoder, room
-        self.done: list[int] = []
+    def __init__(self, encoder: Any, capacity: int) -> None:
+        self.encoder, self.capacity = encoder, capacity
+        self.batch_sizes: list[int] = []
 
     def __call__(self, ids: torch.Tensor, *others: Any) -> Any:
-        if len(ids) > self.room:
+        if len(ids) > self.capacity:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        self.done.append(len(ids))
+        self.batch_sizes.append(len(ids))
         return self.encoder(ids, *others)
 
 
-@pytest.mark.parametrize("room", [1, 2, 4])
-def test_a_batch_that_does_not_fit_is_halved(llama: Path, room: int) -> None:
-    """And halved again if needed; values are those of the whole batch in all segments, also when documents exit."""
+@pytest.mark.parametrize("capacity", [1, 2, 4])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(llama: Path, capacity: int) -> None:
+    """The values of all segments stay the same, also if documents exit early."""
     backbone = load(llama)
 
     def keep_mask(_index: int, values: np.ndarray) -> np.ndarray:
         return values[:, 0] > np.median(values[:, 0])
 
     for should_exit in (None, keep_mask):
-        engine = TorchEngine(backbone, segments(backbone))
+        engine = TorchEngine(backbone, split_into_two_segments(backbone))
         expected = read_activations(engine, TEXTS, keep_mask=should_exit).values
-        engine.encoders = [Small(encoder, room) for encoder in engine.encoders]
+        engine.encoders = [LimitedEncoder(encoder, capacity) for encoder in engine.encoders]
         np.testing.assert_allclose(
             read_activations(engine, TEXTS, keep_mask=should_exit).values, expected, rtol=1e-5, atol=1e-6
         )
-        done = engine.encoders[0].done
-        assert sum(done) == len(TEXTS)
-        assert max(done) == {1: 1, 2: 2, 4: 3}[room]
+        batch_sizes = engine.encoders[0].batch_sizes
+        assert sum(batch_sizes) == len(TEXTS)
+        assert max(batch_sizes) == {1: 1, 2: 2, 4: 3}[capacity]
 
 
 def test_a_document_that_does_not_fit_is_an_error(llama: Path) -> None:
     backbone = load(llama)
-    engine = TorchEngine(backbone, segments(backbone))
-    engine.encoders = [Small(encoder, 0) for encoder in engine.encoders]
+    engine = TorchEngine(backbone, split_into_two_segments(backbone))
+    engine.encoders = [LimitedEncoder(encoder, 0) for encoder in engine.encoders]
     with pytest.raises(UserError, match=r"no room for a single text of 2 tokens; lower backbone\.max_tokens"):
         read_activations(engine, TEXTS)
 
 
-# ---------------------------------------------------------------- compiled
+# ---------------------------------------------------------------- torch.compile
 
 
 def test_a_compiled_encoder_gives_the_same_values(backbone_folder: Path, llama: Path) -> None:
-    """For batches of other sizes than the traced one, and for a segment with blocks before it."""
+    """It does so for batch sizes that were not traced, and for the second segment."""
     for folder in (backbone_folder, llama):
         backbone = load(folder)
-        for index, segment in enumerate(segments(backbone)):
+        for index, segment in enumerate(split_into_two_segments(backbone)):
             encoder = NeuronEncoder(backbone, segment, carry=index == 0)
             run = compile_encoder(encoder, backend="eager")
             for texts in (TEXTS, TEXTS[:1]):
                 ids, mask = backbone.pad_batch(backbone.tokenize(texts).ids)
                 hidden = [torch.randn(*ids.shape, 16)] if index else []
                 with torch.inference_mode():
-                    for found, expected in zip(run(ids, mask, *hidden), encoder(ids, mask, *hidden), strict=True):
-                        torch.testing.assert_close(found, expected)
+                    for actual, expected in zip(run(ids, mask, *hidden), encoder(ids, mask, *hidden), strict=True):
+                        torch.testing.assert_close(actual, expected)
 
 
-def plain(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def double(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (values * 2,)
 
 
-def fails(*_: Any) -> Any:
+def fail(*_: Any) -> Any:
     raise RuntimeError("no compiler")
 
 
 @pytest.mark.parametrize(
-    ("seconds", "run", "taken"),
+    ("seconds", "candidate", "chosen"),
     [
         (0.5, lambda values: (values + values,), True),
-        (0.5, lambda values: (values + values * 1.001,), True),  # another order of sums
-        (0.9, lambda values: (values + values,), False),  # as good as the same
+        (0.5, lambda values: (values + values * 1.001,), True),  # rounding differs
+        (0.9, lambda values: (values + values,), False),  # hardly faster
         (0.5, lambda values: (values * 2.1,), False),
         (0.5, lambda values: (values * torch.nan,), False),
-        (0.5, fails, False),
+        (0.5, fail, False),
     ],
 )
-def test_the_faster_run_is_chosen(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, run: Callable[..., Any], taken: bool
+def test_a_candidate_is_chosen_if_it_is_clearly_faster_and_gives_the_same_values(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, candidate: Callable[..., Any], chosen: bool
 ) -> None:
-    monkeypatch.setattr(compiling, "_seconds", lambda run, _: 1.0 if run is plain else seconds)
-    found = choose_faster(plain, lambda: run, [(torch.ones(3),)])
-    assert found is (run if taken else plain)
+    monkeypatch.setattr(compiling, "_seconds", lambda run, _: 1.0 if run is double else seconds)
+    faster = choose_faster(double, lambda: candidate, [(torch.ones(3),)])
+    assert faster is (candidate if chosen else double)
 
 
-def test_what_cannot_be_compiled_runs_as_it_is() -> None:
-    assert choose_faster(plain, fails, [(torch.ones(3),)]) is plain
+def test_an_encoder_that_cannot_be_compiled_runs_uncompiled() -> None:
+    assert choose_faster(double, fail, [(torch.ones(3),)]) is double
 
 
-def test_a_run_is_timed() -> None:
-    assert compiling._seconds(plain, [(torch.ones(3),)]) > 0
+def test_timing_a_run_gives_a_positive_duration() -> None:
+    assert compiling._seconds(double, [(torch.ones(3),)]) > 0
 
 
 # ---------------------------------------------------------------- workers
@@ -214,26 +214,26 @@ def test_a_run_is_timed() -> None:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A machine of 8 CPUs and 2 GPUs; gives the shares of memory that were requested."""
-    asked: list[float] = []
+    """A machine with 8 CPUs and 2 GPUs. Returns the list of the memory shares that are requested."""
+    shares: list[float] = []
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    return asked
+    return shares
 
 
-def test_a_worker_takes_its_share(gpus: list[float]) -> None:
-    """A share of the memory of the GPU that Ray assigns; a worker without one sees no GPU."""
+def test_a_worker_uses_its_share_of_gpu_memory(gpus: list[float]) -> None:
+    """A worker without a share sees no GPU."""
     configure_worker(RaySettings(gpus_per_worker=0.5))
     assert (gpus, os.environ["CUDA_VISIBLE_DEVICES"]) == ([0.5], "0,1")
     configure_worker(RaySettings())
     assert (gpus, os.environ["CUDA_VISIBLE_DEVICES"]) == ([0.5], "")
 
 
-def test_a_worker_that_cannot_use_its_gpu(gpus: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_does_not_see_is_an_error(gpus: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="a GPU that its torch does not see"):
         configure_worker(RaySettings(gpus_per_worker=1))
@@ -242,43 +242,45 @@ def test_a_worker_that_cannot_use_its_gpu(gpus: list[float], monkeypatch: pytest
 
 @pytest.mark.usefixtures("gpus")
 @pytest.mark.parametrize(("share", "workers"), [(0, 8), (1, 2), (0.5, 4), (0.25, 8), (0.1, 8)])
-def test_workers_of_this_machine(share: float, workers: int) -> None:
+def test_the_number_of_workers_follows_from_cpus_and_gpus(share: float, workers: int) -> None:
     assert worker_count(RaySettings(gpus_per_worker=share), None) == workers
 
 
 @pytest.mark.usefixtures("gpus")
-def test_more_gpus_than_there_are() -> None:
+def test_more_gpus_than_the_machine_has_are_refused() -> None:
     """Ray's actors would wait for them for ever."""
     _check_gpus(RaySettings(gpus_per_worker=1))
     with pytest.raises(UserError, match="1 for 3 workers, and torch sees 2 GPUs here"):
         _check_gpus(RaySettings.model_validate({"classify": {"gpus_per_worker": 1, "workers": 3}}))
 
 
-def test_a_device_that_workers_are_not_given() -> None:
+def test_device_cuda_without_gpus_for_workers_is_refused() -> None:
     tree = {"backbone": {"model": "m", "device": "cuda"}, "data": {"train": "t"}, "store": "s"}
     with pytest.raises(UserError, match="workers of extract are given no GPU; set ray.gpus_per_worker"):
         with_engine(parse_settings(tree), "extract")
-    given = parse_settings({**tree, "ray": {"gpus_per_worker": 0.5}})
-    assert with_engine(given, "extract").backbone.engine == "torch"
+    with_gpus = parse_settings({**tree, "ray": {"gpus_per_worker": 0.5}})
+    assert with_engine(with_gpus, "extract").backbone.engine == "torch"
 
 
-def test_no_worker_has_two_gpus() -> None:
+def test_more_than_one_gpu_per_worker_is_refused() -> None:
     with pytest.raises(UserError, match=r"ray\.gpus_per_worker"):
         parse_settings(
             {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "ray": {"gpus_per_worker": 2}}
         )
 
 
-# ---------------------------------------------------------------- where there is a GPU
+# ---------------------------------------------------------------- with a real GPU
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_gpu_reads_as_a_processor_does(llama: Path, compile: bool) -> None:
+def test_a_gpu_gives_the_values_of_a_cpu(llama: Path, compile: bool) -> None:
     backbone = load(llama)
-    expected = read_activations(TorchEngine(backbone, segments(backbone)), TEXTS).values
+    expected = read_activations(TorchEngine(backbone, split_into_two_segments(backbone)), TEXTS).values
     on_gpu = load(llama, device="cuda", compile=compile)
-    found = read_activations(TorchEngine(on_gpu, segments(on_gpu)), TEXTS).values
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    actual = read_activations(TorchEngine(on_gpu, split_into_two_segments(on_gpu)), TEXTS).values
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
     assert on_gpu.batch_tokens > CPU_BATCH_TOKENS
-    assert np.isfinite(read_activations(TorchEngine(on_gpu, [single_segment(columns(on_gpu))]), TEXTS).values).all()
+    assert np.isfinite(
+        read_activations(TorchEngine(on_gpu, [single_segment(list_columns(on_gpu))]), TEXTS).values
+    ).all()

