@@ -1,4 +1,4 @@
-"""A team of processes that each hold a share of the rows comes to what one process finds alone."""
+"""A group of processes that each hold a share of the rows fits the same classifier as a single process."""
 
 from __future__ import annotations
 
@@ -25,130 +25,136 @@ from tests.spin.integrate.test_search import Project, build_project
 
 QUICK = SearchSettings(etas=(0.6,), max_share=0.3, strengths=(0.3, 3), l1=(0.02,))
 PENALTIES = [Penalty(0.1), Penalty(10.0), Penalty(1.0, 0.1)]
-SECONDS = 150
+TIMEOUT_S = 150
 
 
-def share(of: Design, group: ProcessGroup) -> Design:
-    """One member's rows."""
-    mine = slice(group.rank, None, group.size)
-    return replace(of, X=of.X[mine], has=of.has[mine], weights=of.weights[mine], group=group)
+def take_share(whole: Design, group: ProcessGroup) -> Design:
+    """Return the rows of one member."""
+    rows = slice(group.rank, None, group.size)
+    return replace(whole, X=whole.X[rows], has=whole.has[rows], weights=whole.weights[rows], group=group)
 
 
-def fits(group: ProcessGroup, subjects: dict[str, Project]) -> dict[str, Any]:
-    """All that is fitted by a team, as far as one member knows it."""
-    said: dict[str, Any] = {"count": share(make_design(3), group).count}
-    said["sum"] = group.all_reduce(torch.tensor([1.0, group.rank])).tolist()
-    said["agreed"] = group.broadcast(torch.tensor([group.rank + 7.0])).tolist()
-    said["told"] = group.broadcast_object({"of": ("any", "kind"), "rank": group.rank})
+def fit_all(group: ProcessGroup, projects: dict[str, Project]) -> dict[str, Any]:
+    """Communicate and fit as a member of the group; return the results that this member has."""
+    results: dict[str, Any] = {"count": take_share(make_design(3), group).count}
+    results["sum"] = group.all_reduce(torch.tensor([1.0, group.rank])).tolist()
+    results["broadcast"] = group.broadcast(torch.tensor([group.rank + 7.0])).tolist()
+    results["object"] = group.broadcast_object({"value": ("any", "kind"), "rank": group.rank})
     for name, exclusive in [("multinomial", True), ("sigmoids", False)]:
-        of = make_design(3, exclusive=exclusive, weighted=True)
-        heads = fit_linear(share(of, group), PENALTIES, tolerance=1e-5, max_checks=60)
-        said[name] = np.stack([head.logits(of.X) for head in heads])
-        head, steps = fit_mlp(heads[1], share(of, group), 3.0, seed=0, steps=40)
-        said[f"{name}, bent"] = head.logits(of.X)
-        judged, steps = fit_mlp(
-            heads[1], share(of, group), 3.0, seed=0, steps=60, judge=lambda head, of=of: float(head.outer.std() > 0.05)
+        whole = make_design(3, exclusive=exclusive, weighted=True)
+        heads = fit_linear(take_share(whole, group), PENALTIES, tolerance=1e-5, max_checks=60)
+        results[name] = np.stack([head.logits(whole.X) for head in heads])
+        mlp, _ = fit_mlp(heads[1], take_share(whole, group), 3.0, seed=0, steps=40)
+        results[f"{name}, mlp"] = mlp.logits(whole.X)
+        stopped, steps = fit_mlp(
+            heads[1], take_share(whole, group), 3.0, seed=0, steps=60, judge=lambda head: float(head.outer.std() > 0.05)
         )
-        said[f"{name}, judged"] = judged.logits(of.X)
-        said[f"{name}, steps"] = steps
-    for name, subject in subjects.items():
-        found = subject.integrate(
+        results[f"{name}, stopped early"] = stopped.logits(whole.X)
+        results[f"{name}, steps"] = steps
+    for name, project in projects.items():
+        trained = project.integrate(
             QUICK.model_copy(update={"head": "mlp" if name == "lists" else "linear"}), group=group
         )
-        choice = found.choices["accuracy"]
-        said[f"{name}, facts"] = found.summary().model_dump(mode="json")
-        said[f"{name}, logits"] = choice.logits(subject.read(choice.selection, subject.test))
-    return said
+        choice = trained.choices["accuracy"]
+        results[f"{name}, summary"] = trained.summary().model_dump(mode="json")
+        results[f"{name}, logits"] = choice.logits(project.read(choice.selection, project.test))
+    return results
 
 
-def member(rank: int, size: int, folder: str, subjects: dict[str, Project]) -> None:
-    """What each process runs."""
+def run_member(rank: int, size: int, folder: str, projects: dict[str, Project]) -> None:
+    """Join the group as one process and pickle the results."""
     torch.set_num_threads(1)
-    assert ProcessGroup.joined() == ProcessGroup(0, 1), "it has joined none yet"
+    assert ProcessGroup.joined() == ProcessGroup(0, 1), "the process has joined no group yet"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     assert ProcessGroup.joined() == ProcessGroup(rank, size)
-    (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(fits(ProcessGroup.joined(), subjects)))
+    (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(fit_all(ProcessGroup.joined(), projects)))
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def subjects() -> dict[str, Project]:
+def projects() -> dict[str, Project]:
+    """A multi-label project, and one that is cross-validated."""
     return {"lists": build_project(kind="multi-label"), "folds": build_project(folds=2)}
 
 
 @pytest.fixture(scope="module")
-def alone(subjects: dict[str, Project]) -> dict[str, Any]:
-    return fits(ProcessGroup(), subjects)
+def alone(projects: dict[str, Project]) -> dict[str, Any]:
+    """The results of a single process."""
+    return fit_all(ProcessGroup(), projects)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def together(
-    request: pytest.FixtureRequest, subjects: dict[str, Project], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, projects: dict[str, Project], tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
-    """What each of two members, then three, has found; three fit heads only."""
-    folder, size = tmp_path_factory.mktemp("team"), request.param
-    subjects = subjects if size == 2 else {}
-    group = processes.spawn(member, (size, str(folder), subjects), nprocs=size, join=False)
-    deadline = time.monotonic() + SECONDS
+    """The results of each of two members, then of each of three, which fit heads only."""
+    folder, size = tmp_path_factory.mktemp("group"), request.param
+    projects = projects if size == 2 else {}
+    group = processes.spawn(run_member, (size, str(folder), projects), nprocs=size, join=False)
+    deadline = time.monotonic() + TIMEOUT_S
     try:
         while not group.join(timeout=1):
             if time.monotonic() > deadline:
-                pytest.fail(f"the team has not ended after {SECONDS} s")
+                pytest.fail(f"the group has not ended after {TIMEOUT_S} s")
     finally:
         for process in group.processes:
             process.kill()
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(size)]
 
 
-def test_members_sum_agree_and_listen(together: list[dict[str, Any]]) -> None:
-    """Sums are over all, what is agreed is the first one's, objects too; rows are counted over the team."""
+def test_members_reduce_and_broadcast(together: list[dict[str, Any]]) -> None:
+    """`all_reduce` sums over all members, broadcasts come from the first, and rows are counted over the group."""
     size = len(together)
-    for said in together:
-        assert said["count"] == 240
-        assert said["sum"] == [size, size * (size - 1) / 2]
-        assert said["agreed"] == [7]
-        assert said["told"] == {"of": ("any", "kind"), "rank": 0}
+    for results in together:
+        assert results["count"] == 240
+        assert results["sum"] == [size, size * (size - 1) / 2]
+        assert results["broadcast"] == [7]
+        assert results["object"] == {"value": ("any", "kind"), "rank": 0}
 
 
 @pytest.mark.parametrize("name", ["multinomial", "sigmoids"])
-def test_a_team_fits_the_head_of_one(together: list[dict[str, Any]], alone: dict[str, Any], name: str) -> None:
-    """Linear heads at every penalty, and the hidden layer, also where a judge stops it; all members get the same."""
-    for said in together:
-        np.testing.assert_array_equal(said[name], together[0][name])
-        np.testing.assert_allclose(said[name], alone[name], atol=1e-3)
-        assert np.abs(said[name][:2] - alone[name][:2]).mean() < 1e-4
-        np.testing.assert_allclose(said[f"{name}, bent"], alone[f"{name}, bent"], atol=2e-3)
-        assert np.abs(alone[f"{name}, bent"] - alone[name][1]).max() > 0.1
-        assert said[f"{name}, steps"] == alone[f"{name}, steps"]
-        np.testing.assert_allclose(said[f"{name}, judged"], alone[f"{name}, judged"], atol=2e-3)
+def test_a_group_fits_the_heads_of_a_single_process(
+    together: list[dict[str, Any]], alone: dict[str, Any], name: str
+) -> None:
+    """Linear heads at every penalty and MLP heads, stopped early or not, agree; members have exactly the same."""
+    for results in together:
+        np.testing.assert_array_equal(results[name], together[0][name])
+        np.testing.assert_allclose(results[name], alone[name], atol=1e-3)
+        assert np.abs(results[name][:2] - alone[name][:2]).mean() < 1e-4
+        np.testing.assert_allclose(results[f"{name}, mlp"], alone[f"{name}, mlp"], atol=2e-3)
+        assert np.abs(alone[f"{name}, mlp"] - alone[name][1]).max() > 0.1
+        assert results[f"{name}, steps"] == alone[f"{name}, steps"]
+        np.testing.assert_allclose(results[f"{name}, stopped early"], alone[f"{name}, stopped early"], atol=2e-3)
 
 
 @pytest.mark.parametrize("together", [2], indirect=True)
 @pytest.mark.parametrize("name", ["lists", "folds"])
-def test_a_team_integrates_as_one(together: list[dict[str, Any]], alone: dict[str, Any], name: str) -> None:
-    """The same search, choice and facts, and nearly the same logits on rows that none has seen."""
-    expected = alone[f"{name}, facts"]
-    for said in together:
-        found = said[f"{name}, facts"]
-        assert found == together[0][f"{name}, facts"]
-        np.testing.assert_array_equal(said[f"{name}, logits"], together[0][f"{name}, logits"])
-        assert found["tried"] == expected["tried"]
-        for choice, facts in found["choices"].items():
-            wanted = expected["choices"][choice]
-            for key, value in facts.items():
+def test_a_group_chooses_the_classifier_of_a_single_process(
+    together: list[dict[str, Any]], alone: dict[str, Any], name: str
+) -> None:
+    """Search, choices and summaries agree, and the probabilities of test rows within 0.02."""
+    expected = alone[f"{name}, summary"]
+    for results in together:
+        actual = results[f"{name}, summary"]
+        assert actual == together[0][f"{name}, summary"]
+        np.testing.assert_array_equal(results[f"{name}, logits"], together[0][f"{name}, logits"])
+        assert actual["tried"] == expected["tried"]
+        for choice, summary in actual["choices"].items():
+            expected_summary = expected["choices"][choice]
+            for key, value in summary.items():
                 if key == "exits":
-                    for own, other in zip(value, wanted[key], strict=True):
-                        assert own == pytest.approx(other, abs=0.02)
+                    for exit_, expected_exit in zip(value, expected_summary[key], strict=True):
+                        assert exit_ == pytest.approx(expected_exit, abs=0.02)
                 elif isinstance(value, float):
-                    assert value == pytest.approx(wanted[key], abs=0.02), key
+                    assert value == pytest.approx(expected_summary[key], abs=0.02), key
                 else:
-                    assert value == wanted[key], key
-        probabilities = (expit(of[f"{name}, logits"]) for of in (said, alone))
+                    assert value == expected_summary[key], key
+        probabilities = (expit(source[f"{name}, logits"]) for source in (results, alone))
         np.testing.assert_allclose(*probabilities, atol=0.02)
 
 
-def test_a_process_by_itself_is_a_team_of_one() -> None:
-    """It sums, agrees and listens to itself."""
+def test_a_process_outside_any_group_is_a_group_of_one() -> None:
+    """`all_reduce` and the broadcasts return their argument."""
     group = ProcessGroup.joined()
     assert group == ProcessGroup(0, 1)
     values = torch.tensor([2.0])

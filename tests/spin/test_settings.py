@@ -1,4 +1,4 @@
-"""What people type: settings, overrides and sites; each mistake is one line that says what was expected."""
+"""Settings files, overrides and sites, and the one-line messages about mistakes in them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ sites = st.one_of(
 TREE = {"backbone": {"model": "some/model"}, "data": {"train": "train.csv"}, "store": "runs"}
 
 
-def written(folder: Path, text: str) -> Path:
+def write_settings(folder: Path, text: str) -> Path:
+    """Write a settings file and return its path."""
     path = folder / "spin.yaml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def mistake(tree: dict[str, Any]) -> str:
-    """The one line that a mapping earns."""
+def error_message(tree: dict[str, Any]) -> str:
+    """Return the message about mistakes in settings, which is one line and names the file."""
     with pytest.raises(UserError) as raised:
         parse_settings(tree, "spin.yaml")
     assert "\n" not in str(raised.value)
@@ -39,19 +40,19 @@ def mistake(tree: dict[str, Any]) -> str:
     return str(raised.value)
 
 
-def test_a_file_becomes_settings(tmp_path: Path, settings_tree: dict[str, Any]) -> None:
-    """Given values are kept, missing ones have their defaults, and the result cannot be changed."""
-    read = load_settings(written(tmp_path, yaml.safe_dump(settings_tree)))
-    assert read.backbone.dtype == "float32"
-    assert read.ray.shard_documents == 60
-    assert read.probe.penalties == 10
-    assert read.poolings is None
+def test_a_settings_file_is_read_and_completed_with_defaults(tmp_path: Path, settings_tree: dict[str, Any]) -> None:
+    """The settings cannot be changed afterwards."""
+    loaded = load_settings(write_settings(tmp_path, yaml.safe_dump(settings_tree)))
+    assert loaded.backbone.dtype == "float32"
+    assert loaded.ray.shard_documents == 60
+    assert loaded.probe.penalties == 10
+    assert loaded.poolings is None
     with pytest.raises(ValueError, match="frozen"):
-        read.seed = 1  # type: ignore[misc]
+        loaded.seed = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"nonsense": 1}, "unknown setting 'nonsense'"),
         ({"probe": {"penalty": 3}}, "unknown setting 'probe.penalty'"),
@@ -85,20 +86,20 @@ def test_a_file_becomes_settings(tmp_path: Path, settings_tree: dict[str, Any]) 
         ({"store": None}, "'store' is None: Input should be a valid string"),
     ],
 )
-def test_a_mistake_names_its_key_and_what_was_expected(change: dict[str, Any], said: str) -> None:
-    """One mistake, one line, named once."""
-    line = mistake(TREE | change)
-    assert said in line
+def test_a_mistake_is_reported_with_its_key_and_what_was_expected(change: dict[str, Any], message: str) -> None:
+    """Each mistake is reported once."""
+    line = error_message(TREE | change)
+    assert message in line
     assert "; '" not in line
 
 
 def test_an_empty_section_holds_defaults(tmp_path: Path) -> None:
-    """A section of which every line is a comment is null in YAML; --set can still reach into it."""
-    plain = parse_settings(TREE)
-    assert parse_settings({**TREE, "probe": None, "ray": {"classify": None}}) == plain
-    path = written(tmp_path, yaml.safe_dump({**TREE, "probe": None, "ray": {"classify": None}}))
-    read = load_settings(path, ["probe.penalties=5", "ray.classify.workers=2"])
-    assert (read.probe.penalties, read.ray.for_stage("classify").workers) == (5, 2)
+    """A section that contains only comments is null in YAML. `--set` can still set its keys."""
+    defaults = parse_settings(TREE)
+    assert parse_settings({**TREE, "probe": None, "ray": {"classify": None}}) == defaults
+    path = write_settings(tmp_path, yaml.safe_dump({**TREE, "probe": None, "ray": {"classify": None}}))
+    loaded = load_settings(path, ["probe.penalties=5", "ray.classify.workers=2"])
+    assert (loaded.probe.penalties, loaded.ray.for_stage("classify").workers) == (5, 2)
 
 
 URIS = {
@@ -121,20 +122,20 @@ URIS = {
         "mysql://h/db?passwd=hunter2",
     ],
 )
-def test_a_password_is_refused_and_not_shown(key: str, uri: str, tmp_path: Path) -> None:
-    """In any place, from the file or the command line, also where something else is wrong with it."""
-    said = mistake(TREE | URIS[key](uri))
-    assert f"'{key}' is '***': a password stands in it; expected none: it comes from the environment" in said
-    assert "hunter2" not in said
+def test_a_password_in_a_uri_is_refused_and_not_shown(key: str, uri: str, tmp_path: Path) -> None:
+    """This holds for every key, in the file and on the command line, and if the settings have other mistakes."""
+    message = error_message(TREE | URIS[key](uri))
+    assert f"'{key}' is '***': a password stands in it; expected none: it comes from the environment" in message
+    assert "hunter2" not in message
     section = key.partition(".")[0]
-    assert "hunter2" not in mistake(TREE | {section: [uri]})
-    path = written(tmp_path, yaml.safe_dump(TREE))
+    assert "hunter2" not in error_message(TREE | {section: [uri]})
+    path = write_settings(tmp_path, yaml.safe_dump(TREE))
     for override in (f"{key}={uri}", f"{key}=[{uri}", f"store.x={uri}", *([f"{key}:{uri}"] if "=" not in uri else [])):
         with pytest.raises(UserError) as raised:
             load_settings(path, [override])
         assert "hunter2" not in str(raised.value)
     with pytest.raises(UserError, match=r"cannot be read as YAML: .*, in line 2") as raised:
-        load_settings(written(tmp_path, f"a: b\nstore: [{uri} : : b\n"))
+        load_settings(write_settings(tmp_path, f"a: b\nstore: [{uri} : : b\n"))
     assert "hunter2" not in str(raised.value)
 
 
@@ -150,20 +151,19 @@ def test_a_password_is_refused_and_not_shown(key: str, uri: str, tmp_path: Path)
         "data/passwords=1:2@3.csv",
     ],
 )
-def test_a_place_without_a_password_is_taken(key: str, uri: str) -> None:
-    """The name of a user, ports, and odd names of files."""
+def test_a_uri_without_a_password_is_accepted(key: str, uri: str) -> None:
+    """User names, ports, and file names with colons and at signs are no passwords."""
     assert parse_settings(TREE | URIS[key](uri))
 
 
-def test_every_mistake_is_named_at_once() -> None:
-    """All keys that are wrong, in the one line."""
-    said = mistake({"backbone": {"model": 3}, "data": {"train": "t", "txt": "x"}})
+def test_all_mistakes_are_reported_in_one_line() -> None:
+    message = error_message({"backbone": {"model": 3}, "data": {"train": "t", "txt": "x"}})
     for part in ("'backbone.model' is 3", "unknown setting 'data.txt'", "'store' is missing"):
-        assert part in said
+        assert part in message
 
 
 @pytest.mark.parametrize(
-    ("override", "at", "value"),
+    ("override", "key", "value"),
     [
         ("seed=7", "seed", 7),
         ("probe.penalties=4", "probe.penalties", 4),
@@ -173,21 +173,20 @@ def test_every_mistake_is_named_at_once() -> None:
         ("search.etas=[1]", "search.etas", (1.0,)),
     ],
 )
-def test_an_override_replaces_one_value(tmp_path: Path, override: str, at: str, value: object) -> None:
-    """a.b=value, read as YAML, in a section that the file may lack; only the first = divides."""
-    found: Any = load_settings(written(tmp_path, yaml.safe_dump(TREE)), [override])
-    for key in at.split("."):
-        found = getattr(found, key)
-    assert found == value
+def test_an_override_replaces_one_value(tmp_path: Path, override: str, key: str, value: object) -> None:
+    """The value after the first `=` is read as YAML; the file may lack the section of the key."""
+    node: Any = load_settings(write_settings(tmp_path, yaml.safe_dump(TREE)), [override])
+    for name in key.split("."):
+        node = getattr(node, name)
+    assert node == value
 
 
-def test_the_last_override_wins(tmp_path: Path) -> None:
-    """As on any command line."""
-    assert load_settings(written(tmp_path, yaml.safe_dump(TREE)), ["seed=1", "seed=2"]).seed == 2
+def test_the_last_override_of_a_key_wins(tmp_path: Path) -> None:
+    assert load_settings(write_settings(tmp_path, yaml.safe_dump(TREE)), ["seed=1", "seed=2"]).seed == 2
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("seed", "--set seed: expected a.b=value"),
         ("=3", "--set =3: expected a.b=value"),
@@ -200,28 +199,26 @@ def test_the_last_override_wins(tmp_path: Path) -> None:
         ("probe=3", "'probe' is 3"),
     ],
 )
-def test_a_bad_override_is_named(tmp_path: Path, override: str, said: str) -> None:
-    """What is wrong with it, in one line."""
+def test_a_mistake_in_an_override_is_reported_in_one_line(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError) as raised:
-        load_settings(written(tmp_path, yaml.safe_dump(TREE)), [override])
-    assert said in str(raised.value)
+        load_settings(write_settings(tmp_path, yaml.safe_dump(TREE)), [override])
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example("seed=!!int x")
 @given(st.text(string.printable.replace("\n", ""), max_size=20) | st.builds("seed={}".format, st.text(max_size=9)))
-def test_any_override_is_taken_or_refused(tmp_path: Path, override: str) -> None:
-    """Nothing that can be typed leads to anything but settings or a UserError."""
+def test_any_override_gives_settings_or_a_user_error(tmp_path: Path, override: str) -> None:
     path = tmp_path / "spin.yaml"
     if not path.exists():
-        written(tmp_path, yaml.safe_dump(TREE))
+        write_settings(tmp_path, yaml.safe_dump(TREE))
     with suppress(UserError):
         assert isinstance(load_settings(path, [override]), Settings)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: [1\nb: 2", "cannot be read as YAML"),
         ("store: 2026-13-01", "cannot be read as YAML"),
@@ -229,18 +226,18 @@ def test_any_override_is_taken_or_refused(tmp_path: Path, override: str) -> None
         ("", "holds NoneType, expected a mapping"),
     ],
 )
-def test_a_file_that_is_no_settings(tmp_path: Path, text: str, said: str) -> None:
-    """The file is named, and what it holds; in one line, though a YAML error has many."""
-    path = written(tmp_path, text)
+def test_a_file_that_does_not_hold_settings_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    """The message names the file and what it holds. The message of the YAML library has several lines."""
+    path = write_settings(tmp_path, text)
     with pytest.raises(UserError) as raised:
         load_settings(path)
     assert str(raised.value).startswith(str(path))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """Missing, a folder, not text."""
+def test_a_settings_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """The file is missing, is a folder, or is not UTF-8."""
     with pytest.raises(UserError, match=r"no settings file at .*missing\.yaml; `spin init .*missing\.yaml` writes one"):
         load_settings(tmp_path / "missing.yaml")
     with pytest.raises(UserError, match="cannot be read"):
@@ -250,16 +247,15 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         load_settings(tmp_path / "latin.yaml")
 
 
-def test_defaults_satisfy_their_own_rules() -> None:
-    """Defaults are not validated by pydantic; these pass when they are given."""
+def test_default_values_are_valid() -> None:
+    """pydantic does not validate defaults, so the test passes them as values."""
     assert SearchSettings(**SearchSettings().model_dump()) == SearchSettings()
     full = parse_settings(TREE)
     assert parse_settings(full.model_dump()) == full
 
 
 @given(sites, st.sampled_from(POOLINGS))
-def test_sites_and_columns_round_trip(site: Site, pooling: str) -> None:
-    """Text forms are read back as what they were written from."""
+def test_sites_and_feature_columns_are_parsed_from_their_text_forms(site: Site, pooling: str) -> None:
     assert Site.parse(str(site)) == site
     assert FeatureColumn.parse(str(FeatureColumn(site, pooling))) == FeatureColumn(site, pooling)
 
@@ -272,67 +268,67 @@ def test_sites_and_columns_round_trip(site: Site, pooling: str) -> None:
 @example("ffn.00")
 @example("resid.001")
 @example("ffn.01\n")
-def test_garbage_is_no_site(text: str) -> None:
-    """Whatever is parsed prints as it was typed; all else is a UserError, and nothing is any other error."""
+def test_any_text_is_a_site_in_its_text_form_or_a_user_error(text: str) -> None:
+    """The same holds for feature columns."""
     for kind in (Site, FeatureColumn):
         with suppress(UserError):
             assert str(kind.parse(text)) == text
 
 
 def test_sites_sort_in_the_order_of_the_forward_pass() -> None:
-    """By layer; within a block the FFN comes before the stream that it adds to."""
+    """Sites sort by layer; within a block the FFN comes before the residual stream, to which it is added."""
     texts = ["resid.00", "ffn.01", "resid.01", "ffn.02", "resid.02", "ffn.10", "resid.10"]
     assert [str(s) for s in sorted(Site.parse(t) for t in reversed(texts))] == texts
 
 
-HAVE = [Site.parse(t) for t in ("resid.00", "ffn.01", "resid.01", "ffn.02", "resid.02")]
+SITES = [Site.parse(t) for t in ("resid.00", "ffn.01", "resid.01", "ffn.02", "resid.02")]
 
 
-def test_choose_sites() -> None:
-    """A kind stands for all its layers; a repetition counts once; the order is the model's."""
-    assert choose_sites(["resid", "ffn"], HAVE) == HAVE
-    assert list(map(str, choose_sites(["resid.02", "ffn", "ffn.01"], HAVE))) == ["ffn.01", "ffn.02", "resid.02"]
+def test_chosen_sites_are_in_the_order_of_the_model() -> None:
+    """A kind stands for all of its layers, and a repeated site counts once."""
+    assert choose_sites(["resid", "ffn"], SITES) == SITES
+    assert list(map(str, choose_sites(["resid.02", "ffn", "ffn.01"], SITES))) == ["ffn.01", "ffn.02", "resid.02"]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "have", "said"),
+    ("names", "sites", "message"),
     [
-        (["ffn.03"], HAVE, "the backbone has no 'ffn.03'; it has resid.00 to resid.02, ffn.01 to ffn.02"),
-        (["resid", "final.02"], HAVE, "the backbone has no 'final.02'"),
-        (["ffn"], [s for s in HAVE if s.kind == "resid"], "no 'ffn'; it has resid.00 to resid.02"),
-        (["attention"], HAVE, "'attention' is not a site; expected resid.NN"),
-        (["ffn.1"], HAVE, "'ffn.1' is not a site"),
-        (["ffn.00"], HAVE, "'ffn.00' is not a site"),
-        ([], HAVE, "sites: the list is empty; expected resid, ffn"),
+        (["ffn.03"], SITES, "the backbone has no 'ffn.03'; it has resid.00 to resid.02, ffn.01 to ffn.02"),
+        (["resid", "final.02"], SITES, "the backbone has no 'final.02'"),
+        (["ffn"], [s for s in SITES if s.kind == "resid"], "no 'ffn'; it has resid.00 to resid.02"),
+        (["attention"], SITES, "'attention' is not a site; expected resid.NN"),
+        (["ffn.1"], SITES, "'ffn.1' is not a site"),
+        (["ffn.00"], SITES, "'ffn.00' is not a site"),
+        ([], SITES, "sites: the list is empty; expected resid, ffn"),
     ],
 )
-def test_choose_sites_says_what_there_is(wanted: list[str], have: list[Site], said: str) -> None:
-    """A site that the backbone lacks, a kind that it lacks, no site at all."""
+def test_sites_that_cannot_be_chosen_are_refused(names: list[str], sites: list[Site], message: str) -> None:
+    """The message about a site that the backbone lacks names the sites that it has."""
     with pytest.raises(UserError) as raised:
-        choose_sites(wanted, have)
-    assert said in str(raised.value)
+        choose_sites(names, sites)
+    assert message in str(raised.value)
 
 
-def test_split_fractions_hold() -> None:
-    """Within four standard deviations of what was asked for, with any seed; nothing asked for, nothing given."""
+def test_splits_have_the_requested_shares_with_any_seed() -> None:
+    """The shares hold within four standard deviations; a share of zero gives no document."""
     n = 20000
     for seed, valid, test in [(0, 0.15, 0.15), (1, 0.1, 0.4), (2, 0.3, 0.0)]:
-        found = [assign_split(f"doc-{i}", seed, valid, test) for i in range(n)]
+        splits = [assign_split(f"doc-{i}", seed, valid, test) for i in range(n)]
         for name, share in zip(SPLITS, (1 - valid - test, valid, test), strict=True):
-            assert abs(found.count(name) - share * n) <= 4 * (share * (1 - share) * n) ** 0.5
+            assert abs(splits.count(name) - share * n) <= 4 * (share * (1 - share) * n) ** 0.5
 
 
 @given(st.lists(st.text(), unique=True, min_size=1), st.integers(-5, 5), st.data())
-def test_more_documents_move_none(ids: list[str], seed: int, data: st.DataObject) -> None:
-    """A document's split depends on its id and the seed alone, not on its place or its company."""
+def test_added_documents_do_not_change_the_split_of_others(ids: list[str], seed: int, data: st.DataObject) -> None:
+    """A document's split depends only on its id and the seed, not on its position."""
     before = {i: assign_split(i, seed, 0.2, 0.2) for i in ids}
-    more = data.draw(st.permutations([*ids, *data.draw(st.lists(st.text(), max_size=5))]))
-    after = {i: assign_split(i, seed, 0.2, 0.2) for i in more}
+    all_ids = data.draw(st.permutations([*ids, *data.draw(st.lists(st.text(), max_size=5))]))
+    after = {i: assign_split(i, seed, 0.2, 0.2) for i in all_ids}
     assert {i: after[i] for i in ids} == before
 
 
-def test_a_larger_test_fraction_keeps_the_tests_documents() -> None:
-    """A seed draws another split; a larger test fraction only adds to the test."""
+def test_a_larger_test_fraction_only_adds_documents_to_the_test_split() -> None:
+    """A different seed gives a different split."""
     ids = list(map(str, range(2000)))
     small = {i for i in ids if assign_split(i, 0, 0.2, 0.1) == "test"}
     assert small < {i for i in ids if assign_split(i, 0, 0.2, 0.3) == "test"}
@@ -340,16 +336,17 @@ def test_a_larger_test_fraction_keeps_the_tests_documents() -> None:
     assert assign_split("\ud800", 0, 0.2, 0.2) in SPLITS  # a lone surrogate, as JSON can hold
 
 
-def test_the_rows_of_a_split() -> None:
+def test_rows_in_split_returns_the_indices_of_its_rows() -> None:
     assert rows_in_split(["train", "valid", "train"], "train").tolist() == [0, 2]
     assert rows_in_split([], "train").shape == (0,)
 
 
-def test_a_stage_may_have_workers_of_its_own() -> None:
-    """What it does not set is as for all stages."""
-    given = {"workers": 4, "cpus_per_worker": 2, "probe": {"workers": 1}, "classify": {"gpus_per_worker": 0.5}}
-    ray = parse_settings({**TREE, "ray": given}).ray
-    assert [(of.workers, of.cpus_per_worker, of.gpus_per_worker) for of in map(ray.for_stage, get_args(Stage))] == [
+def test_a_stage_may_override_the_workers_of_all_stages() -> None:
+    """Values that a stage does not set are those of all stages."""
+    workers = {"workers": 4, "cpus_per_worker": 2, "probe": {"workers": 1}, "classify": {"gpus_per_worker": 0.5}}
+    ray = parse_settings({**TREE, "ray": workers}).ray
+    stages = [ray.for_stage(stage) for stage in get_args(Stage)]
+    assert [(stage.workers, stage.cpus_per_worker, stage.gpus_per_worker) for stage in stages] == [
         (4, 2, 0),
         (1, 2, 0),
         (4, 2, 0),
@@ -358,7 +355,7 @@ def test_a_stage_may_have_workers_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ray", "said"),
+    ("ray", "message"),
     [
         ({"workers": 2, "min_workers": 3}, "min_workers of extract is 3, workers 2; expected at least min_workers"),
         ({"min_workers": 3, "train": {"workers": 2}}, "min_workers of train is 3, workers 2"),
@@ -366,5 +363,6 @@ def test_a_stage_may_have_workers_of_its_own() -> None:
         ({"extract": {"worker": 2}}, "unknown setting 'ray.extract.worker'"),
     ],
 )
-def test_the_least_workers_are_at_most_the_most(ray: dict[str, Any], said: str) -> None:
-    assert said in mistake({**TREE, "ray": ray})
+def test_min_workers_above_workers_is_refused(ray: dict[str, Any], message: str) -> None:
+    """So is an unknown setting of a stage."""
+    assert message in error_message({**TREE, "ray": ray})

@@ -82,7 +82,7 @@ def test_tokenizing_in_windows_does_not_change_values(backbone_folder: Path, mon
 
 
 def test_openvino_runs_a_segment_that_does_not_use_its_token_ids(backbone_folder: Path) -> None:
-    """The second segment only pools positions, and the first one has embedded the token ids."""
+    """The graph of the second segment, which only pools positions, has an input for token ids all the same."""
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone = load_backbone(settings)
     segments = split_segments(
