@@ -80,7 +80,7 @@ DATA_CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 @pytest.mark.parametrize("case", DATA_CASES)
 def test_unusable_training_data_is_refused(case: str, run_spin: RunSpin, tmp_path: Path) -> None:
-    """Exit status 2 before a plan is written; the message names the place of the mistake."""
+    """The command ends with status 2 before it writes a plan, and names the place of the mistake."""
     rows, message = DATA_CASES[case]
     status, error = run_spin("extract", rows=rows)
     assert status == 2
@@ -90,14 +90,14 @@ def test_unusable_training_data_is_refused(case: str, run_spin: RunSpin, tmp_pat
 
 
 def test_a_missing_training_file_is_refused(run_spin: RunSpin) -> None:
-    """Exit status 2."""
+    """The command ends with status 2."""
     status, error = run_spin("extract")
     assert (status, "no data at" in read_error_line(error)) == (2, True)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
 def test_a_corrupt_parquet_file_is_named_in_the_error(damage: str, run_spin: RunSpin, tmp_path: Path) -> None:
-    """Exit status 2; the message names what may have happened to the file."""
+    """The command ends with status 2; the message names what may have happened to the file."""
     path = tmp_path / "train.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS), path)
     content = path.read_bytes()
@@ -132,7 +132,7 @@ SETTINGS_CASES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", SETTINGS_CASES)
 def test_invalid_settings_are_named_in_the_error(case: str, run_spin: RunSpin, tmp_path: Path) -> None:
-    """Exit status 2 before a plan is written."""
+    """The command ends with status 2 before it writes a plan."""
     changes, message = SETTINGS_CASES[case]
     status, error = run_spin("extract", rows=ROWS, **changes)
     assert status == 2
@@ -141,13 +141,13 @@ def test_invalid_settings_are_named_in_the_error(case: str, run_spin: RunSpin, t
 
 
 def test_a_stage_names_the_stage_that_must_run_first(run_spin: RunSpin) -> None:
-    """Exit status 2."""
+    """The command ends with status 2."""
     status, error = run_spin("probe", rows=ROWS)
     assert (status, "run `spin extract` first" in read_error_line(error)) == (2, True)
 
 
 def test_classify_without_a_champion_is_refused(run_spin: RunSpin, tmp_path: Path) -> None:
-    """Exit status 2; the message names the command that makes a champion, and no output is written."""
+    """The command ends with status 2, names the command that makes a champion, and writes no output."""
     status, error = run_spin("classify", "--input", str(tmp_path), "--output", str(tmp_path / "out"), rows=ROWS)
     assert status == 2
     assert "models:/tiny@champion does not exist; versions: none; `spin promote` makes a champion" in read_error_line(
@@ -217,7 +217,7 @@ def test_an_unreachable_registry_ends_with_status_5(run_spin: RunSpin, monkeypat
 
 @pytest.mark.parametrize("uri", ["http://user:hunter2@127.0.0.1:9", "postgresql://user:hunter2@127.0.0.1/mlflow"])
 def test_a_password_in_the_registry_uri_is_refused_and_not_printed(run_spin: RunSpin, uri: str) -> None:
-    """Exit status 2; the message names the setting."""
+    """The command ends with status 2; the message names the setting."""
     for changes in ({"mlflow": {"tracking_uri": uri}}, {"mlflow": uri}):
         status, error = run_spin("models", rows=ROWS, **changes)
         assert status == 2
@@ -228,7 +228,7 @@ def test_a_password_in_the_registry_uri_is_refused_and_not_printed(run_spin: Run
 
 
 def test_an_invalid_date_is_refused(run_spin: RunSpin, tmp_path: Path) -> None:
-    """Exit status 2, here for 30 February."""
+    """The command ends with status 2, here for 30 February."""
     options = ("--input", str(tmp_path), "--output", str(tmp_path / "out"), "--date", "2026-02-30")
     status, error = run_spin("classify", *options, rows=ROWS)
     assert (status, "--date 2026-02-30: expected a day as YYYY-MM-DD" in read_error_line(error)) == (2, True)

@@ -212,7 +212,7 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
 
 @pytest.mark.usefixtures("ray_session")
 def test_since_skips_files_that_earlier_nights_classified(project: Project) -> None:
-    """Over several nights; a file that was changed or quarantined is classified again."""
+    """This holds over several nights. A file that was changed or quarantined is classified again."""
 
     def run_night(date: str, since: str | None) -> tuple[list[str], list[str]]:
         settings = project.build_settings(classify={"max_bad_files": 0.9})
@@ -258,7 +258,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], se
 
 
 def test_a_killed_driver_loses_no_finished_work(project: Project, tmp_path: Path) -> None:
-    """SIGKILL after the first shard and after a later one: each rerun repeats at most one shard per worker."""
+    """The driver is killed after the first and after a later shard. A rerun repeats at most one shard per worker."""
     documents = tiny.documents(400, seed=5)
     source = project.write("a.parquet", to_parquet(documents))
     log, output, shards, workers = tmp_path / "log", f"{project.base}/out", 10, 2

@@ -164,7 +164,7 @@ def test_labels_do_not_depend_on_the_shard_size(project: NightProject) -> None:
 
 
 def test_unreadable_files_above_the_limit_fail_the_night(project: NightProject) -> None:
-    """Exit status 4, nothing published; with a higher limit a rerun publishes the rows and names the files."""
+    """The status is 4 and nothing is published; with a higher limit a rerun publishes the rows and names the files."""
     project.write("a.jsonl", tiny.documents(30))
     (project.folder / "data" / "b.parquet").write_bytes(b"PAR1")
     with pytest.raises(BadRowsError, match=r"1 of 2 files cannot be classified.*b\.parquet cannot be read") as error:
@@ -187,7 +187,7 @@ def test_too_many_dead_letters_fail_the_night(project: NightProject) -> None:
 
 
 def test_the_first_document_with_a_duplicate_id_is_predicted(project: NightProject) -> None:
-    """The first in plan order, across shards and files."""
+    """The order is that of the plan, across shards and files."""
     first, second = tiny.documents(60), tiny.documents(80)[20:]
     project.write("b.jsonl", second)
     project.write("a.jsonl", first)
@@ -316,7 +316,7 @@ def test_a_night_is_compared_with_the_latest_night_if_that_is_earlier(project: N
 
 
 def test_the_precision_check_counts_labels_that_equal_those_of_float32(project: NightProject) -> None:
-    """Row by row over several shards, without dead letters and duplicate ids, up to the given number of rows."""
+    """It compares rows of several shards, skips dead letters and duplicate ids, and stops at the given number."""
     rows: list[Any] = tiny.documents(90, seed=4)
     invalid = [{"id": "x", "text": None}, dict(rows[2]), {"id": "y", "text": " "}]
     project.write("a.jsonl", [invalid[0], *rows[:30], *invalid[1:], *rows[30:]])
@@ -408,7 +408,7 @@ def test_a_run_resumes_after_a_change_that_does_not_affect_results(
 
 
 def test_the_report_of_a_real_night_shows_its_manifest(browser: Any, tmp_path: Path, project: NightProject) -> None:
-    """For documents, a dead letter and an unreadable file, in the output and in the folder of the run."""
+    """The night has a dead letter and an unreadable file. The report is in the output and in the folder of the run."""
     project.write("a.jsonl", [*tiny.documents(90), {"id": "x", "text": None}])
     (project.folder / "data" / "b.parquet").write_bytes(b"PAR1")
     manifest = project.run_night(max_bad_files=0.5)

@@ -46,7 +46,7 @@ def write_jsonl(folder: Path, name: str, ids: list[Any]) -> None:
 def test_a_row_is_a_duplicate_if_an_earlier_row_has_its_id(
     ids: list[Any], cut: int, documents: int, partitions: int
 ) -> None:
-    """Within a shard, across shards and across files; null and empty ids are never duplicates."""
+    """The earlier row may be in another shard or file; null and empty ids are never duplicates."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         data.mkdir()
@@ -64,7 +64,7 @@ def test_a_row_is_a_duplicate_if_an_earlier_row_has_its_id(
 
 
 def test_duplicate_ids_are_found_across_shards_in_any_store(store_uri: str, tmp_path: Path) -> None:
-    """In a folder and on a real S3 server, over several partitions; an unreadable file contributes no ids."""
+    """The store is a folder, then a real S3 server. An unreadable file contributes no ids."""
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data", "a.jsonl", [f"d{n % 700}" for n in range(1000)])
     shards = plan_shards(list_files(str(tmp_path / "data")), 300, DATA)

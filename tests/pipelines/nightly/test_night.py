@@ -235,7 +235,7 @@ PUBLISHED = STEPS.index("write published.json") + 1
 
 
 def test_a_night_is_committed_in_order() -> None:
-    """Data, outcomes, the manifest, the published parts, `latest`, and then the deletion of temporary objects."""
+    """The order is: data, outcomes, manifest, published parts, `latest`, deletion of temporary objects."""
 
     def first_index(text: str) -> int:
         return next(n for n, step in enumerate(STEPS) if text in step)
@@ -276,7 +276,7 @@ def test_a_crash_at_any_step_loses_nothing(number: int, after: bool, tmp_path: P
 def test_many_crashes_lose_nothing(
     tmp_path_factory: pytest.TempPathFactory, crashes: list[tuple[int, bool, bool]]
 ) -> None:
-    """One after another at any steps, also if the night is restarted with another model in between."""
+    """The crashes follow each other at any steps; in between, the night may be restarted with another model."""
     out = Store(str(tmp_path_factory.mktemp("out")))
     model = "1"
     for number, after, changed in crashes:
@@ -317,7 +317,7 @@ def fill_disk(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", range(1, len(STEPS) + 1), ids=STEPS)
 def test_a_full_disk_at_any_step_fails_clearly_and_resumes(number: int, tmp_path: Path) -> None:
-    """A real disk that is full from a step of the night on: exit status 5, and readers see all of the night or nothing.
+    """The run ends with status 5 on a real disk, and readers see all of the night or nothing.
 
     No temporary file is left, and with more space a rerun completes the night.
     """
@@ -363,7 +363,7 @@ S3_STEPS = (
 @pytest.mark.s3
 @pytest.mark.parametrize("number", [n for n, step in enumerate(STEPS, 1) if any(text in step for text in S3_STEPS)])
 def test_a_crash_loses_nothing_on_s3(number: int, s3_server: str, tmp_path: Path) -> None:
-    """At steps of the manifest, the publication and the cleanup, on a real server."""
+    """The crashes are at steps of the manifest, the publication and the cleanup."""
     out, step = Store(f"{s3_server}/night-{tmp_path.parent.name}-{number}"), FakeStep()
     out.delete("")
     with crash_at(number, after=True), pytest.raises(Crash):
@@ -472,7 +472,7 @@ def test_a_changed_plan_is_refused_without_restart(change: str, tmp_path: Path) 
 
 
 def test_a_finished_night_is_not_computed_again(tmp_path: Path) -> None:
-    """Neither with nor without `restart`, as long as nothing has changed."""
+    """As long as nothing has changed, this holds with `restart` too."""
     out, step = Store(str(tmp_path)), FakeStep()
     first = run_night(out, step)
     assert run_night(out, step, restart=True) == run_night(out, step) == first
@@ -631,7 +631,7 @@ def test_a_run_that_wakes_after_its_lease_was_taken_publishes_nothing(store_uri:
 
 
 def test_an_unreadable_file_is_quarantined_as_a_whole(tmp_path: Path) -> None:
-    """Also its rows that were predicted before the error; the counts are those of the other files."""
+    """Rows that were predicted before the error are left out too; the counts are those of the other files."""
 
     class UnreadableFileStep(FakeStep):
         def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
@@ -660,7 +660,7 @@ def test_an_unreadable_file_is_quarantined_as_a_whole(tmp_path: Path) -> None:
     ],
 )
 def test_counts_that_do_not_add_up_are_an_error_that_names_the_difference(change: dict[str, Any], message: str) -> None:
-    """A row that is missing, or was not planned, and a shard that is not committed."""
+    """A row is missing, a row was not planned, or a shard is not committed."""
     shards = plan_two_shards_per_file(make_input_files(1))
     counts = [FakeStep()(shard, None).counts for shard in shards]  # type: ignore[arg-type]
     outcomes = [ShardOutcome(count, {}, tries=1, seconds=1.0, ended=0.0) for count in counts]

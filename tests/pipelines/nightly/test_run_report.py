@@ -103,7 +103,7 @@ def read_texts(window: Any, selector: str) -> list[str]:
 
 
 def test_the_report_shows_the_numbers_of_the_manifest(browser: Any, tmp_path: Path) -> None:
-    """Counts that add up, the drift, and reasons and shards with the largest first."""
+    """It has counts that add up and the drift; reasons and shards are listed with the largest first."""
     with open_page(browser, tmp_path, render_page(make_manifest())) as window:
         page_text = window.locator("body").inner_text()
         assert read_texts(window, ".sum > *") == ["12,345 documents", "=", "12,300 predicted", "+", "45 dead letters"]
@@ -177,7 +177,7 @@ def test_the_report_compares_the_shadow_class_by_class(browser: Any, tmp_path: P
 
 
 def test_charts_are_visible_and_show_a_pause(browser: Any, tmp_path: Path) -> None:
-    """On a wide and a narrow screen; the page does not scroll sideways."""
+    """The page fits on a wide and on a narrow screen without scrolling sideways."""
     for width in (1280, 390):
         with open_page(browser, tmp_path, render_page(make_manifest()), width=width, scheme="dark") as window:
             box = window.locator(".pace svg").bounding_box()

@@ -156,7 +156,7 @@ def test_documents_that_exit_early_are_compared_with_the_shadow(project: NightPr
 @pytest.mark.parametrize("abstain", [0, 0.3])
 @pytest.mark.parametrize(("model", "shadow"), PAIRS)
 def test_the_shadow_predicts_as_it_does_alone(project: NightProject, model: str, shadow: str, abstain: float) -> None:
-    """Disagreements and counts, compared with the two classifiers alone and a plain loop."""
+    """Disagreements and counts equal those of the two classifiers alone and a plain loop."""
     project.write("a.jsonl", [*ROWS, *INVALID])
     project.promote(model)
     manifest = project.run_night(shadow=f"models:/tiny/{shadow}", set=(f"decision.abstain={abstain}",))
@@ -198,7 +198,7 @@ def test_the_shadow_predicts_as_it_does_alone(project: NightProject, model: str,
 
 
 def test_classes_with_the_most_disagreements_come_first() -> None:
-    """In the table of classes and in the table of label pairs, for one label per document and for lists."""
+    """This holds for the classes and for the label pairs, with one label per document and with lists."""
     model, shadow = ["a", "a", "a", "b", None, "b"], ["a", "b", "b", "b", "a", None]
     shards = [count_agreement(model[rows], shadow[rows], False, failed=1) for rows in (slice(2), slice(2, None))]
     total = total_agreement("2", False, shards)
@@ -216,7 +216,7 @@ def test_classes_with_the_most_disagreements_come_first() -> None:
 def test_a_shared_pass_gives_each_classifier_its_own_features(
     registry_fixture: FolderRegistry, first: str, second: str
 ) -> None:
-    """Bit for bit, and in the same memory layout, on which the last bits of a matrix product depend."""
+    """The values are equal bit for bit, and so is the memory layout, on which the last bits of a product depend."""
     texts = [row["text"] for row in ROWS]
     shared_pass = SharedPass(*(SpinClassifier.load(registry_fixture.folder / number) for number in (first, second)))
     assert shared_pass.one_pass == (first != OTHER_BACKBONE)
@@ -293,7 +293,7 @@ def test_a_resumed_night_compares_every_document_once(project: NightProject, mon
 def test_documents_of_a_quarantined_file_are_not_compared(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither in the counts nor in the rows, although one shard of the file was compared before."""
+    """One shard of the file was compared before; the counts and the rows leave it out."""
     project.write("a.jsonl", ROWS[:80])
     project.write("b.jsonl", ROWS[80:])
 
@@ -308,7 +308,7 @@ def test_documents_of_a_quarantined_file_are_not_compared(
 
 
 def test_another_shadow_is_refused_without_restart(project: NightProject) -> None:
-    """Also a shadow removed or added; a restart without a shadow publishes no disagreements."""
+    """A shadow that is removed or added is refused too; a restart without one publishes no disagreements."""
     project.write("a.jsonl", ROWS)
     project.run_night(shadow=f"models:/tiny/{DEEP}")
     assert read_disagreements(project)
@@ -346,7 +346,7 @@ def test_a_model_is_not_its_own_shadow(project: NightProject) -> None:
 def test_an_unusable_shadow_is_refused_before_any_work(
     project: NightProject, backbone_folder: Path, shadow: str, set: tuple[str, ...], message: str
 ) -> None:
-    """If it is missing, of another kind, on a missing or changed backbone, unreadable, or unfit for the settings."""
+    """It is missing, of another kind, on a missing or changed backbone, unreadable, or unfit for the settings."""
     project.write("a.jsonl", ROWS)
     for name, backbone in (("gone", "/nowhere"), ("moved", str(backbone_folder)), ("half", None)):
         folder = project.registry_fixture.folder / name
@@ -412,7 +412,7 @@ def test_a_document_on_which_only_the_shadow_raises_is_predicted(
 def test_a_shadow_that_always_raises_is_tried_a_limited_number_of_times(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Per shard, not once per document; the night is the same as without a shadow."""
+    """The limit is per shard; the night is the same as without a shadow."""
     monkeypatch.setattr(classify, "ClassifyStep", FailingBlockStep)
     monkeypatch.setattr(FailingBlockStep, "always", True)
     monkeypatch.setattr(FailingBlockStep, "raised", 0)
@@ -443,7 +443,7 @@ def test_a_document_that_the_model_cannot_compute_is_not_compared(
 def test_the_shadow_is_skipped_in_a_shard_that_crashes_its_processes(
     project: NightProject, monkeypatch: pytest.MonkeyPatch, crashes: int
 ) -> None:
-    """After as many crashes as may be the machine's fault; the documents of the shard are predicted."""
+    """It is skipped after as many crashes as may be the machine's fault; the documents of the shard are predicted."""
     project.write("a.jsonl", ROWS)
 
     def record_crashes(store: Store) -> None:

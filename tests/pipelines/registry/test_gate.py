@@ -116,7 +116,7 @@ def test_the_first_version_is_compared_with_fixed_limits_only() -> None:
 
 
 def test_without_an_evaluation_set_only_checks_that_need_no_rows_run() -> None:
-    """Whether the version loads, its schema and its classes."""
+    """The checks are whether the version loads, its schema and its classes."""
     report = judge(build_settings(), [], CALIBRATED, CALIBRATED)
     assert [check.name for check in report.checks] == ["loads", "schema", "classes"]
 
@@ -236,7 +236,7 @@ def test_mlflow_decides_whether_a_check_passes(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_printed_table_shows_all_checks(capsys: pytest.CaptureFixture[str]) -> None:
-    """One row per check, brackets printed as they are; below it the remedies of the failed checks."""
+    """It has one row per check and prints brackets literally; the remedies of the failed checks follow."""
     model = replace(build_reply(TENTH, confidence=0.6), input_columns={"[bold]": "long"})
     terminal.gate(judge(build_settings(), TRUTH, model, None).checks)
     output = capsys.readouterr().out

@@ -118,7 +118,7 @@ def list_moves(registry: Registry) -> list[tuple[Any, ...]]:
 def test_a_fresh_process_predicts_as_the_nightly_job_does(
     registry_fixture: PromotionFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the choice and thresholds of the settings; nothing is imported from the working directory."""
+    """It uses the choice and thresholds of the settings and imports nothing from the working directory."""
     (tmp_path / "numpy.py").write_text("raise SystemExit('imported from the working directory')")
     monkeypatch.chdir(tmp_path)
     decision = {"thresholds": {"good": 0.2}, "abstain": 0.05}
@@ -142,7 +142,7 @@ def test_the_death_of_the_fresh_process_is_an_error(registry_fixture: PromotionF
 
 
 def test_promotions_refusals_and_rollbacks_are_recorded(registry_fixture: PromotionFixture) -> None:
-    """A first champion, an equal version, a worse version that is refused, and a rollback."""
+    """The moves are a first champion, an equal version, a worse version that is refused, and a rollback."""
     registry = registry_fixture.registry
     shown_checks: list[tuple[GateCheck, ...]] = []
     first = promote.promote(registry, "1", "the first", on_checks=shown_checks.append)
@@ -194,7 +194,7 @@ def test_promotions_refusals_and_rollbacks_are_recorded(registry_fixture: Promot
 def test_a_version_that_does_not_load_never_becomes_champion(
     registry_fixture: PromotionFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither by promotion, nor by force, nor by rollback; the reason is a tag of the version."""
+    """Promotion, promotion by force and rollback are refused; the reason is a tag of the version."""
     with pytest.raises(
         UserError, match=rf"version 4 of {registry_fixture.name} is not promoted: loads: .*; correct what it names"
     ):
@@ -213,7 +213,7 @@ def test_a_version_that_does_not_load_never_becomes_champion(
 
 @pytest.mark.usefixtures("open_gate")
 def test_rollback_goes_to_the_version_that_the_champion_replaced(registry_fixture: PromotionFixture) -> None:
-    """Never to a version that a rollback left; with a version number, to that version."""
+    """It never goes to a version that a rollback left. With a version number, it goes to that version."""
     registry = registry_fixture.registry
     for number in "123":
         promote.promote(registry, number, "")

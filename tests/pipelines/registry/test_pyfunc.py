@@ -52,7 +52,7 @@ def model(shared_fixture: RegistryFixture) -> Any:
 
 
 def test_the_pyfunc_predicts_as_the_trained_classifier(shared_fixture: RegistryFixture, model: Any) -> None:
-    """From the registered files alone, for one text as for many."""
+    """It needs only the registered files; one text gets the same prediction as among many."""
     predictions = predict(model, TEXTS)
     assert list(predictions.columns) == ["label", "score"]
     assert predictions["label"].tolist() == shared_fixture.labels
@@ -87,7 +87,7 @@ def test_a_threshold_removes_less_probable_labels(shared_fixture: RegistryFixtur
 
 
 def test_explanations_list_the_top_neurons_and_words_of_every_text(shared_fixture: RegistryFixture, model: Any) -> None:
-    """As `explain` gives them, with the class and its logit."""
+    """They are those of `explain`, with the class and its logit."""
     predictions = predict(model, TEXTS[:3], explain=True)
     assert list(predictions.columns) == ["label", "score", "explanation"]
     for text, label, row in zip(TEXTS, predictions["label"], predictions["explanation"], strict=False):
@@ -122,7 +122,7 @@ def test_explanations_list_the_top_neurons_and_words_of_every_text(shared_fixtur
 def test_an_invalid_request_is_an_mlflow_error_with_status_400(
     model: Any, rows: dict[str, Any], params: dict[str, Any], message: str
 ) -> None:
-    """For a threshold that is not a probability, a text that is empty or null, and a missing column."""
+    """A threshold is no probability, a text is empty or null, or the column is missing."""
     with pytest.raises(MlflowException, match=message) as error:
         model.predict(pd.DataFrame(rows), params=params)
     assert error.value.get_http_status_code() == 400
@@ -163,7 +163,7 @@ def find_imported_distributions() -> list[set[str]]:
 
 
 def test_a_multilabel_pyfunc_predicts_lists_of_labels(tmp_path: Path, backbone_folder: Path, sqlite_uri: str) -> None:
-    """One list per text; a threshold replaces the threshold of the model."""
+    """A threshold in the request replaces the threshold of the model."""
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, multilabel=True)
     model, probabilities = load_pyfunc(registry_fixture), registry_fixture.spin.predict_proba(TEXTS)
     assert [list(label) for label in predict(model, TEXTS)["label"]] == registry_fixture.labels
@@ -222,7 +222,7 @@ def test_a_backbone_that_changed_after_training_is_not_registered(tmp_path: Path
 def test_the_bundle_holds_all_backbone_files_and_no_others(
     tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The converted weights of a GGUF file, every shard of the weights, and no unrelated file of the folder."""
+    """They are the converted weights of a GGUF file in several shards; the folder also has an unrelated file."""
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "cache"))
     gguf = tmp_path / "weights.gguf"
     gguf.write_bytes(b"converted already")
@@ -244,7 +244,7 @@ def test_the_bundle_holds_all_backbone_files_and_no_others(
 def test_code_of_a_backbone_does_not_run_when_a_version_is_loaded(
     tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if `trust_remote_code` was on in training; loading is refused."""
+    """Loading is refused even if `trust_remote_code` was on in training."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     marker = tmp_path / "executed"
     folder = tiny.save_model_with_code(tmp_path / "coded", marker)
@@ -260,7 +260,7 @@ def test_code_of_a_backbone_does_not_run_when_a_version_is_loaded(
 
 
 def test_mlflow_serves_the_model_over_http(shared_fixture: RegistryFixture, tmp_path: Path) -> None:
-    """Labels, thresholds and explanations; an invalid request gets status 400 and the reason."""
+    """It answers with labels, thresholds and explanations; an invalid request gets status 400 and the reason."""
     environment = {"MLFLOW_TRACKING_URI": shared_fixture.registry.tracking.uri}
     with serve(f"models:/{shared_fixture.name}/1", tmp_path, environment) as server:
         rows = server.post(TEXTS).json()["predictions"]

@@ -18,7 +18,7 @@ from tests.support.version_0_1 import BUNDLE, load_expected
 
 
 def test_a_request_survives_a_json_round_trip() -> None:
-    """With all settings on which the predictions of a night depend."""
+    """The request has all settings on which the predictions of a night depend."""
     settings = parse_settings(
         {
             "backbone": {"model": "m", "dtype": "bfloat16", "batch_tokens": 4096, "trust_remote_code": True},
@@ -36,7 +36,7 @@ def test_a_request_survives_a_json_round_trip() -> None:
 
 
 def test_a_reply_survives_a_json_round_trip() -> None:
-    """With probabilities, empty lists of labels and abstentions."""
+    """The reply has probabilities, an empty list of labels and an abstention."""
     reply = PredictionReply({"text": "string"}, ("a", "b"), True, [["a"], [], None], np.array([[0.1, 0.25]] * 3), 1.5)
     copy = PredictionReply.from_json(reply.to_json())
     np.testing.assert_array_equal(copy.probabilities, reply.probabilities)
@@ -45,7 +45,7 @@ def test_a_reply_survives_a_json_round_trip() -> None:
 
 
 def test_an_error_reply_is_raised_as_a_user_error() -> None:
-    """With the message of the reply."""
+    """The message is that of the reply."""
     with pytest.raises(UserError, match="^there is no backbone$"):
         PredictionReply.from_json('{"error": "there is no backbone"}')
 

@@ -74,7 +74,7 @@ def test_a_model_of_version_0_1_loads_in_a_fresh_process(bundle: Path) -> None:
 
 
 def test_mlflow_serves_a_model_of_version_0_1(bundle: Path, tmp_path: Path) -> None:
-    """Labels, scores and explanations over HTTP."""
+    """It answers with labels, scores and explanations over HTTP."""
     with serve(str(bundle), tmp_path) as server:
         rows = server.post(EXPECTED.texts).json()["predictions"]
         [explained] = server.post(EXPECTED.texts[:1], explain=True).json()["predictions"]
@@ -84,7 +84,7 @@ def test_mlflow_serves_a_model_of_version_0_1(bundle: Path, tmp_path: Path) -> N
 
 
 def test_the_classifier_loads_an_artifact_of_version_0_1(bundle: Path) -> None:
-    """Without MLflow and without the logged code."""
+    """Neither MLflow nor the logged code is needed."""
     settings = SpinClassifier.load(bundle / packaging.SPIN).settings
     backbone = settings.model_copy(update={"model": str(bundle / "artifacts" / "backbone")})
     classifier = SpinClassifier.load(bundle / packaging.SPIN, backbone=backbone)

@@ -95,7 +95,7 @@ CHANGED = "version 1 of tiny .* was changed since it was registered: expected di
 def test_a_changed_artifact_is_refused(
     registry_fixture: RegistryFixture, tmp_path: Path, change: Callable[[Path, Path], Any]
 ) -> None:
-    """By every reader, before a file reaches the target folder; no pickle is loaded."""
+    """Every reader refuses it before a file reaches the target folder; no pickle is loaded."""
     registry_fixture.change(lambda model: change(model / "artifacts" / "spin", tmp_path / "mark"))
     (tmp_path / "fetched").mkdir()
     with pytest.raises(UserError, match=CHANGED % "artifact"):
@@ -122,7 +122,7 @@ def test_a_changed_artifact_is_refused(
 def test_a_changed_logged_model_is_refused(
     registry_fixture: RegistryFixture, tmp_path: Path, change: Callable[[Path, Path], Any]
 ) -> None:
-    """By readers that would run its code. SPIN itself reads only the artifact, which is unchanged here."""
+    """Readers that would run its code refuse it. SPIN itself reads only the artifact, which is unchanged here."""
     registry_fixture.change(lambda model: change(model, tmp_path / "mark"))
     (tmp_path / "fetched").mkdir()
     with pytest.raises(UserError, match=CHANGED % "model"):
