@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Debian's Chromium, in which the tests open the pages that SPIN writes. Idempotent.
+# Installs Debian's Chromium, in which the tests open the pages that SPIN writes. Idempotent.
 # stdout: nothing; progress and errors: stderr.
 set -euo pipefail
 say() { echo "browser: $*" >&2; }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Debian's kustomize, with which the tests render infra/k8s; `kubectl kustomize` does as well. Idempotent.
+# Installs Debian's kustomize, with which the tests render infra/k8s; `kubectl kustomize` works too. Idempotent.
 # stdout: nothing; progress and errors: stderr.
 set -euo pipefail
 say() { echo "kustomize: $*" >&2; }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs a command with a real MLflow server of its own and stops that server afterwards: run.sh COMMAND [ARG...]
-# Within infra/s3/run.sh its artifacts lie in S3. MLFLOW is the mlflow to run, by default that beside COMMAND.
-# Where the server cannot be had, the command runs without one: tests that need it say so, and fail in CI.
+# Runs a command with a real MLflow server started for it, and stops the server afterwards: run.sh COMMAND [ARG...]
+# Within infra/s3/run.sh its artifacts are stored in S3. MLFLOW is the mlflow to run, by default the one next to COMMAND.
+# If the server cannot be installed, the command runs without it: tests that need it are skipped, and fail in CI.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 data=$(mktemp -d "${TMPDIR:-/tmp}/spin-mlflow.XXXXXX")

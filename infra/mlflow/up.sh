@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A real MLflow server: basic authentication, its data in a PostgreSQL of its own (unix socket only), artifacts
+# A real MLflow server: basic authentication, its data in a PostgreSQL of its own (Unix socket only), artifacts
 # through the server to S3 where AWS_ENDPOINT_URL names one (infra/s3), else to a folder. On 127.0.0.1. Idempotent:
 # run it again to start whatever is not running; the data in DATADIR is kept.
 #   eval "$(./up.sh [-d DATADIR] [-p PORT] [-a ARTIFACTS])"    stop: ./down.sh [-d DATADIR] [-x]
 # stdout: only the export line; progress and errors: stderr. ARTIFACTS, a folder or s3:// prefix, is fixed when
-# DATADIR is first made. MLFLOW is the mlflow to run, by default that of .venv or of the PATH.
+# DATADIR is first created. MLFLOW is the mlflow to run, by default that of .venv or of the PATH.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 D=${MLFLOW_DATA_DIR:-${TMPDIR:-/tmp}/spin-mlflow} PORT=${MLFLOW_PORT:-5000} ARTIFACTS=
@@ -59,7 +59,7 @@ if [ ! -e "$D/created" ]; then           # first time: the databases, the passwo
 [mlflow]
 default_permission = READ
 database_uri = postgresql://mlflow@/mlflow_auth?host=$D/pg
-# one worker, so that no other can take a password that was changed meanwhile
+# one worker, so that no other still accepts a password that was changed
 auth_cache_ttl_seconds = 60
 INI
   mkdir "$D/pg"; ((EUID)) || chown postgres: "$D/pg"
@@ -70,7 +70,7 @@ INI
 listen_addresses = ''
 unix_socket_directories = '$D/pg'
 shared_buffers = 32MB
-# a crash of the machine may lose the last moment, but damages nothing
+# a crash of the machine may lose the last transactions, but damages nothing
 synchronous_commit = off
 CONF
   db "$PG/postgres" --single -D "$D/pg" postgres >>"$D/log/setup.log" 2>&1 <<SQL || die "the databases could not be made"

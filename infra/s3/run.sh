@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command with a real S3 server of its own and stops that server afterwards: run.sh COMMAND [ARG...]
-# Where the server cannot be had, the command runs without one: tests that need it say so, and fail in CI.
+# Runs a command with a real S3 server started for it, and stops the server afterwards: run.sh COMMAND [ARG...]
+# If the server cannot be installed, the command runs without it: tests that need it are skipped, and fail in CI.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 data=$(mktemp -d "${TMPDIR:-/tmp}/spin-s3.XXXXXX")

@@ -4,7 +4,7 @@
 # to start whatever is not running; the data in DATADIR is kept.
 #   eval "$(./up.sh [-d DATADIR] [-p PORT] [-s SIZE_GB])"    stop: ./down.sh [-d DATADIR] [-x]
 # stdout: only the export line; progress and errors: stderr. PORT is radosgw's; the mon
-# takes PORT+1 and the osd PORT+10..PORT+49 (these are fixed when DATADIR is first made).
+# takes PORT+1 and the osd PORT+10..PORT+49 (these are fixed when DATADIR is first created).
 set -euo pipefail
 D=${S3_DATA_DIR:-${TMPDIR:-/tmp}/spin-s3} PORT=${S3_PORT:-7480} GB=${S3_SIZE_GB:-10}
 AK=spinkey SK=spinsecret BUCKET=spin REGION=us-east-1
