@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -124,9 +124,9 @@ def test_values_that_are_not_text_are_refused(ffn_classifier: SpinClassifier, te
 
 
 def test_a_multilabel_classifier_predicts_lists_of_classes(multilabel: SpinClassifier, tmp_path: Path) -> None:
-    """Lists may be empty; a loaded classifier predicts the same multilabel."""
+    """Lists may be empty; a loaded classifier predicts the same lists."""
     texts, labels = generate_multilabel_documents(200, seed=1)
-    predicted = multilabel.predict(texts)
+    predicted = cast(list[list[str]], multilabel.predict(texts))
     agreements = [
         (name in prediction) == (name in label)
         for prediction, label in zip(predicted, labels, strict=True)
@@ -147,7 +147,7 @@ def test_few_labels_are_cross_validated(ffn_classifier: SpinClassifier, fitted: 
     """With 300 texts, all of them validate in every repeat; with 1,200, only the validation split does."""
     texts, labels = generate_documents(300, 3, seed=1)
     index, valid_score = ffn_classifier.label_space.index, ffn_classifier.fitted.summary.valid_score
-    test_score = score("macro_f1", index(labels), index(ffn_classifier.predict(texts)))
+    test_score = score("macro_f1", index(labels), index(ffn_classifier.predict(texts)))  # type: ignore[arg-type]
     assert test_score == pytest.approx(valid_score, abs=0.08), "the validation score is biased"
     held_out = ffn_classifier.training_result.frontier[-1].held_out
     rows = sum(len(fold_rows) for fold_rows in held_out)
@@ -237,7 +237,7 @@ def test_numpy_arrays_and_pandas_columns_are_read_like_lists(backbone: BackboneS
     from_list = spin.fit(texts, labels).predict_logits(texts)
     frame = pd.DataFrame({"text": texts, "label": labels}, index=range(1000, 1120))
     from_column = spin.fit(frame["text"], frame["label"]).predict_logits(frame["text"])
-    from_array = spin.fit(np.array(texts), np.array(labels)).predict_logits(np.array(texts))
+    from_array = spin.fit(np.array(texts), np.array(labels)).predict_logits(np.array(texts))  # type: ignore[arg-type]
     np.testing.assert_array_equal(from_list, from_column)
     np.testing.assert_array_equal(from_list, from_array)
 
@@ -247,7 +247,7 @@ def test_the_same_texts_give_bitwise_the_same_classifier(backbone: BackboneSetti
         SpinClassifier(backbone, sites=["resid"], **QUICK).fit(*generate_documents(150, 3, seed=0)) for _ in range(2)
     )
     assert first.fitted.selection.rows() == second.fitted.selection.rows()
-    np.testing.assert_array_equal(first.fitted.head.coef, second.fitted.head.coef)
+    np.testing.assert_array_equal(first.fitted.head.coef, second.fitted.head.coef)  # type: ignore[union-attr]
 
 
 def test_logits_of_a_text_do_not_depend_on_other_texts(fitted: SpinClassifier, ffn_classifier: SpinClassifier) -> None:

@@ -69,10 +69,11 @@ def build_classifier(
     values = extract(backbone, TEXTS, list(neurons), keep=neurons).values
     p, scale = len(selection), np.float32(len(selection) ** -0.5)
     coef, inner = (scale * draw.normal(size=(rows, p)).astype(np.float32) for rows in (3, 5))
-    head: LinearHead | MlpHead = LinearHead(coef, np.array([0.3, -0.2, 0], np.float32))
+    linear = LinearHead(coef, np.array([0.3, -0.2, 0], np.float32))
+    head: LinearHead | MlpHead = linear
     if mlp:
         outer = draw.normal(size=(3, 5)).astype(np.float32)
-        head = MlpHead(head, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer)
+        head = MlpHead(linear, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer)
     fitted = FittedClassifier(
         selection, Standardizer(values.mean(0), values.std(0) + np.float32(0.1)), head, choice_summary()
     )
@@ -101,7 +102,7 @@ def open_graph(folder: Path) -> Callable[[Sequence[str]], Floats]:
     return run
 
 
-def check_scores(spin: SpinClassifier, folder: Path, texts: Sequence[str] = TEXTS) -> None:
+def check_scores(spin: SpinClassifier, folder: Path, texts: tuple[str, ...] = TEXTS) -> None:
     """Compare the scores in batches of other sizes and lengths than the traced batch, and of each text alone."""
     expected, run = spin.predict_proba(list(texts)), open_graph(folder)
     assert np.ptp(expected, axis=0).max() > 0.1, "the scores of all texts are alike"

@@ -149,8 +149,8 @@ def test_a_group_chooses_the_classifier_of_a_single_process(
                     assert value == pytest.approx(expected_summary[key], abs=0.02), key
                 else:
                     assert value == expected_summary[key], key
-        probabilities = (expit(source[f"{name}, logits"]) for source in (results, alone))
-        np.testing.assert_allclose(*probabilities, atol=0.02)
+        actual_logits, expected_logits = results[f"{name}, logits"], alone[f"{name}, logits"]
+        np.testing.assert_allclose(expit(actual_logits), expit(expected_logits), atol=0.02)
 
 
 def test_a_process_outside_any_group_is_a_group_of_one() -> None:

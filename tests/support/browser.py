@@ -37,11 +37,18 @@ def open_page(browser: Any, folder: Path, html: str, *, width: int = 1280, schem
     file = folder / "page.html"
     file.write_text(html, encoding="utf-8")
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    window, requested, messages = context.new_page(), [], []
+    window = context.new_page()
+    requested: list[str] = []
+    messages: list[str] = []
+
+    def dismiss(dialog: Any) -> None:
+        messages.append(dialog.message)
+        dialog.dismiss()
+
     window.on("request", lambda request: requested.append(request.url))
     window.on("console", lambda message: messages.append(message.text))
     window.on("pageerror", lambda error: messages.append(str(error)))
-    window.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
+    window.on("dialog", dismiss)
     window.goto(file.as_uri())
     yield window
     assert requested == [file.as_uri()]

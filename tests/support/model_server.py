@@ -36,7 +36,7 @@ class ModelServer:
 def serve(model_uri: str, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[ModelServer]:
     """Serve a model URI or a model folder, as the README shows; the log goes to `folder`, where the server runs too."""
     port, scripts = _find_free_port(), Path(sys.executable).parent
-    command = [scripts / "mlflow", "models", "serve", "--model-uri", model_uri, "--env-manager", "local"]
+    command = [str(scripts / "mlflow"), "models", "serve", "--model-uri", model_uri, "--env-manager", "local"]
     log_file = folder / "server.log"
     with log_file.open("w") as log:
         process = subprocess.Popen(

@@ -91,7 +91,8 @@ def choose(folder: Path, **options: str) -> EngineChoice:
 
 
 def build_request(folder: Path, precision: str = "float32") -> TrialRequest:
-    return TrialRequest(str(folder), *map(str, find_backbone(BackboneSettings(model=str(folder)))), precision)
+    path, digest = find_backbone(BackboneSettings(model=str(folder)))
+    return TrialRequest(str(folder), str(path), digest, precision)
 
 
 def test_auto_uses_torch_after_a_crash(
@@ -151,15 +152,18 @@ def test_openvino_with_automatic_precision_uses_one_whose_trial_passed(
 def test_int8_without_calibration_compiles_in_the_precision_of_the_trial(
     backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, hints = BackboneSettings(model=str(backbone_folder), device="cpu"), []
+    settings = BackboneSettings(model=str(backbone_folder), device="cpu")
+    hints: list[str] = []
+
+    def record_hint(graph: object, hint: str, streams: int) -> CompiledStub:
+        hints.append(hint)
+        return CompiledStub()
+
+    monkeypatch.setattr("spin.activations.openvino_engine._compile", record_hint)
     for precision in ("float32", "bfloat16"):
         choice = EngineChoice("openvino", "int8", uncalibrated_precision=precision)
         monkeypatch.setattr("spin.backbone.loading.choose_engine", lambda *_, choice=choice: choice)
         backbone = load_backbone(settings)
-        monkeypatch.setattr(
-            "spin.activations.openvino_engine._compile",
-            lambda graph, hint, streams: hints.append(hint) or CompiledStub(),
-        )
         open_engine(backbone, [single_segment([FeatureColumn(backbone.sites[1], "mean")])])
     assert hints == ["float32", "bfloat16"]
 

@@ -16,7 +16,7 @@ import torch
 import spin.activations.extract
 import spin.backbone.engine_choice
 from spin import SpinClassifier
-from spin.activations.encoder import split_segments
+from spin.activations.encoder import NeuronEncoder, split_segments
 from spin.activations.engine import TorchEngine, open_engine
 from spin.activations.engine_child import compare_engines
 from spin.activations.extract import extract, read_activations, single_segment
@@ -96,10 +96,12 @@ def test_openvino_runs_a_segment_that_does_not_use_its_token_ids(backbone_folder
 
 def test_openvino_streams_agree_with_torch_and_restore_its_number_of_threads(backbone_folder: Path) -> None:
     """Values and exit depths agree for batches of any size; afterwards torch has as many threads as before."""
-    threads_before, threads_in_thread = torch.get_num_threads(), []
+    threads_before = torch.get_num_threads()
+    threads_in_thread: list[int] = []
+    progress: list[int] = []
     torch.set_num_threads(3)
     try:
-        texts, progress = [*MORE_TEXTS, *("fine " * (2 + row % 3) for row in range(1000))], []
+        texts = [*MORE_TEXTS, *("fine " * (2 + row % 3) for row in range(1000))]
         settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=128)
         backbone = load_backbone(settings)
         segments = split_segments(select_neurons(backbone), [1])
@@ -116,6 +118,7 @@ def test_openvino_streams_agree_with_torch_and_restore_its_number_of_threads(bac
         actual = read_activations(engine, texts, keep_mask=keep_mask, progress=progress.append)
         assert (sum(progress), len(progress) > 6) == (len(texts), True)
         assert actual.depth is not None
+        assert expected.depth is not None
         assert set(actual.depth) == {1, backbone.depth}
         assert np.array_equal(actual.depth, expected.depth)
         assert actual.values == pytest.approx(expected.values, rel=1e-3, abs=1e-3, nan_ok=True)
@@ -146,13 +149,11 @@ def test_only_the_first_segment_runs_the_embeddings(model: Any, monkeypatch: pyt
         return embedding(ids, weight, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "embedding", record_and_embed)
-    engine, batch = (
-        TorchEngine(model, split_segments(select_neurons(model), [1])),
-        model.pad_batch(model.tokenize(TEXTS).ids),
-    )
-    _, hidden = engine.run(0, *batch)
+    engine = TorchEngine(model, split_segments(select_neurons(model), [1]))
+    ids, mask = model.pad_batch(model.tokenize(TEXTS).ids)
+    _, hidden = engine.run(0, ids, mask)
     assert sum(lookups) == 1
-    engine.run(1, *batch, hidden)
+    engine.run(1, ids, mask, hidden)
     assert sum(lookups) == (1 if hasattr(model.model, "embeddings") else 2)
 
 
@@ -282,7 +283,12 @@ def test_the_engine_of_this_machine_is_not_saved_with_a_classifier(fitted: SpinC
 
 def test_several_predictions_open_one_engine(fitted: SpinClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("spin.classifier.open_engine", lambda *a, **k: calls.append(1) or open_engine(*a, **k))
+
+    def record_and_open(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return open_engine(*args, **kwargs)
+
+    monkeypatch.setattr("spin.classifier.open_engine", record_and_open)
     fitted.share_backbone(fitted)
     fitted.predict(DOCUMENTS[:3])
     fitted.predict(DOCUMENTS[3:6])
@@ -291,10 +297,12 @@ def test_several_predictions_open_one_engine(fitted: SpinClassifier, monkeypatch
 
 def test_neurons_are_gathered_before_pooling_only_if_they_are_few(backbone_folder: Path) -> None:
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
-    engine = TorchEngine(backbone, [single_segment(list_columns(backbone))])
-    assert not any(gather.gather_first for gather in engine.encoders[0].sites.values())
-    few = TorchEngine(backbone, split_segments({c: np.array([3]) for c in list_columns(backbone)}, []))
-    assert all(gather.gather_first for gather in few.encoders[0].sites.values())
+    all_neurons = single_segment(list_columns(backbone))
+    [one_neuron] = split_segments({column: np.array([3]) for column in list_columns(backbone)}, [])
+    for segment, gather_first in ((all_neurons, False), (one_neuron, True)):
+        [encoder] = TorchEngine(backbone, [segment]).encoders
+        assert isinstance(encoder, NeuronEncoder)
+        assert all(gather.gather_first == gather_first for gather in encoder.sites.values())
 
 
 def test_two_streams_give_the_values_of_one(backbone_folder: Path) -> None:

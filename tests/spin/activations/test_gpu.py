@@ -139,11 +139,12 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(llama: Path, capacity
     for should_exit in (None, keep_mask):
         engine = TorchEngine(backbone, split_into_two_segments(backbone))
         expected = read_activations(engine, TEXTS, keep_mask=should_exit).values
-        engine.encoders = [LimitedEncoder(encoder, capacity) for encoder in engine.encoders]
+        limited = [LimitedEncoder(encoder, capacity) for encoder in engine.encoders]
+        engine.encoders = [*limited]
         np.testing.assert_allclose(
             read_activations(engine, TEXTS, keep_mask=should_exit).values, expected, rtol=1e-5, atol=1e-6
         )
-        batch_sizes = engine.encoders[0].batch_sizes
+        batch_sizes = limited[0].batch_sizes
         assert sum(batch_sizes) == len(TEXTS)
         assert max(batch_sizes) == {1: 1, 2: 2, 4: 3}[capacity]
 
