@@ -114,7 +114,7 @@ def test_no_texts_give_empty_results(fitted: SpinClassifier) -> None:
     ],
 )
 def test_values_that_are_not_text_are_refused(ffn_classifier: SpinClassifier, texts: list[str], message: str) -> None:
-    """This holds for all methods that read texts."""
+    """All methods that read texts refuse them."""
     for method in (ffn_classifier.predict, ffn_classifier.predict_proba, ffn_classifier.predict_logits):
         with pytest.raises(UserError, match=message):
             method(texts)

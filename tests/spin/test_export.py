@@ -196,7 +196,7 @@ def read_tutorial_code(kind: str, texts: Sequence[str]) -> str:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_code_of_the_tutorial_runs_without_torch(backbone_folder: Path, kind: str, tmp_path: Path) -> None:
-    """It runs in a fresh process that cannot import torch, transformers or SPIN itself."""
+    """The code runs in a fresh process that cannot import torch, transformers or SPIN itself."""
     thresholds = DecisionSettings(thresholds={"bad": 0.05})
     spin = build_classifier(backbone_folder, decision=thresholds)
     export(spin, tmp_path / "exported", kind)
@@ -213,7 +213,7 @@ def test_the_code_of_the_tutorial_runs_without_torch(backbone_folder: Path, kind
 
 
 def test_the_exported_config_describes_the_scores(backbone_folder: Path, tmp_path: Path) -> None:
-    """It holds the classes in the order of the scores, their thresholds, and the origin of the graph."""
+    """The file holds the classes in the order of the scores, their thresholds, and the origin of the graph."""
     decision = DecisionSettings(thresholds={"good": 0.25}, abstain=0.1)
     spin = build_classifier(backbone_folder, multilabel=True, decision=decision)
     assert export(spin, tmp_path / "exported", "onnx") == ["config.json", "model.onnx", "tokenizer.json"]
@@ -379,7 +379,7 @@ def test_the_command_exports_a_registered_version(
 def test_a_registered_version_is_opened_as_mlflow_would_serve_it(
     backbone_folder: Path, sqlite_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has the `choose` setting of its registration, and the backbone in the version."""
+    """The classifier has the `choose` setting of its registration, and the backbone in the version."""
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, choose="cheapest")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)
     with open_classifier(f"models:/{registry_fixture.name}/1") as spin:

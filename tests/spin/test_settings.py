@@ -123,7 +123,7 @@ URIS = {
     ],
 )
 def test_a_password_in_a_uri_is_refused_and_not_shown(key: str, uri: str, tmp_path: Path) -> None:
-    """This holds for every key, in the file and on the command line, and if the settings have other mistakes."""
+    """No key accepts one, in the file or on the command line, also if the settings have other mistakes."""
     message = error_message(TREE | URIS[key](uri))
     assert f"'{key}' is '***': a password stands in it; expected none: it comes from the environment" in message
     assert "hunter2" not in message
@@ -364,5 +364,5 @@ def test_a_stage_may_override_the_workers_of_all_stages() -> None:
     ],
 )
 def test_min_workers_above_workers_is_refused(ray: dict[str, Any], message: str) -> None:
-    """So is an unknown setting of a stage."""
+    """An unknown setting of a stage is refused as well."""
     assert message in error_message({**TREE, "ray": ray})

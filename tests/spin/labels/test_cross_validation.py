@@ -44,7 +44,7 @@ def test_many_labels_give_one_fold_with_the_given_rows() -> None:
 def test_every_row_is_used_for_validation_once_per_repeat(
     seed: int, n: int, multilabel: bool, shares: list[float]
 ) -> None:
-    """It does not train in that fold, and test rows are in no fold."""
+    """A validation row does not train in the same fold, and test rows are in no fold."""
     draw, label_space = np.random.default_rng(seed), MULTILABEL if multilabel else SINGLE_LABEL
     train, valid, test = draw_rows(n, seed)
     pool = np.concatenate([train, valid])
@@ -90,7 +90,7 @@ def test_multilabel_folds_are_stratified_by_the_rarest_class_of_a_document() -> 
 
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_a_class_of_two_documents_has_one_on_each_side_of_every_fold(multilabel: bool) -> None:
-    """There are then two parts, with one of the documents each."""
+    """The rows are divided into two parts, with one of the documents each."""
     y = np.array([0, 1] * 30)
     y[[10, 33]] = 2
     label_space = MULTILABEL if multilabel else SINGLE_LABEL
@@ -114,7 +114,7 @@ def test_folds_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
 
 
 def test_the_standard_error_over_folds_is_the_one_of_nadeau_and_bengio() -> None:
-    """It equals the formula, column by column."""
+    """Each column equals the formula."""
     folds = tuple(Fold(np.arange(80), np.arange(80, 100)) for _ in range(6))
     differences = np.random.default_rng(0).normal(size=(6, 3))
     expected = []

@@ -124,7 +124,7 @@ def test_targets_are_class_indices_or_rows_of_booleans() -> None:
     ],
 )
 def test_labels_outside_the_label_space_are_refused(label_space: LabelSpace, labels: list[Label], message: str) -> None:
-    """So is a list in a single-label task. Of several unknown names, the message has the first in sorted order."""
+    """The message names the first unknown class in sorted order. A single-label task refuses lists as well."""
     with pytest.raises(UserError, match=message):
         label_space.index(labels)
 
