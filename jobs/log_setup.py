@@ -1,4 +1,4 @@
-"""Where log records go: to standard error, one line each, or one JSON object each under `--log json`."""
+"""Logging: records go to standard error, one line each, or one JSON object each under `--log json`."""
 
 from __future__ import annotations
 

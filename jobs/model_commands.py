@@ -156,7 +156,7 @@ def _write_page(file: Path, explanation: Explanation, drivers: Drivers, *, title
 
 
 def _read_drivers(rows: Sequence[NeuronRow], settings: Settings) -> Drivers:
-    """Return the documents that activate each neuron most; none, with a line that says why, if the corpus is gone."""
+    """Return the documents that activate each neuron most; none, and a line with the reason, if it cannot read them."""
     from pipelines.training.neurons import read_drivers
 
     try:

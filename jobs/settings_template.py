@@ -1,4 +1,4 @@
-"""What `spin init` writes: a commented settings file with every setting, and its JSON Schema for editors."""
+"""The output of `spin init`: a commented settings file with every setting, and its JSON Schema for editors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HEAD = f"""\
 #
 # Three settings have no default and are marked REQUIRED: replace their example values, then start the training with
 # spin run FILE, where FILE is the name of this file.
-# Every other setting stands here with its default, commented out. To change one, remove the # before its name.
+# Every other setting is listed with its default, commented out. To change one, remove the # before its name.
 # To change one for a single command, use --set: spin run FILE --set backbone.max_tokens=128
 """
 _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (

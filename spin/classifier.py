@@ -193,7 +193,7 @@ class SpinClassifier:
 
     @property
     def engine(self) -> Engine:
-        """What computes the selected neurons, opened at first use.
+        """The engine that computes the selected neurons, opened at first use.
 
         Raises UserError for int8 without texts in `calibration`.
         """
@@ -226,7 +226,7 @@ class SpinClassifier:
         return read_activations(self.engine, _checked(texts), keep_mask=keep_mask, progress=progress)
 
     def _keep_mask(self, index: int, values: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which documents (n,) go on after an exit, by their values (n, p) so far."""
+        """Mask (n,) of the documents that continue after an exit, by their values (n, p) so far."""
         decision, exit = Decision.of(self.label_space, self.decision), self.fitted.exits[index]
         return ~should_exit(self.label_space, decision, exit.threshold, self.fitted.at(index).logits(values))
 

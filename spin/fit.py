@@ -1,4 +1,4 @@
-"""The whole method on activations that lie in memory: sparsify each site, then integrate."""
+"""The whole method on activations in memory: sparsify each site, then integrate."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from pydantic_core import CoreSchema
 from spin.errors import UserError
 
 Choice = Literal["accuracy", "balanced", "cheapest"]
-"""the three classifiers that every training makes"""
+"""the three classifiers that every training chooses"""
 Stage = Literal["extract", "probe", "train", "classify"]
 Pooling = Literal["first", "last", "mean", "max"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)

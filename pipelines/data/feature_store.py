@@ -20,7 +20,7 @@ from spin.sites import FeatureColumn
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """What `extract` works out before it reads a corpus with the backbone: the derived values of its plan."""
+    """The derived values of the plan of `extract`, which it determines before it runs the backbone."""
 
     shards: tuple[Shard, ...]
     """of the corpus, in the order of the feature store's rows"""

@@ -18,7 +18,7 @@ _KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": 
 
 @dataclass(frozen=True)
 class InputFile:
-    """An input file and what tells whether it has changed."""
+    """An input file and the values by which a change is detected."""
 
     uri: str
     """without `file://` on a disk"""

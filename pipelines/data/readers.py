@@ -64,7 +64,7 @@ class Shard:
 
 @dataclass
 class Documents:
-    """The rows of a shard in order: four lists of equal length. A column that was not asked for holds None."""
+    """The rows of a shard in order: four lists of equal length. A column that was not requested holds None."""
 
     ids: list[str | None] = field(default_factory=list)
     """None for null and empty ids"""
@@ -276,7 +276,7 @@ def _append_label(documents: Documents, value: Any, names: dict[str, str]) -> No
 
 
 def _describe_no_name(value: Any) -> str:
-    """What kind of value stands in place of a name, without its content."""
+    """The kind of value that a row has in place of a name, without its content."""
     if value is None:
         return "null"
     if value == "":
@@ -306,7 +306,7 @@ def _append_table(documents: Documents, table: pa.Table, names: dict[str, str]) 
 def file_errors(uri: str) -> Iterator[None]:
     """Turn the errors of reading an input file into SpinErrors of one line.
 
-    Raises BadFileError for a file that is not what its name says, otherwise as `store_errors` does.
+    Raises BadFileError for a file that is not of the type that its name ends in, otherwise as `store_errors` does.
     """
     with store_errors(uri):
         try:

@@ -30,7 +30,7 @@ class Labelled:
     splits: list[str | None] = field(default_factory=list)
     """None where the settings name no split column"""
     texts: list[str] = field(default_factory=list)
-    """of the first documents, as many as were asked for"""
+    """of the first documents, as many as requested"""
     shard_rows: list[int] = field(default_factory=list)
     """number of documents in each shard"""
 
@@ -69,7 +69,7 @@ def read_labelled(shards: Sequence[Shard], data: DataSettings, *, keep_texts: in
 
 @dataclass(frozen=True)
 class Corpus:
-    """The texts of a corpus that `read_labelled` has checked. A stage opens one and hands it on to what needs texts."""
+    """The texts of a corpus that `read_labelled` has checked. A stage opens one and passes it on."""
 
     shards: tuple[Shard, ...]
     """of the corpus, in plan order"""
@@ -141,7 +141,7 @@ class Labels:
         )
 
     def training_data(self, settings: Settings, device: str) -> TrainingData:
-        """What probes and heads are fitted on and judged by, on a device."""
+        """The data for fitting and judging probes and heads, on a device."""
         return TrainingData.from_splits(
             self.y,
             self.splits,

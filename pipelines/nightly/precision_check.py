@@ -1,4 +1,4 @@
-"""Compare the labels of a finished night with those that float32 gives."""
+"""Compare the labels of a finished night with those computed in float32."""
 
 from __future__ import annotations
 

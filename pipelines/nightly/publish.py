@@ -297,7 +297,7 @@ class BatchRun:
         return RunManifest.from_json(write_manifest(self.store, plan, manifest.to_json()).to_json())
 
     def _parts(self, date: str, outcome: ShardOutcome[ClassifyCounts]) -> Iterator[PublishedPart]:
-        """Yield the parts that a shard's files become. The run's number tells them from those of an earlier run."""
+        """Yield the parts that a shard's files become. Their names contain the number of the run."""
         for source, file in outcome.files.items():
             name, _, ending = Path(source).name.partition(".")
             if kind := KINDS.get(ending):

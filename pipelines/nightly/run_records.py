@@ -23,7 +23,7 @@ STAGE = "classify"
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What follows from the input files of a nightly run, worked out once."""
+    """The work of a nightly run, derived once from its input files."""
 
     shards: tuple[Shard, ...]
     """the work, in order"""

@@ -1,4 +1,4 @@
-"""The reports of a nightly run: `report.json`, and `report.html`, a page that needs nothing else."""
+"""The reports of a nightly run: `report.json`, and `report.html`, a self-contained page."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a night will take. Field names are the keys of `spin plan --json`."""
+    """The estimated cost of a night. Field names are the keys of `spin plan --json`."""
 
     model: str
     """name of the registered model"""

@@ -65,7 +65,7 @@ class GateCheck:
         return True
 
     def to_dict(self) -> dict[str, Any]:
-        """As gate.json holds it."""
+        """The check as in gate.json."""
         values = asdict(self) | {"value": self.value if math.isfinite(self.value) else None, "passed": self.passed}
         return {"found" if name == "measured" else name: value for name, value in values.items()}
 

@@ -41,7 +41,7 @@ class Tracking:
             self.client = MlflowClient(self.uri, self.uri)
 
     def experiment(self) -> str:
-        """The experiment's id, created where there is none; on SQLite its artifacts lie in the store."""
+        """The experiment's id, created where there is none; with SQLite its artifacts are in the store."""
         experiment = self.client.get_experiment_by_name(self.name)
         if experiment is not None:
             return str(experiment.experiment_id)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _RUN = {"dtype", "engine", "compile", "batch_tokens", "device", "trust_remote_code"}
-"""backbone settings that say how it is run; the logged model itself says which weights are read"""
+"""backbone settings that determine how it runs; the logged model determines the weights"""
 _SAMPLE = 32
 """texts whose public answers are compared with the classifier's"""
 _TOLERANCE = 1e-3
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class PredictionRequest(BaseModel):
-    """What the fresh process is asked to do."""
+    """The request to the fresh process."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -119,7 +119,7 @@ def predict_in_subprocess(model: Path, texts: Sequence[str], settings: Settings)
 
 
 def _predict(model: str, request: PredictionRequest) -> PredictionReply:
-    """Load a model through MLflow, check what it answers, and predict as the request says."""
+    """Load a model through MLflow, check its predictions, and predict the texts of the request."""
     import mlflow
 
     loaded = mlflow.pyfunc.load_model(model)

@@ -29,7 +29,7 @@ _ARTIFACT_TAG, _MODEL_TAG = "spin.artifact", "spin.model"
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What is logged about a training and registered with its artifact."""
+    """The parameters, metrics and files that are logged for a training and registered with its artifact."""
 
     params: Mapping[str, str | float | None]
     """MLflow parameters"""
@@ -75,7 +75,7 @@ class Version:
 
 
 class Registry:
-    """One registered model at one tracking URI. Only drivers make one, workers do not."""
+    """One registered model at one tracking URI. Only drivers open one, workers do not."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -97,7 +97,7 @@ class Registry:
             return evaluation_set.read_frozen(self._client, self.name, self.tags())
 
     def calibration(self) -> list[str]:
-        """Texts by which int8 is scaled, the same for all versions. Raises UserError where none are frozen."""
+        """Texts that calibrate int8, the same for all versions. Raises UserError if none are frozen."""
         frozen = self.evaluation_set()
         if frozen is None or not frozen.rows:
             raise UserError(

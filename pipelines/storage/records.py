@@ -12,7 +12,7 @@ _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 
 class NullsWritten:
-    """Base of the records whose fields that are None stand in the file as null; other records leave them out."""
+    """Base of the records that write a field that is None as null; other records leave such a field out."""
 
 
 def to_json(record: Any) -> Any:

@@ -22,7 +22,7 @@ from pipelines.storage.records import from_json, to_json
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCounts:
-    """What a stage counts in one shard. Each stage has a frozen subclass with its own fields, JSON values all.
+    """The counts of a stage in one shard. Each stage has a frozen subclass with its own fields, all JSON values.
 
     The fields stand at the top level of the shard's `parts/NAME.json`, so their names may not be `tries`, `seconds`,
     `ended` or `files`. A field that is None is left out there.
@@ -42,7 +42,7 @@ C = TypeVar("C", bound=ShardCounts)
 
 @dataclass(frozen=True)
 class StepResult(Generic[C]):
-    """What a step computes from one shard. The same shard gives the same bytes every time."""
+    """The result of a step for one shard. The same shard always gives the same bytes."""
 
     files: Mapping[str, bytes]
     """contents by file-name ending: `parquet` is written to `parts/NAME.parquet`"""
@@ -107,7 +107,7 @@ StoredOutcome = Annotated[ShardOutcome[C], _OutcomeJson()]
 
 @dataclass(frozen=True)
 class AttemptNote:
-    """What one try at a shard writes down for the next one, in case its process is killed."""
+    """The notes of one try at a shard for the next one, in case its process is killed."""
 
     deadly: tuple[tuple[int, int], ...] = ()
     """first and last row of every piece during which a process was killed"""

@@ -173,7 +173,7 @@ def _refuse(store: Store, stage: str, metadata: dict[str, Any], stored: dict[str
 
 
 def _differences(stage: str, metadata: dict[str, Any], stored: dict[str, Any]) -> str:
-    """How metadata differs from a stored plan, by name and with both values."""
+    """The differences between metadata and a stored plan, by name and with both values."""
     new = _flatten({"stage": stage, **json.loads(json.dumps(metadata))})
     old = _flatten({"stage": stored["stage"], **stored["facts"]})
     names = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))

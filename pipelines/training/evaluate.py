@@ -17,7 +17,7 @@ from spin.settings import METRICS, DecisionSettings, Settings
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """How well a version labels some documents, by the thresholds and abstention of the settings."""
+    """The quality of a version's labels for some documents, under the thresholds and abstention of the settings."""
 
     model_version: str
     documents: int

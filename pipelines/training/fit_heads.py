@@ -24,7 +24,7 @@ _PROGRESS = "progress.json"
 
 @dataclass(frozen=True)
 class HeadsJob:
-    """What every worker of the group needs to fit the heads."""
+    """The input of every worker of the group that fits the heads."""
 
     settings: Settings
     features: FeatureShards

@@ -107,7 +107,7 @@ def read_probe(store: Store, column: FeatureColumn) -> Probe:
 
 @dataclass(frozen=True)
 class ProbesJob:
-    """What every worker of the group needs to fit its share of the probes."""
+    """The input of every worker of the group that fits the probes."""
 
     settings: Settings
     features: FeatureShards

@@ -31,7 +31,7 @@ Drivers = dict[tuple[FeatureColumn, int], list[Driver]]
 
 @dataclass(frozen=True)
 class NeuronHead:
-    """What a neuron contributes in the head of one classifier."""
+    """The contribution of a neuron in the head of one classifier."""
 
     class_name: str
     """class whose logit the neuron raises most, `class` in JSON"""
@@ -132,7 +132,7 @@ def describe_neurons(spin: SpinClassifier, features: FeatureShards, labels: Labe
 
 @dataclass(frozen=True)
 class _SelectedNeuron:
-    """What the classifiers hold of a neuron."""
+    """The contributions of a neuron in the heads of the classifiers."""
 
     importance: float
     """in its probe"""
@@ -163,7 +163,7 @@ def load_neurons(registry: Registry, number: str, choose: Choice) -> list[Chosen
 def read_drivers(rows: Collection[NeuronRow], settings: Settings) -> Drivers:
     """The documents that activate the neurons of these rows most, with their texts from the corpus at `data.train`.
 
-    The corpus is read shard by shard, up to the last text that is needed; a document that is gone is left out.
+    The corpus is read shard by shard, up to the last text that is needed; a document that no longer exists is left out.
     Raises UserError for a corpus that cannot be read.
     """
     texts = _find_texts({document.id for row in rows for document in row.top}, settings)

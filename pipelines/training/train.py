@@ -55,7 +55,7 @@ ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE)
 
 @dataclass(frozen=True)
 class Comparison:
-    """How well the classifiers do on the test documents; empty if there are none."""
+    """The quality of the classifiers on the test documents; empty if there are none."""
 
     table: tuple[ContenderResult, ...]
     """one row per classifier and baseline"""

@@ -35,17 +35,17 @@ C = TypeVar("C", bound=ShardCounts)
 
 
 class Step(Protocol[C]):
-    """What a stage computes from one shard. It must be pure: computing a shard twice gives the same bytes."""
+    """The function that a stage applies to one shard. It must be pure: computing a shard twice gives the same bytes."""
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[C]: ...
 
 
 @dataclass(frozen=True)
 class ShardWork(Generic[C]):
-    """What every worker of a stage needs to know; it is pickled and sent to the actors."""
+    """The input of every worker of a stage; it is pickled and sent to the actors."""
 
     make: Callable[..., Step[C]]
-    """class or function that makes the step; each worker calls it once"""
+    """class or function that returns the step; each worker calls it once"""
     args: tuple[Any, ...]
     """arguments of `make`"""
     counts_type: type[C]
@@ -74,7 +74,7 @@ class WorkerError:
 
 @dataclass(frozen=True)
 class WorkerAnswer:
-    """What an actor returns for one shard: its outcome or an error, as JSON in the one column of a Ray dataset."""
+    """The result of an actor for one shard: its outcome or an error, as JSON in the one column of a Ray dataset."""
 
     name: str
     """of the shard"""
@@ -154,7 +154,7 @@ def commit_shard(step: Step[C], shard: Shard, shard_log: ShardLog) -> ShardOutco
 def _commit_with_retries(step: Step[C], shard: Shard, shard_log: ShardLog, patience: float) -> ShardOutcome[C]:
     """Commit a shard; while the store does not answer, retry for `patience` seconds.
 
-    The pauses double, and half of each is random, so that workers that were refused together come back apart.
+    The pauses double, and half of each is random, so that workers whose requests failed together do not retry together.
     """
     retrying = Retrying(
         retry=retry_if_exception_type(UnavailableError),

@@ -211,7 +211,7 @@ def _spin_error(error: BaseException | None) -> SpinError | None:
 
 
 def _is_original(kind: type) -> bool:
-    """Whether this is a class that a worker raised; Ray derives another from it and from its own RayTaskError."""
+    """Whether this is the class of a worker's error; Ray derives another from it and from its own RayTaskError."""
     from ray.exceptions import RayError
 
     return issubclass(kind, SpinError) and not issubclass(kind, RayError)

@@ -18,7 +18,7 @@ J = TypeVar("J")
 
 @dataclass(frozen=True)
 class GroupWork(Generic[J]):
-    """What every worker of a group does. It is pickled and sent to the workers."""
+    """The function that every worker of a group runs. It is pickled and sent to the workers."""
 
     run: Callable[[J, str], None]
     """called in every worker with the job and the device; results go to a store, so that a restart can skip them"""

@@ -198,7 +198,7 @@ def _tokenize_ahead(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[
 
 
 def _run_chunk(engine: Engine, batches: list[_Batch], buffer: _FeatureBuffer, keep_mask: KeepMask | None) -> int:
-    """Run batches through all segments, regrouping the documents that go on; gives the number of documents."""
+    """Run batches through all segments, regrouping the documents that continue; return the number of documents."""
     documents = sum(len(batch.rows) for batch in batches)
     for index, segment in enumerate(engine.segments):
         batches = [_run_segment(engine, index, batch, buffer, keep_mask) for batch in batches]

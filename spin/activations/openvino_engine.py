@@ -91,7 +91,7 @@ def _disable_telemetry() -> None:
 
 
 def _compile(graph: Any, precision: str, streams: int) -> Any:
-    """Compile a graph for the processor; gives an `openvino.CompiledModel`."""
+    """Compile a graph for the processor; return an `openvino.CompiledModel`."""
     import openvino
 
     options = {

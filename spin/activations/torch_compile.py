@@ -20,7 +20,7 @@ _MIN_SPEEDUP = 1.2
 _SHAPES = ((64, 32), (16, 128))
 """documents and tokens of the batches that are timed"""
 _TOLERANCE = 0.02
-"""allowed difference as a share of the largest value; in bfloat16 another order of sums makes as much"""
+"""allowed difference as a share of the largest value; in bfloat16 another order of summation differs as much"""
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +42,7 @@ def compile_encoder(encoder: NeuronEncoder, backend: str = "inductor") -> Run:
 
 
 def choose_faster(plain: Run, build: Callable[[], Run], batches: Batches) -> Run:
-    """What `build` returns if it gives nearly the values of `plain` and is clearly faster on the batches, else `plain`.
+    """The result of `build` if it returns nearly the values of `plain` clearly faster on the batches, else `plain`.
 
     It is `plain` too if building or running raises any error: compilers fail in many ways. The error is logged.
     """

@@ -17,7 +17,7 @@ _MAX_GPU_BATCH_TOKENS = 1 << 16
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Divide texts, given by their lengths in tokens, into batches; gives the indices of each, in order of length.
+    """Divide texts, given by their lengths in tokens, into batches; return the indices of each, in order of length.
 
     A batch has at most `budget` tokens, padding included, but at least one text.
     """

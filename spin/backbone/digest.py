@@ -82,7 +82,7 @@ def hash_file(path: Path) -> str:
 def cached_hashes(folder: Path, paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Files of a folder with their sha256 (64 hex digits), in the order given; see the module for what is trusted.
 
-    Processes that ask at the same time wait for the one that hashes.
+    Of several processes that need it at the same time, one hashes and the others wait.
     """
     record = _record_file(folder)
     with lock_record(record):
@@ -103,7 +103,7 @@ def _combine(hashes: Iterable[tuple[Path, str]]) -> str:
 
 @dataclass(frozen=True)
 class _FileState:
-    """What the file system reports of a file. If it is another, the content may be another."""
+    """The state of a file as its file system reports it. If the state changes, the content may have changed."""
 
     size: int
     """bytes"""

@@ -49,7 +49,7 @@ _FORMAT = 1
 """version of the trial's procedure; verdicts of another version are not used"""
 _PACKAGES = ("openvino", "nncf", "torch", "transformers")
 _EXTERNAL_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM})
-"""signals sent by others, such as by the kernel when memory runs out; they say nothing about the engine"""
+"""signals from outside, such as by the kernel when memory runs out; they are no evidence against the engine"""
 _known: dict[str, Verdict] = {}
 """verdicts that this process has reached or read, by key, inconclusive ones too"""
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class TrialRequest:
 
 @dataclass(frozen=True)
 class TrialReport:
-    """What a child process reports: the largest difference from torch, or the error that was raised."""
+    """The report of a child process: the largest difference from torch, or the error that was raised."""
 
     difference: float | None = None
     """the largest relative error: the norm of the error of a text's values in a feature column over the norm of the
@@ -94,7 +94,7 @@ class Verdict:
 
     outcome: Literal["agrees", "crashed", "failed", "differs", "inconclusive"]
     """agrees: values within the tolerance of torch's; crashed: the child died of a signal; failed: OpenVINO raised an
-    error; differs: values beyond the tolerance; inconclusive: the trial says nothing about the engine"""
+    error; differs: values beyond the tolerance; inconclusive: the trial shows nothing about the engine"""
     detail: str = ""
     """the error and where it occurred, or the signal"""
 
@@ -108,8 +108,8 @@ class Verdict:
 def judge_engine(request: TrialRequest) -> Verdict:
     """The verdict on OpenVINO for a backbone and precision: the recorded one, else that of a trial now.
 
-    Processes that ask at the same time wait for the one that runs the trial. Inconclusive verdicts are remembered by
-    this process alone, as are all verdicts if the cache folder cannot be written (which is logged).
+    Of several processes that need it at the same time, one runs the trial and the others wait. Inconclusive verdicts
+    are remembered by this process alone, as are all verdicts if the cache folder cannot be written (which is logged).
     """
     key = verdict_key(request)
     if key in _known:

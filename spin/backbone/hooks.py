@@ -56,7 +56,7 @@ def capture_sites(backbone: Backbone, sites: Sequence[Site], on_values: OnValues
 
 
 def _hook(backbone: Backbone, site: Site, on_values: Callable[[Tensor], None]) -> Any:
-    """Register the hook that passes on the values of a site, without changing them; gives its handle."""
+    """Register the hook that passes on the values of a site, without changing them; return its handle."""
 
     def before(_module: Any, args: Any, kwargs: Any) -> None:
         on_values(args[0] if args else kwargs["hidden_states"])

@@ -28,12 +28,12 @@ class Tokens:
     truncated: int
     """number of texts that were truncated"""
     unknown: list[int]
-    """n counts: the tokens of each text that stand for something that the tokenizer does not know"""
+    """n counts: the unknown tokens of each text"""
 
 
 @dataclass
 class Backbone:
-    """A frozen model with one list of blocks, from which `capture_sites` reads. `load_backbone` makes one.
+    """A frozen model with one list of blocks, from which `capture_sites` reads. `load_backbone` returns one.
 
     Raises UserError for a model that is not built from one list of blocks.
     """

@@ -54,7 +54,7 @@ class ClassifierMetadata(BaseModel):
     decision: DecisionSettings
 
     def to_json(self) -> dict[str, Any]:
-        """As config.json holds it."""
+        """The content of config.json."""
         backbone = {**self.backbone.model_dump(exclude=_LOCAL_SETTINGS), "digest": self.backbone_digest}
         return {
             "classes": self.classes,
@@ -66,7 +66,7 @@ class ClassifierMetadata(BaseModel):
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> ClassifierMetadata:
-        """What `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        """The metadata from the values of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
         backbone = dict(config["backbone"])
         digest = backbone.pop("digest")
         return cls(

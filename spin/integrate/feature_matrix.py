@@ -37,7 +37,7 @@ class FeatureMatrix:
         return selected_standardizer(selection, probes).transform(self.read(selection, rows))
 
     def design(self, selection: Selection, probes: Probes, rows: Rows) -> Design:
-        """What a head is fitted on: this member's share of some rows, with the features aligned.
+        """The design for fitting a head: this member's share of some rows, with the features aligned.
 
         With cross-validation the documents are too few for the probes' scores to weigh the sites.
         """

@@ -17,7 +17,7 @@ from spin.sparsify.solvers.fista import Regressions
 
 @dataclass(frozen=True)
 class Design:
-    """What a head is fitted on: the rows of this process; the members of its group hold different rows."""
+    """The data for fitting a head: the rows of this process; the members of its group hold different rows."""
 
     X: Floats
     """(n, p) standardised features"""

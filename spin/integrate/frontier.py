@@ -1,4 +1,4 @@
-"""The frontier of depth against score, and the three candidates that are chosen from all."""
+"""The frontier (the best candidate of every depth), and the three choices among all candidates."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def choose_candidates(
 def _distances(
     candidates: Sequence[Candidate], reference: Candidate, folds: Sequence[Fold]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """How far candidates (C,) score behind a reference, and the standard errors (C,) of these differences."""
+    """The score of a reference minus those of the candidates (C,), and the standard errors (C,) of the differences."""
     behind = np.array([reference.valid_score - c.valid_score for c in candidates])
     resampled = np.array([c.resampled for c in candidates])
     return behind, standard_error((np.array(reference.resampled) - resampled).T, folds)

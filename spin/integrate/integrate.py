@@ -73,7 +73,7 @@ def integrate(
 
 @dataclass(frozen=True)
 class _HeadChoice:
-    """Which kind of head a candidate gets."""
+    """The kind of head of a candidate."""
 
     held_out: tuple[Floats, ...]
     """logits (m, K) of each fold's validation rows by a head of this kind"""
@@ -218,7 +218,7 @@ class _CandidateFitter:
         return offered, costs
 
     def _fold_selections(self, candidate: Candidate, mlp_steps: int | None) -> list[Selection]:
-        """What the head of each fold reads: as in the final head, no neurons that its L1 penalty zeroes."""
+        """The selection for the head of each fold: as in the final head, without neurons zeroed by its L1 penalty."""
         selections = []
         for probes, fold in zip(self.search.fold_probes, self.search.folds, strict=True):
             selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)

@@ -93,7 +93,7 @@ class LabelSpace:
         return targets
 
     def indicator(self, y: Targets) -> NDArray[np.bool_]:
-        """Which classes each document has (n, K), for targets of either kind."""
+        """Boolean matrix (n, K) of the classes of each document, for targets of either kind."""
         return y.astype(bool) if y.ndim == 2 else y[:, None] == np.arange(len(self))
 
     def probabilities(self, logits: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""What every probe and every head is fitted on and judged by."""
+"""The targets, folds and metric for fitting and judging every probe and head."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TrainingData:
     """one division into training and validation rows, or several where labels are few"""
     label_space: LabelSpace
     metric: str = "macro_f1"
-    """the figure that makes every choice, one of `spin.settings.METRICS`"""
+    """the figure by which every choice is made, one of `spin.settings.METRICS`"""
     class_weights: str = "none"
     """none: every row weighs the same; balanced: every class does"""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""How far the labels of a model and of its shadow agree, by class."""
+"""The agreement between the labels of a model and of its shadow, by class."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _LISTED_NEURONS = 10
 
 @dataclass(frozen=True)
 class NeuronShift:
-    """How far the mean activation of one neuron has moved."""
+    """The shift of the mean activation of one neuron."""
 
     column: str
     """feature column, as `ffn.03.mean`"""
@@ -36,7 +36,7 @@ class NeuronShift:
 
 @dataclass(frozen=True)
 class Drift:
-    """How far one property of the documents has moved."""
+    """The drift of one property of the documents."""
 
     name: str
     """`labels`, `scores`, `lengths`, `unknown` or `neurons`"""

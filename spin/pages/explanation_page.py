@@ -1,4 +1,4 @@
-"""One explanation as an HTML page that needs nothing else: it loads nothing and runs no script."""
+"""One explanation as a self-contained HTML page, which loads no other file and runs no script."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _POOLINGS = {
 
 @dataclass(frozen=True)
 class LayerCell:
-    """What the neurons of one feature column contribute."""
+    """The contribution of the neurons of one feature column."""
 
     contribution: float
     """to the logit, summed over the neurons"""
@@ -92,7 +92,7 @@ class Waterfall:
 
     @property
     def logit(self) -> float:
-        """Where the last step ends, rounded to two digits."""
+        """The end of the last step, rounded to two digits."""
         return self.steps[-1].end
 
     @property

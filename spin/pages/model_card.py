@@ -24,7 +24,7 @@ _TAGS = ["text-classification", "probing", "sparsity", "interpretability"]
 
 @dataclass(frozen=True)
 class ContenderResult:
-    """How a classifier does on the test documents, and what it costs: a row of the table in `report.json`."""
+    """The quality of a classifier on the test documents, and its cost: a row of the table in `report.json`."""
 
     name: str
     accuracy: float

@@ -133,7 +133,7 @@ def _hessian(A: Floats, s: Floats, scores: Floats) -> tuple[NDArray[np.float64],
 
 
 def kkt_violation(X: Floats, y: Floats, s: Floats, w: Floats, b: float, lam: float) -> float:
-    """How far (w, b) violates the optimality conditions, as a share of the penalty.
+    """The violation of the optimality conditions by (w, b), as a share of the penalty.
 
     It is the largest distance of the negative gradient from the subdifferential of lam |w|_1, and of the intercept's
     gradient from zero, over lam.
