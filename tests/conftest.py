@@ -71,7 +71,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BERT."""
-    return tiny.bert(tmp_path_factory.mktemp("bert"))
+    return tiny.save_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="session")

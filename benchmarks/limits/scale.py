@@ -85,11 +85,11 @@ def prepare(folder: Path, most: int) -> None:
     from tests.support.registry_fixture import RegistryFixture
 
     folder.mkdir(parents=True, exist_ok=True)
-    backbone = tiny.bert(folder / "backbone", wide=_WIDE, neurons=4 * _WIDE)
+    backbone = tiny.save_bert(folder / "backbone", width=_WIDE, neurons=4 * _WIDE)
     ray = {"workers": WORKERS, "shard_documents": SHARD}
     registry_fixture = RegistryFixture(folder, backbone, f"sqlite:///{folder}/mlflow.db", ray=ray)
     (folder / "settings.json").write_text(registry_fixture.settings.model_dump_json(), encoding="utf-8")
-    texts = [row["text"] for row in tiny.documents(FILE)]
+    texts = [row["text"] for row in tiny.make_documents(FILE)]
     for first in range(0, most, FILE):
         ids = [f"d{number:08d}" for number in range(first, min(first + FILE, most))]
         file = folder / "corpus" / f"{first:08d}.parquet"

@@ -42,7 +42,7 @@ SPIN_ROWS = [
 @pytest.fixture(scope="module")
 def trial(backbone_folder: Path) -> Trial:
     """A tiny encoder, its documents and the fitted head of the peers."""
-    rows = tiny.documents(64)
+    rows = tiny.make_documents(64)
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     plan = Plan("tiny", "tiny", str(backbone_folder), None, 60, 0, 4, max_tokens=64)
     label_space = LabelSpace(("bad", "good"))
@@ -137,12 +137,12 @@ def test_contenders_are_timed_in_alternating_order_at_their_fastest_batch_size(
 
 def test_batches_by_length_hold_every_text_once() -> None:
     """The ids of a batch are padded and masked."""
-    texts = [row["text"] for row in tiny.documents(10)]
+    texts = [row["text"] for row in tiny.make_documents(10)]
     batched: list[int] = []
-    for rows, ids, mask in by_length(tiny.tokenizer(), texts, 4, 64):
+    for rows, ids, mask in by_length(tiny.build_tokenizer(), texts, 4, 64):
         assert ids.shape == mask.shape
         assert (ids[mask == 0] == 0).all()
-        assert (mask.sum(1) == [len(tiny.tokenizer()(texts[row])["input_ids"]) for row in rows]).all()
+        assert (mask.sum(1) == [len(tiny.build_tokenizer()(texts[row])["input_ids"]) for row in rows]).all()
         batched += rows
     assert sorted(batched) == list(range(10))
 

@@ -45,10 +45,10 @@ def quick_training() -> Iterator[None]:
 def project(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:
     """A reader's folder: labelled reviews, a batch to classify, and a saved classifier."""
     folder = tmp_path_factory.mktemp("tutorials")
-    rows = tiny.documents(1650)
+    rows = tiny.make_documents(1650)
     write_rows(folder / "reviews.jsonl", rows)
     (folder / "inbox" / "2026-11-24").mkdir(parents=True)
-    batch = [{"id": row["id"], "text": row["text"]} for row in tiny.documents(150, seed=1)]
+    batch = [{"id": row["id"], "text": row["text"]} for row in tiny.make_documents(150, seed=1)]
     write_rows(folder / "inbox" / "2026-11-24" / "batch.jsonl", batch)
     classifier = SpinClassifier(str(backbone_folder), sites=["resid"])
     classifier.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / "model")

@@ -46,7 +46,7 @@ main()
 @pytest.fixture(scope="module")
 def saved(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a saved classifier with the classes good and bad."""
-    rows = tiny.documents(120)
+    rows = tiny.make_documents(120)
     backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", engine="torch")
     search = SearchSettings(etas=(0.5,), strengths=(1.0,), l1=(), head="linear")
     probe = ProbeSettings(penalties=2, max_extra=0)

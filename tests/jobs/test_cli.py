@@ -105,7 +105,7 @@ def test_the_commands_of_a_project_from_run_to_explain(
 ) -> None:
     """run, promote, models, history, classify, evaluate and explain take relative paths and print their results."""
     monkeypatch.chdir(tmp_path)
-    rows = tiny.documents(300)
+    rows = tiny.make_documents(300)
     pq.write_table(pa.Table.from_pylist(rows), "train.parquet")
     tree = {**settings_tree, "store": "store", "data": {"train": "train.parquet"}, "probe": {"penalties": 4}}
     Path("settings.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")

@@ -32,7 +32,7 @@ QUICK: dict[str, Any] = {
 
 def generate_documents(count: int, classes: int, seed: int) -> tuple[list[str], list[str]]:
     """Return texts and labels."""
-    documents = tiny.documents(count, CLASSES[classes], seed)
+    documents = tiny.make_documents(count, CLASSES[classes], seed)
     return [d["text"] for d in documents], [d["label"] for d in documents]
 
 
@@ -345,7 +345,7 @@ def test_a_classifier_runs_only_on_the_weights_of_its_training(
 ) -> None:
     """The weights may be in another folder; different weights or a different tokenizer are refused."""
     ffn_classifier.save(tmp_path / "model")
-    moved, other = tmp_path / "moved", tiny.bert(tmp_path / "other", seed=1)
+    moved, other = tmp_path / "moved", tiny.save_bert(tmp_path / "other", seed=1)
     shutil.copytree(backbone_folder, moved)
     texts, _ = generate_documents(20, 3, seed=6)
 

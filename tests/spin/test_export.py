@@ -39,7 +39,7 @@ from tests.spin.backbone.test_model import FAMILIES, Family, save_model
 from tests.support import tiny
 from tests.support.registry_fixture import RegistryFixture
 from tests.support.repository import ROOT
-from tests.support.summaries import choice_summary
+from tests.support.summaries import build_choice_summary
 
 FORMATS = ("onnx", "openvino")
 TEXTS = (
@@ -75,7 +75,7 @@ def build_classifier(
         outer = draw.normal(size=(3, 5)).astype(np.float32)
         head = MlpHead(linear, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer)
     fitted = FittedClassifier(
-        selection, Standardizer(values.mean(0), values.std(0) + np.float32(0.1)), head, choice_summary()
+        selection, Standardizer(values.mean(0), values.std(0) + np.float32(0.1)), head, build_choice_summary()
     )
     training_result = TrainingResult({"accuracy": fitted, "balanced": fitted, "cheapest": fitted}, (), 0)
     label_space = LabelSpace(("bad", "good", "plain"), multilabel)
@@ -163,7 +163,7 @@ def test_an_exported_graph_ends_at_the_depth_of_the_classifier(
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_text_without_tokens_has_the_scores_of_python(tmp_path: Path, kind: str) -> None:
     """A tokenizer without special tokens gives no token for a tab; Python then reads a padding token."""
-    tokenizer = tiny.tokenizer()
+    tokenizer = tiny.build_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     bert = next(family for family in FAMILIES if family.name == "bert")
     spin = build_classifier(tiny.save_backbone(tmp_path / "bert", bert.config(), tokenizer))

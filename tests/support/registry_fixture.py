@@ -16,7 +16,7 @@ from spin.labels.label_space import Label
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, Settings, parse_settings
 from tests.support import tiny
 
-TEXTS = [row["text"] for row in tiny.documents(20, seed=3)]
+TEXTS = [row["text"] for row in tiny.make_documents(20, seed=3)]
 CARD = "# Model card\n\n" + "\n".join(f"- fact {number} of the corpus" for number in range(300)) + "\n"
 
 
@@ -25,7 +25,7 @@ class RegistryFixture:
 
     def __init__(self, folder: Path, backbone: Path, uri: str, /, *, multilabel: bool = False, **changes: Any) -> None:
         self.folder, self.settings = folder, _build_settings(folder, backbone, uri, changes)
-        rows = tiny.documents(120)
+        rows = tiny.make_documents(120)
         labels: Sequence[Label] = [row["label"] for row in rows]
         if multilabel:  # a third class next to good and bad
             labels = [[str(row["label"])] + ["film"] * ("film" in row["text"]) for row in rows]
@@ -72,7 +72,7 @@ class RegistryFixture:
 
 
 def build_evaluation_set(rows: Sequence[Mapping[str, Any]]) -> EvaluationSet:
-    """Build an evaluation set of documents from `tiny.documents`."""
+    """Build an evaluation set of documents from `tiny.make_documents`."""
     return EvaluationSet(tuple(EvaluationRow(row["id"], row["text"], row["label"]) for row in rows))
 
 

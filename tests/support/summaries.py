@@ -7,7 +7,7 @@ from typing import Any
 from spin.heads.fitted import ChoiceSummary
 
 
-def choice_summary(**changes: Any) -> ChoiceSummary:
+def build_choice_summary(**changes: Any) -> ChoiceSummary:
     """Return a summary with plausible figures, of which `changes` replaces some."""
     figures: dict[str, Any] = {
         "depth": 3,

@@ -23,8 +23,8 @@ FILLER = ["the", "a", "was", "film", "crew", "and", "it", "on", "of", "day"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
-def tokenizer(*, side: str = "right", pad: bool = True, special: bool = True) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer; `special` adds [CLS] and [SEP] as an encoder's does, else [CLS] alone, as a decoder's."""
+def build_tokenizer(*, side: str = "right", pad: bool = True, special: bool = True) -> PreTrainedTokenizerFast:
+    """Build a word-level tokenizer that adds [CLS] and [SEP] as for an encoder, or only [CLS] as for a decoder."""
     vocabulary = SPECIAL + [word for words in WORDS.values() for word in words] + FILLER + [".", "!"]
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -35,18 +35,16 @@ def tokenizer(*, side: str = "right", pad: bool = True, special: bool = True) ->
     return PreTrainedTokenizerFast(tokenizer_object=core, padding_side=side, model_max_length=64, **names)
 
 
-def save_backbone(
-    folder: Path, config: Any, with_tokenizer: PreTrainedTokenizerFast | None = None, seed: int = 0
-) -> Path:
+def save_backbone(folder: Path, config: Any, tokenizer: PreTrainedTokenizerFast | None = None, seed: int = 0) -> Path:
     """Save a random model of a Hugging Face config; return its folder, which `backbone.model` can name."""
     torch.manual_seed(seed)
     with silence_transformers():
         AutoModel.from_config(config).save_pretrained(folder)
-        (with_tokenizer or tokenizer()).save_pretrained(folder)
+        (tokenizer or build_tokenizer()).save_pretrained(folder)
     return folder
 
 
-def bert(folder: Path, seed: int = 0, *, wide: int = 16, neurons: int = 24) -> Path:
+def save_bert(folder: Path, seed: int = 0, *, width: int = 16, neurons: int = 24) -> Path:
     """Save an encoder of 3 blocks, with weights so large that its layers differ."""
     from transformers import BertConfig
 
@@ -54,7 +52,7 @@ def bert(folder: Path, seed: int = 0, *, wide: int = 16, neurons: int = 24) -> P
         folder,
         BertConfig(
             vocab_size=64,
-            hidden_size=wide,
+            hidden_size=width,
             num_hidden_layers=3,
             num_attention_heads=2,
             intermediate_size=neurons,
@@ -67,7 +65,7 @@ def bert(folder: Path, seed: int = 0, *, wide: int = 16, neurons: int = 24) -> P
 
 def save_model_with_code(folder: Path, marker: Path) -> Path:
     """Save a model and tokenizer whose own Python code, in the same folder, creates `marker` when it runs."""
-    bert(folder)
+    save_bert(folder)
     code = (
         "from pathlib import Path\nfrom transformers import BertConfig, BertModel, PreTrainedTokenizerFast\n"
         f"Path({str(marker)!r}).touch()\n"
@@ -86,7 +84,7 @@ def save_model_with_code(folder: Path, marker: Path) -> Path:
     return folder
 
 
-def documents(count: int, classes: Sequence[str] = ("good", "bad"), seed: int = 0) -> list[dict[str, str]]:
+def make_documents(count: int, classes: Sequence[str] = ("good", "bad"), seed: int = 0) -> list[dict[str, str]]:
     """Return rows of id, text and label; a text holds two words of its class among fillers, so it can be learned."""
     draw = random.Random(seed)
     rows = []

@@ -58,7 +58,7 @@ def replace_values(rows: list[dict[str, Any]], index: int, **values: Any) -> lis
     return [{**row, **values} if n == index else row for n, row in enumerate(rows)]
 
 
-ROWS = tiny.documents(80)
+ROWS = tiny.make_documents(80)
 DATA_CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
     "no documents with labels": (
         [{"id": r["id"], "text": r["text"]} for r in ROWS],
@@ -159,13 +159,13 @@ def test_classify_without_a_champion_is_refused(run_spin: RunSpin, tmp_path: Pat
 @pytest.mark.usefixtures("ray_session")
 def test_an_activation_that_overflows_float16_names_its_site(run_spin: RunSpin, tmp_path: Path) -> None:
     """Column types are chosen from the first batch; here a later document exceeds the range of float16."""
-    tokenizer = tiny.tokenizer(special=False)
+    tokenizer = tiny.build_tokenizer(special=False)
     config = GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=64)
     folder = tiny.save_backbone(tmp_path / "loud", config, tokenizer)
     tensors = load_file(folder / "model.safetensors")
     tensors["wte.weight"][tokenizer.convert_tokens_to_ids("!")] *= 1e8
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    rows = [*tiny.documents(300), {"id": "loud", "text": "a film ! it was", "label": "good"}]
+    rows = [*tiny.make_documents(300), {"id": "loud", "text": "a film ! it was", "label": "good"}]
     status, error = run_spin("extract", rows=rows, backbone={"model": str(folder), "dtype": "float32", "device": "cpu"})
     assert status == 2
     assert "resid.00: a value of" in read_error_line(error)

@@ -67,7 +67,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     """A registry with two versions whose classes differ."""
     folder = tmp_path_factory.mktemp("registry")
     for number, classes in (("1", ("good", "bad")), ("2", ("plain", "bad"))):
-        rows = tiny.documents(240, classes)
+        rows = tiny.make_documents(240, classes)
         classifier = SpinClassifier(str(backbone_folder), metric="accuracy")
         classifier.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
     (folder / "champion").write_text("1")
@@ -135,7 +135,7 @@ def test_bad_documents_and_files_do_not_affect_the_others(
     One document kills its process the first time only, as a crash of the machine would: it is predicted.
     """
     monkeypatch.setattr(classify, "ClassifyStep", chaos.ChaosStep)
-    documents = tiny.documents(120)
+    documents = tiny.make_documents(120)
     rows: list[Row] = [dict(row) for row in documents]
     rows[50]["text"] = f"{chaos.KILL_ONCE}{tmp_path / 'killed'}"
     invalid = [
@@ -189,7 +189,7 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
 
     One worker with smaller shards gives the same labels as two workers, and scores that differ by at most 0.01.
     """
-    project.write("a.parquet", to_parquet(tiny.documents(150, seed=3)))
+    project.write("a.parquet", to_parquet(tiny.make_documents(150, seed=3)))
     map_shards = classify.map_shards
 
     def change_champion(*args: Any, **keywords: Any) -> Any:
@@ -223,13 +223,13 @@ def test_since_skips_files_that_earlier_nights_classified(project: Project) -> N
         return names, sorted(ids)[:1]
 
     for name, first in (("a", 0), ("b", 40)):
-        project.write(f"{name}.parquet", to_parquet(tiny.documents(80)[first : first + 40]))
+        project.write(f"{name}.parquet", to_parquet(tiny.make_documents(80)[first : first + 40]))
     project.write("broken.parquet", b"PAR1")
     out = f"{project.base}/out"
     assert run_night("2026-03-01", None) == (["a.parquet", "b.parquet"], ["d00000"])
-    project.write("b.parquet", to_parquet(tiny.documents(130)[80:130]))
+    project.write("b.parquet", to_parquet(tiny.make_documents(130)[80:130]))
     assert run_night("2026-03-02", out) == (["b.parquet"], ["d00080"])
-    project.write("broken.parquet", to_parquet(tiny.documents(140)[130:]))
+    project.write("broken.parquet", to_parquet(tiny.make_documents(140)[130:]))
     assert run_night("2026-03-03", out) == (["broken.parquet"], ["d00130"])
     assert run_night("2026-03-04", out) == ([], [])
 
@@ -259,7 +259,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], se
 
 def test_a_killed_driver_loses_no_finished_work(project: Project, tmp_path: Path) -> None:
     """The driver is killed after the first and after a later shard. A rerun repeats at most one shard per worker."""
-    documents = tiny.documents(400, seed=5)
+    documents = tiny.make_documents(400, seed=5)
     source = project.write("a.parquet", to_parquet(documents))
     log, output, shards, workers = tmp_path / "log", f"{project.base}/out", 10, 2
     args = (project.tree, str(project.registry_fixture.folder), source, output, DATE)

@@ -38,7 +38,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     """A registry with two versions whose classes differ."""
     folder = tmp_path_factory.mktemp("registry")
     for number, classes in (("1", ("good", "bad")), ("2", ("plain", "bad"))):
-        rows = tiny.documents(120, classes)
+        rows = tiny.make_documents(120, classes)
         classifier = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
         classifier.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
     return FolderRegistry(folder)
@@ -121,7 +121,7 @@ def test_the_outcome_of_a_shard_does_not_grow_with_its_rows(
     shapes = {}
     for rows in (60, 600):
         dead: list[Row] = [{"id": f"e{n}", "text": ""} for n in range(rows // 10)]
-        documents = tiny.documents(rows, seed=3)
+        documents = tiny.make_documents(rows, seed=3)
         project.write("a.jsonl", [*documents, *dead, *documents[: rows // 10]])
         assert project.run_night(f"out-{rows}", 10 * rows, set=("data.ids=checked",), max_dead_fraction=0.5).counts.dead
         shapes[rows] = [replace_values_by_types(outcome) for outcome in recorded]
@@ -139,7 +139,7 @@ def replace_values_by_types(value: Any) -> Any:
 
 def test_a_night_does_not_resume_with_another_model_version(project: NightProject) -> None:
     """The error names both versions; another output takes the new champion."""
-    project.write("a.jsonl", tiny.documents(90, seed=3))
+    project.write("a.jsonl", tiny.make_documents(90, seed=3))
     project.run_night()
     project.promote("2")
     with pytest.raises(UserError, match=r'model\.version is "2", was "1"'):
@@ -151,7 +151,7 @@ def test_a_night_does_not_resume_with_another_model_version(project: NightProjec
 
 def test_labels_do_not_depend_on_the_shard_size(project: NightProject) -> None:
     """A second run and shards of other sizes give the same labels, and scores within 0.01."""
-    project.write("a.jsonl", tiny.documents(150, seed=3))
+    project.write("a.jsonl", tiny.make_documents(150, seed=3))
     runs = []
     for number, documents in enumerate((40, 40, 7, 1000)):
         project.run_night(str(number), documents)
@@ -165,7 +165,7 @@ def test_labels_do_not_depend_on_the_shard_size(project: NightProject) -> None:
 
 def test_unreadable_files_above_the_limit_fail_the_night(project: NightProject) -> None:
     """The status is 4 and nothing is published; with a higher limit a rerun publishes the rows and names the files."""
-    project.write("a.jsonl", tiny.documents(30))
+    project.write("a.jsonl", tiny.make_documents(30))
     (project.folder / "data" / "b.parquet").write_bytes(b"PAR1")
     with pytest.raises(BadRowsError, match=r"1 of 2 files cannot be classified.*b\.parquet cannot be read") as error:
         project.run_night()
@@ -178,7 +178,7 @@ def test_unreadable_files_above_the_limit_fail_the_night(project: NightProject) 
 
 def test_too_many_dead_letters_fail_the_night(project: NightProject) -> None:
     """Nothing is published; with a higher limit a rerun publishes the predictions."""
-    project.write("a.jsonl", [*tiny.documents(8), {"id": "x", "text": None}, {"id": "y", "text": " "}])
+    project.write("a.jsonl", [*tiny.make_documents(8), {"id": "x", "text": None}, {"id": "y", "text": " "}])
     with pytest.raises(BadRowsError, match=r"2 of 10 rows cannot be classified \(1 null_text, 1 empty_text\)"):
         project.run_night()
     assert project.list_published_keys() == []
@@ -188,7 +188,7 @@ def test_too_many_dead_letters_fail_the_night(project: NightProject) -> None:
 
 def test_the_first_document_with_a_duplicate_id_is_predicted(project: NightProject) -> None:
     """The order is that of the plan, across shards and files."""
-    first, second = tiny.documents(60), tiny.documents(80)[20:]
+    first, second = tiny.make_documents(60), tiny.make_documents(80)[20:]
     project.write("b.jsonl", second)
     project.write("a.jsonl", first)
     manifest = project.run_night(documents=16, max_dead_fraction=0.5)
@@ -201,7 +201,7 @@ def test_a_document_that_raises_is_the_only_dead_letter_of_its_shard(
 ) -> None:
     """The other documents have the labels that they have in a night without it."""
     monkeypatch.setattr(classify, "ClassifyStep", chaos.ChaosStep)
-    rows = tiny.documents(60)
+    rows = tiny.make_documents(60)
     project.write("a.jsonl", rows)
     project.run_night("without")
     project.write("a.jsonl", [*rows[:17], {"id": "poison", "text": chaos.RAISE}, *rows[17:]])
@@ -231,7 +231,7 @@ def test_a_document_with_non_finite_activations_is_a_dead_letter(
 ) -> None:
     """Its reason is `poison`; the other documents are predicted."""
     monkeypatch.setattr(classify, "ClassifyStep", NotFiniteStep)
-    rows = tiny.documents(60)
+    rows = tiny.make_documents(60)
     project.write("a.jsonl", [*rows[:17], {"id": "poison", "text": "infinite"}, *rows[17:]])
     assert project.run_night().counts.reasons == {"poison": 1}
     assert [row["id"] for row in project.read_predictions()] == [row["id"] for row in rows]
@@ -250,8 +250,8 @@ def call_before_stage(stage: str, action: Callable[[Store], None], monkeypatch: 
 
 def test_a_file_that_kills_its_readers_is_quarantined(project: NightProject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three processes died before they reached a document of the file: the other files are classified."""
-    project.write("a.jsonl", tiny.documents(20))
-    project.write("b.jsonl", tiny.documents(40)[20:])
+    project.write("a.jsonl", tiny.make_documents(20))
+    project.write("b.jsonl", tiny.make_documents(40)[20:])
 
     def record_crashes(store: Store) -> None:
         store.write_json("attempts/000000.json", {"begun": 3, "ended": 0, "note": {}})
@@ -262,16 +262,18 @@ def test_a_file_that_kills_its_readers_is_quarantined(project: NightProject, mon
         [file] = manifest.quarantined
         assert file.uri.endswith("a.jsonl")
         assert "every process that read it was killed" in file.reason
-        assert [row["id"] for row in project.read_predictions(stage)] == [row["id"] for row in tiny.documents(40)[20:]]
+        assert [row["id"] for row in project.read_predictions(stage)] == [
+            row["id"] for row in tiny.make_documents(40)[20:]
+        ]
 
 
 def test_a_file_that_changes_while_it_is_read_fails_the_night(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rows may mix both contents, so that nothing is published; `restart` classifies the new content."""
-    project.write("a.jsonl", tiny.documents(20))
+    project.write("a.jsonl", tiny.make_documents(20))
     with monkeypatch.context() as patch:
-        call_before_stage("classify", lambda _: project.write("a.jsonl", tiny.documents(30)), patch)
+        call_before_stage("classify", lambda _: project.write("a.jsonl", tiny.make_documents(30)), patch)
         with pytest.raises(UserError, match=r"1 of 1 files changed while they were read, .*a\.jsonl .*--restart"):
             project.run_night()
     assert project.list_published_keys() == []
@@ -282,7 +284,7 @@ def test_a_file_that_changes_while_it_is_read_fails_the_night(
 
 def test_a_file_of_an_unknown_format_is_quarantined(project: NightProject) -> None:
     """Within the limit of quarantined files the night is published."""
-    project.write("a.jsonl", tiny.documents(20))
+    project.write("a.jsonl", tiny.make_documents(20))
     project.write("notes.txt", [])
     manifest = project.run_night(max_bad_files=0.5)
     [file] = manifest.quarantined
@@ -292,9 +294,9 @@ def test_a_file_of_an_unknown_format_is_quarantined(project: NightProject) -> No
 
 def test_a_restart_skips_the_same_files_as_the_first_run(project: NightProject) -> None:
     """With its own output as `since`, a restarted night does not skip the files that it classified itself."""
-    project.write("a.jsonl", tiny.documents(20))
+    project.write("a.jsonl", tiny.make_documents(20))
     project.run_night(date="2026-02-28", since=None)
-    project.write("b.jsonl", tiny.documents(50)[20:])
+    project.write("b.jsonl", tiny.make_documents(50)[20:])
     for number, restart in (("1", False), ("2", True), ("2", False)):
         project.promote(number)
         manifest = project.run_night(since="out", restart=restart)
@@ -306,7 +308,7 @@ def test_a_restart_skips_the_same_files_as_the_first_run(project: NightProject) 
 
 def test_a_night_is_compared_with_the_latest_night_if_that_is_earlier(project: NightProject) -> None:
     """A missed night that is run after a later one is compared with none."""
-    project.write("a.jsonl", tiny.documents(20))
+    project.write("a.jsonl", tiny.make_documents(20))
     before = {date: project.run_night(date=date).before for date in ("2026-03-01", "2026-03-03", "2026-03-02")}
     assert before["2026-03-01"] is None
     assert before["2026-03-02"] is None
@@ -317,7 +319,7 @@ def test_a_night_is_compared_with_the_latest_night_if_that_is_earlier(project: N
 
 def test_the_precision_check_counts_labels_that_equal_those_of_float32(project: NightProject) -> None:
     """It compares rows of several shards, skips dead letters and duplicate ids, and stops at the given number."""
-    rows: list[Any] = tiny.documents(90, seed=4)
+    rows: list[Any] = tiny.make_documents(90, seed=4)
     invalid = [{"id": "x", "text": None}, dict(rows[2]), {"id": "y", "text": " "}]
     project.write("a.jsonl", [invalid[0], *rows[:30], *invalid[1:], *rows[30:]])
     manifest = project.run_night()
@@ -366,7 +368,7 @@ def test_dead_letters_contain_texts_only_if_the_settings_ask_for_them(project: N
 )
 def test_a_changed_setting_that_affects_results_is_refused(project: NightProject, change: str, difference: str) -> None:
     """The error names the setting and `--restart`, although the night has finished."""
-    project.write("a.jsonl", tiny.documents(12))
+    project.write("a.jsonl", tiny.make_documents(12))
     project.run_night()
     with pytest.raises(UserError, match=rf"made with other settings or data: .*{re.escape(difference)}.*--restart"):
         project.run_night(set=(change,))
@@ -380,7 +382,7 @@ def test_a_run_resumes_after_a_change_that_does_not_affect_results(
     project: NightProject, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A night that stopped after two shards computes the third alone."""
-    project.write("a.jsonl", tiny.documents(120))
+    project.write("a.jsonl", tiny.make_documents(120))
 
     class Stop(Exception):
         pass
@@ -409,7 +411,7 @@ def test_a_run_resumes_after_a_change_that_does_not_affect_results(
 
 def test_the_report_of_a_real_night_shows_its_manifest(browser: Any, tmp_path: Path, project: NightProject) -> None:
     """The night has a dead letter and an unreadable file. The report is in the output and in the folder of the run."""
-    project.write("a.jsonl", [*tiny.documents(90), {"id": "x", "text": None}])
+    project.write("a.jsonl", [*tiny.make_documents(90), {"id": "x", "text": None}])
     (project.folder / "data" / "b.parquet").write_bytes(b"PAR1")
     manifest = project.run_night(max_bad_files=0.5)
     html = (project.folder / "out" / "report.html").read_text()

@@ -45,7 +45,7 @@ PAIRS = [(SHALLOW, DEEP), (DEEP, SHALLOW), (SHALLOW, OTHER_BACKBONE), (MULTILABE
 def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
     """A registry with versions of several depths, one of them on another backbone, and two multilabel versions."""
     folder = tmp_path_factory.mktemp("registry")
-    other_backbone = tiny.bert(tmp_path_factory.mktemp("elsewhere"), seed=1)
+    other_backbone = tiny.save_bert(tmp_path_factory.mktemp("elsewhere"), seed=1)
     quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), head="linear")
     probe = ProbeSettings(penalties=3, max_extra=0)
     versions: dict[str, tuple[Path, list[str], list[str], Callable[[Row], Any], int]] = {
@@ -56,7 +56,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
         OTHER_MULTILABEL: (backbone_folder, ["resid.03"], ["max"], list_labels, 3),
     }
     for number, (backbone, sites, poolings, label, classes) in versions.items():
-        rows = tiny.documents(150, CLASSES[:classes])
+        rows = tiny.make_documents(150, CLASSES[:classes])
         float32 = BackboneSettings(model=str(backbone), dtype="float32", device="cpu")
         classifier = SpinClassifier(float32, sites=sites, poolings=poolings, probe=probe, search=quick)
         classifier.fit([row["text"] for row in rows], [label(row) for row in rows]).save(folder / number)
@@ -85,7 +85,7 @@ class FullDepthProject(NightProject):
         return super().run_night(*args, set=("classify.cascade=false", *set), **options)
 
 
-ROWS = tiny.documents(150, CLASSES, seed=3)
+ROWS = tiny.make_documents(150, CLASSES, seed=3)
 INVALID: list[Row] = [{"id": "x", "text": None}, {"id": "y", "text": " "}, dict(ROWS[3])]
 
 

@@ -67,7 +67,7 @@ JSON_KEYS = {
 def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
     """A registry with a champion and its drift reference, as `spin train` registers them."""
     folder = tmp_path_factory.mktemp("registry")
-    rows = tiny.documents(120)
+    rows = tiny.make_documents(120)
     texts = [row["text"] for row in rows]
     spin = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
     spin.fit(texts, [row["label"] for row in rows]).save(folder / "1")
@@ -154,7 +154,7 @@ def test_estimated_requests_equal_those_of_a_night(
     from s3fs import S3FileSystem
 
     uri = f"{s3_server}/{uuid.uuid4().hex}"
-    rows = add_dead_letters(tiny.documents(count)) if dead else tiny.documents(count)
+    rows = add_dead_letters(tiny.make_documents(count)) if dead else tiny.make_documents(count)
     source = write_rows(uri, kind, rows, files)
     settings = make_settings(backbone_folder, ids)
     estimated = estimate_night(settings, registry_fixture, count, source=source)  # type: ignore[arg-type]
@@ -206,7 +206,7 @@ def test_estimated_bytes_equal_those_of_a_night(
     night_bytes: Counter[str],
 ) -> None:
     """The estimates are within 1 % if the night has the sampled documents."""
-    rows = add_dead_letters(tiny.documents(120)) if dead else tiny.documents(120)
+    rows = add_dead_letters(tiny.make_documents(120)) if dead else tiny.make_documents(120)
     source, settings = write_rows(str(tmp_path), "jsonl", rows), make_settings(backbone_folder, ids)
     store = estimate_night(settings, registry_fixture, 120, source=source).store  # type: ignore[arg-type]
     night_bytes.clear()
@@ -224,7 +224,7 @@ def test_bytes_of_large_shards_are_estimated_from_small_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fixed part of a file's size counts once per shard, not once per piece of the sample."""
-    source = write_rows(str(tmp_path), "parquet", add_dead_letters(tiny.documents(3000)), group=1000)
+    source = write_rows(str(tmp_path), "parquet", add_dead_letters(tiny.make_documents(3000)), group=1000)
     settings = make_settings(backbone_folder, documents=1000)
     monkeypatch.setattr(sample, "_PIECES", 1_000_000_000)
     estimated = estimate_night(settings, registry_fixture, 3000, source=source, seconds=2)  # type: ignore[arg-type]
@@ -247,7 +247,7 @@ def test_the_sample_runs_with_the_threads_of_a_worker(
             return super().__call__(*args)
 
     monkeypatch.setattr(sample, "ClassifyStep", RecordingStep)
-    source = write_rows(str(tmp_path), "jsonl", add_dead_letters(tiny.documents(100)), files=2)
+    source = write_rows(str(tmp_path), "jsonl", add_dead_letters(tiny.make_documents(100)), files=2)
     settings = make_settings(backbone_folder, classify={"cpus_per_worker": 3})
     figures = estimate_night(settings, registry_fixture, 1000, source=source).sample  # type: ignore[arg-type]
     assert set(threads) == {3}
@@ -272,9 +272,9 @@ def test_the_sample_runs_on_the_cpu_if_workers_have_no_gpu(
 
     monkeypatch.setattr(sample, "ClassifyStep", RecordingStep)
     monkeypatch.setattr(
-        FolderRegistry, "calibration", lambda _: [row["text"] for row in tiny.documents(30)], raising=False
+        FolderRegistry, "calibration", lambda _: [row["text"] for row in tiny.make_documents(30)], raising=False
     )
-    source = write_rows(str(tmp_path), "jsonl", tiny.documents(60))
+    source = write_rows(str(tmp_path), "jsonl", tiny.make_documents(60))
     settings = make_settings(backbone_folder)
     update = {"device": "auto", "dtype": "int8", "engine": "openvino"}
     settings = settings.model_copy(update={"backbone": settings.backbone.model_copy(update=update)})
@@ -315,7 +315,7 @@ def test_hours_and_workers_follow_from_the_sample(
     registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path
 ) -> None:
     """The figures can be calculated by hand: a shard is not divided, and the check of ids is a separate pass."""
-    source = write_rows(str(tmp_path), "jsonl", tiny.documents(50))
+    source = write_rows(str(tmp_path), "jsonl", tiny.make_documents(50))
 
     def estimate_documents(count: float, deadline: float = 8, **changes: Any) -> Estimate:
         settings = make_settings(backbone_folder, documents=10_000, **changes)
@@ -350,7 +350,7 @@ def test_large_shards_have_dead_letters_more_often_than_small_pieces(
 ) -> None:
     """If one piece in five has a dead letter, so does one shard in five of that size, and every much larger shard."""
     source, settings = (
-        write_rows(str(tmp_path), "jsonl", tiny.documents(50)),
+        write_rows(str(tmp_path), "jsonl", tiny.make_documents(50)),
         make_settings(backbone_folder, documents=size),
     )
     without = estimate_night(settings, registry_fixture, 36 * size, source=source).store  # type: ignore[arg-type]
@@ -368,7 +368,7 @@ def test_several_files_are_assumed_to_keep_their_size(
 ) -> None:
     """A larger night has more files, each of them one shard here."""
     settings = make_settings(backbone_folder, documents=10_000)
-    source = write_rows(str(tmp_path), "jsonl", tiny.documents(60), files=3)
+    source = write_rows(str(tmp_path), "jsonl", tiny.make_documents(60), files=3)
     assert estimate_night(settings, registry_fixture, 6000, source=source).shards == 300  # type: ignore[arg-type]
 
 
@@ -424,7 +424,7 @@ def test_spin_plan_prints_text_or_json(
 ) -> None:
     """The options reach the estimate; the text names shards, hours, deadline and requests."""
     monkeypatch.setattr(jobs.plan_command, "open_registry", lambda _: registry_fixture)
-    source = write_rows(str(tmp_path), "jsonl", tiny.documents(90))
+    source = write_rows(str(tmp_path), "jsonl", tiny.make_documents(90))
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
 

@@ -26,7 +26,7 @@ from spin.settings import BackboneSettings, Settings, parse_settings
 from tests.support import tiny
 from tests.support.registry_fixture import build_evaluation_set, build_quick_classifier, build_training_record
 
-ROWS = tiny.documents(240, seed=5)
+ROWS = tiny.make_documents(240, seed=5)
 TEXTS = [row["text"] for row in ROWS]
 
 
@@ -76,7 +76,7 @@ def build_backbone_section(backbone: Path) -> dict[str, Any]:
 def artifacts(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:
     """A folder with the artifacts `sound` and `mislabelled` of classifiers; no test changes them."""
     folder = tmp_path_factory.mktemp("artifacts")
-    rows = tiny.documents(120)
+    rows = tiny.make_documents(120)
     mislabelled = [{**row, "label": rows[index // 4 * 4 % 7]["label"]} for index, row in enumerate(rows)]
     for name, training in (("sound", rows), ("mislabelled", mislabelled)):
         classifier = build_quick_classifier(BackboneSettings.model_validate(build_backbone_section(backbone_folder)))

@@ -31,7 +31,7 @@ from tests.support.repository import ROOT
 def shared_fixture(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> RegistryFixture:
     """A registry with one version whose backbone folder has been deleted; the bundle holds a copy."""
     folder = tmp_path_factory.mktemp("pyfunc")
-    registry_fixture = RegistryFixture(folder, tiny.bert(folder / "bert"), tracking_uri)
+    registry_fixture = RegistryFixture(folder, tiny.save_bert(folder / "bert"), tracking_uri)
     shutil.rmtree(folder / "bert")
     return registry_fixture
 
@@ -194,13 +194,13 @@ def test_model_config_replaces_the_choice_of_the_settings(
 
 def test_a_bundle_without_the_backbone_loads_only_the_backbone_of_its_training(tmp_path: Path, sqlite_uri: str) -> None:
     """Loading fails if the folder of the backbone was changed or is missing."""
-    folder = tiny.bert(tmp_path / "bert")
+    folder = tiny.save_bert(tmp_path / "bert")
     registry_fixture = RegistryFixture(tmp_path, folder, sqlite_uri, registry={"include_backbone": False})
     bundle = registry_fixture.registry.download_model("1", tmp_path)
     assert sorted(path.name for path in (bundle / "artifacts").iterdir()) == ["spin"]
     assert predict(load_pyfunc(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
     shutil.rmtree(folder)
-    tiny.bert(folder, seed=1)
+    tiny.save_bert(folder, seed=1)
     with pytest.raises(UserError, match="has digest .*, the model was trained on .*; point backbone.model at"):
         load_pyfunc(registry_fixture)
     shutil.rmtree(folder)
@@ -210,10 +210,10 @@ def test_a_bundle_without_the_backbone_loads_only_the_backbone_of_its_training(t
 
 def test_a_backbone_that_changed_after_training_is_not_registered(tmp_path: Path, sqlite_uri: str) -> None:
     """The registry then still holds version 1 alone."""
-    folder = tiny.bert(tmp_path / "bert")
+    folder = tiny.save_bert(tmp_path / "bert")
     registry_fixture = RegistryFixture(tmp_path, folder, sqlite_uri)
     shutil.rmtree(folder)
-    tiny.bert(folder, seed=1)
+    tiny.save_bert(folder, seed=1)
     with pytest.raises(UserError, match="the model was trained on"):
         registry_fixture.register()
     assert [v.number for v in registry_fixture.registry.versions()] == ["1"]
@@ -227,7 +227,7 @@ def test_the_bundle_holds_all_backbone_files_and_no_others(
     gguf = tmp_path / "weights.gguf"
     gguf.write_bytes(b"converted already")
     converted = tmp_path / "cache" / "gguf" / hashlib.sha256(gguf.read_bytes()).hexdigest()[:32]
-    tiny.bert(converted)
+    tiny.save_bert(converted)
     AutoModel.from_pretrained(converted).save_pretrained(converted, max_shard_size="8KB")
     (converted / "model.safetensors").unlink()
     assert len([*converted.glob("*.safetensors")]) > 1

@@ -95,7 +95,7 @@ def test_a_model_of_version_0_1_is_promoted_and_replaced_through_the_gate(
     bundle: Path, tmp_path: Path, sqlite_uri: str
 ) -> None:
     """The gate compares it with a new version on the same backbone, which becomes champion."""
-    rows = tiny.documents(240, seed=5)
+    rows = tiny.make_documents(240, seed=5)
     registry = Registry(
         parse_settings(
             {
@@ -116,7 +116,7 @@ def test_a_model_of_version_0_1_is_promoted_and_replaced_through_the_gate(
     assert classifier.predict(EXPECTED.texts) == EXPECTED.labels
     np.testing.assert_allclose(classifier.predict_proba(EXPECTED.texts), EXPECTED.probabilities, atol=1e-5)
 
-    training = tiny.documents(120)
+    training = tiny.make_documents(120)
     trained = build_quick_classifier(registry.settings.backbone).fit(
         [row["text"] for row in training], [row["label"] for row in training]
     )

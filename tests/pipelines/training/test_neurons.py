@@ -43,7 +43,7 @@ from spin.pages.explanation_page import Driver
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, parse_settings
 from spin.sites import FeatureColumn
 from tests.support import tiny
-from tests.support.summaries import choice_summary
+from tests.support.summaries import build_choice_summary
 
 FFN, RESID = FeatureColumn.parse("ffn.01.mean"), FeatureColumn.parse("resid.02.max")
 
@@ -92,7 +92,7 @@ def build_random_classifier(label_space: LabelSpace) -> tuple[SpinClassifier, La
             np.concatenate([f(9)[n] for n in selected.values()]) for f in (np.arange, lambda n: 2.0 + np.arange(n))
         )
         head = LinearHead(draw.normal(size=(len(label_space), p)), draw.normal(size=len(label_space)))
-        return FittedClassifier(selection, Standardizer(mean, scale), head, choice_summary())
+        return FittedClassifier(selection, Standardizer(mean, scale), head, build_choice_summary())
 
     first, second = fitted({FFN: [1, 4, 7], RESID: [0, 5]}), fitted({FFN: [4, 8]})
     training_result = TrainingResult({"accuracy": first, "balanced": first, "cheapest": second}, (), 0)
@@ -270,7 +270,7 @@ def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels
 @pytest.fixture(scope="module")
 def trained(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of two classes; the texts contain HTML and markup of the terminal library."""
-    documents = tiny.documents(120)
+    documents = tiny.make_documents(120)
     texts = [f"<script>window.hit = 1</script> [bold] {d['text']}" for d in documents]
     folder = tmp_path_factory.mktemp("trained")
     backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")

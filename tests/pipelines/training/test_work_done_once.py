@@ -86,7 +86,7 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Work:
 
 def write_corpus(path: Path) -> int:
     """Write labelled documents whose texts are nearly all of the file, and return the size of the file in bytes."""
-    rows = tiny.documents(DOCUMENTS)
+    rows = tiny.make_documents(DOCUMENTS)
     for number, row in enumerate(rows):
         row["text"] += " " + f"{number:05d}" * (TEXT_BYTES // 5)
     if path.suffix == ".jsonl":
@@ -101,7 +101,7 @@ def make_settings(folder: Path, name: str, *, include_backbone: bool) -> Setting
     """Settings of a project with three shards, a small search, and weights that no other test has hashed."""
     return parse_settings(
         {
-            "backbone": {"model": str(tiny.bert(folder / "bert")), "dtype": "float32", "device": "cpu"},
+            "backbone": {"model": str(tiny.save_bert(folder / "bert")), "dtype": "float32", "device": "cpu"},
             "data": {"train": str(folder / name)},
             "store": str(folder / "store"),
             "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{folder}/mlflow.db"},

@@ -52,8 +52,8 @@ class Project:
 
     def __init__(self, folder: Path, base: str) -> None:
         self.folder, self.base = folder, base
-        self.backbone = tiny.bert(folder / "bert")
-        self.documents = tiny.documents(1500, CLASSES)
+        self.backbone = tiny.save_bert(folder / "bert")
+        self.documents = tiny.make_documents(1500, CLASSES)
         self.write("train.parquet", self.documents)
         self.settings = self.make_settings()
         self.registry = Registry(self.settings)
@@ -153,7 +153,7 @@ def test_changed_settings_are_refused_with_both_values(project: Project) -> None
 
 def test_every_row_of_a_night_is_predicted_or_a_dead_letter(project: Project) -> None:
     """Valid rows get the labels that the classifier gives; the others are dead letters with their reasons."""
-    batch = tiny.documents(170, CLASSES, seed=9)
+    batch = tiny.make_documents(170, CLASSES, seed=9)
     rejected: list[dict[str, Any]] = [
         {"id": None, "text": "a fine day"},
         {"id": "n1", "text": None},
@@ -190,7 +190,7 @@ def test_every_row_of_a_night_is_predicted_or_a_dead_letter(project: Project) ->
 
 def test_a_drifted_night_is_published_and_reported(project: Project) -> None:
     """Documents of a single class, their texts three times as long, drift in labels and lengths."""
-    batch = [row for row in tiny.documents(240, CLASSES, seed=9) if row["label"] == CLASSES[0]]
+    batch = [row for row in tiny.make_documents(240, CLASSES, seed=9) if row["label"] == CLASSES[0]]
     source = project.write("drifted.parquet", [{"id": row["id"], "text": 3 * f"{row['text']} "} for row in batch])
     output = f"{project.base}/drifted"
     usual = project.write("usual.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:99]])
@@ -270,7 +270,7 @@ def test_a_night_with_changed_files_is_refused_until_it_is_restarted(
 
 def test_evaluate_agrees_with_the_predictions(project: Project) -> None:
     """Accuracy and per-class counts follow from the classifier's predictions. An unknown label is refused."""
-    rows = tiny.documents(60, CLASSES, seed=4)
+    rows = tiny.make_documents(60, CLASSES, seed=4)
     source = project.write("check.parquet", rows)
     evaluation = run_evaluate(project.settings, project.registry, source)
     predicted = project.registry.load("1").predict([row["text"] for row in rows])
@@ -300,7 +300,7 @@ def test_a_multilabel_corpus_is_trained_promoted_evaluated_and_classified(
     tmp_path: Path, backbone_folder: Path
 ) -> None:
     """A small corpus whose labels are lists, trained by cross-validation."""
-    rows: list[dict[str, Any]] = tiny.documents(160, CLASSES)
+    rows: list[dict[str, Any]] = tiny.make_documents(160, CLASSES)
     for number, row in enumerate(rows):
         row["label"] = [[row["label"]], [], sorted({row["label"], "extra"})][number // 3 % 3]
         row["text"] += " !" * ("extra" in row["label"])

@@ -70,7 +70,7 @@ class Project:
 @pytest.fixture
 def project(nodes: Nodes, s3_server: str, tmp_path: Path) -> Project:
     base = f"{s3_server}/{uuid.uuid4().hex}"
-    tiny.bert(tmp_path / "bert")
+    tiny.save_bert(tmp_path / "bert")
     tree = {
         "backbone": {"model": "bert", "dtype": "float32", "device": "cpu"},
         "data": {"train": f"{base}/train.parquet"},
@@ -83,7 +83,7 @@ def project(nodes: Nodes, s3_server: str, tmp_path: Path) -> Project:
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     (tmp_path / "large.bin").write_bytes(b"0" * 1000)
     (tmp_path / ".gitignore").write_text("large.bin\n")
-    Store(base).write("train.parquet", parquet(tiny.documents(400)))
+    Store(base).write("train.parquet", parquet(tiny.make_documents(400)))
     return Project(tmp_path, base, nodes.address)
 
 
@@ -137,9 +137,9 @@ def test_a_night_uses_added_nodes_and_survives_lost_ones(
 ) -> None:
     """Only the shard that a lost node was computing is computed again, and every id is predicted exactly once."""
     base, log = f"{s3_server}/{uuid.uuid4().hex}", tmp_path / "log"
-    rows = tiny.documents(480)
+    rows = tiny.make_documents(480)
     Store(base).write("data/night.parquet", parquet([{"id": row["id"], "text": row["text"]} for row in rows]))
-    training_rows = tiny.documents(200)
+    training_rows = tiny.make_documents(200)
     spin = SpinClassifier(str(backbone_folder), sites=["resid"], metric="accuracy")
     spin.fit([row["text"] for row in training_rows], [row["label"] for row in training_rows])
     spin.save(tmp_path / "registry" / "1")

@@ -108,7 +108,7 @@ def test_a_node_uses_the_model_path_if_its_digest_is_right(
     weights_cache.publish(settings, digest)
     assert weights_cache.receive(settings, digest) == settings.backbone
     assert not cache.exists()
-    other = tiny.bert(tmp_path / "other", seed=1)
+    other = tiny.save_bert(tmp_path / "other", seed=1)
     assert weights_cache.receive(build_settings(str(other)), digest).model == str(cache / digest)
 
 
@@ -116,7 +116,7 @@ def test_weights_with_a_wrong_digest_are_refused(
     build_settings: Callable[..., Settings], store_uri: str, digest: str, cache: Path, tmp_path: Path
 ) -> None:
     """The driver does not publish them, and a node that fetched them raises an error and keeps none of the files."""
-    other = tiny.bert(tmp_path / "other", seed=1)
+    other = tiny.save_bert(tmp_path / "other", seed=1)
     with pytest.raises(
         UserError, match=rf"has digest \w+, the model was trained on {digest[:12]}; point backbone.model at"
     ):

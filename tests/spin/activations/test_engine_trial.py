@@ -216,7 +216,7 @@ def test_a_verdict_is_cached_per_weights_precision_processor_and_versions(
     assert (record["outcome"], record["digest"]) == ("crashed", request.digest)
     assert record["versions"]["torch"] is not None
     count = 1
-    different = [build_request(tiny.bert(tmp_path / "other", seed=1)), replace(request, precision="bfloat16")]
+    different = [build_request(tiny.save_bert(tmp_path / "other", seed=1)), replace(request, precision="bfloat16")]
     for other in different:
         assert real_judge_engine(other).outcome == "crashed"
         count += 1
@@ -325,14 +325,14 @@ def test_auto_uses_openvino_if_the_trial_passes(tmp_path: Path, kind: str) -> No
 
 def save_small_model(kind: str, folder: Path) -> Path:
     if kind == "bert":
-        return tiny.bert(folder / kind)
+        return tiny.save_bert(folder / kind)
     from transformers import LlamaConfig
 
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=48, max_position_embeddings=64,
     )  # fmt: skip
-    return tiny.save_backbone(folder / kind, config, tiny.tokenizer(special=False))
+    return tiny.save_backbone(folder / kind, config, tiny.build_tokenizer(special=False))
 
 
 @pytest.mark.real

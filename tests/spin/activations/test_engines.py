@@ -38,7 +38,7 @@ MORE_TEXTS = (*TEXTS, "fine " * 30, "late")
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     family: Family = request.param
     folder = tiny.save_backbone(
-        tmp_path_factory.mktemp(family.name), family.config(), tiny.tokenizer(special=not family.causal)
+        tmp_path_factory.mktemp(family.name), family.config(), tiny.build_tokenizer(special=not family.causal)
     )
     return load_backbone(BackboneSettings(model=str(folder), dtype="float32", device="cpu", batch_tokens=64))
 
@@ -222,7 +222,7 @@ def test_openvino_sends_no_telemetry() -> None:
         "from spin.activations.extract import single_segment\n"
         "from spin.settings import BackboneSettings\n"
         "from spin.sites import FeatureColumn\n"
-        "folder = tiny.bert(pathlib.Path(tempfile.mkdtemp()))\n"
+        "folder = tiny.save_bert(pathlib.Path(tempfile.mkdtemp()))\n"
         "settings = BackboneSettings(model=str(folder))\n"
         "choice = EngineChoice('openvino', 'int8')\n"
         "backbone = open_backbone(settings, *find_backbone(settings), 'cpu', choice)\n"
@@ -236,7 +236,7 @@ def test_openvino_sends_no_telemetry() -> None:
 
 @pytest.fixture(scope="module")
 def fitted(backbone_folder: Path) -> SpinClassifier:
-    rows = tiny.documents(300)
+    rows = tiny.make_documents(300)
     return SpinClassifier(
         BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
         probe=ProbeSettings(penalties=4),
@@ -250,7 +250,7 @@ def save_and_load(fitted: SpinClassifier, folder: Path, **settings: Any) -> Spin
     return SpinClassifier.load(folder, backbone=fitted.settings.model_copy(update=settings))
 
 
-DOCUMENTS = [row["text"] for row in tiny.documents(200, seed=5)]
+DOCUMENTS = [row["text"] for row in tiny.make_documents(200, seed=5)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

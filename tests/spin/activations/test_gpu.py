@@ -45,7 +45,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=24,
         max_position_embeddings=64,
     )
-    return tiny.save_backbone(tmp_path_factory.mktemp("llama"), config, tiny.tokenizer(special=False))
+    return tiny.save_backbone(tmp_path_factory.mktemp("llama"), config, tiny.build_tokenizer(special=False))
 
 
 def load(folder: Path, **settings: Any) -> Backbone:

@@ -48,7 +48,7 @@ def hashed_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny model whose new files count as settled at once, since a test cannot set their change time back."""
     monkeypatch.setattr(digest, "_SETTLED_NS", 0)
-    return tiny.bert(tmp_path / "model")
+    return tiny.save_bert(tmp_path / "model")
 
 
 def expected_digest(folder: Path) -> str:
@@ -117,7 +117,7 @@ def test_a_changed_file_is_hashed_again(model: Path, hashed_files: list[str], sa
 
 def test_a_link_to_other_weights_is_hashed_again(model: Path, tmp_path: Path, hashed_files: list[str]) -> None:
     """The weights have the same name and size as those the link led to before."""
-    weights, other = model / "model.safetensors", tiny.bert(tmp_path / "other", seed=1) / "model.safetensors"
+    weights, other = model / "model.safetensors", tiny.save_bert(tmp_path / "other", seed=1) / "model.safetensors"
     first = weights.rename(tmp_path / "first.safetensors")
     weights.symlink_to(first)
     before = cached_digest(model)
@@ -128,7 +128,7 @@ def test_a_link_to_other_weights_is_hashed_again(model: Path, tmp_path: Path, ha
 
 def test_the_digest_of_a_file_just_written_is_not_cached(tmp_path: Path, hashed_files: list[str]) -> None:
     """A second write within one clock tick of the file system would not change the file's times."""
-    folder = tiny.bert(tmp_path / "model")
+    folder = tiny.save_bert(tmp_path / "model")
     for path in folder.iterdir():
         os.utime(path, (0, 0))  # which sets the change time to now
     cached_digest(folder)
@@ -162,7 +162,7 @@ def test_code_of_a_model_is_hashed_every_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed_files: list[str]
 ) -> None:
     monkeypatch.setattr(digest, "_SETTLED_NS", 0)
-    folder = tiny.bert(tmp_path / "model")
+    folder = tiny.save_bert(tmp_path / "model")
     (folder / "modeling.py").write_text("print()\n")
     for _ in range(3):
         cached_digest(folder, include_code=True)

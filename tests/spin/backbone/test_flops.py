@@ -71,7 +71,7 @@ def test_flops_of_a_decoder_equal_counts_by_hand(tmp_path: Path) -> None:
         intermediate_size=INNER,
         max_position_embeddings=64,
     )
-    backbone = load(tiny.save_backbone(tmp_path, config, tiny.tokenizer(special=False)))
+    backbone = load(tiny.save_backbone(tmp_path, config, tiny.build_tokenizer(special=False)))
     flops = relative_flops(backbone)
     check_flops(flops, 3 * PROJECTION, 2 * FFN_MAP, FFN_MAP, 0)
     assert flops[Site(BLOCKS, "resid")] == 1

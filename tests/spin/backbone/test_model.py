@@ -203,7 +203,7 @@ def load(folder: Path, **options: Any) -> Backbone:
 
 def save_model(folder: Path, family: Family) -> Path:
     """Save a model with random biases and norms, so that a test fails if one is omitted."""
-    tiny.save_backbone(folder, family.config(), tiny.tokenizer(special=not family.causal))
+    tiny.save_backbone(folder, family.config(), tiny.build_tokenizer(special=not family.causal))
     model = load(folder).model
     torch.manual_seed(1)
     for parameter in model.parameters():
@@ -311,7 +311,7 @@ def test_causal_attention_is_detected_with_small_weights(model: Model, tmp_path:
     """Weights of the usual scale 0.02 have little effect, yet enough to show whether a token attends to later ones."""
     config = model.family.config()
     setattr(config, "init_std" if hasattr(config, "init_std") else "initializer_range", 0.02)
-    tiny.save_backbone(tmp_path, config, tiny.tokenizer(special=not model.family.causal))
+    tiny.save_backbone(tmp_path, config, tiny.build_tokenizer(special=not model.family.causal))
     assert load(tmp_path).causal is model.family.causal
 
 
@@ -333,7 +333,7 @@ def test_features_do_not_depend_on_the_padding_side(model: Model, tmp_path: Path
     copied.mkdir()
     for file in model.folder.iterdir():
         (copied / file.name).write_bytes(file.read_bytes())
-    tiny.tokenizer(side=side, pad=pad, special=not model.family.causal).save_pretrained(copied)
+    tiny.build_tokenizer(side=side, pad=pad, special=not model.family.causal).save_pretrained(copied)
     other = load(copied)
     assert (other.tokenizer.padding_side, other.tokenizer.pad_token is not None) == (side, pad)
     columns = list_columns(model.backbone)
@@ -518,7 +518,7 @@ def test_an_unknown_pooling_is_refused_by_name() -> None:
 @pytest.mark.parametrize("special", [False, True])
 def test_long_texts_are_truncated_and_counted(tmp_path: Path, special: bool) -> None:
     """Only texts longer than max_tokens are truncated, at the end; their special tokens remain."""
-    tokenizer = tiny.tokenizer(special=special)
+    tokenizer = tiny.build_tokenizer(special=special)
     folder = tiny.save_backbone(tmp_path, (BertConfig if special else LlamaConfig)(**SHAPE), tokenizer)
     backbone = load(folder, max_tokens=6)
     most_words = 4 if special else 5
@@ -533,7 +533,7 @@ def test_long_texts_are_truncated_and_counted(tmp_path: Path, special: bool) -> 
 
 def test_unknown_tokens_are_counted(tmp_path: Path) -> None:
     """Each word that is not in the vocabulary counts; none counts if the unknown token is also the end token."""
-    backbone = load(tiny.bert(tmp_path))
+    backbone = load(tiny.save_bert(tmp_path))
     texts = ["a fine day", "a xylophone , lovely zebra", "", "[UNK]"]
     assert backbone.tokenize(texts).unknown == [0, 3, 0, 1]
     backbone.tokenizer.eos_token = "[UNK]"
@@ -550,7 +550,7 @@ def test_max_tokens_is_limited_by_the_positions_of_the_model(model: Model) -> No
 
 
 def test_a_vocabulary_as_long_as_the_table_of_positions_does_not_lower_max_tokens(tmp_path: Path) -> None:
-    assert load(tiny.bert(tmp_path)).max_tokens == 64
+    assert load(tiny.save_bert(tmp_path)).max_tokens == 64
 
 
 @settings(max_examples=200, deadline=None)
@@ -649,7 +649,7 @@ def test_columns_near_the_range_of_float16_are_stored_as_float32(llama: Path) ->
 )
 def test_a_mixture_of_experts_has_resid_sites_only(tmp_path: Path, config: Callable[[], Any]) -> None:
     """A mixture of experts has no fixed FFN neurons, so `ffn` is an error."""
-    backbone = load(tiny.save_backbone(tmp_path, config(), tiny.tokenizer(special=False)))
+    backbone = load(tiny.save_backbone(tmp_path, config(), tiny.build_tokenizer(special=False)))
     assert backbone.sites == [Site(layer, "resid") for layer in range(DEPTH + 1)]
     for missing in ("ffn.01", "ffn"):
         with pytest.raises(UserError, match=rf"no '{missing}'; it has resid\.00 to resid\.03$"):
@@ -677,10 +677,10 @@ def test_weights_or_a_tokenizer_that_differ_from_the_digest_are_refused(tmp_path
         folder: BackboneSettings(model=str(folder), dtype="float32", device="cpu")
         for folder in (original, copied, weights, tokenizer)
     }
-    digest = load_backbone(settings_by_folder[tiny.bert(original)]).digest
-    assert load_backbone(settings_by_folder[tiny.bert(copied)], expect_digest=digest).digest == digest
-    tiny.bert(weights, seed=1)
-    config = json.loads((tiny.bert(tokenizer) / "tokenizer.json").read_text())
+    digest = load_backbone(settings_by_folder[tiny.save_bert(original)]).digest
+    assert load_backbone(settings_by_folder[tiny.save_bert(copied)], expect_digest=digest).digest == digest
+    tiny.save_bert(weights, seed=1)
+    config = json.loads((tiny.save_bert(tokenizer) / "tokenizer.json").read_text())
     config["added_tokens"][0]["lstrip"] = True
     (tokenizer / "tokenizer.json").write_text(json.dumps(config))
     for folder in (weights, tokenizer):
@@ -699,7 +699,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 def test_truncated_weights_are_refused(tmp_path: Path) -> None:
     """An interrupted download leaves such a file."""
-    weights = tiny.bert(tmp_path) / "model.safetensors"
+    weights = tiny.save_bert(tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be loaded"):
         load(tmp_path)
@@ -772,7 +772,7 @@ def test_a_path_that_leads_out_of_the_package_is_refused(inside: str) -> None:
 @pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "sub/x.safetensors", 3])
 def test_weights_outside_the_directory_of_the_model_are_refused(tmp_path: Path, name: Any) -> None:
     """The digest would not cover a file that an index or config names in another directory."""
-    folder = tiny.bert(tmp_path / "bert")
+    folder = tiny.save_bert(tmp_path / "bert")
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     (folder / "sub").mkdir()
@@ -802,7 +802,7 @@ def test_code_of_a_backbone_runs_only_if_trusted(
     marker = tmp_path / "marker"
     folder = tiny.save_model_with_code(tmp_path / "coded", marker)
     if without_code is not None:
-        shutil.copy(tiny.bert(tmp_path / "bert") / without_code, folder)
+        shutil.copy(tiny.save_bert(tmp_path / "bert") / without_code, folder)
     if without_code == "config.json":
         assert load(folder).depth == 3
     else:
@@ -825,7 +825,7 @@ def test_code_of_a_backbone_runs_only_if_trusted(
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_name(tmp_path: Path) -> None:
     """transformers would fill the tensor with random numbers."""
-    folder = tiny.bert(tmp_path / "bert")
+    folder = tiny.save_bert(tmp_path / "bert")
     tensors = load_file(folder / "model.safetensors")
     removed = next(name for name in tensors if "layer.1.output.dense.weight" in name)
     del tensors[removed]

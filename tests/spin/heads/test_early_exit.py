@@ -29,7 +29,7 @@ from spin.monitor.profile import Profile
 from spin.settings import BackboneSettings, CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
 from tests.support import tiny
-from tests.support.summaries import choice_summary
+from tests.support.summaries import build_choice_summary
 
 MULTICLASS = LabelSpace(("a", "b", "c"))
 MULTILABEL = LabelSpace(("a", "b", "c"), multilabel=True)
@@ -125,7 +125,7 @@ def test_segments_hold_every_column_once() -> None:
     assert all(segment.start < c.site.layer <= segment.stop for segment in segments[1:] for c in segment.neurons)
 
 
-TEXTS = [document["text"] for document in tiny.documents(60, ("good", "bad", "plain"), seed=9)]
+TEXTS = [document["text"] for document in tiny.make_documents(60, ("good", "bad", "plain"), seed=9)]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def classifier(backbone_folder: Path) -> SpinClassifier:
     selection = Selection(neurons, {column: np.ones(5) for column in columns}, 0.5)
     p, label_space = len(selection), LabelSpace(("bad", "good", "plain"))
     head = LinearHead(draw.normal(0, 0.2, (3, p)).astype(np.float32), draw.normal(size=3).astype(np.float32))
-    full = FittedClassifier(selection, Standardizer.fit(values), head, choice_summary())
+    full = FittedClassifier(selection, Standardizer.fit(values), head, build_choice_summary())
     exits: list[EarlyExit] = []
     exited = np.zeros(len(TEXTS), bool)
     for depth in (1, 2):
@@ -248,7 +248,7 @@ def test_exits_are_saved_and_loaded(classifier: SpinClassifier, tmp_path: Path) 
 
 def test_training_offers_exits_within_the_allowed_loss(backbone_folder: Path) -> None:
     """On held-out rows the metric loses no more than allowed; where no loss is allowed there are no exits."""
-    rows = tiny.documents(1500, ("good", "bad"))
+    rows = tiny.make_documents(1500, ("good", "bad"))
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
 
     def fit(max_loss: float) -> SpinClassifier:

@@ -24,10 +24,10 @@ from spin.heads.selection import Selection
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
-from tests.support.summaries import choice_summary
+from tests.support.summaries import build_choice_summary
 
 COLUMNS = [FeatureColumn.parse(text) for text in ("resid.00.mean", "ffn.01.max", "ffn.02.mean")]
-SUMMARY = choice_summary(depth=2, temperature=1.25)
+SUMMARY = build_choice_summary(depth=2, temperature=1.25)
 METADATA = ClassifierMetadata(
     classes=("a", "b", "c"),
     multilabel=False,

@@ -25,7 +25,7 @@ from spin.labels.standardizer import Standardizer
 from spin.monitor.drift import SIGNIFICANCE, measure, stability, stability_limit
 from spin.monitor.profile import Profile
 from spin.sites import FeatureColumn
-from tests.support.summaries import choice_summary
+from tests.support.summaries import build_choice_summary
 
 COLUMN = FeatureColumn.parse("ffn.01.mean")
 NEURONS = 40
@@ -37,7 +37,7 @@ def make_fitted() -> FittedClassifier:
     draw = np.random.default_rng(0)
     head = LinearHead(draw.normal(size=(1, NEURONS)), np.zeros(1))
     standardizer = Standardizer(draw.normal(size=NEURONS), draw.uniform(0.5, 2, NEURONS))
-    return FittedClassifier(SELECTION, standardizer, head, choice_summary())
+    return FittedClassifier(SELECTION, standardizer, head, build_choice_summary())
 
 
 def make_outputs(

@@ -28,7 +28,7 @@ from spin.labels.standardizer import Standardizer
 from spin.pages.explanation import Explanation, explain
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from tests.support import tiny
-from tests.support.summaries import choice_summary
+from tests.support.summaries import build_choice_summary
 
 SEARCH = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), head="linear")
 QUICK: dict[str, Any] = {"probe": ProbeSettings(penalties=3, max_extra=0), "search": SEARCH}
@@ -39,7 +39,7 @@ TEXTS = ["a fine film .", "bad", "unheard of words", "the crew was late !", "a\n
 
 def make_documents(count: int, label_space: str, seed: int = 0) -> tuple[list[str], list[Label]]:
     """Texts and labels. In a multi-label task a text holds words of each of its classes, which may be none."""
-    documents = tiny.documents(count, CLASSES[label_space], seed)
+    documents = tiny.make_documents(count, CLASSES[label_space], seed)
     if label_space != "multi-label":
         return [d["text"] for d in documents], [d["label"] for d in documents]
     draw = random.Random(seed)
@@ -59,7 +59,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> BackboneSettings:
     """Settings of a tiny random Llama."""
     shape = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "intermediate_size": 24}
     config = LlamaConfig(**shape, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.6)
-    folder = tiny.save_backbone(tmp_path_factory.mktemp("llama"), config, tiny.tokenizer(special=False))
+    folder = tiny.save_backbone(tmp_path_factory.mktemp("llama"), config, tiny.build_tokenizer(special=False))
     return BackboneSettings(model=str(folder), dtype="float32", device="cpu")
 
 
@@ -76,7 +76,7 @@ def deep(backbone: BackboneSettings) -> SpinClassifier:
     )
     shape = 3, values.shape[1]
     head = LinearHead(*((draw.normal(size=size) / 4).astype(np.float32) for size in (shape, shape[:1])))
-    fitted = FittedClassifier(selection, Standardizer(values.mean(0), values.std(0)), head, choice_summary())
+    fitted = FittedClassifier(selection, Standardizer(values.mean(0), values.std(0)), head, build_choice_summary())
     training_result = TrainingResult(dict.fromkeys(("accuracy", "balanced", "cheapest"), fitted), (), 0)
     label_space = LabelSpace(CLASSES["multi-class"])
     return SpinClassifier.assemble(backbone, loaded.digest, label_space, training_result, "accuracy", backbone=loaded)
@@ -201,8 +201,8 @@ def test_words_are_shown_as_typed(fit_binary: Callable[[str, str, bool], SpinCla
 def test_the_pieces_of_a_word_are_explained_as_one_word(tmp_path: Path) -> None:
     """Where a tokenizer splits words, a word gets the sum over its pieces and is shown whole."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "day", "love", "##ly", "aw", "##fu", "##l", "!"]
-    config = AutoConfig.from_pretrained(tiny.bert(tmp_path / "plain"))
-    tokenizer = tiny.tokenizer()
+    config = AutoConfig.from_pretrained(tiny.save_bert(tmp_path / "plain"))
+    tokenizer = tiny.build_tokenizer()
     model_tokenizer = tokenizer.backend_tokenizer
     model_tokenizer.model = WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
     settings = BackboneSettings(model=str(tiny.save_backbone(tmp_path / "pieces", config, tokenizer)), dtype="float32")

@@ -293,7 +293,7 @@ def test_the_command_writes_the_page_of_a_trained_classifier(
 ) -> None:
     """A script tag in the text and in the training documents stays text, and the page loads nothing."""
     script = "<script>window.hit = 1</script>"
-    documents = tiny.documents(120)
+    documents = tiny.make_documents(120)
     backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     train(tmp_path, backbone, [f"{script} {d['text']}" for d in documents], [d["label"] for d in documents])
     page = tmp_path / "explained.html"

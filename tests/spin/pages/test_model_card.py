@@ -18,11 +18,15 @@ from spin.labels.metrics import ClassFigures
 from spin.pages.model_card import CardFacts, ContenderResult, card_text, model_card
 from spin.settings import DecisionSettings
 from spin.sites import FeatureColumn
-from tests.support.summaries import choice_summary
+from tests.support.summaries import build_choice_summary
 
 CALIBRATION = {"valid_ece_uncalibrated": 0.0625, "valid_ece": 0.0125}
-SHALLOW = choice_summary(depth=1, compute=0.25, neurons=1200, eta=0.5, valid_score=0.7, temperature=2.0, **CALIBRATION)
-DEEP = choice_summary(depth=4, compute=1.0, neurons=1200, eta=0.9, valid_score=0.8125, temperature=1.25, **CALIBRATION)
+SHALLOW = build_choice_summary(
+    depth=1, compute=0.25, neurons=1200, eta=0.5, valid_score=0.7, temperature=2.0, **CALIBRATION
+)
+DEEP = build_choice_summary(
+    depth=4, compute=1.0, neurons=1200, eta=0.9, valid_score=0.8125, temperature=1.25, **CALIBRATION
+)
 TABLE = [
     ContenderResult(
         name="tfidf",

@@ -82,7 +82,7 @@ def make_correlated(seed: int, n: int = 300, p: int = 60) -> tuple[Floats, Float
 def activations(backbone_folder: Path) -> tuple[Floats, Floats]:
     """Standardised activations of a tiny BERT's middle FFN on real token sequences, and their labels."""
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
-    documents = tiny.documents(300, seed=3)
+    documents = tiny.make_documents(300, seed=3)
     columns = [FeatureColumn.parse("ffn.02.mean"), FeatureColumn.parse("ffn.02.max")]
     values_by_column = extract(backbone, [d["text"] for d in documents], columns).columns
     X = np.concatenate([values_by_column[c] for c in columns], axis=1).astype(np.float64)
