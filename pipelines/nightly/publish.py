@@ -315,8 +315,8 @@ def readable_outcomes(
 
 def _unreadable_files(plan: StagePlan[RunPlan], outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> dict[str, str]:
     """Return the reason for each file that could not be read, by URI."""
-    found_by_steps = {o.counts.uri: o.counts.bad for o in outcomes if o.counts.bad is not None}
-    return {**plan.derived.bad, **found_by_steps}
+    reasons = {o.counts.uri: o.counts.bad for o in outcomes if o.counts.bad is not None}
+    return {**plan.derived.bad, **reasons}
 
 
 def _planned_files(plan: StagePlan[RunPlan]) -> list[InputFile]:

@@ -108,13 +108,13 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
     settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
     files = input_files.list_files(settings.data.train)
-    metadata = _plan_metadata(settings, files)
+    digest = _backbone_digest(settings)
+    metadata = _plan_metadata(settings, files, digest)
     start = time.perf_counter()
     with Lease(store) as lease:
         plan = write_plan(store, "extract", metadata, FeaturePlan, lambda: _survey(settings, files), restart=restart)
         if manifest := find_manifest(store, plan, ExtractResults):
             return plan, manifest
-        digest = metadata["backbone"]["digest"]
         weights_cache.publish(settings, digest)
         outcomes = map_shards(
             ExtractStep,
@@ -153,17 +153,20 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, Fea
     """
     settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
-    metadata = _plan_metadata(settings, input_files.list_files(settings.data.train))
+    metadata = _plan_metadata(settings, input_files.list_files(settings.data.train), _backbone_digest(settings))
     plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
     return plan, manifest, FeatureShards.of(store, plan.derived)
 
 
-def _plan_metadata(settings: Settings, files: list[InputFile]) -> dict[str, Any]:
-    """Everything that changes the features; not worker counts, logging or the path of the weights."""
+def _backbone_digest(settings: Settings) -> str:
+    """The digest of the backbone's files."""
     code = settings.backbone.trust_remote_code
-    digest = cached_digest(
-        locate_model(settings.backbone.model, settings.backbone.revision, include_code=code), include_code=code
-    )
+    folder = locate_model(settings.backbone.model, settings.backbone.revision, include_code=code)
+    return cached_digest(folder, include_code=code)
+
+
+def _plan_metadata(settings: Settings, files: list[InputFile], digest: str) -> dict[str, Any]:
+    """Everything that changes the features; not worker counts, logging or the path of the weights."""
     backbone = settings.backbone.model_dump(include=ACTIVATION_SETTINGS)
     data = settings.data.model_dump(include={"id", "text", "label", "split"})
     return {

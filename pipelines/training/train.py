@@ -154,7 +154,17 @@ def run_train(
         plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, restart=restart)
         manifest = find_manifest(store, plan, TrainResults)
         if manifest is None:
-            manifest = _fit(settings, features, probes, labels, corpus, store, plan, lease)
+            manifest = _fit(
+                settings,
+                features,
+                probes,
+                labels,
+                corpus,
+                store,
+                plan,
+                lease,
+                probe_fingerprint=probed.fingerprint,
+            )
         registered = _register_once(settings, registry, labels, corpus, store, manifest)
         report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
         Store(settings.store).write_json("report.json", report.to_json(extracted, probed))
@@ -170,6 +180,8 @@ def _fit(
     store: Store,
     plan: TrainPlan,
     lease: Lease,
+    *,
+    probe_fingerprint: str,
 ) -> TrainManifest:
     """Fit and evaluate the heads, and write the artifact and the manifest."""
     start = time.perf_counter()
@@ -207,7 +219,7 @@ def _fit(
         table=figures.table,
         per_class=figures.per_class,
         test_ece=figures.test_ece,
-        fingerprint=plan.metadata["probes"],
+        fingerprint=probe_fingerprint,
     )
     described[REFERENCE] = describe_reference(spin, features, labels, corpus.texts)
     for name, data in (spin.files() | described).items():
