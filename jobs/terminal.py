@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipelines.nightly.run_records import RunManifest
     from pipelines.registry.champion_history import ChampionEvent
     from pipelines.registry.gate import GateCheck
-    from pipelines.registry.versions import Version
+    from pipelines.registry.version_records import Version
     from pipelines.training.evaluate import EvaluationReport
     from pipelines.training.extract_features import CorpusCounts
     from pipelines.training.neurons import ChosenNeuron

@@ -6,8 +6,7 @@ import hashlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pipelines.registry.champion_history import Move
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.night_summary import NightSummary
+from pipelines.registry.version_records import RegisteredVersion, TrainingRecord, Version
 from spin.activations.engine import CALIBRATION_TEXTS
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
@@ -25,53 +25,6 @@ from spin.settings import BackboneSettings, Settings
 CHAMPION, CHALLENGER = "champion", "challenger"
 _ARTIFACT_TAG, _MODEL_TAG = "spin.artifact", "spin.model"
 """tags of a version: the digests of its artifact and of the whole logged model"""
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """The parameters, metrics and files that are logged for a training and registered with its artifact."""
-
-    params: Mapping[str, str | float | None]
-    """MLflow parameters"""
-    metrics: Mapping[str, float]
-    """MLflow metrics"""
-    report: str
-    """report.json of the MLflow run"""
-    example: Sequence[str]
-    """texts of the input example"""
-    evaluation_set: EvaluationSet
-    """the test rows; the first version of a model freezes them for all later ones"""
-    fingerprint: str
-    """of the training's plan"""
-
-
-@dataclass(frozen=True)
-class RegisteredVersion:
-    """The version that a training was registered as."""
-
-    model: str
-    """name of the registered model"""
-    version: str
-    """its number"""
-    run_id: str
-    """the MLflow run of the training"""
-
-
-@dataclass(frozen=True)
-class Version:
-    """One version of the registered model."""
-
-    number: str
-    run_id: str
-    """the MLflow run of the training"""
-    aliases: tuple[str, ...]
-    """`champion`, `challenger` and any other, sorted"""
-    fingerprint: str
-    """of the training's plan"""
-    created: str
-    """ISO 8601, UTC, seconds"""
-    metrics: Mapping[str, float]
-    """of the run"""
 
 
 class Registry:

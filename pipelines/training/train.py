@@ -14,7 +14,8 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Corpus, Labels
 from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
 from pipelines.registry.packaging import REFERENCE
-from pipelines.registry.versions import RegisteredVersion, Registry, TrainingRecord
+from pipelines.registry.version_records import RegisteredVersion, TrainingRecord
+from pipelines.registry.versions import Registry
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import NullsWritten, from_json, to_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs import terminal
-from pipelines.registry.versions import RegisteredVersion
+from pipelines.registry.version_records import RegisteredVersion
 from pipelines.training.train import TrainReport, TrainResults, TrainSeconds
 from pipelines.training.workflow import StageEvent
 from spin.heads.candidate import CandidateSummary

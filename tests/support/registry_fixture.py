@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
-from pipelines.registry.versions import Registry, TrainingRecord
+from pipelines.registry.version_records import TrainingRecord
+from pipelines.registry.versions import Registry
 from spin import SpinClassifier
 from spin.labels.label_space import Label
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, Settings, parse_settings
