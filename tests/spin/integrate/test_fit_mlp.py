@@ -34,6 +34,19 @@ def loss(design: Design, head: LinearHead | MlpHead) -> float:
     return log_loss(head.logits(design.X), design.has.argmax(1) if design.exclusive else design.has, label_space)
 
 
+@pytest.fixture(scope="module")
+def design() -> Design:
+    """A design of 400 rows and two exclusive classes."""
+    return make_design()
+
+
+@pytest.fixture(scope="module")
+def linear(design: Design) -> LinearHead:
+    """The linear head of the design at a strength of 1."""
+    [head] = fit_linear(design, [Penalty(1.0)])
+    return head
+
+
 def make_head(seed: int, features: int = 5, hidden: int = 7, size: float = 1.0) -> MlpHead:
     draw = np.random.default_rng(seed)
     shapes = [(3, features), 3, (hidden, features), hidden, (3, hidden)]
@@ -67,19 +80,15 @@ def test_an_mlp_head_learns_an_interaction_that_a_linear_head_misses(exclusive: 
     assert loss(unseen, head) < 0.6 * loss(unseen, linear)
 
 
-def test_the_same_seed_gives_the_same_mlp_head() -> None:
+def test_the_same_seed_gives_the_same_mlp_head(design: Design, linear: LinearHead) -> None:
     """Equal bit for bit; another seed gives another head."""
-    design = make_design()
-    [linear] = fit_linear(design, [Penalty(1.0)])
     first, second, other = (fit_mlp(linear, design, 1.0, seed=seed, steps=20)[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.logits(design.X), second.logits(design.X))
     assert np.any(first.logits(design.X) != other.logits(design.X))
 
 
-def test_a_strong_penalty_keeps_an_mlp_head_nearly_linear() -> None:
+def test_a_strong_penalty_keeps_an_mlp_head_nearly_linear(design: Design, linear: LinearHead) -> None:
     """The smaller the strength, the closer the logits are to those of the linear head."""
-    design = make_design()
-    [linear] = fit_linear(design, [Penalty(1.0)])
     differences = []
     for strength in (1e-3, 0.3, 3.0):
         head, _ = fit_mlp(linear, design, strength, seed=0)
@@ -87,9 +96,8 @@ def test_a_strong_penalty_keeps_an_mlp_head_nearly_linear() -> None:
     assert differences[0] < 0.05 < differences[1] < differences[2]
 
 
-def test_rows_without_weight_do_not_affect_the_mlp_head() -> None:
+def test_rows_without_weight_do_not_affect_the_mlp_head(design: Design) -> None:
     """Other targets in such rows give the same head, bit for bit."""
-    design = make_design()
     weights = np.where(np.arange(400)[:, None] < 200, 1 / 200, 0).astype(np.float32)
     weighted = replace(design, weights=weights)
     [linear] = fit_linear(weighted, [Penalty(1.0)])

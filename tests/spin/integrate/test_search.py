@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -91,6 +93,12 @@ class Project:
 def build_project(
     seed: int = 0, *, signal: float = 0.8, kind: str = "multi-class", n: int = 360, folds: int = 1
 ) -> Project:
+    """A copy of a project that a test may change; its probes are fitted once per session and arguments."""
+    return deepcopy(_fit_project(seed, signal, kind, n, folds))
+
+
+@cache
+def _fit_project(seed: int, signal: float, kind: str, n: int, folds: int) -> Project:
     """Each layer shows the classes through three of its twelve neurons, on a larger scale than the layer before."""
     draw, label_space = np.random.default_rng(seed), LABEL_SPACES[kind]
     y = draw.random((n, 3)) < 0.4 if label_space.multilabel else np.arange(n) % 3
