@@ -1,5 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# one thread per test process, and the workers of Ray with the priority of the tests that wait for them
+PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup constraints quickstart cluster-demo test test-here test-fast bench bench-method bench-limits lint docs dist clean
 
@@ -28,11 +31,11 @@ test: setup  ## all tests, with the S3 and MLflow servers that they need
 	MLFLOW=$(CURDIR)/$(BIN)/mlflow infra/s3/run.sh infra/mlflow/run.sh $(MAKE) --no-print-directory test-here
 
 test-here:  # within the servers; several Ray nodes on one machine want it for themselves
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/pipelines/workers/test_cluster.py
-	$(BIN)/python -m pytest tests/pipelines/workers/test_cluster.py
+	$(PYTEST) $(PARALLEL) --ignore tests/pipelines/workers/test_cluster.py
+	$(PYTEST) tests/pipelines/workers/test_cluster.py
 
 test-fast: setup  ## the tests that need no server, no Ray and no browser
-	$(BIN)/python -m pytest --fast --numprocesses 2 --dist loadfile
+	$(PYTEST) $(PARALLEL) --fast
 
 cluster-demo: setup  ## train, classify, lose a node, promote and roll back on three Ray nodes with real servers
 	DEMO_STARTED=$$(date +%s) infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m infra.demo

@@ -44,18 +44,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under `--fast`, deselect the tests that use a slow fixture or bear a slow marker."""
-    if not config.getoption("--fast"):
-        return
-    slow = [
-        item
-        for item in items
-        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
-        or any(item.get_closest_marker(name) for name in SLOW_MARKERS)
-    ]
-    config.hook.pytest_deselected(items=slow)
-    deselected = set(slow)
-    items[:] = [item for item in items if item not in deselected]
+    """Under `--fast`, deselect the tests that use a slow fixture or bear a slow marker; else run their files first.
+
+    With `--dist loadfile`, a long file that starts last would leave the other processes without work.
+    """
+    slow = {item for item in items if _is_slow(item)}
+    if config.getoption("--fast"):
+        config.hook.pytest_deselected(items=list(slow))
+        items[:] = [item for item in items if item not in slow]
+    else:
+        slow_files = {item.path for item in slow}
+        items.sort(key=lambda item: item.path not in slow_files)
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    fixtures = set(getattr(item, "fixturenames", ()))
+    return bool(SLOW_FIXTURES & fixtures) or any(item.get_closest_marker(name) for name in SLOW_MARKERS)
 
 
 @pytest.fixture(scope="session", autouse=True)
