@@ -36,10 +36,10 @@ class Store:
         """The path of a key on the file system."""
         return f"{self.root}/{key}"
 
-    def _call(self, operation: str, *args: Any, seconds: float = DEADLINE, **options: Any) -> Any:
-        """Call a method of the file system, with a deadline if it goes over a network."""
+    def _call(self, operation: str, *args: Any, seconds: float | None = None, **options: Any) -> Any:
+        """Call a method of the file system, if it goes over a network with a deadline, by default `DEADLINE`."""
         if not self.local:
-            options["timeout"] = seconds
+            options["timeout"] = DEADLINE if seconds is None else seconds
         return getattr(self.fs, operation)(*args, **options)
 
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:

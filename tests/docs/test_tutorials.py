@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -114,6 +115,8 @@ class Reader:
                 main()
         out, error = self.capsys.readouterr()
         assert exit_info.value.code == 0, f"{line}: {error}"
+        unexpected = [text for text in error.splitlines() if not text.startswith('{"stage"')]
+        assert unexpected == [], line  # a slow machine reports progress
         return out
 
     def follow(self, page: str) -> dict[str, str]:
@@ -148,12 +151,20 @@ def test_the_tutorials_can_be_followed_from_init_to_explain(reader: Reader, back
     assert "wrote settings.yaml" in reader.run("spin init settings.yaml")
     reader.write_settings()
     assert "registered reviews version 1 as challenger" in reader.run("spin run settings.yaml")
+    assert "finished before" in reader.run("spin extract settings.yaml")
     promoted = reader.follow("promote.md")
     assert "version 1 is champion" in promoted['spin promote settings.yaml --why "the first model"']
+    assert "challenger" in promoted["spin models settings.yaml"]
+    [event] = promoted["spin history settings.yaml"].splitlines()
+    assert re.search(r"^\d{4}-\S+ \S+ promote from none to 1, run [0-9a-f]{32}: the first model$", event)
     night, evaluation = reader.follow("classify.md").values()
     assert "150 of 150 documents by version 1" in night
     assert "good" in evaluation
     assert run_python("classify.md", backbone_folder)["predictions"].num_rows == 150
+    assert Path("nights/predictions").is_dir()
+    explained = reader.run('spin explain settings.yaml --text "the [bold] crew was lovely and warm"')
+    assert "the [bold] crew was lovely and warm" in explained
+    assert "neurons for and against good" in explained
     reader.follow("explain.md")
     assert "<html" in Path("why.html").read_text(encoding="utf-8")
     run_example("classify_every_night.py", "settings.yaml", "inbox/2026-11-24", "nights")

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from jobs.cli import main
 from spin.settings import METRICS, Settings, load_settings, parse_settings
-from tests.support import tiny
 
 
 @pytest.fixture
@@ -97,31 +94,3 @@ def test_init_overwrites_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert exit_info.value.code == 2
         assert message in capsys.readouterr().err
     assert path.read_text("utf-8") == "existing"
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_the_commands_of_a_project_from_run_to_explain(
-    run_spin: Any, settings_tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """run, promote, models, history, classify, evaluate and explain take relative paths and print their results."""
-    monkeypatch.chdir(tmp_path)
-    rows = tiny.make_documents(300)
-    pq.write_table(pa.Table.from_pylist(rows), "train.parquet")
-    tree = {**settings_tree, "store": "store", "data": {"train": "train.parquet"}, "probe": {"penalties": 4}}
-    Path("settings.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    trained = run_spin("run", "settings.yaml")
-    assert "extract   300 documents" in trained
-    assert "registered tiny version 1 as challenger" in trained
-    assert "finished before" in run_spin("extract", "settings.yaml")
-    assert "tiny version 1 is champion" in run_spin("promote", "settings.yaml", "--why", "the first")
-    versions = run_spin("models", "settings.yaml")
-    assert "challenger, champion" in " ".join(versions.split()) or "champion" in versions
-    [event] = run_spin("history", "settings.yaml").splitlines()
-    assert re.search(r"^\d{4}-\S+ \S+ promote from none to 1, run [0-9a-f]{32}: the first$", event)
-    night = run_spin("classify", "settings.yaml", "--input", "train.parquet", "--output", "out", "--date", "2026-03-01")
-    assert "300 of 300 documents by version 1" in night
-    assert (tmp_path / "out" / "predictions" / "date=2026-03-01").is_dir()
-    assert "version 1 on 300 documents: accuracy" in run_spin("evaluate", "settings.yaml", "--input", "train.parquet")
-    explained = run_spin("explain", "settings.yaml", "--text", "the [bold] crew was lovely and warm")
-    assert "the [bold] crew was lovely and warm" in explained
-    assert "neurons for and against good" in explained
