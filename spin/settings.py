@@ -289,7 +289,7 @@ class StageSettings(_Section):
     """Workers of a single stage, for example GPUs for extract alone. null: as set above for all stages."""
 
     workers: int | None = Field(
-        None, ge=1, description="Like ray.workers, but for this stage alone. Default: ray.workers."
+        None, ge=0, description="Like ray.workers, but for this stage alone. Default: ray.workers."
     )
     min_workers: int | None = Field(
         None, ge=1, description="Like ray.min_workers, but for this stage alone. Default: ray.min_workers."
@@ -314,7 +314,10 @@ class RaySettings(_Section):
         "starts on this machine.",
     )
     workers: int | None = Field(
-        None, ge=1, description="Largest number of workers per stage. Default: as many as the CPUs and GPUs allow."
+        None,
+        ge=0,
+        description="Largest number of workers per stage. 0: a stage runs in the process of the command, without Ray, "
+        "which is quicker for trials and small corpora. Default: as many as the CPUs and GPUs allow.",
     )
     min_workers: int | None = Field(
         None,
@@ -353,9 +356,11 @@ class RaySettings(_Section):
         return self.model_copy(update=own.model_dump(exclude_none=True))
 
     @model_validator(mode="after")
-    def _min_workers_at_most_workers(self) -> RaySettings:
+    def _check_workers(self) -> RaySettings:
         for stage in get_args(Stage):
             ray = self.for_stage(stage)
+            if ray.workers == 0 and ray.address is not None:
+                raise ValueError(f"workers of {stage} is 0, so that Ray is not used; leave out address, or set workers")
             if ray.workers is not None and ray.min_workers is not None and ray.min_workers > ray.workers:
                 raise ValueError(
                     f"min_workers of {stage} is {ray.min_workers}, workers {ray.workers}; expected at least min_workers"

@@ -24,6 +24,7 @@ from pipelines.training.extract_features import ExtractPlan, load_features
 from pipelines.workers.train_group import GroupWork, run_group
 from spin.errors import UserError
 from spin.fit import group_by_site
+from spin.process_group import ProcessGroup
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, ProbeSummary, fit_probes
@@ -123,10 +124,8 @@ def fit_columns(job: ProbesJob, device: str) -> None:
 
     Probes that the store holds are skipped, because the death of any worker starts the whole group again.
     """
-    from ray.train import get_context
-
-    context, store = get_context(), job.store
-    for columns in job.sites[context.get_world_rank() :: context.get_world_size()]:
+    group, store = ProcessGroup.joined(), job.store
+    for columns in job.sites[group.rank :: group.size]:
         missing = [column for column in columns if not store.exists(_key(column))]
         if missing:
             for probe in _fit(job, missing, device):

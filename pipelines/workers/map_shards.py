@@ -107,7 +107,8 @@ def map_shards(
 ) -> list[ShardOutcome[C]]:
     """Run `make(*args)` in an actor pool over the shards that are not yet committed; all outcomes in order of shards.
 
-    `here` runs the step in this process instead: for so little work that starting actors would take longer.
+    `here` runs the step in this process instead, for so little work that starting actors would take longer; so does a
+    stage without workers (`ray.workers: 0`).
 
     Whatever kills a worker or the driver, a shard that is not committed is computed again. A shard whose store does
     not answer is retried for `retry_seconds`. Raises the error of a step, after the shards that were committed before
@@ -120,7 +121,9 @@ def map_shards(
     work = ShardWork(make, args, counts_type, store, settings)
     done = sum(outcome.counts.rows for outcome in outcomes.values())
     with progress(stage, documents, "documents", done=done) as advance:
-        for name, outcome in _run_here(work, waiting) if here else _run_in_actors(work, waiting, stage):
+        for name, outcome in (
+            _run_here(work, waiting) if here or settings.workers == 0 else _run_in_actors(work, waiting, stage)
+        ):
             lease.check()
             outcomes[name] = outcome
             advance(outcome.counts.rows, dead=outcome.counts.dead_letters, retried=outcome.tries - 1)

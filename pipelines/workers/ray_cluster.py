@@ -133,7 +133,7 @@ def configure_worker(settings: RaySettings) -> None:
 
 
 def worker_count(settings: RaySettings, work: int | None) -> int:
-    """The number of workers of a stage: as set, else as many as the cluster can hold now; at most `work`."""
+    """The number of workers of a stage: as set, else as many as the cluster can hold now; from 1 to `work`."""
     if settings.workers is not None:
         count = settings.workers
     else:
@@ -141,7 +141,7 @@ def worker_count(settings: RaySettings, work: int | None) -> int:
         count = max(1, cpus // settings.cpus_per_worker)
         if settings.gpus_per_worker:
             count = max(1, min(count, math.floor(gpus / settings.gpus_per_worker)))
-    return count if work is None else max(1, min(count, work))
+    return max(1, count if work is None else min(count, work))
 
 
 def _available_resources(settings: RaySettings) -> tuple[int, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -38,18 +39,28 @@ def run_group(
 ) -> None:
     """Call `work.run` in every worker of a group; as many workers as the cluster holds, at most `most_workers`.
 
+    A stage without workers (`ray.workers: 0`) calls it once, in this process.
     The progress bar shows `count_done()`, which counts results in the store, of `total`. If a worker dies, the whole
     group starts again, at most three times, with fewer workers where nodes are lost. Raises SpinError, naming the
     stage, or the SpinError that a worker raised.
     """
+    done = count_done()
+    with progress(stage, total, unit, done=done) as bar, _advancing(count_done, done, bar):
+        if work.settings.workers == 0:
+            work.run(work.job, work.device)
+        else:
+            _run_workers(stage, work, most_workers)
+
+
+def _run_workers(stage: str, work: GroupWork[Any], most_workers: int) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    settings, done = work.settings, count_done()
-    with cluster(settings), tempfile.TemporaryDirectory() as scratch, progress(stage, total, unit, done=done) as bar:
+    settings = work.settings
+    with cluster(settings), tempfile.TemporaryDirectory() as scratch, translate_ray_errors(stage):
         most = worker_count(settings, most_workers)
         least = least_workers(settings, most)
-        trainer = TorchTrainer(
+        TorchTrainer(
             _run_worker,
             train_loop_config={"work": work},
             torch_config=TorchConfig(backend="gloo"),  # also reduces tensors on a CPU
@@ -60,16 +71,7 @@ def run_group(
                 resources_per_worker=_resources(settings),
             ),
             run_config=RunConfig(storage_path=scratch, name=stage, failure_config=FailureConfig(max_failures=3)),
-        )
-        ended = threading.Event()
-        watcher = threading.Thread(target=_advance_bar, args=(count_done, done, bar, ended), daemon=True)
-        watcher.start()
-        try:
-            with translate_ray_errors(stage):
-                trainer.fit()
-        finally:
-            ended.set()
-            watcher.join()
+        ).fit()
 
 
 def _resources(settings: RaySettings) -> dict[str, float]:
@@ -85,11 +87,22 @@ def _run_worker(config: dict[str, Any]) -> None:
     work.run(work.job, work.device)
 
 
-def _advance_bar(
-    count_done: Callable[[], int], done: int, advance: Callable[[int], None], ended: threading.Event
-) -> None:
+@contextmanager
+def _advancing(count_done: Callable[[], int], done: int, advance: Callable[[int], None]) -> Iterator[None]:
     """Advance the bar by the results that appear in the store; only the store knows of all workers."""
-    while not ended.wait(0.5):
-        now = count_done()
-        advance(now - done)
-        done = now
+    ended = threading.Event()
+
+    def watch() -> None:
+        before = done
+        while not ended.wait(0.5):
+            now = count_done()
+            advance(now - before)
+            before = now
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()

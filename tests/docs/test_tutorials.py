@@ -125,11 +125,11 @@ class Reader:
         return {line: self.run(line) for line in lines}
 
     def write_settings(self) -> None:
-        """Write the settings of the tutorial with the tiny language model, two workers and a small search."""
+        """Write the settings of the tutorial with the tiny language model, no workers and a small search."""
         [code] = read_code_blocks(TUTORIALS / "learn.md", "yaml")
         tree = yaml.safe_load(code)
         tree["backbone"] = {"model": str(self.backbone), "dtype": "float32", "device": "cpu"}
-        tree["sites"], tree["ray"] = ["resid"], {"workers": 2, "shard_documents": 600}
+        tree["sites"], tree["ray"] = ["resid"], {"workers": 0, "shard_documents": 600}
         tree["search"] = QUICK.model_dump(mode="json")
         (self.folder / "settings.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
 
@@ -138,7 +138,6 @@ class Reader:
 def reader(
     project: Path,
     backbone_folder: Path,
-    ray_session: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Reader:

@@ -210,12 +210,11 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
     assert [row["label"] for row in one_worker] == [row["label"] for row in two_workers]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_since_skips_files_that_earlier_nights_classified(project: Project) -> None:
     """This holds over several nights. A file that was changed or quarantined is classified again."""
 
     def run_night(date: str, since: str | None) -> tuple[list[str], list[str]]:
-        settings = project.build_settings(classify={"max_bad_files": 0.9})
+        settings = project.build_settings(classify={"max_bad_files": 0.9}, ray={"workers": 0, "shard_documents": 40})
         source, output = f"{project.base}/data", f"{project.base}/out"
         manifest = run_classify(settings, project.registry_fixture, source, output, night=date, since=since)  # type: ignore[arg-type]
         ids = {row["id"] for row in read_predictions(output)}

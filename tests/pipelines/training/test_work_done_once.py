@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -17,9 +16,8 @@ from pipelines.data import sharding
 from pipelines.nightly import classify
 from pipelines.registry.versions import Registry
 from pipelines.storage.request_counting import Traffic, count_input_reads
-from pipelines.training import extract_features, fit_heads, fit_probes, workflow
+from pipelines.training import extract_features, workflow
 from pipelines.workers.map_shards import map_shards
-from pipelines.workers.train_group import GroupWork
 from spin.backbone import digest
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
@@ -59,8 +57,8 @@ class Work:
         return counted_run
 
     def map_shards(self, *args: Any, **options: Any) -> Any:
-        """Run the step in this process, where its reads can be counted."""
-        return self.count_reads(f"{options['stage']} step", map_shards)(*args, **{**options, "here": True})
+        """Count the reads of a step, which runs in this process."""
+        return self.count_reads(f"{options['stage']} step", map_shards)(*args, **options)
 
     def count_corpus_reads(self, name: str, size: int) -> float:
         """How often the whole input was read; the footers of Parquet files do not count."""
@@ -68,19 +66,15 @@ class Work:
         return max(0.0, traffic.read - FOOTER * traffic.head) / size
 
 
-def run_in_this_process(_stage: str, work: GroupWork[Any], **_: Any) -> None:
-    """Do the work of a Ray Train group with one worker, which is this process."""
-    work.run(work.job, work.device)
-
-
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Work:
-    """Counts of work that all runs in this process, with an empty cache of digests."""
+    """Counts of work that all runs in this process without Ray, with an empty cache of digests."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ray.init", fail)
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "cache"))
-    for module in (fit_probes, fit_heads):
-        monkeypatch.setattr(module, "run_group", run_in_this_process)
-    one_worker = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-    monkeypatch.setattr("ray.train.get_context", lambda: one_worker)
     return Work(monkeypatch)
 
 
@@ -106,7 +100,7 @@ def make_settings(folder: Path, name: str, *, include_backbone: bool) -> Setting
             "store": str(folder / "store"),
             "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{folder}/mlflow.db"},
             "registry": {"include_backbone": include_backbone},
-            "ray": {"workers": 1, "shard_documents": 100},
+            "ray": {"workers": 0, "shard_documents": 100},
             "sites": ["ffn.01"],
             "probe": {"penalties": 3, "max_extra": 0},
             "search": {"etas": [0.9], "strengths": [1], "l1": [], "head": "linear"},

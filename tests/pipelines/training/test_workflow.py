@@ -36,6 +36,7 @@ from spin.settings import RaySettings, Settings, parse_settings
 from tests.support import tiny
 
 CLASSES = ("good", "bad", "plain")
+WITHOUT_RAY = {"workers": 0, "shard_documents": 200}
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -56,6 +57,8 @@ class Project:
         self.documents = tiny.make_documents(1500, CLASSES)
         self.write("train.parquet", self.documents)
         self.settings = self.make_settings()
+        self.without_ray = self.make_settings(ray=WITHOUT_RAY)
+        """settings that run every stage in this process, for tests whose subject is not Ray"""
         self.registry = Registry(self.settings)
         self.events: list[tuple[str, bool]] = []
         """(stage, resumed) of each finished stage"""
@@ -131,7 +134,7 @@ def test_lost_shards_and_probes_are_computed_again_with_the_same_bytes(project: 
     other_shard = store.read_json("features/parts/000001.json")
     for key in [*lost, "features/manifest.json", "probes/manifest.json"]:
         store.delete(key)
-    run_workflow(project.settings)
+    run_workflow(project.without_ray)
     assert {key: store.read(key) for key in lost[::2]} == before
     assert store.read_json("features/parts/000001.json") == other_shard
 
@@ -235,9 +238,9 @@ def test_a_night_with_too_many_dead_letters_publishes_nothing(project: Project) 
     source = project.write("empty.parquet", [{"id": str(n), "text": "fine" if n else ""} for n in range(4)])
     output = f"{project.base}/strict"
     with pytest.raises(BadRowsError, match=r"1 of 4 rows cannot be classified .1 empty_text."):
-        run_classify(project.settings, project.registry, source, output, night="2026-01-31")
+        run_classify(project.without_ray, project.registry, source, output, night="2026-01-31")
     assert not [key for key in Store(output).list() if not key.startswith(("_lease/", "_runs/"))]
-    lenient = project.make_settings(classify={"max_dead_fraction": 0.5})
+    lenient = project.make_settings(classify={"max_dead_fraction": 0.5}, ray=WITHOUT_RAY)
     assert run_classify(lenient, project.registry, source, output, night="2026-01-31").counts.predicted == 3
 
 
@@ -254,17 +257,17 @@ def test_a_night_with_changed_files_is_refused_until_it_is_restarted(
 
     source = project.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:20]])
     output = f"{project.base}/versions"
-    run_classify(project.settings, project.registry, source, output, night="2026-02-01")
+    run_classify(project.without_ray, project.registry, source, output, night="2026-02-01")
     more = project.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:30]])
     with pytest.raises(UserError, match=r"classify: .*files\.0\.size.*--restart"):
-        run_classify(project.settings, project.registry, more, output, night="2026-02-01")
+        run_classify(project.without_ray, project.registry, more, output, night="2026-02-01")
     with monkeypatch.context() as patch:
         patch.setattr(Store, "move", fail_to_move)
         with pytest.raises(UnavailableError, match="no space"):
-            run_classify(project.settings, project.registry, more, output, night="2026-02-01", restart=True)
+            run_classify(project.without_ray, project.registry, more, output, night="2026-02-01", restart=True)
     with pytest.raises(UserError, match="has no finished night"):
         read_predictions(output)
-    run_classify(project.settings, project.registry, more, output, night="2026-02-01")
+    run_classify(project.without_ray, project.registry, more, output, night="2026-02-01")
     assert len(read_predictions(output)) == 30
 
 
@@ -285,7 +288,7 @@ def test_evaluate_agrees_with_the_predictions(project: Project) -> None:
 def test_choose_and_decision_change_a_night_without_training(project: Project) -> None:
     """The cheapest classifier reads fewer blocks; documents whose two highest scores are close get no label."""
     source = project.write("choice.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:50]])
-    cheapest = project.make_settings(choose="cheapest", decision={"abstain": 0.6})
+    cheapest = project.make_settings(choose="cheapest", decision={"abstain": 0.6}, ray=WITHOUT_RAY)
     output = f"{project.base}/choice"
     counts = run_classify(cheapest, project.registry, source, output, night="2026-02-03").counts
     rows = read_predictions(output)
@@ -310,7 +313,7 @@ def test_a_multilabel_corpus_is_trained_promoted_evaluated_and_classified(
             "backbone": {"model": str(backbone_folder), "dtype": "float32", "device": "cpu"},
             "data": {"train": str(tmp_path / "train.parquet")},
             "store": str(tmp_path / "store"),
-            "ray": {"workers": 2},
+            "ray": {"workers": 0},
             "probe": {"penalties": 3, "max_extra": 0, "class_weights": "balanced"},
             "search": {"etas": [0.9], "max_share": 0.5, "strengths": [3], "l1": [], "head": "linear"},
             "promote": {"max_ece": 0.3},
@@ -350,7 +353,7 @@ def test_the_second_version_is_judged_on_the_evaluation_set_of_the_first(project
     evaluation_set = project.registry.evaluation_set()
     assert evaluation_set is not None
     assert evaluation_set.ids
-    second = project.make_settings(store=f"{project.base}/second", seed=7)
+    second = project.make_settings(store=f"{project.base}/second", seed=7, ray=WITHOUT_RAY)
     run_workflow(second)
     counts = Store(second.store).read_json("model/manifest.json")["counts"]
     assert counts["test"] >= len(evaluation_set.ids)
@@ -428,7 +431,7 @@ def test_an_error_in_a_worker_reaches_the_driver_and_keeps_finished_shards(tmp_p
 def test_shards_are_smaller_where_features_are_wide(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """The features of a shard stay below a number of bytes, whatever `ray.shard_documents` is."""
     monkeypatch.setattr("pipelines.training.extract_features.MAX_SHARD_BYTES", 100 * (2 * 136 + 16) * 2)
-    settings = project.make_settings(store=f"{project.base}/small_shards")
+    settings = project.make_settings(store=f"{project.base}/small_shards", ray=WITHOUT_RAY)
     run_stages(settings, ["extract"])
     plan = Store(settings.store).read_json("features/plan.json")
     shards = [Shard(**shard) for shard in plan["detail"]["shards"]]
