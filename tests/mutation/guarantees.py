@@ -191,7 +191,7 @@ GUARANTEES = (
             Cut(
                 f"{FAULTS}::test_a_write_to_a_server_that_stops_reading_times_out",
                 "pipelines/storage/object_store.py",
-                'options["timeout"] = seconds',
+                'options["timeout"] = DEADLINE if seconds is None else seconds',
                 "pass",
             ),
         ),

@@ -141,8 +141,8 @@ def make_ray_jobs(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JOB", "classify-tweets-29387520")
         patch.setenv("JOB_UID", "0c4c1a0e-7c5e-4c6a-9f0a-1b2c3d4e5f60")
-        make = load_start_script().run_of
-        return {name: make(job, f"{name}-{DAY}", DAY) for name, job in select_kind(documents, "RayJob").items()}
+        build_run = load_start_script().build_run
+        return {name: build_run(job, f"{name}-{DAY}", DAY) for name, job in select_kind(documents, "RayJob").items()}
 
 
 def load_overlay_settings(documents: list[dict[str, Any]], folder: Path) -> Settings:
