@@ -146,5 +146,5 @@ def settings_tree(backbone_folder: Path, tmp_path: Path) -> dict[str, Any]:
         "data": {"train": str(tmp_path / "train.parquet")},
         "store": str(tmp_path / "store"),
         "mlflow": {"model": "tiny"},
-        "ray": {"workers": 2, "shard_documents": 60},
+        "ray": {"workers": 0, "shard_documents": 60},
     }

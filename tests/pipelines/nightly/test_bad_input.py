@@ -156,7 +156,6 @@ def test_classify_without_a_champion_is_refused(run_spin: RunSpin, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_an_activation_that_overflows_float16_names_its_site(run_spin: RunSpin, tmp_path: Path) -> None:
     """Column types are chosen from the first batch; here a later document exceeds the range of float16."""
     tokenizer = tiny.build_tokenizer(special=False)

@@ -187,7 +187,7 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
 ) -> None:
     """The champion changes during the run: all rows have the version with which the run began.
 
-    One worker with smaller shards gives the same labels as two workers, and scores that differ by at most 0.01.
+    This process with smaller shards gives the same labels as two workers, and scores that differ by at most 0.01.
     """
     project.write("a.parquet", to_parquet(tiny.make_documents(150, seed=3)))
     map_shards = classify.map_shards
@@ -201,13 +201,13 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
     two_workers = read_predictions(f"{project.base}/out")
     assert {row["model_version"] for row in two_workers} == {"1"}
     (project.registry_fixture.folder / "champion").write_text("1")
-    output = f"{project.base}/one_worker"
-    settings = project.build_settings(ray={"workers": 1, "shard_documents": 17})
+    output = f"{project.base}/no_workers"
+    settings = project.build_settings(ray={"workers": 0, "shard_documents": 17})
     run_classify(settings, project.registry_fixture, f"{project.base}/data", output, night=DATE)  # type: ignore[arg-type]
-    one_worker = read_predictions(output)
-    assert [row["id"] for row in one_worker] == [row["id"] for row in two_workers]
-    np.testing.assert_allclose([row["scores"] for row in one_worker], [row["scores"] for row in two_workers], atol=0.01)
-    assert [row["label"] for row in one_worker] == [row["label"] for row in two_workers]
+    no_workers = read_predictions(output)
+    assert [row["id"] for row in no_workers] == [row["id"] for row in two_workers]
+    np.testing.assert_allclose([row["scores"] for row in no_workers], [row["scores"] for row in two_workers], atol=0.01)
+    assert [row["label"] for row in no_workers] == [row["label"] for row in two_workers]
 
 
 def test_since_skips_files_that_earlier_nights_classified(project: Project) -> None:
