@@ -159,7 +159,7 @@ def test_classify_without_a_champion_is_refused(run_spin: RunSpin, tmp_path: Pat
 def test_an_activation_that_overflows_float16_names_its_site(run_spin: RunSpin, tmp_path: Path) -> None:
     """Column types are chosen from the first batch; here a later document exceeds the range of float16."""
     tokenizer = tiny.build_tokenizer(special=False)
-    config = GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=64)
+    config = GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2)
     folder = tiny.save_backbone(tmp_path / "loud", config, tokenizer)
     tensors = load_file(folder / "model.safetensors")
     tensors["wte.weight"][tokenizer.convert_tokens_to_ids("!")] *= 1e8

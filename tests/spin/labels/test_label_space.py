@@ -201,10 +201,15 @@ def test_multilabel_metrics_average_those_of_scikit_learn_over_classes(
     assert actual["macro_f1"] == pytest.approx(np.mean(sklearn_f1))
 
 
-def test_single_label_metrics_equal_those_of_scikit_learn() -> None:
-    draw = np.random.default_rng(0)
-    true, predicted = draw.integers(0, 3, 50), draw.integers(0, 3, 50)
-    assert score("accuracy", true, predicted) == accuracy_score(true, predicted)
-    assert score("balanced_accuracy", true, predicted) == balanced_accuracy_score(true, predicted)
-    assert score("macro_f1", true, predicted) == f1_score(true, predicted, average="macro")
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 4), st.integers(0, 99))
+def test_single_label_metrics_equal_those_of_scikit_learn(n: int, classes: int, first: int, seed: int) -> None:
+    """Some classes may not occur, or may only be predicted."""
+    draw = np.random.default_rng(seed)
+    true, predicted = draw.integers(0, classes, n), draw.integers(first, first + classes, n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert score("accuracy", true, predicted) == accuracy_score(true, predicted)
+        assert score("balanced_accuracy", true, predicted) == balanced_accuracy_score(true, predicted)
+        assert score("macro_f1", true, predicted) == f1_score(true, predicted, average="macro", zero_division=0.0)
     assert {score(name, true, true) for name in METRICS} == {1.0}
