@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 _STORE = 100 << 20
 """bytes of a node's object store; a small one suffices, since documents never pass through it"""
 
@@ -49,7 +51,10 @@ class Nodes:
 
     def __exit__(self, *_: object) -> None:
         self._cluster.shutdown()
-        self._scratch.cleanup()
+        # processes that end with the nodes may still be writing
+        Retrying(retry=retry_if_exception_type(OSError), wait=wait_fixed(0.2), stop=stop_after_delay(30), reraise=True)(
+            self._scratch.cleanup
+        )
 
     @property
     def address(self) -> str:

@@ -356,11 +356,9 @@ class RaySettings(_Section):
         return self.model_copy(update=own.model_dump(exclude_none=True))
 
     @model_validator(mode="after")
-    def _check_workers(self) -> RaySettings:
+    def _min_workers_at_most_workers(self) -> RaySettings:
         for stage in get_args(Stage):
             ray = self.for_stage(stage)
-            if ray.workers == 0 and ray.address is not None:
-                raise ValueError(f"workers of {stage} is 0, so that Ray is not used; leave out address, or set workers")
             if ray.workers is not None and ray.min_workers is not None and ray.min_workers > ray.workers:
                 raise ValueError(
                     f"min_workers of {stage} is {ray.min_workers}, workers {ray.workers}; expected at least min_workers"

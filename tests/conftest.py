@@ -27,7 +27,7 @@ real_judge_engine = spin.backbone.engine_trial.judge_engine
 spin.backbone.engine_trial.judge_engine = lambda request: spin.backbone.engine_trial.Verdict(
     "agrees", "not tried in tests"
 )
-# cross-validation with two fits in place of ten; test_cross_validation.py restores the real numbers
+# cross-validation with two fits in place of ten; the fixture `all_folds` restores the real numbers
 FOLDS = spin.labels.cross_validation._SPLITS, spin.labels.cross_validation._REPEATS
 spin.labels.cross_validation._SPLITS, spin.labels.cross_validation._REPEATS = 2, 1
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -74,6 +74,15 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "gguf").symlink_to(shared)
     os.environ["SPIN_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def all_folds() -> Iterator[None]:
+    """Let cross-validation have as many folds as users get, for the rest of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spin.labels.cross_validation, "_SPLITS", FOLDS[0])
+        patch.setattr(spin.labels.cross_validation, "_REPEATS", FOLDS[1])
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -57,8 +57,8 @@ def fitted(request: pytest.FixtureRequest, backbone: BackboneSettings) -> SpinCl
 
 
 @pytest.fixture(scope="module")
-def ffn_classifier(backbone: BackboneSettings) -> SpinClassifier:
-    """A classifier of three classes from FFN sites under all four poolings."""
+def ffn_classifier(backbone: BackboneSettings, all_folds: None) -> SpinClassifier:
+    """A classifier of three classes from FFN sites under all four poolings, chosen with as many folds as users get."""
     spin = SpinClassifier(backbone, sites=["ffn"], poolings=["mean", "max", "first", "last"], **QUICK)
     return spin.fit(*generate_documents(300, 3, seed=0))
 

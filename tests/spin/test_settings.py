@@ -361,13 +361,9 @@ def test_a_stage_may_override_the_workers_of_all_stages() -> None:
         ({"min_workers": 3, "train": {"workers": 2}}, "min_workers of train is 3, workers 2"),
         ({"workers": 2, "classify": {"min_workers": 3}}, "min_workers of classify is 3, workers 2"),
         ({"workers": 0, "min_workers": 1}, "min_workers of extract is 1, workers 0"),
-        (
-            {"address": "auto", "train": {"workers": 0}},
-            "workers of train is 0, so that Ray is not used",
-        ),
         ({"extract": {"worker": 2}}, "unknown setting 'ray.extract.worker'"),
     ],
 )
-def test_workers_that_contradict_other_settings_are_refused(ray: dict[str, Any], message: str) -> None:
+def test_min_workers_above_workers_is_refused(ray: dict[str, Any], message: str) -> None:
     """An unknown setting of a stage is refused as well."""
     assert message in error_message({**TREE, "ray": ray})

@@ -1,4 +1,7 @@
-"""Promotion, rollback and history on a real registry; fresh processes load the versions."""
+"""Promotion, rollback and history on the real MLflow server; fresh processes load the versions.
+
+The tests of the workflow, of the tutorials and of version 0.1 promote in SQLite.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from spin.settings import BackboneSettings, Settings, parse_settings
 from tests.support import tiny
 from tests.support.registry_fixture import build_evaluation_set, build_quick_classifier, build_training_record
 
+pytestmark = pytest.mark.mlflow
 ROWS = tiny.make_documents(240, seed=5)
 TEXTS = [row["text"] for row in ROWS]
 
@@ -86,9 +90,9 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -
 
 @pytest.fixture(scope="module")
 def shared_fixture(
-    tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, artifacts: Path, tracking_uri: str
+    tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path, artifacts: Path, mlflow_server: str
 ) -> PromotionFixture:
-    return PromotionFixture(tmp_path_factory.mktemp("promotion"), backbone_folder, artifacts, tracking_uri)
+    return PromotionFixture(tmp_path_factory.mktemp("promotion"), backbone_folder, artifacts, mlflow_server)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.service_errors import UnavailableError
-from pipelines.storage import filesystem as store_module
+from pipelines.storage import filesystem, object_store
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import StepResult
 from tests.pipelines.nightly.test_night import FakeStep, check_complete, delete_lease, read_predictions, run_night
@@ -35,7 +35,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
 def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A proxy between the store and the server, with timeouts short enough for a test."""
     config = {"connect_timeout": 1, "read_timeout": 1, "retries": {"total_max_attempts": 1}}
-    monkeypatch.setitem(store_module._S3, "config_kwargs", config)
+    monkeypatch.setitem(filesystem._S3, "config_kwargs", config)
     with run_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
@@ -86,7 +86,7 @@ def test_a_permanent_fault_raises_unavailable_error(
     fault: str, store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error has status 5 and comes after a bounded number of attempts."""
-    monkeypatch.setattr(store_module, "_ATTEMPTS", 3)
+    monkeypatch.setattr(filesystem, "_ATTEMPTS", 3)
     proxy.fault = lambda *_: fault
     before = proxy.count
     with pytest.raises(UnavailableError, match=r"does not answer .*try again") as error:
@@ -99,7 +99,7 @@ def test_a_write_to_a_server_that_stops_reading_times_out(
     store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No socket timeout covers a server that stops reading; the deadline of the operation does."""
-    monkeypatch.setattr(store_module, "DEADLINE", 3)
+    monkeypatch.setattr(object_store, "DEADLINE", 3)
     proxy.fault = lambda *_: "stall"
     with pytest.raises(UnavailableError, match="does not answer"):
         store.write("b", bytes(40 << 20))
@@ -124,7 +124,7 @@ def test_a_night_resumes_after_a_store_outage(
     number: int, fault: str, s3_server: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every request after a given one fails: the night ends without partial results, and a rerun completes it."""
-    monkeypatch.setattr(store_module, "_ATTEMPTS", 2)
+    monkeypatch.setattr(filesystem, "_ATTEMPTS", 2)
     uri = f"{s3_server}/{uuid.uuid4().hex}"
     step, base = FakeStep(), proxy.count
     proxy.fault = lambda count, *_: fault if count > base + number else None

@@ -76,7 +76,7 @@ def project(nodes: Nodes, s3_server: str, tmp_path: Path) -> Project:
         "data": {"train": f"{base}/train.parquet"},
         "store": f"{base}/store",
         "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"},
-        "ray": {"shard_documents": 100, "train": {"workers": 1}},
+        "ray": {"shard_documents": 100, "probe": {"workers": 0}, "train": {"workers": 0}},
         "probe": {"penalties": 3, "max_extra": 0},
         "search": {"etas": [0.9], "max_share": 0.5, "strengths": [1], "head": "linear", "l1": []},
     }

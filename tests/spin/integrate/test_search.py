@@ -37,6 +37,7 @@ from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, fit_probes
 from spin.sparsify.select import largest_eta, select
 
+pytestmark = pytest.mark.usefixtures("all_folds")
 Rows = NDArray[np.int64]
 FLOPS = {Site(layer, kind): layer / 4 + (kind == "resid") / 8 for layer in (1, 2, 3, 4) for kind in ("ffn", "resid")}
 SEARCH = SearchSettings(etas=(0.3, 0.6, 0.9), max_share=0.3, strengths=(0.1, 1, 10), l1=(0.02,), head="linear")

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spin.labels import cross_validation
 from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds, standard_error
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.splits import CROSS_VALIDATION_BELOW
-from tests.conftest import FOLDS
 
-
-@pytest.fixture(autouse=True, scope="module")
-def all_folds() -> Iterator[None]:
-    """Restore the number of folds, which is smaller in other tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_validation, "_SPLITS", FOLDS[0])
-        patch.setattr(cross_validation, "_REPEATS", FOLDS[1])
-        yield
-
-
+pytestmark = pytest.mark.usefixtures("all_folds")
 SINGLE_LABEL, MULTILABEL = LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)
 
 

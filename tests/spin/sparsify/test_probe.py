@@ -293,6 +293,7 @@ def test_a_misleading_layer_still_gives_neurons() -> None:
     assert 0 <= probe.valid_score < 0.5
 
 
+@pytest.mark.usefixtures("all_folds")
 @pytest.mark.parametrize("name", ["2", "3", "lists of 3"])
 def test_cross_validation_chooses_the_smallest_penalty_within_one_standard_error(name: str) -> None:
     """Scores of scikit-learn's own fits on the same grid give the same choice.
