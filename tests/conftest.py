@@ -27,9 +27,9 @@ real_judge_engine = spin.backbone.engine_trial.judge_engine
 spin.backbone.engine_trial.judge_engine = lambda request: spin.backbone.engine_trial.Verdict(
     "agrees", "not tried in tests"
 )
-# cross-validation with two fits in place of ten; the fixture `all_folds` restores the real numbers
+# cross-validation with three fits in place of ten; the fixture `all_folds` restores the real numbers
 FOLDS = spin.labels.cross_validation._SPLITS, spin.labels.cross_validation._REPEATS
-spin.labels.cross_validation._SPLITS, spin.labels.cross_validation._REPEATS = 2, 1
+spin.labels.cross_validation._SPLITS, spin.labels.cross_validation._REPEATS = 3, 1
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 MLFLOW = os.environ.setdefault("SPIN_TEST_MLFLOW", os.environ.pop("MLFLOW_TRACKING_URI", ""))
 """the URI of the server that infra/mlflow/run.sh started, also in child processes; all other tests use SQLite"""

@@ -24,6 +24,7 @@ from spin.labels.label_space import LabelSpace
 from spin.settings import BackboneSettings
 from tests.support import tiny
 
+pytestmark = pytest.mark.usefixtures("all_folds")
 PEERS = [
     Row("loop", "float32", (10.0, 12.0, 11.0), 0.70, 1.0, 32),
     Row("graph", "bfloat16", (5.0, 4.0, 6.0), 0.70, 0.99, 16),

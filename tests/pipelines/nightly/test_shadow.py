@@ -40,6 +40,8 @@ CLASSES = ("good", "bad", "plain")
 SHALLOW, DEEP, OTHER_BACKBONE, MULTILABEL, OTHER_MULTILABEL = "12345"
 PAIRS = [(SHALLOW, DEEP), (DEEP, SHALLOW), (SHALLOW, OTHER_BACKBONE), (MULTILABEL, OTHER_MULTILABEL)]
 
+pytestmark = pytest.mark.usefixtures("all_folds")
+
 
 @pytest.fixture(scope="module")
 def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
