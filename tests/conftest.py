@@ -37,7 +37,7 @@ MLFLOW = os.environ.setdefault("SPIN_TEST_MLFLOW", os.environ.pop("MLFLOW_TRACKI
 
 SLOW_FIXTURES = {"ray_session", "s3_server", "mlflow_server", "browser"}
 """`--fast` leaves out tests that use one of these fixtures or have one of the markers below"""
-SLOW_MARKERS = ("s3", "mlflow", "real", "ray", "wheel")
+SLOW_MARKERS = ("s3", "mlflow", "server", "real", "ray", "wheel")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -83,13 +83,10 @@ def alone(projects: dict[str, Project]) -> dict[str, Any]:
     return fit_all(ProcessGroup(), projects)
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def together(
-    request: pytest.FixtureRequest, projects: dict[str, Project], tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
-    """The results of each of two members, then of each of three, which fit heads only."""
-    folder, size = tmp_path_factory.mktemp("group"), request.param
-    projects = projects if size == 2 else {}
+@pytest.fixture(scope="module")
+def together(projects: dict[str, Project], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The results of each of three members."""
+    folder, size = tmp_path_factory.mktemp("group"), 3
     group = processes.spawn(run_member, (size, str(folder), projects), nprocs=size, join=False)
     deadline = time.monotonic() + TIMEOUT_S
     try:
@@ -127,7 +124,6 @@ def test_a_group_fits_the_heads_of_a_single_process(
         np.testing.assert_allclose(results[f"{name}, stopped early"], alone[f"{name}, stopped early"], atol=2e-3)
 
 
-@pytest.mark.parametrize("together", [2], indirect=True)
 @pytest.mark.parametrize("name", ["lists", "folds"])
 def test_a_group_chooses_the_classifier_of_a_single_process(
     together: list[dict[str, Any]], alone: dict[str, Any], name: str

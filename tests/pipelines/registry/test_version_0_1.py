@@ -73,6 +73,7 @@ def test_a_model_of_version_0_1_loads_in_a_fresh_process(bundle: Path) -> None:
         assert len(explanation["words"]) == min(10, len(text.split()))
 
 
+@pytest.mark.server
 def test_mlflow_serves_a_model_of_version_0_1(bundle: Path, tmp_path: Path) -> None:
     """It answers with labels, scores and explanations over HTTP."""
     with serve(str(bundle), tmp_path) as server:

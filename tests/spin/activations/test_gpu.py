@@ -162,17 +162,16 @@ def test_a_document_that_does_not_fit_is_an_error(llama: Path) -> None:
 
 def test_a_compiled_encoder_gives_the_same_values(backbone_folder: Path, llama: Path) -> None:
     """Values agree for batch sizes that were not traced, and for the second segment."""
-    for folder in (backbone_folder, llama):
+    for folder, index in ((backbone_folder, 0), (llama, 1)):
         backbone = load(folder)
-        for index, segment in enumerate(split_into_two_segments(backbone)):
-            encoder = NeuronEncoder(backbone, segment, carry=index == 0)
-            run = compile_encoder(encoder, backend="eager")
-            for texts in (TEXTS, TEXTS[:1]):
-                ids, mask = backbone.pad_batch(backbone.tokenize(texts).ids)
-                hidden = [torch.randn(*ids.shape, 16)] if index else []
-                with torch.inference_mode():
-                    for actual, expected in zip(run(ids, mask, *hidden), encoder(ids, mask, *hidden), strict=True):
-                        torch.testing.assert_close(actual, expected)
+        encoder = NeuronEncoder(backbone, split_into_two_segments(backbone)[index], carry=index == 0)
+        run = compile_encoder(encoder, backend="eager")
+        for texts in (TEXTS, TEXTS[:1]):
+            ids, mask = backbone.pad_batch(backbone.tokenize(texts).ids)
+            hidden = [torch.randn(*ids.shape, 16)] if index else []
+            with torch.inference_mode():
+                for actual, expected in zip(run(ids, mask, *hidden), encoder(ids, mask, *hidden), strict=True):
+                    torch.testing.assert_close(actual, expected)
 
 
 def double(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
