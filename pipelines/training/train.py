@@ -27,7 +27,6 @@ from pipelines.storage.stage_plan import (
     write_manifest,
     write_plan,
 )
-from pipelines.training import baselines
 from pipelines.training.drift_reference import describe_reference
 from pipelines.training.extract_features import ExtractManifest, load_features
 from pipelines.training.fit_heads import run_integrate
@@ -238,6 +237,8 @@ def _evaluate(
     spin: SpinClassifier,
 ) -> Comparison:
     """Compare the classifiers and the baselines on the test documents."""
+    from pipelines.training import baselines  # brings scikit-learn, which a stage that has finished does not need
+
     rows, y = labels.part("test")
     if not len(rows):
         return Comparison((), {}, None)
