@@ -158,11 +158,11 @@ def run_train(
                 settings,
                 features,
                 probes,
-                labels,
-                corpus,
-                store,
-                plan,
-                lease,
+                labels=labels,
+                corpus=corpus,
+                store=store,
+                plan=plan,
+                lease=lease,
                 probe_fingerprint=probed.fingerprint,
             )
         registered = _register_once(settings, registry, labels, corpus, store, manifest)
@@ -175,12 +175,12 @@ def _fit(
     settings: Settings,
     features: FeatureShards,
     probes: Sequence[Probe],
+    *,
     labels: Labels,
     corpus: Corpus,
     store: Store,
     plan: TrainPlan,
     lease: Lease,
-    *,
     probe_fingerprint: str,
 ) -> TrainManifest:
     """Fit and evaluate the heads, and write the artifact and the manifest."""

@@ -46,11 +46,14 @@ def publish(settings: Settings, digest: str) -> None:
 def with_engine(settings: Settings, stage: Stage) -> Settings:
     """The settings with `backbone.engine: auto` replaced by an engine, so that all workers of a run use the same.
 
+    Without workers (`ray.workers: 0`) the device is set too, because this process sees GPUs even if
+    `ray.gpus_per_worker` is 0.
     The driver decides by a trial on its own processor; a worker on another type of processor tries that engine itself.
     Raises UserError for an engine that is not installed here or does not run on the device of the stage, and for a
     device that the workers of the stage are not given; UnavailableError if the trial ran out of time or memory.
     """
-    backbone, on_gpu = settings.backbone, settings.ray.for_stage(stage).gpus_per_worker > 0
+    backbone, ray = settings.backbone, settings.ray.for_stage(stage)
+    on_gpu = ray.gpus_per_worker > 0
     device = {"auto": "cuda" if on_gpu else "cpu"}.get(backbone.device, backbone.device)
     if device.startswith("cuda") and not on_gpu:
         raise UserError(
@@ -68,7 +71,8 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
                 "command again, or set backbone.engine to torch"
             )
         engine = choice.engine
-    return settings.model_copy(update={"backbone": backbone.model_copy(update={"engine": engine})})
+    chosen = {"engine": engine, "device": device if ray.workers == 0 else backbone.device}
+    return settings.model_copy(update={"backbone": backbone.model_copy(update=chosen)})
 
 
 def _local_folder(backbone: BackboneSettings) -> Path | None:

@@ -176,3 +176,13 @@ def test_a_large_file_is_uploaded_and_downloaded_unchanged(store_uri: str, tmp_p
     assert (tmp_path / "downloaded").read_bytes() == data
     with pytest.raises(UserError, match="not found"):
         Store(store_uri).download("none", tmp_path / "none")
+
+
+@pytest.mark.parametrize(("workers", "gpus", "device"), [(0, 0, "cpu"), (0, 1, "cuda"), (1, 0, "auto")])
+def test_without_workers_a_gpu_is_used_only_if_the_settings_give_one(
+    backbone_folder: Path, workers: int, gpus: float, device: str
+) -> None:
+    """Workers see only the GPUs that they are given; the process of the command sees all."""
+    tree = {"backbone": {"model": str(backbone_folder)}, "data": {"train": "t"}, "store": "s"}
+    settings = parse_settings({**tree, "ray": {"workers": workers, "gpus_per_worker": gpus}})
+    assert weights_cache.with_engine(settings, "classify").backbone.device == device
