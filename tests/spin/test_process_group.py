@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,12 @@ def alone(projects: dict[str, Project]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def together(projects: dict[str, Project], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The results of each of three members."""
-    folder, size = tmp_path_factory.mktemp("group"), 3
-    group = processes.spawn(run_member, (size, str(folder), projects), nprocs=size, join=False)
+    """The results of each of two members, forked from a process that has imported this module once for both."""
+    folder, size = tmp_path_factory.mktemp("group"), 2
+    get_context("forkserver").set_forkserver_preload([__name__])
+    group = processes.start_processes(
+        run_member, (size, str(folder), projects), nprocs=size, join=False, start_method="forkserver"
+    )
     deadline = time.monotonic() + TIMEOUT_S
     try:
         while not group.join(timeout=1):
