@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
+from pipelines.registry.subprocess_predict import PredictionReply, PredictionRequest, _predict
 from pipelines.registry.version_records import TrainingRecord
 from pipelines.registry.versions import Registry
 from spin import SpinClassifier
+from spin.errors import UserError
 from spin.labels.label_space import Label
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, Settings, parse_settings
 from tests.support import tiny
@@ -99,6 +101,16 @@ def build_quick_classifier(backbone: BackboneSettings) -> SpinClassifier:
     """Build an unfitted classifier that tries few penalties and heads."""
     quick = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear")
     return SpinClassifier(backbone, sites=["resid"], probe=ProbeSettings(penalties=3, max_extra=0), search=quick)
+
+
+def predict_in_this_process(model: Path, texts: Sequence[str], settings: Settings) -> PredictionReply:
+    """Predict with a logged model as the fresh process does, without the ten seconds that its imports take."""
+    request = PredictionRequest.of(texts, settings).model_dump_json()
+    try:
+        reply = _predict(str(model), PredictionRequest.model_validate_json(request))
+    except Exception as error:
+        raise UserError(f"{type(error).__name__}: {error}") from error
+    return PredictionReply.from_json(reply.to_json())
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
-"""Promotion, rollback and history on the real MLflow server; fresh processes load the versions.
+"""Promotion, rollback and history on the real MLflow server.
 
-The tests of the workflow, of the tutorials and of version 0.1 promote in SQLite.
+The tests of the workflow, of the tutorials and of version 0.1 promote in SQLite. The gate of the tutorials loads the
+version in a fresh process.
 """
 
 from __future__ import annotations
@@ -145,6 +146,7 @@ def test_the_death_of_the_fresh_process_is_an_error(registry_fixture: PromotionF
         predict_in_subprocess(model, TEXTS, registry_fixture.settings)
 
 
+@pytest.mark.usefixtures("gate_in_process")
 def test_promotions_refusals_and_rollbacks_are_recorded(registry_fixture: PromotionFixture) -> None:
     """The moves are a first champion, an equal version, a worse version that is refused, and a rollback."""
     registry = registry_fixture.registry

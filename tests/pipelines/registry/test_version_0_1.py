@@ -92,6 +92,7 @@ def test_the_classifier_loads_an_artifact_of_version_0_1(bundle: Path) -> None:
     np.testing.assert_allclose(classifier.predict_proba(EXPECTED.texts), EXPECTED.probabilities, atol=1e-5)
 
 
+@pytest.mark.usefixtures("gate_in_process")
 def test_a_model_of_version_0_1_is_promoted_and_replaced_through_the_gate(
     bundle: Path, tmp_path: Path, sqlite_uri: str
 ) -> None:

@@ -38,11 +38,11 @@ from tests.support import tiny
 CLASSES = ("good", "bad", "plain")
 WITHOUT_RAY = {"workers": 0, "shard_documents": 200}
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "gate_in_process")
 
 
 @pytest.fixture(scope="module")
-def project(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(s3_server: str, gate_in_process: None, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project on S3 whose first version is trained and promoted."""
     folder = tmp_path_factory.mktemp("project")
     return Project(folder, f"{s3_server}/{folder.name}-{os.getpid()}")
