@@ -145,6 +145,7 @@ def reader(
     return Reader(project, backbone_folder, capsys)
 
 
+@pytest.mark.usefixtures("gate_in_process")
 def test_the_tutorials_can_be_followed_from_init_to_explain(reader: Reader, backbone_folder: Path) -> None:
     """Train, promote, classify, read the predictions and explain. Then the examples run that need a trained project."""
     assert "wrote settings.yaml" in reader.run("spin init settings.yaml")

@@ -1,7 +1,7 @@
 """Promotion, rollback and history on the real MLflow server.
 
-The tests of the workflow, of the tutorials and of version 0.1 promote in SQLite. The gate of the tutorials loads the
-version in a fresh process.
+The tests of the workflow, of the tutorials and of version 0.1 promote in SQLite; the gate of the workflow's first
+version starts a fresh process.
 """
 
 from __future__ import annotations

@@ -38,11 +38,11 @@ from tests.support import tiny
 CLASSES = ("good", "bad", "plain")
 WITHOUT_RAY = {"workers": 0, "shard_documents": 200}
 
-pytestmark = pytest.mark.usefixtures("ray_session", "gate_in_process")
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture(scope="module")
-def project(s3_server: str, gate_in_process: None, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project on S3 whose first version is trained and promoted."""
     folder = tmp_path_factory.mktemp("project")
     return Project(folder, f"{s3_server}/{folder.name}-{os.getpid()}")
@@ -299,6 +299,7 @@ def test_choose_and_decision_change_a_night_without_training(project: Project) -
     assert 0 < counts.abstained == sum(row["label"] is None for row in rows) < 50
 
 
+@pytest.mark.usefixtures("gate_in_process")
 def test_a_multilabel_corpus_is_trained_promoted_evaluated_and_classified(
     tmp_path: Path, backbone_folder: Path
 ) -> None:
@@ -348,6 +349,7 @@ def test_the_registered_model_loads_in_mlflow(project: Project) -> None:
     assert model.metadata.saved_input_example_info is not None
 
 
+@pytest.mark.usefixtures("gate_in_process")
 def test_the_second_version_is_judged_on_the_evaluation_set_of_the_first(project: Project) -> None:
     """The documents of the evaluation set never serve for training; a version below a limit is refused."""
     evaluation_set = project.registry.evaluation_set()
