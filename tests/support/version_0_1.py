@@ -43,7 +43,7 @@ def register_bundle(registry: Registry, bundle: Path, evaluation_set: Evaluation
     """Register an existing bundle as a new version, with the digests that the registry checks."""
 
     def copy(folder: Path, *_: Any) -> None:
-        shutil.copytree(bundle, folder)
+        shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns("__pycache__"))  # Python may have written it
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packaging, "write_bundle", copy)
