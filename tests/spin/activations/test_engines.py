@@ -158,16 +158,15 @@ def test_only_the_first_segment_runs_the_embeddings(model: Any, monkeypatch: pyt
 
 
 def test_openvino_agrees_with_torch_for_every_supported_family(model: Any) -> None:
-    """For other families the comparison of a trial reports an infinite difference."""
+    """Three segments, and the two of a trial. For other families a trial reports an infinite difference."""
     selected = select_neurons(model)
     expected = read_activations(TorchEngine(model, split_segments(selected, [])), MORE_TEXTS).values
     if model.model.config.model_type not in OPENVINO_SUPPORTED:
         assert compare_engines(model).difference == float("inf")
         return
     assert (compare_engines(model).difference or 0) < TOLERANCES["float32"]
-    for stops in ([], [1, 2]):
-        actual = read_activations(OpenVinoEngine(model, split_segments(selected, stops)), MORE_TEXTS).values
-        assert actual == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    actual = read_activations(OpenVinoEngine(model, split_segments(selected, [1, 2])), MORE_TEXTS).values
+    assert actual == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_auto_prefers_openvino_on_cpus_for_supported_families(
