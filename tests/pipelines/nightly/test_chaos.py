@@ -257,7 +257,10 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], se
 
 
 def test_a_killed_driver_loses_no_finished_work(project: Project, tmp_path: Path) -> None:
-    """The driver is killed after the first and after a later shard. A rerun repeats at most one shard per worker."""
+    """The driver is killed after its third shard. A rerun repeats at most one shard per worker.
+
+    test_night.py lets a night crash any number of times, at any steps.
+    """
     documents = tiny.make_documents(400, seed=5)
     source = project.write("a.parquet", to_parquet(documents))
     log, output, shards, workers = tmp_path / "log", f"{project.base}/out", 10, 2
@@ -266,26 +269,23 @@ def test_a_killed_driver_loses_no_finished_work(project: Project, tmp_path: Path
     def count_committed() -> int:
         return sum(key.endswith(".json") for key in project.out.list(f"_runs/{DATE}-001/parts"))
 
-    kills = 0
-    for count in (1, 5):
-        process = start_driver("run_night", *args, **{chaos.LOG: str(log)})
-        try:
-            wait_until(lambda count=count: count_committed() >= count, process)  # type: ignore[misc]
-        finally:
-            kills += process.poll() is None
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-        assert project.out.read_json("latest") is None
+    process = start_driver("run_night", *args, **{chaos.LOG: str(log)})
+    try:
+        wait_until(lambda: count_committed() >= 3, process)
+        assert process.poll() is None, "the night was over before the driver was killed"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert project.out.read_json("latest") is None
     process = start_driver("run_night", *args, **{chaos.LOG: str(log)})
     output_text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output_text
     manifest = RunManifest.from_json(project.out.read_json(f"_runs/{DATE}-001/manifest.json"))
     predicted = check_complete(project, manifest, 400)
     assert [row["id"] for row in predicted] == [row["id"] for row in documents]
-    assert kills == 2
     computed = Counter(log.read_text().split())
     assert len(computed) == shards
-    assert computed.total() <= shards + kills * workers
+    assert computed.total() <= shards + workers
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in output_text
     check_no_secrets(project.out, os.environ["AWS_SECRET_ACCESS_KEY"], os.environ["AWS_ACCESS_KEY_ID"])
 

@@ -197,8 +197,8 @@ def test_a_drifted_night_is_published_and_reported(project: Project) -> None:
     source = project.write("drifted.parquet", [{"id": row["id"], "text": 3 * f"{row['text']} "} for row in batch])
     output = f"{project.base}/drifted"
     usual = project.write("usual.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:99]])
-    run_classify(project.settings, project.registry, usual, output, night="2026-01-01")
-    manifest = run_classify(project.settings, project.registry, source, output, night="2026-01-02")
+    run_classify(project.without_ray, project.registry, usual, output, night="2026-01-01")
+    manifest = run_classify(project.without_ray, project.registry, source, output, night="2026-01-02")
     drifted = {drift.name for drift in manifest.drift if drift.drifted}
     assert {"labels", "lengths"} <= drifted
     labels = manifest.drift[0]
