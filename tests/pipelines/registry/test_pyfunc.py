@@ -260,6 +260,7 @@ def test_code_of_a_backbone_does_not_run_when_a_version_is_loaded(
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("tracking_uri", [pytest.param("server", marks=pytest.mark.mlflow)], indirect=True)
 def test_mlflow_serves_the_model_over_http(shared_fixture: RegistryFixture, tmp_path: Path) -> None:
     """It answers with labels, thresholds and explanations; an invalid request gets status 400 and the reason."""
     environment = {"MLFLOW_TRACKING_URI": shared_fixture.registry.tracking.uri}
