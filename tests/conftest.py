@@ -85,15 +85,13 @@ def all_folds() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def gate_in_process() -> Iterator[None]:
+@pytest.fixture
+def gate_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the gate predict in this process, for tests whose subject is not the fresh one that it starts."""
     import pipelines.registry.gate
     from tests.support.registry_fixture import predict_in_this_process
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines.registry.gate, "predict_in_subprocess", predict_in_this_process)
-        yield
+    monkeypatch.setattr(pipelines.registry.gate, "predict_in_subprocess", predict_in_this_process)
 
 
 @pytest.fixture(scope="session")
