@@ -1,8 +1,9 @@
+# compiled modules are kept, whatever the environment says: hundreds of processes import the same ones
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 BIN := .venv/bin
-# one thread per test process, the workers of Ray with the priority of the tests that wait for them, and compiled modules
-# kept even where the environment says otherwise: tests start hundreds of processes that import the same ones
-PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+# one thread per test process, and the workers of Ray with the priority of the tests that wait for them
+PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup constraints quickstart cluster-demo test test-here test-fast bench bench-method bench-limits lint docs dist clean
