@@ -168,16 +168,20 @@ def _check_answers(loaded: Any, classifier: SpinClassifier, texts: list[str]) ->
         )
 
 
-def main() -> None:
-    model, file = sys.argv[1:]
+def reply_to(request: str, model: str) -> str:
+    """The reply of the fresh process to a request, both as JSON: predictions, or the reason why there are none."""
     try:
-        reply = _predict(model, PredictionRequest.model_validate_json(sys.stdin.read())).to_json()
+        return _predict(model, PredictionRequest.model_validate_json(request)).to_json()
     except SpinError as error:
-        reply = json.dumps({"error": str(error)})
+        return json.dumps({"error": str(error)})
     except Exception as error:  # whatever the model's own code raises
         logger.debug("the model in %s cannot predict", model, exc_info=True)
-        reply = json.dumps({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
-    Path(file).write_text(reply, encoding="utf-8")
+        return json.dumps({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+
+
+def main() -> None:
+    model, file = sys.argv[1:]
+    Path(file).write_text(reply_to(sys.stdin.read(), model), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
-from pipelines.registry.subprocess_predict import PredictionReply, PredictionRequest, _predict
+from pipelines.registry.subprocess_predict import PredictionReply, PredictionRequest, reply_to
 from pipelines.registry.version_records import TrainingRecord
 from pipelines.registry.versions import Registry
 from spin import SpinClassifier
-from spin.errors import UserError
 from spin.labels.label_space import Label
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, Settings, parse_settings
 from tests.support import tiny
@@ -106,11 +105,7 @@ def build_quick_classifier(backbone: BackboneSettings) -> SpinClassifier:
 def predict_in_this_process(model: Path, texts: Sequence[str], settings: Settings) -> PredictionReply:
     """Predict with a logged model as the fresh process does, without the ten seconds that its imports take."""
     request = PredictionRequest.of(texts, settings).model_dump_json()
-    try:
-        reply = _predict(str(model), PredictionRequest.model_validate_json(request))
-    except Exception as error:
-        raise UserError(f"{type(error).__name__}: {error}") from error
-    return PredictionReply.from_json(reply.to_json())
+    return PredictionReply.from_json(reply_to(request, str(model)))
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,9 +189,14 @@ def test_an_engine_that_differs_from_torch_is_not_used(
     assert child.starts == 1
     verdict_path(build_request(backbone_folder)).unlink()
     forget_verdicts(monkeypatch)
+    run = OpenVinoEngine.run
+
+    def run_to_nan(*args: Any) -> Any:
+        values, hidden = run(*args)
+        return values * np.nan, hidden
+
     with monkeypatch.context() as patch:
-        run = OpenVinoEngine.run
-        patch.setattr(OpenVinoEngine, "run", lambda *args: (run(*args)[0] * np.nan, run(*args)[1]))
+        patch.setattr(OpenVinoEngine, "run", run_to_nan)
         report = compare_engines(load_backbone(BackboneSettings(model=str(backbone_folder), device="cpu")))
     child.replace_report(**asdict(report))
     with pytest.raises(UserError, match=r"differed from torch \(relative error inf"):
