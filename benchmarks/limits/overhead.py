@@ -84,8 +84,9 @@ def _loop(settings: Settings, planned: Path) -> float:
     """Do the same work in a plain loop over the shards of a plan of `spin extract` and return the seconds."""
     import torch
 
-    from pipelines.data.readers import Shard
+    from pipelines.data.shards import Shard
     from pipelines.storage.object_store import Store
+    from pipelines.storage.records import from_json
     from pipelines.storage.shard_log import Attempt
     from pipelines.training.extract_features import ExtractStep
 
@@ -97,7 +98,7 @@ def _loop(settings: Settings, planned: Path) -> float:
     attempt = Attempt(Store(str(store)), "")
     start = time.perf_counter()
     for shard in plan["detail"]["shards"]:
-        result = step(Shard(**shard), attempt)
+        result = step(from_json(Shard, shard), attempt)
         (store / f"{shard['index']}.parquet").write_bytes(result.files["parquet"])
     return time.perf_counter() - start
 

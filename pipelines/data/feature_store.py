@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.data.readers import Shard
+from pipelines.data.shards import Shard
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
 from spin.activations.feature_table import from_lists

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from pipelines.data.shards import Piece, Shard
 from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import open_input, store_errors
 from spin.labels.label_space import Label
@@ -35,31 +36,6 @@ _BUFFER = 1 << 20
 """bytes that are decompressed at a time"""
 _BLOCK = 1 << 24
 """bytes per request where a file is read from its beginning; no CSV row may be longer"""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A unit of work: a range of one file, either of rows or of bytes that begin and end at line ends."""
-
-    index: int
-    """place in the plan, from 0"""
-    uri: str
-    """of the file"""
-    kind: str
-    """parquet, jsonl or csv"""
-    start: int
-    """first row or byte"""
-    stop: int
-    """row or byte after the last"""
-    by_bytes: bool = False
-    """whether `start` and `stop` are bytes"""
-    documents: int = field(default=0, compare=False)
-    """rows; an estimate for a range of bytes"""
-
-    @property
-    def name(self) -> str:
-        """Key of the shard in the shard log."""
-        return f"{self.index:06d}"
 
 
 @dataclass
@@ -87,13 +63,14 @@ def read_shard(shard: Shard, data: DataSettings, *, columns: Collection[Column] 
     """
     names = _column_names(data, columns)
     documents = Documents()
-    with file_errors(shard.uri):
-        if shard.kind == "jsonl":
-            _append_lines(documents, _lines(shard), names)
-        else:
-            tables = _parquet_rows(shard, names) if shard.kind == "parquet" else _csv_rows(shard, names)
-            for table in tables:
-                _append_table(documents, table, names)
+    for piece in shard.pieces:
+        with file_errors(piece.uri):
+            if piece.kind == "jsonl":
+                _append_lines(documents, _lines(piece), names)
+            else:
+                tables = _parquet_rows(piece, names) if piece.kind == "parquet" else _csv_rows(piece, names)
+                for table in tables:
+                    _append_table(documents, table, names)
     return documents
 
 
@@ -109,7 +86,7 @@ def row_group_sizes(uri: str, data: DataSettings) -> list[int]:
 
 def count_rows(uri: str, kind: str, data: DataSettings) -> int:
     """The number of rows in a CSV file or in compressed JSONL, for which all of it is read."""
-    whole = Shard(0, uri, kind, 0, 1 << 62)
+    whole = Piece(uri, kind, 0, 1 << 62)
     if kind == "csv":
         return sum(batch.num_rows for batch in _csv_rows(whole, _column_names(data, ID_AND_TEXT)))
     return sum(1 for _ in _lines(whole))
@@ -179,25 +156,25 @@ def _stream(uri: str) -> Iterator[BinaryIO]:
             yield io.BufferedReader(packed, _BUFFER)
 
 
-def _parquet_rows(shard: Shard, names: dict[str, str]) -> Iterator[pa.Table]:
-    with _parquet(shard.uri) as parquet:
-        _check_columns(parquet.schema_arrow, names.values(), shard.uri)
+def _parquet_rows(piece: Piece, names: dict[str, str]) -> Iterator[pa.Table]:
+    with _parquet(piece.uri) as parquet:
+        _check_columns(parquet.schema_arrow, names.values(), piece.uri)
         first = 0
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
-            start, stop = max(shard.start, first), min(shard.stop, first + rows)
+            start, stop = max(piece.start, first), min(piece.stop, first + rows)
             if start < stop:
                 table = parquet.read_row_group(group, columns=list(dict.fromkeys(names.values())))
                 yield table.slice(start - first, stop - start)
             first += rows
 
 
-def _csv_rows(shard: Shard, names: dict[str, str]) -> Iterator[pa.Table]:
+def _csv_rows(piece: Piece, names: dict[str, str]) -> Iterator[pa.Table]:
     columns = list(dict.fromkeys(names.values()))
     convert = pacsv.ConvertOptions(
         include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
     )
-    with _stream(shard.uri) as source:
+    with _stream(piece.uri) as source:
         try:
             reader = pacsv.open_csv(
                 source,
@@ -206,35 +183,35 @@ def _csv_rows(shard: Shard, names: dict[str, str]) -> Iterator[pa.Table]:
                 convert_options=convert,
             )
         except KeyError as error:
-            raise BadFileError(f"{shard.uri}: {error.args[0]}; expected a header with {', '.join(columns)}") from None
+            raise BadFileError(f"{piece.uri}: {error.args[0]}; expected a header with {', '.join(columns)}") from None
         first = 0
         for batch in reader:
-            start, stop = max(shard.start, first), min(shard.stop, first + batch.num_rows)
+            start, stop = max(piece.start, first), min(piece.stop, first + batch.num_rows)
             if start < stop:
                 yield pa.Table.from_batches([batch]).slice(start - first, stop - start)
             first += batch.num_rows
-            if first >= shard.stop:
+            if first >= piece.stop:
                 return
 
 
-def _lines(shard: Shard) -> Iterator[bytes]:
+def _lines(piece: Piece) -> Iterator[bytes]:
     """The lines that are not blank."""
-    if shard.by_bytes:
-        fs, path = open_input(shard.uri)
-        data = fs.cat_file(path, start=shard.start, end=shard.stop)
+    if piece.by_bytes:
+        fs, path = open_input(piece.uri)
+        data = fs.cat_file(path, start=piece.start, end=piece.stop)
         yield from (line for line in data.split(b"\n") if line.strip())
         return
-    with _stream(shard.uri) as source:
+    with _stream(piece.uri) as source:
         lines = (line.removesuffix(b"\n") for line in source if line.strip())
         for row, line in enumerate(lines):
-            if row >= shard.stop:
+            if row >= piece.stop:
                 return
-            if row >= shard.start:
+            if row >= piece.start:
                 yield line
 
 
 def _append_lines(documents: Documents, lines: Iterator[bytes], names: dict[str, str]) -> None:
-    for row, line in enumerate(lines):
+    for row, line in enumerate(lines, len(documents)):
         record: Any = None
         try:
             record = json.loads(line.decode("utf-8-sig"))

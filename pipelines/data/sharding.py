@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from pipelines.data.input_files import InputFile
-from pipelines.data.readers import Shard, compression_codec, count_rows, file_errors, row_group_sizes
+from pipelines.data.readers import compression_codec, count_rows, file_errors, row_group_sizes
+from pipelines.data.shards import Piece, Shard
 from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import open_input, store_errors
 from spin.settings import DataSettings
@@ -26,32 +27,40 @@ def plan_shards(
     JSONL by rows, which requires to read them once. Raises BadFileError for a file that cannot be read or lacks a
     column; if `bad` is given, such files are left out and their URIs are added to it, each with the reason.
     """
-    ranges: list[tuple[InputFile, int, int, int | None]] = []
+    pieces: list[Piece] = []
     for file in files:
         try:
-            ranges += [(file, *bounds) for bounds in _ranges(file, documents, data)]
+            pieces += [_piece(file, *bounds) for bounds in _ranges(file, documents, data)]
         except BadFileError as error:
             if bad is None:
                 raise
             bad[file.uri] = str(error)
-    return [
-        Shard(n, file.uri, file.kind, start, stop, lines is not None, stop - start if lines is None else lines)
-        for n, (file, start, stop, lines) in enumerate(ranges)
-    ]
+    return [Shard(n, (piece,)) for n, piece in enumerate(pieces)]
+
+
+def _piece(file: InputFile, start: int, stop: int, lines: int | None) -> Piece:
+    """A range of rows, or of bytes with the estimated number of lines."""
+    return Piece(file.uri, file.kind, start, stop, lines is not None, stop - start if lines is None else lines)
 
 
 def split_shard(shard: Shard, documents: int) -> Iterator[Shard]:
     """The shard in equal parts of about `documents` documents at most; each has the index of the shard."""
-    parts = max(1, -(-shard.documents // documents))
-    start = shard.start
+    for piece in shard.pieces:
+        for part in _split_piece(piece, documents):
+            yield Shard(shard.index, (part,))
+
+
+def _split_piece(piece: Piece, documents: int) -> Iterator[Piece]:
+    parts = max(1, -(-piece.documents // documents))
+    start = piece.start
     for part in range(1, parts + 1):
-        stop = shard.start + (shard.stop - shard.start) * part // parts
-        if shard.by_bytes and stop < shard.stop:
-            fs, path = open_input(shard.uri)
-            with store_errors(shard.uri):
-                stop = _line_end(fs, path, max(stop, start + 1), shard.stop)
+        stop = piece.start + (piece.stop - piece.start) * part // parts
+        if piece.by_bytes and stop < piece.stop:
+            fs, path = open_input(piece.uri)
+            with store_errors(piece.uri):
+                stop = _line_end(fs, path, max(stop, start + 1), piece.stop)
         if start < stop:
-            yield replace(shard, start=start, stop=stop, documents=-(-shard.documents // parts))
+            yield replace(piece, start=start, stop=stop, documents=-(-piece.documents // parts))
         start = stop
 
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.data.readers import IDS, Shard, read_shard
+from pipelines.data.readers import IDS, read_shard
+from pipelines.data.shards import Shard
 from pipelines.nightly.run_records import DigestCounts, DuplicateCounts
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
@@ -30,7 +31,7 @@ _ROW_GROUP = 1 << 16
 
 def plan_partitions(documents: int) -> list[Shard]:
     """Return the work of the second pass: so many partitions that each has about `PARTITION` ids at most."""
-    return [Shard(n, "", "partition", n, n + 1) for n in range(max(1, math.ceil(documents / PARTITION)))]
+    return [Shard(n) for n in range(max(1, math.ceil(documents / PARTITION)))]
 
 
 class DigestStep:

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import PlainSerializer, PlainValidator
 
 from pipelines.data.input_files import InputFile
-from pipelines.data.readers import Shard
+from pipelines.data.shards import Shard
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.shard_log import ShardCounts, StoredOutcome
 from spin.monitor.agreement import AgreementCounts, ShadowAgreement

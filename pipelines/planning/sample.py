@@ -16,7 +16,8 @@ from typing import Generic
 import torch
 
 from pipelines.data import sharding
-from pipelines.data.readers import Shard, read_shard
+from pipelines.data.readers import read_shard
+from pipelines.data.shards import Shard
 from pipelines.nightly.classify_step import CALIBRATION, ClassifyStep
 from pipelines.nightly.dedup import DigestStep
 from pipelines.nightly.run_records import ClassifyCounts, DigestCounts

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipelines.data import input_files, readers, sharding, training_labels
 from pipelines.data.feature_store import FeaturePlan, FeatureShards
 from pipelines.data.input_files import InputFile
-from pipelines.data.readers import Shard
+from pipelines.data.shards import Shard
 from pipelines.data.training_labels import split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -43,7 +43,7 @@ from spin.labels.label_space import LabelSpace
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
-FORMAT = 2
+FORMAT = 3
 _SURVEYED = 256
 
 

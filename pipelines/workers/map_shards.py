@@ -20,10 +20,11 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from pipelines.data.readers import Shard
+from pipelines.data.shards import Shard
 from pipelines.service_errors import StalledError, UnavailableError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json, to_json
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, ShardOutcome, StepResult
 from pipelines.workers.progress import progress
 from pipelines.workers.ray_cluster import cluster, configure_worker, least_workers, translate_ray_errors, worker_count
@@ -173,7 +174,7 @@ def _answers(work: ShardWork[Any], shards: Sequence[Shard]) -> Iterator[WorkerAn
     """The answers of the actors, in the order in which they end."""
     import ray
 
-    rows = [asdict(shard) for shard in shards]
+    rows = [{"shard": json.dumps(to_json(shard))} for shard in shards]
     settings = work.settings
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Worker,
@@ -243,7 +244,7 @@ class _Worker:
             self.failure = WorkerError.of(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        shard = Shard(**row)
+        shard = from_json(Shard, json.loads(row["shard"]))
         if self.failure is not None:
             return WorkerAnswer(shard.name, error=self.failure).to_row()
         try:

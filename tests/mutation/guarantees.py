@@ -248,8 +248,8 @@ GUARANTEES = (
             Cut(
                 f"{DEDUP}::test_a_partition_holds_a_bounded_number_of_documents",
                 "pipelines/nightly/dedup.py",
-                'return [Shard(n, "", "partition", n, n + 1) for n in range(max(1, math.ceil(documents / PARTITION)))]',
-                'return [Shard(0, "", "partition", 0, 1)]',
+                "return [Shard(n) for n in range(max(1, math.ceil(documents / PARTITION)))]",
+                "return [Shard(0)]",
             ),
         ),
     ),

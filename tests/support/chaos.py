@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import ray
 
-from pipelines.data.readers import Shard
+from pipelines.data.shards import Piece, Shard
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
 from pipelines.nightly.run_records import ClassifyCounts
@@ -125,7 +125,7 @@ def run_night(
 
 def run_hanging_stage(output: str) -> None:
     """Run a stage one of whose shards never finishes, as the driver."""
-    shards = [Shard(n, "nowhere", "jsonl", n, n + 1) for n in range(3)]
+    shards = [Shard(n, (Piece("nowhere", "jsonl", n, n + 1),)) for n in range(3)]
     settings = RaySettings(workers=2, stall_seconds=20)
     with Lease(Store(output)) as lease:
         try:

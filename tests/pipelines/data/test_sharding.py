@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from pipelines.data import readers as readers_module
 from pipelines.data.input_files import list_files
-from pipelines.data.readers import ALL_COLUMNS, ID_AND_TEXT, IDS, TEXTS, Column, Documents, Shard, read_shard
+from pipelines.data.readers import ALL_COLUMNS, ID_AND_TEXT, IDS, TEXTS, Column, Documents, read_shard
 from pipelines.data.sharding import plan_shards, split_shard
+from pipelines.data.shards import Shard
 from pipelines.data.training_labels import Corpus, read_labelled
 from pipelines.nightly.classify_step import triage
 from pipelines.storage.object_store import Store
@@ -865,7 +866,7 @@ def test_a_plan_stores_uri_kind_size_and_version_of_each_file(tmp_path: Path) ->
     write_file(tmp_path, "a.csv", b"id,text\n")
     [file] = list_files(str(tmp_path))
     assert to_json([file]) == [{"uri": f"{tmp_path}/a.csv", "kind": "csv", "size": 8, "version": file.version}]
-    assert Shard(7, "a", "csv", 0, 1).name == "000007"
+    assert Shard(7).name == "000007"
 
 
 def test_documents_in_a_range_of_bytes_are_estimated(tmp_path: Path) -> None:

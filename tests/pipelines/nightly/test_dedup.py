@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.input_files import list_files
-from pipelines.data.readers import Shard, read_shard
+from pipelines.data.readers import read_shard
 from pipelines.data.sharding import plan_shards
+from pipelines.data.shards import Piece, Shard
 from pipelines.nightly import dedup
 from pipelines.nightly.dedup import DigestStep, DuplicateStep, duplicate_rows, plan_partitions
 from pipelines.storage.object_store import Store
@@ -32,7 +33,7 @@ def find_duplicates(shards: list[Shard], store: Store, partitions: int) -> dict[
     for shard in shards:
         commit_shard(digests, shard, ShardLog(ids))
     search = DuplicateStep(ids, partitions, [shard.name for shard in shards])
-    work = [Shard(n, "", "partition", n, n + 1) for n in range(partitions)]
+    work = [Shard(n) for n in range(partitions)]
     keys = [key for partition in work for key in commit_shard(search, partition, ShardLog(duplicates)).files]
     return {shard.index: rows for shard in shards if (rows := duplicate_rows(shard, duplicates, keys))}
 
@@ -68,7 +69,7 @@ def test_duplicate_ids_are_found_across_shards_in_any_store(store_uri: str, tmp_
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data", "a.jsonl", [f"d{n % 700}" for n in range(1000)])
     shards = plan_shards(list_files(str(tmp_path / "data")), 300, DATA)
-    unreadable = Shard(len(shards), str(tmp_path / "none.csv"), "csv", 0, 9)
+    unreadable = Shard(len(shards), (Piece(str(tmp_path / "none.csv"), "csv", 0, 9),))
     Path(unreadable.uri).write_bytes(b"")
     duplicates = find_duplicates([*shards, unreadable], Store(store_uri), 5)
     sizes = [len(read_shard(shard, DATA)) for shard in shards]

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.input_files import InputFile
-from pipelines.data.readers import Shard
+from pipelines.data.shards import Piece, Shard
 from pipelines.nightly.classify_step import predictions_schema
 from pipelines.nightly.publish import BatchRun, NightlyRun, read_predictions, reconcile
 from pipelines.nightly.run_records import ClassifyCounts, QuarantinedFile, RunManifest, RunPlan
@@ -93,7 +93,7 @@ def to_parquet(columns: dict[str, list[str]] | pa.Table) -> bytes:
 
 def plan_two_shards_per_file(files: list[InputFile]) -> list[Shard]:
     """Return the shards of the files, three rows each."""
-    return [Shard(n, files[n // 2].uri, "jsonl", 3 * n, 3 * n + 3) for n in range(2 * len(files))]
+    return [Shard(n, (Piece(files[n // 2].uri, "jsonl", 3 * n, 3 * n + 3),)) for n in range(2 * len(files))]
 
 
 def run_night(
@@ -529,7 +529,7 @@ def test_all_nights_are_readable_as_one_table(multilabel: bool, tmp_path: Path) 
         run_night(out, step, date=day)
     columns = ["id", "label", "score", "scores", "depth", "model_version", "date"]
     expected = [
-        (f"{n:06d}-{row}", step.choose_label(Shard(n, "", "", 0, 0), row), 0.75, [0.75, 0.25], 3, "7", day)
+        (f"{n:06d}-{row}", step.choose_label(Shard(n), row), 0.75, [0.75, 0.25], 3, "7", day)
         for day in dates
         for n in range(4)
         for row in range(3 - n % 2)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data import readers
-from pipelines.data.readers import Shard
+from pipelines.data.shards import Piece, Shard
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.drift_check import check_drift
 from pipelines.nightly.publish import read_predictions
@@ -27,6 +27,7 @@ from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipelines.service_errors import BadRowsError, DriftError, UnavailableError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
 from pipelines.training.evaluate import run_evaluate
 from pipelines.training.workflow import run_stages, run_workflow
@@ -398,7 +399,7 @@ class Failing:
 
 def run_step(make: Callable[..., Any], args: tuple[Any, ...], store: Store) -> list[ShardOutcome[ShardCounts]]:
     """Run a step on six shards with two workers."""
-    shards = [Shard(n, "nowhere", "jsonl", n, n + 1) for n in range(6)]
+    shards = [Shard(n, (Piece("nowhere", "jsonl", n, n + 1),)) for n in range(6)]
     with Lease(store) as lease:
         return map_shards(
             make,
@@ -436,6 +437,6 @@ def test_shards_are_smaller_where_features_are_wide(project: Project, monkeypatc
     settings = project.make_settings(store=f"{project.base}/small_shards", ray=WITHOUT_RAY)
     run_stages(settings, ["extract"])
     plan = Store(settings.store).read_json("features/plan.json")
-    shards = [Shard(**shard) for shard in plan["detail"]["shards"]]
+    shards = [from_json(Shard, shard) for shard in plan["detail"]["shards"]]
     assert max(shard.stop - shard.start for shard in shards) <= 100
     assert sum(len(readers.read_shard(shard, settings.data)) for shard in shards) == 1500
