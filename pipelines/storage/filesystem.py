@@ -56,7 +56,7 @@ _ATTEMPTS = 10
 DEADLINE = 150
 """seconds for an operation with all its attempts: no socket timeout covers a server that stops reading"""
 
-_MODELS = create_loader()
+SERVICE_MODELS = create_loader()
 """botocore's descriptions of services, parsed once per process: parsing takes longer than a client's requests"""
 
 
@@ -98,7 +98,7 @@ def _is_temporary(error: BaseException) -> bool:
 def _session() -> AioSession:
     """A session that sends a body without waiting for "100 Continue", since no timeout covers that wait."""
     session = AioSession()
-    session.register_component("data_loader", _MODELS)
+    session.register_component("data_loader", SERVICE_MODELS)
     session.unregister("before-call.s3", add_expect_header)
     return session
 

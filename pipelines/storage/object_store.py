@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +15,23 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.storage.filesystem import DEADLINE, open_filesystem, store_errors
 from pipelines.storage.local_files import create_file, sync_folder, write_file
+
+_PARALLEL_READS = 16
+"""objects that `read_many` reads at a time"""
+_DELETED_AT_ONCE = 1000
+"""keys that one request deletes"""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object as a listing shows it."""
+
+    key: str
+    """key in the store"""
+    size: int
+    """bytes"""
+    modified: float
+    """time of its last change, in seconds since 1970 by the clock of the store"""
 
 
 class Store:
@@ -106,6 +126,46 @@ class Store:
             keys = [path[len(self.root) :].lstrip("/") for path in paths]
             return sorted(key for key in keys if not key.rpartition("/")[2].startswith("."))
 
+    def list_objects(self, prefix: str = "") -> Sequence[StoredObject]:
+        """The objects below a prefix, sorted by key, without temporary files; no request per object."""
+        with store_errors(f"{self.uri}/{prefix}"):
+            try:
+                infos = self._call("find", self.path(prefix).rstrip("/"), detail=True)
+            except FileNotFoundError:
+                return []
+            objects = [
+                StoredObject(path[len(self.root) :].lstrip("/"), int(info["size"]), _modified(info))
+                for path, info in sorted(infos.items())
+            ]
+            return [item for item in objects if not item.key.rpartition("/")[2].startswith(".")]
+
+    def list_names(self, prefix: str = "") -> Sequence[str]:
+        """The names directly below a prefix, sorted: those of objects and those of further prefixes."""
+        with store_errors(f"{self.uri}/{prefix}"):
+            base = self.path(prefix).rstrip("/")
+            try:
+                paths = self._call("ls", base, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            names = {path[len(base) :].strip("/") for path in paths}
+            return sorted(name for name in names if name and not name.startswith("."))
+
+    def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """The bytes of several small objects by key, read in parallel; keys without an object are left out."""
+        with ThreadPoolExecutor(_PARALLEL_READS) as threads:
+            contents = zip(keys, threads.map(self.read, keys), strict=True)
+            return {key: data for key, data in contents if data is not None}
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Delete objects, a thousand per request; none of them needs to exist. Folders that become empty go too."""
+        with store_errors(self.uri):
+            if self.local:
+                for key in keys:
+                    _unlink(Path(self.path(key)), Path(self.root))
+                return
+            for start in range(0, len(keys), _DELETED_AT_ONCE):
+                self._call("rm", [self.path(key) for key in keys[start : start + _DELETED_AT_ONCE]])
+
     def copy(self, key: str, to: str) -> None:
         """Copy an object, whole or not at all; an object store copies it without a download."""
         with store_errors(f"{self.uri}/{to}"):
@@ -159,3 +219,20 @@ class Store:
 def _transfer_deadline(size: int) -> float:
     """Seconds that a transfer of `size` bytes may take: at least 1 MB per second is expected."""
     return DEADLINE + size / 1e6
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """The time of the last change of an object, in seconds since 1970."""
+    return float(info["mtime"] if "mtime" in info else info["LastModified"].timestamp())
+
+
+def _unlink(path: Path, root: Path) -> None:
+    """Delete a file, and the folders between it and the root that are empty then."""
+    path.unlink(missing_ok=True)
+    for folder in path.parents:
+        if folder == root:
+            return
+        try:
+            folder.rmdir()
+        except OSError:  # another file is in it
+            return

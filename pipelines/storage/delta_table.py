@@ -1,0 +1,372 @@
+"""Delta tables: open a snapshot, and commit on top of it or not at all.
+
+The files of a table are written before the commit that adds them, and never replaced. A commit succeeds only if no
+other process has committed since the snapshot was opened, so whatever a caller has checked in the snapshot still holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import quote, urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from botocore.config import Config
+from botocore.exceptions import NoCredentialsError
+from botocore.session import Session
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from pipelines.service_errors import UnavailableError
+from pipelines.storage.filesystem import DEADLINE, SERVICE_MODELS, store_errors
+from pipelines.storage.object_store import Store
+from spin.errors import SpinError, UserError
+
+_log = logging.getLogger(__name__)
+LOG = "_delta_log"
+"""folder of a table's log, in the folder of the table"""
+_PROPERTIES = {"delta.checkpointInterval": "10"}
+"""properties of new tables: to open a table takes at most twice as many requests as there are commits in between"""
+_PATH = re.compile(r"[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*")
+"""paths that every reader takes literally; with any other character some of them decode percent signs"""
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+_DEFAULT_REGION = "us-east-1"
+"""region in requests to servers that have none; AWS needs the real one, from AWS_REGION or the profile"""
+
+_REFUSED = re.compile(
+    r"AccessDenied|ExpiredToken|InvalidAccessKeyId|SignatureDoesNotMatch|InvalidToken|\b403 Forbidden"
+    r"|\(os error (1|13)\)"
+)
+_FULL = re.compile(r"QuotaExceeded|EntityTooLarge|XMinioStorageFull|InsufficientStorage|\b507\b|\(os error (28|122)\)")
+_MISSING = re.compile(r"NoSuchBucket")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class StaleSnapshotError(UnavailableError):
+    """Another process has committed to the table since the snapshot was opened; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A Parquet file of a table."""
+
+    path: str
+    """relative to the folder of the table; of letters, digits, `.`, `_`, `=`, `-` and `/`"""
+    size: int
+    """bytes"""
+    rows: int
+    """number of rows"""
+
+
+@dataclass(frozen=True)
+class TableSnapshot:
+    """A version of a table. It never changes; `open_table` returns a newer one."""
+
+    store: Store
+    """folder of the table"""
+    version: int
+    """number of the last commit"""
+    partition_columns: tuple[str, ...]
+    """columns whose values the log holds, not the files"""
+    _table: DeltaTable = field(repr=False, compare=False)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns of the table, partition columns included."""
+        return pa.schema(self._table.schema().to_arrow())
+
+    @cached_property
+    def file_table(self) -> pa.Table:
+        """The files of the table: path, size, rows, modified (milliseconds since 1970) and each partition column.
+
+        Partition values are strings. A file counts as modified when it was committed.
+        """
+        with _table_errors(self.store.uri):
+            actions = pa.table(self._table.get_add_actions(flatten=True))
+        columns = {
+            "path": actions["path"],
+            "size": actions["size_bytes"],
+            "rows": pc.fill_null(actions["num_records"], 0),
+            "modified": actions["modification_time"],
+        }
+        partitions = {name: pc.cast(actions[f"partition.{name}"], pa.string()) for name in self.partition_columns}
+        return pa.table({**columns, **partitions})
+
+    def last_transaction(self, app: str) -> int | None:
+        """The number that an application last committed under its name, None if it never did."""
+        number = self._table.transaction_version(app)
+        return None if number is None else int(number)
+
+    def files(self, partition: Mapping[str, str]) -> list[DataFile]:
+        """The files with these partition values, sorted by path. Partition columns that are not named may be any."""
+        rows = self.file_table
+        for name, value in partition.items():
+            rows = rows.filter(pc.equal(rows[name], value))
+        files = rows.select(["path", "size", "rows"]).sort_by("path").to_pylist()
+        return [DataFile(**file) for file in files]
+
+    def commit_transaction(self, app: str, number: int, *, metadata: Mapping[str, str] | None = None) -> int:
+        """Commit a number for an application and no change of rows; return the new version of the table.
+
+        Raises StaleSnapshotError if another process has committed. After any other UnavailableError the commit may be
+        in the table.
+        """
+        return self._commit([], mode="append", transactions={app: number}, metadata=metadata)
+
+    def replace_partition(
+        self,
+        partition: Mapping[str, str],
+        files: Sequence[DataFile],
+        *,
+        schema: pa.Schema | None = None,
+        transactions: Mapping[str, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> int:
+        """Commit that one partition consists of these files; return the new version of the table.
+
+        `schema` replaces the schema of the table and must contain it. `transactions` are numbers by application. Files
+        are not looked at: the caller has checked that they exist. Raises StaleSnapshotError if another process has
+        committed. After any other UnavailableError the commit may be in the table.
+        """
+        if set(partition) != set(self.partition_columns):
+            raise ValueError(f"expected a value for each of {self.partition_columns}, got {partition}")
+        now = int(time.time() * 1000)
+        actions = [_add_action(file, partition, now) for file in files]
+        filters = [(name, "=", value) for name, value in partition.items()]
+        return self._commit(
+            actions,
+            mode="overwrite",
+            filters=filters,
+            schema=schema,
+            transactions=transactions,
+            metadata=metadata,
+        )
+
+    def remove_partitions(self, partitions: Sequence[Mapping[str, str]]) -> int:
+        """Commit that partitions have no files; return the new version of the table. The files stay in the store.
+
+        Raises StaleSnapshotError if another process has committed. After any other UnavailableError the commit may be
+        in the table.
+        """
+        now = int(time.time() * 1000)
+        actions = [
+            RemoveAction(file.path, True, now, file.size, dict(partition))
+            for partition in partitions
+            for file in self.files(partition)
+        ]
+        return self._commit(actions, mode="append")
+
+    def _commit(
+        self,
+        actions: Sequence[AddAction | RemoveAction],
+        *,
+        mode: str,
+        filters: list[tuple[str, str, str]] | None = None,
+        schema: pa.Schema | None = None,
+        transactions: Mapping[str, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> int:
+        properties = CommitProperties(
+            custom_metadata=dict(metadata or {}) or None,
+            max_commit_retries=0,
+            app_transactions=[Transaction(app, number) for app, number in (transactions or {}).items()],
+        )
+        with _table_errors(self.store.uri):
+            self._table.create_write_transaction(
+                list(actions),
+                mode=mode,
+                schema=self._table.schema() if schema is None else Schema.from_arrow(schema),
+                partition_by=list(self.partition_columns),
+                partition_filters=filters,
+                commit_properties=properties,
+            )
+        return self.version + 1
+
+
+def open_table(store: Store) -> TableSnapshot | None:
+    """The current version of the table in a store, None if there is none."""
+    with _table_errors(store.uri):
+        try:
+            table = DeltaTable(_table_uri(store), storage_options=_storage_options(store))
+        except TableNotFoundError:
+            return None
+        return TableSnapshot(store, table.version(), tuple(table.metadata().partition_columns), table)
+
+
+def create_table(store: Store, schema: pa.Schema, partition_columns: Sequence[str]) -> None:
+    """Create a table if the store holds none; of several processes that do so at once, one creates it.
+
+    Raises UserError where commits would not be atomic or readers would not find the files, or if the store holds a
+    table with other partition columns.
+    """
+    table = open_table(store)
+    if table is None:
+        _require_literal_path(store)
+        require_hard_links(store)
+        try:
+            with _table_errors(store.uri):
+                DeltaTable.create(
+                    _table_uri(store),
+                    Schema.from_arrow(schema),
+                    mode="ignore",
+                    partition_by=list(partition_columns),
+                    configuration=_PROPERTIES,
+                    storage_options=_storage_options(store),
+                )
+        except SpinError:
+            if open_table(store) is None:
+                raise
+            _log.debug("%s: another process created the table", store.uri, exc_info=True)
+    elif table.partition_columns != tuple(partition_columns):
+        raise UserError(
+            f"{store.uri} holds a table with the partition columns {', '.join(table.partition_columns)}; expected "
+            f"{', '.join(partition_columns)}. Use another output"
+        )
+
+
+def require_hard_links(store: Store) -> None:
+    """Raise UserError if the store is a folder whose file system has no hard links, which atomic creation needs."""
+    if not store.local:
+        return
+    name = f".links-{uuid.uuid4().hex}"
+    probe, link = Path(store.root) / name, Path(store.root) / f"{name}-2"
+    with store_errors(store.uri):
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.touch()
+            os.link(probe, link)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise UserError(
+                f"{store.uri}: the file system has no hard links ({error.strerror}), so commits would not be atomic; "
+                "use a folder on another file system, or an object store"
+            ) from None
+        finally:
+            probe.unlink(missing_ok=True)
+            link.unlink(missing_ok=True)
+
+
+def retry_commits(seconds: float) -> Retrying:
+    """Attempts with random pauses while UnavailableError is raised, StaleSnapshotError included, for some seconds.
+
+    Each attempt must open the table anew, since the attempt before it may have been committed.
+    """
+    return Retrying(
+        retry=retry_if_exception_type(UnavailableError),
+        wait=wait_random_exponential(multiplier=0.1, max=5),
+        stop=stop_after_delay(seconds),
+        before_sleep=before_sleep_log(_log, logging.DEBUG),
+        reraise=True,
+    )
+
+
+def _add_action(file: DataFile, partition: Mapping[str, str], now: int) -> AddAction:
+    if not _PATH.fullmatch(file.path):
+        raise ValueError(f"{file.path!r}: expected letters, digits, '.', '_', '=', '-' and '/'")
+    stats = json.dumps({"numRecords": file.rows})
+    return AddAction(file.path, file.size, dict(partition), now, True, stats)
+
+
+def _require_literal_path(store: Store) -> None:
+    """Raise UserError for a path with characters that deltalake or a reader of tables takes for something else."""
+    if refused := sorted({"%", "\\"} & set(store.uri)):
+        raise UserError(f"{store.uri} contains {' and '.join(refused)}, which tables cannot have in their paths")
+
+
+def _table_uri(store: Store) -> str:
+    if store.local:
+        return str(store.uri)
+    scheme, _, path = store.uri.partition("://")
+    return f"{scheme}://{quote(path)}"
+
+
+def _storage_options(store: Store) -> dict[str, str] | None:
+    """Endpoint, region and credentials as botocore finds them, so that a table is opened as every other object is."""
+    if store.local:
+        return None
+    session = Session()
+    session.register_component("data_loader", SERVICE_MODELS)
+    region = session.get_config_variable("region") or os.environ.get("AWS_REGION") or _DEFAULT_REGION
+    with store_errors(store.uri):
+        credentials = session.get_credentials()
+        if credentials is None:
+            raise NoCredentialsError
+        keys = credentials.get_frozen_credentials()
+        config = Config(region_name=region)
+        endpoint = session.create_client("s3", config=config).meta.endpoint_url
+    options = {
+        "aws_access_key_id": keys.access_key,
+        "aws_secret_access_key": keys.secret_key,
+        "aws_region": region,
+        "aws_conditional_put": "etag",  # a commit creates its log entry only if there is none
+        "connect_timeout": "5s",
+        "timeout": "30s",
+        "retry_timeout": f"{DEADLINE}s",
+    }
+    if keys.token:
+        options["aws_session_token"] = keys.token
+    if not (urlsplit(endpoint).hostname or "").endswith(("amazonaws.com", "amazonaws.com.cn")):
+        options |= {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http:")).lower()}
+    return options
+
+
+@contextmanager
+def _table_errors(what: str) -> Iterator[None]:
+    """Turn the errors of deltalake into SpinErrors of one line; `what` is its first part.
+
+    deltalake raises OSError for what a store answers, with the answer in the message alone.
+    """
+    try:
+        yield
+    except (SpinError, TableNotFoundError):
+        raise
+    except CommitFailedError:
+        _log.debug("%s: a commit was refused", what, exc_info=True)
+        raise StaleSnapshotError(f"{what}: other processes commit to the table all the time; try again") from None
+    except (DeltaError, OSError) as error:
+        _log.debug("%s: deltalake raised an error", what, exc_info=True)
+        _raise_for(what, error)
+
+
+def _raise_for(what: str, error: Exception) -> NoReturn:
+    text, reason = str(error), _reason(error)
+    if _MISSING.search(text):
+        raise UserError(f"{what}: not found ({reason})") from None
+    if _FULL.search(text):
+        full = f"{what}: the store is full ({reason}); free space, then run it again to resume"
+        raise UnavailableError(full) from None
+    if _REFUSED.search(text):
+        raise UserError(f"{what}: the store refuses the credentials ({reason}); check the environment") from None
+    if isinstance(error, OSError):
+        raise UnavailableError(f"{what}: the store does not answer ({reason}); try again") from None
+    raise UserError(f"{what}: the table is damaged or of another version ({reason})") from None
+
+
+def _reason(error: Exception) -> str:
+    """The code of the store's answer, or the innermost cause in a message of deltalake, which has one per line."""
+    text = _ANSI.sub("", str(error))
+    code = _CODE.search(text)
+    cause = code.group(1) if code else " ".join(text.rpartition("↳")[2].split())
+    return cause[:200] or type(error).__name__
