@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -68,7 +69,7 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     """
     if "@" in uri.partition("://")[2].partition("/")[0] or holds_password(uri):
         raise UserError("a URI holds credentials (the part before @); put them in the environment")
-    options = {**_S3, "session": _session()} if uri.startswith("s3://") else {}
+    options = _s3_options() if uri.startswith("s3://") else {}
     try:
         fs, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
@@ -76,15 +77,56 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     if not path:
         raise UserError(f"'{uri}' names no bucket; expected s3://BUCKET/PREFIX")
     if options:
-        fs.retries = _ATTEMPTS
-        set_custom_error_handler(_is_temporary)
+        _configure_retries(fs)
     return fs, path
 
 
 def open_input(uri: str) -> tuple[Any, str]:
-    """The file system of an input file and the path on it. Only these reads are counted by `count_input_reads`."""
+    """The file system of an input file and the path on it. Only these reads are counted by `count_input_reads`.
+
+    Names are taken literally, see `locate_input`.
+    """
+    protocol, path = locate_input(uri)
+    if protocol in ("file", "s3"):
+        return with_counting(open_input_filesystem(protocol)), path
     fs, path = open_filesystem(uri)
     return with_counting(fs), path
+
+
+def locate_input(uri: str) -> tuple[str, str]:
+    """The protocol of the URI of an input file, and the path on its file system.
+
+    Names come from outside, so they are taken literally: `::`, `?`, `&` and `%` are characters of a name. Raises
+    UserError for a URI of an object store without a bucket or with credentials.
+    """
+    protocol, separator, path = uri.partition("://")
+    if uri.startswith("/") or not separator:
+        return "file", os.path.abspath(os.path.expanduser(uri))
+    if protocol == "file":
+        return "file", os.path.abspath(path)
+    if "@" in path.partition("/")[0]:
+        raise UserError("a URI holds credentials (the part before @); put them in the environment")
+    if not path.strip("/"):
+        raise UserError(f"'{uri}' names no bucket; expected s3://BUCKET/PREFIX")
+    return protocol, path
+
+
+def open_input_filesystem(protocol: str) -> Any:
+    """The file system of a protocol, file or s3."""
+    if protocol == "file":
+        return fsspec.filesystem("file")
+    fs = fsspec.filesystem("s3", **_s3_options())
+    _configure_retries(fs)
+    return fs
+
+
+def _s3_options() -> dict[str, Any]:
+    return {**_S3, "session": _session()}
+
+
+def _configure_retries(fs: Any) -> None:
+    fs.retries = _ATTEMPTS
+    set_custom_error_handler(_is_temporary)
 
 
 def _is_temporary(error: BaseException) -> bool:

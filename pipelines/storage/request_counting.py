@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,6 +35,10 @@ class Traffic:
         return Traffic(*(getattr(self, f.name) * times for f in fields(self)))
 
 
+_PAGE = 1000
+"""keys per listing request"""
+_LOCK = threading.Lock()
+"""held while counts change: several threads may read"""
 _counting: ContextVar[Traffic | None] = ContextVar("counting", default=None)
 
 
@@ -57,6 +63,21 @@ def with_counting(fs: Any) -> Any:
     return fs if traffic is None else _CountingFileSystem(fs, traffic)
 
 
+def active_traffic() -> Traffic | None:
+    """The counts of the `count_input_reads` that this thread is in, None outside of one."""
+    return _counting.get()
+
+
+def counting_file(source: Any, traffic: Traffic | None, *, known_size: bool) -> Any:
+    """The file itself, or one that counts its reads. A file of unknown size costs a request when it is opened."""
+    if traffic is None:
+        return source
+    if not known_size:
+        with _LOCK:
+            traffic.head += 1
+    return _CountingFile(source, traffic)
+
+
 class _CountingFileSystem:
     """A file system whose reads are counted."""
 
@@ -66,15 +87,37 @@ class _CountingFileSystem:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.fs, name)
 
-    def open(self, path: str, mode: str) -> io.RawIOBase:
-        self.traffic.head += 1  # s3fs asks for the size
-        return _CountingFile(self.fs.open(path, mode), self.traffic)
+    def open(self, path: str, mode: str) -> Any:
+        return counting_file(self.fs.open(path, mode), self.traffic, known_size=False)
 
     def cat_file(self, path: str, start: int, end: int) -> bytes:
         data = bytes(self.fs.cat_file(path, start=start, end=end))
-        self.traffic.get += 1
-        self.traffic.read += len(data)
+        with _LOCK:
+            self.traffic.get += 1
+            self.traffic.read += len(data)
         return data
+
+    def find(self, path: str, **options: Any) -> Any:
+        return self._count_pages(self.fs.find(path, **options))
+
+    def glob(self, path: str, **options: Any) -> Any:
+        return self._count_pages(self.fs.glob(path, **options))
+
+    def info(self, path: str) -> Any:
+        self.traffic.head += 1
+        return self.fs.info(path)
+
+    def exists(self, path: str) -> bool:
+        self.traffic.head += 1
+        return bool(self.fs.exists(path))
+
+    def isdir(self, path: str) -> bool:
+        self.traffic.list += 1
+        return bool(self.fs.isdir(path))
+
+    def _count_pages(self, listed: Any) -> Any:
+        self.traffic.list += max(1, math.ceil(len(listed) / _PAGE))
+        return listed
 
 
 class _CountingFile(io.RawIOBase):
@@ -98,8 +141,9 @@ class _CountingFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self.source.read(len(buffer))
         if data:
-            self.traffic.get += 1
-            self.traffic.read += len(data)
+            with _LOCK:
+                self.traffic.get += 1
+                self.traffic.read += len(data)
         buffer[: len(data)] = data
         return len(data)
 

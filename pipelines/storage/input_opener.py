@@ -1,0 +1,87 @@
+"""Open input files of a known size and version: without a request, and without reading another version."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from typing import Any, BinaryIO, cast
+
+from fsspec.implementations.local import LocalFileSystem
+from s3fs import S3File, S3FileSystem
+
+from pipelines.service_errors import BadFileError
+from pipelines.storage.filesystem import locate_input, open_input, open_input_filesystem
+from pipelines.storage.request_counting import active_traffic, counting_file
+
+
+class InputOpener:
+    """Opens input files under exactly the names of the listing, over one file system per kind of store.
+
+    An opener may be used by several threads. What they read counts in the `count_input_reads` that it was made in.
+    """
+
+    def __init__(self) -> None:
+        self._filesystems: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._traffic = active_traffic()
+
+    def open(self, uri: str, *, size: int = 0, version: str = "") -> BinaryIO:
+        """Open a file for reading ranges of it; every read is one request.
+
+        With a size, opening sends no request to an object store; without one, it asks for the size. With a version,
+        no other version of the file is read. Raises BadFileError if the file has changed, and FileNotFoundError if
+        there is none; in an object store the first read may raise them.
+        """
+        protocol, path = locate_input(uri)
+        if protocol not in ("file", "s3"):
+            fs, path = open_input(uri)
+            return cast(BinaryIO, fs.open(path, "rb"))
+        source = _open(self._filesystem(protocol), path, uri, size, version)
+        return cast(BinaryIO, counting_file(source, self._traffic, known_size=size > 0))
+
+    def _filesystem(self, protocol: str) -> Any:
+        with self._lock:
+            if protocol not in self._filesystems:
+                fs = open_input_filesystem(protocol)
+                if isinstance(fs, S3FileSystem):
+                    fs.connect()  # here, since several threads would each make a client
+                self._filesystems[protocol] = fs
+            return self._filesystems[protocol]
+
+    def read(self, uri: str, *, size: int, version: str = "") -> bytes:
+        """Return the content of a file of known size, in one request."""
+        with self.open(uri, size=size, version=version) as file:
+            return file.read(size)
+
+
+def _open(fs: Any, path: str, uri: str, size: int, version: str) -> Any:
+    if isinstance(fs, S3FileSystem):
+        return _KnownObject(fs, path, uri, size, version) if size else fs.open(path, "rb")
+    if isinstance(fs, LocalFileSystem) and version:
+        info = fs.info(path)
+        if (int(info["size"]), str(info["mtime"])) != (size or int(info["size"]), version):
+            raise _changed(uri)
+    return fs.open(path, "rb")
+
+
+class _KnownObject(S3File):
+    """An object whose size is known, so that no request asks for it, and one version of it if there is one."""
+
+    def __init__(self, fs: S3FileSystem, path: str, uri: str, size: int, version: str) -> None:
+        super().__init__(fs, path, "rb", cache_type="none", size=size)
+        self.details = {"name": path, "size": size, "ETag": f'"{version}"'}
+        self.read_kw: dict[str, Any] = {"IfMatch": f'"{version}"'} if version else {}
+        self.uri = uri
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        try:
+            return cast(bytes, super()._fetch_range(start, end))
+        except OSError as error:
+            # EBUSY is s3fs's FileExpired; some servers refuse IfMatch with EINVAL
+            if error.errno in (errno.EBUSY, errno.EINVAL):
+                raise _changed(self.uri) from None
+            raise
+
+
+def _changed(uri: str) -> BadFileError:
+    return BadFileError(f"{uri} has changed since it was listed; it is read when it is listed anew")
