@@ -14,10 +14,12 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import CoreSchema
@@ -62,6 +64,44 @@ def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Uri = Annotated[str, AfterValidator(_without_password)]
 """a location; it may hold the name of a user but no password"""
+
+
+def _with_types(columns: Any) -> Any:
+    """A list of names as a mapping from names to no type."""
+    if isinstance(columns, dict):
+        return columns
+    if not isinstance(columns, (list, tuple)):
+        raise ValueError("expected a list of names, or names with types")
+    if len(set(map(str, columns))) < len(columns):
+        raise ValueError("expected every name once")
+    return dict.fromkeys(columns)
+
+
+_SCALAR = r"(string|bool|int(8|16|32|64)|float(32|64)|date|timestamp|decimal\(([1-9]|[12]\d|3[0-8]), ?\d{1,2}\))"
+_TYPE = rf"^({_SCALAR}|list<{_SCALAR}>)$"
+
+
+def _type_of_output(name: str) -> str:
+    if not re.match(_TYPE, name):
+        raise ValueError(
+            "expected string, bool, int8, int16, int32, int64, float32, float64, decimal(P,S), date, timestamp or "
+            "list<TYPE>"
+        )
+    return name
+
+
+_KEPT_SCHEMA = {
+    "anyOf": [
+        {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+        {"type": "object", "additionalProperties": {"type": ["string", "null"], "pattern": _TYPE}},
+    ]
+}
+KeptColumns = Annotated[
+    dict[str, Annotated[str, AfterValidator(_type_of_output)] | None],
+    BeforeValidator(_with_types),
+    WithJsonSchema(_KEPT_SCHEMA),
+]
+"""names of columns, each with a type or None; in the file also a list of names"""
 
 
 class _Section(BaseModel):
@@ -161,6 +201,13 @@ class DataSettings(_Section):
         "checked",
         description="checked: a night looks for duplicate ids before it classifies. trusted: it does not, which "
         "saves one pass over the ids.",
+    )
+    keep: KeptColumns = Field(
+        {},
+        description="Further columns that a night carries into predictions and dead letters: a list of names, such as "
+        "[lang, source], or names with types, such as {priority: int64}. Types: string, bool, int8 to int64, float32, "
+        "float64, decimal(P,S), date, timestamp (UTC) and list<TYPE>. Default of a type: the one in a Parquet file, "
+        "string from JSONL and CSV.",
     )
 
 

@@ -1,0 +1,292 @@
+"""The columns of the input that `data.keep` carries into predictions and dead letters: their names, types and values.
+
+A type is written as in the settings: string, bool, int8 to int64, float32, float64, decimal(P,S), date, timestamp
+(microseconds, UTC), list<TYPE>; from Parquet also struct<NAME: TYPE, …>. The type null holds nothing but nulls.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.data.text_values import column_to_text, to_text, to_unicode
+from pipelines.service_errors import BadFileError
+from spin.errors import UserError
+from spin.settings import DataSettings
+
+_log = logging.getLogger(__name__)
+OUR_COLUMNS = frozenset(
+    {"id", "label", "labels", "score", "scores", "depth", "model", "model_version", "date", "run"}
+    | {"file", "first", "row", "reason", "message", "text"}
+)
+"""columns of predictions and dead letters"""
+_SCALARS: dict[str, pa.DataType] = {
+    "null": pa.null(),
+    "string": pa.string(),
+    "bool": pa.bool_(),
+    **{f"int{bits}": getattr(pa, f"int{bits}")() for bits in (8, 16, 32, 64)},
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+_NAMES = {kind: name for name, kind in _SCALARS.items()}
+_WIDENED = {
+    pa.large_string(): pa.string(),
+    pa.string_view(): pa.string(),
+    pa.uint8(): pa.int16(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.float16(): pa.float32(),
+    pa.date64(): pa.date32(),
+}
+"""types that a table does not have, each with the one that holds all of its values"""
+_DECIMAL = re.compile(r"decimal\((\d+), ?(\d+)\)")
+_FORBIDDEN = re.compile(r"[ ,;{}()\n\t=]")
+"""characters that a Delta table has in no column's name"""
+
+
+def check_kept_names(data: DataSettings) -> None:
+    """Raise UserError if `data.keep` holds a name that no column of the output can have."""
+    seen: set[str] = set()
+    for name in data.keep:
+        if name.lower() in OUR_COLUMNS:
+            raise UserError(
+                f"data.keep: the output has a column '{name}' of its own; rename the input's or leave it out"
+            )
+        if not name or _FORBIDDEN.search(name):
+            raise UserError(
+                f"data.keep: '{name}' cannot be the name of a column; expected no space and none of ,;{{}}()="
+            )
+        if name.lower() in seen:
+            raise UserError(f"data.keep: '{name}' is there twice, upper and lower case being equal")
+        seen.add(name.lower())
+
+
+def parse_type(text: str) -> pa.DataType:
+    """The Arrow type of a type as text. Raises ValueError for a text that is no type."""
+    text = text.strip()
+    if text in _SCALARS:
+        return _SCALARS[text]
+    if match := _DECIMAL.fullmatch(text):
+        return pa.decimal128(int(match[1]), int(match[2]))
+    if text.startswith("list<") and text.endswith(">"):
+        return pa.list_(parse_type(text[5:-1]))
+    if text.startswith("struct<") and text.endswith(">"):
+        return pa.struct([_parse_field(field) for field in _split_fields(text[7:-1])])
+    raise ValueError(f"'{text}' is no type")
+
+
+def _parse_field(text: str) -> tuple[str, pa.DataType]:
+    name, end = json.JSONDecoder().raw_decode(text)
+    return name, parse_type(text[end:].removeprefix(":"))
+
+
+def _split_fields(text: str) -> list[str]:
+    """The fields of a struct: a name in quotes and a type each, with commas between them."""
+    fields, depth, quoted, start = [], 0, False, 0
+    for at, character in enumerate(text):
+        if character == '"' and text[at - 1 : at] != "\\":
+            quoted = not quoted
+        elif not quoted:
+            depth += {"<": 1, "(": 1, ">": -1, ")": -1}.get(character, 0)
+            if character == "," and not depth:
+                fields.append(text[start:at].strip())
+                start = at + 1
+    return [*fields, text[start:].strip()] if text.strip() else []
+
+
+def type_text(kind: pa.DataType) -> str:
+    """A type as text, which `parse_type` reads."""
+    if pa.types.is_decimal(kind):
+        return f"decimal({kind.precision},{kind.scale})"
+    if pa.types.is_list(kind):
+        return f"list<{type_text(kind.value_type)}>"
+    if pa.types.is_struct(kind):
+        return f"struct<{', '.join(f'{json.dumps(field.name)}: {type_text(field.type)}' for field in kind)}>"
+    return _NAMES[kind]
+
+
+def table_type(kind: pa.DataType) -> pa.DataType:
+    """The type that a table of the output has for a column of a file. Raises ValueError if it has none."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return table_type(kind.value_type)
+    if isinstance(kind, pa.UuidType):
+        return pa.string()
+    if types.is_timestamp(kind):
+        return _SCALARS["timestamp"]
+    if types.is_decimal(kind) and kind.precision <= 38:
+        return pa.decimal128(kind.precision, kind.scale)
+    if types.is_struct(kind) and kind.num_fields:
+        return pa.struct([(field.name, table_type(field.type)) for field in kind])
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return pa.list_(table_type(kind.value_type))
+    kind = _WIDENED.get(kind, kind)
+    if kind not in _NAMES:
+        raise ValueError(f"{kind} is not a type of the output's columns")
+    return kind
+
+
+def unify_types(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type that holds the values of both. Raises ValueError if only one of them can be kept."""
+    types = pa.types
+    if one == other or types.is_null(other):
+        return one
+    if types.is_null(one):
+        return other
+    if types.is_list(one) and types.is_list(other):
+        return pa.list_(unify_types(one.value_type, other.value_type))
+    if types.is_struct(one) and types.is_struct(other) and [f.name for f in one] == [f.name for f in other]:
+        return pa.struct([(a.name, unify_types(a.type, b.type)) for a, b in zip(one, other, strict=True)])
+    raise ValueError(f"{type_text(one)} and {type_text(other)}")
+
+
+def merge_types(types: Mapping[str, str], more: Mapping[str, str], where: str) -> dict[str, str]:
+    """The types of columns by name. Raises UserError, which says `where`, for two types of one column."""
+    merged = dict(types)
+    for name, text in more.items():
+        if name in merged:
+            try:
+                text = type_text(unify_types(parse_type(merged[name]), parse_type(text)))
+            except ValueError:
+                raise UserError(
+                    f"{where}: the kept column '{name}' is {text}, elsewhere it is {merged[name]}; expected one type: "
+                    "mend the files, or name the type in data.keep"
+                ) from None
+        merged[name] = text
+    return merged
+
+
+def settle_types(
+    data: DataSettings, seen: Mapping[str, str], *, any_rows: bool, known: Mapping[str, str] | None = None
+) -> pa.Schema:
+    """The kept columns of a night with their types: those that were declared, else those in the files.
+
+    `seen` are the types in the files, `known` those of the table that the night is written to. A column without any
+    value has the type of the table, else it is a string. Raises UserError if a column is in no file, or if it has
+    another type in the table.
+    """
+    columns = {}
+    for name, declared in data.keep.items():
+        if any_rows and name not in seen and name not in (known or {}):
+            raise UserError(f"data.keep: no file has a column '{name}'; mend its name, or leave it out")
+        types = merge_types({name: seen.get(name, "null")}, {name: declared} if declared else {}, "data.keep")
+        if known and name in known:
+            types = merge_types(types, {name: known[name]}, "the table of the output")
+        columns[name] = _without_nulls(parse_type(types[name]))
+    return pa.schema(columns)
+
+
+def schema_of(types: Mapping[str, str]) -> pa.Schema:
+    """The Arrow schema of columns whose types are given as text."""
+    return pa.schema([(name, parse_type(kind)) for name, kind in types.items()])
+
+
+def _without_nulls(kind: pa.DataType) -> pa.DataType:
+    """The type with strings where nothing but nulls was seen."""
+    if pa.types.is_list(kind):
+        return pa.list_(_without_nulls(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _without_nulls(field.type)) for field in kind])
+    return pa.string() if pa.types.is_null(kind) else kind
+
+
+def keep_column(column: pa.ChunkedArray, name: str, declared: str | None, uri: str) -> pa.ChunkedArray:
+    """A Parquet column in the type of the output, or in the declared type.
+
+    Raises BadFileError if there is no such type or the values do not fit into the declared one.
+    """
+    try:
+        kind = table_type(column.type)
+        if isinstance(column.type, pa.UuidType):
+            column = pa.chunked_array([column_to_text(column)], kind)
+        column = pc.cast(column, kind, safe=False)  # nanoseconds are cut off
+        if declared:
+            column = pc.cast(column, parse_type(declared))
+        column.validate(full=True)
+    except (ValueError, pa.ArrowException) as error:
+        _log.debug("%s: %s", uri, error)
+        expected = declared or "string, bool, a signed integer, float, decimal, date, timestamp, or lists of these"
+        raise BadFileError(f"{uri}: the kept column '{name}' is {column.type}; expected {expected}") from None
+    return column
+
+
+def parse_column(values: Sequence[Any], declared: str | None) -> tuple[pa.ChunkedArray, list[int]]:
+    """Values of JSON or texts of CSV as a column, by default of strings, and the rows whose values do not fit.
+
+    Such a value is null in the column. Numbers become strings as ids do, lists and objects become JSON.
+    """
+    kind = parse_type(declared or "string")
+    try:
+        return pa.chunked_array([_parse_all(values, kind)], kind), []
+    except (ValueError, TypeError, ArithmeticError, pa.ArrowException):
+        pass
+    parsed, rejected = [], []
+    for row, value in enumerate(values):
+        try:
+            parsed.append(_parse_all([value], kind)[0].as_py())
+        except (ValueError, TypeError, ArithmeticError, pa.ArrowException):
+            parsed.append(None)
+            rejected.append(row)
+    return pa.chunked_array([parsed], kind), rejected
+
+
+def _parse_all(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Raises an error of Python or Arrow if a value does not fit."""
+    if pa.types.is_string(kind):
+        return pa.array([_as_string(value) for value in values], kind)
+    if pa.types.is_list(kind):
+        lists = [(json.loads(value) if value else None) if isinstance(value, str) else value for value in values]
+        if any(not isinstance(value, (list, type(None))) for value in lists):
+            raise ValueError("not a list")
+        return pa.array(
+            [None if value is None else _parse_all(value, kind.value_type).to_pylist() for value in lists], kind
+        )
+    texts = [_as_number_or_text(value) for value in values]
+    if pa.types.is_timestamp(kind):
+        return pa.array([text and _parse_time(text) for text in texts], kind)
+    return pc.cast(pa.array(texts, pa.string()), kind)
+
+
+def _as_string(value: Any) -> str | None:
+    if isinstance(value, str):
+        return to_unicode(value)
+    return to_unicode(json.dumps(value, ensure_ascii=False)) if isinstance(value, (dict, list)) else to_text(value)
+
+
+def _as_number_or_text(value: Any) -> str | None:
+    if isinstance(value, (dict, list)):
+        raise ValueError("not a single value")
+    return to_text(value)
+
+
+def _parse_time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def columns_of_type(table: pa.Table | None, schema: pa.Schema, rows: int) -> pa.Table:
+    """The columns of a schema from a table of some rows that may lack columns, or hold nulls alone in one."""
+    columns = [
+        pc.cast(table[field.name], field.type)
+        if table is not None and field.name in table.column_names
+        else pa.chunked_array([pa.nulls(rows, field.type)])
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def types_of(tables: Iterable[pa.Table]) -> dict[str, str]:
+    """The types of the columns of tables, whose types do not differ other than by nulls."""
+    types: dict[str, str] = {}
+    for table in tables:
+        types = merge_types(types, {field.name: type_text(field.type) for field in table.schema}, "")
+    return types
