@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
-from pipelines.data.readers import COMPRESSIONS
+from pipelines.data.formats import COMPRESSIONS
 from pipelines.service_errors import BadFileError
-from pipelines.storage.filesystem import open_input, store_errors
+from pipelines.storage.filesystem import locate_input, open_input, store_errors
 from spin.errors import UserError
 
 _KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
@@ -30,55 +32,107 @@ class InputFile:
     """ETag, or modification time on a disk"""
 
 
-def list_files(uri: str, *, bad: dict[str, str] | None = None) -> list[InputFile]:
+def list_files(uri: str, *, bad: dict[str, str] | None = None, allow_empty: bool = False) -> list[InputFile]:
     """The files of a path, a folder or a glob, in order of name.
 
-    Folders and files whose names begin with `_` or `.` are left out, unless the URI itself contains that name.
+    Sizes and versions come with the listing, so that there is no request per file. Files and folders whose names begin
+    with `_` or `.` are left out, unless the URI itself contains that name.
+
     Raises UserError if there are no files, and BadFileError for a file that is not Parquet, JSONL or CSV; if `bad` is
-    given, such files are left out and their URIs are added to it, each with the reason.
+    given, such files are left out and their URIs are added to it, each with the reason. With `allow_empty`, an empty
+    folder or a glob without matches is an empty list; a path that does not exist on a disk is an error all the same.
     """
-    fs, path = open_input(uri)
     with store_errors(uri):
-        if fs.isdir(path):
-            paths = _visible(fs.find(path), path)
-        elif fs.exists(path):
-            paths = [path]
-        else:
-            paths = _glob(fs, path)
-        infos = [fs.info(p) for p in sorted(paths)]
+        infos, exists = _find(uri)
     files = []
-    for info in (info for info in infos if info["type"] == "file"):
-        uri_of = fs.unstrip_protocol(info["name"]).removeprefix("file://")
+    for path, info in sorted(infos.items()):
         try:
-            files.append(_file(uri_of, info))
+            files.append(_file(_uri(uri, path), info))
         except BadFileError as error:
             if bad is None:
                 raise
-            bad[uri_of] = str(error)
-    if not files:
+            bad[_uri(uri, path)] = str(error)
+    if not files and not (allow_empty and exists):
         raise UserError(f"no data at {uri}; expected a file, a folder or a glob of Parquet, JSONL or CSV")
     return files
 
 
-def _glob(fs: Any, pattern: str) -> list[str]:
-    fixed = takewhile(lambda part: not glob.has_magic(part), pattern.split("/"))
-    try:
-        return _visible(fs.glob(pattern), "/".join(fixed))
-    except ValueError as error:
-        raise UserError(f"{pattern} is no glob: {error}") from None
+def normalise_source(uri: str) -> str:
+    """The one way to write a source: on a disk an absolute path, no `/` at the end."""
+    protocol, path = locate_input(uri)
+    return path if protocol == "file" else f"{protocol}://{path.rstrip('/')}"
 
 
-def _visible(paths: Sequence[str], base: str) -> list[str]:
-    """The paths without a hidden name below the base."""
-    return [p for p in paths if not any(part.startswith(("_", ".")) for part in p[len(base) :].split("/"))]
+def check_output_outside(source: str, output: str) -> None:
+    """Raise UserError if an output lies within its input, so that a night would read what another has written."""
+    (protocol, path), (output_protocol, output_path) = _resolve(source), _resolve(output)
+    if protocol != output_protocol:
+        return
+    wanted, parts = path.rstrip("/").split("/"), output_path.rstrip("/").split("/")
+    if _is_within(parts, wanted) or (glob.has_magic(path) and _may_match_below(wanted, parts)):
+        raise UserError(f"the output {output} lies within the input {source}; name an output elsewhere")
 
 
-def _file(uri: str, info: dict[str, Any]) -> InputFile:
+def _resolve(uri: str) -> tuple[str, str]:
+    """The protocol and the path of a URI; on a disk without symbolic links."""
+    protocol, path = locate_input(uri)
+    return protocol, str(Path(path).resolve()) if protocol == "file" else path
+
+
+def _is_within(parts: list[str], folder: list[str]) -> bool:
+    return parts[: len(folder)] == folder
+
+
+def _may_match_below(pattern: list[str], folder: list[str]) -> bool:
+    """Whether a glob may match a path below a folder."""
+    for at, part in enumerate(pattern):
+        if part == "**" or at == len(folder):
+            return True
+        if not fnmatchcase(folder[at], part):
+            return False
+    return False
+
+
+def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
+    """The visible files of a path, a folder or a glob with their details, and whether there is a place to look in."""
+    fs, path = open_input(uri)
+    infos = fs.find(path, detail=True)
+    if list(infos) == [path]:
+        info = infos[path] or fs.info(path)
+        return ({path: info} if info["type"] == "file" else {}), True
+    base, exists = path, bool(infos) or "://" in uri or fs.isdir(path)
+    if not infos and glob.has_magic(path):
+        base = "/".join(takewhile(lambda part: not glob.has_magic(part), path.split("/")))
+        try:
+            infos = fs.glob(path, detail=True)
+        except ValueError as error:
+            raise UserError(f"{path} is no glob: {error}") from None
+        exists = bool(infos) or "://" in uri or fs.isdir(base)
+    visible = {path: info for path, info in infos.items() if not path.endswith("/") and _is_visible(path, base)}
+    # a symbolic link has the size and the time of its target
+    visible = {path: fs.info(path) if info.get("islink") else info for path, info in visible.items()}
+    return {path: info for path, info in visible.items() if info["type"] == "file"}, exists
+
+
+def _is_visible(path: str, base: str) -> bool:
+    """Whether a path has no hidden name below the base."""
+    return not any(part.startswith(("_", ".")) for part in path[len(base) :].split("/"))
+
+
+def _uri(source: str, path: str) -> str:
+    """The URI of a path that was listed for a source."""
+    protocol, _ = locate_input(source)
+    return path if protocol == "file" else f"{protocol}://{path}"
+
+
+def _file(uri: str, info: Mapping[str, Any]) -> InputFile:
     stem = uri.lower()
     for ending in COMPRESSIONS:
         stem = stem.removesuffix(ending)
     kind = next((kind for ending, kind in _KINDS.items() if stem.endswith(ending)), None)
     if kind is None or (kind == "parquet" and stem != uri.lower()):
         raise BadFileError(f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
+    if "?versionId=" in uri and "://" in uri:
+        raise BadFileError(f"{uri} has a name that S3 clients take for a version of another file; rename it")
     version = str(info.get("ETag") or info.get("mtime") or "").strip('"')
     return InputFile(uri, kind, int(info["size"]), version)

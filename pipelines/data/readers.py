@@ -1,23 +1,26 @@
-"""Read the documents of a shard from Parquet, JSONL or CSV, row by row."""
+"""Read the documents of shards from Parquet, JSONL and CSV: every row is there, and a bad file or row is named."""
 
 from __future__ import annotations
 
-import io
 import json
-import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from itertools import accumulate, islice
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from pipelines.data import formats
+from pipelines.data.formats import check_columns, compression_codec
+from pipelines.data.kept_columns import keep_column, parse_column
 from pipelines.data.shards import Piece, Shard
+from pipelines.data.text_values import column_to_text, to_text
 from pipelines.service_errors import BadFileError
-from pipelines.storage.filesystem import open_input, store_errors
+from pipelines.storage.filesystem import store_errors
+from pipelines.storage.input_opener import InputOpener
 from spin.labels.label_space import Label
 from spin.settings import DataSettings
 
@@ -27,20 +30,15 @@ IDS: tuple[Column, ...] = ("id",)
 TEXTS: tuple[Column, ...] = ("text",)
 ID_AND_TEXT: tuple[Column, ...] = ("id", "text")
 ALL_COLUMNS: tuple[Column, ...] = ("id", "text", "label", "split")
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-"""Arrow's codec by file-name ending"""
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_ROW = re.compile(r"(Expected \d+ columns, got \d+): .*")
-"""Arrow's message about a CSV row; the row follows, which must not appear in logs"""
-_BUFFER = 1 << 20
-"""bytes that are decompressed at a time"""
-_BLOCK = 1 << 24
-"""bytes per request where a file is read from its beginning; no CSV row may be longer"""
+T = TypeVar("T")
+_CHUNK, _CHUNK_BYTES = 1000, 1 << 22
+"""most lines or CSV rows that are parsed at a time, and about how many bytes"""
+_EVERYTHING = 1 << 62
 
 
 @dataclass
 class Documents:
-    """The rows of a shard in order: four lists of equal length. A column that was not requested holds None."""
+    """Rows in order: four lists of equal length. A column that was not requested holds None."""
 
     ids: list[str | None] = field(default_factory=list)
     """None for null and empty ids"""
@@ -49,10 +47,20 @@ class Documents:
     labels: list[Label | None] = field(default_factory=list)
     splits: list[str | None] = field(default_factory=list)
     malformed: dict[int, str] = field(default_factory=dict)
-    """rows that are no record or whose list of labels holds something that is no name, each with the reason"""
+    """rows that are no record, or that hold a value of another type than expected, each with the reason"""
+    kept: pa.Table | None = None
+    """the columns of `data.keep` that the file has, if they were requested; types may differ between files"""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def extend(self, other: Documents) -> None:
+        """Add rows to the end; kept columns are not added."""
+        self.malformed |= {len(self) + row: reason for row, reason in other.malformed.items()}
+        self.ids += other.ids
+        self.texts += other.texts
+        self.labels += other.labels
+        self.splits += other.splits
 
 
 def read_shard(shard: Shard, data: DataSettings, *, columns: Collection[Column] = ID_AND_TEXT) -> Documents:
@@ -61,71 +69,103 @@ def read_shard(shard: Shard, data: DataSettings, *, columns: Collection[Column] 
     Of Parquet only these columns are read; of JSONL and CSV everything is read and only these columns are kept. If the
     settings name no split column, splits are None. Raises BadFileError, naming the file.
     """
-    names = _column_names(data, columns)
-    documents = Documents()
+    documents, opener = Documents(), InputOpener()
     for piece in shard.pieces:
-        with file_errors(piece.uri):
-            if piece.kind == "jsonl":
-                _append_lines(documents, _lines(piece), names)
-            else:
-                tables = _parquet_rows(piece, names) if piece.kind == "parquet" else _csv_rows(piece, names)
-                for table in tables:
-                    _append_table(documents, table, names)
+        for part in read_piece(piece, data, opener_of(piece, opener), columns=columns):
+            documents.extend(part)
     return documents
 
 
-def row_group_sizes(uri: str, data: DataSettings) -> list[int]:
+def opener_of(piece: Piece, opener: InputOpener) -> Callable[[], BinaryIO]:
+    """A function that opens the file of a piece."""
+    return lambda: opener.open(piece.uri, size=piece.size, version=piece.version)
+
+
+def read_piece(
+    piece: Piece,
+    data: DataSettings,
+    open_file: Callable[[], BinaryIO],
+    *,
+    columns: Collection[Column] = ID_AND_TEXT,
+    keep: bool = False,
+) -> Iterator[Documents]:
+    """The rows of a piece of an input file in order, some at a time; `keep` adds the columns of `data.keep`.
+
+    JSONL and CSV are read in bounded memory, of Parquet one piece is held. Raises BadFileError, naming the file, also
+    after the first rows.
+    """
+    with file_errors(piece.uri), open_file() as source:
+        if piece.kind == "parquet":
+            with formats.open_parquet(_whole_if_small(source, piece)) as parquet:
+                yield from read_parquet(parquet, piece, data, columns=columns, keep=keep)
+        elif piece.kind == "jsonl":
+            for chunk in _chunks((line for _, line in read_lines(source, piece)), len):
+                yield parse_lines(chunk, piece.uri, data, columns=columns, keep=keep)
+        else:
+            yield from _read_csv(source, piece, data, columns=columns, keep=keep)
+
+
+def _chunks(rows: Iterator[T], weigh: Callable[[T], int]) -> Iterator[list[T]]:
+    """Rows in lists of bounded length and bytes."""
+    chunk: list[T] = []
+    weight = 0
+    for row in rows:
+        chunk.append(row)
+        weight += weigh(row)
+        if len(chunk) == _CHUNK or weight > _CHUNK_BYTES:
+            yield chunk
+            chunk, weight = [], 0
+    if chunk:
+        yield chunk
+
+
+def row_group_sizes(source: BinaryIO, uri: str, data: DataSettings) -> list[int]:
     """The number of rows in each row group. Raises BadFileError if a column is missing or the text is not a string."""
-    with _parquet(uri) as parquet:
-        _check_columns(parquet.schema_arrow, (data.id, data.text), uri)
-        kind = parquet.schema_arrow.field(data.text).type
-        if not _is_text(kind):
-            raise BadFileError(f"{uri}: column '{data.text}' is {kind}, expected string")
+    with formats.open_parquet(source) as parquet:
+        check_parquet_columns(parquet, uri, data, ID_AND_TEXT)
         return [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
 
 
-def count_rows(uri: str, kind: str, data: DataSettings) -> int:
+def count_rows(source: BinaryIO, uri: str, kind: str, data: DataSettings) -> int:
     """The number of rows in a CSV file or in compressed JSONL, for which all of it is read."""
-    whole = Piece(uri, kind, 0, 1 << 62)
-    if kind == "csv":
-        return sum(batch.num_rows for batch in _csv_rows(whole, _column_names(data, ID_AND_TEXT)))
-    return sum(1 for _ in _lines(whole))
+    whole = Piece(uri, kind, 0, _EVERYTHING)
+    if kind == "jsonl":
+        return sum(1 for _ in read_lines(source, whole))
+    return sum(len(part) for part in _read_csv(source, whole, data, columns=ID_AND_TEXT, keep=False))
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a string is free of lone surrogates, which cannot be encoded as UTF-8."""
-    return text.isascii() or not _SURROGATE.search(text)
+def check_parquet_columns(
+    parquet: pq.ParquetFile, uri: str, data: DataSettings, columns: Collection[Column]
+) -> dict[str, str]:
+    """The name of each column in the file, by field of `Documents`.
+
+    Raises BadFileError if one is not there once, or if the text is not a string.
+    """
+    names = _column_names(data, columns)
+    schema = parquet.schema_arrow
+    check_columns(schema.names, list(names.values()), uri)
+    if "texts" in names and not formats.is_text(schema.field(data.text).type):
+        raise BadFileError(f"{uri}: column '{data.text}' is {schema.field(data.text).type}, expected string")
+    return names
 
 
-def compression_codec(uri: str) -> str | None:
-    """Arrow's codec for a file, by its name; None if it is not compressed."""
-    return next((codec for ending, codec in COMPRESSIONS.items() if uri.lower().endswith(ending)), None)
+@contextmanager
+def file_errors(uri: str) -> Iterator[None]:
+    """Turn the errors of reading an input file into SpinErrors of one line.
 
-
-def _check_columns(schema: pa.Schema, names: Iterable[str], uri: str) -> None:
-    for name in names:
-        if (times := schema.names.count(name)) != 1:
-            number = f"{times} columns" if times else "no column"
-            raise BadFileError(f"{uri} has {number} '{name}'; it has {', '.join(schema.names)}")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
-    return any(is_text(kind) for is_text in texts)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    kinds = pa.types
-    lists = (
-        kinds.is_list,
-        kinds.is_large_list,
-        kinds.is_fixed_size_list,
-        kinds.is_list_view,
-        kinds.is_large_list_view,
-    )
-    return any(is_list(kind) for is_list in lists)
+    Raises BadFileError for a file that is not of the type that its name ends in, or that is no longer there, otherwise
+    as `store_errors` does.
+    """
+    with store_errors(uri):
+        try:
+            yield
+        except FileNotFoundError:
+            raise BadFileError(f"{uri}: not found; it was there when the files were listed") from None
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+                raise  # an error of the disk or the store, not of the file
+            reason = " ".join(str(error).split())[:160]
+            raise formats.unreadable_file(uri, reason) from None
 
 
 def _column_names(data: DataSettings, columns: Collection[Column]) -> dict[str, str]:
@@ -136,111 +176,140 @@ def _column_names(data: DataSettings, columns: Collection[Column]) -> dict[str, 
     return dict(named[column] for column in ALL_COLUMNS if column in columns and column in named)
 
 
-@contextmanager
-def _parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    fs, path = open_input(uri)
-    with fs.open(path, "rb") as source, pq.ParquetFile(source, page_checksum_verification=True) as parquet:
-        yield parquet
+def _whole_if_small(source: BinaryIO, piece: Piece) -> BinaryIO:
+    """The file, read in one request if the piece is all of a small file."""
+    whole = piece.by_bytes and piece.start == 0 and piece.stop == piece.size
+    return formats.buffered(source, piece.size) if whole and piece.size <= formats.BLOCK else source
 
 
-@contextmanager
-def _stream(uri: str) -> Iterator[BinaryIO]:
-    """A file from its beginning, decompressed."""
-    fs, path = open_input(uri)
-    with fs.open(path, "rb") as source, io.BufferedReader(source, _BLOCK) as plain:
-        codec = compression_codec(uri)
-        if codec is None:
-            yield plain
-            return
-        with pa.CompressedInputStream(pa.PythonFile(plain, mode="r"), codec) as packed:
-            yield io.BufferedReader(packed, _BUFFER)
+# Parquet
 
 
-def _parquet_rows(piece: Piece, names: dict[str, str]) -> Iterator[pa.Table]:
-    with _parquet(piece.uri) as parquet:
-        _check_columns(parquet.schema_arrow, names.values(), piece.uri)
-        first = 0
-        for group in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(group).num_rows
-            start, stop = max(piece.start, first), min(piece.stop, first + rows)
-            if start < stop:
-                table = parquet.read_row_group(group, columns=list(dict.fromkeys(names.values())))
-                yield table.slice(start - first, stop - start)
-            first += rows
+def read_parquet(
+    parquet: pq.ParquetFile,
+    piece: Piece,
+    data: DataSettings,
+    *,
+    columns: Collection[Column],
+    keep: bool,
+    stream: bool = False,
+) -> Iterator[Documents]:
+    """The rows of a piece of an open file; see `read_piece`."""
+    names = check_parquet_columns(parquet, piece.uri, data, columns)
+    kept = [name for name in (data.keep if keep else ()) if name in parquet.schema_arrow.names]
+    check_columns(parquet.schema_arrow.names, kept, piece.uri)
+    wanted = list(dict.fromkeys([*names.values(), *kept]))
+    groups, first, rows = _row_groups(parquet, piece)
+    for table in formats.read_row_groups(parquet, groups, wanted, stream=stream):
+        start, stop = max(0, rows[0] - first), min(len(table), rows[1] - first)
+        first += len(table)
+        if start < stop:
+            yield _table_documents(table.slice(start, stop - start), piece.uri, data, names, kept)
 
 
-def _csv_rows(piece: Piece, names: dict[str, str]) -> Iterator[pa.Table]:
-    columns = list(dict.fromkeys(names.values()))
-    convert = pacsv.ConvertOptions(
-        include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
-    )
-    with _stream(piece.uri) as source:
-        try:
-            reader = pacsv.open_csv(
-                source,
-                read_options=pacsv.ReadOptions(block_size=_BLOCK, use_threads=False),  # threads lose row numbers
-                parse_options=pacsv.ParseOptions(newlines_in_values=True),
-                convert_options=convert,
-            )
-        except KeyError as error:
-            raise BadFileError(f"{piece.uri}: {error.args[0]}; expected a header with {', '.join(columns)}") from None
-        first = 0
-        for batch in reader:
-            start, stop = max(piece.start, first), min(piece.stop, first + batch.num_rows)
-            if start < stop:
-                yield pa.Table.from_batches([batch]).slice(start - first, stop - start)
-            first += batch.num_rows
-            if first >= piece.stop:
-                return
-
-
-def _lines(piece: Piece) -> Iterator[bytes]:
-    """The lines that are not blank."""
+def _row_groups(parquet: pq.ParquetFile, piece: Piece) -> tuple[list[int], int, tuple[int, int]]:
+    """The row groups of a piece, the first row of the first one, and the first row of the piece and that after it."""
+    sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+    firsts = [0, *accumulate(sizes)]
     if piece.by_bytes:
-        fs, path = open_input(piece.uri)
-        data = fs.cat_file(path, start=piece.start, end=piece.stop)
-        yield from (line for line in data.split(b"\n") if line.strip())
+        starts = formats.group_starts(parquet)
+        groups = [group for group, start in enumerate(starts) if piece.start <= start < piece.stop]
+        rows = 0, _EVERYTHING
+    else:
+        rows = piece.start, piece.stop
+        groups = [g for g in range(len(sizes)) if max(firsts[g], rows[0]) < min(firsts[g + 1], rows[1])]
+    return groups, firsts[groups[0]] if groups else 0, rows
+
+
+def _table_documents(
+    table: pa.Table, uri: str, data: DataSettings, names: dict[str, str], kept: Sequence[str]
+) -> Documents:
+    documents = Documents()
+    for field_name in ("ids", "texts", "labels", "splits"):
+        values = getattr(documents, field_name)
+        if field_name not in names:
+            values.extend([None] * table.num_rows)
+            continue
+        column = table[names[field_name]]
+        if field_name == "texts":
+            values.extend(column.to_pylist())
+        elif field_name == "labels" and formats.is_list(column.type):
+            for value in _label_lists(column):
+                _append_label(documents, value, names)
+        else:
+            values.extend(column_to_text(column))
+    if kept:
+        documents.kept = pa.table({name: keep_column(table[name], name, data.keep[name], uri) for name in kept})
+    return documents
+
+
+def _label_lists(column: pa.ChunkedArray) -> list[Any]:
+    """Lists of labels; a list within a list has no cast, and is refused row by row as in JSONL."""
+    kind = column.type.value_type
+    if pa.types.is_nested(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return list(column.to_pylist())
+    return list(pc.cast(column, pa.list_(pa.string())).to_pylist())
+
+
+# JSONL
+
+
+def read_lines(source: BinaryIO, piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """The lines of a piece that are not blank, each with the byte or the row at which it begins."""
+    if piece.by_bytes and compression_codec(piece.uri) is None and (piece.start or piece.stop != piece.size):
+        yield from formats.read_lines_between(source, piece.uri, piece.start, piece.stop)
         return
-    with _stream(piece.uri) as source:
-        lines = (line.removesuffix(b"\n") for line in source if line.strip())
-        for row, line in enumerate(lines):
-            if row >= piece.stop:
-                return
-            if row >= piece.start:
-                yield line
+    size = piece.size if piece.by_bytes else 0
+    lines = formats.read_lines(formats.decompressed(formats.buffered(source, size), piece.uri), piece.uri)
+    yield from enumerate(lines) if piece.by_bytes else islice(enumerate(lines), piece.start, piece.stop)
 
 
-def _append_lines(documents: Documents, lines: Iterator[bytes], names: dict[str, str]) -> None:
-    for row, line in enumerate(lines, len(documents)):
-        record: Any = None
-        try:
-            record = json.loads(line.decode("utf-8-sig"))
-            if not isinstance(record, dict):
-                documents.malformed[row] = f"the line is a JSON {type(record).__name__}, expected an object"
-        except (ValueError, RecursionError) as error:
-            documents.malformed[row] = f"the line is not JSON: {error}"
-        if not isinstance(record, dict):
-            record = {}
+def parse_lines(
+    lines: Sequence[bytes], uri: str, data: DataSettings, *, columns: Collection[Column], keep: bool
+) -> Documents:
+    """The documents of lines. Raises BadFileError if the last one has no line end and is not JSON: the file was cut."""
+    names, documents = _column_names(data, columns), Documents()
+    records = []
+    for row, line in enumerate(lines):
+        record = _parse_line(line, uri, documents.malformed, row)
+        records.append(record)
         values = {field: record.get(name) for field, name in names.items()}
-        documents.ids.append(_name(values.get("ids")))
+        documents.ids.append(to_text(values.get("ids")))
         documents.texts.append(values.get("texts"))
         _append_label(documents, values.get("labels"), names)
-        documents.splits.append(_name(values.get("splits")))
+        documents.splits.append(to_text(values.get("splits")))
+    if keep and data.keep:
+        columns_of_values = {
+            name: [record.get(name) for record in records]
+            for name in data.keep
+            if any(name in record for record in records)
+        }
+        _keep_values(documents, columns_of_values, data)
+    return documents
 
 
-def _name(value: Any) -> str | None:
-    """An id or a label as text, a number by its digits; None for null, NaN and empty values."""
-    if value is None or value == "" or value != value or isinstance(value, (dict, list)):
-        return None
-    return value if isinstance(value, str) else json.dumps(value)
+def _parse_line(line: bytes, uri: str, malformed: dict[int, str], row: int) -> dict[str, Any]:
+    """The object in a line; an empty one, and a reason in `malformed`, if there is none."""
+    try:
+        record = json.loads(line.removesuffix(b"\n").decode("utf-8-sig"))
+        if isinstance(record, dict):
+            return record
+        malformed[row] = f"the line is a JSON {type(record).__name__}, expected an object"
+    except (ValueError, RecursionError) as error:
+        if not line.endswith(b"\n"):
+            raise BadFileError(
+                f"{uri} ends inside a line: the last one has no line end and is not JSON ({error}); was the file cut?"
+            ) from None
+        malformed[row] = f"the line is not JSON: {error}"
+    return {}
 
 
 def _append_label(documents: Documents, value: Any, names: dict[str, str]) -> None:
     """A name, or a list of names; a list that holds anything else makes the row malformed."""
     if not isinstance(value, list):
-        documents.labels.append(_name(value))
+        documents.labels.append(to_text(value))
         return
-    labels = [_name(element) for element in value]
+    labels = [to_text(element) for element in value]
     if None in labels:
         at = labels.index(None)
         documents.malformed[len(documents.labels)] = (
@@ -261,37 +330,37 @@ def _describe_no_name(value: Any) -> str:
     return "NaN" if value != value else f"a {type(value).__name__}"
 
 
-def _append_table(documents: Documents, table: pa.Table, names: dict[str, str]) -> None:
-    for field_name in ("ids", "texts", "labels", "splits"):
-        values = getattr(documents, field_name)
-        if field_name not in names:
-            values.extend([None] * table.num_rows)
-            continue
-        column = table[names[field_name]]
-        if field_name == "texts":
-            values.extend(column.to_pylist())
-        elif field_name == "labels" and _is_list(column.type):
-            # a list within a list has no cast, and is refused row by row as in JSONL
-            lists = column if pa.types.is_nested(column.type.value_type) else pc.cast(column, pa.list_(pa.string()))
-            for value in lists.to_pylist():
-                _append_label(documents, value, names)
-        else:
-            values.extend(value or None for value in pc.cast(column, pa.string()).to_pylist())
+def _keep_values(documents: Documents, values: dict[str, list[Any]], data: DataSettings) -> None:
+    """Keep columns of JSON values or CSV texts; a row with a value of another type than declared is malformed."""
+    columns = {}
+    for name, column in values.items():
+        columns[name], rejected = parse_column(column, data.keep[name])
+        for row in rejected:
+            documents.malformed.setdefault(row, f"the value of '{name}' is no {data.keep[name]}")
+    if columns:
+        documents.kept = pa.table(columns)
 
 
-@contextmanager
-def file_errors(uri: str) -> Iterator[None]:
-    """Turn the errors of reading an input file into SpinErrors of one line.
+# CSV
 
-    Raises BadFileError for a file that is not of the type that its name ends in, otherwise as `store_errors` does.
-    """
-    with store_errors(uri):
-        try:
-            yield
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
-                raise  # an error of the disk or the store, not of the file
-            reason = _ROW.sub(r"\1", " ".join(str(error).split()))[:160]
-            raise BadFileError(
-                f"{uri} cannot be read, it is corrupt, truncated or not what its name says: {reason}"
-            ) from None
+
+def _read_csv(
+    source: BinaryIO, piece: Piece, data: DataSettings, *, columns: Collection[Column], keep: bool
+) -> Iterator[Documents]:
+    size = piece.size if piece.by_bytes else 0
+    rows = formats.read_csv(formats.decompressed(formats.buffered(source, size), piece.uri), piece.uri)
+    header, names = next(rows), _column_names(data, columns)
+    check_columns(header, list(names.values()), piece.uri)
+    kept = [name for name in (data.keep if keep else ()) if name in header]
+    if not piece.by_bytes:
+        rows = islice(rows, piece.start, piece.stop)
+    for chunk in _chunks(rows, lambda row: sum(map(len, row))):
+        texts = dict(zip(header, zip(*chunk, strict=True), strict=True))
+        documents = Documents()
+        for field_name in ("ids", "texts", "labels", "splits"):
+            values: Sequence[Any] = texts[names[field_name]] if field_name in names else [None] * len(chunk)
+            getattr(documents, field_name).extend(
+                values if field_name == "texts" else [value or None for value in values]
+            )
+        _keep_values(documents, {name: list(texts[name]) for name in kept}, data)
+        yield documents

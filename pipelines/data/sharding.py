@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import BinaryIO
 
+from pipelines.data.formats import MAX_BYTES, compression_codec, empty_file, mean_line_bytes
 from pipelines.data.input_files import InputFile
-from pipelines.data.readers import compression_codec, count_rows, file_errors, row_group_sizes
+from pipelines.data.readers import count_rows, file_errors, opener_of, row_group_sizes
 from pipelines.data.shards import Piece, Shard
 from pipelines.service_errors import BadFileError
-from pipelines.storage.filesystem import open_input, store_errors
+from pipelines.storage.input_opener import InputOpener
 from spin.settings import DataSettings
 
-_SAMPLE = 1 << 20
-"""bytes at the beginning of a file that the mean length of a line is taken from"""
+_LINE_END = 1 << 16
+"""bytes per request in search of the end of a line"""
 
 
 def plan_shards(
@@ -40,7 +42,16 @@ def plan_shards(
 
 def _piece(file: InputFile, start: int, stop: int, lines: int | None) -> Piece:
     """A range of rows, or of bytes with the estimated number of lines."""
-    return Piece(file.uri, file.kind, start, stop, lines is not None, stop - start if lines is None else lines)
+    return Piece(
+        file.uri,
+        file.kind,
+        start,
+        stop,
+        by_bytes=lines is not None,
+        documents=stop - start if lines is None else lines,
+        size=file.size,
+        version=file.version,
+    )
 
 
 def split_shard(shard: Shard, documents: int) -> Iterator[Shard]:
@@ -56,9 +67,8 @@ def _split_piece(piece: Piece, documents: int) -> Iterator[Piece]:
     for part in range(1, parts + 1):
         stop = piece.start + (piece.stop - piece.start) * part // parts
         if piece.by_bytes and stop < piece.stop:
-            fs, path = open_input(piece.uri)
-            with store_errors(piece.uri):
-                stop = _line_end(fs, path, max(stop, start + 1), piece.stop)
+            with file_errors(piece.uri), opener_of(piece, InputOpener())() as source:
+                stop = _line_end(source, max(stop, start + 1), piece.stop)
         if start < stop:
             yield replace(piece, start=start, stop=stop, documents=-(-piece.documents // parts))
         start = stop
@@ -66,22 +76,24 @@ def _split_piece(piece: Piece, documents: int) -> Iterator[Piece]:
 
 def _ranges(file: InputFile, documents: int, data: DataSettings) -> Iterator[tuple[int, int, int | None]]:
     """Ranges of rows (start, stop, None), or of bytes with the estimated number of lines (start, stop, lines)."""
-    with file_errors(file.uri):
+    if not file.size:
+        raise empty_file(file.uri)
+    with file_errors(file.uri), InputOpener().open(file.uri, size=file.size, version=file.version) as source:
         if file.kind == "parquet":
-            for start, stop in _parquet_ranges(file, documents, data):
+            for start, stop in _row_ranges(row_group_sizes(source, file.uri, data), documents):
                 yield start, stop, None
         elif file.kind == "jsonl" and compression_codec(file.uri) is None:
-            yield from _line_ranges(file, documents)
+            yield from _line_ranges(source, file.size, documents)
         else:
-            rows = count_rows(file.uri, file.kind, data)
+            rows = count_rows(source, file.uri, file.kind, data)
             for start in range(0, rows, documents):
                 yield start, min(start + documents, rows), None
 
 
-def _parquet_ranges(file: InputFile, documents: int, data: DataSettings) -> Iterator[tuple[int, int]]:
+def _row_ranges(row_groups: Sequence[int], documents: int) -> Iterator[tuple[int, int]]:
     """Ranges of rows: adjacent row groups are joined while they fit, a larger one is divided into equal parts."""
     start = stop = 0
-    for rows in row_group_sizes(file.uri, data):
+    for rows in row_groups:
         if stop > start and stop - start + rows > documents:
             yield start, stop
             start = stop
@@ -95,27 +107,24 @@ def _parquet_ranges(file: InputFile, documents: int, data: DataSettings) -> Iter
         yield start, stop
 
 
-def _line_ranges(file: InputFile, documents: int) -> Iterator[tuple[int, int, int]]:
-    """Ranges of bytes that end at line ends, and the number of lines in each, estimated from the first lines."""
-    if file.size == 0:
-        return
-    fs, path = open_input(file.uri)
-    sample = fs.cat_file(path, start=0, end=min(_SAMPLE, file.size))
-    lines = max(1, sample.count(b"\n"))
-    step = max(1, documents * len(sample) // lines)
+def _line_ranges(source: BinaryIO, size: int, documents: int) -> Iterator[tuple[int, int, int]]:
+    """Ranges of bytes that end at line ends, of at most about 64 MB, and the estimated number of lines in each."""
+    mean = mean_line_bytes(source, 0, size)
+    step = max(1, int(min(MAX_BYTES, documents * mean)))
     start = 0
-    while start < file.size:
-        stop = _line_end(fs, path, min(start + step, file.size), file.size)
-        yield start, stop, -(-(stop - start) * lines // len(sample))
+    while start < size:
+        stop = _line_end(source, min(start + step, size), size)
+        yield start, stop, math.ceil(round((stop - start) / mean, 6))
         start = stop
 
 
-def _line_end(fs: Any, path: str, near: int, size: int) -> int:
+def _line_end(source: BinaryIO, near: int, size: int) -> int:
     """The first line end at or after a position."""
     while near < size:
-        piece = fs.cat_file(path, start=near - 1, end=min(near + (1 << 16), size))
+        source.seek(near - 1)
+        piece = source.read(min(1 + _LINE_END, size - near + 1))
         at = piece.find(b"\n")
         if at >= 0:
-            return int(near + at)
-        near = min(near + (1 << 16), size)
+            return near + at
+        near = min(near + _LINE_END, size)
     return size

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.readers import ALL_COLUMNS, TEXTS, is_unicode, read_shard
+from pipelines.data.readers import ALL_COLUMNS, TEXTS, read_shard
 from pipelines.data.shards import Shard
+from pipelines.data.text_values import is_unicode
 from pipelines.storage.stage_plan import fingerprint
 from spin.errors import UserError
 from spin.labels.cross_validation import Fold, make_folds

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data import readers
-from pipelines.data.readers import Documents, Shard, is_unicode
+from pipelines.data.readers import Documents
+from pipelines.data.shards import Shard
+from pipelines.data.text_values import is_unicode
 from pipelines.nightly.dedup import duplicate_rows
 from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.nightly.shadow import FeaturePair, Shadow, ShadowSpec

@@ -61,7 +61,7 @@ def night_requests(
     No request fails.
     """
     night = _BEGIN + _ABSENT + _WRITE * 2 + _LIST_NOTHING + _READ * 2 * workers + _CHECK + _END
-    night += (_LIST * (2 * _pages(files)) + Traffic(head=files)) * 2  # listed for the plan, and again at the end
+    night += _LIST * _pages(files) * 2  # listed for the plan, and again at the end
     night += (_CHECK + _WRITE) * (seconds // _RENEWAL_SECONDS)
     night += (_ATTEMPT + _WRITE + _PART + _READ * drift) * shards + _PART * dead_shards
     night += _DELETE_NOTHING  # the shadow's folder

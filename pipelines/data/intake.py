@@ -1,0 +1,350 @@
+"""The intake of a night: every file is read once and checked, before anything is classified.
+
+`plan_intake` divides the listed files into tasks without reading any. `take_in` does one task: it spools small, CSV
+and compressed files, reads the ids of large Parquet and JSONL files, and reports what it read. `plan_night` makes the
+shards of the night from the reports. All of this is free of Ray; a step of the nightly job calls it.
+
+A file of the input is good or bad as a whole: where a part of it cannot be read, none of its rows is classified.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import BinaryIO
+
+from pipelines.data import formats
+from pipelines.data.formats import MAX_BYTES, compression_codec
+from pipelines.data.input_files import InputFile
+from pipelines.data.kept_columns import check_kept_names, keep_column, merge_types, settle_types, type_text, types_of
+from pipelines.data.readers import (
+    ID_AND_TEXT,
+    IDS,
+    check_parquet_columns,
+    file_errors,
+    opener_of,
+    parse_lines,
+    read_parquet,
+    read_piece,
+)
+from pipelines.data.shards import Piece, Shard
+from pipelines.data.spool import SPOOL, ReadyPiece, Save, SpoolWriter, check_rows, find_dead_rows
+from pipelines.service_errors import BadFileError
+from pipelines.storage.input_opener import InputOpener
+from spin.settings import DataSettings
+
+SMALL = 8_000_000
+"""bytes below which a file is read whole and spooled, whatever its format"""
+_GROUP_FILES = 500
+"""most small files per task"""
+_WINDOW = {"jsonl": 4 * MAX_BYTES, "parquet": 8 * MAX_BYTES}
+"""bytes of a large file per task"""
+_READERS = 16
+"""requests for small files that are under way at a time"""
+_LINES = 1000
+"""lines that are parsed at a time"""
+
+
+@dataclass(frozen=True)
+class FileOutcome:
+    """What the intake found in an input file, or in the part of it that a task reads."""
+
+    uri: str
+    size: int
+    """bytes of the whole file"""
+    version: str
+    """ETag, or modification time on a disk"""
+    rows: int
+    """number of rows; an estimate for large JSONL files with trusted ids"""
+    reason: str | None = None
+    """why none of its rows is classified, None if they are"""
+
+
+@dataclass(frozen=True)
+class IntakeReport:
+    """What a task of the intake read."""
+
+    files: tuple[FileOutcome, ...]
+    """in the order of the task"""
+    pieces: tuple[ReadyPiece, ...]
+    """to classify, in the order of their rows"""
+    types: Mapping[str, str]
+    """types of the kept columns by name, see `kept_columns`; no entry for a column that no file has"""
+
+
+@dataclass(frozen=True)
+class PartKey:
+    """The place of a `SpoolPart`."""
+
+    task: int
+    """index of its task"""
+    part: int
+    """its number in the task"""
+
+
+@dataclass(frozen=True)
+class NightPlan:
+    """The shards of a night."""
+
+    shards: tuple[Shard, ...]
+    parts: tuple[tuple[PartKey, ...], ...]
+    """by shard, for each of its pieces the part that holds its ids, in the same order"""
+    files: tuple[FileOutcome, ...]
+    """every file once, in the order of the tasks"""
+    types: Mapping[str, str]
+    """the kept columns by name, each with its type as text"""
+
+
+def plan_intake(files: Sequence[InputFile], data: DataSettings, *, bad: dict[str, str]) -> list[Shard]:
+    """The tasks of the intake: a pure function of the listing and the settings.
+
+    Small files are joined to tasks of about 64 MB, a large CSV or compressed file is a task of its own, and a large
+    Parquet or JSONL file is divided by bytes. Empty files are added to `bad` with the reason. Raises UserError for a
+    kept column that the output cannot have.
+    """
+    check_kept_names(data)
+    tasks: list[tuple[Piece, ...]] = []
+    group: list[Piece] = []
+    grouped = 0
+    for file in files:
+        whole = Piece(file.uri, file.kind, 0, file.size, by_bytes=True, size=file.size, version=file.version)
+        if not file.size:
+            bad[file.uri] = str(formats.empty_file(file.uri))
+        elif file.size < SMALL:
+            if group and (len(group) == _GROUP_FILES or grouped + file.size > MAX_BYTES):
+                tasks.append(tuple(group))
+                group, grouped = [], 0
+            group.append(whole)
+            grouped += file.size
+        else:
+            tasks += [(window,) for window in _windows(whole)]
+    if group:
+        tasks.append(tuple(group))
+    return [Shard(n, pieces) for n, pieces in enumerate(tasks)]
+
+
+def _windows(file: Piece) -> Iterator[Piece]:
+    """A large file in ranges of bytes; each holds the lines or row groups that begin in it."""
+    step = _WINDOW.get(file.kind, file.size) if compression_codec(file.uri) is None else file.size
+    for start in range(0, file.size, step):
+        yield replace(file, start=start, stop=min(start + step, file.size))
+
+
+def take_in(task: Shard, data: DataSettings, documents: int, save: Save) -> IntakeReport:
+    """Read and check the files of a task, and save its parts, each worth about `documents` and at most 64 MB of text.
+
+    With trusted ids those of large files are not read. Memory is bounded whatever the files hold. A part of a file that
+    turns out to be bad later may be saved and does not appear in the report. Raises UserError if a kept column has two
+    types in the files of the task.
+    """
+    spool = SpoolWriter(documents, save)
+    outcomes = []
+    with _open_all(task.pieces) as opened:
+        for piece, open_file in opened:
+            try:
+                rows = _take_file(piece, open_file, data, documents, spool)
+            except BadFileError as error:
+                spool.reject()
+                outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, 0, str(error)))
+            else:
+                spool.accept(piece.uri)
+                outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, rows))
+    spool.finish()
+    return IntakeReport(tuple(outcomes), tuple(spool.ready), spool.types)
+
+
+def plan_night(
+    reports: Sequence[IntakeReport], data: DataSettings, documents: int, *, known: Mapping[str, str] | None = None
+) -> NightPlan:
+    """The shards of a night from the reports of all tasks, in their order: a pure function.
+
+    Parts of the spool are joined while they are worth at most `documents` and 64 MB; a piece of a large file is a shard
+    of its own. A file that is bad in one task is left out of all. `known` are the types of kept columns in the table
+    that the night is written to. Raises UserError if a kept column has two types, or is in no file.
+    """
+    files: dict[str, FileOutcome] = {}
+    types: dict[str, str] = {}
+    for report in reports:
+        for file in report.files:
+            before = files.get(file.uri, replace(file, rows=0, reason=None))
+            files[file.uri] = replace(file, rows=before.rows + file.rows, reason=before.reason or file.reason)
+        types = merge_types(types, report.types, "data.keep")
+    files = {uri: replace(file, rows=0) if file.reason else file for uri, file in files.items()}
+    bad = {uri for uri, file in files.items() if file.reason}
+    shards: list[list[tuple[PartKey, ReadyPiece]]] = []
+    for task, report in enumerate(reports):
+        for ready in report.pieces:
+            if ready.piece.uri in bad or not bad.isdisjoint(_origins(report, ready)):
+                continue
+            if not shards or not _fits(shards[-1], ready, documents):
+                shards.append([])
+            shards[-1].append((PartKey(task, ready.part), ready))
+    kept = settle_types(data, types, any_rows=bool(shards), known=known)
+    return NightPlan(
+        tuple(Shard(n, tuple(ready.piece for _, ready in shard)) for n, shard in enumerate(shards)),
+        tuple(tuple(key for key, _ in shard) for shard in shards),
+        tuple(files.values()),
+        {field.name: type_text(field.type) for field in kept},
+    )
+
+
+def _origins(report: IntakeReport, ready: ReadyPiece) -> list[str]:
+    """The file of a part of the spool if its task reads a window of one large file, which another task may find bad."""
+    return [report.files[0].uri] if ready.piece.kind == SPOOL and len(report.files) == 1 else []
+
+
+def _fits(shard: Sequence[tuple[PartKey, ReadyPiece]], ready: ReadyPiece, documents: int) -> bool:
+    """Whether a part of the spool may join a shard of others."""
+    pieces = [other for _, other in shard] + [ready]
+    return (
+        all(other.piece.kind == SPOOL for other in pieces)
+        and sum(other.piece.documents for other in pieces) <= documents
+        and sum(other.text_bytes for other in pieces) <= MAX_BYTES
+    )
+
+
+@contextmanager
+def _open_all(pieces: Sequence[Piece]) -> Iterator[Iterator[tuple[Piece, Callable[[], BinaryIO]]]]:
+    """The pieces in order, each with a function that opens its file; several small files are requested at a time."""
+    opener = InputOpener()
+    if len(pieces) == 1:
+        yield iter([(pieces[0], opener_of(pieces[0], opener))])
+        return
+    with ThreadPoolExecutor(_READERS) as readers:
+        requests = {
+            piece: readers.submit(opener.read, piece.uri, size=piece.size, version=piece.version) for piece in pieces
+        }
+        try:
+            yield ((piece, _opened(requests, piece)) for piece in pieces)
+        finally:
+            readers.shutdown(cancel_futures=True)
+
+
+def _opened(requests: dict[Piece, Future[bytes]], piece: Piece) -> Callable[[], BinaryIO]:
+    return lambda: io.BytesIO(requests.pop(piece).result())
+
+
+def _take_file(
+    piece: Piece, open_file: Callable[[], BinaryIO], data: DataSettings, documents: int, spool: SpoolWriter
+) -> int:
+    """Add the rows of a piece to the spool, or its ranges; return their number."""
+    if piece.size >= SMALL and compression_codec(piece.uri) is None and piece.kind in _WINDOW:
+        with file_errors(piece.uri), open_file() as source:
+            if piece.kind == "parquet":
+                return _ParquetIntake(source, piece, data, documents, spool).run()
+            take = _plan_lines if data.ids == "trusted" else _take_lines
+            return take(piece, source, data, documents, spool)
+    rows = 0
+    for part in read_piece(piece, data, open_file, keep=True):
+        spool.add(check_rows(part, piece.uri, 0, rows))
+        rows += len(part)
+    return rows
+
+
+class _ParquetIntake:
+    """A window of a large Parquet file: row groups of about the size of a shard become pieces, others are spooled."""
+
+    def __init__(self, source: BinaryIO, piece: Piece, data: DataSettings, documents: int, spool: SpoolWriter) -> None:
+        self.source, self.piece, self.data, self.documents, self.spool = source, piece, data, documents, spool
+        self.parquet = formats.open_parquet(source)
+        check_parquet_columns(self.parquet, piece.uri, data, ID_AND_TEXT)
+        self.types = self._kept_types()
+
+    def run(self) -> int:
+        """Take the row groups that begin in the window; return the number of their rows."""
+        starts, metadata = formats.group_starts(self.parquet), self.parquet.metadata
+        first = sum(metadata.row_group(n).num_rows for n, start in enumerate(starts) if start < self.piece.start)
+        groups = [n for n, start in enumerate(starts) if self.piece.start <= start < self.piece.stop]
+        adjacent: list[int] = []
+        for group in groups:
+            if adjacent and not self._fits([*adjacent, group], self.documents):
+                first += self._take(adjacent, first)
+                adjacent = []
+            adjacent.append(group)
+        self._take(adjacent, first)
+        return self._rows(groups)
+
+    def _kept_types(self) -> dict[str, str]:
+        """The types of the kept columns that the file has. Raises BadFileError if the output has no such type."""
+        schema, uri = self.parquet.schema_arrow, self.piece.uri
+        names = [name for name in self.data.keep if name in schema.names]
+        formats.check_columns(schema.names, names, uri)
+        empty = schema.empty_table()
+        return {name: type_text(keep_column(empty[name], name, self.data.keep[name], uri).type) for name in names}
+
+    def _rows(self, groups: Sequence[int]) -> int:
+        return sum(self.parquet.metadata.row_group(group).num_rows for group in groups)
+
+    def _text_bytes(self, groups: Sequence[int]) -> int:
+        return formats.uncompressed_bytes(self.parquet, (self.data.text,), groups)
+
+    def _fits(self, groups: Sequence[int], documents: int) -> bool:
+        return self._rows(groups) <= documents and self._text_bytes(groups) <= MAX_BYTES
+
+    def _take(self, groups: Sequence[int], first: int) -> int:
+        """Read the ids of row groups, the first of which begins at a row, or stream them into the spool."""
+        if not (rows := self._rows(groups)):
+            return 0
+        piece = replace(self.piece, start=first, stop=first + rows, by_bytes=False, documents=rows)
+        if self._fits(groups, 2 * self.documents):
+            ids: list[str | None] = []
+            if self.data.ids == "checked":
+                for part in read_parquet(self.parquet, piece, self.data, columns=IDS, keep=False):
+                    ids += part.ids
+            self.spool.add_piece(piece, ids, self._text_bytes(groups), self.types)
+            return rows
+        row = first
+        with formats.open_parquet(self.source, stream=True, metadata=self.parquet.metadata) as parquet:
+            for part in read_parquet(parquet, piece, self.data, columns=ID_AND_TEXT, keep=True, stream=True):
+                self.spool.add(check_rows(part, piece.uri, 0, row))
+                row += len(part)
+        return rows
+
+
+def _take_lines(piece: Piece, source: BinaryIO, data: DataSettings, documents: int, spool: SpoolWriter) -> int:
+    """Read a window of lines and add ranges of bytes that hold at most `documents` lines and 64 MB each."""
+    rows = 0
+    lines = formats.read_lines_between(source, piece.uri, piece.start, piece.stop, formats.BLOCK)
+    for group in _group_lines(lines, documents):
+        start, stop = group[0][0], group[-1][0] + len(group[-1][1])
+        ids: list[str | None] = []
+        types: dict[str, str] = {}
+        for at in range(0, len(group), _LINES):
+            chunk = [line for _, line in group[at : at + _LINES]]
+            part = parse_lines(chunk, piece.uri, data, columns=ID_AND_TEXT, keep=True)
+            dead = find_dead_rows(part)
+            ids += [None if row in dead else id for row, id in enumerate(part.ids)]
+            if part.kept is not None:
+                types = merge_types(types, types_of([part.kept]), piece.uri)
+        rows += len(group)
+        spool.add_piece(replace(piece, start=start, stop=stop, documents=len(group)), ids, stop - start, types)
+    return rows
+
+
+def _group_lines(lines: Iterator[tuple[int, bytes]], documents: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Lines with their positions, in lists of bounded length and bytes."""
+    group: list[tuple[int, bytes]] = []
+    for position, line in lines:
+        if group and (len(group) == documents or position + len(line) - group[0][0] > MAX_BYTES):
+            yield group
+            group = []
+        group.append((position, line))
+    if group:
+        yield group
+
+
+def _plan_lines(piece: Piece, source: BinaryIO, data: DataSettings, documents: int, spool: SpoolWriter) -> int:
+    """Add ranges of bytes of about `documents` lines, by their mean length, and of at most 64 MB."""
+    length, mean = piece.stop - piece.start, formats.mean_line_bytes(source, piece.start, piece.stop)
+    parts = max(1, math.ceil(length / min(MAX_BYTES, max(1, documents * mean))))
+    types = {name: declared or "string" for name, declared in data.keep.items()}
+    edges = [piece.start + length * part // parts for part in range(parts + 1)]
+    for start, stop in pairwise(edges):
+        estimate = round((stop - start) / mean)
+        spool.add_piece(replace(piece, start=start, stop=stop, documents=estimate), (), stop - start, types)
+    return round(length / mean)

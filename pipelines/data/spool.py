@@ -1,0 +1,281 @@
+"""The spool: rows of the input, checked and written as Parquet by the intake, so that each file is read once.
+
+A row of the spool is sound, or it is known to be a dead letter and has a reason. Both kinds keep the file that they
+come from and the place in it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.data.formats import MAX_BYTES
+from pipelines.data.kept_columns import columns_of_type, merge_types, parse_type, types_of
+from pipelines.data.readers import Documents, opener_of, read_piece
+from pipelines.data.shards import Piece, Shard
+from pipelines.data.text_values import is_unicode, to_unicode
+from pipelines.storage.filesystem import store_errors
+from pipelines.storage.input_opener import InputOpener
+from spin.settings import DataSettings
+
+SPOOL = "spool"
+"""kind of a piece that is a part of the spool"""
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("file", pa.string()),
+        ("first", pa.int64()),  # where the piece begins in its file: a row, in plain JSONL a byte
+        ("row", pa.int64()),  # row after that
+        ("reason", pa.string()),  # null for a sound row
+        ("message", pa.string()),
+    ]
+)
+
+
+@dataclass
+class CheckedRows:
+    """The rows of a shard in order, each sound or known to be a dead letter. The lists are of equal length."""
+
+    ids: list[str | None] = field(default_factory=list)
+    """with lone surrogates replaced, which only dead letters have"""
+    texts: list[str | None] = field(default_factory=list)
+    """None if the row holds no text"""
+    files: list[str] = field(default_factory=list)
+    """URIs of the input files that the rows come from"""
+    firsts: list[int] = field(default_factory=list)
+    """where the piece of the file begins: a row, in a large plain JSONL file a byte"""
+    rows: list[int] = field(default_factory=list)
+    """the row after that"""
+    dead: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """reason and message for each row that cannot be classified; no message contains a document's text"""
+    kept: pa.Table = field(default_factory=lambda: pa.table({}))
+    """kept columns, with a row per row"""
+    piece_rows: list[int] = field(default_factory=list)
+    """rows of each piece of the shard"""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_rows(shard: Shard, data: DataSettings, kept: pa.Schema) -> CheckedRows:
+    """The rows of a shard of a night, whose pieces are parts of the spool or pieces of input files.
+
+    `kept` are the kept columns of the night with their types. Raises BadFileError, naming the file, for an input file
+    that cannot be read or has changed.
+    """
+    rows, opener, tables = CheckedRows(), InputOpener(), []
+    for piece in shard.pieces:
+        before = len(rows)
+        for table in _piece_tables(piece, data, opener):
+            _append(rows, table)
+            tables.append(columns_of_type(table, kept, len(table)))
+        rows.piece_rows.append(len(rows) - before)
+    rows.kept = pa.concat_tables(tables) if tables else kept.empty_table()
+    return rows
+
+
+def _piece_tables(piece: Piece, data: DataSettings, opener: InputOpener) -> list[pa.Table]:
+    if piece.kind == SPOOL:
+        with store_errors(piece.uri):
+            return [pq.read_table(io.BytesIO(opener.read(piece.uri, size=piece.size)))]
+    first, row, tables = piece.start, 0, []
+    for documents in read_piece(piece, data, opener_of(piece, opener), keep=True):
+        tables.append(check_rows(documents, piece.uri, first, row))
+        row += len(documents)
+    return tables
+
+
+def _append(rows: CheckedRows, table: pa.Table) -> None:
+    reasons, messages = table["reason"].to_pylist(), table["message"].to_pylist()
+    rows.dead |= {len(rows) + row: (reason, messages[row]) for row, reason in enumerate(reasons) if reason is not None}
+    rows.ids.extend(table["id"].to_pylist())
+    rows.texts.extend(table["text"].to_pylist())
+    rows.files.extend(table["file"].to_pylist())
+    rows.firsts.extend(table["first"].to_pylist())
+    rows.rows.extend(table["row"].to_pylist())
+
+
+def check_rows(documents: Documents, file: str, first: int, row: int) -> pa.Table:
+    """The documents as rows of the spool; `row` is that of the first one, counted from `first` on."""
+    dead = find_dead_rows(documents)
+    table = pa.table(
+        [
+            pa.array([to_unicode(id) for id in documents.ids], pa.string()),
+            pa.array([to_unicode(text) for text in documents.texts], pa.string()),
+            pa.repeat(file, len(documents)),
+            pa.repeat(first, len(documents)).cast(pa.int64()),
+            pa.array(range(row, row + len(documents)), pa.int64()),
+            pa.array([dead[n][0] if n in dead else None for n in range(len(documents))], pa.string()),
+            pa.array([dead[n][1] if n in dead else None for n in range(len(documents))], pa.string()),
+        ],
+        schema=_SCHEMA,
+    )
+    kept = pa.table({}) if documents.kept is None else documents.kept
+    for name in kept.column_names:
+        table = table.append_column(name, kept[name])
+    return table
+
+
+def find_dead_rows(documents: Documents) -> dict[int, tuple[str, str]]:
+    """The reason and a message for each row that cannot be classified; no message contains a document's text."""
+    dead: dict[int, tuple[str, str]] = {}
+    for row, (id, text) in enumerate(zip(documents.ids, documents.texts, strict=True)):
+        if row in documents.malformed:
+            dead[row] = "malformed", documents.malformed[row]
+        elif id is None:
+            dead[row] = "null_id", "the id is null or empty"
+        elif not is_unicode(id):
+            dead[row] = "bad_id", "the id holds lone surrogates, expected Unicode"
+        elif text is None:
+            dead[row] = "null_text", "the text is null"
+        elif not isinstance(text, str):
+            dead[row] = "not_text", f"the text is {type(text).__name__}, expected a string"
+        elif not text.strip():
+            dead[row] = "empty_text", "the text is empty"
+        elif not is_unicode(text):
+            dead[row] = "not_text", "the text holds lone surrogates, expected Unicode"
+    return dead
+
+
+@dataclass(frozen=True)
+class SpoolPart:
+    """A part of the spool that is full, or a piece of an input file whose ids were read."""
+
+    number: int
+    """place among the parts of its task, from 0"""
+    ids: Sequence[str | None]
+    """by row; None for the rows that are known to be dead letters, whose ids another row may have"""
+    parquet: bytes | None
+    """content of the part, None for a piece of an input file"""
+
+
+@dataclass(frozen=True)
+class ReadyPiece:
+    """A piece that can be classified."""
+
+    piece: Piece
+    part: int
+    """number of the `SpoolPart` that holds its ids"""
+    text_bytes: int
+    """of its texts; an estimate where they were not read"""
+
+
+Save = Callable[[SpoolPart], str]
+"""writes the digests of a part's ids, and its content if it has one; returns the URI of the content, else ''"""
+
+
+class SpoolWriter:
+    """Cuts rows into parts of about equal numbers of documents and of bounded size, and saves each when it is full.
+
+    The rows of a file count only when it is accepted. Those of a large file are saved meanwhile, and forgotten if it is
+    rejected.
+    """
+
+    def __init__(self, documents: int, save: Save) -> None:
+        self.ready: list[ReadyPiece] = []
+        """the parts so far, and the pieces that were added between them"""
+        self.types: dict[str, str] = {}
+        """types of the kept columns in the accepted files"""
+        self._documents, self._save = documents, save
+        self._number = 0
+        self._buffer: list[pa.Table] = []
+        self._rows = self._bytes = 0
+        self._held: list[pa.Table] = []
+        self._held_bytes = 0
+        self._file_types: dict[str, str] = {}
+        self._checkpoint: int | None = None
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows of the current file."""
+        self._file_types = merge_types(self._file_types, types_of([_kept(table)]), "a file")
+        self._held.append(table)
+        self._held_bytes += table.nbytes
+        if self._held_bytes > MAX_BYTES // 4:
+            self._begin_to_save()
+            self._pour()
+
+    def add_piece(self, piece: Piece, ids: Sequence[str | None], text_bytes: int, types: dict[str, str]) -> None:
+        """Add a piece of the current file that the classify step reads from the file."""
+        self._file_types = merge_types(self._file_types, types, piece.uri)
+        self._begin_to_save()
+        self._pour()
+        self._flush()
+        self._ready(piece, ids, None, text_bytes)
+
+    def accept(self, uri: str) -> None:
+        """End the current file: its rows are part of the night. Raises UserError if a kept column has another type."""
+        self.types = merge_types(self.types, self._file_types, uri)
+        self._pour()
+        self._begin_file()
+
+    def reject(self) -> None:
+        """End the current file: none of its rows is part of the night."""
+        if self._checkpoint is not None:
+            self._buffer, self._rows, self._bytes = [], 0, 0
+            del self.ready[self._checkpoint :]
+        self._begin_file()
+
+    def finish(self) -> None:
+        """Save what is left."""
+        self._flush()
+
+    def _begin_file(self) -> None:
+        self._held, self._held_bytes, self._file_types, self._checkpoint = [], 0, {}, None
+
+    def _begin_to_save(self) -> None:
+        """From here on parts hold rows of the current file alone, so that they can be forgotten."""
+        if self._checkpoint is None:
+            self._flush()
+            self._checkpoint = len(self.ready)
+
+    def _pour(self) -> None:
+        for table in self._held:
+            lengths = pc.fill_null(pc.binary_length(table["text"]), 0).to_numpy()
+            start = 0
+            while start < len(table):
+                ends = np.cumsum(lengths[start : start + self._documents - self._rows]) + self._bytes
+                rows = int(np.searchsorted(ends, MAX_BYTES, side="right")) or (0 if self._rows else 1)
+                if rows:
+                    self._buffer.append(table.slice(start, rows))
+                    self._rows, self._bytes, start = self._rows + rows, int(ends[rows - 1]), start + rows
+                if not rows or self._rows >= self._documents:
+                    self._flush()
+        self._held, self._held_bytes = [], 0
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        table = _concatenate(self._buffer)
+        sound = pc.is_null(table["reason"])
+        ids = pc.if_else(sound, table["id"], pa.scalar(None, pa.string())).to_pylist()
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", row_group_size=max(1, len(table)))
+        piece = Piece("", SPOOL, 0, len(table), documents=len(table))
+        self._ready(piece, ids, sink.getvalue().to_pybytes(), self._bytes)
+        self._buffer, self._rows, self._bytes = [], 0, 0
+
+    def _ready(self, piece: Piece, ids: Sequence[str | None], parquet: bytes | None, text_bytes: int) -> None:
+        uri = self._save(SpoolPart(self._number, ids, parquet))
+        if parquet is not None:
+            piece = replace(piece, uri=uri, size=len(parquet))
+        self.ready.append(ReadyPiece(piece, self._number, text_bytes))
+        self._number += 1
+
+
+def _kept(table: pa.Table) -> pa.Table:
+    return table.drop_columns(_SCHEMA.names)
+
+
+def _concatenate(tables: Sequence[pa.Table]) -> pa.Table:
+    """Rows whose kept columns differ at most in that some are missing or hold nulls alone."""
+    types = types_of(map(_kept, tables))
+    schema: Any = pa.schema([*_SCHEMA, *((name, parse_type(kind)) for name, kind in types.items())])
+    return pa.concat_tables([columns_of_type(table, schema, len(table)) for table in tables])

@@ -1,0 +1,496 @@
+"""The intake of a night: every file is read once, rows are cut into parts and shards, bad files are left out whole."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.data import formats, intake, spool
+from pipelines.data.input_files import list_files
+from pipelines.data.intake import FileOutcome, IntakeReport, NightPlan, plan_intake, plan_night, take_in
+from pipelines.data.kept_columns import schema_of
+from pipelines.data.readers import Documents
+from pipelines.data.shards import Piece, Shard
+from pipelines.data.spool import SPOOL, CheckedRows, ReadyPiece, SpoolPart, find_dead_rows, read_rows
+from pipelines.nightly.classify_step import triage
+from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json, to_json
+from pipelines.storage.request_counting import Traffic, count_input_reads
+from spin.errors import UserError
+from spin.settings import DataSettings
+from tests.pipelines.data.test_sharding import GOOD, Row, to_csv, to_jsonl, to_parquet, write_file
+
+DATA = DataSettings(train="unused")
+TRUSTED = DataSettings(train="unused", ids="trusted")
+MEGABYTE = 1 << 20
+
+
+@dataclass
+class Night:
+    """What a night takes in and reads to classify."""
+
+    bad: dict[str, str]
+    tasks: list[Shard]
+    plan: NightPlan
+    ids: dict[tuple[int, int], Sequence[str | None]]
+    """ids of every saved part, by task and part"""
+    rows: list[CheckedRows] = field(default_factory=list)
+    """by shard"""
+    listed: Traffic = field(default_factory=Traffic)
+    taken: Traffic = field(default_factory=Traffic)
+    classified: Traffic = field(default_factory=Traffic)
+    """reads of the shards, parts of the spool included"""
+
+    @property
+    def all_ids(self) -> list[str | None]:
+        return list(chain.from_iterable(rows.ids for rows in self.rows))
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why files are left out, by the name of the file."""
+        whole = {file.uri: file.reason for file in self.plan.files if file.reason} | self.bad
+        return {Path(uri).name: reason for uri, reason in whole.items()}
+
+
+def run_night(folder: Path | str, documents: int = 10, data: DataSettings = DATA) -> Night:
+    """List a folder, take its files in and read the shards, as a night does."""
+    bad: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store(scratch)
+        with count_input_reads() as listed:
+            files = list_files(str(folder), bad=bad, allow_empty=True)
+        tasks = plan_intake(files, data, bad=bad)
+        ids: dict[tuple[int, int], Sequence[str | None]] = {}
+
+        def save(task: Shard, part: SpoolPart) -> str:
+            ids[task.index, part.number] = part.ids
+            if part.parquet is None:
+                return ""
+            key = f"spool/{task.name}-000001-1-{part.number}.parquet"
+            assert store.create(key, part.parquet)
+            return f"{store.uri}/{key}"
+
+        with count_input_reads() as taken:
+            reports = [take_in(task, data, documents, partial(save, task)) for task in tasks]
+        plan = plan_night([from_json(IntakeReport, to_json(report)) for report in reports], data, documents)
+        night = Night(bad, tasks, from_json(NightPlan, to_json(plan)), ids, listed=listed, taken=taken)
+        with count_input_reads() as night.classified:
+            night.rows = [read_rows(shard, data, schema_of(plan.types)) for shard in night.plan.shards]
+    check_night(night, documents, data)
+    return night
+
+
+def check_night(night: Night, documents: int, data: DataSettings) -> None:
+    """Assert what holds for every night: bounded shards, one of a kind, whose ids are those of the parts."""
+    for shard, keys, rows in zip(night.plan.shards, night.plan.parts, night.rows, strict=True):
+        assert len(keys) == len(shard.pieces) == len(rows.piece_rows)
+        assert len(shard.pieces) == 1 or {piece.kind for piece in shard.pieces} == {SPOOL}
+        if data.ids == "checked":
+            assert rows.piece_rows == [piece.documents for piece in shard.pieces]
+            ids = list(chain.from_iterable(night.ids[key.task, key.part] for key in keys))
+            sound = [None if row in rows.dead else id for row, id in enumerate(rows.ids)]
+            if shard.pieces[0].kind == "parquet":  # of which the texts are not read by the intake
+                assert ids == rows.ids
+            else:
+                assert ids == sound
+            assert 0 < len(rows) <= (2 * documents if shard.pieces[0].kind == "parquet" else documents)
+    assert [shard.index for shard in night.plan.shards] == list(range(len(night.plan.shards)))
+
+
+@pytest.fixture
+def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files from 1,000 bytes on are large, and large files are read in windows of 3,000 bytes."""
+    monkeypatch.setattr(intake, "SMALL", 1000)
+    monkeypatch.setattr(intake, "_WINDOW", {"jsonl": 3000, "parquet": 3000})
+
+
+def limit_bytes(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Set the most bytes of text in a shard, in place of 64 MB."""
+    for module in (formats, intake, spool):
+        monkeypatch.setattr(module, "MAX_BYTES", limit)
+
+
+def make_rows(count: int, prefix: str = "d", text: str = "some text") -> list[Row]:
+    return [{"id": f"{prefix}{n}", "text": f"{text} {n}"} for n in range(count)]
+
+
+def make_random_rows(megabytes: float, text_bytes: int = 2000) -> list[Row]:
+    """Rows whose texts cannot be compressed below half of their length."""
+    rng = np.random.default_rng(0)
+    count = int(megabytes * MEGABYTE / text_bytes)
+    return [{"id": f"id-{n:07d}", "text": rng.bytes(text_bytes // 2).hex()} for n in range(count)]
+
+
+# Every row once and in order
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["jsonl", "csv", "parquet", "jsonl.gz"]), st.integers(0, 40)), max_size=6),
+    st.integers(1, 30),
+    st.integers(1, 20),
+    st.sampled_from(["checked", "trusted"]),
+)
+def test_every_row_of_every_format_is_taken_once(
+    files: list[tuple[str, int]], documents: int, row_group: int, ids: Any
+) -> None:
+    """Files are small or large, windows begin anywhere, and row groups are smaller or larger than shards."""
+    write = {
+        "jsonl": to_jsonl,
+        "csv": to_csv,
+        "parquet": lambda rows: to_parquet(rows, row_group_size=row_group),
+        "jsonl.gz": lambda rows: gzip.compress(to_jsonl(rows)),
+    }
+    expected = set()
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intake, "SMALL", 700)
+        patch.setattr(intake, "_WINDOW", {"jsonl": 300, "parquet": 400})
+        for n, (ending, count) in enumerate(files):
+            rows = make_rows(count + 1, f"f{n}-")
+            write_file(Path(folder), f"{n:02d}.{ending}", write[ending](rows))
+            expected |= {row["id"] for row in rows}
+        night = run_night(folder, documents, DATA.model_copy(update={"ids": ids}))
+    assert sorted(filter(None, night.all_ids)) == sorted(expected)
+    assert not night.reasons
+    assert not [row for rows in night.rows for row in rows.dead]
+    assert sum(file.rows for file in night.plan.files) == len(expected) or ids == "trusted"
+
+
+@pytest.mark.usefixtures("small_sizes")
+def test_rows_of_a_large_file_stay_in_order_and_name_their_place(tmp_path: Path) -> None:
+    """A dead letter is found by its file, the beginning of the piece, and the row after that."""
+    rows = make_rows(120)
+    uri = write_file(tmp_path, "a.jsonl", to_jsonl(rows))
+    night = run_night(tmp_path)
+    lines = Path(uri).read_bytes()
+    assert night.all_ids == [row["id"] for row in rows]
+    for part in night.rows:
+        for id, file, first, row in zip(part.ids, part.files, part.firsts, part.rows, strict=True):
+            assert file == uri
+            assert json.loads(lines[first:].split(b"\n")[row])["id"] == id
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl.gz", "a.parquet"])
+@pytest.mark.usefixtures("small_sizes")
+def test_rows_of_the_spool_name_their_file_and_row(name: str, tmp_path: Path) -> None:
+    rows = make_rows(120)
+    content = {"a.csv": to_csv(rows), "a.jsonl.gz": gzip.compress(to_jsonl(rows)), "a.parquet": to_parquet(rows)}[name]
+    uri = write_file(tmp_path, name, content)
+    write_file(tmp_path, "0.jsonl", to_jsonl(make_rows(3, "small")))
+    night = run_night(tmp_path, 50)
+    places = [
+        (id, file, row)
+        for part in night.rows
+        for id, file, row in zip(part.ids, part.files, part.rows, strict=True)
+        if file == uri
+    ]
+    assert places == [(f"d{n}", uri, n) for n in range(120)]
+    assert not [first for part in night.rows for first in part.firsts if first]
+
+
+def test_many_small_files_make_few_tasks_and_shards(tmp_path: Path) -> None:
+    """Work follows documents, not files; several parts of the spool make one shard."""
+    for n in range(1200):
+        write_file(tmp_path, f"{n:04d}.jsonl", to_jsonl(make_rows(5, f"{n}-")))
+    night = run_night(tmp_path, 4000)
+    assert len(night.tasks) == 3
+    assert [len(shard.pieces) for shard in night.plan.shards] == [1, 2]
+    assert len(night.all_ids) == 6000
+
+
+def test_tasks_of_small_files_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_bytes(monkeypatch, 1000)
+    for n in range(10):
+        write_file(tmp_path, f"{n}.jsonl", to_jsonl([{"id": n, "text": "x" * 300}]))
+    assert [len(task.pieces) for task in run_night(tmp_path).tasks] == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("data", [DATA, TRUSTED], ids=["checked", "trusted"])
+def test_shards_are_bounded_in_bytes(
+    name: str, data: DataSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sizes: None
+) -> None:
+    """Long texts make shards of fewer documents. A range of bytes holds the whole of its last line."""
+    limit_bytes(monkeypatch, 2000)
+    rows = make_rows(60, text="x" * 300)
+    content = {"a.csv": to_csv, "a.jsonl": to_jsonl, "a.parquet": lambda rows: to_parquet(rows, row_group_size=4)}
+    write_file(tmp_path, name, content[name](rows))
+    night = run_night(tmp_path, 1000, data)
+    assert night.all_ids == [row["id"] for row in rows]
+    for part in night.rows:
+        assert sum(len(text or "") for text in part.texts) <= 2000 + 310
+
+
+def test_a_huge_first_line_does_not_make_one_huge_shard(tmp_path: Path) -> None:
+    """The mean length of a line is measured in several places of a file."""
+    lines: list[Row] = [{"id": "huge", "text": "x" * 1_200_000}]
+    lines += [{"id": n, "text": "short"} for n in range(300_000)]
+    write_file(tmp_path, "a.jsonl", to_jsonl(lines))
+    night = run_night(tmp_path, 8192, TRUSTED)
+    assert len(night.all_ids) == 300_001
+    assert max(map(len, night.rows)) <= 1.5 * 8192
+
+
+def test_an_empty_input_is_an_empty_night(tmp_path: Path) -> None:
+    """Kept columns are no obstacle: a column without a value is a string."""
+    night = run_night(tmp_path, data=DataSettings(train="unused", keep=["lang"]))
+    assert (night.tasks, night.plan) == ([], NightPlan((), (), (), {"lang": "string"}))
+
+
+def test_a_table_without_rows_is_no_bad_file(tmp_path: Path) -> None:
+    write_file(tmp_path, "a.csv", b"id,text\n")
+    write_file(tmp_path, "b.parquet", to_parquet(pa.table({"id": pa.array([], pa.string()), "text": pa.nulls(0)})))
+    night = run_night(tmp_path)
+    assert [(file.rows, file.reason) for file in night.plan.files] == [(0, None)] * 2
+    assert night.plan.shards == ()
+
+
+# Dead letters
+
+
+def test_the_spool_holds_dead_letters_with_their_reasons(tmp_path: Path) -> None:
+    """Ids of dead letters do not take part in the search for duplicates: a sound row may have the same."""
+    rows: list[Row] = [
+        {"id": "a", "text": ""},
+        {"id": "a", "text": "sound"},
+        {"id": None, "text": "t"},
+        {"id": float("nan"), "text": "t"},
+        {"id": "b\ud800", "text": "t"},
+        {"id": "c", "text": "t\ud800"},
+        {"id": "d", "text": 7},
+        {"id": "e"},
+    ]
+    write_file(tmp_path, "a.jsonl", to_jsonl(rows) + b"{\n")
+    [part] = (night := run_night(tmp_path)).rows
+    assert {row: reason for row, (reason, _) in part.dead.items()} == {
+        0: "empty_text",
+        2: "null_id",
+        3: "null_id",
+        4: "bad_id",
+        5: "not_text",
+        6: "not_text",
+        7: "null_text",
+        8: "malformed",
+    }
+    assert part.ids == ["a", "a", None, None, "b?", "c", "d", "e", None]
+    assert part.texts == ["", "sound", "t", "t", "t", "t?", None, None, None]
+    assert list(night.ids.values()) == [[None, "a", *[None] * 7]]
+
+
+def test_null_and_nan_ids_of_parquet_are_dead_letters(tmp_path: Path) -> None:
+    write_file(tmp_path, "a.parquet", to_parquet(pa.table({"id": [1.0, None, float("nan"), 2.5], "text": ["t"] * 4})))
+    [part] = run_night(tmp_path).rows
+    assert part.ids == ["1", None, None, "2.5"]
+    assert {row: reason for row, (reason, _) in part.dead.items()} == {1: "null_id", 2: "null_id"}
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "id": st.none() | st.text(max_size=2) | st.just("\ud800"),
+                "text": st.none() | st.integers() | st.text(max_size=2) | st.sampled_from(["\udfff", " \n"]),
+            }
+        )
+    )
+)
+def test_rows_are_dead_for_the_same_reasons_as_in_the_classify_step(rows: list[dict[str, Any]]) -> None:
+    documents = Documents([row["id"] or None for row in rows], [row["text"] for row in rows], malformed={0: "why"})
+    if rows:
+        assert find_dead_rows(documents) == triage(documents, ())
+
+
+# Bad files are left out as a whole
+
+BAD_FILES: dict[str, tuple[str, bytes, str]] = {
+    "csv that ends in a quote": ("a.csv", to_csv(GOOD) + b'9,"open\n10,x', "ends inside a quoted value"),
+    "csv.gz that ends in a quote": ("a.csv.gz", gzip.compress(to_csv(GOOD) + b'9,"'), "ends inside a quoted value"),
+    "csv with a name twice": ("a.csv", b"id,text,text\n" + b"1,a,b\n" * 99, "has 2 columns 'text'"),
+    "jsonl cut in its last line": ("a.jsonl", to_jsonl(GOOD)[:-5], "ends inside a line"),
+    "jsonl.gz cut in its last line": ("a.jsonl.gz", gzip.compress(to_jsonl(GOOD)[:-5]), "ends inside a line"),
+    "cut gzip": ("a.jsonl.gz", gzip.compress(to_jsonl(GOOD))[:-5], "Truncated compressed stream"),
+    "cut parquet": ("a.parquet", to_parquet(GOOD)[:-5], "cannot be read"),
+    "parquet with corrupt pages": (
+        "a.parquet",
+        to_parquet(GOOD, compression="zstd", row_group_size=100).replace(b"\x28\xb5\x2f\xfd", b"\0\0\0\0"),
+        "cannot be read",
+    ),
+    "parquet with ids of lists": ("a.parquet", to_parquet([{"id": [1], "text": "x" * 50}] * 99), "Unsupported cast"),
+    "empty": ("a.jsonl", b"", "it is empty"),
+    "empty gzip": ("a.jsonl.gz", gzip.compress(b""), "it is empty"),
+    "empty csv": ("a.csv", b"", "it is empty"),
+    "empty parquet": ("a.parquet", b"", "it is empty"),
+}
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_none_of_the_rows_of_a_bad_file_is_taken(
+    case: str, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files around it are, and the file is named with the reason. A part that was saved is forgotten."""
+    if size == "large":
+        monkeypatch.setattr(intake, "SMALL", 60)
+        monkeypatch.setattr(intake, "_WINDOW", {"jsonl": 3000, "parquet": 3000})
+        limit_bytes(monkeypatch, 4000)
+    name, data, reason = BAD_FILES[case]
+    write_file(tmp_path, "0.jsonl", to_jsonl(make_rows(7, "before")))
+    uri = write_file(tmp_path, name, data)
+    write_file(tmp_path, "z.csv", to_csv(make_rows(7, "after")))
+    night = run_night(tmp_path, 5)
+    assert night.reasons.keys() == {name}
+    assert uri in night.reasons[name]
+    assert reason in night.reasons[name]
+    assert set(night.all_ids) == {f"{prefix}{n}" for prefix in ("before", "after") for n in range(7)}
+    assert len(night.all_ids) == 14
+    assert [file.rows for file in night.plan.files if Path(file.uri).name == name] in ([], [0])
+
+
+def test_a_file_that_is_bad_in_one_window_is_left_out_of_all() -> None:
+    """The tasks of the other windows have reported pieces and parts of the spool."""
+    window = Piece("a.parquet", "parquet", 0, 9)
+    reports = [
+        IntakeReport(
+            (FileOutcome("a.parquet", 9, "v", 5),),
+            (ReadyPiece(window, 0, 1), ReadyPiece(Piece("part", SPOOL, 0, 2, documents=2), 1, 1)),
+            {},
+        ),
+        IntakeReport((FileOutcome("a.parquet", 9, "v", 0, "why"),), (), {}),
+        IntakeReport(
+            (FileOutcome("b.csv", 9, "v", 2), FileOutcome("c.csv", 9, "v", 0, "no")),
+            (ReadyPiece(Piece("other", SPOOL, 0, 2, documents=2), 0, 1),),
+            {},
+        ),
+    ]
+    plan = plan_night(reports, DATA, 10)
+    assert [piece.uri for shard in plan.shards for piece in shard.pieces] == ["other"]
+    assert [(file.uri, file.rows, file.reason) for file in plan.files] == [
+        ("a.parquet", 0, "why"),
+        ("b.csv", 2, None),
+        ("c.csv", 0, "no"),
+    ]
+
+
+def test_a_file_that_is_replaced_or_moved_away_before_it_is_read_is_a_bad_file(tmp_path: Path) -> None:
+    """The others are taken."""
+    for n in range(3):
+        write_file(tmp_path, f"{n}.jsonl", to_jsonl(make_rows(2, f"{n}-")))
+    [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
+    write_file(tmp_path, "1.jsonl", to_jsonl(make_rows(3, "other")))
+    (tmp_path / "2.jsonl").unlink()
+    report = take_in(task, DATA, 10, lambda _: "part")
+    assert [bool(file.reason) for file in report.files] == [False, True, True]
+    assert "1.jsonl has changed since it was listed" in (report.files[1].reason or "")
+    assert "2.jsonl: not found" in (report.files[2].reason or "")
+    assert [ready.piece.documents for ready in report.pieces] == [2]
+
+
+# Requests and bytes
+
+
+def test_small_files_cost_one_request_each(tmp_path: Path) -> None:
+    """Every byte is read once, and the listing takes one request."""
+    size = 0
+    for n in range(300):
+        size += Path(write_file(tmp_path, f"{n:04d}.jsonl", to_jsonl(make_rows(5, f"{n}-")))).stat().st_size
+        size += Path(write_file(tmp_path, f"{n:04d}.parquet", to_parquet(make_rows(5, f"p{n}-")))).stat().st_size
+    night = run_night(tmp_path, 1000)
+    assert (night.listed.list, night.listed.head, night.listed.get) == (1, 0, 0)
+    assert (night.taken.get, night.taken.head, night.taken.list) == (600, 0, 0)
+    assert night.taken.read == size
+    assert night.classified.get == sum(len(shard.pieces) for shard in night.plan.shards) <= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "limit"),
+    [
+        ("a.jsonl", DATA, 2.1),
+        ("a.jsonl", TRUSTED, 1.1),
+        ("a.csv", DATA, 1.1),
+        ("a.jsonl.gz", DATA, 1.1),
+        ("groups.parquet", DATA, 1.3),
+        ("groups.parquet", TRUSTED, 1.3),
+        ("group.parquet", DATA, 1.3),
+    ],
+)
+def test_large_files_are_read_within_the_budget(name: str, data: DataSettings, limit: float, tmp_path: Path) -> None:
+    """Bytes per byte of input, without the spool; the number of requests follows the shards."""
+    rows, write = make_random_rows(20), {"jsonl": to_jsonl, "csv": to_csv}
+    if name == "a.jsonl.gz":
+        content = gzip.compress(to_jsonl(rows), 1)
+    elif name.endswith("parquet"):
+        group = 500 if name == "groups.parquet" else len(rows)
+        content = to_parquet(rows, row_group_size=group, compression="none", use_dictionary=False)
+    else:
+        content = write[name.partition(".")[2]](rows)
+    size = Path(write_file(tmp_path, name, content)).stat().st_size
+    assert size >= intake.SMALL
+    night = run_night(tmp_path, 1000, data)
+    assert night.all_ids == [row["id"] for row in rows]
+    pieces = list(chain.from_iterable(shard.pieces for shard in night.plan.shards))
+    spooled = sum(piece.size for piece in pieces if piece.kind == SPOOL)
+    assert (spooled > 0) == (name in ("a.csv", "a.jsonl.gz", "group.parquet"))
+    assert night.taken.read + night.classified.read - spooled <= limit * size
+    requests = sum(getattr(traffic, kind) for traffic in (night.taken, night.classified) for kind in ("get", "head"))
+    assert requests <= 8 * len(night.plan.shards)
+
+
+def note_progress(traffic: Traffic, read_before: list[float], part: SpoolPart) -> str:
+    """Save no part, and note how many bytes were read before it."""
+    read_before.append(traffic.read)
+    return f"part-{part.number}"
+
+
+def test_a_large_csv_is_saved_while_it_is_read(tmp_path: Path) -> None:
+    """It is never held as a whole, and it is read once, from its beginning to its end."""
+    size = Path(write_file(tmp_path, "a.csv", to_csv(make_random_rows(80)))).stat().st_size
+    [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
+    read_before: list[float] = []
+    with count_input_reads() as traffic:
+        take_in(task, DATA, 5000, partial(note_progress, traffic, read_before))
+    assert traffic.read == size
+    assert read_before[0] <= size / 2
+    assert len(read_before) >= 8
+
+
+def test_a_large_row_group_is_streamed(tmp_path: Path) -> None:
+    """Parts are saved before the whole row group has been read."""
+    rows = make_random_rows(80)
+    size = Path(write_file(tmp_path, "a.parquet", to_parquet(rows, compression="none", use_dictionary=False))).stat()
+    [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
+    read_before: list[float] = []
+    with count_input_reads() as traffic:
+        report = take_in(task, DATA, 5000, partial(note_progress, traffic, read_before))
+    assert traffic.read <= 1.1 * size.st_size
+    assert read_before[0] <= size.st_size / 2
+    assert sum(ready.piece.documents for ready in report.pieces) == len(rows)
+    assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 1
+
+
+def test_a_kept_column_of_two_types_is_refused_before_anything_is_classified(tmp_path: Path) -> None:
+    """Whether both files are in one task or not."""
+    data = DataSettings(train="unused", keep=["n"])
+    write_file(tmp_path, "a.parquet", to_parquet([{"id": "1", "text": "t", "n": 1}]))
+    write_file(tmp_path, "b.csv", to_csv([{"id": "2", "text": "t", "n": 1}]))
+    with pytest.raises(UserError, match=r"the kept column 'n' is string, elsewhere it is int64; expected one type"):
+        run_night(tmp_path, data=data)
+    reports = [IntakeReport((), (), {"n": kind}) for kind in ("int64", "string")]
+    with pytest.raises(UserError, match=r"the kept column 'n' is string, elsewhere it is int64"):
+        plan_night(reports, data, 10)
+    declared = run_night(tmp_path, data=DataSettings(train="unused", keep={"n": "int32"}))
+    assert pa.concat_tables(part.kept for part in declared.rows).to_pydict() == {"n": [1, 1]}
+    assert declared.plan.types == {"n": "int32"}
