@@ -40,11 +40,29 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _PASSWORD = re.compile(r"://[^:/?#@\s]*:[^@]+@|[?&]\w*pass(word|wd)?=", re.IGNORECASE)
 """a password in a URI: after the name of a user, with or without a slash in it, or as a parameter"""
+_USER_PART = re.compile(r"://(?:[^/?#\s]*|[^:/?#@\s]*:[^@\s]*)@")
+"""the part of a URI before @: the name of a user, a token, or a user and a password, which may hold a slash"""
+_SECRET_PARAMETER = re.compile(
+    r"([?&][\w-]*(?:pass(?:word|wd)?|token|secret|signature|credential)=)[^&\s'\"]*", re.IGNORECASE
+)
 
 
 def holds_password(text: str) -> bool:
     """Return whether a text holds a URI with a password."""
     return _PASSWORD.search(text) is not None
+
+
+def holds_user_part(text: str) -> bool:
+    """Return whether a text holds a URI with a part before @: the name of a user, or a token in its place."""
+    return _USER_PART.search(text) is not None
+
+
+def mask_credentials(text: str) -> str:
+    """Return a text for a message or a log, with asterisks for what may be a credential in its URIs.
+
+    That is everything before an @, since a token may stand in the place of the user, and parameters named like secrets.
+    """
+    return _SECRET_PARAMETER.sub(r"\1***", _USER_PART.sub("://***@", text))
 
 
 def _without_password(uri: str) -> str:
@@ -471,6 +489,12 @@ class PromoteSettings(_Section):
         "answers. A larger value fails only if chance cannot explain it.",
     )
     min_docs_per_s: float = Field(0, ge=0, description="Lowest speed, in documents per second in one process.")
+    timeout_seconds: float = Field(
+        3600,
+        gt=0,
+        description="Time limit for a version to load and predict the evaluation set, in a process of its own that is "
+        "ended after it; the command then ends with status 6.",
+    )
 
 
 class Settings(_Section):
@@ -541,7 +565,7 @@ def parse_settings(tree: dict[str, Any], origin: str = "settings") -> Settings:
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
-    shown = "***" if holds_password(override) else override
+    shown = "***" if holds_password(override) else mask_credentials(override)
     path, equals, value = override.partition("=")
     if not equals or not path:
         raise UserError(f"--set {shown}: expected a.b=value")
@@ -569,8 +593,8 @@ def _describe_mistake(error: Any) -> str:
 
 
 def _mask_password(value: object) -> str:
-    """Return a value as it was typed, for a message, or asterisks if it holds a password."""
-    return "'***'" if holds_password(repr(value)) else repr(value)
+    """Return a value as it was typed, for a message, or asterisks if it holds a password, or for the user in a URI."""
+    return "'***'" if holds_password(repr(value)) else mask_credentials(repr(value))
 
 
 def _describe_yaml_error(error: Exception) -> str:

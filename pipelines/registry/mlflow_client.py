@@ -12,7 +12,7 @@ from pipelines.service_errors import UnavailableError
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError, UserError
-from spin.settings import Settings, holds_password
+from spin.settings import Settings, holds_password, mask_credentials
 
 _URI, _USER, _PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 _TRANSIENT = (408, 409, 429)
@@ -90,16 +90,17 @@ class Tracking:
 
     def _translate(self, error: Exception, status: int) -> SpinError:
         """Our error for one of MLflow, by its HTTP status."""
-        logger.debug("registry %s: HTTP status %s", self.uri, status, exc_info=error)
+        registry = f"registry {mask_credentials(self.uri)}"
+        logger.debug("%s: HTTP status %s", registry, status, exc_info=error)
         who = f"the user '{os.environ.get(_USER, '')}'"
         if status == 401:
-            return UserError(f"registry {self.uri} does not know {who} by this password; set {_USER} and {_PASSWORD}")
+            return UserError(f"{registry} does not know {who} by this password; set {_USER} and {_PASSWORD}")
         if status == 403:
             return UserError(
-                f"registry {self.uri} does not allow this to {who}; have the right given in MLflow, or set {_USER} "
+                f"{registry} does not allow this to {who}; have the right given in MLflow, or set {_USER} "
                 f"and {_PASSWORD} of one who has it"
             )
-        reason = f"registry {self.uri}: {' '.join(str(error).split())[:200]}"
+        reason = f"{registry}: {mask_credentials(' '.join(str(error).split()))[:200]}"
         if status < 500 and status not in _TRANSIENT:
             return UserError(reason)
         return UnavailableError(f"{reason}; try again")

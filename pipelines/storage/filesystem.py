@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,7 @@ from s3fs.core import set_custom_error_handler
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.request_counting import with_counting
 from spin.errors import SpinError, UserError
-from spin.settings import holds_password
+from spin.settings import holds_user_part, mask_credentials
 
 _log = logging.getLogger(__name__)
 _REFUSED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
@@ -39,6 +40,8 @@ _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound,
 _FULL = ("QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientStorage", "507")
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 _S3 = {
     "use_listings_cache": False,
@@ -67,18 +70,39 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     Raises UserError for a URI that is not a path or s3://BUCKET/PREFIX, or that holds credentials: these come from the
     environment.
     """
-    if "@" in uri.partition("://")[2].partition("/")[0] or holds_password(uri):
-        raise UserError("a URI holds credentials (the part before @); put them in the environment")
-    options = _s3_options() if uri.startswith("s3://") else {}
+    check_uri(uri)
+    match = _SCHEME.match(uri)
+    protocol = match[1] if match else "file"
     try:
-        fs, path = fsspec.core.url_to_fs(uri, **options)
+        kind = fsspec.get_filesystem_class(protocol)
+        # not url_to_fs: names of files come from outside, and `::` or `?versionId` in one mean nothing
+        options = _s3_options() if protocol == "s3" else kind._get_kwargs_from_urls(uri)
+        fs, path = kind(**options), kind._strip_protocol(uri)
     except (ValueError, ImportError) as error:
-        raise UserError(f"'{uri}' is not a folder or an s3:// URI: {error}") from None
+        raise UserError(f"'{mask_credentials(uri)}' is not a folder or an s3:// URI: {error}") from None
     if not path:
         raise UserError(f"'{uri}' names no bucket; expected s3://BUCKET/PREFIX")
-    if options:
+    if protocol == "s3":
         _configure_retries(fs)
     return fs, path
+
+
+def check_uri(uri: str) -> None:
+    """Raise UserError for a URI with a part before @, which may be a token or a password; it is not repeated."""
+    if holds_user_part(uri):
+        raise UserError("a URI holds credentials (the part before @); put them in the environment")
+
+
+def normalize_uri(uri: str) -> str:
+    """The same location in one spelling, to compare two of them or to name something after one.
+
+    A path becomes absolute, without `.`, `..` and double slashes; every location loses the slashes at its end. In an
+    object store all other characters count.
+    """
+    match = _SCHEME.match(uri)
+    if match and match[1] != "file":
+        return f"{match[1].lower()}://{uri[match.end() :].rstrip('/')}"
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
 def open_input(uri: str) -> tuple[Any, str]:
@@ -104,8 +128,7 @@ def locate_input(uri: str) -> tuple[str, str]:
         return "file", os.path.abspath(os.path.expanduser(uri))
     if protocol == "file":
         return "file", os.path.abspath(path)
-    if "@" in path.partition("/")[0]:
-        raise UserError("a URI holds credentials (the part before @); put them in the environment")
+    check_uri(uri)
     if not path.strip("/"):
         raise UserError(f"'{uri}' names no bucket; expected s3://BUCKET/PREFIX")
     return protocol, path
@@ -149,9 +172,10 @@ def _session() -> AioSession:
 def store_errors(what: str) -> Iterator[None]:
     """Turn the errors of storage libraries into SpinErrors of one line; `what` is its first part.
 
-    Raises UserError if credentials are refused or something does not exist, and UnavailableError if trying again may
+    A part before @ in a URI, of `what` or of an error's text, is masked. Raises UserError if credentials are refused or something does not exist, and UnavailableError if trying again may
     help.
     """
+    what = mask_credentials(what)
     try:
         yield
     except SpinError:
@@ -180,5 +204,5 @@ def _code(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    message = " ".join(str(error).split())[:200]
+    message = mask_credentials(" ".join(str(error).split()))[:200]
     return (message if message != "None" else "") or _code(error) or type(error).__name__
