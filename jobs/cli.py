@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from jobs import job_commands, model_commands, plan_command, registry_commands, terminal
+from jobs.exit_status import CommandGroup, run_command
 from jobs.extras import PipelinesCommand
 from jobs.log_setup import configure_logging
 from jobs.options import File, Input, Model, Restart, Set, open_registry
-from spin.errors import SpinError, UserError
+from spin.errors import UserError
 from spin.settings import load_settings
 
-_log = logging.getLogger(__name__)
 START, TRAIN, USE = "Start here", "Train a model", "Use a model"
 REGISTRY, CLUSTER = "Choose the model that is used", "Run on a cluster"
 
 app = typer.Typer(
     name="spin",
+    cls=CommandGroup,
     help="Classify text with the salient inner neurons of a frozen language model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -192,18 +191,10 @@ _add(CLUSTER, job_commands.logs)
 _add(CLUSTER, job_commands.stop)
 
 
-def main() -> Any:
-    """Run the command. A SpinError ends it with one line and the error's exit status."""
+def main() -> None:
+    """Run the command and end the process with its exit status; see `run_command` for errors."""
     silence_libraries()
-    try:
-        return app(standalone_mode=True)
-    except SpinError as error:
-        _log.debug("%s ended the command", type(error).__name__, exc_info=True)
-        terminal.failure(str(error))
-        sys.exit(error.status)
-    except KeyboardInterrupt:
-        terminal.failure("interrupted; run it again to resume")
-        sys.exit(130)
+    run_command(app)
 
 
 def silence_libraries() -> None:

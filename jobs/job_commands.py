@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import typer
 
 from jobs import terminal
 from spin.errors import UserError
-from spin.settings import Settings, load_settings
+from spin.settings import Settings, load_settings, mask_credentials
 
 Command = Literal["run", "extract", "probe", "train", "classify"]
 Address = Annotated[
@@ -29,11 +30,12 @@ def submit(
     command: Annotated[Command, typer.Argument(help="command to run there; its settings file and options follow")],
     address: Address = None,
     detach: Annotated[bool, typer.Option("--detach", help="return at once instead of waiting for the end")] = False,
-    exclude: Annotated[
+    include: Annotated[
         list[str],
         typer.Option(
-            metavar="PATTERN",
-            help="files of this folder that are not sent, besides those in .gitignore; may be repeated",
+            metavar="PATH",
+            help="file, folder or glob of this folder to send with the settings file and a backbone in this folder, "
+            "which are always sent; nothing else is; may be repeated",
         ),
     ] = [],  # noqa: B006
     env: Annotated[
@@ -44,6 +46,7 @@ def submit(
     ] = [],  # noqa: B006
 ) -> None:
     """Run a command on a cluster, show its output and end with its exit status."""
+    from jobs.job_files import collect_files
     from pipelines.nightly.classify import parse_date
     from pipelines.workers.job_client import JobServer, environment
 
@@ -56,12 +59,12 @@ def submit(
     day = parse_date(submitted.date)
     if command == "classify" and submitted.date is None:
         options += ["--date", day]  # the day on which it is submitted, not that on which it starts
+    files = collect_files(submitted.settings, include, settings.backbone)
     server = JobServer(address)
     id = server.submit(
-        f"{command}-{re.sub(r'[^A-Za-z0-9._-]+', '-', settings.mlflow.model)}-{day}",
+        _job_name(submitted, settings.mlflow.model, day),
         shlex.join(["spin", command, *options]),
-        folder=".",
-        excludes=exclude,
+        files=files,
         environment=passed,
         once=command == "classify" and not submitted.restart,
     )
@@ -105,9 +108,10 @@ def _follow(server: Any, id: str) -> None:
     try:
         job = server.follow(id, terminal.raw)
     except KeyboardInterrupt:
-        terminal.say(f"the job continues; `spin logs {id} --follow` watches it, `spin stop {id}` stops it")
+        terminal.failure(f"the job continues; `spin logs {id} --follow` watches it, `spin stop {id}` stops it")
         raise typer.Exit(130) from None
-    terminal.say(f"{id} {job.status.lower()} after {job.seconds or 0:.0f} s, exit status {job.exit_status}")
+    outcome = f"{id} {job.status.lower()} after {job.seconds or 0:.0f} s, exit status {job.exit_status}"
+    (terminal.failure if job.exit_status else terminal.say)(outcome)
     raise typer.Exit(job.exit_status)
 
 
@@ -139,6 +143,20 @@ def _parse(ctx: typer.Context, command: str) -> _Submitted:
     )
 
 
+def _job_name(submitted: _Submitted, model: str, day: str) -> str:
+    """The id of a job, before a number is added: command, model and day, of a night also a hash of where it works.
+
+    So another input or output is another job, and the same night is not submitted twice.
+    """
+    name = f"{submitted.command}-{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{day}"
+    if submitted.command != "classify":
+        return name
+    from pipelines.storage.filesystem import normalize_uri
+
+    places = "\n".join(normalize_uri(submitted.locations[option]) for option in ("--input", "--output"))
+    return f"{name}-{hashlib.sha256(places.encode()).hexdigest()[:8]}"
+
+
 def _check_inside(path: str) -> None:
     if Path(path).is_absolute() or not Path(path).resolve().is_relative_to(Path.cwd()):
         raise UserError(
@@ -147,20 +165,29 @@ def _check_inside(path: str) -> None:
 
 
 def _check_locations(settings: Settings, submitted: _Submitted, passed: dict[str, str]) -> None:
-    """Raise UserError for a location that is relative, which every node of the cluster would resolve differently."""
+    """Raise UserError for a location that is relative, which every node of the cluster would resolve differently.
+
+    A location with a part before @ is refused too, since the description of a job shows it.
+    """
+    from pipelines.workers.job_client import check_user_part
+
+    for override in submitted.overrides:
+        check_user_part(f"--set {override.partition('=')[0]}", override.partition("=")[2])
     locations = {"store": settings.store, **submitted.locations}
     if submitted.command != "classify":
         locations["data.train"] = settings.data.train
     for name, uri in locations.items():
+        check_user_part(name, uri)
         if "://" not in uri and not Path(uri).is_absolute():
             raise UserError(
                 f"{name} is '{uri}', a folder of this machine; expected s3://… or an absolute path that all nodes share"
             )
     tracking = settings.mlflow.tracking_uri or passed.get("MLFLOW_TRACKING_URI")
+    check_user_part("mlflow.tracking_uri", tracking or "")
     if tracking is None and "://" not in settings.store:
         return  # the registry is in the store
     if tracking is None or not tracking.startswith(("http://", "https://", "postgresql", "mysql", "sqlite:////")):
         raise UserError(
-            f"mlflow.tracking_uri is {tracking or 'not set'}: the registry would be in the job's folder and deleted "
-            "with it; expected a server, such as http://mlflow:5000"
+            f"mlflow.tracking_uri is {mask_credentials(tracking or 'not set')}: the registry would be in the job's "
+            "folder and deleted with it; expected a server, such as http://mlflow:5000"
         )

@@ -1,4 +1,7 @@
-"""Logging: records go to standard error, one line each, or one JSON object each under `--log json`."""
+"""Logging: records go to standard error, one line each, or one JSON object each under `--log json`.
+
+What may be a credential in a URI is masked, also in tracebacks.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import sys
 from datetime import UTC, datetime
 
 from spin.errors import UserError
+from spin.settings import mask_credentials
 
 PACKAGES = ("spin", "pipelines", "jobs")
 """each has a logger of its name, the parent of those of its modules"""
@@ -47,7 +51,9 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if self.tracebacks and record.exc_info else line
+        if self.tracebacks and record.exc_info:
+            line = f"{line}\n{self.formatException(record.exc_info)}"
+        return mask_credentials(line)
 
 
 class JsonFormatter(logging.Formatter):
@@ -58,10 +64,10 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": mask_credentials(record.getMessage()),
         }
         if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
+            entry["traceback"] = mask_credentials(self.formatException(record.exc_info))
         return json.dumps(entry, ensure_ascii=False)
 
 

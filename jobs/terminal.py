@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from spin.settings import mask_credentials
 from spin.sites import FeatureColumn
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ _err = Console(stderr=True, highlight=False)
 
 def say(text: str) -> None:
     """Print a line unwrapped, so that it can be copied from a terminal as one line."""
-    out.print(escape(text), soft_wrap=True)
+    out.print(escape(mask_credentials(text)), soft_wrap=True)
 
 
 def failure(text: str) -> None:
-    """Print an error in one line on standard error."""
-    _err.print(f"[red]error:[/red] {escape(' '.join(text.split()))}", soft_wrap=True)
+    """Print an error in one line on standard error, without what may be a credential in a URI."""
+    _err.print(f"[red]error:[/red] {escape(mask_credentials(' '.join(text.split())))}", soft_wrap=True)
 
 
 def stage(event: StageEvent) -> None:

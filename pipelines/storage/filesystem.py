@@ -172,8 +172,8 @@ def _session() -> AioSession:
 def store_errors(what: str) -> Iterator[None]:
     """Turn the errors of storage libraries into SpinErrors of one line; `what` is its first part.
 
-    A part before @ in a URI, of `what` or of an error's text, is masked. Raises UserError if credentials are refused or something does not exist, and UnavailableError if trying again may
-    help.
+    Raises UserError if credentials are refused or something does not exist, and UnavailableError if trying again may
+    help. What may be a credential in a URI, of `what` or of an error's text, is masked.
     """
     what = mask_credentials(what)
     try:

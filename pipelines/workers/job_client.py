@@ -6,18 +6,21 @@ import asyncio
 import logging
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_delay, wait_fixed
 
 from pipelines.service_errors import HeldError, UnavailableError
 from spin.errors import UserError
-from spin.settings import holds_password
+from spin.settings import holds_password, holds_user_part, mask_credentials
 
 _log = logging.getLogger(__name__)
 _NOISY_LOGGERS = (
@@ -36,8 +39,6 @@ PASSED = (
 )
 """environment variables that a job gets; everybody who sees the cluster sees them, so none is a credential"""
 _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|API_?KEY|PRIVATE|PROFILE", re.IGNORECASE)
-_LEFT_OUT = (".git/", ".venv/")
-"""left out of the working directory, in addition to what .gitignore and .rayignore name"""
 _STARTING = 60
 """seconds after which a new cluster must accept jobs"""
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -84,42 +85,40 @@ class JobServer:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
-        if not self.address.startswith(("http://", "https://")):
+        uri = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+        self.address = mask_credentials(uri)
+        """for messages"""
+        if not uri.startswith(("http://", "https://")):
             raise UserError(f"--address {self.address}: expected the cluster's dashboard, such as http://HEAD:8265")
         from ray.job_submission import JobSubmissionClient
 
         for name in _NOISY_LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
         with self._one_line_errors():
-            self._client = JobSubmissionClient(self.address)
+            self._client = JobSubmissionClient(uri)
 
     def submit(
         self,
         name: str,
         entrypoint: str,
         *,
-        folder: str,
-        excludes: Sequence[str] = (),
+        files: Mapping[str, Path],
         environment: Mapping[str, str],
         once: bool = False,
     ) -> str:
-        """Pack the working directory, start a command in it, and return the id of the job.
+        """Send files, start a command in a folder that holds these alone, and return the id of the job.
 
-        The id is `name`, or `name-2` and so on if earlier jobs have that name. Raises HeldError while one of these is
-        running, and with `once` UserError if the last of them succeeded.
+        `files` are files of this machine by their path in that folder. The id is `name`, or `name-2` and so on if
+        earlier jobs have that name. Raises HeldError while one of these is running, and with `once` UserError if the
+        last of them succeeded.
         """
         number = self._next(name, once)
         id = name if number == 1 else f"{name}-{number}"
-        with self._one_line_errors(), _refuse_existing(id):
+        with _copied(files) as folder, self._one_line_errors(), _refuse_existing(id):
             self._send(
                 entrypoint=entrypoint,
                 submission_id=id,
-                runtime_env={
-                    "working_dir": folder,
-                    "excludes": [*_LEFT_OUT, *excludes],
-                    "env_vars": dict(environment),
-                },
+                runtime_env={"working_dir": folder, "env_vars": dict(environment)},
             )
         return id
 
@@ -235,7 +234,34 @@ def environment(names: Sequence[str] = ()) -> dict[str, str]:
     for name, value in variables.items():
         if holds_password(value):
             raise UserError(f"{name} holds a password, which a job's description would show; take it out of the URI")
+        check_user_part(name, value)
     return variables
+
+
+def check_user_part(name: str, value: str) -> None:
+    """Raise UserError for a value of a job with a part before @ in a URI, which may be a token; databases have users.
+
+    Everybody who sees the cluster can read the description of a job.
+    """
+    if holds_user_part(value) and "sql" not in value.partition("://")[0]:
+        raise UserError(
+            f"{name} holds a URI with a part before @, which may be a token and which a job's description would show; "
+            "take it out of the URI"
+        )
+
+
+@contextmanager
+def _copied(files: Mapping[str, Path]) -> Iterator[str]:
+    """Yield a folder with copies of files, by their path in it, so that Ray sends these and nothing else."""
+    with tempfile.TemporaryDirectory(prefix="spin-submit-") as folder:
+        for name, file in files.items():
+            copy = Path(folder) / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(file, copy)
+            except OSError as error:
+                raise UserError(f"{name} cannot be sent: {error.strerror}") from None
+        yield folder
 
 
 @contextmanager
@@ -255,4 +281,4 @@ def _held(id: str) -> HeldError:
 
 def _line(error: BaseException) -> str:
     """The end of a message in one line: the server's stack trace comes before it."""
-    return " ".join(str(error).split())[-300:].strip(" .")
+    return mask_credentials(" ".join(str(error).split()))[-300:].strip(" .")

@@ -1,0 +1,83 @@
+"""End a command with its exit status: every status other than 0 comes with one line on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from jobs import terminal
+from spin.errors import SpinError
+
+_log = logging.getLogger(__name__)
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+"""the base of all errors of the command line; Typer exports only classes that are derived from it"""
+_FILES = tuple(str(Path(__file__).parents[1] / package) for package in ("jobs", "pipelines", "spin"))
+"""folders of the files that a line about a defect names"""
+
+
+class _Interrupted(SpinError):
+    """Ctrl-C, which Typer would turn into a status without a line."""
+
+    status = 130
+
+
+class CommandGroup(TyperGroup):
+    """The group of all commands."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted("interrupted; run it again to resume") from None
+
+
+def run_command(app: typer.Typer) -> NoReturn:
+    """Run the command of the command line and end the process with its exit status.
+
+    An error is one line, also where the command line is wrong or the program has a defect; SPIN_LOG=debug adds the
+    traceback. A command that raises `typer.Exit` with a status has printed its line.
+    """
+    try:
+        # without standalone mode Typer raises its errors, and returns the status of `typer.Exit`
+        sys.exit(app(standalone_mode=False) or 0)
+    except SpinError as error:
+        _end(error, str(error), error.status)
+    except KeyboardInterrupt:
+        terminal.failure("interrupted; run it again to resume")
+        sys.exit(130)
+    except _CommandLineError as error:
+        _end(error, _describe_usage(error), 2)
+    except typer.Abort as error:
+        _end(error, "stopped at a question", 1)
+    except Exception as error:
+        _end(error, _describe_defect(error), 1)
+
+
+def _end(error: BaseException, line: str, status: int) -> NoReturn:
+    _log.debug("%s ended the command", type(error).__name__, exc_info=error)
+    terminal.failure(line)
+    sys.exit(status)
+
+
+def _describe_usage(error: Any) -> str:
+    """What is wrong with the command line, and where to read more."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
+        return "expected a command; `spin --help` lists them"
+    context = getattr(error, "ctx", None)
+    hint = f"; see `{context.command_path} --help`" if context is not None else ""
+    return f"{error.format_message().rstrip('.')}{hint}"
+
+
+def _describe_defect(error: Exception) -> str:
+    """An error that no user caused: its type and message, and the last line of this program that it went through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename}:{frame.lineno}" for frame in frames if frame.filename.startswith(_FILES)]
+    place = f" in {'/'.join(Path(places[-1]).parts[-3:])}" if places else ""
+    message = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {message}{place}; this is a defect, SPIN_LOG=debug shows more"

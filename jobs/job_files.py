@@ -1,0 +1,163 @@
+"""Choose the files that `spin submit` sends: an allow-list, without links out of the folder and without credentials."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NoReturn
+
+from spin.backbone.digest import list_model_files
+from spin.errors import UserError
+from spin.settings import BackboneSettings
+
+_CREDENTIALS = (
+    ".env",
+    ".env.*",
+    "*.env",
+    ".envrc",
+    ".aws",
+    ".azure",
+    ".boto",
+    ".databrickscfg",
+    ".docker",
+    ".dockercfg",
+    ".git-credentials",
+    ".gnupg",
+    ".htpasswd",
+    ".kube",
+    ".my.cnf",
+    ".netrc",
+    "_netrc",
+    ".npmrc",
+    ".pgpass",
+    ".pypirc",
+    ".s3cfg",
+    ".secrets",
+    ".ssh",
+    ".vault-token",
+    "*.gpg",
+    "*.jks",
+    "*.kdbx",
+    "*.key",
+    "*.keystore",
+    "*.p12",
+    "*.pem",
+    "*.pfx",
+    "*.ppk",
+    "*credentials",
+    "*credentials.*",
+    "gcloud",
+    "id_dsa*",
+    "id_ecdsa*",
+    "id_ed25519*",
+    "id_rsa*",
+    "kubeconfig*",
+    "mlflow.db*",
+    "secret",
+    "secret.*",
+    "secrets",
+    "secrets.*",
+    "service-account*.json",
+    "service_account*.json",
+    "token",
+    "token.txt",
+)
+"""patterns of names of files and folders that usually hold credentials, in lower case; mlflow.db is a registry"""
+_LEFT_OUT = frozenset({".git", ".gitignore", ".rayignore", ".venv", "venv", "__pycache__"})
+"""names that are left out of a folder: of no use in a job, and Ray leaves out what the two lists name"""
+_SHOWN = 5
+"""number of refused files that a message names"""
+
+
+def collect_files(settings: str, include: Sequence[str], backbone: BackboneSettings) -> dict[str, Path]:
+    """The files that are sent, by their path in the working directory; values are the files that links lead to.
+
+    These are the settings file, the files, folders and globs in `include`, and those files of a backbone given by a
+    relative path from which a model is loaded. Raises UserError for a path out of the working directory, also by a
+    link, for a name that looks like a credential, and for an entry of `include` that names nothing.
+    """
+    root = Path.cwd()
+    names = [Path(settings), *_backbone_files(backbone)]
+    for entry in include:
+        names += _included(entry)
+    files = {os.path.normpath(name): _inside(root, name) for name in names}
+    _refuse_credentials(root, files)
+    return files
+
+
+def _backbone_files(backbone: BackboneSettings) -> Iterable[Path]:
+    """The files of a backbone in the working directory; nodes find every other one by themselves."""
+    path = Path(backbone.model)
+    if backbone.model.startswith("package:") or path.is_absolute() or not path.exists():
+        return []
+    if not path.resolve().is_relative_to(Path.cwd()):
+        raise UserError(
+            f"backbone.model is '{backbone.model}', which leads out of the working directory; expected a folder in it, "
+            "an absolute path that all nodes share, or the id of a model on the hub"
+        )
+    return list_model_files(path, include_code=backbone.trust_remote_code) if path.is_dir() else [path]
+
+
+def _included(entry: str) -> list[Path]:
+    """The files that an entry of `--include` names."""
+    if Path(entry).is_absolute() or ".." in Path(entry).parts:
+        raise UserError(f"--include {entry}: expected a file, a folder or a glob inside the working directory")
+    matches = [entry] if os.path.lexists(entry) else sorted(glob.glob(entry, recursive=True))
+    files = [file for match in matches for file in _walk(Path(match))]
+    if not files:
+        raise UserError(f"--include {entry}: names no file; expected a file, a folder or a glob of this folder")
+    return files
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """A file, or all files below a folder."""
+    if not path.is_dir():
+        yield path
+        return
+    for folder, folders, files in os.walk(path, onerror=_refuse_unreadable):
+        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT)
+        for name in folders:
+            if (Path(folder) / name).is_symlink():
+                raise UserError(
+                    f"{Path(folder) / name} is a link to a folder, which is not followed; include the folder"
+                )
+        yield from (Path(folder) / name for name in sorted(files) if name not in _LEFT_OUT)
+
+
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}; include what can be")
+
+
+def _inside(root: Path, path: Path) -> Path:
+    """The file that a path leads to. Raises UserError if it is not a file in the folder `root`."""
+    file = path.resolve()
+    if not file.is_relative_to(root.resolve()):
+        raise UserError(
+            f"{path} leads out of the working directory, to {file}; it is not sent: put a copy in its place"
+        )
+    if not file.is_file():
+        raise UserError(f"{path} is not a file that can be sent; expected a plain file")
+    return file
+
+
+def _refuse_credentials(root: Path, files: dict[str, Path]) -> None:
+    """Raise UserError that names the files whose names, or those of the files that links lead to, are refused."""
+    refused = [
+        name
+        for name, file in files.items()
+        if any(map(looks_like_credential, {*Path(name).parts, *file.relative_to(root.resolve()).parts}))
+    ]
+    if refused:
+        more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+        raise UserError(
+            f"{', '.join(refused[:_SHOWN])}{more}: looks like a credential, which everybody who sees the cluster could "
+            "read; jobs use those of their nodes: name what to send more narrowly with --include, or rename the file"
+        )
+
+
+def looks_like_credential(name: str) -> bool:
+    """Whether a file or folder of this name usually holds credentials."""
+    return any(fnmatchcase(name.casefold(), pattern) for pattern in _CREDENTIALS)
