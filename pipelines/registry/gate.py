@@ -15,6 +15,7 @@ import numpy as np
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.subprocess_predict import PredictionReply, predict_in_subprocess
 from pipelines.registry.versions import Registry
+from pipelines.service_errors import StalledError
 from pipelines.workers.weights_cache import with_engine
 from spin.errors import UserError
 from spin.heads.calibration import calibration_error, calibration_error_limit
@@ -94,15 +95,16 @@ def run_gate(registry: Registry, number: str, champion: str | None, evaluation_s
 
     Each version is loaded in a fresh process as MLflow's users load it. Labels are decided by the `choose` and
     `decision` of the registry's settings, as in a night, and not by what was saved with the version. Where a night
-    would abstain, the label that it would give without the abstention band counts.
+    would abstain, the label that it would give without the abstention band counts. Raises StalledError for a version
+    that takes longer than `promote.timeout_seconds`; a champion that does is one that does not predict.
     """
     reply = _measure(registry, number, evaluation_set.texts)
-    champion_reply = None if champion is None else _measure(registry, champion, evaluation_set.texts)
+    champion_reply = None if champion is None else _measure_champion(registry, champion, evaluation_set.texts)
     return judge(registry.settings, evaluation_set.labels, reply, champion_reply)
 
 
 def check_loads(registry: Registry, number: str) -> GateReport:
-    """Check only that a version loads in a fresh process and predicts."""
+    """Check only that a version loads in a fresh process and predicts. Raises StalledError as `run_gate`."""
     return GateReport((_loads(_measure(registry, number, [])),), {})
 
 
@@ -152,6 +154,16 @@ def _measure(registry: Registry, number: str, texts: Sequence[str]) -> Predictio
         except UserError as error:
             logger.debug("version %s of %s does not predict", number, registry.name, exc_info=True)
             return NoReply(str(error))
+        except StalledError as error:
+            raise StalledError(f"version {number} of {registry.name} {error}") from None
+
+
+def _measure_champion(registry: Registry, number: str, texts: Sequence[str]) -> PredictionReply | NoReply:
+    """As `_measure`, but a champion that hangs does not keep a version from being promoted with --force."""
+    try:
+        return _measure(registry, number, texts)
+    except StalledError as error:
+        return NoReply(str(error))
 
 
 def _loads(model: PredictionReply | NoReply) -> GateCheck:

@@ -76,7 +76,8 @@ def promote(
     All checks are passed to `on_checks`, tagged at the version and logged in a run, whether it passes or not. `force`
     moves the champion although checks fail, but not to a version that does not load or predict. Raises UserError, with
     nothing moved, for a version that does not pass, is the champion already, or where a driver with another store has
-    moved the champion meanwhile; HeldError while another promotion or rollback of this store runs.
+    moved the champion meanwhile; HeldError while another promotion or rollback of this store runs; StalledError for a
+    version that takes longer than `promote.timeout_seconds`. The store is free for another move in all cases.
     """
     if force and not why.strip():
         raise UserError("--force without --why; expected the reason why a version that fails the gate is promoted")
@@ -111,7 +112,8 @@ def promote(
 def rollback(registry: Registry, why: str, to: str | None = None) -> ChampionEvent:
     """Make the version that the champion replaced, or the version `to`, champion again, if it loads and predicts.
 
-    Raises UserError, with nothing moved, where it does not, or there is no earlier champion; HeldError as `promote`.
+    Raises UserError, with nothing moved, where it does not, or there is no earlier champion; HeldError and
+    StalledError as `promote`.
     """
     with _promotion_lease(registry) as lease:
         before = _state(registry)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from pipelines.service_errors import StalledError
 from spin.activations.engine import CALIBRATION_TEXTS
 from spin.arrays import Floats
 from spin.classifier import SpinClassifier
@@ -37,6 +40,8 @@ _SAMPLE = 32
 """texts whose public answers are compared with the classifier's"""
 _TOLERANCE = 1e-3
 """largest difference of two scores that count as equal"""
+_STDERR_BYTES = 4096
+"""end of the process's error output in which its last line is looked for"""
 
 logger = logging.getLogger(__name__)
 
@@ -100,22 +105,43 @@ class PredictionReply:
 def predict_in_subprocess(model: Path, texts: Sequence[str], settings: Settings) -> PredictionReply:
     """The predictions of the logged model in a folder, decided as a night with these settings would.
 
-    Runs the model's own code: the caller has checked its digest. Raises UserError when it does not load or predict.
+    Runs the model's own code: the caller has checked its digest. Raises UserError when it does not load or predict, and
+    StalledError when it takes longer than `promote.timeout_seconds`; no process of it is left in any case.
     """
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "reply.json"
-        process = subprocess.run(
-            # -P: it imports what this process would, and nothing from the working directory
-            [sys.executable, "-P", "-m", "pipelines.registry.subprocess_predict", str(model), str(file)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            input=json.dumps(PredictionRequest.of(texts, settings).model_dump(mode="json")),  # ASCII in any locale
-            capture_output=True,
-            text=True,
-        )
-        if not file.exists():
-            reason = "".join(f": {line}" for line in process.stderr.strip().splitlines()[-1:])
-            raise UserError(f"its process ended with status {process.returncode}{reason}")
-        return PredictionReply.from_json(file.read_text(encoding="utf-8"))
+        request, reply, errors = (Path(folder) / name for name in ("request.json", "reply.json", "stderr"))
+        # ASCII in any locale; files and not pipes, which a process that hangs would never empty or close
+        request.write_text(json.dumps(PredictionRequest.of(texts, settings).model_dump(mode="json")), encoding="ascii")
+        with request.open("rb") as stdin, errors.open("wb") as stderr:
+            process = subprocess.Popen(
+                # -P: it imports what this process would, and nothing from the working directory
+                [sys.executable, "-P", "-m", "pipelines.registry.subprocess_predict", str(model), str(reply)],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,  # so that what it starts can be ended with it
+            )
+            status = _wait(process, settings.promote.timeout_seconds)
+        if not reply.exists():
+            lines = errors.read_bytes()[-_STDERR_BYTES:].decode(errors="replace").strip().splitlines()
+            raise UserError(f"its process ended with status {status}{''.join(f': {line}' for line in lines[-1:])}")
+        return PredictionReply.from_json(reply.read_text(encoding="utf-8"))
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """The exit status of a process that leads a session; nothing of the session is left, whatever happens."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        raise StalledError(
+            f"did not load and predict within {seconds:,g} s, and its process was ended; promote another version, or "
+            "raise promote.timeout_seconds"
+        ) from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _predict(model: str, request: PredictionRequest) -> PredictionReply:
