@@ -39,6 +39,8 @@ _LOADED = (
     "special_tokens_map.json",
 )
 """patterns of the files that loading a model reads from its folder"""
+_ADAPTER = "adapter_config.json"
+"""makes transformers change the weights of a folder by those of an adapter, but only where `peft` is installed"""
 _FORMAT = 2
 """version of the records in the cache; records of another version are ignored"""
 _SETTLED_NS = 2_000_000_000
@@ -64,12 +66,18 @@ def cached_digest(folder: Path, *, include_code: bool = False) -> str:
 def list_model_files(folder: Path, *, include_code: bool = False) -> list[Path]:
     """The files that a model loads from, sorted: weights, configuration and tokenizer, with `include_code` also *.py.
 
-    Raises UserError if the folder holds no weights.
+    Raises UserError if the folder holds no weights, or an adapter beside them: whether it counts would depend on the
+    packages of a machine, which no digest covers.
     """
     patterns = (*_LOADED, "*.py") if include_code else _LOADED
     files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"backbone: no .safetensors in {folder}; save the model there with save_pretrained")
+    if (folder / _ADAPTER).exists():
+        raise UserError(
+            f"backbone: {folder} holds an adapter ({_ADAPTER}), which would count only where peft is installed; merge "
+            "it into the weights (merge_and_unload, then save_pretrained), or take this file out of the folder"
+        )
     return files
 
 
