@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -329,12 +329,20 @@ def _check_shares(settings: Settings, manifest: RunManifest) -> None:
 
 
 def parse_date(night: str | None) -> str:
-    """Return a date as YYYY-MM-DD, today in UTC for None. Raises UserError for anything that is not such a date."""
+    """Return a date as YYYY-MM-DD, today in UTC for None.
+
+    Raises UserError for anything that is not such a date, or is after tomorrow in UTC: a night in the future would make
+    all nights until then look late. Tomorrow has begun east of Greenwich.
+    """
+    today = datetime.now(UTC).date()
     if night is None:
-        return datetime.now(UTC).date().isoformat()
+        return today.isoformat()
     try:
-        if _DATE.fullmatch(night):
-            return date.fromisoformat(night).isoformat()
+        day = date.fromisoformat(night) if _DATE.fullmatch(night) else None
     except ValueError:
-        pass
-    raise UserError(f"--date {night}: expected a day as YYYY-MM-DD")
+        day = None
+    if day is None:
+        raise UserError(f"--date {night}: expected a day as YYYY-MM-DD")
+    if day > today + timedelta(days=1):
+        raise UserError(f"--date {night} is in the future: expected at latest tomorrow in UTC; today is {today}")
+    return day.isoformat()
