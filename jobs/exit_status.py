@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -12,13 +13,15 @@ import typer
 from typer.core import TyperGroup
 
 from jobs import terminal
+from jobs.log_setup import PACKAGES
 from spin.errors import SpinError
 
 _log = logging.getLogger(__name__)
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 """the base of all errors of the command line; Typer exports only classes that are derived from it"""
-_FILES = tuple(str(Path(__file__).parents[1] / package) for package in ("jobs", "pipelines", "spin"))
-"""folders of the files that a line about a defect names"""
+_INTERRUPTED = "interrupted; run it again to resume"
+_ROOT = Path(__file__).parents[1]
+"""folder of the packages whose files a line about a defect names"""
 
 
 class _Interrupted(SpinError):
@@ -34,7 +37,7 @@ class CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise _Interrupted("interrupted; run it again to resume") from None
+            raise _Interrupted(_INTERRUPTED) from None
 
 
 def run_command(app: typer.Typer) -> NoReturn:
@@ -45,24 +48,36 @@ def run_command(app: typer.Typer) -> NoReturn:
     """
     try:
         # without standalone mode Typer raises its errors, and returns the status of `typer.Exit`
-        sys.exit(app(standalone_mode=False) or 0)
+        status = app(standalone_mode=False) or 0
     except SpinError as error:
         _end(error, str(error), error.status)
-    except KeyboardInterrupt:
-        terminal.failure("interrupted; run it again to resume")
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        _end(error, _INTERRUPTED, 130)
     except _CommandLineError as error:
         _end(error, _describe_usage(error), 2)
     except typer.Abort as error:
         _end(error, "stopped at a question", 1)
+    except SystemExit as error:
+        if not error.code:  # Typer's completion of command lines
+            raise
+        _end(error, *_describe_exit(error.code))
     except Exception as error:
         _end(error, _describe_defect(error), 1)
+    sys.exit(status)
 
 
 def _end(error: BaseException, line: str, status: int) -> NoReturn:
     _log.debug("%s ended the command", type(error).__name__, exc_info=error)
     terminal.failure(line)
     sys.exit(status)
+
+
+def _describe_exit(code: object) -> tuple[str, int]:
+    """The line and the status for the end of a process that a library asks for; no command of SPIN does."""
+    if code == signal.SIGTERM:  # Ray's handler of the signal
+        return "ended by SIGTERM; run it again to resume", 128 + signal.SIGTERM
+    reason = f"with status {code}" if isinstance(code, int) else f"with: {code}"
+    return f"a library ended the command {reason}; run it again to resume", 1
 
 
 def _describe_usage(error: Any) -> str:
@@ -76,8 +91,10 @@ def _describe_usage(error: Any) -> str:
 
 def _describe_defect(error: Exception) -> str:
     """An error that no user caused: its type and message, and the last line of this program that it went through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{frame.filename}:{frame.lineno}" for frame in frames if frame.filename.startswith(_FILES)]
-    place = f" in {'/'.join(Path(places[-1]).parts[-3:])}" if places else ""
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = Path(frame.filename)
+        if file.is_relative_to(_ROOT) and file.relative_to(_ROOT).parts[0] in PACKAGES:
+            place = f" in {file.relative_to(_ROOT)}:{frame.lineno}"
     message = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {message}{place}; this is a defect, SPIN_LOG=debug shows more"

@@ -5,24 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from jobs.cli import main
-from jobs.log_setup import PACKAGES, configure_logging
+from jobs.log_setup import configure_logging
 from spin.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def restore_logging() -> Iterator[None]:
-    """Restore the handlers and levels that a test changes."""
-    handlers, levels = logging.getLogger().handlers[:], [logging.getLogger(name).level for name in PACKAGES]
-    yield
-    logging.getLogger().handlers[:] = handlers
-    for name, level in zip(PACKAGES, levels, strict=True):
-        logging.getLogger(name).setLevel(level)
 
 
 def log_all() -> None:
