@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from spin.errors import UserError
 from spin.labels.splits import SPLITS, assign_split, rows_in_split
-from spin.settings import POOLINGS, SearchSettings, Settings, Stage, load_settings, parse_settings
+from spin.settings import (
+    POOLINGS,
+    SearchSettings,
+    Settings,
+    Stage,
+    holds_user_part,
+    load_settings,
+    mask_credentials,
+    parse_settings,
+)
 from spin.sites import FeatureColumn, Site, choose_sites
 
 sites = st.one_of(
@@ -367,3 +376,50 @@ def test_a_stage_may_override_the_workers_of_all_stages() -> None:
 def test_min_workers_above_workers_is_refused(ray: dict[str, Any], message: str) -> None:
     """An unknown setting of a stage is refused as well."""
     assert message in error_message({**TREE, "ray": ray})
+
+
+@given(
+    st.text(string.ascii_letters + string.digits + "-._~%!$&+,;=:", min_size=4),
+    st.sampled_from(["http", "s3", "postgresql"]),
+    st.sampled_from(["", "/path/x@y", ":8265/"]),
+)
+def test_the_part_of_a_uri_before_the_at_sign_is_masked_in_messages(token: str, scheme: str, rest: str) -> None:
+    """It may be a token. The host and the path stay, and so does the text around the URI."""
+    uri = f"{scheme}://{token}@host.example{rest}"
+    assert holds_user_part(uri)
+    masked = f"{scheme}://***@host.example{rest}"
+    assert mask_credentials(f"registry {uri} is down, and {uri} too") == f"registry {masked} is down, and {masked} too"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("http://u:pa/ss@host/x", "http://***@host/x"),
+        ("http://a@b:c@host/x", "http://***@host/x"),
+        ("https://h/x?user=me&password=hush&page=2", "https://h/x?user=me&password=***&page=2"),
+        (
+            "https://h/x?X-Amz-Signature=hush&X-Amz-Security-Token=hush",
+            "https://h/x?X-Amz-Signature=***&X-Amz-Security-Token=***",
+        ),
+    ],
+)
+def test_passwords_and_secret_parameters_are_masked(text: str, masked: str) -> None:
+    assert mask_credentials(text) == masked
+
+
+@pytest.mark.parametrize(
+    "text", ["s3://bucket/a@b.jsonl", "http://head:8265 of me@example.com", "/data/passwords=1:2@3.csv", "a@b"]
+)
+def test_at_signs_elsewhere_are_not_masked(text: str) -> None:
+    assert mask_credentials(text) == text
+    assert not holds_user_part(text)
+
+
+def test_a_token_in_an_override_is_not_shown(tmp_path: Path) -> None:
+    """Neither where the override is no setting nor where its value is not YAML."""
+    path = write_settings(tmp_path, yaml.safe_dump(TREE))
+    for override in ("http://hush@host", "seed=http://hush@host", "seed.x=http://hush@host", "store=[http://hush@host"):
+        with pytest.raises(UserError) as error:
+            load_settings(path, [override])
+        assert "***@host" in str(error.value)
+        assert "hush" not in str(error.value)

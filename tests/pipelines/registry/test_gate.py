@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,11 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from jobs import terminal
-from pipelines.registry.gate import GateCheck, GateReport, NoReply, judge
+from pipelines.registry import gate
+from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
+from pipelines.registry.gate import GateCheck, GateReport, NoReply, judge, run_gate
 from pipelines.registry.subprocess_predict import PredictionReply
+from pipelines.service_errors import StalledError
 from spin.settings import Settings, parse_settings
 
 N = 400
@@ -248,3 +253,27 @@ def test_the_printed_table_shows_all_checks(capsys: pytest.CaptureFixture[str]) 
         "schema: register the version with `spin train`",
         "calibration: train again with more validation documents, or raise promote.max_ece",
     ]
+
+
+def test_a_champion_that_hangs_fails_a_check_and_a_version_that_hangs_ends_the_gate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a champion that hangs can be replaced by force."""
+
+    def predict(model: Path, *_: Any) -> PredictionReply:
+        if model.name == "hangs":
+            raise StalledError("did not load and predict within 3 s")
+        return CALIBRATED
+
+    monkeypatch.setattr(gate, "predict_in_subprocess", predict)
+    monkeypatch.setattr(gate, "with_engine", lambda settings, _: settings)
+    registry: Any = SimpleNamespace(
+        settings=build_settings(), name="tiny", download_model=lambda number, folder: folder / number
+    )
+    rows = EvaluationSet(tuple(EvaluationRow(str(row), "text", label) for row, label in enumerate(TRUTH)))
+    report = run_gate(registry, "sound", "hangs", rows)
+    assert list_failed_checks(report) == ["regression"]
+    expected = "the champion does not predict: version hangs of tiny did not load and predict within 3 s"
+    assert find_check(report, "regression").measured == expected
+    with pytest.raises(StalledError, match="^version hangs of tiny did not load and predict within 3 s$"):
+        run_gate(registry, "hangs", "sound", rows)

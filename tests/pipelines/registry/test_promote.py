@@ -25,9 +25,11 @@ from pipelines.registry.gate import GateCheck, GateReport
 from pipelines.registry.subprocess_predict import predict_in_subprocess
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
+from pipelines.storage import lease
 from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings, parse_settings
 from tests.support import tiny
+from tests.support.hanging import hang_fresh_process
 from tests.support.registry_fixture import build_evaluation_set, build_quick_classifier, build_training_record
 
 pytestmark = pytest.mark.mlflow
@@ -306,6 +308,34 @@ def test_a_promotion_in_progress_excludes_other_promotions_and_rollbacks(
     assert registry_fixture.registry.champion() == "2"
 
 
+def test_a_version_that_hangs_ends_promotion_and_rollback_with_status_6_and_frees_the_lease(
+    registry_fixture: PromotionFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is moved, the error is one line, and the next promotion need not wait."""
+    hang_fresh_process(tmp_path / "hang", monkeypatch)
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(registry_fixture.tree))
+    with monkeypatch.context() as patch:
+        patch.setattr(promote, "run_gate", lambda *_: GateReport((), {}))
+        promote.promote(registry_fixture.registry, "1", "")
+    for words in (["promote", "--version", "2"], ["rollback", "--to", "2"]):
+        command = [words[0], str(tmp_path / "settings.yaml"), *words[1:], "--set", "promote.timeout_seconds=1"]
+        monkeypatch.setattr(sys, "argv", ["spin", *command])
+        with pytest.raises(SystemExit) as raised:
+            main()
+        assert raised.value.code == 6
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: version 2 of {registry_fixture.name} did not load and predict within 1 s")
+        with monkeypatch.context() as patch:
+            patch.setattr(lease.time, "sleep", lambda _: pytest.fail("the lease is held"))
+            with promote._promotion_lease(registry_fixture.registry):
+                pass
+    assert registry_fixture.registry.champion() == "1"
+    assert list_moves(registry_fixture.registry) == [("promote", None, "1", "")]
+
+
 @pytest.mark.usefixtures("open_gate")
 def test_a_promotion_is_refused_if_the_champion_changed_meanwhile(
     registry_fixture: PromotionFixture, waiting_process: subprocess.Popen[str]
@@ -459,6 +489,7 @@ def test_invalid_gate_settings_are_refused() -> None:
         ({"class_floors": {"bad": 80}}, "'promote.class_floors.bad' is 80: Input should be less than or equal to 1"),
         ({"min_score": 80}, "'promote.min_score' is 80"),
         ({"significance": 0}, "'promote.significance' is 0"),
+        ({"timeout_seconds": 0}, "'promote.timeout_seconds' is 0"),
     ):
         with pytest.raises(UserError) as raised:
             parse_settings({**tree, "promote": section})

@@ -1,8 +1,11 @@
-"""Messages to and from the process that predicts with a logged model, and the check of the logged code."""
+"""The process that predicts with a logged model: its messages, its end, and the check of the logged code."""
 
 from __future__ import annotations
 
+import _thread
+import threading
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,17 @@ import pandas as pd
 import pytest
 
 from pipelines.registry.packaging import load_bundle
-from pipelines.registry.subprocess_predict import PredictionReply, PredictionRequest, _check_answers
+from pipelines.registry.subprocess_predict import (
+    PredictionReply,
+    PredictionRequest,
+    _check_answers,
+    predict_in_subprocess,
+)
+from pipelines.service_errors import StalledError
 from spin import SpinClassifier
 from spin.errors import UserError
-from spin.settings import parse_settings
+from spin.settings import Settings, parse_settings
+from tests.support.hanging import hang_fresh_process, has_ended, run_in_fresh_process, wait_until
 from tests.support.version_0_1 import BUNDLE, load_expected
 
 
@@ -74,3 +84,52 @@ def test_logged_code_must_predict_as_its_classifier() -> None:
     ):
         with pytest.raises(UserError, match="does not give the labels and scores of its own classifier"):
             _check_answers(model, classifier, texts)
+
+
+def build_settings(**promote: Any) -> Settings:
+    return parse_settings({"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "promote": promote})
+
+
+def test_a_version_that_hangs_is_ended_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error has exit status 6 and names the limit."""
+    read_pids = hang_fresh_process(tmp_path / "hang", monkeypatch)
+    with pytest.raises(
+        StalledError, match="did not load and predict within 3 s, .* raise promote.timeout_seconds"
+    ) as e:
+        predict_in_subprocess(tmp_path / "model", ["a text"] * 10_000, build_settings(timeout_seconds=3))
+    assert e.value.status == 6
+    assert len(read_pids()) == 2
+    for pid in read_pids():
+        wait_until(lambda pid=pid: has_ended(pid))
+
+
+def test_an_interrupt_ends_the_process_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in a session of its own, so the terminal does not interrupt it."""
+    read_pids = hang_fresh_process(tmp_path / "hang", monkeypatch)
+
+    def interrupt() -> None:
+        wait_until(lambda: bool(read_pids()))
+        _thread.interrupt_main()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        predict_in_subprocess(tmp_path / "model", ["a text"], build_settings())
+    thread.join()
+    for pid in read_pids():
+        wait_until(lambda pid=pid: has_ended(pid))
+
+
+def test_a_process_that_writes_without_end_and_dies_is_an_error_with_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+    sys.stderr.write("noise\\n" * 200_000 + "out of memory\\n")
+    sys.stderr.flush()
+    os._exit(7)
+"""
+    run_in_fresh_process(code, tmp_path / "noise", monkeypatch)
+    with pytest.raises(UserError, match="^its process ended with status 7: out of memory$"):
+        predict_in_subprocess(tmp_path / "model", ["a text"] * 10_000, build_settings())

@@ -19,6 +19,7 @@ from pipelines.registry import packaging, promote
 from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
+from pipelines.service_errors import UnavailableError
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
 from tests.support.registry_fixture import CARD, TEXTS, RegistryFixture, build_evaluation_set, read_files
@@ -290,6 +291,12 @@ def test_the_tracking_uri_comes_from_the_settings_then_the_environment_then_sqli
     with pytest.raises(UserError, match="^MLFLOW_TRACKING_URI: a password stands in it; .*_PASSWORD") as error:
         Tracking(build_settings(tmp_path, None))
     assert "hunter2" not in str(error.value)
+
+
+def test_a_token_in_the_tracking_uri_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"registry http://\*\*\*@127\.0\.0\.1:9") as error:
+        Registry(build_settings(tmp_path, "http://hush@127.0.0.1:9")).champion()
+    assert "hush" not in str(error.value)
 
 
 @pytest.mark.mlflow

@@ -27,7 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from pipelines.service_errors import HeldError, UnavailableError
 from pipelines.storage import filesystem as store_module
 from pipelines.storage import lease as lease_module
-from pipelines.storage.filesystem import store_errors
+from pipelines.storage.filesystem import normalize_uri, open_input, store_errors
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError, UserError
@@ -377,6 +377,8 @@ def test_store_errors_does_not_convert_programming_errors() -> None:
 
 INVALID_URIS = {
     "s3://KEY:HUSH@bucket/prefix": "a URI holds credentials",
+    "s3://KEY:HU/SH@bucket/prefix": "a URI holds credentials",
+    "s3://HUSH@bucket/prefix": "a URI holds credentials",
     "s3://Bad Bucket/prefix": 'Invalid bucket name "Bad Bucket"',
     "s3://": "'s3://' names no bucket",
     "foo://somewhere": "'foo://somewhere' is not a folder or an s3:// URI",
@@ -391,6 +393,33 @@ def test_an_invalid_uri_is_a_user_error(uri: str) -> None:
         Store(uri).read("a")
     assert INVALID_URIS[uri] in str(error.value)
     assert "HUSH" not in str(error.value)
+    assert "HU/SH" not in str(error.value)
+
+
+def test_names_from_outside_are_opened_as_they_are(store: Store) -> None:
+    """A name with `::`, `&pass=` or `@` names one file, and neither another one nor a password."""
+    store.write("sound.jsonl", b"sound")
+    for name in ("sound.jsonl::x.jsonl", "a&pass=1.jsonl", "me@home.jsonl", "simplecache::sound.jsonl"):
+        store.write(name, name.encode())
+        fs, path = open_input(f"{store.uri}/{name}")
+        assert fs.cat_file(path) == name.encode()
+
+
+def test_store_errors_mask_a_token_in_the_user_part_of_a_uri() -> None:
+    with pytest.raises(UnavailableError) as error, store_errors("registry http://hush@host"):
+        raise OSError("no answer from http://hush@host:5000/api")
+    assert str(error.value) == (
+        "registry http://***@host: the store does not answer (no answer from http://***@host:5000/api); try again"
+    )
+
+
+def test_a_location_has_one_normal_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slashes at the end never count; in an object store every other character does."""
+    monkeypatch.chdir(tmp_path)
+    spellings = ["in", "in/", "./in//", f"{tmp_path}/x/../in", f"file://{tmp_path}/in/", f"{tmp_path}/in"]
+    assert {normalize_uri(uri) for uri in spellings} == {f"{tmp_path}/in"}
+    assert {normalize_uri(uri) for uri in ("s3://b/in", "s3://b/in/", "S3://b/in//")} == {"s3://b/in"}
+    assert len({normalize_uri(uri) for uri in ("s3://b/a/b", "s3://b/a//b", "s3://b/a/./b", "s3://B/a/b")}) == 4
 
 
 # One run at a time

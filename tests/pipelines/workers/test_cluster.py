@@ -81,8 +81,7 @@ def project(nodes: Nodes, s3_server: str, tmp_path: Path) -> Project:
         "search": {"etas": [0.9], "max_share": 0.5, "strengths": [1], "head": "linear", "l1": []},
     }
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    (tmp_path / "large.bin").write_bytes(b"0" * 1000)
-    (tmp_path / ".gitignore").write_text("large.bin\n")
+    (tmp_path / ".env").write_text("SECRET=1")
     Store(base).write("train.parquet", parquet(tiny.make_documents(400)))
     return Project(tmp_path, base, nodes.address)
 
@@ -107,7 +106,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 def test_a_submitted_training_run_registers_a_version(project: Project, nodes: Nodes, server: JobServer) -> None:
     """Its log and exit status are returned, and the job holds no credential.
 
-    The backbone is in the working directory of the job, so each node fetches it once from the store.
+    The backbone is sent with the settings, so each node fetches it once from the store. Nothing else is sent.
     """
     done = project.spin("submit", "run", "settings.yaml", "--env", "NOTE=seen")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -200,12 +199,12 @@ def test_a_group_goes_on_with_fewer(nodes: Nodes, tmp_path: Path) -> None:
     assert begun() == {"3": 3, "2": 2}
 
 
-def test_a_night_is_not_submitted_again_while_it_runs_or_after_it_succeeded(server: JobServer, tmp_path: Path) -> None:
+def test_a_night_is_not_submitted_again_while_it_runs_or_after_it_succeeded(server: JobServer) -> None:
     """After a stop or a failure it is accepted again, under the next number."""
     name = f"classify-x-{uuid.uuid4().hex}"
 
     def submit(entrypoint: str, once: bool = True) -> str:
-        return server.submit(name, entrypoint, folder=str(tmp_path), environment={}, once=once)
+        return server.submit(name, entrypoint, files={}, environment={}, once=once)
 
     first = submit("sleep 600")
     assert first == name
@@ -232,7 +231,7 @@ def test_a_night_is_not_submitted_again_while_it_runs_or_after_it_succeeded(serv
 
 
 def test_one_of_two_concurrent_submissions_of_a_night_is_refused(
-    server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server accepts one job per id; the refusal is the same as for a submission that comes later."""
     name = f"classify-y-{uuid.uuid4().hex}"
@@ -240,7 +239,7 @@ def test_one_of_two_concurrent_submissions_of_a_night_is_refused(
 
     def submit(_: int) -> str:
         try:
-            return server.submit(name, "sleep 600", folder=str(tmp_path), environment={}, once=True)
+            return server.submit(name, "sleep 600", files={}, environment={}, once=True)
         except HeldError as error:
             return str(error)
 

@@ -65,9 +65,8 @@ def test_cached_and_computed_digests_equal_the_definition(model: Path) -> None:
 
 def test_files_are_hashed_once_over_several_loads(model: Path, hashed_files: list[str]) -> None:
     """A different spelling of the path and a digest that includes code (the model has none) hash nothing again."""
-    settings = BackboneSettings(model=str(model), dtype="float32", device="cpu")
     for _ in range(3):
-        load_backbone(settings)
+        load_backbone(settings_of(model))
     cached_digest(model.parent / "cache" / ".." / model.name)
     cached_digest(model, include_code=True)
     assert sorted(hashed_files) == sorted(path.name for path in list_model_files(model))
@@ -223,6 +222,23 @@ def test_a_folder_without_weights_has_no_digest(tmp_path: Path) -> None:
     for compute in (compute_digest, cached_digest):
         with pytest.raises(UserError, match=r"no \.safetensors in"):
             compute(tmp_path)
+
+
+def test_a_folder_with_an_adapter_beside_its_weights_is_refused(model: Path) -> None:
+    """Whether transformers applies it depends on whether peft is installed, which differs between machines."""
+    before = cached_digest(model)
+    (model / "adapter_model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    assert cached_digest(model) != before  # weights of any name count
+    (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for use in (compute_digest, cached_digest, list_model_files, lambda folder: load_backbone(settings_of(folder))):
+        with pytest.raises(
+            UserError, match=r"model holds an adapter \(adapter_config\.json\).*merge it into the weights"
+        ):
+            use(model)
+
+
+def settings_of(folder: Path) -> BackboneSettings:
+    return BackboneSettings(model=str(folder), dtype="float32", device="cpu")
 
 
 def test_a_gguf_file_is_hashed_once(tmp_path: Path, cache: Path, hashed_files: list[str], model: Path) -> None:
