@@ -7,10 +7,8 @@ export PATH="$PWD/.venv/bin:$PATH" RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265
 project="$PWD/runs/quickstart"
 
 ray start --head --num-cpus 4 --dashboard-host 127.0.0.1 >/dev/null
-work=$(mktemp -d) # the folder that is sent to the cluster: the settings file alone
-trap 'ray stop >/dev/null; rm -r "$work"' EXIT
-cp "$project/settings.yaml" "$work"
-cd "$work"
+trap 'ray stop >/dev/null' EXIT
+cd "$project" # of which the settings file alone is sent to the cluster
 
 spin submit classify settings.yaml --input "$project/tonight.parquet" --output "$project/nights" --set "store=$project"
 spin jobs

@@ -80,7 +80,8 @@ class Demo:
         """Classify a night, remove a node halfway through, and return the manifest."""
         locations = ("--input", f"{self.base}/inbox/", "--output", f"{self.base}/nights")
         self.spin("submit", "classify", "settings.yaml", *locations, "--detach")
-        server, job = JobServer(self.nodes.address), f"classify-tweets-{parse_date(None)}"
+        server = JobServer(self.nodes.address)
+        job = next(job.id for job in server.jobs() if job.id.startswith("classify-tweets-"))  # the newest
         shard_log = ShardLog(Store(f"{self.base}/nights/_runs/{parse_date(None)}-001"))
         done: set[str] = set()
         working: set[str] = set()
