@@ -48,7 +48,7 @@ def run_command(app: typer.Typer) -> NoReturn:
     """
     try:
         # without standalone mode Typer raises its errors, and returns the status of `typer.Exit`
-        status = app(standalone_mode=False) or 0
+        status = app(prog_name="spin", standalone_mode=False) or 0
     except SpinError as error:
         _end(error, str(error), error.status)
     except KeyboardInterrupt as error:

@@ -91,9 +91,12 @@ def collect_files(settings: str, include: Sequence[str], backbone: BackboneSetti
 def _backbone_files(backbone: BackboneSettings) -> Iterable[Path]:
     """The files of a backbone in the working directory; nodes find every other one by themselves."""
     path = Path(backbone.model)
-    if backbone.model.startswith("package:") or path.is_absolute() or not path.exists():
+    if backbone.model.startswith("package:") or path.is_absolute():
         return []
-    if not path.resolve().is_relative_to(Path.cwd()):
+    outward = path.parts[:1] == ("..",)
+    if not path.exists() and not outward:
+        return []
+    if outward or not path.resolve().is_relative_to(Path.cwd()):
         raise UserError(
             f"backbone.model is '{backbone.model}', which leads out of the working directory; expected a folder in it, "
             "an absolute path that all nodes share, or the id of a model on the hub"

@@ -152,6 +152,6 @@ def test_a_backbone_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -
     """By `..` or by a link: no node would find it."""
     tiny.save_bert(tmp_path / "bert")
     (folder / "linked").symlink_to(tmp_path / "bert")
-    for model in ("../bert", "linked"):
+    for model in ("../bert", "../none", "linked"):
         with pytest.raises(UserError, match=f"backbone.model is '{model}', which leads out of the working directory"):
             collect(backbone=BackboneSettings(model=model))
