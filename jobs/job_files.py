@@ -67,7 +67,7 @@ _CREDENTIALS = (
 )
 """patterns of names of files and folders that usually hold credentials, in lower case; mlflow.db is a registry"""
 _LEFT_OUT = frozenset({".git", ".gitignore", ".rayignore", ".venv", "venv", "__pycache__"})
-"""names that are left out of a folder: of no use in a job, and Ray leaves out what the two lists name"""
+"""names that are never sent: Ray leaves out these folders, and what these lists name"""
 _SHOWN = 5
 """number of refused files that a message names"""
 
@@ -79,12 +79,11 @@ def collect_files(settings: str, include: Sequence[str], backbone: BackboneSetti
     relative path from which a model is loaded. Raises UserError for a path out of the working directory, also by a
     link, for a name that looks like a credential, and for an entry of `include` that names nothing.
     """
-    root = Path.cwd()
     names = [Path(settings), *_backbone_files(backbone)]
     for entry in include:
         names += _included(entry)
-    files = {os.path.normpath(name): _inside(root, name) for name in names}
-    _refuse_credentials(root, files)
+    files = {os.path.normpath(name): _plain_file(name) for name in names}
+    _refuse_credentials(files)
     return files
 
 
@@ -96,7 +95,7 @@ def _backbone_files(backbone: BackboneSettings) -> Iterable[Path]:
     outward = path.parts[:1] == ("..",)
     if not path.exists() and not outward:
         return []
-    if outward or not path.resolve().is_relative_to(Path.cwd()):
+    if outward or not path.resolve().is_relative_to(Path.cwd().resolve()):
         raise UserError(
             f"backbone.model is '{backbone.model}', which leads out of the working directory; expected a folder in it, "
             "an absolute path that all nodes share, or the id of a model on the hub"
@@ -109,15 +108,18 @@ def _included(entry: str) -> list[Path]:
     if Path(entry).is_absolute() or ".." in Path(entry).parts:
         raise UserError(f"--include {entry}: expected a file, a folder or a glob inside the working directory")
     matches = [entry] if os.path.lexists(entry) else sorted(glob.glob(entry, recursive=True))
-    files = [file for match in matches for file in _walk(Path(match))]
+    paths = [Path(match) for match in matches if not _LEFT_OUT.intersection(Path(match).parts)]
+    files = [file for path in paths for file in _walk(path)]
     if not files:
-        raise UserError(f"--include {entry}: names no file; expected a file, a folder or a glob of this folder")
+        raise UserError(
+            f"--include {entry}: names no file that is sent; expected a file, a folder or a glob of this folder"
+        )
     return files
 
 
 def _walk(path: Path) -> Iterator[Path]:
     """A file, or all files below a folder."""
-    if not path.is_dir():
+    if not _target(path).is_dir():
         yield path
         return
     for folder, folders, files in os.walk(path, onerror=_refuse_unreadable):
@@ -134,24 +136,31 @@ def _refuse_unreadable(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename} cannot be read: {error.strerror}; include what can be")
 
 
-def _inside(root: Path, path: Path) -> Path:
-    """The file that a path leads to. Raises UserError if it is not a file in the folder `root`."""
-    file = path.resolve()
-    if not file.is_relative_to(root.resolve()):
+def _target(path: Path) -> Path:
+    """What a path leads to. Raises UserError if that is not in the working directory."""
+    target = path.resolve()
+    if not target.is_relative_to(Path.cwd().resolve()):
         raise UserError(
-            f"{path} leads out of the working directory, to {file}; it is not sent: put a copy in its place"
+            f"{path} leads out of the working directory, to {target}; it is not sent: put a copy in its place"
         )
+    return target
+
+
+def _plain_file(path: Path) -> Path:
+    """The file that a path leads to. Raises UserError if it is not a file in the working directory."""
+    file = _target(path)
     if not file.is_file():
         raise UserError(f"{path} is not a file that can be sent; expected a plain file")
     return file
 
 
-def _refuse_credentials(root: Path, files: dict[str, Path]) -> None:
+def _refuse_credentials(files: dict[str, Path]) -> None:
     """Raise UserError that names the files whose names, or those of the files that links lead to, are refused."""
+    root = Path.cwd().resolve()
     refused = [
         name
         for name, file in files.items()
-        if any(map(looks_like_credential, {*Path(name).parts, *file.relative_to(root.resolve()).parts}))
+        if any(map(looks_like_credential, {*Path(name).parts, *file.relative_to(root).parts}))
     ]
     if refused:
         more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
