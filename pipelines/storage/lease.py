@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
 import logging
+import math
 import os
+import re
 import socket
 import threading
 import time
@@ -22,6 +25,10 @@ from pipelines.storage.records import from_json
 from spin.errors import SpinError
 
 _log = logging.getLogger(__name__)
+_KEY = re.compile(r"_lease/(\d{6,})")
+"""an object under `_lease/` whose name is no number is no lease, such as the marker of a folder"""
+_INTERRUPTED_SECONDS = 10.0
+"""for which an interrupted run waits until its lease is released; a store that does not answer must not keep it"""
 
 
 @dataclass(frozen=True)
@@ -67,18 +74,27 @@ class Lease:
         self.store, self.ttl = store, ttl
         self.holder = f"{user_name()}@{socket.gethostname()} process {os.getpid()}"
         self.token = uuid.uuid4().hex
-        self._number = 0
+        self.number = 0
+        """of the lease, once it is held; higher than that of every earlier holder"""
+        self._confirmed = -math.inf
         self._ended = threading.Event()
+        self._keeper: threading.Thread | None = None
 
     def __enter__(self) -> Lease:
         numbers = self._numbers()
         if numbers:
             self._outlive(numbers[-1])
-        self._number = max(numbers, default=0) + 1
-        self.store.create(_lease_key(self._number), self._content())
-        self.check()  # another run may have been first, or gone past this number while we watched
-        for number in numbers:
-            self.store.delete(_lease_key(number))
+        self.number = max(numbers, default=0) + 1
+        try:
+            self.store.create(_lease_key(self.number), self._content())
+            self.check()  # another run may have been first, or gone past this number while we watched
+            for number in numbers:
+                self.store.delete(_lease_key(number))
+        except HeldError:
+            raise
+        except BaseException:  # `__exit__` is not called: a run that is interrupted here must not keep others waiting
+            self._release()
+            raise
         self._keeper = threading.Thread(target=self._renew, daemon=True, name="lease")
         self._keeper.start()
         return self
@@ -87,21 +103,38 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._keeper.join()
-        try:
-            if self._holds():
-                self.store.write(_lease_key(self._number), self._content(ended=True))
-        except SpinError:  # the lease expires by itself, and the outcome of the run counts
-            _log.debug("%s: the lease could not be released", self.store.uri, exc_info=True)
+        release = threading.Thread(target=self._release, daemon=True, name="release")
+        release.start()
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        release.join(_INTERRUPTED_SECONDS if interrupted else None)
 
-    def check(self) -> None:
-        """Raise HeldError if another run has taken the lease: this one may not publish anything from then on."""
+    def check(self, *, max_age: float = 0.0) -> None:
+        """Raise HeldError if another run has taken the lease: this one may not publish anything from then on.
+
+        With `max_age`, nothing is asked of the store if the lease was found to be held in the last so many seconds, by
+        this method or by the heartbeat. Before anything is published, `max_age` must be 0.
+        """
+        if time.monotonic() - self._confirmed < max_age:
+            return
         if not self._holds():
-            self._refuse(max(self._numbers(), default=self._number))
+            self._refuse(max(self._numbers(), default=self.number))
 
     def _holds(self) -> bool:
-        record = self._read(self._number)
-        return record is not None and record.token == self.token and self._numbers()[-1:] == [self._number]
+        asked = time.monotonic()
+        record = self._read(self.number)
+        holds = record is not None and record.token == self.token and self._numbers()[-1:] == [self.number]
+        self._confirmed = asked if holds else -math.inf
+        return holds
+
+    def _release(self) -> None:
+        """Mark the lease as ended if it is held, after the last heartbeat."""
+        if self._keeper is not None:
+            self._keeper.join()
+        try:
+            if self._holds():
+                self.store.write(_lease_key(self.number), self._content(ended=True))
+        except SpinError:  # the lease expires by itself, and the outcome of the run counts
+            _log.debug("%s: the lease could not be released", self.store.uri, exc_info=True)
 
     def _outlive(self, number: int) -> None:
         """Return once the holder has ended or is known to be dead; raise HeldError if it shows a sign of life."""
@@ -125,7 +158,7 @@ class Lease:
             try:
                 if not self._holds():
                     return
-                self.store.write(_lease_key(self._number), self._content())
+                self.store.write(_lease_key(self.number), self._content())
             except SpinError:  # the lease lasts until its ttl
                 _log.debug(
                     "%s: the lease could not be renewed, the next attempt follows", self.store.uri, exc_info=True
@@ -144,11 +177,20 @@ class Lease:
         ).to_bytes()
 
     def _read(self, number: int) -> LeaseRecord | None:
-        stored = self.store.read_json(_lease_key(number))
-        return None if stored is None else from_json(LeaseRecord, stored)
+        data = self.store.read(_lease_key(number))
+        if data is None:
+            return None
+        try:
+            return from_json(LeaseRecord, json.loads(data))
+        except ValueError:  # it may be a lease of another version of spin: it expires like a lease
+            _log.debug("%s/%s is no lease", self.store.uri, _lease_key(number), exc_info=True)
+            unknown = f"an unknown run ({_lease_key(number)} cannot be read)"
+            beat = hashlib.sha256(data).hexdigest()
+            return LeaseRecord(unknown, None, 0, None, "", beat, self.ttl, ended=False)
 
     def _numbers(self) -> list[int]:
-        return sorted(int(key.rpartition("/")[2]) for key in self.store.list("_lease"))
+        keys = self.store.list("_lease")
+        return sorted(int(match[1]) for key in keys if (match := _KEY.fullmatch(key)))
 
 
 def _lease_key(number: int) -> str:
