@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from jobs import terminal
 from jobs.log_setup import PACKAGES
+from jobs.signals import StopOnSignals, Stopped
 from spin.errors import SpinError
 
 _log = logging.getLogger(__name__)
@@ -48,9 +49,12 @@ def run_command(app: typer.Typer) -> NoReturn:
     """
     try:
         # without standalone mode Typer raises its errors, and returns the status of `typer.Exit`
-        status = app(prog_name="spin", standalone_mode=False) or 0
+        with StopOnSignals():
+            status = app(prog_name="spin", standalone_mode=False) or 0
     except SpinError as error:
         _end(error, str(error), error.status)
+    except Stopped as stopped:
+        _end(stopped, str(stopped), stopped.status)
     except KeyboardInterrupt as error:
         _end(error, _INTERRUPTED, 130)
     except _CommandLineError as error:

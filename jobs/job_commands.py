@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from jobs import terminal
+from jobs.signals import Stopped
 from spin.errors import UserError
 from spin.settings import Settings, load_settings, mask_credentials
 
@@ -107,9 +108,9 @@ def stop(id: Id, address: Address = None) -> None:
 def _follow(server: Any, id: str) -> None:
     try:
         job = server.follow(id, terminal.raw)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as end:
         terminal.failure(f"the job continues; `spin logs {id} --follow` watches it, `spin stop {id}` stops it")
-        raise typer.Exit(130) from None
+        raise typer.Exit(getattr(end, "status", 130)) from None
     outcome = f"{id} {job.status.lower()} after {job.seconds or 0:.0f} s, exit status {job.exit_status}"
     (terminal.failure if job.exit_status else terminal.say)(outcome)
     raise typer.Exit(job.exit_status)

@@ -31,6 +31,7 @@ def create_file(path: Path, data: bytes) -> bool:
 
 
 def _temporary(path: Path, data: bytes) -> Path:
+    """Write data to a temporary file next to a path; neither an error nor an interrupt leaves one behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -38,7 +39,7 @@ def _temporary(path: Path, data: bytes) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
