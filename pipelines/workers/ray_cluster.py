@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from tenacity import (
     RetryCallState,
@@ -24,6 +28,7 @@ from spin.errors import SpinError, UserError
 from spin.settings import RaySettings, Stage
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -70,15 +75,96 @@ def cluster(settings: RaySettings) -> Iterator[None]:
             "num_cpus": max(4, wanted + 2, os.cpu_count() or 1),
             "include_dashboard": False,
         }
-    try:
-        with _silenced_stderr():
-            _connect(options)
-    except (ConnectionError, RuntimeError) as error:
-        raise UnavailableError(f"Ray cluster {settings.address or 'here'}: {_line(error)}; try again") from None
-    _silence_ray()
     with ExitStack() as own:
-        (_shared.get() or own).callback(ray.shutdown)
+        ending = _shared.get() or own
+        ending.enter_context(_sudden_end_reported())
+        ending.callback(_shut_down)  # before Ray starts: a signal may interrupt the start
+        try:
+            with _silenced_stderr(), signal_handlers_kept():
+                _connect(options)
+        except (ConnectionError, RuntimeError) as error:
+            raise UnavailableError(f"Ray cluster {settings.address or 'here'}: {_line(error)}; try again") from None
+        _silence_ray()
         yield
+
+
+def _shut_down() -> None:
+    """End the session. Ray's processes and threads may write to standard error meanwhile, which is not shown."""
+    import ray
+
+    with _silenced_stderr():
+        ray.shutdown()
+
+
+@contextmanager
+def signal_handlers_kept() -> Iterator[None]:
+    """Restore the handlers of SIGINT and SIGTERM, which Ray replaces, after the context.
+
+    Meanwhile Ray's handler of SIGTERM raises SystemExit, which becomes the call of the handler that was there before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    terminated = False
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        terminated = True
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if terminated:
+        signal.raise_signal(signal.SIGTERM)
+
+
+_SUDDEN_END = (
+    "error: the process of this command ended without a report: it was killed, or Ray lost its head or this node; run "
+    "it again to resume"
+)
+
+
+@contextmanager
+def _sudden_end_reported() -> Iterator[None]:
+    """Write one line to standard error if this process ends within the context.
+
+    A driver that loses its node or the head of its cluster is ended by Ray's core, without an exception. A shell waits
+    for a line from this process; without one at the end of its input it writes the line in its place.
+    """
+    command = ["/bin/sh", "-c", 'read -r word || printf "%s\\n" "$0" >&2', _SUDDEN_END]
+    try:
+        reporter = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    except OSError:
+        _log.debug("there is no shell to report a sudden end", exc_info=True)
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(BrokenPipeError):
+            reporter.communicate(b"over\n")
+
+
+def call_in_thread(function: Callable[[], T]) -> T:
+    """Call a function in another thread and return or raise what it does; a signal interrupts the wait.
+
+    In the main thread some functions of Ray replace the handler of SIGINT by one that ends with status 0.
+    """
+    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            answers.put((function(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=call, daemon=True, name="call").start()
+    result, error = answers.get()
+    if error is not None:
+        raise error
+    return cast(T, result)
 
 
 def _check_gpus(settings: RaySettings) -> None:
@@ -130,6 +216,27 @@ def configure_worker(settings: RaySettings) -> None:
         )
     else:
         torch.cuda.set_per_process_memory_fraction(settings.gpus_per_worker)
+
+
+def current_node() -> str:
+    """The id of the node of this worker."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def current_actor() -> str:
+    """The id of the actor of this worker, which stays when Ray starts the actor in another process."""
+    import ray
+
+    return str(ray.get_runtime_context().get_actor_id())
+
+
+def lost_nodes() -> set[str]:
+    """The ids of the nodes that the cluster has lost."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 def worker_count(settings: RaySettings, work: int | None) -> int:

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pipelines.workers.progress import progress
-from pipelines.workers.ray_cluster import cluster, configure_worker, least_workers, translate_ray_errors, worker_count
+from pipelines.workers.ray_cluster import (
+    call_in_thread,
+    cluster,
+    configure_worker,
+    least_workers,
+    translate_ray_errors,
+    worker_count,
+)
 from spin.settings import RaySettings
 
 J = TypeVar("J")
@@ -60,7 +67,7 @@ def _run_workers(stage: str, work: GroupWork[Any], most_workers: int) -> None:
     with cluster(settings), tempfile.TemporaryDirectory() as scratch, translate_ray_errors(stage):
         most = worker_count(settings, most_workers)
         least = least_workers(settings, most)
-        TorchTrainer(
+        trainer = TorchTrainer(
             _run_worker,
             train_loop_config={"work": work},
             torch_config=TorchConfig(backend="gloo"),  # also reduces tensors on a CPU
@@ -71,7 +78,8 @@ def _run_workers(stage: str, work: GroupWork[Any], most_workers: int) -> None:
                 resources_per_worker=_resources(settings),
             ),
             run_config=RunConfig(storage_path=scratch, name=stage, failure_config=FailureConfig(max_failures=3)),
-        ).fit()
+        )
+        call_in_thread(trainer.fit)
 
 
 def _resources(settings: RaySettings) -> dict[str, float]:

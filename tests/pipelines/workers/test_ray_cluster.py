@@ -1,0 +1,105 @@
+"""What surrounds a Ray session: signal handlers that Ray replaces, and a line if Ray ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pipelines.workers.ray_cluster import call_in_thread, signal_handlers_kept
+from tests.support.repository import ROOT
+
+
+class Signalled(BaseException):
+    """Raised by the handler of these tests."""
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Handlers of SIGTERM and SIGINT that raise Signalled."""
+
+    def handle(number: int, _: object) -> None:
+        raise Signalled(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def replace_handler_as_ray_does() -> None:
+    """As `ray.init` does first."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+
+
+def test_the_handlers_that_ray_replaces_are_restored() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with signal_handlers_kept():
+        replace_handler_as_ray_does()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_signal_that_ray_handles_while_it_starts_ends_the_command_as_any_other() -> None:
+    """Ray's handler exits with status 15 and no message."""
+
+    def start() -> None:
+        with signal_handlers_kept():
+            replace_handler_as_ray_does()
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(30)
+
+    with pytest.raises(Signalled):
+        start()
+
+
+def test_another_exit_passes() -> None:
+    with pytest.raises(SystemExit) as end, signal_handlers_kept():
+        sys.exit(3)
+    assert end.value.code == 3
+
+
+def test_a_signal_interrupts_the_wait_for_a_call_in_a_thread() -> None:
+    """In the main thread Ray Train would replace the handler; the call goes on in its thread."""
+    begun, never = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        never.wait()
+
+    def send() -> None:
+        begun.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(Signalled):
+        call_in_thread(wait)
+    sender.join()
+    never.set()
+
+
+def test_a_call_in_a_thread_returns_and_raises_as_one_without() -> None:
+    assert call_in_thread(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        call_in_thread(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "lines"),
+    [("os._exit(1)", 1, 1), ("os.kill(os.getpid(), 9)", -9, 1), ("pass", 0, 0), ("sys.exit(4)", 4, 0)],
+    ids=["Ray's core exits", "killed", "ends", "fails"],
+)
+def test_a_process_that_ends_without_a_report_leaves_one_line(end: str, status: int, lines: int) -> None:
+    """Ray's core ends a driver without an exception if it loses its node or the head."""
+    setup = "import os, sys\nfrom pipelines.workers.ray_cluster import _sudden_end_reported as reported\n"
+    code = f"{setup}with reported():\n    {end}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (status, lines), done.stderr
+    if lines:
+        assert done.stderr.startswith("error: the process of this command ended without a report")
