@@ -82,7 +82,7 @@ class Demo:
         self.spin("submit", "classify", "settings.yaml", *locations, "--detach")
         server = JobServer(self.nodes.address)
         job = next(job.id for job in server.jobs() if job.id.startswith("classify-tweets-"))  # the newest
-        shard_log = ShardLog(Store(f"{self.base}/nights/_runs/{parse_date(None)}-001"))
+        shard_log = ShardLog(Store(f"{self.base}/nights/_runs/{parse_date(None)}-001"), token=1)
         done: set[str] = set()
         working: set[str] = set()
         while len(done) < _BEFORE_THE_LOSS or len(working) < self.nodes.workers:

@@ -11,6 +11,10 @@ class StalledError(SpinError):
     status = 6
 
 
+class WorkerFaultError(SpinError):
+    """A worker is at fault, not a document: its memory, its GPU, or the engine of its backbone."""
+
+
 class BadFileError(UserError):
     """A file that cannot be read as its name promises, or that lacks a column; a night continues without it."""
 

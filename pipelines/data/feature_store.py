@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pipelines.data.shards import Shard
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
+from pipelines.storage.shard_log import ShardOutcome
 from spin.activations.feature_table import from_lists
 from spin.heads.selection import Selection
 from spin.sites import FeatureColumn
@@ -42,16 +44,16 @@ class FeatureShards:
 
     store: Store
     """of the extract stage"""
-    names: tuple[str, ...]
-    """of the shards"""
+    keys: tuple[str, ...]
+    """of the Parquet files of the shards"""
     columns: dict[FeatureColumn, int]
     """the width of every feature column, the baseline columns of the last layer included"""
 
     @classmethod
-    def of(cls, store: Store, plan: FeaturePlan) -> FeatureShards:
-        """The shards that the extract stage with this plan has written to its store."""
+    def of(cls, store: Store, plan: FeaturePlan, outcomes: Iterable[ShardOutcome[Any]]) -> FeatureShards:
+        """The shards that the extract stage with this plan has written to its store, given their outcomes."""
         columns = {FeatureColumn.parse(name): width for name, width in plan.widths.items()}
-        return cls(store, tuple(shard.name for shard in plan.shards), columns)
+        return cls(store, tuple(key for outcome in outcomes for key in outcome.files), columns)
 
     @property
     def probed(self) -> list[FeatureColumn]:
@@ -80,8 +82,7 @@ class FeatureShards:
         return pa.concat_tables([table for table in tables if len(table)] or tables[:1])
 
     def _tables(self, names: Sequence[str]) -> Iterator[pa.Table]:
-        for name in self.names:
-            uri = f"{self.store.uri}/parts/{name}.parquet"
-            with store_errors(uri), self.store.open(f"parts/{name}.parquet") as file:
+        for key in self.keys:
+            with store_errors(f"{self.store.uri}/{key}"), self.store.open(key) as file:
                 table = pq.read_table(file, columns=list(names), pre_buffer=True)
             yield table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ class DuplicateStep:
         self.ids, self.partitions, self.shards = ids, partitions, shards
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[DuplicateCounts]:
-        parts = [self._read(name, shard.index) for name in self.shards]
+        keys = {Path(key).name.partition("-")[0]: key for key in self.ids.list("parts") if key.endswith(".ids")}
+        parts = [self._read(keys.get(name), shard.index) for name in self.shards]
         shard_index = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         digests = np.concatenate(parts) if parts else np.empty(0, _DIGEST)
         order = np.lexsort((digests["row"], shard_index, digests["low"], digests["high"]))
@@ -80,12 +82,13 @@ class DuplicateStep:
         pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP)
         return StepResult({"parquet": sink.getvalue().to_pybytes()}, counts)
 
-    def _read(self, name: str, partition: int) -> NDArray[Any]:
+    def _read(self, key: str | None, partition: int) -> NDArray[Any]:
         """Return the digests of one shard that belong to a partition; none if its file could not be read."""
-        key, header = f"parts/{name}.ids", 8 * (self.partitions + 1)
-        offsets = self.ids.read(key, 0, header)
-        if offsets is None:
+        if key is None:
             return np.empty(0, _DIGEST)
+        header = 8 * (self.partitions + 1)
+        offsets = self.ids.read(key, 0, header)
+        assert offsets is not None
         start, stop = (int(offset) for offset in np.frombuffer(offsets, "<u8")[partition : partition + 2])
         if start == stop:
             return np.empty(0, _DIGEST)

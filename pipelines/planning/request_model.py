@@ -47,7 +47,7 @@ _END = _ABSENT + _WRITE + _ABSENT * 2 + _LIST_NOTHING * 3 + _STEP * 6 + (_CHECK 
 _PART = _WRITE + _ABSENT + _CHECK + _COPY
 """a file is written and then published under its final key"""
 
-_ATTEMPT = _ABSENT + _WRITE + _WRITE + _CHECK
+_ATTEMPT = _WRITE + _WRITE
 """a shard is begun and its outcome committed, without its files"""
 
 
@@ -69,7 +69,7 @@ def night_requests(
     if not partitions:
         return night + _DELETE_NOTHING * 2
     night += (_LIST_NOTHING + _DELETE) * 2 + (_ATTEMPT + _WRITE) * shards + _ATTEMPT * partitions
-    night += _READ_RANGE * (2 * shards * partitions)
+    night += _READ_RANGE * (2 * shards * partitions) + _LIST * (_pages(2 * shards) * partitions)
     return night + _more_keys(3 * shards) + _more_keys(2 * partitions)
 
 

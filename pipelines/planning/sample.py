@@ -201,7 +201,7 @@ def _measure(step: Step[C], shard: Shard, shard_log: ShardLog) -> Piece[C]:
         start = time.perf_counter()
         outcome = commit_shard(step, shard, shard_log)
         seconds = time.perf_counter() - start
-    log_keys = (f"attempts/{shard.name}.json", f"parts/{shard.name}.json")
+    log_keys = (shard_log.attempt_key(shard.name), shard_log.outcome_key(shard.name))
     files = {"json": b"".join(shard_log.store.read(key) or b"" for key in log_keys)}
     files |= {key.partition(".")[2]: shard_log.store.read(key) or b"" for key in outcome.files}
     return Piece(outcome.counts, seconds, reads, files)

@@ -1,4 +1,4 @@
-"""The shard log of a run: how often each shard was tried, and what each committed shard holds.
+"""The shard log of a run: the tries at each shard, and what each committed shard holds.
 
 Three records describe a shard. A step returns a `StepResult`: files and counts. The counts are a record of the stage,
 a frozen subclass of `ShardCounts` defined next to the step. The log adds how the files were written and keeps all of it
@@ -8,9 +8,12 @@ as a `ShardOutcome`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import json
+import logging
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Generic, TypeVar, get_args
 
 from pydantic import GetCoreSchemaHandler
@@ -18,6 +21,10 @@ from pydantic_core import CoreSchema, core_schema
 
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
+from pipelines.storage.retrying import retry_unavailable
+from spin.errors import SpinError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +49,10 @@ C = TypeVar("C", bound=ShardCounts)
 
 @dataclass(frozen=True)
 class StepResult(Generic[C]):
-    """The result of a step for one shard. The same shard always gives the same bytes."""
+    """The result of a step for one shard."""
 
     files: Mapping[str, bytes]
-    """contents by file-name ending: `parquet` is written to `parts/NAME.parquet`"""
+    """contents by file-name ending, such as `predictions.parquet`; `LogLayout` names the folder of each ending"""
     counts: C
 
 
@@ -65,13 +72,17 @@ class ShardOutcome(Generic[C]):
 
     counts: C
     files: Mapping[str, CommittedFile]
-    """by key in the run's store"""
+    """by key in the store of the log"""
     tries: int
     """how often the shard was tried, the last time included"""
     seconds: float
     """that the last try took"""
     ended: float
     """time of the commit, in seconds since 1970"""
+
+    def file_key(self, ending: str) -> str | None:
+        """The key of the file with an ending that `LogLayout.data` does not name, None if the shard has none."""
+        return next((key for key in self.files if key.partition(".")[2] == ending), None)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `parts/NAME.json`."""
@@ -110,64 +121,126 @@ class AttemptNote:
     """The notes of one try at a shard for the next one, in case its process is killed."""
 
     deadly: tuple[tuple[int, int], ...] = ()
-    """first and last row of every piece during which a process was killed"""
+    """first and last row of every piece during which a process was killed; once per killed process"""
     trying: tuple[int, int] | None = None
     """first and last row of the piece that is being computed, None between pieces"""
+    checking: bool = False
+    """whether the known-good check of the worker is running"""
+    deadly_checks: int = 0
+    """processes in a row that were killed during the known-good check"""
+
+    def after_crash(self) -> AttemptNote:
+        """The note for the next try, if the process that wrote this one was killed."""
+        deadly = self.deadly if self.trying is None else (*self.deadly, self.trying)
+        return AttemptNote(deadly, deadly_checks=self.deadly_checks + self.checking)
+
+    def after_end(self) -> AttemptNote:
+        """The note for the next try, if this one was not killed or its node was taken away."""
+        return AttemptNote(self.deadly, deadly_checks=self.deadly_checks)
+
+
+@dataclass(frozen=True)
+class _AttemptRecord:
+    """The content of `attempts/TOKEN/NAME.json`."""
+
+    id: str
+    """of the last try, random: a create whose response was lost finds its own record"""
+    begun: int
+    """tries so far"""
+    open: tuple[str, ...]
+    """node of each try that neither raised nor committed: it is running, or its process was killed"""
+    note: AttemptNote | None = None
+    """the last note"""
 
 
 class Attempt:
-    """One try at a shard, and what earlier tries have written down."""
+    """One try at a shard, and what earlier tries under the same driver have written down."""
 
-    def __init__(self, store: Store, name: str, *, begun: int = 1, ended: int = 0, note: AttemptNote | None = None):
-        self._store, self._name = store, name
-        self.begun = begun
-        """tries so far, this one included"""
-        self.ended = ended
-        """how many of them raised an error; a try that neither raised nor committed was killed"""
-        self.note = note
-        """the last note of an earlier try or of this one, None if there is none"""
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        *,
+        record: _AttemptRecord | None = None,
+        crashes: int = 0,
+        retry_seconds: float = 0.0,
+    ) -> None:
+        self._store, self._key, self._retry_seconds = store, key, retry_seconds
+        self._record = record or _AttemptRecord(uuid.uuid4().hex, 1, ("",))
+        self.crashes = crashes
+        """earlier tries whose process was killed while its node lived on"""
 
     @property
-    def crashes(self) -> int:
-        """Earlier tries whose process was killed."""
-        return self.begun - 1 - self.ended
+    def begun(self) -> int:
+        """Tries so far, this one included."""
+        return self._record.begun
+
+    @property
+    def note(self) -> AttemptNote | None:
+        """The last note of an earlier try or of this one, None if there is none."""
+        return self._record.note
 
     def write_note(self, note: AttemptNote) -> None:
         """Store a note that outlives this process."""
-        self.note = note
-        self._write()
+        self._record = replace(self._record, note=note)
+        retry_unavailable(self._retry_seconds)(self._write)
 
     def _write(self) -> None:
-        note = {} if self.note is None else to_json(self.note)
-        self._store.write_json(_attempt_key(self._name), {"begun": self.begun, "ended": self.ended, "note": note})
+        self._store.write_json(self._key, to_json(self._record))
 
     def _end_with_error(self) -> None:
-        self.ended += 1
-        self._write()
+        self._record = replace(self._record, open=self._record.open[:-1])
+        try:
+            self._write()
+        except SpinError:  # the error that ended the try is the one to report
+            _log.debug("the end of a try at %s could not be stored", self._key, exc_info=True)
 
-    @classmethod
-    def _next(cls, store: Store, name: str) -> Attempt:
-        """The try that follows those in the store."""
-        stored = store.read_json(_attempt_key(name)) or {"begun": 0, "ended": 0, "note": {}}
-        note = from_json(AttemptNote, stored["note"]) if stored["note"] else None
-        return cls(store, name, begun=stored["begun"] + 1, ended=stored["ended"], note=note)
+
+@dataclass(frozen=True)
+class LogLayout:
+    """Where a run's shard log and the files of its shards are in a store."""
+
+    folder: str = ""
+    """folder of the log, such as `_runs/RUN`; by default the store itself"""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """folder in the store by file-name ending: with `{"predictions.parquet": "predictions/RUN"}` that file of a shard
+    is `predictions/RUN/SHARD-TOKEN-ATTEMPT.parquet`; files with other endings are written next to the outcomes"""
+
+    def key(self, *parts: str) -> str:
+        """A key in the folder of the log."""
+        return "/".join([self.folder, *parts] if self.folder else parts)
 
 
 class ShardLog:
-    """The log of a run's shards in its store: files and outcomes under `parts/`, tries under `attempts/`.
+    """The log of a run's shards: outcomes under `parts/`, tries under `attempts/TOKEN/`.
 
-    A shard is committed by `parts/NAME.json`, which is written after the shard's files and names them with their
-    digests. A shard without it is computed again and writes the same keys.
+    A shard is committed by `parts/NAME.json`. It is created only if there is none, so that the first outcome of a
+    shard is the only one, whoever else computes the shard. It names the shard's files with their digests. These are
+    written before it, under names that no other try uses, created only if absent and never replaced:
+    `SHARD-TOKEN-ATTEMPT`. The token is the number of the driver. Tries are kept per token, so a new driver blames
+    nothing for what happened under another one.
+
+    Every request is retried for `retry_seconds` after its first failure. `node` is the node of this process, and
+    `lost_nodes` returns the nodes that no longer exist: a try on one of them did not crash, its node was taken away.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(
+        self,
+        store: Store,
+        *,
+        token: int = 0,
+        layout: LogLayout = LogLayout(),
+        retry_seconds: float = 0.0,
+        node: str = "",
+        lost_nodes: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
+        self.store, self.token, self.layout, self.retry_seconds = store, token, layout, retry_seconds
+        self._node, self._lost_nodes = node, lost_nodes
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[Attempt]:
         """Count a try at a shard before it starts, so that a try whose process is killed has been counted."""
-        attempt = Attempt._next(self.store, name)
-        attempt._write()
+        attempt = self._next_attempt(name)
         try:
             yield attempt
         except (Exception, KeyboardInterrupt):  # an interrupted run is not a crash of the shard's process
@@ -175,34 +248,95 @@ class ShardLog:
             raise
 
     def commit(self, name: str, result: StepResult[C], *, tries: int, seconds: float, ended: float) -> ShardOutcome[C]:
-        """Write the files of a shard to `parts/NAME.ENDING`, then its outcome, which states that they are complete."""
+        """Write the files of a shard, then its outcome; return the outcome that counts, which may be an earlier one.
+
+        Where the shard has an outcome already, this one and its files are not used: nothing names them.
+        """
         files = {}
         for ending, data in result.files.items():
-            key = f"parts/{name}.{ending}"
-            self.store.write(key, data)
+            key = self._create_file(name, ending, data, tries)
             files[key] = CommittedFile(len(data), hashlib.sha256(data).hexdigest())
         outcome = ShardOutcome(result.counts, files, tries, seconds, ended)
-        self.store.write_json(f"parts/{name}.json", outcome.to_json())
+        key, data = self.outcome_key(name), _json_bytes(outcome.to_json())
+        while not self._request(self.store.create, key, data):
+            first = self.find_outcome(name, type(result.counts))
+            if first is not None:
+                return first
         return outcome
 
     def outcomes(self, counts_type: type[C]) -> dict[str, ShardOutcome[C]]:
-        """The outcomes of the committed shards by name."""
-        return {
-            name: ShardOutcome.from_json(self.store.read_json(f"parts/{name}.json"), counts_type)
-            for name in self.committed()
-        }
+        """The outcomes of the committed shards by name, in order: one listing, then reads in parallel."""
+        keys = [self.outcome_key(name) for name in self.committed()]
+        stored = self._request(self.store.read_many, keys) if keys else {}
+        return {_shard_name(key): ShardOutcome.from_json(json.loads(data), counts_type) for key, data in stored.items()}
+
+    def find_outcome(self, name: str, counts_type: type[C]) -> ShardOutcome[C] | None:
+        """The outcome of a shard, None if it is not committed."""
+        stored = self._request(self.store.read_json, self.outcome_key(name))
+        return None if stored is None else ShardOutcome.from_json(stored, counts_type)
 
     def committed(self) -> list[str]:
         """The names of the committed shards, in order."""
-        return [_shard_name(key) for key in self.store.list("parts") if key.endswith(".json")]
+        keys = self._request(self.store.list, self.layout.key("parts"))
+        return [_shard_name(key) for key in keys if key.endswith(".json")]
 
     def begun(self) -> list[str]:
-        """The names of the shards that were tried, committed or not, in order."""
-        return [_shard_name(key) for key in self.store.list("attempts")]
+        """The names of the shards that were tried under this token, committed or not, in order."""
+        return [_shard_name(key) for key in self._request(self.store.list, self._attempts)]
+
+    def outcome_key(self, name: str) -> str:
+        """The key of a shard's outcome."""
+        return self.layout.key("parts", f"{name}.json")
+
+    def attempt_key(self, name: str) -> str:
+        """The key of the tries at a shard."""
+        return f"{self._attempts}/{name}.json"
+
+    @property
+    def _attempts(self) -> str:
+        return self.layout.key("attempts", f"{self.token:06d}")
+
+    def _request(self, operation: Callable[..., Any], *args: Any) -> Any:
+        return retry_unavailable(self.retry_seconds)(operation, *args)
+
+    def _next_attempt(self, name: str) -> Attempt:
+        """Begin the try that follows those in the store, with one request if it is the first."""
+        key, id = self.attempt_key(name), uuid.uuid4().hex
+        record, crashes = _AttemptRecord(id, 1, (self._node,)), 0
+        while not self._request(self.store.create, key, _json_bytes(to_json(record))):
+            stored = self._request(self.store.read_json, key)
+            if stored is None:
+                continue
+            earlier = from_json(_AttemptRecord, stored)
+            if earlier.id == id:
+                break
+            lost = self._lost_nodes() if earlier.open else ()
+            crashed = [node not in lost for node in earlier.open]
+            note, crashes = earlier.note, sum(crashed)
+            if note is not None:
+                note = note.after_crash() if crashed and crashed[-1] else note.after_end()
+            record = _AttemptRecord(id, earlier.begun + 1, (*earlier.open, self._node), note)
+            self._request(self.store.write_json, key, to_json(record))
+            break
+        return Attempt(self.store, key, record=record, crashes=crashes, retry_seconds=self.retry_seconds)
+
+    def _create_file(self, name: str, ending: str, data: bytes, number: int) -> str:
+        """Write a file under a name of its own and return its key; the first number that is free is in the name."""
+        while True:
+            key = self._file_key(name, ending, number)
+            if self._request(self.store.create, key, data) or self._request(self.store.read, key) == data:
+                return key  # the same data: this is the object of a request whose response was lost
+            number += 1
+
+    def _file_key(self, name: str, ending: str, number: int) -> str:
+        stem, folder = f"{name}-{self.token:06d}-{number}", self.layout.data.get(ending)
+        if folder is None:
+            return self.layout.key("parts", f"{stem}.{ending}")
+        return f"{folder}/{stem}.{ending.rpartition('.')[2]}"
 
 
-def _attempt_key(name: str) -> str:
-    return f"attempts/{name}.json"
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=2).encode() + b"\n"
 
 
 def _shard_name(key: str) -> str:

@@ -29,8 +29,9 @@ from pipelines.storage.stage_plan import (
     write_plan,
 )
 from pipelines.workers import weights_cache
-from pipelines.workers.map_shards import map_shards
+from pipelines.workers.map_shards import describe_backbone, map_shards
 from pipelines.workers.weights_cache import ACTIVATION_SETTINGS, with_engine
+from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engine import open_engine
 from spin.activations.extract import choose_column_types, read_activations, single_segment
 from spin.activations.feature_table import MAX_SHARD_BYTES, bytes_per_document, to_table
@@ -91,6 +92,10 @@ class ExtractStep:
         self.types = {FeatureColumn.parse(name): np.dtype(kind).type for name, kind in types.items()}
         self.engine = open_engine(backbone, [single_segment(self.types)])
 
+    def check(self) -> None:
+        """Compute a text that is known to be good."""
+        read_activations(self.engine, [KNOWN_GOOD_TEXT], types=self.types)
+
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ExtractCounts]:
         documents = readers.read_shard(shard, self.data, columns=readers.ALL_COLUMNS)
         features = read_activations(self.engine, documents.texts, types=self.types)
@@ -126,6 +131,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
             stage="extract",
             documents=plan.derived.documents,
             lease=lease,
+            backbone=describe_backbone(settings.backbone),
         )
         lease.check()
         counts = _sum_counts([outcome.counts for outcome in outcomes])
@@ -155,7 +161,7 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, Fea
     store = Store(settings.store) / "features"
     metadata = _plan_metadata(settings, input_files.list_files(settings.data.train), _backbone_digest(settings))
     plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
-    return plan, manifest, FeatureShards.of(store, plan.derived)
+    return plan, manifest, FeatureShards.of(store, plan.derived, manifest.results.shards)
 
 
 def _backbone_digest(settings: Settings) -> str:

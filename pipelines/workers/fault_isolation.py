@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Generic, TypeVar
 
-from pipelines.service_errors import BadFileError
+from pipelines.service_errors import WorkerFaultError
 from pipelines.storage.shard_log import Attempt, AttemptNote
+from pipelines.workers.worker_faults import describe_error, describe_worker, is_fault_of_worker, worker_fault
 from spin.errors import NotFiniteError, SpinError
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_CRASHES = 2
 """crashes of a shard's process that are blamed on the machine, before its documents are suspected"""
+MAX_DEADLY_CHECKS = 2
+"""processes that may die in a row on the known-good check of a worker"""
+_DEATHS_OF_A_DOCUMENT = 2
+"""processes that must die while they compute a document alone, before the document is blamed"""
 _PIECES = 16
 """number of pieces that rows are divided into after one of them killed the process"""
 
@@ -31,38 +36,63 @@ class IsolatedRows(Generic[T]):
     """rows that could not be computed, each with the reason"""
 
 
-def isolate_failing_rows(rows: list[int], work: Callable[[list[int]], T], attempt: Attempt) -> IsolatedRows[T]:
+def isolate_failing_rows(
+    rows: list[int], work: Callable[[list[int]], T], attempt: Attempt, check: Callable[[], object] | None = None
+) -> IsolatedRows[T]:
     """Call `work` on all rows in order, in few pieces, and isolate the rows that it cannot compute.
 
     A piece that raises is halved until the failing row is alone. A killed process reports nothing, so after
     `MAX_CRASHES` crashes each piece is written down before it is tried, and the next process divides the piece that
-    killed the last one. Both take a number of tries that is logarithmic in the number of rows. A SpinError is not the
-    fault of a document and is raised, except for activations that are not finite.
+    killed the last one. Both take a number of tries that is logarithmic in the number of rows.
+
+    `check` computes what is known to be good. Before a row is blamed it is called: if that fails too, WorkerFaultError
+    is raised instead. It is raised as well for MemoryError, OSError and errors of a GPU, which are never the fault of
+    a document. Raises SpinError if processes die during the check. Another SpinError is raised unchanged, except for
+    activations that are not finite.
     """
-    return _Isolation(work, attempt).run(rows)
+    return _Isolation(work, attempt, check).run(rows)
 
 
-def check_readable(uri: str, attempt: Attempt) -> None:
-    """Raise BadFileError if a shard's process was killed repeatedly before it reached any document."""
+def check_readable(what: str, attempt: Attempt) -> None:
+    """Raise SpinError if a shard's process was killed repeatedly before it reached any document.
+
+    The run ends and names the shard or file. Neither is given up: nothing is known against its documents.
+    """
     if attempt.crashes > MAX_CRASHES and attempt.note is None:
-        raise BadFileError(f"{uri}: every process that read it was killed")
+        raise SpinError(
+            f"{what}: {attempt.crashes} worker processes in a row were killed before they had read it; look at the "
+            "memory of the workers, then run it again to resume, or take the file out of the input"
+        )
+
+
+def run_check(check: Callable[[], object]) -> None:
+    """Call a known-good check; raise WorkerFaultError if it fails. A SpinError is raised unchanged, as for rows."""
+    try:
+        check()
+    except Exception as error:
+        if isinstance(error, SpinError) and not isinstance(error, NotFiniteError):
+            raise
+        raise WorkerFaultError(
+            f"the worker on {describe_worker()} fails on a text that is known to be good, so no document is blamed: "
+            f"{describe_error(error)}; replace it or its GPU, then run it again to resume"
+        ) from error
 
 
 class _Isolation(Generic[T]):
-    def __init__(self, work: Callable[[list[int]], T], attempt: Attempt) -> None:
+    def __init__(self, work: Callable[[list[int]], T], attempt: Attempt, check: Callable[[], object] | None) -> None:
         note = attempt.note or AttemptNote()
-        self.work, self.attempt = work, attempt
+        self.work, self.attempt, self.check = work, attempt, check
         self.suspicious = attempt.crashes >= MAX_CRASHES
         """whether pieces are written down before they are tried"""
-        self.deadly = note.deadly
-        if self.suspicious and note.trying is not None and note.trying not in self.deadly:
-            self.deadly += (note.trying,)
+        self.deadly, self.deadly_checks = note.deadly, note.deadly_checks
 
     def run(self, rows: list[int]) -> IsolatedRows[T]:
         result: IsolatedRows[T] = IsolatedRows()
         if self.suspicious and len(rows) > 1 and not self.deadly:
             self.deadly += ((rows[0], rows[-1]),)
         try:
+            if self.suspicious:
+                self._check_after_crashes()
             self._compute(rows, result)
         except (Exception, KeyboardInterrupt):
             self._forget_current_piece()  # it ended with an error, so it did not kill its process
@@ -70,38 +100,64 @@ class _Isolation(Generic[T]):
         self._forget_current_piece()
         return result
 
+    def _note(self) -> AttemptNote:
+        return AttemptNote(self.deadly, deadly_checks=self.deadly_checks)
+
     def _forget_current_piece(self) -> None:
         if self.suspicious:
-            self.attempt.write_note(AttemptNote(self.deadly))
+            self.attempt.write_note(self._note())
 
     def _compute(self, rows: list[int], result: IsolatedRows[T]) -> None:
         if not rows:
             return
         bounds = rows[0], rows[-1]
-        if self.suspicious and bounds in self.deadly:
-            if len(rows) == 1:
-                result.failing[rows[0]] = "every process that computed it was killed"
-                return
+        if self.suspicious and len(rows) == 1 and self.deadly.count(bounds) >= _DEATHS_OF_A_DOCUMENT:
+            result.failing[rows[0]] = "every process that computed it was killed"
+            return
+        if self.suspicious and len(rows) > 1 and bounds in self.deadly:
             self._divide(rows, _PIECES, result)
             return
         if self.suspicious:
-            self.attempt.write_note(AttemptNote(self.deadly, trying=bounds))
+            self.attempt.write_note(replace(self._note(), trying=bounds))
         try:
             result.pieces.append((rows, self.work(rows)))
         except Exception as error:
             if isinstance(error, SpinError) and not isinstance(error, NotFiniteError):
                 raise
+            if is_fault_of_worker(error):
+                raise worker_fault(error) from error
             # without the error's message, which may hold the text of a document
             _log.debug("%d rows raised %s:\n%s", len(rows), type(error).__name__, _frames(error))
-            if len(rows) == 1:
-                result.failing[rows[0]] = f"computing it raised {type(error).__name__}"
+            if len(rows) > 1:
+                self._divide(rows, 2, result)
                 return
-            self._divide(rows, 2, result)
+            self._forget_current_piece()  # should the check kill the process, the row is not blamed
+            self._check_worker()
+            result.failing[rows[0]] = f"computing it raised {type(error).__name__}"
 
     def _divide(self, rows: list[int], pieces: int, result: IsolatedRows[T]) -> None:
         edges = [len(rows) * piece // pieces for piece in range(pieces + 1)]
         for start, stop in pairwise(edges):
             self._compute(rows[start:stop], result)
+
+    def _check_worker(self) -> None:
+        """Raise WorkerFaultError if the worker cannot compute what is known to be good."""
+        if self.check is not None:
+            run_check(self.check)
+
+    def _check_after_crashes(self) -> None:
+        """Check the worker, and write down that it is checked; raise WorkerFaultError if that kills its processes."""
+        if self.check is None:
+            return
+        if self.deadly_checks >= MAX_DEADLY_CHECKS:
+            raise SpinError(
+                f"{self.deadly_checks} worker processes in a row were killed by a text that is known to be good, the "
+                f"last before this one on {describe_worker()}, so no document is blamed; set another backbone.engine "
+                "or backbone.dtype, or replace the worker, then run it again to resume"
+            )
+        self.attempt.write_note(replace(self._note(), checking=True))
+        self._check_worker()
+        self.deadly_checks = 0
 
 
 def _frames(error: BaseException) -> str:

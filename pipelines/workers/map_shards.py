@@ -7,38 +7,55 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, Protocol, TypeVar
-
-from tenacity import (
-    Retrying,
-    before_sleep_log,
-    retry_if_exception_type,
-    stop_before_delay,
-    wait_exponential,
-    wait_random_exponential,
-)
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pipelines.data.shards import Shard
-from pipelines.service_errors import StalledError, UnavailableError
+from pipelines.service_errors import StalledError, WorkerFaultError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
-from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, ShardOutcome, StepResult
+from pipelines.storage.retrying import retry_unavailable
+from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardLog, ShardOutcome, StepResult
+from pipelines.workers.fault_isolation import check_readable, run_check
 from pipelines.workers.progress import progress
-from pipelines.workers.ray_cluster import cluster, configure_worker, least_workers, translate_ray_errors, worker_count
+from pipelines.workers.ray_cluster import (
+    cluster,
+    configure_worker,
+    current_actor,
+    current_node,
+    least_workers,
+    lost_nodes,
+    translate_ray_errors,
+    worker_count,
+)
+from pipelines.workers.worker_faults import WorkerFaults, describe_error, is_fault_of_worker, worker_fault
 from spin.errors import SpinError, error_types
-from spin.settings import RaySettings
+from spin.settings import BackboneSettings, RaySettings
 
 _log = logging.getLogger(__name__)
 C = TypeVar("C", bound=ShardCounts)
+_Results = Generator[tuple[str, ShardOutcome[C]], None, None]
+LEASE_CHECK_SECONDS = 10.0
+"""age up to which an answer of the lease is good enough between two shards; the heartbeat renews it every 5 s"""
 
 
 class Step(Protocol[C]):
-    """The function that a stage applies to one shard. It must be pure: computing a shard twice gives the same bytes."""
+    """The function that a stage applies to one shard. Computing a shard again must give the same result.
+
+    A step may have a method `check()`, which computes what is known to be good. A new worker calls it once, before its
+    first shard. The step itself passes it to `isolate_failing_rows`, so that a document is blamed only by a worker
+    that can compute something.
+    """
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[C]: ...
+
+
+@runtime_checkable
+class _CheckedStep(Protocol):
+    def check(self) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,25 @@ class ShardWork(Generic[C]):
     store: Store
     """where shards are committed"""
     settings: RaySettings
+    layout: LogLayout = LogLayout()  # noqa: RUF009
+    """where the shard log and the files are in the store"""
+    token: int = 0
+    """number of the driver"""
+    backbone: str | None = None
+    """engine and precision of the backbone that the step loads, None if it loads none"""
+
+    def open_log(self, **node: Any) -> ShardLog:
+        """The shard log of the run, whose requests are retried as the settings say."""
+        retry_seconds = self.settings.retry_seconds
+        return ShardLog(self.store, token=self.token, layout=self.layout, retry_seconds=retry_seconds, **node)
+
+    def make_step(self) -> Step[C]:
+        """Make the step and run its known-good check, if it has one. Raises WorkerFaultError if the check fails."""
+        with _faults_of_worker():
+            step = self.make(*self.args)
+            if isinstance(step, _CheckedStep):
+                run_check(step.check)
+            return step
 
 
 @dataclass(frozen=True)
@@ -105,69 +141,110 @@ def map_shards(
     documents: int,
     lease: Lease,
     here: bool = False,
+    token: int | None = None,
+    layout: LogLayout = LogLayout(),  # noqa: B008
+    backbone: str | None = None,
 ) -> list[ShardOutcome[C]]:
     """Run `make(*args)` in an actor pool over the shards that are not yet committed; all outcomes in order of shards.
 
     `here` runs the step in this process instead, for so little work that starting actors would take longer; so does a
-    stage without workers (`ray.workers: 0`).
+    stage without workers (`ray.workers: 0`). `token` is the number of this driver, by default that of the lease;
+    `layout` says where the log and the files of the shards are in the store; `backbone` is the engine and the precision
+    that `describe_backbone` returns, for messages.
 
-    Whatever kills a worker or the driver, a shard that is not committed is computed again. A shard whose store does
-    not answer is retried for `retry_seconds`. Raises the error of a step, after the shards that were committed before
-    it are safe, and StalledError if no shard ends for `stall_seconds`.
+    Whatever kills a worker or the driver, a shard that is not committed is computed again. While the store does not
+    answer, requests are retried for `retry_seconds`, and files that are computed are written without computing them
+    again. Raises the error of a step, after the shards that were committed before it are safe; StalledError if no
+    shard ends for `stall_seconds`; WorkerFaultError if workers die while they make the step, or fail on what is known
+    to be good.
     """
-    outcomes = ShardLog(store).outcomes(counts_type)
+    work = ShardWork(
+        make, args, counts_type, store, settings, layout, lease.number if token is None else token, backbone
+    )
+    outcomes = work.open_log().outcomes(counts_type)
     waiting = [shard for shard in shards if shard.name not in outcomes]
     if not waiting:
         return [outcomes[shard.name] for shard in shards]
-    work = ShardWork(make, args, counts_type, store, settings)
     done = sum(outcome.counts.rows for outcome in outcomes.values())
-    with progress(stage, documents, "documents", done=done) as advance:
-        for name, outcome in (
-            _run_here(work, waiting) if here or settings.workers == 0 else _run_in_actors(work, waiting, stage)
-        ):
-            lease.check()
+    in_process = here or settings.workers == 0
+    results = _run_here(work, waiting) if in_process else _run_in_actors(work, waiting, stage)
+    with progress(stage, documents, "documents", done=done) as advance, closing(results):
+        for name, outcome in results:
+            lease.check(max_age=LEASE_CHECK_SECONDS)
             outcomes[name] = outcome
             advance(outcome.counts.rows, dead=outcome.counts.dead_letters, retried=outcome.tries - 1)
     return [outcomes[shard.name] for shard in shards]
 
 
-def _run_here(work: ShardWork[C], shards: Sequence[Shard]) -> Iterator[tuple[str, ShardOutcome[C]]]:
-    step = work.make(*work.args)
+def describe_backbone(settings: BackboneSettings) -> str:
+    """The engine and the precision of a backbone, for messages."""
+    return f"engine {settings.engine}, precision {settings.dtype}"
+
+
+def _run_here(work: ShardWork[C], shards: Sequence[Shard]) -> _Results[C]:
+    step, shard_log = work.make_step(), work.open_log()
     for shard in shards:
-        yield shard.name, _commit_with_retries(step, shard, ShardLog(work.store), work.settings.retry_seconds)
+        with _faults_of_worker():
+            outcome = commit_shard(step, shard, shard_log, work.counts_type)
+        yield shard.name, outcome
 
 
-def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], stage: str) -> Iterator[tuple[str, ShardOutcome[C]]]:
+def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], stage: str) -> _Results[C]:
     with cluster(work.settings), translate_ray_errors(stage):
-        for answer in _within_stall_limit(_answers(work, shards), work.settings.stall_seconds, stage, work.store):
+        limited = _within_stall_limit(_answers(work, shards), work.settings.stall_seconds, stage, work.open_log())
+        for answer in limited:
             if answer.error is not None:
                 raise answer.error.rebuild()
             assert answer.outcome is not None
             yield answer.name, ShardOutcome.from_json(answer.outcome, work.counts_type)
 
 
-def commit_shard(step: Step[C], shard: Shard, shard_log: ShardLog) -> ShardOutcome[C]:
-    """Compute a shard and commit it."""
-    start = time.perf_counter()
-    with shard_log.attempt(shard.name) as attempt:
-        result = step(shard, attempt)
-        seconds, ended = round(time.perf_counter() - start, 3), round(time.time(), 3)
-        return shard_log.commit(shard.name, result, tries=attempt.begun, seconds=seconds, ended=ended)
+def commit_shard(
+    step: Step[C], shard: Shard, shard_log: ShardLog, counts_type: type[C] | None = None
+) -> ShardOutcome[C]:
+    """Compute a shard and commit it. Returns its outcome, which is another's if that was first.
 
-
-def _commit_with_retries(step: Step[C], shard: Shard, shard_log: ShardLog, patience: float) -> ShardOutcome[C]:
-    """Commit a shard; while the store does not answer, retry for `patience` seconds.
-
-    The pauses double, and half of each is random, so that workers whose requests failed together do not retry together.
+    While a store does not answer the step, the step is called again for `shard_log.retry_seconds` after its first
+    failure. Requests of the log are retried on their own, without the step. With `counts_type`, a shard that was tried
+    before is not computed if it has an outcome: Ray computes a shard again if the node with the answer is lost.
     """
-    retrying = Retrying(
-        retry=retry_if_exception_type(UnavailableError),
-        wait=wait_exponential(multiplier=0.5) + wait_random_exponential(multiplier=0.5),
-        stop=stop_before_delay(patience),
-        before_sleep=before_sleep_log(_log, logging.DEBUG, exc_info=True),
-        reraise=True,
-    )
-    return retrying(commit_shard, step, shard, shard_log)
+    with shard_log.attempt(shard.name) as attempt:
+        if counts_type is not None and attempt.begun > 1:
+            outcome = shard_log.find_outcome(shard.name, counts_type)
+            if outcome is not None:
+                return outcome
+        check_readable(_describe_shard(shard), attempt)
+        calls = 0
+
+        def compute() -> tuple[StepResult[C], float]:
+            nonlocal calls
+            calls += 1
+            start = time.perf_counter()
+            return step(shard, attempt), time.perf_counter() - start
+
+        result, seconds = retry_unavailable(shard_log.retry_seconds)(compute)
+        tries, ended = attempt.begun + calls - 1, round(time.time(), 3)
+        return shard_log.commit(shard.name, result, tries=tries, seconds=round(seconds, 3), ended=ended)
+
+
+def _describe_shard(shard: Shard) -> str:
+    """The name of a shard and its first file, for messages."""
+    files = list(dict.fromkeys(piece.uri for piece in shard.pieces))
+    more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+    return f"shard {shard.name} ({files[0]}{more})" if files else f"shard {shard.name}"
+
+
+@contextmanager
+def _faults_of_worker() -> Iterator[None]:
+    """Turn errors that are the fault of the worker's machine into WorkerFaultError."""
+    try:
+        yield
+    except SpinError:
+        raise
+    except Exception as error:
+        if is_fault_of_worker(error):
+            raise worker_fault(error) from error
+        raise
 
 
 def _answers(work: ShardWork[Any], shards: Sequence[Shard]) -> Iterator[WorkerAnswer]:
@@ -198,7 +275,7 @@ def _pool(settings: RaySettings, work: int) -> Any:
 
 
 def _within_stall_limit(
-    answers: Iterator[WorkerAnswer], seconds: float, stage: str, store: Store
+    answers: Iterator[WorkerAnswer], seconds: float, stage: str, shard_log: ShardLog
 ) -> Iterator[WorkerAnswer]:
     """The answers; raises StalledError if the next one does not come within some seconds of the last."""
     waiting: queue.Queue[WorkerAnswer | BaseException | None] = queue.Queue()
@@ -216,12 +293,12 @@ def _within_stall_limit(
         try:
             answer = waiting.get(timeout=seconds)
         except queue.Empty:
-            shard_log = ShardLog(store)
             committed = set(shard_log.committed())
             open_shards = [name for name in shard_log.begun() if name not in committed]
             raise StalledError(
                 f"{stage}: no shard has ended for {seconds:g} s (ray.stall_seconds); begun and not ended: "
-                f"{', '.join(open_shards[:8]) or 'none'} in {store.uri}. Look at these, then run it again to resume"
+                f"{', '.join(open_shards[:8]) or 'none'} in {shard_log.store.uri}. Look at these, then run it "
+                "again to resume"
             ) from None
         if answer is None:
             return
@@ -234,22 +311,44 @@ class _Worker:
     """One actor: makes the step once, then computes and commits shards."""
 
     def __init__(self, work: ShardWork[Any]) -> None:
-        self.shard_log, self.patience = ShardLog(work.store), work.settings.retry_seconds
+        self.node = current_node()
+        self.shard_log = work.open_log(node=self.node, lost_nodes=lost_nodes)
+        self.counts_type = work.counts_type
+        self.faults = WorkerFaults(work.store, work.layout, work.token, work.settings.retry_seconds)
         self.failure: WorkerError | None = None
         try:
-            configure_worker(work.settings)
-            self.step = work.make(*work.args)
-        except SpinError as error:  # raised here, it would make Ray start the actor again and again
+            self.step = self._start(work)
+        except Exception as error:  # raised here, it would make Ray start the actor again and again
             _log.debug("the worker cannot start", exc_info=True)
-            self.failure = WorkerError.of(error)
+            self.failure = WorkerError.of(_one_line(error))
+
+    def _start(self, work: ShardWork[Any]) -> Step[Any]:
+        configure_worker(work.settings)
+        try:
+            with self.faults.watch_start(current_actor(), self.node, lost_nodes, work.backbone):
+                return work.make_step()
+        except WorkerFaultError as error:
+            self.faults.replace_or_raise(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         shard = from_json(Shard, json.loads(row["shard"]))
         if self.failure is not None:
             return WorkerAnswer(shard.name, error=self.failure).to_row()
         try:
-            outcome = _commit_with_retries(self.step, shard, self.shard_log, self.patience)
-        except SpinError as error:
+            outcome = self._commit(shard)
+        except Exception as error:
             _log.debug("shard %s failed", shard.name, exc_info=True)
-            return WorkerAnswer(shard.name, error=WorkerError.of(error)).to_row()
+            return WorkerAnswer(shard.name, error=WorkerError.of(_one_line(error))).to_row()
         return WorkerAnswer(shard.name, outcome.to_json()).to_row()
+
+    def _commit(self, shard: Shard) -> ShardOutcome[Any]:
+        try:
+            with _faults_of_worker():
+                return commit_shard(self.step, shard, self.shard_log, self.counts_type)
+        except WorkerFaultError as error:
+            self.faults.replace_or_raise(error)
+
+
+def _one_line(error: Exception) -> SpinError:
+    """The error as a SpinError."""
+    return error if isinstance(error, SpinError) else SpinError(f"a worker raised {describe_error(error)}")

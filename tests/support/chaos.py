@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import ray
 
+from jobs import cli
 from pipelines.data.shards import Piece, Shard
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
@@ -125,24 +128,40 @@ def run_night(
 
 def run_hanging_stage(output: str) -> None:
     """Run a stage one of whose shards never finishes, as the driver."""
+    try:
+        _hang(output)
+    except SpinError as error:
+        print(error)
+        raise SystemExit(error.status) from None
+
+
+def run_hanging_command(output: str) -> None:
+    """Run the same stage as a `spin` command, with a temporary folder in the output."""
+
+    @cli.app.command()
+    def hang() -> None:
+        with TemporaryDirectory(dir=output):
+            _hang(output)
+
+    with patch.object(sys, "argv", ["spin", "hang"]):
+        cli.main()
+
+
+def _hang(output: str) -> None:
     shards = [Shard(n, (Piece("nowhere", "jsonl", n, n + 1),)) for n in range(3)]
     settings = RaySettings(workers=2, stall_seconds=20)
     with Lease(Store(output)) as lease:
-        try:
-            map_shards(
-                SleepingStep,
-                (),
-                shards,
-                Store(output),
-                settings,
-                counts_type=ShardCounts,
-                stage="trial",
-                documents=3,
-                lease=lease,
-            )
-        except SpinError as error:
-            print(error)
-            raise SystemExit(error.status) from None
+        map_shards(
+            SleepingStep,
+            (),
+            shards,
+            Store(output),
+            settings,
+            counts_type=ShardCounts,
+            stage="trial",
+            documents=3,
+            lease=lease,
+        )
 
 
 def run_group_worker(log: str, device: str) -> None:

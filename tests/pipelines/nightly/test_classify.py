@@ -23,7 +23,7 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.map_shards import map_shards
 from spin.classifier import SpinClassifier
-from spin.errors import NotFiniteError, UserError
+from spin.errors import NotFiniteError, SpinError, UserError
 from spin.settings import load_settings
 from tests.support import chaos, tiny
 from tests.support.browser import open_page
@@ -248,23 +248,25 @@ def call_before_stage(stage: str, action: Callable[[Store], None], monkeypatch: 
     monkeypatch.setattr(classify, "map_shards", act_and_map)
 
 
-def test_a_file_that_kills_its_readers_is_quarantined(project: NightProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three processes died before they reached a document of the file: the other files are classified."""
+def test_a_file_is_not_quarantined_because_processes_died(
+    project: NightProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three processes died before they reached a document: the run names the shard; the next driver classifies all."""
     project.write("a.jsonl", tiny.make_documents(20))
     project.write("b.jsonl", tiny.make_documents(40)[20:])
 
     def record_crashes(store: Store) -> None:
-        store.write_json("attempts/000000.json", {"begun": 3, "ended": 0, "note": {}})
+        store.write_json("attempts/000001/000000.json", {"id": "x", "begun": 3, "open": ["", "", ""]})
 
     for stage in ("ids", "classify"):
-        call_before_stage(stage, record_crashes, monkeypatch)
-        manifest = project.run_night(stage, max_bad_files=0.5)
-        [file] = manifest.quarantined
-        assert file.uri.endswith("a.jsonl")
-        assert "every process that read it was killed" in file.reason
-        assert [row["id"] for row in project.read_predictions(stage)] == [
-            row["id"] for row in tiny.make_documents(40)[20:]
-        ]
+        with monkeypatch.context() as patch:
+            call_before_stage(stage, record_crashes, patch)
+            killed = r"shard 000000 \(.*a\.jsonl\): 3 worker processes in a row were killed"
+            with pytest.raises(SpinError, match=killed) as error:
+                project.run_night(stage, max_bad_files=0.5)
+        assert error.value.status == 1
+        assert project.run_night(stage, max_bad_files=0.5).quarantined == ()
+        assert len(project.read_predictions(stage)) == 40
 
 
 def test_a_file_that_changes_while_it_is_read_fails_the_night(

@@ -243,10 +243,10 @@ def test_a_night_is_committed_in_order() -> None:
     order = [
         "create _lease",
         "write plan.json",
-        "write parts/000003.dead.parquet",
-        "write parts/000003.json",
+        "create parts/000003-000001-1.dead.parquet",
+        "create parts/000003.json",
         "write manifest.json",
-        "move predictions/date=2026-01-31/part-001-000000.parquet",
+        "move predictions/date=2026-01-31/part-001-000000-000001-1.parquet",
         "write latest",
         "write published.json",
         "delete parts",
@@ -709,7 +709,7 @@ def test_a_stalled_run_fails_and_names_the_shards_in_progress(tmp_path: Path) ->
         yield WorkerAnswer("000000")
         never.wait()
 
-    limited = _within_stall_limit(answers(), 0.5, "trial", shard_log.store)
+    limited = _within_stall_limit(answers(), 0.5, "trial", shard_log)
     assert next(limited) == WorkerAnswer("000000")
     try:
         with pytest.raises(StalledError, match=r"trial: no shard .* 0\.5 s .*begun and not ended: 000001 in"):

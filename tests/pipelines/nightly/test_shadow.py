@@ -18,9 +18,13 @@ import torch
 from transformers import BertModel
 
 from jobs import cli
+from pipelines.data import readers
+from pipelines.data.readers import Documents
+from pipelines.data.shards import Shard
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
 from pipelines.nightly.run_records import RunManifest
+from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog
 from pipelines.workers.fault_isolation import MAX_CRASHES
@@ -299,10 +303,14 @@ def test_documents_of_a_quarantined_file_are_not_compared(
     project.write("a.jsonl", ROWS[:80])
     project.write("b.jsonl", ROWS[80:])
 
-    def record_crashes(store: Store) -> None:
-        store.write_json("attempts/000001.json", {"begun": 3, "ended": 0, "note": {}})
+    read_shard = readers.read_shard
 
-    call_before_stage("classify", record_crashes, monkeypatch)
+    def fail_on_second_shard(shard: Shard, *args: Any, **keywords: Any) -> Documents:
+        if shard.index == 1:
+            raise BadFileError("a.jsonl is corrupt")
+        return read_shard(shard, *args, **keywords)
+
+    monkeypatch.setattr(readers, "read_shard", fail_on_second_shard)
     manifest = project.run_night(shadow=f"models:/tiny/{DEEP}", max_bad_files=0.5)
     assert len(manifest.quarantined) == 1
     assert get_agreement(manifest).counts.compared == manifest.counts.rows == 70
@@ -449,7 +457,7 @@ def test_the_shadow_is_skipped_in_a_shard_that_crashes_its_processes(
     project.write("a.jsonl", ROWS)
 
     def record_crashes(store: Store) -> None:
-        store.write_json("attempts/000000.json", {"begun": crashes, "ended": 0, "note": {}})
+        store.write_json("attempts/000001/000000.json", {"id": "x", "begun": crashes, "open": [""] * crashes})
 
     call_before_stage("classify", record_crashes, monkeypatch)
     manifest = project.run_night(shadow=f"models:/tiny/{DEEP}")

@@ -177,12 +177,12 @@ def test_estimated_requests_equal_those_of_a_night(
 def night_bytes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts of the bytes that nights write for their shards, and that they read from JSONL, profiles and ids."""
     counts: Counter[str] = Counter()
-    write, read = Store.write, LocalFileSystem.cat_file
+    create, read = Store.create, LocalFileSystem.cat_file
 
-    def counted_write(store: Store, key: str, data: bytes) -> None:
+    def counted_create(store: Store, key: str, data: bytes) -> bool:
         if "_runs" in store.uri and key.startswith(("parts/", "attempts/")) and not store.uri.endswith("/repeats"):
             counts["written"] += len(data)
-        write(store, key, data)
+        return create(store, key, data)
 
     def counted_read(fs: Any, path: str, *args: Any, **options: Any) -> bytes:
         data: bytes = read(fs, path, *args, **options)
@@ -203,7 +203,7 @@ def night_bytes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         def read(self, value: int) -> None:
             counts["read"] = value
 
-    monkeypatch.setattr(Store, "write", counted_write)
+    monkeypatch.setattr(Store, "create", counted_create)
     monkeypatch.setattr(LocalFileSystem, "cat_file", counted_read)
     monkeypatch.setattr(input_opener, "active_traffic", lambda: active_traffic() or InputReads())
     return counts
