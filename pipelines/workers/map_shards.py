@@ -148,9 +148,9 @@ def map_shards(
     """Run `make(*args)` in an actor pool over the shards that are not yet committed; all outcomes in order of shards.
 
     `here` runs the step in this process instead, for so little work that starting actors would take longer; so does a
-    stage without workers (`ray.workers: 0`). `token` is the number of this driver, by default that of the lease;
-    `layout` says where the log and the files of the shards are in the store; `backbone` is the engine and the precision
-    that `describe_backbone` returns, for messages.
+    stage without workers (`ray.workers: 0`). What kills this process kills the driver, so no document is blamed for it.
+    `token` is the number of this driver, by default that of the lease; `layout` says where the log and the files of the
+    shards are in the store; `backbone` is the engine and the precision that `describe_backbone` returns, for messages.
 
     Whatever kills a worker or the driver, a shard that is not committed is computed again. While the store does not
     answer, requests are retried for `retry_seconds`, and files that are computed are written without computing them

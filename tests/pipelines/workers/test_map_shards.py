@@ -181,19 +181,20 @@ class LeaseCountingStore(Store):
 
 
 def run_here(
-    make: Callable[..., Any], store: Store, lease: Lease, shards: int = 1, **options: Any
+    make: Callable[..., Any], store: Store, lease: Lease, shards: int = 1, *, workers: int | None = None, **options: Any
 ) -> list[ShardOutcome[ShardCounts]]:
+    """Run a step in this process: `here`, or because the stage has no workers."""
     return map_shards(
         make,
         (),
         [Shard(n) for n in range(shards)],
         store,
-        RaySettings(retry_seconds=0),
+        RaySettings(retry_seconds=0, workers=workers),
         counts_type=ShardCounts,
         stage="trial",
         documents=shards,
         lease=lease,
-        here=True,
+        here=workers is None,
         **options,
     )
 
@@ -256,14 +257,54 @@ def test_a_committed_shard_that_is_tried_again_is_not_computed(tmp_path: Path, c
     assert outcomes == [outcomes[0]] * 4
 
 
-def test_an_error_of_the_machine_is_the_workers_fault_wherever_a_step_raises_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [None, 0])
+def test_an_error_of_the_machine_is_the_workers_fault_wherever_a_step_raises_it(
+    workers: int | None, tmp_path: Path
+) -> None:
     class ForgetfulStep(TextStep):
         def __call__(self, shard: Shard, attempt: Attempt) -> NoReturn:
             raise MemoryError
 
     store = Store(str(tmp_path))
     with Lease(store) as lease, pytest.raises(WorkerFaultError, match="is at fault, not a document: MemoryError"):
-        run_here(ForgetfulStep, store, lease)
+        run_here(ForgetfulStep, store, lease, workers=workers)
+
+
+def test_a_stage_without_workers_runs_here_under_the_token_of_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its step is made and checked once. Ray is not started, and the process is not changed as that of a worker is."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("a worker was configured, or Ray was started")
+
+    monkeypatch.setattr("ray.init", fail)
+    monkeypatch.setattr(map_shards_module, "configure_worker", fail)
+    checks = []
+
+    class CheckedStep(TextStep):
+        def check(self) -> None:
+            checks.append(self)
+
+    store = Store(str(tmp_path))
+    with Lease(store) as lease:
+        outcomes = run_here(CheckedStep, store, lease, 2, workers=0)
+    assert len(checks) == 1
+    assert [list(outcome.files) for outcome in outcomes] == [
+        ["parts/000000-000001-1.txt"],
+        ["parts/000001-000001-1.txt"],
+    ]
+
+
+def test_a_stage_without_workers_whose_step_fails_on_what_is_good_computes_nothing(tmp_path: Path) -> None:
+    class FaultyStep(TextStep):
+        def check(self) -> None:
+            raise ValueError("nonsense")
+
+    store = Store(str(tmp_path))
+    with Lease(store) as lease, pytest.raises(WorkerFaultError, match="fails on a text that is known to be good"):
+        run_here(FaultyStep, store, lease, workers=0)
+    assert store.list("parts") == store.list("attempts") == []
 
 
 # Workers
