@@ -39,7 +39,15 @@ def buffered(source: BinaryIO, size: int = 0) -> BinaryIO:
     """A file that is read in requests of `BLOCK` bytes, or a file of small known size in one request."""
     if 0 < size <= BLOCK:
         return io.BytesIO(source.read(size))
-    return io.BufferedReader(source, BLOCK)  # type: ignore[type-var]
+    return _BlockReader(source, BLOCK)  # type: ignore[arg-type]
+
+
+class _BlockReader(io.BufferedReader):
+    """A file that is read in whole blocks, also by `read1`, by which text is decoded a few kilobytes at a time."""
+
+    def read1(self, size: int = -1, /) -> bytes:
+        self.peek(1)  # fills the buffer if it is empty
+        return super().read1(size)
 
 
 def decompressed(source: BinaryIO, uri: str) -> BinaryIO:
@@ -177,7 +185,7 @@ def open_parquet(source: BinaryIO, *, stream: bool = False, metadata: pq.FileMet
 
     With the metadata of the file, they are not read again.
     """
-    buffering: dict[str, Any] = {"buffer_size": BLOCK} if stream else {"pre_buffer": True}
+    buffering: dict[str, Any] = {"buffer_size": BLOCK, "pre_buffer": False} if stream else {"pre_buffer": True}
     return pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True, **buffering)
 
 

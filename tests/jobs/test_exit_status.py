@@ -51,6 +51,7 @@ def fail(spin: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException]
 
 STATUSES = {
     "SpinError": 1,
+    "WorkerFaultError": 1,
     "HeldError": 3,
     "BadRowsError": 4,
     "UnavailableError": 5,

@@ -298,6 +298,7 @@ def test_null_and_nan_ids_of_parquet_are_dead_letters(tmp_path: Path) -> None:
     assert {row: reason for row, (reason, _) in part.dead.items()} == {1: "null_id", 2: "null_id"}
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

@@ -336,7 +336,7 @@ def test_jsonl_lines_longer_than_the_planning_buffer_are_whole(tmp_path: Path) -
     rows = build_rows(["x" * length for length in (200_000, 3, 140_000, 65_536, 1)])
     shards = plan_uri(write_file(tmp_path, "a.jsonl", to_jsonl(rows)), 1)
     assert read_all(shards).texts == [row["text"] for row in rows]
-    assert len(shards) >= 3
+    assert len(shards) >= 2
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.jsonl.gz", "a.parquet"])
