@@ -39,7 +39,8 @@ def find_duplicates(shards: list[Shard], store: Store, partitions: int) -> dict[
 
 
 def write_jsonl(folder: Path, name: str, ids: list[Any]) -> None:
-    (folder / name).write_text("".join(json.dumps({"id": id, "text": "t"}) + "\n" for id in ids))
+    """Write a document per id; without ids a blank line, since a file without a byte is a bad file."""
+    (folder / name).write_text("".join(json.dumps({"id": id, "text": "t"}) + "\n" for id in ids) or "\n")
 
 
 @settings(max_examples=40, deadline=None)

@@ -415,7 +415,7 @@ def test_invalid_options_and_inputs_are_refused(
     monkeypatch.chdir(tmp_path)
     for name in ("empty", "broken", "dead"):
         Path(name).mkdir()
-    Path("empty/0.jsonl").touch()
+    Path("empty/0.csv").write_text("id,text\n")
     Path("broken/0.parquet").write_bytes(b"PAR1")
     Path("dead/0.jsonl").write_text('{"id": 1, "text": " "}\n{"id": 2, "text": null}\n')
     with pytest.raises(UserError, match=message):
