@@ -211,7 +211,7 @@ def test_an_unreachable_registry_ends_with_status_5(run_spin: RunSpin, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     status, error = run_spin("models", rows=ROWS, mlflow={"model": "tiny", "tracking_uri": "http://user@127.0.0.1:9"})
     assert status == 5
-    assert "registry http://user@127.0.0.1:9" in read_error_line(error)
+    assert "registry http://***@127.0.0.1:9" in read_error_line(error)
     assert "hunter2" not in error
 
 
