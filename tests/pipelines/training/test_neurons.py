@@ -62,9 +62,9 @@ class RecordingShards(FeatureShards):
 
 def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any], shards: int = 2) -> RecordingShards:
     """Write features to a folder as the extract stage does."""
-    store, names = Store(str(folder)), [f"{i:06d}" for i in range(shards)]
+    store, keys = Store(str(folder)), [f"parts/{i:06d}-000001-1.parquet" for i in range(shards)]
     n, label_names = len(labels.ids), labels.label_space.names(labels.y)
-    for name, rows in zip(names, np.array_split(np.arange(n), shards), strict=True):
+    for key, rows in zip(keys, np.array_split(np.arange(n), shards), strict=True):
         features = Features(
             {c: v[rows] for c, v in values.items()}, np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32), 0
         )
@@ -72,8 +72,8 @@ def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any
         ids, label_column, splits = (
             [column[row] for row in rows] for column in (labels.ids, label_names, labels.splits)
         )
-        pq.write_table(to_table(ids, label_column, splits, features), folder / "parts" / f"{name}.parquet")
-    return RecordingShards(store, tuple(names), {c: v.shape[1] for c, v in values.items()})
+        pq.write_table(to_table(ids, label_column, splits, features), folder / key)
+    return RecordingShards(store, tuple(keys), {c: v.shape[1] for c, v in values.items()})
 
 
 def build_random_classifier(label_space: LabelSpace) -> tuple[SpinClassifier, Labels, dict[FeatureColumn, Any]]:
