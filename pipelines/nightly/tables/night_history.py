@@ -1,0 +1,123 @@
+"""What an output holds: its nights, the input files that they took, and their predictions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypedDict
+
+import pyarrow.parquet as pq
+
+from pipelines.nightly.tables.night_records import RunRecord, list_runs
+from pipelines.nightly.tables.night_tables import (
+    INPUTS,
+    PREDICTIONS,
+    TAKEN,
+    NightTables,
+    PublishedRun,
+    published_runs,
+    read_rows,
+)
+from pipelines.nightly.tables.publication import was_published
+from pipelines.storage.delta_table import DataFile
+from pipelines.storage.object_store import Store
+from spin.errors import UserError
+
+_PARALLEL_READS = 16
+"""files of the table of inputs that are read at a time"""
+
+
+class FileState(NamedTuple):
+    """A state of an input file. A file that changes has another state, and its documents are new."""
+
+    uri: str
+    """URI of the file"""
+    size: int
+    """bytes"""
+    version: str
+    """ETag, or modification time on a disk"""
+
+
+class PredictionRow(TypedDict):
+    """A row of the published predictions, without the kept columns."""
+
+    id: str
+    """id of the document"""
+    label: str | None
+    """class; None without a label and in a multi-label task"""
+    labels: list[str] | None
+    """classes in a multi-label task, else None"""
+    score: float
+    """probability of the label"""
+    scores: dict[str, float]
+    """probability of each class"""
+    depth: int
+    """block after which the document exited"""
+    model_version: str
+    """version of the model that classified it"""
+
+
+def list_nights(tables: NightTables) -> list[PublishedRun]:
+    """The nights of an output, by date and model; none where no night was begun yet."""
+    predictions = tables.find(PREDICTIONS)
+    return [] if predictions is None else published_runs(predictions)
+
+
+def list_unfinished(tables: NightTables) -> list[RunRecord]:
+    """The runs that were never published, in the order in which they began, abandoned ones included."""
+    predictions = tables.find(PREDICTIONS)
+    runs = list_runs(tables.out)
+    return runs if predictions is None else [run for run in runs if not was_published(predictions, run.run)]
+
+
+def taken_files(tables: NightTables, *, model: str, date: str, files: Collection[FileState]) -> set[FileState]:
+    """Those of the files whose documents are in a published night of the model of another date than `date`.
+
+    Quarantined files are not among them. Ask after the claim: until another claim, the answer stays true.
+    Raises UserError if the table of inputs lacks a run that is published.
+    """
+    runs = {night.run for night in list_nights(tables) if night.model == model and night.date != date}
+    if not runs:
+        return set()
+    inputs = tables.open(INPUTS)
+    wanted = set(files)
+    by_run = {run: inputs.files({"model": model, "run": run}) for run in runs}
+    if lacking := sorted(run for run, found in by_run.items() if not found):
+        raise UserError(
+            f"{inputs.store.uri} lacks the input files of run {lacking[0]}, which is published; put them back with "
+            f"`spin nights restore --run {lacking[0]}`"
+        )
+
+    def read(file: DataFile) -> set[FileState]:
+        return wanted & _read_taken(inputs.store, file)
+
+    with ThreadPoolExecutor(_PARALLEL_READS) as threads:
+        return set().union(*threads.map(read, [file for each in by_run.values() for file in each]))
+
+
+def read_predictions(output: str, count: int | None = None, *, model: str | None = None) -> list[PredictionRow]:
+    """The predictions of the latest night of an output, at most `count`: of one model, or of any.
+
+    Raises UserError where no night was published.
+    """
+    tables = NightTables(Store(output))
+    nights = [night for night in list_nights(tables) if model is None or night.model == model]
+    if not nights:
+        raise UserError(f"{output} has no finished night; `spin classify` makes one")
+    latest = max(nights, key=lambda night: (night.date, night.committed))
+    rows = read_rows(tables.open(PREDICTIONS), {"date": latest.date, "model": latest.model})
+    columns = list(PredictionRow.__annotations__)
+    return [
+        {**row, "scores": dict(row["scores"])}  # type: ignore[typeddict-item]
+        for row in rows.select(columns).slice(0, count).to_pylist()
+    ]
+
+
+def _read_taken(store: Store, file: DataFile) -> set[FileState]:
+    """The files that a file of the table of inputs lists as taken."""
+    data = store.read(file.path)
+    if data is None:
+        raise UserError(f"{store.uri}/{file.path} is missing, so it is unknown which files have been classified")
+    rows = pq.ParquetFile(io.BytesIO(data)).read(columns=["uri", "size", "version", "status"])
+    return {FileState(row["uri"], row["size"], row["version"]) for row in rows.to_pylist() if row["status"] == TAKEN}

@@ -1,0 +1,272 @@
+"""The four tables of an output: their columns, the input columns that they carry, and reading a partition."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.storage.delta_table import TableSnapshot, create_table, open_table
+from pipelines.storage.object_store import Store
+from spin.errors import UserError
+
+PREDICTIONS, DEAD_LETTERS, INPUTS, DISAGREEMENTS = "predictions", "dead_letters", "inputs", "disagreements"
+SIDE_TABLES = (INPUTS, DEAD_LETTERS, DISAGREEMENTS)
+"""tables that get the rows of a run before its predictions are published"""
+TABLES = (PREDICTIONS, *SIDE_TABLES)
+TAKEN, QUARANTINED = "taken", "quarantined"
+"""values of the column `status` of the inputs"""
+
+_LABELS = pa.list_(pa.string())
+_COLUMNS: Mapping[str, pa.Schema] = {
+    PREDICTIONS: pa.schema(
+        [
+            ("id", pa.string()),
+            ("label", pa.string()),  # null without a label, and in a multi-label task
+            ("labels", _LABELS),  # null in any other task
+            ("score", pa.float32()),
+            ("scores", pa.map_(pa.string(), pa.float32())),
+            ("depth", pa.int32()),
+            ("model_version", pa.string()),
+        ]
+    ),
+    DEAD_LETTERS: pa.schema(
+        [
+            ("id", pa.string()),
+            ("file", pa.string()),
+            ("first", pa.int64()),  # start of the piece in its file: a row, in plain JSONL a byte
+            ("row", pa.int64()),  # row within the piece
+            ("reason", pa.string()),
+            ("message", pa.string()),
+            ("text", pa.string()),  # null unless `classify.dead_letter_text` is true
+        ]
+    ),
+    INPUTS: pa.schema(
+        [
+            ("uri", pa.string()),
+            ("size", pa.int64()),
+            ("version", pa.string()),  # ETag, or modification time on a disk
+            ("rows", pa.int64()),
+            ("status", pa.string()),
+            ("reason", pa.string()),  # null unless quarantined
+        ]
+    ),
+    DISAGREEMENTS: pa.schema(
+        [
+            ("id", pa.string()),
+            ("label", pa.string()),
+            ("labels", _LABELS),
+            ("score", pa.float32()),
+            ("shadow_label", pa.string()),
+            ("shadow_labels", _LABELS),
+            ("shadow_score", pa.float32()),
+            ("model_version", pa.string()),
+            ("shadow_version", pa.string()),
+        ]
+    ),
+}
+_PARTITIONS = {PREDICTIONS: ("date", "model"), **dict.fromkeys(SIDE_TABLES, ("date", "model", "run"))}
+_PARTITION_TYPES = {"date": pa.date32(), "model": pa.string(), "run": pa.string()}
+_CARRYING = (PREDICTIONS, DEAD_LETTERS)
+"""tables that carry input columns"""
+_OURS = {name for table in _CARRYING for name in (*_COLUMNS[table].names, *_PARTITION_TYPES)}
+"""names that no kept column may have"""
+_BAD_NAME = re.compile(r"[ ,;{}()\n\t=]")
+"""characters that Delta tables do not have in the names of columns"""
+NO_COLUMNS = pa.schema([])
+
+
+@dataclass(frozen=True)
+class NightTables:
+    """The tables of an output."""
+
+    out: Store
+    """the output, which collects all nights"""
+
+    def store(self, table: str) -> Store:
+        """The folder of a table."""
+        return self.out / table
+
+    def create(self) -> None:
+        """Create the tables that are missing.
+
+        Raises UserError where commits would not be atomic, or if another table is in the place of one.
+        """
+        for table in TABLES:
+            create_table(self.store(table), table_schema(table), _PARTITIONS[table])
+
+    def find(self, table: str) -> TableSnapshot | None:
+        """The current version of a table, None where no night was begun yet."""
+        return open_table(self.store(table))
+
+    def open(self, table: str) -> TableSnapshot:
+        """The current version of a table. Raises UserError where no night was begun yet."""
+        snapshot = self.find(table)
+        if snapshot is None:
+            raise UserError(f"{self.out.uri} has no table {table}; `spin classify` makes one")
+        return snapshot
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """The run that a night consists of, as the table of predictions says."""
+
+    date: str
+    """YYYY-MM-DD"""
+    model: str
+    """name of the registered model"""
+    run: str
+    """name of the run"""
+    rows: int
+    """number of predictions"""
+    files: int
+    """number of files"""
+    committed: float
+    """when the run was published or restored, in seconds since 1970"""
+
+
+def published_runs(predictions: TableSnapshot) -> list[PublishedRun]:
+    """The runs that the predictions consist of, one per date and model, by date and model."""
+    files = predictions.file_table
+    runs = pc.replace_substring_regex(files["path"], "/.*", "")
+    nights = files.append_column("run", runs).group_by(["date", "model", "run"])
+    totals = nights.aggregate([("rows", "sum"), ("path", "count"), ("modified", "max")])
+    return sorted(
+        (
+            PublishedRun(
+                date=row["date"],
+                model=row["model"],
+                run=row["run"],
+                rows=row["rows_sum"],
+                files=row["path_count"],
+                committed=row["modified_max"] / 1000,
+            )
+            for row in totals.to_pylist()
+        ),
+        key=lambda run: (run.date, run.model),
+    )
+
+
+def partitions(snapshot: TableSnapshot) -> list[dict[str, str]]:
+    """The values of the partition columns that the files of a table have, each once."""
+    names = list(snapshot.partition_columns)
+    values: list[dict[str, str]] = snapshot.file_table.select(names).group_by(names).aggregate([]).to_pylist()
+    return values
+
+
+def partition_of(table: str, *, date: str, model: str, run: str) -> dict[str, str]:
+    """The values of the partition columns of a table for a run."""
+    values = {"date": date, "model": model, "run": run}
+    return {name: values[name] for name in _PARTITIONS[table]}
+
+
+def file_schema(table: str, kept: pa.Schema = NO_COLUMNS) -> pa.Schema:
+    """The columns of a file of a table: without partition columns, with the kept columns where the table has them."""
+    return pa.schema([*_COLUMNS[table], *(kept if table in _CARRYING else NO_COLUMNS)])
+
+
+def table_schema(table: str, kept: pa.Schema = NO_COLUMNS) -> pa.Schema:
+    """The columns of a table, partition columns included."""
+    partitions = [pa.field(name, _PARTITION_TYPES[name]) for name in _PARTITIONS[table]]
+    return pa.schema([*partitions, *file_schema(table, kept)])
+
+
+def kept_schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    """The kept columns as tables hold them, by their names and the types that the input has.
+
+    Raises UserError for a name that a table cannot have or that is one of ours, and for a type that not every reader
+    of tables knows.
+    """
+    known = {name.lower(): name for name in _OURS}
+    fields = []
+    for name, type_ in columns.items():
+        if not name or _BAD_NAME.search(name):
+            raise UserError(f"data.keep: a column '{name}' cannot be kept; names have no spaces and none of ,;{{}}()=")
+        if name.lower() in known:
+            raise UserError(
+                f"data.keep: a column '{name}' cannot be kept next to '{known[name.lower()]}', which the tables have; "
+                "rename it in the input"
+            )
+        known[name.lower()] = name
+        stored = stored_type(type_)
+        if stored is None:
+            raise UserError(
+                f"data.keep: column '{name}' has the type {type_}; expected string, bool, a signed integer, float32, "
+                "float64, decimal, date, timestamp with a time zone and at most microseconds, or lists and structs of "
+                "these"
+            )
+        fields.append(pa.field(name, stored))
+    return pa.schema(fields)
+
+
+def stored_type(type_: pa.DataType) -> pa.DataType | None:
+    """The type with which a table holds values of a type without loss; None for a type that tables do not hold."""
+    if pa.types.is_dictionary(type_):
+        return stored_type(type_.value_type)
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
+        item = stored_type(type_.value_type)
+        return None if item is None else pa.list_(item)
+    if pa.types.is_struct(type_):
+        items = {field.name: stored_type(field.type) for field in type_}
+        return None if None in items.values() or not items else pa.struct(items)
+    return _stored_scalar(type_)
+
+
+def _stored_scalar(type_: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
+        return pa.string()
+    if pa.types.is_date(type_):
+        return pa.date32()
+    if pa.types.is_timestamp(type_):
+        return pa.timestamp("us", "UTC") if type_.tz is not None and type_.unit != "ns" else None
+    if pa.types.is_decimal(type_):
+        return pa.decimal128(type_.precision, type_.scale) if type_.precision <= 38 and type_.scale >= 0 else None
+    same = pa.types.is_boolean(type_) or pa.types.is_signed_integer(type_)
+    return type_ if same or pa.types.is_float32(type_) or pa.types.is_float64(type_) else None
+
+
+def merge_schemas(committed: pa.Schema, night: pa.Schema, where: str) -> pa.Schema:
+    """The columns of a table and those of a night together, those of the table first.
+
+    Raises UserError, with `where` as its first part, for a column that the table has with another type or spelling.
+    """
+    known = {field.name.lower(): field for field in committed}
+    added = []
+    for column in night:
+        before = known.get(column.name.lower())
+        if before is None:
+            added.append(column)
+        elif before.name != column.name or stored_type(before.type) != stored_type(column.type):
+            raise UserError(
+                f"{where}: the table has a column '{before.name}' of type {before.type}, this night has "
+                f"'{column.name}' of type {column.type}; a column keeps its type. Keep it under another name, or use "
+                "another output"
+            )
+    return pa.schema([*committed, *added])
+
+
+def check_kept_columns(tables: NightTables, kept: pa.Schema) -> None:
+    """Raise UserError if a table has a kept column with another type or spelling."""
+    for table in _CARRYING:
+        snapshot = tables.find(table)
+        if snapshot is not None:
+            merge_schemas(snapshot.schema, table_schema(table, kept), snapshot.store.uri)
+
+
+def read_rows(snapshot: TableSnapshot, partition: Mapping[str, str]) -> pa.Table:
+    """The rows of some partitions of a table, with the table's columns but for the partition columns."""
+    schema = pa.schema([field for field in snapshot.schema if field.name not in snapshot.partition_columns])
+    parts = [schema.empty_table()]
+    for file in snapshot.files(partition):
+        with snapshot.store.open(file.path) as source:
+            rows = pq.ParquetFile(source).read()
+        columns = [
+            rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+            for field in schema
+        ]
+        parts.append(pa.table(columns, schema=schema))
+    return pa.concat_tables(parts)

@@ -1,0 +1,252 @@
+"""Publish a night: claim a model's part of an output, and commit a run only while the claim is the last one.
+
+The number of a claim is a token. It is committed to the predictions, so that the table itself says who may publish:
+`publish_night` requires, in the snapshot on top of which it commits, that the last token of the model is its own.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.nightly.tables.night_records import (
+    NightRecord,
+    find_night,
+    require_not_abandoned,
+)
+from pipelines.nightly.tables.night_tables import (
+    INPUTS,
+    NO_COLUMNS,
+    PREDICTIONS,
+    SIDE_TABLES,
+    NightTables,
+    file_schema,
+    merge_schemas,
+    partition_of,
+    partitions,
+    published_runs,
+    table_schema,
+)
+from pipelines.service_errors import HeldError, UnavailableError
+from pipelines.storage.delta_table import DataFile, TableSnapshot, retry_commits
+from spin.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """A row of the table of inputs: an input file and what became of it."""
+
+    uri: str
+    """URI of the file"""
+    size: int
+    """bytes"""
+    version: str
+    """ETag, or modification time on a disk"""
+    rows: int
+    """documents that were read from it"""
+    status: str
+    """`taken`, or `quarantined` if none of its documents is classified"""
+    reason: str | None = None
+    """why it is quarantined"""
+
+
+def claim(tables: NightTables, model: str, *, retry_seconds: float) -> int:
+    """Create the tables if they are missing, claim a model's nights and return the token of the claim.
+
+    No run of this model that was claimed earlier can be published from then on. Tokens only grow; one may be skipped.
+    Raises UnavailableError if the store does not take the claim within `retry_seconds`.
+    """
+
+    def attempt() -> int:
+        tables.create()
+        snapshot = tables.open(PREDICTIONS)
+        token = (snapshot.last_transaction(_model_app(model)) or 0) + 1
+        snapshot.commit_transaction(_model_app(model), token, metadata={"model": model, "claim": str(token)})
+        return token
+
+    return retry_commits(retry_seconds)(attempt)
+
+
+def require_claim(tables: NightTables, model: str, token: int) -> None:
+    """Raise HeldError if a model has been claimed again: nothing may be published under this token any more."""
+    _require_last(tables.open(PREDICTIONS), model, token)
+
+
+def write_inputs(tables: NightTables, run: str, token: int, rows: Sequence[InputRow]) -> DataFile:
+    """Write the input files of a run as a file of the table of inputs and return it; nothing is committed."""
+    columns = pa.Table.from_pylist([asdict(row) for row in rows], schema=file_schema(INPUTS))
+    return _write_file(tables, INPUTS, f"{run}/inputs-{token:06d}", columns)
+
+
+def write_empty_predictions(tables: NightTables, run: str, token: int, kept: pa.Schema = NO_COLUMNS) -> DataFile:
+    """Write a file of predictions without rows and return it: a night has a run even if nothing was predicted."""
+    return _write_file(tables, PREDICTIONS, f"{run}/empty-{token:06d}", file_schema(PREDICTIONS, kept).empty_table())
+
+
+def publish_night(
+    tables: NightTables,
+    night: NightRecord,
+    *,
+    token: int,
+    kept: pa.Schema = NO_COLUMNS,
+    retry_seconds: float,
+) -> None:
+    """Publish a finished run as the night of its date and model, in place of the run that was there.
+
+    Readers of the predictions see the old night or the new one. A run that is there already is done. `token` is the
+    claim of this driver, `kept` the input columns that the run carries.
+
+    Raises HeldError if the model has been claimed again, UserError if a file of the run is missing or has another
+    size, or if a kept column has another type by now, and UnavailableError if others commit, or the store does not
+    answer, for more than `retry_seconds`; the same command may then succeed later.
+    """
+    if not night.files.get(PREDICTIONS):
+        raise ValueError(f"{night.run} has no file of predictions; expected one, with 0 rows if need be")
+    retrying = retry_commits(retry_seconds)
+    if not retrying(_is_published, tables, night):
+        retrying(require_claim, tables, night.model, token)
+        retrying(_require_complete, tables, night)
+        for table in SIDE_TABLES:
+            retrying(_commit_side_rows, tables, table, night, token, kept)
+        retrying(_commit_predictions, tables, night, token, kept)
+    try:
+        retrying(remove_replaced_rows, tables, night.model, token)
+    except (HeldError, UnavailableError):  # the night is published; the next one removes them
+        _log.warning("%s: rows of replaced runs stay in the side tables for now", tables.out.uri)
+        _log.debug("they could not be removed", exc_info=True)
+
+
+def restore_night(tables: NightTables, run: str, *, token: int, retry_seconds: float) -> NightRecord:
+    """Publish an earlier run of a night again and return its record. `token` is a claim of its model.
+
+    Raises UserError if there is no such run, if it was never published, was given up, or has lost a file; HeldError and
+    UnavailableError as `publish_night` does.
+    """
+    night = find_night(tables.out, run)
+    published = tables.open(PREDICTIONS).last_transaction(_run_app(run)) is not None
+    if night is None or not published:
+        raise UserError(f"{tables.out.uri} has no run {run} that was published; `spin nights` lists them")
+    publish_night(tables, night, token=token, retry_seconds=retry_seconds)
+    return night
+
+
+def was_published(predictions: TableSnapshot, run: str) -> bool:
+    """Whether a run was published, now or at any time before."""
+    return predictions.last_transaction(_run_app(run)) is not None
+
+
+def remove_replaced_rows(tables: NightTables, model: str, token: int) -> None:
+    """Remove the rows of a model's runs that the predictions do not name from the side tables.
+
+    The claim is checked in a snapshot of the predictions that is newer than that of the side table. So the runs in the
+    side table are published by then or will never be under their claims, and a run that a later driver resumes gets
+    its rows again before it is published.
+    """
+    for table in SIDE_TABLES:
+        side = tables.open(table)
+        predictions = tables.open(PREDICTIONS)
+        _require_last(predictions, model, token)
+        named = {night.run for night in published_runs(predictions)}
+        replaced = [each for each in partitions(side) if each["model"] == model and each["run"] not in named]
+        if replaced:
+            side.remove_partitions(replaced)
+
+
+def _commit_side_rows(tables: NightTables, table: str, night: NightRecord, token: int, kept: pa.Schema) -> None:
+    """Commit that the run's partition of a side table consists of the run's files, if it does not yet.
+
+    The side table is opened before the claim is checked: if the model is claimed again in between, whoever claimed it
+    commits first or not at all.
+    """
+    side = tables.open(table)
+    files = list(night.files.get(table, ()))
+    partition = partition_of(table, date=night.date, model=night.model, run=night.run)
+    if side.files(partition) == files:
+        return
+    require_claim(tables, night.model, token)
+    side.replace_partition(partition, files, schema=_merged_schema(side, table, kept), metadata=_metadata(night, token))
+
+
+def _commit_predictions(tables: NightTables, night: NightRecord, token: int, kept: pa.Schema) -> None:
+    """Commit that the night of a date and model consists of the run's files, if it does not yet."""
+    predictions = tables.open(PREDICTIONS)
+    partition = partition_of(PREDICTIONS, date=night.date, model=night.model, run=night.run)
+    if predictions.files(partition) == list(night.files[PREDICTIONS]):
+        return
+    _require_last(predictions, night.model, token)
+    predictions.replace_partition(
+        partition,
+        night.files[PREDICTIONS],
+        schema=_merged_schema(predictions, PREDICTIONS, kept),
+        transactions={_model_app(night.model): token, _run_app(night.run): 1},
+        metadata=_metadata(night, token),
+    )
+
+
+def _is_published(tables: NightTables, night: NightRecord) -> bool:
+    partition = partition_of(PREDICTIONS, date=night.date, model=night.model, run=night.run)
+    return tables.open(PREDICTIONS).files(partition) == list(night.files[PREDICTIONS])
+
+
+def _merged_schema(snapshot: TableSnapshot, table: str, kept: pa.Schema) -> pa.Schema:
+    return merge_schemas(snapshot.schema, table_schema(table, kept), snapshot.store.uri)
+
+
+def _require_last(predictions: TableSnapshot, model: str, token: int) -> None:
+    last = predictions.last_transaction(_model_app(model))
+    if last != token:
+        raise HeldError(
+            f"{predictions.store.uri}: another run of model {model} has taken over (claim {last}, this run has "
+            f"{token}); this one publishes nothing"
+        )
+
+
+def _require_complete(tables: NightTables, night: NightRecord) -> None:
+    """Raise UserError unless every file of a run is there with its size. One listing per table, no request per file."""
+    require_not_abandoned(tables.out, night.run)
+    for table, files in night.files.items():
+        sizes = {item.key: item.size for item in tables.store(table).list_objects(night.run)}
+        for file in files:
+            if sizes.get(file.path) != file.size:
+                size = sizes.get(file.path)
+                state = "is missing" if size is None else f"has {size} bytes, expected {file.size}"
+                raise UserError(
+                    f"{tables.store(table).uri}/{file.path} {state}; run {night.run} cannot be published. Start over "
+                    "with --restart"
+                )
+
+
+def _write_file(tables: NightTables, table: str, stem: str, rows: pa.Table) -> DataFile:
+    """Write rows to the first path `STEM-N.parquet` that is free."""
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd")
+    attempt, store = 1, tables.store(table)
+    while not store.create(f"{stem}-{attempt}.parquet", buffer.getvalue()):
+        attempt += 1
+    return DataFile(f"{stem}-{attempt}.parquet", len(buffer.getvalue()), len(rows))
+
+
+def _model_app(model: str) -> str:
+    return f"spin:{model}"
+
+
+def _run_app(run: str) -> str:
+    return f"run:{run}"
+
+
+def _metadata(night: NightRecord, token: int) -> dict[str, str]:
+    """What a commit says about itself in the history of a table."""
+    return {
+        "run": night.run,
+        "date": night.date,
+        "model": night.model,
+        "model_version": night.model_version,
+        "claim": str(token),
+    }

@@ -1,0 +1,158 @@
+"""Delete what no night, no unfinished run and no restorable run of an output names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from pipelines.nightly.tables.night_records import (
+    ABANDONED,
+    RUN,
+    RUNS,
+    NightRecord,
+    abandon_run,
+    find_nights,
+    is_run_name,
+    list_runs,
+)
+from pipelines.nightly.tables.night_tables import PREDICTIONS, SIDE_TABLES, TABLES, NightTables, published_runs
+from pipelines.nightly.tables.publication import remove_replaced_rows, require_claim, was_published
+from pipelines.storage.delta_table import retry_commits
+from pipelines.storage.object_store import StoredObject
+from spin.errors import UserError
+
+SHORTEST_AGE = timedelta(hours=24)
+"""the least age of what is deleted: readers may be in the middle of a night that was replaced a moment ago"""
+
+
+@dataclass(frozen=True)
+class VacuumPlan:
+    """What a vacuum does."""
+
+    abandon: tuple[str, ...]
+    """runs that can be neither resumed nor restored from then on"""
+    delete: tuple[str, ...]
+    """keys in the output"""
+    bytes: int
+    """size of what is deleted"""
+
+
+def models_of(tables: NightTables) -> list[str]:
+    """The models that have a night or a run in an output. A vacuum needs the lease and a claim of each."""
+    predictions = tables.find(PREDICTIONS)
+    nights = [] if predictions is None else published_runs(predictions)
+    return sorted({run.model for run in list_runs(tables.out)} | {night.model for night in nights})
+
+
+def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> VacuumPlan:
+    """What a vacuum deletes: files that nothing names and that have not changed for `age`.
+
+    A run that was never published and has not changed for `age` is given up. So is one that was replaced at least `age`
+    ago; until then it can be restored. Of runs that are published or can be restored, their files and records stay,
+    and what they worked with is deleted. Call it under a claim of every model. Raises UserError if `age` is too short.
+    """
+    if age < SHORTEST_AGE:
+        raise UserError(f"vacuum: an age of {age} is too short; expected at least {SHORTEST_AGE}")
+    before = (now - age).timestamp()
+    objects_by_run = _objects_by_run(tables)
+    contents = _read_contents(tables, sorted(objects_by_run))
+    abandon: list[str] = []
+    delete: list[StoredObject] = []
+    for run, objects in objects_by_run.items():
+        marked = any(item.key == f"{RUNS}/{run}/{ABANDONED}" for item in objects)
+        if run in contents.named or (not marked and contents.is_restorable(run, before)):
+            wanted = contents.recorded_keys(run)
+            old = [item for item in objects if item.modified < before]
+            unused = [item for item in old if item.key not in wanted and not _is_record(item.key)]
+        elif marked or run in contents.published or max(item.modified for item in objects) < before:
+            unused = [item for item in objects if not _is_mark(item.key)]
+            abandon += [] if marked else [run]
+        else:
+            continue
+        delete += [item for item in unused if item.key not in contents.keys]
+    keys = tuple(item.key for item in delete)
+    return VacuumPlan(tuple(abandon), keys, sum(item.size for item in delete))
+
+
+def run_vacuum(tables: NightTables, plan: VacuumPlan, claims: Mapping[str, int], *, retry_seconds: float) -> None:
+    """Carry out a plan. `claims` holds the token of the claim of every model in `models_of`.
+
+    Runs are given up before their files are deleted, and the claims are checked in between: a driver that has claimed
+    its model by then stops the vacuum, and one that claims it later sees that the run was given up.
+    Raises HeldError if a model has been claimed again.
+    """
+    for model, token in claims.items():
+        retry_commits(retry_seconds)(remove_replaced_rows, tables, model, token)
+    for run in plan.abandon:
+        abandon_run(tables.out, run)
+    for model, token in claims.items():
+        require_claim(tables, model, token)
+    tables.out.delete_many(plan.delete)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What the tables and the records of an output name."""
+
+    published: frozenset[str]
+    """runs that were published, now or at any time before"""
+    named: frozenset[str]
+    """runs that the predictions consist of"""
+    committed: Mapping[tuple[str, str], float]
+    """when the night of a date and a model was published or restored, in seconds since 1970"""
+    nights: Mapping[str, NightRecord]
+    """what a published run consists of"""
+    keys: frozenset[str]
+    """keys in the output of the files that the predictions, and for the same runs the other tables, consist of"""
+
+    def is_restorable(self, run: str, before: float) -> bool:
+        """Whether a run that was published can be restored: unless it was replaced before a time."""
+        night = self.nights.get(run)
+        return night is not None and self.committed.get((night.date, night.model), before) >= before
+
+    def recorded_keys(self, run: str) -> set[str]:
+        """The keys in the output of the files of a published run."""
+        night = self.nights.get(run)
+        files = {} if night is None else night.files
+        return {f"{table}/{file.path}" for table, each in files.items() for file in each}
+
+
+def _read_contents(tables: NightTables, runs: Sequence[str]) -> _Contents:
+    predictions = tables.open(PREDICTIONS)
+    nights = published_runs(predictions)
+    published = frozenset(run for run in runs if was_published(predictions, run))
+    named = frozenset(night.run for night in nights)
+    records = find_nights(tables.out, sorted(published | named))
+    keys = {f"{PREDICTIONS}/{path}" for path in predictions.file_table["path"].to_pylist()}
+    for table in SIDE_TABLES:
+        files = tables.open(table).file_table.select(["run", "path"]).to_pylist()
+        keys |= {f"{table}/{file['path']}" for file in files if file["run"] in named}
+    return _Contents(
+        published=published,
+        named=named,
+        committed={(night.date, night.model): night.committed for night in nights},
+        nights=records,
+        keys=frozenset(keys),
+    )
+
+
+def _objects_by_run(tables: NightTables) -> dict[str, list[StoredObject]]:
+    """The objects of each run, in its folder and in those of the tables. Other objects are not among them."""
+    objects: dict[str, list[StoredObject]] = {}
+    for folder in (RUNS, *TABLES):
+        for item in tables.out.list_objects(folder):
+            run = item.key.split("/")[1]
+            if is_run_name(run):
+                objects.setdefault(run, []).append(item)
+    return objects
+
+
+def _is_record(key: str) -> bool:
+    """Whether an object lies directly in the folder of a run in `_runs/`: a record or a report."""
+    return key.startswith(f"{RUNS}/") and key.count("/") == 2
+
+
+def _is_mark(key: str) -> bool:
+    """Whether an object must stay of a run that was given up."""
+    return _is_record(key) and key.rpartition("/")[2] in (RUN, ABANDONED)

@@ -1,0 +1,160 @@
+"""A vacuum deletes what nothing names, and nothing else."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pipelines.nightly.tables.night_history import list_unfinished
+from pipelines.nightly.tables.night_records import ABANDONED, NightRecord, is_abandoned
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, PREDICTIONS, NightTables, read_rows
+from pipelines.nightly.tables.publication import claim, publish_night, restore_night
+from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
+from pipelines.service_errors import HeldError
+from pipelines.storage.object_store import Store
+from spin.errors import UserError
+from tests.support.nights import MODEL, RETRY_SECONDS, published_ids, run_night, write_night
+
+AGE = timedelta(hours=24)
+
+
+@pytest.fixture
+def tables(store_uri: str) -> NightTables:
+    """The tables of an empty output."""
+    return NightTables(Store(store_uri))
+
+
+@pytest.fixture
+def local_tables(tmp_path: Path) -> NightTables:
+    """The tables of an empty output on a disk."""
+    return NightTables(Store(str(tmp_path / "out")))
+
+
+def claim_model(tables: NightTables, model: str = MODEL) -> int:
+    return claim(tables, model, retry_seconds=RETRY_SECONDS)
+
+
+def vacuum(tables: NightTables, *, later: timedelta = timedelta(), age: timedelta = AGE) -> VacuumPlan:
+    """Vacuum as if the clock were `later`."""
+    claims = {model: claim_model(tables, model) for model in models_of(tables)}
+    plan = plan_vacuum(tables, now=datetime.now(UTC) + later, age=age)
+    run_vacuum(tables, plan, claims, retry_seconds=RETRY_SECONDS)
+    return plan
+
+
+def keys_of(tables: NightTables, run: str) -> set[str]:
+    return {item.key for item in tables.out.list_objects() if f"/{run}/" in item.key}
+
+
+def named_keys(night: NightRecord) -> set[str]:
+    records = {f"_runs/{night.run}/run.json", f"_runs/{night.run}/night.json"}
+    return records | {f"{table}/{file.path}" for table, files in night.files.items() for file in files}
+
+
+def test_published_nights_keep_their_files_and_lose_what_they_worked_with(tables: NightTables) -> None:
+    night = run_night(tables.out, ["a", "b"], dead=["d"])
+    tables.out.write(f"_runs/{night.run}/report.json", b"{}")
+    for key in (f"_runs/{night.run}/parts/000000.json", f"predictions/{night.run}/000000-000001-2.parquet"):
+        tables.out.write(key, b"x")
+    log = tables.out.list("predictions/_delta_log")
+    assert vacuum(tables).delete == (), "nothing is old enough"
+    plan = vacuum(tables, later=timedelta(hours=25))
+    assert len(plan.delete) == plan.bytes == 2
+    assert keys_of(tables, night.run) == named_keys(night) | {f"_runs/{night.run}/report.json"}
+    assert set(log) <= set(tables.out.list("predictions/_delta_log"))
+    assert published_ids(tables) == {("2026-03-01", MODEL): ["a", "b"]}
+
+
+def test_a_replaced_run_can_be_restored_until_it_is_old(tables: NightTables) -> None:
+    """Its age counts from the moment at which it was replaced."""
+    first = run_night(tables.out, ["a"], dead=["d"])
+    second = run_night(tables.out, ["b"]).run
+    assert vacuum(tables, later=timedelta(hours=23)).delete == ()
+    restore_night(tables, first.run, token=claim_model(tables), retry_seconds=RETRY_SECONDS)
+    assert published_ids(tables) == {("2026-03-01", MODEL): ["a"]}
+    plan = vacuum(tables, later=timedelta(hours=25))
+    assert plan.abandon == (second,)
+    assert keys_of(tables, second) == {f"_runs/{second}/{name}" for name in ("run.json", ABANDONED)}
+    assert keys_of(tables, first.run) == named_keys(first)
+    with pytest.raises(UserError, match="given up|no run"):
+        restore_night(tables, second, token=claim_model(tables), retry_seconds=1)
+    assert read_rows(tables.open(DEAD_LETTERS), {})["id"].to_pylist() == ["d"]
+
+
+def test_an_unfinished_run_is_given_up_only_when_it_is_old(tables: NightTables) -> None:
+    run_night(tables.out, ["a"])
+    token = claim_model(tables)
+    night = write_night(tables, token, ["b"], date="2026-03-02")
+    assert vacuum(tables, later=timedelta(hours=23)) == VacuumPlan((), (), 0)
+    assert keys_of(tables, night.run) == named_keys(night)
+    plan = vacuum(tables, later=timedelta(hours=25))
+    assert plan.abandon == (night.run,)
+    assert is_abandoned(tables.out, night.run)
+    assert [run.run for run in list_unfinished(tables)] == [night.run]
+    with pytest.raises(UserError, match="given up"):
+        publish_night(tables, night, token=claim_model(tables), retry_seconds=1)
+    assert vacuum(tables, later=timedelta(hours=60)) == VacuumPlan((), (), 0)
+
+
+def test_side_rows_of_a_run_that_is_given_up_go_before_its_files(
+    local_tables: NightTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = claim_model(local_tables)
+    night = write_night(local_tables, token, ["b"], dead=["d"])
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.nightly.tables.publication._commit_predictions", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            publish_night(local_tables, night, token=token, retry_seconds=1)
+    assert read_rows(local_tables.open(DEAD_LETTERS), {}).num_rows == 1
+    vacuum(local_tables, later=timedelta(hours=25))
+    assert read_rows(local_tables.open(DEAD_LETTERS), {}).num_rows == 0
+
+
+def test_files_of_unknown_runs_are_deleted_when_they_are_old(local_tables: NightTables) -> None:
+    run_night(local_tables.out, ["a"])
+    stray = "predictions/2026-03-09-topics-000009/000000-000009-1.parquet"
+    for key in (stray, "predictions/other/x", "_runs/other/x", "notes.txt"):
+        local_tables.out.write(key, b"x")
+    assert vacuum(local_tables).delete == ()
+    assert vacuum(local_tables, later=timedelta(hours=25)).delete == (stray,)
+
+
+def test_a_lost_record_does_not_make_a_published_night_garbage(local_tables: NightTables) -> None:
+    night = run_night(local_tables.out, ["a"], dead=["d"])
+    local_tables.out.delete(f"_runs/{night.run}")
+    assert vacuum(local_tables, later=timedelta(days=99)) == VacuumPlan((), (), 0)
+    assert published_ids(local_tables) == {("2026-03-01", MODEL): ["a"]}
+
+
+def test_a_driver_that_claims_its_model_meanwhile_stops_the_vacuum(local_tables: NightTables) -> None:
+    """Its run may be marked as given up, which its publication then reports, but no file of it is deleted."""
+    night = write_night(local_tables, claim_model(local_tables), ["b"])
+    claims = {model: claim_model(local_tables, model) for model in models_of(local_tables)}
+    plan = plan_vacuum(local_tables, now=datetime.now(UTC) + timedelta(hours=25), age=AGE)
+    assert plan.delete
+    claim_model(local_tables)
+    with pytest.raises(HeldError):
+        run_vacuum(local_tables, plan, claims, retry_seconds=1)
+    assert keys_of(local_tables, night.run) >= named_keys(night)
+
+
+def test_a_vacuum_that_was_cut_off_is_finished_by_the_next(
+    local_tables: NightTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night = write_night(local_tables, claim_model(local_tables), ["b"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "delete_many", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            vacuum(local_tables, later=timedelta(hours=25))
+    vacuum(local_tables)
+    assert keys_of(local_tables, night.run) == {f"_runs/{night.run}/{name}" for name in ("run.json", ABANDONED)}
+
+
+def test_an_age_below_a_day_is_refused(local_tables: NightTables) -> None:
+    run_night(local_tables.out, ["a"])
+    with pytest.raises(UserError, match="too short"):
+        plan_vacuum(local_tables, now=datetime.now(UTC), age=timedelta(hours=23))
+    assert published_ids(local_tables)
+    assert local_tables.open(PREDICTIONS).version == 2

@@ -1,0 +1,366 @@
+"""Tables whose commits succeed only on top of the snapshot that they were derived from."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipelines.service_errors import UnavailableError
+from pipelines.storage import delta_table
+from pipelines.storage.delta_table import (
+    DataFile,
+    StaleSnapshotError,
+    TableSnapshot,
+    create_table,
+    open_table,
+    retry_commits,
+)
+from pipelines.storage.object_store import Store
+from spin.errors import UserError
+from tests.support.proxy import Proxy, run_proxy
+
+SCHEMA = pa.schema([("id", pa.string()), ("day", pa.date32()), ("model", pa.string())])
+COLUMNS = ("day", "model")
+PARTITION = {"day": "2026-03-01", "model": "a"}
+
+
+def create(uri: str) -> Store:
+    store = Store(uri)
+    create_table(store, SCHEMA, COLUMNS)
+    return store
+
+
+def snapshot_of(store: Store) -> TableSnapshot:
+    snapshot = open_table(store)
+    assert snapshot is not None
+    return snapshot
+
+
+def make_file(name: str, rows: int = 1) -> DataFile:
+    return DataFile(f"{name}.parquet", 10, rows)
+
+
+def commit_file(store: Store, name: str, partition: dict[str, str] = PARTITION) -> int:
+    return snapshot_of(store).replace_partition(partition, [make_file(name)])
+
+
+def race(uri: str, name: str, commits: int) -> None:
+    """Commit one file after another, each in a partition of its own, and count the commits in the table."""
+    store = create(uri)
+    for number in range(commits):
+
+        def attempt(number: int = number) -> None:
+            snapshot = snapshot_of(store)
+            done = snapshot.last_transaction(name) or 0
+            snapshot.replace_partition(
+                {"day": "2026-03-01", "model": f"{name}-{number}"},
+                [make_file(f"{name}-{number}")],
+                transactions={name: done + 1},
+            )
+
+        retry_commits(120)(attempt)
+
+
+def test_every_accepted_commit_of_racing_processes_is_a_version(store_uri: str) -> None:
+    """Three processes create the table and commit eight files each; nothing is lost and nothing is doubled."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=race, args=(store_uri, name, 8)) for name in "abc"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(180)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    snapshot = snapshot_of(Store(store_uri))
+    assert snapshot.version == 24
+    assert [snapshot.last_transaction(name) for name in "abc"] == [8, 8, 8]
+    assert sorted(snapshot.file_table["path"].to_pylist()) == [
+        f"{name}-{n}.parquet" for name in "abc" for n in range(8)
+    ]
+
+
+def test_threads_with_one_snapshot_have_one_winner(store_uri: str) -> None:
+    store = create(store_uri)
+    snapshots = [snapshot_of(store) for _ in range(4)]
+    start = threading.Barrier(4)
+
+    def commit(number: int) -> bool:
+        start.wait(30)
+        try:
+            snapshots[number].replace_partition(PARTITION, [make_file(f"f{number}")])
+        except StaleSnapshotError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as threads:
+        accepted = list(threads.map(commit, range(4)))
+    assert accepted.count(True) == 1
+    assert snapshot_of(store).files(PARTITION) == [make_file(f"f{accepted.index(True)}")]
+
+
+@pytest.mark.parametrize(
+    "commit",
+    [
+        lambda snapshot: snapshot.replace_partition(PARTITION, [make_file("late")]),
+        lambda snapshot: snapshot.replace_partition({"day": "2026-03-02", "model": "b"}, [make_file("late")]),
+        lambda snapshot: snapshot.remove_partitions([PARTITION]),
+        lambda snapshot: snapshot.commit_transaction("app", 9),
+    ],
+    ids=["same partition", "other partition", "remove", "transaction"],
+)
+def test_a_stale_writer_is_refused_and_changes_nothing(commit: Callable[[TableSnapshot], int], store_uri: str) -> None:
+    store = create(store_uri)
+    commit_file(store, "first")
+    stale = snapshot_of(store)
+    commit_file(store, "second")
+    with pytest.raises(StaleSnapshotError):
+        commit(stale)
+    snapshot = snapshot_of(store)
+    assert (snapshot.version, snapshot.files({})) == (2, [make_file("second")])
+    assert snapshot.last_transaction("app") is None
+
+
+def test_a_snapshot_commits_once(tmp_path: Path) -> None:
+    store = create(str(tmp_path))
+    snapshot = snapshot_of(store)
+    assert snapshot.commit_transaction("app", 1) == 1 == snapshot_of(store).version
+    with pytest.raises(StaleSnapshotError):
+        snapshot.commit_transaction("app", 2)
+
+
+def test_replacing_a_partition_leaves_the_others(store_uri: str) -> None:
+    """Values with quotes, percent signs and slashes name partitions as any other value does."""
+    store = create(store_uri)
+    models = ["a", "it's", 'say "ü"', "m=1&x%20", "a/b", "  ", "$m", "m,(b)"]
+    for day in ("2026-03-01", "2026-03-02"):
+        for number, model in enumerate(models):
+            commit_file(store, f"{day}-{number}", {"day": day, "model": model})
+    for number, model in enumerate(models):
+        partition = {"day": "2026-03-02", "model": model}
+        snapshot_of(store).replace_partition(partition, [make_file(f"new-{number}", 5), make_file(f"new-{number}b", 0)])
+        assert snapshot_of(store).files(partition) == [make_file(f"new-{number}", 5), make_file(f"new-{number}b", 0)]
+    snapshot = snapshot_of(store)
+    assert sorted(file.path for file in snapshot.files({"day": "2026-03-01"})) == [
+        f"2026-03-01-{number}.parquet" for number in range(len(models))
+    ]
+    snapshot.remove_partitions([{"day": "2026-03-02", "model": model} for model in models[1:]])
+    assert len(snapshot_of(store).files({"day": "2026-03-02"})) == 2
+    assert len(snapshot_of(store).files({})) == len(models) + 2
+
+
+def test_a_partition_must_be_named_in_full(tmp_path: Path) -> None:
+    """A filter on one of two columns would replace the nights of all models."""
+    snapshot = snapshot_of(create(str(tmp_path)))
+    with pytest.raises(ValueError, match="expected a value for each"):
+        snapshot.replace_partition({"day": "2026-03-01"}, [])
+
+
+@pytest.mark.parametrize("path", ["a b.parquet", "a%20b.parquet", "ü.parquet", "../a.parquet#", "a//b", "/a", ""])
+def test_paths_that_readers_take_for_others_are_not_committed(path: str, tmp_path: Path) -> None:
+    snapshot = snapshot_of(create(str(tmp_path)))
+    with pytest.raises(ValueError, match="expected letters"):
+        snapshot.replace_partition(PARTITION, [DataFile(path, 1, 1)])
+
+
+def test_statistics_hold_the_number_of_rows_and_nothing_of_them(tmp_path: Path) -> None:
+    store = create(str(tmp_path))
+    snapshot_of(store).replace_partition(PARTITION, [make_file("a", 12)], metadata={"run": "r1"})
+    log = [json.loads(line) for line in (store.read("_delta_log/00000000000000000001.json") or b"").splitlines()]
+    [add] = [entry["add"] for entry in log if "add" in entry]
+    assert json.loads(add["stats"]) == {"numRecords": 12}
+    assert [entry["commitInfo"]["run"] for entry in log if "commitInfo" in entry] == ["r1"]
+
+
+def test_transactions_survive_checkpoints(tmp_path: Path) -> None:
+    """After 25 commits the state comes from a checkpoint."""
+    store = create(str(tmp_path))
+    for number in range(1, 26):
+        snapshot_of(store).commit_transaction("app", number)
+    assert any(key.endswith(".checkpoint.parquet") for key in store.list("_delta_log"))
+    assert snapshot_of(store).last_transaction("app") == 25
+    assert snapshot_of(store).last_transaction("other") is None
+
+
+def test_ten_thousand_files_are_one_commit(store_uri: str) -> None:
+    store = create(store_uri)
+    files = [DataFile(f"run/{number:06d}-000001-1.parquet", 1000 + number, number) for number in range(10_000)]
+    assert snapshot_of(store).replace_partition(PARTITION, files) == 1
+    assert snapshot_of(store).files(PARTITION) == files
+
+
+def test_the_schema_of_a_commit_replaces_that_of_the_table(tmp_path: Path) -> None:
+    store = create(str(tmp_path))
+    wider = SCHEMA.append(pa.field("lang", pa.string()))
+    snapshot_of(store).replace_partition(PARTITION, [make_file("a")], schema=wider)
+    commit_file(store, "b")
+    snapshot_of(store).commit_transaction("app", 1)
+    assert snapshot_of(store).schema.names == wider.names
+
+
+def test_another_table_is_not_taken_for_ours(tmp_path: Path) -> None:
+    store = create(str(tmp_path))
+    with pytest.raises(UserError, match="partition columns day, model"):
+        create_table(store, SCHEMA, ["day"])
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_is_refused(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAT answers EPERM; other file systems say that they do not support it. The probe leaves nothing behind."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UserError, match="no hard links"):
+        create(str(tmp_path / "out"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a\\b"])
+def test_a_path_that_tables_cannot_have_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot have in their paths"):
+        create(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a b", "ü'x", "a#b", "a?b", "a+b", "a=b&c"])
+def test_a_table_lies_where_its_store_lies(name: str, store_uri: str) -> None:
+    store = create(f"{store_uri}/{name}")
+    commit_file(store, "a")
+    assert store.list_names("_delta_log") == [f"{version:020d}.json" for version in range(2)]
+
+
+def test_opening_a_table_that_is_not_there_creates_nothing(store_uri: str) -> None:
+    store = Store(store_uri)
+    assert open_table(store) is None
+    assert store.list() == []
+
+
+@pytest.fixture
+def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy in front of the server, through which all requests go."""
+    with run_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fault", ["throttle", "error"])
+def test_a_commit_succeeds_after_a_temporary_fault(fault: str, proxy: Proxy, s3_server: str) -> None:
+    store = create(f"{s3_server}/{uuid.uuid4().hex}")
+    failed: set[str] = set()
+
+    def fail_first_put(_: int, method: str, path: str) -> str | None:
+        if method == "PUT" and path not in failed:
+            failed.add(path)
+            return fault
+        return None
+
+    proxy.fault = fail_first_put
+    assert commit_file(store, "a") == 1
+    assert failed
+
+
+@pytest.mark.s3
+def test_a_commit_whose_answer_is_lost_is_found_in_the_table(proxy: Proxy, s3_server: str) -> None:
+    """The commit reports that the store did not answer; a caller that opens the table anew sees that it is done."""
+    store = create(f"{s3_server}/{uuid.uuid4().hex}")
+    proxy.fault = lambda _, method, path: "lost" if method == "PUT" else None
+    with pytest.raises(UnavailableError):
+        commit_file(store, "a")
+    proxy.fault = lambda *_: None
+    assert snapshot_of(store).files(PARTITION) == [make_file("a")]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "refuses the credentials \\(SignatureDoesNotMatch\\)"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "refuses the credentials \\(InvalidAccessKeyId\\)"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "refuses the credentials"),
+    ],
+    ids=["wrong secret", "unknown key", "no credentials"],
+)
+def test_refused_credentials_are_one_line(
+    environment: dict[str, str],
+    message: str,
+    s3_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    store = create(f"{s3_server}/{uuid.uuid4().hex}")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    for name, value in environment.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name)
+    with pytest.raises(UserError, match=message) as refused:
+        open_table(store)
+    assert "\n" not in str(refused.value)
+    assert "wrong" not in str(refused.value)
+
+
+@pytest.mark.s3
+def test_a_missing_bucket_is_the_users_error(s3_server: str) -> None:
+    with pytest.raises(UserError, match=r"not found \(NoSuchBucket\)"):
+        open_table(Store("s3://no-such-bucket/out"))
+
+
+def test_a_server_that_is_down_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(delta_table, "DEADLINE", 1)
+    with pytest.raises(UnavailableError, match=r"the store does not answer \(Connection refused") as failed:
+        open_table(Store("s3://spin/out"))
+    assert "\n" not in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Generic error: No space left on device (os error 28)", UnavailableError),
+        ("Kernel error -> x\n ↳ 507 Insufficient\n ↳ <Error><Code>QuotaExceeded</Code></Error>", UnavailableError),
+        ("Permission denied (os error 13)", UserError),
+        ("Generic S3 error\n \x1b[31m↳\x1b[0m operation timed out", UnavailableError),
+    ],
+)
+def test_errors_of_a_store_become_one_line(message: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as raised, delta_table._table_errors("s3://b/t"):
+        raise OSError(message)
+    assert str(raised.value).startswith("s3://b/t: ")
+    assert not {"\n", "\x1b", "<"} & set(str(raised.value))
+
+
+def test_commits_are_tried_for_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but UnavailableError is tried again, and the last error is raised."""
+    attempts: list[int] = []
+
+    def fail(error: Exception) -> Any:
+        attempts.append(1)
+        raise error
+
+    with pytest.raises(StaleSnapshotError):
+        retry_commits(0.5)(fail, StaleSnapshotError("stale"))
+    assert len(attempts) > 1
+    attempts.clear()
+    with pytest.raises(UserError):
+        retry_commits(5)(fail, UserError("no"))
+    assert len(attempts) == 1

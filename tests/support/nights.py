@@ -1,0 +1,108 @@
+"""Runs with a few rows, written and published without a model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.nightly.tables.night_history import FileState
+from pipelines.nightly.tables.night_records import NightRecord, begin_run, finish_run
+from pipelines.nightly.tables.night_tables import (
+    DEAD_LETTERS,
+    INPUTS,
+    NO_COLUMNS,
+    PREDICTIONS,
+    TAKEN,
+    NightTables,
+    file_schema,
+    published_runs,
+    read_rows,
+)
+from pipelines.nightly.tables.publication import (
+    InputRow,
+    claim,
+    publish_night,
+    write_empty_predictions,
+    write_inputs,
+)
+from pipelines.storage.delta_table import DataFile
+from pipelines.storage.object_store import Store
+
+RETRY_SECONDS = 20.0
+DATE, MODEL = "2026-03-01", "topics"
+
+
+def prediction(id: str, **columns: Any) -> dict[str, Any]:
+    """A row of predictions."""
+    scores = {"good": 0.75, "bad": 0.25}
+    return {"id": id, "label": "good", "score": 0.75, "scores": scores, "depth": 3, "model_version": "7", **columns}
+
+
+def write_file(
+    tables: NightTables, table: str, path: str, rows: Sequence[dict[str, Any]], kept: pa.Schema = NO_COLUMNS
+) -> DataFile:
+    """Write a file of a table, as a worker does."""
+    buffer = io.BytesIO()
+    rows = [{**row, "scores": list(row["scores"].items())} if "scores" in row else row for row in rows]
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=file_schema(table, kept)), buffer)
+    tables.store(table).write(path, buffer.getvalue())
+    return DataFile(path, len(buffer.getvalue()), len(rows))
+
+
+def write_night(
+    tables: NightTables,
+    token: int,
+    ids: Sequence[str],
+    *,
+    date: str = DATE,
+    model: str = MODEL,
+    dead: Sequence[str] = (),
+    inputs: Sequence[FileState] = (),
+    kept: pa.Schema = NO_COLUMNS,
+    columns: dict[str, Any] | None = None,
+) -> NightRecord:
+    """Write a finished run: two files of predictions, one of dead letters if there are any, and its inputs."""
+    run = begin_run(tables.out, date=date, model=model, model_version="7", token=token)
+    rows = [prediction(id, **(columns or {})) for id in ids]
+    halves = [part for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]) if part]
+    predictions = [
+        write_file(tables, PREDICTIONS, f"{run.run}/{shard:06d}-{token:06d}-1.parquet", part, kept)
+        for shard, part in enumerate(halves)
+    ]
+    letters = [{"id": id, "file": "a.jsonl", "first": 0, "row": 0, "reason": "null_text"} for id in dead]
+    files = {
+        PREDICTIONS: predictions or [write_empty_predictions(tables, run.run, token, kept)],
+        DEAD_LETTERS: [write_file(tables, DEAD_LETTERS, f"{run.run}/000000-{token:06d}-1.parquet", letters, kept)]
+        if letters
+        else [],
+        INPUTS: [
+            write_inputs(
+                tables, run.run, token, [InputRow(file.uri, file.size, file.version, 1, TAKEN) for file in inputs]
+            )
+        ],
+    }
+    return finish_run(tables.out, run, token=token, files=files)
+
+
+def run_night(out: Store, ids: Sequence[str], *, model: str = MODEL, **options: Any) -> NightRecord:
+    """Claim a model, write a run and publish it; the options are those of `write_night`."""
+    tables = NightTables(out)
+    token = claim(tables, model, retry_seconds=RETRY_SECONDS)
+    night = write_night(tables, token, ids, model=model, **options)
+    publish_night(tables, night, token=token, kept=options.get("kept", NO_COLUMNS), retry_seconds=RETRY_SECONDS)
+    return night
+
+
+def published_ids(tables: NightTables) -> dict[tuple[str, str], list[str]]:
+    """The ids of the predictions by date and model, sorted; an id that is there twice is listed twice."""
+    predictions = tables.open(PREDICTIONS)
+    return {
+        (night.date, night.model): sorted(
+            read_rows(predictions, {"date": night.date, "model": night.model})["id"].to_pylist()
+        )
+        for night in published_runs(predictions)
+    }
