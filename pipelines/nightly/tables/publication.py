@@ -160,18 +160,29 @@ def remove_replaced_rows(tables: NightTables, model: str, token: int) -> None:
 
 
 def _commit_side_rows(tables: NightTables, table: str, night: NightRecord, token: int, kept: pa.Schema) -> None:
-    """Commit that the run's partition of a side table consists of the run's files, if it does not yet.
+    """Commit that the run's partition of a side table consists of the run's files.
 
     The side table is opened before the claim is checked: if the model is claimed again in between, whoever claimed it
-    commits first or not at all.
+    commits first or not at all. That is why a run without rows commits too: it refuses the rows of its predecessor.
     """
     side = tables.open(table)
+    app = _model_app(night.model)
     files = list(night.files.get(table, ()))
     partition = partition_of(table, date=night.date, model=night.model, run=night.run)
-    if side.files(partition) == files:
+    complete = side.files(partition) == files
+    if complete and side.last_transaction(app) == token:
         return
     require_claim(tables, night.model, token)
-    side.replace_partition(partition, files, schema=_merged_schema(side, table, kept), metadata=_metadata(night, token))
+    if complete:
+        side.commit_transaction(app, token, metadata=_metadata(night, token))
+        return
+    side.replace_partition(
+        partition,
+        files,
+        schema=_merged_schema(side, table, kept),
+        transactions={app: token},
+        metadata=_metadata(night, token),
+    )
 
 
 def _commit_predictions(tables: NightTables, night: NightRecord, token: int, kept: pa.Schema) -> None:
