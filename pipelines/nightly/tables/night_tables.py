@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -87,9 +88,13 @@ class NightTables:
     out: Store
     """the output, which collects all nights"""
 
+    @cached_property
+    def _stores(self) -> Mapping[str, Store]:
+        return {table: self.out / table for table in TABLES}
+
     def store(self, table: str) -> Store:
         """The folder of a table."""
-        return self.out / table
+        return self._stores[table]
 
     def create(self) -> None:
         """Create the tables that are missing.
