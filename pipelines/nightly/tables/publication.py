@@ -109,31 +109,22 @@ def publish_night(
     """
     if not night.files.get(PREDICTIONS):
         raise ValueError(f"{night.run} has no file of predictions; expected one, with 0 rows if need be")
-    retrying = retry_commits(retry_seconds)
-    if not retrying(_is_published, tables, night):
-        retrying(require_claim, tables, night.model, token)
-        retrying(_require_complete, tables, night)
-        for table in SIDE_TABLES:
-            retrying(_commit_side_rows, tables, table, night, token, kept)
-        retrying(_commit_predictions, tables, night, token, kept)
-    try:
-        retrying(remove_replaced_rows, tables, night.model, token)
-    except (HeldError, UnavailableError):  # the night is published; the next one removes them
-        _log.warning("%s: rows of replaced runs stay in the side tables for now", tables.out.uri)
-        _log.debug("they could not be removed", exc_info=True)
+    if not retry_commits(retry_seconds)(_is_published, tables, night):
+        _commit_night(tables, night, token, kept, retry_seconds)
+    _remove_replaced_rows_or_log(tables, night.model, token, retry_seconds)
 
 
 def restore_night(tables: NightTables, run: str, *, token: int, retry_seconds: float) -> NightRecord:
-    """Publish an earlier run of a night again and return its record. `token` is a claim of its model.
+    """Publish a run of a night again, its rows in the side tables included, and return its record.
 
-    Raises UserError if there is no such run, if it was never published, was given up, or has lost a file; HeldError and
-    UnavailableError as `publish_night` does.
+    `token` is a claim of its model. Raises UserError if there is no such run, if it was never published, was given up,
+    or has lost a file; HeldError and UnavailableError as `publish_night` does.
     """
     night = find_night(tables.out, run)
-    published = tables.open(PREDICTIONS).last_transaction(_run_app(run)) is not None
-    if night is None or not published:
+    if night is None or not was_published(tables.open(PREDICTIONS), run):
         raise UserError(f"{tables.out.uri} has no run {run} that was published; `spin nights` lists them")
-    publish_night(tables, night, token=token, retry_seconds=retry_seconds)
+    _commit_night(tables, night, token, NO_COLUMNS, retry_seconds)
+    _remove_replaced_rows_or_log(tables, night.model, token, retry_seconds)
     return night
 
 
@@ -157,6 +148,25 @@ def remove_replaced_rows(tables: NightTables, model: str, token: int) -> None:
         replaced = [each for each in partitions(side) if each["model"] == model and each["run"] not in named]
         if replaced:
             side.remove_partitions(replaced)
+
+
+def _commit_night(tables: NightTables, night: NightRecord, token: int, kept: pa.Schema, retry_seconds: float) -> None:
+    """Commit a run to the side tables and then to the predictions, once its claim and its files have been checked."""
+    retrying = retry_commits(retry_seconds)
+    retrying(require_claim, tables, night.model, token)
+    retrying(_require_complete, tables, night)
+    for table in SIDE_TABLES:
+        retrying(_commit_side_rows, tables, table, night, token, kept)
+    retrying(_commit_predictions, tables, night, token, kept)
+
+
+def _remove_replaced_rows_or_log(tables: NightTables, model: str, token: int, retry_seconds: float) -> None:
+    """Remove the side rows of replaced runs; a failure changes nothing about the night, and the next one does it."""
+    try:
+        retry_commits(retry_seconds)(remove_replaced_rows, tables, model, token)
+    except (HeldError, UnavailableError):
+        _log.warning("%s: rows of replaced runs stay in the side tables for now", tables.out.uri)
+        _log.debug("they could not be removed", exc_info=True)
 
 
 def _commit_side_rows(tables: NightTables, table: str, night: NightRecord, token: int, kept: pa.Schema) -> None:

@@ -457,6 +457,7 @@ def test_missing_input_rows_do_not_pass_as_nothing_taken(local_tables: NightTabl
     with pytest.raises(UserError, match=f"restore --run {night.run}"):
         taken_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
     restore_night(local_tables, night.run, token=claim_model(local_tables), retry_seconds=1)
+    assert taken_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
 
 
 def test_kept_columns_of_all_nights_are_read_together(tables: NightTables) -> None:
