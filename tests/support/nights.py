@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.nightly.tables.night_history import FileState
-from pipelines.nightly.tables.night_records import NightRecord, begin_run, finish_run
+from pipelines.nightly.tables.night_records import NightRecord, RunRecord, begin_run, finish_run
 from pipelines.nightly.tables.night_tables import (
     DEAD_LETTERS,
     INPUTS,
@@ -18,9 +18,10 @@ from pipelines.nightly.tables.night_tables import (
     PREDICTIONS,
     TAKEN,
     NightTables,
-    file_schema,
+    file_rows,
     published_runs,
     read_rows,
+    table_schema,
 )
 from pipelines.nightly.tables.publication import (
     InputRow,
@@ -43,14 +44,21 @@ def prediction(id: str, **columns: Any) -> dict[str, Any]:
 
 
 def write_file(
-    tables: NightTables, table: str, path: str, rows: Sequence[dict[str, Any]], kept: pa.Schema = NO_COLUMNS
+    tables: NightTables,
+    table: str,
+    run: RunRecord,
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    kept: pa.Schema = NO_COLUMNS,
 ) -> DataFile:
     """Write a file of a table, as a worker does."""
+    listed = [{**row, "scores": list(row["scores"].items())} if "scores" in row else row for row in rows]
+    values = pa.Table.from_pylist(listed, schema=table_schema(table, kept))
+    complete = file_rows(table, values, date=run.date, model=run.model, run=run.run, kept=kept)
     buffer = io.BytesIO()
-    rows = [{**row, "scores": list(row["scores"].items())} if "scores" in row else row for row in rows]
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=file_schema(table, kept)), buffer)
-    tables.store(table).write(path, buffer.getvalue())
-    return DataFile(path, len(buffer.getvalue()), len(rows))
+    pq.write_table(complete, buffer)
+    tables.store(table).write(f"{run.run}/{name}", buffer.getvalue())
+    return DataFile(f"{run.run}/{name}", len(buffer.getvalue()), len(rows))
 
 
 def write_night(
@@ -70,19 +78,17 @@ def write_night(
     rows = [prediction(id, **(columns or {})) for id in ids]
     halves = [part for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]) if part]
     predictions = [
-        write_file(tables, PREDICTIONS, f"{run.run}/{shard:06d}-{token:06d}-1.parquet", part, kept)
+        write_file(tables, PREDICTIONS, run, f"{shard:06d}-{token:06d}-1.parquet", part, kept)
         for shard, part in enumerate(halves)
     ]
     letters = [{"id": id, "file": "a.jsonl", "first": 0, "row": 0, "reason": "null_text"} for id in dead]
     files = {
-        PREDICTIONS: predictions or [write_empty_predictions(tables, run.run, token, kept)],
-        DEAD_LETTERS: [write_file(tables, DEAD_LETTERS, f"{run.run}/000000-{token:06d}-1.parquet", letters, kept)]
+        PREDICTIONS: predictions or [write_empty_predictions(tables, run, token, kept)],
+        DEAD_LETTERS: [write_file(tables, DEAD_LETTERS, run, f"000000-{token:06d}-1.parquet", letters, kept)]
         if letters
         else [],
         INPUTS: [
-            write_inputs(
-                tables, run.run, token, [InputRow(file.uri, file.size, file.version, 1, TAKEN) for file in inputs]
-            )
+            write_inputs(tables, run, token, [InputRow(file.uri, file.size, file.version, 1, TAKEN) for file in inputs])
         ],
     }
     return finish_run(tables.out, run, token=token, files=files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date as day
 from functools import cached_property
 
 import pyarrow as pa
@@ -169,15 +170,29 @@ def partition_of(table: str, *, date: str, model: str, run: str) -> dict[str, st
     return {name: values[name] for name in _PARTITIONS[table]}
 
 
-def file_schema(table: str, kept: pa.Schema = NO_COLUMNS) -> pa.Schema:
-    """The columns of a file of a table: without partition columns, with the kept columns where the table has them."""
-    return pa.schema([*_COLUMNS[table], *(kept if table in _CARRYING else NO_COLUMNS)])
-
-
 def table_schema(table: str, kept: pa.Schema = NO_COLUMNS) -> pa.Schema:
-    """The columns of a table, partition columns included."""
+    """The columns of a table and of its files: partition columns, our own, and kept ones where the table has them."""
     partitions = [pa.field(name, _PARTITION_TYPES[name]) for name in _PARTITIONS[table]]
-    return pa.schema([*partitions, *file_schema(table, kept)])
+    return pa.schema([*partitions, *_COLUMNS[table], *(kept if table in _CARRYING else NO_COLUMNS)])
+
+
+def file_rows(table: str, rows: pa.Table, *, date: str, model: str, run: str, kept: pa.Schema = NO_COLUMNS) -> pa.Table:
+    """Rows as a file of a table holds them: with all columns of the table, null where the rows have none.
+
+    The files hold the partition columns too. The log has their values, but Polars reads them from the names of folders
+    or from the files, and would see nulls.
+    """
+    values = {**partition_of(table, date=date, model=model, run=run), "date": day.fromisoformat(date)}
+    schema = table_schema(table, kept)
+
+    def column(field: pa.Field) -> pa.Array | pa.ChunkedArray:
+        if field.name in _PARTITIONS[table]:
+            return pa.repeat(pa.scalar(values[field.name], field.type), len(rows))
+        if field.name in rows.column_names:
+            return rows[field.name].cast(field.type)
+        return pa.nulls(len(rows), field.type)
+
+    return pa.table([column(field) for field in schema], schema=schema)
 
 
 def kept_schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:

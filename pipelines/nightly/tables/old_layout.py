@@ -20,7 +20,7 @@ from pipelines.nightly.tables.night_tables import (
     QUARANTINED,
     TAKEN,
     NightTables,
-    file_schema,
+    file_rows,
 )
 from pipelines.nightly.tables.publication import (
     InputRow,
@@ -199,10 +199,10 @@ def _import_night(tables: NightTables, manifest: _OldManifest, token: int, retry
         files: dict[str, list[DataFile]] = {table: [] for table in _FOLDERS}
         for index, part in enumerate(manifest.parts):
             table = part.key.partition("/")[0]
-            files[table].append(_convert_part(tables, manifest, part, f"{run.run}/{index:06d}-{token:06d}-1.parquet"))
+            files[table].append(_convert_part(tables, manifest, part, run.run, f"{index:06d}-{token:06d}-1.parquet"))
         if not files[PREDICTIONS]:
-            files[PREDICTIONS].append(write_empty_predictions(tables, run.run, token))
-        files[INPUTS] = [write_inputs(tables, run.run, token, _input_rows(manifest))]
+            files[PREDICTIONS].append(write_empty_predictions(tables, run, token))
+        files[INPUTS] = [write_inputs(tables, run, token, _input_rows(manifest))]
         for name in _REPORTS:
             if (report := out.read(f"{RUNS}/{manifest.run}/{name}")) is not None:
                 out.write(f"{RUNS}/{run.run}/{name}", report)
@@ -210,7 +210,7 @@ def _import_night(tables: NightTables, manifest: _OldManifest, token: int, retry
     publish_night(tables, night, token=token, retry_seconds=retry_seconds)
 
 
-def _convert_part(tables: NightTables, manifest: _OldManifest, part: _OldPart, path: str) -> DataFile:
+def _convert_part(tables: NightTables, manifest: _OldManifest, part: _OldPart, run: str, file_name: str) -> DataFile:
     """Write a part as a file of its table."""
     table = part.key.partition("/")[0]
     rows = pq.ParquetFile(io.BytesIO(tables.out.read(part.key) or b"")).read()
@@ -224,10 +224,10 @@ def _convert_part(tables: NightTables, manifest: _OldManifest, part: _OldPart, p
             columns[_LISTS[name] if is_list else name] = column
         else:
             columns[name] = column
-    schema = file_schema(table)
-    arrays = [columns.get(field.name, pa.nulls(len(rows), field.type)).cast(field.type) for field in schema]
+    complete = file_rows(table, pa.table(columns), date=manifest.date, model=manifest.model, run=run)
     buffer = io.BytesIO()
-    pq.write_table(pa.table(arrays, schema=schema), buffer, compression="zstd")
+    pq.write_table(complete, buffer, compression="zstd")
+    path = f"{run}/{file_name}"
     tables.store(table).write(path, buffer.getvalue())
     return DataFile(path, len(buffer.getvalue()), len(rows))
 

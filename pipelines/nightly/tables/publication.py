@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.nightly.tables.night_records import (
     NightRecord,
+    RunRecord,
     find_night,
     require_not_abandoned,
 )
@@ -25,7 +26,7 @@ from pipelines.nightly.tables.night_tables import (
     PREDICTIONS,
     SIDE_TABLES,
     NightTables,
-    file_schema,
+    file_rows,
     merge_schemas,
     partition_of,
     partitions,
@@ -79,15 +80,17 @@ def require_claim(tables: NightTables, model: str, token: int) -> None:
     _require_last(tables.open(PREDICTIONS), model, token)
 
 
-def write_inputs(tables: NightTables, run: str, token: int, rows: Sequence[InputRow]) -> DataFile:
+def write_inputs(tables: NightTables, run: RunRecord, token: int, rows: Sequence[InputRow]) -> DataFile:
     """Write the input files of a run as a file of the table of inputs and return it; nothing is committed."""
-    columns = pa.Table.from_pylist([asdict(row) for row in rows], schema=file_schema(INPUTS))
-    return _write_file(tables, INPUTS, f"{run}/inputs-{token:06d}", columns)
+    columns = [field.name for field in fields(InputRow)]
+    values = pa.table({name: [getattr(row, name) for row in rows] for name in columns})
+    return _write_file(tables, INPUTS, run, f"inputs-{token:06d}", values, NO_COLUMNS)
 
 
-def write_empty_predictions(tables: NightTables, run: str, token: int, kept: pa.Schema = NO_COLUMNS) -> DataFile:
+def write_empty_predictions(tables: NightTables, run: RunRecord, token: int, kept: pa.Schema = NO_COLUMNS) -> DataFile:
     """Write a file of predictions without rows and return it: a night has a run even if nothing was predicted."""
-    return _write_file(tables, PREDICTIONS, f"{run}/empty-{token:06d}", file_schema(PREDICTIONS, kept).empty_table())
+    empty = table_schema(PREDICTIONS, kept).empty_table()
+    return _write_file(tables, PREDICTIONS, run, f"empty-{token:06d}", empty, kept)
 
 
 def publish_night(
@@ -244,11 +247,14 @@ def _require_complete(tables: NightTables, night: NightRecord) -> None:
                 )
 
 
-def _write_file(tables: NightTables, table: str, stem: str, rows: pa.Table) -> DataFile:
-    """Write rows to the first path `STEM-N.parquet` that is free."""
+def _write_file(
+    tables: NightTables, table: str, run: RunRecord, name: str, rows: pa.Table, kept: pa.Schema
+) -> DataFile:
+    """Write rows to the first path `RUN/NAME-N.parquet` that is free."""
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
-    attempt, store = 1, tables.store(table)
+    complete = file_rows(table, rows, date=run.date, model=run.model, run=run.run, kept=kept)
+    pq.write_table(complete, buffer, compression="zstd")
+    attempt, store, stem = 1, tables.store(table), f"{run.run}/{name}"
     while not store.create(f"{stem}-{attempt}.parquet", buffer.getvalue()):
         attempt += 1
     return DataFile(f"{stem}-{attempt}.parquet", len(buffer.getvalue()), len(rows))

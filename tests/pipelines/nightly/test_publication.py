@@ -349,7 +349,7 @@ def test_the_first_record_of_a_run_wins(local_tables: NightTables) -> None:
     token = claim_model(local_tables)
     night = write_night(local_tables, token, IDS)
     [run] = list_runs(local_tables.out)
-    other = write_file(local_tables, PREDICTIONS, f"{run.run}/000009-000002-1.parquet", [])
+    other = write_file(local_tables, PREDICTIONS, run, "000009-000002-1.parquet", [])
     assert finish_run(local_tables.out, run, token=2, files={PREDICTIONS: [other]}) == night
     with pytest.raises(ValueError, match="cannot publish"):
         finish_run(local_tables.out, run, token=2, files={PREDICTIONS: [night.files[INPUTS][0]], "x": []})
@@ -441,8 +441,8 @@ def test_files_count_as_taken_by_published_nights_of_other_dates(tables: NightTa
     token = claim_model(tables)
     run = begin_run(tables.out, date="2026-02-26", model=MODEL, model_version="7", token=token)
     row = InputRow(quarantined.uri, 10, "v1", 0, QUARANTINED, "no JSON")
-    empty = write_file(tables, PREDICTIONS, f"{run.run}/000000-{token:06d}-1.parquet", [])
-    record = {PREDICTIONS: [empty], INPUTS: [write_inputs(tables, run.run, token, [row])]}
+    empty = write_file(tables, PREDICTIONS, run, f"000000-{token:06d}-1.parquet", [])
+    record = {PREDICTIONS: [empty], INPUTS: [write_inputs(tables, run, token, [row])]}
     publish(tables, finish_run(tables.out, run, token=token, files=record), token)
     write_night(tables, claim_model(tables), ["4"], date="2026-02-25", inputs=[files["unfinished"]])
     asked = [*files.values(), quarantined, changed]
