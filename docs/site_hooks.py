@@ -191,17 +191,22 @@ def command_line_page() -> str:
     for panel, commands in panels.items():
         parts.append(f"## {panel}\n")
         for command in commands:
-            parts += [
-                f"### spin {command.name}\n",
-                f"{_escape(command.help)}\n",
-                f"```text\n{_usage(command)}\n```\n",
-                _parameters(command),
-            ]
+            parts += _command_section(f"spin {command.name}", command)
     return "\n".join(parts)
 
 
-def _usage(command: Any) -> str:
-    words = [f"spin {command.name}"]
+def _command_section(name: str, command: Any) -> list[str]:
+    """Return the description of a command, and of its own commands where it is a group."""
+    parts = [f"### {name}\n", f"{_escape(command.help)}\n"]
+    if hasattr(command, "commands"):
+        for inner in command.commands.values():
+            parts += _command_section(f"{name} {inner.name}", inner)
+        return parts
+    return [*parts, f"```text\n{_usage(name, command)}\n```\n", _parameters(command)]
+
+
+def _usage(name: str, command: Any) -> str:
+    words = [name]
     for p in command.params:
         if p.param_type_name == "argument":
             words.append(_metavar(p) if p.required else f"[{_metavar(p)}]")

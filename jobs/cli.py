@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import job_commands, model_commands, plan_command, registry_commands, terminal
+from jobs import job_commands, model_commands, night_commands, plan_command, registry_commands, terminal
 from jobs.exit_status import CommandGroup, run_command
 from jobs.extras import PipelinesCommand
 from jobs.log_setup import configure_logging
-from jobs.options import File, Input, Model, Restart, Set, open_registry
+from jobs.options import File, Input, Model, Output, Restart, Set, open_registry
 from spin.errors import UserError
 from spin.settings import load_settings
 
@@ -120,7 +120,7 @@ def train(settings: File, set: Set = [], restart: Restart = False) -> None:  # n
 def classify(
     settings: File,
     input: Input,
-    output: Annotated[str, typer.Option(metavar="URI", help="folder or s3:// prefix that collects all nights")],
+    output: Output,
     model: Model = None,
     shadow: Annotated[
         str | None,
@@ -176,6 +176,7 @@ def _add(panel: str, function: Callable[..., None], *, needs_pipelines: bool = T
     app.command(cls=PipelinesCommand if needs_pipelines else None, rich_help_panel=panel, **options)(function)
 
 
+app.add_typer(night_commands.app, rich_help_panel=USE)
 _add(USE, plan_command.plan)
 _add(USE, model_commands.evaluate)
 _add(USE, model_commands.explain, needs_pipelines=False)

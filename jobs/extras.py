@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 from spin.errors import UserError
 
-PIPELINES = ("ray", "mlflow", "fsspec", "s3fs", "boto3", "pandas", "psutil", "tenacity")
+PIPELINES = ("ray", "mlflow", "fsspec", "s3fs", "deltalake", "boto3", "pandas", "psutil", "tenacity")
 """packages of the extra `pipelines`, by the name under which they are imported"""
 
 
@@ -26,5 +26,5 @@ class PipelinesCommand(TyperCommand):
     """A command that needs the extra `pipelines`; its `--help` works without."""
 
     def invoke(self, ctx: Any) -> Any:
-        require_pipelines(f"spin {self.name}")
+        require_pipelines(ctx.command_path)
         return super().invoke(ctx)

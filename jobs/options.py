@@ -24,6 +24,9 @@ Model = Annotated[
     typer.Option(metavar="models:/NAME@ALIAS", help="registered version to use; default: the champion"),
 ]
 Input = Annotated[str, typer.Option("--input", metavar="URI", help="file, folder or glob of documents")]
+Output = Annotated[str, typer.Option("--output", metavar="URI", help="folder or s3:// prefix that collects all nights")]
+Date = Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="date of a night")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for a program")]
 Why = Annotated[str, typer.Option(help="reason, kept in the history")]
 
 

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs import terminal
-from jobs.options import File, Model, Set, open_registry
+from jobs.options import AsJson, File, Model, Set, open_registry
 from spin.settings import load_settings
 
 if TYPE_CHECKING:
     from pipelines.planning.estimate import Estimate
-
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def plan(
@@ -29,7 +27,7 @@ def plan(
         float, typer.Option(metavar="HOURS", help="time limit for which the necessary workers are computed")
     ] = 8.0,
     seconds: Annotated[float, typer.Option(help="approximate duration of the sample")] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON, for a program")] = False,
+    as_json: AsJson = False,
     set: Set = [],  # noqa: B006
 ) -> None:
     """Estimate hours, workers, bytes and requests of a night, from a sample that is classified on this machine."""
@@ -70,7 +68,7 @@ def _show(estimate: Estimate) -> None:
         shared = "; on one machine they share its memory bandwidth, so expect more" * estimate.one_machine
         terminal.say(f"          {_time(hours.with_workers)} with {hours.workers:,} workers{shared}")
     terminal.say(f"          {_needed(estimate)}")
-    terminal.say(f"store     {_bytes(store.read)} read, {_bytes(store.written)} written")
+    terminal.say(f"store     {terminal.format_bytes(store.read)} read, {terminal.format_bytes(store.written)} written")
     terminal.say(
         "          "
         + ", ".join(f"{getattr(store, name):,} {name.upper()}" for name in ("get", "put", "head", "list", "delete"))
@@ -92,10 +90,3 @@ def _time(hours: float) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:,.{0 if value >= 10 else 1}f}"
-
-
-def _bytes(count: float) -> str:
-    power = 0
-    while count >= 1000 and power < len(_UNITS) - 1:
-        count, power = count / 1000, power + 1
-    return f"{count:.{0 if count >= 100 or not power else 1}f} {_UNITS[power]}"

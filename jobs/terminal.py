@@ -35,6 +35,7 @@ _EXCERPT = 80
 """characters shown of a training document"""
 _DISAGREEMENTS = 3
 """number of disagreements between a model and its shadow that are shown, the most frequent first"""
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _CHOICES: tuple[Choice, ...] = ("accuracy", "balanced", "cheapest")
 
 out = Console(highlight=False)
@@ -261,6 +262,14 @@ def raw(text: str) -> None:
 def plain(value: Any) -> None:
     """Print JSON for a program."""
     out.out(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def format_bytes(count: float) -> str:
+    """Return a number of bytes to three digits, in the unit that fits."""
+    power = 0
+    while count >= 1000 and power < len(_UNITS) - 1:
+        count, power = count / 1000, power + 1
+    return f"{count:.{0 if count >= 100 or not power else 1}f} {_UNITS[power]}"
 
 
 def main_neurons(explanation: Explanation, count: int = 3) -> str:

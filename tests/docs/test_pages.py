@@ -29,9 +29,11 @@ GENERATED = ("reference/settings.md", "reference/command-line.md", "reference/ap
 
 def parse_command(words: list[str]) -> None:
     """Parse a command line. Raises the error of the parser for unknown commands, options and arguments."""
-    group: Any = typer.main.get_command(app)
-    command = group.commands[words[1]]
-    context = command.make_context(words[1], words[2:])
+    command: Any = typer.main.get_command(app)
+    rest = words[1:]
+    while hasattr(command, "commands"):
+        command, rest = command.commands[rest[0]], rest[1:]
+    context = command.make_context(words[1], rest)
     if words[1] == "submit":
         parse_command(["spin", context.params["command"], *context.args])
 
@@ -48,6 +50,8 @@ def test_every_command_line_in_the_documentation_parses(line: str) -> None:
         ("spin classify s", "[Mm]issing"),
         ("spin run s --sett a=b", "[Nn]o such option"),
         ("spin submit run s --no", "[Nn]o such option"),
+        ("spin nights lst --output o", "lst"),
+        ("spin nights list", "[Mm]issing"),
     ],
 )
 def test_the_parser_refuses_a_wrong_command_line(line: str, message: str) -> None:

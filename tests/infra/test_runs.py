@@ -87,9 +87,12 @@ def test_nights_do_not_overlap(documents: list[dict[str, Any]]) -> None:
 
 
 def test_commands_and_options_in_the_runbook_exist() -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    group: Any = typer.main.get_command(app)
     uses = re.findall(r"spin ([a-z]+)([^`\n|#]*)", RUNBOOK)
-    assert {name for name, _ in uses} >= {"run", "submit", "promote", "rollback", "history"}
+    assert {name for name, _ in uses} >= {"run", "submit", "promote", "rollback", "history", "nights"}
     for name, arguments in uses:
-        known = {option for parameter in commands[name].params for option in parameter.opts}
+        command = group.commands[name]
+        if hasattr(command, "commands"):
+            command = command.commands[arguments.split()[0]]
+        known = {option for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r"--[a-z-]+", arguments)) <= known, name

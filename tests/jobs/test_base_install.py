@@ -78,6 +78,7 @@ def test_help_and_init_import_no_heavy_library(tmp_path: Path) -> None:
     assert list_heavy_imports("import spin") == set()
     assert list_heavy_imports(main, "--help") == set()
     assert list_heavy_imports(main, "classify", "--help") == set()
+    assert list_heavy_imports(main, "nights", "list", "--help") == set()
     assert list_heavy_imports(main, "init", str(tmp_path / "settings.yaml")) == set()
     assert list_heavy_imports("from spin import Settings, SpinError, load_settings") == set()
     assert list_heavy_imports("import numpy") == {"numpy"}
@@ -111,6 +112,7 @@ def test_packages_that_commands_check_for_are_in_the_extra_alone() -> None:
     [
         ["run", "none.yaml"],
         ["classify", "none.yaml", "--input", "a", "--output", "b"],
+        ["nights", "list", "--output", "none"],
         ["plan", "none.yaml", "--documents", "10"],
         ["promote", "none.yaml"],
         ["submit", "run", "none.yaml"],
@@ -131,7 +133,12 @@ def test_a_command_without_its_extra_prints_how_to_install_it(words: list[str]) 
 
 
 def test_help_and_init_need_no_extra(tmp_path: Path) -> None:
-    for words in (["--help"], ["classify", "--help"], ["init", str(tmp_path / "settings.yaml")]):
+    for words in (
+        ["--help"],
+        ["classify", "--help"],
+        ["nights", "vacuum", "--help"],
+        ["init", str(tmp_path / "settings.yaml")],
+    ):
         done = run_without_pipelines(*words)
         assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "settings.yaml").is_file()
@@ -163,8 +170,13 @@ def test_options_for_registered_models_are_refused_with_a_saved_classifier(
 
 
 def test_the_shell_completes_commands_and_options() -> None:
-    """The requests are those of bash when Tab is pressed after `spin cl` and after `spin classify --ou`."""
-    for typed, expected in (("spin cl", "classify"), ("spin classify --ou", "--output")):
+    """The requests are those of bash when Tab is pressed after these words."""
+    for typed, expected in (
+        ("spin cl", "classify"),
+        ("spin classify --ou", "--output"),
+        ("spin nights re", "restore"),
+        ("spin nights vacuum --dry", "--dry-run"),
+    ):
         environment = {"_SPIN_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
         code = "import sys; sys.argv[0] = 'spin'\nfrom jobs.cli import main\nmain()"
         done = subprocess.run(

@@ -86,7 +86,7 @@ def taken_files(tables: NightTables, *, model: str, date: str, files: Collection
     if lacking := sorted(run for run, found in by_run.items() if not found):
         raise UserError(
             f"{inputs.store.uri} lacks the input files of run {lacking[0]}, which is published; put them back with "
-            f"`spin nights restore --run {lacking[0]}`"
+            f"`spin nights restore --run {lacking[0]} --output {tables.out.uri}`"
         )
 
     def read(file: DataFile) -> set[FileState]:

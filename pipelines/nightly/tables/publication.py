@@ -125,7 +125,10 @@ def restore_night(tables: NightTables, run: str, *, token: int, retry_seconds: f
     """
     night = find_night(tables.out, run)
     if night is None or not was_published(tables.open(PREDICTIONS), run):
-        raise UserError(f"{tables.out.uri} has no run {run} that was published; `spin nights` lists them")
+        raise UserError(
+            f"{tables.out.uri} has no run {run} that was published; `spin nights list --output {tables.out.uri}` lists "
+            "its runs"
+        )
     _commit_night(tables, night, token, NO_COLUMNS, retry_seconds)
     _remove_replaced_rows_or_log(tables, night.model, token, retry_seconds)
     return night

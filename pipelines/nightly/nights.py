@@ -1,0 +1,292 @@
+"""The nights of an output as an operator handles them: list and look into runs, restore, vacuum, import."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import pyarrow.parquet as pq
+
+from pipelines.nightly.tables.night_history import list_nights
+from pipelines.nightly.tables.night_records import (
+    ABANDONED,
+    RUNS,
+    NightRecord,
+    RunRecord,
+    find_night,
+    find_nights,
+    list_runs,
+)
+from pipelines.nightly.tables.night_tables import (
+    DEAD_LETTERS,
+    INPUTS,
+    PREDICTIONS,
+    QUARANTINED,
+    TABLES,
+    TAKEN,
+    NightTables,
+    PublishedRun,
+)
+from pipelines.nightly.tables.old_layout import ImportReport, has_old_layout, import_old_layout, refuse_old_layout
+from pipelines.nightly.tables.publication import claim, restore_night, was_published
+from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
+from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store
+from spin.errors import UserError
+from spin.settings import RaySettings
+
+RETRY_SECONDS = RaySettings().retry_seconds
+"""for which a commit is tried again while the store does not answer or others commit"""
+State = Literal["published", "replaced", "unfinished", "abandoned"]
+"""published: the night that readers see. replaced: published earlier, can be restored. unfinished: never published, can
+be resumed. abandoned: given up by a vacuum"""
+_REPORT = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightRun:
+    """A run of an output, and what it is to readers now."""
+
+    date: str
+    """date of the night, YYYY-MM-DD"""
+    model: str
+    """name of the registered model"""
+    model_version: str | None
+    """version of the model; None where the record of the run has been deleted"""
+    run: str
+    """name of the run"""
+    state: State
+    """what the run is to readers"""
+    begun: str | None
+    """time of its beginning, ISO 8601 in UTC; None where the record of the run has been deleted"""
+    published: str | None
+    """time at which it was published or restored, ISO 8601 in UTC; None unless it is published now"""
+    predictions: int | None
+    """rows of predictions, None while the run is not finished"""
+    dead_letters: int | None
+    """rows of dead letters, None while the run is not finished"""
+
+
+@dataclass(frozen=True)
+class LeftOutFile:
+    """An input file that was left out as a whole."""
+
+    uri: str
+    """URI of the file"""
+    reason: str
+    """why"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDetails:
+    """What there is to know about one run."""
+
+    night: NightRun
+    """the run"""
+    rows: Mapping[str, int]
+    """rows of the run by table, empty while it is not finished"""
+    files_taken: int | None
+    """input files whose documents it classified, None while it is not finished"""
+    quarantined: tuple[LeftOutFile, ...]
+    """input files that it left out"""
+    report: str | None
+    """URI of its report, None where there is none"""
+
+
+def list_output(output: str) -> list[NightRun]:
+    """The runs of an output by date, model and beginning: published, replaced, unfinished and abandoned ones.
+
+    Raises UserError where no night was begun, or if the output holds nights of version 0.2.
+    """
+    return _list_runs(_open_tables(output))
+
+
+def describe_run(output: str, run: str) -> RunDetails:
+    """The details of one run. Raises UserError if the output has no such run."""
+    tables = _open_tables(output)
+    night = next((night for night in _list_runs(tables) if night.run == run), None)
+    if night is None:
+        raise UserError(f"{output} has no run {run}; {_hint(output)}")
+    return _details(tables, night)
+
+
+def describe_night(output: str, date: str) -> list[RunDetails]:
+    """The details of the published runs of a date, one per model. Raises UserError if there are none."""
+    tables = _open_tables(output)
+    nights = [night for night in _list_runs(tables) if night.date == date and night.state == "published"]
+    if not nights:
+        raise UserError(f"{output} has no night of {date}; {_hint(output)}")
+    return [_details(tables, night) for night in nights]
+
+
+def restore(output: str, *, date: str | None = None, run: str | None = None) -> NightRecord:
+    """Publish a run again as the night of its date and model, and return its record.
+
+    Without `run`, it is the one run of the date that was replaced. Raises UserError if that is not exactly one, if the
+    run is of another date or cannot be restored, and HeldError while another run works in the output.
+    """
+    tables = _open_tables(output)
+    chosen = _find_restorable(tables, output, date=date, run=run)
+    with _lease(tables.out):
+        token = claim(tables, chosen.model, retry_seconds=RETRY_SECONDS)
+        return restore_night(tables, chosen.run, token=token, retry_seconds=RETRY_SECONDS)
+
+
+def vacuum(output: str, *, older_than: timedelta, dry_run: bool = False) -> VacuumPlan:
+    """Delete what no night, no unfinished run and no restorable run names, and return what was done.
+
+    With `dry_run`, nothing is changed. Raises HeldError while a run works in the output, UserError if `older_than` is
+    less than a day.
+    """
+    tables = _open_tables(output)
+    if dry_run:
+        return plan_vacuum(tables, now=datetime.now(UTC), age=older_than)
+    with _lease(tables.out):
+        claims = {model: claim(tables, model, retry_seconds=RETRY_SECONDS) for model in models_of(tables)}
+        plan = plan_vacuum(tables, now=datetime.now(UTC), age=older_than)
+        run_vacuum(tables, plan, claims, retry_seconds=RETRY_SECONDS)
+    return plan
+
+
+def import_nights(output: str) -> ImportReport | None:
+    """Convert the nights of version 0.2 to tables; None if the output holds none.
+
+    Raises HeldError while a run works in the output, UserError if a part of a night is missing.
+    """
+    out = Store(output)
+    if not has_old_layout(out):
+        return None
+    with _lease(out):
+        return import_old_layout(out, retry_seconds=RETRY_SECONDS)
+
+
+def _open_tables(output: str) -> NightTables:
+    """The tables of an output. Raises UserError where no night was begun, or if it holds nights of version 0.2."""
+    out = Store(output)
+    refuse_old_layout(out)
+    tables = NightTables(out)
+    tables.open(PREDICTIONS)
+    return tables
+
+
+def _lease(out: Store) -> Lease:
+    """The lease that nights of the output hold, so that no claim overtakes a night at work."""
+    return Lease(out)
+
+
+def _list_runs(tables: NightTables) -> list[NightRun]:
+    published = {night.run: night for night in list_nights(tables)}
+    runs = list_runs(tables.out)
+    nights = find_nights(tables.out, [run.run for run in runs])
+    states = _states(tables, runs, published)
+    described = [_describe(run, states[run.run], published.get(run.run), nights.get(run.run)) for run in runs]
+    described += [_describe_unrecorded(published[name]) for name in published.keys() - states.keys()]
+    return sorted(described, key=lambda night: (night.date, night.model, night.begun or ""))
+
+
+def _states(
+    tables: NightTables, runs: Sequence[RunRecord], published: Mapping[str, PublishedRun]
+) -> Mapping[str, State]:
+    """The state of each run, by its name."""
+    predictions = tables.open(PREDICTIONS)
+    marks = {run.run: f"{RUNS}/{run.run}/{ABANDONED}" for run in runs if run.run not in published}
+    marked = tables.out.read_many(list(marks.values()))
+
+    def state(run: str) -> State:
+        if run in published:
+            return "published"
+        if marks[run] in marked:
+            return "abandoned"
+        return "replaced" if was_published(predictions, run) else "unfinished"
+
+    return {run.run: state(run.run) for run in runs}
+
+
+def _describe(run: RunRecord, state: State, published: PublishedRun | None, night: NightRecord | None) -> NightRun:
+    return NightRun(
+        date=run.date,
+        model=run.model,
+        model_version=run.model_version,
+        run=run.run,
+        state=state,
+        begun=run.begun,
+        published=None if published is None else _time(published.committed),
+        predictions=None if night is None else _count(night, PREDICTIONS),
+        dead_letters=None if night is None else _count(night, DEAD_LETTERS),
+    )
+
+
+def _describe_unrecorded(night: PublishedRun) -> NightRun:
+    """A published run whose folder in `_runs/` has been deleted: readers see it, but it could not be restored."""
+    return NightRun(
+        date=night.date,
+        model=night.model,
+        model_version=None,
+        run=night.run,
+        state="published",
+        begun=None,
+        published=_time(night.committed),
+        predictions=night.rows,
+        dead_letters=None,
+    )
+
+
+def _details(tables: NightTables, night: NightRun) -> RunDetails:
+    record = find_night(tables.out, night.run)
+    files = [] if record is None else _read_inputs(tables, record)
+    report = f"{RUNS}/{night.run}/{_REPORT}"
+    return RunDetails(
+        night=night,
+        rows={} if record is None else {table: _count(record, table) for table in TABLES},
+        files_taken=None if record is None else sum(status == TAKEN for _, status, _ in files),
+        quarantined=tuple(LeftOutFile(uri, reason) for uri, status, reason in files if status == QUARANTINED),
+        report=f"{tables.out.uri}/{report}" if tables.out.exists(report) else None,
+    )
+
+
+def _read_inputs(tables: NightTables, night: NightRecord) -> list[tuple[str, str, str]]:
+    """URI, status and reason of the input files of a run: from its own files, which a replaced run has too."""
+    inputs, rows = tables.store(INPUTS), []
+    for file in night.files.get(INPUTS, ()):
+        data = inputs.read(file.path)
+        if data is None:
+            raise UserError(f"{inputs.uri}/{file.path} is missing, so it is unknown what {night.run} has read")
+        rows += pq.ParquetFile(io.BytesIO(data)).read(columns=["uri", "status", "reason"]).to_pylist()
+    return [(row["uri"], row["status"], row["reason"] or "") for row in rows]
+
+
+def _find_restorable(tables: NightTables, output: str, *, date: str | None, run: str | None) -> NightRun:
+    """The run that `restore` publishes again."""
+    runs = _list_runs(tables)
+    if run is None:
+        replaced = [each for each in runs if each.date == date and each.state == "replaced"]
+        if len(replaced) != 1:
+            names = ", ".join(each.run for each in replaced) or "none"
+            raise UserError(
+                f"--date {date}: expected one run of that date that was replaced, found {names}; name one with --run, "
+                f"{_hint(output)}"
+            )
+        return replaced[0]
+    chosen = next((each for each in runs if each.run == run), None)
+    if chosen is None:
+        raise UserError(f"{output} has no run {run}; {_hint(output)}")
+    if date not in (None, chosen.date):
+        raise UserError(f"run {run} is of {chosen.date}, not of {date}; {_hint(output)}")
+    if chosen.state not in ("published", "replaced"):
+        raise UserError(f"run {run} is {chosen.state}; only a run that was published can be restored; {_hint(output)}")
+    return chosen
+
+
+def _hint(output: str) -> str:
+    return f"`spin nights list --output {output}` lists its runs"
+
+
+def _count(night: NightRecord, table: str) -> int:
+    return sum(file.rows for file in night.files.get(table, ()))
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

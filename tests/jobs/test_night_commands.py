@@ -1,0 +1,238 @@
+"""`spin nights` as an operator types it, on outputs on a disk whose nights are written without a model."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import main
+from pipelines.nightly import nights
+from pipelines.nightly.tables.night_history import list_nights
+from pipelines.nightly.tables.night_records import abandon_run, begin_run
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, QUARANTINED, TAKEN, NightTables, partitions
+from pipelines.nightly.tables.publication import InputRow, claim, write_inputs
+from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store
+from tests.pipelines.nightly.test_old_layout import night_of, write_old_night
+from tests.support.nights import DATE, MODEL, RETRY_SECONDS, published_ids, run_night
+
+NEXT = "2026-03-02"
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Store:
+    """An empty output."""
+    return Store(str(tmp_path / "nights"))
+
+
+@pytest.fixture
+def spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs `spin nights` and returns its output, or the one line of its error."""
+
+    def run(*words: str, status: int = 0) -> str:
+        monkeypatch.setenv("COLUMNS", "140")
+        monkeypatch.setattr(sys, "argv", ["spin", "nights", *words])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        output, errors = capsys.readouterr()
+        assert exit_info.value.code == status, errors
+        assert errors.count("\n") == (0 if status == 0 else 1), errors
+        return output if status == 0 else errors
+
+    return run
+
+
+def read_runs(spin: Run, out: Store) -> dict[str, str]:
+    """The state of each run, as `spin nights list --json` prints it."""
+    return {run["run"]: run["state"] for run in json.loads(spin("list", "--output", out.uri, "--json"))}
+
+
+def begin_unfinished_run(out: Store, date: str = NEXT) -> str:
+    """Begin a run that is never finished; returns its name."""
+    token = claim(NightTables(out), MODEL, retry_seconds=RETRY_SECONDS)
+    return begin_run(out, date=date, model=MODEL, model_version="8", token=token).run
+
+
+def test_runs_are_listed_with_what_they_are_to_readers(spin: Run, out: Store) -> None:
+    replaced = run_night(out, ["a"])
+    published = run_night(out, ["a", "b"], dead=["d"])
+    abandoned, unfinished = begin_unfinished_run(out), begin_unfinished_run(out)
+    abandon_run(out, abandoned)
+    assert read_runs(spin, out) == {
+        replaced.run: "replaced",
+        published.run: "published",
+        abandoned: "abandoned",
+        unfinished: "unfinished",
+    }
+    rows = {row["run"]: row for row in json.loads(spin("list", "--output", out.uri, "--json"))}
+    assert (rows[published.run]["predictions"], rows[published.run]["dead_letters"]) == (2, 1)
+    assert rows[unfinished]["predictions"] is None
+    committed = datetime.fromisoformat(rows[published.run]["published"])
+    assert abs(committed - datetime.now(UTC)) < timedelta(minutes=5)
+    assert rows[replaced.run]["published"] is None
+
+
+def test_the_list_is_a_table_and_names_what_can_be_resumed(spin: Run, out: Store) -> None:
+    night = run_night(out, ["a", "b"], dead=["d"])
+    unfinished = begin_unfinished_run(out)
+    printed = spin("list", "--output", out.uri)
+    cells = [re.split(r"\s*│\s*", line.strip("│ ")) for line in printed.splitlines() if "│" in line]
+    assert [row[:5] for row in cells] == [
+        [night.run, "published", "7", "2", "1"],
+        [unfinished, "unfinished", "8", "", ""],
+    ]
+    assert f"spin classify … --output {out.uri} --date {NEXT}" in printed.splitlines()[-1]
+
+
+def test_a_night_is_listed_after_its_folder_of_records_was_deleted(spin: Run, out: Store) -> None:
+    """Readers of the table still see it."""
+    night = run_night(out, ["a", "b"])
+    out.delete(f"_runs/{night.run}")
+    assert read_runs(spin, out) == {night.run: "published"}
+    assert "published" in spin("list", "--output", out.uri)
+    assert night.run in spin("show", night.run, "--output", out.uri)
+
+
+def test_a_run_is_shown_with_its_rows_and_the_files_that_it_left_out(
+    spin: Run, out: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [InputRow("a.jsonl", 7, "v1", 2, TAKEN), InputRow("[b].csv", 9, "v1", 0, QUARANTINED, "an open quote")]
+    monkeypatch.setattr(
+        "tests.support.nights.write_inputs", lambda tables, run, token, _: write_inputs(tables, run, token, rows)
+    )
+    night = run_night(out, ["a", "b"], dead=["d"])
+    out.write(f"_runs/{night.run}/report.html", b"<p>")
+    for words in ([night.run], ["--date", DATE]):
+        lines = spin("show", *words, "--output", out.uri).splitlines()
+        assert lines[0] == f"{night.run}: published, night of {DATE}, model {MODEL}, version 7"
+        assert lines[1].split()[0] == "begun"
+        assert [line.strip() for line in lines[2:]] == [
+            "2 predictions, 1 dead letters, 0 disagreements",
+            "1 input files taken, 1 quarantined",
+            "quarantined: [b].csv: an open quote",
+            f"report: {out.uri}/_runs/{night.run}/report.html",
+        ]
+    [shown] = json.loads(spin("show", night.run, "--output", out.uri, "--json"))
+    assert shown["rows"] == {"predictions": 2, "dead_letters": 1, "inputs": 2, "disagreements": 0}
+    assert shown["quarantined"] == [{"uri": "[b].csv", "reason": "an open quote"}]
+    assert shown["night"]["run"] == night.run
+
+
+def test_a_replaced_run_is_shown_with_its_files(spin: Run, out: Store) -> None:
+    """Its rows are no longer in the table of inputs."""
+    replaced, _ = run_night(out, ["a"]), run_night(out, ["b"])
+    assert "0 input files taken, 0 quarantined" in spin("show", replaced.run, "--output", out.uri)
+
+
+def test_show_needs_a_run_or_a_date_that_is_there(spin: Run, out: Store) -> None:
+    run_night(out, ["a"])
+    begin_unfinished_run(out)
+    assert "either the name of a run or --date" in spin("show", "--output", out.uri, status=2)
+    assert "either the name of a run or --date" in spin("show", "r", "--date", DATE, "--output", out.uri, status=2)
+    assert f"no night of {NEXT}" in spin("show", "--date", NEXT, "--output", out.uri, status=2)
+    assert "no run other" in spin("show", "other", "--output", out.uri, status=2)
+
+
+@pytest.mark.parametrize("named", ["run", "date", "both"])
+def test_a_replaced_night_is_restored_with_its_side_rows(spin: Run, out: Store, named: str) -> None:
+    first = run_night(out, ["a", "b"], dead=["d"])
+    second = run_night(out, ["c"])
+    words = {"run": ["--run", first.run], "date": ["--date", DATE], "both": ["--run", first.run, "--date", DATE]}
+    printed = spin("restore", *words[named], "--output", out.uri)
+    assert printed == f"the night of {DATE} of {MODEL} is run {first.run}, by version 7\n"
+    tables = NightTables(out)
+    assert published_ids(tables) == {(DATE, MODEL): ["a", "b"]}
+    assert {partition["run"] for partition in partitions(tables.open(DEAD_LETTERS))} == {first.run}
+    assert read_runs(spin, out) == {first.run: "published", second.run: "replaced"}
+
+
+def test_a_restore_refuses_what_is_not_one_published_run(spin: Run, out: Store) -> None:
+    """Nothing is committed then."""
+    runs = [run_night(out, [id]).run for id in "abc"]
+    unfinished = begin_unfinished_run(out)
+    refused = {
+        ("--date", DATE): f"found {runs[0]}, {runs[1]}",
+        ("--date", NEXT): "found none",
+        ("--run", "other"): "no run other",
+        ("--run", unfinished): f"{unfinished} is unfinished",
+        ("--run", runs[0], "--date", NEXT): f"is of {DATE}, not of {NEXT}",
+        (): "expected --run, --date, or both",
+    }
+    version = NightTables(out).open("predictions").version
+    for words, message in refused.items():
+        assert message in spin("restore", *words, "--output", out.uri, status=2)
+    assert NightTables(out).open("predictions").version == version
+
+
+def test_a_restore_waits_for_no_run_at_work(spin: Run, out: Store) -> None:
+    """A claim would overtake it, so the restore ends with status 3 before it claims."""
+    first = run_night(out, ["a"])
+    run_night(out, ["b"])
+    version = NightTables(out).open("predictions").version
+    with Lease(out, ttl=1.0):
+        for words in (("restore", "--run", first.run), ("vacuum",)):
+            assert "is held by" in spin(*words, "--output", out.uri, status=3)
+    assert NightTables(out).open("predictions").version == version
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, later: timedelta) -> None:
+    """Let the commands believe that it is later."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + later
+
+    monkeypatch.setattr(nights, "datetime", Clock)
+
+
+def test_a_vacuum_gives_up_old_runs_and_names_them(spin: Run, out: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_night(out, ["a"])
+    unfinished = begin_unfinished_run(out)
+    out.write(f"_runs/{unfinished}/spool/0.parquet", bytes(2_000))
+    assert spin("vacuum", "--output", out.uri) == "deleted 0 objects, 0 B\n", "nothing is a week old"
+    set_clock(monkeypatch, timedelta(days=3))
+    assert spin("vacuum", "--output", out.uri) == "deleted 0 objects, 0 B\n"
+    planned = spin("vacuum", "--older-than", "2", "--dry-run", "--output", out.uri).splitlines()
+    assert planned == [
+        f"would give up {unfinished}; it can be neither resumed nor restored",
+        "would delete 1 objects, 2.0 kB",
+    ]
+    assert read_runs(spin, out)[unfinished] == "unfinished"
+    done = spin("vacuum", "--older-than", "2", "--output", out.uri).splitlines()
+    assert done == [f"gave up {unfinished}; it can be neither resumed nor restored", "deleted 1 objects, 2.0 kB"]
+    assert read_runs(spin, out)[unfinished] == "abandoned"
+    assert published_ids(NightTables(out)) == {(DATE, MODEL): ["a"]}
+
+
+def test_a_vacuum_refuses_an_age_below_a_day(spin: Run, out: Store) -> None:
+    run_night(out, ["a"])
+    assert "0.5 is not in the range" in spin("vacuum", "--older-than", "0.5", "--output", out.uri, status=2)
+
+
+def test_nights_of_version_0_2_are_imported_once(spin: Run, out: Store) -> None:
+    write_old_night(out, DATE, night_of("a", "b"))
+    write_old_night(out, NEXT, night_of("c"), published=False)
+    for command in (["list"], ["show", "r"], ["restore", "--run", "r"], ["vacuum"]):
+        assert f"spin nights import --output {out.uri}" in spin(*command, "--output", out.uri, status=2)
+    printed = spin("import", "--output", out.uri).splitlines()
+    [night] = list_nights(NightTables(out))
+    assert printed == [
+        f"imported {night.run}",
+        f"left out the night of {NEXT}, which had not been published; classify it again",
+    ]
+    assert published_ids(NightTables(out)) == {(DATE, MODEL): ["a", "b"]}
+    assert spin("import", "--output", out.uri) == f"{out.uri} holds no nights of version 0.2\n"
+
+
+def test_an_output_without_nights_is_an_error(spin: Run, out: Store) -> None:
+    for command in (["list"], ["show", "r"], ["restore", "--run", "r"], ["vacuum"]):
+        assert "`spin classify` makes one" in spin(*command, "--output", out.uri, status=2)
