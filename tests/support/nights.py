@@ -72,9 +72,10 @@ def write_night(
     inputs: Sequence[FileState] = (),
     kept: pa.Schema = NO_COLUMNS,
     columns: dict[str, Any] | None = None,
+    incremental: bool = False,
 ) -> NightRecord:
     """Write a finished run: two files of predictions, one of dead letters if there are any, and its inputs."""
-    run = begin_run(tables.out, date=date, model=model, model_version="7", token=token)
+    run = begin_run(tables.out, date=date, model=model, model_version="7", token=token, incremental=incremental)
     rows = [prediction(id, **(columns or {})) for id in ids]
     halves = [part for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]) if part]
     predictions = [

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict
 
 import pyarrow.parquet as pq
 
-from pipelines.nightly.tables.night_records import RunRecord, list_runs
+from pipelines.nightly.tables.night_records import NightRecord, RunRecord, list_runs
 from pipelines.nightly.tables.night_tables import (
     INPUTS,
     PREDICTIONS,
@@ -18,8 +18,8 @@ from pipelines.nightly.tables.night_tables import (
     PublishedRun,
     published_runs,
     read_rows,
+    was_published,
 )
-from pipelines.nightly.tables.publication import was_published
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
@@ -94,6 +94,21 @@ def taken_files(tables: NightTables, *, model: str, date: str, files: Collection
 
     with ThreadPoolExecutor(_PARALLEL_READS) as threads:
         return set().union(*threads.map(read, [file for each in by_run.values() for file in each]))
+
+
+def require_not_taken(tables: NightTables, night: NightRecord) -> None:
+    """Raise UserError if a night of another date of the model holds a file that a run has taken.
+
+    Ask after the claim: until another claim, the answer stays true.
+    """
+    inputs = tables.store(INPUTS)
+    files = set().union(*(_read_taken(inputs, file) for file in night.files.get(INPUTS, ())))
+    if taken := taken_files(tables, model=night.model, date=night.date, files=files):
+        raise UserError(
+            f"run {night.run} cannot be restored: nights of other dates hold {len(taken)} of its {len(files)} files, "
+            f"such as {min(taken).uri}, and its documents would be in two nights. Classify them again with "
+            f"`spin classify --date {night.date} --incremental --restart`, or restore the other nights first"
+        )
 
 
 def read_predictions(output: str, count: int | None = None, *, model: str | None = None) -> list[PredictionRow]:

@@ -38,6 +38,8 @@ class RunRecord:
     """number of the claim under which the run began"""
     begun: str
     """time of the beginning, ISO 8601 in UTC"""
+    incremental: bool = False
+    """whether the run leaves out the files that nights of other dates have taken"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class NightRecord:
     """time of this record, ISO 8601 in UTC"""
     files: Mapping[str, tuple[DataFile, ...]]
     """files of the run by table, with their paths in the table's folder"""
+    incremental: bool = False
+    """whether the run leaves out the files that nights of other dates have taken"""
 
 
 def run_name(date: str, model: str, token: int) -> str:
@@ -73,10 +77,20 @@ def is_run_name(name: str) -> bool:
     return _RUN_NAME.fullmatch(name) is not None
 
 
-def begin_run(out: Store, *, date: str, model: str, model_version: str, token: int) -> RunRecord:
+def begin_run(
+    out: Store, *, date: str, model: str, model_version: str, token: int, incremental: bool = False
+) -> RunRecord:
     """Begin a run under a claim and return its record."""
     run = run_name(date, model, token)
-    record = RunRecord(run=run, date=date, model=model, model_version=model_version, token=token, begun=_now())
+    record = RunRecord(
+        run=run,
+        date=date,
+        model=model,
+        model_version=model_version,
+        token=token,
+        begun=_now(),
+        incremental=incremental,
+    )
     out.create(f"{RUNS}/{run}/{RUN}", _to_bytes(record))
     return record
 
@@ -106,6 +120,7 @@ def finish_run(out: Store, run: RunRecord, *, token: int, files: Mapping[str, Se
         token=token,
         finished=_now(),
         files={table: tuple(sorted(each, key=lambda file: file.path)) for table, each in files.items()},
+        incremental=run.incremental,
     )
     if out.create(f"{RUNS}/{run.run}/{NIGHT}", _to_bytes(record)):
         return record

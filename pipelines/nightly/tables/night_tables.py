@@ -157,6 +157,16 @@ def published_runs(predictions: TableSnapshot) -> list[PublishedRun]:
     )
 
 
+def was_published(predictions: TableSnapshot, run: str) -> bool:
+    """Whether a run was published, now or at any time before."""
+    return predictions.last_transaction(run_app(run)) is not None
+
+
+def run_app(run: str) -> str:
+    """The name under which the tables count the publications of a run."""
+    return f"run:{run}"
+
+
 def partitions(snapshot: TableSnapshot) -> list[dict[str, str]]:
     """The values of the partition columns that the files of a table have, each once."""
     names = list(snapshot.partition_columns)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.nightly.tables.night_history import require_not_taken
 from pipelines.nightly.tables.night_records import (
     NightRecord,
     RunRecord,
@@ -31,7 +32,9 @@ from pipelines.nightly.tables.night_tables import (
     partition_of,
     partitions,
     published_runs,
+    run_app,
     table_schema,
+    was_published,
 )
 from pipelines.service_errors import HeldError, UnavailableError
 from pipelines.storage.delta_table import DataFile, TableSnapshot, retry_commits
@@ -121,7 +124,8 @@ def restore_night(tables: NightTables, run: str, *, token: int, retry_seconds: f
     """Publish a run of a night again, its rows in the side tables included, and return its record.
 
     `token` is a claim of its model. Raises UserError if there is no such run, if it was never published, was given up,
-    or has lost a file; HeldError and UnavailableError as `publish_night` does.
+    or has lost a file, and if it was incremental and another date has taken a file of it since; HeldError and
+    UnavailableError as `publish_night` does.
     """
     night = find_night(tables.out, run)
     if night is None or not was_published(tables.open(PREDICTIONS), run):
@@ -129,14 +133,12 @@ def restore_night(tables: NightTables, run: str, *, token: int, retry_seconds: f
             f"{tables.out.uri} has no run {run} that was published; `spin nights list --output {tables.out.uri}` lists "
             "its runs"
         )
+    if night.incremental:
+        retrying = retry_commits(retry_seconds)
+        retrying(require_not_taken, tables, night)
     _commit_night(tables, night, token, NO_COLUMNS, retry_seconds)
     _remove_replaced_rows_or_log(tables, night.model, token, retry_seconds)
     return night
-
-
-def was_published(predictions: TableSnapshot, run: str) -> bool:
-    """Whether a run was published, now or at any time before."""
-    return predictions.last_transaction(_run_app(run)) is not None
 
 
 def remove_replaced_rows(tables: NightTables, model: str, token: int) -> None:
@@ -212,7 +214,7 @@ def _commit_predictions(tables: NightTables, night: NightRecord, token: int, kep
         partition,
         night.files[PREDICTIONS],
         schema=_merged_schema(predictions, PREDICTIONS, kept),
-        transactions={_model_app(night.model): token, _run_app(night.run): 1},
+        transactions={_model_app(night.model): token, run_app(night.run): 1},
         metadata=_metadata(night, token),
     )
 
@@ -265,10 +267,6 @@ def _write_file(
 
 def _model_app(model: str) -> str:
     return f"spin:{model}"
-
-
-def _run_app(run: str) -> str:
-    return f"run:{run}"
 
 
 def _metadata(night: NightRecord, token: int) -> dict[str, str]:

@@ -16,8 +16,15 @@ from pipelines.nightly.tables.night_records import (
     is_run_name,
     list_runs,
 )
-from pipelines.nightly.tables.night_tables import PREDICTIONS, SIDE_TABLES, TABLES, NightTables, published_runs
-from pipelines.nightly.tables.publication import remove_replaced_rows, require_claim, was_published
+from pipelines.nightly.tables.night_tables import (
+    PREDICTIONS,
+    SIDE_TABLES,
+    TABLES,
+    NightTables,
+    published_runs,
+    was_published,
+)
+from pipelines.nightly.tables.publication import remove_replaced_rows, require_claim
 from pipelines.storage.delta_table import retry_commits
 from pipelines.storage.object_store import StoredObject
 from spin.errors import UserError

@@ -393,6 +393,25 @@ def test_a_night_that_lost_a_file_is_not_restored(local_tables: NightTables) -> 
     assert published_ids(local_tables) == {(DATE, MODEL): ["b1"]}
 
 
+def test_an_incremental_night_is_not_restored_next_to_a_night_that_has_taken_its_files(
+    local_tables: NightTables,
+) -> None:
+    """Its rows would be in two nights. A night of all of the input may share files with others, and is restored."""
+    files = [FileState("a.jsonl", 7, "v1"), FileState("b.jsonl", 7, "v1")]
+    first = run_night(local_tables.out, IDS, inputs=files, incremental=True)
+    run_night(local_tables.out, ["b1"], incremental=True)
+    second = run_night(local_tables.out, ["c1"], date=NEXT, inputs=files[:1], incremental=True)
+    with pytest.raises(UserError, match=r"hold 1 of its 2 files, such as a\.jsonl"):
+        restore_night(local_tables, first.run, token=claim_model(local_tables), retry_seconds=1)
+    assert published_ids(local_tables) == {(DATE, MODEL): ["b1"], (NEXT, MODEL): ["c1"]}
+    whole = run_night(local_tables.out, ["d1"], date=NEXT, inputs=files)
+    restore_night(local_tables, second.run, token=claim_model(local_tables), retry_seconds=1)
+    restore_night(local_tables, whole.run, token=claim_model(local_tables), retry_seconds=1)
+    run_night(local_tables.out, ["e1"], date=NEXT, incremental=True)
+    restore_night(local_tables, first.run, token=claim_model(local_tables), retry_seconds=1)
+    assert published_ids(local_tables) == {(DATE, MODEL): IDS, (NEXT, MODEL): ["e1"]}
+
+
 def test_rows_of_unfinished_runs_come_back_when_they_are_published(local_tables: NightTables) -> None:
     """A later night removes the side rows of a run that died before its commit; its resume puts them back."""
     died = claim_model(local_tables)

@@ -1,0 +1,339 @@
+"""What a history of nights must leave in an output, computed without the product: input files, logs and rows.
+
+The logs of the tables are read as the JSON that they are, and the rows with pyarrow.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow.parquet as pq
+
+from tests.support.gates import Driver
+
+State = tuple[str, int, str]
+"""URI, size and version of an input file, as the product lists it"""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an input file holds."""
+
+    predicted: tuple[str, ...]
+    """ids of the documents that can be classified"""
+    dead: tuple[str, ...]
+    """ids of those that become dead letters"""
+    broken: bool
+    """whether the file is cut in the middle of a line"""
+
+
+class Inputs:
+    """Input files of several sources, which come, change, break and go. Every id belongs to one state of one file."""
+
+    def __init__(self, folder: Path, sources: Iterable[str]) -> None:
+        self.folder = folder
+        self.contents: dict[State, Content] = {}
+        """every state that any file ever had"""
+        self._written: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        self.replaced: set[State] = set()
+        """states that a file had and lost, even if it has them again"""
+        for source in sources:
+            (folder / source).mkdir(parents=True)
+
+    def source(self, name: str) -> str:
+        """The URI of a source."""
+        return str(self.folder / name)
+
+    def write(self, source: str, name: str, version: int, *, documents: int, dead: int, broken: bool) -> None:
+        """Write a version of a file that it never had."""
+        ids = [f"{source}-{name}-{version}-{row}" for row in range(documents + dead)]
+        lines = [json.dumps({"id": id, "text": "" if row >= documents else "fine"}) for row, id in enumerate(ids)]
+        text = "\n".join([*lines, '{"id": "cut'] if broken else lines)
+        state = self._put(source, name, version, text)
+        self.contents[state] = Content(tuple(ids[:documents]), tuple(ids[documents:]), broken)
+        self._written.setdefault((source, name), []).append((version, text))
+
+    def put_back(self, source: str, name: str) -> None:
+        """Write what a file held before it was changed last, if it was; it has the state again that it had then."""
+        written = self._written.get((source, name), [])
+        if len(written) > 1:
+            written.append(written[-2])
+            self._put(source, name, *written[-1])
+
+    def _put(self, source: str, name: str, version: int, text: str) -> State:
+        path = self.folder / source / f"{name}.jsonl"
+        self.remove(source, name)
+        path.write_text(text, encoding="utf-8")
+        os.utime(path, (1_700_000_000 + version, 1_700_000_000 + version))
+        return _state(path)
+
+    def remove(self, source: str, name: str) -> None:
+        """Delete a file if there is one."""
+        path = self.folder / source / f"{name}.jsonl"
+        if path.exists():
+            self.replaced.add(_state(path))
+            path.unlink()
+
+    def present(self, source: str) -> set[State]:
+        """The states of the files of a source that are there now."""
+        return {_state(path) for path in Path(source).glob("*.jsonl")}
+
+
+def _state(path: Path) -> State:
+    return str(path), path.stat().st_size, str(path.stat().st_mtime)
+
+
+@dataclass
+class Table:
+    """A table as its log describes it."""
+
+    folder: Path
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    """partition values by path, of the files that the table consists of"""
+    commits: list[list[dict[str, Any]]] = field(default_factory=list)
+    """actions by version"""
+
+    def read_log(self) -> list[int]:
+        """Read what was committed since the last call; return the new versions."""
+        new = []
+        while (path := self.folder / "_delta_log" / f"{len(self.commits):020d}.json").exists():
+            actions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            new.append(len(self.commits))
+            self.commits.append(actions)
+        return new
+
+    def apply(self, version: int) -> None:
+        """Go on to a version."""
+        for action in self.commits[version]:
+            if "remove" in action:
+                del self.files[unquote(action["remove"]["path"])]
+        for action in self.commits[version]:
+            if "add" in action:
+                path = unquote(action["add"]["path"])
+                assert path not in self.files, f"{path} is added twice"
+                self.files[path] = action["add"]["partitionValues"]
+
+    def partition(self, **values: str) -> list[str]:
+        """The paths of the files with some partition values."""
+        return sorted(path for path, has in self.files.items() if values.items() <= has.items())
+
+
+@dataclass(frozen=True)
+class Night:
+    """What the tables show of a night."""
+
+    run: str
+    model: str
+    taken: frozenset[State]
+    quarantined: frozenset[State]
+    incremental: bool
+    """whether the command that published it left out what other dates have taken"""
+    order: int
+    """version of the predictions with which it became visible"""
+    source: str
+    """name of the source that the command was given"""
+
+
+class Violation(AssertionError):
+    """The output breaks a guarantee."""
+
+
+class Output:
+    """The tables of an output, read after every step and compared with what must be in them."""
+
+    def __init__(self, folder: Path, inputs: Inputs) -> None:
+        self.folder, self.inputs = folder, inputs
+        self.predictions, self.inputs_table, self.dead_letters = (
+            Table(folder / name) for name in ("predictions", "inputs", "dead_letters")
+        )
+        self.nights: dict[tuple[str, str], Night] = {}
+        """by model and date"""
+        self.runs: dict[str, Night] = {}
+        """every run that was ever published"""
+        self.lost: set[str] = set()
+        """keys that were deleted from outside at some time"""
+        self._claims: dict[str, int] = {}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._digests: dict[str, int] = {}
+
+    def observe(self, drivers: Mapping[int, Driver]) -> None:
+        """Read what was committed since the last call, and check it; `drivers` are those of each new commit."""
+        for table in (self.inputs_table, self.dead_letters):
+            for version in table.read_log():
+                table.apply(version)
+        for version in self.predictions.read_log():
+            self.predictions.apply(version)
+            self._check_claims(version)
+            changed = self._changed_nights(version)
+            if len(changed) > 1:
+                raise Violation(f"version {version} changes several nights: {changed}")
+            for model, date in changed:
+                self._check_night(model, date, drivers[version], version)
+        self._check_visible()
+
+    def delete(self, key: str) -> None:
+        """Delete an object from outside. The rows of a file are remembered, in case that it is published."""
+        table = next((each for each in self._tables if key.startswith(f"{each.folder.name}/")), None)
+        if table is not None and key.endswith(".parquet"):
+            self._read(table, key.removeprefix(f"{table.folder.name}/"))
+        self.lost.add(key)
+        (self.folder / key).unlink()
+
+    @property
+    def _tables(self) -> tuple[Table, ...]:
+        return self.predictions, self.inputs_table, self.dead_letters
+
+    def damaged_nights(self) -> list[tuple[str, str]]:
+        """Model and date of the nights that lack an object which was deleted from outside."""
+        return sorted(
+            (model, date)
+            for (model, date), night in self.nights.items()
+            if not all((table.folder / path).exists() for table, path in self._paths(model, date, night.run))
+        )
+
+    def _paths(self, model: str, date: str, run: str) -> list[tuple[Table, str]]:
+        return [
+            (table, path)
+            for table in self._tables
+            for path in table.partition(model=model, date=date)
+            if path.startswith(f"{run}/")
+        ]
+
+    def _check_claims(self, version: int) -> None:
+        """Claims only grow, and rows change only under the last claim of their model."""
+        actions = self.predictions.commits[version]
+        numbers = {action["txn"]["appId"]: action["txn"]["version"] for action in actions if "txn" in action}
+        claims = {app.removeprefix("spin:"): number for app, number in numbers.items() if app.startswith("spin:")}
+        changes = [action[kind] for action in actions for kind in ("add", "remove") if kind in action]
+        for model in {change["partitionValues"]["model"] for change in changes}:
+            if claims.get(model) != self._claims.get(model):
+                raise Violation(f"version {version}: {model} changes under claim {claims} after {self._claims}")
+        for model, number in claims.items():
+            if not changes and number <= self._claims.get(model, 0):
+                raise Violation(f"version {version}: claim {number} of {model} after {self._claims[model]}")
+            self._claims[model] = number
+
+    def _changed_nights(self, version: int) -> set[tuple[str, str]]:
+        actions = self.predictions.commits[version]
+        values = [action[kind]["partitionValues"] for action in actions for kind in ("add", "remove") if kind in action]
+        return {(each["model"], each["date"]) for each in values}
+
+    def _check_night(self, model: str, date: str, driver: Driver, version: int) -> None:
+        """Check a night that has just become visible against what its driver was asked for and had seen."""
+        runs = {path.split("/")[0] for path in self.predictions.partition(model=model, date=date)}
+        if len(runs) != 1:
+            raise Violation(f"the night {date} of {model} has the runs {runs}")
+        [run] = runs
+        states = self._input_states(model, date, run)
+        taken = frozenset(state for state, status in states if status == "taken")
+        quarantined = frozenset(state for state, status in states if status == "quarantined")
+        if len(states) != len(taken | quarantined):
+            raise Violation(f"{run} lists a file twice")
+        others = self._taken_elsewhere(model, date)
+        before = self.runs.get(run)
+        request: Any = driver.request
+        if request is None:  # a restored run
+            if before is None or (before.taken, before.quarantined) != (taken, quarantined):
+                raise Violation(f"{run} was restored with other files")
+            incremental, source = before.incremental, before.source
+        else:
+            incremental, source = request.incremental, Path(request.source).name
+            self._check_complete(driver, taken, quarantined, others if incremental else frozenset())
+        if incremental and taken & others:
+            raise Violation(f"{run} and nights of other dates have taken {sorted(taken & others)}")
+        night = Night(run, model, taken, quarantined, incremental, version, source)
+        self.nights[model, date] = self.runs[run] = night
+        self._check_rows(model, date, night)
+
+    def _check_complete(
+        self, driver: Driver, taken: frozenset[State], quarantined: frozenset[State], others: frozenset[State]
+    ) -> None:
+        """Every listed file that other dates do not hold is in the night, and is quarantined only with a reason."""
+        assert driver.listed is not None
+        listed = {(file.uri, file.size, file.version) for file in driver.listed}
+        if taken | quarantined != listed - others:
+            raise Violation(f"{driver.name}: expected the files {listed - others}, got {taken | quarantined}")
+        for state in taken | quarantined:
+            broken = self.inputs.contents[state].broken
+            if state in taken and broken:
+                raise Violation(f"{driver.name} has taken the broken file {state}")
+            if state in quarantined and not broken and state not in self.inputs.replaced:
+                raise Violation(f"{driver.name} has quarantined the sound file {state}")
+
+    def _taken_elsewhere(self, model: str, date: str) -> frozenset[State]:
+        """What the nights of other dates hold."""
+        return frozenset(
+            state
+            for (other, day), night in self.nights.items()
+            if other == model and day != date
+            for state in night.taken
+        )
+
+    def _input_states(self, model: str, date: str, run: str) -> list[tuple[State, str]]:
+        paths = self.inputs_table.partition(model=model, date=date, run=run)
+        if not paths:
+            raise Violation(f"{run} is published without its input files")
+        rows = [row for path in paths for row in self._read(self.inputs_table, path)]
+        return [((row["uri"], row["size"], row["version"]), row["status"]) for row in rows]
+
+    def _check_rows(self, model: str, date: str, night: Night) -> None:
+        """The rows of a night are those of the files that it has taken, each once."""
+        contents = [self.inputs.contents[state] for state in night.taken]
+        expected = {
+            "predictions": Counter(id for content in contents for id in content.predicted),
+            "dead_letters": Counter(id for content in contents for id in content.dead),
+        }
+        found = {
+            table.folder.name: Counter(
+                row["id"]
+                for path in table.partition(model=model, date=date)
+                if path.startswith(f"{night.run}/")
+                for row in self._read(table, path)
+            )
+            for table in (self.predictions, self.dead_letters)
+        }
+        for table, ids in expected.items():
+            if found[table] != ids:
+                raise Violation(
+                    f"{night.run}: {table} lacks {ids - found[table]} and has too many {found[table] - ids}"
+                )
+
+    def _check_visible(self) -> None:
+        """What readers see now is what was checked when it became visible."""
+        visible = {(values["model"], values["date"]) for values in self.predictions.files.values()}
+        if visible != set(self.nights):
+            raise Violation(f"nights {visible}, expected {set(self.nights)}")
+        for (model, date), night in self.nights.items():
+            self._check_rows(model, date, night)
+            taken = {state for state, status in self._input_states(model, date, night.run) if status == "taken"}
+            if taken != night.taken:
+                raise Violation(f"the input files of {night.run} are others than when it was published")
+            later = [other for other in self._others(model, date) if other.order < night.order]
+            shared = {state for other in later for state in other.taken & night.taken}
+            if night.incremental and shared:
+                raise Violation(f"{shared} are in two nights of {model}")
+
+    def _others(self, model: str, date: str) -> list[Night]:
+        return [night for (other, day), night in self.nights.items() if other == model and day != date]
+
+    def _read(self, table: Table, path: str) -> list[dict[str, Any]]:
+        """The rows of a file. What was read once is remembered, since it may be deleted from outside."""
+        key, file = f"{table.folder.name}/{path}", table.folder / path
+        if not file.exists():
+            if key not in self.lost:
+                raise Violation(f"{key} is published and missing")
+        else:
+            data = file.read_bytes()
+            if self._digests.setdefault(key, hash(data)) != hash(data) and key not in self.lost:
+                raise Violation(f"{key} was replaced")
+            if key not in self._rows:
+                self._rows[key] = pq.ParquetFile(io.BytesIO(data)).read().to_pylist()
+        return self._rows[key]
