@@ -22,12 +22,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from pipelines.nightly.publish import read_manifest, read_predictions
 from rich.console import Console
 
 from infra.nodes import Nodes
 from jobs.quickstart import BACKBONE, read_tweets
 from pipelines.nightly.classify import parse_date
-from pipelines.nightly.publish import read_manifest, read_predictions
 from pipelines.nightly.run_records import RunManifest
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog

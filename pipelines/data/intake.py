@@ -128,6 +128,11 @@ def plan_intake(files: Sequence[InputFile], data: DataSettings, *, bad: dict[str
     return [Shard(n, pieces) for n, pieces in enumerate(tasks)]
 
 
+def is_spooled(file: InputFile) -> bool:
+    """Whether all rows of a file go to the spool, whatever it holds."""
+    return file.size < SMALL or file.kind not in _WINDOW or compression_codec(file.uri) is not None
+
+
 def _windows(file: Piece) -> Iterator[Piece]:
     """A large file in ranges of bytes; each holds the lines or row groups that begin in it."""
     step = _WINDOW.get(file.kind, file.size) if compression_codec(file.uri) is None else file.size

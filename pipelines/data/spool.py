@@ -64,6 +64,10 @@ class CheckedRows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def texts_of(self, rows: Sequence[int]) -> list[str]:
+        """The texts of sound rows."""
+        return [self.texts[row] or "" for row in rows]
+
 
 def read_rows(shard: Shard, data: DataSettings, kept: pa.Schema) -> CheckedRows:
     """The rows of a shard of a night, whose pieces are parts of the spool or pieces of input files.

@@ -2,42 +2,60 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.data import input_files, sharding
-from pipelines.data.readers import Shard
-from pipelines.nightly.classify_step import CALIBRATION, PROFILE, ClassifyStep
-from pipelines.nightly.dedup import DigestStep, DuplicateStep, plan_partitions
+import pyarrow as pa
+
+from pipelines.data import input_files
+from pipelines.data.intake import NightPlan, plan_intake, plan_night
+from pipelines.data.kept_columns import check_kept_names, schema_of, type_text
+from pipelines.data.shards import Shard
+from pipelines.nightly.classify_step import CALIBRATION, PROFILE, ClassifyJob, ClassifyStep, data_layout
+from pipelines.nightly.dedup import DuplicateRows, DuplicateStep, collect_duplicates, plan_partitions
 from pipelines.nightly.drift_check import measure_drift
-from pipelines.nightly.publish import (
-    BatchRun,
-    NightlyRun,
-    check_unchanged,
-    read_manifest,
-    read_night_before,
-    readable_outcomes,
-    taken_by,
+from pipelines.nightly.finish import (
+    KEPT,
+    ClassifiedNight,
+    Driver,
+    build_report,
+    check_files,
+    check_rows,
+    find_finished,
+    finish_night,
+    publish,
+    reconcile,
+    show_reports,
 )
-from pipelines.nightly.run_records import FORMAT, ClassifyCounts, DigestCounts, DuplicateCounts, RunManifest, RunPlan
-from pipelines.nightly.run_report import render_reports
+from pipelines.nightly.intake_step import IDS, IntakeStep
+from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.run_records import ClassifyCounts, DuplicateCounts, IntakeCounts
 from pipelines.nightly.shadow import ShadowSpec, choose_shadow, resolve_shadow
-from pipelines.nightly.throughput import busy_seconds
+from pipelines.nightly.tables.night_records import lease_model
+from pipelines.nightly.tables.night_tables import (
+    PREDICTIONS,
+    NightTables,
+    check_kept_columns,
+    kept_schema,
+    stored_type,
+)
+from pipelines.nightly.tables.old_layout import refuse_old_layout
+from pipelines.nightly.tables.publication import claim
+from pipelines.nightly.tables.resume import NightRequest, choose_run, find_unfinished
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.registry.versions import Registry
-from pipelines.service_errors import BadRowsError
-from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import ShardCounts, ShardOutcome
-from pipelines.storage.stage_plan import StagePlan
+from pipelines.storage.shard_log import LogLayout, ShardCounts, ShardOutcome
 from pipelines.workers import weights_cache
-from pipelines.workers.map_shards import Step, map_shards
+from pipelines.workers.artifact_copy import ArtifactCopy
+from pipelines.workers.map_shards import Step, describe_backbone, map_shards
 from pipelines.workers.ray_cluster import shared_ray_session
 from spin.errors import UserError
 from spin.heads import persistence
@@ -46,8 +64,15 @@ from spin.monitor.agreement import ShadowAgreement, total_agreement
 from spin.monitor.drift import Drift
 from spin.settings import Settings
 
+_log = logging.getLogger(__name__)
 FEW_IDS = 200_000
-"""number of ids that the driver reads in less time than workers need to start"""
+"""number of ids that the driver compares in less time than workers need to start"""
+FEW_BYTES = 16_000_000
+"""bytes of input that the driver takes in likewise"""
+FEW_FILES = 500
+"""number of input files likewise"""
+_BYTES_PER_DOCUMENT = 500
+"""rough size of a document, for the progress of the intake"""
 
 C = TypeVar("C", bound=ShardCounts)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -68,11 +93,6 @@ class _NightModels:
     shadow: ShadowSpec | None
     """the shadow, None without one"""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the folders."""
-        return ("model",) if self.shadow is None else ("model", "shadow")
-
 
 def run_classify(
     settings: Settings,
@@ -83,49 +103,73 @@ def run_classify(
     model: str | None = None,
     shadow: str | None = None,
     night: str | None = None,
-    since: str | None = None,
+    incremental: bool = False,
     restart: bool = False,
-) -> RunManifest:
-    """Classify a batch, publish it under `output` and return the manifest.
+) -> NightReport:
+    """Classify a batch, publish it in the tables of `output` and return its report.
 
-    Files that the latest night of the output `since` has already taken, by path, size and ETag, are skipped. The
-    version of the model is resolved once. Until the manifest is written, all results are in `_runs/`. Then they are
-    moved to `predictions/date=DATE/` and `dead_letters/date=DATE/`, and `latest` is written last. A second version as
-    `shadow` changes none of this; rows on which the two differ are published in `disagreements/date=DATE/`.
+    The run of the date `night`, by default of today, goes on if there is one; with `restart`, a new one begins. With
+    `incremental`, files are skipped that the nights of the model of other dates have classified, by path, size and
+    ETag. The version of the model is resolved once. Readers see the night in one commit at the end, or the one that was
+    there before. A second version as `shadow` changes none of this; rows on which the two differ are in the table
+    `disagreements`.
 
-    Raises HeldError if another run is at work in the output. Raises BadRowsError, and publishes nothing, if more rows
-    or files than the settings allow could not be classified. Raises UnavailableError if the store does not answer; the
-    same command then resumes.
+    Raises HeldError if another run of the model is at work in the output, or has taken over. Raises BadRowsError, and
+    publishes nothing, if more rows or files than the settings allow could not be classified. Raises UnavailableError if
+    the store does not answer; the same command then resumes.
     """
-    date = parse_date(night)
+    day = parse_date(night)
+    source = input_files.normalise_source(source)
+    input_files.check_output_outside(source, output)
+    check_kept_names(settings.data)
     settings = weights_cache.with_engine(settings, "classify")
     out = Store(output)
+    refuse_old_layout(out)
     version = registry.resolve(model)
     shadow_version = None if shadow is None else resolve_shadow(registry, shadow, version)
     rejected: dict[str, str] = {}
-    files = input_files.list_files(source, bad=rejected)
-    taken = taken_by(read_manifest(since)) if since else []
-    with Lease(out) as lease, tempfile.TemporaryDirectory() as scratch, shared_ray_session():
+    files = input_files.list_files(source, bad=rejected, allow_empty=True)
+    tables = NightTables(out)
+    with lease_model(out, registry.name) as lease, tempfile.TemporaryDirectory() as scratch, shared_ray_session():
         models = _download_models(settings, registry, version, shadow_version, Path(scratch))
-        nightly_run = NightlyRun(out, date, lease)
-        run, plan = nightly_run.begin(
-            _metadata(settings, models, source),
-            files,
-            lambda new: _plan(settings, new, rejected),
-            taken=taken,
+        token = claim(tables, registry.name, retry_seconds=settings.ray.retry_seconds)
+        if night is None:
+            _name_unfinished(tables, registry.name, day)
+        request = NightRequest(
+            date=day,
+            model=registry.name,
+            model_version=version,
+            metadata=_metadata(settings, models, source),
+            files=files,
+            rejected=rejected,
+            incremental=incremental,
             restart=restart,
         )
-        manifest = run.finished(plan)
-        if manifest is None:
-            _share_models(settings, run, models)
-            outcomes = _classify_shards(settings, run, plan, models, lease)
-            check_unchanged(plan, input_files.list_files(source, bad={}))
-            manifest = _write_manifest(settings, nightly_run, run, plan, models=models, outcomes=outcomes)
-        _check_shares(settings, manifest)
-        reports = render_reports(manifest)
-        nightly_run.publish(run, manifest, reports)
-        registry.log_night(version, _summary(manifest), reports)
-        return manifest
+        driver = Driver(settings, tables, lease, token, choose_run(tables, token, request))
+        report = _run_night(driver, models)
+        registry.log_night(version, _summary(report), show_reports(driver, report))
+        return report
+
+
+def _run_night(driver: Driver, models: _NightModels) -> NightReport:
+    """Do what is left of a night, publish it and return its report."""
+    finished = find_finished(driver)
+    if finished is None:
+        night = _classify(driver, models)
+        report = build_report(
+            driver,
+            night,
+            classes=models.metadata.classes,
+            drift=_measure_drift(driver, models, night),
+            shadow=_total_agreement(models, night),
+        )
+        check_files(driver.settings.classify, night.quarantined, report.files.total)
+        check_rows(driver.settings.classify, report.counts.reasons, report.counts.rows)
+        finished = finish_night(driver, night, report)
+    report, record = finished
+    if record is not None:
+        publish(driver, record)
+    return report
 
 
 def _download_models(
@@ -146,106 +190,162 @@ def _download(registry: Registry, version: str, folder: Path) -> Path:
     return folder
 
 
-def _share_models(settings: Settings, run: BatchRun, models: _NightModels) -> None:
-    """Write the artifacts to the store of the run and announce the weights, so that every worker can load them."""
-    for name in models.names:
-        for file in (persistence.CONFIG, persistence.TENSORS):
-            run.store.write(f"{name}/{file}", (models.folder / name / file).read_bytes())
-    if settings.backbone.dtype == "int8":
-        for name in models.names:
-            run.store.write_json(f"{name}/{CALIBRATION}", models.registry.calibration())
-    weights_cache.publish(settings, models.metadata.backbone_digest)
-    if models.shadow is not None:
-        weights_cache.publish(models.shadow.settings(settings), models.shadow.digest)
+def _classify(driver: Driver, models: _NightModels) -> ClassifiedNight:
+    """Take in the files of a run, look for duplicate ids if the settings ask for it, and classify all shards."""
+    rejected = dict(driver.run.listing.rejected)
+    tasks = plan_intake(driver.run.listing.files, driver.settings.data, bad=rejected)
+    taken_in = _take_in(driver, tasks)
+    plan = _plan_shards(driver, taken_in)
+    _check_intake(driver, ClassifiedNight(plan, rejected, ()), taken_in)
+    documents = sum(shard.documents for shard in plan.shards)
+    duplicates = _find_duplicates(driver, plan, taken_in, documents)
+    job = _share_models(driver, models, duplicates, schema_of(plan.types))
+    outcomes = _map_stage(
+        driver,
+        "classify",
+        plan.shards,
+        ClassifyCounts,
+        ClassifyStep,
+        job,
+        driver.settings,
+        documents=documents,
+        store=driver.tables.out,
+        layout=data_layout(driver.run.record.run),
+        backbone=describe_backbone(driver.settings.backbone),
+    )
+    driver.lease.check()
+    night = ClassifiedNight(plan, rejected, outcomes)
+    reconcile(night)
+    return night
 
 
-def _classify_shards(
-    settings: Settings, run: BatchRun, plan: StagePlan[RunPlan], models: _NightModels, lease: Lease
-) -> list[ShardOutcome[ClassifyCounts]]:
-    """Look for duplicate ids if the settings ask for it, classify all shards and return their outcomes."""
-    shards, documents = plan.derived.shards, plan.derived.documents
-    ray = settings.ray.for_stage("classify")
-    without_gpus = ray.model_copy(update={"gpus_per_worker": 0})
-
-    def map_stage(
-        name: str,
-        store: Store,
-        work: Sequence[Shard],
-        counts_type: type[C],
-        make: Callable[..., Step[C]],
-        *args: Any,
-        here: bool = False,
-    ) -> list[ShardOutcome[C]]:
-        workers = ray if counts_type is ClassifyCounts else without_gpus
-        return map_shards(
-            make,
-            args,
-            work,
-            store,
-            workers,
-            counts_type=counts_type,
-            stage=name,
-            documents=documents,
-            lease=lease,
-            here=here,
-        )
-
-    ids, repeats = run.store / "ids", run.store / "repeats"
-    keys: list[str] = []
-    unreadable: dict[str, str] = {}
-    if settings.data.ids == "checked":
-        partitions, names = plan_partitions(documents), [shard.name for shard in shards]
-        few, count = documents <= FEW_IDS, len(partitions)
-        digested = map_stage("ids", ids, shards, DigestCounts, DigestStep, settings.data, count, here=few)
-        unreadable = {s.uri: o.counts.bad for s, o in zip(shards, digested, strict=True) if o.counts.bad is not None}
-        searched = map_stage(
-            "repeats", repeats, partitions, DuplicateCounts, DuplicateStep, ids, count, names, here=few
-        )
-        keys = [key for outcome in searched for key in outcome.files]
-    step = run.store, models.version, settings, repeats, keys, unreadable, models.shadow
-    outcomes = map_stage("classify", run.store, shards, ClassifyCounts, ClassifyStep, *step)
-    lease.check()
-    return outcomes
-
-
-def _write_manifest(
-    settings: Settings,
-    nightly_run: NightlyRun,
-    run: BatchRun,
-    plan: StagePlan[RunPlan],
-    *,
-    models: _NightModels,
-    outcomes: Sequence[ShardOutcome[ClassifyCounts]],
-) -> RunManifest:
-    """Write and return the manifest of a run, with its drift and the agreement with the shadow."""
-    return run.finish(
-        plan,
-        outcomes,
-        date=nightly_run.date,
-        output=nightly_run.out.uri,
-        model=models.registry.name,
-        model_version=models.version,
-        classes=models.metadata.classes,
-        seconds=round(busy_seconds(outcomes), 1),
-        drift=_measure_drift(settings, run, plan, outcomes, models),
-        before=read_night_before(nightly_run.out, nightly_run.date),
-        shadow=_total_agreement(models, plan, outcomes),
+def _take_in(driver: Driver, tasks: Sequence[Shard]) -> list[ShardOutcome[IntakeCounts]]:
+    """Read and check all files of the run."""
+    data, files = driver.settings.data, driver.run.listing.files
+    size = sum(file.size for file in files)
+    return _map_stage(
+        driver,
+        "intake",
+        tasks,
+        IntakeCounts,
+        IntakeStep,
+        driver.run.store,
+        data,
+        driver.settings.ray.shard_documents,
+        driver.token,
+        documents=size // _BYTES_PER_DOCUMENT,
+        here=size <= FEW_BYTES and len(files) <= FEW_FILES,
     )
 
 
-def _measure_drift(
-    settings: Settings,
-    run: BatchRun,
-    plan: StagePlan[RunPlan],
-    outcomes: Sequence[ShardOutcome[ClassifyCounts]],
-    models: _NightModels,
-) -> list[Drift]:
-    """Return the drift of the classified documents from the reference of the model."""
-    readable = readable_outcomes(plan, outcomes)
-    keys = [key for outcome in readable for key in outcome.files if key.endswith(PROFILE)]
-    return measure_drift(
-        run.store,
+def _plan_shards(driver: Driver, taken_in: Sequence[ShardOutcome[IntakeCounts]]) -> NightPlan:
+    """The shards of a run. The types of its kept columns are settled once. Raises UserError if a table has others."""
+    run, tables, data = driver.run.store, driver.tables, driver.settings.data
+    known = run.read_json(KEPT)
+    table = tables.open(PREDICTIONS).schema
+    columns = {name: table.field(name).type for name in data.keep if name in table.names}
+    known = known or {name: type_text(stored_type(kind) or kind) for name, kind in columns.items()}
+    reports = [outcome.counts.report for outcome in taken_in]
+    plan = plan_night(reports, data, driver.settings.ray.shard_documents, known=known)
+    check_kept_columns(tables, kept_schema({field.name: field.type for field in schema_of(plan.types)}))
+    run.create(KEPT, json.dumps(plan.types).encode())
+    return replace(plan, types=run.read_json(KEPT) or plan.types)
+
+
+def _check_intake(driver: Driver, night: ClassifiedNight, taken_in: Sequence[ShardOutcome[IntakeCounts]]) -> None:
+    """Raise BadRowsError, before hours of work, if it is known by now that too little can be classified.
+
+    A column that is no id ends here: all rows of a task but one per value are repeated.
+    """
+    allowed, bad = driver.settings.classify, night.quarantined
+    check_files(allowed, bad, len({file.uri for file in night.plan.files} | set(bad)) + driver.run.plan.derived.skipped)
+    reports = [(outcome.counts.repeated, outcome.counts.report) for outcome in taken_in]
+    repeated = sum(count for count, report in reports if bad.keys().isdisjoint(file.uri for file in report.files))
+    check_rows(allowed, {"repeated_id": repeated}, sum(shard.documents for shard in night.plan.shards))
+
+
+def _find_duplicates(
+    driver: Driver, plan: NightPlan, taken_in: Sequence[ShardOutcome[IntakeCounts]], documents: int
+) -> DuplicateRows:
+    """The rows whose id another row has; none where ids are trusted."""
+    run, data, shards = driver.run.store, driver.settings.data, len(plan.shards)
+    if data.ids == "trusted" or not shards:
+        return DuplicateRows.none(run)
+    partitions, keys = plan_partitions(documents), [outcome.file_key(IDS) for outcome in taken_in]
+    outcomes = _map_stage(
+        driver,
+        "repeats",
+        partitions,
+        DuplicateCounts,
+        DuplicateStep,
+        run / "intake",
         keys,
+        replace(plan, files=()),
+        data,
+        len(partitions),
+        documents=documents,
+        here=documents <= FEW_IDS,
+    )
+    return collect_duplicates(run, outcomes, shards, driver.token)
+
+
+def _map_stage(
+    driver: Driver,
+    stage: str,
+    work: Sequence[Shard],
+    counts_type: type[C],
+    make: Callable[..., Step[C]],
+    *args: Any,
+    documents: int,
+    store: Store | None = None,
+    layout: LogLayout = LogLayout(),  # noqa: B008
+    backbone: str | None = None,
+    here: bool = False,
+) -> list[ShardOutcome[C]]:
+    """Map a step over shards; the log of the stage is by default in a folder of its own in the folder of the run."""
+    ray = driver.settings.ray.for_stage("classify")
+    return map_shards(
+        make,
+        args,
+        work,
+        driver.run.store / stage if store is None else store,
+        ray if backbone is not None else ray.model_copy(update={"gpus_per_worker": 0}),
+        counts_type=counts_type,
+        stage=stage,
+        documents=documents,
+        lease=driver.lease,
+        here=here,
+        token=driver.token,
+        layout=layout,
+        backbone=backbone,
+    )
+
+
+def _share_models(driver: Driver, models: _NightModels, duplicates: DuplicateRows, kept: pa.Schema) -> ClassifyJob:
+    """Write the artifacts to the store of the run and announce the weights, so that every worker can load them."""
+    settings, run = driver.settings, driver.run
+    calibration = {}
+    if settings.backbone.dtype == "int8":
+        calibration[CALIBRATION] = json.dumps(models.registry.calibration()).encode()
+
+    def copy(name: str) -> ArtifactCopy:
+        files = {file: (models.folder / name / file).read_bytes() for file in (persistence.CONFIG, persistence.TENSORS)}
+        return ArtifactCopy.write(run.store / f"{name}/{driver.token:06d}", files | calibration)
+
+    weights_cache.publish(settings, models.metadata.backbone_digest)
+    job = ClassifyJob(run.record, copy("model"), kept, duplicates)
+    if models.shadow is None:
+        return job
+    weights_cache.publish(models.shadow.settings(settings), models.shadow.digest)
+    return replace(job, shadow=models.shadow, shadow_model=copy("shadow"))
+
+
+def _measure_drift(driver: Driver, models: _NightModels, night: ClassifiedNight) -> list[Drift]:
+    """The drift of the classified documents from the reference of the model."""
+    settings = driver.settings
+    return measure_drift(
+        driver.tables.out,
+        [key for outcome in night.readable for key in outcome.files if key.endswith(PROFILE)],
         models.folder / "model",
         settings.choose,
         settings.classify.max_psi,
@@ -253,26 +353,23 @@ def _measure_drift(
     )
 
 
-def _total_agreement(
-    models: _NightModels, plan: StagePlan[RunPlan], outcomes: Sequence[ShardOutcome[ClassifyCounts]]
-) -> ShadowAgreement | None:
-    """Return the agreement with the shadow over the files that could be read, None without a shadow."""
+def _total_agreement(models: _NightModels, night: ClassifiedNight) -> ShadowAgreement | None:
+    """The agreement with the shadow over the files that could be read, None without a shadow."""
     if models.shadow is None:
         return None
-    counts = [outcome.counts.shadow for outcome in readable_outcomes(plan, outcomes)]
-    shards = [shard for shard in counts if shard is not None]
-    return total_agreement(models.shadow.version, models.metadata.multilabel, shards)
+    counts = [outcome.counts.shadow for outcome in night.readable if outcome.counts.shadow is not None]
+    return total_agreement(models.shadow.version, models.metadata.multilabel, counts)
 
 
-def _summary(manifest: RunManifest) -> NightSummary:
-    """Return the figures of a night that MLflow logs."""
-    counts, shadow = manifest.counts, manifest.shadow
+def _summary(report: NightReport) -> NightSummary:
+    """The figures of a night that MLflow logs."""
+    counts, shadow = report.counts, report.shadow
     return NightSummary(
-        date=manifest.date,
-        run=manifest.run,
-        output=manifest.output,
-        fingerprint=manifest.fingerprint,
-        seconds=manifest.seconds,
+        date=report.date,
+        run=report.run,
+        output=report.output,
+        fingerprint=report.fingerprint,
+        seconds=report.seconds,
         rows=counts.rows,
         predicted=counts.predicted,
         abstained=counts.abstained,
@@ -280,29 +377,21 @@ def _summary(manifest: RunManifest) -> NightSummary:
         tokens=counts.tokens,
         truncated=counts.truncated,
         depths=counts.depths,
-        quarantined_files=len(manifest.quarantined),
-        psi={drift.name: drift.psi for drift in manifest.drift},
+        quarantined_files=report.files.quarantined,
+        psi={drift.name: drift.psi for drift in report.drift},
         shadow=None if shadow is None else ShadowSummary(shadow.version, shadow.agreement),
     )
 
 
-def _plan(settings: Settings, files: list[input_files.InputFile], rejected: Mapping[str, str]) -> RunPlan:
-    """Plan the shards of the files; add to the `rejected` files those that cannot be read, each with the reason."""
-    unreadable = dict(rejected)
-    shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data, bad=unreadable)
-    return RunPlan(tuple(shards), unreadable, sum(shard.documents for shard in shards))
-
-
 def _metadata(settings: Settings, models: _NightModels, source: str) -> dict[str, object]:
-    """Return everything that changes predictions: not the number of workers, logging or the permitted failures."""
+    """Everything that changes predictions: not the number of workers, logging or the permitted failures."""
     registry, version, digest = models.registry, models.version, models.metadata.backbone_digest
     metadata: dict[str, object] = {
-        "format": FORMAT,
         "model": {"name": registry.name, "version": version, "backbone": digest},
         "choose": settings.choose,
         "decision": settings.decision.model_dump(),
         "backbone": settings.backbone.model_dump(include=weights_cache.ACTIVATION_SETTINGS),
-        "data": {**settings.data.model_dump(include={"id", "text", "ids"}), "input": source},
+        "data": {**settings.data.model_dump(include={"id", "text", "ids", "keep"}), "input": source},
         "shard_documents": settings.ray.shard_documents,
         "cascade": settings.classify.cascade,
         "dead_letter_text": settings.classify.dead_letter_text,
@@ -310,21 +399,20 @@ def _metadata(settings: Settings, models: _NightModels, source: str) -> dict[str
     return metadata if models.shadow is None else {**metadata, "shadow": models.shadow.metadata()}
 
 
-def _check_shares(settings: Settings, manifest: RunManifest) -> None:
-    """Raise BadRowsError if more files or rows than the settings allow could not be classified."""
-    allowed, quarantined, counts = settings.classify, manifest.quarantined, manifest.counts
-    files = len(quarantined) + len(manifest.inputs)
-    if len(quarantined) > allowed.max_bad_files * files:
-        raise BadRowsError(
-            f"{len(quarantined)} of {files} files cannot be classified, more than "
-            f"classify.max_bad_files {allowed.max_bad_files} allows: {quarantined[0].reason}; mend them and start over "
-            "with --restart, or raise it and run again"
-        )
-    if counts.dead > allowed.max_dead_fraction * counts.rows:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(counts.reasons).most_common(4))
-        raise BadRowsError(
-            f"{counts.dead} of {counts.rows} rows cannot be classified ({reasons}), more than "
-            f"classify.max_dead_fraction {allowed.max_dead_fraction} allows; mend them, or raise it and run again"
+def _name_unfinished(tables: NightTables, model: str, day: str) -> None:
+    """Log the last unfinished night before a date: a command that was to resume it needs its date."""
+    unfinished = find_unfinished(tables, model, day)
+    if unfinished:
+        run = unfinished[-1]
+        more = f" ({len(unfinished) - 1} earlier ones too)" if len(unfinished) > 1 else ""
+        _log.warning(
+            "%s: run %s is unfinished%s; this command is for the night of %s, to resume the other run it again with "
+            "--date %s",
+            tables.out.uri,
+            run.run,
+            more,
+            day,
+            run.date,
         )
 
 

@@ -1,112 +1,254 @@
-"""Find duplicate ids in bounded memory, in two passes over hash partitions in the store."""
+"""Find duplicate ids in bounded memory: the intake writes digests, then hash partitions of them are compared."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.data.readers import IDS, read_shard
+from pipelines.data.intake import NightPlan
 from pipelines.data.shards import Shard
-from pipelines.nightly.run_records import DigestCounts, DuplicateCounts
+from pipelines.data.spool import read_rows
+from pipelines.nightly.run_records import DuplicateCounts
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt, StepResult
-from pipelines.workers.fault_isolation import check_readable
+from pipelines.storage.shard_log import Attempt, ShardOutcome, StepResult
 from spin.settings import DataSettings
 
+_log = logging.getLogger(__name__)
 PARTITION = 2_000_000
 """approximate number of ids in the memory of a process, 24 bytes each and some more to sort them"""
-_DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u4")])
+_BUCKETS = 1024
+"""groups of digests in the file of a task; a partition consists of whole buckets"""
+_DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("part", "<u4"), ("row", "<u4")])
+_HEADER = 8 * (_BUCKETS + 1)
+"""bytes of the offsets of the buckets at the beginning of a file"""
 _DUPLICATES = pa.schema([("shard", pa.int32()), ("row", pa.int32())])
-_ROW_GROUP = 1 << 16
-"""rows per row group"""
+Digests = NDArray[np.void]
+"""records of `_DIGEST`"""
+
+
+class IdDigests:
+    """The digests of the ids of a task of the intake, with the part and the row of each."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, Digests] = {}
+
+    def add(self, part: int, ids: Sequence[str | None]) -> None:
+        """Add the ids of a part by row; None has no digest."""
+        rows = [(*_digest(id), part, row) for row, id in enumerate(ids) if id is not None]
+        self._parts[part] = np.array(rows, _DIGEST)
+
+    def keep_parts(self, parts: Collection[int]) -> None:
+        """Forget all parts but these."""
+        self._parts = {part: digests for part, digests in self._parts.items() if part in parts}
+
+    def count_repeated(self) -> int:
+        """Number of rows whose id an earlier row has."""
+        digests = self._all()
+        groups, _ = _group(digests[np.lexsort((digests["low"], digests["high"]))])
+        return len(digests) - (int(groups[-1]) + 1 if len(groups) else 0)
+
+    def to_bytes(self) -> bytes:
+        """The offsets of the buckets, then the digests by bucket, so that a partition reads only its range."""
+        digests = self._all()
+        buckets = _buckets(digests)
+        counts = np.bincount(buckets, minlength=_BUCKETS)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        return offsets.astype("<u8").tobytes() + digests[np.argsort(buckets, kind="stable")].tobytes()
+
+    def _all(self) -> Digests:
+        return np.concatenate(list(self._parts.values()) or [np.empty(0, _DIGEST)])
 
 
 def plan_partitions(documents: int) -> list[Shard]:
-    """Return the work of the second pass: so many partitions that each has about `PARTITION` ids at most."""
-    return [Shard(n) for n in range(max(1, math.ceil(documents / PARTITION)))]
-
-
-class DigestStep:
-    """First pass, on one shard of documents: write the digests of its ids with their rows, sorted by partition.
-
-    The file begins with the offsets of the partitions, so that the second pass reads only its range of every file.
-    """
-
-    def __init__(self, data: DataSettings, partitions: int) -> None:
-        self.data, self.partitions = data, partitions
-
-    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[DigestCounts]:
-        try:
-            check_readable(shard.uri, attempt)
-            ids = read_shard(shard, self.data, columns=IDS).ids
-        except BadFileError as error:  # Its ids are not known, so none of its documents may be classified.
-            return StepResult({}, DigestCounts(rows=0, bad=str(error)))
-        digests = np.array([(*_digest(id), row) for row, id in enumerate(ids) if id is not None], _DIGEST)
-        partition = digests["high"] % self.partitions
-        order = np.argsort(partition, kind="stable")
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(partition, minlength=self.partitions))])
-        data = offsets.astype("<u8").tobytes() + digests[order].tobytes()
-        return StepResult({"ids": data}, DigestCounts(rows=len(ids)))
+    """So many partitions that each has about `PARTITION` ids at most."""
+    return [Shard(n) for n in range(min(_BUCKETS, max(1, math.ceil(documents / PARTITION))))]
 
 
 class DuplicateStep:
-    """Second pass, on one partition: list the rows whose id occurs in an earlier row, in order of shard and row."""
+    """Lists the rows of a partition whose id is that of another row, which is predicted in their place.
 
-    def __init__(self, ids: Store, partitions: int, shards: Sequence[str]) -> None:
-        self.ids, self.partitions, self.shards = ids, partitions, shards
+    Of the rows with an id, the first in the order of the plan is predicted that is sound. The intake has left out the
+    ids of rows that it knows to be dead letters. It has not read the texts of large Parquet files, so these are read
+    here where a row of theirs is the first of several. A row that turns out to fail while it is computed, or whose
+    file changes before it is classified, still counts as the first.
+    """
+
+    def __init__(
+        self, run: Store, keys: Sequence[str | None], plan: NightPlan, data: DataSettings, partitions: int
+    ) -> None:
+        self.run, self.keys, self.data, self.partitions = run, keys, data, partitions
+        self.shards = plan.shards
+        self.places = _Places.of(plan, len(keys))
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[DuplicateCounts]:
-        keys = {Path(key).name.partition("-")[0]: key for key in self.ids.list("parts") if key.endswith(".ids")}
-        parts = [self._read(keys.get(name), shard.index) for name in self.shards]
-        shard_index = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        digests = np.concatenate(parts) if parts else np.empty(0, _DIGEST)
-        order = np.lexsort((digests["row"], shard_index, digests["low"], digests["high"]))
-        high, low = digests["high"][order], digests["low"][order]
-        duplicates = order[1:][(high[1:] == high[:-1]) & (low[1:] == low[:-1])]
-        duplicates = duplicates[np.lexsort((digests["row"][duplicates], shard_index[duplicates]))]
-        counts = DuplicateCounts(rows=len(digests), repeats=len(duplicates))
+        rows = self._read_partition(shard.index)
+        rows = rows[np.lexsort((rows["row"], rows["shard"], rows["low"], rows["high"]))]
+        groups, sizes = _group(rows)
+        rows, groups = rows[sizes > 1], groups[sizes > 1]
+        duplicates = rows[~self._choose_predicted(rows, groups)]
+        counts = DuplicateCounts(rows=len(sizes), repeats=len(duplicates))
         if not len(duplicates):
             return StepResult({}, counts)
-        shards = np.array([int(name) for name in self.shards], np.int32)[shard_index[duplicates]]
-        table = pa.table([shards, digests["row"][duplicates].astype(np.int32)], schema=_DUPLICATES)
+        table = pa.table([duplicates["shard"], duplicates["row"]], schema=_DUPLICATES)
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP)
+        pq.write_table(table, sink, compression="zstd")
         return StepResult({"parquet": sink.getvalue().to_pybytes()}, counts)
 
-    def _read(self, key: str | None, partition: int) -> NDArray[Any]:
-        """Return the digests of one shard that belong to a partition; none if its file could not be read."""
-        if key is None:
-            return np.empty(0, _DIGEST)
-        header = 8 * (self.partitions + 1)
-        offsets = self.ids.read(key, 0, header)
-        assert offsets is not None
-        start, stop = (int(offset) for offset in np.frombuffer(offsets, "<u8")[partition : partition + 2])
+    def _read_partition(self, partition: int) -> NDArray[np.void]:
+        """The rows of a partition that are part of the plan, as records of `_ROW`."""
+        parts = [np.empty(0, _ROW)]
+        for task, key in enumerate(self.keys):
+            if key is not None:
+                parts.append(self.places.locate(task, self._read(key, partition)))
+        return np.concatenate(parts)
+
+    def _read(self, key: str, partition: int) -> Digests:
+        """The digests in the file of a task that belong to a partition."""
+        header = self.run.read(key, 0, _HEADER)
+        assert header is not None
+        offsets = np.frombuffer(header, "<u8")
+        first, last = (_BUCKETS * n // self.partitions for n in (partition, partition + 1))
+        start, stop = int(offsets[first]), int(offsets[last])
         if start == stop:
             return np.empty(0, _DIGEST)
-        data = self.ids.read(key, header + start * _DIGEST.itemsize, header + stop * _DIGEST.itemsize)
+        data = self.run.read(key, _HEADER + start * _DIGEST.itemsize, _HEADER + stop * _DIGEST.itemsize)
         assert data is not None
         return np.frombuffer(data, _DIGEST)
 
+    def _choose_predicted(self, rows: NDArray[np.void], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each row is the one of its group that is predicted; a group has its rows in order of the plan."""
+        sound, checked = (
+            np.ones(len(rows), bool),
+            {n for n, s in enumerate(self.shards) if s.pieces[0].kind != "parquet"},
+        )
+        while True:
+            chosen = np.zeros(len(rows), bool)
+            candidates = np.flatnonzero(sound)
+            _, firsts = np.unique(groups[candidates], return_index=True)
+            chosen[candidates[firsts]] = True
+            unchecked = sorted(set(rows["shard"][chosen].tolist()) - checked)
+            if not unchecked:
+                return chosen
+            for index in unchecked:
+                here = rows["shard"] == index
+                sound[here] = ~np.isin(rows["row"][here], self._dead_rows(index))
+                checked.add(index)
 
-def duplicate_rows(shard: Shard, repeats: Store, keys: Sequence[str]) -> list[int]:
-    """Return the rows of a shard whose id occurs earlier in the plan; `keys` are the files of the second pass."""
-    rows: list[int] = []
-    for key in keys:
-        with repeats.open(key) as file:
-            rows += pq.read_table(file, filters=[("shard", "=", shard.index)])["row"].to_pylist()
-    return sorted(rows)
+    def _dead_rows(self, index: int) -> list[int]:
+        """The rows of a shard that are dead letters, all of them if its file cannot be read."""
+        try:
+            return list(read_rows(self.shards[index], self.data, pa.schema([])).dead)
+        except BadFileError:
+            _log.debug("%s cannot be read; the night quarantines it", self.shards[index].uri, exc_info=True)
+            return list(range(self.shards[index].documents))
+
+
+_ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("shard", "<i4"), ("row", "<i4")])
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the rows of each part are: the shard, and the row of the shard at which the part begins."""
+
+    shards: tuple[NDArray[np.int32], ...]
+    """by task and part; -1 for a part that is in no shard"""
+    offsets: tuple[NDArray[np.int32], ...]
+    """likewise"""
+
+    @classmethod
+    def of(cls, plan: NightPlan, tasks: int) -> _Places:
+        """The places in a plan."""
+        parts = [0] * tasks
+        for keys in plan.parts:
+            for key in keys:
+                parts[key.task] = max(parts[key.task], key.part + 1)
+        places = cls(tuple(np.full(n, -1, np.int32) for n in parts), tuple(np.zeros(n, np.int32) for n in parts))
+        for shard, keys in zip(plan.shards, plan.parts, strict=True):
+            offset = 0
+            for piece, key in zip(shard.pieces, keys, strict=True):
+                places.shards[key.task][key.part], places.offsets[key.task][key.part] = shard.index, offset
+                offset += piece.documents
+        return places
+
+    def locate(self, task: int, digests: Digests) -> NDArray[np.void]:
+        """The digests of a task as rows of shards, without those of parts that are in no shard."""
+        digests = digests[digests["part"] < len(self.shards[task])]
+        shards = self.shards[task][digests["part"]]
+        rows = np.empty(len(digests), _ROW)
+        rows["high"], rows["low"], rows["shard"] = digests["high"], digests["low"], shards
+        rows["row"] = self.offsets[task][digests["part"]] + digests["row"].astype(np.int32)
+        return rows[shards >= 0]
+
+
+def _group(rows: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The number of the group of each row, of rows sorted by digest, and the size of that group."""
+    if not len(rows):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    first = np.concatenate([[True], (np.diff(rows["high"]) != 0) | (np.diff(rows["low"]) != 0)])
+    groups = np.cumsum(first) - 1
+    return groups, np.bincount(groups)[groups]
+
+
+@dataclass(frozen=True)
+class DuplicateRows:
+    """The rows with duplicate ids of every shard, in one object of which a shard reads only its range."""
+
+    store: Store
+    """where the object is"""
+    key: str
+    """its key"""
+    offsets: tuple[int, ...]
+    """number of its first row by shard, and that after the last"""
+
+    def of(self, shard: Shard) -> list[int]:
+        """The rows of a shard, sorted."""
+        start, stop = self.offsets[shard.index : shard.index + 2] if self.key else (0, 0)
+        if start == stop:
+            return []
+        data = self.store.read(self.key, 4 * start, 4 * stop)
+        assert data is not None
+        rows: list[int] = np.frombuffer(data, "<i4").tolist()
+        return rows
+
+    @classmethod
+    def none(cls, store: Store) -> DuplicateRows:
+        """No rows for any shard."""
+        return cls(store, "", ())
+
+
+def collect_duplicates(
+    run: Store, outcomes: Sequence[ShardOutcome[DuplicateCounts]], shards: int, token: int
+) -> DuplicateRows:
+    """Write the duplicates of all partitions, sorted by shard, to one object in the folder of the run."""
+    keys = [key for outcome in outcomes for key in outcome.files]
+    stored = (run / "repeats").read_many(keys)
+    tables = [pq.read_table(io.BytesIO(stored[key])) for key in keys]
+    table = pa.concat_tables([_DUPLICATES.empty_table(), *tables]).sort_by(
+        [("shard", "ascending"), ("row", "ascending")]
+    )
+    if not len(table):
+        return DuplicateRows.none(run)
+    counts = np.bincount(table["shard"].to_numpy(), minlength=shards)
+    key = f"repeats/rows-{token:06d}"
+    run.write(key, table["row"].to_numpy().astype("<i4").tobytes())
+    return DuplicateRows(run, key, (0, *np.cumsum(counts).tolist()))
+
+
+def _buckets(digests: Digests) -> NDArray[np.int64]:
+    return (digests["high"] >> np.uint64(54)).astype(np.int64)
 
 
 def _digest(id: str) -> tuple[int, int]:
-    """Return 128 bits of a hash of an id; any two of 10^12 ids share them with a probability below 10^-14."""
+    """128 bits of a hash of an id; any two of 10^12 ids share them with a probability below 10^-14."""
     digest = hashlib.blake2b(id.encode(errors="surrogatepass"), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")

@@ -7,7 +7,7 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
-from pipelines.nightly.run_records import RunManifest
+from pipelines.nightly.night_report import NightReport
 from pipelines.registry.packaging import REFERENCE
 from pipelines.service_errors import DriftError
 from pipelines.storage.object_store import Store
@@ -15,6 +15,9 @@ from spin.heads import persistence
 from spin.monitor.drift import Drift, measure
 from spin.monitor.profile import Profile
 from spin.settings import Choice
+
+_READ_AT_ONCE = 256
+"""profiles in memory at a time"""
 
 
 def measure_drift(
@@ -30,16 +33,20 @@ def measure_drift(
         return []
     prefix = f"{choice}.early." if early else f"{choice}."
     reference = Profile.from_bytes((model / REFERENCE).read_bytes(), prefix)
-    profiles = (Profile.from_bytes(store.read(key) or b"") for key in keys)
+    profiles = (
+        Profile.from_bytes(data)
+        for start in range(0, len(keys), _READ_AT_ONCE)
+        for data in store.read_many(keys[start : start + _READ_AT_ONCE]).values()
+    )
     selection = persistence.load_result(model).choices[choice].selection
     return measure(reduce(add, profiles), reference, selection, allowed)
 
 
-def check_drift(manifest: RunManifest) -> None:
-    """Raise DriftError, with the properties that have drifted, for the manifest of a published nightly run."""
-    moved = [f"{drift.name} ({drift.psi:.2f}, limit {drift.limit:.2f})" for drift in manifest.drift if drift.drifted]
+def check_drift(report: NightReport) -> None:
+    """Raise DriftError, with the properties that have drifted, for the report of a published night."""
+    moved = [f"{drift.name} ({drift.psi:.2f}, limit {drift.limit:.2f})" for drift in report.drift if drift.drifted]
     if moved:
         raise DriftError(
-            f"the night of {manifest.date} is published, but it drifted from training: {', '.join(moved)}; see "
-            f"{manifest.output}/_runs/{manifest.run}/report.html"
+            f"the night of {report.date} is published, but it drifted from training: {', '.join(moved)}; see "
+            f"{report.output}/_runs/{report.run}/report.html"
         )

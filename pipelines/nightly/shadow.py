@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipelines.data.readers import Documents
+from pipelines.data.spool import CheckedRows
 from pipelines.registry.versions import Registry
 from pipelines.storage.shard_log import Attempt
 from pipelines.workers.fault_isolation import MAX_CRASHES
@@ -19,6 +19,7 @@ from spin.backbone.hub import locate_model
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.heads.persistence import ClassifierMetadata
+from spin.labels.label_space import Label
 from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.predictions import Predictions
 from spin.settings import BackboneSettings, Settings
@@ -110,7 +111,7 @@ class Shadow:
     def compare(
         self,
         pieces: Sequence[tuple[list[int], FeaturePair]],
-        documents: Documents,
+        documents: CheckedRows,
         attempt: Attempt,
         model: Predictions,
         model_version: str,
@@ -135,22 +136,42 @@ class Shadow:
         in_model = [position[row] for row in compared]
         labels = [model.labels[n] for n in in_model]
         differing = [n for n, label in enumerate(labels) if label != shadow.labels[n]]
-        table = pa.table(
-            [
-                [documents.ids[compared[n]] for n in differing],
-                [labels[n] for n in differing],
-                [model.score[in_model[n]] for n in differing],
-                [shadow.labels[n] for n in differing],
-                [shadow.score[n] for n in differing],
-                [model_version] * len(differing),
-                [self.version] * len(differing),
-            ],
-            schema=disagreements_schema(self.spin.label_space.multilabel),
+        table = self._disagreements(
+            [documents.ids[compared[n]] for n in differing],
+            [labels[n] for n in differing],
+            [float(model.score[in_model[n]]) for n in differing],
+            [shadow.labels[n] for n in differing],
+            [float(shadow.score[n]) for n in differing],
+            model_version,
         )
         failed = len(predicted) - len(compared)
         return table, count_agreement(labels, shadow.labels, self.spin.label_space.multilabel, failed=failed)
 
-    def _features_alone(self, rows: list[int], documents: Documents) -> list[tuple[list[int], Features]]:
+    def _disagreements(
+        self,
+        ids: Sequence[str | None],
+        labels: Sequence[Label | None],
+        scores: Sequence[float],
+        shadow_labels: Sequence[Label | None],
+        shadow_scores: Sequence[float],
+        model_version: str,
+    ) -> pa.Table:
+        """The rows on which the labels differ; a multi-label task has lists, in columns of their own."""
+        multilabel = self.spin.label_space.multilabel
+        kind, name = (pa.list_(pa.string()), "labels") if multilabel else (pa.string(), "label")
+        return pa.table(
+            {
+                "id": pa.array(ids, pa.string()),
+                name: pa.array(labels, kind),
+                "score": pa.array(scores, pa.float32()),
+                f"shadow_{name}": pa.array(shadow_labels, kind),
+                "shadow_score": pa.array(shadow_scores, pa.float32()),
+                "model_version": pa.repeat(model_version, len(ids)),
+                "shadow_version": pa.repeat(self.version, len(ids)),
+            }
+        )
+
+    def _features_alone(self, rows: list[int], documents: CheckedRows) -> list[tuple[list[int], Features]]:
         """Return the features of the shadow alone. A piece that raises is halved, until `_MAX_ERRORS` errors.
 
         Unlike `isolate_failing_rows`, it need not find the reason for each row.
@@ -159,26 +180,10 @@ class Shadow:
         while waiting and errors < _MAX_ERRORS:
             piece = waiting.pop()
             try:
-                parts.append((piece, self.spin.features([documents.texts[row] for row in piece])))
+                parts.append((piece, self.spin.features(documents.texts_of(piece))))
             except Exception:
                 _log.debug("the shadow failed on %d documents", len(piece), exc_info=True)
                 errors += 1
                 if len(piece) > 1:
                     waiting += [piece[len(piece) // 2 :], piece[: len(piece) // 2]]
         return parts
-
-
-def disagreements_schema(multilabel: bool) -> pa.Schema:
-    """Return the columns of disagreements; a label is a list of classes in a multi-label task, null without a label."""
-    label = pa.list_(pa.string()) if multilabel else pa.string()
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("label", label),
-            ("score", pa.float32()),
-            ("shadow_label", label),
-            ("shadow_score", pa.float32()),
-            ("model_version", pa.string()),
-            ("shadow_version", pa.string()),
-        ]
-    )

@@ -7,7 +7,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -15,14 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data import input_files, sharding
-from pipelines.nightly.classify import FEW_IDS
+from pipelines.data.input_files import InputFile
+from pipelines.data.intake import is_spooled, plan_intake
+from pipelines.data.shards import Shard
+from pipelines.data.spool import SPOOL
 from pipelines.nightly.classify_step import PROFILE
 from pipelines.nightly.dedup import plan_partitions
+from pipelines.nightly.intake_step import IDS
 from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.planning.request_model import night_requests
 from pipelines.planning.sample import Piece, Sample, take_sample
 from pipelines.registry.versions import Registry
-from pipelines.storage.request_counting import Traffic, count_input_reads
+from pipelines.storage.request_counting import Traffic
 from pipelines.workers.ray_cluster import cluster, worker_count
 from spin.errors import UserError
 from spin.settings import Settings
@@ -58,13 +62,13 @@ class SampleFigures:
 
 
 @dataclass(frozen=True)
-class IdCheck:
-    """The pass that looks for duplicate ids before documents are classified."""
+class Intake:
+    """The pass that reads and checks every file before documents are classified."""
 
     documents_per_s: float
     """of one worker"""
     partitions: int
-    """number of parts in which the ids are compared"""
+    """number of parts in which the ids are compared, 0 where `data.ids` is trusted"""
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,7 @@ class Estimate:
     shards: int
     """of the night"""
     sample: SampleFigures
-    ids: IdCheck | None
-    """None where `data.ids` is trusted"""
+    intake: Intake
     hours: Hours
     deadline: Deadline
     one_machine: bool
@@ -133,36 +136,37 @@ def estimate_night(
     version = registry.resolve(model)
     rejected: dict[str, str] = {}
     files = input_files.list_files(source, bad=rejected)
-    with count_input_reads() as planning:
-        shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data, bad=rejected)
+    shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data, bad=rejected)
+    tasks = plan_intake(files, settings.data, bad=rejected)
     available = sum(shard.documents for shard in shards)
     if not available:
         why = f" that can be read: {next(iter(rejected.values()))}" if rejected else ""
         raise UserError(f"{source} holds no documents{why}; name some to sample with --input")
     grows = len(files) == 1 and documents > available
-    size = settings.ray.shard_documents if grows else available / len(shards)
+    size = settings.ray.shard_documents if grows else available / _count_shards(files, shards, settings)
     count = max(1, math.ceil(round(documents / size, 1)))  # rounded: the lines of JSONL are counted approximately
     partitions = len(plan_partitions(documents)) if settings.data.ids == "checked" else 0
-    sample = take_sample(settings, registry, version, shards, partitions, seconds)
+    sample = take_sample(settings, registry, version, shards, tasks, seconds)
 
     ray = settings.ray.for_stage("classify")
     depends_on_cluster = ray.address is not None and ray.workers is None
     with cluster(ray) if depends_on_cluster else nullcontext():
         workers = worker_count(ray, count)
-    hours = _hours(sample, documents, count, partitions)
+    hours = _hours(sample, documents, count)
     needed = bisect_left(range(1, count + 1), True, key=lambda w: hours(w) <= deadline) + 1
 
     dead_shards = count * _share_with_dead(sample.pieces, documents / count)
-    traffic = planning * (count / len(shards)) + night_requests(
+    traffic = night_requests(
         count,
         dead_shards=dead_shards,
-        files=len(files) * (1 if grows else count / len(shards)),
+        tasks=len(tasks) * documents / available,
+        files=len(files) * (1 if grows else documents / available),
         workers=workers,
         seconds=3600 * hours(workers),
         partitions=partitions,
         drift=sample.drift,
     )
-    traffic += _document_traffic(sample, documents, count, dead_shards, ids=bool(partitions))
+    traffic += _document_traffic(sample, documents, count, dead_shards)
     return Estimate(
         model=registry.name,
         model_version=version,
@@ -170,7 +174,7 @@ def estimate_night(
         documents=documents,
         shards=count,
         sample=_sample_figures(sample, ray.cpus_per_worker),
-        ids=IdCheck(_reading_rate(sample), partitions) if partitions else None,
+        intake=Intake(_reading_rate(sample), partitions),
         hours=Hours(hours(1), workers, hours(workers)),
         deadline=Deadline(deadline, needed if needed <= count else None),
         one_machine=ray.address is None,
@@ -200,21 +204,28 @@ def _sample_figures(sample: Sample, threads: int) -> SampleFigures:
     )
 
 
-def _hours(sample: Sample, documents: int, shards: int, partitions: int) -> Callable[[int], float]:
+def _count_shards(files: Sequence[InputFile], shards: Sequence[Shard], settings: Settings) -> int:
+    """The shards of a night of these files: rows of the spool are joined to whole shards, other files are divided."""
+    spooled = {file.uri for file in files if is_spooled(file)}
+    rows = sum(shard.documents for shard in shards if shard.uri in spooled)
+    divided = sum(shard.uri not in spooled for shard in shards)
+    return divided + math.ceil(rows / settings.ray.shard_documents)
+
+
+def _hours(sample: Sample, documents: int, shards: int) -> Callable[[int], float]:
     """The function from a number of workers to the hours of the night."""
     classify_seconds = documents / median(sample.rates)
-    id_seconds = documents / _reading_rate(sample) if partitions else 0.0
+    intake_seconds = documents / _reading_rate(sample)
 
     def hours(workers: int) -> float:
         share = math.ceil(shards / workers) / shards  # of the busiest worker: a shard is not divided
-        id_share = share if documents > FEW_IDS else 1
-        return (sample.load_seconds + classify_seconds * share + id_seconds * id_share) / 3600
+        return (sample.load_seconds + (classify_seconds + intake_seconds) * share) / 3600
 
     return hours
 
 
 def _reading_rate(sample: Sample) -> float:
-    """Documents per second whose ids are read and digested."""
+    """Documents per second that are read, checked and spooled."""
     return sum(r.rows for r in sample.readings) / sum(r.seconds for r in sample.readings)
 
 
@@ -224,25 +235,21 @@ def _share_with_dead(pieces: Sequence[Piece[ClassifyCounts]], size: float) -> fl
     return 1 - (1 - share) ** (size * len(pieces) / sum(piece.rows for piece in pieces))
 
 
-def _document_traffic(sample: Sample, documents: int, shards: int, dead_shards: float, *, ids: bool) -> Traffic:
-    """The requests and bytes of reading the documents, and the bytes of what shards write."""
-    rows = sum(reading.rows for reading in sample.readings)
-
-    def all_shards(reads: Sequence[Traffic]) -> Traffic:
-        total = sum(reads, Traffic())
-        return replace(total * (shards / len(reads)), read=total.read * documents / rows)
-
-    traffic = all_shards(sample.text_reads)
+def _document_traffic(sample: Sample, documents: int, shards: int, dead_shards: float) -> Traffic:
+    """The requests and bytes of reading the documents, and the bytes of what tasks and shards write."""
+    taken_in = sum(reading.rows for reading in sample.readings)
+    reads = sum((reading.reads for reading in sample.readings), sample.text_reads)
     profiles = shards * _size(sample.pieces, PROFILE) / len(sample.pieces)
     written = profiles + shards * _size(sample.pieces, "json") / len(sample.pieces)
     written += _scaled_size(sample.pieces, "predictions.parquet", documents * sample.predicted_share, shards)
     written += _scaled_size(sample.pieces, "dead.parquet", documents * sample.dead_share, dead_shards)
-    digests = 0.0
-    if ids:  # ids are read by a pass of their own, whose digests are written and read again
-        traffic += all_shards([reading.reads for reading in sample.readings])
-        digests = _size(sample.readings, "ids") * documents / rows
-        written += digests + shards * _size(sample.readings, "json") / len(sample.readings)
-    return traffic + Traffic(read=digests + profiles * sample.drift, written=written)
+    spool = [ready.piece for reading in sample.readings for ready in reading.counts.report.pieces]
+    parts = [piece for piece in spool if piece.kind == SPOOL]
+    digests = _size(sample.readings, IDS) * documents / taken_in
+    written += digests + _size(sample.readings, "json") * documents / taken_in
+    written += sum(piece.size for piece in parts) * documents / taken_in
+    own = Traffic(put=len(parts) * documents / taken_in, read=digests + profiles * sample.drift, written=written)
+    return reads * (documents / taken_in) + own
 
 
 def _size(pieces: Sequence[Piece[Any]], ending: str) -> int:

@@ -26,57 +26,66 @@ _LIST = Traffic(list=1)
 
 _LIST_NOTHING = _LIST + _ABSENT
 
-_COPY = Traffic(list=2, head=1, put=1)
-
-_DELETE = Traffic(list=1, delete=1) + _ABSENT
-
-_DELETE_NOTHING = _LIST_NOTHING + _ABSENT * 2
-
 _CHECK = _READ + _LIST
 """a driver checks that it still holds the lease"""
 
-_STEP = _CHECK + _WRITE
-"""one step of publishing"""
+_TABLE = Traffic(list=1, get=2)
+"""a table is opened"""
 
-_BEGIN = _LIST_NOTHING + _WRITE + _CHECK + _ABSENT * 3 + _CHECK + _DELETE_NOTHING * 2 + _LIST_NOTHING + _WRITE * 2
-"""the lease is taken and a new plan is written"""
+_CREATE_TABLE = _TABLE + _WRITE
 
-_END = _ABSENT + _WRITE + _ABSENT * 2 + _LIST_NOTHING * 3 + _STEP * 6 + (_CHECK + _DELETE) * 3 + _CHECK * 3 + _STEP
-"""manifest, location of its parts, reports and `latest` are written; working folders and the lease are deleted"""
+_COMMIT = _TABLE * 2 + _WRITE
+"""a commit to a table, and its check"""
 
-_PART = _WRITE + _ABSENT + _CHECK + _COPY
-"""a file is written and then published under its final key"""
+_BEGIN = (
+    _ABSENT
+    + _LIST_NOTHING * 2
+    + (_LIST_NOTHING + _WRITE + _CHECK)
+    + _CREATE_TABLE * 4
+    + _COMMIT
+    + _TABLE * 2
+    + _LIST_NOTHING
+    + _WRITE * 3
+    + _ABSENT
+    + _READ * 2
+    + _ABSENT * 2
+)
+"""the lease is taken, the tables are created and claimed, and a new run is planned"""
+
+_END = _CHECK * 3 + _WRITE * 4 + _READ * 2 + _LIST * 3 + _COMMIT * 4 + _TABLE * 6 + _WRITE * 4 + _LIST * 2
+"""the records of the run are written, it is committed to four tables, its reports are written, its spool is deleted"""
 
 _ATTEMPT = _WRITE + _WRITE
-"""a shard is begun and its outcome committed, without its files"""
+"""a task or a shard is begun and its outcome committed, without its files"""
 
 
 def night_requests(
-    shards: float, *, dead_shards: float, files: float, workers: int, seconds: float, partitions: int, drift: bool
+    shards: float,
+    *,
+    dead_shards: float,
+    tasks: float,
+    files: float,
+    workers: int,
+    seconds: float,
+    partitions: int,
+    drift: bool,
 ) -> Traffic:
-    """The requests of the first night of an output from an input folder, without those that read the input files.
+    """The requests of the first night of an output, without those that read and write documents.
 
-    `files` is the number of input files, `dead_shards` the number of shards with dead letters, `seconds` the duration
-    of the night. `partitions` of ids are compared, 0 where ids are trusted. `drift`: the model has a drift reference.
-    No request fails.
+    `files` is the number of input files, `tasks` the number of tasks of the intake, `dead_shards` the number of shards
+    with dead letters, `seconds` the duration of the night. `partitions` of ids are compared, 0 where ids are trusted.
+    `drift`: the model has a drift reference. No request fails.
     """
-    night = _BEGIN + _ABSENT + _WRITE * 2 + _LIST_NOTHING + _READ * 2 * workers + _CHECK + _END
-    night += _LIST * _pages(files) * 2  # listed for the plan, and again at the end
+    night = _BEGIN + _LIST * _pages(files) + _WRITE * 2 + _READ * 2 * workers + _LIST_NOTHING * 2 + _END
     night += (_CHECK + _WRITE) * (seconds // _RENEWAL_SECONDS)
-    night += (_ATTEMPT + _WRITE + _PART + _READ * drift) * shards + _PART * dead_shards
-    night += _DELETE_NOTHING  # the shadow's folder
-    night += _more_keys(3 * shards + dead_shards) + _more_keys(shards)
+    night += _ATTEMPT * tasks
+    night += (_ATTEMPT + _WRITE * 2 + _READ * drift) * shards + _WRITE * dead_shards
+    night += Traffic(delete=1) * _pages(2 * tasks + shards)
     if not partitions:
-        return night + _DELETE_NOTHING * 2
-    night += (_LIST_NOTHING + _DELETE) * 2 + (_ATTEMPT + _WRITE) * shards + _ATTEMPT * partitions
-    night += _READ_RANGE * (2 * shards * partitions) + _LIST * (_pages(2 * shards) * partitions)
-    return night + _more_keys(3 * shards) + _more_keys(2 * partitions)
+        return night
+    night += _LIST_NOTHING + _WRITE * tasks + _ATTEMPT * partitions
+    return night + _READ_RANGE * (2 * tasks * partitions)
 
 
 def _pages(keys: float) -> int:
     return max(1, ceil(keys / _PAGE))
-
-
-def _more_keys(keys: float) -> Traffic:
-    """The further requests that delete a working folder of more than a thousand keys."""
-    return Traffic(list=1, delete=1) * (_pages(keys) - 1)

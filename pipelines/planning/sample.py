@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import tempfile
@@ -13,24 +14,31 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Generic
 
+import pyarrow as pa
 import torch
 
 from pipelines.data import sharding
-from pipelines.data.readers import read_shard
+from pipelines.data.intake import plan_night
+from pipelines.data.kept_columns import schema_of
 from pipelines.data.shards import Shard
-from pipelines.nightly.classify_step import CALIBRATION, ClassifyStep
-from pipelines.nightly.dedup import DigestStep
-from pipelines.nightly.run_records import ClassifyCounts, DigestCounts
+from pipelines.data.spool import read_rows
+from pipelines.nightly.classify_step import CALIBRATION, ClassifyJob, ClassifyStep
+from pipelines.nightly.dedup import DuplicateRows
+from pipelines.nightly.intake_step import IntakeStep
+from pipelines.nightly.run_records import ClassifyCounts, IntakeCounts
+from pipelines.nightly.tables.night_records import RunRecord
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.request_counting import Traffic, count_input_reads
 from pipelines.storage.shard_log import C, ShardLog
+from pipelines.workers.artifact_copy import ArtifactCopy
 from pipelines.workers.map_shards import Step, commit_shard
 from pipelines.workers.progress import progress
 from pipelines.workers.weights_cache import with_engine
 from spin.errors import UserError
+from spin.heads import persistence
 from spin.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -41,7 +49,7 @@ _PIECES = 8
 _SHARDS = 16
 """most shards of the input that are sampled"""
 _READING = 0.25
-"""share of a sample's seconds after which no further shard is read for its ids"""
+"""share of a sample's seconds after which no further task of the intake is done"""
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,10 @@ class Sample:
     """until a worker has loaded the model"""
     pieces: list[Piece[ClassifyCounts]]
     """classified"""
-    readings: list[Piece[DigestCounts]]
-    """whole shards of which only the ids were read, as the duplicate-id pass does"""
-    text_reads: list[Traffic]
-    """requests and bytes of reading ids and texts of the same whole shards"""
+    readings: list[Piece[IntakeCounts]]
+    """tasks of the intake"""
+    text_reads: Traffic
+    """requests and bytes of reading what these tasks took in again, to classify it"""
     whole: bool
     """whether all documents of the input were classified"""
     drift: bool
@@ -106,12 +114,17 @@ class Sample:
 
 
 def take_sample(
-    settings: Settings, registry: Registry, version: str, shards: Sequence[Shard], partitions: int, seconds: float
+    settings: Settings,
+    registry: Registry,
+    version: str,
+    shards: Sequence[Shard],
+    tasks: Sequence[Shard],
+    seconds: float,
 ) -> Sample:
-    """Load a version and classify pieces of some shards, until the seconds or the documents are used up.
+    """Load a version, classify pieces of some shards until the seconds or the documents are used up, and take in tasks.
 
-    Runs with the torch threads of one worker and publishes into a temporary folder. Raises UserError where no document
-    can be classified.
+    Runs with the torch threads of one worker and writes into a temporary folder. Raises UserError where no document can
+    be classified.
     """
     chosen = random.Random(settings.seed).sample(shards, min(len(shards), _SHARDS))
     # without a cluster the backbone is read where the settings name it, and not fetched from the store
@@ -120,24 +133,21 @@ def take_sample(
     if not settings.ray.for_stage("classify").gpus_per_worker:
         local = local.model_copy(update={"backbone": local.backbone.model_copy(update={"device": "cpu"})})
     with tempfile.TemporaryDirectory() as scratch, _threads(settings.ray.for_stage("classify").cpus_per_worker):
-        run, model = Store(f"{scratch}/run"), Path(scratch) / "run" / "model"
+        run, model = Store(f"{scratch}/run"), Path(scratch) / "model"
         model.mkdir(parents=True)
         registry.download(version, model)
-        if settings.backbone.dtype == "int8":
-            (run / "model").write_json(CALIBRATION, registry.calibration())
         start = time.perf_counter()
-        step = ClassifyStep(run, version, local, run / "repeats", [], {})
+        step = ClassifyStep(_job(run, registry, version, model, local), local)
         load = time.perf_counter() - start
         pieces, ended = _pieces(step, chosen, run, seconds)
-        readings = _readings(DigestStep(settings.data, max(1, partitions)), chosen, run / "ids", seconds * _READING)
-        text_reads = [_count_text_reads(shard, settings) for shard, p in zip(chosen, readings, strict=False) if p.rows]
+        readings, text_reads = _readings(run / "intake", tasks, settings, seconds * _READING)
         drift = (model / REFERENCE).exists()
     if not any(piece.counts.predicted for piece in pieces):
         reasons = {reason for piece in pieces for reason in piece.counts.reasons}
         reasons |= {piece.counts.bad for piece in pieces if piece.counts.bad is not None}
         raise UserError(f"none of the documents that were sampled can be classified: {', '.join(sorted(reasons))}")
     whole = ended and len(chosen) == len(shards)
-    return Sample(load, [p for p in pieces if p.rows], [p for p in readings if p.rows], text_reads, whole, drift)
+    return Sample(load, [p for p in pieces if p.rows], readings, text_reads, whole, drift)
 
 
 @contextmanager
@@ -173,26 +183,39 @@ def _pieces(
 
 
 def _readings(
-    step: Step[DigestCounts], shards: Sequence[Shard], run: Store, seconds: float
-) -> list[Piece[DigestCounts]]:
-    """Whole shards whose ids are read, until the seconds are over."""
-    readings: list[Piece[DigestCounts]] = []
+    run: Store, tasks: Sequence[Shard], settings: Settings, seconds: float
+) -> tuple[list[Piece[IntakeCounts]], Traffic]:
+    """Tasks of the intake that hold rows, until the seconds are over, and the reads that classify what they took in."""
+    data = settings.data.model_copy(update={"keep": {}})  # a few files need not have all columns
+    step = IntakeStep(run, data, settings.ray.shard_documents, 0)
+    readings: list[Piece[IntakeCounts]] = []
     until = time.perf_counter() + seconds
-    for shard in shards:
-        readings.append(_measure(step, shard, ShardLog(run)))
-        if time.perf_counter() >= until:
+    for task in random.Random(settings.seed).sample(tasks, len(tasks)):
+        reading = _measure(step, task, ShardLog(run))
+        if reading.rows:
+            readings.append(reading)
+        if time.perf_counter() >= until and readings:
             break
-    return readings
+    plan = plan_night([piece.counts.report for piece in readings], data, settings.ray.shard_documents)
+    with count_input_reads() as reads:
+        for shard in plan.shards:
+            try:
+                read_rows(shard, data, schema_of(plan.types))
+            except BadFileError:
+                _log.debug("%s cannot be read; a night quarantines it", shard.uri, exc_info=True)
+    return readings, reads
 
 
-def _count_text_reads(shard: Shard, settings: Settings) -> Traffic:
-    """The requests and bytes of reading the ids and texts of a whole shard, up to where it cannot be read."""
-    with count_input_reads() as traffic:
-        try:
-            read_shard(shard, settings.data)
-        except BadFileError:
-            _log.debug("%s cannot be read; a night quarantines it", shard.uri, exc_info=True)
-    return traffic
+def _job(run: Store, registry: Registry, version: str, model: Path, settings: Settings) -> ClassifyJob:
+    """The job of the workers of a run that nobody publishes."""
+    files = {name: (model / name).read_bytes() for name in (persistence.CONFIG, persistence.TENSORS)}
+    if settings.backbone.dtype == "int8":
+        files[CALIBRATION] = json.dumps(registry.calibration()).encode()
+    record = RunRecord(
+        run="sample", date="2000-01-01", model=registry.name, model_version=version, token=0, begun="2000-01-01"
+    )
+    copy = ArtifactCopy.write(run / "model", files)
+    return ClassifyJob(record, copy, pa.schema([]), DuplicateRows.none(run))
 
 
 def _measure(step: Step[C], shard: Shard, shard_log: ShardLog) -> Piece[C]:

@@ -97,6 +97,25 @@ def write_plan(
     return plan
 
 
+def create_plan(
+    store: Store, stage: str, metadata: dict[str, Any], derived_type: type[D], derive: Callable[[], D]
+) -> StagePlan[D]:
+    """The plan for this metadata: the one in the store, or a new one, for which `derive` is called.
+
+    A plan is created only if there is none, and nothing in the store is ever replaced, so several drivers may call this
+    at the same time. Raises UserError, naming the differences, if the store holds a plan with other metadata.
+    """
+    metadata = json.loads(json.dumps(metadata))
+    stored = store.read_json(PLAN)
+    while stored is None:
+        plan = {"stage": stage, "facts": metadata, "detail": to_json(derive())}
+        store.create(PLAN, json.dumps(plan, indent=2).encode() + b"\n")
+        stored = store.read_json(PLAN)
+    if plan_fingerprint(stage, metadata) != _stored_fingerprint(stored):
+        _refuse(store, stage, metadata, stored)
+    return _parse_plan(store, stored, derived_type)
+
+
 def read_plan(store: Store, derived_type: type[D]) -> StagePlan[D] | None:
     """The plan in a store, None if there is none."""
     stored = store.read_json(PLAN)

@@ -11,12 +11,15 @@ from datetime import UTC, datetime
 
 from pipelines.nightly.tables.night_tables import TABLES
 from pipelines.storage.delta_table import DataFile
+from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from spin.errors import UserError
 
 RUNS = "_runs"
 """folder of the runs in an output"""
+LEASES = "_leases"
+"""folder of the leases in an output, with one lease per model"""
 RUN, NIGHT, ABANDONED = "run.json", "night.json", "abandoned.json"
 """records in the folder of a run; each is created only if absent and never replaced"""
 _RUN_NAME = re.compile(r"\d{4}-\d{2}-\d{2}-[A-Za-z0-9_.-]+-\d{6,}")
@@ -66,10 +69,18 @@ class NightRecord:
 
 def run_name(date: str, model: str, token: int) -> str:
     """The name of the run of a date and a model that begins under a claim: of letters, digits, `_`, `-` and `.`."""
+    return f"{date}-{model_slug(model)}-{token:06d}"
+
+
+def model_slug(model: str) -> str:
+    """The name of a model as a part of paths: of letters, digits, `_`, `-` and `.`, and for no two models the same."""
     slug = re.sub(r"[^A-Za-z0-9_.-]", "_", model)
-    if slug != model:
-        slug += f"-{hashlib.sha256(model.encode()).hexdigest()[:6]}"
-    return f"{date}-{slug}-{token:06d}"
+    return slug if slug == model else f"{slug}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"
+
+
+def lease_model(out: Store, model: str) -> Lease:
+    """The lease on the nights of a model in an output; a night, a restore and a vacuum hold it while they work."""
+    return Lease(out / f"{LEASES}/{model_slug(model)}")
 
 
 def is_run_name(name: str) -> bool:
@@ -95,11 +106,21 @@ def begin_run(
     return record
 
 
-def list_runs(out: Store) -> list[RunRecord]:
-    """The runs of an output, finished or not, by date and then in the order in which they began."""
-    names = [name for name in out.list_names(RUNS) if is_run_name(name)]
+def list_run_names(out: Store) -> list[str]:
+    """The names of the runs of an output, finished or not, in order of date."""
+    return [name for name in out.list_names(RUNS) if is_run_name(name)]
+
+
+def find_runs(out: Store, names: Sequence[str]) -> dict[str, RunRecord]:
+    """The beginnings of runs by name; runs whose record is missing are left out."""
     stored = out.read_many([f"{RUNS}/{name}/{RUN}" for name in names])
     records = [from_json(RunRecord, json.loads(data)) for data in stored.values()]
+    return {record.run: record for record in records}
+
+
+def list_runs(out: Store) -> list[RunRecord]:
+    """The runs of an output, finished or not, by date and then in the order in which they began."""
+    records = find_runs(out, list_run_names(out)).values()
     return sorted(records, key=lambda record: (record.date, record.token, record.model))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ from pipelines.nightly.tables.night_tables import (
     NO_COLUMNS,
     PREDICTIONS,
     SIDE_TABLES,
+    TABLES,
     NightTables,
     file_rows,
     merge_schemas,
@@ -141,6 +142,29 @@ def restore_night(tables: NightTables, run: str, *, token: int, retry_seconds: f
     return night
 
 
+def require_complete(tables: NightTables, run: str, files: Mapping[str, Sequence[DataFile]]) -> None:
+    """Raise UserError unless all files of a run, by table, are there with their sizes, and the run was not given up.
+
+    One listing per table, no request per file.
+    """
+    require_not_abandoned(tables.out, run)
+    for table, each in files.items():
+        sizes = {item.key: item.size for item in tables.store(table).list_objects(run)} if each else {}
+        for file in each:
+            if sizes.get(file.path) != file.size:
+                size = sizes.get(file.path)
+                state = "is missing" if size is None else f"has {size} bytes, expected {file.size}"
+                raise UserError(
+                    f"{tables.store(table).uri}/{file.path} {state}; run {run} cannot be published. Start over with "
+                    "--restart"
+                )
+
+
+def published_files(tables: NightTables, *, date: str, model: str, run: str) -> dict[str, list[DataFile]]:
+    """The files by table that the night of a date and a model consists of; `run` is the run that is published."""
+    return {table: tables.open(table).files(partition_of(table, date=date, model=model, run=run)) for table in TABLES}
+
+
 def remove_replaced_rows(tables: NightTables, model: str, token: int) -> None:
     """Remove the rows of a model's runs that the predictions do not name from the side tables.
 
@@ -162,7 +186,7 @@ def _commit_night(tables: NightTables, night: NightRecord, token: int, kept: pa.
     """Commit a run to the side tables and then to the predictions, once its claim and its files have been checked."""
     retrying = retry_commits(retry_seconds)
     retrying(require_claim, tables, night.model, token)
-    retrying(_require_complete, tables, night)
+    retrying(require_complete, tables, night.run, night.files)
     for table in SIDE_TABLES:
         retrying(_commit_side_rows, tables, table, night, token, kept)
     retrying(_commit_predictions, tables, night, token, kept)
@@ -235,21 +259,6 @@ def _require_last(predictions: TableSnapshot, model: str, token: int) -> None:
             f"{predictions.store.uri}: another run of model {model} has taken over (claim {last}, this run has "
             f"{token}); this one publishes nothing"
         )
-
-
-def _require_complete(tables: NightTables, night: NightRecord) -> None:
-    """Raise UserError unless every file of a run is there with its size. One listing per table, no request per file."""
-    require_not_abandoned(tables.out, night.run)
-    for table, files in night.files.items():
-        sizes = {item.key: item.size for item in tables.store(table).list_objects(night.run)}
-        for file in files:
-            if sizes.get(file.path) != file.size:
-                size = sizes.get(file.path)
-                state = "is missing" if size is None else f"has {size} bytes, expected {file.size}"
-                raise UserError(
-                    f"{tables.store(table).uri}/{file.path} {state}; run {night.run} cannot be published. Start over "
-                    "with --restart"
-                )
 
 
 def _write_file(

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pipelines.nightly.publish import PredictionRow, read_predictions
 
 from pipelines.nightly import classify
 from pipelines.nightly.classify import run_classify
-from pipelines.nightly.publish import PredictionRow, read_predictions
 from pipelines.nightly.run_records import RunManifest
 from pipelines.storage.object_store import Store
 from spin.classifier import SpinClassifier

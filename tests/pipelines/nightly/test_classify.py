@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pipelines.nightly.publish import PredictionRow, read_predictions
 
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
 from pipelines.nightly.precision_check import check_precision
-from pipelines.nightly.publish import PredictionRow, read_predictions
 from pipelines.nightly.run_records import RunManifest
 from pipelines.service_errors import BadRowsError
 from pipelines.storage.object_store import Store

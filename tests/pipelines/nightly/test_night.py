@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pipelines.nightly.publish import BatchRun, NightlyRun, read_predictions, reconcile
 
 from pipelines.data.input_files import InputFile
 from pipelines.data.shards import Piece, Shard
 from pipelines.nightly.classify_step import predictions_schema
-from pipelines.nightly.publish import BatchRun, NightlyRun, read_predictions, reconcile
 from pipelines.nightly.run_records import ClassifyCounts, QuarantinedFile, RunManifest, RunPlan
 from pipelines.service_errors import HeldError, StalledError, UnavailableError
 from pipelines.storage.lease import Lease, LeaseRecord

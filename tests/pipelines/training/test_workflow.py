@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pipelines.nightly.publish import read_predictions
 
 from pipelines.data import readers
 from pipelines.data.shards import Piece, Shard
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.drift_check import check_drift
-from pipelines.nightly.publish import read_predictions
 from pipelines.registry import promote
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipelines.service_errors import BadRowsError, DriftError, UnavailableError

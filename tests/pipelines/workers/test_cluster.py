@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pipelines.nightly.publish import read_manifest, read_predictions
 
 from infra.nodes import Nodes
-from pipelines.nightly.publish import read_manifest, read_predictions
 from pipelines.service_errors import HeldError
 from pipelines.storage.object_store import Store
 from pipelines.workers.job_client import JobServer

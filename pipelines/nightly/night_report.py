@@ -1,0 +1,242 @@
+"""The report of a night: what the terminal, the page, MLflow and the next night show of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, PlainValidator, ValidationError
+
+from pipelines.nightly.run_records import ClassifyCounts, NightCounts
+from pipelines.nightly.throughput import busy_seconds, pace
+from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json, to_json
+from pipelines.storage.shard_log import ShardOutcome
+from spin.monitor.agreement import ShadowAgreement
+from spin.monitor.drift import Drift
+
+_log = logging.getLogger(__name__)
+REPORT = "report.json"
+"""name of the report in the folder of a run, and of that of the newest night in the output"""
+LISTED_FILES = 20
+"""most quarantined files in a report; the table of inputs has all of them"""
+_COLUMNS = 60
+"""of the throughput chart"""
+_SLOWEST = 8
+"""shards listed"""
+
+
+@dataclass(frozen=True)
+class FileCounts:
+    """The input files of a night by what became of them."""
+
+    taken: int
+    """files whose documents it classified"""
+    skipped: int
+    """files that other nights had classified"""
+    quarantined: int
+    """files that could not be read; none of their documents is classified"""
+
+    @property
+    def total(self) -> int:
+        """All files that were listed."""
+        return self.taken + self.skipped + self.quarantined
+
+
+@dataclass(frozen=True)
+class QuarantinedFile:
+    """An input file that could not be read; none of its documents is classified."""
+
+    uri: str
+    """URI of the file"""
+    reason: str
+    """why it cannot be read"""
+
+
+@dataclass(frozen=True)
+class EarlierNight:
+    """The night before, with which the report compares a night."""
+
+    date: str
+    """YYYY-MM-DD"""
+    model_version: str
+    """version of the model that classified it"""
+    counts: NightCounts
+    """its counts"""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Documents per second over the time of a run."""
+
+    rates: tuple[float, ...]
+    """documents per second, in equal stretches of time"""
+    mean: float
+    """documents per second while at least one shard was computed"""
+    seconds: float
+    """in which at least one shard was computed"""
+    begin: datetime
+    """start of the first shard"""
+    end: datetime
+    """end of the last shard"""
+
+    @property
+    def peak(self) -> float:
+        """The largest rate."""
+        return max(self.rates)
+
+
+@dataclass(frozen=True)
+class SlowShard:
+    """A shard among those that took longest."""
+
+    number: int
+    """place in the plan"""
+    uri: str
+    """input file of its first row"""
+    documents: int
+    """rows of the shard"""
+    seconds: float
+    """that the last try took"""
+    attempts: int
+    """how often it was tried"""
+
+    @property
+    def rate(self) -> float:
+        """Documents per second."""
+        return self.documents / max(self.seconds, 1e-3)
+
+
+_DriftJson = Annotated[Drift, PlainValidator(Drift.from_json), PlainSerializer(Drift.to_json)]
+_ShadowJson = Annotated[
+    ShadowAgreement, PlainValidator(ShadowAgreement.from_json), PlainSerializer(ShadowAgreement.to_json)
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightReport:
+    """What a finished night reports. It holds counts; the lists of files and rows are tables."""
+
+    fingerprint: str
+    """fingerprint of the settings, the model and the input files"""
+    date: str
+    """date of the night, YYYY-MM-DD"""
+    run: str
+    """name of the run: its folder in the output is `_runs/RUN`"""
+    output: str
+    """URI of the output"""
+    model: str
+    """name of the registered model"""
+    model_version: str
+    """version of the model that classified"""
+    token: int
+    """number of the claim under which the run was finished"""
+    incremental: bool
+    """whether files that other nights had classified were skipped"""
+    classes: tuple[str, ...]
+    """classes of the model, in its order"""
+    seconds: float
+    """time in which at least one shard was being computed"""
+    drift: tuple[_DriftJson, ...]
+    """drift from the training documents by property; empty where there is no reference or no prediction"""
+    before: EarlierNight | None = None
+    """the night before of the same model, None if there is none"""
+    shadow: _ShadowJson | None = None
+    """agreement with the shadow, None for a night without one"""
+    counts: NightCounts
+    """counts over all documents of the files that were taken"""
+    files: FileCounts
+    """input files by what became of them"""
+    quarantined: tuple[QuarantinedFile, ...]
+    """the first of the files that could not be read, by URI"""
+    shards: int
+    """number of shards"""
+    throughput: Throughput | None = None
+    """documents per second over time, None if no document was read"""
+    slowest: tuple[SlowShard, ...]
+    """the shards that took longest"""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        content: dict[str, Any] = to_json(self)
+        return content
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> NightReport:
+        """The report that `to_json` returned."""
+        return from_json(cls, value)
+
+
+def find_report(run: Store) -> NightReport | None:
+    """The report in the folder of a run, None if there is none."""
+    stored = run.read_json(REPORT)
+    return None if stored is None else NightReport.from_json(stored)
+
+
+def create_report(run: Store, report: NightReport) -> NightReport:
+    """Store a report in the folder of its run and return it; the stored one, if another driver was first."""
+    run.create(REPORT, json.dumps(report.to_json(), indent=2).encode() + b"\n")
+    stored = find_report(run)
+    return report if stored is None else stored
+
+
+def find_earlier_night(run: Store) -> EarlierNight | None:
+    """What the report of a run says about its night, None if it has none."""
+    stored = run.read_json(REPORT)
+    try:
+        return None if stored is None else from_json(EarlierNight, stored)
+    except ValidationError:
+        _log.debug("%s/%s is of another version", run.uri, REPORT, exc_info=True)
+        return None
+
+
+def measure_throughput(outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> Throughput | None:
+    """The throughput of the shards that hold documents, None without any."""
+    computed = [outcome for outcome in outcomes if outcome.counts.rows]
+    if not computed:
+        return None
+    rates, borders = pace(computed, _COLUMNS)
+    begin, end = (datetime.fromtimestamp(float(seconds), UTC) for seconds in (borders[0], borders[-1]))
+    seconds = round(busy_seconds(outcomes), 1)
+    mean = sum(outcome.counts.rows for outcome in computed) / max(seconds, 1e-3)
+    return Throughput(tuple(round(float(rate), 3) for rate in rates), round(mean, 3), seconds, begin, end)
+
+
+def slowest_shards(outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> tuple[SlowShard, ...]:
+    """The shards that took longest, the slowest first."""
+    rows = [
+        SlowShard(number, outcome.counts.uri, outcome.counts.rows, outcome.seconds, outcome.tries)
+        for number, outcome in enumerate(outcomes)
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.seconds)[:_SLOWEST])
+
+
+def total_counts(shards: Sequence[ClassifyCounts]) -> NightCounts:
+    """The sum of the counts of shards."""
+    truncated = sum(shard.truncated for shard in shards)
+    predicted = sum(shard.predicted for shard in shards)
+    return NightCounts(
+        rows=sum(shard.rows for shard in shards),
+        predicted=predicted,
+        abstained=sum(shard.abstained for shard in shards),
+        unlabelled=sum(shard.unlabelled for shard in shards),
+        dead=sum(shard.dead for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        truncated=truncated,
+        truncated_share=round(truncated / max(1, predicted), 4),
+        reasons=_add_counts([shard.reasons for shard in shards]),
+        labels=_add_counts([shard.labels for shard in shards]),
+        depths=_add_counts([shard.depths for shard in shards]),
+    )
+
+
+def _add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)

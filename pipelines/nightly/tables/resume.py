@@ -1,0 +1,257 @@
+"""Choose the run of a night: the one that is there, if it can be continued, or a new one; and list its files once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.data.input_files import InputFile
+from pipelines.nightly.tables.night_history import FileState, list_nights, taken_files
+from pipelines.nightly.tables.night_records import (
+    RUN,
+    RUNS,
+    RunRecord,
+    begin_run,
+    find_runs,
+    is_abandoned,
+    list_run_names,
+    model_slug,
+    run_name,
+)
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables
+from pipelines.nightly.tables.publication import was_published
+from pipelines.storage.object_store import Store
+from pipelines.storage.stage_plan import StagePlan, create_plan, fingerprint, read_plan
+from spin.errors import UserError
+
+_log = logging.getLogger(__name__)
+FORMAT = 6
+"""of the plan of a nightly run; a run of another format is not continued"""
+STAGE = "classify"
+"""name of the stage in the plan"""
+_NEW, _SKIPPED, _REJECTED = "new", "skipped", "rejected"
+_LISTING = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("kind", pa.string()),
+        ("size", pa.int64()),
+        ("version", pa.string()),
+        ("state", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The input files of a nightly run, listed once."""
+
+    listing: str
+    """key of the list of files in the folder of the run, see `Listing`"""
+    sha256: str
+    """digest of the list, in hexadecimal digits"""
+    files: int
+    """files to read"""
+    skipped: int
+    """files that other nights have classified"""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The input files of a run, as they were when it began."""
+
+    files: tuple[InputFile, ...]
+    """to read, in order"""
+    skipped: tuple[InputFile, ...]
+    """that other nights had classified"""
+    rejected: Mapping[str, str]
+    """reasons by URI of the files that cannot be read by their names"""
+
+    def to_bytes(self) -> bytes:
+        """The list as a Parquet file."""
+        rows = [{**asdict(file), "state": _NEW} for file in self.files]
+        rows += [{**asdict(file), "state": _SKIPPED} for file in self.skipped]
+        rows += [
+            {"uri": uri, "kind": "", "size": 0, "version": "", "state": _REJECTED, "reason": reason}
+            for uri, reason in self.rejected.items()
+        ]
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=_LISTING), sink, compression="zstd")
+        return sink.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Listing:
+        """The list that `to_bytes` returned."""
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+
+        def of_state(state: str) -> tuple[InputFile, ...]:
+            return tuple(
+                InputFile(row["uri"], row["kind"], row["size"], row["version"]) for row in rows if row["state"] == state
+            )
+
+        rejected = {row["uri"]: row["reason"] for row in rows if row["state"] == _REJECTED}
+        return cls(of_state(_NEW), of_state(_SKIPPED), rejected)
+
+
+@dataclass(frozen=True)
+class NightRequest:
+    """The night that a command asks for."""
+
+    date: str
+    """YYYY-MM-DD"""
+    model: str
+    """name of the registered model"""
+    model_version: str
+    """version of the model that classifies"""
+    metadata: Mapping[str, object]
+    """JSON values of everything that changes predictions"""
+    files: Sequence[InputFile]
+    """files of the input, as they are now"""
+    rejected: Mapping[str, str]
+    """reasons by URI of the files that cannot be read by their names"""
+    incremental: bool
+    """whether files that other nights have classified are skipped"""
+    restart: bool
+    """whether a new run begins even if there is one"""
+
+
+@dataclass(frozen=True)
+class ChosenRun:
+    """The run of a night, and what it reads."""
+
+    record: RunRecord
+    """its beginning"""
+    store: Store
+    """its folder"""
+    plan: StagePlan[RunPlan]
+    """its plan"""
+    listing: Listing
+    """its files"""
+    published: bool
+    """whether readers see it as the night of its date"""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the settings, the model and the input files."""
+        return fingerprint({"plan": self.plan.fingerprint, "files": self.plan.derived.sha256})
+
+
+def choose_run(tables: NightTables, token: int, request: NightRequest) -> ChosenRun:
+    """The run of a date and a model that goes on under a claim, or a new one.
+
+    A run goes on if its plan has the same metadata; its files are those that were listed when it began. An incremental
+    run some of whose files have been classified by another night since is not continued: a new run leaves them out.
+    Raises UserError, naming the differences, if the metadata has changed.
+    """
+    name, published = (None, False) if request.restart else _find_current(tables, request.date, request.model)
+    if name is not None:
+        run = _open_run(tables, name, token, request, published=published)
+        if run is not None and (published or not _some_taken(tables, run, request)):
+            return run
+        _log.warning("%s: %s is not continued; a new run begins", tables.out.uri, name)
+    record = begin_run(
+        tables.out, date=request.date, model=request.model, model_version=request.model_version, token=token
+    )
+    return _plan_run(tables, record, token, request)
+
+
+def read_listing(run: Store) -> Listing:
+    """The files of a run from its folder. Raises UserError if they are not there."""
+    plan = read_plan(run, RunPlan)
+    if plan is None:
+        raise UserError(f"{run.uri} has no plan, so it is unknown what the run has read")
+    return _read_files(run, plan.derived)
+
+
+def _read_files(run: Store, plan: RunPlan) -> Listing:
+    data = run.read(plan.listing)
+    if data is None or hashlib.sha256(data).hexdigest() != plan.sha256:
+        raise UserError(f"{run.uri}/{plan.listing} is missing or damaged; start over with --restart")
+    return Listing.from_bytes(data)
+
+
+def find_unfinished(tables: NightTables, model: str, date: str) -> list[RunRecord]:
+    """The runs of a model that were begun for nights before a date and never published, where no other run was."""
+    predictions = tables.open(PREDICTIONS)
+    nights = {night.date for night in list_nights(tables) if night.model == model}
+    names = [name for name in list_run_names(tables.out) if f"-{model_slug(model)}-" in name and name[:10] < date]
+    waiting = [name for name in names if name[:10] not in nights and not was_published(predictions, name)]
+    records = [record for record in find_runs(tables.out, waiting).values() if record.model == model]
+    return [record for record in records if not is_abandoned(tables.out, record.run)]
+
+
+def _find_current(tables: NightTables, date: str, model: str) -> tuple[str | None, bool]:
+    """The name of the run that a command without --restart goes on with, and whether it is published.
+
+    It is the last one that was begun, unless that was published and replaced by a restored one since.
+    """
+    predictions = tables.open(PREDICTIONS)
+    named = next((night.run for night in list_nights(tables) if (night.date, night.model) == (date, model)), None)
+    tokens = {name: int(name.rpartition("-")[2]) for name in list_run_names(tables.out)}
+    names = [name for name, number in tokens.items() if name == run_name(date, model, number)]
+    for name in sorted(names, key=lambda name: -tokens[name]):
+        if was_published(predictions, name):
+            break
+        if not is_abandoned(tables.out, name):
+            return name, False
+    return named, named is not None
+
+
+def _open_run(
+    tables: NightTables, name: str, token: int, request: NightRequest, *, published: bool
+) -> ChosenRun | None:
+    """The run of a name, None if too little of it is left to continue it."""
+    store = tables.out / f"{RUNS}/{name}"
+    record = find_runs(tables.out, [name]).get(name)
+    if read_plan(store, RunPlan) is not None and record is not None:
+        return _plan_run(tables, record, token, request, published=published)
+    if published:
+        raise UserError(
+            f"{store.uri} has lost its records, so it is unknown how this night was made; do it again with --restart"
+        )
+    if record is None or [item.key for item in store.list_objects()] != [RUN]:
+        return None
+    return _plan_run(tables, record, token, request)
+
+
+def _plan_run(
+    tables: NightTables, record: RunRecord, token: int, request: NightRequest, *, published: bool = False
+) -> ChosenRun:
+    """The run with its plan and its files; both are written if they are not there."""
+    store = tables.out / f"{RUNS}/{record.run}"
+    metadata = {"format": FORMAT, **request.metadata, "incremental": request.incremental}
+    plan = create_plan(store, STAGE, metadata, RunPlan, partial(_list_files, tables, store, token, request))
+    return ChosenRun(record, store, plan, _read_files(store, plan.derived), published)
+
+
+def _list_files(tables: NightTables, store: Store, token: int, request: NightRequest) -> RunPlan:
+    """Write the list of files of a new run and return what its plan says about it."""
+    taken = _taken(tables, request, request.files) if request.incremental else set()
+    listing = Listing(
+        tuple(file for file in request.files if _state(file) not in taken),
+        tuple(file for file in request.files if _state(file) in taken),
+        request.rejected,
+    )
+    key, data = f"files-{token:06d}.parquet", listing.to_bytes()
+    store.write(key, data)
+    return RunPlan(key, hashlib.sha256(data).hexdigest(), len(listing.files), len(listing.skipped))
+
+
+def _some_taken(tables: NightTables, run: ChosenRun, request: NightRequest) -> bool:
+    """Whether another night has classified a file of an incremental run since the run was planned."""
+    return request.incremental and bool(_taken(tables, request, run.listing.files))
+
+
+def _taken(tables: NightTables, request: NightRequest, files: Sequence[InputFile]) -> set[FileState]:
+    return taken_files(tables, model=request.model, date=request.date, files=[_state(file) for file in files])
+
+
+def _state(file: InputFile) -> FileState:
+    return FileState(file.uri, file.size, file.version)
