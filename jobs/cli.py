@@ -132,10 +132,10 @@ def classify(
     date: Annotated[
         str | None, typer.Option(metavar="YYYY-MM-DD", help="date of the night; default: today in UTC")
     ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(metavar="URI", help="output of an earlier night; files that its latest night took are skipped"),
-    ] = None,
+    incremental: Annotated[
+        bool,
+        typer.Option("--incremental", help="skip files that other nights of the model in the output have classified"),
+    ] = False,
     check: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="also classify N of the documents in float32 and compare the labels"),
@@ -149,7 +149,7 @@ def classify(
     from pipelines.nightly.drift_check import check_drift
 
     registry = open_registry(loaded)
-    manifest = run_classify(
+    report = run_classify(
         loaded,
         registry,
         source=input,
@@ -157,18 +157,18 @@ def classify(
         model=model,
         shadow=shadow,
         night=date,
-        since=since,
+        incremental=incremental,
         restart=restart,
     )
-    terminal.night(manifest, output)
+    terminal.night(report, output)
     if check is not None:
         from pipelines.nightly.precision_check import check_precision
 
-        terminal.check(*check_precision(loaded, registry, manifest, check))
-    if shadow is not None and manifest.shadow is None:
-        terminal.say(f"          no shadow: {shadow} is version {manifest.model_version}, the version that classified")
+        terminal.check(*check_precision(loaded, registry, report, check))
+    if shadow is not None and report.shadow is None:
+        terminal.say(f"          no shadow: {shadow} is version {report.model_version}, the version that classified")
     if loaded.classify.fail_on_drift:
-        check_drift(manifest)
+        check_drift(report)
 
 
 def _add(panel: str, function: Callable[..., None], *, needs_pipelines: bool = True, **options: Any) -> None:

@@ -140,7 +140,7 @@ def _parse(ctx: typer.Context, command: str) -> _Submitted:
         overrides=parsed["set"],
         restart=parsed["restart"],
         date=parsed.get("date"),
-        locations={f"--{name}": parsed[name] for name in ("input", "output", "since") if parsed.get(name)},
+        locations={f"--{name}": parsed[name] for name in ("input", "output") if parsed.get(name)},
     )
 
 

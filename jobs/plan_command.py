@@ -59,10 +59,11 @@ def _show(estimate: Estimate) -> None:
     if sample.dead_share:
         terminal.say(f"          {100 * sample.dead_share:.1f} % dead letters")
     each = estimate.documents / estimate.shards
-    ids = estimate.ids
+    intake = estimate.intake
     terminal.say(f"night     {estimate.documents:,} documents in {estimate.shards:,} shards of about {each:,.0f}")
-    if ids:
-        terminal.say(f"          their ids are checked first, at {_rate(ids.documents_per_s)} documents/s per worker")
+    terminal.say(
+        f"          they are read and checked first, at {_rate(intake.documents_per_s)} documents/s per worker"
+    )
     terminal.say(f"time      {_time(hours.one_worker)} with one worker")
     if hours.workers > 1:
         shared = "; on one machine they share its memory bandwidth, so expect more" * estimate.one_machine

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pipelines.nightly.publish import read_predictions
 
 from jobs import terminal
 from pipelines.nightly.classify import run_classify
+from pipelines.nightly.tables.night_history import read_predictions
 from pipelines.registry import promote
 from pipelines.registry.versions import CHALLENGER, Registry
 from pipelines.training.workflow import run_workflow

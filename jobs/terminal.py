@@ -15,7 +15,7 @@ from spin.settings import mask_credentials
 from spin.sites import FeatureColumn
 
 if TYPE_CHECKING:
-    from pipelines.nightly.run_records import RunManifest
+    from pipelines.nightly.night_report import NightReport
     from pipelines.registry.champion_history import ChampionEvent
     from pipelines.registry.gate import GateCheck
     from pipelines.registry.version_records import Version
@@ -78,14 +78,18 @@ def trained(report: TrainReport) -> None:
     say(f"registered {report.registered.model} version {report.registered.version} as challenger")
 
 
-def night(manifest: RunManifest, output: str) -> None:
+def night(report: NightReport, output: str) -> None:
     """Print the counts of a night and where its output is."""
-    counts = manifest.counts
+    counts = report.counts
     mix = ", ".join(f"{label} {count:,}" for label, count in sorted(counts.labels.items()))
     share = f"{counts.predicted:,} of {counts.rows:,} documents"
-    say(f"classify  {share} by version {manifest.model_version}: {mix}")
-    for file in manifest.quarantined:
+    say(f"classify  {share} by version {report.model_version}: {mix}")
+    if report.files.skipped:
+        say(f"          {report.files.skipped:,} files skipped, which other nights have classified")
+    for file in report.quarantined:
         say(f"          quarantined: {file.reason}")
+    if more := report.files.quarantined - len(report.quarantined):
+        say(f"          quarantined: {more:,} more files, which the table inputs lists")
     if counts.dead:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.reasons.items()))
         say(f"          {counts.dead:,} dead letters: {reasons}")
@@ -97,13 +101,13 @@ def night(manifest: RunManifest, output: str) -> None:
     if len(counts.depths) > 1:
         depths = sorted(counts.depths.items(), key=lambda item: int(item[0]))
         say(f"          exits: {', '.join(f'{n:,} after block {depth}' for depth, n in depths)}")
-    for drift in manifest.drift:
+    for drift in report.drift:
         if drift.drifted:
             say(f"          drift: {drift.name} stability index {drift.psi:.2f}, above {drift.limit:.2f}")
-    if manifest.shadow is not None:
-        say(f"          {_shadow(manifest.shadow)}")
+    if report.shadow is not None:
+        say(f"          {_shadow(report.shadow)}")
     where = output.rstrip("/")
-    say(f"          predictions in {where}/predictions, the report in {where}/_runs/{manifest.run}/report.html")
+    say(f"          predictions in {where}/predictions, the report in {where}/_runs/{report.run}/report.html")
 
 
 def check(compared: int, agreed: int) -> None:

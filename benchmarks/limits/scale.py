@@ -17,9 +17,13 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.nightly.run_records import RunManifest
+from pipelines.nightly.classify_step import data_layout
+from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.tables.night_history import list_nights
+from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.throughput import span
-from pipelines.storage.shard_log import ShardOutcome
+from pipelines.storage.object_store import Store
+from pipelines.storage.shard_log import ShardLog, ShardOutcome
 
 FILE = 10_000
 """documents per file of the corpus; the texts are the same in every file, the ids are not"""
@@ -103,16 +107,17 @@ def night(folder: Path, documents: int) -> Scale:
     with subprocess.Popen(command) as process, Watch(process.pid) as watch:
         if process.wait():
             raise SystemExit(f"the night of {documents:,} documents failed")
-    path = _output(folder, documents) / f"_runs/{DAY}-001/manifest.json"
-    manifest = RunManifest.from_json(json.loads(path.read_text(encoding="utf-8")))
-    assert manifest.counts.rows == manifest.counts.predicted == documents
+    out = Store(str(_output(folder, documents)))
+    [night] = list_nights(NightTables(out))
+    assert night.rows == documents
+    shards = list(ShardLog(out, layout=data_layout(night.run)).outcomes(ClassifyCounts).values())
     return Scale(
         documents,
-        _speed(manifest.shards),
-        span(manifest.shards),
+        _speed(shards),
+        span(shards),
         dict(watch.peak),
         dict(watch.own),
-        max(len(json.dumps(shard.to_json())) for shard in manifest.shards),
+        max(len(json.dumps(shard.to_json())) for shard in shards),
     )
 
 

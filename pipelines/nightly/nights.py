@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -18,6 +19,7 @@ from pipelines.nightly.tables.night_records import (
     RunRecord,
     find_night,
     find_nights,
+    lease_model,
     list_runs,
 )
 from pipelines.nightly.tables.night_tables import (
@@ -130,7 +132,7 @@ def restore(output: str, *, date: str | None = None, run: str | None = None) -> 
     """
     tables = _open_tables(output)
     chosen = _find_restorable(tables, output, date=date, run=run)
-    with _lease(tables.out):
+    with lease_model(tables.out, chosen.model):
         token = claim(tables, chosen.model, retry_seconds=RETRY_SECONDS)
         return restore_night(tables, chosen.run, token=token, retry_seconds=RETRY_SECONDS)
 
@@ -144,8 +146,11 @@ def vacuum(output: str, *, older_than: timedelta, dry_run: bool = False) -> Vacu
     tables = _open_tables(output)
     if dry_run:
         return plan_vacuum(tables, now=datetime.now(UTC), age=older_than)
-    with _lease(tables.out):
-        claims = {model: claim(tables, model, retry_seconds=RETRY_SECONDS) for model in models_of(tables)}
+    models = models_of(tables)
+    with ExitStack() as leases:
+        for model in models:
+            leases.enter_context(lease_model(tables.out, model))
+        claims = {model: claim(tables, model, retry_seconds=RETRY_SECONDS) for model in models}
         plan = plan_vacuum(tables, now=datetime.now(UTC), age=older_than)
         run_vacuum(tables, plan, claims, retry_seconds=RETRY_SECONDS)
     return plan
@@ -159,7 +164,7 @@ def import_nights(output: str) -> ImportReport | None:
     out = Store(output)
     if not has_old_layout(out):
         return None
-    with _lease(out):
+    with Lease(out):  # the lease that nights of version 0.2 hold
         return import_old_layout(out, retry_seconds=RETRY_SECONDS)
 
 
@@ -170,11 +175,6 @@ def _open_tables(output: str) -> NightTables:
     tables = NightTables(out)
     tables.open(PREDICTIONS)
     return tables
-
-
-def _lease(out: Store) -> Lease:
-    """The lease that nights of the output hold, so that no claim overtakes a night at work."""
-    return Lease(out)
 
 
 def _list_runs(tables: NightTables) -> list[NightRun]:

@@ -15,7 +15,7 @@ import pytest
 from jobs.cli import main
 from pipelines.nightly import nights
 from pipelines.nightly.tables.night_history import list_nights
-from pipelines.nightly.tables.night_records import abandon_run, begin_run
+from pipelines.nightly.tables.night_records import LEASES, abandon_run, begin_run
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, QUARANTINED, TAKEN, NightTables, partitions
 from pipelines.nightly.tables.publication import InputRow, claim, write_inputs
 from pipelines.storage.lease import Lease
@@ -177,7 +177,7 @@ def test_a_restore_waits_for_no_run_at_work(spin: Run, out: Store) -> None:
     first = run_night(out, ["a"])
     run_night(out, ["b"])
     version = NightTables(out).open("predictions").version
-    with Lease(out, ttl=1.0):
+    with Lease(out / f"{LEASES}/{MODEL}", ttl=1.0):
         for words in (("restore", "--run", first.run), ("vacuum",)):
             assert "is held by" in spin(*words, "--output", out.uri, status=3)
     assert NightTables(out).open("predictions").version == version
