@@ -143,8 +143,7 @@ def estimate_night(
         why = f" that can be read: {next(iter(rejected.values()))}" if rejected else ""
         raise UserError(f"{source} holds no documents{why}; name some to sample with --input")
     grows = len(files) == 1 and documents > available
-    size = settings.ray.shard_documents if grows else available / _count_shards(files, shards, settings)
-    count = max(1, math.ceil(round(documents / size, 1)))  # rounded: the lines of JSONL are counted approximately
+    count = _count_shards(files, shards, documents, settings)
     partitions = len(plan_partitions(documents)) if settings.data.ids == "checked" else 0
     sample = take_sample(settings, registry, version, shards, tasks, seconds)
 
@@ -204,12 +203,19 @@ def _sample_figures(sample: Sample, threads: int) -> SampleFigures:
     )
 
 
-def _count_shards(files: Sequence[InputFile], shards: Sequence[Shard], settings: Settings) -> int:
-    """The shards of a night of these files: rows of the spool are joined to whole shards, other files are divided."""
-    spooled = {file.uri for file in files if is_spooled(file)}
-    rows = sum(shard.documents for shard in shards if shard.uri in spooled)
-    divided = sum(shard.uri not in spooled for shard in shards)
-    return divided + math.ceil(rows / settings.ray.shard_documents)
+def _count_shards(files: Sequence[InputFile], shards: Sequence[Shard], documents: int, settings: Settings) -> int:
+    """The shards of a night of documents like those of some files; the rows of small files are joined to whole shards.
+
+    Large files are divided. Several are assumed to keep their size, a single one to grow.
+    """
+    spooled, size = {file.uri for file in files if is_spooled(file)}, settings.ray.shard_documents
+    available = sum(shard.documents for shard in shards)
+    joined = sum(shard.documents for shard in shards if shard.uri in spooled) / available
+    divided = sum(shard.uri not in spooled for shard in shards) / available
+    if len(files) == 1 and documents > available:
+        joined, divided = 1, 0
+    # rounded: the lines of JSONL are counted approximately
+    return max(1, math.ceil(round(documents * joined / size, 1)) + round(documents * divided))
 
 
 def _hours(sample: Sample, documents: int, shards: int) -> Callable[[int], float]:

@@ -23,10 +23,8 @@ from pipelines.data import formats, intake, spool
 from pipelines.data.input_files import list_files
 from pipelines.data.intake import FileOutcome, IntakeReport, NightPlan, plan_intake, plan_night, take_in
 from pipelines.data.kept_columns import schema_of
-from pipelines.data.readers import Documents
 from pipelines.data.shards import Piece, Shard
-from pipelines.data.spool import SPOOL, CheckedRows, ReadyPiece, SpoolPart, find_dead_rows, read_rows
-from pipelines.nightly.classify_step import triage
+from pipelines.data.spool import SPOOL, CheckedRows, ReadyPiece, SpoolPart, read_rows
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.request_counting import Traffic, count_input_reads
@@ -296,23 +294,6 @@ def test_null_and_nan_ids_of_parquet_are_dead_letters(tmp_path: Path) -> None:
     [part] = run_night(tmp_path).rows
     assert part.ids == ["1", None, None, "2.5"]
     assert {row: reason for row, (reason, _) in part.dead.items()} == {1: "null_id", 2: "null_id"}
-
-
-@settings(deadline=None)
-@given(
-    st.lists(
-        st.fixed_dictionaries(
-            {
-                "id": st.none() | st.text(max_size=2) | st.just("\ud800"),
-                "text": st.none() | st.integers() | st.text(max_size=2) | st.sampled_from(["\udfff", " \n"]),
-            }
-        )
-    )
-)
-def test_rows_are_dead_for_the_same_reasons_as_in_the_classify_step(rows: list[dict[str, Any]]) -> None:
-    documents = Documents([row["id"] or None for row in rows], [row["text"] for row in rows], malformed={0: "why"})
-    if rows:
-        assert find_dead_rows(documents) == triage(documents, ())
 
 
 # Bad files are left out as a whole

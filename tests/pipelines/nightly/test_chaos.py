@@ -19,12 +19,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pipelines.nightly.publish import PredictionRow, read_predictions
 
 from pipelines.nightly import classify
 from pipelines.nightly.classify import run_classify
-from pipelines.nightly.run_records import RunManifest
+from pipelines.nightly.classify_step import data_layout
+from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, NightTables, read_rows
 from pipelines.storage.object_store import Store
+from pipelines.storage.shard_log import ShardLog
 from spin.classifier import SpinClassifier
 from spin.settings import Settings, parse_settings
 from tests.support import chaos, tiny
@@ -52,7 +55,7 @@ class Project:
         Store(self.base).write(f"data/{name}", data)
         return f"{self.base}/data"
 
-    def run_night(self, **changes: Any) -> RunManifest:
+    def run_night(self, **changes: Any) -> NightReport:
         source, output = f"{self.base}/data", f"{self.base}/out"
         settings = self.build_settings(**changes)
         return run_classify(settings, self.registry_fixture, source, output, night=DATE)  # type: ignore[arg-type]
@@ -105,20 +108,25 @@ def check_no_secrets(out: Store, *secrets: str) -> None:
 
 
 def read_dead_letters(out: Store) -> list[Row]:
-    rows: list[Row] = []
-    for key in out.list(f"dead_letters/date={DATE}"):
-        with out.open(key) as file:
-            rows += pq.ParquetFile(file).read().to_pylist()
+    rows: list[Row] = read_rows(NightTables(out).open(DEAD_LETTERS), {"date": DATE}).to_pylist()
     return rows
 
 
-def check_complete(project: Project, manifest: RunManifest, rows: int) -> list[PredictionRow]:
+def read_input_names(out: Store, date: str = DATE) -> dict[str, list[str]]:
+    """The names of the input files of a night, sorted, by their status."""
+    names: dict[str, list[str]] = {"taken": [], "quarantined": []}
+    for row in read_rows(NightTables(out).open(INPUTS), {"date": date}).to_pylist():
+        names[row["status"]].append(row["uri"].rpartition("/")[2])
+    return {status: sorted(listed) for status, listed in names.items()}
+
+
+def check_complete(project: Project, report: NightReport, rows: int) -> list[PredictionRow]:
     """Check that every row is published once, as a prediction or a dead letter, and that the counts are right.
 
     Returns the predictions.
     """
     predicted, letters = read_predictions(f"{project.base}/out"), read_dead_letters(project.out)
-    counts = manifest.counts
+    counts = report.counts
     assert len(predicted) + len(letters) == counts.rows == rows
     assert (len(predicted), len(letters)) == (counts.predicted, counts.dead)
     assert len({row["id"] for row in predicted}) == len(predicted)
@@ -161,16 +169,16 @@ def test_bad_documents_and_files_do_not_affect_the_others(
     pq.write_table(pa.table({"id": ["y"], "text": [3.5]}), sink)
     project.write("e-numbers.parquet", sink.getvalue().to_pybytes())
     project.write("f-empty.parquet", b"")
-    manifest = project.run_night(classify={"max_dead_fraction": 0.5, "max_bad_files": 0.8})
-    predicted = check_complete(project, manifest, len(rows) + 3)
+    report = project.run_night(classify={"max_dead_fraction": 0.5, "max_bad_files": 0.8})
+    predicted = check_complete(project, report, len(rows) + 3)
     assert (tmp_path / "killed").exists()
-    assert sorted(file.uri.rpartition("/")[2][0] for file in manifest.quarantined) == ["c", "d", "e", "f"]
-    assert [file.uri.rpartition("/")[2] for file in manifest.inputs] == ["a.parquet", "b.jsonl"]
+    assert sorted(file.uri.rpartition("/")[2][0] for file in report.quarantined) == ["c", "d", "e", "f"]
+    assert read_input_names(project.out)["taken"] == ["a.parquet", "b.jsonl"]
     letters = read_dead_letters(project.out)
     reasons = {letter["id"]: letter["reason"] for letter in letters}
     expected = {id: reason for id, _, reason in invalid} | {"d00007": "repeated_id", "half": "not_text"}
     assert {id: reasons[id] for id in expected if id} == {id: reason for id, reason in expected.items() if id}
-    assert manifest.counts.reasons["malformed"] == 1
+    assert report.counts.reasons["malformed"] == 1
     messages = [letter["message"] for letter in letters if letter["reason"] == "poison"]
     assert sorted(messages) == ["computing it raised RuntimeError", "every process that computed it was killed"]
     text_by_id = {row["id"]: row["text"] for row in rows if row["id"] not in expected and row["text"]}
@@ -210,27 +218,25 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
     assert [row["label"] for row in no_workers] == [row["label"] for row in two_workers]
 
 
-def test_since_skips_files_that_earlier_nights_classified(project: Project) -> None:
+def test_an_incremental_night_skips_files_that_other_nights_classified(project: Project) -> None:
     """This holds over several nights. A file that was changed or quarantined is classified again."""
 
-    def run_night(date: str, since: str | None) -> tuple[list[str], list[str]]:
+    def run_night(date: str) -> tuple[list[str], list[str]]:
         settings = project.build_settings(classify={"max_bad_files": 0.9}, ray={"workers": 0, "shard_documents": 40})
         source, output = f"{project.base}/data", f"{project.base}/out"
-        manifest = run_classify(settings, project.registry_fixture, source, output, night=date, since=since)  # type: ignore[arg-type]
+        run_classify(settings, project.registry_fixture, source, output, night=date, incremental=True)  # type: ignore[arg-type]
         ids = {row["id"] for row in read_predictions(output)}
-        names = sorted(file.uri.rpartition("/")[2] for file in manifest.inputs)
-        return names, sorted(ids)[:1]
+        return read_input_names(project.out, date)["taken"], sorted(ids)[:1]
 
     for name, first in (("a", 0), ("b", 40)):
         project.write(f"{name}.parquet", to_parquet(tiny.make_documents(80)[first : first + 40]))
     project.write("broken.parquet", b"PAR1")
-    out = f"{project.base}/out"
-    assert run_night("2026-03-01", None) == (["a.parquet", "b.parquet"], ["d00000"])
+    assert run_night("2026-03-01") == (["a.parquet", "b.parquet"], ["d00000"])
     project.write("b.parquet", to_parquet(tiny.make_documents(130)[80:130]))
-    assert run_night("2026-03-02", out) == (["b.parquet"], ["d00080"])
+    assert run_night("2026-03-02") == (["b.parquet"], ["d00080"])
     project.write("broken.parquet", to_parquet(tiny.make_documents(140)[130:]))
-    assert run_night("2026-03-03", out) == (["broken.parquet"], ["d00130"])
-    assert run_night("2026-03-04", out) == ([], [])
+    assert run_night("2026-03-03") == (["broken.parquet"], ["d00130"])
+    assert run_night("2026-03-04") == ([], [])
 
 
 def start_driver(function: str, *args: Any, **env: str) -> subprocess.Popen[str]:
@@ -266,8 +272,10 @@ def test_a_killed_driver_loses_no_finished_work(project: Project, tmp_path: Path
     log, output, shards, workers = tmp_path / "log", f"{project.base}/out", 10, 2
     args = (project.tree, str(project.registry_fixture.folder), source, output, DATE)
 
+    shard_log = ShardLog(project.out, layout=data_layout(f"{DATE}-tiny-000001"))
+
     def count_committed() -> int:
-        return sum(key.endswith(".json") for key in project.out.list(f"_runs/{DATE}-001/parts"))
+        return len(shard_log.committed())
 
     process = start_driver("run_night", *args, **{chaos.LOG: str(log)})
     try:
@@ -276,12 +284,12 @@ def test_a_killed_driver_loses_no_finished_work(project: Project, tmp_path: Path
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    assert project.out.read_json("latest") is None
+    assert list_nights(NightTables(project.out)) == []
     process = start_driver("run_night", *args, **{chaos.LOG: str(log)})
     output_text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output_text
-    manifest = RunManifest.from_json(project.out.read_json(f"_runs/{DATE}-001/manifest.json"))
-    predicted = check_complete(project, manifest, 400)
+    report = NightReport.from_json(project.out.read_json("report.json"))
+    predicted = check_complete(project, report, 400)
     assert [row["id"] for row in predicted] == [row["id"] for row in documents]
     computed = Counter(log.read_text().split())
     assert len(computed) == shards

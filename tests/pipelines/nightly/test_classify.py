@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from pipelines.nightly.publish import PredictionRow, read_predictions
 
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyStep
+from pipelines.nightly.night_report import NightReport
 from pipelines.nightly.precision_check import check_precision
-from pipelines.nightly.run_records import RunManifest
+from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, read_rows
 from pipelines.service_errors import BadRowsError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
@@ -64,12 +64,12 @@ class NightProject:
         documents: int = 40,
         *,
         date: str = DATE,
-        since: str | None = None,
+        incremental: bool = False,
         shadow: str | None = None,
         restart: bool = False,
         set: tuple[str, ...] = (),
         **limits: float,
-    ) -> RunManifest:
+    ) -> NightReport:
         tree: dict[str, Any] = {
             "backbone": {"model": str(self.backbone), "dtype": "float32", "device": "cpu"},
             "data": {"train": "nowhere"},
@@ -80,8 +80,7 @@ class NightProject:
         settings_file = self.folder / "settings.yaml"
         settings_file.write_text(json.dumps(tree))
         source, output = str(self.folder / "data"), str(self.folder / out)
-        options: dict[str, Any] = {"night": date, "shadow": shadow, "restart": restart}
-        options["since"] = since and str(self.folder / since)
+        options: dict[str, Any] = {"night": date, "shadow": shadow, "incremental": incremental, "restart": restart}
         settings = load_settings(settings_file, set)
         return classify.run_classify(settings, self.registry_fixture, source, output, **options)  # type: ignore[arg-type]
 
@@ -89,11 +88,12 @@ class NightProject:
         return read_predictions(str(self.folder / out))
 
     def read_dead_letters(self, out: str = "out") -> list[Row]:
-        return pq.read_table(self.folder / out / "dead_letters" / f"date={DATE}").to_pylist()
+        tables = NightTables(Store(str(self.folder / out)))
+        return read_rows(tables.open(DEAD_LETTERS), {"date": DATE}).to_pylist()
 
-    def list_published_keys(self) -> list[str]:
-        """Keys in the output that readers can see."""
-        return [key for key in Store(str(self.folder / "out")).list() if not key.startswith(("_lease/", "_runs/"))]
+    def list_published_runs(self) -> list[str]:
+        """The runs in the output that readers can see."""
+        return [night.run for night in list_nights(NightTables(Store(str(self.folder / "out"))))]
 
 
 @pytest.fixture
@@ -159,7 +159,8 @@ def test_labels_do_not_depend_on_the_shard_size(project: NightProject) -> None:
     expected, *others = runs
     for rows in others:
         assert [(row["id"], row["label"]) for row in rows] == [(row["id"], row["label"]) for row in expected]
-        np.testing.assert_allclose([row["scores"] for row in rows], [row["scores"] for row in expected], atol=0.01)
+        scores = [[list(row["scores"].values()) for row in run] for run in (rows, expected)]
+        np.testing.assert_allclose(*scores, atol=0.01)
     assert {row["label"] for row in expected} == {"good", "bad"}
 
 
@@ -170,10 +171,10 @@ def test_unreadable_files_above_the_limit_fail_the_night(project: NightProject) 
     with pytest.raises(BadRowsError, match=r"1 of 2 files cannot be classified.*b\.parquet cannot be read") as error:
         project.run_night()
     assert error.value.status == 4
-    assert project.list_published_keys() == []
-    manifest = project.run_night(max_bad_files=0.5)
-    assert [file.uri.rpartition("/")[2] for file in manifest.quarantined] == ["b.parquet"]
-    assert len(project.read_predictions()) == manifest.counts.rows == 30
+    assert project.list_published_runs() == []
+    report = project.run_night(max_bad_files=0.5)
+    assert [file.uri.rpartition("/")[2] for file in report.quarantined] == ["b.parquet"]
+    assert len(project.read_predictions()) == report.counts.rows == 30
 
 
 def test_too_many_dead_letters_fail_the_night(project: NightProject) -> None:
@@ -181,7 +182,7 @@ def test_too_many_dead_letters_fail_the_night(project: NightProject) -> None:
     project.write("a.jsonl", [*tiny.make_documents(8), {"id": "x", "text": None}, {"id": "y", "text": " "}])
     with pytest.raises(BadRowsError, match=r"2 of 10 rows cannot be classified \(1 null_text, 1 empty_text\)"):
         project.run_night()
-    assert project.list_published_keys() == []
+    assert project.list_published_runs() == []
     project.run_night(max_dead_fraction=0.2)
     assert len(project.read_predictions()) == 8
 
@@ -191,8 +192,8 @@ def test_the_first_document_with_a_duplicate_id_is_predicted(project: NightProje
     first, second = tiny.make_documents(60), tiny.make_documents(80)[20:]
     project.write("b.jsonl", second)
     project.write("a.jsonl", first)
-    manifest = project.run_night(documents=16, max_dead_fraction=0.5)
-    assert manifest.counts.reasons == {"repeated_id": 40}
+    report = project.run_night(documents=16, max_dead_fraction=0.5)
+    assert report.counts.reasons == {"repeated_id": 40}
     assert [row["id"] for row in project.read_predictions()] == [row["id"] for row in first + second[40:]]
 
 
@@ -205,8 +206,8 @@ def test_a_document_that_raises_is_the_only_dead_letter_of_its_shard(
     project.write("a.jsonl", rows)
     project.run_night("without")
     project.write("a.jsonl", [*rows[:17], {"id": "poison", "text": chaos.RAISE}, *rows[17:]])
-    manifest = project.run_night()
-    assert manifest.counts.reasons == {"poison": 1}
+    report = project.run_night()
+    assert report.counts.reasons == {"poison": 1}
     labels = [[(row["id"], row["label"]) for row in project.read_predictions(out)] for out in ("without", "out")]
     assert labels[0] == labels[1]
 
@@ -237,12 +238,12 @@ def test_a_document_with_non_finite_activations_is_a_dead_letter(
     assert [row["id"] for row in project.read_predictions()] == [row["id"] for row in rows]
 
 
-def call_before_stage(stage: str, action: Callable[[Store], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call a function with the store of a stage before that stage computes anything."""
+def call_before_stage(stage: str, action: Callable[[ShardLog], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call a function with the shard log of a stage before that stage computes anything."""
 
     def act_and_map(*args: Any, **keywords: Any) -> Any:
         if keywords["stage"] == stage:
-            action(args[3])
+            action(ShardLog(args[3], token=keywords["token"], layout=keywords["layout"]))
         return map_shards(*args, **{**keywords, "here": True})
 
     monkeypatch.setattr(classify, "map_shards", act_and_map)
@@ -255,13 +256,13 @@ def test_a_file_is_not_quarantined_because_processes_died(
     project.write("a.jsonl", tiny.make_documents(20))
     project.write("b.jsonl", tiny.make_documents(40)[20:])
 
-    def record_crashes(store: Store) -> None:
-        store.write_json("attempts/000001/000000.json", {"id": "x", "begun": 3, "open": ["", "", ""]})
+    def record_crashes(shard_log: ShardLog) -> None:
+        shard_log.store.write_json(shard_log.attempt_key("000000"), {"id": "x", "begun": 3, "open": ["", "", ""]})
 
-    for stage in ("ids", "classify"):
+    for stage in ("intake", "classify"):
         with monkeypatch.context() as patch:
             call_before_stage(stage, record_crashes, patch)
-            killed = r"shard 000000 \(.*a\.jsonl\): 3 worker processes in a row were killed"
+            killed = r"shard 000000 \(.*\): 3 worker processes in a row were killed"
             with pytest.raises(SpinError, match=killed) as error:
                 project.run_night(stage, max_bad_files=0.5)
         assert error.value.status == 1
@@ -269,54 +270,14 @@ def test_a_file_is_not_quarantined_because_processes_died(
         assert len(project.read_predictions(stage)) == 40
 
 
-def test_a_file_that_changes_while_it_is_read_fails_the_night(
-    project: NightProject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its rows may mix both contents, so that nothing is published; `restart` classifies the new content."""
-    project.write("a.jsonl", tiny.make_documents(20))
-    with monkeypatch.context() as patch:
-        call_before_stage("classify", lambda _: project.write("a.jsonl", tiny.make_documents(30)), patch)
-        with pytest.raises(UserError, match=r"1 of 1 files changed while they were read, .*a\.jsonl .*--restart"):
-            project.run_night()
-    assert project.list_published_keys() == []
-    with pytest.raises(UserError, match=r"files\.0\.size"):
-        project.run_night()
-    assert project.run_night(restart=True).counts.rows == 30
-
-
 def test_a_file_of_an_unknown_format_is_quarantined(project: NightProject) -> None:
     """Within the limit of quarantined files the night is published."""
     project.write("a.jsonl", tiny.make_documents(20))
     project.write("notes.txt", [])
-    manifest = project.run_night(max_bad_files=0.5)
-    [file] = manifest.quarantined
+    report = project.run_night(max_bad_files=0.5)
+    [file] = report.quarantined
     assert file.reason.endswith("notes.txt is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
     assert len(project.read_predictions()) == 20
-
-
-def test_a_restart_skips_the_same_files_as_the_first_run(project: NightProject) -> None:
-    """With its own output as `since`, a restarted night does not skip the files that it classified itself."""
-    project.write("a.jsonl", tiny.make_documents(20))
-    project.run_night(date="2026-02-28", since=None)
-    project.write("b.jsonl", tiny.make_documents(50)[20:])
-    for number, restart in (("1", False), ("2", True), ("2", False)):
-        project.promote(number)
-        manifest = project.run_night(since="out", restart=restart)
-        assert [file.uri.rpartition("/")[2] for file in manifest.inputs] == ["b.jsonl"]
-        assert [file.uri.rpartition("/")[2] for file in manifest.skipped] == ["a.jsonl"]
-        assert {row["model_version"] for row in project.read_predictions()} == {number}
-        assert len(project.read_predictions()) == 30
-
-
-def test_a_night_is_compared_with_the_latest_night_if_that_is_earlier(project: NightProject) -> None:
-    """A missed night that is run after a later one is compared with none."""
-    project.write("a.jsonl", tiny.make_documents(20))
-    before = {date: project.run_night(date=date).before for date in ("2026-03-01", "2026-03-03", "2026-03-02")}
-    assert before["2026-03-01"] is None
-    assert before["2026-03-02"] is None
-    earlier = before["2026-03-03"]
-    assert earlier is not None
-    assert (earlier.date, earlier.counts.rows) == ("2026-03-01", 20)
 
 
 def test_the_precision_check_counts_labels_that_equal_those_of_float32(project: NightProject) -> None:
@@ -324,7 +285,7 @@ def test_the_precision_check_counts_labels_that_equal_those_of_float32(project: 
     rows: list[Any] = tiny.make_documents(90, seed=4)
     invalid = [{"id": "x", "text": None}, dict(rows[2]), {"id": "y", "text": " "}]
     project.write("a.jsonl", [invalid[0], *rows[:30], *invalid[1:], *rows[30:]])
-    manifest = project.run_night()
+    report = project.run_night()
     settings = load_settings(project.folder / "settings.yaml")
 
     class LoadingRegistry(FolderRegistry):
@@ -332,13 +293,13 @@ def test_the_precision_check_counts_labels_that_equal_those_of_float32(project: 
             return SpinClassifier.load(self.folder / number, backbone=backbone, early=True)
 
     registry: Any = LoadingRegistry(project.registry_fixture.folder)
-    assert check_precision(settings, registry, manifest, 1000) == (90, 90)
-    assert check_precision(settings, registry, manifest, 47) == (47, 47)
+    assert check_precision(settings, registry, report, 1000) == (90, 90)
+    assert check_precision(settings, registry, report, 47) == (47, 47)
     first, second = (registry.load(number, backbone=settings.backbone) for number in ("1", "2"))
     texts = [row["text"] for row in rows]
     same = sum(a == b for a, b in zip(first.predict(texts), second.predict(texts), strict=True))
     assert 0 < same < 90
-    assert check_precision(settings, registry, replace(manifest, model_version="2"), 90) == (90, same)
+    assert check_precision(settings, registry, replace(report, model_version="2"), 90) == (90, same)
 
 
 def test_dead_letters_contain_texts_only_if_the_settings_ask_for_them(project: NightProject) -> None:
@@ -390,7 +351,7 @@ def test_a_run_resumes_after_a_change_that_does_not_affect_results(
         pass
 
     def stop_at_third_shard(shard_log: ShardLog, name: str, *args: Any, **keywords: Any) -> Any:
-        if shard_log.store.uri.endswith("-001") and name == "000002":
+        if shard_log.layout.folder and name == "000002":
             raise Stop
         return commit(shard_log, name, *args, **keywords)
 
@@ -402,27 +363,27 @@ def test_a_run_resumes_after_a_change_that_does_not_affect_results(
     computed: list[str] = []
 
     def record_commit(shard_log: ShardLog, name: str, *args: Any, **keywords: Any) -> Any:
-        computed.append(f"{shard_log.store.uri[-3:]} {name}")
+        computed.append(f"{shard_log.layout.folder} {name}")
         return commit(shard_log, name, *args, **keywords)
 
     monkeypatch.setattr(ShardLog, "commit", record_commit)
     project.run_night(set=(change,))
-    assert computed == ["001 000002"]
+    assert computed == [f"_runs/{DATE}-tiny-000001 000002"]
     assert len(project.read_predictions()) == 120
 
 
-def test_the_report_of_a_real_night_shows_its_manifest(browser: Any, tmp_path: Path, project: NightProject) -> None:
+def test_the_report_of_a_real_night_shows_its_report(browser: Any, tmp_path: Path, project: NightProject) -> None:
     """The night has a dead letter and an unreadable file. The report is in the output and in the folder of the run."""
     project.write("a.jsonl", [*tiny.make_documents(90), {"id": "x", "text": None}])
     (project.folder / "data" / "b.parquet").write_bytes(b"PAR1")
-    manifest = project.run_night(max_bad_files=0.5)
+    report = project.run_night(max_bad_files=0.5)
     html = (project.folder / "out" / "report.html").read_text()
-    assert html == (project.folder / "out" / "_runs" / manifest.run / "report.html").read_text()
+    assert html == (project.folder / "out" / "_runs" / report.run / "report.html").read_text()
     with open_page(browser, tmp_path, html) as window:
         page_text = window.locator("body").inner_text()
         summary = " ".join(window.locator(".sum").inner_text().split())
         assert summary == "91 documents = 90 predicted + 1 dead letters"
         assert "null_text" in page_text
-        assert manifest.quarantined[0].reason in page_text
-        assert all(f"{label}" in page_text for label in manifest.counts.labels)
+        assert report.quarantined[0].reason in page_text
+        assert all(f"{label}" in page_text for label in report.counts.labels)
         assert window.locator(".pace svg").bounding_box()["height"] > 60

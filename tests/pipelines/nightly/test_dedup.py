@@ -1,4 +1,4 @@
-"""Duplicate ids, found with hash partitions in the store and compared with a plain loop over all ids."""
+"""Duplicate ids, found with hash partitions in the store and compared with a plain loop over all rows."""
 
 from __future__ import annotations
 
@@ -7,79 +7,108 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.data import intake
 from pipelines.data.input_files import list_files
-from pipelines.data.readers import read_shard
-from pipelines.data.sharding import plan_shards
-from pipelines.data.shards import Piece, Shard
+from pipelines.data.intake import plan_intake, plan_night
+from pipelines.data.kept_columns import schema_of
+from pipelines.data.spool import read_rows
 from pipelines.nightly import dedup
-from pipelines.nightly.dedup import DigestStep, DuplicateStep, duplicate_rows, plan_partitions
+from pipelines.nightly.dedup import DuplicateStep, collect_duplicates, plan_partitions
+from pipelines.nightly.intake_step import IDS, IntakeStep
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog
 from pipelines.workers.map_shards import commit_shard
 from spin.settings import DataSettings
 
 DATA = DataSettings(train="nowhere")
-IDS = st.sampled_from([1, "1", "a", "b", "c", "\ud800", "\ufffd", None, ""])
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from([1, "1", "a", "b", "c", "\ud800", "\ufffd", None, ""]), st.sampled_from(["t", "t", " ", None])
+    ),
+    max_size=12,
+)
 
 
-def find_duplicates(shards: list[Shard], store: Store, partitions: int) -> dict[int, list[int]]:
-    """Run both passes as the actors do; returns the duplicate rows by shard index."""
-    ids, duplicates = Store(f"{store.uri}/ids"), Store(f"{store.uri}/repeats")
-    digests = DigestStep(DATA, partitions)
-    for shard in shards:
-        commit_shard(digests, shard, ShardLog(ids))
-    search = DuplicateStep(ids, partitions, [shard.name for shard in shards])
-    work = [Shard(n) for n in range(partitions)]
-    keys = [key for partition in work for key in commit_shard(search, partition, ShardLog(duplicates)).files]
-    return {shard.index: rows for shard in shards if (rows := duplicate_rows(shard, duplicates, keys))}
+def find_duplicates(folder: Path | str, run: Store, *, documents: int, partitions: int) -> list[tuple[Any, bool, bool]]:
+    """Take a folder in and look for duplicates, as workers do; id, soundness and duplicate of all rows in order."""
+    bad: dict[str, str] = {}
+    tasks = plan_intake(list_files(str(folder)), DATA, bad=bad)
+    step = IntakeStep(run, DATA, documents, 1)
+    taken_in = [commit_shard(step, task, ShardLog(run / "intake")) for task in tasks]
+    plan = plan_night([outcome.counts.report for outcome in taken_in], DATA, documents)
+    search = DuplicateStep(run / "intake", [outcome.file_key(IDS) for outcome in taken_in], plan, DATA, partitions)
+    work = plan_partitions(partitions * dedup.PARTITION)
+    outcomes = [commit_shard(search, partition, ShardLog(run / "repeats")) for partition in work]
+    duplicates = collect_duplicates(run, outcomes, len(plan.shards), 1)
+    found = []
+    for shard in plan.shards:
+        rows, repeated = read_rows(shard, DATA, schema_of({})), duplicates.of(shard)
+        assert repeated == sorted(set(repeated))
+        found += [(id, row not in rows.dead, row in repeated) for row, id in enumerate(rows.ids)]
+    return found
 
 
-def write_jsonl(folder: Path, name: str, ids: list[Any]) -> None:
-    """Write a document per id; without ids a blank line, since a file without a byte is a bad file."""
-    (folder / name).write_text("".join(json.dumps({"id": id, "text": "t"}) + "\n" for id in ids) or "\n")
+def write_rows(folder: Path, name: str, rows: list[tuple[Any, Any]]) -> None:
+    """Write rows of id and text; without any a blank line, since a file without a byte is a bad file."""
+    records = [{"id": id, "text": text} for id, text in rows]
+    (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records) or "\n")
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(IDS, max_size=12), st.integers(0, 12), st.integers(1, 5), st.integers(1, 4))
-def test_a_row_is_a_duplicate_if_an_earlier_row_has_its_id(
-    ids: list[Any], cut: int, documents: int, partitions: int
+@given(ROWS, st.integers(0, 12), st.integers(1, 5), st.integers(1, 4), st.sampled_from([1, 10**6]))
+def test_the_first_sound_row_with_an_id_is_no_duplicate(
+    rows: list[tuple[Any, Any]], cut: int, documents: int, partitions: int, small: int
 ) -> None:
-    """The earlier row may be in another shard or file; null and empty ids are never duplicates."""
-    with tempfile.TemporaryDirectory() as folder:
+    """The rows may be in several shards and files. Rows that are dead for another reason do not count."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intake, "SMALL", small)
         data = Path(folder) / "data"
         data.mkdir()
-        write_jsonl(data, "a.jsonl", ids[:cut])
-        write_jsonl(data, "b.jsonl", ids[cut:])
-        shards = plan_shards(list_files(str(data)), documents, DATA)
-        duplicates = find_duplicates(shards, Store(f"{folder}/store"), partitions)
-        first_rows = [0]
-        for shard in shards:
-            first_rows.append(first_rows[-1] + len(read_shard(shard, DATA)))
-    names = [None if id in (None, "") else str(id) for id in ids]
-    expected = [row for row, name in enumerate(names) if name is not None and name in names[:row]]
-    assert sorted(first_rows[index] + row for index, rows in duplicates.items() for row in rows) == expected
-    assert all(rows == sorted(rows) for rows in duplicates.values())
+        write_rows(data, "a.jsonl", rows[:cut])
+        write_rows(data, "b.jsonl", rows[cut:])
+        found = find_duplicates(data, Store(f"{folder}/run"), documents=documents, partitions=partitions)
+    seen: set[str] = set()
+    for id, sound, repeated in found:
+        if sound:
+            assert repeated == (id in seen)
+            seen.add(id)
+    assert len(found) == len(rows)
+
+
+def test_texts_of_large_parquet_files_decide_which_row_is_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The intake reads their ids alone; a row without a text does not count, in whichever shard it is."""
+    monkeypatch.setattr(intake, "SMALL", 1)
+    ids = ["x", "y", "x", "z", "x", "y", "z"]
+    texts = [None, "t", " ", "t", "t", "t", None]
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"id": ids, "text": texts}), tmp_path / "data" / "a.parquet", row_group_size=2)
+    found = find_duplicates(tmp_path / "data", Store(str(tmp_path / "run")), documents=2, partitions=3)
+    assert [(id, repeated) for id, sound, repeated in found if sound] == [
+        ("y", False),
+        ("z", False),
+        ("x", False),
+        ("y", True),
+    ]
 
 
 def test_duplicate_ids_are_found_across_shards_in_any_store(store_uri: str, tmp_path: Path) -> None:
     """The store is a folder, then a real S3 server. An unreadable file contributes no ids."""
     (tmp_path / "data").mkdir()
-    write_jsonl(tmp_path / "data", "a.jsonl", [f"d{n % 700}" for n in range(1000)])
-    shards = plan_shards(list_files(str(tmp_path / "data")), 300, DATA)
-    unreadable = Shard(len(shards), (Piece(str(tmp_path / "none.csv"), "csv", 0, 9),))
-    Path(unreadable.uri).write_bytes(b"")
-    duplicates = find_duplicates([*shards, unreadable], Store(store_uri), 5)
-    sizes = [len(read_shard(shard, DATA)) for shard in shards]
-    assert sum(sizes) == 1000
-    rows = [sum(sizes[:index]) + row for index, shard_rows in duplicates.items() for row in shard_rows]
-    assert rows == list(range(700, 1000))
+    write_rows(tmp_path / "data", "b.jsonl", [(f"d{n % 700}", "t") for n in range(1000)])
+    (tmp_path / "data" / "a.csv").write_text('id,text\nd1,t\nd2,"t')
+    found = find_duplicates(tmp_path / "data", Store(store_uri), documents=300, partitions=5)
+    assert [row for row, (_, _, repeated) in enumerate(found) if repeated] == list(range(700, 1000))
 
 
-@pytest.mark.parametrize(("documents", "count"), [(0, 1), (1, 1), (10, 1), (11, 2), (95, 10)])
+@pytest.mark.parametrize(("documents", "count"), [(0, 1), (1, 1), (10, 1), (11, 2), (95, 10), (10**6, 1024)])
 def test_a_partition_holds_a_bounded_number_of_documents(
     documents: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,169 +1,408 @@
-"""The commit protocol of a night, without Ray: crashes at every step, concurrent readers and runs, changed plans."""
+"""Nights and their histories without a model: what is read, published, resumed and refused, with the real night job."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import groupby
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pipelines.nightly.publish import BatchRun, NightlyRun, read_predictions, reconcile
 
-from pipelines.data.input_files import InputFile
-from pipelines.data.shards import Piece, Shard
-from pipelines.nightly.classify_step import predictions_schema
-from pipelines.nightly.run_records import ClassifyCounts, QuarantinedFile, RunManifest, RunPlan
-from pipelines.service_errors import HeldError, StalledError, UnavailableError
-from pipelines.storage.lease import Lease, LeaseRecord
+from pipelines.data import intake
+from pipelines.data.shards import Shard
+from pipelines.nightly import classify, dedup, finish
+from pipelines.nightly.tables import publication
+from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS
+from pipelines.nightly.tables.old_layout import import_old_layout
+from pipelines.service_errors import BadRowsError, HeldError, StalledError, UnavailableError
+from pipelines.storage.input_opener import InputOpener
+from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, ShardOutcome, StepResult
-from pipelines.storage.stage_plan import StagePlan
+from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, StepResult
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows
-from pipelines.workers.map_shards import WorkerAnswer, _within_stall_limit, map_shards
+from pipelines.workers.map_shards import WorkerAnswer, _within_stall_limit
 from spin.errors import SpinError, UserError
-from spin.settings import RaySettings
-from tests.support.repository import ROOT
+from tests.pipelines.nightly.test_old_layout import night_of, write_old_night
+from tests.support.fake_nights import (
+    DATE,
+    LAST,
+    NEXT,
+    FakeNights,
+    FakeRegistry,
+    FakeStep,
+    before_call,
+    make_rows,
+    use_fake_step,
+)
 
-METADATA = {"model": "1", "format": 1}
-MUTATING_METHODS = ("write", "create", "copy", "move", "delete")
+MUTATING_METHODS = ("write", "create", "delete", "delete_many")
 
 
 class Crash(BaseException):
     """The process ends here; what its store holds stays."""
 
 
-def make_input_files(count: int, version: str = "v") -> list[InputFile]:
-    return [InputFile(f"f{n}", "jsonl", n, version) for n in range(count)]
+@pytest.fixture
+def nights(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
+    """Nights in a folder, then on the S3 server."""
+    use_fake_step(monkeypatch)
+    return FakeNights(store_uri)
 
 
-class FakeStep:
-    """A step with three rows per shard, all with the same label; it records the index of every shard that it computes.
-
-    The last row of every second shard is a dead letter. On the first row of every other shard a shadow disagrees.
-    """
-
-    def __init__(self, label: str = "x") -> None:
-        self.label = label
-        self.computed: list[int] = []
-
-    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
-        self.computed.append(shard.index)
-        dead = shard.index % 2
-        ids = [f"{shard.name}-{row}" for row in range(3)]
-        files = {"predictions.parquet": to_parquet({"id": ids[: 3 - dead], "label": [self.label] * (3 - dead)})}
-        if dead:
-            files["dead.parquet"] = to_parquet({"id": ids[-1:], "reason": ["null_text"]})
-        else:
-            files["disagreements.parquet"] = to_parquet({"id": ids[:1], "label": [self.label]})
-        counts = ClassifyCounts(
-            rows=3,
-            uri=shard.uri,
-            predicted=3 - dead,
-            dead=dead,
-            reasons={"null_text": dead},
-            labels={self.label: 3 - dead},
-            abstained=0,
-            unlabelled=0,
-            depths={},
-            tokens=9,
-            truncated=0,
-        )
-        return StepResult(files, counts)
+@pytest.fixture
+def local_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
+    """Nights in a folder."""
+    use_fake_step(monkeypatch)
+    return FakeNights(str(tmp_path / "store"))
 
 
-def to_parquet(columns: dict[str, list[str]] | pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
-    return sink.getvalue().to_pybytes()
+# What a night publishes
 
 
-def plan_two_shards_per_file(files: list[InputFile]) -> list[Shard]:
-    """Return the shards of the files, three rows each."""
-    return [Shard(n, (Piece(files[n // 2].uri, "jsonl", 3 * n, 3 * n + 3),)) for n in range(2 * len(files))]
+def test_every_row_is_a_prediction_or_a_dead_letter(nights: FakeNights) -> None:
+    """The report counts them; the tables hold the rows and the files, and the report neither."""
+    nights.write("a.jsonl", [*make_rows("a1", "a2"), {"id": "a3", "text": None}])
+    nights.write("b.csv", make_rows("b1", "b2", "b3", text="bad day"))
+    nights.write("c.parquet", make_rows(*(f"c{n}" for n in range(9))))
+    report = nights.run()
+    assert nights.ids() == {DATE: sorted(["a1", "a2", "b1", "b2", "b3", *(f"c{n}" for n in range(9))])}
+    assert [(row["id"], row["reason"]) for row in nights.dead_letters()] == [("a3", "null_text")]
+    assert (report.counts.rows, report.counts.predicted, report.counts.dead) == (15, 14, 1)
+    assert report.counts.labels == {"good": 11, "bad": 3}
+    assert nights.inputs() == {"a.jsonl": "taken", "b.csv": "taken", "c.parquet": "taken"}
+    assert (report.files.taken, report.files.skipped, report.files.quarantined) == (3, 0, 0)
+    assert nights.out.read("report.json") == nights.out.read(f"_runs/{report.run}/report.json")
+    assert "a.jsonl" not in str({**report.to_json(), "slowest": []})
+    assert [night.rows for night in nights.registry.logged] == [15]
 
 
-def run_night(
-    out: Store,
-    step: FakeStep,
-    *,
-    date: str = "2026-01-31",
-    metadata: dict[str, Any] = METADATA,
-    files: list[InputFile] | None = None,
-    restart: bool = False,
-    ttl: float = 30,
-) -> RunManifest:
-    """Run and publish a night in this process, as `run_classify` does."""
-    files = make_input_files(2) if files is None else files
-    with Lease(out, ttl=ttl) as lease:
-        night = NightlyRun(out, date, lease)
-        derived = RunPlan(tuple(plan_two_shards_per_file(files)), {}, 6 * len(files))
-        run, plan = night.begin(metadata, files, lambda _: derived, restart=restart)
-        manifest = run.finished(plan)
-        if manifest is None:
-            manifest = compute_manifest(run, step, plan, date, lease)
-        night.publish(run, manifest, {"report.json": run.name.encode()})
-        return manifest
+def test_the_spool_with_the_texts_is_deleted_once_a_night_is_published(local_nights: FakeNights) -> None:
+    """Its records stay, and running it again does nothing."""
+    local_nights.write("a.jsonl", make_rows("a", "b"))
+    report = local_nights.run()
+    folders = {key.split("/")[2] for key in local_nights.out.list("_runs")}
+    assert not folders & {"spool", "model", "attempts"}
+    assert {"run.json", "plan.json", "night.json", "report.json", "report.html"} <= folders
+    assert local_nights.run() == report
+    assert FakeStep.computed == ["000000"]
 
 
-def compute_manifest(run: BatchRun, step: FakeStep, plan: StagePlan[RunPlan], date: str, lease: Lease) -> RunManifest:
-    """Compute all shards of a plan and write the manifest of the run."""
-    no_retries = RaySettings(retry_seconds=0)
-    outcomes = map_shards(
-        lambda: step,
-        (),
-        plan.derived.shards,
-        run.store,
-        no_retries,
-        counts_type=ClassifyCounts,
-        stage="night",
-        documents=plan.derived.documents,
-        lease=lease,
-        here=True,
-    )
-    return run.finish(
-        plan,
-        outcomes,
-        date=date,
-        output="out",
-        model="tiny",
-        model_version="1",
-        classes=["x"],
-        seconds=1.5,
-        drift=[],
-        before=None,
-        shadow=None,
-    )
+def test_an_empty_input_is_an_empty_night(nights: FakeNights) -> None:
+    """Its status is 0, readers see it, and the next night takes what has come since."""
+    nights.write("_marker", b"")
+    report = nights.run()
+    assert (report.counts.rows, report.files.total) == (0, 0)
+    assert nights.ids() == {DATE: []}
+    nights.write("a.jsonl", make_rows("a"))
+    nights.run(NEXT, incremental=True)
+    assert nights.ids() == {DATE: [], NEXT: ["a"]}
+
+
+def test_an_input_that_does_not_exist_is_refused(local_nights: FakeNights) -> None:
+    with pytest.raises(UserError, match="no data at"):
+        local_nights.run()
+    assert not Path(local_nights.output).exists()
+
+
+@pytest.mark.parametrize("output", ["data", "data/out"])
+def test_an_output_inside_its_input_is_refused(output: str, local_nights: FakeNights) -> None:
+    """A night would read what another one has written."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with pytest.raises(UserError, match="lies within the input"):
+        local_nights.run(output=f"{local_nights.store.uri}/{output}")
+
+
+def test_an_output_in_the_old_layout_is_refused_until_it_is_imported(local_nights: FakeNights) -> None:
+    """The message names the command that converts it."""
+    write_old_night(local_nights.out, DATE, night_of("old"))
+    local_nights.write("a.jsonl", make_rows("a"))
+    with pytest.raises(UserError, match=r"`spin nights import --output .*out`"):
+        local_nights.run()
+    import_old_layout(local_nights.out, retry_seconds=1)
+    local_nights.run("2026-05-05")
+    assert local_nights.ids()["2026-05-05"] == ["a"]
+
+
+def test_names_from_outside_are_taken_literally(nights: FakeNights) -> None:
+    """Characters that mean something in a URI, and a marker object where leases are, stop no night."""
+    for number, name in enumerate(("a&pass=1.jsonl", "sound.jsonl::x.jsonl", "100%.jsonl", "a b#c.jsonl")):
+        nights.write(name, make_rows(f"id{number}"))
+    nights.out.write("_leases/tiny/_lease/", b"") if not nights.out.local else None
+    nights.out.write("_leases/tiny/_lease/marker", b"")
+    nights.run()
+    assert nights.ids() == {DATE: ["id0", "id1", "id2", "id3"]}
+
+
+def test_kept_columns_are_in_predictions_and_dead_letters(nights: FakeNights) -> None:
+    """Their values come from Parquet, JSONL and CSV, in the declared type; a file may lack one."""
+    for name in ("a.parquet", "b.jsonl", "c.csv"):
+        nights.write(name, [{"id": name, "text": "good", "lang": "de", "priority": 7}])
+    nights.write("d.jsonl", [{"id": "d", "text": None, "lang": "fr"}])
+    nights.run(data={"keep": {"lang": None, "priority": "int64"}})
+    assert sorted((row["id"], row["lang"], row["priority"]) for row in nights.predictions()) == [
+        ("a.parquet", "de", 7),
+        ("b.jsonl", "de", 7),
+        ("c.csv", "de", 7),
+    ]
+    assert [(row["id"], row["lang"], row["priority"]) for row in nights.dead_letters()] == [("d", "fr", None)]
+    nights.run(NEXT)  # without the columns: those of the table stay
+    assert {row["lang"] for row in nights.predictions(NEXT)} == {None}
+
+
+def test_a_kept_column_keeps_its_type(local_nights: FakeNights) -> None:
+    """Another type is refused before anything is classified."""
+    local_nights.write("a.parquet", [{"id": "a", "text": "good", "priority": 7}])
+    local_nights.run(data={"keep": ["priority"]})
+    local_nights.write("a.parquet", [{"id": "a", "text": "good", "priority": "high"}])
+    FakeStep.computed.clear()
+    with pytest.raises(UserError, match="priority"):
+        local_nights.run(NEXT, data={"keep": ["priority"]})
+    assert FakeStep.computed == []
+
+
+# Duplicate ids
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_of_rows_with_an_id_the_first_sound_one_is_predicted(
+    name: str, large: bool, local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead row before it does not count, whether the intake reads texts or, in large Parquet files, ids alone."""
+    if large:
+        monkeypatch.setattr(intake, "SMALL", 1)
+    filler = make_rows(*(f"f{n}" for n in range(8)))
+    local_nights.write(name, [*make_rows("x", text=" "), *filler, *make_rows("x", text="bad"), *make_rows("x", "y")])
+    local_nights.write("b.jsonl", make_rows("x", "y", "z"))
+    local_nights.run()
+    labels = {row["id"]: row["label"] for row in local_nights.predictions()}
+    assert labels == {**{row["id"]: "good" for row in filler}, "x": "bad", "y": "good", "z": "good"}
+    assert Counter((row["id"], row["reason"]) for row in local_nights.dead_letters()) == {
+        ("x", "empty_text"): 1,
+        ("x", "repeated_id"): 2,
+        ("y", "repeated_id"): 1,
+    }
+
+
+def test_the_ids_of_a_file_that_cannot_be_read_do_not_count(local_nights: FakeNights) -> None:
+    """Its rows are not predicted, so a row of another file with the id is."""
+    local_nights.write("a.jsonl", b'{"id": "x", "text": "good"}\n{"id": "y", "te')
+    local_nights.write("b.jsonl", make_rows("x"))
+    local_nights.run()
+    assert local_nights.ids() == {DATE: ["x"]}
+    assert local_nights.inputs() == {"a.jsonl": "quarantined", "b.jsonl": "taken"}
+
+
+def test_a_column_that_is_no_id_ends_the_night_before_it_computes(local_nights: FakeNights) -> None:
+    """All rows but one per value would be dead letters: status 4, in one line."""
+    local_nights.write("a.jsonl", [{"id": n % 3, "text": "good"} for n in range(60)])
+    with pytest.raises(BadRowsError, match=r"57 of 60 rows cannot be classified \(57 repeated_id\)"):
+        local_nights.run(documents=100, limits={"max_dead_fraction": 0.5})
+    assert FakeStep.computed == []
+
+
+def test_trusted_ids_are_not_compared(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("x", "x"))
+    local_nights.run(data={"ids": "trusted"})
+    assert local_nights.ids() == {DATE: ["x", "x"]}
+
+
+@pytest.mark.parametrize("partition", [1, 3, 1000])
+def test_duplicates_are_found_in_any_number_of_partitions(
+    partition: int, local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dedup, "PARTITION", partition)
+    local_nights.write("a.jsonl", make_rows(*(f"id{n % 7}" for n in range(20))))
+    local_nights.run()
+    assert local_nights.ids() == {DATE: [f"id{n}" for n in range(7)]}
+    assert len(local_nights.dead_letters()) == 13
+
+
+# Files that cannot be read
+
+
+def test_more_unreadable_files_than_allowed_end_a_night(local_nights: FakeNights) -> None:
+    """The status is 4 and readers see nothing; with a higher limit the next command publishes."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.write("b.parquet", b"PAR1")
+    with pytest.raises(BadRowsError, match=r"1 of 2 files cannot be classified.*b\.parquet") as error:
+        local_nights.run(limits={"max_bad_files": 0.1})
+    assert error.value.status == 4
+    assert list_nights(local_nights.tables) == []
+    report = local_nights.run()
+    assert [file.uri.rpartition("/")[2] for file in report.quarantined] == ["b.parquet"]
+    assert local_nights.ids() == {DATE: ["a"]}
+
+
+def test_an_old_bad_file_does_not_block_small_incremental_nights(local_nights: FakeNights) -> None:
+    """The limit is a share of all files that are listed, not of the new ones."""
+    for number in range(12):
+        local_nights.write(f"{number}.jsonl", make_rows(f"a{number}"))
+    local_nights.write("bad.parquet", b"PAR1")
+    local_nights.run(limits={"max_bad_files": 0.1})
+    local_nights.write("new.jsonl", make_rows("new"))
+    report = local_nights.run(NEXT, incremental=True, limits={"max_bad_files": 0.1})
+    assert (report.files.taken, report.files.skipped, report.files.quarantined) == (1, 12, 1)
+    assert local_nights.ids()[NEXT] == ["new"]
+
+
+@pytest.mark.parametrize("change", ["moved", "replaced"])
+@pytest.mark.parametrize("stage", ["intake", "classify"])
+def test_a_file_that_changes_during_a_night_is_quarantined_alone(
+    change: str, stage: str, nights: FakeNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other files are published, and the next night takes what is there then."""
+    monkeypatch.setattr(intake, "SMALL", 400)
+    nights.write("a.jsonl", make_rows("a"))
+    nights.write("b.jsonl", make_rows(*(f"b{n}" for n in range(20))))
+
+    def change_file() -> None:
+        nights.store.delete("data/b.jsonl")
+        if change == "replaced":
+            nights.write("b.jsonl", make_rows(*(f"new{n}" for n in range(30))))
+
+    with before_call(classify, "_take_in" if stage == "intake" else "_share_models", change_file):
+        report = nights.run()
+    assert report.files.quarantined == 1
+    assert nights.ids() == {DATE: ["a"]}
+    assert nights.inputs() == {"a.jsonl": "taken", "b.jsonl": "quarantined"}
+    nights.run(NEXT, incremental=True)
+    assert nights.ids()[NEXT] == (sorted(f"new{n}" for n in range(30)) if change == "replaced" else [])
+
+
+def test_outages_while_files_are_read_quarantine_none(
+    local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with status 5 each time, and the next command takes the file."""
+    local_nights.write("a.jsonl", make_rows("a"))
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise UnavailableError("the store does not answer")
+
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(InputOpener, "open", fail)
+            with pytest.raises(UnavailableError):
+                local_nights.run()
+    local_nights.run()
+    assert local_nights.inputs() == {"a.jsonl": "taken"}
+    assert local_nights.ids() == {DATE: ["a"]}
+
+
+# Which files a night takes
+
+
+def test_an_incremental_night_takes_what_no_other_date_holds(nights: FakeNights) -> None:
+    """A file that changes is new. Without the flag, a night takes all of its input."""
+    nights.write("a.jsonl", make_rows("a"))
+    nights.write("b.jsonl", make_rows("b"))
+    nights.run()
+    nights.write("b.jsonl", make_rows("b", "b2"))
+    nights.write("c.jsonl", make_rows("c"))
+    report = nights.run(NEXT, incremental=True)
+    assert (report.files.taken, report.files.skipped) == (2, 1)
+    assert nights.ids() == {DATE: ["a", "b"], NEXT: ["b", "b2", "c"]}
+    nights.run(LAST)
+    assert nights.ids()[LAST] == ["a", "b", "b2", "c"]
+
+
+def test_a_failed_night_that_is_resumed_after_its_successor_takes_no_file_twice(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+        local_nights.run(incremental=True)
+    local_nights.write("b.jsonl", make_rows("b"))
+    local_nights.run(NEXT, incremental=True)
+    local_nights.run(DATE, incremental=True)
+    assert local_nights.ids() == {DATE: [], NEXT: ["a", "b"]}
+
+
+def test_a_night_that_is_done_again_after_its_successor_keeps_its_files(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run(incremental=True)
+    local_nights.write("b.jsonl", make_rows("b"))
+    local_nights.run(NEXT, incremental=True)
+    local_nights.write("c.jsonl", make_rows("c"))
+    local_nights.run(DATE, incremental=True, restart=True)
+    assert local_nights.ids() == {DATE: ["a", "c"], NEXT: ["b"]}
+    local_nights.run(LAST, incremental=True)
+    assert local_nights.ids() == {DATE: ["a", "c"], NEXT: ["b"], LAST: []}
+
+
+def test_a_missed_date_that_is_made_up_for_takes_what_is_left(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run(NEXT, incremental=True)
+    local_nights.write("b.jsonl", make_rows("b"))
+    local_nights.run(DATE, incremental=True)
+    local_nights.run(LAST, incremental=True)
+    assert local_nights.ids() == {DATE: ["b"], NEXT: ["a"], LAST: []}
+
+
+def test_nights_of_several_inputs_and_models_share_an_output(local_nights: FakeNights) -> None:
+    """What another input or another model has taken makes no difference."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.write("b.jsonl", make_rows("b"), folder="elsewhere")
+    local_nights.run(incremental=True)
+    local_nights.run(NEXT, incremental=True, source=f"{local_nights.store.uri}/elsewhere")
+    local_nights.run(LAST, incremental=True)
+    local_nights.run(NEXT, incremental=True, registry=FakeRegistry("other/model"))
+    assert local_nights.ids() == {DATE: ["a"], NEXT: ["b"], LAST: []}
+    assert local_nights.ids("other/model") == {NEXT: ["a"]}
+
+
+def test_a_night_that_ends_while_the_next_one_lists_is_seen(local_nights: FakeNights) -> None:
+    """Which files are new is asked after the claim, not when they are listed."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(classify, "lease_model", lambda: local_nights.run(incremental=True)):
+        local_nights.run(NEXT, incremental=True)
+    assert local_nights.ids() == {DATE: ["a"], NEXT: []}
+
+
+def test_a_night_in_the_future_is_refused(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    with pytest.raises(UserError, match="is in the future"):
+        local_nights.run("2999-01-01")
+
+
+# Resuming and starting over
+
+
+def fail() -> None:
+    """Fail as a store that does not answer."""
+    raise UnavailableError("the store does not answer")
+
+
+def fail_from(number: int) -> Callable[[], None]:
+    """A function that fails from its call of this number on."""
+    calls = count(1)
+
+    def fail_then() -> None:
+        if next(calls) >= number:
+            fail()
+
+    return fail_then
 
 
 @contextmanager
-def crash_at(number: int, after: bool) -> Iterator[list[str]]:
+def crash_at(number: int, *, after: bool) -> Iterator[list[str]]:
     """Raise Crash at the store's mutation of this number, before or after it is made; yields the list of mutations."""
     mutations: list[str] = []
-    patch = pytest.MonkeyPatch()
 
     def crashing(name: str) -> Callable[..., Any]:
         method = getattr(Store, name)
 
         def mutate(store: Store, *args: Any) -> Any:
-            mutations.append(f"{name} {args[-1] if name in ('copy', 'move') else args[0]}")
-            if len(mutations) > number:
+            mutations.append(f"{name} {args[0]}" if name != "delete_many" else name)
+            if len(mutations) > number or (len(mutations) == number and not after):
                 raise Crash  # a dead process runs no `finally` block
-            if len(mutations) == number and not after:
-                raise Crash
             result = method(store, *args)
             if len(mutations) == number:
                 raise Crash
@@ -171,123 +410,32 @@ def crash_at(number: int, after: bool) -> Iterator[list[str]]:
 
         return mutate
 
-    patch.setattr(Lease, "_renew", lambda _: None)  # heartbeats are not steps of the night
-    patch.setattr(Lease, "__exit__", lambda *_: None)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lease, "_renew", lambda _: None)  # heartbeats are not steps of the night
+        patch.setattr(Lease, "__exit__", lambda *_: None)
         for name in MUTATING_METHODS:
             patch.setattr(Store, name, crashing(name))
         yield mutations
-    finally:
-        patch.undo()
-
-
-def delete_lease(out: Store) -> None:
-    """Delete the lease of a crashed run: its process is this one, so that the lease would look alive."""
-    for key in out.list("_lease"):
-        out.delete(key)
-
-
-def check_complete(out: Store, label: str = "x", files: int = 2, date: str = "2026-01-31") -> None:
-    """Check that every row is published once, through `latest` and in the hive folders, and that no work is left."""
-    manifest = out.read_json(out.read_json("latest")["manifest"])
-    counts = manifest["counts"]
-    assert counts["rows"] == counts["predicted"] + counts["dead"] == 6 * files
-    rows = read_predictions(out.uri)
-    ids = [row["id"] for row in rows]
-    assert {row["label"] for row in rows} == {label}
-    assert len(set(ids)) == len(ids) == counts["predicted"]
-    letters = read_rows(out, f"dead_letters/date={date}")
-    assert len(letters) == counts["dead"]
-    assert sorted(ids + [row["id"] for row in letters]) == [
-        f"{n:06d}-{row}" for n in range(2 * files) for row in range(3)
-    ]
-    assert [row["id"] for row in read_rows(out, f"predictions/date={date}")] == ids
-    disagreements = [(row["id"], row["label"]) for row in read_rows(out, f"disagreements/date={date}")]
-    assert disagreements == [(f"{n:06d}-0", label) for n in range(0, 2 * files, 2)]
-    work = [key for key in out.list("_runs") if "/parts/" in key or "/attempts/" in key]
-    assert work == []
-    latest = out.read_json("latest")
-    assert {out.read(key) for key in ("report.json", f"_runs/{latest['run']}/report.json")} == {latest["run"].encode()}
-
-
-def read_rows(out: Store, folder: str) -> list[dict[str, Any]]:
-    """Return the rows of all Parquet files in a folder of the output."""
-    rows = []
-    for key in out.list(folder):
-        data = out.read(key)
-        assert data is not None
-        rows += pq.read_table(pa.BufferReader(data)).to_pylist()
-    return rows
-
-
-def record_steps() -> list[str]:
-    """Return the mutations of the store in an undisturbed night, in order."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder, crash_at(10**6, after=True) as mutations:
-        run_night(Store(folder), FakeStep())
-    return mutations
-
-
-STEPS = record_steps()
-PUBLISHED = STEPS.index("write published.json") + 1
-"""number of the step after which a night only deletes"""
-
-
-def test_a_night_is_committed_in_order() -> None:
-    """The order is: data, outcomes, manifest, published parts, `latest`, deletion of temporary objects."""
-
-    def first_index(text: str) -> int:
-        return next(n for n, step in enumerate(STEPS) if text in step)
-
-    order = [
-        "create _lease",
-        "write plan.json",
-        "create parts/000003-000001-1.dead.parquet",
-        "create parts/000003.json",
-        "write manifest.json",
-        "move predictions/date=2026-01-31/part-001-000000-000001-1.parquet",
-        "write latest",
-        "write published.json",
-        "delete parts",
-    ]
-    indices = [first_index(text) for text in order]
-    assert indices == sorted(indices)
-    assert first_index("write latest") > max(n for n, step in enumerate(STEPS) if step.startswith("move"))
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("number", range(1, len(STEPS) + 1), ids=STEPS)
-def test_a_crash_at_any_step_loses_nothing(number: int, after: bool, tmp_path: Path) -> None:
+def test_a_crash_at_any_step_loses_nothing(after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rerun completes the night and computes at most one shard again: the one in progress."""
-    out, step = Store(str(tmp_path)), FakeStep()
-    with crash_at(number, after), pytest.raises(Crash):
-        run_night(out, step)
-    if out.read_json("latest") is not None:
-        assert read_predictions(out.uri), "the night that `latest` names has its rows"
-    delete_lease(out)
-    run_night(out, step)
-    check_complete(out)
-    assert len(step.computed) <= 4 + 1
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, len(STEPS) + 6), st.booleans(), st.booleans()), max_size=6))
-def test_many_crashes_lose_nothing(
-    tmp_path_factory: pytest.TempPathFactory, crashes: list[tuple[int, bool, bool]]
-) -> None:
-    """The crashes follow each other at any steps; in between, the night may be restarted with another model."""
-    out = Store(str(tmp_path_factory.mktemp("out")))
-    model = "1"
-    for number, after, changed in crashes:
-        model = str(int(model) + changed)
-        with crash_at(number, after), suppress(Crash):
-            run_night(out, FakeStep(model), metadata={**METADATA, "model": model}, restart=True)
-        delete_lease(out)
-        if out.read_json("latest") is not None:
-            assert len({row["label"] for row in read_predictions(out.uri)}) == 1
-    run_night(out, FakeStep(model), metadata={**METADATA, "model": model}, restart=True)
-    check_complete(out, model)
+    use_fake_step(monkeypatch)
+    for number in count(1):
+        nights = FakeNights(str(tmp_path / str(number)))
+        nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(6)), "a0"))
+        FakeStep.computed.clear()
+        with crash_at(number, after=after) as mutations, suppress(Crash):
+            nights.run()
+        nights.expire_lease()
+        nights.run()
+        assert nights.ids() == {DATE: [f"a{n}" for n in range(6)]}, mutations[-1]
+        assert [row["reason"] for row in nights.dead_letters()] == ["repeated_id"], mutations[-1]
+        assert len(FakeStep.computed) <= 2 + 1, mutations[-1]
+        if len(mutations) < number:
+            break
+    assert number > 20
 
 
 @contextmanager
@@ -315,375 +463,303 @@ def fill_disk(folder: Path) -> None:
                     file.write(bytes(size))
 
 
-@pytest.mark.parametrize("number", range(1, len(STEPS) + 1), ids=STEPS)
-def test_a_full_disk_at_any_step_fails_clearly_and_resumes(number: int, tmp_path: Path) -> None:
-    """The run ends with status 5 on a real disk, and readers see all of the night or nothing.
+@pytest.mark.parametrize("step", ["choose_run", "_take_in", "_share_models", "finish_night", "publish"])
+def test_a_full_disk_ends_a_night_with_status_5_and_it_resumes(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers see nothing of it, and with more space a rerun completes the night."""
+    use_fake_step(monkeypatch)
+    nights, disk = FakeNights(str(tmp_path)), tmp_path / "out"
+    nights.write("a.jsonl", make_rows("a", "b"))
+    disk.mkdir()
+    with mount_small_disk(disk):
+        with (
+            before_call(classify, step, lambda: fill_disk(disk)),
+            pytest.raises(UnavailableError, match=r"is full .*run it again to resume") as error,
+        ):
+            nights.run()
+        assert error.value.status == 5
+        assert list_nights(nights.tables) == []
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        nights.expire_lease()
+        nights.run()
+        assert nights.ids() == {DATE: ["a", "b"]}
 
-    No temporary file is left, and with more space a rerun completes the night.
-    """
-    folder, step, steps = tmp_path / "disk", FakeStep(), 0
-    folder.mkdir()
 
-    def fill_at_step() -> None:
-        nonlocal steps
-        steps += 1
-        if steps == number:
-            fill_disk(folder)
+def test_a_resumed_run_computes_only_what_is_missing(local_nights: FakeNights) -> None:
+    """It keeps to the files of its plan; the next night takes the others."""
+    local_nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(12))))
+    with (
+        before_call(FakeStep, "_find_dead", fail_from(3), once=False),
+        pytest.raises(UnavailableError),
+    ):
+        local_nights.run()
+    local_nights.write("b.jsonl", make_rows("b"))
+    FakeStep.computed.clear()
+    local_nights.run()
+    assert FakeStep.computed == ["000002"]
+    assert local_nights.ids() == {DATE: sorted(f"a{n}" for n in range(12))}
+    local_nights.run(NEXT, incremental=True)
+    assert local_nights.ids()[NEXT] == ["b"]
 
-    with mount_small_disk(folder):
-        out = Store(str(folder))
-        with call_at_every_step(fill_at_step):
-            if number > PUBLISHED:  # deleting needs no space
-                run_night(out, step)
-            else:
-                with pytest.raises(UnavailableError, match=r"is full .*No space left.*run it again to resume") as error:
-                    run_night(out, step)
-                assert error.value.status == 5
-        assert [path.name for path in folder.rglob(".*")] == [".ballast"]
-        if out.read_json("latest") is None:
-            assert number <= STEPS.index("write latest") + 1
+
+def test_a_folder_has_one_name(local_nights: FakeNights) -> None:
+    """A run goes on whether the input is named with a slash at its end or without."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+        local_nights.run(source=f"{local_nights.source}/")
+    FakeStep.computed.clear()
+    local_nights.run()
+    assert FakeStep.computed == []
+    assert local_nights.ids() == {DATE: ["a"]}
+
+
+def test_a_run_with_other_settings_is_refused_without_restart(local_nights: FakeNights) -> None:
+    """The error names the difference, also of a night that is published."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run()
+    local_nights.registry.champion = "2"
+    with pytest.raises(UserError, match=r'model\.version is "2", was "1".*--restart'):
+        local_nights.run()
+    with pytest.raises(UserError, match="incremental is true, was false"):
+        local_nights.run(model="models:/tiny/1", incremental=True)
+    assert {row["model_version"] for row in local_nights.predictions()} == {"1"}
+    local_nights.run(restart=True)
+    assert {row["model_version"] for row in local_nights.predictions()} == {"2"}
+
+
+def test_a_restart_computes_everything_anew(local_nights: FakeNights) -> None:
+    """Settings and files are the same. Late files are taken, and the old night is visible until the commit."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    first = local_nights.run()
+    local_nights.write("b.jsonl", make_rows("b"))
+    local_nights.run()
+    assert local_nights.ids() == {DATE: ["a"]}
+    seen: list[dict[str, list[str]]] = []
+    with before_call(publication, "_commit_predictions", lambda: seen.append(local_nights.ids())):
+        second = local_nights.run(restart=True)
+    assert seen == [{DATE: ["a"]}]
+    assert FakeStep.computed == ["000000", "000000"]
+    assert local_nights.ids() == {DATE: ["a", "b"]}
+    assert first.run < second.run
+
+
+def test_a_restart_that_fails_leaves_the_old_night_and_is_resumed(local_nights: FakeNights) -> None:
+    """The next command without a flag goes on with the new run."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run()
+    local_nights.write("b.jsonl", make_rows("b"))
+    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+        local_nights.run(restart=True)
+    assert local_nights.ids() == {DATE: ["a"]}
+    assert len(list_unfinished(local_nights.tables)) == 1
+    local_nights.run()
+    assert local_nights.ids() == {DATE: ["a", "b"]}
+    assert list_unfinished(local_nights.tables) == []
+
+
+@pytest.mark.parametrize("damage", ["deleted", "replaced"])
+def test_a_published_night_that_has_lost_a_file_is_not_reported_as_done(damage: str, local_nights: FakeNights) -> None:
+    """The error names the file and --restart, which puts the night right."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    report = local_nights.run()
+    [key] = local_nights.out.list(f"predictions/{report.run}")
+    local_nights.out.delete(key)
+    if damage == "replaced":
+        local_nights.out.write(key, b"another file")
+    with pytest.raises(UserError, match=rf"{key} (is missing|has 12 bytes).*--restart"):
+        local_nights.run()
+    local_nights.run(restart=True)
+    assert local_nights.ids() == {DATE: ["a"]}
+
+
+def test_a_rerun_after_midnight_names_the_unfinished_night(
+    local_nights: FakeNights, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line tells how to resume it; a night with a date of its own, or after the resumption, says nothing."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+        local_nights.run()
+    local_nights.run(NEXT)
+    assert caplog.messages == []
+    local_nights.run(None)
+    [line] = caplog.messages
+    assert f"run {DATE}-tiny-000001 is unfinished" in line
+    assert f"--date {DATE}" in line
+    caplog.clear()
+    local_nights.run(DATE)
+    local_nights.run(None, restart=True)
+    assert caplog.messages == []
+
+
+def test_a_night_is_compared_with_the_one_before_it_of_the_same_model(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    assert local_nights.run(DATE).before is None
+    assert local_nights.run(NEXT, registry=FakeRegistry("other")).before is None
+    earlier = local_nights.run(LAST).before
+    assert earlier is not None
+    assert (earlier.date, earlier.counts.rows) == (DATE, 1)
+
+
+def test_the_report_at_the_top_is_that_of_the_newest_night(local_nights: FakeNights) -> None:
+    """A date that is made up for later does not replace it."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run(NEXT)
+    local_nights.run(DATE)
+    assert local_nights.out.read_json("report.json")["date"] == NEXT
+    assert NEXT.encode() in (local_nights.out.read("report.html") or b"")
+
+
+def test_a_report_that_is_lost_is_made_again(local_nights: FakeNights) -> None:
+    """Nothing is computed and the night does not change."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    report = local_nights.run()
+    version = local_nights.tables.open(PREDICTIONS).files({})
+    for key in ("report.json", f"_runs/{report.run}/report.json"):
+        local_nights.out.delete(key)
+    again = local_nights.run()
+    assert (again.run, again.counts) == (report.run, report.counts)
+    assert FakeStep.computed == ["000000"]
+    assert local_nights.tables.open(PREDICTIONS).files({}) == version
+
+
+# Drivers that overtake each other
+
+
+WAKING = {
+    "before it claims": (classify, "claim"),
+    "while it plans": (classify, "choose_run"),
+    "before the intake": (classify, "_take_in"),
+    "after the intake": (classify, "_plan_shards"),
+    "while it classifies": (FakeStep, "_find_dead"),
+    "before its records": (classify, "finish_night"),
+    "before it publishes": (finish, "publish_night"),
+    "between side tables and predictions": (publication, "_commit_predictions"),
+}
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["resume", "restart"])
+@pytest.mark.parametrize("waking", WAKING)
+def test_a_driver_that_wakes_after_another_has_published_changes_nothing(
+    waking: str, restart: bool, nights: FakeNights
+) -> None:
+    """It is suspended at any step, its lease expires, and another driver does the night. It leaves with status 3."""
+    nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(9)), "a0"))
+    state: list[Any] = []
+
+    def overtake() -> None:
+        nights.expire_lease()
+        nights.run(restart=restart)
+        state.append(describe_tables(nights))
+
+    with before_call(*WAKING[waking], overtake):
+        if waking == "before it claims":
+            with suppress(HeldError):  # it claims later than the other one, and finds the night done
+                nights.run()
         else:
-            assert len(read_predictions(out.uri)) == 10
-        subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
-        delete_lease(out)
-        run_night(out, step)
-        check_complete(out)
-        assert len(step.computed) <= 4 + 1
+            with pytest.raises(HeldError) as error:
+                nights.run()
+            assert error.value.status == 3
+    assert nights.ids() == {DATE: [f"a{n}" for n in range(9)]}
+    assert [describe_tables(nights)] == state
+    nights.expire_lease()
+    nights.run()
+    assert [describe_tables(nights)] == state
 
 
-S3_STEPS = (
-    "write manifest",
-    "predictions/date=2026-01-31/part-001-000002",
-    "write latest",
-    "published",
-    "delete parts",
-)
+def describe_tables(nights: FakeNights) -> Any:
+    """What readers see of an output: the files of all tables with their content, and the reports."""
+    files = {
+        table: [(file, nights.tables.store(table).read(file.path)) for file in nights.tables.open(table).files({})]
+        for table in (PREDICTIONS, DEAD_LETTERS, INPUTS)
+    }
+    return files, nights.out.read("report.json")
 
 
-@pytest.mark.s3
-@pytest.mark.parametrize("number", [n for n, step in enumerate(STEPS, 1) if any(text in step for text in S3_STEPS)])
-def test_a_crash_loses_nothing_on_s3(number: int, s3_server: str, tmp_path: Path) -> None:
-    """The crashes are at steps of the manifest, the publication and the cleanup."""
-    out, step = Store(f"{s3_server}/night-{tmp_path.parent.name}-{number}"), FakeStep()
-    out.delete("")
-    with crash_at(number, after=True), pytest.raises(Crash):
-        run_night(out, step)
-    delete_lease(out)
-    run_night(out, step)
-    check_complete(out)
+def test_a_driver_that_wakes_after_its_date_was_restarted_twice_changes_nothing(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+
+    def overtake() -> None:
+        for _ in range(2):
+            local_nights.expire_lease()
+            local_nights.run(restart=True)
+        local_nights.write("b.jsonl", make_rows("b"))
+        local_nights.expire_lease()
+        local_nights.run(NEXT, incremental=True)
+
+    with before_call(FakeStep, "_find_dead", overtake), pytest.raises(HeldError):
+        local_nights.run()
+    assert local_nights.ids() == {DATE: ["a"], NEXT: ["b"]}
 
 
-def test_a_reader_sees_all_of_a_night_or_none(store_uri: str) -> None:
-    """A reader that polls while runs of a night are published gets all rows of one run, or an error."""
-    out = Store(store_uri)
+def test_two_models_work_in_an_output_at_the_same_time(local_nights: FakeNights) -> None:
+    """Each has its own lease and claim."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(FakeStep, "_find_dead", lambda: local_nights.run(registry=FakeRegistry("other"))):
+        local_nights.run()
+    assert local_nights.ids() == local_nights.ids("other") == {DATE: ["a"]}
+
+
+def test_a_second_driver_is_refused_while_the_first_works(local_nights: FakeNights) -> None:
+    """The error names the first one."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    refused: list[str] = []
+
+    def start_another() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Lease, "_outlive", lambda lease, number: lease._refuse(number))
+            with pytest.raises(HeldError) as error:
+                local_nights.run()
+            refused.append(str(error.value))
+
+    with before_call(FakeStep, "_find_dead", start_another):
+        local_nights.run()
+    assert f"process {os.getpid()}" in refused[0]
+    assert local_nights.ids() == {DATE: ["a"]}
+
+
+def test_a_reader_sees_all_of_a_night_or_none(nights: FakeNights) -> None:
+    """A reader that polls while a night is done again gets all rows of one run."""
     stop, readings = threading.Event(), []
+    nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(10))))
+    nights.run()
 
     def poll() -> None:
         while not stop.is_set():
-            try:
-                rows = read_predictions(store_uri)
-            except UserError:  # no night yet, or its parts were replaced while they were read
-                continue
-            readings.append((len(rows), {row["label"] for row in rows}))
+            rows = read_predictions(nights.output)
+            readings.append((len(rows), {row["model_version"] for row in rows}))
 
     reader = threading.Thread(target=poll)
     reader.start()
     try:
-        for model in map(str, range(4)):
-            run_night(out, FakeStep(model), metadata={**METADATA, "model": model}, restart=True)
+        for version in ("2", "3"):
+            nights.registry.champion = version
+            nights.run(restart=True)
     finally:
         stop.set()
         reader.join()
-    assert readings
     assert {count for count, _ in readings} == {10}
-    assert max(len(labels) for _, labels in readings) == 1
+    assert max(len(versions) for _, versions in readings) == 1
 
 
-@contextmanager
-def call_at_every_step(callback: Callable[[], None]) -> Iterator[None]:
-    """Call a function before every mutation of the store and after the last one."""
-
-    def with_callback(method: Callable[..., Any]) -> Callable[..., Any]:
-        def mutate(store: Store, *args: Any) -> Any:
-            callback()
-            return method(store, *args)
-
-        return mutate
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in MUTATING_METHODS:
-            patch.setattr(Store, name, with_callback(getattr(Store, name)))
-        yield
-    callback()
+# Counting and blame
 
 
-def test_a_reader_at_any_step_sees_all_of_a_night_or_none(tmp_path: Path) -> None:
-    """While a run and then a second run are published, a reader sees nothing, the first, nothing and the second."""
-    out = Store(str(tmp_path))
-    states: list[Any] = []
-
-    def read_state() -> None:
-        if out.read_json("latest") is None:
-            states.append("none")
-            return
-        rows = read_predictions(out.uri)
-        assert len(rows) == 10
-        states.extend({row["label"] for row in rows})
-
-    with call_at_every_step(read_state):
-        run_night(out, FakeStep("first"))
-        run_night(out, FakeStep("second"), metadata={**METADATA, "model": "2"}, restart=True)
-    assert [state for state, _ in groupby(states)] == ["none", "first", "none", "second"]
-
-
-def test_new_files_wait_for_the_next_night(tmp_path: Path) -> None:
-    """A resumed run classifies the files of its plan; the next date classifies all."""
-    out, step = Store(str(tmp_path)), FakeStep()
-    with crash_at(8, after=True), pytest.raises(Crash):
-        run_night(out, step)
-    delete_lease(out)
-    run_night(out, step, files=make_input_files(3))
-    check_complete(out, files=2)
-    run_night(out, step, files=make_input_files(3), date="2026-02-01")
-    check_complete(out, files=3, date="2026-02-01")
-
-
-CHANGES: dict[str, tuple[dict[str, Any], list[InputFile], str]] = {
-    "model": ({**METADATA, "model": "2"}, make_input_files(2), 'model is "2", was "1"'),
-    "format": ({**METADATA, "format": 2}, make_input_files(2), "format is 2, was 1"),
-    "file changed": (METADATA, make_input_files(2, "w"), 'files.0.version is "w", was "v"'),
-    "file gone": (METADATA, make_input_files(1), 'files.1.version is "gone", was "v"'),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_plan_is_refused_without_restart(change: str, tmp_path: Path) -> None:
-    """The error names the difference; `restart` makes a new run, and publishing it deletes the old one."""
-    metadata, files, difference = CHANGES[change]
-    out = Store(str(tmp_path))
-    run_night(out, FakeStep("old"))
-    with pytest.raises(UserError, match=r"--restart") as raised:
-        run_night(out, FakeStep("new"), metadata=metadata, files=files)
-    assert difference in str(raised.value)
-    check_complete(out, "old")
-    run_night(out, FakeStep("new"), metadata=metadata, files=files, restart=True)
-    check_complete(out, "new", files=len(files))
-    assert [key for key in out.list("_runs") if "-001/" in key] == []
-
-
-def test_a_finished_night_is_not_computed_again(tmp_path: Path) -> None:
-    """As long as nothing has changed, this holds with `restart` too."""
-    out, step = Store(str(tmp_path)), FakeStep()
-    first = run_night(out, step)
-    assert run_night(out, step, restart=True) == run_night(out, step) == first
-    assert step.computed == [0, 1, 2, 3]
-
-
-def test_latest_stays_at_the_newest_date(tmp_path: Path) -> None:
-    """A missed night that is run later is published in its own folder."""
-    out = Store(str(tmp_path))
-    run_night(out, FakeStep("new"), date="2026-02-02")
-    run_night(out, FakeStep("old"), date="2026-02-01")
-    assert out.read_json("latest")["date"] == "2026-02-02"
-    assert {row["label"] for row in read_rows(out, "predictions/date=2026-02-01")} == {"old"}
-    check_complete(out, "new", date="2026-02-02")
-
-
-class RealColumnsStep(FakeStep):
-    """A step whose predictions have the columns of a real night; some have no label."""
-
-    def __init__(self, multilabel: bool) -> None:
-        super().__init__()
-        self.multilabel = multilabel
-
-    def choose_label(self, shard: Shard, row: int) -> Any:
-        if row == 1:
-            return [] if self.multilabel and shard.index else None
-        return ["good", "late"] if self.multilabel else "good"
-
-    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
-        result = super().__call__(shard, attempt)
-        rows = [
-            {
-                "id": f"{shard.name}-{row}",
-                "label": self.choose_label(shard, row),
-                "score": 0.75,
-                "scores": [0.75, 0.25],
-                "depth": 3,
-                "model_version": "7",
-            }
-            for row in range(result.counts.predicted)
-        ]
-        table = pa.Table.from_pylist(rows, schema=predictions_schema(self.multilabel))
-        return StepResult({**result.files, "predictions.parquet": to_parquet(table)}, result.counts)
-
-
-@pytest.mark.parametrize("multilabel", [False, True], ids=["label", "labels"])
-def test_all_nights_are_readable_as_one_table(multilabel: bool, tmp_path: Path) -> None:
-    """PyArrow and DuckDB read the hive folders as one table with a column `date`."""
-    import duckdb
-    import pyarrow.dataset as ds
-
-    out, dates, step = Store(str(tmp_path)), ["2026-02-01", "2026-02-02"], RealColumnsStep(multilabel)
-    for day in dates:
-        run_night(out, step, date=day)
-    columns = ["id", "label", "score", "scores", "depth", "model_version", "date"]
-    expected = [
-        (f"{n:06d}-{row}", step.choose_label(Shard(n), row), 0.75, [0.75, 0.25], 3, "7", day)
-        for day in dates
-        for n in range(4)
-        for row in range(3 - n % 2)
-    ]
-    table = ds.dataset(f"{out.uri}/predictions", partitioning="hive").to_table().sort_by([("date", "ascending")])
-    assert table.schema.remove_metadata() == predictions_schema(multilabel).append(pa.field("date", pa.string()))
-    assert [tuple(row[name] for name in columns) for row in table.to_pylist()] == expected
-    nights = duckdb.read_parquet(f"{out.uri}/predictions/*/*.parquet", hive_partitioning=True)
-    assert nights.columns == columns
-    label = "VARCHAR[]" if multilabel else "VARCHAR"
-    assert list(map(str, nights.types)) == ["VARCHAR", label, "FLOAT", "FLOAT[]", "INTEGER", "VARCHAR", "DATE"]
-    assert [(*row[:-1], str(row[-1])) for row in nights.order("date, id").fetchall()] == expected
-    [count] = nights.filter("date = '2026-02-02' and label is null").aggregate("count(*)").fetchall()
-    assert count == (1 if multilabel else 4,)
-    letters = ds.dataset(f"{out.uri}/dead_letters", partitioning="hive").to_table()
-    assert Counter(letters["date"].to_pylist()) == dict.fromkeys(dates, 2)
-
-
-def test_a_run_that_lost_its_lease_publishes_nothing(tmp_path: Path) -> None:
-    """The lease is taken by another run during the publication: the run stops before its next step."""
-    out = Store(str(tmp_path))
-    move = Store.move
-
-    def move_and_lose_lease(store: Store, key: str, to: str) -> None:
-        move(store, key, to)
-        [number] = store.list("_lease")
-        record = LeaseRecord(
-            holder="another run",
-            kernel=None,
-            pid=1,
-            started=None,
-            token="another",
-            beat="first",
-            ttl=30.0,
-            ended=False,
-        )
-        store.write(f"{number[:-1]}{int(number[-1]) + 1}", record.to_bytes())
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "move", move_and_lose_lease)
-        with pytest.raises(HeldError, match="another run"):
-            run_night(out, FakeStep())
-    assert out.read_json("latest") is None
-    assert len(out.list("predictions")) == 1
-
-
-WAITING_RUN = """
-import sys
-from tests.pipelines.nightly import test_night as night
-from pipelines.service_errors import HeldError
-
-class WaitingStep(night.FakeStep):
-    def __call__(self, shard, attempt):
-        if shard.index == 1:
-            print("waiting", flush=True)
-            sys.stdin.readline()
-        return super().__call__(shard, attempt)
-
-try:
-    night.run_night(night.Store(sys.argv[1]), WaitingStep(), ttl=2)
-except HeldError as error:
-    print(error, flush=True)
-    sys.exit(error.status)
-"""
-
-
-def test_a_run_that_wakes_after_its_lease_was_taken_publishes_nothing(store_uri: str) -> None:
-    """A second run on the same output is refused as long as the first runs, and the error names the first.
-
-    When the first is stopped for longer than its lease, the second publishes; the first then ends with status 3.
-    """
-    out = Store(store_uri)
-    first = subprocess.Popen(
-        [sys.executable, "-c", WAITING_RUN, store_uri],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert first.stdin is not None
-    assert first.stdout is not None
-    try:
-        assert first.stdout.readline() == "waiting\n"
-        with pytest.raises(HeldError, match=f"process {first.pid}"):
-            run_night(out, FakeStep(), ttl=2)
-        first.send_signal(signal.SIGSTOP)
-        run_night(out, FakeStep(), ttl=2)
-        check_complete(out)
-        before = read_predictions(store_uri)
-        first.send_signal(signal.SIGCONT)
-        output, _ = first.communicate("on\n", timeout=60)
-    finally:
-        first.kill()
-        first.wait()
-    assert first.returncode == 3
-    assert "is held by" in output
-    assert read_predictions(store_uri) == before
-    assert len(out.list("predictions")) == 4
-
-
-def test_an_unreadable_file_is_quarantined_as_a_whole(tmp_path: Path) -> None:
-    """Rows that were predicted before the error are left out too; the counts are those of the other files."""
-
-    class UnreadableFileStep(FakeStep):
-        def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
-            result = super().__call__(shard, attempt)
-            if shard.index != 3:
-                return result
-            return StepResult({}, replace(result.counts, rows=0, predicted=0, dead=0, bad="f1 is corrupt"))
-
-    out = Store(str(tmp_path))
-    manifest = run_night(out, UnreadableFileStep())
-    assert manifest.quarantined == (QuarantinedFile("f1", "f1 is corrupt"),)
-    assert [file.uri for file in manifest.inputs] == ["f0"]
-    assert {name: getattr(manifest.counts, name) for name in ("rows", "predicted", "dead")} == {
-        "rows": 6,
-        "predicted": 5,
-        "dead": 1,
-    }
-    assert len(read_predictions(out.uri)) == 5
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"dead": 0}, "3 were planned, 3 read, 2 predicted or dead"),
-        ({"rows": 4, "predicted": 3}, "3 were planned, 4 read, 4 predicted or dead"),
-    ],
-)
-def test_counts_that_do_not_add_up_are_an_error_that_names_the_difference(change: dict[str, Any], message: str) -> None:
-    """A row is missing, a row was not planned, or a shard is not committed."""
-    shards = plan_two_shards_per_file(make_input_files(1))
-    counts = [FakeStep()(shard, None).counts for shard in shards]  # type: ignore[arg-type]
-    outcomes = [ShardOutcome(count, {}, tries=1, seconds=1.0, ended=0.0) for count in counts]
-    reconcile(shards, outcomes)
-    with pytest.raises(SpinError, match=message):
-        reconcile(shards, [outcomes[0], replace(outcomes[1], counts=replace(counts[1], **change))])
-    with pytest.raises(SpinError, match="2 shards were planned, 1 are committed"):
-        reconcile(shards, outcomes[:1])
-
-
-def test_a_night_whose_counts_do_not_add_up_is_not_published(tmp_path: Path) -> None:
-    """A step that loses a row makes the run fail before the manifest is written."""
+def test_a_night_whose_counts_do_not_add_up_is_not_published(
+    local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that loses a row makes the run fail before anything is recorded."""
 
     class RowLosingStep(FakeStep):
-        def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
+        def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[Any]:
             result = super().__call__(shard, attempt)
-            counts = replace(result.counts, predicted=result.counts.predicted - (shard.index == 2))
-            return StepResult(result.files, counts)
+            return replace(result, counts=replace(result.counts, predicted=result.counts.predicted - 1))
 
-    out = Store(str(tmp_path))
-    with pytest.raises(SpinError, match="3 were planned, 3 read, 2 predicted or dead; nothing is published"):
-        run_night(out, RowLosingStep())
-    assert [key for key in out.list() if not key.startswith(("_lease/", "_runs/"))] == []
+    monkeypatch.setattr(classify, "ClassifyStep", RowLosingStep)
+    local_nights.write("a.jsonl", make_rows("a", "b"))
+    with pytest.raises(SpinError, match="2 rows were planned, 2 read, 1 predicted or dead; nothing is published"):
+        local_nights.run()
+    assert list_nights(local_nights.tables) == []
 
 
 def test_crashes_of_the_machine_are_not_blamed_on_a_document(tmp_path: Path) -> None:

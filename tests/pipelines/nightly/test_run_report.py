@@ -1,4 +1,4 @@
-"""The report of a nightly run, as JSON and in a real browser: the page shows the manifest and loads nothing else."""
+"""The report of a nightly run, as JSON and in a real browser: the page shows the report and loads nothing else."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.nightly.run_records import RunManifest
+from pipelines.nightly.night_report import NightReport, measure_throughput, slowest_shards
+from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.nightly.run_report import render_reports, report_page
+from pipelines.storage.records import to_json
+from pipelines.storage.shard_log import ShardOutcome
 from tests.support.browser import open_page
 from tests.support.hostile_text import HOSTILE_TEXTS
 
@@ -30,17 +33,18 @@ def make_drift(name: str, psi: float, now: list[int], then: list[int], **more: A
 
 
 def render_page(record: dict[str, Any]) -> str:
-    """The report page of a manifest given as JSON."""
-    return report_page(RunManifest.from_json(record))
+    """The report page of a report given as JSON."""
+    return report_page(NightReport.from_json(record))
 
 
-def make_manifest(**changes: Any) -> dict[str, Any]:
-    """JSON of the manifest of a night of 12,345 documents in 30 shards, with a pause after half of them."""
+def make_report(**changes: Any) -> dict[str, Any]:
+    """JSON of the report of a night of 12,345 documents in 30 shards, with a pause after half of them."""
     draw = np.random.default_rng(0)
     rows = [400] * 29 + [745]
     shards = [
         {
             "uri": f"s3://inbox/{n // 10}.parquet",
+            "work": "0",
             "rows": count,
             **dict.fromkeys(("predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0),
             **{name: {} for name in ("reasons", "labels", "depths", "files")},
@@ -50,6 +54,7 @@ def make_manifest(**changes: Any) -> dict[str, Any]:
         }
         for n, count in enumerate(rows)
     ]
+    outcomes = [ShardOutcome.from_json(shard, ClassifyCounts) for shard in shards]
     moved = [{"column": f"ffn.0{n}.max", "neuron": 17 * n, "shift": 0.9 - 0.1 * n} for n in range(5)]
     counts = {
         "rows": 12345,
@@ -65,22 +70,22 @@ def make_manifest(**changes: Any) -> dict[str, Any]:
         "depths": {"6": 12300},
     }
     return {
-        "stage": "classify",
-        "format": 5,
         "output": "s3://nights",
         "date": "2026-03-01",
-        "run": "2026-03-01-001",
+        "run": "2026-03-01-tweets-000007",
+        "token": 7,
+        "incremental": True,
         "model": "tweets",
         "model_version": "7",
         "fingerprint": "0123456789abcdef" * 4,
         "classes": ["late", "lovely"],
         "counts": counts,
         "seconds": 411.5,
-        "inputs": [{"uri": f"s3://inbox/{n}.parquet", "kind": "parquet", "size": 7, "version": "v"} for n in range(3)],
-        "skipped": [],
+        "files": {"taken": 3, "skipped": 40, "quarantined": 2},
         "quarantined": [{"uri": "s3://inbox/x.parquet", "reason": "it is corrupt"}],
-        "shards": shards,
-        "parts": [{"key": "predictions/p", "of": "parts/p", "bytes": 3, "sha256": "00"}],
+        "shards": 30,
+        "throughput": {**to_json(measure_throughput(outcomes)), "mean": 30.0, "seconds": 411.5},
+        "slowest": to_json(slowest_shards(outcomes)),
         "before": {
             "date": "2026-02-28",
             "model_version": "6",
@@ -102,16 +107,17 @@ def read_texts(window: Any, selector: str) -> list[str]:
     return [" ".join(text.split()) for text in window.locator(selector).all_inner_texts()]
 
 
-def test_the_report_shows_the_numbers_of_the_manifest(browser: Any, tmp_path: Path) -> None:
+def test_the_page_shows_the_numbers_of_the_report(browser: Any, tmp_path: Path) -> None:
     """It has counts that add up and the drift; reasons and shards are listed with the largest first."""
-    with open_page(browser, tmp_path, render_page(make_manifest())) as window:
+    with open_page(browser, tmp_path, render_page(make_report())) as window:
         page_text = window.locator("body").inner_text()
         assert read_texts(window, ".sum > *") == ["12,345 documents", "=", "12,300 predicted", "+", "45 dead letters"]
         for phrase in (
             "tweets, night of 2026-03-01",
-            "version 7 · run 2026-03-01-001 · fingerprint 0123456789ab",
+            "version 7 · run 2026-03-01-tweets-000007 · fingerprint 0123456789ab",
             "Drift from training: distribution of the labels, means of the selected neurons",
-            "Files: 3 read, 1 quarantined, 0 skipped",
+            "Files: 3 read, 2 quarantined, 40 skipped",
+            "Not listed: 1 more, which are in the table inputs.",
             "654,321 tokens; 77 texts truncated",
             "321 documents without a label",
             "12,300 documents exited after block 6",
@@ -149,7 +155,7 @@ def test_the_report_compares_the_shadow_class_by_class(browser: Any, tmp_path: P
         {"late": {"late": 7900, "lovely": 60, "": 40}, "lovely": {"lovely": 3970, "late": 7}, "": {"": 321}}
     )
     for width in (1280, 390):
-        with open_page(browser, tmp_path, render_page(make_manifest(shadow=agreement)), width=width) as window:
+        with open_page(browser, tmp_path, render_page(make_report(shadow=agreement)), width=width) as window:
             section = window.locator("main section section", has_text="Version 8 scored the same documents")
             assert (
                 "It agrees on 99.1\u202f% of 12,298 documents. The documents on which the two differ"
@@ -169,17 +175,17 @@ def test_the_report_compares_the_shadow_class_by_class(browser: Any, tmp_path: P
             ]
             assert window.evaluate("document.documentElement.scrollWidth") <= width
     multilabel = make_agreement({"late": {"late": 9, "": 2}, "": {"lovely": 3}}, multilabel=True)
-    with open_page(browser, tmp_path, render_page(make_manifest(shadow=multilabel))) as window:
+    with open_page(browser, tmp_path, render_page(make_report(shadow=multilabel))) as window:
         section = window.locator("main section section", has_text="Version 8 scored the same documents")
         assert read_texts(section, "table >> nth=0 >> tbody tr") == ["lovely 0 3 0", "late 11 9 9"]
         assert read_texts(section, "table >> nth=1 >> tbody tr") == ["not given lovely 3", "late not given 2"]
-    assert "Shadow" not in render_page(make_manifest())
+    assert "Shadow" not in render_page(make_report())
 
 
 def test_charts_are_visible_and_show_a_pause(browser: Any, tmp_path: Path) -> None:
     """The page fits on a wide and on a narrow screen without scrolling sideways."""
     for width in (1280, 390):
-        with open_page(browser, tmp_path, render_page(make_manifest()), width=width, scheme="dark") as window:
+        with open_page(browser, tmp_path, render_page(make_report()), width=width, scheme="dark") as window:
             box = window.locator(".pace svg").bounding_box()
             assert box["width"] > 0.7 * min(width, 1000)
             assert box["height"] > 60
@@ -194,13 +200,13 @@ def test_charts_are_visible_and_show_a_pause(browser: Any, tmp_path: Path) -> No
 
 def test_no_text_becomes_markup(browser: Any, tmp_path: Path) -> None:
     """Labels, files and reasons are shown literally, and no script runs."""
-    counts = make_manifest()["counts"] | {
+    counts = make_report()["counts"] | {
         "labels": dict.fromkeys(HOSTILE_TEXTS, 5),
         "reasons": dict.fromkeys(HOSTILE_TEXTS, 5),
     }
     quarantined = [{"uri": text, "reason": text} for text in HOSTILE_TEXTS]
     agreement = make_agreement({text: {text: 5, HOSTILE_TEXTS[0]: 1} for text in HOSTILE_TEXTS})
-    record = make_manifest(counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[], shadow=agreement)
+    record = make_report(counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[], shadow=agreement)
     with open_page(browser, tmp_path, render_page(record)) as window:
         for selector in ("tbody th bdi", "tbody td bdi"):
             assert {" ".join(text.split()) for text in HOSTILE_TEXTS} <= set(read_texts(window, selector))
@@ -209,32 +215,28 @@ def test_no_text_becomes_markup(browser: Any, tmp_path: Path) -> None:
 def test_an_empty_night_has_a_report(browser: Any, tmp_path: Path) -> None:
     """The page states that no document was read."""
     counts: dict[str, Any] = {
-        name: {} if isinstance(count, dict) else 0 for name, count in make_manifest()["counts"].items()
+        name: {} if isinstance(count, dict) else 0 for name, count in make_report()["counts"].items()
     }
-    record = make_manifest(counts=counts, shards=[], quarantined=[], before=None, drift=[], seconds=0.0)
+    files = {"taken": 0, "skipped": 0, "quarantined": 0}
+    nothing: dict[str, Any] = {"throughput": None, "slowest": [], "quarantined": [], "drift": [], "files": files}
+    record = make_report(counts=counts, shards=0, before=None, seconds=0.0, **nothing)
     with open_page(browser, tmp_path, render_page(record)) as window:
         page_text = window.locator("body").inner_text()
         assert "No document was read." in page_text
         assert "There are no dead letters, and no file was quarantined." in page_text
 
 
-def test_the_json_report_is_the_manifest_without_shards_and_parts() -> None:
+def test_the_json_report_holds_everything_that_the_page_shows() -> None:
     """The page next to it refers to no other resource."""
-    reports = render_reports(RunManifest.from_json(make_manifest()))
-    summary = json.loads(reports["report.json"])
-    assert summary == {name: value for name, value in make_manifest().items() if name not in ("shards", "parts")}
+    reports = render_reports(NightReport.from_json(make_report()))
+    assert json.loads(reports["report.json"]) == make_report()
     assert not re.search(r"<script|<link|<img|@import|url\(|\bsrc=|\bhref=", reports["report.html"].decode())
 
 
-def test_a_manifest_survives_a_json_round_trip() -> None:
-    """`before` is null if there is no earlier night; `shadow` is absent if there is no shadow."""
+def test_a_report_survives_a_json_round_trip() -> None:
+    """`before` and `shadow` are absent if there is no earlier night and no shadow."""
     agreement = {**make_agreement({"late": {"late": 9, "": 1}}), "agreement": 0.9}
     no_agreement = {**agreement, "compared": 0, "agreed": 0, "agreement": None, "confusion": {}}
-    records = (
-        make_manifest(),
-        make_manifest(before=None),
-        make_manifest(shadow=agreement),
-        make_manifest(shadow=no_agreement),
-    )
-    for record in records:
-        assert json.loads(json.dumps(RunManifest.from_json(record).to_json())) == record
+    for changes in ({}, {"before": None}, {"shadow": agreement}, {"shadow": no_agreement}):
+        record = {name: value for name, value in make_report(**changes).items() if value is not None}
+        assert json.loads(json.dumps(NightReport.from_json(record).to_json())) == record

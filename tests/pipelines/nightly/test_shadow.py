@@ -12,21 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset as ds
 import pytest
 import torch
 from transformers import BertModel
 
 from jobs import cli
-from pipelines.data import readers
-from pipelines.data.readers import Documents
+from pipelines.data import intake
 from pipelines.data.shards import Shard
-from pipelines.nightly import classify
-from pipelines.nightly.classify_step import ClassifyStep
-from pipelines.nightly.run_records import RunManifest
+from pipelines.data.spool import CheckedRows
+from pipelines.data.spool import read_rows as read_rows_of_shard
+from pipelines.nightly import classify, classify_step
+from pipelines.nightly.classify_step import ClassifyStep, data_layout
+from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.tables.night_tables import DISAGREEMENTS, NightTables, read_rows
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import ShardLog
+from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.fault_isolation import MAX_CRASHES
 from pipelines.workers.map_shards import map_shards
 from spin.classifier import SpinClassifier
@@ -87,7 +89,7 @@ def project(
 class FullDepthProject(NightProject):
     """Nights without early exit, unless `set` turns it on."""
 
-    def run_night(self, *args: Any, set: tuple[str, ...] = (), **options: Any) -> RunManifest:
+    def run_night(self, *args: Any, set: tuple[str, ...] = (), **options: Any) -> NightReport:
         return super().run_night(*args, set=("classify.cascade=false", *set), **options)
 
 
@@ -95,21 +97,32 @@ ROWS = tiny.make_documents(150, CLASSES, seed=3)
 INVALID: list[Row] = [{"id": "x", "text": None}, {"id": "y", "text": " "}, dict(ROWS[3])]
 
 
-def collect_shard_digests(manifest: RunManifest) -> dict[str, str]:
+def read_outcomes(report: NightReport) -> list[ShardOutcome[ClassifyCounts]]:
+    """Return the outcomes of the shards of a night, in order."""
+    shard_log = ShardLog(Store(report.output), layout=data_layout(report.run))
+    return list(shard_log.outcomes(ClassifyCounts).values())
+
+
+def collect_shard_digests(report: NightReport) -> dict[str, str]:
     """Return the SHA-256 of every file of every shard, except those that only a night with a shadow has."""
-    files = {key: file for shard in manifest.shards for key, file in shard.files.items()}
+    files = {key: file for outcome in read_outcomes(report) for key, file in outcome.files.items()}
     return {key: file.sha256 for key, file in files.items() if "disagreements" not in key}
 
 
-def get_agreement(manifest: RunManifest) -> ShadowAgreement:
+def get_agreement(report: NightReport) -> ShadowAgreement:
     """Return the agreement with the shadow, which the night must have had."""
-    assert manifest.shadow is not None
-    return manifest.shadow
+    assert report.shadow is not None
+    return report.shadow
 
 
 def read_disagreements(project: NightProject, out: str = "out") -> list[Row]:
-    folder = project.folder / out / "disagreements" / f"date={DATE}"
-    return ds.dataset(folder).to_table().to_pylist() if folder.exists() else []
+    """Return the disagreements of the night; the labels of a multi-label task are in columns of their own."""
+    rows = read_rows(NightTables(Store(str(project.folder / out))).open(DISAGREEMENTS), {"date": DATE}).to_pylist()
+    for row in rows:
+        for name in ("label", "shadow_label"):
+            lists = row.pop(f"{name}s")
+            row[name] = row[name] if lists is None else lists
+    return rows
 
 
 @pytest.mark.parametrize(("model", "shadow"), PAIRS)
@@ -120,11 +133,12 @@ def test_a_shadow_does_not_change_the_night(project: NightProject, model: str, s
     project.promote(model)
     alone = project.run_night("alone", documents)
     with_shadow = project.run_night("shadow", documents, shadow=f"models:/tiny/{shadow}")
-    assert len(alone.shards) == len(with_shadow.shards)
+    assert alone.shards == with_shadow.shards
     assert collect_shard_digests(with_shadow) == collect_shard_digests(alone)
     assert with_shadow.counts == alone.counts
     for kind in ("predictions", "dead_letters"):
-        files = [sorted((project.folder / out / kind).rglob("*.parquet")) for out in ("alone", "shadow")]
+        files = [sorted((project.folder / out / kind).glob("*/*.parquet")) for out in ("alone", "shadow")]
+        assert files[0]
         assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
     assert get_agreement(with_shadow).counts.compared == 150
 
@@ -165,7 +179,7 @@ def test_the_shadow_predicts_as_it_does_alone(project: NightProject, model: str,
     """Disagreements and counts equal those of the two classifiers alone and a plain loop."""
     project.write("a.jsonl", [*ROWS, *INVALID])
     project.promote(model)
-    manifest = project.run_night(shadow=f"models:/tiny/{shadow}", set=(f"decision.abstain={abstain}",))
+    report = project.run_night(shadow=f"models:/tiny/{shadow}", set=(f"decision.abstain={abstain}",))
     texts = [row["text"] for row in ROWS]
     model_classifier, shadow_classifier = (
         SpinClassifier.load(project.registry_fixture.folder / number) for number in (model, shadow)
@@ -186,7 +200,7 @@ def test_the_shadow_predicts_as_it_does_alone(project: NightProject, model: str,
             label, row = labels[n][side], probabilities[n]
             scores.append(row[classifier.classes.index(label)] if isinstance(label, str) else row.max())
         np.testing.assert_allclose([row[column] for row in disagreements], scores, atol=1e-4)
-    agreement = get_agreement(manifest)
+    agreement = get_agreement(report)
     assert (agreement.version, agreement.counts.compared, agreement.counts.failed) == (shadow, 150, 0)
     assert (agreement.counts.agreed, agreement.agreement) == (150 - len(expected), round(1 - len(expected) / 150, 4))
     cells: Counter[tuple[Any, Any]] = Counter()
@@ -281,7 +295,7 @@ def test_a_resumed_night_compares_every_document_once(project: NightProject, mon
         pass
 
     def die_at_third_shard(shard_log: ShardLog, name: str, *args: Any, **keywords: Any) -> Any:
-        if shard_log.store.uri.endswith("-001") and name == "000002":
+        if shard_log.layout.folder and name == "000002":
             raise Killed
         return commit(shard_log, name, *args, **keywords)
 
@@ -289,7 +303,7 @@ def test_a_resumed_night_compares_every_document_once(project: NightProject, mon
         patch.setattr(ShardLog, "commit", die_at_third_shard)
         with pytest.raises(Killed):
             project.run_night(shadow="challenger")
-    assert project.list_published_keys() == []
+    assert project.list_published_runs() == []
     resumed = project.run_night(shadow="challenger")
     assert resumed.shadow == uninterrupted.shadow
     assert read_disagreements(project) == read_disagreements(project, "uninterrupted")
@@ -303,17 +317,17 @@ def test_documents_of_a_quarantined_file_are_not_compared(
     project.write("a.jsonl", ROWS[:80])
     project.write("b.jsonl", ROWS[80:])
 
-    read_shard = readers.read_shard
+    monkeypatch.setattr(intake, "SMALL", 1)
 
-    def fail_on_second_shard(shard: Shard, *args: Any, **keywords: Any) -> Documents:
+    def fail_on_second_shard(shard: Shard, *args: Any) -> CheckedRows:
         if shard.index == 1:
             raise BadFileError("a.jsonl is corrupt")
-        return read_shard(shard, *args, **keywords)
+        return read_rows_of_shard(shard, *args)
 
-    monkeypatch.setattr(readers, "read_shard", fail_on_second_shard)
-    manifest = project.run_night(shadow=f"models:/tiny/{DEEP}", max_bad_files=0.5)
-    assert len(manifest.quarantined) == 1
-    assert get_agreement(manifest).counts.compared == manifest.counts.rows == 70
+    monkeypatch.setattr(classify_step, "read_rows", fail_on_second_shard)
+    report = project.run_night(shadow=f"models:/tiny/{DEEP}", max_bad_files=0.5)
+    assert len(report.quarantined) == 1
+    assert get_agreement(report).counts.compared == report.counts.rows == 70
     assert {row["id"] for row in read_disagreements(project)} <= {row["id"] for row in ROWS[80:]}
 
 
@@ -326,7 +340,7 @@ def test_another_shadow_is_refused_without_restart(project: NightProject) -> Non
         with pytest.raises(UserError, match=rf"shadow\.version is {difference}.*--restart"):
             project.run_night(shadow=shadow)
     project.run_night(restart=True)
-    assert [key for key in project.list_published_keys() if "disagreements" in key] == []
+    assert read_disagreements(project) == []
     with pytest.raises(UserError, match=r'shadow\.version is "2", was absent.*--restart'):
         project.run_night(shadow=f"models:/tiny/{DEEP}")
 
@@ -366,7 +380,7 @@ def test_an_unusable_shadow_is_refused_before_any_work(
         (folder / "config.json").write_text(json.dumps(config) if backbone else "half")
     with pytest.raises(UserError, match=message):
         project.run_night(shadow=shadow, set=set)
-    assert [key for key in Store(str(project.folder / "out")).list() if not key.startswith("_lease/")] == []
+    assert [key for key in Store(str(project.folder / "out")).list() if not key.startswith("_leases/")] == []
 
 
 class FailingBlockStep(ClassifyStep):
@@ -403,20 +417,20 @@ def test_a_document_on_which_only_the_shadow_raises_is_predicted(
     rows = [*ROWS[:17], {"id": "unknown word", "text": "the zebra was late"}, *ROWS[17:]]
     project.write("a.jsonl", rows)
     alone = project.run_night("alone")
-    manifest = project.run_night(shadow=f"models:/tiny/{DEEP}")
-    assert collect_shard_digests(manifest) == collect_shard_digests(alone)
-    assert (manifest.counts.dead, manifest.counts.predicted) == (0, 151)
-    assert (get_agreement(manifest).counts.compared, get_agreement(manifest).counts.failed) == (150, 1)
+    report = project.run_night(shadow=f"models:/tiny/{DEEP}")
+    assert collect_shard_digests(report) == collect_shard_digests(alone)
+    assert (report.counts.dead, report.counts.predicted) == (0, 151)
+    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150, 1)
     ids = [row["id"] for row in read_disagreements(project)]
     assert ids == sorted(ids)
     project.write("a.jsonl", ROWS)
     without_failure = project.run_night("without_failure", shadow=f"models:/tiny/{DEEP}")
-    assert get_agreement(without_failure).counts.confusion == get_agreement(manifest).counts.confusion
+    assert get_agreement(without_failure).counts.confusion == get_agreement(report).counts.confusion
     project.promote(DEEP)
     project.write("a.jsonl", rows)
-    manifest = project.run_night("deep", shadow=f"models:/tiny/{SHALLOW}")
-    assert manifest.counts.reasons == {"poison": 1}
-    assert (get_agreement(manifest).counts.compared, get_agreement(manifest).counts.failed) == (150, 0)
+    report = project.run_night("deep", shadow=f"models:/tiny/{SHALLOW}")
+    assert report.counts.reasons == {"poison": 1}
+    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150, 0)
 
 
 def test_a_shadow_that_always_raises_is_tried_a_limited_number_of_times(
@@ -428,9 +442,9 @@ def test_a_shadow_that_always_raises_is_tried_a_limited_number_of_times(
     monkeypatch.setattr(FailingBlockStep, "raised", 0)
     project.write("a.jsonl", ROWS)
     alone = project.run_night("alone", 1000)
-    manifest = project.run_night(documents=1000, shadow=f"models:/tiny/{DEEP}")
-    assert collect_shard_digests(manifest) == collect_shard_digests(alone)
-    assert (get_agreement(manifest).counts.compared, get_agreement(manifest).counts.failed) == (0, 150)
+    report = project.run_night(documents=1000, shadow=f"models:/tiny/{DEEP}")
+    assert collect_shard_digests(report) == collect_shard_digests(alone)
+    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (0, 150)
     assert FailingBlockStep.raised == 1 + 100
 
 
@@ -441,10 +455,10 @@ def test_a_document_that_the_model_cannot_compute_is_not_compared(
     monkeypatch.setattr(classify, "ClassifyStep", chaos.ChaosStep)
     project.write("a.jsonl", [*ROWS[:17], {"id": "poison", "text": chaos.RAISE}, *ROWS[17:]])
     alone = project.run_night("alone")
-    manifest = project.run_night(shadow=f"models:/tiny/{DEEP}")
-    assert collect_shard_digests(manifest) == collect_shard_digests(alone)
-    assert manifest.counts.reasons == {"poison": 1}
-    assert (get_agreement(manifest).counts.compared, get_agreement(manifest).counts.failed) == (150, 0)
+    report = project.run_night(shadow=f"models:/tiny/{DEEP}")
+    assert collect_shard_digests(report) == collect_shard_digests(alone)
+    assert report.counts.reasons == {"poison": 1}
+    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150, 0)
     ids = [row["id"] for row in read_disagreements(project)]
     assert ids == sorted(ids)
 
@@ -456,14 +470,15 @@ def test_the_shadow_is_skipped_in_a_shard_that_crashes_its_processes(
     """It is skipped after as many crashes as may be the machine's fault; the documents of the shard are predicted."""
     project.write("a.jsonl", ROWS)
 
-    def record_crashes(store: Store) -> None:
-        store.write_json("attempts/000001/000000.json", {"id": "x", "begun": crashes, "open": [""] * crashes})
+    def record_crashes(shard_log: ShardLog) -> None:
+        crashed = {"id": "x", "begun": crashes, "open": [""] * crashes}
+        shard_log.store.write_json(shard_log.attempt_key("000000"), crashed)
 
     call_before_stage("classify", record_crashes, monkeypatch)
-    manifest = project.run_night(shadow=f"models:/tiny/{DEEP}")
-    failed = manifest.shards[0].counts.rows if crashes == MAX_CRASHES else 0
-    assert manifest.counts.predicted == 150
-    assert (get_agreement(manifest).counts.compared, get_agreement(manifest).counts.failed) == (150 - failed, failed)
+    report = project.run_night(shadow=f"models:/tiny/{DEEP}")
+    failed = read_outcomes(report)[0].counts.rows if crashes == MAX_CRASHES else 0
+    assert report.counts.predicted == 150
+    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150 - failed, failed)
 
 
 def test_a_night_without_predictions_has_no_agreement(project: NightProject) -> None:
@@ -491,16 +506,17 @@ def test_a_night_without_a_shadow_writes_nothing_about_shadows(project: NightPro
     project.write("a.jsonl", ROWS)
     project.run_night()
     out = Store(str(project.folder / "out"))
-    assert [key for key in out.list() if "shadow" in key or "disagreements" in key] == []
-    for key in out.list():
+    keys = [key for key in out.list() if not key.startswith(("disagreements/_delta_log/", "_leases/"))]
+    assert [key for key in keys if "shadow" in key or "disagreements" in key] == []
+    for key in keys:
         data = (out.read(key) or b"").replace(str(project.folder).encode(), b"")  # the folder is named after this test
-        assert key.startswith("_lease/") or b"shadow" not in data.lower(), key
-    facts = out.read_json(f"_runs/{DATE}-001/plan.json")["facts"]
+        assert b"shadow" not in data.lower(), key
+    facts = out.read_json(f"_runs/{DATE}-tiny-000001/plan.json")["facts"]
     assert set(facts) == {
         *("format", "model", "choose", "decision", "backbone", "data", "shard_documents", "cascade"),
-        *("dead_letter_text", "files"),
+        *("dead_letter_text", "incremental"),
     }
-    assert facts["format"] == 5
+    assert facts["format"] == 6
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly import classify
+from pipelines.nightly.tables.night_history import list_nights
 from pipelines.service_errors import UnavailableError
-from pipelines.storage import filesystem, object_store
+from pipelines.storage import delta_table, filesystem, object_store
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import StepResult
-from tests.pipelines.nightly.test_night import FakeStep, check_complete, delete_lease, read_predictions, run_night
+from tests.support.fake_nights import DATE, FakeNights, FakeStep, make_rows, use_fake_step
 from tests.support.proxy import FAULTS, Proxy, run_proxy
 
 pytestmark = pytest.mark.s3
@@ -112,32 +113,32 @@ def test_a_write_to_a_server_that_stops_reading_times_out(
     ("number", "fault"),
     [
         (3, "throttle"),
-        (25, "throttle"),
-        (55, "throttle"),
-        (85, "throttle"),
-        (115, "throttle"),
-        (40, "lost"),
-        (100, "lost"),
+        (40, "throttle"),
+        (80, "throttle"),
+        (120, "throttle"),
+        (160, "throttle"),
+        (60, "lost"),
+        (140, "lost"),
     ],
 )
 def test_a_night_resumes_after_a_store_outage(
     number: int, fault: str, s3_server: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every request after a given one fails: the night ends without partial results, and a rerun completes it."""
+    use_fake_step(monkeypatch)
     monkeypatch.setattr(filesystem, "_ATTEMPTS", 2)
-    uri = f"{s3_server}/{uuid.uuid4().hex}"
-    step, base = FakeStep(), proxy.count
+    monkeypatch.setattr(delta_table, "DEADLINE", 1)
+    nights = FakeNights(f"{s3_server}/{uuid.uuid4().hex}")
+    nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(12))))
+    base = proxy.count
     proxy.fault = lambda count, *_: fault if count > base + number else None
-    with suppress(UnavailableError):  # the highest numbers come after the last request of the night
-        run_night(Store(uri), step)
+    with suppress(UnavailableError):  # the highest numbers may come after the last request of the night
+        nights.run()
     proxy.fault = lambda *_: None
-    out = Store(uri)
-    if out.read_json("latest") is not None:
-        assert len(read_predictions(uri)) == 10
-    delete_lease(out)
-    run_night(out, step)
-    check_complete(out)
-    assert len(step.computed) <= 5
+    nights.expire_lease()
+    nights.run()
+    assert nights.ids() == {DATE: sorted(f"a{n}" for n in range(12))}
+    assert len(FakeStep.computed) <= 3 + 1
 
 
 @pytest.fixture
@@ -146,22 +147,24 @@ def small_bucket(s3_server: str) -> str:
     return "s3://spin-small"
 
 
-def test_an_exhausted_quota_fails_the_night_and_publishes_nothing(small_bucket: str) -> None:
+def test_an_exhausted_quota_fails_the_night_and_publishes_nothing(
+    small_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error has status 5, names the quota and says how to resume."""
-    out, ballast = Store(f"{small_bucket}/{uuid.uuid4().hex}"), Store(f"{small_bucket}/ballast")
+    use_fake_step(monkeypatch)
+    nights, ballast = FakeNights(f"{small_bucket}/{uuid.uuid4().hex}"), Store(f"{small_bucket}/ballast")
+    nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(12))))
     ballast.write("a", bytes(3 << 20))
 
     class LargeStep(FakeStep):
-        def __call__(self, shard: Any, attempt: Any) -> StepResult[ClassifyCounts]:
+        def __call__(self, shard: Any, attempt: Any) -> StepResult[Any]:
             result = super().__call__(shard, attempt)
-            large = result.files["predictions.parquet"] + bytes(1 << 19)
-            return StepResult({**result.files, "dead.parquet": large}, result.counts)
+            return StepResult({**result.files, "dead.parquet": bytes(1 << 19)}, result.counts)
 
-    step = LargeStep()
+    monkeypatch.setattr(classify, "ClassifyStep", LargeStep)
     with pytest.raises(UnavailableError, match=r"is full .*QuotaExceeded.*run it again to resume") as error:
-        run_night(out, step)
+        nights.run()
     assert error.value.status == 5
-    assert out.read_json("latest") is None
-    assert out.list("predictions") == out.list("dead_letters") == []
+    assert list_nights(nights.tables) == []
     ballast.delete("")
-    out.delete("")
+    nights.store.delete("")

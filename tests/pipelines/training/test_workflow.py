@@ -16,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pipelines.nightly.publish import read_predictions
 
 from pipelines.data import readers
 from pipelines.data.shards import Piece, Shard
+from pipelines.nightly import finish
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.drift_check import check_drift
+from pipelines.nightly.tables.night_history import list_nights, read_predictions
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, read_rows
 from pipelines.registry import promote
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipelines.service_errors import BadRowsError, DriftError, UnavailableError
@@ -168,8 +170,8 @@ def test_every_row_of_a_night_is_predicted_or_a_dead_letter(project: Project) ->
     ]
     source = project.write("night.parquet", [*({k: row[k] for k in ("id", "text")} for row in batch), *rejected])
     output = f"{project.base}/nights"
-    manifest = run_classify(project.settings, project.registry, source, output, night="2026-01-31")
-    counts = manifest.counts
+    report = run_classify(project.settings, project.registry, source, output, night="2026-01-31")
+    counts = report.counts
     assert (counts.rows, counts.predicted, counts.dead) == (174, 170, 4)
     assert counts.reasons == {"null_id": 1, "null_text": 1, "empty_text": 1, "repeated_id": 1}
     rows = read_predictions(output)
@@ -177,20 +179,19 @@ def test_every_row_of_a_night_is_predicted_or_a_dead_letter(project: Project) ->
     spin = project.registry.load("1")
     assert [row["label"] for row in rows] == list(spin.predict([row["text"] for row in batch]))
     assert {row["model_version"] for row in rows} == {"1"}
-    np.testing.assert_allclose([sum(row["scores"]) for row in rows], 1, atol=1e-5)
+    np.testing.assert_allclose([sum(row["scores"].values()) for row in rows], 1, atol=1e-5)
     out = Store(output)
     assert out.read_json("report.json")["counts"] == asdict(counts)
-    [letters] = out.list("dead_letters/date=2026-01-31")
-    dead = pq.read_table(pa.BufferReader(out.read(letters))).to_pylist()
+    dead = read_rows(NightTables(out).open(DEAD_LETTERS), {"date": "2026-01-31"}).to_pylist()
     assert [letter["reason"] for letter in dead] == ["null_id", "null_text", "empty_text", "repeated_id"]
     again = run_classify(project.settings, project.registry, source, output, night="2026-01-31")
-    assert again == manifest
+    assert again == report
     [logged] = search_mlflow_runs(project, "2026-01-31")
     assert logged.data.metrics["rows"] == 174
     assert logged.data.metrics["dead_rate"] == pytest.approx(4 / 174)
     assert logged.data.metrics["documents_per_s"] > 0
     assert logged.data.tags["spin.version"] == "1"
-    assert logged.data.metrics["psi_labels"] == manifest.drift[0].psi < manifest.drift[0].limit
+    assert logged.data.metrics["psi_labels"] == report.drift[0].psi < report.drift[0].limit
     assert "174 documents" in (out.read("report.html") or b"").decode().replace("</b>", "")
 
 
@@ -201,17 +202,17 @@ def test_a_drifted_night_is_published_and_reported(project: Project) -> None:
     output = f"{project.base}/drifted"
     usual = project.write("usual.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:99]])
     run_classify(project.without_ray, project.registry, usual, output, night="2026-01-01")
-    manifest = run_classify(project.without_ray, project.registry, source, output, night="2026-01-02")
-    drifted = {drift.name for drift in manifest.drift if drift.drifted}
+    report = run_classify(project.without_ray, project.registry, source, output, night="2026-01-02")
+    drifted = {drift.name for drift in report.drift if drift.drifted}
     assert {"labels", "lengths"} <= drifted
-    labels = manifest.drift[0]
+    labels = report.drift[0]
     assert sum(labels.now) == len(batch)
     assert sum(labels.then) == project.report.results.counts["test"]
-    assert manifest.before is not None
-    assert manifest.before.date == "2026-01-01"
-    assert sum(manifest.before.counts.labels.values()) == 99
+    assert report.before is not None
+    assert report.before.date == "2026-01-01"
+    assert sum(report.before.counts.labels.values()) == 99
     with pytest.raises(DriftError, match=r"is published, but it drifted from training: labels .*report\.html") as error:
-        check_drift(manifest)
+        check_drift(report)
     assert error.value.status == 7
     assert len(read_predictions(output)) == len(batch)
 
@@ -242,34 +243,30 @@ def test_a_night_with_too_many_dead_letters_publishes_nothing(project: Project) 
     output = f"{project.base}/strict"
     with pytest.raises(BadRowsError, match=r"1 of 4 rows cannot be classified .1 empty_text."):
         run_classify(project.without_ray, project.registry, source, output, night="2026-01-31")
-    assert not [key for key in Store(output).list() if not key.startswith(("_lease/", "_runs/"))]
+    assert list_nights(NightTables(Store(output))) == []
     lenient = project.make_settings(classify={"max_dead_fraction": 0.5}, ray=WITHOUT_RAY)
     assert run_classify(lenient, project.registry, source, output, night="2026-01-31").counts.predicted == 3
 
 
-def test_a_night_with_changed_files_is_refused_until_it_is_restarted(
+def test_a_restarted_night_replaces_the_old_one_in_one_commit(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error names the difference. `--restart` starts the night over.
+    """Without `--restart` the files of the plan count. If the new run fails, readers still see the old one."""
 
-    If the restarted run fails while it publishes parts, readers see no night; the next run publishes all of it.
-    """
-
-    def fail_to_move(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise UnavailableError("no space")
 
     source = project.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:20]])
     output = f"{project.base}/versions"
     run_classify(project.without_ray, project.registry, source, output, night="2026-02-01")
     more = project.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:30]])
-    with pytest.raises(UserError, match=r"classify: .*files\.0\.size.*--restart"):
-        run_classify(project.without_ray, project.registry, more, output, night="2026-02-01")
+    run_classify(project.without_ray, project.registry, more, output, night="2026-02-01")
+    assert len(read_predictions(output)) == 20
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "move", fail_to_move)
+        patch.setattr(finish, "publish_night", fail)
         with pytest.raises(UnavailableError, match="no space"):
             run_classify(project.without_ray, project.registry, more, output, night="2026-02-01", restart=True)
-    with pytest.raises(UserError, match="has no finished night"):
-        read_predictions(output)
+    assert len(read_predictions(output)) == 20
     run_classify(project.without_ray, project.registry, more, output, night="2026-02-01")
     assert len(read_predictions(output)) == 30
 
@@ -297,7 +294,7 @@ def test_choose_and_decision_change_a_night_without_training(project: Project) -
     rows = read_predictions(output)
     spin = Registry(cheapest).load("1")
     assert {row["depth"] for row in rows} == {spin.training_result.choices["cheapest"].selection.depth}
-    margins = [np.diff(np.sort(row["scores"])[-2:])[0] for row in rows]
+    margins = [np.diff(np.sort(list(row["scores"].values()))[-2:])[0] for row in rows]
     assert [row["label"] is None for row in rows] == [margin < 0.6 for margin in margins]
     assert 0 < counts.abstained == sum(row["label"] is None for row in rows) < 50
 
@@ -331,7 +328,7 @@ def test_a_multilabel_corpus_is_trained_promoted_evaluated_and_classified(
     evaluation = run_evaluate(settings, registry, settings.data.train)
     assert evaluation.per_class["extra"].f1 > 0.7  # 0 for a model that has learned nothing
     night = run_classify(settings, registry, settings.data.train, str(tmp_path / "out"))
-    predicted: dict[str, Any] = {row["id"]: row["label"] for row in read_predictions(str(tmp_path / "out"))}
+    predicted: dict[str, Any] = {row["id"]: row["labels"] for row in read_predictions(str(tmp_path / "out"))}
     assert all(isinstance(label, list) for label in predicted.values())
     accuracy = np.mean([("extra" in predicted[row["id"]]) == ("extra" in row["label"]) for row in rows])
     assert accuracy > 0.75

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from pipelines.nightly.publish import read_manifest, read_predictions
 
 from infra.nodes import Nodes
+from pipelines.nightly.tables.night_history import read_predictions
 from pipelines.service_errors import HeldError
 from pipelines.storage.object_store import Store
 from pipelines.workers.job_client import JobServer
@@ -168,7 +168,7 @@ def test_a_night_uses_added_nodes_and_survives_lost_ones(
     assert driver.returncode == 0, output
     predictions = read_predictions(f"{base}/out")
     assert Counter(row["id"] for row in predictions) == Counter(row["id"] for row in rows)
-    assert read_manifest(f"{base}/out").counts.predicted == 480
+    assert Store(f"{base}/out").read_json("report.json")["counts"]["predicted"] == 480
     [lost_shard] = {shard for node, shard in read_attempts() if node == third.node_id}
     attempts = Counter(shard for _, shard in read_attempts())
     assert {shard for shard, count in attempts.items() if count > 1} <= {lost_shard}
