@@ -202,9 +202,8 @@ def _scores_by_class(predictions: Predictions, classes: Sequence[str]) -> pa.Arr
 
 def _with_kept(table: pa.Table, documents: CheckedRows, rows: Sequence[int]) -> pa.Table:
     """The rows with their kept columns."""
-    kept = documents.kept.take(pa.array(rows, pa.int64()))
-    for name in kept.column_names:
-        table = table.append_column(name, kept[name])
+    for name in documents.kept.column_names:
+        table = table.append_column(name, documents.kept[name].take(pa.array(rows, pa.int64())))
     return table
 
 

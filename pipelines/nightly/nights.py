@@ -31,9 +31,10 @@ from pipelines.nightly.tables.night_tables import (
     TAKEN,
     NightTables,
     PublishedRun,
+    was_published,
 )
 from pipelines.nightly.tables.old_layout import ImportReport, has_old_layout, import_old_layout, refuse_old_layout
-from pipelines.nightly.tables.publication import claim, restore_night, was_published
+from pipelines.nightly.tables.publication import claim, restore_night
 from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store

@@ -25,8 +25,7 @@ from pipelines.nightly.tables.night_records import (
     model_slug,
     run_name,
 )
-from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables
-from pipelines.nightly.tables.publication import was_published
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, was_published
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import StagePlan, create_plan, fingerprint, read_plan
 from spin.errors import UserError
@@ -157,7 +156,12 @@ def choose_run(tables: NightTables, token: int, request: NightRequest) -> Chosen
             return run
         _log.warning("%s: %s is not continued; a new run begins", tables.out.uri, name)
     record = begin_run(
-        tables.out, date=request.date, model=request.model, model_version=request.model_version, token=token
+        tables.out,
+        date=request.date,
+        model=request.model,
+        model_version=request.model_version,
+        token=token,
+        incremental=request.incremental,
     )
     return _plan_run(tables, record, token, request)
 
