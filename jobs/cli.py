@@ -134,14 +134,19 @@ def classify(
     ] = None,
     incremental: Annotated[
         bool,
-        typer.Option("--incremental", help="skip files that other nights of the model in the output have classified"),
+        typer.Option(
+            "--incremental", help="skip files that a published night of another date of this output has taken"
+        ),
+    ] = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="begin a new run of the date; the night that is published stays until its end"),
     ] = False,
     check: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="also classify N of the documents in float32 and compare the labels"),
     ] = None,
     set: Set = [],  # noqa: B006
-    restart: Restart = False,
 ) -> None:
     """Classify a batch of documents; run again after a failure, it resumes."""
     loaded = load_settings(settings, set)

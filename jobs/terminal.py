@@ -80,16 +80,17 @@ def trained(report: TrainReport) -> None:
 
 def night(report: NightReport, output: str) -> None:
     """Print the counts of a night and where its output is."""
-    counts = report.counts
+    counts, files = report.counts, report.files
     mix = ", ".join(f"{label} {count:,}" for label, count in sorted(counts.labels.items()))
     share = f"{counts.predicted:,} of {counts.rows:,} documents"
-    say(f"classify  {share} by version {report.model_version}: {mix}")
-    if report.files.skipped:
-        say(f"          {report.files.skipped:,} files skipped, which other nights have classified")
+    say(f"classify  {share} by version {report.model_version}{f': {mix}' if mix else ''}")
+    if files.skipped:
+        say(f"          {files.skipped:,} files skipped that other nights have taken")
     for file in report.quarantined:
         say(f"          quarantined: {file.reason}")
-    if more := report.files.quarantined - len(report.quarantined):
-        say(f"          quarantined: {more:,} more files, which the table inputs lists")
+    if files.quarantined > len(report.quarantined):
+        command = f"spin nights show {report.run} --output {output} --json"
+        say(f"          quarantined: {files.quarantined:,} files in all; `{command}` lists them")
     if counts.dead:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.reasons.items()))
         say(f"          {counts.dead:,} dead letters: {reasons}")

@@ -408,7 +408,7 @@ class RaySettings(_Section):
         8192,
         ge=1,
         description="Documents per shard, the unit of work that a worker takes; fewer where the activations of a "
-        "document are large.",
+        "document are large, or where they hold more than 64 MB of text.",
     )
     extract: StageSettings = Field(default_factory=StageSettings)
     probe: StageSettings = Field(default_factory=StageSettings)

@@ -46,7 +46,8 @@ RETRY_SECONDS = RaySettings().retry_seconds
 State = Literal["published", "replaced", "unfinished", "abandoned"]
 """published: the night that readers see. replaced: published earlier, can be restored. unfinished: never published, can
 be resumed. abandoned: given up by a vacuum"""
-_REPORT = "report.html"
+_PAGE = "report.html"
+_REPORTS = (_PAGE, "report.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,9 @@ def restore(output: str, *, date: str | None = None, run: str | None = None) -> 
     chosen = _find_restorable(tables, output, date=date, run=run)
     with lease_model(tables.out, chosen.model):
         token = claim(tables, chosen.model, retry_seconds=RETRY_SECONDS)
-        return restore_night(tables, chosen.run, token=token, retry_seconds=RETRY_SECONDS)
+        night = restore_night(tables, chosen.run, token=token, retry_seconds=RETRY_SECONDS)
+        _show_reports(tables, night)
+    return night
 
 
 def vacuum(output: str, *, older_than: timedelta, dry_run: bool = False) -> VacuumPlan:
@@ -179,34 +182,64 @@ def _open_tables(output: str) -> NightTables:
 
 
 def _list_runs(tables: NightTables) -> list[NightRun]:
+    """The runs of an output. What published runs consist of is not read, since the tables have the counts."""
     published = {night.run: night for night in list_nights(tables)}
-    runs = list_runs(tables.out)
-    nights = find_nights(tables.out, [run.run for run in runs])
-    states = _states(tables, runs, published)
-    described = [_describe(run, states[run.run], published.get(run.run), nights.get(run.run)) for run in runs]
-    described += [_describe_unrecorded(published[name]) for name in published.keys() - states.keys()]
+    runs = {run.run: run for run in list_runs(tables.out)}
+    others = [name for name in runs if name not in published]
+    states, nights = _states(tables, others), find_nights(tables.out, others)
+    dead = _count_by_run(tables, DEAD_LETTERS)
+    described = [_describe_published(night, runs.get(name), dead.get(name, 0)) for name, night in published.items()]
+    described += [_describe_other(runs[name], states[name], nights.get(name)) for name in others]
     return sorted(described, key=lambda night: (night.date, night.model, night.begun or ""))
 
 
-def _states(
-    tables: NightTables, runs: Sequence[RunRecord], published: Mapping[str, PublishedRun]
-) -> Mapping[str, State]:
-    """The state of each run, by its name."""
+def _show_reports(tables: NightTables, night: NightRecord) -> None:
+    """Copy the reports of a restored night to the top of the output if no later night is there."""
+    newest = max(list_nights(tables), key=lambda each: (each.date, each.committed))
+    if newest.run != night.run:
+        return
+    for name in _REPORTS:
+        report = tables.out.read(f"{RUNS}/{night.run}/{name}")
+        if report is not None:
+            tables.out.write(name, report)
+
+
+def _states(tables: NightTables, runs: Sequence[str]) -> Mapping[str, State]:
+    """The state of each run that is not published, by its name."""
     predictions = tables.open(PREDICTIONS)
-    marks = {run.run: f"{RUNS}/{run.run}/{ABANDONED}" for run in runs if run.run not in published}
+    marks = {run: f"{RUNS}/{run}/{ABANDONED}" for run in runs}
     marked = tables.out.read_many(list(marks.values()))
 
     def state(run: str) -> State:
-        if run in published:
-            return "published"
         if marks[run] in marked:
             return "abandoned"
         return "replaced" if was_published(predictions, run) else "unfinished"
 
-    return {run.run: state(run.run) for run in runs}
+    return {run: state(run) for run in runs}
 
 
-def _describe(run: RunRecord, state: State, published: PublishedRun | None, night: NightRecord | None) -> NightRun:
+def _count_by_run(tables: NightTables, table: str) -> Mapping[str, int]:
+    """The rows of each run in a side table."""
+    totals = tables.open(table).file_table.group_by("run").aggregate([("rows", "sum")])
+    return {row["run"]: row["rows_sum"] for row in totals.to_pylist()}
+
+
+def _describe_published(night: PublishedRun, run: RunRecord | None, dead_letters: int) -> NightRun:
+    """A published run; it has no record if its folder in `_runs/` has been deleted."""
+    return NightRun(
+        date=night.date,
+        model=night.model,
+        model_version=None if run is None else run.model_version,
+        run=night.run,
+        state="published",
+        begun=None if run is None else run.begun,
+        published=datetime.fromtimestamp(night.committed, UTC).isoformat(timespec="seconds"),
+        predictions=night.rows,
+        dead_letters=dead_letters,
+    )
+
+
+def _describe_other(run: RunRecord, state: State, night: NightRecord | None) -> NightRun:
     return NightRun(
         date=run.date,
         model=run.model,
@@ -214,31 +247,16 @@ def _describe(run: RunRecord, state: State, published: PublishedRun | None, nigh
         run=run.run,
         state=state,
         begun=run.begun,
-        published=None if published is None else _time(published.committed),
+        published=None,
         predictions=None if night is None else _count(night, PREDICTIONS),
         dead_letters=None if night is None else _count(night, DEAD_LETTERS),
-    )
-
-
-def _describe_unrecorded(night: PublishedRun) -> NightRun:
-    """A published run whose folder in `_runs/` has been deleted: readers see it, but it could not be restored."""
-    return NightRun(
-        date=night.date,
-        model=night.model,
-        model_version=None,
-        run=night.run,
-        state="published",
-        begun=None,
-        published=_time(night.committed),
-        predictions=night.rows,
-        dead_letters=None,
     )
 
 
 def _details(tables: NightTables, night: NightRun) -> RunDetails:
     record = find_night(tables.out, night.run)
     files = [] if record is None else _read_inputs(tables, record)
-    report = f"{RUNS}/{night.run}/{_REPORT}"
+    report = f"{RUNS}/{night.run}/{_PAGE}"
     return RunDetails(
         night=night,
         rows={} if record is None else {table: _count(record, table) for table in TABLES},
@@ -287,7 +305,3 @@ def _hint(output: str) -> str:
 
 def _count(night: NightRecord, table: str) -> int:
     return sum(file.rows for file in night.files.get(table, ()))
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -154,6 +154,17 @@ def test_a_replaced_night_is_restored_with_its_side_rows(spin: Run, out: Store, 
     assert read_runs(spin, out) == {first.run: "published", second.run: "replaced"}
 
 
+def test_the_report_at_the_top_is_that_of_the_newest_night_after_a_restore(spin: Run, out: Store) -> None:
+    old = [run_night(out, [id], date=date) for date in (DATE, NEXT) for id in "ab"]
+    for night in old:
+        out.write(f"_runs/{night.run}/report.html", night.run.encode())
+    out.write("report.html", old[-1].run.encode())
+    spin("restore", "--date", DATE, "--output", out.uri)
+    assert out.read("report.html") == old[-1].run.encode(), "a later night is there"
+    spin("restore", "--date", NEXT, "--output", out.uri)
+    assert out.read("report.html") == old[2].run.encode()
+
+
 def test_a_restore_refuses_what_is_not_one_published_run(spin: Run, out: Store) -> None:
     """Nothing is committed then."""
     runs = [run_night(out, [id]).run for id in "abc"]

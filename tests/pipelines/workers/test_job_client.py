@@ -138,7 +138,11 @@ RELATIVE = "expected s3://… or an absolute path that all nodes share"
             ["run", "settings.yaml", "--set", "data.train=a.csv"],
             f"data.train is 'a.csv', a folder of this machine; {RELATIVE}",
         ),
-        ([*CLASSIFY, "--since", "nights"], f"--since is 'nights', a folder of this machine; {RELATIVE}"),
+        (
+            ["classify", "settings.yaml", "--input", "inbox", "--output", "s3://spin/nights"],
+            f"--input is 'inbox', a folder of this machine; {RELATIVE}",
+        ),
+        ([*CLASSIFY, "--since", "s3://spin/nights"], "No such option: --since"),
         (["run", "settings.yaml", "--set", "mlflow.tracking_uri=null"], "mlflow.tracking_uri is not set: the registry"),
         (
             ["run", "settings.yaml", "--set", "mlflow.tracking_uri=sqlite:///a.db"],

@@ -1,0 +1,133 @@
+"""`spin classify`: what its options ask of a night, and what it prints of one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import jobs.cli
+from jobs import terminal
+from jobs.cli import main
+from pipelines.nightly import classify
+from pipelines.nightly.night_report import FileCounts, NightReport, QuarantinedFile
+from pipelines.nightly.run_records import NightCounts
+
+COUNTS = NightCounts(
+    rows=12,
+    predicted=10,
+    abstained=0,
+    unlabelled=0,
+    dead=2,
+    tokens=90,
+    truncated=0,
+    truncated_share=0.0,
+    reasons={"null_text": 2},
+    labels={"good": 7, "bad": 3},
+    depths={"3": 10},
+)
+REPORT = NightReport(
+    fingerprint="f" * 64,
+    date="2026-03-01",
+    run="2026-03-01-topics-000002",
+    output="out",
+    model="topics",
+    model_version="7",
+    token=2,
+    incremental=True,
+    classes=("bad", "good"),
+    seconds=1.5,
+    drift=(),
+    counts=COUNTS,
+    files=FileCounts(taken=3, skipped=0, quarantined=0),
+    quarantined=(),
+    shards=1,
+    slowest=(),
+)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> str:
+    """A settings file."""
+    path = tmp_path / "settings.yaml"
+    tree = {"backbone": {"model": "m"}, "data": {"train": "t.csv"}, "store": str(tmp_path / "store")}
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def asked(settings: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """A function that runs `spin classify` with further options and returns what it asks of the pipelines."""
+    calls: list[dict[str, Any]] = []
+
+    def run_classify(loaded: Any, registry: Any, **options: Any) -> NightReport:
+        calls.append(options)
+        return REPORT
+
+    monkeypatch.setattr(classify, "run_classify", run_classify)
+    monkeypatch.setattr(jobs.cli, "open_registry", lambda _: None)
+
+    def run(*words: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["spin", "classify", settings, "--input", "in", "--output", "out", *words])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        assert exit_info.value.code == 0
+        return calls.pop()
+
+    return run
+
+
+def test_a_night_without_options_takes_all_of_its_input(asked: Callable[..., dict[str, Any]]) -> None:
+    assert asked() == {
+        "source": "in",
+        "output": "out",
+        "model": None,
+        "shadow": None,
+        "night": None,
+        "incremental": False,
+        "restart": False,
+    }
+
+
+def test_incremental_restart_and_date_are_combined(asked: Callable[..., dict[str, Any]]) -> None:
+    night = asked("--incremental", "--restart", "--date", "2026-03-01")
+    assert (night["incremental"], night["restart"], night["night"]) == (True, True, "2026-03-01")
+    assert asked("--restart")["incremental"] is False
+    assert asked("--incremental")["restart"] is False
+
+
+def test_since_is_refused_in_one_line(
+    settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["spin", "classify", settings, "--input", "in", "--output", "out", "--since", "out"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "No such option: --since" in line
+
+
+def test_a_night_is_printed_with_its_counts_and_files(capsys: pytest.CaptureFixture[str]) -> None:
+    files = FileCounts(taken=3, skipped=1_200, quarantined=2)
+    bad = (QuarantinedFile("b.csv", "b.csv: an open quote"),)
+    terminal.night(replace(REPORT, files=files, quarantined=bad), "out/")
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        "classify  10 of 12 documents by version 7: bad 3, good 7",
+        "1,200 files skipped that other nights have taken",
+        "quarantined: b.csv: an open quote",
+        f"quarantined: 2 files in all; `spin nights show {REPORT.run} --output out/ --json` lists them",
+        "2 dead letters: null_text 2",
+        f"predictions in out/predictions, the report in out/_runs/{REPORT.run}/report.html",
+    ]
+
+
+def test_an_empty_night_is_printed_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    empty = replace(COUNTS, rows=0, predicted=0, dead=0, reasons={}, labels={}, depths={})
+    terminal.night(replace(REPORT, counts=empty, files=FileCounts(0, 0, 0)), "out")
+    assert capsys.readouterr().out.splitlines()[0] == "classify  0 of 0 documents by version 7"
