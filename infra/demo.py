@@ -22,15 +22,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pipelines.nightly.publish import read_manifest, read_predictions
 from rich.console import Console
 
 from infra.nodes import Nodes
 from jobs.quickstart import BACKBONE, read_tweets
 from pipelines.nightly.classify import parse_date
-from pipelines.nightly.run_records import RunManifest
+from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.tables.night_history import read_predictions
+from pipelines.nightly.tables.night_records import RUNS, run_name
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import ShardLog
+from pipelines.storage.shard_log import LogLayout, ShardLog, ShardOutcome
 from pipelines.workers.job_client import JobServer
 
 TRAIN, NIGHT = 2_000, 3_000
@@ -76,13 +77,14 @@ class Demo:
         out.print(f"\n[bold]$ spin {' '.join(arguments)}[/bold]")
         subprocess.run(["spin", *arguments], cwd=self.folder, env=self.environment, check=True)
 
-    def night(self) -> RunManifest:
-        """Classify a night, remove a node halfway through, and return the manifest."""
-        locations = ("--input", f"{self.base}/inbox/", "--output", f"{self.base}/nights")
+    def night(self) -> list[ShardOutcome[ClassifyCounts]]:
+        """Classify a night, remove a node halfway through, and return the outcomes of its shards."""
+        nights, run = f"{self.base}/nights", run_name(parse_date(None), "tweets", 1)
+        locations = ("--input", f"{self.base}/inbox/", "--output", nights)
         self.spin("submit", "classify", "settings.yaml", *locations, "--detach")
         server = JobServer(self.nodes.address)
         job = next(job.id for job in server.jobs() if job.id.startswith("classify-tweets-"))  # the newest
-        shard_log = ShardLog(Store(f"{self.base}/nights/_runs/{parse_date(None)}-001"), token=1)
+        shard_log = ShardLog(Store(nights), token=1, layout=LogLayout(f"{RUNS}/{run}"))
         done: set[str] = set()
         working: set[str] = set()
         while len(done) < _BEFORE_THE_LOSS or len(working) < self.nodes.workers:
@@ -94,9 +96,9 @@ class Demo:
         self.nodes.lose(self.nodes.last)
         out.print(f"          a node was removed: {len(done)} shards finished, {len(working)} begun")
         self.spin("logs", job, "--follow")
-        manifest = read_manifest(f"{self.base}/nights")
-        assert Counter(row["id"] for row in read_predictions(f"{self.base}/nights")) == self.ids
-        return manifest
+        assert Counter(row["id"] for row in read_predictions(nights)) == self.ids
+        self.spin("nights", "list", "--output", nights)
+        return list(shard_log.outcomes(ClassifyCounts).values())
 
 
 @contextmanager
@@ -130,9 +132,9 @@ def main() -> None:
             with timed("version 1 passes the gate and is champion"):
                 demo.spin("promote", "settings.yaml", "--why", "the first")
             with timed(f"a night of {NIGHT:,} tweets, in which a node is lost"):
-                manifest = demo.night()
-            tried = sum(shard.tries > 1 for shard in manifest.shards)
-            out.print(f"          every id occurs once; {tried} of {len(manifest.shards)} shards were tried twice")
+                shards = demo.night()
+            tried = sum(shard.tries > 1 for shard in shards)
+            out.print(f"          every id occurs once; {tried} of {len(shards)} shards were tried twice")
             with timed("a second version with fewer neurons, trained on the remaining node"):
                 demo.spin("submit", "train", "settings.yaml", "--restart", "--set", "search.max_share=0.05")
             with timed("it passes the gate against the champion"):

@@ -172,12 +172,13 @@ def test_manifests_refer_to_secrets_and_contain_none(documents: list[dict[str, A
 
 
 def test_only_drivers_get_credentials_of_the_registry(documents: list[dict[str, Any]]) -> None:
-    """Workers get the store's credentials, the head also MLflow's; submitters and CronJobs get none."""
+    """Workers and the vacuum get the store's credentials, the head also MLflow's; submitters and starters get none."""
     expected = {
         "ray-head": ["spin-store", "spin-tracking"],
         "ray-worker": ["spin-store"],
         "mlflow": ["mlflow-database", "mlflow-admin", "spin-store"],
         "upgrade": ["mlflow-database"],
+        "vacuum": ["spin-store"],
     }
     for where, container in list_containers(documents):
         secrets = [source["secretRef"]["name"] for source in container.get("envFrom", [])]

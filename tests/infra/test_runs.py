@@ -53,6 +53,19 @@ def test_the_entrypoints_of_runs_are_valid_commands(documents: list[dict[str, An
         assert {"name": "settings", "mountPath": "/etc/spin", "readOnly": True} in mounts
 
 
+def test_the_vacuum_is_a_valid_command_on_the_output_of_the_nights(documents: list[dict[str, Any]]) -> None:
+    command: Any = typer.main.get_command(app)
+    pod = select_kind(documents, "CronJob")["vacuum-nights"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    program, group, name, *arguments = [*container["command"], *container["args"]]
+    assert program == "spin"
+    parsed = command.commands[group].commands[name].make_context(name, arguments).params
+    night = shlex.split(make_ray_jobs(documents)["classify-tweets"]["spec"]["entrypoint"])
+    assert parsed["output"] == night[night.index("--output") + 1]
+    assert parsed["older_than"] >= 1
+    assert parsed["dry_run"] is False
+
+
 def test_a_run_is_retried_and_its_cluster_is_removed(documents: list[dict[str, Any]]) -> None:
     """Templates are suspended, so that they never run themselves."""
     runs = make_ray_jobs(documents)
