@@ -269,5 +269,7 @@ def _api_page(package: str) -> str:
     """Return a page that lists the modules of a package, each with the documentation of its members."""
     folder = ROOT / package.replace(".", "/")
     modules = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    modules += [f"solvers.{path.stem}" for path in sorted(folder.glob("solvers/*.py")) if path.stem != "__init__"]
+    if "." in package:
+        inner = sorted(path for path in folder.glob("*/*.py") if path.stem != "__init__")
+        modules += [f"{path.parent.name}.{path.stem}" for path in inner]
     return f"# {package}\n\n" + "\n".join(f"::: {package}.{module}\n" for module in modules)

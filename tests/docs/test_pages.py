@@ -91,9 +91,10 @@ def test_the_architecture_page_names_every_folder() -> None:
     ("file", "line"),
     [
         ("spin/sparsify/select.py", "selected = np.flatnonzero("),
-        ("pipelines/nightly/publish.py", 'yield lambda: self.out.write_json("latest", pointer)'),
-        ("pipelines/nightly/publish.py", "def publish("),
-        ("pipelines/nightly/publish.py", "def _steps("),
+        ("pipelines/nightly/tables/publication.py", "predictions.replace_partition("),
+        ("pipelines/nightly/tables/publication.py", "def claim("),
+        ("pipelines/nightly/tables/publication.py", "def publish_night("),
+        ("pipelines/nightly/tables/publication.py", "def _commit_predictions("),
         ("pipelines/nightly/classify.py", "def run_classify("),
         ("pipelines/nightly/classify_step.py", "class ClassifyStep:"),
         ("pipelines/workers/map_shards.py", "def map_shards("),

@@ -157,8 +157,10 @@ def test_the_tutorials_can_be_followed_from_init_to_explain(reader: Reader, back
     assert "challenger" in promoted["spin models settings.yaml"]
     [event] = promoted["spin history settings.yaml"].splitlines()
     assert re.search(r"^\d{4}-\S+ \S+ promote from none to 1, run [0-9a-f]{32}: the first model$", event)
-    night, evaluation = reader.follow("classify.md").values()
+    night, listed, shown, evaluation = reader.follow("classify.md").values()
     assert "150 of 150 documents by version 1" in night
+    assert "published" in listed
+    assert "150 predictions, 0 dead letters" in shown
     assert "good" in evaluation
     assert run_python("classify.md", backbone_folder)["predictions"].num_rows == 150
     assert Path("nights/predictions").is_dir()
