@@ -134,13 +134,15 @@ def _print_runs(runs: Sequence[NightRun], output: str) -> None:
     terminal.out.print(table)
     for run in runs:
         if run.state == "unfinished":
-            terminal.say(f"{run.run} is unfinished: `spin classify … --output {output} --date {run.date}` resumes it")
+            options = f"--output {output} --date {run.date}{' --incremental' if run.incremental else ''}"
+            terminal.say(f"{run.run} is unfinished: `spin classify … {options}` resumes it")
 
 
 def _print_details(details: RunDetails) -> None:
     run = details.night
     version = "" if run.model_version is None else f", version {run.model_version}"
-    terminal.say(f"{run.run}: {run.state}, night of {run.date}, model {run.model}{version}")
+    kind = "incremental night" if run.incremental else "night"
+    terminal.say(f"{run.run}: {run.state}, {kind} of {run.date}, model {run.model}{version}")
     times = [
         f"{name} {time}" for name, time in (("begun", run.begun), ("published", run.published)) if time is not None
     ]

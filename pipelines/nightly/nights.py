@@ -64,6 +64,8 @@ class NightRun:
     """name of the run"""
     state: State
     """what the run is to readers"""
+    incremental: bool | None
+    """whether it left out the files that other nights had taken; None where the record of the run has been deleted"""
     begun: str | None
     """time of its beginning, ISO 8601 in UTC; None where the record of the run has been deleted"""
     published: str | None
@@ -232,6 +234,7 @@ def _describe_published(night: PublishedRun, run: RunRecord | None, dead_letters
         model_version=None if run is None else run.model_version,
         run=night.run,
         state="published",
+        incremental=None if run is None else run.incremental,
         begun=None if run is None else run.begun,
         published=datetime.fromtimestamp(night.committed, UTC).isoformat(timespec="seconds"),
         predictions=night.rows,
@@ -246,6 +249,7 @@ def _describe_other(run: RunRecord, state: State, night: NightRecord | None) -> 
         model_version=run.model_version,
         run=run.run,
         state=state,
+        incremental=run.incremental,
         begun=run.begun,
         published=None,
         predictions=None if night is None else _count(night, PREDICTIONS),

@@ -55,10 +55,10 @@ def read_runs(spin: Run, out: Store) -> dict[str, str]:
     return {run["run"]: run["state"] for run in json.loads(spin("list", "--output", out.uri, "--json"))}
 
 
-def begin_unfinished_run(out: Store, date: str = NEXT) -> str:
+def begin_unfinished_run(out: Store, date: str = NEXT, *, incremental: bool = False) -> str:
     """Begin a run that is never finished; returns its name."""
     token = claim(NightTables(out), MODEL, retry_seconds=RETRY_SECONDS)
-    return begin_run(out, date=date, model=MODEL, model_version="8", token=token).run
+    return begin_run(out, date=date, model=MODEL, model_version="8", token=token, incremental=incremental).run
 
 
 def test_runs_are_listed_with_what_they_are_to_readers(spin: Run, out: Store) -> None:
@@ -90,6 +90,13 @@ def test_the_list_is_a_table_and_names_what_can_be_resumed(spin: Run, out: Store
         [unfinished, "unfinished", "8", "", ""],
     ]
     assert f"spin classify … --output {out.uri} --date {NEXT}" in printed.splitlines()[-1]
+
+
+def test_an_incremental_run_is_resumed_as_one(spin: Run, out: Store) -> None:
+    """Without the option, the command would be refused: the run has another input."""
+    run = begin_unfinished_run(out, incremental=True)
+    assert f"--date {NEXT} --incremental` resumes it" in spin("list", "--output", out.uri)
+    assert f"{run}: unfinished, incremental night of {NEXT}" in spin("show", run, "--output", out.uri)
 
 
 def test_a_night_is_listed_after_its_folder_of_records_was_deleted(spin: Run, out: Store) -> None:
