@@ -103,7 +103,7 @@ class RunDetails:
 
 
 def list_output(output: str) -> list[NightRun]:
-    """The runs of an output by date, model and beginning: published, replaced, unfinished and abandoned ones.
+    """The runs of an output by date and model, in the order of their numbers: published, replaced, unfinished and abandoned ones.
 
     Raises UserError where no night was begun, or if the output holds nights of version 0.2.
     """
@@ -192,7 +192,7 @@ def _list_runs(tables: NightTables) -> list[NightRun]:
     dead = _count_by_run(tables, DEAD_LETTERS)
     described = [_describe_published(night, runs.get(name), dead.get(name, 0)) for name, night in published.items()]
     described += [_describe_other(runs[name], states[name], nights.get(name)) for name in others]
-    return sorted(described, key=lambda night: (night.date, night.model, night.begun or ""))
+    return sorted(described, key=lambda night: (night.date, night.model, night.run))
 
 
 def _show_reports(tables: NightTables, night: NightRecord) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -84,7 +83,7 @@ def test_the_list_is_a_table_and_names_what_can_be_resumed(spin: Run, out: Store
     night = run_night(out, ["a", "b"], dead=["d"])
     unfinished = begin_unfinished_run(out)
     printed = spin("list", "--output", out.uri)
-    cells = [re.split(r"\s*│\s*", line.strip("│ ")) for line in printed.splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
     assert [row[:5] for row in cells] == [
         [night.run, "published", "7", "2", "1"],
         [unfinished, "unfinished", "8", "", ""],
