@@ -103,7 +103,7 @@ class RunDetails:
 
 
 def list_output(output: str) -> list[NightRun]:
-    """The runs of an output by date and model, in the order of their numbers: published, replaced, unfinished and abandoned ones.
+    """The runs of an output, also those that are not published, by date, model and number.
 
     Raises UserError where no night was begun, or if the output holds nights of version 0.2.
     """
