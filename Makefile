@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast bench bench-method bench-limits lint docs dist clean
+.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast soak soak-kill bench bench-method bench-limits lint docs dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,6 +38,12 @@ test-here:  # within the servers; several Ray nodes on one machine want it for t
 
 test-fast: setup  ## the tests that need no server, no Ray and no browser
 	$(PYTEST) $(PARALLEL) --fast
+
+soak: setup  ## an hour of histories of nights that Hypothesis makes up; SOAK="--minutes 5" for a trial
+	$(BIN)/python -m tests.soak.histories $(SOAK)
+
+soak-kill: setup  ## nights whose processes and S3 server are killed; SOAK="--documents 2000 --kills 4 --shard 50" for a trial
+	$(BIN)/python -m tests.soak.kill $(SOAK)
 
 cluster-demo: setup  ## train, classify, lose a node, promote and roll back on three Ray nodes with real servers
 	DEMO_STARTED=$$(date +%s) infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m infra.demo

@@ -21,6 +21,7 @@ from pipelines.nightly.run_records import DuplicateCounts
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardOutcome, StepResult
+from spin.errors import UserError
 from spin.settings import DataSettings
 
 _log = logging.getLogger(__name__)
@@ -114,16 +115,13 @@ class DuplicateStep:
 
     def _read(self, key: str, partition: int) -> Digests:
         """The digests in the file of a task that belong to a partition."""
-        header = self.run.read(key, 0, _HEADER)
-        assert header is not None
-        offsets = np.frombuffer(header, "<u8")
+        offsets = np.frombuffer(_read_range(self.run, key, 0, _HEADER), "<u8")
         first, last = (_BUCKETS * n // self.partitions for n in (partition, partition + 1))
         start, stop = int(offsets[first]), int(offsets[last])
         if start == stop:
             return np.empty(0, _DIGEST)
-        data = self.run.read(key, _HEADER + start * _DIGEST.itemsize, _HEADER + stop * _DIGEST.itemsize)
-        assert data is not None
-        return np.frombuffer(data, _DIGEST)
+        start, stop = (_HEADER + place * _DIGEST.itemsize for place in (start, stop))
+        return np.frombuffer(_read_range(self.run, key, start, stop), _DIGEST)
 
     def _choose_predicted(self, rows: NDArray[np.void], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each row is the one of its group that is predicted; a group has its rows in order of the plan."""
@@ -199,6 +197,18 @@ def _group(rows: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]
     return groups, np.bincount(groups)[groups]
 
 
+def _read_range(store: Store, key: str, start: int, stop: int) -> bytes:
+    """A range of an object of the run. Raises UserError if there is no object."""
+    data = store.read(key, start, stop)
+    if data is None:
+        raise _missing(store, key)
+    return data
+
+
+def _missing(store: Store, key: str) -> UserError:
+    return UserError(f"{store.uri}/{key} is missing, so the run cannot go on; start over with --restart")
+
+
 @dataclass(frozen=True)
 class DuplicateRows:
     """The rows with duplicate ids of every shard, in one object of which a shard reads only its range."""
@@ -215,9 +225,7 @@ class DuplicateRows:
         start, stop = self.offsets[shard.index : shard.index + 2] if self.key else (0, 0)
         if start == stop:
             return []
-        data = self.store.read(self.key, 4 * start, 4 * stop)
-        assert data is not None
-        rows: list[int] = np.frombuffer(data, "<i4").tolist()
+        rows: list[int] = np.frombuffer(_read_range(self.store, self.key, 4 * start, 4 * stop), "<i4").tolist()
         return rows
 
     @classmethod
@@ -232,6 +240,8 @@ def collect_duplicates(
     """Write the duplicates of all partitions, sorted by shard, to one object in the folder of the run."""
     keys = [key for outcome in outcomes for key in outcome.files]
     stored = (run / "repeats").read_many(keys)
+    if missing := sorted(set(keys) - stored.keys()):
+        raise _missing(run / "repeats", missing[0])
     tables = [pq.read_table(io.BytesIO(stored[key])) for key in keys]
     table = pa.concat_tables([_DUPLICATES.empty_table(), *tables]).sort_by(
         [("shard", "ascending"), ("row", "ascending")]

@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -87,6 +87,11 @@ class Inputs:
         return {_state(path) for path in Path(source).glob("*.jsonl")}
 
 
+def _listed(driver: Driver) -> frozenset[State]:
+    """The files that a driver has listed; none before it has."""
+    return frozenset((file.uri, file.size, file.version) for file in driver.listed or ())
+
+
 def _state(path: Path) -> State:
     return str(path), path.stat().st_size, str(path.stat().st_mtime)
 
@@ -161,6 +166,7 @@ class Output:
         self.lost: set[str] = set()
         """keys that were deleted from outside at some time"""
         self._claims: dict[str, int] = {}
+        self._claimants: dict[tuple[str, int], Driver] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._digests: dict[str, int] = {}
 
@@ -171,7 +177,7 @@ class Output:
                 table.apply(version)
         for version in self.predictions.read_log():
             self.predictions.apply(version)
-            self._check_claims(version)
+            self._check_claims(version, drivers)
             changed = self._changed_nights(version)
             if len(changed) > 1:
                 raise Violation(f"version {version} changes several nights: {changed}")
@@ -207,7 +213,7 @@ class Output:
             if path.startswith(f"{run}/")
         ]
 
-    def _check_claims(self, version: int) -> None:
+    def _check_claims(self, version: int, drivers: Mapping[int, Driver]) -> None:
         """Claims only grow, and rows change only under the last claim of their model."""
         actions = self.predictions.commits[version]
         numbers = {action["txn"]["appId"]: action["txn"]["version"] for action in actions if "txn" in action}
@@ -220,6 +226,7 @@ class Output:
             if not changes and number <= self._claims.get(model, 0):
                 raise Violation(f"version {version}: claim {number} of {model} after {self._claims[model]}")
             self._claims[model] = number
+            self._claimants.setdefault((model, number), drivers[version])
 
     def _changed_nights(self, version: int) -> set[tuple[str, str]]:
         actions = self.predictions.commits[version]
@@ -237,36 +244,43 @@ class Output:
         quarantined = frozenset(state for state, status in states if status == "quarantined")
         if len(states) != len(taken | quarantined):
             raise Violation(f"{run} lists a file twice")
-        others = self._taken_elsewhere(model, date)
-        before = self.runs.get(run)
+        others, before = self._taken_elsewhere(model, date), self.runs.get(run)
         request: Any = driver.request
         if request is None:  # a restored run
             if before is None or (before.taken, before.quarantined) != (taken, quarantined):
                 raise Violation(f"{run} was restored with other files")
-            incremental, source = before.incremental, before.source
+            night = replace(before, order=version)
         else:
-            incremental, source = request.incremental, Path(request.source).name
-            self._check_complete(driver, taken, quarantined, others if incremental else frozenset())
-        if incremental and taken & others:
+            source = Path(request.source).name
+            night = Night(run, model, taken, quarantined, request.incremental, version, source)
+            self._check_listed(driver, night, others if night.incremental else frozenset())
+            self._check_quarantined(night)
+        if night.incremental and taken & others:
             raise Violation(f"{run} and nights of other dates have taken {sorted(taken & others)}")
-        night = Night(run, model, taken, quarantined, incremental, version, source)
         self.nights[model, date] = self.runs[run] = night
         self._check_rows(model, date, night)
 
-    def _check_complete(
-        self, driver: Driver, taken: frozenset[State], quarantined: frozenset[State], others: frozenset[State]
-    ) -> None:
-        """Every listed file that other dates do not hold is in the night, and is quarantined only with a reason."""
-        assert driver.listed is not None
-        listed = {(file.uri, file.size, file.version) for file in driver.listed}
-        if taken | quarantined != listed - others:
-            raise Violation(f"{driver.name}: expected the files {listed - others}, got {taken | quarantined}")
-        for state in taken | quarantined:
+    def _check_listed(self, driver: Driver, night: Night, others: frozenset[State]) -> None:
+        """The files of a run are those that were new to the driver that began it, in the listing that it made.
+
+        Its own driver has left out what other dates hold now. A run that an earlier driver began may lack what another
+        date has given up since: the next night takes it.
+        """
+        files = night.taken | night.quarantined
+        begun_by = self._claimants.get((night.model, int(night.run[-6:])))
+        if begun_by is driver and files != _listed(driver) - others:
+            raise Violation(f"{driver.name}: expected the files {_listed(driver) - others}, got {files}")
+        if not any(files <= _listed(each) for each in self._claimants.values()):
+            raise Violation(f"{driver.name} has published {files}, which nobody has listed together")
+
+    def _check_quarantined(self, night: Night) -> None:
+        """Broken files are quarantined, and others only if they were replaced or removed at some time."""
+        for state in night.taken | night.quarantined:
             broken = self.inputs.contents[state].broken
-            if state in taken and broken:
-                raise Violation(f"{driver.name} has taken the broken file {state}")
-            if state in quarantined and not broken and state not in self.inputs.replaced:
-                raise Violation(f"{driver.name} has quarantined the sound file {state}")
+            if state in night.taken and broken:
+                raise Violation(f"{night.run} has taken the broken file {state}")
+            if state in night.quarantined and not broken and state not in self.inputs.replaced:
+                raise Violation(f"{night.run} has quarantined the sound file {state}")
 
     def _taken_elsewhere(self, model: str, date: str) -> frozenset[State]:
         """What the nights of other dates hold."""

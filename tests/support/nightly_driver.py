@@ -1,0 +1,79 @@
+"""The nightly job as a driver of histories: the product's own, with a step that labels texts by a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pipelines.nightly import classify
+from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.tables.night_tables import NightTables
+from pipelines.nightly.tables.publication import claim, restore_night
+from pipelines.nightly.tables.vacuum import models_of, plan_vacuum, run_vacuum
+from pipelines.storage.object_store import Store
+from spin.settings import parse_settings
+from tests.support.fake_nights import FakeRegistry, use_fake_step
+from tests.support.gates import gated_stores
+
+RETRY_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `spin classify` is asked for."""
+
+    source: str
+    model: str
+    date: str
+    incremental: bool = True
+    restart: bool = False
+    strict: bool = False
+    """whether a single bad file fails the night with status 4"""
+
+
+@contextmanager
+def gated_nights() -> Iterator[None]:
+    """Within the context, nights need no model and their drivers stop at gates."""
+    with gated_stores(), pytest.MonkeyPatch.context() as patch:
+        use_fake_step(patch)
+        yield
+
+
+def restore(output: str, model: str, run: str) -> None:
+    """Publish a run again."""
+    tables = NightTables(Store(output))
+    token = claim(tables, model, retry_seconds=RETRY_SECONDS)
+    restore_night(tables, run, token=token, retry_seconds=RETRY_SECONDS)
+
+
+def vacuum(output: str, later: timedelta) -> None:
+    """Vacuum as if the clock were `later`."""
+    tables = NightTables(Store(output))
+    claims = {model: claim(tables, model, retry_seconds=RETRY_SECONDS) for model in models_of(tables)}
+    if claims:
+        plan = plan_vacuum(tables, now=datetime.now(UTC) + later, age=timedelta(hours=24))
+        run_vacuum(tables, plan, claims, retry_seconds=RETRY_SECONDS)
+
+
+def run_request(output: str, request: Request) -> NightReport:
+    """Run `spin classify` for a request, without a model."""
+    tree = {
+        "backbone": {"model": "nowhere", "engine": "torch", "device": "cpu"},
+        "data": {"train": "nowhere"},
+        "store": "nowhere",
+        "ray": {"workers": 0, "shard_documents": 2, "retry_seconds": RETRY_SECONDS},
+        "classify": {"max_bad_files": 0 if request.strict else 1, "max_dead_fraction": 1},
+    }
+    return classify.run_classify(
+        parse_settings(tree),
+        FakeRegistry(request.model),  # type: ignore[arg-type]
+        request.source,
+        output,
+        night=request.date,
+        incremental=request.incremental,
+        restart=request.restart,
+    )
