@@ -51,6 +51,7 @@ from pipelines.nightly.tables.publication import claim
 from pipelines.nightly.tables.resume import NightRequest, choose_run, find_unfinished
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.registry.versions import Registry
+from pipelines.storage.delta_table import require_hard_links
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import LogLayout, ShardCounts, ShardOutcome
 from pipelines.workers import weights_cache
@@ -130,6 +131,7 @@ def run_classify(
     rejected: dict[str, str] = {}
     files = input_files.list_files(source, bad=rejected, allow_empty=True)
     tables = NightTables(out)
+    require_hard_links(out)
     with lease_model(out, registry.name) as lease, tempfile.TemporaryDirectory() as scratch, shared_ray_session():
         models = _download_models(settings, registry, version, shadow_version, Path(scratch))
         token = claim(tables, registry.name, retry_seconds=settings.ray.retry_seconds)

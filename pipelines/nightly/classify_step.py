@@ -19,7 +19,7 @@ from pipelines.data.spool import CheckedRows, read_rows
 from pipelines.nightly.dedup import DuplicateRows
 from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.nightly.shadow import FeaturePair, Shadow, ShadowSpec
-from pipelines.nightly.tables.night_records import RunRecord
+from pipelines.nightly.tables.night_records import RUNS, RunRecord
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, file_rows
 from pipelines.service_errors import BadFileError
 from pipelines.storage.records import to_json
@@ -69,7 +69,7 @@ class ClassifyJob:
 
 def data_layout(run: str) -> LogLayout:
     """Where the files of a run's shards are in an output: those of tables in the folders of the tables."""
-    return LogLayout(f"_runs/{run}", {ending: f"{table}/{run}" for table, ending in ENDINGS.items()})
+    return LogLayout(f"{RUNS}/{run}", {ending: f"{table}/{run}" for table, ending in ENDINGS.items()})
 
 
 class ClassifyStep:

@@ -154,7 +154,8 @@ def choose_run(tables: NightTables, token: int, request: NightRequest) -> Chosen
         run = _open_run(tables, name, token, request, published=published)
         if run is not None and (published or not _some_taken(tables, run, request)):
             return run
-        _log.warning("%s: %s is not continued; a new run begins", tables.out.uri, name)
+        why = "it has lost its records" if run is None else "other nights have classified files of it since"
+        _log.warning("%s: run %s is not continued, because %s; a new run begins", tables.out.uri, name, why)
     record = begin_run(
         tables.out,
         date=request.date,

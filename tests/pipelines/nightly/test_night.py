@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,6 +35,7 @@ from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate
 from pipelines.workers.map_shards import WorkerAnswer, _within_stall_limit
 from spin.errors import SpinError, UserError
 from tests.pipelines.nightly.test_old_layout import night_of, write_old_night
+from tests.pipelines.nightly.test_table_readers import READERS, plain
 from tests.support.fake_nights import (
     DATE,
     LAST,
@@ -43,6 +47,7 @@ from tests.support.fake_nights import (
     make_rows,
     use_fake_step,
 )
+from tests.support.repository import ROOT
 
 MUTATING_METHODS = ("write", "create", "delete", "delete_many")
 
@@ -121,6 +126,20 @@ def test_an_output_inside_its_input_is_refused(output: str, local_nights: FakeNi
         local_nights.run(output=f"{local_nights.store.uri}/{output}")
 
 
+def test_an_output_without_hard_links_is_refused_before_a_lease_is_taken(
+    local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commits would not be atomic there. Trying again does not help, so the status is 2."""
+    local_nights.write("a.jsonl", make_rows("a"))
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UserError, match="has no hard links"):
+        local_nights.run()
+
+
 def test_an_output_in_the_old_layout_is_refused_until_it_is_imported(local_nights: FakeNights) -> None:
     """The message names the command that converts it."""
     write_old_night(local_nights.out, DATE, night_of("old"))
@@ -167,6 +186,24 @@ def test_a_kept_column_keeps_its_type(local_nights: FakeNights) -> None:
     with pytest.raises(UserError, match="priority"):
         local_nights.run(NEXT, data={"keep": ["priority"]})
     assert FakeStep.computed == []
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_other_programs_read_what_a_night_has_written(reader: str, local_nights: FakeNights) -> None:
+    """Predictions with kept columns, dead letters and input files."""
+    local_nights.write("a.jsonl", [{"id": "a", "text": "good", "lang": "de"}, {"id": "b", "text": " ", "lang": "fr"}])
+    report = local_nights.run(data={"keep": ["lang"]})
+    names = ("id", "label", "labels", "score", "scores", "depth", "model_version", "lang", "model")
+    read = READERS[reader]
+    [row] = read(f"{local_nights.out.uri}/predictions")
+    assert [plain(row[name]) for name in names] == ["a", "good", None, 0.5, {"good": 0.5}, 3, "1", "de", "tiny"]
+    [letter] = read(f"{local_nights.out.uri}/dead_letters")
+    assert [letter[name] for name in ("id", "reason", "first", "row", "text", "lang", "run")] == [
+        *("b", "empty_text", 0, 1, None, "fr"),
+        report.run,
+    ]
+    [file] = read(f"{local_nights.out.uri}/inputs")
+    assert (file["uri"], file["rows"], file["status"]) == (f"{local_nights.source}/a.jsonl", 2, "taken")
 
 
 # Duplicate ids
@@ -690,6 +727,60 @@ def test_a_driver_that_wakes_after_its_date_was_restarted_twice_changes_nothing(
     with before_call(FakeStep, "_find_dead", overtake), pytest.raises(HeldError):
         local_nights.run()
     assert local_nights.ids() == {DATE: ["a"], NEXT: ["b"]}
+
+
+WAITING_DRIVER = """
+import sys
+import pytest
+from pipelines.nightly import classify
+from pipelines.service_errors import HeldError
+from pipelines.storage.lease import Lease
+from tests.support.fake_nights import FakeNights, FakeStep, before_call, use_fake_step
+
+def wait():
+    print("waiting", flush=True)
+    sys.stdin.readline()
+
+with pytest.MonkeyPatch.context() as patch, before_call(FakeStep, "_find_dead", wait):
+    use_fake_step(patch)
+    lease_model = classify.lease_model
+    patch.setattr(classify, "lease_model", lambda out, model: Lease(lease_model(out, model).store, ttl=2))
+    try:
+        FakeNights(sys.argv[1]).run()
+    except HeldError as error:
+        print(error, flush=True)
+        sys.exit(error.status)
+"""
+
+
+def test_a_driver_that_is_stopped_for_longer_than_its_lease_publishes_nothing(nights: FakeNights) -> None:
+    """As long as it runs, another one is refused, and the error names it. Then it is stopped, and wakes afterwards."""
+    nights.write("a.jsonl", make_rows("a", "b"))
+    first = subprocess.Popen(
+        [sys.executable, "-c", WAITING_DRIVER, nights.store.uri],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdin is not None
+    assert first.stdout is not None
+    try:
+        assert first.stdout.readline() == "waiting\n"
+        with pytest.raises(HeldError, match=f"process {first.pid}"):
+            nights.run()
+        first.send_signal(signal.SIGSTOP)
+        nights.run()
+        state = describe_tables(nights)
+        first.send_signal(signal.SIGCONT)
+        output, _ = first.communicate("on\n", timeout=60)
+    finally:
+        first.kill()
+        first.wait()
+    assert first.returncode == 3
+    assert "is held by" in output
+    assert describe_tables(nights) == state
+    assert nights.ids() == {DATE: ["a", "b"]}
 
 
 def test_two_models_work_in_an_output_at_the_same_time(local_nights: FakeNights) -> None:
