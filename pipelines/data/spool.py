@@ -23,6 +23,7 @@ from pipelines.data.shards import Piece, Shard
 from pipelines.data.text_values import is_unicode, to_unicode
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.input_opener import InputOpener
+from spin.errors import UserError
 from spin.settings import DataSettings
 
 SPOOL = "spool"
@@ -89,7 +90,10 @@ def read_rows(shard: Shard, data: DataSettings, kept: pa.Schema) -> CheckedRows:
 def _piece_tables(piece: Piece, data: DataSettings, opener: InputOpener) -> list[pa.Table]:
     if piece.kind == SPOOL:
         with store_errors(piece.uri):
-            return [pq.read_table(io.BytesIO(opener.read(piece.uri, size=piece.size)))]
+            try:
+                return [pq.read_table(io.BytesIO(opener.read(piece.uri, size=piece.size)))]
+            except FileNotFoundError:
+                raise UserError(f"{piece.uri} is missing, so the run cannot go on; start over with --restart") from None
     first, row, tables = piece.start, 0, []
     for documents in read_piece(piece, data, opener_of(piece, opener), keep=True):
         tables.append(check_rows(documents, piece.uri, first, row))
