@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -51,14 +52,16 @@ from pipelines.nightly.tables.publication import claim
 from pipelines.nightly.tables.resume import NightRequest, choose_run, find_unfinished
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.registry.versions import Registry
+from pipelines.service_errors import HeldError
 from pipelines.storage.delta_table import require_hard_links
+from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import LogLayout, ShardCounts, ShardOutcome
 from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
 from pipelines.workers.map_shards import Step, describe_backbone, map_shards
 from pipelines.workers.ray_cluster import shared_ray_session
-from spin.errors import UserError
+from spin.errors import SpinError, UserError
 from spin.heads import persistence
 from spin.heads.persistence import ClassifierMetadata
 from spin.monitor.agreement import ShadowAgreement, total_agreement
@@ -147,14 +150,36 @@ def run_classify(
             incremental=incremental,
             restart=restart,
         )
-        driver = Driver(settings, tables, lease, token, choose_run(tables, token, request))
-        report = _run_night(driver, models)
-        registry.log_night(version, _summary(report), show_reports(driver, report))
+        with _overtaken_first(lease):
+            driver = Driver(settings, tables, lease, token, choose_run(tables, token, request))
+            report = _run_night(driver, models)
+            registry.log_night(version, _summary(report), show_reports(driver, report))
         return report
+
+
+@contextmanager
+def _overtaken_first(lease: Lease) -> Iterator[None]:
+    """Raise HeldError in place of another error if another driver has taken over.
+
+    It may have published the run of this one and deleted what nobody needs then, so the error may follow from that.
+    """
+    try:
+        yield
+    except HeldError:
+        raise
+    except SpinError as error:
+        try:
+            lease.check()
+        except HeldError as overtaken:
+            raise overtaken from error
+        except SpinError:
+            _log.debug("the lease could not be checked after an error", exc_info=True)
+        raise
 
 
 def _run_night(driver: Driver, models: _NightModels) -> NightReport:
     """Do what is left of a night, publish it and return its report."""
+    driver.lease.check()
     finished = find_finished(driver)
     if finished is None:
         night = _classify(driver, models)
