@@ -29,8 +29,8 @@ from pipelines.data.input_files import list_files
 from pipelines.data.readers import ALL_COLUMNS, ID_AND_TEXT, IDS, TEXTS, Column, Documents, read_shard
 from pipelines.data.sharding import plan_shards, split_shard
 from pipelines.data.shards import Shard
+from pipelines.data.spool import find_dead_rows
 from pipelines.data.training_labels import Corpus, read_labelled
-from pipelines.nightly.classify_step import triage
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
 from pipelines.storage.request_counting import count_input_reads
@@ -792,7 +792,7 @@ def test_a_malformed_line_is_a_row_with_a_reason(case: str, compressed: bool, tm
         assert documents.texts == ["a", None, "b"]
         [(row, reason)] = documents.malformed.items()
         assert (row, reason.startswith(expected), "hush" in reason) == (1, True, False)
-        assert triage(documents, ()) == {1: ("malformed", reason)}
+        assert find_dead_rows(documents) == {1: ("malformed", reason)}
 
 
 @settings(max_examples=150, deadline=None)
@@ -805,7 +805,7 @@ def test_any_bytes_can_be_read_as_jsonl(lines: list[bytes], shard_size: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         documents = read_all(plan_uri(write_file(Path(folder), "a.jsonl", data), shard_size), columns=ID_AND_TEXT)
     assert len(documents) == sum(bool(line.strip()) for line in data.split(b"\n"))
-    assert set(triage(documents, ())) >= set(documents.malformed)
+    assert set(find_dead_rows(documents)) >= set(documents.malformed)
 
 
 ROWS_AND_REASONS: list[tuple[Row, str | None]] = [
@@ -813,7 +813,6 @@ ROWS_AND_REASONS: list[tuple[Row, str | None]] = [
     ({"text": "hush"}, "null_id"),
     ({"id": "", "text": "hush"}, "null_id"),
     ({"id": "a\ud800", "text": "hush"}, "bad_id"),
-    ({"id": "good", "text": "hush"}, "repeated_id"),
     ({"id": "t0"}, "null_text"),
     ({"id": "t1", "text": 3}, "not_text"),
     ({"id": "t2", "text": ["hush"]}, "not_text"),
@@ -824,12 +823,12 @@ ROWS_AND_REASONS: list[tuple[Row, str | None]] = [
 ]
 
 
-def test_triage_gives_the_reason_of_each_row_that_cannot_be_classified(tmp_path: Path) -> None:
+def test_every_row_that_cannot_be_classified_has_a_reason(tmp_path: Path) -> None:
     """All other rows are left out, and no message holds the text of a document."""
     data = to_jsonl([row for row, _ in ROWS_AND_REASONS]) + b"[hush]\n"
     [shard] = plan_uri(write_file(tmp_path, "a.jsonl", data), 100)
     documents = read_shard(shard, DATA)
-    dead = triage(documents, [row for row, (_, reason) in enumerate(ROWS_AND_REASONS) if reason == "repeated_id"])
+    dead = find_dead_rows(documents)
     reasons = [reason for _, reason in ROWS_AND_REASONS] + ["malformed"]
     assert len(documents) == len(reasons)
     assert {row: reason for row, (reason, _) in dead.items()} == {
