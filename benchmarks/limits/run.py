@@ -1,4 +1,7 @@
-"""`make bench-limits`: probes against the paper's recipe, the cost of Ray, memory by documents; writes limits.md."""
+"""`make bench-limits`: probes against the paper's recipe, the cost of Ray, memory by documents, many and large files.
+
+It writes limits.md. Of a part alone, `--only` writes the section to runs/bench/limits/limits.md.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,13 @@ import os
 import platform
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.limits import overhead
+from benchmarks.limits.many_files import LATENCY, NightCost, Publication
+from benchmarks.limits.many_files import SHARD as FILE_SHARD
+from benchmarks.limits.many_files import WORKERS as FILE_WORKERS
 from benchmarks.limits.overhead import ONE, ONE_WIDE, PLAIN, PLAIN_WIDE, TWO, WAYS, Way
 from benchmarks.limits.saga import EPOCHS, RESTARTS, Race
 from benchmarks.limits.scale import SHARD, WORKERS, Scale
@@ -31,20 +37,19 @@ Part = tuple[str, list[Verdict]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few documents, one round: shows only that it runs")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", choices=_PARTS, help="measure one part alone")
+    options = parser.parse_args()
+    quick = options.quick
     folder = _FOLDER / "quick" if quick else _FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     folder = folder.resolve()  # workers run in folders of their own
-    parts = [
-        probes(_races(quick), _sites()),
-        ray(_rounds(folder / "extract", quick)),
-        memory(_nights(folder / "nights", quick)),
-    ]
-    path = folder / "limits.md" if quick else _REPORT
+    measured = _PARTS if options.only is None else {options.only: _PARTS[options.only]}
+    parts = [measure(folder, quick) for measure in measured.values()]
+    path = folder / "limits.md" if quick or options.only else _REPORT
     path.write_text(page(parts), encoding="utf-8")
-    shutil.rmtree(folder / "extract")
-    shutil.rmtree(folder / "nights")
+    for name in ("extract", "nights", "files"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     broken = [promise for _, verdicts in parts for holds, promise in verdicts if not holds]
     print(f"written to {path}")
     if broken and not quick:
@@ -189,6 +194,57 @@ def memory(nights: Sequence[Scale]) -> Part:
 _PEAKS = (("peak", "peak"), ("own memory", "own"))
 
 
+def files(costs: Sequence[NightCost], publication: Publication) -> Part:
+    """Requests, bytes and seconds of nights of many or large files; the first one is a night of one small file."""
+    base, many, large_csv, large_parquet = costs
+    rows = [
+        [f"{c.files:,} × {c.name}" if c.files > 1 else c.name, f"{c.input_bytes / 1e6:,.1f}", f"{c.documents:,}",
+         f"{c.shards:,}", f"{c.input_requests:,}", f"{c.input_read / 1e6:,.1f}", f"{c.other_requests:,}",
+         f"{c.seconds:.0f}", f"{c.computing:.0f}"]
+        for c in costs
+    ]  # fmt: skip
+    heads = ["input", "MB", "documents", "shards", "requests for input", "MB of input read", "other requests",
+             "seconds", "… computing"]  # fmt: skip
+    text = [
+        "## Many files and large files\n",
+        _table(heads, rows),
+        f"Nights on an S3 server, each request delayed by {1000 * LATENCY:.0f} ms, on a tiny random backbone with the "
+        f"check for duplicate ids, {FILE_SHARD:,} documents per shard, {FILE_WORKERS} workers. Requests and bytes as a "
+        "proxy before the server counts them, headers included, of driver and workers. Seconds: of the whole command, "
+        "its start included. Computing: while at least one shard was being classified. A night of one small file has "
+        "the cost that every night has.\n",
+        f"Publishing {publication.files:,} files took {publication.seconds:.1f} s without the delay.\n",
+    ]
+    per_file = many.input_requests / many.files
+    per_shard = (many.other_requests - base.other_requests) / many.shards
+    read = {
+        cost.name: (cost.input_read / cost.input_bytes, most)
+        for cost, most in ((large_csv, _CSV_READ), (large_parquet, _PARQUET_READ))
+    }
+    return "\n".join(text), [
+        (per_file <= 1, f"{per_file:.2f} requests per small file, expected at most 1"),
+        (per_shard <= _PER_SHARD, f"{per_shard:.1f} further requests per shard, expected at most {_PER_SHARD}"),
+        (
+            many.overhead <= _OVERHEAD,
+            f"{many.files:,} small files take {many.overhead:.0f} s beyond computing, expected at most "
+            f"{_OVERHEAD:.0f} s",
+        ),
+        *(
+            (times <= most, f"{name}: read {times:.2f} × its size, expected at most {most} ×")
+            for name, (times, most) in read.items()
+        ),
+        (
+            publication.seconds <= _PUBLICATION,
+            f"publishing {publication.files:,} files takes {publication.seconds:.1f} s, expected at most "
+            f"{_PUBLICATION:.0f} s",
+        ),
+    ]
+
+
+_PER_SHARD, _OVERHEAD, _CSV_READ, _PARQUET_READ, _PUBLICATION = 8, 120.0, 1.1, 1.3, 10.0
+"""promises: requests per shard, seconds beyond computing, bytes read by bytes of input, seconds of a commit"""
+
+
 def _races(quick: bool) -> list[Race]:
     import numpy as np
     from threadpoolctl import threadpool_limits
@@ -250,6 +306,21 @@ def _nights(folder: Path, quick: bool) -> list[Scale]:
         nights.append(night(folder, documents))
         print(nights[-1], flush=True)
     return nights
+
+
+def _files(folder: Path, quick: bool) -> tuple[list[NightCost], Publication]:
+    from benchmarks.limits.many_files import FULL, QUICK, measure
+
+    return measure(folder, QUICK if quick else FULL)
+
+
+_PARTS: Mapping[str, Callable[[Path, bool], Part]] = {
+    "probes": lambda folder, quick: probes(_races(quick), _sites()),
+    "ray": lambda folder, quick: ray(_rounds(folder / "extract", quick)),
+    "memory": lambda folder, quick: memory(_nights(folder / "nights", quick)),
+    "files": lambda folder, quick: files(*_files(folder / "files", quick)),
+}
+"""functions that measure a part of the page, in order"""
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

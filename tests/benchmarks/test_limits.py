@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.limits.many_files import NightCost, Publication
 from benchmarks.limits.overhead import WAYS, Way
-from benchmarks.limits.run import memory, page, probes, ray
+from benchmarks.limits.run import files, memory, page, probes, ray
 from benchmarks.limits.saga import Race
 from benchmarks.limits.scale import WORKERS, Scale, _speed
 from pipelines.storage.shard_log import ShardCounts, ShardOutcome
@@ -16,6 +17,20 @@ from spin.sites import FeatureColumn
 RACE = Race(FeatureColumn.parse("resid.06.mean"), 384, 20.0, 1.0, 2.0, 5e-4, [(0.1, 0.5, 0.4)], True)
 ROUND = dict(zip(WAYS, (10.0, 10.5, 5.5, 6.0, 6.3), strict=True))
 NIGHT = Scale(10, 1000.0, 0.02, {"driver": 700.0, "worker": 710.0}, {"driver": 450.0, "worker": 460.0}, 600)
+
+
+COST = NightCost(
+    name="small JSONL files",
+    files=2000,
+    input_bytes=10_000,
+    documents=10_000,
+    shards=10,
+    input_requests=2000,
+    input_read=10_500,
+    other_requests=200,
+    seconds=100.0,
+    computing=20.0,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +63,31 @@ def test_memory_that_grows_and_speed_that_falls_do_not_hold() -> None:
         "documents/s overall",
     ]
     assert page([(text, verdicts)]).count("does not hold") == 3
+
+
+@pytest.mark.parametrize(
+    ("night", "change", "missed"),
+    [
+        (0, {}, ""),
+        (1, {"input_requests": 2001}, "1.00 requests per small file"),
+        (1, {"other_requests": 241}, "8.1 further requests per shard"),
+        (1, {"seconds": 141.0}, "2,000 small files take 121 s"),
+        (2, {"input_read": 11_100}, "one CSV file: read 1.11 ×"),
+        (3, {"input_read": 13_100}, "one Parquet file: read 1.31 ×"),
+    ],
+)
+def test_requests_and_bytes_above_their_budgets_do_not_hold(night: int, change: dict[str, float], missed: str) -> None:
+    """Requests that every night takes do not count for the shards."""
+    base, csv, parquet = (
+        replace(COST, name=name, files=1, other_requests=160)
+        for name in ("one small file", "one CSV file", "one Parquet file")
+    )
+    costs = [base, COST, csv, parquet]
+    costs[night] = replace(costs[night], **change)  # type: ignore[arg-type]
+    text, verdicts = files(costs, Publication(10_000, 9.0))
+    assert [verdict[: len(missed)] for holds, verdict in verdicts if not holds] == [missed] * bool(missed)
+    assert "| 2,000 × small JSONL files |" in text
+    assert not files(costs, Publication(10_000, 11.0))[1][-1][0]
 
 
 def test_the_speed_of_a_night_is_that_of_its_median_shard() -> None:

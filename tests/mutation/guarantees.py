@@ -58,17 +58,21 @@ class Guarantee:
     cuts: tuple[Cut, ...]
 
 
-NIGHT, CLASSIFY, SHARD_LOG = (
-    "tests/pipelines/nightly/test_night.py",
-    "tests/pipelines/nightly/test_classify.py",
-    "tests/pipelines/storage/test_shard_log.py",
+NIGHT, CLASSIFY, PUBLICATION, VACUUM, DEDUP = (
+    f"tests/pipelines/nightly/test_{name}.py" for name in ("night", "classify", "publication", "vacuum", "dedup")
 )
-STORE, FAULTS, WORKFLOW, DEDUP = (
-    "tests/pipelines/storage/test_object_store.py",
-    "tests/pipelines/storage/test_faults.py",
+STORE, FAULTS, SHARD_LOG, TABLE, LEASE = (
+    f"tests/pipelines/storage/test_{name}.py"
+    for name in ("object_store", "faults", "shard_log", "delta_table", "lease")
+)
+INTAKE, WORKFLOW, WORKERS, ISOLATION, SIGNALS = (
+    "tests/pipelines/data/test_intake.py",
     "tests/pipelines/training/test_workflow.py",
-    "tests/pipelines/nightly/test_dedup.py",
+    "tests/pipelines/workers/test_map_shards.py",
+    "tests/pipelines/workers/test_fault_isolation.py",
+    "tests/jobs/test_signals.py",
 )
+TABLES = "pipelines/nightly/tables"
 
 GUARANTEES = (
     Guarantee(
@@ -77,14 +81,71 @@ GUARANTEES = (
         (
             Cut(
                 f"{NIGHT}::test_a_night_whose_counts_do_not_add_up_is_not_published",
-                "pipelines/nightly/publish.py",
-                "if not accounted == counts.rows == planned:",
+                "pipelines/nightly/finish.py",
+                "if not accounted == counts.rows == planned or counts.work != work_digest(shard):",
                 "if False:",
             ),
             Cut(
                 f"{CLASSIFY}::test_a_document_that_raises_is_the_only_dead_letter_of_its_shard",
                 "pipelines/nightly/classify_step.py",
-                'dead |= {row: ("poison", message) for row, message in failing.items()}',
+                'dead |= {row: ("poison", message) for row, message in isolated.failing.items()}',
+            ),
+        ),
+    ),
+    Guarantee(
+        "over any history of commands with `--incremental` no row is in two nights of a model, whatever is suspended, "
+        "killed, resumed, done again, restored, deleted or vacuumed in between",
+        (
+            Cut(
+                f"{NIGHT}::test_a_failed_night_that_is_resumed_after_its_successor_takes_no_file_twice",
+                f"{TABLES}/resume.py",
+                "if run is not None and (published or not _some_taken(tables, run, request)):",
+                "if run is not None:",
+            ),
+            Cut(
+                f"{PUBLICATION}::test_files_count_as_taken_by_published_nights_of_other_dates",
+                f"{TABLES}/night_history.py",
+                "runs = {night.run for night in list_nights(tables) if night.model == model and night.date != date}",
+                "runs = {night.run for night in list_nights(tables) if night.model == model}",
+            ),
+            Cut(
+                f"{PUBLICATION}::test_missing_input_rows_do_not_pass_as_nothing_taken",
+                f"{TABLES}/night_history.py",
+                "if lacking := sorted(run for run, found in by_run.items() if not found):",
+                "if lacking := []:",
+            ),
+            Cut(
+                f"{PUBLICATION}::test_an_incremental_night_is_not_restored_next_to_a_night_that_has_taken_its_files",
+                f"{TABLES}/publication.py",
+                "retrying(require_not_taken, tables, night)",
+            ),
+        ),
+    ),
+    Guarantee(
+        "a driver that was overtaken while it was suspended changes nothing that a reader sees",
+        (
+            Cut(
+                f"{PUBLICATION}::test_a_driver_that_wakes_after_its_successor_changes_nothing",
+                f"{TABLES}/publication.py",
+                "_require_last(predictions, night.model, token)",
+                "pass",
+            ),
+            Cut(
+                f"{PUBLICATION}::test_a_driver_that_wakes_after_its_successor_changes_nothing",
+                f"{TABLES}/publication.py",
+                "require_claim(tables, night.model, token)",
+                "pass",
+            ),
+            Cut(
+                f"{TABLE}::test_a_stale_writer_is_refused_and_changes_nothing",
+                "pipelines/storage/delta_table.py",
+                "max_commit_retries=0,",
+            ),
+            Cut(
+                f"{PUBLICATION}::test_rows_are_removed_only_under_the_last_claim",
+                f"{TABLES}/publication.py",
+                "_require_last(predictions, model, token)",
+                "pass",
             ),
         ),
     ),
@@ -106,6 +167,30 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
+        "a crash counts against a document only under the driver that saw it, and a worker that fails on what is known "
+        "to be good is at fault itself",
+        (
+            Cut(
+                f"{SHARD_LOG}::test_a_new_driver_starts_with_a_clean_slate",
+                "pipelines/storage/shard_log.py",
+                'return self.layout.key("attempts", f"{self.token:06d}")',
+                'return self.layout.key("attempts")',
+            ),
+            Cut(
+                f"{ISOLATION}::test_a_worker_that_fails_on_what_is_known_to_be_good_is_blamed_itself",
+                "pipelines/workers/fault_isolation.py",
+                "run_check(self.check)",
+                "pass",
+            ),
+            Cut(
+                f"{WORKERS}::test_a_slow_shard_is_retried_because_computing_does_not_count",
+                "pipelines/storage/retrying.py",
+                "return now - self.first_failure + state.upcoming_sleep >= self.seconds",
+                "return now - state.start_time + state.upcoming_sleep >= self.seconds",
+            ),
+        ),
+    ),
+    Guarantee(
         "work follows the nodes of a cluster: a new node takes part, a lost node costs only the shards it was "
         "computing",
         (
@@ -121,7 +206,7 @@ GUARANTEES = (
         "a killed driver loses no finished work: a rerun computes at most one shard per worker again",
         (
             Cut(
-                f"{NIGHT}::test_a_crash_at_any_step_loses_nothing",
+                f"{NIGHT}::test_a_resumed_run_computes_only_what_is_missing",
                 "pipelines/workers/map_shards.py",
                 "waiting = [shard for shard in shards if shard.name not in outcomes]",
                 "waiting = list(shards)",
@@ -129,13 +214,19 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
-        "a crash at any step of the commit loses nothing and corrupts nothing",
+        "a crash at any step loses nothing and corrupts nothing; a file that is named is never replaced",
         (
             Cut(
-                f"{NIGHT}::test_a_crash_at_any_step_loses_nothing",
-                "pipelines/nightly/publish.py",
-                "if self.out.size(key) != part.bytes:",
-                "if True:",
+                f"{SHARD_LOG}::test_the_first_outcome_of_a_shard_is_the_only_one",
+                "pipelines/storage/shard_log.py",
+                "if first is not None:\nreturn first",
+                "return outcome",
+            ),
+            Cut(
+                f"{PUBLICATION}::test_the_first_record_of_a_run_wins",
+                f"{TABLES}/night_records.py",
+                'if out.create(f"{RUNS}/{run.run}/{NIGHT}", _to_bytes(record)):',
+                'if out.write(f"{RUNS}/{run.run}/{NIGHT}", _to_bytes(record)) is None:',
             ),
             Cut(
                 f"{STORE}::test_a_failed_write_keeps_the_old_object",
@@ -146,30 +237,45 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
-        "a reader who follows `latest` sees all of a night or none of it",
+        "a reader sees all of a night or none of it, and only files that are there",
         (
             Cut(
-                f"{NIGHT}::test_a_reader_at_any_step_sees_all_of_a_night_or_none",
-                "pipelines/nightly/publish.py",
-                'yield lambda: self.out.delete("latest")',
+                f"{TABLE}::test_replacing_a_partition_leaves_the_others",
+                "pipelines/storage/delta_table.py",
+                "filters=filters,\nschema=schema,",
+                "schema=schema,",
+            ),
+            Cut(
+                f"{PUBLICATION}::test_a_run_that_lost_a_file_is_not_published",
+                f"{TABLES}/publication.py",
+                "retrying(require_complete, tables, night.run, night.files)",
+            ),
+            Cut(
+                f"{PUBLICATION}::test_a_night_is_restored_with_all_its_rows",
+                f"{TABLES}/publication.py",
+                "for table in SIDE_TABLES:\nretrying(_commit_side_rows, tables, table, night, token, kept)",
             ),
         ),
     ),
     Guarantee(
-        "one run at a time works on an output; the lease of a dead run can be taken over, and a run that lost its "
-        "lease publishes nothing",
+        "one run of a model at a time works on an output, and the lease of a dead run can be taken over",
         (
             Cut(
-                f"{NIGHT}::test_a_run_that_lost_its_lease_publishes_nothing",
-                "pipelines/nightly/publish.py",
-                "self.lease.check()\nstep()",
-                "step()",
-            ),
-            Cut(
-                f"{NIGHT}::test_a_run_that_wakes_after_its_lease_was_taken_publishes_nothing",
+                f"{LEASE}::test_a_lease_that_cannot_be_read_but_changes_is_held",
                 "pipelines/storage/lease.py",
                 "if now.beat != first.beat:",
                 "if False:",
+            ),
+        ),
+    ),
+    Guarantee(
+        "a command that is ended by SIGTERM or SIGINT releases what it holds, prints one line and can be resumed",
+        (
+            Cut(
+                f"{SIGNALS}::test_a_signal_releases_what_a_command_holds",
+                "jobs/signals.py",
+                "raise Stopped(number)",
+                "raise SystemExit(number)",
             ),
         ),
     ),
@@ -197,18 +303,32 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
-        "a file that is corrupt, truncated, empty or of the wrong type is quarantined as a whole and named; too "
-        "many such files fail the night",
+        "a file that is corrupt, cut, empty, of the wrong type or changed meanwhile is quarantined as a whole and "
+        "named; too many such files fail the night",
         (
             Cut(
-                f"{CLASSIFY}::test_unreadable_files_above_the_limit_fail_the_night",
-                "pipelines/data/sharding.py",
-                "bad[file.uri] = str(error)",
+                f"{INTAKE}::test_none_of_the_rows_of_a_bad_file_is_taken",
+                "pipelines/data/intake.py",
+                "spool.reject()",
+                "spool.accept(piece.uri)",
+            ),
+            Cut(
+                f"{INTAKE}::test_a_file_that_is_bad_in_one_window_is_left_out_of_all",
+                "pipelines/data/intake.py",
+                "if ready.piece.uri in bad or not bad.isdisjoint(_origins(report, ready)):",
+                "if False:",
+            ),
+            Cut(
+                f"{NIGHT}::test_a_file_that_changes_during_a_night_is_quarantined_alone",
+                "pipelines/storage/input_opener.py",
+                "raise _changed(uri)",
+                "pass",
             ),
             Cut(
                 f"{CLASSIFY}::test_unreadable_files_above_the_limit_fail_the_night",
-                "pipelines/nightly/classify.py",
-                "_check_shares(settings, manifest)",
+                "pipelines/nightly/finish.py",
+                "if len(quarantined) > allowed.max_bad_files * total:",
+                "if False:",
             ),
         ),
     ),
@@ -230,25 +350,25 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
-        "of documents with the same id the first in the order of the plan is predicted, and finding them takes "
-        "bounded memory",
+        "of documents with the same id the first sound one in the order of the plan is predicted, and finding them "
+        "takes bounded memory",
         (
             Cut(
-                f"{DEDUP}::test_a_row_is_a_duplicate_if_an_earlier_row_has_its_id",
+                f"{DEDUP}::test_the_first_sound_row_with_an_id_is_no_duplicate",
                 "pipelines/nightly/dedup.py",
-                'order = np.lexsort((digests["row"], shard_index, digests["low"], digests["high"]))',
-                'order = np.lexsort((digests["row"], -shard_index, digests["low"], digests["high"]))',
+                'rows = rows[np.lexsort((rows["row"], rows["shard"], rows["low"], rows["high"]))]',
+                'rows = rows[np.lexsort((-rows["row"], rows["shard"], rows["low"], rows["high"]))]',
             ),
             Cut(
-                f"{CLASSIFY}::test_the_first_document_with_a_duplicate_id_is_predicted",
-                "pipelines/nightly/classify_step.py",
-                "elif row in repeated:",
-                "elif False:",
+                f"{DEDUP}::test_texts_of_large_parquet_files_decide_which_row_is_first",
+                "pipelines/nightly/dedup.py",
+                'sound[here] = ~np.isin(rows["row"][here], self._dead_rows(index))',
+                "pass",
             ),
             Cut(
                 f"{DEDUP}::test_a_partition_holds_a_bounded_number_of_documents",
                 "pipelines/nightly/dedup.py",
-                "return [Shard(n) for n in range(max(1, math.ceil(documents / PARTITION)))]",
+                "return [Shard(n) for n in range(min(_BUCKETS, max(1, math.ceil(documents / PARTITION))))]",
                 "return [Shard(0)]",
             ),
         ),
@@ -257,16 +377,10 @@ GUARANTEES = (
         "a full disk or an exhausted quota is reported, and nothing half-written becomes visible",
         (
             Cut(
-                f"{NIGHT}::test_a_full_disk_at_any_step_fails_clearly_and_resumes",
+                f"{NIGHT}::test_a_full_disk_ends_a_night_with_status_5_and_it_resumes",
                 "pipelines/storage/filesystem.py",
                 'if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:',
                 "if _code(error) in _FULL:",
-            ),
-            Cut(
-                f"{NIGHT}::test_a_full_disk_at_any_step_fails_clearly_and_resumes",
-                "pipelines/storage/local_files.py",
-                "except BaseException:\ntemporary.unlink(missing_ok=True)\nraise",
-                "except BaseException:\n    raise",
             ),
             Cut(
                 f"{FAULTS}::test_an_exhausted_quota_fails_the_night_and_publishes_nothing",
@@ -277,17 +391,21 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
-        "a run resumes only the plan with which it began",
+        "a run goes on only with the settings and the files with which it began, and `--restart` computes all of them "
+        "anew",
         (
             Cut(
-                f"{NIGHT}::test_a_changed_plan_is_refused_without_restart",
+                f"{NIGHT}::test_a_run_with_other_settings_is_refused_without_restart",
                 "pipelines/storage/stage_plan.py",
-                "if stored is not None and not restart:\n_refuse(store, stage, metadata, stored)",
+                "if plan_fingerprint(stage, metadata) != _stored_fingerprint(stored):",
+                "if False:",
             ),
             Cut(
-                f"{NIGHT}::test_new_files_wait_for_the_next_night",
-                "pipelines/nightly/publish.py",
-                'metadata = {**metadata, "files": to_json(planned)}',
+                f"{NIGHT}::test_a_restart_computes_everything_anew",
+                f"{TABLES}/resume.py",
+                "name, published = (None, False) if request.restart else _find_current(tables, request.date, "
+                "request.model)",
+                "name, published = _find_current(tables, request.date, request.model)",
             ),
         ),
     ),
@@ -299,6 +417,28 @@ GUARANTEES = (
                 "pipelines/nightly/classify.py",
                 '"model": {"name": registry.name, "version": version, "backbone": digest},',
                 '"model": {"name": registry.name},',
+            ),
+        ),
+    ),
+    Guarantee(
+        "a vacuum deletes only what no night, no unfinished run and no restorable run names",
+        (
+            Cut(
+                f"{VACUUM}::test_a_replaced_run_can_be_restored_until_it_is_old",
+                f"{TABLES}/vacuum.py",
+                "if run in contents.named or (not marked and contents.is_restorable(run, before)):",
+                "if run in contents.named:",
+            ),
+            Cut(
+                f"{VACUUM}::test_a_driver_that_claims_its_model_meanwhile_stops_the_vacuum",
+                f"{TABLES}/vacuum.py",
+                "for model, token in claims.items():\nrequire_claim(tables, model, token)",
+            ),
+            Cut(
+                f"{VACUUM}::test_a_lost_record_does_not_make_a_published_night_garbage",
+                f"{TABLES}/vacuum.py",
+                "delete += [item for item in unused if item.key not in contents.keys]",
+                "delete += unused",
             ),
         ),
     ),

@@ -30,10 +30,10 @@ from pipelines.nightly.tables.night_tables import DEAD_LETTERS, PREDICTIONS, Nig
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError
 from tests.soak.corpus import Corpus, write_corpus
-from tests.soak.servers import S3Server, run_s3_server
 from tests.support import tiny
 from tests.support.registry_fixture import RegistryFixture
 from tests.support.repository import ROOT
+from tests.support.s3_server import S3Server, run_s3_server
 
 KINDS = ("worker", "driver, SIGKILL", "driver, SIGTERM", "server, 8 s", "worker", "server, until status 5")
 """what is killed, in turn"""

@@ -1,0 +1,239 @@
+"""Nights of very many or very large files, through a proxy that delays and counts requests, and one large commit."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.limits.delay_proxy import DelayProxy, Traffic, run_delay_proxy
+from pipelines.nightly.classify_step import data_layout
+from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.tables.night_history import list_nights
+from pipelines.nightly.tables.night_records import begin_run, finish_run
+from pipelines.nightly.tables.night_tables import INPUTS, PREDICTIONS, NightTables, file_rows, table_schema
+from pipelines.nightly.tables.publication import claim, publish_night, write_inputs
+from pipelines.nightly.throughput import busy_seconds
+from pipelines.storage.delta_table import DataFile
+from pipelines.storage.object_store import Store
+from pipelines.storage.shard_log import ShardLog
+
+LATENCY = 0.02
+"""seconds that every request waits"""
+WORKERS, SHARD = 2, 1_000
+DAY = "2026-01-31"
+_MODEL = "limits"
+_WORDS = "the crew was fine and the day was warm "
+_DOCUMENT = 20_000
+"""bytes of text of a document in the large files"""
+_PARALLEL = 32
+_RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the inputs are."""
+
+    files: int
+    """small files"""
+    documents: int
+    """documents per small file"""
+    bytes: int
+    """of each large file"""
+    parts: int
+    """files that one commit publishes"""
+
+
+FULL = Sizes(files=20_000, documents=5, bytes=1_000_000_000, parts=10_000)
+QUICK = Sizes(files=200, documents=5, bytes=80_000_000, parts=100)
+
+
+@dataclass(frozen=True)
+class NightCost:
+    """What a night took from the object store, and how long."""
+
+    name: str
+    """of the input"""
+    files: int
+    input_bytes: int
+    """bytes of the input"""
+    documents: int
+    shards: int
+    """of the classify stage"""
+    input_requests: int
+    """requests for input files; listings are among the other requests"""
+    input_read: int
+    """bytes read of input files"""
+    other_requests: int
+    """all other requests"""
+    seconds: float
+    """of the whole command, its start included"""
+    computing: float
+    """seconds in which at least one shard was being classified"""
+
+    @property
+    def overhead(self) -> float:
+        """Seconds beyond computing."""
+        return self.seconds - self.computing
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One commit of many files."""
+
+    files: int
+    seconds: float
+
+
+def measure(folder: Path, sizes: Sizes) -> tuple[list[NightCost], Publication]:
+    """Classify nights of a few documents, of many small files and of two large files; then publish many files at once.
+
+    The first night has the cost that every night has. An S3 server is started for it.
+    """
+    from tests.support.s3_server import run_s3_server
+
+    with run_s3_server():
+        prepare(folder)
+        return _measure_nights(folder, os.environ["AWS_ENDPOINT_URL"], sizes), publish_parts(sizes.parts)
+
+
+def _measure_nights(folder: Path, endpoint: str, sizes: Sizes) -> list[NightCost]:
+    writers: dict[str, Callable[[Store], object]] = {
+        "one small file": lambda store: _write_small_files(store, 1, sizes.documents),
+        "small JSONL files": lambda store: _write_small_files(store, sizes.files, sizes.documents),
+        "one CSV file": lambda store: _write_large_csv(store, folder, sizes.bytes),
+        "one Parquet file of one row group": lambda store: _write_large_parquet(store, folder, sizes.bytes),
+    }
+    costs = []
+    with run_delay_proxy(endpoint, "/spin/limits/in/", LATENCY) as (delayed, proxy):
+        for number, (name, write) in enumerate(writers.items()):
+            write(Store(f"s3://spin/limits/in/{number}"))
+            costs.append(_run_night(folder, delayed, proxy, number, name))
+            print(costs[-1], flush=True)
+    return costs
+
+
+def prepare(folder: Path) -> None:
+    """Register a classifier on a tiny random backbone."""
+    from tests.support import tiny
+    from tests.support.registry_fixture import RegistryFixture
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ray = {"workers": WORKERS, "shard_documents": SHARD}
+    backbone = tiny.save_bert(folder / "backbone")
+    fixture = RegistryFixture(folder, backbone, f"sqlite:///{folder}/mlflow.db", ray=ray)
+    (folder / "settings.json").write_text(fixture.settings.model_dump_json(), encoding="utf-8")
+
+
+def _run_night(folder: Path, endpoint: str, proxy: DelayProxy, number: int, name: str) -> NightCost:
+    """Classify an input in a fresh process, through the proxy."""
+    source, output = f"s3://spin/limits/in/{number}", f"s3://spin/limits/out/{number}"
+    command = [sys.executable, "-m", "benchmarks.limits.many_files", str(folder), source, output]
+    proxy.reset()
+    start = time.perf_counter()
+    subprocess.run(command, check=True, env={**os.environ, "AWS_ENDPOINT_URL": endpoint})
+    return _cost(name, Store(source), Store(output), proxy.traffic, time.perf_counter() - start)
+
+
+def _cost(name: str, source: Store, out: Store, traffic: Traffic, seconds: float) -> NightCost:
+    [night] = list_nights(NightTables(out))
+    shards = list(ShardLog(out, layout=data_layout(night.run)).outcomes(ClassifyCounts).values())
+    objects = source.list_objects()
+    return NightCost(
+        name=name,
+        files=len(objects),
+        input_bytes=sum(item.size for item in objects),
+        documents=night.rows,
+        shards=len(shards),
+        input_requests=traffic.input.requests.total(),
+        input_read=traffic.input.read,
+        other_requests=traffic.rest.requests.total(),
+        seconds=round(seconds, 1),
+        computing=round(busy_seconds(shards), 1),
+    )
+
+
+def publish_parts(parts: int) -> Publication:
+    """Publish a run of so many files without a proxy, and measure the publication."""
+    tables = NightTables(Store("s3://spin/limits/parts"))
+    token = claim(tables, _MODEL, retry_seconds=_RETRY_SECONDS)
+    run = begin_run(tables.out, date=DAY, model=_MODEL, model_version="1", token=token)
+    rows = file_rows(PREDICTIONS, table_schema(PREDICTIONS).empty_table(), date=DAY, model=_MODEL, run=run.run)
+    sink = io.BytesIO()
+    pq.write_table(rows, sink)
+    data, store = sink.getvalue(), tables.store(PREDICTIONS)
+    files = [DataFile(f"{run.run}/{n:06d}-{token:06d}-1.parquet", len(data), 0) for n in range(parts)]
+    with ThreadPoolExecutor(_PARALLEL) as threads:
+        list(threads.map(lambda file: store.create(file.path, data), files))
+    inputs = write_inputs(tables, run, token, [])
+    night = finish_run(tables.out, run, token=token, files={PREDICTIONS: files, INPUTS: [inputs]})
+    start = time.perf_counter()
+    publish_night(tables, night, token=token, retry_seconds=_RETRY_SECONDS)
+    seconds = time.perf_counter() - start
+    [published] = list_nights(tables)
+    assert published.files == parts
+    return Publication(parts, round(seconds, 1))
+
+
+def _write_small_files(store: Store, files: int, documents: int) -> None:
+    def write(number: int) -> None:
+        rows = [{"id": f"d{number:06d}-{row}", "text": _WORDS * (1 + row)} for row in range(documents)]
+        store.write(f"{number:06d}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    with ThreadPoolExecutor(_PARALLEL) as threads:
+        list(threads.map(write, range(files)))
+
+
+def _documents(size: int) -> Iterator[tuple[str, str]]:
+    """Ids and texts of about so many bytes in all."""
+    text = _WORDS * (_DOCUMENT // len(_WORDS))
+    for number in range(size // len(text)):
+        yield f"d{number:07d}", text
+
+
+def _write_large_csv(store: Store, folder: Path, size: int) -> None:
+    path = folder / "large.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "text"])
+        writer.writerows(_documents(size))
+    store.upload(path.name, path)
+    path.unlink()
+
+
+def _write_large_parquet(store: Store, folder: Path, size: int) -> None:
+    path = folder / "large.parquet"
+    ids, texts = zip(*_documents(size), strict=True)
+    table = pa.table({"id": pa.array(ids), "text": pa.array(texts, pa.large_string())})
+    pq.write_table(table, path, row_group_size=len(table), compression="none", use_dictionary=False)
+    store.upload(path.name, path)
+    path.unlink()
+
+
+def _classify(folder: Path, source: str, output: str) -> None:
+    """Run a night; this is what the fresh process does."""
+    from jobs.cli import silence_libraries
+
+    silence_libraries()
+    from pipelines.nightly.classify import run_classify
+    from pipelines.registry.versions import Registry
+    from spin.settings import Settings
+
+    settings = Settings.model_validate_json((folder / "settings.json").read_text(encoding="utf-8"))
+    registry = Registry(settings)
+    run_classify(settings, registry, source, output, model=f"models:/{registry.name}/1", night=DAY)
+
+
+if __name__ == "__main__":
+    _classify(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
