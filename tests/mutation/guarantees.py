@@ -137,7 +137,7 @@ GUARANTEES = (
                 "pass",
             ),
             Cut(
-                f"{TABLE}::test_a_stale_writer_is_refused_and_changes_nothing",
+                f"{TABLE}::test_a_stale_writer_is_refused_where_nothing_was_removed",
                 "pipelines/storage/delta_table.py",
                 "max_commit_retries=0,",
             ),
@@ -430,7 +430,7 @@ GUARANTEES = (
                 "if run in contents.named:",
             ),
             Cut(
-                f"{VACUUM}::test_a_driver_that_claims_its_model_meanwhile_stops_the_vacuum",
+                f"{VACUUM}::test_a_claim_after_runs_were_given_up_stops_the_vacuum_before_it_deletes",
                 f"{TABLES}/vacuum.py",
                 "for model, token in claims.items():\nrequire_claim(tables, model, token)",
             ),

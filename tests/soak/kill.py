@@ -168,7 +168,7 @@ def compare(soak: Soak, date: str) -> dict[str, int]:
         f"with a score that differs by more than {_SCORES:g}": sum(
             abs(calm[id]["score"] - rows[id]["score"]) > _SCORES for id in both
         ),
-        "predictions that are not bit for bit the same": sum(
+        "whose scores are not bit for bit the same": sum(
             (calm[id]["score"], calm[id]["scores"]) != (rows[id]["score"], rows[id]["scores"]) for id in both
         ),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.nightly.tables.night_history import list_unfinished
-from pipelines.nightly.tables.night_records import ABANDONED, NightRecord, is_abandoned
+from pipelines.nightly.tables.night_records import ABANDONED, NightRecord, abandon_run, is_abandoned
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, PREDICTIONS, NightTables, read_rows
 from pipelines.nightly.tables.publication import claim, publish_night, restore_night
 from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
@@ -137,6 +137,21 @@ def test_a_driver_that_claims_its_model_meanwhile_stops_the_vacuum(local_tables:
     claim_model(local_tables)
     with pytest.raises(HeldError):
         run_vacuum(local_tables, plan, claims, retry_seconds=1)
+    assert keys_of(local_tables, night.run) >= named_keys(night)
+
+
+def test_a_claim_after_runs_were_given_up_stops_the_vacuum_before_it_deletes(
+    local_tables: NightTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night = write_night(local_tables, claim_model(local_tables), ["b"])
+
+    def abandon_and_claim(out: Store, run: str) -> None:
+        abandon_run(out, run)
+        claim_model(local_tables)
+
+    monkeypatch.setattr("pipelines.nightly.tables.vacuum.abandon_run", abandon_and_claim)
+    with pytest.raises(HeldError):
+        vacuum(local_tables, later=timedelta(hours=25))
     assert keys_of(local_tables, night.run) >= named_keys(night)
 
 

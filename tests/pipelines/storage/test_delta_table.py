@@ -130,6 +130,19 @@ def test_a_stale_writer_is_refused_and_changes_nothing(commit: Callable[[TableSn
     assert snapshot.last_transaction("app") is None
 
 
+@pytest.mark.parametrize("partition", [PARTITION, {"day": "2026-03-02", "model": "b"}], ids=["same", "other"])
+def test_a_stale_writer_is_refused_where_nothing_was_removed(partition: dict[str, str], store_uri: str) -> None:
+    """Two writers that only add files do not conflict by the rules of Delta, which would let both commit."""
+    store = create(store_uri)
+    stale = snapshot_of(store)
+    commit_file(store, "first")
+    with pytest.raises(StaleSnapshotError):
+        stale.replace_partition(partition, [make_file("late")])
+    with pytest.raises(StaleSnapshotError):
+        stale.commit_transaction("app", 9)
+    assert snapshot_of(store).files({}) == [make_file("first")]
+
+
 def test_a_snapshot_commits_once(tmp_path: Path) -> None:
     store = create(str(tmp_path))
     snapshot = snapshot_of(store)
