@@ -19,6 +19,7 @@ from tests.support.manifests import (
     RUNS,
     list_strings,
     load_overlay_settings,
+    load_start_script,
     make_ray_jobs,
     render_overlay,
     select_kind,
@@ -74,7 +75,7 @@ def test_a_run_is_retried_and_its_cluster_is_removed(documents: list[dict[str, A
         assert runs[name]["spec"]["suspend"] is False
         assert template["spec"]["shutdownAfterJobFinishes"] is True
         assert 0 < template["spec"]["ttlSecondsAfterFinished"] <= 3600
-        assert template["spec"]["backoffLimit"] == 2
+        assert template["spec"]["backoffLimit"] == 0, "start.py knows after which status another try may help"
 
 
 def test_nights_do_not_overlap(documents: list[dict[str, Any]]) -> None:
@@ -89,7 +90,7 @@ def test_nights_do_not_overlap(documents: list[dict[str, Any]]) -> None:
         pod = crons[name]["spec"]["jobTemplate"]["spec"]
         run = jobs[name]["spec"]
         assert pod["template"]["spec"]["containers"][0]["command"] == ["python", "/start/start.py", name]
-        assert pod["activeDeadlineSeconds"] > (run["backoffLimit"] + 1) * run["activeDeadlineSeconds"]
+        assert pod["activeDeadlineSeconds"] > load_start_script().TRIES * run["activeDeadlineSeconds"]
         on_exit = pod["podFailurePolicy"]["rules"][0]
         assert (on_exit["action"], on_exit["onExitCodes"]["values"]) == ("FailJob", [1])
     night = crons["classify-tweets"]["spec"]

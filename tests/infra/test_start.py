@@ -20,12 +20,24 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.support.manifests import load_start_script
+from tests.support.repository import ROOT
 
 RUNNING = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
 RETRYING = {"jobDeploymentStatus": "Retrying", "jobStatus": "FAILED"}
 DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
 STOPPED = {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}
-FAILED = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "left with exit code 4"}
+
+
+def failed(status: int | None, **more: str) -> dict[str, Any]:
+    """The status of a run whose command ended with an exit status, or whose driver disappeared, in the words of Ray."""
+    message = (
+        "the driver was lost" if status is None else f"Job entrypoint command failed with exit code {status}, last"
+    )
+    return {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": message, **more}
+
+
+FAILED = failed(4)
+ENDED = ("Complete", "Failed", "ValidationFailed")
 INVALID = {"jobDeploymentStatus": "ValidationFailed", "message": "the name is too long"}
 
 
@@ -61,7 +73,8 @@ class Cluster:
             self.created.append(body["metadata"]["name"])
             self.jobs[self.created[-1]] = body
             return 201, body
-        if name in self.created and self.statuses:
+        ended = self.jobs.get(name, {}).get("status", {}).get("jobDeploymentStatus") in ENDED
+        if name in self.created and self.statuses and not ended:
             status = self.statuses.pop(0)
             if status is None:
                 del self.jobs[name]
@@ -167,6 +180,42 @@ def test_a_run_that_fails_fails_the_job(
     cluster.statuses = [RUNNING, end]
     assert start() == 1
     assert end.get("message", "STOPPED") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("status", [1, 3, 5, 6, 143, None])
+def test_a_run_that_may_succeed_later_is_tried_three_times(
+    cluster: Cluster, start: Callable[[], int], status: int | None
+) -> None:
+    """Each try resumes the one before, in a cluster of its own."""
+    cluster.statuses = [RUNNING, failed(status), RUNNING, failed(status), RUNNING, DONE]
+    assert start() == 0
+    assert cluster.created == ["night-2026-11-24", "night-2026-11-24-2", "night-2026-11-24-3"]
+    cluster.created.clear()
+    cluster.jobs = {"night": cluster.jobs["night"]}
+    cluster.statuses = [failed(status), failed(status), failed(status), DONE]
+    assert start() == 1
+    assert len(cluster.created) == 3
+
+
+@pytest.mark.parametrize(
+    "end",
+    [failed(2), failed(4), failed(7), failed(None, reason="DeadlineExceeded"), STOPPED, INVALID],
+    ids=lambda end: end.get("message", end.get("jobStatus")),
+)
+def test_a_run_that_would_end_in_the_same_way_is_tried_once(
+    cluster: Cluster, start: Callable[[], int], end: dict[str, Any]
+) -> None:
+    """Nobody waits for two more clusters to see the same mistake."""
+    cluster.statuses = [RUNNING, end, DONE]
+    assert start() == 1
+    assert cluster.created == ["night-2026-11-24"]
+
+
+def test_the_final_statuses_are_those_of_the_reference() -> None:
+    """The page says for each status whether the same command may be run again."""
+    page = (ROOT / "docs" / "reference" / "exit-statuses.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    assert {int(status) for status, _, again in rows[1:] if again.startswith("no")} == load_start_script().FINAL
 
 
 def test_a_run_that_is_active_is_waited_for(cluster: Cluster, start: Callable[[], int]) -> None:

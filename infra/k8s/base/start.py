@@ -2,7 +2,8 @@
 
 The environment variable DAY is the day, YYYY-MM-DD; by default yesterday in UTC, the last day that is over. The RayJob
 is named TEMPLATE-DAY, so no second one is created while the first runs (this script then waits for it) or after it has
-succeeded (it reports that). After a failure the next is named TEMPLATE-DAY-2 and so on, and the run resumes.
+succeeded (it reports that). After a failure the next is named TEMPLATE-DAY-2 and so on, and the run resumes. The script
+tries three times, unless the exit status of the command says that another try would end in the same way.
 
 Exit status 0: the run has succeeded; 1: it has not. Standard library only; the account needs get and create of rayjobs.
 """
@@ -10,6 +11,7 @@ Exit status 0: the run has succeeded; 1: it has not. Standard library only; the 
 import http.client
 import json
 import os
+import re
 import ssl
 import sys
 import time
@@ -23,6 +25,10 @@ WAIT = 15.0
 """seconds between two requests"""
 ENDS = {"Complete", "Failed", "ValidationFailed"}
 """values of KubeRay's jobDeploymentStatus for a run that has ended"""
+TRIES = 3
+"""RayJobs of a day that this script waits for, one after another"""
+FINAL = {2, 4, 7}
+"""exit statuses of `spin` that no other try changes: a mistake, too many bad rows or files, a night that has drifted"""
 
 
 def call(name: str = "", body: dict | None = None) -> dict | None:
@@ -79,30 +85,57 @@ def outcome(job: dict) -> bool | None:
     return status["jobDeploymentStatus"] == "Complete" and status.get("jobStatus") == "SUCCEEDED"
 
 
+def may_succeed(job: dict) -> bool:
+    """Whether another try at a run that has failed may succeed."""
+    status = job["status"]
+    if status.get("jobStatus") == "STOPPED" or status["jobDeploymentStatus"] == "ValidationFailed":
+        return False
+    code = re.search(r"failed with exit code (\d+)", status.get("message", ""))  # the words of Ray
+    return status.get("reason") != "DeadlineExceeded" and (code is None or int(code[1]) not in FINAL)
+
+
+def create_or_find(template: dict, day: str) -> str:
+    """Create the RayJob of a day, and return its name, or that of the one that runs or has succeeded."""
+    number, name = 1, f"{template['metadata']['name']}-{day}"
+    while call(body=build_run(template, name, day)) is None:
+        existing = call(name)
+        if existing is not None and outcome(existing) is False:
+            number += 1
+            name = f"{template['metadata']['name']}-{day}-{number}"
+        elif existing is not None:
+            print(f"{name} exists already", flush=True)
+            break
+    return name
+
+
+def wait_for(name: str) -> dict | None:
+    """Wait for the end of a RayJob and return it, None if it was deleted."""
+    while (job := call(name)) is not None and outcome(job) is None:
+        time.sleep(WAIT)
+    return job
+
+
 def main(template_name: str) -> int:
-    """Create or find the day's RayJob and wait for its end; return the exit status."""
+    """Create or find the day's RayJob and wait for its end, repeatedly if that may help; return the exit status."""
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
     day = date.fromisoformat(os.environ.get("DAY") or yesterday.isoformat()).isoformat()
     template = call(template_name)
     if template is None:
         sys.exit(f"there is no RayJob {template_name} to use as a template; apply the overlay")
-    number, name = 1, f"{template_name}-{day}"
-    while call(body=build_run(template, name, day)) is None:
-        existing = call(name)
-        if existing is not None and outcome(existing) is False:
-            number += 1
-            name = f"{template_name}-{day}-{number}"
-        elif existing is not None:
-            print(f"{name} exists already", flush=True)
-            break
-    while (job := call(name)) is not None and outcome(job) is None:
-        time.sleep(WAIT)
-    if job is None:
-        print(f"{name} was deleted", file=sys.stderr)
-        return 1
-    status = job["status"]
-    print(f"{name}: {status.get('jobStatus') or status['jobDeploymentStatus']} {status.get('message', '')}".strip())
-    return 0 if outcome(job) else 1
+    for _ in range(TRIES):
+        name = create_or_find(template, day)
+        job = wait_for(name)
+        if job is None:
+            print(f"{name} was deleted", file=sys.stderr)
+            return 1
+        status = job["status"]
+        reached = status.get("jobStatus") or status["jobDeploymentStatus"]
+        print(f"{name}: {reached} {status.get('message', '')}".strip(), flush=True)
+        if outcome(job):
+            return 0
+        if not may_succeed(job):
+            return 1
+    return 1
 
 
 if __name__ == "__main__":
