@@ -303,6 +303,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "csv.gz that ends in a quote": ("a.csv.gz", gzip.compress(to_csv(GOOD) + b'9,"'), "ends inside a quoted value"),
     "csv with a name twice": ("a.csv", b"id,text,text\n" + b"1,a,b\n" * 99, "has 2 columns 'text'"),
     "jsonl cut in its last line": ("a.jsonl", to_jsonl(GOOD)[:-5], "ends inside a line"),
+    "jsonl cut long after its beginning": ("a.jsonl", to_jsonl(make_rows(5000))[:-5], "ends inside a line"),
     "jsonl.gz cut in its last line": ("a.jsonl.gz", gzip.compress(to_jsonl(GOOD)[:-5]), "ends inside a line"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(to_jsonl(GOOD))[:-5], "Truncated compressed stream"),
     "cut parquet": ("a.parquet", to_parquet(GOOD)[:-5], "cannot be read"),
