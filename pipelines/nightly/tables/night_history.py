@@ -133,6 +133,10 @@ def _read_taken(store: Store, file: DataFile) -> set[FileState]:
     """The files that a file of the table of inputs lists as taken."""
     data = store.read(file.path)
     if data is None:
-        raise UserError(f"{store.uri}/{file.path} is missing, so it is unknown which files have been classified")
+        run = file.path.partition("/")[0]
+        raise UserError(
+            f"{store.uri}/{file.path} is missing, so it is unknown which files run {run} has taken; put it back, or do "
+            f"its night again with `spin classify --date {run[:10]} --incremental --restart`"
+        )
     rows = pq.ParquetFile(io.BytesIO(data)).read(columns=["uri", "size", "version", "status"])
     return {FileState(row["uri"], row["size"], row["version"]) for row in rows.to_pylist() if row["status"] == TAKEN}

@@ -479,6 +479,16 @@ def test_missing_input_rows_do_not_pass_as_nothing_taken(local_tables: NightTabl
     assert taken_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
 
 
+def test_a_lost_file_of_input_rows_is_named_with_the_night_to_do_again(local_tables: NightTables) -> None:
+    """That night can be done again, since its own rows are not asked for."""
+    files = [FileState("a", 1, "v")]
+    night = run_night(local_tables.out, IDS, inputs=files)
+    local_tables.store(INPUTS).delete(night.files[INPUTS][0].path)
+    with pytest.raises(UserError, match=f"run {night.run} has taken.*--date {DATE} --incremental --restart"):
+        taken_files(local_tables, model=MODEL, date=NEXT, files=files)
+    assert taken_files(local_tables, model=MODEL, date=DATE, files=files) == set()
+
+
 def test_kept_columns_of_all_nights_are_read_together(tables: NightTables) -> None:
     """The schema is the union; a night without a column has nulls there, and no night makes the table narrower."""
     lang = kept_schema({"lang": pa.string()})
