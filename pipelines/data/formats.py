@@ -46,8 +46,8 @@ class _BlockReader(io.BufferedReader):
     """A file that is read in whole blocks, also by `read1`, by which text is decoded a few kilobytes at a time."""
 
     def read1(self, size: int = -1, /) -> bytes:
-        self.peek(1)  # fills the buffer if it is empty
-        return super().read1(size)
+        # `read` refills the buffer with a block; `read1` would request no more than `size` bytes
+        return self.read(BLOCK if size < 0 else size)
 
 
 def decompressed(source: BinaryIO, uri: str) -> BinaryIO:
