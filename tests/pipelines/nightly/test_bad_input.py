@@ -148,7 +148,8 @@ def test_a_stage_names_the_stage_that_must_run_first(run_spin: RunSpin) -> None:
 
 def test_classify_without_a_champion_is_refused(run_spin: RunSpin, tmp_path: Path) -> None:
     """The command ends with status 2, names the command that makes a champion, and writes no output."""
-    status, error = run_spin("classify", "--input", str(tmp_path), "--output", str(tmp_path / "out"), rows=ROWS)
+    options = ("--input", str(tmp_path / "train.parquet"), "--output", str(tmp_path / "out"))
+    status, error = run_spin("classify", *options, rows=ROWS)
     assert status == 2
     assert "models:/tiny@champion does not exist; versions: none; `spin promote` makes a champion" in read_error_line(
         error
