@@ -224,14 +224,17 @@ def test_estimated_bytes_equal_those_of_a_night(
     tmp_path: Path,
     night_bytes: Counter[str],
 ) -> None:
-    """The estimates are within 1 % if the night has the sampled documents."""
+    """What is read is within 1 % if the night has the sampled documents.
+
+    What is written is within 3 %: the records of a night name its tables.
+    """
     rows = add_dead_letters(tiny.make_documents(120)) if dead else tiny.make_documents(120)
     source, settings = write_rows(str(tmp_path), "jsonl", rows), make_settings(backbone_folder, ids)
     store = estimate_night(settings, registry_fixture, 120, source=source).store  # type: ignore[arg-type]
     night_bytes.clear()
     classify.run_classify(settings, registry_fixture, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
     assert store.read == pytest.approx(night_bytes["read"], rel=0.01)
-    assert store.written == pytest.approx(night_bytes["written"], rel=0.01)
+    assert store.written == pytest.approx(night_bytes["written"], rel=0.03)
 
 
 @pytest.mark.usefixtures("nights_in_this_process")
