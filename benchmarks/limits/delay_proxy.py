@@ -31,6 +31,8 @@ class Traffic:
 
     input: Counts = field(default_factory=Counts)
     """of objects below the input prefix"""
+    lease: Counts = field(default_factory=Counts)
+    """of the lease, which its holder renews every few seconds, whatever it does"""
     rest: Counts = field(default_factory=Counts)
     """of everything else, listings included"""
 
@@ -70,9 +72,11 @@ class DelayProxy:
             await connection.pump_requests(reader, upstream_writer, self._seconds)
         upstream_writer.close()
 
-    def counts(self, path: str) -> Counts:
-        """The counts that a request for a path belongs to."""
-        return self.traffic.input if path.startswith(self._input) else self.traffic.rest
+    def counts(self, target: str) -> Counts:
+        """The counts that a request for a path with its query belongs to."""
+        if target.startswith(self._input):
+            return self.traffic.input
+        return self.traffic.lease if "/_leases/" in target else self.traffic.rest
 
 
 class _Connection:
@@ -89,7 +93,7 @@ class _Connection:
             if self._between:
                 self._between = False
                 method, path, _ = data.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
-                self._counts = self._proxy.counts(unquote(urlsplit(path).path))
+                self._counts = self._proxy.counts(unquote(path))
                 self._counts.requests[method] += 1
                 await asyncio.sleep(seconds)
             self._counts.written += len(data)

@@ -75,6 +75,8 @@ class NightCost:
     """requests for input files; listings are among the other requests"""
     input_read: int
     """bytes read of input files"""
+    lease_requests: int
+    """requests of the lease, which is renewed every few seconds"""
     other_requests: int
     """all other requests"""
     seconds: float
@@ -158,6 +160,7 @@ def _cost(name: str, source: Store, out: Store, traffic: Traffic, seconds: float
         shards=len(shards),
         input_requests=traffic.input.requests.total(),
         input_read=traffic.input.read,
+        lease_requests=traffic.lease.requests.total(),
         other_requests=traffic.rest.requests.total(),
         seconds=round(seconds, 1),
         computing=round(busy_seconds(shards), 1),

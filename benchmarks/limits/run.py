@@ -199,12 +199,12 @@ def files(costs: Sequence[NightCost], publication: Publication) -> Part:
     base, many, large_csv, large_parquet = costs
     rows = [
         [f"{c.files:,} × {c.name}" if c.files > 1 else c.name, f"{c.input_bytes / 1e6:,.1f}", f"{c.documents:,}",
-         f"{c.shards:,}", f"{c.input_requests:,}", f"{c.input_read / 1e6:,.1f}", f"{c.other_requests:,}",
-         f"{c.seconds:.0f}", f"{c.computing:.0f}"]
+         f"{c.shards:,}", f"{c.input_requests:,}", f"{c.input_read / 1e6:,.1f}", f"{c.lease_requests:,}",
+         f"{c.other_requests:,}", f"{c.seconds:.0f}", f"{c.computing:.0f}"]
         for c in costs
     ]  # fmt: skip
-    heads = ["input", "MB", "documents", "shards", "requests for input", "MB of input read", "other requests",
-             "seconds", "… computing"]  # fmt: skip
+    heads = ["input", "MB", "documents", "shards", "requests for input", "MB of input read", "requests of the lease",
+             "other requests", "seconds", "… computing"]  # fmt: skip
     text = [
         "## Many files and large files\n",
         _table(heads, rows),

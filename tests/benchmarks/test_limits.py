@@ -27,6 +27,7 @@ COST = NightCost(
     shards=10,
     input_requests=2000,
     input_read=10_500,
+    lease_requests=30,
     other_requests=200,
     seconds=100.0,
     computing=20.0,
