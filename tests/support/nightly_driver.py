@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from pipelines.data import intake
 from pipelines.nightly import classify
 from pipelines.nightly.night_report import NightReport
 from pipelines.nightly.tables.night_tables import NightTables
@@ -20,6 +21,8 @@ from tests.support.fake_nights import FakeRegistry, use_fake_step
 from tests.support.gates import gated_stores
 
 RETRY_SECONDS = 20.0
+LARGE = 120
+"""bytes from which on the classify step reads a file itself, in place of 8 MB"""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,10 @@ class Request:
 
 @contextmanager
 def gated_nights() -> Iterator[None]:
-    """Within the context, nights need no model and their drivers stop at gates."""
+    """Within the context, nights need no model, drivers stop at gates, and files of several documents are large."""
     with gated_stores(), pytest.MonkeyPatch.context() as patch:
         use_fake_step(patch)
+        patch.setattr(intake, "SMALL", LARGE)
         yield
 
 
