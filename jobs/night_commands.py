@@ -132,10 +132,11 @@ def _print_runs(runs: Sequence[NightRun], output: str) -> None:
         published = (run.published or "")[:16].replace("T", " ")
         table.add_row(escape(run.run), run.state, run.model_version or "", *counts, published)
     terminal.out.print(table)
-    for run in runs:
-        if run.state == "unfinished":
-            options = f"--output {output} --date {run.date}{' --incremental' if run.incremental else ''}"
-            terminal.say(f"{run.run} is unfinished: `spin classify … {options}` resumes it")
+    from pipelines.nightly.nights import resumable_runs
+
+    for run in resumable_runs(runs):
+        options = f"--output {output} --date {run.date}{' --incremental' if run.incremental else ''}"
+        terminal.say(f"{run.run} is unfinished: `spin classify … {options}` resumes it")
 
 
 def _print_details(details: RunDetails) -> None:

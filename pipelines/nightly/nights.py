@@ -110,6 +110,16 @@ def list_output(output: str) -> list[NightRun]:
     return _list_runs(_open_tables(output))
 
 
+def resumable_runs(runs: Sequence[NightRun]) -> list[NightRun]:
+    """Those of the runs of an output with which the command of their date goes on.
+
+    A run that was never published is not among them if a later one of its date and model was begun: that one goes on,
+    or is the night. `runs` are all of the output, as `list_output` returns them.
+    """
+    last = {(run.date, run.model): run for run in runs if run.state != "abandoned"}
+    return [run for run in last.values() if run.state == "unfinished"]
+
+
 def describe_run(output: str, run: str) -> RunDetails:
     """The details of one run. Raises UserError if the output has no such run."""
     tables = _open_tables(output)

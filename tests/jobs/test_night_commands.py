@@ -98,6 +98,17 @@ def test_an_incremental_run_is_resumed_as_one(spin: Run, out: Store) -> None:
     assert f"{run}: unfinished, incremental night of {NEXT}" in spin("show", run, "--output", out.uri)
 
 
+def test_a_run_after_which_another_was_begun_is_not_named_to_be_resumed(spin: Run, out: Store) -> None:
+    """The command of its date goes on with the last run; a run that was given up does not count."""
+    begin_unfinished_run(out)
+    last = begin_unfinished_run(out)
+    abandon_run(out, begin_unfinished_run(out))
+    printed = spin("list", "--output", out.uri)
+    assert [line.split()[0] for line in printed.splitlines() if "resumes it" in line] == [last]
+    run_night(out, ["a"], date=NEXT)
+    assert "resumes it" not in spin("list", "--output", out.uri)
+
+
 def test_a_night_is_listed_after_its_folder_of_records_was_deleted(spin: Run, out: Store) -> None:
     """Readers of the table still see it."""
     night = run_night(out, ["a", "b"])

@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from pipelines.nightly.nights import list_output, resumable_runs
 from tests.support.gates import Driver, Outage
 from tests.support.histories import Inputs, Output, Violation
 from tests.support.nightly_driver import Request, gated_nights, restore, run_request, vacuum
@@ -170,6 +171,23 @@ class NightHistories(RuleBasedStateMachine):
     def vacuum(self, later: bool, operations: int | None) -> None:
         """Now, or two days later, when everything is old."""
         self.launch("vacuum", lambda: vacuum(self.uri, timedelta(days=2 * later)), operations=operations)
+
+    @rule(number=st.integers(0, 9))
+    def resume(self, number: int) -> None:
+        """The command that `spin nights` names publishes the night, unless an object was deleted."""
+        if not self.output.predictions.commits:
+            return
+        if not (runs := resumable_runs(list_output(self.uri))):
+            return
+        run = runs[number % len(runs)]
+        named = [Request(source, run.model, run.date, incremental=bool(run.incremental)) for source in SOURCES]
+        driver = self.start(named[0])
+        if driver.status == 2 and "data.input" in str(driver.error):  # the run has the other source
+            driver = self.start(named[1])
+        assert driver.status in self.expected(0), driver.error
+        if driver.status == 0:
+            left = resumable_runs(list_output(self.uri))
+            assert (run.date, run.model) not in {(each.date, each.model) for each in left}
 
     @rule(number=st.integers(0, 999))
     def delete_object(self, number: int) -> None:
