@@ -127,3 +127,4 @@ def run_delay_proxy(endpoint: str, input_path: str, seconds: float) -> Iterator[
         loop.call_soon_threadsafe(server.close)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        loop.close()

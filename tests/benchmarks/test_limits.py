@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
+import threading
+import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from benchmarks.limits.delay_proxy import run_delay_proxy
 from benchmarks.limits.many_files import NightCost, Publication
 from benchmarks.limits.overhead import WAYS, Way
 from benchmarks.limits.run import files, memory, page, probes, ray
@@ -96,3 +101,50 @@ def test_the_speed_of_a_night_is_that_of_its_median_shard() -> None:
     times = ((9.0, 9.0), (9.0, 9.5), (1.0, 10.0), (1.0, 11.0), (50.0, 61.0))
     shards = [ShardOutcome(ShardCounts(rows=100), {}, tries=1, seconds=s, ended=e) for s, e in times]
     assert _speed(shards) == WORKERS * 100
+
+
+class EchoHandler(BaseHTTPRequestHandler):
+    """Answers every request with a body of as many bytes as the last part of its path says."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = bytes(int(self.path.partition("?")[0].rpartition("/")[2]))
+        self.send_response_only(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_PUT = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+def test_the_proxy_counts_and_delays_requests() -> None:
+    """Several requests over one connection are counted one by one, with bodies that come in several pieces."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), EchoHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        with run_delay_proxy(endpoint, "/spin/limits/in/", 0.03) as (delayed, proxy):
+            client = http.client.HTTPConnection(delayed.removeprefix("http://"))
+            began = time.monotonic()
+            for method, path, body in (
+                ("GET", "/spin/limits/in/0/500000", None),
+                ("GET", "/spin/limits/in/0/7", None),
+                ("PUT", "/spin/limits/out/9", bytes(400_000)),
+                ("GET", "/spin/3?prefix=limits%2Fout%2F_leases%2Ftiny", None),
+            ):
+                client.request(method, path, body)
+                assert len(client.getresponse().read()) == int(path.partition("?")[0].rpartition("/")[2])
+            assert time.monotonic() - began >= 4 * 0.03
+            client.close()
+            traffic = proxy.traffic
+        server.shutdown()
+        thread.join()
+    assert (traffic.input.requests, traffic.rest.requests) == ({"GET": 2}, {"PUT": 1})
+    assert traffic.lease.requests == {"GET": 1}
+    assert 500_007 < traffic.input.read < 501_000
+    assert 400_000 < traffic.rest.written < 401_000
