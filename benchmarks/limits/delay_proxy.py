@@ -111,6 +111,14 @@ class _Connection:
         writer.close()
 
 
+async def _end_tasks() -> None:
+    """Cancel the connections that are still open."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 @contextmanager
 def run_delay_proxy(endpoint: str, input_path: str, seconds: float) -> Iterator[tuple[str, DelayProxy]]:
     """Run a proxy within the context; its endpoint, and the proxy with its counts.
@@ -125,6 +133,7 @@ def run_delay_proxy(endpoint: str, input_path: str, seconds: float) -> Iterator[
         yield f"http://127.0.0.1:{proxy.port}", proxy
     finally:
         loop.call_soon_threadsafe(server.close)
+        asyncio.run_coroutine_threadsafe(_end_tasks(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
