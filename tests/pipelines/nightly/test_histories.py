@@ -351,6 +351,21 @@ def test_a_driver_may_be_overtaken_at_any_operation(overtaking: str) -> None:
     overtake_at_all_operations(overtaking, STRIDE)
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["refused", "answers lost"])
+def test_an_outage_may_begin_at_any_operation(lost: bool) -> None:
+    """The command ends with status 5, or goes on if the outage is short; the same command then publishes the night."""
+    for first in range(0, OPERATIONS_OF_A_NIGHT, STRIDE):
+        for length in (1, 1000):
+            history = NightHistories()
+            try:
+                history.begin_with_files()
+                driver = history.start(OVERTAKEN, outage=Outage(first, length, lost))
+                assert driver.status in {0, 5}, driver.error
+                history.run_successfully(OVERTAKEN)
+            finally:
+                history.teardown()
+
+
 @pytest.mark.parametrize("operations", [70, None], ids=["unfinished", "published"])
 def test_any_object_of_a_run_may_be_deleted(operations: int | None) -> None:
     """The same command then ends well, or names what to do: `--restart` always helps."""
