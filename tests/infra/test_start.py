@@ -74,7 +74,9 @@ class Cluster:
             self.jobs[self.created[-1]] = body
             return 201, body
         ended = self.jobs.get(name, {}).get("status", {}).get("jobDeploymentStatus") in ENDED
-        if name in self.created and self.statuses and not ended:
+        if name in self.created and not self.statuses and not ended:
+            return 403, {"kind": "Status", "message": "a request after the last status of the test"}
+        if name in self.created and not ended:
             status = self.statuses.pop(0)
             if status is None:
                 del self.jobs[name]
