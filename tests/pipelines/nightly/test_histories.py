@@ -33,7 +33,7 @@ from tests.support.histories import Inputs, Output, Violation
 from tests.support.nightly_driver import Request, gated_nights, restore, run_request, vacuum
 
 HISTORIES = int(os.environ.get("SPIN_HISTORIES", "6"))
-STRIDE = int(os.environ.get("SPIN_HISTORY_STRIDE", "19"))
+STRIDE = int(os.environ.get("SPIN_HISTORY_STRIDE", "29"))
 """a driver is overtaken before every operation whose number is divisible by this"""
 STEPS = int(os.environ.get("SPIN_HISTORY_STEPS", "25"))
 MODELS = ("topics", "it's/another")
