@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.formats import COMPRESSIONS
+from pipelines.data.text_values import is_unicode
 from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import locate_input, open_input, store_errors
 from spin.errors import UserError
@@ -51,7 +52,7 @@ def list_files(uri: str, *, bad: dict[str, str] | None = None, allow_empty: bool
         except BadFileError as error:
             if bad is None:
                 raise
-            bad[_uri(uri, path)] = str(error)
+            bad[_printable(_uri(uri, path))] = str(error)
     if not files and not (allow_empty and exists):
         raise UserError(f"no data at {uri}; expected a file, a folder or a glob of Parquet, JSONL or CSV")
     return files
@@ -125,7 +126,14 @@ def _uri(source: str, path: str) -> str:
     return path if protocol == "file" else f"{protocol}://{path}"
 
 
+def _printable(uri: str) -> str:
+    """A URI with the bytes of a name that is not UTF-8 written as escapes."""
+    return uri.encode(errors="backslashreplace").decode()
+
+
 def _file(uri: str, info: Mapping[str, Any]) -> InputFile:
+    if not is_unicode(uri):
+        raise BadFileError(f"{_printable(uri)} has a name that is not UTF-8; rename it")
     stem = uri.lower()
     for ending in COMPRESSIONS:
         stem = stem.removesuffix(ending)

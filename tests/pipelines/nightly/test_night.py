@@ -155,10 +155,18 @@ def test_names_from_outside_are_taken_literally(nights: FakeNights) -> None:
     """Characters that mean something in a URI, and a marker object where leases are, stop no night."""
     for number, name in enumerate(("a&pass=1.jsonl", "sound.jsonl::x.jsonl", "100%.jsonl", "a b#c.jsonl")):
         nights.write(name, make_rows(f"id{number}"))
-    nights.out.write("_leases/tiny/_lease/", b"") if not nights.out.local else None
     nights.out.write("_leases/tiny/_lease/marker", b"")
     nights.run()
     assert nights.ids() == {DATE: ["id0", "id1", "id2", "id3"]}
+
+
+def test_a_file_whose_name_is_not_unicode_is_quarantined(local_nights: FakeNights) -> None:
+    """No table can hold such a name; its bytes are shown as escapes."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    Path(os.fsdecode(os.fsencode(local_nights.source) + b"/\xff.jsonl")).write_bytes(b'{"id": "b", "text": "good"}\n')
+    report = local_nights.run()
+    assert report.quarantined[0].reason.endswith("\\udcff.jsonl has a name that is not UTF-8; rename it")
+    assert local_nights.inputs() == {"a.jsonl": "taken", "\\udcff.jsonl": "quarantined"}
 
 
 def test_kept_columns_are_in_predictions_and_dead_letters(nights: FakeNights) -> None:
