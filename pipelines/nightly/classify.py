@@ -122,13 +122,10 @@ def run_classify(
     publishes nothing, if more rows or files than the settings allow could not be classified. Raises UnavailableError if
     the store does not answer; the same command then resumes.
     """
-    day = parse_date(night)
+    day, out = parse_date(night), _open_output(source, output)
     source = input_files.normalise_source(source)
-    input_files.check_output_outside(source, output)
     check_kept_names(settings.data)
     settings = weights_cache.with_engine(settings, "classify")
-    out = Store(output)
-    refuse_old_layout(out)
     version = registry.resolve(model)
     shadow_version = None if shadow is None else resolve_shadow(registry, shadow, version)
     rejected: dict[str, str] = {}
@@ -155,6 +152,14 @@ def run_classify(
             report = _run_night(driver, models)
             registry.log_night(version, _summary(report), show_reports(driver, report))
         return report
+
+
+def _open_output(source: str, output: str) -> Store:
+    """The output of a night. Raises UserError if it is within the input, or if it holds nights of version 0.2."""
+    input_files.check_output_outside(source, output)
+    out = Store(output)
+    refuse_old_layout(out)
+    return out
 
 
 @contextmanager
