@@ -76,9 +76,11 @@ class _KnownObject(S3File):
     def _fetch_range(self, start: int, end: int) -> bytes:
         try:
             return cast(bytes, super()._fetch_range(start, end))
-        except OSError as error:
-            # EBUSY is s3fs's FileExpired; some servers refuse IfMatch with EINVAL
-            if error.errno in (errno.EBUSY, errno.EINVAL):
+        except (OSError, TypeError) as error:
+            # EBUSY is s3fs's FileExpired; some servers refuse IfMatch with EINVAL, and without a message, in which s3fs
+            # then looks for a word
+            refusal = error if isinstance(error, OSError) else error.__context__
+            if isinstance(refusal, OSError) and refusal.errno in (errno.EBUSY, errno.EINVAL):
                 raise _changed(self.uri) from None
             raise
 
