@@ -215,7 +215,7 @@ def _count_shards(files: Sequence[InputFile], shards: Sequence[Shard], documents
     if len(files) == 1 and documents > available:
         joined, divided = 1, 0
     # rounded: the lines of JSONL are counted approximately
-    return max(1, math.ceil(round(documents * joined / size, 1)) + round(documents * divided))
+    return max(1, math.ceil(round(documents * joined / size, 2)) + round(documents * divided))
 
 
 def _hours(sample: Sample, documents: int, shards: int) -> Callable[[int], float]:

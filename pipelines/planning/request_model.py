@@ -29,30 +29,13 @@ _LIST_NOTHING = _LIST + _ABSENT
 _CHECK = _READ + _LIST
 """a driver checks that it still holds the lease"""
 
-_TABLE = Traffic(list=1, get=2)
-"""a table is opened"""
+TABLES = Traffic(list=22, get=44)
+"""the four tables are opened: to create them, to claim, to plan and to commit"""
 
-_CREATE_TABLE = _TABLE + _WRITE
-
-_COMMIT = _TABLE * 2 + _WRITE
-"""a commit to a table, and its check"""
-
-_BEGIN = (
-    _ABSENT
-    + _LIST_NOTHING * 2
-    + (_LIST_NOTHING + _WRITE + _CHECK)
-    + _CREATE_TABLE * 4
-    + _COMMIT
-    + _TABLE * 2
-    + _LIST_NOTHING
-    + _WRITE * 3
-    + _ABSENT
-    + _READ * 2
-    + _ABSENT * 2
-)
+_BEGIN = _ABSENT * 5 + _LIST_NOTHING * 4 + _WRITE * 9 + _CHECK + _READ * 2
 """the lease is taken, the tables are created and claimed, and a new run is planned"""
 
-_END = _CHECK * 3 + _WRITE * 4 + _READ * 2 + _LIST * 3 + _COMMIT * 4 + _TABLE * 6 + _WRITE * 4 + _LIST * 2
+_END = _CHECK * 3 + _WRITE * 12 + _READ * 2 + _LIST * 5
 """the records of the run are written, it is committed to four tables, its reports are written, its spool is deleted"""
 
 _ATTEMPT = _WRITE + _WRITE
@@ -76,7 +59,7 @@ def night_requests(
     with dead letters, `seconds` the duration of the night. `partitions` of ids are compared, 0 where ids are trusted.
     `drift`: the model has a drift reference. No request fails.
     """
-    night = _BEGIN + _LIST * _pages(files) + _WRITE * 2 + _READ * 2 * workers + _LIST_NOTHING * 2 + _END
+    night = _BEGIN + TABLES + _LIST * _pages(files) + _WRITE * 2 + _READ * 2 * workers + _LIST_NOTHING * 2 + _END
     night += (_CHECK + _WRITE) * (seconds // _RENEWAL_SECONDS)
     night += _ATTEMPT * tasks
     night += (_ATTEMPT + _WRITE * 2 + _READ * drift) * shards + _WRITE * dead_shards
