@@ -214,7 +214,8 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
     run_classify(settings, project.registry_fixture, f"{project.base}/data", output, night=DATE)  # type: ignore[arg-type]
     no_workers = read_predictions(output)
     assert [row["id"] for row in no_workers] == [row["id"] for row in two_workers]
-    np.testing.assert_allclose([row["scores"] for row in no_workers], [row["scores"] for row in two_workers], atol=0.01)
+    scores = [[[*row["scores"].values()] for row in rows] for rows in (no_workers, two_workers)]
+    np.testing.assert_allclose(*scores, atol=0.01)
     assert [row["label"] for row in no_workers] == [row["label"] for row in two_workers]
 
 
