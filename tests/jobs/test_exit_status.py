@@ -10,7 +10,8 @@ import pytest
 import typer
 import yaml
 
-import pipelines.service_errors  # noqa: F401  (defines the error classes that error_types lists)
+import pipelines.service_errors
+import pipelines.storage.delta_table  # noqa: F401  (both define error classes that error_types lists)
 from jobs import registry_commands
 from jobs.cli import main
 from spin.errors import error_types
@@ -55,6 +56,7 @@ STATUSES = {
     "HeldError": 3,
     "BadRowsError": 4,
     "UnavailableError": 5,
+    "StaleSnapshotError": 5,
     "StalledError": 6,
     "DriftError": 7,
 }

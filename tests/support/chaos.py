@@ -129,7 +129,7 @@ def run_night(
 def run_hanging_stage(output: str) -> None:
     """Run a stage one of whose shards never finishes, as the driver."""
     try:
-        _hang(output)
+        _hang(output, stall_seconds=20)
     except SpinError as error:
         print(error)
         raise SystemExit(error.status) from None
@@ -141,15 +141,15 @@ def run_hanging_command(output: str) -> None:
     @cli.app.command()
     def hang() -> None:
         with TemporaryDirectory(dir=output):
-            _hang(output)
+            _hang(output, stall_seconds=120)  # on a busy machine the second worker starts long after the first
 
     with patch.object(sys, "argv", ["spin", "hang"]):
         cli.main()
 
 
-def _hang(output: str) -> None:
+def _hang(output: str, stall_seconds: int) -> None:
     shards = [Shard(n, (Piece("nowhere", "jsonl", n, n + 1),)) for n in range(3)]
-    settings = RaySettings(workers=2, stall_seconds=20)
+    settings = RaySettings(workers=2, stall_seconds=stall_seconds)
     with Lease(Store(output)) as lease:
         map_shards(
             SleepingStep,

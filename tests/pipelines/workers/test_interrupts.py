@@ -53,7 +53,7 @@ def hanging_command(output: Path) -> Iterator[tuple[subprocess.Popen[str], list[
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
         for each in started:
             if each.is_running():
                 each.kill()
