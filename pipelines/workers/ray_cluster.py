@@ -161,7 +161,11 @@ def call_in_thread(function: Callable[[], T]) -> T:
             answers.put((None, error))
 
     threading.Thread(target=call, daemon=True, name="call").start()
-    result, error = answers.get()
+    while True:
+        with suppress(queue.Empty):
+            # in short waits: a signal that arrives just before a wait is handled only after it
+            result, error = answers.get(timeout=1)
+            break
     if error is not None:
         raise error
     return cast(T, result)

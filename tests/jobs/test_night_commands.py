@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from jobs import terminal
 from jobs.cli import main
 from pipelines.nightly import nights
 from pipelines.nightly.tables.night_history import list_nights
@@ -37,7 +38,7 @@ def spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """A function that runs `spin nights` and returns its output, or the one line of its error."""
 
     def run(*words: str, status: int = 0) -> str:
-        monkeypatch.setenv("COLUMNS", "140")
+        monkeypatch.setattr(terminal.out, "width", 140)
         monkeypatch.setattr(sys, "argv", ["spin", "nights", *words])
         with pytest.raises(SystemExit) as exit_info:
             main()

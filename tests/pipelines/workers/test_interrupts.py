@@ -33,12 +33,16 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], se
 
 @contextmanager
 def hanging_command(output: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """A `spin` command that waits for a shard that never ends, and the processes of its Ray."""
+    """A `spin` command that waits for shard 1, which never ends, and the processes of its Ray.
+
+    Shard 2 may wait behind it, for the same worker.
+    """
     output.mkdir()
     code = "import sys, json; from tests.support import chaos; chaos.run_hanging_command(*json.loads(sys.argv[1]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, json.dumps([str(output)])],
         cwd=ROOT,
+        env={**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"},  # Ray looks for a lost head for a minute
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -47,7 +51,7 @@ def hanging_command(output: Path) -> Iterator[tuple[subprocess.Popen[str], list[
     store = Store(str(output))
     started: list[psutil.Process] = []
     try:
-        wait_until(lambda: store.exists("parts/000002.json") and store.exists("attempts/000001/000001.json"), process)
+        wait_until(lambda: store.exists("parts/000000.json") and store.exists("attempts/000001/000001.json"), process)
         started = psutil.Process(process.pid).children(recursive=True)
         yield process, started
     finally:

@@ -32,30 +32,26 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def replace_handler_as_ray_does() -> None:
-    """As `ray.init` does first."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
-
-
 def test_the_handlers_that_ray_replaces_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with signal_handlers_kept():
-        replace_handler_as_ray_does()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_a_signal_that_ray_handles_while_it_starts_ends_the_command_as_any_other() -> None:
-    """Ray's handler exits with status 15 and no message."""
-
-    def start() -> None:
-        with signal_handlers_kept():
-            replace_handler_as_ray_does()
-            os.kill(os.getpid(), signal.SIGTERM)
-            threading.Event().wait(30)
-
-    with pytest.raises(Signalled):
-        start()
+    """Ray's handler, set first by `ray.init`, exits with status 15 and no message."""
+    code = """
+import signal, sys
+from pipelines.workers.ray_cluster import signal_handlers_kept
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("the command's own end"))
+with signal_handlers_kept():
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    signal.raise_signal(signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "the command's own end\n")
 
 
 def test_another_exit_passes() -> None:
