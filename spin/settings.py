@@ -382,7 +382,8 @@ class RaySettings(_Section):
         None,
         ge=0,
         description="Largest number of workers per stage. 0: a stage runs in the process of the command, without Ray, "
-        "which is quicker for trials and small corpora. Default: as many as the CPUs and GPUs allow.",
+        "which is quicker for trials and small corpora; a document that kills this process is not found. Default: as "
+        "many as the CPUs and GPUs allow.",
     )
     min_workers: int | None = Field(
         None,

@@ -432,19 +432,20 @@ def _metadata(settings: Settings, models: _NightModels, source: str) -> dict[str
 
 
 def _name_unfinished(tables: NightTables, model: str, day: str) -> None:
-    """Log the last unfinished night before a date: a command that was to resume it needs its date."""
+    """Log the last unfinished night before a date: a command that was to resume it needs its date and options."""
     unfinished = find_unfinished(tables, model, day)
     if unfinished:
         run = unfinished[-1]
         more = f" ({len(unfinished) - 1} earlier ones too)" if len(unfinished) > 1 else ""
         _log.warning(
             "%s: run %s is unfinished%s; this command is for the night of %s, to resume the other run it again with "
-            "--date %s",
+            "--date %s%s",
             tables.out.uri,
             run.run,
             more,
             day,
             run.date,
+            " --incremental" if run.incremental else "",
         )
 
 

@@ -618,21 +618,22 @@ def test_a_published_night_that_has_lost_a_file_is_not_reported_as_done(damage: 
     assert local_nights.ids() == {DATE: ["a"]}
 
 
+@pytest.mark.parametrize("incremental", [False, True])
 def test_a_rerun_after_midnight_names_the_unfinished_night(
-    local_nights: FakeNights, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    incremental: bool, local_nights: FakeNights, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line tells how to resume it; a night with a date of its own, or after the resumption, says nothing."""
     local_nights.write("a.jsonl", make_rows("a"))
     with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
-        local_nights.run()
+        local_nights.run(incremental=incremental)
     local_nights.run(NEXT)
     assert caplog.messages == []
     local_nights.run(None)
     [line] = caplog.messages
     assert f"run {DATE}-tiny-000001 is unfinished" in line
-    assert f"--date {DATE}" in line
+    assert line.endswith(f"--date {DATE}{' --incremental' if incremental else ''}")
     caplog.clear()
-    local_nights.run(DATE)
+    local_nights.run(DATE, incremental=incremental, restart=incremental)
     local_nights.run(None, restart=True)
     assert caplog.messages == []
 
