@@ -1,15 +1,11 @@
 """`make bench-limits`: probes against the paper's recipe, the cost of Ray, memory by documents, many and large files.
 
-It writes limits.md. Of a part alone, `--only` writes the section to runs/bench/limits/limits.md.
+It writes limits.md; `--only` measures a part alone and replaces its section of that page.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
-import os
-import platform
 import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -20,54 +16,41 @@ from benchmarks.limits.many_files import LATENCY, NightCost, Publication
 from benchmarks.limits.many_files import SHARD as FILE_SHARD
 from benchmarks.limits.many_files import WORKERS as FILE_WORKERS
 from benchmarks.limits.overhead import ONE, ONE_WIDE, PLAIN, PLAIN_WIDE, TWO, WAYS, Way
+from benchmarks.limits.page import Part, table, write_page
 from benchmarks.limits.saga import EPOCHS, RESTARTS, Race
 from benchmarks.limits.scale import SHARD, WORKERS, Scale
+from benchmarks.limits.versions import OTHER, THIS, median_ratio
 
 _FOLDER = Path("runs/bench/limits")
 _REPORT = Path("benchmarks/limits.md")
-_LIBRARIES = ("numpy", "scikit-learn", "torch", "ray", "pyarrow")
 _FASTER, _COST, _TWICE, _FLAT = 10.0, 1.1, 1.6, 1.1
 """promises: speedup of probes, seconds over a plain loop's, speedup by a second actor, largest over smallest"""
-Verdict = tuple[bool, str]
-"""whether a promise holds, and the promise with its figures"""
-Part = tuple[str, list[Verdict]]
-"""a section of the page as Markdown, and its verdicts"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few documents, one round: shows only that it runs")
     parser.add_argument("--only", choices=_PARTS, help="measure one part alone")
+    parser.add_argument("--other", help="compare only the nights of another version, installed for this Python")
     options = parser.parse_args()
     quick = options.quick
     folder = _FOLDER / "quick" if quick else _FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     folder = folder.resolve()  # workers run in folders of their own
-    measured = _PARTS if options.only is None else {options.only: _PARTS[options.only]}
-    parts = [measure(folder, quick) for measure in measured.values()]
-    path = folder / "limits.md" if quick or options.only else _REPORT
-    path.write_text(page(parts), encoding="utf-8")
-    for name in ("extract", "nights", "files"):
+    if options.other:
+        parts = {_VERSIONS: versions(_versions(folder / "versions", quick, options.other))}
+    else:
+        chosen = [part for name, part in _PARTS.items() if options.only in (None, name)]
+        parts = {title: measure(folder, quick) for title, measure in chosen}
+    path = folder / "limits.md" if quick else _REPORT
+    write_page(path, parts)
+    for name in ("extract", "nights", "files", "versions"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    broken = [promise for _, verdicts in parts for holds, promise in verdicts if not holds]
+    broken = [promise for _, verdicts in parts.values() for holds, promise in verdicts if not holds]
     print(f"written to {path}")
     if broken and not quick:
         raise SystemExit("does not hold: " + "; ".join(broken))
-
-
-def page(parts: Sequence[Part]) -> str:
-    """The whole page: one section per part, with its verdicts."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES]
-    machine = f"{datetime.date.today()}; {_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}"
-    head = f"# Limits\n\n{machine}, {', '.join(versions)}. Written by `make bench-limits`.\n"
-    sections = [
-        "\n".join(
-            [text, *(f"- {'holds' if holds else '**does not hold**'}: {promise}." for holds, promise in verdicts), ""]
-        )
-        for text, verdicts in parts
-    ]
-    return "\n".join([head, *sections])
 
 
 def probes(races: Sequence[Race], sites: Mapping[int, int]) -> Part:
@@ -96,15 +79,14 @@ def probes(races: Sequence[Race], sites: Mapping[int, int]) -> Part:
         [str(r.column), f"{C:g}", f"{recipe:.5f}", f"{spin:.5f}"] for r in races for C, recipe, spin in r.objectives
     ]
     text = [
-        "## Probes against the paper's recipe\n",
-        _table(heads, rows),
+        table(heads, rows),
         f"Processor seconds of one thread, all classes of the tweets on MiniLM. The recipe: saga on raw activations, "
         f"five strengths, {RESTARTS} warm restarts of {EPOCHS} epochs each. SPIN to the same objective: the batched "
         "solver for GPUs, here on the CPU, on the same raw activations and for all strengths and classes together, "
         "stopped as soon as no objective exceeds the recipe's; the comparison is included. SPIN by default: the path "
         "of penalties of the default settings on standardised activations, solved to the violation shown, its penalty "
         "chosen by validation. Extrapolated: the mean time per width times the feature columns of that width.\n",
-        _table(["", "C", "objective, recipe", "objective, SPIN"], objectives),
+        table(["", "C", "objective, recipe", "objective, SPIN"], objectives),
     ]
     speeds = {"SPIN to the same objective": saga / spin, "SPIN by default": saga / shipped}
     return "\n".join(text), [
@@ -131,8 +113,7 @@ def ray(rounds: Sequence[Mapping[Way, float]]) -> Part:
     cost = {"one thread": ratio(ONE, PLAIN), "two threads": ratio(ONE_WIDE, PLAIN_WIDE)}
     gain = 1 / ratio(TWO, ONE)
     text = [
-        "## The cost of Ray\n",
-        _table(["", "median, s", "rounds, s"], rows),
+        table(["", "median, s", "rounds, s"], rows),
         f"All feature columns of MiniLM, {overhead.SHARD:,} documents per shard; seconds from the start of the first "
         "shard to the end of the last. The plain loop reads, extracts and writes the same shards in one process. Each "
         "ratio is the median of the ratios within the rounds.\n",
@@ -166,8 +147,7 @@ def memory(nights: Sequence[Scale]) -> Part:
         "shard record, bytes",
     ]
     text = [
-        "## Memory and speed by number of documents\n",
-        _table(heads, rows),
+        table(heads, rows),
         f"A night on a tiny random backbone with the check for duplicate ids, {SHARD:,} documents per shard, {WORKERS} "
         "workers of one thread. Peak: the peak resident memory of the process (VmHWM of Linux), of the worker with the "
         "largest; it includes library files and the pages of Ray's object store that the process has touched. Own: "
@@ -206,8 +186,7 @@ def files(costs: Sequence[NightCost], publication: Publication) -> Part:
     heads = ["input", "MB", "documents", "shards", "requests for input", "MB of input read", "requests of the lease",
              "other requests", "seconds", "… computing"]  # fmt: skip
     text = [
-        "## Many files and large files\n",
-        _table(heads, rows),
+        table(heads, rows),
         f"Nights on an S3 server, each request delayed by {1000 * LATENCY:.0f} ms, on a tiny random backbone with the "
         f"check for duplicate ids, {FILE_SHARD:,} documents per shard, {FILE_WORKERS} workers. Requests and bytes as a "
         "proxy before the server counts them, headers included, of driver and workers. Seconds: of the whole command, "
@@ -243,6 +222,33 @@ def files(costs: Sequence[NightCost], publication: Publication) -> Part:
 
 _PER_SHARD, _OVERHEAD, _CSV_READ, _PARQUET_READ, _PUBLICATION = 8, 120.0, 1.1, 1.3, 10.0
 """promises: requests per shard, seconds beyond computing, bytes read by bytes of input, seconds of a commit"""
+
+
+def versions(rounds: Sequence[dict[str, float]]) -> Part:
+    """Seconds of a night by this version and by another one."""
+    rows = [
+        [version, f"{statistics.median(times[version] for times in rounds):.1f}",
+         ", ".join(f"{times[version]:.1f}" for times in rounds)]
+        for version in (THIS, OTHER)
+    ]  # fmt: skip
+    text = [
+        table(["", "median, s", "rounds, s"], rows),
+        "Parquet files on a disk, a tiny random backbone, 2 workers, the check for duplicate ids; seconds of the whole "
+        "command. The versions take turns.\n",
+    ]
+    ratio = median_ratio(rounds)
+    return "\n".join(text), [
+        (ratio >= _AS_FAST, f"this version is {ratio:.2f} × as fast as the other, expected at least {_AS_FAST} ×")
+    ]
+
+
+_AS_FAST = 0.95
+
+
+def _versions(folder: Path, quick: bool, other: str) -> list[dict[str, float]]:
+    from benchmarks.limits.versions import measure
+
+    return measure(folder, 20_000 if quick else 1_000_000, other)
 
 
 def _races(quick: bool) -> list[Race]:
@@ -314,22 +320,15 @@ def _files(folder: Path, quick: bool) -> tuple[list[NightCost], Publication]:
     return measure(folder, QUICK if quick else FULL)
 
 
-_PARTS: Mapping[str, Callable[[Path, bool], Part]] = {
-    "probes": lambda folder, quick: probes(_races(quick), _sites()),
-    "ray": lambda folder, quick: ray(_rounds(folder / "extract", quick)),
-    "memory": lambda folder, quick: memory(_nights(folder / "nights", quick)),
-    "files": lambda folder, quick: files(*_files(folder / "files", quick)),
+_PARTS: Mapping[str, tuple[str, Callable[[Path, bool], Part]]] = {
+    "probes": ("Probes against the paper's recipe", lambda folder, quick: probes(_races(quick), _sites())),
+    "ray": ("The cost of Ray", lambda folder, quick: ray(_rounds(folder / "extract", quick))),
+    "memory": (
+        "Memory and speed by number of documents",
+        lambda folder, quick: memory(_nights(folder / "nights", quick)),
+    ),
+    "files": ("Many files and large files", lambda folder, quick: files(*_files(folder / "files", quick))),
 }
-"""functions that measure a part of the page, in order"""
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, rule, *rows)) + "\n"
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor"
-    )
+"""title and function of every part of the page that needs nothing else, in order"""
+_VERSIONS = "A million documents in ten files"
+"""title of the part for which `--other` is given"""

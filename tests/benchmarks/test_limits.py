@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from benchmarks.limits.delay_proxy import run_delay_proxy
 from benchmarks.limits.many_files import NightCost, Publication
 from benchmarks.limits.overhead import WAYS, Way
-from benchmarks.limits.run import files, memory, page, probes, ray
+from benchmarks.limits.page import write_page
+from benchmarks.limits.run import files, memory, probes, ray, versions
 from benchmarks.limits.saga import Race
 from benchmarks.limits.scale import WORKERS, Scale, _speed
+from benchmarks.limits.versions import OTHER, THIS
 from pipelines.storage.shard_log import ShardCounts, ShardOutcome
 from spin.sites import FeatureColumn
 
@@ -68,7 +72,25 @@ def test_memory_that_grows_and_speed_that_falls_do_not_hold() -> None:
         "documents/s in shards",
         "documents/s overall",
     ]
-    assert page([(text, verdicts)]).count("does not hold") == 3
+    assert text.startswith("| documents |")
+
+
+@pytest.mark.parametrize(("seconds", "holds"), [(10.4, True), (10.6, False)])
+def test_a_version_may_take_a_twentieth_longer_than_the_other(seconds: float, holds: bool) -> None:
+    """In the median of the rounds."""
+    rounds = [{THIS: this, OTHER: 10.0} for this in (seconds, 5.0, 50.0)]
+    assert [verdict for verdict, _ in versions(rounds)[1]] == [holds]
+
+
+def test_a_part_that_is_measured_alone_replaces_its_section(tmp_path: Path) -> None:
+    path = tmp_path / "limits.md"
+    write_page(path, {"One": ("first\n", [(True, "a"), (False, "b")]), "Two": ("second\n", [])})
+    assert path.read_text().count("**does not hold**: b.") == 1
+    before = path.read_text().partition("## Two")[2]
+    write_page(path, {"One": ("third\n", [])})
+    text = path.read_text()
+    assert re.findall("^## .*|first|second|third|hold", text, re.M) == ["## One", "third", "## Two", "second"]
+    assert text.partition("## Two")[2] == before
 
 
 @pytest.mark.parametrize(

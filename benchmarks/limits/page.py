@@ -1,0 +1,58 @@
+"""The page limits.md: a section per part that is measured, each with the machine and the date of its measurement."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_LIBRARIES = ("numpy", "scikit-learn", "torch", "ray", "pyarrow", "deltalake")
+_HEAD = "# Limits\n\nWritten by `make bench-limits`; a part that is measured alone replaces its section.\n"
+_RULE = "## "
+"""what a section begins with"""
+Verdict = tuple[bool, str]
+"""whether a promise holds, and the promise with its figures"""
+Part = tuple[str, list[Verdict]]
+"""a section of the page as Markdown, and its verdicts"""
+
+
+def write_page(path: Path, parts: Mapping[str, Part]) -> None:
+    """Write the sections of some parts by title; other sections that the page has stay as they are, in their order."""
+    sections = _read_sections(path) | {title: _section(title, part) for title, part in parts.items()}
+    path.write_text("\n".join([_HEAD, *sections.values()]), encoding="utf-8")
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; all columns but the first are numbers."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, rule, *rows)) + "\n"
+
+
+def _read_sections(path: Path) -> dict[str, str]:
+    """The sections of a page by title; none if there is no page."""
+    if not path.exists():
+        return {}
+    _, *sections = path.read_text(encoding="utf-8").split(f"\n{_RULE}")
+    return {text.partition("\n")[0]: f"{_RULE}{text.rstrip()}\n" for text in sections}
+
+
+def _section(title: str, part: Part) -> str:
+    text, verdicts = part
+    lines = [f"- {'holds' if holds else '**does not hold**'}: {promise}." for holds, promise in verdicts]
+    return "\n".join([f"{_RULE}{title}\n", f"{_machine()}\n", text, *lines]).rstrip() + "\n"
+
+
+def _machine() -> str:
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES]
+    python = platform.python_version()
+    return f"{datetime.date.today()}; {_processor()}, {os.cpu_count()} cores; Python {python}, {', '.join(versions)}."
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor"
+    )

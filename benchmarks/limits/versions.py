@@ -1,0 +1,80 @@
+"""A night of a million documents in ten files, by this version and by another one that is installed elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FILES = 10
+DAY = "2026-01-31"
+THIS, OTHER = "this version", "the other version"
+_WORKERS, _SHARD = 2, 1_000
+_WIDE = 192
+"""width of the backbone, as in the measurement of memory"""
+_TEXTS = 10_000
+"""different texts; the ids of all documents differ"""
+_ROUNDS = 3
+
+
+def measure(folder: Path, documents: int, other: str) -> list[dict[str, float]]:
+    """Seconds of a night per version, in rounds in which the versions take turns.
+
+    `other` is the Python in whose environment the other version is installed. Each night is a command in a fresh
+    process; its seconds include its start.
+    """
+    model = prepare(folder, documents)
+    pythons, rounds = {THIS: sys.executable, OTHER: other}, []
+    for number in range(_ROUNDS):
+        order = list(pythons.items())[:: 1 if number % 2 == 0 else -1]
+        rounds.append({version: _classify(folder, python, model) for version, python in order})
+        print(" | ".join(f"{version}: {seconds:.1f} s" for version, seconds in rounds[-1].items()), flush=True)
+    return rounds
+
+
+def prepare(folder: Path, documents: int) -> str:
+    """Register a classifier on a tiny random backbone and write the corpus; returns the name of the model."""
+    from tests.support import tiny
+    from tests.support.registry_fixture import RegistryFixture
+
+    (folder / "in").mkdir(parents=True)
+    backbone = tiny.save_bert(folder / "backbone", width=_WIDE, neurons=4 * _WIDE)
+    ray = {"workers": _WORKERS, "shard_documents": _SHARD}
+    fixture = RegistryFixture(folder, backbone, f"sqlite:///{folder}/mlflow.db", ray=ray)
+    text = fixture.settings.model_dump_json(exclude_unset=True)  # the other version may not know all settings
+    (folder / "settings.json").write_text(text, encoding="utf-8")
+    texts = [row["text"] for row in tiny.make_documents(_TEXTS)]
+    size = documents // FILES
+    for number in range(FILES):
+        ids = [f"d{row:08d}" for row in range(number * size, (number + 1) * size)]
+        table = pa.table({"id": ids, "text": (texts * (size // _TEXTS + 1))[:size]})
+        pq.write_table(table, folder / f"in/{number}.parquet", row_group_size=_TEXTS)
+    return fixture.registry.name
+
+
+def median_ratio(rounds: list[dict[str, float]]) -> float:
+    """How many times as fast as the other version this one is: the median of the ratios within the rounds."""
+    return sorted(round[OTHER] / round[THIS] for round in rounds)[len(rounds) // 2]
+
+
+def _classify(folder: Path, python: str, model: str) -> float:
+    """Seconds of a night by the version of a Python."""
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    options: Mapping[str, str | Path] = {
+        "--input": folder / "in",
+        "--output": out,
+        "--model": f"models:/{model}/1",
+        "--date": DAY,
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    command = [python, "-P", "-m", "jobs.cli", "classify", str(folder / "settings.json"), *words]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+    return time.perf_counter() - start
