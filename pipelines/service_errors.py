@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from spin.errors import SpinError, UserError
 
+_REASON = 500
+"""most characters of the reason why a file is not classified"""
+
 
 class StalledError(SpinError):
     """No progress for longer than the settings allow."""
@@ -17,6 +20,12 @@ class WorkerFaultError(SpinError):
 
 class BadFileError(UserError):
     """A file that cannot be read as its name promises, or that lacks a column; a night continues without it."""
+
+    @property
+    def reason(self) -> str:
+        """The message in one line and in the length that tables and reports hold."""
+        text = " ".join(str(self).split())
+        return text if len(text) <= _REASON else f"{text[:_REASON]} …"
 
 
 class HeldError(SpinError):

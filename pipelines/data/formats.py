@@ -146,7 +146,10 @@ def read_csv(source: BinaryIO, uri: str) -> Iterator[list[str]]:
         raise empty_file(uri)
     for name in header:
         if name and header.count(name) > 1:
-            raise BadFileError(f"{uri} has {header.count(name)} columns '{name}'; it has {', '.join(header)}")
+            raise BadFileError(
+                f"{uri} has {header.count(name)} columns of one name, the first of which is column "
+                f"{header.index(name)} of {len(header)}; expected a header with different names in the first line"
+            )
     yield header
     number = 0
     while (row := _next_row(rows, uri, number)) is not None:
@@ -189,12 +192,16 @@ def open_parquet(source: BinaryIO, *, stream: bool = False, metadata: pq.FileMet
     return pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True, **buffering)
 
 
-def check_columns(names: Sequence[str], wanted: Sequence[str], uri: str) -> None:
-    """Raise BadFileError unless each wanted column is there once."""
+def check_columns(names: Sequence[str], wanted: Sequence[str], uri: str, *, header: bool = False) -> None:
+    """Raise BadFileError unless each wanted column is there once.
+
+    The error names the columns, except those in a `header`: where a file has none, its first line is a document.
+    """
     for name in wanted:
         if (times := names.count(name)) != 1:
             number = f"{times} columns" if times else "no column"
-            raise BadFileError(f"{uri} has {number} '{name}'; it has {', '.join(names)}")
+            there = f"among its {len(names)}; is the first line a header?" if header else f"; it has {', '.join(names)}"
+            raise BadFileError(f"{uri} has {number} '{name}'{' ' if header else ''}{there}")
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -239,7 +246,7 @@ def uncompressed_bytes(parquet: pq.ParquetFile, columns: Sequence[str], groups: 
         metadata = parquet.metadata.row_group(group)
         for at in range(metadata.num_columns):
             column = metadata.column(at)
-            if column.path_in_schema.split(".")[0] in columns:
+            if any(column.path_in_schema == name or column.path_in_schema.startswith(f"{name}.") for name in columns):
                 total += column.total_uncompressed_size
     return total
 

@@ -16,6 +16,8 @@ from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import locate_input, open_input, store_errors
 from spin.errors import UserError
 
+_BROKEN = "broken link"
+"""type of a symbolic link to a file that does not exist"""
 _KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 
 
@@ -52,7 +54,7 @@ def list_files(uri: str, *, bad: dict[str, str] | None = None, allow_empty: bool
         except BadFileError as error:
             if bad is None:
                 raise
-            bad[_printable(_uri(uri, path))] = str(error)
+            bad[_printable(_uri(uri, path))] = error.reason
     if not files and not (allow_empty and exists):
         raise UserError(f"no data at {uri}; expected a file, a folder or a glob of Parquet, JSONL or CSV")
     return files
@@ -110,9 +112,17 @@ def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
             raise UserError(f"{path} is no glob: {error}") from None
         exists = bool(infos) or "://" in uri or fs.isdir(base)
     visible = {path: info for path, info in infos.items() if not path.endswith("/") and _is_visible(path, base)}
-    # a symbolic link has the size and the time of its target
-    visible = {path: fs.info(path) if info.get("islink") else info for path, info in visible.items()}
-    return {path: info for path, info in visible.items() if info["type"] == "file"}, exists
+    visible = {path: _follow(fs, path) if info.get("islink") else info for path, info in visible.items()}
+    return {path: info for path, info in visible.items() if info["type"] in ("file", _BROKEN)}, exists
+
+
+def _follow(fs: Any, path: str) -> Mapping[str, Any]:
+    """The details of a symbolic link, with the size and the time of its target."""
+    try:
+        details: Mapping[str, Any] = fs.info(path)
+        return details
+    except FileNotFoundError:
+        return {"type": _BROKEN}
 
 
 def _is_visible(path: str, base: str) -> bool:
@@ -134,6 +144,8 @@ def _printable(uri: str) -> str:
 def _file(uri: str, info: Mapping[str, Any]) -> InputFile:
     if not is_unicode(uri):
         raise BadFileError(f"{_printable(uri)} has a name that is not UTF-8; rename it")
+    if info["type"] == _BROKEN:
+        raise BadFileError(f"{uri} is a symbolic link to a file that does not exist; remove it, or mend it")
     stem = uri.lower()
     for ending in COMPRESSIONS:
         stem = stem.removesuffix(ending)

@@ -114,7 +114,7 @@ def plan_intake(files: Sequence[InputFile], data: DataSettings, *, bad: dict[str
     for file in files:
         whole = Piece(file.uri, file.kind, 0, file.size, by_bytes=True, size=file.size, version=file.version)
         if not file.size:
-            bad[file.uri] = str(formats.empty_file(file.uri))
+            bad[file.uri] = formats.empty_file(file.uri).reason
         elif file.size < SMALL:
             if group and (len(group) == _GROUP_FILES or grouped + file.size > MAX_BYTES):
                 tasks.append(tuple(group))
@@ -155,7 +155,7 @@ def take_in(task: Shard, data: DataSettings, documents: int, save: Save) -> Inta
                 rows = _take_file(piece, open_file, data, documents, spool)
             except BadFileError as error:
                 spool.reject()
-                outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, 0, str(error)))
+                outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, 0, error.reason))
             else:
                 spool.accept(piece.uri)
                 outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, rows))
@@ -189,7 +189,8 @@ def plan_night(
             if not shards or not _fits(shards[-1], ready, documents):
                 shards.append([])
             shards[-1].append((PartKey(task, ready.part), ready))
-    kept = settle_types(data, types, any_rows=bool(shards), known=known)
+    unreadable = [file.reason for file in files.values() if file.reason]
+    kept = settle_types(data, types, any_rows=bool(shards), known=known, unreadable=unreadable)
     return NightPlan(
         tuple(Shard(n, tuple(ready.piece for _, ready in shard)) for n, shard in enumerate(shards)),
         tuple(tuple(key for key, _ in shard) for shard in shards),
@@ -209,7 +210,7 @@ def _fits(shard: Sequence[tuple[PartKey, ReadyPiece]], ready: ReadyPiece, docume
     return (
         all(other.piece.kind == SPOOL for other in pieces)
         and sum(other.piece.documents for other in pieces) <= documents
-        and sum(other.text_bytes for other in pieces) <= MAX_BYTES
+        and sum(other.bytes for other in pieces) <= MAX_BYTES
     )
 
 
@@ -252,13 +253,18 @@ def _take_file(
 
 
 class _ParquetIntake:
-    """A window of a large Parquet file: row groups of about the size of a shard become pieces, others are spooled."""
+    """A window of a large Parquet file, whose row groups become pieces, or which is spooled.
+
+    A file with a row group that is too large for a shard is spooled whole, so that no file is read in both ways: if it
+    changes before it is classified, either all of its rows are left out or none.
+    """
 
     def __init__(self, source: BinaryIO, piece: Piece, data: DataSettings, documents: int, spool: SpoolWriter) -> None:
         self.source, self.piece, self.data, self.documents, self.spool = source, piece, data, documents, spool
         self.parquet = formats.open_parquet(source)
         check_parquet_columns(self.parquet, piece.uri, data, ID_AND_TEXT)
         self.types = self._kept_types()
+        self.spooled = not all(self._fits([group], 2 * documents) for group in range(self.parquet.num_row_groups))
 
     def run(self) -> int:
         """Take the row groups that begin in the window; return the number of their rows."""
@@ -292,11 +298,11 @@ class _ParquetIntake:
         return self._rows(groups) <= documents and self._text_bytes(groups) <= MAX_BYTES
 
     def _take(self, groups: Sequence[int], first: int) -> int:
-        """Read the ids of row groups, the first of which begins at a row, or stream them into the spool."""
+        """Read the ids of row groups, the first of which begins at a row, or stream their rows into the spool."""
         if not (rows := self._rows(groups)):
             return 0
         piece = replace(self.piece, start=first, stop=first + rows, by_bytes=False, documents=rows)
-        if self._fits(groups, 2 * self.documents):
+        if not self.spooled:
             ids: list[str | None] = []
             if self.data.ids == "checked":
                 for part in read_parquet(self.parquet, piece, self.data, columns=IDS, keep=False):

@@ -48,7 +48,7 @@ _WIDENED = {
     pa.date64(): pa.date32(),
 }
 """types that a table does not have, each with the one that holds all of its values"""
-_DECIMAL = re.compile(r"decimal\((\d+), ?(\d+)\)")
+_SCALAR = re.compile(r"decimal\((\d+), ?(\d+)\)|[a-z]+[0-9]*")
 _FORBIDDEN = re.compile(r"[ ,;{}()\n\t=]")
 """characters that a Delta table has in no column's name"""
 
@@ -72,35 +72,39 @@ def check_kept_names(data: DataSettings) -> None:
 
 def parse_type(text: str) -> pa.DataType:
     """The Arrow type of a type as text. Raises ValueError for a text that is no type."""
-    text = text.strip()
-    if text in _SCALARS:
-        return _SCALARS[text]
-    if match := _DECIMAL.fullmatch(text):
-        return pa.decimal128(int(match[1]), int(match[2]))
-    if text.startswith("list<") and text.endswith(">"):
-        return pa.list_(parse_type(text[5:-1]))
-    if text.startswith("struct<") and text.endswith(">"):
-        return pa.struct([_parse_field(field) for field in _split_fields(text[7:-1])])
-    raise ValueError(f"'{text}' is no type")
+    kind, rest = _read_type(text)
+    if rest:
+        raise ValueError(f"'{text}' is no type")
+    return kind
 
 
-def _parse_field(text: str) -> tuple[str, pa.DataType]:
-    name, end = json.JSONDecoder().raw_decode(text)
-    return name, parse_type(text[end:].removeprefix(":"))
+def _read_type(text: str) -> tuple[pa.DataType, str]:
+    """The type at the beginning of a text, and the rest of the text."""
+    text = text.lstrip()
+    if text.startswith("list<"):
+        kind, rest = _read_type(text.removeprefix("list<"))
+        return pa.list_(kind), _skip(">", rest)
+    if text.startswith("struct<"):
+        fields, rest, separator = [], text, "struct<"
+        while rest.startswith(separator):
+            name, end = json.JSONDecoder().raw_decode(rest := _skip(separator, rest))
+            kind, rest = _read_type(_skip(":", rest[end:]))
+            fields.append((name, kind))
+            separator = ","
+        return pa.struct(fields), _skip(">", rest)
+    match = _SCALAR.match(text)
+    name = match[0] if match else text
+    if match is None or (not match[1] and name not in _SCALARS):
+        raise ValueError(f"'{name}' is no type")
+    kind = pa.decimal128(int(match[1]), int(match[2])) if match[1] else _SCALARS[name]
+    return kind, text[match.end() :].lstrip()
 
 
-def _split_fields(text: str) -> list[str]:
-    """The fields of a struct: a name in quotes and a type each, with commas between them."""
-    fields, depth, quoted, start = [], 0, False, 0
-    for at, character in enumerate(text):
-        if character == '"' and text[at - 1 : at] != "\\":
-            quoted = not quoted
-        elif not quoted:
-            depth += {"<": 1, "(": 1, ">": -1, ")": -1}.get(character, 0)
-            if character == "," and not depth:
-                fields.append(text[start:at].strip())
-                start = at + 1
-    return [*fields, text[start:].strip()] if text.strip() else []
+def _skip(symbol: str, text: str) -> str:
+    """The text after a symbol. Raises ValueError if it does not begin with the symbol."""
+    if not text.startswith(symbol):
+        raise ValueError(f"expected {symbol} before '{text}'")
+    return text.removeprefix(symbol).lstrip()
 
 
 def type_text(kind: pa.DataType) -> str:
@@ -126,6 +130,8 @@ def table_type(kind: pa.DataType) -> pa.DataType:
     if types.is_decimal(kind) and kind.precision <= 38:
         return pa.decimal128(kind.precision, kind.scale)
     if types.is_struct(kind) and kind.num_fields:
+        if len({field.name.lower() for field in kind}) < kind.num_fields:
+            raise ValueError(f"{kind} has fields whose names differ at most in upper and lower case")
         return pa.struct([(field.name, table_type(field.type)) for field in kind])
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return pa.list_(table_type(kind.value_type))
@@ -159,30 +165,55 @@ def merge_types(types: Mapping[str, str], more: Mapping[str, str], where: str) -
             except ValueError:
                 raise UserError(
                     f"{where}: the kept column '{name}' is {text}, elsewhere it is {merged[name]}; expected one type: "
-                    "mend the files, or name the type in data.keep"
+                    "mend the files or name the type in data.keep, then start over with --restart"
                 ) from None
         merged[name] = text
     return merged
 
 
 def settle_types(
-    data: DataSettings, seen: Mapping[str, str], *, any_rows: bool, known: Mapping[str, str] | None = None
+    data: DataSettings,
+    seen: Mapping[str, str],
+    *,
+    any_rows: bool,
+    known: Mapping[str, str] | None = None,
+    unreadable: Sequence[str] = (),
 ) -> pa.Schema:
     """The kept columns of a night with their types: those that were declared, else those in the files.
 
     `seen` are the types in the files, `known` those of the table that the night is written to. A column without any
-    value has the type of the table, else it is a string. Raises UserError if a column is in no file, or if it has
-    another type in the table.
+    value has the type of the table, else it is a string. `unreadable` are the reasons of files that could not be read
+    and may have had a column. Raises UserError if a column is in no file, or if it has another type in the table.
     """
     columns = {}
     for name, declared in data.keep.items():
         if any_rows and name not in seen and name not in (known or {}):
-            raise UserError(f"data.keep: no file has a column '{name}'; mend its name, or leave it out")
+            more = f"; {len(unreadable)} files could not be read: {unreadable[0]}" if unreadable else ""
+            raise UserError(
+                f"data.keep: no file has a column '{name}', expected it in at least one{more}. Correct the name or the "
+                "files, or remove it from data.keep; then start over with --restart"
+            )
         types = merge_types({name: seen.get(name, "null")}, {name: declared} if declared else {}, "data.keep")
-        if known and name in known:
-            types = merge_types(types, {name: known[name]}, "the table of the output")
-        columns[name] = _without_nulls(parse_type(types[name]))
+        columns[name] = _without_nulls(_unify_with_table(name, types[name], "the input", known or {}))
     return pa.schema(columns)
+
+
+def check_declared_types(data: DataSettings, known: Mapping[str, str]) -> None:
+    """Raise UserError if a type in `data.keep` is not that of the column in the table of the output."""
+    for name, declared in data.keep.items():
+        _unify_with_table(name, declared or "null", "data.keep", known)
+
+
+def _unify_with_table(name: str, text: str, where: str, known: Mapping[str, str]) -> pa.DataType:
+    """The type of a column, given as text, and of the table of the output. Raises UserError if they differ."""
+    kind = parse_type(text)
+    try:
+        return unify_types(parse_type(known[name]), kind) if name in known else kind
+    except ValueError:
+        raise UserError(
+            f"the kept column '{name}' is {text} in {where}, but {known[name]} in the table of the output; expected "
+            f"{known[name]}: declare that type in data.keep, or use another output"
+        ) from None
 
 
 def schema_of(types: Mapping[str, str]) -> pa.Schema:

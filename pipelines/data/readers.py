@@ -91,13 +91,13 @@ def read_piece(
 ) -> Iterator[Documents]:
     """The rows of a piece of an input file in order, some at a time; `keep` adds the columns of `data.keep`.
 
-    JSONL and CSV are read in bounded memory, of Parquet one piece is held. Raises BadFileError, naming the file, also
-    after the first rows.
+    All but a piece of Parquet by rows, which is held, is read in bounded memory. Raises BadFileError, naming the file,
+    also after the first rows.
     """
     with file_errors(piece.uri), open_file() as source:
         if piece.kind == "parquet":
-            with formats.open_parquet(_whole_if_small(source, piece)) as parquet:
-                yield from read_parquet(parquet, piece, data, columns=columns, keep=keep)
+            with formats.open_parquet(_whole_if_small(source, piece), stream=piece.by_bytes) as parquet:
+                yield from read_parquet(parquet, piece, data, columns=columns, keep=keep, stream=piece.by_bytes)
         elif piece.kind == "jsonl":
             for chunk in _chunks((line for _, line in read_lines(source, piece)), len):
                 yield parse_lines(chunk, piece.uri, data, columns=columns, keep=keep)
@@ -161,7 +161,13 @@ def file_errors(uri: str) -> Iterator[None]:
             yield
         except FileNotFoundError:
             raise BadFileError(f"{uri}: not found; it was there when the files were listed") from None
+        except MemoryError:  # Arrow's is an ArrowException, too
+            raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, PermissionError) and error.errno is not None:  # of a disk; a store's has no number
+                raise BadFileError(
+                    f"{uri} may not be read by this user; give read permission, or move it away"
+                ) from None
             if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
                 raise  # an error of the disk or the store, not of the file
             reason = " ".join(str(error).split())[:160]
@@ -350,7 +356,7 @@ def _read_csv(
     size = piece.size if piece.by_bytes else 0
     rows = formats.read_csv(formats.decompressed(formats.buffered(source, size), piece.uri), piece.uri)
     header, names = next(rows), _column_names(data, columns)
-    check_columns(header, list(names.values()), piece.uri)
+    check_columns(header, list(names.values()), piece.uri, header=True)
     kept = [name for name in (data.keep if keep else ()) if name in header]
     if not piece.by_bytes:
         rows = islice(rows, piece.start, piece.stop)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipelines.data.formats import MAX_BYTES
 from pipelines.data.kept_columns import columns_of_type, merge_types, parse_type, types_of
@@ -172,8 +173,8 @@ class ReadyPiece:
     piece: Piece
     part: int
     """number of the `SpoolPart` that holds its ids"""
-    text_bytes: int
-    """of its texts; an estimate where they were not read"""
+    bytes: int
+    """of its texts, in the spool with the other columns; an estimate where they were not read"""
 
 
 Save = Callable[[SpoolPart], str]
@@ -210,13 +211,13 @@ class SpoolWriter:
             self._begin_to_save()
             self._pour()
 
-    def add_piece(self, piece: Piece, ids: Sequence[str | None], text_bytes: int, types: dict[str, str]) -> None:
+    def add_piece(self, piece: Piece, ids: Sequence[str | None], size: int, types: dict[str, str]) -> None:
         """Add a piece of the current file that the classify step reads from the file."""
         self._file_types = merge_types(self._file_types, types, piece.uri)
         self._begin_to_save()
         self._pour()
         self._flush()
-        self._ready(piece, ids, None, text_bytes)
+        self._ready(piece, ids, None, size)
 
     def accept(self, uri: str) -> None:
         """End the current file: its rows are part of the night. Raises UserError if a kept column has another type."""
@@ -246,7 +247,7 @@ class SpoolWriter:
 
     def _pour(self) -> None:
         for table in self._held:
-            lengths = pc.fill_null(pc.binary_length(table["text"]), 0).to_numpy()
+            lengths = _row_bytes(table)
             start = 0
             while start < len(table):
                 ends = np.cumsum(lengths[start : start + self._documents - self._rows]) + self._bytes
@@ -270,12 +271,18 @@ class SpoolWriter:
         self._ready(piece, ids, sink.getvalue().to_pybytes(), self._bytes)
         self._buffer, self._rows, self._bytes = [], 0, 0
 
-    def _ready(self, piece: Piece, ids: Sequence[str | None], parquet: bytes | None, text_bytes: int) -> None:
+    def _ready(self, piece: Piece, ids: Sequence[str | None], parquet: bytes | None, size: int) -> None:
         uri = self._save(SpoolPart(self._number, ids, parquet))
         if parquet is not None:
             piece = replace(piece, uri=uri, size=len(parquet))
-        self.ready.append(ReadyPiece(piece, self._number, text_bytes))
+        self.ready.append(ReadyPiece(piece, self._number, size))
         self._number += 1
+
+
+def _row_bytes(table: pa.Table) -> NDArray[np.float64]:
+    """The bytes of each row: of its text, and its share of the other columns."""
+    texts = pc.fill_null(pc.binary_length(table["text"]), 0).to_numpy().astype(np.float64)
+    return texts + max(0.0, table.nbytes - texts.sum()) / max(1, len(table))
 
 
 def _kept(table: pa.Table) -> pa.Table:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipelines.data import input_files
 from pipelines.data.intake import NightPlan, plan_intake, plan_night
-from pipelines.data.kept_columns import check_kept_names, schema_of, type_text
+from pipelines.data.kept_columns import check_declared_types, check_kept_names, schema_of, type_text
 from pipelines.data.shards import Shard
 from pipelines.nightly.classify_step import CALIBRATION, PROFILE, ClassifyJob, ClassifyStep, data_layout
 from pipelines.nightly.dedup import DuplicateRows, DuplicateStep, collect_duplicates, plan_partitions
@@ -66,7 +66,7 @@ from spin.heads import persistence
 from spin.heads.persistence import ClassifierMetadata
 from spin.monitor.agreement import ShadowAgreement, total_agreement
 from spin.monitor.drift import Drift
-from spin.settings import Settings
+from spin.settings import DataSettings, Settings
 
 _log = logging.getLogger(__name__)
 FEW_IDS = 200_000
@@ -137,6 +137,7 @@ def run_classify(
         token = claim(tables, registry.name, retry_seconds=settings.ray.retry_seconds)
         if night is None:
             _name_unfinished(tables, registry.name, day)
+        check_declared_types(settings.data, _kept_types(tables, settings.data))
         request = NightRequest(
             date=day,
             model=registry.name,
@@ -273,15 +274,19 @@ def _take_in(driver: Driver, tasks: Sequence[Shard]) -> list[ShardOutcome[Intake
 def _plan_shards(driver: Driver, taken_in: Sequence[ShardOutcome[IntakeCounts]]) -> NightPlan:
     """The shards of a run. The types of its kept columns are settled once. Raises UserError if a table has others."""
     run, tables, data = driver.run.store, driver.tables, driver.settings.data
-    known = run.read_json(KEPT)
-    table = tables.open(PREDICTIONS).schema
-    columns = {name: table.field(name).type for name in data.keep if name in table.names}
-    known = known or {name: type_text(stored_type(kind) or kind) for name, kind in columns.items()}
+    known = run.read_json(KEPT) or _kept_types(tables, data)
     reports = [outcome.counts.report for outcome in taken_in]
     plan = plan_night(reports, data, driver.settings.ray.shard_documents, known=known)
     check_kept_columns(tables, kept_schema({field.name: field.type for field in schema_of(plan.types)}))
     run.create(KEPT, json.dumps(plan.types).encode())
     return replace(plan, types=run.read_json(KEPT) or plan.types)
+
+
+def _kept_types(tables: NightTables, data: DataSettings) -> dict[str, str]:
+    """The types, as text, of the kept columns that the table of predictions has."""
+    schema = tables.open(PREDICTIONS).schema
+    columns = {name: schema.field(name).type for name in data.keep if name in schema.names}
+    return {name: type_text(stored_type(kind) or kind) for name, kind in columns.items()}
 
 
 def _check_intake(driver: Driver, night: ClassifiedNight, taken_in: Sequence[ShardOutcome[IntakeCounts]]) -> None:

@@ -92,7 +92,7 @@ class ClassifyStep:
         try:
             documents = read_rows(shard, self.data, self.job.kept)
         except BadFileError as error:
-            return StepResult({}, replace(_count(shard, CheckedRows(), {}, []), bad=str(error)))
+            return StepResult({}, replace(_count(shard, CheckedRows(), {}, []), bad=error.reason))
         dead = self._find_dead(shard, documents)
         valid = [row for row in range(len(documents)) if row not in dead]
 

@@ -104,7 +104,7 @@ class ClassifiedNight:
 
     @cached_property
     def readable(self) -> Outcomes:
-        """The outcomes of the shards whose files could be read. A shard of spooled parts holds nothing else."""
+        """The outcomes of the shards whose files could be read: all spooled parts, and pieces of other files."""
         pairs = zip(self.plan.shards, self.outcomes, strict=True)
         return [o for shard, o in pairs if shard.pieces[0].kind == SPOOL or shard.uri not in self.quarantined]
 
@@ -166,7 +166,7 @@ def check_rows(allowed: ClassifySettings, reasons: Mapping[str, int], rows: int)
         listed = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common(4))
         raise BadRowsError(
             f"{dead} of {rows} rows cannot be classified ({listed}), more than classify.max_dead_fraction "
-            f"{allowed.max_dead_fraction} allows; mend them, or raise it and run again"
+            f"{allowed.max_dead_fraction} allows; mend them and start over with --restart, or raise it and run again"
         )
 
 

@@ -345,7 +345,7 @@ def _table_errors(what: str) -> Iterator[None]:
     except CommitFailedError:
         _log.debug("%s: a commit was refused", what, exc_info=True)
         raise StaleSnapshotError(f"{what}: other processes commit to the table all the time; try again") from None
-    except (DeltaError, OSError) as error:
+    except Exception as error:  # for what its kernel refuses, deltalake raises a bare Exception
         _log.debug("%s: deltalake raised an error", what, exc_info=True)
         _raise_for(what, error)
 
@@ -361,7 +361,9 @@ def _raise_for(what: str, error: Exception) -> NoReturn:
         raise UserError(f"{what}: the store refuses the credentials ({reason}); check the environment") from None
     if isinstance(error, OSError):
         raise UnavailableError(f"{what}: the store does not answer ({reason}); try again") from None
-    raise UserError(f"{what}: the table is damaged or of another version ({reason})") from None
+    if isinstance(error, DeltaError):
+        raise UserError(f"{what}: the table is damaged or of another version ({reason})") from None
+    raise UserError(f"{what}: the table does not take this ({reason}); nothing was changed") from None
 
 
 def _reason(error: Exception) -> str:

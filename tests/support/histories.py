@@ -184,6 +184,7 @@ class Output:
             for model, date in changed:
                 self._check_night(model, date, drivers[version], version)
         self._check_visible()
+        self._check_files()
 
     def delete(self, key: str) -> None:
         """Delete an object from outside. The rows of a file are remembered, in case that it is published."""
@@ -319,6 +320,14 @@ class Output:
                 raise Violation(
                     f"{night.run}: {table} lacks {ids - found[table]} and has too many {found[table] - ids}"
                 )
+
+    def _check_files(self) -> None:
+        """No table names a file that is not there, unless it was deleted from outside."""
+        for table in self._tables:
+            name = table.folder.name
+            missing = [path for path in table.files if not (table.folder / path).exists()]
+            if missing := [path for path in missing if f"{name}/{path}" not in self.lost]:
+                raise Violation(f"{name} names files that are not there: {missing}")
 
     def _check_visible(self) -> None:
         """What readers see now is what was checked when it became visible."""

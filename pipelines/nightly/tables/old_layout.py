@@ -55,12 +55,14 @@ class ImportReport:
 
 
 def has_old_layout(out: Store) -> bool:
-    """Whether an output holds nights of version 0.2."""
-    return (
-        out.exists("latest")
-        or any(_CURRENT_RUN.fullmatch(name) for name in out.list_names(RUNS))
-        or any(name.startswith("date=") for name in out.list_names(PREDICTIONS))
-    )
+    """Whether an output holds nights of version 0.2.
+
+    Folders `date=…` in a table are those of another program, unless there is an import that did not end.
+    """
+    if out.exists("latest") or any(_CURRENT_RUN.fullmatch(name) for name in out.list_names(RUNS)):
+        return True
+    names = out.list_names(PREDICTIONS)
+    return "_delta_log" not in names and any(name.startswith("date=") for name in names)
 
 
 def refuse_old_layout(out: Store) -> None:
@@ -252,10 +254,14 @@ def _input_rows(manifest: _OldManifest) -> list[InputRow]:
 
 def _delete_old_files(out: Store) -> None:
     """Delete what only version 0.2 reads; `latest` last, since the output counts as unconverted while it is there."""
+    tables = NightTables(out)
     for folder in _FOLDERS:
+        table = tables.find(folder)
+        named = set() if table is None else set(table.file_table["path"].to_pylist())
         for name in out.list_names(folder):
             if name.startswith("date="):
-                out.delete(f"{folder}/{name}")
+                keys = [key for key in out.list(f"{folder}/{name}") if key.removeprefix(f"{folder}/") not in named]
+                out.delete_many(keys)
     for pattern in (_CURRENT_RUN, _RUN_FOLDER):  # a date without its run's manifest would count as not published
         for name in out.list_names(RUNS):
             if pattern.fullmatch(name):

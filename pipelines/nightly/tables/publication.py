@@ -84,6 +84,15 @@ def require_claim(tables: NightTables, model: str, token: int) -> None:
     _require_last(tables.open(PREDICTIONS), model, token)
 
 
+def claim_side_tables(tables: NightTables, model: str, token: int) -> None:
+    """Commit a claim to the side tables as well: whoever has opened one of them before can no longer commit to it.
+
+    Raises StaleSnapshotError if another process commits meanwhile.
+    """
+    for table in SIDE_TABLES:
+        tables.open(table).commit_transaction(_model_app(model), token, metadata={"model": model, "claim": str(token)})
+
+
 def write_inputs(tables: NightTables, run: RunRecord, token: int, rows: Sequence[InputRow]) -> DataFile:
     """Write the input files of a run as a file of the table of inputs and return it; nothing is committed."""
     columns = [field.name for field in fields(InputRow)]

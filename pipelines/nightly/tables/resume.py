@@ -154,7 +154,11 @@ def choose_run(tables: NightTables, token: int, request: NightRequest) -> Chosen
         run = _open_run(tables, name, token, request, published=published)
         if run is not None and (published or not _some_taken(tables, run, request)):
             return run
-        why = "it has lost its records" if run is None else "other nights have classified files of it since"
+        why = (
+            "it has no plan that this command could go on with"
+            if run is None
+            else "other nights have classified files of it since"
+        )
         _log.warning("%s: run %s is not continued, because %s; a new run begins", tables.out.uri, name, why)
     record = begin_run(
         tables.out,
@@ -212,7 +216,10 @@ def _find_current(tables: NightTables, date: str, model: str) -> tuple[str | Non
 def _open_run(
     tables: NightTables, name: str, token: int, request: NightRequest, *, published: bool
 ) -> ChosenRun | None:
-    """The run of a name, None if too little of it is left to continue it."""
+    """The run of a name, None if too little of it is left to continue it.
+
+    A run that was begun and not planned goes on under the version and the options with which it was begun.
+    """
     store = tables.out / f"{RUNS}/{name}"
     record = find_runs(tables.out, [name]).get(name)
     if read_plan(store, RunPlan) is not None and record is not None:
@@ -221,7 +228,11 @@ def _open_run(
         raise UserError(
             f"{store.uri} has lost its records, so it is unknown how this night was made; do it again with --restart"
         )
-    if record is None or [item.key for item in store.list_objects()] != [RUN]:
+    begun_alike = record is not None and (record.model_version, record.incremental) == (
+        request.model_version,
+        request.incremental,
+    )
+    if record is None or not begun_alike or [item.key for item in store.list_objects()] != [RUN]:
         return None
     return _plan_run(tables, record, token, request)
 

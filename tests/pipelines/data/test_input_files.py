@@ -149,6 +149,17 @@ def test_a_folder_of_files_that_are_no_data_is_not_empty(tmp_path: Path) -> None
     assert list(bad) == [f"{tmp_path}/a.txt"]
 
 
+def test_a_broken_link_is_a_bad_file(tmp_path: Path) -> None:
+    """The other files are listed."""
+    (tmp_path / "a.jsonl").write_text("x")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    bad: dict[str, str] = {}
+    assert [file.uri for file in list_files(str(tmp_path), bad=bad)] == [f"{tmp_path}/a.jsonl"]
+    [(uri, reason)] = bad.items()
+    assert uri == f"{tmp_path}/b.jsonl"
+    assert "is a symbolic link to a file that does not exist; remove it, or mend it" in reason
+
+
 @pytest.mark.parametrize(
     ("source", "output", "within"),
     [

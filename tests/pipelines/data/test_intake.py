@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import tempfile
@@ -19,7 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import formats, intake, spool
+from pipelines.data import formats, intake, readers, spool
+from pipelines.data.formats import MAX_BYTES
 from pipelines.data.input_files import list_files
 from pipelines.data.intake import FileOutcome, IntakeReport, NightPlan, plan_intake, plan_night, take_in
 from pipelines.data.kept_columns import schema_of
@@ -301,7 +303,7 @@ def test_null_and_nan_ids_of_parquet_are_dead_letters(tmp_path: Path) -> None:
 BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "csv that ends in a quote": ("a.csv", to_csv(GOOD) + b'9,"open\n10,x', "ends inside a quoted value"),
     "csv.gz that ends in a quote": ("a.csv.gz", gzip.compress(to_csv(GOOD) + b'9,"'), "ends inside a quoted value"),
-    "csv with a name twice": ("a.csv", b"id,text,text\n" + b"1,a,b\n" * 99, "has 2 columns 'text'"),
+    "csv with a name twice": ("a.csv", b"id,text,text\n" + b"1,a,b\n" * 99, "has 2 columns of one name"),
     "jsonl cut in its last line": ("a.jsonl", to_jsonl(GOOD)[:-5], "ends inside a line"),
     "jsonl cut long after its beginning": ("a.jsonl", to_jsonl(make_rows(5000))[:-5], "ends inside a line"),
     "jsonl.gz cut in its last line": ("a.jsonl.gz", gzip.compress(to_jsonl(GOOD)[:-5]), "ends inside a line"),
@@ -462,6 +464,80 @@ def test_a_large_row_group_is_streamed(tmp_path: Path) -> None:
     assert read_before[0] <= size.st_size / 2
     assert sum(ready.piece.documents for ready in report.pieces) == len(rows)
     assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 1
+
+
+def test_a_file_with_a_large_row_group_is_spooled_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also its small row groups in other windows, so that the classify step reads nothing of the file."""
+    monkeypatch.setattr(intake, "SMALL", 60)
+    monkeypatch.setattr(intake, "_WINDOW", {"parquet": 500})
+    rows = pa.Table.from_pylist(make_rows(46))
+    with pq.ParquetWriter(tmp_path / "a.parquet", rows.schema) as file:
+        for start, length in ((0, 5), (5, 36), (41, 5)):
+            file.write_table(rows.slice(start, length))
+    night = run_night(tmp_path, 10)
+    assert len(night.reports) > 1
+    assert {piece.kind for shard in night.plan.shards for piece in shard.pieces} == {SPOOL}
+    assert [id for part in night.rows for id in part.ids] == rows["id"].to_pylist()
+
+
+def test_small_parquet_files_are_read_in_bounded_memory(tmp_path: Path) -> None:
+    """Their texts may be much longer than the file."""
+    rows = pa.table({"id": [str(row) for row in range(20_000)], "text": ["word " * 400] * 20_000})
+    pq.write_table(rows, tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 1_000_000
+    [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
+    before = pa.total_allocated_bytes()
+    held: list[int] = []
+    take_in(task, DATA, 5000, lambda part: held.append(pa.total_allocated_bytes() - before) or "uri")
+    assert len(held) == 4
+    assert max(held) < 30_000_000
+
+
+def test_kept_columns_count_for_the_size_of_a_part(tmp_path: Path) -> None:
+    write_file(tmp_path, "a.csv", to_csv([{"id": str(row), "text": "t", "body": "x" * 200_000} for row in range(700)]))
+    [task] = plan_intake(list_files(str(tmp_path)), DataSettings(train="unused", keep=["body"]), bad={})
+    report = take_in(task, DataSettings(train="unused", keep=["body"]), 5000, lambda part: "uri")
+    assert [ready.piece.documents > 100 for ready in report.pieces] == [True] * 3
+    assert all(ready.bytes <= MAX_BYTES for ready in report.pieces)
+
+
+def test_a_text_column_may_have_a_dot_in_its_name(tmp_path: Path) -> None:
+    """Its bytes count."""
+    pq.write_table(
+        pa.table({"id": ["1"], "a.text": ["x" * 1000], "a": [1], "a_": ["y" * 5000]}), tmp_path / "a.parquet"
+    )
+    with pq.ParquetFile(tmp_path / "a.parquet") as parquet:
+        assert 1000 < formats.uncompressed_bytes(parquet, ["a.text"]) < 1200
+
+
+def test_a_lack_of_memory_is_not_the_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise pa.lib.ArrowMemoryError("malloc of size 8388608 failed")
+
+    write_file(tmp_path, "a.parquet", to_parquet(make_rows(3)))
+    monkeypatch.setattr(readers, "read_parquet", fail)
+    with pytest.raises(MemoryError):
+        run_night(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    write_file(tmp_path, "a.parquet", to_parquet(make_rows(3)))
+    write_file(tmp_path, "b.jsonl", to_jsonl(make_rows(3)))
+    monkeypatch.setattr(readers, "read_parquet", refuse)
+    assert "give read permission" in run_night(tmp_path).reasons["a.parquet"]
+
+
+def test_no_text_and_no_long_line_is_in_the_reason_of_a_csv_without_a_header(tmp_path: Path) -> None:
+    write_file(tmp_path, "a.csv", f'17,"My card number is 4111","{"x" * 5000}"\n'.encode())
+    write_file(tmp_path, "b.csv", b"secret,secret\n")
+    write_file(tmp_path, f"{'c' * 200}.parquet", b"PAR1" * 1000)
+    reasons = run_night(tmp_path).reasons
+    assert "has no column 'id' among its 3; is the first line a header?" in reasons["a.csv"]
+    assert not any("4111" in reason or "secret" in reason.replace("a.csv", "") for reason in reasons.values())
+    assert max(map(len, reasons.values())) < 600
 
 
 def test_a_kept_column_of_two_types_is_refused_before_anything_is_classified(tmp_path: Path) -> None:

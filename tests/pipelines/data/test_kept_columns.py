@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.data.input_files import list_files
 from pipelines.data.intake import plan_intake
-from pipelines.data.kept_columns import parse_type, settle_types, type_text, unify_types
+from pipelines.data.kept_columns import parse_type, settle_types, table_type, type_text, unify_types
 from spin.errors import UserError
 from spin.settings import DataSettings, parse_settings
 from tests.pipelines.data.test_intake import Night, run_night
@@ -227,14 +227,43 @@ def test_a_kept_column_that_no_file_has_is_refused(tmp_path: Path) -> None:
     """It may be missing for a night if the table of the output has it."""
     write_file(tmp_path, "a.csv", to_csv([{"id": "1", "text": "t", "lang": "de"}]))
     assert list_files(str(tmp_path))
-    with pytest.raises(UserError, match=r"data\.keep: no file has a column 'language'; mend its name, or leave it out"):
+    with pytest.raises(UserError, match=r"no file has a column 'language', expected it in at least one\."):
         run_night(tmp_path, data=keep(["lang", "language"]))
     assert settle_types(keep(["x"]), {}, any_rows=True, known={"x": "int32"}) == pa.schema({"x": pa.int32()})
 
 
 def test_another_type_than_in_the_table_of_the_output_is_refused() -> None:
-    with pytest.raises(UserError, match="the table of the output: the kept column 'x' is int64, elsewhere"):
+    with pytest.raises(
+        UserError, match="'x' is string in the input, but int64 in the table of the output; expected int64: declare"
+    ):
         settle_types(keep(["x"]), {"x": "string"}, any_rows=True, known={"x": "int64"})
+
+
+def test_a_file_that_cannot_be_read_may_have_had_the_column(tmp_path: Path) -> None:
+    """The error names the reason of the file."""
+    write_file(tmp_path, "a.csv", to_csv([{"id": "1", "text": "t"}]))
+    write_file(tmp_path, "b.csv", b"id,text,lang\n1,t")
+    with pytest.raises(UserError, match=r"column 'lang'.*; 1 files could not be read: .*b\.csv row 0 has 2 values"):
+        run_night(tmp_path, data=keep(["lang"]))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "int7", "int64>", "list<string", 'struct<"a" int8>', "struct<a: int8>", "int8, x"]
+)
+def test_a_text_that_is_no_type_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_type(text)
+
+
+@pytest.mark.parametrize("names", [["x", "X"], ["x", "x"]])
+def test_a_struct_with_names_that_a_table_takes_for_one_is_no_type(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="differ at most in upper and lower case"):
+        table_type(pa.struct([(name, pa.int64()) for name in names]))
+
+
+def test_names_in_structs_may_hold_any_character() -> None:
+    kind = pa.struct([('quote" and back\\', pa.int8()), ("end\\", pa.list_(pa.struct([("<,>:", pa.string())])))])
+    assert parse_type(type_text(kind)) == kind
 
 
 @pytest.mark.parametrize("one", ["string", "list<null>", 'struct<"a, b": null, "c": list<int8>>', "null"])

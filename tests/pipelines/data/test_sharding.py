@@ -671,9 +671,9 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "csv without text": (
         "a.csv",
         to_csv(drop_column("text")),
-        "has no column 'text'; it has id, label",
+        "has no column 'text' among its 2; is the first line a header?",
     ),
-    "csv without label": ("a.csv", to_csv(drop_column("label")), "has no column 'label'; it has id, text"),
+    "csv without label": ("a.csv", to_csv(drop_column("label")), "has no column 'label' among its 2; is the first"),
     "empty csv": ("a.csv", b"", UNREADABLE + "it is empty"),
     "csv that is not UTF-8": (
         "a.csv",
@@ -688,7 +688,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "csv with a name twice": (
         "a.csv",
         b"id,text,id,label\n1,hush,2,x\n",
-        "has 2 columns 'id'; it has id, text, id, label",
+        "has 2 columns of one name, the first of which is column 0 of 4; expected a header",
     ),
     "csv that ends in a quote": (
         "a.csv",

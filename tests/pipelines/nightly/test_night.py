@@ -22,8 +22,9 @@ import pytest
 from pipelines.data import intake
 from pipelines.data.shards import Shard
 from pipelines.nightly import classify, dedup, finish
-from pipelines.nightly.tables import publication
+from pipelines.nightly.tables import publication, resume
 from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
+from pipelines.nightly.tables.night_records import find_night
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS
 from pipelines.nightly.tables.old_layout import import_old_layout
 from pipelines.service_errors import BadRowsError, HeldError, StalledError, UnavailableError
@@ -286,6 +287,16 @@ def test_more_unreadable_files_than_allowed_end_a_night(local_nights: FakeNights
     report = local_nights.run()
     assert [file.uri.rpartition("/")[2] for file in report.quarantined] == ["b.parquet"]
     assert local_nights.ids() == {DATE: ["a"]}
+
+
+def test_a_file_that_was_mended_is_read_by_a_new_run(local_nights: FakeNights) -> None:
+    """A run goes on with what it has read, so the error names --restart."""
+    local_nights.write("a.jsonl", [*make_rows("a"), {"id": "b", "text": None}])
+    with pytest.raises(BadRowsError, match="mend them and start over with --restart"):
+        local_nights.run(limits={"max_dead_fraction": 0.1})
+    local_nights.write("a.jsonl", make_rows("a", "b"))
+    local_nights.run(limits={"max_dead_fraction": 0.1}, restart=True)
+    assert local_nights.ids() == {DATE: ["a", "b"]}
 
 
 def test_an_old_bad_file_does_not_block_small_incremental_nights(local_nights: FakeNights) -> None:
@@ -571,6 +582,31 @@ def test_a_run_with_other_settings_is_refused_without_restart(local_nights: Fake
     assert {row["model_version"] for row in local_nights.predictions()} == {"1"}
     local_nights.run(restart=True)
     assert {row["model_version"] for row in local_nights.predictions()} == {"2"}
+
+
+@pytest.mark.parametrize("change", ["version", "incremental"])
+def test_a_run_that_was_begun_and_not_planned_does_not_go_on_as_another(change: str, local_nights: FakeNights) -> None:
+    """A column of its predictions and its record name the version and the options with which it was begun."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(resume, "create_plan", fail), pytest.raises(UnavailableError):
+        local_nights.run()
+    if change == "version":
+        local_nights.registry.champion = "2"
+    report = local_nights.run(incremental=change == "incremental")
+    assert report.run == f"{DATE}-tiny-000002"
+    assert {row["model_version"] for row in local_nights.predictions()} == {local_nights.registry.champion}
+    [night] = [find_night(local_nights.out, each.run) for each in list_nights(local_nights.tables)]
+    assert night is not None
+    assert night.incremental == (change == "incremental")
+
+
+def test_a_declared_type_other_than_that_of_the_table_is_refused_before_a_run_begins(local_nights: FakeNights) -> None:
+    """So the published night is still the last one, and the command that made it has nothing to do."""
+    local_nights.write("a.jsonl", [{"id": "a", "text": "good", "lang": "de"}])
+    before = local_nights.run(data={"keep": ["lang"]})
+    with pytest.raises(UserError, match="'lang' is int64 in data.keep, but string in the table of the output"):
+        local_nights.run(data={"keep": {"lang": "int64"}}, restart=True)
+    assert local_nights.run(data={"keep": ["lang"]}) == before
 
 
 def test_a_restart_computes_everything_anew(local_nights: FakeNights) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from pipelines.nightly.tables.night_history import FileState, list_nights, read_predictions, taken_files
 from pipelines.nightly.tables.night_tables import (
@@ -146,6 +147,17 @@ def test_an_output_of_version_0_2_is_refused(out: Store) -> None:
 def test_an_output_with_tables_is_not_refused(out: Store) -> None:
     run_night(out, ["a"])
     refuse_old_layout(out)
+
+
+def test_files_of_a_table_in_folders_of_dates_are_not_the_old_layout(out: Store) -> None:
+    """Other programs that compact a table write them. An import that did not end is still one, and keeps them."""
+    run_night(out, ["a"])
+    DeltaTable(f"{out.uri}/predictions").optimize.z_order(["id"])
+    assert any(name.startswith("date=") for name in out.list_names("predictions"))
+    refuse_old_layout(out)
+    out.write("latest", b"2026-03-01-001")
+    import_old_layout(out, retry_seconds=RETRY_SECONDS)
+    assert [row["id"] for row in read_predictions(out.uri)] == ["a"]
 
 
 def test_nights_are_converted_row_by_row(out: Store) -> None:

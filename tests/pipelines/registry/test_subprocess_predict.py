@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import _thread
+import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,15 @@ def test_a_version_that_hangs_is_ended_with_all_that_it_started(
         wait_until(lambda pid=pid: has_ended(pid))
 
 
+@pytest.fixture
+def python_handles_sigint() -> Iterator[None]:
+    """Python's handler of SIGINT, which libraries of other tests may have replaced."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+
+@pytest.mark.usefixtures("python_handles_sigint")
 def test_an_interrupt_ends_the_process_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is in a session of its own, so the terminal does not interrupt it."""
     read_pids = hang_fresh_process(tmp_path / "hang", monkeypatch)

@@ -220,6 +220,15 @@ def test_the_schema_of_a_commit_replaces_that_of_the_table(tmp_path: Path) -> No
     assert snapshot_of(store).schema.names == wider.names
 
 
+def test_a_schema_that_tables_do_not_have_is_refused_in_one_line(tmp_path: Path) -> None:
+    """deltalake raises a bare Exception."""
+    store = create(str(tmp_path))
+    schema = SCHEMA.append(pa.field("k", pa.struct([("x", pa.int64()), ("X", pa.int64())])))
+    with pytest.raises(UserError, match=r"^[^\n]*the table does not take this[^\n]*$"):
+        snapshot_of(store).replace_partition(PARTITION, [make_file("a")], schema=schema)
+    assert snapshot_of(store).schema.names == SCHEMA.names
+
+
 def test_another_table_is_not_taken_for_ours(tmp_path: Path) -> None:
     store = create(str(tmp_path))
     with pytest.raises(UserError, match="partition columns day, model"):
