@@ -226,7 +226,8 @@ def _open_run(
         return _plan_run(tables, record, token, request, published=published)
     if published:
         raise UserError(
-            f"{store.uri} has lost its records, so it is unknown how this night was made; do it again with --restart"
+            f"{store.uri} holds no plan: the night was imported from version 0.2, or files of the run were deleted. So "
+            "it cannot be compared with this command; leave it as it is, or classify it again with --restart"
         )
     begun_alike = record is not None and (record.model_version, record.incremental) == (
         request.model_version,
