@@ -187,7 +187,7 @@ def _clear(store: Store) -> None:
 def _refuse(store: Store, stage: str, metadata: dict[str, Any], stored: dict[str, Any]) -> NoReturn:
     raise UserError(
         f"{stage}: {store.uri} was made with other settings or data: {_differences(stage, metadata, stored)}. "
-        "Put them back, use another store, or start over with --restart"
+        "Put them back, name another folder for the results, or start over with --restart"
     )
 
 
