@@ -157,3 +157,26 @@ def test_a_backbone_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -
     for model in ("../bert", "../none", "linked"):
         with pytest.raises(UserError, match=f"backbone.model is '{model}', which leads out of the working directory"):
             collect(backbone=BackboneSettings(model=model))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".envrc", ".azure", ".boto", ".databrickscfg", ".docker", ".dockercfg", ".gnupg", ".htpasswd", ".my.cnf"),
+        *("_netrc", ".npmrc", ".pypirc", ".s3cfg", ".secrets", ".vault-token", "a.gpg", "a.jks", "a.kdbx"),
+        *("a.keystore", "a.p12", "a.pfx", "a.ppk", "gcloud", "id_dsa", "id_ecdsa", "kubeconfig.yaml", "secret"),
+        *("secret.txt", "secrets", "service-account-1.json", "service_account.json", "token", "token.txt"),
+    ],
+)
+def test_usual_names_of_credentials_look_like_them(name: str) -> None:
+    assert looks_like_credential(name)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", "data")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="data cannot be read: Permission denied"):
+        collect("data")

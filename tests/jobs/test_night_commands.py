@@ -265,3 +265,35 @@ def test_nights_of_version_0_2_are_imported_once(spin: Run, out: Store) -> None:
 def test_an_output_without_nights_is_an_error(spin: Run, out: Store) -> None:
     for command in (["list"], ["show", "r"], ["restore", "--run", "r"], ["vacuum"]):
         assert "`spin classify` makes one" in spin(*command, "--output", out.uri, status=2)
+
+
+def test_an_import_waits_for_no_night_of_version_0_2_at_work(spin: Run, out: Store) -> None:
+    """Such a night holds the lease of the whole output; the import ends with status 3 and changes nothing."""
+    write_old_night(out, DATE, night_of("a"))
+    with Lease(out, ttl=1.0):
+        assert "is held by" in spin("import", "--output", out.uri, status=3)
+    assert out.exists("latest")
+
+
+def test_a_run_whose_list_of_files_is_lost_is_not_shown_as_one_that_read_nothing(spin: Run, out: Store) -> None:
+    night = run_night(out, ["a"])
+    [file] = night.files["inputs"]
+    out.delete(f"inputs/{file.path}")
+    assert f"inputs/{file.path} is missing" in spin("show", night.run, "--output", out.uri, status=2)
+
+
+def test_of_many_quarantined_files_ten_are_shown_and_the_others_counted(
+    spin: Run, out: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [InputRow(f"{number}.csv", 9, "v1", 0, QUARANTINED, "an open quote") for number in range(12)]
+    monkeypatch.setattr(
+        "tests.support.nights.write_inputs", lambda tables, run, token, _: write_inputs(tables, run, token, rows)
+    )
+    lines = spin("show", run_night(out, ["a"]).run, "--output", out.uri).splitlines()
+    assert sum("quarantined: " in line for line in lines) == 10
+    assert lines[-1].strip() == "… and 2 more; --json lists them"
+
+
+def test_a_vacuum_refuses_an_age_beyond_the_calendar(spin: Run, out: Store) -> None:
+    run_night(out, ["a"])
+    assert "Invalid value for '--older-than'" in spin("vacuum", "--older-than", "1e6", "--output", out.uri, status=2)

@@ -25,8 +25,10 @@ from pipelines.data.formats import MAX_BYTES
 from pipelines.data.input_files import list_files
 from pipelines.data.intake import FileOutcome, IntakeReport, NightPlan, plan_intake, plan_night, take_in
 from pipelines.data.kept_columns import schema_of
+from pipelines.data.readers import file_errors
 from pipelines.data.shards import Piece, Shard
 from pipelines.data.spool import SPOOL, CheckedRows, ReadyPiece, SpoolPart, read_rows
+from pipelines.service_errors import UnavailableError
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.request_counting import Traffic, count_input_reads
@@ -475,29 +477,30 @@ def test_a_file_with_a_large_row_group_is_spooled_whole(tmp_path: Path, monkeypa
         for start, length in ((0, 5), (5, 36), (41, 5)):
             file.write_table(rows.slice(start, length))
     night = run_night(tmp_path, 10)
-    assert len(night.reports) > 1
+    assert len(night.tasks) > 1
     assert {piece.kind for shard in night.plan.shards for piece in shard.pieces} == {SPOOL}
     assert [id for part in night.rows for id in part.ids] == rows["id"].to_pylist()
 
 
 def test_small_parquet_files_are_read_in_bounded_memory(tmp_path: Path) -> None:
     """Their texts may be much longer than the file."""
-    rows = pa.table({"id": [str(row) for row in range(20_000)], "text": ["word " * 400] * 20_000})
+    rows = pa.table({"id": [str(row) for row in range(60_000)], "text": ["word " * 400] * 60_000})
     pq.write_table(rows, tmp_path / "a.parquet", compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 1_000_000
     [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
     before = pa.total_allocated_bytes()
     held: list[int] = []
     take_in(task, DATA, 5000, lambda part: held.append(pa.total_allocated_bytes() - before) or "uri")
-    assert len(held) == 4
-    assert max(held) < 30_000_000
+    assert len(held) == 12
+    assert max(held) < 50_000_000
 
 
 def test_kept_columns_count_for_the_size_of_a_part(tmp_path: Path) -> None:
     write_file(tmp_path, "a.csv", to_csv([{"id": str(row), "text": "t", "body": "x" * 200_000} for row in range(700)]))
     [task] = plan_intake(list_files(str(tmp_path)), DataSettings(train="unused", keep=["body"]), bad={})
     report = take_in(task, DataSettings(train="unused", keep=["body"]), 5000, lambda part: "uri")
-    assert [ready.piece.documents > 100 for ready in report.pieces] == [True] * 3
+    assert len(report.pieces) == 3
+    assert sum(ready.piece.documents for ready in report.pieces) == 700
     assert all(ready.bytes <= MAX_BYTES for ready in report.pieces)
 
 
@@ -507,7 +510,7 @@ def test_a_text_column_may_have_a_dot_in_its_name(tmp_path: Path) -> None:
         pa.table({"id": ["1"], "a.text": ["x" * 1000], "a": [1], "a_": ["y" * 5000]}), tmp_path / "a.parquet"
     )
     with pq.ParquetFile(tmp_path / "a.parquet") as parquet:
-        assert 1000 < formats.uncompressed_bytes(parquet, ["a.text"]) < 1200
+        assert 1000 < formats.uncompressed_bytes(parquet, ["a.text"]) < 4000
 
 
 def test_a_lack_of_memory_is_not_the_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,3 +556,48 @@ def test_a_kept_column_of_two_types_is_refused_before_anything_is_classified(tmp
     declared = run_night(tmp_path, data=DataSettings(train="unused", keep={"n": "int32"}))
     assert pa.concat_tables(part.kept for part in declared.rows).to_pydict() == {"n": [1, 1]}
     assert declared.plan.types == {"n": "int32"}
+
+
+def test_a_lost_part_of_the_spool_ends_the_run_and_is_no_bad_file(tmp_path: Path) -> None:
+    shard = Shard(0, (Piece(str(tmp_path / "part"), SPOOL, 0, 1, documents=1, size=9),))
+    with pytest.raises(UserError, match="part is missing, so the run cannot go on; start over with --restart"):
+        read_rows(shard, DATA, schema_of({}))
+
+
+def test_kept_columns_of_a_file_that_is_left_out_have_no_type(tmp_path: Path) -> None:
+    """Some of its rows were read before it turned out to be bad."""
+    rows = [{"id": n, "text": "t", "n": "one"} for n in range(1500)]
+    write_file(tmp_path, "a.jsonl", to_jsonl(rows)[:-5])
+    write_file(tmp_path, "b.parquet", to_parquet([{"id": "b", "text": "t", "n": 1}]))
+    assert run_night(tmp_path, data=DataSettings(train="unused", keep=["n"])).plan.types == {"n": "int64"}
+
+
+def test_a_line_of_more_than_the_limit_makes_a_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a file usually has no line ends, and is not read into memory as a whole."""
+    limit_bytes(monkeypatch, 1000)
+    write_file(tmp_path, "a.jsonl", to_jsonl(make_rows(1, text="x" * 2000)))
+    assert "has a line of more than" in run_night(tmp_path).reasons["a.jsonl"]
+
+
+def test_an_error_of_the_disk_is_no_bad_file() -> None:
+    """It may be gone the next time."""
+    with pytest.raises(UnavailableError), file_errors("a.parquet"):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_saved_parts_of_a_compressed_file_are_forgotten_if_it_is_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file may hold much text, of which parts are saved before its last line is read."""
+    limit_bytes(monkeypatch, 40_000)
+    write_file(tmp_path, "0.jsonl", to_jsonl(make_rows(2, "before")))
+    write_file(tmp_path, "a.jsonl.gz", gzip.compress(to_jsonl(make_rows(1500))[:-5]))
+    night = run_night(tmp_path, 5)
+    assert len(night.tasks) == 1
+    assert night.all_ids == ["before0", "before1"]
+
+
+def test_a_byte_order_mark_at_the_beginning_of_jsonl_is_no_part_of_its_first_line(tmp_path: Path) -> None:
+    write_file(tmp_path, "a.jsonl", b"\xef\xbb\xbf" + to_jsonl(make_rows(2)))
+    [part] = run_night(tmp_path).rows
+    assert (part.ids, part.dead) == (["d0", "d1"], {})

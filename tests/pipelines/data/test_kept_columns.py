@@ -233,9 +233,7 @@ def test_a_kept_column_that_no_file_has_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_type_than_in_the_table_of_the_output_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="'x' is string in the input, but int64 in the table of the output; expected int64: declare"
-    ):
+    with pytest.raises(UserError, match="'x' is string in the input, but int64 in the table of the output; expected"):
         settle_types(keep(["x"]), {"x": "string"}, any_rows=True, known={"x": "int64"})
 
 
@@ -247,9 +245,7 @@ def test_a_file_that_cannot_be_read_may_have_had_the_column(tmp_path: Path) -> N
         run_night(tmp_path, data=keep(["lang"]))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "int7", "int64>", "list<string", 'struct<"a" int8>', "struct<a: int8>", "int8, x"]
-)
+@pytest.mark.parametrize("text", ["int7", "int64>", "list<string", 'struct<"a" int8>', "struct<a: int8>", "int8, x"])
 def test_a_text_that_is_no_type_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_type(text)
@@ -272,3 +268,10 @@ def test_nulls_fit_every_type(one: str) -> None:
     filled = parse_type(one.replace("null", "float64"))
     assert unify_types(parse_type(one), filled) == unify_types(filled, parse_type(one)) == filled
     assert parse_type(type_text(filled)) == filled
+
+
+def test_a_kept_column_with_bytes_that_are_no_text_makes_a_bad_file(tmp_path: Path) -> None:
+    """A string that is not UTF-8 is found before it is in the output."""
+    column = pa.array([b"\xff"]).view(pa.string())
+    write_file(tmp_path, "a.parquet", to_parquet(pa.table({"id": ["1"], "text": ["a"], "x": column})))
+    assert "the kept column 'x'" in run_night(tmp_path, data=keep(["x"])).reasons["a.parquet"]

@@ -15,15 +15,19 @@ from hypothesis import strategies as st
 
 from pipelines.data import intake
 from pipelines.data.input_files import list_files
-from pipelines.data.intake import plan_intake, plan_night
+from pipelines.data.intake import NightPlan, PartKey, plan_intake, plan_night
 from pipelines.data.kept_columns import schema_of
-from pipelines.data.spool import read_rows
+from pipelines.data.shards import Piece, Shard
+from pipelines.data.spool import SPOOL, read_rows
 from pipelines.nightly import dedup
-from pipelines.nightly.dedup import DuplicateStep, collect_duplicates, plan_partitions
+from pipelines.nightly.dedup import DuplicateStep, IdDigests, collect_duplicates, plan_partitions
 from pipelines.nightly.intake_step import IDS, IntakeStep
+from pipelines.nightly.run_records import DuplicateCounts
+from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import ShardLog
+from pipelines.storage.shard_log import Attempt, CommittedFile, ShardLog, ShardOutcome
 from pipelines.workers.map_shards import commit_shard
+from spin.errors import UserError
 from spin.settings import DataSettings
 
 DATA = DataSettings(train="nowhere")
@@ -115,3 +119,57 @@ def test_a_partition_holds_a_bounded_number_of_documents(
     """There are as few partitions as that allows, and one if there are no documents."""
     monkeypatch.setattr(dedup, "PARTITION", 10)
     assert [shard.index for shard in plan_partitions(documents)] == list(range(count))
+
+
+def test_ids_of_parts_that_are_in_no_shard_are_not_compared() -> None:
+    """They are of a file that is left out, so none of their rows is predicted in place of another."""
+    piece = Piece("part", SPOOL, 0, 1, documents=1)
+    plan = NightPlan((Shard(0, (piece,)),), ((PartKey(0, 1),),), (), {})
+    digests = IdDigests()
+    digests.add(0, ["x"])
+    digests.add(1, ["x"])
+    assert dedup._Places.of(plan, 1).locate(0, digests._all())["shard"].tolist() == [0]
+
+
+def test_repeated_ids_of_a_file_that_is_left_out_are_not_counted() -> None:
+    digests = IdDigests()
+    digests.add(0, ["x", "y"])
+    digests.add(1, ["x", "x"])
+    digests.keep_parts({0})
+    assert digests.count_repeated() == 0
+
+
+def test_a_lost_list_of_duplicates_ends_the_run(tmp_path: Path) -> None:
+    """Without it, rows with the same id would be predicted."""
+    counts, files = DuplicateCounts(rows=2, repeats=1), {"parts/000000-000001-1.parquet": CommittedFile(9, "0")}
+    outcome = ShardOutcome(counts, files, tries=1, seconds=1, ended=1)
+    with pytest.raises(UserError, match=r"000000-000001-1\.parquet is missing.*--restart"):
+        collect_duplicates(Store(str(tmp_path)), [outcome], 1, 1)
+
+
+def test_no_row_is_left_out_for_one_of_a_large_file_that_can_no_longer_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The night quarantines the file, whose rows were first."""
+
+    def refuse(*_: object) -> None:
+        raise BadFileError("a.parquet has changed since it was listed")
+
+    monkeypatch.setattr(intake, "SMALL", 1)
+    monkeypatch.setattr(dedup, "read_rows", refuse)
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"id": ["x"], "text": ["t"]}), tmp_path / "data" / "a.parquet")
+    write_rows(tmp_path / "data", "b.jsonl", [("x", "t")])
+    found = find_duplicates(tmp_path / "data", Store(str(tmp_path / "run")), documents=2, partitions=1)
+    assert found[-1] == ("x", True, False)
+
+
+def test_a_task_that_is_done_twice_writes_its_parts_under_two_names(tmp_path: Path) -> None:
+    """Both may be under way at once, and each reports the content of its own parts."""
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data", "a.jsonl", [("x", "t")])
+    [task] = plan_intake(list_files(str(tmp_path / "data")), DATA, bad={})
+    run = Store(str(tmp_path / "run"))
+    step = IntakeStep(run, DATA, 10, 1)
+    reports = [step(task, Attempt(run, "attempt")).counts.report for _ in range(2)]
+    assert len({ready.piece.uri for report in reports for ready in report.pieces}) == 2

@@ -24,9 +24,10 @@ from pipelines.data.shards import Shard
 from pipelines.nightly import classify, dedup, finish
 from pipelines.nightly.tables import publication, resume
 from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
-from pipelines.nightly.tables.night_records import find_night
+from pipelines.nightly.tables.night_records import abandon_run, find_night
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS
 from pipelines.nightly.tables.old_layout import import_old_layout
+from pipelines.nightly.tables.resume import Listing
 from pipelines.service_errors import BadRowsError, HeldError, StalledError, UnavailableError
 from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.lease import Lease
@@ -672,6 +673,78 @@ def test_a_rerun_after_midnight_names_the_unfinished_night(
     local_nights.run(DATE, incremental=incremental, restart=incremental)
     local_nights.run(None, restart=True)
     assert caplog.messages == []
+
+
+def test_a_run_that_was_given_up_is_not_named_after_midnight(
+    local_nights: FakeNights, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It can no longer be resumed."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+        local_nights.run()
+    abandon_run(local_nights.out, f"{DATE}-tiny-000001")
+    local_nights.run(None)
+    assert caplog.messages == []
+
+
+def test_a_run_whose_list_of_files_was_changed_is_not_resumed(local_nights: FakeNights) -> None:
+    """Its documents might be those of other files."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+        local_nights.run()
+    [key] = [key for key in local_nights.out.list(f"_runs/{DATE}-tiny-000001") if "/files-" in key]
+    local_nights.out.write(key, Listing((), (), {}).to_bytes())
+    with pytest.raises(UserError, match=f"{key} is missing or damaged; start over with --restart"):
+        local_nights.run()
+
+
+def test_a_run_that_has_lost_its_plan_is_not_resumed(local_nights: FakeNights) -> None:
+    """What is left of it may be of other files or settings, so a new run begins."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+        local_nights.run()
+    local_nights.out.delete(f"_runs/{DATE}-tiny-000001/plan.json")
+    assert local_nights.run().run == f"{DATE}-tiny-000002"
+
+
+def test_a_published_night_that_has_lost_its_plan_is_done_again_only_on_request(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    report = local_nights.run()
+    local_nights.out.delete(f"_runs/{report.run}/plan.json")
+    with pytest.raises(UserError, match="holds no plan.*classify it again with --restart"):
+        local_nights.run()
+    assert [night.run for night in list_nights(local_nights.tables)] == [report.run]
+
+
+def test_a_night_is_published_though_the_store_is_away_for_what_follows(
+    local_nights: FakeNights, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reports and what is deleted are not part of the night."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(Store, "delete_many", fail):
+        local_nights.run()
+    assert local_nights.ids() == {DATE: ["a"]}
+    assert "the night is published, but its reports could not be written" in caplog.text
+
+
+def test_digests_of_ids_are_deleted_once_a_night_is_published(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    report = local_nights.run()
+    assert not [key for key in local_nights.out.list(f"_runs/{report.run}") if key.endswith(".ids")]
+
+
+def test_a_night_that_is_made_up_for_is_not_compared_with_a_later_one(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run(NEXT)
+    assert local_nights.run(DATE).before is None
+
+
+def test_a_report_of_another_version_is_no_night_to_compare_with(local_nights: FakeNights) -> None:
+    """The night is published without a comparison."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    report = local_nights.run(DATE)
+    local_nights.out.write_json(f"_runs/{report.run}/report.json", {"date": DATE})
+    assert local_nights.run(NEXT).before is None
 
 
 def test_a_night_is_compared_with_the_one_before_it_of_the_same_model(local_nights: FakeNights) -> None:

@@ -292,3 +292,40 @@ def test_a_manifest_of_another_format_is_refused(out: Store) -> None:
     out.write_json("_runs/2026-03-01-001/manifest.json", {**manifest, "format": 4})
     with pytest.raises(UserError, match="format 4, expected 5"):
         import_old_layout(out, retry_seconds=RETRY_SECONDS)
+
+
+def test_a_night_with_a_part_of_another_size_is_not_imported(out: Store) -> None:
+    """A part that was cut off is not taken for all of its rows, and nothing is deleted."""
+    write_old_night(out, "2026-03-01", night_of("a"))
+    [key] = out.list("predictions/date=2026-03-01")
+    out.write(key, b"PAR1")
+    with pytest.raises(UserError, match=f"{key} is missing or has another size"):
+        import_old_layout(out, retry_seconds=RETRY_SECONDS)
+    assert out.read(key) == b"PAR1"
+
+
+def test_a_part_without_one_score_per_class_is_refused(out: Store) -> None:
+    rows = [{**old_prediction("a", "good"), "scores": [0.75]}]
+    write_old_night(out, "2026-03-01", [("predictions", rows, old_predictions(LABEL))])
+    with pytest.raises(UserError, match="1 scores in 1 rows; expected 2 per row"):
+        import_old_layout(out, retry_seconds=RETRY_SECONDS)
+
+
+def test_an_import_that_was_cut_off_does_not_report_its_nights_as_dropped(
+    out: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a published night, what says that it was published is deleted after what names the night."""
+    write_old_night(out, "2026-03-01", night_of("a"))
+    original, deleted = Store.delete, []
+
+    def delete_one_of_runs(store: Store, key: str) -> None:
+        if key.startswith("_runs/"):
+            deleted.append(key)
+            assert len(deleted) == 1, "cut off"
+        original(store, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "delete", delete_one_of_runs)
+        with pytest.raises(AssertionError, match="cut off"):
+            import_old_layout(out, retry_seconds=RETRY_SECONDS)
+    assert import_old_layout(out, retry_seconds=RETRY_SECONDS).dropped == ()

@@ -240,3 +240,14 @@ def test_a_report_survives_a_json_round_trip() -> None:
     for changes in ({}, {"before": None}, {"shadow": agreement}, {"shadow": no_agreement}):
         record = {name: value for name, value in make_report(**changes).items() if value is not None}
         assert json.loads(json.dumps(NightReport.from_json(record).to_json())) == record
+
+
+def test_the_slowest_shards_come_first() -> None:
+    counts = dict.fromkeys(("rows", "predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0)
+    empty: dict[str, Any] = {name: {} for name in ("reasons", "labels", "depths", "files")}
+    shards = [
+        {"uri": "a", "work": "0", **counts, **empty, "seconds": seconds, "ended": 1.0, "tries": 1}
+        for seconds in range(1, 20)
+    ]
+    slowest = slowest_shards([ShardOutcome.from_json(shard, ClassifyCounts) for shard in shards])
+    assert [shard.seconds for shard in slowest] == [19, 18, 17, 16, 15, 14, 13, 12]

@@ -173,3 +173,10 @@ def test_an_age_below_a_day_is_refused(local_tables: NightTables) -> None:
         plan_vacuum(local_tables, now=datetime.now(UTC), age=timedelta(hours=23))
     assert published_ids(local_tables)
     assert local_tables.open(PREDICTIONS).version == 2
+
+
+def test_a_model_whose_records_are_lost_is_claimed_too(local_tables: NightTables) -> None:
+    """Without its lease and claim, a vacuum would work next to a night of the model."""
+    night = run_night(local_tables.out, ["a"])
+    local_tables.out.delete(f"_runs/{night.run}")
+    assert models_of(local_tables) == [MODEL]

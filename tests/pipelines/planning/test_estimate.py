@@ -22,6 +22,8 @@ from safetensors.numpy import save_file
 
 import jobs.plan_command
 from jobs.cli import main
+from pipelines.data import intake
+from pipelines.data.input_files import list_files
 from pipelines.data.intake import IntakeReport
 from pipelines.nightly import classify
 from pipelines.nightly.classify_step import ClassifyJob, ClassifyStep
@@ -477,3 +479,17 @@ def test_spin_plan_prints_text_or_json(
     assert all(f" {name.upper()}" in out for name in REQUESTS)
     status, _, error = run("--documents", "0", "--input", source)
     assert (status, error) == (2, "error: --documents 0: expected a number above 0\n")
+
+
+def test_a_task_without_rows_is_no_sample_of_the_intake(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its speed would be 0. In one of the two orders it is drawn first."""
+    monkeypatch.setattr(intake, "_GROUP_FILES", 1)
+    (tmp_path / "data").mkdir()
+    for name, rows in (("a", ""), ("b", "1,a fine film\n")):
+        (tmp_path / "data" / f"{name}.csv").write_text(f"id,text\n{rows}")
+    tasks = intake.plan_intake(list_files(str(tmp_path / "data")), settings.data, bad={})
+    for order in (tasks, tasks[::-1]):
+        readings, _ = sample._readings(Store(f"{tmp_path}/{order[0].index}"), order, settings, 0)
+        assert [reading.rows for reading in readings] == [1]

@@ -386,3 +386,76 @@ def test_commits_are_tried_for_some_seconds(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError):
         retry_commits(5)(fail, UserError("no"))
     assert len(attempts) == 1
+
+
+@pytest.mark.parametrize("message", ["No space left (os error 28)", "Quota exceeded (os error 122)", "x 507 y"])
+def test_a_store_that_is_full_is_named_as_full(message: str) -> None:
+    with pytest.raises(UnavailableError, match="the store is full"), delta_table._table_errors("s3://b/t"):
+        raise OSError(message)
+
+
+@pytest.mark.parametrize(("message", "reason"), [("", "(OSError)"), ("x" * 999, f"({'x' * 200})")])
+def test_the_reason_of_an_error_is_never_empty_or_long(message: str, reason: str) -> None:
+    with pytest.raises(UnavailableError) as raised, delta_table._table_errors("s3://b/t"):
+        raise OSError(message)
+    assert reason in str(raised.value)
+
+
+def test_another_error_while_hard_links_are_tried_is_not_blamed_on_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails may answer the next time."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(UnavailableError, match="Input/output error"):
+        create(str(tmp_path / "out"))
+
+
+def test_a_damaged_table_is_one_line(tmp_path: Path) -> None:
+    store = create(str(tmp_path))
+    store.write("_delta_log/00000000000000000000.json", b"no JSON")
+    with pytest.raises(UserError, match="the table is damaged or of another version") as damaged:
+        snapshot_of(store)
+    assert "\n" not in str(damaged.value)
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials with a session token, of no server in particular."""
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"):
+        monkeypatch.setenv(f"AWS_{name}", name.lower())
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_table_is_opened_with_the_session_token_of_the_environment() -> None:
+    """Credentials of a role are refused without it."""
+    options = delta_table._storage_options(Store("s3://spin/out"))
+    assert options is not None
+    assert options["aws_session_token"] == "session_token"
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_commit_to_a_bucket_creates_its_log_entry_only_if_there_is_none() -> None:
+    options = delta_table._storage_options(Store("s3://spin/out"))
+    assert options is not None
+    assert options["aws_conditional_put"] == "etag"
+
+
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize(
+    ("server", "endpoint", "http"),
+    [("", None, None), ("http://h:9", "http://h:9", "true"), ("https://h", "https://h", "false")],
+)
+def test_an_endpoint_is_named_unless_it_is_that_of_aws(
+    server: str, endpoint: str | None, http: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a server that is reached by http may be spoken to without encryption."""
+    if server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    options = delta_table._storage_options(Store("s3://spin/out"))
+    assert options is not None
+    assert (options.get("aws_endpoint"), options.get("allow_http")) == (endpoint, http)

@@ -20,6 +20,7 @@ from pipelines.storage.stage_plan import (
     StageManifest,
     StagePlan,
     _differences,
+    create_plan,
     find_manifest,
     fingerprint,
     load_finished,
@@ -172,7 +173,7 @@ def test_different_metadata_is_refused_and_each_difference_named(case: str, fold
     message = str(error.value)
     assert message.startswith(f"probe: {folder.uri} was made with other settings or data: ")
     assert expected in message
-    assert message.endswith("Put them back, use another store, or start over with --restart")
+    assert message.endswith("Put them back, name another folder for the results, or start over with --restart")
     assert "\n" not in message
     assert read(folder) == plan
 
@@ -298,3 +299,14 @@ def test_a_stage_may_derive_nothing(folder: Store) -> None:
     plan = write_plan(folder, "probe", METADATA, NothingDerived, NothingDerived)
     assert folder.read_json("plan.json")["detail"] == {}
     assert read_plan(folder, NothingDerived) == plan
+
+
+def test_the_first_plan_of_two_drivers_is_that_of_both(store: Store) -> None:
+    """Neither replaces what the other has planned with."""
+
+    def derive() -> Derived:
+        create_plan(store, "classify", METADATA, Derived, lambda: Derived((1,)))
+        return Derived((2,))
+
+    assert create_plan(store, "classify", METADATA, Derived, derive).derived == Derived((1,))
+    assert read_plan(store, Derived) == StagePlan("classify", METADATA, Derived((1,)))

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.service_errors import UnavailableError, WorkerFaultError
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt, ShardLog
+from pipelines.storage.shard_log import Attempt, AttemptNote, ShardLog
 from pipelines.workers.fault_isolation import (
     MAX_CRASHES,
     MAX_DEADLY_CHECKS,
@@ -19,7 +19,7 @@ from pipelines.workers.fault_isolation import (
     check_readable,
     isolate_failing_rows,
 )
-from pipelines.workers.worker_faults import is_fault_of_worker
+from pipelines.workers.worker_faults import is_fault_of_worker, worker_fault
 from spin.errors import NotFiniteError, SpinError
 
 
@@ -181,3 +181,49 @@ def test_a_file_is_not_given_up_because_processes_died_before_they_had_read_it(s
         check_readable("a.parquet", attempt)
     assert error.value.status == 1
     check_readable("a.parquet", Attempt(shard_log.store, "k", crashes=MAX_CRASHES))
+
+
+def test_a_process_that_dies_in_the_check_after_an_exception_is_no_death_of_the_row(shard_log: ShardLog) -> None:
+    """The row has ended with an error by then, so it has not killed the process."""
+    crash(shard_log, MAX_CRASHES)
+    for _ in range(2):
+        passing = [True]
+
+        def check_once(passing: list[bool] = passing) -> None:
+            if not passing:
+                raise Killed
+            passing.pop()
+
+        with pytest.raises(Killed):
+            isolate(shard_log, [2], compute_all_but_two, check_once)
+    assert isolate(shard_log, [2], lambda rows: rows, lambda: None) == IsolatedRows([([2], [2])], {})
+
+
+def test_the_note_of_a_piece_is_withdrawn_when_a_run_is_interrupted(shard_log: ShardLog) -> None:
+    """Ctrl-C has killed no process, whatever becomes of this one until it has ended."""
+    crash(shard_log, MAX_CRASHES)
+    with shard_log.attempt("000000") as attempt:
+        with pytest.raises(KeyboardInterrupt):
+            isolate_failing_rows([5], lambda _: raise_error(KeyboardInterrupt()), attempt)
+        assert attempt.note == AttemptNote()
+
+
+def test_a_log_of_debugging_holds_no_text_of_a_document(shard_log: ShardLog, caplog: pytest.LogCaptureFixture) -> None:
+    """The message of an exception may quote it."""
+    text = "hush"
+    with caplog.at_level("DEBUG"):
+        isolate(shard_log, [1, 2], lambda _: raise_error(ValueError(text)))
+    assert "ValueError" in caplog.text
+    assert "hush" not in caplog.text
+
+
+def test_a_file_of_which_documents_were_reached_is_read_again(shard_log: ShardLog) -> None:
+    """After a note, it is the documents that are suspected."""
+    attempt = Attempt(shard_log.store, "k", crashes=MAX_CRASHES + 1)
+    attempt.write_note(AttemptNote())
+    check_readable("a.parquet", attempt)
+
+
+def test_the_message_of_a_fault_is_not_wrapped_in_another() -> None:
+    error = WorkerFaultError("the worker on host 1 fails on a text that is known to be good")
+    assert worker_fault(error) is error

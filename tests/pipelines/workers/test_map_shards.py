@@ -475,3 +475,13 @@ def test_an_error_of_a_step_reaches_the_driver_as_one_line(
         rebuilt = answer.error.rebuild()
         assert type(rebuilt) is kind
         assert str(rebuilt).startswith(message)
+
+
+def test_the_records_of_a_start_are_retried(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is away for a moment ends no worker."""
+    fail_first("read_json", 2, "starts/", monkeypatch, clock)
+    fail_first("write_json", 2, "starts/", monkeypatch, clock)
+    faults = worker_faults.WorkerFaults(Store(str(tmp_path)), LogLayout(), 1, 120)
+    with faults.watch_start("actor", "node", set, None):
+        pass
+    assert len(clock.pauses) == 4
