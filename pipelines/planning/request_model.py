@@ -32,10 +32,10 @@ _CHECK = _READ + _LIST
 TABLES = Traffic(list=22, get=44)
 """the four tables are opened: to create them, to claim, to plan and to commit"""
 
-_BEGIN = _ABSENT * 5 + _LIST_NOTHING * 4 + _WRITE * 9 + _CHECK + _READ * 2
+_BEGIN = _ABSENT * 5 + _LIST_NOTHING * 4 + _WRITE * 5 + _CHECK + _READ * 3
 """the lease is taken, the tables are created and claimed, and a new run is planned"""
 
-_END = _CHECK * 3 + _WRITE * 12 + _READ * 2 + _LIST * 5
+_END = _CHECK * 3 + _WRITE * 7 + _READ * 2 + _READ_RANGE * 3 + _LIST * 5
 """the records of the run are written, it is committed to four tables, its reports are written, its spool is deleted"""
 
 _ATTEMPT = _WRITE + _WRITE
@@ -63,6 +63,7 @@ def night_requests(
     night += (_CHECK + _WRITE) * (seconds // _RENEWAL_SECONDS)
     night += _ATTEMPT * tasks
     night += (_ATTEMPT + _WRITE * 2 + _READ * drift) * shards + _WRITE * dead_shards
+    night += _LIST * (dead_shards > 0)  # their files are looked for before they are committed
     night += Traffic(delete=1) * _pages(2 * tasks + shards)
     if not partitions:
         return night

@@ -28,7 +28,10 @@ def log_as_json() -> None:
 
 @contextmanager
 def progress(stage: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
-    """Show progress towards `total` units, of which `done` are done before; call the yielded function for more."""
+    """Show progress towards `total` units, of which `done` are done before; call the yielded function for more.
+
+    The total may be an estimate; it grows if more is done.
+    """
     shown = _bar if console.is_terminal and not _mode["json"] else _lines
     with shown(stage, total, unit, done) as advance:
         yield advance
@@ -59,6 +62,7 @@ def _bar(stage: str, total: int, unit: str, done: int) -> Iterator[Advance]:
         def advance(units: int, **counts: int) -> None:
             other.update({name: count for name, count in counts.items() if count})
             bar.advance(task, units)
+            bar.update(task, total=max(total, bar.tasks[0].completed))
 
         yield advance
 
@@ -77,8 +81,8 @@ def _lines(stage: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     def write_lines() -> None:
         while not ended.wait(LINE_SECONDS):
             speed = (now - done) / (time.monotonic() - start)
-            line = {"stage": stage, "done": now, "total": total, "unit": unit, "per_s": round(speed, 1)}
-            remaining = round((total - now) / speed) if speed else None
+            line = {"stage": stage, "done": now, "total": max(total, now), "unit": unit, "per_s": round(speed, 1)}
+            remaining = round(max(0, total - now) / speed) if speed else None
             console.print(json.dumps({**line, "remaining_s": remaining, **other}), soft_wrap=True, markup=False)
 
     writer = threading.Thread(target=write_lines, daemon=True, name="progress")

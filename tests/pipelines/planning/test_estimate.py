@@ -144,7 +144,7 @@ def add_dead_letters(rows: list[Row]) -> list[Row]:
         ("csv", "trusted", 120, 2, True),
     ],
 )
-def test_estimated_requests_are_about_those_of_a_night(
+def test_estimated_requests_are_those_of_a_night(
     kind: str,
     ids: str,
     count: int,
@@ -175,7 +175,7 @@ def test_estimated_requests_are_about_those_of_a_night(
     assert report.shards == estimated.shards
     assert report.drift
     estimated_requests = {name: getattr(estimated.store, name) - getattr(TABLES, name) for name in REQUESTS}
-    assert estimated_requests == pytest.approx(dict(requests), rel=0.25, abs=10)
+    assert estimated_requests == pytest.approx(dict(requests), abs=1)
 
 
 @pytest.fixture

@@ -64,3 +64,16 @@ def test_a_short_stage_logs_no_progress(monkeypatch: pytest.MonkeyPatch) -> None
         advance(1)
     assert stream.getvalue() == ""
     assert "progress" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_total_that_was_estimated_too_low_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = ErrorStream(terminal=False)
+    monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    monkeypatch.setattr(progress_module, "_mode", {"json": True})
+    with progress("intake", 10, "documents") as advance:
+        advance(30)
+        stream.written.clear()
+        assert stream.written.wait(10)
+    line = json.loads(stream.getvalue().splitlines()[-1])
+    assert (line["done"], line["total"], line["remaining_s"]) == (30, 30, 0)
