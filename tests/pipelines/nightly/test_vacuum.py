@@ -9,12 +9,14 @@ import pytest
 
 from pipelines.nightly.tables.night_history import list_unfinished
 from pipelines.nightly.tables.night_records import ABANDONED, NightRecord, abandon_run, is_abandoned
-from pipelines.nightly.tables.night_tables import DEAD_LETTERS, PREDICTIONS, NightTables, read_rows
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, PREDICTIONS, TABLES, NightTables, read_rows
 from pipelines.nightly.tables.publication import claim, publish_night, restore_night
 from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
 from pipelines.service_errors import HeldError
+from pipelines.storage.delta_table import TableSnapshot
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
+from tests.support.fake_nights import before_call
 from tests.support.nights import MODEL, RETRY_SECONDS, published_ids, run_night, write_night
 
 AGE = timedelta(hours=24)
@@ -153,6 +155,19 @@ def test_a_claim_after_runs_were_given_up_stops_the_vacuum_before_it_deletes(
     with pytest.raises(HeldError):
         vacuum(local_tables, later=timedelta(hours=25))
     assert keys_of(local_tables, night.run) >= named_keys(night)
+
+
+def test_a_driver_that_wakes_after_a_vacuum_names_no_deleted_file(tables: NightTables) -> None:
+    """It has opened a side table before its run was given up, and commits to it when the files are gone."""
+    token = claim_model(tables)
+    night = write_night(tables, token, ["a"], dead=["d"])
+
+    def give_up() -> None:
+        assert vacuum(tables, later=timedelta(hours=48)).abandon == (night.run,)
+
+    with before_call(TableSnapshot, "replace_partition", give_up), pytest.raises(HeldError):
+        publish_night(tables, night, token=token, retry_seconds=RETRY_SECONDS)
+    assert [tables.open(table).file_table.num_rows for table in TABLES] == [0] * len(TABLES)
 
 
 def test_a_vacuum_that_was_cut_off_is_finished_by_the_next(
