@@ -146,6 +146,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         patch.setenv("JOB", "night-29387520")
         patch.setenv("JOB_UID", "7")
         patch.setenv("DAY", "2026-11-24")
+        patch.delenv("RESTART", raising=False)
         yield cluster
     server.shutdown()
     server.server_close()
@@ -244,6 +245,72 @@ def test_a_run_after_failed_ones_gets_the_next_number(cluster: Cluster, start: C
     cluster.add("night-2026-11-24-2", INVALID)
     assert start() == 0
     assert cluster.created == ["night-2026-11-24-3"]
+
+
+def read_entrypoints(cluster: Cluster) -> list[str]:
+    """The options that the runs that were created have beyond those of the template."""
+    command = "spin classify s --date 2026-11-24"
+    return [cluster.jobs[name]["spec"]["entrypoint"].removeprefix(command) for name in cluster.created]
+
+
+def test_a_restart_begins_a_new_run_on_the_first_try_alone(
+    cluster: Cluster, start: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next tries resume that run. So does a second pod of the Job, after the first was lost between two tries."""
+    monkeypatch.setenv("RESTART", "1")
+    cluster.statuses = [failed(1), RUNNING, failed(1), DONE]
+    assert start() == 0
+    assert read_entrypoints(cluster) == [" --restart", "", ""]
+    last = cluster.created[-1]
+    del cluster.jobs[last]
+    cluster.created.pop()
+    cluster.statuses = [DONE]
+    assert start() == 0
+    assert cluster.created[-1] == last
+    assert read_entrypoints(cluster) == [" --restart", "", ""]
+    assert start() == 0
+    assert len(cluster.created) == 3
+
+
+@pytest.mark.parametrize("end", [DONE, FAILED], ids=["succeeded", "failed"])
+def test_a_restart_follows_the_runs_of_other_jobs_that_have_ended(
+    cluster: Cluster, start: Callable[[], int], monkeypatch: pytest.MonkeyPatch, end: dict[str, Any]
+) -> None:
+    """No RayJob has to be deleted to repeat a night that has succeeded."""
+    monkeypatch.setenv("RESTART", "1")
+    cluster.add("night-2026-11-24", end)
+    assert start() == 0
+    assert cluster.created == ["night-2026-11-24-2"]
+    assert read_entrypoints(cluster) == [" --restart"]
+
+
+def test_a_restart_is_refused_while_the_day_is_at_work(
+    cluster: Cluster, start: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for the other run would end with success and without the new run that was asked for."""
+    monkeypatch.setenv("RESTART", "1")
+    cluster.add("night-2026-11-24", RUNNING, RUNNING)
+    with pytest.raises(SystemExit, match="night-2026-11-24 is running"):
+        start()
+
+
+@pytest.mark.parametrize(("value", "option"), [("0", ""), ("", ""), ("1", " --restart")])
+def test_restart_is_on_or_off(
+    cluster: Cluster, start: Callable[[], int], monkeypatch: pytest.MonkeyPatch, value: str, option: str
+) -> None:
+    monkeypatch.setenv("RESTART", value)
+    assert start() == 0
+    assert read_entrypoints(cluster) == [option]
+
+
+def test_an_unknown_value_of_restart_is_refused(
+    cluster: Cluster, start: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No run is created."""
+    monkeypatch.setenv("RESTART", "no")
+    with pytest.raises(SystemExit, match="RESTART=no: expected 1"):
+        start()
+    assert cluster.created == []
 
 
 def test_a_deleted_run_has_failed(cluster: Cluster, start: Callable[[], int]) -> None:

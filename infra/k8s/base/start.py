@@ -5,6 +5,9 @@ is named TEMPLATE-DAY, so no second one is created while the first runs (this sc
 succeeded (it reports that). After a failure the next is named TEMPLATE-DAY-2 and so on, and the run resumes. The script
 tries three times, unless the exit status of the command says that another try would end in the same way.
 
+The environment variable RESTART=1 appends --restart to the command of the first RayJob that this Job creates, also
+after the day has succeeded. Its later tries resume that run.
+
 Exit status 0: the run has succeeded; 1: it has not. Standard library only; the account needs get and create of rayjobs.
 """
 
@@ -60,9 +63,10 @@ def call(name: str = "", body: dict | None = None) -> dict | None:
         time.sleep(WAIT)
 
 
-def build_run(template: dict, name: str, day: str) -> dict:
+def build_run(template: dict, name: str, day: str, *, restart: bool = False) -> dict:
     """Build the RayJob of a day. The Job of this pod owns it, so deleting the Job stops the run."""
     spec = template["spec"]
+    entrypoint = spec["entrypoint"].replace("{day}", day) + (" --restart" if restart else "")
     return {
         "apiVersion": template["apiVersion"],
         "kind": template["kind"],
@@ -73,7 +77,7 @@ def build_run(template: dict, name: str, day: str) -> dict:
                 {"apiVersion": "batch/v1", "kind": "Job", "name": os.environ["JOB"], "uid": os.environ["JOB_UID"]}
             ],
         },
-        "spec": {**spec, "suspend": False, "entrypoint": spec["entrypoint"].replace("{day}", day)},
+        "spec": {**spec, "suspend": False, "entrypoint": entrypoint},
     }
 
 
@@ -94,18 +98,40 @@ def may_succeed(job: dict) -> bool:
     return status.get("reason") != "DeadlineExceeded" and (code is None or int(code[1]) not in FINAL)
 
 
-def create_or_find(template: dict, day: str) -> str:
-    """Create the RayJob of a day, and return its name, or that of the one that runs or has succeeded."""
+def is_own(job: dict) -> bool:
+    """Whether the Job of this pod created a RayJob, in this pod or in one that was lost."""
+    return any(owner["uid"] == os.environ["JOB_UID"] for owner in job["metadata"].get("ownerReferences", []))
+
+
+def create_or_find(template: dict, day: str, *, restart: bool) -> str:
+    """Create the RayJob of a day, and return its name, or that of the one that runs or has succeeded.
+
+    With `restart`, the first RayJob of this Job begins a new run, and the success of another Job does not count.
+    """
     number, name = 1, f"{template['metadata']['name']}-{day}"
-    while call(body=build_run(template, name, day)) is None:
+    while call(body=build_run(template, name, day, restart=restart)) is None:
         existing = call(name)
-        if existing is not None and outcome(existing) is False:
+        if existing is None:
+            continue
+        restart = restart and not is_own(existing)
+        succeeded = outcome(existing)
+        if succeeded is None and restart:
+            sys.exit(f"{name} is running; RESTART needs a day at rest: wait for its end, or delete the RayJob")
+        if succeeded is False or restart:
             number += 1
             name = f"{template['metadata']['name']}-{day}-{number}"
-        elif existing is not None:
+        else:
             print(f"{name} exists already", flush=True)
             break
     return name
+
+
+def read_restart() -> bool:
+    """Return whether RESTART asks for a new run. Any value but 1, 0 and none ends the script."""
+    value = os.environ.get("RESTART", "")
+    if value not in ("", "0", "1"):
+        sys.exit(f"RESTART={value}: expected 1 for a new run, or 0 or nothing to resume")
+    return value == "1"
 
 
 def wait_for(name: str) -> dict | None:
@@ -119,11 +145,12 @@ def main(template_name: str) -> int:
     """Create or find the day's RayJob and wait for its end, repeatedly if that may help; return the exit status."""
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
     day = date.fromisoformat(os.environ.get("DAY") or yesterday.isoformat()).isoformat()
+    restart = read_restart()
     template = call(template_name)
     if template is None:
         sys.exit(f"there is no RayJob {template_name} to use as a template; apply the overlay")
     for _ in range(TRIES):
-        name = create_or_find(template, day)
+        name = create_or_find(template, day, restart=restart)
         job = wait_for(name)
         if job is None:
             print(f"{name} was deleted", file=sys.stderr)
