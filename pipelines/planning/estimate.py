@@ -127,7 +127,7 @@ def estimate_night(
     """Estimate a night of so many documents like those of `source`, by default the training corpus.
 
     `deadline` is in hours; the sample takes `seconds` in this process. Several files are assumed to keep their size, a
-    single one to grow. The bytes of plan, manifest and reports, some kilobytes per shard, are not counted. Raises
+    single one to grow. The bytes of plan, table logs and reports, some kilobytes per shard, are not counted. Raises
     UserError for a missing version, an input without documents that can be classified and figures that are not above
     0, UnavailableError where the number of workers depends on a cluster that does not answer.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,13 @@ def test_the_layout_page_describes_every_column() -> None:
     sections = {part.split("\n", 1)[0]: part for part in page.split("\n## ")}
     for table in TABLES:
         assert [name for name in table_schema(table).names if f"`{name}`" not in sections[table]] == [], table
+
+
+def test_the_layout_page_names_every_reason_of_a_dead_letter() -> None:
+    """The reasons are those that the code gives."""
+    page = (ROOT / "docs" / "reference" / "layout.md").read_text(encoding="utf-8")
+    spool = (ROOT / "pipelines" / "data" / "spool.py").read_text(encoding="utf-8")
+    step = (ROOT / "pipelines" / "nightly" / "classify_step.py").read_text(encoding="utf-8")
+    reasons = {*re.findall(r'dead\[row\] = "(\w+)"', spool), *re.findall(r'\("(\w+)", (?:"|message)', step)}
+    assert reasons >= {"malformed", "repeated_id", "poison"}
+    assert set(re.findall(r"^\| `(\w+)` \| [^|]* \|$", page, re.MULTILINE)) >= reasons

@@ -391,8 +391,8 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
-        "a run goes on only with the settings and the files with which it began, and `--restart` computes all of them "
-        "anew",
+        "a run goes on only with the settings and the files with which it began (limits such as "
+        "`classify.max_bad_files` and the number of workers may change), and `--restart` computes all of them anew",
         (
             Cut(
                 f"{NIGHT}::test_a_run_with_other_settings_is_refused_without_restart",
