@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable
@@ -31,8 +32,17 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        terminal.say(importlib.metadata.version("spin-neurons"))
+        raise typer.Exit
+
+
 @app.callback()
 def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version and exit")
+    ] = False,
     log: Annotated[
         str,
         typer.Option(metavar="auto|json", help="json: progress and log as JSON lines on standard error"),
@@ -140,7 +150,10 @@ def classify(
     ] = False,
     restart: Annotated[
         bool,
-        typer.Option("--restart", help="begin a new run of the date; the night that is published stays until its end"),
+        typer.Option(
+            "--restart",
+            help="begin a new run of the date; the published night stays visible until the new run replaces it",
+        ),
     ] = False,
     check: Annotated[
         int | None,
@@ -152,8 +165,10 @@ def classify(
     loaded = load_settings(settings, set)
     from pipelines.nightly.classify import run_classify
     from pipelines.nightly.drift_check import check_drift
+    from pipelines.nightly.nights import published_run_names
 
     registry = open_registry(loaded)
+    published = published_run_names(output)
     report = run_classify(
         loaded,
         registry,
@@ -165,6 +180,8 @@ def classify(
         incremental=incremental,
         restart=restart,
     )
+    if report.run in published:
+        terminal.nothing_computed(report)
     terminal.night(report, output)
     if check is not None:
         from pipelines.nightly.precision_check import check_precision

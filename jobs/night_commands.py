@@ -48,15 +48,17 @@ def show(
     run: Annotated[
         str | None, typer.Argument(metavar="RUN", help="name of a run; default: the published runs of --date")
     ] = None,
+    run_option: Annotated[str | None, typer.Option("--run", metavar="RUN", help="the same as RUN")] = None,
     date: Date = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a run, or the night of a date: its rows by table, its input files, and where its report is."""
-    if (run is None) is (date is None):
+    names = [name for name in (run, run_option) if name is not None]
+    if len(names) + (date is not None) != 1:
         raise UserError("spin nights show: expected either the name of a run or --date")
     from pipelines.nightly.nights import describe_night, describe_run
 
-    details = [describe_run(output, run)] if run is not None else describe_night(output, date or "")
+    details = [describe_run(output, names[0])] if names else describe_night(output, date or "")
     if as_json:
         terminal.plain([asdict(each) for each in details])
     else:
@@ -90,12 +92,15 @@ def vacuum(
             metavar="DAYS",
             min=1,
             max=36_500,
-            help="age of what is deleted and given up; at least 1",
+            help="age of the files that are deleted and of the runs that are given up; at least 1",
         ),
     ] = 7.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done and change nothing")] = False,
 ) -> None:
-    """Delete files that no night needs; unfinished and replaced runs of that age are given up for good."""
+    """Delete files that no night needs.
+
+    Runs that have been unfinished or replaced for longer than --older-than days can no longer be resumed or restored.
+    """
     from pipelines.nightly.nights import vacuum as run_vacuum
 
     plan = run_vacuum(output, older_than=timedelta(days=older_than), dry_run=dry_run)
@@ -107,7 +112,7 @@ def vacuum(
 
 @app.command(name="import", cls=PipelinesCommand)
 def import_nights(output: Output) -> None:
-    """Convert the nights of version 0.2, in hive folders with `latest`, to tables, and delete their old files."""
+    """Convert the nights of version 0.2 (folders `predictions/date=…/`) to tables, then delete the old files."""
     from pipelines.nightly.nights import import_nights as import_output
 
     report = import_output(output)
@@ -122,11 +127,11 @@ def import_nights(output: Output) -> None:
 
 def _print_runs(runs: Sequence[NightRun], output: str) -> None:
     table = Table()
-    for name in ("run", "state"):
-        table.add_column(name, no_wrap=True)
-    for name in ("version", "predictions", "dead letters"):
-        table.add_column(name, justify="right")
-    table.add_column("published (UTC)")
+    table.add_column("run", overflow="fold")  # the only column that gives way in a narrow terminal
+    table.add_column("state", no_wrap=True)
+    for name in ("version", "rows", "dead"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("published (UTC)", no_wrap=True)
     for run in runs:
         counts = ("" if count is None else f"{count:,}" for count in (run.predictions, run.dead_letters))
         published = (run.published or "")[:16].replace("T", " ")
@@ -156,7 +161,8 @@ def _print_details(details: RunDetails) -> None:
     if details.files_taken is not None:
         terminal.say(f"          {details.files_taken:,} input files taken, {len(details.quarantined):,} quarantined")
     for file in details.quarantined[:_LISTED]:
-        terminal.say(f"          quarantined: {file.uri}: {file.reason}")
+        named = file.reason.startswith(file.uri)  # most reasons begin with the file
+        terminal.say(f"          quarantined: {file.reason if named else f'{file.uri}: {file.reason}'}")
     if len(details.quarantined) > _LISTED:
         terminal.say(f"          … and {len(details.quarantined) - _LISTED:,} more; --json lists them")
     if details.report is not None:

@@ -110,6 +110,11 @@ def list_output(output: str) -> list[NightRun]:
     return _list_runs(_open_tables(output))
 
 
+def published_run_names(output: str) -> frozenset[str]:
+    """The names of the runs that readers of an output see; none where no night was published yet."""
+    return frozenset(night.run for night in list_nights(NightTables(Store(output))))
+
+
 def resumable_runs(runs: Sequence[NightRun]) -> list[NightRun]:
     """Those of the runs of an output with which the command of their date goes on.
 
@@ -132,9 +137,16 @@ def describe_run(output: str, run: str) -> RunDetails:
 def describe_night(output: str, date: str) -> list[RunDetails]:
     """The details of the published runs of a date, one per model. Raises UserError if there are none."""
     tables = _open_tables(output)
-    nights = [night for night in _list_runs(tables) if night.date == date and night.state == "published"]
+    runs = [run for run in _list_runs(tables) if run.date == date]
+    nights = [run for run in runs if run.state == "published"]
     if not nights:
-        raise UserError(f"{output} has no night of {date}; {_hint(output)}")
+        unfinished = [run.run for run in resumable_runs(runs)]
+        if not unfinished:
+            raise UserError(f"{output} has no night of {date}; {_hint(output)}")
+        raise UserError(
+            f"{output} has no published night of {date}, but unfinished: {', '.join(unfinished)}; "
+            f"`spin nights show {unfinished[-1]} --output {output}` shows the run"
+        )
     return [_details(tables, night) for night in nights]
 
 
@@ -296,8 +308,10 @@ def _find_restorable(tables: NightTables, output: str, *, date: str | None, run:
     runs = _list_runs(tables)
     if run is None:
         replaced = [each for each in runs if each.date == date and each.state == "replaced"]
+        if not replaced:
+            raise UserError(f"no run of {date} was replaced, so there is nothing to restore; {_hint(output)}")
         if len(replaced) != 1:
-            names = ", ".join(each.run for each in replaced) or "none"
+            names = ", ".join(each.run for each in replaced)
             raise UserError(
                 f"--date {date}: expected one run of that date that was replaced, found {names}; name one with --run, "
                 f"{_hint(output)}"
@@ -314,7 +328,7 @@ def _find_restorable(tables: NightTables, output: str, *, date: str | None, run:
 
 
 def _hint(output: str) -> str:
-    return f"`spin nights list --output {output}` lists its runs"
+    return f"`spin nights list --output {output}` lists the runs"
 
 
 def _count(night: NightRecord, table: str) -> int:

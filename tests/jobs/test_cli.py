@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import sys
@@ -30,6 +31,10 @@ def run_spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return out
 
     return run
+
+
+def test_the_version_is_that_of_the_installed_package(run_spin: Any) -> None:
+    assert run_spin("--version") == f"{importlib.metadata.version('spin-neurons')}\n"
 
 
 def test_init_writes_all_settings_with_their_defaults(run_spin: Any, tmp_path: Path) -> None:

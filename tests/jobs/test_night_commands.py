@@ -37,8 +37,8 @@ def out(tmp_path: Path) -> Store:
 def spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A function that runs `spin nights` and returns its output, or the one line of its error."""
 
-    def run(*words: str, status: int = 0) -> str:
-        monkeypatch.setattr(terminal.out, "width", 140)
+    def run(*words: str, status: int = 0, width: int = 140) -> str:
+        monkeypatch.setattr(terminal.out, "width", width)
         monkeypatch.setattr(sys, "argv", ["spin", "nights", *words])
         with pytest.raises(SystemExit) as exit_info:
             main()
@@ -90,6 +90,19 @@ def test_the_list_is_a_table_and_names_what_can_be_resumed(spin: Run, out: Store
         [unfinished, "unfinished", "8", "", ""],
     ]
     assert f"spin classify … --output {out.uri} --date {NEXT}" in printed.splitlines()[-1]
+
+
+def test_in_80_columns_the_list_folds_names_of_runs_alone(spin: Run, out: Store) -> None:
+    """No part of a name is lost, and every other cell is in one line."""
+    night = run_night(out, [f"{number}" for number in range(1_200)], dead=["d"])
+    printed = spin("list", "--output", out.uri, width=80)
+    assert max(map(len, printed.splitlines())) <= 80
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    assert "".join(row[0] for row in rows) == night.run
+    first, *others = [row[1:] for row in rows]
+    assert first[:4] == ["published", "7", "1,200", "1"]
+    assert datetime.strptime(first[4], "%Y-%m-%d %H:%M")
+    assert {cell for row in others for cell in row} <= {""}
 
 
 def test_an_incremental_run_is_resumed_as_one(spin: Run, out: Store) -> None:
@@ -152,11 +165,30 @@ def test_a_replaced_run_is_shown_with_its_files(spin: Run, out: Store) -> None:
 
 def test_show_needs_a_run_or_a_date_that_is_there(spin: Run, out: Store) -> None:
     run_night(out, ["a"])
-    begin_unfinished_run(out)
     assert "either the name of a run or --date" in spin("show", "--output", out.uri, status=2)
     assert "either the name of a run or --date" in spin("show", "r", "--date", DATE, "--output", out.uri, status=2)
-    assert f"no night of {NEXT}" in spin("show", "--date", NEXT, "--output", out.uri, status=2)
+    assert "either the name of a run or --date" in spin("show", "r", "--run", "r", "--output", out.uri, status=2)
+    assert "no night of 2026-03-03" in spin("show", "--date", "2026-03-03", "--output", out.uri, status=2)
     assert "no run other" in spin("show", "other", "--output", out.uri, status=2)
+
+
+def test_show_names_the_unfinished_run_of_a_date_without_a_night(spin: Run, out: Store) -> None:
+    """The command that the line names shows that run."""
+    run = begin_unfinished_run(out)
+    error = spin("show", "--date", NEXT, "--output", out.uri, status=2)
+    assert f"no published night of {NEXT}, but unfinished: {run}; `spin nights show {run} --output {out.uri}`" in error
+    assert f"{run}: unfinished" in spin("show", run, "--output", out.uri)
+    assert f"{run}: unfinished" in spin("show", "--run", run, "--output", out.uri)
+
+
+def test_a_quarantined_file_is_named_once(spin: Run, out: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most reasons begin with the file."""
+    rows = [InputRow("s3://b/a.csv", 9, "v1", 0, QUARANTINED, "s3://b/a.csv row 7: an open quote")]
+    monkeypatch.setattr(
+        "tests.support.nights.write_inputs", lambda tables, run, token, _: write_inputs(tables, run, token, rows)
+    )
+    printed = spin("show", run_night(out, ["a"]).run, "--output", out.uri)
+    assert "quarantined: s3://b/a.csv row 7: an open quote\n" in printed
 
 
 @pytest.mark.parametrize("named", ["run", "date", "both"])
@@ -189,7 +221,7 @@ def test_a_restore_refuses_what_is_not_one_published_run(spin: Run, out: Store) 
     unfinished = begin_unfinished_run(out)
     refused = {
         ("--date", DATE): f"found {runs[0]}, {runs[1]}",
-        ("--date", NEXT): "found none",
+        ("--date", NEXT): f"no run of {NEXT} was replaced, so there is nothing to restore; `spin nights list",
         ("--run", "other"): "no run other",
         ("--run", unfinished): f"{unfinished} is unfinished",
         ("--run", runs[0], "--date", NEXT): f"is of {DATE}, not of {NEXT}",
