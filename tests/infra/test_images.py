@@ -86,6 +86,17 @@ def test_images_install_the_versions_of_constraints_txt(instructions: list[tuple
     )
 
 
+def test_image_tags_are_the_version_of_the_project(services: dict[str, Any]) -> None:
+    """So is the tag in the command at the top of the Dockerfile, in which the target is a variable of the shell."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    tags = [service["image"].partition(":")[2] for service in services.values() if "build" in service]
+    tags += re.findall(r"-t spin:(\S+)", (ROOT / "infra" / "Dockerfile").read_text(encoding="utf-8"))
+    for overlay in (ROOT / "infra" / "k8s" / "overlays").glob("*/kustomization.yaml"):
+        tags += [image["newTag"] for image in yaml.safe_load(overlay.read_text(encoding="utf-8"))["images"]]
+    assert len(tags) >= 9
+    assert {tag.partition("-")[0] for tag in tags} == {version}
+
+
 def test_the_build_context_holds_exactly_the_copied_files(instructions: list[tuple[str, str]]) -> None:
     """.dockerignore includes exactly the paths that the Dockerfile copies, and these exist."""
     included = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
