@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,12 @@ print(list(loaded.predict(["the film was warm", "the crew was late"])))
 explanation = loaded.explain("the film was warm")
 print([explanation.text[start:end] for start, end, _ in stretches(explanation.words)])
 """
+
+
+def read_project_version() -> str:
+    """Return the version in pyproject.toml."""
+    version: str = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    return version
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +112,7 @@ def test_the_base_install_runs_the_method_without_pipelines(
     assert done.stdout.splitlines() == ["['good', 'bad']", "['the', 'film', 'was', 'warm']"]
     command, page = str(environment / "spin"), tmp_path / "page.html"
     assert "Train a model" in run([command, "--help"], cwd=tmp_path).stdout
+    assert run([command, "--version"], cwd=tmp_path).stdout == f"{read_project_version()}\n"
     run([command, "init", "settings.yaml"], cwd=tmp_path)
     run([command, "explain", "saved", "--text", "the film was warm", "--html", str(page)], cwd=tmp_path)
     assert "film" in page.read_text("utf-8")
@@ -118,7 +126,9 @@ def test_a_served_version_requires_neither_ray_nor_s3_clients(
     distributions: Path, environment: Path, tmp_path: Path
 ) -> None:
     """Beside the base, the logged requirements of a registered version install mlflow and pandas."""
-    requirements = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in REQUIREMENTS}
+    versions["spin-neurons"] = read_project_version()  # an editable install keeps the version of its day
+    requirements = [f"{name}=={version}" for name, version in versions.items()]
     report = tmp_path / "report.json"
     options = ["--quiet", "--dry-run", "--report", str(report), "--find-links", str(distributions)]
     constraints = ["--constraint", str(ROOT / "constraints.txt")]
