@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -149,8 +150,9 @@ def test_an_output_with_tables_is_not_refused(out: Store) -> None:
     refuse_old_layout(out)
 
 
-def test_files_of_a_table_in_folders_of_dates_are_not_the_old_layout(out: Store) -> None:
+def test_files_of_a_table_in_folders_of_dates_are_not_the_old_layout(tmp_path: Path) -> None:
     """Other programs that compact a table write them. An import that did not end is still one, and keeps them."""
+    out = Store(str(tmp_path / "out"))
     run_night(out, ["a"])
     DeltaTable(f"{out.uri}/predictions").optimize.z_order(["id"])
     assert any(name.startswith("date=") for name in out.list_names("predictions"))
