@@ -211,7 +211,7 @@ def test_the_note_of_a_piece_is_withdrawn_when_a_run_is_interrupted(shard_log: S
 def test_a_log_of_debugging_holds_no_text_of_a_document(shard_log: ShardLog, caplog: pytest.LogCaptureFixture) -> None:
     """The message of an exception may quote it."""
     text = "hush"
-    with caplog.at_level("DEBUG"):
+    with caplog.at_level("DEBUG", logger="pipelines.workers.fault_isolation"):
         isolate(shard_log, [1, 2], lambda _: raise_error(ValueError(text)))
     assert "ValueError" in caplog.text
     assert "hush" not in caplog.text

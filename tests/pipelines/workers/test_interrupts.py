@@ -35,7 +35,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], se
 def hanging_command(output: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     """A `spin` command that waits for shard 1, which never ends, and the processes of its Ray.
 
-    Shard 2 may wait behind it, for the same worker.
+    The other shards may wait behind it, for the same worker.
     """
     output.mkdir()
     code = "import sys, json; from tests.support import chaos; chaos.run_hanging_command(*json.loads(sys.argv[1]))"
@@ -51,7 +51,7 @@ def hanging_command(output: Path) -> Iterator[tuple[subprocess.Popen[str], list[
     store = Store(str(output))
     started: list[psutil.Process] = []
     try:
-        wait_until(lambda: store.exists("parts/000000.json") and store.exists("attempts/000001/000001.json"), process)
+        wait_until(lambda: store.exists("attempts/000001/000001.json"), process)
         started = psutil.Process(process.pid).children(recursive=True)
         yield process, started
     finally:
@@ -80,7 +80,7 @@ def test_a_signal_ends_a_driver_in_order(number: signal.Signals, line: str, tmp_
     assert (process.returncode, error.splitlines()) == (128 + number, [line])
     assert alive == []
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"_lease", "attempts", "parts", "starts"}
+    assert names - {"parts"} == {"_lease", "attempts", "starts"}
     with Lease(Store(str(tmp_path / "out")), ttl=36_000) as lease:
         assert lease.number == 2
 
