@@ -35,6 +35,7 @@ from pipelines.data.readers import (
 from pipelines.data.shards import Piece, Shard
 from pipelines.data.spool import SPOOL, ReadyPiece, Save, SpoolWriter, check_rows, find_dead_rows
 from pipelines.service_errors import BadFileError
+from pipelines.storage.filesystem import PARALLEL_REQUESTS
 from pipelines.storage.input_opener import InputOpener
 from spin.settings import DataSettings
 
@@ -44,8 +45,6 @@ _GROUP_FILES = 500
 """most small files per task"""
 _WINDOW = {"jsonl": 4 * MAX_BYTES, "parquet": 8 * MAX_BYTES}
 """bytes of a large file per task"""
-_READERS = 16
-"""requests for small files that are under way at a time"""
 _LINES = 1000
 """lines that are parsed at a time"""
 
@@ -221,7 +220,7 @@ def _open_all(pieces: Sequence[Piece]) -> Iterator[Iterator[tuple[Piece, Callabl
     if len(pieces) == 1:
         yield iter([(pieces[0], opener_of(pieces[0], opener))])
         return
-    with ThreadPoolExecutor(_READERS) as readers:
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as readers:
         requests = {
             piece: readers.submit(opener.read, piece.uri, size=piece.size, version=piece.version) for piece in pieces
         }

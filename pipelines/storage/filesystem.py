@@ -43,6 +43,9 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
+PARALLEL_REQUESTS = 32
+"""requests that a process has under way at a time; of small objects, more are no faster"""
+
 _S3 = {
     "use_listings_cache": False,
     "skip_instance_cache": True,
@@ -50,6 +53,7 @@ _S3 = {
     "config_kwargs": {
         "connect_timeout": 5,
         "read_timeout": 30,
+        "max_pool_connections": PARALLEL_REQUESTS,
         "retries": {"total_max_attempts": 1},  # s3fs retries by itself
     },
 }
