@@ -44,8 +44,6 @@ from pipelines.nightly.tables.night_tables import (
     PREDICTIONS,
     NightTables,
     check_kept_columns,
-    kept_schema,
-    stored_type,
 )
 from pipelines.nightly.tables.old_layout import refuse_old_layout
 from pipelines.nightly.tables.publication import claim
@@ -277,7 +275,7 @@ def _plan_shards(driver: Driver, taken_in: Sequence[ShardOutcome[IntakeCounts]])
     known = run.read_json(KEPT) or _kept_types(tables, data)
     reports = [outcome.counts.report for outcome in taken_in]
     plan = plan_night(reports, data, driver.settings.ray.shard_documents, known=known)
-    check_kept_columns(tables, kept_schema({field.name: field.type for field in schema_of(plan.types)}))
+    check_kept_columns(tables, schema_of(plan.types))
     run.create(KEPT, json.dumps(plan.types).encode())
     return replace(plan, types=run.read_json(KEPT) or plan.types)
 
@@ -285,8 +283,7 @@ def _plan_shards(driver: Driver, taken_in: Sequence[ShardOutcome[IntakeCounts]])
 def _kept_types(tables: NightTables, data: DataSettings) -> dict[str, str]:
     """The types, as text, of the kept columns that the table of predictions has."""
     schema = tables.open(PREDICTIONS).schema
-    columns = {name: schema.field(name).type for name in data.keep if name in schema.names}
-    return {name: type_text(stored_type(kind) or kind) for name, kind in columns.items()}
+    return {name: type_text(schema.field(name).type) for name in data.keep if name in schema.names}
 
 
 def _check_intake(driver: Driver, night: ClassifiedNight, taken_in: Sequence[ShardOutcome[IntakeCounts]]) -> None:

@@ -17,11 +17,11 @@ from pipelines.nightly import nights
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import LEASES, abandon_run, begin_run
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, QUARANTINED, TAKEN, NightTables, partitions
-from pipelines.nightly.tables.publication import InputRow, claim, write_inputs
+from pipelines.nightly.tables.publication import InputRow, write_inputs
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from tests.pipelines.nightly.test_old_layout import night_of, write_old_night
-from tests.support.nights import DATE, MODEL, RETRY_SECONDS, published_ids, run_night
+from tests.support.nights import DATE, MODEL, claim_model, published_ids, run_night
 
 NEXT = "2026-03-02"
 Run = Callable[..., str]
@@ -57,7 +57,7 @@ def read_runs(spin: Run, out: Store) -> dict[str, str]:
 
 def begin_unfinished_run(out: Store, date: str = NEXT, *, incremental: bool = False) -> str:
     """Begin a run that is never finished; returns its name."""
-    token = claim(NightTables(out), MODEL, retry_seconds=RETRY_SECONDS)
+    token = claim_model(NightTables(out))
     return begin_run(out, date=date, model=MODEL, model_version="8", token=token, incremental=incremental).run
 
 

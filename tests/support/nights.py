@@ -37,6 +37,11 @@ RETRY_SECONDS = 20.0
 DATE, MODEL = "2026-03-01", "topics"
 
 
+def claim_model(tables: NightTables, model: str = MODEL) -> int:
+    """Claim a model's nights; returns the token."""
+    return claim(tables, model, retry_seconds=RETRY_SECONDS)
+
+
 def prediction(id: str, **columns: Any) -> dict[str, Any]:
     """A row of predictions."""
     scores = {"good": 0.75, "bad": 0.25}
@@ -98,7 +103,7 @@ def write_night(
 def run_night(out: Store, ids: Sequence[str], *, model: str = MODEL, **options: Any) -> NightRecord:
     """Claim a model, write a run and publish it; the options are those of `write_night`."""
     tables = NightTables(out)
-    token = claim(tables, model, retry_seconds=RETRY_SECONDS)
+    token = claim_model(tables, model)
     night = write_night(tables, token, ids, model=model, **options)
     publish_night(tables, night, token=token, kept=options.get("kept", NO_COLUMNS), retry_seconds=RETRY_SECONDS)
     return night

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date as day
@@ -75,10 +74,6 @@ _PARTITIONS = {PREDICTIONS: ("date", "model"), **dict.fromkeys(SIDE_TABLES, ("da
 _PARTITION_TYPES = {"date": pa.date32(), "model": pa.string(), "run": pa.string()}
 _CARRYING = (PREDICTIONS, DEAD_LETTERS)
 """tables that carry input columns"""
-_OURS = {name for table in _CARRYING for name in (*_COLUMNS[table].names, *_PARTITION_TYPES)}
-"""names that no kept column may have"""
-_BAD_NAME = re.compile(r"[ ,;{}()\n\t=]")
-"""characters that Delta tables do not have in the names of columns"""
 NO_COLUMNS = pa.schema([])
 
 
@@ -205,60 +200,6 @@ def file_rows(table: str, rows: pa.Table, *, date: str, model: str, run: str, ke
     return pa.table([column(field) for field in schema], schema=schema)
 
 
-def kept_schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    """The kept columns as tables hold them, by their names and the types that the input has.
-
-    Raises UserError for a name that a table cannot have or that is one of ours, and for a type that not every reader
-    of tables knows.
-    """
-    known = {name.lower(): name for name in _OURS}
-    fields = []
-    for name, type_ in columns.items():
-        if not name or _BAD_NAME.search(name):
-            raise UserError(f"data.keep: a column '{name}' cannot be kept; names have no spaces and none of ,;{{}}()=")
-        if name.lower() in known:
-            raise UserError(
-                f"data.keep: a column '{name}' cannot be kept next to '{known[name.lower()]}', which the tables have; "
-                "rename it in the input"
-            )
-        known[name.lower()] = name
-        stored = stored_type(type_)
-        if stored is None:
-            raise UserError(
-                f"data.keep: column '{name}' has the type {type_}; expected string, bool, a signed integer, float32, "
-                "float64, decimal, date, timestamp with a time zone and at most microseconds, or lists and structs of "
-                "these"
-            )
-        fields.append(pa.field(name, stored))
-    return pa.schema(fields)
-
-
-def stored_type(type_: pa.DataType) -> pa.DataType | None:
-    """The type with which a table holds values of a type without loss; None for a type that tables do not hold."""
-    if pa.types.is_dictionary(type_):
-        return stored_type(type_.value_type)
-    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
-        item = stored_type(type_.value_type)
-        return None if item is None else pa.list_(item)
-    if pa.types.is_struct(type_):
-        items = {field.name: stored_type(field.type) for field in type_}
-        return None if None in items.values() or not items else pa.struct(items)
-    return _stored_scalar(type_)
-
-
-def _stored_scalar(type_: pa.DataType) -> pa.DataType | None:
-    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
-        return pa.string()
-    if pa.types.is_date(type_):
-        return pa.date32()
-    if pa.types.is_timestamp(type_):
-        return pa.timestamp("us", "UTC") if type_.tz is not None and type_.unit != "ns" else None
-    if pa.types.is_decimal(type_):
-        return pa.decimal128(type_.precision, type_.scale) if type_.precision <= 38 and type_.scale >= 0 else None
-    same = pa.types.is_boolean(type_) or pa.types.is_signed_integer(type_)
-    return type_ if same or pa.types.is_float32(type_) or pa.types.is_float64(type_) else None
-
-
 def merge_schemas(committed: pa.Schema, night: pa.Schema, where: str) -> pa.Schema:
     """The columns of a table and those of a night together, those of the table first.
 
@@ -270,7 +211,7 @@ def merge_schemas(committed: pa.Schema, night: pa.Schema, where: str) -> pa.Sche
         before = known.get(column.name.lower())
         if before is None:
             added.append(column)
-        elif before.name != column.name or stored_type(before.type) != stored_type(column.type):
+        elif (before.name, before.type) != (column.name, column.type):
             raise UserError(
                 f"{where}: the table has a column '{before.name}' of type {before.type}, this night has "
                 f"'{column.name}' of type {column.type}; a column keeps its type. Keep it under another name, or use "

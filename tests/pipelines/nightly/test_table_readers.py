@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.nightly.tables.night_tables import kept_schema
 from pipelines.storage.object_store import Store
 from tests.support.nights import DATE, MODEL, run_night
 
@@ -77,7 +76,7 @@ def plain(value: Any) -> Any:
 def test_readers_see_the_same_rows(reader: str, tmp_path: Path) -> None:
     """Two nights of a model, one of them redone with other kept columns, a multi-label night and an empty one."""
     out = Store(str(tmp_path / "out"))
-    lang, priority = kept_schema({"lang": pa.string()}), kept_schema({"priority": pa.int64()})
+    lang, priority = pa.schema({"lang": pa.string()}), pa.schema({"priority": pa.int64()})
     run_night(out, ["gone"], date=DATE, kept=lang, columns={"lang": "xx"})
     run_night(out, ["a", "b", "c"], date=DATE, kept=lang, columns={"lang": "de"})
     run_night(out, ["a"], date=NEXT, kept=priority, columns={"priority": 2**53 + 1})

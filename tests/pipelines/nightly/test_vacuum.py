@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from pipelines.nightly.tables.night_history import list_unfinished
 from pipelines.nightly.tables.night_records import ABANDONED, NightRecord, abandon_run, is_abandoned
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, PREDICTIONS, TABLES, NightTables, read_rows
-from pipelines.nightly.tables.publication import claim, publish_night, restore_night
+from pipelines.nightly.tables.publication import publish_night, restore_night
 from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
 from pipelines.service_errors import HeldError
 from pipelines.storage.delta_table import TableSnapshot
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
 from tests.support.fake_nights import before_call
-from tests.support.nights import MODEL, RETRY_SECONDS, published_ids, run_night, write_night
+from tests.support.nights import MODEL, RETRY_SECONDS, claim_model, published_ids, run_night, write_night
 
 AGE = timedelta(hours=24)
-
-
-@pytest.fixture
-def tables(store_uri: str) -> NightTables:
-    """The tables of an empty output."""
-    return NightTables(Store(store_uri))
-
-
-@pytest.fixture
-def local_tables(tmp_path: Path) -> NightTables:
-    """The tables of an empty output on a disk."""
-    return NightTables(Store(str(tmp_path / "out")))
-
-
-def claim_model(tables: NightTables, model: str = MODEL) -> int:
-    return claim(tables, model, retry_seconds=RETRY_SECONDS)
 
 
 def vacuum(tables: NightTables, *, later: timedelta = timedelta(), age: timedelta = AGE) -> VacuumPlan:
