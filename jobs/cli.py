@@ -165,10 +165,8 @@ def classify(
     loaded = load_settings(settings, set)
     from pipelines.nightly.classify import run_classify
     from pipelines.nightly.drift_check import check_drift
-    from pipelines.nightly.nights import published_run_names
 
     registry = open_registry(loaded)
-    published = published_run_names(output)
     report = run_classify(
         loaded,
         registry,
@@ -180,8 +178,6 @@ def classify(
         incremental=incremental,
         restart=restart,
     )
-    if report.run in published:
-        terminal.nothing_computed(report)
     terminal.night(report, output)
     if check is not None:
         from pipelines.nightly.precision_check import check_precision

@@ -111,11 +111,6 @@ def night(report: NightReport, output: str) -> None:
     say(f"          predictions in {where}/predictions, the report in {where}/_runs/{report.run}/report.html")
 
 
-def nothing_computed(report: NightReport) -> None:
-    """Print that a night had been published before the command; the report that follows is that of its run."""
-    say(f"the night of {report.date} is published (run {report.run}); nothing was computed. --restart begins a new run")
-
-
 def check(compared: int, agreed: int) -> None:
     """Print how many labels of a night are the same in float32."""
     say(f"check     {agreed:,} of {compared:,} labels ({100 * agreed / compared:.2f} %) are the same in float32")

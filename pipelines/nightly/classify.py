@@ -198,7 +198,14 @@ def _run_night(driver: Driver, models: _NightModels) -> NightReport:
         check_rows(driver.settings.classify, report.counts.reasons, report.counts.rows)
         finished = finish_night(driver, night, report)
     report, record = finished
-    if record is not None:
+    if record is None:
+        _log.warning(
+            "%s: the night of %s is published (run %s), so nothing was computed; --restart begins a new run",
+            driver.tables.out.uri,
+            report.date,
+            report.run,
+        )
+    else:
         publish(driver, record)
     return report
 

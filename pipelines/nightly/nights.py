@@ -110,11 +110,6 @@ def list_output(output: str) -> list[NightRun]:
     return _list_runs(_open_tables(output))
 
 
-def published_run_names(output: str) -> frozenset[str]:
-    """The names of the runs that readers of an output see; none where no night was published yet."""
-    return frozenset(night.run for night in list_nights(NightTables(Store(output))))
-
-
 def resumable_runs(runs: Sequence[NightRun]) -> list[NightRun]:
     """Those of the runs of an output with which the command of their date goes on.
 

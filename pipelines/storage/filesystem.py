@@ -44,7 +44,7 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 PARALLEL_REQUESTS = 32
-"""requests that a process has under way at a time; of small objects, more are no faster"""
+"""requests for objects that a process sends at a time; more are no faster"""
 
 _S3 = {
     "use_listings_cache": False,

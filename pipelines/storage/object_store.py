@@ -13,11 +13,9 @@ from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipelines.storage.filesystem import DEADLINE, open_filesystem, store_errors
+from pipelines.storage.filesystem import DEADLINE, PARALLEL_REQUESTS, open_filesystem, store_errors
 from pipelines.storage.local_files import create_file, sync_folder, write_file
 
-_PARALLEL_READS = 16
-"""objects that `read_many` reads at a time"""
 _DELETED_AT_ONCE = 1000
 """keys that one request deletes"""
 
@@ -152,7 +150,7 @@ class Store:
 
     def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         """The bytes of several small objects by key, read in parallel; keys without an object are left out."""
-        with ThreadPoolExecutor(_PARALLEL_READS) as threads:
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:
             contents = zip(keys, threads.map(self.read, keys), strict=True)
             return {key: data for key, data in contents if data is not None}
 

@@ -17,8 +17,6 @@ from jobs.cli import main
 from pipelines.nightly import classify
 from pipelines.nightly.night_report import FileCounts, NightReport, QuarantinedFile
 from pipelines.nightly.run_records import NightCounts
-from pipelines.storage.object_store import Store
-from tests.support.nights import run_night
 
 COUNTS = NightCounts(
     rows=12,
@@ -101,26 +99,6 @@ def test_incremental_restart_and_date_are_combined(asked: Callable[..., dict[str
     assert (night["incremental"], night["restart"], night["night"]) == (True, True, "2026-03-01")
     assert asked("--restart")["incremental"] is False
     assert asked("--incremental")["restart"] is False
-
-
-def test_the_same_command_after_publication_says_that_nothing_was_computed(
-    asked: Callable[..., dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """A command that publishes its night prints no such line, also where other nights are published."""
-    monkeypatch.chdir(tmp_path)
-    night = run_night(Store("out"), ["a"], date=REPORT.date)
-    line = (
-        f"the night of {REPORT.date} is published (run {night.run}); nothing was computed. --restart begins a new run"
-    )
-    monkeypatch.setattr("tests.jobs.test_classify_command.REPORT", replace(REPORT, run=night.run))
-    asked()
-    assert capsys.readouterr().out.splitlines()[0] == line
-    monkeypatch.setattr("tests.jobs.test_classify_command.REPORT", replace(REPORT, run="2026-03-02-topics-000009"))
-    asked()
-    assert "nothing was computed" not in capsys.readouterr().out
 
 
 def test_since_is_refused_in_one_line(

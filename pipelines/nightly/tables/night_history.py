@@ -21,11 +21,9 @@ from pipelines.nightly.tables.night_tables import (
     was_published,
 )
 from pipelines.storage.delta_table import DataFile
+from pipelines.storage.filesystem import PARALLEL_REQUESTS
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
-
-_PARALLEL_READS = 16
-"""files of the table of inputs that are read at a time"""
 
 
 class FileState(NamedTuple):
@@ -92,7 +90,7 @@ def taken_files(tables: NightTables, *, model: str, date: str, files: Collection
     def read(file: DataFile) -> set[FileState]:
         return wanted & _read_taken(inputs.store, file)
 
-    with ThreadPoolExecutor(_PARALLEL_READS) as threads:
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:
         return set().union(*threads.map(read, [file for each in by_run.values() for file in each]))
 
 

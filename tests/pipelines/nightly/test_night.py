@@ -610,6 +610,18 @@ def test_a_declared_type_other_than_that_of_the_table_is_refused_before_a_run_be
     assert local_nights.run(data={"keep": ["lang"]}) == before
 
 
+def test_a_command_whose_night_is_published_says_that_nothing_was_computed(
+    local_nights: FakeNights, caplog: pytest.LogCaptureFixture
+) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    first = local_nights.run()
+    assert caplog.messages == []
+    assert local_nights.run() == first
+    assert FakeStep.computed == ["000000"]
+    [line] = caplog.messages
+    assert f"the night of {DATE} is published (run {first.run}), so nothing was computed" in line
+
+
 def test_a_restart_computes_everything_anew(local_nights: FakeNights) -> None:
     """Settings and files are the same. Late files are taken, and the old night is visible until the commit."""
     local_nights.write("a.jsonl", make_rows("a"))
