@@ -59,6 +59,8 @@ _REFUSED = re.compile(
 )
 _FULL = re.compile(r"QuotaExceeded|EntityTooLarge|XMinioStorageFull|InsufficientStorage|\b507\b|\(os error (28|122)\)")
 _MISSING = re.compile(r"NoSuchBucket")
+_UNANSWERED = re.compile(r"Generic S3 error")
+"""a request that failed after all its attempts, also while a checkpoint is read, where it is no OSError"""
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -359,7 +361,7 @@ def _raise_for(what: str, error: Exception) -> NoReturn:
         raise UnavailableError(full) from None
     if _REFUSED.search(text):
         raise UserError(f"{what}: the store refuses the credentials ({reason}); check the environment") from None
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or _UNANSWERED.search(text):
         raise UnavailableError(f"{what}: the store does not answer ({reason}); try again") from None
     if isinstance(error, DeltaError):
         raise UserError(f"{what}: the table is damaged or of another version ({reason})") from None

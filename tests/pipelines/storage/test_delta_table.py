@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake.exceptions import DeltaError
 
 from pipelines.service_errors import UnavailableError
 from pipelines.storage import delta_table
@@ -369,6 +370,14 @@ def test_errors_of_a_store_become_one_line(message: str, kind: type[Exception]) 
         raise OSError(message)
     assert str(raised.value).startswith("s3://b/t: ")
     assert not {"\n", "\x1b", "<"} & set(str(raised.value))
+
+
+@pytest.mark.parametrize("kind", [DeltaError, Exception])
+def test_an_outage_while_a_checkpoint_is_read_is_one_of_the_store(kind: type[Exception]) -> None:
+    """deltalake raises it as it raises damage."""
+    message = "Kernel error: Arrow error: External: Generic S3 error: Error performing GET http://s3/x in 3.5s, after 2"
+    with pytest.raises(UnavailableError, match="the store does not answer"), delta_table._table_errors("s3://b/t"):
+        raise kind(message)
 
 
 def test_commits_are_tried_for_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
