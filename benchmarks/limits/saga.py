@@ -86,7 +86,7 @@ def _solve_until(X: Floats, targets: Floats, limits: Floats) -> Floats:
     """The objectives (L, K) of all strengths and classes, solved together until none exceeds its limit (L, K)."""
     X = X - X.mean(0)  # the intercept is not penalised, so that this changes nothing else
     paths = BatchedPaths([X], targets, class_weights(targets, "none"))
-    lams = np.array([[1 / (C * len(X))] for C in PROBE_STRENGTHS])
+    lams = np.array([[[1 / (C * len(X))] * len(targets)] for C in PROBE_STRENGTHS])
     objectives = np.full(limits.shape, np.inf)
     with patch("spin.sparsify.solvers.batched_l1_path._MAX_CHECKS", _MAX_CHECKS):
         for _ in range(_ROUNDS):

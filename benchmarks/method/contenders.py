@@ -237,10 +237,10 @@ def _refitted(exam: Exam, probe: Probe, values: Floats, rows: Rows) -> Probe:
     X = standardizer.transform(values[rows])
     paths = LassoPaths([X], targets, class_weights(targets, "none"))
     share = probe.lam / probe.lam_max
-    lams = paths.lam_max * falling(1.0, [share])[:, None]
+    lams = paths.lam_max * falling(1.0, [share])[:, None, None]
     coef, intercept = paths.solve(lams)
     return Probe(
-        probe.column, coef[-1, 0], intercept[-1, 0], standardizer, lams[-1, 0], paths.lam_max[0], 0.0, probe.valid_score
+        probe.column, coef[-1, 0], intercept[-1, 0], standardizer, probe.lam, probe.lam_max, 0.0, probe.valid_score
     )
 
 

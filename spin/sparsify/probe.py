@@ -23,6 +23,8 @@ from spin.settings import ProbeSettings
 from spin.sites import FeatureColumn
 from spin.sparsify.solvers.l1_path import LassoPaths, kkt_violation
 
+_NOTHING_TO_LEARN = 1e-9
+"""a smallest penalty without neurons up to which a class has no gradient but rounding noise"""
 NO_NEURON = -1.0
 """the score of a probe without neurons, below every metric: it never wins against a probe that has some"""
 
@@ -37,7 +39,7 @@ class ProbeSummary(BaseModel):
     neurons: int
     """number of neurons with a weight"""
     lam: float
-    """the chosen penalty"""
+    """the chosen penalty of the class with the largest `lam_max`; every class has the same share of its own"""
     lam_max: float
     """the smallest penalty at which every weight is zero"""
     kkt: float
@@ -61,7 +63,7 @@ class Probe:
     standardizer: Standardizer
     """mean and scale (width,) over the training rows"""
     lam: float
-    """the chosen penalty"""
+    """the chosen penalty of the class with the largest `lam_max`; every class has the same share of its own"""
     lam_max: float
     """the smallest penalty at which every coefficient is zero"""
     kkt: float
@@ -85,8 +87,11 @@ class Probe:
 
     @property
     def importance(self) -> Floats:
-        """(width,) squared weights, summed over the classes (SPIN, Jiao et al. 2024, section 3.2)."""
-        return (self.coef.astype(np.float64) ** 2).sum(0)
+        """(width,) squared weights (SPIN, Jiao et al. 2024, section 3.2) as shares of each class's sum, added up.
+
+        The shares keep the neurons of a rare class, whose weights are small.
+        """
+        return class_shares(self.coef)
 
     def summary(self) -> ProbeSummary:
         """The probe as a report holds it."""
@@ -134,6 +139,13 @@ class Probe:
 _SCALARS = ("lam", "lam_max", "kkt", "valid_score")
 
 
+def class_shares(coef: Floats) -> NDArray[np.float64]:
+    """(width,) for each neuron its share of the squared weights (K, width) of each class, summed over the classes."""
+    squares = coef.astype(np.float64) ** 2
+    totals = squares.sum(1, keepdims=True)
+    return (squares / np.where(totals > 0, totals, 1)).sum(0)
+
+
 def decide(logits: Floats, label_space: LabelSpace) -> Targets:
     """The targets of one-vs-rest logits (n, K), where K is 1 for two exclusive classes."""
     return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else label_space.predict(logits)
@@ -143,10 +155,10 @@ def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, 
     """Fit the paths of feature columns of one width and keep for each the penalty that validation chooses.
 
     `activations` are raw and of all rows (n, width). For each class k the objective is
-    sum_i s_ki log(1 + exp(-y_ki (x_i w_k + b_k))) + lam |w_k|_1 with class weights s. The classes share a grid of
-    penalties: geometric from lam_max to `min_ratio` of it, then further down while validation improves. With
-    cross-validation the mean over folds chooses a share of lam_max, and the probe is fitted on all labelled rows at
-    that share. A CPU follows the paths one after another, warm-started; a GPU solves them at once.
+    sum_i s_ki log(1 + exp(-y_ki (x_i w_k + b_k))) + lam_k |w_k|_1 with class weights s. The penalties are shares of
+    each class's own lam_max, so that a rare class keeps its neurons: geometric from 1 to `min_ratio`, then further
+    down while validation improves. With cross-validation the mean over folds chooses the share, and the probe is
+    fitted on all labelled rows at that share. A CPU follows the paths one after another, warm-started; a GPU solves them at once.
     """
     columns = range(len(activations))
     paths = [_ColumnPaths(activations, data, fold.train, settings) for fold in data.folds]
@@ -211,8 +223,9 @@ class _ColumnPaths:
         self.targets = signs(data.label_space.indicator(data.y[rows]), data.label_space)
         self.weights = class_weights(self.targets, settings.class_weights)
         self.solver = self._open_solver()
-        self.lam_max = np.where(self.solver.lam_max > 0, self.solver.lam_max, 1.0)
-        self.lams: Floats = np.empty((0, len(self.columns)))
+        # (P, K); a class that all rows have, or none, is learned from rounding noise at any share of its own
+        self.lam_max = np.where(self.solver.lam_max > _NOTHING_TO_LEARN, self.solver.lam_max, 1.0)
+        self.ratios: Floats = np.empty(0)
         self.solutions: list[tuple[Floats, Floats]] = []
 
     def _open_solver(self) -> _Solver:
@@ -224,9 +237,8 @@ class _ColumnPaths:
 
     def extend(self, ratios: Floats) -> _ColumnPaths:
         """Solve at further penalties, given as shares of lam_max."""
-        lams = ratios[:, None] * self.lam_max
-        coef, intercept = self.solver.solve(lams)
-        self.lams = np.concatenate([self.lams, lams])
+        coef, intercept = self.solver.solve(ratios[:, None, None] * self.lam_max)
+        self.ratios = np.concatenate([self.ratios, ratios])
         self.solutions += list(zip(coef, intercept, strict=True))
         return self
 
@@ -252,16 +264,16 @@ class _ColumnPaths:
 
     def probe(self, p: int, index: int, valid_score: float, folds: tuple[Probe, ...] = ()) -> Probe:
         """The solution of column number `p` at penalty number `index`, with its certificate."""
-        (coef, intercept), lam = self.solutions[index], float(self.lams[index, p])
-        problems = zip(self.targets, self.weights, coef[p], intercept[p], strict=True)
+        (coef, intercept), ratio, lam_max = self.solutions[index], float(self.ratios[index]), self.lam_max[p]
+        problems = zip(self.targets, self.weights, coef[p], intercept[p], ratio * lam_max, strict=True)
         return Probe(
             column=self.columns[p],
             coef=coef[p],
             intercept=intercept[p],
             standardizer=self.standardizers[p],
-            lam=lam,
-            lam_max=float(self.lam_max[p]),
-            kkt=max(kkt_violation(self.designs[p], y, s, w, b, lam) for y, s, w, b in problems),
+            lam=ratio * float(lam_max.max()),
+            lam_max=float(lam_max.max()),
+            kkt=max(kkt_violation(self.designs[p], y, s, w, b, lam) for y, s, w, b, lam in problems),
             valid_score=float(valid_score),
             folds=folds,
         )

@@ -24,7 +24,7 @@ class BatchedPaths:
     """
 
     lam_max: NDArray[np.float64]
-    """(P,) for each design the smallest penalty at which the solutions of all K problems are zero"""
+    """(P, K) for each design and problem the smallest penalty at which every coefficient is zero"""
 
     def __init__(self, designs: Sequence[Floats], targets: Floats, weights: Floats, *, device: str = "cpu") -> None:
         """`designs` are P arrays (n, width), float32 and standardised; `targets` (K, n) is -1 or 1.
@@ -43,19 +43,19 @@ class BatchedPaths:
         start[:, width] = share.logit()
         with full_float32():
             gradient = self._X[:, :, :width].mT @ (self._weights * (share - self._positive))
-        self.lam_max = gradient.abs().amax((1, 2)).double().cpu().numpy()
-        self._lams, self._solved = self.lam_max[None], start  # (L, P) and (P, width + 1, L, K), for a warm start
+        self.lam_max = gradient.abs().amax(1).double().cpu().numpy()
+        self._lams, self._solved = self.lam_max[None], start  # (L, P, K) and (P, width + 1, L, K), for a warm start
 
     def solve(self, lams: Floats) -> tuple[Floats, Floats]:
-        """The solutions at the penalties `lams` (L, P): coef (L, P, K, width) and intercept (L, P, K) in float32.
+        """The solutions at the penalties `lams` (L, P, K): coef (L, P, K, width) and intercept (L, P, K) in float32.
 
         Each starts from the solution of the last call at the nearest penalty, in the first call from zero.
         """
-        apart = np.abs(np.log(np.maximum(self._lams, 1e-30)) - np.log(lams)[:, None])  # (L, L last, P)
-        nearest = torch.as_tensor(apart.argmin(1).T, device=self._X.device)  # (P, L)
+        apart = np.abs(np.log(np.maximum(self._lams, 1e-30)) - np.log(lams)[:, None])  # (L, L last, P, K)
+        nearest = torch.as_tensor(apart.argmin(1), device=self._X.device).transpose(0, 1)  # (P, L, K)
         shape = *self._solved.shape[:2], len(lams), self._solved.shape[3]
-        start = self._solved.gather(2, nearest[:, None, :, None].expand(shape)).flatten(2)[..., None]
-        lam = torch.as_tensor(lams.T, dtype=torch.float32, device=start.device).repeat_interleave(shape[3], 1)
+        start = self._solved.gather(2, nearest[:, None].expand(shape)).flatten(2)[..., None]
+        lam = torch.as_tensor(lams, dtype=torch.float32, device=start.device).transpose(0, 1).flatten(1)  # (P, L * K)
         positive, weights = (x.repeat(1, len(lams))[..., None] for x in (self._positive, self._weights))
         ones = torch.ones(shape[1], 1, 1, device=start.device)
         problems = Regressions(

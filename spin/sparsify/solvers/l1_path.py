@@ -24,7 +24,7 @@ class LogisticPath:
     weights `s` (n,) sum to 1. The working set of a penalty are the features of the previous solution and those that
     the sequential strong rule keeps (Tibshirani et al. 2012). On it, each proximal Newton step minimises the quadratic
     model by coordinate descent on its Gram matrix (Friedman et al. 2010), which does not touch the n rows again.
-    Features that the rule discarded discardedly fail the KKT check and join the working set.
+    Features that the rule wrongly discarded fail the KKT check and join the working set.
     """
 
     X: Floats
@@ -99,7 +99,7 @@ class LassoPaths:
     """The paths of P designs and K problems, solved one after another on a CPU; `BatchedPaths` does so on a GPU."""
 
     lam_max: NDArray[np.float64]
-    """(P,) for each design the smallest penalty at which the coefficients of all K problems are zero"""
+    """(P, K) for each design and problem the smallest penalty at which every coefficient is zero"""
 
     def __init__(self, designs: Sequence[Floats], targets: Floats, weights: Floats) -> None:
         """`designs` are P arrays (n, width), float32 and standardised; `targets` (K, n) is -1 or 1.
@@ -107,17 +107,17 @@ class LassoPaths:
         Each row of `weights` (K, n) sums to 1.
         """
         self._paths = [[LogisticPath(X, y, s) for y, s in zip(targets, weights, strict=True)] for X in designs]
-        self.lam_max = np.array([max(path.lam_max for path in paths) for paths in self._paths])
+        self.lam_max = np.array([[path.lam_max for path in paths] for paths in self._paths])
 
     def solve(self, lams: Floats) -> tuple[Floats, Floats]:
-        """The solutions at the penalties `lams` (L, P): coef (L, P, K, width) and intercept (L, P, K) in float32.
+        """The solutions at the penalties `lams` (L, P, K): coef (L, P, K, width) and intercept (L, P, K) in float32.
 
-        Each design's penalties must fall, within a call and from one call to the next.
+        The penalties of each problem must fall, within a call and from one call to the next.
         """
         coef, intercept = [], []
-        for row in lams:
-            for lam, paths in zip(row, self._paths, strict=True):
-                for path in paths:
+        for of_designs in lams:
+            for of_problems, paths in zip(of_designs, self._paths, strict=True):
+                for lam, path in zip(of_problems, paths, strict=True):
                     path.solve(min(lam, path.lam_max))
             coef.append([[path.w for path in paths] for paths in self._paths])
             intercept.append([[path.b for path in paths] for paths in self._paths])

@@ -205,12 +205,12 @@ def make_batch(kind: str) -> tuple[list[Floats], Floats, Floats]:
 
 @pytest.mark.parametrize("kind", ["none", "balanced"])
 def test_every_solution_of_many_paths_has_the_objective_of_scikit_learn(kind: str) -> None:
-    """Each design has its own penalties, and the penalties may be divided over several calls."""
+    """Each design and problem has its own penalties, which may be divided over several calls."""
     designs, targets, weights = make_batch(kind)
     paths = LassoPaths(designs, targets, weights)
-    expected = [max(LogisticPath(X, y, s).lam_max for y, s in zip(targets, weights, strict=True)) for X in designs]
+    expected = [[LogisticPath(X, y, s).lam_max for y, s in zip(targets, weights, strict=True)] for X in designs]
     assert paths.lam_max.tolist() == expected
-    lams = np.outer(SHARES, expected)
+    lams = np.array(SHARES)[:, None, None] * np.array(expected)
     parts = [paths.solve(lams[:3]), paths.solve(lams[3:])]
     coef, intercept = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     assert coef.shape == (4, 3, 3, 40)
@@ -218,8 +218,8 @@ def test_every_solution_of_many_paths_has_the_objective_of_scikit_learn(kind: st
     assert coef.dtype == intercept.dtype == np.float32
     for at, p, k in np.ndindex(4, 3, 3):
         problem = designs[p], targets[k], weights[k]
-        actual = objective(*problem, coef[at, p, k], float(intercept[at, p, k]), lams[at, p])
-        assert actual == pytest.approx(sklearn_objective(*problem, lams[at, p]), rel=1e-4)
+        actual = objective(*problem, coef[at, p, k], float(intercept[at, p, k]), lams[at, p, k])
+        assert actual == pytest.approx(sklearn_objective(*problem, lams[at, p, k]), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["none", "balanced"])
@@ -228,10 +228,10 @@ def test_the_batched_solver_agrees_with_the_plain_solver(kind: str) -> None:
     designs, targets, weights = make_batch(kind)
     plain, batched = LassoPaths(designs, targets, weights), BatchedPaths(designs, targets, weights)
     np.testing.assert_allclose(batched.lam_max, plain.lam_max, rtol=1e-5)
-    lams = np.outer(SHARES, plain.lam_max)
+    lams = np.array(SHARES)[:, None, None] * plain.lam_max
     (coef, b), (batched_coef, batched_b) = plain.solve(lams), batched.solve(lams)
     for at, p, k in np.ndindex(4, 3, 3):
-        problem, lam = (designs[p], targets[k], weights[k]), lams[at, p]
+        problem, lam = (designs[p], targets[k], weights[k]), lams[at, p, k]
         plain_w, batched_w = coef[at, p, k], batched_coef[at, p, k]
         assert objective(*problem, plain_w, float(b[at, p, k]), lam) == pytest.approx(
             objective(*problem, batched_w, float(batched_b[at, p, k]), lam), rel=5e-5

@@ -23,6 +23,7 @@ from spin.labels.training_data import TrainingData
 from spin.settings import ProbeSettings
 from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, _choose_penalties, class_weights, decide, fit_probes, signs
+from spin.sparsify.select import select
 from spin.sparsify.solvers.l1_path import LogisticPath
 from tests.spin.sparsify.test_l1_path import loop_violation
 
@@ -65,8 +66,8 @@ def fit_probe(train: Rows, valid: Rows, label_space: LabelSpace = TASKS["2"], **
 
 @pytest.mark.parametrize("kind", ["none", "balanced"])
 @pytest.mark.parametrize(("name", "heads"), [("2", 1), ("3", 3), ("lists of 2", 2), ("lists of 3", 3)])
-def test_classes_share_one_penalty(name: str, heads: int, kind: str) -> None:
-    """Two classes need one model and more classes one each; all are optimal at the same penalty of the grid."""
+def test_every_class_has_the_same_share_of_its_own_penalty(name: str, heads: int, kind: str) -> None:
+    """Two classes need one model and more classes one each; all are optimal at the same share of their lam_max."""
     label_space = TASKS[name]
     train, valid = make_rows(0, 150, label_space), make_rows(1, 90, label_space)
     if not label_space.multilabel:
@@ -78,12 +79,13 @@ def test_classes_share_one_penalty(name: str, heads: int, kind: str) -> None:
     targets = signs(label_space.indicator(train[1]), label_space)
     weights = class_weights(targets, kind)
     problems = list(zip(targets, weights, strict=True))
-    assert probe.lam_max == pytest.approx(max(LogisticPath(standard, y, s).lam_max for y, s in problems))
+    lam_max = [LogisticPath(standard, y, s).lam_max for y, s in problems]
+    assert probe.lam_max == pytest.approx(max(lam_max))
     grid_index = np.log(probe.lam / probe.lam_max) / np.log(1 / 30) * 9
     assert grid_index == pytest.approx(round(grid_index), abs=1e-6)
     violations = [
-        loop_violation(standard, y, s, w, b, probe.lam)
-        for (y, s), w, b in zip(problems, probe.coef, probe.intercept, strict=True)
+        loop_violation(standard, y, s, w, b, lam * probe.lam / probe.lam_max)
+        for (y, s), w, b, lam in zip(problems, probe.coef, probe.intercept, lam_max, strict=True)
     ]
     assert max(violations) <= 1e-2
     assert probe.kkt == pytest.approx(max(violations), abs=1e-3)
@@ -101,8 +103,10 @@ def test_kkt_reports_the_largest_violation_of_all_classes(monkeypatch: pytest.Mo
     probe = fit_probe(train, valid, label_space)
     standard = ((train[0] - probe.standardizer.mean) / probe.standardizer.scale).astype(np.float32)
     targets, s = signs(label_space.indicator(train[1]), label_space), np.full(150, 1 / 150, np.float32)
-    problems = zip(targets, probe.coef, probe.intercept, strict=True)
-    violations = [loop_violation(standard, y, s, w, b, probe.lam) for y, w, b in problems]
+    ratio = probe.lam / probe.lam_max
+    lams = [ratio * LogisticPath(standard, y, s).lam_max for y in targets]
+    problems = zip(targets, probe.coef, probe.intercept, lams, strict=True)
+    violations = [loop_violation(standard, y, s, w, b, lam) for y, w, b, lam in problems]
     assert max(violations) > 0.05
     assert max(violations) > min(violations) + 0.01
     assert probe.kkt == pytest.approx(max(violations), abs=1e-3)
@@ -117,6 +121,20 @@ def test_balanced_weights_predict_the_rare_class_more_often() -> None:
     predictions_of_the_rare_class = [(probe.predict(valid[0], TASKS["2"]) == 1).sum() for probe in (plain, balanced)]
     assert predictions_of_the_rare_class[1] > predictions_of_the_rare_class[0]
     assert max(plain.kkt, balanced.kkt) <= 1e-2
+
+
+def test_a_rare_class_keeps_its_neurons() -> None:
+    """A class of 1 % of the rows has a neuron of its own, which 70 % of the importance include."""
+    draw = np.random.default_rng(0)
+    y = np.where(draw.random(6000) < 0.01, 2, draw.integers(0, 2, 6000))
+    X = draw.normal(size=(6000, 40))
+    X[:, 0] += 1.5 * y.clip(0, 1)
+    X[:, 1:8] += 0.4 * (y == 1)[:, None]
+    X[:, 30] += 2.0 * (y == 2)
+    fold = Fold(np.arange(4500), np.arange(4500, 6000))
+    data = TrainingData(y, (fold,), TASKS["3"], "macro_f1")
+    probes = fit_probes({COLUMN: X.astype(np.float32)}, data, ProbeSettings())
+    assert 30 in select(probes, 0.7).neurons[COLUMN]
 
 
 def test_columns_fitted_together_equal_columns_fitted_alone() -> None:
@@ -309,11 +327,12 @@ def test_cross_validation_chooses_the_smallest_penalty_within_one_standard_error
     expected_scores = np.full((len(folds), 6), -1.0)  # no neuron at lam_max
     for scores, fold in zip(expected_scores, folds, strict=True):
         Z, heads = (X - X[fold.train].mean(0)) / X[fold.train].std(0), signs(label_space.indicator(y), label_space)
-        lam_max = max(np.abs(Z[fold.train].T @ ((h - h.mean()) / 2)).max() for h in heads[:, fold.train])
+        lam_max = [np.abs(Z[fold.train].T @ ((h - h.mean()) / 2)).max() for h in heads[:, fold.train]]
         for at, ratio in enumerate(30 ** -(np.arange(6) / 5)):
             if at == 0:
                 continue
-            logits = np.stack([sklearn_scores(Z, h, fold.train, ratio * lam_max) for h in heads], axis=1)[fold.valid]
+            columns = [sklearn_scores(Z, h, fold.train, ratio * lam) for h, lam in zip(heads, lam_max, strict=True)]
+            logits = np.stack(columns, axis=1)[fold.valid]
             if label_space.multilabel:
                 right = ((logits > 0) == y[fold.valid]).all(1)
             else:

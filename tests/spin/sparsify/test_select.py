@@ -47,10 +47,11 @@ def gather_matrix(selection: Selection, activations: dict[FeatureColumn, NDArray
 @settings(deadline=None)
 @given(weights, weights, shares)
 def test_selection_is_the_smallest_that_reaches_eta(first: list[float], second: list[float], eta: float) -> None:
-    """Brute force over all sets finds no smaller one; importance counts all classes."""
+    """Brute force over all sets finds no smaller one; importance counts every class the same."""
     width = min(len(first), len(second))
     coef = [first[:width], second[:width]]
-    importance = np.array([a * a + b * b for a, b in zip(*coef, strict=True)])
+    totals = [sum(w * w for w in of_class) or 1 for of_class in coef]
+    importance = np.array([a * a / totals[0] + b * b / totals[1] for a, b in zip(*coef, strict=True)])
     selection = select([make_probe(COLUMNS[0], coef)], eta)
     if not importance.any():
         assert len(selection) == 0
