@@ -158,7 +158,8 @@ def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, 
     sum_i s_ki log(1 + exp(-y_ki (x_i w_k + b_k))) + lam_k |w_k|_1 with class weights s. The penalties are shares of
     each class's own lam_max, so that a rare class keeps its neurons: geometric from 1 to `min_ratio`, then further
     down while validation improves. With cross-validation the mean over folds chooses the share, and the probe is
-    fitted on all labelled rows at that share. A CPU follows the paths one after another, warm-started; a GPU solves them at once.
+    fitted on all labelled rows at that share. A CPU follows the paths one after another, warm-started; a GPU solves
+    them at once.
     """
     columns = range(len(activations))
     paths = [_ColumnPaths(activations, data, fold.train, settings) for fold in data.folds]
