@@ -519,7 +519,7 @@ class Settings(_Section):
     metric: Metric = Field(
         "macro_f1",
         description="Measure by which every choice is made: accuracy, balanced_accuracy (the mean recall of the "
-        "classes) or macro_f1 (the mean F1 of the classes).",
+        "classes) or macro_f1 (the mean F1 of the classes), over the classes that occur.",
     )
     seed: int = Field(0, description="Seed of the split by hash and of every random draw.")
     probe: ProbeSettings = Field(default_factory=ProbeSettings)

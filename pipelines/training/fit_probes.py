@@ -29,7 +29,7 @@ from spin.settings import Settings
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, ProbeSummary, fit_probes
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from spin.pages.model_card import CARD, ContenderResult
 from spin.settings import Choice, Settings
 from spin.sparsify.probe import Probe
 
-FORMAT = 3
+FORMAT = 4
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE)
 """names of the files of a registered version"""
 

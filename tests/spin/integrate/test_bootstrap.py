@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
+from sklearn.metrics import f1_score
 
 import spin.integrate.bootstrap
 from spin.integrate.bootstrap import bootstrap_p_value, lower_bound
@@ -119,6 +120,24 @@ def test_p_value_and_lower_bound_equal_a_plain_loop() -> None:
     assert bootstrap_p_value("macro_f1", y, candidate, baseline, 1) == pytest.approx(p_value, abs=0.06)
     bound = lower_bound("macro_f1", y, candidate, baseline, 0.05, 1)
     assert bound == pytest.approx(sorted(differences)[200], abs=0.01)
+
+
+def test_a_rare_class_counts_the_same_for_both_predictions() -> None:
+    """Samples without its only document average the other classes, whoever predicts it; so says scikit-learn."""
+    y = np.array([0] * 60 + [1] * 39 + [2])
+    candidate, baseline = y.copy(), y.copy()
+    candidate[:2], baseline[:2] = 2, 1
+    draw = np.random.default_rng(0)
+    differences = []
+    for _ in range(250):
+        rows = draw.integers(0, 100, 100)
+        f1 = [
+            f1_score(y[rows], predicted[rows], labels=np.unique(y[rows]), average="macro", zero_division=0.0)
+            for predicted in (candidate, baseline)
+        ]
+        differences.append(f1[0] - f1[1])
+    bound = lower_bound("macro_f1", y, candidate, baseline, 0.2, 1)
+    assert bound == pytest.approx(np.quantile(differences, 0.2), abs=0.03)
 
 
 def test_predictions_worse_by_the_margin_seldom_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from scipy.special import expit, softmax
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from spin.errors import UserError
+from spin.labels.cross_validation import jackknife_rows
 from spin.labels.label_space import Label, LabelSpace
 from spin.labels.metrics import score
 from spin.settings import METRICS
@@ -184,32 +185,63 @@ def test_the_stratum_of_a_single_label_is_its_class() -> None:
 def test_multilabel_metrics_average_those_of_scikit_learn_over_classes(
     n: int, k: int, rate: float, predicted_rate: float, seed: int
 ) -> None:
-    """Accuracy is the share of documents whose whole list is right; a class without documents counts."""
+    """Accuracy is the share of documents whose whole list is right; a class without documents does not count."""
     true, predicted = draw_booleans(n, k, rate, seed), draw_booleans(n, k, predicted_rate, seed + 100)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # there is no warning about a class that all or no documents have
         actual = {name: score(name, true, predicted) for name in METRICS}
-    by_class = list(zip(true.T, predicted.T, strict=True))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sklearn_balanced = [balanced_accuracy_score(t, p) for t, p in by_class]
     assert actual["accuracy"] == pytest.approx(
         np.mean([list(t) == list(p) for t, p in zip(true, predicted, strict=True)])
     )
+    occur = np.flatnonzero(true.any(0))
+    sklearn_f1 = f1_score(true, predicted, labels=occur, average="macro", zero_division=0.0) if len(occur) else 0.0
+    assert actual["macro_f1"] == pytest.approx(sklearn_f1)
+    measurable = [c for c in occur if not true[:, c].all()] or list(range(k))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sklearn_balanced = [balanced_accuracy_score(true[:, c], predicted[:, c]) for c in measurable]
     assert actual["balanced_accuracy"] == pytest.approx(np.mean(sklearn_balanced))
-    sklearn_f1 = [f1_score(t, p, zero_division=0.0) for t, p in by_class]
-    assert actual["macro_f1"] == pytest.approx(np.mean(sklearn_f1))
 
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 4), st.integers(0, 99))
 def test_single_label_metrics_equal_those_of_scikit_learn(n: int, classes: int, first: int, seed: int) -> None:
-    """Some classes may not occur, or may only be predicted."""
+    """Only classes that occur are averaged: some do not occur, and some are only predicted."""
     draw = np.random.default_rng(seed)
     true, predicted = draw.integers(0, classes, n), draw.integers(first, first + classes, n)
+    occur = np.unique(true)
+    sklearn_f1 = f1_score(true, predicted, labels=occur, average="macro", zero_division=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert score("accuracy", true, predicted) == accuracy_score(true, predicted)
         assert score("balanced_accuracy", true, predicted) == balanced_accuracy_score(true, predicted)
-        assert score("macro_f1", true, predicted) == f1_score(true, predicted, average="macro", zero_division=0.0)
+        assert score("macro_f1", true, predicted) == pytest.approx(sklearn_f1)
     assert {score(name, true, true) for name in METRICS} == {1.0}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_one_document_moves_no_metric_by_a_whole_class(metric: str, multilabel: bool) -> None:
+    """A rare class of three is predicted for a single document of others, in rows without a document of that class."""
+    space = MULTILABEL if multilabel else SINGLE_LABEL
+    true = np.repeat([0, 1], 20)
+    predicted = np.where(np.arange(40) % 20 == 0, 1 - true, true)  # one error per class
+    once = predicted.copy()
+    once[0] = 2
+    both = [space.indicator(y) if multilabel else y for y in (predicted, once)]
+    targets = space.indicator(true) if multilabel else true
+    assert score(metric, targets, both[0]) == pytest.approx(0.95, abs=0.001)
+    assert score(metric, targets, both[1]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_the_jackknife_leaves_out_a_class_without_documents_for_every_candidate() -> None:
+    """The difference of two candidates does not depend on which of them predicts the class that is left out."""
+    true = np.array([0] * 11 + [1] * 10 + [2])  # its part holds none of the documents that are predicted wrongly
+    candidate, baseline = true.copy(), true.copy()
+    candidate[0] = 2
+    baseline[0] = 1
+    differences = [
+        score("macro_f1", true[rows], candidate[rows]) - score("macro_f1", true[rows], baseline[rows])
+        for rows in jackknife_rows(len(true))
+    ]
+    assert max(map(abs, differences)) < 0.2
