@@ -29,11 +29,14 @@ from spin.settings import RaySettings, Stage
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-_QUIET = {
+_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    # a thread that still calls Ray after the end of a session would start another one by itself, with a dashboard,
+    # and the process could end with the status of Ray's core instead of its own
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 
 
@@ -57,7 +60,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
 
     A session that the process already has is used and left open. Raises UnavailableError if Ray does not answer.
     """
-    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     import ray
 
     if ray.is_initialized():

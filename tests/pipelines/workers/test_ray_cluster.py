@@ -99,3 +99,32 @@ def test_a_process_that_ends_without_a_report_leaves_one_line(end: str, status: 
     assert (done.returncode, len(done.stderr.splitlines())) == (status, lines), done.stderr
     if lines:
         assert done.stderr.startswith("error: the process of this command ended without a report")
+
+
+def test_a_thread_that_outlives_a_session_starts_no_other() -> None:
+    """A stage that fails leaves threads of Ray behind, and Ray would start a cluster for the next call of one."""
+    code = """
+import threading
+from pipelines.workers.ray_cluster import cluster
+from spin.settings import RaySettings
+
+ended = threading.Event()
+
+def call_after_the_end():
+    ended.wait()
+    try:
+        ray.put(1)
+    except Exception as error:
+        print(type(error).__name__)
+
+with cluster(RaySettings(workers=1)):
+    import ray
+    thread = threading.Thread(target=call_after_the_end)
+    thread.start()
+ended.set()
+thread.join()
+print(ray.is_initialized())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False", done.stdout + done.stderr
+    assert "RaySystemError" in done.stdout
