@@ -134,7 +134,7 @@ class SpinClassifier:
             seed=self.seed,
             device=backbone.device.type,
         )
-        _, self._training_result = fit_classifiers(
+        *_, self._training_result = fit_classifiers(
             features,
             data,
             compute=relative_flops(backbone),

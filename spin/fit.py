@@ -14,6 +14,7 @@ from spin.labels.training_data import TrainingData
 from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, fit_probes
+from spin.sparsify.ridge import RidgeImportance, fit_ridge
 
 
 def fit_classifiers(
@@ -24,8 +25,8 @@ def fit_classifiers(
     probe: ProbeSettings | None = None,
     search: SearchSettings | None = None,
     cascade: CascadeSettings | None = None,
-) -> tuple[list[Probe], TrainingResult]:
-    """Fit a probe per feature column, then the classifiers that integrate their neurons.
+) -> tuple[list[Probe], list[RidgeImportance], TrainingResult]:
+    """Fit a probe per feature column and a ridge regression on all, then the classifiers that integrate their neurons.
 
     `features` are the pooled activations (n, width) of each feature column, `compute` the share of the backbone's
     compute that reading a site takes. Raises UserError if no probe keeps a neuron.
@@ -39,7 +40,10 @@ def fit_classifiers(
     def read(selection: Selection, rows: Rows) -> Floats:
         return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
 
-    return probes, integrate(probes, read, data, settings=search or SearchSettings(), cascade=cascade, compute=compute)
+    ridge = fit_ridge(lambda column: features[column], list(features), data)
+    settings = search or SearchSettings()
+    training_result = integrate(probes, ridge, read, data, settings=settings, cascade=cascade, compute=compute)
+    return probes, ridge, training_result
 
 
 def group_by_site(columns: Sequence[FeatureColumn]) -> dict[Site, list[FeatureColumn]]:

@@ -258,10 +258,16 @@ class ProbeSettings(_Section):
 class SearchSettings(_Section):
     """The candidates that a training compares on the validation documents to choose the classifier."""
 
+    rules: Annotated[tuple[Literal["l1", "ridge"], ...], AfterValidator(_not_empty)] = Field(
+        ("l1", "ridge"),
+        description="What measures the importance of neurons. l1: sparse probes of one site each, which suit many "
+        "clean labels; ridge: a regression on all neurons at once, which suits few or wrong labels. The better one on "
+        "the validation documents is used.",
+    )
     etas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_not_empty)] = Field(
         (0.3, 0.5, 0.7, 0.9),
-        description="Shares of a probe's importance that the selected neurons must hold together; more keeps more "
-        "neurons.",
+        description="Shares of the importance (by l1 of each probe, by ridge of all neurons together) that the "
+        "selected neurons must hold together; more keeps more neurons.",
     )
     max_share: float = Field(
         0.1,

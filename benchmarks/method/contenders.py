@@ -26,6 +26,7 @@ from spin.labels.standardizer import Standardizer
 from spin.settings import SearchSettings
 from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, class_weights, signs
+from spin.sparsify.ridge import fit_ridge
 from spin.sparsify.solvers.l1_path import LassoPaths
 
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
@@ -164,7 +165,7 @@ def fit_spin(exam: Exam) -> FittedSpin:
     """Fit SPIN with its default settings."""
     start = process_time()
     with _timed_probes() as probing:
-        probes, training_result = spin.fit.fit_classifiers(exam.corpus.sites, exam.data, compute=exam.corpus.flops)
+        probes, _, training_result = spin.fit.fit_classifiers(exam.corpus.sites, exam.data, compute=exam.corpus.flops)
     return FittedSpin(probes, training_result, process_time() - start, probing)
 
 
@@ -196,7 +197,10 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """SPIN restricted to the lower half of the blocks; its probes are the same, as each depends on its site alone."""
     start, half = process_time(), exam.corpus.depth // 2
     probes = [probe for probe in fitted_spin.probes if probe.column.site.layer <= half]
-    training_result = integrate(probes, _reader(exam), exam.data, settings=SearchSettings(), compute=exam.corpus.flops)
+    ridge = fit_ridge(lambda column: exam.corpus.features[column], [probe.column for probe in probes], exam.data)
+    training_result = integrate(
+        probes, ridge, _reader(exam), exam.data, settings=SearchSettings(), compute=exam.corpus.flops
+    )
     seconds = sum(s for site, s in fitted_spin.probing.items() if site.layer <= half) + process_time() - start
     return _integrated("SPIN, lower half", exam, training_result.choices["accuracy"], seconds)
 
@@ -204,7 +208,10 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
 def _integrated(name: str, exam: Exam, fitted: FittedClassifier, seconds: float) -> Answer:
     logits = fitted.logits(_reader(exam)(fitted.selection, exam.test))
     summary = fitted.summary
-    choice = f"eta {summary.eta}, strength {summary.strength}, l1 {summary.l1}, {list(summary.part)}, {summary.head}"
+    choice = (
+        f"{summary.rule}, eta {summary.eta}, strength {summary.strength}, l1 {summary.l1}, {list(summary.part)}, "
+        f"{summary.head}"
+    )
     return Answer(name, logits, len(fitted.selection), summary.depth, summary.compute, seconds, choice)
 
 

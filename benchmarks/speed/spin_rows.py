@@ -104,17 +104,18 @@ def train(trial: Trial, folder: Path) -> None:
     splits = [assign_split(str(row), 0, 0.15, 0.0) for row in range(len(texts))]
     data = TrainingData.from_splits(trial.label_space.index(labels), splits, trial.label_space, metric=_METRIC)
     first, *others = (CascadeSettings(max_loss=loss) for loss in (_LOSSES if not trial.causal else (SHIPPED,)))
-    probes, training_result = fit_classifiers(features, data, compute=flops, cascade=first)
+    probes, ridge, training_result = fit_classifiers(features, data, compute=flops, cascade=first)
 
     def read(selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:
         return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
 
     results = {first: training_result}
     for cascade in others:
-        results[cascade] = integrate(probes, read, data, settings=SearchSettings(), cascade=cascade, compute=flops)
+        settings = SearchSettings()
+        results[cascade] = integrate(probes, ridge, read, data, settings=settings, cascade=cascade, compute=flops)
     for cascade, training_result in results.items():
-        settings = _settings(trial, "auto", "float32")
-        spin = SpinClassifier.assemble(settings, backbone.digest, trial.label_space, training_result, _METRIC)
+        local = _settings(trial, "auto", "float32")
+        spin = SpinClassifier.assemble(local, backbone.digest, trial.label_space, training_result, _METRIC)
         spin.save(folder / str(cascade.max_loss))
 
 

@@ -18,6 +18,7 @@ from spin.process_group import ProcessGroup
 from spin.settings import Settings
 from spin.sites import Site
 from spin.sparsify.probe import Probe
+from spin.sparsify.ridge import RidgeImportance
 
 _PROGRESS = "progress.json"
 
@@ -30,6 +31,8 @@ class HeadsJob:
     features: FeatureShards
     probes: tuple[Probe, ...]
     """one per feature column"""
+    ridge: tuple[RidgeImportance, ...]
+    """one per feature column"""
     labels: Labels
     compute: Mapping[Site, float]
     """compute up to each site, relative to the whole backbone"""
@@ -41,13 +44,14 @@ def run_integrate(
     settings: Settings,
     features: FeatureShards,
     probes: Sequence[Probe],
+    ridge: Sequence[RidgeImportance],
     labels: Labels,
     compute: Mapping[Site, float],
     store: Store,
 ) -> TrainingResult:
     """Search and fit the heads; the result is written to `store`, and a later call reads it from there."""
     if not store.exists(persistence.CONFIG):
-        job = HeadsJob(settings, features, tuple(probes), labels, dict(compute), store)
+        job = HeadsJob(settings, features, tuple(probes), tuple(ridge), labels, dict(compute), store)
         run_group(
             "train",
             GroupWork(fit_heads, job, settings.ray.for_stage("train")),
@@ -75,6 +79,7 @@ def fit_heads(job: HeadsJob, device: str) -> None:
 
     training_result = integrate(
         job.probes,
+        job.ridge,
         job.features.read_selection,
         labels.training_data(settings, device),
         settings=settings.search,
@@ -92,4 +97,5 @@ def fit_heads(job: HeadsJob, device: str) -> None:
 def _estimate_fits(settings: Settings, labels: Labels, probes: Sequence[Probe]) -> int:
     """The approximate number of fits that the search makes, for the progress bar."""
     depth = max(probe.column.site.layer for probe in probes)
-    return (len(settings.search.etas) + 5 + depth) * len(labels.folds(settings.seed))
+    tried = len(settings.search.rules) * len(settings.search.etas)
+    return (tried + 5 + depth) * len(labels.folds(settings.seed))

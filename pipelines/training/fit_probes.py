@@ -1,4 +1,7 @@
-"""The probe stage: the workers of a Ray Train group share the sites, and each reads only its own feature columns."""
+"""The probe stage: rank the neurons by L1 probes and by a ridge regression.
+
+The workers of a Ray Train group share the sites, and each reads only its own feature columns.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,10 @@ from spin.process_group import ProcessGroup
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, ProbeSummary, fit_probes
+from spin.sparsify.ridge import RidgeImportance, fit_ridge
 
-FORMAT = 3
+FORMAT = 4
+_PROBE = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,11 @@ ProbeManifest = StageManifest[ProbeResults]
 def run_probe(
     settings: Settings, *, frozen: Collection[str] = (), restart: bool = False
 ) -> tuple[ProbePlan, ProbeManifest]:
-    """Fit one probe per feature column and return the plan and the manifest; what is fitted already is kept.
+    """Fit one probe per feature column and a ridge regression on all; return the plan and the manifest.
 
-    A probe is fitted on the training documents, and its penalty is chosen on the validation documents. `frozen` are
-    the ids of a registered model's evaluation set, which no fit and no choice may see. Raises UserError if the
-    extraction has not finished.
+    What is fitted already is kept. A probe is fitted on the training documents, and its penalty is chosen on the
+    validation documents. `frozen` are the ids of a registered model's evaluation set, which no fit and no choice may
+    see. Raises UserError if the extraction has not finished.
     """
     source, _, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
@@ -66,9 +71,9 @@ def run_probe(
         plan = write_plan(store, "probe", metadata, NothingDerived, NothingDerived, restart=restart)
         if manifest := find_manifest(store, plan, ProbeResults):
             return plan, manifest
-        missing = [column for column in features.probed if not store.exists(_key(column))]
-        if missing:
-            _fit_all(settings, features, labels, store, missing)
+        existing = set(store.list())
+        if any(key not in existing for column in features.probed for key in (_key(column), _ridge_key(column))):
+            _fit_all(settings, features, labels, store)
         lease.check()
         probes = [read_probe(store, column) for column in features.probed]
         seconds = round(time.perf_counter() - start, 1)
@@ -76,15 +81,18 @@ def run_probe(
         return plan, write_manifest(store, plan, ProbeResults(seconds, tuple(labels.classes), summaries))
 
 
-def load_probes(settings: Settings, source: ExtractPlan, labels: Labels) -> tuple[ProbeManifest, list[Probe]]:
-    """The manifest of the probe stage, and the probes that it fitted on these features and labels.
+def load_probes(
+    settings: Settings, source: ExtractPlan, labels: Labels
+) -> tuple[ProbeManifest, list[Probe], list[RidgeImportance]]:
+    """The manifest of the probe stage, and its results for each column of these features.
 
     Raises UserError if it has not finished, or finished with other settings or data.
     """
     store = Store(settings.store) / "probes"
     metadata = _plan_metadata(settings, source, labels)
     _, manifest = load_finished(store, "probe", metadata, NothingDerived, ProbeResults)
-    return manifest, [read_probe(store, FeatureColumn.parse(probe.column)) for probe in manifest.results.probes]
+    columns = [FeatureColumn.parse(probe.column) for probe in manifest.results.probes]
+    return manifest, [read_probe(store, c) for c in columns], [read_ridge(store, c) for c in columns]
 
 
 def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> dict[str, Any]:
@@ -100,10 +108,19 @@ def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> d
 
 def read_probe(store: Store, column: FeatureColumn) -> Probe:
     """The probe of a feature column. Raises UserError if the store does not hold it."""
-    data = store.read(_key(column))
+    return Probe.from_bytes(_read(store, _key(column)))
+
+
+def read_ridge(store: Store, column: FeatureColumn) -> RidgeImportance:
+    """The ridge importance of a feature column's neurons. Raises UserError if the store does not hold it."""
+    return RidgeImportance.from_bytes(_read(store, _ridge_key(column)))
+
+
+def _read(store: Store, key: str) -> bytes:
+    data = store.read(key)
     if data is None:
-        raise UserError(f"{store.uri} lacks the probe of {column}; start over with --restart")
-    return Probe.from_bytes(data)
+        raise UserError(f"{store.uri} lacks {key}; start over with --restart")
+    return data
 
 
 @dataclass(frozen=True)
@@ -114,47 +131,50 @@ class ProbesJob:
     features: FeatureShards
     labels: Labels
     sites: tuple[tuple[FeatureColumn, ...], ...]
-    """the columns that have no probe yet, site by site"""
+    """all columns, site by site"""
     store: Store
     """where probes are written"""
 
 
 def fit_columns(job: ProbesJob, device: str) -> None:
-    """Fit one worker's share of the sites and write each probe to the store.
+    """Fit one worker's share of the sites and write the results to the store.
 
-    Probes that the store holds are skipped, because the death of any worker starts the whole group again.
+    Probes that the store holds are skipped, because the death of any worker starts the whole group again. The ridge
+    regression takes all members, so each of them computes its part anew.
     """
     group, store = ProcessGroup.joined(), job.store
-    for columns in job.sites[group.rank :: group.size]:
+    data = job.labels.training_data(job.settings, device)
+    own = job.sites[group.rank :: group.size]
+    for columns in own:
         missing = [column for column in columns if not store.exists(_key(column))]
         if missing:
-            for probe in _fit(job, missing, device):
+            activations = {column: job.features.read(column) for column in missing}
+            for probe in fit_probes(activations, data, job.settings.probe):
                 store.write(_key(probe.column), probe.to_bytes())
+    for importance in fit_ridge(job.features.read, [column for columns in own for column in columns], data, group):
+        store.write(_ridge_key(importance.column), importance.to_bytes())
 
 
-def _fit(job: ProbesJob, columns: list[FeatureColumn], device: str) -> list[Probe]:
-    activations = {column: job.features.read(column) for column in columns}
-    return fit_probes(activations, job.labels.training_data(job.settings, device), job.settings.probe)
-
-
-def _fit_all(
-    settings: Settings, features: FeatureShards, labels: Labels, store: Store, missing: list[FeatureColumn]
-) -> None:
-    sites = tuple(tuple(columns) for columns in _wide_sites_first(features, missing))
+def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, store: Store) -> None:
+    sites = tuple(tuple(columns) for columns in _wide_sites_first(features))
     run_group(
         "probe",
         GroupWork(fit_columns, ProbesJob(settings, features, labels, sites, store), settings.ray.for_stage("probe")),
         most_workers=len(sites),
         total=len(features.probed),
         unit="probes",
-        count_done=lambda: sum(key.endswith(".safetensors") for key in store.list()),
+        count_done=lambda: sum(key.endswith(_PROBE) for key in store.list()),
     )
 
 
-def _wide_sites_first(features: FeatureShards, missing: list[FeatureColumn]) -> list[list[FeatureColumn]]:
-    """The missing columns of each site, wide sites first, so that the workers end together."""
-    return sorted(group_by_site(missing).values(), key=lambda columns: (-features.columns[columns[0]], columns))
+def _wide_sites_first(features: FeatureShards) -> list[list[FeatureColumn]]:
+    """The columns of each site, wide sites first, so that the workers end together."""
+    return sorted(group_by_site(features.probed).values(), key=lambda columns: (-features.columns[columns[0]], columns))
 
 
 def _key(column: FeatureColumn) -> str:
-    return f"{column}.safetensors"
+    return f"{column}{_PROBE}"
+
+
+def _ridge_key(column: FeatureColumn) -> str:
+    return f"{column}.ridge"

@@ -47,6 +47,7 @@ from spin.labels.splits import SPLITS
 from spin.pages.model_card import CARD, ContenderResult
 from spin.settings import Choice, Settings
 from spin.sparsify.probe import Probe
+from spin.sparsify.ridge import RidgeImportance
 
 FORMAT = 4
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE)
@@ -140,7 +141,7 @@ def run_train(
     extract_plan, extracted, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
     Decision.of(labels.label_space, settings.decision)
-    probed, probes = load_probes(settings, extract_plan, labels)
+    probed, probes, ridge = load_probes(settings, extract_plan, labels)
     corpus = Corpus(extract_plan.derived.shards, settings.data)
     store = Store(settings.store) / "model"
     metadata = {
@@ -158,6 +159,7 @@ def run_train(
                 settings,
                 features,
                 probes,
+                ridge,
                 labels=labels,
                 corpus=corpus,
                 store=store,
@@ -175,6 +177,7 @@ def _fit(
     settings: Settings,
     features: FeatureShards,
     probes: Sequence[Probe],
+    ridge: Sequence[RidgeImportance],
     *,
     labels: Labels,
     corpus: Corpus,
@@ -187,7 +190,7 @@ def _fit(
     start = time.perf_counter()
     backbone = load_backbone(settings.backbone)
     flops = relative_flops(backbone)
-    training_result = run_integrate(settings, features, probes, labels, flops, store / "heads")
+    training_result = run_integrate(settings, features, probes, ridge, labels, flops, store / "heads")
     spin = SpinClassifier.assemble(
         settings.backbone,
         backbone.digest,

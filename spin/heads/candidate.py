@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from spin.heads.linear_head import Penalty
+from spin.heads.selection import Rule
 
 
 class CandidateSummary(BaseModel):
@@ -20,8 +21,10 @@ class CandidateSummary(BaseModel):
     """number of the backbone's blocks that run"""
     compute: float
     """FLOPs per token to read the deepest site, as a share of the whole backbone's"""
+    rule: Rule = "l1"
+    """what measured the importance of the neurons"""
     eta: float
-    """share of each probe's importance that the selected neurons carry"""
+    """share of the importance that the selected neurons carry"""
     part: tuple[str, ...]
     """the kinds of sites or the poolings that are read; empty for all"""
     strength: float
@@ -35,6 +38,20 @@ class CandidateSummary(BaseModel):
 
 
 @dataclass(frozen=True)
+class Subset:
+    """Which neurons a candidate reads."""
+
+    rule: Rule
+    """what measured the importance of the neurons"""
+    eta: float
+    """share of the importance that the selected neurons carry"""
+    depth: int
+    """number of the backbone's blocks that may run"""
+    part: tuple[str, ...] = ()
+    """the kinds of sites or the poolings that are read; empty for all"""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A point of the search: which neurons, how strong the regularisation, and how it scored on validation."""
 
@@ -42,8 +59,10 @@ class Candidate:
     """number of the backbone's blocks that run"""
     compute: float
     """FLOPs per token to read the deepest site, as a share of the whole backbone's"""
+    rule: Rule
+    """what measured the importance of the neurons"""
     eta: float
-    """share of each probe's importance that the selected neurons carry"""
+    """share of the importance that the selected neurons carry"""
     part: tuple[str, ...]
     """the kinds of sites or the poolings that are read; empty for all"""
     penalty: Penalty
@@ -56,11 +75,17 @@ class Candidate:
     held_out: tuple[NDArray[np.floating], ...] = field(default=(), compare=False, repr=False)
     """logits (m, K) of each fold's validation rows"""
 
+    @property
+    def subset(self) -> Subset:
+        """Which neurons it reads."""
+        return Subset(self.rule, self.eta, self.depth, self.part)
+
     def summary(self) -> CandidateSummary:
         """The candidate as a report holds it."""
         return CandidateSummary(
             depth=self.depth,
             compute=round(self.compute, 4),
+            rule=self.rule,
             eta=round(self.eta, 4),
             part=self.part,
             strength=self.penalty.strength,

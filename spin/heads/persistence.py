@@ -28,8 +28,10 @@ from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
 
-FORMAT = 4
-"""version of the artifact's format; a reader refuses any other"""
+FORMAT = 5
+"""version of the artifact's format"""
+_READABLE = (4, FORMAT)
+"""formats that are read; 4, of 0.2, knows one rule of selection"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _MLP = ("inner", "inner_bias", "outer")
@@ -133,7 +135,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is not a classifier that can be read: {error}") from None
-    if config.get("format") != FORMAT:
+    if config.get("format") not in _READABLE:
         raise UserError(
             f"{folder} has format {config.get('format')}, this version reads {FORMAT}; train the model again"
         )
@@ -180,16 +182,15 @@ def _fitted_to_json(fitted: FittedClassifier) -> dict[str, Any]:
 def _fitted_from_json(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], prefix: str) -> FittedClassifier:
     own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     columns = [FeatureColumn.parse(text) for text in part["columns"]]
-    selection = Selection(
-        {c: own[f"neurons.{c}"] for c in columns}, {c: own[f"importance.{c}"] for c in columns}, part["eta"]
-    )
+    summary = ChoiceSummary.model_validate(part["facts"])
+    neurons, importance = ({c: own[f"{name}.{c}"] for c in columns} for name in ("neurons", "importance"))
+    selection = Selection(neurons, importance, part["eta"], summary.rule)
     linear = LinearHead(own["coef"], own["intercept"])
     head = MlpHead(linear, *(own[name] for name in _MLP)) if "inner" in own else linear
     exits = tuple(
         EarlyExit(exit["depth"], LinearHead(own[f"exit.{i}.coef"], own[f"exit.{i}.intercept"]), exit["threshold"])
         for i, exit in enumerate(part["exits"])
     )
-    summary = ChoiceSummary.model_validate(part["facts"])
     return FittedClassifier(selection, Standardizer(own["mean"], own["scale"]), head, summary, exits)
 
 
@@ -200,4 +201,4 @@ def _candidate_to_json(candidate: Candidate) -> dict[str, Any]:
 
 def _candidate_from_json(fields: Mapping[str, Any]) -> Candidate:
     penalty = Penalty(**fields["penalty"])
-    return Candidate(**{**fields, "part": tuple(fields["part"]), "penalty": penalty})
+    return Candidate(**{"rule": "l1", **fields, "part": tuple(fields["part"]), "penalty": penalty})

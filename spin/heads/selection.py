@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spin.sites import FeatureColumn
+
+Rule = Literal["l1", "ridge"]
+"""what measures the importance of neurons: the L1 probes, or a ridge regression on all neurons"""
 
 
 @dataclass(frozen=True)
@@ -18,9 +22,11 @@ class Selection:
     neurons: dict[FeatureColumn, NDArray[np.int64]]
     """ascending neuron indices per feature column; the columns are in order"""
     importance: dict[FeatureColumn, NDArray[np.float64]]
-    """the importance of each of these neurons, as a share of its probe's total"""
+    """the importance of each of these neurons: its share of its probe's total, or by `ridge` of that of all neurons"""
     eta: float
-    """share of each probe's importance that the selected neurons carry"""
+    """share of the importance that the selected neurons carry"""
+    rule: Rule = "l1"
+    """what measured the importance"""
 
     @property
     def depth(self) -> int:
@@ -45,17 +51,21 @@ class Selection:
             for column in self.neurons
             if column.site.layer <= depth and (not names or column.site.kind in names or column.pooling in names)
         ]
-        return Selection({c: self.neurons[c] for c in columns}, {c: self.importance[c] for c in columns}, self.eta)
+        return self._replace({c: self.neurons[c] for c in columns}, {c: self.importance[c] for c in columns})
 
     def keep(self, features: NDArray[np.bool_]) -> Selection:
         """The features of a mask (p,); a feature column that is left without any is dropped."""
         masks = np.split(features, np.cumsum([len(n) for n in self.neurons.values()])[:-1])
         columns = {column: mask for column, mask in zip(self.neurons, masks, strict=True) if mask.any()}
-        return Selection(
+        return self._replace(
             {c: self.neurons[c][mask] for c, mask in columns.items()},
             {c: self.importance[c][mask] for c, mask in columns.items()},
-            self.eta,
         )
+
+    def _replace(
+        self, neurons: dict[FeatureColumn, NDArray[np.int64]], importance: dict[FeatureColumn, NDArray[np.float64]]
+    ) -> Selection:
+        return replace(self, neurons=neurons, importance=importance)
 
     def positions_in(self, larger: Selection) -> NDArray[np.int64]:
         """(p,) the positions of this selection's features among those of a larger one that contains them."""

@@ -65,8 +65,11 @@ def align(selection: Selection, probes: Probes, floor: float | None) -> NDArray[
 
     The site's weight grows with the square of its probe's validation score above `floor`, the score of a constant
     prediction, relative to the best site; without a floor it is 1. The neuron's weight is the square root of its
-    importance. The head's penalty acts on the features scaled like this, as in the adaptive lasso (Zou 2006).
+    importance. The head's penalty acts on the features scaled like this, as in the adaptive lasso (Zou 2006). Neurons
+    that a ridge regression selected were judged on one scale, and keep it.
     """
+    if selection.rule == "ridge":
+        return np.ones(len(selection), np.float32)
     gains = {c: 1.0 if floor is None else max(probes[c].valid_score - floor, 0.0) for c in selection.neurons}
     best = max(gains.values(), default=0.0)
     parts = [

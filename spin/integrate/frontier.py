@@ -22,11 +22,13 @@ def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[F
 
     The best of many scores is partly luck, and luck favours a shallow or narrow candidate as often as a full one, which
     loses less on other data. Fuller means more compute, then all sites and poolings, a larger eta, a smaller L1
-    penalty, a better score.
+    penalty, a better score. Neither rule of selection is fuller than the other, so the best candidate decides it.
     """
-    behind, error = _distances(candidates, best_candidate(candidates), folds)
+    best = best_candidate(candidates)
+    behind, error = _distances(candidates, best, folds)
     near = [c for c, is_near in zip(candidates, behind <= error, strict=True) if is_near]
-    return max(near, key=lambda c: (c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score))
+    of_rule = [c for c in near if c.rule == best.rule]
+    return max(of_rule, key=lambda c: (c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score))
 
 
 def best_per_depth(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

@@ -30,6 +30,7 @@ from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, Choice, SearchSettings
 from spin.sites import Site
 from spin.sparsify.probe import Probe
+from spin.sparsify.ridge import RidgeImportance
 
 SIGNIFICANT = 0.05
 """p-value below which `head: auto` takes the MLP head"""
@@ -37,6 +38,7 @@ SIGNIFICANT = 0.05
 
 def integrate(
     probes: Sequence[Probe],
+    ridge: Sequence[RidgeImportance],
     read: ReadSelection,
     data: TrainingData,
     *,
@@ -46,8 +48,9 @@ def integrate(
     group: ProcessGroup | None = None,
     progress: Progress = lambda fits: None,
 ) -> TrainingResult:
-    """Search eta, depth, sites, poolings and regularisation by the validation metric, then fit what was chosen.
+    """Search rule, eta, depth, sites, poolings and regularisation by the validation metric, then fit what was chosen.
 
+    `probes` and `ridge` are those of all feature columns: the two rules by which neurons can be selected.
     `read` returns the raw activations of a selection for some rows; `compute` is the share of the backbone's compute
     that reading a site takes. Features of different layers are standardised on the training rows and weighted by site
     and neuron (`feature_matrix.align`). The final heads, and those of the early exits that `cascade` allows, are
@@ -59,7 +62,7 @@ def integrate(
             "data: no probe kept a neuron, because no neuron varies over the training documents; "
             "check that their texts differ"
         )
-    search = Search(FeatureMatrix(read, data, group or ProcessGroup()), probes, settings, compute, progress)
+    search = Search(FeatureMatrix(read, data, group or ProcessGroup()), probes, ridge, settings, compute, progress)
     tried = search.run()
     fitter = _CandidateFitter(search, cascade or CascadeSettings())
     fitted: dict[int, FittedClassifier] = {}
@@ -99,7 +102,7 @@ class _CandidateFitter:
     def __init__(self, search: Search, cascade: CascadeSettings) -> None:
         self.search, self.cascade = search, cascade
         self.matrix, self.data, self.group = search.matrix, search.data, search.matrix.group
-        self.valid_y = np.concatenate([fold.valid_y for fold in search.folds])
+        self.valid_y = self.data.y[np.concatenate([fold.valid for fold in self.data.folds])]
 
     def fit(self, candidate: Candidate) -> FittedClassifier:
         """The classifier of a candidate."""
@@ -131,11 +134,11 @@ class _CandidateFitter:
     def _choose_head(self, candidate: Candidate) -> _HeadChoice:
         """The MLP head if the settings ask for it, or if a paired test on validation shows that it is better."""
         kind = self.search.settings.head
-        if kind == "linear" or (kind == "auto" and len(self.search.folds) > 1):  # too few documents for the test
+        if kind == "linear" or (kind == "auto" and len(self.data.folds) > 1):  # too few documents for the test
             return _HeadChoice(candidate.held_out, None, None)
         logits, steps = [], []
-        for probes, fold in zip(self.search.fold_probes, self.search.folds, strict=True):
-            selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
+        folds = self.search.folds[candidate.rule]
+        for fold, selection in zip(folds, self.search.fold_selections(candidate.subset), strict=True):
             fold_logits, fold_steps = fold.fit_mlp(selection, candidate.penalty, self.data.seed)
             logits.append(fold_logits)
             steps.append(fold_steps)
@@ -151,7 +154,7 @@ class _CandidateFitter:
     ) -> tuple[Selection, Standardizer, LinearHead | MlpHead]:
         """The head on all labelled rows; neurons that its L1 penalty zeroes leave the selection."""
         probes = self.search.final_probes
-        selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
+        selection = self.search.select(candidate.subset)
         standardizer = selected_standardizer(selection, probes)
         design = self.matrix.design(selection, probes, self.data.rows)
         [head] = fit_linear(design, [candidate.penalty])
@@ -210,7 +213,8 @@ class _CandidateFitter:
             if depth < shallowest or not all(map(len, parts)):
                 continue
             ridge = Penalty(candidate.penalty.strength)
-            fits = [fold.fit(part, [ridge])[0] for fold, part in zip(self.search.folds, parts, strict=True)]
+            folds = self.search.folds[candidate.rule]
+            fits = [fold.fit(part, [ridge])[0] for fold, part in zip(folds, parts, strict=True)]
             logits = np.concatenate([values for _, values in fits])
             temperature = self.group.broadcast_object(fit_temperature(logits, self.valid_y, self.data.label_space))
             offered.append(_ExitCandidate(depth, logits / np.float32(temperature), temperature))
@@ -220,8 +224,8 @@ class _CandidateFitter:
     def _fold_selections(self, candidate: Candidate, mlp_steps: int | None) -> list[Selection]:
         """The selection for the head of each fold: as in the final head, without neurons zeroed by its L1 penalty."""
         selections = []
-        for probes, fold in zip(self.search.fold_probes, self.search.folds, strict=True):
-            selection = self.search.selection(candidate.eta, candidate.depth, candidate.part, probes)
+        folds = self.search.folds[candidate.rule]
+        for fold, selection in zip(folds, self.search.fold_selections(candidate.subset), strict=True):
             if mlp_steps is None and candidate.penalty.l1:
                 [(head, _)] = fold.fit(selection, [candidate.penalty])
                 selection = selection.keep(_used_features(head))

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.calibration import log_loss
-from spin.heads.candidate import Candidate
+from spin.heads.candidate import Candidate, Subset
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
-from spin.heads.selection import Selection
+from spin.heads.selection import Rule, Selection
 from spin.integrate.feature_matrix import FeatureMatrix, Probes
 from spin.integrate.fit_linear import fit_linear
 from spin.integrate.fit_mlp import fit_mlp
 from spin.integrate.frontier import one_standard_error_choice
 from spin.labels.cross_validation import Fold, jackknife_rows
+from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 from spin.settings import SearchSettings
 from spin.sites import Site
 from spin.sparsify.probe import Probe
-from spin.sparsify.select import largest_eta, select
+from spin.sparsify.ridge import RidgeImportance
+from spin.sparsify.select import Ranking
+
+_FINAL = -1
+"""the place of all labelled rows after the folds"""
 
 Progress = Callable[[int], None]
 """called with the number of heads fitted since the last call"""
@@ -64,35 +70,63 @@ class Search:
         self,
         matrix: FeatureMatrix,
         probes: Sequence[Probe],
+        ridge: Sequence[RidgeImportance],
         settings: SearchSettings,
         compute: Mapping[Site, float],
         progress: Progress = lambda fits: None,
     ) -> None:
         self.matrix, self.data, self.settings = matrix, matrix.data, settings
         self.compute, self.progress = compute, progress
-        folds = self.data.folds
-        self.fold_probes: list[Probes] = [{p.column: p.for_fold(i) for p in probes} for i in range(len(folds))]
+        folds = range(len(self.data.folds))
+        self.fold_probes: list[Probes] = [{p.column: p.for_fold(index) for p in probes} for index in folds]
         self.final_probes: Probes = {p.column: p for p in probes}
         self.max_neurons = int(settings.max_share * sum(len(p.standardizer) for p in probes))
-        self.folds = [
-            FoldSearch(matrix, own, self.select(max(settings.etas), own), fold)
-            for own, fold in zip(self.fold_probes, folds, strict=True)
-        ]
+        self.rankings = {rule: self._rank(rule, ridge) for rule in settings.rules}
+        self.folds = {rule: self._read_folds(rule) for rule in settings.rules}
         self.tried: list[Candidate] = []
 
-    def select(self, eta: float, probes: Probes) -> Selection:
-        """Select the neurons of an eta, or of the largest eta that keeps no more than `max_share` of all neurons."""
-        return select(probes.values(), min(eta, largest_eta(probes.values(), self.max_neurons)))
+    @property
+    def valid_y(self) -> list[Targets]:
+        """The targets of each fold's validation rows."""
+        return [self.data.y[fold.valid] for fold in self.data.folds]
+
+    def _rank(self, rule: Rule, ridge: Sequence[RidgeImportance]) -> list[Ranking]:
+        """The rankings of each fold's training rows, and at last that of all labelled rows."""
+        if rule == "l1":
+            return [Ranking.by_probes(probes.values()) for probes in (*self.fold_probes, self.final_probes)]
+        folds = [{r.column: r.folds[i] for r in ridge} for i in range(len(self.data.folds))]
+        return [Ranking.over_all(importance) for importance in (*folds, {r.column: r.importance for r in ridge})]
+
+    def _read_folds(self, rule: Rule) -> list[FoldSearch]:
+        largest = Subset(rule, max(self.settings.etas), max(column.site.layer for column in self.final_probes))
+        return [
+            FoldSearch(self.matrix, probes, self.select(largest, index), fold)
+            for index, (probes, fold) in enumerate(zip(self.fold_probes, self.data.folds, strict=True))
+        ]
+
+    def select(self, subset: Subset, fold: int = _FINAL) -> Selection:
+        """The selection of a subset in a fold, by default that for the final head, on all labelled rows.
+
+        An eta that selects more than `max_share` of all neurons is lowered to the largest that does not.
+        """
+        ranking = self.rankings[subset.rule][fold]
+        selection = ranking.select(min(subset.eta, ranking.largest_eta(self.max_neurons)))
+        return selection.part(subset.depth, subset.part)
+
+    def fold_selections(self, subset: Subset) -> list[Selection]:
+        """The selection of a subset in each fold."""
+        return [self.select(subset, fold) for fold in range(len(self.data.folds))]
 
     def run(self) -> list[Candidate]:
-        """Try eta and strength at full depth, then sites and poolings, every depth, and the L1 penalty.
+        """Try each rule's etas and strengths at full depth, then sites and poolings, every depth, and the L1 penalty.
 
         Raises UserError if cross-validation leaves no probe with a neuron.
         """
         depth = max(column.site.layer for column in self.final_probes)
         strengths = sorted(self.settings.strengths)
-        for eta in self._distinct_etas():
-            self._try(eta, depth, (), [Penalty(strength) for strength in strengths])
+        for rule in self.settings.rules:
+            for eta in self._distinct_etas(rule):
+                self._try(Subset(rule, eta, depth), [Penalty(strength) for strength in strengths])
         if not self.tried:
             raise UserError("data: too few documents to choose neurons by cross-validation; label more of them")
         best = self._best()
@@ -101,42 +135,43 @@ class Search:
         poolings = sorted({c.pooling for c in self.final_probes})
         for names in (kinds, poolings):
             for name in names if len(names) > 1 else ():
-                self._try(best.eta, depth, (name,), neighbours)
+                self._try(replace(best.subset, depth=depth, part=(name,)), neighbours)
         best = self._best()
         for shallower in range(depth):
             for part in dict.fromkeys([(), best.part]):  # in the same order for the whole group
-                self._try(best.eta, shallower, part, neighbours)
+                self._try(replace(best.subset, depth=shallower, part=part), neighbours)
         best = self._best()
         sparser = [Penalty(best.penalty.strength, l1) for l1 in self.settings.l1]
-        self._try(best.eta, best.depth, best.part, sparser)
+        self._try(best.subset, sparser)
         return self.tried
 
     def _best(self) -> Candidate:
         return one_standard_error_choice(self.tried, self.data.folds)
 
-    def _distinct_etas(self) -> list[float]:
+    def _distinct_etas(self, rule: Rule) -> list[float]:
         """The etas of the settings; those beyond `max_share` count as one."""
-        top = largest_eta(self.final_probes.values(), self.max_neurons)
+        top = self.rankings[rule][_FINAL].largest_eta(self.max_neurons)
         return sorted({min(eta, top) for eta in self.settings.etas})
 
-    def _try(self, eta: float, depth: int, part: tuple[str, ...], penalties: Sequence[Penalty]) -> None:
+    def _try(self, subset: Subset, penalties: Sequence[Penalty]) -> None:
         """Fit and judge candidates that differ in their penalty on every fold; none if they have no neuron."""
-        every = [*self.fold_probes, self.final_probes]
-        if not penalties or any(not len(self.selection(eta, depth, part, probes)) for probes in every):
+        selections, final = self.fold_selections(subset), self.select(subset)
+        if not penalties or not all(map(len, (*selections, final))):
             return
         fits = []
-        for probes, fold in zip(self.fold_probes, self.folds, strict=True):
-            fits.append(fold.fit(self.selection(eta, depth, part, probes), penalties))
+        for fold, selection in zip(self.folds[subset.rule], selections, strict=True):
+            fits.append(fold.fit(selection, penalties))
             self.progress(1)
-        deepest = max(column.site for column in self.selection(eta, depth, part, self.final_probes).neurons)
+        deepest = max(column.site for column in final.neurons)
         for index, penalty in enumerate(penalties):
             heads, logits = zip(*(of_fold[index] for of_fold in fits), strict=True)
             scores = self.judge(logits)
             candidate = Candidate(
                 depth=deepest.layer,
                 compute=self.compute[deepest],
-                eta=eta,
-                part=part,
+                rule=subset.rule,
+                eta=subset.eta,
+                part=subset.part,
                 penalty=penalty,
                 neurons=round(float(np.mean([head.coef.any(0).sum() for head in heads]))),
                 valid_score=float(np.mean(scores)),
@@ -145,22 +180,16 @@ class Search:
             )
             self.tried.append(self.matrix.group.broadcast_object(candidate))
 
-    def selection(self, eta: float, depth: int, part: tuple[str, ...], probes: Probes) -> Selection:
-        """The selection of an eta within a depth, only of the kinds or poolings in `part` if there are any."""
-        return self.select(eta, probes).part(depth, part)
-
     def judge(self, held_out: Sequence[Floats]) -> tuple[float, ...]:
         """The metric on the validation rows of each fold, by their logits (m, K)."""
         predicted = [self.data.label_space.predict(logits) for logits in held_out]
-        return tuple(
-            score(self.data.metric, fold.valid_y, answers) for fold, answers in zip(self.folds, predicted, strict=True)
-        )
+        return tuple(score(self.data.metric, y, answers) for y, answers in zip(self.valid_y, predicted, strict=True))
 
     def _resampled(self, scores: tuple[float, ...], held_out: Sequence[Floats]) -> tuple[float, ...]:
         """The scores per fold, or with a single fold without each of its parts."""
         if len(scores) > 1:
             return scores
-        y, predicted = self.folds[0].valid_y, self.data.label_space.predict(held_out[0])
+        y, predicted = self.valid_y[0], self.data.label_space.predict(held_out[0])
         return tuple(score(self.data.metric, y[rows], predicted[rows]) for rows in jackknife_rows(len(y)))
 
 

@@ -20,7 +20,7 @@ from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
-from spin.heads.selection import Selection
+from spin.heads.selection import Rule, Selection
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
@@ -51,8 +51,10 @@ def make_fitted(seed: int, *, mlp: bool, classes: int = 3, columns: int = 3) -> 
     head: LinearHead | MlpHead = LinearHead(values(classes, p), values(classes))
     if mlp:
         head = MlpHead(head, values(4, p), values(4), values(classes, 4))
-    selection = Selection(neurons, importance, 0.1 + seed % 7 / 10)
-    return FittedClassifier(selection, Standardizer(values(p), values(p)), head, SUMMARY)
+    rule: Rule = "ridge" if seed % 2 else "l1"
+    selection = Selection(neurons, importance, 0.1 + seed % 7 / 10, rule)
+    summary = SUMMARY.model_copy(update={"rule": rule})
+    return FittedClassifier(selection, Standardizer(values(p), values(p)), head, summary)
 
 
 def make_training_result(*parts: FittedClassifier) -> TrainingResult:
@@ -60,8 +62,8 @@ def make_training_result(*parts: FittedClassifier) -> TrainingResult:
     names = ("accuracy", "balanced", "cheapest")
     choices = {name: parts[min(at, len(parts) - 1)] for at, name in enumerate(names)}
     points = (
-        Candidate(0, 0.0, 1 / 3, (), Penalty(0.3), 4, 0.625, (0.5, 0.75), (np.zeros((2, 3)),)),
-        Candidate(2, 0.66, 0.7, ("ffn",), Penalty(3, 0.02), 7, 2 / 3, (2 / 3,)),
+        Candidate(0, 0.0, "l1", 1 / 3, (), Penalty(0.3), 4, 0.625, (0.5, 0.75), (np.zeros((2, 3)),)),
+        Candidate(2, 0.66, "ridge", 0.7, ("ffn",), Penalty(3, 0.02), 7, 2 / 3, (2 / 3,)),
     )
     return TrainingResult(choices, points, 31)  # type: ignore[arg-type]
 
@@ -76,7 +78,7 @@ def check_equal(actual: FittedClassifier, expected: FittedClassifier) -> None:
     """The same values, bit for bit, and the same types."""
     assert actual.selection.rows() == expected.selection.rows()
     assert list(actual.selection.neurons) == list(expected.selection.neurons)
-    assert actual.selection.eta == expected.selection.eta
+    assert (actual.selection.eta, actual.selection.rule) == (expected.selection.eta, expected.selection.rule)
     assert actual.summary == expected.summary
     assert type(actual.head) is type(expected.head)
     pairs: list[tuple[Any, Any]] = [
@@ -117,6 +119,19 @@ def test_a_loaded_training_result_equals_the_saved_one(
     assert loaded.tried == 31
     assert metadata == METADATA
     assert save(loaded, metadata) == {name: (folder / name).read_bytes() for name in (CONFIG, TENSORS)}
+
+
+def test_a_classifier_of_the_format_before_is_read(tmp_path: Path) -> None:
+    """Registered models of 0.2, whose neurons were all selected by L1 probes, stay usable."""
+    folder = write(tmp_path, make_training_result(make_fitted(0, mlp=False)))
+    config = json.loads((folder / CONFIG).read_text())
+    config["format"] = 4
+    for part in (*(part["facts"] for part in config["integrations"]), *config["frontier"]):
+        del part["rule"]
+    (folder / CONFIG).write_text(json.dumps(config))
+    loaded, _ = load(folder)
+    check_equal(loaded.choices["accuracy"], make_fitted(0, mlp=False))
+    assert {candidate.rule for candidate in loaded.frontier} == {"l1"}
 
 
 def test_a_classifier_under_several_names_is_stored_once(tmp_path: Path) -> None:
@@ -180,8 +195,8 @@ INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier tha
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_config(lambda c: c.update(format=1)), "has format 1, this version reads 4; train the model again"),
-        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 4; train the model again"),
+        (edit_config(lambda c: c.update(format=1)), "has format 1, this version reads 5; train the model again"),
+        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 5; train the model again"),
         *[(remove_tensor(f"0.{name}"), f"{INCOMPLETE}'{name}'") for name in ("mean", "scale", "coef", "intercept")],
         (remove_tensor("0.inner_bias"), f"{INCOMPLETE}'inner_bias'"),
         (remove_tensor("0.neurons.ffn.01.max"), f"{INCOMPLETE}'neurons.ffn.01.max'"),

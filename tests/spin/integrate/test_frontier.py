@@ -33,6 +33,7 @@ def candidate_lists(draw: st.DrawFn) -> list[Candidate]:
             Candidate(
                 depth,
                 max(depth - 0.3 * kind, 0) / 3,
+                draw(st.sampled_from(["l1", "ridge"])),
                 draw(st.sampled_from([0.3, 0.7])),
                 ("ffn",) if kind else (),
                 Penalty(draw(st.sampled_from([0.1, 1.0])), draw(st.sampled_from([0.0, 0.02]))),
@@ -89,10 +90,11 @@ def standard_error(candidate: Candidate, other: Candidate, folds: Sequence[Fold]
 def test_the_accuracy_choice_is_the_fullest_within_one_standard_error(
     candidates: list[Candidate], folds: list[Fold]
 ) -> None:
-    """The fullest candidate near the best one, not the luckiest, which may be smaller."""
+    """The fullest candidate near the best one, of its rule, not the luckiest, which may be smaller."""
     best = best_candidate(candidates)
     near = [c for c in candidates if best.valid_score - c.valid_score <= standard_error(best, c, folds) + 1e-12]
-    fullest = max((c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score) for c in near)
+    of_rule = [c for c in near if c.rule == best.rule]
+    fullest = max((c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score) for c in of_rule)
     accurate = choose_candidates(candidates, SearchSettings(), folds)["accuracy"]
     assert accurate is one_standard_error_choice(candidates, folds)
     c = accurate
@@ -138,7 +140,7 @@ def test_with_cross_validation_a_loss_includes_one_standard_error(
 @pytest.mark.parametrize("folds", [ONE_FOLD, FIVE_FOLDS])
 def test_a_shallow_candidate_with_lucky_folds_is_not_preferred(folds: list[Fold]) -> None:
     """A candidate that is ahead in three parts and far behind in two does not replace the full one."""
-    full = Candidate(3, 1.0, 0.7, (), Penalty(1.0), 9, 0.6, (0.6,) * 5)
+    full = Candidate(3, 1.0, "l1", 0.7, (), Penalty(1.0), 9, 0.6, (0.6,) * 5)
     lucky = replace(full, depth=1, compute=0.3, valid_score=0.61, resampled=(0.5, 0.55, 0.6, 0.7, 0.7))
     assert choose_candidates([full, lucky], SearchSettings(), folds)["accuracy"] is full
     assert choose_candidates([full, lucky], SearchSettings(cheapest_loss=0.3), folds)["cheapest"] is lucky

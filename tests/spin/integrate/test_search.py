@@ -35,7 +35,8 @@ from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, fit_probes
-from spin.sparsify.select import largest_eta, select
+from spin.sparsify.ridge import RidgeImportance, fit_ridge
+from spin.sparsify.select import Ranking
 
 pytestmark = pytest.mark.usefixtures("all_folds")
 Rows = NDArray[np.int64]
@@ -54,6 +55,7 @@ class Project:
     folds: Sequence[Fold]
     test: Rows
     probes: list[Probe]
+    ridge: list[RidgeImportance]
 
     @property
     def data(self) -> TrainingData:
@@ -63,13 +65,20 @@ class Project:
         return np.concatenate([self.activations[c][rows][:, n] for c, n in selection.neurons.items()], axis=1)
 
     def integrate(self, settings: SearchSettings = SEARCH, **changes: Any) -> TrainingResult:
-        return integrate(self.probes, self.read, self.data, **{"settings": settings, "compute": FLOPS, **changes})
+        options: dict[str, Any] = {"settings": settings, "compute": FLOPS, **changes}
+        return integrate(self.probes, self.ridge, self.read, self.data, **options)
 
     def search(
         self, settings: SearchSettings = SEARCH, kind: str = "none", group: ProcessGroup | None = None
     ) -> Search:
         matrix = FeatureMatrix(self.read, replace(self.data, class_weights=kind), group or ProcessGroup())
-        return Search(matrix, self.probes, settings, FLOPS)
+        return Search(matrix, self.probes, self.ridge, settings, FLOPS)
+
+    def ranking(self, rule: str, fold: int) -> Ranking:
+        """The ranking of neurons by the training rows of a fold."""
+        if rule == "ridge":
+            return Ranking.over_all({r.column: r.folds[fold] for r in self.ridge})
+        return Ranking.by_probes([probe.for_fold(fold) for probe in self.probes])
 
     def refit(
         self, selection: Selection, probes: list[Probe], scaled_on: Rows, train: Rows, rows: Rows, strength: float
@@ -115,8 +124,9 @@ def _fit_project(seed: int, signal: float, kind: str, n: int, folds: int) -> Pro
     train, valid, test = order[: n // 2], order[n // 2 : 3 * n // 4], order[3 * n // 4 :]
     parts = (Fold(train, valid),) if folds == 1 else make_folds(label_space, y, train, valid, seed)[:folds]
     probe_settings = ProbeSettings(penalties=5)
-    probes = fit_probes(activations, TrainingData(y, tuple(parts), label_space, "accuracy"), probe_settings)
-    return Project(label_space, activations, y, parts, test, probes)
+    data = TrainingData(y, tuple(parts), label_space, "accuracy")
+    ridge = fit_ridge(lambda column: activations[column], columns, data)
+    return Project(label_space, activations, y, parts, test, fit_probes(activations, data, probe_settings), ridge)
 
 
 @pytest.fixture(scope="module", params=["multi-class", "multi-label", "three folds"])
@@ -159,9 +169,9 @@ def test_test_rows_do_not_affect_the_result(folds: int) -> None:
 def test_validation_labels_decide_the_scores() -> None:
     """Other validation labels give other scores, while the fits on the training rows stay as they are."""
     project = build_project()
-    before = {(c.depth, c.eta, c.part, c.penalty): c for c in project.search().run()}
+    before = {(c.rule, c.depth, c.eta, c.part, c.penalty): c for c in project.search().run()}
     project.y[project.folds[0].valid] = (project.y[project.folds[0].valid] + 1) % 3
-    after = {(c.depth, c.eta, c.part, c.penalty): c for c in project.search().run()}
+    after = {(c.rule, c.depth, c.eta, c.part, c.penalty): c for c in project.search().run()}
     assert max(c.valid_score for c in after.values()) < 0.5 < max(c.valid_score for c in before.values())
     for key in before.keys() & after.keys():
         np.testing.assert_allclose(after[key].held_out[0], before[key].held_out[0], atol=0.1)
@@ -174,8 +184,9 @@ def test_every_candidate_equals_an_independent_refit(project: Project, candidate
         sizes, differences, scores = [], [], []
         for at, fold in enumerate(project.folds):
             probes = [p.for_fold(at) for p in project.probes]
-            top = largest_eta(probes, int(96 * SEARCH.max_share))  # of each fold, which may be less
-            selection = select(probes, min(candidate.eta, top)).part(candidate.depth, candidate.part)
+            ranking = project.ranking(candidate.rule, at)
+            top = ranking.largest_eta(int(96 * SEARCH.max_share))  # of each fold, which may be less
+            selection = ranking.select(min(candidate.eta, top)).part(candidate.depth, candidate.part)
             sizes.append(len(selection))
             predicted = project.label_space.predict(candidate.held_out[at])
             scores.append(score("accuracy", project.y[fold.valid], predicted))
@@ -198,10 +209,11 @@ def test_every_candidate_equals_an_independent_refit(project: Project, candidate
 
 
 def test_the_search_tries_every_eta_strength_pooling_and_depth(candidates: list[Candidate]) -> None:
-    """All etas and strengths at full depth, each pooling, every depth, and L1 penalties on the best candidate."""
-    etas = {c.eta for c in candidates}
-    grid = {(c.eta, c.penalty.strength) for c in candidates if c.depth == 4 and not c.part and not c.penalty.l1}
-    assert grid >= {(eta, strength) for eta in etas for strength in SEARCH.strengths}
+    """All etas and strengths of both rules at full depth, each pooling, every depth, and L1 penalties on the best."""
+    for rule in ("l1", "ridge"):
+        of_rule = [c for c in candidates if c.rule == rule]
+        grid = {(c.eta, c.penalty.strength) for c in of_rule if not c.part and not c.penalty.l1}
+        assert grid >= {(eta, strength) for eta in {c.eta for c in of_rule} for strength in SEARCH.strengths}
     assert {c.part for c in candidates} == {(), ("max",), ("mean",)}
     assert {c.depth for c in candidates if not c.part} == {1, 2, 3, 4}
     [sparse] = {(c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if c.penalty.l1}
@@ -274,7 +286,7 @@ def test_the_temperature_is_chosen_on_held_out_logits(
             return float(np.logaddexp(0, np.where(has, -logits, logits) / t).sum(1).mean())
         return float((np.logaddexp.reduce(logits / t, axis=1) - (logits / t)[has]).mean())
 
-    grid = np.geomspace(0.2, 5, 2001)
+    grid = np.geomspace(0.05, 20, 4001)
     summary = result.choices["accuracy"].summary
     assert summary.temperature == pytest.approx(grid[int(np.argmin([loss(t) for t in grid]))], rel=0.01)
     assert summary.valid_log_loss == pytest.approx(loss(summary.temperature), abs=2e-4)
@@ -287,7 +299,7 @@ def test_an_l1_penalty_removes_neurons() -> None:
     settings = SEARCH.model_copy(update={"l1": (0.3, 0.5)})
     candidates = [c for c in project.search(settings).run() if c.penalty.l1]
     assert [c.penalty.l1 for c in candidates] == [0.3, 0.5]
-    selection = select(project.probes, candidates[0].eta).part(candidates[0].depth, candidates[0].part)
+    selection = project.search(settings).select(candidates[0].subset)
     assert len(selection) > candidates[0].neurons > candidates[1].neurons > 0
     from spin.integrate.integrate import _CandidateFitter
 
@@ -340,12 +352,12 @@ def build_interaction_project(seed: int = 0, n: int = 900) -> Project:
     folds = (Fold(rows[: n // 2], rows[n // 2 : 3 * n // 4]),)
     coef = np.ones((1, 6), np.float32)
     probe = Probe(column, coef, coef[:, 0], Standardizer(np.zeros(6, np.float32), coef[0]), 0.1, 1.0, 0.0, 0.9)
-    return Project(label_space, {column: X}, y, folds, rows[3 * n // 4 :], [probe])
+    return Project(label_space, {column: X}, y, folds, rows[3 * n // 4 :], [probe], [])
 
 
 def test_auto_takes_an_mlp_only_where_a_paired_test_finds_it_better() -> None:
     """An interaction of neurons makes it take the MLP; where a linear head suffices it keeps the linear one."""
-    settings = SEARCH.model_copy(update={"head": "auto", "max_share": 1, "etas": (1.0,)})
+    settings = SEARCH.model_copy(update={"head": "auto", "max_share": 1, "etas": (1.0,), "rules": ("l1",)})
 
     def choose(project: Project, **changed: Any) -> FittedClassifier:
         return project.integrate(settings.model_copy(update=changed)).choices["accuracy"]
@@ -381,16 +393,16 @@ def test_a_layer_without_neurons_is_not_on_the_frontier() -> None:
     """The frontier continues with the other layers."""
     project = build_project()
     probes = [replace(p, coef=p.coef * 0) if p.column.site.layer == 2 else p for p in project.probes]
-    result = replace(project, probes=probes).integrate()
+    result = replace(project, probes=probes).integrate(SEARCH.model_copy(update={"rules": ("l1",)}))
     assert [point.depth for point in result.frontier] == [1, 3, 4]
 
 
 @pytest.mark.parametrize("folds", [1, 3])
 def test_progress_is_reported_once_per_group_of_heads_and_fold(folds: int) -> None:
-    """A group holds the heads of one eta, depth and part that are fitted together."""
+    """A group holds the heads of one rule, eta, depth and part that are fitted together."""
     project, reports = build_project(folds=folds), []
     project.integrate(progress=reports.append)
-    groups = {(c.eta, c.depth, c.part, bool(c.penalty.l1)) for c in project.search().run()}
+    groups = {(c.rule, c.eta, c.depth, c.part, bool(c.penalty.l1)) for c in project.search().run()}
     assert reports == [1] * (folds * len(groups))
 
 
@@ -443,7 +455,7 @@ def test_balanced_weights_predict_rare_classes_more_often() -> None:
     predictions = {}
     for kind in ("none", "balanced"):
         data = replace(project.data, class_weights=kind)
-        result = integrate(project.probes, project.read, data, settings=SEARCH, compute=FLOPS)
+        result = integrate(project.probes, project.ridge, project.read, data, settings=SEARCH, compute=FLOPS)
         fitted = result.choices["accuracy"]
         logits = fitted.logits(project.read(fitted.selection, project.test))
         predictions[kind] = (logits.argmax(1) == 2).sum()

@@ -23,7 +23,7 @@ from spin.labels.training_data import TrainingData
 from spin.settings import ProbeSettings
 from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, _choose_penalties, class_weights, decide, fit_probes, signs
-from spin.sparsify.select import select
+from spin.sparsify.select import Ranking
 from spin.sparsify.solvers.l1_path import LogisticPath
 from tests.spin.sparsify.test_l1_path import loop_violation
 
@@ -134,7 +134,7 @@ def test_a_rare_class_keeps_its_neurons() -> None:
     fold = Fold(np.arange(4500), np.arange(4500, 6000))
     data = TrainingData(y, (fold,), TASKS["3"], "macro_f1")
     probes = fit_probes({COLUMN: X.astype(np.float32)}, data, ProbeSettings())
-    assert 30 in select(probes, 0.7).neurons[COLUMN]
+    assert 30 in Ranking.by_probes(probes).select(0.7).neurons[COLUMN]
 
 
 def test_columns_fitted_together_equal_columns_fitted_alone() -> None:

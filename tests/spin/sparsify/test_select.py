@@ -17,7 +17,7 @@ from spin.integrate.feature_matrix import align, selected_standardizer
 from spin.labels.standardizer import Standardizer
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe
-from spin.sparsify.select import largest_eta, select
+from spin.sparsify.select import Ranking
 
 COLUMNS = [
     FeatureColumn.parse(text) for text in ("resid.00.mean", "ffn.01.max", "ffn.01.mean", "resid.01.mean", "ffn.02.max")
@@ -52,7 +52,7 @@ def test_selection_is_the_smallest_that_reaches_eta(first: list[float], second: 
     coef = [first[:width], second[:width]]
     totals = [sum(w * w for w in of_class) or 1 for of_class in coef]
     importance = np.array([a * a / totals[0] + b * b / totals[1] for a, b in zip(*coef, strict=True)])
-    selection = select([make_probe(COLUMNS[0], coef)], eta)
+    selection = Ranking.by_probes([make_probe(COLUMNS[0], coef)]).select(eta)
     if not importance.any():
         assert len(selection) == 0
         return
@@ -72,15 +72,17 @@ def test_selection_is_the_smallest_that_reaches_eta(first: list[float], second: 
 
 def test_importance_is_summed_over_all_classes() -> None:
     """A neuron that is second for every class may rank first overall."""
-    selection = select([make_probe(COLUMNS[0], [[3, 0, 0, 2.5], [0, 3, 0, 2.5], [0, 0, 3, -2.5]])], 0.3)
+    selection = Ranking.by_probes([make_probe(COLUMNS[0], [[3, 0, 0, 2.5], [0, 3, 0, 2.5], [0, 0, 3, -2.5]])]).select(
+        0.3
+    )
     assert selection.neurons[COLUMNS[0]].tolist() == [3]
 
 
 def test_a_probe_without_neurons_adds_no_column() -> None:
     """Only empty probes give an empty selection of depth 0."""
-    selection = select([make_probe(COLUMNS[0], [[0, 1]]), make_probe(COLUMNS[1], [[0, 0]])], 1.0)
+    selection = Ranking.by_probes([make_probe(COLUMNS[0], [[0, 1]]), make_probe(COLUMNS[1], [[0, 0]])]).select(1.0)
     assert list(selection.neurons) == [COLUMNS[0]]
-    empty = select([make_probe(COLUMNS[1], [[0, 0]])], 1.0)
+    empty = Ranking.by_probes([make_probe(COLUMNS[1], [[0, 0]])]).select(1.0)
     assert (len(empty), empty.depth, empty.rows()) == (0, 0, [])
     assert empty.positions_in(selection).shape == (0,)
 
@@ -99,11 +101,11 @@ def test_a_part_of_a_selection_equals_the_selection_from_its_probes(
     """Cutting a selection is the same as selecting from the remaining probes, in whatever order these come."""
     probes = make_probes(coefs)
     draw.shuffle(probes)
-    cut = select(probes, eta).part(depth, names)
+    cut = Ranking.by_probes(probes).select(eta).part(depth, names)
     remaining = [p for p in probes if p.column.site.layer <= depth]
     if names:
         remaining = [p for p in remaining if names & set(str(p.column).split("."))]
-    alone = select(remaining, eta)
+    alone = Ranking.by_probes(remaining).select(eta)
     assert cut.rows() == alone.rows()
     assert (cut.eta, list(cut.neurons)) == (eta, sorted(cut.neurons))
     assert cut.depth <= depth
@@ -113,7 +115,7 @@ def test_a_part_of_a_selection_equals_the_selection_from_its_probes(
 @given(layers, shares, st.randoms(use_true_random=False))
 def test_keep_returns_the_wanted_features_in_order(coefs: list[list[float]], eta: float, draw: random.Random) -> None:
     """A column without a wanted feature is left out."""
-    selection = select(make_probes(coefs), eta)
+    selection = Ranking.by_probes(make_probes(coefs)).select(eta)
     assume(len(selection))
     wanted = np.array([draw.random() < 0.4 for _ in range(len(selection))], bool)
     kept = selection.keep(wanted)
@@ -131,15 +133,16 @@ def test_largest_eta_is_the_largest_that_keeps_at_most_the_given_count(coefs: li
     probes = [p for p in make_probes(coefs) if p.importance.any()]
     if not probes:
         return
-    largest = largest_eta(probes, count)
+    ranking = Ranking.by_probes(probes)
+    largest = ranking.largest_eta(count)
     steps = sorted({float(x) for p in probes for x in np.cumsum(np.sort(p.importance / p.importance.sum())[::-1])})
-    etas = [eta for eta in {1.0, *(min(step, 1.0) for step in steps)} if len(select(probes, eta)) <= count]
+    etas = [eta for eta in {1.0, *(min(step, 1.0) for step in steps)} if len(ranking.select(eta)) <= count]
     if len(probes) > count:  # each probe gives at least one neuron, however small the share
-        assert (len(select(probes, largest)), etas) == (len(probes), [])
+        assert (len(ranking.select(largest)), etas) == (len(probes), [])
         return
     assert largest == pytest.approx(max(etas))
-    assert len(select(probes, largest)) == len(select(probes, max(etas))) <= count
-    assert largest == 1 or len(select(probes, largest + 1e-6)) > count
+    assert len(ranking.select(largest)) == len(ranking.select(max(etas))) <= count
+    assert largest == 1 or len(ranking.select(largest + 1e-6)) > count
 
 
 @settings(deadline=None)
@@ -147,7 +150,7 @@ def test_largest_eta_is_the_largest_that_keeps_at_most_the_given_count(coefs: li
 def test_alignment_equals_a_plain_loop(coefs: list[list[float]], eta: float, scores: list[float], floor: float) -> None:
     """Per feature: the gain of its site over the floor, and the share of the neuron in its probe's weights."""
     probes = [replace(p, valid_score=score) for p, score in zip(make_probes(coefs), scores, strict=False)]
-    selection, by_column = select(probes, eta), {p.column: p for p in probes}
+    selection, by_column = Ranking.by_probes(probes).select(eta), {p.column: p for p in probes}
     gains = [max(by_column[column].valid_score - floor, 0) for column in selection.neurons]
     expected = []
     for column, neuron, _ in selection.rows():
@@ -169,7 +172,7 @@ def test_alignment_scales_sites_by_their_gain_over_the_floor() -> None:
     probes = {p.column: p for p in make_probes([[1], [1], [1], [1]])}
     for column, score in zip(COLUMNS, (0.9, 0.5, 0.3, 0.7), strict=False):
         probes[column] = replace(probes[column], valid_score=score)
-    selection = select(probes.values(), 1)
+    selection = Ranking.by_probes(probes.values()).select(1)
     scale_by_column = dict(zip(selection.neurons, align(selection, probes, 0.5).tolist(), strict=True))
     assert [scale_by_column[c] for c in COLUMNS[:4]] == pytest.approx([1, 0.05, 0.05, 0.05 + 0.95 / 4])
     assert align(selection, probes, 0.95).tolist() == [1, 1, 1, 1]
@@ -183,7 +186,8 @@ def test_positions_in_locates_a_smaller_selection_in_a_larger_one(
 ) -> None:
     """Columns at these positions of the larger feature matrix form the smaller one, for less eta and for less depth."""
     probes = make_probes(coefs)
-    larger, smaller = select(probes, max(a, b)), select(probes, min(a, b)).part(depth)
+    ranking = Ranking.by_probes(probes)
+    larger, smaller = ranking.select(max(a, b)), ranking.select(min(a, b)).part(depth)
     draw = np.random.default_rng(0)
     activations = {p.column: draw.normal(size=(3, p.coef.shape[1])) for p in probes}
     positions = smaller.positions_in(larger)
@@ -199,7 +203,7 @@ def test_positions_in_locates_a_smaller_selection_in_a_larger_one(
 def test_rows_and_standardizer_follow_the_order_of_the_feature_matrix(coefs: list[list[float]], eta: float) -> None:
     """The value, mean, scale and importance of a neuron have the index of its feature."""
     probes = make_probes(coefs)
-    selection = select(probes, eta)
+    selection = Ranking.by_probes(probes).select(eta)
     rows = selection.rows()
     assert len(rows) == len(selection)
     if not rows:

@@ -1,0 +1,153 @@
+"""The ridge regression on all columns equals scikit-learn's, and its importance is that of every neuron together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+import spin.sparsify.ridge
+from spin.arrays import Floats, Rows
+from spin.labels.cross_validation import Fold
+from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.training_data import TrainingData
+from spin.sites import FeatureColumn
+from spin.sparsify.ridge import ReadColumn, RidgeImportance, fit_ridge, sample_rows, solve_ridge
+from spin.sparsify.select import Ranking
+
+COLUMNS = [FeatureColumn.parse(text) for text in ("ffn.01.mean", "resid.01.mean", "ffn.02.mean")]
+THREE = LabelSpace(("a", "b", "c"))
+
+
+def make_activations(y: Targets, label_space: LabelSpace = THREE, seed: int = 0) -> dict[FeatureColumn, Floats]:
+    """Three columns on different scales; the first neurons of each move with the classes."""
+    draw, has = np.random.default_rng(seed), label_space.indicator(y)
+    activations = {}
+    for number, column in enumerate(COLUMNS):
+        values = draw.normal(size=(len(y), 20 + number))
+        values[:, : has.shape[1]] += has
+        values[:, -1] = 3
+        activations[column] = (values * 10.0**number - 2).astype(np.float32)
+    return activations
+
+
+def make_data(n: int = 120, label_space: LabelSpace = THREE) -> TrainingData:
+    draw = np.random.default_rng(3)
+    y: Targets = draw.random((n, 3)) < 0.4 if label_space.multilabel else draw.integers(0, 3, n)
+    order = draw.permutation(n)
+    folds = (Fold(np.sort(order[n // 4 :]), np.sort(order[: n // 4])),)
+    return TrainingData(y, folds, label_space, "macro_f1")
+
+
+def standardize(activations: Mapping[FeatureColumn, Floats], rows: Rows) -> Floats:
+    X = np.concatenate([values[rows] for values in activations.values()], axis=1).astype(np.float64)
+    deviation = X.std(0)
+    return np.asarray((X - X.mean(0)) / np.where(deviation > 1e-3, deviation, 1))
+
+
+def expected_importance(X: Floats, targets: Floats, penalty: float) -> Floats:
+    """By scikit-learn's primal solution; X is (n, p) and the penalty a share of the mean squared length of a row."""
+    centred = X - X.mean(0)
+    lam = penalty * (centred**2).sum() / len(X)
+    weights = Ridge(alpha=lam, solver="cholesky").fit(X, targets).coef_
+    squares = weights**2 / (weights**2).sum(1, keepdims=True)
+    return np.asarray(squares.sum(0))
+
+
+def test_the_solution_and_its_left_out_predictions_are_those_of_scikit_learn() -> None:
+    """Each left-out prediction is that of a regression which was fitted without the row."""
+    draw = np.random.default_rng(0)
+    X, targets = draw.normal(size=(30, 50)) + 1, draw.normal(size=(30, 2))
+    lam = 0.5 * ((X - X.mean(0)) ** 2).sum() / 30
+    solution = solve_ridge(torch.from_numpy(X @ X.T), torch.from_numpy(targets), 0.5)
+    np.testing.assert_allclose(X.T @ solution.dual.numpy(), Ridge(alpha=lam).fit(X, targets).coef_.T, atol=1e-8)
+    for row in range(30):
+        others = np.arange(30) != row
+        expected = Ridge(alpha=lam).fit(X[others], targets[others]).predict(X[[row]])[0]
+        np.testing.assert_allclose(solution.left_out[row], expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["multi-class", "multi-label"])
+def test_importance_is_that_of_a_regression_on_all_columns(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On all labelled rows, and on the training rows of the fold; every class counts the same."""
+    monkeypatch.setattr(spin.sparsify.ridge, "PENALTIES", (0.5,))
+    monkeypatch.setattr(spin.sparsify.ridge, "find_suspects", lambda probabilities, y: np.zeros(len(y), bool))
+    data = make_data(label_space=LabelSpace(("a", "b", "c"), multilabel=kind == "multi-label"))
+    activations = make_activations(data.y, data.label_space)
+    ridge = fit_ridge(lambda column: activations[column], COLUMNS, data)
+    assert [of_column.column for of_column in ridge] == COLUMNS
+    X, targets = standardize(activations, data.rows), data.label_space.indicator(data.y).astype(float)
+    actual = np.concatenate([of_column.importance for of_column in ridge])
+    np.testing.assert_allclose(actual, expected_importance(X, targets, 0.5), rtol=1e-3, atol=1e-6)
+    train = data.folds[0].train
+    actual = np.concatenate([of_column.folds[0] for of_column in ridge])
+    np.testing.assert_allclose(actual, expected_importance(X[train], targets[train], 0.5), rtol=1e-3, atol=1e-6)
+    assert not any(of_column.importance[-1] > 1e-9 for of_column in ridge), "a constant neuron has no importance"
+
+
+def test_validation_labels_do_not_reach_the_importance_of_the_fold() -> None:
+    data = make_data()
+    activations = make_activations(data.y)
+    before = fit_ridge(lambda column: activations[column], COLUMNS, data)
+    data.y[data.folds[0].valid] = (data.y[data.folds[0].valid] + 1) % 3
+    after = fit_ridge(lambda column: activations[column], COLUMNS, data)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one.folds[0], other.folds[0])
+        assert not np.array_equal(one.importance, other.importance)
+
+
+def test_wrong_labels_choose_fewer_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a quarter of the labels flipped, leaving out suspects finds more of the 20 neurons that know the class."""
+
+    def count_hits() -> int:
+        hits = 0
+        for seed in range(8):
+            draw = np.random.default_rng(seed)
+            truth = draw.integers(0, 2, 500)
+            X = draw.normal(size=(500, 300)).astype(np.float32)
+            X[:, :20] += 0.3 * (truth[:, None] * 2 - 1)
+            y = np.where(draw.random(500) < 0.25, 1 - truth, truth)
+            data = TrainingData(y, (Fold(np.arange(400), np.arange(400, 500)),), LabelSpace(("a", "b")))
+            [of_column] = fit_ridge(_reader(X), COLUMNS[:1], data)
+            hits += int((np.argsort(-of_column.importance)[:20] < 20).sum())
+        return hits
+
+    without_suspects = count_hits()
+    monkeypatch.setattr(spin.sparsify.ridge, "find_suspects", lambda probabilities, y: np.zeros(len(y), bool))
+    assert without_suspects > count_hits()
+
+
+def _reader(X: Floats) -> ReadColumn:
+    return lambda column: X
+
+
+def test_many_rows_are_sampled_in_the_proportions_of_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rare class keeps at least one row, and all results are those of the sample."""
+    monkeypatch.setattr(spin.sparsify.ridge, "MOST_ROWS", 100)
+    y = np.array([0] * 600 + [1] * 395 + [2] * 5)
+    data = TrainingData(y, (Fold(np.arange(0, 1000, 2), np.arange(1, 1000, 2)),), THREE, seed=4)
+    rows = sample_rows(data)
+    assert np.bincount(y[rows]).tolist() == [60, 40, 1]
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert rows.tolist() == sample_rows(data).tolist()
+
+
+def test_importance_survives_storage_and_ranks_all_neurons_together() -> None:
+    data = make_data()
+    activations = make_activations(data.y)
+    ridge = fit_ridge(lambda column: activations[column], COLUMNS, data)
+    restored = [RidgeImportance.from_bytes(of_column.to_bytes()) for of_column in ridge]
+    for actual, expected in zip(restored, ridge, strict=True):
+        assert actual.column == expected.column
+        np.testing.assert_array_equal(actual.importance, expected.importance)
+        np.testing.assert_array_equal(actual.folds, expected.folds)
+    ranking = Ranking.over_all({of_column.column: of_column.importance for of_column in ridge})
+    selection = ranking.select(ranking.largest_eta(7))
+    every = sorted((float(x) for of_column in ridge for x in of_column.importance), reverse=True)
+    assert len(selection) == 7
+    assert selection.rule == "ridge"
+    picked = [ridge[COLUMNS.index(column)].importance[neuron] for column, neuron, _ in selection.rows()]
+    assert sorted(map(float, picked), reverse=True) == every[:7]
