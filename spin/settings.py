@@ -309,6 +309,16 @@ class CascadeSettings(_Section):
     )
 
 
+class TrainSettings(_Section):
+    """The comparison at the end of a training, on the test documents."""
+
+    baselines: bool = Field(
+        True,
+        description="Fit the simpler classifiers that the new one is compared with, on at most 20,000 training "
+        "documents. It changes no classifier; a training that has finished keeps the table that it has.",
+    )
+
+
 class DecisionSettings(_Section):
     """From the probabilities of the classes to a label."""
 
@@ -531,6 +541,7 @@ class Settings(_Section):
         "search.balanced_loss or search.cheapest_loss.",
     )
     cascade: CascadeSettings = Field(default_factory=CascadeSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
     decision: DecisionSettings = Field(default_factory=DecisionSettings)
     mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
     registry: RegistrySettings = Field(default_factory=RegistrySettings)

@@ -83,6 +83,8 @@ class CardFacts:
     decision: DecisionSettings
     versions: Mapping[str, str]
     """of the libraries"""
+    notes: Sequence[str] = ()
+    """sentences on the table: what is missing from it, or was fitted on a sample"""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def build_train_report(choose: Choice, **depths: int) -> TrainReport:
         per_class={},
         test_ece=None,
         counts={"train": 80, "valid": 20, "test": 0},
+        notes=(),
         seconds=TrainSeconds(1.0, 0.0),
     )
     return TrainReport("f" * 64, results, RegisteredVersion("tiny", "3", "r"), choose)

@@ -145,6 +145,15 @@ def test_the_card_contains_every_fact() -> None:
         assert card.index(untested) > card.index("Not tested:")
 
 
+def test_notes_on_the_table_stand_between_it_and_the_next() -> None:
+    """Without notes there is no empty list."""
+    notes = ["tfidf is left out of the table: MemoryError", "last_layer: fitted on a stratified sample"]
+    card = model_card(make_facts(notes=notes))
+    assert "| 432 |\n\n- tfidf is left out of the table: MemoryError\n- last\\_layer: fitted on" in card
+    assert parse_tables(card) == parse_tables(model_card(make_facts()))
+    assert "| 432 |\n\n| class |" in model_card(make_facts())
+
+
 def test_a_model_hub_reads_the_metadata() -> None:
     """Its reader gets the task, the library and the test results; without test documents there is no result."""
     data = ModelCard(model_card(make_facts(name="tweets: 1\n---", data="s3://bucket/\x00a: b"))).data
