@@ -207,7 +207,13 @@ class DataSettings(_Section):
     split: str | None = Field(
         None,
         description="Column that says how a document is used: train (to learn), valid (to choose between candidates) "
-        "or test (for the final figures). Default: a hash of the id decides.",
+        "or test (for the final figures). Default: a hash of the text decides, so that near-identical texts are used "
+        "in the same way.",
+    )
+    group: str | None = Field(
+        None,
+        description="Column with what documents have in common, such as an author or a thread. Documents with the same "
+        "value are used in the same way: its hash decides, or that of the text where it is null. Default: none.",
     )
     valid_fraction: float = Field(
         0.15, gt=0, lt=0.5, description="Without a split column: share of documents used to choose between candidates."

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.training_labels import Labels
+from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import (
@@ -49,12 +48,15 @@ ProbeManifest = StageManifest[ProbeResults]
 
 
 def run_probe(
-    settings: Settings, *, frozen: Collection[str] = (), restart: bool = False
+    settings: Settings,
+    *,
+    frozen: FrozenDocuments = NOTHING_FROZEN,
+    restart: bool = False,
 ) -> tuple[ProbePlan, ProbeManifest]:
     """Fit one probe per feature column and return the plan and the manifest; what is fitted already is kept.
 
     A probe is fitted on the training documents, and its penalty is chosen on the validation documents. `frozen` are
-    the ids of a registered model's evaluation set, which no fit and no choice may see. Raises UserError if the
+    those of a registered model's evaluation set, which no fit and no choice may see. Raises UserError if the
     extraction has not finished.
     """
     source, _, features = load_features(settings)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.training_labels import Corpus, Labels
+from pipelines.data.training_labels import NOTHING_FROZEN, Corpus, FrozenDocuments, Labels, SplitOverlap
 from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.version_records import RegisteredVersion, TrainingRecord
@@ -94,8 +94,10 @@ class TrainResults(NullsWritten):
     """expected calibration error of that classifier, from 0 to 1; None without test documents"""
     counts: Mapping[str, int]
     """number of documents per split"""
+    overlap: SplitOverlap
+    """near-identical texts on both sides of a split, and how many were left out"""
     notes: tuple[str, ...]
-    """on baselines that are missing from the table, or that were fitted on a sample"""
+    """on this overlap, and on baselines that are missing from the table or were fitted on a sample"""
     seconds: TrainSeconds
 
 
@@ -118,6 +120,7 @@ class TrainReport:
             "fingerprints": {"extract": extracted.fingerprint, "probe": probed.fingerprint},
             "table": to_json(results.table),
             "notes": list(results.notes),
+            "overlap": to_json(results.overlap),
             "per_class": {name: to_json(figures) for name, figures in results.per_class.items()},
             "choice": results.choice.model_dump(mode="json"),
             "registered": to_json(self.registered),
@@ -134,7 +137,11 @@ TrainManifest = StageManifest[TrainResults]
 
 
 def run_train(
-    settings: Settings, registry: Registry, *, frozen: frozenset[str] = frozenset(), restart: bool = False
+    settings: Settings,
+    registry: Registry,
+    *,
+    frozen: FrozenDocuments = NOTHING_FROZEN,
+    restart: bool = False,
 ) -> TrainReport:
     """Train the heads, compare them with the baselines, register them, and write report.json.
 
@@ -206,6 +213,8 @@ def _fit(
     integrated = round(time.perf_counter() - start, 1)
     figures = _evaluate(settings, features, probes, labels, corpus.texts, spin)
     evaluated = round(time.perf_counter() - start - integrated, 1)
+    counts = {split: len(labels.part(split)[0]) for split in SPLITS}
+    notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes)
     results = TrainResults(
         choice=training_result.summary(),
         classes=tuple(labels.classes),
@@ -213,8 +222,9 @@ def _fit(
         table=figures.table,
         per_class=figures.per_class,
         test_ece=figures.test_ece,
-        counts={split: len(labels.part(split)[0]) for split in SPLITS},
-        notes=figures.notes,
+        counts=counts,
+        overlap=labels.overlap,
+        notes=notes,
         seconds=TrainSeconds(integrated, evaluated),
     )
     described = describe_artifact(
@@ -225,7 +235,7 @@ def _fit(
         table=figures.table,
         per_class=figures.per_class,
         test_ece=figures.test_ece,
-        notes=figures.notes,
+        notes=notes,
         fingerprint=probe_fingerprint,
     )
     described[REFERENCE] = describe_reference(spin, features, labels, corpus.texts)

@@ -84,7 +84,7 @@ class CardFacts:
     versions: Mapping[str, str]
     """of the libraries"""
     notes: Sequence[str] = ()
-    """sentences on the table: what is missing from it, or was fitted on a sample"""
+    """sentences on the results: near-identical texts on both sides of a split, what is missing from the table"""
 
 
 @dataclass(frozen=True)

@@ -145,13 +145,16 @@ def test_the_card_contains_every_fact() -> None:
         assert card.index(untested) > card.index("Not tested:")
 
 
-def test_notes_on_the_table_stand_between_it_and_the_next() -> None:
-    """Without notes there is no empty list."""
+def test_notes_end_the_section_of_the_results() -> None:
+    """Also where there are no test documents. Without notes there is no empty list."""
     notes = ["tfidf is left out of the table: MemoryError", "last_layer: fitted on a stratified sample"]
-    card = model_card(make_facts(notes=notes))
-    assert "| 432 |\n\n- tfidf is left out of the table: MemoryError\n- last\\_layer: fitted on" in card
-    assert parse_tables(card) == parse_tables(model_card(make_facts()))
-    assert "| 432 |\n\n| class |" in model_card(make_facts())
+    listed = (
+        "\n\n- tfidf is left out of the table: MemoryError\n- last\\_layer: fitted on a stratified sample\n\n## Acc"
+    )
+    assert f" |{listed}" in model_card(make_facts(notes=notes))
+    assert listed in model_card(make_facts(notes=notes, table=[], tested=None, per_class={}, test_ece=None))
+    assert parse_tables(model_card(make_facts(notes=notes))) == parse_tables(model_card(make_facts()))
+    assert " |\n\n## Accuracy and its cost" in model_card(make_facts())
 
 
 def test_a_model_hub_reads_the_metadata() -> None:
