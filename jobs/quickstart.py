@@ -19,6 +19,7 @@ from pipelines.registry import promote
 from pipelines.registry.versions import CHALLENGER, Registry
 from pipelines.training.workflow import run_workflow
 from spin.errors import UserError
+from spin.labels.split_groups import hash_text
 from spin.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def _prepare(folder: Path, full: bool) -> Path:
     from sklearn.model_selection import train_test_split  # loads for seconds, which a second run saves
 
     tweets = read_tweets()
+    tweets = tweets[~tweets["text"].map(hash_text).duplicated()]  # of near-identical ones the first
     trained, tested = (_TRAINED, _TESTED) if not full else (len(tweets) - len(tweets) // 5, len(tweets) // 5)
     train, rest = train_test_split(tweets, train_size=trained, stratify=tweets["label"], random_state=_SEED)
     test = rest

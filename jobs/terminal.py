@@ -75,6 +75,8 @@ def trained(report: TrainReport) -> None:
         say(f"{name:<9} {_choice(choice.choices[name])}")
     if report.results.table:
         out.print(_table(report.results.table))
+    for note in report.results.notes:
+        say(note)
     say(f"registered {report.registered.model} version {report.registered.version} as challenger")
 
 

@@ -9,3 +9,5 @@ Floats = NDArray[np.floating]
 """an array of float32 or float64"""
 Rows = NDArray[np.int64]
 """row numbers of documents"""
+Hashes = NDArray[np.uint64]
+"""64-bit hashes of documents"""

@@ -21,6 +21,7 @@ from spin.heads.early_exit import should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.persistence import ClassifierMetadata
 from spin.labels.label_space import Label, LabelSpace
+from spin.labels.split_groups import hash_text
 from spin.labels.splits import assign_split
 from spin.labels.training_data import TrainingData
 from spin.pages.explanation import Explanation, explain
@@ -110,25 +111,28 @@ class SpinClassifier:
     def fit(self, texts: Sequence[str], labels: Sequence[Label], *, valid_fraction: float = 0.15) -> SpinClassifier:
         """Fit on n texts and their labels: one class each, or in a multi-label task a list of classes each.
 
-        A hash of its position decides whether a text trains or validates the choices (penalty, eta, depth and head);
-        below 1,000 texts cross-validation makes the choices. Raises UserError for texts that are not text, a single
-        class, or a class with too few texts.
+        A hash of a text decides whether it trains or validates the choices (penalty, eta, depth and head); below 1,000
+        texts cross-validation makes the choices. Near-identical texts stay on the same side of both. Raises UserError
+        for texts that are not text, a single class, or a class with too few texts that differ.
         """
         from spin.fit import fit_classifiers  # brings Numba, which inference does not need
 
         if len(texts) != len(labels):
             raise UserError(f"fit: found {len(texts)} texts and {len(labels)} labels; expected as many of both")
-        splits = [assign_split(str(row), self.seed, valid_fraction, 0.0) for row in range(len(texts))]
+        texts = _checked(texts)
+        groups = [hash_text(text) for text in texts]
+        splits = [assign_split(group, self.seed, valid_fraction, 0.0) for group in groups]
         given = [label if isinstance(label, (list, tuple, set)) else str(label) for label in labels]
-        label_space = LabelSpace.of(given, splits)
+        label_space = LabelSpace.of(given, splits, groups)
         Decision.of(label_space, self.decision)
         backbone = load_backbone(self.settings)
         columns = feature_columns(backbone, self.sites, self.poolings)
-        features = extract(backbone, _checked(texts), columns).columns
+        features = extract(backbone, texts, columns).columns
         data = TrainingData.from_splits(
             label_space.index(given),
             splits,
             label_space,
+            groups=np.array(groups, np.uint64),
             metric=self.metric,
             class_weights=self.probe.class_weights,
             seed=self.seed,

@@ -207,7 +207,13 @@ class DataSettings(_Section):
     split: str | None = Field(
         None,
         description="Column that says how a document is used: train (to learn), valid (to choose between candidates) "
-        "or test (for the final figures). Default: a hash of the id decides.",
+        "or test (for the final figures). Default: a hash of the text decides, so that near-identical texts are used "
+        "in the same way.",
+    )
+    group: str | None = Field(
+        None,
+        description="Column with what documents have in common, such as an author or a thread. Documents with the same "
+        "value are used in the same way: its hash decides, or that of the text where it is null. Default: none.",
     )
     valid_fraction: float = Field(
         0.15, gt=0, lt=0.5, description="Without a split column: share of documents used to choose between candidates."
@@ -312,6 +318,16 @@ class CascadeSettings(_Section):
     depths: tuple[Share, ...] = Field(
         (1 / 6, 1 / 3, 2 / 3),
         description="Where exits are offered, as shares of the blocks that the classifier uses.",
+    )
+
+
+class TrainSettings(_Section):
+    """The comparison at the end of a training, on the test documents."""
+
+    baselines: bool = Field(
+        True,
+        description="Fit the simpler classifiers that the new one is compared with, on at most 20,000 training "
+        "documents. It changes no classifier; a training that has finished keeps the table that it has.",
     )
 
 
@@ -537,6 +553,7 @@ class Settings(_Section):
         "search.balanced_loss or search.cheapest_loss.",
     )
     cascade: CascadeSettings = Field(default_factory=CascadeSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
     decision: DecisionSettings = Field(default_factory=DecisionSettings)
     mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
     registry: RegistrySettings = Field(default_factory=RegistrySettings)

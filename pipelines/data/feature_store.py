@@ -16,6 +16,7 @@ from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardOutcome
 from spin.activations.feature_table import from_lists
+from spin.arrays import Rows
 from spin.heads.selection import Selection
 from spin.sites import FeatureColumn
 
@@ -64,14 +65,16 @@ class FeatureShards:
         """All rows of one column, (n, width)."""
         return from_lists(self.table([str(column)])[str(column)])
 
-    def read_selection(self, selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:
+    def read_rows(self, column: FeatureColumn, rows: Rows) -> NDArray[np.floating]:
+        """One column of m rows in ascending order, (m, width); one shard is held in memory at a time."""
+        parts = [from_lists(table[str(column)])[own] for table, own in self._tables_with_rows([str(column)], rows)]
+        return np.concatenate(parts)
+
+    def read_selection(self, selection: Selection, rows: Rows) -> NDArray[np.floating]:
         """The p selected neurons of m rows in ascending order, (m, p); one shard is held in memory at a time."""
-        names = [str(column) for column in selection.neurons]
-        parts, first = [], 0
-        for table in self._tables(names):
-            shard_rows = rows[(rows >= first) & (rows < first + len(table))] - first
-            first += len(table)
-            columns = [from_lists(table[str(c)])[np.ix_(shard_rows, n)] for c, n in selection.neurons.items()]
+        parts = []
+        for table, own in self._tables_with_rows([str(column) for column in selection.neurons], rows):
+            columns = [from_lists(table[str(c)])[np.ix_(own, n)] for c, n in selection.neurons.items()]
             parts.append(np.concatenate(columns, 1))
         return np.concatenate(parts)
 
@@ -80,6 +83,13 @@ class FeatureShards:
         tables = list(self._tables(names))
         # in a shard without rows the labels have Arrow's null type, which cannot be concatenated with lists
         return pa.concat_tables([table for table in tables if len(table)] or tables[:1])
+
+    def _tables_with_rows(self, names: Sequence[str], rows: Rows) -> Iterator[tuple[pa.Table, Rows]]:
+        """Every shard, with the positions in it of those of its rows that are among the given ones."""
+        first = 0
+        for table in self._tables(names):
+            yield table, rows[(rows >= first) & (rows < first + len(table))] - first
+            first += len(table)
 
     def _tables(self, names: Sequence[str]) -> Iterator[pa.Table]:
         for key in self.keys:

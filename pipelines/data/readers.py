@@ -24,12 +24,14 @@ from pipelines.storage.input_opener import InputOpener
 from spin.labels.label_space import Label
 from spin.settings import DataSettings
 
-Column = Literal["id", "text", "label", "split"]
+Column = Literal["id", "text", "label", "split", "group"]
 """a column by its role; `data.id` and so on name it in the file"""
 IDS: tuple[Column, ...] = ("id",)
 TEXTS: tuple[Column, ...] = ("text",)
 ID_AND_TEXT: tuple[Column, ...] = ("id", "text")
-ALL_COLUMNS: tuple[Column, ...] = ("id", "text", "label", "split")
+ALL_COLUMNS: tuple[Column, ...] = ("id", "text", "label", "split", "group")
+FIELDS = ("ids", "texts", "labels", "splits", "groups")
+"""the lists of `Documents`"""
 T = TypeVar("T")
 _CHUNK, _CHUNK_BYTES = 1000, 1 << 22
 """most lines or CSV rows that are parsed at a time, and about how many bytes"""
@@ -38,7 +40,7 @@ _EVERYTHING = 1 << 62
 
 @dataclass
 class Documents:
-    """Rows in order: four lists of equal length. A column that was not requested holds None."""
+    """Rows in order: five lists of equal length. A column that was not requested holds None."""
 
     ids: list[str | None] = field(default_factory=list)
     """None for null and empty ids"""
@@ -46,6 +48,7 @@ class Documents:
     """as the file holds them, which need not be strings"""
     labels: list[Label | None] = field(default_factory=list)
     splits: list[str | None] = field(default_factory=list)
+    groups: list[str | None] = field(default_factory=list)
     malformed: dict[int, str] = field(default_factory=dict)
     """rows that are no record, or that hold a value of another type than expected, each with the reason"""
     kept: pa.Table | None = None
@@ -61,13 +64,14 @@ class Documents:
         self.texts += other.texts
         self.labels += other.labels
         self.splits += other.splits
+        self.groups += other.groups
 
 
 def read_shard(shard: Shard, data: DataSettings, *, columns: Collection[Column] = ID_AND_TEXT) -> Documents:
     """The rows of a shard with the given columns, by default ids and texts.
 
     Of Parquet only these columns are read; of JSONL and CSV everything is read and only these columns are kept. If the
-    settings name no split column, splits are None. Raises BadFileError, naming the file.
+    settings name no split or group column, splits or groups are None. Raises BadFileError, naming the file.
     """
     documents, opener = Documents(), InputOpener()
     for piece in shard.pieces:
@@ -179,6 +183,8 @@ def _column_names(data: DataSettings, columns: Collection[Column]) -> dict[str, 
     named = {"id": ("ids", data.id), "text": ("texts", data.text), "label": ("labels", data.label)}
     if data.split:
         named["split"] = ("splits", data.split)
+    if data.group:
+        named["group"] = ("groups", data.group)
     return dict(named[column] for column in ALL_COLUMNS if column in columns and column in named)
 
 
@@ -231,7 +237,7 @@ def _table_documents(
     table: pa.Table, uri: str, data: DataSettings, names: dict[str, str], kept: Sequence[str]
 ) -> Documents:
     documents = Documents()
-    for field_name in ("ids", "texts", "labels", "splits"):
+    for field_name in FIELDS:
         values = getattr(documents, field_name)
         if field_name not in names:
             values.extend([None] * table.num_rows)
@@ -284,6 +290,12 @@ def parse_lines(
         documents.texts.append(values.get("texts"))
         _append_label(documents, values.get("labels"), names)
         documents.splits.append(to_text(values.get("splits")))
+        documents.groups.append(to_text(group := values.get("groups")))
+        if isinstance(group, (list, dict)):
+            kind = type(group).__name__
+            documents.malformed.setdefault(
+                row, f"the group ({names['groups']}) is a {kind}; expected one value, or null"
+            )
     if keep and data.keep:
         columns_of_values = {
             name: [record.get(name) for record in records]
@@ -363,7 +375,7 @@ def _read_csv(
     for chunk in _chunks(rows, lambda row: sum(map(len, row))):
         texts = dict(zip(header, zip(*chunk, strict=True), strict=True))
         documents = Documents()
-        for field_name in ("ids", "texts", "labels", "splits"):
+        for field_name in FIELDS:
             values: Sequence[Any] = texts[names[field_name]] if field_name in names else [None] * len(chunk)
             getattr(documents, field_name).extend(
                 values if field_name == "texts" else [value or None for value in values]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.readers import ALL_COLUMNS, TEXTS, read_shard
+from pipelines.data.readers import ALL_COLUMNS, FIELDS, TEXTS, read_shard
 from pipelines.data.shards import Shard
 from pipelines.data.text_values import is_unicode
 from pipelines.storage.stage_plan import fingerprint
+from spin.arrays import Hashes
 from spin.errors import UserError
 from spin.labels.cross_validation import Fold, make_folds
 from spin.labels.label_space import Label, LabelSpace, Targets
-from spin.labels.splits import SPLITS, assign_split, rows_in_split
+from spin.labels.split_groups import choose_group, hash_text
+from spin.labels.splits import DROPPED, SPLITS, assign_split, rows_in_split
 from spin.labels.training_data import TrainingData
 from spin.settings import DataSettings, Settings
 
@@ -31,6 +33,9 @@ class Labelled:
     labels: list[Label] = field(default_factory=list)
     splits: list[str | None] = field(default_factory=list)
     """None where the settings name no split column"""
+    text_hashes: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    """see `spin.labels.split_groups`"""
     texts: list[str] = field(default_factory=list)
     """of the first documents, as many as requested"""
     shard_rows: list[int] = field(default_factory=list)
@@ -43,14 +48,16 @@ def read_labelled(shards: Sequence[Shard], data: DataSettings, *, keep_texts: in
     `keep_texts` is the number of texts to keep, counted from the first document; None keeps all. An empty list is a
     label: the document belongs to no class. Raises UserError, naming file and row, for the first of: an id or label
     that is null, a list of labels with an element that is not a name, a text that is empty or not a string, lone
-    surrogates in any of these, an id that occurs twice, a split other than train, valid and test.
+    surrogates in any of these, an id that occurs twice, a split other than train, valid and test; and for a group
+    column that holds nothing but nulls.
     """
     corpus = Labelled()
     seen: set[str] = set()
+    grouped = False
     for shard in shards:
         documents = read_shard(shard, data, columns=ALL_COLUMNS)
-        for row, (id, text, label, split) in enumerate(
-            zip(documents.ids, documents.texts, documents.labels, documents.splits, strict=True)
+        for row, (id, text, label, split, group) in enumerate(
+            zip(*(getattr(documents, name) for name in FIELDS), strict=True)
         ):
             mistake = documents.malformed.get(row) or _find_mistake(id, text, label, split, data, seen)
             if mistake:
@@ -63,9 +70,17 @@ def read_labelled(shards: Sequence[Shard], data: DataSettings, *, keep_texts: in
             corpus.ids.append(id)
             corpus.labels.append(label)
             corpus.splits.append(split)
+            corpus.text_hashes.append(hash_text(text))
+            corpus.groups.append(choose_group(corpus.text_hashes[-1], group))
+            grouped = grouped or group is not None
             if keep_texts is None or len(corpus.texts) < keep_texts:
                 corpus.texts.append(text)
         corpus.shard_rows.append(len(documents))
+    if data.group and corpus.ids and not grouped:
+        raise UserError(
+            f"data.group: '{data.group}' is null in all {len(corpus.ids):,} documents; expected a column with values, "
+            "or leave the setting out"
+        )
     return corpus
 
 
@@ -104,6 +119,55 @@ def _find_mistake(
 
 
 @dataclass(frozen=True)
+class FrozenDocuments:
+    """The documents of a registered model's evaluation set, which no fit and no choice may see."""
+
+    ids: frozenset[str] = frozenset()
+    """of documents that test, whatever their split"""
+    text_hashes: frozenset[int] = frozenset()
+    """of texts that neither train nor validate under another id"""
+
+    @classmethod
+    def of(cls, ids: Iterable[str], texts: Iterable[str]) -> FrozenDocuments:
+        """The documents with these ids, and all with near-identical texts."""
+        return cls(frozenset(ids), frozenset(hash_text(text) for text in texts))
+
+
+NOTHING_FROZEN = FrozenDocuments()
+
+
+@dataclass(frozen=True)
+class SplitOverlap:
+    """Near-identical texts, and groups, that would have been or are on both sides of a split."""
+
+    dropped: int = 0
+    """documents to train or validate that are left out: a near-identical text is in the frozen evaluation set"""
+    test_texts: int = 0
+    """test documents with a near-identical text among those that train or validate"""
+    test_groups: int = 0
+    """test documents with their group among those that train or validate"""
+
+    def notes(self, test: int, data: DataSettings) -> list[str]:
+        """A sentence for each number that is not zero; `test` is the number of test documents."""
+        notes = []
+        if self.dropped:
+            documents = "1 document is" if self.dropped == 1 else f"{self.dropped:,} documents are"
+            notes.append(
+                f"{documents} left out of training: a near-identical text is in the model's frozen evaluation set"
+            )
+        shared = [(self.test_texts, "a near-identical text")]
+        if data.group:
+            shared.append((self.test_groups, f"the same {data.group}"))
+        notes += [
+            f"warning: {count:,} of {test:,} test documents ({100 * count / test:.1f} %) have {what} among those that "
+            "trained, so the figures may be too good"
+            for count, what in shared
+            if count
+        ]
+        return notes
+
+
+@dataclass(frozen=True)
 class Labels:
     """Targets and splits of the n documents of a feature store, in its order."""
 
@@ -112,19 +176,29 @@ class Labels:
     y: Targets
     """class indices (n,), or in a multi-label task the classes of each document (n, K)"""
     splits: list[str]
-    """train, valid or test"""
+    """train, valid or test, or `DROPPED`"""
+    groups: Hashes | None = None
+    """(n,) of the documents, which cross-validation does not divide; None if each stands for itself"""
+    overlap: SplitOverlap = SplitOverlap()
 
     @classmethod
-    def of(cls, features: FeatureShards, settings: Settings, frozen: Collection[str] = ()) -> Labels:
-        """Read the labels; the ids in `frozen`, those of a registered evaluation set, are always test rows.
+    def of(
+        cls,
+        features: FeatureShards,
+        settings: Settings,
+        frozen: FrozenDocuments = NOTHING_FROZEN,
+    ) -> Labels:
+        """Read the labels and divide the documents into splits; see `split_all` for those that are frozen.
 
         Raises UserError for classes that cannot be learned, as `LabelSpace.of` does.
         """
-        table = features.table(["id", "label", "split"])
+        table = features.table(["id", "label", "split", "text_hash", "group"])
         ids, labels, given = (table[name].to_pylist() for name in ("id", "label", "split"))
-        splits = split_all(ids, given, settings, frozen=frozenset(frozen))
-        label_space = LabelSpace.of(labels, splits)
-        return cls(ids, label_space, label_space.index(labels), splits)
+        text_hashes, groups = (table[name].to_numpy() for name in ("text_hash", "group"))
+        splits = split_all(ids, given, text_hashes, groups, settings, frozen=frozen)
+        label_space = LabelSpace.of(labels, splits, groups)
+        overlap = _find_overlap(splits, text_hashes, groups)
+        return cls(ids, label_space, label_space.index(labels), splits, groups, overlap)
 
     @property
     def classes(self) -> list[str]:
@@ -133,14 +207,14 @@ class Labels:
 
     @property
     def digest(self) -> str:
-        """sha256 of ids, classes, targets and splits."""
-        return fingerprint([self.ids, self.classes, self.label_space.multilabel, self.y.tolist(), self.splits])
+        """sha256 of ids, classes, targets, splits and groups."""
+        groups = None if self.groups is None else self.groups.tolist()
+        return fingerprint([self.ids, self.classes, self.label_space.multilabel, self.y.tolist(), self.splits, groups])
 
     def folds(self, seed: int) -> tuple[Fold, ...]:
         """The rows of training and validation: the splits, or cross-validation if there are few labels."""
-        return make_folds(
-            self.label_space, self.y, rows_in_split(self.splits, "train"), rows_in_split(self.splits, "valid"), seed
-        )
+        train, valid = (rows_in_split(self.splits, split) for split in ("train", "valid"))
+        return make_folds(self.label_space, self.y, train, valid, seed, self.groups)
 
     def training_data(self, settings: Settings, device: str) -> TrainingData:
         """The data for fitting and judging probes and heads, on a device."""
@@ -148,6 +222,7 @@ class Labels:
             self.y,
             self.splits,
             self.label_space,
+            groups=self.groups,
             metric=settings.metric,
             class_weights=settings.probe.class_weights,
             seed=settings.seed,
@@ -161,11 +236,35 @@ class Labels:
 
 
 def split_all(
-    ids: Sequence[str], given: Sequence[str | None], settings: Settings, *, frozen: Collection[str]
+    ids: Sequence[str],
+    given: Sequence[str | None],
+    text_hashes: Hashes,
+    groups: Hashes,
+    settings: Settings,
+    *,
+    frozen: FrozenDocuments,
 ) -> list[str]:
-    """The split of every document: test if frozen, else that of its split column, else by the hash of its id."""
+    """The split of every document: that of its split column, else by the hash of its group.
+
+    A document whose id is frozen tests. Any other whose text is frozen is `DROPPED` if it would train or validate.
+    """
     data = settings.data
-    return [
-        "test" if id in frozen else (named or assign_split(id, settings.seed, data.valid_fraction, data.test_fraction))
-        for id, named in zip(ids, given, strict=True)
+    splits = [
+        "test"
+        if id in frozen.ids
+        else named or assign_split(group, settings.seed, data.valid_fraction, data.test_fraction)
+        for id, named, group in zip(ids, given, groups.tolist(), strict=True)
     ]
+    known = np.isin(text_hashes, np.array(list(frozen.text_hashes), np.uint64))
+    for row in np.flatnonzero(known):
+        if splits[row] != "test":
+            splits[row] = DROPPED
+    return splits
+
+
+def _find_overlap(splits: Sequence[str], text_hashes: Hashes, groups: Hashes) -> SplitOverlap:
+    """Count what the splits leave out, and what they have in common."""
+    trained = np.array([split in ("train", "valid") for split in splits], bool)
+    tested = rows_in_split(splits, "test")
+    texts, own_groups = (int(np.isin(keys[tested], keys[trained]).sum()) for keys in (text_hashes, groups))
+    return SplitOverlap(splits.count(DROPPED), texts, own_groups)

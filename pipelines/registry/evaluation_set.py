@@ -24,7 +24,7 @@ class EvaluationRow:
     """One labelled document."""
 
     id: str
-    """as in the corpus; the document is left out of later trainings"""
+    """as in the corpus; the document is left out of later trainings, and so are near-identical texts"""
     text: str
     label: Label
     """a class, or in a multi-label task a list of classes"""

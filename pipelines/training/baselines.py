@@ -1,11 +1,17 @@
-"""The baselines that SPIN is compared with on the same documents: words, the last layer, and the best single site."""
+"""The baselines that SPIN is compared with on the same documents: words, the last layer, and the best single site.
+
+They are fitted in the process of the command, so each reads a bounded number of rows: a stratified sample where the
+corpus is larger. A baseline that fails all the same is left out of the table.
+"""
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +27,7 @@ from pipelines.data.training_labels import Labels
 from spin.activations.encoder import split_segments
 from spin.activations.engine import open_engine
 from spin.activations.extract import read_activations, single_segment
+from spin.arrays import Rows
 from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
 from spin.labels.label_space import Targets
@@ -29,8 +36,17 @@ from spin.pages.model_card import ContenderResult
 from spin.settings import Choice
 from spin.sparsify.probe import Probe
 
+_log = logging.getLogger(__name__)
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
 """C of the baselines' logistic regressions, chosen on the validation rows"""
+SAMPLE_ROWS = 20_000
+"""most training rows, and most validation rows, that a baseline is fitted on"""
+SAMPLE_CHARACTERS = 50_000_000
+"""characters of text that words are counted in, about; with longer texts the sample has fewer rows"""
+MAX_WORDS = 100_000
+"""most words and word pairs of TF-IDF, the most frequent ones"""
+_PART = 4096
+"""test rows that are classified at a time"""
 _TIMED, _ROUNDS = 256, 3
 
 
@@ -45,45 +61,61 @@ class Contender:
     classify: Callable[[Sequence[str]], Any]
     logits: NDArray[np.floating] | None = None
     """(n, K) of the test documents, None for a baseline"""
+    note: str | None = None
+    """what a reader of its row should know"""
 
 
-def words(texts: Sequence[str], labels: Labels, metric: str) -> Contender:
+def words(texts: Sequence[str], labels: Labels, metric: str, seed: int) -> Contender:
     """TF-IDF of words and word pairs with logistic regression."""
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    rows, _ = labels.part("train")
+    train, valid = (sample_rows(labels, split, _most_rows(texts, labels, split), seed) for split in ("train", "valid"))
+    train_texts = [texts[row] for row in train]
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=MAX_WORDS, sublinear_tf=True)
     try:
-        vectorizer.fit([texts[row] for row in rows])
+        vectorizer.fit(train_texts)
     except ValueError:  # no word occurs in two documents
-        vectorizer = TfidfVectorizer(token_pattern=r"\S+").fit([texts[row] for row in rows])
-    X = vectorizer.transform(texts)
-    model = _fit_best_strength(X, labels, metric)
-    predicted = _predict(model, X[labels.part("test")[0]], labels)
-    return Contender("tfidf", predicted, 0, 0, lambda some: model.predict(vectorizer.transform(some)))
+        vectorizer = TfidfVectorizer(token_pattern=r"\S+", max_features=MAX_WORDS).fit(train_texts)
+    model = fit_best_strength(
+        (vectorizer.transform(train_texts), labels.y[train]),
+        (vectorizer.transform([texts[row] for row in valid]), labels.y[valid]),
+        labels,
+        metric,
+    )
+    classify = partial(_classify_words, vectorizer=vectorizer, model=model, labels=labels)
+    predicted = _in_parts(classify, [texts[row] for row in labels.part("test")[0]])
+    return Contender("tfidf", predicted, 0, 0, classify, note=_sample_note(train, labels))
 
 
-def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metric: str) -> Contender:
+def _classify_words(texts: Sequence[str], *, vectorizer: Any, model: Any, labels: Labels) -> Targets:
+    return _predict(model, vectorizer.transform(texts), labels)
+
+
+def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metric: str, seed: int) -> Contender:
     """Logistic regression on the last layer after the final norm, under the pooling that validates better."""
+    train, valid = (sample_rows(labels, split, SAMPLE_ROWS, seed) for split in ("train", "valid"))
     fitted = []
     for column in (c for c in features.columns if c.site.kind == "final"):
-        values = features.read(column).astype(np.float32)
-        model = _fit_best_strength(values, labels, metric, standardised=True)
-        rows, y = labels.part("valid")
-        fitted.append((score(metric, y, _predict(model, values[rows], labels)), column, model, values))
-    _, column, model, values = max(fitted, key=lambda entry: (entry[0], entry[1]))
+        train_values, valid_values = (features.read_rows(column, rows).astype(np.float32) for rows in (train, valid))
+        parts = (train_values, labels.y[train]), (valid_values, labels.y[valid])
+        model = fit_best_strength(*parts, labels, metric, standardised=True)
+        valid_score = score(metric, labels.y[valid], _predict(model, valid_values, labels))
+        fitted.append((valid_score, column, model))
+    _, column, model = max(fitted, key=lambda entry: entry[:2])
+    test_values = features.read_rows(column, labels.part("test")[0])
     engine = open_engine(backbone, [single_segment([column])])
     return Contender(
         "last_layer",
-        _predict(model, values[labels.part("test")[0]], labels),
-        values.shape[1],
+        _in_parts(lambda values: _predict(model, values.astype(np.float32), labels), test_values),
+        features.columns[column],
         column.site.layer,
         lambda texts: model.predict(read_activations(engine, texts).values),
+        note=_sample_note(train, labels),
     )
 
 
 def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Probe], labels: Labels) -> Contender:
     """The probe of the one feature column that validates best."""
     probe = max(probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
-    values = features.read(probe.column)[labels.part("test")[0]]
+    values = features.read_rows(probe.column, labels.part("test")[0])
     engine = open_engine(backbone, [single_segment([probe.column])])
     return Contender(
         "best_site",
@@ -114,16 +146,48 @@ def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choi
     )
 
 
+def attempt(name: str, make: Callable[[], Contender], notes: list[str]) -> list[Contender]:
+    """A baseline, or none if it cannot be made for whatever reason, lack of memory included.
+
+    The error is logged with its traceback, and `notes` gets a sentence about it: a comparison is not worth a training.
+    """
+    try:
+        contender = make()
+    except Exception as error:
+        _leave_out(name, error, notes)
+        return []
+    if contender.note:
+        notes.append(f"{name}: {contender.note}")
+    return [contender]
+
+
+def _leave_out(name: str, error: Exception, notes: list[str]) -> None:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+    note = f"{name} is left out of the table: {reason}"
+    _log.warning("%s", note, exc_info=error)
+    notes.append(note)
+
+
 def tabulate(
-    contenders: Sequence[Contender], features: FeatureShards, depth: int, labels: Labels, texts: Sequence[str]
+    contenders: Sequence[Contender],
+    features: FeatureShards,
+    depth: int,
+    labels: Labels,
+    texts: Sequence[str],
+    notes: list[str],
 ) -> list[ContenderResult]:
-    """The figures of every contender on the test documents, and its speed from text to label on the same sample."""
+    """The figures of every contender on the test documents, and its speed from text to label on the same sample.
+
+    A baseline that fails while it classifies the sample has no row; `notes` gets a sentence about it.
+    """
     rows, y = labels.part("test")
     sample = [texts[row] for row in rows[:_TIMED]]
-    speeds = _speeds(contenders, sample)
+    speeds = _speeds(contenders, sample, notes)
     total = sum(features.columns[column] for column in features.probed)
     table = []
-    for contender, speed in zip(contenders, speeds, strict=True):
+    for contender in contenders:
+        if contender.name not in speeds:
+            continue
         accuracy, macro_f1 = (score(name, y, contender.predicted) for name in ("accuracy", "macro_f1"))
         table.append(
             ContenderResult(
@@ -134,35 +198,83 @@ def tabulate(
                 neurons_of=total,
                 depth=contender.depth,
                 depth_of=depth,
-                docs_per_s=round(speed, 1),
+                docs_per_s=round(speeds[contender.name], 1),
             )
         )
     return table
 
 
-def _speeds(contenders: Sequence[Contender], sample: Sequence[str]) -> list[float]:
-    """Documents per second of each contender: the median of interleaved rounds, after one to warm up."""
-    seconds: list[list[float]] = [[] for _ in contenders]
+def _speeds(contenders: Sequence[Contender], sample: Sequence[str], notes: list[str]) -> dict[str, float]:
+    """Documents per second of each contender by name: the median of interleaved rounds, after one to warm up.
+
+    A baseline that fails is left out.
+    """
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for turn in range(_ROUNDS + 1):
-        for contender, times in zip(contenders, seconds, strict=True):
+        for contender in [contender for contender in contenders if contender.name in seconds]:
             start = time.perf_counter()
-            contender.classify(sample)
+            try:
+                contender.classify(sample)
+            except Exception as error:
+                if contender.logits is not None:
+                    raise
+                _leave_out(contender.name, error, notes)
+                del seconds[contender.name]
+                continue
             if turn:
-                times.append(time.perf_counter() - start)
-    return [len(sample) / statistics.median(times) for times in seconds]
+                seconds[contender.name].append(time.perf_counter() - start)
+    return {name: len(sample) / statistics.median(times) for name, times in seconds.items()}
 
 
-def _fit_best_strength(X: Any, labels: Labels, metric: str, *, standardised: bool = False) -> Any:
-    """Logistic regression, run to convergence, with the C that validates best."""
-    (train, train_y), (valid, valid_y) = labels.part("train"), labels.part("valid")
+def sample_rows(labels: Labels, split: str, most: int, seed: int) -> Rows:
+    """The rows of a split in order, or a stratified sample of `most` of them if there are more.
+
+    The sample holds each class in its share, and at least one document of it if there are no more than `most` classes.
+    """
+    rows, y = labels.part(split)
+    if len(rows) <= most:
+        return rows
+    order = np.random.default_rng(seed).permutation(len(rows))
+    strata = labels.label_space.strata(y)[order]
+    # the documents of a class lie at equal distances on a line from 0 to 1; the sample is what lies near its start
+    places = np.empty(len(rows))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        places[members] = np.arange(len(members)) / len(members)
+    return np.sort(rows[order[np.argsort(places, kind="stable")[:most]]])
+
+
+def _most_rows(texts: Sequence[str], labels: Labels, split: str) -> int:
+    """The most rows of a split in whose texts words are counted."""
+    rows, _ = labels.part(split)
+    characters = sum(len(texts[row]) for row in rows)
+    return min(SAMPLE_ROWS, max(1, SAMPLE_CHARACTERS * len(rows) // max(1, characters)))
+
+
+def _sample_note(train: Rows, labels: Labels) -> str | None:
+    """On how many documents a baseline was fitted, None if on all."""
+    count = len(labels.part("train")[0])
+    if len(train) == count:
+        return None
+    return f"fitted on a stratified sample, {len(train):,} of {count:,} training documents"
+
+
+def fit_best_strength(
+    train: tuple[Any, Targets], valid: tuple[Any, Targets], labels: Labels, metric: str, *, standardised: bool = False
+) -> Any:
+    """Logistic regression, run to convergence, with the C that validates best.
+
+    `train` and `valid` are features (n, p), dense or sparse, with targets.
+    """
+    (X, y), (valid_X, valid_y) = train, valid
     fitted = []
     for strength in STRENGTHS:
         regression: Any = LogisticRegression(C=strength, max_iter=5000)
         if labels.label_space.multilabel:
             regression = OneVsRestClassifier(regression)
         model = make_pipeline(StandardScaler(), regression) if standardised else regression
-        model.fit(X[train], train_y if train_y.ndim == 1 else train_y.astype(int))
-        fitted.append((score(metric, valid_y, _predict(model, X[valid], labels)), -strength, model))
+        model.fit(X, y if y.ndim == 1 else y.astype(int))
+        fitted.append((score(metric, valid_y, _predict(model, valid_X, labels)), -strength, model))
     return max(fitted, key=lambda entry: entry[:2])[2]
 
 
@@ -170,3 +282,11 @@ def _predict(model: Any, X: Any, labels: Labels) -> Targets:
     """Predictions of a scikit-learn model as targets of the label space."""
     predicted = model.predict(X)
     return predicted.astype(bool) if labels.label_space.multilabel else predicted
+
+
+def _in_parts(classify: Callable[[Any], Targets], items: Any) -> Targets:
+    """The predictions for texts or rows of features, some at a time."""
+    predicted: Targets = np.concatenate(
+        [classify(items[start : start + _PART]) for start in range(0, len(items), _PART)]
+    )
+    return predicted

@@ -38,7 +38,7 @@ def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: 
     """
     version = registry.resolve(model)
     shards = sharding.plan_shards(input_files.list_files(source), settings.ray.shard_documents, settings.data)
-    data = settings.data.model_copy(update={"split": None})
+    data = settings.data.model_copy(update={"split": None, "group": None})
     labelled = training_labels.read_labelled(shards, data, keep_texts=None)
     truth = labelled.labels
     spin = registry.load(version)

@@ -15,7 +15,7 @@ from pipelines.data import input_files, readers, sharding, training_labels
 from pipelines.data.feature_store import FeaturePlan, FeatureShards
 from pipelines.data.input_files import InputFile
 from pipelines.data.shards import Shard
-from pipelines.data.training_labels import split_all
+from pipelines.data.training_labels import NOTHING_FROZEN, split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
@@ -41,10 +41,11 @@ from spin.backbone.loading import load_backbone
 from spin.classifier import feature_columns
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
+from spin.labels.split_groups import choose_group, hash_text
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
-FORMAT = 3
+FORMAT = 4
 _SURVEYED = 256
 
 
@@ -99,7 +100,15 @@ class ExtractStep:
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ExtractCounts]:
         documents = readers.read_shard(shard, self.data, columns=readers.ALL_COLUMNS)
         features = read_activations(self.engine, documents.texts, types=self.types)
-        table = to_table(documents.ids, documents.labels, documents.splits, features)  # type: ignore[arg-type]
+        text_hashes = [hash_text(text) for text in documents.texts]
+        table = to_table(
+            documents.ids,  # type: ignore[arg-type]
+            documents.labels,  # type: ignore[arg-type]
+            documents.splits,
+            features,
+            text_hashes=text_hashes,
+            groups=[choose_group(*pair) for pair in zip(text_hashes, documents.groups, strict=True)],
+        )
         tokens, truncated = int(features.n_tokens.sum()), features.truncated
         counts = ExtractCounts(rows=len(documents), tokens=tokens, truncated=truncated)
         return StepResult({"parquet": _to_parquet(table)}, counts)
@@ -174,7 +183,7 @@ def _backbone_digest(settings: Settings) -> str:
 def _plan_metadata(settings: Settings, files: list[InputFile], digest: str) -> dict[str, Any]:
     """Everything that changes the features; not worker counts, logging or the path of the weights."""
     backbone = settings.backbone.model_dump(include=ACTIVATION_SETTINGS)
-    data = settings.data.model_dump(include={"id", "text", "label", "split"})
+    data = settings.data.model_dump(include={"id", "text", "label", "split", "group"})
     return {
         "format": FORMAT,
         "backbone": {**backbone, "digest": digest},
@@ -192,7 +201,9 @@ def _survey(settings: Settings, files: list[InputFile]) -> FeaturePlan:
     """
     coarse = sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
     labelled = training_labels.read_labelled(coarse, settings.data, keep_texts=_SURVEYED)
-    LabelSpace.of(labelled.labels, split_all(labelled.ids, labelled.splits, settings, frozen=frozenset()))
+    text_hashes, groups = np.array(labelled.text_hashes, np.uint64), np.array(labelled.groups, np.uint64)
+    splits = split_all(labelled.ids, labelled.splits, text_hashes, groups, settings, frozen=NOTHING_FROZEN)
+    LabelSpace.of(labelled.labels, splits, groups)
     backbone = load_backbone(settings.backbone)
     probed = feature_columns(backbone, settings.sites, settings.poolings)
     baselines = [FeatureColumn(backbone.final_site, p) for p in (("last", "mean") if backbone.causal else ("mean",))]

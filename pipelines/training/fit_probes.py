@@ -6,12 +6,11 @@ The workers of a Ray Train group share the sites, and each reads only its own fe
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.training_labels import Labels
+from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import (
@@ -54,13 +53,22 @@ ProbeManifest = StageManifest[ProbeResults]
 
 
 def run_probe(
-    settings: Settings, *, frozen: Collection[str] = (), restart: bool = False
+    settings: Settings,
+    *,
+    frozen: FrozenDocuments = NOTHING_FROZEN,
+    restart: bool = False,
 ) -> tuple[ProbePlan, ProbeManifest]:
     """Fit one probe per feature column and a ridge regression on all; return the plan and the manifest.
 
+<<<<<<< HEAD
     What is fitted already is kept. A probe is fitted on the training documents, and its penalty is chosen on the
     validation documents. `frozen` are the ids of a registered model's evaluation set, which no fit and no choice may
     see. Raises UserError if the extraction has not finished.
+=======
+    A probe is fitted on the training documents, and its penalty is chosen on the validation documents. `frozen` are
+    those of a registered model's evaluation set, which no fit and no choice may see. Raises UserError if the
+    extraction has not finished.
+>>>>>>> stats-split
     """
     source, _, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)

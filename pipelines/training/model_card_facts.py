@@ -24,12 +24,13 @@ def describe_artifact(
     table: Sequence[ContenderResult],
     per_class: Mapping[str, ClassFigures],
     test_ece: float | None,
+    notes: Sequence[str] = (),
     fingerprint: str,
 ) -> dict[str, bytes]:
     """Return `neurons.json` and `MODEL_CARD.md` by name; neither contains the text of a document.
 
-    `table`, `per_class` and `test_ece` are the figures on the test documents, empty or None without any;
-    `fingerprint` is that of the probes.
+    `table`, `per_class` and `test_ece` are the figures on the test documents, empty or None without any; `notes` are
+    sentences on the table; `fingerprint` is that of the probes.
     """
     neurons = describe_neurons(spin, features, labels)
     result = spin.training_result
@@ -46,6 +47,7 @@ def describe_artifact(
         max_tokens=spin.backbone.max_tokens,
         metric=settings.metric,
         table=list(table),
+        notes=list(notes),
         tested=_tested(spin, table),
         per_class=dict(per_class),
         frontier=[candidate.summary() for candidate in result.frontier],

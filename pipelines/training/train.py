@@ -7,11 +7,10 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.training_labels import Corpus, Labels
+from pipelines.data.training_labels import NOTHING_FROZEN, Corpus, FrozenDocuments, Labels, SplitOverlap
 from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.version_records import RegisteredVersion, TrainingRecord
@@ -64,6 +63,8 @@ class Comparison:
     """of the most accurate classifier, by class name"""
     test_ece: float | None
     """its expected calibration error, from 0 to 1; None without test documents"""
+    notes: tuple[str, ...] = ()
+    """on baselines that are missing from the table, or that were fitted on a sample"""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class TrainResults(NullsWritten):
     """expected calibration error of that classifier, from 0 to 1; None without test documents"""
     counts: Mapping[str, int]
     """number of documents per split"""
+    overlap: SplitOverlap
+    """near-identical texts on both sides of a split, and how many were left out"""
+    notes: tuple[str, ...]
+    """on this overlap, and on baselines that are missing from the table or were fitted on a sample"""
     seconds: TrainSeconds
 
 
@@ -115,6 +120,8 @@ class TrainReport:
             "fingerprint": self.fingerprint,
             "fingerprints": {"extract": extracted.fingerprint, "probe": probed.fingerprint},
             "table": to_json(results.table),
+            "notes": list(results.notes),
+            "overlap": to_json(results.overlap),
             "per_class": {name: to_json(figures) for name, figures in results.per_class.items()},
             "choice": results.choice.model_dump(mode="json"),
             "registered": to_json(self.registered),
@@ -131,11 +138,16 @@ TrainManifest = StageManifest[TrainResults]
 
 
 def run_train(
-    settings: Settings, registry: Registry, *, frozen: frozenset[str] = frozenset(), restart: bool = False
+    settings: Settings,
+    registry: Registry,
+    *,
+    frozen: FrozenDocuments = NOTHING_FROZEN,
+    restart: bool = False,
 ) -> TrainReport:
     """Train the heads, compare them with the baselines, register them, and write report.json.
 
-    What was fitted before a registry failed to answer is kept; a later run only registers. Raises UserError if the
+    What was fitted before a registry failed to answer is kept; a later run only registers. `train.baselines` is no part
+    of the plan, so a training that ended while it fitted them can go on without. Raises UserError if the
     probe stage has not finished, UnavailableError if the registry does not answer.
     """
     extract_plan, extracted, features = load_features(settings)
@@ -204,6 +216,8 @@ def _fit(
     integrated = round(time.perf_counter() - start, 1)
     figures = _evaluate(settings, features, probes, labels, corpus.texts, spin)
     evaluated = round(time.perf_counter() - start - integrated, 1)
+    counts = {split: len(labels.part(split)[0]) for split in SPLITS}
+    notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes)
     results = TrainResults(
         choice=training_result.summary(),
         classes=tuple(labels.classes),
@@ -211,7 +225,9 @@ def _fit(
         table=figures.table,
         per_class=figures.per_class,
         test_ece=figures.test_ece,
-        counts={split: len(labels.part(split)[0]) for split in SPLITS},
+        counts=counts,
+        overlap=labels.overlap,
+        notes=notes,
         seconds=TrainSeconds(integrated, evaluated),
     )
     described = describe_artifact(
@@ -222,6 +238,7 @@ def _fit(
         table=figures.table,
         per_class=figures.per_class,
         test_ece=figures.test_ece,
+        notes=notes,
         fingerprint=probe_fingerprint,
     )
     described[REFERENCE] = describe_reference(spin, features, labels, corpus.texts)
@@ -248,25 +265,30 @@ def _evaluate(
     distinct: dict[int, Choice] = {
         id(part): name for name, part in reversed(list(spin.training_result.choices.items()))
     }
-    makers: list[Callable[[], baselines.Contender]] = [
-        lambda: baselines.words(texts, labels, settings.metric),
-        lambda: baselines.last_layer(features, spin.backbone, labels, settings.metric),
-        lambda: baselines.best_site(features, spin.backbone, probes, labels),
-        *(partial(baselines.spin_row, features, spin, labels, name) for name in reversed(distinct.values())),
-    ]
-    with progress("evaluate", len(makers) + 1, "steps") as advance:
-        contenders = []
-        for make in makers:
-            contenders.append(make())
+    simpler: dict[str, Callable[[], baselines.Contender]] = {
+        "tfidf": lambda: baselines.words(texts, labels, settings.metric, settings.seed),
+        "last_layer": lambda: baselines.last_layer(features, spin.backbone, labels, settings.metric, settings.seed),
+        "best_site": lambda: baselines.best_site(features, spin.backbone, probes, labels),
+    }
+    contenders: list[baselines.Contender] = []
+    notes: list[str] = []
+    with progress("evaluate", len(simpler) + len(distinct) + 1, "steps") as advance:
+        for name, make in simpler.items():
+            if settings.train.baselines:
+                contenders += baselines.attempt(name, make, notes)
             advance(1)
-        table = baselines.tabulate(contenders, features, spin.backbone.depth, labels, texts)
+        for choice in reversed(distinct.values()):
+            contenders.append(baselines.spin_row(features, spin, labels, choice))
+            advance(1)
+        table = baselines.tabulate(contenders, features, spin.backbone.depth, labels, texts, notes)
         advance(1)
-    logits = contenders[len(makers) - len(distinct)].logits
+    [logits] = [contender.logits for contender in contenders if contender.name == "spin"]
     assert logits is not None
     return Comparison(
         table=tuple(table),
         per_class=class_figures(y, labels.label_space.predict(logits), labels.classes),
         test_ece=round(calibration_error(labels.label_space.probabilities(logits), y, labels.label_space), 4),
+        notes=tuple(notes),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import finished_fingerprint
@@ -56,11 +57,14 @@ def run_stages(
 ) -> TrainReport | None:
     """Run the named stages in order; return the report of the training, None if train is not among them.
 
-    The frozen evaluation set is read from the registry before any fit, so that none of its documents is trained on.
+    The frozen evaluation set is read from the registry before any fit, so that none of its documents is trained on, nor
+    a near-identical text.
     """
     registry = Registry(settings) if set(stages) - {"extract"} else None
     evaluation_set = None if registry is None else registry.evaluation_set()
-    frozen = frozenset() if evaluation_set is None else evaluation_set.ids
+    frozen = NOTHING_FROZEN
+    if evaluation_set is not None:
+        frozen = FrozenDocuments.of(evaluation_set.ids, evaluation_set.texts)
     outcome: ExtractManifest | ProbeManifest | TrainReport | None = None
     with shared_ray_session():
         for stage in stages:

@@ -21,10 +21,19 @@ def bytes_per_document(widths: Mapping[FeatureColumn, int], dtypes: Mapping[Feat
     return sum(width * np.dtype(dtypes[column]).itemsize for column, width in widths.items())
 
 
-def to_table(ids: Sequence[str], labels: Sequence[Label], splits: Sequence[str | None], features: Features) -> pa.Table:
-    """The table of n documents: columns id, label, split, n_tokens and one of lists per feature column.
+def to_table(
+    ids: Sequence[str],
+    labels: Sequence[Label],
+    splits: Sequence[str | None],
+    features: Features,
+    *,
+    text_hashes: Sequence[int],
+    groups: Sequence[int],
+) -> pa.Table:
+    """The table of n documents: id, label, split, text_hash, group, n_tokens, and lists of values per feature column.
 
-    Labels are strings, or lists of strings even if all lists are empty.
+    Labels are strings, or lists of strings even if all lists are empty. `text_hashes` and `groups` are those of
+    `spin.labels.split_groups`, in place of the texts, which no feature store holds.
     """
     # a corpus has labels of one kind, so the first decides; Arrow would infer lists of null from empty lists
     multilabel = len(labels) > 0 and not isinstance(labels[0], str)
@@ -34,6 +43,8 @@ def to_table(ids: Sequence[str], labels: Sequence[Label], splits: Sequence[str |
             "id": pa.array(ids, pa.string()),
             "label": pa.array(labels, pa.list_(pa.string()) if multilabel else pa.string()),
             "split": pa.array(splits, pa.string()),
+            "text_hash": pa.array(text_hashes, pa.uint64()),
+            "group": pa.array(groups, pa.uint64()),
             "n_tokens": pa.array(features.n_tokens, pa.int32()),
             **columns,
         }

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.arrays import Floats, Rows
+from spin.arrays import Floats, Hashes, Rows
+from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.splits import CROSS_VALIDATION_BELOW
 
 _SPLITS, _REPEATS = 5, 2
+_TRIES = 50
+"""random divisions of groups into folds that are tried until each fold trains on every class"""
 _JACKKNIFE_PARTS = 20
 """parts of the validation rows of a single fold; each is left out once to estimate a standard error"""
 
@@ -26,27 +29,62 @@ class Fold:
     valid: Rows
 
 
-def make_folds(label_space: LabelSpace, y: Targets, train: Rows, valid: Rows, seed: int) -> tuple[Fold, ...]:
+def make_folds(
+    label_space: LabelSpace, y: Targets, train: Rows, valid: Rows, seed: int, groups: Hashes | None = None
+) -> tuple[Fold, ...]:
     """The given division as a single fold, or below `CROSS_VALIDATION_BELOW` rows repeated cross-validation.
 
     Cross-validation pools the rows of `train` and `valid` and stratifies by class: five folds, repeated twice, with
-    fewer folds where a class has fewer documents. `y` are the targets of all rows.
+    fewer folds where a class has fewer documents. `y` are the targets of all rows (n, …), and `groups` (n,) their
+    groups, which are not divided. Raises UserError if no division into groups lets each fold train on every class.
     """
-    from sklearn.model_selection import RepeatedStratifiedKFold
-
     if len(train) + len(valid) >= CROSS_VALIDATION_BELOW:
         return (Fold(train, valid),)
     pool = np.sort(np.concatenate([train, valid]))
-    strata = label_space.strata(y[pool])
-    smallest = label_space.indicator(y[pool]).sum(0).min()
-    splitter = RepeatedStratifiedKFold(
-        n_splits=int(np.clip(smallest, 2, _SPLITS)), n_repeats=_REPEATS, random_state=seed
-    )
+    strata, indicator = label_space.strata(y[pool]), label_space.indicator(y[pool])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a multi-label stratum may be smaller than its class
-        return tuple(
-            Fold(pool[train_part], pool[valid_part]) for train_part, valid_part in splitter.split(pool, strata)
-        )
+        if groups is None or len(np.unique(groups[pool])) == len(pool):
+            parts = _divide_rows(strata, indicator, seed)
+        else:
+            parts = _divide_groups(strata, indicator, groups[pool], seed)
+    return tuple(Fold(pool[train_part], pool[valid_part]) for train_part, valid_part in parts)
+
+
+def _divide_rows(strata: Rows, indicator: NDArray[np.bool_], seed: int) -> list[tuple[Rows, Rows]]:
+    """The positions that train and validate in each fold, for rows that stand for themselves."""
+    from sklearn.model_selection import RepeatedStratifiedKFold
+
+    splits = int(np.clip(indicator.sum(0).min(), 2, _SPLITS))
+    splitter = RepeatedStratifiedKFold(n_splits=splits, n_repeats=_REPEATS, random_state=seed)
+    return list(splitter.split(strata, strata))
+
+
+def _divide_groups(strata: Rows, indicator: NDArray[np.bool_], groups: Hashes, seed: int) -> list[tuple[Rows, Rows]]:
+    """The positions that train and validate in each fold, with all rows of a group on the same side.
+
+    Stratified as far as groups allow. A random division may leave a class to the validation rows alone; it is drawn
+    again then, and if that does not help with more folds, which keep two groups apart more easily.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    per_class = [len(np.unique(groups[has])) for has in indicator.T]
+    splits = int(np.clip(min(per_class), 2, _SPLITS))
+    most = min(_SPLITS, len(np.unique(groups)), np.bincount(strata).max())
+    draw = np.random.RandomState(seed)
+    for n_splits in range(splits, most + 1):
+        parts: list[tuple[Rows, Rows]] = []
+        for _ in range(_TRIES):
+            splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=draw)
+            division = list(splitter.split(strata, strata, groups))
+            if all(len(valid) and indicator[train].any(0).all() for train, valid in division):
+                parts += division
+            if len(parts) == _REPEATS * n_splits:
+                return parts
+    raise UserError(
+        f"cross-validation: found no division of {len(groups)} documents in {len(np.unique(groups))} groups that lets "
+        "every class be learned without any of its groups; label documents of more groups, or change data.group"
+    )
 
 
 def labelled_rows(folds: Sequence[Fold]) -> Rows:
@@ -70,5 +108,5 @@ def standard_error(differences: Floats, folds: Sequence[Fold]) -> NDArray[np.flo
     """
     if len(folds) == 1:
         return np.sqrt((len(differences) - 1) * differences.var(0))
-    valid_share = len(folds[0].valid) / len(folds[0].train)
+    valid_share = sum(len(fold.valid) for fold in folds) / sum(len(fold.train) for fold in folds)
     return np.sqrt((1 / len(folds) + valid_share) * differences.var(0, ddof=1))

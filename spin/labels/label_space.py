@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from spin.arrays import Floats
+from spin.arrays import Floats, Hashes
 from spin.errors import UserError
 from spin.labels.splits import needs_cross_validation
 
@@ -28,11 +28,14 @@ class LabelSpace:
     multilabel: bool = False
 
     @classmethod
-    def of(cls, labels: Sequence[Label], splits: Sequence[str]) -> LabelSpace:
+    def of(
+        cls, labels: Sequence[Label], splits: Sequence[str], groups: Sequence[int] | Hashes | None = None
+    ) -> LabelSpace:
         """The label space of labels that are all strings, or all lists of strings; classes are sorted.
 
         Raises UserError unless there are at least two classes, each class has a document to train and one to validate
-        (two in all where labels are few), and no class is on every document that trains.
+        (two in all where labels are few, and of two of the `groups` that cross-validation does not divide), and no
+        class is on every document that trains.
         """
         kinds = {isinstance(label, str) for label in labels}
         if len(kinds) > 1:
@@ -59,6 +62,12 @@ class LabelSpace:
                 raise UserError(
                     f"labels: class {_quote(absent)} has {what} in the {' and '.join(part)} split; "
                     "label more of it, or name a split column that gives it one"
+                )
+            undivided = [] if not few or groups is None else _classes_of_one_group(labels, splits, groups)
+            if undivided:
+                raise UserError(
+                    f"labels: all documents of class {_quote(undivided)} to train and validate are of one group: their "
+                    "texts are near-identical, or they share a value of data.group; label documents of another group"
                 )
             everywhere = [c for c in classes if held[c] == sum(split in part for split in splits)]
             if everywhere and "train" in part:
@@ -125,6 +134,16 @@ def class_names(label: Label | None) -> Collection[str]:
     if label is None:
         return ()
     return (label,) if isinstance(label, str) else set(label)
+
+
+def _classes_of_one_group(labels: Sequence[Label], splits: Sequence[str], groups: Sequence[int] | Hashes) -> list[str]:
+    """The classes whose documents in `train` and `valid` are all in one group, sorted."""
+    groups_of: dict[str, set[int]] = {}
+    for label, split, group in zip(labels, splits, groups, strict=True):
+        if split in ("train", "valid"):
+            for name in class_names(label):
+                groups_of.setdefault(name, set()).add(int(group))
+    return sorted(name for name, own in groups_of.items() if len(own) == 1)
 
 
 def _quote(names: Sequence[str]) -> str:

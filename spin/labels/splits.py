@@ -10,16 +10,19 @@ import numpy as np
 from spin.arrays import Rows
 
 SPLITS = ("train", "valid", "test")
+DROPPED = "dropped"
+"""in place of a split: the document serves for nothing, because its text is in a frozen evaluation set"""
 CROSS_VALIDATION_BELOW = 1_000
 """number of labelled documents to train and validate below which cross-validation makes the choices"""
 
 
-def assign_split(id: str, seed: int, valid_fraction: float, test_fraction: float) -> str:
-    """The split of a document by a hash of its id alone, so that more data never moves a document.
+def assign_split(group: object, seed: int, valid_fraction: float, test_fraction: float) -> str:
+    """The split of a document by a hash of its group alone, so that more data never moves a document.
 
-    Every class is divided in the same proportions in expectation, because the hash does not depend on the class.
+    The documents of a group stay together; see `split_groups`. Every class is divided in the same proportions in
+    expectation, because the hash does not depend on the class.
     """
-    digest = hashlib.blake2b(f"{seed}:{id}".encode(errors="surrogatepass"), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}:{group}".encode(errors="surrogatepass"), digest_size=8).digest()
     share = int.from_bytes(digest) / 2**64
     if share < test_fraction:
         return "test"
@@ -33,4 +36,4 @@ def rows_in_split(splits: Iterable[str], split: str) -> Rows:
 
 def needs_cross_validation(splits: Sequence[str]) -> bool:
     """Whether so few documents train and validate that they form one pool for cross-validation."""
-    return sum(split != "test" for split in splits) < CROSS_VALIDATION_BELOW
+    return sum(split in ("train", "valid") for split in splits) < CROSS_VALIDATION_BELOW

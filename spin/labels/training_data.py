@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from spin.arrays import Rows
+from spin.arrays import Hashes, Rows
 from spin.labels.cross_validation import Fold, labelled_rows, make_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
@@ -39,14 +39,19 @@ class TrainingData:
         splits: Sequence[str],
         label_space: LabelSpace,
         *,
+        groups: Hashes | None = None,
         metric: str,
         class_weights: str = "none",
         seed: int = 0,
         device: str = "cpu",
     ) -> TrainingData:
-        """Training data of n documents, each in the split `train`, `valid` or `test`; `test` rows are in no fold."""
+        """Training data of n documents; all but those in the splits `train` and `valid` are in no fold.
+
+        `groups` (n,) are the groups of the documents, which cross-validation does not divide; without them every
+        document stands for itself. Raises UserError as `make_folds` does.
+        """
         train, valid = rows_in_split(splits, "train"), rows_in_split(splits, "valid")
-        folds = make_folds(label_space, y, train, valid, seed)
+        folds = make_folds(label_space, y, train, valid, seed, groups)
         return cls(y, folds, label_space, metric, class_weights, seed, device)
 
     @property

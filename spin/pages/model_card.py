@@ -83,6 +83,8 @@ class CardFacts:
     decision: DecisionSettings
     versions: Mapping[str, str]
     """of the libraries"""
+    notes: Sequence[str] = ()
+    """sentences on the results: near-identical texts on both sides of a split, what is missing from the table"""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs import terminal
+from pipelines.data.training_labels import SplitOverlap
 from pipelines.registry.version_records import RegisteredVersion
 from pipelines.training.train import TrainReport, TrainResults, TrainSeconds
 from pipelines.training.workflow import StageEvent
@@ -50,6 +51,8 @@ def build_train_report(choose: Choice, **depths: int) -> TrainReport:
         per_class={},
         test_ece=None,
         counts={"train": 80, "valid": 20, "test": 0},
+        overlap=SplitOverlap(),
+        notes=(),
         seconds=TrainSeconds(1.0, 0.0),
     )
     return TrainReport("f" * 64, results, RegisteredVersion("tiny", "3", "r"), choose)

@@ -19,6 +19,7 @@ from spin import SpinClassifier
 from spin.backbone.digest import compute_digest
 from spin.errors import UserError
 from spin.labels.metrics import score
+from spin.labels.training_data import TrainingData
 from spin.settings import BackboneSettings, Choice, DecisionSettings, ProbeSettings, SearchSettings
 from tests.support import tiny
 from tests.support.repository import ROOT
@@ -215,9 +216,52 @@ def test_fit_refuses_texts_and_labels_that_cannot_be_learned(backbone: BackboneS
         spin.predict(texts)
 
 
-def test_fit_refuses_texts_that_are_all_equal(backbone: BackboneSettings) -> None:
-    """No neuron varies, so no probe can select one."""
-    texts = ["the film ."] * 100
+@pytest.mark.parametrize("count", [120, 1200])
+def test_near_identical_texts_never_train_and_validate_in_the_same_fold(
+    backbone: BackboneSettings, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Neither in cross-validation nor where labels are many; a text that is added later moves none."""
+
+    class Fitted(Exception):
+        """Raised in place of the fit, with the data that it was given."""
+
+    def stop(_: Any, data: TrainingData, **__: Any) -> None:
+        raise Fitted(data)
+
+    monkeypatch.setattr("spin.fit.fit_classifiers", stop)
+    names = [f"number {n // 2}" for n in range(count)]
+    texts = [f"the film {name}" if n % 2 else f"@you The FILM: {name}!" for n, name in enumerate(names)]
+    labels = ["good" if n // 2 % 2 else "bad" for n in range(count)]
+
+    def read_folds(texts: list[str], labels: list[str], names: list[str]) -> list[list[set[str]]]:
+        """The names of the documents that train and validate, by fold."""
+        with pytest.raises(Fitted) as fitted:
+            SpinClassifier(backbone, sites=["resid.00"], **QUICK).fit(texts, labels)
+        return [[{names[row] for row in rows} for rows in (f.train, f.valid)] for f in fitted.value.args[0].folds]
+
+    folds = read_folds(texts, labels, names)
+    assert (len(folds) > 1) == (count < 1000)
+    for train, valid in folds:
+        assert train
+        assert valid
+        assert not train & valid
+    if len(folds) == 1:
+        [[more_train, more_valid]] = read_folds(["a new one", *texts], ["bad", *labels], ["new", *names])
+        assert (more_train - {"new"}, more_valid - {"new"}) == (train, valid)
+
+
+def test_fit_refuses_classes_without_two_texts_that_differ(backbone: BackboneSettings) -> None:
+    """Cross-validation would have nothing to validate on that it has not trained on."""
+    message = (
+        "all documents of class 'bad', 'good' to train and validate are of one group: their texts are near-identical"
+    )
+    with pytest.raises(UserError, match=message):
+        SpinClassifier(backbone, **QUICK).fit(["the film ."] * 100, ["good", "good", "bad", "good"] * 25)
+
+
+def test_fit_refuses_texts_that_are_all_equal_to_the_model(backbone: BackboneSettings) -> None:
+    """The words are unknown to its tokenizer. No neuron varies, so no probe can select one."""
+    texts = [f"unknown{n}" for n in range(100)]
     with pytest.raises(UserError, match="no probe kept a neuron"):
         SpinClassifier(backbone, metric="accuracy", **QUICK).fit(texts, ["good", "good", "bad", "good"] * 25)
 

@@ -37,7 +37,9 @@ def draw_features(n: int, seed: int = 0) -> Features:
 def build_table(n: int, seed: int = 0) -> tuple[pa.Table, Features]:
     features = draw_features(n, seed)
     ids, labels = [f"é{i}" for i in range(n)], ["good"] * n
-    return to_table(ids, labels, ["train" if i % 2 else None for i in range(n)], features), features
+    splits = ["train" if i % 2 else None for i in range(n)]
+    hashes = [2**64 - 1 - i for i in range(n)]
+    return to_table(ids, labels, splits, features, text_hashes=hashes, groups=list(range(n))), features
 
 
 def check_values(table: pa.Table, features: Features) -> None:
@@ -56,6 +58,8 @@ def test_a_feature_shard_round_trips_through_parquet(n: int, tmp_path: Path) -> 
     check_values(stored, features)
     assert stored.column("id").to_pylist() == [f"é{i}" for i in range(n)]
     assert stored.column("split").to_pylist() == ["train" if i % 2 else None for i in range(n)]
+    assert stored.column("text_hash").to_pylist() == [2**64 - 1 - i for i in range(n)]
+    assert stored.column("group").to_pylist() == list(range(n))
     assert stored.column("n_tokens").to_pylist() == list(range(n))
     assert stored.schema.field(str(HALF)).type == pa.list_(pa.float16(), 5)
 
@@ -94,7 +98,8 @@ def test_labels_are_stored_as_strings_or_lists_of_strings(
 ) -> None:
     """A column of empty lists has the type list of strings too."""
     n = len(labels)
-    table = to_table([f"d{i}" for i in range(n)], labels, [None] * n, draw_features(n))
+    ids = [f"d{i}" for i in range(n)]
+    table = to_table(ids, labels, [None] * n, draw_features(n), text_hashes=range(n), groups=range(n))
     pq.write_table(table, tmp_path / "shard.parquet")
     stored = pq.read_table(tmp_path / "shard.parquet").column("label")
     assert table.column("label").type == stored.type == arrow_type
@@ -104,7 +109,12 @@ def test_labels_are_stored_as_strings_or_lists_of_strings(
 def test_shards_with_lists_of_labels_can_be_concatenated() -> None:
     """One of the shards has empty lists only."""
     shards: list[list[Label]] = [[[], []], [["a"], []], [["b", "a"]]]
-    tables = [to_table(["x"] * len(s), s, [None] * len(s), draw_features(len(s))) for s in shards]
+    tables = [
+        to_table(
+            ["x"] * len(s), s, [None] * len(s), draw_features(len(s)), text_hashes=[1] * len(s), groups=[1] * len(s)
+        )
+        for s in shards
+    ]
     assert pa.concat_tables(tables).column("label").to_pylist() == [[], [], ["a"], [], ["b", "a"]]
 
 
@@ -118,7 +128,8 @@ def test_lists_of_labels_in_a_store_become_a_boolean_matrix(tmp_path: Path) -> N
         store = Store(str(tmp_path / fingerprint(shards)))
         for index, shard in enumerate(shards):
             rows = range(2 * index, 2 * index + 2)
-            table = to_table([f"d{row}" for row in rows], shard, [splits[row] for row in rows], draw_features(2))
+            ids, own_splits = [f"d{row}" for row in rows], [splits[row] for row in rows]
+            table = to_table(ids, shard, own_splits, draw_features(2), text_hashes=rows, groups=rows)
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink)
             store.write(f"parts/{index:06d}.parquet", sink.getvalue().to_pybytes())

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from pipelines.data import formats
 from pipelines.data.input_files import list_files
-from pipelines.data.readers import ALL_COLUMNS, ID_AND_TEXT, IDS, TEXTS, Column, Documents, read_shard
+from pipelines.data.readers import ALL_COLUMNS, FIELDS, ID_AND_TEXT, IDS, TEXTS, Column, Documents, read_shard
 from pipelines.data.sharding import plan_shards, split_shard
 from pipelines.data.shards import Shard
 from pipelines.data.spool import find_dead_rows
@@ -36,6 +36,7 @@ from pipelines.storage.records import to_json
 from pipelines.storage.request_counting import count_input_reads
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
+from spin.labels.split_groups import hash_group, hash_text
 from spin.settings import DataSettings
 
 DATA = DataSettings(train="unused")
@@ -90,7 +91,7 @@ def read_all(
     for shard in shards:
         part = read_shard(shard, data, columns=columns)
         documents.malformed |= {len(documents) + row: reason for row, reason in part.malformed.items()}
-        for name in ("ids", "texts", "labels", "splits"):
+        for name in FIELDS:
             assert len(getattr(part, name)) == len(part)
             getattr(documents, name).extend(getattr(part, name))
     return documents
@@ -202,7 +203,7 @@ def check_shards(name: str, data: bytes, rows: Sequence[Row], shard_size: int) -
         assert documents.ids == [row["id"] for row in rows]
         assert documents.texts == [row["text"] for row in rows]
         assert documents.labels == [row["label"] for row in rows]
-        assert documents.splits == [None] * len(rows)
+        assert documents.splits == documents.groups == [None] * len(rows)
         unlabelled = read_all(shards, columns=ID_AND_TEXT)
         assert (unlabelled.ids, unlabelled.texts) == (documents.ids, documents.texts)
         assert unlabelled.labels == [None] * len(rows)
@@ -549,8 +550,8 @@ def test_a_corpus_with_string_labels_and_list_labels_is_an_error(tmp_path: Path)
 
 def test_columns_are_read_by_the_names_in_the_settings(tmp_path: Path) -> None:
     """One column may have two roles, and only the requested columns are read."""
-    data = DataSettings(train="unused", id="key", text="body", label="key", split="part")
-    row = {"part": "test", "body": "words", "key": 3, "id": "no", "": "no"}
+    data = DataSettings(train="unused", id="key", text="body", label="key", split="part", group="author")
+    row = {"part": "test", "author": 7, "body": "words", "key": 3, "id": "no", "": "no"}
     named_columns = {name: value for name, value in row.items() if name}
     for name, content in (
         ("a.parquet", to_parquet([named_columns])),
@@ -558,10 +559,50 @@ def test_columns_are_read_by_the_names_in_the_settings(tmp_path: Path) -> None:
         ("a.jsonl", to_jsonl([row])),
     ):
         [shard] = plan_uri(write_file(tmp_path, name, content), data=data)
-        assert read_shard(shard, data, columns=ALL_COLUMNS) == Documents(["3"], ["words"], ["3"], ["test"])
-        assert read_shard(shard, data) == Documents(["3"], ["words"], [None], [None])
-        assert read_shard(shard, data, columns=IDS) == Documents(["3"], [None], [None], [None])
-        assert read_shard(shard, data, columns=TEXTS) == Documents([None], ["words"], [None], [None])
+        assert read_shard(shard, data, columns=ALL_COLUMNS) == Documents(["3"], ["words"], ["3"], ["test"], ["7"])
+        assert read_shard(shard, data) == Documents(["3"], ["words"], [None], [None], [None])
+        assert read_shard(shard, data, columns=IDS) == Documents(["3"], [None], [None], [None], [None])
+        assert read_shard(shard, data, columns=TEXTS) == Documents([None], ["words"], [None], [None], [None])
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv"])
+def test_documents_have_the_group_of_their_column_or_else_of_their_text(name: str, tmp_path: Path) -> None:
+    """A number is the same group in every format; a null or empty value is no group."""
+    data = DataSettings(train="unused", group="author")
+    rows = [
+        {"id": str(n), "text": text, "label": "ab"[n % 2], "author": author}
+        for n, (text, author) in enumerate([("A b!", 1), ("c", 1), ("a B", None), ("d", None), ("@x a b", 2)])
+    ]
+    shards = plan_uri(write_file(tmp_path, name, FORMATS[name](rows)), data=data)
+    labelled = read_labelled(shards, data)
+    assert labelled.text_hashes == [hash_text(row["text"]) for row in rows]
+    one, two, text = hash_group("1"), hash_group("2"), hash_text("a b")
+    assert labelled.groups == [one, one, text, hash_text("d"), two]
+    assert read_labelled(shards, DATA).groups == labelled.text_hashes
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv"])
+def test_a_group_column_without_any_value_is_an_error(name: str, tmp_path: Path) -> None:
+    """Only a null in every line of JSONL tells a wrong name from a column that has no values."""
+    data = DataSettings(train="unused", group="author")
+    rows = [{"id": str(n), "text": "t", "label": "a", "author": None} for n in range(3)]
+    with pytest.raises(UserError, match=r"^data\.group: 'author' is null in all 3 documents; expected a column with"):
+        read_labelled(plan_uri(write_file(tmp_path, name, FORMATS[name](rows)), data=data), data)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.jsonl", r"a\.jsonl row 1: the group \(author\) is a list; expected one value, or null"),
+        ("a.parquet", r"a\.parquet cannot be read, .*list"),
+    ],
+)
+def test_a_group_that_is_not_one_value_is_an_error(name: str, message: str, tmp_path: Path) -> None:
+    data = DataSettings(train="unused", group="author")
+    rows = [{"id": str(n), "text": "t", "label": "a", "author": author} for n, author in enumerate([None, ["y"]])]
+    shards = plan_uri(write_file(tmp_path, name, FORMATS[name](rows)), data=data)
+    with pytest.raises(UserError, match=message):
+        read_labelled(shards, data)
 
 
 def test_reading_one_parquet_column_reads_only_its_bytes(tmp_path: Path) -> None:

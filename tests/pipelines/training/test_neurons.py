@@ -72,7 +72,8 @@ def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any
         ids, label_column, splits = (
             [column[row] for row in rows] for column in (labels.ids, label_names, labels.splits)
         )
-        pq.write_table(to_table(ids, label_column, splits, features), folder / key)
+        table = to_table(ids, label_column, splits, features, text_hashes=rows, groups=rows)  # type: ignore[arg-type]
+        pq.write_table(table, folder / key)
     return RecordingShards(store, tuple(keys), {c: v.shape[1] for c, v in values.items()})
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spin.errors import UserError
 from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds, standard_error
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.splits import CROSS_VALIDATION_BELOW
@@ -114,6 +115,75 @@ def test_folds_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
     assert len({tuple(fold.valid) for fold in first}) == len(first)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1000), st.integers(30, 150), st.booleans(), st.integers(1, 12))
+def test_the_documents_of_a_group_are_never_divided(seed: int, n: int, multilabel: bool, largest: int) -> None:
+    """Each fold trains on every class, and each row validates once per repeat, as without groups."""
+    draw, label_space = np.random.default_rng(seed), MULTILABEL if multilabel else SINGLE_LABEL
+    train, valid, _ = draw_rows(n, seed)
+    pool = np.concatenate([train, valid])
+    groups = np.repeat(np.arange(n, dtype=np.uint64), draw.integers(1, largest + 1, n))[:n] * 7
+    y: Targets = draw.random((n, 3)) < 0.3 if multilabel else draw.integers(3, size=n)
+    for k in range(3):  # at least two groups per class, also where all rows are few
+        if multilabel:
+            y[pool[k::3][:4], k] = True
+        else:
+            y[pool[k::3][:4]] = k
+    indicator = label_space.indicator(y)
+    if min(len(np.unique(groups[pool][indicator[pool, k]])) for k in range(3)) < 2:
+        return
+    folds = make_folds(label_space, y, train, valid, 0, groups)
+    for fold in folds:
+        assert not set(groups[fold.train]) & set(groups[fold.valid])
+        assert indicator[fold.train].any(0).all()
+        assert sorted([*fold.train, *fold.valid]) == sorted(pool)
+    assert len(set(count_validations(folds, n)[pool].tolist())) == 1
+
+
+def test_groups_of_one_document_change_nothing() -> None:
+    train, valid, _ = draw_rows(200)
+    y = np.arange(200) % 3
+    plain = make_folds(SINGLE_LABEL, y, train, valid, 0)
+    grouped = make_folds(SINGLE_LABEL, y, train, valid, 0, np.arange(200, dtype=np.uint64))
+    assert [fold.valid.tolist() for fold in plain] == [fold.valid.tolist() for fold in grouped]
+
+
+def test_folds_of_groups_are_stratified_as_far_as_groups_allow() -> None:
+    """With pairs of documents, each fold validates on a fifth of each class, give or take two pairs."""
+    y = np.repeat(np.random.default_rng(1).choice(3, 200, p=[0.6, 0.25, 0.15]), 2)
+    groups = np.repeat(np.arange(200, dtype=np.uint64), 2)
+    folds = make_folds(SINGLE_LABEL, y, np.arange(300), np.arange(300, 400), 0, groups)
+    assert len(folds) >= 10
+    for fold in folds:
+        assert (np.abs(np.bincount(y[fold.valid], minlength=3) - np.bincount(y) / 5) <= 4).all()
+    assert len({tuple(fold.valid) for fold in folds}) == len(folds)
+
+
+def test_classes_that_no_division_into_groups_can_all_train_are_refused() -> None:
+    """Each of two classes is in one group alone."""
+    y, groups = np.array([0] * 30 + [1] * 30), np.repeat(np.array([1, 2], np.uint64), 30)
+    message = r"cross-validation: found no division of 60 documents in 2 groups .* every class .*data\.group"
+    with pytest.raises(UserError, match=message):
+        make_folds(LabelSpace(("a", "b")), y, np.arange(40), np.arange(40, 60), 0, groups)
+
+
+def test_classes_of_two_documents_each_are_divided_by_their_groups() -> None:
+    """There are fewer documents per class than folds could be."""
+    y, groups = np.array([0, 0, 1, 1, 2, 2]), np.array([1, 2, 1, 3, 2, 3], np.uint64)
+    with pytest.raises(UserError, match="found no division"):  # two folds cannot keep three pairs apart
+        make_folds(SINGLE_LABEL, y, np.arange(3), np.arange(3, 6), 0, groups)
+    for fold in make_folds(SINGLE_LABEL, y, np.arange(3), np.arange(3, 6), 0, np.array([1, 2, 1, 3, 4, 3], np.uint64)):
+        assert set(y[fold.train]) == {0, 1, 2}
+
+
+def test_groups_count_for_nothing_where_labels_are_many() -> None:
+    """The split itself keeps groups together there."""
+    n = CROSS_VALIDATION_BELOW
+    train, valid = np.arange(n - 100), np.arange(n - 100, n)
+    [fold] = make_folds(SINGLE_LABEL, np.arange(n) % 3, train, valid, 0, np.zeros(n, np.uint64))
+    assert fold.train is train
+
+
 def test_the_standard_error_over_folds_is_the_one_of_nadeau_and_bengio() -> None:
     """Each column equals the formula."""
     folds = tuple(Fold(np.arange(80), np.arange(80, 100)) for _ in range(6))
@@ -124,6 +194,13 @@ def test_the_standard_error_over_folds_is_the_one_of_nadeau_and_bengio() -> None
         variance = sum((x - mean) ** 2 for x in column) / 5
         expected.append((variance * (1 / 6 + 20 / 80)) ** 0.5)
     np.testing.assert_allclose(standard_error(differences, folds), expected)
+
+
+def test_the_standard_error_counts_the_mean_size_of_unequal_folds() -> None:
+    """Groups make folds of different sizes."""
+    folds = (Fold(np.arange(90), np.arange(90, 100)), Fold(np.arange(70), np.arange(70, 100)))
+    differences = np.array([[0.1], [0.3]])
+    np.testing.assert_allclose(standard_error(differences, folds), ((1 / 2 + 40 / 160) * 0.02) ** 0.5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 19, 20, 113])

@@ -98,6 +98,19 @@ def test_few_labels_are_pooled_over_train_and_valid() -> None:
         LabelSpace.of([["a"], ["a", "b"], ["a", "b"]], ["train", "valid", "valid"])
 
 
+def test_few_labels_of_a_class_are_of_two_groups() -> None:
+    """Documents that test, and groups where labels are many, do not count."""
+    labels, splits = list("aabbb"), ["train", "valid", "train", "valid", "test"]
+    assert LabelSpace.of(labels, splits, [1, 2, 3, 4, 4]).classes == ("a", "b")
+    message = "labels: all documents of class 'b' to train and validate are of one group: .* label documents of another"
+    with pytest.raises(UserError, match=message):
+        LabelSpace.of(labels, splits, [1, 2, 3, 3, 4])
+    with pytest.raises(UserError, match="class 'b'"):
+        LabelSpace.of([["a"], ["a", "b"], ["b"], [], []], splits, np.array([1, 2, 2, 3, 4], np.uint64))
+    many = ["train", "valid"] * 500
+    assert LabelSpace.of(list("aabb") * 250, many, [1, 1, 2, 2] * 250).classes == ("a", "b")
+
+
 # Labels to targets and back
 
 

@@ -145,6 +145,18 @@ def test_the_card_contains_every_fact() -> None:
         assert card.index(untested) > card.index("Not tested:")
 
 
+def test_notes_end_the_section_of_the_results() -> None:
+    """Also where there are no test documents. Without notes there is no empty list."""
+    notes = ["tfidf is left out of the table: MemoryError", "last_layer: fitted on a stratified sample"]
+    listed = (
+        "\n\n- tfidf is left out of the table: MemoryError\n- last\\_layer: fitted on a stratified sample\n\n## Acc"
+    )
+    assert f" |{listed}" in model_card(make_facts(notes=notes))
+    assert listed in model_card(make_facts(notes=notes, table=[], tested=None, per_class={}, test_ece=None))
+    assert parse_tables(model_card(make_facts(notes=notes))) == parse_tables(model_card(make_facts()))
+    assert " |\n\n## Accuracy and its cost" in model_card(make_facts())
+
+
 def test_a_model_hub_reads_the_metadata() -> None:
     """Its reader gets the task, the library and the test results; without test documents there is no result."""
     data = ModelCard(model_card(make_facts(name="tweets: 1\n---", data="s3://bucket/\x00a: b"))).data

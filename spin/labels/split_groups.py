@@ -1,0 +1,45 @@
+"""Groups of documents that are never divided among splits: near-identical texts, or the value of a column.
+
+A group is a 64-bit hash, so that feature stores hold no text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+
+_LINKS_AND_MENTIONS = re.compile(r"https?://\S+|\bwww\.\S+|(?:\b(?:rt|mt|via)\s+)?(?<!\w)@\w+")
+"""links, and mentions of users together with the mark of a forwarded message before them"""
+_SEPARATORS = re.compile(r"[\W_]+")
+
+
+def hash_text(text: str) -> int:
+    """The 64-bit hash of a text, the same for near-identical texts.
+
+    Two texts are near-identical if they have the same words and numbers in the same order: upper and lower case, forms
+    of a character that Unicode holds compatible (NFKC), punctuation, symbols, white space, links and mentions of users
+    make no difference. Numbers do, since in some corpora they are all that differs.
+    """
+    return _hash("text", normalize_text(text))
+
+
+def normalize_text(text: str) -> str:
+    """The words and numbers of a text in lower case, with one space between them; if it has none, all of the text."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return _SEPARATORS.sub(" ", _LINKS_AND_MENTIONS.sub(" ", folded)).strip() or " ".join(folded.split())
+
+
+def hash_group(value: str) -> int:
+    """The 64-bit hash of the value of a group column; values count as they are."""
+    return _hash("group", value)
+
+
+def choose_group(text_hash: int, value: str | None) -> int:
+    """The group of a document: the hash of its value of the group column, or of its text if it has none."""
+    return text_hash if value is None else hash_group(value)
+
+
+def _hash(kind: str, text: str) -> int:
+    digest = hashlib.blake2b(f"{kind}:{text}".encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest)

@@ -1,0 +1,167 @@
+"""Splits of a corpus: near-identical texts stay together, and what is frozen is learned from under no id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.data.feature_store import FeatureShards
+from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels, SplitOverlap, split_all
+from pipelines.storage.object_store import Store
+from spin.activations.extract import Features
+from spin.activations.feature_table import to_table
+from spin.labels.split_groups import choose_group, hash_text
+from spin.labels.splits import CROSS_VALIDATION_BELOW, DROPPED
+from spin.settings import DataSettings, Settings, parse_settings
+
+N = 600
+
+
+def make_settings(**data: Any) -> Settings:
+    return parse_settings({"backbone": {"model": "m"}, "data": {"train": "t", **data}, "store": "s"})
+
+
+def read_labels(
+    folder: Path,
+    texts: Sequence[str],
+    config: Settings,
+    *,
+    splits: Sequence[str | None] | None = None,
+    authors: Sequence[str | None] | None = None,
+    frozen: FrozenDocuments = NOTHING_FROZEN,
+) -> Labels:
+    """The labels of a store with these documents, whose classes alternate and whose ids count from d0."""
+    n = len(texts)
+    hashes = [hash_text(text) for text in texts]
+    table = to_table(
+        [f"d{row}" for row in range(n)],
+        ["ab"[row // 2 % 2] for row in range(n)],
+        splits or [None] * n,
+        Features({}, np.zeros(n, np.int32), np.zeros(n, np.int32), 0),
+        text_hashes=hashes,
+        groups=[choose_group(*pair) for pair in zip(hashes, authors or [None] * n, strict=True)],
+    )
+    pq.write_table(table, folder / "a.parquet")
+    return Labels.of(FeatureShards(Store(str(folder)), ("a.parquet",), {}), config, frozen)
+
+
+def vary(text: str) -> str:
+    return f"RT @someone: {text.upper()}!! http://t.co/x"
+
+
+PAIRS = [text for row in range(N) for text in (f"text number {row}", vary(f"text number {row}"))]
+"""each text with a near-identical one after it"""
+
+
+def test_near_identical_texts_have_one_split(tmp_path: Path) -> None:
+    """All three splits are there, and nothing is on two sides."""
+    labels = read_labels(tmp_path, PAIRS, make_settings())
+    assert labels.splits[::2] == labels.splits[1::2]
+    assert set(labels.splits) == {"train", "valid", "test"}
+    assert labels.overlap == SplitOverlap(0, 0, 0)
+    assert labels.overlap.notes(100, DataSettings(train="t")) == []
+
+
+def test_documents_of_one_group_have_one_split(tmp_path: Path) -> None:
+    """A document without a group is with those of the same text. Texts of several groups are counted."""
+    authors = [f"author {row // 20}" if row < 2 * N - 100 else None for row in range(2 * N)]
+    labels = read_labels(tmp_path, PAIRS, make_settings(group="author"), authors=authors)
+    for author in set(authors) - {None}:
+        assert len({split for split, own in zip(labels.splits, authors, strict=True) if own == author}) == 1
+    assert labels.splits[-100::2] == labels.splits[-99::2]
+    assert len(set(labels.splits[-100:])) > 1
+    copied = [*PAIRS, *(vary(text) for text in PAIRS[:500])]
+    labels = read_labels(tmp_path, copied, make_settings(group="author"), authors=[*authors, *["copier"] * 500])
+    assert len(set(labels.splits[-500:])) == 1
+    trained = {hash_text(copied[row]) for row in labels.part("train")[0]}
+    trained |= {hash_text(copied[row]) for row in labels.part("valid")[0]}
+    expected = sum(hash_text(copied[row]) in trained for row in labels.part("test")[0])
+    assert labels.overlap == SplitOverlap(0, expected, 0)
+    assert expected > 0
+
+
+def test_a_split_column_moves_no_row_but_what_it_shares_is_counted(tmp_path: Path) -> None:
+    """Every eleventh pair has one document in test and one elsewhere; the report has a line about them."""
+    elsewhere = ("train", "valid", "valid", "train")
+    splits = ["train" if row % 22 > 1 else "test" if row % 2 else elsewhere[row // 22 % 4] for row in range(2 * N)]
+    labels = read_labels(tmp_path, PAIRS, make_settings(split="split"), splits=splits)
+    assert labels.splits == splits
+    assert labels.overlap == SplitOverlap(0, 55, 55)
+    assert labels.overlap.notes(220, DataSettings(train="t")) == [
+        "warning: 55 of 220 test documents (25.0 %) have a near-identical text among those that trained, so the "
+        "figures may be too good"
+    ]
+    [_, of_groups] = SplitOverlap(0, 1, 30).notes(240, DataSettings(train="t", group="author"))
+    assert of_groups.startswith("warning: 30 of 240 test documents (12.5 %) have the same author among")
+
+
+@pytest.mark.parametrize("column", [None, "split"])
+def test_a_text_of_the_frozen_evaluation_set_is_learned_from_under_no_id(tmp_path: Path, column: str | None) -> None:
+    """Rows of test stay there; others are dropped from every fold and count. The frozen id itself tests."""
+    frozen = FrozenDocuments.of(["d0", "elsewhere"], [PAIRS[0], vary(PAIRS[100]), PAIRS[200], "in no corpus"])
+    splits = None if column is None else ["train", "valid", "test"] * (2 * N // 3)
+    config = make_settings(split=column)
+    free = read_labels(tmp_path, PAIRS, config, splits=splits)
+    labels = read_labels(tmp_path, PAIRS, config, splits=splits, frozen=frozen)
+    touched = {0, 1, 100, 101, 200, 201}
+    for row in range(2 * N):
+        before = free.splits[row]
+        expected = before if row not in touched or before == "test" else DROPPED
+        assert labels.splits[row] == ("test" if row == 0 else expected), row
+    assert labels.overlap.dropped == labels.splits.count(DROPPED) > 0
+    assert not {1, 100, 101, 200, 201} & {row for fold in labels.folds(0) for row in (*fold.train, *fold.valid)}
+    assert labels.digest != free.digest
+    [note, *_] = labels.overlap.notes(100, config.data)
+    assert note == (
+        f"{labels.overlap.dropped} documents are left out of training: a near-identical text is in the model's frozen "
+        "evaluation set"
+    )
+
+
+def test_dropped_documents_do_not_count_as_labelled(tmp_path: Path) -> None:
+    """Where less than enough are left, cross-validation makes the choices."""
+    texts = [f"text number {row}" for row in range(CROSS_VALIDATION_BELOW + 8)]
+    splits = ["train"] * (len(texts) - 100) + ["valid"] * 100
+    config = make_settings(split="split")
+    assert len(read_labels(tmp_path, texts, config, splits=splits).folds(0)) == 1
+    frozen = FrozenDocuments.of([], texts[:20])
+    labels = read_labels(tmp_path, texts, config, splits=splits, frozen=frozen)
+    assert len(labels.folds(0)) > 1
+    assert labels.training_data(config, "cpu").rows.tolist() == list(range(20, len(texts)))
+
+
+def test_cross_validation_keeps_near_identical_texts_together(tmp_path: Path) -> None:
+    """Also those that a split column divides between training and validation."""
+    texts, splits = PAIRS[:200], ["train", "valid"] * 100
+    config = make_settings(split="split")
+    labels = read_labels(tmp_path, texts, config, splits=splits)
+    hashes = np.array([hash_text(text) for text in texts], np.uint64)
+    for folds in (labels.folds(0), labels.training_data(config, "cpu").folds):
+        assert len(folds) > 1
+        assert not any(np.isin(hashes[fold.train], hashes[fold.valid]).any() for fold in folds)
+    np.testing.assert_array_equal(labels.groups, hashes)
+    other = read_labels(tmp_path, [*texts[:-1], "another text"], config, splits=splits)
+    assert other.digest != labels.digest
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=20), st.data())
+def test_more_documents_never_move_one(texts: list[str], data: st.DataObject) -> None:
+    """The split depends on the document's own group alone, in whatever order and company."""
+    more = data.draw(st.permutations([*texts, *data.draw(st.lists(st.text(min_size=1), max_size=8))]))
+    config = make_settings(valid_fraction=0.3, test_fraction=0.3)
+
+    def split(texts: Sequence[str]) -> dict[str, str]:
+        hashes = np.array([hash_text(text) for text in texts], np.uint64)
+        ids, given = [str(row) for row in range(len(texts))], [None] * len(texts)
+        return dict(zip(texts, split_all(ids, given, hashes, hashes, config, frozen=NOTHING_FROZEN), strict=True))
+
+    before, after = split(texts), split(more)
+    assert {text: after[text] for text in texts} == before

@@ -1,0 +1,217 @@
+"""The baselines run on a bounded sample, and neither a failing baseline nor their absence costs the training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs import terminal
+from pipelines.data.training_labels import Labels
+from pipelines.registry.versions import Registry
+from pipelines.training import baselines
+from pipelines.training.workflow import run_stages, run_workflow
+from spin.labels.label_space import LabelSpace
+from spin.settings import Settings, parse_settings
+from tests.support import tiny
+
+SPIN_ROWS = {"spin", "balanced", "cheapest"}
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory, sqlite_uri: str) -> dict[str, Any]:
+    """The settings of a tiny project whose probes are fitted."""
+    folder = tmp_path_factory.mktemp("probed")
+    pq.write_table(pa.Table.from_pylist(tiny.make_documents(300)), folder / "train.parquet")
+    tree = {
+        "backbone": {"model": str(tiny.save_bert(folder / "bert")), "dtype": "float32", "device": "cpu"},
+        "data": {"train": str(folder / "train.parquet")},
+        "store": str(folder / "store"),
+        "mlflow": {"model": "baselines", "tracking_uri": sqlite_uri},
+        "registry": {"include_backbone": False},
+        "ray": {"workers": 0, "shard_documents": 100},
+        "sites": ["ffn.01", "resid.02"],
+        "probe": {"penalties": 3, "max_extra": 0},
+        "search": {"etas": [0.9], "strengths": [1], "l1": [], "head": "linear"},
+    }
+    run_stages(parse_settings(tree), ["extract", "probe"])
+    return tree
+
+
+@pytest.fixture
+def make_project(probed: dict[str, Any], tmp_path: Path) -> Callable[..., Settings]:
+    """Settings of a project with a store of its own, in which nothing but the train stage is left to do."""
+
+    def make(**changes: Any) -> Settings:
+        shutil.copytree(probed["store"], tmp_path / "store")
+        return parse_settings({**probed, "store": str(tmp_path / "store"), **changes})
+
+    return make
+
+
+def read_report(project: Settings) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((Path(project.store) / "report.json").read_text())
+    return report
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise MemoryError("no room for 3 GiB")
+
+
+def test_a_baseline_that_runs_out_of_memory_is_left_out_of_the_table(
+    make_project: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The version is registered; log, report.json, model card and terminal say what is missing."""
+    monkeypatch.setattr(baselines, "words", fail)
+    project = make_project()
+    report = run_workflow(project, first="train")
+    assert Registry(project).resolve(f"models:/baselines/{report.registered.version}") == report.registered.version
+    written = read_report(project)
+    names = [row["name"] for row in written["table"]]
+    assert names[:3] == ["last_layer", "best_site", "spin"]
+    [note] = [note for note in written["notes"] if "tfidf" in note]
+    assert note == "tfidf is left out of the table: MemoryError: no room for 3 GiB"
+    [record] = [record for record in caplog.records if record.levelno == logging.WARNING and "tfidf" in record.message]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is MemoryError
+    terminal.trained(report)
+    assert note in capsys.readouterr().out
+    assert "tfidf is left out of the table" in (Path(project.store) / "model" / "MODEL_CARD.md").read_text()
+
+
+def test_a_baseline_that_fails_while_it_is_timed_is_left_out_of_the_table(
+    make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_contender = baselines.last_layer
+
+    def make_broken(*args: Any, **options: Any) -> baselines.Contender:
+        return replace(make_contender(*args, **options), classify=fail)
+
+    monkeypatch.setattr(baselines, "last_layer", make_broken)
+    report = run_workflow(make_project(), first="train")
+    assert [row.name for row in report.results.table][:3] == ["tfidf", "best_site", "spin"]
+    assert report.results.notes == ("last_layer is left out of the table: MemoryError: no room for 3 GiB",)
+
+
+def test_a_classifier_of_the_training_that_fails_ends_the_stage(
+    make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only baselines may be missing from the table."""
+    monkeypatch.setattr(baselines, "spin_row", fail)
+    with pytest.raises(MemoryError):
+        run_workflow(make_project(), first="train")
+
+
+def test_a_training_without_baselines_fits_none(
+    make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures of the classifiers are the same as with baselines."""
+    for name in ("words", "last_layer", "best_site"):
+        monkeypatch.setattr(baselines, name, fail)
+    report = run_workflow(make_project(train={"baselines": False}), first="train")
+    names = {row.name for row in report.results.table}
+    assert "spin" in names <= SPIN_ROWS
+    assert report.results.notes == ()
+    assert report.results.test_ece is not None
+    assert report.results.per_class.keys() == {"bad", "good"}
+
+
+def test_a_training_that_ended_during_the_baselines_goes_on_without_them(
+    make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setting is no part of the plan, so the heads that were fitted are kept."""
+
+    class Killed(BaseException):
+        """The end of a process whose memory the system took."""
+
+    def die(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    project = make_project()
+    with monkeypatch.context() as patch:
+        patch.setattr(baselines, "words", die)
+        with pytest.raises(Killed):
+            run_workflow(project, first="train")
+    monkeypatch.setattr("pipelines.training.fit_heads.run_group", fail)
+    resumed = run_workflow(parse_settings({**project.model_dump(), "train": {"baselines": False}}), first="train")
+    assert {row.name for row in resumed.results.table} <= SPIN_ROWS
+
+
+def test_a_large_corpus_is_sampled_for_the_baselines(
+    make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table has the usual rows, and a note says on how many documents a baseline was fitted."""
+    monkeypatch.setattr(baselines, "SAMPLE_ROWS", 60)
+    fitted: list[int] = []
+    fit = baselines.fit_best_strength
+
+    def count_rows(train: Any, valid: Any, *args: Any, **options: Any) -> Any:
+        fitted.extend([train[0].shape[0], valid[0].shape[0]])
+        return fit(train, valid, *args, **options)
+
+    monkeypatch.setattr(baselines, "fit_best_strength", count_rows)
+    report = run_workflow(make_project(), first="train")
+    counts = report.results.counts
+    assert set(fitted) == {60, min(60, counts["valid"])}
+    assert [row.name for row in report.results.table][:4] == ["tfidf", "last_layer", "best_site", "spin"]
+    assert report.results.notes == tuple(
+        f"{name}: fitted on a stratified sample, 60 of {counts['train']} training documents"
+        for name in ("tfidf", "last_layer")
+    )
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_long_texts_lower_the_number_of_rows_for_words(monkeypatch: pytest.MonkeyPatch, multilabel: bool) -> None:
+    """TF-IDF reads a bounded number of characters in all, and keeps a bounded number of words."""
+    rows = tiny.make_documents(400, seed=4)
+    texts, y = [row["text"] for row in rows], np.arange(400) % 2
+    splits = ["train"] * 300 + ["valid"] * 60 + ["test"] * 40
+    label_space = LabelSpace(("good", "bad"), multilabel)
+    targets = label_space.indicator(y) if multilabel else y
+    labels = Labels([row["id"] for row in rows], label_space, targets, splits)
+    mean = sum(map(len, texts[:300])) / 300
+    monkeypatch.setattr(baselines, "SAMPLE_CHARACTERS", int(100.5 * mean))
+    monkeypatch.setattr(baselines, "MAX_WORDS", 7)
+    monkeypatch.setattr(baselines, "_PART", 15)
+    contender = baselines.words(texts, labels, "accuracy", seed=0)
+    assert contender.note == "fitted on a stratified sample, 100 of 300 training documents"
+    assert contender.predicted.shape == targets[360:].shape
+    assert contender.predicted.dtype == targets.dtype
+    vectorizer = contender.classify.keywords["vectorizer"]  # type: ignore[attr-defined]
+    assert len(vectorizer.vocabulary_) == 7
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=200), st.integers(4, 250), st.integers(0, 5), st.booleans())
+def test_a_sample_is_stratified_and_never_larger_than_its_limit(
+    drawn: list[int], most: int, seed: int, multilabel: bool
+) -> None:
+    """Every class is in the sample, in its share give or take one document; all rows are taken where they fit."""
+    label_space = LabelSpace(("a", "b", "c", "d"), multilabel)
+    y = np.array(drawn)
+    targets = label_space.indicator(y) if multilabel else y
+    splits = ["test" if row % 5 == 4 else "train" for row in range(len(y))]
+    labels = Labels([str(row) for row in range(len(y))], label_space, targets, splits)
+    rows, _ = labels.part("train")
+    sample = baselines.sample_rows(labels, "train", most, seed)
+    assert len(sample) == min(most, len(rows))
+    assert set(sample) <= set(rows)
+    assert (np.diff(sample) > 0).all()
+    counts, sampled = np.bincount(y[rows], minlength=4), np.bincount(y[sample], minlength=4)
+    assert ((sampled > 0) == (counts > 0)).all()
+    assert (np.abs(sampled - counts * len(sample) / len(rows)) <= 2).all()
+    np.testing.assert_array_equal(sample, baselines.sample_rows(labels, "train", most, seed))
