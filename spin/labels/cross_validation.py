@@ -68,11 +68,10 @@ def _divide_groups(strata: Rows, indicator: NDArray[np.bool_], groups: Hashes, s
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    per_class = [len(np.unique(groups[has])) for has in indicator.T]
-    splits = int(np.clip(min(per_class), 2, _SPLITS))
-    most = min(_SPLITS, len(np.unique(groups)), np.bincount(strata).max())
+    fewest = min(len(np.unique(groups[has])) for has in indicator.T)
+    most = min(_SPLITS, len(np.unique(groups)), int(np.bincount(strata).max()))
     draw = np.random.RandomState(seed)
-    for n_splits in range(splits, most + 1):
+    for n_splits in range(max(2, min(fewest, most)), most + 1):
         parts: list[tuple[Rows, Rows]] = []
         for _ in range(_TRIES):
             splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=draw)
