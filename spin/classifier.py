@@ -145,6 +145,7 @@ class SpinClassifier:
             probe=self.probe,
             search=self.search,
             cascade=self.cascade,
+            decision=self.decision,
         )
         self.calibration = tuple(texts[:CALIBRATION_TEXTS])
         self._label_space, self.backbone_digest = label_space, backbone.digest

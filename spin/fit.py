@@ -11,7 +11,7 @@ from spin.heads.fitted import TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.integrate import integrate
 from spin.labels.training_data import TrainingData
-from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
+from spin.settings import CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, fit_probes
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
@@ -25,6 +25,7 @@ def fit_classifiers(
     probe: ProbeSettings | None = None,
     search: SearchSettings | None = None,
     cascade: CascadeSettings | None = None,
+    decision: DecisionSettings | None = None,
 ) -> tuple[list[Probe], list[RidgeImportance], TrainingResult]:
     """Fit a probe per feature column and a ridge regression on all, then the classifiers that integrate their neurons.
 
@@ -42,7 +43,9 @@ def fit_classifiers(
 
     ridge = fit_ridge(lambda column: features[column], list(features), data)
     settings = search or SearchSettings()
-    training_result = integrate(probes, ridge, read, data, settings=settings, cascade=cascade, compute=compute)
+    training_result = integrate(
+        probes, ridge, read, data, settings=settings, cascade=cascade, decision=decision, compute=compute
+    )
     return probes, ridge, training_result
 
 

@@ -84,6 +84,7 @@ def fit_heads(job: HeadsJob, device: str) -> None:
         labels.training_data(settings, device),
         settings=settings.search,
         cascade=settings.cascade,
+        decision=settings.decision,
         compute=job.compute,
         group=group,
         progress=progress,

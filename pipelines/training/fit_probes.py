@@ -60,15 +60,9 @@ def run_probe(
 ) -> tuple[ProbePlan, ProbeManifest]:
     """Fit one probe per feature column and a ridge regression on all; return the plan and the manifest.
 
-<<<<<<< HEAD
     What is fitted already is kept. A probe is fitted on the training documents, and its penalty is chosen on the
-    validation documents. `frozen` are the ids of a registered model's evaluation set, which no fit and no choice may
-    see. Raises UserError if the extraction has not finished.
-=======
-    A probe is fitted on the training documents, and its penalty is chosen on the validation documents. `frozen` are
-    those of a registered model's evaluation set, which no fit and no choice may see. Raises UserError if the
-    extraction has not finished.
->>>>>>> stats-split
+    validation documents. `frozen` are the documents of a registered model's evaluation set, which no fit and no choice
+    may see. Raises UserError if the extraction has not finished.
     """
     source, _, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)

@@ -162,6 +162,7 @@ def run_train(
         "metric": settings.metric,
         "search": settings.search.model_dump(),
         "cascade": settings.cascade.model_dump(),
+        "thresholds": settings.decision.thresholds,  # under which the exits are chosen
     }
     with Lease(store) as lease:
         plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, restart=restart)

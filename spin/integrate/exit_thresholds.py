@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.heads.early_exit import DISABLED, confidence
-from spin.labels.label_space import LabelSpace, Targets
+from spin.heads.decision import Decision
+from spin.heads.early_exit import DISABLED, confidence, should_exit
+from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 
 _PASSING_COST = 0.03
 """cost of passing an open exit, as a share of full depth: the residual stream is copied and batches are regrouped"""
 _LEVELS = 12
 """thresholds that are tried per exit"""
+_PARTS = 20
+"""parts of the documents; each is left out once to estimate a standard error"""
 
 
 def offered_depths(shares: Sequence[float], depth: int) -> list[int]:
@@ -28,7 +32,7 @@ def choose_exit_thresholds(
     exits: Sequence[Floats],
     final: Floats,
     y: Targets,
-    label_space: LabelSpace,
+    decision: Decision,
     *,
     metric: str,
     costs: Sequence[float],
@@ -37,13 +41,15 @@ def choose_exit_thresholds(
     """The thresholds with the least mean cost per document that lose at most `max_loss`, one per exit.
 
     `exits` are the calibrated logits (n, K) of each exit and `final` those of full depth, on documents that the heads
-    have not seen. `costs` are the costs of running to each exit and to full depth. The loss is the larger of two: the
-    metric's measured loss, and the loss of accuracy that full depth's own probabilities predict where the labels
-    differ. The second is the steadier estimate: only few labels differ, so the best of many measured losses is lucky.
+    have not seen. `costs` are the costs of running to each exit and to full depth. Labels are those of `decision`. The
+    loss is the larger of two: the metric's measured loss, and the loss that full depth's own probabilities predict,
+    plus its standard error. The second is the steadier estimate: only few labels differ, so the best of many measured
+    losses is lucky; and where a class is rare, its standard error is large.
     """
-    confidences = _confidences(exits, label_space)
+    labels: NDArray[Any] = np.stack([_labels(decision, logits) for logits in (*exits, final)])
+    confidences = [_exit_confidence(decision, logits) for logits in exits]
     grids = [[*np.quantile(values, np.linspace(0, 0.95, _LEVELS)), DISABLED] for values in confidences]
-    best = score(metric, y, label_space.predict(final))
+    best, expected = score(metric, y, labels[-1]), _ExpectedLoss(metric, decision, final)
 
     def mean_cost(thresholds: Sequence[float]) -> float:
         passed = np.cumsum([0, *(threshold < DISABLED for threshold in thresholds)])
@@ -51,41 +57,87 @@ def choose_exit_thresholds(
         return float((np.asarray(costs) + _PASSING_COST * costs[-1] * passed)[indices].mean())
 
     for thresholds in sorted(product(*grids), key=mean_cost):
-        logits = np.stack([*exits, final])[_first_exit(confidences, thresholds, len(final)), np.arange(len(final))]
-        if _expected_loss(logits, final, label_space) > max_loss:
-            continue
-        if best - score(metric, y, label_space.predict(logits)) <= max_loss + 1e-12:
+        given: Targets = labels[_first_exit(confidences, thresholds, len(final)), np.arange(len(final))]
+        if expected(given) <= max_loss + 1e-12 and best - score(metric, y, given) <= max_loss + 1e-12:
             return [float(threshold) for threshold in thresholds]
     return [DISABLED] * len(exits)
 
 
 def exit_indices(
-    exits: Sequence[Floats], thresholds: Sequence[float], count: int, label_space: LabelSpace
+    exits: Sequence[Floats], thresholds: Sequence[float], count: int, decision: Decision
 ) -> NDArray[np.int64]:
     """(n,) the index of the exit at which each of `count` documents stops; the number of exits for full depth.
 
     `exits` are the calibrated logits (n, K) of each exit.
     """
-    return _first_exit(_confidences(exits, label_space), thresholds, count)
+    return _first_exit([_exit_confidence(decision, logits) for logits in exits], thresholds, count)
 
 
-def _confidences(exits: Sequence[Floats], label_space: LabelSpace) -> list[Floats]:
-    return [confidence(label_space, label_space.probabilities(logits)) for logits in exits]
+def _labels(decision: Decision, logits: Floats) -> Targets:
+    return decision.decide(decision.label_space.probabilities(logits))[0]
+
+
+def _exit_confidence(decision: Decision, logits: Floats) -> Floats:
+    """(n,) the confidence of each document; -1 where the decision abstains, since such a document never exits."""
+    values = confidence(decision.label_space, decision.label_space.probabilities(logits))
+    return np.where(should_exit(decision.label_space, decision, 0.0, logits), values, -1.0)
 
 
 def _first_exit(confidences: Sequence[Floats], thresholds: Sequence[float], count: int) -> NDArray[np.int64]:
     """(count,) the first exit at which each document is confident enough; the number of exits if there is none."""
     indices = np.full(count, len(confidences))
     for index in reversed(range(len(confidences))):
-        indices[confidences[index] >= thresholds[index]] = index
+        indices[confidences[index] >= max(thresholds[index], 0.0)] = index
     return indices
 
 
-def _expected_loss(logits: Floats, final: Floats, label_space: LabelSpace) -> float:
-    """The accuracy that is lost by the probabilities of full depth, per class in a multi-label task."""
-    probabilities = label_space.probabilities(final)
-    given, at_full_depth = label_space.predict(logits), label_space.predict(final)
-    if label_space.multilabel:
-        return float(np.abs(2 * probabilities - 1)[given != at_full_depth].sum() / probabilities.size)
-    rows = np.arange(len(final))
-    return float((probabilities[rows, at_full_depth] - probabilities[rows, given]).mean())
+class _ExpectedLoss:
+    """The loss of a metric that labels cause, by the probabilities of full depth, plus one standard error.
+
+    The counts behind a metric (documents of a class, right ones) are replaced by their expectations under the
+    probabilities. A metric that is a mean over classes is judged class by class: each class's expected loss and the
+    standard error of it are added, so that what one class gains does not hide what another may lose. The standard
+    error is a grouped jackknife (Efron & Tibshirani 1993, chapter 11).
+    """
+
+    def __init__(self, metric: str, decision: Decision, final: Floats) -> None:
+        self.metric, self.label_space = metric, decision.label_space
+        self.probabilities = self.label_space.probabilities(final.astype(np.float64))
+        self.support = _part_sums(self.probabilities)
+        self.counts = _part_sums(np.ones(len(final)))
+        self.full = self._scores(_labels(decision, final))
+
+    def __call__(self, labels: Targets) -> float:
+        lost = self.full - self._scores(labels)
+        error = np.sqrt((len(lost) - 2) * lost[1:].var(0))
+        return float((lost[0] + error).mean())
+
+    def _scores(self, labels: Targets) -> Floats:
+        """(1 + parts, K) the expected metric of each class on all documents, and without each part; K is 1 for accuracy."""
+        given = self.label_space.indicator(labels)
+        if self.metric == "accuracy":
+            right = np.where(given, self.probabilities, 1 - self.probabilities).prod(1)
+            if not self.label_space.multilabel:
+                right = self.probabilities[given]
+            return (_without_each(_part_sums(right)) / _without_each(self.counts))[:, None]
+        hits, predicted = (_without_each(_part_sums(v)) for v in (self.probabilities * given, given.astype(float)))
+        support, counts = _without_each(self.support), _without_each(self.counts)[:, None]
+        if self.metric == "macro_f1":
+            return 2 * hits / np.maximum(support + predicted, 1e-12)
+        recall = hits / np.maximum(support, 1e-12)
+        if self.label_space.multilabel:
+            absent = np.maximum(counts - support, 1e-12)
+            recall = (recall + 1 - (predicted - hits) / absent) / 2
+        return recall
+
+
+def _part_sums(values: Floats) -> Floats:
+    """(parts, …) the sums of values (n, …) over each of 20 parts of the documents."""
+    parts = min(_PARTS, len(values))
+    return np.stack([values[part::parts].sum(0) for part in range(parts)])
+
+
+def _without_each(sums: Floats) -> Floats:
+    """(1 + parts, …) the sum over all parts, and over all but each."""
+    total = sums.sum(0, keepdims=True)
+    return np.concatenate([total, total - sums])

@@ -12,6 +12,7 @@ from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.calibration import calibration_error, fit_temperature, log_loss
 from spin.heads.candidate import Candidate
+from spin.heads.decision import Decision
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
@@ -27,7 +28,7 @@ from spin.integrate.search import Progress, Search
 from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
-from spin.settings import CascadeSettings, Choice, SearchSettings
+from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
 from spin.sites import Site
 from spin.sparsify.probe import Probe
 from spin.sparsify.ridge import RidgeImportance
@@ -45,6 +46,7 @@ def integrate(
     settings: SearchSettings,
     compute: Mapping[Site, float],
     cascade: CascadeSettings | None = None,
+    decision: DecisionSettings | None = None,
     group: ProcessGroup | None = None,
     progress: Progress = lambda fits: None,
 ) -> TrainingResult:
@@ -53,8 +55,9 @@ def integrate(
     `probes` and `ridge` are those of all feature columns: the two rules by which neurons can be selected.
     `read` returns the raw activations of a selection for some rows; `compute` is the share of the backbone's compute
     that reading a site takes. Features of different layers are standardised on the training rows and weighted by site
-    and neuron (`feature_matrix.align`). The final heads, and those of the early exits that `cascade` allows, are
-    fitted on all rows of the folds and calibrated by the temperature that the held-out logits choose. The members of
+    and neuron (`feature_matrix.align`). The final heads, and those of the early exits that `cascade` allows under the
+    labels of `decision`, are fitted on all rows of the folds and calibrated by the temperature that the held-out
+    logits choose. The members of
     a process group share the training rows; all get the same result. Raises UserError if no probe kept a neuron.
     """
     if not any(probe.coef.any() for probe in probes):
@@ -64,7 +67,9 @@ def integrate(
         )
     search = Search(FeatureMatrix(read, data, group or ProcessGroup()), probes, ridge, settings, compute, progress)
     tried = search.run()
-    fitter = _CandidateFitter(search, cascade or CascadeSettings())
+    fitter = _CandidateFitter(
+        search, cascade or CascadeSettings(), Decision.of(data.label_space, decision or DecisionSettings())
+    )
     fitted: dict[int, FittedClassifier] = {}
     choices: dict[Choice, FittedClassifier] = {}
     for name, candidate in choose_candidates(tried, settings, data.folds).items():
@@ -99,8 +104,8 @@ class _ExitCandidate:
 class _CandidateFitter:
     """Turns a candidate into a classifier: head kind, temperature, early exits, and the head on all labelled rows."""
 
-    def __init__(self, search: Search, cascade: CascadeSettings) -> None:
-        self.search, self.cascade = search, cascade
+    def __init__(self, search: Search, cascade: CascadeSettings, decision: Decision) -> None:
+        self.search, self.cascade, self.decision = search, cascade, decision
         self.matrix, self.data, self.group = search.matrix, search.data, search.matrix.group
         self.valid_y = self.data.y[np.concatenate([fold.valid for fold in self.data.folds])]
 
@@ -170,19 +175,18 @@ class _CandidateFitter:
         """The early exits of a candidate whose calibrated held-out logits (n, K) at full depth are `final`."""
         offered, costs = self._offer_exits(candidate, mlp_steps, selection)
         logits = [exit.held_out for exit in offered]
-        label_space, max_loss = self.data.label_space, self.cascade.max_loss
         thresholds: list[float] = self.group.broadcast_object(
             choose_exit_thresholds(
                 logits,
                 final,
                 self.valid_y,
-                label_space,
+                self.decision,
                 metric=self.data.metric,
                 costs=[*costs, candidate.compute],
-                max_loss=max_loss,
+                max_loss=self.cascade.max_loss,
             )
         )
-        indices = exit_indices(logits, thresholds, len(final), label_space)
+        indices = exit_indices(logits, thresholds, len(final), self.decision)
         exits: list[EarlyExit] = []
         summaries: list[ExitSummary] = []
         features = 0
