@@ -13,7 +13,7 @@ from spin.integrate.integrate import integrate
 from spin.labels.training_data import TrainingData
 from spin.settings import CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
-from spin.sparsify.probe import Probe, fit_probes
+from spin.sparsify.probe import Probe, fit_probes, warn_of_inexact_probes
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
 
 
@@ -37,6 +37,8 @@ def fit_classifiers(
         for columns in group_by_site(list(features)).values()
         for fitted in fit_probes({c: features[c] for c in columns}, data, probe or ProbeSettings())
     ]
+
+    warn_of_inexact_probes([fitted.summary() for fitted in probes])
 
     def read(selection: Selection, rows: Rows) -> Floats:
         return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)

@@ -29,7 +29,7 @@ from spin.fit import group_by_site
 from spin.process_group import ProcessGroup
 from spin.settings import Settings
 from spin.sites import FeatureColumn
-from spin.sparsify.probe import Probe, ProbeSummary, fit_probes
+from spin.sparsify.probe import Probe, ProbeSummary, fit_probes, warn_of_inexact_probes
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
 
 FORMAT = 4
@@ -80,6 +80,7 @@ def run_probe(
         probes = [read_probe(store, column) for column in features.probed]
         seconds = round(time.perf_counter() - start, 1)
         summaries = tuple(probe.summary() for probe in probes)
+        warn_of_inexact_probes(summaries)
         return plan, write_manifest(store, plan, ProbeResults(seconds, tuple(labels.classes), summaries))
 
 

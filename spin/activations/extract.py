@@ -25,6 +25,8 @@ from spin.sites import FeatureColumn
 
 SAFE_FLOAT16 = 65504 / 4
 """a quarter of float16's range: columns with larger values in a first batch are stored as float32"""
+_MOST_MEAN = 256
+"""mean of a neuron, in standard deviations, above which float16 is too coarse for it"""
 _BATCHES_PER_CHUNK = 4
 """batches that go through a segment before the documents that go on are divided into batches anew"""
 _FIRST_WINDOW, _LARGEST_WINDOW = 1024, 4096
@@ -289,9 +291,19 @@ class _FeatureBuffer:
 def choose_column_types(
     backbone: Backbone, texts: Sequence[str], columns: Sequence[FeatureColumn]
 ) -> dict[FeatureColumn, type[np.floating]]:
-    """The type to store each column in: float16, or float32 if `texts`, a first batch, exceed SAFE_FLOAT16."""
+    """The type to store each column in: float16, or float32 where a first batch of texts needs it."""
     features = extract(backbone, texts, columns)
     return {
-        column: np.float32 if values.size and np.abs(values).max() > SAFE_FLOAT16 else np.float16
+        column: np.float32 if values.size and _needs_float32(values) else np.float16
         for column, values in features.columns.items()
     }
+
+
+def _needs_float32(values: NDArray[np.floating]) -> bool:
+    """Whether values (n, width) exceed SAFE_FLOAT16, or a neuron varies little against float16's steps at its mean.
+
+    The steps are 2^-11 to 2^-10 of a value, so that at `_MOST_MEAN` deviations they are up to a quarter of a deviation.
+    """
+    deviation, mean = values.std(0, dtype=np.float64), np.abs(values.mean(0, dtype=np.float64))
+    varies = deviation > 1e-6 * np.maximum(1, mean)
+    return bool(np.abs(values).max() > SAFE_FLOAT16 or (mean > _MOST_MEAN * deviation)[varies].any())

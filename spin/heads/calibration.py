@@ -23,21 +23,34 @@ def log_loss(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
 
 
 def fit_temperature(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
-    """The temperature T, between 1/20 and 20, for which logits / T have the least log loss (Guo et al. 2017)."""
-    logits = logits.astype(np.float64)
-    result = minimize_scalar(lambda t: log_loss(logits / np.exp(t), y, label_space), bounds=(-3, 3), method="bounded")
-    return float(np.exp(result.x))
+    """The temperature T, between 1/20 and 20, for which logits / T have the least log loss (Guo et al. 2017).
+
+    The targets are smoothed as if one document more were wrong: each gives a share 1 / (n + 2) of itself to all K
+    classes alike, in a multi-label task to both sides (after Platt 1999). Without it, held-out documents that happen to
+    be all right would make the probabilities of all others certain.
+    """
+    logits, smoothing = logits.astype(np.float64), 1 / (len(logits) + 2)
+    classes = 2 if label_space.multilabel else len(label_space)
+    targets = (1 - smoothing) * label_space.indicator(y) + smoothing / classes
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        if label_space.multilabel:
+            return float(-(targets * log_expit(scaled) + (1 - targets) * log_expit(-scaled)).sum(1).mean())
+        return float(-(targets * log_softmax(scaled, axis=1)).sum(1).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
 def calibration_error(probabilities: Floats, y: Targets, label_space: LabelSpace) -> float:
     """Expected calibration error (Naeini et al. 2015) of probabilities (n, K) over 15 bins of equal width.
 
-    It is the mean distance, weighted by documents, between a bin's accuracy and its mean confidence: of the predicted
-    class, or in a multi-label task of every class of every document.
+    It is the mean distance, weighted by labels, between a bin's accuracy and its mean confidence: of the predicted
+    class of each document, or in a multi-label task of every predicted class. The classes that a document clearly does
+    not have, which are nearly all of many, would hide the error of those that it is given.
     """
-    has = label_space.indicator(y)
-    right = has.ravel() if label_space.multilabel else has[np.arange(len(has)), probabilities.argmax(1)]
-    return _binned_gap(_confidences(probabilities, label_space), right)
+    given = _predicted(probabilities, label_space)
+    return _binned_gap(probabilities[given], label_space.indicator(y)[given])
 
 
 def calibration_error_limit(probabilities: Floats, label_space: LabelSpace, significance: float, seed: int) -> float:
@@ -46,13 +59,14 @@ def calibration_error_limit(probabilities: Floats, label_space: LabelSpace, sign
     A small sample shows an error even if its probabilities are exact. The outcomes are drawn 200 times from the
     probabilities themselves (consistency resampling, Bröcker & Smith 2007).
     """
-    draw, confidences = np.random.default_rng(seed), _confidences(probabilities, label_space)
+    draw, confidences = np.random.default_rng(seed), probabilities[_predicted(probabilities, label_space)]
     errors = [_binned_gap(confidences, draw.random(len(confidences)) < confidences) for _ in range(_DRAWS)]
     return float(np.quantile(errors, 1 - significance))
 
 
-def _confidences(probabilities: Floats, label_space: LabelSpace) -> Floats:
-    return probabilities.ravel() if label_space.multilabel else probabilities.max(1)
+def _predicted(probabilities: Floats, label_space: LabelSpace) -> NDArray[np.bool_]:
+    """(n, K) the classes that each document is given without thresholds."""
+    return probabilities >= 0.5 if label_space.multilabel else label_space.indicator(probabilities.argmax(1))
 
 
 def _binned_gap(confidences: Floats, right: NDArray[np.bool_]) -> float:

@@ -113,7 +113,7 @@ class _ExpectedLoss:
         return float((lost[0] + error).mean())
 
     def _scores(self, labels: Targets) -> Floats:
-        """(1 + parts, K) the expected metric of each class on all documents, and without each part; K is 1 for accuracy."""
+        """(1 + parts, K) each class's expected metric on all documents and without each part; for accuracy K is 1."""
         given = self.label_space.indicator(labels)
         if self.metric == "accuracy":
             right = np.where(given, self.probabilities, 1 - self.probabilities).prod(1)

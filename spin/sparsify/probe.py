@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -23,10 +24,15 @@ from spin.settings import ProbeSettings
 from spin.sites import FeatureColumn
 from spin.sparsify.solvers.l1_path import LassoPaths, kkt_violation
 
+_log = logging.getLogger(__name__)
 _NOTHING_TO_LEARN = 1e-9
 """a smallest penalty without neurons up to which a class has no gradient but rounding noise"""
 NO_NEURON = -1.0
 """the score of a probe without neurons, below every metric: it never wins against a probe that has some"""
+
+
+INEXACT = 1e-2
+"""violation of the optimality conditions above which a probe is warned of"""
 
 
 class ProbeSummary(BaseModel):
@@ -144,6 +150,22 @@ def class_shares(coef: Floats) -> NDArray[np.float64]:
     squares = coef.astype(np.float64) ** 2
     totals = squares.sum(1, keepdims=True)
     return (squares / np.where(totals > 0, totals, 1)).sum(0)
+
+
+def warn_of_inexact_probes(summaries: Sequence[ProbeSummary]) -> None:
+    """Log a warning that names the probes whose solver ended far from the optimum: their choice of neurons may be off."""
+    inexact = [summary for summary in summaries if summary.kkt > INEXACT]
+    if inexact:
+        worst = max(inexact, key=lambda summary: summary.kkt)
+        _log.warning(
+            "%d of %d probes are not optimal: the conditions are violated by up to %.1g of the penalty (%s), expected "
+            "at most %.0e; raise probe.min_ratio, or leave the site out",
+            len(inexact),
+            len(summaries),
+            worst.kkt,
+            worst.column,
+            INEXACT,
+        )
 
 
 def decide(logits: Floats, label_space: LabelSpace) -> Targets:

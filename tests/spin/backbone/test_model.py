@@ -636,6 +636,21 @@ def test_columns_near_the_range_of_float16_are_stored_as_float32(llama: Path) ->
         assert choose_column_types(backbone, TEXTS, [column, small]) == {column: expected, small: np.float16}
 
 
+def test_columns_whose_neurons_vary_little_around_a_large_mean_are_stored_as_float32(llama: Path) -> None:
+    """In float16 the steps at 1,000 are half a unit, which a neuron that varies by one unit does not survive."""
+    column, other = FeatureColumn(Site(2, "resid"), "mean"), FeatureColumn(Site(1, "ffn"), "mean")
+    for mean, expected in ((100, np.float16), (1000, np.float32)):
+        backbone = load(llama)
+
+        def shift(_module: Any, _args: Any, output: torch.Tensor, mean: float = mean) -> torch.Tensor:
+            shifted = output.clone()
+            shifted[..., 3] = mean + output[..., 3] / output[..., 3].abs().max()
+            return shifted
+
+        backbone.blocks[1].register_forward_hook(shift)
+        assert choose_column_types(backbone, TEXTS, [column, other]) == {column: expected, other: np.float16}
+
+
 # ---------------------------------------------------------------- unsupported architectures
 
 

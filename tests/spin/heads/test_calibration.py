@@ -60,12 +60,25 @@ def test_the_temperature_has_the_smallest_log_loss_of_a_grid(label_space: LabelS
     assert temperature == pytest.approx(overconfidence, rel=0.15)
 
 
-def test_the_temperature_stays_between_one_twentieth_and_twenty() -> None:
-    """It stays bounded where every prediction is right and where every prediction is wrong."""
+def test_the_temperature_stays_at_most_twenty() -> None:
+    """It stays bounded where every prediction is wrong."""
     y = np.arange(60) % 3
-    correct_logits = np.eye(3)[y].astype(np.float32)
-    assert 1 / 21 < fit_temperature(correct_logits, y, MULTICLASS) < 0.06
-    assert 15 < fit_temperature(correct_logits * 9, (y + 1) % 3, MULTICLASS) < 21
+    wrong_logits = 9 * np.eye(3)[(y + 1) % 3].astype(np.float32)
+    assert 15 < fit_temperature(wrong_logits, y, MULTICLASS) < 21
+
+
+@pytest.mark.parametrize("label_space", [BINARY, MULTICLASS, MULTILABEL], ids=["binary", "multi-class", "multi-label"])
+def test_held_out_documents_without_an_error_do_not_make_all_others_certain(label_space: LabelSpace) -> None:
+    """Of 60 documents none is wrong; then about one in 60 others may be (Laplace's rule of succession)."""
+    draw = np.random.default_rng(0)
+    y = draw.integers(0, len(label_space), 60)
+    signs = 2 * label_space.indicator(y) - 1.0
+    logits = signs * draw.uniform(0.5, 2, (60, 1))
+    targets = signs > 0 if label_space.multilabel else y
+    probabilities = label_space.probabilities(logits / fit_temperature(logits, targets, label_space))
+    given = np.where(signs > 0, probabilities, 1 - probabilities) if label_space.multilabel else probabilities.max(1)
+    assert 1 / 150 < 1 - given.mean() < 1 / 40
+    assert given.max() < 0.9999
 
 
 @pytest.mark.parametrize("label_space", [BINARY, MULTILABEL], ids=["binary", "multi-label"])
@@ -91,19 +104,30 @@ def test_the_calibration_error_limit_holds_for_calibrated_probabilities(label_sp
     assert calibration_error_limit(np.eye(len(label_space))[[0, 1] * 20], label_space, 0.05, 0) == 0
 
 
+def test_classes_that_no_document_has_do_not_hide_the_error_of_the_given_labels() -> None:
+    """A hundred classes, of which each document is given one, with probability 0.9, and half of these are wrong."""
+    label_space = LabelSpace(tuple(f"class {k}" for k in range(100)), multilabel=True)
+    draw = np.random.default_rng(0)
+    given = label_space.indicator(draw.integers(0, 100, 500))
+    y = given & (draw.random((500, 1)) < 0.5)
+    probabilities = np.where(given, 0.9, 0.001)
+    assert calibration_error(probabilities, y, label_space) == pytest.approx(0.4, abs=0.05)
+
+
 @settings(max_examples=100, deadline=None)
 @given(label_spaces, st.integers(0, 1000), st.integers(0, 40), st.sampled_from([0.1, 1.0, 30.0]))
 def test_calibration_error_equals_a_plain_loop(
     label_space: LabelSpace, seed: int, n: int, overconfidence: float
 ) -> None:
-    """Fifteen bins of equal width over documents, or over documents and classes in a multi-label task."""
+    """Fifteen bins of equal width over documents, or over all predicted classes in a multi-label task."""
     logits, y = draw_logits(label_space, seed, n, overconfidence)
     probabilities = label_space.probabilities(logits.astype(np.float64))
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
     for row in range(n):
         outcomes = [(float(probabilities[row].max()), probabilities[row].argmax() == y[row])]
         if label_space.multilabel:
-            outcomes = [(float(p), bool(has)) for p, has in zip(probabilities[row], y[row], strict=True)]
+            pairs = zip(probabilities[row], y[row], strict=True)
+            outcomes = [(float(p), bool(has)) for p, has in pairs if p >= 0.5]
         for confidence, correct in outcomes:
             bins[min(int(confidence * 15), 14)].append((confidence, correct))
     count = sum(map(len, bins))

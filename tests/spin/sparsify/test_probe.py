@@ -22,7 +22,15 @@ from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.settings import ProbeSettings
 from spin.sites import FeatureColumn, Site
-from spin.sparsify.probe import Probe, _choose_penalties, class_weights, decide, fit_probes, signs
+from spin.sparsify.probe import (
+    Probe,
+    _choose_penalties,
+    class_weights,
+    decide,
+    fit_probes,
+    signs,
+    warn_of_inexact_probes,
+)
 from spin.sparsify.select import Ranking
 from spin.sparsify.solvers.l1_path import LogisticPath
 from tests.spin.sparsify.test_l1_path import loop_violation
@@ -110,6 +118,22 @@ def test_kkt_reports_the_largest_violation_of_all_classes(monkeypatch: pytest.Mo
     assert max(violations) > 0.05
     assert max(violations) > min(violations) + 0.01
     assert probe.kkt == pytest.approx(max(violations), abs=1e-3)
+
+
+def test_a_probe_far_from_the_optimum_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the solver stops too early; a probe at the optimum gives no line."""
+    label_space = TASKS["3"]
+    train, valid = make_rows(0, 150, label_space), make_rows(1, 90, label_space)
+    exact = fit_probe(train, valid, label_space).summary()
+    monkeypatch.setattr(spin.sparsify.solvers.l1_path, "TOLERANCE", 0.5)
+    inexact = fit_probe(train, valid, label_space).summary()
+    warn_of_inexact_probes([exact])
+    assert not caplog.records
+    warn_of_inexact_probes([exact, inexact])
+    assert "1 of 2 probes are not optimal" in caplog.text
+    assert "ffn.02.mean" in caplog.text
 
 
 def test_balanced_weights_predict_the_rare_class_more_often() -> None:
