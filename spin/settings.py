@@ -493,13 +493,18 @@ class PromoteSettings(_Section):
         "training. Default: it must beat a classifier that gives every document the same label.",
     )
     max_regression: float = Field(
-        0.01, ge=0, le=1, description="Loss of the metric against the champion that is accepted; 0.01 is 1 point."
+        0.01,
+        ge=0,
+        le=1,
+        description="Loss of the metric against the champion, and against the best champion so far, that is accepted; "
+        "0.01 is 1 point.",
     )
     significance: float = Field(
         0.05,
         gt=0,
         lt=0.5,
-        description="Risk of passing a version that is worse by exactly `max_regression`; also used for `max_ece`.",
+        description="Risk of passing a version that is worse by exactly `max_regression`, divided by one plus the "
+        "number of attempts that failed since the last change of champion; also used, undivided, for `max_ece`.",
     )
     class_floors: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         {}, description="Lowest F1 by class, from 0 to 1, such as {spam: 0.8}. Default: none."

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+BEST_CHAMPION = "best_champion"
+"""the check of the gate that compares a version with the best of all champions that count"""
 _PREFIX = "spin.history."
 
 Move = Literal["promote", "rollback"]
@@ -35,6 +37,8 @@ class ChampionEvent:
     """of `to_version` on the frozen evaluation set; None where it was not measured"""
     score_before: float | None = None
     """of `from_version` on the same documents"""
+    evaluation: str | None = None
+    """what the predictions in the run depend on, see `evaluation_key`; None where the run keeps none"""
 
     def to_json(self) -> str:
         event: dict[str, Any] = {
@@ -48,8 +52,8 @@ class ChampionEvent:
         }
         if self.move == "promote":
             event["forced"] = list(self.forced)
-        scores = {"score": self.score, "score_before": self.score_before}
-        return json.dumps(event | {name: score for name, score in scores.items() if score is not None})
+        measured = {"score": self.score, "score_before": self.score_before, "evaluation": self.evaluation}
+        return json.dumps(event | {name: value for name, value in measured.items() if value is not None})
 
     @classmethod
     def from_json(cls, text: str) -> ChampionEvent:
@@ -65,12 +69,18 @@ class ChampionEvent:
             forced=tuple(event.get("forced", ())),
             score=event.get("score"),
             score_before=event.get("score_before"),
+            evaluation=event.get("evaluation"),
         )
 
 
 def event_tags(tags: Mapping[str, str]) -> frozenset[str]:
     """The names of those tags of a registered model that hold events."""
     return frozenset(name for name in tags if name.startswith(_PREFIX))
+
+
+def last_tag(tags: frozenset[str]) -> str | None:
+    """The tag of the newest event; None before the first."""
+    return max(tags, default=None)
 
 
 def next_tag(tags: frozenset[str]) -> str:
@@ -82,3 +92,24 @@ def read_events(tags: Mapping[str, str]) -> list[ChampionEvent]:
     """The events in the tags of a registered model, oldest first."""
     numbered = [(name.split(".")[2], ChampionEvent.from_json(tags[name])) for name in event_tags(tags)]
     return [event for _, event in sorted(numbered, key=lambda pair: (pair[0], pair[1].when))]
+
+
+def standing_champions(events: Sequence[ChampionEvent]) -> tuple[str, ...]:
+    """The versions whose quality a new version must keep: the champion and those before it, oldest first.
+
+    Two kinds of former champions do not count. One is a version that a rollback left: it had disappointed, whatever its
+    score, and a version that fits the evaluation set by mistake would close the gate for good. The other is every
+    version before a promotion that was forced although the check `best_champion` failed: whoever forced it has accepted
+    the loss, with a reason in the history, and without this each later promotion would have to be forced too. A
+    rollback to a version before that takes it back: then those count that counted when that version became champion.
+    """
+    line: tuple[str, ...] = ()
+    lines: dict[str, tuple[str, ...]] = {}
+    for event in events:
+        if event.move == "promote":
+            kept = () if BEST_CHAMPION in event.forced else line
+        else:
+            kept = lines.get(event.to_version, line[:-1])
+        line = (*(number for number in kept if number != event.to_version), event.to_version)
+        lines[event.to_version] = line
+    return line

@@ -6,16 +6,20 @@ import logging
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipelines.registry.champion_history import BEST_CHAMPION
+from pipelines.registry.earlier_gates import EarlierGates
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.subprocess_predict import PredictionReply, predict_in_subprocess
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import StalledError
+from pipelines.storage.stage_plan import fingerprint
 from pipelines.workers.weights_cache import with_engine
 from spin.errors import UserError
 from spin.heads.calibration import calibration_error, calibration_error_limit
@@ -27,6 +31,8 @@ from spin.settings import Settings
 
 LOADS = "loads"
 """the check that cannot be forced: without predictions nothing else is known"""
+
+_CHAMPION = "the champion"
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +83,10 @@ class GateReport:
     checks: tuple[GateCheck, ...]
     figures: Mapping[str, float]
     """metrics of the gate's MLflow run by name; `score` and, with a champion, `score_before` among them"""
+    labels_digest: str = ""
+    """of the version's labels for the evaluation set; empty where they were compared with no champion"""
+    predictions: Mapping[str, PredictionReply] = field(default_factory=dict)
+    """by version, for the evaluation set: those of the version and of the champion, as far as they predict"""
 
     @property
     def failed(self) -> tuple[GateCheck, ...]:
@@ -90,17 +100,27 @@ class NoReply:
     reason: str
 
 
-def run_gate(registry: Registry, number: str, champion: str | None, evaluation_set: EvaluationSet) -> GateReport:
-    """Check a version against its limits and against the champion, both measured now on the same documents.
+def run_gate(
+    registry: Registry, number: str, champion: str | None, evaluation_set: EvaluationSet, earlier: EarlierGates
+) -> GateReport:
+    """Check a version against its limits, the champion and the best champion, on the same documents.
 
-    Each version is loaded in a fresh process as MLflow's users load it. Labels are decided by the `choose` and
-    `decision` of the registry's settings, as in a night, and not by what was saved with the version. Where a night
-    would abstain, the label that it would give without the abstention band counts. Raises StalledError for a version
-    that takes longer than `promote.timeout_seconds`; a champion that does is one that does not predict.
+    The version and the champion are measured now, each loaded in a fresh process as MLflow's users load it; for former
+    champions the predictions serve that earlier gates have stored. Labels are decided by the `choose` and `decision` of
+    the registry's settings, as in a night, and not by what was saved with the version. Where a night would abstain, the
+    label that it would give without the abstention band counts. Raises StalledError for a version that takes longer
+    than `promote.timeout_seconds`; a champion that does is one that does not predict.
     """
     reply = _measure(registry, number, evaluation_set.texts)
-    champion_reply = None if champion is None else _measure_champion(registry, champion, evaluation_set.texts)
-    return judge(registry.settings, evaluation_set.labels, reply, champion_reply)
+    replies: dict[str, PredictionReply | NoReply] = {number: reply}
+    champion_reply = None
+    if champion is not None:
+        replies[champion] = champion_reply = _measure_champion(registry, champion, evaluation_set.texts)
+        if isinstance(champion_reply, PredictionReply):
+            earlier = earlier.without(champion)
+    report = judge(registry.settings, evaluation_set.labels, reply, champion_reply, earlier)
+    predictions = {version: r for version, r in replies.items() if isinstance(r, PredictionReply)}
+    return replace(report, predictions=predictions if evaluation_set.rows else {})
 
 
 def check_loads(registry: Registry, number: str) -> GateReport:
@@ -113,11 +133,12 @@ def judge(
     labels: Sequence[Label],
     model: PredictionReply | NoReply,
     champion: PredictionReply | NoReply | None,
+    earlier: EarlierGates = EarlierGates(),  # noqa: B008 - it is frozen
 ) -> GateReport:
-    """The checks on the predictions of a version and of the champion for documents with these labels.
+    """The checks on the predictions of a version and of champions for documents with these labels.
 
     Without a champion the version is compared with fixed limits only; without labels there are only the checks that
-    need none.
+    need none. `earlier` holds no predictions of the champion if it predicts now.
     """
     checks = [_loads(model)]
     if isinstance(model, NoReply):
@@ -127,22 +148,98 @@ def judge(
         checks.append(_classes(model, champion))
     if not labels:
         return GateReport(tuple(checks), {})
-    limits, metric = settings.promote, settings.metric
-    label_space, y, predicted, champion_predicted = _aligned(settings, labels, model, champion)
-    model_score, calibration = score(metric, y, predicted), _calibration(settings, labels, model)
-    figures = {"score": model_score, "ece": calibration.value, "documents_per_s": _speed(model)}
-    checks.append(_score(settings, y, model_score))
-    if champion_predicted is not None and isinstance(champion, PredictionReply):
-        figures |= {"score_before": score(metric, y, champion_predicted), "documents_per_s_before": _speed(champion)}
-        difference = model_score - figures["score_before"]
-        bound = lower_bound(metric, y, predicted, champion_predicted, limits.significance, settings.seed)
-        figures |= {"difference": difference, "difference_at_least": bound}
-        checks.append(_regression(settings, bound, f"{100 * difference:+.1f}, at least {100 * bound:+.1f}"))
-    elif isinstance(champion, NoReply):
-        checks.append(_regression(settings, math.nan, f"the champion does not predict: {champion.reason}"))
+    given, champions = _labels(settings, model), _champion_labels(settings, champion, earlier, len(labels))
+    label_space, y, predicted, others = _aligned(labels, given, champions)
+    digest = "" if champion is None else fingerprint(given)[:16]
+    comparison = _Comparison(settings, y, predicted, len(earlier.failed - {digest}))
+    calibration, limits = _calibration(settings, labels, model), settings.promote
+    figures = {"score": comparison.score(predicted), "ece": calibration.value, "documents_per_s": _speed(model)}
+    checks.append(_score(settings, y, figures["score"]))
+    if champion is not None:
+        compared, more = _compare_with_champions(comparison, champion, others, earlier)
+        checks, figures = checks + compared, figures | more
     if limits.class_floors:
         checks.append(_class_floors(limits.class_floors, label_space, y, predicted))
-    return GateReport((*checks, calibration, _throughput(limits.min_docs_per_s, figures)), figures)
+    return GateReport((*checks, calibration, _throughput(limits.min_docs_per_s, figures)), figures, digest)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The comparison of a version with others on the same documents."""
+
+    settings: Settings
+    y: Targets
+    predicted: Targets
+    """of the version"""
+    failed: int
+    """other attempts that failed since the champion became champion"""
+
+    @property
+    def significance(self) -> float:
+        """The risk of passing a version that is worse by exactly the margin, divided by the number of attempts.
+
+        Every attempt is a further chance to pass by luck: of 20 versions that are worse by the margin one would pass
+        with probability 1 - 0.95^20 = 64 %. Bonferroni's correction for the attempts so far bounds the probability that
+        one of n passes by `significance` times 1 + 1/2 + … + 1/n, which is 18 % for 20.
+        """
+        return self.settings.promote.significance / (1 + self.failed)
+
+    def score(self, labels: Targets) -> float:
+        return score(self.settings.metric, self.y, labels)
+
+    def difference(self, other: Targets) -> tuple[float, float]:
+        """How much higher the version scores than another one, and the lower confidence bound of that."""
+        difference = self.score(self.predicted) - self.score(other)
+        metric, seed = self.settings.metric, self.settings.seed
+        return difference, lower_bound(metric, self.y, self.predicted, other, self.significance, seed)
+
+    def check(self, name: str, other: str, bound: float, measured: str) -> GateCheck:
+        """`bound` is the lower confidence bound of the difference to the score of `other`."""
+        margin, confidence = self.settings.promote.max_regression, 1 - self.significance
+        attempts = f", after {self.failed} failed attempt{'s' * (self.failed > 1)}" if self.failed else ""
+        return GateCheck(
+            name,
+            value=bound,
+            limit=-margin,
+            measured=measured,
+            expected=f"at least {-100 * margin:+.1f} against {other}, "
+            f"with {100 * confidence:.4g} % confidence{attempts}",
+            remedy="train again, or raise promote.max_regression where such a loss is acceptable",
+        )
+
+
+def _compare_with_champions(
+    comparison: _Comparison,
+    champion: PredictionReply | NoReply,
+    others: Mapping[str, Targets],
+    earlier: EarlierGates,
+) -> tuple[list[GateCheck], dict[str, float]]:
+    """The checks `regression` and `best_champion`, and their figures; `others` holds the champions' labels by name.
+
+    Each champion alone may be worse than the one before it by the margin. The comparison with the best of them bounds
+    the sum of such losses by the margin. The best one is that with the highest score by the metric of the settings.
+    """
+    best = max(others, key=lambda name: comparison.score(others[name]), default=None)
+    compared = {name: comparison.difference(others[name]) for name in others if name in (_CHAMPION, best)}
+    measured = {name: f"{100 * d:+.1f}, at least {100 * bound:+.1f}" for name, (d, bound) in compared.items()}
+    figures: dict[str, float] = {}
+    if isinstance(champion, NoReply):
+        reason = f"the champion does not predict: {champion.reason}"
+        checks = [comparison.check("regression", _CHAMPION, math.nan, reason)]
+    else:
+        difference, bound = compared[_CHAMPION]
+        figures |= {"score_before": comparison.score(others[_CHAMPION]), "documents_per_s_before": _speed(champion)}
+        figures |= {"difference": difference, "difference_at_least": bound}
+        checks = [comparison.check("regression", _CHAMPION, bound, measured[_CHAMPION])]
+    if best is not None:
+        difference, bound = compared[best]
+        best_score = comparison.score(others[best])
+        figures |= {"score_best": best_score, "difference_best": difference, "difference_best_at_least": bound}
+        absent = [n for n in (*earlier.missing, *earlier.champions) if _former(n) not in others]
+        note = f"; no predictions of version {', '.join(absent)} to compare with" if absent else ""
+        text = f"{measured[best]} against {best}, {100 * best_score:.1f}{note}"
+        checks.append(comparison.check(BEST_CHAMPION, "the best champion", bound, text))
+    return checks, figures
 
 
 def _measure(registry: Registry, number: str, texts: Sequence[str]) -> PredictionReply | NoReply:
@@ -224,19 +321,6 @@ def _score(settings: Settings, y: Targets, model_score: float) -> GateCheck:
     )
 
 
-def _regression(settings: Settings, bound: float, measured: str) -> GateCheck:
-    """`bound` is the lower confidence bound of the difference to the champion's score."""
-    margin, confidence = settings.promote.max_regression, 1 - settings.promote.significance
-    return GateCheck(
-        "regression",
-        value=bound,
-        limit=-margin,
-        measured=measured,
-        expected=f"at least {-100 * margin:+.1f} against the champion, with {100 * confidence:g} % confidence",
-        remedy="train again, or raise promote.max_regression where such a loss is acceptable",
-    )
-
-
 def _class_floors(floors: Mapping[str, float], label_space: LabelSpace, y: Targets, predicted: Targets) -> GateCheck:
     """The class furthest below its floor decides; a class without documents cannot be measured."""
     from sklearn.metrics import f1_score
@@ -295,21 +379,32 @@ def _speed(reply: PredictionReply) -> float:
     return len(reply.labels) / max(reply.seconds, 1e-9)
 
 
+def _champion_labels(
+    settings: Settings, champion: PredictionReply | NoReply | None, earlier: EarlierGates, count: int
+) -> dict[str, list[Label]]:
+    """The labels of the champion and of former champions for `count` documents, by their names in the report."""
+    labels = {_CHAMPION: _labels(settings, champion)} if isinstance(champion, PredictionReply) else {}
+    for number, reply in earlier.champions.items():
+        undecided = replace(reply, labels=[None] * len(reply.probabilities))
+        with suppress(UserError):  # the settings have a threshold for a class that it does not know
+            if len(undecided.labels) == count:
+                labels[_former(number)] = _labels(settings, undecided)
+    return labels
+
+
+def _former(number: str) -> str:
+    return f"version {number}"
+
+
 def _aligned(
-    settings: Settings, labels: Sequence[Label], model: PredictionReply, champion: PredictionReply | NoReply | None
-) -> tuple[LabelSpace, Targets, Targets, Targets | None]:
-    """The given labels and both predictions as targets over the classes that any of the three has."""
-    predicted = _labels(settings, model)
-    champion_predicted = _labels(settings, champion) if isinstance(champion, PredictionReply) else []
-    every = [*labels, *predicted, *champion_predicted]
+    labels: Sequence[Label], given: Sequence[Label], champions: Mapping[str, Sequence[Label]]
+) -> tuple[LabelSpace, Targets, Targets, dict[str, Targets]]:
+    """The true labels, those of a version and those of champions as targets over the classes that occur in any."""
+    every = [*labels, *given, *(label for of_one in champions.values() for label in of_one)]
     classes = sorted({name for label in every for name in class_names(label)})
     label_space = LabelSpace(tuple(classes), not all(isinstance(label, str) for label in every))
-    return (
-        label_space,
-        label_space.index(labels),
-        label_space.index(predicted),
-        label_space.index(champion_predicted) if champion_predicted else None,
-    )
+    targets = {name: label_space.index(of_one) for name, of_one in champions.items()}
+    return label_space, label_space.index(labels), label_space.index(given), targets
 
 
 def _labels(settings: Settings, reply: PredictionReply) -> list[Label]:

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pipelines.registry.champion_history import ChampionEvent, Move, event_tags, next_tag, read_events
+from pipelines.registry.champion_history import ChampionEvent, Move, event_tags, last_tag, next_tag, read_events
+from pipelines.registry.earlier_gates import (
+    AFTER,
+    LABELS,
+    PREDICTIONS,
+    evaluation_key,
+    predictions_json,
+    read_earlier_gates,
+)
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.gate import LOADS, GateCheck, GateReport, check_loads, run_gate
 from pipelines.registry.versions import CHAMPION, Registry
@@ -26,6 +34,11 @@ class _State:
     champion: str | None
     events: frozenset[str]
 
+    @property
+    def last_move(self) -> str | None:
+        """The tag of the last move; None before the first."""
+        return last_tag(self.events)
+
 
 @dataclass(frozen=True)
 class _GateRun:
@@ -37,6 +50,20 @@ class _GateRun:
     why: str
     report: GateReport
     forced: bool = False
+    last_move: str | None = None
+    """the tag of the last move of the champion before"""
+
+    def run_tags(self) -> dict[str, str]:
+        """The tags of the run, by which later gates find it."""
+        found = {AFTER: self.last_move or "", LABELS: self.report.labels_digest}
+        return {f"{_GATE}.{name}": value for name, value in self.tags().items()} | {
+            name: value for name, value in found.items() if value
+        }
+
+    def files(self) -> dict[str, str]:
+        """The files of the run."""
+        predictions = self.report.predictions
+        return {"gate.json": self.to_json()} | ({PREDICTIONS: predictions_json(predictions)} if predictions else {})
 
     def tags(self) -> dict[str, str]:
         return {
@@ -84,12 +111,15 @@ def promote(
     with _promotion_lease(registry) as lease:
         before = _state(registry)
         _check_not_champion(registry, before, number)
-        report = run_gate(registry, number, before.champion, registry.evaluation_set() or EvaluationSet())
+        evaluation_set = registry.evaluation_set() or EvaluationSet()
+        key = evaluation_key(registry.settings, evaluation_set)
+        earlier = read_earlier_gates(registry, history(registry), before.last_move, key)
+        report = run_gate(registry, number, before.champion, evaluation_set, earlier)
         on_checks(report.checks)
         failed = report.failed
         promoted = not failed or (force and failed[0].name != LOADS)
         forced = tuple(check.name for check in failed) if promoted else ()
-        run = _log(registry, _GateRun("promote", number, before.champion, why, report, bool(forced)))
+        run = _log(registry, _GateRun("promote", number, before.champion, why, report, bool(forced), before.last_move))
         if not promoted:
             reasons = "; ".join(f"{check.name}: {check.measured}, expected {check.expected}" for check in failed)
             remedy = failed[0].remedy + ("" if failed[0].name == LOADS else ", or promote it with --force and --why")
@@ -105,6 +135,7 @@ def promote(
             forced=forced,
             score=report.figures.get("score"),
             score_before=report.figures.get("score_before"),
+            evaluation=key if report.predictions else None,
         )
         return _move_champion(registry, lease, before, event)
 
@@ -169,15 +200,14 @@ def _check_not_champion(registry: Registry, before: _State, number: str) -> None
 
 def _log(registry: Registry, gate_run: _GateRun) -> str:
     """Log the checks as an MLflow run and as tags of the version; returns the run's id."""
-    tags = gate_run.tags()
     run = registry.log_gate(
         gate_run.version,
         gate_run.move,
-        tags={f"{_GATE}.{name}": value for name, value in tags.items()},
+        tags=gate_run.run_tags(),
         metrics=gate_run.report.figures,
-        report=gate_run.to_json(),
+        files=gate_run.files(),
     )
-    registry.tag_version(gate_run.version, _GATE, {**tags, **gate_run.check_tags(), "run": run})
+    registry.tag_version(gate_run.version, _GATE, {**gate_run.tags(), **gate_run.check_tags(), "run": run})
     return run
 
 

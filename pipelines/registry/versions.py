@@ -155,9 +155,9 @@ class Registry:
                     mlflow.log_text(data.decode(), file)
 
     def log_gate(
-        self, number: str, move: Move, tags: Mapping[str, str], metrics: Mapping[str, float], report: str
+        self, number: str, move: Move, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, str]
     ) -> str:
-        """Log the checks before a promotion or rollback as a run with `gate.json`; returns the run's id."""
+        """Log the checks before a promotion or rollback as a run with text files by name; returns the run's id."""
         import mlflow
 
         tags = {"spin.version": number, "spin.move": move, **tags}
@@ -165,8 +165,37 @@ class Registry:
             experiment = self.tracking.experiment()
             with mlflow.start_run(experiment_id=experiment, run_name=f"{move} {number}", tags=tags) as run:
                 mlflow.log_metrics(dict(metrics))
-                mlflow.log_text(report, "gate.json")
+                for file, text in files.items():
+                    mlflow.log_text(text, file)
             return str(run.info.run_id)
+
+    def read_gate_file(self, run: str, file: str) -> str | None:
+        """The text of a file that `log_gate` logged; None if the run or the file no longer exists."""
+        from mlflow.exceptions import MlflowException
+
+        with self.tracking.session(), tempfile.TemporaryDirectory() as folder:
+            try:
+                if not any(logged.path == file for logged in self._client.list_artifacts(run)):
+                    return None
+                return Path(self._client.download_artifacts(run, file, folder)).read_text(encoding="utf-8")
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+
+    def find_gate_tags(self, tags: Mapping[str, str]) -> list[dict[str, str]]:
+        """The tags of all runs of gates that have these tags, also of those that were deleted in MLflow."""
+        from mlflow.entities import ViewType
+
+        condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        with self.tracking.session():
+            experiment, found, token = self.tracking.experiment(), [], None
+            while True:
+                runs = self._client.search_runs([experiment], condition, ViewType.ALL, page_token=token)
+                found += [dict(run.data.tags) for run in runs]
+                token = runs.token
+                if not token:
+                    return found
 
     def tag_version(self, number: str, prefix: str, tags: Mapping[str, str]) -> None:
         """Replace the tags `PREFIX.…` of a version."""

@@ -20,6 +20,8 @@ DISTRIBUTIONS = ("labels", "scores", "lengths", "unknown")
 _DIGITS = 4
 """of an index and its limit, which a report shows"""
 _LISTED_NEURONS = 10
+_SD_FLOOR = 0.5
+"""least standard deviation by which a neuron's shift is divided, as a share of that over the training rows"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class NeuronShift:
     neuron: int
     """index within the site"""
     shift: float
-    """of the mean, in standard deviations of the reference"""
+    """of the mean, in standard deviations of the reference, which count at least as half of those of the training"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Drift:
     name: str
     """`labels`, `scores`, `lengths`, `unknown` or `neurons`"""
     psi: float
-    """population stability index; of `neurons` the largest of any neuron"""
+    """population stability index; of `neurons` that of the neuron with the largest shift for its limit"""
     limit: float
     """what `psi` exceeds by chance in one night of a hundred if the property has moved by exactly what is allowed"""
     now: tuple[int, ...]
@@ -125,23 +127,38 @@ def stability_limit(bins: int, n: int, m: int, allowed: float) -> float:
 
 
 def _neuron_drift(now: Profile, then: Profile, selection: Selection, allowed: float) -> Drift:
-    """Return the drift of the neurons' means; the index of two normals d standard deviations apart is d²."""
-    shifts = (now.mean - then.mean) / then.sd
-    noise = math.sqrt(1 / now.documents + 1 / then.documents)
-    # Bonferroni correction: no more than SIGNIFICANCE that any of p neurons exceeds its limit by chance.
-    limit = math.sqrt(allowed) + float(-ndtri(SIGNIFICANCE / (2 * max(1, len(shifts))))) * noise
+    """Return the drift of the neurons' means; the index of two normals d standard deviations apart is d².
+
+    A shift is divided by the neuron's standard deviation in the reference, or by half of that over the training rows
+    (which is 1, as activations are standardised) where it is less. A neuron that fires on few documents may be silent
+    in all of the reference, which are fewer than the training rows. Its deviation there says that the sample was too
+    small, not that it is 0, and any activation at all would be an infinite shift. Of a neuron that fires often, half
+    lies far below what the deviation can be by chance, so its shifts stay in units of the reference. And a shift below
+    the floor's allowance is small for the head, which reads standardised activations.
+
+    What chance adds to a mean is judged by the spread of either sample, as in Welch's test (Biometrika 34, 1947): the
+    night's own counts where it is larger, since the few documents of a night on which such a neuron fires move its mean
+    and widen its spread alike.
+    """
     names = [(str(column), int(neuron)) for column, neurons in selection.neurons.items() for neuron in neurons]
-    compared = np.isfinite(shifts)  # A neuron above the first exit has no value for documents that exit early.
-    shifts = np.where(compared, shifts, 0.0)
-    moved = int((np.abs(shifts) > limit).sum())
-    listed: Sequence[int] = np.argsort(-np.abs(shifts), kind="stable")[:_LISTED_NEURONS].tolist()
-    psi = float(np.square(shifts).max(initial=0.0))
+    with np.errstate(invalid="ignore"):  # a neuron above the first exit has no value for documents that exit early
+        unit = np.maximum(then.sd, _SD_FLOOR)
+        shifts = (now.mean - then.mean) / unit
+        noise = np.sqrt(np.square(np.maximum(now.sd / unit, 1)) / now.documents + 1 / then.documents)
+    # Bonferroni correction: no more than SIGNIFICANCE that any of p neurons exceeds its limit by chance.
+    limits = math.sqrt(allowed) + float(-ndtri(SIGNIFICANCE / (2 * max(1, len(shifts))))) * noise
+    compared = np.isfinite(shifts) & np.isfinite(limits)
+    shifts, limits = np.where(compared, shifts, 0.0), np.where(compared, limits, 1.0)
+    excess = np.abs(shifts) / limits
+    listed: Sequence[int] = np.argsort(-excess, kind="stable")[:_LISTED_NEURONS].tolist()
+    moved = int((excess > 1).sum())
+    psi, limit = (float(np.square(values[listed[0]])) if listed else 0.0 for values in (shifts, limits))
     return Drift(
         name="neurons",
         psi=psi,
-        limit=limit**2,
+        limit=limit,
         now=(moved, int(compared.sum()) - moved),
         then=(),
         moved=tuple(NeuronShift(*names[i], shift=round(float(shifts[i]), 3)) for i in listed),
-        drifted=psi > limit**2,
+        drifted=moved > 0,
     )

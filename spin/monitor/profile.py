@@ -84,9 +84,9 @@ class Profile:
 
     @property
     def sd(self) -> Floats:
-        """(p,) standard deviation of the standardised activations, never zero."""
+        """(p,) standard deviation of the standardised activations; 0 for a neuron that is silent on all documents."""
         variance = self.squares / max(1, self.documents) - np.square(self.mean)
-        return np.sqrt(np.maximum(variance, 1e-12))
+        return np.sqrt(np.maximum(variance, 0))  # rounding may give a negative variance
 
     def to_bytes(self) -> bytes:
         """Return the profile as safetensors."""

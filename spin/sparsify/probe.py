@@ -153,7 +153,7 @@ def class_shares(coef: Floats) -> NDArray[np.float64]:
 
 
 def warn_of_inexact_probes(summaries: Sequence[ProbeSummary]) -> None:
-    """Log a warning that names the probes whose solver ended far from the optimum: their choice of neurons may be off."""
+    """Log a warning if solvers ended far from the optimum: the neurons of these probes may be chosen badly."""
     inexact = [summary for summary in summaries if summary.kkt > INEXACT]
     if inexact:
         worst = max(inexact, key=lambda summary: summary.kkt)

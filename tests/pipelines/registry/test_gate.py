@@ -13,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from jobs import terminal
 from pipelines.registry import gate
+from pipelines.registry.earlier_gates import EarlierGates
 from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
 from pipelines.registry.gate import GateCheck, GateReport, NoReply, judge, run_gate
 from pipelines.registry.subprocess_predict import PredictionReply
@@ -53,7 +54,8 @@ def find_check(report: GateReport, name: str) -> GateCheck:
     return check
 
 
-ALL_CHECKS = ["loads", "schema", "classes", "score", "regression", "class_floors", "calibration", "throughput"]
+COMPARISONS = ["regression", "best_champion"]
+ALL_CHECKS = ["loads", "schema", "classes", "score", *COMPARISONS, "class_floors", "calibration", "throughput"]
 
 
 @pytest.mark.parametrize(
@@ -63,10 +65,6 @@ ALL_CHECKS = ["loads", "schema", "classes", "score", "regression", "class_floors
         ("schema", {}, replace(CALIBRATED, input_columns={}), "none", "text: string"),
         ("classes", {}, build_reply(TENTH, classes=("bad", "good", "extra")), "adds extra", "the champion's 2 classes"),
         ("score", {"min_score": 0.95}, CALIBRATED, "90.0 accuracy", "at least 95.0"),
-        (
-            *("regression", {}, build_reply(range(60)), "-5.0, at least -6."),
-            "-1.0 against the champion, with 95 % confidence",
-        ),
         ("class_floors", {"class_floors": {"bad": 0.8, "good": 0.95}}, CALIBRATED, "bad 90.0, good 90", "good 95"),
         ("class_floors", {"class_floors": {"extra": 0.1}}, CALIBRATED, "extra has no document", "extra 10.0"),
         ("calibration", {}, build_reply(TENTH, confidence=0.6), "error 30.0", "at most 10.0"),
@@ -84,6 +82,59 @@ def test_each_check_can_fail_alone(
     assert check.measured.startswith(measured)
     assert expected in check.expected
     assert check.remedy
+
+
+def test_a_worse_version_fails_against_the_champion_who_is_also_the_best() -> None:
+    """Both checks have the measured difference, its bound, the margin and the confidence."""
+    report = judge(build_settings(), TRUTH, build_reply(range(60)), CALIBRATED)
+    assert list_failed_checks(report) == COMPARISONS
+    regression, best = (find_check(report, name) for name in COMPARISONS)
+    assert regression.measured.startswith("-5.0, at least -6.")
+    assert best.measured == f"{regression.measured} against the champion, 90.0"
+    assert regression.expected == "at least -1.0 against the champion, with 95 % confidence"
+    assert best.expected == "at least -1.0 against the best champion, with 95 % confidence"
+
+
+def test_the_best_champion_is_the_one_with_the_highest_score() -> None:
+    """A version within the margin of the champion fails where an earlier one was better; failed ones raise the bar."""
+    champions = {"3": build_reply(range(20)), "5": build_reply(range(4)), "7": build_reply(range(8))}
+    model = build_reply(range(40))
+    report = judge(build_settings(), TRUTH, model, CALIBRATED, EarlierGates(champions, missing=("1", "2")))
+    assert list_failed_checks(report) == ["best_champion"]
+    measured = find_check(report, "best_champion").measured
+    assert measured.startswith("-9.0, at least -1")
+    assert measured.endswith(" against version 5, 99.0; no predictions of version 1, 2 to compare with")
+    assert report.figures["score_best"] == pytest.approx(0.99)
+    assert report.figures["difference_best"] == pytest.approx(-0.09)
+    assert -0.13 < report.figures["difference_best_at_least"] < -0.1
+
+
+def test_stored_predictions_are_decided_by_the_settings() -> None:
+    """Stored probabilities count, under these thresholds, and not stored labels; unusable predictions are named."""
+    stored = replace(CALIBRATED, labels=[WRONG_LABEL[str(label)] for label in CALIBRATED.labels])
+    other_classes = build_reply([], classes=("bad", "good", "extra"))
+    cut = replace(CALIBRATED, labels=CALIBRATED.labels[:9], probabilities=CALIBRATED.probabilities[:9])
+    earlier = EarlierGates({"1": stored, "2": replace(other_classes, classes=("b", "g", "x")), "3": cut})
+    settings = build_settings(decision={"thresholds": {"good": 0.95}})
+    report = judge(settings, TRUTH, CALIBRATED, NoReply("it was changed"), earlier)
+    measured = find_check(report, "best_champion").measured  # under this threshold every label is bad
+    assert measured.startswith("+40.0, at least +3")
+    assert measured.endswith(" against version 1, 50.0; no predictions of version 2, 3 to compare with")
+
+
+def test_failed_attempts_lower_the_significance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The risk is divided among the attempts; one that gave the same labels is the same attempt."""
+    asked: list[float] = []
+    bound = gate.lower_bound
+    monkeypatch.setattr(gate, "lower_bound", lambda *args: asked.append(args[4]) or bound(*args))
+    plain = judge(build_settings(), TRUTH, build_reply(range(42)), CALIBRATED)
+    earlier = EarlierGates(failed=frozenset({"another", "a third", plain.labels_digest}))
+    report = judge(build_settings(), TRUTH, build_reply(range(42)), CALIBRATED, earlier)
+    assert asked == [0.05, 0.05 / 3]
+    expected = "at least -1.0 against the champion, with 98.33 % confidence, after 2 failed attempts"
+    assert find_check(report, "regression").expected == expected
+    assert find_check(report, "best_champion").expected == expected.replace("the champion", "the best champion")
+    assert report.figures["difference_at_least"] < plain.figures["difference_at_least"]
 
 
 def test_all_failed_checks_are_reported() -> None:
@@ -153,7 +204,7 @@ def test_the_regression_check_uses_the_lower_bound() -> None:
     report = judge(build_settings("accuracy"), TRUTH, build_reply(range(20, 60)), CALIBRATED)
     assert report.figures["difference"] == 0
     assert report.figures["difference_at_least"] == pytest.approx(-1.645 * np.sqrt(0.1 / N), abs=0.006)
-    assert list_failed_checks(report) == ["regression"]
+    assert list_failed_checks(report) == COMPARISONS
     assert not judge(
         build_settings("accuracy", max_regression=0.04), TRUTH, build_reply(range(20, 60)), CALIBRATED
     ).failed
@@ -271,9 +322,10 @@ def test_a_champion_that_hangs_fails_a_check_and_a_version_that_hangs_ends_the_g
         settings=build_settings(), name="tiny", download_model=lambda number, folder: folder / number
     )
     rows = EvaluationSet(tuple(EvaluationRow(str(row), "text", label) for row, label in enumerate(TRUTH)))
-    report = run_gate(registry, "sound", "hangs", rows)
+    report = run_gate(registry, "sound", "hangs", rows, EarlierGates())
+    assert list(report.predictions) == ["sound"]
     assert list_failed_checks(report) == ["regression"]
     expected = "the champion does not predict: version hangs of tiny did not load and predict within 3 s"
     assert find_check(report, "regression").measured == expected
     with pytest.raises(StalledError, match="^version hangs of tiny did not load and predict within 3 s$"):
-        run_gate(registry, "hangs", "sound", rows)
+        run_gate(registry, "hangs", "sound", rows, EarlierGates())

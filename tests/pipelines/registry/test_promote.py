@@ -12,6 +12,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,44 @@ def test_promotions_refusals_and_rollbacks_are_recorded(registry_fixture: Promot
         ("rollback", "2", "1", "complaints"),
     ]
     assert all(event.who and event.when and event.run for event in promote.history(registry))
+
+
+@pytest.mark.usefixtures("gate_in_process")
+def test_gates_keep_predictions_and_count_failed_attempts(
+    registry_fixture: PromotionFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promotion's run holds the predictions of version and champion; failed ones are found, deleted runs included."""
+    registry, client = registry_fixture.registry, registry_fixture.registry.tracking.client
+    first = promote.promote(registry, "1", "the first")
+    for _ in range(2):
+        with pytest.raises(UserError, match="version 3 of .* is not promoted"):
+            promote.promote(registry, "3", "")
+    [tag] = [name for name in registry.tags() if name.startswith("spin.history.")]
+    # one run on each page
+    monkeypatch.setattr(client, "search_runs", partial(client.search_runs, max_results=1))
+    failed = registry.find_gate_tags({"spin.gate.after": tag, "spin.gate.passed": "false"})
+    assert [tags["spin.version"] for tags in failed] == ["3", "3"]
+    assert len({tags["spin.gate.labels"] for tags in failed}) == 1
+    client.delete_run(registry_fixture.read_gate_tags("3")["spin.gate.run"])
+    assert len(registry.find_gate_tags({"spin.gate.after": tag})) == 2
+    assert registry.find_gate_tags({"spin.gate.after": "another"}) == []
+
+    shown_checks: list[tuple[GateCheck, ...]] = []
+    second = promote.promote(registry, "2", "the same again", on_checks=shown_checks.append)
+    checks = {check.name: check for check in shown_checks[0]}
+    assert checks["regression"].expected.endswith("with 97.5 % confidence, after 1 failed attempt")
+    assert checks["best_champion"].measured.startswith("+0.0, at least +0.0 against the champion, ")
+    with pytest.raises(
+        UserError, match=r"best_champion: -.* against the champion, .* with 95 % confidence; train again"
+    ):
+        promote.promote(registry, "3", "", on_checks=shown_checks.append)
+    stored = json.loads(registry.read_gate_file(second.run, "predictions.json") or "")
+    assert stored.keys() == {"1", "2"}
+    assert stored["1"]["labels"] == registry.load("1").predict(TEXTS)
+    assert first.evaluation == second.evaluation is not None
+    assert promote.history(registry) == [first, second]
+    assert registry.read_gate_file(second.run, "other.json") is None
+    assert registry.read_gate_file("0" * 32, "predictions.json") is None
 
 
 def test_a_version_that_does_not_load_never_becomes_champion(

@@ -198,6 +198,52 @@ def test_many_neurons_at_the_limit_seldom_warn() -> None:
     assert np.mean(warned) < 4 * SIGNIFICANCE
 
 
+RARE = slice(0, 4)
+"""neurons that are silent on most documents"""
+
+
+def draw_sparse_activations(count: int, seed: int, rate: float) -> NDArray[np.floating]:
+    """Activations (n, p) of which those of `RARE` are 0 but for a share `rate` of the documents of each."""
+    draw = np.random.default_rng(seed)
+    values = draw.normal(size=(count, NEURONS))
+    values[:, RARE] = np.where(draw.random((count, 4)) < rate, draw.lognormal(0, 0.5, (count, 4)), 0)
+    return values
+
+
+def make_sparse_profile(values: NDArray[np.floating]) -> Profile:
+    """The profile of activations, standardised on 4,000 training documents, on 8 of which a neuron of `RARE` fires."""
+    standardizer = Standardizer.fit(draw_sparse_activations(4000, 0, 0.002))
+    fitted = replace(make_fitted(), standardizer=standardizer)
+    outputs = make_outputs(len(values)) | {"activations": values}
+    return Profile.from_outputs(BINARY, fitted, **outputs)
+
+
+@pytest.mark.parametrize("count", [30, 100, 1000, 5000])
+@pytest.mark.parametrize("reference_rate", [0, 0.002])
+def test_neurons_that_are_silent_in_the_reference_do_not_warn_without_drift(count: int, reference_rate: float) -> None:
+    """They fire on a few documents of a night, as they did in training, of small nights and large ones."""
+    reference = make_sparse_profile(draw_sparse_activations(500, 1, reference_rate))
+    nights = [make_sparse_profile(draw_sparse_activations(count, 10 + night, 0.002)) for night in range(30)]
+    warned = sum(measure(night, reference, SELECTION, 0.1)[-1].drifted for night in nights)
+    assert warned == 0
+
+
+@pytest.mark.parametrize("count", [100, 1000, 5000])
+def test_neurons_that_are_silent_in_the_reference_still_drift(count: int) -> None:
+    """A night is found on a third of whose documents they fire, and one in which another neuron has moved."""
+    reference = make_sparse_profile(draw_sparse_activations(500, 1, 0))
+    firing = measure(make_sparse_profile(draw_sparse_activations(count, 2, 0.33)), reference, SELECTION, 0.1)[-1]
+    assert firing.drifted
+    assert firing.now == (4, NEURONS - 4)
+    assert {shift.neuron for shift in firing.moved[:4]} == set(range(4))
+    values = draw_sparse_activations(count, 3, 0.002)
+    values[:, 20] += 1
+    other = measure(make_sparse_profile(values), reference, SELECTION, 0.1)[-1]
+    assert other.drifted
+    assert other.moved[0].neuron == 20
+    assert other.psi == pytest.approx(other.moved[0].shift ** 2, abs=0.01)
+
+
 def test_an_empty_profile_is_not_compared() -> None:
     empty = make_profile(take_rows(make_outputs(10), slice(0, 0)))
     assert measure(empty, make_profile(make_outputs(10)), SELECTION, 0.1) == []

@@ -1,0 +1,316 @@
+"""Long chains of promotions, with a registry in memory: quality does not decay, and repeated attempts do not help."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spin.integrate.bootstrap
+from pipelines.registry import gate, promote
+from pipelines.registry.champion_history import ChampionEvent
+from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
+from pipelines.registry.gate import GateCheck, NoReply
+from pipelines.registry.subprocess_predict import PredictionReply
+from spin.errors import UserError
+from spin.settings import DecisionSettings, parse_settings
+
+DOCUMENTS = 4000
+TENTH = 400
+
+
+class MemoryRegistry:
+    """A registry without files: tags, aliases and runs are dictionaries, and versions are predictions.
+
+    A version is given by the documents that it classifies wrongly.
+    """
+
+    def __init__(self, store: Path, **settings: Any) -> None:
+        promote = {"max_ece": 1.0, **settings.pop("promote", {})}
+        tree = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": str(store), "metric": "accuracy"}
+        self.settings = parse_settings({**tree, "promote": promote, **settings})
+        self.name = "memory"
+        self.model_tags: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}
+        self.runs: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
+        self.versions: dict[str, PredictionReply | NoReply] = {}
+        self.freeze(DOCUMENTS)
+
+    def freeze(self, documents: int) -> None:
+        """Replace the evaluation set by one of so many documents."""
+        self.truth = ["bad" if row % 2 else "good" for row in range(documents)]
+        rows = [EvaluationRow(str(row), f"text {row}", label) for row, label in enumerate(self.truth)]
+        self.frozen = EvaluationSet(tuple(rows))
+
+    def add(self, wrong: Iterable[int], classes: tuple[str, ...] = ("bad", "good")) -> str:
+        """Register a version that is wrong on these documents; returns its number."""
+        right = np.array([label == "good" for label in self.truth], bool)
+        right[np.array(list(wrong), np.int64)] ^= True
+        labels = ["good" if good else "bad" for good in right]
+        probabilities = np.where(right[:, None], [0.1, 0.9], [0.9, 0.1])
+        probabilities = np.pad(probabilities, ((0, 0), (0, len(classes) - 2)))
+        number = str(len(self.versions) + 1)
+        self.versions[number] = PredictionReply(
+            {"text": "string"}, classes, False, list(labels), probabilities, seconds=1.0
+        )
+        return number
+
+    def evaluation_set(self) -> EvaluationSet:
+        return self.frozen
+
+    def champion(self) -> str | None:
+        return self.aliases.get("champion")
+
+    def tags(self) -> dict[str, str]:
+        return dict(self.model_tags)
+
+    def set_tag(self, name: str, value: str) -> None:
+        self.model_tags[name] = value
+
+    def delete_tag(self, name: str) -> None:
+        del self.model_tags[name]
+
+    def set_alias(self, alias: str, number: str) -> None:
+        self.aliases[alias] = number
+
+    def resolve(self, model: str) -> str:
+        return model.rpartition("/")[2]
+
+    def tag_version(self, number: str, prefix: str, tags: Mapping[str, str]) -> None:
+        pass
+
+    def log_gate(self, number: str, move: str, tags: Mapping[str, str], metrics: Any, files: Any) -> str:
+        run = uuid.uuid4().hex
+        self.runs[run] = {"spin.version": number, "spin.move": move, **tags}, files
+        return run
+
+    def read_gate_file(self, run: str, file: str) -> str | None:
+        return self.runs[run][1].get(file) if run in self.runs else None
+
+    def find_gate_tags(self, tags: Mapping[str, str]) -> list[dict[str, str]]:
+        return [run for run, _ in self.runs.values() if tags.items() <= run.items()]
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryRegistry:
+    """An empty registry, whose versions the gate measures at once."""
+    monkeypatch.setattr(gate, "_measure", lambda registry, number, texts: registry.versions[number])
+    return MemoryRegistry(tmp_path)
+
+
+def attempt(registry: Any, number: str, *, force: bool = False) -> tuple[ChampionEvent | None, dict[str, GateCheck]]:
+    """Try to promote a version; returns the event, None if it failed, and the checks by name."""
+    shown: list[tuple[GateCheck, ...]] = []
+    event = None
+    with suppress(UserError):
+        event = promote.promote(registry, number, "try", force=force, on_checks=shown.append)
+    return event, {check.name: check for check in shown[0]}
+
+
+def promote_passing(registry: Any, number: str) -> dict[str, GateCheck]:
+    """Promote a version that passes; returns the checks by name."""
+    event, checks = attempt(registry, number)
+    assert event is not None, {name: check.measured for name, check in checks.items() if not check.passed}
+    return checks
+
+
+def list_failed(checks: Mapping[str, GateCheck]) -> list[str]:
+    return [name for name, check in checks.items() if not check.passed]
+
+
+def test_a_chain_of_slightly_worse_versions_ends_at_the_margin(registry: MemoryRegistry) -> None:
+    """Each of 15 versions is 0.7 points worse than the champion, which alone is within the margin of 1 point."""
+    attempt(registry, registry.add(range(TENTH)))
+    wrong = TENTH
+    for _ in range(15):
+        event, checks = attempt(registry, registry.add(range(wrong + 28)))
+        if event is not None:
+            wrong += 28
+    assert (wrong - TENTH) / DOCUMENTS <= 0.01
+    assert wrong > TENTH, "the first is within the margin"
+    assert checks["best_champion"].measured == "-1.4, at least -1.7 against version 1, 90.0"
+    assert not checks["best_champion"].passed
+
+
+@pytest.fixture
+def fast_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score by a faster formula, on fewer bootstrap samples."""
+    monkeypatch.setattr(spin.integrate.bootstrap, "score", lambda _, y, given: (y == given).mean())
+    monkeypatch.setattr(spin.integrate.bootstrap, "_DRAWS", 100)
+    monkeypatch.setattr(spin.integrate.bootstrap, "_TAIL", 5)
+
+
+@pytest.mark.usefixtures("fast_bootstrap")
+def test_a_chain_of_random_versions_keeps_within_the_margin_and_noise(registry: MemoryRegistry) -> None:
+    """A version is 0.3 points worse than the champion on average; compared with that alone, 3 points are lost."""
+    draw, documents = np.random.default_rng(1), 2000
+    registry.freeze(documents)
+    difficulty, expected = draw.random(documents), 0.1
+    promote_passing(registry, registry.add(np.flatnonzero(difficulty < expected)))
+    for _ in range(14):
+        worse = expected + 0.003
+        chances = np.where(difficulty < worse, 0.98, 0.02 * worse)
+        event, _ = attempt(registry, registry.add(np.flatnonzero(draw.random(documents) < chances)))
+        expected = worse if event is not None else expected
+    # two versions differ on 0.8 % of the documents: two standard errors of their difference are 0.4 points
+    assert expected - 0.1 <= 0.01 + 0.004
+
+
+@pytest.mark.usefixtures("fast_bootstrap", "registry")
+def test_many_attempts_seldom_pass_by_luck(tmp_path: Path) -> None:
+    """In 24 chains of 10 versions that are worse by the margin, 11 have one that passes if none is counted.
+
+    With the attempts counted, 0.05 (1 + 1/2 + … + 1/10) of all chains are expected to have one, 3.5 of 24.
+    """
+    draw, passed = np.random.default_rng(2), 0
+    for chain in range(24):
+        registry = MemoryRegistry(tmp_path / str(chain), promote={"max_regression": 0.1})
+        registry.freeze(100)
+        promote_passing(registry, registry.add(np.flatnonzero(draw.random(100) < 0.2)))
+        versions = [registry.add(np.flatnonzero(draw.random(100) < 0.3)) for _ in range(10)]
+        passed += any(attempt(registry, number)[0] is not None for number in versions)
+    assert passed <= 6
+
+
+def test_attempts_that_failed_are_counted_until_the_champion_moves(registry: MemoryRegistry) -> None:
+    """The same labels count once, of whatever version; a promotion, by force or not, and a rollback end the count."""
+    promote_passing(registry, registry.add(range(TENTH)))
+    worse = registry.add(range(600))
+
+    def read_confidence(number: str) -> str:
+        return attempt(registry, number)[1]["regression"].expected.partition("champion, with ")[2]
+
+    assert read_confidence(worse) == read_confidence(worse) == "95 % confidence"
+    assert read_confidence(registry.add(range(600))) == "95 % confidence"  # trained again with the same outcome
+    assert read_confidence(registry.add(range(601))) == "97.5 % confidence, after 1 failed attempt"
+    assert read_confidence(worse) == "97.5 % confidence, after 1 failed attempt"
+    assert read_confidence(registry.add(range(602))) == "98.33 % confidence, after 2 failed attempts"
+    registry.settings = registry.settings.model_copy(update={"decision": DecisionSettings(thresholds={"good": 0.95})})
+    attempt(registry, worse)  # other labels by other thresholds
+    registry.settings = registry.settings.model_copy(update={"decision": DecisionSettings()})
+    assert read_confidence(registry.add(range(TENTH + 1))) == "98.75 % confidence, after 3 failed attempts"
+    assert read_confidence(registry.add(range(603))) == "95 % confidence"
+    promote.rollback(registry, "complaints")  # type: ignore[arg-type]
+    assert read_confidence(registry.add(range(604))) == "95 % confidence"
+    attempt(registry, registry.add(range(605)), force=True)
+    assert read_confidence(registry.add(range(900))) == "95 % confidence"
+
+
+def test_a_version_that_does_not_load_is_no_attempt(registry: MemoryRegistry) -> None:
+    """It gave no labels that could have passed by luck."""
+    promote_passing(registry, registry.add(range(TENTH)))
+    registry.versions["2"] = NoReply("there is no backbone")
+    attempt(registry, "2")
+    assert "95 % confidence" in attempt(registry, registry.add(range(600)))[1]["regression"].expected
+
+
+def make_decay(registry: MemoryRegistry, step: int = 28) -> None:
+    """Promote version 1, and version 2 that is worse by 0.7 points, or another step."""
+    promote_passing(registry, registry.add(range(TENTH)))
+    promote_passing(registry, registry.add(range(TENTH + step)))
+
+
+def test_a_former_champion_counts_when_its_version_is_deleted(registry: MemoryRegistry) -> None:
+    """Its predictions are in the run of its promotion."""
+    make_decay(registry)
+    del registry.versions["1"]
+    registry.versions["3"] = registry.versions["2"]  # a number that is free
+    number = registry.add(range(TENTH + 56))
+    assert list_failed(attempt(registry, number)[1]) == ["best_champion"]
+
+
+def test_a_champion_that_does_not_predict_counts_with_its_stored_predictions(registry: MemoryRegistry) -> None:
+    """So a version that replaces it by force is compared with it all the same."""
+    make_decay(registry)
+    registry.versions["2"] = NoReply("it was changed")
+    _, checks = attempt(registry, registry.add(range(TENTH + 56)))
+    assert list_failed(checks) == ["regression", "best_champion"]
+    event, _ = attempt(registry, registry.add(range(TENTH + 1)), force=True)
+    assert event is not None
+    assert event.forced == ("regression",)
+    _, checks = attempt(registry, registry.add(range(TENTH + 57)))
+    assert " against version 1, 90.0" in checks["best_champion"].measured
+
+
+def test_a_loss_that_was_forced_is_the_new_standard(registry: MemoryRegistry) -> None:
+    """Later versions need not be forced; a rollback to before the loss restores the former standard."""
+    make_decay(registry)
+    event, _ = attempt(registry, registry.add(range(600)), force=True)
+    assert event is not None
+    assert event.forced == ("regression", "best_champion")
+    checks = promote_passing(registry, registry.add(range(601)))
+    assert " against the champion, 85.0" in checks["best_champion"].measured
+    promote.rollback(registry, "too much was lost", "2")  # type: ignore[arg-type]
+    _, checks = attempt(registry, registry.add(range(TENTH + 56)))
+    assert list_failed(checks) == ["best_champion"]
+    assert " against version 1, 90.0" in checks["best_champion"].measured
+
+
+def test_a_version_that_a_rollback_left_does_not_count(registry: MemoryRegistry) -> None:
+    """A version that knows the evaluation set by heart is found out in use and must not close the gate."""
+    promote_passing(registry, registry.add(range(TENTH)))
+    promote_passing(registry, registry.add([]))
+    assert list_failed(attempt(registry, registry.add(range(TENTH)))[1]) == ["regression", "best_champion"]
+    promote.rollback(registry, "it fails in use")  # type: ignore[arg-type]
+    checks = promote_passing(registry, registry.add(range(TENTH - 1)))
+    assert " against the champion, 90.0" in checks["best_champion"].measured
+
+
+def test_champions_without_stored_predictions_are_named(registry: MemoryRegistry) -> None:
+    """They were promoted by an earlier release, or their runs are gone; those that are there are compared with."""
+    make_decay(registry)
+    for name, value in registry.model_tags.items():  # as an earlier release wrote them
+        event = json.loads(value)
+        del event["evaluation"]
+        registry.model_tags[name] = json.dumps(event)
+    checks = promote_passing(registry, registry.add(range(TENTH + 30)))
+    measured = checks["best_champion"].measured
+    assert measured.endswith(" against the champion, 89.3; no predictions of version 1 to compare with")
+    # the run of that promotion holds the predictions of version 2 as well
+    checks = promote_passing(registry, registry.add(range(TENTH + 31)))
+    assert " against version 2, 89.3; no predictions of version 1" in checks["best_champion"].measured
+    registry.runs.clear()
+    _, checks = attempt(registry, registry.add(range(TENTH + 32)))
+    assert checks["best_champion"].measured.endswith("no predictions of version 1, 2, 3 to compare with")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"1": {}}', '{"1": {"classes": 3}, "2": null}', '{"1": {"error": "no"}}']
+)
+def test_predictions_that_cannot_be_read_count_as_missing(registry: MemoryRegistry, content: str) -> None:
+    make_decay(registry)
+    for _, files in registry.runs.values():
+        files["predictions.json"] = content
+    _, checks = attempt(registry, registry.add(range(TENTH + 56)))
+    assert checks["best_champion"].measured.endswith(
+        " against the champion, 89.3; no predictions of version 1 to compare with"
+    )
+
+
+def test_only_predictions_for_the_same_documents_and_settings_are_compared(registry: MemoryRegistry) -> None:
+    """Not those of another evaluation set, nor of another of the three classifiers."""
+    make_decay(registry)
+    settings = registry.settings
+    registry.settings = settings.model_copy(update={"choose": "cheapest"})
+    assert "no predictions of version 1 " in attempt(registry, registry.add(range(600)))[1]["best_champion"].measured
+    registry.settings = settings
+    assert " version 1, 90.0" in attempt(registry, registry.add(range(600)))[1]["best_champion"].measured
+    registry.freeze(DOCUMENTS - 2)
+    registry.versions["2"] = registry.versions[registry.add(range(TENTH))]
+    _, checks = attempt(registry, registry.add(range(TENTH)))
+    assert "no predictions of version 1 " in checks["best_champion"].measured
+    assert not list_failed(checks)
+
+
+def test_without_documents_nothing_is_stored_or_compared(registry: MemoryRegistry) -> None:
+    registry.freeze(0)
+    for _ in range(2):
+        promote_passing(registry, registry.add([]))
+    assert [event.evaluation for event in promote.history(registry)] == [None, None]  # type: ignore[arg-type]
+    assert all(set(files) == {"gate.json"} for _, files in registry.runs.values())
