@@ -77,6 +77,10 @@ def trained(report: TrainReport) -> None:
         out.print(_table(report.results.table))
     for note in report.results.notes:
         say(note)
+    if report.results.suspects:
+        labelled = sum(report.results.counts[split] for split in ("train", "valid"))
+        share = f"{report.results.suspects:,} of {labelled:,}"
+        say(f"{share} labels are contradicted by those of similar documents; suspects.parquet in the store lists them")
     say(f"registered {report.registered.model} version {report.registered.version} as challenger")
 
 

@@ -32,6 +32,7 @@ from pipelines.training.fit_heads import run_integrate
 from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS
+from pipelines.training.suspects import SUSPECTS, check_labels, to_parquet
 from pipelines.workers.progress import progress
 from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
@@ -95,6 +96,8 @@ class TrainResults(NullsWritten):
     """expected calibration error of that classifier, from 0 to 1; None without test documents"""
     counts: Mapping[str, int]
     """number of documents per split"""
+    suspects: int
+    """documents in `suspects.parquet`: those that train or validate and whose label the others contradict"""
     overlap: SplitOverlap
     """near-identical texts on both sides of a split, and how many were left out"""
     notes: tuple[str, ...]
@@ -122,6 +125,7 @@ class TrainReport:
             "table": to_json(results.table),
             "notes": list(results.notes),
             "overlap": to_json(results.overlap),
+            "suspects": results.suspects,
             "per_class": {name: to_json(figures) for name, figures in results.per_class.items()},
             "choice": results.choice.model_dump(mode="json"),
             "registered": to_json(self.registered),
@@ -217,6 +221,7 @@ def _fit(
     integrated = round(time.perf_counter() - start, 1)
     figures = _evaluate(settings, features, probes, labels, corpus.texts, spin)
     evaluated = round(time.perf_counter() - start - integrated, 1)
+    suspects = check_labels(features, training_result.choices["accuracy"], labels, settings.seed)
     counts = {split: len(labels.part(split)[0]) for split in SPLITS}
     notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes)
     results = TrainResults(
@@ -227,6 +232,7 @@ def _fit(
         per_class=figures.per_class,
         test_ece=figures.test_ece,
         counts=counts,
+        suspects=len(suspects),
         overlap=labels.overlap,
         notes=notes,
         seconds=TrainSeconds(integrated, evaluated),
@@ -245,6 +251,7 @@ def _fit(
     described[REFERENCE] = describe_reference(spin, features, labels, corpus.texts)
     for name, data in (spin.files() | described).items():
         store.write(name, data)
+    Store(settings.store).write(SUSPECTS, to_parquet(suspects))
     lease.check()
     return write_manifest(store, plan, results)
 

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
+from spin.labels.label_space import LabelSpace, Targets
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """The labels of n documents against predictions of a model without them."""
+
+    suspect: NDArray[np.bool_]
+    """(n,) whether the predictions contradict the label"""
+    predicted: Targets
+    """what the model predicts: class indices (n,), or booleans (n, K) in a multi-label task"""
+    margin: Floats
+    """(n,) probability of the predicted class minus that of the given one, 0 where they are equal; in a multi-label
+    task the largest of any class's two sides"""
+
+    @classmethod
+    def of(cls, probabilities: Floats, y: Targets, label_space: LabelSpace) -> LabelCheck:
+        """Check labels by probabilities (n, K). In a multi-label task every class is a question of its own."""
+        has = label_space.indicator(y)
+        if not label_space.multilabel:
+            margin = probabilities.max(1) - probabilities[has]
+            return cls(find_suspects(probabilities, has.argmax(1)), probabilities.argmax(1), margin)
+        sides = [np.stack([1 - p, p], axis=1) for p in probabilities.T]
+        suspects = [find_suspects(p, of.astype(np.int64)) for p, of in zip(sides, has.T, strict=True)]
+        predicted = probabilities >= 0.5
+        margin = np.where(predicted != has, np.abs(2 * probabilities - 1), 0).max(1)
+        return cls(np.logical_or.reduce(suspects), predicted, margin)
 
 
 def find_suspects(probabilities: Floats, y: NDArray[np.int64]) -> NDArray[np.bool_]:

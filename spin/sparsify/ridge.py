@@ -115,6 +115,21 @@ def solve_ridge(gram: Tensor, targets: Tensor, penalty: float) -> RidgeSolution:
     return RidgeSolution(dual, targets - lam * dual / free[:, None])
 
 
+def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalty: float) -> Floats:
+    """(n, K) for each row the prediction of the ridge regression on all other rows, from features (n, p).
+
+    As `solve_ridge`, in the primal form, for fewer features than rows: the matrix that is inverted is (p, p).
+    """
+    features, Y = torch.from_numpy(X - X.mean(0)), torch.from_numpy(targets).float()
+    gram = features.T @ features
+    lam = penalty * gram.trace() / len(X)
+    gram.diagonal().add_(lam.clamp_min(1e-12))
+    factor = torch.linalg.cholesky(gram)
+    residuals = Y - Y.mean(0) - features @ torch.cholesky_solve(features.T @ Y, factor)
+    leverages = torch.linalg.solve_triangular(factor, features.T, upper=False).square().sum(0) + 1 / len(X)
+    return (Y - residuals / (1 - leverages).clamp_min(1e-6)[:, None]).numpy()
+
+
 def sample_rows(data: TrainingData) -> Rows:
     """At most about `MOST_ROWS` of the rows that train or validate, ascending: of each class the same share."""
     rows = data.rows

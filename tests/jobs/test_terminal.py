@@ -51,6 +51,7 @@ def build_train_report(choose: Choice, **depths: int) -> TrainReport:
         per_class={},
         test_ece=None,
         counts={"train": 80, "valid": 20, "test": 0},
+        suspects=0,
         overlap=SplitOverlap(),
         notes=(),
         seconds=TrainSeconds(1.0, 0.0),

@@ -15,7 +15,7 @@ from spin.labels.cross_validation import Fold
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.training_data import TrainingData
 from spin.sites import FeatureColumn
-from spin.sparsify.ridge import ReadColumn, RidgeImportance, fit_ridge, sample_rows, solve_ridge
+from spin.sparsify.ridge import ReadColumn, RidgeImportance, fit_ridge, predict_left_out, sample_rows, solve_ridge
 from spin.sparsify.select import Ranking
 
 COLUMNS = [FeatureColumn.parse(text) for text in ("ffn.01.mean", "resid.01.mean", "ffn.02.mean")]
@@ -68,6 +68,13 @@ def test_the_solution_and_its_left_out_predictions_are_those_of_scikit_learn() -
         others = np.arange(30) != row
         expected = Ridge(alpha=lam).fit(X[others], targets[others]).predict(X[[row]])[0]
         np.testing.assert_allclose(solution.left_out[row], expected, atol=1e-8)
+
+
+def test_the_primal_form_gives_the_same_left_out_predictions() -> None:
+    draw = np.random.default_rng(2)
+    X, targets = (draw.normal(size=(80, 12)) * 3 + 5).astype(np.float32), draw.random((80, 3)) < 0.4
+    dual = solve_ridge(torch.from_numpy(X @ X.T).double(), torch.from_numpy(targets).double(), 0.2)
+    np.testing.assert_allclose(predict_left_out(X, targets, 0.2), dual.left_out, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["multi-class", "multi-label"])

@@ -1,0 +1,63 @@
+"""The documents whose label the selected neurons contradict: `suspects.parquet`, to be looked at and labelled again."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.data.feature_store import FeatureShards
+from pipelines.data.training_labels import Labels
+from spin.arrays import Rows
+from spin.heads.fitted import FittedClassifier
+from spin.labels.label_errors import LabelCheck
+from spin.labels.metrics import score
+from spin.sparsify.ridge import PENALTIES, predict_left_out
+
+SUSPECTS = "suspects.parquet"
+MOST_ROWS = 100_000
+"""labels that are checked at most; the features of all of them are in memory at once"""
+
+
+def check_labels(features: FeatureShards, fitted: FittedClassifier, labels: Labels, seed: int) -> pa.Table:
+    """The suspect documents among those that train and validate, the clearest first: id, label, prediction, margin.
+
+    Each document is predicted by a ridge regression on the selected neurons of all other documents. `margin` is the
+    probability of the predicted class minus that of the given one. Of more than `MOST_ROWS` documents a random part is
+    checked.
+    """
+    rows = np.flatnonzero(np.isin(labels.splits, ("train", "valid")))
+    if len(rows) > MOST_ROWS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_ROWS, replace=False))
+    y, label_space = labels.y[rows], labels.label_space
+    check = LabelCheck.of(_predict(features, fitted, labels, rows), y, label_space)
+    order = np.flatnonzero(check.suspect)
+    order = order[np.argsort(-check.margin[order], kind="stable")]
+    names = pa.list_(pa.string()) if label_space.multilabel else pa.string()
+    return pa.table(
+        {
+            "id": pa.array([labels.ids[rows[row]] for row in order], pa.string()),
+            "label": pa.array(label_space.names(y[order]), names),
+            "prediction": pa.array(label_space.names(check.predicted[order]), names),
+            "margin": pa.array(check.margin[order], pa.float32()),
+        }
+    )
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """The table as a Parquet file."""
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    return file.getvalue()
+
+
+def _predict(features: FeatureShards, fitted: FittedClassifier, labels: Labels, rows: Rows) -> np.ndarray:
+    """(n, K) the probability of each class by the regressions without the row, at the penalty that scores best."""
+    X = fitted.standardizer.transform(features.read_selection(fitted.selection, rows))
+    y, label_space = labels.y[rows], labels.label_space
+    border = 0.5 if label_space.multilabel else 0.0
+    tried = [predict_left_out(X, label_space.indicator(y), penalty) for penalty in PENALTIES]
+    best = max(tried, key=lambda left_out: score("macro_f1", y, label_space.predict(left_out - border)))
+    return np.clip(best, 0, 1)
