@@ -24,7 +24,7 @@ from spin.sparsify.solvers.fista import full_float32
 
 PENALTIES = (0.3, 1.0, 3.0)
 """penalties that are tried, as shares of the mean squared length of a row"""
-MOST_ROWS = 6_000
+MOST_ROWS = 5_000
 """rows that are used at most: time grows with the square of their number, and in part with its cube"""
 
 _BLOCK = 1_000
@@ -78,7 +78,8 @@ def fit_ridge(
     for index, part in list(enumerate(parts))[group.rank :: group.size]:
         if not data.label_space.multilabel:
             part = part[_trusted(gram, targets, part, penalty)]
-        duals[part, index] = solve_ridge(gram[part][:, part], targets[part], penalty).dual
+        factor, _ = _factorize(gram[part][:, part], penalty)
+        duals[part, index] = torch.cholesky_solve(targets[part] - targets[part].mean(0), factor)
     duals = group.all_reduce(duals).flatten(1)
     lengths = (duals * (gram @ duals)).sum(0).clamp_min(1e-30).sqrt()  # of the weights over all columns
     duals /= lengths
@@ -104,15 +105,20 @@ def solve_ridge(gram: Tensor, targets: Tensor, penalty: float) -> RidgeSolution:
     (G + lam I)^-1 H targets. A row's residual in the regression without it is its residual over 1 minus its leverage
     (Hastie et al. 2009, section 7.10).
     """
-    n = len(gram)
+    factor, lam = _factorize(gram, penalty)
+    inverse = torch.cholesky_inverse(factor)
+    dual = inverse @ (targets - targets.mean(0))
+    free = (lam * inverse.diagonal() - 1 / len(gram)).clamp_min(1e-6)  # 1 minus the leverage
+    return RidgeSolution(dual, targets - lam * dual / free[:, None])
+
+
+def _factorize(gram: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """The Cholesky factor (n, n) of G + lam I, and lam."""
     means = gram.mean(0)
     centred = gram - means - means[:, None] + means.mean()
     lam = penalty * centred.diagonal().mean().clamp_min(1e-12)
     centred.diagonal().add_(lam)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(centred))
-    dual = inverse @ (targets - targets.mean(0))
-    free = (lam * inverse.diagonal() - 1 / n).clamp_min(1e-6)  # 1 minus the leverage
-    return RidgeSolution(dual, targets - lam * dual / free[:, None])
+    return torch.linalg.cholesky(centred), lam
 
 
 def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalty: float) -> Floats:
