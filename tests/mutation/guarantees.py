@@ -431,15 +431,15 @@ GUARANTEES = (
             ),
             Cut(
                 f"{VACUUM}::test_a_claim_after_runs_were_given_up_stops_the_vacuum_before_it_deletes",
-                f"{TABLES}/vacuum.py",
-                "for commit in (claim_side_tables, remove_replaced_rows, require_claim):",
-                "for commit in (claim_side_tables, remove_replaced_rows):",
+                f"{TABLES}/publication.py",
+                "predictions = tables.open(PREDICTIONS)\n        _require_last(predictions, model, token)",
+                "predictions = tables.open(PREDICTIONS)",
             ),
             Cut(
                 f"{VACUUM}::test_a_driver_that_wakes_after_a_vacuum_names_no_deleted_file",
                 f"{TABLES}/vacuum.py",
-                "for commit in (claim_side_tables, remove_replaced_rows, require_claim):",
-                "for commit in (remove_replaced_rows, require_claim):",
+                "for commit in (claim_side_tables, remove_replaced_rows):",
+                "for commit in (remove_replaced_rows,):",
             ),
             Cut(
                 f"{VACUUM}::test_a_lost_record_does_not_make_a_published_night_garbage",

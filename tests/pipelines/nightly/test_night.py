@@ -988,13 +988,22 @@ def test_a_night_whose_counts_do_not_add_up_is_not_published(
 
 
 def test_crashes_of_the_machine_are_not_blamed_on_a_document(tmp_path: Path) -> None:
-    """A shard of one document has crashed as often as a machine may: the document is computed, not a dead letter."""
+    """A shard of one document crashes as often as a machine may, and once more, now seen to be at this document.
+
+    One crash could be the machine's too: the document is computed, not a dead letter.
+    """
+
+    def crash(rows: list[int]) -> None:
+        raise Crash
+
     shard_log = ShardLog(Store(str(tmp_path)))
     for _ in range(MAX_CRASHES):
         with pytest.raises(Crash), shard_log.attempt("000000"):
             raise Crash
+    with pytest.raises(Crash), shard_log.attempt("000000") as attempt:
+        isolate_failing_rows([0], crash, attempt)
     with shard_log.attempt("000000") as attempt:
-        assert attempt.crashes == MAX_CRASHES
+        assert attempt.crashes == MAX_CRASHES + 1
         assert isolate_failing_rows([0], lambda rows: rows, attempt) == IsolatedRows([([0], [0])], {})
 
 
