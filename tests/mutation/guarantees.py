@@ -432,8 +432,7 @@ GUARANTEES = (
             Cut(
                 f"{VACUUM}::test_a_claim_after_runs_were_given_up_stops_the_vacuum_before_it_deletes",
                 f"{TABLES}/publication.py",
-                "predictions = tables.open(PREDICTIONS)\n        _require_last(predictions, model, token)",
-                "predictions = tables.open(PREDICTIONS)",
+                "_require_last(predictions, model, token)",
             ),
             Cut(
                 f"{VACUUM}::test_a_driver_that_wakes_after_a_vacuum_names_no_deleted_file",
