@@ -300,8 +300,8 @@ def _chosen(report: TrainReport) -> str:
     choice = report.results.choice.choices[report.choose]
     l1 = f", L1 {choice.l1:g}" if choice.l1 else ""
     return (
-        f"{choice.neurons:,} neurons of {choice.depth} blocks, eta {choice.eta:.2f}, {choice.head} head, "
-        f"strength {choice.strength:g}{l1}"
+        f"{choice.neurons:,} neurons of {choice.depth} blocks by {choice.rule}, eta {choice.eta:.2f}, "
+        f"{choice.head} head, strength {choice.strength:g}{l1}"
     )
 
 

@@ -87,5 +87,5 @@ def test_a_stage_prints_the_choice_in_use(
 ) -> None:
     report = build_train_report(choose, accuracy=4, balanced=2, cheapest=1)
     terminal.stage(StageEvent("train", report, 12.3, resumed=False))
-    line = f"train {neurons} neurons of {depth} blocks, eta 0.50, mlp head, strength 1, L1 0.03 — 12 s"
+    line = f"train {neurons} neurons of {depth} blocks by l1, eta 0.50, mlp head, strength 1, L1 0.03 — 12 s"
     assert read_printed_words(capsys) == [line.split()]
