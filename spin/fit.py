@@ -43,7 +43,7 @@ def fit_classifiers(
     def read(selection: Selection, rows: Rows) -> Floats:
         return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
 
-    ridge = fit_ridge(lambda column: features[column], list(features), data)
+    ridge = fit_ridge(lambda column, rows: features[column][rows], list(features), data)
     settings = search or SearchSettings()
     training_result = integrate(
         probes, ridge, read, data, settings=settings, cascade=cascade, decision=decision, compute=compute

@@ -197,7 +197,9 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """SPIN restricted to the lower half of the blocks; its probes are the same, as each depends on its site alone."""
     start, half = process_time(), exam.corpus.depth // 2
     probes = [probe for probe in fitted_spin.probes if probe.column.site.layer <= half]
-    ridge = fit_ridge(lambda column: exam.corpus.features[column], [probe.column for probe in probes], exam.data)
+    ridge = fit_ridge(
+        lambda column, rows: exam.corpus.features[column][rows], [probe.column for probe in probes], exam.data
+    )
     training_result = integrate(
         probes, ridge, _reader(exam), exam.data, settings=SearchSettings(), compute=exam.corpus.flops
     )

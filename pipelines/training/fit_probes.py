@@ -105,6 +105,7 @@ def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> d
         "features": source.fingerprint,
         "labels": labels.digest,
         "metric": settings.metric,
+        "seed": settings.seed,
         "probe": settings.probe.model_dump(),
     }
 
@@ -154,7 +155,7 @@ def fit_columns(job: ProbesJob, device: str) -> None:
             activations = {column: job.features.read(column) for column in missing}
             for probe in fit_probes(activations, data, job.settings.probe):
                 store.write(_key(probe.column), probe.to_bytes())
-    for importance in fit_ridge(job.features.read, [column for columns in own for column in columns], data, group):
+    for importance in fit_ridge(job.features.read_rows, [column for columns in own for column in columns], data, group):
         store.write(_ridge_key(importance.column), importance.to_bytes())
 
 

@@ -61,7 +61,7 @@ class NeuronRow:
     neuron: int
     """its index in the site"""
     importance: float
-    """share of the weights of its probe"""
+    """share of the weights of its probe, or by the rule `ridge` of those of all neurons"""
     heads: Mapping[Choice, NeuronHead]
     """by the choices that read it"""
     top: tuple[TopDocument, ...]

@@ -10,27 +10,30 @@ import pyarrow.parquet as pq
 
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
-from spin.arrays import Rows
+from spin.arrays import Floats, Rows
 from spin.heads.fitted import FittedClassifier
 from spin.labels.label_errors import LabelCheck
 from spin.labels.metrics import score
 from spin.sparsify.ridge import PENALTIES, predict_left_out
 
 SUSPECTS = "suspects.parquet"
-MOST_ROWS = 100_000
-"""labels that are checked at most; the features of all of them are in memory at once"""
+MOST_VALUES = 100_000_000
+"""features of all checked documents together, at most; they are in memory at once, in float32 and about three times"""
 
 
 def check_labels(features: FeatureShards, fitted: FittedClassifier, labels: Labels, seed: int) -> pa.Table:
     """The suspect documents among those that train and validate, the clearest first: id, label, prediction, margin.
 
     Each document is predicted by a ridge regression on the selected neurons of all other documents. `margin` is the
-    probability of the predicted class minus that of the given one. Of more than `MOST_ROWS` documents a random part is
-    checked.
+    probability of the predicted class minus that of the given one. One document of each group is checked, as
+    near-identical ones would vouch for each other, and where the features of all exceed `MOST_VALUES`, a random part.
     """
     rows = np.flatnonzero(np.isin(labels.splits, ("train", "valid")))
-    if len(rows) > MOST_ROWS:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_ROWS, replace=False))
+    if labels.groups is not None:
+        rows = np.sort(rows[np.unique(labels.groups[rows], return_index=True)[1]])
+    most = MOST_VALUES // max(1, len(fitted.selection))
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
     y, label_space = labels.y[rows], labels.label_space
     check = LabelCheck.of(_predict(features, fitted, labels, rows), y, label_space)
     order = np.flatnonzero(check.suspect)
@@ -53,11 +56,11 @@ def to_parquet(table: pa.Table) -> bytes:
     return file.getvalue()
 
 
-def _predict(features: FeatureShards, fitted: FittedClassifier, labels: Labels, rows: Rows) -> np.ndarray:
+def _predict(features: FeatureShards, fitted: FittedClassifier, labels: Labels, rows: Rows) -> Floats:
     """(n, K) the probability of each class by the regressions without the row, at the penalty that scores best."""
     X = fitted.standardizer.transform(features.read_selection(fitted.selection, rows))
     y, label_space = labels.y[rows], labels.label_space
     border = 0.5 if label_space.multilabel else 0.0
-    tried = [predict_left_out(X, label_space.indicator(y), penalty) for penalty in PENALTIES]
+    tried = predict_left_out(X, label_space.indicator(y), PENALTIES)
     best = max(tried, key=lambda left_out: score("macro_f1", y, label_space.predict(left_out - border)))
     return np.clip(best, 0, 1)

@@ -22,6 +22,8 @@ from pipelines.workers.ray_cluster import (
 from spin.settings import RaySettings
 
 J = TypeVar("J")
+_LONGEST_WAIT = 24 * 3600
+"""seconds that a worker waits for the others"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def _run_workers(stage: str, work: GroupWork[Any], most_workers: int) -> None:
         trainer = TorchTrainer(
             _run_worker,
             train_loop_config={"work": work},
-            torch_config=TorchConfig(backend="gloo"),  # also reduces tensors on a CPU
+            # gloo also reduces tensors on a CPU; a member waits for the slowest, whose sites may take hours
+            torch_config=TorchConfig(backend="gloo", timeout_s=_LONGEST_WAIT),
             scaling_config=ScalingConfig(
                 num_workers=least if least == most else (least, most),
                 elastic_resize_monitor_interval_s=math.inf,  # a running group is not restarted for more workers

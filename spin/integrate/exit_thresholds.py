@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.arrays import Floats
+from spin.arrays import Floats, Rows
 from spin.heads.decision import Decision
-from spin.heads.early_exit import DISABLED, confidence, should_exit
+from spin.heads.early_exit import DISABLED, confidence
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 
@@ -37,19 +37,21 @@ def choose_exit_thresholds(
     metric: str,
     costs: Sequence[float],
     max_loss: float,
+    documents: Rows | None = None,
 ) -> list[float]:
     """The thresholds with the least mean cost per document that lose at most `max_loss`, one per exit.
 
     `exits` are the calibrated logits (n, K) of each exit and `final` those of full depth, on documents that the heads
-    have not seen. `costs` are the costs of running to each exit and to full depth. Labels are those of `decision`. The
-    loss is the larger of two: the metric's measured loss, and the loss that full depth's own probabilities predict,
-    plus its standard error. The second is the steadier estimate: only few labels differ, so the best of many measured
-    losses is lucky; and where a class is rare, its standard error is large.
+    have not seen. `costs` are the costs of running to each exit and to full depth. Labels are those of `decision`,
+    which should not abstain. `documents` (n,) numbers the documents where repeated cross-validation predicts one more
+    than once. The loss is the larger of two: the metric's measured loss, and the loss that full depth's own
+    probabilities predict, plus its standard error. The second is the steadier estimate: only few labels differ, so the
+    best of many measured losses is lucky; and where a class is rare, its standard error is large.
     """
     labels: NDArray[Any] = np.stack([_labels(decision, logits) for logits in (*exits, final)])
-    confidences = [_exit_confidence(decision, logits) for logits in exits]
+    confidences = [_confidence(decision, logits) for logits in exits]
     grids = [[*np.quantile(values, np.linspace(0, 0.95, _LEVELS)), DISABLED] for values in confidences]
-    best, expected = score(metric, y, labels[-1]), _ExpectedLoss(metric, decision, final)
+    best, expected = score(metric, y, labels[-1]), _ExpectedLoss(metric, decision, final, documents)
 
     def mean_cost(thresholds: Sequence[float]) -> float:
         passed = np.cumsum([0, *(threshold < DISABLED for threshold in thresholds)])
@@ -70,24 +72,22 @@ def exit_indices(
 
     `exits` are the calibrated logits (n, K) of each exit.
     """
-    return _first_exit([_exit_confidence(decision, logits) for logits in exits], thresholds, count)
+    return _first_exit([_confidence(decision, logits) for logits in exits], thresholds, count)
 
 
 def _labels(decision: Decision, logits: Floats) -> Targets:
     return decision.decide(decision.label_space.probabilities(logits))[0]
 
 
-def _exit_confidence(decision: Decision, logits: Floats) -> Floats:
-    """(n,) the confidence of each document; -1 where the decision abstains, since such a document never exits."""
-    values = confidence(decision.label_space, decision.label_space.probabilities(logits))
-    return np.where(should_exit(decision.label_space, decision, 0.0, logits), values, -1.0)
+def _confidence(decision: Decision, logits: Floats) -> Floats:
+    return confidence(decision.label_space, decision.label_space.probabilities(logits))
 
 
 def _first_exit(confidences: Sequence[Floats], thresholds: Sequence[float], count: int) -> NDArray[np.int64]:
     """(count,) the first exit at which each document is confident enough; the number of exits if there is none."""
     indices = np.full(count, len(confidences))
     for index in reversed(range(len(confidences))):
-        indices[confidences[index] >= max(thresholds[index], 0.0)] = index
+        indices[confidences[index] >= thresholds[index]] = index
     return indices
 
 
@@ -100,11 +100,13 @@ class _ExpectedLoss:
     error is a grouped jackknife (Efron & Tibshirani 1993, chapter 11).
     """
 
-    def __init__(self, metric: str, decision: Decision, final: Floats) -> None:
+    def __init__(self, metric: str, decision: Decision, final: Floats, documents: Rows | None = None) -> None:
         self.metric, self.label_space = metric, decision.label_space
+        numbers = np.arange(len(final)) if documents is None else np.unique(documents, return_inverse=True)[1]
+        self.parts = numbers % min(_PARTS, numbers.max() + 1)
         self.probabilities = self.label_space.probabilities(final.astype(np.float64))
-        self.support = _part_sums(self.probabilities)
-        self.counts = _part_sums(np.ones(len(final)))
+        self.support = self._part_sums(self.probabilities)
+        self.counts = self._part_sums(np.ones(len(final)))
         self.full = self._scores(_labels(decision, final))
 
     def __call__(self, labels: Targets) -> float:
@@ -119,8 +121,8 @@ class _ExpectedLoss:
             right = np.where(given, self.probabilities, 1 - self.probabilities).prod(1)
             if not self.label_space.multilabel:
                 right = self.probabilities[given]
-            return (_without_each(_part_sums(right)) / _without_each(self.counts))[:, None]
-        hits, predicted = (_without_each(_part_sums(v)) for v in (self.probabilities * given, given.astype(float)))
+            return (_without_each(self._part_sums(right)) / _without_each(self.counts))[:, None]
+        hits, predicted = (_without_each(self._part_sums(v)) for v in (self.probabilities * given, given.astype(float)))
         support, counts = _without_each(self.support), _without_each(self.counts)[:, None]
         if self.metric == "macro_f1":
             return 2 * hits / np.maximum(support + predicted, 1e-12)
@@ -130,11 +132,9 @@ class _ExpectedLoss:
             recall = (recall + 1 - (predicted - hits) / absent) / 2
         return recall
 
-
-def _part_sums(values: Floats) -> Floats:
-    """(parts, …) the sums of values (n, …) over each of 20 parts of the documents."""
-    parts = min(_PARTS, len(values))
-    return np.stack([values[part::parts].sum(0) for part in range(parts)])
+    def _part_sums(self, values: Floats) -> Floats:
+        """(parts, …) the sums of values (n, …) over each of 20 parts of the documents."""
+        return np.stack([values[self.parts == part].sum(0) for part in range(self.parts.max() + 1)])
 
 
 def _without_each(sums: Floats) -> Floats:

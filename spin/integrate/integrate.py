@@ -67,9 +67,9 @@ def integrate(
         )
     search = Search(FeatureMatrix(read, data, group or ProcessGroup()), probes, ridge, settings, compute, progress)
     tried = search.run()
-    fitter = _CandidateFitter(
-        search, cascade or CascadeSettings(), Decision.of(data.label_space, decision or DecisionSettings())
-    )
+    # an abstaining document goes on to full depth, so that abstention need not be known when exits are chosen
+    thresholds = DecisionSettings(thresholds={} if decision is None else decision.thresholds)
+    fitter = _CandidateFitter(search, cascade or CascadeSettings(), Decision.of(data.label_space, thresholds))
     fitted: dict[int, FittedClassifier] = {}
     choices: dict[Choice, FittedClassifier] = {}
     for name, candidate in choose_candidates(tried, settings, data.folds).items():
@@ -107,7 +107,8 @@ class _CandidateFitter:
     def __init__(self, search: Search, cascade: CascadeSettings, decision: Decision) -> None:
         self.search, self.cascade, self.decision = search, cascade, decision
         self.matrix, self.data, self.group = search.matrix, search.data, search.matrix.group
-        self.valid_y = self.data.y[np.concatenate([fold.valid for fold in self.data.folds])]
+        self.valid_rows = np.concatenate([fold.valid for fold in self.data.folds])
+        self.valid_y = self.data.y[self.valid_rows]
 
     def fit(self, candidate: Candidate) -> FittedClassifier:
         """The classifier of a candidate."""
@@ -184,9 +185,10 @@ class _CandidateFitter:
                 metric=self.data.metric,
                 costs=[*costs, candidate.compute],
                 max_loss=self.cascade.max_loss,
+                documents=self.valid_rows,
             )
         )
-        indices = exit_indices(logits, thresholds, len(final), self.decision)
+        indices = self.group.broadcast_object(exit_indices(logits, thresholds, len(final), self.decision))
         exits: list[EarlyExit] = []
         summaries: list[ExitSummary] = []
         features = 0

@@ -81,8 +81,10 @@ class Search:
         self.fold_probes: list[Probes] = [{p.column: p.for_fold(index) for p in probes} for index in folds]
         self.final_probes: Probes = {p.column: p for p in probes}
         self.max_neurons = int(settings.max_share * sum(len(p.standardizer) for p in probes))
-        self.rankings = {rule: self._rank(rule, ridge) for rule in settings.rules}
-        self.folds = {rule: self._read_folds(rule) for rule in settings.rules}
+        rankings = {rule: self._rank(rule, ridge) for rule in settings.rules}
+        self.rankings = {rule: of_parts for rule, of_parts in rankings.items() if all(map(len, of_parts))}
+        """of each rule that has a neuron in every fold"""
+        self.folds = {rule: self._read_folds(rule) for rule in self.rankings}
         self.tried: list[Candidate] = []
 
     @property
@@ -124,7 +126,7 @@ class Search:
         """
         depth = max(column.site.layer for column in self.final_probes)
         strengths = sorted(self.settings.strengths)
-        for rule in self.settings.rules:
+        for rule in self.rankings:
             for eta in self._distinct_etas(rule):
                 self._try(Subset(rule, eta, depth), [Penalty(strength) for strength in strengths])
         if not self.tried:
@@ -136,10 +138,12 @@ class Search:
         for names in (kinds, poolings):
             for name in names if len(names) > 1 else ():
                 self._try(replace(best.subset, depth=depth, part=(name,)), neighbours)
-        best = self._best()
+        best, leaders = self._best(), self._leaders()
         for shallower in range(depth):
-            for part in dict.fromkeys([(), best.part]):  # in the same order for the whole group
-                self._try(replace(best.subset, depth=shallower, part=part), neighbours)
+            for leader in leaders:  # the rule that is best at full depth need not be so at others
+                near = [Penalty(strength) for strength in _neighbours(strengths, leader.penalty.strength)]
+                for part in dict.fromkeys([(), best.part if leader.rule == best.rule else ()]):
+                    self._try(replace(leader.subset, depth=shallower, part=part), near)
         best = self._best()
         sparser = [Penalty(best.penalty.strength, l1) for l1 in self.settings.l1]
         self._try(best.subset, sparser)
@@ -148,6 +152,11 @@ class Search:
     def _best(self) -> Candidate:
         return one_standard_error_choice(self.tried, self.data.folds)
 
+    def _leaders(self) -> list[Candidate]:
+        """The best candidate of each rule, in the order of the settings, which is that of the whole group."""
+        of_rules = ([c for c in self.tried if c.rule == rule] for rule in self.rankings)
+        return [one_standard_error_choice(of_rule, self.data.folds) for of_rule in of_rules if of_rule]
+
     def _distinct_etas(self, rule: Rule) -> list[float]:
         """The etas of the settings; those beyond `max_share` count as one."""
         top = self.rankings[rule][_FINAL].largest_eta(self.max_neurons)
@@ -155,14 +164,18 @@ class Search:
 
     def _try(self, subset: Subset, penalties: Sequence[Penalty]) -> None:
         """Fit and judge candidates that differ in their penalty on every fold; none if they have no neuron."""
-        selections, final = self.fold_selections(subset), self.select(subset)
-        if not penalties or not all(map(len, (*selections, final))):
+        final = self.select(subset)
+        if not penalties or not len(final):
+            return
+        deepest = max(column.site for column in final.neurons)
+        subset = replace(subset, depth=deepest.layer)
+        selections = self.fold_selections(subset)
+        if not all(map(len, selections)):
             return
         fits = []
         for fold, selection in zip(self.folds[subset.rule], selections, strict=True):
             fits.append(fold.fit(selection, penalties))
             self.progress(1)
-        deepest = max(column.site for column in final.neurons)
         for index, penalty in enumerate(penalties):
             heads, logits = zip(*(of_fold[index] for of_fold in fits), strict=True)
             scores = self.judge(logits)

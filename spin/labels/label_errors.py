@@ -41,10 +41,11 @@ def find_suspects(probabilities: Floats, y: NDArray[np.int64]) -> NDArray[np.boo
     """Which labels (n,) probabilities (n, K) of a model without these rows contradict (Northcutt et al. 2021).
 
     A class is confident where its probability is at least its mean over the rows with that label. A label is suspect if
-    the most probable of a row's confident classes is another one.
+    the most probable of a row's confident classes is another one, and the most probable of all classes too: where the
+    model knows little, its confident classes alone would contradict labels that it predicts.
     """
     given = y[:, None] == np.arange(probabilities.shape[1])
     counts = given.sum(0)
     thresholds = np.where(counts > 0, (probabilities * given).sum(0) / np.maximum(counts, 1), np.inf)
     confident = np.where(probabilities >= thresholds, probabilities, -1.0)
-    return (confident.max(1) >= 0) & (confident.argmax(1) != y)
+    return (confident.max(1) >= 0) & (confident.argmax(1) != y) & (probabilities.argmax(1) != y)

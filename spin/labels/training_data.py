@@ -31,6 +31,8 @@ class TrainingData:
     seed: int = 0
     device: str = "cpu"
     """where probes and heads are fitted: cpu or cuda"""
+    groups: Hashes | None = None
+    """(n,) the groups of near-identical or related documents; None if each stands for itself"""
 
     @classmethod
     def from_splits(
@@ -52,7 +54,7 @@ class TrainingData:
         """
         train, valid = rows_in_split(splits, "train"), rows_in_split(splits, "valid")
         folds = make_folds(label_space, y, train, valid, seed, groups)
-        return cls(y, folds, label_space, metric, class_weights, seed, device)
+        return cls(y, folds, label_space, metric, class_weights, seed, device, groups)
 
     @property
     def rows(self) -> Rows:

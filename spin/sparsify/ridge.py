@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spin.arrays import Floats, Rows
 from spin.labels.label_errors import find_suspects
+from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
@@ -28,10 +29,12 @@ MOST_ROWS = 5_000
 """rows that are used at most: time grows with the square of their number, and in part with its cube"""
 
 _BLOCK = 1_000
-"""rows of the Gram matrix that are computed at once"""
+"""rows that are computed at once"""
+_MOST_SUSPECT = 0.25
+"""share of a class that is left out at most"""
 
-ReadColumn = Callable[[FeatureColumn], Floats]
-"""returns the raw activations (n, width) of a feature column"""
+ReadRows = Callable[[FeatureColumn, Rows], Floats]
+"""returns the raw activations (m, width) of a feature column for m rows"""
 
 
 @dataclass(frozen=True)
@@ -59,33 +62,29 @@ class RidgeImportance:
 
 
 def fit_ridge(
-    read: ReadColumn, columns: Sequence[FeatureColumn], data: TrainingData, group: ProcessGroup | None = None
+    read: ReadRows, columns: Sequence[FeatureColumn], data: TrainingData, group: ProcessGroup | None = None
 ) -> list[RidgeImportance]:
     """The importance of the neurons of `columns` in a ridge regression of the classes on all neurons.
 
     The regression is solved in its dual form (Saunders et al. 1998), whose Gram matrix (n, n) is a sum over columns:
-    each member of a process group reads its own `columns`, one at a time and each of them twice. At most `MOST_ROWS`
-    rows are used, in the proportions of the classes; where a document has one class, rows whose label the regression
-    without them contradicts are left out, so that wrong labels do not choose neurons.
+    each member of a process group reads its own `columns`, one at a time and each of them twice. At most about
+    `MOST_ROWS` rows are used, and one of each group of near-identical documents, which would vouch for each other.
+    Where a document has one class, rows whose label the regression without them contradicts are left out, so that
+    wrong labels do not choose neurons.
     """
     group = group or ProcessGroup()
     rows = sample_rows(data)
     gram = group.all_reduce(_add_grams(read, columns, rows, data.device))
     targets = torch.from_numpy(data.label_space.indicator(data.y[rows])).to(gram)
-    parts = [_positions(rows, part).to(gram.device) for part in (data.rows, *(fold.train for fold in data.folds))]
-    penalty = group.broadcast_object(_choose_penalty(gram, targets, parts[1], data, rows))
+    parts = [data.rows, *(fold.train for fold in data.folds)]
     duals = torch.zeros(len(rows), len(parts), targets.shape[1], device=gram.device)
     for index, part in list(enumerate(parts))[group.rank :: group.size]:
-        if not data.label_space.multilabel:
-            part = part[_trusted(gram, targets, part, penalty)]
-        factor, _ = _factorize(gram[part][:, part], penalty)
-        duals[part, index] = torch.cholesky_solve(targets[part] - targets[part].mean(0), factor)
+        own = torch.from_numpy(np.flatnonzero(np.isin(rows, part))).to(gram.device)
+        duals[own, index] = _fit_part(gram[own][:, own], targets[own], data)
     duals = group.all_reduce(duals).flatten(1)
     lengths = (duals * (gram @ duals)).sum(0).clamp_min(1e-30).sqrt()  # of the weights over all columns
     duals /= lengths
-    return [
-        _importance(column, _standardized(read(column), rows, gram.device), duals, len(parts)) for column in columns
-    ]
+    return [_importance(c, _standardized(read(c, rows), gram.device), duals, len(parts)) for c in columns]
 
 
 @dataclass(frozen=True)
@@ -121,44 +120,49 @@ def _factorize(gram: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     return torch.linalg.cholesky(centred), lam
 
 
-def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalty: float) -> Floats:
-    """(n, K) for each row the prediction of the ridge regression on all other rows, from features (n, p).
+def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalties: Sequence[float]) -> list[Floats]:
+    """For each penalty (n, K): each row's prediction by the ridge regression on all other rows, from features (n, p).
 
     As `solve_ridge`, in the primal form, for fewer features than rows: the matrix that is inverted is (p, p).
     """
     features, Y = torch.from_numpy(X - X.mean(0)), torch.from_numpy(targets).float()
-    gram = features.T @ features
-    lam = penalty * gram.trace() / len(X)
-    gram.diagonal().add_(lam.clamp_min(1e-12))
-    factor = torch.linalg.cholesky(gram)
-    residuals = Y - Y.mean(0) - features @ torch.cholesky_solve(features.T @ Y, factor)
-    leverages = torch.linalg.solve_triangular(factor, features.T, upper=False).square().sum(0) + 1 / len(X)
-    return (Y - residuals / (1 - leverages).clamp_min(1e-6)[:, None]).numpy()
+    gram, products = features.T @ features, features.T @ Y
+    predictions = []
+    for penalty in penalties:
+        lam = (penalty * gram.trace() / len(X)).clamp_min(1e-12)
+        factor = torch.linalg.cholesky(gram + lam * torch.eye(len(gram)))
+        residuals = Y - Y.mean(0) - features @ torch.cholesky_solve(products, factor)
+        leverages = [
+            torch.linalg.solve_triangular(factor, block.T, upper=False).square().sum(0)
+            for block in features.split(_BLOCK)
+        ]
+        free = (1 - 1 / len(X) - torch.cat(leverages)).clamp_min(1e-6)
+        predictions.append((Y - residuals / free[:, None]).numpy())
+    return predictions
 
 
 def sample_rows(data: TrainingData) -> Rows:
-    """At most about `MOST_ROWS` of the rows that train or validate, ascending: of each class the same share."""
+    """Rows that train or validate, ascending: one of each group, and of every class in each split the same share.
+
+    The share is chosen so that they are about `MOST_ROWS` at most.
+    """
     rows = data.rows
-    if len(rows) <= MOST_ROWS:
-        return rows
-    draw, strata = np.random.default_rng(data.seed), data.label_space.strata(data.y[rows])
+    if data.groups is not None:
+        rows = np.sort(rows[np.unique(data.groups[rows], return_index=True)[1]])
+    draw, share = np.random.default_rng(data.seed), min(1.0, MOST_ROWS / len(rows))
+    strata = 2 * data.label_space.strata(data.y[rows]) + np.isin(rows, data.folds[0].train)
     kept = []
     for stratum in np.unique(strata):
         own = draw.permutation(rows[strata == stratum])
-        kept.append(own[: int(np.ceil(len(own) * MOST_ROWS / len(rows)))])
+        kept.append(own[: int(np.ceil(len(own) * share))])
     return np.sort(np.concatenate(kept))
 
 
-def _positions(rows: Rows, part: Rows) -> Tensor:
-    """The positions in `rows` of those that are in `part`."""
-    return torch.from_numpy(np.flatnonzero(np.isin(rows, part)))
-
-
-def _add_grams(read: ReadColumn, columns: Sequence[FeatureColumn], rows: Rows, device: str) -> Tensor:
+def _add_grams(read: ReadRows, columns: Sequence[FeatureColumn], rows: Rows, device: str) -> Tensor:
     """The sum (n, n) over columns of X X^T, with the activations X of each column standardised over the rows."""
     gram = torch.zeros(len(rows), len(rows), device=device)
     for column in columns:
-        X = _standardized(read(column), rows, gram.device)
+        X = _standardized(read(column, rows), gram.device)
         with full_float32():
             for start in range(0, len(rows), _BLOCK):  # the lower triangle only, in steps
                 stop = start + _BLOCK
@@ -166,26 +170,44 @@ def _add_grams(read: ReadColumn, columns: Sequence[FeatureColumn], rows: Rows, d
     return gram.tril() + gram.tril(-1).T
 
 
-def _standardized(activations: Floats, rows: Rows, device: torch.device) -> Tensor:
-    raw = activations[rows]
-    return torch.from_numpy(Standardizer.fit(raw).transform(raw)).to(device)
+def _standardized(activations: Floats, device: torch.device) -> Tensor:
+    return torch.from_numpy(Standardizer.fit(activations).transform(activations)).to(device)
 
 
-def _choose_penalty(gram: Tensor, targets: Tensor, part: Tensor, data: TrainingData, rows: Rows) -> float:
-    """The penalty whose predictions of left-out rows score best; of equals the largest."""
-    y = data.y[rows[part.cpu().numpy()]]
+def _fit_part(gram: Tensor, targets: Tensor, data: TrainingData) -> Tensor:
+    """The dual (n, K) of the regression on some rows, given their part of the Gram matrix and of the targets.
+
+    The penalty is the one whose predictions of left-out rows score best, of equals the largest.
+    """
+    left_out = {penalty: solve_ridge(gram, targets, penalty).left_out.cpu().numpy() for penalty in PENALTIES}
+    has = targets.cpu().numpy() > 0
+    y: Targets = has if data.label_space.multilabel else has.argmax(1)
     border = 0.5 if data.label_space.multilabel else 0.0
-    scores = {}
-    for penalty in sorted(PENALTIES, reverse=True):
-        left_out = solve_ridge(gram[part][:, part], targets[part], penalty).left_out
-        scores[penalty] = score(data.metric, y, data.label_space.predict(left_out.cpu().numpy() - border))
-    return max(scores, key=lambda penalty: scores[penalty])
+    scores = {p: score(data.metric, y, data.label_space.predict(values - border)) for p, values in left_out.items()}
+    penalty = max(scores, key=lambda p: (scores[p], p))
+    kept = np.full(len(has), True) if data.label_space.multilabel else _trusted(left_out[penalty], has.argmax(1))
+    rows = torch.from_numpy(np.flatnonzero(kept)).to(gram.device)
+    factor, _ = _factorize(gram[rows][:, rows], penalty)
+    dual = torch.zeros_like(targets)
+    dual[rows] = torch.cholesky_solve(targets[rows] - targets[rows].mean(0), factor)
+    return dual
 
 
-def _trusted(gram: Tensor, targets: Tensor, part: Tensor, penalty: float) -> NDArray[np.bool_]:
-    """Which rows of a part have a label that the regression without them does not contradict."""
-    left_out = solve_ridge(gram[part][:, part], targets[part], penalty).left_out
-    return ~find_suspects(left_out.clamp(0, 1).cpu().numpy(), targets[part].argmax(1).cpu().numpy())
+def _trusted(left_out: Floats, y: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n,) the rows without suspect labels, by predictions (n, K) of left-out rows.
+
+    Of each class at most a quarter is left out, the clearest first: where the regression hardly knows a class, it
+    contradicts many right labels.
+    """
+    probabilities = left_out.clip(0, 1)
+    margins = probabilities.max(1) - probabilities[np.arange(len(y)), y]
+    suspect = find_suspects(probabilities, y)
+    kept = np.full(len(y), True)
+    for k in np.unique(y):
+        own = np.flatnonzero(suspect & (y == k))
+        clearest = own[np.argsort(-margins[own], kind="stable")]
+        kept[clearest[: int(_MOST_SUSPECT * (y == k).sum())]] = False
+    return kept
 
 
 def _importance(column: FeatureColumn, X: Tensor, duals: Tensor, parts: int) -> RidgeImportance:

@@ -45,6 +45,10 @@ class Ranking:
         parts = [np.split(of_all, borders) for of_all in (share, _more_important(share))]
         return cls("ridge", *(dict(zip(columns, part, strict=True)) for part in parts))
 
+    def __len__(self) -> int:
+        """Number of neurons with any importance."""
+        return sum(int((share > 0).sum()) for share in self.shares.values())
+
     def select(self, eta: float) -> Selection:
         """The smallest set of neurons whose importance reaches a share `eta`; nothing of a column without any."""
         neurons = {

@@ -46,6 +46,8 @@ class LogisticPath:
 
     def solve(self, lam: float) -> None:
         """Solve at `lam`, which is at most the previous penalty; `w` and `b` hold the solution afterwards."""
+        if lam >= self.lam_max:
+            return  # it is zero
         working_set = (self.w != 0) | (np.abs(self._gradient) >= 2 * lam - self._lam)
         for _ in range(20):
             columns = np.flatnonzero(working_set)
@@ -118,7 +120,7 @@ class LassoPaths:
         for of_designs in lams:
             for of_problems, paths in zip(of_designs, self._paths, strict=True):
                 for lam, path in zip(of_problems, paths, strict=True):
-                    path.solve(min(lam, path.lam_max))
+                    path.solve(lam)
             coef.append([[path.w for path in paths] for paths in self._paths])
             intercept.append([[path.b for path in paths] for paths in self._paths])
         return np.array(coef, np.float32), np.array(intercept, np.float32)

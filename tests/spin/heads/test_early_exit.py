@@ -128,6 +128,17 @@ def test_the_expected_loss_is_the_mean_loss_over_drawn_labels(metric: str, label
     assert expected(label_space.predict(final)) == 0
 
 
+def test_repeated_predictions_of_a_document_do_not_shrink_the_standard_error() -> None:
+    """Each document is predicted twice, as by repeated cross-validation."""
+    draw = np.random.default_rng(0)
+    final = draw.normal(size=(510, 3)) * 2
+    given = (final + draw.normal(size=final.shape)).argmax(1)
+    once = _ExpectedLoss("macro_f1", ARGMAX, final)(given)
+    twice = np.tile(np.arange(510), 2)
+    assert _ExpectedLoss("macro_f1", ARGMAX, final[twice], twice)(given[twice]) == pytest.approx(once)
+    assert _ExpectedLoss("macro_f1", ARGMAX, final[twice])(given[twice]) < once
+
+
 def test_exits_are_judged_by_the_labels_under_thresholds() -> None:
     """The threshold of a class moves the border; an exit that argmax would keep changes labels there."""
     draw = np.random.default_rng(0)

@@ -24,7 +24,8 @@ def test_suspects_equal_a_plain_loop(seed: int, n: int) -> None:
     expected = []
     for row in range(n):
         confident = [k for k in range(3) if probabilities[row, k] >= thresholds[k]]
-        expected.append(bool(confident) and max(confident, key=lambda k: probabilities[row, k]) != y[row])
+        contradicted = bool(confident) and max(confident, key=lambda k: probabilities[row, k]) != y[row]
+        expected.append(contradicted and probabilities[row].argmax() != y[row])
     assert find_suspects(probabilities, y).tolist() == expected
 
 
@@ -40,6 +41,16 @@ def test_flipped_labels_are_suspect_and_lead_by_margin() -> None:
     assert check.suspect[~flipped].mean() < 0.05
     assert flipped[np.argsort(-check.margin)[:80]].mean() > 0.95
     assert ((check.margin == 0) == (check.predicted == y)).all()
+
+
+def test_a_label_that_is_predicted_is_never_suspect() -> None:
+    """Where little is known, half of the labels lie below the mean probability of their class."""
+    draw = np.random.default_rng(0)
+    y = (draw.random(2000) < 0.05).astype(np.int64)
+    right = np.clip(draw.normal(0.94, 0.02, 2000), 0, 1)
+    check = LabelCheck.of(np.stack([right, 1 - right], axis=1), y, LabelSpace(("a", "b")))
+    assert not check.suspect[y == 0].any()
+    assert ((check.margin > 0) >= check.suspect).all()
 
 
 def test_a_wrong_class_of_a_list_makes_it_suspect() -> None:

@@ -222,6 +222,17 @@ def test_every_solution_of_many_paths_has_the_objective_of_scikit_learn(kind: st
         assert actual == pytest.approx(sklearn_objective(*problem, lams[at, p, k]), rel=1e-4)
 
 
+def test_a_class_that_every_row_has_gets_no_neurons() -> None:
+    """Its smallest penalty without neurons is rounding noise; a larger one leaves the solution at zero."""
+    X = make_batch("none")[0][0]
+    targets = np.ones((1, len(X)), np.float32)
+    paths = LassoPaths([X], targets, class_weights(targets, "none"))
+    assert paths.lam_max.max() < 1e-9
+    coef, intercept = paths.solve(np.array([1.0, 0.1, 0.01])[:, None, None])
+    assert not coef.any()
+    assert np.isfinite(intercept).all()
+
+
 @pytest.mark.parametrize("kind", ["none", "balanced"])
 def test_the_batched_solver_agrees_with_the_plain_solver(kind: str) -> None:
     """In lam_max, objective and scores, for several designs, targets and class weights."""

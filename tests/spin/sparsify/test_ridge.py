@@ -15,7 +15,7 @@ from spin.labels.cross_validation import Fold
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.training_data import TrainingData
 from spin.sites import FeatureColumn
-from spin.sparsify.ridge import ReadColumn, RidgeImportance, fit_ridge, predict_left_out, sample_rows, solve_ridge
+from spin.sparsify.ridge import ReadRows, RidgeImportance, fit_ridge, predict_left_out, sample_rows, solve_ridge
 from spin.sparsify.select import Ranking
 
 COLUMNS = [FeatureColumn.parse(text) for text in ("ffn.01.mean", "resid.01.mean", "ffn.02.mean")]
@@ -74,7 +74,7 @@ def test_the_primal_form_gives_the_same_left_out_predictions() -> None:
     draw = np.random.default_rng(2)
     X, targets = (draw.normal(size=(80, 12)) * 3 + 5).astype(np.float32), draw.random((80, 3)) < 0.4
     dual = solve_ridge(torch.from_numpy(X @ X.T).double(), torch.from_numpy(targets).double(), 0.2)
-    np.testing.assert_allclose(predict_left_out(X, targets, 0.2), dual.left_out, atol=1e-3)
+    np.testing.assert_allclose(predict_left_out(X, targets, [0.2])[0], dual.left_out, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["multi-class", "multi-label"])
@@ -84,7 +84,7 @@ def test_importance_is_that_of_a_regression_on_all_columns(kind: str, monkeypatc
     monkeypatch.setattr(spin.sparsify.ridge, "find_suspects", lambda probabilities, y: np.zeros(len(y), bool))
     data = make_data(label_space=LabelSpace(("a", "b", "c"), multilabel=kind == "multi-label"))
     activations = make_activations(data.y, data.label_space)
-    ridge = fit_ridge(lambda column: activations[column], COLUMNS, data)
+    ridge = fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
     assert [of_column.column for of_column in ridge] == COLUMNS
     X, targets = standardize(activations, data.rows), data.label_space.indicator(data.y).astype(float)
     actual = np.concatenate([of_column.importance for of_column in ridge])
@@ -98,9 +98,9 @@ def test_importance_is_that_of_a_regression_on_all_columns(kind: str, monkeypatc
 def test_validation_labels_do_not_reach_the_importance_of_the_fold() -> None:
     data = make_data()
     activations = make_activations(data.y)
-    before = fit_ridge(lambda column: activations[column], COLUMNS, data)
+    before = fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
     data.y[data.folds[0].valid] = (data.y[data.folds[0].valid] + 1) % 3
-    after = fit_ridge(lambda column: activations[column], COLUMNS, data)
+    after = fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one.folds[0], other.folds[0])
         assert not np.array_equal(one.importance, other.importance)
@@ -127,8 +127,8 @@ def test_wrong_labels_choose_fewer_neurons(monkeypatch: pytest.MonkeyPatch) -> N
     assert without_suspects > count_hits()
 
 
-def _reader(X: Floats) -> ReadColumn:
-    return lambda column: X
+def _reader(X: Floats) -> ReadRows:
+    return lambda column, rows: X[rows]
 
 
 def test_many_rows_are_sampled_in_the_proportions_of_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,15 +137,25 @@ def test_many_rows_are_sampled_in_the_proportions_of_the_classes(monkeypatch: py
     y = np.array([0] * 600 + [1] * 395 + [2] * 5)
     data = TrainingData(y, (Fold(np.arange(0, 1000, 2), np.arange(1, 1000, 2)),), THREE, seed=4)
     rows = sample_rows(data)
-    assert np.bincount(y[rows]).tolist() == [60, 40, 1]
+    assert np.bincount(y[rows]).tolist() == [60, 40, 2]
     assert rows.tolist() == sorted(set(rows.tolist()))
     assert rows.tolist() == sample_rows(data).tolist()
+
+
+def test_one_row_of_a_group_is_used() -> None:
+    """Near-identical documents would vouch for the label of each other."""
+    y = np.arange(40) % 3
+    groups = np.repeat(np.arange(20), 2).astype(np.uint64)
+    data = TrainingData(y, (Fold(np.arange(0, 30), np.arange(30, 40)),), THREE, groups=groups)
+    rows = sample_rows(data)
+    assert len(rows) == 20
+    assert len(set(groups[rows].tolist())) == 20
 
 
 def test_importance_survives_storage_and_ranks_all_neurons_together() -> None:
     data = make_data()
     activations = make_activations(data.y)
-    ridge = fit_ridge(lambda column: activations[column], COLUMNS, data)
+    ridge = fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
     restored = [RidgeImportance.from_bytes(of_column.to_bytes()) for of_column in ridge]
     for actual, expected in zip(restored, ridge, strict=True):
         assert actual.column == expected.column
