@@ -27,9 +27,9 @@ from pipelines.workers.progress import progress
 def hold(folder: str, where: str) -> None:
     with Lease(Store(folder), ttl=36_000), tempfile.TemporaryDirectory(dir=folder), progress("hold", 9, "documents"):
         print("ready", flush=True)
-        if where == "waiting":
-            threading.Event().wait()
         while True:
+            if where == "waiting":  # in steps: a signal that arrives just before a wait is handled after it
+                threading.Event().wait(1)
             sum(range(1000))
 
 cli.main()
