@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -62,22 +60,24 @@ def test_another_exit_passes() -> None:
 
 def test_a_signal_interrupts_the_wait_for_a_call_in_a_thread() -> None:
     """In the main thread Ray Train would replace the handler; the call goes on in its thread."""
-    begun, never = threading.Event(), threading.Event()
+    code = """
+import os, signal, sys, threading
+from pipelines.workers.ray_cluster import call_in_thread
 
-    def wait() -> None:
-        begun.set()
-        never.wait()
+def end(number, frame):
+    sys.exit("interrupted")
 
-    def send() -> None:
-        begun.wait()
-        os.kill(os.getpid(), signal.SIGINT)
+def wait():
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait()
 
-    sender = threading.Thread(target=send)
-    sender.start()
-    with pytest.raises(Signalled):
-        call_in_thread(wait)
-    sender.join()
-    never.set()
+signal.signal(signal.SIGINT, end)
+call_in_thread(wait)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "interrupted\n")
 
 
 def test_a_call_in_a_thread_returns_and_raises_as_one_without() -> None:
