@@ -117,7 +117,7 @@ def read_probe(store: Store, column: FeatureColumn) -> Probe:
 
 def read_ridge(store: Store, column: FeatureColumn) -> RidgeImportance:
     """The ridge importance of a feature column's neurons. Raises UserError if the store does not hold it."""
-    return RidgeImportance.from_bytes(_read(store, _ridge_key(column)))
+    return RidgeImportance.from_bytes(column, _read(store, _ridge_key(column)))
 
 
 def _read(store: Store, key: str) -> bytes:

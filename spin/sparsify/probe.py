@@ -29,8 +29,6 @@ _NOTHING_TO_LEARN = 1e-9
 """a smallest penalty without neurons up to which a class has no gradient but rounding noise"""
 NO_NEURON = -1.0
 """the score of a probe without neurons, below every metric: it never wins against a probe that has some"""
-
-
 INEXACT = 1e-2
 """violation of the optimality conditions above which a probe is warned of"""
 
@@ -97,7 +95,9 @@ class Probe:
 
         The shares keep the neurons of a rare class, whose weights are small.
         """
-        return class_shares(self.coef)
+        squares = self.coef.astype(np.float64) ** 2
+        totals = squares.sum(1, keepdims=True)
+        return np.asarray((squares / np.where(totals > 0, totals, 1)).sum(0))
 
     def summary(self) -> ProbeSummary:
         """The probe as a report holds it."""
@@ -143,13 +143,6 @@ class Probe:
 
 
 _SCALARS = ("lam", "lam_max", "kkt", "valid_score")
-
-
-def class_shares(coef: Floats) -> NDArray[np.float64]:
-    """(width,) for each neuron its share of the squared weights (K, width) of each class, summed over the classes."""
-    squares = coef.astype(np.float64) ** 2
-    totals = squares.sum(1, keepdims=True)
-    return (squares / np.where(totals > 0, totals, 1)).sum(0)
 
 
 def warn_of_inexact_probes(summaries: Sequence[ProbeSummary]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,17 +47,15 @@ class RidgeImportance:
     """(width,) each: the same of a regression on the training rows of each fold alone"""
 
     def to_bytes(self) -> bytes:
-        """A safetensors file whose metadata names the column."""
-        tensors = {str(index): values for index, values in enumerate((self.importance, *self.folds))}
-        return save_tensors(tensors, {"column": str(self.column)})
+        """A safetensors file of the values; the column is the key that it is stored under."""
+        return save_tensors({str(index): values for index, values in enumerate((self.importance, *self.folds))})
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> RidgeImportance:
-        """The importance of the bytes that `to_bytes` returned."""
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    def from_bytes(cls, column: FeatureColumn, data: bytes) -> RidgeImportance:
+        """The importance of a column from the bytes that `to_bytes` returned."""
         tensors = load_tensors(data)
         values = [tensors[str(index)] for index in range(len(tensors))]
-        return cls(FeatureColumn.parse(header["__metadata__"]["column"]), values[0], tuple(values[1:]))
+        return cls(column, values[0], tuple(values[1:]))
 
 
 def fit_ridge(
@@ -123,14 +120,19 @@ def _factorize(gram: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
 def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalties: Sequence[float]) -> list[Floats]:
     """For each penalty (n, K): each row's prediction by the ridge regression on all other rows, from features (n, p).
 
-    As `solve_ridge`, in the primal form, for fewer features than rows: the matrix that is inverted is (p, p).
+    In the dual form or, for fewer features than rows, in the primal one: the smaller of the matrices (n, n) and (p, p)
+    is inverted.
     """
     features, Y = torch.from_numpy(X - X.mean(0)), torch.from_numpy(targets).float()
+    if X.shape[1] >= len(X):
+        gram = features @ features.T
+        return [solve_ridge(gram, Y, penalty).left_out.numpy() for penalty in penalties]
     gram, products = features.T @ features, features.T @ Y
     predictions = []
     for penalty in penalties:
-        lam = (penalty * gram.trace() / len(X)).clamp_min(1e-12)
-        factor = torch.linalg.cholesky(gram + lam * torch.eye(len(gram)))
+        penalized = gram.clone()
+        penalized.diagonal().add_((penalty * gram.trace() / len(X)).clamp_min(1e-12))
+        factor = torch.linalg.cholesky(penalized)
         residuals = Y - Y.mean(0) - features @ torch.cholesky_solve(products, factor)
         leverages = [
             torch.linalg.solve_triangular(factor, block.T, upper=False).square().sum(0)

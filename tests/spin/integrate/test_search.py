@@ -220,8 +220,8 @@ def test_the_search_tries_every_eta_strength_pooling_and_depth(candidates: list[
         of_rule = [c for c in candidates if c.rule == rule]
         grid = {(c.eta, c.penalty.strength) for c in of_rule if not c.part and not c.penalty.l1}
         assert grid >= {(eta, strength) for eta in {c.eta for c in of_rule} for strength in SEARCH.strengths}
+        assert {c.depth for c in of_rule if not c.part} == {1, 2, 3, 4}
     assert {c.part for c in candidates} == {(), ("max",), ("mean",)}
-    assert {c.depth for c in candidates if not c.part} == {1, 2, 3, 4}
     [sparse] = {(c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if c.penalty.l1}
     best = max(c.valid_score for c in candidates if not c.penalty.l1)
     assert sparse in {
@@ -299,6 +299,16 @@ def test_the_temperature_is_chosen_on_held_out_logits(
     summary = result.choices["accuracy"].summary
     assert summary.temperature == pytest.approx(grid[int(np.argmin([loss(t, doubt) for t in grid]))], rel=0.01)
     assert summary.valid_log_loss == pytest.approx(loss(summary.temperature), abs=2e-4)
+
+
+def test_a_rule_without_a_neuron_in_some_fold_is_left_out() -> None:
+    """The other rule goes on alone; without any the data is at fault."""
+    project = build_project(folds=3)
+    empty = [replace(r, folds=(r.folds[0], np.zeros_like(r.folds[1]), r.folds[2])) for r in project.ridge]
+    project = replace(project, ridge=empty)
+    assert {c.rule for c in project.search().run()} == {"l1"}
+    with pytest.raises(UserError, match="too few documents to choose neurons"):
+        project.search(SEARCH.model_copy(update={"rules": ("ridge",)})).run()
 
 
 @pytest.mark.parametrize("rare", [2, 4])

@@ -70,9 +70,11 @@ def test_the_solution_and_its_left_out_predictions_are_those_of_scikit_learn() -
         np.testing.assert_allclose(solution.left_out[row], expected, atol=1e-8)
 
 
-def test_the_primal_form_gives_the_same_left_out_predictions() -> None:
+@pytest.mark.parametrize("p", [12, 200])
+def test_predictions_of_left_out_rows_are_the_same_in_both_forms(p: int) -> None:
+    """With fewer features than rows, and with more."""
     draw = np.random.default_rng(2)
-    X, targets = (draw.normal(size=(80, 12)) * 3 + 5).astype(np.float32), draw.random((80, 3)) < 0.4
+    X, targets = (draw.normal(size=(80, p)) * 3 + 5).astype(np.float32), draw.random((80, 3)) < 0.4
     dual = solve_ridge(torch.from_numpy(X @ X.T).double(), torch.from_numpy(targets).double(), 0.2)
     np.testing.assert_allclose(predict_left_out(X, targets, [0.2])[0], dual.left_out, atol=1e-3)
 
@@ -156,7 +158,7 @@ def test_importance_survives_storage_and_ranks_all_neurons_together() -> None:
     data = make_data()
     activations = make_activations(data.y)
     ridge = fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
-    restored = [RidgeImportance.from_bytes(of_column.to_bytes()) for of_column in ridge]
+    restored = [RidgeImportance.from_bytes(of_column.column, of_column.to_bytes()) for of_column in ridge]
     for actual, expected in zip(restored, ridge, strict=True):
         assert actual.column == expected.column
         np.testing.assert_array_equal(actual.importance, expected.importance)
