@@ -46,8 +46,6 @@ class LogisticPath:
 
     def solve(self, lam: float) -> None:
         """Solve at `lam`, which is at most the previous penalty; `w` and `b` hold the solution afterwards."""
-        if lam >= self.lam_max:
-            return  # it is zero
         working_set = (self.w != 0) | (np.abs(self._gradient) >= 2 * lam - self._lam)
         for _ in range(20):
             columns = np.flatnonzero(working_set)
