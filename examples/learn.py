@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
         classifier = SpinClassifier.load(options.folder, choose=choice)
         predicted = classifier.predict(texts[split:])
         right = sum(a == b for a, b in zip(predicted, labels[split:], strict=True))
-        neurons = len(classifier.fitted.selection)
+        neurons = classifier.fitted.selection.neuron_count
         print(f"{choice:<9} {right / len(predicted):.1%} right, {neurons:,} neurons of {classifier.depth} blocks")
     print(f"saved in {options.folder}")
 

@@ -105,7 +105,7 @@ def export(
     check_target(folder, format)
     with open_classifier(model, load_settings(settings, set) if settings is not None else None) as spin:
         files = write(spin, folder, format)
-        size = f"{len(spin.fitted.selection):,} neurons of {spin.depth} blocks"
+        size = f"{spin.fitted.selection.neuron_count:,} neurons of {spin.depth} blocks"
     terminal.say(f"wrote {folder}: {', '.join(files)}; {size}")
 
 

@@ -211,7 +211,14 @@ def explanation(explanation: Explanation, *, neurons: int = 8) -> None:
         table.columns[1].justify = "right"
         for top in explanation.top(neurons, label):
             table.add_row(f"{top.column}[{top.neuron}]", f"{top.contribution:+.3f}", escape(top.word))
-        out.print(table)
+        if explanation.neurons:
+            out.print(table)
+        if explanation.terms:
+            table = Table("term", "adds to logit", title=f"terms for and against {escape(label)}")
+            table.columns[1].justify = "right"
+            for term, contribution in explanation.top_terms(neurons, label):
+                table.add_row(escape(f"“{term}”"), f"{contribution:+.3f}")
+            out.print(table)
 
 
 def _shaded(explanation: Explanation, k: int) -> Text:
@@ -284,8 +291,11 @@ def format_bytes(count: float) -> str:
 
 
 def main_neurons(explanation: Explanation, count: int = 3) -> str:
-    """Return, in one line, the neurons that add most to the logit of the predicted class."""
+    """Return, in one line, the neurons, or without any the terms, that add most to the predicted class."""
     tops = [top for top in explanation.top(4 * count) if top.contribution > 0][:count]
+    if not tops:
+        terms = [(term, adds) for term, adds in explanation.top_terms(4 * count) if adds > 0][:count]
+        return ", ".join(f"“{term}” {adds:+.2f}" for term, adds in terms)
     return ", ".join(f"{top.column}[{top.neuron}] {top.contribution:+.2f} on “{top.word}”" for top in tops)
 
 
@@ -298,9 +308,12 @@ def _extracted(counts: CorpusCounts) -> str:
 def _chosen(report: TrainReport) -> str:
     """Return size, head and regularisation of the classifier that the settings choose."""
     choice = report.results.choice.choices[report.choose]
+    if not choice.neurons:
+        return f"words alone, without neurons, strength {choice.strength:g}"
     l1 = f", L1 {choice.l1:g}" if choice.l1 else ""
+    words = "words and " if choice.words else ""
     return (
-        f"{choice.neurons:,} neurons of {choice.depth} blocks by {choice.rule}, eta {choice.eta:.2f}, "
+        f"{words}{choice.neurons:,} neurons of {choice.depth} blocks by {choice.rule}, eta {choice.eta:.2f}, "
         f"{choice.head} head, strength {choice.strength:g}{l1}"
     )
 
@@ -308,16 +321,19 @@ def _chosen(report: TrainReport) -> str:
 def _choice(choice: ChoiceSummary) -> str:
     """Return the score, compute and size of one of the three classifiers."""
     what = f" ({' and '.join(choice.part)} only)" if choice.part else ""
+    size = f"{'words and ' if choice.words else ''}{choice.neurons:,} neurons of {choice.depth} blocks"
+    if not choice.neurons:
+        size = "words alone, without neurons"
     exits = [f"; {100 * exit.valid_share:.0f} % exit after block {exit.depth}" for exit in choice.exits]
     return (
         f"{100 * choice.valid_score:.1f} on validation, {100 * choice.compute:.0f} % of the compute, "
-        f"{choice.neurons:,} neurons of {choice.depth} blocks{what}" + "".join(exits)
+        f"{size}{what}" + "".join(exits)
     )
 
 
 def _frontier(choice: TrainingSummary) -> Table:
     """Return a table of the best candidate per depth on validation; each of the three choices is named at its depth."""
-    table = _columns("depth", "compute", "neurons", "eta", "validation")
+    table = _columns("depth", "compute", "neurons", "words", "eta", "validation")
     table.title = "best candidate of every depth"
     table.add_column("depth of choice")
     for point in choice.frontier:
@@ -325,7 +341,8 @@ def _frontier(choice: TrainingSummary) -> Table:
         table.add_row(
             str(point.depth),
             f"{100 * point.compute:.0f} %",
-            f"{point.neurons:,}",
+            f"{point.neurons:,}" if point.neurons else "–",
+            "yes" if point.words else "no",
             f"{point.eta:.2f}",
             f"{100 * point.valid_score:.1f}",
             ", ".join(names),
@@ -335,7 +352,7 @@ def _frontier(choice: TrainingSummary) -> Table:
 
 def _table(rows: Sequence[ContenderResult]) -> Table:
     """Return the table that compares the classifiers and the baselines on the test documents."""
-    table = _columns("", "accuracy", "macro-F1", "neurons", "depth", "documents/s")
+    table = _columns("", "accuracy", "macro-F1", "neurons", "words", "depth", "documents/s")
     for row in rows:
         share = row.neurons / row.neurons_of
         table.add_row(
@@ -343,6 +360,7 @@ def _table(rows: Sequence[ContenderResult]) -> Table:
             f"{100 * row.accuracy:.1f}",
             f"{100 * row.macro_f1:.1f}",
             f"{row.neurons:,} ({100 * share:.1f} %)" if row.neurons else "–",
+            f"{row.words:,}" if row.words else "–",
             f"{row.depth} of {row.depth_of}",
             f"{row.docs_per_s:,.0f}",
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ from numpy.typing import NDArray
 
 from spin.activations.encoder import BlockSegment, split_segments
 from spin.activations.engine import CALIBRATION_TEXTS, Engine, open_engine
-from spin.activations.extract import Features, Progress, extract, read_activations
+from spin.activations.extract import Features, Progress, count_tokens, extract, read_activations
+from spin.arrays import Floats
 from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
@@ -41,7 +44,7 @@ from spin.sites import FeatureColumn, choose_sites
 
 
 class SpinClassifier:
-    """A text classifier that reads the salient inner neurons of a frozen language model.
+    """A text classifier that reads the salient inner neurons of a frozen language model, and the words of a text.
 
     >>> spin = SpinClassifier("sentence-transformers/all-MiniLM-L6-v2").fit(texts, labels)  # doctest: +SKIP
     >>> spin.predict(["a fine film"])  # doctest: +SKIP
@@ -146,6 +149,7 @@ class SpinClassifier:
             search=self.search,
             cascade=self.cascade,
             decision=self.decision,
+            texts=texts,
         )
         self.calibration = tuple(texts[:CALIBRATION_TEXTS])
         self._label_space, self.backbone_digest = label_space, backbone.digest
@@ -192,6 +196,20 @@ class SpinClassifier:
             self._backbone.truncate(self.depth)
         return self._backbone
 
+    def choosing(self, choose: Choice) -> SpinClassifier:
+        """Another of the three classifiers of the same training, with the same backbone and without early exits."""
+        assert self.backbone_digest is not None
+        return self.assemble(
+            self.settings,
+            self.backbone_digest,
+            self.label_space,
+            self.training_result,
+            self.metric,
+            backbone=self.backbone,
+            choose=choose,
+            decision=self.decision,
+        )
+
     def share_backbone(self, other: SpinClassifier) -> None:
         """Use the loaded backbone of another classifier with the same weights and settings and at least this depth."""
         self._backbone, self._engine = other.backbone, None
@@ -210,6 +228,10 @@ class SpinClassifier:
             self._engine = open_engine(self.backbone, self._segments(), calibration=self.calibration)
         return self._engine
 
+    def prepare(self) -> None:
+        """Load the backbone and open its engine now rather than at the first text. Raises as `engine` does."""
+        _ = self.engine if self.fitted.selection.neurons else self.backbone
+
     @property
     def exits_early(self) -> bool:
         """Whether documents may exit before the last block that is needed."""
@@ -226,12 +248,32 @@ class SpinClassifier:
         return self.fitted.selection.depth
 
     def features(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> Features:
-        """The pooled activations of the selected neurons, for each text up to the depth at which it exits."""
-        keep_mask = self._keep_mask if self.exits_early else None
-        return read_activations(self.engine, _checked(texts), keep_mask=keep_mask, progress=progress)
+        """The words' logits, if they count, and the pooled activations of the selected neurons.
 
-    def _keep_mask(self, index: int, values: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Mask (n,) of the documents that continue after an exit, by their values (n, p) so far."""
+        The activations of a text are read up to the depth at which it exits.
+        """
+        texts = _checked(texts)
+        words = self.word_logits(texts)
+        if not self.fitted.selection.neurons:
+            features = count_tokens(self.backbone, texts)
+            progress(len(texts))
+        else:
+            keep_mask = partial(self._keep_mask, words) if self.exits_early else None
+            features = read_activations(self.engine, texts, keep_mask=keep_mask, progress=progress)
+        return replace(features, words=words)
+
+    def word_logits(self, texts: Sequence[str]) -> Floats | None:
+        """(n, K) logits of the word regression; None for a classifier that does not read words."""
+        if not self.fitted.selection.words:
+            return None
+        assert self.training_result.words is not None
+        return self.training_result.words.logits(texts)
+
+    def _keep_mask(
+        self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats
+    ) -> NDArray[np.bool_]:
+        """Mask (n,) of the texts `rows` that go on after an exit, by their values (n, p) so far and words' logits."""
+        values = values if words is None else np.concatenate([words[rows], values], axis=1)
         decision, exit = Decision.of(self.label_space, self.decision), self.fitted.exits[index]
         return ~should_exit(self.label_space, decision, exit.threshold, self.fitted.at(index).logits(values))
 
@@ -264,13 +306,14 @@ class SpinClassifier:
         return Decision.of(self.label_space, self.decision).labels(probabilities)
 
     def explain(self, text: str) -> Explanation:
-        """The logits of one text as a sum over neurons and as a sum over words, at the exit where the text stops."""
+        """The logits of one text as a sum over neurons and terms, and over words, at the exit where the text stops."""
         [text] = _checked([text])
         features = self.features([text])
         depths = [exit.depth for exit in self.fitted.exits]
         depth = self.depth if features.depth is None else features.depth[0]
         part = self.fitted.at(depths.index(depth) if depth in depths else len(depths))
-        return explain(self.backbone, part, self.label_space, text, features.values[0, : len(part.selection)])
+        pooled = features.values[0, part.selection.words : len(part.selection)]
+        return explain(self.backbone, part, self.label_space, text, pooled, self.training_result.words)
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; no pickle, and not the backbone."""

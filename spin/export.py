@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +28,13 @@ from spin.errors import UserError
 from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.heads.mlp_head import MlpHead
+from spin.heads.word_regression import CHARACTERS_READ, UNITS, Unit, WordRegression
 
 REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
 """the packages that write and run each format"""
-CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
-INPUTS, OUTPUT = ("input_ids", "attention_mask"), "scores"
-"""names of the graph's inputs and output"""
+CONFIG_FILE, TOKENIZER_FILE, WORDS_FILE = "config.json", "tokenizer.json", "words.npz"
+INPUTS, WORDS_INPUT, OUTPUT = ("input_ids", "attention_mask"), "words", "scores"
+"""names of the graph's inputs and output; `words` is there for a classifier that reads words"""
 _OPSET = 17
 """version of the ONNX operators: the first that has layer normalisation as one operation"""
 _TOLERANCE = 1e-3
@@ -40,8 +42,9 @@ _TOLERANCE = 1e-3
 _SAMPLE_TEXTS = ("a", "It wasn't “late”: 9:45, naïve — so what?", "the crew was lovely and ")
 """texts on which a graph is compared with torch; the last is repeated until it is truncated"""
 
-Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]
-"""runs a graph: takes token ids and mask (B, T), returns scores (B, K)"""
+Arrays = Mapping[str, NDArray[Any]]
+Run = Callable[[Arrays], Floats]
+"""runs a graph: takes its inputs by name, returns scores (B, K)"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class ExportConfig:
     """blocks of the backbone that are in the graph"""
     neurons: int
     """neurons that the classifier reads"""
+    words: Mapping[Unit, Mapping[str, Any]]
+    """by each unit of terms in words.npz the arguments of scikit-learn's TfidfVectorizer; empty without words"""
+    characters_read: int
+    """characters at the start of a text in which the terms of the unit `characters` are counted"""
     backbone_digest: str
     """digest of the backbone's files"""
     versions: dict[str, str]
@@ -76,7 +83,9 @@ def export(spin: SpinClassifier, folder: str | Path, kind: str) -> list[str]:
     """Write a classifier at full depth and in float32 as `onnx` or `openvino` into a new or empty folder.
 
     The files are the graph, from `input_ids` and `attention_mask` (B, T) int64 to calibrated `scores` (B, K);
-    tokenizer.json, which truncates and pads; and config.json, an `ExportConfig`. Returns the sorted file names.
+    tokenizer.json, which truncates and pads; and config.json, an `ExportConfig`. The graph of a classifier that reads
+    words has a third input, `words` (B, K) float32: the logits of the word regression, whose arrays are in words.npz.
+    It is the only input where words decide alone. Returns the sorted file names.
     Raises UserError for another format, a format whose packages are not installed, a folder that is not empty or cannot
     be written, or a backbone that the format does not compute as torch does; then no file is written.
     """
@@ -86,14 +95,17 @@ def export(spin: SpinClassifier, folder: str | Path, kind: str) -> list[str]:
     backbone = load_backbone(spin.settings.model_copy(update=on_cpu), expect_digest=spin.backbone_digest)
     backbone.truncate(spin.depth)
     scorer = Scorer(backbone, spin.fitted, spin.label_space.multilabel).eval()
+    words = spin.training_result.words if spin.fitted.selection.words else None
     tokenizer = _export_tokenizer(backbone)
     exists = folder.is_dir()  # a folder that exists may be a mount, which cannot be replaced
     with tempfile.TemporaryDirectory(dir=folder if exists else folder.parent) as scratch:
         staged = Path(scratch) / folder.name
         staged.mkdir()  # with usual permissions, which a temporary directory does not have
         run = _write_onnx(scorer, staged) if kind == "onnx" else _write_openvino(scorer, staged)
-        _compare_with_torch(scorer, tokenizer, run, kind)
+        _compare_with_torch(scorer, tokenizer, words, run, kind)
         tokenizer.save(str(staged / TOKENIZER_FILE))
+        if words is not None:
+            np.savez_compressed(staged / WORDS_FILE, **words.to_tensors())  # type: ignore[arg-type]
         config = json.dumps(asdict(_config(spin, backbone, kind)), indent=2, ensure_ascii=False)
         (staged / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
         if not exists:
@@ -129,14 +141,17 @@ def check_target(folder: Path, kind: str) -> None:
 class Scorer(nn.Module):
     """A module of the truncated backbone, the selected neurons and their head.
 
-    Takes token ids and mask (B, T), returns calibrated scores (B, K). Its parameters' names are those of the graph's
-    inputs.
+    Takes the inputs `input_names`: token ids and mask (B, T) if it reads neurons, and the words' logits (B, K) if it
+    reads words. Returns calibrated scores (B, K).
     """
 
     def __init__(self, backbone: Backbone, fitted: FittedClassifier, multilabel: bool) -> None:
         super().__init__()
         self.multilabel, head = multilabel, fitted.head
-        self.encoder = NeuronEncoder(backbone, split_segments(fitted.selection.neurons, [])[0])
+        self.backbone, self.words = backbone, fitted.selection.words
+        self.encoder = None
+        if fitted.selection.neurons:
+            self.encoder = NeuronEncoder(backbone, split_segments(fitted.selection.neurons, [])[0])
         self.mean, self.scale = _constant(fitted.standardizer.mean), _constant(fitted.standardizer.scale)
         self.inner = self.outer = None
         if isinstance(head, MlpHead):
@@ -144,12 +159,25 @@ class Scorer(nn.Module):
             head = head.linear
         self.linear = _layer(head.coef, head.intercept)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        mask = attention_mask.bool()
-        # a text without tokens is read at its first position, which is padding
-        first = torch.arange(input_ids.shape[1], device=input_ids.device) < 1
-        mask = mask | (first & ~mask.any(1, keepdim=True))
-        x = (self.encoder(input_ids, mask)[0] - self.mean) / self.scale
+    @property
+    def input_names(self) -> list[str]:
+        """The names of the graph's inputs, in order."""
+        return [*(INPUTS if self.encoder is not None else ()), *([WORDS_INPUT] if self.words else [])]
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """Inputs to trace the module with: two documents."""
+        tokens = () if self.encoder is None else self.encoder.example_inputs()
+        return (*tokens, torch.ones(2, self.words)) if self.words else tokens
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        parts = [inputs[-1]] if self.words else []
+        if self.encoder is not None:
+            input_ids, mask = inputs[0], inputs[1].bool()
+            # a text without tokens is read at its first position, which is padding
+            first = torch.arange(input_ids.shape[1], device=input_ids.device) < 1
+            mask = mask | (first & ~mask.any(1, keepdim=True))
+            parts.append(self.encoder(input_ids, mask)[0])
+        x = (torch.cat(parts, 1) - self.mean) / self.scale
         logits: Tensor = self.linear(x)
         if self.inner is not None and self.outer is not None:
             logits = logits + self.outer(torch.tanh(self.inner(x)))
@@ -185,21 +213,22 @@ def _write_onnx(scorer: Scorer, folder: Path) -> Run:
     import onnxruntime
 
     path = str(folder / "model.onnx")
-    axes = {name: {0: "batch", 1: "tokens"} for name in INPUTS} | {OUTPUT: {0: "batch"}}
+    axes = {name: {0: "batch", 1: "tokens"} for name in INPUTS} | {WORDS_INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
+    names = scorer.input_names
     with silence_transformers(), warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing warns of values that become constants
         torch.onnx.export(
             scorer,
-            scorer.encoder.example_inputs(),
+            scorer.example_inputs(),
             path,
-            input_names=list(INPUTS),
+            input_names=names,
             output_names=[OUTPUT],
-            dynamic_axes=axes,
+            dynamic_axes={name: axes[name] for name in (*names, OUTPUT)},
             opset_version=_OPSET,
             dynamo=False,
         )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda ids, mask: session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))[0]
+    return lambda inputs: session.run(None, dict(inputs))[0]
 
 
 def _write_openvino(scorer: Scorer, folder: Path) -> Run:
@@ -209,21 +238,24 @@ def _write_openvino(scorer: Scorer, folder: Path) -> Run:
     from spin.activations.openvino_engine import convert_to_openvino
 
     path = str(folder / "model.xml")
-    graph = convert_to_openvino(scorer.encoder, scorer)
-    for parameter, name in zip(graph.get_parameters(), INPUTS, strict=True):
-        parameter.set_element_type(openvino.Type.i64)
-        parameter.set_partial_shape(openvino.PartialShape([-1, -1]))
+    graph = convert_to_openvino(scorer, scorer.example_inputs())
+    for parameter, name in zip(graph.get_parameters(), scorer.input_names, strict=True):
+        of_words = name == WORDS_INPUT
+        parameter.set_element_type(openvino.Type.f32 if of_words else openvino.Type.i64)
+        parameter.set_partial_shape(openvino.PartialShape([-1, scorer.words if of_words else -1]))
         parameter.output(0).get_tensor().set_names({name})
     graph.output(0).get_tensor().set_names({OUTPUT})
     graph.validate_nodes_and_infer_types()
     openvino.save_model(graph, path, compress_to_fp16=False)
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda ids, mask: compiled([ids, mask])[0]
+    return lambda inputs: compiled(dict(inputs))[0]
 
 
-def _compare_with_torch(scorer: Scorer, tokenizer: Tokenizer, run: Run, kind: str) -> None:
+def _compare_with_torch(
+    scorer: Scorer, tokenizer: Tokenizer, words: WordRegression | None, run: Run, kind: str
+) -> None:
     """Raise UserError if tokens or scores of sample texts, one of them truncated, differ from those in torch."""
-    backbone = scorer.encoder.backbone
+    backbone = scorer.backbone
     texts = [*_SAMPLE_TEXTS[:-1], _SAMPLE_TEXTS[-1] * backbone.max_tokens]
     ids, mask = backbone.pad_batch(backbone.tokenize(texts).ids)
     exported_ids, exported_mask = encode(tokenizer, texts)
@@ -232,9 +264,13 @@ def _compare_with_torch(scorer: Scorer, tokenizer: Tokenizer, run: Run, kind: st
             f"export: {type(backbone.tokenizer).__name__} gives other tokens than its tokenizer.json by itself, which "
             "is all that runs without transformers; take a backbone with a tokenizer of a standard kind"
         )
+    inputs: dict[str, NDArray[Any]] = dict(zip(INPUTS, (exported_ids, exported_mask), strict=True))
+    if words is not None:
+        inputs[WORDS_INPUT] = words.logits(texts)
+    read = {name: inputs[name] for name in scorer.input_names}
     with torch.inference_mode():
-        expected = scorer(ids, mask).numpy()
-    scores = run(exported_ids, exported_mask)
+        expected = scorer(*map(torch.from_numpy, read.values())).numpy()
+    scores = run(read)
     difference = float(np.abs(scores - expected).max())
     if not difference < _TOLERANCE:  # also if it is not a number
         raise UserError(
@@ -261,7 +297,9 @@ def _config(spin: SpinClassifier, backbone: Backbone, kind: str) -> ExportConfig
         max_tokens=backbone.max_tokens,
         pad_id=backbone.pad_id,
         depth=selection.depth,
-        neurons=len(selection),
+        neurons=selection.neuron_count,
+        words=UNITS if selection.words else {},
+        characters_read=CHARACTERS_READ,
         backbone_digest=backbone.digest,
         versions={name: version(name) for name in packages},
     )

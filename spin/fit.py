@@ -9,6 +9,7 @@ import numpy as np
 from spin.arrays import Floats, Rows
 from spin.heads.fitted import TrainingResult
 from spin.heads.selection import Selection
+from spin.integrate.fit_words import fit_words
 from spin.integrate.integrate import integrate
 from spin.labels.training_data import TrainingData
 from spin.settings import CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
@@ -26,12 +27,15 @@ def fit_classifiers(
     search: SearchSettings | None = None,
     cascade: CascadeSettings | None = None,
     decision: DecisionSettings | None = None,
+    texts: Sequence[str] | None = None,
 ) -> tuple[list[Probe], list[RidgeImportance], TrainingResult]:
     """Fit a probe per feature column and a ridge regression on all, then the classifiers that integrate their neurons.
 
     `features` are the pooled activations (n, width) of each feature column, `compute` the share of the backbone's
-    compute that reading a site takes. Raises UserError if no probe keeps a neuron.
+    compute that reading a site takes. With the `texts` (n,) their words count, too, as the search settings say. Raises
+    UserError if no probe keeps a neuron.
     """
+    settings = search or SearchSettings()
     probes = [
         fitted
         for columns in group_by_site(list(features)).values()
@@ -44,9 +48,11 @@ def fit_classifiers(
         return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
 
     ridge = fit_ridge(lambda column, rows: features[column][rows], list(features), data)
-    settings = search or SearchSettings()
+    words = None
+    if texts is not None and settings.words != "off":
+        words = fit_words(lambda rows: [texts[row] for row in rows], data)
     training_result = integrate(
-        probes, ridge, read, data, settings=settings, cascade=cascade, decision=decision, compute=compute
+        probes, ridge, read, data, settings=settings, cascade=cascade, decision=decision, compute=compute, words=words
     )
     return probes, ridge, training_result
 

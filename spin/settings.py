@@ -80,6 +80,11 @@ def _not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _word_of_yaml(value: Any) -> Any:
+    """YAML reads a bare `on` and `off` as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 Uri = Annotated[str, AfterValidator(_without_password)]
 """a location; it may hold the name of a user but no password"""
 
@@ -285,6 +290,12 @@ class SearchSettings(_Section):
         (0.1, 0.3, 1, 3, 10),
         description="Strengths of the classifier's regularisation that are tried, as prior variance of a logit: a "
         "small number means strong regularisation.",
+    )
+    words: Annotated[Literal["auto", "on", "off"], BeforeValidator(_word_of_yaml)] = Field(
+        "auto",
+        description="Whether the words of a text count beside its neurons, by a logistic regression on words, word "
+        "pairs and strings of characters, which needs no model. auto: where the validation documents do not speak "
+        "against it; a classifier that may lose accuracy to compute less then may read words alone.",
     )
     l1: tuple[Share, ...] = Field(
         (0.01, 0.03),

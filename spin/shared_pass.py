@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ class SharedPass:
     """
 
     one_pass: bool
-    """whether a single pass serves both: torch computes, both read the same backbone, and neither exits early"""
+    """whether a single pass serves both: torch computes, both read the same backbone and its neurons, and neither exits
+    early"""
 
     def __init__(self, first: SpinClassifier, second: SpinClassifier) -> None:
         self.first, self.second = first, second
@@ -33,12 +35,14 @@ class SharedPass:
             shallow.share_backbone(deep)
         # in OpenVINO a value's last bits depend on what else its graph outputs
         same_rounding = same_backbone and first.backbone.engine == "torch"
-        self.one_pass = same_rounding and not (first.exits_early or second.exits_early)
+        both_read = bool(first.fitted.selection.neurons and second.fitted.selection.neurons)
+        self.one_pass = same_rounding and both_read and not (first.exits_early or second.exits_early)
         if self.one_pass:
             self._union = _unite(first.fitted.selection.neurons, second.fitted.selection.neurons)
             self._engine = open_engine(first.backbone, [single_segment(self._union, self._union)])
         else:
-            _ = first.engine, second.engine
+            first.prepare()
+            second.prepare()
 
     def features(self, texts: Sequence[str]) -> tuple[Features, Features]:
         """The same values as `SpinClassifier.features` of each classifier.
@@ -49,8 +53,7 @@ class SharedPass:
         if not self.one_pass:
             return self.first.features(texts), self.second.features(texts)
         features = read_activations(self._engine, texts)
-        first, second = (spin.fitted.selection.neurons for spin in (self.first, self.second))
-        return _pick(features, self._union, first), _pick(features, self._union, second)
+        return _pick(features, self._union, self.first, texts), _pick(features, self._union, self.second, texts)
 
 
 def _unite(first: Neurons, second: Neurons) -> dict[FeatureColumn, NDArray[np.int64]]:
@@ -61,11 +64,12 @@ def _unite(first: Neurons, second: Neurons) -> dict[FeatureColumn, NDArray[np.in
     }
 
 
-def _pick(features: Features, union: Neurons, wanted: Neurons) -> Features:
-    """The columns of one selection, in its order.
+def _pick(features: Features, union: Neurons, spin: SpinClassifier, texts: Sequence[str]) -> Features:
+    """The features of one classifier, in its order: its neurons, and the logits of its own word regression.
 
     `take` lays the values out row by row, as `extract` does. Indexing would not, and the last bits of a matrix product
     depend on the layout.
     """
+    wanted = spin.fitted.selection.neurons
     columns = {c: features.columns[c].take(np.searchsorted(union[c], n), axis=1) for c, n in wanted.items()}
-    return Features(columns, features.n_tokens, features.n_unknown, features.truncated)
+    return replace(features, columns=columns, words=spin.word_logits(texts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,8 +70,18 @@ class FeatureShards:
         parts = [from_lists(table[str(column)])[own] for table, own in self._tables_with_rows([str(column)], rows)]
         return np.concatenate(parts)
 
-    def read_selection(self, selection: Selection, rows: Rows) -> NDArray[np.floating]:
-        """The p selected neurons of m rows in ascending order, (m, p); one shard is held in memory at a time."""
+    def read_selection(
+        self, selection: Selection, rows: Rows, words: NDArray[np.floating] | None = None
+    ) -> NDArray[np.floating]:
+        """The p features of a selection for m rows in ascending order, (m, p); one shard is held in memory at a time.
+
+        `words` (m, K) are the words' logits of these rows, which no feature store holds, for a selection with words.
+        """
+        if selection.words:
+            assert words is not None
+            return np.concatenate([words, self.read_selection(replace(selection, words=0), rows)], axis=1)
+        if not selection.neurons:
+            return np.empty((len(rows), 0), np.float32)
         parts = []
         for table, own in self._tables_with_rows([str(column) for column in selection.neurons], rows):
             columns = [from_lists(table[str(c)])[np.ix_(own, n)] for c, n in selection.neurons.items()]

@@ -15,7 +15,7 @@ from pipelines.data.readers import ALL_COLUMNS, FIELDS, TEXTS, read_shard
 from pipelines.data.shards import Shard
 from pipelines.data.text_values import is_unicode
 from pipelines.storage.stage_plan import fingerprint
-from spin.arrays import Hashes
+from spin.arrays import Hashes, Rows
 from spin.errors import UserError
 from spin.labels.cross_validation import Fold, make_folds
 from spin.labels.label_space import Label, LabelSpace, Targets
@@ -96,6 +96,17 @@ class Corpus:
     def texts(self) -> list[str]:
         """All texts in plan order. They are read at first use, from Parquet without the other columns, and cached."""
         return [text for shard in self.shards for text in read_shard(shard, self.data, columns=TEXTS).texts]
+
+    def read_texts(self, rows: Rows) -> list[str]:
+        """The texts of some rows in ascending order. One shard is held in memory at a time, and nothing is cached."""
+        texts: list[str] = []
+        first = 0
+        for shard in self.shards if len(rows) else ():
+            of_shard = read_shard(shard, self.data, columns=TEXTS).texts
+            own = rows[(rows >= first) & (rows < first + len(of_shard))] - first
+            texts += [of_shard[row] for row in own]
+            first += len(of_shard)
+        return texts
 
 
 def _find_mistake(

@@ -82,7 +82,7 @@ class ClassifyStep:
         if job.shadow is not None and job.shadow_model is not None:
             shadow = _load(job.shadow_model, job.shadow.settings(settings))
             self.shadow = Shadow(self.spin, shadow, job.shadow.version)
-        _ = self.spin.engine  # opened once, before the first shard
+        self.spin.prepare()  # once, before the first shard
 
     def check(self) -> None:
         """Classify a text that is known to be good. Raises what that raises."""

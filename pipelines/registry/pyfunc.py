@@ -31,7 +31,7 @@ class SpinModel(PythonModel):
             device="auto",  # the machine that trained may have had another device
             choose=context.model_config["choose"],
         )
-        _ = self.spin.engine  # opened here, so that errors show at once and the threads of a server share it
+        self.spin.prepare()  # here, so that errors show at once and the threads of a server share it
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -84,6 +84,9 @@ def _explanation(explanation: Explanation) -> str:
             "bias": float(explanation.bias[k]),
             "neurons": neurons,
             "words": words,
+            "terms": [
+                {"term": term, "adds": adds} for term, adds in explanation.top_terms(_TOP, explanation.classes[k])
+            ],
         },
         ensure_ascii=False,
     )

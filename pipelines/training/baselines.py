@@ -24,7 +24,6 @@ from sklearn.preprocessing import StandardScaler
 
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
-from spin.activations.encoder import split_segments
 from spin.activations.engine import open_engine
 from spin.activations.extract import read_activations, single_segment
 from spin.arrays import Rows
@@ -32,8 +31,8 @@ from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
+from spin.labels.sampling import sample_rows
 from spin.pages.model_card import ContenderResult
-from spin.settings import Choice
 from spin.sparsify.probe import Probe
 
 _log = logging.getLogger(__name__)
@@ -63,11 +62,13 @@ class Contender:
     """(n, K) of the test documents, None for a baseline"""
     note: str | None = None
     """what a reader of its row should know"""
+    words: int = 0
+    """words, word pairs and strings of characters that it counts in a text"""
 
 
 def words(texts: Sequence[str], labels: Labels, metric: str, seed: int) -> Contender:
     """TF-IDF of words and word pairs with logistic regression."""
-    train, valid = (sample_rows(labels, split, _most_rows(texts, labels, split), seed) for split in ("train", "valid"))
+    train, valid = (rows_to_fit(labels, split, _most_rows(texts, labels, split), seed) for split in ("train", "valid"))
     train_texts = [texts[row] for row in train]
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=MAX_WORDS, sublinear_tf=True)
     try:
@@ -82,7 +83,9 @@ def words(texts: Sequence[str], labels: Labels, metric: str, seed: int) -> Conte
     )
     classify = partial(_classify_words, vectorizer=vectorizer, model=model, labels=labels)
     predicted = _in_parts(classify, [texts[row] for row in labels.part("test")[0]])
-    return Contender("tfidf", predicted, 0, 0, classify, note=_sample_note(train, labels))
+    return Contender(
+        "tfidf", predicted, 0, 0, classify, note=_sample_note(train, labels), words=len(vectorizer.vocabulary_)
+    )
 
 
 def _classify_words(texts: Sequence[str], *, vectorizer: Any, model: Any, labels: Labels) -> Targets:
@@ -91,7 +94,7 @@ def _classify_words(texts: Sequence[str], *, vectorizer: Any, model: Any, labels
 
 def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metric: str, seed: int) -> Contender:
     """Logistic regression on the last layer after the final norm, under the pooling that validates better."""
-    train, valid = (sample_rows(labels, split, SAMPLE_ROWS, seed) for split in ("train", "valid"))
+    train, valid = (rows_to_fit(labels, split, SAMPLE_ROWS, seed) for split in ("train", "valid"))
     fitted = []
     for column in (c for c in features.columns if c.site.kind == "final"):
         train_values, valid_values = (features.read_rows(column, rows).astype(np.float32) for rows in (train, valid))
@@ -126,23 +129,20 @@ def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Prob
     )
 
 
-def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choice: Choice) -> Contender:
-    """One of the three SPIN classifiers; the most accurate one is named `spin`."""
-    fitted = spin.training_result.choices[choice]
+def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, texts: Sequence[str]) -> Contender:
+    """The SPIN classifier that `choose` names, without early exits; the most accurate one is named `spin`."""
+    fitted = spin.fitted
     rows, _ = labels.part("test")
-    logits = fitted.logits(features.read_selection(fitted.selection, rows))
-    engine = open_engine(spin.backbone, split_segments(fitted.selection.neurons, []))
-
-    def classify(texts: Sequence[str]) -> NDArray[np.floating]:
-        return fitted.logits(read_activations(engine, texts).values)
-
+    words = spin.word_logits([texts[row] for row in rows])
+    logits = fitted.logits(features.read_selection(fitted.selection, rows, words))
     return Contender(
-        "spin" if choice == "accuracy" else choice,
+        "spin" if spin.choose == "accuracy" else spin.choose,
         labels.label_space.predict(logits),
-        len(fitted.selection),
+        fitted.selection.neuron_count,
         fitted.selection.depth,
-        classify,
+        spin.predict_logits,
         logits,
+        words=len(spin.training_result.words or ()) if fitted.selection.words else 0,
     )
 
 
@@ -196,6 +196,7 @@ def tabulate(
                 macro_f1=macro_f1,
                 neurons=contender.neurons,
                 neurons_of=total,
+                words=contender.words,
                 depth=contender.depth,
                 depth_of=depth,
                 docs_per_s=round(speeds[contender.name], 1),
@@ -226,22 +227,10 @@ def _speeds(contenders: Sequence[Contender], sample: Sequence[str], notes: list[
     return {name: len(sample) / statistics.median(times) for name, times in seconds.items()}
 
 
-def sample_rows(labels: Labels, split: str, most: int, seed: int) -> Rows:
-    """The rows of a split in order, or a stratified sample of `most` of them if there are more.
-
-    The sample holds each class in its share, and at least one document of it if there are no more than `most` classes.
-    """
+def rows_to_fit(labels: Labels, split: str, most: int, seed: int) -> Rows:
+    """The rows of a split in order, or a stratified sample of `most` of them if there are more."""
     rows, y = labels.part(split)
-    if len(rows) <= most:
-        return rows
-    order = np.random.default_rng(seed).permutation(len(rows))
-    strata = labels.label_space.strata(y)[order]
-    # the documents of a class lie at equal distances on a line from 0 to 1; the sample is what lies near its start
-    places = np.empty(len(rows))
-    for stratum in np.unique(strata):
-        members = np.flatnonzero(strata == stratum)
-        places[members] = np.arange(len(members)) / len(members)
-    return np.sort(rows[order[np.argsort(places, kind="stable")[:most]]])
+    return sample_rows(rows, labels.label_space.strata(y), most, seed)
 
 
 def _most_rows(texts: Sequence[str], labels: Labels, split: str) -> int:

@@ -26,11 +26,13 @@ def describe_reference(spin: SpinClassifier, features: FeatureShards, labels: La
     rows, _ = labels.part("test")
     if not len(rows):
         rows = np.arange(len(labels.ids))
-    tokens = spin.backbone.tokenize([texts[row] for row in rows])
+    tested = [texts[row] for row in rows]
+    tokens, word_regression = spin.backbone.tokenize(tested), spin.training_result.words
+    words = None if word_regression is None else word_regression.logits(tested)
     read = Features({}, np.array([len(ids) for ids in tokens.ids], np.int32), np.array(tokens.unknown, np.int32), 0)
     tensors: dict[str, NDArray[Any]] = {}
     for choice, fitted in spin.training_result.choices.items():
-        values = features.read_selection(fitted.selection, rows)
+        values = features.read_selection(fitted.selection, rows, words)
         decision = Decision.of(spin.label_space, spin.decision)
         for prefix, depth in (
             (choice, None),

@@ -13,6 +13,7 @@ from pipelines.storage.object_store import Store
 from pipelines.workers.train_group import GroupWork, run_group
 from spin.heads import persistence
 from spin.heads.fitted import TrainingResult
+from spin.integrate.fit_words import WordFit
 from spin.integrate.integrate import integrate
 from spin.process_group import ProcessGroup
 from spin.settings import Settings
@@ -33,6 +34,7 @@ class HeadsJob:
     """one per feature column"""
     ridge: tuple[RidgeImportance, ...]
     """one per feature column"""
+    words: WordFit | None
     labels: Labels
     compute: Mapping[Site, float]
     """compute up to each site, relative to the whole backbone"""
@@ -45,13 +47,14 @@ def run_integrate(
     features: FeatureShards,
     probes: Sequence[Probe],
     ridge: Sequence[RidgeImportance],
+    words: WordFit | None,
     labels: Labels,
     compute: Mapping[Site, float],
     store: Store,
 ) -> TrainingResult:
     """Search and fit the heads; the result is written to `store`, and a later call reads it from there."""
     if not store.exists(persistence.CONFIG):
-        job = HeadsJob(settings, features, tuple(probes), tuple(ridge), labels, dict(compute), store)
+        job = HeadsJob(settings, features, tuple(probes), tuple(ridge), words, labels, dict(compute), store)
         run_group(
             "train",
             GroupWork(fit_heads, job, settings.ray.for_stage("train")),
@@ -86,6 +89,7 @@ def fit_heads(job: HeadsJob, device: str) -> None:
         cascade=settings.cascade,
         decision=settings.decision,
         compute=job.compute,
+        words=job.words,
         group=group,
         progress=progress,
     )

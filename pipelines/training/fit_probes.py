@@ -1,6 +1,7 @@
-"""The probe stage: rank the neurons by L1 probes and by a ridge regression.
+"""The probe stage: rank the neurons by L1 probes and by a ridge regression, and fit the word regression.
 
-The workers of a Ray Train group share the sites, and each reads only its own feature columns.
+The workers of a Ray Train group share the sites, and each reads only its own feature columns. The last one, whose sites
+are the narrowest, reads the words.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels
+from pipelines.data.training_labels import NOTHING_FROZEN, Corpus, FrozenDocuments, Labels
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import (
@@ -26,14 +27,17 @@ from pipelines.training.extract_features import ExtractPlan, load_features
 from pipelines.workers.train_group import GroupWork, run_group
 from spin.errors import UserError
 from spin.fit import group_by_site
+from spin.integrate.fit_words import WordFit, fit_words
 from spin.process_group import ProcessGroup
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, ProbeSummary, fit_probes, warn_of_inexact_probes
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
 
-FORMAT = 4
+FORMAT = 5
 _PROBE = ".safetensors"
+_WORDS = "words.tfidf"
+"""key of the word regression; empty where no term is in enough documents"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def run_probe(
     frozen: FrozenDocuments = NOTHING_FROZEN,
     restart: bool = False,
 ) -> tuple[ProbePlan, ProbeManifest]:
-    """Fit one probe per feature column and a ridge regression on all; return the plan and the manifest.
+    """Fit one probe per feature column, a ridge regression on all and the word regression; return plan and manifest.
 
     What is fitted already is kept. A probe is fitted on the training documents, and its penalty is chosen on the
     validation documents. `frozen` are the documents of a registered model's evaluation set, which no fit and no choice
@@ -74,8 +78,9 @@ def run_probe(
         if manifest := find_manifest(store, plan, ProbeResults):
             return plan, manifest
         existing = set(store.list())
-        if any(key not in existing for column in features.probed for key in (_key(column), _ridge_key(column))):
-            _fit_all(settings, features, labels, store)
+        keys = [key for column in features.probed for key in (_key(column), _ridge_key(column))]
+        if not existing.issuperset([*keys, *([_WORDS] if _reads_words(settings) else [])]):
+            _fit_all(settings, features, labels, Corpus(source.derived.shards, settings.data), store)
         lease.check()
         probes = [read_probe(store, column) for column in features.probed]
         seconds = round(time.perf_counter() - start, 1)
@@ -86,8 +91,8 @@ def run_probe(
 
 def load_probes(
     settings: Settings, source: ExtractPlan, labels: Labels
-) -> tuple[ProbeManifest, list[Probe], list[RidgeImportance]]:
-    """The manifest of the probe stage, and its results for each column of these features.
+) -> tuple[ProbeManifest, list[Probe], list[RidgeImportance], WordFit | None]:
+    """The manifest of the probe stage, its results for each column of these features, and the word regression.
 
     Raises UserError if it has not finished, or finished with other settings or data.
     """
@@ -95,7 +100,8 @@ def load_probes(
     metadata = _plan_metadata(settings, source, labels)
     _, manifest = load_finished(store, "probe", metadata, NothingDerived, ProbeResults)
     columns = [FeatureColumn.parse(probe.column) for probe in manifest.results.probes]
-    return manifest, [read_probe(store, c) for c in columns], [read_ridge(store, c) for c in columns]
+    probes, ridge = [read_probe(store, c) for c in columns], [read_ridge(store, c) for c in columns]
+    return manifest, probes, ridge, read_words(store) if _reads_words(settings) else None
 
 
 def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> dict[str, Any]:
@@ -107,7 +113,12 @@ def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> d
         "metric": settings.metric,
         "seed": settings.seed,
         "probe": settings.probe.model_dump(),
+        "words": _reads_words(settings),
     }
+
+
+def _reads_words(settings: Settings) -> bool:
+    return settings.search.words != "off"
 
 
 def read_probe(store: Store, column: FeatureColumn) -> Probe:
@@ -118,6 +129,12 @@ def read_probe(store: Store, column: FeatureColumn) -> Probe:
 def read_ridge(store: Store, column: FeatureColumn) -> RidgeImportance:
     """The ridge importance of a feature column's neurons. Raises UserError if the store does not hold it."""
     return RidgeImportance.from_bytes(column, _read(store, _ridge_key(column)))
+
+
+def read_words(store: Store) -> WordFit | None:
+    """The word regression; None if no term is in enough documents. Raises UserError if the store does not hold it."""
+    data = _read(store, _WORDS)
+    return WordFit.from_bytes(data) if data else None
 
 
 def _read(store: Store, key: str) -> bytes:
@@ -136,6 +153,8 @@ class ProbesJob:
     labels: Labels
     sites: tuple[tuple[FeatureColumn, ...], ...]
     """all columns, site by site"""
+    corpus: Corpus
+    """whose words are read"""
     store: Store
     """where probes are written"""
 
@@ -157,13 +176,18 @@ def fit_columns(job: ProbesJob, device: str) -> None:
                 store.write(_key(probe.column), probe.to_bytes())
     for importance in fit_ridge(job.features.read_rows, [column for columns in own for column in columns], data, group):
         store.write(_ridge_key(importance.column), importance.to_bytes())
+    if group.rank == group.size - 1 and _reads_words(job.settings) and not store.exists(_WORDS):
+        words = fit_words(job.corpus.read_texts, data)
+        store.write(_WORDS, words.to_bytes() if words else b"")
 
 
-def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, store: Store) -> None:
+def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, corpus: Corpus, store: Store) -> None:
     sites = tuple(tuple(columns) for columns in _wide_sites_first(features))
     run_group(
         "probe",
-        GroupWork(fit_columns, ProbesJob(settings, features, labels, sites, store), settings.ray.for_stage("probe")),
+        GroupWork(
+            fit_columns, ProbesJob(settings, features, labels, sites, corpus, store), settings.ray.for_stage("probe")
+        ),
         most_workers=len(sites),
         total=len(features.probed),
         unit="probes",

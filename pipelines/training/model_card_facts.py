@@ -54,6 +54,7 @@ def describe_artifact(
         choices={name: fitted.summary for name, fitted in result.choices.items()},
         choose=settings.choose,
         selection=spin.fitted.selection,
+        words=len(spin.training_result.words or ()) if spin.fitted.selection.words else 0,
         test_ece=test_ece,
         decision=settings.decision,
         versions={name: version(name) for name in persistence.LIBRARIES},

@@ -113,7 +113,8 @@ def describe_neurons(spin: SpinClassifier, features: FeatureShards, labels: Labe
     selected: dict[FeatureColumn, dict[int, _SelectedNeuron]] = {}
     for choice, fitted in spin.training_result.choices.items():
         slopes = fitted.head.slopes(np.zeros(len(fitted.selection), np.float32))
-        for i, (column, neuron, importance) in enumerate(fitted.selection.rows()):
+        first = fitted.selection.words
+        for i, (column, neuron, importance) in enumerate(fitted.selection.rows(), first):
             mean, scale = float(fitted.standardizer.mean[i]), float(fitted.standardizer.scale[i])
             entry = selected.setdefault(column, {}).setdefault(neuron, _SelectedNeuron(importance, mean, scale, {}))
             k = int(slopes[:, i].argmax())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -29,13 +30,17 @@ def check_labels(features: FeatureShards, fitted: FittedClassifier, labels: Labe
     near-identical ones would vouch for each other, and where the features of all exceed `MOST_VALUES`, a random part.
     """
     rows = np.flatnonzero(np.isin(labels.splits, ("train", "valid")))
+    fitted = _without_words(fitted)
     if labels.groups is not None:
         rows = np.sort(rows[np.unique(labels.groups[rows], return_index=True)[1]])
     most = MOST_VALUES // max(1, len(fitted.selection))
     if len(rows) > most:
         rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
     y, label_space = labels.y[rows], labels.label_space
-    check = LabelCheck.of(_predict(features, fitted, labels, rows), y, label_space)
+    if not fitted.selection.neurons:  # nothing that has not seen the labels
+        rows, y = rows[:0], y[:0]
+    probabilities = _predict(features, fitted, labels, rows) if len(rows) else np.zeros((0, len(label_space)))
+    check = LabelCheck.of(probabilities, y, label_space)
     order = np.flatnonzero(check.suspect)
     order = order[np.argsort(-check.margin[order], kind="stable")]
     names = pa.list_(pa.string()) if label_space.multilabel else pa.string()
@@ -54,6 +59,14 @@ def to_parquet(table: pa.Table) -> bytes:
     file = io.BytesIO()
     pq.write_table(table, file)
     return file.getvalue()
+
+
+def _without_words(fitted: FittedClassifier) -> FittedClassifier:
+    """The classifier with its neurons alone: the word regression knows the labels of the rows that it was fitted on."""
+    selection = replace(fitted.selection, words=0)
+    return replace(
+        fitted, selection=selection, standardizer=fitted.standardizer.keep(slice(fitted.selection.words, None))
+    )
 
 
 def _predict(features: FeatureShards, fitted: FittedClassifier, labels: Labels, rows: Rows) -> Floats:

@@ -42,6 +42,7 @@ from spin.heads import persistence
 from spin.heads.calibration import calibration_error
 from spin.heads.decision import Decision
 from spin.heads.fitted import TrainingSummary
+from spin.integrate.fit_words import WordFit
 from spin.labels.metrics import ClassFigures, class_figures
 from spin.labels.splits import SPLITS
 from spin.pages.model_card import CARD, ContenderResult
@@ -49,7 +50,7 @@ from spin.settings import Choice, Settings
 from spin.sparsify.probe import Probe
 from spin.sparsify.ridge import RidgeImportance
 
-FORMAT = 4
+FORMAT = 5
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE)
 """names of the files of a registered version"""
 
@@ -157,7 +158,7 @@ def run_train(
     extract_plan, extracted, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
     Decision.of(labels.label_space, settings.decision)
-    probed, probes, ridge = load_probes(settings, extract_plan, labels)
+    probed, probes, ridge, words = load_probes(settings, extract_plan, labels)
     corpus = Corpus(extract_plan.derived.shards, settings.data)
     store = Store(settings.store) / "model"
     metadata = {
@@ -177,6 +178,7 @@ def run_train(
                 features,
                 probes,
                 ridge,
+                words,
                 labels=labels,
                 corpus=corpus,
                 store=store,
@@ -195,6 +197,7 @@ def _fit(
     features: FeatureShards,
     probes: Sequence[Probe],
     ridge: Sequence[RidgeImportance],
+    words: WordFit | None,
     *,
     labels: Labels,
     corpus: Corpus,
@@ -207,7 +210,7 @@ def _fit(
     start = time.perf_counter()
     backbone = load_backbone(settings.backbone)
     flops = relative_flops(backbone)
-    training_result = run_integrate(settings, features, probes, ridge, labels, flops, store / "heads")
+    training_result = run_integrate(settings, features, probes, ridge, words, labels, flops, store / "heads")
     spin = SpinClassifier.assemble(
         settings.backbone,
         backbone.digest,
@@ -286,7 +289,7 @@ def _evaluate(
                 contenders += baselines.attempt(name, make, notes)
             advance(1)
         for choice in reversed(distinct.values()):
-            contenders.append(baselines.spin_row(features, spin, labels, choice))
+            contenders.append(baselines.spin_row(features, spin.choosing(choice), labels, texts))
             advance(1)
         table = baselines.tabulate(contenders, features, spin.backbone.depth, labels, texts, notes)
         advance(1)

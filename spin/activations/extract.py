@@ -34,9 +34,9 @@ _FIRST_WINDOW, _LARGEST_WINDOW = 1024, 4096
 
 Progress = Callable[[int], None]
 """takes the number of documents that were completed since the last call"""
-KeepMask = Callable[[int, Floats], NDArray[np.bool_]]
-"""takes the index of a segment and all values (n, p) that were read so far of n documents; returns a mask (n,) of the
-documents that go on into the next segment; the others exit"""
+KeepMask = Callable[[int, NDArray[np.int64], Floats], NDArray[np.bool_]]
+"""takes the index of a segment, the indices (n,) of some texts and all values (n, p) that were read of them so far;
+returns a mask (n,) of the texts that go on into the next segment; the others exit"""
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,27 @@ class Features:
     """number of texts that were truncated to the backbone's max_tokens"""
     depth: NDArray[np.int32] | None = None
     """(n,) number of blocks that each text ran through; None if it is the same for all"""
+    words: Floats | None = None
+    """(n, K) logits of a word regression, for a classifier that reads words"""
 
     @property
     def values(self) -> NDArray[np.floating]:
-        """All columns side by side (n, p)."""
-        return np.concatenate(list(self.columns.values()), axis=1)
+        """All features side by side (n, p): the words' logits, if there are any, and the columns."""
+        words = [] if self.words is None else [self.words]
+        return np.concatenate([*words, *self.columns.values()], axis=1)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Features]) -> Features:
         """The features of the texts of several parts, which have the same columns."""
         depths = [part.depth for part in parts if part.depth is not None]
+        words = [part.words for part in parts if part.words is not None]
         return cls(
             columns={column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns},
             n_tokens=np.concatenate([part.n_tokens for part in parts]),
             n_unknown=np.concatenate([part.n_unknown for part in parts]),
             truncated=sum(part.truncated for part in parts),
             depth=np.concatenate(depths) if depths else None,
+            words=np.concatenate(words) if words else None,
         )
 
 
@@ -118,6 +123,16 @@ def read_activations(
     for documents in _run_streams(lambda chunk: _run_chunk(engine, chunk, buffer, keep_mask), chunks, engine.streams):
         progress(documents)
     return buffer.features(exits_early=keep_mask is not None)
+
+
+def count_tokens(backbone: Backbone, texts: Sequence[str]) -> Features:
+    """What the tokenizer reports of every text, without activations: for a classifier that reads none."""
+    n_tokens, n_unknown = np.zeros(len(texts), np.int32), np.zeros(len(texts), np.int32)
+    truncated = 0
+    for rows, tokens in _tokenize_ahead(backbone, texts):
+        n_tokens[rows], n_unknown[rows] = list(map(len, tokens.ids)), tokens.unknown
+        truncated += tokens.truncated
+    return Features({}, n_tokens, n_unknown, truncated)
 
 
 @dataclass(frozen=True)
@@ -218,7 +233,7 @@ def _run_segment(
     if keep_mask is None or hidden is None:
         return replace(batch, hidden=hidden)
     values = values if batch.values is None else np.concatenate([batch.values, values], axis=1)
-    remaining = np.flatnonzero(keep_mask(index, values))
+    remaining = np.flatnonzero(keep_mask(index, batch.rows, values))
     return replace(batch, hidden=hidden, values=values).select(remaining, batch.ids.shape[1])
 
 

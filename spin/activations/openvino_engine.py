@@ -42,7 +42,8 @@ class OpenVinoEngine:
         precision = backbone.uncalibrated_precision if backbone.precision == "int8" else backbone.precision
         batches: list[Any] = list(self._calibration_batches(calibration)) if int8 else []
         for index, segment in enumerate(segments):
-            graph = convert_to_openvino(NeuronEncoder(backbone, segment, carry=segment is not segments[-1]))
+            encoder = NeuronEncoder(backbone, segment, carry=segment is not segments[-1])
+            graph = convert_to_openvino(encoder, encoder.example_inputs())
             if int8:
                 graph = _quantize(graph, batches)
             # the operations that int8 leaves alone lose too much in bfloat16
@@ -68,8 +69,8 @@ class OpenVinoEngine:
             yield self.backbone.pad_batch([tokens.ids[row] for row in rows])
 
 
-def convert_to_openvino(encoder: NeuronEncoder, module: nn.Module | None = None) -> Any:
-    """The `openvino.Model` of an encoder, or of a module around it that takes the same inputs.
+def convert_to_openvino(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Any:
+    """The `openvino.Model` of a module, traced with example inputs.
 
     Uses OpenVINO's PyTorch frontend directly; `openvino.convert_model` does the same in ten times the time.
     """
@@ -79,7 +80,7 @@ def convert_to_openvino(encoder: NeuronEncoder, module: nn.Module | None = None)
 
     with silence_transformers(), warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing warns of values that become constants
-        traced = torch.jit.trace(module or encoder, encoder.example_inputs(), check_trace=False)
+        traced = torch.jit.trace(module, example_inputs, check_trace=False)
         decoder = TorchScriptPythonDecoder(traced, shared_memory=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
         return frontend.convert(frontend.load(decoder))

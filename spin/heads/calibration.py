@@ -25,13 +25,10 @@ def log_loss(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
 def fit_temperature(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
     """The temperature T, between 1/20 and 20, for which logits / T have the least log loss (Guo et al. 2017).
 
-    The targets are smoothed as if one document more were wrong: each gives a share 1 / (n + 2) of itself to all K
-    classes alike, in a multi-label task to both sides (after Platt 1999). Without it, held-out documents that happen to
-    be all right would make the probabilities of all others certain.
+    The targets are smoothed: without it, held-out documents that happen to be all right would make the probabilities of
+    all others certain.
     """
-    logits, smoothing = logits.astype(np.float64), 1 / (len(logits) + 2)
-    classes = 2 if label_space.multilabel else len(label_space)
-    targets = (1 - smoothing) * label_space.indicator(y) + smoothing / classes
+    logits, targets = logits.astype(np.float64), smooth_targets(y, label_space)
 
     def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
@@ -40,6 +37,15 @@ def fit_temperature(logits: Floats, y: Targets, label_space: LabelSpace) -> floa
         return float(-(targets * log_softmax(scaled, axis=1)).sum(1).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def smooth_targets(y: Targets, label_space: LabelSpace) -> Floats:
+    """(n, K) targets from 0 to 1, as if one document more were wrong (after Platt 1999).
+
+    Each gives a share 1 / (n + 2) of itself to all K classes alike, in a multi-label task to both sides.
+    """
+    smoothing, classes = 1 / (len(y) + 2), 2 if label_space.multilabel else len(label_space)
+    return (1 - smoothing) * label_space.indicator(y) + smoothing / classes
 
 
 def calibration_error(probabilities: Floats, y: Targets, label_space: LabelSpace) -> float:

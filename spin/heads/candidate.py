@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from spin.heads.blend import Blend
 from spin.heads.linear_head import Penalty
 from spin.heads.selection import Rule
 
@@ -33,6 +34,8 @@ class CandidateSummary(BaseModel):
     """L1 penalty, as a share of the smallest that makes every coefficient zero"""
     neurons: int
     """number of selected neurons"""
+    words: bool = False
+    """whether the words of a text count beside its neurons, or alone if there are none"""
     valid_score: float
     """the metric on the validation rows, the mean over folds where there are several"""
 
@@ -70,6 +73,8 @@ class Candidate:
     """number of neurons with a coefficient that is not zero, the mean over folds"""
     valid_score: float
     """the metric on the validation rows, the mean over folds where there are several"""
+    blend: Blend | None = None
+    """the weights of neurons and words in the logits; None for neurons alone"""
     resampled: tuple[float, ...] = field(default=(), compare=False, repr=False)
     """resampled scores for a standard error: one per fold, or with a single fold one per part that is left out"""
     held_out: tuple[NDArray[np.floating], ...] = field(default=(), compare=False, repr=False)
@@ -91,5 +96,6 @@ class Candidate:
             strength=self.penalty.strength,
             l1=self.penalty.l1,
             neurons=self.neurons,
+            words=self.blend is not None,
             valid_score=round(self.valid_score, 4),
         )

@@ -17,6 +17,7 @@ from spin.heads.early_exit import EarlyExit, should_exit
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
+from spin.heads.word_regression import WordRegression
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.settings import Choice
@@ -69,38 +70,38 @@ class FittedClassifier:
     """The selected neurons, how they are aligned, and the head that joins them."""
 
     selection: Selection
-    """the p selected neurons"""
+    """the p features: the words' logits, if it reads them, and the selected neurons"""
     standardizer: Standardizer
-    """mean and scale (p,) of the neurons over the training rows"""
+    """mean and scale (p,) of the neurons over the training rows; 0 and 1 for the words' logits"""
     head: LinearHead | MlpHead
     """calibrated: its logits are already divided by the temperature"""
     summary: ChoiceSummary
     exits: tuple[EarlyExit, ...] = ()
     """where documents may stop before the last block, shallow first"""
 
-    def logits(self, activations: Floats) -> Floats:
-        """Logits (n, K) of raw activations (n, p)."""
-        return self.head.logits(self.standardizer.transform(activations))
+    def logits(self, features: Floats) -> Floats:
+        """Logits (n, K) of raw features (n, p)."""
+        return self.head.logits(self.standardizer.transform(features))
 
-    def predict_logits(self, activations: Floats, depth: NDArray[np.int32] | None) -> Floats:
-        """Logits (n, K) of raw activations (n, p), each row by the exit at which its document stopped.
+    def predict_logits(self, features: Floats, depth: NDArray[np.int32] | None) -> Floats:
+        """Logits (n, K) of raw features (n, p), each row by the exit at which its document stopped.
 
         `depth` (n,) are the blocks that ran for each document; None means all of them.
         """
         if depth is None:
-            return self.logits(activations)
-        logits = np.empty((len(activations), len(self.head.bias)), np.float32)
+            return self.logits(features)
+        logits = np.empty((len(features), len(self.head.bias)), np.float32)
         for index, exit_depth in enumerate([*(exit.depth for exit in self.exits), self.selection.depth]):
             part, rows = self.at(index), depth == exit_depth
-            logits[rows] = part.logits(activations[rows, : len(part.selection)])
+            logits[rows] = part.logits(features[rows, : len(part.selection)])
         return logits
 
-    def exit_depths(self, activations: Floats, label_space: LabelSpace, decision: Decision) -> NDArray[np.int32]:
-        """(n,) the depth at which each document would stop, by raw activations (n, p) at full depth."""
-        depth = np.full(len(activations), self.selection.depth, np.int32)
+    def exit_depths(self, features: Floats, label_space: LabelSpace, decision: Decision) -> NDArray[np.int32]:
+        """(n,) the depth at which each document would stop, by raw features (n, p) at full depth."""
+        depth = np.full(len(features), self.selection.depth, np.int32)
         for index in reversed(range(len(self.exits))):
             part, exit = self.at(index), self.exits[index]
-            logits = part.logits(activations[:, : len(part.selection)])
+            logits = part.logits(features[:, : len(part.selection)])
             depth[should_exit(label_space, decision, exit.threshold, logits)] = exit.depth
         return depth
 
@@ -123,6 +124,8 @@ class TrainingResult:
     """the best candidate of every depth, shallow first"""
     tried: int
     """number of candidates that were judged"""
+    words: WordRegression | None = None
+    """the word regression, if any of the classifiers reads words"""
 
     def summary(self) -> TrainingSummary:
         """The search and its choices for a report."""

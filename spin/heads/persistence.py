@@ -18,22 +18,25 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from spin.errors import UserError
+from spin.heads.blend import Blend
 from spin.heads.candidate import Candidate
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
+from spin.heads.word_regression import WordRegression
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
 
-FORMAT = 5
+FORMAT = 6
 """version of the artifact's format"""
-_READABLE = (4, FORMAT)
-"""formats that are read; 4, of 0.2, knows one rule of selection"""
+_READABLE = (4, 5, FORMAT)
+"""formats that are read; 4, of 0.2, knows one rule of selection, and 5 no words"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
+_WORDS = "words."
 _MLP = ("inner", "inner_bias", "outer")
 _SEARCH_ONLY = ("resampled", "held_out")
 """fields of a candidate that only the search needs"""
@@ -90,6 +93,8 @@ def save(training_result: TrainingResult, metadata: ClassifierMetadata | None = 
     tensors: dict[str, NDArray[Any]] = {}
     for index, fitted in enumerate(distinct):
         tensors |= {f"{index}.{name}": np.ascontiguousarray(t) for name, t in _tensors(fitted).items()}
+    if training_result.words is not None:
+        tensors |= {f"{_WORDS}{name}": t for name, t in training_result.words.to_tensors().items()}
     config = {
         "format": FORMAT,
         **({} if metadata is None else metadata.to_json()),
@@ -127,7 +132,12 @@ def load_result(folder: Path) -> TrainingResult:
     with _incomplete_artifact(folder):
         parts = [_fitted_from_json(part, tensors, f"{index}.") for index, part in enumerate(config["integrations"])]
         choices = {name: parts[index] for name, index in config["choices"].items()}
-        return TrainingResult(choices, tuple(map(_candidate_from_json, config["frontier"])), config["tried"])
+        frontier = tuple(map(_candidate_from_json, config["frontier"]))
+        of_words = {name.removeprefix(_WORDS): t for name, t in tensors.items() if name.startswith(_WORDS)}
+        words = WordRegression.from_tensors(of_words) if of_words else None
+        if words is None and any(fitted.selection.words for fitted in parts):
+            raise KeyError("it reads words, and has no word regression")
+        return TrainingResult(choices, frontier, config["tried"], words)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -173,6 +183,7 @@ def _tensors(fitted: FittedClassifier) -> dict[str, NDArray[Any]]:
 def _fitted_to_json(fitted: FittedClassifier) -> dict[str, Any]:
     return {
         "eta": fitted.selection.eta,
+        "words": fitted.selection.words,
         "columns": [str(column) for column in fitted.selection.neurons],
         "facts": fitted.summary.model_dump(mode="json"),
         "exits": [{"depth": exit.depth, "threshold": exit.threshold} for exit in fitted.exits],
@@ -184,7 +195,7 @@ def _fitted_from_json(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any
     columns = [FeatureColumn.parse(text) for text in part["columns"]]
     summary = ChoiceSummary.model_validate(part["facts"])
     neurons, importance = ({c: own[f"{name}.{c}"] for c in columns} for name in ("neurons", "importance"))
-    selection = Selection(neurons, importance, part["eta"], summary.rule)
+    selection = Selection(neurons, importance, part["eta"], summary.rule, part.get("words", 0))
     linear = LinearHead(own["coef"], own["intercept"])
     head = MlpHead(linear, *(own[name] for name in _MLP)) if "inner" in own else linear
     exits = tuple(
@@ -196,9 +207,11 @@ def _fitted_from_json(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any
 
 def _candidate_to_json(candidate: Candidate) -> dict[str, Any]:
     fields = {name: value for name, value in vars(candidate).items() if name not in _SEARCH_ONLY}
-    return {**fields, "penalty": asdict(candidate.penalty)}
+    blend = None if candidate.blend is None else asdict(candidate.blend)
+    return {**fields, "penalty": asdict(candidate.penalty), "blend": blend}
 
 
 def _candidate_from_json(fields: Mapping[str, Any]) -> Candidate:
-    penalty = Penalty(**fields["penalty"])
-    return Candidate(**{"rule": "l1", **fields, "part": tuple(fields["part"]), "penalty": penalty})
+    penalty, blend = Penalty(**fields["penalty"]), fields.get("blend")
+    parsed = {"part": tuple(fields["part"]), "penalty": penalty, "blend": blend and Blend(**blend)}
+    return Candidate(**{"rule": "l1", **fields, **parsed})

@@ -1,4 +1,4 @@
-"""The selected neurons, in the order of the features of the head."""
+"""The features of the head: the logits of the words, if it reads them, and the selected neurons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Rule = Literal["l1", "ridge"]
 
 @dataclass(frozen=True)
 class Selection:
-    """The selected neurons: the features of the head, in the order of the feature matrix's columns."""
+    """The features of the head, in order: the words' logits, if it reads them, and the selected neurons."""
 
     neurons: dict[FeatureColumn, NDArray[np.int64]]
     """ascending neuron indices per feature column; the columns are in order"""
@@ -27,17 +27,25 @@ class Selection:
     """share of the importance that the selected neurons carry"""
     rule: Rule = "l1"
     """what measured the importance"""
+    words: int = 0
+    """number of the word regression's logits, which come first: one per class, or 0 for neurons alone"""
 
     @property
     def depth(self) -> int:
         """Number of the backbone's blocks that have to run."""
         return max((column.site.layer for column in self.neurons), default=0)
 
-    def __len__(self) -> int:
+    @property
+    def neuron_count(self) -> int:
+        """Number of selected neurons, counted once per pooling."""
         return sum(len(neurons) for neurons in self.neurons.values())
 
+    def __len__(self) -> int:
+        """Number of features."""
+        return self.words + self.neuron_count
+
     def rows(self) -> list[tuple[FeatureColumn, int, float]]:
-        """(feature column, neuron, importance) of every feature, in order."""
+        """(feature column, neuron, importance) of every neuron, in order."""
         return [
             (column, int(neuron), float(share))
             for column, neurons in self.neurons.items()
@@ -45,7 +53,7 @@ class Selection:
         ]
 
     def part(self, depth: int, names: Collection[str] = ()) -> Selection:
-        """The features within the first `depth` blocks; with `names`, only of these kinds of sites or poolings."""
+        """The words, and the neurons in the first `depth` blocks; with `names`, of these kinds of sites or poolings."""
         columns = [
             column
             for column in self.neurons
@@ -54,7 +62,7 @@ class Selection:
         return self._replace({c: self.neurons[c] for c in columns}, {c: self.importance[c] for c in columns})
 
     def keep(self, features: NDArray[np.bool_]) -> Selection:
-        """The features of a mask (p,); a feature column that is left without any is dropped."""
+        """The neurons of a mask (p,), from a selection without words; a column that is left without any is dropped."""
         masks = np.split(features, np.cumsum([len(n) for n in self.neurons.values()])[:-1])
         columns = {column: mask for column, mask in zip(self.neurons, masks, strict=True) if mask.any()}
         return self._replace(
@@ -67,8 +75,12 @@ class Selection:
     ) -> Selection:
         return replace(self, neurons=neurons, importance=importance)
 
+    def join_words(self, classes: int) -> Selection:
+        """The selection with the words' logits, one per class, before the neurons."""
+        return replace(self, words=classes)
+
     def positions_in(self, larger: Selection) -> NDArray[np.int64]:
-        """(p,) the positions of this selection's features among those of a larger one that contains them."""
+        """(p,) the positions of this selection's neurons among those of a larger one that contains them."""
         offsets = np.cumsum([0, *map(len, larger.neurons.values())])
         starts = dict(zip(larger.neurons, offsets, strict=False))
         positions = [starts[c] + np.searchsorted(larger.neurons[c], n) for c, n in self.neurons.items()]

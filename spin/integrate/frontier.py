@@ -21,14 +21,14 @@ def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[F
     """The fullest candidate that is not worse than the best by more than one standard error of the difference.
 
     The best of many scores is partly luck, and luck favours a shallow or narrow candidate as often as a full one, which
-    loses less on other data. Fuller means more compute, then all sites and poolings, a larger eta, a smaller L1
+    loses less on other data. Fuller means more compute, then words, all sites and poolings, a larger eta, a smaller L1
     penalty, a better score. Neither rule of selection is fuller than the other, so the best candidate decides it.
     """
     best = best_candidate(candidates)
     behind, error = _distances(candidates, best, folds)
     near = [c for c, is_near in zip(candidates, behind <= error, strict=True) if is_near]
     of_rule = [c for c in near if c.rule == best.rule]
-    return max(of_rule, key=lambda c: (c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score))
+    return max(of_rule, key=lambda c: (c.compute, c.blend is not None, not c.part, c.eta, -c.penalty.l1, c.valid_score))
 
 
 def best_per_depth(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

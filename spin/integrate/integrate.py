@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.errors import UserError
+from spin.heads.blend import Blend, join_words
 from spin.heads.calibration import calibration_error, fit_temperature, log_loss
 from spin.heads.candidate import Candidate
 from spin.heads.decision import Decision
@@ -23,6 +24,7 @@ from spin.integrate.exit_thresholds import choose_exit_thresholds, exit_indices,
 from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection, selected_standardizer
 from spin.integrate.fit_linear import fit_linear
 from spin.integrate.fit_mlp import fit_mlp
+from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.search import Progress, Search
 from spin.labels.standardizer import Standardizer
@@ -47,12 +49,14 @@ def integrate(
     compute: Mapping[Site, float],
     cascade: CascadeSettings | None = None,
     decision: DecisionSettings | None = None,
+    words: WordFit | None = None,
     group: ProcessGroup | None = None,
     progress: Progress = lambda fits: None,
 ) -> TrainingResult:
-    """Search rule, eta, depth, sites, poolings and regularisation by the validation metric, then fit what was chosen.
+    """Search rule, eta, depth, sites, poolings, words and regularisation by validation, then fit what was chosen.
 
-    `probes` and `ridge` are those of all feature columns: the two rules by which neurons can be selected.
+    `probes` and `ridge` are those of all feature columns: the two rules by which neurons can be selected. `words` is
+    the word regression, whose logits can be added to those of the neurons (`Blend`).
     `read` returns the raw activations of a selection for some rows; `compute` is the share of the backbone's compute
     that reading a site takes. Features of different layers are standardised on the training rows and weighted by site
     and neuron (`feature_matrix.align`). The final heads, and those of the early exits that `cascade` allows under the
@@ -65,7 +69,9 @@ def integrate(
             "data: no probe kept a neuron, because no neuron varies over the training documents; "
             "check that their texts differ"
         )
-    search = Search(FeatureMatrix(read, data, group or ProcessGroup()), probes, ridge, settings, compute, progress)
+    search = Search(
+        FeatureMatrix(read, data, group or ProcessGroup()), probes, ridge, settings, compute, progress, words
+    )
     tried = search.run()
     # an abstaining document goes on to full depth, so that abstention need not be known when exits are chosen
     thresholds = DecisionSettings(thresholds={} if decision is None else decision.thresholds)
@@ -76,7 +82,9 @@ def integrate(
         if id(candidate) not in fitted:
             fitted[id(candidate)] = fitter.fit(candidate)
         choices[name] = fitted[id(candidate)]
-    return TrainingResult(choices, best_per_depth(tried), len(tried))
+    reads_words = any(chosen.selection.words for chosen in choices.values())
+    regression = words.regression if words is not None and reads_words else None
+    return TrainingResult(choices, best_per_depth(tried), len(tried), regression)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,9 @@ class _HeadChoice:
     """The kind of head of a candidate."""
 
     held_out: tuple[Floats, ...]
-    """logits (m, K) of each fold's validation rows by a head of this kind"""
+    """logits (m, K) of each fold's validation rows by a head of this kind, blended with those of the words"""
+    blend: Blend | None
+    """the weights of neurons and words in these logits; None for neurons alone"""
     mlp_steps: int | None
     """steps of the MLP head; None for a linear head"""
     p_value: float | None
@@ -98,6 +108,7 @@ class _ExitCandidate:
     depth: int
     held_out: Floats
     """calibrated logits (n, K) of the validation rows"""
+    blend: Blend | None
     temperature: float
 
 
@@ -108,7 +119,7 @@ class _CandidateFitter:
         self.search, self.cascade, self.decision = search, cascade, decision
         self.matrix, self.data, self.group = search.matrix, search.data, search.matrix.group
         self.valid_rows = np.concatenate([fold.valid for fold in self.data.folds])
-        self.valid_y = self.data.y[self.valid_rows]
+        self.valid_y = search.valid_targets
 
     def fit(self, candidate: Candidate) -> FittedClassifier:
         """The classifier of a candidate."""
@@ -119,7 +130,7 @@ class _CandidateFitter:
         calibrated = logits / np.float32(temperature)
         ece = [calibration_error(label_space.probabilities(values), y, label_space) for values in (logits, calibrated)]
         selection, standardizer, head = self._fit_final(candidate, choice.mlp_steps)
-        exits, exit_summaries = self._fit_exits(candidate, choice.mlp_steps, selection, calibrated)
+        exits, exit_summaries = self._fit_exits(candidate, choice, selection, calibrated)
         summary = ChoiceSummary(
             **{
                 **candidate.summary().model_dump(),
@@ -134,32 +145,42 @@ class _CandidateFitter:
                 "exits": exit_summaries,
             }
         )
-        temperature, summary = self.group.broadcast_object((temperature, summary))
+        temperature, blend, summary = self.group.broadcast_object((temperature, choice.blend, summary))
+        if blend is not None:
+            selection, standardizer = selection.join_words(len(label_space)), standardizer.join_words(len(label_space))
+            head = join_words(head, blend)
         return FittedClassifier(selection, standardizer, head.with_temperature(temperature), summary, exits)
 
     def _choose_head(self, candidate: Candidate) -> _HeadChoice:
         """The MLP head if the settings ask for it, or if a paired test on validation shows that it is better."""
         kind = self.search.settings.head
-        if kind == "linear" or (kind == "auto" and len(self.data.folds) > 1):  # too few documents for the test
-            return _HeadChoice(candidate.held_out, None, None)
+        too_few = kind == "auto" and len(self.data.folds) > 1  # documents for the test
+        if kind == "linear" or too_few or not candidate.neurons:
+            return _HeadChoice(candidate.held_out, candidate.blend, None, None)
         logits, steps = [], []
         folds = self.search.folds[candidate.rule]
         for fold, selection in zip(folds, self.search.fold_selections(candidate.subset), strict=True):
             fold_logits, fold_steps = fold.fit_mlp(selection, candidate.penalty, self.data.seed)
             logits.append(fold_logits)
             steps.append(fold_steps)
-        mlp, linear = (self.data.label_space.predict(np.concatenate(of)) for of in (logits, candidate.held_out))
+        blend = None if candidate.blend is None else self.search.fit_blend(logits)
+        held_out = self.search.blended(logits, blend)
+        mlp, linear = (self.data.label_space.predict(np.concatenate(of)) for of in (held_out, candidate.held_out))
         p_value = bootstrap_p_value(self.data.metric, self.valid_y, mlp, linear, self.data.seed)
         use_mlp, p_value = self.group.broadcast_object((kind == "mlp" or p_value < SIGNIFICANT, p_value))
         if not use_mlp:
-            return _HeadChoice(candidate.held_out, None, p_value)
-        return _HeadChoice(tuple(logits), round(float(np.mean(steps))), p_value)
+            return _HeadChoice(candidate.held_out, candidate.blend, None, p_value)
+        return _HeadChoice(held_out, blend, round(float(np.mean(steps))), p_value)
 
     def _fit_final(
         self, candidate: Candidate, mlp_steps: int | None
     ) -> tuple[Selection, Standardizer, LinearHead | MlpHead]:
-        """The head on all labelled rows; neurons that its L1 penalty zeroes leave the selection."""
+        """The head of the neurons on all labelled rows; those that its L1 penalty zeroes leave the selection."""
         probes = self.search.final_probes
+        if not candidate.neurons:
+            classes = len(self.data.label_space)
+            nothing = LinearHead(np.zeros((classes, 0), np.float32), np.zeros(classes, np.float32))
+            return Selection({}, {}, 0.0, candidate.rule), Standardizer.concatenate([]), nothing
         selection = self.search.select(candidate.subset)
         standardizer = selected_standardizer(selection, probes)
         design = self.matrix.design(selection, probes, self.data.rows)
@@ -171,10 +192,10 @@ class _CandidateFitter:
         return selection.keep(used), standardizer.keep(used), head.keep(used)
 
     def _fit_exits(
-        self, candidate: Candidate, mlp_steps: int | None, selection: Selection, final: Floats
+        self, candidate: Candidate, choice: _HeadChoice, selection: Selection, final: Floats
     ) -> tuple[tuple[EarlyExit, ...], tuple[ExitSummary, ...]]:
         """The early exits of a candidate whose calibrated held-out logits (n, K) at full depth are `final`."""
-        offered, costs = self._offer_exits(candidate, mlp_steps, selection)
+        offered, costs = self._offer_exits(candidate, choice, selection)
         logits = [exit.held_out for exit in offered]
         thresholds: list[float] = self.group.broadcast_object(
             choose_exit_thresholds(
@@ -199,20 +220,23 @@ class _CandidateFitter:
                 features = len(part)
                 design = self.matrix.design(part, self.search.final_probes, self.data.rows)
                 [head] = fit_linear(design, [Penalty(candidate.penalty.strength)])
+                blend = self.group.broadcast_object(exit.blend)
+                if blend is not None:
+                    head = join_words(head, blend)
                 exits.append(EarlyExit(exit.depth, head.with_temperature(exit.temperature), threshold))
                 rounded = {"threshold": round(threshold, 4), "valid_share": round(share, 4)}
                 summaries.append(ExitSummary(depth=exit.depth, **rounded))
         return tuple(exits), self.group.broadcast_object(tuple(summaries))
 
     def _offer_exits(
-        self, candidate: Candidate, mlp_steps: int | None, selection: Selection
+        self, candidate: Candidate, choice: _HeadChoice, selection: Selection
     ) -> tuple[list[_ExitCandidate], list[float]]:
         """The exits at the depths of the cascade settings, and the compute that running to each takes."""
         offered: list[_ExitCandidate] = []
         costs: list[float] = []
-        if not self.cascade.max_loss:
+        if not self.cascade.max_loss or not len(selection):
             return offered, costs
-        of_folds = self._fold_selections(candidate, mlp_steps)
+        of_folds = self._fold_selections(candidate, choice.mlp_steps)
         shallowest = min(column.site.layer for column in selection.neurons)
         for depth in offered_depths(self.cascade.depths, selection.depth):
             parts = [of_fold.part(depth) for of_fold in of_folds]
@@ -221,9 +245,11 @@ class _CandidateFitter:
             ridge = Penalty(candidate.penalty.strength)
             folds = self.search.folds[candidate.rule]
             fits = [fold.fit(part, [ridge])[0] for fold, part in zip(folds, parts, strict=True)]
-            logits = np.concatenate([values for _, values in fits])
+            of_neurons = [values for _, values in fits]
+            blend = None if choice.blend is None else self.search.fit_blend(of_neurons)
+            logits = np.concatenate(self.search.blended(of_neurons, blend))
             temperature = self.group.broadcast_object(fit_temperature(logits, self.valid_y, self.data.label_space))
-            offered.append(_ExitCandidate(depth, logits / np.float32(temperature), temperature))
+            offered.append(_ExitCandidate(depth, logits / np.float32(temperature), blend, temperature))
             costs.append(self.search.compute[Site(depth, "resid")])
         return offered, costs
 

@@ -1,4 +1,4 @@
-"""The search over eta, depth, sites, poolings and head regularisation, judged on validation rows only."""
+"""The search over eta, depth, sites, poolings, words and regularisation, judged on validation rows only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from spin.arrays import Floats
 from spin.errors import UserError
+from spin.heads.blend import Blend, fit_blend
 from spin.heads.calibration import log_loss
 from spin.heads.candidate import Candidate, Subset
 from spin.heads.linear_head import LinearHead, Penalty
@@ -17,6 +18,7 @@ from spin.heads.selection import Rule, Selection
 from spin.integrate.feature_matrix import FeatureMatrix, Probes
 from spin.integrate.fit_linear import fit_linear
 from spin.integrate.fit_mlp import fit_mlp
+from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import one_standard_error_choice
 from spin.labels.cross_validation import Fold, jackknife_rows
 from spin.labels.label_space import Targets
@@ -74,8 +76,10 @@ class Search:
         settings: SearchSettings,
         compute: Mapping[Site, float],
         progress: Progress = lambda fits: None,
+        words: WordFit | None = None,
     ) -> None:
         self.matrix, self.data, self.settings = matrix, matrix.data, settings
+        self.words = None if settings.words == "off" else words
         self.compute, self.progress = compute, progress
         folds = range(len(self.data.folds))
         self.fold_probes: list[Probes] = [{p.column: p.for_fold(index) for p in probes} for index in folds]
@@ -91,6 +95,11 @@ class Search:
     def valid_y(self) -> list[Targets]:
         """The targets of each fold's validation rows."""
         return [self.data.y[fold.valid] for fold in self.data.folds]
+
+    @property
+    def valid_targets(self) -> Targets:
+        """The targets of all folds' validation rows, one fold after the other."""
+        return self.data.y[np.concatenate([fold.valid for fold in self.data.folds])]
 
     def _rank(self, rule: Rule, ridge: Sequence[RidgeImportance]) -> list[Ranking]:
         """The rankings of each fold's training rows, and at last that of all labelled rows."""
@@ -122,7 +131,8 @@ class Search:
     def run(self) -> list[Candidate]:
         """Try each rule's etas and strengths at full depth, then sites and poolings, every depth, and the L1 penalty.
 
-        Raises UserError if cross-validation leaves no probe with a neuron.
+        Each with and without words, and at last words alone, as the settings allow. Raises UserError if
+        cross-validation leaves no probe with a neuron.
         """
         depth = max(column.site.layer for column in self.final_probes)
         strengths = sorted(self.settings.strengths)
@@ -147,6 +157,8 @@ class Search:
         best = self._best()
         sparser = [Penalty(best.penalty.strength, l1) for l1 in self.settings.l1]
         self._try(best.subset, sparser)
+        if self.words is not None:
+            self._try_words_alone(best.rule, self.words)
         return self.tried
 
     def _best(self) -> Candidate:
@@ -178,20 +190,63 @@ class Search:
             self.progress(1)
         for index, penalty in enumerate(penalties):
             heads, logits = zip(*(of_fold[index] for of_fold in fits), strict=True)
-            scores = self.judge(logits)
-            candidate = Candidate(
-                depth=deepest.layer,
-                compute=self.compute[deepest],
-                rule=subset.rule,
-                eta=subset.eta,
-                part=subset.part,
-                penalty=penalty,
-                neurons=round(float(np.mean([head.coef.any(0).sum() for head in heads]))),
-                valid_score=float(np.mean(scores)),
-                resampled=self._resampled(scores, logits),
-                held_out=logits,
-            )
-            self.tried.append(self.matrix.group.broadcast_object(candidate))
+            neurons = round(float(np.mean([head.coef.any(0).sum() for head in heads])))
+            for blend in self._blends(logits):
+                self._add(subset, penalty, neurons, self.compute[deepest], self.blended(logits, blend), blend)
+
+    def _try_words_alone(self, rule: Rule, words: WordFit) -> None:
+        """Judge the word regression without neurons, as if by the rule of the best candidate."""
+        nothing = [np.zeros_like(logits) for logits in words.held_out]
+        blend = replace(self.fit_blend(nothing), neurons=0.0)
+        self._add(Subset(rule, 0.0, 0), Penalty(words.strength), 0, 0.0, self.blended(nothing, blend), blend)
+
+    def _blends(self, held_out: Sequence[Floats]) -> list[Blend | None]:
+        """How held-out logits of neurons may join those of the words: not at all (None), or in the best weights."""
+        if self.words is None:
+            return [None]
+        blend = self.fit_blend(held_out)
+        if self.settings.words == "on":
+            return [blend]
+        return [None, blend] if blend.words else [None]
+
+    def fit_blend(self, held_out: Sequence[Floats]) -> Blend:
+        """The weights of the neurons' held-out logits and of the words' that have the least log loss."""
+        assert self.words is not None
+        of_neurons, of_words = np.concatenate(held_out), np.concatenate(self.words.held_out)
+        return fit_blend(of_neurons, of_words, self.valid_targets, self.data.label_space)
+
+    def blended(self, held_out: Sequence[Floats], blend: Blend | None) -> tuple[Floats, ...]:
+        """The held-out logits of each fold, with those of the words by the weights of a blend."""
+        if blend is None:
+            return tuple(held_out)
+        assert self.words is not None
+        return tuple(blend.logits(*pair) for pair in zip(held_out, self.words.held_out, strict=True))
+
+    def _add(
+        self,
+        subset: Subset,
+        penalty: Penalty,
+        neurons: int,
+        compute: float,
+        held_out: tuple[Floats, ...],
+        blend: Blend | None,
+    ) -> None:
+        """Judge a candidate by its held-out logits and keep it."""
+        scores = self.judge(held_out)
+        candidate = Candidate(
+            depth=subset.depth,
+            compute=compute,
+            rule=subset.rule,
+            eta=subset.eta,
+            part=subset.part,
+            penalty=penalty,
+            neurons=neurons,
+            valid_score=float(np.mean(scores)),
+            blend=blend,
+            resampled=self._resampled(scores, held_out),
+            held_out=held_out,
+        )
+        self.tried.append(self.matrix.group.broadcast_object(candidate))
 
     def judge(self, held_out: Sequence[Floats]) -> tuple[float, ...]:
         """The metric on the validation rows of each fold, by their logits (m, K)."""

@@ -31,7 +31,11 @@ class Standardizer:
     @classmethod
     def concatenate(cls, parts: Sequence[Standardizer]) -> Standardizer:
         """The standardizer of columns that stand side by side."""
-        return cls(np.concatenate([part.mean for part in parts]), np.concatenate([part.scale for part in parts]))
+        nothing = np.empty(0, np.float32)
+        return cls(
+            np.concatenate([nothing, *(part.mean for part in parts)]),
+            np.concatenate([nothing, *(part.scale for part in parts)]),
+        )
 
     def transform(self, activations: Floats) -> Floats:
         """Raw activations (n, p) with mean 0 and standard deviation 1 over the training rows, as float32."""
@@ -40,6 +44,11 @@ class Standardizer:
     def keep(self, columns: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Standardizer:
         """The standardizer of some of the columns, given as indices, a mask or a slice."""
         return Standardizer(self.mean[columns], self.scale[columns])
+
+    def join_words(self, classes: int) -> Standardizer:
+        """The standardizer with the words' logits, one per class, before the activations; they stay as they are."""
+        words = Standardizer(np.zeros(classes, np.float32), np.ones(classes, np.float32))
+        return Standardizer.concatenate([words, self])
 
     def __len__(self) -> int:
         return len(self.mean)

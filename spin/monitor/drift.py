@@ -127,7 +127,9 @@ def stability_limit(bins: int, n: int, m: int, allowed: float) -> float:
 
 
 def _neuron_drift(now: Profile, then: Profile, selection: Selection, allowed: float) -> Drift:
-    """Return the drift of the neurons' means; the index of two normals d standard deviations apart is d².
+    """Return the drift of the means of the neurons, and of the words' logits.
+
+    The index of two normals d standard deviations apart is d².
 
     A shift is divided by the neuron's standard deviation in the reference, or by half of that over the training rows
     (which is 1, as activations are standardised) where it is less. A neuron that fires on few documents may be silent
@@ -140,7 +142,8 @@ def _neuron_drift(now: Profile, then: Profile, selection: Selection, allowed: fl
     night's own counts where it is larger, since the few documents of a night on which such a neuron fires move its mean
     and widen its spread alike.
     """
-    names = [(str(column), int(neuron)) for column, neurons in selection.neurons.items() for neuron in neurons]
+    names = [("words", k) for k in range(selection.words)]
+    names += [(str(column), neuron) for column, neuron, _ in selection.rows()]
     with np.errstate(invalid="ignore"):  # a neuron above the first exit has no value for documents that exit early
         unit = np.maximum(then.sd, _SD_FLOOR)
         shifts = (now.mean - then.mean) / unit

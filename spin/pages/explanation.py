@@ -1,9 +1,10 @@
-"""Explanations: the contributions of neurons and of words to the logits of one text, which add up exactly."""
+"""Explanations: the contributions of neurons, terms and words to the logits of one text, which add up exactly."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,10 +18,11 @@ from spin.backbone.hooks import HOOK_LOCK, capture_sites
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import token_position
 from spin.heads.fitted import FittedClassifier
+from spin.heads.word_regression import Place, TermContribution, WordRegression
 from spin.labels.label_space import LabelSpace
 from spin.sites import FeatureColumn, Site
 
-Place = TypeVar("Place", Site, int)
+Where = TypeVar("Where", Site, int)
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,22 @@ class NeuronContribution:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The logits of one text as a sum of the bias and contributions, of p neurons or of W words, for K classes."""
+    """The logits of one text as a sum of the bias and contributions, for K classes.
+
+    The contributions are those of p neurons and of the terms of the word regression, or those of W words, which share
+    out both.
+    """
 
     text: str
     label_space: LabelSpace
     logits: Floats
     """(K,) calibrated logits, as the classifier returns them"""
     bias: Floats
-    """(K,) logits of a text whose neurons are all at their training mean"""
+    """(K,) logits of a text without terms whose neurons are all at their training mean"""
     neurons: tuple[tuple[FeatureColumn, int], ...]
     """the p selected neurons, as (feature column, index within the site)"""
     contributions: Floats
-    """(p, K) per neuron: the sum over p, plus the bias, is the logits"""
+    """(p, K) per neuron: the sum over p, plus that of the terms and the bias, is the logits"""
     words: tuple[tuple[int, int], ...]
     """(start, end) in the text, of each of W words; (0, 0) for a special token"""
     word_contributions: Floats
@@ -61,6 +67,10 @@ class Explanation:
     """(p,) index of the word with the largest share of each neuron's contribution"""
     values: Floats
     """(p,) activations of the neurons, in standard deviations above their training means"""
+    terms: tuple[TermContribution, ...] = ()
+    """the terms of the word regression in the text; none for a classifier that does not read words"""
+    truncated: bool = False
+    """whether the text is longer than the backbone reads"""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -91,15 +101,20 @@ class Explanation:
         """
         return [k for k in self.ranked if self.logits[k] >= 0] if self.label_space.multilabel else self.ranked[:1]
 
+    @property
+    def term_contribution(self) -> Floats:
+        """(K,) what all terms together add to the logits."""
+        return np.sum([np.zeros(len(self.classes)), *(term.logits for term in self.terms)], axis=0)
+
     def by_site(self) -> dict[Site, Floats]:
-        """Return contributions (K,) per site, the shallowest first: their sum, plus the bias, is the logits."""
+        """Return contributions (K,) per site, shallow first: their sum, plus the terms and the bias, is the logits."""
         return self._sum_by([column.site for column, _ in self.neurons])
 
     def by_layer(self) -> dict[int, Floats]:
-        """Return contributions (K,) per layer: their sum, plus the bias, is the logits."""
+        """Return contributions (K,) per layer: their sum, plus the terms and the bias, is the logits."""
         return self._sum_by([column.site.layer for column, _ in self.neurons])
 
-    def _sum_by(self, places: Sequence[Place]) -> dict[Place, Floats]:
+    def _sum_by(self, places: Sequence[Where]) -> dict[Where, Floats]:
         """Return the contributions (K,) per place, given the place of each of the p neurons."""
         return {place: self.contributions[[other == place for other in places]].sum(0) for place in sorted(set(places))}
 
@@ -107,6 +122,12 @@ class Explanation:
         """Return a word of the text, or `(special)` for a special token."""
         start, end = self.words[index]
         return self.text[start:end] or "(special)"
+
+    def top_terms(self, count: int, label: str | None = None) -> list[tuple[str, float]]:
+        """Return the terms with the largest contributions for or against a class, by default the predicted one."""
+        k = self.classes.index(label or self.label)
+        largest = sorted(self.terms, key=lambda term: -abs(term.logits[k]))[:count]
+        return [(term.term, float(term.logits[k])) for term in largest]
 
     def top(self, count: int, label: str | None = None) -> list[NeuronContribution]:
         """Return the neurons with the largest contributions for or against a class, by default the predicted one."""
@@ -144,42 +165,100 @@ def stretches(words: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int
 
 
 def explain(
-    backbone: Backbone, fitted: FittedClassifier, label_space: LabelSpace, text: str, pooled: Floats
+    backbone: Backbone,
+    fitted: FittedClassifier,
+    label_space: LabelSpace,
+    text: str,
+    pooled: Floats,
+    words: WordRegression | None = None,
 ) -> Explanation:
-    """Return the contributions of neurons and of words to the logits of a text.
+    """Return the contributions of neurons, terms and words to the logits of a text.
 
-    `pooled` (p,) are the raw activations of the selected neurons as the engine returned them. The contribution of a
+    `pooled` are the raw activations of the selected neurons as the engine returned them, and `words` is the regression
+    of a classifier that reads words. The contribution of a
     neuron is w (x - mean) / scale, where w is its weight in a linear head, and in an MLP head its integrated gradient
     (Sundararajan et al., Axiomatic Attribution for Deep Networks, 2017). Under mean pooling each token of the content
     has the part of the contribution that comes from its own activation, less an equal part of the mean; under max,
-    first and last pooling one token has all of it.
+    first and last pooling one token has all of it. A term contributes its part of the word regression's logits, times
+    their weights in the head, in equal parts at its places in the text.
     """
     encoded = backbone.tokenizer(text, truncation=True, max_length=backbone.max_tokens, return_offsets_mapping=True)
     ids, mask = backbone.pad_batch([encoded["input_ids"] or [backbone.pad_id]])
     ids, mask = ids.to(backbone.device), mask.to(backbone.device)
     content = backbone.content_mask(ids, mask)
+    neurons = slice(fitted.selection.words, None)
     shares = _token_values(backbone, fitted, ids, mask, content, pooled)
-    values = shares.sum(0) / fitted.standardizer.scale
-    slopes = fitted.head.slopes(values)
-    weights = slopes.T / fitted.standardizer.scale[:, None]
+    scale = fitted.standardizer.scale[neurons]
+    values = shares.sum(0) / scale
+    slopes = fitted.head.slopes(np.concatenate([np.zeros(fitted.selection.words), values]))
+    weights = slopes.T[neurons] / scale[:, None]
     by_token = np.einsum("tp,pk->tk", shares, weights)
     contributions = shares.sum(0)[:, None] * weights
-    words, word_of = _words(encoded)
-    by_word = np.zeros((len(words), len(label_space)))
+    spans, word_of = _words(encoded)
+    by_word: Floats = np.zeros((len(spans), len(label_space)))
     np.add.at(by_word, word_of, by_token)
-    rows = fitted.selection.rows()
+    terms, constant = _weigh_terms(words, slopes[:, : fitted.selection.words], text)
+    bias = fitted.head.bias + constant
+    of_terms = np.sum([np.zeros(len(label_space)), *(term.logits for term in terms)], axis=0)
+    all_words, by_word = _add_terms(text, spans, by_word, terms)
     return Explanation(
         text=text,
         label_space=label_space,
-        logits=contributions.sum(0) + fitted.head.bias,
-        bias=fitted.head.bias,
-        neurons=tuple((column, neuron) for column, neuron, _ in rows),
+        logits=contributions.sum(0) + of_terms + bias,
+        bias=bias,
+        neurons=tuple((column, neuron) for column, neuron, _ in fitted.selection.rows()),
         contributions=contributions,
-        words=words,
+        words=all_words,
         word_contributions=by_word,
-        loudest=word_of[np.abs(shares).argmax(0)],
+        loudest=word_of[np.abs(shares).argmax(0)] if len(values) else np.empty(0, np.int64),
         values=values,
+        terms=terms,
+        truncated=bool(text[max(end for _, end in spans) :].strip()),
     )
+
+
+def _weigh_terms(
+    words: WordRegression | None, slopes: Floats, text: str
+) -> tuple[tuple[TermContribution, ...], Floats | float]:
+    """Return what each term in a text adds to the logits of a head, and what the regression's intercept adds.
+
+    `slopes` (K, K) are the head's for the regression's logits, which a standardizer leaves as they are.
+    """
+    if words is None or not slopes.size:
+        return (), 0.0
+    terms = (replace(term, logits=slopes @ term.logits) for term in words.contributions(text))
+    return tuple(terms), slopes @ words.intercept
+
+
+def _add_terms(
+    text: str, spans: tuple[Place, ...], by_word: Floats, terms: Sequence[TermContribution]
+) -> tuple[tuple[Place, ...], Floats]:
+    """Return the words of a text and their contributions (W, K) with those of the terms that stand in them.
+
+    A place's characters have equal parts of its contribution. Words of terms that the backbone does not read, beyond
+    its limit, come after the others.
+    """
+    if not terms:
+        return spans, by_word
+    by_character = np.zeros((len(text), by_word.shape[1]))
+    for term in terms:
+        for start, end in term.places:
+            by_character[start:end] += term.logits / len(term.places) / (end - start)
+    word_of = np.full(len(text), -1)
+    for index, (start, end) in reversed(list(enumerate(spans))):  # characters in several words are of the first
+        word_of[start:end] = index
+    unread = [
+        match.span()
+        for match in re.finditer(
+            r"[^\s\0]+", "".join(c if of < 0 else "\0" for c, of in zip(text, word_of, strict=True))
+        )
+        if by_character[slice(*match.span())].any()
+    ]
+    for index, (start, end) in enumerate(unread, len(spans)):
+        word_of[start:end] = index
+    by_word = np.concatenate([by_word, np.zeros((len(unread), by_word.shape[1]))])
+    np.add.at(by_word, word_of[word_of >= 0], by_character[word_of >= 0])
+    return (*spans, *unread), by_word
 
 
 def _token_values(
@@ -187,7 +266,9 @@ def _token_values(
 ) -> Floats:
     """Return the part (T, p) of each token in x - mean of each selected neuron."""
     selection, ends = fitted.selection, _ends(fitted)
-    means = dict(zip(selection.neurons, np.split(fitted.standardizer.mean, ends), strict=True))
+    if not selection.neurons:
+        return np.zeros((ids.shape[1], 0))
+    means = dict(zip(selection.neurons, np.split(fitted.standardizer.mean[selection.words :], ends), strict=True))
     read_by_engine = dict(zip(selection.neurons, np.split(pooled, ends), strict=True))
     parts: dict[FeatureColumn, Floats] = {}
 

@@ -16,6 +16,8 @@ from spin.sites import FeatureColumn
 
 NEURONS = 12
 """listed per class, each with the training documents that drive it"""
+_TERMS = 12
+"""listed per class"""
 _EXCERPT = 600
 """characters shown of a training document"""
 _STRONGEST = 5
@@ -71,6 +73,8 @@ class WordContributions:
     """the text after the last word"""
     special: float
     """contribution of the special tokens, which are no words of the text"""
+    truncated: bool
+    """whether the backbone read only a part of the text"""
 
     @property
     def words(self) -> list[Segment]:
@@ -81,11 +85,6 @@ class WordContributions:
     def largest(self) -> float:
         """The largest absolute contribution of a word."""
         return max((abs(word.contribution or 0.0) for word in self.words), default=0.0)
-
-    @property
-    def truncated(self) -> bool:
-        """Whether the model read only a part of the text."""
-        return bool(self.words and self.rest.strip())
 
     @property
     def strongest(self) -> dict[str, list[Segment]]:
@@ -110,6 +109,12 @@ class Panel:
     words: WordContributions
     layers: LayerMap
     waterfall: Waterfall
+    terms: tuple[tuple[str, float], ...]
+    """the terms with the largest contributions"""
+    terms_of: int
+    """number of terms in the text"""
+    other_terms: float
+    """contribution of the terms that are not listed"""
     neurons: tuple[tuple[NeuronContribution, tuple[Driver, ...]], ...]
     """the neurons with the largest contributions, each with the documents that drive it"""
     neurons_of: int
@@ -121,6 +126,11 @@ class Panel:
     def largest(self) -> float:
         """The largest absolute contribution of a listed neuron."""
         return max((abs(neuron.contribution) for neuron, _ in self.neurons), default=0.0)
+
+    @property
+    def largest_term(self) -> float:
+        """The largest absolute contribution of a listed term."""
+        return max((abs(contribution) for _, contribution in self.terms), default=0.0)
 
 
 def explanation_page(
@@ -166,13 +176,18 @@ def _panel(explanation: Explanation, drivers: Drivers, k: int, count: int) -> Pa
     layers = layer_map(explanation, k)
     top = explanation.top(count, explanation.classes[k])
     total = float(explanation.contributions[:, k].sum())
+    terms = explanation.top_terms(_TERMS, explanation.classes[k])
+    of_terms = float(explanation.term_contribution[k])
     return Panel(
         label=explanation.classes[k],
         bias=shown_bias,
         logit=shown_logit,
         words=_words(explanation, k),
         layers=layers,
-        waterfall=waterfall(layers.rows, bias, logit),
+        waterfall=waterfall(layers.rows, bias, logit, of_terms if explanation.terms else None),
+        terms=tuple(terms),
+        terms_of=len(explanation.terms),
+        other_terms=of_terms - sum(contribution for _, contribution in terms),
         neurons=tuple((neuron, tuple(drivers.get((neuron.column, neuron.neuron), ()))) for neuron in top),
         neurons_of=len(explanation.neurons),
         others=total - sum(neuron.contribution for neuron in top),
@@ -190,4 +205,4 @@ def _words(explanation: Explanation, k: int) -> WordContributions:
         segments.append(Segment(explanation.text[start:end], contribution))
         last, in_words = end, in_words + contribution
     special = float(np.sum(by_word)) - in_words
-    return WordContributions(tuple(segments), explanation.text[last:], special)
+    return WordContributions(tuple(segments), explanation.text[last:], special, explanation.truncated)

@@ -118,10 +118,12 @@ def layer_map(explanation: Explanation, k: int) -> LayerMap:
     return LayerMap(tuple(sorted(rows, key=lambda row: (kinds.index(row.kind), _rank(poolings, row.pooling)))))
 
 
-def waterfall(rows: Sequence[LayerRow], bias: float, logit: float) -> Waterfall:
-    """Return the steps from the bias over every row to the logit."""
-    ends = rounded_levels([bias, *(row.total for row in rows)], logit)
-    names = [("bias", "logit of a text whose neurons are all at their training mean")]
+def waterfall(rows: Sequence[LayerRow], bias: float, logit: float, terms: float | None = None) -> Waterfall:
+    """Return the steps from the bias, over the terms if there are any and every row, to the logit."""
+    of_terms = [] if terms is None else [terms]
+    ends = rounded_levels([bias, *of_terms, *(row.total for row in rows)], logit)
+    names = [("bias", "logit of a text without terms whose neurons are all at their training mean")]
+    names += [("terms", "words, word pairs and strings of characters in the text") for _ in of_terms]
     names += [(f"{row.kind} {row.pooling}", row.description) for row in rows]
     return Waterfall(
         tuple(

@@ -33,6 +33,8 @@ class ContenderResult:
     """that it reads; 0 for a classifier that reads none"""
     neurons_of: int
     """neurons of the backbone that were probed"""
+    words: int
+    """words, word pairs and strings of characters that it counts; 0 for a classifier that reads no words"""
     depth: int
     """blocks of the backbone that run"""
     depth_of: int
@@ -78,6 +80,8 @@ class CardFacts:
     """the choice that the rest of the card is about"""
     selection: Selection
     """of that choice"""
+    words: int
+    """words, word pairs and strings of characters that this choice counts in a text"""
     test_ece: float | None
     """expected calibration error on the test documents, None without test documents"""
     decision: DecisionSettings

@@ -16,6 +16,7 @@ from spin.arrays import Floats, Rows
 from spin.labels.label_errors import find_suspects
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
+from spin.labels.sampling import sample_rows
 from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
@@ -64,13 +65,13 @@ def fit_ridge(
     """The importance of the neurons of `columns` in a ridge regression of the classes on all neurons.
 
     The regression is solved in its dual form (Saunders et al. 1998), whose Gram matrix (n, n) is a sum over columns:
-    each member of a process group reads its own `columns`, one at a time and each of them twice. At most about
+    each member of a process group reads its own `columns`, one at a time and each of them twice. At most
     `MOST_ROWS` rows are used, and one of each group of near-identical documents, which would vouch for each other.
     Where a document has one class, rows whose label the regression without them contradicts are left out, so that
     wrong labels do not choose neurons.
     """
     group = group or ProcessGroup()
-    rows = sample_rows(data)
+    rows = choose_rows(data)
     gram = group.all_reduce(_add_grams(read, columns, rows, data.device))
     targets = torch.from_numpy(data.label_space.indicator(data.y[rows])).to(gram)
     parts = [data.rows, *(fold.train for fold in data.folds)]
@@ -143,21 +144,16 @@ def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalties: Sequence[
     return predictions
 
 
-def sample_rows(data: TrainingData) -> Rows:
+def choose_rows(data: TrainingData) -> Rows:
     """Rows that train or validate, ascending: one of each group, and of every class in each split the same share.
 
-    The share is chosen so that they are about `MOST_ROWS` at most.
+    They are `MOST_ROWS` at most.
     """
     rows = data.rows
     if data.groups is not None:
         rows = np.sort(rows[np.unique(data.groups[rows], return_index=True)[1]])
-    draw, share = np.random.default_rng(data.seed), min(1.0, MOST_ROWS / len(rows))
     strata = 2 * data.label_space.strata(data.y[rows]) + np.isin(rows, data.folds[0].train)
-    kept = []
-    for stratum in np.unique(strata):
-        own = draw.permutation(rows[strata == stratum])
-        kept.append(own[: int(np.ceil(len(own) * share))])
-    return np.sort(np.concatenate(kept))
+    return sample_rows(rows, strata, MOST_ROWS, data.seed)
 
 
 def _add_grams(read: ReadRows, columns: Sequence[FeatureColumn], rows: Rows, device: str) -> Tensor:

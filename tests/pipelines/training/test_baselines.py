@@ -207,11 +207,11 @@ def test_a_sample_is_stratified_and_never_larger_than_its_limit(
     splits = ["test" if row % 5 == 4 else "train" for row in range(len(y))]
     labels = Labels([str(row) for row in range(len(y))], label_space, targets, splits)
     rows, _ = labels.part("train")
-    sample = baselines.sample_rows(labels, "train", most, seed)
+    sample = baselines.rows_to_fit(labels, "train", most, seed)
     assert len(sample) == min(most, len(rows))
     assert set(sample) <= set(rows)
     assert (np.diff(sample) > 0).all()
     counts, sampled = np.bincount(y[rows], minlength=4), np.bincount(y[sample], minlength=4)
     assert ((sampled > 0) == (counts > 0)).all()
     assert (np.abs(sampled - counts * len(sample) / len(rows)) <= 2).all()
-    np.testing.assert_array_equal(sample, baselines.sample_rows(labels, "train", most, seed))
+    np.testing.assert_array_equal(sample, baselines.rows_to_fit(labels, "train", most, seed))

@@ -109,7 +109,7 @@ def test_openvino_streams_agree_with_torch_and_restore_its_number_of_threads(bac
         first = read_activations(TorchEngine(backbone, segments[:1]), texts).values.sum(1)
         middle = (first.min() + first.max()) / 2
 
-        def keep_mask(_index: int, values: np.ndarray) -> np.ndarray:
+        def keep_mask(_index: int, _rows: np.ndarray, values: np.ndarray) -> np.ndarray:
             return values.sum(1) > middle
 
         expected = read_activations(TorchEngine(backbone, segments), texts, keep_mask=keep_mask)

@@ -133,7 +133,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(llama: Path, capacity
     """The values of all segments stay the same, also if documents exit early."""
     backbone = load(llama)
 
-    def keep_mask(_index: int, values: np.ndarray) -> np.ndarray:
+    def keep_mask(_index: int, _rows: np.ndarray, values: np.ndarray) -> np.ndarray:
         return values[:, 0] > np.median(values[:, 0])
 
     for should_exit in (None, keep_mask):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from spin.errors import UserError
+from spin.heads.blend import Blend
 from spin.heads.candidate import Candidate
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
 from spin.heads.selection import Rule, Selection
+from spin.heads.word_regression import Vocabulary, WordRegression
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
@@ -38,12 +41,12 @@ METADATA = ClassifierMetadata(
 )
 
 
-def make_fitted(seed: int, *, mlp: bool, classes: int = 3, columns: int = 3) -> FittedClassifier:
-    """Random neurons and a random head on them."""
+def make_fitted(seed: int, *, mlp: bool, classes: int = 3, columns: int = 3, words: bool = False) -> FittedClassifier:
+    """Random neurons and a random head on them, and on the words' logits if wanted."""
     draw = np.random.default_rng(seed)
     neurons = {c: np.sort(draw.permutation(50)[: draw.integers(1, 6)]).astype(np.int64) for c in COLUMNS[:columns]}
     importance = {c: draw.random(len(n)) for c, n in neurons.items()}
-    p = sum(map(len, neurons.values()))
+    p = sum(map(len, neurons.values())) + words * classes
 
     def values(*shape: int) -> Any:
         return draw.normal(size=shape).astype(np.float32)
@@ -52,9 +55,19 @@ def make_fitted(seed: int, *, mlp: bool, classes: int = 3, columns: int = 3) -> 
     if mlp:
         head = MlpHead(head, values(4, p), values(4), values(classes, 4))
     rule: Rule = "ridge" if seed % 2 else "l1"
-    selection = Selection(neurons, importance, 0.1 + seed % 7 / 10, rule)
+    selection = Selection(neurons, importance, 0.1 + seed % 7 / 10, rule, words * classes)
     summary = SUMMARY.model_copy(update={"rule": rule})
     return FittedClassifier(selection, Standardizer(values(p), values(p)), head, summary)
+
+
+def make_regression(classes: int = 3) -> WordRegression:
+    """A small word regression."""
+    vocabularies = (
+        Vocabulary("words", ("crew", "lovely crew", "naïve"), np.array([1, 2, 3], np.float32)),
+        Vocabulary("characters", (" cre", "rew"), np.array([1.5, 2.5], np.float32)),
+    )
+    coef = np.arange(classes * 5, dtype=np.float32).reshape(classes, 5)
+    return WordRegression(vocabularies, coef, np.arange(classes, dtype=np.float32))
 
 
 def make_training_result(*parts: FittedClassifier) -> TrainingResult:
@@ -62,10 +75,11 @@ def make_training_result(*parts: FittedClassifier) -> TrainingResult:
     names = ("accuracy", "balanced", "cheapest")
     choices = {name: parts[min(at, len(parts) - 1)] for at, name in enumerate(names)}
     points = (
-        Candidate(0, 0.0, "l1", 1 / 3, (), Penalty(0.3), 4, 0.625, (0.5, 0.75), (np.zeros((2, 3)),)),
-        Candidate(2, 0.66, "ridge", 0.7, ("ffn",), Penalty(3, 0.02), 7, 2 / 3, (2 / 3,)),
+        Candidate(0, 0.0, "l1", 1 / 3, (), Penalty(0.3), 4, 0.625, resampled=(0.5, 0.75), held_out=(np.zeros((2, 3)),)),
+        Candidate(2, 0.66, "ridge", 0.7, ("ffn",), Penalty(3, 0.02), 7, 2 / 3, Blend(0.75, 0.25), (2 / 3,)),
     )
-    return TrainingResult(choices, points, 31)  # type: ignore[arg-type]
+    regression = next((make_regression(part.selection.words) for part in parts if part.selection.words), None)
+    return TrainingResult(choices, points, 31, regression)  # type: ignore[arg-type]
 
 
 def write(folder: Path, result: TrainingResult) -> Path:
@@ -78,7 +92,9 @@ def check_equal(actual: FittedClassifier, expected: FittedClassifier) -> None:
     """The same values, bit for bit, and the same types."""
     assert actual.selection.rows() == expected.selection.rows()
     assert list(actual.selection.neurons) == list(expected.selection.neurons)
-    assert (actual.selection.eta, actual.selection.rule) == (expected.selection.eta, expected.selection.rule)
+    assert replace(actual.selection, neurons={}, importance={}) == replace(
+        expected.selection, neurons={}, importance={}
+    )
     assert actual.summary == expected.summary
     assert type(actual.head) is type(expected.head)
     pairs: list[tuple[Any, Any]] = [
@@ -107,7 +123,10 @@ def test_a_loaded_training_result_equals_the_saved_one(
 
     A classifier under several names is still one object.
     """
-    parts = [make_fitted(seed + at, mlp=b, classes=classes, columns=columns) for at, b in enumerate(mlp)]
+    parts = [
+        make_fitted(seed + at, mlp=b, classes=classes, columns=columns, words=(seed + at) % 3 == 0)
+        for at, b in enumerate(mlp)
+    ]
     result = make_training_result(*parts)
     folder = write(tmp_path_factory.mktemp("artifact"), result)
     loaded, metadata = load(folder)
@@ -117,6 +136,10 @@ def test_a_loaded_training_result_equals_the_saved_one(
     assert len({id(choice) for choice in loaded.choices.values()}) == len(mlp)
     assert loaded.frontier == result.frontier
     assert loaded.tried == 31
+    assert (loaded.words is None) == (result.words is None)
+    if loaded.words is not None and result.words is not None:
+        text = "a lovely crew, naïve"
+        np.testing.assert_array_equal(loaded.words.logits([text]), result.words.logits([text]))
     assert metadata == METADATA
     assert save(loaded, metadata) == {name: (folder / name).read_bytes() for name in (CONFIG, TENSORS)}
 
@@ -132,6 +155,21 @@ def test_a_classifier_of_the_format_before_is_read(tmp_path: Path) -> None:
     loaded, _ = load(folder)
     check_equal(loaded.choices["accuracy"], make_fitted(0, mlp=False))
     assert {candidate.rule for candidate in loaded.frontier} == {"l1"}
+
+
+@pytest.mark.parametrize("format", [4, 5])
+def test_a_classifier_of_a_format_without_words_is_read(tmp_path: Path, format: int) -> None:
+    folder = write(tmp_path, make_training_result(make_fitted(1, mlp=True)))
+    config = json.loads((folder / CONFIG).read_text())
+    config["format"] = format
+    for part in config["integrations"]:
+        del part["words"], part["facts"]["words"]
+    for candidate in config["frontier"]:
+        del candidate["blend"]
+    (folder / CONFIG).write_text(json.dumps(config))
+    loaded, _ = load(folder)
+    check_equal(loaded.choices["accuracy"], make_fitted(1, mlp=True))
+    assert loaded.words is None
 
 
 def test_a_classifier_under_several_names_is_stored_once(tmp_path: Path) -> None:
@@ -189,18 +227,29 @@ def truncate(name: str, share: float) -> Callable[[Path], None]:
     return damage
 
 
+def remove_all_words(folder: Path) -> None:
+    """Remove the word regression that a choice reads."""
+    tensors = load_tensors((folder / TENSORS).read_bytes())
+    (folder / TENSORS).write_bytes(save_tensors({n: t for n, t in tensors.items() if not n.startswith("words.")}))
+
+
 INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier that can be read: "
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_config(lambda c: c.update(format=1)), "has format 1, this version reads 5; train the model again"),
-        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 5; train the model again"),
+        (edit_config(lambda c: c.update(format=1)), "has format 1, this version reads 6; train the model again"),
+        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 6; train the model again"),
         *[(remove_tensor(f"0.{name}"), f"{INCOMPLETE}'{name}'") for name in ("mean", "scale", "coef", "intercept")],
         (remove_tensor("0.inner_bias"), f"{INCOMPLETE}'inner_bias'"),
         (remove_tensor("0.neurons.ffn.01.max"), f"{INCOMPLETE}'neurons.ffn.01.max'"),
         (remove_tensor("0.importance.ffn.02.mean"), f"{INCOMPLETE}'importance.ffn.02.mean'"),
+        *[
+            (remove_tensor(f"words.{name}"), f"{INCOMPLETE}'{name}'")
+            for name in ("coef", "intercept", "words.terms", "characters.terms")
+        ],
+        (remove_all_words, f"{INCOMPLETE}.*it reads words, and has no word regression"),
         (edit_config(lambda c: c.pop("choices")), f"{INCOMPLETE}'choices'"),
         (edit_config(lambda c: c.pop("frontier")), f"{INCOMPLETE}'frontier'"),
         (edit_config(lambda c: c.pop("tried")), f"{INCOMPLETE}'tried'"),
@@ -225,7 +274,7 @@ def test_an_incomplete_or_unreadable_classifier_is_refused(
     tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     """The error is one line that names the folder and the missing part."""
-    write(tmp_path, make_training_result(make_fitted(0, mlp=True)))
+    write(tmp_path, make_training_result(make_fitted(0, mlp=True, words=True)))
     damage(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         load(tmp_path)

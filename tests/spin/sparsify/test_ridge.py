@@ -15,7 +15,7 @@ from spin.labels.cross_validation import Fold
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.training_data import TrainingData
 from spin.sites import FeatureColumn
-from spin.sparsify.ridge import ReadRows, RidgeImportance, fit_ridge, predict_left_out, sample_rows, solve_ridge
+from spin.sparsify.ridge import ReadRows, RidgeImportance, choose_rows, fit_ridge, predict_left_out, solve_ridge
 from spin.sparsify.select import Ranking
 
 COLUMNS = [FeatureColumn.parse(text) for text in ("ffn.01.mean", "resid.01.mean", "ffn.02.mean")]
@@ -138,10 +138,10 @@ def test_many_rows_are_sampled_in_the_proportions_of_the_classes(monkeypatch: py
     monkeypatch.setattr(spin.sparsify.ridge, "MOST_ROWS", 100)
     y = np.array([0] * 600 + [1] * 395 + [2] * 5)
     data = TrainingData(y, (Fold(np.arange(0, 1000, 2), np.arange(1, 1000, 2)),), THREE, seed=4)
-    rows = sample_rows(data)
+    rows = choose_rows(data)
     assert np.bincount(y[rows]).tolist() == [60, 40, 2]
     assert rows.tolist() == sorted(set(rows.tolist()))
-    assert rows.tolist() == sample_rows(data).tolist()
+    assert rows.tolist() == choose_rows(data).tolist()
 
 
 def test_one_row_of_a_group_is_used() -> None:
@@ -149,7 +149,7 @@ def test_one_row_of_a_group_is_used() -> None:
     y = np.arange(40) % 3
     groups = np.repeat(np.arange(20), 2).astype(np.uint64)
     data = TrainingData(y, (Fold(np.arange(0, 30), np.arange(30, 40)),), THREE, groups=groups)
-    rows = sample_rows(data)
+    rows = choose_rows(data)
     assert len(rows) == 20
     assert len(set(groups[rows].tolist())) == 20
 

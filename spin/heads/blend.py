@@ -1,0 +1,79 @@
+"""The blend of two kinds of evidence: the logits of the neurons and those of the words, each with a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_expit, log_softmax
+
+from spin.arrays import Floats
+from spin.heads.calibration import smooth_targets
+from spin.heads.linear_head import LinearHead
+from spin.heads.mlp_head import MlpHead
+from spin.labels.label_space import LabelSpace, Targets
+
+_MOST_WEIGHT = 20.0
+_MOST_ROWS = 20_000
+"""documents that the weights are fitted on, at most"""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The weights of the neurons' logits and of the words' logits in their sum."""
+
+    neurons: float
+    words: float
+
+    def logits(self, of_neurons: Floats, of_words: Floats) -> Floats:
+        """(n, K) the weighted sum of both logits (n, K)."""
+        return np.float32(self.neurons) * of_neurons + np.float32(self.words) * of_words
+
+
+def fit_blend(of_neurons: Floats, of_words: Floats, y: Targets, label_space: LabelSpace) -> Blend:
+    """The weights, from 0 to 20, whose sum of held-out logits (n, K) has the least log loss.
+
+    This is a logarithmic opinion pool (Genest & Zidek 1986), and with smoothed targets as in `fit_temperature`. Neither
+    regression has seen the documents, so a weight measures how much its evidence is worth beside the other's.
+    """
+    step = -(-len(of_neurons) // _MOST_ROWS)
+    sources = np.stack([of_neurons[::step], of_words[::step]]).astype(np.float64)
+    targets = smooth_targets(y[::step], label_space)
+
+    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        logits = np.tensordot(weights, sources, 1)
+        if label_space.multilabel:
+            losses = targets * log_expit(logits) + (1 - targets) * log_expit(-logits)
+        else:
+            losses = targets * log_softmax(logits, axis=1)
+        residuals = label_space.probabilities(logits) - targets
+        return -losses.sum(1).mean(), (sources * residuals).sum(2).mean(1)
+
+    found = minimize(loss, np.array([1.0, 0.5]), jac=True, method="L-BFGS-B", bounds=[(0, _MOST_WEIGHT)] * 2)
+    return Blend(*map(float, found.x))
+
+
+@overload
+def join_words(head: LinearHead, blend: Blend) -> LinearHead: ...
+
+
+@overload
+def join_words(head: LinearHead | MlpHead, blend: Blend) -> LinearHead | MlpHead: ...
+
+
+def join_words(head: LinearHead | MlpHead, blend: Blend) -> LinearHead | MlpHead:
+    """The head of a blend, from the head of its neurons; its first K features are the logits of the words."""
+    if isinstance(head, LinearHead):
+        of_words = np.eye(len(head.intercept), dtype=np.float32) * np.float32(blend.words)
+        coef = np.concatenate([of_words, head.coef * np.float32(blend.neurons)], axis=1)
+        return LinearHead(coef, head.intercept * np.float32(blend.neurons))
+    unread = np.zeros((len(head.inner), len(head.outer)), np.float32)
+    return replace(
+        head,
+        linear=join_words(head.linear, blend),
+        inner=np.concatenate([unread, head.inner], axis=1),
+        outer=head.outer * np.float32(blend.neurons),
+    )

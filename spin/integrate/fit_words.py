@@ -1,0 +1,207 @@
+"""Fit the word regression: TF-IDF weights and a logistic regression on the terms of the texts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from spin.arrays import Floats, Rows
+from spin.heads.calibration import fit_temperature, log_loss
+from spin.heads.word_regression import UNITS, Unit, Vocabulary, WordRegression, read_part
+from spin.labels.cross_validation import Fold
+from spin.labels.label_space import Targets
+from spin.labels.sampling import sample_rows
+from spin.labels.training_data import TrainingData
+
+STRENGTHS = (1.0, 4.0, 16.0)
+"""prior variances of a weight that are tried, `C` in scikit-learn"""
+MIN_DOCUMENTS = 3
+"""documents that a term must be in, so that rare strings are not stored"""
+MOST_ROWS = 20_000
+"""documents that the regression is fitted on, at most: a stratified sample of more"""
+MOST_CHARACTERS = 50_000_000
+"""characters of these documents, about; with longer texts the sample has fewer documents"""
+MOST_TERMS = 100_000
+"""terms of each unit, the most frequent ones"""
+MOST_WEIGHTS = 20_000_000
+"""terms times classes; with many classes there are fewer terms"""
+_TOLERANCE, _STEPS = 1e-3, 200
+
+ReadTexts = Callable[[Rows], Sequence[str]]
+"""returns the texts of m rows in ascending order"""
+
+
+@dataclass(frozen=True)
+class WordFit:
+    """The word regression on all rows that train or validate, and held-out logits by others of its kind."""
+
+    regression: WordRegression
+    held_out: tuple[Floats, ...]
+    """(m, K) for each fold the logits of its validation rows, by a regression on its training rows"""
+    strength: float
+    """of `STRENGTHS`, the one whose held-out logits have the least log loss"""
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file of all that it holds."""
+        held_out = {f"held_out.{index}": logits for index, logits in enumerate(self.held_out)}
+        return save_tensors(self.regression.to_tensors() | held_out | {"strength": np.array([self.strength])})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> WordFit:
+        """The fit of the bytes that `to_bytes` returned."""
+        tensors = load_tensors(data)
+        folds = sum(name.startswith("held_out.") for name in tensors)
+        held_out = tuple(tensors[f"held_out.{index}"] for index in range(folds))
+        return cls(WordRegression.from_tensors(tensors), held_out, float(tensors["strength"][0]))
+
+
+def fit_words(read: ReadTexts, data: TrainingData) -> WordFit | None:
+    """Fit the word regression, and one per fold for held-out logits; None if no term is in `MIN_DOCUMENTS` documents.
+
+    The terms are chosen once, without labels. Each fold has its own inverse document frequencies and weights.
+    """
+    counts = _count_terms(read, data)
+    if counts is None:
+        return None
+    of_folds = [_fit_fold(counts, fold, data) for fold in data.folds]
+    losses = [_loss([held_out[index] for held_out in of_folds], data) for index in range(len(STRENGTHS))]
+    best = int(np.argmin(losses))
+    vocabularies = _weigh_terms(counts, counts.sample)
+    X = _transform(counts, vocabularies, counts.sample)
+    [(coef, intercept)] = _fit_path(X, data.y[counts.sample], data, STRENGTHS[best : best + 1])
+    held_out = tuple(of_fold[best] for of_fold in of_folds)
+    return WordFit(WordRegression(vocabularies, coef, intercept), held_out, STRENGTHS[best])
+
+
+def _fit_fold(counts: _TermCounts, fold: Fold, data: TrainingData) -> list[Floats]:
+    """For each strength the logits (m, K) of a fold's validation rows, by a regression on its training rows."""
+    train = np.intersect1d(fold.train, counts.sample)
+    vocabularies = _weigh_terms(counts, train)
+    X, Z = (_transform(counts, vocabularies, rows) for rows in (train, fold.valid))
+    fitted = _fit_path(X, data.y[train], data, STRENGTHS)
+    return [Z @ np.ascontiguousarray(coef.T) + intercept for coef, intercept in fitted]
+
+
+@dataclass(frozen=True)
+class _TermCounts:
+    """How often each term occurs in each text."""
+
+    sample: Rows
+    """the rows that regressions are fitted on, ascending"""
+    rows: Rows
+    """the rows of the matrices: the sample, then the validation rows that are not in it"""
+    terms: dict[Unit, tuple[str, ...]]
+    counts: dict[Unit, Any]
+    """sparse matrix (n, v)"""
+
+    def part(self, unit: Unit, rows: Rows) -> Any:
+        """The counts of some rows."""
+        order = np.argsort(self.rows)
+        return self.counts[unit][order[np.searchsorted(self.rows, rows, sorter=order)]]
+
+
+def _count_terms(read: ReadTexts, data: TrainingData) -> _TermCounts | None:
+    from scipy.sparse import vstack
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    sample, texts = _read_sample(read, data)
+    others = np.setdiff1d(np.concatenate([fold.valid for fold in data.folds]), sample)
+    other_texts = read(others)
+    terms: dict[Unit, tuple[str, ...]] = {}
+    counts: dict[Unit, Any] = {}
+    for unit, arguments in UNITS.items():
+        most = min(MOST_TERMS, MOST_WEIGHTS // len(UNITS) // len(data.label_space))
+        vectorizer = CountVectorizer(min_df=MIN_DOCUMENTS, max_features=most, dtype=np.float32, **arguments)
+        try:
+            of_sample = vectorizer.fit_transform(read_part(unit, texts))
+        except ValueError:  # no term is in enough documents
+            continue
+        terms[unit] = tuple(vectorizer.get_feature_names_out().tolist())
+        counts[unit] = vstack([of_sample, vectorizer.transform(read_part(unit, other_texts))], format="csr")
+    return _TermCounts(sample, np.concatenate([sample, others]), terms, counts) if terms else None
+
+
+def _read_sample(read: ReadTexts, data: TrainingData) -> tuple[Rows, Sequence[str]]:
+    """The rows that regressions are fitted on, ascending, and their texts."""
+    strata = data.label_space.strata(data.y[data.rows])
+    rows = sample_rows(data.rows, strata, MOST_ROWS, data.seed)
+    texts = read(rows)
+    fitting = MOST_CHARACTERS * len(rows) // max(1, sum(map(len, texts)))
+    if fitting >= len(rows):
+        return rows, texts
+    kept = sample_rows(np.arange(len(rows)), data.label_space.strata(data.y[rows]), max(1, fitting), data.seed)
+    return rows[kept], [texts[row] for row in kept]
+
+
+def _weigh_terms(counts: _TermCounts, rows: Rows) -> tuple[Vocabulary, ...]:
+    """The terms with their inverse document frequencies in some rows."""
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    fitted = {unit: TfidfTransformer().fit(counts.part(unit, rows)) for unit in counts.terms}
+    return tuple(Vocabulary(unit, terms, fitted[unit].idf_.astype(np.float32)) for unit, terms in counts.terms.items())
+
+
+def _transform(counts: _TermCounts, vocabularies: Sequence[Vocabulary], rows: Rows) -> Any:
+    """The features (n, v) of some rows, as a word regression computes them from texts."""
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    parts = []
+    for vocabulary in vocabularies:
+        transformer = TfidfTransformer(sublinear_tf=True)
+        transformer.idf_ = vocabulary.idf
+        parts.append(transformer.transform(counts.part(vocabulary.unit, rows)))
+    return hstack(parts, format="csr")
+
+
+def _fit_path(X: Any, y: Targets, data: TrainingData, strengths: Sequence[float]) -> list[tuple[Floats, Floats]]:
+    """The weights (K, v), rounded as they are stored, and intercepts (K,) of one regression per strength."""
+    if data.label_space.multilabel:
+        of_classes = [_fit_one(X, has.astype(np.int64), 2, data, strengths) for has in y.T]
+        fitted = [
+            (np.concatenate([2 * coef[1:] for coef, _ in pairs]), np.concatenate([2 * b[1:] for _, b in pairs]))
+            for pairs in zip(*of_classes, strict=True)
+        ]
+    else:
+        fitted = _fit_one(X, y, len(data.label_space), data, strengths)
+    return [(coef.astype(np.float16).astype(np.float32), intercept) for coef, intercept in fitted]
+
+
+def _fit_one(
+    X: Any, y: Targets, classes: int, data: TrainingData, strengths: Sequence[float]
+) -> list[tuple[Floats, Floats]]:
+    """The weights (classes, v) and intercepts (classes,) of each strength; an absent class has a low intercept."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    present = np.unique(y)
+    coefs = np.zeros((len(strengths), classes, X.shape[1]), np.float32)
+    intercepts = np.full((len(strengths), classes), -np.log(len(y) + 1.0), np.float32)
+    intercepts[:, present] = 0
+    model = LogisticRegression(
+        tol=_TOLERANCE,
+        max_iter=_STEPS,
+        warm_start=True,
+        class_weight="balanced" if data.class_weights == "balanced" else None,
+    )
+    for index, strength in enumerate(strengths if len(present) > 1 else ()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a weak penalty stopped early is a stronger one
+            model.set_params(C=strength).fit(X, y)
+        if len(present) == 2:  # one row of weights, for the second class against the first
+            coefs[index, present], intercepts[index, present] = model.coef_ / [[-2], [2]], model.intercept_ / [-2, 2]
+        else:
+            coefs[index, present], intercepts[index, present] = model.coef_, model.intercept_
+    return list(zip(coefs, intercepts, strict=True))
+
+
+def _loss(held_out: Sequence[Floats], data: TrainingData) -> float:
+    """The log loss of the held-out logits of all folds, at the temperature that suits them best."""
+    logits, y = np.concatenate(held_out), data.y[np.concatenate([fold.valid for fold in data.folds])]
+    return log_loss(logits / fit_temperature(logits, y, data.label_space), y, data.label_space)

@@ -1,0 +1,90 @@
+"""The word regression at prediction time: its logits, its terms and its arrays."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import hstack
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from spin.heads.word_regression import CHARACTERS_READ, UNITS, Vocabulary, WordRegression
+
+TEXTS = [
+    "the crew was lovely, the film was fine",
+    "awful crew and a broken film",
+    "İstanbul was Warm and lovely",  # its lower case is longer
+    "naïve – so   what?\nthe crew 😀😀 WAS late",
+    "x",
+    "",
+    "lovely " * 400 + "broken tail",  # longer than the characters that are counted
+]
+
+
+@cache
+def build_regression(classes: int = 3) -> WordRegression:
+    """Return a regression with random weights on the terms of `TEXTS`."""
+    draw = np.random.default_rng(0)
+    vocabularies = []
+    for unit, arguments in UNITS.items():
+        vectorizer = TfidfVectorizer(**arguments).fit(TEXTS)
+        idf = vectorizer.idf_.astype(np.float32)
+        vocabularies.append(Vocabulary(unit, tuple(vectorizer.get_feature_names_out()), idf))
+    width = sum(len(vocabulary.terms) for vocabulary in vocabularies)
+    coef = draw.normal(size=(classes, width)).astype(np.float16).astype(np.float32)
+    return WordRegression(tuple(vocabularies), coef, draw.normal(size=classes).astype(np.float32))
+
+
+@pytest.fixture
+def regression() -> WordRegression:
+    return build_regression()
+
+
+def test_logits_are_those_of_scikit_learn(regression: WordRegression) -> None:
+    """The oracle fits its own vectorizers on the same texts."""
+    parts = []
+    for unit, arguments in UNITS.items():
+        read = [text[:CHARACTERS_READ] for text in TEXTS] if unit == "characters" else TEXTS
+        parts.append(TfidfVectorizer(sublinear_tf=True, **arguments).fit(TEXTS).transform(read))
+    expected = hstack(parts) @ regression.coef.T + regression.intercept
+    np.testing.assert_allclose(regression.logits(TEXTS), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_of_a_text_do_not_depend_on_the_others(
+    regression: WordRegression, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, also across the parts in which texts are counted."""
+    together = regression.logits(TEXTS)
+    np.testing.assert_array_equal(together, np.concatenate([regression.logits([text]) for text in TEXTS]))
+    monkeypatch.setattr("spin.heads.word_regression._PART", 2)
+    np.testing.assert_array_equal(together, regression.logits(TEXTS))
+
+
+def test_no_texts_have_no_logits(regression: WordRegression) -> None:
+    assert regression.logits([]).shape == (0, 3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.sampled_from(TEXTS), st.text(), st.text(alphabet="lovely crew İß\u2028\t.x", max_size=60)))
+def test_contributions_of_terms_add_up_to_the_logits(text: str) -> None:
+    """And every place of a term holds it: its words stand there, or the characters in one of its words."""
+    fitted = build_regression(2)
+    terms = fitted.contributions(text)
+    total = fitted.intercept + np.sum([np.zeros(2), *(term.logits for term in terms)], axis=0)
+    np.testing.assert_allclose(total, fitted.logits([text])[0], atol=1e-4)
+    for term in terms:
+        assert term.places
+        pieces = [text[start:end].lower() for start, end in term.places]
+        if term.unit == "words":
+            assert set(pieces) == set(term.term.split(" "))
+        else:
+            assert all(term.term.strip() in piece for piece in pieces)
+
+
+def test_arrays_hold_the_whole_regression(regression: WordRegression) -> None:
+    loaded = WordRegression.from_tensors(regression.to_tensors())
+    assert [v.terms for v in loaded.vocabularies] == [v.terms for v in regression.vocabularies]
+    np.testing.assert_array_equal(loaded.logits(TEXTS), regression.logits(TEXTS))
