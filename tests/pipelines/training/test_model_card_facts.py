@@ -38,7 +38,7 @@ def test_the_card_holds_the_figures_of_the_choice_in_use(
         choose=choose,
     )
     table = [
-        ContenderResult(name, share, share, neurons=3, neurons_of=9, depth=1, depth_of=4, docs_per_s=10.0)
+        ContenderResult(name, share, share, neurons=3, neurons_of=9, words=0, depth=1, depth_of=4, docs_per_s=10.0)
         for name, share in (("tfidf", 0.25), ("cheapest", 0.5), ("spin", 0.75))
     ]
     per_class = {name: ClassFigures(precision=1, recall=1, f1=1, support=15) for name in spin.classes}

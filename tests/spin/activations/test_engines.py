@@ -239,7 +239,7 @@ def fitted(backbone_folder: Path) -> SpinClassifier:
     return SpinClassifier(
         BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
         probe=ProbeSettings(penalties=4),
-        search=SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear"),
+        search=SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear", words="off"),
     ).fit([row["text"] for row in rows], [row["label"] for row in rows])
 
 
@@ -332,7 +332,7 @@ def test_an_error_in_a_stream_is_raised(backbone_folder: Path) -> None:
     )
     engine = OpenVinoEngine(backbone, split_segments(select_neurons(backbone), [1]))
 
-    def fail(index: int, values: np.ndarray) -> np.ndarray:
+    def fail(_index: int, _rows: np.ndarray, values: np.ndarray) -> np.ndarray:
         raise ZeroDivisionError
 
     for _ in range(2 * engine.streams):

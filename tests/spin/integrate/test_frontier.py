@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spin.heads.blend import Blend
 from spin.heads.candidate import Candidate
 from spin.heads.linear_head import Penalty
 from spin.integrate.frontier import best_candidate, best_per_depth, choose_candidates, one_standard_error_choice
@@ -39,6 +40,7 @@ def candidate_lists(draw: st.DrawFn) -> list[Candidate]:
                 Penalty(draw(st.sampled_from([0.1, 1.0])), draw(st.sampled_from([0.0, 0.02]))),
                 draw(st.integers(1, 3)),
                 float(np.mean(scores)),
+                draw(st.sampled_from([None, Blend(0.5, 0.5)])),
                 scores,
             )
         )
@@ -94,11 +96,11 @@ def test_the_accuracy_choice_is_the_fullest_within_one_standard_error(
     best = best_candidate(candidates)
     near = [c for c in candidates if best.valid_score - c.valid_score <= standard_error(best, c, folds) + 1e-12]
     of_rule = [c for c in near if c.rule == best.rule]
-    fullest = max((c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score) for c in of_rule)
+    fullest = max((c.compute, c.blend is not None, not c.part, c.eta, -c.penalty.l1, c.valid_score) for c in of_rule)
     accurate = choose_candidates(candidates, SearchSettings(), folds)["accuracy"]
     assert accurate is one_standard_error_choice(candidates, folds)
     c = accurate
-    assert (c.compute, not c.part, c.eta, -c.penalty.l1, c.valid_score) == pytest.approx(fullest)
+    assert (c.compute, c.blend is not None, not c.part, c.eta, -c.penalty.l1, c.valid_score) == pytest.approx(fullest)
 
 
 @settings(max_examples=300, deadline=None)
@@ -140,7 +142,7 @@ def test_with_cross_validation_a_loss_includes_one_standard_error(
 @pytest.mark.parametrize("folds", [ONE_FOLD, FIVE_FOLDS])
 def test_a_shallow_candidate_with_lucky_folds_is_not_preferred(folds: list[Fold]) -> None:
     """A candidate that is ahead in three parts and far behind in two does not replace the full one."""
-    full = Candidate(3, 1.0, "l1", 0.7, (), Penalty(1.0), 9, 0.6, (0.6,) * 5)
+    full = Candidate(3, 1.0, "l1", 0.7, (), Penalty(1.0), 9, 0.6, resampled=(0.6,) * 5)
     lucky = replace(full, depth=1, compute=0.3, valid_score=0.61, resampled=(0.5, 0.55, 0.6, 0.7, 0.7))
     assert choose_candidates([full, lucky], SearchSettings(), folds)["accuracy"] is full
     assert choose_candidates([full, lucky], SearchSettings(cheapest_loss=0.3), folds)["cheapest"] is lucky

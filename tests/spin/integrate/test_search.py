@@ -17,13 +17,16 @@ from sklearn.linear_model import LogisticRegression
 import spin.integrate.integrate
 from spin.arrays import Floats
 from spin.errors import UserError
+from spin.heads.calibration import log_loss
 from spin.heads.candidate import Candidate
 from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
+from spin.heads.word_regression import WordRegression
 from spin.integrate.feature_matrix import FeatureMatrix, align, row_weights
+from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.integrate import integrate
 from spin.integrate.search import FoldSearch, Search
@@ -70,10 +73,14 @@ class Project:
         return integrate(self.probes, self.ridge, self.read, self.data, **options)
 
     def search(
-        self, settings: SearchSettings = SEARCH, kind: str = "none", group: ProcessGroup | None = None
+        self,
+        settings: SearchSettings = SEARCH,
+        kind: str = "none",
+        group: ProcessGroup | None = None,
+        words: WordFit | None = None,
     ) -> Search:
         matrix = FeatureMatrix(self.read, replace(self.data, class_weights=kind), group or ProcessGroup())
-        return Search(matrix, self.probes, self.ridge, settings, FLOPS)
+        return Search(matrix, self.probes, self.ridge, settings, FLOPS, words=words)
 
     def ranking(self, rule: str, fold: int) -> Ranking:
         """The ranking of neurons by the training rows of a fold."""
@@ -419,6 +426,90 @@ def test_auto_takes_an_mlp_only_where_a_paired_test_finds_it_better() -> None:
     assert (forced.summary.head, forbidden.summary.head) == ("mlp", "linear")
     assert forbidden.summary.valid_score < 0.7
     assert forbidden.summary.mlp_chance is None
+
+
+def make_words(project: Project, signal: float) -> WordFit:
+    """Held-out logits that show the classes with a strength, or nothing at 0, and a regression that is never run."""
+    draw, label_space = np.random.default_rng(1), project.label_space
+    held_out = []
+    for fold in project.folds:
+        has = label_space.indicator(project.y[fold.valid])
+        held_out.append((signal * has + draw.normal(size=has.shape)).astype(np.float32))
+    nothing = WordRegression((), np.zeros((3, 0), np.float32), np.zeros(3, np.float32))
+    return WordFit(nothing, tuple(held_out), 4.0)
+
+
+def test_every_candidate_is_judged_with_and_without_words(project: Project, candidates: list[Candidate]) -> None:
+    """Without words it is the candidate of a search without them; with words the same logits in a weighted sum."""
+    words = make_words(project, 1.0)
+    search = project.search(words=words)
+    tried = search.run()
+    plain = {(c.subset, c.penalty): c for c in tried if c.blend is None}
+    blended = [c for c in tried if c.blend is not None and c.neurons]
+    assert plain.keys() >= {(c.subset, c.penalty) for c in candidates[:3]}
+    assert blended
+    y = np.concatenate(search.valid_y)
+    for candidate in blended:
+        without = plain[candidate.subset, candidate.penalty]
+        assert candidate.blend is not None
+        for fold, held_out in enumerate(candidate.held_out):
+            expected = candidate.blend.neurons * without.held_out[fold] + candidate.blend.words * words.held_out[fold]
+            np.testing.assert_allclose(held_out, expected, rtol=1e-4, atol=1e-5)
+        losses = [log_loss(np.concatenate(c.held_out), y, project.label_space) for c in (candidate, without)]
+        assert losses[0] <= losses[1] + 1e-3
+    [alone] = [c for c in tried if not c.neurons]
+    assert (alone.depth, alone.compute, alone.penalty.strength) == (0, 0, words.strength)
+
+
+@pytest.mark.parametrize("words", ["on", "off"])
+def test_words_may_be_wanted_or_not(words: str) -> None:
+    project = build_project()
+    settings = SEARCH.model_copy(update={"words": words})
+    tried = project.search(settings, words=make_words(project, 1.0)).run()
+    assert {c.blend is not None for c in tried} == {words == "on"}
+
+
+def test_words_that_show_nothing_have_hardly_any_weight() -> None:
+    project = build_project(n=2000, signal=0.4)
+    result = project.integrate(words=make_words(project, 0.0))
+    coefs = [fitted.head.slopes(np.zeros(len(fitted.selection))) for fitted in result.choices.values()]
+    assert all(
+        np.abs(coef[:, : 3 if fitted.selection.words else 0]).max(initial=0) < 0.1
+        for coef, fitted in zip(coefs, result.choices.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("mlp", [False, True])
+def test_the_head_of_a_choice_gives_the_calibrated_blend(mlp: bool) -> None:
+    """Its neurons' part is the head of the same choice without words, and the words come before it."""
+    project = build_project(n=800)
+    settings = SEARCH.model_copy(update={"words": "on", "head": "mlp" if mlp else "linear", "l1": ()})
+    words = make_words(project, 1.0)
+    search = project.search(settings, words=words)
+    best = choose_candidates(search.run(), settings, project.data.folds)["accuracy"]
+    fitted = project.integrate(settings, words=words).choices["accuracy"]
+    assert fitted.summary.words
+    assert fitted.selection.words == 3
+    neurons = replace(fitted.selection, words=0)
+    rows = project.test
+    of_words = np.random.default_rng(2).normal(size=(len(rows), 3)).astype(np.float32)
+    logits = fitted.logits(np.concatenate([of_words, project.read(neurons, rows)], axis=1))
+    without = fitted.logits(np.concatenate([np.zeros_like(of_words), project.read(neurons, rows)], axis=1))
+    weight = (logits - without) / of_words
+    assert weight.std() < 1e-3
+    if not mlp:
+        assert best.blend is not None
+        assert weight.mean() == pytest.approx(best.blend.words / fitted.summary.temperature, rel=1e-3)
+
+
+def test_words_alone_are_chosen_where_neurons_add_little() -> None:
+    project = build_project(signal=0.05, n=1200)
+    result = project.integrate(words=make_words(project, 3.0))
+    cheapest = result.choices["cheapest"]
+    assert (cheapest.summary.neurons, cheapest.summary.words, cheapest.exits) == (0, True, ())
+    assert cheapest.selection.neurons == {}
+    assert len(cheapest.standardizer) == 3
+    assert result.words is not None
 
 
 def test_probes_without_neurons_are_an_error() -> None:

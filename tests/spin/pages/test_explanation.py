@@ -96,16 +96,18 @@ def fit_binary(backbone: BackboneSettings) -> Callable[[str, str, bool], SpinCla
 
 
 def check_sums(explanation: Explanation, logits: np.ndarray, tolerance: float) -> None:
-    """Neurons, words, sites and layers each add up, with the bias, to the logits.
+    """Neurons, sites and layers each add up, with terms and bias, to the logits; so do words, with the bias.
 
     Sites and layers equal sums in a loop.
     """
+    terms = explanation.term_contribution
     parts = {
-        "neurons": explanation.contributions.sum(0),
+        "neurons": explanation.contributions.sum(0) + terms,
         "words": explanation.word_contributions.sum(0),
-        "sites": np.sum(list(explanation.by_site().values()), axis=0),
-        "layers": np.sum(list(explanation.by_layer().values()), axis=0),
+        "sites": np.sum(list(explanation.by_site().values()), axis=0) + terms,
+        "layers": np.sum(list(explanation.by_layer().values()), axis=0) + terms,
     }
+    np.testing.assert_allclose(terms, sum((term.logits for term in explanation.terms), np.zeros(len(logits))))
     for name, part in parts.items():
         np.testing.assert_allclose(part + explanation.bias, logits, atol=tolerance, err_msg=name)
     np.testing.assert_allclose(explanation.logits, logits, atol=tolerance)
@@ -126,7 +128,7 @@ def check_explanation(classifier: SpinClassifier, text: str, tolerance: float = 
     """The explanation adds up to the logits of the classifier and names the same class."""
     explanation = classifier.explain(text)
     check_sums(explanation, classifier.predict_logits([text])[0], tolerance)
-    assert explanation.contributions.shape == (len(classifier.fitted.selection), len(classifier.classes))
+    assert explanation.contributions.shape == (classifier.fitted.selection.neuron_count, len(classifier.classes))
     np.testing.assert_allclose(explanation.probabilities, classifier.predict_proba([text])[0], atol=tolerance)
     named = [classifier.classes[k] for k in explanation.chosen]
     [label] = classifier.predict([text])
