@@ -2,8 +2,8 @@
 
     python examples/export_and_serve.py [FOLDER] [--to FOLDER]
 
-FOLDER is a saved classifier, such as the one of learn.py. A server needs the exported folder, onnxruntime, tokenizers
-and numpy: `GraphClassifier` imports nothing else.
+FOLDER is a saved classifier, such as the one of learn.py. A server needs the exported folder, onnxruntime, tokenizers,
+numpy and, for a classifier that counts words, scikit-learn: `GraphClassifier` imports nothing else.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from scipy.sparse import hstack
+from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer
 
 
@@ -25,14 +28,40 @@ class GraphClassifier:
         self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+        self.words = WordLogits(folder, self.config) if self.config["words"] else None
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Return the class of each text."""
         tokens = self.tokenizer.encode_batch(list(texts))
         ids = np.array([token.ids for token in tokens])
         mask = np.array([token.attention_mask for token in tokens])
-        [scores] = self.session.run(["scores"], {"input_ids": ids, "attention_mask": mask})
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self.words is not None:
+            inputs["words"] = self.words(texts)
+        read = {graph_input.name: inputs[graph_input.name] for graph_input in self.session.get_inputs()}
+        [scores] = self.session.run(["scores"], read)
         return [self.config["classes"][index] for index in (scores / self.config["thresholds"]).argmax(1)]
+
+
+class WordLogits:
+    """The word regression of an exported classifier."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.weights = dict(np.load(folder / "words.npz"))
+        self.characters_read = config["characters_read"]
+        self.vectorizers = {}
+        for unit, arguments in config["words"].items():
+            terms = self.weights[f"{unit}.terms"].tobytes().decode().split("\n")
+            vectorizer = TfidfVectorizer(vocabulary=terms, sublinear_tf=True, dtype=np.float32, **arguments)
+            vectorizer.idf_ = self.weights[f"{unit}.idf"]
+            self.vectorizers[unit] = vectorizer
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the logits of each text, one per class."""
+        beginnings = [text[: self.characters_read] for text in texts]
+        parts = [v.transform(beginnings if unit == "characters" else texts) for unit, v in self.vectorizers.items()]
+        logits = hstack(parts) @ self.weights["coef"].T.astype(np.float32) + self.weights["intercept"]
+        return logits.astype(np.float32)
 
 
 def main(arguments: list[str] | None = None) -> None:

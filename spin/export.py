@@ -177,7 +177,8 @@ class Scorer(nn.Module):
             first = torch.arange(input_ids.shape[1], device=input_ids.device) < 1
             mask = mask | (first & ~mask.any(1, keepdim=True))
             parts.append(self.encoder(input_ids, mask)[0])
-        x = (torch.cat(parts, 1) - self.mean) / self.scale
+        features = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        x = (features - self.mean) / self.scale
         logits: Tensor = self.linear(x)
         if self.inner is not None and self.outer is not None:
             logits = logits + self.outer(torch.tanh(self.inner(x)))

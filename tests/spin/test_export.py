@@ -16,6 +16,7 @@ import openvino
 import pytest
 from tokenizers import Tokenizer, processors
 
+from examples.export_and_serve import WordLogits
 from jobs.cli import main
 from pipelines.registry.open_model import open_classifier
 from spin import SpinClassifier
@@ -26,6 +27,7 @@ from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.export import export
 from spin.heads import persistence
+from spin.heads.blend import Blend, join_words
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
@@ -40,6 +42,7 @@ from tests.support import tiny
 from tests.support.registry_fixture import RegistryFixture
 from tests.support.repository import ROOT
 from tests.support.summaries import build_choice_summary
+from tests.support.word_regression import build_word_regression
 
 FORMATS = ("onnx", "openvino")
 TEXTS = (
@@ -56,9 +59,18 @@ PAGE = ROOT / "docs" / "tutorials" / "export-and-serve.md"
 
 
 def build_classifier(
-    folder: Path, *, mlp: bool = False, multilabel: bool = False, columns: Sequence[str] = COLUMNS, **options: Any
+    folder: Path,
+    *,
+    mlp: bool = False,
+    multilabel: bool = False,
+    words: bool = False,
+    columns: Sequence[str] = COLUMNS,
+    **options: Any,
 ) -> SpinClassifier:
-    """Build a classifier from a third of the neurons of some columns, standardised on TEXTS, with a random head."""
+    """Build a classifier from a third of the neurons of some columns, standardised on TEXTS, with a random head.
+
+    With `words`, a word regression with random weights counts, too.
+    """
     settings = BackboneSettings(
         model=str(folder), dtype="float32", device="cpu", engine="torch", max_tokens=MAX_TOKENS, batch_tokens=30
     )
@@ -66,18 +78,20 @@ def build_classifier(
     widths = {c: backbone.width(c.site) for c in map(FeatureColumn.parse, columns)}
     neurons = {c: np.sort(draw.choice(width, width // 3, replace=False)) for c, width in widths.items()}
     selection = Selection(neurons, {c: np.ones(len(n)) for c, n in neurons.items()}, 0.5)
-    values = extract(backbone, TEXTS, list(neurons), keep=neurons).values
-    p, scale = len(selection), np.float32(len(selection) ** -0.5)
+    values = extract(backbone, TEXTS, list(neurons), keep=neurons).values if neurons else np.zeros((5, 0), np.float32)
+    p, scale = len(selection), np.float32(max(len(selection), 1) ** -0.5)
     coef, inner = (scale * draw.normal(size=(rows, p)).astype(np.float32) for rows in (3, 5))
     linear = LinearHead(coef, np.array([0.3, -0.2, 0], np.float32))
     head: LinearHead | MlpHead = linear
     if mlp:
         outer = draw.normal(size=(3, 5)).astype(np.float32)
         head = MlpHead(linear, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer)
-    fitted = FittedClassifier(
-        selection, Standardizer(values.mean(0), values.std(0) + np.float32(0.1)), head, build_choice_summary()
-    )
-    training_result = TrainingResult({"accuracy": fitted, "balanced": fitted, "cheapest": fitted}, (), 0)
+    standardizer, regression = Standardizer(values.mean(0), values.std(0) + np.float32(0.1)), None
+    if words:
+        regression, head = build_word_regression(TEXTS), join_words(head, Blend(0.8, 0.6))
+        selection, standardizer = selection.join_words(3), standardizer.join_words(3)
+    fitted = FittedClassifier(selection, standardizer, head, build_choice_summary())
+    training_result = TrainingResult({"accuracy": fitted, "balanced": fitted, "cheapest": fitted}, (), 0, regression)
     label_space = LabelSpace(("bad", "good", "plain"), multilabel)
     return SpinClassifier.assemble(settings, backbone.digest, label_space, training_result, "macro_f1", **options)
 
@@ -91,10 +105,19 @@ def open_graph(folder: Path) -> Callable[[Sequence[str]], Floats]:
         hint = {"INFERENCE_PRECISION_HINT": "f32"}
         compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", hint)
 
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    words = WordLogits(folder, config) if config["words"] else None
+    in_graph = session.get_inputs() if (folder / "model.onnx").is_file() else compiled.inputs
+    known = {name for i in in_graph for name in ([i.name] if (folder / "model.onnx").is_file() else i.names)}
+    names = sorted({"input_ids", "attention_mask", "words"} & known)
+
     def run(texts: Sequence[str]) -> Floats:
         tokens = tokenizer.encode_batch(list(texts))
         ids, mask = np.array([t.ids for t in tokens]), np.array([t.attention_mask for t in tokens])
         inputs = {"input_ids": ids, "attention_mask": mask}
+        if words is not None:
+            inputs["words"] = words(texts)
+        inputs = {name: inputs[name] for name in names}
         if (folder / "model.onnx").is_file():
             return np.array(session.run(["scores"], inputs)[0])
         return np.array(compiled(inputs)["scores"])
@@ -148,6 +171,20 @@ def test_an_exported_mlp_or_multilabel_head_gives_the_scores_of_python(
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("head", ["linear", "mlp", "multilabel", "words alone"])
+def test_an_exported_graph_with_words_gives_the_scores_of_python(
+    backbone_folder: Path, head: str, kind: str, tmp_path: Path
+) -> None:
+    """The words are an input, and the only one where they decide alone; the example computes it from words.npz."""
+    columns = () if head == "words alone" else COLUMNS
+    spin = build_classifier(
+        backbone_folder, words=True, columns=columns, mlp=head == "mlp", multilabel=head == "multilabel"
+    )
+    assert "words.npz" in export(spin, tmp_path / "exported", kind)
+    check_scores(spin, tmp_path / "exported")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("column", ["resid.00.mean", "resid.01.last"])
 def test_an_exported_graph_ends_at_the_depth_of_the_classifier(
     backbone_folder: Path, column: str, kind: str, tmp_path: Path
@@ -193,14 +230,24 @@ def read_tutorial_code(kind: str, texts: Sequence[str]) -> str:
     return code
 
 
+@pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_code_of_the_tutorial_runs_without_torch(backbone_folder: Path, kind: str, tmp_path: Path) -> None:
+def test_the_code_of_the_tutorial_runs_without_torch(
+    backbone_folder: Path, kind: str, words: bool, tmp_path: Path
+) -> None:
     """The code runs in a fresh process that cannot import torch, transformers or SPIN itself."""
     thresholds = DecisionSettings(thresholds={"bad": 0.05})
-    spin = build_classifier(backbone_folder, decision=thresholds)
+    spin = build_classifier(backbone_folder, decision=thresholds, words=words)
     export(spin, tmp_path / "exported", kind)
-    unavailable = ["torch", "transformers", "safetensors", "scipy", "sklearn", "onnx", "spin", "pipelines", "jobs"]
-    before = f"import sys\nsys.modules.update(dict.fromkeys({unavailable!r}))\n"
+    unavailable = ["torch", "transformers", "safetensors", "onnx", "spin", "pipelines", "jobs"]
+    unavailable += [] if words else ["scipy", "sklearn"]
+    before = f"""import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {unavailable!r}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+"""
     after = "\nprint(json.dumps([scores.tolist(), labels]))"
     code = before + read_tutorial_code(kind, TEXTS) + after
     process = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -208,7 +255,7 @@ def test_the_code_of_the_tutorial_runs_without_torch(backbone_folder: Path, kind
     scores, labels = json.loads(process.stdout)
     np.testing.assert_allclose(scores, spin.predict_proba(TEXTS), atol=1e-3)
     assert labels == spin.predict(TEXTS)
-    assert labels != build_classifier(backbone_folder).predict(TEXTS), "the thresholds change no label"
+    assert labels != build_classifier(backbone_folder, words=words).predict(TEXTS), "the thresholds change no label"
 
 
 def test_the_exported_config_describes_the_scores(backbone_folder: Path, tmp_path: Path) -> None:
@@ -228,7 +275,9 @@ def test_the_exported_config_describes_the_scores(backbone_folder: Path, tmp_pat
         "max_tokens": MAX_TOKENS,
         "pad_id": 0,
         "depth": 3,
-        "neurons": len(spin.fitted.selection),
+        "neurons": spin.fitted.selection.neuron_count,
+        "words": {},
+        "characters_read": 1000,
         "backbone_digest": spin.backbone_digest,
     }
 

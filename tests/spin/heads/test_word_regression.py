@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.sparse import hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from spin.heads.word_regression import CHARACTERS_READ, UNITS, Vocabulary, WordRegression
+from spin.heads.word_regression import CHARACTERS_READ, UNITS, WordRegression
+from tests.support.word_regression import build_word_regression
 
 TEXTS = [
     "the crew was lovely, the film was fine",
@@ -25,22 +26,14 @@ TEXTS = [
 
 
 @cache
-def build_regression(classes: int = 3) -> WordRegression:
-    """Return a regression with random weights on the terms of `TEXTS`."""
-    draw = np.random.default_rng(0)
-    vocabularies = []
-    for unit, arguments in UNITS.items():
-        vectorizer = TfidfVectorizer(**arguments).fit(TEXTS)
-        idf = vectorizer.idf_.astype(np.float32)
-        vocabularies.append(Vocabulary(unit, tuple(vectorizer.get_feature_names_out()), idf))
-    width = sum(len(vocabulary.terms) for vocabulary in vocabularies)
-    coef = draw.normal(size=(classes, width)).astype(np.float16).astype(np.float32)
-    return WordRegression(tuple(vocabularies), coef, draw.normal(size=classes).astype(np.float32))
+def build_binary() -> WordRegression:
+    """Return a regression of two classes; hypothesis takes no fixture."""
+    return build_word_regression(TEXTS, 2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def regression() -> WordRegression:
-    return build_regression()
+    return build_word_regression(TEXTS)
 
 
 def test_logits_are_those_of_scikit_learn(regression: WordRegression) -> None:
@@ -71,7 +64,7 @@ def test_no_texts_have_no_logits(regression: WordRegression) -> None:
 @given(st.one_of(st.sampled_from(TEXTS), st.text(), st.text(alphabet="lovely crew İß\u2028\t.x", max_size=60)))
 def test_contributions_of_terms_add_up_to_the_logits(text: str) -> None:
     """And every place of a term holds it: its words stand there, or the characters in one of its words."""
-    fitted = build_regression(2)
+    fitted = build_binary()
     terms = fitted.contributions(text)
     total = fitted.intercept + np.sum([np.zeros(2), *(term.logits for term in terms)], axis=0)
     np.testing.assert_allclose(total, fitted.logits([text])[0], atol=1e-4)

@@ -96,11 +96,15 @@ def test_the_accuracy_choice_is_the_fullest_within_one_standard_error(
     best = best_candidate(candidates)
     near = [c for c in candidates if best.valid_score - c.valid_score <= standard_error(best, c, folds) + 1e-12]
     of_rule = [c for c in near if c.rule == best.rule]
-    fullest = max((c.compute, c.blend is not None, not c.part, c.eta, -c.penalty.l1, c.valid_score) for c in of_rule)
+    fullest = max(
+        (c.compute, int(c.blend is not None), int(not c.part), c.eta, -c.penalty.l1, c.valid_score) for c in of_rule
+    )
     accurate = choose_candidates(candidates, SearchSettings(), folds)["accuracy"]
     assert accurate is one_standard_error_choice(candidates, folds)
     c = accurate
-    assert (c.compute, c.blend is not None, not c.part, c.eta, -c.penalty.l1, c.valid_score) == pytest.approx(fullest)
+    assert (c.compute, int(c.blend is not None), int(not c.part), c.eta, -c.penalty.l1, c.valid_score) == pytest.approx(
+        fullest
+    )
 
 
 @settings(max_examples=300, deadline=None)

@@ -89,7 +89,8 @@ def fit_binary(backbone: BackboneSettings) -> Callable[[str, str, bool], SpinCla
     @cache
     def fit(site: str, pooling: str, special: bool) -> SpinClassifier:
         settings = backbone.model_copy(update={"pool_special_tokens": special})
-        classifier = SpinClassifier(settings, sites=[site], poolings=[pooling], **QUICK)
+        neurons_alone = {**QUICK, "search": SEARCH.model_copy(update={"words": "off"})}
+        classifier = SpinClassifier(settings, sites=[site], poolings=[pooling], **neurons_alone)
         return classifier.fit(*make_documents(150, "binary"))
 
     return fit

@@ -79,6 +79,7 @@ def make_facts(classes: tuple[str, ...] = CLASSES, **changed: Any) -> CardFacts:
         frontier=[SHALLOW, DEEP],
         choices={"accuracy": DEEP, "cheapest": SHALLOW},
         choose="accuracy",
+        words=0,
         selection=Selection(columns, {c: np.ones(len(n)) for c, n in columns.items()}, 0.9),
         test_ece=0.0421,
         decision=DecisionSettings(),
@@ -125,8 +126,8 @@ def test_the_card_contains_every_fact() -> None:
     first, second, third = (name for name in by_name["class"] if name not in ("class", "all documents"))
     assert (first, second) == ("bad|worse", "good # best")
     assert [by_name["class"][name] for name in (first, second, third)] == [["2", "1", "1"]] * 3
-    assert by_name["contender"]["spin"] == ["75.0 %", "72.5 %", "1,115 of 9,000", "2 of 4", "432"]
-    assert by_name["contender"]["tfidf"] == ["70.0 %", "65.0 %", "–", "0 of 4", "35,751"]
+    assert by_name["contender"]["spin"] == ["75.0 %", "72.5 %", "1,115 of 9,000", "–", "2 of 4", "432"]
+    assert by_name["contender"]["tfidf"] == ["70.0 %", "65.0 %", "–", "17,000", "0 of 4", "35,751"]
     assert by_name["class 2"]["bad|worse"] == ["50.0 %", "25.0 %", "33.3 %", "1,234"]
     assert by_name["depth"] == {
         "depth": ["compute", "neurons", "eta", "macro_f1"],
