@@ -29,7 +29,7 @@ MOST_CHARACTERS = 50_000_000
 """characters of these documents, about; with longer texts the sample has fewer documents"""
 MOST_TERMS = 100_000
 """terms of each unit, the most frequent ones"""
-MOST_WEIGHTS = 20_000_000
+MOST_WEIGHTS = 5_000_000
 """terms times classes; with many classes there are fewer terms"""
 _TOLERANCE, _STEPS = 1e-3, 200
 

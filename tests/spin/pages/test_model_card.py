@@ -130,12 +130,12 @@ def test_the_card_contains_every_fact() -> None:
     assert by_name["contender"]["tfidf"] == ["70.0 %", "65.0 %", "–", "17,000", "0 of 4", "35,751"]
     assert by_name["class 2"]["bad|worse"] == ["50.0 %", "25.0 %", "33.3 %", "1,234"]
     assert by_name["depth"] == {
-        "depth": ["compute", "neurons", "eta", "macro_f1"],
-        "1": ["25.0 %", "1,200", "0.5", "70.0 %"],
-        "4": ["100.0 %", "1,200", "0.9", "81.2 %"],
+        "depth": ["compute", "neurons", "words", "eta", "macro_f1"],
+        "1": ["25.0 %", "1,200", "no", "0.5", "70.0 %"],
+        "4": ["100.0 %", "1,200", "no", "0.9", "81.2 %"],
     }
-    assert by_name["choice"]["accuracy (this card)"] == ["4", "100.0 %", "1,200", "0.9", "81.2 %", "linear"]
-    assert by_name["choice"]["cheapest"] == ["1", "25.0 %", "1,200", "0.5", "70.0 %", "linear"]
+    assert by_name["choice"]["accuracy (this card)"] == ["4", "100.0 %", "1,200", "no", "0.9", "81.2 %", "linear"]
+    assert by_name["choice"]["cheapest"] == ["1", "25.0 %", "1,200", "no", "0.5", "70.0 %", "linear"]
     assert by_name["layer"] == {
         "layer": ["ffn max", "ffn mean", "resid mean", "all"],
         "0": ["–", "–", "3", "3"],
