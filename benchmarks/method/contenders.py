@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 import spin.fit
 from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
+from spin.fit import group_by_site
 from spin.heads.calibration import calibration_error, fit_temperature
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.selection import Selection
@@ -23,10 +24,10 @@ from spin.integrate.feature_matrix import ReadSelection
 from spin.integrate.integrate import integrate
 from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
-from spin.settings import SearchSettings
-from spin.sites import FeatureColumn, Site
+from spin.settings import Choice, SearchSettings
+from spin.sites import Site
 from spin.sparsify.probe import Probe, class_weights, signs
-from spin.sparsify.ridge import fit_ridge
+from spin.sparsify.ridge import RidgeImportance, fit_ridge
 from spin.sparsify.solvers.l1_path import LassoPaths
 
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
@@ -152,45 +153,55 @@ def _regression(X: Any, y: Any, strength: float) -> Any:
 
 @dataclass(frozen=True)
 class FittedSpin:
-    """The results of `fit_classifiers` and its times."""
+    """The results of `fit_classifiers` and its times; other rows take the probes and the ridge regression from it."""
 
     probes: list[Probe]
+    ridge: list[RidgeImportance]
     training_result: TrainingResult
     seconds: float
     probing: Mapping[Site, float]
     """seconds of each site's probes"""
+    ridge_seconds: float
 
 
 def fit_spin(exam: Exam) -> FittedSpin:
     """Fit SPIN with its default settings."""
     start = process_time()
-    with _timed_probes() as probing:
-        probes, _, training_result = spin.fit.fit_classifiers(exam.corpus.sites, exam.data, compute=exam.corpus.flops)
-    return FittedSpin(probes, training_result, process_time() - start, probing)
+    with _timed("fit_probes") as probing, _timed("fit_ridge") as ridging:
+        probes, ridge, training_result = spin.fit.fit_classifiers(
+            exam.corpus.sites, exam.data, compute=exam.corpus.flops
+        )
+    by_site = dict(zip(group_by_site(list(exam.corpus.sites)), probing, strict=True))
+    return FittedSpin(probes, ridge, training_result, process_time() - start, by_site, sum(ridging))
 
 
 @contextmanager
-def _timed_probes() -> Iterator[dict[Site, float]]:
-    """Measure the seconds that `fit_classifiers` spends on the probes of each site while the context lasts."""
-    seconds: dict[Site, float] = {}
-    fit_probes = spin.fit.fit_probes
+def _timed(name: str) -> Iterator[list[float]]:
+    """Measure the seconds of each call that `fit_classifiers` makes of a function while the context lasts."""
+    seconds: list[float] = []
+    function = getattr(spin.fit, name)
 
-    def timed(activations: Mapping[FeatureColumn, Floats], *args: Any, **kwargs: Any) -> list[Probe]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
         start = process_time()
-        probes = fit_probes(activations, *args, **kwargs)
-        seconds[next(iter(activations)).site] = process_time() - start
-        return probes
+        result = function(*args, **kwargs)
+        seconds.append(process_time() - start)
+        return result
 
-    with patch.object(spin.fit, "fit_probes", timed):
+    with patch.object(spin.fit, name, timed):
         yield seconds
 
 
-def spin_rows(exam: Exam, fitted_spin: FittedSpin) -> list[Answer]:
-    """The classifiers `accuracy` and `balanced` of one search."""
-    return [
-        _integrated(f"SPIN, {name}", exam, fitted_spin.training_result.choices[name], fitted_spin.seconds)
-        for name in ("accuracy", "balanced")
-    ]
+def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
+    """One of the classifiers of the search, `accuracy` or `balanced`."""
+    return _integrated(f"SPIN, {choice}", exam, fitted_spin.training_result.choices[choice], fitted_spin.seconds)
+
+
+def ridge_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:
+    """SPIN whose search selects neurons by the ridge regression alone."""
+    start = process_time()
+    result = _integrate(exam, fitted_spin.probes, fitted_spin.ridge, SearchSettings(rules=("ridge",)))
+    seconds = sum(fitted_spin.probing.values()) + fitted_spin.ridge_seconds + process_time() - start
+    return _integrated("SPIN, ridge", exam, result.choices["accuracy"], seconds)
 
 
 def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
@@ -200,11 +211,15 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     ridge = fit_ridge(
         lambda column, rows: exam.corpus.features[column][rows], [probe.column for probe in probes], exam.data
     )
-    training_result = integrate(
-        probes, ridge, _reader(exam), exam.data, settings=SearchSettings(), compute=exam.corpus.flops
-    )
+    result = _integrate(exam, probes, ridge, SearchSettings())
     seconds = sum(s for site, s in fitted_spin.probing.items() if site.layer <= half) + process_time() - start
-    return _integrated("SPIN, lower half", exam, training_result.choices["accuracy"], seconds)
+    return _integrated("SPIN, lower half", exam, result.choices["accuracy"], seconds)
+
+
+def _integrate(
+    exam: Exam, probes: Sequence[Probe], ridge: Sequence[RidgeImportance], settings: SearchSettings
+) -> TrainingResult:
+    return integrate(probes, ridge, _reader(exam), exam.data, settings=settings, compute=exam.corpus.flops)
 
 
 def _integrated(name: str, exam: Exam, fitted: FittedClassifier, seconds: float) -> Answer:
