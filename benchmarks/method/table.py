@@ -27,7 +27,7 @@ _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "numba"
 GAIN, MOST_NEURONS, MOST_ECE = 0.3, 10.0, 2.0
 """limits of the claims with all labels: points of macro-F1 above all neurons, percent of the neurons, percent of ECE"""
 ENOUGH_LABELS = 256
-"""labels per class from which the last layer, which has fewest neurons, is no longer among the rows to match"""
+"""labels per class from which the claim on the mean is about all neurons alone, and below also about the last layer"""
 _CONFIDENCE = 0.9
 
 
@@ -125,7 +125,7 @@ def noisy_claims(results: Sequence[Result]) -> str:
     """The claims with flipped labels, as a Markdown list."""
     gain = Difference.of(results, ALL)
     lines = [
-        f"- {_holds(gain.near)}: `accuracy` is at most one standard error below {ALL} ({gain}).",
+        f"- {_holds(gain.near)}: `accuracy` is not below {ALL} by more than one standard error ({gain}).",
         _words_claim(results),
         _others_claim(results, [WORDS, ALL]),
     ]
@@ -135,7 +135,7 @@ def noisy_claims(results: Sequence[Result]) -> str:
 def _words_claim(results: Sequence[Result], where: str = "") -> str:
     """The claim of every table."""
     gain = Difference.of(results, WORDS)
-    return f"- {_holds(gain.near)}: {where}`accuracy` is at most one standard error below {WORDS} ({gain})."
+    return f"- {_holds(gain.near)}: {where}`accuracy` is not below {WORDS} by more than one standard error ({gain})."
 
 
 def _others_claim(results: Sequence[Result], named: Sequence[str], where: str = "") -> str:
@@ -143,7 +143,8 @@ def _others_claim(results: Sequence[Result], named: Sequence[str], where: str = 
     others = [name for name in _names(results) if not name.startswith("SPIN") and name not in named]
     below = [gain for gain in (Difference.of(results, name) for name in others) if not gain.near]
     exceptions = f", except {', '.join(f'{gain.name} ({gain})' for gain in below)}" if below else ""
-    return f"- {_holds(not below)}: {where}`accuracy` is at most one standard error below every other row{exceptions}."
+    claim = f"{where}`accuracy` is below no other row by more than one standard error{exceptions}"
+    return f"- {_holds(not below)}: {claim}."
 
 
 def _paired_section(title: str, shown: dict[str, list[Result]], claims: str) -> list[str]:
