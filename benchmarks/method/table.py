@@ -215,6 +215,7 @@ def _rules(results: dict[str, list[Result]]) -> str:
     choices = [row["choice"] for runs in results.values() for run in runs for row in run["rows"]]
     parts = [choice.rpartition("; ")[2].split() for choice in choices if "reached" in choice]
     missed, requested = sum(int(p[0]) for p in parts), sum(int(p[2]) for p in parts)
+    widths = " or ".join(f"{first} and {second}" for first, second in WIDTHS)
     return f"""## How the rows are computed
 
 Near-identical texts (the same words in the same order, whatever their punctuation, links and mentions) are never
@@ -239,8 +240,8 @@ disk.
   after a time limit; {missed:,} of {requested:,} models of all tables were not reached for this reason.
 - SIREN's recipe (Jiao et al. 2026, a successor of SPIN): the L1 probes of the residual stream, averaged over the
   tokens; of each layer the neurons with a share eta of the absolute weights, from {_list(SIREN_ETAS)}; layers weighted
-  by the validation scores of their probes; a network with ReLU layers of {_list(WIDTHS)}, ended by validation, with a
-  learning rate from {_list(RATES)}. Where it differs from the published code is in benchmarks/method/siren.py.
+  by the validation scores of their probes; a network with two ReLU layers, of {widths} units, ended by validation,
+  with a learning rate from {_list(RATES)}. Where it differs from the published code is in benchmarks/method/siren.py.
 - {ALL}: L2 multinomial logistic regression on all standardised feature columns, with the prior variance of a logit
   from {_list(ALL_STRENGTHS)}.
 - SPIN: the default settings; `accuracy` and `balanced` come from one search, `ridge` is `accuracy` of a search that

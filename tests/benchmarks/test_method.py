@@ -118,6 +118,12 @@ def assert_disjoint(corpus: Corpus, sides: list[Any]) -> None:
     assert counts.max() == 1
 
 
+@pytest.fixture(autouse=True)
+def one_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the search of SIREN's recipe."""
+    monkeypatch.setattr(siren, "RATES", (2e-3,))
+
+
 @pytest.fixture(scope="module", params=["full", "few16"])
 def exam(corpus: Corpus, request: pytest.FixtureRequest) -> Exam:
     """An exam with one division, and one with cross-validation."""
@@ -186,10 +192,10 @@ def test_layers_that_are_equally_good_weigh_the_same() -> None:
 
 def test_sirens_network_is_two_relu_layers_without_dropout_when_it_answers() -> None:
     torch.manual_seed(0)
-    network = siren.Network(5, 3)
+    network = siren.Network(5, (8, 4), 3)
     X = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
     layers = [layer for layer in network.module if isinstance(layer, torch.nn.Linear)]
-    assert [layer.out_features for layer in layers] == [5, 5, 3]
+    assert [layer.out_features for layer in layers] == [5, 4, 3]
     assert sum(isinstance(layer, torch.nn.Dropout) for layer in network.module) == 2
     values = X
     for index, layer in enumerate(layers):
@@ -199,10 +205,11 @@ def test_sirens_network_is_two_relu_layers_without_dropout_when_it_answers() -> 
     np.testing.assert_allclose(network(X), values, atol=1e-5)
 
 
-def test_sirens_network_is_the_best_of_its_epochs_and_ends_ten_after_it() -> None:
+def test_sirens_network_is_the_best_of_its_epochs_and_ends_ten_after_it(corpus: Corpus) -> None:
     """Of equally good epochs it is the first. Without a judge it lasts for all epochs."""
     draw = np.random.default_rng(0)
-    X, y = draw.normal(size=(64, 6)).astype(np.float32), draw.integers(0, 2, 64)
+    X, y = draw.normal(size=(64, 6)).astype(np.float32), draw.integers(0, 3, 64)
+    exam, trial = draw_exam(corpus, "few16", 0), siren.Trial(0.8, 1e-2, (4, 4))
     seen: list[np.ndarray] = []
     scores = [0.1, 0.2, 0.5, *[0.5] * 20]
 
@@ -210,13 +217,13 @@ def test_sirens_network_is_the_best_of_its_epochs_and_ends_ten_after_it() -> Non
         seen.append(network(X))
         return scores[len(seen) - 1]
 
-    network, epochs = siren.fit_network(X, y, 2, 1e-2, 0, 100, judge)
+    network, epochs = siren.fit_network(X, y, trial, exam, 100, judge)
     assert (epochs, len(seen)) == (3, 13)
     np.testing.assert_array_equal(network(X), seen[2])
-    again, epochs = siren.fit_network(X, y, 2, 1e-2, 0, 3)
+    again, epochs = siren.fit_network(X, y, trial, exam, 3)
     assert epochs == 3
     np.testing.assert_array_equal(again(X), seen[2])
-    assert not np.array_equal(siren.fit_network(X, y, 2, 1e-2, 1, 3)[0](X), seen[2])
+    assert not np.array_equal(siren.fit_network(X, y, trial, replace(exam, seed=1), 3)[0](X), seen[2])
 
 
 def make_results(gains: dict[str, list[float]], setting: str = "full", **spin: float) -> list[dict[str, Any]]:
