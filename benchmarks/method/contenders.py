@@ -24,7 +24,7 @@ from spin.integrate.feature_matrix import ReadSelection
 from spin.integrate.integrate import integrate
 from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
-from spin.settings import Choice, SearchSettings
+from spin.settings import CascadeSettings, Choice, SearchSettings
 from spin.sites import Site
 from spin.sparsify.probe import Probe, class_weights, signs
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
@@ -199,7 +199,7 @@ def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
 def ridge_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """SPIN whose search selects neurons by the ridge regression alone."""
     start = process_time()
-    result = _integrate(exam, fitted_spin.probes, fitted_spin.ridge, SearchSettings(rules=("ridge",)))
+    result = _integrate(exam, fitted_spin.probes, fitted_spin.ridge, rules=("ridge",))
     seconds = sum(fitted_spin.probing.values()) + fitted_spin.ridge_seconds + process_time() - start
     return _integrated("SPIN, ridge", exam, result.choices["accuracy"], seconds)
 
@@ -211,15 +211,24 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     ridge = fit_ridge(
         lambda column, rows: exam.corpus.features[column][rows], [probe.column for probe in probes], exam.data
     )
-    result = _integrate(exam, probes, ridge, SearchSettings())
+    result = _integrate(exam, probes, ridge)
     seconds = sum(s for site, s in fitted_spin.probing.items() if site.layer <= half) + process_time() - start
     return _integrated("SPIN, lower half", exam, result.choices["accuracy"], seconds)
 
 
 def _integrate(
-    exam: Exam, probes: Sequence[Probe], ridge: Sequence[RidgeImportance], settings: SearchSettings
+    exam: Exam, probes: Sequence[Probe], ridge: Sequence[RidgeImportance], **settings: Any
 ) -> TrainingResult:
-    return integrate(probes, ridge, _reader(exam), exam.data, settings=settings, compute=exam.corpus.flops)
+    """Integrate for `accuracy` alone: nothing is spent on early exits and little on the cheaper choices."""
+    return integrate(
+        probes,
+        ridge,
+        _reader(exam),
+        exam.data,
+        settings=SearchSettings(balanced_loss=0, cheapest_loss=0, **settings),
+        compute=exam.corpus.flops,
+        cascade=CascadeSettings(max_loss=0),
+    )
 
 
 def _integrated(name: str, exam: Exam, fitted: FittedClassifier, seconds: float) -> Answer:

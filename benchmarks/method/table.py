@@ -246,7 +246,7 @@ disk.
   from {_list(ALL_STRENGTHS)}.
 - SPIN: the default settings; `accuracy` and `balanced` come from one search, `ridge` is `accuracy` of a search that
   selects neurons by the ridge regression alone, `lower half` of one restricted to the lower half of the blocks. They
-  share the probes, whose time counts in each of them.
+  share the probes, whose time counts in each of them; the last two have no early exits, which take time to choose.
 
 Intervals and standard errors are of paired differences over the draws. Draws share documents, the few labels all of
 their test documents: this part of chance is not in them.

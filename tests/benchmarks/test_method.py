@@ -16,8 +16,10 @@ from benchmarks.method.corpora import Corpus, Exam, Plan, draw_exam
 from benchmarks.method.division import divide, draw_per_class
 from benchmarks.method.run import Experiment, read_result, write_report
 from benchmarks.method.table import Difference, few_claims, full_claims, noisy_claims, report
+from spin.fit import fit_classifiers
 from spin.labels.label_space import LabelSpace
 from spin.labels.split_groups import hash_text
+from spin.settings import SearchSettings
 from spin.sites import FeatureColumn, Site
 
 PLAN = Plan("tiny", "tiny", "none", None, 800, 240, 200)
@@ -157,6 +159,19 @@ def test_rows_share_the_probes_of_spin(
     assert answers[1].choice.startswith("ridge,")
     assert answers[1].seconds > sum(fitted_spin.probing.values()) + fitted_spin.ridge_seconds
     assert answers[3].depth <= BLOCKS // 2
+
+
+def test_what_the_row_of_ridge_leaves_out_does_not_change_its_classifier(
+    exam: Exam, fitted_spin: contenders.FittedSpin
+) -> None:
+    """It is the classifier `accuracy` of a whole training with this rule alone."""
+    _, _, result = fit_classifiers(
+        exam.corpus.sites, exam.data, compute=exam.corpus.flops, search=SearchSettings(rules=("ridge",))
+    )
+    whole = contenders.FittedSpin([], [], result, 0.0, {}, 0.0)
+    answer, expected = contenders.ridge_rule(exam, fitted_spin), contenders.spin_choice(exam, whole, "accuracy")
+    np.testing.assert_array_equal(answer.logits, expected.logits)
+    assert (answer.choice, answer.neurons) == (expected.choice, expected.neurons)
 
 
 def test_sirens_neurons_are_those_of_the_averaged_residual_stream_weighted_by_layer(
