@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import process_time
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -16,17 +16,19 @@ from sklearn.linear_model import LogisticRegression
 import spin.fit
 from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
+from spin.fit import group_by_site
 from spin.heads.calibration import calibration_error, fit_temperature
-from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.heads.fitted import TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.feature_matrix import ReadSelection
+from spin.integrate.fit_words import WordFit
 from spin.integrate.integrate import integrate
 from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
-from spin.settings import SearchSettings
-from spin.sites import FeatureColumn, Site
+from spin.settings import CascadeSettings, Choice, SearchSettings
+from spin.sites import Site
 from spin.sparsify.probe import Probe, class_weights, signs
-from spin.sparsify.ridge import fit_ridge
+from spin.sparsify.ridge import RidgeImportance, fit_ridge
 from spin.sparsify.solvers.l1_path import LassoPaths
 
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
@@ -152,45 +154,91 @@ def _regression(X: Any, y: Any, strength: float) -> Any:
 
 @dataclass(frozen=True)
 class FittedSpin:
-    """The results of `fit_classifiers` and its times."""
+    """The results of `fit_classifiers` and its times; other rows take the probes and the ridge regression from it."""
 
     probes: list[Probe]
+    ridge: list[RidgeImportance]
     training_result: TrainingResult
+    words: WordFit | None
     seconds: float
     probing: Mapping[Site, float]
     """seconds of each site's probes"""
+    ridge_seconds: float
+    word_seconds: float
 
 
 def fit_spin(exam: Exam) -> FittedSpin:
     """Fit SPIN with its default settings."""
     start = process_time()
-    with _timed_probes() as probing:
-        probes, _, training_result = spin.fit.fit_classifiers(exam.corpus.sites, exam.data, compute=exam.corpus.flops)
-    return FittedSpin(probes, training_result, process_time() - start, probing)
+    with _recorded("fit_probes") as probing, _recorded("fit_ridge") as ridging, _recorded("fit_words") as wording:
+        probes, ridge, training_result = spin.fit.fit_classifiers(
+            exam.corpus.sites, exam.data, compute=exam.corpus.flops, texts=exam.corpus.texts
+        )
+    seconds = process_time() - start
+    by_site = dict(zip(group_by_site(list(exam.corpus.sites)), (call.seconds for call in probing), strict=True))
+    [of_ridge], [of_words] = ridging, wording
+    return FittedSpin(
+        probes, ridge, training_result, of_words.result, seconds, by_site, of_ridge.seconds, of_words.seconds
+    )
+
+
+class _Call(NamedTuple):
+    result: Any
+    seconds: float
 
 
 @contextmanager
-def _timed_probes() -> Iterator[dict[Site, float]]:
-    """Measure the seconds that `fit_classifiers` spends on the probes of each site while the context lasts."""
-    seconds: dict[Site, float] = {}
-    fit_probes = spin.fit.fit_probes
+def _recorded(name: str) -> Iterator[list[_Call]]:
+    """Record the calls that `fit_classifiers` makes of a function while the context lasts."""
+    calls: list[_Call] = []
+    function = getattr(spin.fit, name)
 
-    def timed(activations: Mapping[FeatureColumn, Floats], *args: Any, **kwargs: Any) -> list[Probe]:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
         start = process_time()
-        probes = fit_probes(activations, *args, **kwargs)
-        seconds[next(iter(activations)).site] = process_time() - start
-        return probes
+        result = function(*args, **kwargs)
+        calls.append(_Call(result, process_time() - start))
+        return result
 
-    with patch.object(spin.fit, "fit_probes", timed):
-        yield seconds
+    with patch.object(spin.fit, name, recorded):
+        yield calls
 
 
-def spin_rows(exam: Exam, fitted_spin: FittedSpin) -> list[Answer]:
-    """The classifiers `accuracy` and `balanced` of one search."""
-    return [
-        _integrated(f"SPIN, {name}", exam, fitted_spin.training_result.choices[name], fitted_spin.seconds)
-        for name in ("accuracy", "balanced")
-    ]
+def words(exam: Exam, fitted_spin: FittedSpin) -> Answer:
+    """The word regression of SPIN alone."""
+    fit = fitted_spin.words
+    assert fit is not None
+    logits = fit.regression.logits([exam.corpus.texts[row] for row in exam.test]) / temperature(exam, fit.held_out)
+    return Answer("words", logits, 0, 0, 0.0, fitted_spin.word_seconds, f"C {fit.strength:.3g}")
+
+
+def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
+    """One of the classifiers of the search, `accuracy` or `balanced`."""
+    return _integrated(f"SPIN, {choice}", exam, fitted_spin.training_result, fitted_spin.seconds, choice)
+
+
+def ridge_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:
+    """SPIN without words whose search selects neurons by the ridge regression alone."""
+    return _variant("SPIN, ridge", exam, fitted_spin, rules=("ridge",), words="off")
+
+
+def neurons_alone(exam: Exam, fitted_spin: FittedSpin) -> Answer:
+    """SPIN without words."""
+    return _variant("SPIN, neurons", exam, fitted_spin, words="off")
+
+
+def neurons_and_words(exam: Exam, fitted_spin: FittedSpin) -> Answer:
+    """SPIN with words in any case."""
+    return _variant("SPIN, neurons + words", exam, fitted_spin, words="on")
+
+
+def _variant(name: str, exam: Exam, fitted_spin: FittedSpin, **settings: Any) -> Answer:
+    """SPIN with other settings of the search, on the same probes."""
+    start = process_time()
+    result = _integrate(exam, fitted_spin.probes, fitted_spin.ridge, fitted_spin.words, **settings)
+    seconds = sum(fitted_spin.probing.values()) + fitted_spin.ridge_seconds + process_time() - start
+    if settings["words"] != "off":
+        seconds += fitted_spin.word_seconds
+    return _integrated(name, exam, result, seconds)
 
 
 def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
@@ -200,26 +248,48 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     ridge = fit_ridge(
         lambda column, rows: exam.corpus.features[column][rows], [probe.column for probe in probes], exam.data
     )
-    training_result = integrate(
-        probes, ridge, _reader(exam), exam.data, settings=SearchSettings(), compute=exam.corpus.flops
-    )
+    result = _integrate(exam, probes, ridge, fitted_spin.words)
     seconds = sum(s for site, s in fitted_spin.probing.items() if site.layer <= half) + process_time() - start
-    return _integrated("SPIN, lower half", exam, training_result.choices["accuracy"], seconds)
+    return _integrated("SPIN, lower half", exam, result, seconds + fitted_spin.word_seconds)
 
 
-def _integrated(name: str, exam: Exam, fitted: FittedClassifier, seconds: float) -> Answer:
-    logits = fitted.logits(_reader(exam)(fitted.selection, exam.test))
-    summary = fitted.summary
-    choice = (
-        f"{summary.rule}, eta {summary.eta}, strength {summary.strength}, l1 {summary.l1}, {list(summary.part)}, "
-        f"{summary.head}"
+def _integrate(
+    exam: Exam, probes: Sequence[Probe], ridge: Sequence[RidgeImportance], word_fit: WordFit | None, **settings: Any
+) -> TrainingResult:
+    """Integrate for `accuracy` alone: nothing is spent on early exits and little on the cheaper choices."""
+    return integrate(
+        probes,
+        ridge,
+        _reader(exam),
+        exam.data,
+        settings=SearchSettings(balanced_loss=0, cheapest_loss=0, **settings),
+        compute=exam.corpus.flops,
+        cascade=CascadeSettings(max_loss=0),
+        words=word_fit,
     )
-    return Answer(name, logits, len(fitted.selection), summary.depth, summary.compute, seconds, choice)
+
+
+def _integrated(name: str, exam: Exam, result: TrainingResult, seconds: float, choice: Choice = "accuracy") -> Answer:
+    fitted = result.choices[choice]
+    selection, summary = fitted.selection, fitted.summary
+    features = _reader(exam)(selection, exam.test)
+    if selection.words:
+        assert result.words is not None
+        features = np.concatenate([result.words.logits([exam.corpus.texts[r] for r in exam.test]), features], axis=1)
+    settings = (
+        f"{summary.rule}, eta {summary.eta}, strength {summary.strength}, l1 {summary.l1}, {list(summary.part)}, "
+        f"{summary.head}, {'with' if summary.words else 'without'} words"
+    )
+    return Answer(
+        name, fitted.logits(features), selection.neuron_count, summary.depth, summary.compute, seconds, settings
+    )
 
 
 def _reader(exam: Exam) -> ReadSelection:
     def read(selection: Selection, rows: Rows) -> Floats:
-        return np.concatenate([exam.corpus.features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
+        nothing = np.empty((len(rows), 0), np.float32)
+        parts = (exam.corpus.features[c][np.ix_(rows, n)] for c, n in selection.neurons.items())
+        return np.concatenate([nothing, *parts], axis=1)
 
     return read
 

@@ -6,21 +6,23 @@ import importlib.util
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
+from benchmarks.method.division import divide, draw_per_class
 from spin.activations.extract import choose_column_types, extract
-from spin.arrays import Floats, Rows
+from spin.arrays import Floats, Hashes, Rows
 from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
 from spin.labels.cross_validation import Fold, make_folds
 from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.split_groups import hash_text
 from spin.labels.training_data import TrainingData
 from spin.settings import BackboneSettings
 from spin.sites import FeatureColumn, Site
@@ -66,6 +68,8 @@ class Corpus:
 
     plan: Plan
     texts: list[str]
+    groups: Hashes
+    """(n,) equal for near-identical texts"""
     y: Targets
     label_space: LabelSpace
     features: dict[FeatureColumn, Floats]
@@ -113,37 +117,27 @@ def draw_exam(corpus: Corpus, setting: str, seed: int) -> Exam:
     """The documents of a setting: `full`, `noisy`, or `few16` with the number of labels per class.
 
     In `full` and `noisy` the seed draws the division. With few labels it draws training documents from the first
-    division's, so that all draws share the same test documents.
+    division's, so that all draws share the same test documents. Near-identical documents are never divided, neither
+    among training, validation and test nor among folds.
     """
-    few = setting.startswith("few")
-    train, valid, test = _divide(corpus, 0 if few else seed)
+    few, plan, groups = setting.startswith("few"), corpus.plan, corpus.groups
+    train, valid, test = divide(corpus.y, groups, (plan.train, plan.valid, plan.test), 0 if few else seed)
     y = corpus.y
     if few:
         train, valid = _few(corpus, train, int(setting.removeprefix("few")), seed)
     elif setting == "noisy":
         y = _flipped(corpus, train, seed)
-    folds = make_folds(corpus.label_space, y, train, valid, seed)
-    return Exam(corpus, y, train, valid, test, TrainingData(y, folds, corpus.label_space, METRIC, seed=seed), seed)
-
-
-def _divide(corpus: Corpus, seed: int) -> tuple[Rows, Rows, Rows]:
-    """Training, validation and test documents, each in proportion to the classes."""
-    plan, rows = corpus.plan, np.arange(len(corpus.y))
-    labelled, test = train_test_split(
-        rows, train_size=plan.train + plan.valid, test_size=plan.test, stratify=corpus.y, random_state=seed
-    )
-    train, valid = train_test_split(labelled, train_size=plan.train, stratify=corpus.y[labelled], random_state=seed)
-    return np.sort(train), np.sort(valid), np.sort(test)
+    folds = make_folds(corpus.label_space, y, train, valid, seed, groups)
+    data = TrainingData(y, folds, corpus.label_space, METRIC, seed=seed, groups=groups)
+    return Exam(corpus, y, train, valid, test, data, seed)
 
 
 def _few(corpus: Corpus, pool: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
-    """`count` documents per class from `pool`, a fifth of them for validation."""
-    draw = np.random.default_rng(seed)
-    drawn = [draw.permutation(pool[corpus.y[pool] == k])[:count] for k in range(len(corpus.label_space))]
+    """`count` documents per class from `pool`, a fifth of them for validation; all differ by more than their form."""
+    drawn = draw_per_class(corpus.y, corpus.groups, pool, count, seed)
     valid_count = max(1, round(_VALID_SHARE * count))
-    return (
-        np.sort(np.concatenate(part)) for part in ([d[valid_count:] for d in drawn], [d[:valid_count] for d in drawn])
-    )  # type: ignore[return-value]
+    valid, train = ([rows[part] for rows in drawn] for part in (slice(valid_count), slice(valid_count, None)))
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(valid))
 
 
 def _flipped(corpus: Corpus, train: Rows, seed: int) -> Targets:
@@ -155,10 +149,11 @@ def _flipped(corpus: Corpus, train: Rows, seed: int) -> Targets:
 
 
 def extract_corpus(plan: Plan, folder: Path) -> None:
-    """Extract all activations of a corpus into `folder`, unless it already holds them."""
+    """Extract all activations of a corpus into `folder`, unless it already holds those of the same plan."""
     file = folder / "corpus.json"
-    if file.exists():
+    if file.exists() and json.loads(file.read_text(encoding="utf-8")).get("plan") == asdict(plan):
         return
+    file.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     documents = _documents(plan)
     backbone = load_backbone(BackboneSettings(model=plan.model, device="cpu", max_tokens=plan.max_tokens))
@@ -170,6 +165,7 @@ def extract_corpus(plan: Plan, folder: Path) -> None:
     start = time.perf_counter()
     _write_activations(plan, backbone, texts, columns, folder)
     metadata = {
+        "plan": asdict(plan),
         "columns": [str(column) for column in columns],
         "flops": {str(site): share for site, share in relative_flops(backbone).items()},
         "depth": backbone.depth,
@@ -188,9 +184,11 @@ def load(plan: Plan, folder: Path) -> Corpus:
     columns = {
         FeatureColumn.parse(name): np.load(folder / f"{name}.npy", mmap_mode="r") for name in metadata["columns"]
     }
+    texts = documents["text"].tolist()
     return Corpus(
         plan,
-        documents["text"].tolist(),
+        texts,
+        np.array([hash_text(text) for text in texts], np.uint64),
         label_space.index(labels),
         label_space,
         {column: np.asarray(values) for column, values in columns.items()},

@@ -23,7 +23,7 @@ HEAD_STRENGTHS = (0.2, 1.0)
 """the paper's grid also has 10, for which each path on concatenated raw layers takes minutes"""
 ETAS = (0.01, 0.1, 0.3, 0.5, 0.8)
 """every second of the paper's ten"""
-_FOLDS = 5
+ROUND = 5
 """folds of the cross-validation where labels are few: one of its rounds"""
 _PROBE_PATIENCE, _HEAD_PATIENCE = 1.0, 4.0
 """seconds after which the path of a class ends, fewer per fold in cross-validation; models not reached are counted"""
@@ -46,9 +46,9 @@ class Recipe:
     """Probes on raw hidden states, and heads on the neurons selected in the first k layers under one pooling."""
 
     def __init__(self, exam: Exam) -> None:
-        self.exam, self.folds = exam, exam.folds[:_FOLDS]
+        self.exam, self.folds = exam, exam.folds[:ROUND]
         self.columns = [c for c in exam.corpus.features if c.site.kind == "resid"]
-        share = 1.0 if len(self.folds) == 1 else 2 / _FOLDS
+        share = 1.0 if len(self.folds) == 1 else 2 / ROUND
         self.probe_patience = share * _PROBE_PATIENCE
         self.head_patience = share * _HEAD_PATIENCE
         self.requested = self.unreached = 0  # models
@@ -95,8 +95,7 @@ class Recipe:
         """The raw activations (rows, p) of the neurons that the probes of a fold select, side by side."""
         parts = []
         for column in columns:
-            neurons, before = self.order[column][part]
-            selected = np.sort(neurons[before < eta * (1 - 1e-12)])
+            selected = most_important(*self.order[column][part], eta)
             parts.append(self.exam.corpus.features[column][np.ix_(rows, selected)])
         return np.concatenate(parts, axis=1)
 
@@ -115,7 +114,8 @@ class Recipe:
             chosen += self.paths(values[rows], rows, [PROBE_STRENGTHS[best]], np.inf)
         else:  # as in SPIN, the probe of a single division also selects for the final head
             chosen += chosen
-        self.order[column] = [_order(model) for model in chosen if model is not None]
+        squares = [(model.coef.astype(np.float64) ** 2).sum(0) for model in chosen if model is not None]
+        self.order[column] = [order(importance) for importance in squares]
 
 
 def paper(exam: Exam) -> Answer:
@@ -198,9 +198,13 @@ def _path(X: Floats, y: Floats, lams: Sequence[float], patience: float) -> list[
     return [solutions.get(lam) for lam in lams]
 
 
-def _order(model: Linear) -> tuple[NDArray[np.int64], Floats]:
-    """Neurons by falling importance (squared weights, summed over the classes), and the summed share before each."""
-    importance = (model.coef.astype(np.float64) ** 2).sum(0)
-    share = importance / max(importance.sum(), 1e-300)
+def order(importance: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Neurons with any importance, by falling importance (width,), and the summed share before each."""
+    share = importance.astype(np.float64) / max(importance.sum(dtype=np.float64), 1e-300)
     neurons = np.argsort(-share, kind="stable")[: (share > 0).sum()]
     return neurons, np.cumsum(share[neurons]) - share[neurons]
+
+
+def most_important(neurons: NDArray[np.int64], before: Floats, eta: float) -> NDArray[np.int64]:
+    """The fewest neurons, ascending, whose importance reaches a share `eta`, from what `order` returned."""
+    return np.sort(neurons[before < eta * (1 - 1e-12)])

@@ -1,4 +1,10 @@
-"""`make bench-method`: compare the method with simpler ones on real text; writes benchmarks/method.md."""
+"""`make bench-method`: compare the method with simpler ones on real text; writes benchmarks/method.md.
+
+Each experiment is one division of one corpus. Its result is a file of runs/bench/results, so that a run that was ended
+resumes. A result also holds a digest of what it depends on: the format in benchmarks/method/lineup.py, the documents,
+the names of the rows, their grids, and the default settings of SPIN. One with another digest is not shown; the next run
+computes it again.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.method.corpora import Plan, draw_exam, extract_corpus, load, plans
+from benchmarks.method.lineup import answers, digest
 
 _FOLDER = Path("runs/bench")
 _REPORT = Path("benchmarks/method.md")
-_SEEDS, _DRAWS = 3, 5
+_DRAWS, _DECODER_DRAWS = 5, 3
+"""SmolLM2 has five times the neurons of MiniLM; fewer draws keep the run within 90 minutes on two cores"""
 _PROCESSES = 2
 """of one thread each; on two cores faster than one process of two threads"""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -37,9 +45,13 @@ class Experiment:
     def key(self) -> str:
         return f"{self.plan.name}-{self.setting}-{self.seed}"
 
+    @property
+    def digest(self) -> str:
+        return digest(self.plan, self.setting)
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny subsets and one seed: shows only that it runs")
     parser.add_argument("--fresh", action="store_true", help="compute everything again, not only what is missing")
     parser.add_argument("--report", action="store_true", help="only write the page from the results so far")
@@ -65,16 +77,16 @@ def main() -> None:
 def experiments(corpora: list[Plan], quick: bool) -> list[Experiment]:
     """All experiments, long ones first, so that short ones fill the gaps at the end."""
     encoder, decoder = corpora
-    seeds, draws = range(1 if quick else _SEEDS), range(1 if quick else _DRAWS)
+    draws, decoder_draws = (range(1 if quick else count) for count in (_DRAWS, _DECODER_DRAWS))
     counts = (16, 64) if quick else (256, 64, 16)
-    planned = [Experiment(encoder, setting, seed) for setting in ("full", "noisy") for seed in seeds]
-    planned += [Experiment(decoder, "full", seed) for seed in seeds]
+    planned = [Experiment(decoder, "full", seed) for seed in decoder_draws]
+    planned += [Experiment(encoder, setting, seed) for setting in ("full", "noisy") for seed in draws]
     return planned + [Experiment(encoder, f"few{count}", draw) for draw in draws for count in counts]
 
 
 def run_all(wanted: list[Experiment], folder: Path) -> int:
     """Run the experiments without a result and return how many failed."""
-    missing = [e for e in wanted if not _result(folder, e).exists()]
+    missing = [e for e in wanted if read_result(folder, e) is None]
     print(f"{len(wanted)} experiments, {len(wanted) - len(missing)} already finished", flush=True)
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # a spawned process reads it before it loads numpy
     failed, start = 0, time.perf_counter()
@@ -95,25 +107,17 @@ def run_all(wanted: list[Experiment], folder: Path) -> int:
 
 def run_one(experiment: Experiment, folder: Path) -> str:
     """Measure every contender, write the result, and return a summary in one line."""
-    from benchmarks.method import contenders as rows
-    from benchmarks.method.all_neurons import all_neurons
-    from benchmarks.method.paper import paper
-
     start = time.perf_counter()
     corpus = load(experiment.plan, folder / experiment.plan.name)
     exam = draw_exam(corpus, experiment.setting, experiment.seed)
-    fitted_spin = rows.fit_spin(exam)
-    answers = [rows.tfidf(exam), rows.last_layer(exam), rows.best_site(exam, fitted_spin), paper(exam)]
-    answers += [all_neurons(exam), *rows.spin_rows(exam, fitted_spin)]
-    if experiment.setting == "full":
-        answers.append(rows.lower_half(exam, fitted_spin))
-    result = {
+    result: dict[str, Any] = {
+        "digest": experiment.digest,
         "experiment": asdict(experiment),
         "neurons": corpus.neurons,
         "depth": corpus.depth,
         "documents": [len(exam.train), len(exam.valid), len(exam.test)],
+        "rows": [answer.row(exam) for answer in answers(exam, experiment.setting)],
         "wall_seconds": time.perf_counter() - start,
-        "rows": [answer.row(exam) for answer in answers],
     }
     file = _result(folder, experiment)
     file.with_suffix(".tmp").write_text(json.dumps(result, indent=1), encoding="utf-8")
@@ -127,13 +131,22 @@ def write_report(wanted: list[Experiment], folder: Path, path: Path) -> None:
     from benchmarks.method.table import report
 
     results: dict[str, list[dict[str, Any]]] = {}
-    finished = [experiment for experiment in wanted if _result(folder, experiment).exists()]
-    for experiment in finished:
-        result = json.loads(_result(folder, experiment).read_text(encoding="utf-8"))
-        results.setdefault(f"{experiment.plan.name}-{experiment.setting}", []).append(result)
-    missing = [experiment.key for experiment in wanted if experiment not in finished]
+    missing = []
+    for experiment in wanted:
+        result = read_result(folder, experiment)
+        if result is None:
+            missing.append(experiment.key)
+        else:
+            results.setdefault(f"{experiment.plan.name}-{experiment.setting}", []).append(result)
     path.write_text(report(results, missing), encoding="utf-8")
     print(f"written to {path}")
+
+
+def read_result(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
+    """The result of an experiment, or None if there is none of its digest."""
+    file = _result(folder, experiment)
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return result if result.get("digest") == experiment.digest else None
 
 
 def _result(folder: Path, experiment: Experiment) -> Path:

@@ -1,0 +1,75 @@
+"""The rows of the tables in their order, and what a result depends on. A new row is one more line in `ROWS`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from benchmarks.method import all_neurons, contenders, corpora, paper, siren
+from benchmarks.method.contenders import Answer, FittedSpin
+from benchmarks.method.corpora import Exam, Plan
+from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
+
+FORMAT = 3
+"""raise it when rows are computed in another way, or documents are divided differently"""
+
+
+class Row(NamedTuple):
+    """A row of the tables."""
+
+    name: str
+    answer: Callable[[Exam, FittedSpin], Answer]
+    """takes the classifiers of SPIN too, whose probes several rows share"""
+    only: str = ""
+    """the only setting that has the row; every one if empty"""
+
+
+ROWS = (
+    Row("TF-IDF", lambda exam, _: contenders.tfidf(exam)),
+    Row("last layer", lambda exam, _: contenders.last_layer(exam)),
+    Row("best single site", contenders.best_site),
+    Row("the paper's recipe", lambda exam, _: paper.paper(exam)),
+    Row("SIREN's recipe", siren.siren),
+    Row("all neurons", lambda exam, _: all_neurons.all_neurons(exam)),
+    Row("words", contenders.words),
+    Row("SPIN, ridge", contenders.ridge_rule),
+    Row("SPIN, neurons", contenders.neurons_alone),
+    Row("SPIN, neurons + words", contenders.neurons_and_words),
+    Row("SPIN, accuracy", lambda exam, spin: contenders.spin_choice(exam, spin, "accuracy")),
+    Row("SPIN, balanced", lambda exam, spin: contenders.spin_choice(exam, spin, "balanced")),
+    Row("SPIN, lower half", contenders.lower_half, only="full"),
+)
+
+
+def rows_of(setting: str) -> list[Row]:
+    """The rows of a setting: `full`, `noisy`, or `few16` with the number of labels per class."""
+    return [row for row in ROWS if row.only in ("", setting)]
+
+
+def answers(exam: Exam, setting: str) -> Iterator[Answer]:
+    """Fit SPIN, then the contender of every row, and yield their answers."""
+    fitted_spin = contenders.fit_spin(exam)
+    for row in rows_of(setting):
+        answer = row.answer(exam, fitted_spin)
+        assert answer.name == row.name
+        yield answer
+
+
+def digest(plan: Plan, setting: str) -> str:
+    """Equal for results that may stand in one table: same format, documents, rows, grids and defaults of SPIN."""
+    settings: dict[str, Any] = {
+        "format": FORMAT,
+        "plan": asdict(plan),
+        "rows": [row.name for row in rows_of(setting)],
+        "metric": corpora.METRIC,
+        "flipped": corpora.FLIPPED if setting == "noisy" else None,
+        "words and last layer": contenders.STRENGTHS,
+        "all neurons": all_neurons.STRENGTHS,
+        "paper": (paper.PROBE_STRENGTHS, paper.HEAD_STRENGTHS, paper.ETAS, paper.ROUND),
+        "siren": (siren.ETAS, siren.RATES, siren.WIDTHS, siren.DROPOUT),
+        "spin": [section().model_dump(mode="json") for section in (ProbeSettings, SearchSettings, CascadeSettings)],
+    }
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
