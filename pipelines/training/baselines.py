@@ -127,7 +127,7 @@ def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Prob
 
 
 def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choice: Choice) -> Contender:
-    """One of the three SPIN classifiers; the most accurate one is named `spin`."""
+    """One of the three SPIN classifiers, by its labels before abstention; the most accurate one is named `spin`."""
     fitted = spin.training_result.choices[choice]
     rows, _ = labels.part("test")
     logits = fitted.logits(features.read_selection(fitted.selection, rows))
@@ -138,7 +138,7 @@ def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, choi
 
     return Contender(
         "spin" if choice == "accuracy" else choice,
-        labels.label_space.predict(logits),
+        fitted.decision(labels.label_space, spin.decision).decide(labels.label_space.probabilities(logits))[0],
         len(fitted.selection),
         fitted.selection.depth,
         classify,

@@ -55,7 +55,7 @@ def describe_artifact(
         choose=settings.choose,
         selection=spin.fitted.selection,
         test_ece=test_ece,
-        decision=settings.decision,
+        decision=spin.fitted.applied_settings(labels.label_space, settings.decision),
         versions={name: version(name) for name in persistence.LIBRARIES},
     )
     return {NEURONS: neurons_to_json(neurons), CARD: model_card(facts).encode()}

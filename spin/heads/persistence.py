@@ -28,10 +28,10 @@ from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
 
-FORMAT = 5
+FORMAT = 6
 """version of the artifact's format"""
-_READABLE = (4, FORMAT)
-"""formats that are read; 4, of 0.2, knows one rule of selection"""
+_READABLE = (4, 5, FORMAT)
+"""formats that are read; 4, of 0.2, knows one rule of selection, and 4 and 5 choose no thresholds"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _MLP = ("inner", "inner_bias", "outer")

@@ -16,8 +16,10 @@ from spin.arrays import Floats
 from spin.backbone.hooks import HOOK_LOCK, capture_sites
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import token_position
+from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.labels.label_space import LabelSpace
+from spin.settings import DecisionSettings
 from spin.sites import FeatureColumn, Site
 
 Place = TypeVar("Place", Site, int)
@@ -61,6 +63,8 @@ class Explanation:
     """(p,) index of the word with the largest share of each neuron's contribution"""
     values: Floats
     """(p,) activations of the neurons, in standard deviations above their training means"""
+    decision: Decision | None = None
+    """how the classifier turns probabilities into labels; None: the most probable class, or those from one half on"""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -86,10 +90,12 @@ class Explanation:
     def chosen(self) -> list[int]:
         """The indices of the predicted classes, the likeliest first.
 
-        One class, or in a multi-label task all classes with a probability of at least one half. The thresholds of a
-        decision are not applied.
+        One class, or in a multi-label task any number of them, by the thresholds of the decision. Its abstention is not
+        applied.
         """
-        return [k for k in self.ranked if self.logits[k] >= 0] if self.label_space.multilabel else self.ranked[:1]
+        decision = self.decision or Decision.of(self.label_space, DecisionSettings())
+        [given] = self.label_space.indicator(decision.decide(self.probabilities[None])[0])
+        return [k for k in self.ranked if given[k]]
 
     def by_site(self) -> dict[Site, Floats]:
         """Return contributions (K,) per site, the shallowest first: their sum, plus the bias, is the logits."""
@@ -144,9 +150,14 @@ def stretches(words: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int
 
 
 def explain(
-    backbone: Backbone, fitted: FittedClassifier, label_space: LabelSpace, text: str, pooled: Floats
+    backbone: Backbone,
+    fitted: FittedClassifier,
+    label_space: LabelSpace,
+    text: str,
+    pooled: Floats,
+    decision: Decision | None = None,
 ) -> Explanation:
-    """Return the contributions of neurons and of words to the logits of a text.
+    """Return the contributions of neurons and of words to the logits of a text, whose label follows by `decision`.
 
     `pooled` (p,) are the raw activations of the selected neurons as the engine returned them. The contribution of a
     neuron is w (x - mean) / scale, where w is its weight in a linear head, and in an MLP head its integrated gradient
@@ -179,6 +190,7 @@ def explain(
         word_contributions=by_word,
         loudest=word_of[np.abs(shares).argmax(0)],
         values=values,
+        decision=decision,
     )
 
 

@@ -354,7 +354,7 @@ def test_explain_covers_every_predicted_class_of_a_multilabel_classifier(
         assert [output.count(f"neurons for and against {name}") for name in spin.classes] == [
             int(name in explained) for name in spin.classes
         ]
-        assert output.startswith("no class reaches one half: " if not label else explanation.label)
+        assert output.startswith("no class reaches its threshold: " if not label else explanation.label)
         for name, share in zip(spin.classes, explanation.probabilities, strict=True):
             assert f"{name} {share:.2f}" in output
     assert {len(label) for label in spin.predict(texts)} >= {0, 2}  # type: ignore[arg-type]

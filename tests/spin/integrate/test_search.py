@@ -18,7 +18,6 @@ import spin.integrate.integrate
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.candidate import Candidate
-from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import Penalty
 from spin.heads.mlp_head import MlpHead
@@ -99,11 +98,6 @@ class Project:
         if not self.label_space.multilabel:
             return model.fit(X[train], self.y[train]).decision_function(X[rows])
         return np.stack([model.fit(X[train], has).decision_function(X[rows]) for has in self.y[train].T], axis=1)
-
-
-def argmax(project: Project) -> Decision:
-    """The decision without thresholds."""
-    return Decision.of(project.label_space, DecisionSettings())
 
 
 def build_project(
@@ -343,7 +337,7 @@ def test_an_l1_penalty_removes_neurons() -> None:
     assert len(selection) > candidates[0].neurons > candidates[1].neurons > 0
     from spin.integrate.integrate import _CandidateFitter
 
-    fitted = _CandidateFitter(project.search(settings), CascadeSettings(), argmax(project)).fit(candidates[1])
+    fitted = _CandidateFitter(project.search(settings), CascadeSettings(), DecisionSettings()).fit(candidates[1])
     assert 0 < len(fitted.selection) < len(selection)
     assert fitted.head.coef.shape == (3, len(fitted.selection))  # type: ignore[union-attr]
     assert fitted.head.coef.any(0).all()  # type: ignore[union-attr]
@@ -373,7 +367,7 @@ def test_exits_read_the_features_that_the_l1_penalty_left(monkeypatch: pytest.Mo
     candidate = next(c for c in project.search(settings).run() if c.penalty.l1 and c.depth == 4)
     fits.clear()
     cascade = CascadeSettings(depths=(0.25, 0.5))
-    spin.integrate.integrate._CandidateFitter(project.search(settings), cascade, argmax(project)).fit(candidate)
+    spin.integrate.integrate._CandidateFitter(project.search(settings), cascade, DecisionSettings()).fit(candidate)
     (full_selection, _, head), *exits = fits
     nonzero_selection = full_selection.keep(head.coef.any(0))
     assert len(nonzero_selection) < len(full_selection)

@@ -127,11 +127,11 @@ def test_the_page_shows_the_prediction_and_all_its_parts(browser: Any, tmp_path:
 def test_a_multilabel_page_names_all_classes_from_one_half(
     browser: Any, tmp_path: Path, logits: tuple[float, ...], named: list[str]
 ) -> None:
-    """Each class has its own probability, a sigmoid. The heading reports if no class reaches one half."""
+    """Each class has its own probability, a sigmoid. The heading reports if no class reaches its threshold."""
     explanation = replace(make_explanation(multilabel=True), logits=np.array(logits))
     with open_page(browser, tmp_path, explanation_page(explanation)) as window:
         shown = window.locator("h1 > span:not(.share)").all_inner_texts()
-        assert shown == ([f"{name}\u202f%" for name in named] or ["No class reaches one half"])
+        assert shown == ([f"{name}\u202f%" for name in named] or ["No class reaches its threshold"])
         assert window.title().startswith("good, plain – " if named else "No class – ")
         shares = window.locator(".class .number:not(.logit)").all_inner_texts()
         assert shares == [f"{100 / (1 + np.exp(-x)):.1f}\u202f%" for x in sorted(logits, reverse=True)]
