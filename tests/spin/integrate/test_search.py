@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 import spin.integrate.integrate
 from spin.arrays import Floats
 from spin.errors import UserError
+from spin.heads.calibration import calibration_error
 from spin.heads.candidate import Candidate
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import Penalty
@@ -494,3 +495,68 @@ def test_balanced_weights_predict_rare_classes_more_often() -> None:
         logits = fitted.logits(project.read(fitted.selection, project.test))
         predictions[kind] = (logits.argmax(1) == 2).sum()
     assert predictions["balanced"] > predictions["none"]
+
+
+def build_imbalanced_project(kind: str, n: int = 8_000) -> Project:
+    """Classes of shares 0.88, 0.08 and 0.04, all shown by the same neuron; in a multi-label task by one each."""
+    draw, label_space = np.random.default_rng(0), LABEL_SPACES[kind]
+    column, shares = FeatureColumn.parse("ffn.02.mean"), [0.88, 0.08, 0.04]
+    X = draw.normal(size=(n, 6)).astype(np.float32)
+    if label_space.multilabel:
+        y: Targets = draw.random((n, 3)) < shares
+        X[:, :3] += 2 * y
+    else:
+        y = draw.choice(3, n, p=shares)
+        X[:, 0] += np.array([0, 1, 2])[y]
+    rows, signs = np.arange(n), np.ones((len(label_space) - 1 + label_space.multilabel, 6), np.float32)
+    folds = (Fold(rows[: n // 4], rows[n // 4 : n // 2]),)
+    probe = Probe(column, signs, signs[:, 0], Standardizer(np.zeros(6, np.float32), signs[0]), 0.1, 1.0, 0.0, 0.9)
+    return Project(label_space, {column: X}, y, folds, rows[n // 2 :], [probe], [])
+
+
+@pytest.mark.parametrize("kind", ["multi-class", "multi-label"])
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
+def test_balanced_weights_keep_their_recall_and_their_probabilities_are_calibrated(kind: str, metric: str) -> None:
+    """On new documents the labels are better than the most probable class, for the rare class above all."""
+    project = build_imbalanced_project(kind)
+    data = replace(project.data, class_weights="balanced", metric=metric)
+    settings = SEARCH.model_copy(update={"rules": ("l1",), "max_share": 1, "etas": (1.0,), "l1": ()})
+    result = integrate(project.probes, [], project.read, data, settings=settings, compute=FLOPS)
+    fitted, label_space, y = result.choices["accuracy"], project.label_space, project.y[project.test]
+    assert fitted.summary.valid_ece < 0.025
+    assert fitted.summary.valid_ece_uncalibrated > 0.05
+    logits = fitted.logits(project.read(fitted.selection, project.test))
+    probabilities = label_space.probabilities(logits)
+    assert calibration_error(probabilities, y, label_space) < 0.025
+    assert probabilities.mean(0) == pytest.approx(label_space.indicator(y).mean(0), abs=0.02)
+    assert fitted.summary.thresholds is not None
+    given, _ = fitted.decision(label_space, DecisionSettings()).decide(probabilities)
+    plain = label_space.predict(logits)
+    assert score(metric, y, given) > score(metric, y, plain)
+    is_rare = label_space.indicator(y)[:, 2]
+    recall, plain_recall = (label_space.indicator(labels)[is_rare, 2].mean() for labels in (given, plain))
+    assert recall > plain_recall + 0.1
+
+
+def test_the_heads_of_exits_have_biases_and_their_labels_the_chosen_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their probabilities under balanced weights are calibrated too; exits are chosen under the thresholds."""
+    project, decisions = build_imbalanced_project("multi-class"), []
+    [(column, X)], [probe] = project.activations.items(), project.probes
+    early = FeatureColumn.parse("ffn.01.mean")
+    project.activations, project.probes = {early: X, column: X}, [replace(probe, column=early), probe]
+    choose = spin.integrate.integrate.choose_exit_thresholds
+    monkeypatch.setattr(
+        spin.integrate.integrate, "choose_exit_thresholds", lambda *a, **k: decisions.append(a[3]) or choose(*a, **k)
+    )
+    data = replace(project.data, class_weights="balanced", metric="balanced_accuracy")
+    settings = SEARCH.model_copy(update={"rules": ("l1",), "max_share": 1, "etas": (1.0,), "l1": ()})
+    cascade = CascadeSettings(depths=(0.5,), max_loss=0.5)
+    options: Any = {"settings": settings, "compute": FLOPS, "cascade": cascade}
+    fitted = integrate(project.probes, [], project.read, data, **options).choices["accuracy"]
+    [_] = fitted.exits
+    assert fitted.summary.thresholds is not None
+    assert decisions[0].thresholds == pytest.approx([*fitted.summary.thresholds.values()], rel=1e-5)
+    part = fitted.at(0)
+    probabilities = project.label_space.probabilities(part.logits(project.read(part.selection, project.test)))
+    shares = project.label_space.indicator(project.y[project.test]).mean(0)
+    assert probabilities.mean(0) == pytest.approx(shares, abs=0.02)
