@@ -23,7 +23,7 @@ from pipelines.registry.versions import Registry
 from pipelines.training import baselines, train
 from pipelines.training.evaluate import run_evaluate
 from pipelines.training.workflow import run_stages, run_workflow
-from spin.heads.fitted import TrainingResult
+from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.labels.label_space import LabelSpace
 from spin.settings import DecisionSettings, Settings, parse_settings
 from tests.support import tiny
@@ -124,6 +124,8 @@ def test_chosen_thresholds_decide_the_figures_of_a_training_and_all_that_follow(
         return replace(result, choices=choices)
 
     monkeypatch.setattr(train, "run_integrate", integrate)
+    exit_depths, decisions = FittedClassifier.exit_depths, []
+    monkeypatch.setattr(FittedClassifier, "exit_depths", lambda *args: decisions.append(args[3]) or exit_depths(*args))
     project = make_project(train={"baselines": False})
     report = run_workflow(project, first="train")
     assert report.results.choice.choices["accuracy"].thresholds == thresholds
@@ -135,6 +137,8 @@ def test_chosen_thresholds_decide_the_figures_of_a_training_and_all_that_follow(
     )
     card = (Path(project.store) / "model" / "MODEL_CARD.md").read_text()
     assert "Thresholds: bad from 1e-06, good from 0.999999. Validation documents chose them by macro" in card
+    assert decisions, "no drift reference was made"
+    assert all(decision.thresholds == pytest.approx([*thresholds.values()], rel=1e-5) for decision in decisions)
     registry = Registry(project)
     version = f"models:/baselines/{report.registered.version}"
     evaluated = run_evaluate(project, registry, project.data.train, model=version)

@@ -99,6 +99,18 @@ def test_biases_that_calibrate_balanced_weights_leave_the_labels_as_they_were(la
 
 
 @LABEL_SPACES
+def test_few_documents_do_not_cost_balanced_weights_their_recall(label_space: LabelSpace) -> None:
+    """The labels before calibration need not prove that they are better than the most probable class."""
+    other, scores = draw_documents(label_space, 99, 10_000, balanced=True), []
+    for seed in range(40):
+        logits, y = draw_documents(label_space, seed, 100, balanced=True)
+        calibration = fit_calibration(logits, y, label_space, "balanced")
+        thresholds = choose(calibration.apply(logits), y, label_space, "balanced_accuracy", calibration=calibration)
+        scores.append(measure(label_space, calibration.apply(other[0]), other[1], "balanced_accuracy", thresholds))
+    assert np.mean(scores) > score("balanced_accuracy", other[1], label_space.predict(other[0])) - 0.015
+
+
+@LABEL_SPACES
 def test_balanced_weights_do_not_keep_labels_that_cost_the_metric(label_space: LabelSpace) -> None:
     """By accuracy the most probable class is better than the labels before calibration, by far more than one error."""
     logits, y = draw_documents(label_space, 0, 2_000, balanced=True)
@@ -144,5 +156,10 @@ def test_half_of_the_best_expected_f1_is_that_of_a_plain_loop() -> None:
         assert actual == pytest.approx(best / 2)
 
 
-def test_a_single_document_chooses_nothing() -> None:
-    assert choose(np.array([[1.0, 0.0, 0.0]]), np.array([1]), MULTICLASS, "balanced_accuracy") is None
+@pytest.mark.filterwarnings("error")
+def test_a_single_document_shows_nothing() -> None:
+    """The most probable class is right, but the labels before calibration stand: nothing else can judge others."""
+    calibration = Calibration(1.0, np.array([0.0, 1.0, 0.0]))
+    logits, y = np.array([[0.0, 0.5, 0.0]]), np.array([1])
+    thresholds = choose(logits, y, MULTICLASS, "accuracy", calibration=calibration)
+    assert thresholds == pytest.approx(MULTICLASS.probabilities(np.array([[0.0, 1.0, 0.0]]))[0])

@@ -560,3 +560,22 @@ def test_the_heads_of_exits_have_biases_and_their_labels_the_chosen_thresholds(m
     probabilities = project.label_space.probabilities(part.logits(project.read(part.selection, project.test)))
     shares = project.label_space.indicator(project.y[project.test]).mean(0)
     assert probabilities.mean(0) == pytest.approx(shares, abs=0.02)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_near_identical_documents_count_as_one_where_thresholds_are_chosen(
+    grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so do the predictions of one document by several folds."""
+    project, seen = build_project(folds=3), []
+    choose = spin.integrate.integrate.choose_class_thresholds
+    monkeypatch.setattr(
+        spin.integrate.integrate,
+        "choose_class_thresholds",
+        lambda *a, **k: seen.append(k["documents"]) or choose(*a, **k),
+    )
+    groups = np.arange(360, dtype=np.uint64) // 2 if grouped else None
+    data = replace(project.data, groups=groups)
+    integrate(project.probes, project.ridge, project.read, data, settings=SEARCH, compute=FLOPS)
+    rows = np.concatenate([fold.valid for fold in project.folds])
+    assert seen[0].tolist() == (rows // 2 if grouped else rows).tolist()
