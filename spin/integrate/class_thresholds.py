@@ -89,8 +89,11 @@ def _half_best_f1(probabilities: Floats) -> Floats:
 def _is_better(
     labels: list[Targets], stays: int, best: Callable[[Rows], int], y: Targets, metric: str, parts: Rows
 ) -> bool:
-    """Whether labels by thresholds that other parts choose beat those that stay by more than one standard error."""
-    if parts.max() == 0:
+    """Whether labels by thresholds that other parts choose beat those that stay by more than one standard error.
+
+    Too few documents to fill all parts show nothing.
+    """
+    if parts.max() + 1 < _PARTS:
         return False
     crossed = labels[stays].copy()
     for part in range(parts.max() + 1):

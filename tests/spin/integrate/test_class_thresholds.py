@@ -157,9 +157,15 @@ def test_half_of_the_best_expected_f1_is_that_of_a_plain_loop() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_single_document_shows_nothing() -> None:
-    """The most probable class is right, but the labels before calibration stand: nothing else can judge others."""
+@pytest.mark.parametrize(("documents", "repeats"), [(1, 1), (19, 1), (4, 50)])
+def test_fewer_documents_than_parts_show_nothing(documents: int, repeats: int) -> None:
+    """The most probable class is always right, but the labels before calibration stand; with one for each part not."""
     calibration = Calibration(1.0, np.array([0.0, 1.0, 0.0]))
-    logits, y = np.array([[0.0, 0.5, 0.0]]), np.array([1])
-    thresholds = choose(logits, y, MULTICLASS, "accuracy", calibration=calibration)
-    assert thresholds == pytest.approx(MULTICLASS.probabilities(np.array([[0.0, 1.0, 0.0]]))[0])
+    before = MULTICLASS.probabilities(np.array([[0.0, 1.0, 0.0]]))[0]
+
+    def thresholds(rows: NDArray[np.int64]) -> Floats | None:
+        logits, y = np.tile([0.0, 0.5, 0.0], (len(rows), 1)), np.ones(len(rows), np.int64)
+        return choose(logits, y, MULTICLASS, "accuracy", calibration=calibration, documents=rows)
+
+    assert thresholds(np.repeat(np.arange(documents), repeats)) == pytest.approx(before)
+    assert thresholds(np.arange(20)) is None
