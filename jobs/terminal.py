@@ -203,7 +203,9 @@ def explanation(explanation: Explanation, *, neurons: int = 8) -> None:
     """Print, for each predicted class or else the likeliest, the text shaded by contribution and the main neurons."""
     shares = zip(explanation.classes, explanation.probabilities, explanation.logits, strict=True)
     listed = ", ".join(f"{name} {share:.2f} (logit {logit:+.2f})" for name, share, logit in shares)
-    say(f"{', '.join(explanation.classes[k] for k in explanation.chosen) or 'no class reaches one half'}: {listed}")
+    say(
+        f"{', '.join(explanation.classes[k] for k in explanation.chosen) or 'no class reaches its threshold'}: {listed}"
+    )
     for k in explanation.chosen or explanation.ranked[:1]:
         label = explanation.classes[k]
         out.print(_shaded(explanation, k), soft_wrap=True)

@@ -50,9 +50,10 @@ class SpinClassifier:
     >>> spin.predict(["a fine film"])  # doctest: +SKIP
 
     `backbone` is what `backbone.model` takes in a settings file, or all settings of a backbone. Training returns three
-    classifiers, and `choose` names the one that is used: `accuracy`, `balanced` or `cheapest`. `cascade` says how much
-    of the metric the early exits that training offers may cost; with `early`, documents stop at these exits.
-    `calibration` are some hundred texts that int8 is scaled by; `fit` sets them.
+    classifiers, and `choose` names the one that is used: `accuracy`, `balanced` or `cheapest`. A threshold in
+    `decision` replaces the one that training chose for its class. `cascade` says how much of the metric the early exits
+    that training offers may cost; with `early`, documents stop at these exits. `calibration` are some hundred texts
+    that int8 is scaled by; `fit` sets them.
     """
 
     def __init__(
@@ -186,6 +187,11 @@ class SpinClassifier:
         return self.training_result.choices[self.choose]
 
     @property
+    def decision_rule(self) -> Decision:
+        """How probabilities become labels: by `decision`, and where it is silent by the thresholds of `fitted`."""
+        return self.fitted.decision(self.label_space, self.decision)
+
+    @property
     def backbone(self) -> Backbone:
         """The backbone, truncated to the depth that is needed.
 
@@ -274,8 +280,8 @@ class SpinClassifier:
     ) -> NDArray[np.bool_]:
         """Mask (n,) of the texts `rows` that go on after an exit, by their values (n, p) so far and words' logits."""
         values = values if words is None else np.concatenate([words[rows], values], axis=1)
-        decision, exit = Decision.of(self.label_space, self.decision), self.fitted.exits[index]
-        return ~should_exit(self.label_space, decision, exit.threshold, self.fitted.at(index).logits(values))
+        exit, logits = self.fitted.exits[index], self.fitted.at(index).logits(values)
+        return ~should_exit(self.label_space, self.decision_rule, exit.threshold, logits)
 
     def predict_features(self, features: Features) -> Predictions:
         """The predictions that follow from features of this classifier."""
@@ -283,7 +289,7 @@ class SpinClassifier:
         if depth is None:
             depth = np.full(len(features.n_tokens), self.depth, np.int32)
         logits = self.fitted.predict_logits(features.values, features.depth)
-        return Predictions.from_logits(logits, depth, Decision.of(self.label_space, self.decision))
+        return Predictions.from_logits(logits, depth, self.decision_rule)
 
     def predict_all(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> Predictions:
         """Logits, probabilities, labels, scores and exit depths of n texts."""
@@ -298,12 +304,12 @@ class SpinClassifier:
         return self.predict_all(texts).probabilities
 
     def predict(self, texts: Sequence[str]) -> list[Label | None]:
-        """n labels by the thresholds of `decision`, None where it abstains."""
+        """n labels by the thresholds of `decision` and those that training chose, None where it abstains."""
         return self.predict_all(texts).labels
 
     def labels(self, probabilities: NDArray[np.floating]) -> list[Label | None]:
-        """n labels by probabilities (n, K) and the thresholds of `decision`."""
-        return Decision.of(self.label_space, self.decision).labels(probabilities)
+        """n labels by probabilities (n, K) and the thresholds of `decision` and those that training chose."""
+        return self.decision_rule.labels(probabilities)
 
     def explain(self, text: str) -> Explanation:
         """The logits of one text as a sum over neurons and terms, and over words, at the exit where the text stops."""
@@ -313,7 +319,8 @@ class SpinClassifier:
         depth = self.depth if features.depth is None else features.depth[0]
         part = self.fitted.at(depths.index(depth) if depth in depths else len(depths))
         pooled = features.values[0, part.selection.words : len(part.selection)]
-        return explain(self.backbone, part, self.label_space, text, pooled, self.training_result.words)
+        words = self.training_result.words
+        return explain(self.backbone, part, self.label_space, text, pooled, words, self.decision_rule)
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; no pickle, and not the backbone."""
@@ -353,7 +360,8 @@ class SpinClassifier:
 
         `backbone` says where the same weights lie on this machine and how they are run. Without it the saved settings
         hold, with other `weights` (a folder) or another `device` if given. `choose` names the classifier that is used,
-        `decision` replaces the saved thresholds. Raises UserError for an incomplete artifact or one of another format.
+        `decision` replaces the saved settings of the decision. Raises UserError for an incomplete artifact or one of
+        another format.
         """
         training_result, metadata = persistence.load(Path(folder))
         saved = metadata.backbone

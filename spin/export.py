@@ -25,7 +25,6 @@ from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
-from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.heads.mlp_head import MlpHead
 from spin.heads.word_regression import CHARACTERS_READ, UNITS, Unit, WordRegression
@@ -58,7 +57,7 @@ class ExportConfig:
     multilabel: bool
     """whether a text may have several classes"""
     thresholds: list[float]
-    """K scores, one per class; see `Decision.labels` for how labels follow from them"""
+    """K scores, one per class; see `Decision.decide` for how labels follow from them"""
     abstain: float
     """a text whose scores are closer to the border between two labels than this gets no label; 0: all texts get one"""
     max_tokens: int
@@ -287,7 +286,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[NDArray[np.int64
 
 
 def _config(spin: SpinClassifier, backbone: Backbone, kind: str) -> ExportConfig:
-    decision, selection = Decision.of(spin.label_space, spin.decision), spin.fitted.selection
+    decision, selection = spin.decision_rule, spin.fitted.selection
     packages = ("spin-neurons", "torch", "transformers", *REQUIRED_PACKAGES[kind])
     return ExportConfig(
         format=kind,

@@ -257,7 +257,8 @@ class ProbeSettings(_Section):
     class_weights: Literal["none", "balanced"] = Field(
         "none",
         description="none: every document counts the same. balanced: every class counts the same, however rare, in "
-        "the probes and in the final classifier.",
+        "the probes and in the final classifier; its probabilities are calibrated to the classes' true frequency all "
+        "the same.",
     )
 
     @property
@@ -347,8 +348,9 @@ class DecisionSettings(_Section):
 
     thresholds: dict[str, Share] = Field(
         {},
-        description="Probability that a class needs, by class, such as {spam: 0.9}. Default: the most probable class "
-        "wins; in a multi-label task every class from 0.5 on.",
+        description="Probability that a class needs, by class, such as {spam: 0.9}. Default: the thresholds that "
+        "training chose where they pay on validation; else the most probable class wins, in a multi-label task every "
+        "class from 0.5 on.",
     )
     abstain: float = Field(
         0,

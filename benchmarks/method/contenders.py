@@ -23,9 +23,10 @@ from spin.heads.selection import Selection
 from spin.integrate.feature_matrix import ReadSelection
 from spin.integrate.fit_words import WordFit
 from spin.integrate.integrate import integrate
+from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
-from spin.settings import CascadeSettings, Choice, SearchSettings
+from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
 from spin.sites import Site
 from spin.sparsify.probe import Probe, class_weights, signs
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
@@ -55,11 +56,13 @@ class Answer:
     """to fit, the choice of strengths included"""
     choice: str
     """the chosen settings, for the record"""
+    predicted: Targets | None = None
+    """(m,) the labels, where they are not those of the largest logit"""
 
     def row(self, exam: Exam) -> dict[str, Any]:
         """The row of the table as JSON values."""
         y, label_space = exam.y[exam.test], exam.corpus.label_space
-        predicted = self.logits.argmax(1)
+        predicted = self.logits.argmax(1) if self.predicted is None else self.predicted
         return {
             "name": self.name,
             "accuracy": score("accuracy", y, predicted),
@@ -278,10 +281,19 @@ def _integrated(name: str, exam: Exam, result: TrainingResult, seconds: float, c
         features = np.concatenate([result.words.logits([exam.corpus.texts[r] for r in exam.test]), features], axis=1)
     settings = (
         f"{summary.rule}, eta {summary.eta}, strength {summary.strength}, l1 {summary.l1}, {list(summary.part)}, "
-        f"{summary.head}, {'with' if summary.words else 'without'} words"
+        f"{summary.head}, {'with' if summary.words else 'without'} words, "
+        f"{'chosen' if summary.thresholds else 'no'} thresholds"
     )
+    logits, label_space = fitted.logits(features), exam.corpus.label_space
     return Answer(
-        name, fitted.logits(features), selection.neuron_count, summary.depth, summary.compute, seconds, settings
+        name,
+        logits,
+        selection.neuron_count,
+        summary.depth,
+        summary.compute,
+        seconds,
+        settings,
+        fitted.decision(label_space, DecisionSettings()).decide(label_space.probabilities(logits))[0],
     )
 
 

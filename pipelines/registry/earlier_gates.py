@@ -45,7 +45,8 @@ def evaluation_key(settings: Settings, evaluation_set: EvaluationSet) -> str | N
     """Digest of what predictions depend on besides the version; None if there are no documents.
 
     It contains the evaluation set, which of the three classifiers is chosen, and whether documents exit early. The
-    metric and the decision are not in it: labels are decided, and scored, anew from the stored probabilities.
+    metric and the decision are not in it: labels are decided, and scored, anew from the stored probabilities and the
+    stored thresholds of the version.
     """
     if not evaluation_set.rows:
         return None

@@ -107,9 +107,10 @@ def run_gate(
 
     The version and the champion are measured now, each loaded in a fresh process as MLflow's users load it; for former
     champions the predictions serve that earlier gates have stored. Labels are decided by the `choose` and `decision` of
-    the registry's settings, as in a night, and not by what was saved with the version. Where a night would abstain, the
-    label that it would give without the abstention band counts. Raises StalledError for a version that takes longer
-    than `promote.timeout_seconds`; a champion that does is one that does not predict.
+    the registry's settings, as in a night, and not by the settings that were saved with the version; a class without a
+    threshold there has the one that the training of the version chose. Where a night would abstain, the label that it
+    would give without the abstention band counts. Raises StalledError for a version that takes longer than
+    `promote.timeout_seconds`; a champion that does is one that does not predict.
     """
     reply = _measure(registry, number, evaluation_set.texts)
     replies: dict[str, PredictionReply | NoReply] = {number: reply}
@@ -410,6 +411,6 @@ def _aligned(
 def _labels(settings: Settings, reply: PredictionReply) -> list[Label]:
     """The predicted labels; where the decision abstains, the label without the abstention band."""
     label_space = LabelSpace(reply.classes, reply.multilabel)
-    y, _ = Decision.of(label_space, settings.decision).decide(reply.probabilities)
+    y, _ = Decision.of(label_space, settings.decision, reply.thresholds).decide(reply.probabilities)
     pairs = zip(reply.labels, label_space.names(y), strict=True)
     return [without_band if label is None else label for label, without_band in pairs]

@@ -88,6 +88,8 @@ class PredictionReply:
     """(n, K)"""
     seconds: float
     """from texts to labels, without loading"""
+    thresholds: Mapping[str, float] | None = None
+    """the threshold of every class that the training of this version chose, if it chose any"""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"probabilities": self.probabilities.tolist()})
@@ -177,6 +179,7 @@ def _predict(model: str, request: PredictionRequest) -> PredictionReply:
         labels=predictions.labels,
         probabilities=predictions.probabilities,
         seconds=seconds,
+        thresholds=classifier.fitted.summary.thresholds,
     )
 
 

@@ -130,14 +130,17 @@ def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Prob
 
 
 def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, texts: Sequence[str]) -> Contender:
-    """The SPIN classifier that `choose` names, without early exits; the most accurate one is named `spin`."""
+    """The SPIN classifier that `choose` names, by its labels before abstention and without early exits.
+
+    The most accurate one is named `spin`.
+    """
     fitted = spin.fitted
     rows, _ = labels.part("test")
     words = spin.word_logits([texts[row] for row in rows])
     logits = fitted.logits(features.read_selection(fitted.selection, rows, words))
     return Contender(
         "spin" if spin.choose == "accuracy" else spin.choose,
-        labels.label_space.predict(logits),
+        fitted.decision(labels.label_space, spin.decision).decide(labels.label_space.probabilities(logits))[0],
         fitted.selection.neuron_count,
         fitted.selection.depth,
         spin.predict_logits,

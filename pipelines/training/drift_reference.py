@@ -13,7 +13,6 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from spin.activations.extract import Features
 from spin.classifier import SpinClassifier
-from spin.heads.decision import Decision
 from spin.monitor.profile import Profile
 
 
@@ -33,7 +32,7 @@ def describe_reference(spin: SpinClassifier, features: FeatureShards, labels: La
     tensors: dict[str, NDArray[Any]] = {}
     for choice, fitted in spin.training_result.choices.items():
         values = features.read_selection(fitted.selection, rows, words)
-        decision = Decision.of(spin.label_space, spin.decision)
+        decision = fitted.decision(spin.label_space, spin.decision)
         for prefix, depth in (
             (choice, None),
             (f"{choice}.early", fitted.exit_depths(values, spin.label_space, decision)),

@@ -17,7 +17,7 @@ from spin.settings import METRICS, DecisionSettings, Settings
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """The quality of a version's labels for some documents, under the thresholds and abstention of the settings."""
+    """The quality of the labels that a version gives some documents in a night with these settings."""
 
     model_version: str
     documents: int
@@ -25,7 +25,7 @@ class EvaluationReport:
     abstained: int
     """documents without a label, because the decision abstains; the figures leave them out"""
     decision: DecisionSettings
-    """the thresholds and the abstention band that were applied"""
+    """the thresholds, those that training chose included, and the abstention band that were applied"""
     metrics: dict[str, float]
     """every metric, from 0 to 1, by name; empty if the decision abstains for all documents"""
     per_class: dict[str, ClassFigures]
@@ -60,7 +60,7 @@ def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: 
         model_version=version,
         documents=len(truth),
         abstained=len(truth) - len(rows),
-        decision=spin.decision,
+        decision=spin.fitted.applied_settings(spin.label_space, spin.decision),
         metrics={name: score(name, y[rows], given) for name in METRICS} if len(rows) else {},
         per_class=class_figures(y[rows], given, spin.label_space.classes) if len(rows) else {},
     )

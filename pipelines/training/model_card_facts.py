@@ -56,7 +56,7 @@ def describe_artifact(
         selection=spin.fitted.selection,
         words=len(spin.training_result.words or ()) if spin.fitted.selection.words else 0,
         test_ece=test_ece,
-        decision=settings.decision,
+        decision=spin.fitted.applied_settings(labels.label_space, settings.decision),
         versions={name: version(name) for name in persistence.LIBRARIES},
     )
     return {NEURONS: neurons_to_json(neurons), CARD: model_card(facts).encode()}

@@ -293,12 +293,12 @@ def _evaluate(
             advance(1)
         table = baselines.tabulate(contenders, features, spin.backbone.depth, labels, texts, notes)
         advance(1)
-    [logits] = [contender.logits for contender in contenders if contender.name == "spin"]
-    assert logits is not None
+    [best] = [contender for contender in contenders if contender.name == "spin"]
+    assert best.logits is not None
     return Comparison(
         table=tuple(table),
-        per_class=class_figures(y, labels.label_space.predict(logits), labels.classes),
-        test_ece=round(calibration_error(labels.label_space.probabilities(logits), y, labels.label_space), 4),
+        per_class=class_figures(y, best.predicted, labels.classes),
+        test_ece=round(calibration_error(labels.label_space.probabilities(best.logits), y, labels.label_space), 4),
         notes=tuple(notes),
     )
 
@@ -341,7 +341,7 @@ def _register(
             (Path(folder) / name).write_bytes(data)
         record = TrainingRecord(
             params={
-                **best.model_dump(exclude={"part", "exits"}),
+                **best.model_dump(exclude={"part", "exits", "thresholds"}),
                 "metric": settings.metric,
                 "backbone": settings.backbone.model,
             },

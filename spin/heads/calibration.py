@@ -1,17 +1,51 @@
-"""Temperature scaling and the expected calibration error."""
+"""Temperature scaling, biases per class where class weights are balanced, and the expected calibration error."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import overload
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_expit, log_softmax
 
 from spin.arrays import Floats
+from spin.heads.linear_head import LinearHead
+from spin.heads.mlp_head import MlpHead
 from spin.labels.label_space import LabelSpace, Targets
 
 _BINS = 15
 _DRAWS = 200
+_BIAS_SD = 2.0
+"""standard deviation of the prior of a bias"""
+_HOTTEST = 20.0
+"""largest temperature; the smallest is its inverse"""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Turns logits into calibrated ones: divided by a temperature, plus a bias per class."""
+
+    temperature: float
+    bias: Floats | None = None
+    """(K,) None for a temperature alone"""
+
+    def apply(self, logits: Floats) -> Floats:
+        """The calibrated logits (n, K) of logits (n, K)."""
+        scaled = logits / np.float32(self.temperature)
+        return scaled if self.bias is None else scaled + self.bias
+
+    @overload
+    def fold_into(self, head: LinearHead) -> LinearHead: ...
+
+    @overload
+    def fold_into(self, head: MlpHead) -> MlpHead: ...
+
+    def fold_into(self, head: LinearHead | MlpHead) -> LinearHead | MlpHead:
+        """The head whose logits are the calibrated ones of a head."""
+        scaled = head.with_temperature(self.temperature)
+        return scaled if self.bias is None else scaled.with_bias(self.bias)
 
 
 def log_loss(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
@@ -20,6 +54,17 @@ def log_loss(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
     if label_space.multilabel:
         return float(-log_expit(np.where(has, logits, -logits)).sum(1).mean())
     return float(-log_softmax(logits, axis=1)[has].mean())
+
+
+def fit_calibration(logits: Floats, y: Targets, label_space: LabelSpace, class_weights: str) -> Calibration:
+    """The calibration of held-out logits (n, K) of heads that were fitted under `class_weights`.
+
+    `none` takes a temperature alone. `balanced` weights teach a head that all classes are equally frequent, which no
+    temperature can undo, so they take biases too.
+    """
+    if class_weights == "none":
+        return Calibration(fit_temperature(logits, y, label_space))
+    return _fit_temperature_and_biases(logits, y, label_space)
 
 
 def fit_temperature(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
@@ -31,10 +76,7 @@ def fit_temperature(logits: Floats, y: Targets, label_space: LabelSpace) -> floa
     logits, targets = logits.astype(np.float64), smooth_targets(y, label_space)
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        if label_space.multilabel:
-            return float(-(targets * log_expit(scaled) + (1 - targets) * log_expit(-scaled)).sum(1).mean())
-        return float(-(targets * log_softmax(scaled, axis=1)).sum(1).mean())
+        return smoothed_loss(logits / np.exp(log_temperature), targets, label_space) / len(logits)
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
@@ -44,8 +86,40 @@ def smooth_targets(y: Targets, label_space: LabelSpace) -> Floats:
 
     Each gives a share 1 / (n + 2) of itself to all K classes alike, in a multi-label task to both sides.
     """
-    smoothing, classes = 1 / (len(y) + 2), 2 if label_space.multilabel else len(label_space)
-    return (1 - smoothing) * label_space.indicator(y) + smoothing / classes
+    smoothing, sides = 1 / (len(y) + 2), 2 if label_space.multilabel else len(label_space)
+    smoothed: Floats = (1 - smoothing) * label_space.indicator(y) + smoothing / sides
+    return smoothed
+
+
+def _fit_temperature_and_biases(logits: Floats, y: Targets, label_space: LabelSpace) -> Calibration:
+    """The temperature T and biases b (K,) for which logits / T + b have the least penalised log loss.
+
+    Minimises the sum of the smoothed log losses of the n documents plus |b|^2 / (2 * 2^2), which is convex in 1 / T and
+    b. This is vector scaling (Guo et al. 2017) with biases only. The penalty is a normal prior: it counts for about one
+    document per class, so that a class with few held-out documents is not moved far.
+    """
+    logits, targets = logits.astype(np.float64), smooth_targets(y, label_space)
+
+    def loss(values: Floats) -> tuple[float, Floats]:
+        inverse, bias = values[0], values[1:]
+        scaled = inverse * logits + bias
+        residuals = label_space.probabilities(scaled) - targets
+        total = smoothed_loss(scaled, targets, label_space) + float(bias @ bias) / (2 * _BIAS_SD**2)
+        slope = [float((residuals * logits).sum()), *(residuals.sum(0) + bias / _BIAS_SD**2)]
+        return total / len(logits), np.array(slope) / len(logits)
+
+    bounds = [(1 / _HOTTEST, _HOTTEST), *[(None, None)] * len(label_space)]
+    start = np.array([1.0, *[0.0] * len(label_space)])
+    options = {"ftol": 1e-12, "gtol": 1e-8, "maxiter": 1000}
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    return Calibration(float(1 / best[0]), best[1:].astype(np.float32))
+
+
+def smoothed_loss(logits: Floats, targets: Floats, label_space: LabelSpace) -> float:
+    """The sum of the log losses of logits (n, K) under smoothed targets (n, K)."""
+    if label_space.multilabel:
+        return float(-(targets * log_expit(logits) + (1 - targets) * log_expit(-logits)).sum())
+    return float(-(targets * log_softmax(logits, axis=1)).sum())
 
 
 def calibration_error(probabilities: Floats, y: Targets, label_space: LabelSpace) -> float:

@@ -25,11 +25,15 @@ class Decision:
     """smallest lead of the best class, or distance from a threshold, that gets a label; 0 never abstains"""
 
     @classmethod
-    def of(cls, label_space: LabelSpace, settings: DecisionSettings) -> Decision:
+    def of(
+        cls, label_space: LabelSpace, settings: DecisionSettings, chosen: Mapping[str, float] | None = None
+    ) -> Decision:
         """The decision that the settings describe; a class without a threshold of its own gets the default.
 
-        The default is 0.5 in a multi-label task, else an equal part of what the given thresholds leave below 1.
-        Raises UserError for a threshold of an unknown class, or if the given thresholds leave nothing for the others.
+        `chosen` are the thresholds that training has chosen for every class, if any. The default of a class is its
+        chosen threshold, or 0.5, in a multi-label task; else the classes without a threshold share what the given ones
+        leave below 1, in proportion to their chosen thresholds, or equally. Raises UserError for a threshold of an
+        unknown class, or if the given thresholds leave nothing for the others.
         """
         given: Mapping[str, float] = settings.thresholds
         unknown = sorted(set(given) - set(label_space.classes))
@@ -37,13 +41,17 @@ class Decision:
             raise UserError(
                 f"decision.thresholds: the model has no class '{unknown[0]}'; it has {', '.join(label_space.classes)}"
             )
-        others = len(label_space) - len(given)
-        rest = 0.5 if label_space.multilabel else (1 - sum(given.values())) / max(others, 1)
-        if others and rest <= 0:
-            raise UserError(
-                f"decision.thresholds: they sum to {sum(given.values()):g}; leave something below 1 for the others"
-            )
-        return cls(label_space, np.array([given.get(name, rest) for name in label_space.classes]), settings.abstain)
+        others = [name for name in label_space.classes if name not in given]
+        defaults = {name: 0.5 if chosen is None else chosen[name] for name in others}
+        if not label_space.multilabel:
+            rest, whole = 1 - sum(given.values()), sum(defaults.values())
+            if others and rest <= 0:
+                raise UserError(
+                    f"decision.thresholds: they sum to {sum(given.values()):g}; leave something below 1 for the others"
+                )
+            defaults = {name: rest * default / whole for name, default in defaults.items()}
+        thresholds = defaults | dict(given)
+        return cls(label_space, np.array([thresholds[name] for name in label_space.classes]), settings.abstain)
 
     def labels(self, probabilities: Floats) -> list[Label | None]:
         """The labels of n documents by their probabilities (n, K); None where the decision abstains."""
@@ -58,10 +66,18 @@ class Decision:
         thresholds and the largest quotient wins; the decision abstains if its share of their sum leads the next one's
         by less than `abstain`. With two classes and thresholds 1 - t and t, the second is chosen above t.
         """
+        y = apply_thresholds(self.label_space, probabilities, self.thresholds)
         if self.label_space.multilabel:
-            near = np.abs(probabilities - self.thresholds) < self.abstain
-            return probabilities >= self.thresholds, np.any(near, axis=1)
+            return y, np.any(np.abs(probabilities - self.thresholds) < self.abstain, axis=1)
         odds = probabilities / self.thresholds
         odds = odds / odds.sum(1, keepdims=True)
         first = np.partition(odds, -2, axis=1)[:, -2:]
-        return odds.argmax(1), (first[:, 1] - first[:, 0]) < self.abstain
+        return y, (first[:, 1] - first[:, 0]) < self.abstain
+
+
+def apply_thresholds(label_space: LabelSpace, probabilities: Floats, thresholds: Floats) -> Targets:
+    """The targets of probabilities (n, K) by thresholds (K,), without abstention; see `Decision.decide`."""
+    if label_space.multilabel:
+        return probabilities >= thresholds
+    targets: Targets = (probabilities / thresholds).argmax(1)
+    return targets

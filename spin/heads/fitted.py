@@ -20,7 +20,7 @@ from spin.heads.selection import Selection
 from spin.heads.word_regression import WordRegression
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
-from spin.settings import Choice
+from spin.settings import Choice, DecisionSettings
 
 
 class ExitSummary(BaseModel):
@@ -37,7 +37,7 @@ class ExitSummary(BaseModel):
 
 
 class ChoiceSummary(CandidateSummary):
-    """A fitted classifier as reports and artifacts hold it: its candidate, its head and its calibration."""
+    """A fitted classifier as reports and artifacts hold it: its candidate, its head, calibration and thresholds."""
 
     head: Literal["linear", "mlp"]
     mlp_chance: float | None
@@ -50,6 +50,8 @@ class ChoiceSummary(CandidateSummary):
     valid_ece_uncalibrated: float
     """the same before calibration"""
     exits: tuple[ExitSummary, ...]
+    thresholds: Mapping[str, float] | None = None
+    """the threshold of every class that validation chose; None: the most probable class, or those from one half on"""
 
 
 class TrainingSummary(BaseModel):
@@ -74,10 +76,25 @@ class FittedClassifier:
     standardizer: Standardizer
     """mean and scale (p,) of the neurons over the training rows; 0 and 1 for the words' logits"""
     head: LinearHead | MlpHead
-    """calibrated: its logits are already divided by the temperature"""
+    """calibrated: its logits are already divided by the temperature, and have their biases"""
     summary: ChoiceSummary
     exits: tuple[EarlyExit, ...] = ()
     """where documents may stop before the last block, shallow first"""
+
+    def decision(self, label_space: LabelSpace, settings: DecisionSettings) -> Decision:
+        """How this classifier decides: its own thresholds, unless the settings give a class another one.
+
+        Raises UserError for settings that do not fit the classes.
+        """
+        return Decision.of(label_space, settings, self.summary.thresholds)
+
+    def applied_settings(self, label_space: LabelSpace, settings: DecisionSettings) -> DecisionSettings:
+        """Settings of a decision with the chosen thresholds filled in; they stay as they are if none were chosen."""
+        if self.summary.thresholds is None:
+            return settings
+        thresholds = self.decision(label_space, settings).thresholds
+        named = {name: float(f"{t:.6g}") for name, t in zip(label_space.classes, thresholds, strict=True)}
+        return settings.model_copy(update={"thresholds": named})
 
     def logits(self, features: Floats) -> Floats:
         """Logits (n, K) of raw features (n, p)."""

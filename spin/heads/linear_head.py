@@ -36,6 +36,10 @@ class LinearHead:
         """The head whose logits are these divided by a temperature."""
         return LinearHead(self.coef / np.float32(temperature), self.intercept / np.float32(temperature))
 
+    def with_bias(self, bias: Floats) -> LinearHead:
+        """The head whose logits are these plus a bias (K,)."""
+        return replace(self, intercept=self.intercept + bias)
+
     def keep(self, features: NDArray[np.bool_]) -> LinearHead:
         """The head on some of its features, given as a mask (p,)."""
         return replace(self, coef=self.coef[:, features])

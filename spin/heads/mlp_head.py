@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,3 +47,7 @@ class MlpHead:
         """The head whose logits are these divided by a temperature."""
         outer = self.outer / np.float32(temperature)
         return MlpHead(self.linear.with_temperature(temperature), self.inner, self.inner_bias, outer)
+
+    def with_bias(self, bias: Floats) -> MlpHead:
+        """The head whose logits are these plus a bias (K,)."""
+        return replace(self, linear=self.linear.with_bias(bias))

@@ -33,7 +33,7 @@ from spin.sites import FeatureColumn
 FORMAT = 6
 """version of the artifact's format"""
 _READABLE = (4, 5, FORMAT)
-"""formats that are read; 4, of 0.2, knows one rule of selection, and 5 no words"""
+"""formats that are read; 4, of 0.2, knows one rule of selection, and both know neither words nor chosen thresholds"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _WORDS = "words."

@@ -107,36 +107,35 @@ class _TermCounts:
 
 
 def _count_terms(read: ReadTexts, data: TrainingData) -> _TermCounts | None:
+    """The counts of the terms that are in enough documents of the sample; None if there are no such terms."""
     from scipy.sparse import vstack
     from sklearn.feature_extraction.text import CountVectorizer
 
-    sample, texts = _read_sample(read, data)
-    others = np.setdiff1d(np.concatenate([fold.valid for fold in data.folds]), sample)
-    other_texts = read(others)
+    sample, texts = _read_texts(read, data)
+    others = np.setdiff1d(np.array(list(texts)), sample)
+    of_sample, of_others = ([texts[row] for row in rows.tolist()] for rows in (sample, others))
     terms: dict[Unit, tuple[str, ...]] = {}
     counts: dict[Unit, Any] = {}
     for unit, arguments in UNITS.items():
         most = min(MOST_TERMS, MOST_WEIGHTS // len(UNITS) // len(data.label_space))
         vectorizer = CountVectorizer(min_df=MIN_DOCUMENTS, max_features=most, dtype=np.float32, **arguments)
         try:
-            of_sample = vectorizer.fit_transform(read_part(unit, texts))
+            fitted = vectorizer.fit_transform(read_part(unit, of_sample))
         except ValueError:  # no term is in enough documents
             continue
         terms[unit] = tuple(vectorizer.get_feature_names_out().tolist())
-        counts[unit] = vstack([of_sample, vectorizer.transform(read_part(unit, other_texts))], format="csr")
+        counts[unit] = vstack([fitted, vectorizer.transform(read_part(unit, of_others))], format="csr")
     return _TermCounts(sample, np.concatenate([sample, others]), terms, counts) if terms else None
 
 
-def _read_sample(read: ReadTexts, data: TrainingData) -> tuple[Rows, Sequence[str]]:
-    """The rows that regressions are fitted on, ascending, and their texts."""
-    strata = data.label_space.strata(data.y[data.rows])
-    rows = sample_rows(data.rows, strata, MOST_ROWS, data.seed)
-    texts = read(rows)
-    fitting = MOST_CHARACTERS * len(rows) // max(1, sum(map(len, texts)))
-    if fitting >= len(rows):
-        return rows, texts
-    kept = sample_rows(np.arange(len(rows)), data.label_space.strata(data.y[rows]), max(1, fitting), data.seed)
-    return rows[kept], [texts[row] for row in kept]
+def _read_texts(read: ReadTexts, data: TrainingData) -> tuple[Rows, dict[int, str]]:
+    """The rows that regressions are fitted on, ascending, and the texts of these and of all validation rows."""
+    sample = sample_rows(data.rows, data.label_space.strata(data.y[data.rows]), MOST_ROWS, data.seed)
+    rows = np.union1d(sample, np.concatenate([fold.valid for fold in data.folds]))
+    texts = dict(zip(rows.tolist(), read(rows), strict=True))
+    characters = sum(len(texts[row]) for row in sample.tolist())
+    fitting = max(1, MOST_CHARACTERS * len(sample) // max(1, characters))
+    return sample_rows(sample, data.label_space.strata(data.y[sample]), fitting, data.seed), texts
 
 
 def _weigh_terms(counts: _TermCounts, rows: Rows) -> tuple[Vocabulary, ...]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.blend import Blend, join_words
-from spin.heads.calibration import calibration_error, fit_temperature, log_loss
+from spin.heads.calibration import Calibration, calibration_error, fit_calibration, log_loss
 from spin.heads.candidate import Candidate
 from spin.heads.decision import Decision
 from spin.heads.early_exit import EarlyExit
@@ -20,6 +20,7 @@ from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
 from spin.integrate.bootstrap import bootstrap_p_value
+from spin.integrate.class_thresholds import choose_class_thresholds
 from spin.integrate.exit_thresholds import choose_exit_thresholds, exit_indices, offered_depths
 from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection, selected_standardizer
 from spin.integrate.fit_linear import fit_linear
@@ -60,8 +61,8 @@ def integrate(
     `read` returns the raw activations of a selection for some rows; `compute` is the share of the backbone's compute
     that reading a site takes. Features of different layers are standardised on the training rows and weighted by site
     and neuron (`feature_matrix.align`). The final heads, and those of the early exits that `cascade` allows under the
-    labels of `decision`, are fitted on all rows of the folds and calibrated by the temperature that the held-out
-    logits choose. The members of
+    labels of `decision`, are fitted on all rows of the folds. The held-out logits choose their temperature, biases
+    where class weights are balanced, and the thresholds of the classes for which `decision` gives none. The members of
     a process group share the training rows; all get the same result. Raises UserError if no probe kept a neuron.
     """
     if not any(probe.coef.any() for probe in probes):
@@ -75,7 +76,7 @@ def integrate(
     tried = search.run()
     # an abstaining document goes on to full depth, so that abstention need not be known when exits are chosen
     thresholds = DecisionSettings(thresholds={} if decision is None else decision.thresholds)
-    fitter = _CandidateFitter(search, cascade or CascadeSettings(), Decision.of(data.label_space, thresholds))
+    fitter = _CandidateFitter(search, cascade or CascadeSettings(), thresholds)
     fitted: dict[int, FittedClassifier] = {}
     choices: dict[Choice, FittedClassifier] = {}
     for name, candidate in choose_candidates(tried, settings, data.folds).items():
@@ -109,13 +110,13 @@ class _ExitCandidate:
     held_out: Floats
     """calibrated logits (n, K) of the validation rows"""
     blend: Blend | None
-    temperature: float
+    calibration: Calibration
 
 
 class _CandidateFitter:
-    """Turns a candidate into a classifier: head kind, temperature, early exits, and the head on all labelled rows."""
+    """Turns a candidate into a classifier: its head on all labelled rows, calibration, thresholds and early exits."""
 
-    def __init__(self, search: Search, cascade: CascadeSettings, decision: Decision) -> None:
+    def __init__(self, search: Search, cascade: CascadeSettings, decision: DecisionSettings) -> None:
         self.search, self.cascade, self.decision = search, cascade, decision
         self.matrix, self.data, self.group = search.matrix, search.data, search.matrix.group
         self.valid_rows = np.concatenate([fold.valid for fold in self.data.folds])
@@ -126,11 +127,13 @@ class _CandidateFitter:
         label_space, y = self.data.label_space, self.valid_y
         choice = self._choose_head(candidate)
         logits = np.concatenate(choice.held_out)
-        temperature = fit_temperature(logits, y, label_space)
-        calibrated = logits / np.float32(temperature)
+        calibration = self._calibrate(logits)
+        calibrated = calibration.apply(logits)
+        thresholds = self._choose_thresholds(calibrated, calibration)
         ece = [calibration_error(label_space.probabilities(values), y, label_space) for values in (logits, calibrated)]
         selection, standardizer, head = self._fit_final(candidate, choice.mlp_steps)
-        exits, exit_summaries = self._fit_exits(candidate, choice, selection, calibrated)
+        decision = Decision.of(label_space, self.decision, thresholds)
+        exits, exit_summaries = self._fit_exits(candidate, choice, selection, calibrated, decision)
         summary = ChoiceSummary(
             **{
                 **candidate.summary().model_dump(),
@@ -139,17 +142,45 @@ class _CandidateFitter:
                 "mlp_chance": choice.p_value,
                 "valid_score": round(float(np.mean(self.search.judge(choice.held_out))), 4),
                 "valid_log_loss": round(log_loss(calibrated, y, label_space), 4),
-                "temperature": round(temperature, 4),
+                "temperature": round(calibration.temperature, 4),
                 "valid_ece": round(ece[1], 4),
                 "valid_ece_uncalibrated": round(ece[0], 4),
                 "exits": exit_summaries,
+                "thresholds": thresholds,
             }
         )
-        temperature, blend, summary = self.group.broadcast_object((temperature, choice.blend, summary))
+        blend, summary = self.group.broadcast_object((choice.blend, summary))
         if blend is not None:
             selection, standardizer = selection.join_words(len(label_space)), standardizer.join_words(len(label_space))
             head = join_words(head, blend)
-        return FittedClassifier(selection, standardizer, head.with_temperature(temperature), summary, exits)
+        return FittedClassifier(selection, standardizer, calibration.fold_into(head), summary, exits)
+
+    def _calibrate(self, held_out: Floats) -> Calibration:
+        """The calibration of logits (n, K) of the validation rows, the same for all members of the group."""
+        label_space, class_weights = self.data.label_space, self.data.class_weights
+        return self.group.broadcast_object(fit_calibration(held_out, self.valid_y, label_space, class_weights))
+
+    def _choose_thresholds(self, calibrated: Floats, calibration: Calibration) -> dict[str, float] | None:
+        """The threshold of every class by calibrated logits (n, K) of validation rows; None for the plain decision.
+
+        Near-identical documents count as one, as do the predictions of one document by several folds. The most probable
+        class is right most often, so for accuracy there is nothing to choose where the probabilities are calibrated.
+        """
+        rows, groups, label_space = self.valid_rows, self.data.groups, self.data.label_space
+        if self.data.metric == "accuracy" and calibration.bias is None and not label_space.multilabel:
+            return None
+        chosen = choose_class_thresholds(
+            calibrated,
+            self.valid_y,
+            label_space,
+            metric=self.data.metric,
+            calibration=calibration,
+            documents=rows if groups is None else groups[rows],
+        )
+        if chosen is None:
+            return self.group.broadcast_object(None)
+        named = {name: float(f"{t:.6g}") for name, t in zip(label_space.classes, chosen, strict=True)}
+        return self.group.broadcast_object(named)
 
     def _choose_head(self, candidate: Candidate) -> _HeadChoice:
         """The MLP head if the settings ask for it, or if a paired test on validation shows that it is better."""
@@ -192,7 +223,7 @@ class _CandidateFitter:
         return selection.keep(used), standardizer.keep(used), head.keep(used)
 
     def _fit_exits(
-        self, candidate: Candidate, choice: _HeadChoice, selection: Selection, final: Floats
+        self, candidate: Candidate, choice: _HeadChoice, selection: Selection, final: Floats, decision: Decision
     ) -> tuple[tuple[EarlyExit, ...], tuple[ExitSummary, ...]]:
         """The early exits of a candidate whose calibrated held-out logits (n, K) at full depth are `final`."""
         offered, costs = self._offer_exits(candidate, choice, selection)
@@ -202,14 +233,14 @@ class _CandidateFitter:
                 logits,
                 final,
                 self.valid_y,
-                self.decision,
+                decision,
                 metric=self.data.metric,
                 costs=[*costs, candidate.compute],
                 max_loss=self.cascade.max_loss,
                 documents=self.valid_rows,
             )
         )
-        indices = self.group.broadcast_object(exit_indices(logits, thresholds, len(final), self.decision))
+        indices = self.group.broadcast_object(exit_indices(logits, thresholds, len(final), decision))
         exits: list[EarlyExit] = []
         summaries: list[ExitSummary] = []
         features = 0
@@ -223,7 +254,7 @@ class _CandidateFitter:
                 blend = self.group.broadcast_object(exit.blend)
                 if blend is not None:
                     head = join_words(head, blend)
-                exits.append(EarlyExit(exit.depth, head.with_temperature(exit.temperature), threshold))
+                exits.append(EarlyExit(exit.depth, exit.calibration.fold_into(head), threshold))
                 rounded = {"threshold": round(threshold, 4), "valid_share": round(share, 4)}
                 summaries.append(ExitSummary(depth=exit.depth, **rounded))
         return tuple(exits), self.group.broadcast_object(tuple(summaries))
@@ -248,8 +279,8 @@ class _CandidateFitter:
             of_neurons = [values for _, values in fits]
             blend = None if choice.blend is None else self.search.fit_blend(of_neurons)
             logits = np.concatenate(self.search.blended(of_neurons, blend))
-            temperature = self.group.broadcast_object(fit_temperature(logits, self.valid_y, self.data.label_space))
-            offered.append(_ExitCandidate(depth, logits / np.float32(temperature), blend, temperature))
+            calibration = self._calibrate(logits)
+            offered.append(_ExitCandidate(depth, calibration.apply(logits), blend, calibration))
             costs.append(self.search.compute[Site(depth, "resid")])
         return offered, costs
 

@@ -249,7 +249,10 @@ class Search:
         self.tried.append(self.matrix.group.broadcast_object(candidate))
 
     def judge(self, held_out: Sequence[Floats]) -> tuple[float, ...]:
-        """The metric on the validation rows of each fold, by their logits (m, K)."""
+        """The metric on the validation rows of each fold, by their logits (m, K) and without thresholds.
+
+        Thresholds per class are chosen for the chosen candidates only: on so many candidates they would add luck.
+        """
         predicted = [self.data.label_space.predict(logits) for logits in held_out]
         return tuple(score(self.data.metric, y, answers) for y, answers in zip(self.valid_y, predicted, strict=True))
 

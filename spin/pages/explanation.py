@@ -17,9 +17,11 @@ from spin.arrays import Floats
 from spin.backbone.hooks import HOOK_LOCK, capture_sites
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import token_position
+from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.heads.word_regression import Place, TermContribution, WordRegression
 from spin.labels.label_space import LabelSpace
+from spin.settings import DecisionSettings
 from spin.sites import FeatureColumn, Site
 
 Where = TypeVar("Where", Site, int)
@@ -71,6 +73,8 @@ class Explanation:
     """the terms of the word regression in the text; none for a classifier that does not read words"""
     truncated: bool = False
     """whether the text is longer than the backbone reads"""
+    decision: Decision | None = None
+    """how the classifier turns probabilities into labels; None: the most probable class, or those from one half on"""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -96,10 +100,12 @@ class Explanation:
     def chosen(self) -> list[int]:
         """The indices of the predicted classes, the likeliest first.
 
-        One class, or in a multi-label task all classes with a probability of at least one half. The thresholds of a
-        decision are not applied.
+        One class, or in a multi-label task any number of them, by the thresholds of the decision. Its abstention is not
+        applied.
         """
-        return [k for k in self.ranked if self.logits[k] >= 0] if self.label_space.multilabel else self.ranked[:1]
+        decision = self.decision or Decision.of(self.label_space, DecisionSettings())
+        [given] = self.label_space.indicator(decision.decide(self.probabilities[None])[0])
+        return [k for k in self.ranked if given[k]]
 
     @property
     def term_contribution(self) -> Floats:
@@ -171,8 +177,9 @@ def explain(
     text: str,
     pooled: Floats,
     words: WordRegression | None = None,
+    decision: Decision | None = None,
 ) -> Explanation:
-    """Return the contributions of neurons, terms and words to the logits of a text.
+    """Return the contributions of neurons, terms and words to the logits of a text, whose label follows by `decision`.
 
     `pooled` are the raw activations of the selected neurons as the engine returned them, and `words` is the regression
     of a classifier that reads words. The contribution of a
@@ -214,6 +221,7 @@ def explain(
         values=values,
         terms=terms,
         truncated=bool(text[max(end for _, end in spans) :].strip()),
+        decision=decision,
     )
 
 

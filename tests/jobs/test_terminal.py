@@ -69,10 +69,10 @@ def test_the_frontier_is_printed_by_depth_with_the_choices_marked(capsys: pytest
     """Every depth has one row with its share of the compute; each choice is named in the row of its depth."""
     terminal.trained(build_train_report("balanced", accuracy=4, balanced=2, cheapest=2))
     lines = read_printed_words(capsys)
-    assert ["1", "17", "%", "100", "0.50", "61.0"] in lines
-    assert ["2", "33", "%", "200", "0.50", "70.2", "balanced,", "cheapest"] in lines
-    assert ["3", "50", "%", "300", "0.50", "70.5"] in lines
-    assert ["4", "100", "%", "400", "0.50", "71.0", "accuracy"] in lines
+    assert ["1", "17", "%", "100", "no", "0.50", "61.0"] in lines
+    assert ["2", "33", "%", "200", "no", "0.50", "70.2", "balanced,", "cheapest"] in lines
+    assert ["3", "50", "%", "300", "no", "0.50", "70.5"] in lines
+    assert ["4", "100", "%", "400", "no", "0.50", "71.0", "accuracy"] in lines
     for line in (
         "accuracy 71.0 on validation, 100 % of the compute, 400 neurons of 4 blocks",
         "balanced 70.2 on validation, 33 % of the compute, 200 neurons of 2 blocks (ffn only)",

@@ -196,6 +196,29 @@ def test_thresholds_and_abstention_change_labels_but_not_probabilities(fitted: S
         SpinClassifier.load(tmp_path, decision=DecisionSettings(thresholds={"ugly": 0.5}))
 
 
+def test_chosen_thresholds_decide_wherever_a_classifier_gives_labels(fitted: SpinClassifier, tmp_path: Path) -> None:
+    """In predictions, labels of probabilities and explanations, also after saving; the settings replace them."""
+    texts, _ = generate_documents(100, len(fitted.classes), seed=6)
+    fitted.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    thresholds = dict.fromkeys(fitted.classes, 1e-9) | {"bad": 1.0 - 1e-9}
+    for part in config["integrations"]:
+        part["facts"]["thresholds"] = thresholds
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    decided = SpinClassifier.load(tmp_path)
+    assert decided.predict(texts).count("bad") < fitted.predict(texts).count("bad")
+    assert decided.labels(decided.predict_proba(texts)) == decided.predict(texts)
+    pairs = zip(texts, fitted.predict(texts), decided.predict(texts), strict=True)
+    text = next(text for text, before, after in pairs if before != after)
+    explanation = decided.explain(text)
+    assert explanation.label == "bad"
+    assert [explanation.classes[k] for k in explanation.chosen] == decided.predict([text])
+    decided.save(tmp_path / "again")
+    assert SpinClassifier.load(tmp_path / "again").predict(texts) == decided.predict(texts)
+    equal = DecisionSettings(thresholds=dict.fromkeys(fitted.classes, 0.5))
+    assert SpinClassifier.load(tmp_path, decision=equal).predict(texts) == fitted.predict(texts)
+
+
 def test_a_threshold_for_an_unknown_class_is_refused_by_fit(backbone: BackboneSettings) -> None:
     spin = SpinClassifier(backbone, decision=DecisionSettings(thresholds={"ugly": 0.5}), **QUICK)
     with pytest.raises(UserError, match="has no class 'ugly'"):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,19 @@ sys.meta_path.insert(0, Refuse())
     np.testing.assert_allclose(scores, spin.predict_proba(TEXTS), atol=1e-3)
     assert labels == spin.predict(TEXTS)
     assert labels != build_classifier(backbone_folder, words=words).predict(TEXTS), "the thresholds change no label"
+
+
+def test_the_exported_config_has_the_chosen_thresholds(backbone_folder: Path, tmp_path: Path) -> None:
+    """The settings replace that of a class."""
+    spin = build_classifier(backbone_folder, multilabel=True, decision=DecisionSettings(thresholds={"good": 0.25}))
+    summary = spin.fitted.summary.model_copy(update={"thresholds": {"bad": 0.125, "good": 0.75, "plain": 0.5}})
+    result = replace(spin.training_result, choices={"accuracy": replace(spin.fitted, summary=summary)})
+    digest = str(spin.backbone_digest)
+    chosen = SpinClassifier.assemble(
+        spin.settings, digest, spin.label_space, result, "macro_f1", decision=spin.decision
+    )
+    export(chosen, tmp_path / "exported", "onnx")
+    assert json.loads((tmp_path / "exported" / "config.json").read_text())["thresholds"] == [0.125, 0.25, 0.5]
 
 
 def test_the_exported_config_describes_the_scores(backbone_folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -77,7 +76,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     spin = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
     spin.fit(texts, [row["label"] for row in rows]).save(folder / "1")
     features = spin.features(texts)
-    values = np.concatenate(list(features.columns.values()), axis=1)
+    values = features.values
     profile = Profile.from_outputs(spin.label_space, spin.fitted, spin.fitted.logits(values), values, features)
     tensors = {
         f"{choice}.{name}": tensor

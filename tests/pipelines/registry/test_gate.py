@@ -122,6 +122,17 @@ def test_stored_predictions_are_decided_by_the_settings() -> None:
     assert measured.endswith(" against version 1, 50.0; no predictions of version 2, 3 to compare with")
 
 
+def test_each_version_is_decided_by_the_thresholds_that_its_training_chose() -> None:
+    """Of stored predictions too, and where the decision abstains; the settings replace them."""
+    chosen = replace(CALIBRATED, labels=[None] * N, thresholds={"bad": 0.05, "good": 0.95})
+    report = judge(build_settings(), TRUTH, chosen, CALIBRATED, EarlierGates({"1": chosen}))
+    assert report.figures["score"] == pytest.approx(0.5)  # every label is bad
+    assert report.figures["score_best"] == pytest.approx(0.9)
+    assert judge(build_settings(), TRUTH, CALIBRATED, None, EarlierGates()).figures["score"] == pytest.approx(0.9)
+    settings = build_settings(decision={"thresholds": {"good": 0.5}})
+    assert judge(settings, TRUTH, chosen, None).figures["score"] == pytest.approx(0.9)
+
+
 def test_failed_attempts_lower_the_significance(monkeypatch: pytest.MonkeyPatch) -> None:
     """The risk is divided among the attempts; one that gave the same labels is the same attempt."""
     asked: list[float] = []

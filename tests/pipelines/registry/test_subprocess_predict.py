@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,13 +21,14 @@ from pipelines.registry.subprocess_predict import (
     PredictionRequest,
     _check_answers,
     predict_in_subprocess,
+    reply_to,
 )
 from pipelines.service_errors import StalledError
 from spin import SpinClassifier
 from spin.errors import UserError
-from spin.settings import Settings, parse_settings
+from spin.settings import DecisionSettings, Settings, parse_settings
 from tests.support.hanging import hang_fresh_process, has_ended, run_in_fresh_process, wait_until
-from tests.support.version_0_1 import BUNDLE, load_expected
+from tests.support.version_0_1 import BUNDLE, copy_bundle, load_expected
 
 
 def test_a_request_survives_a_json_round_trip() -> None:
@@ -49,11 +51,38 @@ def test_a_request_survives_a_json_round_trip() -> None:
 
 def test_a_reply_survives_a_json_round_trip() -> None:
     """The reply has probabilities, an empty list of labels and an abstention."""
-    reply = PredictionReply({"text": "string"}, ("a", "b"), True, [["a"], [], None], np.array([[0.1, 0.25]] * 3), 1.5)
+    labels, probabilities = [["a"], [], None], np.array([[0.1, 0.25]] * 3)
+    reply = PredictionReply({"text": "string"}, ("a", "b"), True, labels, probabilities, 1.5, {"a": 0.1, "b": 0.3})
     copy = PredictionReply.from_json(reply.to_json())
     np.testing.assert_array_equal(copy.probabilities, reply.probabilities)
     names = [field.name for field in fields(reply) if field.name != "probabilities"]
     assert [getattr(copy, name) for name in names] == [getattr(reply, name) for name in names]
+
+
+def test_a_reply_of_an_earlier_gate_has_no_thresholds() -> None:
+    """Its predictions.json was written before trainings chose any."""
+    reply = json.loads(PredictionReply({}, ("a",), False, ["a"], np.ones((1, 1)), 1.0).to_json())
+    del reply["thresholds"]
+    assert PredictionReply.from_json(json.dumps(reply)).thresholds is None
+
+
+def test_a_logged_model_replies_with_the_thresholds_of_its_choice(tmp_path: Path) -> None:
+    """They decide its labels, in MLflow's own interface too, and the settings of the request replace them."""
+    bundle, texts, thresholds = copy_bundle(tmp_path / "model"), load_expected().texts, {"bad": 1e-6, "good": 1 - 1e-6}
+    config = bundle / "artifacts" / "spin" / "config.json"
+    content = json.loads(config.read_text())
+    content["integrations"][content["choices"]["accuracy"]]["facts"]["thresholds"] = thresholds
+    config.write_text(json.dumps({**content, "format": 6}))
+    reply = _reply(bundle, texts, build_settings())
+    assert reply.thresholds == thresholds
+    assert reply.labels == ["bad"] * len(texts) != load_expected().labels
+    by_settings = build_settings().model_copy(update={"decision": DecisionSettings(thresholds={"good": 0.5})})
+    assert _reply(bundle, texts, by_settings).labels == load_expected().labels
+
+
+def _reply(bundle: Path, texts: list[str], settings: Settings) -> PredictionReply:
+    request = PredictionRequest.of(texts, settings).model_dump_json()
+    return PredictionReply.from_json(reply_to(request, str(bundle)))
 
 
 def test_an_error_reply_is_raised_as_a_user_error() -> None:

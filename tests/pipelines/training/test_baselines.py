@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from jobs import terminal
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
-from pipelines.training import baselines
+from pipelines.training import baselines, train
+from pipelines.training.evaluate import run_evaluate
 from pipelines.training.workflow import run_stages, run_workflow
+from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.labels.label_space import LabelSpace
-from spin.settings import Settings, parse_settings
+from spin.settings import DecisionSettings, Settings, parse_settings
 from tests.support import tiny
 
 SPIN_ROWS = {"spin", "balanced", "cheapest"}
@@ -105,6 +107,45 @@ def test_a_baseline_that_fails_while_it_is_timed_is_left_out_of_the_table(
     report = run_workflow(make_project(), first="train")
     assert [row.name for row in report.results.table][:3] == ["tfidf", "best_site", "spin"]
     assert report.results.notes == ("last_layer is left out of the table: MemoryError: no room for 3 GiB",)
+
+
+def test_chosen_thresholds_decide_the_figures_of_a_training_and_all_that_follow(
+    make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Table, figures per class, model card, `spin evaluate` and the gate: with thresholds that leave one class only."""
+    integrate_on_ray, thresholds = train.run_integrate, {"bad": 1e-6, "good": 1 - 1e-6}
+
+    def integrate(*args: Any) -> TrainingResult:
+        result = integrate_on_ray(*args)
+        choices = {
+            name: replace(fitted, summary=fitted.summary.model_copy(update={"thresholds": thresholds}))
+            for name, fitted in result.choices.items()
+        }
+        return replace(result, choices=choices)
+
+    monkeypatch.setattr(train, "run_integrate", integrate)
+    exit_depths, decisions = FittedClassifier.exit_depths, []
+    monkeypatch.setattr(FittedClassifier, "exit_depths", lambda *args: decisions.append(args[3]) or exit_depths(*args))
+    project = make_project(train={"baselines": False})
+    report = run_workflow(project, first="train")
+    assert report.results.choice.choices["accuracy"].thresholds == thresholds
+    assert report.results.per_class["bad"].recall == 1
+    assert report.results.per_class["good"].recall == 0
+    share = report.results.per_class["bad"].support / report.results.counts["test"]
+    assert [row.accuracy for row in report.results.table] == pytest.approx(
+        [share] * len(report.results.table), abs=1e-4
+    )
+    card = (Path(project.store) / "model" / "MODEL_CARD.md").read_text()
+    assert "Thresholds: bad from 1e-06, good from 0.999999. Validation documents chose them by macro" in card
+    assert decisions, "no drift reference was made"
+    assert all(decision.thresholds == pytest.approx([*thresholds.values()], rel=1e-5) for decision in decisions)
+    registry = Registry(project)
+    version = f"models:/baselines/{report.registered.version}"
+    evaluated = run_evaluate(project, registry, project.data.train, model=version)
+    assert evaluated.decision.thresholds == thresholds
+    assert evaluated.per_class["bad"].recall == 1
+    equal = project.model_copy(update={"decision": DecisionSettings(thresholds={"good": 0.5})})
+    assert run_evaluate(equal, Registry(equal), project.data.train, model=version).per_class["good"].recall > 0.5
 
 
 def test_a_classifier_of_the_training_that_fails_ends_the_stage(

@@ -288,7 +288,7 @@ def test_spin_neurons_lists_the_most_important_neurons(project: Project) -> None
     """Each neuron has its class and a document. Options limit their number or class, or print JSON."""
     spin = SpinClassifier.load(project.folder / "model")
     rows = json.loads(project.spin("neurons", "--top", "999", "--json"))
-    assert len(rows) == len(spin.fitted.selection)
+    assert len(rows) == spin.fitted.selection.neuron_count
     output = project.spin("neurons", "--top", "3")
     assert f"3 of {len(rows):,} neurons" in output
     names = [f"{row['column']}[{row['neuron']}]" for row in rows]
@@ -354,7 +354,7 @@ def test_explain_covers_every_predicted_class_of_a_multilabel_classifier(
         assert [output.count(f"neurons for and against {name}") for name in spin.classes] == [
             int(name in explained) for name in spin.classes
         ]
-        assert output.startswith("no class reaches one half: " if not label else explanation.label)
+        assert output.startswith("no class reaches its threshold: " if not label else explanation.label)
         for name, share in zip(spin.classes, explanation.probabilities, strict=True):
             assert f"{name} {share:.2f}" in output
     assert {len(label) for label in spin.predict(texts)} >= {0, 2}  # type: ignore[arg-type]

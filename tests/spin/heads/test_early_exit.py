@@ -320,6 +320,24 @@ def test_an_explanation_is_that_of_the_exit_taken(classifier: SpinClassifier, en
         assert max(column.site.layer for column, _ in explanation.neurons) <= exit_depth
 
 
+def test_exits_abstain_by_the_chosen_thresholds(classifier: SpinClassifier) -> None:
+    """A document near the border of the chosen thresholds goes on, and one that is near no other border exits."""
+    thresholds, space = {"bad": 0.6, "good": 0.2, "plain": 0.2}, classifier.label_space
+    fitted = replace(classifier.fitted, summary=classifier.fitted.summary.model_copy(update={"thresholds": thresholds}))
+    result, band = replace(classifier.training_result, choices={"accuracy": fitted}), DecisionSettings(abstain=0.3)
+    digest, depths = str(classifier.backbone_digest), []
+    for training_result in (classifier.training_result, result):
+        spin = SpinClassifier.assemble(
+            classifier.settings, digest, space, training_result, "macro_f1", decision=band, early=True
+        )
+        depth = spin.features(TEXTS).depth
+        assert depth is not None
+        values = np.concatenate([*classifier.features(TEXTS).columns.values()], axis=1)
+        assert depth.tolist() == spin.fitted.exit_depths(values, space, spin.decision_rule).tolist()
+        depths.append(depth.tolist())
+    assert depths[0] != depths[1]
+
+
 def test_exits_are_saved_and_loaded(classifier: SpinClassifier, tmp_path: Path) -> None:
     classifier.save(tmp_path)
     loaded = SpinClassifier.load(tmp_path, backbone=classifier.settings, early=True)

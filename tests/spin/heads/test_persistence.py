@@ -24,6 +24,7 @@ from spin.heads.mlp_head import MlpHead
 from spin.heads.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
 from spin.heads.selection import Rule, Selection
 from spin.heads.word_regression import Vocabulary, WordRegression
+from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
@@ -144,16 +145,23 @@ def test_a_loaded_training_result_equals_the_saved_one(
     assert save(loaded, metadata) == {name: (folder / name).read_bytes() for name in (CONFIG, TENSORS)}
 
 
-def test_a_classifier_of_the_format_before_is_read(tmp_path: Path) -> None:
-    """Registered models of 0.2, whose neurons were all selected by L1 probes, stay usable."""
+@pytest.mark.parametrize("older", [4, 5])
+def test_a_classifier_of_an_older_format_is_read(tmp_path: Path, older: int) -> None:
+    """Models of 0.2, whose neurons were all selected by L1 probes, stay usable, as do those without thresholds."""
     folder = write(tmp_path, make_training_result(make_fitted(0, mlp=False)))
     config = json.loads((folder / CONFIG).read_text())
-    config["format"] = 4
+    config["format"] = older
     for part in (*(part["facts"] for part in config["integrations"]), *config["frontier"]):
-        del part["rule"]
+        part.pop("thresholds", None)
+        if older == 4:
+            del part["rule"]
+        else:
+            part["rule"] = "l1"
     (folder / CONFIG).write_text(json.dumps(config))
     loaded, _ = load(folder)
     check_equal(loaded.choices["accuracy"], make_fitted(0, mlp=False))
+    decision = loaded.choices["accuracy"].decision(LabelSpace(("a", "b", "c")), DecisionSettings())
+    assert decision.thresholds.tolist() == pytest.approx([1 / 3] * 3)
     assert {candidate.rule for candidate in loaded.frontier} == {"l1"}
 
 
@@ -170,6 +178,17 @@ def test_a_classifier_of_a_format_without_words_is_read(tmp_path: Path, format: 
     loaded, _ = load(folder)
     check_equal(loaded.choices["accuracy"], make_fitted(1, mlp=True))
     assert loaded.words is None
+
+
+def test_the_chosen_thresholds_are_stored_with_each_classifier(tmp_path: Path) -> None:
+    """They come back exactly, and decide where the settings are silent."""
+    label_space, thresholds = LabelSpace(("a", "b", "c")), {"a": 0.1234567, "b": 0.5, "c": 0.3765433}
+    parts = [make_fitted(seed, mlp=False) for seed in range(2)]
+    parts[1] = replace(parts[1], summary=parts[1].summary.model_copy(update={"thresholds": thresholds}))
+    loaded, _ = load(write(tmp_path, make_training_result(*parts)))
+    assert [loaded.choices[name].summary.thresholds for name in ("accuracy", "balanced")] == [None, thresholds]  # type: ignore[index]
+    decision = loaded.choices["balanced"].decision(label_space, DecisionSettings())
+    assert decision.thresholds == pytest.approx([*thresholds.values()])
 
 
 def test_a_classifier_under_several_names_is_stored_once(tmp_path: Path) -> None:

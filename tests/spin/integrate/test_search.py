@@ -17,9 +17,8 @@ from sklearn.linear_model import LogisticRegression
 import spin.integrate.integrate
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.heads.calibration import log_loss
+from spin.heads.calibration import calibration_error, log_loss
 from spin.heads.candidate import Candidate
-from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import Penalty
 from spin.heads.mlp_head import MlpHead
@@ -106,11 +105,6 @@ class Project:
         if not self.label_space.multilabel:
             return model.fit(X[train], self.y[train]).decision_function(X[rows])
         return np.stack([model.fit(X[train], has).decision_function(X[rows]) for has in self.y[train].T], axis=1)
-
-
-def argmax(project: Project) -> Decision:
-    """The decision without thresholds."""
-    return Decision.of(project.label_space, DecisionSettings())
 
 
 def build_project(
@@ -350,7 +344,7 @@ def test_an_l1_penalty_removes_neurons() -> None:
     assert len(selection) > candidates[0].neurons > candidates[1].neurons > 0
     from spin.integrate.integrate import _CandidateFitter
 
-    fitted = _CandidateFitter(project.search(settings), CascadeSettings(), argmax(project)).fit(candidates[1])
+    fitted = _CandidateFitter(project.search(settings), CascadeSettings(), DecisionSettings()).fit(candidates[1])
     assert 0 < len(fitted.selection) < len(selection)
     assert fitted.head.coef.shape == (3, len(fitted.selection))  # type: ignore[union-attr]
     assert fitted.head.coef.any(0).all()  # type: ignore[union-attr]
@@ -380,7 +374,7 @@ def test_exits_read_the_features_that_the_l1_penalty_left(monkeypatch: pytest.Mo
     candidate = next(c for c in project.search(settings).run() if c.penalty.l1 and c.depth == 4)
     fits.clear()
     cascade = CascadeSettings(depths=(0.25, 0.5))
-    spin.integrate.integrate._CandidateFitter(project.search(settings), cascade, argmax(project)).fit(candidate)
+    spin.integrate.integrate._CandidateFitter(project.search(settings), cascade, DecisionSettings()).fit(candidate)
     (full_selection, _, head), *exits = fits
     nonzero_selection = full_selection.keep(head.coef.any(0))
     assert len(nonzero_selection) < len(full_selection)
@@ -591,3 +585,98 @@ def test_balanced_weights_predict_rare_classes_more_often() -> None:
         logits = fitted.logits(project.read(fitted.selection, project.test))
         predictions[kind] = (logits.argmax(1) == 2).sum()
     assert predictions["balanced"] > predictions["none"]
+
+
+def build_imbalanced_project(kind: str, n: int = 8_000) -> Project:
+    """Classes of shares 0.88, 0.08 and 0.04, all shown by the same neuron; in a multi-label task by one each."""
+    draw, label_space = np.random.default_rng(0), LABEL_SPACES[kind]
+    column, shares = FeatureColumn.parse("ffn.02.mean"), [0.88, 0.08, 0.04]
+    X = draw.normal(size=(n, 6)).astype(np.float32)
+    if label_space.multilabel:
+        y: Targets = draw.random((n, 3)) < shares
+        X[:, :3] += 2 * y
+    else:
+        y = draw.choice(3, n, p=shares)
+        X[:, 0] += np.array([0, 1, 2])[y]
+    rows, signs = np.arange(n), np.ones((len(label_space) - 1 + label_space.multilabel, 6), np.float32)
+    folds = (Fold(rows[: n // 4], rows[n // 4 : n // 2]),)
+    probe = Probe(column, signs, signs[:, 0], Standardizer(np.zeros(6, np.float32), signs[0]), 0.1, 1.0, 0.0, 0.9)
+    return Project(label_space, {column: X}, y, folds, rows[n // 2 :], [probe], [])
+
+
+@pytest.mark.parametrize("kind", ["multi-class", "multi-label"])
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
+def test_balanced_weights_keep_their_recall_and_their_probabilities_are_calibrated(kind: str, metric: str) -> None:
+    """On new documents the labels are better than the most probable class, for the rare class above all."""
+    project = build_imbalanced_project(kind)
+    data = replace(project.data, class_weights="balanced", metric=metric)
+    settings = SEARCH.model_copy(update={"rules": ("l1",), "max_share": 1, "etas": (1.0,), "l1": ()})
+    result = integrate(project.probes, [], project.read, data, settings=settings, compute=FLOPS)
+    fitted, label_space, y = result.choices["accuracy"], project.label_space, project.y[project.test]
+    assert fitted.summary.valid_ece < 0.025
+    assert fitted.summary.valid_ece_uncalibrated > 0.05
+    logits = fitted.logits(project.read(fitted.selection, project.test))
+    probabilities = label_space.probabilities(logits)
+    assert calibration_error(probabilities, y, label_space) < 0.025
+    assert probabilities.mean(0) == pytest.approx(label_space.indicator(y).mean(0), abs=0.02)
+    assert fitted.summary.thresholds is not None
+    given, _ = fitted.decision(label_space, DecisionSettings()).decide(probabilities)
+    plain = label_space.predict(logits)
+    assert score(metric, y, given) > score(metric, y, plain)
+    is_rare = label_space.indicator(y)[:, 2]
+    recall, plain_recall = (label_space.indicator(labels)[is_rare, 2].mean() for labels in (given, plain))
+    assert recall > plain_recall + 0.1
+
+
+def test_the_heads_of_exits_have_biases_and_their_labels_the_chosen_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their probabilities under balanced weights are calibrated too; exits are chosen under the thresholds."""
+    project, decisions = build_imbalanced_project("multi-class"), []
+    [(column, X)], [probe] = project.activations.items(), project.probes
+    early = FeatureColumn.parse("ffn.01.mean")
+    project.activations, project.probes = {early: X, column: X}, [replace(probe, column=early), probe]
+    choose = spin.integrate.integrate.choose_exit_thresholds
+    monkeypatch.setattr(
+        spin.integrate.integrate, "choose_exit_thresholds", lambda *a, **k: decisions.append(a[3]) or choose(*a, **k)
+    )
+    data = replace(project.data, class_weights="balanced", metric="balanced_accuracy")
+    settings = SEARCH.model_copy(update={"rules": ("l1",), "max_share": 1, "etas": (1.0,), "l1": ()})
+    cascade = CascadeSettings(depths=(0.5,), max_loss=0.5)
+    options: Any = {"settings": settings, "compute": FLOPS, "cascade": cascade}
+    fitted = integrate(project.probes, [], project.read, data, **options).choices["accuracy"]
+    [_] = fitted.exits
+    assert fitted.summary.thresholds is not None
+    assert decisions[0].thresholds == pytest.approx([*fitted.summary.thresholds.values()], rel=1e-5)
+    part = fitted.at(0)
+    probabilities = project.label_space.probabilities(part.logits(project.read(part.selection, project.test)))
+    shares = project.label_space.indicator(project.y[project.test]).mean(0)
+    assert probabilities.mean(0) == pytest.approx(shares, abs=0.02)
+
+
+def test_for_accuracy_no_thresholds_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most probable class is right most often, unless balanced weights have moved the logits."""
+    project, seen = build_project(folds=3), []
+    monkeypatch.setattr(spin.integrate.integrate, "choose_class_thresholds", lambda *a, **k: seen.append(k["metric"]))
+    for kind, tried in (("none", False), ("balanced", True)):
+        data = replace(project.data, class_weights=kind)
+        result = integrate(project.probes, project.ridge, project.read, data, settings=SEARCH, compute=FLOPS)
+        assert bool(seen) == tried
+        assert result.choices["accuracy"].summary.thresholds is None
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_near_identical_documents_count_as_one_where_thresholds_are_chosen(
+    grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so do the predictions of one document by several folds."""
+    project, seen = build_project(folds=3), []
+    choose = spin.integrate.integrate.choose_class_thresholds
+    monkeypatch.setattr(
+        spin.integrate.integrate,
+        "choose_class_thresholds",
+        lambda *a, **k: seen.append(k["documents"]) or choose(*a, **k),
+    )
+    groups = np.arange(360, dtype=np.uint64) // 2 if grouped else None
+    data = replace(project.data, groups=groups, metric="macro_f1")
+    integrate(project.probes, project.ridge, project.read, data, settings=SEARCH, compute=FLOPS)
+    rows = np.concatenate([fold.valid for fold in project.folds])
+    assert seen[0].tolist() == (rows // 2 if grouped else rows).tolist()

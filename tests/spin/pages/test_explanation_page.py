@@ -62,7 +62,19 @@ def make_explanation(
     loudest = draw.integers(len(words), size=len(NEURONS))
     logits, activations = values.sum(0) + bias, draw.normal(size=len(NEURONS))
     label_space = LabelSpace(tuple(classes), multilabel)
-    return Explanation(text, label_space, logits, bias, NEURONS, contributions, words, values, loudest, activations)
+    return Explanation(
+        text,
+        label_space,
+        logits,
+        bias,
+        NEURONS,
+        contributions,
+        words,
+        values,
+        loudest,
+        activations,
+        truncated=words_read is not None,
+    )
 
 
 def make_drivers(
@@ -127,11 +139,11 @@ def test_the_page_shows_the_prediction_and_all_its_parts(browser: Any, tmp_path:
 def test_a_multilabel_page_names_all_classes_from_one_half(
     browser: Any, tmp_path: Path, logits: tuple[float, ...], named: list[str]
 ) -> None:
-    """Each class has its own probability, a sigmoid. The heading reports if no class reaches one half."""
+    """Each class has its own probability, a sigmoid. The heading reports if no class reaches its threshold."""
     explanation = replace(make_explanation(multilabel=True), logits=np.array(logits))
     with open_page(browser, tmp_path, explanation_page(explanation)) as window:
         shown = window.locator("h1 > span:not(.share)").all_inner_texts()
-        assert shown == ([f"{name}\u202f%" for name in named] or ["No class reaches one half"])
+        assert shown == ([f"{name}\u202f%" for name in named] or ["No class reaches its threshold"])
         assert window.title().startswith("good, plain – " if named else "No class – ")
         shares = window.locator(".class .number:not(.logit)").all_inner_texts()
         assert shares == [f"{100 / (1 + np.exp(-x)):.1f}\u202f%" for x in sorted(logits, reverse=True)]
@@ -338,7 +350,7 @@ def test_text_beyond_the_token_limit_is_marked(browser: Any, tmp_path: Path) -> 
     with open_page(browser, tmp_path, explanation_page(make_explanation(words_read=4))) as window:
         assert window.locator("#p0 .text").inner_text() == TEXT
         assert window.locator("#p0 .unread").inner_text() == TEXT[len("We sat on the") :]
-        assert "beyond its token limit" in window.locator("#p0").inner_text()
+        assert "and not the greyed text beyond it" in window.locator("#p0").inner_text()
 
 
 def test_each_line_of_a_text_has_its_own_direction(browser: Any, tmp_path: Path) -> None:

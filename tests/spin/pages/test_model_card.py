@@ -227,6 +227,17 @@ def test_the_card_describes_the_decision(decision: DecisionSettings, multilabel:
     assert ("may have several classes" in card) == multilabel
 
 
+def test_the_card_says_that_validation_chose_the_thresholds() -> None:
+    """And by which metric, and how they decide."""
+    thresholds = {"a|b": 0.7, "c": 0.3}
+    facts = make_facts(("a|b", "c"), decision=DecisionSettings(thresholds=thresholds))
+    chosen = {name: each.model_copy(update={"thresholds": thresholds}) for name, each in facts.choices.items()}
+    assert "Validation documents chose them by" not in model_card(facts)
+    card = model_card(replace(facts, choices=chosen))
+    assert r"Thresholds: a\|b from 0.7, c from 0.3. Validation documents chose them by macro\_f1" in card
+    assert "is divided by the threshold of its class; the largest result wins." in card
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(max_size=12), min_size=2, max_size=4, unique_by=lambda name: " ".join(name.split())))
 def test_any_class_name_is_one_row_of_each_table(names: list[str]) -> None:

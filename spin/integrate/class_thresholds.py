@@ -1,0 +1,107 @@
+"""Choose thresholds per class on held-out documents, by the metric of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.arrays import Floats, Rows
+from spin.heads.calibration import Calibration
+from spin.heads.decision import apply_thresholds
+from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.metrics import score
+
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""how much of the classes' prior log odds the thresholds take, from the most probable class to equally frequent ones"""
+_PARTS = 20
+"""parts of the documents; thresholds chosen without a part are judged on it"""
+
+
+def choose_class_thresholds(
+    logits: Floats,
+    y: Targets,
+    label_space: LabelSpace,
+    *,
+    metric: str,
+    calibration: Calibration,
+    documents: NDArray[np.generic] | None = None,
+) -> Floats | None:
+    """The thresholds (K,) with the best metric on held-out documents; None for the most probable class, or one half.
+
+    `logits` (n, K) are those of held-out documents after `calibration`. The thresholds that are tried are
+    softmax(g * d), in a multi-label task sigmoid(g * d), for g from 0 to 1. d are the log shares of the classes
+    (multi-label: their log odds), or the biases of the calibration. With g = 0 the most probable class wins, with g = 1
+    the class whose probability is largest compared with its share, which is the best decision for balanced accuracy.
+    With the biases, g = 1 gives the labels of the logits before calibration. For macro-F1 in a multi-label task half of
+    each class's best expected F1 is tried too (Lipton, Elkan & Naryanaswamy 2014).
+
+    The labels by which the search judged its candidates stand (g = 0, with biases g = 1) unless others are better by
+    more than one standard error. Both are estimated without bias: thresholds that are chosen on all documents but one
+    of twenty parts label this part, and a grouped jackknife (Efron & Tibshirani 1993, chapter 11) over the parts gives
+    the standard error of the difference. `documents` (n,) identify rows that must share a part: predictions of one
+    document by repeated cross-validation, or near-identical documents.
+    """
+    biased = calibration.bias is not None
+    tried = _thresholds_to_try(logits, y, label_space, metric, calibration)
+    stays = len(_SHARES) - 1 if biased else 0
+    probabilities = label_space.probabilities(logits)
+    labels = [apply_thresholds(label_space, probabilities, thresholds) for thresholds in tried]
+
+    def best(rows: Rows) -> int:
+        """The index of the best thresholds on some rows; of equals those that stay, then the smallest share."""
+        scores = [score(metric, y[rows], given[rows]) for given in labels]
+        return max(range(len(tried)), key=lambda index: (scores[index], index == stays, -index))
+
+    rows = np.arange(len(y))
+    index = best(rows)
+    if index != stays:
+        parts = np.unique(rows if documents is None else documents, return_inverse=True)[1] % _PARTS
+        if not _is_better(labels, stays, best, y, metric, parts):
+            index = stays
+    return None if index == 0 else tried[index]
+
+
+def _thresholds_to_try(
+    logits: Floats, y: Targets, label_space: LabelSpace, metric: str, calibration: Calibration
+) -> list[Floats]:
+    """Thresholds (K,) for every share of the prior log odds, and for half of the best F1 where it may be better."""
+    log_odds = calibration.bias
+    if log_odds is None:
+        shares = (label_space.indicator(y).sum(0) + 0.5) / (len(y) + 1)
+        log_odds = np.log(shares) - np.log1p(-shares) * label_space.multilabel
+    tried = [label_space.probabilities(share * np.asarray(log_odds, np.float64)[None])[0] for share in _SHARES]
+    if label_space.multilabel and metric == "macro_f1":
+        tried.append(_half_best_f1(label_space.probabilities(logits.astype(np.float64))))
+    return tried
+
+
+def _half_best_f1(probabilities: Floats) -> Floats:
+    """(K,) half of the largest F1 that each class's probabilities (n, K) expect of any threshold."""
+    falling = -np.sort(-probabilities, axis=0)
+    given = np.arange(1, len(falling) + 1)[:, None]
+    expected = 2 * falling.cumsum(0) / (falling.sum(0) + given)
+    best: Floats = expected.max(0) / 2
+    return best
+
+
+def _is_better(
+    labels: list[Targets], stays: int, best: Callable[[Rows], int], y: Targets, metric: str, parts: Rows
+) -> bool:
+    """Whether labels by thresholds that other parts choose beat those that stay by more than one standard error.
+
+    Too few documents to fill all parts show nothing.
+    """
+    if parts.max() + 1 < _PARTS:
+        return False
+    crossed = labels[stays].copy()
+    for part in range(parts.max() + 1):
+        own = np.flatnonzero(parts == part)
+        crossed[own] = labels[best(np.flatnonzero(parts != part))][own]
+
+    def difference(rows: Rows) -> float:
+        return score(metric, y[rows], crossed[rows]) - score(metric, y[rows], labels[stays][rows])
+
+    without = np.array([difference(np.flatnonzero(parts != part)) for part in range(parts.max() + 1)])
+    return difference(np.arange(len(y))) > np.sqrt((len(without) - 1) * without.var())
