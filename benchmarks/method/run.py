@@ -26,7 +26,7 @@ from benchmarks.method.lineup import answers, digest
 _FOLDER = Path("runs/bench")
 _REPORT = Path("benchmarks/method.md")
 _DRAWS, _DECODER_DRAWS = 5, 3
-"""SmolLM2 has five times the neurons of MiniLM; fewer draws keep the run within 90 minutes on two cores"""
+"""SmolLM2 has five times the neurons of MiniLM; fewer draws, and fewer documents, keep the run within 90 minutes"""
 _PROCESSES = 2
 """of one thread each; on two cores faster than one process of two threads"""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")

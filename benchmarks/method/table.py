@@ -204,6 +204,9 @@ class Difference:
 
     @property
     def interval(self) -> str:
+        """Mean and interval as words."""
+        if np.isinf(self.half):
+            return f"{self.mean:+.2f}, no interval of a single draw"
         return f"{self.mean:+.2f}, interval {self.lower:+.2f} to {self.mean + self.half:+.2f}"
 
     def __str__(self) -> str:
@@ -221,8 +224,8 @@ def _rules(results: dict[str, list[Result]]) -> str:
 Near-identical texts (the same words in the same order, whatever their punctuation, links and mentions) are never
 divided among training, validation and test documents or among folds. With all labels and with flipped ones, a draw is
 another division; with few labels it is other training documents of the first division. All rows of a draw share its
-documents. SmolLM2 has fewer draws than MiniLM, since each takes several times as long, and the whole run is to end
-within 90 minutes on two cores.
+documents. SmolLM2 has fewer draws and documents than MiniLM, since it has five times the neurons and the whole run is
+to end within 90 minutes on two cores.
 
 All rows learn from the same training documents, are chosen by macro-F1 on the same validation documents, and are then
 refitted on both and calibrated by a temperature on held-out logits. Below 1,000 labels the choice is made by the

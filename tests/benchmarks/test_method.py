@@ -304,6 +304,7 @@ def test_the_gain_on_all_neurons_is_judged_by_mean_interval_and_share() -> None:
     ]
     for results in cases:
         assert claims(full_claims(results), "on all neurons").startswith("- **does not hold**: ")
+    assert "+0.50, no interval of a single draw" in full_claims(cases[-1])
 
 
 def test_calibration_and_words_are_judged_with_all_labels() -> None:
