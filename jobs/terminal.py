@@ -354,7 +354,7 @@ def _frontier(choice: TrainingSummary) -> Table:
 
 def _table(rows: Sequence[ContenderResult]) -> Table:
     """Return the table that compares the classifiers and the baselines on the test documents."""
-    table = _columns("", "accuracy", "macro-F1", "neurons", "words", "depth", "documents/s")
+    table = _columns("", "accuracy", "macro-F1", "neurons", "words", "depth", "docs/s")
     for row in rows:
         share = row.neurons / row.neurons_of
         table.add_row(
