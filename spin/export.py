@@ -69,7 +69,8 @@ class ExportConfig:
     neurons: int
     """neurons that the classifier reads"""
     words: Mapping[Unit, Mapping[str, Any]]
-    """by each unit of terms in words.npz the arguments of scikit-learn's TfidfVectorizer; empty without words"""
+    """by each unit of terms in words.npz the arguments of TfidfVectorizer of scikit-learn, beside `sublinear_tf=True`;
+    empty without words"""
     characters_read: int
     """characters at the start of a text in which the terms of the unit `characters` are counted"""
     backbone_digest: str

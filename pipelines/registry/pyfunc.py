@@ -63,8 +63,8 @@ class SpinModel(PythonModel):
 
 
 def _explanation(explanation: Explanation) -> str:
-    """The main contributions to the logit of the likeliest class, as JSON."""
-    k = explanation.ranked[0]
+    """The main contributions to the logit of the predicted class, as JSON."""
+    k = explanation.classes.index(explanation.label)
     contributions = [
         (float(explanation.word_contributions[tokens, k].sum()), start, end)
         for start, end, tokens in stretches(explanation.words)

@@ -75,7 +75,8 @@ def run_probe(
     start = time.perf_counter()
     with Lease(store) as lease:
         plan = write_plan(store, "probe", metadata, NothingDerived, NothingDerived, restart=restart)
-        if manifest := find_manifest(store, plan, ProbeResults):
+        manifest = find_manifest(store, plan, ProbeResults)
+        if manifest and (not _reads_words(settings) or store.exists(_WORDS)):  # words may be wanted later than probes
             return plan, manifest
         existing = set(store.list())
         keys = [key for column in features.probed for key in (_key(column), _ridge_key(column))]
@@ -113,7 +114,6 @@ def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> d
         "metric": settings.metric,
         "seed": settings.seed,
         "probe": settings.probe.model_dump(),
-        "words": _reads_words(settings),
     }
 
 
@@ -163,7 +163,7 @@ def fit_columns(job: ProbesJob, device: str) -> None:
     """Fit one worker's share of the sites and write the results to the store.
 
     Probes that the store holds are skipped, because the death of any worker starts the whole group again. The ridge
-    regression takes all members, so each of them computes its part anew.
+    regression takes all members, so each of them computes its part anew unless the store holds all of it.
     """
     group, store = ProcessGroup.joined(), job.store
     data = job.labels.training_data(job.settings, device)
@@ -174,8 +174,11 @@ def fit_columns(job: ProbesJob, device: str) -> None:
             activations = {column: job.features.read(column) for column in missing}
             for probe in fit_probes(activations, data, job.settings.probe):
                 store.write(_key(probe.column), probe.to_bytes())
-    for importance in fit_ridge(job.features.read_rows, [column for columns in own for column in columns], data, group):
-        store.write(_ridge_key(importance.column), importance.to_bytes())
+    keys = [_ridge_key(column) for columns in job.sites for column in columns]
+    if not group.broadcast_object(all(map(store.exists, keys))):  # all members compute it, or none
+        columns_read = [column for columns in own for column in columns]
+        for importance in fit_ridge(job.features.read_rows, columns_read, data, group):
+            store.write(_ridge_key(importance.column), importance.to_bytes())
     if group.rank == group.size - 1 and _reads_words(job.settings) and not store.exists(_WORDS):
         words = fit_words(job.corpus.read_texts, data)
         store.write(_WORDS, words.to_bytes() if words else b"")

@@ -251,7 +251,7 @@ def _fit(
         notes=notes,
         fingerprint=probe_fingerprint,
     )
-    described[REFERENCE] = describe_reference(spin, features, labels, corpus.texts)
+    described[REFERENCE] = describe_reference(spin, features, labels, corpus.texts, words, labels.folds(settings.seed))
     for name, data in (spin.files() | described).items():
         store.write(name, data)
     Store(settings.store).write(SUSPECTS, to_parquet(suspects))

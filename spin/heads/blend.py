@@ -57,23 +57,23 @@ def fit_blend(of_neurons: Floats, of_words: Floats, y: Targets, label_space: Lab
 
 
 @overload
-def join_words(head: LinearHead, blend: Blend) -> LinearHead: ...
+def join_words(head: LinearHead, blend: Blend, scale: Floats) -> LinearHead: ...
 
 
 @overload
-def join_words(head: LinearHead | MlpHead, blend: Blend) -> LinearHead | MlpHead: ...
+def join_words(head: LinearHead | MlpHead, blend: Blend, scale: Floats) -> LinearHead | MlpHead: ...
 
 
-def join_words(head: LinearHead | MlpHead, blend: Blend) -> LinearHead | MlpHead:
-    """The head of a blend, from the head of its neurons; its first K features are the logits of the words."""
+def join_words(head: LinearHead | MlpHead, blend: Blend, scale: Floats) -> LinearHead | MlpHead:
+    """The head of a blend, from that of its neurons; its first K features are the words' logits over a scale (K,)."""
     if isinstance(head, LinearHead):
-        of_words = np.eye(len(head.intercept), dtype=np.float32) * np.float32(blend.words)
+        of_words = np.diag(np.float32(blend.words) * scale.astype(np.float32))
         coef = np.concatenate([of_words, head.coef * np.float32(blend.neurons)], axis=1)
         return LinearHead(coef, head.intercept * np.float32(blend.neurons))
     unread = np.zeros((len(head.inner), len(head.outer)), np.float32)
     return replace(
         head,
-        linear=join_words(head.linear, blend),
+        linear=join_words(head.linear, blend, scale),
         inner=np.concatenate([unread, head.inner], axis=1),
         outer=head.outer * np.float32(blend.neurons),
     )

@@ -15,6 +15,8 @@ from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
 from spin.labels.label_space import LabelSpace, Targets
 
+_MOST_ROWS = 20_000
+"""documents that biases are fitted on, at most"""
 _BINS = 15
 _DRAWS = 200
 _BIAS_SD = 2.0
@@ -98,7 +100,9 @@ def _fit_temperature_and_biases(logits: Floats, y: Targets, label_space: LabelSp
     b. This is vector scaling (Guo et al. 2017) with biases only. The penalty is a normal prior: it counts for about one
     document per class, so that a class with few held-out documents is not moved far.
     """
-    logits, targets = logits.astype(np.float64), smooth_targets(y, label_space)
+    step = -(-len(logits) // _MOST_ROWS)
+    logits, y = logits[::step].astype(np.float64), y[::step]
+    targets = smooth_targets(y, label_space)
 
     def loss(values: Floats) -> tuple[float, Floats]:
         inverse, bias = values[0], values[1:]
@@ -110,7 +114,7 @@ def _fit_temperature_and_biases(logits: Floats, y: Targets, label_space: LabelSp
 
     bounds = [(1 / _HOTTEST, _HOTTEST), *[(None, None)] * len(label_space)]
     start = np.array([1.0, *[0.0] * len(label_space)])
-    options = {"ftol": 1e-12, "gtol": 1e-8, "maxiter": 1000}
+    options = {"ftol": 1e-10, "gtol": 1e-6, "maxiter": 200}
     best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     return Calibration(float(1 / best[0]), best[1:].astype(np.float32))
 

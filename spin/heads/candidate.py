@@ -81,6 +81,11 @@ class Candidate:
     """logits (m, K) of each fold's validation rows"""
 
     @property
+    def reads_neurons(self) -> bool:
+        """Whether it reads any neuron, and not words alone."""
+        return self.eta > 0
+
+    @property
     def subset(self) -> Subset:
         """Which neurons it reads."""
         return Subset(self.rule, self.eta, self.depth, self.part)

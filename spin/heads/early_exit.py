@@ -29,7 +29,7 @@ class EarlyExit:
 
 
 def confidence(label_space: LabelSpace, probabilities: Floats) -> Floats:
-    """(n,) the probability of the predicted class; in a multi-label task that of the least certain class decision."""
+    """(n,) the largest probability; in a multi-label task that of the least certain class decision, from one half."""
     if label_space.multilabel:
         return np.maximum(probabilities, 1 - probabilities).min(1)
     return probabilities.max(1)

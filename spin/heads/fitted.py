@@ -74,7 +74,7 @@ class FittedClassifier:
     selection: Selection
     """the p features: the words' logits, if it reads them, and the selected neurons"""
     standardizer: Standardizer
-    """mean and scale (p,) of the neurons over the training rows; 0 and 1 for the words' logits"""
+    """mean and scale (p,) of the neurons over the training rows; of the words' logits 0 and the held-out deviation"""
     head: LinearHead | MlpHead
     """calibrated: its logits are already divided by the temperature, and have their biases"""
     summary: ChoiceSummary

@@ -110,12 +110,12 @@ class WordRegression:
         coef = np.ascontiguousarray(self.coef.T)
         for start in range(0, len(texts), _PART):
             part = slice(start, start + _PART)
-            logits[part] = self._transform(texts[part]) @ coef + self.intercept
+            logits[part] = _transform(self.vocabularies, texts[part]) @ coef + self.intercept
         return logits
 
     def contributions(self, text: str) -> list[TermContribution]:
         """What each term in a text adds to its logits: the sum, plus the intercept, is the logits."""
-        row = self._transform([text])
+        row = _transform(self.vocabularies, [text])
         values = dict(zip(row.indices.tolist(), row.data.tolist(), strict=True))
         terms: list[TermContribution] = []
         offset = 0
@@ -128,16 +128,13 @@ class WordRegression:
             offset += len(vocabulary.terms)
         return terms
 
-    def _transform(self, texts: Sequence[str]) -> Any:
-        from scipy.sparse import hstack
-
-        return hstack([vocabulary.transform(texts) for vocabulary in self.vocabularies], format="csr")
-
     def to_tensors(self) -> dict[str, NDArray[Any]]:
         """The regression as arrays by name; `coef` as float16, in which `fit_words` has rounded it."""
         tensors: dict[str, NDArray[Any]] = {"coef": self.coef.astype(np.float16), "intercept": self.intercept}
         for vocabulary in self.vocabularies:
-            text = "\n".join(vocabulary.terms).encode()  # no term holds a line break, as both units end at white space
+            text = "\n".join(vocabulary.terms).encode(
+                errors="surrogatepass"
+            )  # no term holds a line break, as both units end at white space
             tensors |= {
                 f"{vocabulary.unit}.terms": np.frombuffer(text, np.uint8),
                 f"{vocabulary.unit}.idf": vocabulary.idf,
@@ -148,11 +145,28 @@ class WordRegression:
     def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> WordRegression:
         """The regression of the arrays that `to_tensors` returned. Raises KeyError if one is missing."""
         vocabularies = tuple(
-            Vocabulary(unit, tuple(tensors[f"{unit}.terms"].tobytes().decode().split("\n")), tensors[f"{unit}.idf"])
+            Vocabulary(
+                unit,
+                tuple(tensors[f"{unit}.terms"].tobytes().decode(errors="surrogatepass").split("\n")),
+                tensors[f"{unit}.idf"],
+            )
             for unit in UNITS
             if f"{unit}.idf" in tensors
         )
         return cls(vocabularies, tensors["coef"].astype(np.float32), tensors["intercept"])
+
+
+def predict_with_each(regressions: Sequence[WordRegression], texts: Sequence[str]) -> list[Floats]:
+    """The logits (n, K) of n texts by each of several regressions on the same vocabularies, which are counted once."""
+    X = _transform(regressions[0].vocabularies, texts)
+    return [X @ np.ascontiguousarray(each.coef.T) + each.intercept for each in regressions]
+
+
+def _transform(vocabularies: Sequence[Vocabulary], texts: Sequence[str]) -> Any:
+    """The sparse features (n, v) of n texts."""
+    from scipy.sparse import hstack
+
+    return hstack([vocabulary.transform(texts) for vocabulary in vocabularies], format="csr")
 
 
 def read_part(unit: Unit, texts: Sequence[str]) -> Sequence[str]:

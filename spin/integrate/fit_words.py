@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,13 @@ from safetensors.numpy import save as save_tensors
 
 from spin.arrays import Floats, Rows
 from spin.heads.calibration import fit_temperature, log_loss
-from spin.heads.word_regression import UNITS, Unit, Vocabulary, WordRegression, read_part
+from spin.heads.word_regression import UNITS, Unit, Vocabulary, WordRegression, predict_with_each, read_part
 from spin.labels.cross_validation import Fold
 from spin.labels.label_space import Targets
 from spin.labels.sampling import sample_rows
 from spin.labels.training_data import TrainingData
 
+_log = logging.getLogger(__name__)
 STRENGTHS = (1.0, 4.0, 16.0)
 """prior variances of a weight that are tried, `C` in scikit-learn"""
 MIN_DOCUMENTS = 3
@@ -32,6 +34,8 @@ MOST_TERMS = 100_000
 MOST_WEIGHTS = 5_000_000
 """terms times classes; with many classes there are fewer terms"""
 _TOLERANCE, _STEPS = 1e-3, 200
+_PART = 2_048
+"""validation texts whose terms are counted at a time"""
 
 ReadTexts = Callable[[Rows], Sequence[str]]
 """returns the texts of m rows in ascending order"""
@@ -46,6 +50,12 @@ class WordFit:
     """(m, K) for each fold the logits of its validation rows, by a regression on its training rows"""
     strength: float
     """of `STRENGTHS`, the one whose held-out logits have the least log loss"""
+
+    @property
+    def scale(self) -> Floats:
+        """(K,) standard deviation of the held-out logits of each class, at least 0.001."""
+        scale: Floats = np.maximum(np.concatenate(self.held_out).std(0), 1e-3)
+        return scale
 
     def to_bytes(self) -> bytes:
         """A safetensors file of all that it holds."""
@@ -68,6 +78,9 @@ def fit_words(read: ReadTexts, data: TrainingData) -> WordFit | None:
     """
     counts = _count_terms(read, data)
     if counts is None:
+        _log.warning(
+            "words: no word or string of characters is in %d documents to learn from, so none counts", MIN_DOCUMENTS
+        )
         return None
     of_folds = [_fit_fold(counts, fold, data) for fold in data.folds]
     losses = [_loss([held_out[index] for held_out in of_folds], data) for index in range(len(STRENGTHS))]
@@ -82,10 +95,14 @@ def fit_words(read: ReadTexts, data: TrainingData) -> WordFit | None:
 def _fit_fold(counts: _TermCounts, fold: Fold, data: TrainingData) -> list[Floats]:
     """For each strength the logits (m, K) of a fold's validation rows, by a regression on its training rows."""
     train = np.intersect1d(fold.train, counts.sample)
+    if not len(train):
+        return [np.zeros((len(fold.valid), len(data.label_space)), np.float32)] * len(STRENGTHS)
     vocabularies = _weigh_terms(counts, train)
-    X, Z = (_transform(counts, vocabularies, rows) for rows in (train, fold.valid))
-    fitted = _fit_path(X, data.y[train], data, STRENGTHS)
-    return [Z @ np.ascontiguousarray(coef.T) + intercept for coef, intercept in fitted]
+    fitted = _fit_path(_transform(counts, vocabularies, train), data.y[train], data, STRENGTHS)
+    regressions = [WordRegression(vocabularies, coef, intercept) for coef, intercept in fitted]
+    parts = [fold.valid[start : start + _PART] for start in range(0, len(fold.valid), _PART)]
+    logits = [predict_with_each(regressions, [counts.texts[row] for row in part.tolist()]) for part in parts]
+    return [np.concatenate(of_strength) for of_strength in zip(*logits, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -94,38 +111,33 @@ class _TermCounts:
 
     sample: Rows
     """the rows that regressions are fitted on, ascending"""
-    rows: Rows
-    """the rows of the matrices: the sample, then the validation rows that are not in it"""
+    texts: Mapping[int, str]
+    """by row, of the sample and of all validation rows"""
     terms: dict[Unit, tuple[str, ...]]
     counts: dict[Unit, Any]
-    """sparse matrix (n, v)"""
+    """sparse matrix (n, v) of the sample"""
 
     def part(self, unit: Unit, rows: Rows) -> Any:
-        """The counts of some rows."""
-        order = np.argsort(self.rows)
-        return self.counts[unit][order[np.searchsorted(self.rows, rows, sorter=order)]]
+        """The counts of some rows of the sample."""
+        return self.counts[unit][np.searchsorted(self.sample, rows)]
 
 
 def _count_terms(read: ReadTexts, data: TrainingData) -> _TermCounts | None:
     """The counts of the terms that are in enough documents of the sample; None if there are no such terms."""
-    from scipy.sparse import vstack
     from sklearn.feature_extraction.text import CountVectorizer
 
     sample, texts = _read_texts(read, data)
-    others = np.setdiff1d(np.array(list(texts)), sample)
-    of_sample, of_others = ([texts[row] for row in rows.tolist()] for rows in (sample, others))
     terms: dict[Unit, tuple[str, ...]] = {}
     counts: dict[Unit, Any] = {}
     for unit, arguments in UNITS.items():
         most = min(MOST_TERMS, MOST_WEIGHTS // len(UNITS) // len(data.label_space))
         vectorizer = CountVectorizer(min_df=MIN_DOCUMENTS, max_features=most, dtype=np.float32, **arguments)
         try:
-            fitted = vectorizer.fit_transform(read_part(unit, of_sample))
+            counts[unit] = vectorizer.fit_transform(read_part(unit, [texts[row] for row in sample.tolist()]))
         except ValueError:  # no term is in enough documents
             continue
         terms[unit] = tuple(vectorizer.get_feature_names_out().tolist())
-        counts[unit] = vstack([fitted, vectorizer.transform(read_part(unit, of_others))], format="csr")
-    return _TermCounts(sample, np.concatenate([sample, others]), terms, counts) if terms else None
+    return _TermCounts(sample, texts, terms, counts) if terms else None
 
 
 def _read_texts(read: ReadTexts, data: TrainingData) -> tuple[Rows, dict[int, str]]:
@@ -164,7 +176,10 @@ def _fit_path(X: Any, y: Targets, data: TrainingData, strengths: Sequence[float]
     if data.label_space.multilabel:
         of_classes = [_fit_one(X, has.astype(np.int64), 2, data, strengths) for has in y.T]
         fitted = [
-            (np.concatenate([2 * coef[1:] for coef, _ in pairs]), np.concatenate([2 * b[1:] for _, b in pairs]))
+            (
+                np.concatenate([np.diff(coef, axis=0) for coef, _ in pairs]),
+                np.concatenate([np.diff(b) for _, b in pairs]),
+            )
             for pairs in zip(*of_classes, strict=True)
         ]
     else:

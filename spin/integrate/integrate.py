@@ -149,11 +149,17 @@ class _CandidateFitter:
                 "thresholds": thresholds,
             }
         )
-        blend, summary = self.group.broadcast_object((choice.blend, summary))
+        summary, blend = self.group.broadcast_object(summary), choice.blend
         if blend is not None:
-            selection, standardizer = selection.join_words(len(label_space)), standardizer.join_words(len(label_space))
-            head = join_words(head, blend)
+            selection, standardizer = selection.join_words(len(label_space)), standardizer.join_words(self._word_scale)
+            head = join_words(head, blend, self._word_scale)
         return FittedClassifier(selection, standardizer, calibration.fold_into(head), summary, exits)
+
+    @property
+    def _word_scale(self) -> Floats:
+        """(K,) the scale of the words' logits, in which drift measures them."""
+        assert self.search.words is not None
+        return self.search.words.scale
 
     def _calibrate(self, held_out: Floats) -> Calibration:
         """The calibration of logits (n, K) of the validation rows, the same for all members of the group."""
@@ -186,7 +192,7 @@ class _CandidateFitter:
         """The MLP head if the settings ask for it, or if a paired test on validation shows that it is better."""
         kind = self.search.settings.head
         too_few = kind == "auto" and len(self.data.folds) > 1  # documents for the test
-        if kind == "linear" or too_few or not candidate.neurons:
+        if kind == "linear" or too_few or not candidate.reads_neurons:
             return _HeadChoice(candidate.held_out, candidate.blend, None, None)
         logits, steps = [], []
         folds = self.search.folds[candidate.rule]
@@ -208,7 +214,7 @@ class _CandidateFitter:
     ) -> tuple[Selection, Standardizer, LinearHead | MlpHead]:
         """The head of the neurons on all labelled rows; those that its L1 penalty zeroes leave the selection."""
         probes = self.search.final_probes
-        if not candidate.neurons:
+        if not candidate.reads_neurons:
             classes = len(self.data.label_space)
             nothing = LinearHead(np.zeros((classes, 0), np.float32), np.zeros(classes, np.float32))
             return Selection({}, {}, 0.0, candidate.rule), Standardizer.concatenate([]), nothing
@@ -251,9 +257,8 @@ class _CandidateFitter:
                 features = len(part)
                 design = self.matrix.design(part, self.search.final_probes, self.data.rows)
                 [head] = fit_linear(design, [Penalty(candidate.penalty.strength)])
-                blend = self.group.broadcast_object(exit.blend)
-                if blend is not None:
-                    head = join_words(head, blend)
+                if exit.blend is not None:
+                    head = join_words(head, exit.blend, self._word_scale)
                 exits.append(EarlyExit(exit.depth, exit.calibration.fold_into(head), threshold))
                 rounded = {"threshold": round(threshold, 4), "valid_share": round(share, 4)}
                 summaries.append(ExitSummary(depth=exit.depth, **rounded))

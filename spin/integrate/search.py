@@ -32,6 +32,9 @@ from spin.sparsify.select import Ranking
 _FINAL = -1
 """the place of all labelled rows after the folds"""
 
+_LEAST_SHARE = 0.01
+"""share of a blend's spread below which neurons, or words, add nothing to it"""
+
 Progress = Callable[[int], None]
 """called with the number of heads fitted since the last call"""
 
@@ -131,16 +134,24 @@ class Search:
     def run(self) -> list[Candidate]:
         """Try each rule's etas and strengths at full depth, then sites and poolings, every depth, and the L1 penalty.
 
-        Each with and without words, and at last words alone, as the settings allow. Raises UserError if
-        cross-validation leaves no probe with a neuron.
+        Each with and without words, and at last words alone, as the settings allow. Raises UserError if there are no
+        words and cross-validation leaves no probe with a neuron.
         """
         depth = max(column.site.layer for column in self.final_probes)
         strengths = sorted(self.settings.strengths)
         for rule in self.rankings:
             for eta in self._distinct_etas(rule):
                 self._try(Subset(rule, eta, depth), [Penalty(strength) for strength in strengths])
+        if self.tried:
+            self._try_parts_and_depths(depth, strengths)
+        if self.words is not None:
+            self._try_words_alone(self.words)
         if not self.tried:
             raise UserError("data: too few documents to choose neurons by cross-validation; label more of them")
+        return self.tried
+
+    def _try_parts_and_depths(self, depth: int, strengths: list[float]) -> None:
+        """Try what may be as good as the best candidate at full depth: sites, poolings, every depth, the L1 penalty."""
         best = self._best()
         neighbours = [Penalty(strength) for strength in _neighbours(strengths, best.penalty.strength)]
         kinds = sorted({c.site.kind for c in self.final_probes})
@@ -157,9 +168,6 @@ class Search:
         best = self._best()
         sparser = [Penalty(best.penalty.strength, l1) for l1 in self.settings.l1]
         self._try(best.subset, sparser)
-        if self.words is not None:
-            self._try_words_alone(best.rule, self.words)
-        return self.tried
 
     def _best(self) -> Candidate:
         return one_standard_error_choice(self.tried, self.data.folds)
@@ -194,26 +202,39 @@ class Search:
             for blend in self._blends(logits):
                 self._add(subset, penalty, neurons, self.compute[deepest], self.blended(logits, blend), blend)
 
-    def _try_words_alone(self, rule: Rule, words: WordFit) -> None:
+    def _try_words_alone(self, words: WordFit) -> None:
         """Judge the word regression without neurons, as if by the rule of the best candidate."""
+        rule = self._best().rule if self.tried else self.settings.rules[0]
         nothing = [np.zeros_like(logits) for logits in words.held_out]
         blend = replace(self.fit_blend(nothing), neurons=0.0)
         self._add(Subset(rule, 0.0, 0), Penalty(words.strength), 0, 0.0, self.blended(nothing, blend), blend)
 
     def _blends(self, held_out: Sequence[Floats]) -> list[Blend | None]:
-        """How held-out logits of neurons may join those of the words: not at all (None), or in the best weights."""
+        """How held-out logits of neurons may join those of the words: not at all (None), or in the best weights.
+
+        Where the neurons add nothing to the words, it is the words alone that are a candidate.
+        """
         if self.words is None:
             return [None]
         blend = self.fit_blend(held_out)
-        if self.settings.words == "on":
-            return [blend]
-        return [None, blend] if blend.words else [None]
+        without: list[Blend | None] = [] if self.settings.words == "on" else [None]
+        return [*without, blend] if self._adds_something(blend, held_out) else without
+
+    def _adds_something(self, blend: Blend, held_out: Sequence[Floats]) -> bool:
+        """Whether neurons and words each make up a share of the blend that could change a label."""
+        assert self.words is not None
+        spread = [
+            weight * float(np.concatenate(logits).std())
+            for weight, logits in ((blend.neurons, held_out), (blend.words, self.words.held_out))
+        ]
+        return min(spread) > _LEAST_SHARE * sum(spread)
 
     def fit_blend(self, held_out: Sequence[Floats]) -> Blend:
         """The weights of the neurons' held-out logits and of the words' that have the least log loss."""
         assert self.words is not None
         of_neurons, of_words = np.concatenate(held_out), np.concatenate(self.words.held_out)
-        return fit_blend(of_neurons, of_words, self.valid_targets, self.data.label_space)
+        blend = fit_blend(of_neurons, of_words, self.valid_targets, self.data.label_space)
+        return self.matrix.group.broadcast_object(blend)
 
     def blended(self, held_out: Sequence[Floats], blend: Blend | None) -> tuple[Floats, ...]:
         """The held-out logits of each fold, with those of the words by the weights of a blend."""

@@ -45,9 +45,9 @@ class Standardizer:
         """The standardizer of some of the columns, given as indices, a mask or a slice."""
         return Standardizer(self.mean[columns], self.scale[columns])
 
-    def join_words(self, classes: int) -> Standardizer:
-        """The standardizer with the words' logits, one per class, before the activations; they stay as they are."""
-        words = Standardizer(np.zeros(classes, np.float32), np.ones(classes, np.float32))
+    def join_words(self, scale: Floats) -> Standardizer:
+        """The standardizer with the words' logits before the activations: divided by a scale (K,), and not moved."""
+        words = Standardizer(np.zeros(len(scale), np.float32), scale.astype(np.float32))
         return Standardizer.concatenate([words, self])
 
     def __len__(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -88,8 +87,8 @@ class Explanation:
 
     @property
     def label(self) -> str:
-        """The class with the largest logit."""
-        return self.classes[int(self.logits.argmax())]
+        """The likeliest of the predicted classes; of all classes where none is predicted."""
+        return self.classes[(self.chosen or self.ranked)[0]]
 
     @property
     def ranked(self) -> list[int]:
@@ -204,7 +203,8 @@ def explain(
     spans, word_of = _words(encoded)
     by_word: Floats = np.zeros((len(spans), len(label_space)))
     np.add.at(by_word, word_of, by_token)
-    terms, constant = _weigh_terms(words, slopes[:, : fitted.selection.words], text)
+    word_slopes = slopes[:, : fitted.selection.words] / fitted.standardizer.scale[: fitted.selection.words]
+    terms, constant = _weigh_terms(words, word_slopes, text)
     bias = fitted.head.bias + constant
     of_terms = np.sum([np.zeros(len(label_space)), *(term.logits for term in terms)], axis=0)
     all_words, by_word = _add_terms(text, spans, by_word, terms)
@@ -230,7 +230,7 @@ def _weigh_terms(
 ) -> tuple[tuple[TermContribution, ...], Floats | float]:
     """Return what each term in a text adds to the logits of a head, and what the regression's intercept adds.
 
-    `slopes` (K, K) are the head's for the regression's logits, which a standardizer leaves as they are.
+    `slopes` (K, K) are the head's for the regression's logits.
     """
     if words is None or not slopes.size:
         return (), 0.0
@@ -243,30 +243,27 @@ def _add_terms(
 ) -> tuple[tuple[Place, ...], Floats]:
     """Return the words of a text and their contributions (W, K) with those of the terms that stand in them.
 
-    A place's characters have equal parts of its contribution. Words of terms that the backbone does not read, beyond
-    its limit, come after the others.
+    A place's characters have equal parts of its contribution. Words of terms that the backbone does not read, such as
+    those beyond its limit, come after the others.
     """
     if not terms:
         return spans, by_word
-    by_character = np.zeros((len(text), by_word.shape[1]))
-    for term in terms:
-        for start, end in term.places:
-            by_character[start:end] += term.logits / len(term.places) / (end - start)
     word_of = np.full(len(text), -1)
     for index, (start, end) in reversed(list(enumerate(spans))):  # characters in several words are of the first
         word_of[start:end] = index
-    unread = [
-        match.span()
-        for match in re.finditer(
-            r"[^\s\0]+", "".join(c if of < 0 else "\0" for c, of in zip(text, word_of, strict=True))
-        )
-        if by_character[slice(*match.span())].any()
-    ]
+    in_terms = np.zeros(len(text) + 2, bool)
+    for start, end in {place for term in terms for place in term.places}:
+        in_terms[start + 1 : end + 1] = True
+    in_terms[1:-1] &= word_of < 0
+    unread = np.flatnonzero(np.diff(in_terms.astype(np.int8))).reshape(-1, 2).tolist()
     for index, (start, end) in enumerate(unread, len(spans)):
         word_of[start:end] = index
     by_word = np.concatenate([by_word, np.zeros((len(unread), by_word.shape[1]))])
-    np.add.at(by_word, word_of[word_of >= 0], by_character[word_of >= 0])
-    return (*spans, *unread), by_word
+    for term in terms:
+        for start, end in term.places:
+            indices, counts = np.unique(word_of[start:end], return_counts=True)
+            by_word[indices] += np.outer(counts / (end - start) / len(term.places), term.logits)
+    return (*spans, *((start, end) for start, end in unread)), by_word
 
 
 def _token_values(

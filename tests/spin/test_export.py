@@ -53,6 +53,7 @@ TEXTS = (
     "a lovely day and a bright film",
     "broken paper , late crew",  # the comma is unknown to the tokenizer
 )
+WORD_SCALE = np.array([0.5, 1.5, 2.0], np.float32)
 MAX_TOKENS = 20
 """the third text is longer"""
 COLUMNS = ("resid.00.max", "ffn.01.mean", "resid.02.first", "resid.02.last", "ffn.03.max", "ffn.03.mean")
@@ -89,8 +90,8 @@ def build_classifier(
         head = MlpHead(linear, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer)
     standardizer, regression = Standardizer(values.mean(0), values.std(0) + np.float32(0.1)), None
     if words:
-        regression, head = build_word_regression(TEXTS), join_words(head, Blend(0.8, 0.6))
-        selection, standardizer = selection.join_words(3), standardizer.join_words(3)
+        regression, head = build_word_regression(TEXTS), join_words(head, Blend(0.8, 0.6), WORD_SCALE)
+        selection, standardizer = selection.join_words(3), standardizer.join_words(WORD_SCALE)
     fitted = FittedClassifier(selection, standardizer, head, build_choice_summary())
     training_result = TrainingResult({"accuracy": fitted, "balanced": fitted, "cheapest": fitted}, (), 0, regression)
     label_space = LabelSpace(("bad", "good", "plain"), multilabel)

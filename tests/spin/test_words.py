@@ -90,7 +90,7 @@ def test_words_may_decide_alone(spin: SpinClassifier, folder: Path) -> None:
     np.testing.assert_array_equal(features.n_tokens, spin.features(TEXTS).n_tokens)
     regression = cheapest.training_result.words
     assert regression is not None
-    weight = cheapest.fitted.head.slopes(np.zeros(3, np.float32))[0, 0]
+    weight = cheapest.fitted.head.slopes(np.zeros(3, np.float32))[0, 0] / cheapest.fitted.standardizer.scale[0]
     np.testing.assert_allclose(cheapest.predict_logits(TEXTS), weight * regression.logits(TEXTS), rtol=1e-5)
     explanation = cheapest.explain("a lovely day for the crew")
     assert explanation.neurons == ()

@@ -98,7 +98,7 @@ def build_training_record(
 
 def build_quick_classifier(backbone: BackboneSettings) -> SpinClassifier:
     """Build an unfitted classifier that tries few penalties and heads."""
-    quick = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear")
+    quick = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear", words="off")
     return SpinClassifier(backbone, sites=["resid"], probe=ProbeSettings(penalties=3, max_extra=0), search=quick)
 
 

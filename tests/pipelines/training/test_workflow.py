@@ -32,6 +32,7 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
 from pipelines.training.evaluate import run_evaluate
+from pipelines.training.fit_probes import read_words, run_probe
 from pipelines.training.workflow import run_stages, run_workflow
 from pipelines.workers.map_shards import map_shards
 from spin.errors import UserError
@@ -40,6 +41,8 @@ from tests.support import tiny
 
 CLASSES = ("good", "bad", "plain")
 WITHOUT_RAY = {"workers": 0, "shard_documents": 200}
+SEARCH = {"etas": [0.5, 0.9], "max_share": 0.5, "strengths": [1, 10], "head": "linear", "words": "off"}
+"""words alone would be right on every document of these tests"""
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -87,7 +90,7 @@ class Project:
             "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{self.folder}/mlflow.db"},
             "ray": {"workers": 2, "shard_documents": 200},
             "probe": {"penalties": 5},
-            "search": {"etas": [0.5, 0.9], "max_share": 0.5, "strengths": [1, 10], "head": "linear"},
+            "search": SEARCH,
         }
         return parse_settings({**tree, **changes})
 
@@ -98,13 +101,30 @@ def test_a_run_trains_and_registers_a_challenger_and_writes_its_report(project: 
     report = Store(project.settings.store).read_json("report.json")
     rows = {row["name"]: row for row in report["table"]}
     assert list(rows)[:4] == ["tfidf", "last_layer", "best_site", "spin"]
-    fields = {"name", "accuracy", "macro_f1", "neurons", "neurons_of", "depth", "depth_of", "docs_per_s"}
+    fields = {"name", "accuracy", "macro_f1", "neurons", "neurons_of", "words", "depth", "depth_of", "docs_per_s"}
     assert all(set(row) == fields for row in rows.values())
     assert rows["spin"]["macro_f1"] > 0.8
     assert rows["spin"]["neurons"] < rows["spin"]["neurons_of"] == 2 * (4 * 16 + 3 * 24)
     assert report["fingerprint"] == project.report.fingerprint
     assert report["stages"]["extract"]["rows"] == 1500
     assert CHALLENGER in project.registry.versions()[-1].aliases
+
+
+def test_words_that_are_wanted_later_leave_the_probes_as_they_are(project: Project) -> None:
+    """They are fitted once, beside the probes and the ridge regression of a training without words."""
+    store = Store(project.settings.store) / "probes"
+    before = {key: store.read(key) for key in store.list()}
+    assert "words.tfidf" not in before
+    wanted = project.make_settings(search={**SEARCH, "words": "auto"}, ray=WITHOUT_RAY)
+    _, manifest = run_probe(wanted)
+    assert {key: store.read(key) for key in before if key != "manifest.json"} == {
+        key: data for key, data in before.items() if key != "manifest.json"
+    }
+    words = read_words(store)
+    assert words is not None
+    assert [len(logits) for logits in words.held_out]
+    assert run_probe(wanted)[1] == manifest
+    store.delete("words.tfidf")
 
 
 def test_a_second_run_resumes_and_computes_nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

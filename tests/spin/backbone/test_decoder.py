@@ -149,11 +149,12 @@ def test_a_loaded_classifier_predicts_the_same_with_a_truncated_backbone(fitted:
 
 @pytest.mark.parametrize("choose", [min, max], ids=["shortest", "longest"])
 def test_an_explanation_adds_up_to_the_logits(fitted: Fitted, choose: Callable[..., str]) -> None:
-    """Contributions of neurons and of words add up to the logits, which vary with the batch by bfloat16 rounding."""
+    """Contributions of neurons and terms, and of words, add up to the logits, which bfloat16 rounds by batch."""
     text = choose(fitted.held_out.texts, key=len)
     explanation = fitted.spin.explain(text)
-    for contributions in (explanation.contributions, explanation.word_contributions):
-        np.testing.assert_allclose(contributions.sum(0) + explanation.bias, explanation.logits, atol=1e-3)
+    by_feature = explanation.contributions.sum(0) + explanation.term_contribution
+    for total in (by_feature, explanation.word_contributions.sum(0)):
+        np.testing.assert_allclose(total + explanation.bias, explanation.logits, atol=1e-3)
     np.testing.assert_allclose(explanation.logits, fitted.spin.predict_logits([text])[0], atol=1e-3)
     row = fitted.held_out.texts.index(text)
     np.testing.assert_allclose(explanation.logits, fitted.logits[row], atol=0.1)

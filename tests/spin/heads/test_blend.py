@@ -74,5 +74,6 @@ def test_the_head_of_a_blend_gives_the_weighted_sum(mlp: bool) -> None:
     if mlp:
         head = MlpHead(head, values(4, 5), values(4), values(3, 4))
     X, of_words, blend = values(7, 5), values(7, 3), Blend(0.7, 1.3)
-    joined = join_words(head, blend).logits(np.concatenate([of_words, X], axis=1))
+    scale = np.array([0.5, 1, 2], np.float32)
+    joined = join_words(head, blend, scale).logits(np.concatenate([of_words / scale, X], axis=1))
     np.testing.assert_allclose(joined, 0.7 * head.logits(X) + 1.3 * of_words, rtol=1e-4, atol=1e-5)

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from spin.heads.calibration import fit_temperature, log_loss
 from spin.heads.word_regression import UNITS
 from spin.integrate import fit_words as module
-from spin.integrate.fit_words import STRENGTHS, WordFit, fit_words
+from spin.integrate.fit_words import WordFit, fit_words
 from spin.labels.cross_validation import Fold, make_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.training_data import TrainingData
@@ -63,9 +63,10 @@ def refit(
 ) -> NDArray[np.floating]:
     """Logits of `rows` by scikit-learn's pipeline on `train`, whose terms are counted over all labelled rows."""
     columns, others = [], []
-    for arguments in UNITS.values():
-        counter = CountVectorizer(min_df=3, **arguments).fit([texts[row] for row in data.rows])
-        counts = counter.transform(texts)
+    for unit, arguments in UNITS.items():
+        read = [text[:1000] for text in texts] if unit == "characters" else texts
+        counter = CountVectorizer(min_df=3, **arguments).fit([read[row] for row in data.rows])
+        counts = counter.transform(read)
         transformer = TfidfTransformer(sublinear_tf=True).fit(counts[train])
         columns.append(transformer.transform(counts[train]))
         others.append(transformer.transform(counts[rows]))
@@ -100,6 +101,31 @@ def test_logits_are_those_of_an_independent_fit(
     np.testing.assert_allclose(actual, expected, atol=2e-3 * np.abs(expected).max())
 
 
+def test_long_texts_are_read_in_training_as_in_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of half of the texts the class stands after the characters that are counted, where words count alone."""
+    converge(monkeypatch)
+    texts, data = make_data()
+    texts = [f"{'the film was on it ' * 60}{text}" if row % 2 else text for row, text in enumerate(texts)]
+    fitted = fit(texts, data)
+    [fold] = data.folds
+    expected = refit(texts, data, fold.train, fold.valid, fitted.strength)
+    np.testing.assert_allclose(fitted.held_out[0], expected, atol=2e-3 * np.abs(expected).max())
+    expected = refit(texts, data, data.rows, np.arange(len(texts)), fitted.strength)
+    np.testing.assert_allclose(fitted.regression.logits(texts), expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_a_class_that_no_row_or_every_row_has_is_as_unlikely_or_likely_as_that() -> None:
+    """Of several labels per document; a fold may be such although all documents together are not."""
+    texts, data = make_data(multilabel=True)
+    [fold] = data.folds
+    y = data.y.copy()
+    y[fold.train, 0], y[fold.train, 1] = True, False
+    held_out = fit(texts, replace(data, y=y)).held_out[0]
+    expected = np.log(len(fold.train) + 1)
+    np.testing.assert_allclose(held_out[:, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(held_out[:, 1], -expected, rtol=1e-5)
+
+
 def test_two_exclusive_classes_have_opposite_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     converge(monkeypatch)
     texts, data = make_data()
@@ -113,11 +139,14 @@ def test_two_exclusive_classes_have_opposite_logits(monkeypatch: pytest.MonkeyPa
 
 def test_the_strength_has_the_least_held_out_log_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each strength by itself, at its best temperature."""
+    strengths = (1e-4, 1.0, 1e4)
+    monkeypatch.setattr(module, "STRENGTHS", strengths)
     texts, data = make_data(folds=3)
     chosen = fit(texts, data)
+    assert chosen.strength == 1.0
     y = data.y[np.concatenate([fold.valid for fold in data.folds])]
     losses = {}
-    for strength in STRENGTHS:
+    for strength in strengths:
         monkeypatch.setattr(module, "STRENGTHS", (strength,))
         logits = np.concatenate(fit(texts, data).held_out)
         losses[strength] = log_loss(logits / fit_temperature(logits, y, data.label_space), y, data.label_space)
@@ -181,6 +210,10 @@ def test_long_corpora_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_CHARACTERS", sum(map(len, texts)) * 40 // len(texts))
     fitted = fit_words(recorded, data)
     assert fitted is not None
+    monkeypatch.setattr(module, "_PART", 7)
+    in_parts = fit_words(read_from(texts), data)
+    assert in_parts is not None
+    np.testing.assert_allclose(in_parts.held_out[0], fitted.held_out[0], atol=1e-5)
     assert len(read) == 1
     assert len(order) < read[0] <= len(order) + 60
     assert max(counted) <= 40

@@ -19,6 +19,7 @@ from spin import SpinClassifier
 from spin.activations.extract import extract
 from spin.backbone.loading import load_backbone
 from spin.classifier import feature_columns
+from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
@@ -26,7 +27,7 @@ from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.pages.explanation import Explanation, explain
-from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
+from spin.settings import BackboneSettings, DecisionSettings, ProbeSettings, SearchSettings
 from tests.support import tiny
 from tests.support.summaries import build_choice_summary
 
@@ -152,12 +153,36 @@ def test_explanations_of_every_head_and_task_add_up(
     backbone: BackboneSettings, decoder: BackboneSettings, kind: str, pooling: str, label_space: str, head: str
 ) -> None:
     """Within 1e-4 for a linear head and 1e-2 for an MLP, under the poolings that suit each kind of backbone."""
-    settings = {**QUICK, "search": SEARCH.model_copy(update={"head": head}), "sites": ["resid.01", "ffn.03"]}
+    settings = {
+        **QUICK,
+        "search": SEARCH.model_copy(update={"head": head, "words": "off" if head == "mlp" else "auto"}),
+        "sites": ["resid.01", "ffn.03"],
+    }
     classifier = SpinClassifier(backbone if kind == "encoder" else decoder, poolings=[pooling], **settings)
     classifier.fit(*make_documents(120, label_space))
     assert isinstance(classifier.fitted.head, LinearHead if head == "linear" else MlpHead)
     for text in TEXTS:
         check_explanation(classifier, text, 1e-4 if head == "linear" else 1e-2)
+
+
+@pytest.mark.parametrize("text", ["\0lovely crew", "lovely\0\0 crew \x01", "é\0film\u200b", "lovely " * 3000])
+def test_characters_that_the_backbone_drops_count_for_their_terms(backbone: BackboneSettings, text: str) -> None:
+    classifier = SpinClassifier(backbone, **{**QUICK, "search": SEARCH.model_copy(update={"words": "on"})})
+    classifier.fit(*make_documents(150, "multi-class"))
+    explanation = classifier.explain(text)
+    assert explanation.terms
+    total = explanation.word_contributions.sum(0) + explanation.bias
+    np.testing.assert_allclose(total, classifier.predict_logits([text])[0], atol=1e-4)
+
+
+def test_the_label_is_the_predicted_one(deep: SpinClassifier) -> None:
+    """By the thresholds, where these give another class than the most probable."""
+    explanation = deep.explain("a fine film .")
+    rare = explanation.classes[explanation.ranked[1]]
+    settings = DecisionSettings(thresholds={rare: 0.001})
+    changed = replace(explanation, decision=Decision.of(explanation.label_space, settings))
+    assert (explanation.label, changed.label) == (explanation.classes[explanation.ranked[0]], rare)
+    assert changed.top(1) == explanation.top(1, rare)
 
 
 @pytest.mark.parametrize("text", TEXTS)
