@@ -49,6 +49,9 @@ def neurons(
     registry = open_registry(loaded)
     chosen = load_neurons(registry, registry.resolve(model), loaded.choose)
     classes = sorted({neuron.head.class_name for neuron in chosen})
+    if not chosen and not as_json:
+        terminal.say(f"the classifier `{loaded.choose}` reads no neuron: the words of a text decide alone")
+        return
     if label is not None and label not in classes:
         raise UserError(f"no neuron raises the score of '{label}'; expected one of {', '.join(classes)}")
     selected = [neuron for neuron in chosen if label in (None, neuron.head.class_name)]

@@ -167,7 +167,7 @@ def test_the_tutorials_can_be_followed_from_init_to_explain(reader: Reader, back
     assert Path("nights/predictions").is_dir()
     explained = reader.run('spin explain settings.yaml --text "the [bold] crew was lovely and warm"')
     assert "the [bold] crew was lovely and warm" in explained
-    assert "neurons for and against good" in explained
+    assert "terms for and against good" in explained
     reader.follow("explain.md")
     assert "<html" in Path("why.html").read_text(encoding="utf-8")
     run_example("classify_every_night.py", "settings.yaml", "inbox/2026-11-24", "nights")
