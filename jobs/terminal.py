@@ -200,7 +200,7 @@ def history(name: str, events: Sequence[ChampionEvent]) -> None:
 
 
 def explanation(explanation: Explanation, *, neurons: int = 8) -> None:
-    """Print, for each predicted class or else the likeliest, the text shaded by contribution and the main neurons."""
+    """Print for each predicted class, else the likeliest, the text shaded by contribution, and neurons and terms."""
     shares = zip(explanation.classes, explanation.probabilities, explanation.logits, strict=True)
     listed = ", ".join(f"{name} {share:.2f} (logit {logit:+.2f})" for name, share, logit in shares)
     say(
@@ -209,11 +209,11 @@ def explanation(explanation: Explanation, *, neurons: int = 8) -> None:
     for k in explanation.chosen or explanation.ranked[:1]:
         label = explanation.classes[k]
         out.print(_shaded(explanation, k), soft_wrap=True)
-        table = Table("neuron", "adds to logit", "mainly on", title=f"neurons for and against {escape(label)}")
-        table.columns[1].justify = "right"
-        for top in explanation.top(neurons, label):
-            table.add_row(f"{top.column}[{top.neuron}]", f"{top.contribution:+.3f}", escape(top.word))
         if explanation.neurons:
+            table = Table("neuron", "adds to logit", "mainly on", title=f"neurons for and against {escape(label)}")
+            table.columns[1].justify = "right"
+            for top in explanation.top(neurons, label):
+                table.add_row(f"{top.column}[{top.neuron}]", f"{top.contribution:+.3f}", escape(top.word))
             out.print(table)
         if explanation.terms:
             table = Table("term", "adds to logit", title=f"terms for and against {escape(label)}")

@@ -296,7 +296,7 @@ class SearchSettings(_Section):
         "auto",
         description="Whether the words of a text count beside its neurons, by a logistic regression on words, word "
         "pairs and strings of characters, which needs no model. auto: where the validation documents do not speak "
-        "against it; a classifier that may lose accuracy to compute less then may read words alone.",
+        "against it. Where neurons add nothing, or in a choice that may lose some accuracy, words may decide alone.",
     )
     l1: tuple[Share, ...] = Field(
         (0.01, 0.03),

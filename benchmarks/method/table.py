@@ -247,9 +247,12 @@ disk.
   with a learning rate from {_list(RATES)}. Where it differs from the published code is in benchmarks/method/siren.py.
 - {ALL}: L2 multinomial logistic regression on all standardised feature columns, with the prior variance of a logit
   from {_list(ALL_STRENGTHS)}.
-- SPIN: the default settings; `accuracy` and `balanced` come from one search, `ridge` is `accuracy` of a search that
-  selects neurons by the ridge regression alone, `lower half` of one restricted to the lower half of the blocks. They
-  share the probes, whose time counts in each of them; the last two have no early exits, which take time to choose.
+- words: the word regression of SPIN without neurons.
+- SPIN: the default settings, and labels under the thresholds that training chose; other rows give the most probable
+  class. `accuracy` and `balanced` come from one search. The other rows are `accuracy` of a search of their own:
+  `neurons` without words, `neurons + words` with words in any case, `ridge` without words and with neurons that the
+  ridge regression alone selects, `lower half` restricted to the lower half of the blocks. They share the probes, whose
+  time counts in each of them, and have no early exits, which take time to choose.
 
 Intervals and standard errors are of paired differences over the draws. Draws share documents, the few labels all of
 their test documents: this part of chance is not in them.

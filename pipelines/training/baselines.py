@@ -26,7 +26,7 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from spin.activations.engine import open_engine
 from spin.activations.extract import read_activations, single_segment
-from spin.arrays import Rows
+from spin.arrays import Floats, Rows
 from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
 from spin.labels.label_space import Targets
@@ -129,14 +129,13 @@ def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Prob
     )
 
 
-def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, texts: Sequence[str]) -> Contender:
+def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, words: Floats | None) -> Contender:
     """The SPIN classifier that `choose` names, by its labels before abstention and without early exits.
 
-    The most accurate one is named `spin`.
+    The most accurate one is named `spin`. `words` (m, K) are the words' logits of the test rows.
     """
     fitted = spin.fitted
     rows, _ = labels.part("test")
-    words = spin.word_logits([texts[row] for row in rows])
     logits = fitted.logits(features.read_selection(fitted.selection, rows, words))
     return Contender(
         "spin" if spin.choose == "accuracy" else spin.choose,

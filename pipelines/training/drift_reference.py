@@ -10,42 +10,36 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.training_labels import Labels
 from spin.activations.extract import Features
-from spin.arrays import Floats
+from spin.arrays import Floats, Rows
 from spin.classifier import SpinClassifier
 from spin.integrate.fit_words import WordFit
 from spin.labels.cross_validation import Fold
 from spin.monitor.profile import Profile
 
 
-def describe_reference(
-    spin: SpinClassifier,
-    features: FeatureShards,
-    labels: Labels,
-    texts: Sequence[str],
-    words: WordFit | None,
-    folds: Sequence[Fold],
-) -> bytes:
-    """The profile of each of the three classifiers over the test rows, without and with exits, as safetensors.
+def validation_rows(words: WordFit | None, folds: Sequence[Fold]) -> tuple[Rows, Floats | None]:
+    """The rows that validate, ascending, and the words' held-out logits (m, K) of them, for a corpus without test rows.
 
-    A model is overconfident on the documents that it was fitted on, so those that validate serve only if there are no
-    test documents, with the words' held-out logits: the word regression knows its own documents by heart.
+    A model is overconfident on the documents that it was fitted on, and the word regression knows its own by heart.
     """
-    rows, _ = labels.part("test")
-    word_logits: Floats | None = None
-    if len(rows):
-        regression = spin.training_result.words
-        word_logits = None if regression is None else regression.logits([texts[row] for row in rows])
-    else:
-        validated = np.concatenate([fold.valid for fold in folds])
-        rows, first = np.unique(validated, return_index=True)
-        word_logits = None if words is None else np.concatenate(words.held_out)[first]
+    rows, first = np.unique(np.concatenate([fold.valid for fold in folds]), return_index=True)
+    return rows, None if words is None else np.concatenate(words.held_out)[first]
+
+
+def describe_reference(
+    spin: SpinClassifier, features: FeatureShards, texts: Sequence[str], rows: Rows, words: Floats | None
+) -> bytes:
+    """The profile of each of the three classifiers over some rows, without and with exits, as safetensors.
+
+    `rows` are ascending: the test rows, or those of `validation_rows`. `words` (m, K) are their words' logits, None for
+    classifiers without words.
+    """
     tokens = spin.backbone.tokenize([texts[row] for row in rows])
     read = Features({}, np.array([len(ids) for ids in tokens.ids], np.int32), np.array(tokens.unknown, np.int32), 0)
     tensors: dict[str, NDArray[Any]] = {}
     for choice, fitted in spin.training_result.choices.items():
-        values = features.read_selection(fitted.selection, rows, word_logits)
+        values = features.read_selection(fitted.selection, rows, words)
         decision = fitted.decision(spin.label_space, spin.decision)
         for prefix, depth in (
             (choice, None),

@@ -102,6 +102,11 @@ def load_probes(
     _, manifest = load_finished(store, "probe", metadata, NothingDerived, ProbeResults)
     columns = [FeatureColumn.parse(probe.column) for probe in manifest.results.probes]
     probes, ridge = [read_probe(store, c) for c in columns], [read_ridge(store, c) for c in columns]
+    if _reads_words(settings) and not store.exists(_WORDS):
+        raise UserError(
+            f"search.words: {store.uri} holds probes of a run without words; run the probe stage again, which keeps "
+            "them, or set search.words: off"
+        )
     return manifest, probes, ridge, read_words(store) if _reads_words(settings) else None
 
 

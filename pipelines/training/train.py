@@ -26,7 +26,7 @@ from pipelines.storage.stage_plan import (
     write_manifest,
     write_plan,
 )
-from pipelines.training.drift_reference import describe_reference
+from pipelines.training.drift_reference import describe_reference, validation_rows
 from pipelines.training.extract_features import ExtractManifest, load_features
 from pipelines.training.fit_heads import run_integrate
 from pipelines.training.fit_probes import ProbeManifest, load_probes
@@ -34,6 +34,7 @@ from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS
 from pipelines.training.suspects import SUSPECTS, check_labels, to_parquet
 from pipelines.workers.progress import progress
+from spin.arrays import Floats
 from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.classifier import SpinClassifier
@@ -222,7 +223,10 @@ def _fit(
         decision=settings.decision,
     )
     integrated = round(time.perf_counter() - start, 1)
-    figures = _evaluate(settings, features, probes, labels, corpus.texts, spin)
+    test_rows, _ = labels.part("test")
+    regression = training_result.words
+    test_words = None if regression is None else regression.logits([corpus.texts[row] for row in test_rows])
+    figures = _evaluate(settings, features, probes, labels, corpus.texts, spin, test_words)
     evaluated = round(time.perf_counter() - start - integrated, 1)
     suspects = check_labels(features, training_result.choices["accuracy"], labels, settings.seed)
     counts = {split: len(labels.part(split)[0]) for split in SPLITS}
@@ -251,7 +255,10 @@ def _fit(
         notes=notes,
         fingerprint=probe_fingerprint,
     )
-    described[REFERENCE] = describe_reference(spin, features, labels, corpus.texts, words, labels.folds(settings.seed))
+    reference = test_rows, test_words
+    if not len(test_rows):
+        reference = validation_rows(words, labels.folds(settings.seed))
+    described[REFERENCE] = describe_reference(spin, features, corpus.texts, *reference)
     for name, data in (spin.files() | described).items():
         store.write(name, data)
     Store(settings.store).write(SUSPECTS, to_parquet(suspects))
@@ -266,8 +273,9 @@ def _evaluate(
     labels: Labels,
     texts: Sequence[str],
     spin: SpinClassifier,
+    test_words: Floats | None,
 ) -> Comparison:
-    """Compare the classifiers and the baselines on the test documents."""
+    """Compare the classifiers and the baselines on the test documents, whose words' logits are `test_words` (m, K)."""
     from pipelines.training import baselines  # brings scikit-learn, which a stage that has finished does not need
 
     rows, y = labels.part("test")
@@ -289,7 +297,7 @@ def _evaluate(
                 contenders += baselines.attempt(name, make, notes)
             advance(1)
         for choice in reversed(distinct.values()):
-            contenders.append(baselines.spin_row(features, spin.choosing(choice), labels, texts))
+            contenders.append(baselines.spin_row(features, spin.choosing(choice), labels, test_words))
             advance(1)
         table = baselines.tabulate(contenders, features, spin.backbone.depth, labels, texts, notes)
         advance(1)

@@ -8,10 +8,9 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import log_expit, log_softmax
 
 from spin.arrays import Floats
-from spin.heads.calibration import smooth_targets
+from spin.heads.calibration import smooth_targets, smoothed_loss
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
 from spin.labels.label_space import LabelSpace, Targets
@@ -45,12 +44,9 @@ def fit_blend(of_neurons: Floats, of_words: Floats, y: Targets, label_space: Lab
 
     def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         logits = np.tensordot(weights, sources, 1)
-        if label_space.multilabel:
-            losses = targets * log_expit(logits) + (1 - targets) * log_expit(-logits)
-        else:
-            losses = targets * log_softmax(logits, axis=1)
         residuals = label_space.probabilities(logits) - targets
-        return -losses.sum(1).mean(), (sources * residuals).sum(2).mean(1)
+        slope = (sources * residuals).sum((1, 2))
+        return smoothed_loss(logits, targets, label_space) / len(targets), slope / len(targets)
 
     found = minimize(loss, np.array([1.0, 0.5]), jac=True, method="L-BFGS-B", bounds=[(0, _MOST_WEIGHT)] * 2)
     return Blend(*map(float, found.x))

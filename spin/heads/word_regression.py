@@ -106,12 +106,7 @@ class WordRegression:
 
     def logits(self, texts: Sequence[str]) -> Floats:
         """(n, K) logits of n texts, which do not depend on the other texts."""
-        logits = np.empty((len(texts), len(self.intercept)), np.float32)
-        coef = np.ascontiguousarray(self.coef.T)
-        for start in range(0, len(texts), _PART):
-            part = slice(start, start + _PART)
-            logits[part] = _transform(self.vocabularies, texts[part]) @ coef + self.intercept
-        return logits
+        return predict_with_each([self], texts)[0]
 
     def contributions(self, text: str) -> list[TermContribution]:
         """What each term in a text adds to its logits: the sum, plus the intercept, is the logits."""
@@ -157,9 +152,15 @@ class WordRegression:
 
 
 def predict_with_each(regressions: Sequence[WordRegression], texts: Sequence[str]) -> list[Floats]:
-    """The logits (n, K) of n texts by each of several regressions on the same vocabularies, which are counted once."""
-    X = _transform(regressions[0].vocabularies, texts)
-    return [X @ np.ascontiguousarray(each.coef.T) + each.intercept for each in regressions]
+    """The logits (n, K) of n texts by each of several regressions on the same vocabularies, whose terms count once."""
+    logits = [np.empty((len(texts), len(each.intercept)), np.float32) for each in regressions]
+    coefs = [np.ascontiguousarray(each.coef.T) for each in regressions]
+    for start in range(0, len(texts), _PART):
+        part = slice(start, start + _PART)
+        X = _transform(regressions[0].vocabularies, texts[part])
+        for values, coef, each in zip(logits, coefs, regressions, strict=True):
+            values[part] = X @ coef + each.intercept
+    return logits
 
 
 def _transform(vocabularies: Sequence[Vocabulary], texts: Sequence[str]) -> Any:

@@ -34,8 +34,6 @@ MOST_TERMS = 100_000
 MOST_WEIGHTS = 5_000_000
 """terms times classes; with many classes there are fewer terms"""
 _TOLERANCE, _STEPS = 1e-3, 200
-_PART = 2_048
-"""validation texts whose terms are counted at a time"""
 
 ReadTexts = Callable[[Rows], Sequence[str]]
 """returns the texts of m rows in ascending order"""
@@ -100,9 +98,7 @@ def _fit_fold(counts: _TermCounts, fold: Fold, data: TrainingData) -> list[Float
     vocabularies = _weigh_terms(counts, train)
     fitted = _fit_path(_transform(counts, vocabularies, train), data.y[train], data, STRENGTHS)
     regressions = [WordRegression(vocabularies, coef, intercept) for coef, intercept in fitted]
-    parts = [fold.valid[start : start + _PART] for start in range(0, len(fold.valid), _PART)]
-    logits = [predict_with_each(regressions, [counts.texts[row] for row in part.tolist()]) for part in parts]
-    return [np.concatenate(of_strength) for of_strength in zip(*logits, strict=True)]
+    return predict_with_each(regressions, [counts.texts[row] for row in fold.valid.tolist()])
 
 
 @dataclass(frozen=True)

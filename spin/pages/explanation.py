@@ -109,7 +109,7 @@ class Explanation:
     @property
     def term_contribution(self) -> Floats:
         """(K,) what all terms together add to the logits."""
-        return np.sum([np.zeros(len(self.classes)), *(term.logits for term in self.terms)], axis=0)
+        return _sum_terms(self.terms, len(self.classes))
 
     def by_site(self) -> dict[Site, Floats]:
         """Return contributions (K,) per site, shallow first: their sum, plus the terms and the bias, is the logits."""
@@ -181,12 +181,12 @@ def explain(
     """Return the contributions of neurons, terms and words to the logits of a text, whose label follows by `decision`.
 
     `pooled` are the raw activations of the selected neurons as the engine returned them, and `words` is the regression
-    of a classifier that reads words. The contribution of a
-    neuron is w (x - mean) / scale, where w is its weight in a linear head, and in an MLP head its integrated gradient
-    (Sundararajan et al., Axiomatic Attribution for Deep Networks, 2017). Under mean pooling each token of the content
-    has the part of the contribution that comes from its own activation, less an equal part of the mean; under max,
-    first and last pooling one token has all of it. A term contributes its part of the word regression's logits, times
-    their weights in the head, in equal parts at its places in the text.
+    of a classifier that reads words. The contribution of a neuron is w (x - mean) / scale, where w is its weight in a
+    linear head, and in an MLP head its integrated gradient (Sundararajan et al., Axiomatic Attribution for Deep
+    Networks, 2017). Under mean pooling each token of the content has the part of the contribution that comes from its
+    own activation, less an equal part of the mean; under max, first and last pooling one token has all of it. A term
+    contributes its part of the word regression's logits, times their weights in the head, in equal parts at its places
+    in the text.
     """
     encoded = backbone.tokenizer(text, truncation=True, max_length=backbone.max_tokens, return_offsets_mapping=True)
     ids, mask = backbone.pad_batch([encoded["input_ids"] or [backbone.pad_id]])
@@ -206,12 +206,11 @@ def explain(
     word_slopes = slopes[:, : fitted.selection.words] / fitted.standardizer.scale[: fitted.selection.words]
     terms, constant = _weigh_terms(words, word_slopes, text)
     bias = fitted.head.bias + constant
-    of_terms = np.sum([np.zeros(len(label_space)), *(term.logits for term in terms)], axis=0)
     all_words, by_word = _add_terms(text, spans, by_word, terms)
     return Explanation(
         text=text,
         label_space=label_space,
-        logits=contributions.sum(0) + of_terms + bias,
+        logits=contributions.sum(0) + _sum_terms(terms, len(label_space)) + bias,
         bias=bias,
         neurons=tuple((column, neuron) for column, neuron, _ in fitted.selection.rows()),
         contributions=contributions,
@@ -223,6 +222,11 @@ def explain(
         truncated=bool(text[max(end for _, end in spans) :].strip()),
         decision=decision,
     )
+
+
+def _sum_terms(terms: Sequence[TermContribution], classes: int) -> Floats:
+    """Return what all terms together add to the logits (K,)."""
+    return np.sum([np.zeros(classes), *(term.logits for term in terms)], axis=0)
 
 
 def _weigh_terms(

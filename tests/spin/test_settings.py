@@ -49,6 +49,21 @@ def error_message(tree: dict[str, Any]) -> str:
     return str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("on", "on"), ("off", "off"), ("'on'", "on"), ("auto", "auto"), ("yes", "on"), ("false", "off")],
+)
+def test_words_may_be_on_or_off_without_quotes(tmp_path: Path, line: str, expected: str) -> None:
+    """YAML reads bare `on` and `off` as true and false."""
+    text = f"{yaml.safe_dump(TREE)}search: {{words: {line}}}\n"
+    assert load_settings(write_settings(tmp_path, text)).search.words == expected
+
+
+def test_words_are_no_number(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="search.words"):
+        load_settings(write_settings(tmp_path, f"{yaml.safe_dump(TREE)}search: {{words: 1}}\n"))
+
+
 def test_a_settings_file_is_read_and_completed_with_defaults(tmp_path: Path, settings_tree: dict[str, Any]) -> None:
     """The settings cannot be changed afterwards."""
     loaded = load_settings(write_settings(tmp_path, yaml.safe_dump(settings_tree)))

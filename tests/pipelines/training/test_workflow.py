@@ -33,6 +33,7 @@ from pipelines.storage.records import from_json
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
 from pipelines.training.evaluate import run_evaluate
 from pipelines.training.fit_probes import read_words, run_probe
+from pipelines.training.train import run_train
 from pipelines.training.workflow import run_stages, run_workflow
 from pipelines.workers.map_shards import map_shards
 from spin.errors import UserError
@@ -117,6 +118,8 @@ def test_words_that_are_wanted_later_leave_the_probes_as_they_are(project: Proje
     assert before
     assert not store.exists("words.tfidf")
     wanted = project.make_settings(search={**SEARCH, "words": "auto"}, ray=WITHOUT_RAY)
+    with pytest.raises(UserError, match="run the probe stage again, which keeps them, or set search.words: off"):
+        run_train(wanted, project.registry)
     _, manifest = run_probe(wanted)
     assert {key: store.read(key) for key in before} == before
     words = read_words(store)

@@ -210,7 +210,7 @@ def test_long_corpora_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_CHARACTERS", sum(map(len, texts)) * 40 // len(texts))
     fitted = fit_words(recorded, data)
     assert fitted is not None
-    monkeypatch.setattr(module, "_PART", 7)
+    monkeypatch.setattr("spin.heads.word_regression._PART", 7)
     in_parts = fit_words(read_from(texts), data)
     assert in_parts is not None
     np.testing.assert_allclose(in_parts.held_out[0], fitted.held_out[0], atol=1e-5)

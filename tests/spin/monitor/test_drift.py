@@ -183,6 +183,15 @@ def test_drift_names_the_neuron_that_moved() -> None:
     assert neurons.psi == pytest.approx(neurons.moved[0].shift ** 2, abs=0.01)
 
 
+@pytest.mark.parametrize(("words", "name"), [(2, ("ffn.01.mean", 1)), (4, ("words", 3))])
+def test_drift_names_what_moved_beside_words(words: int, name: tuple[str, int]) -> None:
+    """The words' logits come before the neurons; the fourth feature has moved."""
+    selection = Selection({COLUMN: np.arange(NEURONS - words)}, {COLUMN: np.ones(NEURONS - words)}, 0.9, words=words)
+    profiles = make_profile(make_outputs(3000, 1, shift=2)), make_profile(make_outputs(2000))
+    moved = measure(*profiles, selection, 0.1)[-1].moved[0]
+    assert (moved.column, moved.neuron) == name
+
+
 def test_many_neurons_at_the_limit_seldom_warn() -> None:
     """All neurons are shifted by exactly what is allowed, and hardly any night in a hundred exceeds the limit."""
     draw, n, m = np.random.default_rng(0), 400, 900

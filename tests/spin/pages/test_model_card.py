@@ -195,6 +195,19 @@ def test_the_card_describes_the_choice_in_use() -> None:
     assert "accuracy" in by_name["choice"]
 
 
+def test_the_card_says_what_a_choice_reads() -> None:
+    """Words beside neurons, words alone, or neurons alone."""
+    nothing = Selection({}, {}, 0.0, words=3)
+    both, alone, neurons = (
+        model_card(make_facts(**changes)) for changes in ({"words": 1234}, {"words": 1234, "selection": nothing}, {})
+    )
+    assert "Beside its neurons the classifier counts 1,234 words" in both
+    assert "The classifier counts 1,234 words" in alone
+    assert "reads no neurons: words alone decide" in alone
+    assert "layer" not in parse_tables(alone)
+    assert "the classifier counts" not in neurons
+
+
 def test_a_card_without_test_documents_claims_no_results() -> None:
     """It has no table of results and says why."""
     card = model_card(make_facts(table=[], tested=None, per_class={}, test_ece=None, splits=["train", "valid"] * 6))
