@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import process_time
+from types import ModuleType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -14,22 +15,26 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import spin.fit
+import spin.integrate.integrate
 from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
 from spin.fit import group_by_site
 from spin.heads.calibration import calibration_error, fit_temperature
-from spin.heads.fitted import TrainingResult
+from spin.heads.candidate import Candidate
+from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.feature_matrix import ReadSelection
 from spin.integrate.fit_words import WordFit
-from spin.integrate.integrate import integrate
+from spin.integrate.frontier import one_standard_error_choice
+from spin.integrate.integrate import CandidateFitter, integrate
+from spin.integrate.search import Search
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
 from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
 from spin.sites import Site
 from spin.sparsify.probe import Probe, class_weights, signs
-from spin.sparsify.ridge import RidgeImportance, fit_ridge
+from spin.sparsify.ridge import fit_ridge
 from spin.sparsify.solvers.l1_path import LassoPaths
 
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
@@ -157,32 +162,35 @@ def _regression(X: Any, y: Any, strength: float) -> Any:
 
 @dataclass(frozen=True)
 class FittedSpin:
-    """The results of `fit_classifiers` and its times; other rows take the probes and the ridge regression from it."""
+    """The results of `fit_classifiers` and its times; other rows take the probes and the candidates from it."""
 
     probes: list[Probe]
-    ridge: list[RidgeImportance]
+    search: Search
+    """with all candidates that it tried"""
     training_result: TrainingResult
     words: WordFit | None
     seconds: float
     probing: Mapping[Site, float]
     """seconds of each site's probes"""
-    ridge_seconds: float
     word_seconds: float
 
 
 def fit_spin(exam: Exam) -> FittedSpin:
     """Fit SPIN with its default settings."""
     start = process_time()
-    with _recorded("fit_probes") as probing, _recorded("fit_ridge") as ridging, _recorded("fit_words") as wording:
-        probes, ridge, training_result = spin.fit.fit_classifiers(
+    recorded = (
+        _recorded(spin.fit, "fit_probes"),
+        _recorded(spin.fit, "fit_words"),
+        _recorded(spin.integrate.integrate, "Search"),
+    )
+    with recorded[0] as probing, recorded[1] as wording, recorded[2] as searching:
+        probes, _, training_result = spin.fit.fit_classifiers(
             exam.corpus.sites, exam.data, compute=exam.corpus.flops, texts=exam.corpus.texts
         )
     seconds = process_time() - start
     by_site = dict(zip(group_by_site(list(exam.corpus.sites)), (call.seconds for call in probing), strict=True))
-    [of_ridge], [of_words] = ridging, wording
-    return FittedSpin(
-        probes, ridge, training_result, of_words.result, seconds, by_site, of_ridge.seconds, of_words.seconds
-    )
+    [of_words], [of_search] = wording, searching
+    return FittedSpin(probes, of_search.result, training_result, of_words.result, seconds, by_site, of_words.seconds)
 
 
 class _Call(NamedTuple):
@@ -191,10 +199,10 @@ class _Call(NamedTuple):
 
 
 @contextmanager
-def _recorded(name: str) -> Iterator[list[_Call]]:
-    """Record the calls that `fit_classifiers` makes of a function while the context lasts."""
+def _recorded(module: ModuleType, name: str) -> Iterator[list[_Call]]:
+    """Record the calls that a module makes of a function or class while the context lasts."""
     calls: list[_Call] = []
-    function = getattr(spin.fit, name)
+    function = getattr(module, name)
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         start = process_time()
@@ -202,7 +210,7 @@ def _recorded(name: str) -> Iterator[list[_Call]]:
         calls.append(_Call(result, process_time() - start))
         return result
 
-    with patch.object(spin.fit, name, recorded):
+    with patch.object(module, name, recorded):
         yield calls
 
 
@@ -216,32 +224,33 @@ def words(exam: Exam, fitted_spin: FittedSpin) -> Answer:
 
 def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
     """One of the classifiers of the search, `accuracy` or `balanced`."""
-    return _integrated(f"SPIN, {choice}", exam, fitted_spin.training_result, fitted_spin.seconds, choice)
+    fitted = fitted_spin.training_result.choices[choice]
+    return _fitted_answer(f"SPIN, {choice}", exam, fitted, fitted_spin.words, fitted_spin.seconds)
 
 
 def ridge_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:
-    """SPIN without words whose search selects neurons by the ridge regression alone."""
-    return _variant("SPIN, ridge", exam, fitted_spin, rules=("ridge",), words="off")
+    """The best candidate of SPIN without words whose neurons the ridge regression selects."""
+    return _best_candidate("SPIN, ridge", exam, fitted_spin, lambda c: c.rule == "ridge" and c.blend is None)
 
 
 def neurons_alone(exam: Exam, fitted_spin: FittedSpin) -> Answer:
-    """SPIN without words."""
-    return _variant("SPIN, neurons", exam, fitted_spin, words="off")
+    """The best candidate of SPIN without words."""
+    return _best_candidate("SPIN, neurons", exam, fitted_spin, lambda c: c.blend is None)
 
 
 def neurons_and_words(exam: Exam, fitted_spin: FittedSpin) -> Answer:
-    """SPIN with words in any case."""
-    return _variant("SPIN, neurons + words", exam, fitted_spin, words="on")
+    """The best candidate of SPIN with neurons and words."""
+    return _best_candidate(
+        "SPIN, neurons + words", exam, fitted_spin, lambda c: c.blend is not None and c.reads_neurons
+    )
 
 
-def _variant(name: str, exam: Exam, fitted_spin: FittedSpin, **settings: Any) -> Answer:
-    """SPIN with other settings of the search, on the same probes."""
-    start = process_time()
-    result = _integrate(exam, fitted_spin.probes, fitted_spin.ridge, fitted_spin.words, **settings)
-    seconds = sum(fitted_spin.probing.values()) + fitted_spin.ridge_seconds + process_time() - start
-    if settings["words"] != "off":
-        seconds += fitted_spin.word_seconds
-    return _integrated(name, exam, result, seconds)
+def _best_candidate(name: str, exam: Exam, fitted_spin: FittedSpin, wanted: Callable[[Candidate], bool]) -> Answer:
+    """The choice `accuracy` among the wanted candidates of the search, with no early exits."""
+    search = fitted_spin.search
+    chosen = one_standard_error_choice([c for c in search.tried if wanted(c)], exam.folds)
+    fitted = CandidateFitter(search, CascadeSettings(max_loss=0), DecisionSettings()).fit(chosen)
+    return _fitted_answer(name, exam, fitted, fitted_spin.words, fitted_spin.seconds)
 
 
 def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
@@ -251,34 +260,29 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     ridge = fit_ridge(
         lambda column, rows: exam.corpus.features[column][rows], [probe.column for probe in probes], exam.data
     )
-    result = _integrate(exam, probes, ridge, fitted_spin.words)
-    seconds = sum(s for site, s in fitted_spin.probing.items() if site.layer <= half) + process_time() - start
-    return _integrated("SPIN, lower half", exam, result, seconds + fitted_spin.word_seconds)
-
-
-def _integrate(
-    exam: Exam, probes: Sequence[Probe], ridge: Sequence[RidgeImportance], word_fit: WordFit | None, **settings: Any
-) -> TrainingResult:
-    """Integrate for `accuracy` alone: nothing is spent on early exits and little on the cheaper choices."""
-    return integrate(
+    result = integrate(
         probes,
         ridge,
         _reader(exam),
         exam.data,
-        settings=SearchSettings(balanced_loss=0, cheapest_loss=0, **settings),
+        settings=SearchSettings(balanced_loss=0, cheapest_loss=0),
         compute=exam.corpus.flops,
-        cascade=CascadeSettings(max_loss=0),
-        words=word_fit,
+        cascade=CascadeSettings(max_loss=0),  # no time for early exits, and little for the cheaper choices
+        words=fitted_spin.words,
     )
+    seconds = sum(s for site, s in fitted_spin.probing.items() if site.layer <= half) + process_time() - start
+    seconds += fitted_spin.word_seconds
+    return _fitted_answer("SPIN, lower half", exam, result.choices["accuracy"], fitted_spin.words, seconds)
 
 
-def _integrated(name: str, exam: Exam, result: TrainingResult, seconds: float, choice: Choice = "accuracy") -> Answer:
-    fitted = result.choices[choice]
+def _fitted_answer(name: str, exam: Exam, fitted: FittedClassifier, word_fit: WordFit | None, seconds: float) -> Answer:
+    """The answer of a classifier of SPIN."""
     selection, summary = fitted.selection, fitted.summary
     features = _reader(exam)(selection, exam.test)
     if selection.words:
-        assert result.words is not None
-        features = np.concatenate([result.words.logits([exam.corpus.texts[r] for r in exam.test]), features], axis=1)
+        assert word_fit is not None
+        logits = word_fit.regression.logits([exam.corpus.texts[row] for row in exam.test])
+        features = np.concatenate([logits, features], axis=1)
     settings = (
         f"{summary.rule}, eta {summary.eta}, strength {summary.strength}, l1 {summary.l1}, {list(summary.part)}, "
         f"{summary.head}, {'with' if summary.words else 'without'} words, "

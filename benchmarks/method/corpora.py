@@ -59,7 +59,7 @@ def plans(quick: bool) -> list[Plan]:
     minilm, smollm = ("minilm", "tweets, MiniLM", BACKBONE), ("smollm2", "tweets, SmolLM2-135M", decoder)
     if quick:
         return [Plan(*minilm, 1400, 840, 210, 350), Plan(*smollm, 1120, 800, 200, 120, 64)]
-    return [Plan(*minilm, None, 6400, 1600, 4000), Plan(*smollm, 3500, 1600, 400, 1500)]
+    return [Plan(*minilm, None, 6400, 1600, 4000), Plan(*smollm, 2500, 800, 200, 1500)]
 
 
 @dataclass(frozen=True)

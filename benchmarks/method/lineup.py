@@ -13,7 +13,7 @@ from benchmarks.method.contenders import Answer, FittedSpin
 from benchmarks.method.corpora import Exam, Plan
 from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
 
-FORMAT = 3
+FORMAT = 4
 """raise it when rows are computed in another way, or documents are divided differently"""
 
 

@@ -228,10 +228,10 @@ documents. SmolLM2 has fewer draws and documents than MiniLM, since it has five 
 to end within 90 minutes on two cores.
 
 All rows learn from the same training documents, are chosen by macro-F1 on the same validation documents, and are then
-refitted on both and calibrated by a temperature on held-out logits. Below 1,000 labels the choice is made by the
-repeated stratified cross-validation of SPIN. Compute is the FLOPs per token up to the deepest site that is read, as a
-share of the whole backbone's. Seconds to fit are processor seconds of one thread on activations that are already on
-disk.
+refitted on both and calibrated by a temperature on held-out logits. Below 5,000 labels the choice is made by the
+stratified cross-validation of SPIN: five parts, below 1,000 labels twice. Compute is the FLOPs per token up to the
+deepest site that is read, as a share of the whole backbone's. Seconds to fit are processor seconds of one thread on
+activations that are already on disk.
 
 - TF-IDF (words and word pairs) and last layer (after the final norm, standardised, mean or last token): logistic
   regression with C from {_list(STRENGTHS)}.
@@ -249,10 +249,10 @@ disk.
   from {_list(ALL_STRENGTHS)}.
 - words: the word regression of SPIN without neurons.
 - SPIN: the default settings, and labels under the thresholds that training chose; other rows give the most probable
-  class. `accuracy` and `balanced` come from one search. The other rows are `accuracy` of a search of their own:
-  `neurons` without words, `neurons + words` with words in any case, `ridge` without words and with neurons that the
-  ridge regression alone selects, `lower half` restricted to the lower half of the blocks. They share the probes, whose
-  time counts in each of them, and have no early exits, which take time to choose.
+  class. All rows but one come from one search, and show its seconds: `neurons` is what `accuracy` would be among its
+  candidates without words, `neurons + words` among those that read both, `ridge` among those without words whose
+  neurons the ridge regression selected. `lower half` is a search of its own, on the probes of the lower half of the
+  blocks.
 
 Intervals and standard errors are of paired differences over the draws. Draws share documents, the few labels all of
 their test documents: this part of chance is not in them.

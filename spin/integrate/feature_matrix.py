@@ -39,11 +39,11 @@ class FeatureMatrix:
     def design(self, selection: Selection, probes: Probes, rows: Rows) -> Design:
         """The design for fitting a head: this member's share of some rows, with the features aligned.
 
-        With cross-validation the documents are too few for the probes' scores to weigh the sites.
+        Where labels are few, the probes' scores say too little to weigh the sites.
         """
         data, own = self.data, slice(self.group.rank, None, self.group.size)
         has = data.label_space.indicator(data.y[rows])
-        floor = data.constant_score if len(data.folds) == 1 else None
+        floor = None if data.has_few_labels else data.constant_score
         return Design(
             X=self.standardized(selection, probes, rows[own]),
             has=has[own],

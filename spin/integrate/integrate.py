@@ -76,7 +76,7 @@ def integrate(
     tried = search.run()
     # an abstaining document goes on to full depth, so that abstention need not be known when exits are chosen
     thresholds = DecisionSettings(thresholds={} if decision is None else decision.thresholds)
-    fitter = _CandidateFitter(search, cascade or CascadeSettings(), thresholds)
+    fitter = CandidateFitter(search, cascade or CascadeSettings(), thresholds)
     fitted: dict[int, FittedClassifier] = {}
     choices: dict[Choice, FittedClassifier] = {}
     for name, candidate in choose_candidates(tried, settings, data.folds).items():
@@ -113,7 +113,7 @@ class _ExitCandidate:
     calibration: Calibration
 
 
-class _CandidateFitter:
+class CandidateFitter:
     """Turns a candidate into a classifier: its head on all labelled rows, calibration, thresholds and early exits."""
 
     def __init__(self, search: Search, cascade: CascadeSettings, decision: DecisionSettings) -> None:
@@ -191,8 +191,8 @@ class _CandidateFitter:
     def _choose_head(self, candidate: Candidate) -> _HeadChoice:
         """The MLP head if the settings ask for it, or if a paired test on validation shows that it is better."""
         kind = self.search.settings.head
-        too_few = kind == "auto" and len(self.data.folds) > 1  # documents for the test
-        if kind == "linear" or too_few or not candidate.reads_neurons:
+        untested = kind == "auto" and self.data.has_few_labels
+        if kind == "linear" or untested or not candidate.reads_neurons:
             return _HeadChoice(candidate.held_out, candidate.blend, None, None)
         logits, steps = [], []
         folds = self.search.folds[candidate.rule]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spin.arrays import Floats, Hashes, Rows
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
-from spin.labels.splits import CROSS_VALIDATION_BELOW
+from spin.labels.splits import CROSS_VALIDATION_BELOW, FEW_LABELS
 
 _SPLITS, _REPEATS = 5, 2
 _TRIES = 50
@@ -32,35 +32,39 @@ class Fold:
 def make_folds(
     label_space: LabelSpace, y: Targets, train: Rows, valid: Rows, seed: int, groups: Hashes | None = None
 ) -> tuple[Fold, ...]:
-    """The given division as a single fold, or below `CROSS_VALIDATION_BELOW` rows repeated cross-validation.
+    """The given division as a single fold, or below `CROSS_VALIDATION_BELOW` rows cross-validation.
 
-    Cross-validation pools the rows of `train` and `valid` and stratifies by class: five folds, repeated twice, with
-    fewer folds where a class has fewer documents. `y` are the targets of all rows (n, …), and `groups` (n,) their
-    groups, which are not divided. Raises UserError if no division into groups lets each fold train on every class.
+    Cross-validation pools the rows of `train` and `valid` and stratifies by class: five folds, which below
+    `FEW_LABELS` rows are repeated once, with fewer folds where a class has fewer documents. `y` are the targets of all
+    rows (n, …), and `groups` (n,) their groups, which are not divided. Raises UserError if no division into groups lets
+    each fold train on every class.
     """
     if len(train) + len(valid) >= CROSS_VALIDATION_BELOW:
         return (Fold(train, valid),)
     pool = np.sort(np.concatenate([train, valid]))
+    repeats = _REPEATS if len(pool) < FEW_LABELS else 1
     strata, indicator = label_space.strata(y[pool]), label_space.indicator(y[pool])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a multi-label stratum may be smaller than its class
         if groups is None or len(np.unique(groups[pool])) == len(pool):
-            parts = _divide_rows(strata, indicator, seed)
+            parts = _divide_rows(strata, indicator, repeats, seed)
         else:
-            parts = _divide_groups(strata, indicator, groups[pool], seed)
+            parts = _divide_groups(strata, indicator, groups[pool], repeats, seed)
     return tuple(Fold(pool[train_part], pool[valid_part]) for train_part, valid_part in parts)
 
 
-def _divide_rows(strata: Rows, indicator: NDArray[np.bool_], seed: int) -> list[tuple[Rows, Rows]]:
+def _divide_rows(strata: Rows, indicator: NDArray[np.bool_], repeats: int, seed: int) -> list[tuple[Rows, Rows]]:
     """The positions that train and validate in each fold, for rows that stand for themselves."""
     from sklearn.model_selection import RepeatedStratifiedKFold
 
     splits = int(np.clip(indicator.sum(0).min(), 2, _SPLITS))
-    splitter = RepeatedStratifiedKFold(n_splits=splits, n_repeats=_REPEATS, random_state=seed)
+    splitter = RepeatedStratifiedKFold(n_splits=splits, n_repeats=repeats, random_state=seed)
     return list(splitter.split(strata, strata))
 
 
-def _divide_groups(strata: Rows, indicator: NDArray[np.bool_], groups: Hashes, seed: int) -> list[tuple[Rows, Rows]]:
+def _divide_groups(
+    strata: Rows, indicator: NDArray[np.bool_], groups: Hashes, repeats: int, seed: int
+) -> list[tuple[Rows, Rows]]:
     """The positions that train and validate in each fold, with all rows of a group on the same side.
 
     Stratified as far as groups allow. A random division may leave a class to the validation rows alone; it is drawn
@@ -78,7 +82,7 @@ def _divide_groups(strata: Rows, indicator: NDArray[np.bool_], groups: Hashes, s
             division = list(splitter.split(strata, strata, groups))
             if all(len(valid) and indicator[train].any(0).all() for train, valid in division):
                 parts += division
-            if len(parts) == _REPEATS * n_splits:
+            if len(parts) == repeats * n_splits:
                 return parts
     raise UserError(
         f"cross-validation: found no division of {len(groups)} documents in {len(np.unique(groups))} groups that lets "

@@ -12,8 +12,10 @@ from spin.arrays import Rows
 SPLITS = ("train", "valid", "test")
 DROPPED = "dropped"
 """in place of a split: the document serves for nothing, because its text is in a frozen evaluation set"""
-CROSS_VALIDATION_BELOW = 1_000
+CROSS_VALIDATION_BELOW = 5_000
 """number of labelled documents to train and validate below which cross-validation makes the choices"""
+FEW_LABELS = 1_000
+"""number of them below which cross-validation is repeated, and what needs many labels is left out"""
 
 
 def assign_split(group: object, seed: int, valid_fraction: float, test_fraction: float) -> str:

@@ -12,7 +12,7 @@ from spin.arrays import Hashes, Rows
 from spin.labels.cross_validation import Fold, labelled_rows, make_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
-from spin.labels.splits import rows_in_split
+from spin.labels.splits import FEW_LABELS, rows_in_split
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ class TrainingData:
     def rows(self) -> Rows:
         """All rows that train or validate, in order."""
         return labelled_rows(self.folds)
+
+    @property
+    def has_few_labels(self) -> bool:
+        """Whether the labelled rows are too few to weigh sites or to test an MLP head by them."""
+        return len(self.rows) < FEW_LABELS
 
     @cached_property
     def constant_score(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,10 +17,11 @@ from sklearn.linear_model import LogisticRegression
 import spin.integrate.integrate
 from spin.arrays import Floats
 from spin.errors import UserError
+from spin.heads.blend import Blend, join_words
 from spin.heads.calibration import calibration_error, log_loss
 from spin.heads.candidate import Candidate
 from spin.heads.fitted import FittedClassifier, TrainingResult
-from spin.heads.linear_head import Penalty
+from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
 from spin.heads.word_regression import WordRegression
@@ -41,7 +42,7 @@ from spin.sparsify.probe import Probe, fit_probes
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
 from spin.sparsify.select import Ranking
 
-pytestmark = pytest.mark.usefixtures("all_folds")
+pytestmark = pytest.mark.usefixtures("all_folds", "few_labels")
 Rows = NDArray[np.int64]
 FLOPS = {Site(layer, kind): layer / 4 + (kind == "resid") / 8 for layer in (1, 2, 3, 4) for kind in ("ffn", "resid")}
 SEARCH = SearchSettings(etas=(0.3, 0.6, 0.9), max_share=0.3, strengths=(0.1, 1, 10), l1=(0.02,), head="linear")
@@ -92,7 +93,7 @@ class Project:
     ) -> Floats:
         """Logits of scikit-learn's regressions on a selection, standardised on some rows and fitted on others."""
         labelled, floor = self.y[labelled_rows(self.folds)], None
-        if len(self.folds) == 1:
+        if not self.data.has_few_labels:
             constant_predictions: list[Any] = [[False] * 3, [True] * 3] if self.label_space.multilabel else [0, 1, 2]
             floor = max(
                 score("accuracy", labelled, np.array([prediction] * len(labelled)))
@@ -108,10 +109,13 @@ class Project:
 
 
 def build_project(
-    seed: int = 0, *, signal: float = 0.8, kind: str = "multi-class", n: int = 360, folds: int = 1
+    seed: int = 0, *, signal: float = 0.8, kind: str = "multi-class", n: int | None = None, folds: int = 1
 ) -> Project:
-    """A copy of a project that a test may change; its probes are fitted once per session and arguments."""
-    return deepcopy(_fit_project(seed, signal, kind, n, folds))
+    """A copy of a project that a test may change; its probes are fitted once per session and arguments.
+
+    Three quarters of its n documents are labelled: by default few with several folds, and many with one (`few_labels`).
+    """
+    return deepcopy(_fit_project(seed, signal, kind, n or (360 if folds == 1 else 348), folds))
 
 
 @cache
@@ -136,8 +140,16 @@ def _fit_project(seed: int, signal: float, kind: str, n: int, folds: int) -> Pro
     return Project(label_space, activations, y, parts, test, fit_probes(activations, data, probe_settings), ridge)
 
 
+@pytest.fixture(scope="module")
+def few_labels() -> Iterator[None]:
+    """Labels are few below 270."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spin.labels.training_data.FEW_LABELS", 270)
+        yield
+
+
 @pytest.fixture(scope="module", params=["multi-class", "multi-label", "three folds"])
-def project(request: pytest.FixtureRequest) -> Project:
+def project(request: pytest.FixtureRequest, few_labels: None) -> Project:
     """A project per kind of task, and one with three folds; tests that change a project build their own."""
     return build_project(folds=3) if request.param == "three folds" else build_project(kind=request.param)
 
@@ -342,9 +354,9 @@ def test_an_l1_penalty_removes_neurons() -> None:
     assert [c.penalty.l1 for c in candidates] == [0.3, 0.5]
     selection = project.search(settings).select(candidates[0].subset)
     assert len(selection) > candidates[0].neurons > candidates[1].neurons > 0
-    from spin.integrate.integrate import _CandidateFitter
+    from spin.integrate.integrate import CandidateFitter
 
-    fitted = _CandidateFitter(project.search(settings), CascadeSettings(), DecisionSettings()).fit(candidates[1])
+    fitted = CandidateFitter(project.search(settings), CascadeSettings(), DecisionSettings()).fit(candidates[1])
     assert 0 < len(fitted.selection) < len(selection)
     assert fitted.head.coef.shape == (3, len(fitted.selection))  # type: ignore[union-attr]
     assert fitted.head.coef.any(0).all()  # type: ignore[union-attr]
@@ -374,7 +386,7 @@ def test_exits_read_the_features_that_the_l1_penalty_left(monkeypatch: pytest.Mo
     candidate = next(c for c in project.search(settings).run() if c.penalty.l1 and c.depth == 4)
     fits.clear()
     cascade = CascadeSettings(depths=(0.25, 0.5))
-    spin.integrate.integrate._CandidateFitter(project.search(settings), cascade, DecisionSettings()).fit(candidate)
+    spin.integrate.integrate.CandidateFitter(project.search(settings), cascade, DecisionSettings()).fit(candidate)
     (full_selection, _, head), *exits = fits
     nonzero_selection = full_selection.keep(head.coef.any(0))
     assert len(nonzero_selection) < len(full_selection)
@@ -495,8 +507,15 @@ def test_no_candidate_has_neurons_or_words_without_weight(words: str) -> None:
     assert words == "on" or dropped > 0
 
 
-def test_every_exit_has_a_blend_of_its_own() -> None:
+def test_every_exit_has_a_blend_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """At shallow depths the neurons show less, and the words have more weight beside them."""
+    blends: list[Blend] = []
+
+    def record(head: LinearHead | MlpHead, blend: Blend, scale: Floats) -> LinearHead | MlpHead:
+        blends.append(blend)
+        return join_words(head, blend, scale)
+
+    monkeypatch.setattr("spin.integrate.integrate.join_words", record)
     project = build_project(n=1600, signal=0.5)
     cascade = CascadeSettings(max_loss=0.9, depths=(0.3, 0.6))
     settings = SEARCH.model_copy(update={"words": "on", "l1": ()})
@@ -509,6 +528,7 @@ def test_every_exit_has_a_blend_of_its_own() -> None:
         shares.append(slopes[0, 0] / slopes[0, 3:].sum())
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > 1.1 * shares[-1]
+    assert len(set(blends)) == len(blends)
 
 
 @pytest.mark.parametrize("mlp", [False, True])

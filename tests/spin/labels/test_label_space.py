@@ -16,6 +16,7 @@ from spin.errors import UserError
 from spin.labels.cross_validation import jackknife_rows
 from spin.labels.label_space import Label, LabelSpace
 from spin.labels.metrics import score
+from spin.labels.splits import CROSS_VALIDATION_BELOW
 from spin.settings import METRICS
 
 SINGLE_LABEL, MULTILABEL = LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)
@@ -107,8 +108,9 @@ def test_few_labels_of_a_class_are_of_two_groups() -> None:
         LabelSpace.of(labels, splits, [1, 2, 3, 3, 4])
     with pytest.raises(UserError, match="class 'b'"):
         LabelSpace.of([["a"], ["a", "b"], ["b"], [], []], splits, np.array([1, 2, 2, 3, 4], np.uint64))
-    many = ["train", "valid"] * 500
-    assert LabelSpace.of(list("aabb") * 250, many, [1, 1, 2, 2] * 250).classes == ("a", "b")
+    quarter = CROSS_VALIDATION_BELOW // 4
+    many = ["train", "valid"] * 2 * quarter
+    assert LabelSpace.of(list("aabb") * quarter, many, [1, 1, 2, 2] * quarter).classes == ("a", "b")
 
 
 # Labels to targets and back
