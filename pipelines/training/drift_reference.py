@@ -18,11 +18,16 @@ from spin.labels.cross_validation import Fold
 from spin.monitor.profile import Profile
 
 
-def validation_rows(words: WordFit | None, folds: Sequence[Fold]) -> tuple[Rows, Floats | None]:
-    """The rows that validate, ascending, and the words' held-out logits (m, K) of them, for a corpus without test rows.
+def choose_reference(
+    test: Rows, test_words: Floats | None, words: WordFit | None, folds: Sequence[Fold]
+) -> tuple[Rows, Floats | None]:
+    """The rows that nights are compared with, ascending, and their words' logits (m, K), None without words.
 
-    A model is overconfident on the documents that it was fitted on, and the word regression knows its own by heart.
+    The test rows with their logits; in a corpus without test rows those that validate, with their held-out logits: the
+    word regression knows by heart what it was fitted on.
     """
+    if len(test):
+        return test, test_words
     rows, first = np.unique(np.concatenate([fold.valid for fold in folds]), return_index=True)
     return rows, None if words is None else np.concatenate(words.held_out)[first]
 
@@ -32,8 +37,7 @@ def describe_reference(
 ) -> bytes:
     """The profile of each of the three classifiers over some rows, without and with exits, as safetensors.
 
-    `rows` are ascending: the test rows, or those of `validation_rows`. `words` (m, K) are their words' logits, None for
-    classifiers without words.
+    `rows` and `words` are those of `choose_reference`.
     """
     tokens = spin.backbone.tokenize([texts[row] for row in rows])
     read = Features({}, np.array([len(ids) for ids in tokens.ids], np.int32), np.array(tokens.unknown, np.int32), 0)

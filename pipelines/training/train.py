@@ -26,7 +26,7 @@ from pipelines.storage.stage_plan import (
     write_manifest,
     write_plan,
 )
-from pipelines.training.drift_reference import describe_reference, validation_rows
+from pipelines.training.drift_reference import choose_reference, describe_reference
 from pipelines.training.extract_features import ExtractManifest, load_features
 from pipelines.training.fit_heads import run_integrate
 from pipelines.training.fit_probes import ProbeManifest, load_probes
@@ -255,9 +255,7 @@ def _fit(
         notes=notes,
         fingerprint=probe_fingerprint,
     )
-    reference = test_rows, test_words
-    if not len(test_rows):
-        reference = validation_rows(words, labels.folds(settings.seed))
+    reference = choose_reference(test_rows, test_words, words, labels.folds(settings.seed))
     described[REFERENCE] = describe_reference(spin, features, corpus.texts, *reference)
     for name, data in (spin.files() | described).items():
         store.write(name, data)

@@ -542,6 +542,7 @@ def test_the_head_of_a_choice_gives_the_calibrated_blend(mlp: bool) -> None:
     fitted = project.integrate(settings, words=words).choices["accuracy"]
     assert fitted.summary.words
     assert fitted.selection.words == 3
+    np.testing.assert_allclose(fitted.standardizer.scale[:3], np.concatenate(words.held_out).std(0), rtol=1e-5)
     neurons = replace(fitted.selection, words=0)
     rows = project.test
     of_words = np.random.default_rng(2).normal(size=(len(rows), 3)).astype(np.float32)
