@@ -434,6 +434,14 @@ def test_auto_takes_an_mlp_only_where_a_paired_test_finds_it_better() -> None:
     assert forbidden.summary.mlp_chance is None
 
 
+@pytest.mark.parametrize(("n", "tested"), [(348, False), (480, True)])
+def test_an_mlp_is_not_tested_where_labels_are_few(n: int, tested: bool) -> None:
+    """With as many folds, the number of labels decides."""
+    project = build_project(n=n, folds=3)
+    summary = project.integrate(SEARCH.model_copy(update={"head": "auto"})).choices["accuracy"].summary
+    assert (summary.mlp_chance is not None) == tested
+
+
 def make_words(project: Project, signal: float) -> WordFit:
     """Held-out logits that show the classes with a strength, or nothing at 0, and a regression that is never run."""
     draw, label_space = np.random.default_rng(1), project.label_space

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spin.errors import UserError
 from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds, standard_error
 from spin.labels.label_space import LabelSpace, Targets
-from spin.labels.splits import CROSS_VALIDATION_BELOW
+from spin.labels.splits import CROSS_VALIDATION_BELOW, FEW_LABELS
 
 pytestmark = pytest.mark.usefixtures("all_folds")
 SINGLE_LABEL, MULTILABEL = LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)
@@ -37,6 +37,16 @@ def test_many_labels_give_one_fold_with_the_given_rows() -> None:
         assert labelled_rows([fold]).tolist() == list(range(n))
     fewer = np.arange(100, CROSS_VALIDATION_BELOW - 1)
     assert len(make_folds(SINGLE_LABEL, np.arange(CROSS_VALIDATION_BELOW) % 3, fewer, valid, seed=0)) > 1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("n", "repeats"), [(FEW_LABELS - 1, 2), (FEW_LABELS, 1), (CROSS_VALIDATION_BELOW - 1, 1)])
+def test_only_few_labels_are_validated_twice(n: int, repeats: int, grouped: bool) -> None:
+    """From FEW_LABELS on every row validates once in five folds, with groups too."""
+    train, valid, groups = np.arange(n - 100), np.arange(n - 100, n), np.arange(n, dtype=np.uint64) // 2
+    folds = make_folds(SINGLE_LABEL, np.arange(n) % 3, train, valid, 0, groups if grouped else None)
+    assert len(folds) == 5 * repeats
+    assert count_validations(folds, n).tolist() == [repeats] * n
 
 
 @settings(max_examples=60, deadline=None)
