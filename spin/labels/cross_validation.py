@@ -34,36 +34,37 @@ def make_folds(
 ) -> tuple[Fold, ...]:
     """The given division as a single fold, or below `CROSS_VALIDATION_BELOW` rows cross-validation.
 
-    Cross-validation pools the rows of `train` and `valid` and stratifies by class: five folds, which below
-    `FEW_LABELS` rows are repeated once, with fewer folds where a class has fewer documents. `y` are the targets of all
-    rows (n, …), and `groups` (n,) their groups, which are not divided. Raises UserError if no division into groups lets
-    each fold train on every class.
+    Cross-validation pools the rows of `train` and `valid` and stratifies by class into five folds. Below `FEW_LABELS`
+    rows they are repeated once, and there are fewer where a class has fewer documents, so that each validates on every
+    class. `y` are the targets of all rows (n, …), and `groups` (n,) their groups, which are not divided. Raises
+    UserError if no division into groups lets each fold train on every class.
     """
     if len(train) + len(valid) >= CROSS_VALIDATION_BELOW:
         return (Fold(train, valid),)
     pool = np.sort(np.concatenate([train, valid]))
-    repeats = _REPEATS if len(pool) < FEW_LABELS else 1
+    few = len(pool) < FEW_LABELS
     strata, indicator = label_space.strata(y[pool]), label_space.indicator(y[pool])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a multi-label stratum may be smaller than its class
         if groups is None or len(np.unique(groups[pool])) == len(pool):
-            parts = _divide_rows(strata, indicator, repeats, seed)
+            parts = _divide_rows(strata, indicator, few, seed)
         else:
-            parts = _divide_groups(strata, indicator, groups[pool], repeats, seed)
+            parts = _divide_groups(strata, indicator, groups[pool], few, seed)
     return tuple(Fold(pool[train_part], pool[valid_part]) for train_part, valid_part in parts)
 
 
-def _divide_rows(strata: Rows, indicator: NDArray[np.bool_], repeats: int, seed: int) -> list[tuple[Rows, Rows]]:
+def _divide_rows(strata: Rows, indicator: NDArray[np.bool_], few: bool, seed: int) -> list[tuple[Rows, Rows]]:
     """The positions that train and validate in each fold, for rows that stand for themselves."""
     from sklearn.model_selection import RepeatedStratifiedKFold
 
-    splits = int(np.clip(indicator.sum(0).min(), 2, _SPLITS))
-    splitter = RepeatedStratifiedKFold(n_splits=splits, n_repeats=repeats, random_state=seed)
+    most = min(_SPLITS, int(np.bincount(strata).max()))
+    splits = max(2, min(int(indicator.sum(0).min()), most)) if few else most
+    splitter = RepeatedStratifiedKFold(n_splits=splits, n_repeats=_REPEATS if few else 1, random_state=seed)
     return list(splitter.split(strata, strata))
 
 
 def _divide_groups(
-    strata: Rows, indicator: NDArray[np.bool_], groups: Hashes, repeats: int, seed: int
+    strata: Rows, indicator: NDArray[np.bool_], groups: Hashes, few: bool, seed: int
 ) -> list[tuple[Rows, Rows]]:
     """The positions that train and validate in each fold, with all rows of a group on the same side.
 
@@ -75,7 +76,8 @@ def _divide_groups(
     fewest = min(len(np.unique(groups[has])) for has in indicator.T)
     most = min(_SPLITS, len(np.unique(groups)), int(np.bincount(strata).max()))
     draw = np.random.RandomState(seed)
-    for n_splits in range(max(2, min(fewest, most)), most + 1):
+    repeats = _REPEATS if few else 1
+    for n_splits in range(max(2, min(fewest, most)) if few else most, most + 1):
         parts: list[tuple[Rows, Rows]] = []
         for _ in range(_TRIES):
             splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=draw)

@@ -113,6 +113,17 @@ def test_a_class_of_two_documents_has_one_on_each_side_of_every_fold(multilabel:
         assert (y[fold.train] == 2).sum() == (y[fold.valid] == 2).sum() == 1
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_rare_class_does_not_make_folds_fewer_where_labels_are_many(grouped: bool) -> None:
+    """Each of the five folds trains on most rows and on every class, though only two validate on the rarest."""
+    y, groups = np.arange(FEW_LABELS) % 2, np.arange(FEW_LABELS, dtype=np.uint64) // 2
+    y[[10, 133]] = 2
+    folds = make_folds(SINGLE_LABEL, y, np.arange(800), np.arange(800, FEW_LABELS), 0, groups if grouped else None)
+    assert [round(len(fold.train) / FEW_LABELS, 1) for fold in folds] == [0.8] * 5
+    assert all(set(y[fold.train]) == {0, 1, 2} for fold in folds)
+    assert sorted((y[fold.valid] == 2).sum() for fold in folds) == [0, 0, 0, 1, 1]
+
+
 def test_folds_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
     """A different seed gives different folds, and so does each repeat."""
     train, valid, _ = draw_rows(200)
