@@ -15,6 +15,7 @@ import spin.backbone.engine_choice
 import spin.backbone.engine_trial
 import spin.backbone.local_cache
 import spin.labels.cross_validation
+import spin.labels.splits
 from jobs.cli import silence_libraries
 from tests.support import tiny
 from tests.support.browser import launch_chromium
@@ -82,6 +83,15 @@ def all_folds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spin.labels.cross_validation, "_SPLITS", FOLDS[0])
         patch.setattr(spin.labels.cross_validation, "_REPEATS", FOLDS[1])
+        yield
+
+
+@pytest.fixture(scope="module")
+def many_labels() -> Iterator[None]:
+    """Let 1,000 labels be enough for a single division, for the rest of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (spin.labels.splits, spin.labels.cross_validation):
+            patch.setattr(module, "CROSS_VALIDATION_BELOW", 1_000)
         yield
 
 

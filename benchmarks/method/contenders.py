@@ -230,26 +230,26 @@ def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
 
 def ridge_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The best candidate of SPIN without words whose neurons the ridge regression selects."""
-    return _best_candidate("SPIN, ridge", exam, fitted_spin, lambda c: c.rule == "ridge" and c.blend is None)
+    of_ridge = [c for c in fitted_spin.search.tried if c.rule == "ridge" and c.blend is None]
+    return _best_candidate("SPIN, ridge", exam, fitted_spin, of_ridge)
 
 
 def neurons_alone(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The best candidate of SPIN without words."""
-    return _best_candidate("SPIN, neurons", exam, fitted_spin, lambda c: c.blend is None)
+    return _best_candidate("SPIN, neurons", exam, fitted_spin, [c for c in fitted_spin.search.tried if c.blend is None])
 
 
 def neurons_and_words(exam: Exam, fitted_spin: FittedSpin) -> Answer:
-    """The best candidate of SPIN with neurons and words."""
-    return _best_candidate(
-        "SPIN, neurons + words", exam, fitted_spin, lambda c: c.blend is not None and c.reads_neurons
-    )
+    """The best candidate of SPIN with neurons and words; words alone where no neurons add anything to them."""
+    with_words = [c for c in fitted_spin.search.tried if c.blend is not None]
+    with_both = [c for c in with_words if c.reads_neurons]
+    return _best_candidate("SPIN, neurons + words", exam, fitted_spin, with_both or with_words)
 
 
-def _best_candidate(name: str, exam: Exam, fitted_spin: FittedSpin, wanted: Callable[[Candidate], bool]) -> Answer:
-    """The choice `accuracy` among the wanted candidates of the search, with no early exits."""
-    search = fitted_spin.search
-    chosen = one_standard_error_choice([c for c in search.tried if wanted(c)], exam.folds)
-    fitted = CandidateFitter(search, CascadeSettings(max_loss=0), DecisionSettings()).fit(chosen)
+def _best_candidate(name: str, exam: Exam, fitted_spin: FittedSpin, candidates: Sequence[Candidate]) -> Answer:
+    """The choice `accuracy` among some candidates of the search, with no early exits."""
+    chosen = one_standard_error_choice(candidates, exam.folds)
+    fitted = CandidateFitter(fitted_spin.search, CascadeSettings(max_loss=0), DecisionSettings()).fit(chosen)
     return _fitted_answer(name, exam, fitted, fitted_spin.words, fitted_spin.seconds)
 
 

@@ -46,7 +46,7 @@ def generate_multilabel_documents(count: int, seed: int) -> tuple[list[str], lis
 
 
 @pytest.fixture(scope="module")
-def backbone(backbone_folder: Path) -> BackboneSettings:
+def backbone(backbone_folder: Path, many_labels: None) -> BackboneSettings:
     return BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=512)
 
 

@@ -14,6 +14,7 @@ from spin.settings import BackboneSettings, CascadeSettings, DecisionSettings, P
 from spin.shared_pass import SharedPass
 from tests.support import tiny
 
+pytestmark = pytest.mark.usefixtures("many_labels")
 SEARCH = SearchSettings(etas=(0.5,), max_share=1, strengths=(0.3, 1), l1=(), head="linear", words="on")
 CLASSES = ("good", "bad", "plain")
 TEXTS = [d["text"] for d in tiny.make_documents(90, CLASSES, seed=3)]
@@ -30,7 +31,7 @@ def fit(backbone: BackboneSettings, seed: int = 0, search: SearchSettings = SEAR
 
 
 @pytest.fixture(scope="module")
-def backbone(backbone_folder: Path) -> BackboneSettings:
+def backbone(backbone_folder: Path, many_labels: None) -> BackboneSettings:
     return BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", batch_tokens=64)
 
 
