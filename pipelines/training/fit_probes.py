@@ -167,16 +167,16 @@ class ProbesJob:
 def fit_columns(job: ProbesJob, device: str) -> None:
     """Fit one worker's share of the sites and write the results to the store.
 
-    Probes that the store holds are skipped, because the death of any worker starts the whole group again. The ridge
+    Sites whose probes the store holds are skipped, because the death of any worker starts the whole group again. The ridge
     regression takes all members, so each of them computes its part anew unless the store holds all of it.
     """
     group, store = ProcessGroup.joined(), job.store
     data = job.labels.training_data(job.settings, device)
     own = job.sites[group.rank :: group.size]
     for columns in own:
-        missing = [column for column in columns if not store.exists(_key(column))]
-        if missing:
-            activations = {column: job.features.read(column) for column in missing}
+        if not all(store.exists(_key(column)) for column in columns):
+            # all columns of the site, since one that improves lengthens the paths of the others
+            activations = {column: job.features.read(column) for column in columns}
             for probe in fit_probes(activations, data, job.settings.probe):
                 store.write(_key(probe.column), probe.to_bytes())
     keys = [_ridge_key(column) for columns in job.sites for column in columns]

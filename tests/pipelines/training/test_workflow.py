@@ -49,8 +49,8 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture(scope="module")
-def project(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project on S3 whose first version is trained and promoted."""
+def project(s3_server: str, tmp_path_factory: pytest.TempPathFactory, all_folds: None) -> Project:
+    """A project on S3 whose first version is trained and promoted, in as many folds here as in the workers of Ray."""
     folder = tmp_path_factory.mktemp("project")
     return Project(folder, f"{s3_server}/{folder.name}-{os.getpid()}")
 
