@@ -25,7 +25,7 @@ from benchmarks.method.lineup import answers, digest
 
 _FOLDER = Path("runs/bench")
 _REPORT = Path("benchmarks/method.md")
-_DRAWS, _DECODER_DRAWS = 5, 3
+_DRAWS, _DECODER_DRAWS = 5, 2
 """SmolLM2 has five times the neurons of MiniLM; fewer draws, and fewer documents, keep the run within 90 minutes"""
 _PROCESSES = 2
 """of one thread each; on two cores faster than one process of two threads"""

@@ -38,7 +38,7 @@ def report(results: dict[str, list[Result]], missing: Sequence[str] = ()) -> str
         parts.append(f"**Not finished: {', '.join(missing)}.** Their results are missing on this page.\n")
     full = {key: runs for key, runs in results.items() if key.endswith("-full")}
     for _, runs in sorted(full.items()):
-        parts += [f"## {_title(runs)}: all labels\n", full_table(runs), full_claims(runs)]
+        parts += [f"## {_title(runs)}: {_labels(runs)}\n", full_table(runs), full_claims(runs)]
     few = {key: runs for key, runs in results.items() if "-few" in key}
     counts = {int(key.rpartition("-few")[2]): runs for key, runs in few.items()}
     counts = dict(sorted(counts.items()))
@@ -269,6 +269,13 @@ def _head() -> str:
 def _title(results: Sequence[Result]) -> str:
     title: str = results[0]["experiment"]["plan"]["title"]
     return title[0].upper() + title[1:]
+
+
+def _labels(results: Sequence[Result]) -> str:
+    """How many labels a corpus has: all of them, or their number where it is a subset."""
+    first = results[0]
+    whole = first["experiment"]["plan"]["documents"] is None
+    return "all labels" if whole else f"{sum(first['documents'][:2]):,} labels"
 
 
 def _draws(results: Sequence[Result]) -> str:
