@@ -255,7 +255,7 @@ def make_results(gains: dict[str, list[float]], setting: str = "full", **spin: f
             gain = gains.get(name, [1.0] * draws)[draw] if not name.startswith("SPIN, a") else 0.0
             own = {"neurons": 100, **(spin if name == "SPIN, accuracy" else {})}
             rows.append({"name": name, "macro_f1": 0.70 + draw / 50 - gain / 100, **same, **own})
-        experiment = {"plan": {"title": "tweets"}, "setting": setting, "seed": draw}
+        experiment = {"plan": {"title": "tweets", "documents": None}, "setting": setting, "seed": draw}
         sizes = {"neurons": 1000, "depth": 6, "documents": [6, 2, 4]}
         results.append({"experiment": experiment, "rows": rows, **sizes})
     return results
