@@ -167,8 +167,8 @@ class ProbesJob:
 def fit_columns(job: ProbesJob, device: str) -> None:
     """Fit one worker's share of the sites and write the results to the store.
 
-    Sites whose probes the store holds are skipped, because the death of any worker starts the whole group again. The ridge
-    regression takes all members, so each of them computes its part anew unless the store holds all of it.
+    Sites whose probes the store holds are skipped, because the death of any worker starts the whole group again. The
+    ridge regression takes all members, so each of them computes its part anew unless the store holds all of it.
     """
     group, store = ProcessGroup.joined(), job.store
     data = job.labels.training_data(job.settings, device)
