@@ -28,6 +28,7 @@ from pipelines.nightly.tables.night_tables import read_rows as read_table
 from pipelines.registry.night_summary import NightSummary
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
+from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, StepResult
 from spin.heads.persistence import ClassifierMetadata
 from spin.settings import Settings, parse_settings
@@ -170,8 +171,8 @@ class FakeNights:
         return {row["uri"].rpartition("/")[2]: row["status"] for row in rows}
 
     def expire_lease(self, model: str = "tiny") -> None:
-        """Delete the lease on a model, as if its holder had been silent for too long."""
-        self.out.delete(f"{LEASES}/{model}")
+        """Delete the lease on a model, as if its holder had been silent for too long; which may renew it meanwhile."""
+        retry_unavailable(30)(self.out.delete, f"{LEASES}/{model}")
 
 
 def to_bytes(name: str, rows: Sequence[Row]) -> bytes:
