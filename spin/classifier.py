@@ -141,6 +141,7 @@ class SpinClassifier:
             class_weights=self.probe.class_weights,
             seed=self.seed,
             device=backbone.device.type,
+            documents=self.search.documents,
         )
         *_, self._training_result = fit_classifiers(
             features,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,12 +10,16 @@ from spin.arrays import Floats, Rows
 from spin.heads.fitted import TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import fit_words
+from spin.integrate.head_fitter import refit
 from spin.integrate.integrate import integrate
 from spin.labels.training_data import TrainingData
 from spin.settings import CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, fit_probes, warn_of_inexact_probes
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
+
+_BLOCK = 4096
+"""rows of a selection that are read at once"""
 
 
 def fit_classifiers(
@@ -44,8 +48,9 @@ def fit_classifiers(
 
     warn_of_inexact_probes([fitted.summary() for fitted in probes])
 
-    def read(selection: Selection, rows: Rows) -> Floats:
-        return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
+    def read(selection: Selection, rows: Rows) -> Iterator[Floats]:
+        for part in np.array_split(rows, 1 + len(rows) // _BLOCK):
+            yield np.concatenate([features[c][np.ix_(part, n)] for c, n in selection.neurons.items()], axis=1)
 
     ridge = fit_ridge(lambda column, rows: features[column][rows], list(features), data)
     words = None
@@ -54,6 +59,8 @@ def fit_classifiers(
     training_result = integrate(
         probes, ridge, read, data, settings=settings, cascade=cascade, decision=decision, compute=compute, words=words
     )
+    if data.not_sampled is not None:
+        training_result = refit(training_result, probes, read, data, words)
     return probes, ridge, training_result
 
 

@@ -270,6 +270,12 @@ class ProbeSettings(_Section):
 class SearchSettings(_Section):
     """The candidates that a training compares on the validation documents to choose the classifier."""
 
+    documents: int = Field(
+        20_000,
+        ge=100,
+        description="Labelled documents that neurons are ranked and candidates are compared on: a stratified sample if "
+        "there are more. The classifiers that were chosen are then fitted on all of them.",
+    )
     rules: Annotated[tuple[Literal["l1", "ridge"], ...], AfterValidator(_not_empty)] = Field(
         ("l1", "ridge"),
         description="What measures the importance of neurons. l1: sparse probes of one site each, which suit many "

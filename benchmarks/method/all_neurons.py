@@ -13,6 +13,7 @@ from benchmarks.method.corpora import Exam
 from spin.arrays import Floats, Rows
 from spin.heads.linear_head import Penalty
 from spin.integrate.feature_matrix import row_weights
+from spin.integrate.feature_rows import FeatureRows
 from spin.integrate.fit_linear import Design, fit_linear
 from spin.labels.standardizer import Standardizer
 from spin.process_group import ProcessGroup
@@ -64,7 +65,12 @@ def _ridge(X: Floats, Z: Floats, exam: Exam, rows: Rows, strengths: Sequence[flo
     indicator = exam.corpus.label_space.indicator(exam.y[rows])
     weights = row_weights(indicator, "none", exam.corpus.label_space)
     design = Design(
-        L.astype(np.float32), indicator, weights, np.ones(n, np.float32), exclusive=True, group=ProcessGroup()
+        FeatureRows(L.astype(np.float32)),
+        indicator,
+        weights,
+        np.ones(n, np.float32),
+        exclusive=True,
+        group=ProcessGroup(),
     )
     heads = fit_linear(design, [Penalty(strength * n / p) for strength in strengths])
     logits = []

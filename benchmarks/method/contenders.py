@@ -302,10 +302,10 @@ def _fitted_answer(name: str, exam: Exam, fitted: FittedClassifier, word_fit: Wo
 
 
 def _reader(exam: Exam) -> ReadSelection:
-    def read(selection: Selection, rows: Rows) -> Floats:
+    def read(selection: Selection, rows: Rows) -> list[Floats]:
         nothing = np.empty((len(rows), 0), np.float32)
         parts = (exam.corpus.features[c][np.ix_(rows, n)] for c, n in selection.neurons.items())
-        return np.concatenate([nothing, *parts], axis=1)
+        return [np.concatenate([nothing, *parts], axis=1)]
 
     return read
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.readers import ALL_COLUMNS, FIELDS, TEXTS, read_shard
+from pipelines.data.readers import ALL_COLUMNS, FIELDS, read_shard
 from pipelines.data.shards import Shard
 from pipelines.data.text_values import is_unicode
 from pipelines.storage.stage_plan import fingerprint
-from spin.arrays import Hashes, Rows
+from spin.arrays import Hashes
 from spin.errors import UserError
-from spin.labels.cross_validation import Fold, make_folds
 from spin.labels.label_space import Label, LabelSpace, Targets
 from spin.labels.split_groups import choose_group, hash_text
 from spin.labels.splits import DROPPED, SPLITS, assign_split, rows_in_split
@@ -82,31 +80,6 @@ def read_labelled(shards: Sequence[Shard], data: DataSettings, *, keep_texts: in
             "or leave the setting out"
         )
     return corpus
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The texts of a corpus that `read_labelled` has checked. A stage opens one and passes it on."""
-
-    shards: tuple[Shard, ...]
-    """of the corpus, in plan order"""
-    data: DataSettings
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """All texts in plan order. They are read at first use, from Parquet without the other columns, and cached."""
-        return [text for shard in self.shards for text in read_shard(shard, self.data, columns=TEXTS).texts]
-
-    def read_texts(self, rows: Rows) -> list[str]:
-        """The texts of some rows in ascending order. One shard is held in memory at a time, and nothing is cached."""
-        texts: list[str] = []
-        first = 0
-        for shard in self.shards if len(rows) else ():
-            of_shard = read_shard(shard, self.data, columns=TEXTS).texts
-            own = rows[(rows >= first) & (rows < first + len(of_shard))] - first
-            texts += [of_shard[row] for row in own]
-            first += len(of_shard)
-        return texts
 
 
 def _find_mistake(
@@ -222,13 +195,11 @@ class Labels:
         groups = None if self.groups is None else self.groups.tolist()
         return fingerprint([self.ids, self.classes, self.label_space.multilabel, self.y.tolist(), self.splits, groups])
 
-    def folds(self, seed: int) -> tuple[Fold, ...]:
-        """The rows of training and validation: the splits, or cross-validation if there are few labels."""
-        train, valid = (rows_in_split(self.splits, split) for split in ("train", "valid"))
-        return make_folds(self.label_space, self.y, train, valid, seed, self.groups)
-
     def training_data(self, settings: Settings, device: str) -> TrainingData:
-        """The data for fitting and judging probes and heads, on a device."""
+        """The data for fitting and judging probes and heads, on a device.
+
+        Its folds hold a sample of the documents if there are more than `search.documents`.
+        """
         return TrainingData.from_splits(
             self.y,
             self.splits,
@@ -238,6 +209,7 @@ class Labels:
             class_weights=settings.probe.class_weights,
             seed=settings.seed,
             device=device,
+            documents=settings.search.documents,
         )
 
     def part(self, split: str) -> tuple[NDArray[np.int64], Targets]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from spin.activations.engine import open_engine
@@ -44,8 +45,6 @@ SAMPLE_CHARACTERS = 50_000_000
 """characters of text that words are counted in, about; with longer texts the sample has fewer rows"""
 MAX_WORDS = 100_000
 """most words and word pairs of TF-IDF, the most frequent ones"""
-_PART = 4096
-"""test rows that are classified at a time"""
 _TIMED, _ROUNDS = 256, 3
 
 
@@ -66,10 +65,11 @@ class Contender:
     """words, word pairs and strings of characters that it counts in a text"""
 
 
-def words(texts: Sequence[str], labels: Labels, metric: str, seed: int) -> Contender:
+def words(corpus: Corpus, labels: Labels, metric: str, seed: int) -> Contender:
     """TF-IDF of words and word pairs with logistic regression."""
-    train, valid = (rows_to_fit(labels, split, _most_rows(texts, labels, split), seed) for split in ("train", "valid"))
-    train_texts = [texts[row] for row in train]
+    (train, train_texts), (valid, valid_texts) = (
+        _texts_to_fit(corpus, labels, split, seed) for split in ("train", "valid")
+    )
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=MAX_WORDS, sublinear_tf=True)
     try:
         vectorizer.fit(train_texts)
@@ -77,12 +77,12 @@ def words(texts: Sequence[str], labels: Labels, metric: str, seed: int) -> Conte
         vectorizer = TfidfVectorizer(token_pattern=r"\S+", max_features=MAX_WORDS).fit(train_texts)
     model = fit_best_strength(
         (vectorizer.transform(train_texts), labels.y[train]),
-        (vectorizer.transform([texts[row] for row in valid]), labels.y[valid]),
+        (vectorizer.transform(valid_texts), labels.y[valid]),
         labels,
         metric,
     )
     classify = partial(_classify_words, vectorizer=vectorizer, model=model, labels=labels)
-    predicted = _in_parts(classify, [texts[row] for row in labels.part("test")[0]])
+    predicted = _predict_blocks(classify, corpus.text_blocks(labels.part("test")[0]))
     return Contender(
         "tfidf", predicted, 0, 0, classify, note=_sample_note(train, labels), words=len(vectorizer.vocabulary_)
     )
@@ -103,11 +103,13 @@ def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metr
         valid_score = score(metric, labels.y[valid], _predict(model, valid_values, labels))
         fitted.append((valid_score, column, model))
     _, column, model = max(fitted, key=lambda entry: entry[:2])
-    test_values = features.read_rows(column, labels.part("test")[0])
     engine = open_engine(backbone, [single_segment([column])])
     return Contender(
         "last_layer",
-        _in_parts(lambda values: _predict(model, values.astype(np.float32), labels), test_values),
+        _predict_blocks(
+            lambda values: _predict(model, values.astype(np.float32), labels),
+            features.column_blocks(column, labels.part("test")[0]),
+        ),
         features.columns[column],
         column.site.layer,
         lambda texts: model.predict(read_activations(engine, texts).values),
@@ -118,11 +120,13 @@ def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metr
 def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Probe], labels: Labels) -> Contender:
     """The probe of the one feature column that validates best."""
     probe = max(probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
-    values = features.read_rows(probe.column, labels.part("test")[0])
     engine = open_engine(backbone, [single_segment([probe.column])])
     return Contender(
         "best_site",
-        probe.predict(values, labels.label_space),
+        _predict_blocks(
+            lambda values: probe.predict(values, labels.label_space),
+            features.column_blocks(probe.column, labels.part("test")[0]),
+        ),
         int((probe.importance > 0).sum()),
         probe.column.site.layer,
         lambda texts: probe.decision(read_activations(engine, texts).values),
@@ -136,7 +140,8 @@ def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, word
     """
     fitted = spin.fitted
     rows, _ = labels.part("test")
-    logits = fitted.logits(features.read_selection(fitted.selection, rows, words))
+    blocks = features.selection_blocks(fitted.selection, rows, words)
+    logits = np.concatenate([fitted.logits(values) for values in blocks])
     return Contender(
         "spin" if spin.choose == "accuracy" else spin.choose,
         fitted.decision(labels.label_space, spin.decision).decide(labels.label_space.probabilities(logits))[0],
@@ -175,7 +180,7 @@ def tabulate(
     features: FeatureShards,
     depth: int,
     labels: Labels,
-    texts: Sequence[str],
+    corpus: Corpus,
     notes: list[str],
 ) -> list[ContenderResult]:
     """The figures of every contender on the test documents, and its speed from text to label on the same sample.
@@ -183,7 +188,7 @@ def tabulate(
     A baseline that fails while it classifies the sample has no row; `notes` gets a sentence about it.
     """
     rows, y = labels.part("test")
-    sample = [texts[row] for row in rows[:_TIMED]]
+    sample = corpus.read_texts(rows[:_TIMED])
     speeds = _speeds(contenders, sample, notes)
     total = sum(features.columns[column] for column in features.probed)
     table = []
@@ -235,11 +240,13 @@ def rows_to_fit(labels: Labels, split: str, most: int, seed: int) -> Rows:
     return sample_rows(rows, labels.label_space.strata(y), most, seed)
 
 
-def _most_rows(texts: Sequence[str], labels: Labels, split: str) -> int:
-    """The most rows of a split in whose texts words are counted."""
-    rows, _ = labels.part(split)
-    characters = sum(len(texts[row]) for row in rows)
-    return min(SAMPLE_ROWS, max(1, SAMPLE_CHARACTERS * len(rows) // max(1, characters)))
+def _texts_to_fit(corpus: Corpus, labels: Labels, split: str, seed: int) -> tuple[Rows, list[str]]:
+    """The rows of a split in whose texts words are counted, a stratified sample if there are many, and these texts."""
+    rows = rows_to_fit(labels, split, SAMPLE_ROWS, seed)
+    texts = corpus.read_texts(rows)
+    most = max(1, SAMPLE_CHARACTERS * len(rows) // max(1, sum(map(len, texts))))
+    positions = sample_rows(np.arange(len(rows)), labels.label_space.strata(labels.y[rows]), most, seed)
+    return rows[positions], [texts[position] for position in positions]
 
 
 def _sample_note(train: Rows, labels: Labels) -> str | None:
@@ -275,9 +282,7 @@ def _predict(model: Any, X: Any, labels: Labels) -> Targets:
     return predicted.astype(bool) if labels.label_space.multilabel else predicted
 
 
-def _in_parts(classify: Callable[[Any], Targets], items: Any) -> Targets:
-    """The predictions for texts or rows of features, some at a time."""
-    predicted: Targets = np.concatenate(
-        [classify(items[start : start + _PART]) for start in range(0, len(items), _PART)]
-    )
+def _predict_blocks(classify: Callable[[Any], Targets], blocks: Iterable[Any]) -> Targets:
+    """The predictions for blocks of texts or of rows of features."""
+    predicted: Targets = np.concatenate([classify(block) for block in blocks])
     return predicted

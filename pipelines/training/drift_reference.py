@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 
+from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
 from spin.activations.extract import Features
 from spin.arrays import Floats, Rows
@@ -33,23 +34,30 @@ def choose_reference(
 
 
 def describe_reference(
-    spin: SpinClassifier, features: FeatureShards, texts: Sequence[str], rows: Rows, words: Floats | None
+    spin: SpinClassifier, features: FeatureShards, corpus: Corpus, rows: Rows, words: Floats | None
 ) -> bytes:
     """The profile of each of the three classifiers over some rows, without and with exits, as safetensors.
 
-    `rows` and `words` are those of `choose_reference`.
+    `rows` and `words` are those of `choose_reference`. The documents of one shard are in memory at a time.
     """
-    tokens = spin.backbone.tokenize([texts[row] for row in rows])
-    read = Features({}, np.array([len(ids) for ids in tokens.ids], np.int32), np.array(tokens.unknown, np.int32), 0)
+    lengths = [_count_tokens(spin, texts) for texts in corpus.text_blocks(rows)]
     tensors: dict[str, NDArray[Any]] = {}
     for choice, fitted in spin.training_result.choices.items():
-        values = features.read_selection(fitted.selection, rows, words)
         decision = fitted.decision(spin.label_space, spin.decision)
-        for prefix, depth in (
-            (choice, None),
-            (f"{choice}.early", fitted.exit_depths(values, spin.label_space, decision)),
-        ):
-            logits = fitted.predict_logits(values, depth)
-            profile = Profile.from_outputs(spin.label_space, fitted, logits, values, read)
+        profiles: dict[str, Profile] = {}
+        blocks = features.selection_blocks(fitted.selection, rows, words)
+        for values, counted in zip(blocks, lengths, strict=True):
+            depths = {choice: None, f"{choice}.early": fitted.exit_depths(values, spin.label_space, decision)}
+            for name, depth in depths.items():
+                logits = fitted.predict_logits(values, depth)
+                profile = Profile.from_outputs(spin.label_space, fitted, logits, values, counted)
+                profiles[name] = profiles[name] + profile if name in profiles else profile
+        for prefix, profile in profiles.items():
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in vars(profile).items()}
     return bytes(save_tensors(tensors))
+
+
+def _count_tokens(spin: SpinClassifier, texts: Sequence[str]) -> Features:
+    """The numbers of tokens, and of unknown ones, of some texts."""
+    tokens = spin.backbone.tokenize(texts)
+    return Features({}, np.array([len(ids) for ids in tokens.ids], np.int32), np.array(tokens.unknown, np.int32), 0)

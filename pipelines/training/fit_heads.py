@@ -1,10 +1,13 @@
-"""Fit the heads: the workers of a Ray Train group share the documents; each reads only its own."""
+"""Fit the heads: the workers of a Ray Train group share the documents; each reads only its own.
+
+A sample of the documents makes all choices. The heads that were chosen are then fitted again, on all documents.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.data.feature_store import FeatureShards
@@ -14,6 +17,7 @@ from pipelines.workers.train_group import GroupWork, run_group
 from spin.heads import persistence
 from spin.heads.fitted import TrainingResult
 from spin.integrate.fit_words import WordFit
+from spin.integrate.head_fitter import refit
 from spin.integrate.integrate import integrate
 from spin.process_group import ProcessGroup
 from spin.settings import Settings
@@ -40,29 +44,42 @@ class HeadsJob:
     """compute up to each site, relative to the whole backbone"""
     store: Store
     """where the heads and the progress are written"""
+    result: TrainingResult | None = None
+    """whose heads are to be fitted again"""
 
 
-def run_integrate(
-    settings: Settings,
-    features: FeatureShards,
-    probes: Sequence[Probe],
-    ridge: Sequence[RidgeImportance],
-    words: WordFit | None,
-    labels: Labels,
-    compute: Mapping[Site, float],
-    store: Store,
-) -> TrainingResult:
-    """Search and fit the heads; the result is written to `store`, and a later call reads it from there."""
-    if not store.exists(persistence.CONFIG):
-        job = HeadsJob(settings, features, tuple(probes), tuple(ridge), words, labels, dict(compute), store)
-        run_group(
-            "train",
-            GroupWork(fit_heads, job, settings.ray.for_stage("train")),
-            most_workers=max(1, len(labels.part("train")[0]) // 1000),
-            total=_estimate_fits(settings, labels, probes),
-            unit="fits",
-            count_done=lambda: store.read_json(_PROGRESS) or 0,
-        )
+def run_integrate(job: HeadsJob) -> TrainingResult:
+    """Search and fit the heads; the result is written to the job's store, and a later call reads it from there."""
+    if not job.store.exists(persistence.CONFIG):
+        _run_group(fit_heads, job, total=_estimate_fits(job), unit="fits")
+    return _load(job.store)
+
+
+def run_refit(job: HeadsJob, result: TrainingResult) -> TrainingResult:
+    """Fit the heads of a result again, on all labelled documents; a later call reads what this one wrote.
+
+    If the search has seen all of them, the result is returned as it is.
+    """
+    if job.labels.training_data(job.settings, "cpu").not_sampled is None:
+        return result
+    refit_job = replace(job, result=result, store=job.store / "all")
+    if not refit_job.store.exists(persistence.CONFIG):
+        _run_group(refit_heads, refit_job, total=1, unit="classifiers")
+    return _load(refit_job.store)
+
+
+def _run_group(run: Callable[[HeadsJob, str], None], job: HeadsJob, *, total: int, unit: str) -> None:
+    run_group(
+        "train",
+        GroupWork(run, job, job.settings.ray.for_stage("train")),
+        most_workers=max(1, len(job.labels.part("train")[0]) // 1000),
+        total=total,
+        unit=unit,
+        count_done=lambda: job.store.read_json(_PROGRESS) or 0,
+    )
+
+
+def _load(store: Store) -> TrainingResult:
     with tempfile.TemporaryDirectory() as folder:
         for name in (persistence.CONFIG, persistence.TENSORS):
             (Path(folder) / name).write_bytes(store.read(name) or b"")
@@ -83,7 +100,7 @@ def fit_heads(job: HeadsJob, device: str) -> None:
     training_result = integrate(
         job.probes,
         job.ridge,
-        job.features.read_selection,
+        job.features.selection_blocks,
         labels.training_data(settings, device),
         settings=settings.search,
         cascade=settings.cascade,
@@ -94,13 +111,28 @@ def fit_heads(job: HeadsJob, device: str) -> None:
         progress=progress,
     )
     if group.rank == 0:
-        files = persistence.save(training_result)
-        store.write(persistence.TENSORS, files[persistence.TENSORS])
-        store.write(persistence.CONFIG, files[persistence.CONFIG])  # last: it marks the result as complete
+        _save(store, training_result)
 
 
-def _estimate_fits(settings: Settings, labels: Labels, probes: Sequence[Probe]) -> int:
+def refit_heads(job: HeadsJob, device: str) -> None:
+    """Fit the heads of the job's result on all documents, in step with the group; the first worker writes them."""
+    group, data = ProcessGroup.joined(), job.labels.training_data(job.settings, device)
+    assert job.result is not None
+    refitted = refit(job.result, job.probes, job.features.selection_blocks, data, job.words, group)
+    if group.rank == 0:
+        job.store.write_json(_PROGRESS, 1)
+        _save(job.store, refitted)
+
+
+def _save(store: Store, training_result: TrainingResult) -> None:
+    files = persistence.save(training_result)
+    store.write(persistence.TENSORS, files[persistence.TENSORS])
+    store.write(persistence.CONFIG, files[persistence.CONFIG])  # last: it marks the result as complete
+
+
+def _estimate_fits(job: HeadsJob) -> int:
     """The approximate number of fits that the search makes, for the progress bar."""
-    depth = max(probe.column.site.layer for probe in probes)
-    tried = len(settings.search.rules) * len(settings.search.etas)
-    return (tried + 5 + depth) * len(labels.folds(settings.seed))
+    search = job.settings.search
+    depth = max(probe.column.site.layer for probe in job.probes)
+    folds = job.labels.training_data(job.settings, "cpu").folds
+    return (len(search.rules) * len(search.etas) + 5 + depth) * len(folds)

@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.training_labels import NOTHING_FROZEN, Corpus, FrozenDocuments, Labels
+from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import (
@@ -34,7 +35,7 @@ from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, ProbeSummary, fit_probes, warn_of_inexact_probes
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
 
-FORMAT = 6
+FORMAT = 7
 _PROBE = ".safetensors"
 _WORDS = "words.tfidf"
 """key of the word regression; empty where no term is in enough documents"""
@@ -119,6 +120,7 @@ def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> d
         "metric": settings.metric,
         "seed": settings.seed,
         "probe": settings.probe.model_dump(),
+        "documents": settings.search.documents,
     }
 
 
@@ -168,16 +170,18 @@ def fit_columns(job: ProbesJob, device: str) -> None:
     """Fit one worker's share of the sites and write the results to the store.
 
     Sites whose probes the store holds are skipped, because the death of any worker starts the whole group again. The
-    ridge regression takes all members, so each of them computes its part anew unless the store holds all of it.
+    ridge regression takes all members, so each of them computes its part anew unless the store holds all of it. Only
+    the sampled documents are read, and those of one site are in memory at a time.
     """
     group, store = ProcessGroup.joined(), job.store
     data = job.labels.training_data(job.settings, device)
+    rows, of_rows = data.rows, data.of_folds()
     own = job.sites[group.rank :: group.size]
     for columns in own:
         if not all(store.exists(_key(column)) for column in columns):
             # all columns of the site, since one that improves lengthens the paths of the others
-            activations = {column: job.features.read(column) for column in columns}
-            for probe in fit_probes(activations, data, job.settings.probe):
+            activations = {column: job.features.read_rows(column, rows) for column in columns}
+            for probe in fit_probes(activations, of_rows, job.settings.probe):
                 store.write(_key(probe.column), probe.to_bytes())
     keys = [_ridge_key(column) for columns in job.sites for column in columns]
     if not group.broadcast_object(all(map(store.exists, keys))):  # all members compute it, or none

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.data import input_files, sharding
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.readers import read_shard
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
+from spin.arrays import Floats, Rows
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
+from spin.heads.selection import Selection
 from spin.labels.label_space import Label
+from spin.labels.standardizer import Standardizer
 from spin.pages.explanation_page import Driver
 from spin.settings import Choice, Settings
 from spin.sites import FeatureColumn
@@ -106,43 +108,59 @@ def neurons_to_json(rows: Sequence[NeuronRow]) -> bytes:
 def describe_neurons(spin: SpinClassifier, features: FeatureShards, labels: Labels, count: int = 5) -> list[NeuronRow]:
     """A row for each neuron that any of the classifiers reads, in order of feature column and neuron.
 
-    `count` is the number of training documents per neuron. One feature column is held in memory at a time.
+    `count` is the number of training documents per neuron. The features of one shard are in memory at a time.
     """
-    train, _ = labels.part("train")
-    names = labels.label_space.names(labels.y[train])
-    selected: dict[FeatureColumn, dict[int, _SelectedNeuron]] = {}
+    heads: dict[tuple[FeatureColumn, int], dict[Choice, NeuronHead]] = {}
+    importance: dict[tuple[FeatureColumn, int], float] = {}
     for choice, fitted in spin.training_result.choices.items():
         slopes = fitted.head.slopes(np.zeros(len(fitted.selection), np.float32))
-        first = fitted.selection.words
-        for i, (column, neuron, importance) in enumerate(fitted.selection.rows(), first):
-            mean, scale = float(fitted.standardizer.mean[i]), float(fitted.standardizer.scale[i])
-            entry = selected.setdefault(column, {}).setdefault(neuron, _SelectedNeuron(importance, mean, scale, {}))
+        for i, (column, neuron, share) in enumerate(fitted.selection.rows(), fitted.selection.words):
             k = int(slopes[:, i].argmax())
-            entry.heads[choice] = NeuronHead(spin.classes[k], _round(slopes[k, i]))
-    rows = []
-    for column in sorted(selected):
-        values = features.read(column)
-        for neuron, entry in sorted(selected[column].items()):
-            standard = (values[train, neuron].astype(np.float32) - entry.mean) / entry.scale
-            top = tuple(
-                TopDocument(labels.ids[train[i]], names[i], _round(standard[i])) for i in _highest(standard, count)
-            )
-            rows.append(NeuronRow(str(column), neuron, _round(entry.importance), entry.heads, top))
-    return rows
+            importance.setdefault((column, neuron), share)
+            heads.setdefault((column, neuron), {})[choice] = NeuronHead(spin.classes[k], _round(slopes[k, i]))
+    selection = Selection.merge(fitted.selection for fitted in spin.training_result.choices.values())
+    top = _find_top_documents(spin, selection, features, labels, count)
+    return [
+        NeuronRow(str(column), neuron, _round(importance[column, neuron]), heads[column, neuron], tuple(documents))
+        for (column, neuron, _), documents in zip(selection.rows(), top, strict=True)
+    ]
 
 
-@dataclass(frozen=True)
-class _SelectedNeuron:
-    """The contributions of a neuron in the heads of the classifiers."""
+def _find_top_documents(
+    spin: SpinClassifier, selection: Selection, features: FeatureShards, labels: Labels, count: int
+) -> list[list[TopDocument]]:
+    """For each neuron of a selection the `count` training documents that activate it most; of equal ones the first."""
+    if not selection.neurons:
+        return []
+    scalers = {
+        (column, neuron): (fitted.standardizer.mean[i], fitted.standardizer.scale[i])
+        for fitted in spin.training_result.choices.values()
+        for i, (column, neuron, _) in enumerate(fitted.selection.rows(), fitted.selection.words)
+    }
+    standardizer = Standardizer(*np.array([scalers[column, n] for column, n, _ in selection.rows()], np.float32).T)
+    train, _ = labels.part("train")
+    values = np.full((count, len(selection)), -np.inf, np.float32)
+    rows = np.zeros((count, len(selection)), np.int64)
+    done = 0
+    for block in features.selection_blocks(selection, train):
+        _keep_highest(values, rows, standardizer.transform(block), train[done : done + len(block)])
+        done += len(block)
+    used = np.unique(rows)
+    names = dict(zip(used.tolist(), labels.label_space.names(labels.y[used]), strict=True))
+    return [
+        [TopDocument(labels.ids[row], names[row], _round(v)) for v, row in zip(*pair, strict=True) if np.isfinite(v)]
+        for pair in zip(values.T.tolist(), rows.T.tolist(), strict=True)
+    ]
 
-    importance: float
-    """in its probe"""
-    mean: float
-    """over the training documents"""
-    scale: float
-    """standard deviation over the training documents"""
-    heads: dict[Choice, NeuronHead]
-    """by the choices that read it; filled choice by choice"""
+
+def _keep_highest(values: Floats, rows: Rows, block: Floats, block_rows: Rows) -> None:
+    """Merge a block (m, p) of further rows into the highest values (count, p) so far, falling, and their rows."""
+    better = np.flatnonzero((block > values[-1]).any(0))
+    pool = np.concatenate([values[:, better], block[:, better]])
+    of_pool = np.concatenate([rows[:, better], np.broadcast_to(block_rows[:, None], (len(block), len(better)))])
+    order = np.argsort(-pool, axis=0, kind="stable")[: len(values)]
+    values[:, better] = np.take_along_axis(pool, order, axis=0)
+    rows[:, better] = np.take_along_axis(of_pool, order, axis=0)
 
 
 def load_neurons(registry: Registry, number: str, choose: Choice) -> list[ChosenNeuron]:
@@ -194,16 +212,6 @@ def _find_texts(wanted: set[str], settings: Settings) -> dict[str, str]:
         if len(texts) == len(wanted):
             break
     return texts
-
-
-def _highest(values: NDArray[np.floating], count: int) -> Sequence[int]:
-    """Indices of the largest values, falling; of equal values the first."""
-    if count < len(values):
-        least = np.partition(values, len(values) - count)[len(values) - count]
-        candidates = np.flatnonzero(values >= least)
-    else:
-        candidates = np.arange(len(values))
-    return [int(i) for i in candidates[np.argsort(-values[candidates], kind="stable")][:count]]
 
 
 def _name(label: Label) -> str:

@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.training_labels import NOTHING_FROZEN, Corpus, FrozenDocuments, Labels, SplitOverlap
+from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels, SplitOverlap
 from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.version_records import RegisteredVersion, TrainingRecord
@@ -28,7 +31,7 @@ from pipelines.storage.stage_plan import (
 )
 from pipelines.training.drift_reference import choose_reference, describe_reference
 from pipelines.training.extract_features import ExtractManifest, load_features
-from pipelines.training.fit_heads import run_integrate
+from pipelines.training.fit_heads import HeadsJob, run_integrate, run_refit
 from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS
@@ -210,8 +213,17 @@ def _fit(
     """Fit and evaluate the heads, and write the artifact and the manifest."""
     start = time.perf_counter()
     backbone = load_backbone(settings.backbone)
-    flops = relative_flops(backbone)
-    training_result = run_integrate(settings, features, probes, ridge, words, labels, flops, store / "heads")
+    job = HeadsJob(
+        settings,
+        features,
+        tuple(probes),
+        tuple(ridge),
+        words,
+        labels,
+        compute=relative_flops(backbone),
+        store=store / "heads",
+    )
+    training_result = run_refit(job, run_integrate(job))
     spin = SpinClassifier.assemble(
         settings.backbone,
         backbone.digest,
@@ -225,8 +237,10 @@ def _fit(
     integrated = round(time.perf_counter() - start, 1)
     test_rows, _ = labels.part("test")
     regression = training_result.words
-    test_words = None if regression is None else regression.logits([corpus.texts[row] for row in test_rows])
-    figures = _evaluate(settings, features, probes, labels, corpus.texts, spin, test_words)
+    test_words = None
+    if regression is not None and len(test_rows):
+        test_words = np.concatenate([regression.logits(texts) for texts in corpus.text_blocks(test_rows)])
+    figures = _evaluate(settings, features, probes, labels, corpus, spin, test_words)
     evaluated = round(time.perf_counter() - start - integrated, 1)
     suspects = check_labels(features, training_result.choices["accuracy"], labels, settings.seed)
     counts = {split: len(labels.part(split)[0]) for split in SPLITS}
@@ -255,8 +269,9 @@ def _fit(
         notes=notes,
         fingerprint=probe_fingerprint,
     )
-    reference = choose_reference(test_rows, test_words, words, labels.folds(settings.seed))
-    described[REFERENCE] = describe_reference(spin, features, corpus.texts, *reference)
+    folds = labels.training_data(settings, "cpu").folds
+    reference = choose_reference(test_rows, test_words, words, folds)
+    described[REFERENCE] = describe_reference(spin, features, corpus, *reference)
     for name, data in (spin.files() | described).items():
         store.write(name, data)
     Store(settings.store).write(SUSPECTS, to_parquet(suspects))
@@ -269,7 +284,7 @@ def _evaluate(
     features: FeatureShards,
     probes: Sequence[Probe],
     labels: Labels,
-    texts: Sequence[str],
+    corpus: Corpus,
     spin: SpinClassifier,
     test_words: Floats | None,
 ) -> Comparison:
@@ -283,7 +298,7 @@ def _evaluate(
         id(part): name for name, part in reversed(list(spin.training_result.choices.items()))
     }
     simpler: dict[str, Callable[[], baselines.Contender]] = {
-        "tfidf": lambda: baselines.words(texts, labels, settings.metric, settings.seed),
+        "tfidf": lambda: baselines.words(corpus, labels, settings.metric, settings.seed),
         "last_layer": lambda: baselines.last_layer(features, spin.backbone, labels, settings.metric, settings.seed),
         "best_site": lambda: baselines.best_site(features, spin.backbone, probes, labels),
     }
@@ -297,7 +312,7 @@ def _evaluate(
         for choice in reversed(distinct.values()):
             contenders.append(baselines.spin_row(features, spin.choosing(choice), labels, test_words))
             advance(1)
-        table = baselines.tabulate(contenders, features, spin.backbone.depth, labels, texts, notes)
+        table = baselines.tabulate(contenders, features, spin.backbone.depth, labels, corpus, notes)
         advance(1)
     [best] = [contender for contender in contenders if contender.name == "spin"]
     assert best.logits is not None
@@ -326,14 +341,9 @@ def _register(
     settings: Settings, registry: Registry, labels: Labels, corpus: Corpus, store: Store, manifest: TrainManifest
 ) -> RegisteredVersion:
     """Log and register the artifact in the store; the first version's test documents become the evaluation set."""
-    texts = corpus.texts
     rows, y = labels.part("test")
-    evaluation_set = EvaluationSet(
-        tuple(
-            EvaluationRow(labels.ids[row], texts[row], label)
-            for row, label in zip(rows, labels.label_space.names(y), strict=True)
-        )
-    )
+    tested = zip(rows, corpus.read_texts(rows), labels.label_space.names(y), strict=True)
+    evaluation_set = EvaluationSet(tuple(EvaluationRow(labels.ids[row], text, label) for row, text, label in tested))
     best = manifest.results.choice.choices["accuracy"]
     metrics = {"valid_score": best.valid_score, "valid_ece": best.valid_ece}
     for row in manifest.results.table:
@@ -353,7 +363,7 @@ def _register(
             },
             metrics=metrics,
             report=json.dumps(manifest.to_json(), indent=2),
-            example=texts[:2],
+            example=corpus.read_texts(np.arange(min(2, len(labels.ids)))),
             evaluation_set=evaluation_set,
             fingerprint=manifest.fingerprint,
         )

@@ -33,6 +33,11 @@ class Calibration:
     bias: Floats | None = None
     """(K,) None for a temperature alone"""
 
+    @property
+    def biases(self) -> tuple[float, ...] | None:
+        """The bias as a tuple of K numbers."""
+        return None if self.bias is None else tuple(map(float, self.bias))
+
     def apply(self, logits: Floats) -> Floats:
         """The calibrated logits (n, K) of logits (n, K)."""
         scaled = logits / np.float32(self.temperature)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from spin.heads.blend import Blend
@@ -77,8 +75,6 @@ class Candidate:
     """the weights of neurons and words in the logits; None for neurons alone"""
     resampled: tuple[float, ...] = field(default=(), compare=False, repr=False)
     """resampled scores for a standard error: one per fold, or with a single fold one per part that is left out"""
-    held_out: tuple[NDArray[np.floating], ...] = field(default=(), compare=False, repr=False)
-    """logits (m, K) of each fold's validation rows"""
 
     @property
     def reads_neurons(self) -> bool:

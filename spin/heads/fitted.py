@@ -16,6 +16,7 @@ from spin.heads.decision import Decision
 from spin.heads.early_exit import EarlyExit, should_exit
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
+from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
 from spin.heads.word_regression import WordRegression
 from spin.labels.label_space import LabelSpace
@@ -80,6 +81,8 @@ class FittedClassifier:
     summary: ChoiceSummary
     exits: tuple[EarlyExit, ...] = ()
     """where documents may stop before the last block, shallow first"""
+    recipe: ClassifierRecipe | None = None
+    """how its heads can be fitted on other rows; None for an exit, and in artifacts of 0.2"""
 
     def decision(self, label_space: LabelSpace, settings: DecisionSettings) -> Decision:
         """How this classifier decides: its own thresholds, unless the settings give a class another one.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -24,6 +24,7 @@ from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
+from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
 from spin.heads.word_regression import WordRegression
 from spin.labels.standardizer import Standardizer
@@ -38,8 +39,9 @@ CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _WORDS = "words."
 _MLP = ("inner", "inner_bias", "outer")
-_SEARCH_ONLY = ("resampled", "held_out")
-"""fields of a candidate that only the search needs"""
+_SEARCH_ONLY = "resampled"
+"""field of a candidate that only the search needs"""
+_RECIPE = TypeAdapter(ClassifierRecipe)
 _LOCAL_SETTINGS = {"trust_remote_code", "engine", "compile"}
 """settings of a backbone that are for the machine that loads it to decide"""
 
@@ -187,6 +189,7 @@ def _fitted_to_json(fitted: FittedClassifier) -> dict[str, Any]:
         "columns": [str(column) for column in fitted.selection.neurons],
         "facts": fitted.summary.model_dump(mode="json"),
         "exits": [{"depth": exit.depth, "threshold": exit.threshold} for exit in fitted.exits],
+        "recipe": None if fitted.recipe is None else _RECIPE.dump_python(fitted.recipe, mode="json"),
     }
 
 
@@ -202,11 +205,12 @@ def _fitted_from_json(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any
         EarlyExit(exit["depth"], LinearHead(own[f"exit.{i}.coef"], own[f"exit.{i}.intercept"]), exit["threshold"])
         for i, exit in enumerate(part["exits"])
     )
-    return FittedClassifier(selection, Standardizer(own["mean"], own["scale"]), head, summary, exits)
+    recipe = None if part.get("recipe") is None else _RECIPE.validate_python(part["recipe"])
+    return FittedClassifier(selection, Standardizer(own["mean"], own["scale"]), head, summary, exits, recipe)
 
 
 def _candidate_to_json(candidate: Candidate) -> dict[str, Any]:
-    fields = {name: value for name, value in vars(candidate).items() if name not in _SEARCH_ONLY}
+    fields = {name: value for name, value in vars(candidate).items() if name != _SEARCH_ONLY}
     blend = None if candidate.blend is None else asdict(candidate.blend)
     return {**fields, "penalty": asdict(candidate.penalty), "blend": blend}
 

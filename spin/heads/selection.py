@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -69,6 +69,20 @@ class Selection:
             {c: self.neurons[c][mask] for c, mask in columns.items()},
             {c: self.importance[c][mask] for c, mask in columns.items()},
         )
+
+    def without_words(self) -> Selection:
+        """The neurons alone."""
+        return replace(self, words=0)
+
+    @classmethod
+    def merge(cls, selections: Iterable[Selection]) -> Selection:
+        """Every neuron that is in any of the selections, without importance: the features that they can be cut from."""
+        merged: dict[FeatureColumn, NDArray[np.int64]] = {}
+        for selection in selections:
+            for column, neurons in selection.neurons.items():
+                merged[column] = np.union1d(merged[column], neurons) if column in merged else neurons
+        ordered = {column: merged[column] for column in sorted(merged)}
+        return cls(ordered, {column: np.zeros(len(indices)) for column, indices in ordered.items()}, 1.0)
 
     def _replace(
         self, neurons: dict[FeatureColumn, NDArray[np.int64]], importance: dict[FeatureColumn, NDArray[np.float64]]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from spin.arrays import Floats, Rows
+from spin.heads.linear_head import LinearHead
+from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
+from spin.integrate.feature_rows import FeatureRows
 from spin.integrate.fit_linear import Design
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
@@ -19,8 +23,28 @@ from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, class_weights, signs
 
 Probes = Mapping[FeatureColumn, Probe]
-ReadSelection = Callable[[Selection, Rows], Floats]
-"""returns the raw activations (m, p) of a selection for m rows"""
+ReadSelection = Callable[[Selection, Rows], Iterable[Floats]]
+"""returns the raw activations (n, p) of a selection for n rows in ascending order, in one or more blocks of rows"""
+
+
+@dataclass(frozen=True)
+class FeatureCut:
+    """The raw activations of a selection for this process's share of some rows, read once; fits take parts of it."""
+
+    selection: Selection
+    rows: Rows
+    """(n,) ascending"""
+    raw: FeatureRows
+    """(n, p)"""
+
+    def positions(self, rows: Rows) -> NDArray[np.int64]:
+        """The positions among other rows, in ascending order, of those that are held here."""
+        return np.flatnonzero(np.isin(rows, self.rows))
+
+    def take(self, part: Selection, rows: Rows, standardizer: Standardizer) -> FeatureRows:
+        """The standardised features of a part of the selection for those of some rows that are held here."""
+        own = np.searchsorted(self.rows, rows[self.positions(rows)])
+        return self.raw.take(own, part.positions_in(self.selection)).standardize(standardizer)
 
 
 @dataclass(frozen=True)
@@ -32,20 +56,22 @@ class FeatureMatrix:
     group: ProcessGroup
     """the processes that share the rows of a fit"""
 
-    def standardized(self, selection: Selection, probes: Probes, rows: Rows) -> Floats:
-        """The standardised features (m, p) of m rows."""
-        return selected_standardizer(selection, probes).transform(self.read(selection, rows))
+    def cut(self, selection: Selection, rows: Rows) -> FeatureCut:
+        """Read a selection for this member's share of some rows, which are in ascending order."""
+        own = rows[self.group.rank :: self.group.size]
+        blocks = self.read(selection, own) if selection.neurons else [np.empty((len(own), 0), np.float32)]
+        return FeatureCut(selection, own, FeatureRows.collect(blocks, len(own)))
 
-    def design(self, selection: Selection, probes: Probes, rows: Rows) -> Design:
-        """The design for fitting a head: this member's share of some rows, with the features aligned.
+    def design(self, cut: FeatureCut, selection: Selection, probes: Probes, rows: Rows) -> Design:
+        """The design for fitting a head on some rows: this member's share of them, with the features aligned.
 
         Where labels are few, the probes' scores say too little to weigh the sites.
         """
-        data, own = self.data, slice(self.group.rank, None, self.group.size)
+        data, own = self.data, cut.positions(rows)
         has = data.label_space.indicator(data.y[rows])
         floor = None if data.has_few_labels else data.constant_score
         return Design(
-            X=self.standardized(selection, probes, rows[own]),
+            features=cut.take(selection, rows, selected_standardizer(selection, probes)),
             has=has[own],
             weights=row_weights(has, data.class_weights, data.label_space)[own],
             scales=align(selection, probes, floor),
@@ -53,6 +79,21 @@ class FeatureMatrix:
             group=self.group,
             device=data.device,
         )
+
+    def predict(self, features: FeatureRows, heads: Sequence[LinearHead | MlpHead], own: Rows, count: int) -> Floats:
+        """(H, n, K) the logits of `count` rows by H heads, the same for all members.
+
+        Each member computes those of its own rows, given by their standardised features and by their positions.
+        """
+        logits = np.zeros((len(heads), count, len(self.data.label_space)), np.float32)
+        start = 0
+        for block in features.blocks():
+            rows = own[start : start + len(block)]
+            for values, head in zip(logits, heads, strict=True):
+                values[rows] = head.logits(block)
+            start += len(block)
+        self.group.all_reduce(torch.from_numpy(logits))
+        return logits
 
 
 def selected_standardizer(selection: Selection, probes: Probes) -> Standardizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.heads.linear_head import LinearHead, Penalty
+from spin.integrate.feature_rows import FeatureRows
 from spin.process_group import ProcessGroup
 from spin.sparsify.solvers.fista import Regressions
 
@@ -19,8 +20,8 @@ from spin.sparsify.solvers.fista import Regressions
 class Design:
     """The data for fitting a head: the rows of this process; the members of its group hold different rows."""
 
-    X: Floats
-    """(n, p) standardised features"""
+    features: FeatureRows
+    """(n, p) standardised"""
     has: NDArray[np.bool_]
     """(n, K) the targets"""
     weights: Floats
@@ -40,11 +41,14 @@ class Design:
     @property
     def count(self) -> int:
         """Number of rows of the whole group."""
-        return int(self.group.all_reduce(torch.tensor([len(self.X)]))[0])
+        return int(self.group.all_reduce(torch.tensor([len(self.features)]))[0])
 
-    def part(self, features: NDArray[np.int64]) -> Design:
-        """The design with only some of its features, given by their positions."""
-        return replace(self, X=np.ascontiguousarray(self.X[:, features]), scales=self.scales[features])
+    def blocks(self) -> Iterable[torch.Tensor]:
+        """The rows in blocks (1, m, p + 1) on the device, each with a last column of ones for the intercept.
+
+        They can be gone through again and again. Features in memory are one block, which is computed once.
+        """
+        return list(_DeviceBlocks(self)) if self.features.in_memory else _DeviceBlocks(self)
 
     def tensor(self, values: Floats | NDArray[np.bool_]) -> torch.Tensor:
         """An array as float32 on the device."""
@@ -62,15 +66,20 @@ def fit_linear(
     stops weakly regularised heads early, which regularises them a little more. So the heads of the search and the final
     head must use the same tolerance.
     """
-    n, p = design.X.shape
-    X = torch.ones(1, n, p + 1, device=design.device)
-    X[0, :, :p] = design.tensor(design.X)
+    p = design.features.shape[1]
     targets, weights = (design.tensor(values)[:, None] for values in (design.has, design.weights))
     scales = torch.ones(p + 1, 1, 1, device=design.device)
     scales[:p, 0, 0] = design.tensor(design.unit)
     l2 = design.tensor(np.array([[1 / (penalty.strength * design.count) for penalty in penalties]]))
     null_model = Regressions(
-        X, targets, weights, scales, torch.zeros_like(l2), l2, exclusive=design.exclusive, group=design.group
+        design.blocks(),
+        targets,
+        weights,
+        scales,
+        torch.zeros_like(l2),
+        l2,
+        exclusive=design.exclusive,
+        group=design.group,
     )
     share = design.group.all_reduce((weights * targets).sum(0)).clamp(1e-6, 1 - 1e-6)
     start = torch.zeros(1, p + 1, len(penalties), targets.shape[2], device=design.device)
@@ -80,3 +89,17 @@ def fit_linear(
     solution = replace(null_model, l1=l1).solve(start, tolerance * steepest, max_checks)[0] * scales
     coefs = solution.permute(1, 2, 0).cpu().numpy()
     return [LinearHead(np.ascontiguousarray(V[:, :p]), np.ascontiguousarray(V[:, p])) for V in coefs]
+
+
+@dataclass(frozen=True)
+class _DeviceBlocks:
+    """Computes the blocks of a design's features anew whenever it is iterated."""
+
+    design: Design
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for block in self.design.features.blocks():
+            rows, p = block.shape
+            with_ones = torch.ones(1, rows, p + 1, device=self.design.device)
+            with_ones[0, :, :p] = self.design.tensor(block)
+            yield with_ones

@@ -32,7 +32,8 @@ def fit_mlp(
     """Fit the hidden layer on top of a fixed linear head, by Adam on all rows; also return the number of steps.
 
     It starts exactly at the linear head; `strength` is that of its penalty. `judge` returns the loss of a head on other
-    rows: it is called every ten steps, and fitting returns the best head once four calls have not improved on it.
+    rows: every member calls it every ten steps, and fitting returns the best head once four calls have not improved on
+    it.
     """
     net = _HiddenLayer(linear, design, seed)
     optimiser = torch.optim.Adam(net.parameters, lr=_LEARNING_RATE)
@@ -40,14 +41,15 @@ def fit_mlp(
     best, best_loss, best_step = net.head(), np.inf, 0
     for step in range(steps + 1):
         if judge is not None and step % _CHECK_EVERY == 0:
-            loss = design.group.broadcast_object(judge(net.head()) if design.group.rank == 0 else 0.0)
+            loss = design.group.broadcast_object(judge(net.head()))
             if loss < best_loss:
                 best, best_loss, best_step = net.head(), loss, step
             elif step - best_step >= _PATIENCE * _CHECK_EVERY:
                 break
         if step < steps:
             optimiser.zero_grad()
-            (net.loss() + prior * sum((p**2).sum() for p in net.parameters)).backward()
+            net.add_gradients()
+            (prior * torch.stack([(p**2).sum() for p in net.parameters]).sum()).backward()
             for parameter in net.parameters:
                 assert parameter.grad is not None
                 design.group.all_reduce(parameter.grad)
@@ -61,22 +63,30 @@ class _HiddenLayer:
     def __init__(self, linear: LinearHead, design: Design, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)
         self.linear, self.exclusive, self.scale = linear, design.exclusive, design.tensor(design.unit)
-        self.X = design.tensor(design.X) * self.scale
+        self.blocks = design.blocks()
         self.targets, self.weights = design.tensor(design.has), design.tensor(design.weights)
-        self.offset = design.tensor(linear.logits(design.X))
-        self.inner = torch.randn(HIDDEN, self.X.shape[1], generator=draw).to(design.device).requires_grad_()
+        self.offset = design.tensor(np.concatenate([linear.logits(block) for block in design.features.blocks()]))
+        self.inner = torch.randn(HIDDEN, design.features.shape[1], generator=draw).to(design.device).requires_grad_()
         self.inner_bias = torch.zeros(HIDDEN, device=design.device, requires_grad=True)
         self.outer = torch.zeros(self.targets.shape[1], HIDDEN, device=design.device, requires_grad=True)
         self.parameters = [self.inner, self.inner_bias, self.outer]
 
-    def loss(self) -> Tensor:
-        """The weighted loss over the rows of this process."""
-        logits = self.offset + torch.tanh(self.X @ self.inner.T + self.inner_bias) @ self.outer.T
+    def add_gradients(self) -> None:
+        """Add the gradients of the loss over the rows of this process to those of the parameters."""
+        start = 0
+        for block in self.blocks:
+            rows = slice(start, start + block.shape[1])
+            self._loss(block[0, :, :-1], rows).backward()
+            start = rows.stop
+
+    def _loss(self, X: Tensor, rows: slice) -> Tensor:
+        """The weighted loss over some rows, whose features are `X` (m, p)."""
+        logits = self.offset[rows] + torch.tanh(X @ (self.inner * self.scale).T + self.inner_bias) @ self.outer.T
         if self.exclusive:
-            losses = cross_entropy(logits, self.targets, reduction="none")[:, None]
+            losses = cross_entropy(logits, self.targets[rows], reduction="none")[:, None]
         else:
-            losses = binary_cross_entropy_with_logits(logits, self.targets, reduction="none")
-        return (self.weights * losses).sum()
+            losses = binary_cross_entropy_with_logits(logits, self.targets[rows], reduction="none")
+        return (self.weights[rows] * losses).sum()
 
     def head(self) -> MlpHead:
         """The head with the current weights."""

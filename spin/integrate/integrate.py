@@ -6,29 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.heads.blend import Blend, join_words
+from spin.heads.blend import Blend
 from spin.heads.calibration import Calibration, calibration_error, fit_calibration, log_loss
 from spin.heads.candidate import Candidate
 from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
-from spin.heads.linear_head import LinearHead, Penalty
-from spin.heads.mlp_head import MlpHead
+from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
+from spin.heads.linear_head import Penalty
+from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
 from spin.heads.selection import Selection
 from spin.integrate.bootstrap import bootstrap_p_value
 from spin.integrate.class_thresholds import choose_class_thresholds
 from spin.integrate.exit_thresholds import choose_exit_thresholds, exit_indices, offered_depths
-from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection, selected_standardizer
-from spin.integrate.fit_linear import fit_linear
-from spin.integrate.fit_mlp import fit_mlp
+from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
+from spin.integrate.head_fitter import HeadFitter, used_features
 from spin.integrate.search import Progress, Search
-from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
@@ -109,8 +105,7 @@ class _ExitCandidate:
     depth: int
     held_out: Floats
     """calibrated logits (n, K) of the validation rows"""
-    blend: Blend | None
-    calibration: Calibration
+    head: HeadRecipe
 
 
 class CandidateFitter:
@@ -121,6 +116,8 @@ class CandidateFitter:
         self.matrix, self.data, self.group = search.matrix, search.data, search.matrix.group
         self.valid_rows = np.concatenate([fold.valid for fold in self.data.folds])
         self.valid_y = search.valid_targets
+        word_scale = None if search.words is None else search.words.scale
+        self.fitter = HeadFitter(self.matrix, search.cut, search.final_probes, self.data.rows, word_scale)
 
     def fit(self, candidate: Candidate) -> FittedClassifier:
         """The classifier of a candidate."""
@@ -130,14 +127,16 @@ class CandidateFitter:
         calibration = self._calibrate(logits)
         calibrated = calibration.apply(logits)
         thresholds = self._choose_thresholds(calibrated, calibration)
-        ece = [calibration_error(label_space.probabilities(values), y, label_space) for values in (logits, calibrated)]
-        selection, standardizer, head = self._fit_final(candidate, choice.mlp_steps)
         decision = Decision.of(label_space, self.decision, thresholds)
-        exits, exit_summaries = self._fit_exits(candidate, choice, selection, calibrated, decision)
+        ece = [calibration_error(label_space.probabilities(values), y, label_space) for values in (logits, calibrated)]
+        of_head = HeadRecipe(
+            candidate.penalty, calibration.temperature, calibration.biases, choice.mlp_steps, choice.blend
+        )
+        head = self.fitter.fit(self._select(candidate), of_head)
+        recipe = ClassifierRecipe(of_head, self._choose_exits(candidate, choice, head.selection, calibrated, decision))
         summary = ChoiceSummary(
             **{
                 **candidate.summary().model_dump(),
-                "neurons": len(selection),
                 "head": "linear" if choice.mlp_steps is None else "mlp",
                 "mlp_chance": choice.p_value,
                 "valid_score": round(float(np.mean(self.search.judge(choice.held_out))), 4),
@@ -145,21 +144,17 @@ class CandidateFitter:
                 "temperature": round(calibration.temperature, 4),
                 "valid_ece": round(ece[1], 4),
                 "valid_ece_uncalibrated": round(ece[0], 4),
-                "exits": exit_summaries,
+                "exits": (),
                 "thresholds": thresholds,
             }
         )
-        summary, blend = self.group.broadcast_object(summary), choice.blend
-        if blend is not None:
-            selection, standardizer = selection.join_words(len(label_space)), standardizer.join_words(self._word_scale)
-            head = join_words(head, blend, self._word_scale)
-        return FittedClassifier(selection, standardizer, calibration.fold_into(head), summary, exits)
+        summary, recipe = self.group.broadcast_object((summary, recipe))
+        return self.fitter.finish(head, recipe, summary)
 
-    @property
-    def _word_scale(self) -> Floats:
-        """(K,) the scale of the words' logits, in which drift measures them."""
-        assert self.search.words is not None
-        return self.search.words.scale
+    def _select(self, candidate: Candidate) -> Selection:
+        """The neurons that the head of a candidate is fitted on."""
+        nothing = Selection({}, {}, 0.0, candidate.rule)
+        return self.search.select(candidate.subset) if candidate.reads_neurons else nothing
 
     def _calibrate(self, held_out: Floats) -> Calibration:
         """The calibration of logits (n, K) of the validation rows, the same for all members of the group."""
@@ -192,45 +187,26 @@ class CandidateFitter:
         """The MLP head if the settings ask for it, or if a paired test on validation shows that it is better."""
         kind = self.search.settings.head
         untested = kind == "auto" and self.data.has_few_labels
+        of_linear = self.search.held_out(candidate)
         if kind == "linear" or untested or not candidate.reads_neurons:
-            return _HeadChoice(candidate.held_out, candidate.blend, None, None)
+            return _HeadChoice(of_linear, candidate.blend, None, None)
         logits, steps = [], []
-        folds = self.search.folds[candidate.rule]
-        for fold, selection in zip(folds, self.search.fold_selections(candidate.subset), strict=True):
+        for fold, selection in zip(self.search.folds, self.search.fold_selections(candidate.subset), strict=True):
             fold_logits, fold_steps = fold.fit_mlp(selection, candidate.penalty, self.data.seed)
             logits.append(fold_logits)
             steps.append(fold_steps)
         blend = None if candidate.blend is None else self.search.fit_blend(logits)
         held_out = self.search.blended(logits, blend)
-        mlp, linear = (self.data.label_space.predict(np.concatenate(of)) for of in (held_out, candidate.held_out))
+        mlp, linear = (self.data.label_space.predict(np.concatenate(of)) for of in (held_out, of_linear))
         p_value = bootstrap_p_value(self.data.metric, self.valid_y, mlp, linear, self.data.seed)
         use_mlp, p_value = self.group.broadcast_object((kind == "mlp" or p_value < SIGNIFICANT, p_value))
         if not use_mlp:
-            return _HeadChoice(candidate.held_out, candidate.blend, None, p_value)
+            return _HeadChoice(of_linear, candidate.blend, None, p_value)
         return _HeadChoice(held_out, blend, round(float(np.mean(steps))), p_value)
 
-    def _fit_final(
-        self, candidate: Candidate, mlp_steps: int | None
-    ) -> tuple[Selection, Standardizer, LinearHead | MlpHead]:
-        """The head of the neurons on all labelled rows; those that its L1 penalty zeroes leave the selection."""
-        probes = self.search.final_probes
-        if not candidate.reads_neurons:
-            classes = len(self.data.label_space)
-            nothing = LinearHead(np.zeros((classes, 0), np.float32), np.zeros(classes, np.float32))
-            return Selection({}, {}, 0.0, candidate.rule), Standardizer.concatenate([]), nothing
-        selection = self.search.select(candidate.subset)
-        standardizer = selected_standardizer(selection, probes)
-        design = self.matrix.design(selection, probes, self.data.rows)
-        [head] = fit_linear(design, [candidate.penalty])
-        if mlp_steps is not None:
-            mlp, _ = fit_mlp(head, design, candidate.penalty.strength, seed=self.data.seed, steps=mlp_steps)
-            return selection, standardizer, mlp
-        used = _used_features(head)
-        return selection.keep(used), standardizer.keep(used), head.keep(used)
-
-    def _fit_exits(
+    def _choose_exits(
         self, candidate: Candidate, choice: _HeadChoice, selection: Selection, final: Floats, decision: Decision
-    ) -> tuple[tuple[EarlyExit, ...], tuple[ExitSummary, ...]]:
+    ) -> tuple[ExitRecipe, ...]:
         """The early exits of a candidate whose calibrated held-out logits (n, K) at full depth are `final`."""
         offered, costs = self._offer_exits(candidate, choice, selection)
         logits = [exit.held_out for exit in offered]
@@ -247,22 +223,12 @@ class CandidateFitter:
             )
         )
         indices = self.group.broadcast_object(exit_indices(logits, thresholds, len(final), decision))
-        exits: list[EarlyExit] = []
-        summaries: list[ExitSummary] = []
-        features = 0
-        for index, (exit, threshold) in enumerate(zip(offered, thresholds, strict=True)):
-            share = float((indices == index).mean())
-            part = selection.part(exit.depth)
-            if share and len(part) > features:  # an exit must read something that those before it do not
-                features = len(part)
-                design = self.matrix.design(part, self.search.final_probes, self.data.rows)
-                [head] = fit_linear(design, [Penalty(candidate.penalty.strength)])
-                if exit.blend is not None:
-                    head = join_words(head, exit.blend, self._word_scale)
-                exits.append(EarlyExit(exit.depth, exit.calibration.fold_into(head), threshold))
-                rounded = {"threshold": round(threshold, 4), "valid_share": round(share, 4)}
-                summaries.append(ExitSummary(depth=exit.depth, **rounded))
-        return tuple(exits), self.group.broadcast_object(tuple(summaries))
+        shares = [float((indices == index).mean()) for index in range(len(offered))]
+        return tuple(
+            ExitRecipe(exit.depth, threshold, share, exit.head)
+            for exit, threshold, share in zip(offered, thresholds, shares, strict=True)
+            if share
+        )
 
     def _offer_exits(
         self, candidate: Candidate, choice: _HeadChoice, selection: Selection
@@ -279,29 +245,22 @@ class CandidateFitter:
             if depth < shallowest or not all(map(len, parts)):
                 continue
             ridge = Penalty(candidate.penalty.strength)
-            folds = self.search.folds[candidate.rule]
-            fits = [fold.fit(part, [ridge])[0] for fold, part in zip(folds, parts, strict=True)]
+            fits = [fold.fit(part, [ridge])[0] for fold, part in zip(self.search.folds, parts, strict=True)]
             of_neurons = [values for _, values in fits]
             blend = None if choice.blend is None else self.search.fit_blend(of_neurons)
             logits = np.concatenate(self.search.blended(of_neurons, blend))
             calibration = self._calibrate(logits)
-            offered.append(_ExitCandidate(depth, calibration.apply(logits), blend, calibration))
+            head = HeadRecipe(ridge, calibration.temperature, calibration.biases, None, blend)
+            offered.append(_ExitCandidate(depth, calibration.apply(logits), head))
             costs.append(self.search.compute[Site(depth, "resid")])
         return offered, costs
 
     def _fold_selections(self, candidate: Candidate, mlp_steps: int | None) -> list[Selection]:
         """The selection for the head of each fold: as in the final head, without neurons zeroed by its L1 penalty."""
         selections = []
-        folds = self.search.folds[candidate.rule]
-        for fold, selection in zip(folds, self.search.fold_selections(candidate.subset), strict=True):
+        for fold, selection in zip(self.search.folds, self.search.fold_selections(candidate.subset), strict=True):
             if mlp_steps is None and candidate.penalty.l1:
                 [(head, _)] = fold.fit(selection, [candidate.penalty])
-                selection = selection.keep(_used_features(head))
+                selection = selection.keep(used_features(head))
             selections.append(selection)
         return selections
-
-
-def _used_features(head: LinearHead) -> NDArray[np.bool_]:
-    """(p,) the features with a weight that is not zero; all of them if there is none, as a head must read something."""
-    used: NDArray[np.bool_] = np.any(head.coef != 0, axis=0)
-    return used | (not used.any())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from spin.heads.candidate import Candidate, Subset
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Rule, Selection
-from spin.integrate.feature_matrix import FeatureMatrix, Probes
-from spin.integrate.fit_linear import fit_linear
+from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, selected_standardizer
+from spin.integrate.feature_rows import FeatureRows
+from spin.integrate.fit_linear import Design, fit_linear
 from spin.integrate.fit_mlp import fit_mlp
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import one_standard_error_choice
@@ -39,33 +40,44 @@ Progress = Callable[[int], None]
 """called with the number of heads fitted since the last call"""
 
 
+@dataclass(frozen=True)
 class FoldSearch:
-    """One fold's training and validation rows of the largest selection, read once; heads are fitted on parts of it."""
+    """Fits heads on a fold's training rows, and predicts its validation rows."""
 
-    def __init__(self, matrix: FeatureMatrix, probes: Probes, largest: Selection, fold: Fold) -> None:
-        self.largest, self.label_space = largest, matrix.data.label_space
-        self.valid_y = matrix.data.y[fold.valid]
-        self.design = matrix.design(largest, probes, fold.train)
-        self.valid_X = matrix.standardized(largest, probes, fold.valid)
+    matrix: FeatureMatrix
+    cut: FeatureCut
+    """holds the features of every selection"""
+    probes: Probes
+    """that have not seen the validation rows"""
+    fold: Fold
 
     def fit(self, part: Selection, penalties: Sequence[Penalty]) -> list[tuple[LinearHead, Floats]]:
-        """Fit one head per penalty on a part of the largest selection; each with its validation logits (m, K)."""
-        positions = part.positions_in(self.largest)
-        heads = fit_linear(self.design.part(positions), penalties)
-        valid_X = self.valid_X[:, positions]
-        return [(head, head.logits(valid_X)) for head in heads]
+        """Fit one head per penalty on a selection; each with its validation logits (m, K)."""
+        heads = fit_linear(self._design(part), penalties)
+        return list(zip(heads, self._predict(self._valid_features(part), heads), strict=True))
 
     def fit_mlp(self, part: Selection, penalty: Penalty, seed: int) -> tuple[Floats, int]:
         """The validation logits (m, K) of an MLP head that these rows stop, and its number of steps."""
-        positions = part.positions_in(self.largest)
-        [(linear, _)] = self.fit(part, [penalty])
-        valid_X = self.valid_X[:, positions]
+        design, features = self._design(part), self._valid_features(part)
+        valid_y, label_space = self.matrix.data.y[self.fold.valid], self.matrix.data.label_space
+        [linear] = fit_linear(design, [penalty])
 
         def judge(head: MlpHead) -> float:
-            return log_loss(head.logits(valid_X), self.valid_y, self.label_space)
+            return log_loss(self._predict(features, [head])[0], valid_y, label_space)
 
-        head, steps = fit_mlp(linear, self.design.part(positions), penalty.strength, seed=seed, judge=judge)
-        return head.logits(valid_X), steps
+        head, steps = fit_mlp(linear, design, penalty.strength, seed=seed, judge=judge)
+        return self._predict(features, [head])[0], steps
+
+    def _design(self, part: Selection) -> Design:
+        return self.matrix.design(self.cut, part, self.probes, self.fold.train)
+
+    def _valid_features(self, part: Selection) -> FeatureRows:
+        """The features of this process's share of the validation rows."""
+        return self.cut.take(part, self.fold.valid, selected_standardizer(part, self.probes))
+
+    def _predict(self, features: FeatureRows, heads: Sequence[LinearHead | MlpHead]) -> Floats:
+        """(H, m, K) the logits of all validation rows."""
+        return self.matrix.predict(features, heads, self.cut.positions(self.fold.valid), len(self.fold.valid))
 
 
 class Search:
@@ -91,7 +103,11 @@ class Search:
         rankings = {rule: self._rank(rule, ridge) for rule in settings.rules}
         self.rankings = {rule: of_parts for rule, of_parts in rankings.items() if all(map(len, of_parts))}
         """of each rule that has a neuron in every fold"""
-        self.folds = {rule: self._read_folds(rule) for rule in self.rankings}
+        largest = [self._largest(rule, index) for rule in self.rankings for index in (*folds, _FINAL)]
+        self.cut = matrix.cut(Selection.merge(largest), self.data.rows)
+        """the features of every candidate, for this process's share of the rows"""
+        parts = zip(self.fold_probes, self.data.folds, strict=True)
+        self.folds = [FoldSearch(matrix, self.cut, probes, fold) for probes, fold in parts]
         self.tried: list[Candidate] = []
 
     @property
@@ -111,12 +127,10 @@ class Search:
         folds = [{r.column: r.folds[i] for r in ridge} for i in range(len(self.data.folds))]
         return [Ranking.over_all(importance) for importance in (*folds, {r.column: r.importance for r in ridge})]
 
-    def _read_folds(self, rule: Rule) -> list[FoldSearch]:
-        largest = Subset(rule, max(self.settings.etas), max(column.site.layer for column in self.final_probes))
-        return [
-            FoldSearch(self.matrix, probes, self.select(largest, index), fold)
-            for index, (probes, fold) in enumerate(zip(self.fold_probes, self.data.folds, strict=True))
-        ]
+    def _largest(self, rule: Rule, fold: int) -> Selection:
+        """The selection that contains those of all candidates of a rule."""
+        depth = max(column.site.layer for column in self.final_probes)
+        return self.select(Subset(rule, max(self.settings.etas), depth), fold)
 
     def select(self, subset: Subset, fold: int = _FINAL) -> Selection:
         """The selection of a subset in a fold, by default that for the final head, on all labelled rows.
@@ -193,7 +207,7 @@ class Search:
         if not all(map(len, selections)):
             return
         fits = []
-        for fold, selection in zip(self.folds[subset.rule], selections, strict=True):
+        for fold, selection in zip(self.folds, selections, strict=True):
             fits.append(fold.fit(selection, penalties))
             self.progress(1)
         for index, penalty in enumerate(penalties):
@@ -202,12 +216,27 @@ class Search:
             for blend in self._blends(logits):
                 self._add(subset, penalty, neurons, self.compute[deepest], self.blended(logits, blend), blend)
 
+    def held_out(self, candidate: Candidate) -> tuple[Floats, ...]:
+        """The logits (m, K) of each fold's validation rows by a candidate, fitted again.
+
+        They are not kept while the search runs: those of all candidates would take more memory than the features.
+        """
+        if not candidate.reads_neurons:
+            return self._words_alone(candidate.blend)
+        parts = zip(self.folds, self.fold_selections(candidate.subset), strict=True)
+        fits = [fold.fit(selection, [candidate.penalty]) for fold, selection in parts]
+        return self.blended([logits for [(_, logits)] in fits], candidate.blend)
+
+    def _words_alone(self, blend: Blend | None) -> tuple[Floats, ...]:
+        assert self.words is not None
+        return self.blended([np.zeros_like(logits) for logits in self.words.held_out], blend)
+
     def _try_words_alone(self, words: WordFit) -> None:
         """Judge the word regression without neurons, as if by the rule of the best candidate."""
         rule = self._best().rule if self.tried else self.settings.rules[0]
         nothing = [np.zeros_like(logits) for logits in words.held_out]
         blend = replace(self.fit_blend(nothing), neurons=0.0)
-        self._add(Subset(rule, 0.0, 0), Penalty(words.strength), 0, 0.0, self.blended(nothing, blend), blend)
+        self._add(Subset(rule, 0.0, 0), Penalty(words.strength), 0, 0.0, self._words_alone(blend), blend)
 
     def _blends(self, held_out: Sequence[Floats]) -> list[Blend | None]:
         """How held-out logits of neurons may join those of the words: not at all (None), or in the best weights.
@@ -265,7 +294,6 @@ class Search:
             valid_score=float(np.mean(scores)),
             blend=blend,
             resampled=self._resampled(scores, held_out),
-            held_out=held_out,
         )
         self.tried.append(self.matrix.group.broadcast_object(candidate))
 

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
+
+_BLOCK = 1 << 22
+"""values that are measured at once"""
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,10 @@ class Standardizer:
 
     @classmethod
     def fit(cls, activations: Floats) -> Standardizer:
-        """Measure raw activations (n, p), in float64 whatever their type."""
-        mean = activations.mean(0, dtype=np.float64)
-        scale = activations.std(0, dtype=np.float64)
+        """Measure raw activations (n, p), in float64 whatever their type, some rows at a time."""
+        blocks = np.array_split(activations, max(1, activations.size // _BLOCK))
+        mean = sum(block.sum(0, dtype=np.float64) for block in blocks) / len(activations)
+        scale = np.sqrt(sum(np.square(block - mean).sum(0) for block in blocks) / len(activations))
         constant = scale <= 1e-6 * np.maximum(1, np.abs(mean))
         return cls(mean.astype(np.float32), np.where(constant, 1, scale).astype(np.float32))
 
@@ -39,7 +44,12 @@ class Standardizer:
 
     def transform(self, activations: Floats) -> Floats:
         """Raw activations (n, p) with mean 0 and standard deviation 1 over the training rows, as float32."""
-        return (activations.astype(np.float32) - self.mean) / self.scale
+        if not activations.flags.writeable:  # torch would warn of it
+            activations = activations.copy()
+        # converts float16 several times as fast as NumPy, and then computes in place
+        values = torch.from_numpy(activations).to(torch.float32, copy=True)
+        standard: Floats = values.sub_(torch.from_numpy(self.mean)).div_(torch.from_numpy(self.scale)).numpy()
+        return standard
 
     def keep(self, columns: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Standardizer:
         """The standardizer of some of the columns, given as indices, a mask or a slice."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,7 @@ from spin.arrays import Hashes, Rows
 from spin.labels.cross_validation import Fold, labelled_rows, make_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
+from spin.labels.sampling import sample_rows
 from spin.labels.splits import FEW_LABELS, rows_in_split
 
 
@@ -22,7 +23,7 @@ class TrainingData:
     y: Targets
     """the targets of all n rows; rows that are in no fold are never looked at"""
     folds: tuple[Fold, ...]
-    """one division into training and validation rows, or several where labels are few"""
+    """one division into training and validation rows, or several where labels are few; by these, choices are made"""
     label_space: LabelSpace
     metric: str = "macro_f1"
     """the figure by which every choice is made, one of `spin.settings.METRICS`"""
@@ -33,6 +34,8 @@ class TrainingData:
     """where probes and heads are fitted: cpu or cuda"""
     groups: Hashes | None = None
     """(n,) the groups of near-identical or related documents; None if each stands for itself"""
+    not_sampled: Rows | None = None
+    """further labelled rows, ascending, on which only the final heads are fitted; None if the folds hold all"""
 
     @classmethod
     def from_splits(
@@ -46,20 +49,38 @@ class TrainingData:
         class_weights: str = "none",
         seed: int = 0,
         device: str = "cpu",
+        documents: int | None = None,
     ) -> TrainingData:
         """Training data of n documents; all but those in the splits `train` and `valid` are in no fold.
 
         `groups` (n,) are the groups of the documents, which cross-validation does not divide; without them every
-        document stands for itself. Raises UserError as `make_folds` does.
+        document stands for itself. If more than `documents` train or validate, the folds hold a stratified sample of
+        so many. Raises UserError as `make_folds` does.
         """
         train, valid = rows_in_split(splits, "train"), rows_in_split(splits, "valid")
-        folds = make_folds(label_space, y, train, valid, seed, groups)
-        return cls(y, folds, label_space, metric, class_weights, seed, device, groups)
+        sample = sample_labelled(y, train, valid, label_space, documents, seed)
+        folds = make_folds(label_space, y, train[np.isin(train, sample)], valid[np.isin(valid, sample)], seed, groups)
+        rest = np.setdiff1d(np.concatenate([train, valid]), sample, assume_unique=True)
+        return cls(
+            y, folds, label_space, metric, class_weights, seed, device, groups, np.sort(rest) if len(rest) else None
+        )
 
     @property
     def rows(self) -> Rows:
-        """All rows that train or validate, in order."""
+        """All rows of the folds, in order."""
         return labelled_rows(self.folds)
+
+    @property
+    def all_rows(self) -> Rows:
+        """All rows that train or validate, in order, those outside the folds included."""
+        return self.rows if self.not_sampled is None else np.sort(np.concatenate([self.rows, self.not_sampled]))
+
+    def of_folds(self) -> TrainingData:
+        """The same data with the rows of the folds alone, which are numbered anew in the order of `rows`."""
+        rows = self.rows
+        folds = tuple(Fold(np.searchsorted(rows, f.train), np.searchsorted(rows, f.valid)) for f in self.folds)
+        groups = None if self.groups is None else self.groups[rows]
+        return replace(self, y=self.y[rows], folds=folds, groups=groups, not_sampled=None)
 
     @property
     def has_few_labels(self) -> bool:
@@ -72,3 +93,16 @@ class TrainingData:
         answers = (False, True) if self.label_space.multilabel else range(len(self.label_space))
         y = self.y[self.rows]
         return max(score(self.metric, y, np.full_like(y, answer)) for answer in answers)
+
+
+def sample_labelled(
+    y: Targets, train: Rows, valid: Rows, label_space: LabelSpace, documents: int | None, seed: int
+) -> Rows:
+    """The rows that train or validate, or a sample of at most `documents` of them in which every class has its share.
+
+    It has its share in those that train and in those that validate. `y` are the targets of all rows.
+    """
+    rows = np.sort(np.concatenate([train, valid]))
+    if documents is None or len(rows) <= documents:
+        return rows
+    return sample_rows(rows, 2 * label_space.strata(y[rows]) + np.isin(rows, train), documents, seed)

@@ -17,11 +17,12 @@ import torch.multiprocessing as processes
 from scipy.special import expit
 
 from spin.heads.linear_head import Penalty
+from spin.integrate.feature_rows import FeatureRows
 from spin.integrate.fit_linear import Design, fit_linear
 from spin.integrate.fit_mlp import fit_mlp
 from spin.process_group import ProcessGroup
 from spin.settings import SearchSettings
-from tests.spin.integrate.test_fit_linear import make_design
+from tests.spin.integrate.test_fit_linear import make_design, matrix
 from tests.spin.integrate.test_search import Project, build_project
 
 QUICK = SearchSettings(etas=(0.6,), max_share=0.3, strengths=(0.3, 3), l1=(0.02,))
@@ -32,7 +33,13 @@ TIMEOUT_S = 150
 def take_share(whole: Design, group: ProcessGroup) -> Design:
     """Return the rows of one member."""
     rows = slice(group.rank, None, group.size)
-    return replace(whole, X=whole.X[rows], has=whole.has[rows], weights=whole.weights[rows], group=group)
+    return replace(
+        whole,
+        features=FeatureRows(matrix(whole)[rows]),
+        has=whole.has[rows],
+        weights=whole.weights[rows],
+        group=group,
+    )
 
 
 def fit_all(group: ProcessGroup, projects: dict[str, Project]) -> dict[str, Any]:
@@ -44,13 +51,13 @@ def fit_all(group: ProcessGroup, projects: dict[str, Project]) -> dict[str, Any]
     for name, exclusive in [("multinomial", True), ("sigmoids", False)]:
         whole = make_design(3, exclusive=exclusive, weighted=True)
         heads = fit_linear(take_share(whole, group), PENALTIES, tolerance=1e-5, max_checks=60)
-        results[name] = np.stack([head.logits(whole.X) for head in heads])
+        results[name] = np.stack([head.logits(matrix(whole)) for head in heads])
         mlp, _ = fit_mlp(heads[1], take_share(whole, group), 3.0, seed=0, steps=40)
-        results[f"{name}, mlp"] = mlp.logits(whole.X)
+        results[f"{name}, mlp"] = mlp.logits(matrix(whole))
         stopped, steps = fit_mlp(
             heads[1], take_share(whole, group), 3.0, seed=0, steps=60, judge=lambda head: float(head.outer.std() > 0.05)
         )
-        results[f"{name}, stopped early"] = stopped.logits(whole.X)
+        results[f"{name}, stopped early"] = stopped.logits(matrix(whole))
         results[f"{name}, steps"] = steps
     for name, project in projects.items():
         trained = project.integrate(

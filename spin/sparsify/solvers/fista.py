@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
@@ -22,8 +22,9 @@ class Regressions:
     Each minimises sum_i s_i loss(y_i, (d x_i) V + b) + l1 |V|_1 + l2 |V|^2 / 2 over V (width, K) and b (K,).
     """
 
-    X: Tensor
-    """(P, n, width + 1), the last column 1: its row of V is the intercept, which is not penalised"""
+    blocks: Iterable[Tensor]
+    """(P, m, width + 1) each: blocks of the n rows, which are gone through twice per step and may be read from a disk.
+    The last column is 1: its row of V is the intercept, which is not penalised."""
     targets: Tensor
     """(n, B, K) of 0 and 1"""
     weights: Tensor
@@ -65,8 +66,10 @@ class Regressions:
     def steepest(self, V: Tensor) -> Tensor:
         """(P, B) the largest slope of the loss at V, leaving out the intercept."""
         with full_float32():
-            residual = self.weights * (self.probabilities(self.scores(V, self.scales)) - self.targets)
-            return self.gradient(residual, self.scales)[:, :-1].abs().amax((1, 3))
+            scores = self.scores(V, self.scales)
+            residuals = self.weights * (self.probabilities(scores) - self.targets)
+            gradient = self.gradient(lambda rows: residuals[:, rows], self.scales)
+            return gradient[:, :-1].abs().amax((1, 3))
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """The probability of each output, (…, K)."""
@@ -85,13 +88,29 @@ class Regressions:
 
     def scores(self, V: Tensor, scales: Tensor) -> Tensor:
         """(P, n, B, K) of all rows."""
-        return (self.X @ (scales * V).flatten(2)).unflatten(2, V.shape[2:])
+        weights = (scales * V).flatten(2)
+        return torch.cat([block @ weights for block in self.blocks], 1).unflatten(2, V.shape[2:])
 
-    def gradient(self, residual: Tensor, scales: Tensor) -> Tensor:
-        """(P, width + 1, B, K) the gradient of the loss with respect to V, over the rows of the whole group."""
-        # few rows times X: a CPU multiplies that up to four times as fast as X transposed times few columns
-        slopes = (residual.flatten(2).mT @ self.X).mT.contiguous()
-        return self.group.all_reduce(slopes).unflatten(2, residual.shape[2:]) * scales
+    def gradient(self, residual: Callable[[slice], Tensor], scales: Tensor) -> Tensor:
+        """(P, width + 1, B, K) the gradient of the loss with respect to V, over the rows of the whole group.
+
+        `residual` returns the derivative (P, m, B, K) of the loss with respect to the scores of m rows.
+        """
+        total: Tensor | None = None
+        for rows, block in self.rows():
+            of_rows = residual(rows)
+            # few rows times X: a CPU multiplies that up to four times as fast as X transposed times few columns
+            slopes = of_rows.flatten(2).mT @ block
+            total = slopes if total is None else total.add_(slopes)
+        assert total is not None
+        return self.group.all_reduce(total.mT.contiguous()).unflatten(2, of_rows.shape[2:]) * scales
+
+    def rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """The blocks, each with the rows that it holds."""
+        start = 0
+        for block in self.blocks:
+            yield slice(start, start + block.shape[1]), block
+            start += block.shape[1]
 
 
 @dataclass
@@ -145,13 +164,10 @@ class _Batch:
         momentum = (1 + (1 + 4 * self.momentum**2).sqrt()) / 2
         pace = ((self.momentum - 1) / momentum)[:, None, :, None]
         ahead = self.V + pace * (self.V - self.old_V)
-        ahead_scores = self.scores + pace * (self.scores - self.old_scores)
-        probabilities = of.probabilities(ahead_scores)
-        gradient = of.gradient(self.weights * (probabilities - self.targets), self.scales)
+        gradient = of.gradient(lambda rows: self._residual(of, self._ahead(pace, rows), rows), self.scales)
         new = self._shrink(ahead - gradient / self.curvature[:, None, :, None])
         move = new - ahead
-        moved = of.scores(move, self.scales)
-        rise = of.group.all_reduce((self.weights * of.bregman(probabilities, moved)).sum((1, 3)))
+        new_scores, rise = self._move(of, pace, move)
         length, slope = of.group.broadcast(torch.stack([(move**2).sum((1, 3)), (move * (new - self.V)).sum((1, 3))]))
         fits, uphill = rise <= self.curvature / 2 * length, slope < 0
         self.momentum = torch.where(fits, torch.where(uphill, 1, momentum), self.momentum)
@@ -159,7 +175,29 @@ class _Batch:
         fits = fits[:, None, :, None]
         self.old_V, self.V = torch.where(fits, self.V, self.old_V), torch.where(fits, new, self.V)
         self.old_scores = torch.where(fits, self.scores, self.old_scores)
-        self.scores = torch.where(fits, ahead_scores + moved, self.scores)
+        self.scores = torch.where(fits, new_scores, self.scores)
+
+    def _ahead(self, pace: Tensor, rows: slice) -> Tensor:
+        """(P, m, B, K) the scores of some rows at the point ahead of V."""
+        scores = self.scores[:, rows]
+        return scores + pace * (scores - self.old_scores[:, rows])
+
+    def _residual(self, of: Regressions, scores: Tensor, rows: slice) -> Tensor:
+        """(P, m, B, K) the derivative of the loss with respect to the scores of some rows."""
+        return self.weights[:, rows] * (of.probabilities(scores) - self.targets[:, rows])
+
+    def _move(self, of: Regressions, pace: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores (P, n, B, K) after a move of V from the point ahead, and the rise (P, B) of the loss.
+
+        The rise is that above the tangent at the point ahead.
+        """
+        scores, rise = torch.empty_like(self.scores), torch.zeros_like(self.curvature)
+        weights = (self.scales * move).flatten(2)
+        for rows, block in of.rows():
+            ahead, moved = self._ahead(pace, rows), (block @ weights).unflatten(2, move.shape[2:])
+            rise += (self.weights[:, rows] * of.bregman(of.probabilities(ahead), moved)).sum((1, 3))
+            scores[:, rows] = ahead + moved
+        return scores, of.group.all_reduce(rise)
 
     def violation(self, of: Regressions) -> Tensor:
         """(P, B) the largest violation of the optimality conditions.
@@ -167,7 +205,7 @@ class _Batch:
         Takes both scores afresh: steps only add to them, and the momentum lets rounding errors grow.
         """
         self.scores, self.old_scores = of.scores(self.V, self.scales), of.scores(self.old_V, self.scales)
-        gradient = of.gradient(self.weights * (of.probabilities(self.scores) - self.targets), self.scales)
+        gradient = of.gradient(lambda rows: self._residual(of, self.scores[:, rows], rows), self.scales)
         V, l1, l2 = self.V[:, :-1], self.l1[:, None, :, None], self.l2[:, None, :, None]
         slope = gradient[:, :-1] + l2 * V
         distance = torch.where(V != 0, (slope + l1 * V.sign()).abs(), (slope.abs() - l1).clamp(min=0))

@@ -134,7 +134,7 @@ def test_lists_of_labels_in_a_store_become_a_boolean_matrix(tmp_path: Path) -> N
             pq.write_table(table, sink)
             store.write(f"parts/{index:06d}.parquet", sink.getvalue().to_pybytes())
         keys = tuple(f"parts/{index:06d}.parquet" for index in range(3))
-        return Labels.of(FeatureShards(store, keys, {}), config)
+        return Labels.of(FeatureShards(store, keys, (0,) * len(keys), {}), config)
 
     labels = read_labels(shard_labels)
     assert (labels.label_space, labels.classes) == (LabelSpace(("a", "b"), multilabel=True), ["a", "b"])

@@ -30,7 +30,7 @@ from pipelines.data.readers import ALL_COLUMNS, FIELDS, ID_AND_TEXT, IDS, TEXTS,
 from pipelines.data.sharding import plan_shards, split_shard
 from pipelines.data.shards import Shard
 from pipelines.data.spool import find_dead_rows
-from pipelines.data.training_labels import Corpus, read_labelled
+from pipelines.data.training_labels import read_labelled
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
 from pipelines.storage.request_counting import count_input_reads
@@ -623,20 +623,6 @@ def test_reading_one_parquet_column_reads_only_its_bytes(tmp_path: Path) -> None
     assert ids < size / 10
     assert texts_alone > size / 2
     assert max(ids, texts_alone) < both < 1.2 * size
-
-
-def test_the_texts_of_a_corpus_are_read_once(tmp_path: Path) -> None:
-    """They are read at their first use; a second use reads nothing."""
-    rows = build_rows([f"text {n}" for n in range(30)])
-    uri = write_file(tmp_path, "a.jsonl", to_jsonl(rows))
-    corpus = Corpus(tuple(plan_uri(uri, 7)), DATA)
-    with count_input_reads() as traffic:
-        assert corpus.texts == [row["text"] for row in rows]
-        bytes_after_first_use = traffic.read
-        # the byte before a range shows whether a line begins with it
-        assert bytes_after_first_use == Path(uri).stat().st_size + len(corpus.shards) - 1
-        assert corpus.texts[-1] == "text 29"
-        assert traffic.read == bytes_after_first_use
 
 
 def test_read_labelled_returns_as_many_texts_as_requested(tmp_path: Path) -> None:

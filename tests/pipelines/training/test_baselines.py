@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import terminal
+from pipelines.data.corpus import Corpus
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
 from pipelines.training import baselines, train
@@ -26,6 +27,7 @@ from pipelines.training.workflow import run_stages, run_workflow
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.labels.label_space import LabelSpace
 from spin.settings import DecisionSettings, Settings, parse_settings
+from tests.pipelines.data.test_sharding import DATA, plan_uri, to_jsonl, write_file
 from tests.support import tiny
 
 SPIN_ROWS = {"spin", "balanced", "cheapest"}
@@ -216,8 +218,10 @@ def test_a_large_corpus_is_sampled_for_the_baselines(
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
-def test_long_texts_lower_the_number_of_rows_for_words(monkeypatch: pytest.MonkeyPatch, multilabel: bool) -> None:
-    """TF-IDF reads a bounded number of characters in all, and keeps a bounded number of words."""
+def test_long_texts_lower_the_number_of_rows_for_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, multilabel: bool
+) -> None:
+    """TF-IDF counts words in a bounded number of characters in all, and keeps a bounded number of words."""
     rows = tiny.make_documents(400, seed=4)
     texts, y = [row["text"] for row in rows], np.arange(400) % 2
     splits = ["train"] * 300 + ["valid"] * 60 + ["test"] * 40
@@ -227,8 +231,8 @@ def test_long_texts_lower_the_number_of_rows_for_words(monkeypatch: pytest.Monke
     mean = sum(map(len, texts[:300])) / 300
     monkeypatch.setattr(baselines, "SAMPLE_CHARACTERS", int(100.5 * mean))
     monkeypatch.setattr(baselines, "MAX_WORDS", 7)
-    monkeypatch.setattr(baselines, "_PART", 15)
-    contender = baselines.words(texts, labels, "accuracy", seed=0)
+    shards = plan_uri(write_file(tmp_path, "a.jsonl", to_jsonl(rows)), 15)
+    contender = baselines.words(Corpus(tuple(shards), DATA), labels, "accuracy", seed=0)
     assert contender.note == "fitted on a stratified sample, 100 of 300 training documents"
     assert contender.predicted.shape == targets[360:].shape
     assert contender.predicted.dtype == targets.dtype

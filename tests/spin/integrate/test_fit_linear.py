@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+import spin.integrate.feature_rows
 from spin.arrays import Floats
 from spin.heads.linear_head import LinearHead, Penalty
+from spin.integrate.feature_rows import FeatureRows
 from spin.integrate.fit_linear import Design, fit_linear
 from spin.process_group import ProcessGroup
 
@@ -29,7 +31,14 @@ def make_design(classes: int, *, exclusive: bool = True, weighted: bool = False,
     weights = draw.exponential(size=(n, 1 if exclusive else classes)) if weighted else np.ones((n, 1))
     scales = np.geomspace(3, 0.1, p).astype(np.float32)
     weights = (weights / weights.sum(0)).astype(np.float32)
-    return Design(X, has, weights, scales, exclusive, ProcessGroup())
+    return Design(FeatureRows(X), has, weights, scales, exclusive, ProcessGroup())
+
+
+def matrix(design: Design) -> Floats:
+    """(n, p) the features of a design in memory."""
+    values = design.features.values
+    assert isinstance(values, np.ndarray)
+    return values
 
 
 def loss(design: Design, logits: Floats) -> float:
@@ -46,8 +55,8 @@ def loss(design: Design, logits: Floats) -> float:
 def objective(design: Design, head: LinearHead, penalty: Penalty, l1: float) -> float:
     """The objective that the head minimises; `l1` is the penalty itself."""
     V = head.coef.astype(np.float64) / unit_scales(design)
-    l2 = 1 / (penalty.strength * len(design.X))
-    logits = design.X.astype(np.float64) @ head.coef.T.astype(np.float64) + head.intercept
+    l2 = 1 / (penalty.strength * len(design.features))
+    logits = matrix(design).astype(np.float64) @ head.coef.T.astype(np.float64) + head.intercept
     return loss(design, logits) + l1 * np.abs(V).sum() + l2 * (V**2).sum() / 2
 
 
@@ -65,21 +74,21 @@ def slopes(design: Design, logits: Floats) -> tuple[Floats, Floats]:
     else:
         probabilities = 1 / (1 + np.exp(-logits))
     residual = design.weights * (probabilities - design.has)
-    return (design.X * unit_scales(design)).T @ residual, residual.sum(0)
+    return (matrix(design) * unit_scales(design)).T @ residual, residual.sum(0)
 
 
 def largest_null_slope(design: Design) -> float:
     """The smallest L1 penalty at which every coefficient is zero: the largest slope of the null model."""
     share = (design.weights.astype(np.float64) * design.has).sum(0).clip(1e-6, 1 - 1e-6)
     null = np.log(share) if design.exclusive else np.log(share / (1 - share))
-    return float(np.abs(slopes(design, np.tile(null, (len(design.X), 1)))[0]).max())
+    return float(np.abs(slopes(design, np.tile(null, (len(design.features), 1)))[0]).max())
 
 
 def kkt_violation(design: Design, head: LinearHead, penalty: Penalty) -> float:
     """The largest violation of the optimality conditions, by a loop over coefficients, as a share of the null slope."""
     top = largest_null_slope(design)
-    l1, l2 = penalty.l1 * top, 1 / (penalty.strength * len(design.X))
-    by_V, by_intercept = slopes(design, design.X.astype(np.float64) @ head.coef.T + head.intercept)
+    l1, l2 = penalty.l1 * top, 1 / (penalty.strength * len(design.features))
+    by_V, by_intercept = slopes(design, matrix(design).astype(np.float64) @ head.coef.T + head.intercept)
     largest = float(np.abs(by_intercept).max())
     for j, k in np.ndindex(by_V.shape):
         v = float(head.coef[k, j]) / unit_scales(design)[j]
@@ -90,7 +99,7 @@ def kkt_violation(design: Design, head: LinearHead, penalty: Penalty) -> float:
 
 def sklearn_probabilities(design: Design, strength: float) -> Floats:
     """Probabilities (n, K) of scikit-learn's logistic regressions."""
-    X = design.X.astype(np.float64) * unit_scales(design)
+    X = matrix(design).astype(np.float64) * unit_scales(design)
     rows = len(X) * np.broadcast_to(design.weights, design.has.shape).astype(np.float64)
     options = {"tol": 1e-9, "max_iter": 10000}
     if not design.exclusive:
@@ -108,7 +117,7 @@ def sklearn_probabilities(design: Design, strength: float) -> Floats:
 
 
 def probabilities(design: Design, head: LinearHead) -> Floats:
-    logits = head.logits(design.X).astype(np.float64)
+    logits = head.logits(matrix(design)).astype(np.float64)
     if not design.exclusive:
         return 1 / (1 + np.exp(-logits))
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -126,7 +135,7 @@ def test_the_linear_head_has_the_probabilities_of_scikit_learn(classes: int, exc
         assert head.coef.dtype == head.intercept.dtype == np.float32
         np.testing.assert_allclose(probabilities(design, head), sklearn_probabilities(design, strength), atol=2e-3)
         assert kkt_violation(design, head, Penalty(strength)) <= 1.1e-4
-    spread = [head.logits(design.X).std() for head in heads]
+    spread = [head.logits(matrix(design)).std() for head in heads]
     assert spread[0] < 0.8 * spread[1] < 0.8 * spread[2], "a weaker penalty spreads the logits"
 
 
@@ -148,10 +157,10 @@ def test_the_elastic_net_is_that_of_scikit_learn(classes: int, exclusive: bool, 
     [head] = fit_linear(design, [penalty], tolerance=1e-4, max_checks=300)
     assert kkt_violation(design, head, penalty) <= 1.1e-4
     assert 0 < (head.coef == 0).mean() < 1
-    l1, l2 = share * largest_null_slope(design), 1 / (strength * len(design.X))
+    l1, l2 = share * largest_null_slope(design), 1 / (strength * len(design.features))
     weights = np.broadcast_to(design.weights, design.has.shape) / (l1 + l2)
     saga = LogisticRegression(C=1, l1_ratio=l1 / (l1 + l2), solver="saga", tol=1e-7, max_iter=50000)
-    X = design.X.astype(np.float64) * unit_scales(design)
+    X = matrix(design).astype(np.float64) * unit_scales(design)
     problems = [(design.has.argmax(1), weights[:, 0])] if exclusive else list(zip(design.has.T, weights.T, strict=True))
     solutions = [saga.fit(X, y, sample_weight=s) and (saga.coef_, saga.intercept_) for y, s in problems]
     sklearn_head = LinearHead(
@@ -180,19 +189,24 @@ def test_penalties_fitted_together_equal_penalties_fitted_alone(exclusive: bool)
     assert len(together) == len(penalties)
     for head, penalty in zip(together, penalties, strict=True):
         [alone] = fit_linear(design, [penalty], tolerance=1e-4, max_checks=300)
-        np.testing.assert_allclose(head.logits(design.X), alone.logits(design.X), atol=5e-3)
+        np.testing.assert_allclose(head.logits(matrix(design)), alone.logits(matrix(design)), atol=5e-3)
 
 
 def test_repeating_every_row_equals_twice_the_strength() -> None:
     """The penalty is divided by the number of rows."""
     design = make_design(3)
-    repeats = np.tile(np.arange(len(design.X)), 2)
-    twice = replace(design, X=design.X[repeats], has=design.has[repeats], weights=design.weights[repeats] / 2)
+    repeats = np.tile(np.arange(len(design.features)), 2)
+    twice = replace(
+        design,
+        features=FeatureRows(matrix(design)[repeats]),
+        has=design.has[repeats],
+        weights=design.weights[repeats] / 2,
+    )
     [repeated_head], [original_head] = (
         fit_linear(twice, [Penalty(0.5)], tolerance=1e-4),
         fit_linear(design, [Penalty(1.0)], tolerance=1e-4),
     )
-    np.testing.assert_allclose(repeated_head.logits(design.X), original_head.logits(design.X), atol=5e-3)
+    np.testing.assert_allclose(repeated_head.logits(matrix(design)), original_head.logits(matrix(design)), atol=5e-3)
 
 
 def test_only_the_proportions_of_the_scales_matter() -> None:
@@ -200,24 +214,26 @@ def test_only_the_proportions_of_the_scales_matter() -> None:
     design = make_design(3)
     [head] = fit_linear(design, [Penalty(1.0)], tolerance=1e-4)
     [scaled] = fit_linear(replace(design, scales=design.scales * 1000), [Penalty(1.0)], tolerance=1e-4)
-    np.testing.assert_allclose(scaled.logits(design.X), head.logits(design.X), atol=1e-3)
-    duplicated = replace(design, X=np.tile(design.X, 2), scales=np.tile(design.scales, 2))
+    np.testing.assert_allclose(scaled.logits(matrix(design)), head.logits(matrix(design)), atol=1e-3)
+    duplicated = replace(design, features=FeatureRows(np.tile(matrix(design), 2)), scales=np.tile(design.scales, 2))
     [duplicates] = fit_linear(duplicated, [Penalty(1.0)], tolerance=1e-4)
-    np.testing.assert_allclose(duplicates.logits(duplicated.X), head.logits(design.X), atol=5e-3)
+    np.testing.assert_allclose(duplicates.logits(matrix(duplicated)), head.logits(matrix(design)), atol=5e-3)
     np.testing.assert_allclose(np.linalg.norm(duplicated.unit), 1, atol=1e-6)
 
 
-def test_a_part_of_a_design_keeps_rows_and_renormalises_scales() -> None:
-    """Some features of a design form a design with the same rows, weights and targets."""
-    design, positions = make_design(3), np.array([7, 0, 3])
-    part = design.part(positions)
-    np.testing.assert_array_equal(part.X, design.X[:, [7, 0, 3]])
-    np.testing.assert_allclose(
-        part.unit, design.scales[positions] / np.sqrt((design.scales[positions] ** 2).sum()), rtol=1e-6
-    )
-    assert (part.count, part.has is design.has, part.weights is design.weights) == (240, True, True)
-    [head] = fit_linear(part, [Penalty(1.0)], tolerance=1e-4)
-    assert kkt_violation(part, head, Penalty(1.0)) <= 1.1e-4
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_features_in_a_file_give_the_same_heads(exclusive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block holds a few of the rows."""
+    design = make_design(3, exclusive=exclusive, weighted=True)
+    penalties = [Penalty(0.3), Penalty(3.0, 0.1)]
+    monkeypatch.setattr(spin.integrate.feature_rows, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(spin.integrate.feature_rows, "BLOCK_BYTES", 4 * 37 * design.features.shape[1])
+    on_disk = replace(design, features=FeatureRows.collect(design.features.blocks(), len(design.features)))
+    assert [len(block[0]) for block in on_disk.blocks()] == [37] * 6 + [18]
+    fits = [fit_linear(each, penalties, tolerance=1e-5, max_checks=100) for each in (design, on_disk)]
+    for in_memory, streamed in zip(*fits, strict=True):
+        np.testing.assert_allclose(streamed.coef, in_memory.coef, atol=1e-3)
+        np.testing.assert_allclose(streamed.intercept, in_memory.intercept, atol=1e-3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -244,7 +260,7 @@ def test_every_small_problem_is_solved(
     has = y[:, None] == np.arange(classes) if exclusive else draw.random((n, classes)) < 0.5
     weights = draw.exponential(size=(n, 1 if exclusive else classes)) * (draw.random((n, 1)) < 0.8) + 1e-6
     design = Design(
-        X,
+        FeatureRows(X),
         has,
         (weights / weights.sum(0)).astype(np.float32),
         np.ones(X.shape[1], np.float32),

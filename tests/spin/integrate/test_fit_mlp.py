@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from spin.heads.calibration import log_loss
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
+from spin.integrate.feature_rows import FeatureRows
 from spin.integrate.fit_linear import Design, fit_linear
 from spin.integrate.fit_mlp import HIDDEN, fit_mlp
 from spin.labels.label_space import LabelSpace
 from spin.process_group import ProcessGroup
+from tests.spin.integrate.test_fit_linear import matrix
 
 
 def make_design(n: int = 400, *, exclusive: bool = True, seed: int = 0) -> Design:
@@ -26,12 +28,14 @@ def make_design(n: int = 400, *, exclusive: bool = True, seed: int = 0) -> Desig
     X = draw.normal(size=(n, 6)).astype(np.float32)
     product = 4 * X[:, 1] * X[:, 2] + X[:, 0] > 0
     has = np.stack([~product, product] if exclusive else [product, X[:, 0] > 0], axis=1)
-    return Design(X, has, np.full((n, 1), 1 / n, np.float32), np.ones(6, np.float32), exclusive, ProcessGroup())
+    return Design(
+        FeatureRows(X), has, np.full((n, 1), 1 / n, np.float32), np.ones(6, np.float32), exclusive, ProcessGroup()
+    )
 
 
 def loss(design: Design, head: LinearHead | MlpHead) -> float:
     label_space = LabelSpace(("a", "b"), multilabel=not design.exclusive)
-    return log_loss(head.logits(design.X), design.has.argmax(1) if design.exclusive else design.has, label_space)
+    return log_loss(head.logits(matrix(design)), design.has.argmax(1) if design.exclusive else design.has, label_space)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ def test_an_mlp_head_starts_at_the_linear_head(exclusive: bool) -> None:
     assert head.linear is linear
     assert head.inner.shape == (HIDDEN, 6)
     assert head.inner.any()
-    np.testing.assert_array_equal(head.logits(design.X), linear.logits(design.X))
+    np.testing.assert_array_equal(head.logits(matrix(design)), linear.logits(matrix(design)))
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
@@ -74,7 +78,7 @@ def test_an_mlp_head_learns_an_interaction_that_a_linear_head_misses(exclusive: 
     [linear] = fit_linear(design, [Penalty(10.0)])
     head, steps = fit_mlp(linear, design, 10.0, seed=0)
     assert steps == 300
-    accuracies = [((h.logits(unseen.X) > 0) == unseen.has).mean(0) for h in (linear, head)]
+    accuracies = [((h.logits(matrix(unseen)) > 0) == unseen.has).mean(0) for h in (linear, head)]
     assert accuracies[0][0] < 0.7
     assert accuracies[1].min() > 0.85
     assert loss(unseen, head) < 0.6 * loss(unseen, linear)
@@ -83,8 +87,8 @@ def test_an_mlp_head_learns_an_interaction_that_a_linear_head_misses(exclusive: 
 def test_the_same_seed_gives_the_same_mlp_head(design: Design, linear: LinearHead) -> None:
     """Equal bit for bit; another seed gives another head."""
     first, second, other = (fit_mlp(linear, design, 1.0, seed=seed, steps=20)[0] for seed in (3, 3, 4))
-    np.testing.assert_array_equal(first.logits(design.X), second.logits(design.X))
-    assert np.any(first.logits(design.X) != other.logits(design.X))
+    np.testing.assert_array_equal(first.logits(matrix(design)), second.logits(matrix(design)))
+    assert np.any(first.logits(matrix(design)) != other.logits(matrix(design)))
 
 
 def test_a_strong_penalty_keeps_an_mlp_head_nearly_linear(design: Design, linear: LinearHead) -> None:
@@ -92,7 +96,7 @@ def test_a_strong_penalty_keeps_an_mlp_head_nearly_linear(design: Design, linear
     differences = []
     for strength in (1e-3, 0.3, 3.0):
         head, _ = fit_mlp(linear, design, strength, seed=0)
-        differences.append(np.abs(head.logits(design.X) - linear.logits(design.X)).max())
+        differences.append(np.abs(head.logits(matrix(design)) - linear.logits(matrix(design))).max())
     assert differences[0] < 0.05 < differences[1] < differences[2]
 
 
@@ -103,7 +107,7 @@ def test_rows_without_weight_do_not_affect_the_mlp_head(design: Design) -> None:
     [linear] = fit_linear(weighted, [Penalty(1.0)])
     flipped = replace(weighted, has=np.where(weights > 0, design.has, ~design.has))
     expected, actual = (fit_mlp(linear, each, 1.0, seed=0, steps=30)[0] for each in (weighted, flipped))
-    np.testing.assert_array_equal(expected.logits(design.X), actual.logits(design.X))
+    np.testing.assert_array_equal(expected.logits(matrix(design)), actual.logits(matrix(design)))
 
 
 @pytest.mark.parametrize(
@@ -121,14 +125,14 @@ def test_fitting_stops_after_four_checks_without_improvement(losses: list[float]
     losses_to_return = iter(losses)
 
     def judge(head: MlpHead) -> float:
-        judged_logits.append(head.logits(design.X))
+        judged_logits.append(head.logits(matrix(design)))
         return next(losses_to_return)
 
     head, steps = fit_mlp(linear, design, 1.0, seed=0, judge=judge, steps=90)
     assert (len(judged_logits), steps) == (checks, best_step)
-    np.testing.assert_array_equal(head.logits(design.X), judged_logits[best_step // 10])
+    np.testing.assert_array_equal(head.logits(matrix(design)), judged_logits[best_step // 10])
     refitted, _ = fit_mlp(linear, design, 1.0, seed=0, steps=best_step)
-    np.testing.assert_allclose(refitted.logits(design.X), head.logits(design.X), atol=1e-5)
+    np.testing.assert_allclose(refitted.logits(matrix(design)), head.logits(matrix(design)), atol=1e-5)
 
 
 def test_a_judge_on_held_out_rows_prevents_overfitting() -> None:
@@ -139,7 +143,9 @@ def test_a_judge_on_held_out_rows_prevents_overfitting() -> None:
         y = draw.integers(0, 2, 60)
         has = y[:, None] == np.arange(2)
         X = draw.normal(size=(60, 20)).astype(np.float32)
-        return Design(X, has, np.full((60, 1), 1 / 60, np.float32), np.ones(20, np.float32), True, ProcessGroup())
+        return Design(
+            FeatureRows(X), has, np.full((60, 1), 1 / 60, np.float32), np.ones(20, np.float32), True, ProcessGroup()
+        )
 
     design, valid, unseen = make_noise(), make_noise(), make_noise()
     [linear] = fit_linear(design, [Penalty(1.0)])

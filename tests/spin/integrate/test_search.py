@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
+import spin.integrate.head_fitter
 import spin.integrate.integrate
 from spin.arrays import Floats
 from spin.errors import UserError
@@ -68,9 +69,13 @@ class Project:
     def read(self, selection: Selection, rows: Rows) -> Floats:
         return np.concatenate([self.activations[c][rows][:, n] for c, n in selection.neurons.items()], axis=1)
 
+    def read_blocks(self, selection: Selection, rows: Rows) -> Iterator[Floats]:
+        """The rows in three blocks."""
+        return (self.read(selection, part) for part in np.array_split(rows, 3))
+
     def integrate(self, settings: SearchSettings = SEARCH, **changes: Any) -> TrainingResult:
         options: dict[str, Any] = {"settings": settings, "compute": FLOPS, **changes}
-        return integrate(self.probes, self.ridge, self.read, self.data, **options)
+        return integrate(self.probes, self.ridge, self.read_blocks, self.data, **options)
 
     def search(
         self,
@@ -79,7 +84,7 @@ class Project:
         group: ProcessGroup | None = None,
         words: WordFit | None = None,
     ) -> Search:
-        matrix = FeatureMatrix(self.read, replace(self.data, class_weights=kind), group or ProcessGroup())
+        matrix = FeatureMatrix(self.read_blocks, replace(self.data, class_weights=kind), group or ProcessGroup())
         return Search(matrix, self.probes, self.ridge, settings, FLOPS, words=words)
 
     def ranking(self, rule: str, fold: int) -> Ranking:
@@ -155,9 +160,17 @@ def project(request: pytest.FixtureRequest, few_labels: None) -> Project:
 
 
 @pytest.fixture(scope="module")
-def candidates(project: Project) -> list[Candidate]:
-    """Every candidate of the search with the default settings of these tests."""
-    return project.search().run()
+def search(project: Project) -> Search:
+    """The search with the default settings of these tests, after it has run."""
+    search = project.search()
+    search.run()
+    return search
+
+
+@pytest.fixture(scope="module")
+def candidates(search: Search) -> list[Candidate]:
+    """Every candidate of that search."""
+    return search.tried
 
 
 @pytest.fixture(scope="module")
@@ -188,26 +201,31 @@ def test_test_rows_do_not_affect_the_result(folds: int) -> None:
 def test_validation_labels_decide_the_scores() -> None:
     """Other validation labels give other scores, while the fits on the training rows stay as they are."""
     project = build_project()
-    before = {(c.rule, c.depth, c.eta, c.part, c.penalty): c for c in project.search().run()}
+    searches = [project.search()]
+    before = {(c.rule, c.depth, c.eta, c.part, c.penalty): c for c in searches[0].run()}
+    logits = {key: searches[0].held_out(candidate)[0] for key, candidate in before.items()}
     project.y[project.folds[0].valid] = (project.y[project.folds[0].valid] + 1) % 3
-    after = {(c.rule, c.depth, c.eta, c.part, c.penalty): c for c in project.search().run()}
+    searches.append(project.search())
+    after = {(c.rule, c.depth, c.eta, c.part, c.penalty): c for c in searches[1].run()}
     assert max(c.valid_score for c in after.values()) < 0.5 < max(c.valid_score for c in before.values())
     for key in before.keys() & after.keys():
-        np.testing.assert_allclose(after[key].held_out[0], before[key].held_out[0], atol=0.1)
+        np.testing.assert_allclose(searches[1].held_out(after[key])[0], logits[key], atol=0.1)
 
 
-def test_every_candidate_equals_an_independent_refit(project: Project, candidates: list[Candidate]) -> None:
+def test_every_candidate_equals_an_independent_refit(
+    project: Project, search: Search, candidates: list[Candidate]
+) -> None:
     """Its score is that of scikit-learn on raw activations, and its neurons, depth and compute are correct."""
     assert len(candidates) > 15
     for candidate in candidates:
-        sizes, differences, scores = [], [], []
+        sizes, differences, scores, held_out = [], [], [], search.held_out(candidate)
         for at, fold in enumerate(project.folds):
             probes = [p.for_fold(at) for p in project.probes]
             ranking = project.ranking(candidate.rule, at)
             top = ranking.largest_eta(int(96 * SEARCH.max_share))  # of each fold, which may be less
             selection = ranking.select(min(candidate.eta, top)).part(candidate.depth, candidate.part)
             sizes.append(len(selection))
-            predicted = project.label_space.predict(candidate.held_out[at])
+            predicted = project.label_space.predict(held_out[at])
             scores.append(score("accuracy", project.y[fold.valid], predicted))
             if candidate.penalty.l1:
                 continue
@@ -292,11 +310,11 @@ def test_the_final_head_is_fitted_on_all_labelled_rows(project: Project, result:
 
 
 def test_the_temperature_is_chosen_on_held_out_logits(
-    project: Project, candidates: list[Candidate], result: TrainingResult
+    project: Project, search: Search, candidates: list[Candidate], result: TrainingResult
 ) -> None:
     """Temperature and log loss of the summary are recomputed from the held-out logits of the candidate."""
     candidate = choose_candidates(candidates, SEARCH, project.folds)["accuracy"]
-    logits = np.concatenate(candidate.held_out).astype(np.float64)
+    logits = np.concatenate(search.held_out(candidate)).astype(np.float64)
     y = np.concatenate([project.y[fold.valid] for fold in project.folds])
     has = project.label_space.indicator(y)
     doubt = 1 / (len(logits) + 2)
@@ -337,8 +355,8 @@ def test_a_rare_class_that_looks_wrong_does_not_end_the_training(rare: int) -> N
     ridge = fit_ridge(lambda column, rows: activations[column][rows], columns, data)
     assert all(sum(float(r.folds[fold].sum()) for r in ridge) > 0.5 for fold in range(len(data.folds)))
 
-    def read(selection: Selection, rows: Rows) -> Floats:
-        return np.concatenate([activations[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
+    def read(selection: Selection, rows: Rows) -> list[Floats]:
+        return [np.concatenate([activations[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)]
 
     for rules in (("l1", "ridge"), ("ridge",)):
         settings = SEARCH.model_copy(update={"rules": rules})
@@ -387,7 +405,7 @@ def test_exits_read_the_features_that_the_l1_penalty_left(monkeypatch: pytest.Mo
     fits.clear()
     cascade = CascadeSettings(depths=(0.25, 0.5))
     spin.integrate.integrate.CandidateFitter(project.search(settings), cascade, DecisionSettings()).fit(candidate)
-    (full_selection, _, head), *exits = fits
+    _, (full_selection, _, head), *exits = fits
     nonzero_selection = full_selection.keep(head.coef.any(0))
     assert len(nonzero_selection) < len(full_selection)
     assert [part.rows() for part, _, _ in exits] == [nonzero_selection.part(depth).rows() for depth in (1, 2)]
@@ -466,10 +484,11 @@ def test_every_candidate_is_judged_with_and_without_words(project: Project, cand
     for candidate in blended:
         without = plain[candidate.subset, candidate.penalty]
         assert candidate.blend is not None
-        for fold, held_out in enumerate(candidate.held_out):
-            expected = candidate.blend.neurons * without.held_out[fold] + candidate.blend.words * words.held_out[fold]
-            np.testing.assert_allclose(held_out, expected, rtol=1e-4, atol=1e-5)
-        losses = [log_loss(np.concatenate(c.held_out), y, project.label_space) for c in (candidate, without)]
+        of_both, of_neurons = search.held_out(candidate), search.held_out(without)
+        for actual, *parts in zip(of_both, of_neurons, words.held_out, strict=True):
+            expected = candidate.blend.neurons * parts[0] + candidate.blend.words * parts[1]
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+        losses = [log_loss(np.concatenate(logits), y, project.label_space) for logits in (of_both, of_neurons)]
         assert losses[0] <= losses[1] + 1e-3
     [alone] = [c for c in tried if not c.neurons]
     assert (alone.depth, alone.compute, alone.penalty.strength) == (0, 0, words.strength)
@@ -523,7 +542,7 @@ def test_every_exit_has_a_blend_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
         blends.append(blend)
         return join_words(head, blend, scale)
 
-    monkeypatch.setattr("spin.integrate.integrate.join_words", record)
+    monkeypatch.setattr("spin.integrate.head_fitter.join_words", record)
     project = build_project(n=1600, signal=0.5)
     cascade = CascadeSettings(max_loss=0.9, depths=(0.3, 0.6))
     settings = SEARCH.model_copy(update={"words": "on", "l1": ()})
@@ -647,7 +666,7 @@ def test_balanced_weights_predict_rare_classes_more_often() -> None:
     predictions = {}
     for kind in ("none", "balanced"):
         data = replace(project.data, class_weights=kind)
-        result = integrate(project.probes, project.ridge, project.read, data, settings=SEARCH, compute=FLOPS)
+        result = integrate(project.probes, project.ridge, project.read_blocks, data, settings=SEARCH, compute=FLOPS)
         fitted = result.choices["accuracy"]
         logits = fitted.logits(project.read(fitted.selection, project.test))
         predictions[kind] = (logits.argmax(1) == 2).sum()
@@ -678,7 +697,7 @@ def test_balanced_weights_keep_their_recall_and_their_probabilities_are_calibrat
     project = build_imbalanced_project(kind)
     data = replace(project.data, class_weights="balanced", metric=metric)
     settings = SEARCH.model_copy(update={"rules": ("l1",), "max_share": 1, "etas": (1.0,), "l1": ()})
-    result = integrate(project.probes, [], project.read, data, settings=settings, compute=FLOPS)
+    result = integrate(project.probes, [], project.read_blocks, data, settings=settings, compute=FLOPS)
     fitted, label_space, y = result.choices["accuracy"], project.label_space, project.y[project.test]
     assert fitted.summary.valid_ece < 0.025
     assert fitted.summary.valid_ece_uncalibrated > 0.05
@@ -709,7 +728,7 @@ def test_the_heads_of_exits_have_biases_and_their_labels_the_chosen_thresholds(m
     settings = SEARCH.model_copy(update={"rules": ("l1",), "max_share": 1, "etas": (1.0,), "l1": ()})
     cascade = CascadeSettings(depths=(0.5,), max_loss=0.5)
     options: Any = {"settings": settings, "compute": FLOPS, "cascade": cascade}
-    fitted = integrate(project.probes, [], project.read, data, **options).choices["accuracy"]
+    fitted = integrate(project.probes, [], project.read_blocks, data, **options).choices["accuracy"]
     [_] = fitted.exits
     assert fitted.summary.thresholds is not None
     assert decisions[0].thresholds == pytest.approx([*fitted.summary.thresholds.values()], rel=1e-5)
@@ -725,7 +744,7 @@ def test_for_accuracy_no_thresholds_are_chosen(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(spin.integrate.integrate, "choose_class_thresholds", lambda *a, **k: seen.append(k["metric"]))
     for kind, tried in (("none", False), ("balanced", True)):
         data = replace(project.data, class_weights=kind)
-        result = integrate(project.probes, project.ridge, project.read, data, settings=SEARCH, compute=FLOPS)
+        result = integrate(project.probes, project.ridge, project.read_blocks, data, settings=SEARCH, compute=FLOPS)
         assert bool(seen) == tried
         assert result.choices["accuracy"].summary.thresholds is None
 
@@ -744,6 +763,6 @@ def test_near_identical_documents_count_as_one_where_thresholds_are_chosen(
     )
     groups = np.arange(360, dtype=np.uint64) // 2 if grouped else None
     data = replace(project.data, groups=groups, metric="macro_f1")
-    integrate(project.probes, project.ridge, project.read, data, settings=SEARCH, compute=FLOPS)
+    integrate(project.probes, project.ridge, project.read_blocks, data, settings=SEARCH, compute=FLOPS)
     rows = np.concatenate([fold.valid for fold in project.folds])
     assert seen[0].tolist() == (rows // 2 if grouped else rows).tolist()

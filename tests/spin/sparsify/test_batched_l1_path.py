@@ -87,10 +87,20 @@ def batch(designs: list[Floats]) -> tuple[list[Floats], Floats, Floats]:
     return designs, *make_problems(designs[0])
 
 
-def test_every_solution_has_the_objective_of_scikit_learn(batch: tuple[list[Floats], Floats, Floats]) -> None:
-    """Four penalties are solved in one call under three kinds of weights; every solution meets the KKT conditions."""
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_every_solution_has_the_objective_of_scikit_learn(
+    batch: tuple[list[Floats], Floats, Floats], in_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four penalties are solved in one call under three kinds of weights; every solution meets the KKT conditions.
+
+    On a device without room for all rows it goes through blocks of 100.
+    """
     designs, targets, weights = batch
+    if in_blocks:
+        monkeypatch.setattr("spin.sparsify.solvers.batched_l1_path._room", lambda device: 0)
+        monkeypatch.setattr("spin.sparsify.solvers.batched_l1_path._BLOCK_BYTES", 100 * 4 * 2 * 61)
     paths = BatchedPaths(*batch)
+    assert [block.shape[1] for block in paths._blocks] == ([100] * 3 if in_blocks else [300])
     lams = SHARES[:, None, None] * paths.lam_max
     coef, intercept = paths.solve(lams)
     assert coef.shape == (4, 2, 3, 60)

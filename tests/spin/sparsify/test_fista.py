@@ -17,7 +17,9 @@ from spin.process_group import ProcessGroup
 from spin.sparsify.solvers.fista import STEPS, Regressions, full_float32
 
 
-def make_regressions(*, exclusive: bool, l1: list[float], l2: list[float], seed: int = 0) -> Regressions:
+def make_regressions(
+    *, exclusive: bool, l1: list[float], l2: list[float], seed: int = 0, blocks: int = 80
+) -> Regressions:
     """Two designs of 80 rows with one three-output regression per penalty, each with its own targets and weights."""
     draw = np.random.default_rng(seed)
     count, n, p = len(l1), 80, 12
@@ -28,13 +30,19 @@ def make_regressions(*, exclusive: bool, l1: list[float], l2: list[float], seed:
     weights = draw.exponential(size=(n, count, 1 if exclusive else 3))
     scales = np.append(np.geomspace(1, 0.1, p), 1)[:, None, None] * np.ones((1, count, 1))
     values = X, targets, weights / weights.sum(0), scales, np.tile(l1, (2, 1)), np.tile(l2, (2, 1))
-    return Regressions(*(torch.as_tensor(v, dtype=torch.float32) for v in values), exclusive, ProcessGroup())
+    tensors = [torch.as_tensor(v, dtype=torch.float32) for v in values]
+    return Regressions(tensors[0].split(blocks, 1), *tensors[1:], exclusive, ProcessGroup())
+
+
+def design(regressions: Regressions) -> Tensor:
+    """(P, n, width + 1) all rows."""
+    return torch.cat(list(regressions.blocks), 1)
 
 
 def objective(regressions: Regressions, V: Tensor, p: int, b: int) -> Tensor:
     """The objective of one regression, from torch's own losses in float64."""
     V = V.double()
-    scores = regressions.X[p].double() @ (regressions.scales[:, b].double() * V)
+    scores = design(regressions)[p].double() @ (regressions.scales[:, b].double() * V)
     targets, weights = regressions.targets[:, b].double(), regressions.weights[:, b].double()
     if regressions.exclusive:
         losses = torch.nn.functional.cross_entropy(scores, targets, reduction="none")[:, None]
@@ -59,16 +67,19 @@ def kkt_violation(regressions: Regressions, V: Tensor, p: int, b: int) -> float:
 
 
 def zero_start(regressions: Regressions) -> Tensor:
-    return torch.zeros(
-        regressions.X.shape[0], regressions.X.shape[2], regressions.targets.shape[1], regressions.targets.shape[2]
-    )
+    X = design(regressions)
+    return torch.zeros(X.shape[0], X.shape[2], regressions.targets.shape[1], regressions.targets.shape[2])
 
 
+@pytest.mark.parametrize("blocks", [80, 33])
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_every_regression_of_a_batch_reaches_its_limit(exclusive: bool) -> None:
-    """Two designs and five pairs of penalties have ten different limits; autograd finds no larger violation."""
+def test_every_regression_of_a_batch_reaches_its_limit(exclusive: bool, blocks: int) -> None:
+    """Two designs and five pairs of penalties have ten different limits; autograd finds no larger violation.
+
+    The rows are one block, or three.
+    """
     regressions = make_regressions(
-        exclusive=exclusive, l1=[0.0, 0.003, 0.02, 0.05, 1.0], l2=[0.01, 0.001, 0.1, 0.0, 0.0]
+        exclusive=exclusive, l1=[0.0, 0.003, 0.02, 0.05, 1.0], l2=[0.01, 0.001, 0.1, 0.0, 0.0], blocks=blocks
     )
     limit = torch.tensor([[1e-4, 3e-5, 1e-3, 1e-4, 1e-4], [1e-3, 1e-4, 3e-5, 1e-3, 1e-4]])
     V = regressions.solve(zero_start(regressions), limit, max_checks=300)

@@ -1,0 +1,52 @@
+"""How the heads of a classifier are fitted on any rows, once validation has made all choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spin.heads.blend import Blend
+from spin.heads.calibration import Calibration
+from spin.heads.linear_head import Penalty
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """Everything about a head but its coefficients."""
+
+    penalty: Penalty
+    temperature: float
+    bias: tuple[float, ...] | None = None
+    """(K,) added to the logits after the temperature; None for none"""
+    mlp_steps: int | None = None
+    """steps of an MLP head; None for a linear head"""
+    blend: Blend | None = None
+    """the weights of neurons and words; None for neurons alone"""
+
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration of its logits."""
+        return Calibration(self.temperature, None if self.bias is None else np.array(self.bias, np.float32))
+
+
+@dataclass(frozen=True)
+class ExitRecipe:
+    """An early exit without the coefficients of its head."""
+
+    depth: int
+    """number of blocks that have run"""
+    threshold: float
+    """confidence from which a document stops here"""
+    valid_share: float
+    """share of the validation documents that stop here"""
+    head: HeadRecipe
+
+
+@dataclass(frozen=True)
+class ClassifierRecipe:
+    """The heads of a classifier."""
+
+    head: HeadRecipe
+    exits: tuple[ExitRecipe, ...]
+    """shallow first"""

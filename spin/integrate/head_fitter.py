@@ -1,0 +1,147 @@
+"""Fit the heads of a classifier on given rows, by recipes in which all choices have been made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.arrays import Floats, Rows
+from spin.heads.blend import join_words
+from spin.heads.early_exit import EarlyExit
+from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
+from spin.heads.linear_head import LinearHead
+from spin.heads.mlp_head import MlpHead
+from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
+from spin.heads.selection import Selection
+from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, ReadSelection, selected_standardizer
+from spin.integrate.fit_linear import fit_linear
+from spin.integrate.fit_mlp import fit_mlp
+from spin.integrate.fit_words import WordFit
+from spin.labels.standardizer import Standardizer
+from spin.labels.training_data import TrainingData
+from spin.process_group import ProcessGroup
+from spin.sparsify.probe import Probe
+
+
+@dataclass(frozen=True)
+class NeuronHead:
+    """A head on neurons alone, before words and calibration."""
+
+    selection: Selection
+    standardizer: Standardizer
+    head: LinearHead | MlpHead
+
+
+@dataclass(frozen=True)
+class HeadFitter:
+    """Fits heads on the neurons of a cut, over some of its rows."""
+
+    matrix: FeatureMatrix
+    cut: FeatureCut
+    probes: Probes
+    rows: Rows
+    word_scale: Floats | None
+    """(K,) the scale of the words' logits, in which drift measures them; None without words"""
+
+    def fit(self, selection: Selection, recipe: HeadRecipe) -> NeuronHead:
+        """The head on a selection without words; neurons that its L1 penalty zeroes leave the selection."""
+        if not selection.neurons:
+            classes = len(self.matrix.data.label_space)
+            nothing = LinearHead(np.zeros((classes, 0), np.float32), np.zeros(classes, np.float32))
+            return NeuronHead(selection, Standardizer.concatenate([]), nothing)
+        standardizer = selected_standardizer(selection, self.probes)
+        design = self.matrix.design(self.cut, selection, self.probes, self.rows)
+        [head] = fit_linear(design, [recipe.penalty])
+        if recipe.mlp_steps is not None:
+            seed, strength = self.matrix.data.seed, recipe.penalty.strength
+            mlp, _ = fit_mlp(head, design, strength, seed=seed, steps=recipe.mlp_steps)
+            return NeuronHead(selection, standardizer, mlp)
+        used = used_features(head)
+        return NeuronHead(selection.keep(used), standardizer.keep(used), head.keep(used))
+
+    def finish(self, fitted: NeuronHead, recipe: ClassifierRecipe, summary: ChoiceSummary) -> FittedClassifier:
+        """The classifier of a head that `fit` returned: with its exits, with the words, and calibrated."""
+        exits = self._fit_exits(fitted.selection, recipe.exits)
+        selection, standardizer = fitted.selection, fitted.standardizer
+        if recipe.head.blend is not None:
+            assert self.word_scale is not None
+            selection = selection.join_words(len(self.matrix.data.label_space))
+            standardizer = standardizer.join_words(self.word_scale)
+        summaries = tuple(
+            ExitSummary(depth=exit.depth, threshold=round(exit.threshold, 4), valid_share=round(exit.valid_share, 4))
+            for exit in exits
+        )
+        return FittedClassifier(
+            selection,
+            standardizer,
+            self._calibrate(fitted.head, recipe.head),
+            summary.model_copy(update={"neurons": len(fitted.selection), "exits": summaries}),
+            tuple(EarlyExit(exit.depth, head, exit.threshold) for exit, head in exits.items()),
+            recipe,
+        )
+
+    def _fit_exits(self, selection: Selection, recipes: Sequence[ExitRecipe]) -> dict[ExitRecipe, LinearHead]:
+        """The heads of the exits, each on the part of the selection that its blocks compute.
+
+        An exit must read something that those before it do not, or it is left out.
+        """
+        heads: dict[ExitRecipe, LinearHead] = {}
+        features = 0
+        for recipe in recipes:
+            part = selection.part(recipe.depth)
+            if len(part) > features:
+                features = len(part)
+                design = self.matrix.design(self.cut, part, self.probes, self.rows)
+                [head] = fit_linear(design, [recipe.head.penalty])
+                heads[recipe] = self._calibrate(head, recipe.head)
+        return heads
+
+    @overload
+    def _calibrate(self, head: LinearHead, recipe: HeadRecipe) -> LinearHead: ...
+
+    @overload
+    def _calibrate(self, head: LinearHead | MlpHead, recipe: HeadRecipe) -> LinearHead | MlpHead: ...
+
+    def _calibrate(self, head: LinearHead | MlpHead, recipe: HeadRecipe) -> LinearHead | MlpHead:
+        """The head of a recipe from that of its neurons: with the words, and calibrated."""
+        if recipe.blend is not None:
+            assert self.word_scale is not None
+            head = join_words(head, recipe.blend, self.word_scale)
+        return recipe.calibration.fold_into(head)
+
+
+def refit(
+    result: TrainingResult,
+    probes: Sequence[Probe],
+    read: ReadSelection,
+    data: TrainingData,
+    words: WordFit | None = None,
+    group: ProcessGroup | None = None,
+) -> TrainingResult:
+    """The classifiers of a result with all heads fitted again, on all labelled rows instead of a sample of them.
+
+    Nothing is chosen again: neurons, penalties, blends, calibration and exits are those of the result. An L1 penalty
+    may zero further neurons. `read` returns the raw activations of the neurons of any of the classifiers.
+    """
+    matrix, rows = FeatureMatrix(read, data, group or ProcessGroup()), data.all_rows
+    selections = {choice: fitted.selection.without_words() for choice, fitted in result.choices.items()}
+    cut = matrix.cut(Selection.merge(selections.values()), rows)
+    fitter = HeadFitter(matrix, cut, {p.column: p for p in probes}, rows, None if words is None else words.scale)
+    distinct: dict[int, FittedClassifier] = {}
+    for choice, fitted in result.choices.items():
+        if id(fitted) not in distinct:
+            assert fitted.recipe is not None
+            head = fitter.fit(selections[choice], fitted.recipe.head)
+            distinct[id(fitted)] = fitter.finish(head, fitted.recipe, fitted.summary)
+    choices = {choice: distinct[id(fitted)] for choice, fitted in result.choices.items()}
+    return replace(result, choices=choices)
+
+
+def used_features(head: LinearHead) -> NDArray[np.bool_]:
+    """(p,) the features with a weight that is not zero; all of them if there is none, as a head must read something."""
+    used: NDArray[np.bool_] = np.any(head.coef != 0, axis=0)
+    return used | (not used.any())

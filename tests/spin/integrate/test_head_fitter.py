@@ -1,0 +1,150 @@
+"""Heads that are fitted again on all labelled rows, after a sample of them has made the choices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import spin.integrate.feature_rows
+from spin.arrays import Floats, Rows
+from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.heads.linear_head import LinearHead
+from spin.heads.selection import Selection
+from spin.integrate.head_fitter import refit
+from spin.integrate.search import Search
+from spin.labels.metrics import score
+from spin.labels.training_data import TrainingData
+from spin.settings import CascadeSettings
+from tests.spin.integrate.test_search import SEARCH, Project, build_project, make_words
+
+CASCADE = CascadeSettings(max_loss=0.9, depths=(0.25, 0.5))
+
+
+def sampled(project: Project) -> TrainingData:
+    """Data whose folds are those of the project, and whose further rows are its test rows."""
+    return replace(project.data, not_sampled=np.sort(project.test))
+
+
+def train(project: Project, **changes: object) -> TrainingResult:
+    return project.integrate(SEARCH.model_copy(update=changes), cascade=CASCADE)
+
+
+def heads(fitted: FittedClassifier) -> list[LinearHead]:
+    assert isinstance(fitted.head, LinearHead)
+    return [*(exit.head for exit in fitted.exits), fitted.head]
+
+
+@pytest.mark.parametrize("kind", ["multi-class", "multi-label"])
+def test_all_heads_are_fitted_on_all_rows_and_nothing_else_changes(kind: str) -> None:
+    project = build_project(kind=kind, n=1200, signal=0.6)
+    before = train(project)
+    after = refit(before, project.probes, project.read_blocks, sampled(project))
+    for choice, fitted in before.choices.items():
+        again = after.choices[choice]
+        assert again.selection.rows() == fitted.selection.rows()
+        assert again.summary == fitted.summary
+        assert [(exit.depth, exit.threshold) for exit in again.exits] == [(e.depth, e.threshold) for e in fitted.exits]
+        for one, other in zip(heads(fitted), heads(again), strict=True):
+            assert 0.005 < np.abs(one.coef - other.coef).max() < 0.5, "close to the heads of the sample, but others"
+    fitted = after.choices["accuracy"]
+    assert fitted.exits
+    assert fitted.recipe is not None
+    rows = np.arange(len(project.y))
+    strength, temperature = fitted.recipe.head.penalty.strength, fitted.recipe.head.temperature
+    scaled_on = project.folds[0].train
+    expected = project.refit(fitted.selection, project.probes, scaled_on, rows, rows, strength) / temperature
+    actual = fitted.logits(project.read(fitted.selection, rows))
+    probabilities = [project.label_space.probabilities(logits) for logits in (actual, expected)]
+    np.testing.assert_allclose(*probabilities, atol=0.05)
+
+
+def test_without_further_rows_the_heads_are_those_that_were_there() -> None:
+    """Reading the rows in other blocks, or from a file, changes nothing either."""
+    project = build_project(n=800)
+    before = train(project)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spin.integrate.feature_rows, "MOST_IN_MEMORY", 0)
+        after = refit(before, project.probes, project.read_blocks, project.data)
+    for one, other in zip(before.choices.values(), after.choices.values(), strict=True):
+        for own, again in zip(heads(one), heads(other), strict=True):
+            np.testing.assert_allclose(own.coef, again.coef, atol=1e-3)
+
+
+def test_words_keep_their_blend() -> None:
+    """The neurons' coefficients are new; those of the words are the same, because validation chose their weight."""
+    project = build_project(n=1200, signal=0.5)
+    words = make_words(project, 1.0)
+    before = project.integrate(SEARCH.model_copy(update={"words": "on"}), words=words, cascade=CASCADE)
+    after = refit(before, project.probes, project.read_blocks, sampled(project), words)
+    fitted, again = before.choices["accuracy"], after.choices["accuracy"]
+    assert fitted.selection.words == again.selection.words == 3
+    for one, other in zip(heads(fitted), heads(again), strict=True):
+        np.testing.assert_allclose(one.coef[:, :3], other.coef[:, :3], rtol=1e-5)
+        assert np.abs(one.coef[:, 3:] - other.coef[:, 3:]).max() > 0.001
+
+
+def test_words_alone_need_no_rows() -> None:
+    project = build_project(n=600, signal=0.0)
+    words = make_words(project, 3.0)
+    before = project.integrate(SEARCH, words=words, cascade=CASCADE)
+    alone = {choice: fitted for choice, fitted in before.choices.items() if not fitted.selection.neurons}
+    assert alone
+
+    def read(selection: Selection, rows: Rows) -> Iterator[Floats]:
+        assert selection.neurons
+        return project.read_blocks(selection, rows)
+
+    after = refit(replace(before, choices=alone), project.probes, read, sampled(project), words)
+    for choice, fitted in alone.items():
+        np.testing.assert_array_equal(heads(fitted)[-1].coef, heads(after.choices[choice])[-1].coef)
+
+
+def test_an_mlp_head_is_fitted_for_the_steps_that_validation_chose() -> None:
+    project = build_project(n=800)
+    before = train(project, head="mlp")
+    after = refit(before, project.probes, project.read_blocks, sampled(project))
+    fitted, again = before.choices["accuracy"], after.choices["accuracy"]
+    assert fitted.recipe is not None
+    assert fitted.recipe.head.mlp_steps
+    raw = project.read(fitted.selection, project.test)
+    predicted = [project.label_space.predict(each.logits(raw)) for each in (fitted, again)]
+    assert score("accuracy", predicted[0], predicted[1]) > 0.9
+    assert np.abs(fitted.logits(raw) - again.logits(raw)).max() > 0.01
+
+
+def test_more_labels_make_better_heads() -> None:
+    """Choices by 300 documents, heads by 3,000: further documents are predicted better than by the heads of the 300."""
+    gains = []
+    for seed in range(3):
+        project = build_project(seed=seed, n=4300, signal=0.35)
+        few = project.folds[0]
+        folds = (replace(few, train=few.train[:200], valid=few.valid[:100]),)
+        rest = np.setdiff1d(np.arange(3000), np.concatenate([folds[0].train, folds[0].valid]))
+        small = replace(project, folds=folds)
+        before = train(small)
+        unseen = np.setdiff1d(np.arange(3000, 4300), np.concatenate([folds[0].train, folds[0].valid]))
+        after = refit(before, small.probes, small.read_blocks, replace(small.data, not_sampled=rest))
+        correct = [
+            score("accuracy", project.y[unseen], project.label_space.predict(fitted.logits(raw)))
+            for fitted in (before.choices["accuracy"], after.choices["accuracy"])
+            for raw in [project.read(fitted.selection, unseen)]
+        ]
+        gains.append(correct[1] - correct[0])
+    assert min(gains) > 0.0
+
+
+def test_the_features_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search reads the rows of all folds, rules and candidates at once; so does the refit those of all choices."""
+    project, reads, read_blocks = build_project(folds=3), [], Project.read_blocks
+
+    def read(selection: Selection, rows: Rows) -> Iterator[Floats]:
+        reads.append((len(selection), len(rows)))
+        return read_blocks(project, selection, rows)
+
+    monkeypatch.setattr(Project, "read_blocks", lambda project, *args: read(*args), raising=True)
+    search: Search = project.search()
+    search.run()
+    assert reads == [(len(search.cut.selection), len(project.data.rows))]
