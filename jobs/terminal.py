@@ -304,7 +304,8 @@ def main_neurons(explanation: Explanation, count: int = 3) -> str:
 def _extracted(counts: CorpusCounts) -> str:
     share = 100 * counts.truncated_share
     cut = f", {counts.truncated:,} ({share:.1f} %) cut at max_tokens" if counts.truncated else ""
-    return f"{counts.rows:,} documents, {counts.tokens:,} tokens{cut}"
+    documents = f"{counts.rows:,}" if counts.extracted == counts.rows else f"{counts.extracted:,} of {counts.rows:,}"
+    return f"{documents} documents, {counts.tokens:,} tokens{cut}"
 
 
 def _chosen(report: TrainReport) -> str:

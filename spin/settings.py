@@ -562,6 +562,13 @@ class Settings(_Section):
         description="How the values of a neuron on all tokens of a text become one value: any of mean, max, first "
         "(token) and last (token). Default: mean and max for encoders, last and mean for decoders.",
     )
+    extract: Literal["all", "two_pass", "auto"] = Field(
+        "auto",
+        description="What training stores of the documents. all: every neuron of every document, so that another "
+        "search needs no backbone. two_pass: every neuron of the search.documents that neurons are chosen on, and of "
+        "the others only the chosen neurons, by a second pass; that takes about a tenth of the space. auto: two_pass "
+        "from five times as many documents on.",
+    )
     metric: Metric = Field(
         "macro_f1",
         description="Measure by which every choice is made: accuracy, balanced_accuracy (the mean recall of the "

@@ -1,9 +1,10 @@
-"""Read the feature shards of a store by column: only the bytes of the requested columns are fetched."""
+"""The features of a corpus by row: of its shards only the bytes of the requested columns are fetched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,12 @@ from spin.activations.feature_table import from_lists
 from spin.arrays import Rows
 from spin.heads.selection import Selection
 from spin.sites import FeatureColumn
+
+DOCUMENTS, FEATURES, TESTED = "documents.parquet", "features.parquet", "tested.parquet"
+"""endings of the files of a shard"""
+
+Columns = Mapping[FeatureColumn, NDArray[np.int64] | slice]
+"""for each column the neurons that are wanted; a slice of all of them: the whole column"""
 
 
 @dataclass(frozen=True)
@@ -37,32 +44,118 @@ class FeaturePlan:
     """blocks of the backbone"""
     causal: bool
     """whether the backbone is a decoder"""
+    sample: tuple[tuple[int, ...], ...] | None = None
+    """for each shard the positions of the documents that are extracted, ascending; None: all documents"""
+
+    @property
+    def column_types(self) -> dict[FeatureColumn, type[np.floating]]:
+        """The numpy type of each feature column."""
+        return {FeatureColumn.parse(name): np.dtype(kind).type for name, kind in self.types.items()}
+
+
+@dataclass(frozen=True)
+class FeatureShard:
+    """A shard of documents, and the features of all of them or of some."""
+
+    documents: str
+    """key of the Parquet file with ids, labels, splits and hashes"""
+    features: str
+    """key of the Parquet file with a list of values per feature column"""
+    size: int
+    """number of documents"""
+    extracted: Rows | None
+    """positions of the documents that have features, ascending; None: all"""
+
+
+@dataclass(frozen=True)
+class KeptShard:
+    """The features of further documents of a shard, by a second pass."""
+
+    features: str
+    """key of the Parquet file with the kept neurons of documents that train or validate"""
+    rows: Rows
+    """positions of these documents in the shard, ascending"""
+    tested_features: str
+    """key of the Parquet file with the kept neurons, and with whole columns, of documents that test"""
+    tested: Rows
+    """positions of these"""
+
+
+@dataclass(frozen=True)
+class KeptFeatures:
+    """The features of a second pass over the documents that the first one left out."""
+
+    store: Store
+    shards: tuple[KeptShard, ...]
+    """as those of the first pass"""
+    selection: Selection
+    """the neurons that are kept"""
+    whole: frozenset[FeatureColumn]
+    """columns of which documents that test have all neurons"""
+
+    def sources(self, index: int, columns: Columns) -> list[_Source]:
+        """The files of a shard that hold these neurons of some of its documents."""
+        shard, sources = self.shards[index], []
+        kept: dict[FeatureColumn, NDArray[np.int64] | slice] = {}
+        for column, wanted in columns.items():
+            neurons = self.selection.neurons.get(column, np.empty(0, np.int64))
+            if not isinstance(wanted, slice) and np.isin(wanted, neurons).all():
+                kept[column] = np.searchsorted(neurons, wanted)
+        if kept.keys() == columns.keys():
+            sources.append(_Source(self.store, shard.features, shard.rows, kept))
+        tested = kept | {column: wanted for column, wanted in columns.items() if column in self.whole}
+        if tested.keys() == columns.keys():
+            sources.append(_Source(self.store, shard.tested_features, shard.tested, tested))
+        return sources
 
 
 @dataclass(frozen=True)
 class FeatureShards:
-    """The feature shards that `extract` has published, in plan order."""
+    """The features of a corpus, document by document in plan order.
+
+    Either all columns of all documents, or all columns of a sample and, after a second pass, the kept neurons of the
+    others. Reading what was not extracted raises ValueError.
+    """
 
     store: Store
     """of the extract stage"""
-    keys: tuple[str, ...]
-    """of the Parquet files of the shards"""
-    sizes: tuple[int, ...]
-    """number of documents in each of these files"""
+    shards: tuple[FeatureShard, ...]
     columns: dict[FeatureColumn, int]
     """the width of every feature column, the baseline columns of the last layer included"""
+    kept: KeptFeatures | None = None
+    """of the second pass"""
 
     @classmethod
-    def of(cls, store: Store, plan: FeaturePlan, outcomes: Iterable[ShardOutcome[Any]]) -> FeatureShards:
+    def of(cls, store: Store, plan: FeaturePlan, outcomes: Sequence[ShardOutcome[Any]]) -> FeatureShards:
         """The shards that the extract stage with this plan has written to its store, given their outcomes."""
         columns = {FeatureColumn.parse(name): width for name, width in plan.widths.items()}
-        files = [(key, outcome.counts.rows) for outcome in outcomes for key in outcome.files]
-        return cls(store, tuple(key for key, _ in files), tuple(rows for _, rows in files), columns)
+        samples = [None] * len(outcomes) if plan.sample is None else [np.array(rows, np.int64) for rows in plan.sample]
+        shards = [
+            FeatureShard(required_file(outcome, DOCUMENTS), required_file(outcome, FEATURES), outcome.counts.rows, rows)
+            for outcome, rows in zip(outcomes, samples, strict=True)
+        ]
+        return cls(store, tuple(shards), columns)
 
     @property
     def probed(self) -> list[FeatureColumn]:
         """The columns that probes are fitted on: all but those of the last layer's baseline."""
         return [column for column in self.columns if column.site.kind != "final"]
+
+    @cached_property
+    def borders(self) -> Rows:
+        """The first row of every shard, and at last the number of documents."""
+        return np.cumsum([0, *(shard.size for shard in self.shards)])
+
+    @property
+    def extracted(self) -> Rows | None:
+        """The rows with all columns; None if all rows have them."""
+        if all(shard.extracted is None for shard in self.shards):
+            return None
+        parts = [
+            first + (np.arange(shard.size) if shard.extracted is None else shard.extracted)
+            for shard, first in zip(self.shards, self.borders, strict=False)
+        ]
+        return np.concatenate(parts)
 
     def read_rows(self, column: FeatureColumn, rows: Rows) -> NDArray[np.floating]:
         """One column of m rows in ascending order, (m, width); one shard is held in memory at a time."""
@@ -70,8 +163,8 @@ class FeatureShards:
 
     def column_blocks(self, column: FeatureColumn, rows: Rows) -> Iterator[NDArray[np.floating]]:
         """The same, one shard after the other."""
-        for table, own in self._tables_with_rows([str(column)], rows):
-            yield from_lists(table[str(column)])[own]
+        for index, own in self._rows_of_shards(rows):
+            yield self._read(index, own, {column: slice(None)})
 
     def read_selection(
         self, selection: Selection, rows: Rows, words: NDArray[np.floating] | None = None
@@ -87,38 +180,89 @@ class FeatureShards:
         `words` (m, K) are the words' logits of these rows, which no feature store holds, for a selection with words.
         """
         done = 0
-        for neurons in self._neuron_blocks(selection, rows):
-            own_words = [] if words is None or not selection.words else [words[done : done + len(neurons)]]
+        for index, own in self._rows_of_shards(rows):
+            neurons = self._read(index, own, selection.neurons)
+            own_words = [] if words is None or not selection.words else [words[done : done + len(own)]]
             yield np.concatenate([*own_words, neurons], axis=1)
-            done += len(neurons)
+            done += len(own)
 
-    def _neuron_blocks(self, selection: Selection, rows: Rows) -> Iterator[NDArray[np.floating]]:
-        if not selection.neurons:
-            yield from (np.empty((len(own), 0), np.float32) for _, own in self._rows_of_shards(rows))
-            return
-        for table, own in self._tables_with_rows([str(column) for column in selection.neurons], rows):
-            yield np.concatenate([from_lists(table[str(c)])[np.ix_(own, n)] for c, n in selection.neurons.items()], 1)
+    def _read(self, index: int, own: Rows, columns: Columns) -> NDArray[np.floating]:
+        """Some neurons of some documents of a shard, (m, p)."""
+        if not columns:
+            return np.empty((len(own), 0), np.float32)
+        shard = self.shards[index]
+        rows = np.arange(shard.size) if shard.extracted is None else shard.extracted
+        further = [] if self.kept is None else self.kept.sources(index, columns)
+        return _gather([_Source(self.store, shard.features, rows, columns), *further], own)
 
-    def table(self, names: Sequence[str]) -> pa.Table:
-        """Some columns of all rows as an Arrow table."""
-        tables = [self._read(key, names) for key in self.keys]
+    def documents(self, names: Sequence[str]) -> pa.Table:
+        """Some of id, label, split, text_hash and group of all documents, as an Arrow table."""
+        tables = [_read_table(self.store, shard.documents, names) for shard in self.shards]
         # in a shard without rows the labels have Arrow's null type, which cannot be concatenated with lists
         return pa.concat_tables([table for table in tables if len(table)] or tables[:1])
 
-    def _tables_with_rows(self, names: Sequence[str], rows: Rows) -> Iterator[tuple[pa.Table, Rows]]:
-        """The shards that hold some of the rows, each with the positions of these in it."""
-        for key, own in self._rows_of_shards(rows):
-            yield self._read(key, names), own
+    def _rows_of_shards(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
+        """The indices of the shards that hold some of the rows, with their positions in the shard.
 
-    def _rows_of_shards(self, rows: Rows) -> Iterator[tuple[str, Rows]]:
-        """The files that hold some of the rows; the first file if there are no rows, which has a type all the same."""
-        borders = np.cumsum([0, *self.sizes])
-        firsts = np.searchsorted(rows, borders)
-        for index, key in enumerate(self.keys):
-            own = rows[firsts[index] : firsts[index + 1]] - borders[index]
-            if len(own) or (not len(rows) and index == 0):
-                yield key, own
+        If there are no rows it is the first shard alone, so that a reader knows the type of no values.
+        """
+        firsts = np.searchsorted(rows, self.borders)
+        shards = np.flatnonzero(np.diff(firsts)).tolist() if len(rows) else [0]
+        for index in shards:
+            yield index, rows[firsts[index] : firsts[index + 1]] - self.borders[index]
 
-    def _read(self, key: str, names: Sequence[str]) -> pa.Table:
-        with store_errors(f"{self.store.uri}/{key}"), self.store.open(key) as file:
-            return pq.read_table(file, columns=list(names), pre_buffer=True)
+
+@dataclass(frozen=True)
+class _Source:
+    """A file with features of some documents of a shard."""
+
+    store: Store
+    key: str
+    rows: Rows
+    """positions of the documents in the shard, ascending"""
+    columns: Columns
+    """which of the stored values are wanted of each column"""
+
+    def read(self, own: Rows) -> NDArray[np.floating]:
+        """The wanted values (m, p) of m documents, which the file must hold."""
+        table = _read_table(self.store, self.key, [str(column) for column in self.columns])
+        positions = np.searchsorted(self.rows, own)
+        return np.concatenate(
+            [
+                values[positions] if isinstance(wanted, slice) else values[np.ix_(positions, wanted)]
+                for wanted, values in ((wanted, from_lists(table[str(c)])) for c, wanted in self.columns.items())
+            ],
+            axis=1,
+        )
+
+
+def _gather(sources: Sequence[_Source], own: Rows) -> NDArray[np.floating]:
+    """The values (m, p) of m documents of a shard, each from the first source that holds it."""
+    parts: list[tuple[NDArray[np.bool_], NDArray[np.floating]]] = []
+    missing = np.full(len(own), True)
+    for source in sources:
+        held = missing & np.isin(own, source.rows)
+        if held.any() or not len(own):
+            parts.append((held, source.read(own[held])))
+            missing &= ~held
+    if missing.any():
+        names = ", ".join(map(str, sources[0].columns))[:100]
+        raise ValueError(f"{sources[0].key}: {missing.sum()} of {len(own)} documents have no values of {names}")
+    if len(parts) == 1:
+        return parts[0][1]
+    values = np.empty((len(own), parts[0][1].shape[1]), np.result_type(*(part for _, part in parts)))
+    for held, part in parts:
+        values[held] = part
+    return values
+
+
+def _read_table(store: Store, key: str, names: Sequence[str]) -> pa.Table:
+    with store_errors(f"{store.uri}/{key}"), store.open(key) as file:
+        return pq.read_table(file, columns=list(names), pre_buffer=True)
+
+
+def required_file(outcome: ShardOutcome[Any], ending: str) -> str:
+    """The key of the file with this ending, which every outcome of a stage has."""
+    key = outcome.file_key(ending)
+    assert key is not None
+    return key

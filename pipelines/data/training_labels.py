@@ -14,7 +14,7 @@ from pipelines.data.readers import ALL_COLUMNS, FIELDS, read_shard
 from pipelines.data.shards import Shard
 from pipelines.data.text_values import is_unicode
 from pipelines.storage.stage_plan import fingerprint
-from spin.arrays import Hashes
+from spin.arrays import Hashes, Rows
 from spin.errors import UserError
 from spin.labels.label_space import Label, LabelSpace, Targets
 from spin.labels.split_groups import choose_group, hash_text
@@ -164,6 +164,8 @@ class Labels:
     groups: Hashes | None = None
     """(n,) of the documents, which cross-validation does not divide; None if each stands for itself"""
     overlap: SplitOverlap = SplitOverlap()
+    extracted: Rows | None = None
+    """the rows with all feature columns, from which samples are drawn; None if all rows have them"""
 
     @classmethod
     def of(
@@ -176,13 +178,13 @@ class Labels:
 
         Raises UserError for classes that cannot be learned, as `LabelSpace.of` does.
         """
-        table = features.table(["id", "label", "split", "text_hash", "group"])
+        table = features.documents(["id", "label", "split", "text_hash", "group"])
         ids, labels, given = (table[name].to_pylist() for name in ("id", "label", "split"))
         text_hashes, groups = (table[name].to_numpy() for name in ("text_hash", "group"))
         splits = split_all(ids, given, text_hashes, groups, settings, frozen=frozen)
         label_space = LabelSpace.of(labels, splits, groups)
         overlap = _find_overlap(splits, text_hashes, groups)
-        return cls(ids, label_space, label_space.index(labels), splits, groups, overlap)
+        return cls(ids, label_space, label_space.index(labels), splits, groups, overlap, features.extracted)
 
     @property
     def classes(self) -> list[str]:
@@ -198,7 +200,8 @@ class Labels:
     def training_data(self, settings: Settings, device: str) -> TrainingData:
         """The data for fitting and judging probes and heads, on a device.
 
-        Its folds hold a sample of the documents if there are more than `search.documents`.
+        Its folds hold a sample of the documents if there are more than `search.documents`, or if only a sample has all
+        feature columns.
         """
         return TrainingData.from_splits(
             self.y,
@@ -210,6 +213,7 @@ class Labels:
             seed=settings.seed,
             device=device,
             documents=settings.search.documents,
+            sampled_from=self.extracted,
         )
 
     def part(self, split: str) -> tuple[NDArray[np.int64], Targets]:

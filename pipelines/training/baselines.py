@@ -34,7 +34,7 @@ from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 from spin.labels.sampling import sample_rows
 from spin.pages.model_card import ContenderResult
-from spin.sparsify.probe import Probe
+from spin.sparsify.probe import Probe, best_column
 
 _log = logging.getLogger(__name__)
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
@@ -94,7 +94,7 @@ def _classify_words(texts: Sequence[str], *, vectorizer: Any, model: Any, labels
 
 def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metric: str, seed: int) -> Contender:
     """Logistic regression on the last layer after the final norm, under the pooling that validates better."""
-    train, valid = (rows_to_fit(labels, split, SAMPLE_ROWS, seed) for split in ("train", "valid"))
+    train, valid = (rows_to_fit(labels, split, SAMPLE_ROWS, seed, labels.extracted) for split in ("train", "valid"))
     fitted = []
     for column in (c for c in features.columns if c.site.kind == "final"):
         train_values, valid_values = (features.read_rows(column, rows).astype(np.float32) for rows in (train, valid))
@@ -119,7 +119,8 @@ def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metr
 
 def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Probe], labels: Labels) -> Contender:
     """The probe of the one feature column that validates best."""
-    probe = max(probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
+    best = best_column(probes)
+    [probe] = [probe for probe in probes if probe.column == best]
     engine = open_engine(backbone, [single_segment([probe.column])])
     return Contender(
         "best_site",
@@ -234,10 +235,14 @@ def _speeds(contenders: Sequence[Contender], sample: Sequence[str], notes: list[
     return {name: len(sample) / statistics.median(times) for name, times in seconds.items()}
 
 
-def rows_to_fit(labels: Labels, split: str, most: int, seed: int) -> Rows:
-    """The rows of a split in order, or a stratified sample of `most` of them if there are more."""
-    rows, y = labels.part(split)
-    return sample_rows(rows, labels.label_space.strata(y), most, seed)
+def rows_to_fit(labels: Labels, split: str, most: int, seed: int, among: Rows | None = None) -> Rows:
+    """The rows of a split in order, or a stratified sample of `most` of them if there are more.
+
+    With `among` only these rows are taken.
+    """
+    rows, _ = labels.part(split)
+    rows = rows if among is None else rows[np.isin(rows, among)]
+    return sample_rows(rows, labels.label_space.strata(labels.y[rows]), most, seed)
 
 
 def _texts_to_fit(corpus: Corpus, labels: Labels, split: str, seed: int) -> tuple[Rows, list[str]]:

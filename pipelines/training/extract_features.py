@@ -1,10 +1,15 @@
-"""The extract stage: the frozen backbone reads every document once and writes feature shards."""
+"""The extract stage: the frozen backbone reads the documents and writes feature shards.
+
+With `extract: two_pass` it reads a sample of them; the chosen neurons of the others are extracted by `keep_neurons`,
+once neurons have been chosen.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data import input_files, readers, sharding, training_labels
-from pipelines.data.feature_store import FeaturePlan, FeatureShards
+from pipelines.data.feature_store import DOCUMENTS, FEATURES, FeaturePlan, FeatureShards
 from pipelines.data.input_files import InputFile
 from pipelines.data.shards import Shard
-from pipelines.data.training_labels import NOTHING_FROZEN, split_all
+from pipelines.data.training_labels import NOTHING_FROZEN, Labelled, split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
@@ -25,6 +30,8 @@ from pipelines.storage.stage_plan import (
     StagePlan,
     find_manifest,
     load_finished,
+    plan_fingerprint,
+    read_plan,
     write_manifest,
     write_plan,
 )
@@ -34,7 +41,8 @@ from pipelines.workers.weights_cache import ACTIVATION_SETTINGS, with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engine import open_engine
 from spin.activations.extract import choose_column_types, read_activations, single_segment
-from spin.activations.feature_table import MAX_SHARD_BYTES, bytes_per_document, to_table
+from spin.activations.feature_table import MAX_SHARD_BYTES, bytes_per_document, documents_table, features_table
+from spin.arrays import Rows
 from spin.backbone.digest import cached_digest
 from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
@@ -42,10 +50,14 @@ from spin.classifier import feature_columns
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
 from spin.labels.split_groups import choose_group, hash_text
+from spin.labels.splits import rows_in_split
+from spin.labels.training_data import sample_labelled
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
-FORMAT = 4
+FORMAT = 5
+TWO_PASS_FROM = 5
+"""documents, as a multiple of `search.documents`, from which `extract: auto` takes two passes"""
 _SURVEYED = 256
 
 
@@ -53,6 +65,8 @@ _SURVEYED = 256
 class ExtractCounts(ShardCounts):
     """A shard of documents whose features are extracted."""
 
+    extracted: int
+    """documents that the backbone read; `rows` counts all"""
     tokens: int
     """that the backbone read"""
     truncated: int
@@ -64,7 +78,7 @@ class CorpusCounts(ExtractCounts):
     """The sums over all shards of a corpus."""
 
     truncated_share: float
-    """`truncated` per document"""
+    """`truncated` per document that the backbone read"""
 
 
 @dataclass(frozen=True)
@@ -87,10 +101,9 @@ ExtractManifest = StageManifest[ExtractResults]
 class ExtractStep:
     """Read a shard of documents, run the backbone and return the feature shard."""
 
-    def __init__(self, settings: Settings, digest: str, types: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, digest: str, plan: FeaturePlan) -> None:
         backbone = load_backbone(weights_cache.receive(settings, digest), expect_digest=digest)
-        self.data = settings.data
-        self.types = {FeatureColumn.parse(name): np.dtype(kind).type for name, kind in types.items()}
+        self.data, self.sample, self.types = settings.data, plan.sample, plan.column_types
         self.engine = open_engine(backbone, [single_segment(self.types)])
 
     def check(self) -> None:
@@ -99,19 +112,20 @@ class ExtractStep:
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ExtractCounts]:
         documents = readers.read_shard(shard, self.data, columns=readers.ALL_COLUMNS)
-        features = read_activations(self.engine, documents.texts, types=self.types)
+        rows = range(len(documents)) if self.sample is None else self.sample[shard.index]
+        features = read_activations(self.engine, [documents.texts[row] for row in rows], types=self.types)
         text_hashes = [hash_text(text) for text in documents.texts]
-        table = to_table(
+        table = documents_table(
             documents.ids,  # type: ignore[arg-type]
             documents.labels,  # type: ignore[arg-type]
             documents.splits,
-            features,
             text_hashes=text_hashes,
             groups=[choose_group(*pair) for pair in zip(text_hashes, documents.groups, strict=True)],
         )
+        files = {DOCUMENTS: to_parquet(table), FEATURES: to_parquet(features_table(features))}
         tokens, truncated = int(features.n_tokens.sum()), features.truncated
-        counts = ExtractCounts(rows=len(documents), tokens=tokens, truncated=truncated)
-        return StepResult({"parquet": _to_parquet(table)}, counts)
+        counts = ExtractCounts(rows=len(documents), extracted=len(rows), tokens=tokens, truncated=truncated)
+        return StepResult(files, counts)
 
 
 def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPlan, ExtractManifest]:
@@ -122,17 +136,18 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
     settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
     files = input_files.list_files(settings.data.train)
-    digest = _backbone_digest(settings)
-    metadata = _plan_metadata(settings, files, digest)
+    digest = backbone_digest(settings)
+    metadata = _plan_metadata(settings, files, digest, None if restart else store)
     start = time.perf_counter()
     with Lease(store) as lease:
-        plan = write_plan(store, "extract", metadata, FeaturePlan, lambda: _survey(settings, files), restart=restart)
+        survey = partial(_survey, settings, files, sampled="sample" in metadata)
+        plan = write_plan(store, "extract", metadata, FeaturePlan, survey, restart=restart)
         if manifest := find_manifest(store, plan, ExtractResults):
             return plan, manifest
         weights_cache.publish(settings, digest)
         outcomes = map_shards(
             ExtractStep,
-            (settings, digest, plan.derived.types),
+            (settings, digest, plan.derived),
             plan.derived.shards,
             store,
             settings.ray.for_stage("extract"),
@@ -154,11 +169,11 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
 
 
 def _sum_counts(shards: Sequence[ExtractCounts]) -> CorpusCounts:
-    rows = sum(shard.rows for shard in shards)
+    rows, extracted = sum(shard.rows for shard in shards), sum(shard.extracted for shard in shards)
     tokens = sum(shard.tokens for shard in shards)
     truncated = sum(shard.truncated for shard in shards)
-    share = round(truncated / max(1, rows), 4)
-    return CorpusCounts(rows=rows, tokens=tokens, truncated=truncated, truncated_share=share)
+    share = round(truncated / max(1, extracted), 4)
+    return CorpusCounts(rows=rows, extracted=extracted, tokens=tokens, truncated=truncated, truncated_share=share)
 
 
 def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, FeatureShards]:
@@ -168,23 +183,26 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, Fea
     """
     settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
-    metadata = _plan_metadata(settings, input_files.list_files(settings.data.train), _backbone_digest(settings))
+    metadata = _plan_metadata(settings, input_files.list_files(settings.data.train), backbone_digest(settings), store)
     plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
     return plan, manifest, FeatureShards.of(store, plan.derived, manifest.results.shards)
 
 
-def _backbone_digest(settings: Settings) -> str:
+def backbone_digest(settings: Settings) -> str:
     """The digest of the backbone's files."""
     code = settings.backbone.trust_remote_code
     folder = locate_model(settings.backbone.model, settings.backbone.revision, include_code=code)
     return cached_digest(folder, include_code=code)
 
 
-def _plan_metadata(settings: Settings, files: list[InputFile], digest: str) -> dict[str, Any]:
-    """Everything that changes the features; not worker counts, logging or the path of the weights."""
+def _plan_metadata(settings: Settings, files: list[InputFile], digest: str, store: Store | None) -> dict[str, Any]:
+    """Everything that changes the features; not worker counts, logging or the path of the weights.
+
+    `store` may hold a plan of before, whose number of passes `extract: auto` keeps.
+    """
     backbone = settings.backbone.model_dump(include=ACTIVATION_SETTINGS)
     data = settings.data.model_dump(include={"id", "text", "label", "split", "group"})
-    return {
+    of_one_pass = {
         "format": FORMAT,
         "backbone": {**backbone, "digest": digest},
         "data": {**data, "files": to_json(files)},
@@ -192,28 +210,40 @@ def _plan_metadata(settings: Settings, files: list[InputFile], digest: str) -> d
         "poolings": settings.poolings,
         "shard_documents": settings.ray.shard_documents,
     }
+    of_two = {**of_one_pass, "sample": {"documents": settings.search.documents, "seed": settings.seed}}
+    if settings.extract != "auto":
+        return of_one_pass if settings.extract == "all" else of_two
+    plan = None if store is None else read_plan(store, FeaturePlan)
+    for metadata in (of_one_pass, of_two):
+        if plan is not None and plan.fingerprint == plan_fingerprint("extract", metadata):
+            return metadata
+    documents = sum(
+        shard.documents for shard in sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
+    )
+    return of_two if documents >= TWO_PASS_FROM * settings.search.documents else of_one_pass
 
 
-def _survey(settings: Settings, files: list[InputFile]) -> FeaturePlan:
+def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> FeaturePlan:
     """Check the labelled corpus, choose each column's number type from the first texts, and plan the shards.
 
     A shard holds as many documents as the settings ask for, or as many as its features fit in memory.
     """
-    coarse = sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
-    labelled = training_labels.read_labelled(coarse, settings.data, keep_texts=_SURVEYED)
-    text_hashes, groups = np.array(labelled.text_hashes, np.uint64), np.array(labelled.groups, np.uint64)
-    splits = split_all(labelled.ids, labelled.splits, text_hashes, groups, settings, frozen=NOTHING_FROZEN)
-    LabelSpace.of(labelled.labels, splits, groups)
+    shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
+    labelled = training_labels.read_labelled(shards, settings.data, keep_texts=_SURVEYED)
+    sample = _choose_sample(settings, labelled, extracts_all=not sampled)
     backbone = load_backbone(settings.backbone)
     probed = feature_columns(backbone, settings.sites, settings.poolings)
     baselines = [FeatureColumn(backbone.final_site, p) for p in (("last", "mean") if backbone.causal else ("mean",))]
     columns = probed + baselines
     types = choose_column_types(backbone, labelled.texts[: labelled.shard_rows[0]], columns)
     widths = {column: backbone.width(column.site) for column in columns}
-    fitting = max(1, MAX_SHARD_BYTES // bytes_per_document(widths, types))
-    shards = coarse
+    share = 1.0 if sample is None else len(sample) / len(labelled.ids)
+    fitting = max(1, int(MAX_SHARD_BYTES / share) // bytes_per_document(widths, types))
+    sizes = labelled.shard_rows
     if fitting < settings.ray.shard_documents:
         shards = sharding.plan_shards(files, fitting, settings.data)
+        if sample is not None:
+            sizes = [len(readers.read_shard(shard, settings.data, columns=readers.IDS)) for shard in shards]
     return FeaturePlan(
         shards=tuple(shards),
         documents=len(labelled.ids),
@@ -221,10 +251,33 @@ def _survey(settings: Settings, files: list[InputFile]) -> FeaturePlan:
         widths={str(column): width for column, width in widths.items()},
         depth=backbone.depth,
         causal=backbone.causal,
+        sample=None if sample is None else _split_by_shard(sample, sizes),
     )
 
 
-def _to_parquet(table: pa.Table) -> bytes:
+def _choose_sample(settings: Settings, labelled: Labelled, *, extracts_all: bool) -> Rows | None:
+    """The documents whose features are extracted; None if it is all of them, or if there are not too many for that.
+
+    Raises UserError for classes that cannot be learned, as `LabelSpace.of` does.
+    """
+    text_hashes, groups = np.array(labelled.text_hashes, np.uint64), np.array(labelled.groups, np.uint64)
+    splits = split_all(labelled.ids, labelled.splits, text_hashes, groups, settings, frozen=NOTHING_FROZEN)
+    label_space = LabelSpace.of(labelled.labels, splits, groups)
+    train, valid = (rows_in_split(splits, split) for split in ("train", "valid"))
+    if extracts_all or len(train) + len(valid) <= settings.search.documents:
+        return None
+    y = label_space.index(labelled.labels)
+    return sample_labelled(y, train, valid, label_space, settings.search.documents, settings.seed)
+
+
+def _split_by_shard(rows: Rows, sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Rows of the corpus as positions in shards of these sizes."""
+    borders = np.cumsum([0, *sizes])
+    parts = np.split(rows, np.searchsorted(rows, borders[1:-1]))
+    return tuple(tuple((part - first).tolist()) for part, first in zip(parts, borders, strict=False))
+
+
+def to_parquet(table: pa.Table) -> bytes:
     """One row group, so that a reader of one column asks for one range; activations do not compress."""
     sink = pa.BufferOutputStream()
     pq.write_table(

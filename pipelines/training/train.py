@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +30,10 @@ from pipelines.storage.stage_plan import (
     write_plan,
 )
 from pipelines.training.drift_reference import choose_reference, describe_reference
-from pipelines.training.extract_features import ExtractManifest, load_features
+from pipelines.training.extract_features import ExtractManifest, ExtractPlan, load_features
 from pipelines.training.fit_heads import HeadsJob, run_integrate, run_refit
 from pipelines.training.fit_probes import ProbeManifest, load_probes
+from pipelines.training.keep_neurons import run_keep
 from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS
 from pipelines.training.suspects import SUSPECTS, check_labels, to_parquet
@@ -45,13 +46,15 @@ from spin.errors import UserError
 from spin.heads import persistence
 from spin.heads.calibration import calibration_error
 from spin.heads.decision import Decision
-from spin.heads.fitted import TrainingSummary
+from spin.heads.fitted import TrainingResult, TrainingSummary
+from spin.heads.selection import Selection
 from spin.integrate.fit_words import WordFit
 from spin.labels.metrics import ClassFigures, class_figures
 from spin.labels.splits import SPLITS
 from spin.pages.model_card import CARD, ContenderResult
 from spin.settings import Choice, Settings
-from spin.sparsify.probe import Probe
+from spin.sites import FeatureColumn
+from spin.sparsify.probe import Probe, best_column
 from spin.sparsify.ridge import RidgeImportance
 
 FORMAT = 5
@@ -188,6 +191,7 @@ def run_train(
                 store=store,
                 plan=plan,
                 lease=lease,
+                source=extract_plan,
                 probe_fingerprint=probed.fingerprint,
             )
         registered = _register_once(settings, registry, labels, corpus, store, manifest)
@@ -208,6 +212,7 @@ def _fit(
     store: Store,
     plan: TrainPlan,
     lease: Lease,
+    source: ExtractPlan,
     probe_fingerprint: str,
 ) -> TrainManifest:
     """Fit and evaluate the heads, and write the artifact and the manifest."""
@@ -223,7 +228,9 @@ def _fit(
         compute=relative_flops(backbone),
         store=store / "heads",
     )
-    training_result = run_refit(job, run_integrate(job))
+    sampled = run_integrate(job)
+    features = run_keep(settings, source, features, labels, *_columns_to_keep(settings, sampled, probes, features))
+    training_result = run_refit(replace(job, features=features), sampled)
     spin = SpinClassifier.assemble(
         settings.backbone,
         backbone.digest,
@@ -277,6 +284,15 @@ def _fit(
     Store(settings.store).write(SUSPECTS, to_parquet(suspects))
     lease.check()
     return write_manifest(store, plan, results)
+
+
+def _columns_to_keep(
+    settings: Settings, result: TrainingResult, probes: Sequence[Probe], features: FeatureShards
+) -> tuple[Selection, list[FeatureColumn]]:
+    """What is needed of documents outside the sample: neurons of all, and whole columns of those that test."""
+    selection = Selection.merge(fitted.selection for fitted in result.choices.values())
+    of_baselines = [c for c in features.columns if c.site.kind == "final"] + [best_column(probes)]
+    return selection, of_baselines if settings.train.baselines else []
 
 
 def _evaluate(

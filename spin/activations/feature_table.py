@@ -1,4 +1,4 @@
-"""A feature shard as an Arrow table: one row per document, one column of fixed-size lists per feature column."""
+"""A feature shard as Arrow tables: what is known of its documents, and lists of values per feature column."""
 
 from __future__ import annotations
 
@@ -21,23 +21,21 @@ def bytes_per_document(widths: Mapping[FeatureColumn, int], dtypes: Mapping[Feat
     return sum(width * np.dtype(dtypes[column]).itemsize for column, width in widths.items())
 
 
-def to_table(
+def documents_table(
     ids: Sequence[str],
     labels: Sequence[Label],
     splits: Sequence[str | None],
-    features: Features,
     *,
     text_hashes: Sequence[int],
     groups: Sequence[int],
 ) -> pa.Table:
-    """The table of n documents: id, label, split, text_hash, group, n_tokens, and lists of values per feature column.
+    """The table of n documents: id, label, split, text_hash and group.
 
     Labels are strings, or lists of strings even if all lists are empty. `text_hashes` and `groups` are those of
     `spin.labels.split_groups`, in place of the texts, which no feature store holds.
     """
     # a corpus has labels of one kind, so the first decides; Arrow would infer lists of null from empty lists
     multilabel = len(labels) > 0 and not isinstance(labels[0], str)
-    columns = {str(column): to_lists(values) for column, values in features.columns.items()}
     return pa.table(
         {
             "id": pa.array(ids, pa.string()),
@@ -45,10 +43,14 @@ def to_table(
             "split": pa.array(splits, pa.string()),
             "text_hash": pa.array(text_hashes, pa.uint64()),
             "group": pa.array(groups, pa.uint64()),
-            "n_tokens": pa.array(features.n_tokens, pa.int32()),
-            **columns,
         }
     )
+
+
+def features_table(features: Features) -> pa.Table:
+    """The table of the features of n documents: n_tokens, and lists of values per feature column."""
+    columns = {str(column): to_lists(values) for column, values in features.columns.items()}
+    return pa.table({"n_tokens": pa.array(features.n_tokens, pa.int32()), **columns})
 
 
 def to_lists(values: NDArray[np.floating]) -> pa.FixedSizeListArray:

@@ -50,17 +50,21 @@ class TrainingData:
         seed: int = 0,
         device: str = "cpu",
         documents: int | None = None,
+        sampled_from: Rows | None = None,
     ) -> TrainingData:
         """Training data of n documents; all but those in the splits `train` and `valid` are in no fold.
 
         `groups` (n,) are the groups of the documents, which cross-validation does not divide; without them every
         document stands for itself. If more than `documents` train or validate, the folds hold a stratified sample of
-        so many. Raises UserError as `make_folds` does.
+        so many, drawn from the rows `sampled_from` if they are given. Raises UserError as `make_folds` does.
         """
         train, valid = rows_in_split(splits, "train"), rows_in_split(splits, "valid")
+        labelled = np.concatenate([train, valid])
+        if sampled_from is not None:
+            train, valid = (rows[np.isin(rows, sampled_from)] for rows in (train, valid))
         sample = sample_labelled(y, train, valid, label_space, documents, seed)
         folds = make_folds(label_space, y, train[np.isin(train, sample)], valid[np.isin(valid, sample)], seed, groups)
-        rest = np.setdiff1d(np.concatenate([train, valid]), sample, assume_unique=True)
+        rest = np.setdiff1d(labelled, sample, assume_unique=True)
         return cls(
             y, folds, label_space, metric, class_weights, seed, device, groups, np.sort(rest) if len(rest) else None
         )

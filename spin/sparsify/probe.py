@@ -161,6 +161,11 @@ def warn_of_inexact_probes(summaries: Sequence[ProbeSummary]) -> None:
         )
 
 
+def best_column(probes: Sequence[Probe]) -> FeatureColumn:
+    """The column whose probe scores best on validation; of equal ones the shallowest."""
+    return max(probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column)).column
+
+
 def decide(logits: Floats, label_space: LabelSpace) -> Targets:
     """The targets of one-vs-rest logits (n, K), where K is 1 for two exclusive classes."""
     return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else label_space.predict(logits)

@@ -20,6 +20,7 @@ from spin.heads.linear_head import Penalty
 from spin.integrate.feature_rows import FeatureRows
 from spin.integrate.fit_linear import Design, fit_linear
 from spin.integrate.fit_mlp import fit_mlp
+from spin.integrate.head_fitter import refit
 from spin.process_group import ProcessGroup
 from spin.settings import SearchSettings
 from tests.spin.integrate.test_fit_linear import make_design, matrix
@@ -66,6 +67,9 @@ def fit_all(group: ProcessGroup, projects: dict[str, Project]) -> dict[str, Any]
         choice = trained.choices["accuracy"]
         results[f"{name}, summary"] = trained.summary().model_dump(mode="json")
         results[f"{name}, logits"] = choice.logits(project.read(choice.selection, project.test))
+        data = replace(project.data, not_sampled=np.sort(project.test))
+        refitted = refit(trained, project.probes, project.read_blocks, data, group=group).choices["accuracy"]
+        results[f"{name}, refitted"] = refitted.logits(project.read(choice.selection, project.test))
     return results
 
 
@@ -139,12 +143,11 @@ def test_a_group_fits_the_heads_of_a_single_process(
 def test_a_group_chooses_the_classifier_of_a_single_process(
     together: list[dict[str, Any]], alone: dict[str, Any], name: str
 ) -> None:
-    """Search, choices and summaries agree, and the probabilities of test rows within 0.02."""
+    """Search, choices and summaries agree, and the probabilities of test rows within 0.02, also after a refit."""
     expected = alone[f"{name}, summary"]
     for results in together:
         actual = results[f"{name}, summary"]
         assert actual == together[0][f"{name}, summary"]
-        np.testing.assert_array_equal(results[f"{name}, logits"], together[0][f"{name}, logits"])
         assert actual["tried"] == expected["tried"]
         for choice, summary in actual["choices"].items():
             expected_summary = expected["choices"][choice]
@@ -156,8 +159,10 @@ def test_a_group_chooses_the_classifier_of_a_single_process(
                     assert value == pytest.approx(expected_summary[key], abs=0.02), key
                 else:
                     assert value == expected_summary[key], key
-        actual_logits, expected_logits = results[f"{name}, logits"], alone[f"{name}, logits"]
-        np.testing.assert_allclose(expit(actual_logits), expit(expected_logits), atol=0.02)
+        for key in (f"{name}, logits", f"{name}, refitted"):
+            np.testing.assert_array_equal(results[key], together[0][key])
+            np.testing.assert_allclose(expit(results[key]), expit(alone[key]), atol=0.02)
+        assert np.abs(alone[f"{name}, refitted"] - alone[f"{name}, logits"]).max() > 0.05, "it has seen further rows"
 
 
 def test_a_process_outside_any_group_is_a_group_of_one() -> None:

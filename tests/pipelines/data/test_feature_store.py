@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipelines.data.feature_store import FeatureShards
+from pipelines.data.feature_store import FeatureShard, FeatureShards, KeptFeatures, KeptShard
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import fingerprint
 from spin.activations.extract import Features
-from spin.activations.feature_table import bytes_per_document, from_lists, to_lists, to_table
+from spin.activations.feature_table import bytes_per_document, documents_table, features_table, from_lists, to_lists
+from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace
 from spin.settings import parse_settings
 from spin.sites import FeatureColumn
@@ -34,12 +37,14 @@ def draw_features(n: int, seed: int = 0) -> Features:
     return Features(columns, np.arange(n, dtype=np.int32), np.zeros(n, np.int32), 0)
 
 
-def build_table(n: int, seed: int = 0) -> tuple[pa.Table, Features]:
+def build_tables(n: int, seed: int = 0) -> tuple[pa.Table, pa.Table, Features]:
+    """A table of documents, one of their features, and these."""
     features = draw_features(n, seed)
     ids, labels = [f"é{i}" for i in range(n)], ["good"] * n
     splits = ["train" if i % 2 else None for i in range(n)]
     hashes = [2**64 - 1 - i for i in range(n)]
-    return to_table(ids, labels, splits, features, text_hashes=hashes, groups=list(range(n))), features
+    documents = documents_table(ids, labels, splits, text_hashes=hashes, groups=list(range(n)))
+    return documents, features_table(features), features
 
 
 def check_values(table: pa.Table, features: Features) -> None:
@@ -52,23 +57,24 @@ def check_values(table: pa.Table, features: Features) -> None:
 @pytest.mark.parametrize("n", [0, 1, 7])
 def test_a_feature_shard_round_trips_through_parquet(n: int, tmp_path: Path) -> None:
     """float16 and float32 values, ids, missing splits and token counts are unchanged, also in a shard without rows."""
-    table, features = build_table(n)
-    pq.write_table(table, tmp_path / "shard.parquet")
-    stored = pq.read_table(tmp_path / "shard.parquet")
-    check_values(stored, features)
+    documents, table, features = build_tables(n)
+    pq.write_table(table, tmp_path / "features.parquet")
+    pq.write_table(documents, tmp_path / "documents.parquet")
+    values, stored = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("features", "documents"))
+    check_values(values, features)
     assert stored.column("id").to_pylist() == [f"é{i}" for i in range(n)]
     assert stored.column("split").to_pylist() == ["train" if i % 2 else None for i in range(n)]
     assert stored.column("text_hash").to_pylist() == [2**64 - 1 - i for i in range(n)]
     assert stored.column("group").to_pylist() == list(range(n))
-    assert stored.column("n_tokens").to_pylist() == list(range(n))
-    assert stored.schema.field(str(HALF)).type == pa.list_(pa.float16(), 5)
+    assert values.column("n_tokens").to_pylist() == list(range(n))
+    assert values.schema.field(str(HALF)).type == pa.list_(pa.float16(), 5)
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.integers(0, 3), st.integers(0, 3))
 def test_a_slice_of_several_shards_is_read_as_one_matrix(sizes: list[int], start: int, drop: int) -> None:
     """Shards of any sizes, also empty ones, are concatenated and cut at both ends."""
-    shards = [build_table(n, seed) for seed, n in enumerate(sizes)]
+    shards = [build_tables(n, seed)[1:] for seed, n in enumerate(sizes)]
     table = pa.concat_tables([shard for shard, _ in shards])
     stop = max(start, sum(sizes) - drop)
     part = table.slice(start, stop - start)
@@ -99,7 +105,7 @@ def test_labels_are_stored_as_strings_or_lists_of_strings(
     """A column of empty lists has the type list of strings too."""
     n = len(labels)
     ids = [f"d{i}" for i in range(n)]
-    table = to_table(ids, labels, [None] * n, draw_features(n), text_hashes=range(n), groups=range(n))
+    table = documents_table(ids, labels, [None] * n, text_hashes=range(n), groups=range(n))
     pq.write_table(table, tmp_path / "shard.parquet")
     stored = pq.read_table(tmp_path / "shard.parquet").column("label")
     assert table.column("label").type == stored.type == arrow_type
@@ -110,9 +116,7 @@ def test_shards_with_lists_of_labels_can_be_concatenated() -> None:
     """One of the shards has empty lists only."""
     shards: list[list[Label]] = [[[], []], [["a"], []], [["b", "a"]]]
     tables = [
-        to_table(
-            ["x"] * len(s), s, [None] * len(s), draw_features(len(s)), text_hashes=[1] * len(s), groups=[1] * len(s)
-        )
+        documents_table(["x"] * len(s), s, [None] * len(s), text_hashes=[1] * len(s), groups=[1] * len(s))
         for s in shards
     ]
     assert pa.concat_tables(tables).column("label").to_pylist() == [[], [], ["a"], [], ["b", "a"]]
@@ -129,12 +133,12 @@ def test_lists_of_labels_in_a_store_become_a_boolean_matrix(tmp_path: Path) -> N
         for index, shard in enumerate(shards):
             rows = range(2 * index, 2 * index + 2)
             ids, own_splits = [f"d{row}" for row in rows], [splits[row] for row in rows]
-            table = to_table(ids, shard, own_splits, draw_features(2), text_hashes=rows, groups=rows)
+            table = documents_table(ids, shard, own_splits, text_hashes=rows, groups=rows)
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink)
             store.write(f"parts/{index:06d}.parquet", sink.getvalue().to_pybytes())
-        keys = tuple(f"parts/{index:06d}.parquet" for index in range(3))
-        return Labels.of(FeatureShards(store, keys, (0,) * len(keys), {}), config)
+        stored = [FeatureShard(f"parts/{index:06d}.parquet", "no features", 2, None) for index in range(3)]
+        return Labels.of(FeatureShards(store, tuple(stored), {}), config)
 
     labels = read_labels(shard_labels)
     assert (labels.label_space, labels.classes) == (LabelSpace(("a", "b"), multilabel=True), ["a", "b"])
@@ -158,3 +162,89 @@ def test_bytes_per_document_equals_the_size_of_the_stored_values() -> None:
     features = draw_features(6)
     stored = sum(values.nbytes for values in features.columns.values()) / 6
     assert bytes_per_document({HALF: 5, FULL: 3}, {HALF: np.float16, FULL: np.float32}) == stored
+
+
+N = 23
+EXTRACTED = np.array([0, 3, 4, 11, 12, 13, 20])
+"""rows of the first pass"""
+TESTED = np.array([1, 2, 9, 10, 22])
+"""rows of the second pass that test"""
+DROPPED = np.array([5])
+"""a row that is in neither"""
+
+
+def select(neurons: Mapping[FeatureColumn, list[int]]) -> Selection:
+    arrays = {column: np.array(indices) for column, indices in neurons.items()}
+    return Selection(arrays, {column: np.zeros(len(indices)) for column, indices in arrays.items()}, 1.0)
+
+
+@pytest.fixture
+def two_passes(tmp_path: Path) -> tuple[FeatureShards, Features]:
+    """Shards of 10, 0 and 13 documents after two passes, of which the second kept FULL whole where documents test."""
+    features, store, selection = draw_features(N, seed=5), Store(str(tmp_path)), select({HALF: [1, 4], FULL: [0, 2]})
+    shards, kept = [], []
+
+    def write(key: str, rows: NDArray[np.int64], columns: dict[FeatureColumn, NDArray[np.floating]]) -> str:
+        part = {column: values[rows] for column, values in columns.items()}
+        sink = pa.BufferOutputStream()
+        pq.write_table(features_table(Features(part, np.zeros(len(rows), np.int32), np.zeros(0, np.int32), 0)), sink)
+        store.write(key, sink.getvalue().to_pybytes())
+        return key
+
+    of_kept = {column: values[:, selection.neurons[column]] for column, values in features.columns.items()}
+    others = np.setdiff1d(np.arange(N), np.concatenate([EXTRACTED, TESTED, DROPPED]))
+    for index, (first, last) in enumerate([(0, 10), (10, 10), (10, N)]):
+        own = [rows[(rows >= first) & (rows < last)] for rows in (EXTRACTED, others, TESTED)]
+        key = write(f"first/{index}", own[0], features.columns)
+        shards.append(FeatureShard("", key, last - first, own[0] - first))
+        keys = [
+            write(f"second/{index}", own[1], of_kept),
+            write(f"tested/{index}", own[2], {**of_kept, FULL: features.columns[FULL]}),
+        ]
+        kept.append(KeptShard(keys[0], own[1] - first, keys[1], own[2] - first))
+    widths = {column: values.shape[1] for column, values in features.columns.items()}
+    second = KeptFeatures(store, tuple(kept), selection, frozenset({FULL}))
+    return FeatureShards(store, tuple(shards), widths, second), features
+
+
+def test_after_two_passes_the_kept_neurons_of_all_documents_are_read(
+    two_passes: tuple[FeatureShards, Features],
+) -> None:
+    """Any neurons that are kept, of any rows, of whichever pass; float16 beside float32 is read as float32."""
+    shards, features = two_passes
+    np.testing.assert_array_equal(shards.extracted, EXTRACTED)
+    draw = np.random.default_rng(0)
+    for size in (0, 1, 5, N - 1):
+        rows = np.sort(draw.choice(np.setdiff1d(np.arange(N), DROPPED), size, replace=False))
+        for neurons in ({HALF: [4]}, {FULL: [0, 2]}, {HALF: [1, 4], FULL: [2]}):
+            selection = select(neurons)
+            expected = np.concatenate([features.columns[c][np.ix_(rows, n)] for c, n in neurons.items()], axis=1)
+            np.testing.assert_array_equal(shards.read_selection(selection, rows), expected)
+        nothing = shards.read_selection(Selection({}, {}, 0.0), rows)
+        assert nothing.shape == (len(rows), 0)
+
+
+def test_whole_columns_are_read_of_the_sample_and_of_documents_that_test(
+    two_passes: tuple[FeatureShards, Features],
+) -> None:
+    shards, features = two_passes
+    both = np.sort(np.concatenate([EXTRACTED, TESTED]))
+    np.testing.assert_array_equal(shards.read_rows(FULL, both), features.columns[FULL][both])
+    np.testing.assert_array_equal(shards.read_rows(HALF, EXTRACTED), features.columns[HALF][EXTRACTED])
+    assert shards.read_rows(HALF, np.array([], np.int64)).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("column", "neurons", "row"),
+    [(HALF, None, 1), (FULL, None, 6), (HALF, [0], 6), (HALF, [1], 5), (HALF, [1, 2], 22)],
+)
+def test_what_was_not_extracted_is_refused(
+    two_passes: tuple[FeatureShards, Features], column: FeatureColumn, neurons: list[int] | None, row: int
+) -> None:
+    """A neuron that was not kept, a whole column that was not kept, a document that was dropped."""
+    shards, rows = two_passes[0], np.array([row])
+    reads_neurons = neurons is not None
+    selection = select({column: neurons or []})
+    read = partial(shards.read_selection, selection) if reads_neurons else partial(shards.read_rows, column)
+    with pytest.raises(ValueError, match="1 of 1 documents have no values"):
+        read(rows)

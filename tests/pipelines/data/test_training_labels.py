@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.feature_store import FeatureShards
+from pipelines.data.feature_store import FeatureShard, FeatureShards
 from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels, SplitOverlap, split_all
 from pipelines.storage.object_store import Store
-from spin.activations.extract import Features
-from spin.activations.feature_table import to_table
+from spin.activations.feature_table import documents_table
 from spin.labels.split_groups import choose_group, hash_text
 from spin.labels.splits import CROSS_VALIDATION_BELOW, DROPPED
 from spin.settings import DataSettings, Settings, parse_settings
@@ -40,16 +39,16 @@ def read_labels(
     """The labels of a store with these documents, whose classes alternate and whose ids count from d0."""
     n = len(texts)
     hashes = [hash_text(text) for text in texts]
-    table = to_table(
+    table = documents_table(
         [f"d{row}" for row in range(n)],
         ["ab"[row // 2 % 2] for row in range(n)],
         splits or [None] * n,
-        Features({}, np.zeros(n, np.int32), np.zeros(n, np.int32), 0),
         text_hashes=hashes,
         groups=[choose_group(*pair) for pair in zip(hashes, authors or [None] * n, strict=True)],
     )
     pq.write_table(table, folder / "a.parquet")
-    return Labels.of(FeatureShards(Store(str(folder)), ("a.parquet",), (0,), {}), config, frozen)
+    shard = FeatureShard("a.parquet", "no features", n, None)
+    return Labels.of(FeatureShards(Store(str(folder)), (shard,), {}), config, frozen)
 
 
 def vary(text: str) -> str:

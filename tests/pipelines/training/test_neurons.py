@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from numpy.typing import NDArray
 
 from jobs import cli, model_commands, terminal
-from pipelines.data.feature_store import FeatureShards
+from pipelines.data.feature_store import Columns, FeatureShard, FeatureShards
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
 from pipelines.training.neurons import (
@@ -31,7 +32,8 @@ from pipelines.training.neurons import (
 )
 from spin import SpinClassifier
 from spin.activations.extract import Features, extract
-from spin.activations.feature_table import to_table
+from spin.activations.feature_table import features_table
+from spin.arrays import Rows
 from spin.classifier import feature_columns
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier, TrainingResult
@@ -52,30 +54,25 @@ FFN, RESID = FeatureColumn.parse("ffn.01.mean"), FeatureColumn.parse("resid.02.m
 class RecordingShards(FeatureShards):
     """Features that record which columns of which shards are read."""
 
-    reads: list[tuple[str, list[str]]] = field(default_factory=list)
+    reads: list[tuple[int, list[str]]] = field(default_factory=list)
     """the shard and the names of the columns of each read"""
 
-    def _read(self, key: str, names: Sequence[str]) -> pa.Table:
-        self.reads.append((key, list(names)))
-        return super()._read(key, names)
+    def _read(self, index: int, own: Rows, columns: Columns) -> NDArray[np.floating]:
+        self.reads.append((index, list(map(str, columns))))
+        return super()._read(index, own, columns)
 
 
 def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any], shards: int = 2) -> RecordingShards:
     """Write features to a folder as the extract stage does."""
-    store, keys = Store(str(folder)), [f"parts/{i:06d}-000001-1.parquet" for i in range(shards)]
-    sizes = tuple(len(rows) for rows in np.array_split(np.arange(len(labels.ids)), shards))
-    n, label_names = len(labels.ids), labels.label_space.names(labels.y)
-    for key, rows in zip(keys, np.array_split(np.arange(n), shards), strict=True):
-        features = Features(
-            {c: v[rows] for c, v in values.items()}, np.ones(len(rows), np.int32), np.zeros(len(rows), np.int32), 0
-        )
-        (folder / "parts").mkdir(parents=True, exist_ok=True)
-        ids, label_column, splits = (
-            [column[row] for row in rows] for column in (labels.ids, label_names, labels.splits)
-        )
-        table = to_table(ids, label_column, splits, features, text_hashes=rows, groups=rows)  # type: ignore[arg-type]
+    stored = []
+    (folder / "parts").mkdir(parents=True, exist_ok=True)
+    for index, rows in enumerate(np.array_split(np.arange(len(labels.ids)), shards)):
+        nothing = np.zeros(len(rows), np.int32)
+        table = features_table(Features({c: v[rows] for c, v in values.items()}, nothing, nothing, 0))
+        key = f"parts/{index:06d}-000001-1.features.parquet"
         pq.write_table(table, folder / key)
-    return RecordingShards(store, tuple(keys), sizes, {c: v.shape[1] for c, v in values.items()})
+        stored.append(FeatureShard("no documents", key, len(rows), None))
+    return RecordingShards(Store(str(folder)), tuple(stored), {c: v.shape[1] for c, v in values.items()})
 
 
 def build_random_classifier(label_space: LabelSpace) -> tuple[SpinClassifier, Labels, dict[FeatureColumn, Any]]:
@@ -155,7 +152,7 @@ def test_each_shard_is_read_once(tmp_path: Path) -> None:
     spin, labels, values = build_random_classifier(LABEL_SPACES[0])
     features = write_features(tmp_path, labels, values)
     describe_neurons(spin, features, labels)
-    assert features.reads == [(key, ["ffn.01.mean", "resid.02.max"]) for key in features.keys]
+    assert features.reads == [(index, ["ffn.01.mean", "resid.02.max"]) for index in range(2)]
 
 
 @pytest.mark.parametrize("count", [1, 30, 100])

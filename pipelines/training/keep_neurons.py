@@ -1,0 +1,169 @@
+"""The second pass of `extract: two_pass`: the chosen neurons of the documents that the first pass left out.
+
+Of test documents it also reads the columns that baselines need, all neurons of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipelines.data import readers
+from pipelines.data.feature_store import (
+    FEATURES,
+    TESTED,
+    FeaturePlan,
+    FeatureShards,
+    KeptFeatures,
+    KeptShard,
+    required_file,
+)
+from pipelines.data.shards import Shard
+from pipelines.data.training_labels import Labels
+from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store
+from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult, StoredOutcome
+from pipelines.storage.stage_plan import NothingDerived, find_manifest, fingerprint, write_manifest, write_plan
+from pipelines.training.extract_features import ExtractPlan, backbone_digest, to_parquet
+from pipelines.workers import weights_cache
+from pipelines.workers.map_shards import describe_backbone, map_shards
+from pipelines.workers.weights_cache import with_engine
+from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
+from spin.activations.engine import Engine, open_engine
+from spin.activations.extract import Features, count_tokens, read_activations, single_segment
+from spin.activations.feature_table import features_table
+from spin.arrays import Rows
+from spin.backbone.loading import load_backbone
+from spin.heads.selection import Selection
+from spin.settings import Settings
+from spin.sites import FeatureColumn
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class KeptColumns:
+    """What the second pass reads of which documents."""
+
+    selection: Selection
+    """the neurons of all these documents"""
+    whole: tuple[FeatureColumn, ...]
+    """columns of which all neurons of test documents are read"""
+    rows: tuple[Rows, ...]
+    """for each shard the positions of the documents that train or validate, ascending"""
+    tested: tuple[Rows, ...]
+    """those of documents that test"""
+
+    @classmethod
+    def plan(
+        cls, features: FeatureShards, labels: Labels, selection: Selection, whole: Sequence[FeatureColumn]
+    ) -> KeptColumns:
+        """Every document that the first pass left out and that trains, validates or tests."""
+        splits = np.array(labels.splits)
+        rows: list[Rows] = []
+        tested: list[Rows] = []
+        for shard, first in zip(features.shards, features.borders, strict=False):
+            own = splits[first : first + shard.size]
+            left_out = np.isin(np.arange(shard.size), [] if shard.extracted is None else shard.extracted, invert=True)
+            rows.append(np.flatnonzero(left_out & np.isin(own, ("train", "valid"))))
+            tested.append(np.flatnonzero(left_out & (own == "test")))
+        return cls(selection, tuple(whole), tuple(rows), tuple(tested))
+
+
+@dataclass(frozen=True)
+class KeptResults:
+    """The manifest of the second pass."""
+
+    shards: tuple[StoredOutcome[ShardCounts], ...]
+    """in plan order"""
+
+
+class KeepStep:
+    """Read a shard of documents, run the backbone as deep as needed and return the kept neurons."""
+
+    def __init__(self, settings: Settings, digest: str, plan: FeaturePlan, kept: KeptColumns) -> None:
+        self.backbone = load_backbone(weights_cache.receive(settings, digest), expect_digest=digest)
+        self.data, self.kept, self.types = settings.data, kept, plan.column_types
+        neurons: dict[FeatureColumn, Rows | None] = dict(kept.selection.neurons)
+        self.engine = self._open_engine(neurons)
+        self.tested_engine = self._open_engine(neurons | dict.fromkeys(kept.whole))
+
+    def _open_engine(self, neurons: Mapping[FeatureColumn, Rows | None]) -> Engine | None:
+        """The engine that reads some neurons of some columns, None: all of them; no engine if there are no columns."""
+        ordered = {column: neurons[column] for column in sorted(neurons)}
+        return open_engine(self.backbone, [single_segment(list(ordered), ordered)]) if ordered else None
+
+    def check(self) -> None:
+        """Compute a text that is known to be good."""
+        self._read(self.tested_engine, [KNOWN_GOOD_TEXT])
+
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ShardCounts]:
+        texts = readers.read_shard(shard, self.data, columns=readers.TEXTS).texts
+        files = {
+            ending: to_parquet(features_table(self._read(engine, [texts[row] for row in rows[shard.index]])))
+            for ending, engine, rows in (
+                (FEATURES, self.engine, self.kept.rows),
+                (TESTED, self.tested_engine, self.kept.tested),
+            )
+        }
+        return StepResult(files, ShardCounts(rows=len(texts)))
+
+    def _read(self, engine: Engine | None, texts: Sequence[str]) -> Features:
+        if engine is None:
+            return count_tokens(self.backbone, texts)
+        return read_activations(engine, texts, types=self.types)
+
+
+def run_keep(
+    settings: Settings,
+    source: ExtractPlan,
+    features: FeatureShards,
+    labels: Labels,
+    selection: Selection,
+    whole: Sequence[FeatureColumn],
+) -> FeatureShards:
+    """The features with the neurons of a selection, and with whole columns of test documents, for all documents.
+
+    If the first pass has extracted all documents, the features are returned as they are. Otherwise the shards of the
+    second pass are written to `kept/` in the store. A pass for the same neurons that has not finished is continued, one
+    for others is replaced. Raises HeldError if another run uses the store.
+    """
+    if features.extracted is None:
+        return features
+    settings = with_engine(settings, "extract")
+    store, kept = Store(settings.store) / "kept", KeptColumns.plan(features, labels, selection, whole)
+    neurons = {str(column): indices.tolist() for column, indices in selection.neurons.items()}
+    metadata = {
+        "format": FORMAT,
+        "features": source.fingerprint,
+        "neurons": fingerprint(neurons),
+        "whole": [str(column) for column in whole],
+        "documents": fingerprint([[rows.tolist() for rows in kept.rows], [rows.tolist() for rows in kept.tested]]),
+    }
+    with Lease(store) as lease:
+        plan = write_plan(store, "keep", metadata, NothingDerived, NothingDerived, restart=True)
+        manifest = find_manifest(store, plan, KeptResults)
+        if manifest is None:
+            digest = backbone_digest(settings)
+            weights_cache.publish(settings, digest)
+            outcomes = map_shards(
+                KeepStep,
+                (settings, digest, source.derived, kept),
+                source.derived.shards,
+                store,
+                settings.ray.for_stage("extract"),
+                counts_type=ShardCounts,
+                stage="keep",
+                documents=source.derived.documents,
+                lease=lease,
+                backbone=describe_backbone(settings.backbone),
+            )
+            lease.check()
+            manifest = write_manifest(store, plan, KeptResults(tuple(outcomes)))
+    shards = tuple(
+        KeptShard(required_file(outcome, FEATURES), rows, required_file(outcome, TESTED), tested)
+        for outcome, rows, tested in zip(manifest.results.shards, kept.rows, kept.tested, strict=True)
+    )
+    return replace(features, kept=KeptFeatures(store, shards, selection, frozenset(whole)))

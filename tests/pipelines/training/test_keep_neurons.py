@@ -1,0 +1,271 @@
+"""Training in two passes: every neuron of a sample, and of the other documents the chosen neurons alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.data.feature_store import FeatureShards
+from pipelines.data.shards import Shard
+from pipelines.data.training_labels import FrozenDocuments, Labels
+from pipelines.registry.versions import Registry
+from pipelines.storage.object_store import Store
+from pipelines.storage.shard_log import Attempt, StepResult
+from pipelines.training import extract_features
+from pipelines.training.extract_features import load_features, run_extract
+from pipelines.training.keep_neurons import KeepStep, KeptColumns, run_keep
+from pipelines.training.train import TrainReport, run_train
+from pipelines.training.workflow import run_workflow
+from spin import SpinClassifier
+from spin.errors import UserError
+from spin.heads.selection import Selection
+from spin.settings import Settings, parse_settings
+from spin.sites import FeatureColumn
+from tests.support import tiny
+
+N, SAMPLED = 900, 300
+SEARCH = {"documents": SAMPLED, "etas": [0.5, 0.9], "strengths": [1, 10], "head": "linear", "words": "off", "l1": []}
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 900 documents and a backbone."""
+    folder = tmp_path_factory.mktemp("two passes")
+    tiny.save_bert(folder / "bert")
+    table = pa.Table.from_pylist(tiny.make_documents(N, ("good", "bad", "plain")))
+    pq.write_table(table, folder / "train.parquet", row_group_size=100)
+    return folder
+
+
+def make_settings(folder: Path, store: Path, **changes: Any) -> Settings:
+    """Settings that run every stage in this process."""
+    tree = {
+        "backbone": {"model": str(folder / "bert"), "dtype": "float32", "device": "cpu"},
+        "data": {"train": str(folder / "train.parquet")},
+        "store": str(store),
+        "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{store}.db"},
+        "ray": {"workers": 0, "shard_documents": 100},
+        "probe": {"penalties": 4},
+        "search": SEARCH,
+        "extract": "two_pass",
+    }
+    return parse_settings({**tree, **changes})
+
+
+class Training:
+    """A training that has finished, and what it has read and stored."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.report: TrainReport = run_workflow(settings)
+        self.plan, self.manifest, self.features = load_features(settings)
+        self.labels = Labels.of(self.features, settings)
+        self.spin = SpinClassifier.open(Path(settings.store) / "model", settings)
+
+
+@pytest.fixture(scope="module")
+def in_two_passes(folder: Path) -> Training:
+    return Training(make_settings(folder, folder / "two"))
+
+
+@pytest.fixture(scope="module")
+def in_one_pass(folder: Path) -> Training:
+    return Training(make_settings(folder, folder / "one", extract="all"))
+
+
+def len_train(training: Training) -> int:
+    """Number of documents of the sample that train."""
+    assert training.features.extracted is not None
+    return sum(training.labels.splits[row] == "train" for row in training.features.extracted)
+
+
+def size(store: Path, *names: str) -> int:
+    files = (file for name in names for file in (store / name).rglob("*.parquet"))
+    return sum(file.stat().st_size for file in files if "documents" not in file.name)
+
+
+def test_both_ways_give_the_same_classifier(in_one_pass: Training, in_two_passes: Training) -> None:
+    """The choices are made on the same sample, and the heads fitted on the same documents."""
+    one, two = in_one_pass.report.results, in_two_passes.report.results
+    assert two.choice == one.choice
+    figures = [
+        [(row.name, row.accuracy, row.macro_f1, row.neurons) for row in results.table if row.name != "last_layer"]
+        for results in (one, two)  # the last layer is fitted on the documents of the first pass
+    ]
+    assert figures[0] == figures[1]
+    of_all = f"{len_train(in_two_passes)} of {two.counts['train']} training documents"
+    assert f"last_layer: fitted on a stratified sample, {of_all}" in two.notes
+    assert [row.name for row in two.table][:4] == ["tfidf", "last_layer", "best_site", "spin"]
+    assert two.counts == one.counts
+    texts = [row["text"] for row in tiny.make_documents(50, ("good", "bad", "plain"), seed=9)]
+    np.testing.assert_allclose(
+        in_two_passes.spin.predict_logits(texts), in_one_pass.spin.predict_logits(texts), atol=2e-3
+    )
+    neurons = [Store(training.settings.store).read("model/neurons.json") for training in (in_one_pass, in_two_passes)]
+    assert neurons[0] == neurons[1]
+
+
+def test_the_heads_are_fitted_on_all_labelled_documents(in_two_passes: Training) -> None:
+    """Not on the sample: the heads of the search differ from the registered ones."""
+    heads = [
+        (Store(in_two_passes.settings.store) / "model" / "heads").read(name)
+        for name in ("model.safetensors", "all/model.safetensors")
+    ]
+    assert heads[0] != heads[1]
+    data = in_two_passes.labels.training_data(in_two_passes.settings, "cpu")
+    assert len(data.rows) == SAMPLED
+    assert data.not_sampled is not None
+    assert len(data.all_rows) == sum(in_two_passes.report.results.counts[split] for split in ("train", "valid"))
+
+
+def test_only_the_sample_has_all_neurons(in_one_pass: Training, in_two_passes: Training, folder: Path) -> None:
+    counts = in_two_passes.manifest.results.counts
+    assert (counts.rows, counts.extracted) == (N, SAMPLED)
+    assert in_one_pass.manifest.results.counts.extracted == N
+    whole, sampled = (size(folder / name, "features") for name in ("one", "two"))
+    assert sampled < 0.5 * whole
+    assert size(folder / "two", "features", "kept") < 0.75 * size(folder / "one", "features")
+    assert not (folder / "one" / "kept").exists()
+
+
+def test_a_second_pass_continues_where_the_first_try_ended(
+    folder: Path, tmp_path: Path, in_two_passes: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards that were finished are not computed again, and the result is that of an undisturbed training."""
+    settings = make_settings(folder, tmp_path / "store")
+    computed: list[int] = []
+    compute = KeepStep.__call__
+
+    def fail_at_the_fifth(step: KeepStep, shard: Shard, attempt: Attempt) -> StepResult[Any]:
+        if len(computed) == 4:
+            raise UserError("the disk is full")
+        computed.append(shard.index)
+        return compute(step, shard, attempt)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepStep, "__call__", fail_at_the_fifth)
+        with pytest.raises(UserError, match="the disk is full"):
+            run_workflow(settings)
+    assert computed == [0, 1, 2, 3]
+    patch_calls: list[int] = []
+    monkeypatch.setattr(
+        KeepStep,
+        "__call__",
+        lambda step, shard, attempt: patch_calls.append(shard.index) or compute(step, shard, attempt),
+    )
+    report = run_workflow(settings)
+    assert patch_calls == [4, 5, 6, 7, 8]
+    assert report.results.choice == in_two_passes.report.results.choice
+    assert report.results.per_class == in_two_passes.report.results.per_class
+
+
+def test_other_neurons_replace_those_of_a_second_pass(folder: Path, tmp_path: Path) -> None:
+    """A training that starts over with another search keeps other neurons; the extraction stays as it is."""
+    settings = make_settings(folder, tmp_path / "store")
+    run_workflow(settings)
+    kept = Store(settings.store) / "kept"
+    before, features = kept.read_json("plan.json"), (Store(settings.store) / "features").read_json("manifest.json")
+    changed = make_settings(folder, tmp_path / "store", search={**SEARCH, "max_share": 0.02})
+    with pytest.raises(UserError, match=r"search\.max_share is 0\.02"):
+        run_train(changed, Registry(changed))
+    report = run_train(changed, Registry(changed), restart=True)
+    assert kept.read_json("plan.json")["facts"] != before["facts"]
+    assert (Store(settings.store) / "features").read_json("manifest.json") == features
+    most = 0.02 * next(row.neurons_of for row in report.results.table)
+    assert all(row.neurons <= most for row in report.results.table if row.name == "spin")
+
+
+@pytest.mark.parametrize(("documents", "extracted"), [(180, 180), (181, N)])
+def test_auto_takes_two_passes_from_five_times_the_sample_on(
+    folder: Path, tmp_path: Path, documents: int, extracted: int
+) -> None:
+    """A store keeps the number of passes that it began with."""
+    settings = make_settings(folder, tmp_path / "store", extract="auto", search={**SEARCH, "documents": documents})
+    _, manifest = run_extract(settings)
+    assert manifest.results.counts.extracted == extracted
+    assert load_features(settings)[1] == manifest
+    if extracted == N:
+        fewer = make_settings(folder, tmp_path / "store", extract="auto", search={**SEARCH, "documents": 100})
+        assert run_extract(fewer)[1] == manifest
+
+
+def test_a_sample_of_another_size_is_refused(in_two_passes: Training, folder: Path) -> None:
+    other = make_settings(folder, folder / "two", search={**SEARCH, "documents": SAMPLED + 1})
+    with pytest.raises(UserError, match=r"sample\.documents is 301, was 300"):
+        run_extract(other)
+
+
+def test_two_passes_over_few_documents_are_one(folder: Path, tmp_path: Path) -> None:
+    settings = make_settings(folder, tmp_path / "store", search={**SEARCH, "documents": N})
+    plan, manifest = run_extract(settings)
+    assert plan.derived.sample is None
+    assert manifest.results.counts.extracted == N
+
+
+def test_large_shards_are_divided_by_what_is_extracted_of_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The positions of the sample are those in the shards that are written."""
+    sample = load_sample(folder, tmp_path / "large")
+    monkeypatch.setattr(extract_features, "MAX_SHARD_BYTES", 10 * 2 * 2 * (4 * 16 + 3 * 24 + 16))
+    assert load_sample(folder, tmp_path / "small") == sample
+
+
+def load_sample(folder: Path, store: Path) -> list[str]:
+    """The ids of the documents that an extraction takes into its sample."""
+    settings = make_settings(folder, store)
+    plan, _ = run_extract(settings)
+    features = load_features(settings)[2]
+    assert features.extracted is not None
+    rows = [FeatureColumn.parse("ffn.01.mean")], features.extracted
+    assert len(features.read_rows(rows[0][0], rows[1])) == SAMPLED
+    assert max(shard.documents for shard in plan.derived.shards) <= 100
+    ids = features.documents(["id"])["id"].to_pylist()
+    return [ids[row] for row in features.extracted.tolist()]
+
+
+def test_a_second_pass_leaves_out_documents_that_serve_for_nothing(in_two_passes: Training) -> None:
+    """Each document is in the sample, in the second pass, or dropped because a frozen evaluation set holds its text."""
+    training = in_two_passes
+    rows = [row for row in range(N) if training.labels.splits[row] == "train"]
+    texts = pq.read_table(training.settings.data.train)["text"].to_pylist()
+    frozen = FrozenDocuments.of([], [texts[row] for row in rows[:20]])
+    labels = Labels.of(training.features, training.settings, frozen)
+    assert labels.splits.count("dropped") >= 20
+    kept = KeptColumns.plan(training.features, labels, Selection({}, {}, 0.0), [])
+    seen = [labels.splits[row] for row in global_rows(training.features, kept.rows)]
+    tested = [labels.splits[row] for row in global_rows(training.features, kept.tested)]
+    assert set(seen) == {"train", "valid"}
+    assert set(tested) == {"test"}
+    assert training.features.extracted is not None
+    left_out = [labels.splits[row] for row in np.setdiff1d(np.arange(N), training.features.extracted)]
+    assert len(seen) + len(tested) + left_out.count("dropped") == len(left_out)
+
+
+def global_rows(features: FeatureShards, rows: tuple[Any, ...]) -> list[int]:
+    return [int(row + first) for own, first in zip(rows, features.borders, strict=False) for row in own]
+
+
+def test_a_classifier_without_neurons_needs_no_activations(in_two_passes: Training, tmp_path: Path) -> None:
+    """The second pass for words alone runs no backbone, and no column can be read afterwards."""
+    training = in_two_passes
+    settings = training.settings.model_copy(update={"store": str(tmp_path / "store")})
+    shutil.copytree(Path(training.settings.store) / "features", tmp_path / "store" / "features")
+    plan, _, features = load_features(settings)
+    features = run_keep(settings, plan, features, training.labels, Selection({}, {}, 0.0), [])
+    rows = np.arange(N)
+    assert features.read_selection(Selection({}, {}, 0.0), rows).shape == (N, 0)
+    column = FeatureColumn.parse("ffn.01.mean")
+    selection = Selection({column: np.array([0])}, {column: np.zeros(1)}, 1.0)
+    assert replace(features, kept=None).read_selection(selection, features.extracted).shape == (SAMPLED, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="have no values"):
+        features.read_selection(selection, rows)
