@@ -78,7 +78,7 @@ class Watch:
             except psutil.Error:
                 continue
             for process, kind in processes:
-                status = _status(process.pid)
+                status = read_status(process.pid)
                 for maximum, field in ((self.peak, "VmHWM"), (self.own, "RssAnon")):
                     maximum[kind] = max(maximum[kind], status.get(field, 0.0))
 
@@ -155,7 +155,7 @@ def _is_worker(process: psutil.Process) -> bool:
     return any("_Worker" in word for word in process.cmdline()[:1])
 
 
-def _status(pid: int) -> dict[str, float]:
+def read_status(pid: int) -> dict[str, float]:
     """Memory in MB by the field names of /proc; empty if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from spin.arrays import Floats, Rows
 from spin.labels.standardizer import Standardizer
 
-MOST_IN_MEMORY = 1 << 29
+MOST_IN_MEMORY = 1 << 30
 """bytes of features, counted as float32, that are kept in memory; more go to a temporary file"""
 BLOCK_BYTES = 1 << 24
 """bytes of features, counted as float32, that are computed at once"""
