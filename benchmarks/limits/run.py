@@ -45,7 +45,7 @@ def main() -> None:
         parts = {title: measure(folder, quick) for title, measure in chosen}
     path = folder / "limits.md" if quick else _REPORT
     write_page(path, parts)
-    for name in ("extract", "nights", "files", "versions"):
+    for name in ("extract", "nights", "training", "large", "files", "versions"):
         shutil.rmtree(folder / name, ignore_errors=True)
     broken = [promise for _, verdicts in parts.values() for holds, promise in verdicts if not holds]
     print(f"written to {path}")
@@ -314,6 +314,18 @@ def _nights(folder: Path, quick: bool) -> list[Scale]:
     return nights
 
 
+def _training(folder: Path, quick: bool) -> Part:
+    from benchmarks.limits.training import measure, section
+
+    return section(measure(folder, quick=quick))
+
+
+def _large_backbone(folder: Path, quick: bool) -> Part:
+    from benchmarks.limits.large_backbone import measure, section
+
+    return section(measure(folder, quick=quick))
+
+
 def _files(folder: Path, quick: bool) -> tuple[list[NightCost], Publication]:
     from benchmarks.limits.many_files import FULL, QUICK, measure
 
@@ -326,6 +338,11 @@ _PARTS: Mapping[str, tuple[str, Callable[[Path, bool], Part]]] = {
     "memory": (
         "Memory and speed by number of documents",
         lambda folder, quick: memory(_nights(folder / "nights", quick)),
+    ),
+    "training": ("Training by number of documents", lambda folder, quick: _training(folder / "training", quick)),
+    "large": (
+        "Activations of eight billion parameters",
+        lambda folder, quick: _large_backbone(folder / "large", quick),
     ),
     "files": ("Many files and large files", lambda folder, quick: files(*_files(folder / "files", quick))),
 }

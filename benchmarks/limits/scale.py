@@ -6,8 +6,6 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.limits.process_memory import Watch
 from pipelines.nightly.classify_step import data_layout
 from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_history import list_nights
@@ -32,9 +31,6 @@ WORKERS = 2
 _WIDE = 192
 """width of the backbone: small, yet large enough for a shard to take much longer than the clock's resolution"""
 DAY = "2026-01-31"
-_EVERY = 0.1
-"""seconds between two measurements of the processes"""
-_MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -52,35 +48,6 @@ class Scale:
     """peak anonymous memory in MB, which belongs to the process alone, likewise; as measured at intervals"""
     outcome: int
     """length in bytes of the longest record of a shard that the driver holds"""
-
-
-class Watch:
-    """Measures the memory of a process and its workers while the context lasts."""
-
-    def __init__(self, pid: int) -> None:
-        self.root, self._ended = psutil.Process(pid), threading.Event()
-        self.peak: dict[str, float] = defaultdict(float)
-        self.own: dict[str, float] = defaultdict(float)
-        self._thread = threading.Thread(target=self._measure, daemon=True, name="watch")
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _measure(self) -> None:
-        while not self._ended.wait(_EVERY):
-            try:
-                processes = [(self.root, "driver"), *((p, "worker") for p in self.root.children(True) if _is_worker(p))]
-            except psutil.Error:
-                continue
-            for process, kind in processes:
-                status = read_status(process.pid)
-                for maximum, field in ((self.peak, "VmHWM"), (self.own, "RssAnon")):
-                    maximum[kind] = max(maximum[kind], status.get(field, 0.0))
 
 
 def prepare(folder: Path, most: int) -> None:
@@ -104,7 +71,7 @@ def prepare(folder: Path, most: int) -> None:
 def night(folder: Path, documents: int) -> Scale:
     """Classify the first documents of the corpus, in whole files, in a fresh process, and measure it."""
     command = [sys.executable, "-m", "benchmarks.limits.scale", str(folder), str(documents)]
-    with subprocess.Popen(command) as process, Watch(process.pid) as watch:
+    with subprocess.Popen(command) as process, Watch(process.pid, _is_worker) as watch:
         if process.wait():
             raise SystemExit(f"the night of {documents:,} documents failed")
     out = Store(str(_output(folder, documents)))
@@ -153,16 +120,6 @@ def _output(folder: Path, documents: int) -> Path:
 def _is_worker(process: psutil.Process) -> bool:
     """Whether a process is an actor of a stage, by the title that Ray gives it."""
     return any("_Worker" in word for word in process.cmdline()[:1])
-
-
-def read_status(pid: int) -> dict[str, float]:
-    """Memory in MB by the field names of /proc; empty if the process has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    fields = [line.split() for line in lines if line.endswith(" kB")]
-    return {name.rstrip(":"): 1024 * int(kilobytes) / _MB for name, kilobytes, _ in fields}
 
 
 if __name__ == "__main__":

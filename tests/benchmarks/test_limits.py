@@ -9,16 +9,20 @@ import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.limits import large_backbone, training
 from benchmarks.limits.delay_proxy import run_delay_proxy
+from benchmarks.limits.large_backbone import LargeBackboneCost
 from benchmarks.limits.many_files import NightCost, Publication
 from benchmarks.limits.overhead import WAYS, Way
 from benchmarks.limits.page import write_page
 from benchmarks.limits.run import files, memory, probes, ray, versions
 from benchmarks.limits.saga import Race
 from benchmarks.limits.scale import WORKERS, Scale, _speed
+from benchmarks.limits.training import TrainingCost
 from benchmarks.limits.versions import OTHER, THIS
 from pipelines.storage.shard_log import ShardCounts, ShardOutcome
 from spin.sites import FeatureColumn
@@ -41,6 +45,46 @@ COST = NightCost(
     seconds=100.0,
     computing=20.0,
 )
+
+
+TRAINING = TrainingCost(
+    name="tiny",
+    documents=1000,
+    seconds={"extract": 1.0, "probe": 2.0, "train": 3.0},
+    peak={"driver": 900.0, "worker": 1000.0},
+    own={"driver": 500.0, "worker": 600.0},
+    stored=0.5,
+    whole=1.0,
+)
+LARGE = {"documents": 10_000, "stored": 1.4, "whole": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        ({}, 0),
+        ({"peak": {"driver": 985.0, "worker": 1000.0}}, 0),
+        ({"peak": {"driver": 995.0, "worker": 1000.0}}, 1),
+        ({"peak": {"driver": 900.0, "worker": 6001.0}}, 2),
+        ({"stored": 1.6}, 1),
+    ],
+)
+def test_trainings_hold_if_memory_is_flat_and_small_and_few_features_are_stored(
+    change: dict[str, Any], missed: int
+) -> None:
+    text, verdicts = training.section([TRAINING, replace(TRAINING, **{**LARGE, **change}), TRAINING])
+    assert sum(not holds for holds, _ in verdicts) == missed
+    assert "| tiny, 1,000 | 1 | 2 | 3 | 900 | 1,000 | 500 | 600 | 0.50 | 50% |" in text
+
+
+@pytest.mark.parametrize(("peak", "holds"), [(5999.0, True), (6001.0, False)])
+def test_a_large_backbone_holds_if_its_process_is_small(peak: float, holds: bool) -> None:
+    """Seconds are extrapolated from the layers that were measured."""
+    seconds, own = {"probes": 900.0, "heads": 90.0}, {"probes": 1.0, "heads": 1.0}
+    cost = LargeBackboneCost(8, seconds, {"probes": peak, "heads": 1000.0}, own, 11.8)
+    text, [verdict] = large_backbone.section(cost)
+    assert verdict[0] is holds
+    assert f"| probes | 900 | 1.0 | {peak:,.0f} | 1 |" in text
 
 
 @pytest.mark.parametrize(
