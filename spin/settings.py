@@ -293,6 +293,12 @@ class SearchSettings(_Section):
         le=1,
         description="Largest share of all neurons that a classifier may use; an eta that would select more is lowered.",
     )
+    max_neurons: int = Field(
+        16_000,
+        ge=1,
+        description="Largest number of neurons that a classifier may use, which bounds the memory of training whatever "
+        "the size of the backbone.",
+    )
     strengths: Annotated[tuple[Strength, ...], AfterValidator(_not_empty)] = Field(
         (0.1, 0.3, 1, 3, 10),
         description="Strengths of the classifier's regularisation that are tried, as prior variance of a logit: a "

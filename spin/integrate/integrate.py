@@ -109,7 +109,7 @@ class _ExitCandidate:
 
 
 class CandidateFitter:
-    """Turns a candidate into a classifier: its head on all labelled rows, calibration, thresholds and early exits."""
+    """Turns a candidate into a classifier: its head on all rows of the folds, calibration, thresholds and exits."""
 
     def __init__(self, search: Search, cascade: CascadeSettings, decision: DecisionSettings) -> None:
         self.search, self.cascade, self.decision = search, cascade, decision

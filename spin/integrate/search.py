@@ -99,7 +99,7 @@ class Search:
         folds = range(len(self.data.folds))
         self.fold_probes: list[Probes] = [{p.column: p.for_fold(index) for p in probes} for index in folds]
         self.final_probes: Probes = {p.column: p for p in probes}
-        self.max_neurons = int(settings.max_share * sum(len(p.standardizer) for p in probes))
+        self.max_neurons = min(settings.max_neurons, int(settings.max_share * sum(len(p.standardizer) for p in probes)))
         rankings = {rule: self._rank(rule, ridge) for rule in settings.rules}
         self.rankings = {rule: of_parts for rule, of_parts in rankings.items() if all(map(len, of_parts))}
         """of each rule that has a neuron in every fold"""
@@ -135,7 +135,8 @@ class Search:
     def select(self, subset: Subset, fold: int = _FINAL) -> Selection:
         """The selection of a subset in a fold, by default that for the final head, on all labelled rows.
 
-        An eta that selects more than `max_share` of all neurons is lowered to the largest that does not.
+        An eta that selects more than `max_share` of all neurons, or than `max_neurons`, is lowered to the largest that
+        does not.
         """
         ranking = self.rankings[subset.rule][fold]
         selection = ranking.select(min(subset.eta, ranking.largest_eta(self.max_neurons)))
@@ -192,7 +193,7 @@ class Search:
         return [one_standard_error_choice(of_rule, self.data.folds) for of_rule in of_rules if of_rule]
 
     def _distinct_etas(self, rule: Rule) -> list[float]:
-        """The etas of the settings; those beyond `max_share` count as one."""
+        """The etas of the settings; those beyond `max_share` or `max_neurons` count as one."""
         top = self.rankings[rule][_FINAL].largest_eta(self.max_neurons)
         return sorted({min(eta, top) for eta in self.settings.etas})
 

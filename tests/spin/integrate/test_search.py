@@ -766,3 +766,11 @@ def test_near_identical_documents_count_as_one_where_thresholds_are_chosen(
     integrate(project.probes, project.ridge, project.read_blocks, data, settings=SEARCH, compute=FLOPS)
     rows = np.concatenate([fold.valid for fold in project.folds])
     assert seen[0].tolist() == (rows // 2 if grouped else rows).tolist()
+
+
+def test_a_classifier_has_at_most_max_neurons() -> None:
+    """Whatever share of all neurons that is; the etas of the candidates are lowered."""
+    search = build_project().search(SEARCH.model_copy(update={"max_neurons": 20, "max_share": 1.0}))
+    search.run()
+    assert max(candidate.neurons for candidate in search.tried) <= 20
+    assert len(search.select(search.tried[0].subset)) <= 20
