@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,6 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.readers import ALL_COLUMNS, FIELDS, read_shard
 from pipelines.data.shards import Shard
 from pipelines.data.text_values import is_unicode
-from pipelines.storage.stage_plan import fingerprint
 from spin.arrays import Hashes, Rows
 from spin.errors import UserError
 from spin.labels.label_space import Label, LabelSpace, Targets
@@ -21,6 +22,9 @@ from spin.labels.split_groups import choose_group, hash_text
 from spin.labels.splits import DROPPED, SPLITS, assign_split, rows_in_split
 from spin.labels.training_data import TrainingData
 from spin.settings import DataSettings, Settings
+
+_HASHED = 10_000
+"""documents whose ids are hashed at once"""
 
 
 @dataclass(frozen=True)
@@ -194,8 +198,17 @@ class Labels:
     @property
     def digest(self) -> str:
         """sha256 of ids, classes, targets, splits and groups."""
-        groups = None if self.groups is None else self.groups.tolist()
-        return fingerprint([self.ids, self.classes, self.label_space.multilabel, self.y.tolist(), self.splits, groups])
+        total = hashlib.sha256(json.dumps([self.classes, self.label_space.multilabel, self.y.shape]).encode())
+        for first in range(0, len(self.ids), _HASHED):  # as JSON, all ids at once would take more memory than the ids
+            rows = slice(first, first + _HASHED)
+            total.update(json.dumps([self.ids[rows], self.splits[rows]]).encode())
+        total.update(np.ascontiguousarray(self.y).data)
+        total.update(b"" if self.groups is None else np.ascontiguousarray(self.groups).data)
+        return total.hexdigest()
+
+    def without_ids(self) -> Labels:
+        """The same labels for workers, which know documents by their rows."""
+        return replace(self, ids=[])
 
     def training_data(self, settings: Settings, device: str) -> TrainingData:
         """The data for fitting and judging probes and heads, on a device.

@@ -198,7 +198,9 @@ def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, corpus
     run_group(
         "probe",
         GroupWork(
-            fit_columns, ProbesJob(settings, features, labels, sites, corpus, store), settings.ray.for_stage("probe")
+            fit_columns,
+            ProbesJob(settings, features, labels.without_ids(), sites, corpus, store),
+            settings.ray.for_stage("probe"),
         ),
         most_workers=len(sites),
         total=len(features.probed),

@@ -5,6 +5,7 @@ Of test documents it also reads the columns that baselines need, all neurons of 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -70,6 +71,14 @@ class KeptColumns:
             rows.append(np.flatnonzero(left_out & np.isin(own, ("train", "valid"))))
             tested.append(np.flatnonzero(left_out & (own == "test")))
         return cls(selection, tuple(whole), tuple(rows), tuple(tested))
+
+    @property
+    def documents_digest(self) -> str:
+        """sha256 of the positions of all documents."""
+        digest = hashlib.sha256()
+        for rows in (*self.rows, *self.tested):
+            digest.update(len(rows).to_bytes(8) + rows.astype(np.int64).tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ def run_keep(
         "features": source.fingerprint,
         "neurons": fingerprint(neurons),
         "whole": [str(column) for column in whole],
-        "documents": fingerprint([[rows.tolist() for rows in kept.rows], [rows.tolist() for rows in kept.tested]]),
+        "documents": kept.documents_digest,
     }
     with Lease(store) as lease:
         plan = write_plan(store, "keep", metadata, NothingDerived, NothingDerived, restart=True)

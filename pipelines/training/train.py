@@ -224,7 +224,7 @@ def _fit(
         tuple(probes),
         tuple(ridge),
         words,
-        labels,
+        labels.without_ids(),
         compute=relative_flops(backbone),
         store=store / "heads",
     )
