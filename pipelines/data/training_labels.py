@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.data.arrow_strings import ArrowStrings, shared_values
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.readers import ALL_COLUMNS, FIELDS, read_shard
 from pipelines.data.shards import Shard
@@ -159,7 +160,7 @@ class SplitOverlap:
 class Labels:
     """Targets and splits of the n documents of a feature store, in its order."""
 
-    ids: list[str]
+    ids: Sequence[str]
     label_space: LabelSpace
     y: Targets
     """class indices (n,), or in a multi-label task the classes of each document (n, K)"""
@@ -183,8 +184,10 @@ class Labels:
         Raises UserError for classes that cannot be learned, as `LabelSpace.of` does.
         """
         table = features.documents(["id", "label", "split", "text_hash", "group"])
-        ids, labels, given = (table[name].to_pylist() for name in ("id", "label", "split"))
+        ids = ArrowStrings(table["id"])
+        labels, given = (shared_values(table[name]) for name in ("label", "split"))
         text_hashes, groups = (table[name].to_numpy() for name in ("text_hash", "group"))
+        del table
         splits = split_all(ids, given, text_hashes, groups, settings, frozen=frozen)
         label_space = LabelSpace.of(labels, splits, groups)
         overlap = _find_overlap(splits, text_hashes, groups)
@@ -201,7 +204,7 @@ class Labels:
         total = hashlib.sha256(json.dumps([self.classes, self.label_space.multilabel, self.y.shape]).encode())
         for first in range(0, len(self.ids), _HASHED):  # as JSON, all ids at once would take more memory than the ids
             rows = slice(first, first + _HASHED)
-            total.update(json.dumps([self.ids[rows], self.splits[rows]]).encode())
+            total.update(json.dumps([list(self.ids[rows]), self.splits[rows]]).encode())
         total.update(np.ascontiguousarray(self.y).data)
         total.update(b"" if self.groups is None else np.ascontiguousarray(self.groups).data)
         return total.hexdigest()
