@@ -8,7 +8,7 @@ from time import process_time
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 
-from benchmarks.method.contenders import Answer, choose_strength, final_logits
+from benchmarks.method.contenders import Answer, choose_strength, choose_targets, final_logits
 from benchmarks.method.corpora import Exam
 from spin.arrays import Floats, Rows
 from spin.heads.linear_head import Penalty
@@ -35,7 +35,7 @@ def all_neurons(exam: Exam) -> Answer:
     deepest = max(c.site for c in exam.corpus.sites)
     return Answer(
         "all neurons", logits, exam.corpus.neurons, deepest.layer, exam.corpus.compute(deepest),
-        process_time() - start, f"strength {chosen.strength:g}",
+        process_time() - start, f"strength {chosen.strength:g}", choose_targets(exam, chosen.held_out, logits),
     )  # fmt: skip
 
 
@@ -64,12 +64,13 @@ def _ridge(X: Floats, Z: Floats, exam: Exam, rows: Rows, strengths: Sequence[flo
     L = cholesky(gram, lower=True)
     indicator = exam.corpus.label_space.indicator(exam.y[rows])
     weights = row_weights(indicator, "none", exam.corpus.label_space)
+    exclusive = not exam.corpus.label_space.multilabel
     design = Design(
         FeatureRows(L.astype(np.float32)),
         indicator,
         weights,
         np.ones(n, np.float32),
-        exclusive=True,
+        exclusive=exclusive,
         group=ProcessGroup(),
     )
     heads = fit_linear(design, [Penalty(strength * n / p) for strength in strengths])

@@ -19,16 +19,18 @@ import spin.integrate.integrate
 from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
 from spin.fit import group_by_site
-from spin.heads.calibration import calibration_error, fit_temperature
+from spin.heads.calibration import Calibration, calibration_error, fit_temperature
 from spin.heads.candidate import Candidate
+from spin.heads.decision import apply_thresholds
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.selection import Selection
+from spin.integrate.class_thresholds import choose_class_thresholds
 from spin.integrate.feature_matrix import ReadSelection
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import one_standard_error_choice
 from spin.integrate.integrate import CandidateFitter, integrate
 from spin.integrate.search import Search
-from spin.labels.label_space import Targets
+from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
 from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
@@ -62,12 +64,12 @@ class Answer:
     choice: str
     """the chosen settings, for the record"""
     predicted: Targets | None = None
-    """(m,) the labels, where they are not those of the largest logit"""
+    """the targets, where they are not those that the logits predict without thresholds"""
 
     def row(self, exam: Exam) -> dict[str, Any]:
         """The row of the table as JSON values."""
         y, label_space = exam.y[exam.test], exam.corpus.label_space
-        predicted = self.logits.argmax(1) if self.predicted is None else self.predicted
+        predicted = label_space.predict(self.logits) if self.predicted is None else self.predicted
         return {
             "name": self.name,
             "accuracy": score("accuracy", y, predicted),
@@ -96,7 +98,7 @@ def choose_strength(exam: Exam, fit: Fit, strengths: Sequence[float]) -> ChosenS
     scores = [
         np.mean(
             [
-                score(METRIC, exam.y[f.valid], fold_logits[i].argmax(1))
+                score(METRIC, exam.y[f.valid], exam.corpus.label_space.predict(fold_logits[i]))
                 for f, fold_logits in zip(exam.folds, logits, strict=True)
             ]
         )
@@ -110,6 +112,28 @@ def temperature(exam: Exam, held_out: Sequence[Floats]) -> np.float32:
     """The temperature by which the held-out logits of all folds are best divided."""
     y = np.concatenate([exam.y[fold.valid] for fold in exam.folds[: len(held_out)]])
     return np.float32(fit_temperature(np.concatenate(held_out), y, exam.corpus.label_space))
+
+
+def choose_targets(exam: Exam, held_out: Sequence[Floats], logits: Floats) -> Targets | None:
+    """The targets of logits (m, K) after the temperature; None for those that they predict without thresholds.
+
+    In a multi-label exam the thresholds per class are chosen by the held-out logits of all folds, as SPIN chooses its
+    own: macro-F1 depends on them so much that rows with and without them could not be compared.
+    """
+    label_space = exam.corpus.label_space
+    if not label_space.multilabel:
+        return None
+    rows = np.concatenate([fold.valid for fold in exam.folds[: len(held_out)]])
+    calibration = Calibration(float(temperature(exam, held_out)))
+    thresholds = choose_class_thresholds(
+        calibration.apply(np.concatenate(held_out)),
+        exam.y[rows],
+        label_space,
+        metric=METRIC,
+        calibration=calibration,
+        documents=exam.corpus.groups[rows],
+    )
+    return None if thresholds is None else apply_thresholds(label_space, label_space.probabilities(logits), thresholds)
 
 
 def final_logits(exam: Exam, fit: Fit, chosen: ChosenStrength) -> Floats:
@@ -128,11 +152,12 @@ def tfidf(exam: Exam) -> Answer:
         except ValueError:  # no word occurs in two documents
             vectorizer = TfidfVectorizer(token_pattern=r"\S+").fit(texts[rows])
         X, Z = vectorizer.transform(texts[rows]), vectorizer.transform(texts[out])
-        return [_regression(X, exam.y[rows], C).decision_function(Z) for C in strengths]
+        return [_regression_logits(X, exam.y[rows], Z, C, exam.corpus.label_space) for C in strengths]
 
     chosen = choose_strength(exam, fit, STRENGTHS)
     logits = final_logits(exam, fit, chosen)
-    return Answer("TF-IDF", logits, 0, 0, 0.0, process_time() - start, f"C {chosen.strength:.3g}")
+    seconds, targets = process_time() - start, choose_targets(exam, chosen.held_out, logits)
+    return Answer("TF-IDF", logits, 0, 0, 0.0, seconds, f"C {chosen.strength:.3g}", targets)
 
 
 def last_layer(exam: Exam) -> Answer:
@@ -143,7 +168,7 @@ def last_layer(exam: Exam) -> Answer:
         def fit(rows: Rows, out: Rows, strengths: Sequence[float]) -> list[Floats]:
             standardizer = Standardizer.fit(values[rows])
             X, Z = (standardizer.transform(values[part]) for part in (rows, out))
-            return [_regression(X, exam.y[rows], C).decision_function(Z) for C in strengths]
+            return [_regression_logits(X, exam.y[rows], Z, C, exam.corpus.label_space) for C in strengths]
 
         return fit
 
@@ -153,11 +178,36 @@ def last_layer(exam: Exam) -> Answer:
     values = exam.corpus.features[best]
     logits = final_logits(exam, fit_of(values), chosen[best])
     choice = f"{best.pooling}, C {chosen[best].strength:.3g}"
-    return Answer("last layer", logits, values.shape[1], exam.corpus.depth, 1.0, process_time() - start, choice)
+    seconds, targets = process_time() - start, choose_targets(exam, chosen[best].held_out, logits)
+    return Answer("last layer", logits, values.shape[1], exam.corpus.depth, 1.0, seconds, choice, targets)
 
 
-def _regression(X: Any, y: Any, strength: float) -> Any:
-    return LogisticRegression(C=strength, max_iter=5000).fit(X, y)
+def _regression_logits(X: Any, y: Targets, Z: Any, strength: float, label_space: LabelSpace) -> Floats:
+    """Logits (m, K) of Z by a logistic regression on X (n, p): one for all classes, in a multi-label task one each.
+
+    A class without documents among the n gets the logit that one document in n + 1 would give it, and the others none
+    to compare with; so does, from the other side, a class of a multi-label task that all documents have.
+    """
+    logits = np.full((Z.shape[0], len(label_space)), -np.log(len(y) + 1.0))
+    if label_space.multilabel:
+        for k, has in enumerate(y.T):
+            if has.any() and not has.all():
+                logits[:, k] = _decision(X, has, Z, strength)
+            elif has.any():
+                logits[:, k] *= -1
+        return logits
+    present = np.unique(y)
+    if len(present) == len(label_space) > 2:
+        return _decision(X, y, Z, strength)
+    if len(present) > 1:
+        decision = _decision(X, y, Z, strength)
+        logits[:, present] = np.outer(decision, [-0.5, 0.5]) if len(present) == 2 else decision
+    return logits
+
+
+def _decision(X: Any, y: Targets, Z: Any, strength: float) -> Floats:
+    decision: Floats = LogisticRegression(C=strength, max_iter=5000).fit(X, y).decision_function(Z)
+    return decision
 
 
 @dataclass(frozen=True)
@@ -219,7 +269,8 @@ def words(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     fit = fitted_spin.words
     assert fit is not None
     logits = fit.regression.logits([exam.corpus.texts[row] for row in exam.test]) / temperature(exam, fit.held_out)
-    return Answer("words", logits, 0, 0, 0.0, fitted_spin.word_seconds, f"C {fit.strength:.3g}")
+    targets = choose_targets(exam, fit.held_out, logits)
+    return Answer("words", logits, 0, 0, 0.0, fitted_spin.word_seconds, f"C {fit.strength:.3g}", targets)
 
 
 def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
@@ -320,9 +371,9 @@ def best_site(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     logits = final_probe.decision(values[exam.test]) / temperature(exam, held_out)
     site = probe.column.site
     seconds = sum(fitted_spin.probing.values()) + process_time() - start
-    neurons = int((final_probe.importance > 0).sum())
+    neurons, targets = int((final_probe.importance > 0).sum()), choose_targets(exam, held_out, logits)
     return Answer(
-        "best single site", logits, neurons, site.layer, exam.corpus.compute(site), seconds, str(probe.column)
+        "best single site", logits, neurons, site.layer, exam.corpus.compute(site), seconds, str(probe.column), targets
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from benchmarks.method.division import divide, draw_per_class
+from benchmarks.method.division import divide, draw_per_class, draw_until_each_class
 from spin.activations.extract import choose_column_types, extract
 from spin.arrays import Floats, Hashes, Rows
 from spin.backbone.flops import relative_flops
@@ -21,7 +21,7 @@ from spin.backbone.loading import load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
 from spin.labels.cross_validation import Fold, make_folds
-from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.label_space import LabelSpace, Targets, class_names
 from spin.labels.split_groups import hash_text
 from spin.labels.training_data import TrainingData
 from spin.settings import BackboneSettings
@@ -118,10 +118,12 @@ def draw_exam(corpus: Corpus, setting: str, seed: int) -> Exam:
 
     In `full` and `noisy` the seed draws the division. With few labels it draws training documents from the first
     division's, so that all draws share the same test documents. Near-identical documents are never divided, neither
-    among training, validation and test nor among folds.
+    among training, validation and test nor among folds. A multi-label corpus is divided in proportion to the rarest
+    classes of the documents, and has no setting `noisy`.
     """
     few, plan, groups = setting.startswith("few"), corpus.plan, corpus.groups
-    train, valid, test = divide(corpus.y, groups, (plan.train, plan.valid, plan.test), 0 if few else seed)
+    strata = corpus.label_space.strata(corpus.y)
+    train, valid, test = divide(strata, groups, (plan.train, plan.valid, plan.test), 0 if few else seed)
     y = corpus.y
     if few:
         train, valid = _few(corpus, train, int(setting.removeprefix("few")), seed)
@@ -134,7 +136,8 @@ def draw_exam(corpus: Corpus, setting: str, seed: int) -> Exam:
 
 def _few(corpus: Corpus, pool: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
     """`count` documents per class from `pool`, a fifth of them for validation; all differ by more than their form."""
-    drawn = draw_per_class(corpus.y, corpus.groups, pool, count, seed)
+    draw = draw_until_each_class if corpus.label_space.multilabel else draw_per_class
+    drawn = draw(corpus.y, corpus.groups, pool, count, seed)
     valid_count = max(1, round(_VALID_SHARE * count))
     valid, train = ([rows[part] for rows in drawn] for part in (slice(valid_count), slice(valid_count, None)))
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(valid))
@@ -142,6 +145,7 @@ def _few(corpus: Corpus, pool: Rows, count: int, seed: int) -> tuple[Rows, Rows]
 
 def _flipped(corpus: Corpus, train: Rows, seed: int) -> Targets:
     """The targets with a share of the training ones moved to another class, chosen uniformly."""
+    assert not corpus.label_space.multilabel, "a document with several classes has no other one to move to"
     draw, y = np.random.default_rng(seed), corpus.y.copy()
     flipped = draw.choice(train, round(FLIPPED * len(train)), replace=False)
     y[flipped] = (y[flipped] + draw.integers(1, len(corpus.label_space), len(flipped))) % len(corpus.label_space)
@@ -179,8 +183,9 @@ def load(plan: Plan, folder: Path) -> Corpus:
     """The corpus that `extract_corpus` wrote to a folder."""
     metadata = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
     documents = pd.read_parquet(folder / "documents.parquet")
-    labels = documents["label"].tolist()
-    label_space = LabelSpace(tuple(sorted(set(labels))))
+    labels = [label if isinstance(label, str) else list(label) for label in documents["label"]]
+    multilabel = not isinstance(labels[0], str)
+    label_space = LabelSpace(tuple(sorted({name for label in labels for name in class_names(label)})), multilabel)
     columns = {
         FeatureColumn.parse(name): np.load(folder / f"{name}.npy", mmap_mode="r") for name in metadata["columns"]
     }

@@ -51,6 +51,24 @@ def draw_per_class(y: Targets, groups: Hashes, pool: Rows, count: int, seed: int
     return [distinct[y[distinct] == k][:count] for k in np.unique(y)]
 
 
+def draw_until_each_class(has: Targets, groups: Hashes, pool: Rows, count: int, seed: int) -> list[Rows]:
+    """At random rows of `pool`, of near-identical documents only one, until each class of `has` (n, K) has `count`.
+
+    For each class, the rarest first, as many rows as those drawn before leave missing: so rows add up to about
+    `count` per class where classes rarely meet, and to fewer where they do. The last ones have no class at all.
+    """
+    shuffled = np.random.default_rng(seed).permutation(pool)
+    distinct = shuffled[np.sort(np.unique(groups[shuffled], return_index=True)[1])]
+    own = np.column_stack([has[distinct], ~has[distinct].any(1)])
+    drawn, parts = np.zeros(len(distinct), bool), []
+    for k in [*np.argsort(own[:, :-1].sum(0), kind="stable"), own.shape[1] - 1]:
+        missing = max(0, count - int(own[drawn, k].sum()))
+        chosen = np.flatnonzero(own[:, k] & ~drawn)[:missing]
+        drawn[chosen] = True
+        parts.append(distinct[chosen])
+    return parts
+
+
 def _rooms(counts: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
     """(sides, classes) documents of each class on each side: sums are `sizes` and `counts`, proportions are kept."""
     exact = np.outer(sizes, counts) / counts.sum()

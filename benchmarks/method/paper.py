@@ -9,7 +9,7 @@ from time import process_time
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.method.contenders import Answer, falling, temperature
+from benchmarks.method.contenders import Answer, choose_targets, falling, temperature
 from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
 from spin.labels.cross_validation import Fold, labelled_rows
@@ -85,8 +85,9 @@ class Recipe:
 
     def judge(self, models: Sequence[Linear | None], values: Sequence[Floats]) -> float:
         """The mean validation score over the folds; -1 if a path did not reach the model of a fold."""
+        predict = self.exam.corpus.label_space.predict
         scores = [
-            -1.0 if model is None else score(METRIC, self.exam.y[fold.valid], model.logits(X).argmax(1))
+            -1.0 if model is None else score(METRIC, self.exam.y[fold.valid], predict(model.logits(X)))
             for fold, model, X in zip(self.folds, models, values, strict=True)
         ]
         return -1.0 if min(scores) < 0 else float(np.mean(scores))
@@ -129,15 +130,17 @@ def paper(exam: Exam) -> Answer:
             for eta in ETAS:
                 candidates += _fit_heads(recipe, columns[:k], eta)
     best = max(candidates, key=lambda candidate: candidate.valid_score)
-    logits = best.final_logits(recipe)
+    held_out = best.held_out(recipe)
+    logits = best.final_logits(recipe) / temperature(exam, held_out)
     neurons = recipe.features(best.columns, best.eta, -1, exam.test[:1]).shape[1]
     site = best.columns[-1].site
     choice = (
         f"{best.columns[0].pooling}, first {len(best.columns)}, eta {best.eta}, C {best.strength:g}; "
         f"{recipe.unreached} of {recipe.requested} models not reached"
     )
+    seconds, targets = process_time() - start, choose_targets(exam, held_out, logits)
     return Answer(
-        "the paper's recipe", logits, neurons, site.layer, exam.corpus.compute(site), process_time() - start, choice
+        "the paper's recipe", logits, neurons, site.layer, exam.corpus.compute(site), seconds, choice, targets
     )
 
 
@@ -151,18 +154,20 @@ class Candidate:
     valid_score: float
     models: Sequence[Linear]
 
-    def final_logits(self, recipe: Recipe) -> Floats:
-        """Logits of the test documents by the head fitted on all labelled ones, over the temperature."""
-        exam, rows = recipe.exam, labelled_rows(recipe.exam.folds)
-        held_out = [
+    def held_out(self, recipe: Recipe) -> list[Floats]:
+        """The logits of the validation documents of each fold by the head fitted on its training documents."""
+        return [
             model.logits(recipe.features(self.columns, self.eta, i, fold.valid))
             for i, (model, fold) in enumerate(zip(self.models, recipe.folds, strict=True))
         ]
+
+    def final_logits(self, recipe: Recipe) -> Floats:
+        """Logits of the test documents by the head fitted on all labelled ones."""
+        exam, rows = recipe.exam, labelled_rows(recipe.exam.folds)
         X = recipe.features(self.columns, self.eta, -1, rows)
         [model] = recipe.paths(X, rows, [self.strength], np.inf)
         assert model is not None
-        test = model.logits(recipe.features(self.columns, self.eta, -1, exam.test))
-        return test / temperature(exam, held_out)
+        return model.logits(recipe.features(self.columns, self.eta, -1, exam.test))
 
 
 def _fit_heads(recipe: Recipe, columns: Sequence[FeatureColumn], eta: float) -> list[Candidate]:

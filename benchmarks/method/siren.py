@@ -14,7 +14,8 @@ and its public code. Taken from them:
 
 Chosen here, since the recipe is for two classes and for more than 100,000 documents on a GPU:
 
-- absolute weights are summed over the classes, and the network ends in a softmax over them;
+- absolute weights are summed over the classes, and the network ends in a softmax over them, in a multi-label task in
+  a sigmoid for each;
 - the probes are those of SPIN at the same places: solved exactly, and at the best penalty of a whole path instead of
   three. They are fitted on standardised activations, and the network reads the same: the layers of a decoder differ in
   scale by far more than their weights do. On the encoder, raw ones had the same score on validation documents;
@@ -39,11 +40,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.method.contenders import Answer, FittedSpin, temperature
+from benchmarks.method.contenders import Answer, FittedSpin, choose_targets, temperature
 from benchmarks.method.corpora import METRIC, Exam
 from benchmarks.method.paper import ROUND, most_important, order
 from spin.arrays import Floats, Rows
-from spin.labels.label_space import Targets
+from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 from spin.sparsify.probe import Probe
 
@@ -54,6 +55,8 @@ WIDTHS = ((256, 64), (768, 256))
 """of the hidden layers, which are never wider than the input; the first ones are tried with every eta and rate"""
 DROPOUT = 0.35
 _LEAST_WEIGHT = 0.1
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""the loss of logits (n, K) and targets"""
 _WEIGHT_DECAY = 1e-4
 _EPOCHS, _PATIENCE = 100, 10
 _BATCHES, _SMALLEST_BATCH, _LARGEST_BATCH = 25, 16, 256
@@ -92,7 +95,8 @@ def siren(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     eta, rate, widths = best.trial
     choice = f"eta {eta}, learning rate {rate:g}, widths {list(widths)}, {best.epochs} epochs"
     return Answer(
-        "SIREN's recipe", logits, X.shape[1], deepest.layer, exam.corpus.compute(deepest), seconds, choice
+        "SIREN's recipe", logits, X.shape[1], deepest.layer, exam.corpus.compute(deepest), seconds, choice,
+        choose_targets(exam, best.held_out, logits),
     )  # fmt: skip
 
 
@@ -113,7 +117,7 @@ def _judge(exam: Exam, probes: Sequence[Probe], trial: Trial) -> Candidate:
     for index, fold in enumerate(exam.folds[:ROUND]):
         of_fold = [probe.for_fold(index) for probe in probes]
         X, Z = (join_layers(exam, of_fold, trial.eta, rows) for rows in (fold.train, fold.valid))
-        judge = partial(_score, exam.y[fold.valid], Z)
+        judge = partial(_score, exam.y[fold.valid], Z, exam.corpus.label_space)
         network, count = fit_network(X, exam.y[fold.train], trial, exam, _EPOCHS, judge)
         held_out.append(network(Z))
         scores.append(judge(network))
@@ -121,8 +125,8 @@ def _judge(exam: Exam, probes: Sequence[Probe], trial: Trial) -> Candidate:
     return Candidate(trial, float(np.mean(scores)), round(float(np.mean(epochs))), held_out)
 
 
-def _score(y: Targets, X: Floats, network: Network) -> float:
-    return score(METRIC, y, network(X).argmax(1))
+def _score(y: Targets, X: Floats, label_space: LabelSpace, network: Network) -> float:
+    return score(METRIC, y, label_space.predict(network(X)))
 
 
 def weigh_layers(scores: Sequence[float]) -> Floats:
@@ -186,9 +190,12 @@ def fit_network(
         network = Network(X.shape[1], trial.widths, len(exam.corpus.label_space))
         optimiser = torch.optim.Adam(network.module.parameters(), lr=trial.rate, weight_decay=_WEIGHT_DECAY)
         features, targets = torch.from_numpy(X), torch.from_numpy(y)
+        loss: Loss = nn.functional.cross_entropy
+        if exam.corpus.label_space.multilabel:
+            targets, loss = targets.float(), nn.functional.binary_cross_entropy_with_logits
         best_score, best_epoch, best_state = -1.0, epochs, None
         for epoch in range(1, epochs + 1):
-            _run_epoch(network, optimiser, features, targets)
+            _run_epoch(network, optimiser, features, targets, loss)
             if judge is None:
                 continue
             if (valid_score := judge(network)) > best_score:
@@ -202,11 +209,11 @@ def fit_network(
 
 
 def _run_epoch(
-    network: Network, optimiser: torch.optim.Optimizer, features: torch.Tensor, targets: torch.Tensor
+    network: Network, optimiser: torch.optim.Optimizer, features: torch.Tensor, targets: torch.Tensor, loss: Loss
 ) -> None:
     network.module.train()
     batch = int(np.clip(len(features) // _BATCHES, _SMALLEST_BATCH, _LARGEST_BATCH))
     for rows in torch.randperm(len(features)).split(batch):
         optimiser.zero_grad()
-        nn.functional.cross_entropy(network.module(features[rows]), targets[rows]).backward()
+        loss(network.module(features[rows]), targets[rows]).backward()
         optimiser.step()
