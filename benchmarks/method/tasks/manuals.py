@@ -1,0 +1,77 @@
+"""The task `manuals`: manual pages of Debian packages, classified by the section of the manual.
+
+The sections are commands (1), system calls (2), library functions (3), devices (4), file formats (5), miscellany (7),
+administration (8) and the kernel (9). The packages are chosen so that each section has several of them, except the
+kernel's, which only FreeBSD's manual has; that manual has system calls and devices as well. The texts do not name the
+section: see `manual_page.clean`. They are long, and a backbone reads their first tokens only, while the rows with
+words read all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.method.corpora import Documents
+from benchmarks.method.tasks.apt import PrivateApt, unpack
+from benchmarks.method.tasks.manual_page import ManualPage, PageSource, read_sources, render_page
+from benchmarks.method.tasks.task import Size, Task
+
+PACKAGES = (
+    "manpages", "manpages-dev", "perl-doc", "freebsd-manpages",
+    # commands
+    "alsa-utils", "coreutils", "debhelper", "devscripts", "dovecot-core", "gdal-bin", "git-man", "guestfs-tools",
+    "lttng-tools", "mariadb-client", "nbdkit", "netpbm", "pcp", "procps", "util-linux", "x11-apps",
+    # functions
+    "libcurl4-doc", "libibverbs-dev", "libldap-dev", "libpcap0.8-dev", "libssl-doc", "libsystemd-dev", "libx11-doc",
+    "ncurses-doc", "opengl-4-man-doc", "tcl8.6-doc", "tk8.6-doc",
+    # formats and miscellany
+    "cmake-data", "dpkg-dev", "inn2", "libfabric-dev", "libsane-common", "libvirt-clients", "openssl", "postfix",
+    "samba-common-bin", "slapd", "slurm-client", "systemd",
+    # administration
+    "auditd", "bind9", "btrfs-progs", "cryptsetup-bin", "e2fsprogs", "exim4-base", "freeipmi-tools", "hylafax-server",
+    "iproute2", "iptables", "lvm2", "nfs-common", "nut-server", "passwd", "quota", "samba", "xfsprogs",
+)  # fmt: skip
+LEAST_PAGES = 100
+"""pages of a section; smaller sections, which is games, are left out"""
+
+
+def read(folder: Path) -> Documents:
+    """The pages of all packages, which are downloaded into the folder. Raises UserError without groff."""
+    apt = PrivateApt(folder / "apt")
+    apt.update()
+    distinct: dict[bytes, PageSource] = {}
+    for name, package in zip(PACKAGES, apt.download(PACKAGES), strict=True):
+        unpacked = folder / "apt/unpacked" / name
+        unpack(package, unpacked)
+        for source in read_sources(unpacked):
+            distinct.setdefault(source.roff, source)  # FreeBSD's manual has a copy of a page for each of its names
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return documents_by_section(list(pool.map(render_page, distinct.values())), apt.release())
+
+
+def documents_by_section(pages: Sequence[ManualPage], origin: str = "", least: int = LEAST_PAGES) -> Documents:
+    """The text of each page with its section, without sections of fewer than `least` pages and pages without text."""
+    pages = [page for page in pages if page.text]
+    counts = Counter(page.section for page in pages)
+    kept = [page for page in pages if counts[page.section] >= least]
+    return Documents([page.text for page in kept], [page.section for page in kept], origin)
+
+
+MANUALS = Task(
+    name="manuals",
+    subject="manual pages",
+    read=read,
+    encoder=Size(None, 4000, 1000, 3000, 512),
+    decoder=Size(2500, 800, 200, 1500, 512),
+    quick=(Size(1400, 840, 210, 350, classes=5), Size(1120, 800, 200, 120, 64, classes=5)),
+    few=(64, 16),
+    heading="The method on manual pages",
+    about=(
+        "Manual pages of Debian packages, classified by the section of the manual, which the texts do not name. "
+        "Backbones read the first 512 tokens of a page, and the rows with words all of it."
+    ),
+)
