@@ -1,6 +1,7 @@
 # compiled modules are kept, whatever the environment says: hundreds of processes import the same ones
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
+TASK ?= tweets
 BIN := .venv/bin
 # one thread per test process, and the workers of Ray with the priority of the tests that wait for them
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
@@ -55,8 +56,8 @@ bench: .venv/.bench  ## measure speed against alternatives, into benchmarks/spee
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
-bench-method: setup  ## measure the method against simpler ones, into benchmarks/method.md
-	$(BIN)/python -m benchmarks.method
+bench-method: setup  ## measure the method against simpler ones, into benchmarks/method.md; TASK=debian, debtags or manuals for other texts
+	$(BIN)/python -m benchmarks.method --task $(TASK)
 
 bench-limits: setup  ## measure probes, the cost of Ray and memory, into benchmarks/limits.md
 	$(BIN)/python -m benchmarks.limits

@@ -23,9 +23,16 @@ from jobs.settings_template import settings_schema
 from spin.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+TASKS = {
+    "benchmarks/method-debian.md": "The method on Debian packages",
+    "benchmarks/method-debtags.md": "The method on tags of Debian packages",
+    "benchmarks/method-manuals.md": "The method on manual pages",
+}
+"""pages of `make bench-method TASK=…` with their titles; they are written one at a time"""
 OUTSIDE = (
     "benchmarks/speed.md",
     "benchmarks/method.md",
+    *TASKS,
     "benchmarks/limits.md",
     "infra/README.md",
     "CHANGELOG.md",
@@ -48,6 +55,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Command line": "reference/command-line.md"},
         {"Python API": [{"Overview": "reference/api/index.md"}, *api]},
     ]
+    benchmarks = next(section["Benchmarks"] for section in nav if "Benchmarks" in section)
+    benchmarks += [{title: path} for path, title in TASKS.items() if (ROOT / path).exists()]
     project = {"infra/README.md": "Runbook", "CHANGELOG.md": "Changelog", "CONTRIBUTING.md": "Contributing"}
     nav.append({"Project": [{title: path} for path, title in project.items() if (ROOT / path).exists()]})
     return config
