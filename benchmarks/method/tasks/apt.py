@@ -58,12 +58,6 @@ class PrivateApt:
         finished = self.folder / "updated"
         if finished.exists() and finished.read_text(encoding="utf-8") == self.sources:
             return
-        for name in ("state/lists/partial", "cache/archives/partial"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        (self.folder / "state/status").touch()
-        (self.folder / "sources.list").write_text(f"{self.sources}\n", encoding="utf-8")
-        configuration = _CONFIGURATION.format(folder=self.folder.resolve(), architecture=_ARCHITECTURE)
-        (self.folder / "apt.conf").write_text(configuration, encoding="utf-8")
         self._run("update")
         finished.write_text(self.sources, encoding="utf-8")
 
@@ -82,25 +76,38 @@ class PrivateApt:
 
         Raises UserError if the archive has no such package.
         """
-        folder = self.folder / "packages"
-        folder.mkdir(exist_ok=True)
+        folder, begun = self.folder / "packages", self.folder / "packages/begun"
+        begun.mkdir(parents=True, exist_ok=True)
         missing = [name for name in packages if not any(folder.glob(f"{name}_*.deb"))]
         if missing:
-            self._run("download", *missing, folder=folder)
+            self._run("download", *missing, folder=begun)
+            for file in begun.glob("*.deb"):
+                file.replace(folder / file.name)
         return [next(folder.glob(f"{name}_*.deb")) for name in packages]
 
     def _run(self, *arguments: str, folder: Path | None = None) -> str:
         """The output of apt-get."""
         if shutil.which("apt-get") is None:
             raise UserError("found no apt-get; the texts of this task are read through the apt of a Debian machine")
-        configuration = self.folder.resolve() / "apt.conf"
-        command = ["apt-get", "--quiet", "-c", str(configuration), "-o", "Acquire::Languages=en", *arguments]
+        command = ["apt-get", "--quiet", "-c", self._configure(), "-o", "Acquire::Languages=en", *arguments]
         environment = os.environ | {"LC_ALL": "C"}
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if result.returncode:
             reasons = result.stderr.strip().splitlines()[-_LAST_LINES:]
             raise UserError(f"apt-get {arguments[0]} failed: {' '.join(reasons)}")
         return result.stdout
+
+    def _configure(self) -> Path:
+        """Write the files that apt wants to find, and return that of its configuration."""
+        folder = self.folder.resolve()
+        for name in ("state/lists/partial", "cache/archives/partial"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / "state/status").touch()
+        (folder / "sources.list").write_text(f"{self.sources}\n", encoding="utf-8")
+        configuration = folder / "apt.conf"
+        text = _CONFIGURATION.format(folder=folder, architecture=_ARCHITECTURE)
+        configuration.write_text(text, encoding="utf-8")
+        return configuration
 
 
 def unpack(package: Path, folder: Path) -> None:

