@@ -31,17 +31,6 @@ GAIN, MOST_NEURONS, MOST_ECE = 0.3, 10.0, 2.0
 ENOUGH_LABELS = 256
 """labels per class from which the claim on the mean is about all neurons alone, and below also about the last layer"""
 _CONFIDENCE = 0.9
-_TRIED = {
-    "minilm-full": """\
-What was tried, on other draws from a half of the tweets that a hash of the text sets aside: a tenth of the neurons has
-a lower macro-F1 there than all of them (75.0), selected by L1 (74.3) or by ridge (73.5; without suspect labels 73.8).
-Words made up for it (75.1 without, 75.4 with). Soft labels gained nothing in the head that a stronger penalty does not
-gain, and in the selection as much as leaving out suspects.""",
-    "few": """\
-What was tried on the same half, for 16 per class: words gained 0.4 and 1.3 points in two draws. Draws of so few
-documents differ by more than the rows do.""",
-}
-"""on the misses of a table, by its corpus and setting"""
 
 
 def report(results: dict[str, list[Result]], missing: Sequence[str] = (), task: Task = TWEETS) -> str:
@@ -52,13 +41,14 @@ def report(results: dict[str, list[Result]], missing: Sequence[str] = (), task: 
     full = {key: runs for key, runs in results.items() if key.endswith("-full")}
     for key, runs in sorted(full.items()):
         parts += [f"## {_title(runs)}: {_labels(runs)}\n", full_table(runs), full_claims(runs)]
-        parts += [f"{_TRIED[key]}\n"] if key in _TRIED else []
+        parts += [f"{task.tried[key]}\n"] if key in task.tried else []
     few = {key: runs for key, runs in results.items() if "-few" in key}
     counts = {int(key.rpartition("-few")[2]): runs for key, runs in few.items()}
     counts = dict(sorted(counts.items()))
     if counts:
         shown = {f"{count} per class": runs for count, runs in counts.items()}
-        parts += [*_paired_section("few labels", shown, few_claims(counts)), f"{_TRIED['few']}\n"]
+        parts += _paired_section("few labels", shown, few_claims(counts))
+        parts += [f"{task.tried['few']}\n"] if "few" in task.tried else []
     noisy = next((runs for key, runs in results.items() if key.endswith("-noisy")), None)
     if noisy:
         title = f"{100 * FLIPPED:.0f} % of the training labels flipped"

@@ -50,6 +50,8 @@ class Task:
     heading: str = "The method on real text"
     about: str = ""
     """a paragraph about the documents at the top of the page"""
+    tried: Mapping[str, str] = field(default_factory=dict)
+    """what was tried on the misses of a table, by its corpus and setting (`minilm-full`), or `few`"""
 
     @property
     def page(self) -> Path:
