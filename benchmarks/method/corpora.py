@@ -15,6 +15,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from benchmarks.method.division import divide, draw_per_class, draw_until_each_class
+from benchmarks.method.groups import join_groups
 from spin.activations.extract import choose_column_types, extract
 from spin.arrays import Floats, Hashes, Rows
 from spin.backbone.flops import relative_flops
@@ -22,7 +23,6 @@ from spin.backbone.loading import load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.labels.cross_validation import Fold, make_folds
 from spin.labels.label_space import Label, LabelSpace, Targets, class_names
-from spin.labels.split_groups import hash_text
 from spin.labels.training_data import TrainingData
 from spin.settings import BackboneSettings
 from spin.sites import FeatureColumn, Site
@@ -65,6 +65,8 @@ class Documents:
     """one class each, or in a multi-label task a list of classes, which may be empty"""
     origin: str = ""
     """where the texts are from, with the version, for the page"""
+    groups: Sequence[str] = ()
+    """a name each: documents of one name are never divided among training, validation and test; none if empty"""
 
     @property
     def multilabel(self) -> bool:
@@ -78,7 +80,8 @@ class Documents:
         if self.multilabel:
             return replace(self, labels=[[name for name in label if name in largest] for label in self.labels])
         kept = [row for row, label in enumerate(self.labels) if label in largest]
-        return replace(self, texts=[self.texts[row] for row in kept], labels=[self.labels[row] for row in kept])
+        texts, labels = [self.texts[row] for row in kept], [self.labels[row] for row in kept]
+        return replace(self, texts=texts, labels=labels, groups=[self.groups[row] for row in kept if self.groups])
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Corpus:
     plan: Plan
     texts: list[str]
     groups: Hashes
-    """(n,) equal for near-identical texts"""
+    """(n,) equal for documents that are never divided: near-identical texts, and those of one group of the task"""
     y: Targets
     label_space: LabelSpace
     features: dict[FeatureColumn, Floats]
@@ -138,7 +141,7 @@ def draw_exam(corpus: Corpus, setting: str, seed: int) -> Exam:
     """The documents of a setting: `full`, `noisy`, or `few16` with the number of labels per class.
 
     In `full` and `noisy` the seed draws the division. With few labels it draws training documents from the first
-    division's, so that all draws share the same test documents. Near-identical documents are never divided, neither
+    division's, so that all draws share the same test documents. Documents of one group are never divided, neither
     among training, validation and test nor among folds. A multi-label corpus is divided in proportion to the rarest
     classes of the documents, and has no setting `noisy`.
     """
@@ -219,7 +222,7 @@ def load(plan: Plan, folder: Path) -> Corpus:
     return Corpus(
         plan,
         texts,
-        np.array([hash_text(text) for text in texts], np.uint64),
+        join_groups(texts, documents["group"].tolist() if "group" in documents else ()),
         label_space.index(labels),
         label_space,
         {column: np.asarray(values) for column, values in columns.items()},
@@ -230,10 +233,12 @@ def load(plan: Plan, folder: Path) -> Corpus:
 
 
 def _draw(documents: Documents, plan: Plan) -> pd.DataFrame:
-    """The documents of a plan, with the columns `text` and `label`."""
+    """The documents of a plan, with the columns `text` and `label`, and `group` if the task has groups."""
     if plan.classes is not None:
         documents = documents.of_largest_classes(plan.classes)
     frame = pd.DataFrame({"text": documents.texts, "label": documents.labels})
+    if documents.groups:
+        frame["group"] = documents.groups
     if plan.documents is not None:
         strata = None if documents.multilabel else frame["label"]
         frame, _ = train_test_split(frame, train_size=plan.documents, stratify=strata, random_state=0)

@@ -2,9 +2,8 @@
 
 Texts are the short and the long description; the name of a package, which often names its section, is not among them.
 A section counts if it has at least 100 packages in the areas main, contrib and non-free together. There are 50, and the
-largest has sixty times the packages of the smallest. Packages that are built from one source often share a paragraph.
-Only those with the same words throughout are kept together in the division, so the figures are higher than for packages
-of new sources.
+largest has sixty times the packages of the smallest. Packages that are built from one source, which often share a
+paragraph, are never divided between training and test: the figures are those for packages of new sources.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def documents_by_section(packages: Sequence[Package], origin: str = "", least: i
     """The description of each package with its section, without sections of fewer than `least` packages."""
     counts = Counter(package.section for package in packages)
     kept = [package for package in packages if counts[package.section] >= least]
-    return Documents([p.description for p in kept], [p.section for p in kept], origin)
+    return Documents([p.description for p in kept], [p.section for p in kept], origin, [p.source for p in kept])
 
 
 DEBIAN = Task(
@@ -47,6 +46,7 @@ DEBIAN = Task(
     about=(
         "The short and the long description of each package in Debian's indices, classified by its section. A section "
         "counts if it has at least 100 packages; where labels are few, a class that has fewer documents to learn from "
-        "gives all of them. SmolLM2 has the 10 largest sections alone. Packages of one source often share a paragraph."
+        "gives all of them. SmolLM2 has the 10 largest sections alone. Packages of one source are never divided between "
+        "training and test."
     ),
 )

@@ -34,7 +34,7 @@ def documents_by_tag(packages: Sequence[Package], origin: str = "", least: int =
     counts = Counter(tag for package in tagged for tag in package.tags)
     classes = {tag for tag, count in counts.items() if count >= least and not tag.endswith(_PLACEHOLDER)}
     labels = [[tag for tag in package.tags if tag in classes] for package in tagged]
-    return Documents([package.description for package in tagged], labels, origin)
+    return Documents([p.description for p in tagged], labels, origin, [p.source for p in tagged])
 
 
 DEBTAGS = Task(
@@ -53,6 +53,6 @@ DEBTAGS = Task(
         "of its tags that at least 500 packages have; it may have any number of them, or none. Accuracy is the share "
         "of packages whose set of classes is exactly right. Few labels are at least so many packages of each class; "
         "one package counts for all of its classes. SmolLM2 has the 10 most frequent tags alone. Volunteers gave the "
-        "tags, and not all that would suit."
+        "tags, and not all that would suit. Packages of one source are never divided between training and test."
     ),
 )

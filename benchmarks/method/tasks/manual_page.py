@@ -74,8 +74,9 @@ def clean(rendered: str) -> str:
     """The text of a rendered page without what gives the section away: header, footer, and sections in references.
 
     The first and the last line name the page with its section. Elsewhere a section in brackets after a name is taken
-    out, since pages refer to pages of their own section most. White space at the ends of lines and empty lines go too.
+    out, since pages refer to pages of their own section most. White space at the ends of lines and empty lines go too,
+    and rules, which only the functions of Tcl have.
     """
     lines = [" ".join(line.split()) for line in rendered.splitlines()]
-    lines = [line for line in lines if line][1:-1]
+    lines = [line for line in lines if line.strip("_- ")][1:-1]
     return "\n".join(_REFERENCE.sub("", line) for line in lines)

@@ -14,6 +14,8 @@ class Package:
     """A package of the archive."""
 
     name: str
+    source: str
+    """the source package that it is built from"""
     section: str
     """without the area of the archive: `games` also for `contrib/games`"""
     tags: tuple[str, ...]
@@ -45,7 +47,9 @@ def parse_packages(stanzas: Iterable[Mapping[str, str]], translations: Iterable[
         section = stanza.get("Section", "").rpartition("/")[2]
         if text and section and stanza["Package"] not in packages:
             tags = sorted(tag.strip() for tag in stanza.get("Tag", "").split(",") if tag.strip())
-            packages[stanza["Package"]] = Package(stanza["Package"], section, tuple(tags), join_paragraphs(text))
+            name = stanza["Package"]
+            source = stanza.get("Source", name).split()[0]  # a version in brackets may follow
+            packages[name] = Package(name, source, section, tuple(tags), join_paragraphs(text))
     return list(packages.values())
 
 

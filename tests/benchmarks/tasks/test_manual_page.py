@@ -26,6 +26,8 @@ SYNOPSIS
        Calls  read(2), EVP_Digest(3SSL) and fold (1p); main(void) and f(x) stay,
        (3) as well.
 
+__________________________________________________
+       ----------
 SEE ALSO
        std::vector(3cxx), systemd.unit(5), operator[](3)
 

@@ -25,6 +25,7 @@ Description-md5: 12
 
 
 Package: atlas-data
+Source: atlas (2.0)
 Section: contrib/games
 Description: maps: the data
 Homepage: https://example.org/maps: all
@@ -71,8 +72,9 @@ def test_a_package_has_its_english_description_its_section_without_the_area_and_
         "* borders.",
         "And more.",
     ]
+    assert (atlas.source, data.source) == ("atlas", "atlas")
     assert (atlas.section, atlas.tags) == ("games", ("interface::x11", "role::program", "use::gameplaying"))
-    assert data == Package("atlas-data", "games", (), "maps: the data")
+    assert data == Package("atlas-data", "atlas", "games", (), "maps: the data")
 
 
 def test_paragraphs_are_joined_and_lists_are_not() -> None:
@@ -83,7 +85,7 @@ def test_paragraphs_are_joined_and_lists_are_not() -> None:
 
 def made(name: str, section: str = "net", tags: tuple[str, ...] = ()) -> Package:
     """A package whose description is its name."""
-    return Package(name, section, tags, name)
+    return Package(name, f"source of {name}", section, tags, name)
 
 
 def test_small_sections_are_left_out() -> None:
@@ -94,6 +96,7 @@ def test_small_sections_are_left_out() -> None:
     assert documents.texts == ["a0", "a1", "a2", "b0", "b1"]
     assert documents.labels == ["a", "a", "a", "b", "b"]
     assert documents.origin == "Debian 1"
+    assert documents.groups == [f"source of {text}" for text in documents.texts]
     assert not documents.multilabel
 
 
@@ -103,6 +106,7 @@ def test_rare_tags_and_placeholders_are_no_classes_and_packages_without_tags_no_
     documents = documents_by_tag([made(str(i), tags=own) for i, own in enumerate(tags)], least=2)
     assert documents.texts == ["0", "1", "2", "4"]
     assert documents.labels == [["x::a", "x::b"], ["x::a"], ["x::b"], []]
+    assert documents.groups == [f"source of {text}" for text in documents.texts]
     assert documents.multilabel
 
 
@@ -114,6 +118,7 @@ def test_only_the_largest_classes_remain() -> None:
     documents = documents_by_section(sections, least=1).of_largest_classes(2)
     assert Counter(documents.labels) == {"a": 3, "c": 2}
     assert documents.texts == ["a0", "a1", "a2", "c0", "c1"]
+    assert documents.groups == [f"source of {text}" for text in documents.texts]
     tags = [("x::a", "x::b"), ("x::a",), ("x::b",)]
     documents = documents_by_tag([made(str(i), tags=own) for i, own in enumerate(tags)], least=1).of_largest_classes(1)
     assert documents.texts == ["0", "1", "2"]
