@@ -56,7 +56,7 @@ bench: .venv/.bench  ## measure speed against alternatives, into benchmarks/spee
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
-bench-method: setup  ## measure the method against simpler ones, into benchmarks/method.md; TASK=debian, debtags or manuals for other texts
+bench-method: setup  ## measure the method and other libraries on the same texts, into benchmarks/method.md; TASK=debian, debtags or manuals for others
 	$(BIN)/python -m benchmarks.method --task $(TASK)
 
 bench-limits: setup  ## measure probes, the cost of Ray and memory, into benchmarks/limits.md

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from time import process_time
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 from unittest.mock import patch
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -40,11 +41,15 @@ from spin.sparsify.ridge import fit_ridge
 from spin.sparsify.solvers.l1_path import LassoPaths
 
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
-"""C of the logistic regressions on words and on the last layer"""
+"""C of the logistic regression on the last layer"""
+TFIDF_STRENGTHS = tuple(float(c) for c in np.geomspace(0.1, 46.4, 5))
+"""C of the logistic regressions on TF-IDF, whose values are much smaller: with many classes it chooses 10 or more"""
 _STEP = 0.6
 """ratio of a penalty to the one before, on the path down to a known penalty"""
 
-Fit = Callable[[Rows, Rows, Sequence[float]], list[Floats]]
+Strength = TypeVar("Strength")
+"""what validation chooses: how strongly a model is regularised, or several settings of it"""
+Fit = Callable[[Rows, Rows, Sequence[Strength]], list[Floats]]
 """fits one model per strength on the first rows; returns their logits (m, K) for the second rows"""
 
 
@@ -84,16 +89,16 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class ChosenStrength:
+class ChosenStrength(Generic[Strength]):
     """The strength with the best validation score, and the held-out logits of each fold at this strength."""
 
     valid_score: float
-    strength: float
+    strength: Strength
     held_out: list[Floats]
 
 
-def choose_strength(exam: Exam, fit: Fit, strengths: Sequence[float]) -> ChosenStrength:
-    """Choose the strength with the best mean validation score; of equals the smallest, which regularises most."""
+def choose_strength(exam: Exam, fit: Fit[Strength], strengths: Sequence[Strength]) -> ChosenStrength[Strength]:
+    """Choose the strength with the best mean validation score; of equals the first, which regularises most."""
     logits = [fit(fold.train, fold.valid, strengths) for fold in exam.folds]
     scores = [
         np.mean(
@@ -136,39 +141,50 @@ def choose_targets(exam: Exam, held_out: Sequence[Floats], logits: Floats) -> Ta
     return None if thresholds is None else apply_thresholds(label_space, label_space.probabilities(logits), thresholds)
 
 
-def final_logits(exam: Exam, fit: Fit, chosen: ChosenStrength) -> Floats:
+def final_logits(exam: Exam, fit: Fit[Strength], chosen: ChosenStrength[Strength]) -> Floats:
     """Logits of the test documents by the chosen model, fitted on all labelled documents, over the temperature."""
     return fit(exam.data.rows, exam.test, [chosen.strength])[0] / temperature(exam, chosen.held_out)
 
 
 def tfidf(exam: Exam) -> Answer:
     """TF-IDF of words and word pairs with logistic regression."""
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    return _tfidf("TF-IDF", exam, words)
+
+
+def tfidf_characters(exam: Exam) -> Answer:
+    """TF-IDF of strings of 2 to 4 characters within words with logistic regression."""
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=2, sublinear_tf=True, dtype=np.float32)
+    return _tfidf("TF-IDF, characters", exam, characters)
+
+
+def _tfidf(name: str, exam: Exam, vectorizer: TfidfVectorizer) -> Answer:
     start, texts = process_time(), np.array(exam.corpus.texts, object)
 
     def fit(rows: Rows, out: Rows, strengths: Sequence[float]) -> list[Floats]:
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+        fitted = clone(vectorizer)
         try:
-            vectorizer.fit(texts[rows])
-        except ValueError:  # no word occurs in two documents
-            vectorizer = TfidfVectorizer(token_pattern=r"\S+").fit(texts[rows])
-        X, Z = vectorizer.transform(texts[rows]), vectorizer.transform(texts[out])
-        return [_regression_logits(X, exam.y[rows], Z, C, exam.corpus.label_space) for C in strengths]
+            fitted.fit(texts[rows])
+        except ValueError:  # no term occurs in two documents
+            fitted = TfidfVectorizer(token_pattern=r"\S+").fit(texts[rows])
+        X, Z = fitted.transform(texts[rows]), fitted.transform(texts[out])
+        return [regression_logits(X, exam.y[rows], Z, C, exam.corpus.label_space) for C in strengths]
 
-    chosen = choose_strength(exam, fit, STRENGTHS)
+    chosen = choose_strength(exam, fit, TFIDF_STRENGTHS)
     logits = final_logits(exam, fit, chosen)
     seconds, targets = process_time() - start, choose_targets(exam, chosen.held_out, logits)
-    return Answer("TF-IDF", logits, 0, 0, 0.0, seconds, f"C {chosen.strength:.3g}", targets)
+    return Answer(name, logits, 0, 0, 0.0, seconds, f"C {chosen.strength:.3g}", targets)
 
 
 def last_layer(exam: Exam) -> Answer:
     """Logistic regression on the standardised last layer after the final norm; the pooling is chosen by validation."""
     start = process_time()
 
-    def fit_of(values: Floats) -> Fit:
+    def fit_of(values: Floats) -> Fit[float]:
         def fit(rows: Rows, out: Rows, strengths: Sequence[float]) -> list[Floats]:
             standardizer = Standardizer.fit(values[rows])
             X, Z = (standardizer.transform(values[part]) for part in (rows, out))
-            return [_regression_logits(X, exam.y[rows], Z, C, exam.corpus.label_space) for C in strengths]
+            return [regression_logits(X, exam.y[rows], Z, C, exam.corpus.label_space) for C in strengths]
 
         return fit
 
@@ -182,7 +198,7 @@ def last_layer(exam: Exam) -> Answer:
     return Answer("last layer", logits, values.shape[1], exam.corpus.depth, 1.0, seconds, choice, targets)
 
 
-def _regression_logits(X: Any, y: Targets, Z: Any, strength: float, label_space: LabelSpace) -> Floats:
+def regression_logits(X: Any, y: Targets, Z: Any, strength: float, label_space: LabelSpace) -> Floats:
     """Logits (m, K) of Z by a logistic regression on X (n, p): one for all classes, in a multi-label task one each.
 
     A class that none of the n documents has gets the constant logit -log(n + 1), and a class of a multi-label task
@@ -277,6 +293,12 @@ def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
     """One of the classifiers of the search, `accuracy` or `balanced`."""
     fitted = fitted_spin.training_result.choices[choice]
     return _fitted_answer(f"SPIN, {choice}", exam, fitted, fitted_spin.words, fitted_spin.seconds)
+
+
+def l1_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:
+    """The best candidate of SPIN without words whose neurons the sparse probes select."""
+    of_probes = [c for c in fitted_spin.search.tried if c.rule == "l1" and c.blend is None]
+    return _best_candidate("SPIN, L1", exam, fitted_spin, of_probes)
 
 
 def ridge_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:

@@ -140,8 +140,8 @@ class Exam:
 def draw_exam(corpus: Corpus, setting: str, seed: int) -> Exam:
     """The documents of a setting: `full`, `noisy`, or `few16` with the number of labels per class.
 
-    In `full` and `noisy` the seed draws the division. With few labels it draws training documents from the first
-    division's, so that all draws share the same test documents. Documents of one group are never divided, neither
+    In `full` and `noisy` the seed draws the division. With few labels it draws from all documents but the first
+    division's test documents, which so all draws share. Documents of one group are never divided, neither
     among training, validation and test nor among folds. A multi-label corpus is divided in proportion to the rarest
     classes of the documents, and has no setting `noisy`.
     """
@@ -150,7 +150,8 @@ def draw_exam(corpus: Corpus, setting: str, seed: int) -> Exam:
     train, valid, test = divide(strata, groups, (plan.train, plan.valid, plan.test), 0 if few else seed)
     y = corpus.y
     if few:
-        train, valid = _few(corpus, train, int(setting.removeprefix("few")), seed)
+        pool = np.setdiff1d(np.arange(len(corpus.y)), test)
+        train, valid = _few(corpus, pool, int(setting.removeprefix("few")), seed)
     elif setting == "noisy":
         y = _flipped(corpus, train, seed)
     folds = make_folds(corpus.label_space, y, train, valid, seed, groups)

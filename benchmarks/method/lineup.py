@@ -4,77 +4,94 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks.method import all_neurons, contenders, corpora, paper, siren
 from benchmarks.method.contenders import Answer, FittedSpin
 from benchmarks.method.corpora import Exam, Plan
+from benchmarks.method.peers import fast_text, set_fit, static_model
 from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
 
-FORMAT = 4
+FORMAT = 5
 """raise it when rows are computed in another way, or documents are divided differently"""
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """A row of the tables."""
 
     name: str
     answer: Callable[[Exam, FittedSpin], Answer]
     """takes the classifiers of SPIN too, whose probes several rows share"""
-    only: str = ""
-    """the only setting that has the row; every one if empty"""
+    draws: Mapping[str, int] = field(default_factory=dict)
+    """the settings that alone have the row, with the number of their draws that do; all draws of all if empty"""
 
 
+_FEW = {"few16": 5, "few64": 2}
+"""SetFit learns ten minutes from 64 labels for each of three classes"""
+_CLEAN = dict.fromkeys(("full", "few256", "few64", "few16"), 5)
+"""all but `noisy`, which asks what wrong labels cost SPIN"""
 ROWS = (
     Row("TF-IDF", lambda exam, _: contenders.tfidf(exam)),
+    Row("TF-IDF, characters", lambda exam, _: contenders.tfidf_characters(exam), _CLEAN),
+    Row("fastText", lambda exam, _: fast_text.fast_text(exam), _CLEAN),
+    Row("model2vec", lambda exam, _: static_model.static_model(exam), _CLEAN),
+    Row("SetFit, head alone", lambda exam, _: set_fit.set_fit_head(exam), _FEW),
+    Row("SetFit", lambda exam, _: set_fit.set_fit(exam), _FEW),
     Row("last layer", lambda exam, _: contenders.last_layer(exam)),
     Row("best single site", contenders.best_site),
     Row("the paper's recipe", lambda exam, _: paper.paper(exam)),
     Row("SIREN's recipe", siren.siren),
     Row("all neurons", lambda exam, _: all_neurons.all_neurons(exam)),
     Row("words", contenders.words),
+    Row("SPIN, L1", contenders.l1_rule),
     Row("SPIN, ridge", contenders.ridge_rule),
     Row("SPIN, neurons", contenders.neurons_alone),
     Row("SPIN, neurons + words", contenders.neurons_and_words),
     Row("SPIN, accuracy", lambda exam, spin: contenders.spin_choice(exam, spin, "accuracy")),
     Row("SPIN, balanced", lambda exam, spin: contenders.spin_choice(exam, spin, "balanced")),
-    Row("SPIN, lower half", contenders.lower_half, only="full"),
+    Row("SPIN, lower half", contenders.lower_half, {"full": 5}),
 )
 
 
-def rows_of(setting: str, left_out: Collection[str] = ()) -> list[Row]:
-    """The rows of a setting: `full`, `noisy`, or `few16` with the number of labels per class.
+def rows_of(setting: str, left_out: Collection[str] = (), draw: int = 0) -> list[Row]:
+    """The rows of a draw of a setting: `full`, `noisy`, or `few16` with the number of labels per class.
 
-    `left_out` names the rows that a task does not have.
+    `left_out` names the rows that a task or a backbone does not have.
     """
-    return [row for row in ROWS if row.only in ("", setting) and row.name not in left_out]
+    rows = [row for row in ROWS if row.name not in left_out]
+    return [row for row in rows if not row.draws or draw < row.draws.get(setting, 0)]
 
 
 def answers(exam: Exam, setting: str, left_out: Collection[str] = ()) -> Iterator[Answer]:
     """Fit SPIN, then the contender of every row, and yield their answers."""
     fitted_spin = contenders.fit_spin(exam)
-    for row in rows_of(setting, left_out):
+    for row in rows_of(setting, left_out, exam.seed):
         answer = row.answer(exam, fitted_spin)
         assert answer.name == row.name
         yield answer
 
 
-def digest(plan: Plan, setting: str, left_out: Collection[str] = ()) -> str:
+def digest(plan: Plan, setting: str, left_out: Collection[str] = (), draw: int = 0) -> str:
     """Equal for results that may stand in one table: same format, documents, rows, grids and defaults of SPIN."""
-    settings = json.dumps(dependencies(plan, setting, left_out), sort_keys=True)
+    settings = json.dumps(dependencies(plan, setting, left_out, draw), sort_keys=True)
     return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
 
 
-def dependencies(plan: Plan, setting: str, left_out: Collection[str] = ()) -> dict[str, Any]:
+def dependencies(plan: Plan, setting: str, left_out: Collection[str] = (), draw: int = 0) -> dict[str, Any]:
     """What a result depends on, as JSON values."""
     return {
         "format": FORMAT,
         "plan": plan.record(),
-        "rows": [row.name for row in rows_of(setting, left_out)],
+        "rows": [row.name for row in rows_of(setting, left_out, draw)],
         "metric": corpora.METRIC,
         "flipped": corpora.FLIPPED if setting == "noisy" else None,
-        "words and last layer": contenders.STRENGTHS,
+        "last layer": contenders.STRENGTHS,
+        "TF-IDF": contenders.TFIDF_STRENGTHS,
+        "fastText": (fast_text.TRIALS, fast_text.BUCKETS),
+        "SetFit": set_fit.ITERATIONS,
         "all neurons": all_neurons.STRENGTHS,
         "paper": (paper.PROBE_STRENGTHS, paper.HEAD_STRENGTHS, paper.ETAS, paper.ROUND),
         "siren": (siren.ETAS, siren.RATES, siren.WIDTHS, siren.DROPOUT),

@@ -14,9 +14,11 @@ from scipy.stats import t as student
 
 from benchmarks.machine import processor, versions
 from benchmarks.method.all_neurons import STRENGTHS as ALL_STRENGTHS
-from benchmarks.method.contenders import STRENGTHS
+from benchmarks.method.contenders import STRENGTHS, TFIDF_STRENGTHS
 from benchmarks.method.corpora import FLIPPED
 from benchmarks.method.paper import ETAS, HEAD_STRENGTHS, PROBE_STRENGTHS
+from benchmarks.method.peers.fast_text import BUCKETS, TRIALS
+from benchmarks.method.peers.set_fit import ITERATIONS
 from benchmarks.method.siren import ETAS as SIREN_ETAS
 from benchmarks.method.siren import RATES, WIDTHS
 from benchmarks.method.tasks.task import Task
@@ -38,23 +40,48 @@ def report(results: dict[str, list[Result]], missing: Sequence[str] = (), task: 
     parts = [_head(task), _about(results, task)]
     if missing:
         parts.append(f"**Not finished: {', '.join(missing)}.** Their results are missing on this page.\n")
+    for section in sections(results):
+        parts += [f"## {section.title}\n", section.table, section.claims]
+        parts += [f"{task.tried[section.key]}\n"] if section.key in task.tried else []
+    parts.append(_rules(results, task))
+    return "\n".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of the page, with the claims under it."""
+
+    key: str
+    """corpus and setting, such as `minilm-full`, or `few` for all numbers of labels per class together"""
+    title: str
+    table: str
+    claims: str
+    """a Markdown list"""
+
+    @property
+    def failed(self) -> list[str]:
+        """The claims that do not hold, without the mark."""
+        mark = f"- {_holds(False)}: "
+        return [line.removeprefix(mark) for line in self.claims.splitlines() if line.startswith(mark)]
+
+
+def sections(results: dict[str, list[Result]]) -> list[Section]:
+    """The tables of a task's results by corpus and setting, in the order of the page."""
     full = {key: runs for key, runs in results.items() if key.endswith("-full")}
-    for key, runs in sorted(full.items()):
-        parts += [f"## {_title(runs)}: {_labels(runs)}\n", full_table(runs), full_claims(runs)]
-        parts += [f"{task.tried[key]}\n"] if key in task.tried else []
-    few = {key: runs for key, runs in results.items() if "-few" in key}
-    counts = {int(key.rpartition("-few")[2]): runs for key, runs in few.items()}
-    counts = dict(sorted(counts.items()))
-    if counts:
-        shown = {f"{count} per class": runs for count, runs in counts.items()}
-        parts += _paired_section("few labels", shown, few_claims(counts))
-        parts += [f"{task.tried['few']}\n"] if "few" in task.tried else []
+    found = [
+        Section(key, f"{_title(runs)}: {_labels(runs)}", full_table(runs), full_claims(runs))
+        for key, runs in sorted(full.items())
+    ]
+    few = {int(key.rpartition("-few")[2]): runs for key, runs in results.items() if "-few" in key}
+    few = dict(sorted(few.items()))
+    if few:
+        shown = {f"{count} per class": runs for count, runs in few.items()}
+        found.append(_paired_section("few", "few labels", shown, few_claims(few)))
     noisy = next((runs for key, runs in results.items() if key.endswith("-noisy")), None)
     if noisy:
         title = f"{100 * FLIPPED:.0f} % of the training labels flipped"
-        parts += _paired_section(title, {"flipped": noisy}, noisy_claims(noisy))
-    parts.append(_rules(results, task))
-    return "\n".join(part for part in parts if part)
+        found.append(_paired_section("noisy", title, {"flipped": noisy}, noisy_claims(noisy)))
+    return found
 
 
 def full_table(results: Sequence[Result]) -> str:
@@ -101,10 +128,15 @@ def _cost_claims(results: Sequence[Result]) -> list[str]:
     compute = _mean(results, SPIN, "compute"), _mean(results, BALANCED, "compute")
     loss = -Difference.of(results, BALANCED).mean
     saved = 100 * (1 - compute[1] / compute[0])
-    gain = 100 * (_mean(results, HALF, "macro_f1") - _mean(results, LAST, "macro_f1"))
-    return [
+    lines = [
         f"- `balanced` runs {100 * compute[1]:.0f} % of the backbone where `accuracy` runs {100 * compute[0]:.0f} %: "
         f"it saves {saved:.0f} % of the compute for {loss:+.2f} points of macro-F1.",
+    ]
+    if HALF not in _names(results):
+        return lines
+    gain = 100 * (_mean(results, HALF, "macro_f1") - _mean(results, LAST, "macro_f1"))
+    return [
+        *lines,
         f"- {_holds(gain > 0)}: SPIN on the lower half of the blocks has a higher macro-F1 than the {LAST} of the "
         f"whole model ({gain:+.2f} points at {100 * _mean(results, HALF, 'compute'):.0f} % of its compute).",
     ]
@@ -151,9 +183,9 @@ def _others_claim(results: Sequence[Result], named: Sequence[str], where: str = 
     return f"- {_holds(not below)}: {claim}."
 
 
-def _paired_section(title: str, shown: dict[str, list[Result]], claims: str) -> list[str]:
+def _paired_section(key: str, title: str, shown: dict[str, list[Result]], claims: str) -> Section:
     first = next(iter(shown.values()))
-    return [f"## {_title(first)}: {title}\n", paired_table(shown), claims]
+    return Section(key, f"{_title(first)}: {title}", paired_table(shown), claims)
 
 
 def paired_table(shown: dict[str, list[Result]]) -> str:
@@ -162,17 +194,30 @@ def paired_table(shown: dict[str, list[Result]]) -> str:
     for setting in shown:
         titles += [f"macro-F1, {setting}", "SPIN − row"]
     lines = []
-    for name in _names(next(iter(shown.values()))):
-        line = [name]
-        for results in shown.values():
-            line += [_spread(100 * _values(results, name, "macro_f1"), 1), str(Difference.of(results, name))]
-        lines.append(["–" if name == SPIN and i and i % 2 == 0 else cell for i, cell in enumerate(line)])
     first = next(iter(shown.values()))
+    fewer = set()
+    for name in _names(first):
+        line = [name]
+        for setting, results in shown.items():
+            draws = len(_values(results, name, "macro_f1"))
+            if 0 < draws < len(results):
+                fewer.add(f"{name} with {setting} has {draws} draws")
+            line += _paired_cells(results, name)
+        lines.append(line)
     below = (
         f"{_draws(first)}; macro-F1 as mean ± sd, the paired difference of `accuracy` to a row in points "
-        f"as mean ± standard error; {first[0]['documents'][2]:,} test documents.\n"
+        f"as mean ± standard error{''.join(f'; {words}' for words in sorted(fewer))}; "
+        f"{first[0]['documents'][2]:,} test documents.\n"
     )
     return markdown(titles, lines) + "\n" + below
+
+
+def _paired_cells(results: Sequence[Result], name: str) -> tuple[str, str]:
+    """Macro-F1 of a row and the difference of SPIN to it; dashes for a row that the setting does not have."""
+    values = 100 * _values(results, name, "macro_f1")
+    if not len(values):
+        return "–", "–"
+    return _spread(values, 1), "–" if name == SPIN else str(Difference.of(results, name))
 
 
 @dataclass(frozen=True)
@@ -189,6 +234,7 @@ class Difference:
     @classmethod
     def of(cls, results: Sequence[Result], name: str) -> Difference:
         """Measure the difference to a row."""
+        results = [result for result in results if name in _names([result])]
         differences = 100 * (_values(results, SPIN, "macro_f1") - _values(results, name, "macro_f1"))
         error = _sd(differences) / float(np.sqrt(len(differences)))
         half = (
@@ -218,46 +264,73 @@ class Difference:
 
 
 def _rules(results: dict[str, list[Result]], task: Task) -> str:
-    """How every row was computed."""
-    left_out = {name: f"- {name}: left out, since {why}." for name, why in task.left_out.items()}
-    paper = left_out.pop(PAPER, None) or _paper_rule(results)
-    others = "".join(f"{line}\n" for line in left_out.values())
+    """How every row was computed, and why some are missing."""
+    lines = [
+        f"- {row}: left out, since {task.left_out[row]}." if row in task.left_out else f"- {names}: {rule}"
+        for row, names, rule in _row_rules(results)
+    ]
+    others = [(name, why) for name, why in task.decoder_left_out.items() if name not in task.left_out]
+    lines += [f"- Tables of the decoder leave out {name}, since {why}." for name, why in others]
     others_decide = "choose theirs in the\n  same way" if task.multilabel else "give the most probable\n  class"
-    widths = " or ".join(f"{first} and {second}" for first, second in WIDTHS)
+    rules = "\n".join(lines)
     return f"""## How the rows are computed
 
 Near-identical texts (the same words in the same order, whatever their punctuation, links and mentions) are never
 divided among training, validation and test documents or among folds. With all labels and with flipped ones, a draw is
-another division; with few labels it is other training documents of the first division. All rows of a draw share its
-documents. SmolLM2 has fewer draws and documents than MiniLM, since it has five times the neurons and the whole run is
-to end within 90 minutes on two cores.
+another division; with few labels it is other documents of those that the first division does not test on. All rows of
+a draw share its documents. SmolLM2 has fewer documents than MiniLM, since it has five times the neurons and the whole
+run is to end within 90 minutes on two cores.
 
 All rows learn from the same training documents, are chosen by macro-F1 on the same validation documents, and are then
-refitted on both and calibrated by a temperature on held-out logits. Below 5,000 labels the choice is made by the
-stratified cross-validation of SPIN: five parts, below 1,000 labels twice. Compute is the FLOPs per token up to the
-deepest site that is read, as a share of the whole backbone's. Seconds to fit are processor seconds of one thread on
-activations that are already on disk.
+refitted on both and calibrated by a temperature on held-out logits; SetFit chooses nothing and has no temperature.
+Below 5,000 labels the choice is made by the stratified cross-validation of SPIN: five parts, below 1,000 labels twice.
+Compute is the FLOPs per token up to the deepest site that is read, as a share of the whole backbone's. Seconds to fit
+are processor seconds of one thread on activations that are already on disk.
 
-- TF-IDF (words and word pairs) and last layer (after the final norm, standardised, mean or last token): logistic
-  regression with C from {_list(STRENGTHS)}.
-- best single site: the L1 probe of the feature column with the best validation score.
-{paper}
-- SIREN's recipe (Jiao et al. 2026, a successor of SPIN): the L1 probes of the residual stream, averaged over the
-  tokens; of each layer the neurons with a share eta of the absolute weights, from {_list(SIREN_ETAS)}; layers weighted
-  by the validation scores of their probes; a network with two ReLU layers, of {widths} units, ended by validation,
-  with a learning rate from {_list(RATES)}. Where it differs from the published code is in benchmarks/method/siren.py.
-- {ALL}: L2 multinomial logistic regression on all standardised feature columns, with the prior variance of a logit
-  from {_list(ALL_STRENGTHS)}.
-- words: the word regression of SPIN without neurons.
+{rules}
 - SPIN: the default settings, and labels under the thresholds that training chose; other rows {others_decide}. \
 All rows but one come from one search, and show its seconds: `neurons` is what `accuracy` would be among its
-  candidates without words, `neurons + words` among those that read both, `ridge` among those without words whose
-  neurons the ridge regression selected. `lower half` is a search of its own, on the probes of the lower half of the
-  blocks.
-{others}
+  candidates without words, `neurons + words` among those that read both, `L1` and `ridge` among those without words
+  whose neurons the sparse probes or the ridge regression selected. `lower half` is a search of its own, on the probes
+  of the lower half of the blocks.
+
 Intervals and standard errors are of paired differences over the draws. Draws share documents, the few labels all of
 their test documents: this part of chance is not in them.
 """
+
+
+def _row_rules(results: dict[str, list[Result]]) -> list[tuple[str, str, str]]:
+    """For each rule one of its rows, the names of all of them, and how they are computed."""
+    trials = ", ".join(f"{trial.epochs} with {trial.rate:g}" for trial in TRIALS)
+    widths = " or ".join(f"{first} and {second}" for first, second in WIDTHS)
+    return [
+        (WORDS, "TF-IDF (words and word pairs) and TF-IDF, characters (strings of 2 to 4 within words)",
+         f"logistic\n  regression with C from {_list(TFIDF_STRENGTHS)}."),
+        ("fastText", "fastText (Joulin et al. 2017)",
+         "words and word pairs, a vector of 100 dimensions each, learned in one thread;\n"
+         f"  epochs and learning rate from {trials}; {BUCKETS:,} buckets for the pairs, and one-vs-all where\n"
+         "  a document may have several classes."),
+        ("model2vec", "model2vec (Tulkens and van Dongen 2024)",
+         "a vector per token distilled from MiniLM, and the classifier of\n"
+         "  the library on their mean; its default settings, which train the vectors too and end by a tenth of the\n"
+         "  labelled documents."),
+        ("SetFit", "SetFit (Tunstall et al. 2022)",
+         f"the backbone fine-tuned for one epoch on {2 * ITERATIONS} pairs per text, and a logistic\n"
+         "  regression, as published; `head alone` is this regression on the backbone as it is."),
+        (LAST, "last layer (after the final norm, standardised, mean or last token)",
+         f"logistic regression with C from\n  {_list(STRENGTHS)}."),
+        ("best single site", "best single site", "the L1 probe of the feature column with the best validation score."),
+        (PAPER, PAPER, _paper_rule(results)),
+        ("SIREN's recipe", "SIREN's recipe (Jiao et al. 2026, a successor of SPIN)",
+         "the L1 probes of the residual stream, averaged over the\n"
+         f"  tokens; of each layer the neurons with a share eta of the absolute weights, from {_list(SIREN_ETAS)}; "
+         "layers weighted\n  by the validation scores of their probes; a network with two ReLU layers, of\n"
+         f"  {widths} units, ended by validation, with a learning rate from {_list(RATES)}.\n"
+         "  Where it differs from the published code is in benchmarks/method/siren.py."),
+        (ALL, ALL, "L2 multinomial logistic regression on all standardised feature columns, with the prior variance\n"
+         f"  of a logit from {_list(ALL_STRENGTHS)}."),
+        ("words", "words", "the word regression of SPIN without neurons."),
+    ]  # fmt: skip
 
 
 def _paper_rule(results: dict[str, list[Result]]) -> str:
@@ -266,7 +339,7 @@ def _paper_rule(results: dict[str, list[Result]]) -> str:
     parts = [choice.rpartition("; ")[2].split() for choice in choices if "reached" in choice]
     missed, requested = sum(int(p[0]) for p in parts), sum(int(p[2]) for p in parts)
     return f"""\
-- {PAPER}: L1 one-vs-rest logistic regression on raw hidden states with C from {_list(PROBE_STRENGTHS)};
+L1 one-vs-rest logistic regression on raw hidden states with C from {_list(PROBE_STRENGTHS)};
   importance by squared weights, summed over classes; the first k layers under one pooling; an L1 one-vs-rest head. The
   grid is thinned to bound the time: k from 1, half, all but one and all; eta from {_list(ETAS)}; the head's
   C from {_list(HEAD_STRENGTHS)}; where labels are few, one round of the cross-validation. A path of penalties ends
@@ -295,10 +368,11 @@ def _title(results: Sequence[Result]) -> str:
 
 
 def _labels(results: Sequence[Result]) -> str:
-    """How many labels a corpus has: all of them, or their number where it is a subset."""
+    """How many labels an experiment learns from: all that the plan gives, or their number where it is a subset."""
     first = results[0]
     whole = first["experiment"]["plan"]["documents"] is None
-    return "all labels" if whole else f"{sum(first['documents'][:2]):,} labels"
+    count = sum(first["documents"][:2])
+    return f"all labels ({count:,})" if whole else f"{count:,} labels"
 
 
 def _draws(results: Sequence[Result]) -> str:
@@ -310,7 +384,8 @@ def _names(results: Sequence[Result]) -> list[str]:
 
 
 def _values(results: Sequence[Result], name: str, key: str) -> Any:
-    return np.array([next(row[key] for row in result["rows"] if row["name"] == name) for result in results], float)
+    """The values of a row, of those draws that have it."""
+    return np.array([row[key] for result in results for row in result["rows"] if row["name"] == name], float)
 
 
 def _mean(results: Sequence[Result], name: str, key: str) -> float:

@@ -294,7 +294,7 @@ def test_calibration_and_words_are_judged_with_all_labels() -> None:
     text = full_claims(make_results({"TF-IDF": [-0.1, 0.0, -0.2]}, ece=0.0201))
     assert claims(text, "ECE").startswith("- **does not hold**: ")
     assert claims(text, "below TF-IDF").startswith("- **does not hold**: ")
-    assert claims(text, "higher macro-F1 than TF-IDF").startswith("- **does not hold**: ")
+    assert claims(text, "higher macro-F1 than TF-IDF (").startswith("- **does not hold**: ")
     assert claims(text, "SIREN").startswith("- holds: ")
     text = full_claims(make_results({"TF-IDF": [-1.0, 0.0, 0.9]}, ece=0.02))
     assert claims(text, "ECE").startswith("- holds: ")
@@ -335,6 +335,31 @@ def test_the_page_holds_every_table_and_names_what_is_missing() -> None:
     assert "| SIREN's recipe |" in page
     assert "2 draws" in page
     assert "Tried" not in page
+
+
+def test_rows_that_only_some_settings_or_draws_have_are_shown_where_they_are() -> None:
+    """SetFit has a figure of its two draws, paired with those of SPIN, and none with 256 labels."""
+    results = {f"tweets-few{count}": make_results({"all neurons": [0.1] * 3}, f"few{count}") for count in (64, 256)}
+    for result, gain in zip(results["tweets-few64"], (2.0, 4.0, None), strict=True):
+        spin = next(row for row in result["rows"] if row["name"] == "SPIN, accuracy")
+        result["rows"] = [row for row in result["rows"] if not row["name"].startswith("SetFit")]
+        if gain is not None:
+            result["rows"].insert(0, spin | {"name": "SetFit", "macro_f1": spin["macro_f1"] - gain / 100})
+    page = report(results)
+    assert (
+        "| SetFit | 68.0 ± 0.0 | +3.00 ± 1.00 | – | – |" in page or "| SetFit | 68.0 | +3.00 ± 1.00 | – | – |" in page
+    )
+    assert "SetFit with 64 per class has 2 draws" in page
+    assert "256 per class has" not in page
+
+
+def test_a_table_without_the_lower_half_makes_no_claim_about_it() -> None:
+    results = make_results({"all neurons": [0.1, 0.2]})
+    assert "lower half" in full_claims(results)
+    for result in results:
+        result["rows"] = [row for row in result["rows"] if row["name"] != "SPIN, lower half"]
+    assert "lower half" not in full_claims(results)
+    assert "runs 100 %" in full_claims(results)
 
 
 def test_results_of_another_version_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.method.corpora import Documents
 from benchmarks.method.tasks.package_index import Package, read_packages
-from benchmarks.method.tasks.task import Size, Task
+from benchmarks.method.tasks.task import MANY_CLASSES, ON_TWEETS, Size, Task
 
 LEAST_PACKAGES = 100
 """packages of a section; smaller sections are left out"""
@@ -41,12 +41,12 @@ DEBIAN = Task(
     decoder=Size(3000, 800, 200, 1500, classes=10),
     quick=(Size(1400, 840, 210, 350, classes=5), Size(1120, 800, 200, 120, 64, classes=5)),
     few=(16,),
-    left_out={"the paper's recipe": "it follows a path per class on raw activations, which takes too long for so many"},
+    left_out={**ON_TWEETS, **MANY_CLASSES},
     heading="The method on Debian packages",
     about=(
         "The short and the long description of each package in Debian's indices, classified by its section. A section "
         "counts if it has at least 100 packages; where labels are few, a class that has fewer documents to learn from "
-        "gives all of them. SmolLM2 has the 10 largest sections alone. Packages of one source are never divided between "
-        "training and test."
+        "gives all of them. SmolLM2 has the 10 largest sections alone. Packages of one source are never divided "
+        "between training and test."
     ),
 )

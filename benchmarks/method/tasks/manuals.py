@@ -23,7 +23,7 @@ from benchmarks.method.corpora import Documents
 from benchmarks.method.groups import group_similar
 from benchmarks.method.tasks.apt import PrivateApt, unpack
 from benchmarks.method.tasks.manual_page import ManualPage, PageSource, read_sources, render_page
-from benchmarks.method.tasks.task import Size, Task
+from benchmarks.method.tasks.task import MANY_CLASSES, ON_TWEETS, Size, Task
 
 PACKAGES = (
     "manpages", "manpages-dev", "perl-doc", "freebsd-manpages",
@@ -75,6 +75,7 @@ MANUALS = Task(
     decoder=Size(2500, 800, 200, 1500, 512),
     quick=(Size(1400, 840, 210, 350, classes=5), Size(1120, 800, 200, 120, 64, classes=5)),
     few=(64, 16),
+    left_out={**ON_TWEETS, **MANY_CLASSES},
     heading="The method on manual pages",
     about=(
         "Manual pages of Debian packages, classified by the section of the manual, which the texts do not name. Pages "

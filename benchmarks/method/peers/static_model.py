@@ -1,0 +1,65 @@
+"""The row of model2vec (Tulkens and van Dongen 2024): a vector per token, distilled from the backbone."""
+
+from __future__ import annotations
+
+from functools import cache
+from time import process_time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from benchmarks.method.contenders import Answer, choose_targets, temperature
+from benchmarks.method.corpora import Exam
+from benchmarks.method.paper import ROUND
+from benchmarks.method.peers.libraries import silence
+from spin.arrays import Floats, Rows
+from spin.backbone.hub import locate_model
+from spin.labels.label_space import LabelSpace, Targets
+
+if TYPE_CHECKING:
+    from model2vec import StaticModel
+
+
+def static_model(exam: Exam) -> Answer:
+    """The classifier of model2vec with its default settings: a network on the mean of the vectors, which it learns too.
+
+    It is fitted on all labelled documents, of which it sets a tenth aside to end in time. The models of the folds, of
+    one round of the cross-validation where labels are few, serve for the temperature and for thresholds alone.
+    """
+    start = process_time()
+    model = distill(exam.corpus.plan.model)
+    held_out = [_logits(model, exam, fold.train, fold.valid) for fold in exam.folds[:ROUND]]
+    logits = _logits(model, exam, exam.data.rows, exam.test) / temperature(exam, held_out)
+    seconds, targets = process_time() - start, choose_targets(exam, held_out, logits)
+    return Answer("model2vec", logits, 0, 0, 0.0, seconds, "default settings", targets)
+
+
+@cache
+def distill(backbone: str) -> StaticModel:
+    """The static model of a backbone by the defaults of model2vec, of which each token's vector has 256 dimensions."""
+    from model2vec.distill import distill
+
+    return distill(str(locate_model(backbone)), device="cpu")
+
+
+def _logits(model: StaticModel, exam: Exam, rows: Rows, out: Rows) -> Floats:
+    """Logits (m, K) of the second rows by a classifier that is fitted on the first."""
+    from model2vec.train import StaticModelForClassification
+
+    label_space = exam.corpus.label_space
+    texts, later = ([exam.corpus.texts[row] for row in part] for part in (rows, out))
+    classifier = StaticModelForClassification.from_static_model(model=model)
+    with torch.random.fork_rng(devices=[]), silence():
+        classifier.fit(texts, [_label(exam.y[row], label_space) for row in rows], random_seed=exam.seed, device="cpu")
+        found = torch.from_numpy(classifier.encode(later))
+    if not label_space.multilabel:
+        found = found.log_softmax(1)
+    logits = np.full((len(out), len(label_space)), -np.log(len(rows) + 1.0), np.float32)  # of absent classes
+    logits[:, [int(name) for name in classifier.classes_]] = found.numpy()
+    return logits
+
+
+def _label(y: Targets, label_space: LabelSpace) -> str | list[str]:
+    """The number of a document's class as text, or those of its classes."""
+    return [str(k) for k in np.flatnonzero(y)] if label_space.multilabel else str(y)
