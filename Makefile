@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast soak soak-kill bench bench-method bench-limits lint docs dist clean
+.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits lint docs dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -58,6 +58,9 @@ bench: .venv/.bench  ## measure speed against alternatives, into benchmarks/spee
 
 bench-method: setup  ## measure the method and other libraries on the same texts, into benchmarks/method.md; TASK=debian, debtags or manuals for others
 	$(BIN)/python -m benchmarks.method --task $(TASK)
+
+bench-regret: setup  ## what the default loses to the best row of any task measured so far, into benchmarks/regret.md
+	$(BIN)/python -m benchmarks.method.regret
 
 bench-limits: setup  ## measure probes, the cost of Ray and memory, into benchmarks/limits.md
 	$(BIN)/python -m benchmarks.limits

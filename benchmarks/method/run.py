@@ -30,7 +30,7 @@ from benchmarks.method.tasks.catalogue import TASKS
 from benchmarks.method.tasks.task import Task
 from benchmarks.method.tasks.tweets import TWEETS
 
-_FOLDER = Path("runs/bench")
+FOLDER = Path("runs/bench")
 _DRAWS, _NOISY_DRAWS = 5, 3
 """five draws at least for the regret; with fewer of the flipped labels, a run ends within 90 minutes"""
 _PROCESSES = 2
@@ -72,7 +72,7 @@ def main() -> None:
     task = TASKS[arguments.task]
     if not arguments.report:
         require_peers()
-    folder = task.folder(_FOLDER / "quick" if arguments.quick else _FOLDER)
+    folder = task.folder(FOLDER / "quick" if arguments.quick else FOLDER)
     if arguments.fresh:
         shutil.rmtree(folder / "results", ignore_errors=True)
     (folder / "results").mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def main() -> None:
     if arguments.report:
         write_report(wanted, folder, page)
         return
-    read = cache(partial(task.read, _FOLDER))  # once for both corpora
+    read = cache(partial(task.read, FOLDER))  # once for both corpora
     for plan in plans:
         extract_corpus(plan, read, folder / plan.name)
     failed = run_all(wanted, folder)
@@ -149,6 +149,14 @@ def write_report(wanted: list[Experiment], folder: Path, path: Path) -> None:
     """Write the page from the results so far; it lists the experiments that are missing."""
     from benchmarks.method.table import report
 
+    results, missing = read_results(wanted, folder)
+    task = TASKS[wanted[0].task]
+    path.write_text(report(results, missing, task), encoding="utf-8")
+    print(f"written to {path}")
+
+
+def read_results(wanted: list[Experiment], folder: Path) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """The results by corpus and setting, such as `minilm-full`, and the keys of experiments without one."""
     results: dict[str, list[dict[str, Any]]] = {}
     missing = []
     for experiment in wanted:
@@ -157,9 +165,7 @@ def write_report(wanted: list[Experiment], folder: Path, path: Path) -> None:
             missing.append(experiment.key)
         else:
             results.setdefault(f"{experiment.plan.name}-{experiment.setting}", []).append(result)
-    task = TASKS[wanted[0].task]
-    path.write_text(report(results, missing, task), encoding="utf-8")
-    print(f"written to {path}")
+    return results, missing
 
 
 def read_result(folder: Path, experiment: Experiment) -> dict[str, Any] | None:

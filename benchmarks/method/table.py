@@ -69,7 +69,7 @@ def sections(results: dict[str, list[Result]]) -> list[Section]:
     """The tables of a task's results by corpus and setting, in the order of the page."""
     full = {key: runs for key, runs in results.items() if key.endswith("-full")}
     found = [
-        Section(key, f"{_title(runs)}: {_labels(runs)}", full_table(runs), full_claims(runs))
+        Section(key, f"{corpus_title(runs)}: {label_text(runs)}", full_table(runs), full_claims(runs))
         for key, runs in sorted(full.items())
     ]
     few = {int(key.rpartition("-few")[2]): runs for key, runs in results.items() if "-few" in key}
@@ -185,7 +185,7 @@ def _others_claim(results: Sequence[Result], named: Sequence[str], where: str = 
 
 def _paired_section(key: str, title: str, shown: dict[str, list[Result]], claims: str) -> Section:
     first = next(iter(shown.values()))
-    return Section(key, f"{_title(first)}: {title}", paired_table(shown), claims)
+    return Section(key, f"{corpus_title(first)}: {title}", paired_table(shown), claims)
 
 
 def paired_table(shown: dict[str, list[Result]]) -> str:
@@ -362,12 +362,13 @@ def _about(results: dict[str, list[Result]], task: Task) -> str:
     return f"{task.about} {first['classes']} classes; {first['origin']}.\n"
 
 
-def _title(results: Sequence[Result]) -> str:
-    title: str = results[0]["experiment"]["plan"]["title"]
-    return title[0].upper() + title[1:]
+def corpus_title(results: Sequence[Result]) -> str:
+    """The documents and the backbone."""
+    text: str = results[0]["experiment"]["plan"]["title"]
+    return text[0].upper() + text[1:]
 
 
-def _labels(results: Sequence[Result]) -> str:
+def label_text(results: Sequence[Result]) -> str:
     """How many labels an experiment learns from: all that the plan gives, or their number where it is a subset."""
     first = results[0]
     whole = first["experiment"]["plan"]["documents"] is None

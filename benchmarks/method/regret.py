@@ -1,0 +1,226 @@
+"""`make bench-regret`: what the default of SPIN loses to the best row, over all tasks; writes benchmarks/regret.md.
+
+It reads the results that `make bench-method TASK=…` stored, and computes nothing anew. The regret of a table is the
+best row by its mean over the draws minus the default, less two standard errors of their paired difference, and at
+least 0. So a row that is better by chance alone counts as no regret. The best row is chosen by the same test documents
+that measure it: this makes regrets larger, not smaller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.machine import processor
+from benchmarks.method.run import FOLDER, experiments, read_results
+from benchmarks.method.table import SPIN, Result, Section, corpus_title, label_text, markdown, sections
+from benchmarks.method.tasks.catalogue import TASKS
+from benchmarks.method.tasks.task import Task
+
+PAGE = Path("benchmarks/regret.md")
+ROWS = ("all neurons", "SPIN, L1", "SPIN, ridge", "words", "SPIN, neurons + words", "best single site", "last layer")
+"""what training could have chosen instead of the default, `choose: accuracy`"""
+COUNTED = ("full", "few256")
+"""settings whose regrets have limits; those of fewer labels are reported beside them"""
+REPORTED = ("few64", "few16")
+FEWEST_DRAWS = 5
+MEDIAN, WORST = 0.3, 1.0
+"""limits in points of macro-F1"""
+
+
+@dataclass(frozen=True)
+class Regret:
+    """The regret of one table: a task, a backbone and a number of labels."""
+
+    corpus: str
+    """the documents and the backbone"""
+    labels: str
+    counted: bool
+    """whether the limits hold for it"""
+    draws: int
+    best: str
+    """the row with the highest mean"""
+    best_score: float
+    """mean macro-F1 in percent"""
+    default_score: float
+    error: float
+    """standard error of the paired difference, in points"""
+
+    @property
+    def difference(self) -> float:
+        """Best row minus default, in points of macro-F1."""
+        return self.best_score - self.default_score
+
+    @property
+    def points(self) -> float:
+        """The regret in points of macro-F1."""
+        return max(0.0, self.difference - 2 * self.error)
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """What is stored of a task."""
+
+    task: Task
+    results: Mapping[str, list[Result]]
+    """by corpus and setting, such as `minilm-full`"""
+    missing: Sequence[str]
+    """keys of experiments without a result"""
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    PAGE.write_text(report([read_task(task, FOLDER) for task in TASKS.values()]), encoding="utf-8")
+    print(f"written to {PAGE}")
+
+
+def read_task(task: Task, base: Path) -> TaskResults:
+    """The stored results of a task below a folder."""
+    results, missing = read_results(experiments(task, task.plans(quick=False), quick=False), task.folder(base))
+    return TaskResults(task, results, missing)
+
+
+def measure(results: Sequence[Result]) -> Regret:
+    """The regret of the draws of one table."""
+    scores = {name: np.array([_score(result, name) for result in results]) for name in (*ROWS, SPIN)}
+    best = max(ROWS, key=lambda name: scores[name].mean())
+    difference = scores[best] - scores[SPIN]
+    error = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else np.inf
+    setting = results[0]["experiment"]["setting"]
+    return Regret(
+        corpus_title(results),
+        label_text(results) if setting == "full" else f"{setting.removeprefix('few')} per class",
+        setting in COUNTED,
+        len(results),
+        best,
+        float(scores[best].mean()),
+        float(scores[SPIN].mean()),
+        error,
+    )
+
+
+def measure_all(stored: Sequence[TaskResults]) -> list[Regret]:
+    """The regrets of all tables with enough draws, by task and number of labels."""
+    tables = [
+        table
+        for task_results in stored
+        for setting in (*COUNTED, *REPORTED)
+        for key, table in sorted(task_results.results.items())
+        if key.endswith(f"-{setting}") and len(table) >= FEWEST_DRAWS
+    ]
+    return [measure(table) for table in tables]
+
+
+def report(stored: Sequence[TaskResults]) -> str:
+    """The page: the regrets, whether they are within the limits, and every claim of the tasks that does not hold."""
+    regrets = measure_all(stored)
+    counted = [regret for regret in regrets if regret.counted]
+    few = [regret for regret in regrets if not regret.counted]
+    parts = [_head(), _missing(stored)]
+    if counted:
+        parts += [regret_table(counted), limits(counted)]
+    if few:
+        parts += ["## Fewer labels\n", "Reported without limits: draws of so few documents differ much.\n"]
+        parts.append(regret_table(few))
+    if any(task_results.results for task_results in stored):
+        parts += ["## What does not hold\n", failures(counted, stored)]
+    parts.append(_rules())
+    return "\n".join(part for part in parts if part)
+
+
+def regret_table(regrets: Sequence[Regret]) -> str:
+    """One line per regret."""
+    lines = [
+        [
+            regret.corpus, regret.labels, str(regret.draws), regret.best, f"{regret.best_score:.1f}",
+            f"{regret.default_score:.1f}", f"{regret.difference:+.2f} ± {regret.error:.2f}", f"{regret.points:.2f}",
+        ]
+        for regret in regrets
+    ]  # fmt: skip
+    titles = ["", "labels", "draws", "best row", "its macro-F1", "SPIN", "difference", "regret"]
+    return markdown(titles, lines)
+
+
+def limits(counted: Sequence[Regret]) -> str:
+    """Whether the median and the worst regret are within their limits."""
+    median, worst = (float(f([regret.points for regret in counted])) for f in (np.median, np.max))
+    tables = _count(len(counted), "table")
+    return (
+        f"- {_holds(median <= MEDIAN)}: the median regret is at most {MEDIAN} points ({median:.2f}, of {tables}).\n"
+        f"- {_holds(worst <= WORST)}: the worst regret is at most {WORST} points ({worst:.2f}).\n"
+    )
+
+
+def failures(counted: Sequence[Regret], stored: Sequence[TaskResults]) -> str:
+    """The regrets above a limit, and the claims of every task that do not hold, as a Markdown list."""
+    lines = [
+        f"- {regret.corpus}, {regret.labels}: {regret.best} is better by {regret.difference:.2f} ± {regret.error:.2f} "
+        f"points, a regret of {regret.points:.2f}."
+        for regret in counted
+        if regret.points > MEDIAN
+    ]
+    lines += [
+        f"- {section.title}, does not hold: {claim}"
+        for task_results in stored
+        for section in _sections(task_results)
+        for claim in section.failed
+    ]
+    return "\n".join(lines or ["- Nothing."]) + "\n"
+
+
+def _sections(task_results: TaskResults) -> list[Section]:
+    return sections(dict(task_results.results))
+
+
+def _missing(stored: Sequence[TaskResults]) -> str:
+    """Which experiments have no result yet, by task."""
+    lines = [
+        f"- `make bench-method TASK={task_results.task.name}`: {_count(len(task_results.missing), 'experiment')}"
+        for task_results in stored
+        if task_results.missing
+    ]
+    return "\n".join(["**Not finished, and not on this page:**\n", *lines, ""]) if lines else ""
+
+
+def _score(result: Result, name: str) -> float:
+    """Macro-F1 of a row in percent."""
+    return next(100 * float(row["macro_f1"]) for row in result["rows"] if row["name"] == name)
+
+
+def _head() -> str:
+    return (
+        "# The regret of the default\n\n"
+        "What is lost by leaving every setting as it is: the best of the rows that training could have chosen instead, "
+        "minus SPIN with its default settings, on the same draws.\n\n"
+        f"{datetime.date.today().isoformat()}; {processor()}. Written by `make bench-regret` from the results of "
+        "`make bench-method TASK=…`.\n"
+    )
+
+
+def _rules() -> str:
+    return f"""## How regret is computed
+
+Per task, backbone and number of labels: the best row by its mean over at least {FEWEST_DRAWS} draws among –
+{"; ".join(ROWS)} – minus the default (`SPIN, accuracy`); minus two standard errors of the paired difference over the
+draws; at least 0; in points of macro-F1. The best row is chosen by the test documents that measure it, which can only
+enlarge a regret. Limits count for all labels and for 256 per class; a task has no table of 256 per class where its
+classes together have fewer labels or where they would be more than all labels of its plan. The pages of the tasks say
+how rows are computed.
+"""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def _holds(holds: bool) -> str:
+    return "holds" if holds else "**does not hold**"
+
+
+if __name__ == "__main__":
+    main()
