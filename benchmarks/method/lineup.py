@@ -91,6 +91,7 @@ def dependencies(plan: Plan, setting: str, left_out: Collection[str] = (), draw:
         "last layer": contenders.STRENGTHS,
         "TF-IDF": contenders.TFIDF_STRENGTHS,
         "fastText": (fast_text.TRIALS, fast_text.BUCKETS),
+        "model2vec": static_model.FOLDS,
         "SetFit": set_fit.ITERATIONS,
         "all neurons": all_neurons.STRENGTHS,
         "paper": (paper.PROBE_STRENGTHS, paper.HEAD_STRENGTHS, paper.ETAS, paper.ROUND),

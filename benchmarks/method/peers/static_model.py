@@ -11,7 +11,6 @@ import torch
 
 from benchmarks.method.contenders import Answer, choose_targets, temperature
 from benchmarks.method.corpora import Exam
-from benchmarks.method.paper import ROUND
 from benchmarks.method.peers.libraries import silence
 from spin.arrays import Floats, Rows
 from spin.backbone.hub import locate_model
@@ -20,16 +19,19 @@ from spin.labels.label_space import LabelSpace, Targets
 if TYPE_CHECKING:
     from model2vec import StaticModel
 
+FOLDS = 2
+"""of the cross-validation where labels are few; a model takes up to a minute"""
+
 
 def static_model(exam: Exam) -> Answer:
     """The classifier of model2vec with its default settings: a network on the mean of the vectors, which it learns too.
 
-    It is fitted on all labelled documents, of which it sets a tenth aside to end in time. The models of the folds, of
-    one round of the cross-validation where labels are few, serve for the temperature and for thresholds alone.
+    It is fitted on all labelled documents, of which it sets a tenth aside to end in time. The models of the folds serve
+    for the temperature and for thresholds alone.
     """
     start = process_time()
     model = distill(exam.corpus.plan.model)
-    held_out = [_logits(model, exam, fold.train, fold.valid) for fold in exam.folds[:ROUND]]
+    held_out = [_logits(model, exam, fold.train, fold.valid) for fold in exam.folds[:FOLDS]]
     logits = _logits(model, exam, exam.data.rows, exam.test) / temperature(exam, held_out)
     seconds, targets = process_time() - start, choose_targets(exam, held_out, logits)
     return Answer("model2vec", logits, 0, 0, 0.0, seconds, "default settings", targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from benchmarks.method.tasks.debian import documents_by_section
 from benchmarks.method.tasks.debtags import documents_by_tag
@@ -92,10 +93,12 @@ def test_small_sections_are_left_out() -> None:
     all_packages = [
         made(f"{section}{i}", section) for section, count in (("a", 3), ("b", 2), ("c", 1)) for i in range(count)
     ]
-    documents = documents_by_section(all_packages, "Debian 1", least=2)
+    documents = documents_by_section(all_packages, "Debian 1", 2, 2)
     assert documents.texts == ["a0", "a1", "a2", "b0", "b1"]
     assert documents.labels == ["a", "a", "a", "b", "b"]
     assert documents.origin == "Debian 1"
+    of_one_source = [replace(package, source="a") if package.section == "b" else package for package in all_packages]
+    assert documents_by_section(of_one_source, "Debian 1", 2, 2).texts == ["a0", "a1", "a2"]
     assert documents.groups == [f"source of {text}" for text in documents.texts]
     assert not documents.multilabel
 
@@ -115,7 +118,7 @@ def test_only_the_largest_classes_remain() -> None:
     sections = [
         made(f"{section}{i}", section) for section, count in (("a", 3), ("b", 1), ("c", 2)) for i in range(count)
     ]
-    documents = documents_by_section(sections, least=1).of_largest_classes(2)
+    documents = documents_by_section(sections, least=1, least_sources=1).of_largest_classes(2)
     assert Counter(documents.labels) == {"a": 3, "c": 2}
     assert documents.texts == ["a0", "a1", "a2", "c0", "c1"]
     assert documents.groups == [f"source of {text}" for text in documents.texts]

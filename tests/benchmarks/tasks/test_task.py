@@ -86,6 +86,7 @@ def test_results_of_the_tweets_depend_on_plan_rows_and_grids() -> None:
                 "last layer",
                 "TF-IDF",
                 "fastText",
+                "model2vec",
                 "SetFit",
                 "all neurons",
                 "paper",
