@@ -44,6 +44,8 @@ STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
 """C of the logistic regression on the last layer"""
 TFIDF_STRENGTHS = tuple(float(c) for c in np.geomspace(0.1, 46.4, 5))
 """C of the logistic regressions on TF-IDF, whose values are much smaller: with many classes it chooses 10 or more"""
+LONGEST_TEXT = 4000
+"""characters of a text whose strings count; a manual page may have 100,000"""
 _STEP = 0.6
 """ratio of a penalty to the one before, on the path down to a known penalty"""
 
@@ -155,11 +157,11 @@ def tfidf(exam: Exam) -> Answer:
 def tfidf_characters(exam: Exam) -> Answer:
     """TF-IDF of strings of 2 to 4 characters within words with logistic regression."""
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=2, sublinear_tf=True, dtype=np.float32)
-    return _tfidf("TF-IDF, characters", exam, characters)
+    return _tfidf("TF-IDF, characters", exam, characters, LONGEST_TEXT)
 
 
-def _tfidf(name: str, exam: Exam, vectorizer: TfidfVectorizer) -> Answer:
-    start, texts = process_time(), np.array(exam.corpus.texts, object)
+def _tfidf(name: str, exam: Exam, vectorizer: TfidfVectorizer, longest: int | None = None) -> Answer:
+    start, texts = process_time(), np.array([text[:longest] for text in exam.corpus.texts], object)
 
     def fit(rows: Rows, out: Rows, strengths: Sequence[float]) -> list[Floats]:
         fitted = clone(vectorizer)

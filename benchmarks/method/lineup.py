@@ -31,18 +31,18 @@ class Row:
 
 _FEW = {"few16": 5, "few64": 2}
 """SetFit learns ten minutes from 64 labels for each of three classes"""
-_CLEAN = dict.fromkeys(("full", "few256", "few64", "few16"), 5)
-"""all but `noisy`, which asks what wrong labels cost SPIN"""
+_ENDS = {"full": 5, "few16": 5}
+"""the most and the fewest labels; other settings would take half of the time for what lies between"""
 ROWS = (
     Row("TF-IDF", lambda exam, _: contenders.tfidf(exam)),
-    Row("TF-IDF, characters", lambda exam, _: contenders.tfidf_characters(exam), _CLEAN),
-    Row("fastText", lambda exam, _: fast_text.fast_text(exam), _CLEAN),
-    Row("model2vec", lambda exam, _: static_model.static_model(exam), _CLEAN),
+    Row("TF-IDF, characters", lambda exam, _: contenders.tfidf_characters(exam), _ENDS),
+    Row("fastText", lambda exam, _: fast_text.fast_text(exam), _ENDS),
+    Row("model2vec", lambda exam, _: static_model.static_model(exam), _ENDS),
     Row("SetFit, head alone", lambda exam, _: set_fit.set_fit_head(exam), _FEW),
     Row("SetFit", lambda exam, _: set_fit.set_fit(exam), _FEW),
     Row("last layer", lambda exam, _: contenders.last_layer(exam)),
     Row("best single site", contenders.best_site),
-    Row("the paper's recipe", lambda exam, _: paper.paper(exam)),
+    Row("the paper's recipe", lambda exam, _: paper.paper(exam), {"full": 5, "few64": 5, "few16": 5}),
     Row("SIREN's recipe", siren.siren),
     Row("all neurons", lambda exam, _: all_neurons.all_neurons(exam)),
     Row("words", contenders.words),
@@ -89,8 +89,8 @@ def dependencies(plan: Plan, setting: str, left_out: Collection[str] = (), draw:
         "metric": corpora.METRIC,
         "flipped": corpora.FLIPPED if setting == "noisy" else None,
         "last layer": contenders.STRENGTHS,
-        "TF-IDF": contenders.TFIDF_STRENGTHS,
-        "fastText": (fast_text.TRIALS, fast_text.BUCKETS),
+        "TF-IDF": (contenders.TFIDF_STRENGTHS, contenders.LONGEST_TEXT),
+        "fastText": (fast_text.TRIALS, fast_text.BUCKETS, fast_text.LONGEST),
         "model2vec": static_model.FOLDS,
         "SetFit": set_fit.ITERATIONS,
         "all neurons": all_neurons.STRENGTHS,

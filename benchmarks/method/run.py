@@ -95,10 +95,16 @@ def experiments(task: Task, plans: tuple[Plan, Plan], quick: bool) -> list[Exper
     """All experiments of a task, long ones first, so that short ones fill the gaps at the end."""
     encoder, decoder = plans
     draws, noisy_draws = (range(1 if quick else count) for count in (_DRAWS, _NOISY_DRAWS if task.noisy else 0))
-    counts = sorted(task.few)[:2] if quick else task.few
+    few = dict.fromkeys(sorted(task.few)[:2], 1) if quick else task.few
+    last = max(few.values(), default=0)
     planned = [Experiment(plan, "full", seed, task.name) for plan in (decoder, encoder) for seed in draws]
     planned += [Experiment(encoder, "noisy", seed, task.name) for seed in noisy_draws]
-    return planned + [Experiment(encoder, f"few{count}", draw, task.name) for draw in draws for count in counts]
+    return planned + [
+        Experiment(encoder, f"few{labels}", draw, task.name)
+        for draw in range(last)
+        for labels, count in few.items()
+        if draw < count
+    ]
 
 
 def run_all(wanted: list[Experiment], folder: Path) -> int:

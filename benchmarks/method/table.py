@@ -14,10 +14,10 @@ from scipy.stats import t as student
 
 from benchmarks.machine import processor, versions
 from benchmarks.method.all_neurons import STRENGTHS as ALL_STRENGTHS
-from benchmarks.method.contenders import STRENGTHS, TFIDF_STRENGTHS
+from benchmarks.method.contenders import LONGEST_TEXT, STRENGTHS, TFIDF_STRENGTHS
 from benchmarks.method.corpora import FLIPPED
 from benchmarks.method.paper import ETAS, HEAD_STRENGTHS, PROBE_STRENGTHS
-from benchmarks.method.peers.fast_text import BUCKETS, TRIALS
+from benchmarks.method.peers.fast_text import BUCKETS, LONGEST, TRIALS
 from benchmarks.method.peers.set_fit import ITERATIONS
 from benchmarks.method.siren import ETAS as SIREN_ETAS
 from benchmarks.method.siren import RATES, WIDTHS
@@ -305,11 +305,12 @@ def _row_rules(results: dict[str, list[Result]]) -> list[tuple[str, str, str]]:
     widths = " or ".join(f"{first} and {second}" for first, second in WIDTHS)
     return [
         (WORDS, "TF-IDF (words and word pairs) and TF-IDF, characters (strings of 2 to 4 within words)",
-         f"logistic\n  regression with C from {_list(TFIDF_STRENGTHS)}."),
+         f"logistic\n  regression with C from {_list(TFIDF_STRENGTHS)}; strings of the first {LONGEST_TEXT:,} "
+         "characters."),
         ("fastText", "fastText (Joulin et al. 2017)",
          "words and word pairs, a vector of 100 dimensions each, learned in one thread;\n"
-         f"  epochs and learning rate from {trials}; {BUCKETS:,} buckets for the pairs, and one-vs-all where\n"
-         "  a document may have several classes."),
+         f"  epochs and learning rate from {trials}; {BUCKETS:,} buckets for the pairs, the first\n"
+         f"  {LONGEST} words of a text, and one-vs-all where a document may have several classes."),
         ("model2vec", "model2vec (Tulkens and van Dongen 2024)",
          "a vector per token distilled from MiniLM, and the classifier of\n"
          "  the library on their mean; its default settings, which train the vectors too and end by a tenth of the\n"

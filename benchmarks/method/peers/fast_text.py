@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
@@ -19,6 +20,8 @@ from spin.labels.label_space import LabelSpace, Targets
 BUCKETS = 200_000
 """rows of the table that word pairs are hashed into. With the published two millions, which suit many more documents,
 a model takes 0.8 GB"""
+LONGEST = 500
+"""words and marks that it reads of a text, about as many as backbones read; a manual page may have thousands"""
 _LABEL = "__label__"
 _NONE = "none"
 """the label of documents without a class, since fastText skips documents without a label"""
@@ -56,8 +59,8 @@ def fast_text(exam: Exam) -> Answer:
 
 
 def prepare(text: str) -> str:
-    """A text as its tutorial prepares texts: in lower case, with punctuation as words of its own, on one line."""
-    return " ".join(_TOKENS.findall(text.lower()))
+    """The start of a text as its tutorial prepares texts: in lower case, marks apart from words, on one line."""
+    return " ".join(match.group() for match in islice(_TOKENS.finditer(text.lower()), LONGEST))
 
 
 def _logits(exam: Exam, texts: Mapping[int, str], rows: Rows, out: Rows, trial: Trial) -> Floats:

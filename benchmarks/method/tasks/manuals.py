@@ -71,15 +71,19 @@ MANUALS = Task(
     name="manuals",
     subject="manual pages",
     read=read,
-    encoder=Size(None, 4000, 1000, 3000, 512),
-    decoder=Size(2500, 800, 200, 1500, 512),
+    # Estimated minutes of two processors, from rows timed on parts of the data: 28 for all labels (650 s per draw), 23
+    # for 256 per class (550 s per draw, with cross-validation), 5 for 64 and 4 for 16, 16 for the decoder (380 s per
+    # draw), and 8 to render and extract: 84 together.
+    encoder=Size(8000, 4000, 1000, 2500, 512),
+    decoder=Size(1600, 320, 80, 1000, classes=5),
     quick=(Size(1400, 840, 210, 350, classes=5), Size(1120, 800, 200, 120, 64, classes=5)),
-    few=(64, 16),
+    few={256: 5, 64: 2, 16: 2},
     left_out={**ON_TWEETS, **MANY_CLASSES},
     heading="The method on manual pages",
     about=(
         "Manual pages of Debian packages, classified by the section of the manual, which the texts do not name. Pages "
         "that share half of their sequences of four words are never divided; pages of one package are. "
-        "Backbones read the first 512 tokens of a page, and the rows with words all of it."
+        "MiniLM reads the first 512 tokens of a page, SmolLM2 256, of the 5 largest sections alone, and the rows with "
+        "words all of it."
     ),
 )

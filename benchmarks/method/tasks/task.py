@@ -61,8 +61,9 @@ class Task:
     """whether a document may have any number of classes"""
     noisy: bool = False
     """whether there is a setting with flipped labels"""
-    few: tuple[int, ...] = ()
-    """numbers of labels per class in the settings with few labels, those that take longest first"""
+    few: Mapping[int, int] = field(default_factory=dict)
+    """the settings with few labels, those that take longest first: labels per class, and the number of draws; five
+    draws at least of those that the regret counts"""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """rows of the tables that the task does not have, with the reason"""
     decoder_left_out: Mapping[str, str] = field(default_factory=lambda: DECODER_LEFT_OUT)

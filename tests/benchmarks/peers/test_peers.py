@@ -154,6 +154,7 @@ def test_fast_text_keeps_classes_apart_that_have_no_document(backbone_folder: Pa
 
 def test_texts_are_prepared_as_words_and_marks_on_one_line() -> None:
     assert fast_text.prepare("It's a\nFILE_name; ok.") == "it ' s a file name ; ok ."
+    assert fast_text.prepare("a " * 900).count("a") == fast_text.LONGEST
 
 
 def test_embeddings_of_set_fit_are_the_last_layer_of_the_corpus(backbone_folder: Path) -> None:
