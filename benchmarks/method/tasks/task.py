@@ -27,7 +27,8 @@ ON_TWEETS = dict.fromkeys(
     "it takes too long for the classes here; see the tweets",
 )
 MANY_CLASSES = dict.fromkeys(
-    ("SetFit", "SetFit, head alone"), "its pairs of texts grow with the square of the classes; see the tweets"
+    ("SetFit", "SetFit, head alone"),
+    "it takes half an hour per draw from 64 labels for each of eight classes; see the tweets",
 )
 """what tasks of more than five classes leave out"""
 

@@ -31,9 +31,9 @@ TWEETS = Task(
     name="tweets",
     subject="tweets",
     read=read,
-    # Estimated minutes of two processors, from rows timed on parts of the data: 27 for all labels (640 s per draw), 7
-    # for 256 per class, 12 for 64 and 9 for 16 with SetFit (650 and 170 s per draw), 9 flipped, 15 for the decoder
-    # (350 s per draw), and 4 to extract: 83 together.
+    # Estimated minutes of two processors, from rows timed on parts of the data: 27 for all labels (640 s per draw), 5
+    # for 256 per class, 14 for 64 and 7 for 16, most of them SetFit (735 and 215 s per draw), 8 flipped, 15 for the
+    # decoder (350 s per draw), and 4 to extract: 80 together.
     encoder=Size(None, 6400, 1600, 4000),
     decoder=Size(2500, 320, 80, 1500),
     quick=(Size(1400, 840, 210, 350), Size(1120, 800, 200, 120, 64)),
