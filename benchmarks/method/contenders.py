@@ -353,7 +353,7 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
 def _fitted_answer(name: str, exam: Exam, fitted: FittedClassifier, word_fit: WordFit | None, seconds: float) -> Answer:
     """The answer of a classifier of SPIN."""
     selection, summary = fitted.selection, fitted.summary
-    features = _reader(exam)(selection, exam.test)
+    features = np.concatenate(list(_reader(exam)(selection, exam.test)))
     if selection.words:
         assert word_fit is not None
         logits = word_fit.regression.logits([exam.corpus.texts[row] for row in exam.test])
