@@ -42,7 +42,8 @@ def distill(backbone: str) -> StaticModel:
     """The static model of a backbone by the defaults of model2vec, of which each token's vector has 256 dimensions."""
     from model2vec.distill import distill
 
-    return distill(str(locate_model(backbone)), device="cpu")
+    with silence():
+        return distill(str(locate_model(backbone)), device="cpu")
 
 
 def _logits(model: StaticModel, exam: Exam, rows: Rows, out: Rows) -> Floats:

@@ -44,8 +44,8 @@ DEBIAN = Task(
     read=read,
     # Large sources find no room on small sides, so that these stay 1 % below their sizes: 5,000 labels have to be left,
     # since training would cross-validate fewer, for five times the time. Estimated minutes of two processors, from rows
-    # timed on parts of the data: 38 for all labels (880 s per draw: 440 of SPIN, 150 of model2vec), 14 for 16 per class
-    # (760 s per draw), 15 for the decoder (350 s per draw), and 5 to extract: 72 together.
+    # timed on parts of the data: 33 for all labels (790 s per draw, 440 of SPIN), 14 for 16 per class
+    # (760 s per draw), 15 for the decoder (350 s per draw), and 5 to extract: 67 together.
     encoder=Size(20_000, 4120, 1030, 6000),
     decoder=Size(2500, 320, 80, 1500, classes=5),
     quick=(Size(1400, 840, 210, 350, classes=5), Size(1120, 800, 200, 120, 64, classes=5)),
