@@ -38,7 +38,7 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("The language model, the labelled text, and where results are kept", ("backbone", "data", "store")),
     (
         "How a classifier is trained",
-        ("sites", "poolings", "metric", "seed", "probe", "search", "choose", "cascade", "train"),
+        ("sites", "poolings", "extract", "metric", "seed", "probe", "search", "choose", "cascade", "train"),
     ),
     ("Which label a document gets", ("decision",)),
     ("Where trained versions are registered", ("mlflow", "registry")),
