@@ -16,7 +16,7 @@ from spin.labels.cross_validation import Fold, labelled_rows
 from spin.labels.metrics import score
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import signs
-from spin.sparsify.solvers.l1_path import LogisticPath
+from spin.sparsify.solvers.l1_path import LogisticPaths
 
 PROBE_STRENGTHS = (0.01, 0.1, 0.2, 1.0, 10.0)
 HEAD_STRENGTHS = (0.2, 1.0)
@@ -192,14 +192,14 @@ def _fit_heads(recipe: Recipe, columns: Sequence[FeatureColumn], eta: float) -> 
 def _path(X: Floats, y: Floats, lams: Sequence[float], patience: float) -> list[tuple[Floats, float] | None]:
     """The solution at each of the falling penalties, None for those not reached within `patience` seconds."""
     start = process_time()
-    path = LogisticPath(X, y, np.full(len(y), 1 / len(y), np.float32))
+    path = LogisticPaths(X, y[None], np.full((1, len(y)), 1 / len(y), np.float32))
     solutions: dict[float, tuple[Floats, float]] = {}
-    for lam in falling(path.lam_max, lams):
+    for lam in falling(float(path.lam_max[0]), lams):
         if process_time() - start > patience:
             break
-        path.solve(min(lam, path.lam_max))
+        path.solve(np.minimum(lam, path.lam_max))
         if lam in lams:
-            solutions[lam] = (path.w.copy(), path.b)
+            solutions[lam] = (path.coef[0], float(path.intercept[0]))
     return [solutions.get(lam) for lam in lams]
 
 

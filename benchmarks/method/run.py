@@ -190,10 +190,10 @@ def warm_up() -> None:
     import numpy as np
     import torch
 
-    from spin.sparsify.solvers.l1_path import LogisticPath
+    from spin.sparsify.solvers.l1_path import LogisticPaths
 
     torch.set_num_threads(1)
     draw = np.random.default_rng(0)
     y = np.where(draw.random(64) < 0.5, -1, 1).astype(np.float32)
-    path = LogisticPath(draw.normal(size=(64, 8)).astype(np.float32), y, np.full(64, 1 / 64, np.float32))
+    path = LogisticPaths(draw.normal(size=(64, 8)).astype(np.float32), y[None], np.full((1, 64), 1 / 64, np.float32))
     path.solve(path.lam_max / 2)

@@ -286,7 +286,6 @@ class _ColumnPaths:
     def probe(self, p: int, index: int, valid_score: float, folds: tuple[Probe, ...] = ()) -> Probe:
         """The solution of column number `p` at penalty number `index`, with its certificate."""
         (coef, intercept), ratio, lam_max = self.solutions[index], float(self.ratios[index]), self.lam_max[p]
-        problems = zip(self.targets, self.weights, coef[p], intercept[p], ratio * lam_max, strict=True)
         return Probe(
             column=self.columns[p],
             coef=coef[p],
@@ -294,7 +293,7 @@ class _ColumnPaths:
             standardizer=self.standardizers[p],
             lam=ratio * float(lam_max.max()),
             lam_max=float(lam_max.max()),
-            kkt=max(kkt_violation(self.designs[p], y, s, w, b, lam) for y, s, w, b, lam in problems),
+            kkt=kkt_violation(self.designs[p], self.targets, self.weights, coef[p], intercept[p], ratio * lam_max),
             valid_score=float(valid_score),
             folds=folds,
         )

@@ -1,9 +1,10 @@
-"""L1 logistic regression along falling penalties: proximal Newton with the sequential strong rule, for a CPU."""
+"""L1 logistic regressions along falling penalties: proximal Newton for many classes at once, on a CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numba import njit
@@ -14,89 +15,87 @@ from spin.arrays import Floats
 
 TOLERANCE = 1e-3
 """relative KKT violation at which a solution is accepted"""
+_MARGIN = 0.9
+"""share of the tolerance that is used here, since float32 rounds the solution"""
+_MAX_STEPS = 200
+_NEAR = 0.9
+"""share of the penalty from which on the gradient of a feature makes it part of a quadratic model"""
+_SLOW = 0.7
+"""a step that leaves more than this share of the violation asks for a new quadratic model"""
+_CURVED = (4.0, 1.0, 0.25, 0.0)
+"""curvature, in multiples of the mean, above which a row counts by itself: of the first, second … model of a penalty"""
+_ROUNDING = 1e-7
+"""share of the objective that float32 does not resolve"""
 
 
-@dataclass
-class LogisticPath:
-    """The minimisers of sum_i s_i log(1 + exp(-y_i (x_i w + b))) + lam |w|_1 for falling penalties lam.
+Step = tuple[NDArray[np.float64], float]
+"""a change of the coefficients (p,) and of the intercept of a problem"""
 
-    Each solution starts from the previous one. `X` (n, p) is float32 and standardised, `y` (n,) is -1 or 1, the
-    weights `s` (n,) sum to 1. The working set of a penalty are the features of the previous solution and those that
-    the sequential strong rule keeps (Tibshirani et al. 2012). On it, each proximal Newton step minimises the quadratic
-    model by coordinate descent on its Gram matrix (Friedman et al. 2010), which does not touch the n rows again.
-    Features that the rule wrongly discarded fail the KKT check and join the working set.
+Solution = tuple[float, NDArray[np.float64], float]
+"""a penalty with its coefficients (p,) and its intercept"""
+
+
+class LogisticPaths:
+    """The minimisers of sum_i s_ki log(1 + exp(-y_ki (x_i w_k + b_k))) + lam_k |w_k|_1 for falling penalties lam_k.
+
+    The K problems share the design `X` (n, p), which is float32 and standardised; `targets` (K, n) are -1 or 1, each
+    row of `weights` (K, n) sums to 1. Each solution starts from the previous one. The steps are those of proximal
+    Newton (Friedman et al. 2010; Lee, Sun & Saunders 2014). All unsolved problems take them together, so that their
+    gradients are one matrix product. It is over all features, so that a solution is optimal among all of them, not
+    only among those that its quadratic models held.
     """
 
-    X: Floats
-    y: Floats
-    s: Floats
-    w: NDArray[np.float64] = field(init=False)
-    """(p,) the solution at the last penalty"""
-    b: float = field(init=False)
-    lam_max: float = field(init=False)
-    """the smallest penalty whose solution is zero"""
+    lam_max: NDArray[np.float64]
+    """(K,) for each problem the smallest penalty whose solution is zero"""
 
-    def __post_init__(self) -> None:
-        # clipped: a single class must not give an infinite intercept
-        share = float(np.clip(self.s[self.y > 0].sum(dtype=np.float64), 1e-6, 1 - 1e-6))
-        self.w = np.zeros(self.X.shape[1])
-        self.b = float(np.log(share / (1 - share)))
-        self._gradient = self.X.T @ _residual(self.y, self.s, np.full(len(self.y), self.b, np.float32))
-        self._lam = self.lam_max = float(np.abs(self._gradient).max(initial=0))
+    def __init__(self, X: Floats, targets: Floats, weights: Floats) -> None:
+        self._design = _Design(X)
+        self._problems = [_Problem.at_zero(y, s, X.shape[1]) for y, s in zip(targets, weights, strict=True)]
+        self.lam_max = np.abs(self._gradients(self._problems)).max(1, initial=0).astype(np.float64)
 
-    def solve(self, lam: float) -> None:
-        """Solve at `lam`, which is at most the previous penalty; `w` and `b` hold the solution afterwards."""
-        working_set = (self.w != 0) | (np.abs(self._gradient) >= 2 * lam - self._lam)
-        for _ in range(20):
-            columns = np.flatnonzero(working_set)
-            scores = self._minimise(columns, lam)
-            self._gradient = self.X.T @ _residual(self.y, self.s, scores)
-            discarded = (np.abs(self._gradient) > lam * (1 + TOLERANCE)) & ~working_set
-            if not discarded.any():
-                break
-            working_set |= discarded
-        self._lam = lam
+    @property
+    def coef(self) -> NDArray[np.float64]:
+        """(K, p) the solutions at the last penalties"""
+        return np.stack([problem.w for problem in self._problems])
 
-    def _minimise(self, columns: NDArray[np.int64], lam: float) -> Floats:
-        """The scores (n,) of the solution by proximal Newton on the features `columns`."""
-        A = np.ascontiguousarray(self.X[:, columns])
-        w, b = self.w[columns], self.b
-        scores = (A @ w.astype(np.float32) + np.float32(b)).astype(np.float32)
-        objective = _loss(self.y, self.s, scores) + lam * np.abs(w).sum()
-        model, last, fresh, gained = None, np.inf, False, 0.0
-        for _ in range(50):
-            residual = _residual(self.y, self.s, scores)
-            gradient, slope_b = (A.T @ residual).astype(np.float64), float(residual.sum())
-            violation = _violation(gradient, slope_b, w, lam)
-            if violation <= TOLERANCE * lam / 2:
+    @property
+    def intercept(self) -> NDArray[np.float64]:
+        """(K,)"""
+        return np.array([problem.b for problem in self._problems])
+
+    def solve(self, lams: Floats) -> None:
+        """Solve at `lams` (K,), which are at most the previous ones; `coef` and `intercept` are then the solution."""
+        for problem, lam, scores in zip(self._problems, lams, self._scores(self.coef, self.intercept), strict=True):
+            problem.begin(float(lam), scores)
+        steps = [(problem, problem.extrapolate()) for problem in self._problems]
+        for _ in range(_MAX_STEPS):
+            self._take(steps)
+            gradients = self._gradients([problem for problem, _ in steps])
+            proposed = [
+                (problem, problem.propose(gradient, self._design))
+                for (problem, _), gradient in zip(steps, gradients, strict=True)
+            ]
+            steps = [(problem, step) for problem, step in proposed if step is not None]
+            if not steps:
                 break
-            if fresh and violation > last / 2 and gained <= 1e-7 * objective:
-                break  # no further descent is visible in float32
-            fresh = False
-            if model is None or violation > last / 2:  # an old Hessian is reused while it makes progress
-                model, fresh = _hessian(A, self.s, scores), True
-            last = violation
-            new_w, new_b = _descend(*model, gradient, slope_b, w, b, lam, max(1e-4 * lam, violation / 20))
-            step_w, step_b = new_w - w, new_b - b
-            moved = A @ step_w.astype(np.float32) + np.float32(step_b)
-            length = 1.0
-            while length > 1e-4:
-                trial = scores + np.float32(length) * moved
-                trial_objective = _loss(self.y, self.s, trial) + lam * np.abs(w + length * step_w).sum()
-                if trial_objective <= objective:
-                    break
-                length /= 2
-            else:
-                break
-            gained = objective - trial_objective
-            w, b, scores, objective = w + length * step_w, b + length * step_b, trial, trial_objective
-        self.w = np.zeros(self.X.shape[1])
-        self.w[columns], self.b = w, float(b)
-        return scores
+
+    def _take(self, steps: Sequence[tuple[_Problem, Step]]) -> None:
+        """Move each of some problems by its step."""
+        changes, intercept_changes = (np.stack(parts) for parts in zip(*(step for _, step in steps), strict=True))
+        for (problem, step), moved in zip(steps, self._scores(changes, intercept_changes), strict=True):
+            problem.move(*step, moved)
+
+    def _gradients(self, problems: Sequence[_Problem]) -> Floats:
+        """(B, p) of the losses of some problems."""
+        return np.stack([problem.residual for problem in problems]) @ self._design.X
+
+    def _scores(self, coef: Floats, intercept: Floats) -> Floats:
+        """(B, n) of all rows."""
+        return coef.astype(np.float32) @ self._design.X.T + intercept[:, None].astype(np.float32)
 
 
 class LassoPaths:
-    """The paths of P designs and K problems, solved one after another on a CPU; `BatchedPaths` does so on a GPU."""
+    """The paths of P designs and K problems, one design after another on a CPU; `BatchedPaths` does so on a GPU."""
 
     lam_max: NDArray[np.float64]
     """(P, K) for each design and problem the smallest penalty at which every coefficient is zero"""
@@ -106,8 +105,8 @@ class LassoPaths:
 
         Each row of `weights` (K, n) sums to 1.
         """
-        self._paths = [[LogisticPath(X, y, s) for y, s in zip(targets, weights, strict=True)] for X in designs]
-        self.lam_max = np.array([[path.lam_max for path in paths] for paths in self._paths])
+        self._paths = [LogisticPaths(X, targets, weights) for X in designs]
+        self.lam_max = np.stack([paths.lam_max for paths in self._paths])
 
     def solve(self, lams: Floats) -> tuple[Floats, Floats]:
         """The solutions at the penalties `lams` (L, P, K): coef (L, P, K, width) and intercept (L, P, K) in float32.
@@ -117,29 +116,174 @@ class LassoPaths:
         coef, intercept = [], []
         for of_designs in lams:
             for of_problems, paths in zip(of_designs, self._paths, strict=True):
-                for lam, path in zip(of_problems, paths, strict=True):
-                    path.solve(lam)
-            coef.append([[path.w for path in paths] for paths in self._paths])
-            intercept.append([[path.b for path in paths] for paths in self._paths])
+                paths.solve(of_problems)
+            coef.append([paths.coef.astype(np.float32) for paths in self._paths])
+            intercept.append([paths.intercept for paths in self._paths])
         return np.array(coef, np.float32), np.array(intercept, np.float32)
 
 
-def _hessian(A: Floats, s: Floats, scores: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Second derivatives of the loss: (m, m) of the coefficients, (m,) with the intercept, and of the intercept."""
-    probability = expit(scores)
-    root = np.sqrt(probability * (1 - probability) * s)
-    scaled = A * root[:, None]
-    return (scaled.T @ scaled).astype(np.float64), (scaled.T @ root).astype(np.float64), float(root @ root)
+@dataclass
+class _Problem:
+    """One problem at one penalty, and how far its steps have come."""
+
+    y: Floats
+    s: Floats
+    w: NDArray[np.float64]
+    b: float
+    scores: Floats
+    """(n,) at the current point"""
+    residual: Floats
+    """(n,) the derivative of the loss with respect to the scores"""
+    lam: float = np.inf
+    last: Solution | None = None
+    before_last: Solution | None = None
+    objective: float = np.inf
+    model: _Model | None = None
+    models: int = 0
+    """how many models this penalty has had"""
+    fresh: bool = False
+    """whether the last step was the first one of its model"""
+    violation: float = np.inf
+    """before the last step"""
+    gained: float = np.inf
+    """descent of the objective by the last step"""
+
+    @classmethod
+    def at_zero(cls, y: Floats, s: Floats, width: int) -> _Problem:
+        """The problem at the solution without coefficients."""
+        # clipped: a single class must not give an infinite intercept
+        share = float(np.clip(s[y > 0].sum(dtype=np.float64), 1e-6, 1 - 1e-6))
+        b = float(np.log(share / (1 - share)))
+        scores = np.full(len(y), b, np.float32)
+        return cls(y, s, np.zeros(width), b, scores, _residual(y, s, scores))
+
+    def begin(self, lam: float, scores: Floats) -> None:
+        """Turn to a penalty, with the scores (n,) of the current point; steps only add to them, and round each time."""
+        self.before_last, self.last = self.last, (self.lam, self.w, self.b)
+        self.lam, self.scores, self.residual = lam, scores, _residual(self.y, self.s, scores)
+        self.objective = _loss(self.y, self.s, scores) + lam * np.abs(self.w).sum()
+        self.model, self.models, self.fresh, self.violation, self.gained = None, 0, False, np.inf, np.inf
+
+    def extrapolate(self) -> Step:
+        """The step to where the last two solutions point, on a line over the logarithm of the penalty."""
+        if self.last is None or self.before_last is None or not self.last[0] < self.before_last[0] < np.inf:
+            return np.zeros_like(self.w), 0.0
+        (last, *_), (before_last, w, b) = self.last, self.before_last
+        ahead = np.log(last / self.lam) / np.log(before_last / last)
+        target = self.w + ahead * (self.w - w)
+        return np.where(target * self.w > 0, target, 0) - self.w, ahead * (self.b - b)
+
+    def propose(self, gradient: Floats, design: _Design) -> Step | None:
+        """A step of coefficients (p,) and intercept by the gradient (p,) of the loss; None at the solution.
+
+        An old model is used as long as it makes progress.
+        """
+        intercept_gradient = float(self.residual.sum(dtype=np.float64))
+        violation = _violation(gradient, intercept_gradient, self.w, self.lam)
+        slow = violation > _SLOW * self.violation
+        exhausted = self.fresh and self.models >= len(_CURVED) and self.gained <= _ROUNDING * self.objective
+        if violation <= _MARGIN * TOLERANCE * self.lam or (slow and exhausted):
+            return None
+        self.violation, self.fresh = violation, slow or self.model is None
+        if self.model is None or slow:
+            columns = np.flatnonzero((self.w != 0) | (np.abs(gradient) >= _NEAR * self.lam))
+            probability = expit(self.scores)
+            curved = _CURVED[min(self.models, len(_CURVED) - 1)]
+            self.model = design.model(columns, self.s * probability * (1 - probability), curved)
+            self.models += 1
+        enough = max(1e-4 * self.lam, violation / 20)
+        return self.model.minimise(gradient, intercept_gradient, self.w, self.b, self.lam, enough)
+
+    def move(self, change: NDArray[np.float64], intercept_change: float, moved: Floats) -> None:
+        """Take a step, which moves the scores by `moved` (n,), or the largest half, quarter … of it that descends."""
+        length = 1.0
+        while length > 1e-4:
+            w, scores = self.w + length * change, self.scores + np.float32(length) * moved
+            objective = _loss(self.y, self.s, scores) + self.lam * np.abs(w).sum()
+            if objective <= self.objective * (1 + _ROUNDING):
+                self.w, self.b, self.scores = w, self.b + length * intercept_change, scores
+                self.residual = _residual(self.y, self.s, scores)
+                self.gained, self.objective = self.objective - objective, objective
+                return
+            length /= 2
+        self.gained = self.violation = 0.0  # the next step needs a better model
 
 
-def kkt_violation(X: Floats, y: Floats, s: Floats, w: Floats, b: float, lam: float) -> float:
-    """The violation of the optimality conditions by (w, b), as a share of the penalty.
+@dataclass
+class _Model:
+    """The second derivatives of a loss on some features."""
+
+    columns: NDArray[np.int64]
+    """(m,)"""
+    hessian: Floats
+    """(m, m) of the coefficients"""
+    cross: Floats
+    """(m,) of coefficient and intercept"""
+    total: float
+    """of the intercept"""
+
+    def minimise(
+        self, gradient: Floats, intercept_gradient: float, w: Floats, b: float, lam: float, enough: float
+    ) -> Step:
+        """The change of coefficients (p,) and intercept that minimises the quadratic model plus lam |w|_1."""
+        slope, start, change = gradient[self.columns].astype(np.float64), w[self.columns], np.zeros(len(w))
+        end, intercept = _descend(
+            self.hessian, self.cross, self.total, slope, intercept_gradient, start, b, lam, enough
+        )
+        change[self.columns] = end - start
+        return change, intercept - b
+
+
+@dataclass
+class _Design:
+    """The features, and what all problems share of their second derivatives."""
+
+    X: Floats
+    """(n, p)"""
+
+    @cached_property
+    def _sums(self) -> Floats:
+        """(p,)"""
+        return np.asarray(self.X.sum(0))
+
+    @cached_property
+    def _gram(self) -> Floats:
+        """(p, p)"""
+        return np.asarray(self.X.T @ self.X)
+
+    def model(self, columns: NDArray[np.int64], curvature: Floats, curved: float) -> _Model:
+        """The second derivatives on `columns` (m,), by the curvature (n,) of the loss in each row's score.
+
+        A row of a rare class is mostly certain, and its curvature small. So only rows with more than `curved` times
+        the mean count by themselves, with what they have above the mean of the others. That mean, times the Gram
+        matrix of all rows, stands for the rest, and is the same product for all problems. Where that saves little,
+        every row counts by itself.
+        """
+        n, p = self.X.shape
+        alone = curvature > curved * curvature.mean()
+        if max(alone.sum(), p) > n / 2:
+            rows, rest = np.arange(n), np.float32(0)
+        else:
+            rows, rest = np.flatnonzero(alone), curvature[~alone].mean()
+        root = np.sqrt(curvature[rows] - rest)
+        A = _gather(self.X, rows, columns, root)
+        hessian, cross = A.T @ A, A.T @ root
+        if rest:
+            hessian += rest * self._gram.take(columns, 0).take(columns, 1)
+            cross += rest * self._sums[columns]
+        return _Model(columns, hessian, cross, float(curvature.sum(dtype=np.float64)))
+
+
+def kkt_violation(X: Floats, y: Floats, s: Floats, w: Floats, b: Floats | float, lam: Floats | float) -> float:
+    """The violation of the optimality conditions by (w, b), as a share of the penalty; of several problems the largest.
 
     It is the largest distance of the negative gradient from the subdifferential of lam |w|_1, and of the intercept's
-    gradient from zero, over lam.
+    gradient from zero, over lam. `y` and `s` are (n,) or (K, n), `w` is (p,) or (K, p), `b` and `lam` are numbers or
+    (K,).
     """
-    residual = _residual(y, s, X @ w + b)
-    return _violation(X.T @ residual, float(residual.sum()), w, lam) / lam
+    residual = np.atleast_2d(_residual(y, s, w @ X.T + np.asarray(b)[..., None]))
+    problems = zip(residual @ X, residual.sum(1), np.atleast_2d(w), np.atleast_1d(lam), strict=True)
+    return max(_violation(*problem) / float(problem[-1]) for problem in problems)
 
 
 def _violation(gradient: Floats, intercept_gradient: float, w: Floats, lam: float) -> float:
@@ -149,11 +293,25 @@ def _violation(gradient: Floats, intercept_gradient: float, w: Floats, lam: floa
 
 def _residual(y: Floats, s: Floats, scores: Floats) -> Floats:
     """The derivative (n,) of the loss with respect to the scores."""
-    return (-y * expit(-y * scores) * s).astype(np.float32)
+    with np.errstate(over="ignore"):  # of a row that is certain: it counts zero
+        return (-y * s / (1 + np.exp(y * scores))).astype(np.float32)
 
 
 def _loss(y: Floats, s: Floats, scores: Floats) -> float:
-    return float((s * np.logaddexp(0, -y * scores)).sum(dtype=np.float64))
+    margin = y * scores
+    losses = np.log1p(np.exp(-np.abs(margin))) - np.minimum(margin, 0)
+    return float((s * losses).sum(dtype=np.float64))
+
+
+@njit(cache=True)
+def _gather(X, rows, columns, factors):  # type: ignore[no-untyped-def]
+    """Some rows and columns of X (n, p), each row times its factor."""
+    part = np.empty((len(rows), len(columns)), np.float32)
+    for i in range(len(rows)):
+        row, factor, gathered = X[rows[i]], factors[i], part[i]
+        for j in range(len(columns)):
+            gathered[j] = row[columns[j]] * factor
+    return part
 
 
 @njit(cache=True)
@@ -162,7 +320,7 @@ def _descend(hessian, cross, total, gradient, intercept_gradient, w, b, lam, eno
 
     `cross` and `total` are the Hessian's intercept row and corner. `slope` and `slope_b` follow the quadratic's
     gradient at the current point; passes over the support alone alternate with passes over everything, until no
-    step moves the gradient by more than `enough`.
+    step moves the gradient by more than `enough`. Plain loops, since an array expression would allocate a row a step.
     """
     w, slope, slope_b, new_b = w.copy(), gradient.copy(), intercept_gradient, b
     everything = True
@@ -178,12 +336,15 @@ def _descend(hessian, cross, total, gradient, intercept_gradient, w, b, lam, eno
             change = new - w[j]
             if change != 0:
                 w[j] = new
-                slope += change * hessian[j]
+                row = hessian[j]
+                for i in range(len(w)):
+                    slope[i] += change * row[i]
                 slope_b += change * cross[j]
                 largest = max(largest, abs(change) * curvature)
         change = -slope_b / total
         new_b += change
-        slope += change * cross
+        for i in range(len(w)):
+            slope[i] += change * cross[i]
         slope_b = 0.0
         largest = max(largest, abs(change) * total)
         if largest <= enough:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import eigh
 from sklearn.linear_model import LogisticRegression
 
 from spin.activations.extract import extract
@@ -16,8 +17,9 @@ from spin.backbone.loading import load_backbone
 from spin.settings import BackboneSettings
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import class_weights
+from spin.sparsify.solvers import l1_path
 from spin.sparsify.solvers.batched_l1_path import BatchedPaths
-from spin.sparsify.solvers.l1_path import LassoPaths, LogisticPath, kkt_violation
+from spin.sparsify.solvers.l1_path import TOLERANCE, LassoPaths, LogisticPaths, _gather, kkt_violation
 from tests.support import tiny
 
 Problem = tuple[Floats, Floats, Floats]
@@ -78,6 +80,18 @@ def make_correlated(seed: int, n: int = 300, p: int = 60) -> tuple[Floats, Float
     return X, np.where(draw.random(n) < probability, 1, -1).astype(np.float32)
 
 
+class SinglePath:
+    """The path of one problem."""
+
+    def __init__(self, X: Floats, y: Floats, s: Floats) -> None:
+        self._paths = LogisticPaths(X, y[None], s[None])
+        [self.lam_max] = self._paths.lam_max.tolist()
+
+    def solve(self, lam: float) -> None:
+        self._paths.solve(np.array([lam]))
+        [self.w], [self.b] = self._paths.coef, self._paths.intercept.tolist()
+
+
 @pytest.fixture(scope="module")
 def activations(backbone_folder: Path) -> tuple[Floats, Floats]:
     """Standardised activations of a tiny BERT's middle FFN on real token sequences, and their labels."""
@@ -100,7 +114,7 @@ def problem(request: pytest.FixtureRequest) -> Problem:
 
 def test_the_path_reaches_the_objective_of_scikit_learn(problem: Problem) -> None:
     """Along a warm-started path the objective agrees within 1e-4, and the KKT conditions hold."""
-    path = LogisticPath(*problem)
+    path = SinglePath(*problem)
     for share in SHARES:
         lam = share * path.lam_max
         path.solve(lam)
@@ -113,9 +127,9 @@ def test_a_row_of_weight_three_counts_as_three_rows() -> None:
     """Integer weights give the scores of repeated rows; a row of weight zero is ignored."""
     X, y = make_correlated(3, n=120, p=20)
     counts = np.random.default_rng(0).integers(0, 4, 120)
-    weighted = LogisticPath(X, y, (counts / counts.sum()).astype(np.float32))
+    weighted = SinglePath(X, y, (counts / counts.sum()).astype(np.float32))
     repeats = np.repeat(np.arange(120), counts)
-    repeated = LogisticPath(X[repeats], y[repeats], np.full(len(repeats), 1 / len(repeats), np.float32))
+    repeated = SinglePath(X[repeats], y[repeats], np.full(len(repeats), 1 / len(repeats), np.float32))
     assert weighted.lam_max == pytest.approx(repeated.lam_max, rel=1e-4)
     for path in (weighted, repeated):
         path.solve(0.1 * weighted.lam_max)
@@ -125,7 +139,7 @@ def test_a_row_of_weight_three_counts_as_three_rows() -> None:
 def test_lam_max_is_the_smallest_penalty_without_a_neuron(problem: Problem) -> None:
     """At lam_max the solution is empty with the weighted log odds as intercept; just below it, a neuron is selected."""
     X, y, s = problem
-    path = LogisticPath(X, y, s)
+    path = SinglePath(X, y, s)
     path.solve(path.lam_max)
     assert not path.w.any()
     positive_share = s[y > 0].sum(dtype=np.float64)
@@ -137,7 +151,7 @@ def test_lam_max_is_the_smallest_penalty_without_a_neuron(problem: Problem) -> N
 
 def test_a_warm_start_does_not_change_the_solution(problem: Problem) -> None:
     """The end of a path is the solution of a path that goes there directly."""
-    warm, cold = LogisticPath(*problem), LogisticPath(*problem)
+    warm, cold = SinglePath(*problem), SinglePath(*problem)
     lam = warm.lam_max * SHARES[-2]
     for share in np.geomspace(1, SHARES[-2], 8):
         warm.solve(warm.lam_max * share)
@@ -151,7 +165,7 @@ def test_kkt_violation_equals_a_plain_loop(kind: str) -> None:
     """At solutions, where it is small, and at arbitrary points, where it is large."""
     X, y = make_correlated(2, n=80, p=12)
     problem = X, y, make_weights(y, kind)
-    path = LogisticPath(*problem)
+    path = SinglePath(*problem)
     lam = 0.2 * path.lam_max
     path.solve(lam)
     expected = loop_violation(*problem, path.w, path.b, lam)
@@ -181,7 +195,7 @@ def test_every_small_problem_is_solved(
     y = np.where(np.arange(n) < draw.integers(1, n), 1, -1).astype(np.float32)
     s = draw.exponential(size=n) + 0.01 if weighted else np.ones(n)
     s = (s / s.sum()).astype(np.float32)
-    path = LogisticPath(X, y, s)
+    path = SinglePath(X, y, s)
     for share in (0.5, 0.2, 0.05):
         lam = share * (path.lam_max or 1.0)
         path.solve(lam)
@@ -189,6 +203,87 @@ def test_every_small_problem_is_solved(
         # on so few rows float32 may see no further descent when the penalty is minute
         assert kkt_violation(X, y, s, path.w, path.b, lam) * lam <= 1e-2 * lam + 5e-5
     assert not (constant and path.w[0])
+
+
+# Many problems
+
+
+def make_rare_classes(n: int = 3000, p: int = 24, K: int = 12) -> tuple[Floats, Floats, Floats]:
+    """A design, and exclusive targets (K, n) and weights of which the rarest class has about 1 % of the rows."""
+    X, _ = make_correlated(7, n, p)
+    draw = np.random.default_rng(7)
+    logits = 2 * X @ draw.normal(size=(p, K)) / p**0.5 - np.log(np.arange(K) + 1) + draw.gumbel(size=(n, K))
+    targets = np.where(logits.argmax(1) == np.arange(K)[:, None], 1, -1).astype(np.float32)
+    return X, targets, class_weights(targets, "none")
+
+
+def test_rare_classes_are_solved_to_the_tolerance() -> None:
+    """All classes of a path together, each at its own penalties; the objective is that of scikit-learn."""
+    X, targets, weights = make_rare_classes()
+    paths = LogisticPaths(X, targets, weights)
+    for share in np.geomspace(1, SHARES[-1], 8):
+        paths.solve(share * paths.lam_max)
+        assert kkt_violation(X, targets, weights, paths.coef, paths.intercept, share * paths.lam_max) <= TOLERANCE
+    for k in (0, 5, 11):
+        problem, lam = (X, targets[k], weights[k]), SHARES[-1] * paths.lam_max[k]
+        actual = objective(*problem, paths.coef[k], float(paths.intercept[k]), lam)
+        assert actual == pytest.approx(sklearn_objective(*problem, lam), rel=1e-4)
+
+
+def test_problems_solved_together_equal_problems_solved_alone() -> None:
+    X, targets, weights = make_rare_classes()
+    together = LogisticPaths(X, targets, weights)
+    for share in SHARES:
+        together.solve(share * together.lam_max)
+    for k in (0, 11):
+        alone = SinglePath(X, targets[k], weights[k])
+        assert alone.lam_max == pytest.approx(together.lam_max[k], rel=1e-5)
+        for share in SHARES:
+            alone.solve(share * together.lam_max[k])
+        scores = X @ together.coef[k] + together.intercept[k]
+        np.testing.assert_allclose(scores, X @ alone.w + alone.b, atol=0.02)
+
+
+def test_the_second_derivatives_of_a_rare_class_take_few_rows_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Gram matrix of all rows stands for the others; the more rows are taken, the closer is the model."""
+    X, targets, weights = make_rare_classes()
+    paths = LogisticPaths(X, targets, weights)
+    for share in SHARES:
+        paths.solve(share * paths.lam_max)
+    probability = 1 / (1 + np.exp(-(X @ paths.coef[-1] + paths.intercept[-1])))
+    curvature = (weights[-1] * probability * (1 - probability)).astype(np.float32)
+    taken: list[int] = []
+    monkeypatch.setattr(l1_path, "_gather", lambda X, rows, *rest: taken.append(len(rows)) or _gather(X, rows, *rest))
+    columns = np.arange(3, 20)
+    X = X + np.float32(0.5)  # so that the intercept has something to do with the features
+    expected = _derivatives(X[:, columns], curvature)
+    for curved, low, high in ((2.0, 0.4, 2.0), (1.0, 0.6, 1.5), (0.0, 0.9999, 1.0001)):
+        model = l1_path._Design(X).model(columns, curvature, curved)
+        actual = np.block([[model.hessian, model.cross[:, None]], [model.cross, model.total]])
+        ratios = eigh(actual, expected, eigvals_only=True)
+        assert low <= ratios.min() <= ratios.max() <= high
+    assert taken[0] < taken[1] < len(X) / 2
+    assert taken[2] == len(X)
+
+
+def _derivatives(X: Floats, curvature: Floats) -> Floats:
+    """The second derivatives of coefficients and intercept, from all rows in float64."""
+    extended = np.c_[X, np.ones(len(X))].astype(np.float64)
+    return np.asarray(extended.T @ (curvature[:, None] * extended))
+
+
+def test_a_penalty_starts_where_the_last_two_solutions_point() -> None:
+    """The line over the logarithm of the penalty gives the coefficient that lies on it; a sign does not change."""
+    problem = l1_path._Problem.at_zero(np.ones(2, np.float32), np.ones(2, np.float32), 3)
+    ahead = []
+    for lam, w, b in ((8.0, [1.0, 2.0, 0.0], 1.0), (4.0, [2.0, 0.5, 0.0], 1.5), (1.0, [0.0, 0.0, 0.0], 0.0)):
+        problem.begin(lam, problem.scores)
+        ahead.append(problem.extrapolate())
+        problem.w, problem.b = np.array(w), b
+    assert not any(change.any() or intercept for change, intercept in ahead[:2])
+    change, intercept = ahead[2]
+    assert (np.array([2.0, 0.5, 0.0]) + change).tolist() == pytest.approx([4.0, 0.0, 0.0])
+    assert 1.5 + intercept == pytest.approx(2.5)
 
 
 # Many paths, and the two solvers
@@ -208,8 +303,8 @@ def test_every_solution_of_many_paths_has_the_objective_of_scikit_learn(kind: st
     """Each design and problem has its own penalties, which may be divided over several calls."""
     designs, targets, weights = make_batch(kind)
     paths = LassoPaths(designs, targets, weights)
-    expected = [[LogisticPath(X, y, s).lam_max for y, s in zip(targets, weights, strict=True)] for X in designs]
-    assert paths.lam_max.tolist() == expected
+    expected = [[SinglePath(X, y, s).lam_max for y, s in zip(targets, weights, strict=True)] for X in designs]
+    np.testing.assert_allclose(paths.lam_max, expected, rtol=1e-5)
     lams = np.array(SHARES)[:, None, None] * np.array(expected)
     parts = [paths.solve(lams[:3]), paths.solve(lams[3:])]
     coef, intercept = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

@@ -32,8 +32,7 @@ from spin.sparsify.probe import (
     warn_of_inexact_probes,
 )
 from spin.sparsify.select import Ranking
-from spin.sparsify.solvers.l1_path import LogisticPath
-from tests.spin.sparsify.test_l1_path import loop_violation
+from tests.spin.sparsify.test_l1_path import SinglePath, loop_violation
 
 COLUMN, OTHER = FeatureColumn(Site(2, "ffn"), "mean"), FeatureColumn(Site(2, "ffn"), "max")
 TASKS = {
@@ -87,7 +86,7 @@ def test_every_class_has_the_same_share_of_its_own_penalty(name: str, heads: int
     targets = signs(label_space.indicator(train[1]), label_space)
     weights = class_weights(targets, kind)
     problems = list(zip(targets, weights, strict=True))
-    lam_max = [LogisticPath(standard, y, s).lam_max for y, s in problems]
+    lam_max = [SinglePath(standard, y, s).lam_max for y, s in problems]
     assert probe.lam_max == pytest.approx(max(lam_max))
     grid_index = np.log(probe.lam / probe.lam_max) / np.log(1 / 30) * 9
     assert grid_index == pytest.approx(round(grid_index), abs=1e-6)
@@ -112,7 +111,7 @@ def test_kkt_reports_the_largest_violation_of_all_classes(monkeypatch: pytest.Mo
     standard = ((train[0] - probe.standardizer.mean) / probe.standardizer.scale).astype(np.float32)
     targets, s = signs(label_space.indicator(train[1]), label_space), np.full(150, 1 / 150, np.float32)
     ratio = probe.lam / probe.lam_max
-    lams = [ratio * LogisticPath(standard, y, s).lam_max for y in targets]
+    lams = [ratio * SinglePath(standard, y, s).lam_max for y in targets]
     problems = zip(targets, probe.coef, probe.intercept, lams, strict=True)
     violations = [loop_violation(standard, y, s, w, b, lam) for y, w, b, lam in problems]
     assert max(violations) > 0.05
