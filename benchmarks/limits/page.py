@@ -9,7 +9,9 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_LIBRARIES = ("numpy", "scikit-learn", "torch", "ray", "pyarrow", "deltalake")
+from benchmarks.machine import flags, processor
+
+_LIBRARIES = ("numpy", "scikit-learn", "skglm", "torch", "ray", "pyarrow", "deltalake")
 _HEAD = "# Limits\n\nWritten by `make bench-limits`; a part that is measured alone replaces its section.\n"
 _RULE = "## "
 """what a section begins with"""
@@ -46,13 +48,17 @@ def _section(title: str, part: Part) -> str:
 
 
 def _machine() -> str:
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES]
-    python = platform.python_version()
-    return f"{datetime.date.today()}; {_processor()}, {os.cpu_count()} cores; Python {python}, {', '.join(versions)}."
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor"
+    versions = [version for name in _LIBRARIES if (version := _version(name))]
+    sets, python = ", ".join(flags()), platform.python_version()
+    return (
+        f"{datetime.date.today()}; {processor()} ({sets}), {os.cpu_count()} cores; Python {python}, "
+        f"{', '.join(versions)}."
     )
+
+
+def _version(name: str) -> str | None:
+    """Name and version of a library, None if it is not installed: one part alone needs skglm."""
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return None

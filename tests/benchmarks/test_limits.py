@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import http.client
+import math
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import benchmarks.limits.solvers
 from benchmarks.limits import large_backbone, training
 from benchmarks.limits.delay_proxy import run_delay_proxy
 from benchmarks.limits.large_backbone import LargeBackboneCost
 from benchmarks.limits.many_files import NightCost, Publication
 from benchmarks.limits.overhead import WAYS, Way
 from benchmarks.limits.page import write_page
-from benchmarks.limits.run import files, memory, probes, ray, versions
-from benchmarks.limits.saga import Race
+from benchmarks.limits.recipe import Race
+from benchmarks.limits.run import files, memory, probes, ray, solvers, versions
 from benchmarks.limits.scale import WORKERS, Scale, _speed
+from benchmarks.limits.solvers import (
+    LIBLINEAR,
+    SAGA,
+    SKGLM,
+    SPIN,
+    Solutions,
+    Times,
+    compare,
+    draw_classes,
+    solve_by_liblinear,
+    solve_by_skglm,
+    solve_by_spin,
+)
 from benchmarks.limits.training import TrainingCost
 from benchmarks.limits.versions import OTHER, THIS
 from pipelines.storage.shard_log import ShardCounts, ShardOutcome
+from spin.arrays import Floats
 from spin.sites import FeatureColumn
+from spin.sparsify.probe import class_weights
+from spin.sparsify.solvers.l1_path import TOLERANCE, kkt_violation
+
+Solver = Callable[[Floats, Floats, Floats], list[Callable[[], Solutions]]]
 
 RACE = Race(FeatureColumn.parse("resid.06.mean"), 384, 20.0, 1.0, 2.0, 5e-4, [(0.1, 0.5, 0.4)], True)
 ROUND = dict(zip(WAYS, (10.0, 10.5, 5.5, 6.0, 6.3), strict=True))
@@ -97,6 +119,59 @@ def test_probes_hold_if_they_are_ten_times_faster_at_the_same_objective(
     text, verdicts = probes([replace(RACE, **change)], {384: 14})  # type: ignore[arg-type]
     assert sum(holds for holds, _ in verdicts) == expected
     assert "| all 14, extrapolated | 280 |" in text
+
+
+TIMES = Times(2000, 384, {SPIN: [1.0, 2.0, 1.0], SKGLM: [1.5, 5.0, 1.2], LIBLINEAR: [9.0] * 3, SAGA: [math.inf] * 3})
+
+
+@pytest.mark.parametrize(
+    ("change", "many", "expected"),
+    [({}, 40.0, [True, True]), ({SKGLM: [0.9, 5.0, 1.0]}, 40.0, [False, True]), ({}, 60.0, [True, False])],
+)
+def test_a_solver_that_is_as_fast_and_classes_that_share_nothing_do_not_hold(
+    change: dict[str, list[float]], many: float, expected: list[bool]
+) -> None:
+    """By the median of the ratios within the rounds. A solver without a certified path shows no seconds."""
+    times = replace(TIMES, seconds=TIMES.seconds | change)
+    text, verdicts = solvers([TIMES, times], {384: {3: [5.0, 5.0, 5.0], 100: [many, 49.0, many]}})
+    assert [holds for holds, _ in verdicts] == expected
+    assert "| 2,000 × 384 | 1.00 | 1.50 (1.5 ×) | 9.00 (9.0 ×) | – |" in text
+
+
+@pytest.mark.parametrize("solver", [solve_by_spin, solve_by_liblinear, solve_by_skglm])
+def test_the_solvers_solve_the_same_problem(solver: Solver) -> None:
+    """Their strictest paths meet the certificate and have the same objective."""
+    if solver is solve_by_skglm:
+        pytest.importorskip("skglm")
+    draw = np.random.default_rng(0)
+    X = draw.normal(size=(300, 12)).astype(np.float32)
+    targets = draw_classes(X, 3)
+    assert ((targets > 0).sum(0) == 1).all()
+    weights, path = class_weights(targets, "none"), np.array([[0.05] * 3, [0.01] * 3])
+    expected = list(solve_by_spin(X, targets, path)[0]())
+    for lams, (coef, intercept), (w, b) in zip(
+        path, solver(np.asfortranarray(X, np.float64), targets, path)[-1](), expected, strict=True
+    ):
+        assert kkt_violation(X, targets, weights, coef, intercept, lams) <= 1.01 * TOLERANCE
+        np.testing.assert_allclose(X @ coef.T + intercept, X @ w.T + b, atol=0.01)
+
+
+def test_a_solver_that_misses_the_certificate_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither has one that takes too long; a stricter tolerance is tried after a looser one."""
+    X = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
+    targets = draw_classes(X, 3)
+
+    def inexact(X: Floats, targets: Floats, path: Floats) -> list[Callable[[], Solutions]]:
+        return [lambda: iter([(np.zeros((3, 6)), np.zeros(3))] * len(path))]
+
+    def second(X: Floats, targets: Floats, path: Floats) -> list[Callable[[], Solutions]]:
+        return inexact(X, targets, path) + solve_by_spin(X.astype(np.float32), targets, path)
+
+    monkeypatch.setattr(benchmarks.limits.solvers, "_SOLVERS", {SPIN: solve_by_spin, SKGLM: inexact, SAGA: second})
+    times = compare(X, targets, rounds=2)
+    assert times.seconds[SKGLM] == [math.inf] * 2
+    assert max(times.seconds[SPIN] + times.seconds[SAGA]) < 60
+    assert min(compare(X, targets, 1, limit=0.0).seconds.values()) == [math.inf]
 
 
 @pytest.mark.parametrize(("way", "seconds", "missed"), [(1, 11.5, 1), (2, 7.0, 1), (4, 7.0, 1), (0, 10.0, 0)])
