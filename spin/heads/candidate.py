@@ -76,6 +76,9 @@ class Candidate:
     resampled: tuple[float, ...] = field(default=(), compare=False, repr=False)
     """resampled scores for a standard error: one per fold, or with a single fold one per part that is left out"""
 
+    fitted_with: tuple[Penalty, ...] = field(default=(), compare=False, repr=False)
+    """the penalties that were fitted in one batch with its own: another batch rounds differently"""
+
     @property
     def reads_neurons(self) -> bool:
         """Whether it reads any neuron, and not words alone."""

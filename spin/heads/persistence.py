@@ -39,8 +39,8 @@ CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _WORDS = "words."
 _MLP = ("inner", "inner_bias", "outer")
-_SEARCH_ONLY = "resampled"
-"""field of a candidate that only the search needs"""
+_SEARCH_ONLY = ("resampled", "fitted_with")
+"""fields of a candidate that only the search needs"""
 _RECIPE = TypeAdapter(ClassifierRecipe)
 _LOCAL_SETTINGS = {"trust_remote_code", "engine", "compile"}
 """settings of a backbone that are for the machine that loads it to decide"""
@@ -210,7 +210,7 @@ def _fitted_from_json(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any
 
 
 def _candidate_to_json(candidate: Candidate) -> dict[str, Any]:
-    fields = {name: value for name, value in vars(candidate).items() if name != _SEARCH_ONLY}
+    fields = {name: value for name, value in vars(candidate).items() if name not in _SEARCH_ONLY}
     blend = None if candidate.blend is None else asdict(candidate.blend)
     return {**fields, "penalty": asdict(candidate.penalty), "blend": blend}
 

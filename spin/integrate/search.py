@@ -215,7 +215,15 @@ class Search:
             heads, logits = zip(*(of_fold[index] for of_fold in fits), strict=True)
             neurons = round(float(np.mean([head.coef.any(0).sum() for head in heads])))
             for blend in self._blends(logits):
-                self._add(subset, penalty, neurons, self.compute[deepest], self.blended(logits, blend), blend)
+                self._add(
+                    subset,
+                    penalty,
+                    neurons,
+                    self.compute[deepest],
+                    self.blended(logits, blend),
+                    blend,
+                    fitted_with=tuple(penalties),
+                )
 
     def held_out(self, candidate: Candidate) -> tuple[Floats, ...]:
         """The logits (m, K) of each fold's validation rows by a candidate, fitted again.
@@ -224,9 +232,10 @@ class Search:
         """
         if not candidate.reads_neurons:
             return self._words_alone(candidate.blend)
+        index = candidate.fitted_with.index(candidate.penalty)
         parts = zip(self.folds, self.fold_selections(candidate.subset), strict=True)
-        fits = [fold.fit(selection, [candidate.penalty]) for fold, selection in parts]
-        return self.blended([logits for [(_, logits)] in fits], candidate.blend)
+        logits = [fold.fit(selection, candidate.fitted_with)[index][1] for fold, selection in parts]
+        return self.blended(logits, candidate.blend)
 
     def _words_alone(self, blend: Blend | None) -> tuple[Floats, ...]:
         assert self.words is not None
@@ -281,6 +290,8 @@ class Search:
         compute: float,
         held_out: tuple[Floats, ...],
         blend: Blend | None,
+        *,
+        fitted_with: tuple[Penalty, ...] = (),
     ) -> None:
         """Judge a candidate by its held-out logits and keep it."""
         scores = self.judge(held_out)
@@ -295,6 +306,7 @@ class Search:
             valid_score=float(np.mean(scores)),
             blend=blend,
             resampled=self._resampled(scores, held_out),
+            fitted_with=fitted_with,
         )
         self.tried.append(self.matrix.group.broadcast_object(candidate))
 
