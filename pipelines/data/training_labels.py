@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.data.arrow_strings import ArrowStrings, shared_values
@@ -187,10 +188,11 @@ class Labels:
         ids = ArrowStrings(table["id"])
         labels, given = (shared_values(table[name]) for name in ("label", "split"))
         text_hashes, groups = (table[name].to_numpy() for name in ("text_hash", "group"))
-        del table
         splits = split_all(ids, given, text_hashes, groups, settings, frozen=frozen)
         label_space = LabelSpace.of(labels, splits, groups)
         overlap = _find_overlap(splits, text_hashes, groups)
+        del table, text_hashes
+        pa.default_memory_pool().release_unused()  # Arrow would keep the memory of the table
         return cls(ids, label_space, label_space.index(labels), splits, groups, overlap, features.extracted)
 
     @property
