@@ -115,9 +115,10 @@ class SpinClassifier:
     def fit(self, texts: Sequence[str], labels: Sequence[Label], *, valid_fraction: float = 0.15) -> SpinClassifier:
         """Fit on n texts and their labels: one class each, or in a multi-label task a list of classes each.
 
-        A hash of a text decides whether it trains or validates the choices (penalty, eta, depth and head); below 5,000
-        texts cross-validation makes the choices. Near-identical texts stay on the same side of both. Raises UserError
-        for texts that are not text, a single class, or a class with too few texts that differ.
+        A hash of a text decides whether it trains or validates the choices (penalty, eta, depth and head). Below 5,000
+        texts cross-validation makes the choices, and of more than `search.documents` texts a sample. Near-identical
+        texts stay on the same side. Raises UserError for texts that are not text, a single class, or a class with too
+        few texts that differ.
         """
         from spin.fit import fit_classifiers  # brings Numba, which inference does not need
 

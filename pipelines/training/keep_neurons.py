@@ -26,7 +26,14 @@ from pipelines.data.training_labels import Labels
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult, StoredOutcome
-from pipelines.storage.stage_plan import NothingDerived, find_manifest, fingerprint, write_manifest, write_plan
+from pipelines.storage.stage_plan import (
+    NothingDerived,
+    find_manifest,
+    fingerprint,
+    plan_fingerprint,
+    write_manifest,
+    write_plan,
+)
 from pipelines.training.extract_features import ExtractPlan, backbone_digest, to_parquet
 from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import describe_backbone, map_shards
@@ -136,13 +143,14 @@ def run_keep(
     """The features with the neurons of a selection, and with whole columns of test documents, for all documents.
 
     If the first pass has extracted all documents, the features are returned as they are. Otherwise the shards of the
-    second pass are written to `kept/` in the store. A pass for the same neurons that has not finished is continued, one
-    for others is replaced. Raises HeldError if another run uses the store.
+    second pass are written to a folder of `kept/` in the store that is named after the neurons and documents: a driver
+    that was overtaken while it was suspended never writes among those of other neurons. A pass that has not finished is
+    continued; one for others is deleted once this one has finished. Raises HeldError if another run uses the store.
     """
     if features.extracted is None:
         return features
     settings = with_engine(settings, "extract")
-    store, kept = Store(settings.store) / "kept", KeptColumns.plan(features, labels, selection, whole)
+    folder, kept = Store(settings.store) / "kept", KeptColumns.plan(features, labels, selection, whole)
     neurons = {str(column): indices.tolist() for column, indices in selection.neurons.items()}
     metadata = {
         "format": FORMAT,
@@ -151,8 +159,10 @@ def run_keep(
         "whole": [str(column) for column in whole],
         "documents": kept.documents_digest,
     }
-    with Lease(store) as lease:
-        plan = write_plan(store, "keep", metadata, NothingDerived, NothingDerived, restart=True)
+    name = plan_fingerprint("keep", metadata)[:16]
+    store = folder / name
+    with Lease(folder) as lease:
+        plan = write_plan(store, "keep", metadata, NothingDerived, NothingDerived)
         manifest = find_manifest(store, plan, KeptResults)
         if manifest is None:
             digest = backbone_digest(settings)
@@ -171,6 +181,10 @@ def run_keep(
             )
             lease.check()
             manifest = write_manifest(store, plan, KeptResults(tuple(outcomes)))
+        lease.check()
+        for key in folder.list():
+            if not key.startswith(("_lease/", f"{name}/")):
+                folder.delete(key)
     shards = tuple(
         KeptShard(required_file(outcome, FEATURES), rows, required_file(outcome, TESTED), tested)
         for outcome, rows, tested in zip(manifest.results.shards, kept.rows, kept.tested, strict=True)

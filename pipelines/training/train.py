@@ -229,7 +229,7 @@ def _fit(
         store=store / "heads",
     )
     sampled = run_integrate(job)
-    features = run_keep(settings, source, features, labels, *_columns_to_keep(settings, sampled, probes, features))
+    features = run_keep(settings, source, features, labels, *_columns_to_keep(sampled, probes, features))
     training_result = run_refit(replace(job, features=features), sampled)
     spin = SpinClassifier.assemble(
         settings.backbone,
@@ -287,12 +287,15 @@ def _fit(
 
 
 def _columns_to_keep(
-    settings: Settings, result: TrainingResult, probes: Sequence[Probe], features: FeatureShards
+    result: TrainingResult, probes: Sequence[Probe], features: FeatureShards
 ) -> tuple[Selection, list[FeatureColumn]]:
-    """What is needed of documents outside the sample: neurons of all, and whole columns of those that test."""
+    """What is needed of documents outside the sample: neurons of all, and whole columns of those that test.
+
+    The columns are those of the baselines, whether `train.baselines` asks for them or not: it may be changed when a
+    training is resumed.
+    """
     selection = Selection.merge(fitted.selection for fitted in result.choices.values())
-    of_baselines = [c for c in features.columns if c.site.kind == "final"] + [best_column(probes)]
-    return selection, of_baselines if settings.train.baselines else []
+    return selection, [*(c for c in features.columns if c.site.kind == "final"), best_column(probes)]
 
 
 def _evaluate(

@@ -17,6 +17,8 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.shards import Shard
 from pipelines.data.training_labels import FrozenDocuments, Labels
 from pipelines.registry.versions import Registry
+from pipelines.service_errors import HeldError
+from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.training import extract_features
@@ -173,15 +175,62 @@ def test_other_neurons_replace_those_of_a_second_pass(folder: Path, tmp_path: Pa
     settings = make_settings(folder, tmp_path / "store")
     run_workflow(settings)
     kept = Store(settings.store) / "kept"
-    before, features = kept.read_json("plan.json"), (Store(settings.store) / "features").read_json("manifest.json")
+    [before], features = folders(kept), (Store(settings.store) / "features").read_json("manifest.json")
     changed = make_settings(folder, tmp_path / "store", search={**SEARCH, "max_share": 0.02})
     with pytest.raises(UserError, match=r"search\.max_share is 0\.02"):
         run_train(changed, Registry(changed))
     report = run_train(changed, Registry(changed), restart=True)
-    assert kept.read_json("plan.json")["facts"] != before["facts"]
+    [after] = folders(kept)
+    assert after != before, "the neurons of the other search are deleted"
     assert (Store(settings.store) / "features").read_json("manifest.json") == features
     most = 0.02 * next(row.neurons_of for row in report.results.table)
     assert all(row.neurons <= most for row in report.results.table if row.name == "spin")
+
+
+def folders(store: Store) -> set[str]:
+    """The folders of a store, that of the lease aside."""
+    return {key.split("/")[0] for key in store.list()} - {"_lease"}
+
+
+def expire_lease(store: Store) -> None:
+    """Mark the lease on a store as ended, as if its holder had been silent for too long."""
+    [key] = [key for key in store.list() if key.startswith("_lease/")]
+    store.write_json(key, store.read_json(key) | {"ended": True})
+
+
+def test_a_driver_that_wakes_after_its_successor_leaves_its_neurons_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it computes its last shard, another training keeps other neurons, and ends.
+
+    It ends with an error then. What its worker has still written is not among the shards of the other training, which
+    are whole: one that goes on from there computes none, and deletes what does not belong to it.
+    """
+    settings = make_settings(folder, tmp_path / "store")
+    changed = make_settings(folder, tmp_path / "store", search={**SEARCH, "max_share": 0.05})
+    store, compute, reports = Store(settings.store), KeepStep.__call__, []
+
+    def be_overtaken(step: KeepStep, shard: Shard, attempt: Attempt) -> StepResult[Any]:
+        result = compute(step, shard, attempt)
+        if shard.index == 8 and not reports:
+            reports.append(None)  # the other training computes this shard, too
+            for part in ("kept", "model"):
+                expire_lease(store / part)
+            reports[:] = [run_train(changed, Registry(changed), restart=True)]
+        return result
+
+    monkeypatch.setattr(Lease, "_renew", lambda lease: None)  # a suspended process renews nothing
+    monkeypatch.setattr(KeepStep, "__call__", be_overtaken)
+    with pytest.raises(HeldError):
+        run_workflow(settings)
+    [report] = reports
+    assert len(folders(store / "kept")) == 2
+    monkeypatch.setattr(KeepStep, "__call__", lambda *args: pytest.fail("a shard is computed again"))
+    store.delete("model/manifest.json")
+    again = run_train(changed, Registry(changed))
+    assert again.results.per_class == report.results.per_class
+    [neurons] = folders(store / "kept")
+    assert len([key for key in (store / "kept" / neurons / "parts").list() if key.endswith(".json")]) == 9
 
 
 @pytest.mark.parametrize(("documents", "extracted"), [(180, 180), (181, N)])
