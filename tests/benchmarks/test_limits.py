@@ -99,6 +99,15 @@ def test_trainings_hold_if_memory_is_flat_and_small_and_few_features_are_stored(
     assert "| tiny, 1,000 | 1 | 2 | 3 | 900 | 1,000 | 500 | 600 | 0.50 | 50% |" in text
 
 
+@pytest.mark.parametrize(("wide", "holds"), [(40.0, True), (60.0, False)])
+def test_the_cost_of_many_classes_is_that_of_all_columns(wide: float, holds: bool) -> None:
+    """A narrow column may be above the limit, if all columns together are not."""
+    by_width = {384: {3: [1.0] * 3, 100: [12.0] * 3}, 1536: {3: [5.0] * 3, 100: [wide] * 3}}
+    text, [_, (shared, _)] = solvers([TIMES], by_width, {384: 14, 1536: 12})
+    assert shared is holds
+    assert f"| all 26 columns, extrapolated | 74 | {14 * 12 + 12 * wide:.0f} |" in text
+
+
 @pytest.mark.parametrize(("peak", "holds"), [(5999.0, True), (6001.0, False)])
 def test_a_large_backbone_holds_if_its_process_is_small(peak: float, holds: bool) -> None:
     """Seconds are extrapolated from the layers that were measured."""
@@ -133,7 +142,7 @@ def test_a_solver_that_is_as_fast_and_classes_that_share_nothing_do_not_hold(
 ) -> None:
     """By the median of the ratios within the rounds. A solver without a certified path shows no seconds."""
     times = replace(TIMES, seconds=TIMES.seconds | change)
-    text, verdicts = solvers([TIMES, times], {384: {3: [5.0, 5.0, 5.0], 100: [many, 49.0, many]}})
+    text, verdicts = solvers([TIMES, times], {384: {3: [5.0, 5.0, 5.0], 100: [many, 49.0, many]}}, {384: 14})
     assert [holds for holds, _ in verdicts] == expected
     assert "| 2,000 × 384 | 1.00 | 1.50 (1.5 ×) | 9.00 (9.0 ×) | – |" in text
 
