@@ -274,7 +274,7 @@ class SearchSettings(_Section):
         20_000,
         ge=100,
         description="Labelled documents that neurons are ranked and candidates are compared on: a stratified sample if "
-        "there are more. The classifiers that were chosen are then fitted on all of them.",
+        "there are more. The heads on neurons that were chosen are then fitted on all of them.",
     )
     rules: Annotated[tuple[Literal["l1", "ridge"], ...], AfterValidator(_not_empty)] = Field(
         ("l1", "ridge"),

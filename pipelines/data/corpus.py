@@ -37,11 +37,14 @@ class Corpus:
 
     def text_blocks(self, rows: Rows) -> Iterator[list[str]]:
         """The same, those of one shard after the other; a shard without any of the rows has no block."""
-        borders = self._borders if len(rows) else np.zeros(1, np.int64)
+        if not len(rows):
+            return
+        local = self._local
+        borders = np.cumsum([0, *self._sizes])
         firsts = np.searchsorted(rows, borders)
         for shard in np.flatnonzero(np.diff(firsts)).tolist():
             own = rows[firsts[shard] : firsts[shard + 1]] - borders[shard]
-            yield self._local.get_batch(shard).column(0).take(pa.array(own)).to_pylist()
+            yield local.get_batch(shard).column(0).take(pa.array(own)).to_pylist()
 
     @cached_property
     def _local(self) -> pa.ipc.RecordBatchFileReader:
@@ -52,13 +55,13 @@ class Corpus:
             with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
                 for shard in self.shards:
                     texts = read_shard(shard, self.data, columns=TEXTS).texts
+                    self._sizes.append(len(texts))
                     writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=_SCHEMA))
             return pa.ipc.open_file(pa.OSFile(path))
         finally:
             os.unlink(path)  # the open file stays readable, and ends with the process
 
     @cached_property
-    def _borders(self) -> Rows:
-        """The first row of every shard, and at last the number of documents."""
-        sizes = [self._local.get_batch(shard).num_rows for shard in range(len(self.shards))]
-        return np.cumsum([0, *sizes])
+    def _sizes(self) -> list[int]:
+        """The number of texts in each shard, once they have been copied."""
+        return []

@@ -103,8 +103,8 @@ class KeptFeatures:
                 kept[column] = np.searchsorted(neurons, wanted)
         if kept.keys() == columns.keys():
             sources.append(_Source(self.store, shard.features, shard.rows, kept))
-        tested = kept | {column: wanted for column, wanted in columns.items() if column in self.whole}
-        if tested.keys() == columns.keys():
+        if kept.keys() | self.whole >= columns.keys():
+            tested = {c: wanted if c in self.whole else kept[c] for c, wanted in columns.items()}
             sources.append(_Source(self.store, shard.tested_features, shard.tested, tested))
         return sources
 

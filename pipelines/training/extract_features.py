@@ -51,7 +51,7 @@ from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
 from spin.labels.split_groups import choose_group, hash_text
 from spin.labels.splits import rows_in_split
-from spin.labels.training_data import sample_labelled
+from spin.labels.training_data import TrainingData
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
@@ -210,7 +210,9 @@ def _plan_metadata(settings: Settings, files: list[InputFile], digest: str, stor
         "poolings": settings.poolings,
         "shard_documents": settings.ray.shard_documents,
     }
-    of_two = {**of_one_pass, "sample": {"documents": settings.search.documents, "seed": settings.seed}}
+    fractions = settings.data.model_dump(include=set() if settings.data.split else {"valid_fraction", "test_fraction"})
+    sample = {"documents": settings.search.documents, "seed": settings.seed, **fractions}
+    of_two = {**of_one_pass, "sample": sample}
     if settings.extract != "auto":
         return of_one_pass if settings.extract == "all" else of_two
     plan = None if store is None else read_plan(store, FeaturePlan)
@@ -237,9 +239,9 @@ def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> Fea
     columns = probed + baselines
     types = choose_column_types(backbone, labelled.texts[: labelled.shard_rows[0]], columns)
     widths = {column: backbone.width(column.site) for column in columns}
-    share = 1.0 if sample is None else len(sample) / len(labelled.ids)
-    fitting = max(1, int(MAX_SHARD_BYTES / share) // bytes_per_document(widths, types))
     sizes = labelled.shard_rows
+    share = 1.0 if sample is None else _largest_share(sample, sizes)
+    fitting = max(1, int(MAX_SHARD_BYTES / share) // bytes_per_document(widths, types))
     if fitting < settings.ray.shard_documents:
         shards = sharding.plan_shards(files, fitting, settings.data)
         if sample is not None:
@@ -258,7 +260,7 @@ def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> Fea
 def _choose_sample(settings: Settings, labelled: Labelled, *, extracts_all: bool) -> Rows | None:
     """The documents whose features are extracted; None if it is all of them, or if there are not too many for that.
 
-    Raises UserError for classes that cannot be learned, as `LabelSpace.of` does.
+    Raises UserError for classes that cannot be learned, as `LabelSpace.of` does, also from the sample alone.
     """
     text_hashes, groups = np.array(labelled.text_hashes, np.uint64), np.array(labelled.groups, np.uint64)
     splits = split_all(labelled.ids, labelled.splits, text_hashes, groups, settings, frozen=NOTHING_FROZEN)
@@ -266,8 +268,22 @@ def _choose_sample(settings: Settings, labelled: Labelled, *, extracts_all: bool
     train, valid = (rows_in_split(splits, split) for split in ("train", "valid"))
     if extracts_all or len(train) + len(valid) <= settings.search.documents:
         return None
-    y = label_space.index(labelled.labels)
-    return sample_labelled(y, train, valid, label_space, settings.search.documents, settings.seed)
+    data = TrainingData.from_splits(
+        label_space.index(labelled.labels),
+        splits,
+        label_space,
+        groups=groups,
+        metric=settings.metric,
+        seed=settings.seed,
+        documents=settings.search.documents,
+    )
+    return data.rows
+
+
+def _largest_share(rows: Rows, sizes: Sequence[int]) -> float:
+    """The share of its documents that are among some rows, in the shard where it is largest."""
+    parts = _split_by_shard(rows, sizes)
+    return max(len(part) / max(1, size) for part, size in zip(parts, sizes, strict=True))
 
 
 def _split_by_shard(rows: Rows, sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:

@@ -27,6 +27,7 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult, StoredOutcome
 from pipelines.storage.stage_plan import (
+    MANIFEST,
     NothingDerived,
     find_manifest,
     fingerprint,
@@ -74,7 +75,8 @@ class KeptColumns:
         tested: list[Rows] = []
         for shard, first in zip(features.shards, features.borders, strict=False):
             own = splits[first : first + shard.size]
-            left_out = np.isin(np.arange(shard.size), [] if shard.extracted is None else shard.extracted, invert=True)
+            extracted = np.arange(shard.size) if shard.extracted is None else shard.extracted
+            left_out = np.isin(np.arange(shard.size), extracted, invert=True)
             rows.append(np.flatnonzero(left_out & np.isin(own, ("train", "valid"))))
             tested.append(np.flatnonzero(left_out & (own == "test")))
         return cls(selection, tuple(whole), tuple(rows), tuple(tested))
@@ -181,12 +183,21 @@ def run_keep(
             )
             lease.check()
             manifest = write_manifest(store, plan, KeptResults(tuple(outcomes)))
-        lease.check()
-        for key in folder.list():
-            if not key.startswith(("_lease/", f"{name}/")):
-                folder.delete(key)
+        _delete_others(folder, name, lease)
     shards = tuple(
         KeptShard(required_file(outcome, FEATURES), rows, required_file(outcome, TESTED), tested)
         for outcome, rows, tested in zip(manifest.results.shards, kept.rows, kept.tested, strict=True)
     )
     return replace(features, kept=KeptFeatures(store, shards, selection, frozenset(whole)))
+
+
+def _delete_others(folder: Store, name: str, lease: Lease) -> None:
+    """Delete the passes for other neurons, manifests first: a pass that is deleted in part has not finished.
+
+    They are listed before the lease is confirmed, so that a driver that was suspended in between deletes nothing that
+    its successor has written.
+    """
+    others = [key for key in folder.list() if not key.startswith(("_lease/", f"{name}/"))]
+    lease.check()
+    for key in sorted(others, key=lambda key: not key.endswith(MANIFEST)):
+        folder.delete(key)

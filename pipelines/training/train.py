@@ -38,7 +38,7 @@ from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS
 from pipelines.training.suspects import SUSPECTS, check_labels, to_parquet
 from pipelines.workers.progress import progress
-from spin.arrays import Floats
+from spin.arrays import Floats, Rows
 from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.classifier import SpinClassifier
@@ -217,7 +217,6 @@ def _fit(
 ) -> TrainManifest:
     """Fit and evaluate the heads, and write the artifact and the manifest."""
     start = time.perf_counter()
-    backbone = load_backbone(settings.backbone)
     job = HeadsJob(
         settings,
         features,
@@ -225,35 +224,23 @@ def _fit(
         tuple(ridge),
         words,
         labels.without_ids(),
-        compute=relative_flops(backbone),
+        # the backbone is not kept: workers load it for a second pass
+        compute=relative_flops(load_backbone(settings.backbone)),
         store=store / "heads",
     )
     sampled = run_integrate(job)
     features = run_keep(settings, source, features, labels, *_columns_to_keep(sampled, probes, features))
-    training_result = run_refit(replace(job, features=features), sampled)
-    spin = SpinClassifier.assemble(
-        settings.backbone,
-        backbone.digest,
-        labels.label_space,
-        training_result,
-        settings.metric,
-        backbone=backbone,
-        choose=settings.choose,
-        decision=settings.decision,
-    )
+    spin = _assemble(settings, labels, run_refit(replace(job, features=features), sampled))
     integrated = round(time.perf_counter() - start, 1)
     test_rows, _ = labels.part("test")
-    regression = training_result.words
-    test_words = None
-    if regression is not None and len(test_rows):
-        test_words = np.concatenate([regression.logits(texts) for texts in corpus.text_blocks(test_rows)])
+    test_words = _read_words(spin, corpus, test_rows)
     figures = _evaluate(settings, features, probes, labels, corpus, spin, test_words)
     evaluated = round(time.perf_counter() - start - integrated, 1)
-    suspects = check_labels(features, training_result.choices["accuracy"], labels, settings.seed)
+    suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed)
     counts = {split: len(labels.part(split)[0]) for split in SPLITS}
     notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes)
     results = TrainResults(
-        choice=training_result.summary(),
+        choice=spin.training_result.summary(),
         classes=tuple(labels.classes),
         multilabel=labels.label_space.multilabel,
         table=figures.table,
@@ -284,6 +271,29 @@ def _fit(
     Store(settings.store).write(SUSPECTS, to_parquet(suspects))
     lease.check()
     return write_manifest(store, plan, results)
+
+
+def _assemble(settings: Settings, labels: Labels, result: TrainingResult) -> SpinClassifier:
+    """The classifier of a training result."""
+    backbone = load_backbone(settings.backbone)
+    return SpinClassifier.assemble(
+        settings.backbone,
+        backbone.digest,
+        labels.label_space,
+        result,
+        settings.metric,
+        backbone=backbone,
+        choose=settings.choose,
+        decision=settings.decision,
+    )
+
+
+def _read_words(spin: SpinClassifier, corpus: Corpus, rows: Rows) -> Floats | None:
+    """The words' logits (m, K) of some documents; None if the classifier reads no words, or without documents."""
+    regression = spin.training_result.words
+    if regression is None or not len(rows):
+        return None
+    return np.concatenate([regression.logits(texts) for texts in corpus.text_blocks(rows)])
 
 
 def _columns_to_keep(

@@ -23,6 +23,9 @@ class HeadRecipe:
     """steps of an MLP head; None for a linear head"""
     blend: Blend | None = None
     """the weights of neurons and words; None for neurons alone"""
+    scale_norm: float | None = None
+    """norm of the scales of all features that validation judged, of which an L1 penalty may have dropped some; None:
+    of the features that the head has"""
 
     @property
     def calibration(self) -> Calibration:

@@ -80,6 +80,11 @@ class FeatureMatrix:
             device=data.device,
         )
 
+    def scale_norm(self, selection: Selection, probes: Probes) -> float:
+        """The norm of the scales of a selection's features in the head."""
+        floor = None if self.data.has_few_labels else self.data.constant_score
+        return float(np.linalg.norm(align(selection, probes, floor)))
+
     def predict(self, features: FeatureRows, heads: Sequence[LinearHead | MlpHead], own: Rows, count: int) -> Floats:
         """(H, n, K) the logits of `count` rows by H heads, the same for all members.
 

@@ -32,11 +32,14 @@ class Design:
     """whether a row has exactly one of the classes"""
     group: ProcessGroup
     device: str = "cpu"
+    norm: float | None = None
+    """what the scales are divided by, by default their own norm"""
 
     @property
     def unit(self) -> Floats:
         """(p,) `scales` divided by their norm, so that the scaled features of a text have an expected length of 1."""
-        return self.scales / np.float32(max(float(np.linalg.norm(self.scales)), 1e-12))
+        norm = float(np.linalg.norm(self.scales)) if self.norm is None else self.norm
+        return self.scales / np.float32(max(norm, 1e-12))
 
     @property
     def count(self) -> int:

@@ -47,19 +47,22 @@ class HeadFitter:
     word_scale: Floats | None
     """(K,) the scale of the words' logits, in which drift measures them; None without words"""
 
-    def fit(self, selection: Selection, recipe: HeadRecipe) -> NeuronHead:
-        """The head on a selection without words; neurons that its L1 penalty zeroes leave the selection."""
+    def fit(self, selection: Selection, recipe: HeadRecipe, *, drops_neurons: bool = True) -> NeuronHead:
+        """The head on a selection without words; neurons that its L1 penalty zeroes leave the selection, or stay."""
         if not selection.neurons:
             classes = len(self.matrix.data.label_space)
             nothing = LinearHead(np.zeros((classes, 0), np.float32), np.zeros(classes, np.float32))
             return NeuronHead(selection, Standardizer.concatenate([]), nothing)
         standardizer = selected_standardizer(selection, self.probes)
         design = self.matrix.design(self.cut, selection, self.probes, self.rows)
+        design = replace(design, norm=recipe.scale_norm)
         [head] = fit_linear(design, [recipe.penalty])
         if recipe.mlp_steps is not None:
             seed, strength = self.matrix.data.seed, recipe.penalty.strength
             mlp, _ = fit_mlp(head, design, strength, seed=seed, steps=recipe.mlp_steps)
             return NeuronHead(selection, standardizer, mlp)
+        if not drops_neurons:
+            return NeuronHead(selection, standardizer, head)
         used = used_features(head)
         return NeuronHead(selection.keep(used), standardizer.keep(used), head.keep(used))
 
@@ -124,8 +127,8 @@ def refit(
 ) -> TrainingResult:
     """The classifiers of a result with all heads fitted again, on all labelled rows instead of a sample of them.
 
-    Nothing is chosen again: neurons, penalties, blends, calibration and exits are those of the result. An L1 penalty
-    may zero further neurons. `read` returns the raw activations of the neurons of any of the classifiers.
+    Nothing is chosen again: neurons, penalties, blends, calibration and exits are those of the result. `read` returns
+    the raw activations of the neurons of any of the classifiers.
     """
     matrix, rows = FeatureMatrix(read, data, group or ProcessGroup()), data.all_rows
     selections = {choice: fitted.selection.without_words() for choice, fitted in result.choices.items()}
@@ -135,7 +138,7 @@ def refit(
     for choice, fitted in result.choices.items():
         if id(fitted) not in distinct:
             assert fitted.recipe is not None
-            head = fitter.fit(selections[choice], fitted.recipe.head)
+            head = fitter.fit(selections[choice], fitted.recipe.head, drops_neurons=False)
             distinct[id(fitted)] = fitter.finish(head, fitted.recipe, fitted.summary)
     choices = {choice: distinct[id(fitted)] for choice, fitted in result.choices.items()}
     return replace(result, choices=choices)

@@ -129,10 +129,16 @@ class CandidateFitter:
         thresholds = self._choose_thresholds(calibrated, calibration)
         decision = Decision.of(label_space, self.decision, thresholds)
         ece = [calibration_error(label_space.probabilities(values), y, label_space) for values in (logits, calibrated)]
+        selection = self._select(candidate)
         of_head = HeadRecipe(
-            candidate.penalty, calibration.temperature, calibration.biases, choice.mlp_steps, choice.blend
+            candidate.penalty,
+            calibration.temperature,
+            calibration.biases,
+            choice.mlp_steps,
+            choice.blend,
+            self.matrix.scale_norm(selection, self.search.final_probes) if selection.neurons else None,
         )
-        head = self.fitter.fit(self._select(candidate), of_head)
+        head = self.fitter.fit(selection, of_head)
         recipe = ClassifierRecipe(of_head, self._choose_exits(candidate, choice, head.selection, calibrated, decision))
         summary = ChoiceSummary(
             **{

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from spin.arrays import Hashes, Rows
+from spin.errors import UserError
 from spin.labels.cross_validation import Fold, labelled_rows, make_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
@@ -63,8 +64,13 @@ class TrainingData:
         if sampled_from is not None:
             train, valid = (rows[np.isin(rows, sampled_from)] for rows in (train, valid))
         sample = sample_labelled(y, train, valid, label_space, documents, seed)
-        folds = make_folds(label_space, y, train[np.isin(train, sample)], valid[np.isin(valid, sample)], seed, groups)
         rest = np.setdiff1d(labelled, sample, assume_unique=True)
+        train, valid = (rows[np.isin(rows, sample)] for rows in (train, valid))
+        try:
+            folds = make_folds(label_space, y, train, valid, seed, groups)
+        except UserError as error:
+            hint = f"; or raise search.documents, since these are a sample of {len(labelled):,}" if len(rest) else ""
+            raise UserError(f"{error}{hint}") from None
         return cls(
             y, folds, label_space, metric, class_weights, seed, device, groups, np.sort(rest) if len(rest) else None
         )

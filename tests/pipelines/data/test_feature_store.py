@@ -234,6 +234,18 @@ def test_whole_columns_are_read_of_the_sample_and_of_documents_that_test(
     assert shards.read_rows(HALF, np.array([], np.int64)).shape == (0, 5)
 
 
+@pytest.mark.parametrize("first", [FULL, HALF])
+def test_a_whole_column_beside_kept_neurons_keeps_its_place(
+    two_passes: tuple[FeatureShards, Features], first: FeatureColumn
+) -> None:
+    """Neuron 1 of FULL was not kept, but documents that test have all of them."""
+    shards, features = two_passes
+    wanted = {FULL: [1], HALF: [4]}
+    neurons = {first: wanted[first], **wanted}
+    expected = np.concatenate([features.columns[c][np.ix_(TESTED, n)] for c, n in neurons.items()], axis=1)
+    np.testing.assert_array_equal(shards.read_selection(select(neurons), TESTED), expected)
+
+
 @pytest.mark.parametrize(
     ("column", "neurons", "row"),
     [(HALF, None, 1), (FULL, None, 6), (HALF, [0], 6), (HALF, [1], 5), (HALF, [1, 2], 22)],

@@ -23,7 +23,7 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.training import extract_features
 from pipelines.training.extract_features import load_features, run_extract
-from pipelines.training.keep_neurons import KeepStep, KeptColumns, run_keep
+from pipelines.training.keep_neurons import KeepStep, KeptColumns, _delete_others, run_keep
 from pipelines.training.train import TrainReport, run_train
 from pipelines.training.workflow import run_workflow
 from spin import SpinClassifier
@@ -233,6 +233,31 @@ def test_a_driver_that_wakes_after_its_successor_leaves_its_neurons_alone(
     assert len([key for key in (store / "kept" / neurons / "parts").list() if key.endswith(".json")]) == 9
 
 
+def test_a_driver_that_wakes_while_it_cleans_up_deletes_nothing_of_its_successor(tmp_path: Path) -> None:
+    """It lists what to delete, sleeps, and finds that it no longer holds the lease."""
+    store = Store(str(tmp_path))
+    store.write("old/manifest.json", b"{}")
+    with Lease(store) as lease:
+        expire_lease(store)
+        with Lease(store):
+            store.write("new/manifest.json", b"{}")
+            with pytest.raises(HeldError):
+                _delete_others(store, "mine", lease)
+    assert {"old/manifest.json", "new/manifest.json"} <= set(store.list())
+
+
+def test_what_is_deleted_in_part_has_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, deleted = Store(str(tmp_path)), []
+    for key in ("old/a.parquet", "old/manifest.json", "old/parts/0.json", "mine/manifest.json"):
+        store.write(key, b"{}")
+    delete = Store.delete
+    monkeypatch.setattr(Store, "delete", lambda store, key: deleted.append(key) or delete(store, key))
+    with Lease(store) as lease:
+        _delete_others(store, "mine", lease)
+    assert deleted[0] == "old/manifest.json"
+    assert [key for key in store.list() if not key.startswith("_lease")] == ["mine/manifest.json"]
+
+
 @pytest.mark.parametrize(("documents", "extracted"), [(180, 180), (181, N)])
 def test_auto_takes_two_passes_from_five_times_the_sample_on(
     folder: Path, tmp_path: Path, documents: int, extracted: int
@@ -251,6 +276,28 @@ def test_a_sample_of_another_size_is_refused(in_two_passes: Training, folder: Pa
     other = make_settings(folder, folder / "two", search={**SEARCH, "documents": SAMPLED + 1})
     with pytest.raises(UserError, match=r"sample\.documents is 301, was 300"):
         run_extract(other)
+
+
+@pytest.mark.parametrize("fraction", ["valid_fraction", "test_fraction"])
+def test_other_splits_ask_for_another_sample(in_two_passes: Training, folder: Path, fraction: str) -> None:
+    """The sample holds its share of every split."""
+    data = {"train": str(folder / "train.parquet"), fraction: 0.3}
+    with pytest.raises(UserError, match=rf"sample\.{fraction} is 0\.3, was 0\.15"):
+        run_extract(make_settings(folder, folder / "two", data=data))
+
+
+def test_a_sample_that_cannot_be_learned_from_is_refused_before_the_backbone_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise UserError("cross-validation: found no division")
+
+    monkeypatch.setattr("spin.labels.training_data.make_folds", fail)
+    monkeypatch.setattr(extract_features, "map_shards", lambda *args, **options: pytest.fail("it runs"))
+    with pytest.raises(
+        UserError, match=r"found no division; or raise search\.documents, since these are a sample of 7"
+    ):
+        run_extract(make_settings(folder, tmp_path / "store"))
 
 
 def test_two_passes_over_few_documents_are_one(folder: Path, tmp_path: Path) -> None:

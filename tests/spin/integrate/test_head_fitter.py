@@ -14,10 +14,11 @@ from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.integrate.head_fitter import refit
+from spin.integrate.integrate import CandidateFitter
 from spin.integrate.search import Search
 from spin.labels.metrics import score
 from spin.labels.training_data import TrainingData
-from spin.settings import CascadeSettings
+from spin.settings import CascadeSettings, DecisionSettings
 from tests.spin.integrate.test_search import SEARCH, Project, build_project, make_words
 
 CASCADE = CascadeSettings(max_loss=0.9, depths=(0.25, 0.5))
@@ -71,6 +72,21 @@ def test_without_further_rows_the_heads_are_those_that_were_there() -> None:
     for one, other in zip(before.choices.values(), after.choices.values(), strict=True):
         for own, again in zip(heads(one), heads(other), strict=True):
             np.testing.assert_allclose(own.coef, again.coef, atol=1e-3)
+
+
+def test_dropped_neurons_do_not_weaken_the_penalty() -> None:
+    """A refit of a sparse head on its own rows is the same head, although its neurons are fewer than were judged."""
+    project = build_project(n=1600, signal=0.3)
+    settings = SEARCH.model_copy(update={"l1": (0.3,), "strengths": (0.1,), "rules": ("l1",)})
+    search = project.search(settings)
+    candidate = next(c for c in search.run() if c.penalty.l1)
+    fitted = CandidateFitter(search, CascadeSettings(max_loss=0), DecisionSettings()).fit(candidate)
+    assert 0 < len(fitted.selection) < 0.7 * len(search.select(candidate.subset))
+    before = TrainingResult({"accuracy": fitted}, (), 1)
+    again = refit(before, project.probes, project.read_blocks, project.data).choices["accuracy"]
+    assert again.selection.rows() == fitted.selection.rows()
+    largest = np.abs(heads(fitted)[-1].coef).max()
+    np.testing.assert_allclose(heads(again)[-1].coef, heads(fitted)[-1].coef, atol=0.02 * largest)
 
 
 def test_words_keep_their_blend() -> None:
