@@ -106,8 +106,8 @@ def train(trial: Trial, folder: Path) -> None:
     first, *others = (CascadeSettings(max_loss=loss) for loss in (_LOSSES if not trial.causal else (SHIPPED,)))
     probes, ridge, training_result = fit_classifiers(features, data, compute=flops, cascade=first)
 
-    def read(selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.floating]:
-        return np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)
+    def read(selection: Selection, rows: NDArray[np.int64]) -> list[NDArray[np.floating]]:
+        return [np.concatenate([features[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)]
 
     results = {first: training_result}
     for cascade in others:

@@ -153,16 +153,20 @@ def test_a_second_run_resumes_and_computes_nothing(project: Project, monkeypatch
 
 def test_lost_shards_and_probes_are_computed_again_with_the_same_bytes(project: Project) -> None:
     """A store that has lost a shard, a probe and its manifests, as after a crash, is restored by a second run."""
-    store = Store(project.settings.store)
-    [features] = [key for key in store.list("features/parts") if key.startswith("features/parts/000002-")]
-    lost = [features, "features/parts/000002.json", "probes/ffn.02.max.safetensors"]
-    before = [store.read(key) for key in lost[::2]]
+    store, probe = Store(project.settings.store), "probes/ffn.02.max.safetensors"
+
+    def list_files() -> list[str]:
+        """The documents and the features of the shard, whose names have the number of the run in them."""
+        return sorted(key for key in store.list("features/parts") if key.startswith("features/parts/000002-"))
+
+    files = list_files()
+    assert [key.partition(".")[2] for key in files] == ["documents.parquet", "features.parquet"]
+    before = [store.read(key) for key in (*files, probe)]
     other_shard = store.read_json("features/parts/000001.json")
-    for key in [*lost, "features/manifest.json", "probes/manifest.json"]:
+    for key in [*files, "features/parts/000002.json", probe, "features/manifest.json", "probes/manifest.json"]:
         store.delete(key)
     run_workflow(project.without_ray)
-    [features] = [key for key in store.list("features/parts") if key.startswith("features/parts/000002-")]
-    assert [store.read(key) for key in (features, lost[2])] == before
+    assert [store.read(key) for key in (*list_files(), probe)] == before
     assert store.read_json("features/parts/000001.json") == other_shard
 
 
