@@ -39,29 +39,24 @@ class Corpus:
         """The same, those of one shard after the other; a shard without any of the rows has no block."""
         if not len(rows):
             return
-        local = self._local
-        borders = np.cumsum([0, *self._sizes])
+        local, borders = self._local
         firsts = np.searchsorted(rows, borders)
         for shard in np.flatnonzero(np.diff(firsts)).tolist():
             own = rows[firsts[shard] : firsts[shard + 1]] - borders[shard]
             yield local.get_batch(shard).column(0).take(pa.array(own)).to_pylist()
 
     @cached_property
-    def _local(self) -> pa.ipc.RecordBatchFileReader:
-        """A copy of all texts in a temporary file without a name, one batch per shard."""
+    def _local(self) -> tuple[pa.ipc.RecordBatchFileReader, Rows]:
+        """All texts in a temporary file without a name, one batch per shard, and the first row of every shard."""
         descriptor, path = tempfile.mkstemp(prefix="spin-texts-", suffix=".arrow")
         os.close(descriptor)
+        sizes = [0]
         try:
             with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
                 for shard in self.shards:
                     texts = read_shard(shard, self.data, columns=TEXTS).texts
-                    self._sizes.append(len(texts))
+                    sizes.append(len(texts))
                     writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=_SCHEMA))
-            return pa.ipc.open_file(pa.OSFile(path))
+            return pa.ipc.open_file(pa.OSFile(path)), np.cumsum(sizes)
         finally:
             os.unlink(path)  # the open file stays readable, and ends with the process
-
-    @cached_property
-    def _sizes(self) -> list[int]:
-        """The number of texts in each shard, once they have been copied."""
-        return []

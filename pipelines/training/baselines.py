@@ -34,7 +34,7 @@ from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 from spin.labels.sampling import sample_rows
 from spin.pages.model_card import ContenderResult
-from spin.sparsify.probe import Probe, best_column
+from spin.sparsify.probe import Probe, best_probe
 
 _log = logging.getLogger(__name__)
 STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
@@ -119,8 +119,7 @@ def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, metr
 
 def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Probe], labels: Labels) -> Contender:
     """The probe of the one feature column that validates best."""
-    best = best_column(probes)
-    [probe] = [probe for probe in probes if probe.column == best]
+    probe = best_probe(probes)
     engine = open_engine(backbone, [single_segment([probe.column])])
     return Contender(
         "best_site",

@@ -11,7 +11,7 @@ from safetensors.numpy import save as save_tensors
 
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
-from spin.activations.extract import Features
+from spin.activations.extract import count_tokens
 from spin.arrays import Floats, Rows
 from spin.classifier import SpinClassifier
 from spin.integrate.fit_words import WordFit
@@ -40,7 +40,7 @@ def describe_reference(
 
     `rows` and `words` are those of `choose_reference`. The documents of one shard are in memory at a time.
     """
-    lengths = [_count_tokens(spin, texts) for texts in corpus.text_blocks(rows)]
+    lengths = [count_tokens(spin.backbone, texts) for texts in corpus.text_blocks(rows)]
     tensors: dict[str, NDArray[Any]] = {}
     for choice, fitted in spin.training_result.choices.items():
         decision = fitted.decision(spin.label_space, spin.decision)
@@ -55,9 +55,3 @@ def describe_reference(
         for prefix, profile in profiles.items():
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in vars(profile).items()}
     return bytes(save_tensors(tensors))
-
-
-def _count_tokens(spin: SpinClassifier, texts: Sequence[str]) -> Features:
-    """The numbers of tokens, and of unknown ones, of some texts."""
-    tokens = spin.backbone.tokenize(texts)
-    return Features({}, np.array([len(ids) for ids in tokens.ids], np.int32), np.array(tokens.unknown, np.int32), 0)

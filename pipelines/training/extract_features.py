@@ -7,7 +7,7 @@ once neurons have been chosen.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from pipelines.data.training_labels import NOTHING_FROZEN, Labelled, split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
-from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult, StoredOutcome
+from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult, StoredOutcome
 from pipelines.storage.stage_plan import (
     StageManifest,
     StagePlan,
@@ -36,7 +36,7 @@ from pipelines.storage.stage_plan import (
     write_plan,
 )
 from pipelines.workers import weights_cache
-from pipelines.workers.map_shards import describe_backbone, map_shards
+from pipelines.workers.map_shards import C, Step, describe_backbone, map_shards
 from pipelines.workers.weights_cache import ACTIVATION_SETTINGS, with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engine import open_engine
@@ -136,28 +136,14 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
     settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
     files = input_files.list_files(settings.data.train)
-    digest = backbone_digest(settings)
-    metadata = _plan_metadata(settings, files, digest, None if restart else store)
+    metadata = _plan_metadata(settings, files, None if restart else store)
     start = time.perf_counter()
     with Lease(store) as lease:
         survey = partial(_survey, settings, files, sampled="sample" in metadata)
         plan = write_plan(store, "extract", metadata, FeaturePlan, survey, restart=restart)
         if manifest := find_manifest(store, plan, ExtractResults):
             return plan, manifest
-        weights_cache.publish(settings, digest)
-        outcomes = map_shards(
-            ExtractStep,
-            (settings, digest, plan.derived),
-            plan.derived.shards,
-            store,
-            settings.ray.for_stage("extract"),
-            counts_type=ExtractCounts,
-            stage="extract",
-            documents=plan.derived.documents,
-            lease=lease,
-            backbone=describe_backbone(settings.backbone),
-        )
-        lease.check()
+        outcomes = read_corpus(ExtractStep, (), settings, plan.derived, store, lease, ExtractCounts, stage="extract")
         counts = _sum_counts([outcome.counts for outcome in outcomes])
         if counts.rows != plan.derived.documents:
             raise UserError(
@@ -166,6 +152,40 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
             )
         seconds = round(time.perf_counter() - start, 1)
         return plan, write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, tuple(outcomes)))
+
+
+def read_corpus(
+    make: Callable[..., Step[C]],
+    args: tuple[Any, ...],
+    settings: Settings,
+    plan: FeaturePlan,
+    store: Store,
+    lease: Lease,
+    counts_type: type[C],
+    *,
+    stage: str,
+) -> list[ShardOutcome[C]]:
+    """Map a step that runs the backbone over all shards of a corpus, with the workers of the extract stage.
+
+    `make` is called with the settings, the digest of the backbone's files, the plan and `args`. The lease is held when
+    it returns. Raises HeldError if it is not.
+    """
+    digest = backbone_digest(settings)
+    weights_cache.publish(settings, digest)
+    outcomes = map_shards(
+        make,
+        (settings, digest, plan, *args),
+        plan.shards,
+        store,
+        settings.ray.for_stage("extract"),
+        counts_type=counts_type,
+        stage=stage,
+        documents=plan.documents,
+        lease=lease,
+        backbone=describe_backbone(settings.backbone),
+    )
+    lease.check()
+    return outcomes
 
 
 def _sum_counts(shards: Sequence[ExtractCounts]) -> CorpusCounts:
@@ -183,7 +203,7 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, Fea
     """
     settings = with_engine(settings, "extract")
     store = Store(settings.store) / "features"
-    metadata = _plan_metadata(settings, input_files.list_files(settings.data.train), backbone_digest(settings), store)
+    metadata = _plan_metadata(settings, input_files.list_files(settings.data.train), store)
     plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
     return plan, manifest, FeatureShards.of(store, plan.derived, manifest.results.shards)
 
@@ -195,7 +215,7 @@ def backbone_digest(settings: Settings) -> str:
     return cached_digest(folder, include_code=code)
 
 
-def _plan_metadata(settings: Settings, files: list[InputFile], digest: str, store: Store | None) -> dict[str, Any]:
+def _plan_metadata(settings: Settings, files: list[InputFile], store: Store | None) -> dict[str, Any]:
     """Everything that changes the features; not worker counts, logging or the path of the weights.
 
     `store` may hold a plan of before, whose number of passes `extract: auto` keeps.
@@ -204,7 +224,7 @@ def _plan_metadata(settings: Settings, files: list[InputFile], digest: str, stor
     data = settings.data.model_dump(include={"id", "text", "label", "split", "group"})
     of_one_pass = {
         "format": FORMAT,
-        "backbone": {**backbone, "digest": digest},
+        "backbone": {**backbone, "digest": backbone_digest(settings)},
         "data": {**data, "files": to_json(files)},
         "sites": settings.sites,
         "poolings": settings.poolings,

@@ -28,6 +28,7 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult, StoredOutcome
 from pipelines.storage.stage_plan import (
     MANIFEST,
+    PLAN,
     NothingDerived,
     find_manifest,
     fingerprint,
@@ -35,9 +36,8 @@ from pipelines.storage.stage_plan import (
     write_manifest,
     write_plan,
 )
-from pipelines.training.extract_features import ExtractPlan, backbone_digest, to_parquet
+from pipelines.training.extract_features import ExtractPlan, read_corpus, to_parquet
 from pipelines.workers import weights_cache
-from pipelines.workers.map_shards import describe_backbone, map_shards
 from pipelines.workers.weights_cache import with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engine import Engine, open_engine
@@ -167,21 +167,7 @@ def run_keep(
         plan = write_plan(store, "keep", metadata, NothingDerived, NothingDerived)
         manifest = find_manifest(store, plan, KeptResults)
         if manifest is None:
-            digest = backbone_digest(settings)
-            weights_cache.publish(settings, digest)
-            outcomes = map_shards(
-                KeepStep,
-                (settings, digest, source.derived, kept),
-                source.derived.shards,
-                store,
-                settings.ray.for_stage("extract"),
-                counts_type=ShardCounts,
-                stage="keep",
-                documents=source.derived.documents,
-                lease=lease,
-                backbone=describe_backbone(settings.backbone),
-            )
-            lease.check()
+            outcomes = read_corpus(KeepStep, (kept,), settings, source.derived, store, lease, ShardCounts, stage="keep")
             manifest = write_manifest(store, plan, KeptResults(tuple(outcomes)))
         _delete_others(folder, name, lease)
     shards = tuple(
@@ -192,12 +178,12 @@ def run_keep(
 
 
 def _delete_others(folder: Store, name: str, lease: Lease) -> None:
-    """Delete the passes for other neurons, manifests first: a pass that is deleted in part has not finished.
+    """Delete the passes for other neurons, manifests and plans first: what is left of a pass is never continued.
 
     They are listed before the lease is confirmed, so that a driver that was suspended in between deletes nothing that
     its successor has written.
     """
     others = [key for key in folder.list() if not key.startswith(("_lease/", f"{name}/"))]
     lease.check()
-    for key in sorted(others, key=lambda key: not key.endswith(MANIFEST)):
+    for key in sorted(others, key=lambda key: not key.endswith((MANIFEST, PLAN))):
         folder.delete(key)

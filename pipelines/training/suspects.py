@@ -63,7 +63,7 @@ def to_parquet(table: pa.Table) -> bytes:
 
 def _without_words(fitted: FittedClassifier) -> FittedClassifier:
     """The classifier with its neurons alone: the word regression knows the labels of the rows that it was fitted on."""
-    selection = replace(fitted.selection, words=0)
+    selection = fitted.selection.without_words()
     return replace(
         fitted, selection=selection, standardizer=fitted.standardizer.keep(slice(fitted.selection.words, None))
     )

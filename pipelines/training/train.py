@@ -54,7 +54,7 @@ from spin.labels.splits import SPLITS
 from spin.pages.model_card import CARD, ContenderResult
 from spin.settings import Choice, Settings
 from spin.sites import FeatureColumn
-from spin.sparsify.probe import Probe, best_column
+from spin.sparsify.probe import Probe, best_probe
 from spin.sparsify.ridge import RidgeImportance
 
 FORMAT = 5
@@ -305,7 +305,7 @@ def _columns_to_keep(
     training is resumed.
     """
     selection = Selection.merge(fitted.selection for fitted in result.choices.values())
-    return selection, [*(c for c in features.columns if c.site.kind == "final"), best_column(probes)]
+    return selection, [*(c for c in features.columns if c.site.kind == "final"), best_probe(probes).column]
 
 
 def _evaluate(

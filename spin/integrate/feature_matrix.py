@@ -63,27 +63,22 @@ class FeatureMatrix:
         return FeatureCut(selection, own, FeatureRows.collect(blocks, len(own)))
 
     def design(self, cut: FeatureCut, selection: Selection, probes: Probes, rows: Rows) -> Design:
-        """The design for fitting a head on some rows: this member's share of them, with the features aligned.
-
-        Where labels are few, the probes' scores say too little to weigh the sites.
-        """
+        """The design for fitting a head on some rows: this member's share of them, with the features aligned."""
         data, own = self.data, cut.positions(rows)
         has = data.label_space.indicator(data.y[rows])
-        floor = None if data.has_few_labels else data.constant_score
         return Design(
             features=cut.take(selection, rows, selected_standardizer(selection, probes)),
             has=has[own],
             weights=row_weights(has, data.class_weights, data.label_space)[own],
-            scales=align(selection, probes, floor),
+            scales=self.scales(selection, probes),
             exclusive=not data.label_space.multilabel,
             group=self.group,
             device=data.device,
         )
 
-    def scale_norm(self, selection: Selection, probes: Probes) -> float:
-        """The norm of the scales of a selection's features in the head."""
-        floor = None if self.data.has_few_labels else self.data.constant_score
-        return float(np.linalg.norm(align(selection, probes, floor)))
+    def scales(self, selection: Selection, probes: Probes) -> NDArray[np.float32]:
+        """The scale (p,) of each feature; where labels are few, probes' scores say too little to weigh the sites."""
+        return align(selection, probes, None if self.data.has_few_labels else self.data.constant_score)
 
     def predict(self, features: FeatureRows, heads: Sequence[LinearHead | MlpHead], own: Rows, count: int) -> Floats:
         """(H, n, K) the logits of `count` rows by H heads, the same for all members.

@@ -136,7 +136,7 @@ class CandidateFitter:
             calibration.biases,
             choice.mlp_steps,
             choice.blend,
-            self.matrix.scale_norm(selection, self.search.final_probes) if selection.neurons else None,
+            float(np.linalg.norm(self.matrix.scales(selection, self.search.final_probes))),
         )
         head = self.fitter.fit(selection, of_head)
         recipe = ClassifierRecipe(of_head, self._choose_exits(candidate, choice, head.selection, calibrated, decision))

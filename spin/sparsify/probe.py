@@ -161,9 +161,9 @@ def warn_of_inexact_probes(summaries: Sequence[ProbeSummary]) -> None:
         )
 
 
-def best_column(probes: Sequence[Probe]) -> FeatureColumn:
-    """The column whose probe scores best on validation; of equal ones the shallowest."""
-    return max(probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column)).column
+def best_probe(probes: Sequence[Probe]) -> Probe:
+    """The probe that scores best on validation; of equal ones the shallowest."""
+    return max(probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
 
 
 def decide(logits: Floats, label_space: LabelSpace) -> Targets:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -246,16 +247,34 @@ def test_a_driver_that_wakes_while_it_cleans_up_deletes_nothing_of_its_successor
     assert {"old/manifest.json", "new/manifest.json"} <= set(store.list())
 
 
-def test_what_is_deleted_in_part_has_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, deleted = Store(str(tmp_path)), []
-    for key in ("old/a.parquet", "old/manifest.json", "old/parts/0.json", "mine/manifest.json"):
-        store.write(key, b"{}")
-    delete = Store.delete
-    monkeypatch.setattr(Store, "delete", lambda store, key: deleted.append(key) or delete(store, key))
-    with Lease(store) as lease:
-        _delete_others(store, "mine", lease)
-    assert deleted[0] == "old/manifest.json"
-    assert [key for key in store.list() if not key.startswith("_lease")] == ["mine/manifest.json"]
+@pytest.mark.parametrize("deletions", range(1, 12))
+def test_a_pass_that_is_deleted_in_part_is_never_continued(
+    in_two_passes: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deletions: int
+) -> None:
+    """Wherever the process dies while it deletes: neurons that are wanted again are read from files that exist."""
+    training = in_two_passes
+    settings = training.settings.model_copy(update={"store": str(tmp_path / "store")})
+    shutil.copytree(Path(training.settings.store) / "features", tmp_path / "store" / "features")
+    plan, _, features = load_features(settings)
+    column = FeatureColumn.parse("ffn.01.mean")
+    one, other = (Selection({column: np.array([n])}, {column: np.zeros(1)}, 1.0) for n in (3, 5))
+
+    def keep(selection: Selection) -> FeatureShards:
+        return run_keep(settings, plan, features, training.labels, selection, [])
+
+    rows = np.flatnonzero(np.array(training.labels.splits) != "dropped")
+    before = keep(one).read_selection(one, rows)
+    delete, left = Store.delete, iter(range(deletions))
+
+    def die(store: Store, key: str) -> None:
+        if not key.startswith("_lease/") and next(left, None) is None:
+            raise KeyboardInterrupt
+        delete(store, key)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(Store, "delete", die)
+        keep(other)
+    np.testing.assert_array_equal(keep(one).read_selection(one, rows), before)
 
 
 @pytest.mark.parametrize(("documents", "extracted"), [(180, 180), (181, N)])
