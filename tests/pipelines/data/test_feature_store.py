@@ -224,6 +224,17 @@ def test_after_two_passes_the_kept_neurons_of_all_documents_are_read(
         assert nothing.shape == (len(rows), 0)
 
 
+def test_the_logits_of_the_words_stay_with_their_rows(two_passes: tuple[FeatureShards, Features]) -> None:
+    """They come before the neurons, also in blocks after the first and without any neuron."""
+    shards, features = two_passes
+    rows, words = np.array([0, 1, 9, 10, 11, 22]), np.arange(12, dtype=np.float32).reshape(6, 2)
+    expected = np.concatenate([words, features.columns[HALF][rows][:, [4]]], axis=1)
+    selection = select({HALF: [4]}).join_words(2)
+    np.testing.assert_array_equal(shards.read_selection(selection, rows, words), expected)
+    assert [len(block) for block in shards.selection_blocks(selection, rows, words)] == [3, 3]
+    np.testing.assert_array_equal(shards.read_selection(select({}).join_words(2), rows, words), words)
+
+
 def test_whole_columns_are_read_of_the_sample_and_of_documents_that_test(
     two_passes: tuple[FeatureShards, Features],
 ) -> None:

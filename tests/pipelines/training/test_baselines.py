@@ -234,6 +234,8 @@ def test_long_texts_lower_the_number_of_rows_for_words(
     shards = plan_uri(write_file(tmp_path, "a.jsonl", to_jsonl(rows)), 15)
     contender = baselines.words(Corpus(tuple(shards), DATA), labels, "accuracy", seed=0)
     assert contender.note == "fitted on a stratified sample, 100 of 300 training documents"
+    sample, sampled_texts = baselines._texts_to_fit(Corpus(tuple(shards), DATA), labels, "train", seed=0)
+    assert sampled_texts == [texts[row] for row in sample]
     assert contender.predicted.shape == targets[360:].shape
     assert contender.predicted.dtype == targets.dtype
     vectorizer = contender.classify.keywords["vectorizer"]  # type: ignore[attr-defined]

@@ -156,6 +156,20 @@ def test_a_judge_on_held_out_rows_prevents_overfitting() -> None:
     assert loss(unseen, judged) < loss(unseen, unjudged)
 
 
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_features_in_a_file_give_the_same_mlp_head(exclusive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradients are added up over blocks of rows."""
+    design = make_design(exclusive=exclusive)
+    [linear] = fit_linear(design, [Penalty(1.0)])
+    monkeypatch.setattr("spin.integrate.feature_rows.MOST_IN_MEMORY", 0)
+    monkeypatch.setattr("spin.integrate.feature_rows.BLOCK_BYTES", 4 * 37 * design.features.shape[1])
+    on_disk = replace(design, features=FeatureRows.collect(design.features.blocks(), len(design.features)))
+    assert not on_disk.features.in_memory
+    expected, actual = (fit_mlp(linear, each, 1.0, seed=0, steps=40)[0] for each in (design, on_disk))
+    np.testing.assert_allclose(actual.logits(matrix(design)), expected.logits(matrix(design)), atol=1e-3)
+    assert np.abs(expected.logits(matrix(design)) - linear.logits(matrix(design))).max() > 0.1
+
+
 # Logits and slopes
 
 

@@ -774,3 +774,22 @@ def test_a_classifier_has_at_most_max_neurons() -> None:
     search.run()
     assert max(candidate.neurons for candidate in search.tried) <= 20
     assert len(search.select(search.tried[0].subset)) <= 20
+
+
+@pytest.mark.parametrize("kind", ["multi-class", "multi-label"])
+def test_features_in_files_give_the_same_candidates(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits and predictions go through blocks of a few rows then."""
+    project, settings = build_project(kind=kind), SEARCH.model_copy(update={"strengths": (1,)})
+    in_memory = project.search(settings)
+    in_memory.run()
+    monkeypatch.setattr("spin.integrate.feature_rows.MOST_IN_MEMORY", 0)
+    monkeypatch.setattr("spin.integrate.feature_rows.BLOCK_BYTES", 4 * 13 * 12)
+    in_files = project.search(settings)
+    in_files.run()
+    assert not in_files.cut.raw.in_memory
+    first, second = (search.tried[0] for search in (in_memory, in_files))
+    assert first.subset == second.subset
+    for expected, actual in zip(in_memory.held_out(first), in_files.held_out(second), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=0.02)
+    scores = [max(candidate.valid_score for candidate in search.tried) for search in (in_memory, in_files)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)

@@ -53,6 +53,16 @@ def test_a_sample_holds_every_class_of_either_split_in_its_share() -> None:
     np.testing.assert_array_equal(data.all_rows, np.flatnonzero(np.array(SPLITS) != "test"))
 
 
+@pytest.mark.parametrize(("documents", "expected"), [(9_000, 5_400), (5_200, 5_200)])
+def test_a_sample_is_drawn_from_given_rows(documents: int, expected: int) -> None:
+    """Those that neither train nor validate are left out; the other rows are for the heads alone."""
+    among = np.arange(6_000)
+    data = make_data(documents, sampled_from=among)
+    assert len(data.rows) == expected
+    assert np.isin(data.rows, among).all()
+    np.testing.assert_array_equal(data.all_rows, np.flatnonzero(np.array(SPLITS) != "test"))
+
+
 def test_the_sample_depends_on_the_seed_alone() -> None:
     np.testing.assert_array_equal(make_data(6_000).rows, make_data(6_000).rows)
     assert not np.array_equal(make_data(6_000).rows, make_data(6_000, seed=1).rows)
