@@ -80,7 +80,9 @@ class FeatureRows:
         return FeatureRows(standardizer.transform(self.values))
 
     def take(self, rows: Rows, features: NDArray[np.int64]) -> FeatureRows:
-        """Some rows of some features, given by their positions; rows are in ascending order."""
+        """Some rows of some features, given by their positions. Raises ValueError for rows that do not ascend."""
+        if not (np.diff(rows) > 0).all():
+            raise ValueError("expected positions of rows in ascending order, each of them once")
         if len(rows) == len(self) and np.array_equal(features, np.arange(self.shape[1])):
             return self
         step = _rows_per_block(self.values.shape[1])

@@ -23,7 +23,7 @@ _JACKKNIFE_PARTS = 20
 
 @dataclass(frozen=True)
 class Fold:
-    """Row numbers of the documents that train and of those that validate."""
+    """Row numbers of the documents that train and of those that validate, both ascending."""
 
     train: Rows
     valid: Rows

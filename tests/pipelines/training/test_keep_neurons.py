@@ -359,6 +359,27 @@ def test_large_shards_are_divided_by_what_is_extracted_of_them(
     assert load_sample(folder, tmp_path / "small") == sample
 
 
+def test_a_shard_full_of_the_sample_fits_in_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where documents that train come first, the sample is nearly all of some shards and nothing of others."""
+    table = pq.read_table(folder / "train.parquet").to_pylist()
+    split = [
+        {**row, "split": ("valid" if n % 5 == 0 else "train") if n < 350 else "test"} for n, row in enumerate(table)
+    ]
+    pq.write_table(pa.Table.from_pylist(split), tmp_path / "split.parquet", row_group_size=10)
+    most = 25
+    monkeypatch.setattr(extract_features, "MAX_SHARD_BYTES", most * (4 * (4 * 16 + 3 * 24) + 2 * 16))
+    settings = make_settings(
+        folder, tmp_path / "store", data={"train": str(tmp_path / "split.parquet"), "split": "split"}
+    )
+    plan, manifest = run_extract(settings)
+    assert plan.derived.sample is not None
+    assert sum(map(len, plan.derived.sample)) == SAMPLED
+    assert max(map(len, plan.derived.sample)) <= 1.25 * most
+    assert manifest.results.counts.extracted == SAMPLED
+
+
 def load_sample(folder: Path, store: Path) -> list[str]:
     """The ids of the documents that an extraction takes into its sample."""
     settings = make_settings(folder, store)

@@ -62,6 +62,13 @@ def test_take_gives_rows_and_features_at_positions(kept: FeatureRows, raw: Float
     assert taken.values.dtype == np.float16
 
 
+@pytest.mark.parametrize("rows", [[3, 1], [2, 2], list(range(49, -1, -1))])
+def test_rows_out_of_order_are_refused(kept: FeatureRows, rows: list[int]) -> None:
+    """Whether they are in memory or not, so that no small corpus hides a mistake."""
+    with pytest.raises(ValueError, match="ascending"):
+        kept.take(np.array(rows), np.arange(7))
+
+
 def test_a_file_keeps_the_type_of_its_rows(raw: Floats) -> None:
     """float16 takes half of the disk; slices are those of an array."""
     file = RowFile(7, np.dtype(np.float16))

@@ -87,6 +87,10 @@ def test_dropped_neurons_do_not_weaken_the_penalty() -> None:
     assert again.selection.rows() == fitted.selection.rows()
     largest = np.abs(heads(fitted)[-1].coef).max()
     np.testing.assert_allclose(heads(again)[-1].coef, heads(fitted)[-1].coef, atol=0.02 * largest)
+    few = replace(project.data, folds=(replace(project.folds[0], train=project.folds[0].train[:60]),))
+    on_few = refit(before, project.probes, project.read_blocks, few).choices["accuracy"]
+    assert on_few.selection.rows() == fitted.selection.rows(), "what other rows would drop stays"
+    assert not heads(on_few)[-1].coef.any(0).all()
 
 
 def test_words_keep_their_blend() -> None:

@@ -137,7 +137,7 @@ def _fit_project(seed: int, signal: float, kind: str, n: int, folds: int) -> Pro
         values[:, :3] += signal * label_space.indicator(y)
         activations[column] = (values * 10.0**column.site.layer + 3).astype(np.float32)
     order = draw.permutation(n)
-    train, valid, test = order[: n // 2], order[n // 2 : 3 * n // 4], order[3 * n // 4 :]
+    train, valid, test = (np.sort(part) for part in np.split(order, [n // 2, 3 * n // 4]))
     parts = (Fold(train, valid),) if folds == 1 else make_folds(label_space, y, train, valid, seed)[:folds]
     probe_settings = ProbeSettings(penalties=5)
     data = TrainingData(y, tuple(parts), label_space, "accuracy")
