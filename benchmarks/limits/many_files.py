@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.limits.delay_proxy import DelayProxy, Traffic, run_delay_proxy
+from benchmarks.limits.page import Part, Verdict, table
 from pipelines.nightly.classify_step import data_layout
 from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_history import list_nights
@@ -98,16 +99,85 @@ class Publication:
     seconds: float
 
 
-def measure(folder: Path, sizes: Sizes) -> tuple[list[NightCost], Publication]:
+@dataclass(frozen=True)
+class FileCosts:
+    """What many and large files take."""
+
+    nights: Sequence[NightCost]
+    """of one small file, of many small files, of one CSV file and of one Parquet file"""
+    publication: Publication
+
+
+def measure(folder: Path, *, quick: bool) -> FileCosts:
     """Classify nights of a few documents, of many small files and of two large files; then publish many files at once.
 
     The first night has the cost that every night has. An S3 server is started for it.
     """
     from tests.support.s3_server import run_s3_server
 
+    sizes = QUICK if quick else FULL
     with run_s3_server():
         prepare(folder)
-        return _measure_nights(folder, os.environ["AWS_ENDPOINT_URL"], sizes), publish_parts(sizes.parts)
+        nights = _measure_nights(folder, os.environ["AWS_ENDPOINT_URL"], sizes)
+        return FileCosts(nights, publish_parts(sizes.parts))
+
+
+def section(costs: FileCosts) -> Part:
+    """Requests, bytes and seconds of nights of many or large files, and the seconds of the publication."""
+    rows = [
+        [f"{c.files:,} × {c.name}" if c.files > 1 else c.name, f"{c.input_bytes / 1e6:,.1f}", f"{c.documents:,}",
+         f"{c.shards:,}", f"{c.input_requests:,}", f"{c.input_read / 1e6:,.1f}", f"{c.lease_requests:,}",
+         f"{c.other_requests:,}", f"{c.seconds:.0f}", f"{c.computing:.0f}"]
+        for c in costs.nights
+    ]  # fmt: skip
+    heads = ["input", "MB", "documents", "shards", "requests for input", "MB of input read", "requests of the lease",
+             "other requests", "seconds", "… computing"]  # fmt: skip
+    text = [
+        table(heads, rows),
+        f"Nights on an S3 server, each request delayed by {1000 * LATENCY:.0f} ms, on a tiny random backbone with the "
+        f"check for duplicate ids, {SHARD:,} documents per shard, {WORKERS} workers. Requests and bytes as a "
+        "proxy before the server counts them, headers included, of driver and workers. Seconds: of the whole command, "
+        "its start included. Computing: while at least one shard was being classified. A night of one small file has "
+        "the cost that every night has.\n",
+        f"Publishing {costs.publication.files:,} files took {costs.publication.seconds:.1f} s without the delay.\n",
+    ]
+    return "\n".join(text), [*_judge_nights(costs.nights), _judge_publication(costs.publication)]
+
+
+def _judge_nights(nights: Sequence[NightCost]) -> list[Verdict]:
+    """Whether requests, bytes and seconds keep to their budgets; the first night has the cost that every night has."""
+    base, many, large_csv, large_parquet = nights
+    per_file = many.input_requests / many.files
+    per_shard = (many.other_requests - base.other_requests) / many.shards
+    read = {
+        cost.name: (cost.input_read / cost.input_bytes, most)
+        for cost, most in ((large_csv, _CSV_READ), (large_parquet, _PARQUET_READ))
+    }
+    return [
+        (per_file <= 1, f"{per_file:.2f} requests per small file, expected at most 1"),
+        (per_shard <= _PER_SHARD, f"{per_shard:.1f} further requests per shard, expected at most {_PER_SHARD}"),
+        (
+            many.overhead <= _OVERHEAD,
+            f"{many.files:,} small files take {many.overhead:.0f} s beyond computing, expected at most "
+            f"{_OVERHEAD:.0f} s",
+        ),
+        *(
+            (times <= most, f"{name}: read {times:.2f} × its size, expected at most {most} ×")
+            for name, (times, most) in read.items()
+        ),
+    ]
+
+
+def _judge_publication(publication: Publication) -> Verdict:
+    promise = (
+        f"publishing {publication.files:,} files takes {publication.seconds:.1f} s, expected at most "
+        f"{_PUBLICATION:.0f} s"
+    )
+    return publication.seconds <= _PUBLICATION, promise
+
+
+_PER_SHARD, _OVERHEAD, _CSV_READ, _PARQUET_READ, _PUBLICATION = 8, 120.0, 1.1, 1.3, 10.0
+"""promises: requests per shard, seconds beyond computing, bytes read by bytes of input, seconds of a commit"""
 
 
 def _measure_nights(folder: Path, endpoint: str, sizes: Sizes) -> list[NightCost]:

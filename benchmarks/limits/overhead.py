@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.limits.page import Part, table
 from spin.settings import Settings, parse_settings
 
 SHARD = 1_000
@@ -36,6 +39,46 @@ class Way:
 PLAIN, ONE, TWO = Way(False, 1, 1), Way(True, 1, 1), Way(True, 2, 1)
 PLAIN_WIDE, ONE_WIDE = Way(False, 1, 2), Way(True, 1, 2)
 WAYS = (PLAIN, ONE, TWO, PLAIN_WIDE, ONE_WIDE)
+
+
+def measure(folder: Path, *, quick: bool) -> list[dict[Way, float]]:
+    """Seconds by way, in rounds in which the ways take turns."""
+    settings, rounds = prepare(folder, 1_000 if quick else 10_000), []
+    for number in range(1 if quick else 3):
+        order = WAYS if number % 2 == 0 else WAYS[::-1]
+        rounds.append({way: seconds(way, settings, folder) for way in order})
+        print(" | ".join(f"{way}: {time:.1f} s" for way, time in rounds[-1].items()), flush=True)
+    return rounds
+
+
+def section(rounds: Sequence[Mapping[Way, float]]) -> Part:
+    """Seconds per way and round; a ratio is the median of the ratios within the rounds."""
+    medians = {way: statistics.median(times[way] for times in rounds) for way in WAYS}
+    rows = [[str(way), f"{medians[way]:.1f}", ", ".join(f"{times[way]:.1f}" for times in rounds)] for way in WAYS]
+
+    def ratio(way: Way, to: Way) -> float:
+        return statistics.median(times[way] / times[to] for times in rounds)
+
+    cost = {"one thread": ratio(ONE, PLAIN), "two threads": ratio(ONE_WIDE, PLAIN_WIDE)}
+    gain = 1 / ratio(TWO, ONE)
+    text = [
+        table(["", "median, s", "rounds, s"], rows),
+        f"All feature columns of MiniLM, {SHARD:,} documents per shard; seconds from the start of the first "
+        "shard to the end of the last. The plain loop reads, extracts and writes the same shards in one process. Each "
+        "ratio is the median of the ratios within the rounds.\n",
+    ]
+    verdicts = [
+        (c <= _COST, f"{name}: {c:.2f} × the seconds of the plain loop, expected at most {_COST} ×")
+        for name, c in cost.items()
+    ]
+    return "\n".join(text), [
+        *verdicts,
+        (gain >= _TWICE, f"two actors of one thread are {gain:.2f} × as fast as one, expected at least {_TWICE} ×"),
+    ]
+
+
+_COST, _TWICE = 1.1, 1.6
+"""promises: seconds over a plain loop's, speedup by a second actor"""
 
 
 def prepare(folder: Path, documents: int) -> Settings:

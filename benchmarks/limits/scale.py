@@ -15,6 +15,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.limits.page import Part, Verdict, table
 from benchmarks.limits.process_memory import Watch
 from pipelines.nightly.classify_step import data_layout
 from pipelines.nightly.run_records import ClassifyCounts
@@ -48,6 +49,63 @@ class Scale:
     """peak anonymous memory in MB, which belongs to the process alone, likewise; as measured at intervals"""
     outcome: int
     """length in bytes of the longest record of a shard that the driver holds"""
+
+
+def measure(folder: Path, *, quick: bool) -> list[Scale]:
+    """Classify nights of ever more documents."""
+    sizes = (10_000, 20_000) if quick else (10_000, 100_000, 1_000_000)
+    prepare(folder, max(sizes))
+    nights = []
+    for documents in sizes:
+        nights.append(night(folder, documents))
+        print(nights[-1], flush=True)
+    return nights
+
+
+def section(nights: Sequence[Scale]) -> Part:
+    """Peak memory and speed by number of documents."""
+    rows = [
+        [f"{n.documents:,}", *(f"{memory[kind]:.0f}" for memory in (n.peak, n.own) for kind in _KINDS),
+         f"{n.per_s:,.0f}", f"{n.documents / n.whole_s:,.0f}", f"{n.outcome:,}"]
+        for n in nights
+    ]  # fmt: skip
+    heads = ["documents", *(f"{kind}'s peak, MB" for kind in _KINDS), *(f"{kind}'s own, MB" for kind in _KINDS),
+             "documents/s in shards", "documents/s overall", "shard record, bytes"]  # fmt: skip
+    text = [
+        table(heads, rows),
+        f"A night on a tiny random backbone with the check for duplicate ids, {SHARD:,} documents per shard, {WORKERS} "
+        "workers of one thread. Peak: the peak resident memory of the process (VmHWM of Linux), of the worker with the "
+        "largest; it includes library files and the pages of Ray's object store that the process has touched. Own: "
+        "anonymous memory, measured ten times per second. Documents/s in shards: documents per second of the median "
+        "shard times the number of workers, of the shards that began after the first had ended, so that the start-up "
+        "of a worker is left out. Documents/s overall: from the start of the first shard to the end of the last, work "
+        "of the driver between shards included. Shard record: the longest that the driver holds.\n",
+    ]
+    return "\n".join(text), _judge(nights)
+
+
+def _judge(nights: Sequence[Scale]) -> list[Verdict]:
+    """Whether memory and speed stay flat."""
+    measured = {}
+    for kind in _KINDS:
+        measured[f"{kind}'s peak"] = [n.peak[kind] for n in nights]
+        measured[f"{kind}'s own memory"] = [n.own[kind] for n in nights]
+    measured["documents/s in shards"] = [n.per_s for n in nights]
+    verdicts = []
+    for name, values in measured.items():
+        spread = max(values) / min(values)
+        verdicts.append((spread <= _FLAT, f"{name}: largest {spread:.2f} × the smallest, expected at most {_FLAT} ×"))
+    overall = [n.documents / n.whole_s for n in nights]
+    slowdown = max(overall) / overall[-1]
+    promise = (
+        f"documents/s overall: the fastest night's {slowdown:.2f} × the largest night's, expected at most {_FLAT} ×"
+    )
+    return [*verdicts, (slowdown <= _FLAT, promise)]
+
+
+_KINDS = ("driver", "worker")
+_FLAT = 1.1
+"""promise: largest over smallest"""
 
 
 def prepare(folder: Path, most: int) -> None:

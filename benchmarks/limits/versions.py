@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from benchmarks.limits.page import Part, table
 
 FILES = 10
 DAY = "2026-01-31"
@@ -23,19 +26,41 @@ _TEXTS = 10_000
 _ROUNDS = 3
 
 
-def measure(folder: Path, documents: int, other: str) -> list[dict[str, float]]:
+def measure(folder: Path, *, quick: bool, other: str) -> list[dict[str, float]]:
     """Seconds of a night per version, in rounds in which the versions take turns.
 
     `other` is the Python in whose environment the other version is installed. Each night is a command in a fresh
     process; its seconds include its start.
     """
-    model = prepare(folder, documents)
+    model = prepare(folder, 20_000 if quick else 1_000_000)
     pythons, rounds = {THIS: sys.executable, OTHER: other}, []
     for number in range(_ROUNDS):
         order = list(pythons.items())[:: 1 if number % 2 == 0 else -1]
         rounds.append({version: _classify(folder, python, model) for version, python in order})
         print(" | ".join(f"{version}: {seconds:.1f} s" for version, seconds in rounds[-1].items()), flush=True)
     return rounds
+
+
+def section(rounds: Sequence[Mapping[str, float]]) -> Part:
+    """Seconds of a night by this version and by another one."""
+    rows = [
+        [version, f"{statistics.median(times[version] for times in rounds):.1f}",
+         ", ".join(f"{times[version]:.1f}" for times in rounds)]
+        for version in (THIS, OTHER)
+    ]  # fmt: skip
+    text = [
+        table(["", "median, s", "rounds, s"], rows),
+        "Parquet files on a disk, a tiny random backbone, 2 workers, the check for duplicate ids; seconds of the whole "
+        "command. The versions take turns.\n",
+    ]
+    ratio = median_ratio(rounds)
+    return "\n".join(text), [
+        (ratio >= _AS_FAST, f"this version is {ratio:.2f} × as fast as the other, expected at least {_AS_FAST} ×")
+    ]
+
+
+_AS_FAST = 0.95
+"""promise: speed over that of the other version"""
 
 
 def prepare(folder: Path, documents: int) -> str:
@@ -58,7 +83,7 @@ def prepare(folder: Path, documents: int) -> str:
     return fixture.registry.name
 
 
-def median_ratio(rounds: list[dict[str, float]]) -> float:
+def median_ratio(rounds: Sequence[Mapping[str, float]]) -> float:
     """How many times as fast as the other version this one is: the median of the ratios within the rounds."""
     return sorted(round[OTHER] / round[THIS] for round in rounds)[len(rounds) // 2]
 

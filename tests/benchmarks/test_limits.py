@@ -16,21 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-import benchmarks.limits.solvers
-from benchmarks.limits import large_backbone, training
+from benchmarks.limits import large_backbone, many_files, overhead, recipe, scale, solvers, training, versions
 from benchmarks.limits.delay_proxy import run_delay_proxy
 from benchmarks.limits.large_backbone import LargeBackboneCost
-from benchmarks.limits.many_files import NightCost, Publication
+from benchmarks.limits.many_files import FileCosts, NightCost, Publication
 from benchmarks.limits.overhead import WAYS, Way
 from benchmarks.limits.page import write_page
-from benchmarks.limits.recipe import Race
-from benchmarks.limits.run import files, memory, probes, ray, solvers, versions
+from benchmarks.limits.recipe import Race, Races
 from benchmarks.limits.scale import WORKERS, Scale, _speed
 from benchmarks.limits.solvers import (
     LIBLINEAR,
     SAGA,
     SKGLM,
     SPIN,
+    Comparison,
     Solutions,
     Times,
     compare,
@@ -103,7 +102,7 @@ def test_trainings_hold_if_memory_is_flat_and_small_and_few_features_are_stored(
 def test_the_cost_of_many_classes_is_that_of_all_columns(wide: float, holds: bool) -> None:
     """A narrow column may be above the limit, if all columns together are not."""
     by_width = {384: {3: [1.0] * 3, 100: [12.0] * 3}, 1536: {3: [5.0] * 3, 100: [wide] * 3}}
-    text, [_, (shared, _)] = solvers([TIMES], by_width, {384: 14, 1536: 12})
+    text, [_, (shared, _)] = solvers.section(Comparison([TIMES], by_width, {384: 14, 1536: 12}))
     assert shared is holds
     assert f"| all 26 columns, extrapolated | 74 | {14 * 12 + 12 * wide:.0f} |" in text
 
@@ -125,7 +124,8 @@ def test_probes_hold_if_they_are_ten_times_faster_at_the_same_objective(
     change: dict[str, float], expected: int
 ) -> None:
     """There are verdicts on the objective and on two speeds. The table extrapolates to all feature columns."""
-    text, verdicts = probes([replace(RACE, **change)], {384: 14})  # type: ignore[arg-type]
+    race = replace(RACE, **change)  # type: ignore[arg-type]
+    text, verdicts = recipe.section(Races([race], {384: 14}))
     assert sum(holds for holds, _ in verdicts) == expected
     assert "| all 14, extrapolated | 280 |" in text
 
@@ -142,7 +142,8 @@ def test_a_solver_that_is_as_fast_and_classes_that_share_nothing_do_not_hold(
 ) -> None:
     """By the median of the ratios within the rounds. A solver without a certified path shows no seconds."""
     times = replace(TIMES, seconds=TIMES.seconds | change)
-    text, verdicts = solvers([TIMES, times], {384: {3: [5.0, 5.0, 5.0], 100: [many, 49.0, many]}}, {384: 14})
+    by_width = {384: {3: [5.0, 5.0, 5.0], 100: [many, 49.0, many]}}
+    text, verdicts = solvers.section(Comparison([TIMES, times], by_width, {384: 14}))
     assert [holds for holds, _ in verdicts] == expected
     assert "| 2,000 × 384 | 1.00 | 1.50 (1.5 ×) | 9.00 (9.0 ×) | – |" in text
 
@@ -176,7 +177,7 @@ def test_a_solver_that_misses_the_certificate_has_no_time(monkeypatch: pytest.Mo
     def second(X: Floats, targets: Floats, path: Floats) -> list[Callable[[], Solutions]]:
         return inexact(X, targets, path) + solve_by_spin(X.astype(np.float32), targets, path)
 
-    monkeypatch.setattr(benchmarks.limits.solvers, "_SOLVERS", {SPIN: solve_by_spin, SKGLM: inexact, SAGA: second})
+    monkeypatch.setattr(solvers, "_SOLVERS", {SPIN: solve_by_spin, SKGLM: inexact, SAGA: second})
     times = compare(X, targets, rounds=2)
     assert times.seconds[SKGLM] == [math.inf] * 2
     assert max(times.seconds[SPIN] + times.seconds[SAGA]) < 60
@@ -187,14 +188,14 @@ def test_a_solver_that_misses_the_certificate_has_no_time(monkeypatch: pytest.Mo
 def test_the_cost_of_ray_is_the_median_of_the_ratios_within_rounds(way: int, seconds: float, missed: int) -> None:
     """One slow round in three does not change a verdict; two do."""
     slow: dict[Way, float] = {**ROUND, WAYS[way]: seconds}
-    assert all(holds for holds, _ in ray([ROUND, slow, ROUND])[1])
-    assert sum(not holds for holds, _ in ray([slow, slow, ROUND])[1]) == missed
+    assert all(holds for holds, _ in overhead.section([ROUND, slow, ROUND])[1])
+    assert sum(not holds for holds, _ in overhead.section([slow, slow, ROUND])[1]) == missed
 
 
 def test_memory_that_grows_and_speed_that_falls_do_not_hold() -> None:
     """The verdicts on the driver's memory and on both speeds fail if they change by more than a tenth."""
     grown = replace(NIGHT, documents=1000, own={"driver": 500.0, "worker": 460.0}, per_s=850.0, whole_s=2.3)
-    text, verdicts = memory([NIGHT, grown])
+    text, verdicts = scale.section([NIGHT, grown])
     assert [verdict.partition(":")[0] for holds, verdict in verdicts if not holds] == [
         "driver's own memory",
         "documents/s in shards",
@@ -207,7 +208,7 @@ def test_memory_that_grows_and_speed_that_falls_do_not_hold() -> None:
 def test_a_version_may_take_a_twentieth_longer_than_the_other(seconds: float, holds: bool) -> None:
     """In the median of the rounds."""
     rounds = [{THIS: this, OTHER: 10.0} for this in (seconds, 5.0, 50.0)]
-    assert [verdict for verdict, _ in versions(rounds)[1]] == [holds]
+    assert [verdict for verdict, _ in versions.section(rounds)[1]] == [holds]
 
 
 def test_a_part_that_is_measured_alone_replaces_its_section(tmp_path: Path) -> None:
@@ -240,10 +241,10 @@ def test_requests_and_bytes_above_their_budgets_do_not_hold(night: int, change: 
     )
     costs = [base, COST, csv, parquet]
     costs[night] = replace(costs[night], **change)  # type: ignore[arg-type]
-    text, verdicts = files(costs, Publication(10_000, 9.0))
+    text, verdicts = many_files.section(FileCosts(costs, Publication(10_000, 9.0)))
     assert [verdict[: len(missed)] for holds, verdict in verdicts if not holds] == [missed] * bool(missed)
     assert "| 2,000 × small JSONL files |" in text
-    assert not files(costs, Publication(10_000, 11.0))[1][-1][0]
+    assert not many_files.section(FileCosts(costs, Publication(10_000, 11.0)))[1][-1][0]
 
 
 def test_the_speed_of_a_night_is_that_of_its_median_shard() -> None:
