@@ -20,7 +20,7 @@ from benchmarks.limits.page import Part, table
 from benchmarks.limits.process_memory import Watch
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShard, FeatureShards
-from pipelines.data.training_labels import Labels
+from pipelines.data.training_labels import Labels, Sample
 from pipelines.storage.object_store import Store
 from pipelines.training.fit_heads import HeadsJob, fit_heads
 from pipelines.training.fit_probes import ProbesJob, fit_columns, read_probe, read_ridge
@@ -138,17 +138,17 @@ def _fit(part: str, folder: Path) -> None:
     columns = {FeatureColumn.parse(name): width for name, width in shape["widths"].items()}
     features = FeatureShards(Store(str(folder / "features")), tuple(shards), columns)
     splits = [assign_split(row, 0, 0.15, 0.0) for row in range(len(y))]
-    labels = Labels([], LabelSpace(tuple("abc"[:CLASSES])), y, splits)
+    sample = Sample.of(Labels([], LabelSpace(tuple("abc"[:CLASSES])), y, splits).training_data(settings))
     probes, heads = Store(str(folder / "probes")), Store(str(folder / "heads"))
     sites = group_by_site(list(columns))
     if part == "probes":
         of_sites = tuple(tuple(of_site) for of_site in sites.values())
-        fit_columns(ProbesJob(settings, features, labels, of_sites, Corpus((), settings.data), probes), "cpu")
+        fit_columns(ProbesJob(settings, features, sample, of_sites, Corpus((), settings.data), probes), "cpu")
         return
     depth = max(column.site.layer for column in columns)
     compute = {Site(layer, kind): layer / depth for layer in range(1, depth + 1) for kind in WIDTHS}
     fitted = tuple(read_probe(probes, c) for c in columns), tuple(read_ridge(probes, c) for c in columns)
-    fit_heads(HeadsJob(settings, features, *fitted, None, labels, compute, heads), "cpu")
+    fit_heads(HeadsJob(settings, features, *fitted, None, sample, compute, heads), "cpu")
 
 
 def _settings(folder: Path) -> Settings:

@@ -1,12 +1,11 @@
-"""The labelled documents of a corpus: read, checked and divided into splits."""
+"""The labels of the documents of a feature store, divided into splits."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -14,98 +13,15 @@ from numpy.typing import NDArray
 
 from pipelines.data.arrow_strings import ArrowStrings, shared_values
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.readers import ALL_COLUMNS, FIELDS, read_shard
-from pipelines.data.shards import Shard
-from pipelines.data.text_values import is_unicode
 from spin.arrays import Hashes, Rows
-from spin.errors import UserError
-from spin.labels.label_space import Label, LabelSpace, Targets
-from spin.labels.split_groups import choose_group, hash_text
-from spin.labels.splits import DROPPED, SPLITS, assign_split, rows_in_split
+from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.split_groups import hash_text
+from spin.labels.splits import DROPPED, assign_split, rows_in_split
 from spin.labels.training_data import TrainingData
 from spin.settings import DataSettings, Settings
 
 _HASHED = 10_000
 """documents whose ids are hashed at once"""
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The checked documents of a labelled corpus, in plan order."""
-
-    ids: list[str] = field(default_factory=list)
-    labels: list[Label] = field(default_factory=list)
-    splits: list[str | None] = field(default_factory=list)
-    """None where the settings name no split column"""
-    text_hashes: list[int] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    """see `spin.labels.split_groups`"""
-    texts: list[str] = field(default_factory=list)
-    """of the first documents, as many as requested"""
-    shard_rows: list[int] = field(default_factory=list)
-    """number of documents in each shard"""
-
-
-def read_labelled(shards: Sequence[Shard], data: DataSettings, *, keep_texts: int | None = 0) -> Labelled:
-    """Read and check a labelled corpus once, before any work is spent on one that cannot be trained on.
-
-    `keep_texts` is the number of texts to keep, counted from the first document; None keeps all. An empty list is a
-    label: the document belongs to no class. Raises UserError, naming file and row, for the first of: an id or label
-    that is null, a list of labels with an element that is not a name, a text that is empty or not a string, lone
-    surrogates in any of these, an id that occurs twice, a split other than train, valid and test; and for a group
-    column that holds nothing but nulls.
-    """
-    corpus = Labelled()
-    seen: set[str] = set()
-    grouped = False
-    for shard in shards:
-        documents = read_shard(shard, data, columns=ALL_COLUMNS)
-        for row, (id, text, label, split, group) in enumerate(
-            zip(*(getattr(documents, name) for name in FIELDS), strict=True)
-        ):
-            mistake = documents.malformed.get(row) or _find_mistake(id, text, label, split, data, seen)
-            if mistake:
-                first = 0 if shard.by_bytes else shard.start
-                after = f" after byte {shard.start}" if shard.by_bytes and shard.start else ""
-                raise UserError(f"{shard.uri} row {first + row}{after}: {mistake}")
-            assert id is not None
-            assert label is not None
-            seen.add(id)
-            corpus.ids.append(id)
-            corpus.labels.append(label)
-            corpus.splits.append(split)
-            corpus.text_hashes.append(hash_text(text))
-            corpus.groups.append(choose_group(corpus.text_hashes[-1], group))
-            grouped = grouped or group is not None
-            if keep_texts is None or len(corpus.texts) < keep_texts:
-                corpus.texts.append(text)
-        corpus.shard_rows.append(len(documents))
-    if data.group and corpus.ids and not grouped:
-        raise UserError(
-            f"data.group: '{data.group}' is null in all {len(corpus.ids):,} documents; expected a column with values, "
-            "or leave the setting out"
-        )
-    return corpus
-
-
-def _find_mistake(
-    id: str | None, text: Any, label: Label | None, split: str | None, data: DataSettings, seen: set[str]
-) -> str | None:
-    if not id:
-        return f"the id ({data.id}) is null; expected a unique one"
-    labels = label if isinstance(label, list) else [label]
-    for name, value in ((data.id, id), (data.text, text), *((data.label, label) for label in labels)):
-        if isinstance(value, str) and not is_unicode(value):
-            return f"'{name}' holds lone surrogates, expected Unicode"
-    if id in seen:
-        return f"the id '{id}' was seen before; expected unique ids in '{data.id}'"
-    if not isinstance(text, str) or not text.strip():
-        return f"the text ({data.text}) is {'empty' if isinstance(text, str) else 'not text'}; leave the row out"
-    if label is None:
-        return f"the label ({data.label}) is null; label the row or leave it out"
-    if data.split and split not in SPLITS:
-        return f"the split ({data.split}) is {split!r}; expected train, valid or test"
-    return None
 
 
 @dataclass(frozen=True)
@@ -211,12 +127,8 @@ class Labels:
         total.update(b"" if self.groups is None else np.ascontiguousarray(self.groups).data)
         return total.hexdigest()
 
-    def without_ids(self) -> Labels:
-        """The same labels for workers, which know documents by their rows."""
-        return replace(self, ids=[])
-
-    def training_data(self, settings: Settings, device: str) -> TrainingData:
-        """The data for fitting and judging probes and heads, on a device.
+    def training_data(self, settings: Settings) -> TrainingData:
+        """The data for fitting and judging probes and heads.
 
         Its folds hold a sample of the documents if there are more than `search.documents`, or if only a sample has all
         feature columns.
@@ -229,7 +141,6 @@ class Labels:
             metric=settings.metric,
             class_weights=settings.probe.class_weights,
             seed=settings.seed,
-            device=device,
             documents=settings.search.documents,
             sampled_from=self.extracted,
         )
@@ -238,6 +149,21 @@ class Labels:
         """Row numbers (m,) and targets of a split."""
         rows = rows_in_split(self.splits, split)
         return rows, self.y[rows]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The documents that rank neurons and make all choices, apart from the others: what workers get to do so."""
+
+    data: TrainingData
+    """whose rows are 0 to m - 1"""
+    rows: Rows
+    """(m,) where these stand in the feature store, ascending"""
+
+    @classmethod
+    def of(cls, data: TrainingData) -> Sample:
+        """The documents in the folds of training data."""
+        return cls(data.of_folds(), data.rows)
 
 
 def split_all(
@@ -258,7 +184,7 @@ def split_all(
         "test"
         if id in frozen.ids
         else named or assign_split(group, settings.seed, data.valid_fraction, data.test_fraction)
-        for id, named, group in zip(ids, given, groups.tolist(), strict=True)
+        for id, named, group in zip(ids, given, map(int, groups), strict=True)
     ]
     known = np.isin(text_hashes, np.array(list(frozen.text_hashes), np.uint64))
     for row in np.flatnonzero(known):
@@ -269,7 +195,14 @@ def split_all(
 
 def _find_overlap(splits: Sequence[str], text_hashes: Hashes, groups: Hashes) -> SplitOverlap:
     """Count what the splits leave out, and what they have in common."""
-    trained = np.array([split in ("train", "valid") for split in splits], bool)
-    tested = rows_in_split(splits, "test")
-    texts, own_groups = (int(np.isin(keys[tested], keys[trained]).sum()) for keys in (text_hashes, groups))
+    trained, tested = rows_in_split(splits, "train", "valid"), rows_in_split(splits, "test")
+    texts, own_groups = (_count_shared(keys[tested], keys[trained]) for keys in (text_hashes, groups))
     return SplitOverlap(splits.count(DROPPED), texts, own_groups)
+
+
+def _count_shared(hashes: Hashes, others: Hashes) -> int:
+    """How many of the hashes are among others, which are sorted in place: `np.isin` takes six times the memory."""
+    others.sort()
+    places = np.searchsorted(others, hashes)
+    within = places < len(others)
+    return int((others[places[within]] == hashes[within]).sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ _RUN_TAG, _DIGEST_TAG = "spin.evaluation.run", "spin.evaluation.digest"
 """tags of the registered model"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EvaluationRow:
     """One labelled document."""
 
@@ -50,7 +50,15 @@ class EvaluationSet:
         return [row.label for row in self.rows]
 
     def to_json(self) -> bytes:
-        return json.dumps([asdict(row) for row in self.rows]).encode()
+        """The set as it is stored: a JSON list of objects."""
+        return b"".join(self.json_parts())
+
+    def json_parts(self) -> Iterator[bytes]:
+        """The same, a row at a time, since there may be many."""
+        yield b"["
+        for number, row in enumerate(self.rows):
+            yield (b", " if number else b"") + json.dumps(asdict(row)).encode()
+        yield b"]"
 
     @classmethod
     def from_json(cls, data: bytes) -> EvaluationSet:
@@ -79,10 +87,13 @@ def freeze(client: Any, name: str, tags: Mapping[str, str], run_id: str, evaluat
     """Store the set with an MLflow run and tag the registered model with it, unless a set is frozen already."""
     if _RUN_TAG in tags:
         return
-    data = evaluation_set.to_json()
+    digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(_FILE).name
-        path.write_bytes(data)
+        with path.open("wb") as file:
+            for part in evaluation_set.json_parts():
+                file.write(part)
+                digest.update(part)
         client.log_artifact(run_id, str(path), str(Path(_FILE).parent))
-    client.set_registered_model_tag(name, _DIGEST_TAG, hashlib.sha256(data).hexdigest())
+    client.set_registered_model_tag(name, _DIGEST_TAG, digest.hexdigest())
     client.set_registered_model_tag(name, _RUN_TAG, run_id)

@@ -14,6 +14,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
+from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from spin.errors import UserError
@@ -54,6 +55,15 @@ class StagePlan(Generic[D]):
         """sha256 of stage and metadata, whatever the derived values are."""
         return plan_fingerprint(self.stage, self.metadata)
 
+    @property
+    def folder(self) -> str:
+        """The folder of the stage's results in its store.
+
+        No other plan has it: what a driver that was overtaken, or one of its workers, still writes is never taken for a
+        result of its successor, whose plan may be another one.
+        """
+        return self.fingerprint[:16]
+
 
 @dataclass(frozen=True)
 class StageManifest(Generic[R]):
@@ -78,12 +88,13 @@ def write_plan(
     derived_type: type[D],
     derive: Callable[[], D],
     *,
+    lease: Lease,
     restart: bool = False,
 ) -> StagePlan[D]:
     """The plan for this metadata: the one in the store, or a new one, for which `derive` is called.
 
     Raises UserError, naming the differences, if the store holds a plan with other metadata; `restart` clears the
-    store instead.
+    store instead. Raises HeldError if another run has taken the lease meanwhile.
     """
     metadata = json.loads(json.dumps(metadata))
     stored = store.read_json(PLAN)
@@ -92,7 +103,7 @@ def write_plan(
     if stored is not None and not restart:
         _refuse(store, stage, metadata, stored)
     plan = StagePlan(stage, metadata, derive())
-    _clear(store)
+    _clear(store, lease)
     store.write_json(PLAN, {"stage": stage, "facts": metadata, "detail": to_json(plan.derived)})
     return plan
 
@@ -175,13 +186,16 @@ def _stored_fingerprint(stored: dict[str, Any]) -> str:
     return plan_fingerprint(stored["stage"], stored["facts"])
 
 
-def _clear(store: Store) -> None:
-    """Delete everything but the lease. The manifest goes first, so that a half-cleared store never looks finished."""
-    for key in (MANIFEST, PLAN):
+def _clear(store: Store, lease: Lease) -> None:
+    """Delete everything but the lease. The manifest goes first, so that a half-cleared store never looks finished.
+
+    What to delete is listed before the lease is confirmed: a driver that was suspended in between deletes nothing that
+    its successor has written.
+    """
+    keys = [key for key in store.list() if not key.startswith("_lease/")]
+    lease.check()
+    for key in sorted(keys, key=lambda key: (key != MANIFEST, key != PLAN)):
         store.delete(key)
-    for key in store.list():
-        if not key.startswith("_lease/"):
-            store.delete(key)
 
 
 def _refuse(store: Store, stage: str, metadata: dict[str, Any], stored: dict[str, Any]) -> NoReturn:

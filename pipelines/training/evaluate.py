@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.data import input_files, sharding, training_labels
+from pipelines.data import input_files, labelled_corpus, sharding
 from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
 from spin.errors import UserError
@@ -39,7 +39,7 @@ def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: 
     version = registry.resolve(model)
     shards = sharding.plan_shards(input_files.list_files(source), settings.ray.shard_documents, settings.data)
     data = settings.data.model_copy(update={"split": None, "group": None})
-    labelled = training_labels.read_labelled(shards, data, keep_texts=None)
+    labelled = labelled_corpus.read_labelled(shards, data, keep_texts=None)
     truth = labelled.labels
     spin = registry.load(version)
     if not truth:

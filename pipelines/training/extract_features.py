@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data import input_files, readers, sharding, training_labels
+from pipelines.data import input_files, labelled_corpus, readers, sharding
 from pipelines.data.feature_store import DOCUMENTS, FEATURES, FeaturePlan, FeatureShards
 from pipelines.data.input_files import InputFile
+from pipelines.data.labelled_corpus import LabelledCorpus
 from pipelines.data.shards import Shard
-from pipelines.data.training_labels import NOTHING_FROZEN, Labelled, split_all
+from pipelines.data.training_labels import NOTHING_FROZEN, split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
-from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult, StoredOutcome
+from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardOutcome, StepResult, StoredOutcome
 from pipelines.storage.stage_plan import (
     StageManifest,
     StagePlan,
@@ -140,10 +141,12 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
     start = time.perf_counter()
     with Lease(store) as lease:
         survey = partial(_survey, settings, files, sampled="sample" in metadata)
-        plan = write_plan(store, "extract", metadata, FeaturePlan, survey, restart=restart)
+        plan = write_plan(store, "extract", metadata, FeaturePlan, survey, lease=lease, restart=restart)
         if manifest := find_manifest(store, plan, ExtractResults):
             return plan, manifest
-        outcomes = read_corpus(ExtractStep, (), settings, plan.derived, store, lease, ExtractCounts, stage="extract")
+        outcomes = read_corpus(
+            ExtractStep, (), settings, plan.derived, store, lease, ExtractCounts, stage="extract", folder=plan.folder
+        )
         counts = _sum_counts([outcome.counts for outcome in outcomes])
         if counts.rows != plan.derived.documents:
             raise UserError(
@@ -164,11 +167,12 @@ def read_corpus(
     counts_type: type[C],
     *,
     stage: str,
+    folder: str,
 ) -> list[ShardOutcome[C]]:
     """Map a step that runs the backbone over all shards of a corpus, with the workers of the extract stage.
 
-    `make` is called with the settings, the digest of the backbone's files, the plan and `args`. The lease is held when
-    it returns. Raises HeldError if it is not.
+    `make` is called with the settings, the digest of the backbone's files, the plan and `args`. Shards are written to a
+    folder of the store. The lease is held when it returns. Raises HeldError if it is not.
     """
     digest = backbone_digest(settings)
     weights_cache.publish(settings, digest)
@@ -182,6 +186,7 @@ def read_corpus(
         stage=stage,
         documents=plan.documents,
         lease=lease,
+        layout=LogLayout(folder),
         backbone=describe_backbone(settings.backbone),
     )
     lease.check()
@@ -251,7 +256,7 @@ def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> Fea
     A shard holds as many documents as the settings ask for, or as many as its features fit in memory.
     """
     shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
-    labelled = training_labels.read_labelled(shards, settings.data, keep_texts=_SURVEYED)
+    labelled = labelled_corpus.read_labelled(shards, settings.data, keep_texts=_SURVEYED)
     sample = _choose_sample(settings, labelled, extracts_all=not sampled)
     backbone = load_backbone(settings.backbone)
     probed = feature_columns(backbone, settings.sites, settings.poolings)
@@ -277,12 +282,12 @@ def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> Fea
     )
 
 
-def _choose_sample(settings: Settings, labelled: Labelled, *, extracts_all: bool) -> Rows | None:
+def _choose_sample(settings: Settings, labelled: LabelledCorpus, *, extracts_all: bool) -> Rows | None:
     """The documents whose features are extracted; None if it is all of them, or if there are not too many for that.
 
     Raises UserError for classes that cannot be learned, as `LabelSpace.of` does, also from the sample alone.
     """
-    text_hashes, groups = np.array(labelled.text_hashes, np.uint64), np.array(labelled.groups, np.uint64)
+    text_hashes, groups = np.asarray(labelled.text_hashes, np.uint64), np.asarray(labelled.groups, np.uint64)
     splits = split_all(labelled.ids, labelled.splits, text_hashes, groups, settings, frozen=NOTHING_FROZEN)
     label_space = LabelSpace.of(labelled.labels, splits, groups)
     train, valid = (rows_in_split(splits, split) for split in ("train", "valid"))

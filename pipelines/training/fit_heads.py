@@ -9,9 +9,10 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.training_labels import Labels
+from pipelines.data.training_labels import Sample
 from pipelines.storage.object_store import Store
 from pipelines.workers.train_group import GroupWork, run_group
 from spin.heads import persistence
@@ -19,6 +20,7 @@ from spin.heads.fitted import TrainingResult
 from spin.integrate.fit_words import WordFit
 from spin.integrate.head_fitter import refit
 from spin.integrate.integrate import integrate
+from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import Settings
 from spin.sites import Site
@@ -26,11 +28,13 @@ from spin.sparsify.probe import Probe
 from spin.sparsify.ridge import RidgeImportance
 
 _PROGRESS = "progress.json"
+_DOCUMENTS_PER_WORKER = 1000
+"""at least; with fewer, a worker would wait for the others more than it computes"""
 
 
 @dataclass(frozen=True)
 class HeadsJob:
-    """The input of every worker of the group that fits the heads."""
+    """The input of every worker of the group that searches and fits the heads."""
 
     settings: Settings
     features: FeatureShards
@@ -39,40 +43,59 @@ class HeadsJob:
     ridge: tuple[RidgeImportance, ...]
     """one per feature column"""
     words: WordFit | None
-    labels: Labels
+    sample: Sample
     compute: Mapping[Site, float]
     """compute up to each site, relative to the whole backbone"""
     store: Store
     """where the heads and the progress are written"""
-    result: TrainingResult | None = None
-    """whose heads are to be fitted again"""
+
+
+@dataclass(frozen=True)
+class RefitJob:
+    """The input of every worker of the group that fits the chosen heads again, on all labelled documents."""
+
+    settings: Settings
+    features: FeatureShards
+    probes: tuple[Probe, ...]
+    """one per feature column"""
+    words: WordFit | None
+    data: TrainingData
+    """of all documents"""
+    result: TrainingResult
+    """of the search"""
+    store: Store
+    """where the heads and the progress are written"""
+
+
+J = TypeVar("J", HeadsJob, RefitJob)
 
 
 def run_integrate(job: HeadsJob) -> TrainingResult:
     """Search and fit the heads; the result is written to the job's store, and a later call reads it from there."""
     if not job.store.exists(persistence.CONFIG):
-        _run_group(fit_heads, job, total=_estimate_fits(job), unit="fits")
+        _run_group(fit_heads, job, len(job.sample.rows), total=_estimate_fits(job), unit="fits")
     return _load(job.store)
 
 
-def run_refit(job: HeadsJob, result: TrainingResult) -> TrainingResult:
-    """Fit the heads of a result again, on all labelled documents; a later call reads what this one wrote.
+def run_refit(job: RefitJob) -> TrainingResult:
+    """Fit the heads of the job's result again; a later call reads what this one wrote.
 
-    If the search has seen all of them, the result is returned as it is.
+    If the search has seen all labelled documents, the result is returned as it is.
     """
-    if job.labels.training_data(job.settings, "cpu").not_sampled is None:
-        return result
-    refit_job = replace(job, result=result, store=job.store / "all")
-    if not refit_job.store.exists(persistence.CONFIG):
-        _run_group(refit_heads, refit_job, total=1, unit="classifiers")
-    return _load(refit_job.store)
+    if job.data.not_sampled is None:
+        return job.result
+    if not job.store.exists(persistence.CONFIG):
+        # groups serve to choose thresholds, which the search has done
+        job = replace(job, data=replace(job.data, groups=None))
+        _run_group(refit_heads, job, len(job.data.all_rows), total=1, unit="classifiers")
+    return _load(job.store)
 
 
-def _run_group(run: Callable[[HeadsJob, str], None], job: HeadsJob, *, total: int, unit: str) -> None:
+def _run_group(run: Callable[[J, str], None], job: J, documents: int, *, total: int, unit: str) -> None:
     run_group(
         "train",
         GroupWork(run, job, job.settings.ray.for_stage("train")),
-        most_workers=max(1, len(job.labels.part("train")[0]) // 1000),
+        most_workers=max(1, documents // _DOCUMENTS_PER_WORKER),
         total=total,
         unit=unit,
         count_done=lambda: job.store.read_json(_PROGRESS) or 0,
@@ -88,7 +111,7 @@ def _load(store: Store) -> TrainingResult:
 
 def fit_heads(job: HeadsJob, device: str) -> None:
     """Run the search in one worker of the group, in step with the others; the first worker writes the result."""
-    settings, labels, store, group = job.settings, job.labels, job.store, ProcessGroup.joined()
+    settings, sample, store, group = job.settings, job.sample, job.store, ProcessGroup.joined()
     fits = 0
 
     def progress(more: int) -> None:
@@ -100,8 +123,8 @@ def fit_heads(job: HeadsJob, device: str) -> None:
     training_result = integrate(
         job.probes,
         job.ridge,
-        job.features.selection_blocks,
-        labels.training_data(settings, device),
+        lambda selection, rows: job.features.selection_blocks(selection, sample.rows[rows]),
+        replace(sample.data, device=device),
         settings=settings.search,
         cascade=settings.cascade,
         decision=settings.decision,
@@ -114,10 +137,9 @@ def fit_heads(job: HeadsJob, device: str) -> None:
         _save(store, training_result)
 
 
-def refit_heads(job: HeadsJob, device: str) -> None:
+def refit_heads(job: RefitJob, device: str) -> None:
     """Fit the heads of the job's result on all documents, in step with the group; the first worker writes them."""
-    group, data = ProcessGroup.joined(), job.labels.training_data(job.settings, device)
-    assert job.result is not None
+    group, data = ProcessGroup.joined(), replace(job.data, device=device)
     refitted = refit(job.result, job.probes, job.features.selection_blocks, data, job.words, group)
     if group.rank == 0:
         job.store.write_json(_PROGRESS, 1)
@@ -134,5 +156,4 @@ def _estimate_fits(job: HeadsJob) -> int:
     """The approximate number of fits that the search makes, for the progress bar."""
     search = job.settings.search
     depth = max(probe.column.site.layer for probe in job.probes)
-    folds = job.labels.training_data(job.settings, "cpu").folds
-    return (len(search.rules) * len(search.etas) + 5 + depth) * len(folds)
+    return (len(search.rules) * len(search.etas) + 5 + depth) * len(job.sample.data.folds)

@@ -7,12 +7,12 @@ are the narrowest, reads the words.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels
+from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels, Sample
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import (
@@ -35,7 +35,7 @@ from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, ProbeSummary, fit_probes, warn_of_inexact_probes
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
 
-FORMAT = 7
+FORMAT = 8
 _PROBE = ".safetensors"
 _WORDS = "words.tfidf"
 """key of the word regression; empty where no term is in enough documents"""
@@ -75,16 +75,17 @@ def run_probe(
     metadata = _plan_metadata(settings, source, labels)
     start = time.perf_counter()
     with Lease(store) as lease:
-        plan = write_plan(store, "probe", metadata, NothingDerived, NothingDerived, restart=restart)
+        plan = write_plan(store, "probe", metadata, NothingDerived, NothingDerived, lease=lease, restart=restart)
         manifest = find_manifest(store, plan, ProbeResults)
-        if manifest and (not _reads_words(settings) or store.exists(_WORDS)):  # words may be wanted later than probes
+        fitted = store / plan.folder
+        if manifest and (not _reads_words(settings) or fitted.exists(_WORDS)):  # words may be wanted later than probes
             return plan, manifest
-        existing = set(store.list())
+        existing = set(fitted.list())
         keys = [key for column in features.probed for key in (_key(column), _ridge_key(column))]
         if not existing.issuperset([*keys, *([_WORDS] if _reads_words(settings) else [])]):
-            _fit_all(settings, features, labels, Corpus(source.derived.shards, settings.data), store)
+            _fit_all(settings, features, labels, Corpus(source.derived.shards, settings.data), fitted)
         lease.check()
-        probes = [read_probe(store, column) for column in features.probed]
+        probes = [read_probe(fitted, column) for column in features.probed]
         seconds = round(time.perf_counter() - start, 1)
         summaries = tuple(probe.summary() for probe in probes)
         warn_of_inexact_probes(summaries)
@@ -100,15 +101,16 @@ def load_probes(
     """
     store = Store(settings.store) / "probes"
     metadata = _plan_metadata(settings, source, labels)
-    _, manifest = load_finished(store, "probe", metadata, NothingDerived, ProbeResults)
+    plan, manifest = load_finished(store, "probe", metadata, NothingDerived, ProbeResults)
+    fitted = store / plan.folder
     columns = [FeatureColumn.parse(probe.column) for probe in manifest.results.probes]
-    probes, ridge = [read_probe(store, c) for c in columns], [read_ridge(store, c) for c in columns]
-    if _reads_words(settings) and not store.exists(_WORDS):
+    probes, ridge = [read_probe(fitted, c) for c in columns], [read_ridge(fitted, c) for c in columns]
+    if _reads_words(settings) and not fitted.exists(_WORDS):
         raise UserError(
             f"search.words: {store.uri} holds probes of a run without words; run the probe stage again, which keeps "
             "them, or set search.words: off"
         )
-    return manifest, probes, ridge, read_words(store) if _reads_words(settings) else None
+    return manifest, probes, ridge, read_words(fitted) if _reads_words(settings) else None
 
 
 def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> dict[str, Any]:
@@ -157,7 +159,7 @@ class ProbesJob:
 
     settings: Settings
     features: FeatureShards
-    labels: Labels
+    sample: Sample
     sites: tuple[tuple[FeatureColumn, ...], ...]
     """all columns, site by site"""
     corpus: Corpus
@@ -174,22 +176,23 @@ def fit_columns(job: ProbesJob, device: str) -> None:
     the sampled documents are read, and those of one site are in memory at a time.
     """
     group, store = ProcessGroup.joined(), job.store
-    data = job.labels.training_data(job.settings, device)
-    rows, of_rows = data.rows, data.of_folds()
+    rows, data = job.sample.rows, replace(job.sample.data, device=device)
     own = job.sites[group.rank :: group.size]
     for columns in own:
         if not all(store.exists(_key(column)) for column in columns):
             # all columns of the site, since one that improves lengthens the paths of the others
             activations = {column: job.features.read_rows(column, rows) for column in columns}
-            for probe in fit_probes(activations, of_rows, job.settings.probe):
+            for probe in fit_probes(activations, data, job.settings.probe):
                 store.write(_key(probe.column), probe.to_bytes())
     keys = [_ridge_key(column) for columns in job.sites for column in columns]
     if not group.broadcast_object(all(map(store.exists, keys))):  # all members compute it, or none
         columns_read = [column for columns in own for column in columns]
-        for importance in fit_ridge(job.features.read_rows, columns_read, data, group):
+        for importance in fit_ridge(
+            lambda column, some: job.features.read_rows(column, rows[some]), columns_read, data, group
+        ):
             store.write(_ridge_key(importance.column), importance.to_bytes())
     if group.rank == group.size - 1 and _reads_words(job.settings) and not store.exists(_WORDS):
-        words = fit_words(job.corpus.read_texts, data)
+        words = fit_words(lambda some: job.corpus.read_texts(rows[some]), data)
         store.write(_WORDS, words.to_bytes() if words else b"")
 
 
@@ -199,7 +202,7 @@ def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, corpus
         "probe",
         GroupWork(
             fit_columns,
-            ProbesJob(settings, features, labels.without_ids(), sites, corpus, store),
+            ProbesJob(settings, features, Sample.of(labels.training_data(settings)), sites, corpus, store),
             settings.ray.for_stage("probe"),
         ),
         most_workers=len(sites),

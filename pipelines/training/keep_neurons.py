@@ -30,9 +30,9 @@ from pipelines.storage.stage_plan import (
     MANIFEST,
     PLAN,
     NothingDerived,
+    StagePlan,
     find_manifest,
     fingerprint,
-    plan_fingerprint,
     write_manifest,
     write_plan,
 )
@@ -46,6 +46,7 @@ from spin.activations.feature_table import features_table
 from spin.arrays import Rows
 from spin.backbone.loading import load_backbone
 from spin.heads.selection import Selection
+from spin.labels.splits import in_split
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
@@ -70,15 +71,15 @@ class KeptColumns:
         cls, features: FeatureShards, labels: Labels, selection: Selection, whole: Sequence[FeatureColumn]
     ) -> KeptColumns:
         """Every document that the first pass left out and that trains, validates or tests."""
-        splits = np.array(labels.splits)
+        learning, testing = in_split(labels.splits, "train", "valid"), in_split(labels.splits, "test")
         rows: list[Rows] = []
         tested: list[Rows] = []
         for shard, first in zip(features.shards, features.borders, strict=False):
-            own = splits[first : first + shard.size]
+            own = slice(first, first + shard.size)
             extracted = np.arange(shard.size) if shard.extracted is None else shard.extracted
             left_out = np.isin(np.arange(shard.size), extracted, invert=True)
-            rows.append(np.flatnonzero(left_out & np.isin(own, ("train", "valid"))))
-            tested.append(np.flatnonzero(left_out & (own == "test")))
+            rows.append(np.flatnonzero(left_out & learning[own]))
+            tested.append(np.flatnonzero(left_out & testing[own]))
         return cls(selection, tuple(whole), tuple(rows), tuple(tested))
 
     @property
@@ -161,13 +162,15 @@ def run_keep(
         "whole": [str(column) for column in whole],
         "documents": kept.documents_digest,
     }
-    name = plan_fingerprint("keep", metadata)[:16]
+    name = StagePlan("keep", metadata, NothingDerived()).folder
     store = folder / name
     with Lease(folder) as lease:
-        plan = write_plan(store, "keep", metadata, NothingDerived, NothingDerived)
+        plan = write_plan(store, "keep", metadata, NothingDerived, NothingDerived, lease=lease)
         manifest = find_manifest(store, plan, KeptResults)
         if manifest is None:
-            outcomes = read_corpus(KeepStep, (kept,), settings, source.derived, store, lease, ShardCounts, stage="keep")
+            outcomes = read_corpus(
+                KeepStep, (kept,), settings, source.derived, store, lease, ShardCounts, stage="keep", folder=""
+            )
             manifest = write_manifest(store, plan, KeptResults(tuple(outcomes)))
         _delete_others(folder, name, lease)
     shards = tuple(

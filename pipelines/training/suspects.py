@@ -15,6 +15,7 @@ from spin.arrays import Floats, Rows
 from spin.heads.fitted import FittedClassifier
 from spin.labels.label_errors import LabelCheck
 from spin.labels.metrics import score
+from spin.labels.splits import rows_in_split
 from spin.sparsify.ridge import PENALTIES, predict_left_out
 
 SUSPECTS = "suspects.parquet"
@@ -29,7 +30,7 @@ def check_labels(features: FeatureShards, fitted: FittedClassifier, labels: Labe
     probability of the predicted class minus that of the given one. One document of each group is checked, as
     near-identical ones would vouch for each other, and where the features of all exceed `MOST_VALUES`, a random part.
     """
-    rows = np.flatnonzero(np.isin(labels.splits, ("train", "valid")))
+    rows = rows_in_split(labels.splits, "train", "valid")
     fitted = _without_words(fitted)
     if labels.groups is not None:
         rows = np.sort(rows[np.unique(labels.groups[rows], return_index=True)[1]])

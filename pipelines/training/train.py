@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels, SplitOverlap
+from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels, Sample, SplitOverlap
 from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.version_records import RegisteredVersion, TrainingRecord
@@ -31,7 +32,7 @@ from pipelines.storage.stage_plan import (
 )
 from pipelines.training.drift_reference import choose_reference, describe_reference
 from pipelines.training.extract_features import ExtractManifest, ExtractPlan, load_features
-from pipelines.training.fit_heads import HeadsJob, run_integrate, run_refit
+from pipelines.training.fit_heads import HeadsJob, RefitJob, run_integrate, run_refit
 from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.keep_neurons import run_keep
 from pipelines.training.model_card_facts import describe_artifact
@@ -57,7 +58,7 @@ from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, best_probe
 from spin.sparsify.ridge import RidgeImportance
 
-FORMAT = 5
+FORMAT = 6
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE)
 """names of the files of a registered version"""
 
@@ -111,6 +112,8 @@ class TrainResults(NullsWritten):
     notes: tuple[str, ...]
     """on this overlap, and on baselines that are missing from the table or were fitted on a sample"""
     seconds: TrainSeconds
+    artifact: Mapping[str, str]
+    """sha256 of its files by name, in hexadecimal digits"""
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def run_train(
         "thresholds": settings.decision.thresholds,  # under which the exits are chosen
     }
     with Lease(store) as lease:
-        plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, restart=restart)
+        plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, lease=lease, restart=restart)
         manifest = find_manifest(store, plan, TrainResults)
         if manifest is None:
             manifest = _fit(
@@ -194,7 +197,7 @@ def run_train(
                 source=extract_plan,
                 probe_fingerprint=probed.fingerprint,
             )
-        registered = _register_once(settings, registry, labels, corpus, store, manifest)
+        registered = _register_once(settings, registry, labels, corpus, store, plan, manifest)
         report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
         Store(settings.store).write_json("report.json", report.to_json(extracted, probed))
         return report
@@ -217,20 +220,15 @@ def _fit(
 ) -> TrainManifest:
     """Fit and evaluate the heads, and write the artifact and the manifest."""
     start = time.perf_counter()
-    job = HeadsJob(
-        settings,
-        features,
-        tuple(probes),
-        tuple(ridge),
-        words,
-        labels.without_ids(),
-        # the backbone is not kept: workers load it for a second pass
-        compute=relative_flops(load_backbone(settings.backbone)),
-        store=store / "heads",
+    data, heads = labels.training_data(settings), store / plan.folder / "heads"
+    # the backbone is not kept: workers load it for a second pass
+    compute = relative_flops(load_backbone(settings.backbone))
+    sampled = run_integrate(
+        HeadsJob(settings, features, tuple(probes), tuple(ridge), words, Sample.of(data), compute, heads)
     )
-    sampled = run_integrate(job)
     features = run_keep(settings, source, features, labels, *_columns_to_keep(sampled, probes, features))
-    spin = _assemble(settings, labels, run_refit(replace(job, features=features), sampled))
+    refitted = run_refit(RefitJob(settings, features, tuple(probes), words, data, sampled, heads / "all"))
+    spin = _assemble(settings, labels, refitted)
     integrated = round(time.perf_counter() - start, 1)
     test_rows, _ = labels.part("test")
     test_words = _read_words(spin, corpus, test_rows)
@@ -239,6 +237,20 @@ def _fit(
     suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed)
     counts = {split: len(labels.part(split)[0]) for split in SPLITS}
     notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes)
+    described = describe_artifact(
+        settings,
+        spin,
+        features,
+        labels,
+        table=figures.table,
+        per_class=figures.per_class,
+        test_ece=figures.test_ece,
+        notes=notes,
+        fingerprint=probe_fingerprint,
+    )
+    reference = choose_reference(test_rows, test_words, words, data.folds)
+    described[REFERENCE] = describe_reference(spin, features, corpus, *reference)
+    artifact = spin.files() | described
     results = TrainResults(
         choice=spin.training_result.summary(),
         classes=tuple(labels.classes),
@@ -251,23 +263,11 @@ def _fit(
         overlap=labels.overlap,
         notes=notes,
         seconds=TrainSeconds(integrated, evaluated),
+        artifact={name: hashlib.sha256(content).hexdigest() for name, content in artifact.items()},
     )
-    described = describe_artifact(
-        settings,
-        spin,
-        features,
-        labels,
-        table=figures.table,
-        per_class=figures.per_class,
-        test_ece=figures.test_ece,
-        notes=notes,
-        fingerprint=probe_fingerprint,
-    )
-    folds = labels.training_data(settings, "cpu").folds
-    reference = choose_reference(test_rows, test_words, words, folds)
-    described[REFERENCE] = describe_reference(spin, features, corpus, *reference)
-    for name, data in (spin.files() | described).items():
-        store.write(name, data)
+    lease.check()
+    for name, content in artifact.items():
+        store.write(name, content)
     Store(settings.store).write(SUSPECTS, to_parquet(suspects))
     lease.check()
     return write_manifest(store, plan, results)
@@ -354,10 +354,16 @@ def _evaluate(
 
 
 def _register_once(
-    settings: Settings, registry: Registry, labels: Labels, corpus: Corpus, store: Store, manifest: TrainManifest
+    settings: Settings,
+    registry: Registry,
+    labels: Labels,
+    corpus: Corpus,
+    store: Store,
+    plan: TrainPlan,
+    manifest: TrainManifest,
 ) -> RegisteredVersion:
     """The version that the artifact in the store is registered as; it is registered now if that was not done yet."""
-    key = f"registered/{registry.key}.json"
+    key = f"{plan.folder}/registered/{registry.key}.json"
     stored = store.read_json(key)
     if stored is not None:
         return from_json(RegisteredVersion, stored)
@@ -381,8 +387,9 @@ def _register(
     with tempfile.TemporaryDirectory() as folder:
         for name in ARTIFACT:
             data = store.read(name)
-            if data is None:
-                raise UserError(f"{store.uri} lacks {name}; start over with --restart")
+            if data is None or hashlib.sha256(data).hexdigest() != manifest.results.artifact[name]:
+                found = "lacks" if data is None else "holds another training's"
+                raise UserError(f"{store.uri} {found} {name}; start over with --restart")
             (Path(folder) / name).write_bytes(data)
         record = TrainingRecord(
             params={

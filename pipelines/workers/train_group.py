@@ -62,6 +62,7 @@ def run_group(
 
 
 def _run_workers(stage: str, work: GroupWork[Any], most_workers: int) -> None:
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -71,7 +72,7 @@ def _run_workers(stage: str, work: GroupWork[Any], most_workers: int) -> None:
         least = least_workers(settings, most)
         trainer = TorchTrainer(
             _run_worker,
-            train_loop_config={"work": work},
+            train_loop_config={"work": ray.put(work)},  # a reference, or Ray would keep three copies
             # gloo also reduces tensors on a CPU; a member waits for the slowest, whose sites may take hours
             torch_config=TorchConfig(backend="gloo", timeout_s=_LONGEST_WAIT),
             scaling_config=ScalingConfig(
@@ -93,7 +94,9 @@ def _resources(settings: RaySettings) -> dict[str, float]:
 
 
 def _run_worker(config: dict[str, Any]) -> None:
-    work: GroupWork[Any] = config["work"]
+    import ray
+
+    work: GroupWork[Any] = ray.get(config["work"])
     configure_worker(work.settings)
     work.run(work.job, work.device)
 

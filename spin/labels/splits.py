@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spin.arrays import Rows
 
@@ -31,9 +32,14 @@ def assign_split(group: object, seed: int, valid_fraction: float, test_fraction:
     return "valid" if share < test_fraction + valid_fraction else "train"
 
 
-def rows_in_split(splits: Iterable[str], split: str) -> Rows:
-    """The row numbers of the documents in a split."""
-    return np.flatnonzero(np.array([own == split for own in splits], bool))
+def in_split(splits: Sequence[str], *names: str) -> NDArray[np.bool_]:
+    """(n,) whether each document is in one of the named splits."""
+    return np.fromiter((split in names for split in splits), bool, len(splits))
+
+
+def rows_in_split(splits: Sequence[str], *names: str) -> Rows:
+    """The row numbers of the documents in one of the named splits, ascending."""
+    return np.flatnonzero(in_split(splits, *names))
 
 
 def needs_cross_validation(splits: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from spin.heads.fitted import ChoiceSummary
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import ClassFigures
-from spin.labels.splits import SPLITS
+from spin.labels.splits import SPLITS, rows_in_split
 from spin.pages.rendering import one_line, render
 from spin.settings import Choice, DecisionSettings
 
@@ -150,7 +150,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
 def _class_counts(facts: CardFacts) -> dict[str, list[int]]:
     """Return the number of documents per class and split."""
     indicator = facts.label_space.indicator(facts.y)
-    rows = [[index for index, split in enumerate(facts.splits) if split == name] for name in SPLITS]
+    rows = [rows_in_split(facts.splits, name) for name in SPLITS]
     return {
         name: [int(indicator[split_rows, k].sum()) for split_rows in rows]
         for k, name in enumerate(facts.label_space.classes)

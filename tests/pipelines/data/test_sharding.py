@@ -24,13 +24,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import formats
+from pipelines.data import formats, labelled_corpus
 from pipelines.data.input_files import list_files
+from pipelines.data.labelled_corpus import read_labelled
 from pipelines.data.readers import ALL_COLUMNS, FIELDS, ID_AND_TEXT, IDS, TEXTS, Column, Documents, read_shard
 from pipelines.data.sharding import plan_shards, split_shard
 from pipelines.data.shards import Shard
 from pipelines.data.spool import find_dead_rows
-from pipelines.data.training_labels import read_labelled
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
 from pipelines.storage.request_counting import count_input_reads
@@ -575,9 +575,9 @@ def test_documents_have_the_group_of_their_column_or_else_of_their_text(name: st
     ]
     shards = plan_uri(write_file(tmp_path, name, FORMATS[name](rows)), data=data)
     labelled = read_labelled(shards, data)
-    assert labelled.text_hashes == [hash_text(row["text"]) for row in rows]
+    assert list(labelled.text_hashes) == [hash_text(row["text"]) for row in rows]
     one, two, text = hash_group("1"), hash_group("2"), hash_text("a b")
-    assert labelled.groups == [one, one, text, hash_text("d"), two]
+    assert list(labelled.groups) == [one, one, text, hash_text("d"), two]
     assert read_labelled(shards, DATA).groups == labelled.text_hashes
 
 
@@ -918,13 +918,39 @@ def test_a_row_that_cannot_be_trained_on_is_an_error_that_names_file_and_row(
     assert "hush" not in message
 
 
+@pytest.mark.parametrize("shard_size", [2, 3, 100])
+def test_the_first_row_whose_id_was_seen_is_named_before_later_mistakes(shard_size: int, tmp_path: Path) -> None:
+    """Ids are compared after all rows are read, or at a row with another mistake, but errors come in order."""
+    rows = [{"id": id, "text": "t", "label": "a"} for id in "abcdbea"]
+    uri = write_file(tmp_path, "a.parquet", to_parquet(rows, row_group_size=2))
+    expected = rf"^{uri} row 4: the id 'b' was seen before; expected unique ids in 'id'$"
+    with pytest.raises(UserError, match=expected):
+        read_labelled(plan_uri(uri, shard_size), DATA)
+    uri = write_file(tmp_path, "a.parquet", to_parquet([*rows[:5], {**rows[5], "text": ""}], row_group_size=2))
+    with pytest.raises(UserError, match=expected):
+        read_labelled(plan_uri(uri, shard_size), DATA)
+    uri = write_file(tmp_path, "a.parquet", to_parquet([*rows[:3], {**rows[3], "text": ""}, rows[4]]))
+    with pytest.raises(UserError, match="row 3: the text"):
+        read_labelled(plan_uri(uri, shard_size), DATA)
+
+
+def test_different_ids_of_one_hash_are_no_repeated_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled_corpus, "hash", lambda id: len(id), raising=False)
+    rows = [{"id": id, "text": "t", "label": "a"} for id in ("a", "bb", "b", "c", "cc")]
+    uri = write_file(tmp_path, "a.jsonl", to_jsonl(rows))
+    assert list(read_labelled(plan_uri(uri), DATA).ids) == ["a", "bb", "b", "c", "cc"]
+    uri = write_file(tmp_path, "a.parquet", to_parquet([*rows, rows[2]]))
+    with pytest.raises(UserError, match="row 5: the id 'b' was seen before"):
+        read_labelled(plan_uri(uri), DATA)
+
+
 def test_read_labelled_returns_ids_labels_and_splits_in_plan_order(tmp_path: Path) -> None:
     """It also counts the rows of each shard, and reads splits only if the settings name their column."""
     write_file(tmp_path, "a.jsonl", to_jsonl(LABELLED[:5]))
     write_file(tmp_path, "b.parquet", to_parquet(LABELLED[5:]))
     shards = plan_uri(str(tmp_path), 100, SPLIT)
     labelled = read_labelled(shards, SPLIT)
-    assert labelled.ids == [row["id"] for row in LABELLED]
+    assert list(labelled.ids) == [row["id"] for row in LABELLED]
     assert labelled.labels == [row["label"] for row in LABELLED]
     assert labelled.splits == [row["split"] for row in LABELLED]
     assert labelled.shard_rows == [5, 3]

@@ -115,7 +115,7 @@ def test_a_text_of_the_frozen_evaluation_set_is_learned_from_under_no_id(tmp_pat
         expected = before if row not in touched or before == "test" else DROPPED
         assert labels.splits[row] == ("test" if row == 0 else expected), row
     assert labels.overlap.dropped == labels.splits.count(DROPPED) > 0
-    assert not {1, 100, 101, 200, 201} & set(labels.training_data(config, "cpu").all_rows.tolist())
+    assert not {1, 100, 101, 200, 201} & set(labels.training_data(config).all_rows.tolist())
     assert labels.digest != free.digest
     [note, *_] = labels.overlap.notes(100, config.data)
     assert note == (
@@ -129,11 +129,11 @@ def test_dropped_documents_do_not_count_as_labelled(tmp_path: Path) -> None:
     texts = [f"text number {row}" for row in range(CROSS_VALIDATION_BELOW + 8)]
     splits = ["train"] * (len(texts) - 100) + ["valid"] * 100
     config = make_settings(split="split")
-    assert len(read_labels(tmp_path, texts, config, splits=splits).training_data(config, "cpu").folds) == 1
+    assert len(read_labels(tmp_path, texts, config, splits=splits).training_data(config).folds) == 1
     frozen = FrozenDocuments.of([], texts[:20])
     labels = read_labels(tmp_path, texts, config, splits=splits, frozen=frozen)
-    assert len(labels.training_data(config, "cpu").folds) > 1
-    assert labels.training_data(config, "cpu").rows.tolist() == list(range(20, len(texts)))
+    assert len(labels.training_data(config).folds) > 1
+    assert labels.training_data(config).rows.tolist() == list(range(20, len(texts)))
 
 
 def test_cross_validation_keeps_near_identical_texts_together(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_cross_validation_keeps_near_identical_texts_together(tmp_path: Path) ->
     config = make_settings(split="split")
     labels = read_labels(tmp_path, texts, config, splits=splits)
     hashes = np.array([hash_text(text) for text in texts], np.uint64)
-    folds = labels.training_data(config, "cpu").folds
+    folds = labels.training_data(config).folds
     assert len(folds) > 1
     assert not any(np.isin(hashes[fold.train], hashes[fold.valid]).any() for fold in folds)
     np.testing.assert_array_equal(labels.groups, hashes)

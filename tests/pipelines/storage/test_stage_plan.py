@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.service_errors import HeldError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import (
@@ -30,6 +32,7 @@ from pipelines.storage.stage_plan import (
     write_plan,
 )
 from spin.errors import UserError
+from tests.support.leases import expire_lease
 
 json_leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
 json_values = st.recursive(
@@ -62,9 +65,12 @@ def write(
     metadata: dict[str, Any],
     derive: Callable[[], Derived] = Derived,
     *,
+    lease: Lease | None = None,
     restart: bool = False,
 ) -> StagePlan[Derived]:
-    return write_plan(store, stage, metadata, Derived, derive, restart=restart)
+    """Write a plan, without a lease as if one were held."""
+    lease = lease or cast(Lease, SimpleNamespace(check=lambda: None))
+    return write_plan(store, stage, metadata, Derived, derive, lease=lease, restart=restart)
 
 
 def find(store: Store, plan: StagePlan[Any]) -> StageManifest[Results] | None:
@@ -205,6 +211,28 @@ def test_a_restart_deletes_everything_but_the_lease(store: Store) -> None:
     assert find(store, new) is None
 
 
+def test_a_driver_that_sleeps_while_it_plans_a_restart_deletes_nothing_of_its_successor(folder: Store) -> None:
+    """The successor has planned and finished something else by the time the driver wakes."""
+    write(folder, "extract", METADATA)
+    with Lease(folder) as lease:
+
+        def sleep() -> Derived:
+            expire_lease(folder)
+            with Lease(folder) as next_lease:
+                plan = write(folder, "extract", {"metric": "f1"}, lease=next_lease, restart=True)
+                folder.write(f"{plan.folder}/parts/000000.json", b"new")
+                write_manifest(folder, plan, Results(1.5))
+            return Derived()
+
+        with pytest.raises(HeldError):
+            write(folder, "extract", {"metric": "accuracy"}, sleep, lease=lease, restart=True)
+    plan = read(folder)
+    assert plan is not None
+    assert plan.metadata == {"metric": "f1"}
+    assert find(folder, plan) is not None
+    assert folder.read(f"{plan.folder}/parts/000000.json") == b"new"
+
+
 def test_parts_without_a_plan_are_deleted_before_a_plan_is_written(folder: Store) -> None:
     """They are left from an interrupted deletion, and no run may take them for its own."""
     folder.write("parts/000000.json", b"old")
@@ -296,7 +324,8 @@ def test_load_finished_returns_plan_and_manifest_of_a_finished_stage(folder: Sto
 
 
 def test_a_stage_may_derive_nothing(folder: Store) -> None:
-    plan = write_plan(folder, "probe", METADATA, NothingDerived, NothingDerived)
+    with Lease(folder) as lease:
+        plan = write_plan(folder, "probe", METADATA, NothingDerived, NothingDerived, lease=lease)
     assert folder.read_json("plan.json")["detail"] == {}
     assert read_plan(folder, NothingDerived) == plan
 

@@ -35,6 +35,7 @@ from spin.monitor.profile import LENGTHS, Profile
 from spin.settings import Settings, parse_settings
 from spin.sites import FeatureColumn
 from tests.support import tiny
+from tests.support.leases import expire_lease
 
 N, SAMPLED = 900, 300
 SEARCH = {"documents": SAMPLED, "etas": [0.5, 0.9], "strengths": [1, 10], "head": "linear", "words": "off", "l1": []}
@@ -121,13 +122,14 @@ def test_both_ways_give_the_same_classifier(in_one_pass: Training, in_two_passes
 
 def test_the_heads_are_fitted_on_all_labelled_documents(in_two_passes: Training) -> None:
     """Not on the sample: the heads of the search differ from the registered ones."""
-    model = Store(in_two_passes.settings.store) / "model"
+    model, own = Store(in_two_passes.settings.store) / "model", in_two_passes.report.fingerprint[:16]
     of_sample, of_all, registered = (
-        load_tensors(model.read(f"{folder}model.safetensors") or b"") for folder in ("heads/", "heads/all/", "")
+        load_tensors((model / folder).read("model.safetensors") or b"")
+        for folder in (f"{own}/heads", f"{own}/heads/all", "")
     )
     assert np.abs(of_sample["0.coef"] - of_all["0.coef"]).max() > 0.01
     np.testing.assert_array_equal(registered["0.coef"], of_all["0.coef"])
-    data = in_two_passes.labels.training_data(in_two_passes.settings, "cpu")
+    data = in_two_passes.labels.training_data(in_two_passes.settings)
     assert len(data.rows) == SAMPLED
     assert data.not_sampled is not None
     assert len(data.all_rows) == sum(in_two_passes.report.results.counts[split] for split in ("train", "valid"))
@@ -211,12 +213,6 @@ def test_other_neurons_replace_those_of_a_second_pass(folder: Path, tmp_path: Pa
 def folders(store: Store) -> set[str]:
     """The folders of a store, that of the lease aside."""
     return {key.split("/")[0] for key in store.list()} - {"_lease"}
-
-
-def expire_lease(store: Store) -> None:
-    """Mark the lease on a store as ended, as if its holder had been silent for too long."""
-    [key] = [key for key in store.list() if key.startswith("_lease/")]
-    store.write_json(key, store.read_json(key) | {"ended": True})
 
 
 def test_a_driver_that_wakes_after_its_successor_leaves_its_neurons_alone(
@@ -409,7 +405,7 @@ def test_a_second_pass_leaves_out_documents_that_serve_for_nothing(in_two_passes
     assert training.features.extracted is not None
     left_out = [labels.splits[row] for row in np.setdiff1d(np.arange(N), training.features.extracted)]
     assert len(seen) + len(tested) + left_out.count("dropped") == len(left_out)
-    data = labels.training_data(training.settings, "cpu")
+    data = labels.training_data(training.settings)
     assert 0 < len(data.rows) < SAMPLED
     assert np.isin(data.rows, training.features.extracted).all(), "choices are made on what has all neurons"
 

@@ -31,6 +31,7 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
+from pipelines.storage.stage_plan import read_plan
 from pipelines.training.evaluate import run_evaluate
 from pipelines.training.fit_probes import read_words, run_probe
 from pipelines.training.train import run_train
@@ -96,6 +97,14 @@ class Project:
         return parse_settings({**tree, **changes})
 
 
+def stage_results(settings: Settings, stage: str) -> Store:
+    """The folder of a stage's results, which is named after its plan."""
+    store = Store(settings.store) / stage
+    plan = read_plan(store, dict[str, Any])
+    assert plan is not None
+    return store / plan.folder
+
+
 def test_a_run_trains_and_registers_a_challenger_and_writes_its_report(project: Project) -> None:
     """Every stage runs. report.json holds the table of contenders, the fingerprint and the counts."""
     assert project.events == [("extract", False), ("probe", False), ("train", False)]
@@ -113,7 +122,7 @@ def test_a_run_trains_and_registers_a_challenger_and_writes_its_report(project: 
 
 def test_words_that_are_wanted_later_leave_the_probes_as_they_are(project: Project) -> None:
     """They are fitted once, beside the probes and the ridge regression of a training without words."""
-    store = Store(project.settings.store) / "probes"
+    store = stage_results(project.settings, "probes")
     before = {key: store.read(key) for key in store.list() if key.endswith((".safetensors", ".ridge"))}
     assert before
     assert not store.exists("words.tfidf")
@@ -153,21 +162,26 @@ def test_a_second_run_resumes_and_computes_nothing(project: Project, monkeypatch
 
 def test_lost_shards_and_probes_are_computed_again_with_the_same_bytes(project: Project) -> None:
     """A store that has lost a shard, a probe and its manifests, as after a crash, is restored by a second run."""
-    store, probe = Store(project.settings.store), "probes/ffn.02.max.safetensors"
+    store = Store(project.settings.store)
+    features, probes = (stage_results(project.settings, name) for name in ("features", "probes"))
 
-    def list_files() -> list[str]:
-        """The documents and the features of the shard, whose names have the number of the run in them."""
-        return sorted(key for key in store.list("features/parts") if key.startswith("features/parts/000002-"))
+    def read_files() -> dict[str, bytes | None]:
+        """The probe, and documents and features of the shard, whose names have the number of the run in them."""
+        keys = sorted(key for key in features.list("parts") if key.startswith("parts/000002-"))
+        files = {key.partition(".")[2]: features.read(key) for key in keys}
+        return {**files, "probe": probes.read("ffn.02.max.safetensors")}
 
-    files = list_files()
-    assert [key.partition(".")[2] for key in files] == ["documents.parquet", "features.parquet"]
-    before = [store.read(key) for key in (*files, probe)]
-    other_shard = store.read_json("features/parts/000001.json")
-    for key in [*files, "features/parts/000002.json", probe, "features/manifest.json", "probes/manifest.json"]:
+    before, other_shard = read_files(), features.read_json("parts/000001.json")
+    assert list(before) == ["documents.parquet", "features.parquet", "probe"]
+    for key in features.list("parts"):
+        if key.startswith("parts/000002"):
+            features.delete(key)
+    probes.delete("ffn.02.max.safetensors")
+    for key in ("features/manifest.json", "probes/manifest.json"):
         store.delete(key)
     run_workflow(project.without_ray)
-    assert [store.read(key) for key in (*list_files(), probe)] == before
-    assert store.read_json("features/parts/000001.json") == other_shard
+    assert read_files() == before
+    assert features.read_json("parts/000001.json") == other_shard
 
 
 def test_changed_settings_are_refused_with_both_values(project: Project) -> None:

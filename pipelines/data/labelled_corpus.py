@@ -1,0 +1,165 @@
+"""A labelled corpus, read and checked once before any work is spent on it."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.data.arrow_strings import ArrowStrings
+from pipelines.data.readers import ALL_COLUMNS, FIELDS, Documents, read_shard
+from pipelines.data.shards import Shard
+from pipelines.data.text_values import is_unicode
+from spin.errors import UserError
+from spin.labels.label_space import Label
+from spin.labels.split_groups import choose_group, hash_text
+from spin.labels.splits import SPLITS
+from spin.settings import DataSettings
+
+
+@dataclass(frozen=True)
+class LabelledCorpus:
+    """The checked documents of a labelled corpus, in plan order."""
+
+    ids: Sequence[str]
+    labels: Sequence[Label]
+    splits: Sequence[str | None]
+    """None where the settings name no split column"""
+    text_hashes: Sequence[int]
+    groups: Sequence[int]
+    """see `spin.labels.split_groups`"""
+    texts: Sequence[str]
+    """of the first documents, as many as requested"""
+    shard_rows: Sequence[int]
+    """number of documents in each shard"""
+
+
+def read_labelled(shards: Sequence[Shard], data: DataSettings, *, keep_texts: int | None = 0) -> LabelledCorpus:
+    """Read and check a labelled corpus; of each document about 60 bytes stay in memory, and its id.
+
+    `keep_texts` is the number of texts to keep, counted from the first document; None keeps all. An empty list is a
+    label: the document belongs to no class. Raises UserError, naming file and row, for the first of: an id or label
+    that is null, a list of labels with an element that is not a name, a text that is empty or not a string, lone
+    surrogates in any of these, an id that occurs twice, a split other than train, valid and test; and for a group
+    column that holds nothing but nulls.
+    """
+    reader = _Reader(data, keep_texts)
+    for shard in shards:
+        reader.read(shard)
+    return reader.finish()
+
+
+@dataclass
+class _Reader:
+    """The columns read so far. Equal labels share one object, and ids are Arrow strings once their shard is read."""
+
+    data: DataSettings
+    keep_texts: int | None
+    shards: list[Shard] = field(default_factory=list)
+    shard_rows: list[int] = field(default_factory=list)
+    id_chunks: list[pa.Array] = field(default_factory=list)
+    id_hashes: array[int] = field(default_factory=lambda: array("q"))
+    labels: list[Label] = field(default_factory=list)
+    splits: list[str | None] = field(default_factory=list)
+    text_hashes: array[int] = field(default_factory=lambda: array("Q"))
+    groups: array[int] = field(default_factory=lambda: array("Q"))
+    grouped: bool = False
+    """whether any document has a value of the group column"""
+    texts: list[str] = field(default_factory=list)
+    known: dict[Hashable, Label] = field(default_factory=dict)
+    """every label that has occurred, by its value"""
+
+    def read(self, shard: Shard) -> None:
+        """Add the documents of a shard."""
+        documents, ids = read_shard(shard, self.data, columns=ALL_COLUMNS), list[str]()
+        self.shards.append(shard)
+        mistake = self._add_rows(documents, ids)
+        self.id_chunks.append(pa.array(ids, pa.string()))
+        self.shard_rows.append(len(ids))
+        if mistake:
+            self._raise_for_repeated_id()  # of a row before
+            self._fail(len(self.shards) - 1, len(ids), mistake)
+
+    def _add_rows(self, documents: Documents, ids: list[str]) -> str | None:
+        """Add the rows before the first mistake, their ids to `ids`; return what is wrong, None if nothing is."""
+        for row, (id, text, label, split, group) in enumerate(
+            zip(*(getattr(documents, name) for name in FIELDS), strict=True)
+        ):
+            mistake = documents.malformed.get(row) or _find_mistake(id, text, label, split, self.data)
+            if mistake:
+                return mistake
+            ids.append(id)
+            self.id_hashes.append(hash(id))
+            self.labels.append(self.known.setdefault(label if isinstance(label, str) else tuple(label), label))
+            self.splits.append(None if split is None else sys.intern(split))
+            self.text_hashes.append(hash_text(text))
+            self.groups.append(choose_group(self.text_hashes[-1], group))
+            self.grouped = self.grouped or group is not None
+            if self.keep_texts is None or len(self.texts) < self.keep_texts:
+                self.texts.append(text)
+        return None
+
+    def finish(self) -> LabelledCorpus:
+        """The corpus of all shards that were read."""
+        self._raise_for_repeated_id()
+        if self.data.group and self.labels and not self.grouped:
+            raise UserError(
+                f"data.group: '{self.data.group}' is null in all {len(self.labels):,} documents; expected a column "
+                "with values, or leave the setting out"
+            )
+        return LabelledCorpus(
+            self._ids(), self.labels, self.splits, self.text_hashes, self.groups, self.texts, self.shard_rows
+        )
+
+    def _ids(self) -> ArrowStrings:
+        return ArrowStrings(pa.chunked_array(self.id_chunks, pa.string()))
+
+    def _raise_for_repeated_id(self) -> None:
+        """Raise UserError for the first row whose id a row before has.
+
+        Ids are compared where their hashes are equal, which takes a third of the memory of a set of all ids.
+        """
+        hashes = np.frombuffer(self.id_hashes, np.int64)
+        order = np.argsort(hashes, kind="stable")
+        later = np.sort(order[1:][hashes[order[1:]] == hashes[order[:-1]]])
+        if not len(later):
+            return
+        ids = self._ids()
+        for row in later.tolist():
+            if any(ids[other] == ids[row] for other in np.flatnonzero(hashes[:row] == hashes[row]).tolist()):
+                borders = np.cumsum(self.shard_rows)
+                shard = int(np.searchsorted(borders, row, side="right"))
+                self._fail(
+                    shard,
+                    row - int(borders[shard]) + self.shard_rows[shard],
+                    f"the id '{ids[row]}' was seen before; expected unique ids in '{self.data.id}'",
+                )
+
+    def _fail(self, number: int, row: int, mistake: str) -> NoReturn:
+        """Raise UserError for a row of the shard with this number."""
+        shard = self.shards[number]
+        first = 0 if shard.by_bytes else shard.start
+        after = f" after byte {shard.start}" if shard.by_bytes and shard.start else ""
+        raise UserError(f"{shard.uri} row {first + row}{after}: {mistake}")
+
+
+def _find_mistake(id: str | None, text: Any, label: Label | None, split: str | None, data: DataSettings) -> str | None:
+    """What is wrong with a document, its id apart from others; None if nothing is."""
+    if not id:
+        return f"the id ({data.id}) is null; expected a unique one"
+    labels = label if isinstance(label, list) else [label]
+    for name, value in ((data.id, id), (data.text, text), *((data.label, label) for label in labels)):
+        if isinstance(value, str) and not is_unicode(value):
+            return f"'{name}' holds lone surrogates, expected Unicode"
+    if not isinstance(text, str) or not text.strip():
+        return f"the text ({data.text}) is {'empty' if isinstance(text, str) else 'not text'}; leave the row out"
+    if label is None:
+        return f"the label ({data.label}) is null; label the row or leave it out"
+    if data.split and split not in SPLITS:
+        return f"the split ({data.split}) is {split!r}; expected train, valid or test"
+    return None

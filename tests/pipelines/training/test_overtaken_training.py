@@ -1,0 +1,216 @@
+"""A training that is suspended, and wakes while another with other settings works in its store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.data.shards import Shard
+from pipelines.registry.versions import Registry
+from pipelines.service_errors import HeldError
+from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store
+from pipelines.storage.shard_log import Attempt, StepResult
+from pipelines.training import fit_heads, fit_probes, train
+from pipelines.training.extract_features import ExtractStep, load_features, run_extract
+from pipelines.training.fit_probes import run_probe
+from pipelines.training.train import run_train
+from pipelines.training.workflow import run_stages, run_workflow
+from spin.errors import UserError
+from spin.settings import Settings, parse_settings
+from spin.sparsify.probe import Probe
+from tests.support import tiny
+from tests.support.leases import expire_lease
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 400 documents and a backbone."""
+    folder = tmp_path_factory.mktemp("overtaken")
+    tiny.save_bert(folder / "bert")
+    table = pa.Table.from_pylist(tiny.make_documents(400, ("good", "bad")))
+    pq.write_table(table, folder / "train.parquet", row_group_size=100)
+    return folder
+
+
+def make_settings(folder: Path, store: Path, **changes: Any) -> Settings:
+    """Settings that run every stage in this process."""
+    tree = {
+        "backbone": {"model": str(folder / "bert"), "dtype": "float32", "device": "cpu"},
+        "data": {"train": str(folder / "train.parquet")},
+        "store": str(store),
+        "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{store}.db"},
+        "ray": {"workers": 0, "shard_documents": 100},
+        "probe": {"penalties": 4},
+        "search": {"etas": [0.5, 0.9], "strengths": [1, 10], "head": "linear", "words": "off", "l1": []},
+        "train": {"baselines": False},
+    }
+    return parse_settings({**tree, **changes})
+
+
+class Suspended:
+    """A stage that runs in a thread, sleeps where it calls `sleep`, and goes on when its successor calls `wake`."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        self._run = run
+        self._asleep, self._woken = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._catch)
+        self.error: Exception | None = None
+
+    def start(self) -> None:
+        """Start the stage and return when it sleeps."""
+        self._thread.start()
+        while self._thread.is_alive() and not self._asleep.wait(0.1):
+            pass
+        assert self._asleep.is_set(), self.error
+
+    def is_running_here(self) -> bool:
+        """Whether this is called by the suspended stage."""
+        return threading.current_thread() is self._thread
+
+    def sleep(self) -> None:
+        self._asleep.set()
+        assert self._woken.wait(600)
+
+    def wake(self) -> None:
+        """Let the stage go on, and return when it has ended."""
+        self._woken.set()
+        self._thread.join()
+
+    def _catch(self) -> None:
+        try:
+            self._run()
+        except Exception as error:
+            self.error = error
+
+
+@pytest.fixture(autouse=True)
+def _suspended_processes_renew_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lease, "_renew", lambda lease: None)
+
+
+def overtake(suspended: Suspended, store: Store, successor: Callable[[], T]) -> T:
+    """Start a stage, let it sleep beyond its lease, and run its successor, which wakes it; return what this returns."""
+    suspended.start()
+    expire_lease(store)
+    result = successor()
+    assert isinstance(suspended.error, HeldError)
+    return result
+
+
+def test_a_shard_of_an_overtaken_extraction_is_not_among_those_of_its_successor(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written after the successor has planned, and before it computes this shard."""
+    settings = make_settings(folder, tmp_path / "store", poolings=["max"])
+    changed = make_settings(folder, tmp_path / "store", poolings=["mean"])
+    suspended, compute = Suspended(lambda: run_extract(settings)), ExtractStep.__call__
+
+    def call(step: ExtractStep, shard: Shard, attempt: Attempt) -> StepResult[Any]:
+        result = compute(step, shard, attempt)
+        if suspended.is_running_here() and shard.index == 3:
+            suspended.sleep()
+        elif shard.index == 0 and not suspended.is_running_here():
+            suspended.wake()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExtractStep, "__call__", call)
+        overtake(suspended, Store(settings.store) / "features", lambda: run_extract(changed, restart=True))
+    plan, manifest, features = load_features(changed)
+    assert all(key.startswith(f"{plan.folder}/") for shard in manifest.results.shards for key in shard.files)
+    clean = make_settings(folder, tmp_path / "clean", poolings=["mean"])
+    run_extract(clean)
+    _, _, expected = load_features(clean)
+    for column in expected.columns:
+        assert features.read_rows(column, range(400)).tolist() == expected.read_rows(column, range(400)).tolist()
+
+
+def test_a_probe_of_an_overtaken_stage_is_not_among_those_of_its_successor(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(folder, tmp_path / "store")
+    changed = make_settings(folder, tmp_path / "store", metric="accuracy", probe={"penalties": 3})
+    run_extract(settings)
+    suspended, fit, fitted = Suspended(lambda: run_probe(settings)), fit_probes.fit_probes, list[str]()
+    _, _, features = load_features(settings)
+    sites = len({column.site for column in features.probed})
+
+    def fit_and_sleep(activations: Any, *args: Any) -> Sequence[Probe]:
+        probes = fit(activations, *args)
+        if suspended.is_running_here():
+            fitted.append(str(next(iter(activations)).site))
+            if len(fitted) == sites:
+                suspended.sleep()
+        elif str(next(iter(activations)).site) == fitted[0]:
+            suspended.wake()
+        return probes
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_probes, "fit_probes", fit_and_sleep)
+        _, manifest = overtake(suspended, Store(settings.store) / "probes", lambda: run_probe(changed, restart=True))
+    clean = make_settings(folder, tmp_path / "clean", metric="accuracy", probe={"penalties": 3})
+    run_stages(clean, ["extract"])
+    _, expected = run_probe(clean)
+    assert manifest.results.probes == expected.results.probes
+
+
+def test_heads_and_a_version_of_an_overtaken_training_are_not_those_of_its_successor(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has fitted its heads when it sleeps, and writes them before its successor looks for its own."""
+    settings = make_settings(folder, tmp_path / "store")
+    search = {**settings.search.model_dump(), "etas": [0.8]}
+    changed = make_settings(folder, tmp_path / "store", search=search)
+    run_stages(settings, ["extract", "probe"])
+    suspended = Suspended(lambda: run_train(settings, Registry(settings)))
+    integrate, estimate_compute = fit_heads.integrate, train.relative_flops
+
+    def sleep(*args: Any, **kwargs: Any) -> Any:
+        result = integrate(*args, **kwargs)
+        if suspended.is_running_here():
+            suspended.sleep()
+        return result
+
+    def wake(*args: Any) -> Any:
+        if not suspended.is_running_here():
+            suspended.wake()
+        return estimate_compute(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_heads, "integrate", sleep)
+        patch.setattr(train, "relative_flops", wake)
+        report = overtake(
+            suspended,
+            Store(settings.store) / "model",
+            lambda: run_train(changed, Registry(changed), restart=True),
+        )
+    clean = make_settings(folder, tmp_path / "clean", search=search)
+    assert report.results.choice == run_workflow(clean).results.choice
+    assert [version.number for version in Registry(changed).versions()] == [report.registered.version]
+
+
+def test_an_artifact_that_another_training_wrote_is_not_registered(folder: Path, tmp_path: Path) -> None:
+    """Such as one that slept while it wrote the files of its own."""
+    settings = make_settings(folder, tmp_path / "store")
+    run_stages(settings, ["extract", "probe", "train"])
+    store, registry = Store(settings.store) / "model", Registry(settings)
+    for key in store.list():
+        if "/registered/" in key:
+            store.delete(key)
+    neurons = store.read("neurons.json")
+    store.write("neurons.json", b"[]")
+    with pytest.raises(UserError, match=r"model holds another training's neurons\.json; start over with --restart"):
+        run_train(settings, registry)
+    assert neurons is not None
+    store.write("neurons.json", neurons)
+    run_train(settings, registry)
+    assert len(registry.versions()) == 2

@@ -1,0 +1,11 @@
+"""Leases that end while their holder believes to hold them."""
+
+from __future__ import annotations
+
+from pipelines.storage.object_store import Store
+
+
+def expire_lease(store: Store) -> None:
+    """Mark the lease on a store as ended, as if its holder had been silent for too long."""
+    [key] = [key for key in store.list("_lease") if key.startswith("_lease/")]
+    store.write_json(key, store.read_json(key) | {"ended": True})
