@@ -100,15 +100,15 @@ class Labels:
 
         Raises UserError for classes that cannot be learned, as `LabelSpace.of` does.
         """
-        table = features.documents(["id", "label", "split", "text_hash", "group"])
-        ids = ArrowStrings(table["id"])
-        labels, given = (shared_values(table[name]) for name in ("label", "split"))
-        text_hashes, groups = (table[name].to_numpy() for name in ("text_hash", "group"))
+        names = ["id", "label", "split", "text_hash", "group"]
+        columns = dict(zip(names, features.documents(names).columns, strict=True))  # each is given up once it is read
+        ids = ArrowStrings(columns.pop("id"))
+        labels, given = (shared_values(columns.pop(name)) for name in ("label", "split"))
+        text_hashes, groups = (columns.pop(name).to_numpy() for name in ("text_hash", "group"))
         splits = split_all(ids, given, text_hashes, groups, settings, frozen=frozen)
         label_space = LabelSpace.of(labels, splits, groups)
         overlap = _find_overlap(splits, text_hashes, groups)
-        del table, text_hashes
-        pa.default_memory_pool().release_unused()  # Arrow would keep the memory of the table
+        pa.default_memory_pool().release_unused()  # Arrow would keep the memory of the columns
         return cls(ids, label_space, label_space.index(labels), splits, groups, overlap, features.extracted)
 
     @property

@@ -122,7 +122,7 @@ class LabelSpace:
     def strata(self, y: Targets) -> NDArray[np.int64]:
         """(n,) a single class per document to stratify by: its own, or the rarest of its list (K for an empty list)."""
         if y.ndim == 1:
-            return y.astype(np.int64)
+            return y.astype(np.int64, copy=False)
         counts = y.sum(0)
         ranked = np.argsort(counts, kind="stable")
         first = y[:, ranked].argmax(1)
