@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import process_time
 from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -241,6 +241,16 @@ class FittedSpin:
     probing: Mapping[Site, float]
     """seconds of each site's probes"""
     word_seconds: float
+    _classifiers: dict[int, FittedClassifier] = field(default_factory=dict)
+    """of the candidates that were fitted so far, by their places in `search.tried`"""
+
+    def fit_candidate(self, candidate: Candidate) -> FittedClassifier:
+        """The classifier of a candidate of the search, with no early exits; that of several rows is fitted once."""
+        place = next(place for place, tried in enumerate(self.search.tried) if tried is candidate)
+        if place not in self._classifiers:
+            fitter = CandidateFitter(self.search, CascadeSettings(max_loss=0), DecisionSettings())
+            self._classifiers[place] = fitter.fit(candidate)
+        return self._classifiers[place]
 
 
 def fit_spin(exam: Exam) -> FittedSpin:
@@ -323,8 +333,7 @@ def neurons_and_words(exam: Exam, fitted_spin: FittedSpin) -> Answer:
 
 def _best_candidate(name: str, exam: Exam, fitted_spin: FittedSpin, candidates: Sequence[Candidate]) -> Answer:
     """The choice `accuracy` among some candidates of the search, with no early exits."""
-    chosen = one_standard_error_choice(candidates, exam.folds)
-    fitted = CandidateFitter(fitted_spin.search, CascadeSettings(max_loss=0), DecisionSettings()).fit(chosen)
+    fitted = fitted_spin.fit_candidate(one_standard_error_choice(candidates, exam.folds))
     return _fitted_answer(name, exam, fitted, fitted_spin.words, fitted_spin.seconds)
 
 
