@@ -69,29 +69,95 @@ def fit_linear(
     stops weakly regularised heads early, which regularises them a little more. So the heads of the search and the final
     head must use the same tolerance.
     """
-    p = design.features.shape[1]
+    problem = _RowSpace.of(design) if _is_wide(design, penalties) else _FeatureSpace.of(design)
+    width = len(problem.scales) - 1
     targets, weights = (design.tensor(values)[:, None] for values in (design.has, design.weights))
-    scales = torch.ones(p + 1, 1, 1, device=design.device)
-    scales[:p, 0, 0] = design.tensor(design.unit)
     l2 = design.tensor(np.array([[1 / (penalty.strength * design.count) for penalty in penalties]]))
     null_model = Regressions(
-        design.blocks(),
+        problem.blocks,
         targets,
         weights,
-        scales,
+        problem.scales,
         torch.zeros_like(l2),
         l2,
         exclusive=design.exclusive,
         group=design.group,
+        basis=problem.basis,
     )
     share = design.group.all_reduce((weights * targets).sum(0)).clamp(1e-6, 1 - 1e-6)
-    start = torch.zeros(1, p + 1, len(penalties), targets.shape[2], device=design.device)
-    start[:, p] = share.log() if design.exclusive else share.logit()
+    start = torch.zeros(1, width + 1, len(penalties), targets.shape[2], device=design.device)
+    start[:, width] = share.log() if design.exclusive else share.logit()
     steepest = null_model.steepest(start)
     l1 = steepest * design.tensor(np.array([[penalty.l1 for penalty in penalties]]))
-    solution = replace(null_model, l1=l1).solve(start, tolerance * steepest, max_checks)[0] * scales
-    coefs = solution.permute(1, 2, 0).cpu().numpy()
-    return [LinearHead(np.ascontiguousarray(V[:, :p]), np.ascontiguousarray(V[:, p])) for V in coefs]
+    solution = replace(null_model, l1=l1).solve(start, tolerance * steepest, max_checks)[0]
+    coefs, intercepts = problem.coefs(solution[:width]), solution[width]
+    return [
+        LinearHead(np.ascontiguousarray(coef), np.ascontiguousarray(intercept))
+        for coef, intercept in zip(coefs.permute(1, 2, 0).cpu().numpy(), intercepts.cpu().numpy(), strict=True)
+    ]
+
+
+def _is_wide(design: Design, penalties: Sequence[Penalty]) -> bool:
+    """Whether it is faster to solve in the space that the rows span: there are far fewer of them than features.
+
+    The rows must all be here, and no penalty may depend on the coordinates.
+    """
+    n, p = design.features.shape
+    return 2 * n <= p and design.features.in_memory and design.group.size == 1 and not any(q.l1 for q in penalties)
+
+
+@dataclass(frozen=True)
+class _FeatureSpace:
+    """The problem in the weights of the features."""
+
+    blocks: Iterable[torch.Tensor]
+    """(1, m, p + 1) each"""
+    scales: torch.Tensor
+    """(p + 1, 1, 1)"""
+    basis: None = None
+
+    @classmethod
+    def of(cls, design: Design) -> _FeatureSpace:
+        p = design.features.shape[1]
+        scales = torch.ones(p + 1, 1, 1, device=design.device)
+        scales[:p, 0, 0] = design.tensor(design.unit)
+        return cls(design.blocks(), scales)
+
+    def coefs(self, solution: torch.Tensor) -> torch.Tensor:
+        """The coefficients (p, B, K) of a solution."""
+        return solution * self.scales[:-1]
+
+
+@dataclass(frozen=True)
+class _RowSpace:
+    """The same problem in coordinates of the space that the scaled rows span.
+
+    Under a ridge penalty alone the best weights lie in it, since what is orthogonal to all rows only adds to their
+    length (the representer theorem: Kimeldorf & Wahba 1971).
+    """
+
+    blocks: list[torch.Tensor]
+    """(1, n, n + 1)"""
+    scales: torch.Tensor
+    """(n + 1, 1, 1) of ones"""
+    basis: torch.Tensor
+    """(p, n) orthonormal"""
+    unit: torch.Tensor
+    """(p,) the scales of the features"""
+
+    @classmethod
+    def of(cls, design: Design) -> _RowSpace:
+        unit = design.tensor(design.unit)
+        [block] = design.blocks()
+        basis, coordinates = torch.linalg.qr((block[0, :, :-1] * unit).T)
+        ones = torch.ones(len(coordinates), 1, device=design.device)
+        scales = torch.ones(len(coordinates) + 1, 1, 1, device=design.device)
+        return cls([torch.cat([coordinates.T, ones], 1)[None]], scales, basis, unit)
+
+    def coefs(self, solution: torch.Tensor) -> torch.Tensor:
+        """The coefficients (p, B, K) of a solution."""
+        coefs = (self.basis @ solution.flatten(1)).unflatten(1, solution.shape[1:])
+        return coefs * self.unit[:, None, None]
 
 
 @dataclass(frozen=True)

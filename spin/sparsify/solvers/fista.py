@@ -39,6 +39,9 @@ class Regressions:
     """whether a row has exactly one of the outputs (softmax), or each is independent (sigmoid)"""
     group: ProcessGroup
     """the processes that hold the other rows"""
+    basis: Tensor | None = None
+    """(p, width) orthonormal, if V are coordinates in it of weights of p features: violations and slopes are those of
+    the features, as without a basis. An l1 penalty, which depends on the coordinates, must be 0 then"""
 
     def solve(self, start: Tensor, limit: Tensor, max_checks: int) -> Tensor:
         """The minimisers (P, width + 1, B, K), to within a violation of `limit` (P, B) of the optimality conditions.
@@ -69,7 +72,13 @@ class Regressions:
             scores = self.scores(V, self.scales)
             residuals = self.weights * (self.probabilities(scores) - self.targets)
             gradient = self.gradient(lambda rows: residuals[:, rows], self.scales)
-            return gradient[:, :-1].abs().amax((1, 3))
+            return self.of_features(gradient[:, :-1]).abs().amax((1, 3))
+
+    def of_features(self, slopes: Tensor) -> Tensor:
+        """The slopes (P, p, B, K) with respect to the weights of the features, of those (P, width, B, K) of V."""
+        if self.basis is None:
+            return slopes
+        return (self.basis @ slopes.flatten(2)).unflatten(2, slopes.shape[2:])
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """The probability of each output, (…, K)."""
@@ -207,8 +216,11 @@ class _Batch:
         self.scores, self.old_scores = of.scores(self.V, self.scales), of.scores(self.old_V, self.scales)
         gradient = of.gradient(lambda rows: self._residual(of, self.scores[:, rows], rows), self.scales)
         V, l1, l2 = self.V[:, :-1], self.l1[:, None, :, None], self.l2[:, None, :, None]
-        slope = gradient[:, :-1] + l2 * V
-        distance = torch.where(V != 0, (slope + l1 * V.sign()).abs(), (slope.abs() - l1).clamp(min=0))
+        slope = of.of_features(gradient[:, :-1] + l2 * V)
+        if of.basis is None:
+            distance = torch.where(V != 0, (slope + l1 * V.sign()).abs(), (slope.abs() - l1).clamp(min=0))
+        else:
+            distance = slope.abs()
         return torch.maximum(distance.amax((1, 3)), gradient[:, -1].abs().amax(2))
 
     def _shrink(self, V: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 import spin.integrate.feature_rows
+import spin.integrate.fit_linear as fit_linear_module
 from spin.arrays import Floats
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.integrate.feature_rows import FeatureRows
@@ -234,6 +235,37 @@ def test_features_in_a_file_give_the_same_heads(exclusive: bool, monkeypatch: py
     for in_memory, streamed in zip(*fits, strict=True):
         np.testing.assert_allclose(streamed.coef, in_memory.coef, atol=1e-3)
         np.testing.assert_allclose(streamed.intercept, in_memory.intercept, atol=1e-3)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("classes", "exclusive"), [(2, True), (3, True), (3, False)])
+def test_heads_on_far_more_features_than_rows_are_the_same_in_the_space_of_the_rows(
+    classes: int, exclusive: bool, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if rows repeat, which then span fewer dimensions."""
+    design = make_design(classes, exclusive=exclusive, weighted=weighted)
+    few = np.r_[0:30, 0:10]
+    noise = np.random.default_rng(1).normal(size=(len(few), 100)).astype(np.float32)
+    noise[30:] = noise[:10]
+    weights = design.weights[few]
+    wide = replace(
+        design,
+        features=FeatureRows(np.concatenate([matrix(design)[few], noise], axis=1)),
+        has=design.has[few],
+        weights=weights / weights.sum(0),
+        scales=np.concatenate([design.scales, np.linspace(0.2, 0.9, 100, dtype=np.float32)]),
+    )
+    penalties = [Penalty(0.3), Penalty(30.0)]
+    assert fit_linear_module._is_wide(wide, penalties)
+    assert not fit_linear_module._is_wide(wide, [Penalty(0.3, 0.1)])
+    in_row_space = fit_linear(wide, penalties, tolerance=1e-5, max_checks=200)
+    for head, penalty in zip(fit_linear(wide, penalties), penalties, strict=True):
+        assert kkt_violation(wide, head, penalty) < 3.1e-3
+    monkeypatch.setattr(fit_linear_module, "_is_wide", lambda *_: False)
+    in_feature_space = fit_linear(wide, penalties, tolerance=1e-5, max_checks=200)
+    for head, expected in zip(in_row_space, in_feature_space, strict=True):
+        np.testing.assert_allclose(head.coef, expected.coef, atol=1e-3)
+        np.testing.assert_allclose(head.intercept, expected.intercept, atol=1e-3)
 
 
 @settings(max_examples=60, deadline=None)
