@@ -72,6 +72,7 @@ INTAKE, WORKFLOW, WORKERS, ISOLATION, SIGNALS = (
     "tests/pipelines/workers/test_fault_isolation.py",
     "tests/jobs/test_signals.py",
 )
+OVERTAKEN = "tests/pipelines/training/test_overtaken_training.py"
 TABLES = "pipelines/nightly/tables"
 
 GUARANTEES = (
@@ -468,6 +469,30 @@ GUARANTEES = (
                 "pipelines/workers/map_shards.py",
                 "answer = waiting.get(timeout=seconds)",
                 "answer = waiting.get()",
+            ),
+        ),
+    ),
+    Guarantee(
+        "what a training that was overtaken while it was suspended still writes is not among the results of its "
+        "successor",
+        (
+            Cut(
+                f"{OVERTAKEN}::test_a_shard_of_an_overtaken_extraction_is_not_among_those_of_its_successor",
+                "pipelines/storage/stage_plan.py",
+                "return self.fingerprint[:16]",
+                'return "results"',
+            ),
+            Cut(
+                "tests/pipelines/storage/test_stage_plan.py::"
+                "test_a_driver_that_sleeps_while_it_plans_a_restart_deletes_nothing_of_its_successor",
+                "pipelines/storage/stage_plan.py",
+                "lease.check()",
+            ),
+            Cut(
+                f"{OVERTAKEN}::test_an_artifact_that_another_training_wrote_is_not_registered",
+                "pipelines/training/train.py",
+                "if data is None or hashlib.sha256(data).hexdigest() != manifest.results.artifact[name]:",
+                "if data is None:",
             ),
         ),
     ),
