@@ -58,6 +58,10 @@ class Design:
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)
 
 
+_STEPS = 60
+"""that a batch of heads takes, about"""
+
+
 def fit_linear(
     design: Design, penalties: Sequence[Penalty], *, tolerance: float = 3e-3, max_checks: int = 20
 ) -> list[LinearHead]:
@@ -98,12 +102,15 @@ def fit_linear(
 
 
 def _is_wide(design: Design, penalties: Sequence[Penalty]) -> bool:
-    """Whether it is faster to solve in the space that the rows span: there are far fewer of them than features.
+    """Whether n rows are so few for p features that solving in the space that they span takes half the time.
 
-    The rows must all be here, and no penalty may depend on the coordinates.
+    Each row is multiplied by p weights of every output of every head in each step; there it is n coordinates, after a
+    factorisation that takes n p for each row. The rows must all be here, and no penalty may depend on the coordinates.
     """
     n, p = design.features.shape
-    return 2 * n <= p and design.features.in_memory and design.group.size == 1 and not any(q.l1 for q in penalties)
+    outputs = _STEPS * len(penalties) * design.has.shape[1]
+    faster = 2 * (n * p + n * outputs) <= p * outputs
+    return faster and design.features.in_memory and design.group.size == 1 and not any(q.l1 for q in penalties)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Regressions:
     def scores(self, V: Tensor, scales: Tensor) -> Tensor:
         """(P, n, B, K) of all rows."""
         weights = (scales * V).flatten(2)
-        return torch.cat([block @ weights for block in self.blocks], 1).unflatten(2, V.shape[2:])
+        return torch.cat([_multiply(block, weights) for block in self.blocks], 1).unflatten(2, V.shape[2:])
 
     def gradient(self, residual: Callable[[slice], Tensor], scales: Tensor) -> Tensor:
         """(P, width + 1, B, K) the gradient of the loss with respect to V, over the rows of the whole group.
@@ -108,8 +108,7 @@ class Regressions:
         total: Tensor | None = None
         for rows, block in self.rows():
             of_rows = residual(rows)
-            # few rows times X: a CPU multiplies that up to four times as fast as X transposed times few columns
-            slopes = of_rows.flatten(2).mT @ block
+            slopes = of_rows.flatten(2).mT @ block  # for the reason that `_multiply` gives
             total = slopes if total is None else total.add_(slopes)
         assert total is not None
         return self.group.all_reduce(total.mT.contiguous()).unflatten(2, of_rows.shape[2:]) * scales
@@ -203,7 +202,7 @@ class _Batch:
         scores, rise = torch.empty_like(self.scores), torch.zeros_like(self.curvature)
         weights = (self.scales * move).flatten(2)
         for rows, block in of.rows():
-            ahead, moved = self._ahead(pace, rows), (block @ weights).unflatten(2, move.shape[2:])
+            ahead, moved = self._ahead(pace, rows), _multiply(block, weights).unflatten(2, move.shape[2:])
             rise += (self.weights[:, rows] * of.bregman(of.probabilities(ahead), moved)).sum((1, 3))
             scores[:, rows] = ahead + moved
         return scores, of.group.all_reduce(rise)
@@ -229,6 +228,14 @@ class _Batch:
         shrunk = V.sign() * (V.abs() - l1).clamp(min=0) / (1 + l2)
         shrunk[:, -1] = V[:, -1]
         return shrunk
+
+
+def _multiply(block: Tensor, weights: Tensor) -> Tensor:
+    """(P, m, c) the product of a block (P, m, w) and weights (P, w, c) of few columns.
+
+    It is computed as a product of few rows, which a CPU multiplies two to four times as fast as few columns.
+    """
+    return (weights.mT @ block.mT).mT.contiguous()
 
 
 def _excess(m: Tensor) -> Tensor:

@@ -245,7 +245,7 @@ def test_heads_on_far_more_features_than_rows_are_the_same_in_the_space_of_the_r
     """Also if rows repeat, which then span fewer dimensions."""
     design = make_design(classes, exclusive=exclusive, weighted=weighted)
     few = np.r_[0:30, 0:10]
-    noise = np.random.default_rng(1).normal(size=(len(few), 100)).astype(np.float32)
+    noise = np.random.default_rng(1).normal(size=(len(few), 200)).astype(np.float32)
     noise[30:] = noise[:10]
     weights = design.weights[few]
     wide = replace(
@@ -253,7 +253,7 @@ def test_heads_on_far_more_features_than_rows_are_the_same_in_the_space_of_the_r
         features=FeatureRows(np.concatenate([matrix(design)[few], noise], axis=1)),
         has=design.has[few],
         weights=weights / weights.sum(0),
-        scales=np.concatenate([design.scales, np.linspace(0.2, 0.9, 100, dtype=np.float32)]),
+        scales=np.concatenate([design.scales, np.linspace(0.2, 0.9, 200, dtype=np.float32)]),
     )
     penalties = [Penalty(0.3), Penalty(30.0)]
     assert fit_linear_module._is_wide(wide, penalties)
