@@ -15,6 +15,7 @@ from pipelines.data.arrow_strings import ArrowStrings
 from pipelines.data.readers import ALL_COLUMNS, FIELDS, Documents, read_shard
 from pipelines.data.shards import Shard
 from pipelines.data.text_values import is_unicode
+from pipelines.service_errors import BadFileError
 from spin.errors import UserError
 from spin.labels.label_space import Label
 from spin.labels.split_groups import choose_group, hash_text
@@ -46,7 +47,7 @@ def read_labelled(shards: Sequence[Shard], data: DataSettings, *, keep_texts: in
     label: the document belongs to no class. Raises UserError, naming file and row, for the first of: an id or label
     that is null, a list of labels with an element that is not a name, a text that is empty or not a string, lone
     surrogates in any of these, an id that occurs twice, a split other than train, valid and test; and for a group
-    column that holds nothing but nulls.
+    column that holds nothing but nulls. Ids are compared after the last row, or at the first mistake.
     """
     reader = _Reader(data, keep_texts)
     for shard in shards:
@@ -76,7 +77,12 @@ class _Reader:
 
     def read(self, shard: Shard) -> None:
         """Add the documents of a shard."""
-        documents, ids = read_shard(shard, self.data, columns=ALL_COLUMNS), list[str]()
+        ids: list[str] = []
+        try:
+            documents = read_shard(shard, self.data, columns=ALL_COLUMNS)
+        except BadFileError:
+            self._raise_for_repeated_id()  # of a row before
+            raise
         self.shards.append(shard)
         mistake = self._add_rows(documents, ids)
         self.id_chunks.append(pa.array(ids, pa.string()))

@@ -20,6 +20,8 @@ from pipelines.storage.records import from_json, to_json
 from spin.errors import UserError
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
+_CONFIRMED_SECONDS = 1.0
+"""for which a lease counts as held while a store is cleared"""
 D = TypeVar("D")
 R = TypeVar("R")
 
@@ -104,6 +106,7 @@ def write_plan(
         _refuse(store, stage, metadata, stored)
     plan = StagePlan(stage, metadata, derive())
     _clear(store, lease)
+    lease.check()
     store.write_json(PLAN, {"stage": stage, "facts": metadata, "detail": to_json(plan.derived)})
     return plan
 
@@ -189,12 +192,13 @@ def _stored_fingerprint(stored: dict[str, Any]) -> str:
 def _clear(store: Store, lease: Lease) -> None:
     """Delete everything but the lease. The manifest goes first, so that a half-cleared store never looks finished.
 
-    What to delete is listed before the lease is confirmed: a driver that was suspended in between deletes nothing that
-    its successor has written.
+    The lease is confirmed again and again: a driver that was suspended meanwhile stops, before it deletes more of what
+    its successor has written. Raises HeldError then.
     """
     keys = [key for key in store.list() if not key.startswith("_lease/")]
     lease.check()
     for key in sorted(keys, key=lambda key: (key != MANIFEST, key != PLAN)):
+        lease.check(max_age=_CONFIRMED_SECONDS)
         store.delete(key)
 
 

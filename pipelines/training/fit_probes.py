@@ -76,13 +76,12 @@ def run_probe(
     start = time.perf_counter()
     with Lease(store) as lease:
         plan = write_plan(store, "probe", metadata, NothingDerived, NothingDerived, lease=lease, restart=restart)
-        manifest = find_manifest(store, plan, ProbeResults)
-        fitted = store / plan.folder
-        if manifest and (not _reads_words(settings) or fitted.exists(_WORDS)):  # words may be wanted later than probes
-            return plan, manifest
-        existing = set(fitted.list())
+        manifest, fitted = find_manifest(store, plan, ProbeResults), store / plan.folder
         keys = [key for column in features.probed for key in (_key(column), _ridge_key(column))]
-        if not existing.issuperset([*keys, *([_WORDS] if _reads_words(settings) else [])]):
+        lacks = {*keys, *([_WORDS] if _reads_words(settings) else [])} - set(fitted.list())
+        if manifest and not lacks:  # words may be wanted later than probes, and files may be lost
+            return plan, manifest
+        if lacks:
             _fit_all(settings, features, labels, Corpus(source.derived.shards, settings.data), fitted)
         lease.check()
         probes = [read_probe(fitted, column) for column in features.probed]
@@ -149,7 +148,7 @@ def read_words(store: Store) -> WordFit | None:
 def _read(store: Store, key: str) -> bytes:
     data = store.read(key)
     if data is None:
-        raise UserError(f"{store.uri} lacks {key}; start over with --restart")
+        raise UserError(f"{store.uri} lacks {key}; run the probe stage again")
     return data
 
 

@@ -163,7 +163,8 @@ def run_train(
 
     What was fitted before a registry failed to answer is kept; a later run only registers. `train.baselines` is no part
     of the plan, so a training that ended while it fitted them can go on without. Raises UserError if the
-    probe stage has not finished, UnavailableError if the registry does not answer.
+    probe stage has not finished, UnavailableError if the registry does not answer, HeldError if another run has taken
+    the store meanwhile.
     """
     extract_plan, extracted, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
@@ -182,7 +183,7 @@ def run_train(
     with Lease(store) as lease:
         plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, lease=lease, restart=restart)
         manifest = find_manifest(store, plan, TrainResults)
-        if manifest is None:
+        if manifest is None or _read_artifact(store, manifest) is None:
             manifest = _fit(
                 settings,
                 features,
@@ -197,8 +198,10 @@ def run_train(
                 source=extract_plan,
                 probe_fingerprint=probed.fingerprint,
             )
+        lease.check()
         registered = _register_once(settings, registry, labels, corpus, store, plan, manifest)
         report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
+        lease.check()
         Store(settings.store).write_json("report.json", report.to_json(extracted, probed))
         return report
 
@@ -353,6 +356,13 @@ def _evaluate(
     )
 
 
+def _read_artifact(store: Store, manifest: TrainManifest) -> dict[str, bytes] | None:
+    """The files of the artifact by name; None unless all are there and none is of another training."""
+    files = {name: store.read(name) or b"" for name in ARTIFACT}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return files if digests == manifest.results.artifact else None
+
+
 def _register_once(
     settings: Settings,
     registry: Registry,
@@ -384,13 +394,12 @@ def _register(
     for row in manifest.results.table:
         if row.name == "spin":
             metrics |= {"test_accuracy": row.accuracy, "test_macro_f1": row.macro_f1}
+    artifact = _read_artifact(store, manifest)
+    if artifact is None:
+        raise UserError(f"{store.uri}: another training has written files of its own meanwhile; run the command again")
     with tempfile.TemporaryDirectory() as folder:
-        for name in ARTIFACT:
-            data = store.read(name)
-            if data is None or hashlib.sha256(data).hexdigest() != manifest.results.artifact[name]:
-                found = "lacks" if data is None else "holds another training's"
-                raise UserError(f"{store.uri} {found} {name}; start over with --restart")
-            (Path(folder) / name).write_bytes(data)
+        for name, content in artifact.items():
+            (Path(folder) / name).write_bytes(content)
         record = TrainingRecord(
             params={
                 **best.model_dump(exclude={"part", "exits", "thresholds"}),

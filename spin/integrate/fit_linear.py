@@ -13,7 +13,7 @@ from spin.arrays import Floats
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.integrate.feature_rows import FeatureRows
 from spin.process_group import ProcessGroup
-from spin.sparsify.solvers.fista import Regressions
+from spin.sparsify.solvers.fista import Regressions, full_float32
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ _STEPS = 60
 """that a batch of heads takes, about"""
 
 
+@full_float32()
 def fit_linear(
     design: Design, penalties: Sequence[Penalty], *, tolerance: float = 3e-3, max_checks: int = 20
 ) -> list[LinearHead]:

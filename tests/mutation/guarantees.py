@@ -486,13 +486,20 @@ GUARANTEES = (
                 "tests/pipelines/storage/test_stage_plan.py::"
                 "test_a_driver_that_sleeps_while_it_plans_a_restart_deletes_nothing_of_its_successor",
                 "pipelines/storage/stage_plan.py",
-                "lease.check()",
+                'keys = [key for key in store.list() if not key.startswith("_lease/")]\nlease.check()',
+                'keys = [key for key in store.list() if not key.startswith("_lease/")]',
+            ),
+            Cut(
+                "tests/pipelines/storage/test_stage_plan.py::"
+                "test_a_driver_that_sleeps_while_it_clears_a_store_stops_before_it_deletes_more",
+                "pipelines/storage/stage_plan.py",
+                "lease.check(max_age=_CONFIRMED_SECONDS)",
             ),
             Cut(
                 f"{OVERTAKEN}::test_an_artifact_that_another_training_wrote_is_not_registered",
                 "pipelines/training/train.py",
-                "if data is None or hashlib.sha256(data).hexdigest() != manifest.results.artifact[name]:",
-                "if data is None:",
+                "return files if digests == manifest.results.artifact else None",
+                "return files",
             ),
         ),
     ),

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.service_errors import HeldError
+from pipelines.storage import stage_plan
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import (
@@ -69,7 +70,7 @@ def write(
     restart: bool = False,
 ) -> StagePlan[Derived]:
     """Write a plan, without a lease as if one were held."""
-    lease = lease or cast(Lease, SimpleNamespace(check=lambda: None))
+    lease = lease or cast(Lease, SimpleNamespace(check=lambda max_age=0: None))
     return write_plan(store, stage, metadata, Derived, derive, lease=lease, restart=restart)
 
 
@@ -231,6 +232,37 @@ def test_a_driver_that_sleeps_while_it_plans_a_restart_deletes_nothing_of_its_su
     assert plan.metadata == {"metric": "f1"}
     assert find(folder, plan) is not None
     assert folder.read(f"{plan.folder}/parts/000000.json") == b"new"
+
+
+def test_a_driver_that_sleeps_while_it_clears_a_store_stops_before_it_deletes_more(
+    folder: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes no plan over that of its successor either."""
+    monkeypatch.setattr(stage_plan, "_CONFIRMED_SECONDS", 0.0)
+    monkeypatch.setattr(Lease, "_renew", lambda lease: None)
+    write(folder, "extract", METADATA)
+    for number in range(5):
+        folder.write(f"parts/{number}", b"old")
+    with Lease(folder) as lease:
+        deleted: list[str] = []
+
+        def delete(store: Store, key: str, *, delete: Any = Store.delete) -> None:
+            delete(store, key)
+            deleted.append(key)
+            if deleted[2:] == [key]:
+                expire_lease(folder)
+                with Lease(folder) as next_lease:
+                    write(folder, "extract", {"metric": "f1"}, lease=next_lease, restart=True)
+                    folder.write("parts/4", b"new")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "delete", delete)
+            with pytest.raises(HeldError):
+                write(folder, "extract", {"metric": "accuracy"}, lease=lease, restart=True)
+    plan = read(folder)
+    assert plan is not None
+    assert plan.metadata == {"metric": "f1"}
+    assert folder.read("parts/4") == b"new"
 
 
 def test_parts_without_a_plan_are_deleted_before_a_plan_is_written(folder: Store) -> None:

@@ -20,9 +20,8 @@ from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.training import fit_heads, fit_probes, train
 from pipelines.training.extract_features import ExtractStep, load_features, run_extract
 from pipelines.training.fit_probes import run_probe
-from pipelines.training.train import run_train
+from pipelines.training.train import TrainReport, run_train
 from pipelines.training.workflow import run_stages, run_workflow
-from spin.errors import UserError
 from spin.settings import Settings, parse_settings
 from spin.sparsify.probe import Probe
 from tests.support import tiny
@@ -198,19 +197,53 @@ def test_heads_and_a_version_of_an_overtaken_training_are_not_those_of_its_succe
     assert [version.number for version in Registry(changed).versions()] == [report.registered.version]
 
 
-def test_an_artifact_that_another_training_wrote_is_not_registered(folder: Path, tmp_path: Path) -> None:
-    """Such as one that slept while it wrote the files of its own."""
+def test_an_artifact_that_another_training_wrote_is_not_registered(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that slept while it wrote the files of its own: they are written again from the fitted heads."""
     settings = make_settings(folder, tmp_path / "store")
     run_stages(settings, ["extract", "probe", "train"])
     store, registry = Store(settings.store) / "model", Registry(settings)
+    neurons = store.read("neurons.json")
     for key in store.list():
         if "/registered/" in key:
             store.delete(key)
-    neurons = store.read("neurons.json")
     store.write("neurons.json", b"[]")
-    with pytest.raises(UserError, match=r"model holds another training's neurons\.json; start over with --restart"):
-        run_train(settings, registry)
-    assert neurons is not None
-    store.write("neurons.json", neurons)
+    registered: list[bytes] = []
+
+    def register(registry: Registry, artifact: Path, *args: Any, register: Any = Registry.register) -> Any:
+        registered.append((artifact / "neurons.json").read_bytes())
+        return register(registry, artifact, *args)
+
+    monkeypatch.setattr(Registry, "register", register)
+    monkeypatch.setattr(fit_heads, "integrate", lambda *_, **__: pytest.fail("heads are fitted again"))
     run_train(settings, registry)
-    assert len(registry.versions()) == 2
+    assert [store.read("neurons.json"), *registered] == [neurons, neurons]
+
+
+def test_a_training_that_was_overtaken_before_it_registers_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its successor's work is what the store holds."""
+    settings = make_settings(folder, tmp_path / "store")
+    changed = make_settings(folder, tmp_path / "store", search={**settings.search.model_dump(), "etas": [0.8]})
+    run_stages(settings, ["extract", "probe"])
+    suspended, write = Suspended(lambda: run_train(settings, Registry(settings))), train.write_manifest
+
+    def write_and_sleep(*args: Any) -> Any:
+        manifest = write(*args)
+        if suspended.is_running_here():
+            suspended.sleep()
+        return manifest
+
+    def succeed() -> TrainReport:
+        report = run_train(changed, Registry(changed), restart=True)
+        suspended.wake()
+        return report
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_manifest", write_and_sleep)
+        report = overtake(suspended, Store(settings.store) / "model", succeed)
+    assert run_train(changed, Registry(changed)) == report
+    assert [version.number for version in Registry(changed).versions()] == [report.registered.version]
+    assert Store(settings.store).read_json("report.json")["fingerprint"] == report.fingerprint

@@ -182,6 +182,9 @@ def test_lost_shards_and_probes_are_computed_again_with_the_same_bytes(project: 
     run_workflow(project.without_ray)
     assert read_files() == before
     assert features.read_json("parts/000001.json") == other_shard
+    probes.delete("ffn.02.max.safetensors")  # although the stage has finished
+    run_stages(project.without_ray, ["probe"])
+    assert read_files() == before
 
 
 def test_changed_settings_are_refused_with_both_values(project: Project) -> None:
