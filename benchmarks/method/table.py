@@ -98,8 +98,8 @@ def full_table(results: Sequence[Result]) -> str:
     lines = [[name, *(cell(name) for _, cell in columns)] for name in _names(results)]
     train, valid, test = results[0]["documents"]
     below = (
-        f"{_draws(results)}, mean ± sd; {train:,} documents for training, {valid:,} for validation, "
-        f"{test:,} for the test; {results[0]['neurons']:,} neurons, counted once per pooling, in "
+        f"{_draws(results)}, mean ± sd; {results[0]['classes']} classes; {train:,} documents for training, {valid:,} "
+        f"for validation, {test:,} for the test; {results[0]['neurons']:,} neurons, counted once per pooling, in "
         f"{results[0]['depth']} blocks.\n"
     )
     return markdown(["", *(title for title, _ in columns)], lines) + "\n" + below
@@ -356,11 +356,11 @@ def _head(task: Task) -> str:
 
 
 def _about(results: dict[str, list[Result]], task: Task) -> str:
-    """The paragraph about a task's documents: what the task says, their origin, and the number of classes."""
+    """The paragraph about a task's documents: what the task says, and their origin."""
     first = next((runs[0] for runs in results.values()), None)
     if not task.about or first is None:
         return task.about and f"{task.about}\n"
-    return f"{task.about} {first['classes']} classes; {first['origin']}.\n"
+    return f"{task.about} {first['origin']}.\n"
 
 
 def corpus_title(results: Sequence[Result]) -> str:

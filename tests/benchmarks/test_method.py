@@ -256,7 +256,7 @@ def make_results(gains: dict[str, list[float]], setting: str = "full", **spin: f
             own = {"neurons": 100, **(spin if name == "SPIN, accuracy" else {})}
             rows.append({"name": name, "macro_f1": 0.70 + draw / 50 - gain / 100, **same, **own})
         experiment = {"plan": {"title": "tweets", "documents": None}, "setting": setting, "seed": draw}
-        sizes = {"neurons": 1000, "depth": 6, "documents": [6, 2, 4]}
+        sizes = {"neurons": 1000, "classes": 3, "depth": 6, "documents": [6, 2, 4]}
         results.append({"experiment": experiment, "rows": rows, **sizes})
     return results
 
