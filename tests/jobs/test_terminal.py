@@ -55,6 +55,7 @@ def build_train_report(choose: Choice, **depths: int) -> TrainReport:
         overlap=SplitOverlap(),
         notes=(),
         seconds=TrainSeconds(1.0, 0.0),
+        artifact={},
     )
     return TrainReport("f" * 64, results, RegisteredVersion("tiny", "3", "r"), choose)
 
