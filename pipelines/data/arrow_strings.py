@@ -16,7 +16,7 @@ class ArrowStrings(Sequence[str]):
 
     def __init__(self, values: pa.ChunkedArray) -> None:
         """`values` are n strings without nulls."""
-        self._values = pa.chunked_array(values.chunks, pa.string()).cast(pa.large_string()).combine_chunks()
+        self._values = pa.chunked_array(values.chunks, pa.string())
 
     def __len__(self) -> int:
         return len(self._values)
