@@ -36,7 +36,7 @@ from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
 from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
 from spin.sites import Site
-from spin.sparsify.probe import Probe, class_weights, signs
+from spin.sparsify.probe import Probe, best_probe, class_weights, signs
 from spin.sparsify.ridge import fit_ridge
 from spin.sparsify.solvers.l1_path import LassoPaths
 
@@ -397,7 +397,7 @@ def _reader(exam: Exam) -> ReadSelection:
 def best_site(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The probe with the best validation score, refitted on all labelled documents at its relative penalty."""
     start = process_time()
-    probe = max(fitted_spin.probes, key=lambda p: (p.valid_score, -p.column.site.layer, p.column))
+    probe = best_probe(fitted_spin.probes)
     values = exam.corpus.features[probe.column]
     held_out = [probe.for_fold(i).decision(values[fold.valid]) for i, fold in enumerate(exam.folds)]
     final_probe = probe if probe.folds else _refitted(exam, probe, values, exam.data.rows)

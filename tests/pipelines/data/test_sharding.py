@@ -934,6 +934,22 @@ def test_the_first_row_whose_id_was_seen_is_named_before_later_mistakes(shard_si
         read_labelled(plan_uri(uri, shard_size), DATA)
 
 
+def test_the_first_of_many_repeated_ids_is_named_by_its_file_and_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also as the first row of a file, or before a file that cannot be read; it need not have the least hash."""
+    monkeypatch.setattr(labelled_corpus, "hash", ord, raising=False)
+    for name, ids in (("a", "abcd"), ("b", "dcba")):
+        rows = [{"id": id, "text": "t", "label": "a"} for id in ids]
+        write_file(tmp_path, f"{name}.parquet", to_parquet(rows))
+    expected = r"b\.parquet row 0: the id 'd' was seen before"
+    with pytest.raises(UserError, match=expected):
+        read_labelled(plan_uri(str(tmp_path), 4), DATA)
+    write_file(tmp_path, "c.jsonl", b"{")
+    with pytest.raises(UserError, match=expected):
+        read_labelled(plan_uri(str(tmp_path), 4), DATA)
+
+
 def test_different_ids_of_one_hash_are_no_repeated_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelled_corpus, "hash", lambda id: len(id), raising=False)
     rows = [{"id": id, "text": "t", "label": "a"} for id in ("a", "bb", "b", "c", "cc")]

@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.feature_store import FeatureShard, FeatureShards
-from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels, SplitOverlap, split_all
+from pipelines.data.training_labels import (
+    NOTHING_FROZEN,
+    FrozenDocuments,
+    Labels,
+    SplitOverlap,
+    _count_shared,
+    split_all,
+)
 from pipelines.storage.object_store import Store
 from spin.activations.feature_table import documents_table
 from spin.labels.split_groups import choose_group, hash_text
@@ -164,3 +171,10 @@ def test_more_documents_never_move_one(texts: list[str], data: st.DataObject) ->
 
     before, after = split(texts), split(more)
     assert {text: after[text] for text in texts} == before
+
+
+@given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)))
+def test_shared_hashes_are_counted_as_numpy_does(hashes: list[int], others: list[int]) -> None:
+    first, second = (np.array(values, np.uint64) for values in (hashes, others))
+    expected = int(np.isin(first, second).sum())
+    assert _count_shared(first, second) == expected

@@ -234,22 +234,23 @@ def test_a_driver_that_sleeps_while_it_plans_a_restart_deletes_nothing_of_its_su
     assert folder.read(f"{plan.folder}/parts/000000.json") == b"new"
 
 
+@pytest.mark.parametrize("deletions", [3, 6])
 def test_a_driver_that_sleeps_while_it_clears_a_store_stops_before_it_deletes_more(
-    folder: Store, monkeypatch: pytest.MonkeyPatch
+    folder: Store, monkeypatch: pytest.MonkeyPatch, deletions: int
 ) -> None:
-    """It writes no plan over that of its successor either."""
+    """Nor does it write a plan over that of its successor, also if it sleeps after the last deletion, the sixth."""
     monkeypatch.setattr(stage_plan, "_CONFIRMED_SECONDS", 0.0)
     monkeypatch.setattr(Lease, "_renew", lambda lease: None)
     write(folder, "extract", METADATA)
     for number in range(5):
         folder.write(f"parts/{number}", b"old")
     with Lease(folder) as lease:
-        deleted: list[str] = []
+        deleted, suspended = list[str](), [False, True]
 
         def delete(store: Store, key: str, *, delete: Any = Store.delete) -> None:
             delete(store, key)
             deleted.append(key)
-            if deleted[2:] == [key]:
+            if len(deleted) == deletions and suspended.pop():
                 expire_lease(folder)
                 with Lease(folder) as next_lease:
                     write(folder, "extract", {"metric": "f1"}, lease=next_lease, restart=True)

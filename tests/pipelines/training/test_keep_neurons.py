@@ -25,16 +25,18 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.training import extract_features
 from pipelines.training.extract_features import load_features, run_extract
+from pipelines.training.fit_probes import load_probes, run_probe
 from pipelines.training.keep_neurons import KeepStep, KeptColumns, _delete_others, run_keep
 from pipelines.training.train import TrainReport, run_train
 from pipelines.training.workflow import run_workflow
 from spin import SpinClassifier
 from spin.errors import UserError
 from spin.heads.selection import Selection
+from spin.integrate.fit_words import fit_words
 from spin.monitor.profile import LENGTHS, Profile
-from spin.settings import Settings, parse_settings
+from spin.settings import Settings
 from spin.sites import FeatureColumn
-from tests.support import tiny
+from tests.support import small_training, tiny
 from tests.support.leases import expire_lease
 
 N, SAMPLED = 900, 300
@@ -46,25 +48,13 @@ MakeSettings = Callable[..., Settings]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of 900 documents and a backbone."""
     folder = tmp_path_factory.mktemp("two passes")
-    tiny.save_bert(folder / "bert")
-    table = pa.Table.from_pylist(tiny.make_documents(N, ("good", "bad", "plain")))
-    pq.write_table(table, folder / "train.parquet", row_group_size=100)
+    small_training.write_corpus(folder, N, ("good", "bad", "plain"))
     return folder
 
 
 def make_settings(folder: Path, store: Path, **changes: Any) -> Settings:
-    """Settings that run every stage in this process."""
-    tree = {
-        "backbone": {"model": str(folder / "bert"), "dtype": "float32", "device": "cpu"},
-        "data": {"train": str(folder / "train.parquet")},
-        "store": str(store),
-        "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{store}.db"},
-        "ray": {"workers": 0, "shard_documents": 100},
-        "probe": {"penalties": 4},
-        "search": SEARCH,
-        "extract": "two_pass",
-    }
-    return parse_settings({**tree, **changes})
+    """Settings of a training in two passes."""
+    return small_training.make_settings(folder, store, **{"search": SEARCH, "extract": "two_pass", **changes})
 
 
 class Training:
@@ -387,6 +377,23 @@ def load_sample(folder: Path, store: Path) -> list[str]:
     assert max(shard.documents for shard in plan.derived.shards) <= 100
     ids = features.documents(["id"])["id"].to_pylist()
     return [ids[row] for row in features.extracted.tolist()]
+
+
+def test_words_are_fitted_on_the_texts_of_the_sample(in_two_passes: Training, tmp_path: Path) -> None:
+    """The stage numbers the sampled documents anew; the texts are those of their rows in the corpus."""
+    search = {**SEARCH, "words": "on"}
+    settings = in_two_passes.settings.model_copy(update={"store": str(tmp_path / "store")})
+    settings = settings.model_copy(update={"search": settings.search.model_validate(search)})
+    shutil.copytree(Path(in_two_passes.settings.store) / "features", tmp_path / "store" / "features")
+    run_probe(settings)
+    source, _, features = load_features(settings)
+    labels = Labels.of(features, settings)
+    words = load_probes(settings, source, labels)[3]
+    texts = pq.read_table(settings.data.train)["text"].to_pylist()
+    expected = fit_words(lambda rows: [texts[row] for row in rows], labels.training_data(settings))
+    assert words is not None
+    assert expected is not None
+    assert words.to_bytes() == expected.to_bytes()
 
 
 def test_a_second_pass_leaves_out_documents_that_serve_for_nothing(in_two_passes: Training) -> None:

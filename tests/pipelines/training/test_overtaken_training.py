@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.shards import Shard
@@ -22,9 +20,9 @@ from pipelines.training.extract_features import ExtractStep, load_features, run_
 from pipelines.training.fit_probes import run_probe
 from pipelines.training.train import TrainReport, run_train
 from pipelines.training.workflow import run_stages, run_workflow
-from spin.settings import Settings, parse_settings
+from spin.settings import Settings
 from spin.sparsify.probe import Probe
-from tests.support import tiny
+from tests.support import small_training
 from tests.support.leases import expire_lease
 
 T = TypeVar("T")
@@ -34,25 +32,14 @@ T = TypeVar("T")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of 400 documents and a backbone."""
     folder = tmp_path_factory.mktemp("overtaken")
-    tiny.save_bert(folder / "bert")
-    table = pa.Table.from_pylist(tiny.make_documents(400, ("good", "bad")))
-    pq.write_table(table, folder / "train.parquet", row_group_size=100)
+    small_training.write_corpus(folder, 400, ("good", "bad"))
     return folder
 
 
 def make_settings(folder: Path, store: Path, **changes: Any) -> Settings:
-    """Settings that run every stage in this process."""
-    tree = {
-        "backbone": {"model": str(folder / "bert"), "dtype": "float32", "device": "cpu"},
-        "data": {"train": str(folder / "train.parquet")},
-        "store": str(store),
-        "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{store}.db"},
-        "ray": {"workers": 0, "shard_documents": 100},
-        "probe": {"penalties": 4},
-        "search": {"etas": [0.5, 0.9], "strengths": [1, 10], "head": "linear", "words": "off", "l1": []},
-        "train": {"baselines": False},
-    }
-    return parse_settings({**tree, **changes})
+    """Settings of a training without baselines."""
+    search = {"etas": [0.5, 0.9], "strengths": [1, 10], "head": "linear", "words": "off", "l1": []}
+    return small_training.make_settings(folder, store, **{"search": search, "train": {"baselines": False}, **changes})
 
 
 class Suspended:
@@ -221,29 +208,33 @@ def test_an_artifact_that_another_training_wrote_is_not_registered(
     assert [store.read("neurons.json"), *registered] == [neurons, neurons]
 
 
-def test_a_training_that_was_overtaken_before_it_registers_says_so(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("last_step", ["check_labels", "write_manifest", "_register_once"])
+def test_a_training_that_was_overtaken_before_it_ends_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: str
 ) -> None:
-    """And its successor's work is what the store holds."""
+    """It sleeps before it writes its artifact, registers it or reports, and changes nothing of its successor's work."""
     settings = make_settings(folder, tmp_path / "store")
     changed = make_settings(folder, tmp_path / "store", search={**settings.search.model_dump(), "etas": [0.8]})
     run_stages(settings, ["extract", "probe"])
-    suspended, write = Suspended(lambda: run_train(settings, Registry(settings))), train.write_manifest
+    store, before = Store(settings.store), dict[str, bytes | None]()
+    suspended, step = Suspended(lambda: run_train(settings, Registry(settings))), getattr(train, last_step)
 
-    def write_and_sleep(*args: Any) -> Any:
-        manifest = write(*args)
+    def step_and_sleep(*args: Any) -> Any:
+        result = step(*args)
         if suspended.is_running_here():
             suspended.sleep()
-        return manifest
+        return result
 
     def succeed() -> TrainReport:
         report = run_train(changed, Registry(changed), restart=True)
+        before.update({key: store.read(key) for key in store.list() if not key.startswith("model/_lease")})
         suspended.wake()
         return report
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "write_manifest", write_and_sleep)
-        report = overtake(suspended, Store(settings.store) / "model", succeed)
-    assert run_train(changed, Registry(changed)) == report
-    assert [version.number for version in Registry(changed).versions()] == [report.registered.version]
-    assert Store(settings.store).read_json("report.json")["fingerprint"] == report.fingerprint
+        patch.setattr(train, last_step, step_and_sleep)
+        overtake(suspended, store / "model", succeed)
+    assert "report.json" in before
+    assert {key: store.read(key) for key in before} == before
+    registered = last_step == "_register_once"
+    assert len(Registry(changed).versions()) == 1 + registered
