@@ -577,8 +577,9 @@ class Settings(_Section):
     )
     metric: Metric = Field(
         "macro_f1",
-        description="Measure by which every choice is made: accuracy, balanced_accuracy (the mean recall of the "
-        "classes) or macro_f1 (the mean F1 of the classes), over the classes that occur.",
+        description="Measure that thresholds, exits and the loss for less compute are chosen by, and that is reported: "
+        "accuracy, balanced_accuracy (the mean recall of the classes) or macro_f1 (the mean F1 of the classes), over "
+        "the classes that occur. Classifiers are compared by the log loss of their probabilities.",
     )
     seed: int = Field(0, description="Seed of the split by hash and of every random draw.")
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
@@ -586,7 +587,7 @@ class Settings(_Section):
     choose: Choice = Field(
         "accuracy",
         description="Which of the three trained classifiers is used. accuracy: among the best on validation the one "
-        "with most neurons; balanced and cheapest: the one that computes least within "
+        "that computes most; balanced and cheapest: the one that computes least within "
         "search.balanced_loss or search.cheapest_loss.",
     )
     cascade: CascadeSettings = Field(default_factory=CascadeSettings)

@@ -57,10 +57,15 @@ class Calibration:
 
 def log_loss(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
     """Mean negative log-likelihood per document of logits (n, K), summed over the classes of a multi-label task."""
+    return float(log_losses(logits, y, label_space).mean())
+
+
+def log_losses(logits: Floats, y: Targets, label_space: LabelSpace) -> Floats:
+    """The negative log-likelihood (n,) of each document, which `log_loss` averages."""
     has = label_space.indicator(y)
     if label_space.multilabel:
-        return float(-log_expit(np.where(has, logits, -logits)).sum(1).mean())
-    return float(-log_softmax(logits, axis=1)[has].mean())
+        return np.asarray(-log_expit(np.where(has, logits, -logits)).sum(1))
+    return np.asarray(-log_softmax(logits, axis=1)[has])
 
 
 def fit_calibration(logits: Floats, y: Targets, label_space: LabelSpace, class_weights: str) -> Calibration:

@@ -75,7 +75,10 @@ class Candidate:
     """the weights of neurons and words in the logits; None for neurons alone"""
     resampled: tuple[float, ...] = field(default=(), compare=False, repr=False)
     """resampled scores for a standard error: one per fold, or with a single fold one per part that is left out"""
-
+    valid_loss: float = field(default=0.0, compare=False)
+    """log loss in nats per validation document of its calibrated probabilities, the mean over folds"""
+    resampled_losses: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    """the log losses that are resampled in the same way"""
     fitted_with: tuple[Penalty, ...] = field(default=(), compare=False, repr=False)
     """the penalties that were fitted in one batch with its own: another batch rounds differently"""
 

@@ -11,24 +11,28 @@ from spin.heads.candidate import Candidate
 from spin.labels.cross_validation import Fold, standard_error
 from spin.settings import Choice, SearchSettings
 
+_CLEARLY = 2.0
+"""standard errors by which a log loss is clearly larger than another"""
+
 
 def best_candidate(candidates: Iterable[Candidate]) -> Candidate:
-    """The candidate with the best validation score; ties go to less compute, fewer neurons, stronger regularisation."""
-    return max(candidates, key=lambda c: (c.valid_score, -c.compute, -c.neurons, -c.penalty.strength, c.penalty.l1))
+    """The candidate with the least log loss; ties go to less compute, fewer neurons, stronger regularisation."""
+    return min(candidates, key=lambda c: (c.valid_loss, c.compute, c.neurons, c.penalty.strength, -c.penalty.l1))
 
 
 def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[Fold]) -> Candidate:
-    """The fullest candidate that is not worse than the best by more than one standard error of the difference.
+    """The fullest candidate whose log loss is not above the least by more than one standard error of the difference.
 
-    The best of many scores is partly luck, and luck favours a shallow or narrow candidate as often as a full one, which
-    loses less on other data. Fuller means more compute, then words, all sites and poolings, a larger eta, a smaller L1
-    penalty, a better score. Neither rule of selection is fuller than the other, so the best candidate decides it.
+    Log loss rather than the metric compares candidates: it uses the probabilities of all documents, so that it varies
+    less than a score that hangs on few documents of rare classes. The least of many losses is partly luck, and luck
+    favours a shallow or narrow candidate as often as a full one, which loses less on other data. Fuller means more
+    compute, then words, all sites and poolings, a larger eta, a smaller L1 penalty, a smaller loss. Neither rule of
+    selection is fuller than the other, so the best candidate decides it.
     """
     best = best_candidate(candidates)
-    behind, error = _distances(candidates, best, folds)
-    near = [c for c, is_near in zip(candidates, behind <= error, strict=True) if is_near]
-    of_rule = [c for c in near if c.rule == best.rule]
-    return max(of_rule, key=lambda c: (c.compute, c.blend is not None, not c.part, c.eta, -c.penalty.l1, c.valid_score))
+    excess, error = _losses(candidates, best, folds)
+    near = [c for c, is_near in zip(candidates, excess <= error, strict=True) if is_near and c.rule == best.rule]
+    return max(near, key=lambda c: (c.compute, c.blend is not None, not c.part, c.eta, -c.penalty.l1, -c.valid_loss))
 
 
 def best_per_depth(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
@@ -44,26 +48,37 @@ def choose_candidates(
 ) -> dict[Choice, Candidate]:
     """Choose `accuracy` by the one-standard-error rule, `balanced` and `cheapest` by the least compute for their loss.
 
-    All candidates were judged on the same documents, so losses are paired differences. A loss is counted from the best
-    score; with cross-validation from the score of `accuracy`, and then one standard error is added to it.
+    A candidate that computes less must not lose more of the metric than the setting allows, counted from `accuracy` on
+    the same documents, with cross-validation one standard error included; nor may its log loss be clearly larger,
+    since a metric can be good by luck.
     """
-    cross_validated = len(folds) > 1
-    chosen: dict[Choice, Candidate] = {"accuracy": one_standard_error_choice(candidates, folds)}
-    reference = chosen["accuracy"] if cross_validated else best_candidate(candidates)
-    behind, error = _distances(candidates, reference, folds)
-    losses = behind + cross_validated * error
+    accuracy = one_standard_error_choice(candidates, folds)
+    behind, error = _scores(candidates, accuracy, folds)
+    lost = behind + (len(folds) > 1) * error
+    excess, loss_error = _losses(candidates, accuracy, folds)
+    sound = excess <= _CLEARLY * loss_error
+    chosen: dict[Choice, Candidate] = {"accuracy": accuracy}
     limits: dict[Choice, float] = {"balanced": settings.balanced_loss, "cheapest": settings.cheapest_loss}
     for name, limit in limits.items():
-        within = [c for c, loss in zip(candidates, losses, strict=True) if loss <= limit + 1e-12]
+        within = [c for c, is_within in zip(candidates, sound & (lost <= limit + 1e-12), strict=True) if is_within]
         least = min(c.compute for c in within)
         chosen[name] = best_candidate(c for c in within if c.compute == least)
     return chosen
 
 
-def _distances(
+def _scores(
     candidates: Sequence[Candidate], reference: Candidate, folds: Sequence[Fold]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """The score of a reference minus those of the candidates (C,), and the standard errors (C,) of the differences."""
     behind = np.array([reference.valid_score - c.valid_score for c in candidates])
     resampled = np.array([c.resampled for c in candidates])
     return behind, standard_error((np.array(reference.resampled) - resampled).T, folds)
+
+
+def _losses(
+    candidates: Sequence[Candidate], reference: Candidate, folds: Sequence[Fold]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """The log losses of the candidates minus that of a reference (C,), with the standard errors (C,)."""
+    excess = np.array([c.valid_loss - reference.valid_loss for c in candidates])
+    resampled = np.array([c.resampled_losses for c in candidates])
+    return excess, standard_error((resampled - np.array(reference.resampled_losses)).T, folds)

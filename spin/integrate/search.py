@@ -10,7 +10,7 @@ import numpy as np
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.blend import Blend, fit_blend
-from spin.heads.calibration import log_loss
+from spin.heads.calibration import fit_calibration, log_loss, log_losses
 from spin.heads.candidate import Candidate, Subset
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
@@ -294,7 +294,7 @@ class Search:
         fitted_with: tuple[Penalty, ...] = (),
     ) -> None:
         """Judge a candidate by its held-out logits and keep it."""
-        scores = self.judge(held_out)
+        scores, losses = self.judge(held_out), self._losses(held_out)
         candidate = Candidate(
             depth=subset.depth,
             compute=compute,
@@ -306,6 +306,8 @@ class Search:
             valid_score=float(np.mean(scores)),
             blend=blend,
             resampled=self._resampled(scores, held_out),
+            valid_loss=float(np.mean([fold_losses.mean() for fold_losses in losses])),
+            resampled_losses=_resample_losses(losses),
             fitted_with=fitted_with,
         )
         self.tried.append(self.matrix.group.broadcast_object(candidate))
@@ -318,12 +320,28 @@ class Search:
         predicted = [self.data.label_space.predict(logits) for logits in held_out]
         return tuple(score(self.data.metric, y, answers) for y, answers in zip(self.valid_y, predicted, strict=True))
 
+    def _losses(self, held_out: Sequence[Floats]) -> list[Floats]:
+        """The log loss of every validation row of each fold, by calibrated logits (m, K)."""
+        logits, label_space = np.concatenate(held_out), self.data.label_space
+        calibration = fit_calibration(logits, self.valid_targets, label_space, self.data.class_weights)
+        return [
+            log_losses(calibration.apply(values), y, label_space)
+            for values, y in zip(held_out, self.valid_y, strict=True)
+        ]
+
     def _resampled(self, scores: tuple[float, ...], held_out: Sequence[Floats]) -> tuple[float, ...]:
         """The scores per fold, or with a single fold without each of its parts."""
         if len(scores) > 1:
             return scores
         y, predicted = self.valid_y[0], self.data.label_space.predict(held_out[0])
         return tuple(score(self.data.metric, y[rows], predicted[rows]) for rows in jackknife_rows(len(y)))
+
+
+def _resample_losses(losses: Sequence[Floats]) -> tuple[float, ...]:
+    """The mean loss of each fold, or with a single fold that without each of its parts."""
+    if len(losses) > 1:
+        return tuple(float(of_fold.mean()) for of_fold in losses)
+    return tuple(float(losses[0][rows].mean()) for rows in jackknife_rows(len(losses[0])))
 
 
 def _neighbours(grid: Sequence[float], value: float) -> Sequence[float]:

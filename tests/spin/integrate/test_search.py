@@ -19,7 +19,7 @@ import spin.integrate.integrate
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.blend import Blend, join_words
-from spin.heads.calibration import calibration_error, log_loss
+from spin.heads.calibration import calibration_error, fit_temperature, log_loss
 from spin.heads.candidate import Candidate
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
@@ -212,6 +212,21 @@ def test_validation_labels_decide_the_scores() -> None:
         np.testing.assert_allclose(searches[1].held_out(after[key])[0], logits[key], atol=0.1)
 
 
+def calibrated_losses(project: Project, held_out: Sequence[Floats]) -> list[Floats]:
+    """The log loss of every validation row of each fold, at the temperature that is the best for all of them."""
+    y = np.concatenate([project.y[fold.valid] for fold in project.folds])
+    temperature = fit_temperature(np.concatenate(held_out), y, project.label_space)
+    losses = []
+    for logits, fold in zip(held_out, project.folds, strict=True):
+        has = project.label_space.indicator(project.y[fold.valid]).astype(bool)
+        if project.label_space.multilabel:
+            right = expit(np.where(has, logits, -logits) / temperature)
+        else:
+            right = softmax(logits / temperature, axis=1)[has][:, None]
+        losses.append(-np.log(right).sum(1))
+    return losses
+
+
 def test_every_candidate_equals_an_independent_refit(
     project: Project, search: Search, candidates: list[Candidate]
 ) -> None:
@@ -219,6 +234,7 @@ def test_every_candidate_equals_an_independent_refit(
     assert len(candidates) > 15
     for candidate in candidates:
         sizes, differences, scores, held_out = [], [], [], search.held_out(candidate)
+        losses = calibrated_losses(project, held_out)
         for at, fold in enumerate(project.folds):
             probes = [p.for_fold(at) for p in project.probes]
             ranking = project.ranking(candidate.rule, at)
@@ -235,10 +251,14 @@ def test_every_candidate_equals_an_independent_refit(
         assert candidate.valid_score == pytest.approx(np.mean(scores))
         if len(scores) > 1:
             assert candidate.resampled == tuple(scores)
+            assert candidate.resampled_losses == pytest.approx([of_fold.mean() for of_fold in losses], rel=1e-5)
         else:
             y = project.y[project.folds[0].valid]
             without = [score("accuracy", y[rows], predicted[rows]) for rows in jackknife_rows(len(y))]
             assert candidate.resampled == tuple(without)
+            parts = [losses[0][rows].mean() for rows in jackknife_rows(len(y))]
+            assert candidate.resampled_losses == pytest.approx(parts, rel=1e-5)
+        assert candidate.valid_loss == pytest.approx(np.mean([of_fold.mean() for of_fold in losses]), rel=1e-5)
         assert max(differences, default=0) < 0.04, "documents near the border may differ by the tolerance"
         if not candidate.penalty.l1:
             assert candidate.neurons == round(np.mean(sizes))
@@ -254,9 +274,9 @@ def test_the_search_tries_every_eta_strength_pooling_and_depth(candidates: list[
         assert {c.depth for c in of_rule if not c.part} == {1, 2, 3, 4}
     assert {c.part for c in candidates} == {(), ("max",), ("mean",)}
     [sparse] = {(c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if c.penalty.l1}
-    best = max(c.valid_score for c in candidates if not c.penalty.l1)
+    best = min(c.valid_loss for c in candidates if not c.penalty.l1)
     assert sparse in {
-        (c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if not c.penalty.l1 and c.valid_score == best
+        (c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if not c.penalty.l1 and c.valid_loss == best
     }
 
 
@@ -266,7 +286,7 @@ def test_every_depth_is_on_the_frontier(project: Project, candidates: list[Candi
     assert [point.depth for point in result.frontier] == [1, 2, 3, 4]
     assert result.frontier == best_per_depth(candidates)
     for point in result.frontier:
-        assert point.valid_score == max(c.valid_score for c in candidates if c.depth == point.depth)
+        assert point.valid_loss == min(c.valid_loss for c in candidates if c.depth == point.depth)
     chosen = choose_candidates(candidates, SEARCH, project.folds)
     assert set(result.choices) == set(chosen) == {"accuracy", "balanced", "cheapest"}
     for name, candidate in chosen.items():
