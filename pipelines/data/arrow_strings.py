@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, overload
 
 import pyarrow as pa
@@ -12,11 +13,19 @@ _READ = 10_000
 
 
 class ArrowStrings(Sequence[str]):
-    """A sequence of different strings in an Arrow array; a Python object of each is made when it is asked for."""
+    """A sequence of strings in an Arrow array; a Python object of each is made when it is asked for."""
 
     def __init__(self, values: pa.ChunkedArray) -> None:
         """`values` are n strings without nulls."""
         self._values = pa.chunked_array(values.chunks, pa.string())
+
+    @classmethod
+    def of(cls, values: Iterable[str]) -> ArrowStrings:
+        """The strings of an iterator, few of which are Python objects at a time."""
+        iterator, chunks = iter(values), []
+        while chunk := list(islice(iterator, _READ)):
+            chunks.append(pa.array(chunk, pa.string()))
+        return cls(pa.chunked_array(chunks, pa.string()))
 
     def __len__(self) -> int:
         return len(self._values)

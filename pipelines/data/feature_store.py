@@ -24,6 +24,8 @@ from spin.sites import FeatureColumn
 DOCUMENTS, FEATURES, TESTED = "documents.parquet", "features.parquet", "tested.parquet"
 """endings of the files of a shard"""
 
+Positions = NDArray[np.int32]
+"""of documents in a shard, ascending; a corpus may have many, and all of them are in memory"""
 Columns = Mapping[FeatureColumn, NDArray[np.int64] | slice]
 """for each column the neurons that are wanted; a slice of all of them: the whole column"""
 
@@ -63,8 +65,8 @@ class FeatureShard:
     """key of the Parquet file with a list of values per feature column"""
     size: int
     """number of documents"""
-    extracted: Rows | None
-    """positions of the documents that have features, ascending; None: all"""
+    extracted: Positions | None
+    """the documents that have features; None: all"""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,12 @@ class KeptShard:
 
     features: str
     """key of the Parquet file with the kept neurons of documents that train or validate"""
-    rows: Rows
-    """positions of these documents in the shard, ascending"""
+    rows: Positions
+    """these documents"""
     tested_features: str
     """key of the Parquet file with the kept neurons, and with whole columns, of documents that test"""
-    tested: Rows
-    """positions of these"""
+    tested: Positions
+    """these documents"""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class FeatureShards:
     def of(cls, store: Store, plan: FeaturePlan, outcomes: Sequence[ShardOutcome[Any]]) -> FeatureShards:
         """The shards that the extract stage with this plan has written to its store, given their outcomes."""
         columns = {FeatureColumn.parse(name): width for name, width in plan.widths.items()}
-        samples = [None] * len(outcomes) if plan.sample is None else [np.array(rows, np.int64) for rows in plan.sample]
+        samples = [None] * len(outcomes) if plan.sample is None else [np.array(rows, np.int32) for rows in plan.sample]
         shards = [
             FeatureShard(required_file(outcome, DOCUMENTS), required_file(outcome, FEATURES), outcome.counts.rows, rows)
             for outcome, rows in zip(outcomes, samples, strict=True)
@@ -191,7 +193,7 @@ class FeatureShards:
         if not columns:
             return np.empty((len(own), 0), np.float32)
         shard = self.shards[index]
-        rows = np.arange(shard.size) if shard.extracted is None else shard.extracted
+        rows = np.arange(shard.size, dtype=np.int32) if shard.extracted is None else shard.extracted
         further = [] if self.kept is None else self.kept.sources(index, columns)
         return _gather([_Source(self.store, shard.features, rows, columns), *further], own)
 
@@ -218,8 +220,7 @@ class _Source:
 
     store: Store
     key: str
-    rows: Rows
-    """positions of the documents in the shard, ascending"""
+    rows: Positions
     columns: Columns
     """which of the stored values are wanted of each column"""
 

@@ -48,7 +48,7 @@ def evaluation_key(settings: Settings, evaluation_set: EvaluationSet) -> str | N
     metric and the decision are not in it: labels are decided, and scored, anew from the stored probabilities and the
     stored thresholds of the version.
     """
-    if not evaluation_set.rows:
+    if not evaluation_set:
         return None
     content = evaluation_set.to_json().decode()
     return fingerprint([content, settings.choose, settings.classify.cascade])[:16]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +17,37 @@ _FILE = "evaluation/evaluation.json"
 """artifact of the MLflow run that registered the first version"""
 _RUN_TAG, _DIGEST_TAG = "spin.evaluation.run", "spin.evaluation.digest"
 """tags of the registered model"""
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationRow:
-    """One labelled document."""
-
-    id: str
-    """as in the corpus; the document is left out of later trainings, and so are near-identical texts"""
-    text: str
-    label: Label
-    """a class, or in a multi-label task a list of classes"""
+_FIELDS = ("id", "text", "label")
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The test rows of the first version, kept unchanged for all later ones."""
+    """The test documents of the first version, kept unchanged for all later ones; none where its corpus had none."""
 
-    rows: tuple[EvaluationRow, ...] = ()
-    """none where the corpus had no test rows"""
+    ids: Sequence[str] = ()
+    """as in the corpus; the documents are left out of later trainings, and so are near-identical texts"""
+    texts: Sequence[str] = ()
+    labels: Sequence[Label] = ()
+    """a class each, or in a multi-label task a list of classes"""
 
-    @property
-    def ids(self) -> frozenset[str]:
-        return frozenset(row.id for row in self.rows)
-
-    @property
-    def texts(self) -> list[str]:
-        return [row.text for row in self.rows]
-
-    @property
-    def labels(self) -> list[Label]:
-        return [row.label for row in self.rows]
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def to_json(self) -> bytes:
-        """The set as it is stored: a JSON list of objects."""
+        """The set as it is stored: a JSON list of one object per document."""
         return b"".join(self.json_parts())
 
     def json_parts(self) -> Iterator[bytes]:
-        """The same, a row at a time, since there may be many."""
+        """The same, a document at a time, since there may be many."""
         yield b"["
-        for number, row in enumerate(self.rows):
-            yield (b", " if number else b"") + json.dumps(asdict(row)).encode()
+        for number, row in enumerate(zip(self.ids, self.texts, self.labels, strict=True)):
+            yield (b", " if number else b"") + json.dumps(dict(zip(_FIELDS, row, strict=True))).encode()
         yield b"]"
 
     @classmethod
     def from_json(cls, data: bytes) -> EvaluationSet:
-        return cls(tuple(EvaluationRow(**row) for row in json.loads(data)))
+        rows = json.loads(data)
+        return cls(*([row[name] for row in rows] for name in _FIELDS))
 
 
 def read_frozen(client: Any, name: str, tags: Mapping[str, str]) -> EvaluationSet | None:

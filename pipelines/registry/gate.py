@@ -121,7 +121,7 @@ def run_gate(
             earlier = earlier.without(champion)
     report = judge(registry.settings, evaluation_set.labels, reply, champion_reply, earlier)
     predictions = {version: r for version, r in replies.items() if isinstance(r, PredictionReply)}
-    return replace(report, predictions=predictions if evaluation_set.rows else {})
+    return replace(report, predictions=predictions if evaluation_set else {})
 
 
 def check_loads(registry: Registry, number: str) -> GateReport:

@@ -52,12 +52,12 @@ class Registry:
     def calibration(self) -> list[str]:
         """Texts that calibrate int8, the same for all versions. Raises UserError if none are frozen."""
         frozen = self.evaluation_set()
-        if frozen is None or not frozen.rows:
+        if not frozen:
             raise UserError(
                 f"backbone.dtype int8 is scaled by the frozen evaluation set, and {self.name} has none; train with "
                 "test rows, or set bfloat16"
             )
-        return frozen.texts[:CALIBRATION_TEXTS]
+        return list(frozen.texts[:CALIBRATION_TEXTS])
 
     def register(self, artifact: Path, record: TrainingRecord) -> RegisteredVersion:
         """Log a run and the artifact folder as an MLflow model, register a new version and make it the challenger.

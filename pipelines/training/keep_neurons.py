@@ -19,6 +19,7 @@ from pipelines.data.feature_store import (
     FeatureShards,
     KeptFeatures,
     KeptShard,
+    Positions,
     required_file,
 )
 from pipelines.data.shards import Shard
@@ -61,10 +62,10 @@ class KeptColumns:
     """the neurons of all these documents"""
     whole: tuple[FeatureColumn, ...]
     """columns of which all neurons of test documents are read"""
-    rows: tuple[Rows, ...]
-    """for each shard the positions of the documents that train or validate, ascending"""
-    tested: tuple[Rows, ...]
-    """those of documents that test"""
+    rows: tuple[Positions, ...]
+    """for each shard the documents that train or validate"""
+    tested: tuple[Positions, ...]
+    """those that test"""
 
     @classmethod
     def plan(
@@ -72,14 +73,14 @@ class KeptColumns:
     ) -> KeptColumns:
         """Every document that the first pass left out and that trains, validates or tests."""
         learning, testing = in_split(labels.splits, "train", "valid"), in_split(labels.splits, "test")
-        rows: list[Rows] = []
-        tested: list[Rows] = []
+        rows: list[Positions] = []
+        tested: list[Positions] = []
         for shard, first in zip(features.shards, features.borders, strict=False):
             own = slice(first, first + shard.size)
             extracted = np.arange(shard.size) if shard.extracted is None else shard.extracted
             left_out = np.isin(np.arange(shard.size), extracted, invert=True)
-            rows.append(np.flatnonzero(left_out & learning[own]))
-            tested.append(np.flatnonzero(left_out & testing[own]))
+            rows.append(np.flatnonzero(left_out & learning[own]).astype(np.int32))
+            tested.append(np.flatnonzero(left_out & testing[own]).astype(np.int32))
         return cls(selection, tuple(whole), tuple(rows), tuple(tested))
 
     @property

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.data.arrow_strings import ArrowStrings
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels, Sample, SplitOverlap
-from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
+from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.version_records import RegisteredVersion, TrainingRecord
 from pipelines.registry.versions import Registry
@@ -387,8 +388,9 @@ def _register(
 ) -> RegisteredVersion:
     """Log and register the artifact in the store; the first version's test documents become the evaluation set."""
     rows, y = labels.part("test")
-    tested = zip(rows, corpus.read_texts(rows), labels.label_space.names(y), strict=True)
-    evaluation_set = EvaluationSet(tuple(EvaluationRow(labels.ids[row], text, label) for row, text, label in tested))
+    ids = ArrowStrings.of(labels.ids[row] for row in rows.tolist())
+    texts = ArrowStrings.of(text for block in corpus.text_blocks(rows) for text in block)
+    evaluation_set = EvaluationSet(ids, texts, labels.label_space.names(y))
     best = manifest.results.choice.choices["accuracy"]
     metrics = {"valid_score": best.valid_score, "valid_ece": best.valid_ece}
     for row in manifest.results.table:

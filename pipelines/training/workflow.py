@@ -64,7 +64,7 @@ def run_stages(
     evaluation_set = None if registry is None else registry.evaluation_set()
     frozen = NOTHING_FROZEN
     if evaluation_set is not None:
-        frozen = FrozenDocuments.of(evaluation_set.ids, evaluation_set.texts)
+        frozen = FrozenDocuments.of(frozenset(evaluation_set.ids), evaluation_set.texts)
     outcome: ExtractManifest | ProbeManifest | TrainReport | None = None
     with shared_ray_session():
         for stage in stages:

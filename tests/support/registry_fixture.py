@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
+from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.subprocess_predict import PredictionReply, PredictionRequest, reply_to
 from pipelines.registry.version_records import TrainingRecord
 from pipelines.registry.versions import Registry
@@ -75,7 +75,7 @@ class RegistryFixture:
 
 def build_evaluation_set(rows: Sequence[Mapping[str, Any]]) -> EvaluationSet:
     """Build an evaluation set of documents from `tiny.make_documents`."""
-    return EvaluationSet(tuple(EvaluationRow(row["id"], row["text"], row["label"]) for row in rows))
+    return EvaluationSet(*([row[name] for row in rows] for name in ("id", "text", "label")))
 
 
 def build_training_record(

@@ -29,6 +29,12 @@ def test_a_sequence_of_strings_is_like_a_list(borders: list[int], monkeypatch: p
     assert "é4" in strings
 
 
+@pytest.mark.parametrize("count", [0, 4, 9])
+def test_strings_of_an_iterator_are_those_of_a_list(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow_strings, "_READ", 4)
+    assert list(ArrowStrings.of(iter(VALUES[:count]))) == VALUES[:count]
+
+
 def test_no_strings_are_an_empty_sequence() -> None:
     strings = ArrowStrings(pa.chunked_array([], pa.string()))
     assert (len(strings), list(strings), strings[0:3]) == (0, [], [])

@@ -15,7 +15,7 @@ import pytest
 import spin.integrate.bootstrap
 from pipelines.registry import gate, promote
 from pipelines.registry.champion_history import ChampionEvent
-from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
+from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.gate import GateCheck, NoReply
 from pipelines.registry.subprocess_predict import PredictionReply
 from spin.errors import UserError
@@ -45,8 +45,8 @@ class MemoryRegistry:
     def freeze(self, documents: int) -> None:
         """Replace the evaluation set by one of so many documents."""
         self.truth = ["bad" if row % 2 else "good" for row in range(documents)]
-        rows = [EvaluationRow(str(row), f"text {row}", label) for row, label in enumerate(self.truth)]
-        self.frozen = EvaluationSet(tuple(rows))
+        numbers = range(documents)
+        self.frozen = EvaluationSet([str(row) for row in numbers], [f"text {row}" for row in numbers], self.truth)
 
     def add(self, wrong: Iterable[int], classes: tuple[str, ...] = ("bad", "good")) -> str:
         """Register a version that is wrong on these documents; returns its number."""

@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from jobs import terminal
 from pipelines.registry import gate
 from pipelines.registry.earlier_gates import EarlierGates
-from pipelines.registry.evaluation_set import EvaluationRow, EvaluationSet
+from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.gate import GateCheck, GateReport, NoReply, judge, run_gate
 from pipelines.registry.subprocess_predict import PredictionReply
 from pipelines.service_errors import StalledError
@@ -330,7 +330,7 @@ def test_a_champion_that_hangs_fails_a_check_and_a_version_that_hangs_ends_the_g
     registry: Any = SimpleNamespace(
         settings=build_settings(), name="tiny", download_model=lambda number, folder: folder / number
     )
-    rows = EvaluationSet(tuple(EvaluationRow(str(row), "text", label) for row, label in enumerate(TRUTH)))
+    rows = EvaluationSet([str(row) for row in range(len(TRUTH))], ["text"] * len(TRUTH), TRUTH)
     report = run_gate(registry, "sound", "hangs", rows, EarlierGates())
     assert list(report.predictions) == ["sound"]
     assert list_failed_checks(report) == ["regression"]
