@@ -64,7 +64,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
         OTHER_MULTILABEL: (backbone_folder, ["resid.03"], ["max"], list_labels, 3),
     }
     for number, (backbone, sites, poolings, label, classes) in versions.items():
-        rows = tiny.make_documents(150, CLASSES[:classes])
+        rows = tiny.make_documents(300, CLASSES[:classes])  # so many that the deep one is deep, and has an exit
         float32 = BackboneSettings(model=str(backbone), dtype="float32", device="cpu")
         classifier = SpinClassifier(float32, sites=sites, poolings=poolings, probe=probe, search=quick)
         classifier.fit([row["text"] for row in rows], [label(row) for row in rows]).save(folder / number)
