@@ -281,8 +281,9 @@ another division; with few labels it is other documents of those that the first 
 a draw share its documents. SmolLM2 has fewer documents than MiniLM, since it has five times the neurons and the whole
 run is to end within 90 minutes on two cores.
 
-All rows learn from the same training documents, are chosen by macro-F1 on the same validation documents, and are then
-refitted on both and calibrated by a temperature on held-out logits; SetFit chooses nothing and has no temperature.
+All rows learn from the same training documents, are chosen on the same validation documents (SPIN's candidates by log
+loss, all others by macro-F1), and are then refitted on both and calibrated by a temperature on held-out logits; SetFit
+chooses nothing and has no temperature.
 Below 5,000 labels the choice is made by the stratified cross-validation of SPIN: five parts, below 1,000 labels twice.
 Compute is the FLOPs per token up to the deepest site that is read, as a share of the whole backbone's. Seconds to fit
 are processor seconds of one thread on activations that are already on disk.
