@@ -577,9 +577,9 @@ class Settings(_Section):
     )
     metric: Metric = Field(
         "macro_f1",
-        description="Measure that thresholds, exits and the loss for less compute are chosen by, and that is reported: "
-        "accuracy, balanced_accuracy (the mean recall of the classes) or macro_f1 (the mean F1 of the classes), over "
-        "the classes that occur. Classifiers are compared by the log loss of their probabilities.",
+        description="Measure by which probes, thresholds, exits and the kind of head are chosen, and the loss for less "
+        "compute is limited: accuracy, balanced_accuracy (the mean recall of the classes) or macro_f1 (the mean F1 of "
+        "the classes), over the classes that occur. Classifiers are compared by the log loss of their probabilities.",
     )
     seed: int = Field(0, description="Seed of the split by hash and of every random draw.")
     probe: ProbeSettings = Field(default_factory=ProbeSettings)

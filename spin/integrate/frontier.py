@@ -13,6 +13,8 @@ from spin.settings import Choice, SearchSettings
 
 _CLEARLY = 2.0
 """standard errors by which a log loss is clearly larger than another"""
+_SCORE, _LOSS = ("valid_score", "resampled"), ("valid_loss", "resampled_losses")
+"""fields of a candidate: a figure and its resampled values"""
 
 
 def best_candidate(candidates: Iterable[Candidate]) -> Candidate:
@@ -30,7 +32,7 @@ def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[F
     selection is fuller than the other, so the best candidate decides it.
     """
     best = best_candidate(candidates)
-    excess, error = _losses(candidates, best, folds)
+    excess, error = _excess(candidates, best, folds, *_LOSS)
     near = [c for c, is_near in zip(candidates, excess <= error, strict=True) if is_near and c.rule == best.rule]
     return max(near, key=lambda c: (c.compute, c.blend is not None, not c.part, c.eta, -c.penalty.l1, -c.valid_loss))
 
@@ -53,9 +55,9 @@ def choose_candidates(
     since a metric can be good by luck.
     """
     accuracy = one_standard_error_choice(candidates, folds)
-    behind, error = _scores(candidates, accuracy, folds)
-    lost = behind + (len(folds) > 1) * error
-    excess, loss_error = _losses(candidates, accuracy, folds)
+    gain, error = _excess(candidates, accuracy, folds, *_SCORE)
+    lost = -gain + (len(folds) > 1) * error
+    excess, loss_error = _excess(candidates, accuracy, folds, *_LOSS)
     sound = excess <= _CLEARLY * loss_error
     chosen: dict[Choice, Candidate] = {"accuracy": accuracy}
     limits: dict[Choice, float] = {"balanced": settings.balanced_loss, "cheapest": settings.cheapest_loss}
@@ -66,19 +68,13 @@ def choose_candidates(
     return chosen
 
 
-def _scores(
-    candidates: Sequence[Candidate], reference: Candidate, folds: Sequence[Fold]
+def _excess(
+    candidates: Sequence[Candidate], reference: Candidate, folds: Sequence[Fold], figure: str, resampled: str
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """The score of a reference minus those of the candidates (C,), and the standard errors (C,) of the differences."""
-    behind = np.array([reference.valid_score - c.valid_score for c in candidates])
-    resampled = np.array([c.resampled for c in candidates])
-    return behind, standard_error((np.array(reference.resampled) - resampled).T, folds)
+    """A figure of the candidates minus that of a reference (C,), and the standard errors (C,) of the differences.
 
-
-def _losses(
-    candidates: Sequence[Candidate], reference: Candidate, folds: Sequence[Fold]
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """The log losses of the candidates minus that of a reference (C,), with the standard errors (C,)."""
-    excess = np.array([c.valid_loss - reference.valid_loss for c in candidates])
-    resampled = np.array([c.resampled_losses for c in candidates])
-    return excess, standard_error((resampled - np.array(reference.resampled_losses)).T, folds)
+    `figure` and `resampled` are the names of two fields: of the figure, and of its resampled values.
+    """
+    excess = np.array([getattr(c, figure) for c in candidates]) - getattr(reference, figure)
+    differences = np.array([getattr(c, resampled) for c in candidates]) - np.array(getattr(reference, resampled))
+    return excess, standard_error(differences.T, folds)

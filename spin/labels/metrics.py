@@ -1,4 +1,4 @@
-"""The metric by which every choice is made.
+"""The metrics by which probes, thresholds, exits and heads are chosen, and classifiers are measured.
 
 The search scores thousands of small sets of predictions, for which the checks of scikit-learn take longer than the
 metric itself, so the metrics are computed here; tests compare them with those of scikit-learn.

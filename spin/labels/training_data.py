@@ -27,7 +27,7 @@ class TrainingData:
     """one division into training and validation rows, or several where labels are few; by these, choices are made"""
     label_space: LabelSpace
     metric: str = "macro_f1"
-    """the figure by which every choice is made, one of `spin.settings.METRICS`"""
+    """the measure of probes, thresholds, exits and heads, one of `spin.settings.METRICS`"""
     class_weights: str = "none"
     """none: every row weighs the same; balanced: every class does"""
     seed: int = 0

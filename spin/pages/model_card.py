@@ -66,7 +66,7 @@ class CardFacts:
     max_tokens: int
     """tokens of a text that the backbone reads at most"""
     metric: str
-    """on the validation documents, the basis of every choice"""
+    """measure of the scores in the tables, by which thresholds and exits were chosen on the validation documents"""
     table: Sequence[ContenderResult]
     """all contenders on the test documents; empty without test documents"""
     tested: ContenderResult | None
