@@ -239,9 +239,11 @@ def rows_to_fit(labels: Labels, split: str, most: int, seed: int, among: Rows | 
 
     With `among` only these rows are taken.
     """
-    rows, _ = labels.part(split)
-    rows = rows if among is None else rows[np.isin(rows, among)]
-    return sample_rows(rows, labels.label_space.strata(labels.y[rows]), most, seed)
+    rows, y = labels.part(split)
+    if among is not None:
+        wanted = np.isin(rows, among)
+        rows, y = rows[wanted], y[wanted]
+    return sample_rows(rows, labels.label_space.strata(y), most, seed)
 
 
 def _texts_to_fit(corpus: Corpus, labels: Labels, split: str, seed: int) -> tuple[Rows, list[str]]:
@@ -255,7 +257,7 @@ def _texts_to_fit(corpus: Corpus, labels: Labels, split: str, seed: int) -> tupl
 
 def _sample_note(train: Rows, labels: Labels) -> str | None:
     """On how many documents a baseline was fitted, None if on all."""
-    count = len(labels.part("train")[0])
+    count = labels.splits.count("train")
     if len(train) == count:
         return None
     return f"fitted on a stratified sample, {len(train):,} of {count:,} training documents"

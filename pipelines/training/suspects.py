@@ -15,6 +15,7 @@ from spin.arrays import Floats, Rows
 from spin.heads.fitted import FittedClassifier
 from spin.labels.label_errors import LabelCheck
 from spin.labels.metrics import score
+from spin.labels.sampling import one_per_group
 from spin.labels.splits import rows_in_split
 from spin.sparsify.ridge import PENALTIES, predict_left_out
 
@@ -33,7 +34,7 @@ def check_labels(features: FeatureShards, fitted: FittedClassifier, labels: Labe
     rows = rows_in_split(labels.splits, "train", "valid")
     fitted = _without_words(fitted)
     if labels.groups is not None:
-        rows = np.sort(rows[np.unique(labels.groups[rows], return_index=True)[1]])
+        rows = one_per_group(rows, labels.groups[rows])
     most = MOST_VALUES // max(1, len(fitted.selection))
     if len(rows) > most:
         rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))

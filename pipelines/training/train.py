@@ -239,7 +239,7 @@ def _fit(
     figures = _evaluate(settings, features, probes, labels, corpus, spin, test_words)
     evaluated = round(time.perf_counter() - start - integrated, 1)
     suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed)
-    counts = {split: len(labels.part(split)[0]) for split in SPLITS}
+    counts = {split: labels.splits.count(split) for split in SPLITS}
     notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes)
     described = describe_artifact(
         settings,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.arrays import Rows
+from spin.arrays import Floats, Hashes, Rows
 
 
 def sample_rows(rows: Rows, strata: NDArray[np.int64], most: int, seed: int) -> Rows:
@@ -18,9 +18,23 @@ def sample_rows(rows: Rows, strata: NDArray[np.int64], most: int, seed: int) -> 
         return np.sort(rows)
     order = np.random.default_rng(seed).permutation(len(rows))
     of_rows = strata[order]
-    # the rows of a stratum lie at equal distances on a line from 0 to 1; the sample is what lies near its start
-    places = np.empty(len(rows))
-    for stratum in np.unique(of_rows):
-        members = np.flatnonzero(of_rows == stratum)
-        places[members] = np.arange(len(members)) / len(members)
-    return np.sort(rows[order[np.argsort(places, kind="stable")[:most]]])
+    # The rows of a stratum lie at equal distances on a line from 0 to 1; the sample is what lies near its start. All of
+    # it lies before `most` / n, where there are `most` rows at least, and the rows beyond take no memory here.
+    members: list[Rows] = []
+    places: list[Floats] = []
+    for stratum in np.unique(strata):
+        of_stratum = np.flatnonzero(of_rows == stratum)
+        near = -(-len(of_stratum) * most // len(rows))
+        members.append(of_stratum[:near].copy())
+        places.append(np.arange(near) / len(of_stratum))
+    near_start = np.concatenate(members)
+    chosen = near_start[np.lexsort((near_start, np.concatenate(places)))[:most]]
+    return np.sort(rows[order[chosen]])
+
+
+def one_per_group(rows: Rows, groups: Hashes) -> Rows:
+    """The first of the rows of each group, ascending; `groups` (n,) are those of the n rows, which are ascending."""
+    order = np.argsort(groups, kind="stable")  # `np.unique` does the same and takes twice the memory
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = groups[order[1:]] != groups[order[:-1]]
+    return np.sort(rows[order[is_first]])

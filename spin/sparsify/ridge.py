@@ -16,7 +16,7 @@ from spin.arrays import Floats, Rows
 from spin.labels.label_errors import find_suspects
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
-from spin.labels.sampling import sample_rows
+from spin.labels.sampling import one_per_group, sample_rows
 from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
@@ -151,7 +151,7 @@ def choose_rows(data: TrainingData) -> Rows:
     """
     rows = data.rows
     if data.groups is not None:
-        rows = np.sort(rows[np.unique(data.groups[rows], return_index=True)[1]])
+        rows = one_per_group(rows, data.groups[rows])
     strata = 2 * data.label_space.strata(data.y[rows]) + np.isin(rows, data.folds[0].train)
     return sample_rows(rows, strata, MOST_ROWS, data.seed)
 
