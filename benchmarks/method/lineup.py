@@ -90,7 +90,7 @@ def dependencies(plan: Plan, setting: str, left_out: Collection[str] = (), draw:
         "flipped": corpora.FLIPPED if setting == "noisy" else None,
         "last layer": contenders.STRENGTHS,
         "TF-IDF": (contenders.TFIDF_STRENGTHS, contenders.LONGEST_TEXT),
-        "fastText": (fast_text.TRIALS, fast_text.BUCKETS, fast_text.LONGEST),
+        "fastText": (fast_text.TRIALS, fast_text.BUCKETS, fast_text.LONGEST, fast_text.ORDER),
         "model2vec": static_model.FOLDS,
         "SetFit": set_fit.ITERATIONS,
         "all neurons": all_neurons.STRENGTHS,

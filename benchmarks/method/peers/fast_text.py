@@ -22,6 +22,8 @@ BUCKETS = 200_000
 a model takes 0.8 GB"""
 LONGEST = 500
 """words and marks that it reads of a text, about as many as backbones read; a manual page may have thousands"""
+ORDER = "shuffled"
+"""of the texts: it learns from one after another, and would forget all classes but the last of texts in their order"""
 _LABEL = "__label__"
 _NONE = "none"
 """the label of documents without a class, since fastText skips documents without a label"""
@@ -70,7 +72,8 @@ def _logits(exam: Exam, texts: Mapping[int, str], rows: Rows, out: Rows, trial: 
     label_space = exam.corpus.label_space
     with TemporaryDirectory() as folder:
         file = Path(folder) / "train.txt"
-        lines = [f"{_labels(exam.y[row], label_space)} {texts[row]}\n" for row in rows]
+        shuffled = np.random.default_rng(exam.seed).permutation(rows)
+        lines = [f"{_labels(exam.y[row], label_space)} {texts[row]}\n" for row in shuffled]
         file.write_text("".join(lines), encoding="utf-8")
         model = fasttext.train_supervised(
             input=str(file), epoch=trial.epochs, lr=trial.rate, wordNgrams=2, bucket=BUCKETS,

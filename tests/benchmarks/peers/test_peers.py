@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,29 @@ def test_characters_are_those_of_a_plain_loop_over_strengths(backbone_folder: Pa
     expected = fitted(exam.data.rows, exam.test, strength)
     ratio = answer.logits / expected
     np.testing.assert_allclose(ratio, np.full_like(ratio, ratio[0, 0]), rtol=1e-3)  # the temperature
+
+
+def test_fast_text_does_not_learn_one_class_after_another(
+    backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would forget the classes that came first, and a corpus may be in the order of its classes."""
+    fasttext = pytest.importorskip("fasttext")
+    corpus = make_corpus(backbone_folder, False)
+    exam = draw_exam(corpus, "few64", 0)
+    texts = {row: fast_text.prepare(text) for row, text in enumerate(corpus.texts)}
+    rows = exam.data.rows[np.argsort(exam.y[exam.data.rows], kind="stable")]
+    orders, train = [], fasttext.train_supervised
+
+    def record(input: str, **options: Any) -> Any:
+        orders.append([line.split()[0] for line in Path(input).read_text(encoding="utf-8").splitlines()])
+        return train(input=input, **options)
+
+    monkeypatch.setattr(fasttext, "train_supervised", record)
+    fast_text._logits(exam, texts, rows, exam.test, fast_text.TRIALS[0])
+    [labels] = orders
+    assert len(labels) == len(rows)
+    for start in range(0, len(labels), 32):
+        assert set(labels[start : start + 32]) == {"__label__0", "__label__1", "__label__2"}
 
 
 def test_fast_text_keeps_classes_apart_that_have_no_document(backbone_folder: Path) -> None:
