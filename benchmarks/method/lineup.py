@@ -14,7 +14,7 @@ from benchmarks.method.corpora import Exam, Plan
 from benchmarks.method.peers import fast_text, set_fit, static_model
 from spin.settings import CascadeSettings, ProbeSettings, SearchSettings
 
-FORMAT = 6
+FORMAT = 7
 """raise it when rows are computed in another way, or documents are divided differently"""
 
 
@@ -90,7 +90,7 @@ def dependencies(plan: Plan, setting: str, left_out: Collection[str] = (), draw:
         "flipped": corpora.FLIPPED if setting == "noisy" else None,
         "last layer": contenders.STRENGTHS,
         "TF-IDF": (contenders.TFIDF_STRENGTHS, contenders.LONGEST_TEXT),
-        "fastText": (fast_text.TRIALS, fast_text.BUCKETS, fast_text.LONGEST, fast_text.ORDER),
+        "fastText": (fast_text.TRIALS, fast_text.BUCKETS, fast_text.LONGEST),
         "model2vec": static_model.FOLDS,
         "SetFit": set_fit.ITERATIONS,
         "all neurons": all_neurons.STRENGTHS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ from spin.settings import Choice, SearchSettings
 
 _CLEARLY = 2.0
 """standard errors by which a log loss is clearly larger than another"""
-_SCORE, _LOSS = ("valid_score", "resampled"), ("valid_loss", "resampled_losses")
-"""fields of a candidate: a figure and its resampled values"""
+_Figure = Callable[[Candidate], tuple[float, Sequence[float]]]
+"""returns a figure of a candidate and its resampled values"""
 
 
 def best_candidate(candidates: Iterable[Candidate]) -> Candidate:
@@ -32,7 +32,7 @@ def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[F
     selection is fuller than the other, so the best candidate decides it.
     """
     best = best_candidate(candidates)
-    excess, error = _excess(candidates, best, folds, *_LOSS)
+    excess, error = _excess(candidates, best, folds, _loss)
     near = [c for c, is_near in zip(candidates, excess <= error, strict=True) if is_near and c.rule == best.rule]
     return max(near, key=lambda c: (c.compute, c.blend is not None, not c.part, c.eta, -c.penalty.l1, -c.valid_loss))
 
@@ -55,9 +55,9 @@ def choose_candidates(
     since a metric can be good by luck.
     """
     accuracy = one_standard_error_choice(candidates, folds)
-    gain, error = _excess(candidates, accuracy, folds, *_SCORE)
+    gain, error = _excess(candidates, accuracy, folds, _score)
     lost = -gain + (len(folds) > 1) * error
-    excess, loss_error = _excess(candidates, accuracy, folds, *_LOSS)
+    excess, loss_error = _excess(candidates, accuracy, folds, _loss)
     sound = excess <= _CLEARLY * loss_error
     chosen: dict[Choice, Candidate] = {"accuracy": accuracy}
     limits: dict[Choice, float] = {"balanced": settings.balanced_loss, "cheapest": settings.cheapest_loss}
@@ -69,12 +69,17 @@ def choose_candidates(
 
 
 def _excess(
-    candidates: Sequence[Candidate], reference: Candidate, folds: Sequence[Fold], figure: str, resampled: str
+    candidates: Sequence[Candidate], reference: Candidate, folds: Sequence[Fold], figure: _Figure
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """A figure of the candidates minus that of a reference (C,), and the standard errors (C,) of the differences.
+    """A figure of the candidates minus that of a reference (C,), and the standard errors (C,) of the differences."""
+    values, resampled = zip(*map(figure, candidates), strict=True)
+    value, of_reference = figure(reference)
+    return np.array(values) - value, standard_error((np.array(resampled) - np.array(of_reference)).T, folds)
 
-    `figure` and `resampled` are the names of two fields: of the figure, and of its resampled values.
-    """
-    excess = np.array([getattr(c, figure) for c in candidates]) - getattr(reference, figure)
-    differences = np.array([getattr(c, resampled) for c in candidates]) - np.array(getattr(reference, resampled))
-    return excess, standard_error(differences.T, folds)
+
+def _score(candidate: Candidate) -> tuple[float, Sequence[float]]:
+    return candidate.valid_score, candidate.resampled
+
+
+def _loss(candidate: Candidate) -> tuple[float, Sequence[float]]:
+    return candidate.valid_loss, candidate.resampled_losses

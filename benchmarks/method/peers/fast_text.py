@@ -22,8 +22,6 @@ BUCKETS = 200_000
 a model takes 0.8 GB"""
 LONGEST = 500
 """words and marks that it reads of a text, about as many as backbones read; a manual page may have thousands"""
-ORDER = "shuffled"
-"""of the texts: it learns from one after another, and would forget all classes but the last of texts in their order"""
 _LABEL = "__label__"
 _NONE = "none"
 """the label of documents without a class, since fastText skips documents without a label"""
@@ -72,6 +70,7 @@ def _logits(exam: Exam, texts: Mapping[int, str], rows: Rows, out: Rows, trial: 
     label_space = exam.corpus.label_space
     with TemporaryDirectory() as folder:
         file = Path(folder) / "train.txt"
+        # it learns from one text after another, and of texts in the order of their classes would forget the first
         shuffled = np.random.default_rng(exam.seed).permutation(rows)
         lines = [f"{_labels(exam.y[row], label_space)} {texts[row]}\n" for row in shuffled]
         file.write_text("".join(lines), encoding="utf-8")
