@@ -52,14 +52,17 @@ class Features:
     truncated: int
     """number of texts that were truncated to the backbone's max_tokens"""
     depth: NDArray[np.int32] | None = None
-    """(n,) number of blocks that each text ran through; None if it is the same for all"""
+    """(n,) number of blocks that each text ran through, -1 if it never got to the backbone; None if it is the same for
+    all"""
     words: Floats | None = None
-    """(n, K) logits of a word regression, for a classifier that reads words"""
+    """(n, K) logits of a word regression, for a classifier that reads words or lets them decide"""
+    head_reads_words: bool = True
+    """whether these logits, if there are any, are features of the head, and not only of the exit by words"""
 
     @property
     def values(self) -> NDArray[np.floating]:
         """All features side by side (n, p): the words' logits, if there are any, and the columns."""
-        words = [] if self.words is None else [self.words]
+        words = [] if self.words is None or not self.head_reads_words else [self.words]
         return np.concatenate([*words, *self.columns.values()], axis=1)
 
     @classmethod
@@ -74,6 +77,26 @@ class Features:
             truncated=sum(part.truncated for part in parts),
             depth=np.concatenate(depths) if depths else None,
             words=np.concatenate(words) if words else None,
+            head_reads_words=parts[0].head_reads_words,
+        )
+
+    def spread(self, rows: NDArray[np.int64], depth: int, count: int) -> Features:
+        """The features of `count` texts, of which the texts of these features are those at `rows`.
+
+        Without words. `depth` is the number of blocks that these ran through, unless they have depths of their own.
+        The others have no tokens, NaN in every column, and depth -1.
+        """
+
+        def place(values: NDArray[Any] | int, empty: NDArray[Any]) -> NDArray[Any]:
+            empty[rows] = values
+            return empty
+
+        return Features(
+            {c: place(v, np.full((count, v.shape[1]), np.nan, v.dtype)) for c, v in self.columns.items()},
+            place(self.n_tokens, np.zeros(count, np.int32)),
+            place(self.n_unknown, np.zeros(count, np.int32)),
+            self.truncated,
+            place(depth if self.depth is None else self.depth, np.full(count, -1, np.int32)),
         )
 
 
