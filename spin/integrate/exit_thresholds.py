@@ -209,8 +209,7 @@ class _GridLoss:
 
     def _goes_on(self, first: tuple[int, ...]) -> NDArray[np.bool_]:
         """(n,) the documents that pass the first exits."""
-        passes: NDArray[np.bool_] = (self.levels[: len(first)] <= np.array(first, np.int64)[:, None]).all(0)
-        return passes
+        return np.asarray((self.levels[: len(first)] <= np.array(first, np.int64)[:, None]).all(0))
 
     def _sums(self, index: int, rows: NDArray[np.bool_], levels: NDArray[np.int64]) -> Floats:
         """(L, parts, K, 2) the sums over some documents of each level (n,), with the labels of an exit."""
@@ -240,8 +239,8 @@ class _Given:
         """
         cells = (levels[self.rows] * parts + self.parts) * self.width + self.classes
         size = count * parts * self.width
-        sums = [np.bincount(cells, weights, size) for weights in (self.right, None)]
-        return np.stack(sums, axis=-1).reshape(count, parts, self.width, 2)
+        sums: Floats = np.stack([np.bincount(cells, w, size) for w in (self.right, np.ones(len(cells)))], axis=-1)
+        return sums.reshape(count, parts, self.width, 2)
 
 
 def _without_each(sums: Floats, axis: int = 0) -> Floats:

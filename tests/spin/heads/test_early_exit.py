@@ -380,7 +380,7 @@ def test_drift_is_not_measured_above_the_first_exit(classifier: SpinClassifier) 
     assert features.depth is not None
     assert depth.tolist() == features.depth.tolist()
     logits = fitted.predict_logits(full.values, depth)
-    reference = Profile.from_outputs(classifier.label_space, fitted, logits, full.values, full)
+    reference = Profile.from_outputs(classifier.label_space, fitted, logits, full.values, replace(full, depth=depth))
     logits = fitted.predict_logits(features.values, features.depth)
     current = Profile.from_outputs(classifier.label_space, fitted, logits, features.values, features)
     drifts = {drift.name: drift for drift in measure(current, reference, fitted.selection, 0.1)}

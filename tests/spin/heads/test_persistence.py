@@ -258,8 +258,8 @@ INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier tha
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_config(lambda c: c.update(format=1)), "has format 1, this version reads 6; train the model again"),
-        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 6; train the model again"),
+        (edit_config(lambda c: c.update(format=1)), "has format 1, this version reads 7; train the model again"),
+        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 7; train the model again"),
         *[(remove_tensor(f"0.{name}"), f"{INCOMPLETE}'{name}'") for name in ("mean", "scale", "coef", "intercept")],
         (remove_tensor("0.inner_bias"), f"{INCOMPLETE}'inner_bias'"),
         (remove_tensor("0.neurons.ffn.01.max"), f"{INCOMPLETE}'neurons.ffn.01.max'"),
