@@ -20,7 +20,7 @@ _DISAGREEMENTS = 12
 """pairs of labels listed on which the model and its shadow differ"""
 _PROPERTIES = {
     "labels": "distribution of the labels",
-    "exits": "documents per exit",
+    "exits": "documents per early exit",
     "scores": "largest probability per document",
     "lengths": "tokens per document",
     "unknown": "share of unknown tokens per document",
