@@ -361,8 +361,8 @@ def edit_config(**changes: object) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_config(format=99), "has format 99, this version reads 6; train the model again"),
-        (edit_config(format=None), "has format None, this version reads 6"),
+        (edit_config(format=99), "has format 99, this version reads 7; install the version of SPIN that wrote it"),
+        (edit_config(format=None), "has format None, this version reads 7"),
         (edit_config(classes=None), "is not a whole classifier: 'classes'"),
         (edit_config(multilabel=None), "is not a whole classifier: 'multilabel'"),
         (edit_config(integrations=None), "is not a whole classifier: 'integrations'"),
