@@ -38,6 +38,8 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 Share = Annotated[float, Field(gt=0, lt=1)]
 """a number above 0 and below 1"""
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TRAINED_SETTINGS = ("max_tokens", "long_texts", "window_overlap", "max_windows", "pool_special_tokens")
+"""settings of a backbone that a classifier keeps from its training, since they decide what its neurons do"""
 _PASSWORD = re.compile(r"://[^:/?#@\s]*:[^@]+@|[?&]\w*pass(word|wd)?=", re.IGNORECASE)
 """a password in a URI: after the name of a user, with or without a slash in it, or as a parameter"""
 _USER_PART = re.compile(r"://(?:[^/?#\s]*|[^:/?#@\s]*:[^@\s]*)@")
