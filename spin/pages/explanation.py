@@ -290,7 +290,7 @@ def _read_windows(backbone: Backbone, text: str) -> list[_Window]:
     encodings, context = [encoding], slice(0, 0)
     if backbone.reads_windows:
         encodings += encoding.overflowing[: backbone.max_windows - 1]
-    windows = []
+    windows: list[_Window] = []
     for encoding in encodings:
         if windows:
             context = context_of(encoding, backbone.window_overlap)
