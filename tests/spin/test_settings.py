@@ -444,9 +444,7 @@ def test_a_token_in_an_override_is_not_shown(tmp_path: Path) -> None:
 def test_windows_must_read_something_new() -> None:
     """The overlap counts only where long texts are read in windows."""
     tree = {"data": {"train": "t"}, "store": "s"}
-    with pytest.raises(
-        UserError, match="'backbone' is .*: window_overlap 32: expected less than max_tokens, "
-    ):
+    with pytest.raises(UserError, match="'backbone' is .*: window_overlap 32: expected less than max_tokens, "):
         parse_settings({**tree, "backbone": {"model": "x", "max_tokens": 16, "long_texts": "windows"}})
     assert BackboneSettings(model="x", max_tokens=16).long_texts == "cut"
     assert BackboneSettings(model="x", max_tokens=16, long_texts="windows", window_overlap=15).max_windows == 16
