@@ -20,6 +20,8 @@ from scipy.sparse import hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer
 
+_INPUTS = ("ids", "attention_mask")
+
 
 class GraphClassifier:
     """An exported classifier of one class per document."""
@@ -32,15 +34,30 @@ class GraphClassifier:
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Return the class of each text."""
-        tokens = self.tokenizer.encode_batch(list(texts))
-        ids = np.array([token.ids for token in tokens])
-        mask = np.array([token.attention_mask for token in tokens])
+        if self.config["long_texts"] == "windows":  # a run takes the windows of one text
+            scores = np.concatenate([self._run([text], *self._encode_windows(text)) for text in texts])
+        else:
+            tokens = self.tokenizer.encode_batch(list(texts))
+            scores = self._run(texts, *(np.array([getattr(t, name) for t in tokens]) for name in _INPUTS))
+        return [self.config["classes"][index] for index in (scores / self.config["thresholds"]).argmax(1)]
+
+    def _encode_windows(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return token ids and mask of the windows of a text; the mask is 2 where a window repeats the one before."""
+        tokens = self.tokenizer.encode(text)
+        windows = [tokens, *tokens.overflowing][: self.config["max_windows"]]
+        ids, mask = (np.array([getattr(window, name) for window in windows]) for name in _INPUTS)
+        for row, window in zip(mask[1:], windows[1:], strict=True):
+            start = window.special_tokens_mask.index(0)
+            row[start : start + self.config["window_overlap"]] = 2
+        return ids, mask
+
+    def _run(self, texts: Sequence[str], ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self.words is not None:
             inputs["words"] = self.words(texts)
         read = {graph_input.name: inputs[graph_input.name] for graph_input in self.session.get_inputs()}
         [scores] = self.session.run(["scores"], read)
-        return [self.config["classes"][index] for index in (scores / self.config["thresholds"]).argmax(1)]
+        return np.asarray(scores)
 
 
 class WordLogits:

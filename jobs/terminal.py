@@ -104,7 +104,11 @@ def night(report: NightReport, output: str) -> None:
         say(f"          {counts.abstained:,} documents without a label, within decision.abstain of a border")
     if counts.truncated:
         percent = 100 * counts.truncated_share
-        say(f"          {counts.truncated:,} texts ({percent:.1f} %) cut at backbone.max_tokens")
+        if counts.windows:
+            beyond = f"longer than backbone.max_windows windows, {counts.unread_tokens:,} tokens not read"
+        else:
+            beyond = "cut at backbone.max_tokens"
+        say(f"          {counts.truncated:,} texts ({percent:.1f} %) {beyond}")
     if len(counts.depths) > 1:
         depths = sorted(counts.depths.items(), key=lambda item: int(item[0]))
         say(f"          exits: {', '.join(f'{n:,} {exit_name(int(depth))}' for depth, n in depths)}")
@@ -303,9 +307,11 @@ def main_neurons(explanation: Explanation, count: int = 3) -> str:
 
 def _extracted(counts: CorpusCounts) -> str:
     share = 100 * counts.truncated_share
-    cut = f", {counts.truncated:,} ({share:.1f} %) cut at max_tokens" if counts.truncated else ""
+    how = "not read to their end" if counts.windows else "cut at max_tokens"
+    cut = f", {counts.truncated:,} ({share:.1f} %) {how}" if counts.truncated else ""
+    windows = f" in {counts.windows:,} windows" if counts.windows else ""
     documents = f"{counts.rows:,}" if counts.extracted == counts.rows else f"{counts.extracted:,} of {counts.rows:,}"
-    return f"{documents} documents, {counts.tokens:,} tokens{cut}"
+    return f"{documents} documents, {counts.tokens:,} tokens{windows}{cut}"
 
 
 def _chosen(report: TrainReport) -> str:

@@ -32,6 +32,7 @@ from spin.predictions import Predictions
 from spin.settings import (
     METRICS,
     POOLINGS,
+    TRAINED_SETTINGS,
     BackboneSettings,
     CascadeSettings,
     Choice,
@@ -402,8 +403,7 @@ class SpinClassifier:
         training_result, metadata = persistence.load(Path(folder))
         saved = metadata.backbone
         if backbone is not None:  # what decides the activations stays as it was in training
-            trained = {name: getattr(saved, name) for name in ("max_tokens", "pool_special_tokens")}
-            settings = backbone.model_copy(update=trained)
+            settings = backbone.model_copy(update={name: getattr(saved, name) for name in TRAINED_SETTINGS})
         else:
             here: dict[str, str | None] = {} if device is None else {"device": device}
             if weights is not None:

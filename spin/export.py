@@ -23,6 +23,7 @@ from spin.arrays import Floats
 from spin.backbone.hub import silence_transformers
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
+from spin.backbone.windows import CONTEXT, OWN, context_of
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier
@@ -61,7 +62,13 @@ class ExportConfig:
     abstain: float
     """a text whose scores are closer to the border between two labels than this gets no label; 0: all texts get one"""
     max_tokens: int
-    """tokens per text that tokenizer.json truncates to"""
+    """tokens per text, or per window of a text, that tokenizer.json truncates to"""
+    long_texts: str
+    """cut, or windows: the rows of a batch are then the windows of one text"""
+    window_overlap: int
+    """tokens of a window that the next one repeats, and the mask marks with 2; 0 for texts that are cut"""
+    max_windows: int
+    """windows of a text that are read; 1 for texts that are cut"""
     pad_id: int
     """the token id of padding"""
     depth: int
@@ -85,7 +92,9 @@ def export(spin: SpinClassifier, folder: str | Path, kind: str) -> list[str]:
     The files are the graph, from `input_ids` and `attention_mask` (B, T) int64 to calibrated `scores` (B, K);
     tokenizer.json, which truncates and pads; and config.json, an `ExportConfig`. The graph of a classifier that reads
     words has a third input, `words` (B, K) float32: the logits of the word regression, whose arrays are in words.npz.
-    It is the only input where words decide alone. Returns the sorted file names.
+    It is the only input where words decide alone. Where long texts are read in windows, a run takes the windows of one
+    text, (W, T), with a mask of 2 for the tokens that a window repeats, and returns its scores (1, K).
+    Returns the sorted file names.
     Raises UserError for another format, a format whose packages are not installed, a folder that is not empty or cannot
     be written, or a backbone that the format does not compute as torch does; then no file is written.
     """
@@ -142,7 +151,7 @@ class Scorer(nn.Module):
     """A module of the truncated backbone, the selected neurons and their head.
 
     Takes the inputs `input_names`: token ids and mask (B, T) if it reads neurons, and the words' logits (B, K) if it
-    reads words. Returns calibrated scores (B, K).
+    reads words. Returns calibrated scores (B, K); of a backbone that reads windows, those of one text (1, K).
     """
 
     def __init__(self, backbone: Backbone, fitted: FittedClassifier, multilabel: bool) -> None:
@@ -165,24 +174,53 @@ class Scorer(nn.Module):
         return [*(INPUTS if self.encoder is not None else ()), *([WORDS_INPUT] if self.words else [])]
 
     def example_inputs(self) -> tuple[Tensor, ...]:
-        """Inputs to trace the module with: two documents."""
+        """Inputs to trace the module with: two documents, or two windows of one."""
         tokens = () if self.encoder is None else self.encoder.example_inputs()
-        return (*tokens, torch.ones(2, self.words)) if self.words else tokens
+        documents = 1 if self.encoder is not None and self.backbone.reads_windows else 2
+        return (*tokens, torch.ones(documents, self.words)) if self.words else tokens
 
     def forward(self, *inputs: Tensor) -> Tensor:
         parts = [inputs[-1]] if self.words else []
         if self.encoder is not None:
-            input_ids, mask = inputs[0], inputs[1].bool()
+            input_ids, windows = inputs[0], inputs[1]
+            mask = windows.bool()
             # a text without tokens is read at its first position, which is padding
             first = torch.arange(input_ids.shape[1], device=input_ids.device) < 1
-            mask = mask | (first & ~mask.any(1, keepdim=True))
-            parts.append(self.encoder(input_ids, mask)[0])
+            empty = first & ~mask.any(1, keepdim=True)
+            if self.backbone.reads_windows:
+                windows = torch.where(empty, OWN, windows)
+                values = merge_one_text(self.encoder, input_ids, windows, self.encoder(input_ids, windows)[0])
+            else:
+                values = self.encoder(input_ids, mask | empty)[0]
+            parts.append(values)
         features = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         x = (features - self.mean) / self.scale
         logits: Tensor = self.linear(x)
         if self.inner is not None and self.outer is not None:
             logits = logits + self.outer(torch.tanh(self.inner(x)))
         return logits.sigmoid() if self.multilabel else logits.softmax(1)
+
+
+def merge_one_text(encoder: NeuronEncoder, ids: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+    """The values (1, p) of a text from those of its windows (W, p), as `WindowShares.merge`, in operations of a graph.
+
+    `ids` and `mask` (W, T) are those of `Backbone.pad_tokens`.
+    """
+    own, content = encoder.backbone.count_own(ids, mask)
+    first = torch.arange(ids.shape[0], device=ids.device) < 1
+    content = torch.where((content.sum() < 1) & first, 1, content)
+    shares = {"final": own / own.sum(), "content": content / content.sum()}
+    columns = encoder.segment.neurons
+    parts = []
+    for column, part in zip(columns, values.split(encoder.segment.widths(encoder.backbone), 1), strict=True):
+        share = shares["final" if column.site.kind == "final" else "content"].float().unsqueeze(1)
+        if column.pooling == "mean":
+            parts.append((part * share).sum(0, keepdim=True))
+        elif column.pooling == "max":
+            parts.append(torch.where(share > 0, part, -torch.inf).amax(0, keepdim=True))
+        else:
+            parts.append(part[:1] if column.pooling == "first" else part[-1:])
+    return torch.cat(parts, 1)
 
 
 def _constant(values: Floats) -> nn.Parameter:
@@ -200,7 +238,8 @@ def _layer(weight: Floats, bias: Floats | None = None) -> nn.Linear:
 def _export_tokenizer(backbone: Backbone) -> Tokenizer:
     """A tokenizer without transformers, which truncates and pads as the methods of `Backbone` do."""
     tokenizer = Tokenizer.from_str(backbone.tokenizer.backend_tokenizer.to_str())
-    tokenizer.enable_truncation(backbone.max_tokens, direction=backbone.tokenizer.truncation_side)
+    overlap = backbone.window_overlap if backbone.reads_windows else 0
+    tokenizer.enable_truncation(backbone.max_tokens, stride=overlap, direction=backbone.tokenizer.truncation_side)
     name = tokenizer.id_to_token(backbone.pad_id) or "[PAD]"
     tokenizer.enable_padding(direction="right", pad_id=backbone.pad_id, pad_token=name)
     return tokenizer
@@ -255,29 +294,61 @@ def _write_openvino(scorer: Scorer, folder: Path) -> Run:
 def _compare_with_torch(
     scorer: Scorer, tokenizer: Tokenizer, words: WordRegression | None, run: Run, kind: str
 ) -> None:
-    """Raise UserError if tokens or scores of sample texts, one of them truncated, differ from those in torch."""
-    backbone = scorer.backbone
-    texts = [*_SAMPLE_TEXTS[:-1], _SAMPLE_TEXTS[-1] * backbone.max_tokens]
-    ids, mask = backbone.pad_batch(backbone.tokenize(texts).ids)
-    exported_ids, exported_mask = encode(tokenizer, texts)
+    """Raise UserError if tokens or scores of sample texts, one of them too long, differ from those in torch."""
+    texts = [*_SAMPLE_TEXTS[:-1], _SAMPLE_TEXTS[-1] * scorer.backbone.max_tokens]
+    by_text = scorer.encoder is not None and scorer.backbone.reads_windows
+    for batch in [[text] for text in texts] if by_text else [texts]:
+        tokens = _check_tokens(scorer.backbone, tokenizer, batch)
+        inputs: dict[str, NDArray[Any]] = dict(zip(INPUTS, tokens, strict=True))
+        if words is not None:
+            inputs[WORDS_INPUT] = words.logits(batch)
+        read = {name: inputs[name] for name in scorer.input_names}
+        with torch.inference_mode():
+            expected = scorer(*map(torch.from_numpy, read.values())).numpy()
+        difference = float(np.abs(run(read) - expected).max())
+        if not difference < _TOLERANCE:  # also if it is not a number
+            raise UserError(
+                f"export: {kind} does not compute {type(scorer.backbone.model).__name__} right: its scores are "
+                f"{difference:.2g} from torch's, expected less than {_TOLERANCE:g}; try another format of "
+                f"{', '.join(REQUIRED_PACKAGES)}"
+            )
+
+
+def _check_tokens(
+    backbone: Backbone, tokenizer: Tokenizer, texts: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and mask (B, T) by the exported tokenizer. Raises UserError if the backbone's own gives others.
+
+    Where long texts are read in windows they are those of a single text.
+    """
+    tokens = backbone.tokenize(texts)
+    ids, mask = backbone.pad_tokens(tokens, range(len(tokens.ids)))
+    if backbone.reads_windows:
+        [text] = texts
+        exported_ids, exported_mask = encode_windows(tokenizer, text, backbone.window_overlap, backbone.max_windows)
+    else:
+        exported_ids, exported_mask = encode(tokenizer, texts)
     if not (np.array_equal(exported_ids, ids.numpy()) and np.array_equal(exported_mask, mask.numpy())):
         raise UserError(
             f"export: {type(backbone.tokenizer).__name__} gives other tokens than its tokenizer.json by itself, which "
             "is all that runs without transformers; take a backbone with a tokenizer of a standard kind"
         )
-    inputs: dict[str, NDArray[Any]] = dict(zip(INPUTS, (exported_ids, exported_mask), strict=True))
-    if words is not None:
-        inputs[WORDS_INPUT] = words.logits(texts)
-    read = {name: inputs[name] for name in scorer.input_names}
-    with torch.inference_mode():
-        expected = scorer(*map(torch.from_numpy, read.values())).numpy()
-    scores = run(read)
-    difference = float(np.abs(scores - expected).max())
-    if not difference < _TOLERANCE:  # also if it is not a number
-        raise UserError(
-            f"export: {kind} does not compute {type(backbone.model).__name__} right: its scores are {difference:.2g} "
-            f"from torch's, expected less than {_TOLERANCE:g}; try another format of {', '.join(REQUIRED_PACKAGES)}"
-        )
+    return exported_ids, exported_mask
+
+
+def encode_windows(
+    tokenizer: Tokenizer, text: str, overlap: int, limit: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and mask (W, T) of the windows of a text, by a tokenizer that divides and pads.
+
+    The mask is 2 for tokens that a window repeats from the one before.
+    """
+    tokens = tokenizer.encode(text)
+    windows = [tokens, *tokens.overflowing][:limit]
+    ids, mask = (np.array([getattr(w, name) for w in windows], np.int64) for name in ("ids", "attention_mask"))
+    for row, window in zip(mask[1:], windows[1:], strict=True):
+        row[context_of(window, overlap)] = CONTEXT
+    return ids, mask
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -296,6 +367,9 @@ def _config(spin: SpinClassifier, backbone: Backbone, kind: str) -> ExportConfig
         thresholds=decision.thresholds.tolist(),
         abstain=decision.abstain,
         max_tokens=backbone.max_tokens,
+        long_texts=backbone.long_texts,
+        window_overlap=backbone.window_overlap if backbone.reads_windows else 0,
+        max_windows=backbone.max_windows if backbone.reads_windows else 1,
         pad_id=backbone.pad_id,
         depth=selection.depth,
         neurons=selection.neuron_count,

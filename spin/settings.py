@@ -38,6 +38,8 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 Share = Annotated[float, Field(gt=0, lt=1)]
 """a number above 0 and below 1"""
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TRAINED_SETTINGS = ("max_tokens", "long_texts", "window_overlap", "max_windows", "pool_special_tokens")
+"""settings of a backbone that a classifier keeps from its training, since they decide what its neurons do"""
 _PASSWORD = re.compile(r"://[^:/?#@\s]*:[^@]+@|[?&]\w*pass(word|wd)?=", re.IGNORECASE)
 """a password in a URI: after the name of a user, with or without a slash in it, or as a parameter"""
 _USER_PART = re.compile(r"://(?:[^/?#\s]*|[^:/?#@\s]*:[^@\s]*)@")
@@ -169,7 +171,24 @@ class BackboneSettings(_Section):
         "with PyTorch in a trial; else PyTorch.",
     )
     max_tokens: int = Field(
-        256, ge=4, description="Length limit in tokens. The end of a longer text is cut off; such texts are counted."
+        256, ge=4, description="Length limit in tokens, of a text or, with `long_texts: windows`, of a window of it."
+    )
+    long_texts: Literal["cut", "windows"] = Field(
+        "cut",
+        description="How a text of more than `max_tokens` is read. cut: its end is cut off; such texts are counted. "
+        "windows: in windows of `max_tokens` each, whose activations are pooled as those of one text.",
+    )
+    window_overlap: int = Field(
+        32,
+        ge=0,
+        description="With windows: tokens at the end of a window that the next one reads again as context. They are "
+        "pooled once.",
+    )
+    max_windows: int = Field(
+        16,
+        ge=1,
+        description="With windows: number of windows of a text that are read. The tokens of a text beyond them are "
+        "not read, and counted per row and per night.",
     )
     batch_tokens: int | None = Field(
         None,
@@ -197,6 +216,15 @@ class BackboneSettings(_Section):
         description="Run Python code that comes with the model. Only for a model whose code you have read. "
         "Default: a model that needs it is refused.",
     )
+
+    @model_validator(mode="after")
+    def _windows_advance(self) -> BackboneSettings:
+        if self.long_texts == "windows" and self.window_overlap >= self.max_tokens:
+            raise ValueError(
+                f"window_overlap {self.window_overlap}: expected less than max_tokens, which is {self.max_tokens}, so "
+                "that every window reads something new"
+            )
+        return self
 
 
 class DataSettings(_Section):

@@ -23,7 +23,7 @@ from spin.settings import DataSettings
 
 _log = logging.getLogger(__name__)
 OUR_COLUMNS = frozenset(
-    {"id", "label", "labels", "score", "scores", "depth", "model", "model_version", "date", "run"}
+    {"id", "label", "labels", "score", "scores", "depth", "model", "model_version", "date", "run", "unread_tokens"}
     | {"file", "first", "row", "reason", "message", "text"}
 )
 """columns of predictions and dead letters"""

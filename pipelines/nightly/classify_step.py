@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows, read_rows
@@ -109,13 +110,15 @@ class ClassifyStep:
             _count(shard, documents, dead, predictions.labels),
             tokens=int(features.n_tokens.sum()),
             truncated=features.truncated,
+            windows=0 if features.windows is None else int(features.windows.sum()),
+            unread_tokens=0 if features.unread_tokens is None else int(features.unread_tokens.sum()),
             depths={str(depth): n for depth, n in sorted(Counter(predictions.exit_depth.tolist()).items())},
         )
         profile = Profile.from_outputs(
             self.spin.label_space, self.spin.fitted, predictions.logits, features.values, features
         )
         tables = {
-            PREDICTIONS: self._predictions(documents, rows, predictions),
+            PREDICTIONS: self._predictions(documents, rows, predictions, features.unread_tokens),
             DEAD_LETTERS: self._dead_letters(documents, dead),
         }
         if self.shadow is not None:
@@ -134,8 +137,14 @@ class ClassifyStep:
         )
         return {**repeated, **documents.dead}
 
-    def _predictions(self, documents: CheckedRows, rows: Sequence[int], predictions: Predictions) -> pa.Table:
-        """The predictions of n rows, in their order."""
+    def _predictions(
+        self,
+        documents: CheckedRows,
+        rows: Sequence[int],
+        predictions: Predictions,
+        unread_tokens: NDArray[np.int32] | None,
+    ) -> pa.Table:
+        """The predictions of n rows, in their order; `unread_tokens` (n,) where texts are read in windows."""
         space = self.spin.label_space
         kind, name = (pa.list_(pa.string()), "labels") if space.multilabel else (pa.string(), "label")
         columns = {
@@ -146,6 +155,8 @@ class ClassifyStep:
             "depth": pa.array(predictions.exit_depth, pa.int32()),
             "model_version": pa.repeat(self.job.run.model_version, len(rows)),
         }
+        if unread_tokens is not None:
+            columns["unread_tokens"] = pa.array(unread_tokens, pa.int32())
         return _with_kept(pa.table(columns), documents, rows)
 
     def _dead_letters(self, documents: CheckedRows, dead: Mapping[int, tuple[str, str]]) -> pa.Table:
@@ -210,7 +221,7 @@ def _with_kept(table: pa.Table, documents: CheckedRows, rows: Sequence[int]) -> 
 def _count(
     shard: Shard, documents: CheckedRows, dead: Mapping[int, tuple[str, str]], labels: Sequence[Label | None]
 ) -> ClassifyCounts:
-    """The counts of a shard, without those of the backbone: tokens, truncated texts and exit depths."""
+    """The counts of a shard, without those of the backbone: tokens, windows, truncated texts and exit depths."""
     return ClassifyCounts(
         rows=len(documents),
         uri=documents.files[0] if documents.files else shard.pieces[0].uri,

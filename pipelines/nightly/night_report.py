@@ -232,6 +232,8 @@ def total_counts(shards: Sequence[ClassifyCounts]) -> NightCounts:
         reasons=_add_counts([shard.reasons for shard in shards]),
         labels=_add_counts([shard.labels for shard in shards]),
         depths=_add_counts([shard.depths for shard in shards]),
+        windows=sum(shard.windows for shard in shards),
+        unread_tokens=sum(shard.unread_tokens for shard in shards),
     )
 
 

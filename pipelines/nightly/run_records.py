@@ -53,7 +53,11 @@ class ClassifyCounts(ShardCounts):
     tokens: int
     """tokens that the backbone read"""
     truncated: int
-    """texts that were cut at the token limit of the backbone"""
+    """texts that were not read to their end"""
+    windows: int = 0
+    """windows in which the backbone read the texts, 0 where long texts are cut"""
+    unread_tokens: int = 0
+    """tokens of the texts beyond their last window, 0 where long texts are cut"""
     bad: str | None = None
     """why the file of the shard cannot be read, None if it can"""
     shadow: AgreementCounts | None = None
@@ -81,7 +85,7 @@ class NightCounts:
     tokens: int
     """tokens that the backbone read"""
     truncated: int
-    """texts that were cut at the token limit of the backbone"""
+    """texts that were not read to their end"""
     truncated_share: float
     """truncated texts per predicted row, to four digits"""
     reasons: Mapping[str, int]
@@ -90,3 +94,7 @@ class NightCounts:
     """predicted rows by class; a row counts for each of its classes"""
     depths: Mapping[str, int]
     """predicted rows by the block after which they exited, in decimal digits; -1: their words alone decided"""
+    windows: int = 0
+    """windows in which the backbone read the texts, 0 where long texts are cut"""
+    unread_tokens: int = 0
+    """tokens of the texts beyond their last window, 0 where long texts are cut"""

@@ -57,6 +57,8 @@ class SampleFigures:
     """until a worker has loaded the model"""
     documents_per_s: Rates
     tokens_per_document: float
+    windows_per_document: float
+    """in which the backbone reads a document; 1 where long texts are cut"""
     dead_share: float
     """share of the documents that become dead letters"""
 
@@ -199,6 +201,7 @@ def _sample_figures(sample: Sample, threads: int) -> SampleFigures:
         load_seconds=sample.load_seconds,
         documents_per_s=Rates(median(sample.rates), min(sample.rates), max(sample.rates)),
         tokens_per_document=sample.tokens_per_document,
+        windows_per_document=sample.windows_per_document,
         dead_share=sample.dead_share,
     )
 

@@ -98,7 +98,7 @@ class Sample:
     @property
     def predicted_share(self) -> float:
         """Share of the documents that is classified."""
-        return sum(piece.counts.predicted for piece in self.pieces) / max(1, self.rows)
+        return self._predicted / max(1, self.rows)
 
     @property
     def dead_share(self) -> float:
@@ -108,9 +108,17 @@ class Sample:
     @property
     def tokens_per_document(self) -> float:
         """Mean tokens of a classified document."""
-        return sum(piece.counts.tokens for piece in self.pieces) / max(
-            1, sum(piece.counts.predicted for piece in self.pieces)
-        )
+        return sum(piece.counts.tokens for piece in self.pieces) / max(1, self._predicted)
+
+    @property
+    def windows_per_document(self) -> float:
+        """Mean windows of a classified document, 1 where long texts are cut."""
+        windows = sum(piece.counts.windows or piece.counts.predicted for piece in self.pieces)
+        return windows / max(1, self._predicted)
+
+    @property
+    def _predicted(self) -> int:
+        return sum(piece.counts.predicted for piece in self.pieces)
 
 
 def take_sample(

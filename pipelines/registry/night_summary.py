@@ -35,7 +35,7 @@ class NightSummary:
     """dead letters"""
     tokens: int
     truncated: int
-    """documents that were cut at `backbone.max_tokens`"""
+    """documents that were not read to their end"""
     depths: Mapping[str, int]
     """documents by the number of blocks that ran for them; -1: their words alone decided"""
     quarantined_files: int
@@ -45,6 +45,10 @@ class NightSummary:
     psi: Mapping[str, float]
     """population stability index against training, by the name of what is compared"""
     shadow: ShadowSummary | None = None
+    windows: int = 0
+    """windows in which documents were read, 0 where long ones are cut"""
+    unread_tokens: int = 0
+    """tokens of the documents beyond their last window"""
 
     def tags(self, version: str) -> dict[str, str]:
         """The tags of the MLflow run; no two nights of a version have the same."""
@@ -73,6 +77,8 @@ class NightSummary:
             **{f"depth_{depth}": count / rows for depth, count in self.depths.items()},
             **{f"psi_{name}": value for name, value in self.psi.items()},
         }
+        if self.windows:
+            metrics |= {"windows": self.windows, "unread_tokens": self.unread_tokens}
         if self.shadow is not None and self.shadow.agreement is not None:
             metrics["shadow_agreement"] = self.shadow.agreement
         return metrics

@@ -38,7 +38,7 @@ from pipelines.storage.stage_plan import (
 )
 from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import C, Step, describe_backbone, map_shards
-from pipelines.workers.weights_cache import ACTIVATION_SETTINGS, with_engine
+from pipelines.workers.weights_cache import activation_settings, with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engine import open_engine
 from spin.activations.extract import choose_column_types, read_activations, single_segment
@@ -71,7 +71,9 @@ class ExtractCounts(ShardCounts):
     tokens: int
     """that the backbone read"""
     truncated: int
-    """texts that were cut at the backbone's limit"""
+    """texts that were not read to their end"""
+    windows: int = 0
+    """windows in which the backbone read the texts, 0 where long texts are cut"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +126,13 @@ class ExtractStep:
             groups=[choose_group(*pair) for pair in zip(text_hashes, documents.groups, strict=True)],
         )
         files = {DOCUMENTS: to_parquet(table), FEATURES: to_parquet(features_table(features))}
-        tokens, truncated = int(features.n_tokens.sum()), features.truncated
-        counts = ExtractCounts(rows=len(documents), extracted=len(rows), tokens=tokens, truncated=truncated)
+        counts = ExtractCounts(
+            rows=len(documents),
+            extracted=len(rows),
+            tokens=int(features.n_tokens.sum()),
+            truncated=features.truncated,
+            windows=0 if features.windows is None else int(features.windows.sum()),
+        )
         return StepResult(files, counts)
 
 
@@ -197,8 +204,14 @@ def _sum_counts(shards: Sequence[ExtractCounts]) -> CorpusCounts:
     rows, extracted = sum(shard.rows for shard in shards), sum(shard.extracted for shard in shards)
     tokens = sum(shard.tokens for shard in shards)
     truncated = sum(shard.truncated for shard in shards)
-    share = round(truncated / max(1, extracted), 4)
-    return CorpusCounts(rows=rows, extracted=extracted, tokens=tokens, truncated=truncated, truncated_share=share)
+    return CorpusCounts(
+        rows=rows,
+        extracted=extracted,
+        tokens=tokens,
+        truncated=truncated,
+        windows=sum(shard.windows for shard in shards),
+        truncated_share=round(truncated / max(1, extracted), 4),
+    )
 
 
 def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, FeatureShards]:
@@ -225,7 +238,7 @@ def _plan_metadata(settings: Settings, files: list[InputFile], store: Store | No
 
     `store` may hold a plan of before, whose number of passes `extract: auto` keeps.
     """
-    backbone = settings.backbone.model_dump(include=ACTIVATION_SETTINGS)
+    backbone = activation_settings(settings.backbone)
     data = settings.data.model_dump(include={"id", "text", "label", "split", "group"})
     of_one_pass = {
         "format": FORMAT,

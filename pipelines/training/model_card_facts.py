@@ -45,6 +45,8 @@ def describe_artifact(
         backbone=settings.backbone.model,
         digest=str(spin.backbone_digest),
         max_tokens=spin.backbone.max_tokens,
+        max_windows=spin.backbone.max_windows if spin.backbone.reads_windows else None,
+        window_overlap=spin.backbone.window_overlap,
         metric=settings.metric,
         table=list(table),
         notes=list(notes),

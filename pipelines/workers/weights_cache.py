@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -20,10 +21,21 @@ from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings, Stage
 
 _log = logging.getLogger(__name__)
-ACTIVATION_SETTINGS = {"dtype", "engine", "compile", "max_tokens", "batch_tokens", "pool_special_tokens"}
+_ACTIVATION_SETTINGS = {"dtype", "engine", "compile", "max_tokens", "batch_tokens", "pool_special_tokens"}
 """the settings of a backbone that change its activations"""
+_WINDOW_SETTINGS = {"long_texts", "window_overlap", "max_windows"}
+"""those that do only where long texts are read in windows"""
 _FILES = "files.json"
 """lists the names of the files; written last, so that a list means that the files are complete"""
+
+
+def activation_settings(backbone: BackboneSettings) -> dict[str, Any]:
+    """The settings that change the activations, by name.
+
+    Where long texts are cut these are those of releases that knew no windows, whose plans are still resumed.
+    """
+    windows = _WINDOW_SETTINGS if backbone.long_texts == "windows" else set()
+    return backbone.model_dump(include=_ACTIVATION_SETTINGS | windows)
 
 
 def publish(settings: Settings, digest: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spin.backbone.hooks import capture_sites
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import pool
+from spin.backbone.windows import OWN
 from spin.sites import FeatureColumn, Site
 
 _GATHER_FIRST_UP_TO = 0.5
@@ -52,9 +53,9 @@ class NeuronEncoder(nn.Module):
     """A module that runs a segment of blocks and returns the pooled activations of its neurons.
 
     Takes token ids and mask (B, T) and, if the segment has blocks before it, the residual stream after those
-    (B, T, hidden size). Returns the values (B, p) float32 of the segment's columns side by side and, with `carry`, the
-    residual stream after its last block (B, T, hidden size). It is plain torch, so that the same module is run,
-    compiled and exported. Not safe for threads: hold `HOOK_LOCK`.
+    (B, T, hidden size); the mask is that of `Backbone.pad_tokens`. Returns the values (B, p) float32 of the segment's
+    columns side by side and, with `carry`, the residual stream after its last block (B, T, hidden size). It is plain
+    torch, so that the same module is run, compiled and exported. Not safe for threads: hold `HOOK_LOCK`.
     """
 
     def __init__(self, backbone: Backbone, segment: BlockSegment, *, carry: bool = False) -> None:
@@ -80,15 +81,18 @@ class NeuronEncoder(nn.Module):
         return ids, mask, *hidden
 
     def forward(self, ids: Tensor, mask: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, ...]:
+        own = mask == OWN if self.backbone.reads_windows else None
         mask = mask.bool()
         content = self.backbone.content_mask(ids, mask)
+        if own is not None:
+            content = _own_content(content, own)
         pooled: dict[FeatureColumn, Tensor] = {}
         carried: list[Tensor] = []
         last = Site(self.segment.stop, "resid")
 
         def on_values(site: Site, values: Tensor) -> None:
             if site in self.sites:
-                pooled.update(self.sites[site](values, mask, content))
+                pooled.update(self.sites[site](values, mask, content, own))
             if site == last and self.carry:
                 carried.append(values)
 
@@ -133,13 +137,15 @@ class _NeuronGather(nn.Module):
             is_all = indices is None or (self.gather_first and np.array_equal(indices, np.arange(len(union))))
             self.positions[column] = None if is_all else torch.from_numpy(indices).to(backbone.device)
 
-    def forward(self, values: Tensor, mask: Tensor, content: Tensor) -> dict[FeatureColumn, Tensor]:
-        """The pooled values (B, n neurons) of each column, from a site's values (B, T, width) and two masks (B, T)."""
+    def forward(
+        self, values: Tensor, mask: Tensor, content: Tensor, own: Tensor | None = None
+    ) -> dict[FeatureColumn, Tensor]:
+        """The pooled values (B, n neurons) of each column, from a site's values (B, T, width) and masks (B, T)."""
         if self.gather_first:
             values = values.index_select(-1, self.union) if self.for_openvino else values @ self.factor
         columns = {}
         for column, positions in self.positions.items():
-            pooled = pool(values, pooling_mask(column, mask, content), column.pooling)
+            pooled = pool(values, pooling_mask(column, mask, content, own), column.pooling)
             if self.gather_first and self.for_openvino and column.pooling == "max":
                 # no product follows: without this one OpenVINO would compute the whole site in float32
                 pooled = pooled @ self.factor
@@ -147,12 +153,26 @@ class _NeuronGather(nn.Module):
         return columns
 
 
-def pooling_mask(column: FeatureColumn, mask: Tensor, content: Tensor) -> Tensor:
-    """The mask (B, T) that a column is pooled over, from the mask of all tokens and that of the content.
+def pooling_mask(column: FeatureColumn, mask: Tensor, content: Tensor, own: Tensor | None = None) -> Tensor:
+    """The mask (B, T) that a column is pooled over, from the masks of all tokens and of the content.
 
-    Mean and max pool the content; `first`, `last` and, as sentence embeddings do, the mean of `final` pool all tokens.
+    Mean and max pool the content; `first`, `last` and, as sentence embeddings do, the mean of `final` pool all tokens,
+    in windows all of the window's `own`. The content of windows is that among their own tokens.
     """
-    return content if column.pooling in ("mean", "max") and column.site.kind != "final" else mask
+    if column.pooling not in ("mean", "max"):
+        return mask
+    if column.site.kind != "final":
+        return content
+    return mask if own is None else own
+
+
+def _own_content(content: Tensor, own: Tensor) -> Tensor:
+    """The content (B, T) among a window's own tokens; all of these if there is none, so that pooling has a token.
+
+    Merging ignores the values of such a window.
+    """
+    content = content & own
+    return content | (own & ~content.any(1, keepdim=True))
 
 
 @contextmanager

@@ -33,6 +33,8 @@ class Engine(Protocol):
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
         """Run segment `index` over token ids and mask, both (B, T), and the hidden states that the one before returned.
 
+        The mask is that of `Backbone.pad_tokens` where the backbone reads windows, each of which is a row of the batch.
+
         Returns the values (B, p) float32 of the segment's columns side by side, and the hidden states for the next
         segment (None after the last). Their first dimension is the batch: `hidden[rows]` are those of some documents.
         """
@@ -67,7 +69,7 @@ class TorchEngine:
     def _run_in_halves(self, index: int, ids: Tensor, mask: Tensor, hidden: Any) -> tuple[Floats, Any]:
         if len(ids) == 1:
             raise UserError(
-                f"backbone: the GPU has no room for a single text of {int(mask.sum())} tokens; lower "
+                f"backbone: the GPU has no room for a single text of {int((mask > 0).sum())} tokens; lower "
                 "backbone.max_tokens or give a worker more of a GPU (ray.gpus_per_worker)"
             )
         torch.cuda.empty_cache()

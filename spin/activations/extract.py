@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.nn.functional import pad
 
 from spin.activations.encoder import BlockSegment
 from spin.activations.engine import Engine, open_engine
+from spin.activations.merge_windows import WindowShares
 from spin.arrays import Floats
 from spin.backbone.batching import token_batches
 from spin.backbone.model import Backbone, Tokens
@@ -29,8 +29,10 @@ _MOST_MEAN = 256
 """mean of a neuron, in standard deviations, above which float16 is too coarse for it"""
 _BATCHES_PER_CHUNK = 4
 """batches that go through a segment before the documents that go on are divided into batches anew"""
-_FIRST_WINDOW, _LARGEST_WINDOW = 1024, 4096
-"""texts that are tokenised at once while those before them are computed: in the first window, and at most"""
+_FIRST_PORTION, _LARGEST_PORTION = 1024, 4096
+"""texts that are tokenised at once while those before them are computed: in the first portion, and at most"""
+_CHARACTERS_PER_TOKEN = 4
+"""by which the windows of a text are estimated: a text of many counts as many in a portion"""
 
 Progress = Callable[[int], None]
 """takes the number of documents that were completed since the last call"""
@@ -46,11 +48,11 @@ class Features:
     columns: dict[FeatureColumn, NDArray[np.floating]]
     """(n, width) each, width being that of the site or the number of neurons read; NaN where a text exited before"""
     n_tokens: NDArray[np.int32]
-    """(n,) number of tokens that were read, special tokens included"""
+    """(n,) number of tokens that were read, special tokens included; those of overlapping windows as often as read"""
     n_unknown: NDArray[np.int32]
     """(n,) number of these that the tokenizer does not know"""
     truncated: int
-    """number of texts that were truncated to the backbone's max_tokens"""
+    """number of texts that were not read to their end"""
     depth: NDArray[np.int32] | None = None
     """(n,) number of blocks that each text ran through, -1 if it never got to the backbone; None if it is the same for
     all"""
@@ -58,45 +60,59 @@ class Features:
     """(n, K) logits of a word regression, for a classifier that reads words or lets them decide"""
     head_reads_words: bool = True
     """whether these logits, if there are any, are features of the head, and not only of the exit by words"""
+    windows: NDArray[np.int32] | None = None
+    """(n,) number of windows that were read of each text; None where long texts are cut"""
+    unread_tokens: NDArray[np.int32] | None = None
+    """(n,) number of tokens beyond the last window; None where long texts are cut"""
 
     @property
     def values(self) -> NDArray[np.floating]:
-        """All features side by side (n, p): the words' logits, if there are any, and the columns."""
+        """All features of the head side by side (n, p): the words' logits, if it reads them, and the columns."""
         words = [] if self.words is None or not self.head_reads_words else [self.words]
         return np.concatenate([*words, *self.columns.values()], axis=1)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Features]) -> Features:
         """The features of the texts of several parts, which have the same columns."""
-        depths = [part.depth for part in parts if part.depth is not None]
-        words = [part.words for part in parts if part.words is not None]
+
+        def join(name: str) -> Any:
+            arrays = [getattr(part, name) for part in parts if getattr(part, name) is not None]
+            return np.concatenate(arrays) if arrays else None
+
         return cls(
             columns={column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns},
             n_tokens=np.concatenate([part.n_tokens for part in parts]),
             n_unknown=np.concatenate([part.n_unknown for part in parts]),
             truncated=sum(part.truncated for part in parts),
-            depth=np.concatenate(depths) if depths else None,
-            words=np.concatenate(words) if words else None,
+            depth=join("depth"),
+            words=join("words"),
             head_reads_words=parts[0].head_reads_words,
+            windows=join("windows"),
+            unread_tokens=join("unread_tokens"),
         )
 
     def spread(self, rows: NDArray[np.int64], depth: int, count: int) -> Features:
         """The features of `count` texts, of which the texts of these features are those at `rows`.
 
         Without words. `depth` is the number of blocks that these ran through, unless they have depths of their own.
-        The others have no tokens, NaN in every column, and depth -1.
+        The others have no tokens and no windows, NaN in every column, and depth -1.
         """
 
         def place(values: NDArray[Any] | int, empty: NDArray[Any]) -> NDArray[Any]:
             empty[rows] = values
             return empty
 
+        def counts(values: NDArray[np.int32]) -> NDArray[np.int32]:
+            return place(values, np.zeros(count, np.int32))
+
         return Features(
             {c: place(v, np.full((count, v.shape[1]), np.nan, v.dtype)) for c, v in self.columns.items()},
-            place(self.n_tokens, np.zeros(count, np.int32)),
-            place(self.n_unknown, np.zeros(count, np.int32)),
+            counts(self.n_tokens),
+            counts(self.n_unknown),
             self.truncated,
             place(depth if self.depth is None else self.depth, np.full(count, -1, np.int32)),
+            windows=None if self.windows is None else counts(self.windows),
+            unread_tokens=None if self.unread_tokens is None else counts(self.unread_tokens),
         )
 
 
@@ -142,7 +158,7 @@ def read_activations(
     Raises UserError, naming the site, if a value does not fit a float16 column; NotFiniteError if one is not finite.
     """
     buffer = _FeatureBuffer(engine, len(texts), types or {})
-    chunks = _chunks(_batches(engine.backbone, texts, buffer), 1 if keep_mask is None else _BATCHES_PER_CHUNK)
+    chunks = _chunks(engine.backbone, texts, buffer, 1 if keep_mask is None else _BATCHES_PER_CHUNK)
     for documents in _run_streams(lambda chunk: _run_chunk(engine, chunk, buffer, keep_mask), chunks, engine.streams):
         progress(documents)
     return buffer.features(exits_early=keep_mask is not None)
@@ -150,12 +166,10 @@ def read_activations(
 
 def count_tokens(backbone: Backbone, texts: Sequence[str]) -> Features:
     """What the tokenizer reports of every text, without activations: for a classifier that reads none."""
-    n_tokens, n_unknown = np.zeros(len(texts), np.int32), np.zeros(len(texts), np.int32)
-    truncated = 0
+    counts = _TokenCounts(backbone, len(texts))
     for rows, tokens in _tokenize_ahead(backbone, texts):
-        n_tokens[rows], n_unknown[rows] = list(map(len, tokens.ids)), tokens.unknown
-        truncated += tokens.truncated
-    return Features({}, n_tokens, n_unknown, truncated)
+        counts.store(rows, tokens)
+    return counts.features({})
 
 
 @dataclass(frozen=True)
@@ -163,11 +177,11 @@ class _Batch:
     """Documents about to go through a segment."""
 
     rows: NDArray[np.int64]
-    """(B,) the indices of their texts"""
+    """(B,) the indices of their texts, or of their windows in `_LongTexts`"""
     ids: Tensor
     """(B, T) token ids"""
     mask: Tensor
-    """(B, T) whether a token is none of padding"""
+    """(B, T) whether a token is none of padding; where the backbone reads windows, the mask of `Backbone.pad_tokens`"""
     hidden: Tensor | None = None
     """(B, T, hidden size) the residual stream after the last segment"""
     values: NDArray[np.floating] | None = None
@@ -181,19 +195,75 @@ class _Batch:
         return _Batch(self.rows[indices], ids, mask, hidden, self.values[indices])
 
 
-def _batches(backbone: Backbone, texts: Sequence[str], buffer: _FeatureBuffer) -> Iterator[_Batch]:
+@dataclass(frozen=True)
+class _LongTexts:
+    """Texts of several windows, which leave a chunk together: an exit decides by the values of the whole text."""
+
+    rows: NDArray[np.int64]
+    """(n,) the indices of the texts"""
+    shares: WindowShares
+    """of their windows, whose owners are positions in `rows`"""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Batches that go through all segments together."""
+
+    batches: list[_Batch]
+    texts: _LongTexts | None = None
+    """the texts whose windows the batches hold; None: each row is a whole text"""
+
+
+def _chunks(backbone: Backbone, texts: Sequence[str], buffer: _FeatureBuffer, size: int) -> Iterator[_Chunk]:
+    """Chunks of `size` batches of texts of one window each, and chunks of texts of several."""
+    batches: list[_Batch] = []
     for rows, tokens in _tokenize_ahead(backbone, texts):
-        buffer.store_counts(rows, tokens)
-        for batch in token_batches(list(map(len, tokens.ids)), backbone.batch_tokens):
-            yield _Batch(np.array(rows)[batch], *backbone.pad_batch([tokens.ids[index] for index in batch]))
+        buffer.counts.store(rows, tokens)
+        whole = [(text, span.start) for text, span in enumerate(tokens.spans) if len(span) == 1]
+        for batch in token_batches([len(tokens.ids[first]) for _, first in whole], backbone.batch_tokens):
+            own, windows = zip(*(whole[index] for index in batch), strict=True)
+            batches.append(_Batch(np.array(rows)[list(own)], *backbone.pad_tokens(tokens, windows)))
+            if len(batches) == size:
+                yield _Chunk(batches)
+                batches = []
+        for group in _long_text_groups(tokens, _BATCHES_PER_CHUNK * backbone.batch_tokens):
+            yield _long_text_chunk(backbone, np.array(rows), tokens, group)
+    if batches:
+        yield _Chunk(batches)
 
 
-def _chunks(batches: Iterator[_Batch], size: int) -> Iterator[list[_Batch]]:
-    while chunk := list(islice(batches, size)):
-        yield chunk
+def _long_text_groups(tokens: Tokens, budget: int) -> Iterator[list[int]]:
+    """The texts of several windows, in groups of at most `budget` tokens but of at least one text."""
+    group: list[int] = []
+    total = 0
+    for text, (span, length) in enumerate(zip(tokens.spans, tokens.lengths, strict=True)):
+        if len(span) == 1:
+            continue
+        if group and total + length > budget:
+            yield group
+            group, total = [], 0
+        group.append(text)
+        total += length
+    if group:
+        yield group
 
 
-def _run_streams(work: Callable[[list[_Batch]], int], chunks: Iterable[list[_Batch]], streams: int) -> Iterator[int]:
+def _long_text_chunk(backbone: Backbone, rows: NDArray[np.int64], tokens: Tokens, texts: Sequence[int]) -> _Chunk:
+    """A chunk of some texts of several windows."""
+    all_spans = tokens.spans
+    spans = [all_spans[text] for text in texts]
+    windows = [window for span in spans for window in span]
+    own, content = np.zeros(len(windows), np.int64), np.zeros(len(windows), np.int64)
+    batches = []
+    for batch in token_batches([len(tokens.ids[window]) for window in windows], backbone.batch_tokens):
+        ids, mask = backbone.pad_tokens(tokens, [windows[index] for index in batch])
+        own[batch], content[batch] = (counts.numpy() for counts in backbone.count_own(ids, mask))
+        batches.append(_Batch(np.array(batch), ids, mask))
+    owners = np.repeat(np.arange(len(spans)), list(map(len, spans)))
+    return _Chunk(batches, _LongTexts(rows[list(texts)], WindowShares.from_counts(owners, own, content)))
+
+
+def _run_streams(work: Callable[[_Chunk], int], chunks: Iterable[_Chunk], streams: int) -> Iterator[int]:
     """The results of `work` for every chunk, in order; `streams` chunks run at once and as many wait ready."""
     if streams == 1:  # in this thread, for which torch's number of threads was set
         yield from map(work, chunks)
@@ -214,31 +284,48 @@ def _run_streams(work: Callable[[list[_Batch]], int], chunks: Iterable[list[_Bat
 
 
 def _tokenize_ahead(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[int], Tokens]]:
-    """Windows of texts, as their indices and tokens; each is tokenised while the one before is computed.
+    """Portions of the texts, as their indices and tokens; each is tokenised while the one before is computed.
 
-    Texts come in order of their number of characters. The first window is small, to be ready soon. Later ones are
+    Texts come in order of their number of characters. The first portion is small, to be ready soon. Later ones are
     larger: sorted by tokens, more texts are more alike in length and need less padding.
     """
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    windows: list[list[int]] = []
-    start = 0
-    while start < len(order):
-        windows.append(order[start : start + min(start + _FIRST_WINDOW, _LARGEST_WINDOW)])
-        start += len(windows[-1])
+    portions = _portions(backbone, [len(text) for text in texts])
 
-    def tokenize(window: list[int]) -> Tokens:
-        return backbone.tokenize([texts[row] for row in window])
+    def tokenize(portion: list[int]) -> Tokens:
+        return backbone.tokenize([texts[row] for row in portion])
 
     with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(tokenize, window) for window in windows[:1]]
-        for index, window in enumerate(windows):
+        pending = [pool.submit(tokenize, portion) for portion in portions[:1]]
+        for index, portion in enumerate(portions):
             tokens = pending.pop().result()
-            pending += [pool.submit(tokenize, following) for following in windows[index + 1 : index + 2]]
-            yield window, tokens
+            pending += [pool.submit(tokenize, following) for following in portions[index + 1 : index + 2]]
+            yield portion, tokens
 
 
-def _run_chunk(engine: Engine, batches: list[_Batch], buffer: _FeatureBuffer, keep_mask: KeepMask | None) -> int:
+def _portions(backbone: Backbone, lengths: Sequence[int]) -> list[list[int]]:
+    """The indices of texts, given by their numbers of characters, in portions by size and of growing size.
+
+    A text that is read in windows is as large as the texts of one window that it is worth.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    per_window = _CHARACTERS_PER_TOKEN * backbone.max_tokens
+    ends = np.cumsum([1 + lengths[row] // per_window if backbone.reads_windows else 1 for row in order])
+    portions: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        before = ends[start - 1] if start else 0
+        limit = before + min(start + _FIRST_PORTION, _LARGEST_PORTION)
+        stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
+        portions.append(order[start:stop])
+        start = stop
+    return portions
+
+
+def _run_chunk(engine: Engine, chunk: _Chunk, buffer: _FeatureBuffer, keep_mask: KeepMask | None) -> int:
     """Run batches through all segments, regrouping the documents that continue; return the number of documents."""
+    if chunk.texts is not None:
+        return _run_long_texts(engine, chunk.texts, chunk.batches, buffer, keep_mask)
+    batches = chunk.batches
     documents = sum(len(batch.rows) for batch in batches)
     for index, segment in enumerate(engine.segments):
         batches = [_run_segment(engine, index, batch, buffer, keep_mask) for batch in batches]
@@ -260,6 +347,38 @@ def _run_segment(
     return replace(batch, hidden=hidden, values=values).select(remaining, batch.ids.shape[1])
 
 
+def _run_long_texts(
+    engine: Engine, texts: _LongTexts, batches: list[_Batch], buffer: _FeatureBuffer, keep_mask: KeepMask | None
+) -> int:
+    """Run the windows of texts through all segments, and store what they merge to; return the number of texts."""
+    read: Floats | None = None
+    for index, segment in enumerate(engine.segments):
+        outputs = [engine.run(index, batch.ids, batch.mask, batch.hidden) for batch in batches]
+        windows = np.concatenate([batch.rows for batch in batches])
+        values = np.concatenate([values for values, _ in outputs])
+        order = np.argsort(windows)
+        shares = texts.shares.select(windows[order])
+        merged = shares.merge(values[order], buffer.slices[index])
+        buffer.store_values(texts.rows[shares.texts], index, merged)
+        batches = [replace(batch, hidden=hidden) for batch, (_, hidden) in zip(batches, outputs, strict=True)]
+        if keep_mask is not None and segment is not engine.segments[-1]:
+            read = merged if read is None else np.concatenate([read, merged], axis=1)
+            remaining = keep_mask(index, texts.rows[shares.texts], read)
+            read = read[remaining]
+            batches = [_select_texts(batch, texts.shares.owners, shares.texts[remaining]) for batch in batches]
+            batches = list(_regroup(batches, engine.backbone.batch_tokens))
+        if not batches:
+            break
+    return len(texts.rows)
+
+
+def _select_texts(batch: _Batch, owners: NDArray[np.int64], texts: NDArray[np.int64]) -> _Batch:
+    """The windows of a batch that belong to some texts, given the text of every window."""
+    windows = np.flatnonzero(np.isin(owners[batch.rows], texts))
+    no_values = np.empty((len(batch.rows), 0), np.float32)
+    return replace(batch, values=no_values).select(windows, batch.ids.shape[1])
+
+
 def _regroup(batches: Sequence[_Batch], budget: int) -> Iterator[_Batch]:
     """The documents of some batches in new batches by the budget of tokens."""
     parts = [(b.rows, b.ids, b.mask, b.hidden, b.values) for b in batches if len(b.rows)]
@@ -267,7 +386,7 @@ def _regroup(batches: Sequence[_Batch], budget: int) -> Iterator[_Batch]:
         return
     rows, ids, mask, hidden, values = zip(*parts, strict=True)
     merged = _Batch(np.concatenate(rows), _stack(ids), _stack(mask), _stack(hidden), np.concatenate(values))
-    lengths = merged.mask.sum(1).tolist()
+    lengths = (merged.mask > 0).sum(1).tolist()
     for batch in token_batches(lengths, budget):
         yield merged.select(batch, max(lengths[index] for index in batch))
 
@@ -276,6 +395,36 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors (B, T, ...) joined along the first dimension, padded on the right to the longest T."""
     width = max(tensor.shape[1] for tensor in tensors)
     return torch.cat([pad(each, (0, 0) * (each.ndim - 2) + (0, width - each.shape[1])) for each in tensors])
+
+
+class _TokenCounts:
+    """What the tokenizer reports of the texts: the counts of `Features`, which are filled portion by portion."""
+
+    def __init__(self, backbone: Backbone, count: int) -> None:
+        self.n_tokens, self.n_unknown, self.truncated = np.zeros(count, np.int32), np.zeros(count, np.int32), 0
+        self.windows = np.zeros(count, np.int32) if backbone.reads_windows else None
+        self.unread = np.zeros(count, np.int32) if backbone.reads_windows else None
+
+    def store(self, rows: list[int], tokens: Tokens) -> None:
+        """Store the counts of the texts `rows`."""
+        self.n_tokens[rows], self.n_unknown[rows] = tokens.lengths, tokens.unknown
+        self.truncated += tokens.truncated
+        if tokens.windows is not None and self.windows is not None and self.unread is not None:
+            self.windows[rows], self.unread[rows] = tokens.windows.counts, tokens.windows.unread
+
+    def features(
+        self, columns: dict[FeatureColumn, NDArray[np.floating]], depth: NDArray[np.int32] | None = None
+    ) -> Features:
+        """The features with these counts."""
+        return Features(
+            columns,
+            self.n_tokens,
+            self.n_unknown,
+            self.truncated,
+            depth,
+            windows=self.windows,
+            unread_tokens=self.unread,
+        )
 
 
 class _FeatureBuffer:
@@ -294,13 +443,7 @@ class _FeatureBuffer:
             )
             for column, width in zip(segment.neurons, widths, strict=True):
                 self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
-        self.n_tokens, self.n_unknown = np.zeros(count, np.int32), np.zeros(count, np.int32)
-        self.depth, self.truncated = np.zeros(count, np.int32), 0
-
-    def store_counts(self, rows: list[int], tokens: Tokens) -> None:
-        """Store what the tokenizer reported of the texts `rows`."""
-        self.n_tokens[rows], self.n_unknown[rows] = list(map(len, tokens.ids)), tokens.unknown
-        self.truncated += tokens.truncated
+        self.counts, self.depth = _TokenCounts(engine.backbone, count), np.zeros(count, np.int32)
 
     def store_values(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:
         """Store the values (B, p) of the texts `rows` (B,) from segment `index`, after checking them."""
@@ -322,8 +465,7 @@ class _FeatureBuffer:
 
     def features(self, *, exits_early: bool) -> Features:
         """All that was stored; with the depth of each text if texts may exit early."""
-        depth = self.depth if exits_early else None
-        return Features(self.columns, self.n_tokens, self.n_unknown, self.truncated, depth)
+        return self.counts.features(self.columns, self.depth if exits_early else None)
 
 
 def choose_column_types(

@@ -66,7 +66,7 @@ class OpenVinoEngine:
         tokens = self.backbone.tokenize(texts)
         budget = min(self.backbone.batch_tokens, _CALIBRATION_BATCH_TOKENS)
         for rows in token_batches(list(map(len, tokens.ids)), budget):
-            yield self.backbone.pad_batch([tokens.ids[row] for row in rows])
+            yield self.backbone.pad_tokens(tokens, rows)
 
 
 def convert_to_openvino(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Any:

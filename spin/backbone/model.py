@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from spin.backbone.batching import choose_batch_tokens
+from spin.backbone.windows import CONTEXT, OWN, Windows, split_windows
 from spin.errors import UserError
 from spin.sites import Site
 
@@ -21,14 +22,27 @@ DEFAULT_POOLINGS = {False: ("mean", "max"), True: ("last", "mean")}
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of n texts, special tokens included, truncated to the backbone's `max_tokens`."""
+    """Token ids of n texts, special tokens included, cut to the backbone's `max_tokens` or in windows of as many."""
 
     ids: list[list[int]]
-    """n lists, one per text, each of one token or more"""
+    """n lists, one per text, each of one token or more; of texts that are read in windows one list per window"""
     truncated: int
-    """number of texts that were truncated"""
+    """number of texts of which something is not read"""
     unknown: list[int]
-    """n counts: the unknown tokens of each text"""
+    """n counts: the unknown tokens of each text, in all of its windows"""
+    windows: Windows | None = None
+    """which texts the windows are from; None where texts are cut"""
+
+    @property
+    def spans(self) -> list[range]:
+        """The rows of `ids` that are windows of each text: one of a text that is cut."""
+        return [range(row, row + 1) for row in range(len(self.ids))] if self.windows is None else self.windows.spans
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of tokens of each text that are read, in all of its windows: those of overlaps count twice."""
+        lengths = list(map(len, self.ids))
+        return lengths if self.windows is None else self.windows.sum_by_text(lengths)
 
 
 @dataclass
@@ -50,6 +64,12 @@ class Backbone:
     """tokens per batch, padding included; 0: as many as suit the device"""
     pool_special_tokens: bool = False
     """whether mean and max pool special tokens too"""
+    long_texts: str = "cut"
+    """cut: a text of more than `max_tokens` is truncated; windows: it is read in windows of as many tokens"""
+    window_overlap: int = 0
+    """with windows, the tokens at the end of a window that the next one reads again as context"""
+    max_windows: int = 1
+    """with windows, the number of windows of a text that are read"""
     engine: str = "torch"
     """what runs the model: torch or openvino"""
     precision: str = "float32"
@@ -71,10 +91,29 @@ class Backbone:
         self.max_tokens = min(self.max_tokens, _position_limit(self.model), self.tokenizer.model_max_length)
         if hasattr(self.model.config, "use_cache"):
             self.forward_options.setdefault("use_cache", False)
+        if self.reads_windows:
+            self._check_windows()
         self.causal = self._is_causal()
         self._special = self._special_tokens()
+        self._special_on_cpu = self._special.cpu()
         if not self.batch_tokens:
             self.batch_tokens = choose_batch_tokens(self.model, max(map(self.width, self.sites)), self.max_tokens)
+
+    @property
+    def reads_windows(self) -> bool:
+        """Whether a text of more than `max_tokens` is read in windows."""
+        return self.long_texts == "windows"
+
+    def _check_windows(self) -> None:
+        """Raise UserError if a window has no room for new tokens; let windows begin at the start of a text."""
+        added = self.tokenizer.num_special_tokens_to_add()
+        if self.window_overlap >= self.max_tokens - added:
+            raise UserError(
+                f"backbone.window_overlap {self.window_overlap}: a window of this backbone has room for "
+                f"{self.max_tokens - added} tokens besides {added} special ones; set less than that, or raise "
+                "backbone.max_tokens"
+            )
+        self.tokenizer.truncation_side = "right"
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
@@ -139,12 +178,31 @@ class Backbone:
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token ids of texts. A text of no tokens gets the padding token."""
+        if self.reads_windows:
+            return self._tokenize_windows(texts)
         if not texts:
             return Tokens([], 0, [])
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False)
         # where the tokenizer adds no special tokens, an empty text has no token to read
         ids = [row or [self.pad_id] for row in encoded["input_ids"]]
         return Tokens(ids, sum(bool(e.overflowing) for e in encoded.encodings), self._count_unknown(ids))
+
+    def encode_windows(self, text: str | Sequence[str]) -> Any:
+        """The tokenizer's encoding of a text or of several, each with further windows as its `overflowing`."""
+        return self.tokenizer(
+            text,
+            truncation=True,
+            max_length=self.max_tokens,
+            stride=self.window_overlap if self.reads_windows else 0,
+            return_attention_mask=False,
+        )
+
+    def _tokenize_windows(self, texts: Sequence[str]) -> Tokens:
+        encodings = self.encode_windows(list(texts)).encodings if texts else []
+        ids, windows = split_windows(encodings, self.window_overlap, self.max_windows)
+        ids = [row or [self.pad_id] for row in ids]
+        unknown = windows.sum_by_text(self._count_unknown(ids))
+        return Tokens(ids, sum(unread > 0 for unread in windows.unread), unknown, windows)
 
     def _count_unknown(self, ids: Sequence[list[int]]) -> list[int]:
         """The unknown tokens of each text.
@@ -170,6 +228,20 @@ class Backbone:
         mask = torch.arange(width) < lengths.unsqueeze(1)
         return ids, mask
 
+    def pad_tokens(self, tokens: Tokens, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, both (B, T), of some rows of `tokens.ids`, padded as `pad_batch` does.
+
+        The mask of windows is `OWN` where a token is the window's own, `CONTEXT` where the window before pools it, and
+        0 for padding.
+        """
+        ids, mask = self.pad_batch([tokens.ids[row] for row in rows])
+        if tokens.windows is None:
+            return ids, mask
+        mask = mask.long() * OWN
+        for index, row in enumerate(rows):
+            mask[index, tokens.windows.contexts[row]] = CONTEXT
+        return ids, mask
+
     def content_mask(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The mask (B, T) of the tokens that mean and max pool, from token ids and mask (B, T).
 
@@ -178,10 +250,26 @@ class Backbone:
         """
         if self.pool_special_tokens:
             return mask
-        content = mask & ~self._special[ids]
+        content = self._tokens_of_text(ids, mask, self._special)
+        return content | (mask & ~content.any(1, keepdim=True))
+
+    def _tokens_of_text(self, ids: Tensor, mask: Tensor, special: Tensor) -> Tensor:
+        content = mask & ~special[ids]
         if self.causal:
             content = content & (mask.long().cumsum(1) > 1)
-        return content | (mask & ~content.any(1, keepdim=True))
+        return content
+
+    def find_content(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The mask (B, T) of the content, as `content_mask`, but empty where there is none. Runs on the processor."""
+        return mask if self.pool_special_tokens else self._tokens_of_text(ids, mask, self._special_on_cpu)
+
+    def count_own(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The number of own tokens of each window (B,), and of those that are content, which may be none.
+
+        Takes the results of `pad_tokens` for windows.
+        """
+        own = mask == OWN
+        return own.sum(1), (own & self.find_content(ids, mask > 0)).sum(1)
 
     def _special_tokens(self) -> Tensor:
         """Whether a token is a special one, for each id of the vocabulary."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from spin.arrays import Floats
 from spin.backbone.hooks import HOOK_LOCK, capture_sites
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import token_position
+from spin.backbone.windows import context_of
 from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.heads.word_regression import Place, TermContribution, WordRegression
@@ -184,23 +185,21 @@ def explain(
     of a classifier that reads words. The contribution of a neuron is w (x - mean) / scale, where w is its weight in a
     linear head, and in an MLP head its integrated gradient (Sundararajan et al., Axiomatic Attribution for Deep
     Networks, 2017). Under mean pooling each token of the content has the part of the contribution that comes from its
-    own activation, less an equal part of the mean; under max, first and last pooling one token has all of it. A term
-    contributes its part of the word regression's logits, times their weights in the head, in equal parts at its places
+    own activation, less an equal part of the mean; under max, first and last pooling one token has all of it. The
+    tokens of a text that is read in windows are those of all windows, each once. A term contributes its part of the
+    word regression's logits, times their weights in the head, in equal parts at its places
     in the text.
     """
-    encoded = backbone.tokenizer(text, truncation=True, max_length=backbone.max_tokens, return_offsets_mapping=True)
-    ids, mask = backbone.pad_batch([encoded["input_ids"] or [backbone.pad_id]])
-    ids, mask = ids.to(backbone.device), mask.to(backbone.device)
-    content = backbone.content_mask(ids, mask)
+    windows = _read_windows(backbone, text)
     neurons = slice(fitted.selection.words, None)
-    shares = _token_values(backbone, fitted, ids, mask, content, pooled)
+    shares = _token_values(backbone, fitted, windows, pooled)
     scale = fitted.standardizer.scale[neurons]
     values = shares.sum(0) / scale
     slopes = fitted.head.slopes(np.concatenate([np.zeros(fitted.selection.words), values]))
     weights = slopes.T[neurons] / scale[:, None]
     by_token = np.einsum("tp,pk->tk", shares, weights)
     contributions = shares.sum(0)[:, None] * weights
-    spans, word_of = _words(encoded)
+    spans, word_of = _words(windows)
     by_word: Floats = np.zeros((len(spans), len(label_space)))
     np.add.at(by_word, word_of, by_token)
     word_slopes = slopes[:, : fitted.selection.words] / fitted.standardizer.scale[: fitted.selection.words]
@@ -222,6 +221,22 @@ def explain(
         truncated=bool(text[max(end for _, end in spans) :].strip()),
         decision=decision,
     )
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A part of a text that the backbone reads at once."""
+
+    encoding: Any
+    """of the tokenizer"""
+    ids: Tensor
+    """(1, T) token ids"""
+    mask: Tensor
+    """(1, T) true"""
+    own: NDArray[np.bool_]
+    """(T,) whether a token is none of the window before, repeated as context"""
+    content: NDArray[np.bool_]
+    """(T,) whether a token is of the content"""
 
 
 def _sum_terms(terms: Sequence[TermContribution], classes: int) -> Floats:
@@ -270,44 +285,80 @@ def _add_terms(
     return (*spans, *((start, end) for start, end in unread)), by_word
 
 
-def _token_values(
-    backbone: Backbone, fitted: FittedClassifier, ids: Tensor, mask: Tensor, content: Tensor, pooled: Floats
-) -> Floats:
-    """Return the part (T, p) of each token in x - mean of each selected neuron."""
+def _read_windows(backbone: Backbone, text: str) -> list[_Window]:
+    """Return the windows of a text; a text that is cut has one."""
+    encoding = backbone.encode_windows([text]).encodings[0]
+    encodings, context = [encoding], slice(0, 0)
+    if backbone.reads_windows:
+        encodings += encoding.overflowing[: backbone.max_windows - 1]
+    windows: list[_Window] = []
+    for encoding in encodings:
+        if windows:
+            context = context_of(encoding, backbone.window_overlap)
+        ids, mask = backbone.pad_batch([encoding.ids or [backbone.pad_id]])
+        own = np.ones(ids.shape[1], bool)
+        own[context] = False
+        content = backbone.find_content(ids, mask)[0].numpy()
+        windows.append(_Window(encoding, ids, mask, own, content))
+    return windows
+
+
+def _token_values(backbone: Backbone, fitted: FittedClassifier, windows: Sequence[_Window], pooled: Floats) -> Floats:
+    """Return the part (T, p) of each token of the text, in all windows, in x - mean of each selected neuron."""
     selection, ends = fitted.selection, _ends(fitted)
+    count = sum(int(window.own.sum()) for window in windows)
     if not selection.neurons:
-        return np.zeros((ids.shape[1], 0))
+        return np.zeros((count, 0))
     means = dict(zip(selection.neurons, np.split(fitted.standardizer.mean[selection.words :], ends), strict=True))
     read_by_engine = dict(zip(selection.neurons, np.split(pooled, ends), strict=True))
-    parts: dict[FeatureColumn, Floats] = {}
+    values: dict[FeatureColumn, list[Floats]] = {column: [] for column in selection.neurons}
+    own = windows[0].own
 
-    def read(site: Site, values: Tensor) -> None:
+    def read(site: Site, of_site: Tensor) -> None:
         for column, neurons in selection.neurons.items():
             if column.site == site:
-                chosen = values[..., torch.from_numpy(neurons).to(values.device)]
-                seen = pooling_mask(column, mask, content)
-                parts[column] = _divide(chosen, seen, column.pooling, means[column], read_by_engine[column])
+                chosen = of_site[..., torch.from_numpy(neurons).to(of_site.device)]
+                values[column].append(chosen[0].float().cpu().numpy()[own])
 
     with HOOK_LOCK, capture_sites(backbone, sorted({c.site for c in selection.neurons}), read) as forward:
-        forward(ids, mask)
-    return np.concatenate([parts[column] for column in selection.neurons], axis=1)
+        for window in windows:
+            own = window.own
+            forward(window.ids.to(backbone.device), window.mask.to(backbone.device))
+    everything, content = torch.ones(1, count, dtype=torch.bool), torch.from_numpy(_pooled_content(windows))[None]
+    parts = [
+        _divide(
+            np.concatenate(values[column]),
+            pooling_mask(column, everything, content)[0].numpy(),
+            column.pooling,
+            means[column],
+            read_by_engine[column],
+        )
+        for column in selection.neurons
+    ]
+    return np.concatenate(parts, axis=1)
 
 
-def _divide(values: Tensor, mask: Tensor, pooling: str, mean: Floats, pooled: Floats) -> Floats:
-    """Return the pooled values less their means (T, m), at the tokens that they come from.
+def _pooled_content(windows: Sequence[_Window]) -> NDArray[np.bool_]:
+    """Return whether mean and max pool each own token of the windows; without content, all those of the first."""
+    content = np.concatenate([window.content[window.own] for window in windows])
+    if not content.any():
+        content[: windows[0].own.sum()] = True
+    return content
+
+
+def _divide(tokens: Floats, seen: NDArray[np.bool_], pooling: str, mean: Floats, pooled: Floats) -> Floats:
+    """Return the pooled values less their means (T, m), at the tokens (T, m) that they come from.
 
     An engine may round differently from this forward pass, so the values of the tokens are shifted until they pool to
     what the engine returned.
     """
-    tokens = values[0].float().cpu().numpy()
-    seen = mask[0].cpu().numpy()
     if pooling == "mean":
         moved = tokens + (pooled - tokens[seen].mean(0))
         return (moved - mean) * seen[:, None] / seen.sum()
     if pooling == "max":
         at = np.where(seen[:, None], tokens, -np.inf).argmax(0)
     else:
-        at = np.full(tokens.shape[1], int(token_position(mask, pooling)[0]))
+        at = np.full(tokens.shape[1], int(token_position(torch.from_numpy(seen)[None], pooling)[0]))
     divided = np.zeros_like(tokens)
     divided[at, np.arange(tokens.shape[1])] = pooled - mean
     return divided
@@ -317,17 +368,26 @@ def _ends(fitted: FittedClassifier) -> NDArray[np.int64]:
     return np.cumsum([len(n) for n in fitted.selection.neurons.values()])[:-1]
 
 
-def _words(encoded: object) -> tuple[tuple[tuple[int, int], ...], NDArray[np.int64]]:
-    """Return the spans of the words in the text, and the index (T,) of the word of each token."""
-    encoding = encoded.encodings[0]  # type: ignore[attr-defined]
+def _words(windows: Sequence[_Window]) -> tuple[tuple[tuple[int, int], ...], NDArray[np.int64]]:
+    """Return the spans of the words in the text, and the index (T,) of the word of each own token of the windows.
+
+    A word that two windows divide is one.
+    """
     spans: list[tuple[int, int]] = []
+    indices: dict[int, int] = {}
     word_of: list[int] = []
-    last: int | None = None
-    for (start, end), word in zip(encoding.offsets, encoding.word_ids, strict=True):
-        if word is not None and word == last:
-            spans[-1] = (spans[-1][0], end)
-        else:
-            spans.append((start, end))
-        last = word
-        word_of.append(len(spans) - 1)
+    for window in windows:
+        encoding = window.encoding
+        for (start, end), word, own in zip(encoding.offsets, encoding.word_ids, window.own, strict=False):
+            if not own:
+                continue
+            if word is not None and word in indices:
+                index = indices[word]
+                spans[index] = (spans[index][0], end)
+            else:
+                index = len(spans)
+                spans.append((start, end))
+                if word is not None:
+                    indices[word] = index
+            word_of.append(index)
     return tuple(spans or [(0, 0)]), np.array(word_of or [0], np.int64)

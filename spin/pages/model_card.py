@@ -65,7 +65,7 @@ class CardFacts:
     digest: str
     """of the weights and the tokenizer of the backbone"""
     max_tokens: int
-    """tokens of a text that the backbone reads at most"""
+    """tokens of a text, or of a window of it, that the backbone reads at most"""
     metric: str
     """measure of the scores in the tables, by which thresholds and exits were chosen on the validation documents"""
     table: Sequence[ContenderResult]
@@ -90,6 +90,10 @@ class CardFacts:
     """of the libraries"""
     notes: Sequence[str] = ()
     """sentences on the results: near-identical texts on both sides of a split, what is missing from the table"""
+    max_windows: int | None = None
+    """windows of a text that the backbone reads at most, None where long texts are cut"""
+    window_overlap: int = 0
+    """tokens of a window that the next one repeats"""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import openvino
 import pytest
 from tokenizers import Tokenizer, processors
 
-from examples.export_and_serve import WordLogits
+from examples.export_and_serve import GraphClassifier, WordLogits
 from jobs.cli import main
 from pipelines.registry.open_model import open_classifier
 from spin import SpinClassifier
@@ -56,6 +56,7 @@ TEXTS = (
 WORD_SCALE = np.array([0.5, 1.5, 2.0], np.float32)
 MAX_TOKENS = 20
 """the third text is longer"""
+WINDOWS = {"window_overlap": 3, "max_windows": 2}
 COLUMNS = ("resid.00.max", "ffn.01.mean", "resid.02.first", "resid.02.last", "ffn.03.max", "ffn.03.mean")
 PAGE = ROOT / "docs" / "tutorials" / "export-and-serve.md"
 
@@ -67,15 +68,20 @@ def build_classifier(
     multilabel: bool = False,
     words: bool = False,
     columns: Sequence[str] = COLUMNS,
+    windows: bool = False,
+    special: bool = False,
     **options: Any,
 ) -> SpinClassifier:
     """Build a classifier from a third of the neurons of some columns, standardised on TEXTS, with a random head.
 
-    With `words`, a word regression with random weights counts, too.
+    With `words`, a word regression with random weights counts, too. With `windows`, texts are read in two small ones.
     """
     settings = BackboneSettings(
         model=str(folder), dtype="float32", device="cpu", engine="torch", max_tokens=MAX_TOKENS, batch_tokens=30
     )
+    if windows:
+        changed = {"max_tokens": 12, "long_texts": "windows", "pool_special_tokens": special, **WINDOWS}
+        settings = settings.model_copy(update=changed)
     backbone, draw = load_backbone(settings), np.random.default_rng(0)
     widths = {c: backbone.width(c.site) for c in map(FeatureColumn.parse, columns)}
     neurons = {c: np.sort(draw.choice(width, width // 3, replace=False)) for c, width in widths.items()}
@@ -212,6 +218,60 @@ def test_a_text_without_tokens_has_the_scores_of_python(tmp_path: Path, kind: st
     np.testing.assert_allclose(open_graph(tmp_path / "exported")(["\t", "great film"]), probabilities, atol=1e-3)
 
 
+LONG_TEXTS = (
+    *TEXTS,
+    "[SEP] " * 15,  # two windows without content
+    "[SEP] " * 12 + "a lovely day and a bright film",  # content in the second alone
+    "the crew walks under a table and it was cold [SEP] [SEP] [SEP] [SEP] [SEP]",  # in the first alone
+)
+
+
+@pytest.mark.parametrize(("words", "special"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_exported_graph_reads_the_windows_of_a_text(
+    backbone_folder: Path, kind: str, words: bool, special: bool, tmp_path: Path
+) -> None:
+    """The code of the tutorial, which divides texts, gives the scores of Python, also of a text that is too long."""
+    columns = (*COLUMNS, "final.03.mean", "final.03.max")
+    spin = build_classifier(backbone_folder, words=words, windows=True, columns=columns, special=special)
+    export(spin, tmp_path / "exported", kind)
+    config = json.loads((tmp_path / "exported" / "config.json").read_text(encoding="utf-8"))
+    assert {name: config[name] for name in ("long_texts", *WINDOWS)} == {"long_texts": "windows", **WINDOWS}
+    expected, counted = spin.predict_proba(LONG_TEXTS), spin.features(LONG_TEXTS)
+    assert counted.windows is not None
+    assert counted.windows.tolist() == [1, 1, 2, 1, 1, 2, 2, 2]
+    assert counted.truncated > 0
+    scores = run_windows_of_tutorial(tmp_path / "exported", config, words)
+    np.testing.assert_allclose(scores, expected, atol=1e-3)
+    if kind == "onnx":
+        assert GraphClassifier(tmp_path / "exported").predict(LONG_TEXTS) == spin.predict(LONG_TEXTS)
+
+
+def run_windows_of_tutorial(folder: Path, config: dict[str, Any], words: bool) -> Floats:
+    """Return the scores of LONG_TEXTS by the function of the tutorial that divides a text into windows."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    [code] = [block for block in blocks if "def encode_windows" in block]
+    names: dict[str, Any] = {"np": np, "config": config}
+    exec(code, names)
+    tokenizer, logits = Tokenizer.from_file(str(folder / "tokenizer.json")), None
+    logits = WordLogits(folder, config) if words else None
+    if (folder / "model.onnx").is_file():
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+    else:
+        compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    rows = []
+    for text in LONG_TEXTS:
+        ids, mask = names["encode_windows"](tokenizer, text)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if logits is not None:
+            inputs["words"] = logits([text])
+        if (folder / "model.onnx").is_file():
+            rows.append(session.run(["scores"], inputs)[0])
+        else:
+            rows.append(np.array(compiled(inputs)["scores"]))
+    return np.concatenate(rows)
+
+
 def extract_unchecked(spin: SpinClassifier, texts: Sequence[str]) -> Floats:
     """Extract features without the classifier's check, which refuses blank texts."""
     neurons = spin.fitted.selection.neurons
@@ -288,6 +348,9 @@ def test_the_exported_config_describes_the_scores(backbone_folder: Path, tmp_pat
         "thresholds": [0.5, 0.25, 0.5],
         "abstain": 0.1,
         "max_tokens": MAX_TOKENS,
+        "long_texts": "cut",
+        "window_overlap": 0,
+        "max_windows": 1,
         "pad_id": 0,
         "depth": 3,
         "neurons": spin.fitted.selection.neuron_count,

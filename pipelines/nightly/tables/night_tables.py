@@ -33,6 +33,7 @@ _COLUMNS: Mapping[str, pa.Schema] = {
             ("scores", pa.map_(pa.string(), pa.float32())),
             ("depth", pa.int32()),
             ("model_version", pa.string()),
+            ("unread_tokens", pa.int32()),  # null unless `backbone.long_texts` is windows
         ]
     ),
     DEAD_LETTERS: pa.schema(

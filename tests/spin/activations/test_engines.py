@@ -62,20 +62,20 @@ def test_selected_neurons_have_the_values_of_a_full_extraction(model: Any) -> No
         assert values[column] == pytest.approx(full[column][:, neurons], rel=1e-5, abs=1e-6), column
 
 
-def test_tokenizing_in_windows_does_not_change_values(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows grow up to a limit, and every text is read once."""
+def test_tokenizing_in_portions_does_not_change_values(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Portions grow up to a limit, and every text is read once."""
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone, widths = load_backbone(settings), []
     texts = [f"fine {'late ' * (row % 5)}{row}" for row in range(25)]
     engine = TorchEngine(backbone, split_segments(select_neurons(backbone), []))
     expected, tokenize = read_activations(engine, texts).values, backbone.tokenize
 
-    def record_and_tokenize(window: Sequence[str]) -> Any:
-        widths.append(len(window))
-        return tokenize(window)
+    def record_and_tokenize(portion: Sequence[str]) -> Any:
+        widths.append(len(portion))
+        return tokenize(portion)
 
-    monkeypatch.setattr(spin.activations.extract, "_FIRST_WINDOW", 2)
-    monkeypatch.setattr(spin.activations.extract, "_LARGEST_WINDOW", 8)
+    monkeypatch.setattr(spin.activations.extract, "_FIRST_PORTION", 2)
+    monkeypatch.setattr(spin.activations.extract, "_LARGEST_PORTION", 8)
     monkeypatch.setattr(backbone, "tokenize", record_and_tokenize)
     assert read_activations(engine, texts).values == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert widths == [2, 4, 8, 8, 3]

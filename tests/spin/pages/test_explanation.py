@@ -292,3 +292,65 @@ def test_a_loaded_classifier_gives_the_same_explanation(deep: SpinClassifier, tm
     check_explanation(loaded, "the crew was late !")
     explanation, expected = loaded.explain("a fine film"), deep.explain("a fine film")
     np.testing.assert_allclose(explanation.word_contributions, expected.word_contributions, atol=1e-5)
+
+
+LONG_TEXTS = ["a fine film .", "\t".join(f"the {word} crew\nwas  late on it !" for word in tiny.WORDS["good"] * 3)]
+
+
+@pytest.fixture(scope="module")
+def in_windows(deep: SpinClassifier) -> SpinClassifier:
+    """The classifier `deep`, for texts that are read in windows of 12 tokens."""
+    windows = {"max_tokens": 12, "long_texts": "windows", "window_overlap": 4, "max_windows": 9}
+    settings = deep.settings.model_copy(update=windows)
+    assert deep.backbone_digest is not None
+    return SpinClassifier.assemble(
+        settings, deep.backbone_digest, deep.label_space, deep.training_result, deep.metric
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *LONG_TEXTS, "[SEP] " * 30])
+def test_an_explanation_of_several_windows_is_exact(in_windows: SpinClassifier, text: str) -> None:
+    """Under all poolings at once, also of a text without content and of one of more tokens than are read."""
+    check_explanation(in_windows, text)
+
+
+def test_words_of_several_windows_are_shown_once_and_as_typed(in_windows: SpinClassifier) -> None:
+    text = LONG_TEXTS[1]
+    explanation = in_windows.explain(text)
+    words = [explanation.word(i) for i in range(len(explanation.words))]
+    read = text.split()[: 10 + 8 * 6]
+    assert len(text.split()) > len(read)
+    assert [word for word in words if word != "(special)"] == read
+    assert explanation.truncated
+    assert not in_windows.explain(" ".join(read)).truncated
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_words_have_the_contribution_of_their_own_activations_in_their_window(
+    fit_binary: Callable[[str, str, bool], SpinClassifier], pooling: str
+) -> None:
+    """Computed from the hidden states of windows that are cut by hand; the words of an overlap count where they end."""
+    fitted, text = fit_binary("resid.01", pooling, False), "the day was lovely and it was the film on a cold crew of it"
+    words, room, overlap = text.split(), 6, 2
+    windows = {"max_tokens": room + 2, "long_texts": "windows", "window_overlap": overlap}
+    classifier = SpinClassifier.assemble(
+        fitted.settings.model_copy(update=windows), str(fitted.backbone_digest), fitted.label_space,
+        fitted.training_result, fitted.metric,
+    )  # fmt: skip
+    rows: list[np.ndarray] = []
+    for start in range(0, len(words) - overlap, room - overlap):
+        with torch.no_grad():
+            encoded = fitted.backbone.tokenizer(" ".join(words[start : start + room]), return_tensors="pt")
+            states = fitted.backbone.model(**encoded, output_hidden_states=True).hidden_states[1][0].numpy()
+        rows += list(states[1:-1][overlap if start else 0 :])
+    hidden, expected = np.array(rows), np.zeros((len(words), 2))
+    explanation, standardizer = classifier.explain(text), fitted.fitted.standardizer
+    for feature, (_, neuron) in enumerate(explanation.neurons):
+        shares = (hidden[:, neuron] - standardizer.mean[feature]) / len(words)
+        if pooling == "max":
+            at = hidden[:, neuron].argmax()
+            shares = np.where(np.arange(len(words)) == at, hidden[at, neuron] - standardizer.mean[feature], 0)
+        expected += (shares / standardizer.scale[feature])[:, None] * fitted.fitted.head.coef[:, feature]  # type: ignore[union-attr]
+    of_words = [i for i in range(len(explanation.words)) if explanation.word(i) != "(special)"]
+    assert [explanation.word(i) for i in of_words] == words
+    np.testing.assert_allclose(explanation.word_contributions[of_words], expected, atol=1e-4)

@@ -1,0 +1,70 @@
+"""Merge the pooled values of the windows of texts into those of the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.arrays import Floats
+from spin.sites import FeatureColumn
+
+
+@dataclass(frozen=True)
+class WindowShares:
+    """The share of each of w windows in the pooled values of its text. A text's windows are consecutive, in order."""
+
+    owners: NDArray[np.int64]
+    """(w,) the position of each window's text, ascending"""
+    of_all: NDArray[np.float64]
+    """(w,) the window's share of all tokens of its text; the shares of a text add up to 1"""
+    of_content: NDArray[np.float64]
+    """(w,) its share of the content; where a text has none, its first window has all"""
+
+    @classmethod
+    def from_counts(cls, owners: NDArray[np.int64], own: NDArray[np.int64], content: NDArray[np.int64]) -> WindowShares:
+        """The shares by the numbers (w,) of a window's own tokens and of the content among them, which may be 0."""
+        starts, texts = _starts(owners), _text_of(owners)
+        content = content.copy()
+        content[starts[np.add.reduceat(content, starts) == 0]] = 1
+        return cls(owners, *(counts / np.add.reduceat(counts, starts)[texts] for counts in (own, content)))
+
+    def select(self, windows: NDArray[np.int64]) -> WindowShares:
+        """The shares of some windows, ascending: all those of some texts."""
+        return WindowShares(self.owners[windows], self.of_all[windows], self.of_content[windows])
+
+    @property
+    def texts(self) -> NDArray[np.int64]:
+        """The positions of the n texts, ascending."""
+        return self.owners[_starts(self.owners)]
+
+    def merge(self, values: NDArray[np.floating], columns: Sequence[tuple[FeatureColumn, slice]]) -> Floats:
+        """The values (n, p) of the texts, from those of their windows (w, p), and where these hold which column.
+
+        Means are weighted by the tokens that each window pools, the maximum is the largest of the windows that pool
+        any, `first` is that of the first window and `last` that of the last.
+        """
+        starts = _starts(self.owners)
+        ends = np.append(starts[1:], len(self.owners)) - 1
+        merged: Floats = np.empty((len(starts), values.shape[1]), np.float32)
+        for column, part in columns:
+            share = (self.of_all if column.site.kind == "final" else self.of_content)[:, None]
+            if column.pooling == "mean":
+                merged[:, part] = np.add.reduceat(values[:, part] * share, starts)
+            elif column.pooling == "max":
+                merged[:, part] = np.maximum.reduceat(np.where(share > 0, values[:, part], -np.inf), starts)
+            else:
+                merged[:, part] = values[starts if column.pooling == "first" else ends, part]
+        return merged
+
+
+def _starts(owners: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first window of each text."""
+    return np.flatnonzero(np.diff(owners, prepend=-1))
+
+
+def _text_of(owners: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each window the number of the texts before its own."""
+    return np.cumsum(np.diff(owners, prepend=-1) != 0) - 1
