@@ -24,9 +24,9 @@ def fastest_reaching(tried: Mapping[OurSetting, Validation], target: float) -> O
     return min(reaching, key=lambda setting: tried[setting].seconds, default=None)
 
 
-def best_setting(tried: Mapping[OurSetting, Validation]) -> OurSetting:
-    """The setting with the highest validation score; of equals the fastest."""
-    return max(tried, key=lambda setting: (tried[setting].score, -tried[setting].seconds))
+def best_setting(tried: Mapping[OurSetting, Validation]) -> OurSetting | None:
+    """The setting with the highest validation score, of equals the fastest; None if there are none."""
+    return max(tried, key=lambda setting: (tried[setting].score, -tried[setting].seconds), default=None)
 
 
 def chosen_settings(tried: Mapping[OurSetting, Validation], targets: Iterable[float]) -> list[OurSetting]:

@@ -15,7 +15,7 @@ from benchmarks.speed.contender import Contender
 from benchmarks.speed.graphs import graph_peers
 from benchmarks.speed.our_settings import OurSettings
 from benchmarks.speed.peers import torch_peers
-from benchmarks.speed.role import OurSetting, Role, TransformerPeer, WordPeer
+from benchmarks.speed.role import OurSetting, Role, WordPeer
 from benchmarks.speed.rounds import Race, Ready, make_ready, race, validate
 from benchmarks.speed.row import Row
 from benchmarks.speed.trial import Trial

@@ -64,9 +64,9 @@ def main() -> None:
         rows, results = measurement.race(rounds)
         parts.append(section(rows, trial, results.peaks, options.price))
         if not trial.causal:  # no figure is promised for a decoder
-            y = trial.y(trial.test)
-            parts.append(equal_table(at_equal_scores(rows, measurement.tried, y), trial))
-            judged += verdicts.verdicts(rows, measurement.tried, y)
+            pairs = at_equal_scores(rows, measurement.tried, trial.y(trial.test))
+            parts.append(equal_table(pairs, trial))
+            judged += verdicts.verdicts(rows, pairs)
             parts.append(verdict_list(judged))
     if task.name == TWEETS.name and options.only == "*" and options.model is None:
         judged.append(_ray(folder, options.quick))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.speed.choice import Validation, fastest_reaching
 from benchmarks.speed.interval import Interval, score_difference, speed_ratio
-from benchmarks.speed.role import OurSetting, WordPeer
+from benchmarks.speed.role import OurSetting, TransformerPeer, WordPeer
 from benchmarks.speed.row import Row, fastest, full_depth, transformer_peers, word_peers
 from spin.labels.label_space import Targets
 
@@ -100,12 +100,12 @@ def compare(peer: Row, ours: Row | None, y: Targets) -> Equal:
     return Equal(peer, ours, speed_ratio(peer.seconds, ours.seconds), difference)
 
 
-def verdicts(rows: Sequence[Row], tried: Mapping[OurSetting, Validation], y: Targets) -> list[Verdict]:
-    """The verdicts on one model's rows; see `at_equal_scores` for the arguments."""
+def verdicts(rows: Sequence[Row], pairs: Sequence[Equal]) -> list[Verdict]:
+    """The verdicts on one model's rows; `pairs` are those at equal scores."""
     return [
         shipped(rows),
-        equal_score(rows, tried, y),
-        *(_against_words(pair) for pair in at_equal_scores(rows, tried, y) if isinstance(pair.peer.role, WordPeer)),
+        equal_score(pairs),
+        *(_against_words(pair) for pair in pairs if isinstance(pair.peer.role, WordPeer)),
         full_depth_in_16_bits(rows),
     ]
 
@@ -123,23 +123,20 @@ def shipped(rows: Sequence[Row]) -> Verdict:
     return _with(verdict, f"{100 * loss:.1f} points below full depth")
 
 
-def equal_score(rows: Sequence[Row], tried: Mapping[OurSetting, Validation], y: Targets) -> Verdict:
+def equal_score(pairs: Sequence[Equal]) -> Verdict:
     """The fastest setting that reaches all transformer peers on validation against the fastest of them.
 
     The condition is that the test documents do not show it to be less accurate than the best of them.
     """
     claim = "at a macro-F1 equal to or above every transformer peer's on validation"
-    peers = transformer_peers(rows)
-    best = max(peers, key=lambda peer: peer.valid_score, default=None)
-    if best is None:
-        return _nothing(claim, EQUAL_LIMITS, "of a transformer peer")
-    setting = fastest_reaching(tried, best.valid_score)
-    ours = next((row for row in rows if row.role == setting), None)
-    if ours is None:
-        return _nothing(claim, EQUAL_LIMITS, "of SPIN that reaches them")
-    difference = score_difference(y, ours.score, ours.classes, best.score, best.classes)
-    verdict = _against_fastest(claim, ours, peers, EQUAL_LIMITS, difference.high >= 0)
-    return _with(verdict, f"{points(difference)} points of test macro-F1 against {best.key}, the best on validation")
+    of_transformers = [pair for pair in pairs if isinstance(pair.peer.role, TransformerPeer)]
+    best = max(of_transformers, key=lambda pair: pair.peer.valid_score, default=None)
+    if best is None or best.ours is None or best.difference is None:
+        return _nothing(claim, EQUAL_LIMITS, f"of {'a transformer peer' if best is None else 'SPIN that reaches them'}")
+    peers = [pair.peer for pair in of_transformers]
+    verdict = _against_fastest(claim, best.ours, peers, EQUAL_LIMITS, best.difference.high >= 0)
+    note = f"{points(best.difference)} points of test macro-F1 against {best.peer.key}, the best on validation"
+    return _with(verdict, note)
 
 
 def full_depth_in_16_bits(rows: Sequence[Row]) -> Verdict:
