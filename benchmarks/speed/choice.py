@@ -24,6 +24,11 @@ def fastest_reaching(tried: Mapping[OurSetting, Validation], target: float) -> O
     return min(reaching, key=lambda setting: tried[setting].seconds, default=None)
 
 
+def frontier(tried: Mapping[OurSetting, Validation]) -> list[OurSetting]:
+    """The settings that no other one beats in score and speed at once, in their order."""
+    return [s for s in tried if fastest_reaching(tried, tried[s].score) == s]
+
+
 def best_setting(tried: Mapping[OurSetting, Validation]) -> OurSetting | None:
     """The setting with the highest validation score, of equals the fastest; None if there are none."""
     return max(tried, key=lambda setting: (tried[setting].score, -tried[setting].seconds), default=None)
@@ -36,10 +41,9 @@ def chosen_settings(tried: Mapping[OurSetting, Validation], targets: Iterable[fl
 
 
 def distinct(settings: Sequence[OurSetting], fitted: Mapping[OurSetting, object]) -> list[OurSetting]:
-    """The settings without those that run an earlier one's classifier, equal in `fitted`, in the same precision."""
+    """The settings without those whose classifier, as in `fitted`, equals that of an earlier one."""
     kept: list[OurSetting] = []
     for setting in settings:
-        same = (s for s in kept if (s.engine, s.precision) == (setting.engine, setting.precision))
-        if all(fitted[other] != fitted[setting] for other in same):
+        if all(fitted[other] != fitted[setting] for other in kept):
             kept.append(setting)
     return kept

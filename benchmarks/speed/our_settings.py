@@ -23,8 +23,6 @@ from spin.errors import UserError
 from spin.settings import BackboneSettings, Choice
 from spin.sites import Site
 
-LOSSES = (SHIPPED, 0.0025, 0.005, 0.01, 0.02)
-"""losses of macro-F1 that early exits may cost"""
 _ENGINES: tuple[tuple[str, Precision], ...] = (
     ("torch", "float32"), ("torch", "bfloat16"),
     ("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "int8"),
@@ -44,15 +42,7 @@ class OurSettings:
         default = choose_engine(settings, "cpu", *find_backbone(settings))
         precision: Precision = "bfloat16" if default.precision == "bfloat16" else "float32"
         self.shipped = OurSetting(default.engine, precision, max_loss=SHIPPED, default=True)
-        fast = [p for e, p in engines if e == default.engine and p in (precision, "int8")]
-        grid = [
-            OurSetting(default.engine, p, choose, loss)
-            for p in fast
-            for choose in get_args(Choice)
-            for loss in (None, *LOSSES)
-        ]
-        as_shipped = replace(self.shipped, default=False)
-        self._grid = [self.shipped if setting == as_shipped else setting for setting in grid]
+        self._int8 = (default.engine, "int8") in engines
 
     def fixed(self) -> list[OurSetting]:
         """The settings that are timed in any case: full depth everywhere, and of an encoder the defaults."""
@@ -61,12 +51,22 @@ class OurSettings:
         return self.full if self.trial.causal else [*self.full, self.shipped, *torch_too]
 
     def grid(self) -> list[OurSetting]:
-        """The settings to choose from: choices and losses in the engine and precision of the defaults and in int8.
+        """Choices and losses in the engine and precision of the defaults.
 
         Where training gives the same classifier several times, the first of these settings stands for all.
         """
-        folder = train_classifiers(self.trial, LOSSES)
-        return distinct(self._grid, {setting: _fitted(folder, setting) for setting in self._grid})
+        folder, default = train_classifiers(self.trial), replace(self.shipped, default=False)
+        settings = [
+            replace(default, choose=choose, max_loss=loss)
+            for choose in get_args(Choice)
+            for loss in (None, *self.trial.losses)
+        ]
+        settings = [self.shipped if setting == default else setting for setting in settings]
+        return distinct(settings, {setting: _fitted(folder, setting) for setting in settings})
+
+    def in_int8(self, settings: Sequence[OurSetting]) -> list[OurSetting]:
+        """The same settings in int8, where it runs on this machine."""
+        return [replace(setting, precision="int8", default=False) for setting in settings if self._int8]
 
     def contender(self, setting: OurSetting) -> Contender:
         """The contender of a setting; SPIN is trained at first use."""
@@ -75,7 +75,7 @@ class OurSettings:
 
 def load(trial: Trial, setting: OurSetting) -> Classify:
     """Load the classifier of a setting; the token budget of the settings determines its batches."""
-    folder = train_classifiers(trial, LOSSES)
+    folder = train_classifiers(trial)
     spin = SpinClassifier.load(
         _artifact(folder, setting),
         backbone=_settings(trial, setting.engine, setting.precision),

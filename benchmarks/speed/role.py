@@ -10,6 +10,8 @@ from spin.settings import CascadeSettings, Choice
 Precision = Literal["float32", "bfloat16", "int8"]
 SHIPPED = CascadeSettings().max_loss
 """loss of the metric that early exits may cost by default"""
+LOSSES = (SHIPPED, 0.0025, 0.005, 0.01, 0.02)
+"""losses of the metric to choose from"""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from benchmarks.method.tasks.tweets import TWEETS
 from benchmarks.speed import ray_cost, verdicts
 from benchmarks.speed.measurement import Measurement
 from benchmarks.speed.page import HOW_TO_READ, Conditions, equal_table, head, section, verdict_list
+from benchmarks.speed.role import LOSSES, SHIPPED
 from benchmarks.speed.trial import DECODER_SIDES, QUICK_DECODER_SIDES, QUICK_SIDES, SIDES, Trial, make_trial
 from benchmarks.speed.verdicts import Verdict, at_equal_scores
 
@@ -38,7 +39,9 @@ _FEW_SITES = {
     True: tuple(f"{kind}.{layer}" for layer in (10, 20, 30) for kind in ("resid", "ffn")),
 }
 """sites that SPIN learns from: of an encoder in a quick run, of a decoder always, since all 61 take too long"""
+_QUICK_LOSSES = (SHIPPED, 0.02)
 _PRICE = 0.04
+"""of a core per hour, in dollars"""
 
 
 def main() -> None:
@@ -125,7 +128,8 @@ def _trial(task: Task, plan: Plan, folder: Path, options: argparse.Namespace) ->
         parts,
         machine.threads(),
         (8, 16) if options.quick else _BATCHES[decoder],
-        _FEW_SITES[decoder] if options.quick or decoder else (),
+        losses=_QUICK_LOSSES if options.quick else LOSSES,
+        sites=_FEW_SITES[decoder] if options.quick or decoder else (),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,7 +17,7 @@ from spin.integrate.integrate import integrate
 from spin.settings import BackboneSettings, CascadeSettings, SearchSettings
 
 
-def train_classifiers(trial: Trial, losses: Sequence[float]) -> Path:
+def train_classifiers(trial: Trial) -> Path:
     """The folder of the classifiers, each in a folder with the loss that its early exits may cost as its name.
 
     They are fitted with the default settings on the documents to learn from, and differ in their early exits alone.
@@ -28,12 +27,12 @@ def train_classifiers(trial: Trial, losses: Sequence[float]) -> Path:
         fitted, settings = fit_spin(trial.exam), BackboneSettings(model=trial.plan.model)
         settings = settings.model_copy(update={"max_tokens": trial.plan.max_tokens, "device": "cpu"})
         digest = load_backbone(settings).digest
-        for loss in losses:
+        for loss in trial.losses:
             result = fitted.training_result if loss == SHIPPED else with_exits(trial, fitted, loss)
             spin = SpinClassifier.assemble(settings, digest, trial.label_space, result, METRIC)
             spin.save(folder / str(loss))
 
-    return trial.parts.get("spin", train)
+    return trial.parts.get("-".join(["spin", *map(str, trial.losses)]), train)
 
 
 def with_exits(trial: Trial, fitted: FittedSpin, loss: float) -> TrainingResult:

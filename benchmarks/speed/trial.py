@@ -20,6 +20,7 @@ from benchmarks.method.contenders import STRENGTHS
 from benchmarks.method.corpora import METRIC, Corpus, Exam, Plan
 from benchmarks.method.division import divide
 from benchmarks.speed.parts import Parts
+from benchmarks.speed.role import LOSSES
 from spin.arrays import Floats, Rows
 from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
@@ -71,6 +72,8 @@ class Trial:
     threads: int
     batches: tuple[int, ...]
     """batch sizes to try, in documents"""
+    losses: tuple[float, ...] = LOSSES
+    """losses that early exits may cost, to choose from; the default one is among them"""
     head: Any = None
     """the peers' head, None until it is fitted or read"""
 
@@ -122,7 +125,14 @@ class Trial:
 
 
 def make_trial(
-    corpus: Corpus, sides: Sides, folder: Path, threads: int, batches: tuple[int, ...], sites: Sequence[str] = ()
+    corpus: Corpus,
+    sides: Sides,
+    folder: Path,
+    threads: int,
+    batches: tuple[int, ...],
+    *,
+    losses: tuple[float, ...] = LOSSES,
+    sites: Sequence[str] = (),
 ) -> Trial:
     """Divide a corpus in proportion to its classes, without dividing a group, and count tokens and FLOPs.
 
@@ -137,7 +147,7 @@ def make_trial(
     lengths = np.array([len(ids) for ids in backbone.tokenize([corpus.texts[row] for row in exam.test]).ids])
     parts = Parts(folder, [corpus.plan.record(), sides._asdict(), list(sites), corpus.origin])
     cost, model = flops(backbone, lengths), locate_model(corpus.plan.model)
-    return Trial(exam, valid, model, parts, lengths, cost, backbone.causal, threads, batches)
+    return Trial(exam, valid, model, parts, lengths, cost, backbone.causal, threads, batches, losses)
 
 
 def divide_corpus(corpus: Corpus, sides: Sides) -> tuple[Exam, Rows]:

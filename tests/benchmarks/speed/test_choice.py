@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from benchmarks.speed.choice import Validation, best_setting, chosen_settings, distinct, fastest_reaching
+from benchmarks.speed.choice import Validation, best_setting, chosen_settings, distinct, fastest_reaching, frontier
 from benchmarks.speed.role import OurSetting
 
 FULL = OurSetting("openvino", "bfloat16")
@@ -43,7 +43,15 @@ def test_every_chosen_setting_is_named_once_beside_the_best() -> None:
     assert best_setting({}) is None
 
 
-def test_settings_with_one_classifier_are_tried_once_per_precision() -> None:
-    """A larger loss may give the same exits; in another precision the same exits are another setting."""
-    fitted = {FULL: "a", SMALL_LOSS: "b", LARGE_LOSS: "b", INT8: "b"}
+def test_settings_with_one_classifier_are_tried_once() -> None:
+    """A larger loss may give the same exits."""
+    fitted = {FULL: "a", SMALL_LOSS: "b", LARGE_LOSS: "b", INT8: "c"}
     assert distinct(list(fitted), fitted) == [FULL, SMALL_LOSS, INT8]
+
+
+def test_the_frontier_has_what_nothing_beats_in_score_and_speed() -> None:
+    """Of equal scores the fastest."""
+    assert frontier(TRIED) == [FULL, SMALL_LOSS, INT8]
+    assert frontier({}) == []
+    worse = {OurSetting("torch", "float32"): Validation(0.759, 5.0)}
+    assert frontier(worse | TRIED) == frontier(TRIED)
