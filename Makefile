@@ -49,8 +49,8 @@ soak-kill: setup  ## nights whose processes and S3 server are killed; SOAK="--do
 cluster-demo: setup  ## train, classify, lose a node, promote and roll back on three Ray nodes with real servers
 	DEMO_STARTED=$$(date +%s) infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m infra.demo
 
-bench: .venv/.bench  ## measure speed against alternatives, into benchmarks/speed.md; BENCH=--quick for a short trial
-	$(BIN)/python -m benchmarks.speed $(BENCH)
+bench: .venv/.bench  ## measure speed against alternatives, into benchmarks/speed.md; TASK=debian or manuals for others; BENCH=--quick for a short trial
+	$(BIN)/python -m benchmarks.speed --task $(TASK) $(BENCH)
 
 .venv/.bench: .venv/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

@@ -127,7 +127,7 @@ def _loop(settings: Settings, planned: Path) -> float:
     """Do the same work in a plain loop over the shards of a plan of `spin extract` and return the seconds."""
     import torch
 
-    from pipelines.data.shards import Shard
+    from pipelines.data.feature_store import FeaturePlan
     from pipelines.storage.object_store import Store
     from pipelines.storage.records import from_json
     from pipelines.storage.shard_log import Attempt
@@ -135,14 +135,15 @@ def _loop(settings: Settings, planned: Path) -> float:
 
     torch.set_num_threads(settings.ray.cpus_per_worker)
     plan = json.loads(planned.read_text(encoding="utf-8"))
-    step = ExtractStep(settings, plan["facts"]["backbone"]["digest"], plan["detail"]["types"])
+    feature_plan = from_json(FeaturePlan, plan["detail"])
+    step = ExtractStep(settings, plan["facts"]["backbone"]["digest"], feature_plan)
     store = Path(settings.store)
     store.mkdir(parents=True)
     attempt = Attempt(Store(str(store)), "")
     start = time.perf_counter()
-    for shard in plan["detail"]["shards"]:
-        result = step(from_json(Shard, shard), attempt)
-        (store / f"{shard['index']}.parquet").write_bytes(result.files["parquet"])
+    for shard in feature_plan.shards:
+        for ending, content in step(shard, attempt).files.items():
+            (store / f"{shard.index}.{ending}").write_bytes(content)
     return time.perf_counter() - start
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 import spin.fit
 import spin.integrate.integrate
@@ -44,6 +45,8 @@ STRENGTHS = tuple(float(c) for c in np.geomspace(1e-3, 10, 7))
 """C of the logistic regression on the last layer"""
 TFIDF_STRENGTHS = tuple(float(c) for c in np.geomspace(0.1, 46.4, 5))
 """C of the logistic regressions on TF-IDF, whose values are much smaller: with many classes it chooses 10 or more"""
+_STEPS = 5000
+"""of the solver of a logistic regression, at most"""
 LONGEST_TEXT = 4000
 """characters of a text whose strings count; a manual page may have 100,000"""
 _STEP = 0.6
@@ -150,8 +153,20 @@ def final_logits(exam: Exam, fit: Fit[Strength], chosen: ChosenStrength[Strength
 
 def tfidf(exam: Exam) -> Answer:
     """TF-IDF of words and word pairs with logistic regression."""
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    return _tfidf("TF-IDF", exam, words)
+    return _tfidf("TF-IDF", exam, word_vectorizer())
+
+
+def word_vectorizer() -> TfidfVectorizer:
+    """The features of the row TF-IDF."""
+    return TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+
+
+def choose_tfidf_model(exam: Exam) -> Any:
+    """The model of the row TF-IDF as a pipeline of scikit-learn, fitted on all labelled documents of single labels."""
+    chosen = choose_strength(exam, _fit_tfidf(exam, word_vectorizer()), TFIDF_STRENGTHS)
+    texts = [exam.corpus.texts[row] for row in exam.data.rows]
+    regression = LogisticRegression(C=chosen.strength, max_iter=_STEPS)
+    return make_pipeline(word_vectorizer(), regression).fit(texts, exam.y[exam.data.rows])
 
 
 def tfidf_characters(exam: Exam) -> Answer:
@@ -161,7 +176,15 @@ def tfidf_characters(exam: Exam) -> Answer:
 
 
 def _tfidf(name: str, exam: Exam, vectorizer: TfidfVectorizer, longest: int | None = None) -> Answer:
-    start, texts = process_time(), np.array([text[:longest] for text in exam.corpus.texts], object)
+    start, fit = process_time(), _fit_tfidf(exam, vectorizer, longest)
+    chosen = choose_strength(exam, fit, TFIDF_STRENGTHS)
+    logits = final_logits(exam, fit, chosen)
+    seconds, targets = process_time() - start, choose_targets(exam, chosen.held_out, logits)
+    return Answer(name, logits, 0, 0, 0.0, seconds, f"C {chosen.strength:.3g}", targets)
+
+
+def _fit_tfidf(exam: Exam, vectorizer: TfidfVectorizer, longest: int | None = None) -> Fit[float]:
+    texts = np.array([text[:longest] for text in exam.corpus.texts], object)
 
     def fit(rows: Rows, out: Rows, strengths: Sequence[float]) -> list[Floats]:
         fitted = clone(vectorizer)
@@ -172,10 +195,7 @@ def _tfidf(name: str, exam: Exam, vectorizer: TfidfVectorizer, longest: int | No
         X, Z = fitted.transform(texts[rows]), fitted.transform(texts[out])
         return [regression_logits(X, exam.y[rows], Z, C, exam.corpus.label_space) for C in strengths]
 
-    chosen = choose_strength(exam, fit, TFIDF_STRENGTHS)
-    logits = final_logits(exam, fit, chosen)
-    seconds, targets = process_time() - start, choose_targets(exam, chosen.held_out, logits)
-    return Answer(name, logits, 0, 0, 0.0, seconds, f"C {chosen.strength:.3g}", targets)
+    return fit
 
 
 def last_layer(exam: Exam) -> Answer:
@@ -224,7 +244,7 @@ def regression_logits(X: Any, y: Targets, Z: Any, strength: float, label_space: 
 
 
 def _decision(X: Any, y: Targets, Z: Any, strength: float) -> Floats:
-    decision: Floats = LogisticRegression(C=strength, max_iter=5000).fit(X, y).decision_function(Z)
+    decision: Floats = LogisticRegression(C=strength, max_iter=_STEPS).fit(X, y).decision_function(Z)
     return decision
 
 
@@ -347,7 +367,7 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     result = integrate(
         probes,
         ridge,
-        _reader(exam),
+        reader(exam),
         exam.data,
         settings=SearchSettings(balanced_loss=0, cheapest_loss=0),
         compute=exam.corpus.flops,
@@ -362,7 +382,7 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
 def _fitted_answer(name: str, exam: Exam, fitted: FittedClassifier, word_fit: WordFit | None, seconds: float) -> Answer:
     """The answer of a classifier of SPIN."""
     selection, summary = fitted.selection, fitted.summary
-    features = np.concatenate(list(_reader(exam)(selection, exam.test)))
+    features = np.concatenate(list(reader(exam)(selection, exam.test)))
     if selection.words:
         assert word_fit is not None
         logits = word_fit.regression.logits([exam.corpus.texts[row] for row in exam.test])
@@ -385,7 +405,7 @@ def _fitted_answer(name: str, exam: Exam, fitted: FittedClassifier, word_fit: Wo
     )
 
 
-def _reader(exam: Exam) -> ReadSelection:
+def reader(exam: Exam) -> ReadSelection:
     def read(selection: Selection, rows: Rows) -> list[Floats]:
         nothing = np.empty((len(rows), 0), np.float32)
         parts = (exam.corpus.features[c][np.ix_(rows, n)] for c, n in selection.neurons.items())

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.speed.contender import Contender
 from benchmarks.speed.peers import Embed, by_length, hugging_face, peer
-from benchmarks.speed.rounds import Contender
+from benchmarks.speed.role import TransformerPeer
 from benchmarks.speed.trial import Trial
 from spin.arrays import Floats
 
@@ -28,21 +29,17 @@ def graph_peers(trial: Trial, folder: Path) -> list[Contender]:
     """Every graph of an encoder; the files are written to `folder` at first use."""
     graph = Graph(trial, folder)
     contenders = [
-        peer(trial, "ONNX Runtime", "float32", lambda: onnx_runtime(trial, graph.onnx)),
-        peer(trial, "ONNX Runtime, dynamic", "int8", lambda: onnx_runtime(trial, graph.onnx_int8)),
+        peer(trial, TransformerPeer("ONNX Runtime", "float32"), lambda: onnx_runtime(trial, graph.onnx)),
+        peer(trial, TransformerPeer("ONNX Runtime, dynamic", "int8"), lambda: onnx_runtime(trial, graph.onnx_int8)),
     ]
     for streams in (1, 2):
         name = "OpenVINO" if streams == 1 else f"OpenVINO, {streams} streams"
+        float32, bfloat16 = (TransformerPeer(name, p) for p in ("float32", "bfloat16"))
+        int8 = TransformerPeer(f"{name}, nncf", "int8", calibrated=True)
         contenders += [
-            peer(trial, name, "float32", lambda s=streams: openvino(trial, graph.openvino, s, "f32")),
-            peer(trial, name, "bfloat16", lambda s=streams: openvino(trial, graph.openvino, s, "bf16")),
-            peer(
-                trial,
-                f"{name}, nncf",
-                "int8",
-                lambda s=streams: openvino(trial, graph.openvino_int8, s, "bf16"),
-                calibrated=True,
-            ),
+            peer(trial, float32, lambda s=streams: openvino(trial, graph.openvino, s, "f32")),
+            peer(trial, bfloat16, lambda s=streams: openvino(trial, graph.openvino, s, "bf16")),
+            peer(trial, int8, lambda s=streams: openvino(trial, graph.openvino_int8, s, "bf16")),
         ]
     return contenders
 
@@ -108,7 +105,7 @@ class Graph:
 
         logging.getLogger("nncf").setLevel(logging.ERROR)
         _, tokenizer = hugging_face(self.trial, torch.float32)
-        texts = self.trial.train[0][: min(_CALIBRATION, len(self.trial.train[0]) // 10)]
+        texts = self.trial.train_texts[: min(_CALIBRATION, len(self.trial.train_texts) // 10)]
         inputs = [[ids, mask] for _, ids, mask in by_length(tokenizer, texts, 1, self.trial.plan.max_tokens)]
         return nncf.quantize(
             self.openvino, nncf.Dataset(inputs), subset_size=len(inputs), model_type=nncf.ModelType.TRANSFORMER

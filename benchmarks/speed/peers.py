@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.speed.rounds import Answer, Contender, Precision
+from benchmarks.speed.contender import Answers, Classify, Contender
+from benchmarks.speed.role import TransformerPeer
 from benchmarks.speed.trial import Trial
 from spin.arrays import Floats
 from spin.backbone.hub import silence_transformers
@@ -23,30 +24,27 @@ Batch = tuple[list[int], NDArray[np.int64], NDArray[np.int64]]
 """row numbers of B texts, their token ids (B, T), padded on the right, and the mask"""
 
 
-def peer(
-    trial: Trial, name: str, precision: Precision, load: Callable[[], Embed], *, calibrated: bool = False
-) -> Contender:
+def peer(trial: Trial, role: TransformerPeer, load: Callable[[], Embed]) -> Contender:
     """A contender that embeds texts and classifies them by the trial's head, which is fitted at first use."""
 
-    def answer() -> Answer:
+    def load_with_head() -> Classify:
         if trial.head is None:
-            trial.fit(loop(trial, torch.float32)(trial.train[0], _FITTED))
+            trial.fit_head(lambda texts: loop(trial, torch.float32)(texts, _FITTED))
         embed = load()
-        return lambda texts, batch: trial.classes(embed(texts, batch))
+        return lambda texts, batch: Answers(trial.classes(embed(texts, batch)))
 
-    return Contender(name, precision, answer, trial.batches, calibrated=calibrated)
+    return Contender(role, load_with_head, trial.batches)
 
 
 def torch_peers(trial: Trial) -> list[Contender]:
     """The pipeline and, for an encoder, sentence-transformers; for a decoder the plain loop."""
-    peers = [peer(trial, "Hugging Face pipeline", "float32", lambda: pipeline(trial))]
-    if trial.causal:
-        peers.append(peer(trial, "plain loop", "float32", lambda: loop(trial, torch.float32)))
-        peers.append(peer(trial, "plain loop", "bfloat16", lambda: loop(trial, torch.bfloat16)))
-    else:
-        peers.append(peer(trial, "sentence-transformers", "float32", lambda: sentences(trial, torch.float32)))
-        peers.append(peer(trial, "sentence-transformers", "bfloat16", lambda: sentences(trial, torch.bfloat16)))
-    return peers
+    peers = [peer(trial, TransformerPeer("Hugging Face pipeline", "float32"), lambda: pipeline(trial))]
+    name, embed = ("plain loop", loop) if trial.causal else ("sentence-transformers", sentences)
+    return [
+        *peers,
+        peer(trial, TransformerPeer(name, "float32"), lambda: embed(trial, torch.float32)),
+        peer(trial, TransformerPeer(name, "bfloat16"), lambda: embed(trial, torch.bfloat16)),
+    ]
 
 
 def pipeline(trial: Trial) -> Embed:

@@ -1,55 +1,42 @@
-"""Timing: choose a batch size for each contender, then time all of them in rounds."""
+"""Timing: make contenders ready, judge them on the validation documents, and time them in rounds on the test ones."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.machine import peaks
-
-Precision = Literal["float32", "bfloat16", "int8"]
-Answer = Callable[[Sequence[str], int], NDArray[np.integer]]
-"""returns the class (n,) of each of n texts, for a batch size; tokenising and the head included"""
-
+from benchmarks.method.corpora import METRIC
+from benchmarks.speed.choice import Validation
+from benchmarks.speed.contender import Answers, Classify, Contender
+from benchmarks.speed.role import OurSetting, TransformerPeer
+from spin.labels.label_space import Targets
+from spin.labels.metrics import score
 
 _UNTIMED = 2
 """passes of each contender over all texts before the rounds"""
+_SETTLED = 2
+"""rounds after which a slow contender is timed no more"""
+_SLOW = 2.0
+"""slow is who takes so many times the seconds of the fastest contender of the same kind"""
 
 
-@dataclass
-class Contender:
-    """A way to classify texts."""
+@dataclass(frozen=True)
+class Ready:
+    """A contender that is loaded."""
 
-    name: str
-    precision: Precision
-    load: Callable[[], Answer]
-    """loads the classifier; called once, before anything is timed"""
-    batches: tuple[int, ...] = ()
-    """batch sizes in documents, of which the fastest is used; () for a contender that forms its batches itself"""
-    spin: bool = False
-    """whether it is one of SPIN's rows, not a peer"""
-    calibrated: bool = False
-    """whether its int8 is calibrated on documents that the user must supply"""
-    max_loss: float | None = None
-    """loss of the metric that its cascade may cost, from 0 to 1; None without a cascade"""
-    compute: Callable[[], float] = lambda: 1.0
-    """share of the whole model's FLOPs that it spent, known once it has classified"""
+    contender: Contender
+    classify: Classify
+    batch: int
+    """batch size in documents; 0 for a contender that forms its batches itself"""
 
     @property
     def key(self) -> str:
-        """The name that identifies it in output and results."""
-        return key_of(self.name, self.precision, self.max_loss)
-
-
-def key_of(name: str, precision: str, max_loss: float | None) -> str:
-    """The name of a row with its precision and its cascade, unique among the rows."""
-    return f"{name} {precision}" + ("" if max_loss is None else f", cascade at {100 * max_loss:g} points")
+        return self.contender.key
 
 
 @dataclass
@@ -58,51 +45,81 @@ class Race:
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """per round, for all texts"""
-    answers: dict[str, NDArray[np.integer]] = field(default_factory=dict)
-    """predicted classes (n,)"""
-    batch: dict[str, int] = field(default_factory=dict)
-    """batch size in documents; 0 for a contender that forms its batches itself"""
+    answers: dict[str, Answers] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
     """GFLOP/s of matrix products by precision, the best of all rounds"""
 
 
-def race(contenders: Sequence[Contender], texts: Sequence[str], rounds: int) -> Race:
-    """Load each contender, choose its batch size on a part of the texts, then time `rounds` rounds over all texts.
+def make_ready(contender: Contender, texts: Sequence[str]) -> Ready:
+    """Load a contender and choose its batch size on a part of the validation texts."""
+    classify = contender.load()
+    return Ready(contender, classify, _fastest_batch(classify, texts, contender.batches))
+
+
+def validate(ready: Ready, texts: Sequence[str], y: Targets) -> Validation:
+    """Score and seconds on the validation texts; of our settings, whose seconds choose, in the second of two passes."""
+    if isinstance(ready.contender.role, OurSetting):
+        ready.classify(texts, ready.batch)
+    start = time.perf_counter()
+    classes = ready.classify(texts, ready.batch).classes
+    validation = Validation(score(METRIC, y, classes), time.perf_counter() - start)
+    print(
+        f"  {ready.key}: validation {100 * validation.score:.1f}, {len(texts) / validation.seconds:,.0f} documents/s"
+        f"{f', batches of {ready.batch}' if ready.batch else ''}",
+        flush=True,
+    )
+    return validation
+
+
+def race(contenders: Sequence[Ready], texts: Sequence[str], rounds: int) -> Race:
+    """Time `rounds` rounds over all texts.
 
     Each contender first makes passes over all texts that are not timed: engines compile kernels for each batch shape
     in each stream, and the first pass does not reach all of them. The order of the contenders is reversed from round
-    to round, so that none always follows the same one.
+    to round, so that none always follows the same one. After two rounds the slow ones are timed no more.
     """
-    results, ready = Race(), {}
-    for contender in contenders:
-        answer = ready[contender.key] = contender.load()
-        batch = results.batch[contender.key] = _fastest_batch(answer, texts, contender.batches)
+    results = Race(seconds={ready.key: [] for ready in contenders})
+    for ready in contenders:
         for _ in range(_UNTIMED):
-            results.answers[contender.key] = answer(texts, batch)
-        results.seconds[contender.key] = []
-        print(f"  {contender.key}: ready{f', batches of {batch}' if batch else ''}", flush=True)
+            results.answers[ready.key] = ready.classify(texts, ready.batch)
     for number in range(rounds):
         for precision, peak in peaks().items():
             results.peaks[precision] = max(peak, results.peaks.get(precision, 0.0))
-        for contender in contenders[:: -1 if number % 2 else 1]:
-            seconds = _seconds(ready[contender.key], texts, results.batch[contender.key])
-            results.seconds[contender.key].append(seconds)
-        speeds = ", ".join(f"{key} {len(texts) / times[-1]:,.0f}" for key, times in results.seconds.items())
+        timed = contenders if number < _SETTLED else _without_slow(contenders, results)
+        for ready in timed[:: -1 if number % 2 else 1]:
+            results.seconds[ready.key].append(_seconds(ready.classify, texts, ready.batch))
+        speeds = ", ".join(f"{ready.key} {len(texts) / results.seconds[ready.key][-1]:,.0f}" for ready in timed)
         print(f"  round {number + 1} of {rounds}, documents per second: {speeds}", flush=True)
     return results
 
 
-def _fastest_batch(answer: Answer, texts: Sequence[str], batches: Sequence[int]) -> int:
+def _without_slow(contenders: Sequence[Ready], results: Race) -> list[Ready]:
+    """The contenders but for those that are far from the fastest of their kind in the first rounds.
+
+    Peers in 16 bits are a kind of their own, and so are we at full depth: verdicts compare these.
+    """
+
+    def kind(ready: Ready) -> tuple[object, ...]:
+        role = ready.contender.role
+        if isinstance(role, OurSetting):
+            return OurSetting, role.max_loss is None and role.choose == "accuracy", role.default
+        return type(role), isinstance(role, TransformerPeer) and role.precision == "bfloat16"
+
+    seconds = {ready.key: float(np.median(results.seconds[ready.key][:_SETTLED])) for ready in contenders}
+    best = {kind(r): min(seconds[other.key] for other in contenders if kind(other) == kind(r)) for r in contenders}
+    return [ready for ready in contenders if seconds[ready.key] <= _SLOW * best[kind(ready)]]
+
+
+def _fastest_batch(classify: Classify, texts: Sequence[str], batches: Sequence[int]) -> int:
     """The fastest batch size on every fifth text, each tried twice since the first try compiles; 0 without sizes."""
     if len(batches) < 2:
-        answer(texts[::5], *batches or (0,))
         return batches[0] if batches else 0
-    seconds = {batch: min(_seconds(answer, texts[::5], batch) for _ in range(2)) for batch in batches}
+    seconds = {batch: min(_seconds(classify, texts[::5], batch) for _ in range(2)) for batch in batches}
     return min(seconds, key=lambda batch: seconds[batch])
 
 
-def _seconds(answer: Answer, texts: Sequence[str], batch: int) -> float:
+def _seconds(classify: Classify, texts: Sequence[str], batch: int) -> float:
     gc.collect()
     start = time.perf_counter()
-    answer(texts, batch)
+    classify(texts, batch)
     return time.perf_counter() - start

@@ -1,67 +1,122 @@
-"""The input of all contenders: a model, documents to train on, documents to time, and the peers' head."""
+"""The input of all contenders: a model, documents to learn from, to choose by and to time, and the peers' head."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.method.contenders import STRENGTHS
-from benchmarks.method.corpora import Plan
-from benchmarks.method.tasks.tweets import TWEETS
-from spin.arrays import Floats
+from benchmarks.method.corpora import METRIC, Corpus, Exam, Plan
+from benchmarks.method.division import divide
+from benchmarks.speed.parts import Parts
+from benchmarks.speed.role import LOSSES
+from spin.arrays import Floats, Rows
 from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
+from spin.labels.cross_validation import make_folds
 from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.training_data import TrainingData
 from spin.settings import BackboneSettings
+
+
+class Sides(NamedTuple):
+    """Numbers of documents. Contenders learn from the first two together; some tune themselves on the second."""
+
+    train: int
+    tune: int
+    valid: int
+    """to choose among our settings"""
+    test: int
+
+
+SIDES = {
+    "tweets": Sides(6400, 1600, 3000, 3000),
+    # as many to learn from as in the benchmark of the method, which has to do with groups and cross-validation there
+    "debian": Sides(4120, 1030, 2000, 2000),
+    "manuals": Sides(4000, 1000, 1000, 1000),
+}
+"""of the encoder, by the name of the task"""
+DECODER_SIDES = Sides(640, 160, 100, 100)
+QUICK_SIDES = Sides(800, 200, 120, 120)
+QUICK_DECODER_SIDES = Sides(80, 20, 10, 10)
 
 
 @dataclass
 class Trial:
     """A model and its documents; the peers' head is fitted once and used in every precision."""
 
-    plan: Plan
+    exam: Exam
+    """what the contenders learn from; its test documents are the timed ones"""
+    valid: Rows
+    """the documents by which settings are chosen; no contender learns from them"""
     folder: Path
     """of the model's files"""
-    train: tuple[list[str], list[str]]
-    """texts and labels"""
-    texts: list[str]
-    """the timed documents, none of them in `train`"""
-    y: Targets
-    label_space: LabelSpace
+    parts: Parts
     lengths: NDArray[np.integer]
-    """(n,) tokens of the timed texts, special tokens included"""
+    """(n,) tokens of the test texts, special tokens included"""
     flops: float
-    """FLOPs of the whole model for all timed texts, without padding"""
+    """FLOPs of the whole model for all test texts, without padding"""
     causal: bool
     threads: int
     batches: tuple[int, ...]
     """batch sizes to try, in documents"""
-    sites: tuple[str, ...] = ("resid", "ffn")
-    """sites that SPIN learns from"""
+    losses: tuple[float, ...] = LOSSES
+    """losses that early exits may cost, to choose from; the default one is among them"""
     head: Any = None
-    """the peers' head, None until it is fitted"""
+    """the peers' head, None until it is fitted or read"""
+
+    @property
+    def plan(self) -> Plan:
+        return self.exam.corpus.plan
+
+    @property
+    def label_space(self) -> LabelSpace:
+        return self.exam.corpus.label_space
+
+    @property
+    def train_texts(self) -> list[str]:
+        """What the contenders learn from, in the order of `exam.data.rows`."""
+        return self.texts(self.exam.data.rows)
+
+    @property
+    def test(self) -> Rows:
+        return self.exam.test
+
+    def texts(self, rows: Rows) -> list[str]:
+        """The texts of some rows."""
+        return [self.exam.corpus.texts[row] for row in rows]
+
+    def y(self, rows: Rows) -> Targets:
+        """The targets of some rows."""
+        return self.exam.y[rows]
 
     @property
     def pooling(self) -> str:
         """Pooling of the peers' embeddings: the last token of a decoder, which attends to all others, else the mean."""
         return "last" if self.causal else "mean"
 
-    def fit(self, embeddings: Floats) -> None:
-        """Fit the linear head of the peers on float32 embeddings (n, width) of the training texts."""
-        regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        search = GridSearchCV(regression, {"logisticregression__C": STRENGTHS}, cv=3)
-        self.head = search.fit(embeddings, self.label_space.index(self.train[1]))
+    def fit_head(self, embed: Callable[[Sequence[str]], Floats]) -> None:
+        """Fit the linear head of the peers, or read it; `embed` returns float32 embeddings (n, width) of texts."""
+
+        def train(folder: Path) -> None:
+            regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+            search = GridSearchCV(regression, {"logisticregression__C": STRENGTHS}, cv=3, scoring="f1_macro")
+            search.fit(embed(self.train_texts), self.y(self.exam.data.rows))
+            joblib.dump(search.best_estimator_, folder / "head.joblib")
+
+        self.head = joblib.load(self.parts.get("head", train) / "head.joblib")
 
     def classes(self, embeddings: Floats) -> NDArray[np.integer]:
         """The classes (n,) that the head predicts for embeddings (n, width)."""
@@ -69,41 +124,38 @@ class Trial:
         return classes
 
 
-def speed_plans(quick: bool) -> list[Plan]:
-    """The corpora to time; the quick ones only show that everything runs."""
-    encoder, decoder = TWEETS.plans(quick)
-    sizes = [(240, 60), (90, 10)] if quick else [(4000, 4000), (800, 100)]
-    return [
-        replace(plan, documents=None, train=train, valid=0, test=test, max_tokens=256)
-        for plan, (train, test) in zip((encoder, decoder), sizes, strict=True)
-    ]
+def make_trial(
+    corpus: Corpus,
+    sides: Sides,
+    folder: Path,
+    threads: int,
+    batches: tuple[int, ...],
+    *,
+    losses: tuple[float, ...] = LOSSES,
+    sites: Sequence[str] = (),
+) -> Trial:
+    """Divide a corpus in proportion to its classes, without dividing a group, and count tokens and FLOPs.
+
+    Trained parts are kept in `folder`. SPIN learns from `sites` alone, such as ffn.05, if there are any.
+    """
+    if sites:
+        features = {column: values for column, values in corpus.features.items() if str(column.site) in sites}
+        corpus = replace(corpus, features=features)
+    exam, valid = divide_corpus(corpus, sides)
+    settings = BackboneSettings(model=corpus.plan.model, dtype="float32", max_tokens=corpus.plan.max_tokens)
+    backbone = load_backbone(settings)
+    lengths = np.array([len(ids) for ids in backbone.tokenize([corpus.texts[row] for row in exam.test]).ids])
+    parts = Parts(folder, [corpus.plan.record(), sides._asdict(), list(sites), corpus.origin])
+    cost, model = flops(backbone, lengths), locate_model(corpus.plan.model)
+    return Trial(exam, valid, model, parts, lengths, cost, backbone.causal, threads, batches, losses)
 
 
-def draw_trial(plan: Plan, threads: int, batches: tuple[int, ...]) -> Trial:
-    """Draw a plan's documents in proportion to their classes, and count their tokens and FLOPs."""
-    from jobs.quickstart import read_tweets
-
-    tweets = read_tweets()
-    train, test = train_test_split(
-        tweets, train_size=plan.train, test_size=plan.test, stratify=tweets["label"], random_state=0
-    )
-    backbone = load_backbone(BackboneSettings(model=plan.model, dtype="float32", max_tokens=plan.max_tokens))
-    texts = test["text"].tolist()
-    lengths = np.array([len(ids) for ids in backbone.tokenize(texts).ids])
-    label_space = LabelSpace(tuple(sorted(set(tweets["label"]))))
-    return Trial(
-        plan,
-        locate_model(plan.model),
-        (train["text"].tolist(), train["label"].tolist()),
-        texts,
-        label_space.index(test["label"].tolist()),
-        label_space,
-        lengths,
-        flops(backbone, lengths),
-        backbone.causal,
-        threads,
-        batches,
-    )
+def divide_corpus(corpus: Corpus, sides: Sides) -> tuple[Exam, Rows]:
+    """What the contenders learn from, with the test documents, and the rows of the validation documents."""
+    train, tune, valid, test = divide(corpus.y, corpus.groups, sides, seed=0)
+    folds = make_folds(corpus.label_space, corpus.y, train, tune, 0, corpus.groups)
+    data = TrainingData(corpus.y, folds, corpus.label_space, METRIC, groups=corpus.groups)
+    return Exam(corpus, corpus.y, train, tune, test, data, seed=0), valid
 
 
 def flops(backbone: Backbone, lengths: Sequence[int] | NDArray[np.integer]) -> float:

@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.method.contenders import Answer, choose_strength, choose_targets, final_logits
+from benchmarks.method.contenders import Answer, Fit, choose_strength, choose_targets, final_logits
 from benchmarks.method.corpora import Exam
 from spin.arrays import Floats, Rows
 from spin.labels.label_space import LabelSpace, Targets
@@ -47,10 +47,7 @@ def fast_text(exam: Exam) -> Answer:
     """fastText on words and word pairs, as its tutorial proposes; epochs and learning rate are chosen by validation."""
     start = process_time()
     texts = {row: prepare(exam.corpus.texts[row]) for row in (*exam.data.rows, *exam.test)}
-
-    def fit(rows: Rows, out: Rows, trials: Sequence[Trial]) -> list[Floats]:
-        return [_logits(exam, texts, rows, out, trial) for trial in trials]
-
+    fit = _fit_of(exam, texts)
     chosen = choose_strength(exam, fit, TRIALS)
     logits = final_logits(exam, fit, chosen)
     choice = f"{chosen.strength.epochs} epochs, learning rate {chosen.strength.rate:g}"
@@ -58,13 +55,33 @@ def fast_text(exam: Exam) -> Answer:
     return Answer("fastText", logits, 0, 0, 0.0, seconds, choice, targets)
 
 
+def choose_model(exam: Exam) -> Any:
+    """The model of that row, fitted on all labelled documents."""
+    texts = {row: prepare(exam.corpus.texts[row]) for row in exam.data.rows}
+    chosen = choose_strength(exam, _fit_of(exam, texts), TRIALS)
+    return _train(exam, texts, exam.data.rows, chosen.strength)
+
+
+def predict(model: Any, texts: Sequence[str]) -> Targets:
+    """The most probable class (n,) of each of n texts that are not prepared yet."""
+    labels, _ = model.predict([prepare(text) for text in texts])
+    return np.array([int(label.removeprefix(_LABEL)) for [label] in labels])
+
+
 def prepare(text: str) -> str:
     """The start of a text as its tutorial prepares texts: in lower case, marks apart from words, on one line."""
     return " ".join(match.group() for match in islice(_TOKENS.finditer(text.lower()), LONGEST))
 
 
-def _logits(exam: Exam, texts: Mapping[int, str], rows: Rows, out: Rows, trial: Trial) -> Floats:
-    """Logits (m, K) of the second rows by a model that is fitted on the first."""
+def _fit_of(exam: Exam, texts: Mapping[int, str]) -> Fit[Trial]:
+    def fit(rows: Rows, out: Rows, trials: Sequence[Trial]) -> list[Floats]:
+        return [_logits(exam, texts, rows, out, trial) for trial in trials]
+
+    return fit
+
+
+def _train(exam: Exam, texts: Mapping[int, str], rows: Rows, trial: Trial) -> Any:
+    """The model that is fitted on some rows, of their prepared texts."""
     import fasttext
 
     label_space = exam.corpus.label_space
@@ -74,10 +91,15 @@ def _logits(exam: Exam, texts: Mapping[int, str], rows: Rows, out: Rows, trial: 
         shuffled = np.random.default_rng(exam.seed).permutation(rows)
         lines = [f"{_labels(exam.y[row], label_space)} {texts[row]}\n" for row in shuffled]
         file.write_text("".join(lines), encoding="utf-8")
-        model = fasttext.train_supervised(
+        return fasttext.train_supervised(
             input=str(file), epoch=trial.epochs, lr=trial.rate, wordNgrams=2, bucket=BUCKETS,
             loss="ova" if label_space.multilabel else "softmax", thread=1, seed=exam.seed, verbose=0,
         )  # fmt: skip
+
+
+def _logits(exam: Exam, texts: Mapping[int, str], rows: Rows, out: Rows, trial: Trial) -> Floats:
+    """Logits (m, K) of the second rows by a model that is fitted on the first."""
+    model, label_space = _train(exam, texts, rows, trial), exam.corpus.label_space
     probabilities = np.full((len(out), len(label_space)), 1 / (len(rows) + 2.0))  # of classes without a document
     names, values = model.predict([texts[row] for row in out], k=-1)
     for i, (labels, shares) in enumerate(zip(names, values, strict=True)):

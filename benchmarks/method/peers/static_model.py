@@ -18,6 +18,7 @@ from spin.labels.label_space import LabelSpace, Targets
 
 if TYPE_CHECKING:
     from model2vec import StaticModel
+    from model2vec.train import StaticModelForClassification
 
 FOLDS = 2
 """of the cross-validation where labels are few; a model takes up to a minute"""
@@ -46,16 +47,24 @@ def distill(backbone: str) -> StaticModel:
         return distill(str(locate_model(backbone)), device="cpu")
 
 
-def _logits(model: StaticModel, exam: Exam, rows: Rows, out: Rows) -> Floats:
-    """Logits (m, K) of the second rows by a classifier that is fitted on the first."""
+def fit_classifier(model: StaticModel, exam: Exam, rows: Rows) -> StaticModelForClassification:
+    """The classifier that is fitted on some rows; its classes are the numbers of the classes as text."""
     from model2vec.train import StaticModelForClassification
 
-    label_space = exam.corpus.label_space
-    texts, later = ([exam.corpus.texts[row] for row in part] for part in (rows, out))
     classifier = StaticModelForClassification.from_static_model(model=model)
+    texts = [exam.corpus.texts[row] for row in rows]
+    labels = [_label(exam.y[row], exam.corpus.label_space) for row in rows]
     with torch.random.fork_rng(devices=[]), silence():
-        classifier.fit(texts, [_label(exam.y[row], label_space) for row in rows], random_seed=exam.seed, device="cpu")
-        found = torch.from_numpy(classifier.encode(later))
+        classifier.fit(texts, labels, random_seed=exam.seed, device="cpu")
+    return classifier
+
+
+def _logits(model: StaticModel, exam: Exam, rows: Rows, out: Rows) -> Floats:
+    """Logits (m, K) of the second rows by a classifier that is fitted on the first."""
+    label_space = exam.corpus.label_space
+    classifier = fit_classifier(model, exam, rows)
+    with silence():
+        found = torch.from_numpy(classifier.encode([exam.corpus.texts[row] for row in out]))
     if not label_space.multilabel:
         found = found.log_softmax(1)
     logits = np.full((len(out), len(label_space)), -np.log(len(rows) + 1.0), np.float32)  # of absent classes

@@ -1,0 +1,131 @@
+"""The contenders of SPIN: one training in several engines and precisions, with and without early exits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from benchmarks.speed.choice import distinct
+from benchmarks.speed.contender import Answers, Classify, Contender
+from benchmarks.speed.role import SHIPPED, OurSetting, Precision
+from benchmarks.speed.training import train_classifiers
+from benchmarks.speed.trial import Trial
+from spin import SpinClassifier
+from spin.activations.engine import CALIBRATION_TEXTS
+from spin.arrays import Floats
+from spin.backbone.engine_choice import choose_engine
+from spin.backbone.loading import find_backbone
+from spin.errors import UserError
+from spin.settings import BackboneSettings, Choice
+from spin.sites import Site
+
+_ENGINES: tuple[tuple[str, Precision], ...] = (
+    ("torch", "float32"), ("torch", "bfloat16"),
+    ("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "int8"),
+)  # fmt: skip
+"""engine and precision of each row at full depth; the agreement of the others is measured against the first"""
+
+
+class OurSettings:
+    """The settings of SPIN that run on this machine, by what they are measured for."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        engines = [(e, p) for e, p in _ENGINES if not (trial.causal and p == "int8") and _runs(trial, e, p)]
+        self.full = [OurSetting(engine, precision) for engine, precision in engines]
+        """at full depth, in every engine and precision"""
+        settings = _settings(trial, "auto", "auto")
+        default = choose_engine(settings, "cpu", *find_backbone(settings))
+        precision: Precision = "bfloat16" if default.precision == "bfloat16" else "float32"
+        self.shipped = OurSetting(default.engine, precision, max_loss=SHIPPED, default=True)
+        self._int8 = (default.engine, "int8") in engines
+
+    def fixed(self) -> list[OurSetting]:
+        """The settings that are timed in any case: full depth everywhere, and of an encoder the defaults."""
+        exits = [OurSetting("torch", "bfloat16", max_loss=SHIPPED)]
+        torch_too = [setting for setting in exits if self.shipped.engine != "torch" and setting.full in self.full]
+        return self.full if self.trial.causal else [*self.full, self.shipped, *torch_too]
+
+    def grid(self) -> list[OurSetting]:
+        """Choices and losses in the engine and precision of the defaults.
+
+        Where training gives the same classifier several times, the first of these settings stands for all.
+        """
+        folder, default = train_classifiers(self.trial), replace(self.shipped, default=False)
+        settings = [
+            replace(default, choose=choose, max_loss=loss)
+            for choose in get_args(Choice)
+            for loss in (None, *self.trial.losses)
+        ]
+        settings = [self.shipped if setting == default else setting for setting in settings]
+        return distinct(settings, {setting: _fitted(folder, setting) for setting in settings})
+
+    def in_int8(self, settings: Sequence[OurSetting]) -> list[OurSetting]:
+        """The same settings in int8, where it runs on this machine."""
+        return [replace(setting, precision="int8", default=False) for setting in settings if self._int8]
+
+    def contender(self, setting: OurSetting) -> Contender:
+        """The contender of a setting; SPIN is trained at first use."""
+        return Contender(setting, lambda: load(self.trial, setting))
+
+
+def load(trial: Trial, setting: OurSetting) -> Classify:
+    """Load the classifier of a setting; the token budget of the settings determines its batches."""
+    folder = train_classifiers(trial)
+    spin = SpinClassifier.load(
+        _artifact(folder, setting),
+        backbone=_settings(trial, setting.engine, setting.precision),
+        choose=setting.choose,
+        early=setting.max_loss is not None,
+        calibration=trial.train_texts[:CALIBRATION_TEXTS],
+    )
+    spin.prepare()
+
+    def classify(texts: Sequence[str], _: int) -> Answers:
+        predictions = spin.predict_all(texts)
+        classes = trial.label_space.index([str(label) for label in predictions.labels])
+        return Answers(classes, _compute(trial, spin, predictions.exit_depth))
+
+    return classify
+
+
+def _compute(trial: Trial, spin: SpinClassifier, depth: np.ndarray) -> Floats:
+    """(n,) the share of the backbone's FLOPs that documents took which ran through `depth` (n,) blocks."""
+    shares = {d: 0.0 if d <= 0 else trial.exam.corpus.flops[Site(d, "resid")] for d in np.unique(depth).tolist()}
+    shares[spin.depth] = spin.fitted.summary.compute
+    return np.array([shares[d] for d in depth.tolist()])
+
+
+def _fitted(folder: Path, setting: OurSetting) -> object:
+    """What tells one classifier from another: figures of the search, calibration, thresholds and exits."""
+    spin = SpinClassifier.load(_artifact(folder, setting), choose=setting.choose)
+    exits = () if setting.max_loss is None else spin.fitted.summary.exits
+    return spin.fitted.summary.model_copy(update={"exits": exits})
+
+
+def _artifact(folder: Path, setting: OurSetting) -> Path:
+    return folder / str(SHIPPED if setting.max_loss is None else setting.max_loss)
+
+
+def _runs(trial: Trial, engine: str, precision: Precision) -> bool:
+    """Whether an engine passes its trial with the backbone on this machine; the table leaves out one that does not."""
+    settings = _settings(trial, engine, precision)
+    try:
+        choose_engine(settings, "cpu", *find_backbone(settings))
+    except UserError as error:
+        print(f"SPIN, {engine} in {precision} is left out: {error}", flush=True)
+        return False
+    return True
+
+
+def _settings(trial: Trial, engine: str, precision: str) -> BackboneSettings:
+    return BackboneSettings.model_validate(
+        {
+            "model": trial.plan.model, "engine": engine, "dtype": precision, "device": "cpu",
+            "max_tokens": trial.plan.max_tokens,
+        }
+    )  # fmt: skip

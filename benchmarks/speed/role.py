@@ -1,0 +1,74 @@
+"""What a contender is: one of our settings, a peer that runs the same transformer, or a peer that reads words alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from spin.settings import CascadeSettings, Choice
+
+Precision = Literal["float32", "bfloat16", "int8"]
+SHIPPED = CascadeSettings().max_loss
+"""loss of the metric that early exits may cost by default"""
+LOSSES = (SHIPPED, 0.0025, 0.005, 0.01, 0.02)
+"""losses of the metric to choose from"""
+
+
+@dataclass(frozen=True)
+class TransformerPeer:
+    """Another way to run the same transformer, with a linear head."""
+
+    name: str
+    precision: Precision
+    calibrated: bool = False
+    """whether its int8 is calibrated on documents that the user must supply"""
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} {self.precision}"
+
+
+@dataclass(frozen=True)
+class WordPeer:
+    """A classifier that runs no transformer."""
+
+    name: str
+    cores: int | None = None
+    """cores that it uses; None for all"""
+    precision: Precision = "float32"
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class OurSetting:
+    """One of the settings of SPIN."""
+
+    engine: str
+    """torch or openvino"""
+    precision: Precision
+    choose: Choice = "accuracy"
+    max_loss: float | None = None
+    """loss of the metric that early exits may cost, from 0 to 1; None without exits"""
+    default: bool = False
+    """whether it is what the default settings give on this machine"""
+
+    @property
+    def name(self) -> str:
+        choose = "" if self.choose == "accuracy" else f", {self.choose}"
+        exits = "" if self.max_loss is None else f", max_loss {self.max_loss:g}"
+        return f"SPIN, {self.engine}{choose}{exits}{' (as shipped)' if self.default else ''}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} {self.precision}"
+
+    @property
+    def full(self) -> OurSetting:
+        """The same choice in the same engine and precision at full depth."""
+        return replace(self, max_loss=None, default=False)
+
+
+Role = OurSetting | TransformerPeer | WordPeer
