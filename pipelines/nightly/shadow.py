@@ -94,7 +94,11 @@ class Shadow:
     """Computes features for model and shadow, in one pass where possible, and compares the labels of the two."""
 
     def __init__(self, model: SpinClassifier, spin: SpinClassifier, version: str) -> None:
-        self.shared_pass, self.spin, self.version = SharedPass(model, spin), spin, version
+        self.shared_pass, self.model, self.spin = SharedPass([model, spin]), model, spin
+        self.version = version
+        self.shared_pass.prepare()
+        # else the model's values would differ in their last bits from those of a night without a shadow
+        self.one_pass = model.backbone.engine == "torch" and not (model.exits_early or spin.exits_early)
 
     def features(self, texts: list[str], attempt: Attempt) -> FeaturePair:
         """Return the features of both, or of the model alone if the shared pass fails or has killed several processes.
@@ -103,10 +107,13 @@ class Shadow:
         """
         if attempt.crashes < MAX_CRASHES:
             try:
-                return self.shared_pass.features(texts)
+                if self.one_pass:
+                    of_model, of_shadow = self.shared_pass.features(texts)
+                    return of_model, of_shadow
+                return self.model.features(texts), self.spin.features(texts)
             except Exception:
                 _log.debug("the shared pass of model and shadow failed; the model runs alone", exc_info=True)
-        return self.shared_pass.first.features(texts), None
+        return self.model.features(texts), None
 
     def compare(
         self,

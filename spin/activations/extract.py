@@ -37,6 +37,8 @@ Progress = Callable[[int], None]
 KeepMask = Callable[[int, NDArray[np.int64], Floats], NDArray[np.bool_]]
 """takes the index of a segment, the indices (n,) of some texts and all values (n, p) that were read of them so far;
 returns a mask (n,) of the texts that go on into the next segment; the others exit"""
+StoreValues = Callable[[int, NDArray[np.int64], Floats], None]
+"""takes the index of a segment, the indices (n,) of some texts and the values (n, p) of its columns side by side"""
 
 
 @dataclass(frozen=True)
@@ -132,16 +134,18 @@ def read_activations(
     *,
     types: Mapping[FeatureColumn, type[np.floating]] | None = None,
     keep_mask: KeepMask | None = None,
+    store: StoreValues | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
     """Read the columns of the engine's segments from every text.
 
     `types` gives the type of some columns, float32 otherwise. `keep_mask`, called after every segment but the last,
-    decides which documents go on; the others exit. `progress` is called after every chunk of batches. The batches
+    decides which documents go on; the others exit. `store`, called before it and after the last segment too, takes the
+    values; the result then has no columns. `progress` is called after every chunk of batches. The batches
     depend on these texts alone and the result, up to rounding, does not depend on their order.
     Raises UserError, naming the site, if a value does not fit a float16 column; NotFiniteError if one is not finite.
     """
-    buffer = _FeatureBuffer(engine, len(texts), types or {})
+    buffer = _FeatureBuffer(engine, len(texts), types or {}, store)
     chunks = _chunks(_batches(engine.backbone, texts, buffer), 1 if keep_mask is None else _BATCHES_PER_CHUNK)
     for documents in _run_streams(lambda chunk: _run_chunk(engine, chunk, buffer, keep_mask), chunks, engine.streams):
         progress(documents)
@@ -281,8 +285,14 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 class _FeatureBuffer:
     """The arrays of `Features`, which are filled batch by batch in the order of the texts."""
 
-    def __init__(self, engine: Engine, count: int, types: Mapping[FeatureColumn, type[np.floating]]) -> None:
-        self.segments = engine.segments
+    def __init__(
+        self,
+        engine: Engine,
+        count: int,
+        types: Mapping[FeatureColumn, type[np.floating]],
+        store: StoreValues | None = None,
+    ) -> None:
+        self.segments, self.store = engine.segments, store
         self.columns: dict[FeatureColumn, NDArray[np.floating]] = {}
         self.slices: list[list[tuple[FeatureColumn, slice]]] = []
         """for each segment, where its values hold which column"""
@@ -292,7 +302,7 @@ class _FeatureBuffer:
             self.slices.append(
                 [(c, slice(end - width, end)) for c, width, end in zip(segment.neurons, widths, ends, strict=True)]
             )
-            for column, width in zip(segment.neurons, widths, strict=True):
+            for column, width in zip(segment.neurons, widths, strict=True) if store is None else ():
                 self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
         self.n_tokens, self.n_unknown = np.zeros(count, np.int32), np.zeros(count, np.int32)
         self.depth, self.truncated = np.zeros(count, np.int32), 0
@@ -307,6 +317,10 @@ class _FeatureBuffer:
         if not np.isfinite(values).all():
             site = next(c.site for c, part in self.slices[index] if not np.isfinite(values[:, part]).all())
             raise NotFiniteError(f"{site}: the backbone gave values that are not finite; try backbone.dtype float32")
+        self.depth[rows] = self.segments[index].stop
+        if self.store is not None:
+            self.store(index, rows, values)
+            return
         for column, part in self.slices[index]:
             target, column_values = self.columns[column], values[:, part]
             is_half = target.dtype == np.float16
@@ -318,7 +332,6 @@ class _FeatureBuffer:
                 )
             # NumPy's own conversion takes five times as long
             target[rows] = torch.from_numpy(column_values).half().numpy() if is_half else column_values
-        self.depth[rows] = self.segments[index].stop
 
     def features(self, *, exits_early: bool) -> Features:
         """All that was stored; with the depth of each text if texts may exit early."""

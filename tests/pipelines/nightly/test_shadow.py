@@ -238,8 +238,8 @@ def test_a_shared_pass_gives_each_classifier_its_own_features(
 ) -> None:
     """The values are equal bit for bit, and so is the memory layout, on which the last bits of a product depend."""
     texts = [row["text"] for row in ROWS]
-    shared_pass = SharedPass(*(SpinClassifier.load(registry_fixture.folder / number) for number in (first, second)))
-    assert shared_pass.one_pass == (first != OTHER_BACKBONE)
+    shared_pass = SharedPass([SpinClassifier.load(registry_fixture.folder / number) for number in (first, second)])
+    assert shared_pass.groups == ([[0], [1]] if first == OTHER_BACKBONE else [[0, 1]])
     for number, features in zip((first, second), shared_pass.features(texts), strict=True):
         alone = SpinClassifier.load(registry_fixture.folder / number).features(texts)
         assert list(features.columns) == list(alone.columns)
