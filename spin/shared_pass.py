@@ -13,6 +13,7 @@ from spin.activations.engine import Engine
 from spin.activations.extract import Features, count_tokens, read_activations
 from spin.arrays import Floats
 from spin.classifier import SpinClassifier, checked_texts, open_calibrated
+from spin.heads.early_exit import BY_WORDS
 from spin.heads.selection import Selection
 from spin.heads.word_regression import predict_with_each
 from spin.predictions import Predictions
@@ -37,8 +38,8 @@ class SharedPass:
 
     Those can whose backbones have the same weights and the same settings, except for where they were loaded from. They
     then share one loaded backbone, truncated at the largest depth. A text leaves the pass when every classifier has
-    decided it: at one of its own exits, or at its own full depth. int8 is scaled by the `calibration` of the first
-    classifier of a group that has such texts.
+    decided it: by words, at one of its own exits, or at its own full depth. int8 is scaled by the `calibration` of the
+    first classifier of a group that has such texts.
     """
 
     groups: list[list[int]]
@@ -105,24 +106,22 @@ class _GroupPass:
         if len(self.classifiers) == 1:
             return [self.classifiers[0].features(texts)]
         self.prepare()
-        words = _word_logits(self.classifiers, texts)
-        shares = [
-            _Share(spin, self.segments, own, len(texts)) for spin, own in zip(self.classifiers, words, strict=True)
-        ]
-        if self._engine is None:
-            return [share.features(count_tokens(self.classifiers[0].backbone, texts)) for share in shares]
+        with_words = zip(self.classifiers, _word_logits(self.classifiers, texts), strict=True)
+        shares = [_Share(spin, self.segments, words, len(texts)) for spin, words in with_words]
+        counts = self._read(texts, shares)
+        return [share.features(counts) for share in shares]
 
-        def store(index: int, rows: NDArray[np.int64], values: Floats) -> None:
-            for share in shares:
-                share.store(index, rows, values)
-
-        def keep_mask(_index: int, rows: NDArray[np.int64], _values: Floats) -> NDArray[np.bool_]:
-            undecided: NDArray[np.bool_] = np.any([share.undecided[rows] for share in shares], axis=0)
-            return undecided
-
-        several = len(self.segments) > 1
-        counted = read_activations(self._engine, texts, keep_mask=keep_mask if several else None, store=store)
-        return [share.features(counted) for share in shares]
+    def _read(self, texts: Sequence[str], shares: Sequence[_Share]) -> Features:
+        """Run the pass, which fills the shares; return the counts of tokens of all texts that any classifier counts."""
+        read = _any([share.undecided for share in shares if share.reads_neurons], len(texts))
+        counted = _any([~share.by_words for share in shares], len(texts))
+        to_read, to_count = np.flatnonzero(read), np.flatnonzero(counted & ~read)
+        parts = []
+        if self._engine is not None:
+            parts.append(_read_rows(self._engine, texts, to_read, shares))
+        if len(to_count) or not parts:
+            parts.append(count_tokens(self.classifiers[0].backbone, [texts[row] for row in to_count.tolist()]))
+        return Features.concatenate(parts).spread(np.concatenate([to_read, to_count]), 0, len(texts))
 
 
 class _Share:
@@ -133,37 +132,69 @@ class _Share:
     ) -> None:
         self.spin, self.segments, self.words = spin, segments, words
         neurons = spin.fitted.selection.neurons
+        self.reads_neurons = len(neurons) > 0
         # row by row, as in a pass of its own: the last bits of a matrix product depend on the layout
         self.columns = {c: np.full((count, len(n)), np.nan, np.float32) for c, n in neurons.items()}
         self.positions = [_positions(neurons, segment) for segment in segments]
-        self.depth = np.full(count, spin.depth, np.int32)
-        self.undecided = np.full(count, spin.depth > 0 or len(neurons) > 0)
+        self.by_words = np.zeros(count, np.bool_) if words is None else spin.decided_by_words(words)
+        """(n,) the texts that the words alone decide"""
+        self.depth = np.where(self.by_words, BY_WORDS, spin.depth).astype(np.int32)
+        self.undecided = ~self.by_words
 
     def store(self, index: int, rows: NDArray[np.int64], values: Floats) -> None:
         """Store its part of the values (B, p) of segment `index` for the texts `rows` (B,), and decide what it can."""
         segment = self.segments[index]
         for column, positions in self.positions[index].items():
             self.columns[column][rows] = values.take(positions, axis=1)
-        for number, exit in enumerate(self.spin.fitted.exits if self.spin.exits_early else ()):
+        for number, exit in enumerate(self.spin.fitted.block_exits if self.spin.exits_early else ()):
             if segment.start < exit.depth <= segment.stop:
-                self._decide(number, rows[self.undecided[rows]])
+                self._decide(number, exit.depth, rows[self.undecided[rows]])
         if self.spin.depth <= segment.stop:
             self.undecided[rows] = False
 
-    def _decide(self, number: int, rows: NDArray[np.int64]) -> None:
-        """Let the texts `rows` that are confident stop at an exit, given by its index."""
-        depth = self.spin.fitted.exits[number].depth
-        read = [values[rows] for column, values in self.columns.items() if column.site.layer <= depth]
-        exiting = rows[~self.spin.keep_mask(self.words, number, rows, np.concatenate(read, axis=1))]
+    def _decide(self, number: int, depth: int, rows: NDArray[np.int64]) -> None:
+        """Let the texts `rows` that are confident stop at an exit after `depth` blocks, given by its index."""
+        values = [values[rows] for column, values in self.columns.items() if column.site.layer <= depth]
+        exiting = rows[~self.spin.keep_mask(self.words, number, rows, np.concatenate(values, axis=1))]
         self.depth[exiting], self.undecided[exiting] = depth, False
 
-    def features(self, counted: Features) -> Features:
-        """All that was stored, with the counts of tokens that the pass returned; NaN where a text exited before."""
-        if not self.spin.exits_early:
-            return replace(counted, columns=self.columns, depth=None, words=self.words)
-        for column, values in self.columns.items():
-            values[self.depth < column.site.layer] = np.nan
-        return replace(counted, columns=self.columns, depth=self.depth, words=self.words)
+    def features(self, counts: Features) -> Features:
+        """All that was stored, with the counts of tokens; NaN where a text exited before, no tokens if by words."""
+        if self.by_words.any():
+            rows = np.flatnonzero(~self.by_words)
+            counts = counts.select(rows).spread(rows, 0, len(self.depth))
+        if self.spin.exits_early:
+            for column, values in self.columns.items():
+                values[self.depth < column.site.layer] = np.nan
+        return replace(
+            counts,
+            columns=self.columns,
+            depth=self.depth if self.spin.exits_early else None,
+            words=self.words,
+            head_reads_words=self.spin.fitted.selection.words > 0,
+        )
+
+
+def _read_rows(engine: Engine, texts: Sequence[str], rows: NDArray[np.int64], shares: Sequence[_Share]) -> Features:
+    """Fill the shares with what the engine reads of the texts `rows`; return the counts of their tokens."""
+    readers = [share for share in shares if share.reads_neurons]
+
+    def store(index: int, read: NDArray[np.int64], values: Floats) -> None:
+        for share in readers:
+            share.store(index, rows[read], values)
+
+    def keep_mask(_index: int, read: NDArray[np.int64], _values: Floats) -> NDArray[np.bool_]:
+        return _any([share.undecided[rows[read]] for share in readers], len(read))
+
+    may_leave = len(engine.segments) > 1
+    chosen = [texts[row] for row in rows.tolist()]
+    features = read_activations(engine, chosen, keep_mask=keep_mask if may_leave else None, store=store)
+    return replace(features, depth=None)
+
+
+def _any(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.bool_]:
+    """(n,) the texts that are in any of the masks (n,)."""
+    return np.logical_or.reduce(masks, axis=0) if masks else np.zeros(count, np.bool_)
 
 
 def _exit_depths(readers: Sequence[SpinClassifier]) -> list[int]:
@@ -189,7 +220,7 @@ def _positions(neurons: Neurons, segment: BlockSegment) -> dict[FeatureColumn, N
 
 
 def _word_logits(classifiers: Sequence[SpinClassifier], texts: Sequence[str]) -> list[Floats | None]:
-    """The (n, K) logits of each classifier's word regression; None for one that does not read words."""
-    regressions = [spin.training_result.words if spin.fitted.selection.words else None for spin in classifiers]
+    """The (n, K) logits of each classifier's word regression; None where it has none."""
+    regressions = [spin.word_regression for spin in classifiers]
     logits = iter(predict_with_each([each for each in regressions if each is not None], texts))
     return [None if each is None else next(logits) for each in regressions]

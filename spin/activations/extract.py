@@ -60,6 +60,8 @@ class Features:
     """(n, K) logits of a word regression, for a classifier that reads words or lets them decide"""
     head_reads_words: bool = True
     """whether these logits, if there are any, are features of the head, and not only of the exit by words"""
+    cut: NDArray[np.bool_] | None = None
+    """(n,) whether each text was truncated; None where only their number is known"""
 
     @property
     def values(self) -> NDArray[np.floating]:
@@ -72,6 +74,7 @@ class Features:
         """The features of the texts of several parts, which have the same columns."""
         depths = [part.depth for part in parts if part.depth is not None]
         words = [part.words for part in parts if part.words is not None]
+        cut = [part.cut for part in parts if part.cut is not None]
         return cls(
             columns={column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns},
             n_tokens=np.concatenate([part.n_tokens for part in parts]),
@@ -80,6 +83,22 @@ class Features:
             depth=np.concatenate(depths) if depths else None,
             words=np.concatenate(words) if words else None,
             head_reads_words=parts[0].head_reads_words,
+            cut=np.concatenate(cut) if cut else None,
+        )
+
+    def select(self, rows: NDArray[np.int64]) -> Features:
+        """The features of some of the texts, which a backbone has read."""
+        assert self.cut is not None
+        cut = self.cut[rows]
+        return Features(
+            {column: values[rows] for column, values in self.columns.items()},
+            self.n_tokens[rows],
+            self.n_unknown[rows],
+            int(cut.sum()),
+            None if self.depth is None else self.depth[rows],
+            None if self.words is None else self.words[rows],
+            self.head_reads_words,
+            cut,
         )
 
     def spread(self, rows: NDArray[np.int64], depth: int, count: int) -> Features:
@@ -99,6 +118,7 @@ class Features:
             place(self.n_unknown, np.zeros(count, np.int32)),
             self.truncated,
             place(depth if self.depth is None else self.depth, np.full(count, -1, np.int32)),
+            cut=None if self.cut is None else place(self.cut, np.zeros(count, np.bool_)),
         )
 
 
@@ -155,11 +175,10 @@ def read_activations(
 def count_tokens(backbone: Backbone, texts: Sequence[str]) -> Features:
     """What the tokenizer reports of every text, without activations: for a classifier that reads none."""
     n_tokens, n_unknown = np.zeros(len(texts), np.int32), np.zeros(len(texts), np.int32)
-    truncated = 0
+    cut = np.zeros(len(texts), np.bool_)
     for rows, tokens in _tokenize_ahead(backbone, texts):
-        n_tokens[rows], n_unknown[rows] = list(map(len, tokens.ids)), tokens.unknown
-        truncated += tokens.truncated
-    return Features({}, n_tokens, n_unknown, truncated)
+        n_tokens[rows], n_unknown[rows], cut[rows] = list(map(len, tokens.ids)), tokens.unknown, tokens.cut
+    return Features({}, n_tokens, n_unknown, int(cut.sum()), cut=cut)
 
 
 @dataclass(frozen=True)
@@ -305,12 +324,12 @@ class _FeatureBuffer:
             for column, width in zip(segment.neurons, widths, strict=True) if store is None else ():
                 self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
         self.n_tokens, self.n_unknown = np.zeros(count, np.int32), np.zeros(count, np.int32)
-        self.depth, self.truncated = np.zeros(count, np.int32), 0
+        self.depth, self.cut = np.zeros(count, np.int32), np.zeros(count, np.bool_)
 
     def store_counts(self, rows: list[int], tokens: Tokens) -> None:
         """Store what the tokenizer reported of the texts `rows`."""
         self.n_tokens[rows], self.n_unknown[rows] = list(map(len, tokens.ids)), tokens.unknown
-        self.truncated += tokens.truncated
+        self.cut[rows] = tokens.cut
 
     def store_values(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:
         """Store the values (B, p) of the texts `rows` (B,) from segment `index`, after checking them."""
@@ -336,7 +355,7 @@ class _FeatureBuffer:
     def features(self, *, exits_early: bool) -> Features:
         """All that was stored; with the depth of each text if texts may exit early."""
         depth = self.depth if exits_early else None
-        return Features(self.columns, self.n_tokens, self.n_unknown, self.truncated, depth)
+        return Features(self.columns, self.n_tokens, self.n_unknown, int(self.cut.sum()), depth, cut=self.cut)
 
 
 def choose_column_types(

@@ -25,10 +25,15 @@ class Tokens:
 
     ids: list[list[int]]
     """n lists, one per text, each of one token or more"""
-    truncated: int
-    """number of texts that were truncated"""
+    cut: list[bool]
+    """n flags: whether each text was truncated"""
     unknown: list[int]
     """n counts: the unknown tokens of each text"""
+
+    @property
+    def truncated(self) -> int:
+        """Number of texts that were truncated."""
+        return sum(self.cut)
 
 
 @dataclass
@@ -140,11 +145,11 @@ class Backbone:
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token ids of texts. A text of no tokens gets the padding token."""
         if not texts:
-            return Tokens([], 0, [])
+            return Tokens([], [], [])
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False)
         # where the tokenizer adds no special tokens, an empty text has no token to read
         ids = [row or [self.pad_id] for row in encoded["input_ids"]]
-        return Tokens(ids, sum(bool(e.overflowing) for e in encoded.encodings), self._count_unknown(ids))
+        return Tokens(ids, [bool(e.overflowing) for e in encoded.encodings], self._count_unknown(ids))
 
     def _count_unknown(self, ids: Sequence[list[int]]) -> list[int]:
         """The unknown tokens of each text.
