@@ -154,6 +154,8 @@ class _Share:
 
     def _decide(self, number: int, depth: int, rows: NDArray[np.int64]) -> None:
         """Let the texts `rows` that are confident stop at an exit after `depth` blocks, given by its index."""
+        if not len(rows):
+            return
         values = [values[rows] for column, values in self.columns.items() if column.site.layer <= depth]
         exiting = rows[~self.spin.keep_mask(self.words, number, rows, np.concatenate(values, axis=1))]
         self.depth[exiting], self.undecided[exiting] = depth, False
@@ -200,8 +202,8 @@ def _any(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.bool_]:
 def _exit_depths(readers: Sequence[SpinClassifier]) -> list[int]:
     """The depths, ascending, at which all classifiers may have decided a text, except for the deepest.
 
-    Above the first of them no text can leave the pass, whatever the exits of some classifiers, and so it is not divided
-    there.
+    Before the first of them no text can leave the pass, whatever exits some classifiers have there, and so the pass is
+    not divided. Nor is it after the embeddings, where only a classifier that reads nothing else is at its full depth.
     """
     depths = [[*(exit.depth for exit in spin.fitted.exits if spin.exits_early), spin.depth] for spin in readers]
     first, deepest = max(map(min, depths), default=0), max(map(max, depths), default=0)
