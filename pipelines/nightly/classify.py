@@ -168,7 +168,7 @@ def _name_unfinished(tables: NightTables, model: str, day: str) -> None:
             more,
             day,
             run.date,
-            " --incremental" if run.incremental else "",
+            (" --incremental" if run.incremental else "") + (" and all models of its pass" if run.shared_pass else ""),
         )
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import BertModel
 
-from jobs import cli
+from jobs import classify_command, cli
 from pipelines.data import intake
 from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows
@@ -548,7 +548,7 @@ def test_the_command_and_the_report_show_the_agreement(
     project.write("a.jsonl", ROWS)
     (project.registry_fixture.folder / "challenger").write_text(DEEP)
     project.run_night("before")
-    monkeypatch.setattr(cli, "open_registry", lambda _: project.registry_fixture)
+    monkeypatch.setattr(classify_command, "open_registry", lambda *_: project.registry_fixture)
     arguments = ["spin", "classify", str(project.folder / "settings.yaml"), "--input", str(project.folder / "data")]
     arguments += ["--output", str(project.folder / "out"), "--date", DATE, "--shadow", "challenger"]
     monkeypatch.setattr(sys, "argv", arguments)
