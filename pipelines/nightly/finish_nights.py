@@ -94,8 +94,9 @@ def work_on_nights(nights: Sequence[ModelNight]) -> ClassifiedNights:
     for night in nights:
         with work.keeping_failure(night):
             work.publish_if_finished(night)
-    for group in form_passes([night for night in nights if work.is_waiting(night)]):
-        work.classify(group)
+    for group in form_passes([night for night in nights if night.name not in work.finished]):
+        if any(map(work.is_waiting, group)):
+            work.classify(group)
     for night in nights:
         with work.keeping_failure(night):
             work.show(night)
@@ -113,6 +114,8 @@ class _Work:
     """of the nights that are published, by model"""
     failures: dict[str, NightFailure] = field(default_factory=dict)
     """by model"""
+    finished: set[str] = field(default_factory=set)
+    """models whose runs need nothing computed, published or not"""
 
     def is_waiting(self, night: ModelNight) -> bool:
         """Whether a night is neither published nor has it failed."""
@@ -125,32 +128,42 @@ class _Work:
             yield
         except Exception as error:
             for night in nights:
-                self.failures[night.name] = NightFailure(night.name, error)
+                failure = NightFailure(night.name, error)
                 if len(self.nights) > 1:
-                    _log.warning("model %s: %s", night.name, self.failures[night.name].message)
+                    _log.warning("model %s: %s", night.name, failure.message)
                     _log.debug("the night of model %s failed", night.name, exc_info=True)
+                self.failures.setdefault(night.name, failure)
 
     def publish_if_finished(self, night: ModelNight) -> None:
         """Publish a run that another driver, or an earlier command, has finished."""
         driver = night.driver
+        if driver.run.published:
+            self.finished.add(night.name)
         with overtaken_first(driver.lease):
             driver.lease.check()
             finished = find_finished(driver)
             if finished is not None:
+                self.finished.add(night.name)
                 self.publish(night, *finished)
 
     def classify(self, nights: Sequence[ModelNight]) -> None:
-        """Classify some nights in one pass, and publish each of them."""
+        """Classify some nights in one pass, and publish each of them.
+
+        A night that has failed, such as one that another driver has taken over, is classified with the others: whoever
+        goes on with the pass finds all of its runs in each shard.
+        """
         with self.keeping_failure(*nights):
             shared = enter_pass(nights)
             with overtaken_first(shared.lease):
                 classified = classify_pass(shared)
-        if not all(map(self.is_waiting, nights)):
-            return
-        for night, result in zip(nights, classified, strict=True):
-            with self.keeping_failure(night), overtaken_first(night.driver.lease):
-                self.publish(night, *_finish(night, result))
-        _delete_work_of_pass(shared)
+            for night, result in zip(nights, classified, strict=True):
+                if self.is_waiting(night):
+                    self._finish_and_publish(night, result)
+            _delete_work_of_pass(shared)
+
+    def _finish_and_publish(self, night: ModelNight, classified: ClassifiedNight) -> None:
+        with self.keeping_failure(night), overtaken_first(night.driver.lease):
+            self.publish(night, *_finish(night, classified))
 
     def publish(self, night: ModelNight, report: NightReport, record: NightRecord | None) -> None:
         """Publish a finished run; `record` is None if it is published already."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -441,6 +443,24 @@ def test_a_vacuum_keeps_a_pass_that_can_go_on_and_deletes_it_afterwards(local_ni
     assert len(passes_of(local_nights)) == 1
     vacuum(local_nights, timedelta(hours=25))
     assert passes_of(local_nights) == []
+    assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
+
+
+def test_a_vacuum_keeps_the_old_objects_of_a_pass_that_can_go_on(local_nights: FakeNights, tmp_path: Path) -> None:
+    """A pass changes as its runs do: what it began with stays while they are at work."""
+    local_nights.write("a.jsonl", make_rows("a", "b"))
+    with before_call(FakeStep, "_find_dead", failed()):
+        local_nights.run_several(A, B)
+    [name] = passes_of(local_nights)
+    folder = tmp_path / "out" / RUNS
+    records = [path for path in folder.rglob("*") if path.is_file() and "attempts" not in path.parts]
+    assert any(path.parent.name == name for path in records)
+    for path in records:
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    before = local_nights.out.list(RUNS)
+    vacuum(local_nights, timedelta())
+    assert local_nights.out.list(RUNS) == before
+    local_nights.run_several(A, B).raise_failures()
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
 
 
