@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import jobs.classify_command
-from jobs import terminal
+from jobs import job_commands, terminal
 from jobs.cli import main
 from pipelines.nightly import classify
 from pipelines.nightly.finish_nights import ClassifiedNights, NightFailure
@@ -145,6 +145,20 @@ def test_nights_are_printed_and_the_status_is_the_highest(
     printed = capsys.readouterr()
     assert printed.out.startswith("classify  10 of 12 documents by topics version 7: ")
     assert printed.err.splitlines() == ["error: model a: no answer; model b: too many"]
+
+
+def test_the_name_of_a_job_names_its_models() -> None:
+    """A night of other models in the same output is another job; without `--model` it is that of the settings."""
+    locations = {"--input": "/in", "--output": "/out"}
+    names = [
+        job_commands._job_name(
+            job_commands._Submitted("classify", "s.yaml", [], False, None, locations, models), "tweets", "2026-03-01"
+        )
+        for models in ((), ("models:/tweets/3",), ("models:/topics@champion",), ("models:/tweets/3", "models:/a/1"))
+    ]
+    assert [name.rpartition("-")[0] for name in names] == [
+        f"classify-{models}-2026-03-01" for models in ("tweets", "tweets", "topics", "a-tweets")
+    ]
 
 
 def test_since_is_refused_in_one_line(

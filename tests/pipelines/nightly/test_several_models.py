@@ -171,23 +171,23 @@ def test_a_model_that_fails_its_limits_holds_back_no_other(
     monkeypatch.setattr(night_pass, "ClassifyStep", StrictStep)
     local_nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(6))))
     result = local_nights.run_several(A, B, limits={"max_dead_fraction": 0.1})
-    assert [report.model for report in result.reports] == [A.name]
-    with pytest.raises(BadRowsError, match=r"model b's/model: 6 of 6 rows cannot be classified \(6 poison\)"):
+    assert [report.model for report in result.reports] == [B.name]
+    with pytest.raises(BadRowsError, match=r"^model a-model: 6 of 6 rows cannot be classified \(6 poison\)"):
         result.raise_failures()
-    assert (local_nights.ids(A.name), local_nights.ids(B.name)) == ({DATE: [f"a{n}" for n in range(6)]}, {})
-    computed, run = list(FakeStep.computed), run_of(local_nights, A.name)
+    assert (local_nights.ids(A.name), local_nights.ids(B.name)) == ({}, {DATE: [f"a{n}" for n in range(6)]})
+    computed, run = list(FakeStep.computed), run_of(local_nights, B.name)
     local_nights.run_several(A, B, limits={"max_dead_fraction": 1}).raise_failures()
     assert FakeStep.computed == computed, "all shards of the pass were there"
-    assert run_of(local_nights, A.name) == run
-    assert local_nights.ids(B.name) == {DATE: []}
-    assert len(rows_of(local_nights, B.name)[DEAD_LETTERS]) == 6
+    assert run_of(local_nights, B.name) == run
+    assert local_nights.ids(A.name) == {DATE: []}
+    assert len(rows_of(local_nights, A.name)[DEAD_LETTERS]) == 6
 
 
 class StrictStep(FakeStep):
-    """A step in which the second model computes nothing."""
+    """A step in which the first model computes nothing."""
 
     def _label(self, number: int, shard: Shard, documents: Any, dead: Any) -> StepResult[Any]:
-        if self.job.models[number].run.model == B.name:
+        if self.job.models[number].run.model == A.name:
             dead = dead | dict.fromkeys(set(range(len(documents))) - dead.keys(), ("poison", "x"))
         return super()._label(number, shard, documents, dead)
 
@@ -199,8 +199,8 @@ def test_the_highest_status_of_several_failures_is_that_of_the_command(
     monkeypatch.setattr(night_pass, "ClassifyStep", StrictStep)
     with before_call(finish, "publish_night", failed()):
         result = local_nights.run_several(A, B, limits={"max_dead_fraction": 0.1})
-    assert [failure.status for failure in result.failures] == [5, 4]
-    with pytest.raises(UnavailableError, match="model a-model: here it ends; model b's/model: 1 of 1 rows"):
+    assert [failure.status for failure in result.failures] == [4, 5]
+    with pytest.raises(UnavailableError, match="model b's/model: here it ends; model a-model: 1 of 1 rows"):
         result.raise_failures()
 
 
@@ -297,6 +297,24 @@ def test_a_pass_whose_driver_died_while_it_began_is_begun_anew(local_nights: Fak
     local_nights.run_several(A, B).raise_failures()
     assert [run_of(local_nights, model)[-6:] for model in NAMES] == ["000002", "000002"]
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a"]}
+
+
+def test_a_pass_keeps_the_runs_of_a_model_that_was_taken_over_before_it_began(local_nights: FakeNights) -> None:
+    """Whoever took it over died before it began a run, so the next command goes on with the run of the pass."""
+    local_nights.write("a.jsonl", make_rows("a"))
+
+    def claim_and_die() -> None:
+        local_nights.expire_lease(list_leases(local_nights)[0])
+        claim(local_nights.tables, A.name, retry_seconds=5)
+
+    with before_call(classify, "work_on_nights", claim_and_die):
+        result = local_nights.run_several(A, B)
+    assert [failure.model for failure in result.failures] == [A.name]
+    [begun] = [run.run for run in list_output(local_nights.output) if run.model == A.name]
+    local_nights.run(registry=A)
+    assert run_of(local_nights, A.name) == begun
+    assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a"]}
+    assert FakeStep.computed == ["000000"]
 
 
 def test_a_published_model_is_not_computed_again(local_nights: FakeNights) -> None:
