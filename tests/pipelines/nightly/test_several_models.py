@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.data.shards import Shard
 from pipelines.nightly import classify, finish, finish_nights, night_pass
-from pipelines.nightly.nights import list_output
+from pipelines.nightly.nights import list_output, models_to_resume
 from pipelines.nightly.tables import publication
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS
@@ -267,6 +267,18 @@ def test_a_command_for_other_models_begins_what_it_cannot_resume(
         assert local_nights.ids(registry.name) == {DATE: ["a", "b", "c", "d", "e"]}
     states = [run.state for run in list_output(local_nights.output)]
     assert states.count("published") == 3
+
+
+def test_an_unfinished_pass_names_the_models_with_which_it_goes_on(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(night_pass, "_share_models", failed()):
+        local_nights.run_several(A, B)
+    runs = list_output(local_nights.output)
+    assert [models_to_resume(run, runs) for run in runs] == [["models:/a-model/1", "models:/b's/model/1"]] * 2
+    with before_call(finish, "publish_night", failed()), suppress(UnavailableError):
+        local_nights.run(NEXT, registry=A)
+    runs = list_output(local_nights.output)
+    assert models_to_resume(runs[-1], runs) == []
 
 
 def test_a_run_that_began_alone_goes_on_alone(local_nights: FakeNights) -> None:
