@@ -16,6 +16,7 @@ import pytest
 from pipelines.nightly import classify, night_pass
 from pipelines.nightly.classify_step import ClassifyStep
 from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.pass_features import PassFeatures
 from pipelines.nightly.precision_check import check_precision
 from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, read_rows
@@ -258,10 +259,11 @@ def test_a_worker_checks_its_backbone_whatever_words_decide(
 ) -> None:
     """Before a document is blamed for an error, a sound text must reach the backbone, which may be broken."""
     step = object.__new__(ClassifyStep)
-    step.spin = SpinClassifier.load(registry_fixture.folder / "1", early=True)
+    spin = SpinClassifier.load(registry_fixture.folder / "1", early=True)
+    step.features = PassFeatures([spin], None, "a sound text")
     monkeypatch.setattr(SpinClassifier, "exits_by_words", True)
-    monkeypatch.setattr(step.spin, "word_logits", lambda texts: np.zeros((len(texts), 2), np.float32))
-    monkeypatch.setattr(step.spin, "decided_by_words", lambda words: np.ones(len(words), bool))
+    monkeypatch.setattr(spin, "word_logits", lambda texts: np.zeros((len(texts), 2), np.float32))
+    monkeypatch.setattr(spin, "decided_by_words", lambda words: np.ones(len(words), bool))
     step.check()
 
     def fail(*_: Any) -> None:
