@@ -265,7 +265,7 @@ def _api_path(package: str) -> str:
 
 
 def _api_index() -> str:
-    public = ["SpinClassifier", "Settings", "load_settings", "Explanation", "SpinError"]
+    public = ["SpinClassifier", "classify_many", "SharedPass", "Settings", "load_settings", "Explanation", "SpinError"]
     rows = "\n".join(f"- [`{name}`]({_api_path(name).rpartition('/')[2]})" for name in api_packages())
     names = ", ".join(f"`{name}`" for name in public)
     return (

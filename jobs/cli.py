@@ -15,7 +15,7 @@ from jobs import job_commands, model_commands, night_commands, plan_command, reg
 from jobs.exit_status import CommandGroup, run_command
 from jobs.extras import PipelinesCommand
 from jobs.log_setup import configure_logging
-from jobs.options import File, Input, Model, Output, Restart, Set, open_registry
+from jobs.options import File, Input, Models, Output, Restart, Set
 from spin.errors import UserError
 from spin.settings import load_settings
 
@@ -131,7 +131,7 @@ def classify(
     settings: File,
     input: Input,
     output: Output,
-    model: Model = None,
+    model: Models = [],  # noqa: B006
     shadow: Annotated[
         str | None,
         typer.Option(
@@ -161,32 +161,13 @@ def classify(
     ] = None,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Classify a batch of documents; run again after a failure, it resumes."""
+    """Classify a batch of documents with one model or several; run again after a failure, it resumes."""
     loaded = load_settings(settings, set)
-    from pipelines.nightly.classify import run_classify
-    from pipelines.nightly.drift_check import check_drift
+    from jobs.classify_command import ClassifyOptions
+    from jobs.classify_command import classify as classify_with_models
 
-    registry = open_registry(loaded)
-    report = run_classify(
-        loaded,
-        registry,
-        source=input,
-        output=output,
-        model=model,
-        shadow=shadow,
-        night=date,
-        incremental=incremental,
-        restart=restart,
-    )
-    terminal.night(report, output)
-    if check is not None:
-        from pipelines.nightly.precision_check import check_precision
-
-        terminal.check(*check_precision(loaded, registry, report, check))
-    if shadow is not None and report.shadow is None:
-        terminal.say(f"          no shadow: {shadow} is version {report.model_version}, the version that classified")
-    if loaded.classify.fail_on_drift:
-        check_drift(report)
+    options = ClassifyOptions(input, output, date, incremental, restart, check)
+    classify_with_models(loaded, model, shadow, options)
 
 
 def _add(panel: str, function: Callable[..., None], *, needs_pipelines: bool = True, **options: Any) -> None:

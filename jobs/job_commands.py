@@ -128,6 +128,8 @@ class _Submitted:
     """night of `classify`, as it was given"""
     locations: dict[str, str]
     """files and folders among its options, by the option's name"""
+    models: tuple[str, ...] = ()
+    """versions that `classify` is given, by `--model`"""
 
 
 def _parse(ctx: typer.Context, command: str) -> _Submitted:
@@ -141,14 +143,18 @@ def _parse(ctx: typer.Context, command: str) -> _Submitted:
         restart=parsed["restart"],
         date=parsed.get("date"),
         locations={f"--{name}": parsed[name] for name in ("input", "output") if parsed.get(name)},
+        models=tuple(parsed["model"]) if command == "classify" else (),
     )
 
 
 def _job_name(submitted: _Submitted, model: str, day: str) -> str:
-    """The id of a job, before a number is added: command, model and day, of a night also a hash of where it works.
+    """The id of a job, before a number is added: command, models and day, of a night also a hash of where it works.
 
-    So another input or output is another job, and the same night is not submitted twice.
+    So other models, or another input or output, are another job, and the same night is not submitted twice.
     """
+    from pipelines.registry.versions import model_name
+
+    model = "-".join(sorted({model_name(each) or model for each in submitted.models or (model,)}))
     name = f"{submitted.command}-{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{day}"
     if submitted.command != "classify":
         return name

@@ -137,10 +137,11 @@ def _print_runs(runs: Sequence[NightRun], output: str) -> None:
         published = (run.published or "")[:16].replace("T", " ")
         table.add_row(escape(run.run), run.state, run.model_version or "", *counts, published)
     terminal.out.print(table)
-    from pipelines.nightly.nights import resumable_runs
+    from pipelines.nightly.nights import models_to_resume, resumable_runs
 
     for run in resumable_runs(runs):
-        options = f"--output {output} --date {run.date}{' --incremental' if run.incremental else ''}"
+        models = "".join(f" --model {model}" for model in models_to_resume(run, runs))
+        options = f"--output {output} --date {run.date}{' --incremental' if run.incremental else ''}{models}"
         terminal.say(f"{run.run} is unfinished: `spin classify … {options}` resumes it")
 
 

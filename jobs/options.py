@@ -23,6 +23,15 @@ Model = Annotated[
     str | None,
     typer.Option(metavar="models:/NAME@ALIAS", help="registered version to use; default: the champion"),
 ]
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        metavar="models:/NAME@ALIAS",
+        help="registered version to use; default: the champion; may be given several times, for models of different "
+        "names, of which those with the same backbone read the documents in one pass",
+    ),
+]
 Input = Annotated[str, typer.Option("--input", metavar="URI", help="file, folder or glob of documents")]
 Output = Annotated[str, typer.Option("--output", metavar="URI", help="folder or s3:// prefix that collects all nights")]
 Date = Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="date of a night")]
@@ -30,8 +39,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for a program"
 Why = Annotated[str, typer.Option(help="reason, kept in the history")]
 
 
-def open_registry(settings: Settings) -> Registry:
-    """Return the registry that the settings name; MLflow is imported only by the commands that call this."""
+def open_registry(settings: Settings, name: str | None = None) -> Registry:
+    """Return the registered model of a name, by default the one of the settings; MLflow is imported only by this."""
     from pipelines.registry.versions import Registry
 
-    return Registry(settings)
+    return Registry(settings, name)

@@ -84,12 +84,13 @@ def trained(report: TrainReport) -> None:
     say(f"registered {report.registered.model} version {report.registered.version} as challenger")
 
 
-def night(report: NightReport, output: str) -> None:
-    """Print the counts of a night and where its output is."""
+def night(report: NightReport, output: str, *, named: bool = False) -> None:
+    """Print the counts of a night and where its output is; `named` adds the name of its model."""
     counts, files = report.counts, report.files
     mix = ", ".join(f"{label} {count:,}" for label, count in sorted(counts.labels.items()))
     share = f"{counts.predicted:,} of {counts.rows:,} documents"
-    say(f"classify  {share} by version {report.model_version}{f': {mix}' if mix else ''}")
+    name = f"{report.model} " if named else ""
+    say(f"classify  {share} by {name}version {report.model_version}{f': {mix}' if mix else ''}")
     if files.skipped:
         say(f"          {files.skipped:,} files skipped that other nights have taken")
     for file in report.quarantined:

@@ -15,15 +15,28 @@ if TYPE_CHECKING:
     from spin.pages.explanation import Explanation, stretches
     from spin.predictions import Predictions
     from spin.settings import Settings, load_settings
+    from spin.shared_pass import SharedPass, classify_many
 
-__all__ = ["Explanation", "Predictions", "Settings", "SpinClassifier", "SpinError", "load_settings", "stretches"]
+__all__ = [
+    "Explanation",
+    "Predictions",
+    "Settings",
+    "SharedPass",
+    "SpinClassifier",
+    "SpinError",
+    "classify_many",
+    "load_settings",
+    "stretches",
+]
 
 _MODULES = {
     "Explanation": "spin.pages.explanation",
     "Predictions": "spin.predictions",
     "Settings": "spin.settings",
+    "SharedPass": "spin.shared_pass",
     "SpinClassifier": "spin.classifier",
     "SpinError": "spin.errors",
+    "classify_many": "spin.shared_pass",
     "load_settings": "spin.settings",
     "stretches": "spin.pages.explanation",
 }

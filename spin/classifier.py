@@ -23,6 +23,7 @@ from spin.heads.decision import Decision
 from spin.heads.early_exit import should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.persistence import ClassifierMetadata
+from spin.heads.word_regression import WordRegression
 from spin.labels.label_space import Label, LabelSpace
 from spin.labels.split_groups import hash_text
 from spin.labels.splits import assign_split
@@ -125,7 +126,7 @@ class SpinClassifier:
 
         if len(texts) != len(labels):
             raise UserError(f"fit: found {len(texts)} texts and {len(labels)} labels; expected as many of both")
-        texts = _checked(texts)
+        texts = checked_texts(texts)
         groups = [hash_text(text) for text in texts]
         splits = [assign_split(group, self.seed, valid_fraction, 0.0) for group in groups]
         given = [label if isinstance(label, (list, tuple, set)) else str(label) for label in labels]
@@ -230,11 +231,7 @@ class SpinClassifier:
         Raises UserError for int8 without texts in `calibration`.
         """
         if self._engine is None:
-            if self.backbone.precision == "int8" and not self.calibration:
-                raise UserError(
-                    "backbone.dtype int8 is scaled by texts, and there are none; set `calibration` to some hundred"
-                )
-            self._engine = open_engine(self.backbone, self._segments(), calibration=self.calibration)
+            self._engine = open_calibrated(self.backbone, self._segments(), self.calibration)
         return self._engine
 
     def prepare(self) -> None:
@@ -267,7 +264,7 @@ class SpinClassifier:
         The activations of a text are read up to the depth at which it exits. One that its words alone decide is not
         even tokenized: it has no tokens, and depth -1.
         """
-        texts = _checked(texts)
+        texts = checked_texts(texts)
         words = self.word_logits(texts)
         if words is None or not self.exits_by_words:
             features = self.read_backbone(texts, words, progress)
@@ -290,15 +287,18 @@ class SpinClassifier:
             progress(len(texts))
             return features
         exits_early = self.exits_early and self.fitted.block_exits
-        keep_mask = partial(self._keep_mask, words) if exits_early else None
+        keep_mask = partial(self.keep_mask, words) if exits_early else None
         return read_activations(self.engine, texts, keep_mask=keep_mask, progress=progress)
 
+    @property
+    def word_regression(self) -> WordRegression | None:
+        """The word regression; None for a classifier that neither reads words nor exits by them."""
+        return self.training_result.words if self.fitted.selection.words or self.exits_by_words else None
+
     def word_logits(self, texts: Sequence[str]) -> Floats | None:
-        """(n, K) logits of the word regression; None for a classifier that neither reads words nor exits by them."""
-        if not self.fitted.selection.words and not self.exits_by_words:
-            return None
-        assert self.training_result.words is not None
-        return self.training_result.words.logits(texts)
+        """(n, K) logits of the word regression; None if there is none."""
+        regression = self.word_regression
+        return None if regression is None else regression.logits(texts)
 
     def decided_by_words(self, words: Floats) -> NDArray[np.bool_]:
         """Mask (n,) of the texts that exit by their words alone, by the word regression's logits (n, K)."""
@@ -306,9 +306,7 @@ class SpinClassifier:
             return np.zeros(len(words), bool)
         return self.fitted.decided_by_words(words, self.label_space, self.decision_rule)
 
-    def _keep_mask(
-        self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats
-    ) -> NDArray[np.bool_]:
+    def keep_mask(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> NDArray[np.bool_]:
         """Mask (n,) of the texts `rows` that go on after a segment of blocks, by their values (n, p) so far.
 
         `words` are the words' logits of the texts that the backbone reads, which `rows` counts.
@@ -349,7 +347,7 @@ class SpinClassifier:
 
     def explain(self, text: str) -> Explanation:
         """The logits of one text as a sum over neurons and terms, and over words, at the exit where the text stops."""
-        [text] = _checked([text])
+        [text] = checked_texts([text])
         features = self.features([text])
         depths = [exit.depth for exit in self.fitted.exits]
         depth = self.depth if features.depth is None else features.depth[0]
@@ -463,7 +461,15 @@ def portable_settings(settings: BackboneSettings) -> BackboneSettings:
     return settings.model_copy(update=local | {"dtype": "auto" if settings.dtype == "int8" else settings.dtype})
 
 
-def _checked(texts: Sequence[str]) -> list[str]:
+def open_calibrated(backbone: Backbone, segments: Sequence[BlockSegment], calibration: Sequence[str]) -> Engine:
+    """The engine of `open_engine`. Raises UserError for int8 without texts to calibrate it with."""
+    if backbone.precision == "int8" and not calibration:
+        raise UserError("backbone.dtype int8 is scaled by texts, and there are none; set `calibration` to some hundred")
+    return open_engine(backbone, segments, calibration=calibration)
+
+
+def checked_texts(texts: Sequence[str]) -> list[str]:
+    """The texts as a list. Raises UserError for one that is empty or no text."""
     if isinstance(texts, str):
         raise UserError("found one string; expected a list of texts")
     for row, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""One forward pass for two classifiers that read the same backbone."""
+"""One forward pass for several classifiers that read the same backbone."""
 
 from __future__ import annotations
 
@@ -8,68 +8,221 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.activations.engine import open_engine
-from spin.activations.extract import Features, read_activations, single_segment
-from spin.classifier import SpinClassifier
+from spin.activations.encoder import BlockSegment, split_segments
+from spin.activations.engine import Engine
+from spin.activations.extract import Features, count_tokens, read_activations
+from spin.arrays import Floats
+from spin.classifier import SpinClassifier, checked_texts, open_calibrated
+from spin.heads.early_exit import BY_WORDS
+from spin.heads.selection import Selection
+from spin.heads.word_regression import predict_with_each
+from spin.predictions import Predictions
 from spin.sites import FeatureColumn
 
 Neurons = Mapping[FeatureColumn, NDArray[np.int64]]
+_NOT_COMPARED = ("model", "revision", "trust_remote_code")
+"""settings of a backbone that say where it comes from: what it computes is in its digest"""
+
+
+def classify_many(classifiers: Sequence[SpinClassifier], texts: Sequence[str]) -> list[Predictions]:
+    """The predictions of several classifiers for n texts, one for each classifier, in order.
+
+    Classifiers with the same backbone and settings of it share a forward pass, as in `SharedPass`. To classify again
+    and again, keep a `SharedPass`, which opens its engines once. Raises UserError for texts that are not text.
+    """
+    return SharedPass(classifiers).predict_all(texts)
 
 
 class SharedPass:
-    """Reads the activations of two classifiers, in a single forward pass where both can share one.
+    """Reads the activations that several classifiers need, in a single forward pass for all that can share one.
 
-    Each classifier's backbone is loaded. Where both use the same weights and settings they share one backbone,
-    truncated at the larger depth.
+    Those can whose backbones have the same weights and the same settings, except for where they were loaded from. They
+    then share one loaded backbone, truncated at the largest depth. A text leaves the pass when every classifier has
+    decided it: by words, at one of its own exits, or at its own full depth. int8 is scaled by the `calibration` of the
+    first classifier of a group that has such texts.
     """
 
-    one_pass: bool
-    """whether a single pass serves both: torch computes, both read the same backbone and its neurons, and neither exits
-    early"""
+    groups: list[list[int]]
+    """the indices of the classifiers that share a pass"""
 
-    def __init__(self, first: SpinClassifier, second: SpinClassifier) -> None:
-        self.first, self.second = first, second
-        same_backbone = (first.backbone_digest, first.settings) == (second.backbone_digest, second.settings)
-        if same_backbone:
-            shallow, deep = sorted((first, second), key=lambda spin: spin.depth)
-            shallow.share_backbone(deep)
-        # in OpenVINO a value's last bits depend on what else its graph outputs
-        same_rounding = same_backbone and first.backbone.engine == "torch"
-        both_read = bool(first.fitted.selection.neurons and second.fitted.selection.neurons)
-        self.one_pass = same_rounding and both_read and not (first.exits_early or second.exits_early)
-        if self.one_pass:
-            self._union = _unite(first.fitted.selection.neurons, second.fitted.selection.neurons)
-            self._engine = open_engine(first.backbone, [single_segment(self._union, self._union)])
-        else:
-            first.prepare()
-            second.prepare()
+    def __init__(self, classifiers: Sequence[SpinClassifier]) -> None:
+        self.classifiers = tuple(classifiers)
+        groups: dict[tuple[str | None, str], list[int]] = {}
+        for index, spin in enumerate(self.classifiers):
+            key = spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_NOT_COMPARED))
+            groups.setdefault(key, []).append(index)
+        self.groups = list(groups.values())
+        self._passes = [_GroupPass([self.classifiers[index] for index in group]) for group in self.groups]
 
-    def features(self, texts: Sequence[str]) -> tuple[Features, Features]:
-        """The same values as `SpinClassifier.features` of each classifier.
+    def prepare(self) -> None:
+        """Load the backbones and open their engines now rather than at the first text. Raises as `engine` does."""
+        for group_pass in self._passes:
+            group_pass.prepare()
 
-        A single pass reads the union of the neurons. Batches depend on the texts alone, and no block depends on the
-        blocks above it, so every value is the same as in a pass of its own.
+    def features(self, texts: Sequence[str]) -> list[Features]:
+        """The features of each classifier, in order, with the values of `SpinClassifier.features`.
+
+        In torch in float32 without exits the values are the same bit for bit: batches depend on the texts alone, and no
+        block depends on the blocks above it. Otherwise they are the same up to rounding, since the documents that go on
+        after an exit are other ones, and in OpenVINO a value's last bits depend on what else its graph outputs.
         """
-        if not self.one_pass:
-            return self.first.features(texts), self.second.features(texts)
-        features = read_activations(self._engine, texts)
-        return _pick(features, self._union, self.first, texts), _pick(features, self._union, self.second, texts)
+        texts = checked_texts(texts)
+        features: dict[int, Features] = {}
+        for group, group_pass in zip(self.groups, self._passes, strict=True):
+            features.update(zip(group, group_pass.features(texts), strict=True))
+        return [features[index] for index in range(len(self.classifiers))]
+
+    def predict_all(self, texts: Sequence[str]) -> list[Predictions]:
+        """The predictions of each classifier for n texts, in order."""
+        features = self.features(texts)
+        return [spin.predict_features(own) for spin, own in zip(self.classifiers, features, strict=True)]
 
 
-def _unite(first: Neurons, second: Neurons) -> dict[FeatureColumn, NDArray[np.int64]]:
-    """The neurons of each feature column that either selection reads, ascending."""
-    return {
-        column: np.unique(np.concatenate([neurons[column] for neurons in (first, second) if column in neurons]))
-        for column in sorted({*first, *second})
-    }
+class _GroupPass:
+    """The pass of the classifiers of one group; one that is alone has its own."""
+
+    def __init__(self, classifiers: Sequence[SpinClassifier]) -> None:
+        self.classifiers = classifiers
+        self.readers = [spin for spin in classifiers if spin.fitted.selection.neurons]
+        """those that read neurons, and not words alone"""
+        neurons = Selection.merge(spin.fitted.selection for spin in self.readers).neurons
+        self.segments = split_segments(neurons, _exit_depths(self.readers))
+        self._engine: Engine | None = None
+
+    def prepare(self) -> None:
+        """Load the backbone and open the engine, unless that was done."""
+        if len(self.classifiers) == 1:
+            self.classifiers[0].prepare()
+        elif self._engine is None:
+            deepest = max(self.classifiers, key=lambda spin: spin.depth)
+            for spin in self.classifiers:
+                spin.share_backbone(deepest)
+            if self.readers:
+                calibration = next((spin.calibration for spin in self.classifiers if spin.calibration), ())
+                self._engine = open_calibrated(deepest.backbone, self.segments, calibration)
+
+    def features(self, texts: Sequence[str]) -> list[Features]:
+        """The features of each classifier."""
+        if len(self.classifiers) == 1:
+            return [self.classifiers[0].features(texts)]
+        self.prepare()
+        with_words = zip(self.classifiers, _word_logits(self.classifiers, texts), strict=True)
+        shares = [_Share(spin, self.segments, words, len(texts)) for spin, words in with_words]
+        counts = self._read(texts, shares)
+        return [share.features(counts) for share in shares]
+
+    def _read(self, texts: Sequence[str], shares: Sequence[_Share]) -> Features:
+        """Run the pass, which fills the shares; return the counts of tokens of all texts that any classifier counts."""
+        read = _any([share.undecided for share in shares if share.reads_neurons], len(texts))
+        counted = _any([~share.by_words for share in shares], len(texts))
+        to_read, to_count = np.flatnonzero(read), np.flatnonzero(counted & ~read)
+        parts = []
+        if self._engine is not None:
+            parts.append(_read_rows(self._engine, texts, to_read, shares))
+        if len(to_count) or not parts:
+            parts.append(count_tokens(self.classifiers[0].backbone, [texts[row] for row in to_count.tolist()]))
+        return Features.concatenate(parts).spread(np.concatenate([to_read, to_count]), 0, len(texts))
 
 
-def _pick(features: Features, union: Neurons, spin: SpinClassifier, texts: Sequence[str]) -> Features:
-    """The features of one classifier, in its order: its neurons, and the logits of its own word regression.
+class _Share:
+    """One classifier's share of a pass: its features, filled batch by batch, and which texts it has not decided."""
 
-    `take` lays the values out row by row, as `extract` does. Indexing would not, and the last bits of a matrix product
-    depend on the layout.
+    def __init__(
+        self, spin: SpinClassifier, segments: Sequence[BlockSegment], words: Floats | None, count: int
+    ) -> None:
+        self.spin, self.segments, self.words = spin, segments, words
+        neurons = spin.fitted.selection.neurons
+        self.reads_neurons = len(neurons) > 0
+        # row by row, as in a pass of its own: the last bits of a matrix product depend on the layout
+        self.columns = {c: np.full((count, len(n)), np.nan, np.float32) for c, n in neurons.items()}
+        self.positions = [_positions(neurons, segment) for segment in segments]
+        self.by_words = np.zeros(count, np.bool_) if words is None else spin.decided_by_words(words)
+        """(n,) the texts that the words alone decide"""
+        self.depth = np.where(self.by_words, BY_WORDS, spin.depth).astype(np.int32)
+        self.undecided = ~self.by_words
+
+    def store(self, index: int, rows: NDArray[np.int64], values: Floats) -> None:
+        """Store its part of the values (B, p) of segment `index` for the texts `rows` (B,), and decide what it can."""
+        segment = self.segments[index]
+        for column, positions in self.positions[index].items():
+            self.columns[column][rows] = values.take(positions, axis=1)
+        for number, exit in enumerate(self.spin.fitted.block_exits if self.spin.exits_early else ()):
+            if segment.start < exit.depth <= segment.stop:
+                self._decide(number, exit.depth, rows[self.undecided[rows]])
+        if self.spin.depth <= segment.stop:
+            self.undecided[rows] = False
+
+    def _decide(self, number: int, depth: int, rows: NDArray[np.int64]) -> None:
+        """Let the texts `rows` that are confident stop at an exit after `depth` blocks, given by its index."""
+        if not len(rows):
+            return
+        values = [values[rows] for column, values in self.columns.items() if column.site.layer <= depth]
+        exiting = rows[~self.spin.keep_mask(self.words, number, rows, np.concatenate(values, axis=1))]
+        self.depth[exiting], self.undecided[exiting] = depth, False
+
+    def features(self, counts: Features) -> Features:
+        """All that was stored, with the counts of tokens; NaN where a text exited before, no tokens if by words."""
+        if self.by_words.any():
+            rows = np.flatnonzero(~self.by_words)
+            counts = counts.select(rows).spread(rows, 0, len(self.depth))
+        if self.spin.exits_early:
+            for column, values in self.columns.items():
+                values[self.depth < column.site.layer] = np.nan
+        return replace(
+            counts,
+            columns=self.columns,
+            depth=self.depth if self.spin.exits_early else None,
+            words=self.words,
+            head_reads_words=self.spin.fitted.selection.words > 0,
+        )
+
+
+def _read_rows(engine: Engine, texts: Sequence[str], rows: NDArray[np.int64], shares: Sequence[_Share]) -> Features:
+    """Fill the shares with what the engine reads of the texts `rows`; return the counts of their tokens."""
+    readers = [share for share in shares if share.reads_neurons]
+
+    def store(index: int, read: NDArray[np.int64], values: Floats) -> None:
+        for share in readers:
+            share.store(index, rows[read], values)
+
+    def keep_mask(_index: int, read: NDArray[np.int64], _values: Floats) -> NDArray[np.bool_]:
+        return _any([share.undecided[rows[read]] for share in readers], len(read))
+
+    may_leave = len(engine.segments) > 1
+    chosen = [texts[row] for row in rows.tolist()]
+    features = read_activations(engine, chosen, keep_mask=keep_mask if may_leave else None, store=store)
+    return replace(features, depth=None)
+
+
+def _any(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.bool_]:
+    """(n,) the texts that are in any of the masks (n,)."""
+    return np.logical_or.reduce(masks, axis=0) if masks else np.zeros(count, np.bool_)
+
+
+def _exit_depths(readers: Sequence[SpinClassifier]) -> list[int]:
+    """The depths, ascending, at which all classifiers may have decided a text, except for the deepest.
+
+    Before the first of them no text can leave the pass, whatever exits some classifiers have there, and so the pass is
+    not divided. Nor is it after the embeddings, where only a classifier that reads nothing else is at its full depth.
     """
-    wanted = spin.fitted.selection.neurons
-    columns = {c: features.columns[c].take(np.searchsorted(union[c], n), axis=1) for c, n in wanted.items()}
-    return replace(features, columns=columns, words=spin.word_logits(texts))
+    depths = [[*(exit.depth for exit in spin.fitted.exits if spin.exits_early), spin.depth] for spin in readers]
+    first, deepest = max(map(min, depths), default=0), max(map(max, depths), default=0)
+    return sorted({depth for of_one in depths for depth in of_one if max(first, 1) <= depth < deepest})
+
+
+def _positions(neurons: Neurons, segment: BlockSegment) -> dict[FeatureColumn, NDArray[np.int64]]:
+    """For each column that a segment reads, where some of its neurons are among the values of the segment."""
+    positions, offset = {}, 0
+    for column, union in segment.neurons.items():
+        assert union is not None
+        if column in neurons:
+            positions[column] = offset + np.searchsorted(union, neurons[column])
+        offset += len(union)
+    return positions
+
+
+def _word_logits(classifiers: Sequence[SpinClassifier], texts: Sequence[str]) -> list[Floats | None]:
+    """The (n, K) logits of each classifier's word regression; None where it has none."""
+    regressions = [spin.word_regression for spin in classifiers]
+    logits = iter(predict_with_each([each for each in regressions if each is not None], texts))
+    return [None if each is None else next(logits) for each in regressions]

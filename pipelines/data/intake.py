@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -98,6 +98,13 @@ class NightPlan:
     types: Mapping[str, str]
     """the kept columns by name, each with its type as text"""
 
+    def with_tasks(self, tasks: Container[int]) -> NightPlan:
+        """The plan of what some tasks of the intake have read: all shards, of which those of other tasks are empty."""
+        taken = [any(key.task in tasks for key in keys) for keys in self.parts]
+        shards = (shard if own else replace(shard, pieces=()) for shard, own in zip(self.shards, taken, strict=True))
+        parts = (keys if own else () for keys, own in zip(self.parts, taken, strict=True))
+        return replace(self, shards=tuple(shards), parts=tuple(parts))
+
 
 def plan_intake(files: Sequence[InputFile], data: DataSettings, *, bad: dict[str, str]) -> list[Shard]:
     """The tasks of the intake: a pure function of the listing and the settings.
@@ -163,13 +170,19 @@ def take_in(task: Shard, data: DataSettings, documents: int, save: Save) -> Inta
 
 
 def plan_night(
-    reports: Sequence[IntakeReport], data: DataSettings, documents: int, *, known: Mapping[str, str] | None = None
+    reports: Sequence[IntakeReport],
+    data: DataSettings,
+    documents: int,
+    *,
+    known: Mapping[str, str] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> NightPlan:
     """The shards of a night from the reports of all tasks, in their order: a pure function.
 
     Parts of the spool are joined while they are worth at most `documents` and 64 MB; a piece of a large file is a shard
     of its own. A file that is bad in one task is left out of all. `known` are the types of kept columns in the table
-    that the night is written to. Raises UserError if a kept column has two types, or is in no file.
+    that the night is written to. `groups` holds a number for each task, by default the same for all: no shard has parts
+    of tasks with different numbers. Raises UserError if a kept column has two types, or is in no file.
     """
     files: dict[str, FileOutcome] = {}
     types: dict[str, str] = {}
@@ -185,7 +198,8 @@ def plan_night(
         for ready in report.pieces:
             if ready.piece.uri in bad or not bad.isdisjoint(_origins(report, ready)):
                 continue
-            if not shards or not _fits(shards[-1], ready, documents):
+            apart = groups is not None and bool(shards) and groups[shards[-1][0][0].task] != groups[task]
+            if not shards or apart or not _fits(shards[-1], ready, documents):
                 shards.append([])
             shards[-1].append((PartKey(task, ready.part), ready))
     unreadable = [file.reason for file in files.values() if file.reason]

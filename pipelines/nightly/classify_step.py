@@ -1,4 +1,4 @@
-"""The classify step of a night: one shard of documents in, its predictions and its dead letters out."""
+"""The classify step of a night: one shard of documents in, the predictions and dead letters of each model out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +19,17 @@ from numpy.typing import NDArray
 from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows, read_rows
 from pipelines.nightly.dedup import DuplicateRows
-from pipelines.nightly.run_records import ClassifyCounts
-from pipelines.nightly.shadow import FeaturePair, Shadow, ShadowSpec
+from pipelines.nightly.pass_features import ModelRows, PassFeatures
+from pipelines.nightly.run_records import ClassifyCounts, PassCounts
+from pipelines.nightly.shadow import Shadow, ShadowSpec
 from pipelines.nightly.tables.night_records import RUNS, RunRecord
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, file_rows
+from pipelines.nightly.tables.passes import PassRecord
 from pipelines.service_errors import BadFileError
 from pipelines.storage.records import to_json
 from pipelines.storage.shard_log import Attempt, LogLayout, StepResult
 from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
-from pipelines.workers.fault_isolation import isolate_failing_rows
 from spin.activations.extract import Features
 from spin.classifier import SpinClassifier
 from spin.heads import persistence
@@ -46,26 +48,64 @@ ENDINGS = {
     DISAGREEMENTS: "disagreements.parquet",
 }
 """ending of a shard's file by the table that it belongs to"""
+DeadRow = tuple[str, str]
+"""the reason and a message for a row that cannot be classified"""
 _SOUND = "This is a short and simple text."
 """classified by every new worker, and before a document is blamed for an error"""
 
 
 @dataclass(frozen=True)
-class ClassifyJob:
-    """What the workers of a run have in common."""
+class ShadowJob:
+    """What the workers of a run need of its shadow."""
+
+    spec: ShadowSpec
+    """the shadow"""
+    artifact: ArtifactCopy
+    """its artifact"""
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """What the workers of a pass need of one of its models."""
 
     run: RunRecord
-    """the run"""
-    model: ArtifactCopy
+    """run of the model"""
+    artifact: ArtifactCopy
     """artifact of the model"""
+    duplicates: DuplicateRows
+    """rows whose id another row of the run has"""
+    shadow: ShadowJob | None = None
+    """the shadow, None without one"""
+    shards: frozenset[int] | None = None
+    """indices of the shards with files of the run, None if these are all"""
+
+
+@dataclass(frozen=True)
+class ClassifyJob:
+    """What the workers of a pass have in common."""
+
+    models: tuple[ModelJob, ...]
+    """the models, of which at most one has a shadow"""
     kept: pa.Schema
     """kept columns with their types"""
-    duplicates: DuplicateRows
-    """rows whose id another row has"""
-    shadow: ShadowSpec | None = None
-    """the shadow, None without one"""
-    shadow_model: ArtifactCopy | None = None
-    """artifact of the shadow, None without one"""
+    record: PassRecord | None = None
+    """the pass, None for a run that classifies alone"""
+
+    def takers(self, shard: Shard) -> list[int]:
+        """The numbers of the models whose runs take a shard."""
+        return [n for n, model in enumerate(self.models) if model.shards is None or shard.index in model.shards]
+
+    def combine(self, results: Mapping[int, StepResult[ClassifyCounts]]) -> StepResult[Any]:
+        """The result of a shard from those of its models by number. Of a pass, a model's files are told by its run."""
+        if self.record is None:
+            [only] = results.values()
+            return only
+        files: dict[str, bytes] = {}
+        for number, result in results.items():
+            place = self.record.runs.index(self.models[number].run.run)
+            files |= {pass_ending(ending, place): data for ending, data in result.files.items()}
+        counts = {self.models[number].run.run: result.counts for number, result in results.items()}
+        return StepResult(files, PassCounts(rows=max(each.rows for each in counts.values()), models=counts))
 
 
 def data_layout(run: str) -> LogLayout:
@@ -73,39 +113,87 @@ def data_layout(run: str) -> LogLayout:
     return LogLayout(f"{RUNS}/{run}", {ending: f"{table}/{run}" for table, ending in ENDINGS.items()})
 
 
+def pass_layout(record: PassRecord) -> LogLayout:
+    """Where the files of a pass's shards are in an output: those of tables in the folders of each run."""
+    return LogLayout(
+        f"{RUNS}/{record.name}",
+        {
+            pass_ending(ending, place): f"{table}/{run}"
+            for place, run in enumerate(record.runs)
+            for table, ending in ENDINGS.items()
+        },
+    )
+
+
+def pass_ending(ending: str, place: int) -> str:
+    """The ending of a file in the shard log of a pass; `place` is that of its run in the record of the pass."""
+    return f"{place}.{ending}"
+
+
 class ClassifyStep:
-    """Reads a shard and returns its predictions and dead letters, and the rows on which a shadow differs."""
+    """Reads a shard and returns the predictions and dead letters of each model, and the rows on which a shadow differs.
+
+    The models read the documents in one forward pass.
+    """
 
     def __init__(self, job: ClassifyJob, settings: Settings) -> None:
         self.job, self.data, self.keep_text = job, settings.data, settings.classify.dead_letter_text
-        self.spin = _load(job.model, settings)
-        self.shadow = None
-        if job.shadow is not None and job.shadow_model is not None:
-            shadow = _load(job.shadow_model, job.shadow.settings(settings))
-            self.shadow = Shadow(self.spin, shadow, job.shadow.version)
-        self.spin.prepare()  # once, before the first shard
+        self.classifiers = [_load(model.artifact, settings) for model in job.models]
+        self.spin = self.classifiers[0]
+        self.shadow, self.shadowed = None, None
+        for number, model in enumerate(job.models):
+            if model.shadow is not None:
+                spin = _load(model.shadow.artifact, model.shadow.spec.settings(settings))
+                self.shadow, self.shadowed = Shadow(spin, model.shadow.spec.version), number
+        # the backbone is loaded once, before the first shard
+        self.features = PassFeatures(self.classifiers, None if self.shadow is None else self.shadow.spin, _SOUND)
 
     def check(self) -> None:
         """Run the backbone on a text that is known to be good. Raises what that raises."""
-        self.spin.read_backbone([_SOUND], self.spin.word_logits([_SOUND]))
+        self.features.check()
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[Any]:
+        takers = self.job.takers(shard)
         try:
             documents = read_rows(shard, self.data, self.job.kept)
         except BadFileError as error:
-            return StepResult({}, replace(_count(shard, CheckedRows(), {}, []), bad=error.reason))
-        dead = self._find_dead(shard, documents)
-        valid = [row for row in range(len(documents)) if row not in dead]
+            bad = replace(_count(shard, CheckedRows(), {}, []), bad=error.reason)
+            return self.job.combine({number: StepResult({}, bad) for number in takers})
+        dead = {number: self._find_dead(number, shard, documents) for number in takers}
+        results: dict[int, StepResult[ClassifyCounts]] = {}
+        for members in _with_equal_rows(dead):
+            results |= self._classify(shard, documents, {number: dead[number] for number in members}, attempt)
+        return self.job.combine({number: results[number] for number in takers})
 
-        def compute(rows: list[int]) -> FeaturePair:
-            texts = documents.texts_of(rows)
-            return (self.spin.features(texts), None) if self.shadow is None else self.shadow.features(texts, attempt)
+    def _classify(
+        self, shard: Shard, documents: CheckedRows, dead: Mapping[int, Mapping[int, DeadRow]], attempt: Attempt
+    ) -> dict[int, StepResult[ClassifyCounts]]:
+        """The results of models by number that have the same rows to classify; `dead` holds the others by row."""
+        members = list(dead)
+        valid = [row for row in range(len(documents)) if row not in dead[members[0]]]
+        computed = self.features.compute(
+            members, valid, documents.texts_of, attempt, self.check, with_shadow=self.shadowed in dead
+        )
+        return {
+            number: self._result(number, shard, documents, {**dead[number]}, computed[number], attempt)
+            for number in members
+        }
 
-        isolated = isolate_failing_rows(valid, compute, attempt, self.check)
-        dead |= {row: ("poison", message) for row, message in isolated.failing.items()}
-        rows = [row for row in valid if row not in isolated.failing]
-        features = Features.concatenate([part for _, (part, _) in isolated.pieces] or [self.spin.features([])])
-        predictions = self.spin.predict_features(features)
+    def _result(
+        self,
+        number: int,
+        shard: Shard,
+        documents: CheckedRows,
+        dead: dict[int, DeadRow],
+        computed: ModelRows,
+        attempt: Attempt,
+    ) -> StepResult[ClassifyCounts]:
+        """The files and counts of one model."""
+        spin, run = self.classifiers[number], self.job.models[number].run
+        dead |= {row: ("poison", message) for row, message in computed.failing.items()}
+        rows = [row for piece, _, _ in computed.pieces for row in piece]
+        features = Features.concatenate([part for _, part, _ in computed.pieces] or [spin.features([])])
+        predictions = spin.predict_features(features)
         counts = replace(
             _count(shard, documents, dead, predictions.labels),
             tokens=int(features.n_tokens.sum()),
@@ -114,52 +202,51 @@ class ClassifyStep:
             unread_tokens=0 if features.unread_tokens is None else int(features.unread_tokens.sum()),
             depths={str(depth): n for depth, n in sorted(Counter(predictions.exit_depth.tolist()).items())},
         )
-        profile = Profile.from_outputs(
-            self.spin.label_space, self.spin.fitted, predictions.logits, features.values, features
-        )
+        profile = Profile.from_outputs(spin.label_space, spin.fitted, predictions.logits, features.values, features)
         tables = {
-            PREDICTIONS: self._predictions(documents, rows, predictions, features.unread_tokens),
+            PREDICTIONS: self._predictions(number, documents, rows, predictions, features.unread_tokens),
             DEAD_LETTERS: self._dead_letters(documents, dead),
         }
-        if self.shadow is not None:
-            version = self.job.run.model_version
+        if self.shadow is not None and number == self.shadowed:
+            pieces = [(piece, of_shadow) for piece, _, of_shadow in computed.pieces]
             tables[DISAGREEMENTS], agreement = self.shadow.compare(
-                isolated.pieces, documents, attempt, predictions, version
+                pieces, documents, attempt, predictions, run.model_version
             )
             counts = replace(counts, shadow=agreement)
-        files = {ENDINGS[table]: self._to_parquet(table, content) for table, content in tables.items() if len(content)}
-        return StepResult({**files, PROFILE: profile.to_bytes()}, counts)
+        return StepResult({**self._to_files(number, tables), PROFILE: profile.to_bytes()}, counts)
 
-    def _find_dead(self, shard: Shard, documents: CheckedRows) -> dict[int, tuple[str, str]]:
-        """The reason and a message for each row that cannot be classified."""
+    def _find_dead(self, number: int, shard: Shard, documents: CheckedRows) -> dict[int, DeadRow]:
+        """The rows that a model need not read, since they cannot be classified or another one is in their place."""
         repeated = dict.fromkeys(
-            self.job.duplicates.of(shard), ("repeated_id", "another row of this run with the id is predicted")
+            self.job.models[number].duplicates.of(shard),
+            ("repeated_id", "another row of this run with the id is predicted"),
         )
         return {**repeated, **documents.dead}
 
     def _predictions(
         self,
+        number: int,
         documents: CheckedRows,
         rows: Sequence[int],
         predictions: Predictions,
         unread_tokens: NDArray[np.int32] | None,
     ) -> pa.Table:
-        """The predictions of n rows, in their order; `unread_tokens` (n,) where texts are read in windows."""
-        space = self.spin.label_space
+        """The predictions of a model for n rows, in order; `unread_tokens` (n,) where texts are read in windows."""
+        space = self.classifiers[number].label_space
         kind, name = (pa.list_(pa.string()), "labels") if space.multilabel else (pa.string(), "label")
         columns = {
             "id": pa.array([documents.ids[row] for row in rows], pa.string()),
             name: pa.array(predictions.labels, kind),
             "score": pa.array(predictions.score, pa.float32()),
-            "scores": _scores_by_class(predictions, self.spin.classes),
+            "scores": _scores_by_class(predictions, space.classes),
             "depth": pa.array(predictions.exit_depth, pa.int32()),
-            "model_version": pa.repeat(self.job.run.model_version, len(rows)),
+            "model_version": pa.repeat(self.job.models[number].run.model_version, len(rows)),
         }
         if unread_tokens is not None:
             columns["unread_tokens"] = pa.array(unread_tokens, pa.int32())
         return _with_kept(pa.table(columns), documents, rows)
 
-    def _dead_letters(self, documents: CheckedRows, dead: Mapping[int, tuple[str, str]]) -> pa.Table:
+    def _dead_letters(self, documents: CheckedRows, dead: Mapping[int, DeadRow]) -> pa.Table:
         """One row per dead letter; `dead` holds the reason and the message by row."""
         rows = sorted(dead)
         columns = {
@@ -173,13 +260,26 @@ class ClassifyStep:
         }
         return _with_kept(pa.table(columns), documents, rows)
 
-    def _to_parquet(self, table: str, content: pa.Table) -> bytes:
+    def _to_files(self, number: int, tables: Mapping[str, pa.Table]) -> dict[str, bytes]:
+        """The files of a model by ending; tables without rows have none."""
+        filled = {table: content for table, content in tables.items() if len(content)}
+        return {ENDINGS[table]: self._to_parquet(number, table, content) for table, content in filled.items()}
+
+    def _to_parquet(self, number: int, table: str, content: pa.Table) -> bytes:
         """Rows as a file of a table."""
-        run = self.job.run
+        run = self.job.models[number].run
         rows = file_rows(table, content, date=run.date, model=run.model, run=run.run, kept=self.job.kept)
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, compression="zstd")
         return sink.getvalue().to_pybytes()
+
+
+def _with_equal_rows(dead: Mapping[int, Mapping[int, DeadRow]]) -> list[list[int]]:
+    """The models, by number, in groups that have the same rows to classify: in all of a night but rare shards, one."""
+    groups: dict[frozenset[int], list[int]] = {}
+    for number, rows in dead.items():
+        groups.setdefault(frozenset(rows), []).append(number)
+    return list(groups.values())
 
 
 def work_digest(shard: Shard) -> str:
@@ -219,7 +319,7 @@ def _with_kept(table: pa.Table, documents: CheckedRows, rows: Sequence[int]) -> 
 
 
 def _count(
-    shard: Shard, documents: CheckedRows, dead: Mapping[int, tuple[str, str]], labels: Sequence[Label | None]
+    shard: Shard, documents: CheckedRows, dead: Mapping[int, DeadRow], labels: Sequence[Label | None]
 ) -> ClassifyCounts:
     """The counts of a shard, without those of the backbone: tokens, windows, truncated texts and exit depths."""
     return ClassifyCounts(

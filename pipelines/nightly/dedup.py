@@ -25,6 +25,8 @@ from spin.errors import UserError
 from spin.settings import DataSettings
 
 _log = logging.getLogger(__name__)
+REPEATS = "repeats"
+"""name of the stage that compares the ids, and its folder in that of the run"""
 PARTITION = 2_000_000
 """approximate number of ids in the memory of a process, 24 bytes each and some more to sort them"""
 _BUCKETS = 1024
@@ -127,7 +129,7 @@ class DuplicateStep:
         """Whether each row is the one of its group that is predicted; a group has its rows in order of the plan."""
         sound, checked = (
             np.ones(len(rows), bool),
-            {n for n, s in enumerate(self.shards) if s.pieces[0].kind != "parquet"},
+            {n for n, s in enumerate(self.shards) if not s.pieces or s.pieces[0].kind != "parquet"},
         )
         while True:
             chosen = np.zeros(len(rows), bool)
@@ -235,13 +237,16 @@ class DuplicateRows:
 
 
 def collect_duplicates(
-    run: Store, outcomes: Sequence[ShardOutcome[DuplicateCounts]], shards: int, token: int
+    run: Store, outcomes: Sequence[ShardOutcome[DuplicateCounts]], shards: int, token: int, stage: str = REPEATS
 ) -> DuplicateRows:
-    """Write the duplicates of all partitions, sorted by shard, to one object in the folder of the run."""
+    """Write the duplicates of all partitions, sorted by shard, to one object in the folder of the run.
+
+    `stage` is the folder in it in which the partitions were compared.
+    """
     keys = [key for outcome in outcomes for key in outcome.files]
-    stored = (run / "repeats").read_many(keys)
+    stored = (run / stage).read_many(keys)
     if missing := sorted(set(keys) - stored.keys()):
-        raise _missing(run / "repeats", missing[0])
+        raise _missing(run / stage, missing[0])
     tables = [pq.read_table(io.BytesIO(stored[key])) for key in keys]
     table = pa.concat_tables([_DUPLICATES.empty_table(), *tables]).sort_by(
         [("shard", "ascending"), ("row", "ascending")]
@@ -249,7 +254,7 @@ def collect_duplicates(
     if not len(table):
         return DuplicateRows.none(run)
     counts = np.bincount(table["shard"].to_numpy(), minlength=shards)
-    key = f"repeats/rows-{token:06d}"
+    key = f"{stage}/rows-{token:06d}"
     run.write(key, table["row"].to_numpy().astype("<i4").tobytes())
     return DuplicateRows(run, key, (0, *np.cumsum(counts).tolist()))
 

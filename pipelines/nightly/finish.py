@@ -54,6 +54,7 @@ from pipelines.nightly.throughput import busy_seconds
 from pipelines.service_errors import BadRowsError, UnavailableError
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardOutcome
 from spin.errors import SpinError
 from spin.monitor.agreement import ShadowAgreement
@@ -63,7 +64,7 @@ from spin.settings import ClassifySettings, Settings
 _log = logging.getLogger(__name__)
 KEPT = "kept.json"
 """record of the kept columns of a run with their types"""
-_WORK = ("spool/", "model/", "shadow/", "attempts/", "intake/attempts/", "repeats/attempts/")
+_WORK = ("spool/", "model/", "shadow/", "attempts/")
 """folders of a run that nobody needs once it is published; the spool holds the texts of the input"""
 Outcomes = Sequence[ShardOutcome[ClassifyCounts]]
 
@@ -228,12 +229,17 @@ def show_reports(driver: Driver, report: NightReport) -> Mapping[str, bytes]:
                 run.store.write(name, data)
             if newest is not None and newest.run == run.record.run:
                 out.write(name, data)
-        unused = [key for key in run.store.list() if key.startswith(_WORK) or key.endswith(".ids")]
-        run.store.delete_many(unused)
+        delete_work(run.store)
     except UnavailableError:
         _log.warning("%s: the night is published, but its reports could not be written", out.uri)
         _log.debug("the reports could not be written", exc_info=True)
     return reports
+
+
+def delete_work(folder: Store) -> None:
+    """Delete what a run or a pass has worked with from its folder, once its nights are published."""
+    unused = [key for key in folder.list() if key.startswith(_WORK) or "/attempts/" in key or key.endswith(".ids")]
+    folder.delete_many(unused)
 
 
 def build_report(

@@ -74,6 +74,8 @@ class NightRun:
     """rows of predictions, None while the run is not finished"""
     dead_letters: int | None
     """rows of dead letters, None while the run is not finished"""
+    shared_pass: str | None = None
+    """pass in which it classifies together with runs of other models; None for a run that classifies alone"""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,17 @@ def resumable_runs(runs: Sequence[NightRun]) -> list[NightRun]:
     """
     last = {(run.date, run.model): run for run in runs if run.state != "abandoned"}
     return [run for run in last.values() if run.state == "unfinished"]
+
+
+def models_to_resume(run: NightRun, runs: Sequence[NightRun]) -> list[str]:
+    """The `--model` options with which an unfinished run of a pass goes on, `models:/NAME/N`; none for a run alone.
+
+    They name the models of all runs of the pass that are unfinished. `runs` are all of the output.
+    """
+    if run.shared_pass is None:
+        return []
+    together = [each for each in runs if each.shared_pass == run.shared_pass and each.state == "unfinished"]
+    return [f"models:/{each.model}/{each.model_version}" for each in together]
 
 
 def describe_run(output: str, run: str) -> RunDetails:
@@ -256,6 +269,7 @@ def _describe_published(night: PublishedRun, run: RunRecord | None, dead_letters
         published=datetime.fromtimestamp(night.committed, UTC).isoformat(timespec="seconds"),
         predictions=night.rows,
         dead_letters=dead_letters,
+        shared_pass=None if run is None else run.shared_pass,
     )
 
 
@@ -271,6 +285,7 @@ def _describe_other(run: RunRecord, state: State, night: NightRecord | None) -> 
         published=None,
         predictions=None if night is None else _count(night, PREDICTIONS),
         dead_letters=None if night is None else _count(night, DEAD_LETTERS),
+        shared_pass=run.shared_pass,
     )
 
 

@@ -69,6 +69,18 @@ class ClassifyCounts(ShardCounts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassCounts(ShardCounts):
+    """A shard that was classified for several models in one pass."""
+
+    models: Mapping[str, ClassifyCounts]
+    """counts of each model by the name of its run"""
+
+    @property
+    def dead_letters(self) -> int:
+        return max((counts.dead for counts in self.models.values()), default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class NightCounts:
     """Counts of a night over all shards of the files that could be read."""
 

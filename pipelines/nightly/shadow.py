@@ -23,12 +23,8 @@ from spin.labels.label_space import Label
 from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.predictions import Predictions
 from spin.settings import BackboneSettings, Settings
-from spin.shared_pass import SharedPass
 
 _log = logging.getLogger(__name__)
-
-FeaturePair = tuple[Features, Features | None]
-"""features of the model, and of the shadow if both could be computed in one pass"""
 
 _MAX_ERRORS = 100
 """errors after which the rest of a shard counts as failed, so that a broken shadow does not hold up a night"""
@@ -78,11 +74,7 @@ def choose_shadow(version: str, folder: Path, model: ClassifierMetadata, setting
             raise UserError(f"it gives a document {shadow_form}, the model {model_form}")
         digest, backbone = str(spin.backbone_digest), None
         if digest != model.backbone_digest:
-            source = {"model": spin.settings.model, "revision": spin.settings.revision, "trust_remote_code": False}
-            backbone = settings.backbone.model_copy(update=source)
-            actual = cached_digest(locate_model(backbone.model, backbone.revision))
-            if actual != digest:
-                raise UserError(f"its backbone {backbone.model} has digest {actual[:12]}, expected {digest[:12]}")
+            backbone = find_own_backbone(spin.settings, digest, settings.backbone)
     except UserError as error:
         raise UserError(
             f"--shadow: version {version} cannot be compared with the model of the night: {error}"
@@ -90,27 +82,28 @@ def choose_shadow(version: str, folder: Path, model: ClassifierMetadata, setting
     return ShadowSpec(version, digest, backbone)
 
 
+def find_own_backbone(trained: BackboneSettings, digest: str, night: BackboneSettings) -> BackboneSettings:
+    """The settings of a night with the backbone that an artifact names, which may run no remote code.
+
+    Raises UserError if it is not on this machine, or has another digest than that in the artifact.
+    """
+    source = {"model": trained.model, "revision": trained.revision, "trust_remote_code": False}
+    backbone = night.model_copy(update=source)
+    actual = cached_digest(locate_model(backbone.model, backbone.revision))
+    if actual != digest:
+        raise UserError(f"its backbone {backbone.model} has digest {actual[:12]}, expected {digest[:12]}")
+    return backbone
+
+
 class Shadow:
-    """Computes features for model and shadow, in one pass where possible, and compares the labels of the two."""
+    """Compares the labels of a model with those of its shadow."""
 
-    def __init__(self, model: SpinClassifier, spin: SpinClassifier, version: str) -> None:
-        self.shared_pass, self.spin, self.version = SharedPass(model, spin), spin, version
-
-    def features(self, texts: list[str], attempt: Attempt) -> FeaturePair:
-        """Return the features of both, or of the model alone if the shared pass fails or has killed several processes.
-
-        A process that is killed repeatedly may lack the memory for two classifiers.
-        """
-        if attempt.crashes < MAX_CRASHES:
-            try:
-                return self.shared_pass.features(texts)
-            except Exception:
-                _log.debug("the shared pass of model and shadow failed; the model runs alone", exc_info=True)
-        return self.shared_pass.first.features(texts), None
+    def __init__(self, spin: SpinClassifier, version: str) -> None:
+        self.spin, self.version = spin, version
 
     def compare(
         self,
-        pieces: Sequence[tuple[list[int], FeaturePair]],
+        pieces: Sequence[tuple[list[int], Features | None]],
         documents: CheckedRows,
         attempt: Attempt,
         model: Predictions,
@@ -118,11 +111,13 @@ class Shadow:
     ) -> tuple[pa.Table, AgreementCounts]:
         """Return the rows of a shard on which the labels differ, and the counts.
 
-        `model` holds the predictions of the model for the rows of all pieces, in order. A row that only the shadow
-        cannot classify counts as failed.
+        `pieces` are rows with the features of the shadow, None where it could not be computed together with the model;
+        it is then tried alone, unless the shard has killed several processes: these may lack the memory for two
+        classifiers. `model` holds the predictions of the model for the rows of all pieces, in order. A row that only
+        the shadow cannot classify counts as failed.
         """
         parts: list[tuple[list[int], Features]] = []
-        for rows, (_, features) in pieces:
+        for rows, features in pieces:
             if features is not None:
                 parts.append((rows, features))
             elif attempt.crashes < MAX_CRASHES:

@@ -22,7 +22,7 @@ from pipelines.data.intake import plan_night
 from pipelines.data.kept_columns import schema_of
 from pipelines.data.shards import Shard
 from pipelines.data.spool import read_rows
-from pipelines.nightly.classify_step import CALIBRATION, ClassifyJob, ClassifyStep
+from pipelines.nightly.classify_step import CALIBRATION, ClassifyJob, ClassifyStep, ModelJob
 from pipelines.nightly.dedup import DuplicateRows
 from pipelines.nightly.intake_step import IntakeStep
 from pipelines.nightly.run_records import ClassifyCounts, IntakeCounts
@@ -223,7 +223,7 @@ def _job(run: Store, registry: Registry, version: str, model: Path, settings: Se
         run="sample", date="2000-01-01", model=registry.name, model_version=version, token=0, begun="2000-01-01"
     )
     copy = ArtifactCopy.write(run / "model", files)
-    return ClassifyJob(record, copy, pa.schema([]), DuplicateRows.none(run))
+    return ClassifyJob((ModelJob(record, copy, DuplicateRows.none(run)),), pa.schema([]))
 
 
 def _measure(step: Step[C], shard: Shard, shard_log: ShardLog) -> Piece[C]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 import warnings
@@ -27,10 +28,25 @@ _ARTIFACT_TAG, _MODEL_TAG = "spin.artifact", "spin.model"
 """tags of a version: the digests of its artifact and of the whole logged model"""
 
 
-class Registry:
-    """One registered model at one tracking URI. Only drivers open one, workers do not."""
+def model_name(reference: str) -> str | None:
+    """The registered name in `models:/NAME@ALIAS` or `models:/NAME/N`; None for another form, such as an alias alone.
 
-    def __init__(self, settings: Settings) -> None:
+    >>> model_name("models:/tweets@champion")
+    'tweets'
+    """
+    match = re.fullmatch(r"models:/([^@/]+)[@/].+", reference)
+    return None if match is None else match[1]
+
+
+class Registry:
+    """One registered model at one tracking URI: `name`, or by default the one that the settings name.
+
+    Only drivers open one, workers do not.
+    """
+
+    def __init__(self, settings: Settings, name: str | None = None) -> None:
+        if name is not None:
+            settings = settings.model_copy(update={"mlflow": settings.mlflow.model_copy(update={"model": name})})
         self.settings = settings
         self.name = settings.mlflow.model
         self.tracking = Tracking(settings)

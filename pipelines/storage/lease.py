@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -191,6 +192,30 @@ class Lease:
     def _numbers(self) -> list[int]:
         keys = self.store.list("_lease")
         return sorted(int(match[1]) for key in keys if (match := _KEY.fullmatch(key)))
+
+
+class LeaseGroup:
+    """The leases of a run that works on several stores at once: it goes on while it holds at least one of them."""
+
+    def __init__(self, leases: Sequence[Lease]) -> None:
+        self._held = list(leases)
+        self._overtaken: HeldError | None = None
+
+    def check(self, *, max_age: float = 0.0) -> None:
+        """Raise HeldError if other runs have taken all of the leases; `max_age` is as in `Lease.check`.
+
+        A lease that was taken is not asked about again: it stays taken. Whoever publishes something checks its own
+        lease.
+        """
+        while self._held:
+            try:
+                return self._held[0].check(max_age=max_age)
+            except HeldError as error:
+                _log.warning("%s; the run goes on with what it still holds", error)
+                self._overtaken = error
+                del self._held[0]
+        assert self._overtaken is not None
+        raise self._overtaken
 
 
 def _lease_key(number: int) -> str:

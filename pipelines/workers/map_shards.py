@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pipelines.data.shards import Shard
 from pipelines.service_errors import StalledError, WorkerFaultError
-from pipelines.storage.lease import Lease
+from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.retrying import retry_unavailable
@@ -139,7 +139,7 @@ def map_shards(
     counts_type: type[C],
     stage: str,
     documents: int,
-    lease: Lease,
+    lease: Lease | LeaseGroup,
     here: bool = False,
     token: int | None = None,
     layout: LogLayout = LogLayout(),  # noqa: B008
@@ -149,7 +149,7 @@ def map_shards(
 
     `here` runs the step in this process instead, for so little work that starting actors would take longer; so does a
     stage without workers (`ray.workers: 0`). What kills this process kills the driver, so no document is blamed for it.
-    `token` is the number of this driver, by default that of the lease; `layout` says where the log and the files of the
+    `token` is the number of this driver, by default that of its lease; `layout` says where the log and the files of the
     shards are in the store; `backbone` is the engine and the precision that `describe_backbone` returns, for messages.
 
     Whatever kills a worker or the driver, a shard that is not committed is computed again. While the store does not
@@ -158,9 +158,10 @@ def map_shards(
     shard ends for `stall_seconds`; WorkerFaultError if workers die while they make the step, or fail on what is known
     to be good.
     """
-    work = ShardWork(
-        make, args, counts_type, store, settings, layout, lease.number if token is None else token, backbone
-    )
+    if token is None:
+        assert isinstance(lease, Lease)
+        token = lease.number
+    work = ShardWork(make, args, counts_type, store, settings, layout, token, backbone)
     outcomes = work.open_log().outcomes(counts_type)
     waiting = [shard for shard in shards if shard.name not in outcomes]
     if not waiting:

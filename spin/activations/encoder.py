@@ -111,6 +111,9 @@ class _NeuronGather(nn.Module):
 
     Where few neurons are wanted they are gathered before pooling, else after it. Before pooling, torch multiplies by
     a one-hot matrix, which is far faster than gathering values that lie in rows; OpenVINO gathers by index.
+
+    A mean in float32 in torch is that of all neurons, of which the wanted ones are taken: its last bits depend on the
+    number of neurons that are pooled together, and are to be the same whatever other neurons are read with them.
     """
 
     def __init__(
@@ -118,34 +121,42 @@ class _NeuronGather(nn.Module):
     ) -> None:
         super().__init__()
         self.site, width = site, backbone.width(site)
-        union = np.unique(
-            np.concatenate([np.arange(width) if indices is None else indices for indices in neurons.values()])
-        )
-        self.gather_first = len(union) <= _GATHER_FIRST_UP_TO * width
         self.for_openvino = backbone.engine == "openvino"
-        dtype, self.union = next(backbone.model.parameters()).dtype, torch.from_numpy(union).to(backbone.device)
+        dtype = next(backbone.model.parameters()).dtype
+        gathered = {
+            column: np.arange(width) if indices is None else indices
+            for column, indices in neurons.items()
+            if self.for_openvino or dtype != torch.float32 or column.pooling != "mean"
+        }
+        union = np.unique(np.concatenate([*gathered.values(), np.empty(0, np.int64)])).astype(np.int64)
+        self.gather_first = 0 < len(union) <= _GATHER_FIRST_UP_TO * width
+        self.union = torch.from_numpy(union).to(backbone.device)
         one_hot = torch.zeros(width, len(union), dtype=dtype)
         one_hot[torch.from_numpy(union), torch.arange(len(union))] = 1
         factor = torch.eye(len(union)) if self.for_openvino else one_hot
         self.factor: Tensor
         self.register_buffer("factor", factor if self.gather_first else None, persistent=False)
+        self.gathered = frozenset(gathered if self.gather_first else ())
+        """the columns whose neurons are gathered before pooling"""
         self.positions: dict[FeatureColumn, Tensor | None] = {}
         """for each column the positions of its neurons in the union, or, if pooled first, in the site; None: all"""
         for column, indices in neurons.items():
-            if self.gather_first:
-                indices = np.searchsorted(union, np.arange(width) if indices is None else indices)
-            is_all = indices is None or (self.gather_first and np.array_equal(indices, np.arange(len(union))))
+            if column in self.gathered:
+                indices = np.searchsorted(union, gathered[column])
+            is_all = indices is None or (column in self.gathered and np.array_equal(indices, np.arange(len(union))))
             self.positions[column] = None if is_all else torch.from_numpy(indices).to(backbone.device)
 
     def forward(
         self, values: Tensor, mask: Tensor, content: Tensor, own: Tensor | None = None
     ) -> dict[FeatureColumn, Tensor]:
         """The pooled values (B, n neurons) of each column, from a site's values (B, T, width) and masks (B, T)."""
+        chosen = values
         if self.gather_first:
-            values = values.index_select(-1, self.union) if self.for_openvino else values @ self.factor
+            chosen = values.index_select(-1, self.union) if self.for_openvino else values @ self.factor
         columns = {}
         for column, positions in self.positions.items():
-            pooled = pool(values, pooling_mask(column, mask, content, own), column.pooling)
+            source = chosen if column in self.gathered else values
+            pooled = pool(source, pooling_mask(column, mask, content, own), column.pooling)
             if self.gather_first and self.for_openvino and column.pooling == "max":
                 # no product follows: without this one OpenVINO would compute the whole site in float32
                 pooled = pooled @ self.factor

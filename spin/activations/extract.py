@@ -39,6 +39,8 @@ Progress = Callable[[int], None]
 KeepMask = Callable[[int, NDArray[np.int64], Floats], NDArray[np.bool_]]
 """takes the index of a segment, the indices (n,) of some texts and all values (n, p) that were read of them so far;
 returns a mask (n,) of the texts that go on into the next segment; the others exit"""
+StoreValues = Callable[[int, NDArray[np.int64], Floats], None]
+"""takes the index of a segment, the indices (n,) of some texts and the values (n, p) of its columns side by side"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Features:
     """(n, K) logits of a word regression, for a classifier that reads words or lets them decide"""
     head_reads_words: bool = True
     """whether these logits, if there are any, are features of the head, and not only of the exit by words"""
+    cut: NDArray[np.bool_] | None = None
+    """(n,) whether each text was not read to its end; None where only their number is known"""
     windows: NDArray[np.int32] | None = None
     """(n,) number of windows that were read of each text; None where long texts are cut"""
     unread_tokens: NDArray[np.int32] | None = None
@@ -87,8 +91,26 @@ class Features:
             depth=join("depth"),
             words=join("words"),
             head_reads_words=parts[0].head_reads_words,
+            cut=join("cut"),
             windows=join("windows"),
             unread_tokens=join("unread_tokens"),
+        )
+
+    def select(self, rows: NDArray[np.int64]) -> Features:
+        """The features of some of the texts, which a backbone has read."""
+        assert self.cut is not None
+        cut = self.cut[rows]
+        return Features(
+            columns={column: values[rows] for column, values in self.columns.items()},
+            n_tokens=self.n_tokens[rows],
+            n_unknown=self.n_unknown[rows],
+            truncated=int(cut.sum()),
+            depth=None if self.depth is None else self.depth[rows],
+            words=None if self.words is None else self.words[rows],
+            head_reads_words=self.head_reads_words,
+            cut=cut,
+            windows=None if self.windows is None else self.windows[rows],
+            unread_tokens=None if self.unread_tokens is None else self.unread_tokens[rows],
         )
 
     def spread(self, rows: NDArray[np.int64], depth: int, count: int) -> Features:
@@ -111,6 +133,7 @@ class Features:
             counts(self.n_unknown),
             self.truncated,
             place(depth if self.depth is None else self.depth, np.full(count, -1, np.int32)),
+            cut=None if self.cut is None else place(self.cut, np.zeros(count, np.bool_)),
             windows=None if self.windows is None else counts(self.windows),
             unread_tokens=None if self.unread_tokens is None else counts(self.unread_tokens),
         )
@@ -148,16 +171,18 @@ def read_activations(
     *,
     types: Mapping[FeatureColumn, type[np.floating]] | None = None,
     keep_mask: KeepMask | None = None,
+    store: StoreValues | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
     """Read the columns of the engine's segments from every text.
 
     `types` gives the type of some columns, float32 otherwise. `keep_mask`, called after every segment but the last,
-    decides which documents go on; the others exit. `progress` is called after every chunk of batches. The batches
+    decides which documents go on; the others exit. `store`, called before it and after the last segment too, takes the
+    values; the result then has no columns. `progress` is called after every chunk of batches. The batches
     depend on these texts alone and the result, up to rounding, does not depend on their order.
     Raises UserError, naming the site, if a value does not fit a float16 column; NotFiniteError if one is not finite.
     """
-    buffer = _FeatureBuffer(engine, len(texts), types or {})
+    buffer = _FeatureBuffer(engine, len(texts), types or {}, store)
     chunks = _chunks(engine.backbone, texts, buffer, 1 if keep_mask is None else _BATCHES_PER_CHUNK)
     for documents in _run_streams(lambda chunk: _run_chunk(engine, chunk, buffer, keep_mask), chunks, engine.streams):
         progress(documents)
@@ -401,14 +426,14 @@ class _TokenCounts:
     """What the tokenizer reports of the texts: the counts of `Features`, which are filled portion by portion."""
 
     def __init__(self, backbone: Backbone, count: int) -> None:
-        self.n_tokens, self.n_unknown, self.truncated = np.zeros(count, np.int32), np.zeros(count, np.int32), 0
+        self.n_tokens, self.n_unknown = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        self.cut = np.zeros(count, np.bool_)
         self.windows = np.zeros(count, np.int32) if backbone.reads_windows else None
         self.unread = np.zeros(count, np.int32) if backbone.reads_windows else None
 
     def store(self, rows: list[int], tokens: Tokens) -> None:
         """Store the counts of the texts `rows`."""
-        self.n_tokens[rows], self.n_unknown[rows] = tokens.lengths, tokens.unknown
-        self.truncated += tokens.truncated
+        self.n_tokens[rows], self.n_unknown[rows], self.cut[rows] = tokens.lengths, tokens.unknown, tokens.cut
         if tokens.windows is not None and self.windows is not None and self.unread is not None:
             self.windows[rows], self.unread[rows] = tokens.windows.counts, tokens.windows.unread
 
@@ -420,8 +445,9 @@ class _TokenCounts:
             columns,
             self.n_tokens,
             self.n_unknown,
-            self.truncated,
+            int(self.cut.sum()),
             depth,
+            cut=self.cut,
             windows=self.windows,
             unread_tokens=self.unread,
         )
@@ -430,8 +456,14 @@ class _TokenCounts:
 class _FeatureBuffer:
     """The arrays of `Features`, which are filled batch by batch in the order of the texts."""
 
-    def __init__(self, engine: Engine, count: int, types: Mapping[FeatureColumn, type[np.floating]]) -> None:
-        self.segments = engine.segments
+    def __init__(
+        self,
+        engine: Engine,
+        count: int,
+        types: Mapping[FeatureColumn, type[np.floating]],
+        store: StoreValues | None = None,
+    ) -> None:
+        self.segments, self.store = engine.segments, store
         self.columns: dict[FeatureColumn, NDArray[np.floating]] = {}
         self.slices: list[list[tuple[FeatureColumn, slice]]] = []
         """for each segment, where its values hold which column"""
@@ -441,7 +473,7 @@ class _FeatureBuffer:
             self.slices.append(
                 [(c, slice(end - width, end)) for c, width, end in zip(segment.neurons, widths, ends, strict=True)]
             )
-            for column, width in zip(segment.neurons, widths, strict=True):
+            for column, width in zip(segment.neurons, widths, strict=True) if store is None else ():
                 self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
         self.counts, self.depth = _TokenCounts(engine.backbone, count), np.zeros(count, np.int32)
 
@@ -450,6 +482,10 @@ class _FeatureBuffer:
         if not np.isfinite(values).all():
             site = next(c.site for c, part in self.slices[index] if not np.isfinite(values[:, part]).all())
             raise NotFiniteError(f"{site}: the backbone gave values that are not finite; try backbone.dtype float32")
+        self.depth[rows] = self.segments[index].stop
+        if self.store is not None:
+            self.store(index, rows, values)
+            return
         for column, part in self.slices[index]:
             target, column_values = self.columns[column], values[:, part]
             is_half = target.dtype == np.float16
@@ -461,7 +497,6 @@ class _FeatureBuffer:
                 )
             # NumPy's own conversion takes five times as long
             target[rows] = torch.from_numpy(column_values).half().numpy() if is_half else column_values
-        self.depth[rows] = self.segments[index].stop
 
     def features(self, *, exits_early: bool) -> Features:
         """All that was stored; with the depth of each text if texts may exit early."""

@@ -26,8 +26,8 @@ class Tokens:
 
     ids: list[list[int]]
     """n lists, one per text, each of one token or more; of texts that are read in windows one list per window"""
-    truncated: int
-    """number of texts of which something is not read"""
+    cut: list[bool]
+    """n flags: whether something of a text is not read"""
     unknown: list[int]
     """n counts: the unknown tokens of each text, in all of its windows"""
     windows: Windows | None = None
@@ -43,6 +43,11 @@ class Tokens:
         """The number of tokens of each text that are read, in all of its windows: those of overlaps count twice."""
         lengths = list(map(len, self.ids))
         return lengths if self.windows is None else self.windows.sum_by_text(lengths)
+
+    @property
+    def truncated(self) -> int:
+        """Number of texts of which something is not read."""
+        return sum(self.cut)
 
 
 @dataclass
@@ -181,11 +186,11 @@ class Backbone:
         if self.reads_windows:
             return self._tokenize_windows(texts)
         if not texts:
-            return Tokens([], 0, [])
+            return Tokens([], [], [])
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False)
         # where the tokenizer adds no special tokens, an empty text has no token to read
         ids = [row or [self.pad_id] for row in encoded["input_ids"]]
-        return Tokens(ids, sum(bool(e.overflowing) for e in encoded.encodings), self._count_unknown(ids))
+        return Tokens(ids, [bool(e.overflowing) for e in encoded.encodings], self._count_unknown(ids))
 
     def encode_windows(self, text: str | Sequence[str]) -> Any:
         """The tokenizer's encoding of a text or of several, each with further windows as its `overflowing`."""
@@ -202,7 +207,7 @@ class Backbone:
         ids, windows = split_windows(encodings, self.window_overlap, self.max_windows)
         ids = [row or [self.pad_id] for row in ids]
         unknown = windows.sum_by_text(self._count_unknown(ids))
-        return Tokens(ids, sum(unread > 0 for unread in windows.unread), unknown, windows)
+        return Tokens(ids, [unread > 0 for unread in windows.unread], unknown, windows)
 
     def _count_unknown(self, ids: Sequence[list[int]]) -> list[int]:
         """The unknown tokens of each text.

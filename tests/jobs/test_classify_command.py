@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
-import jobs.cli
-from jobs import terminal
+import jobs.classify_command
+from jobs import job_commands, terminal
 from jobs.cli import main
 from pipelines.nightly import classify
+from pipelines.nightly.finish_nights import ClassifiedNights, NightFailure
 from pipelines.nightly.night_report import FileCounts, NightReport, QuarantinedFile
 from pipelines.nightly.run_records import NightCounts
+from pipelines.service_errors import BadRowsError, UnavailableError
+from tests.support.fake_nights import FakeRegistry
 
 COUNTS = NightCounts(
     rows=12,
@@ -65,12 +68,13 @@ def asked(settings: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
     """A function that runs `spin classify` with further options and returns what it asks of the pipelines."""
     calls: list[dict[str, Any]] = []
 
-    def run_classify(loaded: Any, registry: Any, **options: Any) -> NightReport:
-        calls.append(options)
-        return REPORT
+    def classify_nights(loaded: Any, requested: Any, source: str, output: str, **options: Any) -> ClassifiedNights:
+        models = [(each.name, each.model, each.shadow) for each in requested]
+        calls.append({"source": source, "output": output, "models": models, **options})
+        return ClassifiedNights(("topics",), (REPORT,), ())
 
-    monkeypatch.setattr(classify, "run_classify", run_classify)
-    monkeypatch.setattr(jobs.cli, "open_registry", lambda _: None)
+    monkeypatch.setattr(classify, "classify_nights", classify_nights)
+    monkeypatch.setattr(jobs.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
 
     def run(*words: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["spin", "classify", settings, "--input", "in", "--output", "out", *words])
@@ -86,8 +90,7 @@ def test_a_night_without_options_takes_all_of_its_input(asked: Callable[..., dic
     assert asked() == {
         "source": "in",
         "output": "out",
-        "model": None,
-        "shadow": None,
+        "models": [("spin", None, None)],
         "night": None,
         "incremental": False,
         "restart": False,
@@ -99,6 +102,63 @@ def test_incremental_restart_and_date_are_combined(asked: Callable[..., dict[str
     assert (night["incremental"], night["restart"], night["night"]) == (True, True, "2026-03-01")
     assert asked("--restart")["incremental"] is False
     assert asked("--incremental")["restart"] is False
+
+
+def test_several_models_are_asked_for_by_name_and_a_shadow_belongs_to_one(asked: Callable[..., dict[str, Any]]) -> None:
+    """The registered name of the shadow says whose it is; for a single model an alias is enough."""
+    several = ("--model", "models:/topics@champion", "--model", "models:/tweets/3")
+    expected = [
+        ("topics", "models:/topics@champion", None),
+        ("tweets", "models:/tweets/3", "models:/tweets@challenger"),
+    ]
+    assert asked(*several, "--shadow", "models:/tweets@challenger")["models"] == expected
+    assert asked("--shadow", "challenger")["models"] == [("spin", None, "challenger")]
+    assert asked(*several[:2])["models"] == [("topics", "models:/topics@champion", None)]
+
+
+@pytest.mark.parametrize("shadow", ["challenger", "models:/other@champion"])
+def test_a_shadow_of_none_of_several_models_is_refused(
+    shadow: str, settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["spin", "classify", settings, "--input", "in", "--output", "out", "--shadow", shadow]
+    monkeypatch.setattr(sys, "argv", [*words, "--model", "models:/topics@champion", "--model", "models:/tweets/3"])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "several models classify, topics, tweets; expected models:/NAME@ALIAS" in line
+
+
+def test_nights_are_printed_and_the_status_is_the_highest(
+    settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three models one is published; the line names both others."""
+    failures = (NightFailure("a", UnavailableError("no answer")), NightFailure("b", BadRowsError("too many")))
+    nights = ClassifiedNights(("a", "b", "topics"), (REPORT,), failures)
+    monkeypatch.setattr(classify, "classify_nights", lambda *_, **__: nights)
+    monkeypatch.setattr(jobs.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
+    models = [word for name in nights.models for word in ("--model", f"models:/{name}@champion")]
+    monkeypatch.setattr(sys, "argv", ["spin", "classify", settings, "--input", "in", "--output", "out", *models])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == UnavailableError.status
+    printed = capsys.readouterr()
+    assert printed.out.startswith("classify  10 of 12 documents by topics version 7: ")
+    assert printed.err.splitlines() == ["error: model a: no answer; model b: too many"]
+
+
+def test_the_name_of_a_job_names_its_models() -> None:
+    """A night of other models in the same output is another job; without `--model` it is that of the settings."""
+    locations = {"--input": "/in", "--output": "/out"}
+    names = [
+        job_commands._job_name(
+            job_commands._Submitted("classify", "s.yaml", [], False, None, locations, models), "tweets", "2026-03-01"
+        )
+        for models in ((), ("models:/tweets/3",), ("models:/topics@champion",), ("models:/tweets/3", "models:/a/1"))
+    ]
+    assert [name.rpartition("-")[0] for name in names] == [
+        f"classify-{models}-2026-03-01" for models in ("tweets", "tweets", "topics", "a-tweets")
+    ]
 
 
 def test_since_is_refused_in_one_line(

@@ -58,8 +58,9 @@ class Guarantee:
     cuts: tuple[Cut, ...]
 
 
-NIGHT, CLASSIFY, PUBLICATION, VACUUM, DEDUP = (
-    f"tests/pipelines/nightly/test_{name}.py" for name in ("night", "classify", "publication", "vacuum", "dedup")
+NIGHT, CLASSIFY, PUBLICATION, VACUUM, DEDUP, SEVERAL, CLASSIFIERS = (
+    f"tests/pipelines/nightly/test_{name}.py"
+    for name in ("night", "classify", "publication", "vacuum", "dedup", "several_models", "several_classifiers")
 )
 STORE, FAULTS, SHARD_LOG, TABLE, LEASE = (
     f"tests/pipelines/storage/test_{name}.py"
@@ -89,7 +90,7 @@ GUARANTEES = (
             Cut(
                 f"{CLASSIFY}::test_a_document_that_raises_is_the_only_dead_letter_of_its_shard",
                 "pipelines/nightly/classify_step.py",
-                'dead |= {row: ("poison", message) for row, message in isolated.failing.items()}',
+                'dead |= {row: ("poison", message) for row, message in computed.failing.items()}',
             ),
         ),
     ),
@@ -415,15 +416,64 @@ GUARANTEES = (
         (
             Cut(
                 f"{CLASSIFY}::test_a_night_does_not_resume_with_another_model_version",
-                "pipelines/nightly/classify.py",
+                "pipelines/nightly/night_models.py",
                 '"model": {"name": registry.name, "version": version, "backbone": digest},',
                 '"model": {"name": registry.name},',
             ),
         ),
     ),
     Guarantee(
+        "of several models in one command each is published, refused, overtaken and resumed by itself, and its rows "
+        "are those of a night of its own",
+        (
+            Cut(
+                f"{SEVERAL}::test_a_model_that_fails_its_limits_holds_back_no_other",
+                "pipelines/nightly/finish_nights.py",
+                "with self.keeping_failure(night), overtaken_first(night.driver.lease):\n"
+                "self.publish(night, *_finish(night, classified))",
+                "with overtaken_first(night.driver.lease):\n    self.publish(night, *_finish(night, classified))",
+            ),
+            Cut(
+                f"{SEVERAL}::test_a_driver_that_is_overtaken_for_one_model_publishes_the_others",
+                "pipelines/storage/lease.py",
+                "del self._held[0]",
+                "raise",
+            ),
+            Cut(
+                f"{SEVERAL}::test_a_command_for_other_models_begins_what_it_cannot_resume",
+                f"{TABLES}/resume.py",
+                "elif others := [run for run in open_runs(tables, record) if run not in going_on]:",
+                "elif others := []:",
+            ),
+            Cut(
+                f"{SEVERAL}::test_incremental_is_asked_per_model",
+                "pipelines/data/intake.py",
+                "if not shards or apart or not _fits(shards[-1], ready, documents):",
+                "if not shards or not _fits(shards[-1], ready, documents):",
+            ),
+            Cut(
+                f"{CLASSIFIERS}::test_a_document_that_only_one_model_cannot_compute_is_a_dead_letter_of_that_one",
+                "pipelines/nightly/pass_features.py",
+                "if len(piece) > 1 or len(models) == 1 or not _may_be_of_document(error):",
+                "if True:",
+            ),
+            Cut(
+                f"{CLASSIFIERS}::test_the_rows_of_each_model_are_those_of_a_night_of_its_own",
+                "pipelines/nightly/pass_features.py",
+                "return self._shared(tuple(classifiers)).features(texts)",
+                "return [self._shared(tuple(classifiers)).features(texts)[0]] * len(classifiers)",
+            ),
+        ),
+    ),
+    Guarantee(
         "a vacuum deletes only what no night, no unfinished run and no restorable run names",
         (
+            Cut(
+                f"{SEVERAL}::test_a_vacuum_keeps_the_old_objects_of_a_pass_that_can_go_on",
+                f"{TABLES}/vacuum.py",
+                "if unfinished.isdisjoint(each.runs):",
+                "if True:",
+            ),
             Cut(
                 f"{VACUUM}::test_a_replaced_run_can_be_restored_until_it_is_old",
                 f"{TABLES}/vacuum.py",

@@ -11,7 +11,14 @@ import logging
 import time
 from collections.abc import Callable
 
-from tests.pipelines.nightly.test_histories import OVERTAKING, NightHistories, overtake_at_all_operations, run_histories
+from tests.pipelines.nightly.test_histories import (
+    OVERTAKEN,
+    OVERTAKEN_PASS,
+    OVERTAKING,
+    NightHistories,
+    overtake_at_all_operations,
+    run_histories,
+)
 
 _BATCH = 50
 """histories per seed"""
@@ -25,7 +32,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     began = time.monotonic()
-    overtaken = sum(overtake_at_all_operations(name, options.stride) for name in OVERTAKING)
+    commands = (OVERTAKEN, OVERTAKEN_PASS)
+    overtaken = sum(overtake_at_all_operations(name, options.stride, each) for name in OVERTAKING for each in commands)
     histories = _repeat(lambda: run_histories(_BATCH, options.steps), began + 60 * options.minutes)
     print(_summary(overtaken, histories, options.steps, time.monotonic() - began))
 

@@ -115,7 +115,7 @@ def test_an_explanation_covers_the_words_that_the_backbone_does_not_read(spin: S
 
 def test_classifiers_in_a_shared_pass_read_their_own_words(backbone: BackboneSettings, spin: SpinClassifier) -> None:
     other = fit(backbone, seed=1)
-    features = SharedPass(spin, other).features(TEXTS)
+    features = SharedPass([spin, other]).features(TEXTS)
     for classifier, own in zip((spin, other), features, strict=True):
         np.testing.assert_array_equal(own.values, classifier.features(TEXTS).values)
     assert not np.array_equal(features[0].values[:, :3], features[1].values[:, :3])
@@ -123,8 +123,7 @@ def test_classifiers_in_a_shared_pass_read_their_own_words(backbone: BackboneSet
 
 def test_a_choice_of_words_alone_shares_no_pass(spin: SpinClassifier, folder: Path) -> None:
     cheapest = SpinClassifier.load(folder, choose="cheapest")
-    shared = SharedPass(spin, cheapest)
-    assert not shared.one_pass
+    shared = SharedPass([spin, cheapest])
     first, second = shared.features(TEXTS)
     np.testing.assert_array_equal(first.values, spin.features(TEXTS).values)
     np.testing.assert_array_equal(second.values, cheapest.features(TEXTS).values)

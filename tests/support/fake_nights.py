@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.shards import Shard
-from pipelines.data.spool import CheckedRows, read_rows
-from pipelines.nightly import classify
-from pipelines.nightly.classify_step import ENDINGS, ClassifyJob, ClassifyStep, _count, _with_kept
+from pipelines.data.spool import CheckedRows
+from pipelines.nightly import classify, night_pass
+from pipelines.nightly.classify_step import ClassifyJob, ClassifyStep, _count, _with_kept
+from pipelines.nightly.finish_nights import ClassifiedNights
+from pipelines.nightly.night_models import ChosenVersion, NightModel, RequestedModel
 from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import LEASES
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, NightTables
 from pipelines.nightly.tables.night_tables import read_rows as read_table
 from pipelines.registry.night_summary import NightSummary
-from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, StepResult
@@ -49,13 +50,20 @@ class FakeStep(ClassifyStep):
         """Nothing can fail."""
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[Any]:
-        try:
-            documents = read_rows(shard, self.data, self.job.kept)
-        except BadFileError as error:
-            counts = _count(shard, CheckedRows(), {}, [])
-            return StepResult({}, replace(counts, bad=str(error)))
-        self.computed.append(shard.name)
-        dead = self._find_dead(shard, documents)
+        result = super().__call__(shard, attempt)
+        if result.files:
+            self.computed.append(shard.name)
+        return result
+
+    def _classify(
+        self, shard: Shard, documents: CheckedRows, dead: Mapping[int, Any], attempt: Attempt
+    ) -> dict[int, StepResult[ClassifyCounts]]:
+        return {number: self._label(number, shard, documents, rows) for number, rows in dead.items()}
+
+    def _label(
+        self, number: int, shard: Shard, documents: CheckedRows, dead: Mapping[int, Any]
+    ) -> StepResult[ClassifyCounts]:
+        """The result of one model."""
         rows = [row for row in range(len(documents)) if row not in dead]
         labels = [text.split()[0] for text in documents.texts_of(rows)]
         predictions = pa.table(
@@ -65,22 +73,21 @@ class FakeStep(ClassifyStep):
                 "score": pa.array([0.5] * len(rows), pa.float32()),
                 "scores": pa.array([[(label, 0.5)] for label in labels], pa.map_(pa.string(), pa.float32())),
                 "depth": pa.array([3] * len(rows), pa.int32()),
-                "model_version": pa.repeat(self.job.run.model_version, len(rows)),
+                "model_version": pa.repeat(self.job.models[number].run.model_version, len(rows)),
             }
         )
         tables = {
             PREDICTIONS: _with_kept(predictions, documents, rows),
             DEAD_LETTERS: self._dead_letters(documents, dead),
         }
-        files = {ENDINGS[table]: self._to_parquet(table, content) for table, content in tables.items() if len(content)}
-        return StepResult(files, _count(shard, documents, dead, labels))
+        return StepResult(self._to_files(number, tables), _count(shard, documents, dead, labels))
 
 
 class FakeRegistry:
     """A registry with any number of versions of one model, which logs nights."""
 
-    def __init__(self, name: str = "tiny") -> None:
-        self.name, self.champion = name, "1"
+    def __init__(self, name: str = "tiny", backbone: str = "0") -> None:
+        self.name, self.champion, self.backbone = name, "1", backbone
         self.logged: list[NightSummary] = []
 
     def resolve(self, model: str | None = None) -> str:
@@ -90,14 +97,16 @@ class FakeRegistry:
         self.logged.append(night)
 
 
-def _pretend_to_download(
-    settings: Settings, registry: Any, version: str, shadow_version: str | None, folder: Path
-) -> Any:
+def pretend_to_download(
+    chosen: ChosenVersion, folder: Path, given: Settings, night: Settings, *, several: bool
+) -> NightModel:
+    """A model of which nothing but its backbone matters."""
+    (folder / "model").mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
-        (folder / "model").mkdir(exist_ok=True)
         (folder / "model" / name).write_bytes(b"{}")
-    metadata = ClassifierMetadata.model_construct(classes=("good", "bad"), multilabel=False, backbone_digest="0" * 64)
-    return classify._NightModels(registry, version, metadata, folder, None)
+    digest = getattr(chosen.registry, "backbone", "0") * 64
+    metadata = ClassifierMetadata.model_construct(classes=("good", "bad"), multilabel=False, backbone_digest=digest)
+    return NightModel(chosen.registry, chosen.version, metadata, folder, night)
 
 
 class FakeNights:
@@ -130,6 +139,37 @@ class FakeNights:
         **options: Any,
     ) -> NightReport:
         """Run a night; the options are those of `run_classify`."""
+        return classify.run_classify(
+            self.settings(documents, data, limits),
+            registry or self.registry,  # type: ignore[arg-type]
+            source or self.source,
+            output or self.output,
+            night=date,
+            **options,
+        )
+
+    def run_several(
+        self,
+        *registries: FakeRegistry,
+        date: str | None = DATE,
+        documents: int = 4,
+        data: Mapping[str, Any] | None = None,
+        limits: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> ClassifiedNights:
+        """Run a night of several models; the options are those of `classify_nights`."""
+        return classify.classify_nights(
+            self.settings(documents, data, limits),
+            [RequestedModel(registry) for registry in registries],  # type: ignore[arg-type]
+            self.source,
+            self.output,
+            night=date,
+            **options,
+        )
+
+    @staticmethod
+    def settings(documents: int, data: Mapping[str, Any] | None, limits: Mapping[str, Any] | None) -> Settings:
+        """The settings of a night in this process."""
         tree = {
             "backbone": {"model": "nowhere", "engine": "torch", "device": "cpu"},
             "data": {"train": "nowhere", **(data or {})},
@@ -137,14 +177,7 @@ class FakeNights:
             "ray": {"workers": 0, "shard_documents": documents, "retry_seconds": 0.5},
             "classify": {"max_bad_files": 0.9, "max_dead_fraction": 0.9, **(limits or {})},
         }
-        return classify.run_classify(
-            parse_settings(tree),
-            registry or self.registry,  # type: ignore[arg-type]
-            source or self.source,
-            output or self.output,
-            night=date,
-            **options,
-        )
+        return parse_settings(tree)
 
     def ids(self, model: str = "tiny") -> dict[str, list[str]]:
         """The ids of the predictions of a model by date, sorted; an id that is there twice is listed twice."""
@@ -198,8 +231,8 @@ def make_rows(*ids: str, text: str = "good day") -> list[Row]:
 def use_fake_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nights of this process run without a model."""
     monkeypatch.setattr(FakeStep, "computed", [])
-    monkeypatch.setattr(classify, "ClassifyStep", FakeStep)
-    monkeypatch.setattr(classify, "_download_models", _pretend_to_download)
+    monkeypatch.setattr(night_pass, "ClassifyStep", FakeStep)
+    monkeypatch.setattr(classify, "download_model", pretend_to_download)
 
 
 @contextmanager

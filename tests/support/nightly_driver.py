@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.data import intake
 from pipelines.nightly import classify
-from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.finish_nights import ClassifiedNights
+from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.publication import claim, restore_night
 from pipelines.nightly.tables.vacuum import models_of, plan_vacuum, run_vacuum
@@ -36,6 +37,13 @@ class Request:
     restart: bool = False
     strict: bool = False
     """whether a single bad file fails the night with status 4"""
+    others: tuple[str, ...] = ()
+    """further models that the command classifies with"""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All models of the command."""
+        return self.model, *(other for other in self.others if other != self.model)
 
 
 @contextmanager
@@ -63,7 +71,7 @@ def vacuum(output: str, later: timedelta) -> None:
         run_vacuum(tables, plan, claims, retry_seconds=RETRY_SECONDS)
 
 
-def run_request(output: str, request: Request) -> NightReport:
+def run_request(output: str, request: Request) -> ClassifiedNights:
     """Run `spin classify` for a request, without a model."""
     tree = {
         "backbone": {"model": "nowhere", "engine": "torch", "device": "cpu"},
@@ -72,12 +80,14 @@ def run_request(output: str, request: Request) -> NightReport:
         "ray": {"workers": 0, "shard_documents": 2, "retry_seconds": RETRY_SECONDS},
         "classify": {"max_bad_files": 0 if request.strict else 1, "max_dead_fraction": 1},
     }
-    return classify.run_classify(
+    nights = classify.classify_nights(
         parse_settings(tree),
-        FakeRegistry(request.model),  # type: ignore[arg-type]
+        [RequestedModel(FakeRegistry(model)) for model in request.models],  # type: ignore[arg-type]
         request.source,
         output,
         night=request.date,
         incremental=request.incremental,
         restart=request.restart,
     )
+    nights.raise_failures()
+    return nights

@@ -43,6 +43,8 @@ class RunRecord:
     """time of the beginning, ISO 8601 in UTC"""
     incremental: bool = False
     """whether the run leaves out the files that nights of other dates have taken"""
+    shared_pass: str | None = None
+    """name of the pass that it shares with runs of other models; None for a run that classifies alone"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,14 @@ def is_run_name(name: str) -> bool:
 
 
 def begin_run(
-    out: Store, *, date: str, model: str, model_version: str, token: int, incremental: bool = False
+    out: Store,
+    *,
+    date: str,
+    model: str,
+    model_version: str,
+    token: int,
+    incremental: bool = False,
+    shared_pass: str | None = None,
 ) -> RunRecord:
     """Begin a run under a claim and return its record."""
     run = run_name(date, model, token)
@@ -99,8 +108,9 @@ def begin_run(
         model=model,
         model_version=model_version,
         token=token,
-        begun=_now(),
+        begun=now(),
         incremental=incremental,
+        shared_pass=shared_pass,
     )
     out.create(f"{RUNS}/{run}/{RUN}", _to_bytes(record))
     return record
@@ -139,7 +149,7 @@ def finish_run(out: Store, run: RunRecord, *, token: int, files: Mapping[str, Se
         model=run.model,
         model_version=run.model_version,
         token=token,
-        finished=_now(),
+        finished=now(),
         files={table: tuple(sorted(each, key=lambda file: file.path)) for table, each in files.items()},
         incremental=run.incremental,
     )
@@ -164,7 +174,7 @@ def find_nights(out: Store, runs: Sequence[str]) -> dict[str, NightRecord]:
 
 def abandon_run(out: Store, run: str) -> None:
     """Mark a run as given up: from then on it is neither resumed nor restored, so its files may be deleted."""
-    out.create(f"{RUNS}/{run}/{ABANDONED}", json.dumps({"at": _now()}).encode())
+    out.create(f"{RUNS}/{run}/{ABANDONED}", json.dumps({"at": now()}).encode())
 
 
 def is_abandoned(out: Store, run: str) -> bool:
@@ -178,7 +188,8 @@ def require_not_abandoned(out: Store, run: str) -> None:
         raise UserError(f"run {run} was given up by `spin nights vacuum`; start over with --restart")
 
 
-def _now() -> str:
+def now() -> str:
+    """The time of a record, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

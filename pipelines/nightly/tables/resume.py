@@ -1,4 +1,4 @@
-"""Choose the run of a night: the one that is there, if it can be continued, or a new one; and list its files once."""
+"""Choose the runs of a night: those that are there, if they can be continued, or new ones; list their files once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pipelines.nightly.tables.night_records import (
     RUNS,
     RunRecord,
     begin_run,
+    find_night,
     find_runs,
     is_abandoned,
     list_run_names,
@@ -26,6 +27,7 @@ from pipelines.nightly.tables.night_records import (
     run_name,
 )
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, was_published
+from pipelines.nightly.tables.passes import begin_pass, find_pass, open_runs
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import StagePlan, create_plan, fingerprint, read_plan
 from spin.errors import UserError
@@ -101,14 +103,18 @@ class Listing:
 
 @dataclass(frozen=True)
 class NightRequest:
-    """The night that a command asks for."""
+    """The night of a model that a command asks for."""
 
     date: str
     """YYYY-MM-DD"""
     model: str
     """name of the registered model"""
+    token: int
+    """number of the claim of the model"""
     model_version: str
     """version of the model that classifies"""
+    backbone: str
+    """digest of its backbone; new runs of several models with the same one share a pass"""
     metadata: Mapping[str, object]
     """JSON values of everything that changes predictions"""
     files: Sequence[InputFile]
@@ -142,33 +148,95 @@ class ChosenRun:
         return fingerprint({"plan": self.plan.fingerprint, "files": self.plan.derived.sha256})
 
 
-def choose_run(tables: NightTables, token: int, request: NightRequest) -> ChosenRun:
-    """The run of a date and a model that goes on under a claim, or a new one.
+def choose_runs(tables: NightTables, requests: Sequence[NightRequest]) -> list[ChosenRun]:
+    """For each request the run of its date and model that goes on under its claim, or a new one.
 
     A run goes on if its plan has the same metadata; its files are those that were listed when it began. An incremental
     run some of whose files have been classified by another night since is not continued: a new run leaves them out.
-    Raises UserError, naming the differences, if the metadata has changed.
+    A run goes on in the pass in which it began, together with all runs of that pass that are not finished; where one of
+    them is missing here, new runs begin. New runs whose models read the same backbone share a new pass. Raises
+    UserError, naming the differences, if the metadata of a run has changed.
     """
+    found = _leave_divided_passes(tables, [_find_run(tables, request) for request in requests])
+    beginning = [request for request, run in zip(requests, found, strict=True) if run is None]
+    begun = {request.model: run for request, run in zip(beginning, _begin_runs(tables, beginning), strict=True)}
+    return [begun[request.model] if run is None else run for request, run in zip(requests, found, strict=True)]
+
+
+def _find_run(tables: NightTables, request: NightRequest) -> ChosenRun | None:
+    """The run that goes on, None if there is none."""
     name, published = (None, False) if request.restart else _find_current(tables, request.date, request.model)
-    if name is not None:
-        run = _open_run(tables, name, token, request, published=published)
-        if run is not None and (published or not _some_taken(tables, run, request)):
-            return run
-        why = (
-            "it has no plan that this command could go on with"
-            if run is None
-            else "other nights have classified files of it since"
-        )
-        _log.warning("%s: run %s is not continued, because %s; a new run begins", tables.out.uri, name, why)
+    if name is None:
+        return None
+    run = _open_run(tables, name, request, published=published)
+    if run is not None and (published or not _some_taken(tables, run, request)):
+        return run
+    why = (
+        "it has no plan that this command could go on with"
+        if run is None
+        else "other nights have classified files of it since"
+    )
+    _warn_of_new_run(tables, name, why)
+    return None
+
+
+def _leave_divided_passes(tables: NightTables, runs: Sequence[ChosenRun | None]) -> list[ChosenRun | None]:
+    """The runs, with None in place of those whose pass cannot go on, because other unfinished runs of it do not.
+
+    What a pass computes for a shard is one entry of one log, with the files of all of its runs that are not finished.
+    """
+    going_on = {run.record.run for run in runs if run is not None}
+    passes = {run.record.shared_pass for run in runs if run is not None and not run.published}
+    lacking: dict[str, str] = {}
+    for name in sorted(name for name in passes if name is not None):
+        record = find_pass(tables.out, name)
+        if record is None:
+            lacking[name] = f"the record of its pass {name} is missing"
+        elif others := [run for run in open_runs(tables, record) if run not in going_on]:
+            lacking[name] = f"it shares the pass {name} with {', '.join(others)}, which this command does not continue"
+
+    def divided(run: ChosenRun) -> bool:
+        waiting = not run.published and run.record.shared_pass in lacking
+        return waiting and find_night(tables.out, run.record.run) is None
+
+    kept: list[ChosenRun | None] = []
+    for run in runs:
+        if run is not None and divided(run):
+            _warn_of_new_run(tables, run.record.run, lacking[run.record.shared_pass or ""])
+            kept.append(None)
+        else:
+            kept.append(run)
+    return kept
+
+
+def _warn_of_new_run(tables: NightTables, name: str, why: str) -> None:
+    _log.warning("%s: run %s is not continued, because %s; a new run begins", tables.out.uri, name, why)
+
+
+def _begin_runs(tables: NightTables, requests: Sequence[NightRequest]) -> list[ChosenRun]:
+    """New runs. Those whose models read the same backbone share a pass, whose record is written first."""
+    names = {request.model: run_name(request.date, request.model, request.token) for request in requests}
+    passes: dict[str, str] = {}
+    for backbone in dict.fromkeys(request.backbone for request in requests):
+        together = [request for request in requests if request.backbone == backbone]
+        if len(together) > 1:
+            runs = [names[request.model] for request in together]
+            shared = begin_pass(tables.out, together[0].date, runs).name
+            passes |= {request.model: shared for request in together}
+    return [_begin_run(tables, request, passes.get(request.model)) for request in requests]
+
+
+def _begin_run(tables: NightTables, request: NightRequest, shared_pass: str | None) -> ChosenRun:
     record = begin_run(
         tables.out,
         date=request.date,
         model=request.model,
         model_version=request.model_version,
-        token=token,
+        token=request.token,
         incremental=request.incremental,
+        shared_pass=shared_pass,
     )
-    return _plan_run(tables, record, token, request)
+    return _plan_run(tables, record, request)
 
 
 def read_listing(run: Store) -> Listing:
@@ -213,42 +281,40 @@ def _find_current(tables: NightTables, date: str, model: str) -> tuple[str | Non
     return named, named is not None
 
 
-def _open_run(
-    tables: NightTables, name: str, token: int, request: NightRequest, *, published: bool
-) -> ChosenRun | None:
+def _open_run(tables: NightTables, name: str, request: NightRequest, *, published: bool) -> ChosenRun | None:
     """The run of a name, None if too little of it is left to continue it.
 
-    A run that was begun and not planned goes on under the version and the options with which it was begun.
+    A run that was begun and not planned goes on under the version and the options with which it was begun, unless it
+    shares a pass: all runs of a pass have the files of one listing.
     """
     store = tables.out / f"{RUNS}/{name}"
     record = find_runs(tables.out, [name]).get(name)
     if read_plan(store, RunPlan) is not None and record is not None:
-        return _plan_run(tables, record, token, request, published=published)
+        return _plan_run(tables, record, request, published=published)
     if published:
         raise UserError(
             f"{store.uri} holds no plan: the night was imported from version 0.2, or files of the run were deleted. So "
             "it cannot be compared with this command; leave it as it is, or classify it again with --restart"
         )
-    begun_alike = record is not None and (record.model_version, record.incremental) == (
+    begun_alike = record is not None and (record.model_version, record.incremental, record.shared_pass) == (
         request.model_version,
         request.incremental,
+        None,
     )
     if record is None or not begun_alike or [item.key for item in store.list_objects()] != [RUN]:
         return None
-    return _plan_run(tables, record, token, request)
+    return _plan_run(tables, record, request)
 
 
-def _plan_run(
-    tables: NightTables, record: RunRecord, token: int, request: NightRequest, *, published: bool = False
-) -> ChosenRun:
+def _plan_run(tables: NightTables, record: RunRecord, request: NightRequest, *, published: bool = False) -> ChosenRun:
     """The run with its plan and its files; both are written if they are not there."""
     store = tables.out / f"{RUNS}/{record.run}"
     metadata = {"format": FORMAT, **request.metadata, "incremental": request.incremental}
-    plan = create_plan(store, STAGE, metadata, RunPlan, partial(_list_files, tables, store, token, request))
+    plan = create_plan(store, STAGE, metadata, RunPlan, partial(_list_files, tables, store, request))
     return ChosenRun(record, store, plan, _read_files(store, plan.derived), published)
 
 
-def _list_files(tables: NightTables, store: Store, token: int, request: NightRequest) -> RunPlan:
+def _list_files(tables: NightTables, store: Store, request: NightRequest) -> RunPlan:
     """Write the list of files of a new run and return what its plan says about it."""
     taken = _taken(tables, request, request.files) if request.incremental else set()
     listing = Listing(
@@ -256,7 +322,7 @@ def _list_files(tables: NightTables, store: Store, token: int, request: NightReq
         tuple(file for file in request.files if _state(file) in taken),
         request.rejected,
     )
-    key, data = f"files-{token:06d}.parquet", listing.to_bytes()
+    key, data = f"files-{request.token:06d}.parquet", listing.to_bytes()
     store.write(key, data)
     return RunPlan(key, hashlib.sha256(data).hexdigest(), len(listing.files), len(listing.skipped))
 

@@ -24,6 +24,7 @@ from pipelines.nightly.tables.night_tables import (
     published_runs,
     was_published,
 )
+from pipelines.nightly.tables.passes import find_pass, is_pass_name
 from pipelines.nightly.tables.publication import claim_side_tables, remove_replaced_rows
 from pipelines.storage.delta_table import retry_commits
 from pipelines.storage.object_store import StoredObject
@@ -57,27 +58,35 @@ def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> Vacuum
 
     A run that was never published and has not changed for `age` is given up. So is one that was replaced at least `age`
     ago; until then it can be restored. Of runs that are published or can be restored, their files and records stay,
-    and what they worked with is deleted. Call it under a claim of every model. Raises UserError if `age` is too short.
+    and what they worked with is deleted. A pass stays while one of its runs may be resumed; a run changes when its pass
+    does. Call it under a claim of every model. Raises UserError if `age` is too short.
     """
     if age < SHORTEST_AGE:
         raise UserError(f"vacuum: an age of {age} is too short; expected at least {SHORTEST_AGE}")
     before = (now - age).timestamp()
-    objects_by_run = _objects_by_run(tables)
+    objects_by_run, passes = _objects_by_run(tables), _read_passes(tables)
     contents = _read_contents(tables, sorted(objects_by_run))
     abandon: list[str] = []
     delete: list[StoredObject] = []
+    unfinished: set[str] = set()
     for run, objects in objects_by_run.items():
+        own = max(item.modified for item in objects)
+        changed = max([own, *(each.changed for each in passes if run in each.runs)])
         marked = any(item.key == f"{RUNS}/{run}/{ABANDONED}" for item in objects)
         if run in contents.named or (not marked and contents.is_restorable(run, before)):
             wanted = contents.recorded_keys(run)
             old = [item for item in objects if item.modified < before]
             unused = [item for item in old if item.key not in wanted and not _is_record(item.key)]
-        elif marked or run in contents.published or max(item.modified for item in objects) < before:
+        elif marked or run in contents.published or changed < before:
             unused = [item for item in objects if not _is_mark(item.key)]
             abandon += [] if marked else [run]
         else:
+            unfinished.add(run)
             continue
         delete += [item for item in unused if item.key not in contents.keys]
+    for each in passes:
+        if unfinished.isdisjoint(each.runs):
+            delete += [item for item in each.objects if item.modified < before]
     keys = tuple(item.key for item in delete)
     return VacuumPlan(tuple(abandon), keys, sum(item.size for item in delete))
 
@@ -96,6 +105,21 @@ def run_vacuum(tables: NightTables, plan: VacuumPlan, claims: Mapping[str, int],
         for commit in (claim_side_tables, remove_replaced_rows):
             retry_commits(retry_seconds)(commit, tables, model, token)
     tables.out.delete_many(plan.delete)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass, with its objects."""
+
+    runs: frozenset[str]
+    """names of its runs, none if its record is missing"""
+    objects: Sequence[StoredObject]
+    """in its folder"""
+
+    @property
+    def changed(self) -> float:
+        """When it changed last, in seconds since 1970."""
+        return max(item.modified for item in self.objects)
 
 
 @dataclass(frozen=True)
@@ -142,6 +166,18 @@ def _read_contents(tables: NightTables, runs: Sequence[str]) -> _Contents:
         nights=records,
         keys=frozenset(keys),
     )
+
+
+def _read_passes(tables: NightTables) -> list[_Pass]:
+    """The passes of an output."""
+    objects: dict[str, list[StoredObject]] = {}
+    for item in tables.out.list_objects(RUNS):
+        name = item.key.split("/")[1]
+        if is_pass_name(name):
+            objects.setdefault(name, []).append(item)
+    records = {name: find_pass(tables.out, name) for name in objects}
+    runs = {name: frozenset(() if record is None else record.runs) for name, record in records.items()}
+    return [_Pass(runs[name], each) for name, each in objects.items()]
 
 
 def _objects_by_run(tables: NightTables) -> dict[str, list[StoredObject]]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.nightly import classify
+from pipelines.nightly import night_pass
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.classify_step import data_layout
 from pipelines.nightly.night_report import NightReport
@@ -142,7 +142,7 @@ def test_bad_documents_and_files_do_not_affect_the_others(
 
     One document kills its process the first time only, as a crash of the machine would: it is predicted.
     """
-    monkeypatch.setattr(classify, "ClassifyStep", chaos.ChaosStep)
+    monkeypatch.setattr(night_pass, "ClassifyStep", chaos.ChaosStep)
     documents = tiny.make_documents(120)
     rows: list[Row] = [dict(row) for row in documents]
     rows[50]["text"] = f"{chaos.KILL_ONCE}{tmp_path / 'killed'}"
@@ -198,13 +198,13 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
     This process with smaller shards gives the same labels as two workers, and scores that differ by at most 0.01.
     """
     project.write("a.parquet", to_parquet(tiny.make_documents(150, seed=3)))
-    map_shards = classify.map_shards
+    map_shards = night_pass.map_shards
 
     def change_champion(*args: Any, **keywords: Any) -> Any:
         (project.registry_fixture.folder / "champion").write_text("2")
         return map_shards(*args, **keywords)
 
-    monkeypatch.setattr(classify, "map_shards", change_champion)
+    monkeypatch.setattr(night_pass, "map_shards", change_champion)
     check_complete(project, project.run_night(), 150)
     two_workers = read_predictions(f"{project.base}/out")
     assert {row["model_version"] for row in two_workers} == {"1"}

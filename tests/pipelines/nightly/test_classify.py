@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.nightly import classify
+from pipelines.nightly import classify, night_pass
 from pipelines.nightly.classify_step import ClassifyStep
 from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.pass_features import PassFeatures
 from pipelines.nightly.precision_check import check_precision
 from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, read_rows
@@ -108,7 +109,7 @@ def project(
     tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> NightProject:
     monkeypatch.setattr(
-        classify, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
+        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
     )
     return NightProject(tmp_path, registry_fixture, backbone_folder)
 
@@ -124,7 +125,7 @@ def test_the_outcome_of_a_shard_does_not_grow_with_its_rows(
         recorded.extend(outcome.to_json() for outcome in outcomes)
         return outcomes
 
-    monkeypatch.setattr(classify, "map_shards", record_outcomes)
+    monkeypatch.setattr(night_pass, "map_shards", record_outcomes)
     shapes = {}
     for rows in (60, 600):
         dead: list[Row] = [{"id": f"e{n}", "text": ""} for n in range(rows // 10)]
@@ -208,7 +209,7 @@ def test_a_document_that_raises_is_the_only_dead_letter_of_its_shard(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other documents have the labels that they have in a night without it."""
-    monkeypatch.setattr(classify, "ClassifyStep", chaos.ChaosStep)
+    monkeypatch.setattr(night_pass, "ClassifyStep", chaos.ChaosStep)
     rows = tiny.make_documents(60)
     project.write("a.jsonl", rows)
     project.run_night("without")
@@ -258,10 +259,11 @@ def test_a_worker_checks_its_backbone_whatever_words_decide(
 ) -> None:
     """Before a document is blamed for an error, a sound text must reach the backbone, which may be broken."""
     step = object.__new__(ClassifyStep)
-    step.spin = SpinClassifier.load(registry_fixture.folder / "1", early=True)
+    spin = SpinClassifier.load(registry_fixture.folder / "1", early=True)
+    step.features = PassFeatures([spin], None, "a sound text")
     monkeypatch.setattr(SpinClassifier, "exits_by_words", True)
-    monkeypatch.setattr(step.spin, "word_logits", lambda texts: np.zeros((len(texts), 2), np.float32))
-    monkeypatch.setattr(step.spin, "decided_by_words", lambda words: np.ones(len(words), bool))
+    monkeypatch.setattr(spin, "word_logits", lambda texts: np.zeros((len(texts), 2), np.float32))
+    monkeypatch.setattr(spin, "decided_by_words", lambda words: np.ones(len(words), bool))
     step.check()
 
     def fail(*_: Any) -> None:
@@ -291,7 +293,7 @@ def test_a_document_with_non_finite_activations_is_a_dead_letter(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its reason is `poison`; the other documents are predicted."""
-    monkeypatch.setattr(classify, "ClassifyStep", NotFiniteStep)
+    monkeypatch.setattr(night_pass, "ClassifyStep", NotFiniteStep)
     rows = tiny.make_documents(60)
     project.write("a.jsonl", [*rows[:17], {"id": "poison", "text": "infinite"}, *rows[17:]])
     assert project.run_night().counts.reasons == {"poison": 1}
@@ -306,7 +308,7 @@ def call_before_stage(stage: str, action: Callable[[ShardLog], None], monkeypatc
             action(ShardLog(args[3], token=keywords["token"], layout=keywords["layout"]))
         return map_shards(*args, **{**keywords, "here": True})
 
-    monkeypatch.setattr(classify, "map_shards", act_and_map)
+    monkeypatch.setattr(night_pass, "map_shards", act_and_map)
 
 
 def test_a_file_is_not_quarantined_because_processes_died(

@@ -21,7 +21,7 @@ import pytest
 
 from pipelines.data import intake
 from pipelines.data.shards import Shard
-from pipelines.nightly import classify, dedup, finish
+from pipelines.nightly import classify, dedup, finish, finish_nights, night_pass
 from pipelines.nightly.tables import publication, resume
 from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
 from pipelines.nightly.tables.night_records import abandon_run, find_night
@@ -327,7 +327,7 @@ def test_a_file_that_changes_during_a_night_is_quarantined_alone(
         if change == "replaced":
             nights.write("b.jsonl", make_rows(*(f"new{n}" for n in range(30))))
 
-    with before_call(classify, "_take_in" if stage == "intake" else "_share_models", change_file):
+    with before_call(night_pass, "_take_in" if stage == "intake" else "_share_models", change_file):
         report = nights.run()
     assert report.files.quarantined == 1
     assert nights.ids() == {DATE: ["a"]}
@@ -520,9 +520,18 @@ def fill_disk(folder: Path) -> None:
                     file.write(bytes(size))
 
 
-@pytest.mark.parametrize("step", ["choose_run", "_take_in", "_share_models", "finish_night", "publish"])
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [
+        (classify, "choose_runs"),
+        (night_pass, "_take_in"),
+        (night_pass, "_share_models"),
+        (finish_nights, "finish_night"),
+        (finish_nights, "publish"),
+    ],
+)
 def test_a_full_disk_ends_a_night_with_status_5_and_it_resumes(
-    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: Any, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Readers see nothing of it, and with more space a rerun completes the night."""
     use_fake_step(monkeypatch)
@@ -531,7 +540,7 @@ def test_a_full_disk_ends_a_night_with_status_5_and_it_resumes(
     disk.mkdir()
     with mount_small_disk(disk):
         with (
-            before_call(classify, step, lambda: fill_disk(disk)),
+            before_call(module, step, lambda: fill_disk(disk)),
             pytest.raises(UnavailableError, match=r"is full .*run it again to resume") as error,
         ):
             nights.run()
@@ -795,11 +804,11 @@ def test_a_report_that_is_lost_is_made_again(local_nights: FakeNights) -> None:
 
 WAKING = {
     "before it claims": (classify, "claim"),
-    "while it plans": (classify, "choose_run"),
-    "before the intake": (classify, "_take_in"),
-    "after the intake": (classify, "_plan_shards"),
+    "while it plans": (classify, "choose_runs"),
+    "before the intake": (night_pass, "_take_in"),
+    "after the intake": (night_pass, "_plan_shards"),
     "while it classifies": (FakeStep, "_find_dead"),
-    "before its records": (classify, "finish_night"),
+    "before its records": (finish_nights, "finish_night"),
     "before it publishes": (finish, "publish_night"),
     "between side tables and predictions": (publication, "_commit_predictions"),
 }
@@ -980,7 +989,7 @@ def test_a_night_whose_counts_do_not_add_up_is_not_published(
             result = super().__call__(shard, attempt)
             return replace(result, counts=replace(result.counts, predicted=result.counts.predicted - 1))
 
-    monkeypatch.setattr(classify, "ClassifyStep", RowLosingStep)
+    monkeypatch.setattr(night_pass, "ClassifyStep", RowLosingStep)
     local_nights.write("a.jsonl", make_rows("a", "b"))
     with pytest.raises(SpinError, match="2 rows were planned, 2 read, 1 predicted or dead; nothing is published"):
         local_nights.run()

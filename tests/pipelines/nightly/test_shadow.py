@@ -16,12 +16,12 @@ import pytest
 import torch
 from transformers import BertModel
 
-from jobs import cli
+from jobs import classify_command, cli
 from pipelines.data import intake
 from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows
 from pipelines.data.spool import read_rows as read_rows_of_shard
-from pipelines.nightly import classify, classify_step
+from pipelines.nightly import classify_step, night_pass
 from pipelines.nightly.classify_step import ClassifyStep, data_layout
 from pipelines.nightly.night_report import NightReport
 from pipelines.nightly.run_records import ClassifyCounts
@@ -81,7 +81,7 @@ def project(
     tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> NightProject:
     monkeypatch.setattr(
-        classify, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
+        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
     )
     return FullDepthProject(tmp_path, registry_fixture, backbone_folder)
 
@@ -238,8 +238,8 @@ def test_a_shared_pass_gives_each_classifier_its_own_features(
 ) -> None:
     """The values are equal bit for bit, and so is the memory layout, on which the last bits of a product depend."""
     texts = [row["text"] for row in ROWS]
-    shared_pass = SharedPass(*(SpinClassifier.load(registry_fixture.folder / number) for number in (first, second)))
-    assert shared_pass.one_pass == (first != OTHER_BACKBONE)
+    shared_pass = SharedPass([SpinClassifier.load(registry_fixture.folder / number) for number in (first, second)])
+    assert shared_pass.groups == ([[0], [1]] if first == OTHER_BACKBONE else [[0, 1]])
     for number, features in zip((first, second), shared_pass.features(texts), strict=True):
         alone = SpinClassifier.load(registry_fixture.folder / number).features(texts)
         assert list(features.columns) == list(alone.columns)
@@ -414,7 +414,7 @@ def test_a_document_on_which_only_the_shadow_raises_is_predicted(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The night is the same as without a shadow; the other documents of the shard are compared."""
-    monkeypatch.setattr(classify, "ClassifyStep", FailingBlockStep)
+    monkeypatch.setattr(night_pass, "ClassifyStep", FailingBlockStep)
     monkeypatch.setattr(classify_step, "_SOUND", ROWS[0]["text"])  # of words that the tokenizer knows
     rows = [*ROWS[:17], {"id": "unknown word", "text": "the zebra was late"}, *ROWS[17:]]
     project.write("a.jsonl", rows)
@@ -439,7 +439,7 @@ def test_a_shadow_that_always_raises_is_tried_a_limited_number_of_times(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit is per shard; the night is the same as without a shadow."""
-    monkeypatch.setattr(classify, "ClassifyStep", FailingBlockStep)
+    monkeypatch.setattr(night_pass, "ClassifyStep", FailingBlockStep)
     monkeypatch.setattr(FailingBlockStep, "always", True)
     monkeypatch.setattr(FailingBlockStep, "raised", 0)
     project.write("a.jsonl", ROWS)
@@ -454,7 +454,7 @@ def test_a_document_that_the_model_cannot_compute_is_not_compared(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The document is a dead letter, as in a night without a shadow."""
-    monkeypatch.setattr(classify, "ClassifyStep", chaos.ChaosStep)
+    monkeypatch.setattr(night_pass, "ClassifyStep", chaos.ChaosStep)
     project.write("a.jsonl", [*ROWS[:17], {"id": "poison", "text": chaos.RAISE}, *ROWS[17:]])
     alone = project.run_night("alone")
     report = project.run_night(shadow=f"models:/tiny/{DEEP}")
@@ -531,7 +531,7 @@ def test_ray_workers_compare_as_a_single_process_does(project: NightProject, mon
         local = project.run_night("local", shadow=f"models:/tiny/{DEEP}")
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr(classify, "map_shards", map_shards)
+    monkeypatch.setattr(night_pass, "map_shards", map_shards)
     on_ray = project.run_night("ray", shadow=f"models:/tiny/{DEEP}", set=("ray.workers=2",))
     assert (on_ray.shadow, collect_shard_digests(on_ray)) == (local.shadow, collect_shard_digests(local))
     assert read_disagreements(project, "ray") == read_disagreements(project, "local")
@@ -548,7 +548,7 @@ def test_the_command_and_the_report_show_the_agreement(
     project.write("a.jsonl", ROWS)
     (project.registry_fixture.folder / "challenger").write_text(DEEP)
     project.run_night("before")
-    monkeypatch.setattr(cli, "open_registry", lambda _: project.registry_fixture)
+    monkeypatch.setattr(classify_command, "open_registry", lambda *_: project.registry_fixture)
     arguments = ["spin", "classify", str(project.folder / "settings.yaml"), "--input", str(project.folder / "data")]
     arguments += ["--output", str(project.folder / "out"), "--date", DATE, "--shadow", "challenger"]
     monkeypatch.setattr(sys, "argv", arguments)

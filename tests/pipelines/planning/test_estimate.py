@@ -24,7 +24,7 @@ from jobs.cli import main
 from pipelines.data import intake
 from pipelines.data.input_files import list_files
 from pipelines.data.intake import IntakeReport
-from pipelines.nightly import classify
+from pipelines.nightly import classify, night_pass
 from pipelines.nightly.classify_step import ClassifyJob, ClassifyStep
 from pipelines.nightly.run_records import ClassifyCounts, IntakeCounts
 from pipelines.planning import estimate, sample
@@ -92,7 +92,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 @pytest.fixture
 def nights_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run nights in this process, without Ray and without renewals of the lease."""
-    monkeypatch.setattr(classify, "map_shards", lambda *args, **options: map_shards(*args, **{**options, "here": True}))
+    monkeypatch.setattr(
+        night_pass, "map_shards", lambda *args, **options: map_shards(*args, **{**options, "here": True})
+    )
     monkeypatch.setattr(Lease, "_renew", lambda _: None)
 
 
@@ -292,7 +294,7 @@ def test_the_sample_runs_on_the_cpu_if_workers_have_no_gpu(
     class RecordingStep(ClassifyStep):
         def __init__(self, job: ClassifyJob, settings: Settings) -> None:
             super().__init__(job, settings)
-            texts = job.model.store.read_json("calibration.json") or ()
+            texts = job.models[0].artifact.store.read_json("calibration.json") or ()
             opened.append((settings.backbone.device, settings.backbone.engine, len(texts)))
 
     monkeypatch.setattr(sample, "ClassifyStep", RecordingStep)

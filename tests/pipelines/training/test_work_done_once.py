@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data import formats
-from pipelines.nightly import classify
+from pipelines.nightly import classify, night_pass
 from pipelines.registry.versions import Registry
 from pipelines.storage.request_counting import Traffic, count_input_reads
 from pipelines.training import extract_features, workflow
@@ -43,7 +43,7 @@ class Work:
             run = getattr(workflow, f"run_{stage}")
             monkeypatch.setattr(workflow, f"run_{stage}", self.count_reads(stage, run))
         monkeypatch.setattr(extract_features, "map_shards", self.map_shards)
-        monkeypatch.setattr(classify, "map_shards", self.map_shards)
+        monkeypatch.setattr(night_pass, "map_shards", self.map_shards)
 
     def count_reads(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a function so that its reads of the input are counted under a name."""

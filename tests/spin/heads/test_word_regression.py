@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.sparse import hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from spin.heads.word_regression import CHARACTERS_READ, UNITS, WordRegression
+from spin.heads.word_regression import CHARACTERS_READ, UNITS, Vocabulary, WordRegression, predict_with_each
 from tests.support.word_regression import build_word_regression
 
 TEXTS = [
@@ -54,6 +56,29 @@ def test_logits_of_a_text_do_not_depend_on_the_others(
     np.testing.assert_array_equal(together, np.concatenate([regression.logits([text]) for text in TEXTS]))
     monkeypatch.setattr("spin.heads.word_regression._PART", 2)
     np.testing.assert_array_equal(together, regression.logits(TEXTS))
+
+
+def test_several_regressions_count_the_terms_of_equal_vocabularies_once(
+    regression: WordRegression, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they are the same object or were loaded anew; logits are those of each regression alone, bit for bit."""
+    loaded = WordRegression.from_tensors(regression.to_tensors())
+    first, second = regression.vocabularies
+    heavier = WordRegression(
+        (Vocabulary(first.unit, first.terms, 2 * first.idf), second), loaded.coef, loaded.intercept
+    )
+    several = [regression, build_word_regression(TEXTS[:2]), loaded, build_word_regression(TEXTS, 2), heavier]
+    expected = [each.logits(TEXTS) for each in several]
+    counted, transform = [], Vocabulary.transform
+
+    def record_and_transform(self: Vocabulary, texts: Sequence[str]) -> Any:
+        counted.append(self.unit)
+        return transform(self, texts)
+
+    monkeypatch.setattr(Vocabulary, "transform", record_and_transform)
+    for actual, alone in zip(predict_with_each(several, TEXTS), expected, strict=True):
+        np.testing.assert_array_equal(actual, alone)
+    assert counted == ["words", "characters"] * 3
 
 
 def test_no_texts_have_no_logits(regression: WordRegression) -> None:

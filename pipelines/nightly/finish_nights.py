@@ -1,0 +1,281 @@
+"""Work on the nights of all models of a command: classify them in passes, and publish each by itself.
+
+A model that fails keeps no other one from being published: its error is kept until all are done.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pipelines.nightly.classify_step import PROFILE
+from pipelines.nightly.drift_check import measure_drift
+from pipelines.nightly.finish import (
+    ClassifiedNight,
+    Driver,
+    build_report,
+    check_files,
+    check_rows,
+    delete_work,
+    find_finished,
+    finish_night,
+    publish,
+    reconcile,
+    show_reports,
+)
+from pipelines.nightly.night_pass import ModelNight, NightPass, classify_pass, enter_pass, form_passes
+from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.tables.night_records import RUNS, NightRecord
+from pipelines.nightly.tables.passes import open_runs
+from pipelines.registry.night_summary import NightSummary, ShadowSummary
+from pipelines.service_errors import HeldError
+from pipelines.storage.lease import Lease, LeaseGroup
+from pipelines.workers.worker_faults import describe_error
+from spin.errors import SpinError
+from spin.monitor.agreement import ShadowAgreement, total_agreement
+from spin.monitor.drift import Drift
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NightFailure:
+    """Why the night of a model has failed, or what failed after it was published."""
+
+    model: str
+    """name of the registered model"""
+    error: Exception
+    """the error"""
+
+    @property
+    def status(self) -> int:
+        """Exit status of the error."""
+        return self.error.status if isinstance(self.error, SpinError) else SpinError.status
+
+    @property
+    def message(self) -> str:
+        """The error in one line."""
+        return str(self.error) if isinstance(self.error, SpinError) else describe_error(self.error)
+
+
+@dataclass(frozen=True)
+class ClassifiedNights:
+    """What a command has done for its models."""
+
+    models: tuple[str, ...]
+    """names of the registered models, in order"""
+    reports: tuple[NightReport, ...]
+    """reports of the nights that are published, in order of model"""
+    failures: tuple[NightFailure, ...]
+    """what has failed, in order of model"""
+
+    def raise_failures(self) -> None:
+        """Raise the error with the highest exit status; of a command for several models, the message names each."""
+        raise_failures(self.failures, several=len(self.models) > 1)
+
+
+def raise_failures(failures: Sequence[NightFailure], *, several: bool) -> None:
+    """Raise the error with the highest exit status, if there is one; with `several` models, the message names each."""
+    if not failures:
+        return
+    worst = max(failures, key=lambda failure: failure.status)
+    if not several:
+        raise worst.error
+    kind = type(worst.error) if isinstance(worst.error, SpinError) else SpinError
+    ordered = [worst, *(failure for failure in failures if failure is not worst)]
+    raise kind("; ".join(f"model {failure.model}: {failure.message}" for failure in ordered)) from worst.error
+
+
+def work_on_nights(nights: Sequence[ModelNight]) -> ClassifiedNights:
+    """Publish the runs that are finished, classify the others in passes and publish them, then show and log all."""
+    work = _Work(nights)
+    for night in nights:
+        with work.keeping_failure(night):
+            work.publish_if_finished(night)
+    for group in form_passes([night for night in nights if night.name not in work.finished]):
+        if any(map(work.is_waiting, group)):
+            work.classify(group)
+    for night in nights:
+        with work.keeping_failure(night):
+            work.show(night)
+    reports = [work.reports[night.name] for night in nights if night.name in work.reports]
+    failures = [work.failures[night.name] for night in nights if night.name in work.failures]
+    return ClassifiedNights(tuple(night.name for night in nights), tuple(reports), tuple(failures))
+
+
+@dataclass
+class _Work:
+    """The state of the nights of a command."""
+
+    nights: Sequence[ModelNight]
+    reports: dict[str, NightReport] = field(default_factory=dict)
+    """of the nights that are published, by model"""
+    failures: dict[str, NightFailure] = field(default_factory=dict)
+    """by model"""
+    finished: set[str] = field(default_factory=set)
+    """models whose runs need nothing computed, published or not"""
+
+    def is_waiting(self, night: ModelNight) -> bool:
+        """Whether a night is neither published nor has it failed."""
+        return night.name not in self.reports and night.name not in self.failures
+
+    @contextmanager
+    def keeping_failure(self, *nights: ModelNight) -> Iterator[None]:
+        """Keep an error as the failure of the nights, and go on."""
+        try:
+            yield
+        except Exception as error:
+            for night in nights:
+                failure = NightFailure(night.name, error)
+                if len(self.nights) > 1:
+                    _log.warning("model %s: %s", night.name, failure.message)
+                    _log.debug("the night of model %s failed", night.name, exc_info=True)
+                self.failures.setdefault(night.name, failure)
+
+    def publish_if_finished(self, night: ModelNight) -> None:
+        """Publish a run that another driver, or an earlier command, has finished."""
+        driver = night.driver
+        if driver.run.published:
+            self.finished.add(night.name)
+        with overtaken_first(driver.lease):
+            driver.lease.check()
+            finished = find_finished(driver)
+            if finished is not None:
+                self.finished.add(night.name)
+                self.publish(night, *finished)
+
+    def classify(self, nights: Sequence[ModelNight]) -> None:
+        """Classify some nights in one pass, and publish each of them.
+
+        A night that has failed, such as one that another driver has taken over, is classified with the others: whoever
+        goes on with the pass finds all of its runs in each shard.
+        """
+        with self.keeping_failure(*nights):
+            shared = enter_pass(nights)
+            with overtaken_first(shared.lease):
+                classified = classify_pass(shared)
+            for night, result in zip(nights, classified, strict=True):
+                if self.is_waiting(night):
+                    self._finish_and_publish(night, result)
+            _delete_work_of_pass(shared)
+
+    def _finish_and_publish(self, night: ModelNight, classified: ClassifiedNight) -> None:
+        with self.keeping_failure(night), overtaken_first(night.driver.lease):
+            self.publish(night, *_finish(night, classified))
+
+    def publish(self, night: ModelNight, report: NightReport, record: NightRecord | None) -> None:
+        """Publish a finished run; `record` is None if it is published already."""
+        if record is None:
+            _log.warning(
+                "%s: the night of %s is published (run %s), so nothing was computed; --restart begins a new run",
+                night.driver.tables.out.uri,
+                report.date,
+                report.run,
+            )
+        else:
+            publish(night.driver, record)
+        self.reports[night.name] = report
+
+    def show(self, night: ModelNight) -> None:
+        """Show the report of a published night and log it to MLflow."""
+        report = self.reports.get(night.name)
+        if report is not None:
+            with overtaken_first(night.driver.lease):
+                model = night.model
+                model.registry.log_night(model.version, _summary(report), show_reports(night.driver, report))
+
+
+@contextmanager
+def overtaken_first(lease: Lease | LeaseGroup) -> Iterator[None]:
+    """Raise HeldError in place of another error if another driver has taken over.
+
+    It may have published the run of this one and deleted what nobody needs then, so the error may follow from that.
+    """
+    try:
+        yield
+    except HeldError:
+        raise
+    except SpinError as error:
+        try:
+            lease.check()
+        except HeldError as overtaken:
+            raise overtaken from error
+        except SpinError:
+            _log.debug("the lease could not be checked after an error", exc_info=True)
+        raise
+
+
+def _finish(night: ModelNight, classified: ClassifiedNight) -> tuple[NightReport, NightRecord]:
+    """Check a classified night and write its records. Raises BadRowsError if it is outside of its limits."""
+    driver: Driver = night.driver
+    reconcile(classified)
+    report = build_report(
+        driver,
+        classified,
+        classes=night.model.metadata.classes,
+        drift=_measure_drift(night, classified),
+        shadow=_total_agreement(night, classified),
+    )
+    check_files(driver.settings.classify, classified.quarantined, report.files.total)
+    check_rows(driver.settings.classify, report.counts.reasons, report.counts.rows)
+    return finish_night(driver, classified, report)
+
+
+def _measure_drift(night: ModelNight, classified: ClassifiedNight) -> list[Drift]:
+    """The drift of the classified documents from the reference of the model."""
+    settings = night.driver.settings
+    return measure_drift(
+        night.driver.tables.out,
+        [key for outcome in classified.readable for key in outcome.files if key.endswith(PROFILE)],
+        night.model.folder / "model",
+        settings.choose,
+        settings.classify.max_psi,
+        early=settings.classify.cascade,
+    )
+
+
+def _total_agreement(night: ModelNight, classified: ClassifiedNight) -> ShadowAgreement | None:
+    """The agreement with the shadow over the files that could be read, None without a shadow."""
+    shadow = night.model.shadow
+    if shadow is None:
+        return None
+    counts = [outcome.counts.shadow for outcome in classified.readable if outcome.counts.shadow is not None]
+    return total_agreement(shadow.version, night.model.metadata.multilabel, counts)
+
+
+def _delete_work_of_pass(shared: NightPass) -> None:
+    """Delete what a pass has worked with, if none of its runs needs it any more; nothing depends on that."""
+    if shared.record is None:
+        return
+    try:
+        if not open_runs(shared.tables, shared.record):
+            delete_work(shared.tables.out / f"{RUNS}/{shared.record.name}")
+    except SpinError:
+        _log.warning("%s: the work of the pass could not be deleted; a vacuum does it", shared.store.uri)
+        _log.debug("the work of the pass could not be deleted", exc_info=True)
+
+
+def _summary(report: NightReport) -> NightSummary:
+    """The figures of a night that MLflow logs."""
+    counts, shadow = report.counts, report.shadow
+    return NightSummary(
+        date=report.date,
+        run=report.run,
+        output=report.output,
+        fingerprint=report.fingerprint,
+        seconds=report.seconds,
+        rows=counts.rows,
+        predicted=counts.predicted,
+        abstained=counts.abstained,
+        dead=counts.dead,
+        tokens=counts.tokens,
+        truncated=counts.truncated,
+        windows=counts.windows,
+        unread_tokens=counts.unread_tokens,
+        depths=counts.depths,
+        quarantined_files=report.files.quarantined,
+        psi={drift.name: drift.psi for drift in report.drift},
+        shadow=None if shadow is None else ShadowSummary(shadow.version, shadow.agreement),
+    )

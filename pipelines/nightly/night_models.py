@@ -1,0 +1,166 @@
+"""The models of a night and their shadows: their versions, artifacts and backbones, and what changes predictions."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from pipelines.nightly.classify_step import CALIBRATION, ShadowJob
+from pipelines.nightly.shadow import ShadowSpec, choose_shadow, find_own_backbone, resolve_shadow
+from pipelines.registry.versions import Registry
+from pipelines.storage.object_store import Store
+from pipelines.workers import weights_cache
+from pipelines.workers.artifact_copy import ArtifactCopy
+from spin.backbone.digest import cached_digest
+from spin.backbone.hub import locate_model
+from spin.errors import UserError
+from spin.heads import persistence
+from spin.heads.persistence import ClassifierMetadata
+from spin.settings import BackboneSettings, Settings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RequestedModel:
+    """A registered model that a command is to classify with."""
+
+    registry: Registry
+    """the registered model"""
+    model: str | None = None
+    """`models:/NAME@ALIAS` or `models:/NAME/N`, the champion if it is None"""
+    shadow: str | None = None
+    """version that is its shadow, see `resolve_shadow`"""
+
+    @property
+    def name(self) -> str:
+        """Name of the registered model."""
+        return self.registry.name
+
+
+@dataclass(frozen=True)
+class ChosenVersion:
+    """The version of a registered model that classifies a night."""
+
+    registry: Registry
+    """the registered model"""
+    version: str
+    """version of the model"""
+    shadow: str | None
+    """version of its shadow, None without one"""
+
+
+@dataclass(frozen=True)
+class NightModel:
+    """A model of a night and its shadow, downloaded."""
+
+    registry: Registry
+    """registry of both versions"""
+    version: str
+    """version of the model"""
+    metadata: ClassifierMetadata
+    """metadata of the model"""
+    folder: Path
+    """folder that contains `model/` and, if there is a shadow, `shadow/`"""
+    settings: Settings
+    """settings of the night, with an engine and with the backbone of the model"""
+    shadow: ShadowSpec | None = None
+    """the shadow, None without one"""
+
+    def plan_metadata(self, source: str) -> dict[str, object]:
+        """Everything that changes predictions: not the number of workers, logging or the permitted failures."""
+        registry, version, digest = self.registry, self.version, self.metadata.backbone_digest
+        settings = self.settings
+        metadata: dict[str, object] = {
+            "model": {"name": registry.name, "version": version, "backbone": digest},
+            "choose": settings.choose,
+            "decision": settings.decision.model_dump(),
+            "backbone": weights_cache.activation_settings(settings.backbone),
+            "data": {**settings.data.model_dump(include={"id", "text", "ids", "keep"}), "input": source},
+            "shard_documents": settings.ray.shard_documents,
+            "cascade": settings.classify.cascade,
+            "dead_letter_text": settings.classify.dead_letter_text,
+        }
+        return metadata if self.shadow is None else {**metadata, "shadow": self.shadow.metadata()}
+
+    def share(self, store: Store, driver: str) -> tuple[ArtifactCopy, ShadowJob | None]:
+        """Write the artifacts to the store of a run or a pass and announce the weights, so that workers can load them.
+
+        `driver` distinguishes what this driver writes there for this model.
+        """
+        weights_cache.publish(self.settings, self.metadata.backbone_digest)
+        model = self._copy("model", store, driver)
+        if self.shadow is None:
+            return model, None
+        weights_cache.publish(self.shadow.settings(self.settings), self.shadow.digest)
+        return model, ShadowJob(self.shadow, self._copy("shadow", store, driver))
+
+    def _copy(self, name: str, store: Store, driver: str) -> ArtifactCopy:
+        names = (persistence.CONFIG, persistence.TENSORS)
+        files = {file: (self.folder / name / file).read_bytes() for file in names}
+        if self.settings.backbone.dtype == "int8":
+            files[CALIBRATION] = json.dumps(self.registry.calibration()).encode()
+        return ArtifactCopy.write(store / f"{name}/{driver}", files)
+
+
+def choose_versions(requested: Sequence[RequestedModel]) -> list[ChosenVersion]:
+    """The versions of some models, in order of name. Raises UserError unless the registered names differ."""
+    names = sorted(each.name for each in requested)
+    if twice := [name for name, following in pairwise(names) if name == following]:
+        raise UserError(
+            f"--model: {twice[0]} is given twice; expected models of different registered names, each with a night of "
+            "its own. A second version of one model can be its --shadow"
+        )
+    chosen = []
+    for each in sorted(requested, key=lambda each: each.name):
+        version = each.registry.resolve(each.model)
+        shadow = None if each.shadow is None else resolve_shadow(each.registry, each.shadow, version)
+        chosen.append(ChosenVersion(each.registry, version, shadow))
+    return chosen
+
+
+def download_model(
+    chosen: ChosenVersion, folder: Path, given: Settings, night: Settings, *, several: bool
+) -> NightModel:
+    """Download a model and its shadow to a new folder.
+
+    `given` are the settings of the command, `night` those with an engine for their backbone. Where `several` models
+    classify, one may have another backbone than that of the settings; it then has the one that its artifact names, and
+    an engine for that. Raises UserError for a backbone that cannot be found, and if the shadow does not fit the model.
+    """
+    folder.mkdir()
+    metadata = persistence.read_metadata(_download(chosen.registry, chosen.version, folder / "model"))
+    settings = night
+    if several and not _is_backbone(given.backbone, metadata):
+        try:
+            own = find_own_backbone(metadata.backbone, metadata.backbone_digest, given.backbone)
+        except UserError as error:
+            raise UserError(f"version {chosen.version} of {chosen.registry.name} cannot be used: {error}") from None
+        settings = weights_cache.with_engine(given.model_copy(update={"backbone": own}), "classify")
+    shadow = None
+    if chosen.shadow is not None:
+        shadow_folder = _download(chosen.registry, chosen.shadow, folder / "shadow")
+        shadow = choose_shadow(chosen.shadow, shadow_folder, metadata, settings)
+    return NightModel(chosen.registry, chosen.version, metadata, folder, settings, shadow)
+
+
+def _download(registry: Registry, version: str, folder: Path) -> Path:
+    folder.mkdir()
+    registry.download(version, folder)
+    return folder
+
+
+def _is_backbone(backbone: BackboneSettings, metadata: ClassifierMetadata) -> bool:
+    """Whether settings name the backbone of a model; by name and revision if its weights are not on this machine."""
+    try:
+        code = backbone.trust_remote_code
+        folder = locate_model(backbone.model, backbone.revision, include_code=code)
+        return cached_digest(folder, include_code=code) == metadata.backbone_digest
+    except UserError:
+        _log.debug("the weights of %s are not on this machine", backbone.model, exc_info=True)
+        trained = metadata.backbone
+        return (backbone.model, backbone.revision) == (trained.model, trained.revision)

@@ -1,0 +1,166 @@
+"""The features of the documents of a shard for all classifiers of a pass; a fault that only some have is kept apart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipelines.storage.shard_log import Attempt
+from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows, run_check
+from pipelines.workers.worker_faults import is_fault_of_worker
+from spin.activations.extract import Features
+from spin.classifier import SpinClassifier
+from spin.errors import NotFiniteError, SpinError
+from spin.shared_pass import SharedPass
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PieceFeatures:
+    """The features of some rows of a shard."""
+
+    models: tuple[Features | str, ...]
+    """by model; in place of those of a model that cannot compute the one row, the reason"""
+    shadow: Features | None
+    """of the shadow, None if it could not be computed together with the models"""
+
+
+@dataclass(frozen=True)
+class ModelRows:
+    """What one model has computed of the rows of a shard."""
+
+    pieces: list[tuple[list[int], Features, Features | None]]
+    """rows in order, with the features of the model, and of the shadow if it was computed with them"""
+    failing: dict[int, str]
+    """rows that the model cannot compute, each with the reason"""
+
+
+class PassFeatures:
+    """Computes the features of the classifiers of a pass, in one forward pass for all that read the same backbone.
+
+    A shadow takes part where the values of the models are the same with it, bit for bit: in torch, without exits.
+    """
+
+    def __init__(self, models: Sequence[SpinClassifier], shadow: SpinClassifier | None, known_good: str) -> None:
+        self.models, self.shadow, self._known_good = tuple(models), shadow, known_good
+        self._passes: dict[tuple[SpinClassifier, ...], SharedPass] = {}
+        every = self.models if shadow is None else (*self.models, shadow)
+        if len(every) > 1:
+            self._shared(every).prepare()
+        else:
+            every[0].prepare()
+        self._shadow_joins = shadow is not None and not (
+            any(spin.exits_early for spin in every) or any(spin.backbone.engine != "torch" for spin in self.models)
+        )
+
+    def check(self) -> None:
+        """Run the backbone on a text that is known to be good, whether its words decide it or not, for all models.
+
+        Raises what that raises.
+        """
+        if len(self.models) > 1:
+            self.together(self.models, [self._known_good])
+        if len(self.models) == 1 or any(spin.exits_by_words for spin in self.models):
+            deepest = max(self.models, key=lambda spin: spin.depth)
+            deepest.read_backbone([self._known_good], deepest.word_logits([self._known_good]))
+
+    def together(self, classifiers: Sequence[SpinClassifier], texts: Sequence[str]) -> list[Features]:
+        """The features of some of the classifiers, in order."""
+        if len(classifiers) == 1:
+            return [classifiers[0].features(texts)]
+        return self._shared(tuple(classifiers)).features(texts)
+
+    def compute(
+        self,
+        members: Sequence[int],
+        rows: list[int],
+        texts_of: Callable[[Sequence[int]], list[str]],
+        attempt: Attempt,
+        check: Callable[[], object],
+        *,
+        with_shadow: bool,
+    ) -> dict[int, ModelRows]:
+        """What each of some models, given by its number, computes of the rows.
+
+        A row that raises is isolated. Of several models, each is then tried alone, so that it is a failing row of those
+        alone that cannot compute it. A row that kills its process is one of all. `check` and the errors are those of
+        `isolate_failing_rows`.
+        """
+        models = [self.models[member] for member in members]
+        shadow = self.shadow if with_shadow and attempt.crashes < MAX_CRASHES else None
+
+        def compute(piece: list[int]) -> PieceFeatures:
+            texts = texts_of(piece)
+            if shadow is not None and (found := self._with_shadow(models, shadow, texts)) is not None:
+                return found
+            try:
+                return PieceFeatures(tuple(self.together(models, texts)), None)
+            except Exception as error:
+                if len(piece) > 1 or len(models) == 1 or not _may_be_of_document(error):
+                    raise
+                _log.debug("a row failed in a pass of several models; each is tried alone", exc_info=True)
+            return PieceFeatures(_apart(models, texts, check), None)
+
+        isolated = isolate_failing_rows(rows, compute, attempt, check)
+        return {member: _rows_of(isolated, place) for place, member in enumerate(members)}
+
+    def _with_shadow(
+        self, models: Sequence[SpinClassifier], shadow: SpinClassifier, texts: list[str]
+    ) -> PieceFeatures | None:
+        """The features of models and shadow; None if that fails, which must not cost the models anything."""
+        try:
+            if self._shadow_joins:
+                *features, of_shadow = self.together([*models, shadow], texts)
+            else:
+                features, of_shadow = self.together(models, texts), shadow.features(texts)
+            return PieceFeatures(tuple(features), of_shadow)
+        except Exception:
+            _log.debug("the pass of models and shadow failed; the models run without it", exc_info=True)
+            return None
+
+    def _shared(self, classifiers: tuple[SpinClassifier, ...]) -> SharedPass:
+        if classifiers not in self._passes:
+            self._passes[classifiers] = SharedPass(classifiers)
+        return self._passes[classifiers]
+
+
+def _apart(
+    models: Sequence[SpinClassifier], texts: Sequence[str], check: Callable[[], object]
+) -> tuple[Features | str, ...]:
+    """The features of one text for each model by itself, or the reason; raises the last error if all fail."""
+    found: list[Features | str] = []
+    last: Exception | None = None
+    for model in models:
+        try:
+            found.append(model.features(texts))
+        except Exception as error:
+            if not _may_be_of_document(error):
+                raise
+            _log.debug("a row failed for one model", exc_info=True)
+            found.append(f"computing it raised {type(error).__name__}")
+            last = error
+    if last is not None:
+        if all(isinstance(each, str) for each in found):
+            raise last
+        run_check(check)
+    return tuple(found)
+
+
+def _may_be_of_document(error: Exception) -> bool:
+    """Whether an error may be the fault of a document, as `isolate_failing_rows` sees it."""
+    service = isinstance(error, SpinError) and not isinstance(error, NotFiniteError)
+    return not service and not is_fault_of_worker(error)
+
+
+def _rows_of(isolated: IsolatedRows[PieceFeatures], place: int) -> ModelRows:
+    """The rows of the model at one place in the pieces."""
+    found = ModelRows([], dict(isolated.failing))
+    for rows, piece in isolated.pieces:
+        features = piece.models[place]
+        if isinstance(features, str):
+            found.failing.update(dict.fromkeys(rows, features))
+        else:
+            found.pieces.append((rows, features, piece.shadow))
+    return found

@@ -1,0 +1,217 @@
+"""Nights of several real classifiers in this process: what each publishes is what it publishes alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertModel
+
+from pipelines.nightly import classify, classify_step, night_pass
+from pipelines.nightly.finish_nights import ClassifiedNights
+from pipelines.nightly.night_models import RequestedModel
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, NightTables, read_rows
+from pipelines.storage.object_store import Store
+from pipelines.workers.map_shards import map_shards
+from spin.classifier import SpinClassifier
+from spin.errors import UserError
+from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, load_settings
+from tests.pipelines.nightly.test_classify import DATE
+from tests.pipelines.nightly.test_shadow import ROWS, FailingBlockStep, list_labels
+from tests.support import tiny
+from tests.support.chaos import FolderRegistry
+
+Row = dict[str, Any]
+SHALLOW, DEEP, MULTILABEL, ELSEWHERE = "shallow", "deep", "multilabel", "elsewhere"
+
+pytestmark = pytest.mark.usefixtures("all_folds")
+
+
+class NamedRegistry(FolderRegistry):
+    """A registered model of a name, whose versions are those of the folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        super().__init__(folder)
+        self.name = name
+
+    def resolve(self, model: str | None = None) -> str:
+        return self.name if model is None else model.rpartition("/")[2]
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:
+    """A folder with classifiers of several depths, three of them on one backbone."""
+    folder = tmp_path_factory.mktemp("versions")
+    other = tiny.save_bert(tmp_path_factory.mktemp("elsewhere"), seed=1)
+    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), head="linear", words="off")
+    probe = ProbeSettings(penalties=3, max_extra=0)
+    parts: dict[str, tuple[Path, list[str], list[str], Callable[[Row], Any]]] = {
+        SHALLOW: (backbone_folder, ["ffn.01"], ["mean"], lambda row: row["label"]),
+        DEEP: (backbone_folder, ["ffn.01", "resid.03"], ["mean", "max"], lambda row: row["label"]),
+        MULTILABEL: (backbone_folder, ["resid.02"], ["max"], list_labels),
+        ELSEWHERE: (other, ["resid.02"], ["mean"], lambda row: row["label"]),
+    }
+    rows = tiny.make_documents(240, ("good", "bad", "plain"))
+    for name, (backbone, sites, poolings, label) in parts.items():
+        float32 = BackboneSettings(model=str(backbone), dtype="float32", device="cpu")
+        classifier = SpinClassifier(float32, sites=sites, poolings=poolings, probe=probe, search=quick)
+        classifier.fit([row["text"] for row in rows], [label(row) for row in rows]).save(folder / name)
+    return folder
+
+
+class SeveralProject:
+    """A folder with input files, and nights of several models that classify them."""
+
+    def __init__(self, folder: Path, versions: Path, backbone: Path) -> None:
+        self.folder, self.versions, self.backbone = folder, versions, backbone
+        (folder / "data").mkdir()
+
+    def write(self, rows: list[Row]) -> None:
+        (self.folder / "data" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(
+        self, out: str, *models: str, shadows: Mapping[str, str] | None = None, cascade: bool = False, **limits: float
+    ) -> ClassifiedNights:
+        """Run a night of some models, with a version as the shadow of some."""
+        tree: dict[str, Any] = {
+            "backbone": {"model": str(self.backbone), "dtype": "float32", "device": "cpu", "engine": "torch"},
+            "data": {"train": "nowhere"},
+            "store": "nowhere",
+            "ray": {"shard_documents": 40},
+            "classify": {"cascade": cascade, **limits},
+        }
+        settings = self.folder / "settings.yaml"
+        settings.write_text(json.dumps(tree))
+        requested = [
+            RequestedModel(NamedRegistry(self.versions, name), None, (shadows or {}).get(name))  # type: ignore[arg-type]
+            for name in models
+        ]
+        source, output = str(self.folder / "data"), str(self.folder / out)
+        return classify.classify_nights(load_settings(settings), requested, source, output, night=DATE)
+
+    def read(self, out: str, table: str, model: str) -> list[Row]:
+        """The rows of a model, without the run."""
+        tables = NightTables(Store(str(self.folder / out)))
+        rows: list[Row] = read_rows(tables.open(table), {"date": DATE, "model": model}).to_pylist()
+        return rows
+
+
+@pytest.fixture
+def project(tmp_path: Path, versions: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SeveralProject:
+    monkeypatch.setattr(
+        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
+    )
+    return SeveralProject(tmp_path, versions, backbone_folder)
+
+
+def test_the_rows_of_each_model_are_those_of_a_night_of_its_own(
+    project: SeveralProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 without exits they are equal bit for bit, and the backbone ran as often as for the deepest alone."""
+    calls: Counter[str] = Counter()
+    forward = BertModel.forward
+
+    def count_forward(model: Any, *args: Any, **keywords: Any) -> Any:
+        calls["forward"] += 1
+        return forward(model, *args, **keywords)
+
+    monkeypatch.setattr(BertModel, "forward", count_forward)
+    project.write([*ROWS[:77], {"id": "x", "text": None}, dict(ROWS[3]), *ROWS[77:]])
+    together = project.run("together", DEEP, MULTILABEL, SHALLOW)
+    together.raise_failures()
+    in_one_pass = calls["forward"]
+    for name, report in zip((DEEP, MULTILABEL, SHALLOW), together.reports, strict=True):
+        calls.clear()
+        [alone] = project.run(f"alone-{name}", name).reports
+        assert calls["forward"] == in_one_pass
+        assert report.counts == alone.counts
+        for table in (PREDICTIONS, DEAD_LETTERS):
+            rows = project.read("together", table, name)
+            assert rows == project.read(f"alone-{name}", table, name)
+            assert rows
+        assert [(drift.name, drift.psi) for drift in report.drift] == [(d.name, d.psi) for d in alone.drift]
+
+
+def test_each_model_keeps_its_own_exits(project: SeveralProject) -> None:
+    project.write(ROWS)
+    together = project.run("together", DEEP, SHALLOW, cascade=True)
+    together.raise_failures()
+    for name, report in zip((DEEP, SHALLOW), together.reports, strict=True):
+        [alone] = project.run(f"alone-{name}", name, cascade=True).reports
+        assert (report.counts.depths, report.counts.labels) == (alone.counts.depths, alone.counts.labels)
+        rows, own = (
+            [(row["id"], row["label"], row["depth"]) for row in project.read(out, PREDICTIONS, name)]
+            for out in ("together", f"alone-{name}")
+        )
+        assert rows == own
+
+
+def test_a_model_on_another_backbone_has_a_pass_of_its_own(project: SeveralProject) -> None:
+    """Its backbone is the one that its artifact names; the settings name that of the others."""
+    project.write(ROWS)
+    together = project.run("together", DEEP, ELSEWHERE, SHALLOW)
+    together.raise_failures()
+    assert [report.model for report in together.reports] == [DEEP, ELSEWHERE, SHALLOW]
+    alone = SpinClassifier.load(project.versions / ELSEWHERE)
+    labels = [row["label"] for row in project.read("together", PREDICTIONS, ELSEWHERE)]
+    assert labels == alone.predict([row["text"] for row in ROWS])
+
+
+def test_a_document_that_only_one_model_cannot_compute_is_a_dead_letter_of_that_one(
+    project: SeveralProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third block raises on words that the tokenizer does not know; only the deep model reads it."""
+    monkeypatch.setattr(night_pass, "ClassifyStep", FailingBlockStep)
+    monkeypatch.setattr(classify_step, "_SOUND", ROWS[0]["text"])
+    rows = [*ROWS[:17], {"id": "unknown word", "text": "the zebra was late"}, *ROWS[17:]]
+    project.write(rows)
+    together = project.run("together", DEEP, SHALLOW)
+    together.raise_failures()
+    deep, shallow = together.reports
+    assert (deep.counts.reasons, shallow.counts.reasons) == ({"poison": 1}, {})
+    assert [row["id"] for row in project.read("together", DEAD_LETTERS, DEEP)] == ["unknown word"]
+    assert [row["id"] for row in project.read("together", PREDICTIONS, SHALLOW)] == [row["id"] for row in rows]
+    project.run("alone", DEEP).raise_failures()
+    labels = [[(r["id"], r["label"]) for r in project.read(out, PREDICTIONS, DEEP)] for out in ("together", "alone")]
+    assert labels[0] == labels[1]
+    strict = project.run("strict", DEEP, SHALLOW, max_dead_fraction=0)
+    assert [(failure.model, failure.status) for failure in strict.failures] == [(DEEP, 4)]
+    assert [report.model for report in strict.reports] == [SHALLOW]
+
+
+def test_one_of_several_models_has_a_shadow(project: SeveralProject) -> None:
+    """Its disagreements are those of a night of its own with the shadow, and no row of any model changes."""
+    project.write(ROWS)
+    shadows = {SHALLOW: f"models:/{SHALLOW}/{DEEP}"}
+    together = project.run("together", MULTILABEL, SHALLOW, shadows=shadows)
+    together.raise_failures()
+    [alone] = project.run("alone", SHALLOW, shadows=shadows).reports
+    without = project.run("without", MULTILABEL, SHALLOW)
+    assert [report.shadow for report in together.reports] == [None, alone.shadow]
+    disagreements = project.read("together", DISAGREEMENTS, SHALLOW)
+    assert disagreements == project.read("alone", DISAGREEMENTS, SHALLOW)
+    assert disagreements
+    assert project.read("together", DISAGREEMENTS, MULTILABEL) == []
+    for report, model in zip(without.reports, (MULTILABEL, SHALLOW), strict=True):
+        assert project.read("together", PREDICTIONS, model) == project.read("without", PREDICTIONS, model)
+        assert report.shadow is None
+
+
+def test_a_model_whose_backbone_is_gone_is_refused_before_any_work(project: SeveralProject, tmp_path: Path) -> None:
+    project.write(ROWS)
+    moved = tmp_path / "versions"
+    (moved / "gone").mkdir(parents=True)
+    for file in (project.versions / ELSEWHERE).iterdir():
+        (moved / "gone" / file.name).write_bytes(file.read_bytes())
+    config = json.loads((moved / "gone" / "config.json").read_text())
+    config["backbone"]["model"] = "/nowhere"
+    (moved / "gone" / "config.json").write_text(json.dumps(config))
+    (moved / SHALLOW).symlink_to(project.versions / SHALLOW)
+    project.versions = moved
+    with pytest.raises(UserError, match="version gone of gone cannot be used: .*no directory"):
+        project.run("out", "gone", SHALLOW)
+    assert [key for key in Store(str(tmp_path / "out")).list() if not key.startswith("_leases/")] == []
