@@ -62,12 +62,12 @@ class Features:
     """(n, K) logits of a word regression, for a classifier that reads words or lets them decide"""
     head_reads_words: bool = True
     """whether these logits, if there are any, are features of the head, and not only of the exit by words"""
-    cut: NDArray[np.bool_] | None = None
-    """(n,) whether each text was not read to its end; None where only their number is known"""
     windows: NDArray[np.int32] | None = None
     """(n,) number of windows that were read of each text; None where long texts are cut"""
     unread_tokens: NDArray[np.int32] | None = None
     """(n,) number of tokens beyond the last window; None where long texts are cut"""
+    cut: NDArray[np.bool_] | None = None
+    """(n,) whether each text was not read to its end; None where only their number is known"""
 
     @property
     def values(self) -> NDArray[np.floating]:
@@ -91,26 +91,29 @@ class Features:
             depth=join("depth"),
             words=join("words"),
             head_reads_words=parts[0].head_reads_words,
-            cut=join("cut"),
             windows=join("windows"),
             unread_tokens=join("unread_tokens"),
+            cut=join("cut"),
         )
 
     def select(self, rows: NDArray[np.int64]) -> Features:
-        """The features of some of the texts, which a backbone has read."""
+        """The features of some of the texts, given by index; which of them were cut must be known."""
         assert self.cut is not None
-        cut = self.cut[rows]
-        return Features(
+
+        def take(values: Any) -> Any:
+            return None if values is None else values[rows]
+
+        return replace(
+            self,
             columns={column: values[rows] for column, values in self.columns.items()},
             n_tokens=self.n_tokens[rows],
             n_unknown=self.n_unknown[rows],
-            truncated=int(cut.sum()),
-            depth=None if self.depth is None else self.depth[rows],
-            words=None if self.words is None else self.words[rows],
-            head_reads_words=self.head_reads_words,
-            cut=cut,
-            windows=None if self.windows is None else self.windows[rows],
-            unread_tokens=None if self.unread_tokens is None else self.unread_tokens[rows],
+            truncated=int(self.cut[rows].sum()),
+            depth=take(self.depth),
+            words=take(self.words),
+            windows=take(self.windows),
+            unread_tokens=take(self.unread_tokens),
+            cut=take(self.cut),
         )
 
     def spread(self, rows: NDArray[np.int64], depth: int, count: int) -> Features:
@@ -133,9 +136,9 @@ class Features:
             counts(self.n_unknown),
             self.truncated,
             place(depth if self.depth is None else self.depth, np.full(count, -1, np.int32)),
-            cut=None if self.cut is None else place(self.cut, np.zeros(count, np.bool_)),
             windows=None if self.windows is None else counts(self.windows),
             unread_tokens=None if self.unread_tokens is None else counts(self.unread_tokens),
+            cut=None if self.cut is None else place(self.cut, np.zeros(count, np.bool_)),
         )
 
 
@@ -447,9 +450,9 @@ class _TokenCounts:
             self.n_unknown,
             int(self.cut.sum()),
             depth,
-            cut=self.cut,
             windows=self.windows,
             unread_tokens=self.unread,
+            cut=self.cut,
         )
 
 

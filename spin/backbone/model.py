@@ -27,7 +27,7 @@ class Tokens:
     ids: list[list[int]]
     """n lists, one per text, each of one token or more; of texts that are read in windows one list per window"""
     cut: list[bool]
-    """n flags: whether something of a text is not read"""
+    """n flags: whether something of each text is not read"""
     unknown: list[int]
     """n counts: the unknown tokens of each text, in all of its windows"""
     windows: Windows | None = None

@@ -49,10 +49,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_backbone(tmp_path_factory.mktemp("deep"), config)
 
 
-@pytest.fixture(scope="module")
-def settings(folder: Path) -> BackboneSettings:
-    """They cut some of the texts."""
-    return BackboneSettings(model=str(folder), dtype="float32", device="cpu", batch_tokens=256, max_tokens=20)
+@pytest.fixture(scope="module", params=["cut", "windows"])
+def settings(folder: Path, request: pytest.FixtureRequest) -> BackboneSettings:
+    """They cut some of the texts, or read at most two windows of them."""
+    return BackboneSettings(
+        model=str(folder),
+        dtype="float32",
+        device="cpu",
+        batch_tokens=256,
+        max_tokens=20 if request.param == "cut" else 12,
+        long_texts=request.param,
+        window_overlap=2,
+        max_windows=2,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +113,13 @@ def assert_same_features(actual: Features, expected: Features, atol: float) -> N
     assert list(actual.columns) == list(expected.columns)
     for column, values in expected.columns.items():
         np.testing.assert_allclose(actual.columns[column], values, rtol=atol, atol=atol)
-    for name in ("n_tokens", "n_unknown", "depth", "words"):
+    for name in ("n_tokens", "n_unknown", "depth", "words", "windows", "unread_tokens"):
         np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name), name)
     assert (actual.truncated, actual.head_reads_words) == (expected.truncated, expected.head_reads_words)
 
 
 def count_block_rows(backbone: Backbone) -> Counter[int]:
-    """Return a counter, to be filled from now on, of the documents that run through each block, counted from 1."""
+    """Return a counter, to be filled from now on, of the windows that run through each block, counted from 1."""
     counts: Counter[int] = Counter()
 
     def add(number: int, arguments: Any, keywords: dict[str, Any]) -> None:
@@ -120,6 +129,12 @@ def count_block_rows(backbone: Backbone) -> Counter[int]:
         if first := next(block.children(), None):  # blocks that are skipped are called, but not what is in them
             first.register_forward_pre_hook(lambda _, a, k, number=number: add(number, a, k), with_kwargs=True)
     return counts
+
+
+def count_windows(backbone: Backbone) -> np.ndarray:
+    """Return the number of windows of each text, one where texts are cut."""
+    windows = backbone.tokenize(TEXTS).windows
+    return np.ones(len(TEXTS), np.int64) if windows is None else np.array(windows.counts)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -140,7 +155,8 @@ def test_each_classifier_exits_where_it_does_alone_and_no_other_block_runs(
         for each, alone in zip(classifiers, expected, strict=True)
     ]
     needed = np.max(depths, axis=0)
-    assert {n: rows[n] for n in range(1, 7)} == {n: int((needed >= n).sum()) for n in range(1, 7)}
+    windows = count_windows(backbone)
+    assert {n: rows[n] for n in range(1, 7)} == {n: windows[needed >= n].sum() for n in range(1, 7)}
     for each, of_pass, alone in zip(classifiers, features, expected, strict=True):
         predicted, own = each.predict_features(of_pass), each.predict_features(alone)
         assert predicted.labels == own.labels
@@ -187,7 +203,7 @@ def test_words_alone_take_part_without_a_pass(settings: BackboneSettings, backbo
     rows = count_block_rows(reader.backbone)
     for actual, alone in zip(shared.features(TEXTS), expected, strict=True):
         assert_same_features(actual, alone, 1e-4)
-    assert rows[1] == (expected[1].depth != BY_WORDS).sum()
+    assert rows[1] == count_windows(reader.backbone)[expected[1].depth != BY_WORDS].sum()
     alone_of_both = SharedPass([by_words, by_words]).features(TEXTS)
     for actual in alone_of_both:
         assert_same_features(actual, expected[0], 0)
