@@ -13,22 +13,24 @@ from spin.activations.engine import Engine
 from spin.activations.extract import Features, count_tokens, read_activations
 from spin.arrays import Floats
 from spin.classifier import SpinClassifier, checked_texts, open_calibrated
-from spin.heads.early_exit import BY_WORDS
 from spin.heads.selection import Selection
 from spin.heads.word_regression import predict_with_each
 from spin.predictions import Predictions
-from spin.sites import FeatureColumn
+from spin.sites import BY_WORDS, FeatureColumn
 
 Neurons = Mapping[FeatureColumn, NDArray[np.int64]]
-_NOT_COMPARED = ("model", "revision", "trust_remote_code")
+_SOURCE = frozenset({"model", "revision", "trust_remote_code"})
 """settings of a backbone that say where it comes from: what it computes is in its digest"""
+_OF_WINDOWS = frozenset({"window_overlap", "max_windows"})
+"""settings of a backbone that count only where long texts are read in windows"""
 
 
 def classify_many(classifiers: Sequence[SpinClassifier], texts: Sequence[str]) -> list[Predictions]:
     """The predictions of several classifiers for n texts, one for each classifier, in order.
 
     Classifiers with the same backbone and settings of it share a forward pass, as in `SharedPass`. To classify again
-    and again, keep a `SharedPass`, which opens its engines once. Raises UserError for texts that are not text.
+    and again, keep a `SharedPass`, which opens its engines once. Raises UserError for texts that are not text, and
+    NotFiniteError for all if one classifier's activations are not finite.
     """
     return SharedPass(classifiers).predict_all(texts)
 
@@ -38,8 +40,8 @@ class SharedPass:
 
     Those can whose backbones have the same weights and the same settings, except for where they were loaded from. They
     then share one loaded backbone, truncated at the largest depth. A text leaves the pass when every classifier has
-    decided it: by words, at one of its own exits, or at its own full depth. int8 is scaled by the `calibration` of the
-    first classifier of a group that has such texts.
+    decided it: by words, at one of its own exits, or at its own full depth (of the embeddings alone, at the end of the
+    first segment). int8 is scaled by the `calibration` of the first classifier of a group that has such texts.
     """
 
     groups: list[list[int]]
@@ -49,8 +51,7 @@ class SharedPass:
         self.classifiers = tuple(classifiers)
         groups: dict[tuple[str | None, str], list[int]] = {}
         for index, spin in enumerate(self.classifiers):
-            key = spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_NOT_COMPARED))
-            groups.setdefault(key, []).append(index)
+            groups.setdefault(_backbone_key(spin), []).append(index)
         self.groups = list(groups.values())
         self._passes = [_GroupPass([self.classifiers[index] for index in group]) for group in self.groups]
 
@@ -65,12 +66,18 @@ class SharedPass:
         In torch in float32 without exits the values are the same bit for bit: batches depend on the texts alone, and no
         block depends on the blocks above it. Otherwise they are the same up to rounding, since the documents that go on
         after an exit are other ones, and in OpenVINO a value's last bits depend on what else its graph outputs.
+        Raises NotFiniteError for all if one classifier's activations are not finite.
         """
         texts = checked_texts(texts)
         features: dict[int, Features] = {}
         for group, group_pass in zip(self.groups, self._passes, strict=True):
             features.update(zip(group, group_pass.features(texts), strict=True))
         return [features[index] for index in range(len(self.classifiers))]
+
+    def run_backbones(self, texts: Sequence[str]) -> None:
+        """Run every backbone on texts, also on those that words decide. Raises what that raises."""
+        for group_pass in self._passes:
+            group_pass.run_backbone(texts)
 
     def predict_all(self, texts: Sequence[str]) -> list[Predictions]:
         """The predictions of each classifier for n texts, in order."""
@@ -106,10 +113,25 @@ class _GroupPass:
         if len(self.classifiers) == 1:
             return [self.classifiers[0].features(texts)]
         self.prepare()
-        with_words = zip(self.classifiers, _word_logits(self.classifiers, texts), strict=True)
-        shares = [_Share(spin, self.segments, words, len(texts)) for spin, words in with_words]
+        shares = self._shares(texts)
         counts = self._read(texts, shares)
         return [share.features(counts) for share in shares]
+
+    def run_backbone(self, texts: Sequence[str]) -> None:
+        """Run the backbone on texts, also on those that words decide."""
+        if len(self.classifiers) == 1:
+            [spin] = self.classifiers
+            spin.read_backbone(texts, spin.word_logits(texts))
+            return
+        self.prepare()
+        shares = self._shares(texts)
+        for share in shares:
+            share.undecided[:] = True
+        self._read(texts, shares)
+
+    def _shares(self, texts: Sequence[str]) -> list[_Share]:
+        with_words = zip(self.classifiers, _word_logits(self.classifiers, texts), strict=True)
+        return [_Share(spin, self.segments, words, len(texts)) for spin, words in with_words]
 
     def _read(self, texts: Sequence[str], shares: Sequence[_Share]) -> Features:
         """Run the pass, which fills the shares; return the counts of tokens of all texts that any classifier counts."""
@@ -175,6 +197,12 @@ class _Share:
             words=self.words,
             head_reads_words=self.spin.fitted.selection.words > 0,
         )
+
+
+def _backbone_key(spin: SpinClassifier) -> tuple[str | None, str]:
+    """What classifiers have in common that can share a pass: the weights, and all settings that change values."""
+    unused = frozenset() if spin.settings.long_texts == "windows" else _OF_WINDOWS
+    return spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_SOURCE | unused))
 
 
 def _read_rows(engine: Engine, texts: Sequence[str], rows: NDArray[np.int64], shares: Sequence[_Share]) -> Features:

@@ -44,8 +44,8 @@ def split_segments(neurons: Mapping[FeatureColumn, NDArray[np.int64]], stops: Se
     deepest = max((column.site.layer for column in neurons), default=0)
     edges = [0, *stops, deepest]
     return [
-        BlockSegment(start, stop, {c: n for c, n in neurons.items() if (start or -1) < c.site.layer <= stop})
-        for start, stop in pairwise(edges)
+        BlockSegment(start, stop, {c: n for c, n in neurons.items() if first <= c.site.layer <= stop})
+        for first, (start, stop) in zip([0, *(edge + 1 for edge in edges[1:])], pairwise(edges), strict=False)
     ]
 
 

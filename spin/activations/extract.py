@@ -80,8 +80,12 @@ class Features:
         """The features of the texts of several parts, which have the same columns."""
 
         def join(name: str) -> Any:
-            arrays = [getattr(part, name) for part in parts if getattr(part, name) is not None]
-            return np.concatenate(arrays) if arrays else None
+            arrays = [getattr(part, name) for part in parts]
+            if all(array is None for array in arrays):
+                return None
+            if any(array is None for array in arrays):
+                raise ValueError(f"found parts with and without {name}; expected parts of one classifier")
+            return np.concatenate(arrays)
 
         return cls(
             columns={column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns},

@@ -86,7 +86,8 @@ def measure(now: Profile, then: Profile, selection: Selection, allowed: float) -
     drifts = []
     for name in DISTRIBUTIONS:
         counts, reference = getattr(now, name), getattr(then, name)
-        n, m = int(counts.sum()), int(reference.sum())
+        # a multi-label document counts for several labels, which are no independent draws
+        n, m = (p.documents if name == "labels" else int(getattr(p, name).sum()) for p in (now, then))
         if not n or not m:
             continue
         bins = (counts > 0) | (reference > 0)

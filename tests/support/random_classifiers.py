@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spin.classifier import SpinClassifier
-from spin.heads.early_exit import BY_WORDS, EarlyExit
+from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
@@ -16,7 +16,7 @@ from spin.heads.word_regression import WordRegression
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings
-from spin.sites import FeatureColumn
+from spin.sites import BY_WORDS, FeatureColumn
 
 
 def build_classifier(

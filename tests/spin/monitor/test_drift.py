@@ -187,6 +187,24 @@ def test_a_profile_of_an_earlier_version_is_read() -> None:
     assert "exits" not in {drift.name for drift in measure(counted, restored, SELECTION, 0.1)}
 
 
+def test_profiles_add_up_without_exits_if_one_has_none() -> None:
+    """As in a night whose first shards an earlier version has classified."""
+    counted = make_profile(make_outputs(20))
+    earlier = replace(counted, exits=np.zeros(0, np.int64))
+    for total in (counted + earlier, earlier + counted, earlier + earlier):
+        assert total.exits.tolist() == []
+        assert total.documents == 40
+    assert (counted + counted).exits.tolist() == [40]
+
+
+def test_labels_of_a_multilabel_task_are_judged_by_the_number_of_documents() -> None:
+    """Labels of one document are no independent draws: the limit is that of as many documents."""
+    counted = make_profile(make_outputs(300))
+    many = replace(counted, labels=np.array([290, 280, 0]))
+    drifts = {drift.name: drift.limit for drift in measure(many, many, SELECTION, 0.1)}
+    assert drifts["labels"] == stability_limit(2, 300, 300, 0.1)
+
+
 def test_the_stability_index_is_the_symmetric_divergence() -> None:
     draw = np.random.default_rng(0)
     current, reference = draw.integers(100, 1000, (2, 12))
