@@ -94,13 +94,13 @@ class FeatureRows:
         )
         return FeatureRows.collect(blocks, len(rows))
 
-    def blocks(self) -> Iterator[Floats]:
-        """The rows in order, as float32 blocks (m, p); a single one if they are in memory."""
+    def blocks(self, first: int = 0) -> Iterator[Floats]:
+        """The rows from `first` on in order, as float32 blocks (m, p); a single one if they are in memory."""
         if not isinstance(self.values, RowFile):
-            yield self._compute(self.values)
+            yield self._compute(self.values[first:])
             return
         step = _rows_per_block(self.shape[1])
-        for start in range(0, len(self), step):
+        for start in range(first, len(self), step):
             yield self._compute(self.values[start : start + step])
 
     def _compute(self, values: Floats) -> Floats:

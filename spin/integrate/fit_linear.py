@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.heads.linear_head import LinearHead, Penalty
-from spin.integrate.feature_rows import FeatureRows
+from spin.integrate.feature_rows import MOST_IN_MEMORY, FeatureRows
 from spin.process_group import ProcessGroup
 from spin.sparsify.solvers.fista import Regressions, full_float32
 
@@ -49,7 +49,8 @@ class Design:
     def blocks(self) -> Iterable[torch.Tensor]:
         """The rows in blocks (1, m, p + 1) on the device, each with a last column of ones for the intercept.
 
-        They can be gone through again and again. Features in memory are one block, which is computed once.
+        They can be gone through again and again. Features in memory are one block, which is computed once; of features
+        in a file as many blocks as `MOST_IN_MEMORY` holds are computed once, and the others every time.
         """
         return list(_DeviceBlocks(self)) if self.features.in_memory else _DeviceBlocks(self)
 
@@ -170,13 +171,21 @@ class _RowSpace:
 
 @dataclass(frozen=True)
 class _DeviceBlocks:
-    """Computes the blocks of a design's features anew whenever it is iterated."""
+    """The blocks of a design's features: the first ones stay in memory, the others are computed at every iteration."""
 
     design: Design
+    kept: list[torch.Tensor] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for block in self.design.features.blocks():
+        yield from self.kept
+        start = rows_kept = sum(block.shape[1] for block in self.kept)
+        left = MOST_IN_MEMORY - sum(block.nbytes for block in self.kept)
+        for block in self.design.features.blocks(start):
             rows, p = block.shape
             with_ones = torch.ones(1, rows, p + 1, device=self.design.device)
             with_ones[0, :, :p] = self.design.tensor(block)
+            if start == rows_kept and with_ones.nbytes <= left:
+                self.kept.append(with_ones)
+                rows_kept, left = rows_kept + rows, left - with_ones.nbytes
+            start += rows
             yield with_ones

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -222,15 +223,32 @@ def test_only_the_proportions_of_the_scales_matter() -> None:
     np.testing.assert_allclose(np.linalg.norm(duplicated.unit), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 3, 7])
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_features_in_a_file_give_the_same_heads(exclusive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block holds a few of the rows."""
+def test_features_in_a_file_give_the_same_heads(exclusive: bool, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block holds a few of the rows. The first blocks may stay in memory, and only the others are read again."""
     design = make_design(3, exclusive=exclusive, weighted=True)
     penalties = [Penalty(0.3), Penalty(3.0, 0.1)]
     monkeypatch.setattr(spin.integrate.feature_rows, "MOST_IN_MEMORY", 0)
     monkeypatch.setattr(spin.integrate.feature_rows, "BLOCK_BYTES", 4 * 37 * design.features.shape[1])
     on_disk = replace(design, features=FeatureRows.collect(design.features.blocks(), len(design.features)))
-    assert [len(block[0]) for block in on_disk.blocks()] == [37] * 6 + [18]
+    block_bytes = 4 * 37 * (design.features.shape[1] + 1)
+    monkeypatch.setattr(fit_linear_module, "MOST_IN_MEMORY", (kept + 1) * block_bytes - 1)
+    computed: list[int] = []
+    compute = FeatureRows._compute
+
+    def count_and_compute(self: FeatureRows, values: Floats) -> Floats:
+        computed.append(len(values))
+        return compute(self, values)
+
+    blocks = on_disk.blocks()
+    assert [len(block[0]) for block in blocks] == [37] * 6 + [18]
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureRows, "_compute", count_and_compute)
+        again = list(blocks)
+    assert computed == ([37] * 6 + [18])[kept:]
+    for first, second in zip(on_disk.blocks(), again, strict=True):
+        assert torch.equal(first, second)
     fits = [fit_linear(each, penalties, tolerance=1e-5, max_checks=100) for each in (design, on_disk)]
     for in_memory, streamed in zip(*fits, strict=True):
         np.testing.assert_allclose(streamed.coef, in_memory.coef, atol=1e-3)
