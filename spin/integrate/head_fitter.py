@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats, Rows
 from spin.heads.blend import join_words
-from spin.heads.early_exit import EarlyExit
+from spin.heads.early_exit import BY_WORDS, EarlyExit
 from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
@@ -90,11 +90,17 @@ class HeadFitter:
     def _fit_exits(self, selection: Selection, recipes: Sequence[ExitRecipe]) -> dict[ExitRecipe, LinearHead]:
         """The heads of the exits, each on the part of the selection that its blocks compute.
 
-        An exit must read something that those before it do not, or it is left out.
+        An exit must read something that those before it do not, or it is left out. That by words has the word
+        regression's logits as its own, and reads no neurons.
         """
         heads: dict[ExitRecipe, LinearHead] = {}
         features = 0
         for recipe in recipes:
+            if recipe.depth == BY_WORDS:
+                classes = len(self.matrix.data.label_space)
+                unchanged = LinearHead(np.eye(classes, dtype=np.float32), np.zeros(classes, np.float32))
+                heads[recipe] = recipe.head.calibration.fold_into(unchanged)
+                continue
             part = selection.part(recipe.depth)
             if len(part) > features:
                 features = len(part)
