@@ -37,6 +37,7 @@ class SharedPass:
         same_rounding = same_backbone and first.backbone.engine == "torch"
         both_read = bool(first.fitted.selection.neurons and second.fitted.selection.neurons)
         self.one_pass = same_rounding and both_read and not (first.exits_early or second.exits_early)
+        self.one_pass = self.one_pass and not (first.reasons or second.reasons)  # tokens are weighed for one model
         if self.one_pass:
             self._union = _unite(first.fitted.selection.neurons, second.fitted.selection.neurons)
             self._engine = open_engine(first.backbone, [single_segment(self._union, self._union)])
