@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows, read_rows
 from pipelines.nightly.dedup import DuplicateRows
+from pipelines.nightly.reason_columns import reason_columns
 from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.nightly.shadow import FeaturePair, Shadow, ShadowSpec
 from pipelines.nightly.tables.night_records import RUNS, RunRecord
@@ -157,6 +158,7 @@ class ClassifyStep:
         }
         if unread_tokens is not None:
             columns["unread_tokens"] = pa.array(unread_tokens, pa.int32())
+        columns |= reason_columns(predictions.reasons, self.spin.classes)
         return _with_kept(pa.table(columns), documents, rows)
 
     def _dead_letters(self, documents: CheckedRows, dead: Mapping[int, tuple[str, str]]) -> pa.Table:

@@ -13,8 +13,8 @@ from torch import Tensor
 from spin.activations.encoder import BlockSegment, NeuronEncoder
 from spin.activations.segment_output import SegmentOutput, read_tokens
 from spin.activations.torch_compile import compile_if_faster
-from spin.attribution.token_sums import TokenReadings
 from spin.arrays import Floats
+from spin.attribution.token_sums import TokenReadings
 from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.model import Backbone
 from spin.errors import UserError
