@@ -144,7 +144,8 @@ def _window_of_maximum(maxima: Floats, masks: TokenMasks, first: Ints) -> Ints:
     """The window (n, m) of each text that has the largest of the maxima (w, m), of those with content."""
     if len(first) == len(maxima):  # every text has one window
         return np.broadcast_to(np.arange(len(maxima))[:, None], maxima.shape)
-    seen = np.where(masks.content.any(1)[:, None], maxima, -np.inf)
+    pools: NDArray[np.bool_] = np.any(masks.content, axis=1)
+    seen = np.where(pools[:, None], maxima, -np.inf)
     is_largest = seen == np.maximum.reduceat(seen, first)[masks.owners]
     windows = np.where(is_largest, np.arange(len(maxima))[:, None], len(maxima))
     found: Ints = np.minimum.reduceat(windows, first)
