@@ -54,6 +54,8 @@ def _show(estimate: Estimate) -> None:
         f"          {_rate(rates.median)} documents/s per worker (median of {sample.pieces} parts, "
         f"{_rate(rates.lowest)} to {_rate(rates.highest)}); "
         f"{sample.tokens_per_document:.1f} tokens per document"
+        + f" in {sample.windows_per_document:.1f} windows"
+        * (sample.windows_per_document > 1)
     )
     terminal.say(f"          {sample.load_seconds:.1f} s to load the model")
     if sample.dead_share:

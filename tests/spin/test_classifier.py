@@ -402,6 +402,25 @@ def test_loading_does_not_change_truncation_and_pooling(ffn_classifier: SpinClas
     np.testing.assert_allclose(loaded.predict_logits(texts), ffn_classifier.predict_logits(texts), atol=1e-4)
 
 
+def test_loading_keeps_the_windows_of_training(ffn_classifier: SpinClassifier, tmp_path: Path) -> None:
+    """Whatever the settings at loading; an artifact of an earlier release, whose settings name no windows, cuts."""
+    windows = {"max_tokens": 8, "long_texts": "windows", "window_overlap": 2, "max_windows": 3}
+    trained = SpinClassifier.assemble(
+        ffn_classifier.settings.model_copy(update=windows), str(ffn_classifier.backbone_digest),
+        ffn_classifier.label_space, ffn_classifier.training_result, ffn_classifier.metric,
+    )  # fmt: skip
+    trained.save(tmp_path)
+    texts = [" ".join(generate_documents(3, 3, seed=seed)[0]) for seed in range(8)]
+    assert not np.allclose(trained.predict_logits(texts), ffn_classifier.predict_logits(texts), atol=1e-2)
+    for given in (None, ffn_classifier.settings, ffn_classifier.settings.model_copy(update={"max_windows": 1})):
+        loaded = SpinClassifier.load(tmp_path, backbone=given)
+        assert {name: getattr(loaded.settings, name) for name in windows} == windows
+        np.testing.assert_allclose(loaded.predict_logits(texts), trained.predict_logits(texts), atol=1e-4)
+    backbone = json.loads((tmp_path / "config.json").read_text())["backbone"]
+    edit_config(backbone={k: v for k, v in backbone.items() if k == "max_tokens" or k not in windows})(tmp_path)
+    assert SpinClassifier.load(tmp_path).settings.long_texts == "cut"
+
+
 def test_a_classifier_runs_only_on_the_weights_of_its_training(
     ffn_classifier: SpinClassifier, backbone_folder: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from spin.errors import UserError
 from spin.labels.splits import SPLITS, assign_split, rows_in_split
 from spin.settings import (
     POOLINGS,
+    BackboneSettings,
     SearchSettings,
     Settings,
     Stage,
@@ -438,3 +439,12 @@ def test_a_token_in_an_override_is_not_shown(tmp_path: Path) -> None:
             load_settings(path, [override])
         assert "***@host" in str(error.value)
         assert "hush" not in str(error.value)
+
+
+def test_windows_must_read_something_new() -> None:
+    """The overlap counts only where long texts are read in windows."""
+    tree = {"data": {"train": "t"}, "store": "s"}
+    with pytest.raises(UserError, match="'backbone' is .*: window_overlap 32: expected less than max_tokens, "):
+        parse_settings({**tree, "backbone": {"model": "x", "max_tokens": 16, "long_texts": "windows"}})
+    assert BackboneSettings(model="x", max_tokens=16).long_texts == "cut"
+    assert BackboneSettings(model="x", max_tokens=16, long_texts="windows", window_overlap=15).max_windows == 16

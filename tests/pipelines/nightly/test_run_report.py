@@ -68,6 +68,8 @@ def make_report(**changes: Any) -> dict[str, Any]:
         "reasons": {"empty_text": 2, "null_id": 13, "poison": 30},
         "labels": {"late": 8000, "lovely": 3979},
         "depths": {"6": 12300},
+        "windows": 0,
+        "unread_tokens": 0,
     }
     return {
         "output": "s3://nights",

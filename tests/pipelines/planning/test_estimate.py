@@ -58,6 +58,7 @@ JSON_KEYS = {
         "threads",
         "tokens_per_document",
         "whole",
+        "windows_per_document",
     ],
     "intake": ["documents_per_s", "partitions"],
     "hours": ["one_worker", "with_workers", "workers"],
@@ -350,7 +351,7 @@ def test_hours_and_workers_follow_from_the_sample(
     checked = estimate_documents(3.6e6, workers=4)
     assert checked.shards == 360  # a single file is assumed to grow
     assert checked.sample.documents_per_s == Rates(median=100, lowest=50, highest=200)
-    assert checked.sample.tokens_per_document == 25
+    assert (checked.sample.tokens_per_document, checked.sample.windows_per_document) == (25, 1)
     assert checked.intake == Intake(documents_per_s=pytest.approx(10_000), partitions=2)  # type: ignore[arg-type]
     assert checked.hours.one_worker == pytest.approx(0.01 + 10 + 0.1)
     assert (checked.hours.workers, checked.hours.with_workers) == (4, pytest.approx(0.01 + 10.1 / 4))

@@ -16,7 +16,7 @@ from spin.backbone import hub
 from spin.backbone.digest import compute_digest
 from spin.backbone.loading import load_backbone
 from spin.errors import UserError
-from spin.settings import Settings, parse_settings
+from spin.settings import BackboneSettings, Settings, parse_settings
 from tests.support import tiny
 
 
@@ -186,3 +186,14 @@ def test_without_workers_a_gpu_is_used_only_if_the_settings_give_one(
     tree = {"backbone": {"model": str(backbone_folder)}, "data": {"train": "t"}, "store": "s"}
     settings = parse_settings({**tree, "ray": {"workers": workers, "gpus_per_worker": gpus}})
     assert weights_cache.with_engine(settings, "classify").backbone.device == device
+
+
+def test_windows_decide_activations_only_where_they_are_read() -> None:
+    """Where texts are cut, the settings are those of releases that knew no windows, so that plans are resumed."""
+    cut = BackboneSettings(model="x", window_overlap=5)
+    assert set(weights_cache.activation_settings(cut)) == {
+        *("dtype", "engine", "compile", "max_tokens", "batch_tokens", "pool_special_tokens")
+    }
+    windows = weights_cache.activation_settings(cut.model_copy(update={"long_texts": "windows"}))
+    assert (windows["long_texts"], windows["window_overlap"], windows["max_windows"]) == ("windows", 5, 16)
+    assert windows.keys() > weights_cache.activation_settings(cut).keys()

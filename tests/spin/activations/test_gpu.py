@@ -274,10 +274,11 @@ def test_more_than_one_gpu_per_worker_is_refused() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_gpu_gives_the_values_of_a_cpu(llama: Path, compile: bool) -> None:
-    backbone = load(llama)
+@pytest.mark.parametrize("windows", [{}, {"long_texts": "windows", "max_tokens": 4, "window_overlap": 1}])
+def test_a_gpu_gives_the_values_of_a_cpu(llama: Path, compile: bool, windows: dict[str, Any]) -> None:
+    backbone = load(llama, **windows)
     expected = read_activations(TorchEngine(backbone, split_into_two_segments(backbone)), TEXTS).values
-    on_gpu = load(llama, device="cuda", compile=compile)
+    on_gpu = load(llama, device="cuda", compile=compile, **windows)
     actual = read_activations(TorchEngine(on_gpu, split_into_two_segments(on_gpu)), TEXTS).values
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
     assert on_gpu.batch_tokens > CPU_BATCH_TOKENS

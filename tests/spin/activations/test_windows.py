@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 import spin.activations.extract
 from spin.activations.encoder import NeuronEncoder, split_segments
@@ -19,6 +21,7 @@ from spin.activations.openvino_engine import OpenVinoEngine
 from spin.activations.torch_compile import compile_encoder
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
+from spin.backbone.windows import split_windows
 from spin.errors import UserError
 from spin.settings import BackboneSettings
 from spin.sites import FeatureColumn
@@ -297,3 +300,40 @@ def test_an_overlap_that_fills_a_window_is_refused(bert: Path) -> None:
         load(bert, window_overlap=8)
     load(bert, window_overlap=7)
     load(bert, window_overlap=8, long_texts="cut")
+
+
+@pytest.mark.parametrize(
+    "post_processor",
+    [
+        processors.ByteLevel(trim_offsets=True),
+        processors.Sequence(
+            [
+                processors.ByteLevel(trim_offsets=False),
+                processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)]),
+            ]
+        ),
+        processors.RobertaProcessing(("</s>", 1), ("<s>", 0)),
+    ],
+    ids=["no special tokens", "a first token, as Llama", "both ends, as RoBERTa"],
+)
+@pytest.mark.parametrize("overlap", [0, 4])
+def test_the_own_tokens_of_windows_are_those_of_the_text(post_processor: Any, overlap: int) -> None:
+    """By tokenizers of bytes with each kind of special tokens."""
+    text = "It wasn't “late”: 9:45, naïve — so what? The crew and 😀 were lovely. " * 4
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.train_from_iterator([text], trainers.BpeTrainer(vocab_size=290, special_tokens=["<s>", "</s>"]))
+    core.post_processor = post_processor
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    encodings = tokenizer([text], truncation=True, max_length=12, stride=overlap).encodings
+    ids, windows = split_windows(encodings, overlap, 1000)
+    own = []
+    for row, context in zip(ids, windows.contexts, strict=True):
+        positions = [index for index in range(len(row)) if not context.start <= index < context.stop]
+        own += [row[index] for index in positions if row[index] > 1]
+    assert own == expected
+    assert (windows.unread, windows.counts) == ([0], [len(ids)])
+    room = 12 - tokenizer.num_special_tokens_to_add()
+    _, some = split_windows(encodings, overlap, 3)
+    assert (some.unread, some.counts) == ([len(expected) - room - 2 * (room - overlap)], [3])

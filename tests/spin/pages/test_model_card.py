@@ -262,3 +262,13 @@ def test_any_class_name_is_one_row_of_each_table(names: list[str]) -> None:
         assert by_name["class 2"][cleaned][-1] == f"{1234 + k:,}"
         assert len(by_name["class"][cleaned]) == 3
     assert len(by_name["class"]) == len(classes) + 2
+
+
+def test_the_card_says_how_long_texts_are_read() -> None:
+    cut = " ".join(model_card(make_facts()).split())
+    windows = " ".join(model_card(make_facts(max_windows=16, window_overlap=32)).split())
+    assert "It reads the first 1,256 tokens of a text. ##" in cut
+    assert (
+        "It reads a text in windows of 1,256 tokens, of which each repeats 32 of the one before, up to 16 windows. ##"
+        in windows
+    )
