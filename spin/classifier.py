@@ -243,12 +243,17 @@ class SpinClassifier:
 
     @property
     def exits_early(self) -> bool:
-        """Whether documents may exit before the last block that is needed."""
+        """Whether documents may exit by their words, or before the last block that is needed."""
         return self.early and len(self.fitted.exits) > 0
+
+    @property
+    def exits_by_words(self) -> bool:
+        """Whether documents may exit by their words alone, before the backbone."""
+        return self.early and self.fitted.words_exit is not None
 
     def _segments(self) -> list[BlockSegment]:
         """The blocks between one exit and the next."""
-        exit_depths = [exit.depth for exit in self.fitted.exits] if self.exits_early else []
+        exit_depths = [exit.depth for exit in self.fitted.block_exits] if self.exits_early else []
         return split_segments(self.fitted.selection.neurons, exit_depths)
 
     @property
@@ -259,30 +264,58 @@ class SpinClassifier:
     def features(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> Features:
         """The words' logits, if they count, and the pooled activations of the selected neurons.
 
-        The activations of a text are read up to the depth at which it exits.
+        The activations of a text are read up to the depth at which it exits. One that its words alone decide is not
+        even tokenized: it has no tokens, and depth -1.
         """
         texts = _checked(texts)
         words = self.word_logits(texts)
+        if words is None or not self.exits_by_words:
+            features = self.read_backbone(texts, words, progress)
+        else:
+            rows = np.flatnonzero(~self.decided_by_words(words))
+            progress(len(texts) - len(rows))
+            features = self.read_backbone([texts[row] for row in rows.tolist()], words[rows], progress)
+            features = features.spread(rows, self.depth, len(texts))
+        return replace(features, words=words, head_reads_words=self.fitted.selection.words > 0)
+
+    def read_backbone(
+        self, texts: Sequence[str], words: Floats | None, progress: Progress = lambda documents: None
+    ) -> Features:
+        """What the backbone reads of n texts, whether their words decide them or not.
+
+        `words` are the words' logits (n, K) if the classifier reads words, which count at its exits.
+        """
         if not self.fitted.selection.neurons:
             features = count_tokens(self.backbone, texts)
             progress(len(texts))
-        else:
-            keep_mask = partial(self._keep_mask, words) if self.exits_early else None
-            features = read_activations(self.engine, texts, keep_mask=keep_mask, progress=progress)
-        return replace(features, words=words)
+            return features
+        exits_early = self.exits_early and self.fitted.block_exits
+        keep_mask = partial(self._keep_mask, words) if exits_early else None
+        return read_activations(self.engine, texts, keep_mask=keep_mask, progress=progress)
 
     def word_logits(self, texts: Sequence[str]) -> Floats | None:
-        """(n, K) logits of the word regression; None for a classifier that does not read words."""
-        if not self.fitted.selection.words:
+        """(n, K) logits of the word regression; None for a classifier that neither reads words nor exits by them."""
+        if not self.fitted.selection.words and not self.exits_by_words:
             return None
         assert self.training_result.words is not None
         return self.training_result.words.logits(texts)
 
+    def decided_by_words(self, words: Floats) -> NDArray[np.bool_]:
+        """Mask (n,) of the texts that exit by their words alone, by the word regression's logits (n, K)."""
+        if not self.exits_by_words:
+            return np.zeros(len(words), bool)
+        return self.fitted.decided_by_words(words, self.label_space, self.decision_rule)
+
     def _keep_mask(
         self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats
     ) -> NDArray[np.bool_]:
-        """Mask (n,) of the texts `rows` that go on after an exit, by their values (n, p) so far and words' logits."""
-        values = values if words is None else np.concatenate([words[rows], values], axis=1)
+        """Mask (n,) of the texts `rows` that go on after a segment of blocks, by their values (n, p) so far.
+
+        `words` are the words' logits of the texts that the backbone reads, which `rows` counts.
+        """
+        if words is not None and self.fitted.selection.words:
+            values = np.concatenate([words[rows], values], axis=1)
+        index += len(self.fitted.exits) - len(self.fitted.block_exits)
         exit, logits = self.fitted.exits[index], self.fitted.at(index).logits(values)
         return ~should_exit(self.label_space, self.decision_rule, exit.threshold, logits)
 
@@ -291,7 +324,7 @@ class SpinClassifier:
         depth = features.depth
         if depth is None:
             depth = np.full(len(features.n_tokens), self.depth, np.int32)
-        logits = self.fitted.predict_logits(features.values, features.depth)
+        logits = self.fitted.predict_logits(features.values, features.depth, features.words)
         return Predictions.from_logits(logits, depth, self.decision_rule)
 
     def predict_all(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> Predictions:
@@ -321,7 +354,8 @@ class SpinClassifier:
         depths = [exit.depth for exit in self.fitted.exits]
         depth = self.depth if features.depth is None else features.depth[0]
         part = self.fitted.at(depths.index(depth) if depth in depths else len(depths))
-        pooled = features.values[0, part.selection.words : len(part.selection)]
+        of_neurons = np.concatenate([np.empty(0, np.float32), *(values[0] for values in features.columns.values())])
+        pooled = of_neurons[: part.selection.neuron_count]
         words = self.training_result.words
         return explain(self.backbone, part, self.label_space, text, pooled, words, self.decision_rule)
 

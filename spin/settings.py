@@ -359,13 +359,18 @@ class SearchSettings(_Section):
 
 
 class CascadeSettings(_Section):
-    """Early exits: a document whose class is certain after a few blocks of the model skips the others."""
+    """Early exits: a document whose class is certain by its words, or after a few blocks, skips the (other) blocks."""
 
     max_loss: float = Field(
         0.002,
         ge=0,
         lt=1,
         description="Loss of the metric that all exits together may cause; 0.002 is 0.2 points. 0: no exits.",
+    )
+    words: bool = Field(
+        True,
+        description="Offer an exit before the model: a document whose words alone make its class certain is never "
+        "run. It needs search.words.",
     )
     depths: tuple[Share, ...] = Field(
         (1 / 6, 1 / 3, 2 / 3),

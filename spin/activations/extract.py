@@ -54,9 +54,12 @@ class Features:
     truncated: int
     """number of texts that were not read to their end"""
     depth: NDArray[np.int32] | None = None
-    """(n,) number of blocks that each text ran through; None if it is the same for all"""
+    """(n,) number of blocks that each text ran through, -1 if it never got to the backbone; None if it is the same for
+    all"""
     words: Floats | None = None
-    """(n, K) logits of a word regression, for a classifier that reads words"""
+    """(n, K) logits of a word regression, for a classifier that reads words or lets them decide"""
+    head_reads_words: bool = True
+    """whether these logits, if there are any, are features of the head, and not only of the exit by words"""
     windows: NDArray[np.int32] | None = None
     """(n,) number of windows that were read of each text; None where long texts are cut"""
     unread_tokens: NDArray[np.int32] | None = None
@@ -65,7 +68,7 @@ class Features:
     @property
     def values(self) -> NDArray[np.floating]:
         """All features side by side (n, p): the words' logits, if there are any, and the columns."""
-        words = [] if self.words is None else [self.words]
+        words = [] if self.words is None or not self.head_reads_words else [self.words]
         return np.concatenate([*words, *self.columns.values()], axis=1)
 
     @classmethod
@@ -83,8 +86,30 @@ class Features:
             truncated=sum(part.truncated for part in parts),
             depth=join("depth"),
             words=join("words"),
+            head_reads_words=parts[0].head_reads_words,
             windows=join("windows"),
             unread_tokens=join("unread_tokens"),
+        )
+
+    def spread(self, rows: NDArray[np.int64], depth: int, count: int) -> Features:
+        """The features of `count` texts, of which the texts of these features are those at `rows`.
+
+        Without words. `depth` is the number of blocks that these ran through, unless they have depths of their own.
+        The others have no tokens, NaN in every column, and depth -1.
+        """
+
+        def place(values: NDArray[Any] | int, empty: NDArray[Any]) -> NDArray[Any]:
+            empty[rows] = values
+            return empty
+
+        return Features(
+            {c: place(v, np.full((count, v.shape[1]), np.nan, v.dtype)) for c, v in self.columns.items()},
+            place(self.n_tokens, np.zeros(count, np.int32)),
+            place(self.n_unknown, np.zeros(count, np.int32)),
+            self.truncated,
+            place(depth if self.depth is None else self.depth, np.full(count, -1, np.int32)),
+            windows=None if self.windows is None else place(self.windows, np.zeros(count, np.int32)),
+            unread_tokens=None if self.unread_tokens is None else place(self.unread_tokens, np.zeros(count, np.int32)),
         )
 
 

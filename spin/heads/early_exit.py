@@ -1,4 +1,4 @@
-"""Early exits: calibrated heads at a few depths, at which a confident document stops."""
+"""Early exits: calibrated heads on the words alone and at a few depths, at which a confident document stops."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from spin.arrays import Floats
 from spin.heads.decision import Decision
 from spin.heads.linear_head import LinearHead
 from spin.labels.label_space import LabelSpace
+from spin.sites import BY_WORDS
 
 DISABLED = 2.0
 """a threshold that no confidence reaches"""
@@ -21,11 +22,17 @@ class EarlyExit:
     """A head on the activations of the first blocks, and how confident it must be for a document to stop."""
 
     depth: int
-    """number of blocks that have run"""
+    """number of blocks that have run; `BY_WORDS` for the exit before the backbone"""
     head: LinearHead
-    """on the standardised features of these blocks, which are the first of the full selection; calibrated"""
+    """on the standardised features of these blocks, which are the first of the full selection, or by words on the
+    logits (n, K) of the word regression; calibrated"""
     threshold: float
     """confidence from which a document stops here; above 1 none does"""
+
+    @property
+    def by_words(self) -> bool:
+        """Whether this is the exit of documents that their words alone decide."""
+        return self.depth == BY_WORDS
 
 
 def confidence(label_space: LabelSpace, probabilities: Floats) -> Floats:

@@ -30,7 +30,7 @@ class ExitSummary(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     depth: int
-    """number of blocks that have run at this exit"""
+    """number of blocks that have run at this exit; -1: documents that their words alone decide"""
     threshold: float
     """confidence from which a document exits here"""
     valid_share: float
@@ -80,9 +80,19 @@ class FittedClassifier:
     """calibrated: its logits are already divided by the temperature, and have their biases"""
     summary: ChoiceSummary
     exits: tuple[EarlyExit, ...] = ()
-    """where documents may stop before the last block, shallow first"""
+    """where documents may stop before the last block, shallow first; that by words comes before all others"""
     recipe: ClassifierRecipe | None = None
     """how its heads can be fitted on other rows; None for an exit, and in artifacts of 0.2"""
+
+    @property
+    def words_exit(self) -> EarlyExit | None:
+        """The exit of documents that their words alone decide; None where all go to the backbone."""
+        return next((exit for exit in self.exits if exit.by_words), None)
+
+    @property
+    def block_exits(self) -> tuple[EarlyExit, ...]:
+        """The exits after blocks of the backbone, shallow first."""
+        return tuple(exit for exit in self.exits if not exit.by_words)
 
     def decision(self, label_space: LabelSpace, settings: DecisionSettings) -> Decision:
         """How this classifier decides: its own thresholds, unless the settings give a class another one.
@@ -103,35 +113,64 @@ class FittedClassifier:
         """Logits (n, K) of raw features (n, p)."""
         return self.head.logits(self.standardizer.transform(features))
 
-    def predict_logits(self, features: Floats, depth: NDArray[np.int32] | None) -> Floats:
+    def predict_logits(self, features: Floats, depth: NDArray[np.int32] | None, words: Floats | None = None) -> Floats:
         """Logits (n, K) of raw features (n, p), each row by the exit at which its document stopped.
 
-        `depth` (n,) are the blocks that ran for each document; None means all of them.
+        `depth` (n,) are the blocks that ran for each document, or `BY_WORDS`; None means all blocks. `words` (n, K) are
+        the logits of the word regression, which the exit by words needs where they are no features.
         """
         if depth is None:
             return self.logits(features)
         logits = np.empty((len(features), len(self.head.bias)), np.float32)
         for index, exit_depth in enumerate([*(exit.depth for exit in self.exits), self.selection.depth]):
-            part, rows = self.at(index), depth == exit_depth
-            logits[rows] = part.logits(features[rows, : len(part.selection)])
+            rows = depth == exit_depth
+            logits[rows] = self.at(index).logits(self._read_at(index, features, words)[rows])
         return logits
 
-    def exit_depths(self, features: Floats, label_space: LabelSpace, decision: Decision) -> NDArray[np.int32]:
-        """(n,) the depth at which each document would stop, by raw features (n, p) at full depth."""
+    def exit_depths(
+        self, features: Floats, label_space: LabelSpace, decision: Decision, words: Floats | None = None
+    ) -> NDArray[np.int32]:
+        """(n,) the depth at which each document would stop, by raw features (n, p) at full depth.
+
+        `words` (n, K) are the logits of the word regression, as for `predict_logits`.
+        """
         depth = np.full(len(features), self.selection.depth, np.int32)
         for index in reversed(range(len(self.exits))):
-            part, exit = self.at(index), self.exits[index]
-            logits = part.logits(features[:, : len(part.selection)])
+            exit, logits = self.exits[index], self.at(index).logits(self._read_at(index, features, words))
             depth[should_exit(label_space, decision, exit.threshold, logits)] = exit.depth
         return depth
 
+    def decided_by_words(self, words: Floats, label_space: LabelSpace, decision: Decision) -> NDArray[np.bool_]:
+        """(n,) the documents that stop at the exit by words, by the logits (n, K) of the word regression."""
+        exit = self.words_exit
+        if exit is None:
+            return np.zeros(len(words), bool)
+        return should_exit(label_space, decision, exit.threshold, self.at(0).logits(words))
+
     def at(self, index: int) -> FittedClassifier:
-        """The classifier at an exit, given by its index; the number of exits as index gives this classifier itself."""
+        """The classifier at an exit, given by its index; the number of exits as index gives this classifier itself.
+
+        That of an exit by words has the logits of the word regression as its features.
+        """
         if index == len(self.exits):
             return self
         exit = self.exits[index]
+        if exit.by_words:
+            classes = len(exit.head.intercept)
+            selection = Selection({}, {}, 0.0, self.selection.rule, classes)
+            unscaled = Standardizer.concatenate([]).join_words(np.ones(classes, np.float32))
+            return FittedClassifier(selection, unscaled, exit.head, self.summary)
         selection = self.selection.part(exit.depth)
         return FittedClassifier(selection, self.standardizer.keep(slice(len(selection))), exit.head, self.summary)
+
+    def _read_at(self, index: int, features: Floats, words: Floats | None) -> Floats:
+        """What the classifier at an exit reads of raw features (n, p) and the words' logits (n, K)."""
+        if index == len(self.exits) or not self.exits[index].by_words:
+            return features[:, : len(self.at(index).selection)]
+        if self.selection.words:
+            return features[:, : self.selection.words]
+        assert words is not None, "the exit by words needs the words' logits, which the head does not read"
+        return words
 
 
 @dataclass(frozen=True)
@@ -145,7 +184,7 @@ class TrainingResult:
     tried: int
     """number of candidates that were judged"""
     words: WordRegression | None = None
-    """the word regression, if any of the classifiers reads words"""
+    """the word regression, if any of the classifiers reads words or lets them decide documents"""
 
     def summary(self) -> TrainingSummary:
         """The search and its choices for a report."""

@@ -38,7 +38,7 @@ class ExitRecipe:
     """An early exit without the coefficients of its head."""
 
     depth: int
-    """number of blocks that have run"""
+    """number of blocks that have run; `BY_WORDS` for the exit before the backbone"""
     threshold: float
     """confidence from which a document stops here"""
     valid_share: float

@@ -24,6 +24,7 @@ from spin.integrate.fit_words import WordFit
 from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
+from spin.sites import BY_WORDS
 from spin.sparsify.probe import Probe
 
 
@@ -90,11 +91,17 @@ class HeadFitter:
     def _fit_exits(self, selection: Selection, recipes: Sequence[ExitRecipe]) -> dict[ExitRecipe, LinearHead]:
         """The heads of the exits, each on the part of the selection that its blocks compute.
 
-        An exit must read something that those before it do not, or it is left out.
+        An exit must read something that those before it do not, or it is left out. That by words has the word
+        regression's logits as its own, and reads no neurons.
         """
         heads: dict[ExitRecipe, LinearHead] = {}
         features = 0
         for recipe in recipes:
+            if recipe.depth == BY_WORDS:
+                classes = len(self.matrix.data.label_space)
+                unchanged = LinearHead(np.eye(classes, dtype=np.float32), np.zeros(classes, np.float32))
+                heads[recipe] = recipe.head.calibration.fold_into(unchanged)
+                continue
             part = selection.part(recipe.depth)
             if len(part) > features:
                 features = len(part)

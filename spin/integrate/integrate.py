@@ -19,7 +19,13 @@ from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
 from spin.heads.selection import Selection
 from spin.integrate.bootstrap import bootstrap_p_value
 from spin.integrate.class_thresholds import choose_class_thresholds
-from spin.integrate.exit_thresholds import choose_exit_thresholds, exit_indices, offered_depths
+from spin.integrate.exit_thresholds import (
+    PASSING_COST,
+    WORDS_COST,
+    choose_exit_thresholds,
+    exit_indices,
+    offered_depths,
+)
 from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
@@ -28,7 +34,7 @@ from spin.integrate.search import Progress, Search
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
-from spin.sites import Site
+from spin.sites import BY_WORDS, Site
 from spin.sparsify.probe import Probe
 from spin.sparsify.ridge import RidgeImportance
 
@@ -79,7 +85,7 @@ def integrate(
         if id(candidate) not in fitted:
             fitted[id(candidate)] = fitter.fit(candidate)
         choices[name] = fitted[id(candidate)]
-    reads_words = any(chosen.selection.words for chosen in choices.values())
+    reads_words = any(chosen.selection.words or chosen.words_exit for chosen in choices.values())
     regression = words.regression if words is not None and reads_words else None
     return TrainingResult(choices, best_per_depth(tried), len(tried), regression)
 
@@ -106,6 +112,10 @@ class _ExitCandidate:
     held_out: Floats
     """calibrated logits (n, K) of the validation rows"""
     head: HeadRecipe
+    cost: float
+    """of a document that stops here, as a share of the whole backbone"""
+    passing: float
+    """what a document pays besides that goes on after the exit"""
 
 
 class CandidateFitter:
@@ -214,7 +224,7 @@ class CandidateFitter:
         self, candidate: Candidate, choice: _HeadChoice, selection: Selection, final: Floats, decision: Decision
     ) -> tuple[ExitRecipe, ...]:
         """The early exits of a candidate whose calibrated held-out logits (n, K) at full depth are `final`."""
-        offered, costs = self._offer_exits(candidate, choice, selection)
+        offered = self._offer_exits(candidate, choice, selection)
         logits = [exit.held_out for exit in offered]
         thresholds: list[float] = self.group.broadcast_object(
             choose_exit_thresholds(
@@ -223,7 +233,8 @@ class CandidateFitter:
                 self.valid_y,
                 decision,
                 metric=self.data.metric,
-                costs=[*costs, candidate.compute],
+                costs=[*(exit.cost for exit in offered), candidate.compute],
+                passing=[exit.passing for exit in offered],
                 max_loss=self.cascade.max_loss,
                 documents=self.valid_rows,
             )
@@ -236,14 +247,11 @@ class CandidateFitter:
             if share
         )
 
-    def _offer_exits(
-        self, candidate: Candidate, choice: _HeadChoice, selection: Selection
-    ) -> tuple[list[_ExitCandidate], list[float]]:
-        """The exits at the depths of the cascade settings, and the compute that running to each takes."""
-        offered: list[_ExitCandidate] = []
-        costs: list[float] = []
+    def _offer_exits(self, candidate: Candidate, choice: _HeadChoice, selection: Selection) -> list[_ExitCandidate]:
+        """The exits by words and at the depths of the cascade settings."""
         if not self.cascade.max_loss or not len(selection):
-            return offered, costs
+            return []
+        offered = self._offer_words(reads_words=choice.blend is not None)
         of_folds = self._fold_selections(candidate, choice.mlp_steps)
         shallowest = min(column.site.layer for column in selection.neurons)
         for depth in offered_depths(self.cascade.depths, selection.depth):
@@ -257,9 +265,26 @@ class CandidateFitter:
             logits = np.concatenate(self.search.blended(of_neurons, blend))
             calibration = self._calibrate(logits)
             head = HeadRecipe(ridge, calibration.temperature, calibration.biases, None, blend)
-            offered.append(_ExitCandidate(depth, calibration.apply(logits), head))
-            costs.append(self.search.compute[Site(depth, "resid")])
-        return offered, costs
+            cost = self.search.compute[Site(depth, "resid")]
+            passing = PASSING_COST * candidate.compute
+            offered.append(_ExitCandidate(depth, calibration.apply(logits), head, cost, passing))
+        return offered
+
+    def _offer_words(self, *, reads_words: bool) -> list[_ExitCandidate]:
+        """The exit by words, if there is a word regression and the settings allow it.
+
+        Where the head of the candidate reads words anyway, the exit adds nothing to the cost of any document, and those
+        of all are counted without it.
+        """
+        words = self.search.words
+        if words is None or not self.cascade.words:
+            return []
+        logits = np.concatenate(words.held_out)
+        calibration = self._calibrate(logits)
+        alone = Blend(neurons=0.0, words=1.0)
+        head = HeadRecipe(Penalty(words.strength), calibration.temperature, calibration.biases, None, alone)
+        cost = 0.0 if reads_words else WORDS_COST
+        return [_ExitCandidate(BY_WORDS, calibration.apply(logits), head, cost, cost)]
 
     def _fold_selections(self, candidate: Candidate, mlp_steps: int | None) -> list[Selection]:
         """The selection for the head of each fold: as in the final head, without neurons zeroed by its L1 penalty."""

@@ -21,7 +21,7 @@ from spin.labels.training_data import TrainingData
 from spin.settings import CascadeSettings, DecisionSettings
 from tests.spin.integrate.test_search import SEARCH, Project, build_project, make_words
 
-CASCADE = CascadeSettings(max_loss=0.9, depths=(0.25, 0.5))
+CASCADE = CascadeSettings(max_loss=0.9, depths=(0.25, 0.5), words=False)
 
 
 def sampled(project: Project) -> TrainingData:
@@ -104,6 +104,20 @@ def test_words_keep_their_blend() -> None:
     for one, other in zip(heads(fitted), heads(again), strict=True):
         np.testing.assert_allclose(one.coef[:, :3], other.coef[:, :3], rtol=1e-5)
         assert np.abs(one.coef[:, 3:] - other.coef[:, 3:]).max() > 0.001
+
+
+def test_the_exit_by_words_stays_as_it_is() -> None:
+    """The word regression is not fitted again, so neither is the calibration of its logits."""
+    project = build_project(n=1200, signal=0.5)
+    words = make_words(project, 1.0)
+    cascade = CascadeSettings(max_loss=0.9, depths=(0.5,))
+    before = project.integrate(SEARCH.model_copy(update={"words": "on"}), words=words, cascade=cascade)
+    after = refit(before, project.probes, project.read_blocks, sampled(project), words)
+    one, other = (result.choices["accuracy"].words_exit for result in (before, after))
+    assert one is not None
+    assert other is not None
+    np.testing.assert_array_equal(one.head.coef, other.head.coef)
+    assert (one.threshold, before.words) == (other.threshold, after.words)
 
 
 def test_words_alone_need_no_rows() -> None:

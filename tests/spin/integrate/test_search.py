@@ -564,7 +564,7 @@ def test_every_exit_has_a_blend_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("spin.integrate.head_fitter.join_words", record)
     project = build_project(n=1600, signal=0.5)
-    cascade = CascadeSettings(max_loss=0.9, depths=(0.3, 0.6))
+    cascade = CascadeSettings(max_loss=0.9, depths=(0.3, 0.6), words=False)
     settings = SEARCH.model_copy(update={"words": "on", "l1": ()})
     fitted = project.integrate(settings, words=make_words(project, 1.0), cascade=cascade).choices["accuracy"]
     heads = [*(exit.head for exit in fitted.exits), fitted.head]
