@@ -21,6 +21,7 @@ from pipelines.training.workflow import run_workflow
 from spin.errors import UserError
 from spin.labels.split_groups import hash_text
 from spin.settings import Settings, load_settings
+from spin.sites import BY_WORDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,11 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     else:
         terminal.say(f"{registry.name} version {version} is champion — finished before")
     night, output = folder / "tonight.parquet", folder / "nights"
-    terminal.night(run_classify(settings, registry, str(night), str(output)), str(output))
+    classified = run_classify(settings, registry, str(night), str(output))
+    terminal.night(classified, str(output))
+    by_words = classified.counts.depths.get(str(BY_WORDS), 0)
+    share = 100 * by_words / max(1, classified.counts.predicted)
+    terminal.say(f"          words alone decided {share:.0f} % of the documents, before the language model read them")
     _show_five(settings, registry, night, output)
     file = folder / "settings.yaml"
     terminal.say("\nNext:")

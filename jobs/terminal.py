@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spin.settings import mask_credentials
-from spin.sites import FeatureColumn
+from spin.sites import FeatureColumn, exit_name
 
 if TYPE_CHECKING:
     from pipelines.nightly.night_report import NightReport
@@ -111,7 +111,7 @@ def night(report: NightReport, output: str) -> None:
         say(f"          {counts.truncated:,} texts ({percent:.1f} %) {beyond}")
     if len(counts.depths) > 1:
         depths = sorted(counts.depths.items(), key=lambda item: int(item[0]))
-        say(f"          exits: {', '.join(f'{n:,} after block {depth}' for depth, n in depths)}")
+        say(f"          exits: {', '.join(f'{n:,} {exit_name(int(depth))}' for depth, n in depths)}")
     for drift in report.drift:
         if drift.drifted:
             say(f"          drift: {drift.name} stability index {drift.psi:.2f}, above {drift.limit:.2f}")
@@ -333,7 +333,7 @@ def _choice(choice: ChoiceSummary) -> str:
     size = f"{'words and ' if choice.words else ''}{choice.neurons:,} neurons of {choice.depth} blocks"
     if not choice.neurons:
         size = "words alone, without neurons"
-    exits = [f"; {100 * exit.valid_share:.0f} % exit after block {exit.depth}" for exit in choice.exits]
+    exits = [f"; {100 * exit.valid_share:.0f} % exit {exit_name(exit.depth)}" for exit in choice.exits]
     return (
         f"{100 * choice.valid_score:.1f} on validation, {100 * choice.compute:.0f} % of the compute, "
         f"{size}{what}" + "".join(exits)

@@ -287,11 +287,11 @@ class SpinClassifier:
         texts = _checked(texts)
         words = self.word_logits(texts)
         if words is None or not self.exits_by_words:
-            features = self._read_backbone(texts, words, progress)
+            features = self.read_backbone(texts, words, progress)
         else:
             rows = np.flatnonzero(~self.decided_by_words(words))
             progress(len(texts) - len(rows))
-            features = self._read_backbone([texts[row] for row in rows.tolist()], words[rows], progress)
+            features = self.read_backbone([texts[row] for row in rows.tolist()], words[rows], progress)
             features = features.spread(rows, self.depth, len(texts))
         features = replace(features, words=words, head_reads_words=self.fitted.selection.words > 0)
         if self.reasons:
@@ -299,8 +299,13 @@ class SpinClassifier:
             features = replace(features, reasons=reasons, word_sums=None)
         return features
 
-    def _read_backbone(self, texts: Sequence[str], words: Floats | None, progress: Progress) -> Features:
-        """The features of the backbone, for n texts with the words' logits (n, K)."""
+    def read_backbone(
+        self, texts: Sequence[str], words: Floats | None, progress: Progress = lambda documents: None
+    ) -> Features:
+        """What the backbone reads of n texts, whether their words decide them or not.
+
+        `words` are the words' logits (n, K) if the classifier reads words, which count at its exits.
+        """
         if not self.fitted.selection.neurons:
             features = count_tokens(self.backbone, texts)
             progress(len(texts))

@@ -26,7 +26,7 @@ class Predictions:
     score: Floats
     """(n,) the probability of each document's label; the largest of all where the label is a list or None"""
     exit_depth: NDArray[np.int32]
-    """(n,) blocks of the backbone that ran for each document"""
+    """(n,) blocks of the backbone that ran for each document; -1: its words alone decided, before the backbone"""
     reasons: Reasons | None = None
     """the words and neurons that spoke loudest, for a classifier that gives reasons"""
 

@@ -10,6 +10,8 @@ from typing import Literal
 from spin.errors import UserError
 
 Kind = Literal["resid", "ffn", "final"]
+BY_WORDS = -1
+"""depth of documents that their words alone decide, which the backbone does not even tokenize"""
 _PATTERN = re.compile(r"(resid|ffn|final)\.([0-9]{2}|[1-9][0-9]{2,3})")
 
 
@@ -84,3 +86,8 @@ def _ranges(sites: Sequence[Site]) -> list[str]:
     kinds = sorted({s.kind for s in sites}, reverse=True)
     layers = {kind: [s for s in sites if s.kind == kind] for kind in kinds}
     return [f"{min(of_kind)} to {max(of_kind)}" for of_kind in layers.values()]
+
+
+def exit_name(depth: int) -> str:
+    """Where a document of this depth exited, for people: `by words` or `after block 3`."""
+    return "by words" if depth == BY_WORDS else f"after block {depth}"

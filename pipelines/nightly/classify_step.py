@@ -87,8 +87,8 @@ class ClassifyStep:
         self.spin.prepare()  # once, before the first shard
 
     def check(self) -> None:
-        """Classify a text that is known to be good. Raises what that raises."""
-        self.spin.features([_SOUND])
+        """Run the backbone on a text that is known to be good. Raises what that raises."""
+        self.spin.read_backbone([_SOUND], self.spin.word_logits([_SOUND]))
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
         try:

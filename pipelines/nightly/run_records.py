@@ -49,7 +49,7 @@ class ClassifyCounts(ShardCounts):
     unlabelled: int
     """predicted rows without any class, including those on which the decision abstains"""
     depths: Mapping[str, int]
-    """predicted rows by the block after which they exited, in decimal digits"""
+    """predicted rows by the block after which they exited, in decimal digits; -1: their words alone decided"""
     tokens: int
     """tokens that the backbone read"""
     truncated: int
@@ -93,7 +93,7 @@ class NightCounts:
     labels: Mapping[str, int]
     """predicted rows by class; a row counts for each of its classes"""
     depths: Mapping[str, int]
-    """predicted rows by the block after which they exited, in decimal digits"""
+    """predicted rows by the block after which they exited, in decimal digits; -1: their words alone decided"""
     windows: int = 0
     """windows in which the backbone read the texts, 0 where long texts are cut"""
     unread_tokens: int = 0

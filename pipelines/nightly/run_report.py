@@ -12,6 +12,7 @@ from pipelines.nightly.night_report import REPORT, NightReport
 from pipelines.nightly.run_records import NightCounts
 from spin.pages.rendering import render
 from spin.pages.stylesheet import base_css, read_css
+from spin.sites import exit_name
 
 _CLASSES = 30
 """classes listed, the most frequent first"""
@@ -19,6 +20,7 @@ _DISAGREEMENTS = 12
 """pairs of labels listed on which the model and its shadow differ"""
 _PROPERTIES = {
     "labels": "distribution of the labels",
+    "exits": "documents per early exit",
     "scores": "largest probability per document",
     "lengths": "tokens per document",
     "unknown": "share of unknown tokens per document",
@@ -55,7 +57,7 @@ def report_page(report: NightReport) -> str:
         style=Markup(base_css() + read_css("pipelines.nightly", "run_report.css")),
         report=report,
         counts=counts,
-        depths=sorted((int(depth), count) for depth, count in counts.depths.items()),
+        exits=[(exit_name(depth), counts.depths[str(depth)]) for depth in sorted(map(int, counts.depths))],
         throughput=report.throughput,
         label_columns=columns,
         labels=labels[:_CLASSES],

@@ -37,7 +37,7 @@ class NightSummary:
     truncated: int
     """documents that were not read to their end"""
     depths: Mapping[str, int]
-    """documents by the number of blocks that ran for them"""
+    """documents by the number of blocks that ran for them; -1: their words alone decided"""
     quarantined_files: int
     """files that could not be read"""
     seconds: float

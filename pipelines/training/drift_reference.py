@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,15 @@ def describe_reference(
         decision = fitted.decision(spin.label_space, spin.decision)
         profiles: dict[str, Profile] = {}
         blocks = features.selection_blocks(fitted.selection, rows, words)
+        done = 0
         for values, counted in zip(blocks, lengths, strict=True):
-            depths = {choice: None, f"{choice}.early": fitted.exit_depths(values, spin.label_space, decision)}
-            for name, depth in depths.items():
-                logits = fitted.predict_logits(values, depth)
-                profile = Profile.from_outputs(spin.label_space, fitted, logits, values, counted)
+            of_words = None if words is None else words[done : done + len(values)]
+            done += len(values)
+            early = fitted.exit_depths(values, spin.label_space, decision, of_words)
+            for name, depth in {choice: None, f"{choice}.early": early}.items():
+                logits = fitted.predict_logits(values, depth, of_words)
+                read = replace(counted, depth=depth)
+                profile = Profile.from_outputs(spin.label_space, fitted, logits, values, read)
                 profiles[name] = profiles[name] + profile if name in profiles else profile
         for prefix, profile in profiles.items():
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in vars(profile).items()}

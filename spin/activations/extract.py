@@ -63,12 +63,12 @@ class Features:
     all"""
     words: Floats | None = None
     """(n, K) logits of a word regression, for a classifier that reads words or lets them decide"""
+    head_reads_words: bool = True
+    """whether these logits, if there are any, are features of the head, and not only of the exit by words"""
     windows: NDArray[np.int32] | None = None
     """(n,) number of windows that were read of each text; None where long texts are cut"""
     unread_tokens: NDArray[np.int32] | None = None
     """(n,) number of tokens beyond the last window; None where long texts are cut"""
-    head_reads_words: bool = True
-    """whether these logits, if there are any, are features of the head, and not only of the exit by words"""
     word_sums: WordSums | None = None
     """what each word contributes by its tokens to the logit of the text's class, until the reasons are known"""
     reasons: Reasons | None = None
@@ -96,9 +96,9 @@ class Features:
             truncated=sum(part.truncated for part in parts),
             depth=join("depth"),
             words=join("words"),
+            head_reads_words=parts[0].head_reads_words,
             windows=join("windows"),
             unread_tokens=join("unread_tokens"),
-            head_reads_words=parts[0].head_reads_words,
             reasons=Reasons.concatenate(reasons) if reasons else None,
         )
 
@@ -119,9 +119,9 @@ class Features:
             place(self.n_unknown, np.zeros(count, np.int32)),
             self.truncated,
             place(depth if self.depth is None else self.depth, np.full(count, -1, np.int32)),
-            word_sums=None if self.word_sums is None else self.word_sums.spread(rows, count),
             windows=None if self.windows is None else place(self.windows, np.zeros(count, np.int32)),
             unread_tokens=None if self.unread_tokens is None else place(self.unread_tokens, np.zeros(count, np.int32)),
+            word_sums=None if self.word_sums is None else self.word_sums.spread(rows, count),
         )
 
 

@@ -11,11 +11,10 @@ from spin.arrays import Floats
 from spin.heads.decision import Decision
 from spin.heads.linear_head import LinearHead
 from spin.labels.label_space import LabelSpace
+from spin.sites import BY_WORDS
 
 DISABLED = 2.0
 """a threshold that no confidence reaches"""
-BY_WORDS = -1
-"""depth of the exit of documents that their words alone decide, which the backbone does not even tokenize"""
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,11 @@ from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
 
-FORMAT = 6
+FORMAT = 7
 """version of the artifact's format"""
-_READABLE = (4, 5, FORMAT)
-"""formats that are read; 4, of 0.2, knows one rule of selection, and both know neither words nor chosen thresholds"""
+_READABLE = (4, 5, 6, FORMAT)
+"""formats that are read; 4, of 0.2, knows one rule of selection, 4 and 5 know neither words nor chosen thresholds, and
+6 no exit by words"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _WORDS = "words."
@@ -137,7 +138,7 @@ def load_result(folder: Path) -> TrainingResult:
         frontier = tuple(map(_candidate_from_json, config["frontier"]))
         of_words = {name.removeprefix(_WORDS): t for name, t in tensors.items() if name.startswith(_WORDS)}
         words = WordRegression.from_tensors(of_words) if of_words else None
-        if words is None and any(fitted.selection.words for fitted in parts):
+        if words is None and any(fitted.selection.words or fitted.words_exit for fitted in parts):
             raise KeyError("it reads words, and has no word regression")
         return TrainingResult(choices, frontier, config["tried"], words)
 
@@ -148,9 +149,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is not a classifier that can be read: {error}") from None
     if config.get("format") not in _READABLE:
-        raise UserError(
-            f"{folder} has format {config.get('format')}, this version reads {FORMAT}; train the model again"
-        )
+        given = config.get("format")
+        is_newer = isinstance(given, int) and given > FORMAT
+        remedy = "install the version of SPIN that wrote it, or a newer one" if is_newer else "train the model again"
+        raise UserError(f"{folder} has format {given}, this version reads {FORMAT}; {remedy}")
     return config
 
 

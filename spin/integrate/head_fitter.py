@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats, Rows
 from spin.heads.blend import join_words
-from spin.heads.early_exit import BY_WORDS, EarlyExit
+from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
@@ -24,6 +24,7 @@ from spin.integrate.fit_words import WordFit
 from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
+from spin.sites import BY_WORDS
 from spin.sparsify.probe import Probe
 
 

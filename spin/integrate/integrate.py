@@ -13,7 +13,6 @@ from spin.heads.blend import Blend
 from spin.heads.calibration import Calibration, calibration_error, fit_calibration, log_loss
 from spin.heads.candidate import Candidate
 from spin.heads.decision import Decision
-from spin.heads.early_exit import BY_WORDS
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import Penalty
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
@@ -35,7 +34,7 @@ from spin.integrate.search import Progress, Search
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
-from spin.sites import Site
+from spin.sites import BY_WORDS, Site
 from spin.sparsify.probe import Probe
 from spin.sparsify.ridge import RidgeImportance
 

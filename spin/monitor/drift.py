@@ -16,7 +16,7 @@ from spin.monitor.profile import Profile
 
 SIGNIFICANCE = 0.01
 """probability of a warning where a property has moved by exactly what is allowed"""
-DISTRIBUTIONS = ("labels", "scores", "lengths", "unknown")
+DISTRIBUTIONS = ("labels", "exits", "scores", "lengths", "unknown")
 _DIGITS = 4
 """of an index and its limit, which a report shows"""
 _LISTED_NEURONS = 10
@@ -41,7 +41,7 @@ class Drift:
     """The drift of one property of the documents."""
 
     name: str
-    """`labels`, `scores`, `lengths`, `unknown` or `neurons`"""
+    """`labels`, `exits`, `scores`, `lengths`, `unknown` or `neurons`"""
     psi: float
     """population stability index; of `neurons` that of the neuron with the largest shift for its limit"""
     limit: float
@@ -78,15 +78,20 @@ class Drift:
 def measure(now: Profile, then: Profile, selection: Selection, allowed: float) -> list[Drift]:
     """Return the drift of every property of some documents from a reference; `allowed` is the PSI that is no drift.
 
-    Empty where there are no documents to compare.
+    Empty where there are no documents to compare. Exits are compared where documents may take one, and what the
+    tokenizer counts only over documents that the backbone read.
     """
-    n, m = now.documents, then.documents
-    if not n or not m:
+    if not now.documents or not then.documents:
         return []
     drifts = []
     for name in DISTRIBUTIONS:
         counts, reference = getattr(now, name), getattr(then, name)
+        n, m = int(counts.sum()), int(reference.sum())
+        if not n or not m:
+            continue
         bins = (counts > 0) | (reference > 0)
+        if name == "exits" and bins.sum() < 2:
+            continue
         psi, limit = stability(counts[bins], reference[bins]), stability_limit(int(bins.sum()), n, m, allowed)
         drifts.append(
             Drift(
@@ -144,10 +149,11 @@ def _neuron_drift(now: Profile, then: Profile, selection: Selection, allowed: fl
     """
     names = [("words", k) for k in range(selection.words)]
     names += [(str(column), neuron) for column, neuron, _ in selection.rows()]
-    with np.errstate(invalid="ignore"):  # a neuron above the first exit has no value for documents that exit early
+    # a neuron above the first exit after a block has no value for documents that exit early
+    with np.errstate(invalid="ignore", divide="ignore"):
         unit = np.maximum(then.sd, _SD_FLOOR)
         shifts = (now.mean - then.mean) / unit
-        noise = np.sqrt(np.square(np.maximum(now.sd / unit, 1)) / now.documents + 1 / then.documents)
+        noise = np.sqrt(np.square(np.maximum(now.sd / unit, 1)) / now.read + 1 / then.read)
     # Bonferroni correction: no more than SIGNIFICANCE that any of p neurons exceeds its limit by chance.
     limits = math.sqrt(allowed) + float(-ndtri(SIGNIFICANCE / (2 * max(1, len(shifts))))) * noise
     compared = np.isfinite(shifts) & np.isfinite(limits)

@@ -15,6 +15,7 @@ from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier
 from spin.labels.label_space import LabelSpace
+from spin.sites import BY_WORDS
 
 Counts = NDArray[np.int64]
 
@@ -35,12 +36,16 @@ class Profile:
 
     labels: Counts
     """(K + 1,) documents per predicted class, before thresholds, and documents without any"""
+    exits: Counts
+    """(E + 1,) documents per exit, shallow first, and documents that ran to full depth; empty in files of 0.2"""
     scores: Counts
     """(20,) documents per bin of their largest probability, between `SCORES`"""
     lengths: Counts
-    """(22,) documents per bin of their number of tokens, between `LENGTHS`"""
+    """(22,) documents that the backbone read per bin of their number of tokens, between `LENGTHS`"""
     unknown: Counts
-    """(5,) documents per bin of their share of unknown tokens, between `UNKNOWN`"""
+    """(5,) documents that the backbone read per bin of their share of unknown tokens, between `UNKNOWN`"""
+    read: Counts
+    """(p,) documents of which each neuron was read: not of those that their words alone decide"""
     sums: Floats
     """(p,) sum of each neuron's standardised activation"""
     squares: Floats
@@ -55,16 +60,26 @@ class Profile:
         activations: Floats,
         features: Features,
     ) -> Profile:
-        """Return the profile of n documents, given their logits (n, K), raw activations (n, p) and token counts."""
+        """Return the profile of n documents, given their logits (n, K), raw activations (n, p) and token counts.
+
+        Documents whose depth says that their words decided them count for labels, scores and exits alone: the backbone
+        has not read them, or where a reference is measured at full depth it need not have.
+        """
         indicator = label_space.indicator(label_space.predict(logits))
         probabilities = label_space.probabilities(logits)
         standardised = fitted.standardizer.transform(activations).astype(np.float64)
-        n_tokens, n_unknown = features.n_tokens, features.n_unknown
+        depth = np.full(len(logits), fitted.selection.depth) if features.depth is None else features.depth
+        read = depth != BY_WORDS
+        standardised[~read, fitted.selection.words :] = 0
+        n_tokens, n_unknown = features.n_tokens[read], features.n_unknown[read]
+        depths = [*(exit.depth for exit in fitted.exits), fitted.selection.depth]
         return cls(
             labels=np.array([*indicator.sum(0), (~indicator.any(1)).sum()], np.int64),
+            exits=np.array([(depth == exit_depth).sum() for exit_depth in depths], np.int64),
             scores=_histogram(probabilities.max(1, initial=0.0), SCORES),
             lengths=_histogram(n_tokens, LENGTHS),
             unknown=_histogram(n_unknown / np.maximum(n_tokens, 1), UNKNOWN),
+            read=np.where(np.arange(standardised.shape[1]) < fitted.selection.words, len(read), read.sum()),
             sums=standardised.sum(0),
             squares=np.square(standardised).sum(0),
         )
@@ -79,13 +94,13 @@ class Profile:
 
     @property
     def mean(self) -> Floats:
-        """(p,) mean of the standardised activations."""
-        return self.sums / max(1, self.documents)
+        """(p,) mean of the standardised activations, over the documents of which they were read."""
+        return self.sums / np.maximum(1, self.read)
 
     @property
     def sd(self) -> Floats:
         """(p,) standard deviation of the standardised activations; 0 for a neuron that is silent on all documents."""
-        variance = self.squares / max(1, self.documents) - np.square(self.mean)
+        variance = self.squares / np.maximum(1, self.read) - np.square(self.mean)
         return np.sqrt(np.maximum(variance, 0))  # rounding may give a negative variance
 
     def to_bytes(self) -> bytes:
@@ -100,7 +115,9 @@ class Profile:
         """
         try:
             tensors = load_tensors(data)
-            return cls(**{f.name: tensors[prefix + f.name] for f in fields(cls)})
+            everything = np.full(tensors[f"{prefix}sums"].shape, tensors[f"{prefix}scores"].sum())
+            before_words = {f"{prefix}exits": np.zeros(0, np.int64), f"{prefix}read": everything}
+            return cls(**{f.name: (before_words | tensors)[prefix + f.name] for f in fields(cls)})
         except (KeyError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"this is not a profile of documents: {error}; expected a file that spin train or spin classify wrote"

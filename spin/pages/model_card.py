@@ -15,6 +15,7 @@ from spin.labels.metrics import ClassFigures
 from spin.labels.splits import SPLITS, rows_in_split
 from spin.pages.rendering import one_line, render
 from spin.settings import Choice, DecisionSettings
+from spin.sites import exit_name
 
 CARD = "MODEL_CARD.md"
 """name of the file"""
@@ -114,6 +115,7 @@ def model_card(facts: CardFacts) -> str:
         class_counts=_class_counts(facts),
         split_counts=[list(facts.splits).count(split) for split in SPLITS],
         chosen=facts.choices[facts.choose],
+        exits=[f"{100 * e.valid_share:.0f} % {exit_name(e.depth)}" for e in facts.choices[facts.choose].exits],
         neurons=_neuron_table(facts.selection),
     )
     return str(ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{body}"))

@@ -127,6 +127,13 @@ def test_a_night_is_printed_with_its_counts_and_files(capsys: pytest.CaptureFixt
     ]
 
 
+def test_the_exits_of_a_night_are_printed_shallow_first(capsys: pytest.CaptureFixture[str]) -> None:
+    """Documents that their words alone decide come first, and have no block."""
+    terminal.night(replace(REPORT, counts=replace(COUNTS, depths={"10": 1_200, "-1": 5, "2": 3})), "out")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "exits: 5 by words, 3 after block 2, 1,200 after block 10" in lines
+
+
 def test_an_empty_night_is_printed_as_one(capsys: pytest.CaptureFixture[str]) -> None:
     empty = replace(COUNTS, rows=0, predicted=0, dead=0, reasons={}, labels={}, depths={})
     terminal.night(replace(REPORT, counts=empty, files=FileCounts(0, 0, 0)), "out")

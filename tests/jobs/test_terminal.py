@@ -10,7 +10,7 @@ from pipelines.registry.version_records import RegisteredVersion
 from pipelines.training.train import TrainReport, TrainResults, TrainSeconds
 from pipelines.training.workflow import StageEvent
 from spin.heads.candidate import CandidateSummary
-from spin.heads.fitted import ChoiceSummary, TrainingSummary
+from spin.heads.fitted import ChoiceSummary, ExitSummary, TrainingSummary
 from spin.settings import Choice
 
 POINTS = [
@@ -28,7 +28,7 @@ POINTS = [
 ]
 
 
-def build_train_report(choose: Choice, **depths: int) -> TrainReport:
+def build_train_report(choose: Choice, exits: tuple[ExitSummary, ...] = (), **depths: int) -> TrainReport:
     """The report of a train stage; `depths` gives the number of blocks that each choice reads."""
     choices = {
         name: ChoiceSummary(
@@ -39,7 +39,7 @@ def build_train_report(choose: Choice, **depths: int) -> TrainReport:
             temperature=1.0,
             valid_ece=0.1,
             valid_ece_uncalibrated=0.2,
-            exits=(),
+            exits=exits,
         )
         for name, depth in depths.items()
     }
@@ -80,6 +80,13 @@ def test_the_frontier_is_printed_by_depth_with_the_choices_marked(capsys: pytest
     ):
         assert line.split() in lines
     assert lines[-1] == ["registered", "tiny", "version", "3", "as", "challenger"]
+
+
+def test_the_shares_of_exits_are_printed_with_each_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    exits = tuple(ExitSummary(depth=d, threshold=0.9, valid_share=s) for d, s in ((-1, 0.314), (2, 0.2)))
+    terminal.trained(build_train_report("accuracy", exits, accuracy=4, balanced=4, cheapest=4))
+    line = "accuracy 71.0 on validation, 100 % of the compute, 400 neurons of 4 blocks; "
+    assert f"{line}31 % exit by words; 20 % exit after block 2".split() in read_printed_words(capsys)
 
 
 @pytest.mark.parametrize(("choose", "neurons", "depth"), [("accuracy", "400", "4"), ("cheapest", "100", "1")])

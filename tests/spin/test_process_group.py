@@ -22,9 +22,10 @@ from spin.integrate.fit_linear import Design, fit_linear
 from spin.integrate.fit_mlp import fit_mlp
 from spin.integrate.head_fitter import refit
 from spin.process_group import ProcessGroup
-from spin.settings import SearchSettings
+from spin.settings import CascadeSettings, SearchSettings
+from spin.sites import BY_WORDS
 from tests.spin.integrate.test_fit_linear import make_design, matrix
-from tests.spin.integrate.test_search import Project, build_project
+from tests.spin.integrate.test_search import Project, build_project, make_words
 
 QUICK = SearchSettings(etas=(0.6,), max_share=0.3, strengths=(0.3, 3), l1=(0.02,))
 PENALTIES = [Penalty(0.1), Penalty(10.0), Penalty(1.0, 0.1)]
@@ -70,7 +71,16 @@ def fit_all(group: ProcessGroup, projects: dict[str, Project]) -> dict[str, Any]
         data = replace(project.data, not_sampled=np.sort(project.test))
         refitted = refit(trained, project.probes, project.read_blocks, data, group=group).choices["accuracy"]
         results[f"{name}, refitted"] = refitted.logits(project.read(choice.selection, project.test))
+        results[f"{name}, exits"] = fit_exits(group, project)
     return results
+
+
+def fit_exits(group: ProcessGroup, project: Project) -> list[tuple[int, float, np.ndarray]]:
+    """Depth, threshold and coefficients of the exits of a classifier whose words show much."""
+    cascade = CascadeSettings(max_loss=0.3, depths=(0.5,))
+    settings = QUICK.model_copy(update={"head": "linear", "words": "on", "l1": (), "strengths": (1,)})
+    fitted = project.integrate(settings, words=make_words(project, 2.0), cascade=cascade, group=group)
+    return [(exit.depth, exit.threshold, exit.head.coef) for exit in fitted.choices["accuracy"].exits]
 
 
 def run_member(rank: int, size: int, folder: str, projects: dict[str, Project]) -> None:
@@ -163,6 +173,20 @@ def test_a_group_chooses_the_classifier_of_a_single_process(
             np.testing.assert_array_equal(results[key], together[0][key])
             np.testing.assert_allclose(expit(results[key]), expit(alone[key]), atol=0.02)
         assert np.abs(alone[f"{name}, refitted"] - alone[f"{name}, logits"]).max() > 0.05, "it has seen further rows"
+
+
+@pytest.mark.parametrize("name", ["lists", "folds"])
+def test_a_group_lets_words_decide_the_documents_of_a_single_process(
+    together: list[dict[str, Any]], alone: dict[str, Any], name: str
+) -> None:
+    """The exit by words has the same calibration in all members, and its threshold is that of one process."""
+    (depth, threshold, coef), *_ = alone[f"{name}, exits"]
+    assert depth == BY_WORDS
+    for results in together:
+        of_group = results[f"{name}, exits"][0]
+        assert of_group[:2] == (BY_WORDS, pytest.approx(threshold, abs=0.02))
+        np.testing.assert_allclose(of_group[2], coef, rtol=1e-5)
+        assert [exit[:2] for exit in results[f"{name}, exits"]] == [e[:2] for e in together[0][f"{name}, exits"]]
 
 
 def test_a_process_outside_any_group_is_a_group_of_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,12 +23,18 @@ from pipelines.service_errors import BadRowsError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.map_shards import map_shards
+from spin.activations.extract import count_tokens
+from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
 from spin.errors import NotFiniteError, SpinError, UserError
-from spin.settings import load_settings
+from spin.heads.early_exit import EarlyExit
+from spin.heads.linear_head import LinearHead
+from spin.settings import SearchSettings, load_settings
+from spin.sites import BY_WORDS
 from tests.support import chaos, tiny
 from tests.support.browser import open_page
 from tests.support.chaos import FolderRegistry
+from tests.support.word_regression import build_word_regression
 
 DATE = "2026-03-01"
 Row = dict[str, Any]
@@ -210,6 +217,59 @@ def test_a_document_that_raises_is_the_only_dead_letter_of_its_shard(
     assert report.counts.reasons == {"poison": 1}
     labels = [[(row["id"], row["label"]) for row in project.read_predictions(out)] for out in ("without", "out")]
     assert labels[0] == labels[1]
+
+
+def test_documents_that_words_decide_are_marked_and_not_tokenized(project: NightProject) -> None:
+    """Their depth is -1 and their label that of the words; tokens are those of the other documents."""
+    rows = tiny.make_documents(90, seed=3)
+    texts = [row["text"] for row in rows]
+    regression = build_word_regression(texts, classes=2)
+    logits = regression.logits(texts)
+    margin = np.abs(logits[:, 0] - logits[:, 1])
+    by_words = margin > np.median(margin)
+    threshold = 1 / (1 + math.exp(-np.median(margin)))
+    spin = SpinClassifier(str(project.backbone), sites=["ffn"], poolings=["mean"], search=SearchSettings(words="off"))
+    documents = tiny.make_documents(120)
+    spin.fit([row["text"] for row in documents], [row["label"] for row in documents])
+    exit = EarlyExit(BY_WORDS, LinearHead(np.eye(2, dtype=np.float32), np.zeros(2, np.float32)), threshold)
+    choices = {name: replace(of, exits=(exit, *of.exits)) for name, of in spin.training_result.choices.items()}
+    result = replace(spin.training_result, choices=choices, words=regression)
+    digest = str(spin.backbone_digest)
+    SpinClassifier.assemble(spin.settings, digest, spin.label_space, result, "macro_f1").save(
+        project.registry_fixture.folder / "3"
+    )
+    project.promote("3")
+    project.write("a.jsonl", rows)
+    report = project.run_night()
+    predictions = project.read_predictions()
+    assert [row["depth"] == BY_WORDS for row in predictions] == by_words.tolist()
+    labels = [spin.classes[k] for k in logits.argmax(1)]
+    for row, label in zip(predictions, labels, strict=True):
+        assert row["depth"] != BY_WORDS or row["label"] == label
+    assert report.counts.depths["-1"] == by_words.sum()
+    rest = [text for text, decided in zip(texts, by_words, strict=True) if not decided]
+    assert report.counts.tokens == count_tokens(spin.backbone, rest).n_tokens.sum()
+    late = project.run_night("late", cascade=False)
+    assert "-1" not in late.counts.depths
+
+
+def test_a_worker_checks_its_backbone_whatever_words_decide(
+    registry_fixture: FolderRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a document is blamed for an error, a sound text must reach the backbone, which may be broken."""
+    step = object.__new__(ClassifyStep)
+    step.spin = SpinClassifier.load(registry_fixture.folder / "1", early=True)
+    monkeypatch.setattr(SpinClassifier, "exits_by_words", True)
+    monkeypatch.setattr(step.spin, "word_logits", lambda texts: np.zeros((len(texts), 2), np.float32))
+    monkeypatch.setattr(step.spin, "decided_by_words", lambda words: np.ones(len(words), bool))
+    step.check()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the tokenizer is broken")
+
+    monkeypatch.setattr(Backbone, "tokenize", fail)
+    with pytest.raises(RuntimeError, match="the tokenizer is broken"):
+        step.check()
 
 
 class NotFiniteStep(ClassifyStep):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.nightly.night_report import NightReport, measure_throughput, slowest_shards
+from pipelines.nightly.night_report import REPORT, NightReport, measure_throughput, slowest_shards
 from pipelines.nightly.run_records import ClassifyCounts
 from pipelines.nightly.run_report import render_reports, report_page
 from pipelines.storage.records import to_json
@@ -107,6 +107,19 @@ def make_report(**changes: Any) -> dict[str, Any]:
 def read_texts(window: Any, selector: str) -> list[str]:
     """Return the visible texts of all elements that a selector matches."""
     return [" ".join(text.split()) for text in window.locator(selector).all_inner_texts()]
+
+
+def test_exits_are_named_on_the_page_and_numbered_in_json() -> None:
+    """Documents that their words decide come first; the keys of the file are numbers."""
+    record = make_report()
+    record["counts"]["depths"] = {"10": 7_000, "-1": 5_000, "6": 300}
+    record["drift"].append(make_drift("exits", 0.5, [5000, 7300], [1000, 1000]))
+    page = " ".join(render_page(record).split())
+    exits = ["5,000 documents exited by words.", "300 documents exited after block 6."]
+    assert " ".join([*exits, "7,000 documents exited after block 10."]) in page
+    assert "documents per early exit" in page
+    report = json.loads(render_reports(NightReport.from_json(record))[REPORT])
+    assert report["counts"]["depths"] == {"10": 7_000, "-1": 5_000, "6": 300}
 
 
 def test_the_page_shows_the_numbers_of_the_report(browser: Any, tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def draw_exit_logits(seed: int, n: int = 300, noise: tuple[float, ...] = (2.0, 1
     return exits, final, y
 
 
-def costs_and_losses(exits: Any, final: Any, y: Any, thresholds: Any, costs: Any) -> tuple[float, float, float]:
+def costs_and_losses(
+    exits: Any, final: Any, y: Any, thresholds: Any, costs: Any, passing: Any
+) -> tuple[float, float, float]:
     """Mean cost, lost accuracy and the accuracy that full depth expects to lose, one document after another.
 
     To the expected loss one standard error is added, from leaving out every twentieth document.
@@ -55,7 +57,8 @@ def costs_and_losses(exits: Any, final: Any, y: Any, thresholds: Any, costs: Any
     for row in range(len(y)):
         exit_index = next((i for i, t in enumerate(thresholds) if probabilities[i][row].max() >= t), len(exits))
         full, predicted = probabilities[-1][row].argmax(), probabilities[exit_index][row].argmax()
-        cost += costs[exit_index] + sum(0.03 * costs[-1] for t in thresholds[:exit_index] if t < DISABLED)
+        cost += costs[exit_index]
+        cost += sum(p for p, t in zip(passing, thresholds[:exit_index], strict=False) if t < DISABLED)
         correct, correct_at_full_depth = correct + (predicted == y[row]), correct_at_full_depth + (full == y[row])
         terms.append(probabilities[-1][row][full] - probabilities[-1][row][predicted])
     without = [np.mean([t for row, t in enumerate(terms) if row % 20 != part]) for part in range(20)]
@@ -64,18 +67,23 @@ def costs_and_losses(exits: Any, final: Any, y: Any, thresholds: Any, costs: Any
 
 
 @pytest.mark.parametrize("max_loss", [0.0, 0.01, 0.05])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_thresholds_have_the_least_cost_within_the_allowed_loss(seed: int, max_loss: float) -> None:
+@pytest.mark.parametrize(("seed", "passing"), [(0, None), (1, None), (1, (0.1, 0.0))])
+def test_thresholds_have_the_least_cost_within_the_allowed_loss(
+    seed: int, passing: tuple[float, ...] | None, max_loss: float
+) -> None:
     """A plain loop confirms that both losses are kept and that no cheaper thresholds of a grid keep them."""
     exits, final, y = draw_exit_logits(seed)
     costs = (0.3, 0.6, 1.0)
-    thresholds = choose_exit_thresholds(exits, final, y, ARGMAX, metric="accuracy", costs=costs, max_loss=max_loss)
-    cost, lost, expected = costs_and_losses(exits, final, y, thresholds, costs)
+    thresholds = choose_exit_thresholds(
+        exits, final, y, ARGMAX, metric="accuracy", costs=costs, passing=passing, max_loss=max_loss
+    )
+    passing = passing or (0.03, 0.03)
+    cost, lost, expected = costs_and_losses(exits, final, y, thresholds, costs, passing)
     assert max(lost, expected) <= max_loss + 1e-9
     assert cost < 1
     confidences = [confidence(MULTICLASS, MULTICLASS.probabilities(logits)) for logits in exits]
     for other in product(*([*np.quantile(values, np.linspace(0, 0.95, 12)), DISABLED] for values in confidences)):
-        other_cost, lost, expected = costs_and_losses(exits, final, y, other, costs)
+        other_cost, lost, expected = costs_and_losses(exits, final, y, other, costs, passing)
         if other_cost < cost - 1e-9:
             assert max(lost, expected) > max_loss
 
@@ -380,7 +388,7 @@ def test_drift_is_not_measured_above_the_first_exit(classifier: SpinClassifier) 
     assert features.depth is not None
     assert depth.tolist() == features.depth.tolist()
     logits = fitted.predict_logits(full.values, depth)
-    reference = Profile.from_outputs(classifier.label_space, fitted, logits, full.values, full)
+    reference = Profile.from_outputs(classifier.label_space, fitted, logits, full.values, replace(full, depth=depth))
     logits = fitted.predict_logits(features.values, features.depth)
     current = Profile.from_outputs(classifier.label_space, fitted, logits, features.values, features)
     drifts = {drift.name: drift for drift in measure(current, reference, fitted.selection, 0.1)}

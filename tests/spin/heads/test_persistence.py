@@ -18,16 +18,18 @@ from safetensors.numpy import save as save_tensors
 from spin.errors import UserError
 from spin.heads.blend import Blend
 from spin.heads.candidate import Candidate
+from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
+from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
 from spin.heads.selection import Rule, Selection
 from spin.heads.word_regression import Vocabulary, WordRegression
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
-from spin.sites import FeatureColumn
+from spin.sites import BY_WORDS, FeatureColumn
 from tests.support.summaries import build_choice_summary
 
 COLUMNS = [FeatureColumn.parse(text) for text in ("resid.00.mean", "ffn.01.max", "ffn.02.mean")]
@@ -145,7 +147,7 @@ def test_a_loaded_training_result_equals_the_saved_one(
     assert save(loaded, metadata) == {name: (folder / name).read_bytes() for name in (CONFIG, TENSORS)}
 
 
-@pytest.mark.parametrize("older", [4, 5])
+@pytest.mark.parametrize("older", [4, 5, 6])
 def test_a_classifier_of_an_older_format_is_read(tmp_path: Path, older: int) -> None:
     """Models of 0.2, whose neurons were all selected by L1 probes, stay usable, as do those without thresholds."""
     folder = write(tmp_path, make_training_result(make_fitted(0, mlp=False)))
@@ -189,6 +191,34 @@ def test_the_chosen_thresholds_are_stored_with_each_classifier(tmp_path: Path) -
     assert [loaded.choices[name].summary.thresholds for name in ("accuracy", "balanced")] == [None, thresholds]  # type: ignore[index]
     decision = loaded.choices["balanced"].decision(label_space, DecisionSettings())
     assert decision.thresholds == pytest.approx([*thresholds.values()])
+
+
+def test_exits_are_stored_with_their_recipes(tmp_path: Path) -> None:
+    """That by words comes first; it keeps the word regression, which no head reads, and is incomplete without it."""
+    draw, fitted = np.random.default_rng(0), make_fitted(0, mlp=True)
+    heads = [LinearHead(*(draw.normal(size=s).astype(np.float32) for s in ((3, p), 3))) for p in (3, 2)]
+    recipes = [
+        ExitRecipe(depth, 0.75, 0.5, HeadRecipe(Penalty(4.0), 2.0, (0.5, 0.25, 0.125), None, blend))
+        for depth, blend in ((BY_WORDS, Blend(0.0, 1.0)), (1, None))
+    ]
+    exits = tuple(EarlyExit(r.depth, head, r.threshold) for r, head in zip(recipes, heads, strict=True))
+    recipe = ClassifierRecipe(HeadRecipe(Penalty(1.0), 1.5), tuple(recipes))
+    result = make_training_result(replace(fitted, exits=exits, recipe=recipe))
+    loaded, _ = load(write(tmp_path, replace(result, words=make_regression())))
+    actual = loaded.choices["accuracy"]
+    assert actual.recipe == recipe
+    assert [(exit.depth, exit.threshold, exit.by_words) for exit in actual.exits] == [
+        (BY_WORDS, 0.75, True),
+        (1, 0.75, False),
+    ]
+    for exit, head in zip(actual.exits, heads, strict=True):
+        np.testing.assert_array_equal(exit.head.coef, head.coef)
+        np.testing.assert_array_equal(exit.head.intercept, head.intercept)
+    words = np.eye(3, dtype=np.float32)
+    np.testing.assert_allclose(actual.at(0).logits(words), heads[0].logits(words))
+    remove_all_words(tmp_path)
+    with pytest.raises(UserError, match="it reads words, and has no word regression"):
+        load(tmp_path)
 
 
 def test_a_classifier_under_several_names_is_stored_once(tmp_path: Path) -> None:
@@ -258,8 +288,9 @@ INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier tha
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_config(lambda c: c.update(format=1)), "has format 1, this version reads 6; train the model again"),
-        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 6; train the model again"),
+        (edit_config(lambda c: c.update(format=1)), "has format 1, this version reads 7; train the model again"),
+        (edit_config(lambda c: c.update(format=8)), "has format 8, this version reads 7; install the version of SPIN"),
+        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 7; train the model again"),
         *[(remove_tensor(f"0.{name}"), f"{INCOMPLETE}'{name}'") for name in ("mean", "scale", "coef", "intercept")],
         (remove_tensor("0.inner_bias"), f"{INCOMPLETE}'inner_bias'"),
         (remove_tensor("0.neurons.ffn.01.max"), f"{INCOMPLETE}'neurons.ffn.01.max'"),

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
 from scipy.optimize import brentq
 from scipy.stats import entropy
 
 from spin.activations.extract import Features
 from spin.errors import UserError
+from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
@@ -24,7 +26,7 @@ from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.monitor.drift import SIGNIFICANCE, measure, stability, stability_limit
 from spin.monitor.profile import Profile
-from spin.sites import FeatureColumn
+from spin.sites import BY_WORDS, FeatureColumn
 from tests.support.summaries import build_choice_summary
 
 COLUMN = FeatureColumn.parse("ffn.01.mean")
@@ -128,6 +130,61 @@ def test_a_profile_is_restored_from_bytes() -> None:
         np.testing.assert_array_equal(getattr(restored, name), value)
     with pytest.raises(UserError, match="not a profile of documents"):
         Profile.from_bytes(b"something else")
+
+
+@pytest.mark.parametrize("words", [0, 2])
+def test_documents_that_words_decide_count_for_labels_scores_and_exits_alone(words: int) -> None:
+    """Tokens and neurons are those of the other documents; the words' logits are those of all."""
+    outputs, depth = make_outputs(300), np.random.default_rng(0).choice([BY_WORDS, 1], 300)
+    selection = Selection({COLUMN: np.arange(NEURONS - words)}, {COLUMN: np.ones(NEURONS - words)}, 0.9, words=words)
+    head = LinearHead(np.zeros((2, 2), np.float32), np.zeros(2, np.float32))
+    fitted = replace(make_fitted(), selection=selection, exits=(EarlyExit(BY_WORDS, head, 0.9),))
+    values = outputs["activations"].copy()
+    values[depth == BY_WORDS, words:] = np.nan
+    features = replace(outputs["features"], depth=depth.astype(np.int32))
+    counted = Profile.from_outputs(BINARY, fitted, outputs["logits"], values, features)
+    of_night = Profile.from_outputs(BINARY, fitted, outputs["logits"], outputs["activations"], features)
+    read = [row for row in range(300) if depth[row] != BY_WORDS]
+    for profile in (counted, of_night):  # a reference has the values of all documents
+        assert profile.documents == 300
+        assert profile.lengths.sum() == profile.unknown.sum() == len(read)
+        assert profile.lengths.tolist() == make_profile(take_rows(outputs, np.array(read))).lengths.tolist()  # type: ignore[arg-type]
+        assert profile.exits.tolist() == [300 - len(read), len(read)]
+        assert profile.read.tolist() == [300] * words + [len(read)] * (NEURONS - words)
+        aligned = (outputs["activations"] - fitted.standardizer.mean) / fitted.standardizer.scale
+        np.testing.assert_allclose(profile.mean[words:], aligned[read][:, words:].mean(0), atol=1e-5)
+        np.testing.assert_allclose(profile.sd[words:], aligned[read][:, words:].std(0), rtol=1e-5)
+        np.testing.assert_allclose(profile.mean[:words], aligned[:, :words].mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "drifted"), [(0.5, False), (0.9, True), (0.1, True)])
+def test_a_changed_share_of_documents_that_words_decide_is_drift(share: float, drifted: bool) -> None:
+    """Of nothing else, since the documents are the same."""
+
+    def profile(count: int, seed: int, by_words: float) -> Profile:
+        outputs, draw = make_outputs(count, seed), np.random.default_rng(seed)
+        depth = np.where(draw.random(count) < by_words, BY_WORDS, SELECTION.depth).astype(np.int32)
+        head = LinearHead(np.zeros((2, 2), np.float32), np.zeros(2, np.float32))
+        fitted = replace(make_fitted(), exits=(EarlyExit(BY_WORDS, head, 0.9),))
+        features = replace(outputs["features"], depth=depth)
+        return Profile.from_outputs(BINARY, fitted, outputs["logits"], outputs["activations"], features)
+
+    drifts = measure(profile(3000, 1, share), profile(2000, 0, 0.5), SELECTION, 0.1)
+    assert {drift.name for drift in drifts if drift.drifted} == ({"exits"} if drifted else set())
+    assert "exits" in {drift.name for drift in drifts}
+    nobody = measure(profile(3000, 1, 1.0), profile(2000, 0, 0.5), SELECTION, 0.1)
+    assert {drift.name for drift in nobody} == {"labels", "exits", "scores", "neurons"}
+    assert nobody[-1].now == (0, 0), "no neuron was read"
+
+
+def test_a_profile_of_an_earlier_version_is_read() -> None:
+    """It knows neither exits nor documents that are not read."""
+    counted = make_profile(make_outputs(20))
+    tensors = {name: value for name, value in vars(counted).items() if name not in ("exits", "read")}
+    restored = Profile.from_bytes(save_tensors(tensors))
+    assert restored.exits.tolist() == []
+    np.testing.assert_array_equal(restored.mean, counted.mean)
+    assert "exits" not in {drift.name for drift in measure(counted, restored, SELECTION, 0.1)}
 
 
 def test_the_stability_index_is_the_symmetric_divergence() -> None:

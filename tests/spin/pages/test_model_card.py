@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spin.heads.fitted import ExitSummary
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures
@@ -113,6 +114,16 @@ def parse_tables(card: str) -> dict[str, dict[str, list[str]]]:
                 assert len(rows[-1]) == width, next_line
             by_name[name] = {row[0]: row[1:] for row in rows}
     return by_name
+
+
+def test_the_card_names_the_shares_of_early_exits() -> None:
+    """Those of the choice in use, by words and after blocks."""
+    exits = tuple(ExitSummary(depth=d, threshold=0.9, valid_share=s) for d, s in ((-1, 0.314), (2, 0.2)))
+    facts = make_facts()
+    chosen = facts.choices[facts.choose].model_copy(update={"exits": exits})
+    card = model_card(replace(facts, choices={**facts.choices, facts.choose: chosen}))
+    assert "Of the validation documents, 31 % by words, 20 % after block 2 exit early" in card
+    assert "exit early" not in model_card(facts)
 
 
 def test_the_card_contains_every_fact() -> None:
