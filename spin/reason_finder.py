@@ -108,7 +108,7 @@ class _NeuronBuffer:
 
     def __init__(self, fitted: FittedClassifier, texts: int, count: int) -> None:
         self.neurons = [(str(column), neuron) for column, neuron, _ in fitted.selection.rows()]
-        self.positions = np.full((texts, count), -1)
+        self.positions = np.zeros((texts, count), np.int64)
         """in the selection"""
         self.contributions = np.zeros((texts, count))
 
@@ -120,8 +120,8 @@ class _NeuronBuffer:
         self.contributions[kept] = np.take_along_axis(contributions, largest, 1)
 
     def top(self) -> TopNeurons:
-        """All that was stored."""
-        stored = self.positions >= 0
+        """All that was stored, without neurons that contribute nothing."""
+        stored = self.contributions != 0
         neurons = [self.neurons[position] for position in self.positions[stored].tolist()]
         return TopNeurons(
             stored.sum(1),

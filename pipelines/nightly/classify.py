@@ -439,6 +439,8 @@ def _metadata(settings: Settings, models: _NightModels, source: str) -> dict[str
         "cascade": settings.classify.cascade,
         "dead_letter_text": settings.classify.dead_letter_text,
     }
+    if settings.classify.reasons:  # without them these are the metadata of releases that knew none
+        metadata["reasons"] = settings.classify.reasons
     return metadata if models.shadow is None else {**metadata, "shadow": models.shadow.metadata()}
 
 

@@ -60,9 +60,13 @@ class TopWords:
 
     @classmethod
     def of(cls, texts: Sequence[str], sums: WordSums, count: int) -> TopWords:
-        """The `count` words of every text with the largest absolute contributions; the earlier of equal ones first."""
+        """The `count` words of every text with the largest absolute contributions; the earlier of equal ones first.
+
+        Words that contribute nothing, such as those that a word regression does not know, are left out.
+        """
         order = np.lexsort((sums.starts, -np.abs(sums.sums), sums.owners))
-        per_text = np.bincount(sums.owners, minlength=len(texts))
+        order = order[sums.sums[order] != 0]
+        per_text = np.bincount(sums.owners[order], minlength=len(texts))
         rank = np.arange(len(order)) - np.repeat(np.cumsum(per_text) - per_text, per_text)
         top = order[rank < count]
         owners, starts, ends = sums.owners[top], sums.starts[top], sums.ends[top]

@@ -95,11 +95,11 @@ def test_the_largest_columns_come_first_and_of_equal_ones_the_first() -> None:
 
 
 def test_top_words_are_the_largest_of_each_text() -> None:
-    """Texts may be without words; the earlier of two equal ones comes first."""
+    """Texts may be without words; the earlier of two equal ones comes first, and words without a share never come."""
     sums = WordSums(
-        np.zeros(3, np.int64), np.array([0, 0, 0, 2]), np.array([0, 2, 4, 0]), np.array([1, 3, 5, 2]),
-        np.array([0.5, -2, 0.5, 1]),
+        np.zeros(3, np.int64), np.array([0, 0, 0, 2, 2]), np.array([0, 2, 4, 0, 3]), np.array([1, 3, 5, 2, 4]),
+        np.array([0.5, -2, 0.5, 1, 0]),
     )  # fmt: skip
-    top = TopWords.of(["a b c", "", "xy"], sums, 2)
+    top = TopWords.of(["a b c", "", "xy z"], sums, 2)
     assert (top.counts.tolist(), top.words, top.starts.tolist()) == ([2, 0, 1], ["b", "a", "xy"], [2, 0, 0])
     assert top.contributions.tolist() == [-2, 0.5, 1]
