@@ -31,15 +31,17 @@ def words_in_a_loop(tokens: list[Token]) -> tuple[list[tuple[int, int]], list[in
 
 @st.composite
 def texts_of_tokens(draw: st.DrawFn) -> list[list[Token]]:
-    """Texts of tokens whose words ascend, with special tokens anywhere; some tokens overlap."""
+    """Texts of tokens whose words ascend, with special tokens anywhere; some overlap, none begins before its word."""
     texts = []
     for _ in range(draw(st.integers(0, 4))):
-        word, position, tokens = 0, 0, []
+        word, word_start, position, tokens = 0, 0, 0, []
         for _ in range(draw(st.integers(0, 8))):
             if draw(st.booleans()):
                 tokens.append((-1, 0, 0))
-            word += draw(st.integers(0, 1))
             start = position + draw(st.integers(-1, 1)) * (position > 0)
+            if draw(st.booleans()):
+                word, word_start = word + 1, start
+            start = max(start, word_start)
             position = start + draw(st.integers(0, 3))
             tokens.append((word, start, position))
         texts.append(tokens)

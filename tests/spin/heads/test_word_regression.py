@@ -105,9 +105,10 @@ def test_places_have_the_parts_of_the_contributions(regression: WordRegression) 
     assert len(regression.places([], np.empty((0, 3))).owners) == 0
 
 
-def test_kept_words_are_bounded(regression: WordRegression, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = np.ones((len(TEXTS), 3))
+def test_kept_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    regression, weights = build_word_regression(TEXTS), np.ones((len(TEXTS), 3))
     expected = regression.places(TEXTS, weights)
     monkeypatch.setattr("spin.heads.word_regression._WORDS_KEPT", 2)
+    regression = build_word_regression(TEXTS)
     np.testing.assert_array_equal(regression.places(TEXTS, weights).sums, expected.sums)
     assert len(regression.vocabularies[1]._terms_of_words) <= 2
