@@ -74,10 +74,12 @@ class ReasonFinder:
             neurons.store(rows, contributions[:, part.selection.words :])
             if part.selection.words:
                 weights[rows] = of_words
-        if self.words is not None and weights.any():
-            for start in range(0, len(texts), _BLOCK):
-                block = slice(start, start + _BLOCK)
-                sums = sums.add(self.words.places(texts[block], weights[block]).move(start))
+        rows = np.flatnonzero(weights.any(1))  # those that stopped at a head that reads words
+        for start in range(0, len(rows), _BLOCK):
+            assert self.words is not None
+            block = rows[start : start + _BLOCK]
+            places = self.words.places([texts[row] for row in block.tolist()], weights[block])
+            sums = sums.add(places.move(block))
         return Reasons(sums.classes, TopWords.of(texts, sums, self.count), neurons.top())
 
     def _parts(self, features: Features) -> Iterator[tuple[FittedClassifier, NDArray[np.int64], Floats]]:

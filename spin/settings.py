@@ -538,6 +538,7 @@ class ClassifySettings(_Section):
     reasons: int = Field(
         0,
         ge=0,
+        le=100,
         description="Words, and as many neurons, that a prediction names as its reasons: those with the largest "
         "contributions for or against its class. The words are part of the text, for everyone who may read the output. "
         "0: none, which saves about a tenth of the time.",

