@@ -30,6 +30,7 @@ from spin.labels.splits import assign_split
 from spin.labels.training_data import TrainingData
 from spin.pages.explanation import Explanation, explain
 from spin.predictions import Predictions
+from spin.reason_finder import ReasonFinder
 from spin.settings import (
     METRICS,
     POOLINGS,
@@ -55,7 +56,8 @@ class SpinClassifier:
     classifiers, and `choose` names the one that is used: `accuracy`, `balanced` or `cheapest`. A threshold in
     `decision` replaces the one that training chose for its class. `cascade` says how much of the metric the early exits
     that training offers may cost; with `early`, documents stop at these exits. `calibration` are some hundred texts
-    that int8 is scaled by; `fit` sets them.
+    that int8 is scaled by; `fit` sets them. With `reasons` above 0, predictions come with as many words and neurons
+    per text that contribute most to the logit of its class.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class SpinClassifier:
         decision: DecisionSettings | None = None,
         early: bool = False,
         calibration: Sequence[str] = (),
+        reasons: int = 0,
     ) -> None:
         if metric not in METRICS:
             raise UserError(f"metric '{metric}': expected one of {', '.join(METRICS)}")
@@ -81,7 +84,7 @@ class SpinClassifier:
         self.probe, self.search = probe or ProbeSettings(), search or SearchSettings()
         self.cascade = cascade or CascadeSettings()
         self.choose, self.decision, self.early = choose, decision or DecisionSettings(), early
-        self.calibration = tuple(calibration)
+        self.calibration, self.reasons = tuple(calibration), reasons
         self.backbone_digest: str | None = None
         self._label_space: LabelSpace | None = None
         self._training_result: TrainingResult | None = None
@@ -102,13 +105,22 @@ class SpinClassifier:
         decision: DecisionSettings | None = None,
         early: bool = False,
         calibration: Sequence[str] = (),
+        reasons: int = 0,
     ) -> SpinClassifier:
         """A fitted classifier from parts that were fitted elsewhere.
 
         `digest` is that of the backbone that was trained on; `backbone` is that backbone if it is loaded already.
         Raises UserError for a decision that does not fit the classes.
         """
-        spin = cls(settings, metric=metric, choose=choose, decision=decision, early=early, calibration=calibration)
+        spin = cls(
+            settings,
+            metric=metric,
+            choose=choose,
+            decision=decision,
+            early=early,
+            calibration=calibration,
+            reasons=reasons,
+        )
         Decision.of(label_space, spin.decision)
         spin._label_space, spin.backbone_digest = label_space, digest
         spin._training_result, spin._backbone = training_result, backbone
@@ -251,7 +263,12 @@ class SpinClassifier:
     def _segments(self) -> list[BlockSegment]:
         """The blocks between one exit and the next."""
         exit_depths = [exit.depth for exit in self.fitted.block_exits] if self.exits_early else []
-        return split_segments(self.fitted.selection.neurons, exit_depths)
+        segments = split_segments(self.fitted.selection.neurons, exit_depths)
+        return self._reason_finder.add_directions(segments) if self.reasons else segments
+
+    @property
+    def _reason_finder(self) -> ReasonFinder:
+        return ReasonFinder(self.reasons, self.fitted, self.decision_rule, self.training_result.words)
 
     @property
     def depth(self) -> int:
@@ -273,7 +290,11 @@ class SpinClassifier:
             progress(len(texts) - len(rows))
             features = self.read_backbone([texts[row] for row in rows.tolist()], words[rows], progress)
             features = features.spread(rows, self.depth, len(texts))
-        return replace(features, words=words, head_reads_words=self.fitted.selection.words > 0)
+        features = replace(features, words=words, head_reads_words=self.fitted.selection.words > 0)
+        if self.reasons:
+            reasons = self._reason_finder.find(self.backbone, texts, features)
+            features = replace(features, reasons=reasons, word_sums=None)
+        return features
 
     def read_backbone(
         self, texts: Sequence[str], words: Floats | None, progress: Progress = lambda documents: None
@@ -288,7 +309,12 @@ class SpinClassifier:
             return features
         exits_early = self.exits_early and self.fitted.block_exits
         keep_mask = partial(self.keep_mask, words) if exits_early else None
-        return read_activations(self.engine, texts, keep_mask=keep_mask, progress=progress)
+        weigh_tokens = (
+            partial(self._reason_finder.weigh_tokens, len(self.engine.segments), self._read_words(words))
+            if self.reasons
+            else None
+        )
+        return read_activations(self.engine, texts, keep_mask=keep_mask, weigh_tokens=weigh_tokens, progress=progress)
 
     @property
     def word_regression(self) -> WordRegression | None:
@@ -299,6 +325,10 @@ class SpinClassifier:
         """(n, K) logits of the word regression; None if there is none."""
         regression = self.word_regression
         return None if regression is None else regression.logits(texts)
+
+    def _read_words(self, words: Floats | None) -> Floats | None:
+        """The words' logits (n, K) if they are features of the head, and not only of the exit by words."""
+        return words if self.fitted.selection.words else None
 
     def decided_by_words(self, words: Floats) -> NDArray[np.bool_]:
         """Mask (n,) of the texts that exit by their words alone, by the word regression's logits (n, K)."""
@@ -311,8 +341,8 @@ class SpinClassifier:
 
         `words` are the words' logits of the texts that the backbone reads, which `rows` counts.
         """
-        if words is not None and self.fitted.selection.words:
-            values = np.concatenate([words[rows], values], axis=1)
+        if (read := self._read_words(words)) is not None:
+            values = np.concatenate([read[rows], values], axis=1)
         index += len(self.fitted.exits) - len(self.fitted.block_exits)
         exit, logits = self.fitted.exits[index], self.fitted.at(index).logits(values)
         return ~should_exit(self.label_space, self.decision_rule, exit.threshold, logits)
@@ -323,7 +353,7 @@ class SpinClassifier:
         if depth is None:
             depth = np.full(len(features.n_tokens), self.depth, np.int32)
         logits = self.fitted.predict_logits(features.values, features.depth, features.words)
-        return Predictions.from_logits(logits, depth, self.decision_rule)
+        return Predictions.from_logits(logits, depth, self.decision_rule, features.reasons)
 
     def predict_all(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> Predictions:
         """Logits, probabilities, labels, scores and exit depths of n texts."""
@@ -390,13 +420,14 @@ class SpinClassifier:
         decision: DecisionSettings | None = None,
         early: bool = False,
         calibration: Sequence[str] = (),
+        reasons: int = 0,
     ) -> SpinClassifier:
         """Read what `save` wrote.
 
         `backbone` says where the same weights lie on this machine and how they are run. Without it the saved settings
         hold, with other `weights` (a folder) or another `device` if given. `choose` names the classifier that is used,
-        `decision` replaces the saved settings of the decision. Raises UserError for an incomplete artifact or one of
-        another format.
+        `decision` replaces the saved settings of the decision. `reasons` is the number of words and neurons that
+        predictions come with. Raises UserError for an incomplete artifact or one of another format.
         """
         training_result, metadata = persistence.load(Path(folder))
         saved = metadata.backbone
@@ -417,6 +448,7 @@ class SpinClassifier:
             decision=decision or metadata.decision,
             early=early,
             calibration=calibration,
+            reasons=reasons,
         )
 
     @classmethod
@@ -439,6 +471,7 @@ class SpinClassifier:
             decision=settings.decision,
             early=settings.classify.cascade,
             calibration=calibration,
+            reasons=settings.classify.reasons,
         )
 
 

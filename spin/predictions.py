@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
+from spin.attribution.reasons import Reasons
 from spin.heads.decision import Decision
 from spin.labels.label_space import Label
 
@@ -26,9 +27,13 @@ class Predictions:
     """(n,) the probability of each document's label; the largest of all where the label is a list or None"""
     exit_depth: NDArray[np.int32]
     """(n,) blocks of the backbone that ran for each document; -1: its words alone decided, before the backbone"""
+    reasons: Reasons | None = None
+    """the words and neurons that spoke loudest, for a classifier that gives reasons"""
 
     @classmethod
-    def from_logits(cls, logits: Floats, exit_depth: NDArray[np.int32], decision: Decision) -> Predictions:
+    def from_logits(
+        cls, logits: Floats, exit_depth: NDArray[np.int32], decision: Decision, reasons: Reasons | None = None
+    ) -> Predictions:
         """The predictions that follow from logits (n, K) under a decision."""
         label_space = decision.label_space
         probabilities = label_space.probabilities(logits)
@@ -38,7 +43,7 @@ class Predictions:
         score = probabilities.max(axis=1, initial=0.0)
         named = np.flatnonzero(np.array(columns, np.int64) >= 0)
         score[named] = probabilities[named, np.array(columns, np.int64)[named]]
-        return cls(logits, probabilities, labels, score, exit_depth)
+        return cls(logits, probabilities, labels, score, exit_depth, reasons)
 
     def __len__(self) -> int:
         return len(self.labels)

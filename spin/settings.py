@@ -535,6 +535,14 @@ class ClassifySettings(_Section):
         False, description="End with status 7 where drift is reported. The night is published all the same."
     )
     cascade: bool = Field(True, description="Use the early exits that training chose.")
+    reasons: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Words, and as many neurons, that a prediction names as its reasons: those with the largest "
+        "contributions for or against its class. The words are part of the text, for everyone who may read the output. "
+        "0: none, which saves about a tenth of the time.",
+    )
     dead_letter_text: bool = Field(
         False, description="Write the texts of dead letters into the output, for everyone who may read it."
     )

@@ -41,7 +41,8 @@ class SharedPass:
     Those can whose backbones have the same weights and the same settings, except for where they were loaded from. They
     then share one loaded backbone, truncated at the largest depth. A text leaves the pass when every classifier has
     decided it: by words, at one of its own exits, or at its own full depth (of the embeddings alone, at the end of the
-    first segment). int8 is scaled by the `calibration` of the first classifier of a group that has such texts.
+    first segment). A classifier that gives reasons shares the loaded backbone, but has a pass of its own, in which its
+    head weighs the tokens. int8 is scaled by the `calibration` of the first classifier of a group that has such texts.
     """
 
     groups: list[list[int]]
@@ -49,16 +50,30 @@ class SharedPass:
 
     def __init__(self, classifiers: Sequence[SpinClassifier]) -> None:
         self.classifiers = tuple(classifiers)
-        groups: dict[tuple[str | None, str], list[int]] = {}
+        backbones: dict[tuple[str | None, str], list[int]] = {}
         for index, spin in enumerate(self.classifiers):
-            groups.setdefault(_backbone_key(spin), []).append(index)
-        self.groups = list(groups.values())
+            backbones.setdefault(_backbone_key(spin), []).append(index)
+        self._of_backbone = [[self.classifiers[index] for index in indices] for indices in backbones.values()]
+        """the classifiers of each backbone"""
+        self._is_prepared = False
+        self.groups = []
+        for indices in backbones.values():
+            together = [index for index in indices if not self.classifiers[index].reasons]
+            alone = [[index] for index in indices if self.classifiers[index].reasons]
+            self.groups += sorted([*alone, *([together] if together else [])])
         self._passes = [_GroupPass([self.classifiers[index] for index in group]) for group in self.groups]
 
     def prepare(self) -> None:
         """Load the backbones and open their engines now rather than at the first text. Raises as `engine` does."""
+        if self._is_prepared:
+            return
+        for classifiers in self._of_backbone:
+            deepest = max(classifiers, key=lambda spin: spin.depth)
+            for spin in classifiers if len(classifiers) > 1 else ():
+                spin.share_backbone(deepest)
         for group_pass in self._passes:
             group_pass.prepare()
+        self._is_prepared = True
 
     def features(self, texts: Sequence[str]) -> list[Features]:
         """The features of each classifier, in order, with the values of `SpinClassifier.features`.
@@ -69,6 +84,7 @@ class SharedPass:
         Raises NotFiniteError for all if one classifier's activations are not finite.
         """
         texts = checked_texts(texts)
+        self.prepare()
         features: dict[int, Features] = {}
         for group, group_pass in zip(self.groups, self._passes, strict=True):
             features.update(zip(group, group_pass.features(texts), strict=True))
@@ -76,6 +92,7 @@ class SharedPass:
 
     def run_backbones(self, texts: Sequence[str]) -> None:
         """Run every backbone on texts, also on those that words decide. Raises what that raises."""
+        self.prepare()
         for group_pass in self._passes:
             group_pass.run_backbone(texts)
 
@@ -97,22 +114,17 @@ class _GroupPass:
         self._engine: Engine | None = None
 
     def prepare(self) -> None:
-        """Load the backbone and open the engine, unless that was done."""
+        """Open the engine on the backbone that the classifiers share."""
         if len(self.classifiers) == 1:
             self.classifiers[0].prepare()
-        elif self._engine is None:
-            deepest = max(self.classifiers, key=lambda spin: spin.depth)
-            for spin in self.classifiers:
-                spin.share_backbone(deepest)
-            if self.readers:
-                calibration = next((spin.calibration for spin in self.classifiers if spin.calibration), ())
-                self._engine = open_calibrated(deepest.backbone, self.segments, calibration)
+        elif self.readers:
+            calibration = next((spin.calibration for spin in self.classifiers if spin.calibration), ())
+            self._engine = open_calibrated(self.classifiers[0].backbone, self.segments, calibration)
 
     def features(self, texts: Sequence[str]) -> list[Features]:
         """The features of each classifier."""
         if len(self.classifiers) == 1:
             return [self.classifiers[0].features(texts)]
-        self.prepare()
         shares = self._shares(texts)
         counts = self._read(texts, shares)
         return [share.features(counts) for share in shares]
@@ -123,7 +135,6 @@ class _GroupPass:
             [spin] = self.classifiers
             spin.read_backbone(texts, spin.word_logits(texts))
             return
-        self.prepare()
         shares = self._shares(texts)
         for share in shares:
             share.undecided[:] = True

@@ -23,7 +23,22 @@ from spin.settings import DataSettings
 
 _log = logging.getLogger(__name__)
 OUR_COLUMNS = frozenset(
-    {"id", "label", "labels", "score", "scores", "depth", "model", "model_version", "date", "run", "unread_tokens"}
+    {
+        "id",
+        "label",
+        "labels",
+        "score",
+        "scores",
+        "depth",
+        "model",
+        "model_version",
+        "date",
+        "run",
+        "unread_tokens",
+        "reason_label",
+        "reason_words",
+        "reason_neurons",
+    }
     | {"file", "first", "row", "reason", "message", "text"}
 )
 """columns of predictions and dead letters"""

@@ -20,6 +20,7 @@ from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows, read_rows
 from pipelines.nightly.dedup import DuplicateRows
 from pipelines.nightly.pass_features import ModelRows, PassFeatures
+from pipelines.nightly.reason_columns import reason_columns
 from pipelines.nightly.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.shadow import Shadow, ShadowSpec
 from pipelines.nightly.tables.night_records import RUNS, RunRecord
@@ -244,6 +245,7 @@ class ClassifyStep:
         }
         if unread_tokens is not None:
             columns["unread_tokens"] = pa.array(unread_tokens, pa.int32())
+        columns |= reason_columns(predictions.reasons, space.classes)
         return _with_kept(pa.table(columns), documents, rows)
 
     def _dead_letters(self, documents: CheckedRows, dead: Mapping[int, DeadRow]) -> pa.Table:

@@ -85,6 +85,8 @@ class NightModel:
             "cascade": settings.classify.cascade,
             "dead_letter_text": settings.classify.dead_letter_text,
         }
+        if settings.classify.reasons:  # without them these are the metadata of releases that knew none
+            metadata["reasons"] = settings.classify.reasons
         return metadata if self.shadow is None else {**metadata, "shadow": self.shadow.metadata()}
 
     def share(self, store: Store, driver: str) -> tuple[ArtifactCopy, ShadowJob | None]:

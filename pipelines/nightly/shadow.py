@@ -42,8 +42,10 @@ class ShadowSpec:
     """settings of its backbone, None if it is the backbone of the model"""
 
     def settings(self, night: Settings) -> Settings:
-        """Return the settings of the night with the backbone of the shadow."""
-        return night if self.backbone is None else night.model_copy(update={"backbone": self.backbone})
+        """Return the settings of the night with the backbone of the shadow, which gives no reasons."""
+        classify = night.classify.model_copy(update={"reasons": 0})
+        backbone = night.backbone if self.backbone is None else self.backbone
+        return night.model_copy(update={"classify": classify, "backbone": backbone})
 
     def metadata(self) -> dict[str, str]:
         """Return what the plan of a night records of its shadow."""

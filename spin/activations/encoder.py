@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from spin.attribution.token_sums import TokenDirections
 from spin.backbone.hooks import capture_sites
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import pool
 from spin.backbone.windows import OWN
 from spin.sites import FeatureColumn, Site
 
+_DIGIT = 256
+"""a base in which positions below 65,536 have two digits: bfloat16 is exact up to 256"""
 _GATHER_FIRST_UP_TO = 0.5
 """share of a site's neurons up to which gathering them before pooling costs less than pooling all neurons"""
 
@@ -33,6 +37,24 @@ class BlockSegment:
     """the last block of the segment, counted from 1"""
     neurons: Mapping[FeatureColumn, NDArray[np.int64] | None]
     """the indices of the neurons to read for each feature column, ascending; None: all neurons of the site"""
+    directions: TokenDirections | None = None
+    """what tokens are projected on, where their shares in the pooled values are wanted too"""
+
+    @property
+    def projects(self) -> bool:
+        """Whether there is an output of the projections of tokens."""
+        return self.directions is not None and len(self.directions.by_column) > 0
+
+    @property
+    def locates(self) -> bool:
+        """Whether there is an output of the positions of the largest values."""
+        return self.directions is not None and any(column.pooling == "max" for column in self.neurons)
+
+    @cached_property
+    def under_max(self) -> NDArray[np.bool_]:
+        """(p,) which of the neurons are pooled by max, of a segment whose neurons are all given by their indices."""
+        parts = [np.full(len(n), c.pooling == "max") for c, n in self.neurons.items() if n is not None]
+        return np.concatenate(parts) if parts else np.empty(0, bool)
 
     def widths(self, backbone: Backbone) -> list[int]:
         """The number of values of each column, in order."""
@@ -54,7 +76,9 @@ class NeuronEncoder(nn.Module):
 
     Takes token ids and mask (B, T) and, if the segment has blocks before it, the residual stream after those
     (B, T, hidden size); the mask is that of `Backbone.pad_tokens`. Returns the values (B, p) float32 of the segment's
-    columns side by side and, with `carry`, the residual stream after its last block (B, T, hidden size). It is plain
+    columns side by side and, with `carry`, the residual stream after its last block (B, T, hidden size). Between them,
+    where shares of tokens are wanted, stand the projections (B, T, R) of the tokens onto the segment's directions, if
+    it has columns under mean, and the positions (B, m) of the largest values of its m neurons under max. It is plain
     torch, so that the same module is run, compiled and exported. Not safe for threads: hold `HOOK_LOCK`.
     """
 
@@ -65,7 +89,8 @@ class NeuronEncoder(nn.Module):
         for column in segment.neurons:
             columns.setdefault(column.site, []).append(column)
         neuron_gathers = [
-            _NeuronGather(backbone, site, {c: segment.neurons[c] for c in of}) for site, of in columns.items()
+            _NeuronGather(backbone, site, {c: segment.neurons[c] for c in of}, segment.directions)
+            for site, of in columns.items()
         ]
         # OpenVINO's operations are named after this attribute, which keeps them out of int8 (`openvino_engine`)
         self.neuron_gathers = nn.ModuleList(neuron_gathers).to(backbone.device)
@@ -87,12 +112,17 @@ class NeuronEncoder(nn.Module):
         if own is not None:
             content = _own_content(content, own)
         pooled: dict[FeatureColumn, Tensor] = {}
+        positions: dict[FeatureColumn, Tensor] = {}
+        projections: list[Tensor] = []
         carried: list[Tensor] = []
         last = Site(self.segment.stop, "resid")
 
         def on_values(site: Site, values: Tensor) -> None:
             if site in self.sites:
-                pooled.update(self.sites[site](values, mask, content, own))
+                read = self.sites[site](values, mask, content, own)
+                pooled.update(read.pooled)
+                positions.update(read.positions)
+                projections.extend(read.projections)
             if site == last and self.carry:
                 carried.append(values)
 
@@ -103,7 +133,23 @@ class NeuronEncoder(nn.Module):
         ):
             run(ids, mask)
         values = [pooled[column] for column in self.segment.neurons]
-        return torch.cat(values, 1) if values else carried[0].new_empty(ids.shape[0], 0, dtype=torch.float32), *carried
+        return (
+            torch.cat(values, 1) if values else carried[0].new_empty(ids.shape[0], 0, dtype=torch.float32),
+            *([torch.stack(projections).sum(0)] if self.segment.projects else []),
+            *([torch.cat([positions[c] for c in self.segment.neurons if c in positions], 1)] if positions else []),
+            *carried,
+        )
+
+
+class _SiteReading(NamedTuple):
+    """What is read at a site."""
+
+    pooled: dict[FeatureColumn, Tensor]
+    """(B, n neurons) of each column"""
+    positions: dict[FeatureColumn, Tensor]
+    """(B, n neurons) of each column under max, where they are wanted"""
+    projections: list[Tensor]
+    """(B, T, R) if they are wanted and a column is pooled by mean"""
 
 
 class _NeuronGather(nn.Module):
@@ -117,7 +163,11 @@ class _NeuronGather(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, site: Site, neurons: Mapping[FeatureColumn, NDArray[np.int64] | None]
+        self,
+        backbone: Backbone,
+        site: Site,
+        neurons: Mapping[FeatureColumn, NDArray[np.int64] | None],
+        directions: TokenDirections | None,
     ) -> None:
         super().__init__()
         self.site, width = site, backbone.width(site)
@@ -145,23 +195,67 @@ class _NeuronGather(nn.Module):
                 indices = np.searchsorted(union, gathered[column])
             is_all = indices is None or (column in self.gathered and np.array_equal(indices, np.arange(len(union))))
             self.positions[column] = None if is_all else torch.from_numpy(indices).to(backbone.device)
+        self.located = {
+            column: torch.eye(width if indices is None else len(indices))
+            for column, indices in neurons.items()
+            if directions is not None and column.pooling == "max"
+        }
+        """for each column under max, where positions are wanted, the unit matrix of its neurons"""
+        self.projected = [c for c in neurons if directions is not None and c in directions.by_column]
+        """the columns whose tokens are projected: one at most, since a site has one column under mean"""
+        self.projection = nn.ModuleList()
+        for column in self.projected:
+            assert directions is not None
+            read = len(union) if column in self.gathered else width
+            self.projection.append(self._projection(column, directions, read))
+        self.projection.to(device=backbone.device, dtype=dtype)
 
-    def forward(
-        self, values: Tensor, mask: Tensor, content: Tensor, own: Tensor | None = None
-    ) -> dict[FeatureColumn, Tensor]:
-        """The pooled values (B, n neurons) of each column, from a site's values (B, T, width) and masks (B, T)."""
-        chosen = values
+    def _projection(self, column: FeatureColumn, directions: TokenDirections, width: int) -> nn.Linear:
+        """The map from `width` values of a token to its projections, less those of the training means.
+
+        The means are a bias: it is subtracted before rounding.
+        """
+        linear, weights = nn.Linear(width, directions.width), torch.from_numpy(directions.by_column[column]).float()
+        positions = self.positions[column]
+        with torch.no_grad():
+            linear.weight.zero_()
+            linear.weight[:, slice(None) if positions is None else positions.cpu()] = weights
+            linear.bias.copy_(-weights @ torch.from_numpy(directions.means[column]).float())
+        return linear.requires_grad_(False)
+
+    def forward(self, values: Tensor, mask: Tensor, content: Tensor, own: Tensor | None = None) -> _SiteReading:
+        """What is pooled of each column, and of its tokens, from a site's values (B, T, width) and masks (B, T)."""
+        gathered = values
         if self.gather_first:
-            chosen = values.index_select(-1, self.union) if self.for_openvino else values @ self.factor
-        columns = {}
+            gathered = values.index_select(-1, self.union) if self.for_openvino else values @ self.factor
+        sources = {column: gathered if column in self.gathered else values for column in self.positions}
+        columns: dict[FeatureColumn, Tensor] = {}
+        located: dict[FeatureColumn, Tensor] = {}
         for column, positions in self.positions.items():
-            source = chosen if column in self.gathered else values
-            pooled = pool(source, pooling_mask(column, mask, content, own), column.pooling)
+            source, seen = sources[column], pooling_mask(column, mask, content, own)
+            if column in self.located:
+                wanted = source if positions is None else source.index_select(-1, positions)
+                columns[column], located[column] = self._locate(wanted, seen, self.located[column])
+                continue
+            pooled = pool(source, seen, column.pooling)
             if self.gather_first and self.for_openvino and column.pooling == "max":
                 # no product follows: without this one OpenVINO would compute the whole site in float32
                 pooled = pooled @ self.factor
             columns[column] = pooled if positions is None else pooled[:, positions]
-        return columns
+        pairs = zip(self.projected, self.projection, strict=True)
+        return _SiteReading(columns, located, [project(sources[column]).float() for column, project in pairs])
+
+    def _locate(self, values: Tensor, mask: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest of values (B, T, m) in a mask (B, T), and the first token that has it, both (B, m)."""
+        seen = values + torch.where(mask, 0.0, -torch.inf).to(values.dtype).unsqueeze(-1)
+        if not self.for_openvino:
+            largest, at = seen.max(1)  # in a third of the time of `argmax`, which is for dimensions that lie together
+            return largest.float(), at.to(torch.int32)
+        largest, at = seen.amax(1), seen.argmax(1).to(torch.int32)
+        # a product follows both, or else OpenVINO would compute the whole site in float32
+        high = torch.div(at, _DIGIT, rounding_mode="floor")
+        digits = torch.stack([high, at - _DIGIT * high]).float() @ unit
+        return largest.float() @ unit, _DIGIT * digits[0] + digits[1]
 
 
 def pooling_mask(column: FeatureColumn, mask: Tensor, content: Tensor, own: Tensor | None = None) -> Tensor:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from spin.activations.encoder import BlockSegment, NeuronEncoder
+from spin.activations.segment_output import SegmentOutput, read_tokens
 from spin.activations.torch_compile import compile_if_faster
 from spin.arrays import Floats
+from spin.attribution.token_sums import TokenReadings
 from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.model import Backbone
 from spin.errors import UserError
@@ -30,13 +32,10 @@ class Engine(Protocol):
     streams: int
     """number of batches that may run at the same time, each in its own thread"""
 
-    def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
+    def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> SegmentOutput:
         """Run segment `index` over token ids and mask, both (B, T), and the hidden states that the one before returned.
 
         The mask is that of `Backbone.pad_tokens` where the backbone reads windows, each of which is a row of the batch.
-
-        Returns the values (B, p) float32 of the segment's columns side by side, and the hidden states for the next
-        segment (None after the last). Their first dimension is the batch: `hidden[rows]` are those of some documents.
         """
         ...
 
@@ -57,16 +56,20 @@ class TorchEngine:
             compile_if_faster(encoder) if backbone.compile and self.on_gpu else encoder for encoder in encoders
         ]
 
-    def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
+    def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> SegmentOutput:
         with suppress(torch.OutOfMemoryError), torch.inference_mode(), HOOK_LOCK:
-            values, *out = self.encoders[index](
+            outputs = self.encoders[index](
                 self._to_device(ids), self._to_device(mask), *([] if hidden is None else [hidden])
             )
-            return self._to_numpy(values), out[0] if out else None
+            is_last = self.segments[index] is self.segments[-1]
+            read = [self._to_numpy(each) for each in (outputs if is_last else outputs[:-1])]
+            return SegmentOutput(
+                read[0], None if is_last else outputs[-1], read_tokens(self.segments[index], read, mask.shape[1])
+            )
         # outside the context, where nothing refers to the tensors of the failed attempt any more
         return self._run_in_halves(index, ids, mask, hidden)
 
-    def _run_in_halves(self, index: int, ids: Tensor, mask: Tensor, hidden: Any) -> tuple[Floats, Any]:
+    def _run_in_halves(self, index: int, ids: Tensor, mask: Tensor, hidden: Any) -> SegmentOutput:
         if len(ids) == 1:
             raise UserError(
                 f"backbone: the GPU has no room for a single text of {int((mask > 0).sum())} tokens; lower "
@@ -75,8 +78,12 @@ class TorchEngine:
         torch.cuda.empty_cache()
         halves = slice(len(ids) // 2), slice(len(ids) // 2, None)
         parts = [self.run(index, ids[half], mask[half], None if hidden is None else hidden[half]) for half in halves]
-        values, out = zip(*parts, strict=True)
-        return np.concatenate(values), None if out[0] is None else torch.cat(out)
+        values, out, tokens = zip(*parts, strict=True)
+        return SegmentOutput(
+            np.concatenate(values),
+            None if out[0] is None else torch.cat(out),
+            None if tokens[0] is None else TokenReadings.stack(tokens),
+        )
 
     def _to_device(self, values: Tensor) -> Tensor:
         """Values on the backbone's device; a GPU copies from pinned memory while the processor goes on."""

@@ -140,7 +140,7 @@ def _run(engine: Engine, ids: Tensor, mask: Tensor) -> dict[str, Floats]:
     columns: dict[str, Floats] = {}
     hidden = None
     for index, segment in enumerate(engine.segments):
-        values, hidden = engine.run(index, ids, mask, hidden)
+        values, hidden, _ = engine.run(index, ids, mask, hidden)
         ends: Sequence[int] = np.cumsum(segment.widths(engine.backbone))[:-1].tolist()
         columns |= dict(zip(map(str, segment.neurons), np.split(np.array(values), ends, axis=1), strict=True))
     return columns

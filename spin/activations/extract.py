@@ -17,7 +17,12 @@ from torch.nn.functional import pad
 from spin.activations.encoder import BlockSegment
 from spin.activations.engine import Engine, open_engine
 from spin.activations.merge_windows import WindowShares
+from spin.activations.segment_output import SegmentOutput
+from spin.activations.word_buffer import WeighTokens, WordBuffer, words_of
 from spin.arrays import Floats
+from spin.attribution.reasons import Reasons
+from spin.attribution.token_sums import TokenReadings
+from spin.attribution.word_sums import WordSums
 from spin.backbone.batching import token_batches
 from spin.backbone.model import Backbone, Tokens
 from spin.errors import NotFiniteError, UserError
@@ -68,6 +73,10 @@ class Features:
     """(n,) number of tokens beyond the last window; None where long texts are cut"""
     cut: NDArray[np.bool_] | None = None
     """(n,) whether each text was not read to its end; None where only their number is known"""
+    word_sums: WordSums | None = None
+    """what each word contributes by its tokens to the logit of the text's class, until the reasons are known"""
+    reasons: Reasons | None = None
+    """the words and neurons that contribute most to that logit, where they are wanted"""
 
     @property
     def values(self) -> NDArray[np.floating]:
@@ -87,6 +96,7 @@ class Features:
                 raise ValueError(f"found parts with and without {name}; expected parts of one classifier")
             return np.concatenate(arrays)
 
+        reasons = [part.reasons for part in parts if part.reasons is not None]
         return cls(
             columns={column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns},
             n_tokens=np.concatenate([part.n_tokens for part in parts]),
@@ -98,6 +108,7 @@ class Features:
             windows=join("windows"),
             unread_tokens=join("unread_tokens"),
             cut=join("cut"),
+            reasons=Reasons.concatenate(reasons) if reasons else None,
         )
 
     def select(self, rows: NDArray[np.int64]) -> Features:
@@ -143,6 +154,7 @@ class Features:
             windows=None if self.windows is None else counts(self.windows),
             unread_tokens=None if self.unread_tokens is None else counts(self.unread_tokens),
             cut=None if self.cut is None else place(self.cut, np.zeros(count, np.bool_)),
+            word_sums=None if self.word_sums is None else self.word_sums.spread(rows, count),
         )
 
 
@@ -179,17 +191,22 @@ def read_activations(
     types: Mapping[FeatureColumn, type[np.floating]] | None = None,
     keep_mask: KeepMask | None = None,
     store: StoreValues | None = None,
+    weigh_tokens: WeighTokens | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
     """Read the columns of the engine's segments from every text.
 
     `types` gives the type of some columns, float32 otherwise. `keep_mask`, called after every segment but the last,
     decides which documents go on; the others exit. `store`, called before it and after the last segment too, takes the
-    values; the result then has no columns. `progress` is called after every chunk of batches. The batches
-    depend on these texts alone and the result, up to rounding, does not depend on their order.
+    values; the result then has no columns. `weigh_tokens`, for an engine whose segments have directions, is called for
+    the documents that stop and says how their tokens count; then the features have `word_sums`. `progress` is called
+    after every chunk of batches. The batches depend on these texts alone and the result, up to rounding, does not
+    depend on their order.
     Raises UserError, naming the site, if a value does not fit a float16 column; NotFiniteError if one is not finite.
     """
     buffer = _FeatureBuffer(engine, len(texts), types or {}, store)
+    if weigh_tokens is not None:
+        buffer.words = WordBuffer(engine, len(texts), weigh_tokens)
     chunks = _chunks(engine.backbone, texts, buffer, 1 if keep_mask is None else _BATCHES_PER_CHUNK)
     for documents in _run_streams(lambda chunk: _run_chunk(engine, chunk, buffer, keep_mask), chunks, engine.streams):
         progress(documents)
@@ -202,6 +219,17 @@ def count_tokens(backbone: Backbone, texts: Sequence[str]) -> Features:
     for rows, tokens in _tokenize_ahead(backbone, texts):
         counts.store(rows, tokens)
     return counts.features({})
+
+
+def find_words(backbone: Backbone, texts: Sequence[str], classes: NDArray[np.int64]) -> WordSums:
+    """The words that the tokenizer finds in every text, none of which contributes to the texts' `classes` (n,)."""
+    parts: list[tuple[list[int], WordSums]] = []
+    for rows, tokens in _tokenize_ahead(backbone, texts, places=True):
+        words = words_of(tokens)
+        sums = WordSums.of_tokens(classes[rows], words, np.zeros(len(words.word_of)))
+        parts.append((rows, sums))
+    merged = WordSums.concatenate([sums for _, sums in parts]) if parts else WordSums.empty(0)
+    return merged.spread(np.array([row for rows, _ in parts for row in rows], np.int64), len(texts))
 
 
 @dataclass(frozen=True)
@@ -218,13 +246,23 @@ class _Batch:
     """(B, T, hidden size) the residual stream after the last segment"""
     values: NDArray[np.floating] | None = None
     """(B, p) all values that were read so far"""
+    tokens: TokenReadings | None = None
+    """what was read of their tokens so far, if that is wanted"""
 
     def select(self, indices: Sequence[int] | NDArray[np.int64], width: int) -> _Batch:
         """Some of the documents, with the first `width` token positions; padding lies on the right."""
         assert self.hidden is not None
         assert self.values is not None
         ids, mask, hidden = (tensor[indices, :width] for tensor in (self.ids, self.mask, self.hidden))
-        return _Batch(self.rows[indices], ids, mask, hidden, self.values[indices])
+        tokens = None if self.tokens is None else self.tokens.select(indices, width)
+        return _Batch(self.rows[indices], ids, mask, hidden, self.values[indices], tokens)
+
+    def advance(self, output: SegmentOutput) -> _Batch:
+        """The documents after a segment, by its output; the values are to be added."""
+        tokens = output.tokens
+        if tokens is not None and self.tokens is not None:
+            tokens = self.tokens.extend(tokens)
+        return replace(self, hidden=output.hidden, tokens=tokens)
 
 
 @dataclass(frozen=True)
@@ -249,8 +287,10 @@ class _Chunk:
 def _chunks(backbone: Backbone, texts: Sequence[str], buffer: _FeatureBuffer, size: int) -> Iterator[_Chunk]:
     """Chunks of `size` batches of texts of one window each, and chunks of texts of several."""
     batches: list[_Batch] = []
-    for rows, tokens in _tokenize_ahead(backbone, texts):
+    for rows, tokens in _tokenize_ahead(backbone, texts, places=buffer.words is not None):
         buffer.counts.store(rows, tokens)
+        if buffer.words is not None:
+            buffer.words.store_places(rows, tokens)
         whole = [(text, span.start) for text, span in enumerate(tokens.spans) if len(span) == 1]
         for batch in token_batches([len(tokens.ids[first]) for _, first in whole], backbone.batch_tokens):
             own, windows = zip(*(whole[index] for index in batch), strict=True)
@@ -315,7 +355,9 @@ def _run_streams(work: Callable[[_Chunk], int], chunks: Iterable[_Chunk], stream
         torch.set_num_threads(threads)  # else all threads started later would have one, too
 
 
-def _tokenize_ahead(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[list[int], Tokens]]:
+def _tokenize_ahead(
+    backbone: Backbone, texts: Sequence[str], *, places: bool = False
+) -> Iterator[tuple[list[int], Tokens]]:
     """Portions of the texts, as their indices and tokens; each is tokenised while the one before is computed.
 
     Texts come in order of their number of characters. The first portion is small, to be ready soon. Later ones are
@@ -324,7 +366,7 @@ def _tokenize_ahead(backbone: Backbone, texts: Sequence[str]) -> Iterator[tuple[
     portions = _portions(backbone, [len(text) for text in texts])
 
     def tokenize(portion: list[int]) -> Tokens:
-        return backbone.tokenize([texts[row] for row in portion])
+        return backbone.tokenize([texts[row] for row in portion], **({"places": True} if places else {}))
 
     with ThreadPoolExecutor(1) as pool:
         pending = [pool.submit(tokenize, portion) for portion in portions[:1]]
@@ -370,13 +412,32 @@ def _run_segment(
     engine: Engine, index: int, batch: _Batch, buffer: _FeatureBuffer, keep_mask: KeepMask | None
 ) -> _Batch:
     """Run a batch through one segment and store its values; return the documents that continue to the next segment."""
-    values, hidden = engine.run(index, batch.ids, batch.mask, batch.hidden)
-    buffer.store_values(batch.rows, index, values)
-    if keep_mask is None or hidden is None:
-        return replace(batch, hidden=hidden)
-    values = values if batch.values is None else np.concatenate([batch.values, values], axis=1)
-    remaining = np.flatnonzero(keep_mask(index, batch.rows, values))
-    return replace(batch, hidden=hidden, values=values).select(remaining, batch.ids.shape[1])
+    output = engine.run(index, batch.ids, batch.mask, batch.hidden)
+    buffer.store_values(batch.rows, index, output.values)
+    batch = batch.advance(output)
+    if batch.hidden is None and buffer.words is None:
+        return batch
+    values = output.values if batch.values is None else np.concatenate([batch.values, output.values], axis=1)
+    batch, is_last = replace(batch, values=values), index == len(engine.segments) - 1
+    if is_last or keep_mask is None:
+        if is_last:
+            _store_words(buffer, index, batch, np.arange(len(batch.rows)))
+        return batch
+    keep = keep_mask(index, batch.rows, values)
+    _store_words(buffer, index, batch, np.flatnonzero(~keep))
+    return batch.select(np.flatnonzero(keep), batch.ids.shape[1])
+
+
+def _store_words(buffer: _FeatureBuffer, index: int, batch: _Batch, stopped: NDArray[np.int64]) -> None:
+    """Store what the words contribute, where that is wanted, of the documents of a batch that stop after a segment."""
+    if buffer.words is None or not len(stopped):
+        return
+    assert batch.tokens is not None
+    assert batch.values is not None
+    width = int((batch.mask[stopped] > 0).sum(1).max())
+    padded = batch.ids[stopped, :width], batch.mask[stopped, :width]
+    readings = batch.tokens.select(stopped, width)
+    buffer.words.store(index, batch.rows[stopped], np.arange(len(stopped)), padded, readings, batch.values[stopped])
 
 
 def _run_long_texts(
@@ -387,21 +448,45 @@ def _run_long_texts(
     for index, segment in enumerate(engine.segments):
         outputs = [engine.run(index, batch.ids, batch.mask, batch.hidden) for batch in batches]
         windows = np.concatenate([batch.rows for batch in batches])
-        values = np.concatenate([values for values, _ in outputs])
+        values = np.concatenate([output.values for output in outputs])
         order = np.argsort(windows)
         shares = texts.shares.select(windows[order])
         merged = shares.merge(values[order], buffer.slices[index])
         buffer.store_values(texts.rows[shares.texts], index, merged)
-        batches = [replace(batch, hidden=hidden) for batch, (_, hidden) in zip(batches, outputs, strict=True)]
-        if keep_mask is not None and segment is not engine.segments[-1]:
-            read = merged if read is None else np.concatenate([read, merged], axis=1)
+        batches = [batch.advance(output) for batch, output in zip(batches, outputs, strict=True)]
+        read = merged if read is None else np.concatenate([read, merged], axis=1)
+        if segment is engine.segments[-1]:
+            _store_words_of_windows(buffer, index, batches, texts, shares.texts, read)
+        elif keep_mask is not None:
             remaining = keep_mask(index, texts.rows[shares.texts], read)
+            _store_words_of_windows(buffer, index, batches, texts, shares.texts[~remaining], read[~remaining])
             read = read[remaining]
             batches = [_select_texts(batch, texts.shares.owners, shares.texts[remaining]) for batch in batches]
             batches = list(_regroup(batches, engine.backbone.batch_tokens))
         if not batches:
             break
     return len(texts.rows)
+
+
+def _store_words_of_windows(
+    buffer: _FeatureBuffer,
+    index: int,
+    batches: Sequence[_Batch],
+    texts: _LongTexts,
+    stopped: NDArray[np.int64],
+    values: Floats,
+) -> None:
+    """Store what the words contribute, where that is wanted, of the texts `stopped` (n,), with values (n, p)."""
+    readings = [batch.tokens for batch in batches if batch.tokens is not None]
+    if buffer.words is None or not len(stopped):
+        return
+    windows = np.concatenate([batch.rows for batch in batches])
+    chosen = np.flatnonzero(np.isin(texts.shares.owners[windows], stopped))
+    chosen = chosen[np.argsort(windows[chosen])]
+    ids, mask = _stack([batch.ids for batch in batches])[chosen], _stack([batch.mask for batch in batches])[chosen]
+    owners = np.searchsorted(stopped, texts.shares.owners[windows[chosen]])
+    read = TokenReadings.stack(readings).select(chosen, ids.shape[1])
+    buffer.words.store(index, texts.rows[stopped], owners, (ids, mask), read, values)
 
 
 def _select_texts(batch: _Batch, owners: NDArray[np.int64], texts: NDArray[np.int64]) -> _Batch:
@@ -417,7 +502,15 @@ def _regroup(batches: Sequence[_Batch], budget: int) -> Iterator[_Batch]:
     if not parts:
         return
     rows, ids, mask, hidden, values = zip(*parts, strict=True)
-    merged = _Batch(np.concatenate(rows), _stack(ids), _stack(mask), _stack(hidden), np.concatenate(values))
+    readings = [batch.tokens for batch in batches if len(batch.rows) and batch.tokens is not None]
+    merged = _Batch(
+        np.concatenate(rows),
+        _stack(ids),
+        _stack(mask),
+        _stack(hidden),
+        np.concatenate(values),
+        TokenReadings.stack(readings) if readings else None,
+    )
     lengths = (merged.mask > 0).sum(1).tolist()
     for batch in token_batches(lengths, budget):
         yield merged.select(batch, max(lengths[index] for index in batch))
@@ -482,6 +575,7 @@ class _FeatureBuffer:
             )
             for column, width in zip(segment.neurons, widths, strict=True) if store is None else ():
                 self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
+        self.words: WordBuffer | None = None
         self.counts, self.depth = _TokenCounts(engine.backbone, count), np.zeros(count, np.int32)
 
     def store_values(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:
@@ -507,7 +601,8 @@ class _FeatureBuffer:
 
     def features(self, *, exits_early: bool) -> Features:
         """All that was stored; with the depth of each text if texts may exit early."""
-        return self.counts.features(self.columns, self.depth if exits_early else None)
+        features = self.counts.features(self.columns, self.depth if exits_early else None)
+        return features if self.words is None else replace(features, word_sums=self.words.sums())
 
 
 def choose_column_types(

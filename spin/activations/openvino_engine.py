@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spin.activations.encoder import BlockSegment, NeuronEncoder
-from spin.arrays import Floats
+from spin.activations.segment_output import SegmentOutput, read_tokens
 from spin.backbone.batching import BATCH_MULTIPLE, token_batches
 from spin.backbone.hub import silence_transformers
 from spin.backbone.model import Backbone
@@ -51,15 +51,17 @@ class OpenVinoEngine:
             for stream_requests in requests:
                 stream_requests.append(compiled.create_infer_request())
             if int8 and index + 1 < len(segments):
-                batches = [(ids, mask, self.run(index, ids, mask, *hidden)[1]) for ids, mask, *hidden in batches]
+                batches = [(ids, mask, self.run(index, ids, mask, *hidden).hidden) for ids, mask, *hidden in batches]
 
-    def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> tuple[Floats, Any]:
+    def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> SegmentOutput:
         requests = self._free.get()
         try:
-            values, *out = requests[index].infer(_graph_inputs(ids, mask, hidden), share_inputs=True).values()
+            outputs = requests[index].infer(_graph_inputs(ids, mask, hidden), share_inputs=True).values()
         finally:
             self._free.put(requests)
-        return values[: len(ids)], torch.from_numpy(out[0])[: len(ids)] if out else None
+        read, segment = [output[: len(ids)] for output in outputs], self.segments[index]
+        following = None if segment is self.segments[-1] else torch.from_numpy(read.pop())
+        return SegmentOutput(read[0], following, read_tokens(segment, read, mask.shape[1]))
 
     def _calibration_batches(self, texts: Sequence[str]) -> Iterator[Any]:
         """Token ids and mask of batches of texts."""

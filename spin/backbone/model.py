@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from spin.attribution.text_words import TokenPlaces, token_places
 from spin.backbone.batching import choose_batch_tokens
-from spin.backbone.windows import CONTEXT, OWN, Windows, split_windows
+from spin.backbone.windows import CONTEXT, OWN, Windows, split_windows, window_encodings
 from spin.errors import UserError
 from spin.sites import Site
 
@@ -32,6 +34,8 @@ class Tokens:
     """n counts: the unknown tokens of each text, in all of its windows"""
     windows: Windows | None = None
     """which texts the windows are from; None where texts are cut"""
+    places: list[TokenPlaces] | None = None
+    """for each list of `ids`, where its tokens stand in the text, if that was asked for"""
 
     @property
     def spans(self) -> list[range]:
@@ -181,16 +185,18 @@ class Backbone:
             raise UserError(f"sites: block {layer} of {type(self.model).__name__} has no linear map to read ffn from")
         return maps[-1]
 
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Token ids of texts. A text of no tokens gets the padding token."""
+    def tokenize(self, texts: Sequence[str], *, places: bool = False) -> Tokens:
+        """Token ids of texts, with `places` also where they stand. A text of no tokens gets the padding token."""
         if self.reads_windows:
-            return self._tokenize_windows(texts)
+            return self._tokenize_windows(texts, places)
         if not texts:
             return Tokens([], [], [])
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False)
         # where the tokenizer adds no special tokens, an empty text has no token to read
         ids = [row or [self.pad_id] for row in encoded["input_ids"]]
-        return Tokens(ids, [bool(e.overflowing) for e in encoded.encodings], self._count_unknown(ids))
+        found = _find_places(encoded.encodings) if places else None
+        cut = [bool(e.overflowing) for e in encoded.encodings]
+        return Tokens(ids, cut, self._count_unknown(ids), places=found)
 
     def encode_windows(self, text: str | Sequence[str]) -> Any:
         """The tokenizer's encoding of a text or of several, each with further windows as its `overflowing`."""
@@ -202,12 +208,14 @@ class Backbone:
             return_attention_mask=False,
         )
 
-    def _tokenize_windows(self, texts: Sequence[str]) -> Tokens:
+    def _tokenize_windows(self, texts: Sequence[str], places: bool) -> Tokens:
         encodings = self.encode_windows(list(texts)).encodings if texts else []
         ids, windows = split_windows(encodings, self.window_overlap, self.max_windows)
         ids = [row or [self.pad_id] for row in ids]
         unknown = windows.sum_by_text(self._count_unknown(ids))
-        return Tokens(ids, [unread > 0 for unread in windows.unread], unknown, windows)
+        read = [each for e, count in zip(encodings, windows.counts, strict=True) for each in window_encodings(e, count)]
+        found = _find_places(read) if places else None
+        return Tokens(ids, [unread > 0 for unread in windows.unread], unknown, windows, found)
 
     def _count_unknown(self, ids: Sequence[list[int]]) -> list[int]:
         """The unknown tokens of each text.
@@ -309,6 +317,11 @@ class Backbone:
 
     def _has_experts(self) -> bool:
         return any("experts" in name.split(".") for name, _ in self.blocks.named_modules())
+
+
+def _find_places(encodings: Sequence[Any]) -> list[TokenPlaces]:
+    """The places of the tokens of texts; the padding token of a text of no tokens stands nowhere."""
+    return [token_places(e) if len(e) else np.array([[-1, 0, 0]], np.int32) for e in encodings]
 
 
 def _output_width(module: nn.Module) -> int | None:

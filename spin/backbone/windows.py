@@ -56,6 +56,11 @@ def split_windows(encodings: Sequence[Any], overlap: int, limit: int) -> tuple[l
     return ids, Windows(counts, contexts, unread)
 
 
+def window_encodings(encoding: Any, count: int) -> list[Any]:
+    """The encodings of the first `count` windows of a text, from that of the text."""
+    return [encoding, *encoding.overflowing[: count - 1]] if count > 1 else [encoding]
+
+
 def context_of(window: Any, overlap: int) -> slice:
     """The positions of the tokens that a window after the first reads as context: the first of its text."""
     start = window.special_tokens_mask.index(0)

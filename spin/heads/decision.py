@@ -74,6 +74,17 @@ class Decision:
         first = np.partition(odds, -2, axis=1)[:, -2:]
         return y, (first[:, 1] - first[:, 0]) < self.abstain
 
+    def leading_class(self, logits: Floats) -> NDArray[np.int64]:
+        """(n,) the likeliest of the classes that logits (n, K) predict, or of all classes where none is predicted.
+
+        Abstention is not applied.
+        """
+        y, _ = self.decide(self.label_space.probabilities(logits))
+        given = self.label_space.indicator(y)
+        candidates = np.where(given | ~given.any(1, keepdims=True), logits, -np.inf)
+        leading: NDArray[np.int64] = candidates.argmax(1)
+        return leading
+
 
 def apply_thresholds(label_space: LabelSpace, probabilities: Floats, thresholds: Floats) -> Targets:
     """The targets of probabilities (n, K) by thresholds (K,), without abstention; see `Decision.decide`."""

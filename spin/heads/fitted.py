@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,7 +124,7 @@ class FittedClassifier:
         logits = np.empty((len(features), len(self.head.bias)), np.float32)
         for index, exit_depth in enumerate([*(exit.depth for exit in self.exits), self.selection.depth]):
             rows = depth == exit_depth
-            logits[rows] = self.at(index).logits(self._read_at(index, features, words)[rows])
+            logits[rows] = self.at(index).logits(self.read_at(index, features, words)[rows])
         return logits
 
     def exit_depths(
@@ -136,7 +136,7 @@ class FittedClassifier:
         """
         depth = np.full(len(features), self.selection.depth, np.int32)
         for index in reversed(range(len(self.exits))):
-            exit, logits = self.exits[index], self.at(index).logits(self._read_at(index, features, words))
+            exit, logits = self.exits[index], self.at(index).logits(self.read_at(index, features, words))
             depth[should_exit(label_space, decision, exit.threshold, logits)] = exit.depth
         return depth
 
@@ -146,6 +146,19 @@ class FittedClassifier:
         if exit is None:
             return np.zeros(len(words), bool)
         return should_exit(label_space, decision, exit.threshold, self.at(0).logits(words))
+
+    def stops(self, depth: NDArray[np.int32] | None, count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """For each exit at which some of `count` documents stopped, its index as for `at` and their rows.
+
+        `depth` (n,) is as for `predict_logits`.
+        """
+        for index, exit_depth in enumerate([*(exit.depth for exit in self.exits), self.selection.depth]):
+            if depth is not None:
+                rows = np.flatnonzero(depth == exit_depth)
+            else:
+                rows = np.arange(count if index == len(self.exits) else 0)
+            if len(rows):
+                yield index, rows
 
     def at(self, index: int) -> FittedClassifier:
         """The classifier at an exit, given by its index; the number of exits as index gives this classifier itself.
@@ -163,7 +176,7 @@ class FittedClassifier:
         selection = self.selection.part(exit.depth)
         return FittedClassifier(selection, self.standardizer.keep(slice(len(selection))), exit.head, self.summary)
 
-    def _read_at(self, index: int, features: Floats, words: Floats | None) -> Floats:
+    def read_at(self, index: int, features: Floats, words: Floats | None) -> Floats:
         """What the classifier at an exit reads of raw features (n, p) and the words' logits (n, K)."""
         if index == len(self.exits) or not self.exits[index].by_words:
             return features[:, : len(self.at(index).selection)]

@@ -28,6 +28,21 @@ class LinearHead:
         return self.coef
 
     @property
+    def directions(self) -> Floats:
+        """(R, p) such that the slopes of any class at any features are a mixture of these rows: one per class."""
+        return self.coef
+
+    def mix(self, X: Floats, classes: NDArray[np.int64]) -> Floats:
+        """(n, R) how the slopes of one class each, at standardised features (n, p), are a mixture of `directions`."""
+        mixture: Floats = np.zeros((len(X), len(self.coef)), np.float32)
+        mixture[np.arange(len(X)), classes] = 1
+        return mixture
+
+    def slopes_of(self, X: Floats, classes: NDArray[np.int64]) -> Floats:
+        """(n, p) the slopes of one class each, at standardised features (n, p): `mix` times `directions`."""
+        return self.coef[classes]
+
+    @property
     def bias(self) -> Floats:
         """(K,) the logits of a text whose features are all at their training mean."""
         return self.intercept

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.heads.linear_head import LinearHead
@@ -33,10 +34,31 @@ class MlpHead:
         tanh they have a closed form, so the sum is exact: along the line from 0 to x, the mean slope of
         tanh(a t + c) over t from 0 to 1 is (tanh(a + c) - tanh(c)) / a.
         """
-        a, c = (self.inner @ x).astype(np.float64), self.inner_bias.astype(np.float64)
+        return self.linear.coef + (self.outer * self._mean_slopes(x)) @ self.inner
+
+    def _mean_slopes(self, X: Floats) -> Floats:
+        """(..., H) the mean slopes of the hidden units between the training mean and features (..., p)."""
+        a, c = (X @ self.inner.T).astype(np.float64), self.inner_bias.astype(np.float64)
         flat = np.abs(a) < 1e-6
-        mean = np.where(flat, 1 - np.tanh(c) ** 2, (np.tanh(a + c) - np.tanh(c)) / np.where(flat, 1, a))
-        return self.linear.coef + (self.outer * mean) @ self.inner
+        mean: Floats = np.where(flat, 1 - np.tanh(c) ** 2, (np.tanh(a + c) - np.tanh(c)) / np.where(flat, 1, a))
+        return mean
+
+    @property
+    def directions(self) -> Floats:
+        """(R, p) such that the slopes of any class at any features are a mixture of these rows.
+
+        They are those of the linear part, one per class, and one per hidden unit.
+        """
+        return np.concatenate([self.linear.directions, self.inner])
+
+    def mix(self, X: Floats, classes: NDArray[np.int64]) -> Floats:
+        """(n, R) how the slopes of one class each, at standardised features (n, p), are a mixture of `directions`."""
+        hidden = self.outer[classes] * self._mean_slopes(X)
+        return np.concatenate([self.linear.mix(X, classes), hidden.astype(np.float32)], axis=1)
+
+    def slopes_of(self, X: Floats, classes: NDArray[np.int64]) -> Floats:
+        """(n, p) the slopes of one class each, at standardised features (n, p): `mix` times `directions`."""
+        return self.mix(X, classes) @ self.directions
 
     @property
     def bias(self) -> Floats:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
+from spin.attribution.place_shares import Places
 
 Unit = Literal["words", "characters"]
 """what the terms of a vocabulary are made of"""
@@ -25,6 +26,8 @@ UNITS: Mapping[Unit, Mapping[str, Any]] = {
 """arguments of scikit-learn's vectorizers: words and word pairs, and strings of 3 or 4 characters within words"""
 CHARACTERS_READ = 1_000
 """characters at the start of a text whose strings are counted; its words are counted to the end"""
+_WORDS_KEPT = 1 << 16
+"""words whose terms a vocabulary keeps, at most"""
 _PART = 2_048
 """texts whose terms are counted at a time"""
 
@@ -39,6 +42,20 @@ class TermContribution:
     """(K,)"""
     places: tuple[Place, ...]
     """where the term stands in the text: each of its words, or for characters each word that holds them"""
+
+
+@dataclass(frozen=True)
+class TermPlaces:
+    """The m places of the terms of a vocabulary in some texts, those of the first text first."""
+
+    owners: NDArray[np.int64]
+    """(m,) the position of each place's text"""
+    terms: NDArray[np.int64]
+    """(m,) the index of the term"""
+    spans: NDArray[np.int64]
+    """(m, 2) (start, end) in the text"""
+    values: Floats
+    """(m,) the place's part of the value of the term: all places of a term in a text have equal parts"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ class Vocabulary:
         from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second; a model without words needs none
 
         vectorizer = TfidfVectorizer(
-            vocabulary={term: index for index, term in enumerate(self.terms)},
+            vocabulary=self._index,
             sublinear_tf=True,
             dtype=np.float32,
             **UNITS[self.unit],
@@ -67,24 +84,88 @@ class Vocabulary:
         vectorizer.idf_ = self.idf
         return vectorizer
 
-    def places(self, text: str) -> dict[str, list[Place]]:
-        """For each term in a text its places, one entry for each time that it occurs in one."""
-        [read] = read_part(self.unit, [text])
-        lowered, origin = _lower(read)
-        found: dict[str, list[Place]] = {}
-        if self.unit == "words":
-            words = [(m.group(), m.span()) for m in re.finditer(UNITS["words"]["token_pattern"], lowered)]
-            for word, span in words:
-                found.setdefault(word, []).append(span)
-            for (first, before), (second, after) in pairwise(words):
-                found.setdefault(f"{first} {second}", []).extend([before, after])
-        else:
-            analyze = self._vectorizer.build_analyzer()
-            for match in re.finditer(r"\S+", lowered):
-                for term in analyze(match.group()):
-                    found.setdefault(term, []).append(match.span())
-        known = found.keys() & self._vectorizer.vocabulary.keys()
-        return {term: [(origin[a], origin[b]) for a, b in found[term]] for term in sorted(known)}
+    def find_terms(self, texts: Sequence[str]) -> TermPlaces:
+        """The places of the terms in n texts, one entry for each time that a term occurs in one."""
+        find = self._find_words if self.unit == "words" else self._find_characters
+        terms: list[NDArray[np.int64]] = []
+        spans: list[NDArray[np.int64]] = []
+        for text in read_part(self.unit, texts):
+            lowered, origin = _lower(text)
+            found, places = find(lowered)
+            terms.append(found)
+            spans.append(places if origin is None else origin[places])
+        owners = np.repeat(np.arange(len(texts)), list(map(len, terms)))
+        if not terms:
+            return TermPlaces(owners, owners, np.empty((0, 2), np.int64), np.empty(0))
+        return self._weigh(len(texts), owners, np.concatenate(terms), np.concatenate(spans))
+
+    def _find_words(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The terms of a text in lower case, and the (start, end) of their places: of a word pair each of its words."""
+        known, terms, spans = self._index, [], []
+        before, last = "", (0, 0)
+        for match in re.finditer(UNITS["words"]["token_pattern"], text):
+            word, span = match.group(), match.span()
+            if (index := known.get(word)) is not None:
+                terms.append(index)
+                spans.append(span)
+            if before and (index := known.get(f"{before} {word}")) is not None:
+                terms += [index, index]
+                spans += [last, span]
+            before, last = word, span
+        return np.array(terms, np.int64), np.array(spans, np.int64).reshape(-1, 2)
+
+    def _find_characters(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The terms of a text in lower case, and the (start, end) of the words that hold them."""
+        terms, spans = [], []
+        for match in re.finditer(r"\S+", text):
+            terms.append(self._terms_of_word(match.group()))
+            spans.append(match.span())
+        if not terms:
+            return np.empty(0, np.int64), np.empty((0, 2), np.int64)
+        return np.concatenate(terms), np.repeat(np.array(spans, np.int64), list(map(len, terms)), axis=0)
+
+    def _terms_of_word(self, word: str) -> NDArray[np.int64]:
+        """The terms within a word, which are kept: few words make most of any text."""
+        terms = self._terms_of_words.get(word)
+        if terms is None:
+            found = (self._index.get(term) for term in self._analyze(word))
+            terms = np.array([index for index in found if index is not None], np.int64)
+            if len(self._terms_of_words) >= _WORDS_KEPT:
+                self._terms_of_words.clear()
+            self._terms_of_words[word] = terms
+        return terms
+
+    def _weigh(
+        self, texts: int, owners: NDArray[np.int64], terms: NDArray[np.int64], spans: NDArray[np.int64]
+    ) -> TermPlaces:
+        """The places with their parts of the values of terms, as `transform` has them."""
+        places, counter = np.empty(len(terms), np.int64), np.zeros(len(self.terms), np.int64)
+        ends = np.cumsum(np.bincount(owners, minlength=texts))
+        for start, end in pairwise([0, *ends.tolist()]):
+            of_text = terms[start:end]
+            np.add.at(counter, of_text, 1)
+            places[start:end] = counter[of_text]
+            counter[of_text] = 0
+        weights = (1 + np.log(places / self._places_at_once[terms])) * self.idf[terms]
+        length = np.sqrt(np.bincount(owners, np.square(weights) / places, texts))
+        return TermPlaces(owners, terms, spans, weights / length[owners] / places)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {term: index for index, term in enumerate(self.terms)}
+
+    @cached_property
+    def _places_at_once(self) -> NDArray[np.int64]:
+        """The places of each term where it occurs once: a word pair has two."""
+        return np.array([1 + (self.unit == "words" and " " in term) for term in self.terms], np.int64)
+
+    @cached_property
+    def _analyze(self) -> Any:
+        return self._vectorizer.build_analyzer()
+
+    @cached_property
+    def _terms_of_words(self) -> dict[str, NDArray[np.int64]]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -110,18 +191,32 @@ class WordRegression:
 
     def contributions(self, text: str) -> list[TermContribution]:
         """What each term in a text adds to its logits: the sum, plus the intercept, is the logits."""
-        row = _transform(self.vocabularies, [text])
-        values = dict(zip(row.indices.tolist(), row.data.tolist(), strict=True))
         terms: list[TermContribution] = []
         offset = 0
         for vocabulary in self.vocabularies:
-            places, index_of = vocabulary.places(text), {term: i for i, term in enumerate(vocabulary.terms)}
-            for term, of_term in places.items():
-                index = offset + index_of[term]
-                logits = values[index] * self.coef[:, index]
-                terms.append(TermContribution(vocabulary.unit, term, logits, tuple(of_term)))
+            found = vocabulary.find_terms([text])
+            of_terms: dict[int, list[int]] = {}
+            for position, index in enumerate(found.terms.tolist()):
+                of_terms.setdefault(index, []).append(position)
+            for index in sorted(of_terms, key=lambda index: vocabulary.terms[index]):
+                at = of_terms[index]
+                logits = np.float32(found.values[at].sum()) * self.coef[:, offset + index]
+                places = tuple((start, end) for start, end in found.spans[at].tolist())
+                terms.append(TermContribution(vocabulary.unit, vocabulary.terms[index], logits, places))
             offset += len(vocabulary.terms)
         return terms
+
+    def places(self, texts: Sequence[str], weights: Floats) -> Places:
+        """What stands at the places of all terms in n texts: their parts of the sum of logits, by weights (n, K)."""
+        parts, offset = [], 0
+        for vocabulary in self.vocabularies:
+            found = vocabulary.find_terms(texts)
+            logits = _weighted_sum(self.coef[:, offset : offset + len(vocabulary.terms)], found, weights)
+            parts.append((found.owners, *found.spans.T, found.values * logits))
+            offset += len(vocabulary.terms)
+        owners, starts, ends, sums = (np.concatenate(each) for each in zip(*parts, strict=True))
+        order = np.argsort(owners, kind="stable")
+        return Places(owners[order], starts[order], ends[order], sums[order])
 
     def to_tensors(self) -> dict[str, NDArray[Any]]:
         """The regression as arrays by name; `coef` as float16, in which `fit_words` has rounded it."""
@@ -187,6 +282,17 @@ def _equal(some: Sequence[Vocabulary], others: Sequence[Vocabulary]) -> bool:
     )
 
 
+def _weighted_sum(coef: Floats, found: TermPlaces, weights: Floats) -> Floats:
+    """(m,) the coefficients (K, v) of the terms at some places, summed over the classes by weights (n, K)."""
+    if ((weights != 0).sum(1) <= 1).all():  # as in all heads: the logit of a class reads that of the same class
+        only = np.abs(weights).argmax(1)
+        return coef[only[found.owners], found.terms] * weights[np.arange(len(weights)), only][found.owners]
+    total = np.zeros(len(found.terms))
+    for of_class, weight in zip(coef, weights.T, strict=True):
+        total += of_class[found.terms] * weight[found.owners]
+    return total
+
+
 def _transform(vocabularies: Sequence[Vocabulary], texts: Sequence[str]) -> Any:
     """The sparse features (n, v) of n texts."""
     from scipy.sparse import hstack
@@ -199,10 +305,13 @@ def read_part(unit: Unit, texts: Sequence[str]) -> Sequence[str]:
     return texts if unit == "words" else [text[:CHARACTERS_READ] for text in texts]
 
 
-def _lower(text: str) -> tuple[str, list[int]]:
-    """A text in lower case, and for each of its positions and its end the position in the text.
+def _lower(text: str) -> tuple[str, NDArray[np.int64] | None]:
+    """A text in lower case, and for each of its positions and its end the position in the text; None: the same one.
 
     Lower case may be longer: that of one letter may be two.
     """
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return lowered, None
     origin = [index for index, character in enumerate(text) for _ in character.lower()]
-    return text.lower(), [*origin, len(text)]
+    return lowered, np.array([*origin, len(text)], np.int64)

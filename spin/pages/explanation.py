@@ -13,6 +13,9 @@ from torch import Tensor
 
 from spin.activations.encoder import pooling_mask
 from spin.arrays import Floats
+from spin.attribution.place_shares import Places, add_places
+from spin.attribution.text_words import TextWords, group_tokens, token_places
+from spin.attribution.token_shares import find_maximum, share_mean, share_single, sum_by_text
 from spin.backbone.hooks import HOOK_LOCK, capture_sites
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import token_position
@@ -199,13 +202,12 @@ def explain(
     weights = slopes.T[neurons] / scale[:, None]
     by_token = np.einsum("tp,pk->tk", shares, weights)
     contributions = shares.sum(0)[:, None] * weights
-    spans, word_of = _words(windows)
-    by_word: Floats = np.zeros((len(spans), len(label_space)))
-    np.add.at(by_word, word_of, by_token)
+    words_read = _words(windows)
+    by_word = sum_by_text(by_token, words_read.word_of, len(words_read.owners))
     word_slopes = slopes[:, : fitted.selection.words] / fitted.standardizer.scale[: fitted.selection.words]
     terms, constant = _weigh_terms(words, word_slopes, text)
     bias = fitted.head.bias + constant
-    all_words, by_word = _add_terms(text, spans, by_word, terms)
+    all_words, by_word = _add_terms(words_read, by_word, terms)
     return Explanation(
         text=text,
         label_space=label_space,
@@ -215,10 +217,10 @@ def explain(
         contributions=contributions,
         words=all_words,
         word_contributions=by_word,
-        loudest=word_of[np.abs(shares).argmax(0)] if len(values) else np.empty(0, np.int64),
+        loudest=words_read.word_of[np.abs(shares).argmax(0)] if len(values) else np.empty(0, np.int64),
         values=values,
         terms=terms,
-        truncated=bool(text[max(end for _, end in spans) :].strip()),
+        truncated=bool(text[int(words_read.ends.max()) :].strip()),
         decision=decision,
     )
 
@@ -258,31 +260,18 @@ def _weigh_terms(
 
 
 def _add_terms(
-    text: str, spans: tuple[Place, ...], by_word: Floats, terms: Sequence[TermContribution]
+    words: TextWords, by_word: Floats, terms: Sequence[TermContribution]
 ) -> tuple[tuple[Place, ...], Floats]:
     """Return the words of a text and their contributions (W, K) with those of the terms that stand in them.
 
-    A place's characters have equal parts of its contribution. Words of terms that the backbone does not read, such as
-    those beyond its limit, come after the others.
+    Words of terms that the backbone does not read, such as those beyond its limit, come after the others.
     """
-    if not terms:
-        return spans, by_word
-    word_of = np.full(len(text), -1)
-    for index, (start, end) in reversed(list(enumerate(spans))):  # characters in several words are of the first
-        word_of[start:end] = index
-    in_terms = np.zeros(len(text) + 2, bool)
-    for start, end in {place for term in terms for place in term.places}:
-        in_terms[start + 1 : end + 1] = True
-    in_terms[1:-1] &= word_of < 0
-    unread = np.flatnonzero(np.diff(in_terms.astype(np.int8))).reshape(-1, 2).tolist()
-    for index, (start, end) in enumerate(unread, len(spans)):
-        word_of[start:end] = index
-    by_word = np.concatenate([by_word, np.zeros((len(unread), by_word.shape[1]))])
-    for term in terms:
-        for start, end in term.places:
-            indices, counts = np.unique(word_of[start:end], return_counts=True)
-            by_word[indices] += np.outer(counts / (end - start) / len(term.places), term.logits)
-    return (*spans, *((start, end) for start, end in unread)), by_word
+    spans = np.array([place for term in terms for place in term.places], np.int64).reshape(-1, 2)
+    parts = [term.logits / len(term.places) for term in terms for _ in term.places]
+    sums = np.array(parts).reshape(len(parts), by_word.shape[1])
+    places = Places(np.zeros(len(spans), np.int64), spans[:, 0], spans[:, 1], sums)
+    _, starts, ends, by_word = add_places(words.owners, words.starts, words.ends, by_word, places)
+    return tuple(zip(starts.tolist(), ends.tolist(), strict=True)), by_word
 
 
 def _read_windows(backbone: Backbone, text: str) -> list[_Window]:
@@ -347,47 +336,27 @@ def _pooled_content(windows: Sequence[_Window]) -> NDArray[np.bool_]:
 
 
 def _divide(tokens: Floats, seen: NDArray[np.bool_], pooling: str, mean: Floats, pooled: Floats) -> Floats:
-    """Return the pooled values less their means (T, m), at the tokens (T, m) that they come from.
-
-    An engine may round differently from this forward pass, so the values of the tokens are shifted until they pool to
-    what the engine returned.
-    """
+    """Return the pooled values less their means (T, m), at the tokens (T, m) that they come from."""
+    total, divided = pooled - mean, np.zeros(tokens.shape)
     if pooling == "mean":
-        moved = tokens + (pooled - tokens[seen].mean(0))
-        return (moved - mean) * seen[:, None] / seen.sum()
+        divided[seen] = share_mean(tokens[seen], np.zeros(int(seen.sum()), np.int64), total[None])
+        return divided
     if pooling == "max":
-        at = np.where(seen[:, None], tokens, -np.inf).argmax(0)
+        at = find_maximum(tokens, seen)
     else:
         at = np.full(tokens.shape[1], int(token_position(torch.from_numpy(seen)[None], pooling)[0]))
-    divided = np.zeros_like(tokens)
-    divided[at, np.arange(tokens.shape[1])] = pooled - mean
-    return divided
+    neurons = np.arange(tokens.shape[1])
+    return share_single(at * len(neurons) + neurons, total, tokens.size).reshape(tokens.shape)
 
 
 def _ends(fitted: FittedClassifier) -> NDArray[np.int64]:
     return np.cumsum([len(n) for n in fitted.selection.neurons.values()])[:-1]
 
 
-def _words(windows: Sequence[_Window]) -> tuple[tuple[tuple[int, int], ...], NDArray[np.int64]]:
-    """Return the spans of the words in the text, and the index (T,) of the word of each own token of the windows.
-
-    A word that two windows divide is one.
-    """
-    spans: list[tuple[int, int]] = []
-    indices: dict[int, int] = {}
-    word_of: list[int] = []
-    for window in windows:
-        encoding = window.encoding
-        for (start, end), word, own in zip(encoding.offsets, encoding.word_ids, window.own, strict=False):
-            if not own:
-                continue
-            if word is not None and word in indices:
-                index = indices[word]
-                spans[index] = (spans[index][0], end)
-            else:
-                index = len(spans)
-                spans.append((start, end))
-                if word is not None:
-                    indices[word] = index
-            word_of.append(index)
-    return tuple(spans or [(0, 0)]), np.array(word_of or [0], np.int64)
+def _words(windows: Sequence[_Window]) -> TextWords:
+    """Return the words of the own tokens of the windows. A text without tokens has one word without characters."""
+    places = [token_places(window.encoding)[window.own[: len(window.encoding)]] for window in windows]
+    joined = np.concatenate(places)
+    if not len(joined):
+        joined = np.array([[-1, 0, 0]], np.int32)
+    return group_tokens(np.zeros(len(joined), np.int64), joined)

@@ -328,6 +328,23 @@ def test_int8_is_scaled_by_the_texts_of_any_classifier(settings: BackboneSetting
         assert 1e-6 < np.abs(actual.probabilities - exact.probabilities).mean() < 0.1
 
 
+def test_reasons_are_those_of_each_classifier_alone(settings: BackboneSettings, backbone: Backbone) -> None:
+    """Classifiers that give reasons run by themselves, on the backbone that all share."""
+    draw = np.random.default_rng(5)
+    classifiers = [draw_classifier(draw, settings, backbone) for _ in range(4)]
+    classifiers[1].reasons, classifiers[3].reasons = 3, 2
+    expected = [each.predict_all(TEXTS) for each in classifiers]
+    shared = SharedPass(classifiers)
+    assert shared.groups == [[0, 2], [1], [3]]
+    for actual, alone in zip(shared.predict_all(TEXTS), expected, strict=True):
+        np.testing.assert_allclose(actual.probabilities, alone.probabilities, atol=1e-6)
+        assert (actual.reasons is None) is (alone.reasons is None)
+        if actual.reasons is not None and alone.reasons is not None:
+            assert actual.reasons.words.words == alone.reasons.words.words
+            np.testing.assert_array_equal(actual.reasons.neurons.neurons, alone.reasons.neurons.neurons)
+    assert len({id(each.backbone) for each in classifiers}) == 1
+
+
 def test_classify_many_predicts_as_each_classifier_alone(settings: BackboneSettings, backbone: Backbone) -> None:
     draw = np.random.default_rng(1)
     classifiers = [draw_classifier(draw, settings, backbone, early=False) for _ in range(3)]

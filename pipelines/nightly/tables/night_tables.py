@@ -23,6 +23,10 @@ TAKEN, QUARANTINED = "taken", "quarantined"
 """values of the column `status` of the inputs"""
 
 _LABELS = pa.list_(pa.string())
+_REASON_WORDS = pa.list_(
+    pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("contribution", pa.float32())])
+)
+_REASON_NEURONS = pa.list_(pa.struct([("column", pa.string()), ("neuron", pa.int32()), ("contribution", pa.float32())]))
 _COLUMNS: Mapping[str, pa.Schema] = {
     PREDICTIONS: pa.schema(
         [
@@ -34,6 +38,9 @@ _COLUMNS: Mapping[str, pa.Schema] = {
             ("depth", pa.int32()),
             ("model_version", pa.string()),
             ("unread_tokens", pa.int32()),  # null unless `backbone.long_texts` is windows
+            ("reason_label", pa.string()),  # this and the next two are null unless `classify.reasons` is above 0
+            ("reason_words", _REASON_WORDS),
+            ("reason_neurons", _REASON_NEURONS),
         ]
     ),
     DEAD_LETTERS: pa.schema(

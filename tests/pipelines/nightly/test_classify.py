@@ -389,6 +389,7 @@ def test_dead_letters_contain_texts_only_if_the_settings_ask_for_them(project: N
         ("data.ids=trusted", 'data.ids is "trusted"'),
         ("ray.shard_documents=7", "shard_documents is 7, was 40"),
         ("classify.dead_letter_text=true", "dead_letter_text is true"),
+        ("classify.reasons=3", "reasons is 3"),
     ],
 )
 def test_a_changed_setting_that_affects_results_is_refused(project: NightProject, change: str, difference: str) -> None:

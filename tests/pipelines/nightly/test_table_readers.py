@@ -19,7 +19,15 @@ from tests.support.nights import DATE, MODEL, run_night
 
 NEXT = "2026-03-02"
 Row = tuple[Any, ...]
-COLUMNS = ("date", "model", "id", "label", "labels", "score", "scores", "depth", "model_version", "lang", "priority")
+COLUMNS = (
+    "date", "model", "id", "label", "labels", "score", "scores", "depth", "model_version", "unread_tokens",
+    "reason_label", "reason_words", "reason_neurons", "lang", "priority",
+)  # fmt: skip
+REASONS = {
+    "reason_label": "good",
+    "reason_words": [{"word": "fine", "start": 2, "end": 6, "contribution": 0.5}],
+    "reason_neurons": [{"column": "ffn.02.max", "neuron": 7, "contribution": -0.25}],
+}
 
 
 def day(date: str) -> datetime.date:
@@ -74,19 +82,22 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.parametrize("reader", READERS)
 def test_readers_see_the_same_rows(reader: str, tmp_path: Path) -> None:
-    """Two nights of a model, one of them redone with other kept columns, a multi-label night and an empty one."""
+    """Two nights of a model, one of them redone, the other with reasons and other kept columns, and two more.
+
+    They are a multi-label night and an empty one.
+    """
     out = Store(str(tmp_path / "out"))
     lang, priority = pa.schema({"lang": pa.string()}), pa.schema({"priority": pa.int64()})
     run_night(out, ["gone"], date=DATE, kept=lang, columns={"lang": "xx"})
     run_night(out, ["a", "b", "c"], date=DATE, kept=lang, columns={"lang": "de"})
-    run_night(out, ["a"], date=NEXT, kept=priority, columns={"priority": 2**53 + 1})
+    run_night(out, ["a"], date=NEXT, kept=priority, columns={"priority": 2**53 + 1, **REASONS})
     run_night(out, ["m"], date=NEXT, model="it's multi", columns={"label": None, "labels": ["x", "y"]})
     run_night(out, [], date="2026-03-03")
-    scores = {"good": 0.75, "bad": 0.25}
+    scores, without = {"good": 0.75, "bad": 0.25}, (None,) * 4
     expected = [
-        *((day(DATE), MODEL, id, "good", None, 0.75, scores, 3, "7", "de", None) for id in ("a", "b", "c")),
-        (day(NEXT), "it's multi", "m", None, ["x", "y"], 0.75, scores, 3, "7", None, None),
-        (day(NEXT), MODEL, "a", "good", None, 0.75, scores, 3, "7", None, 2**53 + 1),
+        *((day(DATE), MODEL, id, "good", None, 0.75, scores, 3, "7", *without, "de", None) for id in ("a", "b", "c")),
+        (day(NEXT), "it's multi", "m", None, ["x", "y"], 0.75, scores, 3, "7", *without, None, None),
+        (day(NEXT), MODEL, "a", "good", None, 0.75, scores, 3, "7", None, *REASONS.values(), None, 2**53 + 1),
     ]
     rows = READERS[reader](f"{out.uri}/predictions")
     read = sorted((tuple(plain(row[name]) for name in COLUMNS) for row in rows), key=lambda row: row[:3])

@@ -106,3 +106,34 @@ def test_arrays_hold_the_whole_regression(regression: WordRegression) -> None:
     loaded = WordRegression.from_tensors(regression.to_tensors())
     assert [v.terms for v in loaded.vocabularies] == [v.terms for v in regression.vocabularies]
     np.testing.assert_array_equal(loaded.logits(TEXTS), regression.logits(TEXTS))
+
+
+def test_places_have_the_parts_of_the_contributions(regression: WordRegression) -> None:
+    """Against the contributions of each text alone, whose parts are equal; for any weights of the classes."""
+    draw = np.random.default_rng(0)
+    one_each = np.zeros((len(TEXTS), 3))
+    one_each[np.arange(len(TEXTS)), draw.integers(0, 3, len(TEXTS))] = draw.normal(size=len(TEXTS))
+    for weights in (one_each, draw.normal(size=(len(TEXTS), 3))):
+        found = regression.places(TEXTS, weights)
+        assert (np.diff(found.owners) >= 0).all()
+        for row, text in enumerate(TEXTS):
+            expected: dict[tuple[int, int], float] = {}
+            for term in regression.contributions(text):
+                for place in term.places:
+                    part = float(weights[row] @ term.logits) / len(term.places)
+                    expected[place] = expected.get(place, 0.0) + part
+            actual: dict[tuple[int, int], float] = {}
+            own = found.owners == row
+            for start, end, value in zip(found.starts[own], found.ends[own], found.sums[own], strict=True):
+                actual[int(start), int(end)] = actual.get((int(start), int(end)), 0.0) + float(value)
+            assert actual == pytest.approx(expected, abs=1e-5)
+    assert len(regression.places([], np.empty((0, 3))).owners) == 0
+
+
+def test_kept_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    regression, weights = build_word_regression(TEXTS), np.ones((len(TEXTS), 3))
+    expected = regression.places(TEXTS, weights)
+    monkeypatch.setattr("spin.heads.word_regression._WORDS_KEPT", 2)
+    regression = build_word_regression(TEXTS)
+    np.testing.assert_array_equal(regression.places(TEXTS, weights).sums, expected.sums)
+    assert len(regression.vocabularies[1]._terms_of_words) <= 2

@@ -1,0 +1,109 @@
+"""What the words of texts contribute to the logit of one class each, collected while a backbone reads the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spin.activations.engine import Engine
+from spin.arrays import Floats
+from spin.attribution.text_words import TextWords, TokenPlaces, group_tokens
+from spin.attribution.token_sums import TokenMasks, TokenReadings, TokenWeights, sum_tokens
+from spin.attribution.word_sums import WordSums
+from spin.backbone.model import Tokens
+from spin.backbone.windows import OWN
+from spin.sites import FeatureColumn
+
+WeighTokens = Callable[[int, NDArray[np.int64], Floats], TokenWeights]
+"""takes the index of a segment, the indices (n,) of texts that stop after it and all values (n, p) that were read of
+them; returns how their tokens count for the class of each"""
+
+
+class WordBuffer:
+    """The sums of `WordSums`, which are filled batch by batch; texts may come in any order and from several threads."""
+
+    def __init__(self, engine: Engine, count: int, weigh: WeighTokens) -> None:
+        self.backbone, self.weigh, self.count = engine.backbone, weigh, count
+        self.columns = _slices_up_to(engine)
+        self._places: dict[int, list[TokenPlaces]] = {}
+        """for each text that was tokenized and not yet stored, the places of the tokens of its windows"""
+        self._parts: list[tuple[NDArray[np.int64], WordSums]] = []
+
+    def store_places(self, rows: Sequence[int], tokens: Tokens) -> None:
+        """Keep where the tokens of the texts `rows` stand, until the texts are stored."""
+        assert tokens.places is not None
+        for row, span in zip(rows, tokens.spans, strict=True):
+            self._places[row] = tokens.places[span.start : span.stop]
+
+    def store(
+        self,
+        index: int,
+        rows: NDArray[np.int64],
+        owners: NDArray[np.int64],
+        padded: tuple[Tensor, Tensor],
+        readings: TokenReadings,
+        values: Floats,
+    ) -> None:
+        """Store the texts `rows` (n,), which stop after segment `index`, by all values (n, p) that were read of them.
+
+        `padded` are the token ids and the mask of their windows, `owners` (w,), ascending, the positions of these in
+        `rows`, and `readings` what all segments so far have read of the windows.
+        """
+        if not len(rows):
+            return
+        weights = self.weigh(index, rows, values)
+        masks = self._masks(owners, *padded)
+        by_token = sum_tokens(readings, masks, weights, self.columns[index])
+        words, own = self._words(rows, owners, masks)
+        self._parts.append((rows, WordSums.of_tokens(weights.classes, words, by_token[masks.read][own])))
+
+    def _masks(self, owners: NDArray[np.int64], ids: Tensor, mask: Tensor) -> TokenMasks:
+        read = mask > 0
+        own = mask == OWN if self.backbone.reads_windows else read
+        content = self.backbone.find_content(ids, read) & own
+        return TokenMasks.of(owners, read.numpy(), own.numpy(), content.numpy())
+
+    def _words(
+        self, rows: NDArray[np.int64], owners: NDArray[np.int64], masks: TokenMasks
+    ) -> tuple[TextWords, NDArray[np.bool_]]:
+        """The words of the own tokens of texts, and which of the tokens that are read are own ones."""
+        places = np.concatenate([each for row in rows.tolist() for each in self._places.pop(row)])
+        own = masks.own[masks.read]
+        return group_tokens(np.repeat(owners, masks.read.sum(1))[own], places[own]), own
+
+    def sums(self) -> WordSums:
+        """All that was stored, in the order of the texts."""
+        if not self._parts:
+            return WordSums.empty(self.count)
+        rows = np.concatenate([rows for rows, _ in self._parts])
+        return WordSums.concatenate([sums for _, sums in self._parts]).spread(rows, self.count)
+
+
+def words_of(tokens: Tokens) -> TextWords:
+    """The words of texts whose places were asked for, without the tokens that windows repeat."""
+    if not tokens.places:
+        return group_tokens(np.empty(0, np.int64), np.empty((0, 3), np.int32))
+    own = [np.ones(len(places), bool) for places in tokens.places]
+    if tokens.windows is not None:
+        for is_own, context in zip(own, tokens.windows.contexts, strict=True):
+            is_own[context] = False
+    texts = np.repeat(np.arange(len(tokens.spans)), list(map(len, tokens.spans)))
+    owners = np.repeat(texts, list(map(len, tokens.places)))
+    chosen = np.concatenate(own)
+    return group_tokens(owners[chosen], np.concatenate(tokens.places)[chosen])
+
+
+def _slices_up_to(engine: Engine) -> list[Mapping[FeatureColumn, slice]]:
+    """For each segment, where all values up to its end hold which column."""
+    columns: dict[FeatureColumn, slice] = {}
+    by_segment: list[Mapping[FeatureColumn, slice]] = []
+    start = 0
+    for segment in engine.segments:
+        for column, width in zip(segment.neurons, segment.widths(engine.backbone), strict=True):
+            columns[column] = slice(start, start + width)
+            start += width
+        by_segment.append(dict(columns))
+    return by_segment

@@ -1,0 +1,82 @@
+"""The shares of words in what stands at places of a text: the one definition of what a term contributes to words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.arrays import Floats
+from spin.attribution.text_words import Ints
+
+
+@dataclass(frozen=True)
+class Places:
+    """Places of n texts, and what stands at each."""
+
+    owners: Ints
+    """(m,) the position of each place's text, ascending"""
+    starts: Ints
+    """(m,) in the text"""
+    ends: Ints
+    """(m,) behind the start"""
+    sums: Floats
+    """(m, ...) what the place contributes"""
+
+    def move(self, rows: Ints) -> Places:
+        """The places of more texts, among which these are at `rows` (n,), ascending."""
+        return replace(self, owners=rows[self.owners])
+
+
+def add_places(owners: Ints, starts: Ints, ends: Ints, sums: Floats, places: Places) -> tuple[Ints, Ints, Ints, Floats]:
+    """Owners, starts, ends and sums of words, with those of the places that lie in them.
+
+    Takes those of w words, owners ascending, sums (w, ...). The characters of a place have equal parts of its sum, and
+    a character that is in several words is of the first. Characters of places that are in no word, such as those
+    beyond the limit of a backbone, are words of their own: they come after the others.
+    """
+    if not len(places.owners):
+        return owners, starts, ends, sums
+    texts = 1 + int(max(places.owners[-1], owners[-1] if len(owners) else 0))
+    lengths = np.zeros(texts, np.int64)
+    np.maximum.at(lengths, owners, ends)
+    np.maximum.at(lengths, places.owners, places.ends)
+    bases = np.concatenate([[0], np.cumsum(lengths + 1)])  # one further character keeps the words of texts apart
+    word_of = np.full(bases[-1], -1)
+    at, index = _characters(bases[owners] + starts, ends - starts)
+    word_of[at[::-1]] = index[::-1]  # of several words the first stays
+    place_starts = bases[places.owners] + places.starts
+    covered = _cover(place_starts, bases[places.owners] + places.ends, bases[-1])
+    edges = np.diff(np.concatenate([[0], (covered & (word_of < 0)).astype(np.int8), [0]]))
+    new_starts, new_ends = np.flatnonzero(edges > 0), np.flatnonzero(edges < 0)
+    at, index = _characters(new_starts, new_ends - new_starts)
+    word_of[at] = len(owners) + index
+    new_owners = np.searchsorted(bases, new_starts, side="right") - 1
+    at, place = _characters(place_starts, places.ends - places.starts)
+    parts = places.sums / (places.ends - places.starts).reshape(-1, *[1] * (places.sums.ndim - 1))
+    total = np.concatenate([sums, np.zeros((len(new_starts), *sums.shape[1:]))])
+    if sums.ndim == 1:
+        total = total + np.bincount(word_of[at], parts[place], len(total))
+    else:
+        np.add.at(total, word_of[at], parts[place])
+    return (
+        np.concatenate([owners, new_owners]),
+        np.concatenate([starts, new_starts - bases[new_owners]]),
+        np.concatenate([ends, new_ends - bases[new_owners]]),
+        total,
+    )
+
+
+def _characters(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
+    """The position of every character of some stretches, and the index of its stretch."""
+    index = np.repeat(np.arange(len(starts)), lengths)
+    before = np.cumsum(lengths) - lengths
+    return np.arange(len(index)) + (starts - before)[index], index
+
+
+def _cover(starts: Ints, ends: Ints, count: int) -> NDArray[np.bool_]:
+    """Whether each of `count` characters is in any of some stretches."""
+    steps = np.bincount(starts, minlength=count + 1) - np.bincount(ends, minlength=count + 1)
+    covered: NDArray[np.bool_] = np.cumsum(steps)[:count] > 0
+    return covered

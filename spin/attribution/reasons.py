@@ -1,0 +1,156 @@
+"""The reasons of predictions: the words and the neurons with the largest contributions to the logit of the label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.arrays import Floats
+from spin.attribution.text_words import Ints
+from spin.attribution.word_sums import WordSums
+
+
+@dataclass(frozen=True)
+class WordReason:
+    """A word of a text, and what it contributes to the logit of the class."""
+
+    word: str
+    start: int
+    """in the text"""
+    end: int
+    contribution: float
+
+
+@dataclass(frozen=True)
+class NeuronReason:
+    """A neuron under a pooling, and what it contributes to the logit of the class."""
+
+    column: str
+    """the feature column, such as ffn.05.mean"""
+    neuron: int
+    """index within the site"""
+    contribution: float
+
+
+@dataclass(frozen=True)
+class TopWords:
+    """The words with the largest contributions to each of n texts, those of a text largest first."""
+
+    counts: Ints
+    """(n,) number of words of each text"""
+    words: list[str]
+    starts: Ints
+    ends: Ints
+    contributions: Floats
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[TopWords]) -> TopWords:
+        """Those of the texts of several parts."""
+        return cls(
+            np.concatenate([part.counts for part in parts]),
+            [word for part in parts for word in part.words],
+            np.concatenate([part.starts for part in parts]),
+            np.concatenate([part.ends for part in parts]),
+            np.concatenate([part.contributions for part in parts]),
+        )
+
+    @classmethod
+    def of(cls, texts: Sequence[str], sums: WordSums, count: int) -> TopWords:
+        """The `count` words of every text with the largest absolute contributions; the earlier of equal ones first.
+
+        Words that contribute nothing, such as those that a word regression does not know, are left out.
+        """
+        order = np.lexsort((sums.starts, -np.abs(sums.sums), sums.owners))
+        order = order[sums.sums[order] != 0]
+        per_text = np.bincount(sums.owners[order], minlength=len(texts))
+        rank = np.arange(len(order)) - np.repeat(np.cumsum(per_text) - per_text, per_text)
+        top = order[rank < count]
+        owners, starts, ends = sums.owners[top], sums.starts[top], sums.ends[top]
+        words = [
+            texts[owner][start:end]
+            for owner, start, end in zip(owners.tolist(), starts.tolist(), ends.tolist(), strict=True)
+        ]
+        return cls(np.minimum(per_text, count), words, starts, ends, sums.sums[top])
+
+
+@dataclass(frozen=True)
+class TopNeurons:
+    """The neurons with the largest contributions to each of n texts, those of a text largest first."""
+
+    counts: Ints
+    """(n,) number of neurons of each text"""
+    columns: list[str]
+    """the feature columns"""
+    neurons: Ints
+    """indices within the sites"""
+    contributions: Floats
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[TopNeurons]) -> TopNeurons:
+        """Those of the texts of several parts."""
+        return cls(
+            np.concatenate([part.counts for part in parts]),
+            [column for part in parts for column in part.columns],
+            np.concatenate([part.neurons for part in parts]),
+            np.concatenate([part.contributions for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """The words and the neurons that spoke loudest for or against one class of each of n texts."""
+
+    classes: Ints
+    """(n,) index of the class: the likeliest of the predicted ones, of all where none is predicted"""
+    words: TopWords
+    neurons: TopNeurons
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Reasons]) -> Reasons:
+        """Those of the texts of several parts."""
+        return cls(
+            np.concatenate([part.classes for part in parts]),
+            TopWords.concatenate([part.words for part in parts]),
+            TopNeurons.concatenate([part.neurons for part in parts]),
+        )
+
+    def words_of(self, row: int) -> list[WordReason]:
+        """The words of a text, the loudest first; a contribution below 0 speaks against the class."""
+        top = self.words
+        return [
+            WordReason(top.words[i], int(top.starts[i]), int(top.ends[i]), float(top.contributions[i]))
+            for i in range(self._word_ends[row] - int(top.counts[row]), self._word_ends[row])
+        ]
+
+    def neurons_of(self, row: int) -> list[NeuronReason]:
+        """The neurons of a text, the loudest first; a contribution below 0 speaks against the class."""
+        top = self.neurons
+        return [
+            NeuronReason(top.columns[i], int(top.neurons[i]), float(top.contributions[i]))
+            for i in range(self._neuron_ends[row] - int(top.counts[row]), self._neuron_ends[row])
+        ]
+
+    @cached_property
+    def _word_ends(self) -> list[int]:
+        return np.cumsum(self.words.counts).tolist()
+
+    @cached_property
+    def _neuron_ends(self) -> list[int]:
+        return np.cumsum(self.neurons.counts).tolist()
+
+
+def largest_columns(values: Floats, count: int) -> NDArray[np.int64]:
+    """The columns (n, count) with the largest absolute values of each row (n, p), the largest first.
+
+    Of equal values the first comes first. Few maxima are found in a tenth of the time that a partition takes.
+    """
+    sizes, rows = np.abs(values), np.arange(len(values))
+    largest = np.empty((len(values), min(count, values.shape[1])), np.int64)
+    for rank in range(largest.shape[1]):
+        largest[:, rank] = sizes.argmax(1)
+        sizes[rows, largest[:, rank]] = -1
+    return largest

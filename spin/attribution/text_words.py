@@ -1,0 +1,82 @@
+"""The words of texts: which tokens are pieces of the same word, and where the word stands in its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+TokenPlaces = NDArray[np.int32]
+"""(T, 3) for each token: the index of its word, -1 for one that is of no word, and (start, end) in its text"""
+
+
+@dataclass(frozen=True)
+class TextWords:
+    """The words of some texts, those of the first text first, in the order of their first tokens."""
+
+    owners: Ints
+    """(w,) the position of each word's text"""
+    starts: Ints
+    """(w,) where the word starts in its text; start and end of a special token are equal"""
+    ends: Ints
+    """(w,)"""
+    word_of: Ints
+    """(t,) the word of each token"""
+
+
+def token_places(encoding: Any) -> TokenPlaces:
+    """The places of the tokens of an encoding of a fast tokenizer."""
+    count = len(encoding)
+    places = np.empty((count, 3), np.int32)
+    places[:, 0] = [-1 if word is None else word for word in encoding.word_ids]
+    places[:, 1:] = np.fromiter(chain.from_iterable(encoding.offsets), np.int32, 2 * count).reshape(count, 2)
+    return places
+
+
+def group_tokens(owners: Ints, places: NDArray[np.int32]) -> TextWords:
+    """The words of the tokens (t, 3) of some texts, in order; `owners` (t,), ascending, are their texts.
+
+    Tokens of the same text and the same word are one word, also if special tokens stand between them, as where two
+    windows divide it. A token of no word is a word by itself.
+    """
+    in_words = np.flatnonzero(places[:, 0] >= 0)
+    keys = (owners[in_words] << 32) + places[in_words, 0]
+    begins = np.diff(keys, prepend=-1) != 0
+    is_first = np.ones(len(places), bool)
+    is_first[in_words] = begins
+    word_of = np.cumsum(is_first) - 1
+    word_of[in_words] = word_of[in_words[begins]][np.cumsum(begins) - 1]
+    last = np.empty(int(is_first.sum()), np.int64)
+    last[word_of] = np.arange(len(places))  # of several tokens of a word the last one stays
+    return TextWords(owners[is_first], places[is_first, 1].astype(np.int64), places[last, 2].astype(np.int64), word_of)
+
+
+def find_stretches(owners: Ints, starts: Ints, ends: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """Owners, starts and ends of the stretches that words cover, and the stretch of every word.
+
+    `owners`, ascending, `starts` and `ends` are those of w words. Words of a text that overlap, as the bytes of one
+    emoji may, are one stretch. Words without a length, which are special tokens, are of no stretch: -1. Stretches are
+    in the order of the texts.
+    """
+    stretch_of = np.full(len(owners), -1)
+    real = np.flatnonzero(ends > starts)
+    real = real[np.lexsort((ends[real], starts[real], owners[real]))]
+    base = owners[real] << 32
+    covered = np.maximum.accumulate(base + ends[real])
+    begins = np.ones(len(real), bool)
+    begins[1:] = base[1:] + starts[real[1:]] >= covered[:-1]
+    stretch_of[real] = np.cumsum(begins) - 1
+    first = real[begins]
+    last = np.append(np.flatnonzero(begins)[1:], len(real)) - 1
+    stretch_ends = (covered[last] - base[last]) if len(real) else np.empty(0, np.int64)
+    return owners[first], starts[first], stretch_ends, stretch_of
+
+
+def join_places(places: Sequence[TokenPlaces]) -> NDArray[np.int32]:
+    """The places of the tokens of several windows, one after the other."""
+    return np.concatenate(places) if places else np.empty((0, 3), np.int32)

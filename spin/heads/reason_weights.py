@@ -1,0 +1,67 @@
+"""What the features of a fitted classifier contribute to the logit of one class, and the weights of tokens in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.arrays import Floats
+from spin.attribution.token_sums import TokenDirections, TokenWeights
+from spin.heads.decision import Decision
+from spin.heads.fitted import FittedClassifier
+from spin.sites import FeatureColumn
+
+
+def weigh_features(fitted: FittedClassifier, features: Floats, classes: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """(n, p) what each raw feature (n, p) contributes to the logit of one class per document, and the words' weights.
+
+    The sum over p, plus the head's bias, is that logit. Under an MLP head they are integrated gradients. The weights
+    are what a unit of each of the words' logits contributes (n, K); (n, 0) where words are no features.
+    """
+    values, words = fitted.standardizer.transform(features), fitted.selection.words
+    slopes = fitted.head.slopes_of(values, classes)
+    return values * slopes, slopes[:, :words] / fitted.standardizer.scale[:words]
+
+
+def token_weights(fitted: FittedClassifier, features: Floats, decision: Decision) -> TokenWeights:
+    """The weights of the tokens of n documents in the logit of their class, from raw features (n, p)."""
+    values = fitted.standardizer.transform(features)
+    classes = decision.leading_class(fitted.head.logits(values))
+    neurons = slice(fitted.selection.words, None)
+    contributions = values[:, neurons] * fitted.head.slopes_of(values, classes)[:, neurons]
+    return TokenWeights(classes, fitted.head.mix(values, classes), contributions)
+
+
+def token_directions(
+    stops: Sequence[FittedClassifier], columns: Mapping[FeatureColumn, NDArray[np.int64] | None]
+) -> TokenDirections:
+    """The directions of some columns in the heads of a segment: those at which its documents can still stop.
+
+    `stops` are the classifiers of these exits, the first one first. The columns are among those of their selections.
+    """
+    scaled = [fitted.head.directions[:, fitted.selection.words :] for fitted in stops]
+    scaled = [
+        directions / fitted.standardizer.scale[fitted.selection.words :]
+        for directions, fitted in zip(scaled, stops, strict=True)
+    ]
+    by_column: dict[FeatureColumn, Floats] = {}
+    means: dict[FeatureColumn, Floats] = {}
+    for column in columns:
+        if column.pooling != "mean":
+            continue
+        parts = [slice_of(fitted, column) for fitted in stops]
+        by_column[column] = np.concatenate([each[:, part] for each, part in zip(scaled, parts, strict=True)])
+        means[column] = stops[0].standardizer.mean[stops[0].selection.words :][parts[0]]
+    return TokenDirections(sum(map(len, scaled)), by_column, means)
+
+
+def slice_of(fitted: FittedClassifier, column: FeatureColumn) -> slice:
+    """Where the neurons of a column stand among all selected neurons."""
+    start = 0
+    for other, neurons in fitted.selection.neurons.items():
+        if other == column:
+            return slice(start, start + len(neurons))
+        start += len(neurons)
+    raise KeyError(str(column))

@@ -1,0 +1,157 @@
+"""Nights that name the reasons of predictions: the words and neurons of `explain`, in columns of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.nightly import classify
+from pipelines.nightly.tables import night_tables
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, read_rows
+from pipelines.storage.object_store import Store
+from pipelines.workers.map_shards import map_shards
+from spin.classifier import SpinClassifier
+from spin.heads.early_exit import EarlyExit
+from spin.heads.linear_head import LinearHead
+from spin.pages.explanation import stretches
+from spin.settings import BackboneSettings, DecisionSettings, SearchSettings
+from spin.sites import BY_WORDS
+from tests.pipelines.nightly.test_classify import DATE, NightProject
+from tests.support import tiny
+from tests.support.chaos import FolderRegistry
+from tests.support.word_regression import build_word_regression
+
+SINGLE, MULTI, WORDS = "1", "2", "3"
+COLUMNS = ["reason_label", "reason_words", "reason_neurons"]
+ROWS = [*tiny.make_documents(38, seed=3), {"id": "odd", "text": "unheard of"}, {"id": "mark", "text": "?"}]
+
+
+@pytest.fixture(scope="module")
+def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
+    """A registry with a version of one class per document, a multi-label one, and one that also exits by words."""
+    folder = tmp_path_factory.mktemp("registry")
+    settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
+    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), head="linear", words="off")
+    rows = tiny.make_documents(200)
+    texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
+    for number, given in ((SINGLE, labels), (MULTI, [["all", label] for label in labels[:-20]] + [[]] * 20)):
+        spin = SpinClassifier(settings, sites=["ffn.01", "resid.03"], search=quick)
+        spin.fit(texts, given).save(folder / number)
+    single = SpinClassifier.load(folder / SINGLE)
+    exit = EarlyExit(BY_WORDS, LinearHead(np.eye(2, dtype=np.float32), np.zeros(2, np.float32)), 0.8)
+    result = single.training_result
+    choices = {name: replace(fitted, exits=(exit,)) for name, fitted in result.choices.items()}
+    result = replace(result, choices=choices, words=build_word_regression(texts, classes=2))
+    SpinClassifier.assemble(
+        single.settings, str(single.backbone_digest), single.label_space, result, single.metric
+    ).save(folder / WORDS)
+    return FolderRegistry(folder)
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> NightProject:
+    monkeypatch.setattr(
+        classify, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
+    )
+    project = NightProject(tmp_path, registry_fixture, backbone_folder)
+    project.write("a.jsonl", [*ROWS, {"id": "dead", "text": " "}])
+    return project
+
+
+def read_table(project: NightProject, date: str = DATE) -> list[dict[str, Any]]:
+    rows = read_rows(NightTables(Store(str(project.folder / "out"))).open(PREDICTIONS), {"date": date})
+    return rows.to_pylist()
+
+
+def check_reasons(rows: Sequence[dict[str, Any]], spin: SpinClassifier, count: int) -> None:
+    """The rows of `ROWS` have the largest contributions of `explain`, each with its own value."""
+    assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
+    for row, text in zip(rows, (row["text"] for row in ROWS), strict=True):
+        explanation = spin.explain(text)
+        assert row["reason_label"] == explanation.label
+        k = explanation.classes.index(explanation.label)
+        by_word = {
+            (text[start:end], start, end): explanation.word_contributions[indices, k].sum()
+            for start, end, indices in stretches(explanation.words)
+        }
+        of_neurons = zip(explanation.neurons, explanation.contributions[:, k], strict=True)
+        by_neuron = {(str(column), neuron): value for (column, neuron), value in of_neurons}
+        for name, keys, expected in (
+            ("reason_words", ("word", "start", "end"), by_word),
+            ("reason_neurons", ("column", "neuron"), by_neuron),
+        ):
+            found = [reason["contribution"] for reason in row[name]]
+            largest = sorted((abs(value) for value in expected.values() if value != 0), reverse=True)[:count]
+            np.testing.assert_allclose(np.abs(found), largest, atol=1e-4, err_msg=text)
+            named = [expected[tuple(reason[key] for key in keys)] for reason in row[name]]
+            np.testing.assert_allclose(found, named, atol=1e-4, err_msg=text)
+
+
+def load(project: NightProject, number: str, **options: Any) -> SpinClassifier:
+    return SpinClassifier.load(project.registry_fixture.folder / number, early=True, **options)
+
+
+@pytest.mark.parametrize("shadow", [None, f"models:/tiny/{WORDS}"])
+def test_predictions_have_the_reasons_of_an_explanation(project: NightProject, shadow: str | None) -> None:
+    """Also with a shadow on the same backbone."""
+    report = project.run_night(shadow=shadow, max_dead_fraction=0.5, reasons=2)
+    rows = read_table(project)
+    check_reasons(rows, load(project, SINGLE), 2)
+    assert (report.shadow is None) == (shadow is None)
+    assert all(row["label"] == row["reason_label"] for row in rows)
+
+
+def test_nights_with_and_without_reasons_are_in_one_table(
+    project: NightProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a table of a release without these columns."""
+    before = dict(night_tables._COLUMNS)
+    before[PREDICTIONS] = pa.schema([field for field in before[PREDICTIONS] if field.name not in COLUMNS])
+    with monkeypatch.context() as old:
+        old.setattr(night_tables, "_COLUMNS", before)
+        project.run_night(date="2026-02-27", max_dead_fraction=0.5)
+    assert not {*COLUMNS} & {*read_table(project, "2026-02-27")[0]}
+    project.run_night(date="2026-02-28", max_dead_fraction=0.5)
+    project.run_night(max_dead_fraction=0.5, reasons=1)
+    check_reasons(read_table(project), load(project, SINGLE), 1)
+    for date in ("2026-02-27", "2026-02-28"):
+        rows = read_table(project, date)
+        assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
+        assert all(row[column] is None for row in rows for column in COLUMNS)
+
+
+def test_a_row_without_a_label_has_the_reasons_of_the_one_that_it_would_have(project: NightProject) -> None:
+    project.run_night(max_dead_fraction=0.5, reasons=2, set=("decision.abstain=0.9",))
+    rows = read_table(project)
+    assert 0 < sum(row["label"] is None for row in rows) < len(rows)
+    check_reasons(rows, load(project, SINGLE, decision=DecisionSettings(abstain=0.9)), 2)
+
+
+def test_the_reasons_of_a_multi_label_row_are_those_of_its_likeliest_label(project: NightProject) -> None:
+    """Or of the likeliest class where no label is predicted."""
+    project.promote(MULTI)
+    project.run_night(max_dead_fraction=0.5, reasons=2)
+    rows = read_table(project)
+    check_reasons(rows, load(project, MULTI), 2)
+    for row in rows:
+        scores = dict(row["scores"])
+        assert row["reason_label"] == max(row["labels"] or scores, key=scores.__getitem__)
+    assert any(len(row["labels"]) > 1 for row in rows)
+
+
+def test_documents_that_words_decide_have_words_alone(project: NightProject) -> None:
+    project.promote(WORDS)
+    project.run_night(max_dead_fraction=0.5, reasons=2)
+    rows = read_table(project)
+    check_reasons(rows, load(project, WORDS), 2)
+    decided = [row["depth"] == BY_WORDS for row in rows]
+    assert {*decided} == {True, False}
+    assert [row["reason_neurons"] == [] for row in rows] == decided

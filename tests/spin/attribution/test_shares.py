@@ -1,0 +1,105 @@
+"""Shares of tokens and words, against loops over single tokens and characters."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spin.attribution.place_shares import Places, add_places
+from spin.attribution.reasons import TopWords, largest_columns
+from spin.attribution.token_shares import find_maximum, share_mean, share_single
+from spin.attribution.word_sums import WordSums
+
+Span = tuple[int, int]
+
+
+def test_shares_of_a_mean_add_up_to_its_total() -> None:
+    draw = np.random.default_rng(0)
+    values, owners, totals = draw.normal(size=(7, 2)), np.array([0, 0, 0, 1, 2, 2, 2]), draw.normal(size=(3, 2))
+    shares = share_mean(values, owners, totals)
+    for text in range(3):
+        own = values[owners == text]
+        for token, share in zip(own, shares[owners == text], strict=True):
+            np.testing.assert_allclose(share, (token - own.mean(0) + totals[text]) / len(own))
+        np.testing.assert_allclose(shares[owners == text].sum(0), totals[text])
+
+
+def test_the_first_of_the_largest_tokens_has_all_of_a_maximum() -> None:
+    values, seen = np.array([[9.0, 1], [3, 5], [3, 5], [2, 0]]), np.array([False, True, True, True])
+    at = find_maximum(values, seen)
+    assert at.tolist() == [1, 1]
+    assert share_single(at, np.array([2.0, -3]), 4).tolist() == [0, -1, 0, 0]
+
+
+def places_in_a_loop(
+    words: list[Span], sums: list[float], places: list[Span], of_places: list[float]
+) -> dict[Span, float]:
+    """Return the sums of the words of one text, those of places that are in no word included."""
+    word_of: dict[int, Span] = {}
+    result = dict.fromkeys(words, 0.0)
+    for span, value in zip(words, sums, strict=True):
+        result[span] += value
+        for character in range(*span):
+            word_of.setdefault(character, span)
+    lonely = sorted({c for span in places for c in range(*span)} - word_of.keys())
+    run: list[int] = []
+    for character in [*lonely, -1]:
+        if run and character != run[-1] + 1:
+            result[run[0], run[-1] + 1] = 0.0
+            word_of |= dict.fromkeys(run, (run[0], run[-1] + 1))
+            run = []
+        run.append(character)
+    for (start, end), value in zip(places, of_places, strict=True):
+        for character in range(start, end):
+            result[word_of[character]] += value / (end - start)
+    return result
+
+
+spans = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 4)).map(lambda p: (p[0], p[0] + p[1])), max_size=5)
+
+
+@given(st.lists(st.tuples(spans.map(lambda each: sorted(set(each))), spans), min_size=1, max_size=4))
+def test_places_are_shared_out_as_in_a_loop(texts: list[tuple[list[Span], list[Span]]]) -> None:
+    draw = np.random.default_rng(0)
+    sums = [draw.normal(size=len(words)) for words, _ in texts]
+    of_places = [draw.normal(size=len(places)) for _, places in texts]
+
+    def flatten(which: int) -> tuple[np.ndarray, np.ndarray]:
+        owners = np.repeat(np.arange(len(texts)), [len(text[which]) for text in texts])
+        return owners, np.array([span for text in texts for span in text[which]], np.int64).reshape(-1, 2)
+
+    owners, words = flatten(0)
+    place_owners, places = flatten(1)
+    stacked = Places(place_owners, places[:, 0], places[:, 1], np.concatenate(of_places))
+    found = add_places(owners, words[:, 0], words[:, 1], np.concatenate(sums), stacked)
+    doubled = Places(place_owners, places[:, 0], places[:, 1], np.stack([np.concatenate(of_places)] * 2, 1))
+    in_two = add_places(owners, words[:, 0], words[:, 1], np.stack([np.concatenate(sums)] * 2, 1), doubled)
+    np.testing.assert_allclose(in_two[3], np.stack([found[3]] * 2, 1))
+    for number, (own_words, own_places) in enumerate(texts):
+        expected = places_in_a_loop(own_words, sums[number].tolist(), own_places, of_places[number].tolist())
+        mine = found[0] == number
+        actual = {(int(a), int(b)): value for _, a, b, value in zip(*(each[mine] for each in found), strict=True)}
+        assert actual.keys() == expected.keys()
+        for span, value in expected.items():
+            np.testing.assert_allclose(actual[span], value, atol=1e-9)
+
+
+def test_the_largest_columns_come_first_and_of_equal_ones_the_first() -> None:
+    values = np.array([[1.0, -3, 2, 3, 0], [0, 0, 0, 0, 1]])
+    for count in range(1, 7):
+        expected = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :count]
+        found = largest_columns(values, count)
+        np.testing.assert_array_equal(found[0], expected[0])
+        assert found[1, 0] == 4
+
+
+def test_top_words_are_the_largest_of_each_text() -> None:
+    """Texts may be without words; the earlier of two equal ones comes first, and words without a share never come."""
+    sums = WordSums(
+        np.zeros(3, np.int64), np.array([0, 0, 0, 2, 2]), np.array([0, 2, 4, 0, 3]), np.array([1, 3, 5, 2, 4]),
+        np.array([0.5, -2, 0.5, 1, 0]),
+    )  # fmt: skip
+    top = TopWords.of(["a b c", "", "xy z"], sums, 2)
+    assert (top.counts.tolist(), top.words, top.starts.tolist()) == ([2, 0, 1], ["b", "a", "xy"], [2, 0, 0])
+    assert top.contributions.tolist() == [-2, 0.5, 1]

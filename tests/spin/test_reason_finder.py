@@ -1,0 +1,291 @@
+"""The reasons of predictions are the words and neurons with the largest contributions in `explain`, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import LlamaConfig
+
+from spin import SpinClassifier
+from spin.activations.extract import Features, extract
+from spin.backbone.loading import load_backbone
+from spin.classifier import feature_columns
+from spin.heads.early_exit import EarlyExit
+from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.heads.linear_head import LinearHead
+from spin.heads.mlp_head import MlpHead
+from spin.heads.selection import Selection
+from spin.labels.label_space import LabelSpace
+from spin.labels.standardizer import Standardizer
+from spin.pages.explanation import stretches
+from spin.settings import BackboneSettings, DecisionSettings
+from tests.support import tiny
+from tests.support.summaries import build_choice_summary
+from tests.support.word_regression import build_word_regression
+
+CLASSES = ("bad", "good", "plain")
+REPEATED = "film " * 100
+ODD_TEXTS = [
+    "bad", "unheard of words", "the crew 😀😀 was late !", "a\nlovely   day", REPEATED, "é\0film\u200b", "?",
+]  # fmt: skip
+TEXTS = [*ODD_TEXTS, *(row["text"] for row in tiny.make_documents(40, CLASSES, seed=5))]
+POOLINGS = ("mean", "max", "first", "last")
+REASONS = 3
+
+
+def fit_standardizer(values: np.ndarray) -> Standardizer:
+    return Standardizer(values.mean(0), values.std(0) + np.float32(0.1))
+
+
+def draw_head(shape: tuple[int, int], seed: int) -> LinearHead:
+    draw = np.random.default_rng(seed)
+    return LinearHead(*((draw.normal(size=size) / 3).astype(np.float32) for size in (shape, shape[:1])))
+
+
+def build_classifier(
+    settings: BackboneSettings,
+    *,
+    sites: Sequence[str] = ("resid", "ffn"),
+    poolings: Sequence[str] = POOLINGS,
+    classes: Sequence[str] = CLASSES,
+    multilabel: bool = False,
+    words: bool = False,
+    mlp: bool = False,
+    exits: Sequence[int] = (),
+    decision: DecisionSettings | None = None,
+) -> SpinClassifier:
+    """Return a classifier on every third neuron of some sites, with heads of random weights.
+
+    About a third of the texts stop at each exit; at depth -1 by their words, and else by the words too if they count.
+    """
+    backbone, count = load_backbone(settings), len(classes)
+    columns = sorted(feature_columns(backbone, sites, poolings))
+    neurons = {column: np.arange(1, backbone.width(column.site), 3) for column in columns}
+    values = np.concatenate(list(extract(backbone, TEXTS, columns, keep=neurons).columns.values()), axis=1)
+    standardizer, regression = fit_standardizer(values), None
+    selection = Selection(neurons, {column: np.ones(len(n)) for column, n in neurons.items()}, 1.0)
+    if words or -1 in exits:
+        regression = build_word_regression(TEXTS, count)
+    if words:
+        assert regression is not None
+        selection, scale = selection.join_words(count), np.linspace(1, 2, count)
+        standardizer = standardizer.join_words(scale)
+        values = np.concatenate([regression.logits(TEXTS), values], axis=1)
+    head: LinearHead | MlpHead = draw_head((count, values.shape[1]), 1)
+    if mlp:
+        draw = np.random.default_rng(2)
+        shapes = ((8, values.shape[1]), (8,), (count, 8))
+        inner, bias, outer = (draw.normal(size=shape).astype(np.float32) for shape in shapes)
+        inner[:, : selection.words] = 0  # as `join_words` has it: an MLP reads neurons alone
+        head = MlpHead(draw_head((count, values.shape[1]), 1), inner, bias, outer)
+    fitted = FittedClassifier(selection, standardizer, head, build_choice_summary())
+    for number, depth in enumerate(exits):
+        width = count if depth < 0 else len(selection.part(depth))
+        exit = EarlyExit(depth, draw_head((count, width), 3 + number), 0.0)
+        fitted = replace(fitted, exits=(*fitted.exits, exit))
+    space = LabelSpace(tuple(classes), multilabel)
+    fitted = replace(
+        fitted, exits=tuple(set_threshold(fitted, n, values, regression, space) for n in range(len(exits)))
+    )
+    result = TrainingResult(dict.fromkeys(("accuracy", "balanced", "cheapest"), fitted), (), 0, regression)
+    early = len(exits) > 0
+    return SpinClassifier.assemble(
+        settings, backbone.digest, space, result, "accuracy", backbone=backbone, early=early, decision=decision
+    )
+
+
+def set_threshold(
+    fitted: FittedClassifier, number: int, values: np.ndarray, words: Any, space: LabelSpace
+) -> EarlyExit:
+    """Return an exit at which about a third of the texts stop."""
+    logits = words.logits(TEXTS) if words is not None else None
+    part = fitted.at(number)
+    probabilities = space.probabilities(part.logits(fitted.read_at(number, values, logits)))
+    confident = np.maximum(probabilities, 1 - probabilities).min(1) if space.multilabel else probabilities.max(1)
+    return replace(fitted.exits[number], threshold=float(np.quantile(confident, 0.65)))
+
+
+def with_reasons(spin: SpinClassifier, count: int = REASONS) -> SpinClassifier:
+    """Return the classifier with reasons."""
+    assert spin.backbone_digest is not None
+    return SpinClassifier.assemble(
+        spin.settings, spin.backbone_digest, spin.label_space, spin.training_result, spin.metric,
+        backbone=spin.backbone, early=spin.early, decision=spin.decision, reasons=count,
+    )  # fmt: skip
+
+
+def check_reasons(spin: SpinClassifier, texts: Sequence[str] = TEXTS, tolerance: float = 1e-4) -> Any:
+    """The reasons of all texts in one call are those of `explain` for each; return the predictions.
+
+    Two contributions that are equal up to rounding may change places.
+    """
+    predictions = with_reasons(spin).predict_all(texts)
+    plain = spin.predict_all(texts)
+    np.testing.assert_allclose(predictions.logits, plain.logits, atol=tolerance)
+    np.testing.assert_array_equal(predictions.exit_depth, plain.exit_depth)
+    assert predictions.reasons is not None
+    for row, text in enumerate(texts):
+        explanation = spin.explain(text)
+        k = explanation.classes.index(explanation.label)
+        assert predictions.reasons.classes[row] == k, text
+        by_word = {
+            (text[start:end], start, end): float(explanation.word_contributions[indices, k].sum())
+            for start, end, indices in stretches(explanation.words)
+        }
+        by_neuron = {
+            (str(column), neuron): float(contribution)
+            for (column, neuron), contribution in zip(explanation.neurons, explanation.contributions[:, k], strict=True)
+        }
+        words = [((w.word, w.start, w.end), w.contribution) for w in predictions.reasons.words_of(row)]
+        neurons = [((n.column, n.neuron), n.contribution) for n in predictions.reasons.neurons_of(row)]
+        for found, expected in ((words, by_word), (neurons, by_neuron)):
+            assert [name for name, _ in found] == list(dict(found)), text  # each once
+            largest = sorted((abs(value) for value in expected.values() if value != 0), reverse=True)[:REASONS]
+            np.testing.assert_allclose([abs(value) for _, value in found], largest, atol=tolerance, err_msg=text)
+            np.testing.assert_allclose(
+                [value for _, value in found], [expected[name] for name, _ in found], atol=tolerance, err_msg=text
+            )
+    return predictions
+
+
+@pytest.fixture(scope="module", params=["torch", "openvino"])
+def settings(request: pytest.FixtureRequest, backbone_folder: Path) -> BackboneSettings:
+    return BackboneSettings(
+        model=str(backbone_folder), dtype="float32", device="cpu", engine=request.param, batch_tokens=128
+    )
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_reasons_are_those_of_an_explanation_under_all_poolings(settings: BackboneSettings, special: bool) -> None:
+    """Of texts of all lengths in batches with padding, cut texts, and texts without any token of a word."""
+    check_reasons(build_classifier(settings.model_copy(update={"pool_special_tokens": special})))
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_reasons_under_a_single_pooling(settings: BackboneSettings, pooling: str) -> None:
+    """A pass that outputs no projections, or no positions."""
+    check_reasons(build_classifier(settings, poolings=[pooling], sites=["ffn.02", "resid.03"]))
+
+
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("exits", [(1,), (1, 2), (-1,), (-1, 1, 2)])
+def test_reasons_are_those_of_the_exit_at_which_a_text_stops(
+    settings: BackboneSettings, exits: tuple[int, ...], words: bool
+) -> None:
+    """By other heads, and without the neurons above; a text that its words decide has words alone."""
+    predictions = check_reasons(build_classifier(settings, exits=exits, words=words))
+    assert set(predictions.exit_depth) == {*exits, 3}
+    for row in np.flatnonzero(predictions.exit_depth == -1):
+        assert predictions.reasons.neurons_of(row) == []
+        assert predictions.reasons.words_of(row) or TEXTS[row] == "?"
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_reasons_of_a_multi_label_task_and_an_mlp_head(settings: BackboneSettings, words: bool) -> None:
+    """They are for the likeliest of the predicted classes, also where none is predicted."""
+    check_reasons(build_classifier(settings, multilabel=True, words=words))
+    check_reasons(build_classifier(settings, words=words, mlp=True), tolerance=1e-3)
+
+
+def test_reasons_of_a_document_without_a_label(settings: BackboneSettings) -> None:
+    """They are for the class that it would have, by the thresholds."""
+    decision = DecisionSettings(thresholds={"good": 0.05}, abstain=0.3)
+    predictions = check_reasons(build_classifier(settings, decision=decision))
+    assert 0 < predictions.labels.count(None) < len(TEXTS)
+    likeliest = predictions.probabilities.argmax(1)
+    assert (predictions.reasons.classes != likeliest).any()
+
+
+def test_reasons_of_many_classes(settings: BackboneSettings) -> None:
+    check_reasons(build_classifier(settings, classes=[f"class {k}" for k in range(40)], words=True), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("exits", [(), (1, 2)])
+def test_reasons_of_long_texts_are_from_all_windows(settings: BackboneSettings, exits: tuple[int, ...]) -> None:
+    """A token that two windows read counts once; positions are those in the whole text."""
+    windows = {"long_texts": "windows", "max_tokens": 12, "window_overlap": 3, "max_windows": 4}
+    predictions = check_reasons(build_classifier(settings.model_copy(update=windows), exits=exits, words=True))
+    assert predictions.reasons is not None
+    text = " ".join(["the film was on it of a day and the crew"] * 2 + ["lovely"])
+    assert any(
+        word.start > 40
+        for word in check_reasons(
+            build_classifier(settings.model_copy(update=windows), poolings=["max"]), [text]
+        ).reasons.words_of(0)
+    )
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_reasons_of_a_decoder(tmp_path: Path, engine: str) -> None:
+    shape = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "intermediate_size": 24}
+    config = LlamaConfig(**shape, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.6)
+    folder = tiny.save_backbone(tmp_path, config, tiny.build_tokenizer(special=False))
+    settings = BackboneSettings.model_validate(
+        {"model": str(folder), "dtype": "float32", "device": "cpu", "engine": engine}
+    )
+    # where all tokens are the same, so are their activations up to rounding, and any of them may be the largest
+    check_reasons(build_classifier(settings, exits=(2,)), [text for text in TEXTS if text != REPEATED])
+
+
+def test_positions_beyond_256_are_exact(tmp_path: Path) -> None:
+    """In bfloat16 too, which OpenVINO may compute positions in: it is exact up to 256."""
+    from transformers import BertConfig
+
+    tokenizer = tiny.build_tokenizer()
+    tokenizer.model_max_length = 400
+    config = BertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=400, initializer_range=0.6,
+    )  # fmt: skip
+    folder = tiny.save_backbone(tmp_path, config, tokenizer)
+    text = "film " * 300 + "lovely " + "day " * 40
+    for engine in ("torch", "openvino"):
+        for dtype in ("float32", "bfloat16"):
+            settings = BackboneSettings.model_validate(
+                {"model": str(folder), "dtype": dtype, "device": "cpu", "engine": engine, "max_tokens": 400}
+            )
+            spin = build_classifier(settings, sites=["resid.00"], poolings=["max"])
+            [top] = with_reasons(spin, 1).predict_all([text]).reasons.words_of(0)  # type: ignore[union-attr]
+            explanation = spin.explain(text)
+            k = explanation.classes.index(explanation.label)
+            by_word = {
+                (a, b): value
+                for (a, b), value in zip(explanation.words, explanation.word_contributions[:, k], strict=True)
+            }
+            assert by_word[top.start, top.end] == pytest.approx(top.contribution, rel=0.02, abs=0.02)
+            assert top.start in range(1490, 1520) or top.word != "lovely"
+
+
+def test_the_number_of_reasons_is_at_most_that_of_words_and_neurons(settings: BackboneSettings) -> None:
+    spin = with_reasons(build_classifier(settings, sites=["ffn.01"], poolings=["mean"]), 50)
+    reasons = spin.predict_all(["fine film", "day"]).reasons
+    assert reasons is not None
+    assert [len(reasons.words_of(row)) for row in range(2)] == [2, 1]
+    assert [len(reasons.neurons_of(row)) for row in range(2)] == [spin.fitted.selection.neuron_count] * 2
+
+
+def test_reasons_of_parts_are_concatenated(settings: BackboneSettings) -> None:
+    """As a worker does with the pieces of a shard; also of no texts."""
+    spin = with_reasons(build_classifier(settings, exits=(1,), words=True))
+    parts = [spin.features(TEXTS[:9]), spin.features([]), spin.features(TEXTS[9:])]
+    joined = spin.predict_features(Features.concatenate(parts)).reasons
+    whole = spin.predict_all(TEXTS).reasons
+    assert joined is not None
+    assert whole is not None
+    for row in range(len(TEXTS)):
+        for found, expected in (
+            (joined.words_of(row), whole.words_of(row)),
+            (joined.neurons_of(row), whole.neurons_of(row)),
+        ):
+            np.testing.assert_allclose(
+                [reason.contribution for reason in found], [reason.contribution for reason in expected], atol=1e-4
+            )
+
+
+def test_without_reasons_predictions_have_none(settings: BackboneSettings) -> None:
+    assert build_classifier(settings).predict_all(TEXTS[:2]).reasons is None
