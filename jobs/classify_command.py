@@ -37,7 +37,7 @@ class ClassifyOptions:
 
 
 def classify(settings: Settings, models: Sequence[str], shadow: str | None, options: ClassifyOptions) -> None:
-    """Classify with all models, print their nights, and raise the error with the highest exit status, if there is one.
+    """Classify with all models, print their nights, and raise the error with the highest exit status, drift last.
 
     A model that fails keeps no other one from being published, printed and checked.
     """

@@ -14,7 +14,7 @@ from pipelines.data import input_files
 from pipelines.data.input_files import InputFile
 from pipelines.data.kept_columns import check_declared_types, check_kept_names
 from pipelines.nightly.finish import Driver
-from pipelines.nightly.finish_nights import ClassifiedNights, overtaken_first, work_on_nights
+from pipelines.nightly.finish_nights import CommandResult, overtaken_first, work_on_nights
 from pipelines.nightly.night_models import NightModel, RequestedModel, choose_versions, download_model
 from pipelines.nightly.night_pass import ModelNight, kept_types
 from pipelines.nightly.night_report import NightReport
@@ -75,7 +75,7 @@ def classify_nights(
     night: str | None = None,
     incremental: bool = False,
     restart: bool = False,
-) -> ClassifiedNights:
+) -> CommandResult:
     """Classify a batch with several models, publish a night of each, and return their reports and what has failed.
 
     Models with the same backbone read the documents in one pass. Each has its own claim, run and commit, and what fails

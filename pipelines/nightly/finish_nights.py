@@ -30,7 +30,7 @@ from pipelines.nightly.night_report import NightReport
 from pipelines.nightly.tables.night_records import RUNS, NightRecord
 from pipelines.nightly.tables.passes import open_runs
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
-from pipelines.service_errors import HeldError
+from pipelines.service_errors import DriftError, HeldError
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.workers.worker_faults import describe_error
 from spin.errors import SpinError
@@ -61,7 +61,7 @@ class NightFailure:
 
 
 @dataclass(frozen=True)
-class ClassifiedNights:
+class CommandResult:
     """What a command has done for its models."""
 
     models: tuple[str, ...]
@@ -72,15 +72,21 @@ class ClassifiedNights:
     """what has failed, in order of model"""
 
     def raise_failures(self) -> None:
-        """Raise the error with the highest exit status; of a command for several models, the message names each."""
+        """Raise the error with the highest exit status; of a command for several models, the message names each.
+
+        That of drift comes after all others: the night is published, and the others may say that one is not.
+        """
         raise_failures(self.failures, several=len(self.models) > 1)
 
 
 def raise_failures(failures: Sequence[NightFailure], *, several: bool) -> None:
-    """Raise the error with the highest exit status, if there is one; with `several` models, the message names each."""
+    """Raise the error with the highest exit status, if there is one; with `several` models, the message names each.
+
+    That of drift counts as the lowest: it says that a night is published, and must not hide that another one is not.
+    """
     if not failures:
         return
-    worst = max(failures, key=lambda failure: failure.status)
+    worst = max(failures, key=lambda failure: (failure.status != DriftError.status, failure.status))
     if not several:
         raise worst.error
     kind = type(worst.error) if isinstance(worst.error, SpinError) else SpinError
@@ -88,7 +94,7 @@ def raise_failures(failures: Sequence[NightFailure], *, several: bool) -> None:
     raise kind("; ".join(f"model {failure.model}: {failure.message}" for failure in ordered)) from worst.error
 
 
-def work_on_nights(nights: Sequence[ModelNight]) -> ClassifiedNights:
+def work_on_nights(nights: Sequence[ModelNight]) -> CommandResult:
     """Publish the runs that are finished, classify the others in passes and publish them, then show and log all."""
     work = _Work(nights)
     for night in nights:
@@ -102,7 +108,7 @@ def work_on_nights(nights: Sequence[ModelNight]) -> ClassifiedNights:
             work.show(night)
     reports = [work.reports[night.name] for night in nights if night.name in work.reports]
     failures = [work.failures[night.name] for night in nights if night.name in work.failures]
-    return ClassifiedNights(tuple(night.name for night in nights), tuple(reports), tuple(failures))
+    return CommandResult(tuple(night.name for night in nights), tuple(reports), tuple(failures))
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from transformers import BertModel
 
 from pipelines.nightly import classify, classify_step, night_pass
-from pipelines.nightly.finish_nights import ClassifiedNights
+from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, NightTables, read_rows
 from pipelines.storage.object_store import Store
@@ -75,7 +75,7 @@ class SeveralProject:
 
     def run(
         self, out: str, *models: str, shadows: Mapping[str, str] | None = None, cascade: bool = False, **limits: float
-    ) -> ClassifiedNights:
+    ) -> CommandResult:
         """Run a night of some models, with a version as the shadow of some."""
         tree: dict[str, Any] = {
             "backbone": {"model": str(self.backbone), "dtype": "float32", "device": "cpu", "engine": "torch"},
