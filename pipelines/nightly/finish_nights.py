@@ -33,7 +33,7 @@ from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.service_errors import DriftError, HeldError
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.workers.worker_faults import describe_error
-from spin.errors import SpinError
+from spin.errors import SpinError, UserError
 from spin.monitor.agreement import ShadowAgreement, total_agreement
 from spin.monitor.drift import Drift
 
@@ -94,9 +94,22 @@ def raise_failures(failures: Sequence[NightFailure], *, several: bool) -> None:
     raise kind("; ".join(f"model {failure.model}: {failure.message}" for failure in ordered)) from worst.error
 
 
-def work_on_nights(nights: Sequence[ModelNight]) -> CommandResult:
-    """Publish the runs that are finished, classify the others in passes and publish them, then show and log all."""
-    work = _Work(nights)
+def refuse_run(model: str, lease: Lease, error: UserError) -> NightFailure:
+    """The failure of a model whose run cannot go on: the error, or HeldError if another driver has taken over."""
+    try:
+        with overtaken_first(lease):
+            raise error
+    except SpinError as found:
+        _log.debug("the run of model %s is refused", model, exc_info=True)
+        return NightFailure(model, found)
+
+
+def work_on_nights(nights: Sequence[ModelNight], refused: Sequence[NightFailure] = ()) -> CommandResult:
+    """Publish the runs that are finished, classify the others in passes and publish them, then show and log all.
+
+    `refused` are the failures of the models of the command whose runs cannot go on.
+    """
+    work = _Work(nights, failures={failure.model: failure for failure in refused})
     for night in nights:
         with work.keeping_failure(night):
             work.publish_if_finished(night)
@@ -106,9 +119,10 @@ def work_on_nights(nights: Sequence[ModelNight]) -> CommandResult:
     for night in nights:
         with work.keeping_failure(night):
             work.show(night)
-    reports = [work.reports[night.name] for night in nights if night.name in work.reports]
-    failures = [work.failures[night.name] for night in nights if night.name in work.failures]
-    return CommandResult(tuple(night.name for night in nights), tuple(reports), tuple(failures))
+    names = sorted([*(night.name for night in nights), *(failure.model for failure in refused)])
+    reports = [work.reports[name] for name in names if name in work.reports]
+    failures = [work.failures[name] for name in names if name in work.failures]
+    return CommandResult(tuple(names), tuple(reports), tuple(failures))
 
 
 @dataclass

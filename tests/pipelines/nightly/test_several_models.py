@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pipelines.nightly import classify, finish, finish_nights, night_pass
 from pipelines.nightly.nights import list_output, models_to_resume
 from pipelines.nightly.tables import publication
 from pipelines.nightly.tables.night_history import list_nights
-from pipelines.nightly.tables.night_records import RUNS
+from pipelines.nightly.tables.night_records import RUNS, lease_model
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, read_rows
 from pipelines.nightly.tables.publication import claim
 from pipelines.nightly.tables.vacuum import models_of, plan_vacuum, run_vacuum
@@ -336,6 +336,74 @@ def test_a_published_model_is_not_computed_again(local_nights: FakeNights) -> No
     assert [report.run for report in reports] == [first.run, run_of(local_nights, B.name)]
     local_nights.run_several(A, B, restart=True).raise_failures()
     assert run_of(local_nights, A.name) != first.run
+
+
+def test_a_published_model_of_another_version_holds_back_no_other(local_nights: FakeNights) -> None:
+    """The champion of one is a new one when the command runs again, so its run is refused; the other is published."""
+    local_nights.write("a.jsonl", make_rows("a", "b"))
+    registry = FakeRegistry(A.name)
+    with failing_publication_of(B.name):
+        local_nights.run_several(registry, B)
+    assert (local_nights.ids(A.name), local_nights.ids(B.name)) == ({DATE: ["a", "b"]}, {})
+    registry.champion = "2"
+    result = local_nights.run_several(registry, B)
+    assert result.models == NAMES
+    assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
+    assert FakeStep.computed == ["000000"]
+    with pytest.raises(UserError, match=r"^model a-model: .*model.*--restart"):
+        result.raise_failures()
+
+
+def test_an_unfinished_model_of_another_version_names_the_way_out(local_nights: FakeNights) -> None:
+    """Its companion waits for it in the pass: nothing begins anew without being asked."""
+    local_nights.write("a.jsonl", make_rows("a", "b"))
+    registry = FakeRegistry(A.name)
+    with before_call(night_pass, "_share_models", failed()):
+        local_nights.run_several(registry, B)
+    registry.champion = "2"
+    with pytest.raises(UserError, match=r"^model a-model: .*\(--model models:/a-model/1\).* leave a-model out"):
+        local_nights.run_several(registry, B)
+    assert len(list_output(local_nights.output)) == 2
+    with before_call(night_pass, "_share_models", failed()):
+        local_nights.run_several(registry, FakeRegistry("other", backbone="1"))
+    registry.champion = "1"
+    local_nights.run_several(registry, B).raise_failures()
+    assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
+
+
+def test_a_run_that_is_refused_is_overtaken_first(local_nights: FakeNights) -> None:
+    """Another driver may have taken over while this one chose its runs."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    registry = FakeRegistry(A.name)
+    local_nights.run(registry=registry)
+    registry.champion = "2"
+    with (
+        before_call(classify, "refuse_run", lambda: take_lease(local_nights, 0)),
+        pytest.raises(HeldError),
+    ):
+        local_nights.run(registry=registry)
+
+
+def take_lease(nights: FakeNights, number: int) -> None:
+    """Let another driver claim a model."""
+    nights.expire_lease(list_leases(nights)[number])
+    with lease_model(nights.out, NAMES[number]):
+        claim(nights.tables, NAMES[number], retry_seconds=5)
+
+
+@contextmanager
+def failing_publication_of(model: str, error: type[Exception] = UnavailableError) -> Iterator[None]:
+    """The publication of the nights of a model fails."""
+    original = finish.publish_night
+
+    def publish_others(tables: Any, night: Any, **options: Any) -> None:
+        if night.model == model:
+            raise error("here it ends")
+        original(tables, night, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "publish_night", publish_others)
+        yield
 
 
 def test_a_missing_record_of_a_pass_begins_new_runs(local_nights: FakeNights) -> None:
