@@ -96,7 +96,10 @@ class ClassifyJob:
         return [n for n, model in enumerate(self.models) if model.shards is None or shard.index in model.shards]
 
     def combine(self, results: Mapping[int, StepResult[ClassifyCounts]]) -> StepResult[Any]:
-        """The result of a shard from those of its models by number. Of a pass, a model's files are told by its run."""
+        """The result of a shard from those of its models by number.
+
+        In a pass, the names of a model's files begin with the place of its run, and its counts are under the run.
+        """
         if self.record is None:
             [only] = results.values()
             return only

@@ -371,6 +371,107 @@ def test_an_unfinished_model_of_another_version_names_the_way_out(local_nights: 
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["alone", "with another"])
+def test_a_published_run_that_has_lost_its_report_is_a_mistake_that_is_named(
+    several: bool, local_nights: FakeNights
+) -> None:
+    """Nothing is known of its counts, so the command neither ends with status 0 nor computes it again."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    run = local_nights.run(registry=A).run
+    local_nights.out.delete(f"{RUNS}/{run}/report.json")
+    result = local_nights.run_several(*((A, B) if several else (A,)))
+    assert [report.model for report in result.reports] == [B.name] * several
+    with pytest.raises(UserError, match=rf"{run} has lost its report \(report.json\); --restart begins a new run"):
+        result.raise_failures()
+    with pytest.raises(UserError, match="has lost its report"):
+        local_nights.run(registry=A)
+    local_nights.run_several(A, B, restart=True).raise_failures()
+
+
+def test_the_work_of_a_pass_is_deleted_when_its_last_finished_night_is_published(local_nights: FakeNights) -> None:
+    """The last one was finished, and not published, by the command that classified; the spool holds its texts."""
+    local_nights.write("a.jsonl", make_rows("a", "b", "a"))
+    with failing_publication_of(B.name, KeyboardInterrupt), suppress(KeyboardInterrupt):
+        local_nights.run_several(A, B)  # the process is ended
+    [name] = passes_of(local_nights)
+    folder = local_nights.out / f"{RUNS}/{name}"
+    assert {key.split("/")[0] for key in folder.list()} >= {"spool", "model"}
+    local_nights.run_several(A, B).raise_failures()
+    left = folder.list()
+    assert {key.split("/")[0] for key in left}.isdisjoint({"spool", "model", "attempts"})
+    assert not [key for key in left if key.endswith(".ids")]
+    assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
+
+
+@pytest.mark.parametrize("where", ["find_finished", "publish"])
+def test_a_finished_night_that_cannot_be_published_at_first_is_tried_again(
+    where: str, local_nights: FakeNights
+) -> None:
+    """The store does not answer once; the other model classifies meanwhile."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    other = FakeRegistry("other", backbone="1")
+    with failing_publication_of(A.name):
+        local_nights.run_several(A)
+    begun = list_output(local_nights.output)
+    with before_call(finish_nights, where, failed()):
+        local_nights.run_several(A, other).raise_failures()
+    assert run_of(local_nights, A.name) == begun[0].run
+    assert FakeStep.computed == ["000000", "000000"]
+    assert local_nights.ids(A.name) == local_nights.ids("other") == {DATE: ["a"]}
+
+
+def test_the_nights_of_a_pass_are_shown_before_the_next_pass_begins(local_nights: FakeNights) -> None:
+    """A pass may take hours; each night is logged to MLflow once."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    registries = [FakeRegistry(A.name), FakeRegistry("other", backbone="1")]
+    logged: list[list[int]] = []
+    with before_call(
+        night_pass, "_take_in", lambda: logged.append([len(each.logged) for each in registries]), once=False
+    ):
+        local_nights.run_several(*registries).raise_failures()
+    assert logged == [[0, 0], [1, 0]]
+    assert [len(each.logged) for each in registries] == [1, 1]
+
+
+def test_the_intake_ends_a_pass_in_which_no_night_waits_to_be_published(local_nights: FakeNights) -> None:
+    """One model is overtaken, and the files of the other cannot be read: hours of work would publish nothing."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run(LAST, registry=B)
+    local_nights.write("b.csv", b"nothing\n1\n")
+    with before_call(finish_nights, "find_finished", lambda: take_lease(local_nights, 0)):
+        result = local_nights.run_several(A, B, incremental=True, limits={"max_bad_files": 0.4})
+    assert [(failure.model, type(failure.error)) for failure in result.failures] == [
+        (A.name, HeldError),
+        (B.name, BadRowsError),
+    ]
+    assert FakeStep.computed == ["000000"], "of the earlier night"
+
+
+def test_each_night_of_a_pass_that_the_intake_ends_has_its_own_error(local_nights: FakeNights) -> None:
+    """One model reads a good file more."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run(LAST, registry=A)
+    local_nights.write("b.csv", b"nothing\n1\n")
+    local_nights.write("c.csv", b"nothing\n1\n")
+    result = local_nights.run_several(A, B, incremental=True, limits={"max_bad_files": 0.0})
+    assert FakeStep.computed == ["000000"], "of the earlier night"
+    assert [failure.status for failure in result.failures] == [4, 4]
+    assert result.failures[0].error is not result.failures[1].error
+
+
+def test_a_defect_of_one_model_is_logged_with_its_traceback(
+    local_nights: FakeNights, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line of an error that is no SpinError says too little."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(finish_nights, "_finish", failed(ZeroDivisionError)):
+        result = local_nights.run_several(A, B)
+    assert [failure.model for failure in result.failures] == [A.name]
+    [record] = [record for record in caplog.records if record.exc_info and record.levelname == "WARNING"]
+    assert "ZeroDivisionError" in caplog.text
+    assert A.name in record.getMessage()
+
+
 def test_a_run_that_is_refused_is_overtaken_first(local_nights: FakeNights) -> None:
     """Another driver may have taken over while this one chose its runs."""
     local_nights.write("a.jsonl", make_rows("a"))
@@ -392,7 +493,7 @@ def take_lease(nights: FakeNights, number: int) -> None:
 
 
 @contextmanager
-def failing_publication_of(model: str, error: type[Exception] = UnavailableError) -> Iterator[None]:
+def failing_publication_of(model: str, error: type[BaseException] = UnavailableError) -> Iterator[None]:
     """The publication of the nights of a model fails."""
     original = finish.publish_night
 
