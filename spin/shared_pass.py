@@ -59,6 +59,11 @@ class SharedPass:
         for group_pass in self._passes:
             group_pass.prepare()
 
+    def share_backbones(self) -> None:
+        """Load the backbone of each group for all of its classifiers, without opening an engine for these together."""
+        for group_pass in self._passes:
+            group_pass.share_backbone()
+
     def features(self, texts: Sequence[str]) -> list[Features]:
         """The features of each classifier, in order, with the values of `SpinClassifier.features`.
 
@@ -94,12 +99,16 @@ class _GroupPass:
         if len(self.classifiers) == 1:
             self.classifiers[0].prepare()
         elif self._engine is None:
-            deepest = max(self.classifiers, key=lambda spin: spin.depth)
-            for spin in self.classifiers:
-                spin.share_backbone(deepest)
+            self.share_backbone()
             if self.readers:
                 calibration = next((spin.calibration for spin in self.classifiers if spin.calibration), ())
-                self._engine = open_calibrated(deepest.backbone, self.segments, calibration)
+                self._engine = open_calibrated(self.classifiers[0].backbone, self.segments, calibration)
+
+    def share_backbone(self) -> None:
+        """Let all classifiers use the backbone of the deepest."""
+        deepest = max(self.classifiers, key=lambda spin: spin.depth)
+        for spin in self.classifiers:
+            spin.share_backbone(deepest)
 
     def features(self, texts: Sequence[str]) -> list[Features]:
         """The features of each classifier."""
