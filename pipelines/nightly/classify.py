@@ -105,10 +105,7 @@ def classify_nights(
         leases = [stack.enter_context(lease_model(out, each.registry.name)) for each in chosen]
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(shared_ray_session())
-        models = [
-            download_model(each, scratch / str(n), settings, with_engine, several=len(chosen) > 1)
-            for n, each in enumerate(chosen)
-        ]
+        models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
         tokens = [claim(tables, each.registry.name, retry_seconds=settings.ray.retry_seconds) for each in chosen]
         if night is None:
             for each in chosen:

@@ -6,7 +6,7 @@ A model that fails keeps no other one from being published: its error is kept un
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -37,6 +37,7 @@ from pipelines.workers.worker_faults import describe_error
 from spin.errors import SpinError, UserError
 from spin.monitor.agreement import ShadowAgreement, total_agreement
 from spin.monitor.drift import Drift
+from spin.settings import BackboneSettings
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class CommandResult:
     """reports of the nights that are published, in order of model"""
     failures: tuple[NightFailure, ...]
     """what has failed, in order of model"""
+    backbones: Mapping[str, BackboneSettings] = field(default_factory=dict)
+    """settings of the backbone by model: that of the command's settings, or the model's own"""
 
     def raise_failures(self) -> None:
         """Raise the error with the highest exit status; of a command for several models, the message names each.
@@ -125,7 +128,8 @@ def work_on_nights(nights: Sequence[ModelNight], refused: Sequence[NightFailure]
     names = sorted([*(night.name for night in nights), *(failure.model for failure in refused)])
     reports = [work.reports[name] for name in names if name in work.reports]
     failures = [work.failures[name] for name in names if name in work.failures]
-    return CommandResult(tuple(names), tuple(reports), tuple(failures))
+    backbones = {night.name: night.model.settings.backbone for night in nights}
+    return CommandResult(tuple(names), tuple(reports), tuple(failures), backbones)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from pipelines.data.intake import NightPlan, plan_intake, plan_night
 from pipelines.data.kept_columns import schema_of, type_text
 from pipelines.data.shards import Shard
 from pipelines.nightly.classify_step import (
+    CALIBRATION,
     ENDINGS,
     PROFILE,
     ClassifyJob,
@@ -354,14 +355,30 @@ def _share_models(
     shared: NightPass, plan: NightPlan, parts: Sequence[_Part], duplicates: Sequence[DuplicateRows]
 ) -> ClassifyJob:
     """Write the artifacts to the folder of the shared work, so that every worker can load them."""
-    jobs = []
+    jobs, calibration = [], _settle_calibration(shared)
     for part, rows in zip(parts, duplicates, strict=True):
         run, driver = part.night.driver.run.record, f"{shared.number:06d}"
         if shared.record is not None:
             driver = f"{driver}-{shared.record.runs.index(run.run)}"
-        artifact, shadow = part.night.model.share(shared.store, driver)
+        artifact, shadow = part.night.model.share(shared.store, driver, calibration)
         jobs.append(ModelJob(run, artifact, rows, shadow, part.shards))
     return ClassifyJob(tuple(jobs), schema_of(plan.types), shared.record)
+
+
+def _settle_calibration(shared: NightPass) -> bytes | None:
+    """The texts, as JSON, from which int8 scales are computed: those of the first model of the pass, settled once.
+
+    A driver that goes on without this model, which may be finished, scales as the first driver did.
+    """
+    if shared.settings.backbone.dtype != "int8":
+        return None
+    store, key = shared.store, f"model/{CALIBRATION}"  # deleted with the other work of the pass
+    stored = store.read(key)
+    if stored is None:
+        texts = json.dumps(shared.nights[0].model.registry.calibration()).encode()
+        store.create(key, texts)
+        stored = store.read(key) or texts
+    return stored
 
 
 def _map_stage(

@@ -14,12 +14,13 @@ import yaml
 import jobs.classify_command
 from jobs import job_commands, terminal
 from jobs.cli import main
-from pipelines.nightly import classify, drift_check
+from pipelines.nightly import classify, drift_check, precision_check
 from pipelines.nightly.finish_nights import CommandResult, NightFailure
 from pipelines.nightly.night_report import FileCounts, NightReport, QuarantinedFile
 from pipelines.nightly.run_records import NightCounts
 from pipelines.service_errors import BadRowsError, DriftError, HeldError, UnavailableError
 from spin.errors import SpinError
+from spin.settings import BackboneSettings
 from tests.support.fake_nights import FakeRegistry
 
 COUNTS = NightCounts(
@@ -169,6 +170,29 @@ def test_drift_does_not_hide_that_another_model_is_not_published(
         main()
     assert exit_info.value.code == error.status
     assert capsys.readouterr().err.splitlines() == [f"error: model b: {error}; model topics: psi 0.9"]
+
+
+def test_a_model_is_checked_with_its_own_backbone(
+    settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--check` loads the model again; the settings of the command name the backbone of the others."""
+    checked: list[str] = []
+
+    def check_precision(given: Any, *_: Any) -> tuple[int, int]:
+        checked.append(given.backbone.model)
+        return 1, 1
+
+    own = BackboneSettings(model="own")
+    nights = CommandResult(("b", "topics"), (replace(REPORT, model="b"), REPORT), (), {"topics": own})
+    monkeypatch.setattr(classify, "classify_nights", lambda *_, **__: nights)
+    monkeypatch.setattr(jobs.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
+    monkeypatch.setattr(precision_check, "check_precision", check_precision)
+    models = [word for name in nights.models for word in ("--model", f"models:/{name}@champion")]
+    words = ["spin", "classify", settings, "--input", "in", "--output", "out", "--check", "5", *models]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert (exit_info.value.code, checked) == (0, ["m", "own"])
 
 
 def test_the_name_of_a_job_names_its_models() -> None:

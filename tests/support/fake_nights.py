@@ -97,9 +97,7 @@ class FakeRegistry:
         self.logged.append(night)
 
 
-def pretend_to_download(
-    chosen: ChosenVersion, folder: Path, given: Settings, night: Settings, *, several: bool
-) -> NightModel:
+def pretend_to_download(chosen: ChosenVersion, folder: Path, given: Settings, night: Settings) -> NightModel:
     """A model of which nothing but its backbone matters."""
     (folder / "model").mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):

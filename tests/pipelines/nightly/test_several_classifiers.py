@@ -158,8 +158,11 @@ def test_a_model_on_another_backbone_has_a_pass_of_its_own(project: SeveralProje
     together.raise_failures()
     assert [report.model for report in together.reports] == [DEEP, ELSEWHERE, SHALLOW]
     alone = SpinClassifier.load(project.versions / ELSEWHERE)
-    labels = [row["label"] for row in project.read("together", PREDICTIONS, ELSEWHERE)]
-    assert labels == alone.predict([row["text"] for row in ROWS])
+    expected = alone.predict([row["text"] for row in ROWS])
+    assert [row["label"] for row in project.read("together", PREDICTIONS, ELSEWHERE)] == expected
+    # so the command that resumes its run by itself, which names this one model, goes on
+    project.run("by itself", ELSEWHERE).raise_failures()
+    assert [row["label"] for row in project.read("by itself", PREDICTIONS, ELSEWHERE)] == expected
 
 
 def test_a_document_that_only_one_model_cannot_compute_is_a_dead_letter_of_that_one(

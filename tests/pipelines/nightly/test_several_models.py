@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,8 @@ import pytest
 
 from pipelines.data.shards import Shard
 from pipelines.nightly import classify, finish, finish_nights, night_pass
+from pipelines.nightly.classify_step import CALIBRATION
+from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.nights import list_output, models_to_resume
 from pipelines.nightly.tables import publication
 from pipelines.nightly.tables.night_history import list_nights
@@ -470,6 +473,67 @@ def test_a_defect_of_one_model_is_logged_with_its_traceback(
     [record] = [record for record in caplog.records if record.exc_info and record.levelname == "WARNING"]
     assert "ZeroDivisionError" in caplog.text
     assert A.name in record.getMessage()
+
+
+def test_int8_is_scaled_by_the_texts_of_the_first_model_with_which_the_pass_began(
+    local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the pass goes on without this model."""
+    settings, share = FakeNights.settings, night_pass._share_models
+    jobs: list[Any] = []
+
+    def in_int8(*args: Any) -> Any:
+        given = settings(*args)
+        int8 = given.backbone.model_copy(update={"engine": "openvino", "dtype": "int8"})
+        return given.model_copy(update={"backbone": int8})
+
+    def keep_job(*args: Any) -> Any:
+        jobs.append(share(*args))
+        return jobs[-1]
+
+    monkeypatch.setattr(FakeNights, "settings", staticmethod(in_int8))
+    monkeypatch.setattr(night_pass, "_share_models", keep_job)
+    local_nights.write("a.jsonl", make_rows("a"))
+    registries = [CalibratedRegistry(name) for name in NAMES]
+    original = finish_nights.finish_night
+
+    def finish_first(driver: Any, *args: Any) -> Any:
+        if driver.run.record.model == B.name:
+            raise UnavailableError("here it ends")
+        return original(driver, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish_nights, "finish_night", finish_first)
+        local_nights.run_several(*registries)
+    local_nights.run_several(*registries).raise_failures()
+    used = [[model.artifact.sha256[CALIBRATION] for model in job.models] for job in jobs]
+    of_first = hashlib.sha256(b'["a-model"]').hexdigest()
+    assert used == [[of_first, of_first], [of_first]]
+
+
+class CalibratedRegistry(FakeRegistry):
+    """A registry with texts that scale int8."""
+
+    def calibration(self) -> list[str]:
+        return [self.name]
+
+
+def test_several_shadows_are_refused(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    requested = [RequestedModel(each, None, "models:/x/2") for each in (A, B)]  # type: ignore[arg-type]
+    settings = FakeNights.settings(4, None, None)
+    with pytest.raises(UserError, match="--shadow: a-model, b's/model have one each"):
+        classify.classify_nights(settings, requested, local_nights.source, local_nights.output)
+    assert local_nights.out.list() == []
+
+
+def test_the_slowest_shards_of_a_model_have_the_numbers_of_the_pass(local_nights: FakeNights) -> None:
+    """One model takes only the last file, which is in the second shard."""
+    local_nights.write("a.jsonl", make_rows("a", "b", "c", "d"))
+    local_nights.run(LAST, registry=A)
+    local_nights.write("b.jsonl", make_rows("e"))
+    result = local_nights.run_several(A, B, incremental=True)
+    assert [sorted(shard.number for shard in report.slowest) for report in result.reports] == [[1], [0, 1]]
 
 
 def test_a_run_that_is_refused_is_overtaken_first(local_nights: FakeNights) -> None:
