@@ -37,7 +37,7 @@ class ClassifyOptions:
 
 
 def classify(settings: Settings, models: Sequence[str], shadow: str | None, options: ClassifyOptions) -> None:
-    """Classify with all models, print their nights, and raise the error with the highest exit status, if there is one.
+    """Classify with all models, print their nights, and raise the error with the highest exit status, drift last.
 
     A model that fails keeps no other one from being published, printed and checked.
     """
@@ -57,8 +57,9 @@ def classify(settings: Settings, models: Sequence[str], shadow: str | None, opti
     failures, several = list(nights.failures), len(requested) > 1
     for report in nights.reports:
         each = requested[0] if not several else next(model for model in requested if model.name == report.model)
+        own = settings.model_copy(update={"backbone": nights.backbones.get(report.model, settings.backbone)})
         with _keeping_failure(failures, report.model):
-            _print_night(settings, each, report, options, several=several)
+            _print_night(own, each, report, options, several=several)
     raise_failures(failures, several=several)
 
 
@@ -87,7 +88,10 @@ def request_models(settings: Settings, models: Sequence[str], shadow: str | None
 def _print_night(
     settings: Settings, requested: RequestedModel, report: NightReport, options: ClassifyOptions, *, several: bool
 ) -> None:
-    """Print a night, and check its precision and its drift. Raises DriftError if the settings say so."""
+    """Print a night, and check its precision and its drift. Raises DriftError if the settings say so.
+
+    `settings` have the backbone of the model.
+    """
     terminal.night(report, options.output, named=several)
     if options.check is not None:
         from pipelines.nightly.precision_check import check_precision

@@ -67,13 +67,17 @@ class SharedPass:
         """Load the backbones and open their engines now rather than at the first text. Raises as `engine` does."""
         if self._is_prepared:
             return
+        self.share_backbones()
+        for group_pass in self._passes:
+            group_pass.prepare()
+        self._is_prepared = True
+
+    def share_backbones(self) -> None:
+        """Load each backbone for all classifiers that read it, without opening an engine for these together."""
         for classifiers in self._of_backbone:
             deepest = max(classifiers, key=lambda spin: spin.depth)
             for spin in classifiers if len(classifiers) > 1 else ():
                 spin.share_backbone(deepest)
-        for group_pass in self._passes:
-            group_pass.prepare()
-        self._is_prepared = True
 
     def features(self, texts: Sequence[str]) -> list[Features]:
         """The features of each classifier, in order, with the values of `SpinClassifier.features`.

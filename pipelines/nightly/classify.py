@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,13 @@ from pipelines.data import input_files
 from pipelines.data.input_files import InputFile
 from pipelines.data.kept_columns import check_declared_types, check_kept_names
 from pipelines.nightly.finish import Driver
-from pipelines.nightly.finish_nights import ClassifiedNights, overtaken_first, work_on_nights
+from pipelines.nightly.finish_nights import (
+    CommandResult,
+    NightFailure,
+    overtaken_first,
+    refuse_run,
+    work_on_nights,
+)
 from pipelines.nightly.night_models import NightModel, RequestedModel, choose_versions, download_model
 from pipelines.nightly.night_pass import ModelNight, kept_types
 from pipelines.nightly.night_report import NightReport
@@ -22,10 +29,10 @@ from pipelines.nightly.tables.night_records import lease_model
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.old_layout import refuse_old_layout
 from pipelines.nightly.tables.publication import claim
-from pipelines.nightly.tables.resume import NightRequest, choose_runs, find_unfinished
+from pipelines.nightly.tables.resume import NightRequest, RefusedRun, choose_runs, find_unfinished
 from pipelines.registry.versions import Registry
 from pipelines.storage.delta_table import require_hard_links
-from pipelines.storage.lease import LeaseGroup
+from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.object_store import Store
 from pipelines.workers import weights_cache
 from pipelines.workers.ray_cluster import shared_ray_session
@@ -75,7 +82,7 @@ def classify_nights(
     night: str | None = None,
     incremental: bool = False,
     restart: bool = False,
-) -> ClassifiedNights:
+) -> CommandResult:
     """Classify a batch with several models, publish a night of each, and return their reports and what has failed.
 
     Models with the same backbone read the documents in one pass. Each has its own claim, run and commit, and what fails
@@ -90,6 +97,7 @@ def classify_nights(
     chosen = choose_versions(requested)
     rejected: dict[str, str] = {}
     files = input_files.list_files(source, bad=rejected, allow_empty=True)
+    batch = _Batch(day, source, files, rejected, incremental, restart)
     tables = NightTables(out)
     require_hard_links(out)
     with ExitStack() as stack:
@@ -97,53 +105,63 @@ def classify_nights(
         leases = [stack.enter_context(lease_model(out, each.registry.name)) for each in chosen]
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(shared_ray_session())
-        models = [
-            download_model(each, scratch / str(n), settings, with_engine, several=len(chosen) > 1)
-            for n, each in enumerate(chosen)
-        ]
+        models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
         tokens = [claim(tables, each.registry.name, retry_seconds=settings.ray.retry_seconds) for each in chosen]
         if night is None:
             for each in chosen:
                 _name_unfinished(tables, each.registry.name, day)
         check_declared_types(settings.data, kept_types(tables, settings.data))
-        requests = [
-            _request(model, token, day, source, files, rejected, incremental=incremental, restart=restart)
-            for model, token in zip(models, tokens, strict=True)
-        ]
-        with overtaken_first(leases[0] if len(leases) == 1 else LeaseGroup(leases)):
-            runs = choose_runs(tables, requests)
-        return work_on_nights(
-            [
-                ModelNight(Driver(model.settings, tables, lease, token, run), model)
-                for model, lease, token, run in zip(models, leases, tokens, runs, strict=True)
-            ]
+        requests = [batch.request(model, token) for model, token in zip(models, tokens, strict=True)]
+        return work_on_nights(*_choose_nights(tables, models, leases, requests))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a command asks for of all of its models."""
+
+    date: str
+    """of the night, YYYY-MM-DD"""
+    source: str
+    """where the input files are"""
+    files: Sequence[InputFile]
+    """the input files"""
+    rejected: Mapping[str, str]
+    """reasons by URI of the files that cannot be read by their names"""
+    incremental: bool
+    """whether files that other nights have classified are skipped"""
+    restart: bool
+    """whether new runs begin"""
+
+    def request(self, model: NightModel, token: int) -> NightRequest:
+        """The night of a model under its claim."""
+        return NightRequest(
+            date=self.date,
+            model=model.registry.name,
+            token=token,
+            model_version=model.version,
+            backbone=model.metadata.backbone_digest,
+            metadata=model.plan_metadata(self.source),
+            files=self.files,
+            rejected=self.rejected,
+            incremental=self.incremental,
+            restart=self.restart,
         )
 
 
-def _request(
-    model: NightModel,
-    token: int,
-    day: str,
-    source: str,
-    files: Sequence[InputFile],
-    rejected: dict[str, str],
-    *,
-    incremental: bool,
-    restart: bool,
-) -> NightRequest:
-    """The night of a model that the command asks for."""
-    return NightRequest(
-        date=day,
-        model=model.registry.name,
-        token=token,
-        model_version=model.version,
-        backbone=model.metadata.backbone_digest,
-        metadata=model.plan_metadata(source),
-        files=files,
-        rejected=rejected,
-        incremental=incremental,
-        restart=restart,
-    )
+def _choose_nights(
+    tables: NightTables, models: Sequence[NightModel], leases: Sequence[Lease], requests: Sequence[NightRequest]
+) -> tuple[list[ModelNight], list[NightFailure]]:
+    """The nights to work on, and the failures of the models whose runs cannot go on."""
+    with overtaken_first(leases[0] if len(leases) == 1 else LeaseGroup(leases)):
+        runs = choose_runs(tables, requests)
+    nights: list[ModelNight] = []
+    refused: list[NightFailure] = []
+    for model, lease, request, run in zip(models, leases, requests, runs, strict=True):
+        if isinstance(run, RefusedRun):
+            refused.append(refuse_run(request.model, lease, run.error))
+        else:
+            nights.append(ModelNight(Driver(model.settings, tables, lease, request.token, run), model))
+    return nights, refused
 
 
 def _open_output(source: str, output: str) -> Store:

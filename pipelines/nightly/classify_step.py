@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,18 @@ from pipelines.storage.records import to_json
 from pipelines.storage.shard_log import Attempt, LogLayout, StepResult
 from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
+from pipelines.workers.worker_faults import describe_error, is_fault_of_worker
 from spin.activations.extract import Features
 from spin.classifier import SpinClassifier
+from spin.errors import SpinError
 from spin.heads import persistence
 from spin.labels.label_space import Label, class_names
+from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.monitor.profile import Profile
 from spin.predictions import Predictions
 from spin.settings import Settings
 
+_log = logging.getLogger(__name__)
 PROFILE = "profile.safetensors"
 """ending of the file from which drift is measured"""
 CALIBRATION = "calibration.json"
@@ -97,7 +103,10 @@ class ClassifyJob:
         return [n for n, model in enumerate(self.models) if model.shards is None or shard.index in model.shards]
 
     def combine(self, results: Mapping[int, StepResult[ClassifyCounts]]) -> StepResult[Any]:
-        """The result of a shard from those of its models by number. Of a pass, a model's files are told by its run."""
+        """The result of a shard from those of its models by number.
+
+        In a pass, the names of a model's files begin with the place of its run, and its counts are under the run.
+        """
         if self.record is None:
             [only] = results.values()
             return only
@@ -139,15 +148,41 @@ class ClassifyStep:
 
     def __init__(self, job: ClassifyJob, settings: Settings) -> None:
         self.job, self.data, self.keep_text = job, settings.data, settings.classify.dead_letter_text
-        self.classifiers = [_load(model.artifact, settings) for model in job.models]
-        self.spin = self.classifiers[0]
-        self.shadow, self.shadowed = None, None
+        self.classifiers: list[SpinClassifier] = []
         for number, model in enumerate(job.models):
-            if model.shadow is not None:
-                spin = _load(model.shadow.artifact, model.shadow.spec.settings(settings))
-                self.shadow, self.shadowed = Shadow(spin, model.shadow.spec.version), number
+            with self._naming(number):
+                self.classifiers.append(_load(model.artifact, settings))
+        self.spin = self.classifiers[0]
+        self.shadowed = next((number for number, model in enumerate(job.models) if model.shadow is not None), None)
+        self.shadow = None if self.shadowed is None else _load_shadow(job.models[self.shadowed].shadow, settings)
         # the backbone is loaded once, before the first shard
-        self.features = PassFeatures(self.classifiers, None if self.shadow is None else self.shadow.spin, _SOUND)
+        self.features = self._prepare()
+        if self.features.shadow is None:
+            self.shadow = None
+
+    def _prepare(self) -> PassFeatures:
+        """Load the backbone. Where that fails for several models, the error names one that fails by itself."""
+        try:
+            return PassFeatures(self.classifiers, None if self.shadow is None else self.shadow.spin, _SOUND)
+        except Exception:
+            for number, spin in enumerate(self.classifiers):
+                with self._naming(number):
+                    spin.prepare()
+            raise
+
+    @contextmanager
+    def _naming(self, number: int) -> Iterator[None]:
+        """Name a model of several in an error: what is wrong with it ends the pass, and the others go on without it."""
+        try:
+            yield
+        except Exception as error:
+            if len(self.job.models) == 1 or is_fault_of_worker(error):
+                raise
+            run = self.job.models[number].run
+            kind, message = (
+                (type(error), str(error)) if isinstance(error, SpinError) else (SpinError, describe_error(error))
+            )
+            raise kind(f"model {run.model}, version {run.model_version}: {message}") from error
 
     def check(self) -> None:
         """Run the backbone on a text that is known to be good. Raises what that raises."""
@@ -175,10 +210,11 @@ class ClassifyStep:
         computed = self.features.compute(
             members, valid, documents.texts_of, attempt, self.check, with_shadow=self.shadowed in dead
         )
-        return {
-            number: self._result(number, shard, documents, {**dead[number]}, computed[number], attempt)
-            for number in members
-        }
+        results = {}
+        for number in members:
+            with self._naming(number):
+                results[number] = self._result(number, shard, documents, {**dead[number]}, computed[number], attempt)
+        return results
 
     def _result(
         self,
@@ -208,13 +244,31 @@ class ClassifyStep:
             PREDICTIONS: self._predictions(number, documents, rows, predictions, features.unread_tokens),
             DEAD_LETTERS: self._dead_letters(documents, dead),
         }
-        if self.shadow is not None and number == self.shadowed:
-            pieces = [(piece, of_shadow) for piece, _, of_shadow in computed.pieces]
-            tables[DISAGREEMENTS], agreement = self.shadow.compare(
-                pieces, documents, attempt, predictions, run.model_version
-            )
+        if number == self.shadowed:
+            differing, agreement = self._compare(computed, documents, attempt, predictions, run.model_version)
+            tables |= {} if differing is None else {DISAGREEMENTS: differing}
             counts = replace(counts, shadow=agreement)
         return StepResult({**self._to_files(number, tables), PROFILE: profile.to_bytes()}, counts)
+
+    def _compare(
+        self,
+        computed: ModelRows,
+        documents: CheckedRows,
+        attempt: Attempt,
+        predictions: Predictions,
+        model_version: str,
+    ) -> tuple[pa.Table | None, AgreementCounts]:
+        """The rows on which the shadow differs, and the counts; all have failed if the shadow cannot be used."""
+        pieces = [(piece, of_shadow) for piece, _, of_shadow in computed.pieces]
+        if self.shadow is not None:
+            try:
+                return self.shadow.compare(pieces, documents, attempt, predictions, model_version)
+            except Exception:
+                _log.warning("the shadow could not be compared; the documents of the shard count as failed for it")
+                _log.debug("the shadow could not be compared", exc_info=True)
+        failed = sum(len(piece) for piece, _ in pieces)
+        multilabel = self.classifiers[self.shadowed or 0].label_space.multilabel
+        return None, count_agreement([], [], multilabel, failed=failed)
 
     def _find_dead(self, number: int, shard: Shard, documents: CheckedRows) -> dict[int, DeadRow]:
         """The rows that a model need not read, since they cannot be classified or another one is in their place."""
@@ -301,6 +355,16 @@ def _load(artifact: ArtifactCopy, settings: Settings) -> SpinClassifier:
         texts = json.loads(calibration.read_text(encoding="utf-8")) if calibration.exists() else ()
         backbone = weights_cache.receive(settings, digest)
         return SpinClassifier.open(folder, settings, backbone=backbone, calibration=texts)
+
+
+def _load_shadow(job: ShadowJob | None, settings: Settings) -> Shadow | None:
+    """The shadow of a job; None if it cannot be loaded, which must not cost the night anything."""
+    assert job is not None
+    try:
+        return Shadow(_load(job.artifact, job.spec.settings(settings)), job.spec.version)
+    except Exception:
+        _log.warning("the shadow could not be loaded; its documents count as failed", exc_info=True)
+        return None
 
 
 def _scores_by_class(predictions: Predictions, classes: Sequence[str]) -> pa.Array:

@@ -272,7 +272,7 @@ def build_report(
         quarantined=tuple(QuarantinedFile(*each) for each in list(night.quarantined.items())[:LISTED_FILES]),
         shards=len(night.outcomes),
         throughput=measure_throughput(night.outcomes),
-        slowest=slowest_shards(night.outcomes),
+        slowest=slowest_shards(night.outcomes, [shard.index for shard in night.plan.shards]),
     )
 
 

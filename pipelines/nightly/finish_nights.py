@@ -6,7 +6,7 @@ A model that fails keeps no other one from being published: its error is kept un
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,17 +25,19 @@ from pipelines.nightly.finish import (
     reconcile,
     show_reports,
 )
-from pipelines.nightly.night_pass import ModelNight, NightPass, classify_pass, enter_pass, form_passes
-from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.night_pass import ModelNight, classify_pass, enter_pass, form_passes
+from pipelines.nightly.night_report import REPORT, NightReport
 from pipelines.nightly.tables.night_records import RUNS, NightRecord
-from pipelines.nightly.tables.passes import open_runs
+from pipelines.nightly.tables.night_tables import NightTables
+from pipelines.nightly.tables.passes import find_pass, open_runs
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
-from pipelines.service_errors import HeldError
+from pipelines.service_errors import BadRowsError, DriftError, HeldError, UnavailableError
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.workers.worker_faults import describe_error
-from spin.errors import SpinError
+from spin.errors import SpinError, UserError
 from spin.monitor.agreement import ShadowAgreement, total_agreement
 from spin.monitor.drift import Drift
+from spin.settings import BackboneSettings
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class NightFailure:
 
 
 @dataclass(frozen=True)
-class ClassifiedNights:
+class CommandResult:
     """What a command has done for its models."""
 
     models: tuple[str, ...]
@@ -70,17 +72,25 @@ class ClassifiedNights:
     """reports of the nights that are published, in order of model"""
     failures: tuple[NightFailure, ...]
     """what has failed, in order of model"""
+    backbones: Mapping[str, BackboneSettings] = field(default_factory=dict)
+    """settings of the backbone by model: that of the command's settings, or the model's own"""
 
     def raise_failures(self) -> None:
-        """Raise the error with the highest exit status; of a command for several models, the message names each."""
+        """Raise the error with the highest exit status; of a command for several models, the message names each.
+
+        That of drift comes after all others: the night is published, and the others may say that one is not.
+        """
         raise_failures(self.failures, several=len(self.models) > 1)
 
 
 def raise_failures(failures: Sequence[NightFailure], *, several: bool) -> None:
-    """Raise the error with the highest exit status, if there is one; with `several` models, the message names each."""
+    """Raise the error with the highest exit status, if there is one; with `several` models, the message names each.
+
+    That of drift counts as the lowest: it says that a night is published, and must not hide that another one is not.
+    """
     if not failures:
         return
-    worst = max(failures, key=lambda failure: failure.status)
+    worst = max(failures, key=lambda failure: (failure.status != DriftError.status, failure.status))
     if not several:
         raise worst.error
     kind = type(worst.error) if isinstance(worst.error, SpinError) else SpinError
@@ -88,21 +98,38 @@ def raise_failures(failures: Sequence[NightFailure], *, several: bool) -> None:
     raise kind("; ".join(f"model {failure.model}: {failure.message}" for failure in ordered)) from worst.error
 
 
-def work_on_nights(nights: Sequence[ModelNight]) -> ClassifiedNights:
-    """Publish the runs that are finished, classify the others in passes and publish them, then show and log all."""
-    work = _Work(nights)
+def refuse_run(model: str, lease: Lease, error: UserError) -> NightFailure:
+    """The failure of a model whose run cannot go on: the error, or HeldError if another driver has taken over."""
+    try:
+        with overtaken_first(lease):
+            raise error
+    except SpinError as found:
+        _log.debug("the run of model %s is refused", model, exc_info=True)
+        return NightFailure(model, found)
+
+
+def work_on_nights(nights: Sequence[ModelNight], refused: Sequence[NightFailure] = ()) -> CommandResult:
+    """Publish the runs that are finished, classify the others in passes and publish them, then show and log all.
+
+    `refused` are the failures of the models of the command whose runs cannot go on.
+    """
+    work = _Work(nights, failures={failure.model: failure for failure in refused})
     for night in nights:
-        with work.keeping_failure(night):
-            work.publish_if_finished(night)
+        work.publish_if_finished(night)
+    work.show_published()
     for group in form_passes([night for night in nights if night.name not in work.finished]):
         if any(map(work.is_waiting, group)):
             work.classify(group)
-    for night in nights:
-        with work.keeping_failure(night):
-            work.show(night)
-    reports = [work.reports[night.name] for night in nights if night.name in work.reports]
-    failures = [work.failures[night.name] for night in nights if night.name in work.failures]
-    return ClassifiedNights(tuple(night.name for night in nights), tuple(reports), tuple(failures))
+            work.show_published()
+    for night in filter(work.is_waiting, nights):
+        work.publish_again(night)
+    work.show_published()
+    work.delete_work_of_passes()
+    names = sorted([*(night.name for night in nights), *(failure.model for failure in refused)])
+    reports = [work.reports[name] for name in names if name in work.reports]
+    failures = [work.failures[name] for name in names if name in work.failures]
+    backbones = {night.name: night.model.settings.backbone for night in nights}
+    return CommandResult(tuple(names), tuple(reports), tuple(failures), backbones)
 
 
 @dataclass
@@ -116,6 +143,11 @@ class _Work:
     """by model"""
     finished: set[str] = field(default_factory=set)
     """models whose runs need nothing computed, published or not"""
+    shown: set[str] = field(default_factory=set)
+    """models whose reports were shown"""
+
+    def __post_init__(self) -> None:
+        self.several = len(self.nights) + len(self.failures) > 1
 
     def is_waiting(self, night: ModelNight) -> bool:
         """Whether a night is neither published nor has it failed."""
@@ -129,13 +161,35 @@ class _Work:
         except Exception as error:
             for night in nights:
                 failure = NightFailure(night.name, error)
-                if len(self.nights) > 1:
+                if self.several:
                     _log.warning("model %s: %s", night.name, failure.message)
-                    _log.debug("the night of model %s failed", night.name, exc_info=True)
                 self.failures.setdefault(night.name, failure)
+            if self.several:
+                level = logging.DEBUG if isinstance(error, SpinError) else logging.WARNING
+                _log.log(level, "failed: %s", ", ".join(night.name for night in nights), exc_info=True)
 
     def publish_if_finished(self, night: ModelNight) -> None:
-        """Publish a run that another driver, or an earlier command, has finished."""
+        """Publish a run that another driver, or an earlier command, has finished.
+
+        Where the store does not answer and other models classify meanwhile, it is tried again after them.
+        """
+        with self.keeping_failure(night):
+            try:
+                self._publish_if_finished(night)
+            except UnavailableError as error:
+                if not self.several:
+                    raise
+                _log.warning("model %s: %s; this is tried again later", night.name, error)
+                _log.debug("a finished run could not be published", exc_info=True)
+
+    def publish_again(self, night: ModelNight) -> None:
+        """Publish a run that could not be published at first; if that fails, or it is not finished, it has failed."""
+        with self.keeping_failure(night):
+            self._publish_if_finished(night)
+            if night.name not in self.reports:
+                raise SpinError(f"run {night.run} was neither published nor did it fail; run it again")
+
+    def _publish_if_finished(self, night: ModelNight) -> None:
         driver = night.driver
         if driver.run.published:
             self.finished.add(night.name)
@@ -145,24 +199,30 @@ class _Work:
             if finished is not None:
                 self.finished.add(night.name)
                 self.publish(night, *finished)
+            elif driver.run.published:
+                raise UserError(
+                    f"{driver.tables.out.uri}: the night of {driver.run.record.date} is published, but its run "
+                    f"{night.run} has lost its report ({REPORT}); --restart begins a new run"
+                )
 
     def classify(self, nights: Sequence[ModelNight]) -> None:
         """Classify some nights in one pass, and publish each of them.
 
-        A night that has failed, such as one that another driver has taken over, is classified with the others: whoever
-        goes on with the pass finds all of its runs in each shard.
+        A night that has failed, such as one that another driver has taken over, is classified with the others: each
+        shard must hold the documents of all runs of the pass that are not finished, for the driver that continues it.
         """
         with self.keeping_failure(*nights):
             shared = enter_pass(nights)
+            waiting = [night.name for night in nights if self.is_waiting(night)]
             with overtaken_first(shared.lease):
-                classified = classify_pass(shared)
-            for night, result in zip(nights, classified, strict=True):
-                if self.is_waiting(night):
-                    self._finish_and_publish(night, result)
-            _delete_work_of_pass(shared)
+                classified = classify_pass(shared, waiting)
+            for night in filter(self.is_waiting, nights):
+                self._finish_and_publish(night, classified[night.name])
 
-    def _finish_and_publish(self, night: ModelNight, classified: ClassifiedNight) -> None:
+    def _finish_and_publish(self, night: ModelNight, classified: ClassifiedNight | BadRowsError) -> None:
         with self.keeping_failure(night), overtaken_first(night.driver.lease):
+            if isinstance(classified, BadRowsError):
+                raise classified
             self.publish(night, *_finish(night, classified))
 
     def publish(self, night: ModelNight, report: NightReport, record: NightRecord | None) -> None:
@@ -178,13 +238,22 @@ class _Work:
             publish(night.driver, record)
         self.reports[night.name] = report
 
-    def show(self, night: ModelNight) -> None:
-        """Show the report of a published night and log it to MLflow."""
-        report = self.reports.get(night.name)
-        if report is not None:
-            with overtaken_first(night.driver.lease):
-                model = night.model
-                model.registry.log_night(model.version, _summary(report), show_reports(night.driver, report))
+    def show_published(self) -> None:
+        """Show the reports of the nights that were published since the last call, and log them to MLflow."""
+        for night in self.nights:
+            report = self.reports.get(night.name)
+            if report is not None and night.name not in self.shown:
+                self.shown.add(night.name)
+                with self.keeping_failure(night), overtaken_first(night.driver.lease):
+                    model = night.model
+                    model.registry.log_night(model.version, _summary(report), show_reports(night.driver, report))
+
+    def delete_work_of_passes(self) -> None:
+        """Delete what the passes of the published nights have worked with, where none of their runs needs it."""
+        records = [night.driver.run.record for night in self.nights if night.name in self.reports]
+        for name in dict.fromkeys(record.shared_pass for record in records):
+            if name is not None:
+                _delete_work_of_pass(self.nights[0].driver.tables, name)
 
 
 @contextmanager
@@ -245,15 +314,14 @@ def _total_agreement(night: ModelNight, classified: ClassifiedNight) -> ShadowAg
     return total_agreement(shadow.version, night.model.metadata.multilabel, counts)
 
 
-def _delete_work_of_pass(shared: NightPass) -> None:
+def _delete_work_of_pass(tables: NightTables, name: str) -> None:
     """Delete what a pass has worked with, if none of its runs needs it any more; nothing depends on that."""
-    if shared.record is None:
-        return
     try:
-        if not open_runs(shared.tables, shared.record):
-            delete_work(shared.tables.out / f"{RUNS}/{shared.record.name}")
+        record = find_pass(tables.out, name)
+        if record is not None and not open_runs(tables, record):
+            delete_work(tables.out / f"{RUNS}/{name}")
     except SpinError:
-        _log.warning("%s: the work of the pass could not be deleted; a vacuum does it", shared.store.uri)
+        _log.warning("%s: the work of the pass %s could not be deleted; a vacuum does it", tables.out.uri, name)
         _log.debug("the work of the pass could not be deleted", exc_info=True)
 
 

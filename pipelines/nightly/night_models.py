@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,34 +88,41 @@ class NightModel:
             metadata["reasons"] = settings.classify.reasons
         return metadata if self.shadow is None else {**metadata, "shadow": self.shadow.metadata()}
 
-    def share(self, store: Store, driver: str) -> tuple[ArtifactCopy, ShadowJob | None]:
+    def share(self, store: Store, driver: str, calibration: bytes | None) -> tuple[ArtifactCopy, ShadowJob | None]:
         """Write the artifacts to the store of a run or a pass and announce the weights, so that workers can load them.
 
-        `driver` distinguishes what this driver writes there for this model.
+        `driver` distinguishes what this driver writes there for this model. `calibration` are the texts, as JSON, that
+        scale int8, None in another precision.
         """
         weights_cache.publish(self.settings, self.metadata.backbone_digest)
-        model = self._copy("model", store, driver)
+        model = self._copy("model", store, driver, calibration)
         if self.shadow is None:
             return model, None
         weights_cache.publish(self.shadow.settings(self.settings), self.shadow.digest)
-        return model, ShadowJob(self.shadow, self._copy("shadow", store, driver))
+        return model, ShadowJob(self.shadow, self._copy("shadow", store, driver, calibration))
 
-    def _copy(self, name: str, store: Store, driver: str) -> ArtifactCopy:
+    def _copy(self, name: str, store: Store, driver: str, calibration: bytes | None) -> ArtifactCopy:
         names = (persistence.CONFIG, persistence.TENSORS)
         files = {file: (self.folder / name / file).read_bytes() for file in names}
-        if self.settings.backbone.dtype == "int8":
-            files[CALIBRATION] = json.dumps(self.registry.calibration()).encode()
+        if calibration is not None:
+            files[CALIBRATION] = calibration
         return ArtifactCopy.write(store / f"{name}/{driver}", files)
 
 
 def choose_versions(requested: Sequence[RequestedModel]) -> list[ChosenVersion]:
-    """The versions of some models, in order of name. Raises UserError unless the registered names differ."""
+    """The versions of some models, in order of name. Raises UserError unless the registered names differ.
+
+    Raises UserError also if several of them have a shadow.
+    """
     names = sorted(each.name for each in requested)
     if twice := [name for name, following in pairwise(names) if name == following]:
         raise UserError(
             f"--model: {twice[0]} is given twice; expected models of different registered names, each with a night of "
             "its own. A second version of one model can be its --shadow"
         )
+    shadows = [each.name for each in requested if each.shadow is not None]
+    if len(shadows) > 1:
+        raise UserError(f"--shadow: {', '.join(sorted(shadows))} have one each; expected a shadow of one of the models")
     chosen = []
     for each in sorted(requested, key=lambda each: each.name):
         version = each.registry.resolve(each.model)
@@ -125,19 +131,17 @@ def choose_versions(requested: Sequence[RequestedModel]) -> list[ChosenVersion]:
     return chosen
 
 
-def download_model(
-    chosen: ChosenVersion, folder: Path, given: Settings, night: Settings, *, several: bool
-) -> NightModel:
+def download_model(chosen: ChosenVersion, folder: Path, given: Settings, night: Settings) -> NightModel:
     """Download a model and its shadow to a new folder.
 
-    `given` are the settings of the command, `night` those with an engine for their backbone. Where `several` models
-    classify, one may have another backbone than that of the settings; it then has the one that its artifact names, and
-    an engine for that. Raises UserError for a backbone that cannot be found, and if the shadow does not fit the model.
+    `given` are the settings of the command, `night` those with an engine for their backbone. A model that was trained
+    on another backbone has the one that its artifact names, and an engine for that. Raises UserError for a backbone
+    that cannot be found, and if the shadow does not fit the model.
     """
     folder.mkdir()
     metadata = persistence.read_metadata(_download(chosen.registry, chosen.version, folder / "model"))
     settings = night
-    if several and not _is_backbone(given.backbone, metadata):
+    if not _is_backbone(given.backbone, metadata):
         try:
             own = find_own_backbone(metadata.backbone, metadata.backbone_digest, given.backbone)
         except UserError as error:

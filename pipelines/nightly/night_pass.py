@@ -7,7 +7,8 @@ differ in the files that they are to take; a shard has files of the same models 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from pipelines.data.intake import NightPlan, plan_intake, plan_night
 from pipelines.data.kept_columns import schema_of, type_text
 from pipelines.data.shards import Shard
 from pipelines.nightly.classify_step import (
+    CALIBRATION,
     ENDINGS,
     PROFILE,
     ClassifyJob,
@@ -42,6 +44,7 @@ from pipelines.workers.map_shards import Step, describe_backbone, map_shards
 from spin.errors import UserError
 from spin.settings import DataSettings, Settings
 
+_log = logging.getLogger(__name__)
 FEW_IDS = 200_000
 """number of ids that the driver compares in less time than workers need to start"""
 FEW_BYTES = 16_000_000
@@ -141,15 +144,18 @@ def enter_pass(nights: Sequence[ModelNight]) -> NightPass:
     return NightPass(tuple(nights), record, number)
 
 
-def classify_pass(shared: NightPass) -> list[ClassifiedNight]:
+def classify_pass(shared: NightPass, waiting: Collection[str]) -> Mapping[str, ClassifiedNight | BadRowsError]:
     """Take in the files, look for duplicate ids if the settings ask for it, and classify all shards for each night.
 
-    Raises BadRowsError, before hours of work, if it is known by then that none of the nights can be published.
+    Returns the nights by model. `waiting` are the models whose nights are to be published: if it is known after the
+    intake, before hours of work, that none of them can be, nothing is classified, and the errors of these are returned.
     """
     intake = _take_in(shared)
     plan = _plan_shards(shared, intake)
     parts = [_part_of(night, plan, intake) for night in shared.nights]
-    _check_intake(shared, parts, intake)
+    errors = _check_intake(parts, intake)
+    if errors.keys() >= set(waiting):
+        return {model: errors[model] for model in waiting}
     work = [shard for shard in plan.shards if any(part.takes(shard) for part in parts)]
     duplicates = _find_all_duplicates(shared, plan, parts, intake)
     outcomes = _map_stage(
@@ -166,7 +172,8 @@ def classify_pass(shared: NightPass) -> list[ClassifiedNight]:
         backbone=describe_backbone(shared.settings.backbone),
     )
     shared.lease.check()
-    return [_classified(shared, part, dict(zip((s.name for s in work), outcomes, strict=True))) for part in parts]
+    by_name = dict(zip((shard.name for shard in work), outcomes, strict=True))
+    return {part.night.name: _classified(shared, part, by_name) for part in parts}
 
 
 @dataclass(frozen=True)
@@ -265,7 +272,7 @@ def _plan_shards(shared: NightPass, intake: _Intake) -> NightPlan:
     check_kept_columns(tables, schema_of(plan.types))
     store.create(KEPT, json.dumps(plan.types).encode())
     types = store.read_json(KEPT) or plan.types
-    if shared.record is not None:  # what a run publishes is told from its own folder
+    if shared.record is not None:  # for a driver that publishes a run and does not know its pass
         for night in shared.nights:
             night.driver.run.store.create(KEPT, json.dumps(types).encode())
     return replace(plan, types=types)
@@ -277,16 +284,16 @@ def kept_types(tables: NightTables, data: DataSettings) -> dict[str, str]:
     return {name: type_text(schema.field(name).type) for name in data.keep if name in schema.names}
 
 
-def _check_intake(shared: NightPass, parts: Sequence[_Part], intake: _Intake) -> None:
-    """Raise BadRowsError if it is known by now that too little can be classified, for every night of the pass."""
-    errors = []
+def _check_intake(parts: Sequence[_Part], intake: _Intake) -> dict[str, BadRowsError]:
+    """By model the errors of the nights of which it is known by now that too little can be classified."""
+    errors = {}
     for part in parts:
         try:
             _check_part(part, intake)
         except BadRowsError as error:
-            errors.append(error)
-    if len(errors) == len(shared.nights):
-        raise errors[0]
+            _log.debug("model %s: too little can be classified", part.night.name, exc_info=True)
+            errors[part.night.name] = error
+    return errors
 
 
 def _check_part(part: _Part, intake: _Intake) -> None:
@@ -348,14 +355,30 @@ def _share_models(
     shared: NightPass, plan: NightPlan, parts: Sequence[_Part], duplicates: Sequence[DuplicateRows]
 ) -> ClassifyJob:
     """Write the artifacts to the folder of the shared work, so that every worker can load them."""
-    jobs = []
+    jobs, calibration = [], _settle_calibration(shared)
     for part, rows in zip(parts, duplicates, strict=True):
         run, driver = part.night.driver.run.record, f"{shared.number:06d}"
         if shared.record is not None:
             driver = f"{driver}-{shared.record.runs.index(run.run)}"
-        artifact, shadow = part.night.model.share(shared.store, driver)
+        artifact, shadow = part.night.model.share(shared.store, driver, calibration)
         jobs.append(ModelJob(run, artifact, rows, shadow, part.shards))
     return ClassifyJob(tuple(jobs), schema_of(plan.types), shared.record)
+
+
+def _settle_calibration(shared: NightPass) -> bytes | None:
+    """The texts, as JSON, from which int8 scales are computed: those of the first model of the pass, settled once.
+
+    A driver that goes on without this model, which may be finished, scales as the first driver did.
+    """
+    if shared.settings.backbone.dtype != "int8":
+        return None
+    store, key = shared.store, f"model/{CALIBRATION}"  # deleted with the other work of the pass
+    stored = store.read(key)
+    if stored is None:
+        texts = json.dumps(shared.nights[0].model.registry.calibration()).encode()
+        store.create(key, texts)
+        stored = store.read(key) or texts
+    return stored
 
 
 def _map_stage(

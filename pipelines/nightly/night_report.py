@@ -207,11 +207,11 @@ def measure_throughput(outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> Thro
     return Throughput(tuple(round(float(rate), 3) for rate in rates), round(mean, 3), seconds, begin, end)
 
 
-def slowest_shards(outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> tuple[SlowShard, ...]:
-    """The shards that took longest, the slowest first."""
+def slowest_shards(outcomes: Sequence[ShardOutcome[ClassifyCounts]], numbers: Sequence[int]) -> tuple[SlowShard, ...]:
+    """The shards that took longest, the slowest first; `numbers` are their numbers in the plan."""
     rows = [
         SlowShard(number, outcome.counts.uri, outcome.counts.rows, outcome.seconds, outcome.tries)
-        for number, outcome in enumerate(outcomes)
+        for number, outcome in zip(numbers, outcomes, strict=True)
     ]
     return tuple(sorted(rows, key=lambda row: -row.seconds)[:_SLOWEST])
 

@@ -40,31 +40,58 @@ class ModelRows:
 class PassFeatures:
     """Computes the features of the classifiers of a pass, in one forward pass for all that read the same backbone.
 
-    A shadow takes part where the values of the models are the same with it, bit for bit: in torch, without exits.
+    A shadow takes part where the values of the models are the same with it, bit for bit: in torch, without exits. One
+    that cannot be prepared is left out: `shadow` is then None.
     """
 
     def __init__(self, models: Sequence[SpinClassifier], shadow: SpinClassifier | None, known_good: str) -> None:
         self.models, self.shadow, self._known_good = tuple(models), shadow, known_good
         self._passes: dict[tuple[SpinClassifier, ...], SharedPass] = {}
-        every = self.models if shadow is None else (*self.models, shadow)
-        if len(every) > 1:
-            self._shared(every).prepare()
+        self._shadow_joins = False
+        if not self._prepare_with_shadow():
+            self._prepare_models()
+            self._prepare_shadow()
+
+    def _prepare_with_shadow(self) -> bool:
+        """Load the backbone for models and shadow; whether the engine of all of them is open."""
+        if self.shadow is None:
+            return False
+        every = (*self.models, self.shadow)
+        try:
+            together = self._shared(every)
+            together.share_backbones()
+            exits = any(spin.exits_early for spin in every)
+            self._shadow_joins = not exits and all(spin.backbone.engine == "torch" for spin in self.models)
+            if self._shadow_joins:
+                together.prepare()
+        except Exception:
+            self._go_on_without_shadow()
+        return self.shadow is not None and self._shadow_joins
+
+    def _prepare_models(self) -> None:
+        if len(self.models) > 1:
+            self._shared(self.models).prepare()
         else:
-            every[0].prepare()
-        self._shadow_joins = shadow is not None and not (
-            any(spin.exits_early for spin in every) or any(spin.backbone.engine != "torch" for spin in self.models)
-        )
+            self.models[0].prepare()
+
+    def _prepare_shadow(self) -> None:
+        """Open the engine of a shadow that computes apart from the models."""
+        if self.shadow is not None:
+            try:
+                self.shadow.prepare()
+            except Exception:
+                self._go_on_without_shadow()
+
+    def _go_on_without_shadow(self) -> None:
+        _log.warning("the shadow could not be prepared; its documents count as failed", exc_info=True)
+        self.shadow = None
 
     def check(self) -> None:
         """Run the backbone on a text that is known to be good, whether its words decide it or not, for all models.
 
         Raises what that raises.
         """
-        if len(self.models) > 1:
-            self.together(self.models, [self._known_good])
-        if len(self.models) == 1 or any(spin.exits_by_words for spin in self.models):
-            deepest = max(self.models, key=lambda spin: spin.depth)
-            deepest.read_backbone([self._known_good], deepest.word_logits([self._known_good]))
+        self._shared(self.models).run_backbones([self._known_good])
 
     def together(self, classifiers: Sequence[SpinClassifier], texts: Sequence[str]) -> list[Features]:
         """The features of some of the classifiers, in order."""

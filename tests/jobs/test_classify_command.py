@@ -14,11 +14,13 @@ import yaml
 import jobs.classify_command
 from jobs import job_commands, terminal
 from jobs.cli import main
-from pipelines.nightly import classify
-from pipelines.nightly.finish_nights import ClassifiedNights, NightFailure
+from pipelines.nightly import classify, drift_check, precision_check
+from pipelines.nightly.finish_nights import CommandResult, NightFailure
 from pipelines.nightly.night_report import FileCounts, NightReport, QuarantinedFile
 from pipelines.nightly.run_records import NightCounts
-from pipelines.service_errors import BadRowsError, UnavailableError
+from pipelines.service_errors import BadRowsError, DriftError, HeldError, UnavailableError
+from spin.errors import SpinError
+from spin.settings import BackboneSettings
 from tests.support.fake_nights import FakeRegistry
 
 COUNTS = NightCounts(
@@ -68,10 +70,10 @@ def asked(settings: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
     """A function that runs `spin classify` with further options and returns what it asks of the pipelines."""
     calls: list[dict[str, Any]] = []
 
-    def classify_nights(loaded: Any, requested: Any, source: str, output: str, **options: Any) -> ClassifiedNights:
+    def classify_nights(loaded: Any, requested: Any, source: str, output: str, **options: Any) -> CommandResult:
         models = [(each.name, each.model, each.shadow) for each in requested]
         calls.append({"source": source, "output": output, "models": models, **options})
-        return ClassifiedNights(("topics",), (REPORT,), ())
+        return CommandResult(("topics",), (REPORT,), ())
 
     monkeypatch.setattr(classify, "classify_nights", classify_nights)
     monkeypatch.setattr(jobs.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
@@ -134,7 +136,7 @@ def test_nights_are_printed_and_the_status_is_the_highest(
 ) -> None:
     """Of three models one is published; the line names both others."""
     failures = (NightFailure("a", UnavailableError("no answer")), NightFailure("b", BadRowsError("too many")))
-    nights = ClassifiedNights(("a", "b", "topics"), (REPORT,), failures)
+    nights = CommandResult(("a", "b", "topics"), (REPORT,), failures)
     monkeypatch.setattr(classify, "classify_nights", lambda *_, **__: nights)
     monkeypatch.setattr(jobs.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
     models = [word for name in nights.models for word in ("--model", f"models:/{name}@champion")]
@@ -145,6 +147,52 @@ def test_nights_are_printed_and_the_status_is_the_highest(
     printed = capsys.readouterr()
     assert printed.out.startswith("classify  10 of 12 documents by topics version 7: ")
     assert printed.err.splitlines() == ["error: model a: no answer; model b: too many"]
+
+
+@pytest.mark.parametrize("error", [BadRowsError("too many"), HeldError("taken over"), UnavailableError("no answer")])
+def test_drift_does_not_hide_that_another_model_is_not_published(
+    error: SpinError, settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its status is the highest number, and yet the one that says that its night is published."""
+
+    def drifted(report: NightReport) -> None:
+        raise DriftError("psi 0.9")
+
+    nights = CommandResult(("b", "topics"), (REPORT,), (NightFailure("b", error),))
+    monkeypatch.setattr(classify, "classify_nights", lambda *_, **__: nights)
+    monkeypatch.setattr(jobs.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
+    monkeypatch.setattr(drift_check, "check_drift", drifted)
+    tree = yaml.safe_load(Path(settings).read_text(encoding="utf-8"))
+    Path(settings).write_text(yaml.safe_dump({**tree, "classify": {"fail_on_drift": True}}), encoding="utf-8")
+    models = [word for name in nights.models for word in ("--model", f"models:/{name}@champion")]
+    monkeypatch.setattr(sys, "argv", ["spin", "classify", settings, "--input", "in", "--output", "out", *models])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == error.status
+    assert capsys.readouterr().err.splitlines() == [f"error: model b: {error}; model topics: psi 0.9"]
+
+
+def test_a_model_is_checked_with_its_own_backbone(
+    settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--check` loads the model again; the settings of the command name the backbone of the others."""
+    checked: list[str] = []
+
+    def check_precision(given: Any, *_: Any) -> tuple[int, int]:
+        checked.append(given.backbone.model)
+        return 1, 1
+
+    own = BackboneSettings(model="own")
+    nights = CommandResult(("b", "topics"), (replace(REPORT, model="b"), REPORT), (), {"topics": own})
+    monkeypatch.setattr(classify, "classify_nights", lambda *_, **__: nights)
+    monkeypatch.setattr(jobs.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
+    monkeypatch.setattr(precision_check, "check_precision", check_precision)
+    models = [word for name in nights.models for word in ("--model", f"models:/{name}@champion")]
+    words = ["spin", "classify", settings, "--input", "in", "--output", "out", "--check", "5", *models]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert (exit_info.value.code, checked) == (0, ["m", "own"])
 
 
 def test_the_name_of_a_job_names_its_models() -> None:

@@ -19,7 +19,7 @@ from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows
 from pipelines.nightly import classify, night_pass
 from pipelines.nightly.classify_step import ClassifyJob, ClassifyStep, _count, _with_kept
-from pipelines.nightly.finish_nights import ClassifiedNights
+from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import ChosenVersion, NightModel, RequestedModel
 from pipelines.nightly.night_report import NightReport
 from pipelines.nightly.run_records import ClassifyCounts
@@ -97,9 +97,7 @@ class FakeRegistry:
         self.logged.append(night)
 
 
-def pretend_to_download(
-    chosen: ChosenVersion, folder: Path, given: Settings, night: Settings, *, several: bool
-) -> NightModel:
+def pretend_to_download(chosen: ChosenVersion, folder: Path, given: Settings, night: Settings) -> NightModel:
     """A model of which nothing but its backbone matters."""
     (folder / "model").mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
@@ -156,7 +154,7 @@ class FakeNights:
         data: Mapping[str, Any] | None = None,
         limits: Mapping[str, Any] | None = None,
         **options: Any,
-    ) -> ClassifiedNights:
+    ) -> CommandResult:
         """Run a night of several models; the options are those of `classify_nights`."""
         return classify.classify_nights(
             self.settings(documents, data, limits),

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.data import intake
 from pipelines.nightly import classify
-from pipelines.nightly.finish_nights import ClassifiedNights
+from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.publication import claim, restore_night
@@ -71,7 +71,7 @@ def vacuum(output: str, later: timedelta) -> None:
         run_vacuum(tables, plan, claims, retry_seconds=RETRY_SECONDS)
 
 
-def run_request(output: str, request: Request) -> ClassifiedNights:
+def run_request(output: str, request: Request) -> CommandResult:
     """Run `spin classify` for a request, without a model."""
     tree = {
         "backbone": {"model": "nowhere", "engine": "torch", "device": "cpu"},

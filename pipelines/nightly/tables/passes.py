@@ -61,6 +61,13 @@ def find_pass(out: Store, name: str) -> PassRecord | None:
     return None if stored is None else from_json(PassRecord, stored)
 
 
+def find_passes(out: Store, names: Sequence[str]) -> dict[str, PassRecord]:
+    """The records of passes by name; passes whose record is missing are left out."""
+    stored = out.read_many([f"{RUNS}/{name}/{PASS}" for name in names])
+    records = [from_json(PassRecord, json.loads(data)) for data in stored.values()]
+    return {record.name: record for record in records}
+
+
 def number_driver(out: Store, name: str, tokens: Sequence[int]) -> int:
     """A number for a driver of a pass that no other one has; higher than that of every earlier one.
 

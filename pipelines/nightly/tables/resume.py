@@ -148,29 +148,46 @@ class ChosenRun:
         return fingerprint({"plan": self.plan.fingerprint, "files": self.plan.derived.sha256})
 
 
-def choose_runs(tables: NightTables, requests: Sequence[NightRequest]) -> list[ChosenRun]:
+@dataclass(frozen=True)
+class RefusedRun:
+    """The run of a night with which the command cannot go on, for example because it is one of another version."""
+
+    name: str
+    """name of the run"""
+    error: UserError
+    """why the command cannot go on with it, and what to do"""
+
+
+def choose_runs(tables: NightTables, requests: Sequence[NightRequest]) -> list[ChosenRun | RefusedRun]:
     """For each request the run of its date and model that goes on under its claim, or a new one.
 
     A run goes on if its plan has the same metadata; its files are those that were listed when it began. An incremental
     run some of whose files have been classified by another night since is not continued: a new run leaves them out.
     A run goes on in the pass in which it began, together with all runs of that pass that are not finished; where one of
-    them is missing here, new runs begin. New runs whose models read the same backbone share a new pass. Raises
-    UserError, naming the differences, if the metadata of a run has changed.
+    them is missing here, new runs begin. New runs whose models read the same backbone share a new pass.
+
+    A run whose metadata has changed is refused, with the differences, and holds back no other model. Raises UserError
+    if the run of another model is waiting for it in the same pass.
     """
-    found = _leave_divided_passes(tables, [_find_run(tables, request) for request in requests])
+    found = [_find_run(tables, request) for request in requests]
+    _require_whole_passes(tables, requests, found)
+    found = _leave_divided_passes(tables, found)
     beginning = [request for request, run in zip(requests, found, strict=True) if run is None]
     begun = {request.model: run for request, run in zip(beginning, _begin_runs(tables, beginning), strict=True)}
     return [begun[request.model] if run is None else run for request, run in zip(requests, found, strict=True)]
 
 
-def _find_run(tables: NightTables, request: NightRequest) -> ChosenRun | None:
-    """The run that goes on, None if there is none."""
+def _find_run(tables: NightTables, request: NightRequest) -> ChosenRun | RefusedRun | None:
+    """The run that goes on or that is refused, None if there is none."""
     name, published = (None, False) if request.restart else _find_current(tables, request.date, request.model)
     if name is None:
         return None
-    run = _open_run(tables, name, request, published=published)
-    if run is not None and (published or not _some_taken(tables, run, request)):
-        return run
+    try:
+        run = _open_run(tables, name, request, published=published)
+        if run is not None and (published or not _some_taken(tables, run, request)):
+            return run
+    except UserError as error:
+        return RefusedRun(name, error)
     why = (
         "it has no plan that this command could go on with"
         if run is None
@@ -180,13 +197,42 @@ def _find_run(tables: NightTables, request: NightRequest) -> ChosenRun | None:
     return None
 
 
-def _leave_divided_passes(tables: NightTables, runs: Sequence[ChosenRun | None]) -> list[ChosenRun | None]:
+def _require_whole_passes(
+    tables: NightTables, requests: Sequence[NightRequest], found: Sequence[ChosenRun | RefusedRun | None]
+) -> None:
+    """Raise UserError if a run that is refused is not finished, and a run that goes on shares its pass.
+
+    A new run for the other model instead would leave what the pass has computed, which nobody asked for.
+    """
+    runs = dict(zip([request.model for request in requests], found, strict=True))
+    refused = {run.name: (model, run) for model, run in runs.items() if isinstance(run, RefusedRun)}
+    for model, run in runs.items():
+        if not refused or not isinstance(run, ChosenRun) or run.published or run.record.shared_pass is None:
+            continue
+        record = find_pass(tables.out, run.record.shared_pass)
+        waiting = [] if record is None else open_runs(tables, record)
+        missing = [name for name in waiting if name in refused]
+        if run.record.run not in waiting or not missing:
+            continue
+        other, lacking = refused[missing[0]]
+        version = f"models:/{other}/{find_runs(tables.out, [lacking.name])[lacking.name].model_version}"
+        raise UserError(
+            f"model {other}: {lacking.error}. Model {model} shares the unfinished pass {run.record.shared_pass} with "
+            f"this run; to resume both, name the version with which it began (--model {version}); to begin a new run "
+            f"of {model}, leave {other} out"
+        ) from lacking.error
+
+
+def _leave_divided_passes(
+    tables: NightTables, runs: Sequence[ChosenRun | RefusedRun | None]
+) -> list[ChosenRun | RefusedRun | None]:
     """The runs, with None in place of those whose pass cannot go on, because other unfinished runs of it do not.
 
     What a pass computes for a shard is one entry of one log, with the files of all of its runs that are not finished.
     """
-    going_on = {run.record.run for run in runs if run is not None}
-    passes = {run.record.shared_pass for run in runs if run is not None and not run.published}
+    chosen = [run for run in runs if isinstance(run, ChosenRun)]
+    going_on = {run.record.run for run in chosen}
+    passes = {run.record.shared_pass for run in chosen if not run.published}
     lacking: dict[str, str] = {}
     for name in sorted(name for name in passes if name is not None):
         record = find_pass(tables.out, name)
@@ -199,9 +245,9 @@ def _leave_divided_passes(tables: NightTables, runs: Sequence[ChosenRun | None])
         waiting = not run.published and run.record.shared_pass in lacking
         return waiting and find_night(tables.out, run.record.run) is None
 
-    kept: list[ChosenRun | None] = []
+    kept: list[ChosenRun | RefusedRun | None] = []
     for run in runs:
-        if run is not None and divided(run):
+        if isinstance(run, ChosenRun) and divided(run):
             _warn_of_new_run(tables, run.record.run, lacking[run.record.shared_pass or ""])
             kept.append(None)
         else:

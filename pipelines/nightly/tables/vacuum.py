@@ -24,7 +24,7 @@ from pipelines.nightly.tables.night_tables import (
     published_runs,
     was_published,
 )
-from pipelines.nightly.tables.passes import find_pass, is_pass_name
+from pipelines.nightly.tables.passes import find_passes, is_pass_name
 from pipelines.nightly.tables.publication import claim_side_tables, remove_replaced_rows
 from pipelines.storage.delta_table import retry_commits
 from pipelines.storage.object_store import StoredObject
@@ -64,7 +64,8 @@ def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> Vacuum
     if age < SHORTEST_AGE:
         raise UserError(f"vacuum: an age of {age} is too short; expected at least {SHORTEST_AGE}")
     before = (now - age).timestamp()
-    objects_by_run, passes = _objects_by_run(tables), _read_passes(tables)
+    in_runs = list(tables.out.list_objects(RUNS))
+    objects_by_run, passes = _objects_by_run(tables, in_runs), _read_passes(tables, in_runs)
     contents = _read_contents(tables, sorted(objects_by_run))
     abandon: list[str] = []
     delete: list[StoredObject] = []
@@ -168,23 +169,23 @@ def _read_contents(tables: NightTables, runs: Sequence[str]) -> _Contents:
     )
 
 
-def _read_passes(tables: NightTables) -> list[_Pass]:
-    """The passes of an output."""
+def _read_passes(tables: NightTables, in_runs: Sequence[StoredObject]) -> list[_Pass]:
+    """The passes of an output, from the objects in `_runs/`."""
     objects: dict[str, list[StoredObject]] = {}
-    for item in tables.out.list_objects(RUNS):
+    for item in in_runs:
         name = item.key.split("/")[1]
         if is_pass_name(name):
             objects.setdefault(name, []).append(item)
-    records = {name: find_pass(tables.out, name) for name in objects}
-    runs = {name: frozenset(() if record is None else record.runs) for name, record in records.items()}
+    records = find_passes(tables.out, list(objects))
+    runs = {name: frozenset(records[name].runs if name in records else ()) for name in objects}
     return [_Pass(runs[name], each) for name, each in objects.items()]
 
 
-def _objects_by_run(tables: NightTables) -> dict[str, list[StoredObject]]:
+def _objects_by_run(tables: NightTables, in_runs: Sequence[StoredObject]) -> dict[str, list[StoredObject]]:
     """The objects of each run, in its folder and in those of the tables. Other objects are not among them."""
     objects: dict[str, list[StoredObject]] = {}
-    for folder in (RUNS, *TABLES):
-        for item in tables.out.list_objects(folder):
+    for listed in (in_runs, *map(tables.out.list_objects, TABLES)):
+        for item in listed:
             run = item.key.split("/")[1]
             if is_run_name(run):
                 objects.setdefault(run, []).append(item)

@@ -87,7 +87,7 @@ def make_report(**changes: Any) -> dict[str, Any]:
         "quarantined": [{"uri": "s3://inbox/x.parquet", "reason": "it is corrupt"}],
         "shards": 30,
         "throughput": {**to_json(measure_throughput(outcomes)), "mean": 30.0, "seconds": 411.5},
-        "slowest": to_json(slowest_shards(outcomes)),
+        "slowest": to_json(slowest_shards(outcomes, range(len(outcomes)))),
         "before": {
             "date": "2026-02-28",
             "model_version": "6",
@@ -264,5 +264,5 @@ def test_the_slowest_shards_come_first() -> None:
         {"uri": "a", "work": "0", **counts, **empty, "seconds": seconds, "ended": 1.0, "tries": 1}
         for seconds in range(1, 20)
     ]
-    slowest = slowest_shards([ShardOutcome.from_json(shard, ClassifyCounts) for shard in shards])
+    slowest = slowest_shards([ShardOutcome.from_json(shard, ClassifyCounts) for shard in shards], range(len(shards)))
     assert [shard.seconds for shard in slowest] == [19, 18, 17, 16, 15, 14, 13, 12]

@@ -12,7 +12,7 @@ import pytest
 from transformers import BertModel
 
 from pipelines.nightly import classify, classify_step, night_pass
-from pipelines.nightly.finish_nights import ClassifiedNights
+from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, NightTables, read_rows
 from pipelines.storage.object_store import Store
@@ -20,6 +20,7 @@ from pipelines.workers.map_shards import map_shards
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, load_settings
+from spin.shared_pass import SharedPass
 from tests.pipelines.nightly.test_classify import DATE
 from tests.pipelines.nightly.test_shadow import ROWS, FailingBlockStep, list_labels
 from tests.support import tiny
@@ -75,7 +76,7 @@ class SeveralProject:
 
     def run(
         self, out: str, *models: str, shadows: Mapping[str, str] | None = None, cascade: bool = False, **limits: float
-    ) -> ClassifiedNights:
+    ) -> CommandResult:
         """Run a night of some models, with a version as the shadow of some."""
         tree: dict[str, Any] = {
             "backbone": {"model": str(self.backbone), "dtype": "float32", "device": "cpu", "engine": "torch"},
@@ -157,8 +158,11 @@ def test_a_model_on_another_backbone_has_a_pass_of_its_own(project: SeveralProje
     together.raise_failures()
     assert [report.model for report in together.reports] == [DEEP, ELSEWHERE, SHALLOW]
     alone = SpinClassifier.load(project.versions / ELSEWHERE)
-    labels = [row["label"] for row in project.read("together", PREDICTIONS, ELSEWHERE)]
-    assert labels == alone.predict([row["text"] for row in ROWS])
+    expected = alone.predict([row["text"] for row in ROWS])
+    assert [row["label"] for row in project.read("together", PREDICTIONS, ELSEWHERE)] == expected
+    # so the command that resumes its run by itself, which names this one model, goes on
+    project.run("by itself", ELSEWHERE).raise_failures()
+    assert [row["label"] for row in project.read("by itself", PREDICTIONS, ELSEWHERE)] == expected
 
 
 def test_a_document_that_only_one_model_cannot_compute_is_a_dead_letter_of_that_one(
@@ -199,6 +203,44 @@ def test_one_of_several_models_has_a_shadow(project: SeveralProject) -> None:
     for report, model in zip(without.reports, (MULTILABEL, SHALLOW), strict=True):
         assert project.read("together", PREDICTIONS, model) == project.read("without", PREDICTIONS, model)
         assert report.shadow is None
+
+
+@pytest.mark.parametrize("where", ["loading", "preparing", "deciding"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, UserError])
+def test_an_error_of_one_model_names_it(
+    where: str, error: type[Exception], project: SeveralProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the operator knows which `--model` to leave out; of an error of the machine, none is to blame."""
+    project.write(ROWS)
+    named: list[SpinClassifier] = []
+    load, prepare, decide = classify_step._load, SpinClassifier.prepare, SpinClassifier.predict_features
+
+    def load_one(*args: Any) -> Any:
+        if where == "loading" and len(named) == 1:
+            raise error("broken")
+        named.append(load(*args))
+        return named[-1]
+
+    def fail_second(original: Callable[..., Any], kind: str) -> Callable[..., Any]:
+        def call(spin: SpinClassifier, *args: Any) -> Any:
+            if where == kind and spin is named[1]:
+                raise error("broken")
+            return original(spin, *args)
+
+        return call
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the pass of both")
+
+    monkeypatch.setattr(classify_step, "_load", load_one)
+    monkeypatch.setattr(SpinClassifier, "prepare", fail_second(prepare, "preparing"))
+    monkeypatch.setattr(SpinClassifier, "predict_features", fail_second(decide, "deciding"))
+    if where == "preparing":
+        monkeypatch.setattr(SharedPass, "prepare", fail)
+    result = project.run("together", DEEP, SHALLOW)
+    what = "broken" if error is UserError else "ZeroDivisionError: broken"
+    assert {failure.message for failure in result.failures} == {f"model {SHALLOW}, version {SHALLOW}: {what}"}
+    assert {failure.status for failure in result.failures} == {2 if error is UserError else 1}
 
 
 def test_a_model_whose_backbone_is_gone_is_refused_before_any_work(project: SeveralProject, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 
 from pipelines.data.shards import Shard
 from pipelines.nightly import classify, finish, finish_nights, night_pass
+from pipelines.nightly.classify_step import CALIBRATION
+from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.nights import list_output, models_to_resume
 from pipelines.nightly.tables import publication
 from pipelines.nightly.tables.night_history import list_nights
-from pipelines.nightly.tables.night_records import RUNS
+from pipelines.nightly.tables.night_records import RUNS, lease_model
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, read_rows
 from pipelines.nightly.tables.publication import claim
 from pipelines.nightly.tables.vacuum import models_of, plan_vacuum, run_vacuum
@@ -336,6 +339,236 @@ def test_a_published_model_is_not_computed_again(local_nights: FakeNights) -> No
     assert [report.run for report in reports] == [first.run, run_of(local_nights, B.name)]
     local_nights.run_several(A, B, restart=True).raise_failures()
     assert run_of(local_nights, A.name) != first.run
+
+
+def test_a_published_model_of_another_version_holds_back_no_other(local_nights: FakeNights) -> None:
+    """The champion of one is a new one when the command runs again, so its run is refused; the other is published."""
+    local_nights.write("a.jsonl", make_rows("a", "b"))
+    registry = FakeRegistry(A.name)
+    with failing_publication_of(B.name):
+        local_nights.run_several(registry, B)
+    assert (local_nights.ids(A.name), local_nights.ids(B.name)) == ({DATE: ["a", "b"]}, {})
+    registry.champion = "2"
+    result = local_nights.run_several(registry, B)
+    assert result.models == NAMES
+    assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
+    assert FakeStep.computed == ["000000"]
+    with pytest.raises(UserError, match=r"^model a-model: .*model.*--restart"):
+        result.raise_failures()
+
+
+def test_an_unfinished_model_of_another_version_names_the_way_out(local_nights: FakeNights) -> None:
+    """Its companion waits for it in the pass: nothing begins anew without being asked."""
+    local_nights.write("a.jsonl", make_rows("a", "b"))
+    registry = FakeRegistry(A.name)
+    with before_call(night_pass, "_share_models", failed()):
+        local_nights.run_several(registry, B)
+    registry.champion = "2"
+    with pytest.raises(UserError, match=r"^model a-model: .*\(--model models:/a-model/1\).* leave a-model out"):
+        local_nights.run_several(registry, B)
+    assert len(list_output(local_nights.output)) == 2
+    with before_call(night_pass, "_share_models", failed()):
+        local_nights.run_several(registry, FakeRegistry("other", backbone="1"))
+    registry.champion = "1"
+    local_nights.run_several(registry, B).raise_failures()
+    assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["alone", "with another"])
+def test_a_published_run_that_has_lost_its_report_is_a_mistake_that_is_named(
+    several: bool, local_nights: FakeNights
+) -> None:
+    """Nothing is known of its counts, so the command neither ends with status 0 nor computes it again."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    run = local_nights.run(registry=A).run
+    local_nights.out.delete(f"{RUNS}/{run}/report.json")
+    result = local_nights.run_several(*((A, B) if several else (A,)))
+    assert [report.model for report in result.reports] == [B.name] * several
+    with pytest.raises(UserError, match=rf"{run} has lost its report \(report.json\); --restart begins a new run"):
+        result.raise_failures()
+    with pytest.raises(UserError, match="has lost its report"):
+        local_nights.run(registry=A)
+    local_nights.run_several(A, B, restart=True).raise_failures()
+
+
+def test_the_work_of_a_pass_is_deleted_when_its_last_finished_night_is_published(local_nights: FakeNights) -> None:
+    """The last one was finished, and not published, by the command that classified; the spool holds its texts."""
+    local_nights.write("a.jsonl", make_rows("a", "b", "a"))
+    with failing_publication_of(B.name, KeyboardInterrupt), suppress(KeyboardInterrupt):
+        local_nights.run_several(A, B)  # the process is ended
+    [name] = passes_of(local_nights)
+    folder = local_nights.out / f"{RUNS}/{name}"
+    assert {key.split("/")[0] for key in folder.list()} >= {"spool", "model"}
+    local_nights.run_several(A, B).raise_failures()
+    left = folder.list()
+    assert {key.split("/")[0] for key in left}.isdisjoint({"spool", "model", "attempts"})
+    assert not [key for key in left if key.endswith(".ids")]
+    assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
+
+
+@pytest.mark.parametrize("where", ["find_finished", "publish"])
+def test_a_finished_night_that_cannot_be_published_at_first_is_tried_again(
+    where: str, local_nights: FakeNights
+) -> None:
+    """The store does not answer once; the other model classifies meanwhile."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    other = FakeRegistry("other", backbone="1")
+    with failing_publication_of(A.name):
+        local_nights.run_several(A)
+    begun = list_output(local_nights.output)
+    with before_call(finish_nights, where, failed()):
+        local_nights.run_several(A, other).raise_failures()
+    assert run_of(local_nights, A.name) == begun[0].run
+    assert FakeStep.computed == ["000000", "000000"]
+    assert local_nights.ids(A.name) == local_nights.ids("other") == {DATE: ["a"]}
+
+
+def test_the_nights_of_a_pass_are_shown_before_the_next_pass_begins(local_nights: FakeNights) -> None:
+    """A pass may take hours; each night is logged to MLflow once."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    registries = [FakeRegistry(A.name), FakeRegistry("other", backbone="1")]
+    logged: list[list[int]] = []
+    with before_call(
+        night_pass, "_take_in", lambda: logged.append([len(each.logged) for each in registries]), once=False
+    ):
+        local_nights.run_several(*registries).raise_failures()
+    assert logged == [[0, 0], [1, 0]]
+    assert [len(each.logged) for each in registries] == [1, 1]
+
+
+def test_the_intake_ends_a_pass_in_which_no_night_waits_to_be_published(local_nights: FakeNights) -> None:
+    """One model is overtaken, and the files of the other cannot be read: hours of work would publish nothing."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run(LAST, registry=B)
+    local_nights.write("b.csv", b"nothing\n1\n")
+    with before_call(finish_nights, "find_finished", lambda: take_lease(local_nights, 0)):
+        result = local_nights.run_several(A, B, incremental=True, limits={"max_bad_files": 0.4})
+    assert [(failure.model, type(failure.error)) for failure in result.failures] == [
+        (A.name, HeldError),
+        (B.name, BadRowsError),
+    ]
+    assert FakeStep.computed == ["000000"], "of the earlier night"
+
+
+def test_each_night_of_a_pass_that_the_intake_ends_has_its_own_error(local_nights: FakeNights) -> None:
+    """One model reads a good file more."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run(LAST, registry=A)
+    local_nights.write("b.csv", b"nothing\n1\n")
+    local_nights.write("c.csv", b"nothing\n1\n")
+    result = local_nights.run_several(A, B, incremental=True, limits={"max_bad_files": 0.0})
+    assert FakeStep.computed == ["000000"], "of the earlier night"
+    assert [failure.status for failure in result.failures] == [4, 4]
+    assert result.failures[0].error is not result.failures[1].error
+
+
+def test_a_defect_of_one_model_is_logged_with_its_traceback(
+    local_nights: FakeNights, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line of an error that is no SpinError says too little."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(finish_nights, "_finish", failed(ZeroDivisionError)):
+        result = local_nights.run_several(A, B)
+    assert [failure.model for failure in result.failures] == [A.name]
+    [record] = [record for record in caplog.records if record.exc_info and record.levelname == "WARNING"]
+    assert "ZeroDivisionError" in caplog.text
+    assert A.name in record.getMessage()
+
+
+def test_int8_is_scaled_by_the_texts_of_the_first_model_with_which_the_pass_began(
+    local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the pass goes on without this model."""
+    settings, share = FakeNights.settings, night_pass._share_models
+    jobs: list[Any] = []
+
+    def in_int8(*args: Any) -> Any:
+        given = settings(*args)
+        int8 = given.backbone.model_copy(update={"engine": "openvino", "dtype": "int8"})
+        return given.model_copy(update={"backbone": int8})
+
+    def keep_job(*args: Any) -> Any:
+        jobs.append(share(*args))
+        return jobs[-1]
+
+    monkeypatch.setattr(FakeNights, "settings", staticmethod(in_int8))
+    monkeypatch.setattr(night_pass, "_share_models", keep_job)
+    local_nights.write("a.jsonl", make_rows("a"))
+    registries = [CalibratedRegistry(name) for name in NAMES]
+    original = finish_nights.finish_night
+
+    def finish_first(driver: Any, *args: Any) -> Any:
+        if driver.run.record.model == B.name:
+            raise UnavailableError("here it ends")
+        return original(driver, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish_nights, "finish_night", finish_first)
+        local_nights.run_several(*registries)
+    local_nights.run_several(*registries).raise_failures()
+    used = [[model.artifact.sha256[CALIBRATION] for model in job.models] for job in jobs]
+    of_first = hashlib.sha256(b'["a-model"]').hexdigest()
+    assert used == [[of_first, of_first], [of_first]]
+
+
+class CalibratedRegistry(FakeRegistry):
+    """A registry with texts that scale int8."""
+
+    def calibration(self) -> list[str]:
+        return [self.name]
+
+
+def test_several_shadows_are_refused(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    requested = [RequestedModel(each, None, "models:/x/2") for each in (A, B)]  # type: ignore[arg-type]
+    settings = FakeNights.settings(4, None, None)
+    with pytest.raises(UserError, match="--shadow: a-model, b's/model have one each"):
+        classify.classify_nights(settings, requested, local_nights.source, local_nights.output)
+    assert local_nights.out.list() == []
+
+
+def test_the_slowest_shards_of_a_model_have_the_numbers_of_the_pass(local_nights: FakeNights) -> None:
+    """One model takes only the last file, which is in the second shard."""
+    local_nights.write("a.jsonl", make_rows("a", "b", "c", "d"))
+    local_nights.run(LAST, registry=A)
+    local_nights.write("b.jsonl", make_rows("e"))
+    result = local_nights.run_several(A, B, incremental=True)
+    assert [sorted(shard.number for shard in report.slowest) for report in result.reports] == [[1], [0, 1]]
+
+
+def test_a_run_that_is_refused_is_overtaken_first(local_nights: FakeNights) -> None:
+    """Another driver may have taken over while this one chose its runs."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    registry = FakeRegistry(A.name)
+    local_nights.run(registry=registry)
+    registry.champion = "2"
+    with (
+        before_call(classify, "refuse_run", lambda: take_lease(local_nights, 0)),
+        pytest.raises(HeldError),
+    ):
+        local_nights.run(registry=registry)
+
+
+def take_lease(nights: FakeNights, number: int) -> None:
+    """Let another driver claim a model."""
+    nights.expire_lease(list_leases(nights)[number])
+    with lease_model(nights.out, NAMES[number]):
+        claim(nights.tables, NAMES[number], retry_seconds=5)
+
+
+@contextmanager
+def failing_publication_of(model: str, error: type[BaseException] = UnavailableError) -> Iterator[None]:
+    """The publication of the nights of a model fails."""
+    original = finish.publish_night
+
+    def publish_others(tables: Any, night: Any, **options: Any) -> None:
+        if night.model == model:
+            raise error("here it ends")
+        original(tables, night, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "publish_night", publish_others)
+        yield
 
 
 def test_a_missing_record_of_a_pass_begins_new_runs(local_nights: FakeNights) -> None:

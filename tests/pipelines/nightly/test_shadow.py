@@ -25,12 +25,14 @@ from pipelines.nightly import classify_step, night_pass
 from pipelines.nightly.classify_step import ClassifyStep, data_layout
 from pipelines.nightly.night_report import NightReport
 from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.shadow import Shadow
 from pipelines.nightly.tables.night_tables import DISAGREEMENTS, NightTables, read_rows
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.fault_isolation import MAX_CRASHES
 from pipelines.workers.map_shards import map_shards
+from spin import shared_pass
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.monitor.agreement import ShadowAgreement, count_agreement, total_agreement
@@ -448,6 +450,56 @@ def test_a_shadow_that_always_raises_is_tried_a_limited_number_of_times(
     assert collect_shard_digests(report) == collect_shard_digests(alone)
     assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (0, 150)
     assert FailingBlockStep.raised == 1 + 100
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "failing"),
+    [(classify_step, "_load", 2), (SharedPass, "prepare", 1), (Shadow, "compare", 1)],
+    ids=["loading", "preparing", "comparing"],
+)
+def test_a_shadow_that_fails_as_a_whole_costs_the_night_nothing(
+    target: Any, name: str, failing: int, project: NightProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its documents count as failed; the night is the same as without a shadow. The model is loaded first."""
+    project.write("a.jsonl", ROWS)
+    alone = project.run_night("alone")
+    calls = fail_at(failing, target, name, monkeypatch)
+    report = project.run_night(shadow=f"models:/tiny/{DEEP}")
+    assert calls["all"] >= failing
+    assert collect_shard_digests(report) == collect_shard_digests(alone)
+    assert report.counts == alone.counts
+    failed = read_outcomes(report)[0].counts.rows if name == "compare" else 150
+    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150 - failed, failed)
+
+
+def test_no_engine_is_opened_for_a_model_with_a_shadow_that_computes_apart(
+    project: NightProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On OpenVINO each is compiled by itself, and a shadow that cannot be compiled costs the night nothing."""
+    project.write("a.jsonl", ROWS)
+    openvino = ("backbone.engine=openvino",)
+    together = fail_at(1, shared_pass, "open_calibrated", monkeypatch)
+    report = project.run_night("out", shadow=f"models:/tiny/{DEEP}", set=openvino)
+    assert together["all"] == 0
+    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150, 0)
+    fail_at(2, SpinClassifier, "prepare", monkeypatch)
+    broken = project.run_night("broken", shadow=f"models:/tiny/{DEEP}", set=openvino)
+    assert broken.counts == report.counts
+    assert (get_agreement(broken).counts.compared, get_agreement(broken).counts.failed) == (0, 150)
+
+
+def fail_at(number: int, target: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Let one call of a function fail; returns a count of its calls."""
+    original, calls = getattr(target, name), Counter[str]()
+
+    def fail(*args: Any, **options: Any) -> Any:
+        calls["all"] += 1
+        if calls["all"] == number:
+            raise UserError("the shadow is broken")
+        return original(*args, **options)
+
+    monkeypatch.setattr(target, name, fail)
+    return calls
 
 
 def test_a_document_that_the_model_cannot_compute_is_not_compared(
