@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs import terminal
-from pipelines.nightly import classify
+from pipelines.nightly import finish_nights, night_pass
 from pipelines.nightly.run_report import report_page
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, read_rows
 from pipelines.planning.estimate import estimate_night
@@ -51,7 +51,7 @@ def project(
     tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> NightProject:
     monkeypatch.setattr(
-        classify, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
+        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
     )
     project = NightProject(tmp_path, registry_fixture, backbone_folder)
     project.write("a.jsonl", [*ROWS, {"id": "x", "text": " "}])
@@ -89,7 +89,7 @@ def test_what_is_not_read_is_counted_per_row_and_per_night(project: NightProject
     model = SpinClassifier.load(project.registry_fixture.folder / WINDOWS, early=cascade == "true")
     assert [row["label"] for row in rows] == model.predict([row["text"] for row in ROWS])
     assert counts.tokens == int(model.features([row["text"] for row in ROWS]).n_tokens.sum())
-    metrics = classify._summary(report).metrics()
+    metrics = finish_nights._summary(report).metrics()
     assert (metrics["windows"], metrics["unread_tokens"]) == (counts.windows, counts.unread_tokens)
     page = " ".join(report_page(report).split())
     assert (
@@ -112,7 +112,7 @@ def test_a_model_that_cuts_leaves_the_column_empty(project: NightProject) -> Non
     assert {row["unread_tokens"] for row in read_table(project)} == {None}
     assert (report.counts.windows, report.counts.unread_tokens) == (0, 0)
     assert report.counts.truncated > 0
-    assert "windows" not in classify._summary(report).metrics()
+    assert "windows" not in finish_nights._summary(report).metrics()
     assert "truncated at the token limit" in " ".join(report_page(report).split())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.nightly import classify
+from pipelines.nightly import night_pass
 from pipelines.nightly.tables import night_tables
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, read_rows
 from pipelines.storage.object_store import Store
@@ -59,7 +59,7 @@ def project(
     tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> NightProject:
     monkeypatch.setattr(
-        classify, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
+        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
     )
     project = NightProject(tmp_path, registry_fixture, backbone_folder)
     project.write("a.jsonl", [*ROWS, {"id": "dead", "text": " "}])
