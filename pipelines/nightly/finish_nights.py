@@ -199,6 +199,8 @@ class _Work:
             if finished is not None:
                 self.finished.add(night.name)
                 self.publish(night, *finished)
+            elif driver.run.published and driver.run.record.shared_pass is None:
+                self.finished.discard(night.name)  # its report is made again from the log of its shards
             elif driver.run.published:
                 raise UserError(
                     f"{driver.tables.out.uri}: the night of {driver.run.record.date} is published, but its run "

@@ -374,13 +374,12 @@ def test_an_unfinished_model_of_another_version_names_the_way_out(local_nights: 
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["alone", "with another"])
-def test_a_published_run_that_has_lost_its_report_is_a_mistake_that_is_named(
-    several: bool, local_nights: FakeNights
-) -> None:
-    """Nothing is known of its counts, so the command neither ends with status 0 nor computes it again."""
+@pytest.mark.parametrize("several", [False, True], ids=["by itself", "with another"])
+def test_a_published_run_of_a_pass_that_has_lost_its_report_is_refused(several: bool, local_nights: FakeNights) -> None:
+    """Nothing is known of its counts: the command must not end with status 0, nor hold back the other model."""
     local_nights.write("a.jsonl", make_rows("a"))
-    run = local_nights.run(registry=A).run
+    local_nights.run_several(A, B).raise_failures()
+    run = run_of(local_nights, A.name)
     local_nights.out.delete(f"{RUNS}/{run}/report.json")
     result = local_nights.run_several(*((A, B) if several else (A,)))
     assert [report.model for report in result.reports] == [B.name] * several
@@ -389,6 +388,16 @@ def test_a_published_run_that_has_lost_its_report_is_a_mistake_that_is_named(
     with pytest.raises(UserError, match="has lost its report"):
         local_nights.run(registry=A)
     local_nights.run_several(A, B, restart=True).raise_failures()
+
+
+def test_the_report_of_a_run_that_classified_alone_is_made_again_with_others(local_nights: FakeNights) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    report = local_nights.run(registry=A)
+    local_nights.out.delete(f"{RUNS}/{report.run}/report.json")
+    result = local_nights.run_several(A, B)
+    result.raise_failures()
+    assert (result.reports[0].run, result.reports[0].counts) == (report.run, report.counts)
+    assert FakeStep.computed == ["000000", "000000"]
 
 
 def test_the_work_of_a_pass_is_deleted_when_its_last_finished_night_is_published(local_nights: FakeNights) -> None:
