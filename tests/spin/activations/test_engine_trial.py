@@ -36,8 +36,8 @@ SCALE_VALUES = (
     "from spin.activations import engine_child, openvino_engine\n"
     "run = openvino_engine.OpenVinoEngine.run\n"
     "def scaled(self, *args):\n"
-    "    values, hidden = run(self, *args)\n"
-    "    return values * 1.05, hidden\n"
+    "    output = run(self, *args)\n"
+    "    return output._replace(values=output.values * 1.05)\n"
     "openvino_engine.OpenVinoEngine.run = scaled\n"
     "engine_child.main()\n"
 )
@@ -192,8 +192,8 @@ def test_an_engine_that_differs_from_torch_is_not_used(
     run = OpenVinoEngine.run
 
     def run_to_nan(*args: Any) -> Any:
-        values, hidden = run(*args)
-        return values * np.nan, hidden
+        output = run(*args)
+        return output._replace(values=output.values * np.nan)
 
     with monkeypatch.context() as patch:
         patch.setattr(OpenVinoEngine, "run", run_to_nan)

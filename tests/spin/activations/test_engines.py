@@ -122,7 +122,7 @@ def test_openvino_streams_agree_with_torch_and_restore_its_number_of_threads(bac
         assert set(actual.depth) == {1, backbone.depth}
         assert np.array_equal(actual.depth, expected.depth)
         assert actual.values == pytest.approx(expected.values, rel=1e-3, abs=1e-3, nan_ok=True)
-        values, hidden = engine.run(0, *backbone.pad_batch(backbone.tokenize(["fine"] * 13).ids))
+        values, hidden, _ = engine.run(0, *backbone.pad_batch(backbone.tokenize(["fine"] * 13).ids))
         assert (len(values), len(hidden)) == (13, 13)  # not 16, the size of the padded batch
         thread = Thread(target=lambda: threads_in_thread.append(torch.get_num_threads()))
         thread.start()
@@ -151,7 +151,7 @@ def test_only_the_first_segment_runs_the_embeddings(model: Any, monkeypatch: pyt
     monkeypatch.setattr(torch.nn.functional, "embedding", record_and_embed)
     engine = TorchEngine(model, split_segments(select_neurons(model), [1]))
     ids, mask = model.pad_batch(model.tokenize(TEXTS).ids)
-    _, hidden = engine.run(0, ids, mask)
+    hidden = engine.run(0, ids, mask).hidden
     assert sum(lookups) == 1
     engine.run(1, ids, mask, hidden)
     assert sum(lookups) == (1 if hasattr(model.model, "embeddings") else 2)
