@@ -23,7 +23,6 @@ from spin.heads.decision import Decision
 from spin.heads.early_exit import should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.persistence import ClassifierMetadata
-from spin.heads.word_regression import WordRegression
 from spin.labels.label_space import Label, LabelSpace
 from spin.labels.split_groups import hash_text
 from spin.labels.splits import assign_split
@@ -44,6 +43,7 @@ from spin.settings import (
     Settings,
 )
 from spin.sites import FeatureColumn, choose_sites
+from spin.words.word_regression import WordRegression
 
 
 class SpinClassifier:

@@ -28,7 +28,8 @@ from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier
 from spin.heads.mlp_head import MlpHead
-from spin.heads.word_regression import CHARACTERS_READ, UNITS, Unit, WordRegression
+from spin.words.vocabulary import CHARACTERS_READ, UNITS, Unit
+from spin.words.word_regression import WordRegression
 
 REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
 """the packages that write and run each format"""

@@ -18,7 +18,7 @@ from spin.backbone.model import Backbone
 from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.heads.reason_weights import token_directions, token_weights, weigh_features
-from spin.heads.word_regression import WordRegression
+from spin.words.word_regression import WordRegression
 
 _BLOCK = 1024
 """texts whose contributions, of all neurons and terms, are computed at a time"""

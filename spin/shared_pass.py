@@ -14,9 +14,9 @@ from spin.activations.extract import Features, count_tokens, read_activations
 from spin.arrays import Floats
 from spin.classifier import SpinClassifier, checked_texts, open_calibrated
 from spin.heads.selection import Selection
-from spin.heads.word_regression import predict_with_each
 from spin.predictions import Predictions
 from spin.sites import BY_WORDS, FeatureColumn
+from spin.words.word_regression import predict_with_each
 
 Neurons = Mapping[FeatureColumn, NDArray[np.int64]]
 _SOURCE = frozenset({"model", "revision", "trust_remote_code"})

@@ -18,10 +18,10 @@ from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
 from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
-from spin.heads.word_regression import WordRegression
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.settings import Choice, DecisionSettings
+from spin.words.word_regression import WordRegression
 
 
 class ExitSummary(BaseModel):

@@ -26,10 +26,10 @@ from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
-from spin.heads.word_regression import WordRegression
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
+from spin.words.word_regression import WordRegression
 
 FORMAT = 7
 """version of the artifact's format"""

@@ -14,11 +14,12 @@ from safetensors.numpy import save as save_tensors
 
 from spin.arrays import Floats, Rows
 from spin.heads.calibration import fit_temperature, log_loss
-from spin.heads.word_regression import UNITS, Unit, Vocabulary, WordRegression, predict_with_each, read_part
 from spin.labels.cross_validation import Fold
 from spin.labels.label_space import Targets
 from spin.labels.sampling import sample_rows
 from spin.labels.training_data import TrainingData
+from spin.words.vocabulary import UNITS, Unit, Vocabulary, read_part
+from spin.words.word_regression import WordRegression, predict_with_each
 
 _log = logging.getLogger(__name__)
 STRENGTHS = (1.0, 4.0, 16.0)
@@ -157,13 +158,8 @@ def _weigh_terms(counts: _TermCounts, rows: Rows) -> tuple[Vocabulary, ...]:
 def _transform(counts: _TermCounts, vocabularies: Sequence[Vocabulary], rows: Rows) -> Any:
     """The features (n, v) of some rows, as a word regression computes them from texts."""
     from scipy.sparse import hstack
-    from sklearn.feature_extraction.text import TfidfTransformer
 
-    parts = []
-    for vocabulary in vocabularies:
-        transformer = TfidfTransformer(sublinear_tf=True)
-        transformer.idf_ = vocabulary.idf
-        parts.append(transformer.transform(counts.part(vocabulary.unit, rows)))
+    parts = [vocabulary.weigh(counts.part(vocabulary.unit, rows)) for vocabulary in vocabularies]
     return hstack(parts, format="csr")
 
 

@@ -22,10 +22,10 @@ from spin.backbone.pooling import token_position
 from spin.backbone.windows import context_of
 from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
-from spin.heads.word_regression import Place, TermContribution, WordRegression
 from spin.labels.label_space import LabelSpace
 from spin.settings import DecisionSettings
 from spin.sites import FeatureColumn, Site
+from spin.words.word_regression import Place, TermContribution, WordRegression
 
 Where = TypeVar("Where", Site, int)
 

@@ -17,11 +17,11 @@ from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
-from spin.heads.word_regression import WordRegression
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import BY_WORDS, FeatureColumn, Site
+from spin.words.word_regression import WordRegression
 from tests.support import tiny
 from tests.support.summaries import build_choice_summary
 from tests.support.word_regression import build_word_regression

@@ -12,11 +12,11 @@ from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
-from spin.heads.word_regression import WordRegression
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings
 from spin.sites import BY_WORDS, FeatureColumn
+from spin.words.word_regression import WordRegression
 
 
 def build_classifier(

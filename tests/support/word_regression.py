@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from spin.heads.word_regression import UNITS, Vocabulary, WordRegression
+from spin.words.vocabulary import UNITS, Vocabulary
+from spin.words.word_regression import WordRegression
 
 
 def build_word_regression(texts: Sequence[str], classes: int = 3) -> WordRegression:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.training.drift_reference import choose_reference
-from spin.heads.word_regression import WordRegression
 from spin.integrate.fit_words import WordFit
 from spin.labels.cross_validation import Fold
+from spin.words.word_regression import WordRegression
 
 NO_ROWS = np.empty(0, np.int64)
 

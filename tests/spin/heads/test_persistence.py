@@ -25,11 +25,12 @@ from spin.heads.mlp_head import MlpHead
 from spin.heads.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
 from spin.heads.selection import Rule, Selection
-from spin.heads.word_regression import Vocabulary, WordRegression
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import BY_WORDS, FeatureColumn
+from spin.words.vocabulary import Vocabulary
+from spin.words.word_regression import WordRegression
 from tests.support.summaries import build_choice_summary
 
 COLUMNS = [FeatureColumn.parse(text) for text in ("resid.00.mean", "ffn.01.max", "ffn.02.mean")]

@@ -13,12 +13,12 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 
 from spin.heads.calibration import fit_temperature, log_loss
-from spin.heads.word_regression import UNITS
 from spin.integrate import fit_words as module
 from spin.integrate.fit_words import WordFit, fit_words
 from spin.labels.cross_validation import Fold, make_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.training_data import TrainingData
+from spin.words.vocabulary import UNITS
 from tests.support import tiny
 
 CLASSES = ("bad", "good", "plain")
@@ -210,7 +210,7 @@ def test_long_corpora_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_CHARACTERS", sum(map(len, texts)) * 40 // len(texts))
     fitted = fit_words(recorded, data)
     assert fitted is not None
-    monkeypatch.setattr("spin.heads.word_regression._PART", 7)
+    monkeypatch.setattr("spin.words.word_regression._PART", 7)
     in_parts = fit_words(read_from(texts), data)
     assert in_parts is not None
     np.testing.assert_allclose(in_parts.held_out[0], fitted.held_out[0], atol=1e-5)

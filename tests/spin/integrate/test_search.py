@@ -25,7 +25,6 @@ from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
-from spin.heads.word_regression import WordRegression
 from spin.integrate.feature_matrix import FeatureMatrix, align, row_weights
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
@@ -42,6 +41,7 @@ from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, fit_probes
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
 from spin.sparsify.select import Ranking
+from spin.words.word_regression import WordRegression
 
 pytestmark = pytest.mark.usefixtures("all_folds", "few_labels")
 Rows = NDArray[np.int64]

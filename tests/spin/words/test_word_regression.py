@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.sparse import hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from spin.heads.word_regression import CHARACTERS_READ, UNITS, Vocabulary, WordRegression, predict_with_each
+from spin.words.vocabulary import CHARACTERS_READ, UNITS, Vocabulary
+from spin.words.word_regression import WordRegression, predict_with_each
 from tests.support.word_regression import build_word_regression
 
 TEXTS = [
@@ -54,7 +55,7 @@ def test_logits_of_a_text_do_not_depend_on_the_others(
     """Bit for bit, also across the parts in which texts are counted."""
     together = regression.logits(TEXTS)
     np.testing.assert_array_equal(together, np.concatenate([regression.logits([text]) for text in TEXTS]))
-    monkeypatch.setattr("spin.heads.word_regression._PART", 2)
+    monkeypatch.setattr("spin.words.word_regression._PART", 2)
     np.testing.assert_array_equal(together, regression.logits(TEXTS))
 
 
@@ -133,7 +134,9 @@ def test_places_have_the_parts_of_the_contributions(regression: WordRegression) 
 def test_kept_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     regression, weights = build_word_regression(TEXTS), np.ones((len(TEXTS), 3))
     expected = regression.places(TEXTS, weights)
-    monkeypatch.setattr("spin.heads.word_regression._WORDS_KEPT", 2)
+    monkeypatch.setattr("spin.words.token_table.TOKENS_KEPT", 2)
     regression = build_word_regression(TEXTS)
     np.testing.assert_array_equal(regression.places(TEXTS, weights).sums, expected.sums)
-    assert len(regression.vocabularies[1]._terms_of_words) <= 2
+    for vocabulary in regression.vocabularies:
+        vocabulary.transform(TEXTS[4:5])
+        assert len(vocabulary._table) == 1
