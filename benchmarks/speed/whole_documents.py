@@ -50,9 +50,9 @@ class Reading:
 
     row: Row
     tokens: float
-    """read per document, special tokens and overlaps included; none of a document that its words decide"""
+    """read by the backbone per document, special tokens and overlaps included; none where words alone decide"""
     by_words: float
-    """share of the documents that their words decide"""
+    """share of the documents whose words alone decide, without the backbone"""
 
 
 @dataclass(frozen=True)
