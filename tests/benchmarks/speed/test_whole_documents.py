@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from benchmarks.method.corpora import Corpus, Documents, Plan, extract_corpus, load
+from benchmarks.method.corpora import Corpus, Documents, Exam, Plan, extract_corpus, load
 from benchmarks.speed import whole_documents
 from benchmarks.speed.page import Conditions
 from benchmarks.speed.role import SHIPPED, OurSetting
@@ -17,7 +19,8 @@ from benchmarks.speed.trial import Sides, divide_corpus
 from benchmarks.speed.whole_documents import Comparison, measure, section
 from spin import SpinClassifier
 from spin.arrays import Rows
-from spin.settings import BackboneSettings
+from spin.fit import fit_classifiers
+from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from tests.support import tiny
 
 SIDES = Sides(64, 16, 0, 30)
@@ -55,11 +58,19 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("parts")
 
 
+def fit_neurons(exam: Exam) -> Any:
+    """Fit on neurons alone, by a small search: words would decide these texts without any window."""
+    probe, search = ProbeSettings(penalties=3, max_extra=0), SearchSettings(etas=(0.5,), strengths=(1,), head="linear")
+    *_, result = fit_classifiers(exam.corpus.sites, exam.data, compute=exam.corpus.flops, probe=probe, search=search)
+    return SimpleNamespace(training_result=result)
+
+
 @pytest.fixture(scope="module")
 def comparison(corpus: Corpus, backbone_folder: Path, parts: Path) -> Comparison:
-    """Two rounds."""
+    """Two rounds, of classifiers without words."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.speed.rounds.peaks", lambda: {"float32": 1.0})
+        patch.setattr(whole_documents, "fit_spin", fit_neurons)
         return measure(corpus, windows(backbone_folder), SIDES, parts, 2, ["resid"])
 
 
@@ -102,12 +113,14 @@ def test_every_row_is_of_a_classifier_that_reads_so(comparison: Comparison, corp
         assert reading.by_words == pytest.approx(1 - runs.mean())
         assert reading.tokens == pytest.approx((spin.features(texts).n_tokens * runs).mean())
         assert len(reading.row.seconds) == 2
+    cut, in_windows, *_ = (reading.row.score for reading in comparison.readings)
+    assert in_windows > cut + 0.1  # the words of most documents stand behind the first window
 
 
 def test_nothing_is_learned_from_test_documents(
     corpus: Corpus, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their texts are not read, and other labels of theirs change nothing."""
+    """Their texts are not read, and other labels of theirs change nothing. This is the training that users get."""
     exam, _ = divide_corpus(corpus, SIDES)
     read: list[str] = []
     extract = whole_documents.extract
