@@ -171,7 +171,9 @@ def _contenders(exam: Exam, settings: BackboneSettings, parts: Parts, sites: Seq
     return contenders
 
 
-def _reading(ready: Ready, seconds: Sequence[float], answers: Answers, lengths: Floats, exam: Exam) -> Reading:
+def _reading(
+    ready: Ready, seconds: Sequence[float], answers: Answers, lengths: NDArray[np.integer], exam: Exam
+) -> Reading:
     """The figures of a contender that reads as many tokens of the test documents as `lengths` (n,) if none exits."""
     role, y, compute = ready.contender.role, exam.y[exam.test], answers.compute
     assert compute is not None
@@ -220,7 +222,8 @@ def _about(comparison: Comparison) -> str:
     return (
         "What it brings and costs to [read whole documents](../docs/how-to/long-texts.md), with `backbone.long_texts: "
         f"windows` in at most {settings.max_windows} windows of {settings.max_tokens} tokens with an overlap of "
-        f"{settings.window_overlap}, where by default a document is cut after {settings.max_tokens} tokens. Both are "
+        f"{settings.window_overlap}, where by default a document is cut after {settings.max_tokens} tokens, as in the "
+        "rows that do not name windows. Both are "
         f"trained with default settings on the same documents, and their choices are made by {choices} within these. "
         "Words count to the end of a document in both. They run in the default engine and precision of this machine "
         f"({role.engine}, {role.precision})."

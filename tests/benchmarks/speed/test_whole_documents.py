@@ -18,9 +18,12 @@ from benchmarks.speed.role import SHIPPED, OurSetting
 from benchmarks.speed.trial import Sides, divide_corpus
 from benchmarks.speed.whole_documents import Comparison, measure, section
 from spin import SpinClassifier
+from spin.activations.extract import Features, extract
 from spin.arrays import Rows
+from spin.backbone.model import Backbone
 from spin.fit import fit_classifiers
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
+from spin.sites import FeatureColumn
 from tests.support import tiny
 
 SIDES = Sides(64, 16, 0, 30)
@@ -123,8 +126,12 @@ def test_nothing_is_learned_from_test_documents(
     """Their texts are not read, and other labels of theirs change nothing. This is the training that users get."""
     exam, _ = divide_corpus(corpus, SIDES)
     read: list[str] = []
-    extract = whole_documents.extract
-    monkeypatch.setattr(whole_documents, "extract", lambda b, texts, c: read.extend(texts) or extract(b, texts, c))
+
+    def record(backbone: Backbone, texts: list[str], columns: list[FeatureColumn]) -> Features:
+        read.extend(texts)
+        return extract(backbone, texts, columns)
+
+    monkeypatch.setattr(whole_documents, "extract", record)
     settings, y = windows(backbone_folder), corpus.y.copy()
     y[exam.test] = 1 - y[exam.test]
     for name, targets in (("one", corpus.y), ("other", y)):
