@@ -24,12 +24,15 @@ from spin.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 TASKS = {
+    "benchmarks/speed-debian.md": "Speed on Debian packages",
+    "benchmarks/speed-manuals.md": "Speed on manual pages",
     "benchmarks/method-debian.md": "The method on Debian packages",
     "benchmarks/method-debtags.md": "The method on tags of Debian packages",
     "benchmarks/method-manuals.md": "The method on manual pages",
     "benchmarks/regret.md": "The regret of the default",
 }
-"""pages of `make bench-method TASK=…` and `make bench-regret` with their titles; they are written one at a time"""
+"""pages of `make bench TASK=…`, `make bench-method TASK=…` and `make bench-regret` with their titles; they are written
+one at a time"""
 OUTSIDE = (
     "benchmarks/speed.md",
     "benchmarks/method.md",

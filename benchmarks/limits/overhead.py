@@ -43,7 +43,7 @@ WAYS = (PLAIN, ONE, TWO, PLAIN_WIDE, ONE_WIDE)
 
 def measure(folder: Path, *, quick: bool) -> list[dict[Way, float]]:
     """Seconds by way, in rounds in which the ways take turns."""
-    settings, rounds = prepare(folder, 1_000 if quick else 10_000), []
+    settings, rounds = prepare(folder, (2 if quick else 10) * SHARD), []
     for number in range(1 if quick else 3):
         order = WAYS if number % 2 == 0 else WAYS[::-1]
         rounds.append({way: seconds(way, settings, folder) for way in order})
@@ -124,7 +124,11 @@ def _extract(settings: Settings) -> float:
 
 
 def _loop(settings: Settings, planned: Path) -> float:
-    """Do the same work in a plain loop over the shards of a plan of `spin extract` and return the seconds."""
+    """Do the same work in a plain loop over the shards of a plan of `spin extract` and return the seconds.
+
+    The clock runs as in `span`: it starts when the step is ready for its first shard, for which a worker has computed
+    a text, and stops when the last shard is computed, before its files are written.
+    """
     import torch
 
     from pipelines.data.feature_store import FeaturePlan
@@ -132,19 +136,24 @@ def _loop(settings: Settings, planned: Path) -> float:
     from pipelines.storage.records import from_json
     from pipelines.storage.shard_log import Attempt
     from pipelines.training.extract_features import ExtractStep
+    from pipelines.workers.weights_cache import with_engine
 
     torch.set_num_threads(settings.ray.cpus_per_worker)
+    settings = with_engine(settings, "extract")
     plan = json.loads(planned.read_text(encoding="utf-8"))
     feature_plan = from_json(FeaturePlan, plan["detail"])
     step = ExtractStep(settings, plan["facts"]["backbone"]["digest"], feature_plan)
     store = Path(settings.store)
     store.mkdir(parents=True)
     attempt = Attempt(Store(str(store)), "")
-    start = time.perf_counter()
+    step.check()
+    start = ended = time.perf_counter()
     for shard in feature_plan.shards:
-        for ending, content in step(shard, attempt).files.items():
+        files = step(shard, attempt).files
+        ended = time.perf_counter()
+        for ending, content in files.items():
             (store / f"{shard.index}.{ending}").write_bytes(content)
-    return time.perf_counter() - start
+    return ended - start
 
 
 if __name__ == "__main__":

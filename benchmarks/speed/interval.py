@@ -47,7 +47,9 @@ def speed_ratio(peer_seconds: Sequence[float], seconds: Sequence[float]) -> Inte
     return Interval(*(float(np.exp(value)) for value in (mean, mean - half, mean + half)))
 
 
-def score_difference(y: Targets, score: float, classes: Targets, other_score: float, other: Targets) -> Interval:
+def score_difference(
+    y: Targets, score: float, classes: Targets, other_score: float, other: Targets, metric: str = METRIC
+) -> Interval:
     """How much higher a contender scores than another one on the same documents, by the paired bootstrap."""
-    low = lower_bound(METRIC, y, classes, other, _TAIL, seed=0)
-    return Interval(score - other_score, low, -lower_bound(METRIC, y, other, classes, _TAIL, seed=0))
+    low = lower_bound(metric, y, classes, other, _TAIL, seed=0)
+    return Interval(score - other_score, low, -lower_bound(metric, y, other, classes, _TAIL, seed=0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -83,19 +83,24 @@ def load(trial: Trial, setting: OurSetting) -> Classify:
         early=setting.max_loss is not None,
         calibration=trial.train_texts[:CALIBRATION_TEXTS],
     )
+    return classify_with(spin, trial.exam.corpus.flops)
+
+
+def classify_with(spin: SpinClassifier, flops: Mapping[Site, float]) -> Classify:
+    """How a fitted classifier answers; `flops` are the shares of the backbone's FLOPs that reading a site takes."""
     spin.prepare()
 
     def classify(texts: Sequence[str], _: int) -> Answers:
         predictions = spin.predict_all(texts)
-        classes = trial.label_space.index([str(label) for label in predictions.labels])
-        return Answers(classes, _compute(trial, spin, predictions.exit_depth))
+        classes = spin.label_space.index([str(label) for label in predictions.labels])
+        return Answers(classes, _compute(flops, spin, predictions.exit_depth))
 
     return classify
 
 
-def _compute(trial: Trial, spin: SpinClassifier, depth: np.ndarray) -> Floats:
+def _compute(flops: Mapping[Site, float], spin: SpinClassifier, depth: np.ndarray) -> Floats:
     """(n,) the share of the backbone's FLOPs that documents took which ran through `depth` (n,) blocks."""
-    shares = {d: 0.0 if d <= 0 else trial.exam.corpus.flops[Site(d, "resid")] for d in np.unique(depth).tolist()}
+    shares = {d: 0.0 if d <= 0 else flops[Site(d, "resid")] for d in np.unique(depth).tolist()}
     shares[spin.depth] = spin.fitted.summary.compute
     return np.array([shares[d] for d in depth.tolist()])
 

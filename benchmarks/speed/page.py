@@ -27,6 +27,9 @@ _TITLES = (
     "agreement", "compute", "$ per million",
 )  # fmt: skip
 _EQUAL_TITLES = ("peer", "docs/s", "the fastest of ours", "docs/s", "× peer", "macro-F1, difference", "on validation")
+TITLE = "# Speed\n\n"
+_RULE = "\n## "
+"""what a section begins with"""
 HOW_TO_READ = f"""## How to read it
 
 - Every row classifies the same test documents, from text to class, tokenising and the head included; transformers get
@@ -74,12 +77,37 @@ class Conditions:
 def head(conditions: Conditions) -> str:
     """The title and a paragraph about the machine and the libraries."""
     return (
-        f"# Speed\n\n{datetime.date.today().isoformat()}; {machine.processor()}, {os.cpu_count()} cores "
-        f"({', '.join(machine.flags()) or 'no known instruction sets'}); {machine.threads()} threads per row; load "
-        f"average before the run {conditions.load:.1f}; the run took {conditions.seconds / 60:.0f} minutes. Python "
-        f"{platform.python_version()}, {machine.versions(_LIBRARIES)}. A core costs ${conditions.price:g} per hour. "
-        f"Written by `{conditions.command}`.\n"
+        f"{TITLE}{describe_run(conditions)} Python {platform.python_version()}, {machine.versions(_LIBRARIES)}. "
+        f"A core costs ${conditions.price:g} per hour. Written by `{conditions.command}`.\n"
     )
+
+
+def describe_run(conditions: Conditions) -> str:
+    """The date, the machine and the time that a run took, as a sentence."""
+    return (
+        f"{datetime.date.today().isoformat()}; {machine.processor()}, {os.cpu_count()} cores "
+        f"({', '.join(machine.flags()) or 'no known instruction sets'}); {machine.threads()} threads per row; load "
+        f"average before the run {conditions.load:.1f}; the run took {conditions.seconds / 60:.0f} minutes."
+    )
+
+
+def find_section(page: str, title: str) -> str:
+    """The section of a page with a title, empty if there is none."""
+    _, *sections = page.split(_RULE)
+    return next((f"## {text.rstrip()}\n" for text in sections if text.partition("\n")[0] == title), "")
+
+
+def with_section(page: str, section: str) -> str:
+    """The page with a section in the place of the one with its title, or else before `HOW_TO_READ`."""
+    first, *sections = page.rstrip().split(_RULE)
+    own = section.removeprefix("## ").rstrip()
+    titles = [text.partition("\n")[0] for text in sections]
+    if (title := own.partition("\n")[0]) in titles:
+        sections[titles.index(title)] = own
+    else:
+        last = HOW_TO_READ.partition("\n")[0].removeprefix("## ")
+        sections.insert(titles.index(last) if last in titles else len(titles), own)
+    return _RULE.join([text.rstrip() + "\n" for text in [first, *sections]])
 
 
 def section(rows: Sequence[Row], trial: Trial, peaks: Mapping[str, float], price: float) -> str:

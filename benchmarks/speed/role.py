@@ -54,12 +54,15 @@ class OurSetting:
     """loss of the metric that early exits may cost, from 0 to 1; None without exits"""
     default: bool = False
     """whether it is what the default settings give on this machine"""
+    windows: bool = False
+    """whether long texts are read in windows, not cut"""
 
     @property
     def name(self) -> str:
+        windows = ", windows" if self.windows else ""
         choose = "" if self.choose == "accuracy" else f", {self.choose}"
         exits = "" if self.max_loss is None else f", max_loss {self.max_loss:g}"
-        return f"SPIN, {self.engine}{choose}{exits}{' (as shipped)' if self.default else ''}"
+        return f"SPIN, {self.engine}{windows}{choose}{exits}{' (as shipped)' if self.default else ''}"
 
     @property
     def key(self) -> str:

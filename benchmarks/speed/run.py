@@ -1,7 +1,8 @@
 """`make bench`: time SPIN and the alternatives that users would run instead, and write benchmarks/speed.md.
 
-`make bench TASK=debian` takes other texts than the tweets, and writes benchmarks/speed-debian.md. Activations and
-trained parts are kept in runs/bench, so that a second run only times.
+`make bench TASK=debian` takes other texts than the tweets, and writes benchmarks/speed-debian.md. The page of the
+manuals has a section on whole documents too; `BENCH="--part rows"` or `"--part documents"` measures one of both, and
+the other one stays on the page. Activations and trained parts are kept in runs/bench, so that a second run only times.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -21,11 +23,22 @@ from benchmarks.method.corpora import Plan, extract_corpus, load
 from benchmarks.method.peers.libraries import require_peers
 from benchmarks.method.run import FOLDER
 from benchmarks.method.tasks.catalogue import TASKS
+from benchmarks.method.tasks.manuals import MANUALS
 from benchmarks.method.tasks.task import DECODER, Task
 from benchmarks.method.tasks.tweets import TWEETS
-from benchmarks.speed import ray_cost, verdicts
+from benchmarks.speed import ray_cost, verdicts, whole_documents
 from benchmarks.speed.measurement import Measurement
-from benchmarks.speed.page import HOW_TO_READ, Conditions, equal_table, head, section, verdict_list
+from benchmarks.speed.page import (
+    HOW_TO_READ,
+    TITLE,
+    Conditions,
+    equal_table,
+    find_section,
+    head,
+    section,
+    verdict_list,
+    with_section,
+)
 from benchmarks.speed.role import LOSSES, SHIPPED
 from benchmarks.speed.trial import DECODER_SIDES, QUICK_DECODER_SIDES, QUICK_SIDES, SIDES, Trial, make_trial
 from benchmarks.speed.verdicts import Verdict, at_equal_scores
@@ -40,6 +53,7 @@ _FEW_SITES = {
 }
 """sites that SPIN learns from: of an encoder in a quick run, of a decoder always, since all 61 take too long"""
 _QUICK_LOSSES = (SHIPPED, 0.02)
+_PARTS = ("rows", "documents")
 _PRICE = 0.04
 """of a core per hour, in dollars"""
 
@@ -51,37 +65,93 @@ def main() -> None:
     os.environ.update(TOKENIZERS_PARALLELISM="true", CI="true")
     torch.set_num_threads(machine.threads())
     require_peers(("fasttext", "model2vec", "skeletoken"))
-    start, load_before = time.perf_counter(), os.getloadavg()[0]
     task = TASKS[options.task]
     folder = task.folder(FOLDER / "quick" if options.quick else FOLDER)
-    parts, judged = [], []
+    page, plans = _page(task, folder, options), _plans(task, options)
     read = cache(partial(task.read, FOLDER))
-    for plan in _plans(task, options):
-        print(f"{plan.title}:", flush=True)
+    for plan in plans:
         extract_corpus(plan, read, folder / plan.name)
-        trial = _trial(task, plan, folder, options)
-        measurement = Measurement(trial, options.only)
-        measurement.enter_peers()
-        measurement.enter_ours()
-        rounds = _QUICK_ROUNDS if options.quick else _DECODER_ROUNDS if trial.causal else options.rounds
-        rows, results = measurement.race(rounds)
-        parts.append(section(rows, trial, results.peaks, options.price))
-        if not trial.causal:  # no figure is promised for a decoder
-            pairs = at_equal_scores(rows, measurement.tried, trial.y(trial.test))
-            parts.append(equal_table(pairs, trial))
-            judged += verdicts.verdicts(rows, pairs)
-            parts.append(verdict_list(judged))
+    judged = [] if options.part == "documents" else _write_rows(page, task, plans, folder, options)
+    if _has_whole_documents(task, options):
+        _write_whole_documents(page, plans[0], folder, options)
+    if _is_whole(options) and not all(verdict.holds for verdict in judged):
+        raise SystemExit(1)
+
+
+def _write_rows(
+    page: Path, task: Task, plans: Sequence[Plan], folder: Path, options: argparse.Namespace
+) -> list[Verdict]:
+    """Measure all rows and write the page, on which a section on whole documents stays; return the verdicts."""
+    start, load_before = time.perf_counter(), os.getloadavg()[0]
+    parts: list[str] = []
+    judged: list[Verdict] = []
+    for plan in plans:
+        measured, found = _measure_rows(task, plan, folder, options)
+        parts, judged = [*parts, *measured], [*judged, *found]
     if task.name == TWEETS.name and options.only == "*" and options.model is None:
         judged.append(_ray(folder, options.quick))
         parts.append(f"## Ray\n\n{verdict_list(judged[-1:])}")
     seconds = time.perf_counter() - start
-    page = _page(task, folder, options)
-    command = "make bench" if task.name == TWEETS.name else f"make bench TASK={task.name}"
-    conditions = Conditions(command, load_before, seconds, options.price)
-    page.write_text("\n".join([head(conditions), *parts, HOW_TO_READ]), encoding="utf-8")
-    print("\n".join(parts), f"written to {page} after {seconds:.0f} s", sep="\n")
-    if _is_whole(options) and not all(verdict.holds for verdict in judged):
-        raise SystemExit(1)
+    conditions = Conditions(_command(task), load_before, seconds, options.price)
+    kept = find_section(_read(page), whole_documents.TITLE)
+    text = "\n".join([head(conditions), *parts, HOW_TO_READ])
+    page.write_text(with_section(text, kept) if kept else text, encoding="utf-8")
+    print("\n".join(parts), f"written to {page} after {seconds:.0f} s", sep="\n", flush=True)
+    return judged
+
+
+def _measure_rows(task: Task, plan: Plan, folder: Path, options: argparse.Namespace) -> tuple[list[str], list[Verdict]]:
+    """The section on a model, in parts, and its verdicts."""
+    print(f"{plan.title}:", flush=True)
+    trial = _trial(task, plan, folder, options)
+    measurement = Measurement(trial, options.only)
+    measurement.enter_peers()
+    measurement.enter_ours()
+    rounds = _QUICK_ROUNDS if options.quick else _DECODER_ROUNDS if trial.causal else options.rounds
+    rows, results = measurement.race(rounds)
+    table = section(rows, trial, results.peaks, options.price)
+    if trial.causal:  # no figure is promised for a decoder
+        return [table], []
+    pairs = at_equal_scores(rows, measurement.tried, trial.y(trial.test))
+    judged = verdicts.verdicts(rows, pairs)
+    return [table, equal_table(pairs, trial), verdict_list(judged)], judged
+
+
+def _write_whole_documents(page: Path, plan: Plan, folder: Path, options: argparse.Namespace) -> None:
+    """Measure what windows bring and cost, and write that section of the page; all others stay."""
+    print(f"{whole_documents.TITLE}:", flush=True)
+    start, load_before = time.perf_counter(), os.getloadavg()[0]
+    parts = folder / "speed/whole-documents"
+    if options.fresh:
+        shutil.rmtree(parts, ignore_errors=True)
+    comparison = whole_documents.measure(
+        load(plan, folder / plan.name),
+        whole_documents.window_settings(plan.model),
+        whole_documents.QUICK_SIDES if options.quick else whole_documents.SIDES,
+        parts,
+        _QUICK_ROUNDS if options.quick else options.rounds,
+        sites=_FEW_SITES[False] if options.quick else whole_documents.SITES,
+    )
+    seconds = time.perf_counter() - start
+    conditions = Conditions(_command(MANUALS), load_before, seconds, options.price)
+    text = whole_documents.section(comparison, conditions, machine.threads())
+    page.write_text(with_section(_read(page) or TITLE, text), encoding="utf-8")
+    print(text, f"written to {page} after {seconds:.0f} s", sep="\n", flush=True)
+
+
+def _has_whole_documents(task: Task, options: argparse.Namespace) -> bool:
+    """Whether the run measures them: on the manuals, unless it is one of some rows, or of the decoder, alone."""
+    of_all = options.part != "rows" and options.only == "*" and options.model != DECODER
+    return task.name == MANUALS.name and of_all
+
+
+def _command(task: Task) -> str:
+    return "make bench" if task.name == TWEETS.name else f"make bench TASK={task.name}"
+
+
+def _read(page: Path) -> str:
+    """The page so far, empty if there is none."""
+    return page.read_text(encoding="utf-8") if page.exists() else ""
 
 
 def _parse() -> argparse.Namespace:
@@ -89,6 +159,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--task", choices=SIDES, default=TWEETS.name, help="the texts, the tweets by default")
     parser.add_argument("--quick", action="store_true", help="few documents and rounds: shows only that it runs")
     parser.add_argument("--only", metavar="PATTERN", default="*", help="only these rows: 'OpenVINO*', '*bfloat16'")
+    parser.add_argument("--part", choices=_PARTS, help="of the manuals, measure the rows or whole documents alone")
     parser.add_argument("--model", choices=("minilm", "smollm2"), help="measure only this model")
     parser.add_argument("--price", type=float, default=_PRICE, help=f"of a core per hour, in $; {_PRICE} by default")
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help=f"of the encoder, at least 2; {_ROUNDS} by default")
@@ -96,6 +167,8 @@ def _parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error(f"--rounds {options.rounds}: expected at least 2, since an interval needs them")
+    if options.part == "documents" and (options.task != MANUALS.name or options.only != "*"):
+        parser.error(f"--part documents: expected --task {MANUALS.name}, whose documents are long, and no --only")
     return options
 
 

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.speed.page import cores, cost_per_million, equal_table, table, verdict_list
+from benchmarks.speed.page import (
+    HOW_TO_READ,
+    TITLE,
+    cores,
+    cost_per_million,
+    equal_table,
+    find_section,
+    table,
+    verdict_list,
+    with_section,
+)
 from benchmarks.speed.role import OurSetting, TransformerPeer, WordPeer
 from benchmarks.speed.verdicts import verdicts
 from tests.benchmarks.speed.made_rows import DEFAULT, GRAPH, PEERS, ROWS, SCALED, TFIDF, pairs
@@ -77,3 +87,16 @@ def test_verdicts_name_floor_and_goal() -> None:
     failed = verdict_list(verdicts(PEERS, pairs(PEERS)))
     assert failed.count("**does not hold**") == 3
     assert "no row of SPIN as shipped and at full depth to compare" in failed
+
+
+def test_a_section_replaces_that_of_its_title_and_leaves_the_others() -> None:
+    """A new one comes before the one on how to read the page."""
+    page = "# Speed\n\nhead\n\n## One\n\nfirst\n\n## How to read it\n\n- so\n"
+    added = with_section(page, "## Two\n\nsecond\n")
+    assert added == "# Speed\n\nhead\n\n## One\n\nfirst\n\n## Two\n\nsecond\n\n## How to read it\n\n- so\n"
+    assert find_section(added, "Two") == "## Two\n\nsecond\n"
+    assert find_section(page, "Two") == ""
+    assert with_section(added, "## Two\n\nthird\n") == added.replace("second", "third")
+    assert with_section(added, find_section(added, "Two")) == added
+    assert with_section(TITLE, "## Two\n\nsecond\n") == "# Speed\n\n## Two\n\nsecond\n"
+    assert HOW_TO_READ.startswith("## How to read it\n")
