@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pipelines.nightly.classify_step import PROFILE
-from pipelines.nightly.drift_check import measure_drift
 from pipelines.nightly.finish import (
     ClassifiedNight,
     Driver,
@@ -26,7 +24,9 @@ from pipelines.nightly.finish import (
     show_reports,
 )
 from pipelines.nightly.night_pass import ModelNight, classify_pass, enter_pass, form_passes
-from pipelines.nightly.night_report import REPORT, NightReport
+from pipelines.nightly.report.drift_check import measure_drift
+from pipelines.nightly.report.night_report import REPORT, NightReport
+from pipelines.nightly.steps.classify_job import PROFILE
 from pipelines.nightly.tables.night_records import RUNS, NightRecord
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.passes import find_pass, open_runs

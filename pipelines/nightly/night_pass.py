@@ -16,22 +16,22 @@ from typing import Any, TypeVar
 from pipelines.data.intake import NightPlan, plan_intake, plan_night
 from pipelines.data.kept_columns import schema_of, type_text
 from pipelines.data.shards import Shard
-from pipelines.nightly.classify_step import (
+from pipelines.nightly.finish import KEPT, ClassifiedNight, Driver, check_files, check_rows
+from pipelines.nightly.night_models import NightModel
+from pipelines.nightly.steps.classify_job import (
     CALIBRATION,
     ENDINGS,
     PROFILE,
     ClassifyJob,
-    ClassifyStep,
     ModelJob,
     data_layout,
     pass_ending,
     pass_layout,
 )
-from pipelines.nightly.dedup import REPEATS, DuplicateRows, DuplicateStep, collect_duplicates, plan_partitions
-from pipelines.nightly.finish import KEPT, ClassifiedNight, Driver, check_files, check_rows
-from pipelines.nightly.intake_step import IDS, IntakeStep
-from pipelines.nightly.night_models import NightModel
-from pipelines.nightly.run_records import ClassifyCounts, DuplicateCounts, IntakeCounts, PassCounts
+from pipelines.nightly.steps.classify_step import ClassifyStep
+from pipelines.nightly.steps.dedup import REPEATS, DuplicateRows, DuplicateStep, collect_duplicates, plan_partitions
+from pipelines.nightly.steps.intake_step import IDS, IntakeStep
+from pipelines.nightly.steps.run_records import ClassifyCounts, DuplicateCounts, IntakeCounts, PassCounts
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, check_kept_columns
 from pipelines.nightly.tables.pass_files import FileGroup, plan_files

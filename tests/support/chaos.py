@@ -16,8 +16,8 @@ import ray
 from jobs import cli
 from pipelines.data.shards import Piece, Shard
 from pipelines.nightly import classify, night_pass
-from pipelines.nightly.classify_step import ClassifyStep
-from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.steps.classify_step import ClassifyStep
+from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.registry.night_summary import NightSummary
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store

@@ -18,11 +18,12 @@ import pytest
 from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows
 from pipelines.nightly import classify, night_pass
-from pipelines.nightly.classify_step import ClassifyJob, ClassifyStep, _count, _with_kept
 from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import ChosenVersion, NightModel, RequestedModel
-from pipelines.nightly.night_report import NightReport
-from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.report.night_report import NightReport
+from pipelines.nightly.steps.classify_job import ClassifyJob
+from pipelines.nightly.steps.classify_step import ClassifyStep, _count, _with_kept
+from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import LEASES
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, NightTables

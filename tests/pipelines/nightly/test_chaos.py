@@ -22,8 +22,8 @@ import pytest
 
 from pipelines.nightly import night_pass
 from pipelines.nightly.classify import run_classify
-from pipelines.nightly.classify_step import data_layout
-from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.report.night_report import NightReport
+from pipelines.nightly.steps.classify_job import data_layout
 from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, NightTables, read_rows
 from pipelines.storage.object_store import Store

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from pipelines.nightly import classify, night_pass
-from pipelines.nightly.classify_step import ClassifyStep
-from pipelines.nightly.night_report import NightReport
-from pipelines.nightly.pass_features import PassFeatures
-from pipelines.nightly.precision_check import check_precision
+from pipelines.nightly.report.night_report import NightReport
+from pipelines.nightly.report.precision_check import check_precision
+from pipelines.nightly.steps.classify_step import ClassifyStep
+from pipelines.nightly.steps.pass_features import PassFeatures
 from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, read_rows
 from pipelines.service_errors import BadRowsError

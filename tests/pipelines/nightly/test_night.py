@@ -21,7 +21,8 @@ import pytest
 
 from pipelines.data import intake
 from pipelines.data.shards import Shard
-from pipelines.nightly import classify, dedup, finish, finish_nights, night_pass
+from pipelines.nightly import classify, finish, finish_nights, night_pass
+from pipelines.nightly.steps import dedup
 from pipelines.nightly.tables import publication, resume
 from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
 from pipelines.nightly.tables.night_records import abandon_run, find_night
@@ -36,8 +37,8 @@ from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, StepResu
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows
 from pipelines.workers.map_shards import WorkerAnswer, _within_stall_limit
 from spin.errors import SpinError, UserError
-from tests.pipelines.nightly.test_old_layout import night_of, write_old_night
-from tests.pipelines.nightly.test_table_readers import READERS, plain
+from tests.pipelines.nightly.tables.test_old_layout import night_of, write_old_night
+from tests.pipelines.nightly.tables.test_table_readers import READERS, plain
 from tests.support.fake_nights import (
     DATE,
     LAST,

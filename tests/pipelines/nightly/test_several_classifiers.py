@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from transformers import BertModel
 
-from pipelines.nightly import classify, classify_step, night_pass
+from pipelines.nightly import classify, night_pass
 from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import RequestedModel
+from pipelines.nightly.steps import classify_step
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, NightTables, read_rows
 from pipelines.storage.object_store import Store
 from pipelines.workers.map_shards import map_shards
@@ -21,8 +22,8 @@ from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, load_settings
 from spin.shared_pass import SharedPass
+from tests.pipelines.nightly.steps.test_shadow import ROWS, FailingBlockStep, list_labels
 from tests.pipelines.nightly.test_classify import DATE
-from tests.pipelines.nightly.test_shadow import ROWS, FailingBlockStep, list_labels
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
 

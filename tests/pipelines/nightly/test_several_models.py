@@ -14,9 +14,9 @@ import pytest
 
 from pipelines.data.shards import Shard
 from pipelines.nightly import classify, finish, finish_nights, night_pass
-from pipelines.nightly.classify_step import CALIBRATION
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.nights import list_output, models_to_resume
+from pipelines.nightly.steps.classify_job import CALIBRATION
 from pipelines.nightly.tables import publication
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS, lease_model
@@ -122,7 +122,7 @@ def test_each_model_has_the_night_that_it_has_alone(nights: FakeNights, tmp_path
 
 
 def alone_report(nights: FakeNights, model: str) -> Any:
-    from pipelines.nightly.night_report import find_report
+    from pipelines.nightly.report.night_report import find_report
 
     report = find_report(nights.out / f"{RUNS}/{run_of(nights, model)}")
     assert report is not None

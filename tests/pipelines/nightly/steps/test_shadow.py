@@ -21,11 +21,13 @@ from pipelines.data import intake
 from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows
 from pipelines.data.spool import read_rows as read_rows_of_shard
-from pipelines.nightly import classify_step, night_pass
-from pipelines.nightly.classify_step import ClassifyStep, data_layout
-from pipelines.nightly.night_report import NightReport
-from pipelines.nightly.run_records import ClassifyCounts
-from pipelines.nightly.shadow import Shadow
+from pipelines.nightly import night_pass
+from pipelines.nightly.report.night_report import NightReport
+from pipelines.nightly.steps import classify_step
+from pipelines.nightly.steps.classify_job import data_layout
+from pipelines.nightly.steps.classify_step import ClassifyStep
+from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables.night_tables import DISAGREEMENTS, NightTables, read_rows
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
