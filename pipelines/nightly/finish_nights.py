@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from pipelines.nightly.classify_pass import classify_pass
 from pipelines.nightly.finish import (
     ClassifiedNight,
     Driver,
@@ -23,7 +24,7 @@ from pipelines.nightly.finish import (
     reconcile,
     show_reports,
 )
-from pipelines.nightly.night_pass import ModelNight, classify_pass, enter_pass, form_passes
+from pipelines.nightly.night_pass import ModelNight, enter_pass, form_passes
 from pipelines.nightly.report.drift_check import measure_drift
 from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.steps.classify_job import PROFILE

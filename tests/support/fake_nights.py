@@ -17,7 +17,7 @@ import pytest
 
 from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows
-from pipelines.nightly import classify, night_pass
+from pipelines.nightly import classify, classify_pass
 from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import ChosenVersion, NightModel, RequestedModel
 from pipelines.nightly.report.night_report import NightReport
@@ -230,7 +230,7 @@ def make_rows(*ids: str, text: str = "good day") -> list[Row]:
 def use_fake_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nights of this process run without a model."""
     monkeypatch.setattr(FakeStep, "computed", [])
-    monkeypatch.setattr(night_pass, "ClassifyStep", FakeStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", FakeStep)
     monkeypatch.setattr(classify, "download_model", pretend_to_download)
 
 

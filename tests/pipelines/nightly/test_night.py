@@ -21,7 +21,7 @@ import pytest
 
 from pipelines.data import intake
 from pipelines.data.shards import Shard
-from pipelines.nightly import classify, finish, finish_nights, night_pass
+from pipelines.nightly import classify, classify_pass, finish, finish_nights
 from pipelines.nightly.steps import dedup
 from pipelines.nightly.tables import publication, resume
 from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
@@ -328,7 +328,7 @@ def test_a_file_that_changes_during_a_night_is_quarantined_alone(
         if change == "replaced":
             nights.write("b.jsonl", make_rows(*(f"new{n}" for n in range(30))))
 
-    with before_call(night_pass, "_take_in" if stage == "intake" else "_share_models", change_file):
+    with before_call(classify_pass, "take_in" if stage == "intake" else "_share_models", change_file):
         report = nights.run()
     assert report.files.quarantined == 1
     assert nights.ids() == {DATE: ["a"]}
@@ -525,8 +525,8 @@ def fill_disk(folder: Path) -> None:
     ("module", "step"),
     [
         (classify, "choose_runs"),
-        (night_pass, "_take_in"),
-        (night_pass, "_share_models"),
+        (classify_pass, "take_in"),
+        (classify_pass, "_share_models"),
         (finish_nights, "finish_night"),
         (finish_nights, "publish"),
     ],
@@ -806,8 +806,8 @@ def test_a_report_that_is_lost_is_made_again(local_nights: FakeNights) -> None:
 WAKING = {
     "before it claims": (classify, "claim"),
     "while it plans": (classify, "choose_runs"),
-    "before the intake": (night_pass, "_take_in"),
-    "after the intake": (night_pass, "_plan_shards"),
+    "before the intake": (classify_pass, "take_in"),
+    "after the intake": (classify_pass, "plan_shards"),
     "while it classifies": (FakeStep, "_find_dead"),
     "before its records": (finish_nights, "finish_night"),
     "before it publishes": (finish, "publish_night"),
@@ -990,7 +990,7 @@ def test_a_night_whose_counts_do_not_add_up_is_not_published(
             result = super().__call__(shard, attempt)
             return replace(result, counts=replace(result.counts, predicted=result.counts.predicted - 1))
 
-    monkeypatch.setattr(night_pass, "ClassifyStep", RowLosingStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", RowLosingStep)
     local_nights.write("a.jsonl", make_rows("a", "b"))
     with pytest.raises(SpinError, match="2 rows were planned, 2 read, 1 predicted or dead; nothing is published"):
         local_nights.run()

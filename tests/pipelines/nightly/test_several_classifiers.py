@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import BertModel
 
-from pipelines.nightly import classify, night_pass
+from pipelines.nightly import classify, classify_pass, night_pass
 from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.steps import classify_step
@@ -170,7 +170,7 @@ def test_a_document_that_only_one_model_cannot_compute_is_a_dead_letter_of_that_
     project: SeveralProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third block raises on words that the tokenizer does not know; only the deep model reads it."""
-    monkeypatch.setattr(night_pass, "ClassifyStep", FailingBlockStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", FailingBlockStep)
     monkeypatch.setattr(classify_step, "_SOUND", ROWS[0]["text"])
     rows = [*ROWS[:17], {"id": "unknown word", "text": "the zebra was late"}, *ROWS[17:]]
     project.write(rows)

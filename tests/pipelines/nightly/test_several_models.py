@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipelines.data.shards import Shard
-from pipelines.nightly import classify, finish, finish_nights, night_pass
+from pipelines.nightly import classify, classify_pass, finish, finish_nights
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.nights import list_output, models_to_resume
 from pipelines.nightly.steps.classify_job import CALIBRATION
@@ -171,7 +171,7 @@ def test_a_model_that_fails_its_limits_holds_back_no_other(
     local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error names it, and the status is that of the limits; with a higher limit the command publishes it too."""
-    monkeypatch.setattr(night_pass, "ClassifyStep", StrictStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", StrictStep)
     local_nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(6))))
     result = local_nights.run_several(A, B, limits={"max_dead_fraction": 0.1})
     assert [report.model for report in result.reports] == [B.name]
@@ -199,7 +199,7 @@ def test_the_highest_status_of_several_failures_is_that_of_the_command(
     local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
-    monkeypatch.setattr(night_pass, "ClassifyStep", StrictStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", StrictStep)
     with before_call(finish, "publish_night", failed()):
         result = local_nights.run_several(A, B, limits={"max_dead_fraction": 0.1})
     assert [failure.status for failure in result.failures] == [4, 5]
@@ -218,7 +218,7 @@ def test_nothing_is_computed_if_no_model_can_be_published(local_nights: FakeNigh
 def test_a_pass_that_fails_holds_back_no_other_pass(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     other = FakeRegistry("other", backbone="1")
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         result = local_nights.run_several(A, B, other)
     assert [failure.model for failure in result.failures] == list(NAMES)
     assert local_nights.ids("other") == {DATE: ["a"]}
@@ -256,7 +256,7 @@ def test_a_command_for_other_models_begins_what_it_cannot_resume(
 ) -> None:
     """A pass goes on with all of its runs or not at all; every model is published once, and the other one later."""
     local_nights.write("a.jsonl", make_rows("a", "b", "c", "d", "e"))
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         local_nights.run_several(A, B)
     begun = {run.model: run.run for run in list_output(local_nights.output)}
     local_nights.run_several(*then).raise_failures()
@@ -274,7 +274,7 @@ def test_a_command_for_other_models_begins_what_it_cannot_resume(
 
 def test_an_unfinished_pass_names_the_models_with_which_it_goes_on(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         local_nights.run_several(A, B)
     runs = list_output(local_nights.output)
     assert [models_to_resume(run, runs) for run in runs] == [["models:/a-model/1", "models:/b's/model/1"]] * 2
@@ -361,13 +361,13 @@ def test_an_unfinished_model_of_another_version_names_the_way_out(local_nights: 
     """Its companion waits for it in the pass: nothing begins anew without being asked."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
     registry = FakeRegistry(A.name)
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         local_nights.run_several(registry, B)
     registry.champion = "2"
     with pytest.raises(UserError, match=r"^model a-model: .*\(--model models:/a-model/1\).* leave a-model out"):
         local_nights.run_several(registry, B)
     assert len(list_output(local_nights.output)) == 2
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         local_nights.run_several(registry, FakeRegistry("other", backbone="1"))
     registry.champion = "1"
     local_nights.run_several(registry, B).raise_failures()
@@ -438,7 +438,7 @@ def test_the_nights_of_a_pass_are_shown_before_the_next_pass_begins(local_nights
     registries = [FakeRegistry(A.name), FakeRegistry("other", backbone="1")]
     logged: list[list[int]] = []
     with before_call(
-        night_pass, "_take_in", lambda: logged.append([len(each.logged) for each in registries]), once=False
+        classify_pass, "take_in", lambda: logged.append([len(each.logged) for each in registries]), once=False
     ):
         local_nights.run_several(*registries).raise_failures()
     assert logged == [[0, 0], [1, 0]]
@@ -488,7 +488,7 @@ def test_int8_is_scaled_by_the_texts_of_the_first_model_with_which_the_pass_bega
     local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when the pass goes on without this model."""
-    settings, share = FakeNights.settings, night_pass._share_models
+    settings, share = FakeNights.settings, classify_pass._share_models
     jobs: list[Any] = []
 
     def in_int8(*args: Any) -> Any:
@@ -501,7 +501,7 @@ def test_int8_is_scaled_by_the_texts_of_the_first_model_with_which_the_pass_bega
         return jobs[-1]
 
     monkeypatch.setattr(FakeNights, "settings", staticmethod(in_int8))
-    monkeypatch.setattr(night_pass, "_share_models", keep_job)
+    monkeypatch.setattr(classify_pass, "_share_models", keep_job)
     local_nights.write("a.jsonl", make_rows("a"))
     registries = [CalibratedRegistry(name) for name in NAMES]
     original = finish_nights.finish_night
@@ -582,7 +582,7 @@ def failing_publication_of(model: str, error: type[BaseException] = UnavailableE
 
 def test_a_missing_record_of_a_pass_begins_new_runs(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         local_nights.run_several(A, B)
     [name] = passes_of(local_nights)
     local_nights.out.delete(f"{RUNS}/{name}/pass.json")
@@ -595,8 +595,8 @@ def test_a_missing_record_of_a_pass_begins_new_runs(local_nights: FakeNights) ->
 WAKING = {
     "before it claims": (classify, "claim"),
     "while it plans": (classify, "choose_runs"),
-    "before the intake": (night_pass, "_take_in"),
-    "after the intake": (night_pass, "_plan_shards"),
+    "before the intake": (classify_pass, "take_in"),
+    "after the intake": (classify_pass, "plan_shards"),
     "while it classifies": (FakeStep, "_find_dead"),
     "before its records": (finish_nights, "finish_night"),
     "before it publishes": (finish, "publish_night"),

@@ -1,0 +1,162 @@
+"""The files of a pass, taken in and divided into shards, and what each of its nights takes of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipelines.data.intake import NightPlan, plan_intake, plan_night
+from pipelines.data.kept_columns import schema_of, type_text
+from pipelines.data.shards import Shard
+from pipelines.nightly.finish import KEPT, ClassifiedNight, check_files, check_rows
+from pipelines.nightly.night_pass import ModelNight, NightPass, map_stage
+from pipelines.nightly.steps.intake_step import IntakeStep
+from pipelines.nightly.steps.run_records import IntakeCounts
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, check_kept_columns
+from pipelines.service_errors import BadRowsError
+from pipelines.storage.shard_log import ShardOutcome
+from spin.settings import DataSettings
+
+_log = logging.getLogger(__name__)
+FEW_BYTES = 16_000_000
+"""bytes of input that the driver takes in likewise"""
+FEW_FILES = 500
+"""number of input files likewise"""
+_BYTES_PER_DOCUMENT = 500
+"""rough size of a document, for the progress of the intake"""
+
+
+@dataclass(frozen=True)
+class PassIntake:
+    """The files of a pass, taken in."""
+
+    outcomes: Sequence[ShardOutcome[IntakeCounts]]
+    """by task"""
+    takers: Sequence[tuple[str, ...]]
+    """names of the runs that take the files of a task, by task"""
+    groups: Sequence[int]
+    """number of the group of files of each task"""
+    empty: Mapping[str, str]
+    """reasons by URI of the files that are empty"""
+
+    def tasks_of(self, run: str) -> frozenset[int]:
+        """The tasks whose files a run takes."""
+        return frozenset(task for task, runs in enumerate(self.takers) if run in runs)
+
+
+def take_in(shared: NightPass) -> PassIntake:
+    """Read and check all files of a pass."""
+    tasks: list[Shard] = []
+    takers: list[tuple[str, ...]] = []
+    numbers: list[int] = []
+    empty: dict[str, str] = {}
+    groups = shared.list_groups()
+    for number, group in enumerate(groups):
+        planned = plan_intake(group.files, shared.settings.data, bad=empty)
+        tasks += [replace(task, index=len(tasks) + n) for n, task in enumerate(planned)]
+        takers += [group.runs] * len(planned)
+        numbers += [number] * len(planned)
+    files = [file for group in groups for file in group.files]
+    size = sum(file.size for file in files)
+    outcomes = map_stage(
+        shared,
+        "intake",
+        tasks,
+        IntakeCounts,
+        IntakeStep,
+        shared.store,
+        shared.settings.data,
+        shared.settings.ray.shard_documents,
+        shared.number,
+        documents=size // _BYTES_PER_DOCUMENT,
+        here=size <= FEW_BYTES and len(files) <= FEW_FILES,
+    )
+    return PassIntake(outcomes, takers, numbers, empty)
+
+
+@dataclass(frozen=True)
+class NightPart:
+    """What one night takes of a pass."""
+
+    night: ModelNight
+    """the night"""
+    plan: NightPlan
+    """its shards and files"""
+    rejected: Mapping[str, str]
+    """reasons by URI of its files that the intake did not read"""
+    tasks: frozenset[int]
+    """tasks of the intake with its files"""
+    shards: frozenset[int] | None
+    """indices of its shards, None if it takes all of the pass"""
+
+    def takes(self, shard: Shard) -> bool:
+        """Whether the night takes the files of a shard."""
+        return self.shards is None or shard.index in self.shards
+
+
+def part_of(night: ModelNight, plan: NightPlan, intake: PassIntake) -> NightPart:
+    """The part of a night in the plan of its pass."""
+    listing = night.driver.run.listing
+    listed = {file.uri for file in listing.files}
+    rejected = dict(listing.rejected) | {uri: reason for uri, reason in intake.empty.items() if uri in listed}
+    tasks = intake.tasks_of(night.run)
+    if len(tasks) == len(intake.takers):
+        return NightPart(night, plan, rejected, tasks, None)
+    own = plan.with_tasks(tasks)
+    taken = [(shard, keys) for shard, keys in zip(own.shards, own.parts, strict=True) if shard.pieces]
+    restricted = replace(
+        plan,
+        shards=tuple(shard for shard, _ in taken),
+        parts=tuple(keys for _, keys in taken),
+        files=tuple(file for file in plan.files if file.uri in listed),
+    )
+    return NightPart(night, restricted, rejected, tasks, frozenset(shard.index for shard, _ in taken))
+
+
+def plan_shards(shared: NightPass, intake: PassIntake) -> NightPlan:
+    """The shards of a pass. The types of its kept columns are settled once. Raises UserError if a table has others."""
+    store, tables, data = shared.store, shared.tables, shared.settings.data
+    known = store.read_json(KEPT) or kept_types(tables, data)
+    reports = [outcome.counts.report for outcome in intake.outcomes]
+    plan = plan_night(reports, data, shared.settings.ray.shard_documents, known=known, groups=intake.groups)
+    check_kept_columns(tables, schema_of(plan.types))
+    store.create(KEPT, json.dumps(plan.types).encode())
+    types = store.read_json(KEPT) or plan.types
+    if shared.record is not None:  # for a driver that publishes a run and does not know its pass
+        for night in shared.nights:
+            night.driver.run.store.create(KEPT, json.dumps(types).encode())
+    return replace(plan, types=types)
+
+
+def kept_types(tables: NightTables, data: DataSettings) -> dict[str, str]:
+    """The types, as text, of the kept columns that the table of predictions has."""
+    schema = tables.open(PREDICTIONS).schema
+    return {name: type_text(schema.field(name).type) for name in data.keep if name in schema.names}
+
+
+def check_intake(parts: Sequence[NightPart], intake: PassIntake) -> dict[str, BadRowsError]:
+    """By model the errors of the nights of which it is known by now that too little can be classified."""
+    errors = {}
+    for part in parts:
+        try:
+            _check_part(part, intake)
+        except BadRowsError as error:
+            _log.debug("model %s: too little can be classified", part.night.name, exc_info=True)
+            errors[part.night.name] = error
+    return errors
+
+
+def _check_part(part: NightPart, intake: PassIntake) -> None:
+    """Raise BadRowsError if too little of what a night takes can be classified.
+
+    A column that is no id ends here: all rows of a task but one per value are repeated.
+    """
+    driver, night = part.night.driver, ClassifiedNight(part.plan, part.rejected, ())
+    allowed, bad = driver.settings.classify, night.quarantined
+    check_files(allowed, bad, len({file.uri for file in part.plan.files} | set(bad)) + driver.run.plan.derived.skipped)
+    counts = [outcome.counts for task, outcome in enumerate(intake.outcomes) if task in part.tasks]
+    sound = [each for each in counts if bad.keys().isdisjoint(file.uri for file in each.report.files)]
+    repeated = sum(each.repeated for each in sound)
+    check_rows(allowed, {"repeated_id": repeated}, sum(shard.documents for shard in part.plan.shards))
