@@ -18,25 +18,27 @@ from pipelines.nightly.steps.dedup import REPEATS, DuplicateRows, DuplicateStep,
 from pipelines.nightly.steps.intake_step import IDS
 from pipelines.nightly.steps.run_records import ClassifyCounts, DuplicateCounts, PassCounts
 from pipelines.nightly.tables.passes import PassRecord
-from pipelines.service_errors import BadRowsError
 from pipelines.storage.shard_log import ShardOutcome
 from pipelines.workers.map_shards import describe_backbone
-from spin.errors import UserError
+from spin.errors import SpinError, UserError
 
 FEW_IDS = 200_000
 """number of ids that the driver compares in less time than workers need to start"""
 
 
-def classify_pass(shared: NightPass, waiting: Collection[str]) -> Mapping[str, ClassifiedNight | BadRowsError]:
+def classify_pass(shared: NightPass, waiting: Collection[str]) -> Mapping[str, ClassifiedNight | SpinError]:
     """Take in the files, look for duplicate ids if the settings ask for it, and classify all shards for each night.
 
-    Returns the nights by model. `waiting` are the models whose nights are to be published: if it is known after the
-    intake, before hours of work, that none of them can be, nothing is classified, and the errors of these are returned.
+    Returns the nights by model, and the error of a model whose kept columns do not fit in place of its night. `waiting`
+    are the models whose nights are to be published: if it is known after the intake, before hours of work, that none of
+    them can be, nothing is classified, and the errors of these are returned.
     """
     intake = take_in(shared)
-    plan = plan_shards(shared, intake)
-    parts = [part_of(night, plan, intake) for night in shared.nights]
-    errors = check_intake(parts, intake)
+    plan, refused = plan_shards(shared, intake)
+    if plan is None:
+        return refused
+    parts = [part_of(night, plan, intake) for night in shared.nights if night.name not in refused]
+    errors = refused | check_intake(parts, intake)
     if errors.keys() >= set(waiting):
         return {model: errors[model] for model in waiting}
     work = [shard for shard in plan.shards if any(part.takes(shard) for part in parts)]
@@ -56,7 +58,7 @@ def classify_pass(shared: NightPass, waiting: Collection[str]) -> Mapping[str, C
     )
     shared.lease.check()
     by_name = dict(zip((shard.name for shard in work), outcomes, strict=True))
-    return {part.night.name: _classified(shared, part, by_name) for part in parts}
+    return refused | {part.night.name: _classified(shared, part, by_name) for part in parts}
 
 
 def _find_all_duplicates(

@@ -17,6 +17,7 @@ from pipelines.nightly.steps.run_records import IntakeCounts
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, check_kept_columns
 from pipelines.service_errors import BadRowsError
 from pipelines.storage.shard_log import ShardOutcome
+from spin.errors import SpinError, UserError
 from spin.settings import DataSettings
 
 _log = logging.getLogger(__name__)
@@ -115,19 +116,71 @@ def part_of(night: ModelNight, plan: NightPlan, intake: PassIntake) -> NightPart
     return NightPart(night, restricted, rejected, tasks, frozenset(shard.index for shard, _ in taken))
 
 
-def plan_shards(shared: NightPass, intake: PassIntake) -> NightPlan:
-    """The shards of a pass. The types of its kept columns are settled once. Raises UserError if a table has others."""
-    store, tables, data = shared.store, shared.tables, shared.settings.data
-    known = store.read_json(KEPT) or kept_types(tables, data)
-    reports = [outcome.counts.report for outcome in intake.outcomes]
-    plan = plan_night(reports, data, shared.settings.ray.shard_documents, known=known, groups=intake.groups)
-    check_kept_columns(tables, schema_of(plan.types))
+def plan_shards(shared: NightPass, intake: PassIntake) -> tuple[NightPlan | None, dict[str, SpinError]]:
+    """The shards of a pass, with the types of its kept columns, and by model the errors of those that are left out.
+
+    These are models in whose files a kept column has two types, or another one than in the table or in the files of the
+    models before them. The types are settled once. There is no plan if no model is left. Of a single model, the error
+    is raised.
+    """
+    store = shared.store
+    plan, errors = _settle_types(shared, intake)
+    if plan is None:
+        return None, errors
     store.create(KEPT, json.dumps(plan.types).encode())
     types = store.read_json(KEPT) or plan.types
     if shared.record is not None:  # for a driver that publishes a run and does not know its pass
         for night in shared.nights:
-            night.driver.run.store.create(KEPT, json.dumps(types).encode())
-    return replace(plan, types=types)
+            if night.name not in errors:
+                night.driver.run.store.create(KEPT, json.dumps(types).encode())
+    return replace(plan, types=types), errors
+
+
+def _settle_types(shared: NightPass, intake: PassIntake) -> tuple[NightPlan | None, dict[str, SpinError]]:
+    """The plan for those nights of a pass whose kept columns fit together, and by model the errors of the others.
+
+    A night that does not fit to those before it is tried once more at the end, since a later one may have a column that
+    it lacks.
+    """
+    known = shared.store.read_json(KEPT) or kept_types(shared.tables, shared.settings.data)
+    try:
+        return _plan_nights(shared, shared.nights, intake, known), {}
+    except UserError:
+        if len(shared.nights) == 1:
+            raise
+        _log.debug("the kept columns of the models do not fit together", exc_info=True)
+    plan: NightPlan | None = None
+    fitting: dict[str, ModelNight] = {}
+    errors: dict[str, SpinError] = {}
+    for night in [*shared.nights, *shared.nights]:
+        if night.name in fitting:
+            continue
+        try:
+            plan = _plan_nights(shared, [*fitting.values(), night], intake, known)
+        except UserError as error:
+            _log.debug("the kept columns of model %s do not fit to those of the others", night.name, exc_info=True)
+            errors[night.name] = error
+        else:
+            fitting[night.name] = night
+            errors.pop(night.name, None)
+    return plan, errors
+
+
+def _plan_nights(
+    shared: NightPass, nights: Sequence[ModelNight], intake: PassIntake, known: Mapping[str, str]
+) -> NightPlan:
+    """The plan of a pass with the types of kept columns that some of its nights have.
+
+    Raises UserError if they have several, or others than a table.
+    """
+    settings = shared.settings
+    reports = [outcome.counts.report for outcome in intake.outcomes]
+    typed = frozenset[int]().union(*(intake.tasks_of(night.run) for night in nights))
+    plan = plan_night(
+        reports, settings.data, settings.ray.shard_documents, known=known, groups=intake.groups, typed=typed
+    )
+    check_kept_columns(shared.tables, schema_of(plan.types))
+    return plan
 
 
 def kept_types(tables: NightTables, data: DataSettings) -> dict[str, str]:
@@ -136,9 +189,9 @@ def kept_types(tables: NightTables, data: DataSettings) -> dict[str, str]:
     return {name: type_text(schema.field(name).type) for name in data.keep if name in schema.names}
 
 
-def check_intake(parts: Sequence[NightPart], intake: PassIntake) -> dict[str, BadRowsError]:
+def check_intake(parts: Sequence[NightPart], intake: PassIntake) -> dict[str, SpinError]:
     """By model the errors of the nights of which it is known by now that too little can be classified."""
-    errors = {}
+    errors: dict[str, SpinError] = {}
     for part in parts:
         try:
             _check_part(part, intake)

@@ -694,6 +694,71 @@ def test_an_incremental_pass_resumes_with_the_files_of_each_model(local_nights: 
     assert FakeStep.computed == computed
 
 
+# kept columns
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["the first model", "the second model"])
+@pytest.mark.parametrize("old", [{"a": 1}, {"a": 1, "b": "one"}], ids=["in two tasks", "in one task"])
+def test_kept_columns_of_two_types_in_the_files_of_one_model_hold_back_no_other(
+    old: dict[str, Any], number: int, local_nights: FakeNights
+) -> None:
+    """One model takes files whose types differ; another one has classified them before the column was kept."""
+    other, model = (A, B)[1 - number], (A, B)[number]
+    for name, value in old.items():
+        local_nights.write(f"{name}.parquet", [{"id": name, "text": "good day", "n": value}])
+    local_nights.run(DATE, registry=other)
+    local_nights.write("c.parquet", [{"id": "c", "text": "good day", "n": "two"}])
+    night: dict[str, Any] = {"date": NEXT, "incremental": True}
+    FakeStep.computed.clear()
+    result = local_nights.run_several(A, B, data={"keep": ["n"]}, **night)
+    assert [(report.model, report.counts.predicted) for report in result.reports] == [(other.name, 1)]
+    assert [(failure.model, failure.status) for failure in result.failures] == [(model.name, 2)]
+    with pytest.raises(UserError, match=rf"^model {model.name}: [^;]*column 'n' is (int64|string).*--restart$"):
+        result.raise_failures()
+    assert [row["n"] for row in rows_of(local_nights, other.name, NEXT)[PREDICTIONS]] == ["two"]
+    assert local_nights.ids(model.name) == {}
+
+    computed = list(FakeStep.computed)
+    again = local_nights.run_several(A, B, data={"keep": ["n"]}, **night)
+    assert [(failure.model, failure.status) for failure in again.failures] == [(model.name, 2)]
+    assert FakeStep.computed == computed
+    local_nights.run(NEXT, registry=model, data={"keep": {"n": "string"}}, restart=True)
+    kept = {row["id"]: row["n"] for row in rows_of(local_nights, model.name, NEXT)[PREDICTIONS]}
+    assert kept == {**{name: str(value) for name, value in old.items()}, "c": "two"}
+
+
+def test_the_first_model_settles_the_type_of_a_new_column(local_nights: FakeNights) -> None:
+    """The files of each model agree, and the table can have only one of the types."""
+    local_nights.write("a.parquet", [{"id": "a", "text": "good day", "n": 1}])
+    local_nights.run(DATE, registry=B)
+    local_nights.write("b.parquet", [{"id": "b", "text": "good day", "n": "two"}])
+    local_nights.run(DATE, registry=A, source=f"{local_nights.source}/b.parquet")
+    result = local_nights.run_several(A, B, C, date=NEXT, incremental=True, data={"keep": ["n"]})
+    assert [report.model for report in result.reports] == [A.name]
+    assert [(failure.model, failure.status) for failure in result.failures] == [(B.name, 2), (C.name, 2)]
+    assert [row["n"] for row in rows_of(local_nights, A.name, NEXT)[PREDICTIONS]] == [1]
+
+
+def test_a_kept_column_that_only_the_files_of_another_model_have_is_null(local_nights: FakeNights) -> None:
+    """Also where the types in the files of a third model differ."""
+    local_nights.write("a.parquet", [{"id": "a", "text": "good day", "n": 1}])
+    local_nights.run(DATE, registry=A)
+    local_nights.write("b.jsonl", make_rows("b"))
+    result = local_nights.run_several(A, B, date=NEXT, incremental=True, data={"keep": ["n"]})
+    result.raise_failures()
+    assert [row["n"] for row in rows_of(local_nights, A.name, NEXT)[PREDICTIONS]] == [None]
+    assert [row["n"] for row in rows_of(local_nights, B.name, NEXT)[PREDICTIONS]] == [1, None]
+
+
+def test_no_model_is_classified_where_the_kept_columns_of_all_have_two_types(local_nights: FakeNights) -> None:
+    local_nights.write("a.parquet", [{"id": "a", "text": "good day", "n": 1}])
+    local_nights.write("b.parquet", [{"id": "b", "text": "good day", "n": "two"}])
+    result = local_nights.run_several(A, B, data={"keep": ["n"]})
+    assert [(failure.model, failure.status) for failure in result.failures] == [(A.name, 2), (B.name, 2)]
+    assert result.failures[0].error is not result.failures[1].error
+    assert FakeStep.computed == []
+
+
 # vacuum
 
 
