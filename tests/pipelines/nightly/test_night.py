@@ -43,6 +43,8 @@ from tests.support.fake_nights import (
     DATE,
     LAST,
     NEXT,
+    PUBLISHING,
+    WAKING,
     FakeNights,
     FakeRegistry,
     FakeStep,
@@ -57,20 +59,6 @@ MUTATING_METHODS = ("write", "create", "delete", "delete_many")
 
 class Crash(BaseException):
     """The process ends here; what its store holds stays."""
-
-
-@pytest.fixture
-def nights(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
-    """Nights in a folder, then on the S3 server."""
-    use_fake_step(monkeypatch)
-    return FakeNights(store_uri)
-
-
-@pytest.fixture
-def local_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
-    """Nights in a folder."""
-    use_fake_step(monkeypatch)
-    return FakeNights(str(tmp_path / "store"))
 
 
 # What a night publishes
@@ -801,19 +789,6 @@ def test_a_report_that_is_lost_is_made_again(local_nights: FakeNights) -> None:
 
 
 # Drivers that overtake each other
-
-
-WAKING = {
-    "before it claims": (classify, "claim"),
-    "while it plans": (classify, "choose_runs"),
-    "before the intake": (classify_pass, "take_in"),
-    "after the intake": (classify_pass, "plan_shards"),
-    "while it classifies": (FakeStep, "_find_dead"),
-    "before its records": (finish_nights, "finish_night"),
-    "before it publishes": (finish, "publish_night"),
-    "between side tables and predictions": (publication, "_commit_predictions"),
-}
-PUBLISHING = ("before it publishes", "between side tables and predictions")
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["resume", "restart"])

@@ -17,7 +17,6 @@ from pipelines.nightly import classify, classify_pass, finish, finish_nights
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.nights import list_output, models_to_resume
 from pipelines.nightly.steps.classify_job import CALIBRATION
-from pipelines.nightly.tables import publication
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS, lease_model
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, read_rows
@@ -30,30 +29,17 @@ from tests.support.fake_nights import (
     DATE,
     LAST,
     NEXT,
+    PUBLISHING,
+    WAKING,
     FakeNights,
     FakeRegistry,
     FakeStep,
     before_call,
     make_rows,
-    use_fake_step,
 )
 
 A, B, C = FakeRegistry("a-model"), FakeRegistry("b's/model"), FakeRegistry("c-model")
 NAMES = (A.name, B.name)
-
-
-@pytest.fixture
-def local_nights(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
-    """Nights on a disk."""
-    use_fake_step(monkeypatch)
-    return FakeNights(str(tmp_path))
-
-
-@pytest.fixture
-def nights(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
-    """Nights on a disk and on S3."""
-    use_fake_step(monkeypatch)
-    return FakeNights(store_uri)
 
 
 def failed(error: type[Exception] = UnavailableError) -> Callable[[], Any]:
@@ -592,20 +578,6 @@ def test_a_missing_record_of_a_pass_begins_new_runs(local_nights: FakeNights) ->
 
 # drivers that overtake each other
 
-WAKING = {
-    "before it claims": (classify, "claim"),
-    "while it plans": (classify, "choose_runs"),
-    "before the intake": (classify_pass, "take_in"),
-    "after the intake": (classify_pass, "plan_shards"),
-    "while it classifies": (FakeStep, "_find_dead"),
-    "before its records": (finish_nights, "finish_night"),
-    "before it publishes": (finish, "publish_night"),
-    "between side tables and predictions": (publication, "_commit_predictions"),
-}
-
-
-PUBLISHING = ("before it publishes", "between side tables and predictions")
-
 
 @pytest.mark.parametrize("waking", WAKING)
 @pytest.mark.parametrize("number", [0, 1])
@@ -789,7 +761,7 @@ def test_a_vacuum_keeps_the_old_objects_of_a_pass_that_can_go_on(local_nights: F
     with before_call(FakeStep, "_find_dead", failed()):
         local_nights.run_several(A, B)
     [name] = passes_of(local_nights)
-    folder = tmp_path / "out" / RUNS
+    folder = tmp_path / "store" / "out" / RUNS
     records = [path for path in folder.rglob("*") if path.is_file() and "attempts" not in path.parts]
     assert any(path.parent.name == name for path in records)
     for path in records:
