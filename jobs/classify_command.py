@@ -15,7 +15,7 @@ from spin.settings import Settings
 if TYPE_CHECKING:
     from pipelines.nightly.finish_nights import NightFailure
     from pipelines.nightly.night_models import RequestedModel
-    from pipelines.nightly.night_report import NightReport
+    from pipelines.nightly.report.night_report import NightReport
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ def _print_night(
     """
     terminal.night(report, options.output, named=several)
     if options.check is not None:
-        from pipelines.nightly.precision_check import check_precision
+        from pipelines.nightly.report.precision_check import check_precision
 
         terminal.check(*check_precision(settings, requested.registry, report, options.check))
     if requested.shadow is not None and report.shadow is None:
         version = f"version {report.model_version}, the version that classified"
         terminal.say(f"          no shadow: {requested.shadow} is {version}")
     if settings.classify.fail_on_drift:
-        from pipelines.nightly.drift_check import check_drift
+        from pipelines.nightly.report.drift_check import check_drift
 
         check_drift(report)
 

@@ -15,7 +15,7 @@ from spin.settings import mask_credentials
 from spin.sites import FeatureColumn, exit_name
 
 if TYPE_CHECKING:
-    from pipelines.nightly.night_report import NightReport
+    from pipelines.nightly.report.night_report import NightReport
     from pipelines.registry.champion_history import ChampionEvent
     from pipelines.registry.gate import GateCheck
     from pipelines.registry.version_records import Version

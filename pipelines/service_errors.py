@@ -28,6 +28,10 @@ class BadFileError(UserError):
         return text if len(text) <= _REASON else f"{text[:_REASON]} …"
 
 
+class KeptTypeError(UserError):
+    """A kept column has different types in the input files; a model that takes these files has no night."""
+
+
 class HeldError(SpinError):
     """Another run holds the output."""
 

@@ -46,7 +46,7 @@ def test_imports_by_name_are_detected(source: str, modules: list[str]) -> None:
 def test_inference_imports_no_library_for_training() -> None:
     """Every worker process imports these modules; a library that it does not use costs each of them seconds."""
     unneeded = ("sklearn", "numba", "scipy.stats", "pandas", "mlflow")
-    modules = "spin.classifier, pipelines.nightly.classify_step, pipelines.training.extract_features"
+    modules = "spin.classifier, pipelines.nightly.steps.classify_step, pipelines.training.extract_features"
     code = f"import sys, {modules}; print([name for name in {unneeded} if name in sys.modules])"
     imported = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert imported.stdout.strip() == "[]"

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 
 from benchmarks.limits.delay_proxy import DelayProxy, Traffic, run_delay_proxy
 from benchmarks.limits.page import Part, Verdict, table
-from pipelines.nightly.classify_step import data_layout
-from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.report.throughput import busy_seconds
+from pipelines.nightly.steps.classify_job import data_layout
+from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import begin_run, finish_run
 from pipelines.nightly.tables.night_tables import INPUTS, PREDICTIONS, NightTables, file_rows, table_schema
 from pipelines.nightly.tables.publication import claim, publish_night, write_inputs
-from pipelines.nightly.throughput import busy_seconds
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.limits.page import Part, Verdict, table
 from benchmarks.limits.process_memory import Watch
-from pipelines.nightly.classify_step import data_layout
-from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.report.throughput import span
+from pipelines.nightly.steps.classify_job import data_layout
+from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_tables import NightTables
-from pipelines.nightly.throughput import span
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
 

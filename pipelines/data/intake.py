@@ -34,7 +34,7 @@ from pipelines.data.readers import (
 )
 from pipelines.data.shards import Piece, Shard
 from pipelines.data.spool import SPOOL, ReadyPiece, Save, SpoolWriter, check_rows, find_dead_rows
-from pipelines.service_errors import BadFileError
+from pipelines.service_errors import BadFileError, KeptTypeError
 from pipelines.storage.filesystem import PARALLEL_REQUESTS
 from pipelines.storage.input_opener import InputOpener
 from spin.settings import DataSettings
@@ -74,6 +74,8 @@ class IntakeReport:
     """to classify, in the order of their rows"""
     types: Mapping[str, str]
     """types of the kept columns by name, see `kept_columns`; no entry for a column that no file has"""
+    conflict: str | None = None
+    """why the files cannot be part of one night, of a kept column with two types; the report then holds nothing else"""
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,8 @@ def take_in(task: Shard, data: DataSettings, documents: int, save: Save) -> Inta
     """Read and check the files of a task, and save its parts, each worth about `documents` and at most 64 MB of text.
 
     With trusted ids those of large files are not read. Memory is bounded whatever the files hold. A part of a file that
-    turns out to be bad later may be saved and does not appear in the report. Raises UserError if a kept column has two
-    types in the files of the task.
+    turns out to be bad later may be saved and does not appear in the report. If a kept column has two types in the
+    files of the task, the report names that alone: of several models, only those that take these files have no night.
     """
     spool = SpoolWriter(documents, save)
     outcomes = []
@@ -163,7 +165,10 @@ def take_in(task: Shard, data: DataSettings, documents: int, save: Save) -> Inta
                 spool.reject()
                 outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, 0, error.reason))
             else:
-                spool.accept(piece.uri)
+                try:
+                    spool.accept(piece.uri)
+                except KeptTypeError as error:
+                    return IntakeReport((), (), {}, conflict=str(error))
                 outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, rows))
     spool.finish()
     return IntakeReport(tuple(outcomes), tuple(spool.ready), spool.types)
@@ -176,21 +181,26 @@ def plan_night(
     *,
     known: Mapping[str, str] | None = None,
     groups: Sequence[int] | None = None,
+    typed: Container[int] | None = None,
 ) -> NightPlan:
     """The shards of a night from the reports of all tasks, in their order: a pure function.
 
     Parts of the spool are joined while they are worth at most `documents` and 64 MB; a piece of a large file is a shard
     of its own. A file that is bad in one task is left out of all. `known` are the types of kept columns in the table
     that the night is written to. `groups` holds a number for each task, by default the same for all: no shard has parts
-    of tasks with different numbers. Raises UserError if a kept column has two types, or is in no file.
+    of tasks with different numbers. `typed` are the tasks whose files settle the types, by default all; the shards are
+    the same whatever these are. Raises KeptTypeError if a kept column has two types, UserError if it is in no file.
     """
     files: dict[str, FileOutcome] = {}
     types: dict[str, str] = {}
-    for report in reports:
+    for task, report in enumerate(reports):
         for file in report.files:
             before = files.get(file.uri, replace(file, rows=0, reason=None))
             files[file.uri] = replace(file, rows=before.rows + file.rows, reason=before.reason or file.reason)
-        types = merge_types(types, report.types, "data.keep")
+        if typed is None or task in typed:
+            if report.conflict is not None:
+                raise KeptTypeError(report.conflict)
+            types = merge_types(types, report.types, "data.keep")
     files = {uri: replace(file, rows=0) if file.reason else file for uri, file in files.items()}
     bad = {uri for uri, file in files.items() if file.reason}
     shards: list[list[tuple[PartKey, ReadyPiece]]] = []

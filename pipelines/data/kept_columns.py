@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.data.text_values import column_to_text, to_text, to_unicode
-from pipelines.service_errors import BadFileError
+from pipelines.service_errors import BadFileError, KeptTypeError
 from spin.errors import UserError
 from spin.settings import DataSettings
 
@@ -171,14 +171,14 @@ def unify_types(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def merge_types(types: Mapping[str, str], more: Mapping[str, str], where: str) -> dict[str, str]:
-    """The types of columns by name. Raises UserError, which says `where`, for two types of one column."""
+    """The types of columns by name. Raises KeptTypeError, which says `where`, for two types of one column."""
     merged = dict(types)
     for name, text in more.items():
         if name in merged:
             try:
                 text = type_text(unify_types(parse_type(merged[name]), parse_type(text)))
             except ValueError:
-                raise UserError(
+                raise KeptTypeError(
                     f"{where}: the kept column '{name}' is {text}, elsewhere it is {merged[name]}; expected one type: "
                     "mend the files or name the type in data.keep, then start over with --restart"
                 ) from None

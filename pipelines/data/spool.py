@@ -220,7 +220,7 @@ class SpoolWriter:
         self._ready(piece, ids, None, size)
 
     def accept(self, uri: str) -> None:
-        """End the current file: its rows are part of the night. Raises UserError if a kept column has another type."""
+        """End the current file: its rows are part of the night. Raises KeptTypeError for another type of a column."""
         self.types = merge_types(self.types, self._file_types, uri)
         self._pour()
         self._begin_file()

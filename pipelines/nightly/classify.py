@@ -23,8 +23,9 @@ from pipelines.nightly.finish_nights import (
     work_on_nights,
 )
 from pipelines.nightly.night_models import NightModel, RequestedModel, choose_versions, download_model
-from pipelines.nightly.night_pass import ModelNight, kept_types
-from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.night_pass import ModelNight
+from pipelines.nightly.pass_intake import kept_types
+from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_records import lease_model
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.old_layout import refuse_old_layout

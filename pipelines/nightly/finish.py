@@ -13,8 +13,7 @@ import pyarrow as pa
 from pipelines.data.intake import FileOutcome, NightPlan
 from pipelines.data.kept_columns import schema_of
 from pipelines.data.spool import SPOOL
-from pipelines.nightly.classify_step import ENDINGS, work_digest
-from pipelines.nightly.night_report import (
+from pipelines.nightly.report.night_report import (
     LISTED_FILES,
     REPORT,
     EarlierNight,
@@ -28,8 +27,11 @@ from pipelines.nightly.night_report import (
     slowest_shards,
     total_counts,
 )
-from pipelines.nightly.run_records import ClassifyCounts
-from pipelines.nightly.run_report import render_reports
+from pipelines.nightly.report.run_report import render_reports
+from pipelines.nightly.report.throughput import busy_seconds
+from pipelines.nightly.steps.classify_job import ENDINGS
+from pipelines.nightly.steps.classify_step import work_digest
+from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS, NightRecord, find_night, finish_run
 from pipelines.nightly.tables.night_tables import (
@@ -50,7 +52,6 @@ from pipelines.nightly.tables.publication import (
     write_inputs,
 )
 from pipelines.nightly.tables.resume import ChosenRun
-from pipelines.nightly.throughput import busy_seconds
 from pipelines.service_errors import BadRowsError, UnavailableError
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.lease import Lease

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pipelines.nightly.classify_step import PROFILE
-from pipelines.nightly.drift_check import measure_drift
+from pipelines.nightly.classify_pass import classify_pass
 from pipelines.nightly.finish import (
     ClassifiedNight,
     Driver,
@@ -25,13 +24,15 @@ from pipelines.nightly.finish import (
     reconcile,
     show_reports,
 )
-from pipelines.nightly.night_pass import ModelNight, classify_pass, enter_pass, form_passes
-from pipelines.nightly.night_report import REPORT, NightReport
+from pipelines.nightly.night_pass import ModelNight, enter_pass, form_passes
+from pipelines.nightly.report.drift_check import measure_drift
+from pipelines.nightly.report.night_report import REPORT, NightReport
+from pipelines.nightly.steps.classify_job import PROFILE
 from pipelines.nightly.tables.night_records import RUNS, NightRecord
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.passes import find_pass, open_runs
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
-from pipelines.service_errors import BadRowsError, DriftError, HeldError, UnavailableError
+from pipelines.service_errors import DriftError, HeldError, UnavailableError
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.workers.worker_faults import describe_error
 from spin.errors import SpinError, UserError
@@ -221,9 +222,9 @@ class _Work:
             for night in filter(self.is_waiting, nights):
                 self._finish_and_publish(night, classified[night.name])
 
-    def _finish_and_publish(self, night: ModelNight, classified: ClassifiedNight | BadRowsError) -> None:
+    def _finish_and_publish(self, night: ModelNight, classified: ClassifiedNight | SpinError) -> None:
         with self.keeping_failure(night), overtaken_first(night.driver.lease):
-            if isinstance(classified, BadRowsError):
+            if isinstance(classified, SpinError):
                 raise classified
             self.publish(night, *_finish(night, classified))
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pipelines.nightly.classify_step import CALIBRATION, ShadowJob
-from pipelines.nightly.shadow import ShadowSpec, choose_shadow, find_own_backbone, resolve_shadow
+from pipelines.nightly.steps.classify_job import CALIBRATION, ShadowJob
+from pipelines.nightly.steps.shadow import ShadowSpec, choose_shadow, find_own_backbone, resolve_shadow
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
 from pipelines.workers import weights_cache

@@ -19,10 +19,10 @@ from pipelines.data.input_files import InputFile
 from pipelines.data.intake import is_spooled, plan_intake
 from pipelines.data.shards import Shard
 from pipelines.data.spool import SPOOL
-from pipelines.nightly.classify_step import PROFILE
-from pipelines.nightly.dedup import plan_partitions
-from pipelines.nightly.intake_step import IDS
-from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.steps.classify_job import PROFILE
+from pipelines.nightly.steps.dedup import plan_partitions
+from pipelines.nightly.steps.intake_step import IDS
+from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.planning.request_model import night_requests
 from pipelines.planning.sample import Piece, Sample, take_sample
 from pipelines.registry.versions import Registry

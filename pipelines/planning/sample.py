@@ -22,10 +22,11 @@ from pipelines.data.intake import plan_night
 from pipelines.data.kept_columns import schema_of
 from pipelines.data.shards import Shard
 from pipelines.data.spool import read_rows
-from pipelines.nightly.classify_step import CALIBRATION, ClassifyJob, ClassifyStep, ModelJob
-from pipelines.nightly.dedup import DuplicateRows
-from pipelines.nightly.intake_step import IntakeStep
-from pipelines.nightly.run_records import ClassifyCounts, IntakeCounts
+from pipelines.nightly.steps.classify_job import CALIBRATION, ClassifyJob, ModelJob
+from pipelines.nightly.steps.classify_step import ClassifyStep
+from pipelines.nightly.steps.dedup import DuplicateRows
+from pipelines.nightly.steps.intake_step import IntakeStep
+from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts
 from pipelines.nightly.tables.night_records import RunRecord
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry

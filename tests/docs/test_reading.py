@@ -75,7 +75,7 @@ def test_the_layout_page_names_every_reason_of_a_dead_letter() -> None:
     """The reasons are those that the code gives."""
     page = (ROOT / "docs" / "reference" / "layout.md").read_text(encoding="utf-8")
     spool = (ROOT / "pipelines" / "data" / "spool.py").read_text(encoding="utf-8")
-    step = (ROOT / "pipelines" / "nightly" / "classify_step.py").read_text(encoding="utf-8")
+    step = (ROOT / "pipelines" / "nightly" / "steps" / "classify_step.py").read_text(encoding="utf-8")
     reasons = {*re.findall(r'dead\[row\] = "(\w+)"', spool), *re.findall(r'\("(\w+)", (?:"|message)', step)}
     assert reasons >= {"malformed", "repeated_id", "poison"}
     assert set(re.findall(r"^\| `(\w+)` \| [^|]* \|$", page, re.MULTILINE)) >= reasons

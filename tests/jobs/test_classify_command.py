@@ -14,10 +14,11 @@ import yaml
 import jobs.classify_command
 from jobs import job_commands, terminal
 from jobs.cli import main
-from pipelines.nightly import classify, drift_check, precision_check
+from pipelines.nightly import classify
 from pipelines.nightly.finish_nights import CommandResult, NightFailure
-from pipelines.nightly.night_report import FileCounts, NightReport, QuarantinedFile
-from pipelines.nightly.run_records import NightCounts
+from pipelines.nightly.report import drift_check, precision_check
+from pipelines.nightly.report.night_report import FileCounts, NightReport, QuarantinedFile
+from pipelines.nightly.steps.run_records import NightCounts
 from pipelines.service_errors import BadRowsError, DriftError, HeldError, UnavailableError
 from spin.errors import SpinError
 from spin.settings import BackboneSettings

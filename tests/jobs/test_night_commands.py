@@ -20,7 +20,7 @@ from pipelines.nightly.tables.night_tables import DEAD_LETTERS, QUARANTINED, TAK
 from pipelines.nightly.tables.publication import InputRow, write_inputs
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from tests.pipelines.nightly.test_old_layout import night_of, write_old_night
+from tests.pipelines.nightly.tables.test_old_layout import night_of, write_old_night
 from tests.support.nights import DATE, MODEL, claim_model, published_ids, run_night
 
 NEXT = "2026-03-02"

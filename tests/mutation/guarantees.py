@@ -59,8 +59,16 @@ class Guarantee:
 
 
 NIGHT, CLASSIFY, PUBLICATION, VACUUM, DEDUP, SEVERAL, CLASSIFIERS = (
-    f"tests/pipelines/nightly/test_{name}.py"
-    for name in ("night", "classify", "publication", "vacuum", "dedup", "several_models", "several_classifiers")
+    f"tests/pipelines/nightly/{name}.py"
+    for name in (
+        "test_night",
+        "test_classify",
+        "tables/test_publication",
+        "tables/test_vacuum",
+        "steps/test_dedup",
+        "test_several_models",
+        "test_several_classifiers",
+    )
 )
 STORE, FAULTS, SHARD_LOG, TABLE, LEASE = (
     f"tests/pipelines/storage/test_{name}.py"
@@ -89,7 +97,7 @@ GUARANTEES = (
             ),
             Cut(
                 f"{CLASSIFY}::test_a_document_that_raises_is_the_only_dead_letter_of_its_shard",
-                "pipelines/nightly/classify_step.py",
+                "pipelines/nightly/steps/classify_step.py",
                 'dead |= {row: ("poison", message) for row, message in computed.failing.items()}',
             ),
         ),
@@ -357,19 +365,19 @@ GUARANTEES = (
         (
             Cut(
                 f"{DEDUP}::test_the_first_sound_row_with_an_id_is_no_duplicate",
-                "pipelines/nightly/dedup.py",
+                "pipelines/nightly/steps/dedup.py",
                 'rows = rows[np.lexsort((rows["row"], rows["shard"], rows["low"], rows["high"]))]',
                 'rows = rows[np.lexsort((-rows["row"], rows["shard"], rows["low"], rows["high"]))]',
             ),
             Cut(
                 f"{DEDUP}::test_texts_of_large_parquet_files_decide_which_row_is_first",
-                "pipelines/nightly/dedup.py",
+                "pipelines/nightly/steps/dedup.py",
                 'sound[here] = ~np.isin(rows["row"][here], self._dead_rows(index))',
                 "pass",
             ),
             Cut(
                 f"{DEDUP}::test_a_partition_holds_a_bounded_number_of_documents",
-                "pipelines/nightly/dedup.py",
+                "pipelines/nightly/steps/dedup.py",
                 "return [Shard(n) for n in range(min(_BUCKETS, max(1, math.ceil(documents / PARTITION))))]",
                 "return [Shard(0)]",
             ),
@@ -453,13 +461,13 @@ GUARANTEES = (
             ),
             Cut(
                 f"{CLASSIFIERS}::test_a_document_that_only_one_model_cannot_compute_is_a_dead_letter_of_that_one",
-                "pipelines/nightly/pass_features.py",
+                "pipelines/nightly/steps/pass_features.py",
                 "if len(piece) > 1 or len(models) == 1 or not _may_be_of_document(error):",
                 "if True:",
             ),
             Cut(
                 f"{CLASSIFIERS}::test_the_rows_of_each_model_are_those_of_a_night_of_its_own",
-                "pipelines/nightly/pass_features.py",
+                "pipelines/nightly/steps/pass_features.py",
                 "return self._shared(tuple(classifiers)).features(texts)",
                 "return [self._shared(tuple(classifiers)).features(texts)[0]] * len(classifiers)",
             ),

@@ -15,9 +15,9 @@ import ray
 
 from jobs import cli
 from pipelines.data.shards import Piece, Shard
-from pipelines.nightly import classify, night_pass
-from pipelines.nightly.classify_step import ClassifyStep
-from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly import classify, classify_pass
+from pipelines.nightly.steps.classify_step import ClassifyStep
+from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.registry.night_summary import NightSummary
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -118,7 +118,7 @@ def run_night(
 ) -> None:
     """Run a night as the driver; print a SpinError and exit with its status."""
     try:
-        with patch.object(night_pass, "ClassifyStep", step):
+        with patch.object(classify_pass, "ClassifyStep", step):
             settings, registry = parse_settings(tree), FolderRegistry(Path(registry_folder))
             classify.run_classify(settings, registry, source, output, night=date)  # type: ignore[arg-type]
     except SpinError as error:

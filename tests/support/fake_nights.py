@@ -17,12 +17,14 @@ import pytest
 
 from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows
-from pipelines.nightly import classify, night_pass
-from pipelines.nightly.classify_step import ClassifyJob, ClassifyStep, _count, _with_kept
+from pipelines.nightly import classify, classify_pass, finish, finish_nights
 from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import ChosenVersion, NightModel, RequestedModel
-from pipelines.nightly.night_report import NightReport
-from pipelines.nightly.run_records import ClassifyCounts
+from pipelines.nightly.report.night_report import NightReport
+from pipelines.nightly.steps.classify_job import ClassifyJob
+from pipelines.nightly.steps.classify_step import ClassifyStep, _count, _with_kept
+from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.tables import publication
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import LEASES
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, NightTables
@@ -81,6 +83,21 @@ class FakeStep(ClassifyStep):
             DEAD_LETTERS: self._dead_letters(documents, dead),
         }
         return StepResult(self._to_files(number, tables), _count(shard, documents, dead, labels))
+
+
+WAKING = {
+    "before it claims": (classify, "claim"),
+    "while it plans": (classify, "choose_runs"),
+    "before the intake": (classify_pass, "take_in"),
+    "after the intake": (classify_pass, "plan_shards"),
+    "while it classifies": (FakeStep, "_find_dead"),
+    "before its records": (finish_nights, "finish_night"),
+    "before it publishes": (finish, "publish_night"),
+    "between side tables and predictions": (publication, "_commit_predictions"),
+}
+"""functions, as arguments of `before_call`, before which a driver may be suspended"""
+PUBLISHING = ("before it publishes", "between side tables and predictions")
+"""those of them at which its run is finished"""
 
 
 class FakeRegistry:
@@ -229,7 +246,7 @@ def make_rows(*ids: str, text: str = "good day") -> list[Row]:
 def use_fake_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nights of this process run without a model."""
     monkeypatch.setattr(FakeStep, "computed", [])
-    monkeypatch.setattr(night_pass, "ClassifyStep", FakeStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", FakeStep)
     monkeypatch.setattr(classify, "download_model", pretend_to_download)
 
 

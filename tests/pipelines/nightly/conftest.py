@@ -1,4 +1,4 @@
-"""Fixtures of the tests of nights: the tables of an empty output."""
+"""Fixtures of the tests of nights: the tables of an empty output, and nights without a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.storage.object_store import Store
+from tests.support.fake_nights import FakeNights, use_fake_step
 
 
 @pytest.fixture
@@ -20,3 +21,17 @@ def tables(store_uri: str) -> NightTables:
 def local_tables(tmp_path: Path) -> NightTables:
     """The tables of an empty output on a disk."""
     return NightTables(Store(str(tmp_path / "out")))
+
+
+@pytest.fixture
+def nights(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
+    """Nights without a model, in a folder, then on the S3 server."""
+    use_fake_step(monkeypatch)
+    return FakeNights(store_uri)
+
+
+@pytest.fixture
+def local_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
+    """Nights without a model in a folder."""
+    use_fake_step(monkeypatch)
+    return FakeNights(str(tmp_path / "store"))

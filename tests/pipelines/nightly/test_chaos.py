@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.nightly import night_pass
+from pipelines.nightly import classify_pass, night_pass
 from pipelines.nightly.classify import run_classify
-from pipelines.nightly.classify_step import data_layout
-from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.report.night_report import NightReport
+from pipelines.nightly.steps.classify_job import data_layout
 from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, NightTables, read_rows
 from pipelines.storage.object_store import Store
@@ -142,7 +142,7 @@ def test_bad_documents_and_files_do_not_affect_the_others(
 
     One document kills its process the first time only, as a crash of the machine would: it is predicted.
     """
-    monkeypatch.setattr(night_pass, "ClassifyStep", chaos.ChaosStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", chaos.ChaosStep)
     documents = tiny.make_documents(120)
     rows: list[Row] = [dict(row) for row in documents]
     rows[50]["text"] = f"{chaos.KILL_ONCE}{tmp_path / 'killed'}"

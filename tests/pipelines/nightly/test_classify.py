@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.nightly import classify, night_pass
-from pipelines.nightly.classify_step import ClassifyStep
-from pipelines.nightly.night_report import NightReport
-from pipelines.nightly.pass_features import PassFeatures
-from pipelines.nightly.precision_check import check_precision
+from pipelines.nightly import classify, classify_pass, night_pass
+from pipelines.nightly.report.night_report import NightReport
+from pipelines.nightly.report.precision_check import check_precision
+from pipelines.nightly.steps.classify_step import ClassifyStep
+from pipelines.nightly.steps.pass_features import PassFeatures
 from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, read_rows
 from pipelines.service_errors import BadRowsError
@@ -209,7 +209,7 @@ def test_a_document_that_raises_is_the_only_dead_letter_of_its_shard(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other documents have the labels that they have in a night without it."""
-    monkeypatch.setattr(night_pass, "ClassifyStep", chaos.ChaosStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", chaos.ChaosStep)
     rows = tiny.make_documents(60)
     project.write("a.jsonl", rows)
     project.run_night("without")
@@ -293,7 +293,7 @@ def test_a_document_with_non_finite_activations_is_a_dead_letter(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its reason is `poison`; the other documents are predicted."""
-    monkeypatch.setattr(night_pass, "ClassifyStep", NotFiniteStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", NotFiniteStep)
     rows = tiny.make_documents(60)
     project.write("a.jsonl", [*rows[:17], {"id": "poison", "text": "infinite"}, *rows[17:]])
     assert project.run_night().counts.reasons == {"poison": 1}

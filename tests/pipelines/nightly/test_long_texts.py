@@ -9,7 +9,7 @@ import pytest
 
 from jobs import terminal
 from pipelines.nightly import finish_nights, night_pass
-from pipelines.nightly.run_report import report_page
+from pipelines.nightly.report.run_report import report_page
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, read_rows
 from pipelines.planning.estimate import estimate_night
 from pipelines.storage.object_store import Store

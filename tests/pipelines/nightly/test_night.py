@@ -21,7 +21,8 @@ import pytest
 
 from pipelines.data import intake
 from pipelines.data.shards import Shard
-from pipelines.nightly import classify, dedup, finish, finish_nights, night_pass
+from pipelines.nightly import classify, classify_pass, finish, finish_nights
+from pipelines.nightly.steps import dedup
 from pipelines.nightly.tables import publication, resume
 from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
 from pipelines.nightly.tables.night_records import abandon_run, find_night
@@ -36,12 +37,14 @@ from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, StepResu
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows
 from pipelines.workers.map_shards import WorkerAnswer, _within_stall_limit
 from spin.errors import SpinError, UserError
-from tests.pipelines.nightly.test_old_layout import night_of, write_old_night
-from tests.pipelines.nightly.test_table_readers import READERS, plain
+from tests.pipelines.nightly.tables.test_old_layout import night_of, write_old_night
+from tests.pipelines.nightly.tables.test_table_readers import READERS, plain
 from tests.support.fake_nights import (
     DATE,
     LAST,
     NEXT,
+    PUBLISHING,
+    WAKING,
     FakeNights,
     FakeRegistry,
     FakeStep,
@@ -56,20 +59,6 @@ MUTATING_METHODS = ("write", "create", "delete", "delete_many")
 
 class Crash(BaseException):
     """The process ends here; what its store holds stays."""
-
-
-@pytest.fixture
-def nights(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
-    """Nights in a folder, then on the S3 server."""
-    use_fake_step(monkeypatch)
-    return FakeNights(store_uri)
-
-
-@pytest.fixture
-def local_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
-    """Nights in a folder."""
-    use_fake_step(monkeypatch)
-    return FakeNights(str(tmp_path / "store"))
 
 
 # What a night publishes
@@ -327,7 +316,7 @@ def test_a_file_that_changes_during_a_night_is_quarantined_alone(
         if change == "replaced":
             nights.write("b.jsonl", make_rows(*(f"new{n}" for n in range(30))))
 
-    with before_call(night_pass, "_take_in" if stage == "intake" else "_share_models", change_file):
+    with before_call(classify_pass, "take_in" if stage == "intake" else "_share_models", change_file):
         report = nights.run()
     assert report.files.quarantined == 1
     assert nights.ids() == {DATE: ["a"]}
@@ -524,8 +513,8 @@ def fill_disk(folder: Path) -> None:
     ("module", "step"),
     [
         (classify, "choose_runs"),
-        (night_pass, "_take_in"),
-        (night_pass, "_share_models"),
+        (classify_pass, "take_in"),
+        (classify_pass, "_share_models"),
         (finish_nights, "finish_night"),
         (finish_nights, "publish"),
     ],
@@ -802,19 +791,6 @@ def test_a_report_that_is_lost_is_made_again(local_nights: FakeNights) -> None:
 # Drivers that overtake each other
 
 
-WAKING = {
-    "before it claims": (classify, "claim"),
-    "while it plans": (classify, "choose_runs"),
-    "before the intake": (night_pass, "_take_in"),
-    "after the intake": (night_pass, "_plan_shards"),
-    "while it classifies": (FakeStep, "_find_dead"),
-    "before its records": (finish_nights, "finish_night"),
-    "before it publishes": (finish, "publish_night"),
-    "between side tables and predictions": (publication, "_commit_predictions"),
-}
-PUBLISHING = ("before it publishes", "between side tables and predictions")
-
-
 @pytest.mark.parametrize("restart", [False, True], ids=["resume", "restart"])
 @pytest.mark.parametrize("waking", WAKING)
 def test_a_driver_that_wakes_after_another_has_published_changes_nothing(
@@ -989,7 +965,7 @@ def test_a_night_whose_counts_do_not_add_up_is_not_published(
             result = super().__call__(shard, attempt)
             return replace(result, counts=replace(result.counts, predicted=result.counts.predicted - 1))
 
-    monkeypatch.setattr(night_pass, "ClassifyStep", RowLosingStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", RowLosingStep)
     local_nights.write("a.jsonl", make_rows("a", "b"))
     with pytest.raises(SpinError, match="2 rows were planned, 2 read, 1 predicted or dead; nothing is published"):
         local_nights.run()

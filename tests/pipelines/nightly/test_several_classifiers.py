@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from transformers import BertModel
 
-from pipelines.nightly import classify, classify_step, night_pass
+from pipelines.nightly import classify, classify_pass, night_pass
 from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import RequestedModel
+from pipelines.nightly.steps import classify_step
+from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, NightTables, read_rows
 from pipelines.storage.object_store import Store
 from pipelines.workers.map_shards import map_shards
@@ -21,13 +23,15 @@ from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, load_settings
 from spin.shared_pass import SharedPass
+from tests.pipelines.nightly.steps.test_shadow import ROWS, FailingBlockStep, list_labels
 from tests.pipelines.nightly.test_classify import DATE
-from tests.pipelines.nightly.test_shadow import ROWS, FailingBlockStep, list_labels
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
 
 Row = dict[str, Any]
 SHALLOW, DEEP, MULTILABEL, ELSEWHERE = "shallow", "deep", "multilabel", "elsewhere"
+QUICK = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), head="linear", words="off")
+PROBE = ProbeSettings(penalties=3, max_extra=0)
 
 pytestmark = pytest.mark.usefixtures("all_folds")
 
@@ -48,8 +52,6 @@ def versions(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) ->
     """A folder with classifiers of several depths, three of them on one backbone."""
     folder = tmp_path_factory.mktemp("versions")
     other = tiny.save_bert(tmp_path_factory.mktemp("elsewhere"), seed=1)
-    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), head="linear", words="off")
-    probe = ProbeSettings(penalties=3, max_extra=0)
     parts: dict[str, tuple[Path, list[str], list[str], Callable[[Row], Any]]] = {
         SHALLOW: (backbone_folder, ["ffn.01"], ["mean"], lambda row: row["label"]),
         DEEP: (backbone_folder, ["ffn.01", "resid.03"], ["mean", "max"], lambda row: row["label"]),
@@ -59,23 +61,30 @@ def versions(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) ->
     rows = tiny.make_documents(240, ("good", "bad", "plain"))
     for name, (backbone, sites, poolings, label) in parts.items():
         float32 = BackboneSettings(model=str(backbone), dtype="float32", device="cpu")
-        classifier = SpinClassifier(float32, sites=sites, poolings=poolings, probe=probe, search=quick)
+        classifier = SpinClassifier(float32, sites=sites, poolings=poolings, probe=PROBE, search=QUICK)
         classifier.fit([row["text"] for row in rows], [label(row) for row in rows]).save(folder / name)
     return folder
 
 
 class SeveralProject:
-    """A folder with input files, and nights of several models that classify them."""
+    """A folder or an S3 prefix with input files, and nights of several models that classify them."""
 
-    def __init__(self, folder: Path, versions: Path, backbone: Path) -> None:
+    def __init__(self, folder: Path, versions: Path, backbone: Path, uri: str | None = None) -> None:
         self.folder, self.versions, self.backbone = folder, versions, backbone
-        (folder / "data").mkdir()
+        self.store = Store(str(folder) if uri is None else uri)
 
-    def write(self, rows: list[Row]) -> None:
-        (self.folder / "data" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    def write(self, rows: list[Row], name: str = "a.jsonl") -> None:
+        self.store.write(f"data/{name}", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def run(
-        self, out: str, *models: str, shadows: Mapping[str, str] | None = None, cascade: bool = False, **limits: float
+        self,
+        out: str,
+        *models: str,
+        shadows: Mapping[str, str] | None = None,
+        cascade: bool = False,
+        date: str = DATE,
+        incremental: bool = False,
+        **limits: float,
     ) -> CommandResult:
         """Run a night of some models, with a version as the shadow of some."""
         tree: dict[str, Any] = {
@@ -91,21 +100,29 @@ class SeveralProject:
             RequestedModel(NamedRegistry(self.versions, name), None, (shadows or {}).get(name))  # type: ignore[arg-type]
             for name in models
         ]
-        source, output = str(self.folder / "data"), str(self.folder / out)
-        return classify.classify_nights(load_settings(settings), requested, source, output, night=DATE)
+        source, output = f"{self.store.uri}/data", f"{self.store.uri}/{out}"
+        return classify.classify_nights(
+            load_settings(settings), requested, source, output, night=date, incremental=incremental
+        )
 
-    def read(self, out: str, table: str, model: str) -> list[Row]:
+    def read(self, out: str, table: str, model: str, date: str = DATE) -> list[Row]:
         """The rows of a model, without the run."""
-        tables = NightTables(Store(str(self.folder / out)))
-        rows: list[Row] = read_rows(tables.open(table), {"date": DATE, "model": model}).to_pylist()
+        rows: list[Row] = read_rows(
+            NightTables(self.store / out).open(table), {"date": date, "model": model}
+        ).to_pylist()
         return rows
+
+
+def compute_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all stages of a pass run without workers."""
+    monkeypatch.setattr(
+        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
+    )
 
 
 @pytest.fixture
 def project(tmp_path: Path, versions: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SeveralProject:
-    monkeypatch.setattr(
-        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
-    )
+    compute_in_this_process(monkeypatch)
     return SeveralProject(tmp_path, versions, backbone_folder)
 
 
@@ -135,6 +152,96 @@ def test_the_rows_of_each_model_are_those_of_a_night_of_its_own(
             assert rows == project.read(f"alone-{name}", table, name)
             assert rows
         assert [(drift.name, drift.psi) for drift in report.drift] == [(d.name, d.psi) for d in alone.drift]
+
+
+TEN = tuple(f"model-{n}" for n in range(10))
+SITES = ("ffn.01", "ffn.02", "resid.01", "resid.02", "ffn.01", "resid.03", "ffn.02", "resid.02", "resid.01", "ffn.02")
+SHARED_WORK = {"pass.json", "intake", "spool", "repeats-0", "model"}
+STRICT = TEN[5]
+"""the only one of ten models that reads the third block"""
+
+
+@pytest.fixture(scope="module")
+def ten_versions(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:
+    """A folder with ten classifiers on one backbone, of different depths, neurons and labels."""
+    folder, rows = tmp_path_factory.mktemp("ten"), tiny.make_documents(120, ("good", "bad", "plain"))
+    backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
+    for number, (name, site) in enumerate(zip(TEN, SITES, strict=True)):
+        classifier = SpinClassifier(
+            backbone, sites=[site], poolings=[("mean", "max")[number % 2]], probe=PROBE, search=QUICK, seed=number
+        )
+        classifier.fit([row["text"] for row in rows], [f"{number} {row['label']}" for row in rows])
+        classifier.save(folder / name)
+    return folder
+
+
+def predict_plainly(versions: Path, model: str, rows: list[Row]) -> dict[str, tuple[Any, float]]:
+    """The label and the score of each document by its id, of the classifier by itself."""
+    classifier = SpinClassifier.load(versions / model)
+    predictions = classifier.predict_all([row["text"] for row in rows])
+    scored = zip(predictions.labels, predictions.score.tolist(), strict=True)
+    return {row["id"]: found for row, found in zip(rows, scored, strict=True)}
+
+
+def test_ten_classifiers_share_one_pass_and_publish_by_themselves(
+    store_uri: str, tmp_path: Path, ten_versions: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have classified different files before, and one of them cannot compute some documents of the night.
+
+    The work lies in the folder of one pass, and each model predicts each document once, as the classifier does alone.
+    """
+    compute_in_this_process(monkeypatch)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", FailingBlockStep)
+    monkeypatch.setattr(classify_step, "_SOUND", ROWS[0]["text"])
+    project = SeveralProject(tmp_path, ten_versions, backbone_folder, store_uri)
+    unknown = [{"id": f"unknown {n}", "text": "the zebra was late"} for n in range(4)]
+    files = {"a.jsonl": ROWS[:20], "b.jsonl": ROWS[20:30], "c.jsonl": [*ROWS[30:50], *unknown, dict(ROWS[40])]}
+    earlier: dict[str, list[Row]] = {model: [] for model in TEN}
+    for date, name, models in (("2026-02-27", "a.jsonl", TEN[:3]), ("2026-02-28", "b.jsonl", TEN[2:7])):
+        project.write(files[name], name)
+        project.run("out", *models, date=date, incremental=True).raise_failures()
+        earlier |= {model: [*ROWS[: 20 if name == "a.jsonl" else 30]] for model in models}
+    project.write(files["c.jsonl"], "c.jsonl")
+    before = set((project.store / f"out/{RUNS}").list_names())
+
+    night = project.run("out", *TEN, incremental=True, max_dead_fraction=0.05)
+
+    assert [(failure.model, failure.status) for failure in night.failures] == [(STRICT, 4)]
+    assert [report.model for report in night.reports] == [model for model in TEN if model != STRICT]
+    [shared] = {project.store.read_json(f"out/{RUNS}/{report.run}/run.json")["shared_pass"] for report in night.reports}
+    new = set((project.store / f"out/{RUNS}").list_names()) - before
+    assert len(new) == 1 + len(TEN)
+    work = {name: set((project.store / f"out/{RUNS}/{name}").list_names()) for name in new}
+    assert work.pop(shared) >= SHARED_WORK
+    assert set().union(*work.values()).isdisjoint(SHARED_WORK)
+
+    everything = [*ROWS[:50], *unknown]
+    for model in TEN:
+        if model == STRICT:
+            assert project.read("out", PREDICTIONS, model) == []
+            continue
+        check_night(project, model, [row for row in everything if row not in earlier[model]])
+
+    project.run("out", *TEN, incremental=True, max_dead_fraction=0.5).raise_failures()
+    check_night(project, STRICT, [row for row in ROWS[:50] if row not in earlier[STRICT]])
+    for model in TEN:
+        ids = [
+            row["id"]
+            for date in ("2026-02-27", "2026-02-28", DATE)
+            for row in project.read("out", PREDICTIONS, model, date)
+        ]
+        assert sorted(ids) == sorted(row["id"] for row in everything if model != STRICT or row not in unknown)
+
+
+def check_night(project: SeveralProject, model: str, rows: list[Row]) -> None:
+    """The night of a model has a row for each document, equal to what the classifier alone predicts."""
+    expected = predict_plainly(project.versions, model, rows)
+    published = project.read("out", PREDICTIONS, model)
+    assert sorted(row["id"] for row in published) == sorted(expected)
+    assert {row["id"]: row["label"] for row in published} == {id: label for id, (label, _) in expected.items()}
+    scores = [expected[row["id"]][1] for row in published]
+    assert [row["score"] for row in published] == pytest.approx(scores, abs=1e-6)
+    assert {row["model_version"] for row in published} == {model}
 
 
 def test_each_model_keeps_its_own_exits(project: SeveralProject) -> None:
@@ -169,7 +276,7 @@ def test_a_document_that_only_one_model_cannot_compute_is_a_dead_letter_of_that_
     project: SeveralProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third block raises on words that the tokenizer does not know; only the deep model reads it."""
-    monkeypatch.setattr(night_pass, "ClassifyStep", FailingBlockStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", FailingBlockStep)
     monkeypatch.setattr(classify_step, "_SOUND", ROWS[0]["text"])
     rows = [*ROWS[:17], {"id": "unknown word", "text": "the zebra was late"}, *ROWS[17:]]
     project.write(rows)

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from pipelines.data.shards import Shard
-from pipelines.nightly import classify, finish, finish_nights, night_pass
-from pipelines.nightly.classify_step import CALIBRATION
+from pipelines.nightly import classify, classify_pass, finish, finish_nights
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.nights import list_output, models_to_resume
-from pipelines.nightly.tables import publication
+from pipelines.nightly.steps.classify_job import CALIBRATION
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS, lease_model
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, read_rows
@@ -30,30 +29,17 @@ from tests.support.fake_nights import (
     DATE,
     LAST,
     NEXT,
+    PUBLISHING,
+    WAKING,
     FakeNights,
     FakeRegistry,
     FakeStep,
     before_call,
     make_rows,
-    use_fake_step,
 )
 
 A, B, C = FakeRegistry("a-model"), FakeRegistry("b's/model"), FakeRegistry("c-model")
 NAMES = (A.name, B.name)
-
-
-@pytest.fixture
-def local_nights(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
-    """Nights on a disk."""
-    use_fake_step(monkeypatch)
-    return FakeNights(str(tmp_path))
-
-
-@pytest.fixture
-def nights(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> FakeNights:
-    """Nights on a disk and on S3."""
-    use_fake_step(monkeypatch)
-    return FakeNights(store_uri)
 
 
 def failed(error: type[Exception] = UnavailableError) -> Callable[[], Any]:
@@ -122,7 +108,7 @@ def test_each_model_has_the_night_that_it_has_alone(nights: FakeNights, tmp_path
 
 
 def alone_report(nights: FakeNights, model: str) -> Any:
-    from pipelines.nightly.night_report import find_report
+    from pipelines.nightly.report.night_report import find_report
 
     report = find_report(nights.out / f"{RUNS}/{run_of(nights, model)}")
     assert report is not None
@@ -171,7 +157,7 @@ def test_a_model_that_fails_its_limits_holds_back_no_other(
     local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error names it, and the status is that of the limits; with a higher limit the command publishes it too."""
-    monkeypatch.setattr(night_pass, "ClassifyStep", StrictStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", StrictStep)
     local_nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(6))))
     result = local_nights.run_several(A, B, limits={"max_dead_fraction": 0.1})
     assert [report.model for report in result.reports] == [B.name]
@@ -199,7 +185,7 @@ def test_the_highest_status_of_several_failures_is_that_of_the_command(
     local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
-    monkeypatch.setattr(night_pass, "ClassifyStep", StrictStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", StrictStep)
     with before_call(finish, "publish_night", failed()):
         result = local_nights.run_several(A, B, limits={"max_dead_fraction": 0.1})
     assert [failure.status for failure in result.failures] == [4, 5]
@@ -218,7 +204,7 @@ def test_nothing_is_computed_if_no_model_can_be_published(local_nights: FakeNigh
 def test_a_pass_that_fails_holds_back_no_other_pass(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     other = FakeRegistry("other", backbone="1")
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         result = local_nights.run_several(A, B, other)
     assert [failure.model for failure in result.failures] == list(NAMES)
     assert local_nights.ids("other") == {DATE: ["a"]}
@@ -256,7 +242,7 @@ def test_a_command_for_other_models_begins_what_it_cannot_resume(
 ) -> None:
     """A pass goes on with all of its runs or not at all; every model is published once, and the other one later."""
     local_nights.write("a.jsonl", make_rows("a", "b", "c", "d", "e"))
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         local_nights.run_several(A, B)
     begun = {run.model: run.run for run in list_output(local_nights.output)}
     local_nights.run_several(*then).raise_failures()
@@ -274,7 +260,7 @@ def test_a_command_for_other_models_begins_what_it_cannot_resume(
 
 def test_an_unfinished_pass_names_the_models_with_which_it_goes_on(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         local_nights.run_several(A, B)
     runs = list_output(local_nights.output)
     assert [models_to_resume(run, runs) for run in runs] == [["models:/a-model/1", "models:/b's/model/1"]] * 2
@@ -361,13 +347,13 @@ def test_an_unfinished_model_of_another_version_names_the_way_out(local_nights: 
     """Its companion waits for it in the pass: nothing begins anew without being asked."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
     registry = FakeRegistry(A.name)
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         local_nights.run_several(registry, B)
     registry.champion = "2"
     with pytest.raises(UserError, match=r"^model a-model: .*\(--model models:/a-model/1\).* leave a-model out"):
         local_nights.run_several(registry, B)
     assert len(list_output(local_nights.output)) == 2
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         local_nights.run_several(registry, FakeRegistry("other", backbone="1"))
     registry.champion = "1"
     local_nights.run_several(registry, B).raise_failures()
@@ -438,7 +424,7 @@ def test_the_nights_of_a_pass_are_shown_before_the_next_pass_begins(local_nights
     registries = [FakeRegistry(A.name), FakeRegistry("other", backbone="1")]
     logged: list[list[int]] = []
     with before_call(
-        night_pass, "_take_in", lambda: logged.append([len(each.logged) for each in registries]), once=False
+        classify_pass, "take_in", lambda: logged.append([len(each.logged) for each in registries]), once=False
     ):
         local_nights.run_several(*registries).raise_failures()
     assert logged == [[0, 0], [1, 0]]
@@ -488,7 +474,7 @@ def test_int8_is_scaled_by_the_texts_of_the_first_model_with_which_the_pass_bega
     local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when the pass goes on without this model."""
-    settings, share = FakeNights.settings, night_pass._share_models
+    settings, share = FakeNights.settings, classify_pass._share_models
     jobs: list[Any] = []
 
     def in_int8(*args: Any) -> Any:
@@ -501,7 +487,7 @@ def test_int8_is_scaled_by_the_texts_of_the_first_model_with_which_the_pass_bega
         return jobs[-1]
 
     monkeypatch.setattr(FakeNights, "settings", staticmethod(in_int8))
-    monkeypatch.setattr(night_pass, "_share_models", keep_job)
+    monkeypatch.setattr(classify_pass, "_share_models", keep_job)
     local_nights.write("a.jsonl", make_rows("a"))
     registries = [CalibratedRegistry(name) for name in NAMES]
     original = finish_nights.finish_night
@@ -582,7 +568,7 @@ def failing_publication_of(model: str, error: type[BaseException] = UnavailableE
 
 def test_a_missing_record_of_a_pass_begins_new_runs(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(night_pass, "_share_models", failed()):
+    with before_call(classify_pass, "_share_models", failed()):
         local_nights.run_several(A, B)
     [name] = passes_of(local_nights)
     local_nights.out.delete(f"{RUNS}/{name}/pass.json")
@@ -591,20 +577,6 @@ def test_a_missing_record_of_a_pass_begins_new_runs(local_nights: FakeNights) ->
 
 
 # drivers that overtake each other
-
-WAKING = {
-    "before it claims": (classify, "claim"),
-    "while it plans": (classify, "choose_runs"),
-    "before the intake": (night_pass, "_take_in"),
-    "after the intake": (night_pass, "_plan_shards"),
-    "while it classifies": (FakeStep, "_find_dead"),
-    "before its records": (finish_nights, "finish_night"),
-    "before it publishes": (finish, "publish_night"),
-    "between side tables and predictions": (publication, "_commit_predictions"),
-}
-
-
-PUBLISHING = ("before it publishes", "between side tables and predictions")
 
 
 @pytest.mark.parametrize("waking", WAKING)
@@ -694,6 +666,71 @@ def test_an_incremental_pass_resumes_with_the_files_of_each_model(local_nights: 
     assert FakeStep.computed == computed
 
 
+# kept columns
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["the first model", "the second model"])
+@pytest.mark.parametrize("old", [{"a": 1}, {"a": 1, "b": "one"}], ids=["in two tasks", "in one task"])
+def test_kept_columns_of_two_types_in_the_files_of_one_model_hold_back_no_other(
+    old: dict[str, Any], number: int, local_nights: FakeNights
+) -> None:
+    """One model takes files whose types differ; another one has classified them before the column was kept."""
+    other, model = (A, B)[1 - number], (A, B)[number]
+    for name, value in old.items():
+        local_nights.write(f"{name}.parquet", [{"id": name, "text": "good day", "n": value}])
+    local_nights.run(DATE, registry=other)
+    local_nights.write("c.parquet", [{"id": "c", "text": "good day", "n": "two"}])
+    night: dict[str, Any] = {"date": NEXT, "incremental": True}
+    FakeStep.computed.clear()
+    result = local_nights.run_several(A, B, data={"keep": ["n"]}, **night)
+    assert [(report.model, report.counts.predicted) for report in result.reports] == [(other.name, 1)]
+    assert [(failure.model, failure.status) for failure in result.failures] == [(model.name, 2)]
+    with pytest.raises(UserError, match=rf"^model {model.name}: [^;]*column 'n' is (int64|string).*--restart$"):
+        result.raise_failures()
+    assert [row["n"] for row in rows_of(local_nights, other.name, NEXT)[PREDICTIONS]] == ["two"]
+    assert local_nights.ids(model.name) == {}
+
+    computed = list(FakeStep.computed)
+    again = local_nights.run_several(A, B, data={"keep": ["n"]}, **night)
+    assert [(failure.model, failure.status) for failure in again.failures] == [(model.name, 2)]
+    assert FakeStep.computed == computed
+    local_nights.run(NEXT, registry=model, data={"keep": {"n": "string"}}, restart=True)
+    kept = {row["id"]: row["n"] for row in rows_of(local_nights, model.name, NEXT)[PREDICTIONS]}
+    assert kept == {**{name: str(value) for name, value in old.items()}, "c": "two"}
+
+
+def test_the_first_model_settles_the_type_of_a_new_column(local_nights: FakeNights) -> None:
+    """The files of each model agree, and the table can have only one of the types."""
+    local_nights.write("a.parquet", [{"id": "a", "text": "good day", "n": 1}])
+    local_nights.run(DATE, registry=B)
+    local_nights.write("b.parquet", [{"id": "b", "text": "good day", "n": "two"}])
+    local_nights.run(DATE, registry=A, source=f"{local_nights.source}/b.parquet")
+    result = local_nights.run_several(A, B, C, date=NEXT, incremental=True, data={"keep": ["n"]})
+    assert [report.model for report in result.reports] == [A.name]
+    assert [(failure.model, failure.status) for failure in result.failures] == [(B.name, 2), (C.name, 2)]
+    assert [row["n"] for row in rows_of(local_nights, A.name, NEXT)[PREDICTIONS]] == [1]
+
+
+def test_a_kept_column_that_only_the_files_of_another_model_have_is_null(local_nights: FakeNights) -> None:
+    """Also where the types in the files of a third model differ."""
+    local_nights.write("a.parquet", [{"id": "a", "text": "good day", "n": 1}])
+    local_nights.run(DATE, registry=A)
+    local_nights.write("b.jsonl", make_rows("b"))
+    result = local_nights.run_several(A, B, date=NEXT, incremental=True, data={"keep": ["n"]})
+    result.raise_failures()
+    assert [row["n"] for row in rows_of(local_nights, A.name, NEXT)[PREDICTIONS]] == [None]
+    assert [row["n"] for row in rows_of(local_nights, B.name, NEXT)[PREDICTIONS]] == [1, None]
+
+
+def test_no_model_is_classified_where_the_kept_columns_of_all_have_two_types(local_nights: FakeNights) -> None:
+    local_nights.write("a.parquet", [{"id": "a", "text": "good day", "n": 1}])
+    local_nights.write("b.parquet", [{"id": "b", "text": "good day", "n": "two"}])
+    result = local_nights.run_several(A, B, data={"keep": ["n"]})
+    assert [(failure.model, failure.status) for failure in result.failures] == [(A.name, 2), (B.name, 2)]
+    assert result.failures[0].error is not result.failures[1].error
+    assert FakeStep.computed == []
+
+
 # vacuum
 
 
@@ -724,7 +761,7 @@ def test_a_vacuum_keeps_the_old_objects_of_a_pass_that_can_go_on(local_nights: F
     with before_call(FakeStep, "_find_dead", failed()):
         local_nights.run_several(A, B)
     [name] = passes_of(local_nights)
-    folder = tmp_path / "out" / RUNS
+    folder = tmp_path / "store" / "out" / RUNS
     records = [path for path in folder.rglob("*") if path.is_file() and "attempts" not in path.parts]
     assert any(path.parent.name == name for path in records)
     for path in records:

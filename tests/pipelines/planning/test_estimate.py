@@ -25,8 +25,9 @@ from pipelines.data import intake
 from pipelines.data.input_files import list_files
 from pipelines.data.intake import IntakeReport
 from pipelines.nightly import classify, night_pass
-from pipelines.nightly.classify_step import ClassifyJob, ClassifyStep
-from pipelines.nightly.run_records import ClassifyCounts, IntakeCounts
+from pipelines.nightly.steps.classify_job import ClassifyJob
+from pipelines.nightly.steps.classify_step import ClassifyStep
+from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts
 from pipelines.planning import estimate, sample
 from pipelines.planning.estimate import Deadline, Estimate, Intake, Rates, estimate_night
 from pipelines.planning.request_model import TABLES

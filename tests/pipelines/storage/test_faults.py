@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.nightly import night_pass
+from pipelines.nightly import classify_pass
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.service_errors import UnavailableError
 from pipelines.storage import delta_table, filesystem, object_store
@@ -161,7 +161,7 @@ def test_an_exhausted_quota_fails_the_night_and_publishes_nothing(
             result = super().__call__(shard, attempt)
             return StepResult({**result.files, "dead.parquet": bytes(1 << 19)}, result.counts)
 
-    monkeypatch.setattr(night_pass, "ClassifyStep", LargeStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", LargeStep)
     with pytest.raises(UnavailableError, match=r"is full .*QuotaExceeded.*run it again to resume") as error:
         nights.run()
     assert error.value.status == 5

@@ -21,7 +21,7 @@ from pipelines.data import readers
 from pipelines.data.shards import Piece, Shard
 from pipelines.nightly import finish
 from pipelines.nightly.classify import run_classify
-from pipelines.nightly.drift_check import check_drift
+from pipelines.nightly.report.drift_check import check_drift
 from pipelines.nightly.tables.night_history import list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, read_rows
 from pipelines.registry import promote

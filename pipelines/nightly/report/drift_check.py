@@ -7,7 +7,7 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
-from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.report.night_report import NightReport
 from pipelines.registry.packaging import REFERENCE
 from pipelines.service_errors import DriftError
 from pipelines.storage.object_store import Store

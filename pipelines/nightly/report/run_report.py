@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipelines.nightly.night_report import REPORT, NightReport
-from pipelines.nightly.run_records import NightCounts
+from pipelines.nightly.report.night_report import REPORT, NightReport
+from pipelines.nightly.steps.run_records import NightCounts
 from spin.pages.rendering import render
 from spin.pages.stylesheet import base_css, read_css
 from spin.sites import exit_name
@@ -52,9 +52,9 @@ def report_page(report: NightReport) -> str:
     columns = _label_columns(report)
     labels = _ranked_labels(columns)
     return render(
-        "pipelines.nightly/run_report.html.j2",
+        "pipelines.nightly.report/run_report.html.j2",
         page_title=f"{report.model}, night of {report.date}",
-        style=Markup(base_css() + read_css("pipelines.nightly", "run_report.css")),
+        style=Markup(base_css() + read_css("pipelines.nightly.report", "run_report.css")),
         report=report,
         counts=counts,
         exits=[(exit_name(depth), counts.depths[str(depth)]) for depth in sorted(map(int, counts.depths))],

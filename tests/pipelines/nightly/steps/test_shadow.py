@@ -21,11 +21,13 @@ from pipelines.data import intake
 from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows
 from pipelines.data.spool import read_rows as read_rows_of_shard
-from pipelines.nightly import classify_step, night_pass
-from pipelines.nightly.classify_step import ClassifyStep, data_layout
-from pipelines.nightly.night_report import NightReport
-from pipelines.nightly.run_records import ClassifyCounts
-from pipelines.nightly.shadow import Shadow
+from pipelines.nightly import classify_pass, night_pass
+from pipelines.nightly.report.night_report import NightReport
+from pipelines.nightly.steps import classify_step
+from pipelines.nightly.steps.classify_job import data_layout
+from pipelines.nightly.steps.classify_step import ClassifyStep
+from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables.night_tables import DISAGREEMENTS, NightTables, read_rows
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
@@ -416,7 +418,7 @@ def test_a_document_on_which_only_the_shadow_raises_is_predicted(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The night is the same as without a shadow; the other documents of the shard are compared."""
-    monkeypatch.setattr(night_pass, "ClassifyStep", FailingBlockStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", FailingBlockStep)
     monkeypatch.setattr(classify_step, "_SOUND", ROWS[0]["text"])  # of words that the tokenizer knows
     rows = [*ROWS[:17], {"id": "unknown word", "text": "the zebra was late"}, *ROWS[17:]]
     project.write("a.jsonl", rows)
@@ -441,7 +443,7 @@ def test_a_shadow_that_always_raises_is_tried_a_limited_number_of_times(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit is per shard; the night is the same as without a shadow."""
-    monkeypatch.setattr(night_pass, "ClassifyStep", FailingBlockStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", FailingBlockStep)
     monkeypatch.setattr(FailingBlockStep, "always", True)
     monkeypatch.setattr(FailingBlockStep, "raised", 0)
     project.write("a.jsonl", ROWS)
@@ -506,7 +508,7 @@ def test_a_document_that_the_model_cannot_compute_is_not_compared(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The document is a dead letter, as in a night without a shadow."""
-    monkeypatch.setattr(night_pass, "ClassifyStep", chaos.ChaosStep)
+    monkeypatch.setattr(classify_pass, "ClassifyStep", chaos.ChaosStep)
     project.write("a.jsonl", [*ROWS[:17], {"id": "poison", "text": chaos.RAISE}, *ROWS[17:]])
     alone = project.run_night("alone")
     report = project.run_night(shadow=f"models:/tiny/{DEEP}")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.nightly.night_report import REPORT, NightReport, measure_throughput, slowest_shards
-from pipelines.nightly.run_records import ClassifyCounts
-from pipelines.nightly.run_report import render_reports, report_page
+from pipelines.nightly.report.night_report import REPORT, NightReport, measure_throughput, slowest_shards
+from pipelines.nightly.report.run_report import render_reports, report_page
+from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.storage.records import to_json
 from pipelines.storage.shard_log import ShardOutcome
 from tests.support.browser import open_page

@@ -19,10 +19,10 @@ from pipelines.data.intake import NightPlan, PartKey, plan_intake, plan_night
 from pipelines.data.kept_columns import schema_of
 from pipelines.data.shards import Piece, Shard
 from pipelines.data.spool import SPOOL, read_rows
-from pipelines.nightly import dedup
-from pipelines.nightly.dedup import DuplicateStep, IdDigests, collect_duplicates, plan_partitions
-from pipelines.nightly.intake_step import IDS, IntakeStep
-from pipelines.nightly.run_records import DuplicateCounts
+from pipelines.nightly.steps import dedup
+from pipelines.nightly.steps.dedup import DuplicateStep, IdDigests, collect_duplicates, plan_partitions
+from pipelines.nightly.steps.intake_step import IDS, IntakeStep
+from pipelines.nightly.steps.run_records import DuplicateCounts
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, CommittedFile, ShardLog, ShardOutcome

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, ValidationError
 
-from pipelines.nightly.run_records import ClassifyCounts, NightCounts
-from pipelines.nightly.throughput import busy_seconds, pace
+from pipelines.nightly.report.throughput import busy_seconds, pace
+from pipelines.nightly.steps.run_records import ClassifyCounts, NightCounts
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.shard_log import ShardOutcome

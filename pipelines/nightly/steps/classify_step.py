@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,15 @@ from numpy.typing import NDArray
 
 from pipelines.data.shards import Shard
 from pipelines.data.spool import CheckedRows, read_rows
-from pipelines.nightly.dedup import DuplicateRows
-from pipelines.nightly.pass_features import ModelRows, PassFeatures
-from pipelines.nightly.reason_columns import reason_columns
-from pipelines.nightly.run_records import ClassifyCounts, PassCounts
-from pipelines.nightly.shadow import Shadow, ShadowSpec
-from pipelines.nightly.tables.night_records import RUNS, RunRecord
+from pipelines.nightly.steps.classify_job import CALIBRATION, ENDINGS, PROFILE, ClassifyJob, ShadowJob
+from pipelines.nightly.steps.pass_features import ModelRows, PassFeatures
+from pipelines.nightly.steps.reason_columns import reason_columns
+from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, file_rows
-from pipelines.nightly.tables.passes import PassRecord
 from pipelines.service_errors import BadFileError
 from pipelines.storage.records import to_json
-from pipelines.storage.shard_log import Attempt, LogLayout, StepResult
+from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
 from pipelines.workers.worker_faults import describe_error, is_fault_of_worker
@@ -45,99 +43,10 @@ from spin.predictions import Predictions
 from spin.settings import Settings
 
 _log = logging.getLogger(__name__)
-PROFILE = "profile.safetensors"
-"""ending of the file from which drift is measured"""
-CALIBRATION = "calibration.json"
-"""file of the texts from which int8 scales are computed, in the folder of the model"""
-ENDINGS = {
-    PREDICTIONS: "predictions.parquet",
-    DEAD_LETTERS: "dead.parquet",
-    DISAGREEMENTS: "disagreements.parquet",
-}
-"""ending of a shard's file by the table that it belongs to"""
 DeadRow = tuple[str, str]
 """the reason and a message for a row that cannot be classified"""
 _SOUND = "This is a short and simple text."
 """classified by every new worker, and before a document is blamed for an error"""
-
-
-@dataclass(frozen=True)
-class ShadowJob:
-    """What the workers of a run need of its shadow."""
-
-    spec: ShadowSpec
-    """the shadow"""
-    artifact: ArtifactCopy
-    """its artifact"""
-
-
-@dataclass(frozen=True)
-class ModelJob:
-    """What the workers of a pass need of one of its models."""
-
-    run: RunRecord
-    """run of the model"""
-    artifact: ArtifactCopy
-    """artifact of the model"""
-    duplicates: DuplicateRows
-    """rows whose id another row of the run has"""
-    shadow: ShadowJob | None = None
-    """the shadow, None without one"""
-    shards: frozenset[int] | None = None
-    """indices of the shards with files of the run, None if these are all"""
-
-
-@dataclass(frozen=True)
-class ClassifyJob:
-    """What the workers of a pass have in common."""
-
-    models: tuple[ModelJob, ...]
-    """the models, of which at most one has a shadow"""
-    kept: pa.Schema
-    """kept columns with their types"""
-    record: PassRecord | None = None
-    """the pass, None for a run that classifies alone"""
-
-    def takers(self, shard: Shard) -> list[int]:
-        """The numbers of the models whose runs take a shard."""
-        return [n for n, model in enumerate(self.models) if model.shards is None or shard.index in model.shards]
-
-    def combine(self, results: Mapping[int, StepResult[ClassifyCounts]]) -> StepResult[Any]:
-        """The result of a shard from those of its models by number.
-
-        In a pass, the names of a model's files begin with the place of its run, and its counts are under the run.
-        """
-        if self.record is None:
-            [only] = results.values()
-            return only
-        files: dict[str, bytes] = {}
-        for number, result in results.items():
-            place = self.record.runs.index(self.models[number].run.run)
-            files |= {pass_ending(ending, place): data for ending, data in result.files.items()}
-        counts = {self.models[number].run.run: result.counts for number, result in results.items()}
-        return StepResult(files, PassCounts(rows=max(each.rows for each in counts.values()), models=counts))
-
-
-def data_layout(run: str) -> LogLayout:
-    """Where the files of a run's shards are in an output: those of tables in the folders of the tables."""
-    return LogLayout(f"{RUNS}/{run}", {ending: f"{table}/{run}" for table, ending in ENDINGS.items()})
-
-
-def pass_layout(record: PassRecord) -> LogLayout:
-    """Where the files of a pass's shards are in an output: those of tables in the folders of each run."""
-    return LogLayout(
-        f"{RUNS}/{record.name}",
-        {
-            pass_ending(ending, place): f"{table}/{run}"
-            for place, run in enumerate(record.runs)
-            for table, ending in ENDINGS.items()
-        },
-    )
-
-
-def pass_ending(ending: str, place: int) -> str:
-    """The ending of a file in the shard log of a pass; `place` is that of its run in the record of the pass."""
-    return f"{place}.{ending}"
 
 
 class ClassifyStep:

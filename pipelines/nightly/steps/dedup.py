@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipelines.data.intake import NightPlan
 from pipelines.data.shards import Shard
 from pipelines.data.spool import read_rows
-from pipelines.nightly.run_records import DuplicateCounts
+from pipelines.nightly.steps.run_records import DuplicateCounts
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardOutcome, StepResult

@@ -8,8 +8,8 @@ from functools import partial
 from pipelines.data.intake import take_in
 from pipelines.data.shards import Shard
 from pipelines.data.spool import SPOOL, SpoolPart
-from pipelines.nightly.dedup import IdDigests
-from pipelines.nightly.run_records import IntakeCounts
+from pipelines.nightly.steps.dedup import IdDigests
+from pipelines.nightly.steps.run_records import IntakeCounts
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, StepResult
 from spin.settings import DataSettings

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pipelines.data.intake import plan_intake
 from pipelines.data.readers import opener_of, read_piece
 from pipelines.data.shards import Piece
-from pipelines.nightly.night_report import NightReport
+from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, partition_of
 from pipelines.nightly.tables.resume import read_listing

@@ -1,0 +1,215 @@
+"""The files of a pass, taken in and divided into shards, and what each of its nights takes of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipelines.data.intake import NightPlan, plan_intake, plan_night
+from pipelines.data.kept_columns import schema_of, type_text
+from pipelines.data.shards import Shard
+from pipelines.nightly.finish import KEPT, ClassifiedNight, check_files, check_rows
+from pipelines.nightly.night_pass import ModelNight, NightPass, map_stage
+from pipelines.nightly.steps.intake_step import IntakeStep
+from pipelines.nightly.steps.run_records import IntakeCounts
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, check_kept_columns
+from pipelines.service_errors import BadRowsError
+from pipelines.storage.shard_log import ShardOutcome
+from spin.errors import SpinError, UserError
+from spin.settings import DataSettings
+
+_log = logging.getLogger(__name__)
+FEW_BYTES = 16_000_000
+"""bytes of input that the driver takes in likewise"""
+FEW_FILES = 500
+"""number of input files likewise"""
+_BYTES_PER_DOCUMENT = 500
+"""rough size of a document, for the progress of the intake"""
+
+
+@dataclass(frozen=True)
+class PassIntake:
+    """The files of a pass, taken in."""
+
+    outcomes: Sequence[ShardOutcome[IntakeCounts]]
+    """by task"""
+    takers: Sequence[tuple[str, ...]]
+    """names of the runs that take the files of a task, by task"""
+    groups: Sequence[int]
+    """number of the group of files of each task"""
+    empty: Mapping[str, str]
+    """reasons by URI of the files that are empty"""
+
+    def tasks_of(self, run: str) -> frozenset[int]:
+        """The tasks whose files a run takes."""
+        return frozenset(task for task, runs in enumerate(self.takers) if run in runs)
+
+
+def take_in(shared: NightPass) -> PassIntake:
+    """Read and check all files of a pass."""
+    tasks: list[Shard] = []
+    takers: list[tuple[str, ...]] = []
+    numbers: list[int] = []
+    empty: dict[str, str] = {}
+    groups = shared.list_groups()
+    for number, group in enumerate(groups):
+        planned = plan_intake(group.files, shared.settings.data, bad=empty)
+        tasks += [replace(task, index=len(tasks) + n) for n, task in enumerate(planned)]
+        takers += [group.runs] * len(planned)
+        numbers += [number] * len(planned)
+    files = [file for group in groups for file in group.files]
+    size = sum(file.size for file in files)
+    outcomes = map_stage(
+        shared,
+        "intake",
+        tasks,
+        IntakeCounts,
+        IntakeStep,
+        shared.store,
+        shared.settings.data,
+        shared.settings.ray.shard_documents,
+        shared.number,
+        documents=size // _BYTES_PER_DOCUMENT,
+        here=size <= FEW_BYTES and len(files) <= FEW_FILES,
+    )
+    return PassIntake(outcomes, takers, numbers, empty)
+
+
+@dataclass(frozen=True)
+class NightPart:
+    """What one night takes of a pass."""
+
+    night: ModelNight
+    """the night"""
+    plan: NightPlan
+    """its shards and files"""
+    rejected: Mapping[str, str]
+    """reasons by URI of its files that the intake did not read"""
+    tasks: frozenset[int]
+    """tasks of the intake with its files"""
+    shards: frozenset[int] | None
+    """indices of its shards, None if it takes all of the pass"""
+
+    def takes(self, shard: Shard) -> bool:
+        """Whether the night takes the files of a shard."""
+        return self.shards is None or shard.index in self.shards
+
+
+def part_of(night: ModelNight, plan: NightPlan, intake: PassIntake) -> NightPart:
+    """The part of a night in the plan of its pass."""
+    listing = night.driver.run.listing
+    listed = {file.uri for file in listing.files}
+    rejected = dict(listing.rejected) | {uri: reason for uri, reason in intake.empty.items() if uri in listed}
+    tasks = intake.tasks_of(night.run)
+    if len(tasks) == len(intake.takers):
+        return NightPart(night, plan, rejected, tasks, None)
+    own = plan.with_tasks(tasks)
+    taken = [(shard, keys) for shard, keys in zip(own.shards, own.parts, strict=True) if shard.pieces]
+    restricted = replace(
+        plan,
+        shards=tuple(shard for shard, _ in taken),
+        parts=tuple(keys for _, keys in taken),
+        files=tuple(file for file in plan.files if file.uri in listed),
+    )
+    return NightPart(night, restricted, rejected, tasks, frozenset(shard.index for shard, _ in taken))
+
+
+def plan_shards(shared: NightPass, intake: PassIntake) -> tuple[NightPlan | None, dict[str, SpinError]]:
+    """The shards of a pass, with the types of its kept columns, and by model the errors of those that are left out.
+
+    These are models in whose files a kept column has two types, or another one than in the table or in the files of the
+    models before them. The types are settled once. There is no plan if no model is left. Of a single model, the error
+    is raised.
+    """
+    store = shared.store
+    plan, errors = _settle_types(shared, intake)
+    if plan is None:
+        return None, errors
+    store.create(KEPT, json.dumps(plan.types).encode())
+    types = store.read_json(KEPT) or plan.types
+    if shared.record is not None:  # for a driver that publishes a run and does not know its pass
+        for night in shared.nights:
+            if night.name not in errors:
+                night.driver.run.store.create(KEPT, json.dumps(types).encode())
+    return replace(plan, types=types), errors
+
+
+def _settle_types(shared: NightPass, intake: PassIntake) -> tuple[NightPlan | None, dict[str, SpinError]]:
+    """The plan for those nights of a pass whose kept columns fit together, and by model the errors of the others.
+
+    A night that does not fit to those before it is tried once more at the end, since a later one may have a column that
+    it lacks.
+    """
+    known = shared.store.read_json(KEPT) or kept_types(shared.tables, shared.settings.data)
+    try:
+        return _plan_nights(shared, shared.nights, intake, known), {}
+    except UserError:
+        if len(shared.nights) == 1:
+            raise
+        _log.debug("the kept columns of the models do not fit together", exc_info=True)
+    plan: NightPlan | None = None
+    fitting: dict[str, ModelNight] = {}
+    errors: dict[str, SpinError] = {}
+    for night in [*shared.nights, *shared.nights]:
+        if night.name in fitting:
+            continue
+        try:
+            plan = _plan_nights(shared, [*fitting.values(), night], intake, known)
+        except UserError as error:
+            _log.debug("the kept columns of model %s do not fit to those of the others", night.name, exc_info=True)
+            errors[night.name] = error
+        else:
+            fitting[night.name] = night
+            errors.pop(night.name, None)
+    return plan, errors
+
+
+def _plan_nights(
+    shared: NightPass, nights: Sequence[ModelNight], intake: PassIntake, known: Mapping[str, str]
+) -> NightPlan:
+    """The plan of a pass with the types of kept columns that some of its nights have.
+
+    Raises UserError if they have several, or others than a table.
+    """
+    settings = shared.settings
+    reports = [outcome.counts.report for outcome in intake.outcomes]
+    typed = frozenset[int]().union(*(intake.tasks_of(night.run) for night in nights))
+    plan = plan_night(
+        reports, settings.data, settings.ray.shard_documents, known=known, groups=intake.groups, typed=typed
+    )
+    check_kept_columns(shared.tables, schema_of(plan.types))
+    return plan
+
+
+def kept_types(tables: NightTables, data: DataSettings) -> dict[str, str]:
+    """The types, as text, of the kept columns that the table of predictions has."""
+    schema = tables.open(PREDICTIONS).schema
+    return {name: type_text(schema.field(name).type) for name in data.keep if name in schema.names}
+
+
+def check_intake(parts: Sequence[NightPart], intake: PassIntake) -> dict[str, SpinError]:
+    """By model the errors of the nights of which it is known by now that too little can be classified."""
+    errors: dict[str, SpinError] = {}
+    for part in parts:
+        try:
+            _check_part(part, intake)
+        except BadRowsError as error:
+            _log.debug("model %s: too little can be classified", part.night.name, exc_info=True)
+            errors[part.night.name] = error
+    return errors
+
+
+def _check_part(part: NightPart, intake: PassIntake) -> None:
+    """Raise BadRowsError if too little of what a night takes can be classified.
+
+    A column that is no id ends here: all rows of a task but one per value are repeated.
+    """
+    driver, night = part.night.driver, ClassifiedNight(part.plan, part.rejected, ())
+    allowed, bad = driver.settings.classify, night.quarantined
+    check_files(allowed, bad, len({file.uri for file in part.plan.files} | set(bad)) + driver.run.plan.derived.skipped)
+    counts = [outcome.counts for task, outcome in enumerate(intake.outcomes) if task in part.tasks]
+    sound = [each for each in counts if bad.keys().isdisjoint(file.uri for file in each.report.files)]
+    repeated = sum(each.repeated for each in sound)
+    check_rows(allowed, {"repeated_id": repeated}, sum(shard.documents for shard in part.plan.shards))
