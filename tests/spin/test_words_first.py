@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from spin import SpinClassifier
-from spin.activations.extract import Features, count_tokens, extract
+from spin.activations.extract import count_tokens, extract
+from spin.activations.features import Features
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone, Tokens
 from spin.heads.early_exit import EarlyExit

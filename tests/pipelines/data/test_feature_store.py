@@ -18,8 +18,8 @@ from pipelines.data.feature_store import FeatureShard, FeatureShards, KeptFeatur
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import fingerprint
-from spin.activations.extract import Features
 from spin.activations.feature_table import bytes_per_document, documents_table, features_table, from_lists, to_lists
+from spin.activations.features import Features
 from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace
 from spin.settings import parse_settings

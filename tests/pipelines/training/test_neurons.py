@@ -31,8 +31,9 @@ from pipelines.training.neurons import (
     read_drivers,
 )
 from spin import SpinClassifier
-from spin.activations.extract import Features, extract
+from spin.activations.extract import extract
 from spin.activations.feature_table import features_table
+from spin.activations.features import Features
 from spin.arrays import Rows
 from spin.classifier import feature_columns
 from spin.errors import UserError

@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_tensors
 from scipy.optimize import brentq
 from scipy.stats import entropy
 
-from spin.activations.extract import Features
+from spin.activations.features import Features
 from spin.errors import UserError
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier
