@@ -128,7 +128,7 @@ class _NeuronBuffer:
         neurons = [self.neurons[position] for position in self.positions[stored].tolist()]
         return TopNeurons(
             stored.sum(1),
+            self.contributions[stored],
             [column for column, _ in neurons],
             np.array([neuron for _, neuron in neurons], np.int64),
-            self.contributions[stored],
         )

@@ -120,7 +120,7 @@ def write_features(folder: Path, layers: int, documents: int, divided_by: int) -
             columns[FeatureColumn.parse(name)] = values.astype(np.float16)
         tokens = np.zeros(len(own), np.int32)
         pq.write_table(
-            features_table(Features(columns, tokens, tokens, 0)),
+            features_table(Features(columns, tokens, tokens, tokens > 0)),
             folder / "features" / f"{first:06d}.parquet",
             compression="none",
             use_dictionary=False,

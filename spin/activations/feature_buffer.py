@@ -44,11 +44,10 @@ class TokenCounts:
             columns,
             self.n_tokens,
             self.n_unknown,
-            int(self.cut.sum()),
+            self.cut,
             depth,
             windows=self.windows,
             unread_tokens=self.unread,
-            cut=self.cut,
         )
 
 
