@@ -16,15 +16,14 @@ from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, NightTables, read_rows
 from pipelines.storage.object_store import Store
-from pipelines.workers.map_shards import map_shards
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, load_settings
 from spin.shared_pass import SharedPass
-from tests.pipelines.nightly.test_classify import DATE
 from tests.pipelines.nightly.test_shadow import ROWS, FailingBlockStep, list_labels
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
+from tests.support.night_project import DATE, run_shards_here
 
 Row = dict[str, Any]
 SHALLOW, DEEP, MULTILABEL, ELSEWHERE = "shallow", "deep", "multilabel", "elsewhere"
@@ -103,9 +102,7 @@ class SeveralProject:
 
 @pytest.fixture
 def project(tmp_path: Path, versions: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SeveralProject:
-    monkeypatch.setattr(
-        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
-    )
+    run_shards_here(monkeypatch)
     return SeveralProject(tmp_path, versions, backbone_folder)
 
 
