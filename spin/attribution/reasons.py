@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +49,11 @@ class _LargestContributions:
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Those of the texts of several parts."""
-        values = ([getattr(part, field.name) for part in parts] for field in fields(cls))
-        return cls(*(list(chain(*of)) if isinstance(of[0], list) else np.concatenate(of) for of in values))
+        joined: dict[str, Any] = {}
+        for field in fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            joined[field.name] = list(chain(*values)) if isinstance(values[0], list) else np.concatenate(values)
+        return cls(**joined)
 
     def of_text(self, row: int) -> range:
         """The positions of the contributions to a text."""
