@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from spin.activations.encoder import BlockSegment, split_segments
 from spin.activations.engine import CALIBRATION_TEXTS, Engine, open_engine
-from spin.activations.extract import Features, Progress, count_tokens, extract, read_activations
+from spin.activations.extract import Progress, count_tokens, extract, read_activations
+from spin.activations.features import Features
 from spin.arrays import Floats
 from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.activations.encoder import BlockSegment
-from spin.activations.extract import Features, find_words
+from spin.activations.extract import find_words
+from spin.activations.features import Features
 from spin.arrays import Floats
 from spin.attribution.reasons import Reasons, TopNeurons, TopWords, largest_columns
 from spin.attribution.token_sums import TokenWeights
@@ -127,7 +128,7 @@ class _NeuronBuffer:
         neurons = [self.neurons[position] for position in self.positions[stored].tolist()]
         return TopNeurons(
             stored.sum(1),
+            self.contributions[stored],
             [column for column, _ in neurons],
             np.array([neuron for _, neuron in neurons], np.int64),
-            self.contributions[stored],
         )

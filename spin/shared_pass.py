@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from spin.activations.encoder import BlockSegment, split_segments
 from spin.activations.engine import Engine
-from spin.activations.extract import Features, count_tokens, read_activations
+from spin.activations.extract import count_tokens, read_activations
+from spin.activations.features import Features
 from spin.arrays import Floats
 from spin.classifier import SpinClassifier, checked_texts, open_calibrated
 from spin.heads.selection import Selection

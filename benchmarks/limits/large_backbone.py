@@ -24,8 +24,8 @@ from pipelines.data.training_labels import Labels, Sample
 from pipelines.storage.object_store import Store
 from pipelines.training.fit_heads import HeadsJob, fit_heads
 from pipelines.training.fit_probes import ProbesJob, fit_columns, read_probe, read_ridge
-from spin.activations.extract import Features
 from spin.activations.feature_table import features_table
+from spin.activations.features import Features
 from spin.fit import group_by_site
 from spin.labels.label_space import LabelSpace
 from spin.labels.splits import assign_split
@@ -120,7 +120,7 @@ def write_features(folder: Path, layers: int, documents: int, divided_by: int) -
             columns[FeatureColumn.parse(name)] = values.astype(np.float16)
         tokens = np.zeros(len(own), np.int32)
         pq.write_table(
-            features_table(Features(columns, tokens, tokens, 0)),
+            features_table(Features(columns, tokens, tokens, tokens > 0)),
             folder / "features" / f"{first:06d}.parquet",
             compression="none",
             use_dictionary=False,

@@ -42,8 +42,9 @@ from pipelines.workers import weights_cache
 from pipelines.workers.weights_cache import with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engine import Engine, open_engine
-from spin.activations.extract import Features, count_tokens, read_activations, single_segment
+from spin.activations.extract import count_tokens, read_activations, single_segment
 from spin.activations.feature_table import features_table
+from spin.activations.features import Features
 from spin.arrays import Rows
 from spin.backbone.loading import load_backbone
 from spin.heads.selection import Selection

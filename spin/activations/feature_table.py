@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from spin.activations.extract import Features
+from spin.activations.features import Features
 from spin.labels.label_space import Label
 from spin.sites import FeatureColumn
 

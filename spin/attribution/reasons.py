@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import chain
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,26 +39,40 @@ class NeuronReason:
 
 
 @dataclass(frozen=True)
-class TopWords:
-    """The words with the largest contributions to each of n texts, those of a text largest first."""
+class _LargestContributions:
+    """The largest contributions to each of n texts, those of a text largest first. Every field but `counts` is (r,)."""
 
     counts: Ints
-    """(n,) number of words of each text"""
-    words: list[str]
-    starts: Ints
-    ends: Ints
+    """(n,) number of contributions to each text"""
     contributions: Floats
 
     @classmethod
-    def concatenate(cls, parts: Sequence[TopWords]) -> TopWords:
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Those of the texts of several parts."""
-        return cls(
-            np.concatenate([part.counts for part in parts]),
-            [word for part in parts for word in part.words],
-            np.concatenate([part.starts for part in parts]),
-            np.concatenate([part.ends for part in parts]),
-            np.concatenate([part.contributions for part in parts]),
-        )
+        joined: dict[str, Any] = {}
+        for field in fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            joined[field.name] = list(chain(*values)) if isinstance(values[0], list) else np.concatenate(values)
+        return cls(**joined)
+
+    def of_text(self, row: int) -> range:
+        """The positions of the contributions to a text."""
+        stop = self._stops[row]
+        return range(stop - int(self.counts[row]), stop)
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        return np.cumsum(self.counts).tolist()
+
+
+@dataclass(frozen=True)
+class TopWords(_LargestContributions):
+    """The words with the largest contributions to each of n texts."""
+
+    words: list[str]
+    starts: Ints
+    """in the text"""
+    ends: Ints
 
     @classmethod
     def of(cls, texts: Sequence[str], sums: WordSums, count: int) -> TopWords:
@@ -74,30 +90,17 @@ class TopWords:
             texts[owner][start:end]
             for owner, start, end in zip(owners.tolist(), starts.tolist(), ends.tolist(), strict=True)
         ]
-        return cls(np.minimum(per_text, count), words, starts, ends, sums.sums[top])
+        return cls(np.minimum(per_text, count), sums.sums[top], words, starts, ends)
 
 
 @dataclass(frozen=True)
-class TopNeurons:
-    """The neurons with the largest contributions to each of n texts, those of a text largest first."""
+class TopNeurons(_LargestContributions):
+    """The neurons with the largest contributions to each of n texts."""
 
-    counts: Ints
-    """(n,) number of neurons of each text"""
     columns: list[str]
     """the feature columns"""
     neurons: Ints
     """indices within the sites"""
-    contributions: Floats
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[TopNeurons]) -> TopNeurons:
-        """Those of the texts of several parts."""
-        return cls(
-            np.concatenate([part.counts for part in parts]),
-            [column for part in parts for column in part.columns],
-            np.concatenate([part.neurons for part in parts]),
-            np.concatenate([part.contributions for part in parts]),
-        )
 
 
 @dataclass(frozen=True)
@@ -123,24 +126,15 @@ class Reasons:
         top = self.words
         return [
             WordReason(top.words[i], int(top.starts[i]), int(top.ends[i]), float(top.contributions[i]))
-            for i in range(self._word_ends[row] - int(top.counts[row]), self._word_ends[row])
+            for i in top.of_text(row)
         ]
 
     def neurons_of(self, row: int) -> list[NeuronReason]:
         """The neurons of a text, the loudest first; a contribution below 0 speaks against the class."""
         top = self.neurons
         return [
-            NeuronReason(top.columns[i], int(top.neurons[i]), float(top.contributions[i]))
-            for i in range(self._neuron_ends[row] - int(top.counts[row]), self._neuron_ends[row])
+            NeuronReason(top.columns[i], int(top.neurons[i]), float(top.contributions[i])) for i in top.of_text(row)
         ]
-
-    @cached_property
-    def _word_ends(self) -> list[int]:
-        return np.cumsum(self.words.counts).tolist()
-
-    @cached_property
-    def _neuron_ends(self) -> list[int]:
-        return np.cumsum(self.neurons.counts).tolist()
 
 
 def largest_columns(values: Floats, count: int) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ from spin.integrate.exit_thresholds import (
 from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
-from spin.integrate.head_fitter import HeadFitter, used_features
+from spin.integrate.head_fitter import HeadFitter
 from spin.integrate.search import Progress, Search
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
@@ -96,6 +96,8 @@ class _HeadChoice:
 
     held_out: tuple[Floats, ...]
     """logits (m, K) of each fold's validation rows by a head of this kind, blended with those of the words"""
+    selections: Sequence[Selection]
+    """the neurons of each fold's head: of a linear one, without those that its L1 penalty zeroes"""
     blend: Blend | None
     """the weights of neurons and words in these logits; None for neurons alone"""
     mlp_steps: int | None
@@ -205,20 +207,20 @@ class CandidateFitter:
         untested = kind == "auto" and self.data.has_few_labels
         of_linear = self.search.held_out(candidate)
         if kind == "linear" or untested or not candidate.reads_neurons:
-            return _HeadChoice(of_linear, candidate.blend, None, None)
-        logits, steps = [], []
-        for fold, selection in zip(self.search.folds, self.search.fold_selections(candidate.subset), strict=True):
+            return _HeadChoice(of_linear.logits, of_linear.selections, candidate.blend, None, None)
+        logits, steps, selections = [], [], self.search.fold_selections(candidate.subset)
+        for fold, selection in zip(self.search.folds, selections, strict=True):
             fold_logits, fold_steps = fold.fit_mlp(selection, candidate.penalty, self.data.seed)
             logits.append(fold_logits)
             steps.append(fold_steps)
         blend = None if candidate.blend is None else self.search.fit_blend(logits)
         held_out = self.search.blended(logits, blend)
-        mlp, linear = (self.data.label_space.predict(np.concatenate(of)) for of in (held_out, of_linear))
+        mlp, linear = (self.data.label_space.predict(np.concatenate(of)) for of in (held_out, of_linear.logits))
         p_value = bootstrap_p_value(self.data.metric, self.valid_y, mlp, linear, self.data.seed)
         use_mlp, p_value = self.group.broadcast_object((kind == "mlp" or p_value < SIGNIFICANT, p_value))
         if not use_mlp:
-            return _HeadChoice(of_linear, candidate.blend, None, p_value)
-        return _HeadChoice(held_out, blend, round(float(np.mean(steps))), p_value)
+            return _HeadChoice(of_linear.logits, of_linear.selections, candidate.blend, None, p_value)
+        return _HeadChoice(held_out, selections, blend, round(float(np.mean(steps))), p_value)
 
     def _choose_exits(
         self, candidate: Candidate, choice: _HeadChoice, selection: Selection, final: Floats, decision: Decision
@@ -252,10 +254,9 @@ class CandidateFitter:
         if not self.cascade.max_loss or not len(selection):
             return []
         offered = self._offer_words(reads_words=choice.blend is not None)
-        of_folds = self._fold_selections(candidate, choice.mlp_steps)
         shallowest = min(column.site.layer for column in selection.neurons)
         for depth in offered_depths(self.cascade.depths, selection.depth):
-            parts = [of_fold.part(depth) for of_fold in of_folds]
+            parts = [of_fold.part(depth) for of_fold in choice.selections]
             if depth < shallowest or not all(map(len, parts)):
                 continue
             ridge = Penalty(candidate.penalty.strength)
@@ -285,13 +286,3 @@ class CandidateFitter:
         head = HeadRecipe(Penalty(words.strength), calibration.temperature, calibration.biases, None, alone)
         cost = 0.0 if reads_words else WORDS_COST
         return [_ExitCandidate(BY_WORDS, calibration.apply(logits), head, cost, cost)]
-
-    def _fold_selections(self, candidate: Candidate, mlp_steps: int | None) -> list[Selection]:
-        """The selection for the head of each fold: as in the final head, without neurons zeroed by its L1 penalty."""
-        selections = []
-        for fold, selection in zip(self.search.folds, self.search.fold_selections(candidate.subset), strict=True):
-            if mlp_steps is None and candidate.penalty.l1:
-                [(head, _)] = fold.fit(selection, [candidate.penalty])
-                selection = selection.keep(used_features(head))
-            selections.append(selection)
-        return selections

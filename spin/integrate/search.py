@@ -21,6 +21,7 @@ from spin.integrate.fit_linear import Design, fit_linear
 from spin.integrate.fit_mlp import fit_mlp
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import one_standard_error_choice
+from spin.integrate.head_fitter import used_features
 from spin.labels.cross_validation import Fold, jackknife_rows
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
@@ -38,6 +39,16 @@ _LEAST_SHARE = 0.01
 
 Progress = Callable[[int], None]
 """called with the number of heads fitted since the last call"""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the heads of a candidate, one per fold, predict of rows that they have not seen."""
+
+    logits: tuple[Floats, ...]
+    """(m, K) of each fold's validation rows, blended with those of the words"""
+    selections: tuple[Selection, ...]
+    """the neurons of each fold's head, without those that its L1 penalty zeroes; empty for words alone"""
 
 
 @dataclass(frozen=True)
@@ -225,17 +236,20 @@ class Search:
                     fitted_with=tuple(penalties),
                 )
 
-    def held_out(self, candidate: Candidate) -> tuple[Floats, ...]:
-        """The logits (m, K) of each fold's validation rows by a candidate, fitted again.
+    def held_out(self, candidate: Candidate) -> HeldOut:
+        """What a candidate predicts of each fold's validation rows, fitted again, and by which neurons.
 
-        They are not kept while the search runs: those of all candidates would take more memory than the features.
+        The logits are not kept while the search runs: those of all candidates would take more memory than the features.
         """
         if not candidate.reads_neurons:
-            return self._words_alone(candidate.blend)
+            return HeldOut(self._words_alone(candidate.blend), ())
         index = candidate.fitted_with.index(candidate.penalty)
-        parts = zip(self.folds, self.fold_selections(candidate.subset), strict=True)
-        logits = [fold.fit(selection, candidate.fitted_with)[index][1] for fold, selection in parts]
-        return self.blended(logits, candidate.blend)
+        logits, selections = [], []
+        for fold, selection in zip(self.folds, self.fold_selections(candidate.subset), strict=True):
+            head, of_fold = fold.fit(selection, candidate.fitted_with)[index]
+            logits.append(of_fold)
+            selections.append(selection.keep(used_features(head)) if candidate.penalty.l1 else selection)
+        return HeldOut(self.blended(logits, candidate.blend), tuple(selections))
 
     def _words_alone(self, blend: Blend | None) -> tuple[Floats, ...]:
         assert self.words is not None

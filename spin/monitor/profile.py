@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from spin.activations.extract import Features
+from spin.activations.features import Features
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier

@@ -12,7 +12,8 @@ import pytest
 from transformers import LlamaConfig
 
 from spin import SpinClassifier
-from spin.activations.extract import Features, extract
+from spin.activations.extract import extract
+from spin.activations.features import Features
 from spin.backbone.loading import load_backbone
 from spin.classifier import feature_columns
 from spin.heads.early_exit import EarlyExit

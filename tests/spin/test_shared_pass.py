@@ -15,7 +15,7 @@ import torch
 
 import spin
 from spin import SharedPass, SpinClassifier, classify_many
-from spin.activations.extract import Features
+from spin.activations.features import Features
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.errors import UserError

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from spin import SpinClassifier
-from spin.activations.extract import Features, count_tokens, extract
+from spin.activations.extract import count_tokens, extract
+from spin.activations.features import Features
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone, Tokens
 from spin.heads.early_exit import EarlyExit
@@ -217,7 +218,8 @@ def test_features_are_spread_over_all_texts() -> None:
     """Every text that the backbone read has its own values; the others have none, nor tokens or windows."""
     column, rows = FeatureColumn(Site(1, "ffn"), "mean"), np.array([1, 2, 4])
     values, counts = np.arange(6, dtype=np.float32).reshape(3, 2), np.array([5, 6, 7], np.int32)
-    read = Features({column: values}, counts, counts + 10, 2, windows=counts + 20, unread_tokens=counts + 30)
+    cut = np.array([True, False, True])
+    read = Features({column: values}, counts, counts + 10, cut, windows=counts + 20, unread_tokens=counts + 30)
     spread = read.spread(rows, depth=3, count=5)
     for row in range(5):
         at = [index for index in range(3) if rows[index] == row]
@@ -227,6 +229,7 @@ def test_features_are_spread_over_all_texts() -> None:
         assert spread.depth is not None
         assert spread.depth[row] == (3 if at else BY_WORDS)
         np.testing.assert_array_equal(spread.columns[column][row], values[at[0]] if at else [np.nan] * 2)
+    assert np.flatnonzero(spread.cut).tolist() == [1, 4]
     assert spread.truncated == 2
 
 

@@ -32,7 +32,7 @@ from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
 from pipelines.workers.worker_faults import describe_error, is_fault_of_worker
-from spin.activations.extract import Features
+from spin.activations.features import Features
 from spin.classifier import SpinClassifier
 from spin.errors import SpinError
 from spin.heads import persistence

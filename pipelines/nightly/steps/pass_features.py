@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipelines.storage.shard_log import Attempt
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows, run_check
 from pipelines.workers.worker_faults import is_fault_of_worker
-from spin.activations.extract import Features
+from spin.activations.features import Features
 from spin.classifier import SpinClassifier
 from spin.errors import NotFiniteError, SpinError
 from spin.shared_pass import SharedPass

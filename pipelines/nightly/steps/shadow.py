@@ -13,7 +13,7 @@ from pipelines.data.spool import CheckedRows
 from pipelines.registry.versions import Registry
 from pipelines.storage.shard_log import Attempt
 from pipelines.workers.fault_isolation import MAX_CRASHES
-from spin.activations.extract import Features
+from spin.activations.features import Features
 from spin.backbone.digest import cached_digest
 from spin.backbone.hub import locate_model
 from spin.classifier import SpinClassifier

@@ -18,8 +18,8 @@ from pipelines.data.feature_store import FeatureShard, FeatureShards, KeptFeatur
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import fingerprint
-from spin.activations.extract import Features
 from spin.activations.feature_table import bytes_per_document, documents_table, features_table, from_lists, to_lists
+from spin.activations.features import Features
 from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace
 from spin.settings import parse_settings
@@ -34,7 +34,7 @@ def draw_features(n: int, seed: int = 0) -> Features:
         HALF: rng.normal(size=(n, 5)).astype(np.float16),
         FULL: rng.normal(size=(n, 3)).astype(np.float32) * 1e30,
     }
-    return Features(columns, np.arange(n, dtype=np.int32), np.zeros(n, np.int32), 0)
+    return Features(columns, np.arange(n, dtype=np.int32), np.zeros(n, np.int32), np.zeros(n, np.bool_))
 
 
 def build_tables(n: int, seed: int = 0) -> tuple[pa.Table, pa.Table, Features]:
@@ -79,7 +79,7 @@ def test_a_slice_of_several_shards_is_read_as_one_matrix(sizes: list[int], start
     stop = max(start, sum(sizes) - drop)
     part = table.slice(start, stop - start)
     joined = {c: np.concatenate([features.columns[c] for _, features in shards])[start:stop] for c in (HALF, FULL)}
-    check_values(part, Features(joined, np.empty(0, np.int32), np.empty(0, np.int32), 0))
+    check_values(part, Features(joined, np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.bool_)))
 
 
 def test_a_column_without_chunks_keeps_its_width_and_type() -> None:
@@ -187,7 +187,8 @@ def two_passes(tmp_path: Path) -> tuple[FeatureShards, Features]:
     def write(key: str, rows: NDArray[np.int64], columns: dict[FeatureColumn, NDArray[np.floating]]) -> str:
         part = {column: values[rows] for column, values in columns.items()}
         sink = pa.BufferOutputStream()
-        pq.write_table(features_table(Features(part, np.zeros(len(rows), np.int32), np.zeros(0, np.int32), 0)), sink)
+        counts = np.zeros(len(rows), np.int32)
+        pq.write_table(features_table(Features(part, counts, counts, counts > 0)), sink)
         store.write(key, sink.getvalue().to_pybytes())
         return key
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.nightly import classify, classify_pass, night_pass
-from pipelines.nightly.report.night_report import NightReport
+from pipelines.nightly import classify_pass, night_pass
 from pipelines.nightly.report.precision_check import check_precision
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.pass_features import PassFeatures
-from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
-from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, read_rows
 from pipelines.service_errors import BadRowsError
-from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.map_shards import map_shards
 from spin.activations.extract import count_tokens
@@ -35,9 +29,9 @@ from spin.sites import BY_WORDS
 from tests.support import chaos, tiny
 from tests.support.browser import open_page
 from tests.support.chaos import FolderRegistry
+from tests.support.night_project import DATE, NightProject, call_before_stage, run_shards_here
 from tests.support.word_regression import build_word_regression
 
-DATE = "2026-03-01"
 Row = dict[str, Any]
 
 
@@ -52,65 +46,11 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     return FolderRegistry(folder)
 
 
-class NightProject:
-    """A folder with input files, a registry whose champion is version 1, and nights that classify the files."""
-
-    def __init__(self, folder: Path, registry_fixture: FolderRegistry, backbone: Path) -> None:
-        self.folder, self.registry_fixture, self.backbone = folder, registry_fixture, backbone
-        (folder / "data").mkdir()
-        self.promote("1")
-
-    def promote(self, number: str) -> None:
-        (self.registry_fixture.folder / "champion").write_text(number)
-
-    def write(self, name: str, rows: list[Row]) -> None:
-        (self.folder / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def run_night(
-        self,
-        out: str = "out",
-        documents: int = 40,
-        *,
-        date: str = DATE,
-        incremental: bool = False,
-        shadow: str | None = None,
-        restart: bool = False,
-        set: tuple[str, ...] = (),
-        **limits: float,
-    ) -> NightReport:
-        tree: dict[str, Any] = {
-            "backbone": {"model": str(self.backbone), "dtype": "float32", "device": "cpu"},
-            "data": {"train": "nowhere"},
-            "store": "nowhere",
-            "ray": {"shard_documents": documents},
-            "classify": limits,
-        }
-        settings_file = self.folder / "settings.yaml"
-        settings_file.write_text(json.dumps(tree))
-        source, output = str(self.folder / "data"), str(self.folder / out)
-        options: dict[str, Any] = {"night": date, "shadow": shadow, "incremental": incremental, "restart": restart}
-        settings = load_settings(settings_file, set)
-        return classify.run_classify(settings, self.registry_fixture, source, output, **options)  # type: ignore[arg-type]
-
-    def read_predictions(self, out: str = "out") -> list[PredictionRow]:
-        return read_predictions(str(self.folder / out))
-
-    def read_dead_letters(self, out: str = "out") -> list[Row]:
-        tables = NightTables(Store(str(self.folder / out)))
-        return read_rows(tables.open(DEAD_LETTERS), {"date": DATE}).to_pylist()
-
-    def list_published_runs(self) -> list[str]:
-        """The runs in the output that readers can see."""
-        return [night.run for night in list_nights(NightTables(Store(str(self.folder / "out"))))]
-
-
 @pytest.fixture
 def project(
     tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> NightProject:
-    monkeypatch.setattr(
-        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
-    )
+    run_shards_here(monkeypatch)
     return NightProject(tmp_path, registry_fixture, backbone_folder)
 
 
@@ -298,17 +238,6 @@ def test_a_document_with_non_finite_activations_is_a_dead_letter(
     project.write("a.jsonl", [*rows[:17], {"id": "poison", "text": "infinite"}, *rows[17:]])
     assert project.run_night().counts.reasons == {"poison": 1}
     assert [row["id"] for row in project.read_predictions()] == [row["id"] for row in rows]
-
-
-def call_before_stage(stage: str, action: Callable[[ShardLog], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call a function with the shard log of a stage before that stage computes anything."""
-
-    def act_and_map(*args: Any, **keywords: Any) -> Any:
-        if keywords["stage"] == stage:
-            action(ShardLog(args[3], token=keywords["token"], layout=keywords["layout"]))
-        return map_shards(*args, **{**keywords, "here": True})
-
-    monkeypatch.setattr(night_pass, "map_shards", act_and_map)
 
 
 def test_a_file_is_not_quarantined_because_processes_died(

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jobs import terminal
-from pipelines.nightly import finish_nights, night_pass
+from pipelines.nightly import finish_nights
 from pipelines.nightly.report.run_report import report_page
-from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, read_rows
 from pipelines.planning.estimate import estimate_night
-from pipelines.storage.object_store import Store
-from pipelines.workers.map_shards import map_shards
 from spin.classifier import SpinClassifier
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, load_settings
-from tests.pipelines.nightly.test_classify import DATE, NightProject
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
+from tests.support.night_project import NightProject, run_shards_here
 
 WINDOWS, CUT = "12"
 ROOM, OVERLAP, LIMIT = 6, 2, 3
@@ -50,17 +46,10 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 def project(
     tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> NightProject:
-    monkeypatch.setattr(
-        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
-    )
+    run_shards_here(monkeypatch)
     project = NightProject(tmp_path, registry_fixture, backbone_folder)
     project.write("a.jsonl", [*ROWS, {"id": "x", "text": " "}])
     return project
-
-
-def read_table(project: NightProject, out: str = "out") -> list[dict[str, Any]]:
-    rows = read_rows(NightTables(Store(str(project.folder / out))).open(PREDICTIONS), {"date": DATE})
-    return rows.to_pylist()
 
 
 def count_windows(tokens: int) -> int:
@@ -79,7 +68,7 @@ def test_what_is_not_read_is_counted_per_row_and_per_night(project: NightProject
     lengths = {row["id"]: len(row["text"].split()) for row in ROWS}
     room = ROOM + (LIMIT - 1) * (ROOM - OVERLAP)
     unread = {id: max(0, length - room) for id, length in lengths.items()}
-    rows = read_table(project)
+    rows = project.read_rows()
     assert {row["id"]: row["unread_tokens"] for row in rows} == unread
     counts = report.counts
     assert counts.unread_tokens == sum(unread.values()) > 0
@@ -109,7 +98,7 @@ def test_the_terminal_says_what_is_not_read(project: NightProject, capsys: pytes
 def test_a_model_that_cuts_leaves_the_column_empty(project: NightProject) -> None:
     project.promote(CUT)
     report = project.run_night(max_dead_fraction=0.5)
-    assert {row["unread_tokens"] for row in read_table(project)} == {None}
+    assert {row["unread_tokens"] for row in project.read_rows()} == {None}
     assert (report.counts.windows, report.counts.unread_tokens) == (0, 0)
     assert report.counts.truncated > 0
     assert "windows" not in finish_nights._summary(report).metrics()

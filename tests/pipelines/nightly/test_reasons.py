@@ -11,20 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.nightly import night_pass
 from pipelines.nightly.tables import night_tables
-from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, read_rows
-from pipelines.storage.object_store import Store
-from pipelines.workers.map_shards import map_shards
+from pipelines.nightly.tables.night_tables import PREDICTIONS
 from spin.classifier import SpinClassifier
 from spin.heads.early_exit import EarlyExit
 from spin.heads.linear_head import LinearHead
 from spin.pages.explanation import stretches
 from spin.settings import BackboneSettings, DecisionSettings, SearchSettings
 from spin.sites import BY_WORDS
-from tests.pipelines.nightly.test_classify import DATE, NightProject
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
+from tests.support.night_project import NightProject, run_shards_here
 from tests.support.word_regression import build_word_regression
 
 SINGLE, MULTI, WORDS = "1", "2", "3"
@@ -58,17 +55,10 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 def project(
     tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> NightProject:
-    monkeypatch.setattr(
-        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
-    )
+    run_shards_here(monkeypatch)
     project = NightProject(tmp_path, registry_fixture, backbone_folder)
     project.write("a.jsonl", [*ROWS, {"id": "dead", "text": " "}])
     return project
-
-
-def read_table(project: NightProject, date: str = DATE) -> list[dict[str, Any]]:
-    rows = read_rows(NightTables(Store(str(project.folder / "out"))).open(PREDICTIONS), {"date": date})
-    return rows.to_pylist()
 
 
 def check_reasons(rows: Sequence[dict[str, Any]], spin: SpinClassifier, count: int) -> None:
@@ -103,7 +93,7 @@ def load(project: NightProject, number: str, **options: Any) -> SpinClassifier:
 def test_predictions_have_the_reasons_of_an_explanation(project: NightProject, shadow: str | None) -> None:
     """Also with a shadow on the same backbone."""
     report = project.run_night(shadow=shadow, max_dead_fraction=0.5, reasons=2)
-    rows = read_table(project)
+    rows = project.read_rows()
     check_reasons(rows, load(project, SINGLE), 2)
     assert (report.shadow is None) == (shadow is None)
     assert all(row["label"] == row["reason_label"] for row in rows)
@@ -118,19 +108,19 @@ def test_nights_with_and_without_reasons_are_in_one_table(
     with monkeypatch.context() as old:
         old.setattr(night_tables, "_COLUMNS", before)
         project.run_night(date="2026-02-27", max_dead_fraction=0.5)
-    assert not {*COLUMNS} & {*read_table(project, "2026-02-27")[0]}
+    assert not {*COLUMNS} & {*project.read_rows(date="2026-02-27")[0]}
     project.run_night(date="2026-02-28", max_dead_fraction=0.5)
     project.run_night(max_dead_fraction=0.5, reasons=1)
-    check_reasons(read_table(project), load(project, SINGLE), 1)
+    check_reasons(project.read_rows(), load(project, SINGLE), 1)
     for date in ("2026-02-27", "2026-02-28"):
-        rows = read_table(project, date)
+        rows = project.read_rows(date=date)
         assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
         assert all(row[column] is None for row in rows for column in COLUMNS)
 
 
 def test_a_row_without_a_label_has_the_reasons_of_the_one_that_it_would_have(project: NightProject) -> None:
     project.run_night(max_dead_fraction=0.5, reasons=2, set=("decision.abstain=0.9",))
-    rows = read_table(project)
+    rows = project.read_rows()
     assert 0 < sum(row["label"] is None for row in rows) < len(rows)
     check_reasons(rows, load(project, SINGLE, decision=DecisionSettings(abstain=0.9)), 2)
 
@@ -139,7 +129,7 @@ def test_the_reasons_of_a_multi_label_row_are_those_of_its_likeliest_label(proje
     """Or of the likeliest class where no label is predicted."""
     project.promote(MULTI)
     project.run_night(max_dead_fraction=0.5, reasons=2)
-    rows = read_table(project)
+    rows = project.read_rows()
     check_reasons(rows, load(project, MULTI), 2)
     for row in rows:
         scores = dict(row["scores"])
@@ -150,7 +140,7 @@ def test_the_reasons_of_a_multi_label_row_are_those_of_its_likeliest_label(proje
 def test_documents_that_words_decide_have_words_alone(project: NightProject) -> None:
     project.promote(WORDS)
     project.run_night(max_dead_fraction=0.5, reasons=2)
-    rows = read_table(project)
+    rows = project.read_rows()
     check_reasons(rows, load(project, WORDS), 2)
     decided = [row["depth"] == BY_WORDS for row in rows]
     assert {*decided} == {True, False}

@@ -11,22 +11,21 @@ from typing import Any
 import pytest
 from transformers import BertModel
 
-from pipelines.nightly import classify, classify_pass, night_pass
+from pipelines.nightly import classify, classify_pass
 from pipelines.nightly.finish_nights import CommandResult
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.steps import classify_step
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, NightTables, read_rows
 from pipelines.storage.object_store import Store
-from pipelines.workers.map_shards import map_shards
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, load_settings
 from spin.shared_pass import SharedPass
 from tests.pipelines.nightly.steps.test_shadow import ROWS, FailingBlockStep, list_labels
-from tests.pipelines.nightly.test_classify import DATE
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
+from tests.support.night_project import DATE, run_shards_here
 
 Row = dict[str, Any]
 SHALLOW, DEEP, MULTILABEL, ELSEWHERE = "shallow", "deep", "multilabel", "elsewhere"
@@ -113,16 +112,9 @@ class SeveralProject:
         return rows
 
 
-def compute_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let all stages of a pass run without workers."""
-    monkeypatch.setattr(
-        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
-    )
-
-
 @pytest.fixture
 def project(tmp_path: Path, versions: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> SeveralProject:
-    compute_in_this_process(monkeypatch)
+    run_shards_here(monkeypatch)
     return SeveralProject(tmp_path, versions, backbone_folder)
 
 
@@ -190,7 +182,7 @@ def test_ten_classifiers_share_one_pass_and_publish_by_themselves(
 
     The work lies in the folder of one pass, and each model predicts each document once, as the classifier does alone.
     """
-    compute_in_this_process(monkeypatch)
+    run_shards_here(monkeypatch)
     monkeypatch.setattr(classify_pass, "ClassifyStep", FailingBlockStep)
     monkeypatch.setattr(classify_step, "_SOUND", ROWS[0]["text"])
     project = SeveralProject(tmp_path, ten_versions, backbone_folder, store_uri)

@@ -24,7 +24,7 @@ from jobs.cli import main
 from pipelines.data import intake
 from pipelines.data.input_files import list_files
 from pipelines.data.intake import IntakeReport
-from pipelines.nightly import classify, night_pass
+from pipelines.nightly import classify
 from pipelines.nightly.steps.classify_job import ClassifyJob
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts
@@ -36,13 +36,13 @@ from pipelines.storage import input_opener
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.request_counting import Traffic, active_traffic
-from pipelines.workers.map_shards import map_shards
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.monitor.profile import Profile
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
+from tests.support.night_project import run_shards_here
 
 DATE = "2026-03-01"
 Row = dict[str, Any]
@@ -93,9 +93,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 @pytest.fixture
 def nights_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run nights in this process, without Ray and without renewals of the lease."""
-    monkeypatch.setattr(
-        night_pass, "map_shards", lambda *args, **options: map_shards(*args, **{**options, "here": True})
-    )
+    run_shards_here(monkeypatch)
     monkeypatch.setattr(Lease, "_renew", lambda _: None)
 
 

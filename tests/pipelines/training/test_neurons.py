@@ -31,8 +31,9 @@ from pipelines.training.neurons import (
     read_drivers,
 )
 from spin import SpinClassifier
-from spin.activations.extract import Features, extract
+from spin.activations.extract import extract
 from spin.activations.feature_table import features_table
+from spin.activations.features import Features
 from spin.arrays import Rows
 from spin.classifier import feature_columns
 from spin.errors import UserError
@@ -68,7 +69,7 @@ def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     for index, rows in enumerate(np.array_split(np.arange(len(labels.ids)), shards)):
         nothing = np.zeros(len(rows), np.int32)
-        table = features_table(Features({c: v[rows] for c, v in values.items()}, nothing, nothing, 0))
+        table = features_table(Features({c: v[rows] for c, v in values.items()}, nothing, nothing, nothing > 0))
         key = f"parts/{index:06d}-000001-1.features.parquet"
         pq.write_table(table, folder / key)
         stored.append(FeatureShard("no documents", key, len(rows), None))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-import spin.activations.extract
+import spin.activations.portions
 import spin.backbone.engine_choice
 from spin import SpinClassifier
 from spin.activations.encoder import NeuronEncoder, split_segments
@@ -74,8 +74,8 @@ def test_tokenizing_in_portions_does_not_change_values(backbone_folder: Path, mo
         widths.append(len(portion))
         return tokenize(portion)
 
-    monkeypatch.setattr(spin.activations.extract, "_FIRST_PORTION", 2)
-    monkeypatch.setattr(spin.activations.extract, "_LARGEST_PORTION", 8)
+    monkeypatch.setattr(spin.activations.portions, "_FIRST_PORTION", 2)
+    monkeypatch.setattr(spin.activations.portions, "_LARGEST_PORTION", 8)
     monkeypatch.setattr(backbone, "tokenize", record_and_tokenize)
     assert read_activations(engine, texts).values == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert widths == [2, 4, 8, 8, 3]

@@ -13,10 +13,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-import spin.activations.extract
+import spin.activations.portions
 from spin.activations.encoder import NeuronEncoder, split_segments
 from spin.activations.engine import TorchEngine
-from spin.activations.extract import Features, count_tokens, extract, read_activations
+from spin.activations.extract import count_tokens, extract, read_activations
+from spin.activations.features import Features
 from spin.activations.openvino_engine import OpenVinoEngine
 from spin.activations.torch_compile import compile_encoder
 from spin.backbone.loading import load_backbone
@@ -205,8 +206,8 @@ def test_values_do_not_depend_on_the_order_of_texts(bert: Path, monkeypatch: pyt
     backbone = load(bert)
     expected = extract(backbone, TEXTS, list_columns(backbone))
     order = np.random.default_rng(0).permutation(len(TEXTS))
-    monkeypatch.setattr(spin.activations.extract, "_FIRST_PORTION", 2)
-    monkeypatch.setattr(spin.activations.extract, "_LARGEST_PORTION", 3)
+    monkeypatch.setattr(spin.activations.portions, "_FIRST_PORTION", 2)
+    monkeypatch.setattr(spin.activations.portions, "_LARGEST_PORTION", 3)
     actual = extract(backbone, [TEXTS[row] for row in order], list_columns(backbone))
     assert actual.values == pytest.approx(expected.values[order], rel=1e-5, abs=1e-5)
 

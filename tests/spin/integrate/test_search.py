@@ -203,13 +203,13 @@ def test_validation_labels_decide_the_scores() -> None:
     project = build_project()
     searches = [project.search()]
     before = {(c.rule, c.depth, c.eta, c.part, c.penalty): c for c in searches[0].run()}
-    logits = {key: searches[0].held_out(candidate)[0] for key, candidate in before.items()}
+    logits = {key: searches[0].held_out(candidate).logits[0] for key, candidate in before.items()}
     project.y[project.folds[0].valid] = (project.y[project.folds[0].valid] + 1) % 3
     searches.append(project.search())
     after = {(c.rule, c.depth, c.eta, c.part, c.penalty): c for c in searches[1].run()}
     assert max(c.valid_score for c in after.values()) < 0.5 < max(c.valid_score for c in before.values())
     for key in before.keys() & after.keys():
-        np.testing.assert_allclose(searches[1].held_out(after[key])[0], logits[key], atol=0.1)
+        np.testing.assert_allclose(searches[1].held_out(after[key]).logits[0], logits[key], atol=0.1)
 
 
 def calibrated_losses(project: Project, held_out: Sequence[Floats]) -> list[Floats]:
@@ -233,7 +233,7 @@ def test_every_candidate_equals_an_independent_refit(
     """Its score is that of scikit-learn on raw activations, and its neurons, depth and compute are correct."""
     assert len(candidates) > 15
     for candidate in candidates:
-        sizes, differences, scores, held_out = [], [], [], search.held_out(candidate)
+        sizes, differences, scores, held_out = [], [], [], search.held_out(candidate).logits
         losses = calibrated_losses(project, held_out)
         for at, fold in enumerate(project.folds):
             probes = [p.for_fold(at) for p in project.probes]
@@ -334,7 +334,7 @@ def test_the_temperature_is_chosen_on_held_out_logits(
 ) -> None:
     """Temperature and log loss of the summary are recomputed from the held-out logits of the candidate."""
     candidate = choose_candidates(candidates, SEARCH, project.folds)["accuracy"]
-    logits = np.concatenate(search.held_out(candidate)).astype(np.float64)
+    logits = np.concatenate(search.held_out(candidate).logits).astype(np.float64)
     y = np.concatenate([project.y[fold.valid] for fold in project.folds])
     has = project.label_space.indicator(y)
     doubt = 1 / (len(logits) + 2)
@@ -403,8 +403,11 @@ def test_an_l1_penalty_removes_neurons() -> None:
     assert score("accuracy", project.y[project.test], fitted.logits(raw).argmax(1)) > 0.5
 
 
-def test_exits_read_the_features_that_the_l1_penalty_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exits of a fold use a ridge on the features left at full depth.
+@pytest.mark.parametrize("l1", [(0.7,), (0.1, 0.7)])
+def test_exits_read_the_features_that_the_l1_penalty_left(
+    l1: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exits of a fold use a ridge on the features left at full depth, which is fitted once.
 
     Their cost is everything that runs up to them.
     """
@@ -412,24 +415,25 @@ def test_exits_read_the_features_that_the_l1_penalty_left(monkeypatch: pytest.Mo
     fit, choose = FoldSearch.fit, spin.integrate.integrate.choose_exit_thresholds
 
     def spy(self: FoldSearch, part: Selection, penalties: Sequence[Penalty]) -> Any:
-        fitted_heads = fit(self, part, penalties)
-        fits.append((part, penalties[0], fitted_heads[0][0]))
-        return fitted_heads
+        fits.append((self, part, penalties))
+        return fit(self, part, penalties)
 
     monkeypatch.setattr(FoldSearch, "fit", spy)
     monkeypatch.setattr(
         spin.integrate.integrate, "choose_exit_thresholds", lambda *a, **k: costs.extend(k["costs"]) or choose(*a, **k)
     )
-    settings = SEARCH.model_copy(update={"l1": (0.3,)})
-    candidate = next(c for c in project.search(settings).run() if c.penalty.l1 and c.depth == 4)
+    settings = SEARCH.model_copy(update={"l1": l1})
+    candidate = next(c for c in project.search(settings).run() if c.penalty.l1 == l1[-1] and c.depth == 4)
     fits.clear()
     cascade = CascadeSettings(depths=(0.25, 0.5))
     spin.integrate.integrate.CandidateFitter(project.search(settings), cascade, DecisionSettings()).fit(candidate)
-    _, (full_selection, _, head), *exits = fits
+    (fold, full_selection, penalties), *exits = fits
+    assert [penalty.l1 for penalty in penalties] == [*l1]
+    [(head, _)] = fit(fold, full_selection, [candidate.penalty])  # alone
     nonzero_selection = full_selection.keep(head.coef.any(0))
-    assert len(nonzero_selection) < len(full_selection)
-    assert [part.rows() for part, _, _ in exits] == [nonzero_selection.part(depth).rows() for depth in (1, 2)]
-    assert [penalty for _, penalty, _ in exits] == [Penalty(candidate.penalty.strength)] * 2
+    assert all(len(nonzero_selection.part(depth)) < len(full_selection.part(depth)) for depth in (1, 2))
+    assert [part.rows() for _, part, _ in exits] == [nonzero_selection.part(depth).rows() for depth in (1, 2)]
+    assert [of_exit for _, _, of_exit in exits] == [[Penalty(candidate.penalty.strength)]] * 2
     assert costs == [1 / 4 + 1 / 8, 2 / 4 + 1 / 8, candidate.compute]
 
 
@@ -504,7 +508,7 @@ def test_every_candidate_is_judged_with_and_without_words(project: Project, cand
     for candidate in blended:
         without = plain[candidate.subset, candidate.penalty]
         assert candidate.blend is not None
-        of_both, of_neurons = search.held_out(candidate), search.held_out(without)
+        of_both, of_neurons = search.held_out(candidate).logits, search.held_out(without).logits
         for actual, *parts in zip(of_both, of_neurons, words.held_out, strict=True):
             expected = candidate.blend.neurons * parts[0] + candidate.blend.words * parts[1]
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
@@ -809,7 +813,7 @@ def test_features_in_files_give_the_same_candidates(kind: str, monkeypatch: pyte
     assert not in_files.cut.raw.in_memory
     first, second = (search.tried[0] for search in (in_memory, in_files))
     assert first.subset == second.subset
-    for expected, actual in zip(in_memory.held_out(first), in_files.held_out(second), strict=True):
+    for expected, actual in zip(in_memory.held_out(first).logits, in_files.held_out(second).logits, strict=True):
         np.testing.assert_allclose(actual, expected, atol=0.02)
     scores = [max(candidate.valid_score for candidate in search.tried) for search in (in_memory, in_files)]
     assert scores[0] == pytest.approx(scores[1], abs=0.02)

@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_tensors
 from scipy.optimize import brentq
 from scipy.stats import entropy
 
-from spin.activations.extract import Features
+from spin.activations.features import Features
 from spin.errors import UserError
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier
@@ -58,7 +58,7 @@ def make_outputs(
     return {
         "logits": np.stack([-margin / 2, margin / 2], 1),
         "activations": values,
-        "features": Features({}, n_tokens, n_unknown, 0),
+        "features": Features({}, n_tokens, n_unknown, np.zeros(count, np.bool_)),
     }
 
 
@@ -68,7 +68,7 @@ def make_profile(outputs: dict[str, Any]) -> Profile:
 
 def take_rows(outputs: dict[str, Any], rows: slice) -> dict[str, Any]:
     features = outputs["features"]
-    selected = Features({}, features.n_tokens[rows], features.n_unknown[rows], 0)
+    selected = features.select(np.arange(len(features.n_tokens))[rows])
     return {name: value[rows] for name, value in outputs.items() if name != "features"} | {"features": selected}
 
 
@@ -118,7 +118,7 @@ def test_a_multilabel_profile_counts_every_label() -> None:
         make_fitted(),
         np.array([[1.0, 2.0], [-1.0, -2.0], [-3.0, -1.0]]),
         np.zeros((3, NEURONS), np.float32),
-        Features({}, np.ones(3, np.int32), np.zeros(3, np.int32), 0),
+        Features({}, np.ones(3, np.int32), np.zeros(3, np.int32), np.zeros(3, np.bool_)),
     )
     assert counted.labels.tolist() == [1, 1, 2]
 

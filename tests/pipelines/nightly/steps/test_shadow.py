@@ -40,10 +40,10 @@ from spin.errors import UserError
 from spin.monitor.agreement import ShadowAgreement, count_agreement, total_agreement
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from spin.shared_pass import SharedPass
-from tests.pipelines.nightly.test_classify import DATE, NightProject, call_before_stage
 from tests.support import chaos, tiny
 from tests.support.browser import open_page
 from tests.support.chaos import FolderRegistry
+from tests.support.night_project import DATE, NightProject, call_before_stage, run_shards_here
 
 Row = dict[str, Any]
 CLASSES = ("good", "bad", "plain")
@@ -84,9 +84,7 @@ def list_labels(row: Row) -> list[str]:
 def project(
     tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> NightProject:
-    monkeypatch.setattr(
-        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
-    )
+    run_shards_here(monkeypatch)
     return FullDepthProject(tmp_path, registry_fixture, backbone_folder)
 
 

@@ -1,0 +1,103 @@
+"""The buffer that collects the features of texts while a backbone reads them, batch by batch in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spin.activations.engine import Engine
+from spin.activations.features import Features
+from spin.activations.word_buffer import WordBuffer
+from spin.arrays import Floats
+from spin.backbone.model import Backbone, Tokens
+from spin.errors import NotFiniteError, UserError
+from spin.sites import FeatureColumn
+
+StoreValues = Callable[[int, NDArray[np.int64], Floats], None]
+"""takes the index of a segment, the indices (n,) of some texts and the values (n, p) of its columns side by side"""
+
+
+class TokenCounts:
+    """What the tokenizer reports of the texts: the counts of `Features`, which are filled portion by portion."""
+
+    def __init__(self, backbone: Backbone, count: int) -> None:
+        self.n_tokens, self.n_unknown = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        self.cut = np.zeros(count, np.bool_)
+        self.windows = np.zeros(count, np.int32) if backbone.reads_windows else None
+        self.unread = np.zeros(count, np.int32) if backbone.reads_windows else None
+
+    def store(self, rows: list[int], tokens: Tokens) -> None:
+        """Store the counts of the texts `rows`."""
+        self.n_tokens[rows], self.n_unknown[rows], self.cut[rows] = tokens.lengths, tokens.unknown, tokens.cut
+        if tokens.windows is not None and self.windows is not None and self.unread is not None:
+            self.windows[rows], self.unread[rows] = tokens.windows.counts, tokens.windows.unread
+
+    def features(
+        self, columns: dict[FeatureColumn, NDArray[np.floating]], depth: NDArray[np.int32] | None = None
+    ) -> Features:
+        """The features with these counts."""
+        return Features(
+            columns,
+            self.n_tokens,
+            self.n_unknown,
+            self.cut,
+            depth,
+            windows=self.windows,
+            unread_tokens=self.unread,
+        )
+
+
+class FeatureBuffer:
+    """The arrays of `Features`, which are filled batch by batch in the order of the texts."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        count: int,
+        types: Mapping[FeatureColumn, type[np.floating]],
+        store: StoreValues | None = None,
+    ) -> None:
+        self.segments, self.store = engine.segments, store
+        self.columns: dict[FeatureColumn, NDArray[np.floating]] = {}
+        self.slices: list[list[tuple[FeatureColumn, slice]]] = []
+        """for each segment, where its values hold which column"""
+        for segment in engine.segments:
+            widths = segment.widths(engine.backbone)
+            ends = np.cumsum(widths)
+            self.slices.append(
+                [(c, slice(end - width, end)) for c, width, end in zip(segment.neurons, widths, ends, strict=True)]
+            )
+            for column, width in zip(segment.neurons, widths, strict=True) if store is None else ():
+                self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
+        self.words: WordBuffer | None = None
+        self.counts, self.depth = TokenCounts(engine.backbone, count), np.zeros(count, np.int32)
+
+    def store_values(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:
+        """Store the values (B, p) of the texts `rows` (B,) from segment `index`, after checking them."""
+        if not np.isfinite(values).all():
+            site = next(c.site for c, part in self.slices[index] if not np.isfinite(values[:, part]).all())
+            raise NotFiniteError(f"{site}: the backbone gave values that are not finite; try backbone.dtype float32")
+        self.depth[rows] = self.segments[index].stop
+        if self.store is not None:
+            self.store(index, rows, values)
+            return
+        for column, part in self.slices[index]:
+            target, column_values = self.columns[column], values[:, part]
+            is_half = target.dtype == np.float16
+            if is_half and (largest := float(np.abs(column_values).max(initial=0))) > 65504:
+                raise UserError(
+                    f"{column.site}: a value of {largest:.0f} does not fit its float16 column, whose values in the "
+                    "first batch were small; leave the site out of `sites`, or start over with --restart and other "
+                    "first documents"
+                )
+            # NumPy's own conversion takes five times as long
+            target[rows] = torch.from_numpy(column_values).half().numpy() if is_half else column_values
+
+    def features(self, *, exits_early: bool) -> Features:
+        """All that was stored; with the depth of each text if texts may exit early."""
+        features = self.counts.features(self.columns, self.depth if exits_early else None)
+        return features if self.words is None else replace(features, word_sums=self.words.sums())

@@ -1,0 +1,127 @@
+"""The pooled activations of texts, and the counts of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.arrays import Floats
+from spin.attribution.reasons import Reasons
+from spin.attribution.word_sums import WordSums
+from spin.sites import FeatureColumn
+
+_Value = TypeVar("_Value", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The pooled activations of n texts."""
+
+    columns: dict[FeatureColumn, NDArray[np.floating]]
+    """(n, width) each, width being that of the site or the number of neurons read; NaN where a text exited before"""
+    n_tokens: NDArray[np.int32]
+    """(n,) number of tokens that were read, special tokens included; those of overlapping windows as often as read"""
+    n_unknown: NDArray[np.int32]
+    """(n,) number of these that the tokenizer does not know"""
+    cut: NDArray[np.bool_]
+    """(n,) whether each text was not read to its end"""
+    depth: NDArray[np.int32] | None = None
+    """(n,) number of blocks that each text ran through, -1 if it never got to the backbone; None if it is the same for
+    all"""
+    words: Floats | None = None
+    """(n, K) logits of a word regression, for a classifier that reads words or lets them decide"""
+    head_reads_words: bool = True
+    """whether these logits, if there are any, are features of the head, and not only of the exit by words"""
+    windows: NDArray[np.int32] | None = None
+    """(n,) number of windows that were read of each text; None where long texts are cut"""
+    unread_tokens: NDArray[np.int32] | None = None
+    """(n,) number of tokens beyond the last window; None where long texts are cut"""
+    word_sums: WordSums | None = None
+    """what each word contributes by its tokens to the logit of the text's class, until the reasons are known"""
+    reasons: Reasons | None = None
+    """the words and neurons that contribute most to that logit, where they are wanted"""
+
+    @property
+    def truncated(self) -> int:
+        """Number of texts that were not read to their end."""
+        return int(self.cut.sum())
+
+    @property
+    def values(self) -> NDArray[np.floating]:
+        """All features of the head side by side (n, p): the words' logits, if it reads them, and the columns."""
+        words = [] if self.words is None or not self.head_reads_words else [self.words]
+        return np.concatenate([*words, *self.columns.values()], axis=1)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Features]) -> Features:
+        """The features of the texts of several parts, which have the same columns."""
+        reasons = [part.reasons for part in parts if part.reasons is not None]
+        return cls(
+            columns={column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns},
+            n_tokens=np.concatenate([part.n_tokens for part in parts]),
+            n_unknown=np.concatenate([part.n_unknown for part in parts]),
+            cut=np.concatenate([part.cut for part in parts]),
+            depth=_join("depth", [part.depth for part in parts]),
+            words=_join("words", [part.words for part in parts]),
+            head_reads_words=parts[0].head_reads_words,
+            windows=_join("windows", [part.windows for part in parts]),
+            unread_tokens=_join("unread_tokens", [part.unread_tokens for part in parts]),
+            reasons=Reasons.concatenate(reasons) if reasons else None,
+        )
+
+    def select(self, rows: NDArray[np.int64]) -> Features:
+        """The features of some of the texts, given by index."""
+
+        def take(values: NDArray[_Value] | None) -> NDArray[_Value] | None:
+            return None if values is None else values[rows]
+
+        return replace(
+            self,
+            columns={column: values[rows] for column, values in self.columns.items()},
+            n_tokens=self.n_tokens[rows],
+            n_unknown=self.n_unknown[rows],
+            cut=self.cut[rows],
+            depth=take(self.depth),
+            words=take(self.words),
+            windows=take(self.windows),
+            unread_tokens=take(self.unread_tokens),
+        )
+
+    def spread(self, rows: NDArray[np.int64], depth: int, count: int) -> Features:
+        """The features of `count` texts, of which the texts of these features are those at `rows`.
+
+        Without words. `depth` is the number of blocks that these ran through, unless they have depths of their own.
+        The others have no tokens and no windows, NaN in every column, and depth -1.
+        """
+
+        def place(values: NDArray[Any] | int, empty: NDArray[Any]) -> NDArray[Any]:
+            empty[rows] = values
+            return empty
+
+        def counts(values: NDArray[np.int32]) -> NDArray[np.int32]:
+            return place(values, np.zeros(count, np.int32))
+
+        return Features(
+            {c: place(v, np.full((count, v.shape[1]), np.nan, v.dtype)) for c, v in self.columns.items()},
+            counts(self.n_tokens),
+            counts(self.n_unknown),
+            place(self.cut, np.zeros(count, np.bool_)),
+            place(depth if self.depth is None else self.depth, np.full(count, -1, np.int32)),
+            windows=None if self.windows is None else counts(self.windows),
+            unread_tokens=None if self.unread_tokens is None else counts(self.unread_tokens),
+            word_sums=None if self.word_sums is None else self.word_sums.spread(rows, count),
+        )
+
+
+def _join(name: str, arrays: Sequence[NDArray[_Value] | None]) -> NDArray[_Value] | None:
+    """The arrays of all parts one after the other; None if no part has one."""
+    given = [array for array in arrays if array is not None]
+    if not given:
+        return None
+    if len(given) < len(arrays):
+        raise ValueError(f"found parts with and without {name}; expected parts of one classifier")
+    return np.concatenate(given)

@@ -1,0 +1,55 @@
+"""Texts in portions, each of which is tokenised while the one before is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from spin.backbone.model import Backbone, Tokens
+
+_FIRST_PORTION, _LARGEST_PORTION = 1024, 4096
+"""texts that are tokenised at once while those before them are computed: in the first portion, and at most"""
+_CHARACTERS_PER_TOKEN = 4
+"""by which the windows of a text are estimated: a text of many counts as many in a portion"""
+
+
+def tokenize_ahead(
+    backbone: Backbone, texts: Sequence[str], *, places: bool = False
+) -> Iterator[tuple[list[int], Tokens]]:
+    """Portions of the texts, as their indices and tokens; each is tokenised while the one before is computed.
+
+    Texts come in order of their number of characters. The first portion is small, to be ready soon. Later ones are
+    larger: sorted by tokens, more texts are more alike in length and need less padding.
+    """
+    portions = _portions(backbone, [len(text) for text in texts])
+
+    def tokenize(portion: list[int]) -> Tokens:
+        return backbone.tokenize([texts[row] for row in portion], **({"places": True} if places else {}))
+
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(tokenize, portion) for portion in portions[:1]]
+        for index, portion in enumerate(portions):
+            tokens = pending.pop().result()
+            pending += [pool.submit(tokenize, following) for following in portions[index + 1 : index + 2]]
+            yield portion, tokens
+
+
+def _portions(backbone: Backbone, lengths: Sequence[int]) -> list[list[int]]:
+    """The indices of texts, given by their numbers of characters, in portions by size and of growing size.
+
+    A text that is read in windows is as large as the texts of one window that it is worth.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    per_window = _CHARACTERS_PER_TOKEN * backbone.max_tokens
+    ends = np.cumsum([1 + lengths[row] // per_window if backbone.reads_windows else 1 for row in order])
+    portions: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        before = ends[start - 1] if start else 0
+        limit = before + min(start + _FIRST_PORTION, _LARGEST_PORTION)
+        stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
+        portions.append(order[start:stop])
+        start = stop
+    return portions

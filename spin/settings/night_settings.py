@@ -1,0 +1,43 @@
+"""The section `classify`: what a night does."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from spin.settings.section import Section
+
+
+class ClassifySettings(Section):
+    """A night: one run of `spin classify` over a batch of documents."""
+
+    max_bad_files: float = Field(
+        0.1, ge=0, le=1, description="Share of files that may be unreadable; above it the night ends with status 4."
+    )
+    max_dead_fraction: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of documents that may be dead letters (documents that cannot be classified); above it the "
+        "night ends with status 4.",
+    )
+    max_psi: float = Field(
+        0.1,
+        gt=0,
+        description="Drift limit: the population stability index, which compares the documents of a night with those "
+        "of the training. Above the limit, by more than chance explains, drift is reported.",
+    )
+    fail_on_drift: bool = Field(
+        False, description="End with status 7 where drift is reported. The night is published all the same."
+    )
+    cascade: bool = Field(True, description="Use the early exits that training chose.")
+    reasons: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Words, and as many neurons, that a prediction names as its reasons: those with the largest "
+        "contributions for or against its class. The words are part of the text, for everyone who may read the output. "
+        "0: none, which saves a tenth of the time, more where words count beside neurons.",
+    )
+    dead_letter_text: bool = Field(
+        False, description="Write the texts of dead letters into the output, for everyone who may read it."
+    )

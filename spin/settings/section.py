@@ -1,0 +1,39 @@
+"""What all sections of the settings file have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+"""a number above 0 and below 1"""
+
+
+class Section(BaseModel):
+    """A section of the settings file: it cannot be changed, and an unknown key in it is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any) -> Any:
+        """A section that holds comments alone is null in YAML: all of its settings have their defaults."""
+        return {} if value is None else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """In the JSON Schema too, a section without required settings may be null."""
+        schema = handler(core_schema)
+        section = handler.resolve_ref_schema(schema)
+        if "required" not in section:
+            section["type"] = ["object", "null"]
+        return schema
+
+
+def not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values of a list. Raises ValueError for a list without any."""
+    if not values:
+        raise ValueError("expected at least one")
+    return values

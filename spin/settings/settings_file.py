@@ -1,0 +1,80 @@
+"""Read the settings file, and report every mistake in it by its key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from spin.errors import UserError
+from spin.settings.credentials import holds_password, mask_credentials
+from spin.settings.project_settings import Settings
+
+
+def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read settings from a YAML file; each override is `a.b=value`, its value read as YAML.
+
+    Raises UserError that names the key, what was found and what was expected.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no settings file at {path}; `spin init {path}` writes one") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
+        raise UserError(f"{path} cannot be read as YAML: {_describe_yaml_error(error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds {type(tree).__name__}, expected a mapping of settings")
+    for override in overrides:
+        _override(tree, override)
+    return parse_settings(tree, str(path))
+
+
+def parse_settings(tree: dict[str, Any], origin: str = "settings") -> Settings:
+    """Return the settings of a mapping. Raises UserError with every mistake in one line."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "; ".join(_describe_mistake(e) for e in error.errors())) from None
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    shown = "***" if holds_password(override) else mask_credentials(override)
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {shown}: expected a.b=value")
+    *parents, last = path.split(".")
+    for key in parents:
+        if tree.get(key) is None:
+            tree[key] = {}
+        child = tree[key]
+        if not isinstance(child, dict):
+            raise UserError(f"--set {shown}: '{key}' is a value, it has no '{last}'")
+        tree = child
+    try:
+        tree[last] = yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError):
+        raise UserError(f"--set {shown}: {_mask_password(value)} is not YAML") from None
+
+
+def _describe_mistake(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting '{key}'"
+    if error["type"] == "missing":
+        return f"'{key}' is missing"
+    return f"'{key}' is {_mask_password(error['input'])}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _mask_password(value: object) -> str:
+    """Return a value as it was typed, for a message, or asterisks if it holds a password, or for the user in a URI."""
+    return "'***'" if holds_password(repr(value)) else mask_credentials(repr(value))
+
+
+def _describe_yaml_error(error: Exception) -> str:
+    """Return what is wrong with a YAML file, and where, without the line itself, which may hold a password."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem}, in line {error.problem_mark.line + 1}"
+    return " ".join(str(error).split())

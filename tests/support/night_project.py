@@ -1,0 +1,98 @@
+"""Nights of a real model in this process, without Ray, over input files that a test writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.nightly import classify, night_pass
+from pipelines.nightly.report.night_report import NightReport
+from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, PREDICTIONS, NightTables, read_rows
+from pipelines.storage.object_store import Store
+from pipelines.storage.shard_log import ShardLog
+from pipelines.workers.map_shards import map_shards
+from spin.settings import load_settings
+from tests.support.chaos import FolderRegistry
+
+DATE = "2026-03-01"
+Row = dict[str, Any]
+
+
+class NightProject:
+    """A folder with input files, a registry whose champion is version 1, and nights that classify the files."""
+
+    def __init__(self, folder: Path, registry_fixture: FolderRegistry, backbone: Path) -> None:
+        self.folder, self.registry_fixture, self.backbone = folder, registry_fixture, backbone
+        (folder / "data").mkdir()
+        self.promote("1")
+
+    def promote(self, number: str) -> None:
+        (self.registry_fixture.folder / "champion").write_text(number)
+
+    def write(self, name: str, rows: list[Row]) -> None:
+        (self.folder / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run_night(
+        self,
+        out: str = "out",
+        documents: int = 40,
+        *,
+        date: str = DATE,
+        incremental: bool = False,
+        shadow: str | None = None,
+        restart: bool = False,
+        set: tuple[str, ...] = (),
+        **limits: float,
+    ) -> NightReport:
+        tree: dict[str, Any] = {
+            "backbone": {"model": str(self.backbone), "dtype": "float32", "device": "cpu"},
+            "data": {"train": "nowhere"},
+            "store": "nowhere",
+            "ray": {"shard_documents": documents},
+            "classify": limits,
+        }
+        settings_file = self.folder / "settings.yaml"
+        settings_file.write_text(json.dumps(tree))
+        source, output = str(self.folder / "data"), str(self.folder / out)
+        options: dict[str, Any] = {"night": date, "shadow": shadow, "incremental": incremental, "restart": restart}
+        settings = load_settings(settings_file, set)
+        return classify.run_classify(settings, self.registry_fixture, source, output, **options)  # type: ignore[arg-type]
+
+    def read_predictions(self, out: str = "out") -> list[PredictionRow]:
+        return read_predictions(str(self.folder / out))
+
+    def read_rows(self, out: str = "out", date: str = DATE) -> list[Row]:
+        """The rows of the predictions of a date, with all columns."""
+        tables = NightTables(Store(str(self.folder / out)))
+        return read_rows(tables.open(PREDICTIONS), {"date": date}).to_pylist()
+
+    def read_dead_letters(self, out: str = "out") -> list[Row]:
+        tables = NightTables(Store(str(self.folder / out)))
+        return read_rows(tables.open(DEAD_LETTERS), {"date": DATE}).to_pylist()
+
+    def list_published_runs(self) -> list[str]:
+        """The runs in the output that readers can see."""
+        return [night.run for night in list_nights(NightTables(Store(str(self.folder / "out"))))]
+
+
+def run_shards_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nights compute their shards in this process."""
+    monkeypatch.setattr(
+        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
+    )
+
+
+def call_before_stage(stage: str, action: Callable[[ShardLog], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call a function with the shard log of a stage before that stage computes anything."""
+
+    def act_and_map(*args: Any, **keywords: Any) -> Any:
+        if keywords["stage"] == stage:
+            action(ShardLog(args[3], token=keywords["token"], layout=keywords["layout"]))
+        return map_shards(*args, **{**keywords, "here": True})
+
+    monkeypatch.setattr(night_pass, "map_shards", act_and_map)
