@@ -21,6 +21,7 @@ from spin.integrate.bootstrap import bootstrap_p_value
 from spin.integrate.class_thresholds import choose_class_thresholds
 from spin.integrate.exit_thresholds import (
     PASSING_COST,
+    READING_COST,
     WORDS_COST,
     choose_exit_thresholds,
     exit_indices,
@@ -235,7 +236,7 @@ class CandidateFitter:
                 self.valid_y,
                 decision,
                 metric=self.data.metric,
-                costs=[*(exit.cost for exit in offered), candidate.compute],
+                costs=[*(exit.cost for exit in offered), READING_COST + candidate.compute],
                 passing=[exit.passing for exit in offered],
                 max_loss=self.cascade.max_loss,
                 documents=self.valid_rows,
@@ -266,7 +267,7 @@ class CandidateFitter:
             logits = np.concatenate(self.search.blended(of_neurons, blend))
             calibration = self._calibrate(logits)
             head = HeadRecipe(ridge, calibration.temperature, calibration.biases, None, blend)
-            cost = self.search.compute[Site(depth, "resid")]
+            cost = READING_COST + self.search.compute[Site(depth, "resid")]
             passing = PASSING_COST * candidate.compute
             offered.append(_ExitCandidate(depth, calibration.apply(logits), head, cost, passing))
         return offered
