@@ -438,8 +438,8 @@ GUARANTEES = (
                 f"{SEVERAL}::test_a_model_that_fails_its_limits_holds_back_no_other",
                 "pipelines/nightly/finish_nights.py",
                 "with self.keeping_failure(night), overtaken_first(night.driver.lease):\n"
-                "if isinstance(classified, BadRowsError):",
-                "with overtaken_first(night.driver.lease):\n    if isinstance(classified, BadRowsError):",
+                "if isinstance(classified, SpinError):",
+                "with overtaken_first(night.driver.lease):\n    if isinstance(classified, SpinError):",
             ),
             Cut(
                 f"{SEVERAL}::test_a_driver_that_is_overtaken_for_one_model_publishes_the_others",
