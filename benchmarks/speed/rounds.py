@@ -111,10 +111,10 @@ def _without_slow(contenders: Sequence[Ready], results: Race) -> list[Ready]:
 
 
 def _fastest_batch(classify: Classify, texts: Sequence[str], batches: Sequence[int]) -> int:
-    """The fastest batch size on every fifth text, each tried twice since the first try compiles; 0 without sizes."""
+    """The fastest batch size on every tenth text, each tried twice since the first try compiles; 0 without sizes."""
     if len(batches) < 2:
         return batches[0] if batches else 0
-    seconds = {batch: min(_seconds(classify, texts[::5], batch) for _ in range(2)) for batch in batches}
+    seconds = {batch: min(_seconds(classify, texts[::10], batch) for _ in range(2)) for batch in batches}
     return min(seconds, key=lambda batch: seconds[batch])
 
 
