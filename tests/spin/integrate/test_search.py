@@ -25,6 +25,7 @@ from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
+from spin.integrate.exit_thresholds import READING_COST
 from spin.integrate.feature_matrix import FeatureMatrix, align, row_weights
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
@@ -434,7 +435,7 @@ def test_exits_read_the_features_that_the_l1_penalty_left(
     assert all(len(nonzero_selection.part(depth)) < len(full_selection.part(depth)) for depth in (1, 2))
     assert [part.rows() for _, part, _ in exits] == [nonzero_selection.part(depth).rows() for depth in (1, 2)]
     assert [of_exit for _, _, of_exit in exits] == [[Penalty(candidate.penalty.strength)]] * 2
-    assert costs == [1 / 4 + 1 / 8, 2 / 4 + 1 / 8, candidate.compute]
+    assert costs == [READING_COST + compute for compute in (1 / 4 + 1 / 8, 2 / 4 + 1 / 8, candidate.compute)]
 
 
 def build_interaction_project(seed: int = 0, n: int = 900) -> Project:

@@ -11,7 +11,7 @@ import pytest
 import spin.integrate.integrate
 from spin.heads.calibration import fit_calibration
 from spin.heads.fitted import TrainingResult
-from spin.integrate.exit_thresholds import WORDS_COST
+from spin.integrate.exit_thresholds import READING_COST, WORDS_COST
 from spin.integrate.search import Search
 from spin.labels.metrics import score
 from spin.settings import CascadeSettings, SearchSettings
@@ -88,7 +88,7 @@ def test_words_cost_where_the_head_does_not_read_them_anyway(
     fitted = train(project, 1.0, words="on").choices["accuracy"]
     assert bool(fitted.selection.words) == reads_words
     cost, full = 0.0 if reads_words else WORDS_COST, fitted.summary.compute
-    assert seen["costs"] == pytest.approx([cost, 2 / 4 + 1 / 8, full], abs=1e-3)
+    assert seen["costs"] == pytest.approx([cost, *(READING_COST + each for each in (2 / 4 + 1 / 8, full))], abs=1e-3)
     assert seen["passing"] == pytest.approx([cost, 0.03 * full], abs=1e-3)
 
 
