@@ -127,7 +127,7 @@ elif [[ "$(cmdline client.rgw)" != *"endpoint=127.0.0.1:$PORT "* ]]; then die "r
 start mon.a ceph-mon -c "$C" -i a
 start osd.0 ceph-osd -c "$C" -i 0
 wait_for active osd.0 osd_active         # no pool can be made before
-start client.rgw radosgw -c "$C" -n client.rgw --rgw-frontends "beast endpoint=127.0.0.1:$PORT"
+start client.rgw radosgw -c "$C" -n client.rgw --rgw-frontends "beast endpoint=127.0.0.1:$PORT tcp_nodelay=1"
 URL=http://127.0.0.1:$PORT
 s3() { curl -s -m 30 --noproxy '*' --aws-sigv4 "aws:amz:$REGION:s3" -u "$AK:$SK" "$@"; }
 wait_for answering client.rgw curl -sf -m 5 --noproxy '*' "$URL/"
