@@ -92,7 +92,7 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
     """Wait until the condition holds; fail if the process ends first or the time limit passes."""
     end = time.monotonic() + seconds
     while not condition():
