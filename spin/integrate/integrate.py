@@ -210,8 +210,8 @@ class CandidateFitter:
         if kind == "linear" or untested or not candidate.reads_neurons:
             return _HeadChoice(of_linear.logits, of_linear.selections, candidate.blend, None, None)
         logits, steps, selections = [], [], self.search.fold_selections(candidate.subset)
-        for fold, selection in zip(self.search.folds, selections, strict=True):
-            fold_logits, fold_steps = fold.fit_mlp(selection, candidate.penalty, self.data.seed)
+        for fold, selection, head in zip(self.search.folds, selections, of_linear.heads, strict=True):
+            fold_logits, fold_steps = fold.fit_mlp(selection, head, candidate.penalty.strength)
             logits.append(fold_logits)
             steps.append(fold_steps)
         blend = None if candidate.blend is None else self.search.fit_blend(logits)

@@ -47,8 +47,10 @@ class HeldOut:
 
     logits: tuple[Floats, ...]
     """(m, K) of each fold's validation rows, blended with those of the words"""
+    heads: tuple[LinearHead, ...]
+    """the head of each fold; empty for words alone, as are the selections"""
     selections: tuple[Selection, ...]
-    """the neurons of each fold's head, without those that its L1 penalty zeroes; empty for words alone"""
+    """the neurons of each fold's head, without those that its L1 penalty zeroes"""
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,21 @@ class FoldSearch:
         heads = fit_linear(self._design(part), penalties)
         return list(zip(heads, self._predict(self._valid_features(part), heads), strict=True))
 
-    def fit_mlp(self, part: Selection, penalty: Penalty, seed: int) -> tuple[Floats, int]:
-        """The validation logits (m, K) of an MLP head that these rows stop, and its number of steps."""
-        design, features = self._design(part), self._valid_features(part)
-        valid_y, label_space = self.matrix.data.y[self.fold.valid], self.matrix.data.label_space
-        [linear] = fit_linear(design, [penalty])
+    def fit_mlp(self, part: Selection, linear: LinearHead, strength: float) -> tuple[Floats, int]:
+        """The validation logits (m, K) of an MLP head on top of a linear one, and its number of steps.
+
+        It is stopped by the calibrated log loss of these rows, as candidates are compared by it. Without calibration
+        hidden units that only make a linear head more or less certain would improve on it step by step.
+        """
+        design, features, data = self._design(part), self._valid_features(part), self.matrix.data
+        y = data.y[self.fold.valid]
 
         def judge(head: MlpHead) -> float:
-            return log_loss(self._predict(features, [head])[0], valid_y, label_space)
+            [logits] = self._predict(features, [head])
+            calibration = fit_calibration(logits, y, data.label_space, data.class_weights)
+            return log_loss(calibration.apply(logits), y, data.label_space)
 
-        head, steps = fit_mlp(linear, design, penalty.strength, seed=seed, judge=judge)
+        head, steps = fit_mlp(linear, design, strength, seed=data.seed, judge=judge)
         return self._predict(features, [head])[0], steps
 
     def _design(self, part: Selection) -> Design:
@@ -242,14 +249,15 @@ class Search:
         The logits are not kept while the search runs: those of all candidates would take more memory than the features.
         """
         if not candidate.reads_neurons:
-            return HeldOut(self._words_alone(candidate.blend), ())
+            return HeldOut(self._words_alone(candidate.blend), (), ())
         index = candidate.fitted_with.index(candidate.penalty)
-        logits, selections = [], []
+        logits, heads, selections = [], [], []
         for fold, selection in zip(self.folds, self.fold_selections(candidate.subset), strict=True):
             head, of_fold = fold.fit(selection, candidate.fitted_with)[index]
             logits.append(of_fold)
+            heads.append(head)
             selections.append(selection.keep(used_features(head)) if candidate.penalty.l1 else selection)
-        return HeldOut(self.blended(logits, candidate.blend), tuple(selections))
+        return HeldOut(self.blended(logits, candidate.blend), tuple(heads), tuple(selections))
 
     def _words_alone(self, blend: Blend | None) -> tuple[Floats, ...]:
         assert self.words is not None

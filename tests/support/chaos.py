@@ -129,7 +129,7 @@ def run_night(
 def run_hanging_stage(output: str) -> None:
     """Run a stage one of whose shards never finishes, as the driver."""
     try:
-        _hang(output, stall_seconds=20)
+        _hang(output, stall_seconds=40)  # on a busy machine a worker takes long to start
     except SpinError as error:
         print(error)
         raise SystemExit(error.status) from None

@@ -309,5 +309,5 @@ def test_a_step_that_never_ends_fails_the_run_and_names_its_shard(tmp_path: Path
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     assert process.returncode == 6
-    assert "trial: no shard has ended for 20 s" in output_text
+    assert "trial: no shard has ended for 40 s" in output_text
     assert "begun and not ended: 000001 in" in output_text

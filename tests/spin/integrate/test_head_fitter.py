@@ -19,7 +19,13 @@ from spin.integrate.search import Search
 from spin.labels.metrics import score
 from spin.labels.training_data import TrainingData
 from spin.settings import CascadeSettings, DecisionSettings
-from tests.spin.integrate.test_search import SEARCH, Project, build_project, make_words
+from tests.spin.integrate.test_search import (
+    SEARCH,
+    Project,
+    build_interaction_project,
+    build_project,
+    make_words,
+)
 
 CASCADE = CascadeSettings(max_loss=0.9, depths=(0.25, 0.5), words=False)
 
@@ -137,8 +143,8 @@ def test_words_alone_need_no_rows() -> None:
 
 
 def test_an_mlp_head_is_fitted_for_the_steps_that_validation_chose() -> None:
-    project = build_project(n=800)
-    before = train(project, head="mlp")
+    project = build_interaction_project(n=1200)
+    before = train(project, head="mlp", max_share=1.0, etas=(1.0,), rules=("l1",))
     after = refit(before, project.probes, project.read_blocks, sampled(project))
     fitted, again = before.choices["accuracy"], after.choices["accuracy"]
     assert fitted.recipe is not None

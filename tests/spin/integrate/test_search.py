@@ -20,13 +20,14 @@ from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.blend import Blend, join_words
 from spin.heads.calibration import calibration_error, fit_temperature, log_loss
-from spin.heads.candidate import Candidate
+from spin.heads.candidate import Candidate, Subset
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
 from spin.integrate.exit_thresholds import READING_COST
 from spin.integrate.feature_matrix import FeatureMatrix, align, row_weights
+from spin.integrate.fit_mlp import fit_mlp
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.integrate import integrate
@@ -475,6 +476,30 @@ def test_auto_takes_an_mlp_only_where_a_paired_test_finds_it_better() -> None:
     assert (forced.summary.head, forbidden.summary.head) == ("mlp", "linear")
     assert forbidden.summary.valid_score < 0.7
     assert forbidden.summary.mlp_chance is None
+
+
+def test_an_mlp_is_stopped_by_the_calibrated_loss() -> None:
+    """On top of a head that is far too certain, hidden units lower the plain loss, but do not find more."""
+    project, strength = build_project(1), 10.0
+    search = project.search()
+    fold, [selection, *_] = search.folds[0], search.fold_selections(Subset("l1", 0.6, 4))
+    [(linear, _)] = fold.fit(selection, [Penalty(strength)])
+    certain = LinearHead(10 * linear.coef, 10 * linear.intercept)
+    y = project.y[fold.fold.valid]
+
+    def losses(temperatures: Floats) -> list[float]:
+        """The least loss at any of the temperatures, after every ten steps."""
+        each = []
+        for steps in range(0, 301, 10):
+            head, _ = fit_mlp(certain, fold._design(selection), strength, seed=0, steps=steps)
+            [logits] = fold._predict(fold._valid_features(selection), [head])
+            each.append(min(log_loss(logits / temperature, y, project.label_space) for temperature in temperatures))
+        return each
+
+    calibrated, plain = losses(np.geomspace(0.05, 20, 400)), losses(np.ones(1))
+    _, steps = fold.fit_mlp(selection, certain, strength)
+    assert calibrated[steps // 10] == pytest.approx(min(calibrated), abs=2e-3)
+    assert calibrated[int(np.argmin(plain))] > min(calibrated) + 2e-3
 
 
 @pytest.mark.parametrize(("n", "tested"), [(348, False), (480, True)])
