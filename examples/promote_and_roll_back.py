@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipelines.registry import promote
+from pipelines.registry.promotion import promote
 from pipelines.registry.versions import CHALLENGER, Registry
 from spin import SpinError, load_settings
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import job_commands, model_commands, night_commands, plan_command, registry_commands, terminal
+from jobs import terminal
+from jobs.commands import job_commands, model_commands, night_commands, plan_command, registry_commands
 from jobs.exit_status import CommandGroup, run_command
 from jobs.extras import PipelinesCommand
 from jobs.log_setup import configure_logging
@@ -163,8 +164,8 @@ def classify(
 ) -> None:
     """Classify a batch of documents with one model or several; run again after a failure, it resumes."""
     loaded = load_settings(settings, set)
-    from jobs.classify_command import ClassifyOptions
-    from jobs.classify_command import classify as classify_with_models
+    from jobs.commands.classify_command import ClassifyOptions
+    from jobs.commands.classify_command import classify as classify_with_models
 
     options = ClassifyOptions(input, output, date, incremental, restart, check)
     classify_with_models(loaded, model, shadow, options)

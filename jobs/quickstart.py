@@ -15,7 +15,7 @@ import yaml
 from jobs import terminal
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.tables.night_history import read_predictions
-from pipelines.registry import promote
+from pipelines.registry.promotion import promote
 from pipelines.registry.versions import CHALLENGER, Registry
 from pipelines.training.workflow import run_workflow
 from spin.errors import UserError

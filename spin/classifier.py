@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.activations.encoder import BlockSegment, split_segments
-from spin.activations.engine import CALIBRATION_TEXTS, Engine, open_engine
+from spin.activations.engines.encoder import BlockSegment, split_segments
+from spin.activations.engines.engine import CALIBRATION_TEXTS, Engine, open_engine
 from spin.activations.extract import Progress, count_tokens, extract, read_activations
 from spin.activations.features import Features
 from spin.arrays import Floats

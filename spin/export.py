@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from spin.activations.encoder import NeuronEncoder, split_segments
+from spin.activations.engines.encoder import NeuronEncoder, split_segments
 from spin.arrays import Floats
 from spin.backbone.hub import silence_transformers
 from spin.backbone.loading import load_backbone
@@ -276,7 +276,7 @@ def _write_openvino(scorer: Scorer, folder: Path) -> Run:
     """Write the graph and return a function that runs it."""
     import openvino
 
-    from spin.activations.openvino_engine import convert_to_openvino
+    from spin.activations.engines.openvino_engine import convert_to_openvino
 
     path = str(folder / "model.xml")
     graph = convert_to_openvino(scorer, scorer.example_inputs())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.activations.encoder import BlockSegment
+from spin.activations.engines.encoder import BlockSegment
 from spin.activations.extract import find_words
 from spin.activations.features import Features
 from spin.arrays import Floats

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.activations.encoder import BlockSegment, split_segments
-from spin.activations.engine import Engine
+from spin.activations.engines.encoder import BlockSegment, split_segments
+from spin.activations.engines.engine import Engine
 from spin.activations.extract import count_tokens, read_activations
 from spin.activations.features import Features
 from spin.arrays import Floats

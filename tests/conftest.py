@@ -102,10 +102,10 @@ def many_labels() -> Iterator[None]:
 @pytest.fixture
 def gate_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the gate predict in this process, for tests whose subject is not the fresh one that it starts."""
-    import pipelines.registry.gate
+    import pipelines.registry.promotion.gate
     from tests.support.registry_fixture import predict_in_this_process
 
-    monkeypatch.setattr(pipelines.registry.gate, "predict_in_subprocess", predict_in_this_process)
+    monkeypatch.setattr(pipelines.registry.promotion.gate, "predict_in_subprocess", predict_in_this_process)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from benchmarks.speed.role import SHIPPED, OurSetting, Precision
 from benchmarks.speed.training import train_classifiers
 from benchmarks.speed.trial import Trial
 from spin import SpinClassifier
-from spin.activations.engine import CALIBRATION_TEXTS
+from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.arrays import Floats
 from spin.backbone.engine_choice import choose_engine
 from spin.backbone.loading import find_backbone

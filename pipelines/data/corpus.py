@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.readers import TEXTS, read_shard
-from pipelines.data.shards import Shard
+from pipelines.data.files.readers import TEXTS, read_shard
+from pipelines.data.files.shards import Shard
 from spin.arrays import Rows
 from spin.settings import DataSettings
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.data.shards import Shard
+from pipelines.data.files.shards import Shard
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardOutcome

@@ -18,11 +18,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import BinaryIO
 
-from pipelines.data import formats
-from pipelines.data.formats import MAX_BYTES, compression_codec
-from pipelines.data.input_files import InputFile
-from pipelines.data.kept_columns import check_kept_names, keep_column, merge_types, settle_types, type_text, types_of
-from pipelines.data.readers import (
+from pipelines.data.files import formats
+from pipelines.data.files.formats import MAX_BYTES, compression_codec
+from pipelines.data.files.input_files import InputFile
+from pipelines.data.files.kept_columns import (
+    check_kept_names,
+    keep_column,
+    merge_types,
+    settle_types,
+    type_text,
+    types_of,
+)
+from pipelines.data.files.readers import (
     ID_AND_TEXT,
     IDS,
     check_parquet_columns,
@@ -32,7 +39,7 @@ from pipelines.data.readers import (
     read_parquet,
     read_piece,
 )
-from pipelines.data.shards import Piece, Shard
+from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.spool import SPOOL, ReadyPiece, Save, SpoolWriter, check_rows, find_dead_rows
 from pipelines.service_errors import BadFileError, KeptTypeError
 from pipelines.storage.filesystem import PARALLEL_REQUESTS

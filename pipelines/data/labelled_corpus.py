@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.arrow_strings import ArrowStrings
-from pipelines.data.readers import ALL_COLUMNS, FIELDS, Documents, read_shard
-from pipelines.data.shards import Shard
-from pipelines.data.text_values import is_unicode
+from pipelines.data.files.readers import ALL_COLUMNS, FIELDS, Documents, read_shard
+from pipelines.data.files.shards import Shard
+from pipelines.data.files.text_values import is_unicode
 from pipelines.service_errors import BadFileError
 from spin.errors import UserError
 from spin.labels.label_space import Label

@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.data.formats import MAX_BYTES
-from pipelines.data.kept_columns import columns_of_type, merge_types, parse_type, types_of
-from pipelines.data.readers import Documents, opener_of, read_piece
-from pipelines.data.shards import Piece, Shard
-from pipelines.data.text_values import is_unicode, to_unicode
+from pipelines.data.files.formats import MAX_BYTES
+from pipelines.data.files.kept_columns import columns_of_type, merge_types, parse_type, types_of
+from pipelines.data.files.readers import Documents, opener_of, read_piece
+from pipelines.data.files.shards import Piece, Shard
+from pipelines.data.files.text_values import is_unicode, to_unicode
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.input_opener import InputOpener
 from spin.errors import UserError

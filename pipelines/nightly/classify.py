@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from pipelines.data import input_files
-from pipelines.data.input_files import InputFile
-from pipelines.data.kept_columns import check_declared_types, check_kept_names
+from pipelines.data.files import input_files
+from pipelines.data.files.input_files import InputFile
+from pipelines.data.files.kept_columns import check_declared_types, check_kept_names
 from pipelines.nightly.finish import Driver
 from pipelines.nightly.finish_nights import (
     CommandResult,

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.intake import NightPlan
-from pipelines.data.kept_columns import schema_of
 from pipelines.nightly.finish import ClassifiedNight
 from pipelines.nightly.night_pass import NightPass, map_stage
 from pipelines.nightly.pass_intake import NightPart, PassIntake, check_intake, part_of, plan_shards, take_in

@@ -10,8 +10,8 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.intake import FileOutcome, NightPlan
-from pipelines.data.kept_columns import schema_of
 from pipelines.data.spool import SPOOL
 from pipelines.nightly.report.night_report import (
     LISTED_FILES,

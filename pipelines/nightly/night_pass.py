@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from pipelines.data.shards import Shard
+from pipelines.data.files.shards import Shard
 from pipelines.nightly.finish import Driver
 from pipelines.nightly.night_models import NightModel
 from pipelines.nightly.steps.classify_job import data_layout, pass_layout

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pipelines.data.files.kept_columns import schema_of, type_text
+from pipelines.data.files.shards import Shard
 from pipelines.data.intake import NightPlan, plan_intake, plan_night
-from pipelines.data.kept_columns import schema_of, type_text
-from pipelines.data.shards import Shard
 from pipelines.nightly.finish import KEPT, ClassifiedNight, check_files, check_rows
 from pipelines.nightly.night_pass import ModelNight, NightPass, map_stage
 from pipelines.nightly.steps.intake_step import IntakeStep

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data import input_files, sharding
-from pipelines.data.input_files import InputFile
+from pipelines.data.files import input_files, sharding
+from pipelines.data.files.input_files import InputFile
+from pipelines.data.files.shards import Shard
 from pipelines.data.intake import is_spooled, plan_intake
-from pipelines.data.shards import Shard
 from pipelines.data.spool import SPOOL
 from pipelines.nightly.steps.classify_job import PROFILE
 from pipelines.nightly.steps.dedup import plan_partitions

@@ -17,10 +17,10 @@ from typing import Generic
 import pyarrow as pa
 import torch
 
-from pipelines.data import sharding
+from pipelines.data.files import sharding
+from pipelines.data.files.kept_columns import schema_of
+from pipelines.data.files.shards import Shard
 from pipelines.data.intake import plan_night
-from pipelines.data.kept_columns import schema_of
-from pipelines.data.shards import Shard
 from pipelines.data.spool import read_rows
 from pipelines.nightly.steps.classify_job import CALIBRATION, ClassifyJob, ModelJob
 from pipelines.nightly.steps.classify_step import ClassifyStep

@@ -18,7 +18,7 @@ from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.night_summary import NightSummary
 from pipelines.registry.version_records import RegisteredVersion, TrainingRecord, Version
-from spin.activations.engine import CALIBRATION_TEXTS
+from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings

@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
-from spin.activations.engine import open_engine
+from spin.activations.engines.engine import open_engine
 from spin.activations.extract import read_activations, single_segment
 from spin.arrays import Floats, Rows
 from spin.backbone.model import Backbone

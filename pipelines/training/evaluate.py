@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.data import input_files, labelled_corpus, sharding
+from pipelines.data import labelled_corpus
+from pipelines.data.files import input_files, sharding
 from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
 from spin.errors import UserError

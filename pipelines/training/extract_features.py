@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data import input_files, labelled_corpus, readers, sharding
+from pipelines.data import labelled_corpus
 from pipelines.data.feature_store import DOCUMENTS, FEATURES, FeaturePlan, FeatureShards
-from pipelines.data.input_files import InputFile
+from pipelines.data.files import input_files, readers, sharding
+from pipelines.data.files.input_files import InputFile
+from pipelines.data.files.shards import Shard
 from pipelines.data.labelled_corpus import LabelledCorpus
-from pipelines.data.shards import Shard
 from pipelines.data.training_labels import NOTHING_FROZEN, split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -40,7 +41,7 @@ from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import C, Step, describe_backbone, map_shards
 from pipelines.workers.weights_cache import activation_settings, with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
-from spin.activations.engine import open_engine
+from spin.activations.engines.engine import open_engine
 from spin.activations.extract import choose_column_types, read_activations, single_segment
 from spin.activations.feature_table import MAX_SHARD_BYTES, bytes_per_document, documents_table, features_table
 from spin.arrays import Rows

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipelines.data import readers
 from pipelines.data.feature_store import (
     FEATURES,
     TESTED,
@@ -22,7 +21,8 @@ from pipelines.data.feature_store import (
     Positions,
     required_file,
 )
-from pipelines.data.shards import Shard
+from pipelines.data.files import readers
+from pipelines.data.files.shards import Shard
 from pipelines.data.training_labels import Labels
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -41,7 +41,7 @@ from pipelines.training.extract_features import ExtractPlan, read_corpus, to_par
 from pipelines.workers import weights_cache
 from pipelines.workers.weights_cache import with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
-from spin.activations.engine import Engine, open_engine
+from spin.activations.engines.engine import Engine, open_engine
 from spin.activations.extract import count_tokens, read_activations, single_segment
 from spin.activations.feature_table import features_table
 from spin.activations.features import Features

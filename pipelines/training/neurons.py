@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data import input_files, sharding
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.readers import read_shard
+from pipelines.data.files import input_files, sharding
+from pipelines.data.files.readers import read_shard
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
 from spin.arrays import Floats, Rows

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from pipelines.data.shards import Shard
+from pipelines.data.files.shards import Shard
 from pipelines.service_errors import StalledError, WorkerFaultError
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.object_store import Store

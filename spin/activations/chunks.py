@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from spin.activations.engines.segment_output import SegmentOutput
 from spin.activations.feature_buffer import FeatureBuffer
 from spin.activations.merge_windows import WindowShares
 from spin.activations.portions import tokenize_ahead
-from spin.activations.segment_output import SegmentOutput
 from spin.attribution.token_sums import TokenReadings
 from spin.backbone.batching import token_batches
 from spin.backbone.model import Backbone, Tokens

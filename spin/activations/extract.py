@@ -22,8 +22,8 @@ from spin.activations.chunks import (
     select_texts,
     stack,
 )
-from spin.activations.encoder import BlockSegment
-from spin.activations.engine import Engine, open_engine
+from spin.activations.engines.encoder import BlockSegment
+from spin.activations.engines.engine import Engine, open_engine
 from spin.activations.feature_buffer import FeatureBuffer, StoreValues, TokenCounts
 from spin.activations.features import Features
 from spin.activations.portions import tokenize_ahead

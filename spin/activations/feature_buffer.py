@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spin.activations.engine import Engine
+from spin.activations.engines.engine import Engine
 from spin.activations.features import Features
 from spin.activations.word_buffer import WordBuffer
 from spin.arrays import Floats

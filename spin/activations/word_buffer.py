@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spin.activations.engine import Engine
+from spin.activations.engines.engine import Engine
 from spin.arrays import Floats
 from spin.attribution.text_words import TextWords, TokenPlaces, group_tokens
 from spin.attribution.token_sums import TokenMasks, TokenReadings, TokenWeights, sum_tokens

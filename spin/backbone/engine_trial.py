@@ -4,7 +4,7 @@ OpenVINO generates machine code for the processor it finds, and some of that cod
 compiles the backbone, runs some texts through it and compares the values with those of torch; if it dies, this process
 lives and knows.
 
-The protocol: this process starts `python -m spin.activations.engine_child REPORT` (a layer above, so it is not
+The protocol: this process starts `python -m spin.activations.engines.engine_child REPORT` (a layer above, so it is not
 imported here) and writes to its standard input `{"subject": TrialRequest, "threads": torch's number of threads}` as
 JSON. The child writes a `TrialReport` as JSON to the file REPORT and ends with status 0. A child that ends otherwise is
 judged by its exit status: most signals are a crash of the engine, but a signal from outside, a time limit, or any other
@@ -41,7 +41,7 @@ Measured on MiniLM and SmolLM2-135M against torch in float32: OpenVINO in float3
 and (torch itself) 0.05, in int8 0.27 and 0.5. An encoder that attends to its padding has 2, a decoder whose positions
 are stretched by 5 % has 0.2. How many labels int8 changes is for `--check` to measure.
 """
-CHILD_COMMAND = (sys.executable, "-P", "-m", "spin.activations.engine_child")
+CHILD_COMMAND = (sys.executable, "-P", "-m", "spin.activations.engines.engine_child")
 """the command of the child process, to which the path of the report is added"""
 TIMEOUT_S = 600.0
 """seconds that a trial may take"""

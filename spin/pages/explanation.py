@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spin.activations.encoder import pooling_mask
+from spin.activations.engines.encoder import pooling_mask
 from spin.arrays import Floats
 from spin.attribution.place_shares import Places, add_places
 from spin.attribution.text_words import TextWords, group_tokens, token_places

@@ -12,8 +12,8 @@ import yaml
 
 import pipelines.service_errors
 import pipelines.storage.delta_table  # noqa: F401  (both define error classes that error_types lists)
-from jobs import registry_commands
 from jobs.cli import main
+from jobs.commands import registry_commands
 from spin.errors import error_types
 
 Run = Callable[..., tuple[int, list[str]]]
@@ -78,7 +78,7 @@ def test_a_defect_ends_a_command_with_status_1_and_one_line_that_names_the_place
     """With SPIN_LOG=debug the traceback precedes it."""
     status, [line] = fail(RuntimeError("no\nsuch thing"))
     assert status == 1
-    assert line.startswith("error: RuntimeError: no such thing in jobs/registry_commands.py:")
+    assert line.startswith("error: RuntimeError: no such thing in jobs/commands/registry_commands.py:")
     assert line.endswith("this is a defect, SPIN_LOG=debug shows more")
     monkeypatch.setenv("SPIN_LOG", "debug")
     status, lines = fail(RuntimeError("no such thing"))

@@ -37,7 +37,7 @@ from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
-from tests.spin.activations.test_engines import OPENVINO_SUPPORTED
+from tests.spin.activations.engines.test_engines import OPENVINO_SUPPORTED
 from tests.spin.backbone.test_model import FAMILIES, Family, save_model
 from tests.support import tiny
 from tests.support.registry_fixture import RegistryFixture

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import ray
 
 from jobs import cli
-from pipelines.data.shards import Piece, Shard
+from pipelines.data.files.shards import Piece, Shard
 from pipelines.nightly import classify, classify_pass
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.run_records import ClassifyCounts

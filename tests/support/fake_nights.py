@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data.shards import Shard
+from pipelines.data.files.shards import Shard
 from pipelines.data.spool import CheckedRows
 from pipelines.nightly import classify, classify_pass, finish, finish_nights
 from pipelines.nightly.finish_nights import CommandResult

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import tenacity
 
-from pipelines.data import input_files
-from pipelines.data.input_files import InputFile
+from pipelines.data.files import input_files
+from pipelines.data.files.input_files import InputFile
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.service_errors import UnavailableError
 from pipelines.storage import delta_table

@@ -11,7 +11,7 @@ import pytest
 
 _ONLY_THERE = """
 import os, subprocess, sys, time
-if "pipelines.registry.subprocess_predict" in sys.orig_argv:
+if "pipelines.registry.promotion.subprocess_predict" in sys.orig_argv:
 """
 _HANG = """
     child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(3600)"])

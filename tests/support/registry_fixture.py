@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.subprocess_predict import PredictionReply, PredictionRequest, reply_to
+from pipelines.registry.promotion.subprocess_predict import PredictionReply, PredictionRequest, reply_to
 from pipelines.registry.version_records import TrainingRecord
 from pipelines.registry.versions import Registry
 from spin import SpinClassifier

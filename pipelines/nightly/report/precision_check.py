@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
+from pipelines.data.files.readers import opener_of, read_piece
+from pipelines.data.files.shards import Piece
 from pipelines.data.intake import plan_intake
-from pipelines.data.readers import opener_of, read_piece
-from pipelines.data.shards import Piece
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, partition_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.shards import Shard
+from pipelines.data.files.shards import Shard
 from pipelines.nightly.steps.dedup import DuplicateRows
 from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import ShadowSpec

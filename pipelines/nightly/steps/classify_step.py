@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.data.shards import Shard
+from pipelines.data.files.shards import Shard
 from pipelines.data.spool import CheckedRows, read_rows
 from pipelines.nightly.steps.classify_job import CALIBRATION, ENDINGS, PROFILE, ClassifyJob, ShadowJob
 from pipelines.nightly.steps.pass_features import ModelRows, PassFeatures

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.data.files.shards import Shard
 from pipelines.data.intake import NightPlan
-from pipelines.data.shards import Shard
 from pipelines.data.spool import read_rows
 from pipelines.nightly.steps.run_records import DuplicateCounts
 from pipelines.service_errors import BadFileError

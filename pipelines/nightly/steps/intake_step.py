@@ -5,8 +5,8 @@ from __future__ import annotations
 import uuid
 from functools import partial
 
+from pipelines.data.files.shards import Shard
 from pipelines.data.intake import take_in
-from pipelines.data.shards import Shard
 from pipelines.data.spool import SPOOL, SpoolPart
 from pipelines.nightly.steps.dedup import IdDigests
 from pipelines.nightly.steps.run_records import IntakeCounts

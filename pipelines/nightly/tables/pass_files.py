@@ -11,7 +11,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.input_files import InputFile
+from pipelines.data.files.input_files import InputFile
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.passes import PassRecord
 from pipelines.nightly.tables.resume import FORMAT, read_listing

@@ -12,7 +12,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.input_files import InputFile
+from pipelines.data.files.input_files import InputFile
 from pipelines.nightly.tables.night_history import FileState, list_nights, taken_files
 from pipelines.nightly.tables.night_records import (
     RUN,

@@ -11,7 +11,7 @@ import pytest
 from pipelines.data.corpus import Corpus
 from pipelines.storage.request_counting import count_input_reads
 from spin.errors import UserError
-from tests.pipelines.data.test_sharding import DATA, build_rows, plan_uri, to_jsonl, write_file
+from tests.pipelines.data.files.test_sharding import DATA, build_rows, plan_uri, to_jsonl, write_file
 
 TEXTS = [f"text {n}, 学び" for n in range(30)]
 

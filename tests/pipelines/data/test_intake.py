@@ -20,13 +20,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import formats, intake, readers, spool
-from pipelines.data.formats import MAX_BYTES
-from pipelines.data.input_files import list_files
+from pipelines.data import intake, spool
+from pipelines.data.files import formats, readers
+from pipelines.data.files.formats import MAX_BYTES
+from pipelines.data.files.input_files import list_files
+from pipelines.data.files.kept_columns import schema_of
+from pipelines.data.files.readers import file_errors
+from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.intake import FileOutcome, IntakeReport, NightPlan, plan_intake, plan_night, take_in
-from pipelines.data.kept_columns import schema_of
-from pipelines.data.readers import file_errors
-from pipelines.data.shards import Piece, Shard
 from pipelines.data.spool import SPOOL, CheckedRows, ReadyPiece, SpoolPart, read_rows
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.object_store import Store
@@ -34,7 +35,7 @@ from pipelines.storage.records import from_json, to_json
 from pipelines.storage.request_counting import Traffic, count_input_reads
 from spin.errors import UserError
 from spin.settings import DataSettings
-from tests.pipelines.data.test_sharding import GOOD, Row, to_csv, to_jsonl, to_parquet, write_file
+from tests.pipelines.data.files.test_sharding import GOOD, Row, to_csv, to_jsonl, to_parquet, write_file
 
 DATA = DataSettings(train="unused")
 TRUSTED = DataSettings(train="unused", ids="trusted")

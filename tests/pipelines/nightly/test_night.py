@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from pipelines.data import intake
-from pipelines.data.shards import Shard
+from pipelines.data.files.shards import Shard
 from pipelines.nightly import classify, classify_pass, finish, finish_nights
 from pipelines.nightly.steps import dedup
 from pipelines.nightly.tables import publication, resume

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.shards import Shard
+from pipelines.data.files.shards import Shard
 from pipelines.nightly import classify, classify_pass, finish, finish_nights
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.nights import list_output, models_to_resume

@@ -19,10 +19,10 @@ import yaml
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.numpy import save_file
 
-import jobs.plan_command
+import jobs.commands.plan_command
 from jobs.cli import main
 from pipelines.data import intake
-from pipelines.data.input_files import list_files
+from pipelines.data.files.input_files import list_files
 from pipelines.data.intake import IntakeReport
 from pipelines.nightly import classify
 from pipelines.nightly.steps.classify_job import ClassifyJob
@@ -451,7 +451,7 @@ def test_spin_plan_prints_text_or_json(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The options reach the estimate; the text names shards, hours, deadline and requests."""
-    monkeypatch.setattr(jobs.plan_command, "open_registry", lambda _: registry_fixture)
+    monkeypatch.setattr(jobs.commands.plan_command, "open_registry", lambda _: registry_fixture)
     source = write_rows(str(tmp_path), "jsonl", tiny.make_documents(90))
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))

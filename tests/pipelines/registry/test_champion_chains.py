@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import spin.integrate.bootstrap
-from pipelines.registry import gate, promote
 from pipelines.registry.champion_history import ChampionEvent
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.gate import GateCheck, NoReply
-from pipelines.registry.subprocess_predict import PredictionReply
+from pipelines.registry.promotion import gate, promote
+from pipelines.registry.promotion.gate import GateCheck, NoReply
+from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from spin.errors import UserError
 from spin.settings import DecisionSettings, parse_settings
 

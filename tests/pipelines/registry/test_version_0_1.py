@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.registry import packaging, promote
+from pipelines.registry import packaging
+from pipelines.registry.promotion import promote
 from pipelines.registry.versions import CHALLENGER, Registry
 from spin import SpinClassifier
 from spin.settings import parse_settings

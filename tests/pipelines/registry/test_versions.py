@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.registry import packaging, promote
+from pipelines.registry import packaging
 from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
+from pipelines.registry.promotion import promote
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipelines.service_errors import UnavailableError
 from spin.errors import UserError

@@ -27,7 +27,7 @@ from pipelines.training.workflow import run_stages, run_workflow
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.labels.label_space import LabelSpace
 from spin.settings import DecisionSettings, Settings, parse_settings
-from tests.pipelines.data.test_sharding import DATA, plan_uri, to_jsonl, write_file
+from tests.pipelines.data.files.test_sharding import DATA, plan_uri, to_jsonl, write_file
 from tests.support import tiny
 
 SPIN_ROWS = {"spin", "balanced", "cheapest"}

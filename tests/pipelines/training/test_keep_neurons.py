@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load as load_tensors
 
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.shards import Shard
+from pipelines.data.files.shards import Shard
 from pipelines.data.training_labels import FrozenDocuments, Labels
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from jobs import cli, model_commands, terminal
+from jobs import cli, terminal
+from jobs.commands import model_commands
 from pipelines.data.feature_store import Columns, FeatureShard, FeatureShards
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pipelines.data.shards import Shard
+from pipelines.data.files.shards import Shard
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
 from pipelines.storage.lease import Lease

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data import formats
+from pipelines.data.files import formats
 from pipelines.nightly import classify, night_pass
 from pipelines.registry.versions import Registry
 from pipelines.storage.request_counting import Traffic, count_input_reads

@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data import readers
-from pipelines.data.shards import Piece, Shard
+from pipelines.data.files import readers
+from pipelines.data.files.shards import Piece, Shard
 from pipelines.nightly import finish
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.report.drift_check import check_drift
 from pipelines.nightly.tables.night_history import list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, read_rows
-from pipelines.registry import promote
+from pipelines.registry.promotion import promote
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipelines.service_errors import BadRowsError, DriftError, UnavailableError
 from pipelines.storage.lease import Lease

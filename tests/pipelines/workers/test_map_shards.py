@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 import tenacity
 
-from pipelines.data.shards import Piece, Shard
+from pipelines.data.files.shards import Piece, Shard
 from pipelines.service_errors import UnavailableError, WorkerFaultError
 from pipelines.storage import lease as lease_module
 from pipelines.storage.lease import Lease

@@ -17,11 +17,11 @@ from transformers import LlamaConfig
 
 from pipelines.workers.ray_cluster import _check_gpus, configure_worker, worker_count
 from pipelines.workers.weights_cache import with_engine
-from spin.activations import torch_compile as compiling
-from spin.activations.encoder import BlockSegment, NeuronEncoder, split_segments
-from spin.activations.engine import TorchEngine
+from spin.activations.engines import torch_compile as compiling
+from spin.activations.engines.encoder import BlockSegment, NeuronEncoder, split_segments
+from spin.activations.engines.engine import TorchEngine
+from spin.activations.engines.torch_compile import choose_faster, compile_encoder
 from spin.activations.extract import read_activations, single_segment
-from spin.activations.torch_compile import choose_faster, compile_encoder
 from spin.backbone.batching import CPU_BATCH_TOKENS, bytes_per_token, choose_batch_tokens, tokens_that_fit
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone

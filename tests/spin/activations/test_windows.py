@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 import spin.activations.portions
-from spin.activations.encoder import NeuronEncoder, split_segments
-from spin.activations.engine import TorchEngine
+from spin.activations.engines.encoder import NeuronEncoder, split_segments
+from spin.activations.engines.engine import TorchEngine
+from spin.activations.engines.openvino_engine import OpenVinoEngine
+from spin.activations.engines.torch_compile import compile_encoder
 from spin.activations.extract import count_tokens, extract, read_activations
 from spin.activations.features import Features
-from spin.activations.openvino_engine import OpenVinoEngine
-from spin.activations.torch_compile import compile_encoder
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.backbone.windows import split_windows

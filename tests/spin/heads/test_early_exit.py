@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from spin import SpinClassifier
-from spin.activations.encoder import split_segments
-from spin.activations.engine import open_engine
+from spin.activations.engines.encoder import split_segments
+from spin.activations.engines.engine import open_engine
 from spin.activations.extract import read_activations
 from spin.backbone.loading import load_backbone
 from spin.heads.decision import Decision

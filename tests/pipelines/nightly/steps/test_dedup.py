@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data import intake
-from pipelines.data.input_files import list_files
+from pipelines.data.files.input_files import list_files
+from pipelines.data.files.kept_columns import schema_of
+from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.intake import NightPlan, PartKey, plan_intake, plan_night
-from pipelines.data.kept_columns import schema_of
-from pipelines.data.shards import Piece, Shard
 from pipelines.data.spool import SPOOL, read_rows
 from pipelines.nightly.steps import dedup
 from pipelines.nightly.steps.dedup import DuplicateStep, IdDigests, collect_duplicates, plan_partitions

@@ -16,9 +16,10 @@ import pytest
 import torch
 from transformers import BertModel
 
-from jobs import classify_command, cli
+from jobs import cli
+from jobs.commands import classify_command
 from pipelines.data import intake
-from pipelines.data.shards import Shard
+from pipelines.data.files.shards import Shard
 from pipelines.data.spool import CheckedRows
 from pipelines.data.spool import read_rows as read_rows_of_shard
 from pipelines.nightly import classify_pass, night_pass

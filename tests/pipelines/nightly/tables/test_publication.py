@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.data.kept_columns import OUR_COLUMNS, schema_of
+from pipelines.data.files.kept_columns import OUR_COLUMNS, schema_of
 from pipelines.nightly.tables.night_history import (
     FileState,
     list_nights,

@@ -1,0 +1,158 @@
+"""List the input files, each with what shows whether it has changed."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from pipelines.data.files.formats import COMPRESSIONS
+from pipelines.data.files.text_values import is_unicode
+from pipelines.service_errors import BadFileError
+from pipelines.storage.filesystem import locate_input, open_input, store_errors
+from spin.errors import UserError
+
+_BROKEN = "broken link"
+"""type of a symbolic link to a file that does not exist"""
+_KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """An input file and the values by which a change is detected."""
+
+    uri: str
+    """without `file://` on a disk"""
+    kind: str
+    """parquet, jsonl or csv"""
+    size: int
+    """bytes"""
+    version: str
+    """ETag, or modification time on a disk"""
+
+
+def list_files(uri: str, *, bad: dict[str, str] | None = None, allow_empty: bool = False) -> list[InputFile]:
+    """The files of a path, a folder or a glob, in order of name.
+
+    Sizes and versions come with the listing, so that there is no request per file. Files and folders whose names begin
+    with `_` or `.` are left out, unless the URI itself contains that name.
+
+    Raises UserError if there are no files, and BadFileError for a file that is not Parquet, JSONL or CSV; if `bad` is
+    given, such files are left out and their URIs are added to it, each with the reason. With `allow_empty`, an empty
+    folder or a glob without matches is an empty list; a path that does not exist on a disk is an error all the same.
+    """
+    with store_errors(uri):
+        infos, exists = _find(uri)
+    files = []
+    for path, info in sorted(infos.items()):
+        try:
+            files.append(_file(_uri(uri, path), info))
+        except BadFileError as error:
+            if bad is None:
+                raise
+            bad[_printable(_uri(uri, path))] = error.reason
+    if not files and not (allow_empty and exists):
+        raise UserError(f"no data at {uri}; expected a file, a folder or a glob of Parquet, JSONL or CSV")
+    return files
+
+
+def normalise_source(uri: str) -> str:
+    """The one way to write a source: on a disk an absolute path, no `/` at the end."""
+    protocol, path = locate_input(uri)
+    return path if protocol == "file" else f"{protocol}://{path.rstrip('/')}"
+
+
+def check_output_outside(source: str, output: str) -> None:
+    """Raise UserError if an output lies within its input, so that a night would read what another has written."""
+    (protocol, path), (output_protocol, output_path) = _resolve(source), _resolve(output)
+    if protocol != output_protocol:
+        return
+    wanted, parts = path.rstrip("/").split("/"), output_path.rstrip("/").split("/")
+    if _is_within(parts, wanted) or (glob.has_magic(path) and _may_match_below(wanted, parts)):
+        raise UserError(f"the output {output} lies within the input {source}; name an output elsewhere")
+
+
+def _resolve(uri: str) -> tuple[str, str]:
+    """The protocol and the path of a URI; on a disk without symbolic links."""
+    protocol, path = locate_input(uri)
+    return protocol, str(Path(path).resolve()) if protocol == "file" else path
+
+
+def _is_within(parts: list[str], folder: list[str]) -> bool:
+    return parts[: len(folder)] == folder
+
+
+def _may_match_below(pattern: list[str], folder: list[str]) -> bool:
+    """Whether a glob may match a path below a folder."""
+    for at, part in enumerate(pattern):
+        if part == "**" or at == len(folder):
+            return True
+        if not fnmatchcase(folder[at], part):
+            return False
+    return False
+
+
+def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
+    """The visible files of a path, a folder or a glob with their details, and whether there is a place to look in."""
+    fs, path = open_input(uri)
+    infos = fs.find(path, detail=True)
+    if list(infos) == [path]:
+        info = infos[path] or fs.info(path)
+        return ({path: info} if info["type"] == "file" else {}), True
+    base, exists = path, bool(infos) or "://" in uri or fs.isdir(path)
+    if not infos and glob.has_magic(path):
+        base = "/".join(takewhile(lambda part: not glob.has_magic(part), path.split("/")))
+        try:
+            infos = fs.glob(path, detail=True)
+        except ValueError as error:
+            raise UserError(f"{path} is no glob: {error}") from None
+        exists = bool(infos) or "://" in uri or fs.isdir(base)
+    visible = {path: info for path, info in infos.items() if not path.endswith("/") and _is_visible(path, base)}
+    visible = {path: _follow(fs, path) if info.get("islink") else info for path, info in visible.items()}
+    return {path: info for path, info in visible.items() if info["type"] in ("file", _BROKEN)}, exists
+
+
+def _follow(fs: Any, path: str) -> Mapping[str, Any]:
+    """The details of a symbolic link, with the size and the time of its target."""
+    try:
+        details: Mapping[str, Any] = fs.info(path)
+        return details
+    except FileNotFoundError:
+        return {"type": _BROKEN}
+
+
+def _is_visible(path: str, base: str) -> bool:
+    """Whether a path has no hidden name below the base."""
+    return not any(part.startswith(("_", ".")) for part in path[len(base) :].split("/"))
+
+
+def _uri(source: str, path: str) -> str:
+    """The URI of a path that was listed for a source."""
+    protocol, _ = locate_input(source)
+    return path if protocol == "file" else f"{protocol}://{path}"
+
+
+def _printable(uri: str) -> str:
+    """A URI with the bytes of a name that is not UTF-8 written as escapes."""
+    return uri.encode(errors="backslashreplace").decode()
+
+
+def _file(uri: str, info: Mapping[str, Any]) -> InputFile:
+    if not is_unicode(uri):
+        raise BadFileError(f"{_printable(uri)} has a name that is not UTF-8; rename it")
+    if info["type"] == _BROKEN:
+        raise BadFileError(f"{uri} is a symbolic link to a file that does not exist; remove it, or mend it")
+    stem = uri.lower()
+    for ending in COMPRESSIONS:
+        stem = stem.removesuffix(ending)
+    kind = next((kind for ending, kind in _KINDS.items() if stem.endswith(ending)), None)
+    if kind is None or (kind == "parquet" and stem != uri.lower()):
+        raise BadFileError(f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
+    if "?versionId=" in uri and "://" in uri:
+        raise BadFileError(f"{uri} has a name that S3 clients take for a version of another file; rename it")
+    version = str(info.get("ETag") or info.get("mtime") or "").strip('"')
+    return InputFile(uri, kind, int(info["size"]), version)

@@ -1,0 +1,217 @@
+"""Load a logged model through MLflow in a fresh process, as its users do, and predict with it there.
+
+`python -m pipelines.registry.promotion.subprocess_predict MODEL REPLY` is that process: it reads a request as JSON
+from standard input and writes its reply to the file REPLY.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.service_errors import StalledError
+from spin.activations.engines.engine import CALIBRATION_TEXTS
+from spin.arrays import Floats
+from spin.classifier import SpinClassifier
+from spin.errors import SpinError, UserError
+from spin.labels.label_space import Label
+from spin.settings import BackboneSettings, Choice, DecisionSettings, Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_RUN = {"dtype", "engine", "compile", "batch_tokens", "device", "trust_remote_code"}
+"""backbone settings that determine how it runs; the logged model determines the weights"""
+_SAMPLE = 32
+"""texts whose public answers are compared with the classifier's"""
+_TOLERANCE = 1e-3
+"""largest difference of two scores that count as equal"""
+_STDERR_BYTES = 4096
+"""end of the process's error output in which its last line is looked for"""
+
+logger = logging.getLogger(__name__)
+
+
+class PredictionRequest(BaseModel):
+    """The request to the fresh process."""
+
+    model_config = ConfigDict(frozen=True)
+
+    texts: tuple[str, ...]
+    choose: Choice
+    """which of the three classifiers of the artifact"""
+    decision: DecisionSettings
+    early: bool
+    """whether documents exit early"""
+    backbone: BackboneSettings
+    """how the backbone is run; its `model` is ignored"""
+
+    @classmethod
+    def of(cls, texts: Sequence[str], settings: Settings) -> PredictionRequest:
+        """Predict as a night with these settings does."""
+        return cls(
+            texts=tuple(texts),
+            choose=settings.choose,
+            decision=settings.decision,
+            early=settings.classify.cascade,
+            backbone=settings.backbone,
+        )
+
+
+@dataclass(frozen=True)
+class PredictionReply:
+    """The predictions of a logged model for n texts."""
+
+    input_columns: Mapping[str, str]
+    """type by name, of the model's input schema"""
+    classes: tuple[str, ...]
+    """names of the K classes"""
+    multilabel: bool
+    """whether a document has a list of classes"""
+    labels: list[Label | None]
+    """None where the decision abstains"""
+    probabilities: Floats
+    """(n, K)"""
+    seconds: float
+    """from texts to labels, without loading"""
+    thresholds: Mapping[str, float] | None = None
+    """the threshold of every class that the training of this version chose, if it chose any"""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self) | {"probabilities": self.probabilities.tolist()})
+
+    @classmethod
+    def from_json(cls, text: str) -> PredictionReply:
+        """Raises UserError with the reason where the process replied that it could not predict."""
+        reply = json.loads(text)
+        if "error" in reply:
+            raise UserError(reply["error"])
+        arrays = {"classes": tuple(reply["classes"]), "probabilities": np.array(reply["probabilities"])}
+        return cls(**(reply | arrays))
+
+
+def predict_in_subprocess(model: Path, texts: Sequence[str], settings: Settings) -> PredictionReply:
+    """The predictions of the logged model in a folder, decided as a night with these settings would.
+
+    Runs the model's own code: the caller has checked its digest. Raises UserError when it does not load or predict, and
+    StalledError when it takes longer than `promote.timeout_seconds`; no process of it is left in any case.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        request, reply, errors = (Path(folder) / name for name in ("request.json", "reply.json", "stderr"))
+        # ASCII in any locale; files and not pipes, which a process that hangs would never empty or close
+        request.write_text(json.dumps(PredictionRequest.of(texts, settings).model_dump(mode="json")), encoding="ascii")
+        with request.open("rb") as stdin, errors.open("wb") as stderr:
+            process = subprocess.Popen(
+                # -P: it imports what this process would, and nothing from the working directory
+                [sys.executable, "-P", "-m", "pipelines.registry.promotion.subprocess_predict", str(model), str(reply)],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,  # so that what it starts can be ended with it
+            )
+            status = _wait(process, settings.promote.timeout_seconds)
+        if not reply.exists():
+            lines = errors.read_bytes()[-_STDERR_BYTES:].decode(errors="replace").strip().splitlines()
+            raise UserError(f"its process ended with status {status}{''.join(f': {line}' for line in lines[-1:])}")
+        return PredictionReply.from_json(reply.read_text(encoding="utf-8"))
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """The exit status of a process that leads a session; nothing of the session is left, whatever happens."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        raise StalledError(
+            f"did not load and predict within {seconds:,g} s, and its process was ended; promote another version, or "
+            "raise promote.timeout_seconds"
+        ) from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _predict(model: str, request: PredictionRequest) -> PredictionReply:
+    """Load a model through MLflow, check its predictions, and predict the texts of the request."""
+    import mlflow
+
+    loaded = mlflow.pyfunc.load_model(model)
+    served: SpinClassifier = loaded.unwrap_python_model().spin
+    texts = list(request.texts)
+    _check_answers(loaded, served, texts[:_SAMPLE])
+    classifier = SpinClassifier.assemble(
+        served.settings.model_copy(update=request.backbone.model_dump(include=_RUN)),
+        served.backbone_digest or "",
+        served.label_space,
+        served.training_result,
+        served.metric,
+        choose=request.choose,
+        decision=request.decision,
+        early=request.early,
+        calibration=texts[:CALIBRATION_TEXTS],
+    )
+    classifier.predict(texts[:1])  # loads the backbone
+    start = time.perf_counter()
+    predictions = classifier.predict_all(texts)
+    seconds = time.perf_counter() - start
+    if not np.isfinite(predictions.probabilities).all():
+        raise UserError("found probabilities that are not finite numbers; train again")
+    schema = loaded.metadata.get_input_schema()
+    return PredictionReply(
+        input_columns={column.get("name", ""): str(column["type"]) for column in (schema.to_dict() if schema else [])},
+        classes=classifier.classes,
+        multilabel=classifier.label_space.multilabel,
+        labels=predictions.labels,
+        probabilities=predictions.probabilities,
+        seconds=seconds,
+        thresholds=classifier.fitted.summary.thresholds,
+    )
+
+
+def _check_answers(loaded: Any, classifier: SpinClassifier, texts: list[str]) -> None:
+    """Raise UserError unless MLflow's public interface gives the labels and scores of the classifier in the model."""
+    import pandas as pd
+
+    answer: pd.DataFrame = loaded.predict(pd.DataFrame({"text": texts}))
+    # pandas may hold a missing label as NaN
+    labels = [label if isinstance(label, (str, list)) else None for label in answer["label"]]
+    expected = classifier.predict_all(texts)
+    if labels != expected.labels or not np.allclose(answer["score"], expected.score, atol=_TOLERANCE):
+        raise UserError(
+            "its logged code does not give the labels and scores of its own classifier; register the version again"
+        )
+
+
+def reply_to(request: str, model: str) -> str:
+    """The reply of the fresh process to a request, both as JSON: predictions, or the reason why there are none."""
+    try:
+        return _predict(model, PredictionRequest.model_validate_json(request)).to_json()
+    except SpinError as error:
+        return json.dumps({"error": str(error)})
+    except Exception as error:  # whatever the model's own code raises
+        logger.debug("the model in %s cannot predict", model, exc_info=True)
+        return json.dumps({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+
+
+def main() -> None:
+    model, file = sys.argv[1:]
+    Path(file).write_text(reply_to(sys.stdin.read(), model), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The child process of an engine trial: it computes some texts in OpenVINO and in torch and reports the difference.
+
+`python -m spin.activations.engines.engine_child REPORT` reads a `TrialRequest` as JSON from standard input and writes a
+`TrialReport` as JSON to the file REPORT; `spin.backbone.engine_trial` starts it and describes the protocol. It may die
+of a signal, which is why it is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spin.activations.engines.encoder import BlockSegment
+from spin.activations.engines.engine import Engine, TorchEngine
+from spin.activations.engines.openvino_engine import OpenVinoEngine
+from spin.arrays import Floats
+from spin.backbone.engine_choice import EngineChoice
+from spin.backbone.engine_trial import TOLERANCES, TrialReport, TrialRequest
+from spin.backbone.loading import open_backbone
+from spin.backbone.model import Backbone
+from spin.errors import UserError
+from spin.settings import POOLINGS, BackboneSettings
+from spin.sites import FeatureColumn, Site
+
+_TEXT = (
+    "The crew was lovely and the film was fine, but on the seventh day of a long and cold journey the train stood "
+    "still under a bright sky. Nobody on it had been told why! A man with a broken table walked to the door, read "
+    'the paper twice (it was late, dull and awful), and asked: "What does it cost, 12.50 or 1,300 pounds?" '
+)
+_LENGTHS = (3, 40, 256)
+"""tokens of the texts; a backbone that has no room for as many gets shorter ones"""
+_BFLOAT16_FACTOR = 2
+"""OpenVINO in bfloat16 may have so many times the error of torch in bfloat16"""
+_NEURON_STEP = 4
+"""where few neurons of a site are read, they are every fourth one"""
+
+
+def try_engine(request: TrialRequest) -> TrialReport:
+    """Compare OpenVINO with torch in float32 on texts of several lengths; errors are reported, not raised."""
+    settings = BackboneSettings.model_validate(
+        {
+            "model": request.model,
+            "max_tokens": max(_LENGTHS),
+            "device": "cpu",
+            "trust_remote_code": request.trust_remote_code,
+        }
+    )
+    try:
+        choice = EngineChoice("openvino", request.precision)
+        backbone = open_backbone(settings, Path(request.folder), request.digest, "cpu", choice)
+    except UserError as error:
+        return TrialReport(error=str(error), judged=False)
+    try:
+        return compare_engines(backbone)
+    except (UserError, ImportError, MemoryError) as error:
+        return TrialReport(error=f"{type(error).__name__}: {error}"[:500], judged=False)
+    except Exception as error:  # OpenVINO raises many kinds for a graph that it cannot compile or run
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        return TrialReport(error=message, judged="bad_alloc" not in message)
+
+
+def compare_engines(backbone: Backbone) -> TrialReport:
+    """Report the column whose error in OpenVINO is largest, measured by what it is allowed.
+
+    The texts run alone and in batches with padding. A backbone that loses much in bfloat16 in torch too is allowed
+    twice as much in OpenVINO; to find out, its weights are converted to bfloat16 for good.
+    """
+    segments, batches = sample_segments(backbone), list(sample_batches(backbone))
+    expected = [_run(TorchEngine(backbone, segments), *batch) for batch in batches]
+    calibration = [_TEXT[start:] for start in range(0, 300, 30)] if backbone.precision == "int8" else []
+    engine = OpenVinoEngine(backbone, segments, calibration)
+    errors = _largest_errors([_run(engine, *batch) for batch in batches], expected)
+    allowed = dict.fromkeys(errors, TOLERANCES[backbone.precision])
+    if backbone.precision == "bfloat16":
+        backbone.model.to(torch.bfloat16)
+        rounded = _largest_errors([_run(TorchEngine(backbone, segments), *batch) for batch in batches], expected)
+        allowed = {column: max(allowed[column], _BFLOAT16_FACTOR * error) for column, error in rounded.items()}
+    column = max(errors, key=lambda c: errors[c] / allowed[c])
+    return TrialReport(errors[column], column, allowed[column])
+
+
+def relative_error(values: Floats, expected: Floats) -> float:
+    """The largest error of a text, as a share of the norm of its values, both (B, p); infinite if one is not finite."""
+    if not np.isfinite(values).all():
+        return float("inf")
+    norms = np.linalg.norm(expected, axis=1)
+    return float((np.linalg.norm(values - expected, axis=1) / np.maximum(norms, 1e-6)).max())
+
+
+def sample_segments(backbone: Backbone) -> list[BlockSegment]:
+    """All blocks in two segments: of the first all neurons of some sites are read, of the second few.
+
+    Most blocks are not read, so that OpenVINO fuses within them what it fuses in use.
+    """
+    middle = backbone.depth // 2
+    first = [site for site in (Site(0, "resid"), Site(middle, "resid"), Site(middle, "ffn")) if site in backbone.sites]
+    last = [site for site in (Site(backbone.depth, "resid"), Site(backbone.depth, "ffn")) if site in backbone.sites]
+    all_neurons: dict[FeatureColumn, NDArray[np.int64] | None] = {
+        FeatureColumn(site, pooling): None for site in first for pooling in POOLINGS
+    }
+    few_neurons: dict[FeatureColumn, NDArray[np.int64] | None] = {
+        FeatureColumn(site, pooling): np.arange(0, backbone.width(site), _NEURON_STEP)
+        for site in sorted(last)
+        for pooling in POOLINGS
+    }
+    few_neurons[FeatureColumn(backbone.final_site, "mean")] = None
+    if not middle:
+        return [BlockSegment(0, backbone.depth, all_neurons | few_neurons)]
+    return [BlockSegment(0, middle, all_neurons), BlockSegment(middle, backbone.depth, few_neurons)]
+
+
+def sample_batches(backbone: Backbone) -> list[tuple[Tensor, Tensor]]:
+    """Token ids and masks of four batches: the shortest text, the longest, all with padding, and nine short ones.
+
+    OpenVINO fills the batch of nine up (see `BATCH_MULTIPLE`).
+    """
+    ids = backbone.tokenize([_TEXT * 9]).ids[0]
+    rows = [ids[:length] for length in _LENGTHS]
+    short = [ids[: 2 + row % 7] for row in range(9)]
+    return [backbone.pad_batch(batch) for batch in ([rows[0]], [rows[-1]], rows, short)]
+
+
+def _largest_errors(batches: Sequence[dict[str, Floats]], expected: Sequence[dict[str, Floats]]) -> dict[str, float]:
+    """The largest error of each column over all batches."""
+    pairs = list(zip(batches, expected, strict=True))
+    return {column: max(relative_error(a[column], b[column]) for a, b in pairs) for column in expected[0]}
+
+
+def _run(engine: Engine, ids: Tensor, mask: Tensor) -> dict[str, Floats]:
+    """The values (B, width) of every column."""
+    columns: dict[str, Floats] = {}
+    hidden = None
+    for index, segment in enumerate(engine.segments):
+        values, hidden, _ = engine.run(index, ids, mask, hidden)
+        ends: Sequence[int] = np.cumsum(segment.widths(engine.backbone))[:-1].tolist()
+        columns |= dict(zip(map(str, segment.neurons), np.split(np.array(values), ends, axis=1), strict=True))
+    return columns
+
+
+def main() -> None:
+    """Run the trial that standard input asks for and write its report."""
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an expected result: write no core file
+    message = json.load(sys.stdin)
+    torch.set_num_threads(message["threads"])
+    report = try_engine(TrialRequest(**message["subject"]))
+    Path(sys.argv[1]).write_text(json.dumps(asdict(report)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

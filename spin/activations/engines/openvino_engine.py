@@ -1,0 +1,139 @@
+"""The OpenVINO engine: each segment is traced from torch once and compiled for the processor."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spin.activations.engines.encoder import BlockSegment, NeuronEncoder
+from spin.activations.engines.segment_output import SegmentOutput, read_tokens
+from spin.backbone.batching import BATCH_MULTIPLE, token_batches
+from spin.backbone.hub import silence_transformers
+from spin.backbone.model import Backbone
+from spin.errors import UserError
+
+_HINT = {"float32": "f32", "bfloat16": "bf16"}
+"""OpenVINO's names of the precisions"""
+_CALIBRATION_BATCH_TOKENS = 1024
+
+
+class OpenVinoEngine:
+    """Runs compiled graphs, as many batches at once as torch has threads.
+
+    One thread per batch wastes less than all threads on one batch.
+    Raises UserError for int8 if NNCF, which calibrates it, is not installed.
+    """
+
+    def __init__(self, backbone: Backbone, segments: Sequence[BlockSegment], calibration: Sequence[str] = ()) -> None:
+        self.backbone, self.segments, self.streams = backbone, segments, torch.get_num_threads()
+        requests: list[list[Any]] = [[] for _ in range(self.streams)]
+        self._free: SimpleQueue[list[Any]] = SimpleQueue()
+        for stream_requests in requests:
+            self._free.put(stream_requests)
+        int8 = backbone.precision == "int8" and len(calibration) > 0
+        precision = backbone.uncalibrated_precision if backbone.precision == "int8" else backbone.precision
+        batches: list[Any] = list(self._calibration_batches(calibration)) if int8 else []
+        for index, segment in enumerate(segments):
+            encoder = NeuronEncoder(backbone, segment, carry=segment is not segments[-1])
+            graph = convert_to_openvino(encoder, encoder.example_inputs())
+            if int8:
+                graph = _quantize(graph, batches)
+            # the operations that int8 leaves alone lose too much in bfloat16
+            compiled = _compile(graph, "float32" if int8 else precision, self.streams)
+            for stream_requests in requests:
+                stream_requests.append(compiled.create_infer_request())
+            if int8 and index + 1 < len(segments):
+                batches = [(ids, mask, self.run(index, ids, mask, *hidden).hidden) for ids, mask, *hidden in batches]
+
+    def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> SegmentOutput:
+        requests = self._free.get()
+        try:
+            outputs = requests[index].infer(_graph_inputs(ids, mask, hidden), share_inputs=True).values()
+        finally:
+            self._free.put(requests)
+        read, segment = [output[: len(ids)] for output in outputs], self.segments[index]
+        following = None if segment is self.segments[-1] else torch.from_numpy(read.pop())
+        return SegmentOutput(read[0], following, read_tokens(segment, read, mask.shape[1]))
+
+    def _calibration_batches(self, texts: Sequence[str]) -> Iterator[Any]:
+        """Token ids and mask of batches of texts."""
+        tokens = self.backbone.tokenize(texts)
+        budget = min(self.backbone.batch_tokens, _CALIBRATION_BATCH_TOKENS)
+        for rows in token_batches(list(map(len, tokens.ids)), budget):
+            yield self.backbone.pad_tokens(tokens, rows)
+
+
+def convert_to_openvino(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Any:
+    """The `openvino.Model` of a module, traced with example inputs.
+
+    Uses OpenVINO's PyTorch frontend directly; `openvino.convert_model` does the same in ten times the time.
+    """
+    _disable_telemetry()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with silence_transformers(), warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # tracing warns of values that become constants
+        traced = torch.jit.trace(module, example_inputs, check_trace=False)
+        decoder = TorchScriptPythonDecoder(traced, shared_memory=False)
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        return frontend.convert(frontend.load(decoder))
+
+
+def _disable_telemetry() -> None:
+    """Keep OpenVINO and NNCF from reporting their use to their makers, by hiding the package they do it with."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def _compile(graph: Any, precision: str, streams: int) -> Any:
+    """Compile a graph for the processor; return an `openvino.CompiledModel`."""
+    import openvino
+
+    options = {
+        "INFERENCE_NUM_THREADS": streams,
+        "INFERENCE_PRECISION_HINT": _HINT[precision],
+        "NUM_STREAMS": streams,
+        # pinned, every graph, of this process or another, would have its first stream on the first core
+        "ENABLE_CPU_PINNING": False,
+        # up to some 200 tokens, fused attention takes longer than its parts
+        "SNIPPETS_MODE": "DISABLE",
+    }
+    return openvino.Core().compile_model(graph, "CPU", options)
+
+
+def _graph_inputs(ids: Tensor, mask: Tensor, hidden: Any = None) -> list[Any]:
+    """The inputs of a graph as arrays.
+
+    A batch of another size is filled up to a multiple of `BATCH_MULTIPLE` with copies of its last document, since the
+    first batch of a new shape takes twice as long.
+    """
+    inputs = [ids.numpy(), mask.long().numpy(), *([] if hidden is None else [hidden.numpy()])]
+    missing = -len(ids) % BATCH_MULTIPLE if len(ids) > BATCH_MULTIPLE else 0
+    return [np.concatenate([array, array[-1:].repeat(missing, 0)]) for array in inputs] if missing else inputs
+
+
+def _quantize(graph: Any, batches: Sequence[Any]) -> Any:
+    """The graph with its products in int8, calibrated with batches of inputs; gathering neurons stays exact."""
+    try:
+        import nncf
+    except ImportError:
+        raise UserError(
+            "backbone.dtype int8 needs NNCF; pip install 'spin-neurons[openvino]', or set bfloat16"
+        ) from None
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    return nncf.quantize(
+        graph,
+        nncf.Dataset(batches, lambda batch: _graph_inputs(*batch)),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=max(1, len(batches)),
+        # the operations of `NeuronEncoder.neuron_gathers`
+        ignored_scope=nncf.IgnoredScope(patterns=[".*neuron_gathers.*"], validate=False),
+    )

