@@ -33,7 +33,7 @@ class Measurement:
         self.validations: dict[str, Validation] = {}
         """by the key of a contender, also of settings that are not timed"""
         self.tried: dict[OurSetting, Validation] = {}
-        """our settings on the validation documents"""
+        """our settings on the validation documents, but for those that give reasons"""
 
     def enter_peers(self) -> None:
         """Load all peers, choose their batch sizes and judge them on the validation documents."""
@@ -76,7 +76,7 @@ class Measurement:
         texts, y = self.trial.texts(self.trial.valid), self.trial.y(self.trial.valid)
         ready = make_ready(contender, texts)
         validation = self.validations[contender.key] = validate(ready, texts, y)
-        if isinstance(contender.role, OurSetting):
+        if isinstance(contender.role, OurSetting) and not contender.role.reasons:
             self.tried[contender.role] = validation
         return ready
 

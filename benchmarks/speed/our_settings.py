@@ -45,10 +45,11 @@ class OurSettings:
         self._int8 = (default.engine, "int8") in engines
 
     def fixed(self) -> list[OurSetting]:
-        """The settings that are timed in any case: full depth everywhere, and of an encoder the defaults."""
+        """The settings that are timed in any case: full depth, and of an encoder the defaults and rows with reasons."""
         exits = [OurSetting("torch", "bfloat16", max_loss=SHIPPED)]
         torch_too = [setting for setting in exits if self.shipped.engine != "torch" and setting.full in self.full]
-        return self.full if self.trial.causal else [*self.full, self.shipped, *torch_too]
+        reasons = [setting.with_reasons for setting in (self.shipped.full, self.shipped)]
+        return self.full if self.trial.causal else [*self.full, self.shipped, *torch_too, *reasons]
 
     def grid(self) -> list[OurSetting]:
         """Choices and losses in the engine and precision of the defaults.
@@ -82,6 +83,7 @@ def load(trial: Trial, setting: OurSetting) -> Classify:
         choose=setting.choose,
         early=setting.max_loss is not None,
         calibration=trial.train_texts[:CALIBRATION_TEXTS],
+        reasons=setting.reasons,
     )
     return classify_with(spin, trial.exam.corpus.flops)
 

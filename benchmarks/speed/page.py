@@ -41,8 +41,10 @@ HOW_TO_READ = f"""## How to read it
   cost, the precision) is made by the validation documents alone, from which no row learns; of the settings, only those
   that were chosen are run on the test documents. A score in a table is that of the test documents, unless it says
   otherwise.
-- A peer's batch size is the fastest of those tried on a fifth of the validation documents. SPIN uses its default token
+- A peer's batch size is the fastest of those tried on a tenth of the validation documents. SPIN uses its default token
   budget, and learns with its default settings from neurons and words.
+- Rows with reasons give with every prediction the words and the neurons that spoke loudest for it, and are compared
+  with the same setting without.
 - All transformer peers have the same head: logistic regression on standardised embeddings (the mean of the last layer
   or, for a decoder, its last token), fitted in float32, with C chosen by cross-validation. The int8 of nncf is
   calibrated on documents that are learned from.

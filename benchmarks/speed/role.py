@@ -12,6 +12,8 @@ SHIPPED = CascadeSettings().max_loss
 """loss of the metric that early exits may cost by default"""
 LOSSES = (SHIPPED, 0.0025, 0.005, 0.01, 0.02)
 """losses of the metric to choose from"""
+REASONS = 3
+"""words, and neurons, per prediction of the rows that give reasons"""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,16 @@ class OurSetting:
     """whether it is what the default settings give on this machine"""
     windows: bool = False
     """whether long texts are read in windows, not cut"""
+    reasons: int = 0
+    """number of words, and of neurons, that come with every prediction"""
 
     @property
     def name(self) -> str:
         windows = ", windows" if self.windows else ""
         choose = "" if self.choose == "accuracy" else f", {self.choose}"
         exits = "" if self.max_loss is None else f", max_loss {self.max_loss:g}"
-        return f"SPIN, {self.engine}{windows}{choose}{exits}{' (as shipped)' if self.default else ''}"
+        reasons = f", {self.reasons} reasons" if self.reasons else ""
+        return f"SPIN, {self.engine}{windows}{choose}{exits}{reasons}{' (as shipped)' if self.default else ''}"
 
     @property
     def key(self) -> str:
@@ -72,6 +77,11 @@ class OurSetting:
     def full(self) -> OurSetting:
         """The same choice in the same engine and precision at full depth."""
         return replace(self, max_loss=None, default=False)
+
+    @property
+    def with_reasons(self) -> OurSetting:
+        """The same setting with reasons for every prediction."""
+        return replace(self, reasons=REASONS, default=False)
 
 
 Role = OurSetting | TransformerPeer | WordPeer

@@ -96,13 +96,15 @@ def race(contenders: Sequence[Ready], texts: Sequence[str], rounds: int) -> Race
 def _without_slow(contenders: Sequence[Ready], results: Race) -> list[Ready]:
     """The contenders but for those that are far from the fastest of their kind in the first rounds.
 
-    Peers in 16 bits are a kind of their own, and so are we at full depth or with windows: these are compared.
+    Peers in 16 bits are a kind of their own, and so are we at full depth, with windows or with reasons: these are
+    compared.
     """
 
     def kind(ready: Ready) -> tuple[object, ...]:
         role = ready.contender.role
         if isinstance(role, OurSetting):
-            return OurSetting, role.max_loss is None and role.choose == "accuracy", role.default, role.windows
+            full = role.max_loss is None and role.choose == "accuracy"
+            return OurSetting, full, role.default, role.windows, role.reasons
         return type(role), isinstance(role, TransformerPeer) and role.precision == "bfloat16"
 
     seconds = {ready.key: float(np.median(results.seconds[ready.key][:_SETTLED])) for ready in contenders}

@@ -58,6 +58,7 @@ def word_peers(rows: Sequence[Row]) -> list[Row]:
 
 
 def full_depth(rows: Sequence[Row], *precisions: str) -> list[Row]:
-    """Our rows at full depth in some precisions, in their order."""
+    """Our rows at full depth and without reasons, in some precisions, in their order."""
     ours = [row for row in rows if isinstance(row.role, OurSetting) and row.role.choose == "accuracy"]
-    return [row for row in ours if row.role.max_loss is None and row.role.precision in precisions]
+    plain = [row for row in ours if row.role.max_loss is None and not row.role.reasons]
+    return [row for row in plain if row.role.precision in precisions]

@@ -37,6 +37,7 @@ EQUAL_LIMITS = Limits(1.6, 2.5)
 WORD_LIMITS = Limits(None, 0.5)
 FULL_LIMITS = Limits(0.95, 1.0)
 RAY_LIMITS = Limits(1.15, 1.1, at_most=True)
+REASON_LIMITS = Limits(1.15, 1.1, at_most=True)
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def verdicts(rows: Sequence[Row], pairs: Sequence[Equal]) -> list[Verdict]:
         equal_score(pairs),
         *(_against_words(pair) for pair in pairs if isinstance(pair.peer.role, WordPeer)),
         full_depth_in_16_bits(rows),
+        *reasons(rows),
     ]
 
 
@@ -154,6 +156,19 @@ def ray(plain: Sequence[float], with_ray: Sequence[float]) -> Verdict:
     """The seconds of `spin extract` against those of a plain loop, with two threads each, round by round."""
     interval = speed_ratio(with_ray, plain)  # of speeds of the plain loop over Ray's, so of seconds over the loop's
     return Verdict("Ray with two threads", f"{times(interval)} the seconds of a plain loop", RAY_LIMITS, interval)
+
+
+def reasons(rows: Sequence[Row]) -> list[Verdict]:
+    """The seconds of each of our settings that gives reasons against those of the same setting without."""
+    by_role = {replace(row.role, default=False): row for row in rows if isinstance(row.role, OurSetting)}
+    found = []
+    for role, row in by_role.items():
+        plain = by_role.get(replace(role, reasons=0))
+        if role.reasons and plain is not None:
+            interval = speed_ratio(row.seconds, plain.seconds)  # of speeds without over with, so of seconds
+            figures = f"{times(interval)} the seconds without ({row.key})"
+            found.append(Verdict(f"{role.reasons} reasons per prediction", figures, REASON_LIMITS, interval))
+    return found
 
 
 def _against_words(pair: Equal) -> Verdict:

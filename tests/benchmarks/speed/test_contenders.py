@@ -108,6 +108,7 @@ def test_every_setting_predicts_what_its_classifier_predicts(trial: Trial) -> No
     ours, texts = OurSettings(trial), trial.texts(trial.test)
     settings = dict.fromkeys([*ours.fixed(), *ours.grid(), *ours.in_int8([ours.shipped])])
     assert ours.shipped in settings
+    assert ours.shipped.with_reasons in settings
     for setting in settings:
         answers = ours.contender(setting).load()(texts, 0)
         assert (answers.classes == trial.y(trial.test)).mean() > 0.9, setting.key
@@ -158,6 +159,7 @@ def test_a_measurement_judges_chooses_and_times(trial: Trial, monkeypatch: pytes
     rows, _ = measurement.race(2)
     assert {"Hugging Face pipeline float32", "SPIN, torch float32"} <= {row.key for row in rows}
     assert {row.key for row in rows} <= set(measurement.validations)
+    assert not any(setting.reasons for setting in measurement.tried)
     for row in rows:
         assert row.score == pytest.approx(f1_score(trial.y(trial.test), row.classes, average="macro"))
         assert row.score == score("macro_f1", trial.y(trial.test), row.classes)

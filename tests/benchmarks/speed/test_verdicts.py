@@ -10,7 +10,7 @@ from benchmarks.speed import verdicts as module
 from benchmarks.speed.interval import Interval
 from benchmarks.speed.role import OurSetting
 from benchmarks.speed.row import Row
-from benchmarks.speed.verdicts import Limits, Verdict, equal_score, full_depth_in_16_bits, ray, shipped
+from benchmarks.speed.verdicts import Limits, Verdict, equal_score, full_depth_in_16_bits, ray, reasons, shipped
 from tests.benchmarks.speed.made_rows import (
     CHEAP,
     DEFAULT,
@@ -138,6 +138,22 @@ def test_ray_may_take_a_little_longer_than_a_plain_loop() -> None:
     assert found.interval.estimate == pytest.approx(1.2)
     assert not found.holds
     assert ray([10.0, 10.0], [10.5, 10.5]).reaches_goal
+
+
+def test_reasons_may_take_a_little_longer_than_the_same_setting_without() -> None:
+    """Each setting is compared with its own; a row of reasons alone has nothing to be compared with."""
+    full, shipped_ = (
+        make_row(row.role.with_reasons, tuple(factor * s for s in row.seconds), row.score)
+        for row, factor in ((FULL, 1.1), (DEFAULT, 1.2))
+        if isinstance(row.role, OurSetting)
+    )
+    found = reasons([*ROWS, full, shipped_])
+    assert [v.interval and round(v.interval.estimate, 3) for v in found] == [1.1, 1.2]
+    assert [v.holds for v in found] == [True, False]
+    assert "max_loss" in found[1].figures
+    assert reasons([*ROWS]) == reasons([full]) == []
+    fast = replace(full, seconds=(0.1, 0.1, 0.1))  # is no row of full depth for the peers
+    assert full_depth_in_16_bits([*ROWS, fast]) == full_depth_in_16_bits(ROWS)
 
 
 def test_every_floor_decides_the_exit_status() -> None:
