@@ -33,7 +33,7 @@ from tests.support import tiny
 
 CRASH = "import os, signal; os.kill(os.getpid(), signal.SIG{})"
 SCALE_VALUES = (
-    "from spin.activations import engine_child, openvino_engine\n"
+    "from spin.activations.engines import engine_child, openvino_engine\n"
     "run = openvino_engine.OpenVinoEngine.run\n"
     "def scaled(self, *args):\n"
     "    output = run(self, *args)\n"
@@ -205,7 +205,7 @@ def test_an_engine_that_differs_from_torch_is_not_used(
 
 def test_an_error_raised_by_the_engine_is_reported(backbone_folder: Path, child: ChildProcess) -> None:
     child.replace_code(
-        "from spin.activations import engine_child, openvino_engine\n"
+        "from spin.activations.engines import engine_child, openvino_engine\n"
         "def refuse(*_):\n    raise RuntimeError('no kernel for it')\n"
         "openvino_engine._compile = refuse\nengine_child.main()"
     )
