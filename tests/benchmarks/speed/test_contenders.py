@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from benchmarks.speed.contender import Contender
 from benchmarks.speed.measurement import Measurement, reference_key
 from benchmarks.speed.our_settings import OurSettings
 from benchmarks.speed.peers import by_length, loop, torch_peers
-from benchmarks.speed.role import SHIPPED, OurSetting, TransformerPeer, WordPeer
+from benchmarks.speed.role import REASONS, SHIPPED, OurSetting, TransformerPeer, WordPeer
 from benchmarks.speed.training import train_classifiers, with_exits
 from benchmarks.speed.trial import Sides, Trial, divide_corpus, flops, make_trial
 from benchmarks.speed.word_peers import word_contenders
@@ -159,12 +160,29 @@ def test_a_measurement_judges_chooses_and_times(trial: Trial, monkeypatch: pytes
     rows, _ = measurement.race(2)
     assert {"Hugging Face pipeline float32", "SPIN, torch float32"} <= {row.key for row in rows}
     assert {row.key for row in rows} <= set(measurement.validations)
-    assert not any(setting.reasons for setting in measurement.tried)
     for row in rows:
         assert row.score == pytest.approx(f1_score(trial.y(trial.test), row.classes, average="macro"))
         assert row.score == score("macro_f1", trial.y(trial.test), row.classes)
         assert len(row.seconds) == 2
         assert row.agreement > 0.9
+
+
+def test_settings_with_reasons_are_timed_but_not_chosen(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are judged at full depth and as shipped, and their classifiers give as many reasons as their names say."""
+    given: list[int] = []
+    opened = SpinClassifier.load
+
+    def record(*args: Any, **options: Any) -> SpinClassifier:
+        given.append(options.get("reasons", 0))
+        return opened(*args, **options)
+
+    monkeypatch.setattr(SpinClassifier, "load", record)
+    measurement = Measurement(trial, "*reasons*")
+    measurement.enter_ours()
+    assert ["max_loss" in ready.key for ready in measurement.ready] == [False, True]
+    assert [reasons for reasons in given if reasons] == [REASONS, REASONS]
+    assert set(measurement.validations) == {ready.key for ready in measurement.ready}
+    assert not measurement.tried
 
 
 def test_labels_are_compared_with_those_of_the_first_in_float32() -> None:

@@ -439,6 +439,16 @@ def test_exits_read_the_features_that_the_l1_penalty_left(
     assert costs == [READING_COST + compute for compute in (1 / 4 + 1 / 8, 2 / 4 + 1 / 8, candidate.compute)]
 
 
+def test_the_held_out_heads_are_those_of_their_folds() -> None:
+    """Each gives the logits of its own fold's validation rows."""
+    search = build_project(folds=3).search()
+    candidate = next(c for c in search.run() if c.blend is None and not c.penalty.l1)
+    held_out, selections = search.held_out(candidate), search.fold_selections(candidate.subset)
+    assert len(held_out.heads) == 3
+    for fold, selection, head, logits in zip(search.folds, selections, held_out.heads, held_out.logits, strict=True):
+        np.testing.assert_array_equal(fold._predict(fold._valid_features(selection), [head])[0], logits)
+
+
 def build_interaction_project(seed: int = 0, n: int = 900) -> Project:
     """Two classes that differ by the sign of a product of two neurons, which a linear head cannot separate."""
     draw, label_space = np.random.default_rng(seed), LabelSpace(("a", "b"))
