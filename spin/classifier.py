@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from spin.activations.engines.encoder import BlockSegment, split_segments
 from spin.activations.engines.engine import CALIBRATION_TEXTS, Engine, open_engine
 from spin.activations.extract import Progress, count_tokens, extract, read_activations
 from spin.activations.features import Features
+from spin.activations.word_reader import WordSink
 from spin.arrays import Floats
 from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
@@ -30,7 +33,7 @@ from spin.labels.splits import assign_split
 from spin.labels.training_data import TrainingData
 from spin.pages.explanation import Explanation, explain
 from spin.predictions import Predictions
-from spin.reason_finder import ReasonFinder
+from spin.reason_finder import ReasonFinder, ReasonSink
 from spin.settings import (
     METRICS,
     POOLINGS,
@@ -269,7 +272,8 @@ class SpinClassifier:
 
     @property
     def _reason_finder(self) -> ReasonFinder:
-        return ReasonFinder(self.reasons, self.fitted, self.decision_rule, self.training_result.words)
+        fitted = self.fitted if self.early else replace(self.fitted, exits=())
+        return ReasonFinder(self.reasons, fitted, self.decision_rule, self.training_result.words)
 
     @property
     def depth(self) -> int:
@@ -283,26 +287,55 @@ class SpinClassifier:
         even tokenized: it has no tokens, and depth -1.
         """
         texts = checked_texts(texts)
-        words = self.word_logits(texts)
-        if words is None or not self.exits_by_words:
-            features = self.read_backbone(texts, words, progress)
-        else:
-            rows = np.flatnonzero(~self.decided_by_words(words))
-            progress(len(texts) - len(rows))
-            features = self.read_backbone([texts[row] for row in rows.tolist()], words[rows], progress)
+        words, exits_by_words = self.word_logits(texts), self.exits_by_words
+        decided = np.zeros(len(texts), bool) if words is None else self.decided_by_words(words)
+        rows = np.flatnonzero(~decided)
+        progress(len(texts) - len(rows))
+        undecided = texts if len(rows) == len(texts) else [texts[row] for row in rows.tolist()]
+        of_undecided = None if words is None else words[rows]
+        with self._find_reasons(texts, words, rows) as sink:
+            features = self.read_backbone(undecided, of_undecided, progress, sink)
+        if exits_by_words:
             features = features.spread(rows, self.depth, len(texts))
-        features = replace(features, words=words, head_reads_words=self.fitted.selection.words > 0)
-        if self.reasons:
-            reasons = self._reason_finder.find(self.backbone, texts, features)
-            features = replace(features, reasons=reasons, word_sums=None)
-        return features
+        reasons = sink.reasons() if sink is not None else None
+        return replace(features, words=words, head_reads_words=self.fitted.selection.words > 0, reasons=reasons)
+
+    @contextmanager
+    def _find_reasons(
+        self, texts: Sequence[str], words: Floats | None, rows: NDArray[np.int64]
+    ) -> Iterator[ReasonSink | None]:
+        """The sink for the reasons of texts, if they are wanted, while the backbone reads those at `rows`.
+
+        `rows` are the texts that words do not decide. Meanwhile the reasons of the others are found in a thread, and
+        those of all texts if no neuron is read.
+        """
+        if not self.reasons:
+            yield None
+            return
+        finder = self._reason_finder
+        sink = finder.find(texts, words, rows)
+
+        def find_others() -> None:
+            sink.store_unread(self.backbone, np.setdiff1d(np.arange(len(texts)), rows), finder.stops[0])
+            if not self.fitted.selection.neurons:
+                sink.store_unread(self.backbone, rows, finder.stops[-1])
+
+        with ThreadPoolExecutor(1) as pool:
+            others = pool.submit(find_others)
+            yield sink
+            others.result()
 
     def read_backbone(
-        self, texts: Sequence[str], words: Floats | None, progress: Progress = lambda documents: None
+        self,
+        texts: Sequence[str],
+        words: Floats | None,
+        progress: Progress = lambda documents: None,
+        word_sink: WordSink | None = None,
     ) -> Features:
         """What the backbone reads of n texts, whether their words decide them or not.
 
-        `words` are the words' logits (n, K) if the classifier reads words, which count at its exits.
+        `words` are the words' logits (n, K) if the classifier reads words, which count at its exits. `word_sink` is for
+        a classifier that gives reasons, as in `read_activations`.
         """
         if not self.fitted.selection.neurons:
             features = count_tokens(self.backbone, texts)
@@ -310,12 +343,7 @@ class SpinClassifier:
             return features
         exits_early = self.exits_early and self.fitted.block_exits
         keep_mask = partial(self.keep_mask, words) if exits_early else None
-        weigh_tokens = (
-            partial(self._reason_finder.weigh_tokens, len(self.engine.segments), self._read_words(words))
-            if self.reasons
-            else None
-        )
-        return read_activations(self.engine, texts, keep_mask=keep_mask, weigh_tokens=weigh_tokens, progress=progress)
+        return read_activations(self.engine, texts, keep_mask=keep_mask, word_sink=word_sink, progress=progress)
 
     @property
     def word_regression(self) -> WordRegression | None:

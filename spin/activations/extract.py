@@ -27,7 +27,7 @@ from spin.activations.engines.engine import Engine, open_engine
 from spin.activations.feature_buffer import FeatureBuffer, StoreValues, TokenCounts
 from spin.activations.features import Features
 from spin.activations.portions import tokenize_ahead
-from spin.activations.word_buffer import WeighTokens, WordBuffer, words_of
+from spin.activations.word_reader import WordReader, WordSink, words_of
 from spin.arrays import Floats
 from spin.attribution.token_sums import TokenReadings
 from spin.attribution.word_sums import WordSums
@@ -79,22 +79,21 @@ def read_activations(
     types: Mapping[FeatureColumn, type[np.floating]] | None = None,
     keep_mask: KeepMask | None = None,
     store: StoreValues | None = None,
-    weigh_tokens: WeighTokens | None = None,
+    word_sink: WordSink | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
     """Read the columns of the engine's segments from every text.
 
     `types` gives the type of some columns, float32 otherwise. `keep_mask`, called after every segment but the last,
     decides which documents go on; the others exit. `store`, called before it and after the last segment too, takes the
-    values; the result then has no columns. `weigh_tokens`, for an engine whose segments have directions, is called for
-    the documents that stop and says how their tokens count; then the features have `word_sums`. `progress` is called
-    after every chunk of batches. The batches depend on these texts alone and the result, up to rounding, does not
-    depend on their order.
+    values; the result then has no columns. `word_sink`, for an engine whose segments have directions, takes what words
+    contribute, batch by batch of the documents that stop. `progress` is called after every chunk of batches. The
+    batches depend on these texts alone and the result, up to rounding, does not depend on their order.
     Raises UserError, naming the site, if a value does not fit a float16 column; NotFiniteError if one is not finite.
     """
     buffer = FeatureBuffer(engine, len(texts), types or {}, store)
-    if weigh_tokens is not None:
-        buffer.words = WordBuffer(engine, len(texts), weigh_tokens)
+    if word_sink is not None:
+        buffer.words = WordReader(engine, word_sink)
     chunks = make_chunks(engine.backbone, texts, buffer, 1 if keep_mask is None else BATCHES_PER_CHUNK)
     for documents in _run_streams(lambda chunk: _run_chunk(engine, chunk, buffer, keep_mask), chunks, engine.streams):
         progress(documents)
@@ -111,13 +110,8 @@ def count_tokens(backbone: Backbone, texts: Sequence[str]) -> Features:
 
 def find_words(backbone: Backbone, texts: Sequence[str], classes: NDArray[np.int64]) -> WordSums:
     """The words that the tokenizer finds in every text, none of which contributes to the texts' `classes` (n,)."""
-    parts: list[tuple[list[int], WordSums]] = []
-    for rows, tokens in tokenize_ahead(backbone, texts, places=True):
-        words = words_of(tokens)
-        sums = WordSums.of_tokens(classes[rows], words, np.zeros(len(words.word_of)))
-        parts.append((rows, sums))
-    merged = WordSums.concatenate([sums for _, sums in parts]) if parts else WordSums.empty(0)
-    return merged.spread(np.array([row for rows, _ in parts for row in rows], np.int64), len(texts))
+    words = words_of(backbone.tokenize(texts, places=True))
+    return WordSums.of_tokens(classes, words, np.zeros(len(words.word_of)))
 
 
 def _run_streams(work: Callable[[Chunk], int], chunks: Iterable[Chunk], streams: int) -> Iterator[int]:
@@ -164,15 +158,15 @@ def _run_segment(engine: Engine, index: int, batch: Batch, buffer: FeatureBuffer
     batch, is_last = replace(batch, values=values), index == len(engine.segments) - 1
     if is_last or keep_mask is None:
         if is_last:
-            _store_words(buffer, index, batch, np.arange(len(batch.rows)))
+            _read_words(buffer, index, batch, np.arange(len(batch.rows)))
         return batch
     keep = keep_mask(index, batch.rows, values)
-    _store_words(buffer, index, batch, np.flatnonzero(~keep))
+    _read_words(buffer, index, batch, np.flatnonzero(~keep))
     return batch.select(np.flatnonzero(keep), batch.ids.shape[1])
 
 
-def _store_words(buffer: FeatureBuffer, index: int, batch: Batch, stopped: NDArray[np.int64]) -> None:
-    """Store what the words contribute, where that is wanted, of the documents of a batch that stop after a segment."""
+def _read_words(buffer: FeatureBuffer, index: int, batch: Batch, stopped: NDArray[np.int64]) -> None:
+    """Read what the words contribute, where that is wanted, of the documents of a batch that stop after a segment."""
     if buffer.words is None or not len(stopped):
         return
     assert batch.tokens is not None
@@ -180,7 +174,7 @@ def _store_words(buffer: FeatureBuffer, index: int, batch: Batch, stopped: NDArr
     width = int((batch.mask[stopped] > 0).sum(1).max())
     padded = batch.ids[stopped, :width], batch.mask[stopped, :width]
     readings = batch.tokens.select(stopped, width)
-    buffer.words.store(index, batch.rows[stopped], np.arange(len(stopped)), padded, readings, batch.values[stopped])
+    buffer.words.read(index, batch.rows[stopped], np.arange(len(stopped)), padded, readings, batch.values[stopped])
 
 
 def _run_long_texts(
@@ -199,10 +193,10 @@ def _run_long_texts(
         batches = [batch.advance(output) for batch, output in zip(batches, outputs, strict=True)]
         read = merged if read is None else np.concatenate([read, merged], axis=1)
         if segment is engine.segments[-1]:
-            _store_words_of_windows(buffer, index, batches, texts, shares.texts, read)
+            _read_words_of_windows(buffer, index, batches, texts, shares.texts, read)
         elif keep_mask is not None:
             remaining = keep_mask(index, texts.rows[shares.texts], read)
-            _store_words_of_windows(buffer, index, batches, texts, shares.texts[~remaining], read[~remaining])
+            _read_words_of_windows(buffer, index, batches, texts, shares.texts[~remaining], read[~remaining])
             read = read[remaining]
             batches = [select_texts(batch, texts.shares.owners, shares.texts[remaining]) for batch in batches]
             batches = list(regroup(batches, engine.backbone.batch_tokens))
@@ -211,7 +205,7 @@ def _run_long_texts(
     return len(texts.rows)
 
 
-def _store_words_of_windows(
+def _read_words_of_windows(
     buffer: FeatureBuffer,
     index: int,
     batches: Sequence[Batch],
@@ -219,7 +213,7 @@ def _store_words_of_windows(
     stopped: NDArray[np.int64],
     values: Floats,
 ) -> None:
-    """Store what the words contribute, where that is wanted, of the texts `stopped` (n,), with values (n, p)."""
+    """Read what the words contribute, where that is wanted, of the texts `stopped` (n,), with values (n, p)."""
     readings = [batch.tokens for batch in batches if batch.tokens is not None]
     if buffer.words is None or not len(stopped):
         return
@@ -229,7 +223,7 @@ def _store_words_of_windows(
     ids, mask = stack([batch.ids for batch in batches])[chosen], stack([batch.mask for batch in batches])[chosen]
     owners = np.searchsorted(stopped, texts.shares.owners[windows[chosen]])
     read = TokenReadings.stack(readings).select(chosen, ids.shape[1])
-    buffer.words.store(index, texts.rows[stopped], owners, (ids, mask), read, values)
+    buffer.words.read(index, texts.rows[stopped], owners, (ids, mask), read, values)
 
 
 def choose_column_types(

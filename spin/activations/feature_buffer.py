@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from spin.activations.engines.engine import Engine
 from spin.activations.features import Features
-from spin.activations.word_buffer import WordBuffer
+from spin.activations.word_reader import WordReader
 from spin.arrays import Floats
 from spin.backbone.model import Backbone, Tokens
 from spin.errors import NotFiniteError, UserError
@@ -73,7 +72,7 @@ class FeatureBuffer:
             )
             for column, width in zip(segment.neurons, widths, strict=True) if store is None else ():
                 self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
-        self.words: WordBuffer | None = None
+        self.words: WordReader | None = None
         self.counts, self.depth = TokenCounts(engine.backbone, count), np.zeros(count, np.int32)
 
     def store_values(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:
@@ -99,5 +98,4 @@ class FeatureBuffer:
 
     def features(self, *, exits_early: bool) -> Features:
         """All that was stored; with the depth of each text if texts may exit early."""
-        features = self.counts.features(self.columns, self.depth if exits_early else None)
-        return features if self.words is None else replace(features, word_sums=self.words.sums())
+        return self.counts.features(self.columns, self.depth if exits_early else None)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.attribution.reasons import Reasons
-from spin.attribution.word_sums import WordSums
 from spin.sites import FeatureColumn
 
 _Value = TypeVar("_Value", bound=np.generic)
@@ -40,8 +39,6 @@ class Features:
     """(n,) number of windows that were read of each text; None where long texts are cut"""
     unread_tokens: NDArray[np.int32] | None = None
     """(n,) number of tokens beyond the last window; None where long texts are cut"""
-    word_sums: WordSums | None = None
-    """what each word contributes by its tokens to the logit of the text's class, until the reasons are known"""
     reasons: Reasons | None = None
     """the words and neurons that contribute most to that logit, where they are wanted"""
 
@@ -113,7 +110,6 @@ class Features:
             place(depth if self.depth is None else self.depth, np.full(count, -1, np.int32)),
             windows=None if self.windows is None else counts(self.windows),
             unread_tokens=None if self.unread_tokens is None else counts(self.unread_tokens),
-            word_sums=None if self.word_sums is None else self.word_sums.spread(rows, count),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,17 @@ class Places:
     sums: Floats
     """(m, ...) what the place contributes"""
 
-    def move(self, rows: Ints) -> Places:
-        """The places of more texts, among which these are at `rows` (n,), ascending."""
-        return replace(self, owners=rows[self.owners])
+    def merge(self) -> Places:
+        """The places without those that follow an equal one, which then has the sum of all of these.
+
+        As all strings of characters within a word stand at the same place, few of them are left.
+        """
+        if not len(self.owners):
+            return self
+        changes = [np.diff(each) != 0 for each in (self.owners, self.starts, self.ends)]
+        first = np.concatenate([[0], 1 + np.flatnonzero(np.logical_or.reduce(changes))])
+        sums = np.add.reduceat(self.sums, first)
+        return Places(self.owners[first], self.starts[first], self.ends[first], sums)
 
 
 def add_places(owners: Ints, starts: Ints, ends: Ints, sums: Floats, places: Places) -> tuple[Ints, Ints, Ints, Floats]:

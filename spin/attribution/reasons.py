@@ -74,24 +74,6 @@ class TopWords(_LargestContributions):
     """in the text"""
     ends: Ints
 
-    @classmethod
-    def of(cls, texts: Sequence[str], sums: WordSums, count: int) -> TopWords:
-        """The `count` words of every text with the largest absolute contributions; the earlier of equal ones first.
-
-        Words that contribute nothing, such as those that a word regression does not know, are left out.
-        """
-        order = np.lexsort((sums.starts, -np.abs(sums.sums), sums.owners))
-        order = order[sums.sums[order] != 0]
-        per_text = np.bincount(sums.owners[order], minlength=len(texts))
-        rank = np.arange(len(order)) - np.repeat(np.cumsum(per_text) - per_text, per_text)
-        top = order[rank < count]
-        owners, starts, ends = sums.owners[top], sums.starts[top], sums.ends[top]
-        words = [
-            texts[owner][start:end]
-            for owner, start, end in zip(owners.tolist(), starts.tolist(), ends.tolist(), strict=True)
-        ]
-        return cls(np.minimum(per_text, count), sums.sums[top], words, starts, ends)
-
 
 @dataclass(frozen=True)
 class TopNeurons(_LargestContributions):
@@ -148,3 +130,17 @@ def largest_columns(values: Floats, count: int) -> NDArray[np.int64]:
         largest[:, rank] = sizes.argmax(1)
         sizes[rows, largest[:, rank]] = -1
     return largest
+
+
+def largest_words(words: WordSums, count: int) -> tuple[Ints, Ints]:
+    """The indices of the `count` words of every text with the largest absolute contributions, and their ranks.
+
+    Both (m,), a rank of 0 being that of the largest. Of equal words the first in the text comes first; words that
+    contribute nothing, such as those that a word regression does not know, are left out.
+    """
+    order = np.lexsort((words.starts, -np.abs(words.sums), words.owners))
+    order = order[words.sums[order] != 0]
+    per_text = np.bincount(words.owners[order])
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(per_text) - per_text, per_text)
+    is_top = rank < count
+    return order[is_top], rank[is_top]

@@ -40,6 +40,8 @@ class TokenWeights:
     """(n, R) the mixture of the directions that is the class's weight vector for each text"""
     contributions: Floats
     """(n, p) what each neuron contributes to the logit of the class"""
+    words: Floats
+    """(n, K) what a unit of each of the words' logits contributes to it; (n, 0) where words are no features"""
 
 
 @dataclass(frozen=True)

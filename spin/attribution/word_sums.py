@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +17,7 @@ class WordSums:
     """What w words of n texts contribute to the logits. The words of a text are consecutive."""
 
     classes: Ints
-    """(n,) the class to whose logit the words of each text contribute; -1 where it was not chosen yet"""
+    """(n,) the class to whose logit the words of each text contribute"""
     owners: Ints
     """(w,) the position of each word's text, ascending"""
     starts: Ints
@@ -41,32 +40,3 @@ class WordSums:
         owners, starts, ends, sums = add_places(self.owners, self.starts, self.ends, self.sums, places)
         order = np.argsort(owners, kind="stable")
         return WordSums(self.classes, owners[order], starts[order], ends[order], sums[order])
-
-    def spread(self, rows: Ints, count: int) -> WordSums:
-        """The sums of `count` texts, of which the texts of these sums are those at `rows`; the others have no words."""
-        classes = np.full(count, -1)
-        classes[rows] = self.classes
-        order = np.argsort(rows[self.owners], kind="stable")
-        return WordSums(classes, rows[self.owners][order], self.starts[order], self.ends[order], self.sums[order])
-
-    def join(self, other: WordSums) -> WordSums:
-        """These and the sums of the same n texts that have no words here."""
-        owners = np.concatenate([self.owners, other.owners])
-        order = np.argsort(owners, kind="stable")
-        starts, ends = (np.concatenate(pair) for pair in ((self.starts, other.starts), (self.ends, other.ends)))
-        sums = np.concatenate([self.sums, other.sums])
-        return WordSums(np.maximum(self.classes, other.classes), owners[order], starts[order], ends[order], sums[order])
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[WordSums]) -> WordSums:
-        """The sums of the texts of several parts."""
-        offsets = np.cumsum([0, *(len(part.classes) for part in parts)])
-        shifted = [replace(part, owners=part.owners + offset) for part, offset in zip(parts, offsets, strict=False)]
-        names = ("classes", "owners", "starts", "ends", "sums")
-        return cls(*(np.concatenate([getattr(part, name) for part in shifted]) for name in names))
-
-    @classmethod
-    def empty(cls, count: int) -> WordSums:
-        """The sums of texts without words."""
-        nothing = np.empty(0, np.int64)
-        return cls(np.full(count, -1), nothing, nothing, nothing, np.empty(0))

@@ -14,24 +14,20 @@ from spin.heads.fitted import FittedClassifier
 from spin.sites import FeatureColumn
 
 
-def weigh_features(fitted: FittedClassifier, features: Floats, classes: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """(n, p) what each raw feature (n, p) contributes to the logit of one class per document, and the words' weights.
-
-    The sum over p, plus the head's bias, is that logit. Under an MLP head they are integrated gradients. The weights
-    are what a unit of each of the words' logits contributes (n, K); (n, 0) where words are no features.
-    """
-    values, words = fitted.standardizer.transform(features), fitted.selection.words
-    slopes = fitted.head.slopes_of(values, classes)
-    return values * slopes, slopes[:, :words] / fitted.standardizer.scale[:words]
-
-
 def token_weights(fitted: FittedClassifier, features: Floats, decision: Decision) -> TokenWeights:
-    """The weights of the tokens of n documents in the logit of their class, from raw features (n, p)."""
+    """The weights of the tokens and words of n documents in the logit of their class, from raw features (n, p).
+
+    What the features contribute, plus the head's bias, is that logit. Under an MLP head they are integrated gradients.
+    """
     values = fitted.standardizer.transform(features)
     classes = decision.leading_class(fitted.head.logits(values))
-    neurons = slice(fitted.selection.words, None)
-    contributions = values[:, neurons] * fitted.head.slopes_of(values, classes)[:, neurons]
-    return TokenWeights(classes, fitted.head.mix(values, classes), contributions)
+    slopes, words = fitted.head.slopes_of(values, classes), fitted.selection.words
+    return TokenWeights(
+        classes,
+        fitted.head.mix(values, classes),
+        values[:, words:] * slopes[:, words:],
+        slopes[:, :words] / fitted.standardizer.scale[:words],
+    )
 
 
 def token_directions(

@@ -55,7 +55,7 @@ class Vocabulary:
         """The sparse matrix (n, v) of the terms of n texts, as scikit-learn's TfidfVectorizer computes it."""
         from scipy.sparse import csr_matrix
 
-        owners, _, entries = self._read([text.lower() for text in read_part(self.unit, texts)])
+        owners, _, entries = self._read([text.lower().split() for text in read_part(self.unit, texts)])
         index, terms = self._match(owners, entries)
         counts = csr_matrix((np.ones(len(terms), np.float32), (owners[index], terms)), (len(texts), len(self.terms)))
         return self.weigh(counts)
@@ -71,23 +71,23 @@ class Vocabulary:
     def find_terms(self, texts: Sequence[str]) -> TermPlaces:
         """The places of the terms in n texts, one entry for each time that a term occurs in one."""
         lowered = [_lower(text) for text in read_part(self.unit, texts)]
-        owners, tokens, entries = self._read([text for text, _ in lowered])
+        split = [text.split() for text, _ in lowered]
+        owners, tokens, entries = self._read(split)
         index, terms = self._match(owners, entries)
         pairs = self._places_at_once[terms] == 2
         index, terms = np.append(index, index[pairs] + 1), np.append(terms, terms[pairs])
         order = np.argsort(index, kind="stable")
         index, terms = index[order], terms[order]
-        starts = [match.start() for text, _ in lowered for match in re.finditer(r"\S+", text)]
-        spans = np.array(starts, np.int64)[tokens[index], None] + entries[index, 1:]
+        starts = _find_starts([text for text, _ in lowered], split)
+        spans = starts[tokens[index], None] + entries[index, 1:]
         owners = owners[index]
         for row, (_, origin) in enumerate(lowered):
             if origin is not None:
                 spans[owners == row] = origin[spans[owners == row]]
         return TermPlaces(owners, terms, spans, self._part_values(len(texts), owners, terms))
 
-    def _read(self, lowered: Sequence[str]) -> tuple[Ints, Ints, Ints]:
-        """What n texts in lower case hold: positions (m,) of texts and of tokens, and entries (m, 3) of `_analyze`."""
-        tokens = [text.split() for text in lowered]
+    def _read(self, tokens: Sequence[list[str]]) -> tuple[Ints, Ints, Ints]:
+        """What the tokens of n texts hold: positions (m,) of texts and of tokens, and entries (m, 3) of `_analyze`."""
         entries, at = self._table.look_up(list(chain.from_iterable(tokens)))
         return np.repeat(np.arange(len(tokens)), list(map(len, tokens)))[at], at, entries
 
@@ -201,6 +201,17 @@ def _strings_of(token: str) -> list[str]:
         if len(padded) <= length:
             break
     return strings
+
+
+def _find_starts(texts: Sequence[str], tokens: Sequence[list[str]]) -> Ints:
+    """Where each token starts in its text, by the texts and their tokens, which are what white space divides."""
+    lengths = np.fromiter(map(len, chain.from_iterable(tokens)), np.int64)
+    ends = np.cumsum([0, *map(len, tokens)])
+    before = np.concatenate([[0], np.cumsum(lengths + 1)])  # where each token starts if a space stands between any two
+    starts = before[:-1] - np.repeat(before[ends[:-1]], np.diff(ends))
+    for row in np.flatnonzero(np.diff(before[ends]) - 1 != [len(text) for text in texts]).tolist():
+        starts[ends[row] : ends[row + 1]] = [match.start() for match in re.finditer(r"\S+", texts[row])]
+    return starts
 
 
 def _lower(text: str) -> tuple[str, Ints | None]:

@@ -79,7 +79,7 @@ class WordRegression:
             offset += len(vocabulary.terms)
         owners, starts, ends, sums = (np.concatenate(each) for each in zip(*parts, strict=True))
         order = np.argsort(owners, kind="stable")
-        return Places(owners[order], starts[order], ends[order], sums[order])
+        return Places(owners[order], starts[order], ends[order], sums[order]).merge()
 
     def to_tensors(self) -> dict[str, NDArray[Any]]:
         """The regression as arrays by name; `coef` as float16, in which `fit_words` has rounded it."""

@@ -24,6 +24,7 @@ from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import BY_WORDS, FeatureColumn, Site
 from spin.words.word_regression import WordRegression
 from tests.support import tiny
+from tests.support.gaps import find_gap
 from tests.support.summaries import build_choice_summary
 from tests.support.word_regression import build_word_regression
 
@@ -59,10 +60,10 @@ def spin(request: pytest.FixtureRequest, backbone_folder: Path, regression: Word
     by_words = LinearHead(np.eye(3, dtype=np.float32) / TEMPERATURE, BIAS)
     shallow = LinearHead(2 * coef[:, :width], np.zeros(3, np.float32))
     exits, going = [], np.ones(len(TEXTS), bool)
-    for depth, head, read in ((BY_WORDS, by_words, words), (1, shallow, X[:, :width])):
+    for depth, head, read, share in ((BY_WORDS, by_words, words, 2 / 3), (1, shallow, X[:, :width], 1 / 2)):
         certainty = np.array([confidence(label_space, head.coef @ x + head.intercept) for x in read])
-        threshold = np.sort(certainty[going])[len(TEXTS) // 3 : len(TEXTS) // 3 + 2].mean()  # between two documents
-        exits.append(EarlyExit(depth, head, float(threshold)))
+        threshold = find_gap(certainty[going], share)
+        exits.append(EarlyExit(depth, head, threshold))
         going &= certainty < threshold
     fitted = FittedClassifier(
         selection, standardizer, LinearHead(coef, BIAS), build_choice_summary(), exits=tuple(exits)

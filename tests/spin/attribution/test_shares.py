@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spin.attribution.place_shares import Places, add_places
-from spin.attribution.reasons import TopWords, largest_columns
+from spin.attribution.reason_buffer import ReasonBuffer
+from spin.attribution.reasons import largest_columns
 from spin.attribution.token_shares import find_maximum, share_mean, share_single
 from spin.attribution.word_sums import WordSums
 
@@ -100,6 +101,8 @@ def test_top_words_are_the_largest_of_each_text() -> None:
         np.zeros(3, np.int64), np.array([0, 0, 0, 2, 2]), np.array([0, 2, 4, 0, 3]), np.array([1, 3, 5, 2, 4]),
         np.array([0.5, -2, 0.5, 1, 0]),
     )  # fmt: skip
-    top = TopWords.of(["a b c", "", "xy z"], sums, 2)
-    assert (top.counts.tolist(), top.words, top.starts.tolist()) == ([2, 0, 1], ["b", "a", "xy"], [2, 0, 0])
-    assert top.contributions.tolist() == [-2, 0.5, 1]
+    buffer = ReasonBuffer(["xy z", "", "a b c"], 2, [])
+    buffer.store(np.array([2, 1, 0]), np.empty((3, 0)), sums)
+    top = buffer.reasons().words
+    assert (top.counts.tolist(), top.words, top.starts.tolist()) == ([1, 0, 2], ["xy", "b", "a"], [0, 2, 0])
+    assert top.contributions.tolist() == [1, -2, 0.5]

@@ -1,8 +1,9 @@
-"""What the words of texts contribute to the logit of one class each, collected while a backbone reads the texts."""
+"""What the words of texts contribute to the logit of one class each, read batch by batch from a backbone's pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +18,38 @@ from spin.backbone.model import Tokens
 from spin.backbone.windows import OWN
 from spin.sites import FeatureColumn
 
-WeighTokens = Callable[[int, NDArray[np.int64], Floats], TokenWeights]
-"""takes the index of a segment, the indices (n,) of texts that stop after it and all values (n, p) that were read of
-them; returns how their tokens count for the class of each"""
+
+class WordSink(Protocol):
+    """Decides how tokens count, and takes what words contribute; batches may come from several threads at once."""
+
+    def weigh_tokens(self, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
+        """How the tokens of the texts `rows` (n,), which stop after segment `index`, count for the class of each.
+
+        `values` (n, p) are all that were read of them.
+        """
+        ...
+
+    def store_words(self, rows: NDArray[np.int64], weights: TokenWeights, words: WordSums) -> None:
+        """Take what the words of the texts `rows` (n,) contribute, under the weights that `weigh_tokens` returned."""
+        ...
 
 
-class WordBuffer:
-    """The sums of `WordSums`, which are filled batch by batch; texts may come in any order and from several threads."""
+class WordReader:
+    """Sums what tokens contribute by word, for batches of texts in any order and from several threads."""
 
-    def __init__(self, engine: Engine, count: int, weigh: WeighTokens) -> None:
-        self.backbone, self.weigh, self.count = engine.backbone, weigh, count
+    def __init__(self, engine: Engine, sink: WordSink) -> None:
+        self.backbone, self.sink = engine.backbone, sink
         self.columns = _slices_up_to(engine)
         self._places: dict[int, list[TokenPlaces]] = {}
-        """for each text that was tokenized and not yet stored, the places of the tokens of its windows"""
-        self._parts: list[tuple[NDArray[np.int64], WordSums]] = []
+        """for each text that was tokenized and not yet read, the places of the tokens of its windows"""
 
     def store_places(self, rows: Sequence[int], tokens: Tokens) -> None:
-        """Keep where the tokens of the texts `rows` stand, until the texts are stored."""
+        """Keep where the tokens of the texts `rows` stand, until the texts are read."""
         assert tokens.places is not None
         for row, span in zip(rows, tokens.spans, strict=True):
             self._places[row] = tokens.places[span.start : span.stop]
 
-    def store(
+    def read(
         self,
         index: int,
         rows: NDArray[np.int64],
@@ -47,18 +58,19 @@ class WordBuffer:
         readings: TokenReadings,
         values: Floats,
     ) -> None:
-        """Store the texts `rows` (n,), which stop after segment `index`, by all values (n, p) that were read of them.
+        """Read the words of the texts `rows` (n,), which stop after segment `index` with all their values (n, p).
 
         `padded` are the token ids and the mask of their windows, `owners` (w,), ascending, the positions of these in
         `rows`, and `readings` what all segments so far have read of the windows.
         """
         if not len(rows):
             return
-        weights = self.weigh(index, rows, values)
+        weights = self.sink.weigh_tokens(index, rows, values)
         masks = self._masks(owners, *padded)
         by_token = sum_tokens(readings, masks, weights, self.columns[index])
         words, own = self._words(rows, owners, masks)
-        self._parts.append((rows, WordSums.of_tokens(weights.classes, words, by_token[masks.read][own])))
+        sums = WordSums.of_tokens(weights.classes, words, by_token[masks.read][own])
+        self.sink.store_words(rows, weights, sums)
 
     def _masks(self, owners: NDArray[np.int64], ids: Tensor, mask: Tensor) -> TokenMasks:
         read = mask > 0
@@ -73,13 +85,6 @@ class WordBuffer:
         places = np.concatenate([each for row in rows.tolist() for each in self._places.pop(row)])
         own = masks.own[masks.read]
         return group_tokens(np.repeat(owners, masks.read.sum(1))[own], places[own]), own
-
-    def sums(self) -> WordSums:
-        """All that was stored, in the order of the texts."""
-        if not self._parts:
-            return WordSums.empty(self.count)
-        rows = np.concatenate([rows for rows, _ in self._parts])
-        return WordSums.concatenate([sums for _, sums in self._parts]).spread(rows, self.count)
 
 
 def words_of(tokens: Tokens) -> TextWords:
