@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from spin.activations.engines.encoder import BlockSegment, split_segments
 from spin.activations.engines.engine import CALIBRATION_TEXTS, Engine, open_engine
 from spin.activations.extract import Progress, count_tokens, extract, read_activations
 from spin.activations.features import Features
+from spin.activations.portions import ChooseRows
 from spin.activations.word_reader import WordSink
 from spin.arrays import Floats
 from spin.backbone.flops import relative_flops
@@ -46,8 +45,9 @@ from spin.settings import (
     SearchSettings,
     Settings,
 )
-from spin.sites import FeatureColumn, choose_sites
+from spin.sites import BY_WORDS, FeatureColumn, choose_sites
 from spin.words.word_regression import WordRegression
+from spin.words_first import WordsFirst
 
 
 class SpinClassifier:
@@ -287,63 +287,50 @@ class SpinClassifier:
         even tokenized: it has no tokens, and depth -1.
         """
         texts = checked_texts(texts)
-        words, exits_by_words = self.word_logits(texts), self.exits_by_words
-        decided = np.zeros(len(texts), bool) if words is None else self.decided_by_words(words)
-        rows = np.flatnonzero(~decided)
-        progress(len(texts) - len(rows))
-        undecided = texts if len(rows) == len(texts) else [texts[row] for row in rows.tolist()]
-        of_undecided = None if words is None else words[rows]
-        with self._find_reasons(texts, words, rows) as sink:
-            features = self.read_backbone(undecided, of_undecided, progress, sink)
-        if exits_by_words:
-            features = features.spread(rows, self.depth, len(texts))
-        reasons = sink.reasons() if sink is not None else None
-        return replace(features, words=words, head_reads_words=self.fitted.selection.words > 0, reasons=reasons)
-
-    @contextmanager
-    def _find_reasons(
-        self, texts: Sequence[str], words: Floats | None, rows: NDArray[np.int64]
-    ) -> Iterator[ReasonSink | None]:
-        """The sink for the reasons of texts, if they are wanted, while the backbone reads those at `rows`.
-
-        `rows` are the texts that words do not decide. Meanwhile the reasons of the others are found in a thread, and
-        those of all texts if no neuron is read.
-        """
-        if not self.reasons:
-            yield None
-            return
-        finder = self._reason_finder
-        sink = finder.find(texts, words, rows)
-
-        def find_others() -> None:
-            sink.store_unread(self.backbone, np.setdiff1d(np.arange(len(texts)), rows), finder.stops[0])
-            if not self.fitted.selection.neurons:
-                sink.store_unread(self.backbone, rows, finder.stops[-1])
-
-        with ThreadPoolExecutor(1) as pool:
-            others = pool.submit(find_others)
-            yield sink
-            others.result()
+        words = WordsFirst(texts, self.word_regression, self.decided_by_words)
+        sink = None
+        if self.reasons:
+            sink = ReasonSink(self._reason_finder, self.backbone, texts, words.logits)
+            words.on_decided = partial(sink.store_unread, by_words=True)
+        read = self.read_backbone(texts, words.logits, progress, choose_rows=words.choose_rows, word_sink=sink)
+        progress(int(words.decided.sum()))
+        depth = read.depth
+        if self.exits_by_words:
+            reached = self.depth if depth is None else depth
+            depth = np.where(words.decided, BY_WORDS, reached).astype(np.int32)
+        if sink is not None and not self.fitted.selection.neurons:
+            sink.store_unread(np.flatnonzero(~words.decided), by_words=False)
+        return replace(
+            read,
+            depth=depth,
+            words=words.logits,
+            head_reads_words=self.fitted.selection.words > 0,
+            reasons=None if sink is None else sink.reasons(),
+        )
 
     def read_backbone(
         self,
         texts: Sequence[str],
         words: Floats | None,
         progress: Progress = lambda documents: None,
+        *,
+        choose_rows: ChooseRows | None = None,
         word_sink: WordSink | None = None,
     ) -> Features:
-        """What the backbone reads of n texts, whether their words decide them or not.
+        """What the backbone reads of n texts: of all of them, unless `choose_rows` leaves some out.
 
-        `words` are the words' logits (n, K) if the classifier reads words, which count at its exits. `word_sink` is for
-        a classifier that gives reasons, as in `read_activations`.
+        `words` are the words' logits (n, K) if the classifier reads words, which count at its exits. `choose_rows` and
+        `word_sink`, for a classifier that gives reasons, are as in `read_activations`.
         """
         if not self.fitted.selection.neurons:
-            features = count_tokens(self.backbone, texts)
-            progress(len(texts))
+            features = count_tokens(self.backbone, texts, choose_rows)
+            progress(int((features.n_tokens > 0).sum()))
             return features
         exits_early = self.exits_early and self.fitted.block_exits
         keep_mask = partial(self.keep_mask, words) if exits_early else None
-        return read_activations(self.engine, texts, keep_mask=keep_mask, word_sink=word_sink, progress=progress)
+        return read_activations(
+            self.engine, texts, keep_mask=keep_mask, choose_rows=choose_rows, word_sink=word_sink, progress=progress
+        )
 
     @property
     def word_regression(self) -> WordRegression | None:

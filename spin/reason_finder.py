@@ -55,52 +55,49 @@ class ReasonFinder:
             for index, segment in enumerate(segments)
         ]
 
-    def find(self, texts: Sequence[str], words: Floats | None, rows: NDArray[np.int64]) -> ReasonSink:
-        """The sink that finds the reasons of texts, of which a backbone reads those at `rows`, ascending.
-
-        `words` are the logits (n, K) of the word regression of all texts, if there is one.
-        """
-        return ReasonSink(self, texts, words, rows)
-
 
 class ReasonSink:
-    """The reasons of some texts, found batch by batch while a backbone reads them: a `WordSink`."""
+    """The reasons of n texts, found batch by batch while a backbone reads them: a `WordSink`.
 
-    def __init__(
-        self, finder: ReasonFinder, texts: Sequence[str], words: Floats | None, rows: NDArray[np.int64]
-    ) -> None:
-        self.finder, self.texts, self.words, self.rows = finder, texts, words, rows
+    `words` (n, K) are the logits of the word regression, if there is one; those of a batch are read when it is stored.
+    """
+
+    def __init__(self, finder: ReasonFinder, backbone: Backbone, texts: Sequence[str], words: Floats | None) -> None:
+        self.finder, self.backbone, self.texts, self.words = finder, backbone, texts, words
         neurons = [(str(column), neuron) for column, neuron, _ in finder.fitted.selection.rows()]
         self.buffer = ReasonBuffer(texts, finder.count, neurons)
 
     def weigh_tokens(self, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
-        """How the tokens of texts, given by their positions among `self.rows`, count for the class of each."""
+        """How the tokens of the texts `rows`, which stop after segment `index`, count for the class of each."""
         stop = self.finder.block_stops[index]
         if stop.selection.words:
             assert self.words is not None
-            values = np.concatenate([self.words[self.rows[rows]], values], axis=1)
+            values = np.concatenate([self.words[rows], values], axis=1)
         return token_weights(stop, values, self.finder.decision)
 
     def store_words(self, rows: NDArray[np.int64], weights: TokenWeights, words: WordSums) -> None:
-        """Store the reasons of texts, given by their positions among `self.rows`, by what their words contribute."""
-        self._store(self.rows[rows], weights, words)
+        """Store the reasons of the texts `rows`, by what their words contribute through neurons.
 
-    def store_unread(self, backbone: Backbone, rows: NDArray[np.int64], stop: FittedClassifier) -> None:
-        """Store the reasons of the texts `rows`, which stop at a classifier that reads words alone, or nothing."""
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            texts = [self.texts[row] for row in block.tolist()]
-            read = np.empty((len(block), 0), np.float32) if self.words is None else self.words[block]
-            weights = token_weights(stop, read[:, : stop.selection.words], self.finder.decision)
-            self._store(block, weights, find_words(backbone, texts, weights.classes))
-
-    def _store(self, rows: NDArray[np.int64], weights: TokenWeights, words: WordSums) -> None:
-        """Store the reasons of the texts `rows`, adding what terms contribute where words are features of the head."""
+        Where words are features of the head too, what their terms contribute is added.
+        """
         if weights.words.any():
             assert self.finder.words is not None
             places = self.finder.words.places([self.texts[row] for row in rows.tolist()], weights.words)
             words = words.add(places)
         self.buffer.store(rows, weights.contributions, words)
+
+    def store_unread(self, rows: NDArray[np.int64], *, by_words: bool) -> None:
+        """Store the reasons of the texts `rows`, of which no neuron is read.
+
+        They stop at the exit by words or, if not `by_words`, at the end of a classifier that reads no neurons.
+        """
+        stop = self.finder.stops[0 if by_words else -1]
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            read = np.empty((len(block), 0), np.float32) if self.words is None else self.words[block]
+            weights = token_weights(stop, read[:, : stop.selection.words], self.finder.decision)
+            found = find_words(self.backbone, [self.texts[row] for row in block.tolist()], weights.classes)
+            self.store_words(block, weights, found)
 
     def reasons(self) -> Reasons:
         """All that was found, in the order of the texts."""

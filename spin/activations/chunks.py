@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from spin.activations.engines.segment_output import SegmentOutput
 from spin.activations.feature_buffer import FeatureBuffer
 from spin.activations.merge_windows import WindowShares
-from spin.activations.portions import tokenize_ahead
+from spin.activations.portions import ChooseRows, tokenize_ahead
 from spin.attribution.token_sums import TokenReadings
 from spin.backbone.batching import token_batches
 from spin.backbone.model import Backbone, Tokens
@@ -75,10 +75,15 @@ class Chunk:
     """the texts whose windows the batches hold; None: each row is a whole text"""
 
 
-def make_chunks(backbone: Backbone, texts: Sequence[str], buffer: FeatureBuffer, size: int) -> Iterator[Chunk]:
-    """Chunks of `size` batches of texts of one window each, and chunks of texts of several."""
+def make_chunks(
+    backbone: Backbone, texts: Sequence[str], buffer: FeatureBuffer, size: int, choose_rows: ChooseRows | None = None
+) -> Iterator[Chunk]:
+    """Chunks of `size` batches of texts of one window each, and chunks of texts of several.
+
+    `choose_rows` is that of `tokenize_ahead`.
+    """
     batches: list[Batch] = []
-    for rows, tokens in tokenize_ahead(backbone, texts, places=buffer.words is not None):
+    for rows, tokens in tokenize_ahead(backbone, texts, places=buffer.words is not None, choose_rows=choose_rows):
         buffer.counts.store(rows, tokens)
         if buffer.words is not None:
             buffer.words.store_places(rows, tokens)

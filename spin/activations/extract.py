@@ -26,7 +26,7 @@ from spin.activations.engines.encoder import BlockSegment
 from spin.activations.engines.engine import Engine, open_engine
 from spin.activations.feature_buffer import FeatureBuffer, StoreValues, TokenCounts
 from spin.activations.features import Features
-from spin.activations.portions import tokenize_ahead
+from spin.activations.portions import ChooseRows, tokenize_ahead
 from spin.activations.word_reader import WordReader, WordSink, words_of
 from spin.arrays import Floats
 from spin.attribution.token_sums import TokenReadings
@@ -79,6 +79,7 @@ def read_activations(
     types: Mapping[FeatureColumn, type[np.floating]] | None = None,
     keep_mask: KeepMask | None = None,
     store: StoreValues | None = None,
+    choose_rows: ChooseRows | None = None,
     word_sink: WordSink | None = None,
     progress: Progress = lambda documents: None,
 ) -> Features:
@@ -86,24 +87,29 @@ def read_activations(
 
     `types` gives the type of some columns, float32 otherwise. `keep_mask`, called after every segment but the last,
     decides which documents go on; the others exit. `store`, called before it and after the last segment too, takes the
-    values; the result then has no columns. `word_sink`, for an engine whose segments have directions, takes what words
-    contribute, batch by batch of the documents that stop. `progress` is called after every chunk of batches. The
-    batches depend on these texts alone and the result, up to rounding, does not depend on their order.
+    values; the result then has no columns. `choose_rows`, called for texts before they are tokenised, in one thread and
+    portion by portion, leaves some out: these have no tokens and no values. `word_sink`, for an engine whose segments
+    have directions, takes what words contribute, batch by batch of the documents that stop. `progress` is called after
+    every chunk of batches. The batches depend on these texts alone and the result, up to rounding, does not depend on
+    their order.
     Raises UserError, naming the site, if a value does not fit a float16 column; NotFiniteError if one is not finite.
     """
     buffer = FeatureBuffer(engine, len(texts), types or {}, store)
     if word_sink is not None:
         buffer.words = WordReader(engine, word_sink)
-    chunks = make_chunks(engine.backbone, texts, buffer, 1 if keep_mask is None else BATCHES_PER_CHUNK)
+    chunks = make_chunks(engine.backbone, texts, buffer, 1 if keep_mask is None else BATCHES_PER_CHUNK, choose_rows)
     for documents in _run_streams(lambda chunk: _run_chunk(engine, chunk, buffer, keep_mask), chunks, engine.streams):
         progress(documents)
     return buffer.features(exits_early=keep_mask is not None)
 
 
-def count_tokens(backbone: Backbone, texts: Sequence[str]) -> Features:
-    """What the tokenizer reports of every text, without activations: for a classifier that reads none."""
+def count_tokens(backbone: Backbone, texts: Sequence[str], choose_rows: ChooseRows | None = None) -> Features:
+    """What the tokenizer reports of every text, without activations: for a classifier that reads none.
+
+    `choose_rows` is as in `read_activations`.
+    """
     counts = TokenCounts(backbone, len(texts))
-    for rows, tokens in tokenize_ahead(backbone, texts):
+    for rows, tokens in tokenize_ahead(backbone, texts, choose_rows=choose_rows):
         counts.store(rows, tokens)
     return counts.features({})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,26 +14,35 @@ _FIRST_PORTION, _LARGEST_PORTION = 1024, 4096
 _CHARACTERS_PER_TOKEN = 4
 """by which the windows of a text are estimated: a text of many counts as many in a portion"""
 
+ChooseRows = Callable[[list[int]], list[int]]
+"""takes the indices of some texts and returns those that are to be tokenised; the others are left out"""
+
 
 def tokenize_ahead(
-    backbone: Backbone, texts: Sequence[str], *, places: bool = False
+    backbone: Backbone, texts: Sequence[str], *, places: bool = False, choose_rows: ChooseRows | None = None
 ) -> Iterator[tuple[list[int], Tokens]]:
     """Portions of the texts, as their indices and tokens; each is tokenised while the one before is computed.
+
+    `choose_rows` is called for each portion in turn, in the thread that tokenises.
 
     Texts come in order of their number of characters. The first portion is small, to be ready soon. Later ones are
     larger: sorted by tokens, more texts are more alike in length and need less padding.
     """
     portions = _portions(backbone, [len(text) for text in texts])
 
-    def tokenize(portion: list[int]) -> Tokens:
-        return backbone.tokenize([texts[row] for row in portion], **({"places": True} if places else {}))
+    def tokenize(portion: list[int]) -> tuple[list[int], Tokens] | None:
+        rows = portion if choose_rows is None else choose_rows(portion)
+        if not rows:
+            return None
+        return rows, backbone.tokenize([texts[row] for row in rows], **({"places": True} if places else {}))
 
     with ThreadPoolExecutor(1) as pool:
         pending = [pool.submit(tokenize, portion) for portion in portions[:1]]
-        for index, portion in enumerate(portions):
-            tokens = pending.pop().result()
+        for index in range(len(portions)):
+            tokenized = pending.pop().result()
             pending += [pool.submit(tokenize, following) for following in portions[index + 1 : index + 2]]
-            yield portion, tokens
+            if tokenized is not None:
+                yield tokenized
 
 
 def _portions(backbone: Backbone, lengths: Sequence[int]) -> list[list[int]]:
