@@ -86,7 +86,9 @@ def test_words_may_decide_alone(spin: SpinClassifier, folder: Path) -> None:
     assert (summary.neurons, summary.words, summary.depth, summary.compute) == (0, True, 0, 0)
     cheapest.prepare()
     assert cheapest._engine is None
-    features = cheapest.features(TEXTS)
+    advanced: list[int] = []
+    features = cheapest.features(TEXTS, progress=advanced.append)
+    assert sum(advanced) == len(TEXTS)
     assert features.columns == {}
     np.testing.assert_array_equal(features.n_tokens, spin.features(TEXTS).n_tokens)
     regression = cheapest.training_result.words
