@@ -14,7 +14,6 @@ from spin.activations.engines.encoder import BlockSegment, split_segments
 from spin.activations.engines.engine import CALIBRATION_TEXTS, Engine, open_engine
 from spin.activations.extract import Progress, count_tokens, extract, read_activations
 from spin.activations.features import Features
-from spin.activations.portions import ChooseRows
 from spin.activations.word_reader import WordSink
 from spin.arrays import Floats
 from spin.backbone.flops import relative_flops
@@ -47,7 +46,7 @@ from spin.settings import (
 )
 from spin.sites import BY_WORDS, FeatureColumn, choose_sites
 from spin.words.word_regression import WordRegression
-from spin.words_first import WordsFirst
+from spin.words_first import DecideByWords, WordsFirst, decide_none
 
 
 class SpinClassifier:
@@ -286,14 +285,21 @@ class SpinClassifier:
         The activations of a text are read up to the depth at which it exits. One that its words alone decide is not
         even tokenized: it has no tokens, and depth -1.
         """
-        texts = checked_texts(texts)
-        words = WordsFirst(texts, self.word_regression, self.decided_by_words)
+        return self._read(checked_texts(texts), self.decided_by_words, progress)
+
+    def run_backbone(self, texts: Sequence[str]) -> None:
+        """Do what `features` does, but with the backbone also on texts that words decide. Raises what that raises."""
+        self._read(checked_texts(texts), decide_none, lambda documents: None)
+
+    def _read(self, texts: Sequence[str], decide: DecideByWords, progress: Progress) -> Features:
+        """The features of texts, of which the backbone reads those that words do not decide."""
+        words = WordsFirst(texts, self.word_regression, decide)
         sink = None
         if self.reasons:
             sink = ReasonSink(self._reason_finder, self.backbone, texts, words.logits)
             words.on_decided = partial(sink.store_unread, by_words=True)
-        read = self.read_backbone(texts, words.logits, progress, choose_rows=words.choose_rows, word_sink=sink)
-        progress(int(words.decided.sum()))
+        read = self._read_backbone(texts, words, sink, lambda documents: progress(documents + words.count_new()))
+        progress(words.count_new())
         depth = read.depth
         if self.exits_by_words:
             reached = self.depth if depth is None else depth
@@ -308,39 +314,28 @@ class SpinClassifier:
             reasons=None if sink is None else sink.reasons(),
         )
 
-    def read_backbone(
-        self,
-        texts: Sequence[str],
-        words: Floats | None,
-        progress: Progress = lambda documents: None,
-        *,
-        choose_rows: ChooseRows | None = None,
-        word_sink: WordSink | None = None,
+    def _read_backbone(
+        self, texts: Sequence[str], words: WordsFirst, sink: WordSink | None, progress: Progress
     ) -> Features:
-        """What the backbone reads of n texts: of all of them, unless `choose_rows` leaves some out.
-
-        `words` are the words' logits (n, K) if the classifier reads words, which count at its exits. `choose_rows` and
-        `word_sink`, for a classifier that gives reasons, are as in `read_activations`.
-        """
+        """What the backbone reads of the texts that words do not decide."""
         if not self.fitted.selection.neurons:
-            features = count_tokens(self.backbone, texts, choose_rows)
-            progress(int((features.n_tokens > 0).sum()))
+            features = count_tokens(self.backbone, texts, words.choose_rows)
+            progress(int((~words.decided).sum()))
             return features
         exits_early = self.exits_early and self.fitted.block_exits
-        keep_mask = partial(self.keep_mask, words) if exits_early else None
         return read_activations(
-            self.engine, texts, keep_mask=keep_mask, choose_rows=choose_rows, word_sink=word_sink, progress=progress
+            self.engine,
+            texts,
+            keep_mask=partial(self.keep_mask, words.logits) if exits_early else None,
+            choose_rows=words.choose_rows,
+            word_sink=sink,
+            progress=progress,
         )
 
     @property
     def word_regression(self) -> WordRegression | None:
         """The word regression; None for a classifier that neither reads words nor exits by them."""
         return self.training_result.words if self.fitted.selection.words or self.exits_by_words else None
-
-    def word_logits(self, texts: Sequence[str]) -> Floats | None:
-        """(n, K) logits of the word regression; None if there is none."""
-        regression = self.word_regression
-        return None if regression is None else regression.logits(texts)
 
     def _read_words(self, words: Floats | None) -> Floats | None:
         """The words' logits (n, K) if they are features of the head, and not only of the exit by words."""
@@ -355,7 +350,7 @@ class SpinClassifier:
     def keep_mask(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> NDArray[np.bool_]:
         """Mask (n,) of the texts `rows` that go on after a segment of blocks, by their values (n, p) so far.
 
-        `words` are the words' logits of the texts that the backbone reads, which `rows` counts.
+        `words` (t, K) are the words' logits of all t texts, if the classifier has a word regression.
         """
         if (read := self._read_words(words)) is not None:
             values = np.concatenate([read[rows], values], axis=1)

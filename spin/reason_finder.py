@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from spin.activations.engines.encoder import BlockSegment
 from spin.activations.extract import find_words
+from spin.activations.portions import divide_texts
 from spin.arrays import Floats
 from spin.attribution.reason_buffer import ReasonBuffer
 from spin.attribution.reasons import Reasons
@@ -21,9 +22,6 @@ from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.heads.reason_weights import token_directions, token_weights
 from spin.words.word_regression import WordRegression
-
-_BLOCK = 1024
-"""texts that the backbone does not read whose words are found at a time"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,8 @@ class ReasonFinder:
 class ReasonSink:
     """The reasons of n texts, found batch by batch while a backbone reads them: a `WordSink`.
 
-    `words` (n, K) are the logits of the word regression, if there is one; those of a batch are read when it is stored.
+    `words` (n, K) are the logits of the word regression, if there is one. They may be filled in later, those of a text
+    before it is weighed or stored.
     """
 
     def __init__(self, finder: ReasonFinder, backbone: Backbone, texts: Sequence[str], words: Floats | None) -> None:
@@ -92,8 +91,8 @@ class ReasonSink:
         They stop at the exit by words or, if not `by_words`, at the end of a classifier that reads no neurons.
         """
         stop = self.finder.stops[0 if by_words else -1]
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
+        for portion in divide_texts(self.backbone, [len(self.texts[row]) for row in rows.tolist()]):
+            block = rows[portion]
             read = np.empty((len(block), 0), np.float32) if self.words is None else self.words[block]
             weights = token_weights(stop, read[:, : stop.selection.words], self.finder.decision)
             found = find_words(self.backbone, [self.texts[row] for row in block.tolist()], weights.classes)

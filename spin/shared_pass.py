@@ -12,12 +12,14 @@ from spin.activations.engines.encoder import BlockSegment, split_segments
 from spin.activations.engines.engine import Engine
 from spin.activations.extract import count_tokens, read_activations
 from spin.activations.features import Features
+from spin.activations.portions import ChooseRows
 from spin.arrays import Floats
 from spin.classifier import SpinClassifier, checked_texts, open_calibrated
 from spin.heads.selection import Selection
 from spin.predictions import Predictions
 from spin.sites import BY_WORDS, FeatureColumn
 from spin.words.word_regression import predict_with_each
+from spin.words_first import DecideByWords, WordsFirst, decide_none
 
 Neurons = Mapping[FeatureColumn, NDArray[np.int64]]
 _SOURCE = frozenset({"model", "revision", "trust_remote_code"})
@@ -130,54 +132,65 @@ class _GroupPass:
         """The features of each classifier."""
         if len(self.classifiers) == 1:
             return [self.classifiers[0].features(texts)]
-        shares = self._shares(texts)
+        shares = [_Share(spin, self.segments, texts, spin.decided_by_words) for spin in self.classifiers]
         counts = self._read(texts, shares)
         return [share.features(counts) for share in shares]
 
     def run_backbone(self, texts: Sequence[str]) -> None:
         """Run the backbone on texts, also on those that words decide."""
         if len(self.classifiers) == 1:
-            [spin] = self.classifiers
-            spin.read_backbone(texts, spin.word_logits(texts))
+            self.classifiers[0].run_backbone(texts)
             return
-        shares = self._shares(texts)
-        for share in shares:
-            share.undecided[:] = True
-        self._read(texts, shares)
-
-    def _shares(self, texts: Sequence[str]) -> list[_Share]:
-        with_words = zip(self.classifiers, _word_logits(self.classifiers, texts), strict=True)
-        return [_Share(spin, self.segments, words, len(texts)) for spin, words in with_words]
+        self._read(texts, [_Share(spin, self.segments, texts, decide_none) for spin in self.classifiers])
 
     def _read(self, texts: Sequence[str], shares: Sequence[_Share]) -> Features:
         """Run the pass, which fills the shares; return the counts of tokens of all texts that any classifier counts."""
-        read = _any([share.undecided for share in shares if share.reads_neurons], len(texts))
-        counted = _any([~share.by_words for share in shares], len(texts))
-        to_read, to_count = np.flatnonzero(read), np.flatnonzero(counted & ~read)
-        parts = []
+        to_count = np.zeros(len(texts), np.bool_)
+        """the texts that a classifier counts, which reads words alone, and that the backbone does not read"""
+
+        def choose_rows(rows: list[int]) -> list[int]:
+            part = [texts[row] for row in rows]
+            for share, logits in zip(shares, _word_logits(self.classifiers, part), strict=True):
+                share.take_words(rows, logits)
+            read = _any([share.undecided[rows] for share in shares if share.reads_neurons], len(rows))
+            to_count[rows] = _any([~share.words.decided[rows] for share in shares], len(rows)) & ~read
+            return np.array(rows)[read].tolist()
+
+        backbone = self.classifiers[0].backbone
         if self._engine is not None:
-            parts.append(_read_rows(self._engine, texts, to_read, shares))
-        if len(to_count) or not parts:
-            parts.append(count_tokens(self.classifiers[0].backbone, [texts[row] for row in to_count.tolist()]))
-        return Features.concatenate(parts).spread(np.concatenate([to_read, to_count]), 0, len(texts))
+            counts = _read_shares(self._engine, texts, shares, choose_rows)
+        else:
+            counts = count_tokens(backbone, texts, choose_rows)
+        if to_count.any():
+            more = count_tokens(backbone, texts, lambda rows: [row for row in rows if to_count[row]])
+            counts = counts.add_counts(more)
+        return counts
 
 
 class _Share:
-    """One classifier's share of a pass: its features, filled batch by batch, and which texts it has not decided."""
+    """One classifier's share of a pass: its features, filled batch by batch, and which texts it has not decided.
+
+    `decide` returns a mask (m,) of the texts that words decide, by their logits (m, K).
+    """
 
     def __init__(
-        self, spin: SpinClassifier, segments: Sequence[BlockSegment], words: Floats | None, count: int
+        self, spin: SpinClassifier, segments: Sequence[BlockSegment], texts: Sequence[str], decide: DecideByWords
     ) -> None:
-        self.spin, self.segments, self.words = spin, segments, words
+        self.spin, self.segments, count = spin, segments, len(texts)
+        self.words = WordsFirst(texts, spin.word_regression, decide)
         neurons = spin.fitted.selection.neurons
         self.reads_neurons = len(neurons) > 0
         # row by row, as in a pass of its own: the last bits of a matrix product depend on the layout
         self.columns = {c: np.full((count, len(n)), np.nan, np.float32) for c, n in neurons.items()}
         self.positions = [_positions(neurons, segment) for segment in segments]
-        self.by_words = np.zeros(count, np.bool_) if words is None else spin.decided_by_words(words)
-        """(n,) the texts that the words alone decide"""
-        self.depth = np.where(self.by_words, BY_WORDS, spin.depth).astype(np.int32)
-        self.undecided = ~self.by_words
+        self.depth = np.full(count, spin.depth, np.int32)
+        self.undecided = np.ones(count, np.bool_)
+
+    def take_words(self, rows: list[int], logits: Floats | None) -> None:
+        """Take the words' logits (m, K) of some texts, given by their indices, and decide what they can."""
+        if logits is not None:
+            self.words.store(rows, logits)
+            self.undecided[rows] = ~self.words.decided[rows]
 
     def store(self, index: int, rows: NDArray[np.int64], values: Floats) -> None:
         """Store its part of the values (B, p) of segment `index` for the texts `rows` (B,), and decide what it can."""
@@ -195,22 +208,20 @@ class _Share:
         if not len(rows):
             return
         values = [values[rows] for column, values in self.columns.items() if column.site.layer <= depth]
-        exiting = rows[~self.spin.keep_mask(self.words, number, rows, np.concatenate(values, axis=1))]
+        exiting = rows[~self.spin.keep_mask(self.words.logits, number, rows, np.concatenate(values, axis=1))]
         self.depth[exiting], self.undecided[exiting] = depth, False
 
     def features(self, counts: Features) -> Features:
         """All that was stored, with the counts of tokens; NaN where a text exited before, no tokens if by words."""
-        if self.by_words.any():
-            rows = np.flatnonzero(~self.by_words)
-            counts = counts.select(rows).spread(rows, 0, len(self.depth))
+        self.depth[self.words.decided] = BY_WORDS
         if self.spin.exits_early:
             for column, values in self.columns.items():
                 values[self.depth < column.site.layer] = np.nan
         return replace(
-            counts,
+            counts.count_only(~self.words.decided),
             columns=self.columns,
             depth=self.depth if self.spin.exits_early else None,
-            words=self.words,
+            words=self.words.logits,
             head_reads_words=self.spin.fitted.selection.words > 0,
         )
 
@@ -221,20 +232,21 @@ def _backbone_key(spin: SpinClassifier) -> tuple[str | None, str]:
     return spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_SOURCE | unused))
 
 
-def _read_rows(engine: Engine, texts: Sequence[str], rows: NDArray[np.int64], shares: Sequence[_Share]) -> Features:
-    """Fill the shares with what the engine reads of the texts `rows`; return the counts of their tokens."""
+def _read_shares(engine: Engine, texts: Sequence[str], shares: Sequence[_Share], choose_rows: ChooseRows) -> Features:
+    """Fill the shares with what the engine reads of the texts that are chosen; return the counts of their tokens."""
     readers = [share for share in shares if share.reads_neurons]
 
-    def store(index: int, read: NDArray[np.int64], values: Floats) -> None:
+    def store(index: int, rows: NDArray[np.int64], values: Floats) -> None:
         for share in readers:
-            share.store(index, rows[read], values)
+            share.store(index, rows, values)
 
-    def keep_mask(_index: int, read: NDArray[np.int64], _values: Floats) -> NDArray[np.bool_]:
-        return _any([share.undecided[rows[read]] for share in readers], len(read))
+    def keep_mask(_index: int, rows: NDArray[np.int64], _values: Floats) -> NDArray[np.bool_]:
+        return _any([share.undecided[rows] for share in readers], len(rows))
 
     may_leave = len(engine.segments) > 1
-    chosen = [texts[row] for row in rows.tolist()]
-    features = read_activations(engine, chosen, keep_mask=keep_mask if may_leave else None, store=store)
+    features = read_activations(
+        engine, texts, keep_mask=keep_mask if may_leave else None, store=store, choose_rows=choose_rows
+    )
     return replace(features, depth=None)
 
 

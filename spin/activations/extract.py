@@ -115,7 +115,10 @@ def count_tokens(backbone: Backbone, texts: Sequence[str], choose_rows: ChooseRo
 
 
 def find_words(backbone: Backbone, texts: Sequence[str], classes: NDArray[np.int64]) -> WordSums:
-    """The words that the tokenizer finds in every text, none of which contributes to the texts' `classes` (n,)."""
+    """The words that the tokenizer finds in every text, none of which contributes to the texts' `classes` (n,).
+
+    The texts are tokenised at once: pass them in the portions of `divide_texts`.
+    """
     words = words_of(backbone.tokenize(texts, places=True))
     return WordSums.of_tokens(classes, words, np.zeros(len(words.word_of)))
 

@@ -14,7 +14,7 @@ from spin.activations.word_reader import WordReader
 from spin.arrays import Floats
 from spin.backbone.model import Backbone, Tokens
 from spin.errors import NotFiniteError, UserError
-from spin.sites import FeatureColumn
+from spin.sites import BY_WORDS, FeatureColumn
 
 StoreValues = Callable[[int, NDArray[np.int64], Floats], None]
 """takes the index of a segment, the indices (n,) of some texts and the values (n, p) of its columns side by side"""
@@ -73,7 +73,7 @@ class FeatureBuffer:
             for column, width in zip(segment.neurons, widths, strict=True) if store is None else ():
                 self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
         self.words: WordReader | None = None
-        self.counts, self.depth = TokenCounts(engine.backbone, count), np.zeros(count, np.int32)
+        self.counts, self.depth = TokenCounts(engine.backbone, count), np.full(count, BY_WORDS, np.int32)
 
     def store_values(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:
         """Store the values (B, p) of the texts `rows` (B,) from segment `index`, after checking them."""

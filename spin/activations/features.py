@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class Features:
     unread_tokens: NDArray[np.int32] | None = None
     """(n,) number of tokens beyond the last window; None where long texts are cut"""
     reasons: Reasons | None = None
-    """the words and neurons that contribute most to that logit, where they are wanted"""
+    """the words and neurons that contribute most to the logit of each text's class, where they are wanted"""
 
     @property
     def truncated(self) -> int:
@@ -70,46 +70,34 @@ class Features:
             reasons=Reasons.concatenate(reasons) if reasons else None,
         )
 
-    def select(self, rows: NDArray[np.int64]) -> Features:
-        """The features of some of the texts, given by index."""
+    def count_only(self, mask: NDArray[np.bool_]) -> Features:
+        """The features with the counts of the texts in a mask (n,); the others have no tokens and no windows."""
 
-        def take(values: NDArray[_Value] | None) -> NDArray[_Value] | None:
-            return None if values is None else values[rows]
+        def keep(counts: NDArray[np.int32]) -> NDArray[np.int32]:
+            return np.where(mask, counts, 0).astype(np.int32)
 
         return replace(
             self,
-            columns={column: values[rows] for column, values in self.columns.items()},
-            n_tokens=self.n_tokens[rows],
-            n_unknown=self.n_unknown[rows],
-            cut=self.cut[rows],
-            depth=take(self.depth),
-            words=take(self.words),
-            windows=take(self.windows),
-            unread_tokens=take(self.unread_tokens),
+            n_tokens=keep(self.n_tokens),
+            n_unknown=keep(self.n_unknown),
+            cut=self.cut & mask,
+            windows=None if self.windows is None else keep(self.windows),
+            unread_tokens=None if self.unread_tokens is None else keep(self.unread_tokens),
         )
 
-    def spread(self, rows: NDArray[np.int64], depth: int, count: int) -> Features:
-        """The features of `count` texts, of which the texts of these features are those at `rows`.
+    def add_counts(self, other: Features) -> Features:
+        """The features with the counts of the same n texts by another one, each of which has counted other texts."""
 
-        Without words. `depth` is the number of blocks that these ran through, unless they have depths of their own.
-        The others have no tokens and no windows, NaN in every column, and depth -1.
-        """
+        def add(own: NDArray[np.int32] | None, more: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
+            return None if own is None or more is None else own + more
 
-        def place(values: NDArray[Any] | int, empty: NDArray[Any]) -> NDArray[Any]:
-            empty[rows] = values
-            return empty
-
-        def counts(values: NDArray[np.int32]) -> NDArray[np.int32]:
-            return place(values, np.zeros(count, np.int32))
-
-        return Features(
-            {c: place(v, np.full((count, v.shape[1]), np.nan, v.dtype)) for c, v in self.columns.items()},
-            counts(self.n_tokens),
-            counts(self.n_unknown),
-            place(self.cut, np.zeros(count, np.bool_)),
-            place(depth if self.depth is None else self.depth, np.full(count, -1, np.int32)),
-            windows=None if self.windows is None else counts(self.windows),
-            unread_tokens=None if self.unread_tokens is None else counts(self.unread_tokens),
+        return replace(
+            self,
+            n_tokens=self.n_tokens + other.n_tokens,
+            n_unknown=self.n_unknown + other.n_unknown,
+            cut=self.cut | other.cut,
+            windows=add(self.windows, other.windows),
+            unread_tokens=add(self.unread_tokens, other.unread_tokens),
         )
 
 

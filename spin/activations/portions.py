@@ -11,6 +11,8 @@ from spin.backbone.model import Backbone, Tokens
 
 _FIRST_PORTION, _LARGEST_PORTION = 1024, 4096
 """texts that are tokenised at once while those before them are computed: in the first portion, and at most"""
+_LEAST_CHOSEN = 0.25
+"""share of a portion below which further portions are tokenised with what is chosen of it, so that batches are full"""
 _CHARACTERS_PER_TOKEN = 4
 """by which the windows of a text are estimated: a text of many counts as many in a portion"""
 
@@ -23,29 +25,32 @@ def tokenize_ahead(
 ) -> Iterator[tuple[list[int], Tokens]]:
     """Portions of the texts, as their indices and tokens; each is tokenised while the one before is computed.
 
-    `choose_rows` is called for each portion in turn, in the thread that tokenises.
+    `choose_rows` is called for each portion in turn, in the thread that tokenises. Where it chooses few texts, those of
+    several portions come together.
 
     Texts come in order of their number of characters. The first portion is small, to be ready soon. Later ones are
     larger: sorted by tokens, more texts are more alike in length and need less padding.
     """
-    portions = _portions(backbone, [len(text) for text in texts])
+    portions = iter(divide_texts(backbone, [len(text) for text in texts]))
 
-    def tokenize(portion: list[int]) -> tuple[list[int], Tokens] | None:
-        rows = portion if choose_rows is None else choose_rows(portion)
+    def tokenize() -> tuple[list[int], Tokens] | None:
+        rows: list[int] = []
+        for portion in portions:
+            rows += portion if choose_rows is None else choose_rows(portion)
+            if len(rows) >= _LEAST_CHOSEN * len(portion):
+                break
         if not rows:
             return None
         return rows, backbone.tokenize([texts[row] for row in rows], **({"places": True} if places else {}))
 
     with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(tokenize, portion) for portion in portions[:1]]
-        for index in range(len(portions)):
-            tokenized = pending.pop().result()
-            pending += [pool.submit(tokenize, following) for following in portions[index + 1 : index + 2]]
-            if tokenized is not None:
-                yield tokenized
+        pending = pool.submit(tokenize)
+        while (tokenized := pending.result()) is not None:
+            pending = pool.submit(tokenize)
+            yield tokenized
 
 
-def _portions(backbone: Backbone, lengths: Sequence[int]) -> list[list[int]]:
+def divide_texts(backbone: Backbone, lengths: Sequence[int]) -> list[list[int]]:
     """The indices of texts, given by their numbers of characters, in portions by size and of growing size.
 
     A text that is read in windows is as large as the texts of one window that it is worth.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -75,8 +74,3 @@ def find_stretches(owners: Ints, starts: Ints, ends: Ints) -> tuple[Ints, Ints, 
     last = np.append(np.flatnonzero(begins)[1:], len(real)) - 1
     stretch_ends = (covered[last] - base[last]) if len(real) else np.empty(0, np.int64)
     return owners[first], starts[first], stretch_ends, stretch_of
-
-
-def join_places(places: Sequence[TokenPlaces]) -> NDArray[np.int32]:
-    """The places of the tokens of several windows, one after the other."""
-    return np.concatenate(places) if places else np.empty((0, 3), np.int32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,19 +146,6 @@ class FittedClassifier:
         if exit is None:
             return np.zeros(len(words), bool)
         return should_exit(label_space, decision, exit.threshold, self.at(0).logits(words))
-
-    def stops(self, depth: NDArray[np.int32] | None, count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """For each exit at which some of `count` documents stopped, its index as for `at` and their rows.
-
-        `depth` (n,) is as for `predict_logits`.
-        """
-        for index, exit_depth in enumerate([*(exit.depth for exit in self.exits), self.selection.depth]):
-            if depth is not None:
-                rows = np.flatnonzero(depth == exit_depth)
-            else:
-                rows = np.arange(count if index == len(self.exits) else 0)
-            if len(rows):
-                yield index, rows
 
     def at(self, index: int) -> FittedClassifier:
         """The classifier at an exit, given by its index; the number of exits as index gives this classifier itself.

@@ -215,25 +215,6 @@ def test_features_of_parts_are_joined(spin: SpinClassifier) -> None:
     np.testing.assert_allclose(joined.logits, expected.logits[order], atol=1e-4)
 
 
-def test_features_are_spread_over_all_texts() -> None:
-    """Every text that the backbone read has its own values; the others have none, nor tokens or windows."""
-    column, rows = FeatureColumn(Site(1, "ffn"), "mean"), np.array([1, 2, 4])
-    values, counts = np.arange(6, dtype=np.float32).reshape(3, 2), np.array([5, 6, 7], np.int32)
-    cut = np.array([True, False, True])
-    read = Features({column: values}, counts, counts + 10, cut, windows=counts + 20, unread_tokens=counts + 30)
-    spread = read.spread(rows, depth=3, count=5)
-    for row in range(5):
-        at = [index for index in range(3) if rows[index] == row]
-        expected = [5 + at[0] + more for more in (0, 10, 20, 30)] if at else [0] * 4
-        of_text = (spread.n_tokens, spread.n_unknown, spread.windows, spread.unread_tokens)
-        assert [int(of_all[row]) for of_all in of_text if of_all is not None] == expected
-        assert spread.depth is not None
-        assert spread.depth[row] == (3 if at else BY_WORDS)
-        np.testing.assert_array_equal(spread.columns[column][row], values[at[0]] if at else [np.nan] * 2)
-    assert np.flatnonzero(spread.cut).tolist() == [1, 4]
-    assert spread.truncated == 2
-
-
 def test_an_explanation_of_a_document_that_words_decide_has_terms_alone(spin: SpinClassifier) -> None:
     depths, logits = loop_exits(spin)
     for depth in (BY_WORDS, 1, 3):

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.service_errors import BadRowsError
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.map_shards import map_shards
 from spin.activations.extract import count_tokens
+from spin.activations.word_reader import WordReader
 from spin.backbone.model import Backbone
 from spin.classifier import SpinClassifier
 from spin.errors import NotFiniteError, SpinError, UserError
@@ -202,7 +204,8 @@ def test_a_worker_checks_its_backbone_whatever_words_decide(
     spin = SpinClassifier.load(registry_fixture.folder / "1", early=True)
     step.features = PassFeatures([spin], None, "a sound text")
     monkeypatch.setattr(SpinClassifier, "exits_by_words", True)
-    monkeypatch.setattr(spin, "word_logits", lambda texts: np.zeros((len(texts), 2), np.float32))
+    regression = SimpleNamespace(intercept=np.zeros(2), logits=lambda texts: np.zeros((len(texts), 2), np.float32))
+    monkeypatch.setattr(SpinClassifier, "word_regression", regression)
     monkeypatch.setattr(spin, "decided_by_words", lambda words: np.ones(len(words), bool))
     step.check()
 
@@ -211,6 +214,22 @@ def test_a_worker_checks_its_backbone_whatever_words_decide(
 
     monkeypatch.setattr(Backbone, "tokenize", fail)
     with pytest.raises(RuntimeError, match="the tokenizer is broken"):
+        step.check()
+
+
+def test_a_worker_checks_that_it_finds_reasons(
+    registry_fixture: FolderRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = object.__new__(ClassifyStep)
+    spin = SpinClassifier.load(registry_fixture.folder / "1", early=True, reasons=2)
+    step.features = PassFeatures([spin], None, "a sound text")
+    step.check()
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("words cannot be read")
+
+    monkeypatch.setattr(WordReader, "read", fail)
+    with pytest.raises(RuntimeError, match="words cannot be read"):
         step.check()
 
 

@@ -45,9 +45,14 @@ def test_parts_of_different_classifiers_are_refused(name: str) -> None:
         Features.concatenate(parts)
 
 
-def test_texts_that_are_selected_keep_their_counts() -> None:
-    features, rows = draw_features(8), np.array([0, 3, 7])
-    selected = features.select(rows)
-    for name in ("n_tokens", "n_unknown", "cut", "depth", "windows"):
-        assert getattr(selected, name).tolist() == [getattr(features, name)[row] for row in rows.tolist()]
-    assert selected.truncated == sum(bool(features.cut[row]) for row in rows.tolist())
+def test_counts_of_two_parts_of_the_texts_are_added() -> None:
+    """Every text has the counts of the one that counted it, and none if neither did."""
+    features, mask = draw_features(8), np.array([True, False, False, True, True, False, True, False])
+    first, second = features.count_only(mask), features.count_only(~mask)
+    assert (first.truncated, second.truncated) == (features.cut[mask].sum(), features.cut[~mask].sum())
+    for name in ("n_tokens", "n_unknown", "cut", "windows"):
+        whole = getattr(features, name).tolist()
+        assert getattr(first, name).tolist() == [value if own else 0 for value, own in zip(whole, mask, strict=True)]
+        assert getattr(first.add_counts(second), name).tolist() == whole
+    assert first.columns is features.columns
+    assert first.add_counts(second).unread_tokens is None

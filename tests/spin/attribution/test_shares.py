@@ -74,6 +74,9 @@ def test_places_are_shared_out_as_in_a_loop(texts: list[tuple[list[Span], list[S
     place_owners, places = flatten(1)
     stacked = Places(place_owners, places[:, 0], places[:, 1], np.concatenate(of_places))
     found = add_places(owners, words[:, 0], words[:, 1], np.concatenate(sums), stacked)
+    merged = add_places(owners, words[:, 0], words[:, 1], np.concatenate(sums), stacked.merge())
+    for one, other in zip(merged, found, strict=True):
+        np.testing.assert_allclose(one, other)
     doubled = Places(place_owners, places[:, 0], places[:, 1], np.stack([np.concatenate(of_places)] * 2, 1))
     in_two = add_places(owners, words[:, 0], words[:, 1], np.stack([np.concatenate(sums)] * 2, 1), doubled)
     np.testing.assert_allclose(in_two[3], np.stack([found[3]] * 2, 1))

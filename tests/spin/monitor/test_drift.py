@@ -68,7 +68,7 @@ def make_profile(outputs: dict[str, Any]) -> Profile:
 
 def take_rows(outputs: dict[str, Any], rows: slice) -> dict[str, Any]:
     features = outputs["features"]
-    selected = features.select(np.arange(len(features.n_tokens))[rows])
+    selected = Features({}, features.n_tokens[rows], features.n_unknown[rows], features.cut[rows])
     return {name: value[rows] for name, value in outputs.items() if name != "features"} | {"features": selected}
 
 
