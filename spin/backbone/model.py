@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,16 @@ class Backbone:
         if not maps:
             raise UserError(f"sites: block {layer} of {type(self.model).__name__} has no linear map to read ffn from")
         return maps[-1]
+
+    def ffn_inputs(self, layer: int) -> list[Any]:
+        """The linear maps that lead straight to the FFN's inner neurons: one, or two of a gated FFN.
+
+        None where there is no map of that width, as where one map computes both parts of a gated FFN.
+        """
+        projection, width = self.ffn_projection(layer), self.width(Site(layer, "ffn"))
+        maps = [m for m in self.blocks[layer - 1].modules() if _output_width(m) is not None]
+        before = takewhile(lambda m: m is not projection, maps)
+        return list(takewhile(lambda m: _output_width(m) == width, reversed(list(before))))
 
     def tokenize(self, texts: Sequence[str], *, places: bool = False) -> Tokens:
         """Token ids of texts, with `places` also where they stand. A text of no tokens gets the padding token."""

@@ -23,7 +23,7 @@ from spin.sites import FeatureColumn, Site
 
 _DIGIT = 256
 """a base in which positions below 65,536 have two digits: bfloat16 is exact up to 256"""
-_GATHER_FIRST_UP_TO = 0.5
+GATHER_FIRST_UP_TO = 0.5
 """share of a site's neurons up to which gathering them before pooling costs less than pooling all neurons"""
 
 
@@ -156,7 +156,8 @@ class _NeuronGather(nn.Module):
     """A module that gathers the wanted neurons of a site and pools them.
 
     Where few neurons are wanted they are gathered before pooling, else after it. Before pooling, torch multiplies by
-    a one-hot matrix, which is far faster than gathering values that lie in rows; OpenVINO gathers by index.
+    a one-hot matrix, which is far faster than gathering values that lie in rows; OpenVINO gathers by index, or takes a
+    slice if the wanted neurons are the first ones.
 
     A mean in float32 in torch is that of all neurons, of which the wanted ones are taken: its last bits depend on the
     number of neurons that are pooled together, and are to be the same whatever other neurons are read with them.
@@ -179,8 +180,10 @@ class _NeuronGather(nn.Module):
             if self.for_openvino or dtype != torch.float32 or column.pooling != "mean"
         }
         union = np.unique(np.concatenate([*gathered.values(), np.empty(0, np.int64)])).astype(np.int64)
-        self.gather_first = 0 < len(union) <= _GATHER_FIRST_UP_TO * width
+        self.gather_first = 0 < len(union) <= GATHER_FIRST_UP_TO * width
         self.union = torch.from_numpy(union).to(backbone.device)
+        self.are_first = np.array_equal(union, np.arange(len(union)))
+        """whether the union's neurons are the first of the site, as `order_wanted_first` makes them"""
         one_hot = torch.zeros(width, len(union), dtype=dtype)
         one_hot[torch.from_numpy(union), torch.arange(len(union))] = 1
         factor = torch.eye(len(union)) if self.for_openvino else one_hot
@@ -227,7 +230,7 @@ class _NeuronGather(nn.Module):
         """What is pooled of each column, and of its tokens, from a site's values (B, T, width) and masks (B, T)."""
         gathered = values
         if self.gather_first:
-            gathered = values.index_select(-1, self.union) if self.for_openvino else values @ self.factor
+            gathered = self._gather(values)
         sources = {column: gathered if column in self.gathered else values for column in self.positions}
         columns: dict[FeatureColumn, Tensor] = {}
         located: dict[FeatureColumn, Tensor] = {}
@@ -244,6 +247,12 @@ class _NeuronGather(nn.Module):
             columns[column] = pooled if positions is None else pooled[:, positions]
         pairs = zip(self.projected, self.projection, strict=True)
         return _SiteReading(columns, located, [project(sources[column]).float() for column, project in pairs])
+
+    def _gather(self, values: Tensor) -> Tensor:
+        """The union's neurons of every token."""
+        if not self.for_openvino:
+            return values @ self.factor
+        return values[..., : len(self.union)] if self.are_first else values.index_select(-1, self.union)
 
     def _locate(self, values: Tensor, mask: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
         """The largest of values (B, T, m) in a mask (B, T), and the first token that has it, both (B, m)."""

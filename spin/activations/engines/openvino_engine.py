@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from spin.activations.engines.encoder import BlockSegment, NeuronEncoder
+from spin.activations.engines.neuron_order import order_wanted_first
 from spin.activations.engines.segment_output import SegmentOutput, read_tokens
 from spin.backbone.batching import BATCH_MULTIPLE, token_batches
+from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.hub import silence_transformers
 from spin.backbone.model import Backbone
 from spin.errors import UserError
@@ -42,8 +44,9 @@ class OpenVinoEngine:
         precision = backbone.uncalibrated_precision if backbone.precision == "int8" else backbone.precision
         batches: list[Any] = list(self._calibration_batches(calibration)) if int8 else []
         for index, segment in enumerate(segments):
-            encoder = NeuronEncoder(backbone, segment, carry=segment is not segments[-1])
-            graph = convert_to_openvino(encoder, encoder.example_inputs())
+            with HOOK_LOCK, order_wanted_first(backbone, segment) as ordered:
+                encoder = NeuronEncoder(backbone, ordered, carry=segment is not segments[-1])
+                graph = convert_to_openvino(encoder, encoder.example_inputs())
             if int8:
                 graph = _quantize(graph, batches)
             # the operations that int8 leaves alone lose too much in bfloat16
