@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from spin.activations.engines.encoder import GATHER_FIRST_UP_TO, BlockSegment, NeuronEncoder
@@ -26,9 +25,10 @@ def order_wanted_first(backbone: Backbone, segment: BlockSegment) -> Iterator[Bl
     """Within the context the FFNs of a segment have the neurons that are read of them first.
 
     Yields the segment with the new indices of the neurons. An FFN computes the same in any order of its inner neurons,
-    and a graph takes the first of them in a fraction of the time that gathering takes. The weights are permuted in
-    place, and back at the end. Where that changes what the segment computes, as in a family whose FFN has another
-    shape, they are left as they are. Not safe for threads: hold `HOOK_LOCK`.
+    and a graph takes the first of them in a fraction of the time that gathering takes. The weights are replaced by
+    permuted copies: they may be mapped from a file, which writing would load into memory for good. Where the order
+    changes what the segment computes, as in a family whose FFN has another shape, it is left as it is. Not safe for
+    threads: hold `HOOK_LOCK`.
     """
     unions = _unions(backbone, segment)
     if not unions:
@@ -73,24 +73,28 @@ def _renumber(segment: BlockSegment, unions: Mapping[Site, NDArray[np.int64]]) -
 @contextmanager
 def _permute(backbone: Backbone, layer: int, order: Tensor) -> Iterator[None]:
     """Within the context the inner neurons of a block's FFN are in another order."""
-    inputs, projection = backbone.ffn_inputs(layer), backbone.ffn_projection(layer)
-    order = order.to(backbone.device)
-    _permute_weights(inputs, projection, order)
+    permuted = _permuted_weights(backbone, layer, order.to(backbone.device))
+    before = [parameter.data for parameter, _ in permuted]
     try:
+        for parameter, values in permuted:
+            parameter.data = values
         yield
     finally:
-        _permute_weights(inputs, projection, torch.argsort(order))
+        for (parameter, _), values in zip(permuted, before, strict=True):
+            parameter.data = values
 
 
-def _permute_weights(inputs: Sequence[Any], projection: Any, order: Tensor) -> None:
-    with torch.inference_mode():
-        for module in inputs:
-            weight = module.weight
-            weight.copy_(weight[:, order] if isinstance(module, Conv1D) else weight[order])
-            if module.bias is not None:
-                module.bias.copy_(module.bias[order])
-        weight = projection.weight
-        weight.copy_(weight[order] if isinstance(projection, Conv1D) else weight[:, order])
+def _permuted_weights(backbone: Backbone, layer: int, order: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+    """The parameters of a block's FFN with their values in another order of its inner neurons."""
+    permuted = []
+    for module in backbone.ffn_inputs(layer):
+        dim = 1 if isinstance(module, Conv1D) else 0
+        permuted.append((module.weight, module.weight.data.index_select(dim, order)))
+        if module.bias is not None:
+            permuted.append((module.bias, module.bias.data[order]))
+    projection = backbone.ffn_projection(layer)
+    dim = 0 if isinstance(projection, Conv1D) else 1
+    return [*permuted, (projection.weight, projection.weight.data.index_select(dim, order))]
 
 
 def _outputs(backbone: Backbone, segment: BlockSegment) -> tuple[Tensor, ...]:

@@ -50,8 +50,12 @@ def copy_weights(backbone: Backbone) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in backbone.model.state_dict().items()}
 
 
+def addresses(backbone: Backbone) -> list[int]:
+    return [parameter.data_ptr() for parameter in backbone.model.parameters()]
+
+
 def test_the_order_changes_no_value_and_no_weight_for_good(model: Backbone) -> None:
-    segment, weights = make_segment(model), copy_weights(model)
+    segment, weights, memory = make_segment(model), copy_weights(model), addresses(model)
     expected = run(model, segment)
     with order_wanted_first(model, segment) as ordered:
         for actual, before in zip(run(model, ordered), expected, strict=True):
@@ -62,6 +66,7 @@ def test_the_order_changes_no_value_and_no_weight_for_good(model: Backbone) -> N
             assert np.array_equal(indices, np.searchsorted(union, segment.neurons[column])) == moves  # type: ignore[arg-type]
     for name, weight in copy_weights(model).items():
         assert torch.equal(weight, weights[name]), name
+    assert addresses(model) == memory, "weights that are mapped from a file stay so"
 
 
 def test_the_weights_are_restored_after_an_error(model: Backbone) -> None:
