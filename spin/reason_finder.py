@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,9 @@ from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.heads.reason_weights import token_directions, token_weights
 from spin.words.word_regression import WordRegression
+
+_BLOCK = 512
+"""texts whose reasons are found at once: in batches of a pass, with a tenth of them, the calls take most of the time"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class ReasonSink:
         self.finder, self.backbone, self.texts, self.words = finder, backbone, texts, words
         neurons = [(str(column), neuron) for column, neuron, _ in finder.fitted.selection.rows()]
         self.buffer = ReasonBuffer(texts, finder.count, neurons)
+        self._waiting: list[_Stopped] = []
+        self._lock = threading.Lock()
 
     def weigh_tokens(self, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
         """How the tokens of the texts `rows`, which stop after segment `index`, count for the class of each."""
@@ -75,15 +81,26 @@ class ReasonSink:
         return token_weights(stop, values, self.finder.decision)
 
     def store_words(self, rows: NDArray[np.int64], weights: TokenWeights, words: WordSums) -> None:
-        """Store the reasons of the texts `rows`, by what their words contribute through neurons.
+        """Take what the words of the texts `rows` contribute; reasons are found once enough texts wait for it."""
+        with self._lock:
+            self._waiting.append(_Stopped(rows, weights.contributions, weights.words, words))
+            if sum(len(batch.rows) for batch in self._waiting) < _BLOCK:
+                return
+            waiting, self._waiting = self._waiting, []
+        self._find(waiting)
 
-        Where words are features of the head too, what their terms contribute is added.
-        """
-        if weights.words.any():
-            assert self.finder.words is not None
-            places = self.finder.words.places([self.texts[row] for row in rows.tolist()], weights.words)
-            words = words.add(places)
-        self.buffer.store(rows, weights.contributions, words)
+    def _find(self, batches: Sequence[_Stopped]) -> None:
+        """Store the reasons of texts; where words are features of the head, what their terms contribute is added."""
+        by_stop: dict[tuple[int, int], list[_Stopped]] = {}
+        for batch in batches:
+            by_stop.setdefault((batch.contributions.shape[1], batch.of_words.shape[1]), []).append(batch)
+        for block in map(_Stopped.concatenate, by_stop.values()):
+            words = block.words
+            if block.of_words.any():
+                assert self.finder.words is not None
+                places = self.finder.words.places([self.texts[row] for row in block.rows.tolist()], block.of_words)
+                words = words.add(places)
+            self.buffer.store(block.rows, block.contributions, words)
 
     def store_unread(self, rows: NDArray[np.int64], *, by_words: bool) -> None:
         """Store the reasons of the texts `rows`, of which no neuron is read.
@@ -100,4 +117,30 @@ class ReasonSink:
 
     def reasons(self) -> Reasons:
         """All that was found, in the order of the texts."""
+        self._find(self._waiting)
+        self._waiting = []
         return self.buffer.reasons()
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """Texts that stopped at the same classifier, and what contributes to the logit of the class of each."""
+
+    rows: NDArray[np.int64]
+    """(n,)"""
+    contributions: Floats
+    """(n, p) of neurons"""
+    of_words: Floats
+    """(n, K) of a unit of each of the words' logits"""
+    words: WordSums
+    """through neurons"""
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[_Stopped]) -> _Stopped:
+        """The texts of several batches."""
+        return cls(
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.contributions for part in parts]),
+            np.concatenate([part.of_words for part in parts]),
+            WordSums.concatenate([part.words for part in parts]),
+        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,3 +41,11 @@ class WordSums:
         owners, starts, ends, sums = add_places(self.owners, self.starts, self.ends, self.sums, places)
         order = np.argsort(owners, kind="stable")
         return WordSums(self.classes, owners[order], starts[order], ends[order], sums[order])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[WordSums]) -> WordSums:
+        """The sums of the texts of several parts."""
+        offsets = np.cumsum([0, *(len(part.classes) for part in parts)])
+        shifted = [replace(part, owners=part.owners + offset) for part, offset in zip(parts, offsets, strict=False)]
+        names = ("classes", "owners", "starts", "ends", "sums")
+        return cls(*(np.concatenate([getattr(part, name) for part in shifted]) for name in names))

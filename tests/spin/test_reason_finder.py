@@ -337,6 +337,7 @@ def test_reasons_at_full_depth_of_a_classifier_with_exits(settings: BackboneSett
 
 def test_reasons_of_many_portions_of_texts(settings: BackboneSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of texts that words decide and of others, in portions that words decide in whole, in part or not at all."""
+    monkeypatch.setattr("spin.reason_finder._BLOCK", 5)
     monkeypatch.setattr("spin.activations.portions._FIRST_PORTION", 1)
     monkeypatch.setattr("spin.activations.portions._LARGEST_PORTION", 2)
     predictions = check_reasons(build_classifier(settings, exits=(-1, 1), words=True))
