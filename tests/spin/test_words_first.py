@@ -158,8 +158,10 @@ def test_where_words_decide_all_the_backbone_reads_nothing(
     early = assemble(spin, engine, result=replace(spin.training_result, choices={"accuracy": fitted}))
     early.prepare()
     monkeypatch.setattr(Backbone, "tokenize", lambda *_: pytest.fail("a text was tokenized"))
-    predictions = early.predict_all(TEXTS)
+    advanced: list[int] = []
+    predictions = early.predict_all(TEXTS, progress=advanced.append)
     assert {*predictions.exit_depth.tolist()} == {BY_WORDS}
+    assert sum(advanced) == len(TEXTS)
     assert early.training_result.words is not None
     np.testing.assert_allclose(
         predictions.logits, early.training_result.words.logits(TEXTS) / TEMPERATURE + BIAS, rtol=1e-5, atol=1e-5

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from spin.activations.engines import openvino_engine
 from spin.activations.engines.encoder import BlockSegment, NeuronEncoder, split_segments
 from spin.activations.engines.neuron_order import order_wanted_first
 from spin.activations.engines.openvino_engine import OpenVinoEngine
@@ -86,6 +87,24 @@ def test_an_order_that_would_change_what_is_computed_is_not_used(
     with order_wanted_first(model, segment) as ordered:
         assert ordered is segment
         assert all(torch.equal(weight, weights[name]) for name, weight in copy_weights(model).items())
+
+
+def test_a_graph_gathers_no_neurons_of_ffns(backbone_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are slices; neurons of the residual stream, whose order is the model's, are gathered."""
+    graphs: list[Any] = []
+    compile_graph = openvino_engine._compile
+
+    def record_and_compile(graph: Any, *args: Any) -> Any:
+        graphs.append(graph)
+        return compile_graph(graph, *args)
+
+    monkeypatch.setattr(openvino_engine, "_compile", record_and_compile)
+    settings = {"model": str(backbone_folder), "dtype": "float32", "device": "cpu", "engine": "openvino"}
+    backbone = load_backbone(BackboneSettings.model_validate(settings))
+    OpenVinoEngine(backbone, [make_segment(backbone)])
+    named = [op.get_friendly_name() for op in graphs[0].get_ops() if op.get_type_name() == "Gather"]
+    gathers = [name for name in named if "neuron_gathers" in name and "index_select" in name]  # of every token
+    assert len(gathers) == sum(site.kind == "resid" for site in backbone.sites)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
