@@ -51,9 +51,18 @@ class Race:
 
 
 def make_ready(contender: Contender, texts: Sequence[str]) -> Ready:
-    """Load a contender and choose its batch size on a part of the validation texts."""
+    """Load a contender and choose its batch size on a part of the validation texts.
+
+    After the choice it is loaded anew: engines keep the memory of the largest batch that they have seen, and with long
+    texts that of all contenders together is more than a machine has.
+    """
     classify = contender.load()
-    return Ready(contender, classify, _fastest_batch(classify, texts, contender.batches))
+    batch = _fastest_batch(classify, texts, contender.batches)
+    if len(contender.batches) > 1:
+        del classify
+        gc.collect()
+        classify = contender.load()
+    return Ready(contender, classify, batch)
 
 
 def validate(ready: Ready, texts: Sequence[str], y: Targets) -> Validation:
