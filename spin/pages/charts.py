@@ -1,8 +1,9 @@
-"""SVG charts: bars on an axis with a zero, shares of one, and columns over time."""
+"""SVG charts: bars on an axis with a zero, shares of one, columns over time, and lines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -10,6 +11,15 @@ _WIDTH = 1000
 """of the drawing area of a bar, which CSS stretches"""
 _LEAST = 2.0
 """width of a bar that would be too small to see"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    """x and y, ascending in x; neither is negative"""
 
 
 def bar(start: float, end: float, low: float, high: float) -> Markup:
@@ -33,6 +43,21 @@ def column_chart(values: Sequence[float], label: str) -> Markup:
     columns = [_rect(x=10 * i, width=9, y=round(100 - height, 2), height=height) for i, height in enumerate(heights)]
     svg = Markup('<svg viewBox="0 0 {} 100" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>')
     return svg.format(10 * len(values), label, Markup().join(columns))
+
+
+def line_chart(lines: Sequence[Line], label: str) -> Markup:
+    """Return lines over one pair of axes from 0 to the largest x and y, of the CSS classes `line-0`, `line-1`, …
+
+    `label` describes the chart to a screen reader.
+    """
+    right = max((x for line in lines for x, _ in line.points), default=0.0) or 1.0
+    top = max((y for line in lines for _, y in line.points), default=0.0) or 1.0
+    drawn = []
+    for number, line in enumerate(lines):
+        places = " ".join(f"{_WIDTH * x / right:.1f},{100 - 100 * y / top:.2f}" for x, y in line.points)
+        drawn.append(Markup('<polyline class="line-{}" points="{}"/>').format(number, places))
+    svg = Markup('<svg viewBox="0 0 {} 100" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>')
+    return svg.format(_WIDTH, label, Markup().join(drawn))
 
 
 def _rect(*, x: float, width: float, y: float = 0, height: float = 10) -> Markup:

@@ -1,4 +1,4 @@
-"""Style sheets of the pages: CSS files of packages, and the rules that are generated."""
+"""Style sheets of the pages: the CSS files of this package, and the rules that are generated."""
 
 from __future__ import annotations
 
@@ -16,21 +16,16 @@ _DARK = {"paper": (27, 31, 38), "for": (29, 103, 160), "against": (160, 84, 18)}
 
 
 @cache
-def read_css(package: str, name: str) -> str:
-    """Return the text of a CSS file in the folder `static` of a package."""
-    return (files(package) / "static" / name).read_text(encoding="utf-8")
-
-
-def base_css() -> str:
-    """Return the rules that every page shares."""
-    return read_css("spin.pages", "base.css")
+def report_css() -> str:
+    """Return the style sheet of a report: of a night, or of an audit."""
+    return _read_css("base.css") + _read_css("report.css")
 
 
 @cache
 def explanation_css() -> str:
     """Return the style sheet of an explanation page."""
     dark = f"@media (prefers-color-scheme: dark) {{\n{_shade_rules(_DARK)}\n}}"
-    written = base_css(), read_css("spin.pages", "explanation.css")
+    written = _read_css("base.css"), _read_css("explanation.css")
     return "\n".join([*written, _panel_rules(), _shade_rules(_LIGHT), dark, ""])
 
 
@@ -43,6 +38,10 @@ def shade(value: float, largest: float) -> str:
 def shade_scale() -> list[str]:
     """Return the CSS classes of all shades, from the strongest against to the strongest for."""
     return [shade(step, SHADES) for step in range(-SHADES, SHADES + 1)]
+
+
+def _read_css(name: str) -> str:
+    return (files("spin.pages") / "static" / name).read_text(encoding="utf-8")
 
 
 def _shade_rules(colours: dict[str, tuple[int, int, int]]) -> str:

@@ -50,6 +50,13 @@ class PromoteSettings(Section):
         description="Loss of the metric against the champion, and against the best champion so far, that is accepted; "
         "0.01 is 1 point.",
     )
+    max_robustness_loss: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Loss of the metric against the champion that is accepted on perturbed texts (typing errors, "
+        "look-alike letters, markup and the like); 0.02 is 2 points. Default: not compared.",
+    )
     significance: float = Field(
         0.05,
         gt=0,

@@ -25,7 +25,17 @@ CARD = "# Model card\n\n" + "\n".join(f"- fact {number} of the corpus" for numbe
 class RegistryFixture:
     """A registry with one version, whose stored files can be changed and restored."""
 
-    def __init__(self, folder: Path, backbone: Path, uri: str, /, *, multilabel: bool = False, **changes: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        backbone: Path,
+        uri: str,
+        /,
+        *,
+        multilabel: bool = False,
+        evaluation_set: EvaluationSet = EvaluationSet(),  # noqa: B008
+        **changes: Any,
+    ) -> None:
         self.folder, self.settings = folder, _build_settings(folder, backbone, uri, changes)
         rows = tiny.make_documents(120)
         labels: Sequence[Label] = [row["label"] for row in rows]
@@ -37,7 +47,7 @@ class RegistryFixture:
         self.labels = self.spin.predict(TEXTS)
         self.registry = Registry(self.settings)
         self.name = self.registry.name
-        self.register()
+        self.register(evaluation_set)
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         tracking = self.registry.tracking
@@ -90,7 +100,6 @@ def build_training_record(
         params=params or {},
         metrics=metrics or {},
         report="{}",
-        example=TEXTS[:2],
         evaluation_set=evaluation_set,
         fingerprint=fingerprint,
     )

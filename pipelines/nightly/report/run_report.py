@@ -11,7 +11,7 @@ from markupsafe import Markup
 from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.steps.run_records import NightCounts
 from spin.pages.rendering import render
-from spin.pages.stylesheet import base_css, read_css
+from spin.pages.stylesheet import report_css
 from spin.sites import exit_name
 
 _CLASSES = 30
@@ -54,7 +54,7 @@ def report_page(report: NightReport) -> str:
     return render(
         "pipelines.nightly.report/run_report.html.j2",
         page_title=f"{report.model}, night of {report.date}",
-        style=Markup(base_css() + read_css("pipelines.nightly.report", "run_report.css")),
+        style=Markup(report_css()),
         report=report,
         counts=counts,
         exits=[(exit_name(depth), counts.depths[str(depth)]) for depth in sorted(map(int, counts.depths))],

@@ -1,0 +1,89 @@
+"""Privacy: what an attacker reads back about texts from the numbers that are stored about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from spin.arrays import Floats
+from spin.audit.attribute_probes import attribute_presence, probe_attributes
+from spin.audit.membership import Membership
+from spin.audit.verbatim import VerbatimLeaks
+from spin.audit.word_recovery import Recovery, Vocabulary, recover_words, word_presence
+from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.split_groups import hash_text
+
+FREQUENCY = "word frequency alone"
+
+
+@dataclass(frozen=True)
+class LeakFigures:
+    """What one kind of stored numbers reveals."""
+
+    name: str
+    numbers: int
+    """per document; 0 for the attack that knows none"""
+    recovery: Recovery
+    attributes: Mapping[str, float]
+    """area under the ROC curve by attribute, 0.5 by chance; attributes that too few texts have are left out"""
+
+
+@dataclass(frozen=True)
+class PrivacyReport:
+    """Attacks on the stored numbers of texts that the attacker does not know."""
+
+    known: int
+    """texts that the attacker knows, with their numbers"""
+    judged: int
+    """texts that are attacked, all others"""
+    vocabulary: int
+    """words that are looked for"""
+    figures: tuple[LeakFigures, ...]
+    """that of the word frequency first"""
+    membership: Membership | None
+    """None where the training documents are not at hand"""
+    verbatim: VerbatimLeaks | None
+    """likewise"""
+
+    def figure(self, name: str) -> LeakFigures:
+        """The figures of one kind of numbers."""
+        return next(figure for figure in self.figures if figure.name == name)
+
+    def to_json(self) -> dict[str, object]:
+        """The content of `privacy.json`."""
+        return asdict(self)
+
+
+def measure_privacy(
+    texts: Sequence[str],
+    y: Targets,
+    label_space: LabelSpace,
+    stored: Mapping[str, Floats],
+    *,
+    membership: Membership | None = None,
+    verbatim: VerbatimLeaks | None = None,
+    seed: int = 0,
+    progress: Callable[[int], object] = lambda steps: None,
+) -> PrivacyReport:
+    """Attack kinds of stored numbers (n, d), by name, of n texts with targets `y`.
+
+    The attacker knows a random half of the texts with their numbers, and attacks the other half; near-identical texts
+    are on the same side. `progress` is called after each kind. Raises UserError where too few words can be looked for.
+    """
+    _, group = np.unique([hash_text(text) for text in texts], return_inverse=True)
+    is_known = np.random.default_rng(seed).permutation(group.max() + 1) < (group.max() + 1) / 2
+    known, judged = np.flatnonzero(is_known[group]), np.flatnonzero(~is_known[group])
+    known_texts, judged_texts = ([texts[row] for row in rows.tolist()] for rows in (known, judged))
+    vocabulary = Vocabulary.of(known_texts, y[known], label_space)
+    presence = [word_presence(part, vocabulary.words) for part in (known_texts, judged_texts)]
+    attributes = [attribute_presence(part) for part in (known_texts, judged_texts)]
+    nothing = np.zeros((len(judged), 0), np.float32)
+    figures = [LeakFigures(FREQUENCY, 0, recover_words(vocabulary, None, (nothing, presence[1])), {})]
+    for name, values in stored.items():
+        recovery = recover_words(vocabulary, (values[known], presence[0]), (values[judged], presence[1]))
+        found = probe_attributes((values[known], attributes[0]), (values[judged], attributes[1]))
+        figures.append(LeakFigures(name, values.shape[1], recovery, found))
+        progress(1)
+    return PrivacyReport(len(known), len(judged), len(vocabulary), tuple(figures), membership, verbatim)

@@ -1,0 +1,224 @@
+"""Robustness: what perturbations of labelled texts do to the labels and the calibration of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.arrays import Floats
+from spin.audit.perturbations import PERTURBATIONS, SEVERITIES, Perturbation
+from spin.heads.calibration import calibration_error
+from spin.heads.decision import Decision
+from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.metrics import score
+from spin.predictions import Predictions
+
+MODERATE = 2
+"""the severity of summaries"""
+
+Predict = Callable[[Sequence[str]], Predictions]
+
+
+@dataclass(frozen=True)
+class GroupFigures:
+    """Some of the documents that a perturbation changed, such as those of one class."""
+
+    documents: int
+    accuracy_before: float
+    """share of right labels of the original texts, from 0 to 1; of one class, its recall"""
+    accuracy: float
+    """the same of the changed texts"""
+    flips: float
+    """share of documents whose label changed"""
+
+
+@dataclass(frozen=True)
+class PerturbationFigures:
+    """What one perturbation does at one severity, on the documents whose text it changed."""
+
+    name: str
+    severity: int
+    """1 to 3"""
+    keeps_label: bool
+    """whether a reader would give the changed texts the same classes; else only flips tell something"""
+    documents: int
+    """documents whose text was changed; all other figures are of these"""
+    score_before: float
+    """the metric of the original texts, from 0 to 1"""
+    score: float
+    """the metric of the changed texts, by the labels of the original ones"""
+    flips: float
+    """share of documents whose label changed"""
+    flips_of_right: float
+    """share of the documents with a right label before whose label changed"""
+    ece_before: float
+    """expected calibration error of the original texts"""
+    ece: float
+    """the same of the changed texts"""
+    by_class: Mapping[str, GroupFigures]
+    """by true class; a document of several classes counts for each"""
+    by_exit: Mapping[int, GroupFigures]
+    """by the depth at which the changed texts exit; -1: words alone decide"""
+
+    @property
+    def loss(self) -> float:
+        """How much lower the metric is on the changed texts."""
+        return self.score_before - self.score
+
+
+@dataclass(frozen=True)
+class RobustnessReport:
+    """The figures of all perturbations at all severities."""
+
+    metric: str
+    documents: int
+    """labelled texts that were perturbed"""
+    score: float
+    """the metric of the original texts, from 0 to 1"""
+    ece: float
+    """expected calibration error of the original texts"""
+    figures: tuple[PerturbationFigures, ...]
+    """of the perturbations that changed a text"""
+
+    def at(self, severity: int, *, keeps_label: bool = True) -> list[PerturbationFigures]:
+        """The perturbations at one severity that keep the class of a text, or those that need not."""
+        return [row for row in self.figures if row.severity == severity and row.keeps_label == keeps_label]
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss of the metric over the perturbations that keep the class, at moderate severity."""
+        return float(np.mean([row.loss for row in self.at(MODERATE)] or [0.0]))
+
+    @property
+    def mean_flips(self) -> float:
+        """Mean share of flipped labels over the same perturbations."""
+        return float(np.mean([row.flips for row in self.at(MODERATE)] or [0.0]))
+
+    @property
+    def worst(self) -> PerturbationFigures | None:
+        """The perturbation with the largest loss at moderate severity; None where none changed a text."""
+        return max(self.at(MODERATE), key=lambda row: row.loss, default=None)
+
+    def to_json(self) -> dict[str, object]:
+        """The report as `robustness.json` holds it."""
+        return asdict(self) | {"mean_loss": self.mean_loss, "mean_flips": self.mean_flips}
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The predictions for some texts, and how they compare with the true labels."""
+
+    label_space: LabelSpace
+    y: Targets
+    """true"""
+    given: Targets
+    """predicted, without the abstention band"""
+    probabilities: Floats
+    exit_depth: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, decision: Decision, y: Targets, predictions: Predictions) -> _Judged:
+        given, _ = decision.decide(predictions.probabilities)
+        return cls(decision.label_space, y, given, predictions.probabilities, predictions.exit_depth)
+
+    def part(self, rows: NDArray[np.int64]) -> _Judged:
+        y, given, probabilities = self.y[rows], self.given[rows], self.probabilities[rows]
+        return _Judged(self.label_space, y, given, probabilities, self.exit_depth[rows])
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        return ~_differ(self.y, self.given)
+
+    @property
+    def ece(self) -> float:
+        return calibration_error(self.probabilities, self.y, self.label_space)
+
+
+def measure_robustness(
+    predict: Predict,
+    decision: Decision,
+    texts: Sequence[str],
+    y: Targets,
+    metric: str,
+    *,
+    seed: int = 0,
+    progress: Callable[[int], object] = lambda documents: None,
+) -> RobustnessReport:
+    """Perturb n texts with true targets `y` in every way, and compare the predictions for them with those before.
+
+    Labels are those without the abstention band. `progress` is called with the numbers of texts that were predicted;
+    they add up to at most `count_predictions(n)`.
+    """
+    before = _Judged.of(decision, y, predict(texts))
+    progress(len(texts))
+    figures = []
+    for perturbation in PERTURBATIONS:
+        for severity in SEVERITIES:
+            changed = perturbation.apply(texts, severity, seed)
+            rows = np.array([row for row, text in enumerate(texts) if changed[row] != text], np.int64)
+            if len(rows):
+                after = _Judged.of(decision, y[rows], predict([changed[row] for row in rows]))
+                figures.append(_compare(perturbation, severity, metric, before.part(rows), after))
+            progress(len(texts))
+    score_before = score(metric, y, before.given)
+    return RobustnessReport(metric, len(texts), score_before, before.ece, tuple(figures))
+
+
+def count_predictions(documents: int) -> int:
+    """The largest number of texts that `measure_robustness` predicts for some documents."""
+    return documents * (1 + len(PERTURBATIONS) * len(SEVERITIES))
+
+
+def _compare(
+    perturbation: Perturbation, severity: int, metric: str, before: _Judged, after: _Judged
+) -> PerturbationFigures:
+    flipped = _differ(before.given, after.given)
+    return PerturbationFigures(
+        name=perturbation.name,
+        severity=severity,
+        keeps_label=perturbation.keeps_label,
+        documents=len(flipped),
+        score_before=score(metric, before.y, before.given),
+        score=score(metric, after.y, after.given),
+        flips=float(flipped.mean()),
+        flips_of_right=float(flipped[before.right].mean()) if before.right.any() else 0.0,
+        ece_before=before.ece,
+        ece=after.ece,
+        by_class=_by_class(before, after),
+        by_exit={
+            int(depth): _group(before.right, after.right, flipped, after.exit_depth == depth)
+            for depth in np.unique(after.exit_depth)
+        },
+    )
+
+
+def _by_class(before: _Judged, after: _Judged) -> dict[str, GroupFigures]:
+    has, given, given_after = (before.label_space.indicator(t) for t in (before.y, before.given, after.given))
+    return {
+        name: _group(given[:, k], given_after[:, k], _flips_of_class(before, after, k), has[:, k])
+        for k, name in enumerate(before.label_space.classes)
+        if has[:, k].any()
+    }
+
+
+def _flips_of_class(before: _Judged, after: _Judged, k: int) -> NDArray[np.bool_]:
+    """(n,) which documents change their label; in a multi-label task, which gain or lose class k."""
+    if before.given.ndim == 1:
+        return _differ(before.given, after.given)
+    flips: NDArray[np.bool_] = before.given[:, k] != after.given[:, k]
+    return flips
+
+
+def _group(
+    right_before: NDArray[np.bool_], right: NDArray[np.bool_], flipped: NDArray[np.bool_], rows: NDArray[np.bool_]
+) -> GroupFigures:
+    return GroupFigures(int(rows.sum()), *(float(values[rows].mean()) for values in (right_before, right, flipped)))
+
+
+def _differ(one: Targets, other: Targets) -> NDArray[np.bool_]:
+    """(n,) the documents whose targets are not the same."""
+    different = one != other
+    return different if different.ndim == 1 else different.any(axis=1)

@@ -1,0 +1,54 @@
+"""The report on robustness as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from spin.audit.perturbations import PERTURBATIONS, SEVERITIES
+from spin.audit.robustness import MODERATE, RobustnessReport
+from spin.pages.rendering import render
+from spin.pages.stylesheet import report_css
+from spin.sites import exit_name
+
+_EXAMPLE = "The room was clean, and the people at the desk were kind to us."
+_CLASSES = 30
+"""classes listed, those with the most documents first"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a perturbation does to one sentence."""
+
+    name: str
+    description: str
+    texts: tuple[str, ...]
+    """at each severity"""
+
+
+def robustness_page(report: RobustnessReport, title: str) -> str:
+    """Return the HTML of a report: all perturbations, then those of moderate severity by class and by exit depth."""
+    moderate = report.at(MODERATE)
+    sizes = {name: row.by_class[name].documents for row in moderate for name in row.by_class}
+    classes = sorted(sizes, key=lambda name: (-sizes[name], name))
+    depths = sorted({depth for row in moderate for depth in row.by_exit})
+    return render(
+        "spin.audit/robustness.html.j2",
+        page_title=title,
+        style=Markup(report_css()),
+        report=report,
+        moderate=moderate,
+        classes=[(name, name) for name in classes[:_CLASSES]],
+        more_classes=len(classes[_CLASSES:]),
+        exits=[(depth, exit_name(depth)) for depth in depths],
+        examples=_examples(),
+        severities=("slight", "moderate", "strong"),
+    )
+
+
+def _examples() -> list[Example]:
+    return [
+        Example(p.name, p.description, tuple(p.apply([_EXAMPLE], severity)[0] for severity in SEVERITIES))
+        for p in PERTURBATIONS
+    ]

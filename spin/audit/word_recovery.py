@@ -1,0 +1,123 @@
+"""Word recovery: how many words of a text an attacker can read back from numbers that were stored about it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+from spin.arrays import Floats
+from spin.audit.dual_ridge import DualRidge
+from spin.errors import UserError
+from spin.labels.label_space import LabelSpace, Targets
+
+LEAST_DOCUMENTS = 5
+"""of the attacker, in which a word must occur; the attack cannot know rarer ones"""
+_MOST_WORDS, _LEAST_WORDS = 3000, 50
+_CLASS_WORDS = 100
+"""words that depend most on the class, which the attack does not count: what a classifier reads must reveal them"""
+BANDS = {"rare": (LEAST_DOCUMENTS, 9), "common": (10, 49), "frequent": (50, None)}
+"""bands of words by the number of the attacker's documents that they occur in"""
+_WORD = re.compile(r"[^\W\d_]{3,}")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that an attack looks for, and the documents of the attacker that have them."""
+
+    words: tuple[str, ...]
+    documents: NDArray[np.int64]
+    """(v,) documents of the attacker in which each word occurs"""
+
+    @classmethod
+    def of(cls, texts: Sequence[str], y: Targets, label_space: LabelSpace) -> Vocabulary:
+        """The most frequent content words of the attacker's texts, without those that depend most on the class.
+
+        Content words have three letters or more and are no English stop words. How much a word depends on the class is
+        measured by the chi-square statistic of its presence; the names of the classes are left out too. Raises
+        UserError where fewer than 50 words are left.
+        """
+        counts = Counter(word for text in texts for word in content_words(text))
+        names = {word for name in label_space.classes for word in content_words(name)}
+        listed = [w for w, n in counts.most_common(_MOST_WORDS + _CLASS_WORDS) if n >= LEAST_DOCUMENTS]
+        listed = [word for word in listed if word not in names]
+        presence = word_presence(texts, listed)
+        chi2 = _chi_square(presence, label_space.indicator(y))
+        of_class = set(np.argsort(-chi2, kind="stable")[: min(_CLASS_WORDS, len(listed) // 4)].tolist())
+        kept = [word for k, word in enumerate(listed) if k not in of_class][:_MOST_WORDS]
+        if len(kept) < _LEAST_WORDS:
+            raise UserError(
+                f"found {len(kept)} content words that {LEAST_DOCUMENTS} of {len(texts):,} texts have; expected at "
+                f"least {_LEAST_WORDS}: take more documents, in a language that puts spaces between words"
+            )
+        return cls(tuple(kept), np.array([counts[word] for word in kept], np.int64))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What an attack recovers of texts that it has not seen: shares of the words that occur, from 0 to 1."""
+
+    every: float
+    by_band: Mapping[str, float]
+    """by the names in `BANDS`; bands without words are left out"""
+    words: int
+    """words in the texts that were to be recovered, each once per text"""
+
+
+def content_words(text: str) -> set[str]:
+    """The words of three letters or more, in lower case, that are no English stop words."""
+    return {word for word in map(str.lower, _WORD.findall(text)) if word not in ENGLISH_STOP_WORDS}
+
+
+def word_presence(texts: Sequence[str], words: Collection[str]) -> csr_matrix:
+    """(n, v) which of the words occur in each text."""
+    position = {word: k for k, word in enumerate(words)}
+    rows, columns = [], []
+    for row, text in enumerate(texts):
+        found = [position[word] for word in content_words(text) if word in position]
+        rows += [row] * len(found)
+        columns += found
+    return csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(texts), len(position)))
+
+
+def recover_words(
+    vocabulary: Vocabulary, known: tuple[Floats, csr_matrix] | None, judged: tuple[Floats, csr_matrix]
+) -> Recovery:
+    """Attack numbers (m, d) of the judged texts with a ridge regression fitted on those of the attacker's texts (n, d).
+
+    Both come with the presence of the words (n, v). Of a text with k words the attack names the k words with the
+    largest predicted presence: it is given their number, which the length of a text roughly shows. Without known texts
+    it names the most frequent words.
+    """
+    values, presence = judged
+    if known is None:
+        scores: Floats = np.broadcast_to(vocabulary.documents.astype(np.float32), presence.shape)
+    else:
+        scores = DualRidge.fit(known[0], known[1].toarray()).predict(values)
+    truth = presence.toarray() > 0
+    ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1, kind="stable")
+    hits = truth & (ranks < truth.sum(axis=1, keepdims=True))
+    by_band = {}
+    for name, (low, high) in BANDS.items():
+        band = (vocabulary.documents >= low) & (vocabulary.documents <= (high or np.inf))
+        if truth[:, band].any():
+            by_band[name] = float(hits[:, band].sum() / truth[:, band].sum())
+    return Recovery(float(hits.sum() / max(1, truth.sum())), by_band, int(truth.sum()))
+
+
+def _chi_square(presence: csr_matrix, indicator: NDArray[np.bool_]) -> Floats:
+    """(v,) how far the presence of each word depends on the classes (n, K)."""
+    has = np.asarray(presence.sum(axis=0)).ravel()
+    observed = np.asarray(presence.T @ indicator.astype(np.float32))
+    expected = np.outer(has, indicator.mean(axis=0))
+    chi2: Floats = (np.square(observed - expected) / np.maximum(expected, 1e-9)).sum(axis=1)
+    return chi2

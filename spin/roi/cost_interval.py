@@ -1,0 +1,66 @@
+"""Prediction intervals of a mean cost: how far the mean of documents to come may lie from that of a sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spin.arrays import Floats
+
+CONFIDENCE = 0.95
+_DRAWS = 2000
+_BLOCK = 2_000_000
+"""numbers that are drawn at a time"""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range in which a figure lies with 95 % confidence."""
+
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Interval:
+        return Interval(self.low * factor, self.high * factor)
+
+    def shifted(self, amount: float) -> Interval:
+        return Interval(self.low + amount, self.high + amount)
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+def predict_interval(costs: Floats, weights: Floats, future: float, seed: int, *, largest: float = 0.0) -> Interval:
+    """The 95 % prediction interval of the mean cost of `future` further documents, by the costs (n,) of a sample.
+
+    `weights` (n,) say how often documents like each of the sample will come. The error of a prediction has two parts:
+    the sample differs from the whole, and so do the documents to come. The first is drawn by the bootstrap over the
+    documents, in which the shares of the classes vary too (Efron & Tibshirani 1993, chapters 13 and 25); the second is
+    normal with the standard deviation of one document over the square root of `future`, since `future` is large. Costs
+    are never below 0, and neither is the interval.
+
+    The upper end is that of a sample with one document more, which costs `largest`: a sample without an error does not
+    show that there are none, and its upper end is then about three such documents in n, as by the rule of three
+    (Hanley & Lippman-Hand 1983).
+    """
+    tail = (1 - CONFIDENCE) / 2
+    low = _quantile(costs, weights, future, seed, tail)
+    more, mean_weight = np.append(costs, largest), float(weights.mean())
+    high = _quantile(more, np.append(weights, mean_weight), future, seed, 1 - tail)
+    return Interval(max(0.0, low), high)
+
+
+def _quantile(costs: Floats, weights: Floats, future: float, seed: int, quantile: float) -> float:
+    """A quantile of the mean cost of the documents to come."""
+    draw, count = np.random.default_rng(seed), len(costs)
+    mean = np.average(costs, weights=weights)
+    deviation = np.sqrt(np.average((costs - mean) ** 2, weights=weights) / future)
+    step = max(1, _BLOCK // count)
+    means = []
+    for start in range(0, _DRAWS, step):
+        rows = draw.integers(count, size=(min(step, _DRAWS - start), count))
+        drawn = weights[rows]
+        means.append((costs[rows] * drawn).sum(axis=1) / np.maximum(drawn.sum(axis=1), 1e-12))
+    means_to_come = np.concatenate(means) + deviation * draw.standard_normal(_DRAWS)
+    return float(np.quantile(means_to_come, quantile))

@@ -1,0 +1,189 @@
+"""Attacks on stored numbers: they agree with plain solutions, and recover what the numbers hold and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from spin.audit import dual_ridge
+from spin.audit.attribute_probes import ATTRIBUTES, attribute_presence, probe_attributes
+from spin.audit.dual_ridge import PENALTIES, DualRidge
+from spin.audit.membership import Membership
+from spin.audit.privacy import FREQUENCY, measure_privacy
+from spin.audit.privacy_page import privacy_page
+from spin.audit.word_recovery import Vocabulary, content_words, recover_words, word_presence
+from spin.labels.label_space import LabelSpace
+from tests.support.browser import open_page
+from tests.support.hostile_text import HOSTILE_TEXTS
+
+SPACE = LabelSpace(("bad", "good"))
+
+
+def test_the_dual_solution_is_that_of_scikit_learn() -> None:
+    draw = np.random.default_rng(0)
+    X, Y = draw.normal(size=(60, 200)) * draw.uniform(0.1, 5, 200), draw.normal(size=(60, 4))
+    X[:, 7] = 3.0  # a constant feature
+    Y[:, 0] += X[:, 0]
+    fitted = DualRidge.fit(X, Y)
+    scaled = StandardScaler().fit(X)
+    largest = np.linalg.eigvalsh(scaled.transform(X) @ scaled.transform(X).T).max()
+    expected = Ridge(alpha=fitted.penalty * largest).fit(scaled.transform(X), Y)
+    others = draw.normal(size=(9, 200))
+    assert fitted.predict(others) == pytest.approx(expected.predict(scaled.transform(others)), abs=1e-3)
+
+
+def test_the_penalty_is_the_one_with_the_least_error_on_left_out_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By refits without each document."""
+    draw = np.random.default_rng(1)
+    X = draw.normal(size=(40, 30))
+    Y = X[:, :3] @ draw.normal(size=(3, 2)) + draw.normal(size=(40, 2))
+    X = (X - X.mean(axis=0)) / X.std(axis=0)
+    largest = np.linalg.eigvalsh(X @ X.T).max()
+    errors = []
+    for share in PENALTIES:
+        residuals = []
+        for row in range(40):
+            rest = np.arange(40) != row
+            refit = Ridge(alpha=share * largest, fit_intercept=True).fit(X[rest], Y[rest])
+            residuals.append(Y[row] - refit.predict(X[row : row + 1])[0])
+        errors.append(float(np.square(residuals).mean()))
+    computed: dict[float, float] = {}
+    exact = dual_ridge._left_out_error
+    monkeypatch.setattr(
+        dual_ridge,
+        "_left_out_error",
+        lambda *args: computed.setdefault(args[-1], exact(*args)),
+    )
+    fitted = DualRidge.fit(X, Y)
+    assert fitted.penalty == PENALTIES[int(np.argmin(errors))]
+    assert [computed[share] for share in PENALTIES] == pytest.approx(errors, rel=0.02)
+
+
+def make_texts(count: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """Texts of ten words each out of 200 that are the rarer the later, and one that tells the class."""
+    draw = np.random.default_rng(seed)
+    words = [f"{'abcdefghij'[k // 20]}{'klmnopqrst'[k % 20 // 2]}{'uv'[k % 2]}word" for k in range(200)]
+    weights = 1 / np.arange(5, 205)
+    y = draw.integers(2, size=count)
+    texts = []
+    for label in y:
+        chosen = draw.choice(200, 10, replace=False, p=weights / weights.sum())
+        texts.append(" ".join([*(words[k] for k in chosen), ("dreadful", "lovely")[label], "the and"]))
+    return texts, y
+
+
+def test_content_words_are_no_stop_words_and_have_three_letters() -> None:
+    assert content_words("The Flight, flight2 to ÅRHUS is a 100 % mess_up: l'été") == {"flight", "århus", "mess", "été"}
+
+
+def test_the_vocabulary_leaves_out_the_words_of_the_classes() -> None:
+    texts, y = make_texts(400, 0)
+    vocabulary = Vocabulary.of([*texts, "good " * 9], np.append(y, 1), SPACE)
+    assert not {"dreadful", "lovely", "good", "the"} & set(vocabulary.words)
+    counts = {word: sum(word in text.split() for text in texts) for word in vocabulary.words}
+    assert vocabulary.documents.tolist() == list(counts.values())
+    assert min(counts.values()) >= 5
+
+
+@pytest.fixture(scope="module")
+def halves() -> tuple[Vocabulary, Any, Any]:
+    """A vocabulary, and the presence of its words in the attacker's texts and in those that are judged."""
+    (known, y), (judged, _) = make_texts(400, 0), make_texts(300, 1)
+    vocabulary = Vocabulary.of(known, y, SPACE)
+    return vocabulary, word_presence(known, vocabulary.words), word_presence(judged, vocabulary.words)
+
+
+def test_numbers_that_hold_the_words_give_them_away(halves: tuple[Vocabulary, Any, Any]) -> None:
+    vocabulary, known, judged = halves
+    mixing = np.random.default_rng(2).normal(size=(len(vocabulary), 400))
+    recovery = recover_words(vocabulary, (known @ mixing, known), (judged @ mixing, judged))
+    assert recovery.every > 0.95
+    assert recovery.words == judged.sum()
+
+
+def test_numbers_that_hold_nothing_give_no_more_than_the_frequency(halves: tuple[Vocabulary, Any, Any]) -> None:
+    """And the frequency gives what a plain loop counts."""
+    vocabulary, known, judged = halves
+    draw = np.random.default_rng(3)
+    noise = recover_words(vocabulary, (draw.normal(size=(400, 50)), known), (draw.normal(size=(300, 50)), judged))
+    frequency = recover_words(vocabulary, None, (np.zeros((300, 0)), judged))
+    assert noise.every <= frequency.every + 0.02
+    ranked = np.argsort(-vocabulary.documents, kind="stable")
+    hits = by_rare = rare_words = 0
+    for row in judged.toarray() > 0:
+        named = ranked[: row.sum()]
+        hits += row[named].sum()
+        is_rare = vocabulary.documents < 50
+        by_rare += sum(row[k] and 10 <= vocabulary.documents[k] < 50 for k in named)
+        rare_words += (row & is_rare & (vocabulary.documents >= 10)).sum()
+    assert frequency.every == pytest.approx(hits / judged.sum())
+    assert frequency.by_band["common"] == pytest.approx(by_rare / rare_words)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("we met Ada Lovelace there", {"name"}),
+        ("we met Ada K. Lovelace there", {"name"}),
+        ("write to ada@example.org", {"e-mail"}),
+        ("thanks @ada_l !", {"mention"}),
+        ("see https://example.org/a?b", {"link"}),
+        ("see www.example.org", {"link"}),
+        ("gate 7", {"number"}),
+        ("Nothing of the kind", set()),
+    ],
+)
+def test_attributes_are_found_by_patterns(text: str, expected: set[str]) -> None:
+    [row] = attribute_presence([text])
+    assert {name for name, has in zip(ATTRIBUTES, row, strict=True) if has} == expected
+
+
+def test_a_probe_finds_the_attribute_that_the_numbers_hold() -> None:
+    """And none that they do not hold; one that too few texts have is left out."""
+    draw = np.random.default_rng(0)
+    known, judged = (draw.random((300, len(ATTRIBUTES))) < [0.3, 0.01, 0.5, 0.5, 0.99] for _ in range(2))
+    values = [np.column_stack([has[:, 0] + draw.normal(0, 0.3, 300), draw.normal(size=300)]) for has in (known, judged)]
+    found = probe_attributes((values[0], known), (values[1], judged))
+    assert list(found) == ["name", "link", "mention"]
+    assert found["name"] > 0.95
+    assert abs(found["link"] - 0.5) < 0.12
+
+
+def test_membership_is_the_probability_of_a_lower_loss() -> None:
+    draw = np.random.default_rng(0)
+    train, test = draw.exponential(0.5, 300), draw.exponential(1.0, 200)
+    membership = Membership.of(train, test)
+    lower = np.mean([a < b for a in train for b in test])
+    assert membership.auroc == pytest.approx(lower)
+    assert (membership.train_documents, membership.test_documents) == (300, 200)
+    assert membership.test_loss == pytest.approx(test.mean())
+
+
+def test_the_attacker_is_judged_on_texts_that_it_does_not_know(browser: Any, tmp_path: Path) -> None:
+    """Numbers that name each text, and so hold all of the known ones, reveal no more than the frequency; the page
+    shows it."""
+    texts, y = make_texts(400, 5)
+    presence = word_presence(texts, sorted({word for text in texts for word in text.split()})).toarray()
+    stored = {HOSTILE_TEXTS[0]: np.eye(400, dtype=np.float32), "the words": presence}
+    steps: list[int] = []
+    report = measure_privacy(texts, y, SPACE, stored, progress=steps.append)
+    assert sum(steps) == 2
+    assert (report.known, report.judged) == (200, 200)
+    frequency = report.figure(FREQUENCY).recovery.every
+    assert report.figure(HOSTILE_TEXTS[0]).recovery.every == pytest.approx(frequency, abs=0.05)
+    assert report.figure("the words").recovery.every > 0.9
+    membership = Membership(0.61, 0.2, 0.4, 100, 200)
+    for given in (None, membership):
+        page = privacy_page(measure_privacy(texts, y, SPACE, stored, membership=given), HOSTILE_TEXTS[1])
+        with open_page(browser, tmp_path, page) as window:
+            assert window.inner_text("h1") == HOSTILE_TEXTS[1]
+            rows = [row.locator("th, td").all_inner_texts() for row in window.locator("tbody tr").all()]
+            assert [row[0] for row in rows] == [FREQUENCY, HOSTILE_TEXTS[0], "the words"]
+            assert rows[2][3].split("\u202f")[0] == f"{100 * report.figure('the words').recovery.every:.1f}"
+            assert ("0.610" in window.inner_text("main")) == (given is not None)
+            assert window.evaluate("document.documentElement.scrollWidth <= innerWidth")
