@@ -12,7 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from jobs import terminal
-from jobs.commands import job_commands, model_commands, night_commands, plan_command, registry_commands
+from jobs.commands import (
+    audit_commands,
+    job_commands,
+    model_commands,
+    night_commands,
+    plan_command,
+    registry_commands,
+    roi_command,
+)
 from jobs.exit_status import CommandGroup, run_command
 from jobs.extras import PipelinesCommand
 from jobs.log_setup import configure_logging
@@ -21,7 +29,7 @@ from spin.errors import UserError
 from spin.settings import load_settings
 
 START, TRAIN, USE = "Start here", "Train a model", "Use a model"
-REGISTRY, CLUSTER = "Choose the model that is used", "Run on a cluster"
+REGISTRY, TRUST, CLUSTER = "Choose the model that is used", "Know what a model is worth", "Run on a cluster"
 
 app = typer.Typer(
     name="spin",
@@ -186,6 +194,8 @@ _add(REGISTRY, registry_commands.models)
 _add(REGISTRY, registry_commands.promote)
 _add(REGISTRY, registry_commands.rollback)
 _add(REGISTRY, registry_commands.history)
+app.add_typer(audit_commands.app, rich_help_panel=TRUST)
+_add(TRUST, roi_command.roi)
 _add(CLUSTER, job_commands.submit, context_settings=job_commands.PASSING_ON)
 _add(CLUSTER, job_commands.jobs)
 _add(CLUSTER, job_commands.logs)

@@ -17,7 +17,7 @@ from spin.sites import FeatureColumn, exit_name
 if TYPE_CHECKING:
     from pipelines.nightly.report.night_report import NightReport
     from pipelines.registry.champion_history import ChampionEvent
-    from pipelines.registry.promotion.gate import GateCheck
+    from pipelines.registry.promotion.gate_check import GateCheck
     from pipelines.registry.version_records import Version
     from pipelines.training.evaluate import EvaluationReport
     from pipelines.training.extract_features import CorpusCounts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from jobs import terminal
 from jobs.extras import require_pipelines
 from jobs.options import File, Input, Model, Set, open_registry
+from jobs.page_file import check_writable, write_page
 from spin.errors import UserError
 from spin.settings import Settings, load_settings
 
@@ -74,7 +74,7 @@ def explain(
 ) -> None:
     """Show which words and which neurons led to the predicted class of a text."""
     if html is not None:
-        _check_writable(html)
+        check_writable(html)
     if Path(settings).is_dir():
         _explain_saved(Path(settings), text, html, model, set)
     else:
@@ -123,7 +123,7 @@ def _explain_saved(folder: Path, text: str, html: Path | None, model: str | None
         explanation = spin.explain(text)
     terminal.explanation(explanation)
     if html is not None:
-        _write_page(html, explanation, {}, title=folder.name)
+        _write_explanation(html, explanation, {}, title=folder.name)
 
 
 def _explain_registered(
@@ -144,18 +144,13 @@ def _explain_registered(
         rows = [neuron.row for neuron in load_neurons(registry, number, loaded.choose)]
         rows = [row for row in rows if (row.column, row.neuron) in shown]
         title = f"{registry.name}, version {number}"
-        _write_page(html, explanation, _read_drivers(rows, loaded), title=title)
+        _write_explanation(html, explanation, _read_drivers(rows, loaded), title=title)
 
 
-def _write_page(file: Path, explanation: Explanation, drivers: Drivers, *, title: str) -> None:
+def _write_explanation(file: Path, explanation: Explanation, drivers: Drivers, *, title: str) -> None:
     from spin.pages.explanation_page import explanation_page
 
-    written = explanation_page(explanation, drivers, title=title)
-    try:
-        file.write_text(written, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}") from None
-    terminal.say(f"wrote {file}")
+    write_page(file, explanation_page(explanation, drivers, title=title))
 
 
 def _read_drivers(rows: Sequence[NeuronRow], settings: Settings) -> Drivers:
@@ -167,13 +162,3 @@ def _read_drivers(rows: Sequence[NeuronRow], settings: Settings) -> Drivers:
     except UserError as error:
         terminal.say(f"without training documents: {error}")
         return {}
-
-
-def _check_writable(path: Path) -> None:
-    """Raise UserError, before any work is done, for a page that could not be written."""
-    if path.is_dir():
-        raise UserError(f"{path} is a directory; name a file in it, such as {path / 'explanation.html'}")
-    if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no directory {path.parent}; make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{path} cannot be written: permission denied; name another file")

@@ -7,15 +7,13 @@ import logging
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Generic
 
 import pyarrow as pa
-import torch
 
 from pipelines.data.files import sharding
 from pipelines.data.files.kept_columns import schema_of
@@ -28,6 +26,7 @@ from pipelines.nightly.steps.dedup import DuplicateRows
 from pipelines.nightly.steps.intake_step import IntakeStep
 from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts
 from pipelines.nightly.tables.night_records import RunRecord
+from pipelines.planning.torch_threads import torch_threads
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import BadFileError
@@ -141,7 +140,7 @@ def take_sample(
     local = local.model_copy(update={"ray": settings.ray.model_copy(update={"address": None})})
     if not settings.ray.for_stage("classify").gpus_per_worker:
         local = local.model_copy(update={"backbone": local.backbone.model_copy(update={"device": "cpu"})})
-    with tempfile.TemporaryDirectory() as scratch, _threads(settings.ray.for_stage("classify").cpus_per_worker):
+    with tempfile.TemporaryDirectory() as scratch, torch_threads(settings.ray.for_stage("classify").cpus_per_worker):
         run, model = Store(f"{scratch}/run"), Path(scratch) / "model"
         model.mkdir(parents=True)
         registry.download(version, model)
@@ -157,17 +156,6 @@ def take_sample(
         raise UserError(f"none of the documents that were sampled can be classified: {', '.join(sorted(reasons))}")
     whole = ended and len(chosen) == len(shards)
     return Sample(load, [p for p in pieces if p.rows], readings, text_reads, whole, drift)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Run torch with this number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _pieces(

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,17 +47,19 @@ REQUIREMENTS = (
     "transformers",
 )
 """distributions that a bundle imports when it is loaded"""
-_DESCRIPTION = 5000
+EXAMPLE = ("This is a short text.", "Here is another one, which is a little longer.")
+"""texts of the input example: no documents of a corpus, since whoever may read a version may read them"""
+DESCRIPTION_LIMIT = 5000
 """characters that MLflow's databases hold of a version's description"""
 
 logger = logging.getLogger(__name__)
 
 
-def write_bundle(folder: Path, artifact: Path, settings: Settings, example: Sequence[str], model: Any) -> None:
+def write_bundle(folder: Path, artifact: Path, settings: Settings, model: Any) -> None:
     """Write an artifact as a pyfunc from code, with the backbone's files unless `registry.include_backbone` is off.
 
-    `example` are texts of the input example, `model` is the `mlflow.models.Model` to save. Raises UserError where the
-    backbone of the settings is not the one that the artifact was trained on.
+    `model` is the `mlflow.models.Model` to save. Raises UserError where the backbone of the settings is not the one
+    that the artifact was trained on.
     """
     import mlflow
     import pandas as pd
@@ -80,7 +81,7 @@ def write_bundle(folder: Path, artifact: Path, settings: Settings, example: Sequ
             artifacts={name: str(Path(staged) / name) for name in parts},
             model_config={"choose": settings.choose},
             signature=_signature(spin.label_space.multilabel),
-            input_example=pd.DataFrame({"text": list(example)}),
+            input_example=pd.DataFrame({"text": list(EXAMPLE)}),
             # a local version label such as +cpu is on no package index
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         )
@@ -120,11 +121,15 @@ def _signature(multilabel: bool) -> Any:
 def version_description(artifact: Path) -> str:
     """The model card without its metadata, cut at the end of a line to MLflow's limit; empty where there is none."""
     card = artifact / CARD
-    text = card_text(card.read_text(encoding="utf-8")) if card.is_file() else ""
-    if len(text) <= _DESCRIPTION:
+    return cut_card(card_text(card.read_text(encoding="utf-8")) if card.is_file() else "", DESCRIPTION_LIMIT)
+
+
+def cut_card(text: str, limit: int) -> str:
+    """The text of a model card; one that exceeds a limit is cut at the end of a line, with a note where the rest is."""
+    if len(text) <= limit:
         return text
     more = f"\n\n… the rest is in {SPIN}/{CARD}"
-    return text[: _DESCRIPTION - len(more)].rpartition("\n")[0] + more
+    return text.removesuffix(more)[: limit - len(more)].rpartition("\n")[0] + more
 
 
 def load_bundle(folder: Path) -> SpinClassifier:

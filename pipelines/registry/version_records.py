@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.registry.evaluation_set import EvaluationSet
@@ -18,8 +18,6 @@ class TrainingRecord:
     """MLflow metrics"""
     report: str
     """report.json of the MLflow run"""
-    example: Sequence[str]
-    """texts of the input example"""
     evaluation_set: EvaluationSet
     """the test rows; the first version of a model freezes them for all later ones"""
     fingerprint: str

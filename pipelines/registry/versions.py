@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry import evaluation_set, packaging
+from pipelines.registry.audit_record import AuditRecord
 from pipelines.registry.champion_history import Move
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.mlflow_client import Tracking
@@ -93,7 +95,7 @@ class Registry:
                 metadata = mlflow.models.Model(
                     artifact_path=model.artifact_location, run_id=run.info.run_id, model_id=model.model_id
                 )
-                packaging.write_bundle(folder, artifact, self.settings, record.example, metadata)
+                packaging.write_bundle(folder, artifact, self.settings, metadata)
                 self._client.log_model_artifacts(model.model_id, str(folder))
                 self._client.finalize_logged_model(model.model_id, "READY")
                 mlflow.log_metrics(dict(record.metrics), model_id=model.model_id)
@@ -185,8 +187,22 @@ class Registry:
                     mlflow.log_text(text, file)
             return str(run.info.run_id)
 
-    def read_gate_file(self, run: str, file: str) -> str | None:
-        """The text of a file that `log_gate` logged; None if the run or the file no longer exists."""
+    def log_audit(self, number: str, audit: AuditRecord) -> None:
+        """Log an audit of a version as a run with metrics and files, and add its summary to the description."""
+        import mlflow
+
+        tags = {"spin.version": number, "spin.audit": audit.kind}
+        with self.tracking.session():
+            experiment = self.tracking.experiment()
+            with mlflow.start_run(experiment_id=experiment, run_name=f"audit {audit.kind} {number}", tags=tags):
+                mlflow.log_metrics(dict(audit.metrics))
+                for file, text in audit.files.items():
+                    mlflow.log_text(text, file)
+            description = self._client.get_model_version(self.name, number).description or ""
+            self._client.update_model_version(self.name, number, audit.add_to(description))
+
+    def read_run_file(self, run: str, file: str) -> str | None:
+        """The text of a file of an MLflow run, such as one of `log_gate`; None if either no longer exists."""
         from mlflow.exceptions import MlflowException
 
         with self.tracking.session(), tempfile.TemporaryDirectory() as folder:
@@ -212,6 +228,13 @@ class Registry:
                 token = runs.token
                 if not token:
                     return found
+
+    def training_report(self, number: str) -> Mapping[str, Any]:
+        """The manifest of the train stage that a version was registered with; empty if its run no longer exists."""
+        with self.tracking.session():
+            run = self._client.get_model_version(self.name, number).run_id
+        text = self.read_run_file(run, "report.json")
+        return json.loads(text) if text else {}
 
     def tag_version(self, number: str, prefix: str, tags: Mapping[str, str]) -> None:
         """Replace the tags `PREFIX.…` of a version."""

@@ -410,7 +410,6 @@ def _register(
             },
             metrics=metrics,
             report=json.dumps(manifest.to_json(), indent=2),
-            example=corpus.read_texts(np.arange(min(2, len(labels.ids)))),
             evaluation_set=evaluation_set,
             fingerprint=manifest.fingerprint,
         )

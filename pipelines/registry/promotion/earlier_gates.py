@@ -96,7 +96,7 @@ def _runs_with(number: str, events: Sequence[ChampionEvent], key: str | None) ->
 
 def _read_reply(registry: Registry, run: str, number: str) -> PredictionReply | None:
     """The predictions of a version in a gate's run; None where they are not there, or not readable."""
-    text = registry.read_gate_file(run, PREDICTIONS)
+    text = registry.read_run_file(run, PREDICTIONS)
     if text is None:
         return None
     try:

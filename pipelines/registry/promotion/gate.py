@@ -7,20 +7,21 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipelines.registry.champion_history import BEST_CHAMPION
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion.earlier_gates import EarlierGates
+from pipelines.registry.promotion.gate_check import GateCheck
 from pipelines.registry.promotion.subprocess_predict import PredictionReply, predict_in_subprocess
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import StalledError
 from pipelines.storage.stage_plan import fingerprint
 from pipelines.workers.weights_cache import with_engine
+from spin.audit.perturbations import mix_perturbations
 from spin.errors import UserError
 from spin.heads.calibration import calibration_error, calibration_error_limit
 from spin.heads.decision import Decision
@@ -35,45 +36,6 @@ LOADS = "loads"
 _CHAMPION = "the champion"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GateCheck:
-    """One figure compared with its limit."""
-
-    name: str
-    """as in the tags `spin.gate.NAME` of a version"""
-    value: float
-    """NaN where it cannot be measured; that does not pass"""
-    limit: float
-    measured: str
-    """the value as a person reads it"""
-    expected: str
-    """the limit as a person reads it"""
-    remedy: str
-    """what to do where the check fails"""
-    at_most: bool = False
-    """whether the limit is the largest value that passes, not the smallest"""
-
-    @property
-    def passed(self) -> bool:
-        """Whether MLflow's model validation accepts the value."""
-        import mlflow
-        from mlflow.models import EvaluationResult, MetricThreshold
-        from mlflow.models.evaluation.validation import ModelValidationFailedException
-
-        threshold = MetricThreshold(threshold=float(self.limit), greater_is_better=not self.at_most)
-        result = EvaluationResult(metrics={self.name: float(self.value)}, artifacts={})
-        try:
-            mlflow.validate_evaluation_results({self.name: threshold}, result)
-        except ModelValidationFailedException:
-            return False
-        return True
-
-    def to_dict(self) -> dict[str, Any]:
-        """The check as in gate.json."""
-        values = asdict(self) | {"value": self.value if math.isfinite(self.value) else None, "passed": self.passed}
-        return {"found" if name == "measured" else name: value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -114,14 +76,26 @@ def run_gate(
     """
     reply = _measure(registry, number, evaluation_set.texts)
     replies: dict[str, PredictionReply | NoReply] = {number: reply}
-    champion_reply = None
+    champion_reply, perturbed = None, None
     if champion is not None:
         replies[champion] = champion_reply = _measure_champion(registry, champion, evaluation_set.texts)
         if isinstance(champion_reply, PredictionReply):
             earlier = earlier.without(champion)
-    report = judge(registry.settings, evaluation_set.labels, reply, champion_reply, earlier)
+        perturbed = _measure_perturbed(registry, number, champion, evaluation_set)
+    report = judge(registry.settings, evaluation_set.labels, reply, champion_reply, earlier, perturbed)
     predictions = {version: r for version, r in replies.items() if isinstance(r, PredictionReply)}
     return replace(report, predictions=predictions if evaluation_set else {})
+
+
+def _measure_perturbed(
+    registry: Registry, number: str, champion: str, evaluation_set: EvaluationSet
+) -> tuple[PredictionReply | NoReply, PredictionReply | NoReply] | None:
+    """The predictions of a version and of the champion for perturbed texts; None where they are not compared."""
+    settings = registry.settings
+    if settings.promote.max_robustness_loss is None or not evaluation_set:
+        return None
+    texts = mix_perturbations(evaluation_set.texts, seed=settings.seed)
+    return _measure(registry, number, texts), _measure_champion(registry, champion, texts)
 
 
 def check_loads(registry: Registry, number: str) -> GateReport:
@@ -135,11 +109,13 @@ def judge(
     model: PredictionReply | NoReply,
     champion: PredictionReply | NoReply | None,
     earlier: EarlierGates = EarlierGates(),  # noqa: B008 - it is frozen
+    perturbed: tuple[PredictionReply | NoReply, PredictionReply | NoReply] | None = None,
 ) -> GateReport:
     """The checks on the predictions of a version and of champions for documents with these labels.
 
     Without a champion the version is compared with fixed limits only; without labels there are only the checks that
-    need none. `earlier` holds no predictions of the champion if it predicts now.
+    need none. `earlier` holds no predictions of the champion if it predicts now. `perturbed` are the predictions of the
+    version and of the champion for the same documents with their texts perturbed, if they are compared.
     """
     checks = [_loads(model)]
     if isinstance(model, NoReply):
@@ -159,6 +135,9 @@ def judge(
     if champion is not None:
         compared, more = _compare_with_champions(comparison, champion, others, earlier)
         checks, figures = checks + compared, figures | more
+    if perturbed is not None:
+        check, more = _compare_robustness(settings, labels, *perturbed, comparison.failed)
+        checks, figures = [*checks, check], figures | more
     if limits.class_floors:
         checks.append(_class_floors(limits.class_floors, label_space, y, predicted))
     return GateReport((*checks, calibration, _throughput(limits.min_docs_per_s, figures)), figures, digest)
@@ -194,9 +173,12 @@ class _Comparison:
         metric, seed = self.settings.metric, self.settings.seed
         return difference, lower_bound(metric, self.y, self.predicted, other, self.significance, seed)
 
-    def check(self, name: str, other: str, bound: float, measured: str) -> GateCheck:
-        """`bound` is the lower confidence bound of the difference to the score of `other`."""
-        margin, confidence = self.settings.promote.max_regression, 1 - self.significance
+    def check(self, name: str, other: str, bound: float, measured: str, limit: str = "max_regression") -> GateCheck:
+        """`bound` is the lower confidence bound of the difference to the score of `other`.
+
+        `limit` is the setting of `promote` that says how much lower the version may score.
+        """
+        margin, confidence = getattr(self.settings.promote, limit), 1 - self.significance
         attempts = f", after {self.failed} failed attempt{'s' * (self.failed > 1)}" if self.failed else ""
         return GateCheck(
             name,
@@ -205,7 +187,7 @@ class _Comparison:
             measured=measured,
             expected=f"at least {-100 * margin:+.1f} against {other}, "
             f"with {100 * confidence:.4g} % confidence{attempts}",
-            remedy="train again, or raise promote.max_regression where such a loss is acceptable",
+            remedy=f"train again, or raise promote.{limit} where such a loss is acceptable",
         )
 
 
@@ -241,6 +223,31 @@ def _compare_with_champions(
         text = f"{measured[best]} against {best}, {100 * best_score:.1f}{note}"
         checks.append(comparison.check(BEST_CHAMPION, "the best champion", bound, text))
     return checks, figures
+
+
+def _compare_robustness(
+    settings: Settings,
+    labels: Sequence[Label],
+    model: PredictionReply | NoReply,
+    champion: PredictionReply | NoReply,
+    failed: int,
+) -> tuple[GateCheck, dict[str, float]]:
+    """The check `robustness` and its figures: how much lower the version scores where each text is perturbed."""
+    other, setting = f"{_CHAMPION} on perturbed texts", "max_robustness_loss"
+    silent = [
+        f"{name} does not predict: {reply.reason}"
+        for name, reply in (("the version", model), (_CHAMPION, champion))
+        if isinstance(reply, NoReply)
+    ]
+    if isinstance(model, NoReply) or isinstance(champion, NoReply):
+        comparison = _Comparison(settings, np.zeros(0, np.int64), np.zeros(0, np.int64), failed)
+        return comparison.check("robustness", other, math.nan, "; ".join(silent), setting), {}
+    _, y, predicted, others = _aligned(labels, _labels(settings, model), {_CHAMPION: _labels(settings, champion)})
+    comparison = _Comparison(settings, y, predicted, failed)
+    difference, bound = comparison.difference(others[_CHAMPION])
+    measured = f"{100 * difference:+.1f}, at least {100 * bound:+.1f}"
+    figures = {"difference_perturbed": difference, "difference_perturbed_at_least": bound}
+    return comparison.check("robustness", other, bound, measured, setting), figures
 
 
 def _measure(registry: Registry, number: str, texts: Sequence[str]) -> PredictionReply | NoReply:

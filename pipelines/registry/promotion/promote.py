@@ -17,7 +17,8 @@ from pipelines.registry.promotion.earlier_gates import (
     predictions_json,
     read_earlier_gates,
 )
-from pipelines.registry.promotion.gate import LOADS, GateCheck, GateReport, check_loads, run_gate
+from pipelines.registry.promotion.gate import LOADS, GateReport, check_loads, run_gate
+from pipelines.registry.promotion.gate_check import GateCheck
 from pipelines.registry.versions import CHAMPION, Registry
 from pipelines.storage.lease import Lease, user_name
 from pipelines.storage.object_store import Store

@@ -16,7 +16,8 @@ import spin.integrate.bootstrap
 from pipelines.registry.champion_history import ChampionEvent
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion import gate, promote
-from pipelines.registry.promotion.gate import GateCheck, NoReply
+from pipelines.registry.promotion.gate import NoReply
+from pipelines.registry.promotion.gate_check import GateCheck
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from spin.errors import UserError
 from spin.settings import DecisionSettings, parse_settings
@@ -90,7 +91,7 @@ class MemoryRegistry:
         self.runs[run] = {"spin.version": number, "spin.move": move, **tags}, files
         return run
 
-    def read_gate_file(self, run: str, file: str) -> str | None:
+    def read_run_file(self, run: str, file: str) -> str | None:
         return self.runs[run][1].get(file) if run in self.runs else None
 
     def find_gate_tags(self, tags: Mapping[str, str]) -> list[dict[str, str]]:

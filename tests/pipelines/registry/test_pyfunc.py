@@ -18,6 +18,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from transformers import AutoModel
 
+from pipelines.registry.packaging import EXAMPLE
 from spin.backbone.digest import compute_digest
 from spin.backbone.hub import locate_model
 from spin.errors import UserError
@@ -140,7 +141,7 @@ def test_the_logged_model_has_a_signature_an_example_and_pinned_requirements(
         ("threshold", "double", 0.0),
         ("explain", "boolean", False),
     ]
-    assert model.input_example["text"].tolist() == TEXTS[:2]
+    assert model.input_example["text"].tolist() == list(EXAMPLE)
     requirements = shared_fixture.registry.download_model("1", tmp_path) / "requirements.txt"
     pins = dict(line.split("==") for line in requirements.read_text().split())
     assert pins == {name: version(name).partition("+")[0] for name in pins}

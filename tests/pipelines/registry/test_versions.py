@@ -192,13 +192,10 @@ def test_a_version_is_resolved_by_number_and_alias(shared_fixture: RegistryFixtu
         registry.resolve(f"models:/{name}/77")
 
 
-def test_the_first_version_freezes_the_evaluation_set(
-    tmp_path: Path, backbone_folder: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_version_freezes_the_evaluation_set(tmp_path: Path, backbone_folder: Path, tracking_uri: str) -> None:
     """Later versions do not replace it, and a changed file is refused."""
     first = build_evaluation_set([{"id": "a", "text": "ein Bär – 熊", "label": "good"}])
-    monkeypatch.setattr(RegistryFixture.register, "__defaults__", (first, "f"))
-    registry_fixture = RegistryFixture(tmp_path, backbone_folder, tracking_uri)
+    registry_fixture = RegistryFixture(tmp_path, backbone_folder, tracking_uri, evaluation_set=first)
     registry, client = registry_fixture.registry, registry_fixture.registry.tracking.client
     assert registry.evaluation_set() == first
     registry_fixture.register(build_evaluation_set([{"id": "b", "text": "other", "label": "bad"}]))

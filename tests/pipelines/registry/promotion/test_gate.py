@@ -15,7 +15,8 @@ from jobs import terminal
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion import gate
 from pipelines.registry.promotion.earlier_gates import EarlierGates
-from pipelines.registry.promotion.gate import GateCheck, GateReport, NoReply, judge, run_gate
+from pipelines.registry.promotion.gate import GateReport, NoReply, judge, run_gate
+from pipelines.registry.promotion.gate_check import GateCheck
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from pipelines.service_errors import StalledError
 from spin.settings import Settings, parse_settings
@@ -338,3 +339,55 @@ def test_a_champion_that_hangs_fails_a_check_and_a_version_that_hangs_ends_the_g
     assert find_check(report, "regression").measured == expected
     with pytest.raises(StalledError, match="^version hangs of tiny did not load and predict within 3 s$"):
         run_gate(registry, "hangs", "sound", rows, EarlierGates())
+
+
+def test_a_version_that_perturbations_break_more_than_the_champion_fails() -> None:
+    """On perturbed texts alone; both were right on the original ones."""
+    settings = build_settings(max_robustness_loss=0.02)
+    perturbed = build_reply(range(80)), CALIBRATED
+    report = judge(settings, TRUTH, CALIBRATED, CALIBRATED, perturbed=perturbed)
+    assert list_failed_checks(report) == ["robustness"]
+    check = find_check(report, "robustness")
+    assert check.measured.startswith("-10.0, at least -1")
+    assert check.expected == "at least -2.0 against the champion on perturbed texts, with 95 % confidence"
+    assert "promote.max_robustness_loss" in check.remedy
+    assert not judge(settings, TRUTH, CALIBRATED, CALIBRATED, perturbed=(build_reply(range(42)), CALIBRATED)).failed
+    assert report.figures["difference_perturbed"] == pytest.approx(-0.1)
+    mute = judge(settings, TRUTH, CALIBRATED, CALIBRATED, perturbed=(NoReply("it fails"), CALIBRATED))
+    assert find_check(mute, "robustness").measured == "the version does not predict: it fails"
+    silent = judge(settings, TRUTH, CALIBRATED, CALIBRATED, perturbed=(CALIBRATED, NoReply("it was changed")))
+    assert find_check(silent, "robustness").measured == "the champion does not predict: it was changed"
+    assert list_failed_checks(silent) == ["robustness"]
+
+
+@pytest.mark.parametrize(("limit", "champion"), [(0.02, "2"), (0.02, None), (None, "2")])
+def test_the_gate_perturbs_texts_only_where_they_are_compared(
+    monkeypatch: pytest.MonkeyPatch, limit: float | None, champion: str | None
+) -> None:
+    """The other figures, and what is stored for later gates, are of the original texts."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def predict(model: Path, texts: list[str], _: Any) -> PredictionReply:
+        asked.append((model.name, list(texts)))
+        fails = model.name == "1" and texts[0].endswith("perturbed")
+        labels = ["good" if fails else TRUTH[int(text.split()[1])] for text in texts]
+        probabilities = np.array([[0.95, 0.05] if label == "bad" else [0.05, 0.95] for label in labels])
+        return PredictionReply({"text": "string"}, ("bad", "good"), False, list(labels), probabilities, 40.0)
+
+    monkeypatch.setattr(gate, "predict_in_subprocess", predict)
+    monkeypatch.setattr(gate, "with_engine", lambda settings, _: settings)
+    monkeypatch.setattr(gate, "mix_perturbations", lambda texts, seed: [f"{text} perturbed" for text in texts])
+    registry: Any = SimpleNamespace(
+        settings=build_settings(max_robustness_loss=limit), name="tiny",
+        download_model=lambda number, folder: folder / number,
+    )  # fmt: skip
+    texts = [f"text {row} of many" for row in range(N)]
+    report = run_gate(registry, "1", champion, EvaluationSet(list(map(str, range(N))), texts, TRUTH), EarlierGates())
+    versions = [version for version in ("1", champion) if version]
+    compared = limit is not None and champion is not None
+    perturbed = [f"{text} perturbed" for text in texts]
+    assert asked == [(version, texts) for version in versions] + [(v, perturbed) for v in versions if compared]
+    assert list_failed_checks(report) == ["robustness"] * compared
+    assert {number: len(reply.labels) for number, reply in report.predictions.items()} == dict.fromkeys(versions, N)
+    assert report.figures["score"] == 1
+    assert report.figures["documents_per_s"] == pytest.approx(10)

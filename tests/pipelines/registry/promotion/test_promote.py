@@ -22,7 +22,8 @@ import yaml
 
 from jobs.cli import main
 from pipelines.registry.promotion import promote
-from pipelines.registry.promotion.gate import GateCheck, GateReport
+from pipelines.registry.promotion.gate import GateReport
+from pipelines.registry.promotion.gate_check import GateCheck
 from pipelines.registry.promotion.subprocess_predict import predict_in_subprocess
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
@@ -229,13 +230,13 @@ def test_gates_keep_predictions_and_count_failed_attempts(
         UserError, match=r"best_champion: -.* against the champion, .* with 95 % confidence; .*train again"
     ):
         promote.promote(registry, "3", "", on_checks=shown_checks.append)
-    stored = json.loads(registry.read_gate_file(second.run, "predictions.json") or "")
+    stored = json.loads(registry.read_run_file(second.run, "predictions.json") or "")
     assert stored.keys() == {"1", "2"}
     assert stored["1"]["labels"] == registry.load("1").predict(TEXTS)
     assert first.evaluation == second.evaluation is not None
     assert promote.history(registry) == [first, second]
-    assert registry.read_gate_file(second.run, "other.json") is None
-    assert registry.read_gate_file("0" * 32, "predictions.json") is None
+    assert registry.read_run_file(second.run, "other.json") is None
+    assert registry.read_run_file("0" * 32, "predictions.json") is None
 
 
 def test_a_version_that_does_not_load_never_becomes_champion(

@@ -1,0 +1,125 @@
+"""The commands of `spin audit`: robustness and privacy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from jobs import terminal
+from jobs.extras import PipelinesCommand
+from jobs.options import AsJson, File, Model, Set, open_registry
+from jobs.page_file import check_writable, write_page
+from spin.settings import load_settings
+
+if TYPE_CHECKING:
+    from spin.audit.privacy import PrivacyReport
+    from spin.audit.robustness import RobustnessReport
+
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="also write the report as a page")]
+_SEVERITIES = ("slight", "moderate", "strong")
+
+app = typer.Typer(
+    name="audit",
+    help="Measure what breaks a model and what it reveals, on the frozen evaluation set.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+@app.command(cls=PipelinesCommand)
+def robustness(
+    settings: File,
+    model: Model = None,
+    documents: Annotated[
+        int, typer.Option(min=1, metavar="N", help="number of evaluation documents that are perturbed")
+    ] = 1000,
+    html: Html = None,
+    as_json: AsJson = False,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Measure how typing errors, look-alike letters, markup and the like change a model's labels."""
+    loaded = load_settings(settings, set)
+    if html is not None:
+        check_writable(html)
+    from pipelines.audit.audit_robustness import audit_robustness
+
+    audited = audit_robustness(loaded, open_registry(loaded), model=model, documents=documents)
+    if as_json:
+        terminal.plain(audited.to_json())
+    else:
+        _print_robustness(audited.report)
+        terminal.say(f"{audited.model} version {audited.version}: {audited.summary()}")
+    if html is not None:
+        write_page(html, audited.page())
+
+
+@app.command(cls=PipelinesCommand)
+def privacy(
+    settings: File,
+    model: Model = None,
+    documents: Annotated[
+        int, typer.Option(min=100, metavar="N", help="number of evaluation documents; the attacker knows half of them")
+    ] = 4000,
+    html: Html = None,
+    as_json: AsJson = False,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Measure how much of a text can be read back from what is stored about it."""
+    loaded = load_settings(settings, set)
+    if html is not None:
+        check_writable(html)
+    from pipelines.audit.audit_privacy import audit_privacy
+
+    audited = audit_privacy(loaded, open_registry(loaded), model=model, documents=documents)
+    if as_json:
+        terminal.plain(audited.to_json())
+    else:
+        _print_privacy(audited.report)
+        terminal.say(f"{audited.model} version {audited.version}: {audited.summary()}")
+    if html is not None:
+        write_page(html, audited.page())
+
+
+def _print_privacy(report: PrivacyReport) -> None:
+    """Print a row per kind of stored numbers: the words and the attributes that it reveals."""
+    from spin.audit.attribute_probes import ATTRIBUTES
+    from spin.audit.word_recovery import BANDS
+
+    attributes = [name for name in ATTRIBUTES if any(name in figure.attributes for figure in report.figures)]
+    table = Table()
+    table.add_column("stored", no_wrap=True)
+    for name in ("numbers", "words", *BANDS, *attributes):
+        table.add_column(name, justify="right", no_wrap=True)
+    for figure in report.figures:
+        bands = [figure.recovery.by_band.get(name) for name in BANDS]
+        areas = [figure.attributes.get(name) for name in attributes]
+        table.add_row(
+            figure.name,
+            f"{figure.numbers:,}",
+            f"{100 * figure.recovery.every:.1f} %",
+            *("–" if share is None else f"{100 * share:.1f} %" for share in bands),
+            *("–" if area is None else f"{area:.2f}" for area in areas),
+        )
+    terminal.out.print(table)
+    terminal.say(
+        "words: share of the content words that an attacker names, by how frequent they are; attributes: area "
+        "under the ROC curve"
+    )
+
+
+def _print_robustness(report: RobustnessReport) -> None:
+    """Print a row per perturbation and severity; of negation the flips of labels that were right."""
+    table = Table()
+    table.add_column("perturbation", no_wrap=True)
+    table.add_column("severity", no_wrap=True)
+    for name in ("documents", report.metric, "loss", "flips", "ECE"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in report.figures:
+        judged = [f"{100 * row.score:.1f}", f"{100 * row.loss:+.1f}", f"{100 * row.flips:.1f} %", f"{row.ece:.3f}"]
+        shown = judged if row.keeps_label else ["–", "–", f"{100 * row.flips_of_right:.1f} %", "–"]
+        table.add_row(escape(row.name), _SEVERITIES[row.severity - 1], f"{row.documents:,}", *shown)
+    terminal.out.print(table)

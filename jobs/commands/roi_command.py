@@ -1,0 +1,109 @@
+"""`spin roi`: what errors, reviews and compute cost together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from jobs import terminal
+from jobs.options import AsJson, File, Model, Set, open_registry
+from jobs.page_file import check_writable, write_page
+from spin.settings import load_settings
+
+if TYPE_CHECKING:
+    from spin.roi.roi_report import RoiReport
+
+
+def roi(
+    settings: File,
+    volume: Annotated[float, typer.Option(metavar="N", help="number of documents to classify, such as 5e6")],
+    cost_error: Annotated[float, typer.Option(metavar="PRICE", help="cost of a wrong label")],
+    cost_review: Annotated[float, typer.Option(metavar="PRICE", help="cost of a document that people label")],
+    cpu_hour: Annotated[float, typer.Option(metavar="PRICE", help="price of one core for an hour")] = 0.05,
+    cost_label: Annotated[
+        float | None,
+        typer.Option(metavar="PRICE", help="cost of a labelled document to learn from; default: that of a review"),
+    ] = None,
+    cost_matrix: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="YAML or JSON file with costs by true and given class, such as {spam: {ham: 2.5}}"
+        ),
+    ] = None,
+    label_mix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A=SHARE,B=SHARE", help="shares of the classes to come; default: those of the evaluation set"
+        ),
+    ] = None,
+    llm_price: Annotated[
+        float | None, typer.Option(metavar="PRICE", help="price of a thousand documents that a language model labels")
+    ] = None,
+    llm_accuracy: Annotated[
+        float, typer.Option(metavar="SHARE", help="share of the language model's labels that are right")
+    ] = 1.0,
+    model: Model = None,
+    documents: Annotated[
+        int, typer.Option(min=2, metavar="N", help="number of evaluation documents that are classified")
+    ] = 4000,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="also write the report as a page")] = None,
+    as_json: AsJson = False,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Weigh errors, reviews and compute: the cheapest classifier, exits and abstention band, and the alternatives."""
+    loaded = load_settings(settings, set)
+    if html is not None:
+        check_writable(html)
+    from pipelines.planning.roi import RoiTerms, estimate_roi, parse_label_mix, read_cost_matrix
+
+    terms = RoiTerms(
+        volume=volume,
+        cost_error=cost_error,
+        cost_review=cost_review,
+        cpu_hour=cpu_hour,
+        cost_label=cost_label,
+        pairs=read_cost_matrix(cost_matrix) if cost_matrix is not None else {},
+        label_mix=parse_label_mix(label_mix) if label_mix is not None else {},
+        llm_price=llm_price,
+        llm_accuracy=llm_accuracy,
+    )
+    report = estimate_roi(loaded, open_registry(loaded), terms, model=model, documents=documents)
+    if as_json:
+        terminal.plain(report.to_json())
+    else:
+        _print_report(report)
+    if html is not None:
+        from spin.roi.roi_page import roi_page
+
+        write_page(html, roi_page(report))
+
+
+def _print_report(report: RoiReport) -> None:
+    """Print the best point of every classifier, the alternatives, and the settings of the best point."""
+    from pipelines.planning.roi import break_even_sentences, summarise
+    from spin.roi.roi_page import operation_name
+
+    table = Table(title="costs per thousand documents")
+    table.add_column("classifier", no_wrap=True)
+    for name in ("band", "reviewed", "wrong", "compute", "review", "errors", "total"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for point in report.bests:
+        table.add_row(
+            operation_name(point),
+            f"{point.abstain:g}",
+            f"{100 * point.reviewed:.1f} %",
+            f"{100 * point.errors:.1f} %",
+            f"{point.compute:.2g}",
+            f"{point.review:,.2f}",
+            f"{point.realised:,.2f}",
+            f"{point.total:,.2f}",
+        )
+    terminal.out.print(table)
+    terminal.say(f"{report.model} version {report.version}: {summarise(report)}")
+    terminal.say(f"{report.volume:,.0f} documents: {report.best.total * report.volume / 1000:,.2f}")
+    for sentence in break_even_sentences(report):
+        terminal.say(f"  {sentence}")
+    terminal.say(f"\nSettings of this point:\n\n{report.settings()}")

@@ -1,0 +1,218 @@
+"""`spin roi`: what classifying costs at every operating point of a version, on the frozen evaluation set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipelines.audit.audited_version import open_audited
+from pipelines.planning.operations import measure_operations
+from pipelines.registry.audit_record import AuditRecord
+from pipelines.registry.versions import Registry
+from spin.arrays import Floats
+from spin.errors import UserError
+from spin.labels.label_space import LabelSpace, Targets
+from spin.roi.error_costs import CostMatrix, ErrorCosts
+from spin.roi.operating_points import THOUSAND, OperatingPoint, Prices, best_point, weigh_points, with_interval
+from spin.roi.roi_page import roi_page
+from spin.roi.roi_report import Alternative, RoiReport
+from spin.settings import Settings
+
+_BASELINES = {"tfidf": "words alone (TF-IDF)", "last_layer": "last layer of the backbone"}
+
+
+@dataclass(frozen=True)
+class RoiTerms:
+    """What the user expects and pays; all prices are in one currency."""
+
+    volume: float
+    """documents to classify"""
+    cost_error: float
+    """of a wrong label"""
+    cost_review: float
+    """of a document that people label"""
+    cpu_hour: float = 0.05
+    """of one core"""
+    cost_label: float | None = None
+    """of a labelled document to learn from; by default that of a review"""
+    pairs: CostMatrix = field(default_factory=dict)
+    """costs by true and given class, where they differ from `cost_error`"""
+    label_mix: Mapping[str, float] = field(default_factory=dict)
+    """shares of the classes among the documents to come; by default those of the evaluation set"""
+    llm_price: float | None = None
+    """of a thousand documents that a language model labels; None: it is not compared"""
+    llm_accuracy: float = 1.0
+    """share of its labels that are right"""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.volume < np.inf:
+            raise UserError(f"--volume {self.volume:g}: expected a number above 0")
+        for name in ("cost_error", "cost_review", "cpu_hour", "cost_label", "llm_price"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < np.inf:
+                raise UserError(f"--{name.replace('_', '-')} {value:g}: expected a number from 0 on")
+        if not 0 <= self.llm_accuracy <= 1:
+            raise UserError(f"--llm-accuracy {self.llm_accuracy:g}: expected a share from 0 to 1")
+
+
+def estimate_roi(
+    settings: Settings,
+    registry: Registry,
+    terms: RoiTerms,
+    *,
+    model: str | None = None,
+    documents: int | None = None,
+) -> RoiReport:
+    """Weigh every classifier of a version, by default the champion, with and without early exits, and log the report.
+
+    `documents` are the number of evaluation documents that are drawn, by default all. Speed is measured from text to
+    label with the threads of one worker; reading and writing documents, which `spin plan` measures, is not in it.
+    Raises UserError where no evaluation set is frozen, or for terms that do not fit the classes.
+    """
+    audited = open_audited(registry, model, documents)
+    label_space, y = audited.spin.label_space, audited.y
+    prices = Prices(ErrorCosts.of(label_space, terms.cost_error, terms.pairs), terms.cost_review, terms.cpu_hour)
+    mix = _label_mix(terms.label_mix, label_space, y)
+    points: list[OperatingPoint] = []
+    bests: list[OperatingPoint] = []
+    for operation in measure_operations(settings, registry, audited.number, audited.texts):
+        weighed = weigh_points(operation, y, prices, mix)
+        points += weighed
+        best = best_point(weighed)
+        bests.append(with_interval(best, operation, y, prices, volume=terms.volume, mix=mix, seed=settings.seed))
+    training = registry.training_report(audited.number)
+    counts = training.get("counts")
+    cost_label = terms.cost_review if terms.cost_label is None else terms.cost_label
+    threads = settings.ray.for_stage("classify").cpus_per_worker
+    report = RoiReport(
+        model=registry.name,
+        version=audited.number,
+        documents=len(audited.texts),
+        volume=terms.volume,
+        labelling=None if counts is None else sum(counts.values()) * cost_label,
+        points=tuple(points),
+        bests=tuple(bests),
+        alternatives=tuple(_alternatives(training, terms, prices, _shares(label_space, y, mix), threads)),
+    )
+    registry.log_audit(audited.number, _record(report))
+    return report
+
+
+def read_cost_matrix(path: Path) -> CostMatrix:
+    """Read costs by true and given class from a YAML or JSON file. Raises UserError for another content."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    rows = content.items() if isinstance(content, dict) else [("", None)]
+    for true, costs in rows:
+        if not isinstance(costs, dict) or not all(isinstance(cost, (int, float)) for cost in costs.values()):
+            raise UserError(f"{path}: expected costs by true and then given class, such as {{spam: {{ham: 2.5}}}}")
+        if not isinstance(true, str) or not all(isinstance(given, str) for given in costs):
+            raise UserError(f"{path}: expected names of classes; put quotes around names such as yes, no or 1")
+    return dict(rows)
+
+
+def parse_label_mix(text: str) -> dict[str, float]:
+    """Parse shares of classes such as `spam=0.2,ham=0.8`. Raises UserError for another form."""
+    mix: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, share = part.rpartition("=")
+        name, known = name.strip(), set(mix)
+        try:
+            mix[name] = float(share)
+        except ValueError:
+            equals = ""
+        if not equals or name in known:
+            raise UserError(f"--label-mix {text}: expected a share of each class, such as spam=0.2,ham=0.8")
+    return mix
+
+
+def _label_mix(mix: Mapping[str, float], label_space: LabelSpace, y: Targets) -> Floats | None:
+    """(K,) the shares of the classes to come; None if they are those of the evaluation set."""
+    if not mix:
+        return None
+    if label_space.multilabel:
+        raise UserError("--label-mix: the documents have lists of classes, whose shares do not add up to 1")
+    if set(mix) != set(label_space.classes):
+        raise UserError(f"--label-mix: found {', '.join(mix)}; expected a share of {', '.join(label_space.classes)}")
+    shares = np.array([mix[name] for name in label_space.classes])
+    if (shares < 0).any() or not np.isclose(shares.sum(), 1, atol=1e-3):
+        raise UserError(f"--label-mix: the shares add up to {shares.sum():g}; expected shares from 0 that add up to 1")
+    unseen = [name for k, name in enumerate(label_space.classes) if shares[k] and not (y == k).any()]
+    if unseen:
+        raise UserError(
+            f"--label-mix: the evaluation set has no document of class '{unseen[0]}', so its errors are unknown"
+        )
+    normalised: Floats = shares / shares.sum()
+    return normalised
+
+
+def _shares(label_space: LabelSpace, y: Targets, mix: Floats | None) -> Floats:
+    """(K,) the shares of the classes among the documents to come."""
+    if mix is not None:
+        return mix
+    shares: Floats = label_space.indicator(y).mean(axis=0)
+    return shares
+
+
+def _alternatives(
+    training: Mapping[str, Any], terms: RoiTerms, prices: Prices, shares: Floats, threads: int
+) -> Iterator[Alternative]:
+    """The baselines of the training, a language model at its price, and people."""
+    per_error = THOUSAND * prices.errors.mean(shares)
+    for row in training.get("table", ()):
+        if row["name"] in _BASELINES:
+            errors = 1 - row["accuracy"]
+            compute = THOUSAND * threads / row["docs_per_s"] / 3600 * prices.cpu_hour
+            yield Alternative(_BASELINES[row["name"]], errors, per_error * errors, compute, needs_labels=True)
+    if terms.llm_price is not None:
+        errors = 1 - terms.llm_accuracy
+        yield Alternative("language model", errors, per_error * errors, terms.llm_price, needs_labels=False)
+    yield Alternative("manual labelling", 0.0, 0.0, THOUSAND * prices.review, needs_labels=False)
+
+
+def _record(report: RoiReport) -> AuditRecord:
+    """What is kept with the version."""
+    return AuditRecord(
+        "roi",
+        summarise(report),
+        {"cost_per_thousand": report.best.total, "reviewed": report.best.reviewed, "errors": report.best.errors},
+        {"roi.json": json.dumps(report.to_json(), indent=2), "roi.html": roi_page(report)},
+    )
+
+
+def summarise(report: RoiReport) -> str:
+    """The best point in two sentences."""
+    best, interval = report.best, report.best.interval
+    assert interval is not None
+    exits = "with" if best.exits else "without"
+    return (
+        f"The point with the least expected cost, `{best.choose}` {exits} early exits and an abstention band of "
+        f"{best.abstain:g}, costs {best.total:,.2f} per thousand documents by their labels (95 % interval "
+        f"{interval.low:,.2f} to {interval.high:,.2f}). "
+        f"People then label {100 * best.reviewed:.1f} % of the documents, and {100 * best.errors:.1f} % get a wrong "
+        f"label ({report.documents:,} documents)."
+    )
+
+
+def break_even_sentences(report: RoiReport) -> Sequence[str]:
+    """From how many documents the best point is cheaper than each alternative."""
+    sentences = []
+    for other in report.alternatives:
+        cost, volume = f"{other.name}: {other.total:,.2f} per thousand", report.break_even(other)
+        if other.total <= report.best.total:
+            sentences.append(f"{cost}, cheaper at any volume")
+        elif volume is None:
+            sentences.append(f"{cost}, more expensive; the break-even is unknown without the number of labels")
+        elif volume == 0:
+            sentences.append(f"{cost}, more expensive at any volume")
+        else:
+            sentences.append(f"{cost}, more expensive from {volume:,.0f} documents on")
+    return sentences

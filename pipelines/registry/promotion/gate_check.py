@@ -1,0 +1,46 @@
+"""One check of the gate: a figure, its limit, and what to do where it fails."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GateCheck:
+    """One figure compared with its limit."""
+
+    name: str
+    """as in the tags `spin.gate.NAME` of a version"""
+    value: float
+    """NaN where it cannot be measured; that does not pass"""
+    limit: float
+    measured: str
+    """the value as a person reads it"""
+    expected: str
+    """the limit as a person reads it"""
+    remedy: str
+    """what to do where the check fails"""
+    at_most: bool = False
+    """whether the limit is the largest value that passes, not the smallest"""
+
+    @property
+    def passed(self) -> bool:
+        """Whether MLflow's model validation accepts the value."""
+        import mlflow
+        from mlflow.models import EvaluationResult, MetricThreshold
+        from mlflow.models.evaluation.validation import ModelValidationFailedException
+
+        threshold = MetricThreshold(threshold=float(self.limit), greater_is_better=not self.at_most)
+        result = EvaluationResult(metrics={self.name: float(self.value)}, artifacts={})
+        try:
+            mlflow.validate_evaluation_results({self.name: threshold}, result)
+        except ModelValidationFailedException:
+            return False
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The check as in gate.json."""
+        values = asdict(self) | {"value": self.value if math.isfinite(self.value) else None, "passed": self.passed}
+        return {"found" if name == "measured" else name: value for name, value in values.items()}
