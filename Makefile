@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits lint docs dist clean
+.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust lint docs dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -64,6 +64,9 @@ bench-regret: setup  ## what the default loses to the best row of any task measu
 
 bench-limits: .venv/.bench  ## measure probes, the cost of Ray and memory, into benchmarks/limits.md
 	$(BIN)/python -m benchmarks.limits
+
+bench-trust: setup  ## measure privacy, robustness, conflict among layers and predicted costs, into benchmarks/trust.md
+	$(BIN)/python -m benchmarks.trust
 
 docs: .venv/.docs  ## build the documentation as a site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.limits.page import Part, table
 from benchmarks.limits.process_memory import Watch
+from benchmarks.section_page import Part, table
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShard, FeatureShards
 from pipelines.data.training_labels import Labels, Sample

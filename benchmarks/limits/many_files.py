@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.limits.delay_proxy import DelayProxy, Traffic, run_delay_proxy
-from benchmarks.limits.page import Part, Verdict, table
+from benchmarks.section_page import Part, Verdict, table
 from pipelines.nightly.report.throughput import busy_seconds
 from pipelines.nightly.steps.classify_job import data_layout
 from pipelines.nightly.steps.run_records import ClassifyCounts

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.limits.page import Part, table
+from benchmarks.section_page import Part, table
 from spin.settings import Settings, parse_settings
 
 SHARD = 1_000

@@ -15,10 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from benchmarks.limits.minilm import count_columns, extract_tweets
-from benchmarks.limits.page import Part, table
 from benchmarks.method.corpora import METRIC
 from benchmarks.method.paper import PROBE_STRENGTHS
 from benchmarks.method.run import warm_up
+from benchmarks.section_page import Part, table
 from spin.arrays import Floats
 from spin.labels.cross_validation import Fold
 from spin.labels.label_space import LabelSpace, Targets

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.limits import large_backbone, many_files, overhead, recipe, scale, solvers, training, versions
-from benchmarks.limits.page import Part, write_page
+from benchmarks.section_page import Part, write_page
 
 _FOLDER = Path("runs/bench/limits")
 _REPORT = Path("benchmarks/limits.md")
@@ -63,7 +63,7 @@ def main() -> None:
             if options.only in (None, name)
         }
     path = folder / "limits.md" if quick else _REPORT
-    write_page(path, parts)
+    write_page(path, "Limits", "make bench-limits", parts)
     for name in (*_PARTS, "versions"):
         shutil.rmtree(folder / name, ignore_errors=True)
     broken = [promise for _, verdicts in parts.values() for holds, promise in verdicts if not holds]

@@ -15,8 +15,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.limits.page import Part, Verdict, table
 from benchmarks.limits.process_memory import Watch
+from benchmarks.section_page import Part, Verdict, table
 from pipelines.nightly.report.throughput import span
 from pipelines.nightly.steps.classify_job import data_layout
 from pipelines.nightly.steps.run_records import ClassifyCounts

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from benchmarks.limits.minilm import count_columns, extract_tweets
-from benchmarks.limits.page import Part, table
+from benchmarks.section_page import Part, table
 from spin.arrays import Floats
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.limits.page import Part, table
 from benchmarks.limits.process_memory import Watch
+from benchmarks.section_page import Part, table
 from spin.settings import Settings, parse_settings
 
 FILE = 100_000

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.limits.page import Part, table
+from benchmarks.section_page import Part, table
 
 FILES = 10
 DAY = "2026-01-31"

@@ -21,7 +21,6 @@ from benchmarks.limits.delay_proxy import run_delay_proxy
 from benchmarks.limits.large_backbone import LargeBackboneCost
 from benchmarks.limits.many_files import FileCosts, NightCost, Publication
 from benchmarks.limits.overhead import WAYS, Way
-from benchmarks.limits.page import write_page
 from benchmarks.limits.recipe import Race, Races
 from benchmarks.limits.scale import WORKERS, Scale, _speed
 from benchmarks.limits.solvers import (
@@ -40,6 +39,7 @@ from benchmarks.limits.solvers import (
 )
 from benchmarks.limits.training import TrainingCost
 from benchmarks.limits.versions import OTHER, THIS
+from benchmarks.section_page import write_page
 from pipelines.storage.shard_log import ShardCounts, ShardOutcome
 from spin.arrays import Floats
 from spin.sites import FeatureColumn
@@ -213,10 +213,12 @@ def test_a_version_may_take_a_twentieth_longer_than_the_other(seconds: float, ho
 
 def test_a_part_that_is_measured_alone_replaces_its_section(tmp_path: Path) -> None:
     path = tmp_path / "limits.md"
-    write_page(path, {"One": ("first\n", [(True, "a"), (False, "b")]), "Two": ("second\n", [])})
+    write_page(
+        path, "Limits", "make bench-limits", {"One": ("first\n", [(True, "a"), (False, "b")]), "Two": ("second\n", [])}
+    )
     assert path.read_text().count("**does not hold**: b.") == 1
     before = path.read_text().partition("## Two")[2]
-    write_page(path, {"One": ("third\n", [])})
+    write_page(path, "Limits", "make bench-limits", {"One": ("third\n", [])})
     text = path.read_text()
     assert re.findall("^## .*|first|second|third|hold", text, re.M) == ["## One", "third", "## Two", "second"]
     assert text.partition("## Two")[2] == before

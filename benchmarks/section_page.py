@@ -1,4 +1,4 @@
-"""The page limits.md: a section per part that is measured, each with the machine and the date of its measurement."""
+"""Pages of measurements: a section per part that is measured, each with the machine and the date of its measurement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from benchmarks.machine import flags, processor
 
 _LIBRARIES = ("numpy", "scikit-learn", "skglm", "torch", "ray", "pyarrow", "deltalake")
-_HEAD = "# Limits\n\nWritten by `make bench-limits`; a part that is measured alone replaces its section.\n"
 _RULE = "## "
 """what a section begins with"""
 Verdict = tuple[bool, str]
@@ -21,10 +20,14 @@ Part = tuple[str, list[Verdict]]
 """a section of the page as Markdown, and its verdicts"""
 
 
-def write_page(path: Path, parts: Mapping[str, Part]) -> None:
-    """Write the sections of some parts by title; other sections that the page has stay as they are, in their order."""
+def write_page(path: Path, title: str, command: str, parts: Mapping[str, Part]) -> None:
+    """Write the sections of some parts by title; other sections that the page has stay as they are, in their order.
+
+    `command` is the command line that writes the page.
+    """
+    head = f"# {title}\n\nWritten by `{command}`; a part that is measured alone replaces its section.\n"
     sections = _read_sections(path) | {title: _section(title, part) for title, part in parts.items()}
-    path.write_text("\n".join([_HEAD, *sections.values()]), encoding="utf-8")
+    path.write_text("\n".join([head, *sections.values()]), encoding="utf-8")
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,3 @@
+from benchmarks.trust.run import main
+
+main()

@@ -1,0 +1,51 @@
+"""`make bench-trust`: privacy, robustness, conflict among layers and predicted costs of the quickstart's champion.
+
+It writes trust.md; `--only` measures a part alone and replaces its section of that page.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.section_page import Part, write_page
+from benchmarks.trust import conflict, costs, privacy, robustness
+from benchmarks.trust.champion import Champion, open_champion
+
+_FOLDER = Path("runs/bench/trust")
+_REPORT = Path("benchmarks/trust.md")
+
+_PARTS: Mapping[str, tuple[str, Callable[[Champion, bool], Part]]] = {
+    "privacy": (
+        "What can be read back", lambda champion, quick: privacy.section(privacy.measure(champion, quick=quick))
+    ),
+    "robustness": (
+        "Perturbed texts", lambda champion, quick: robustness.section(robustness.measure(champion, quick=quick))
+    ),
+    "conflict": (
+        "Conflict among layers",
+        lambda champion, quick: conflict.section(conflict.measure(champion, _FOLDER / "packages", quick=quick)),
+    ),
+    "costs": ("Predicted costs", lambda champion, quick: costs.section(costs.measure(champion, quick=quick))),
+}  # fmt: skip
+"""title of every part of the page, and what measures it"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few documents: shows only that it runs")
+    parser.add_argument("--only", choices=_PARTS, help="measure one part alone")
+    options = parser.parse_args()
+    champion = open_champion(_FOLDER / "quickstart")
+    measured = {
+        title: measure(champion, options.quick)
+        for name, (title, measure) in _PARTS.items()
+        if options.only in (None, name)
+    }
+    path = _FOLDER / "trust.md" if options.quick else _REPORT
+    write_page(path, "Trust", "make bench-trust", measured)
+    print(f"written to {path}")
+    broken = [promise for _, verdicts in measured.values() for holds, promise in verdicts if not holds]
+    if broken and not options.quick:
+        print("does not hold: " + "; ".join(broken))
