@@ -38,6 +38,7 @@ OUTSIDE = (
     "benchmarks/method.md",
     *TASKS,
     "benchmarks/limits.md",
+    "benchmarks/trust.md",
     "infra/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
