@@ -43,7 +43,7 @@ def test_break_even_is_where_the_saved_cost_repays_the_labels() -> None:
     unknown = replace(REPORT, labelling=None)
     assert unknown.break_even(PEOPLE) is None
     assert unknown.break_even(WORDS) == 0
-    assert "the price of its labels is not known" in roi_page(unknown)
+    assert "The price of the labels of its training is not known." in roi_page(unknown)
 
 
 def test_the_settings_are_those_of_the_best_point() -> None:
