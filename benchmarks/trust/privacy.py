@@ -5,7 +5,6 @@ from __future__ import annotations
 from benchmarks.section_page import Part, table
 from benchmarks.trust.champion import Champion
 from pipelines.audit.audit_privacy import audit_privacy
-from spin.audit.attribute_probes import ATTRIBUTES
 from spin.audit.privacy import PrivacyReport
 from spin.audit.word_recovery import BANDS
 
@@ -17,11 +16,10 @@ def measure(champion: Champion, *, quick: bool = False) -> PrivacyReport:
 
 def section(report: PrivacyReport) -> Part:
     """The page's section: a row per kind of stored numbers, and whether single documents are betrayed by files."""
-    attributes = [name for name in ATTRIBUTES if any(name in figure.attributes for figure in report.figures)]
     rows = []
     for figure in report.figures:
         bands = [figure.recovery.by_band.get(name) for name in BANDS]
-        areas = [figure.attributes.get(name) for name in attributes]
+        areas = [figure.attributes.get(name) for name in report.attributes]
         rows.append(
             [
                 figure.name,
@@ -39,7 +37,7 @@ def section(report: PrivacyReport) -> Part:
         f"{report.judged:,} others, out of {report.vocabulary:,}: shares of words that are named, by the number "
         "of known documents that have a word (rare 5 to 9, common 10 to 49, frequent 50 or more). Attributes: areas "
         "under the ROC curve.\n\n"
-        + table(["stored", "numbers", "words", *BANDS, *attributes], rows)
+        + table(["stored", "numbers", "words", *BANDS, *report.attributes], rows)
         + f"\nMembership: losses tell {membership.train_documents:,} training documents from "
         f"{membership.test_documents:,} others with an area under the ROC curve of {membership.auroc:.3f}; the mean "
         f"loss is {membership.train_loss:.3f} and {membership.test_loss:.3f}.\n"

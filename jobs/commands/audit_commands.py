@@ -16,11 +16,12 @@ from jobs.page_file import check_writable, write_page
 from spin.settings import load_settings
 
 if TYPE_CHECKING:
+    from pipelines.audit.audit_privacy import PrivacyAudit
+    from pipelines.audit.audit_robustness import RobustnessAudit
     from spin.audit.privacy import PrivacyReport
     from spin.audit.robustness import RobustnessReport
 
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="also write the report as a page")]
-_SEVERITIES = ("slight", "moderate", "strong")
 
 app = typer.Typer(
     name="audit",
@@ -48,13 +49,9 @@ def robustness(
     from pipelines.audit.audit_robustness import audit_robustness
 
     audited = audit_robustness(loaded, open_registry(loaded), model=model, documents=documents)
-    if as_json:
-        terminal.plain(audited.to_json())
-    else:
+    if not as_json:
         _print_robustness(audited.report)
-        terminal.say(f"{audited.model} version {audited.version}: {audited.summary()}")
-    if html is not None:
-        write_page(html, audited.page())
+    _finish(audited, html, as_json)
 
 
 @app.command(cls=PipelinesCommand)
@@ -75,10 +72,16 @@ def privacy(
     from pipelines.audit.audit_privacy import audit_privacy
 
     audited = audit_privacy(loaded, open_registry(loaded), model=model, documents=documents)
+    if not as_json:
+        _print_privacy(audited.report)
+    _finish(audited, html, as_json)
+
+
+def _finish(audited: RobustnessAudit | PrivacyAudit, html: Path | None, as_json: bool) -> None:
+    """Print the summary, or everything as JSON, and write the page."""
     if as_json:
         terminal.plain(audited.to_json())
     else:
-        _print_privacy(audited.report)
         terminal.say(f"{audited.model} version {audited.version}: {audited.summary()}")
     if html is not None:
         write_page(html, audited.page())
@@ -86,17 +89,15 @@ def privacy(
 
 def _print_privacy(report: PrivacyReport) -> None:
     """Print a row per kind of stored numbers: the words and the attributes that it reveals."""
-    from spin.audit.attribute_probes import ATTRIBUTES
     from spin.audit.word_recovery import BANDS
 
-    attributes = [name for name in ATTRIBUTES if any(name in figure.attributes for figure in report.figures)]
     table = Table()
     table.add_column("stored", no_wrap=True)
-    for name in ("numbers", "words", *BANDS, *attributes):
+    for name in ("numbers", "words", *BANDS, *report.attributes):
         table.add_column(name, justify="right", no_wrap=True)
     for figure in report.figures:
         bands = [figure.recovery.by_band.get(name) for name in BANDS]
-        areas = [figure.attributes.get(name) for name in attributes]
+        areas = [figure.attributes.get(name) for name in report.attributes]
         table.add_row(
             figure.name,
             f"{figure.numbers:,}",
@@ -113,6 +114,8 @@ def _print_privacy(report: PrivacyReport) -> None:
 
 def _print_robustness(report: RobustnessReport) -> None:
     """Print a row per perturbation and severity; of negation the flips of labels that were right."""
+    from spin.audit.perturbations import SEVERITIES
+
     table = Table()
     table.add_column("perturbation", no_wrap=True)
     table.add_column("severity", no_wrap=True)
@@ -121,5 +124,5 @@ def _print_robustness(report: RobustnessReport) -> None:
     for row in report.figures:
         judged = [f"{100 * row.score:.1f}", f"{100 * row.loss:+.1f}", f"{100 * row.flips:.1f} %", f"{row.ece:.3f}"]
         shown = judged if row.keeps_label else ["–", "–", f"{100 * row.flips_of_right:.1f} %", "–"]
-        table.add_row(escape(row.name), _SEVERITIES[row.severity - 1], f"{row.documents:,}", *shown)
+        table.add_row(escape(row.name), SEVERITIES[row.severity], f"{row.documents:,}", *shown)
     terminal.out.print(table)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from spin.arrays import Floats
-from spin.audit.dual_ridge import DualRidge
+from spin.audit.ridge_attack import predict_targets
 
 ATTRIBUTES: Mapping[str, re.Pattern[str]] = {
     "name": re.compile(r"\b[A-Z][a-z]+ (?:[A-Z]\. )?[A-Z][a-z]+\b"),
@@ -37,7 +37,7 @@ def probe_attributes(
     The probe is a ridge regression on numbers (n, d) of the attacker's texts, whose attributes (n, a) are known.
     Attributes that too few texts have, or nearly all, are left out.
     """
-    predicted = DualRidge.fit(known[0], known[1].astype(np.float32)).predict(judged[0])
+    predicted = predict_targets(known[0], known[1].astype(np.float32), judged[0])
     counts = np.stack([part.sum(axis=0) for has in (known[1], judged[1]) for part in (has, ~has)])
     usable = counts.min(axis=0) >= LEAST_TEXTS
     return {

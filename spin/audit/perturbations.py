@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from random import Random
 
-SEVERITIES = (1, 2, 3)
-"""slight, moderate and strong"""
+SEVERITIES: Mapping[int, str] = {1: "slight", 2: "moderate", 3: "strong"}
 
 _WORD = re.compile(r"\S+")
 _MISSPELT = 4

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from spin.arrays import Floats
-from spin.audit.attribute_probes import attribute_presence, probe_attributes
+from spin.audit.attribute_probes import ATTRIBUTES, attribute_presence, probe_attributes
 from spin.audit.membership import Membership
 from spin.audit.verbatim import VerbatimLeaks
 from spin.audit.word_recovery import Recovery, Vocabulary, recover_words, word_presence
@@ -50,6 +50,11 @@ class PrivacyReport:
     def figure(self, name: str) -> LeakFigures:
         """The figures of one kind of numbers."""
         return next(figure for figure in self.figures if figure.name == name)
+
+    @property
+    def attributes(self) -> list[str]:
+        """The attributes that enough texts have, in their order."""
+        return [name for name in ATTRIBUTES if any(name in figure.attributes for figure in self.figures)]
 
     def to_json(self) -> dict[str, object]:
         """The content of `privacy.json`."""

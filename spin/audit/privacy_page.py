@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from spin.audit.attribute_probes import ATTRIBUTES
 from spin.audit.privacy import PrivacyReport
 from spin.audit.word_recovery import BANDS
 from spin.pages.rendering import render
@@ -13,14 +12,12 @@ from spin.pages.stylesheet import report_css
 
 def privacy_page(report: PrivacyReport, title: str) -> str:
     """Return the HTML of a report: recovered words, attributes and membership."""
-    found = {name for figure in report.figures for name in figure.attributes}
     return render(
         "spin.audit/privacy.html.j2",
         page_title=title,
         style=Markup(report_css()),
         report=report,
         bands=list(BANDS),
-        attributes=[name for name in ATTRIBUTES if name in found],
         headings=["numbers per text", "all words", *(f"{n}, {_documents(*span)}" for n, span in BANDS.items())],
         frequency=report.figures[0],
         worst=max(report.figures[1:], key=lambda figure: figure.recovery.every),

@@ -43,7 +43,7 @@ def robustness_page(report: RobustnessReport, title: str) -> str:
         more_classes=len(classes[_CLASSES:]),
         exits=[(depth, exit_name(depth)) for depth in depths],
         examples=_examples(),
-        severities=("slight", "moderate", "strong"),
+        severities=SEVERITIES,
     )
 
 

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from spin.arrays import Floats
-from spin.audit.dual_ridge import DualRidge
+from spin.audit.ridge_attack import predict_targets
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
 
@@ -102,7 +102,7 @@ def recover_words(
     if known is None:
         scores: Floats = np.broadcast_to(vocabulary.documents.astype(np.float32), presence.shape)
     else:
-        scores = DualRidge.fit(known[0], known[1].toarray()).predict(values)
+        scores = predict_targets(known[0], known[1].toarray(), values)
     truth = presence.toarray() > 0
     ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1, kind="stable")
     hits = truth & (ranks < truth.sum(axis=1, keepdims=True))

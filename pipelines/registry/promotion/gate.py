@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def judge(
         compared, more = _compare_with_champions(comparison, champion, others, earlier)
         checks, figures = checks + compared, figures | more
     if perturbed is not None:
-        check, more = _compare_robustness(settings, labels, *perturbed, comparison.failed)
+        check, more = _compare_robustness(comparison, labels, *perturbed)
         checks, figures = [*checks, check], figures | more
     if limits.class_floors:
         checks.append(_class_floors(limits.class_floors, label_space, y, predicted))
@@ -226,28 +227,25 @@ def _compare_with_champions(
 
 
 def _compare_robustness(
-    settings: Settings,
+    comparison: _Comparison,
     labels: Sequence[Label],
     model: PredictionReply | NoReply,
     champion: PredictionReply | NoReply,
-    failed: int,
 ) -> tuple[GateCheck, dict[str, float]]:
-    """The check `robustness` and its figures: how much lower the version scores where each text is perturbed."""
-    other, setting = f"{_CHAMPION} on perturbed texts", "max_robustness_loss"
-    silent = [
-        f"{name} does not predict: {reply.reason}"
-        for name, reply in (("the version", model), (_CHAMPION, champion))
-        if isinstance(reply, NoReply)
-    ]
-    if isinstance(model, NoReply) or isinstance(champion, NoReply):
-        comparison = _Comparison(settings, np.zeros(0, np.int64), np.zeros(0, np.int64), failed)
-        return comparison.check("robustness", other, math.nan, "; ".join(silent), setting), {}
-    _, y, predicted, others = _aligned(labels, _labels(settings, model), {_CHAMPION: _labels(settings, champion)})
-    comparison = _Comparison(settings, y, predicted, failed)
-    difference, bound = comparison.difference(others[_CHAMPION])
-    measured = f"{100 * difference:+.1f}, at least {100 * bound:+.1f}"
+    """The check `robustness` and its figures: how much lower the version scores where each text is perturbed.
+
+    `comparison` is that of the original texts, whose attempts count here too.
+    """
+    check = partial(comparison.check, "robustness", f"{_CHAMPION} on perturbed texts", limit="max_robustness_loss")
+    if isinstance(model, NoReply):
+        return check(math.nan, f"the version does not predict: {model.reason}"), {}
+    if isinstance(champion, NoReply):
+        return check(math.nan, f"the champion does not predict: {champion.reason}"), {}
+    given, champions = (_labels(comparison.settings, reply) for reply in (model, champion))
+    _, y, predicted, others = _aligned(labels, given, {_CHAMPION: champions})
+    difference, bound = replace(comparison, y=y, predicted=predicted).difference(others[_CHAMPION])
     figures = {"difference_perturbed": difference, "difference_perturbed_at_least": bound}
-    return comparison.check("robustness", other, bound, measured, setting), figures
+    return check(bound, f"{100 * difference:+.1f}, at least {100 * bound:+.1f}"), figures
 
 
 def _measure(registry: Registry, number: str, texts: Sequence[str]) -> PredictionReply | NoReply:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs import cli, terminal
 from pipelines.audit.audit_privacy import EVERY, FEW, KEPT, LAST, RANDOM, SCORES, audit_privacy
 from pipelines.registry.versions import Registry
 from pipelines.training.workflow import run_workflow
@@ -20,6 +18,7 @@ from spin.audit.privacy import FREQUENCY
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
 from tests.support import small_training, tiny
+from tests.support.command_line import run_spin
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +100,8 @@ def test_the_command_prints_writes_and_logs_the_figures(
     trained: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings, page = Path(trained.store).parent / "settings.yaml", tmp_path / "privacy.html"
-    words = ["spin", "audit", "privacy", str(settings), "--model", "models:/tiny/1"]
-    monkeypatch.setattr(terminal.out, "_width", 160)
-    printed = []
-    for more in (["--html", str(page)], ["--json"]):
-        monkeypatch.setattr(sys, "argv", words + more)
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        out, error = capsys.readouterr()
-        assert exit_info.value.code == 0, error
-        printed.append(out)
+    words = ["audit", "privacy", str(settings), "--model", "models:/tiny/1"]
+    printed = [run_spin(capsys, monkeypatch, *words, *more) for more in (["--html", str(page)], ["--json"])]
     report = json.loads(printed[1])
     rows = [
         [cell.strip() for cell in line.split("│")[1:-1]] for line in printed[0].splitlines() if line.startswith("│")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from jobs import cli, terminal
 from pipelines.audit.audited_version import draw_rows, open_audited
 from pipelines.registry.evaluation_set import EvaluationSet
 from spin.audit.perturbations import PERTURBATIONS
 from spin.errors import UserError
 from spin.labels.metrics import score
 from tests.support import tiny
+from tests.support.command_line import run_spin
 from tests.support.registry_fixture import RegistryFixture, build_evaluation_set
 
 ROWS = tiny.make_documents(80, seed=5)
@@ -32,25 +31,14 @@ def audited(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> 
     return fixture
 
 
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str, status: int = 0) -> str:
-    """Run the command line; return what it prints, or its error message."""
-    monkeypatch.setattr(sys, "argv", ["spin", *words])
-    monkeypatch.setattr(terminal.out, "_width", 160)
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    out, error = capsys.readouterr()
-    assert exit_info.value.code == status, error
-    return error if status else out
-
-
 def test_the_audit_prints_writes_and_logs_the_same_figures(
     audited: RegistryFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings, model = str(audited.folder / "settings.yaml"), f"models:/{audited.name}/1"
     page = tmp_path / "robustness.html"
-    printed = run(capsys, monkeypatch, "audit", "robustness", settings, "--model", model, "--html", str(page))
+    printed = run_spin(capsys, monkeypatch, "audit", "robustness", settings, "--model", model, "--html", str(page))
     report = json.loads(
-        run(capsys, monkeypatch, "audit", "robustness", settings, "--model", model, "--json")
+        run_spin(capsys, monkeypatch, "audit", "robustness", settings, "--model", model, "--json")
     )  # the same seed
     opened = audited.registry.load("1")
     predicted = audited.spin.label_space.index(opened.predict([row["text"] for row in ROWS]))
@@ -107,12 +95,12 @@ def test_a_class_that_the_version_does_not_know_is_named(
         yaml.safe_dump(fixture.settings.model_dump(mode="json", exclude_unset=True))
     )
     words = "audit", "robustness", str(tmp_path / "settings.yaml"), "--model", f"models:/{fixture.name}/1"
-    assert "label 'ugly' is not one of the model's: bad, good" in run(capsys, monkeypatch, *words, status=2)
+    assert "label 'ugly' is not one of the model's: bad, good" in run_spin(capsys, monkeypatch, *words, status=2)
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     audited: RegistryFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = str(audited.folder / "settings.yaml")
-    message = run(capsys, monkeypatch, "audit", "robustness", settings, "--html", "/nowhere/page.html", status=2)
+    message = run_spin(capsys, monkeypatch, "audit", "robustness", settings, "--html", "/nowhere/page.html", status=2)
     assert "there is no directory /nowhere" in message

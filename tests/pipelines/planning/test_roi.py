@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import yaml
 
-from jobs import cli, terminal
 from pipelines.planning import operations
 from pipelines.planning.roi import RoiTerms, estimate_roi, parse_label_mix, read_cost_matrix
 from spin import SpinClassifier
@@ -21,6 +19,7 @@ from spin.errors import UserError
 from spin.settings import BackboneSettings, DecisionSettings
 from spin.sites import FeatureColumn
 from tests.support import tiny
+from tests.support.command_line import run_spin
 from tests.support.random_classifiers import build_classifier
 from tests.support.registry_fixture import RegistryFixture, build_evaluation_set
 
@@ -86,16 +85,6 @@ def test_baselines_of_the_training_and_a_language_model_are_alternatives(
     assert report.documents == 40
 
 
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str, status: int = 0) -> str:
-    monkeypatch.setattr(sys, "argv", ["spin", "roi", *words])
-    monkeypatch.setattr(terminal.out, "_width", 160)
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    out, error = capsys.readouterr()
-    assert exit_info.value.code == status, error
-    return error if status else out
-
-
 def test_the_command_prints_the_best_point_and_its_settings(
     weighed: RegistryFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -105,13 +94,13 @@ def test_the_command_prints_the_best_point_and_its_settings(
     words += ["--cost-error", "0.4", "--cost-review", "0.25", "--cost-matrix", str(matrix)]
     words += ["--label-mix", "good=0.3,bad=0.7", "--llm-price", "3"]
     page = tmp_path / "roi.html"
-    printed = run(capsys, monkeypatch, *words, "--html", str(page))
+    printed = run_spin(capsys, monkeypatch, "roi", *words, "--html", str(page))
     assert "The point with the least expected cost" in printed
     assert "language model: " in printed
     settings = yaml.safe_load(printed.partition("Settings of this point:")[2].partition("wrote")[0])
     assert set(settings) == {"choose", "classify", "decision"}
     assert "<polyline" in page.read_text()
-    report = json.loads(run(capsys, monkeypatch, *words, "--json"))
+    report = json.loads(run_spin(capsys, monkeypatch, "roi", *words, "--json"))
     best = report["bests"][report["best"]]
     assert best["choose"] == settings["choose"]
     assert best["interval"]["low"] <= best["total"] <= best["interval"]["high"]
@@ -139,7 +128,7 @@ def test_terms_that_make_no_sense_are_refused(
 ) -> None:
     words = [str(weighed.folder / "settings.yaml"), "--cost-error", "1", "--cost-review", "1"]
     words += ["--model", f"models:/{weighed.name}/1", *options]
-    assert message in run(capsys, monkeypatch, *words, status=2)
+    assert message in run_spin(capsys, monkeypatch, "roi", *words, status=2)
 
 
 @pytest.mark.parametrize(
