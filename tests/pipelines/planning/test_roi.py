@@ -16,7 +16,7 @@ from pipelines.planning.roi import RoiTerms, estimate_roi, parse_label_mix, read
 from spin import SpinClassifier
 from spin.backbone.loading import load_backbone
 from spin.errors import UserError
-from spin.settings import BackboneSettings, DecisionSettings
+from spin.settings import BackboneSettings, DecisionSettings, parse_settings
 from spin.sites import FeatureColumn
 from tests.support import tiny
 from tests.support.command_line import run_spin
@@ -184,6 +184,23 @@ def test_a_band_keeps_documents_from_exiting_as_in_a_night(backbone_folder: Path
     assert exited[-1] == 0
     seconds = [outcome.seconds for outcome in exiting.outcomes]
     assert seconds[-1] == pytest.approx(plain.outcomes[0].seconds), "no document exits within the widest band"
+
+
+def test_classifiers_are_opened_without_exits_and_with_them(
+    weighed: RegistryFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both without the band and the reasons of the settings, which would slow them; classifiers that are equal once."""
+    opened: list[tuple[SpinClassifier, SpinClassifier]] = []
+    monkeypatch.setattr(operations, "_operate", lambda full, early, *_: opened.append((full, early)) or [])
+    tree = weighed.settings.model_dump(mode="json", exclude_unset=True)
+    settings = parse_settings({**tree, "decision": {"abstain": 0.3}, "classify": {"reasons": 2}})
+    assert list(operations.measure_operations(settings, weighed.registry, "1", ["text"])) == []
+    summaries = [full.fitted.summary for full, _ in opened]
+    assert all(summaries.count(summary) == 1 for summary in summaries)
+    for full, early in opened:
+        assert (full.early, early.early) == (False, True)
+        assert {spin.reasons for spin in (full, early)} == {0}
+        assert {spin.decision_rule.abstain for spin in (full, early)} == {0}
 
 
 def test_a_multilabel_version_is_weighed_by_whole_lists(backbone_folder: Path, tmp_path: Path) -> None:
