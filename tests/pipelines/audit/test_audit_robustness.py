@@ -10,9 +10,11 @@ import yaml
 
 from pipelines.audit.audited_version import draw_rows, open_audited
 from pipelines.registry.evaluation_set import EvaluationSet
+from pipelines.registry.versions import Registry
 from spin.audit.perturbations import PERTURBATIONS
 from spin.errors import UserError
 from spin.labels.metrics import score
+from spin.settings import parse_settings
 from tests.support import tiny
 from tests.support.command_line import run_spin
 from tests.support.registry_fixture import RegistryFixture, build_evaluation_set
@@ -78,6 +80,14 @@ def test_a_sample_is_part_of_the_evaluation_set(audited: RegistryFixture) -> Non
     assert draw_rows(80, 30, 1) == sorted({*draw_rows(80, 30, 1)})
     assert draw_rows(80, 30, 1) != draw_rows(80, 30, 2)
     assert draw_rows(80, None, 1) == draw_rows(80, 1000, 1) == list(range(80))
+
+
+def test_an_audit_decides_as_the_settings_say_but_gives_no_reasons(audited: RegistryFixture) -> None:
+    """Reasons would take time in each of its passes."""
+    tree = audited.settings.model_dump(mode="json", exclude_unset=True)
+    decided = {"decision": {"abstain": 0.25}, "classify": {"reasons": 2}}
+    spin = open_audited(Registry(parse_settings(tree | decided)), f"models:/{audited.name}/1", 10).spin
+    assert (spin.reasons, spin.decision_rule.abstain, spin.early) == (0, 0.25, True)
 
 
 def test_an_audit_without_an_evaluation_set_is_refused(backbone_folder: Path, tmp_path: Path) -> None:
