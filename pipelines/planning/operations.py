@@ -68,20 +68,24 @@ def _with_choice(settings: Settings, choose: Choice, exits: bool) -> Settings:
 def _operate(
     full: SpinClassifier, early: SpinClassifier, choose: Choice, texts: list[str], threads: int
 ) -> Iterator[Operation]:
-    """The operations of one classifier, which is opened without exits and with them."""
+    """The operations of one classifier, which is opened without exits and with them.
+
+    The labels of both are judged by the probabilities of full depth, which knows most: by its own, an exit that is too
+    sure of itself would seem cheaper than full depth.
+    """
     values, words = _read(full, texts)
-    depth = np.full(len(texts), full.depth, np.int32)
+    probabilities = full.label_space.probabilities(full.fitted.logits(values))
     seconds = _measure_seconds(full, texts)
-    outcomes = [_outcome(full, band, values, depth, words, seconds) for band in BANDS]
+    outcomes = [Outcome(band, *_decision(full, band).decide(probabilities), probabilities, seconds) for band in BANDS]
     yield Operation(choose, False, threads, tuple(outcomes))
     if not full.fitted.exits:
         return
     depths = [full.fitted.exit_depths(values, full.label_space, _decision(full, band), words) for band in BANDS]
     shared = _seconds_by_depth(depths, full.depth, seconds, _measure_seconds(early, texts))
-    outcomes = [
-        _outcome(full, band, values, depth, words, of_band)
-        for band, depth, of_band in zip(BANDS, depths, shared, strict=True)
-    ]
+    outcomes = []
+    for band, depth, of_band in zip(BANDS, depths, shared, strict=True):
+        at_exits = full.label_space.probabilities(full.fitted.predict_logits(values, depth, words))
+        outcomes.append(Outcome(band, *_decision(full, band).decide(at_exits), probabilities, of_band))
     yield Operation(choose, True, threads, tuple(outcomes))
 
 
@@ -94,19 +98,6 @@ def _read(spin: SpinClassifier, texts: list[str]) -> tuple[Floats, Floats | None
 
 def _decision(spin: SpinClassifier, band: float) -> Decision:
     return replace(spin.decision_rule, abstain=band)
-
-
-def _outcome(
-    spin: SpinClassifier,
-    band: float,
-    values: Floats,
-    depth: NDArray[np.int32],
-    words: Floats | None,
-    seconds: float,
-) -> Outcome:
-    probabilities = spin.label_space.probabilities(spin.fitted.predict_logits(values, depth, words))
-    given, abstains = _decision(spin, band).decide(probabilities)
-    return Outcome(band, given, abstains, probabilities, seconds)
 
 
 def _measure_seconds(spin: SpinClassifier, texts: list[str]) -> float:

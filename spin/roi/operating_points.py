@@ -30,7 +30,7 @@ class Outcome:
     abstains: NDArray[np.bool_]
     """(n,) which documents lie within the band"""
     probabilities: Floats
-    """(n, K) calibrated"""
+    """(n, K) calibrated, by which the expected cost is counted: of full depth, also where documents exit before"""
     seconds: float
     """per document, with the threads of the operation"""
 
@@ -87,7 +87,7 @@ class OperatingPoint:
     compute: float
     review: float
     expected: float
-    """of errors, by the calibrated probabilities"""
+    """of errors, by the calibrated probabilities of full depth"""
     realised: float
     """of errors, by the labels"""
     interval: Interval | None = None

@@ -157,7 +157,7 @@ def test_classes_without_documents_cannot_be_mixed_in(
 
 
 def test_a_band_keeps_documents_from_exiting_as_in_a_night(backbone_folder: Path) -> None:
-    """The outcome of every band is what a classifier gives that is opened with it."""
+    """The labels of every band are those of a classifier that is opened with it; full depth judges them."""
     texts = [row["text"] for row in ROWS]
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone = load_backbone(settings)
@@ -171,13 +171,15 @@ def test_a_band_keeps_documents_from_exiting_as_in_a_night(backbone_folder: Path
         )  # fmt: skip
 
     full = assemble(early=False)
+    at_full_depth = full.predict_proba(texts)
     plain, exiting = operations._operate(full, assemble(early=True), "accuracy", texts, 1)
     assert (plain.exits, exiting.exits) == (False, True)
     exited = []
     for operation in (plain, exiting):
         for outcome in operation.outcomes[::3]:
             predictions = assemble(operation.exits, outcome.abstain).predict_all(texts)
-            np.testing.assert_allclose(outcome.probabilities, predictions.probabilities, atol=1e-5)
+            np.testing.assert_allclose(outcome.probabilities, at_full_depth, atol=1e-5)
+            assert outcome.given.tolist() == predictions.probabilities.argmax(axis=1).tolist()
             assert outcome.abstains.tolist() == [label is None for label in predictions.labels]
             exited.append(int((predictions.exit_depth < 3).sum()))
     assert len(set(exited)) > 2, "fewer documents exit with a wider band"
