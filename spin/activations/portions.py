@@ -10,11 +10,13 @@ import numpy as np
 from spin.backbone.model import Backbone, Tokens
 
 _FIRST_PORTION, _LARGEST_PORTION = 1024, 4096
-"""texts that are tokenised at once while those before them are computed: in the first portion, and at most"""
+"""short texts that are tokenised at once while those before them are computed: in the first portion, and at most"""
 _LEAST_CHOSEN = 0.25
 """share of a portion below which further portions are tokenised with what is chosen of it, so that batches are full"""
 _CHARACTERS_PER_TOKEN = 4
-"""by which the windows of a text are estimated: a text of many counts as many in a portion"""
+"""by which the part of a text that is read is estimated"""
+_CHARACTERS = 256
+"""a text counts once more in a portion for every so many that are read of it"""
 
 ChooseRows = Callable[[list[int]], list[int]]
 """takes the indices of some texts and returns those that are to be tokenised; the others are left out"""
@@ -51,18 +53,16 @@ def tokenize_ahead(
 
 
 def divide_texts(backbone: Backbone, lengths: Sequence[int]) -> list[list[int]]:
-    """The indices of texts, given by their numbers of characters, in portions by size and of growing size.
-
-    A text that is read in windows is as large as the texts of one window that it is worth.
-    """
+    """The indices of texts, given by their numbers of characters, in portions by size and of growing size."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    per_window = _CHARACTERS_PER_TOKEN * backbone.max_tokens
-    ends = np.cumsum([1 + lengths[row] // per_window if backbone.reads_windows else 1 for row in order])
+    windows = backbone.max_windows if backbone.reads_windows else 1
+    most = _CHARACTERS_PER_TOKEN * backbone.max_tokens * windows
+    ends = np.cumsum([1 + min(lengths[row], most) // _CHARACTERS for row in order])
     portions: list[list[int]] = []
     start = 0
     while start < len(order):
-        before = ends[start - 1] if start else 0
-        limit = before + min(start + _FIRST_PORTION, _LARGEST_PORTION)
+        before = int(ends[start - 1]) if start else 0
+        limit = before + min(before + _FIRST_PORTION, _LARGEST_PORTION)
         stop = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
         portions.append(order[start:stop])
         start = stop

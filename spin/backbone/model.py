@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spin.attribution.text_words import TokenPlaces, token_places
 from spin.backbone.batching import choose_batch_tokens
+from spin.backbone.text_start import can_tokenize_starts, find_start, suffices
 from spin.backbone.windows import CONTEXT, OWN, Windows, split_windows, window_encodings
 from spin.errors import UserError
 from spin.sites import Site
@@ -200,14 +201,27 @@ class Backbone:
         """Token ids of texts, with `places` also where they stand. A text of no tokens gets the padding token."""
         if self.reads_windows:
             return self._tokenize_windows(texts, places)
-        if not texts:
-            return Tokens([], [], [])
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False)
+        encodings = self._encode_starts(texts)
         # where the tokenizer adds no special tokens, an empty text has no token to read
-        ids = [row or [self.pad_id] for row in encoded["input_ids"]]
-        found = _find_places(encoded.encodings) if places else None
-        cut = [bool(e.overflowing) for e in encoded.encodings]
+        ids = [encoding.ids or [self.pad_id] for encoding in encodings]
+        found = _find_places(encodings) if places else None
+        cut = [bool(encoding.overflowing) for encoding in encodings]
         return Tokens(ids, cut, self._count_unknown(ids), places=found)
+
+    def _encode_starts(self, texts: Sequence[str]) -> list[Any]:
+        """The encodings of texts that are cut, from their starts where these suffice."""
+        starts = [find_start(text, self.max_tokens) for text in texts] if self._tokenizes_starts else list(texts)
+        encodings: list[Any] = self.encode_windows(starts).encodings if starts else []
+        longer = [row for row, text in enumerate(texts) if len(starts[row]) < len(text)]
+        if whole := [row for row in longer if not suffices(encodings[row])]:
+            again = self.encode_windows([texts[row] for row in whole]).encodings
+            for row, encoding in zip(whole, again, strict=True):
+                encodings[row] = encoding
+        return encodings
+
+    @cached_property
+    def _tokenizes_starts(self) -> bool:
+        return can_tokenize_starts(self.tokenizer)
 
     def encode_windows(self, text: str | Sequence[str]) -> Any:
         """The tokenizer's encoding of a text or of several, each with further windows as its `overflowing`."""

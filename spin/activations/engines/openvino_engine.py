@@ -25,6 +25,8 @@ from spin.errors import UserError
 _HINT = {"float32": "f32", "bfloat16": "bf16"}
 """OpenVINO's names of the precisions"""
 _CALIBRATION_BATCH_TOKENS = 1024
+_SHORT_TEXT = 256
+"""tokens, up to which fused attention takes as long as its parts, or longer"""
 
 
 class OpenVinoEngine:
@@ -50,7 +52,7 @@ class OpenVinoEngine:
             if int8:
                 graph = _quantize(graph, batches)
             # the operations that int8 leaves alone lose too much in bfloat16
-            compiled = _compile(graph, "float32" if int8 else precision, self.streams)
+            compiled = _compile(graph, "float32" if int8 else precision, self.streams, backbone.max_tokens)
             for stream_requests in requests:
                 stream_requests.append(compiled.create_infer_request())
             if int8 and index + 1 < len(segments):
@@ -96,8 +98,8 @@ def _disable_telemetry() -> None:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
-def _compile(graph: Any, precision: str, streams: int) -> Any:
-    """Compile a graph for the processor; return an `openvino.CompiledModel`."""
+def _compile(graph: Any, precision: str, streams: int, max_tokens: int) -> Any:
+    """Compile a graph for the processor and texts of `max_tokens` at most; return an `openvino.CompiledModel`."""
     import openvino
 
     options = {
@@ -106,9 +108,9 @@ def _compile(graph: Any, precision: str, streams: int) -> Any:
         "NUM_STREAMS": streams,
         # pinned, every graph, of this process or another, would have its first stream on the first core
         "ENABLE_CPU_PINNING": False,
-        # up to some 200 tokens, fused attention takes longer than its parts
-        "SNIPPETS_MODE": "DISABLE",
     }
+    if max_tokens <= _SHORT_TEXT:
+        options["SNIPPETS_MODE"] = "DISABLE"  # of fused operations, among which attention is
     return openvino.Core().compile_model(graph, "CPU", options)
 
 
