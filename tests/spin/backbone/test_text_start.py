@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
-from spin.backbone.text_start import can_tokenize_starts, find_start
+from spin.backbone.text_start import can_tokenize_starts, find_start, suffices
 from spin.settings import BackboneSettings
 from tests.support import tiny
 
@@ -76,6 +76,7 @@ def _random_texts(count: int) -> list[str]:
     """Texts of all lengths: of prose, of words without spaces, of spaces, and of short and long words."""
     draw = random.Random(0)
     mixtures: list[Sequence[str]] = [PIECES, PROSE.split(), ["x", "y", "-"], [" ", "\n", "x"], ["aaaa", "日本語"]]
+    mixtures.append([" " * 9, "x"])  # few tokens for their characters
     return [
         draw.choice([" ", " ", "", "\n"]).join(draw.choices(draw.choice(mixtures), k=draw.randrange(1, 300)))
         for _ in range(count)
@@ -116,8 +117,12 @@ def test_the_rest_of_a_long_text_is_not_tokenised(backbone: Backbone, monkeypatc
 
 
 def test_a_start_of_few_tokens_is_not_trusted(backbone: Backbone) -> None:
-    text = " " * 1000 + "great " * 50
+    text = "great" + " " * 1000 + "great " * 50
     assert backbone.tokenize([text]).ids == backbone.tokenize(["great " * 50]).ids
+    short, enough = (backbone.encode_windows(["great " * count]).encodings[0] for count in (TOKENS + 13, TOKENS + 14))
+    assert len(short.overflowing) == len(enough.overflowing) == 1
+    assert not suffices(short)
+    assert suffices(enough)
 
 
 def test_a_tokenizer_that_joins_words_or_reads_the_end_sees_whole_texts() -> None:
