@@ -34,9 +34,10 @@ HOW_TO_READ = f"""## How to read it
 
 - Every row classifies the same test documents, from text to class, tokenising and the head included; transformers get
   them sorted by length. Rows are timed in turn, once per round, and their order is reversed from round to round. Two
-  passes over all documents come first and are not timed, since each stream compiles kernels for each batch shape that
-  it meets. After two rounds, rows that are half as fast as the fastest of their kind are timed no more. docs/s is
-  documents per second in the median round, least–most those of the slowest and the fastest round.
+  passes over all documents come first and do not count, since each stream compiles kernels for each batch shape that
+  it meets; rows that take three times as long as the fastest of their kind make but one of them. After two rounds,
+  rows that are half as fast as the fastest of their kind are timed no more. docs/s is documents per second in the
+  median round, least–most those of the slowest and the fastest round.
 - All rows learn from the same documents. The choice among our settings (which classifier, the loss that exits may
   cost, the precision) is made by the validation documents alone, from which no row learns; of the settings, only those
   that were chosen are run on the test documents. A score in a table is that of the test documents, unless it says
@@ -49,8 +50,8 @@ HOW_TO_READ = f"""## How to read it
   or, for a decoder, its last token), fitted in float32, with C chosen by cross-validation. The int8 of nncf is
   calibrated on documents that are learned from.
 - TF-IDF, fastText and model2vec are trained as for the page of the method. TF-IDF and fastText run in one thread.
-- SPIN's graphs are compiled without fused attention, and their streams are not pinned to cores; the peers' OpenVINO
-  has its default settings.
+- SPIN's graphs are compiled without fused attention where texts have at most 256 tokens, and their streams are not
+  pinned to cores; the peers' OpenVINO has its default settings.
 - An interval in brackets holds {100 * CONFIDENCE:.0f} %: of a ratio of speeds, a t-interval of the logarithms of the
   ratios within rounds, which share the noise; of a difference of macro-F1, the paired bootstrap over documents.
   A floor or a goal is met if the unfavourable end of the interval meets it. The exit status depends on floors alone.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,12 +17,12 @@ from benchmarks.speed.role import OurSetting, TransformerPeer
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 
-_UNTIMED = 2
-"""passes of each contender over all texts before the rounds"""
 _SETTLED = 2
 """rounds after which a slow contender is timed no more"""
 _SLOW = 2.0
 """slow is who takes so many times the seconds of the fastest contender of the same kind"""
+_SLOW_AT_FIRST = 3.0
+"""likewise in the first pass, in which kernels are compiled"""
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,24 @@ def validate(ready: Ready, texts: Sequence[str], y: Targets) -> Validation:
 def race(contenders: Sequence[Ready], texts: Sequence[str], rounds: int) -> Race:
     """Time `rounds` rounds over all texts.
 
-    Each contender first makes passes over all texts that are not timed: engines compile kernels for each batch shape
-    in each stream, and the first pass does not reach all of them. The order of the contenders is reversed from round
-    to round, so that none always follows the same one. After two rounds the slow ones are timed no more.
+    Each contender first makes passes over all texts that do not count: engines compile kernels for each batch shape
+    in each stream, and the first pass does not reach all of them. Those that are slow already in the first pass make no
+    second one. The order of the contenders is reversed from round to round, so that
+    none always follows the same one. After two rounds the slow ones are timed no more.
     """
     results = Race(seconds={ready.key: [] for ready in contenders})
+    first: dict[str, list[float]] = {}
     for ready in contenders:
-        for _ in range(_UNTIMED):
-            results.answers[ready.key] = ready.classify(texts, ready.batch)
+        start = time.perf_counter()
+        results.answers[ready.key] = ready.classify(texts, ready.batch)
+        first[ready.key] = [time.perf_counter() - start]
+        print(f"  {ready.key}: {first[ready.key][0]:.1f} s in the first pass", flush=True)
+    for ready in _without_slow(contenders, first, _SLOW_AT_FIRST):
+        ready.classify(texts, ready.batch)
     for number in range(rounds):
         for precision, peak in peaks().items():
             results.peaks[precision] = max(peak, results.peaks.get(precision, 0.0))
-        timed = contenders if number < _SETTLED else _without_slow(contenders, results)
+        timed = contenders if number < _SETTLED else _without_slow(contenders, results.seconds)
         for ready in timed[:: -1 if number % 2 else 1]:
             results.seconds[ready.key].append(_seconds(ready.classify, texts, ready.batch))
         speeds = ", ".join(f"{ready.key} {len(texts) / results.seconds[ready.key][-1]:,.0f}" for ready in timed)
@@ -102,8 +108,10 @@ def race(contenders: Sequence[Ready], texts: Sequence[str], rounds: int) -> Race
     return results
 
 
-def _without_slow(contenders: Sequence[Ready], results: Race) -> list[Ready]:
-    """The contenders but for those that are far from the fastest of their kind in the first rounds.
+def _without_slow(
+    contenders: Sequence[Ready], timed: Mapping[str, Sequence[float]], slow: float = _SLOW
+) -> list[Ready]:
+    """The contenders but for those that are far from the fastest of their kind in the first seconds that were `timed`.
 
     Peers in 16 bits are a kind of their own, and so are we at full depth, with windows or with reasons: these are
     compared.
@@ -116,9 +124,9 @@ def _without_slow(contenders: Sequence[Ready], results: Race) -> list[Ready]:
             return OurSetting, full, role.default, role.windows, role.reasons
         return type(role), isinstance(role, TransformerPeer) and role.precision == "bfloat16"
 
-    seconds = {ready.key: float(np.median(results.seconds[ready.key][:_SETTLED])) for ready in contenders}
+    seconds = {ready.key: float(np.median(timed[ready.key][:_SETTLED])) for ready in contenders}
     best = {kind(r): min(seconds[other.key] for other in contenders if kind(other) == kind(r)) for r in contenders}
-    return [ready for ready in contenders if seconds[ready.key] <= _SLOW * best[kind(ready)]]
+    return [ready for ready in contenders if seconds[ready.key] <= slow * best[kind(ready)]]
 
 
 def _fastest_batch(classify: Classify, texts: Sequence[str], batches: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_contenders_are_timed_in_alternating_order(clock: Clock) -> None:
     """Each makes untimed passes over all texts before the rounds."""
     a, b = (make_ready(clock.contender(TransformerPeer(name, "float32")), TEXTS) for name in "ab")
     results = race([a, b], TEXTS, 2)
-    assert [name for name, _, _ in clock.calls] == [f"{name} float32" for name in "aabbabba"]
+    assert [name for name, _, _ in clock.calls] == [f"{name} float32" for name in "abababba"]
     assert results.seconds == {"a float32": [90.0, 90.0], "b float32": [90.0, 90.0]}
     assert len(results.answers["a float32"].classes) == 10
     assert results.peaks["float32"] > 100
@@ -88,3 +89,7 @@ def test_slow_contenders_are_timed_in_two_rounds(clock: Clock) -> None:
     results = race([make_ready(clock.contender(r, pace=p), TEXTS) for r, p in paces.items()], TEXTS, 4)
     counts = [len(results.seconds[role.key]) for role in paces]
     assert counts == [2, 4, 4, 4, 4, 2, 4, 4, 4]
+    untimed = [
+        sum(key == role.key for key, _, _ in clock.calls) - count for role, count in zip(paces, counts, strict=True)
+    ]
+    assert untimed == [1, 2, 2, 2, 2, 2, 2, 2, 2]  # three times as slow as the fastest is slow in the first pass

@@ -96,7 +96,8 @@ def test_a_start_gives_the_tokens_of_the_whole_text(
     read, expected = of_starts.tokenize(texts, places=True), of_texts.tokenize(texts, places=True)
     assert read.ids == expected.ids
     assert (read.cut, read.unknown) == (expected.cut, expected.unknown)
-    assert expected.places is not None and read.places is not None
+    assert expected.places is not None
+    assert read.places is not None
     assert all((own == other).all() for own, other in zip(read.places, expected.places, strict=True))
 
 
