@@ -29,9 +29,9 @@ from spin.integrate.exit_thresholds import (
 )
 from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection
 from spin.integrate.fit_words import WordFit
-from spin.integrate.frontier import best_per_depth, choose_candidates
+from spin.integrate.frontier import CandidateChoices, best_per_depth, choose_candidates
 from spin.integrate.head_fitter import HeadFitter
-from spin.integrate.leakage import CandidateChoices, LeakageAttack, choose_under_cap
+from spin.integrate.leakage import LeakageAttack, choose_under_cap
 from spin.integrate.search import Progress, Search
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup

@@ -13,7 +13,7 @@ from spin.errors import UserError
 from spin.heads.candidate import Candidate, Subset
 from spin.heads.fitted import LeakageCap, UncappedChoice
 from spin.heads.selection import Rule, Selection
-from spin.integrate.frontier import best_candidate, best_per_depth, choose_candidates
+from spin.integrate.frontier import CandidateChoices, best_candidate, best_per_depth, choose_candidates
 from spin.integrate.search import Search
 from spin.settings import Choice
 
@@ -67,18 +67,6 @@ class Leakage:
     def least(self) -> float:
         """The smallest leakage of a selection so far."""
         return min(self._measured.values())
-
-
-@dataclass(frozen=True)
-class CandidateChoices:
-    """The candidates that are chosen. Within a cap, all have their leakage."""
-
-    choices: dict[Choice, Candidate]
-    frontier: tuple[Candidate, ...]
-    """the best candidate of every depth that has one, shallow first"""
-    tried: int
-    """number of candidates that were judged"""
-    cap: LeakageCap | None = None
 
 
 def choose_under_cap(search: Search, attack: LeakageAttack, max_leakage: float) -> CandidateChoices:

@@ -97,6 +97,32 @@ def test_features_are_the_values_of_the_selected_neurons_only(fitted: SpinClassi
     assert [values.shape for values in columns.values()] == [(2, len(n)) for n in selection.neurons.values()]
 
 
+def test_fit_complies_with_a_cap_on_leakage(backbone: BackboneSettings) -> None:
+    """It reads neurons that reveal fewer words of its own texts, and keeps the figures."""
+    draw = np.random.default_rng(0)
+    words = np.array([f"{a}{b}{c}ord" for a in "bdfg" for b in "aeiou" for c in "rstz"])
+    texts, labels = generate_documents(600, 2, seed=0)
+    texts = [f"{text} {' '.join(words[draw.random(80) < 1 / np.arange(2, 82)])}" for text in texts]
+
+    def fit(max_leakage: float) -> SpinClassifier:
+        search = QUICK["search"].model_copy(update={"max_leakage": max_leakage, "words": "off", "l1": ()})
+        return SpinClassifier(backbone, sites=["ffn"], search=search, probe=QUICK["probe"]).fit(texts, labels)
+
+    free = fit(0.99)
+    result, before = free.training_result, free.fitted.summary
+    assert result.cap is not None
+    assert before.leakage is not None
+    most = (before.leakage + result.cap.by_frequency) / 2
+    capped = fit(most)
+    after = capped.fitted.summary
+    assert after.leakage is not None
+    assert result.cap.by_frequency - 0.03 < after.leakage <= most < before.leakage
+    assert capped.training_result.cap is not None
+    uncapped = capped.training_result.cap.uncapped["accuracy"]
+    assert (uncapped.leakage, uncapped.valid_score) == (before.leakage, before.valid_score)
+    assert uncapped.price == pytest.approx(before.valid_score - after.valid_score, abs=2e-4)
+
+
 def test_no_texts_give_empty_results(fitted: SpinClassifier) -> None:
     assert fitted.predict([]) == []
     assert fitted.predict_proba([]).shape == (0, len(fitted.classes))
