@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,8 @@ from spin.heads.fitted import LeakageCap, UncappedChoice
 from spin.heads.selection import Rule, Selection
 from spin.integrate.frontier import CandidateChoices, best_candidate, best_per_depth, choose_candidates
 from spin.integrate.search import Search
-from spin.settings import Choice
+from spin.labels.cross_validation import Fold
+from spin.settings import Choice, SearchSettings
 
 _SIZES = 128
 """numbers of neurons, at equal ratios, among which the largest within the cap is looked for"""
@@ -111,15 +112,21 @@ def leave_out(
     return left
 
 
+def decisive_candidates(
+    candidates: Sequence[Candidate], settings: SearchSettings, folds: Sequence[Fold]
+) -> Iterator[Candidate]:
+    """The candidates on which `choose_candidates` depends: its choices, and the best, which others are compared with.
+
+    Without any of the others the choices would be the same.
+    """
+    yield best_candidate(candidates)
+    yield from choose_candidates(candidates, settings, folds).values()
+
+
 def _choose_within(tried: Sequence[Candidate], search: Search, leakage: Leakage) -> dict[Choice, Candidate]:
     """The choices among the candidates within the cap. Raises UserError if there are none."""
     settings, folds = search.settings, search.data.folds
-
-    def decisive(candidates: Sequence[Candidate]) -> Iterable[Candidate]:
-        yield best_candidate(candidates)
-        yield from choose_candidates(candidates, settings, folds).values()
-
-    within = leave_out(tried, decisive, leakage.is_above)
+    within = leave_out(tried, lambda left: decisive_candidates(left, settings, folds), leakage.is_above)
     if not within:
         raise UserError(
             f"search.max_leakage is {leakage.most:g}, and the neurons that leak least reveal "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +21,15 @@ from spin.heads import persistence
 from spin.heads.candidate import Candidate, Subset
 from spin.heads.fitted import TrainingResult
 from spin.heads.selection import Selection
-from spin.integrate.frontier import best_candidate, best_per_depth, choose_candidates
-from spin.integrate.leakage import Leakage, LeakageAttack, choose_under_cap, leave_out, percent_above
+from spin.integrate.frontier import best_per_depth, choose_candidates
+from spin.integrate.leakage import (
+    Leakage,
+    LeakageAttack,
+    choose_under_cap,
+    decisive_candidates,
+    leave_out,
+    percent_above,
+)
 from spin.settings import SearchSettings
 from tests.spin.integrate.test_frontier import FIVE_FOLDS, ONE_FOLD, candidate_lists
 from tests.spin.integrate.test_search import SEARCH, Project, build_project, make_words
@@ -109,11 +116,6 @@ def attack_plainly(project: Project, selection: Selection) -> float:
     return float(hits / presence[fold.valid].sum())
 
 
-def choose_all(candidates: Sequence[Candidate], folds: Any) -> list[Candidate]:
-    """The candidates on which the three choices depend."""
-    return [best_candidate(candidates), *choose_candidates(candidates, SearchSettings(), folds).values()]
-
-
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(candidate_lists(), st.data(), st.sampled_from([ONE_FOLD, FIVE_FOLDS]))
 def test_measuring_what_could_be_chosen_gives_the_choice_among_all_within_the_cap(
@@ -128,12 +130,13 @@ def test_measuring_what_could_be_chosen_gives_the_choice_among_all_within_the_ca
         asked.append(candidate.subset)
         return above[candidate.subset]
 
-    left = leave_out(candidates, lambda some: choose_all(some, folds), is_above)
+    settings = SearchSettings()
+    left = leave_out(candidates, lambda some: decisive_candidates(some, settings, folds), is_above)
     refused = [subset for subset in asked if above[subset]]
     assert len(refused) == len(set(refused))
     assert bool(left) == bool(within)
     if within:
-        assert choose_all(left, folds) == choose_all(within, folds)
+        assert choose_candidates(left, settings, folds) == choose_candidates(within, settings, folds)
     assert best_per_depth(leave_out(candidates, best_per_depth, is_above)) == best_per_depth(within)
 
 
