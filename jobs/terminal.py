@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipelines.training.neurons import ChosenNeuron
     from pipelines.training.train import TrainReport
     from pipelines.training.workflow import StageEvent
-    from spin.heads.fitted import ChoiceSummary, TrainingSummary
+    from spin.heads.fitted import ChoiceSummary, TrainingSummary, UncappedChoice
     from spin.monitor.agreement import ShadowAgreement
     from spin.pages.explanation import Explanation
     from spin.pages.explanation_page import Drivers
@@ -73,6 +73,8 @@ def trained(report: TrainReport) -> None:
     out.print(_frontier(choice))
     for name in _CHOICES:
         say(f"{name:<9} {_choice(choice.choices[name])}")
+        if choice.cap is not None:
+            say(f"{'':<9} {_leakage(choice.choices[name], choice.cap.uncapped[name])}")
     if report.results.table:
         out.print(_table(report.results.table))
     for note in report.results.notes:
@@ -341,10 +343,25 @@ def _choice(choice: ChoiceSummary) -> str:
     )
 
 
+def _leakage(choice: ChoiceSummary, uncapped: UncappedChoice) -> str:
+    """Return what the neurons of a choice reveal, and what the cap on it costs."""
+    revealed = f"reveals {100 * (choice.leakage or 0):.1f} % of the words of a text"
+    if (uncapped.leakage, uncapped.price) == (choice.leakage, 0):
+        return f"{revealed}; search.max_leakage costs nothing"
+    head = "" if choice.head == "linear" else " of a linear head"
+    return (
+        f"{revealed}; search.max_leakage costs {100 * uncapped.price:.1f} points{head}: without it "
+        f"{100 * uncapped.valid_score:.1f} on validation, and {100 * uncapped.leakage:.1f} % of the words"
+    )
+
+
 def _frontier(choice: TrainingSummary) -> Table:
     """Return a table of the best candidate per depth on validation; each of the three choices is named at its depth."""
     table = _columns("depth", "compute", "neurons", "words", "eta", "validation")
     table.title = "best candidate of every depth"
+    if choice.cap is not None:
+        table.title = f"{table.title} that reveals at most {100 * choice.cap.max_leakage:g} % of the words"
+        table.add_column("leakage", justify="right", no_wrap=True)
     table.add_column("depth of choice")
     for point in choice.frontier:
         names = [name for name in _CHOICES if choice.choices[name].depth == point.depth]
@@ -355,6 +372,7 @@ def _frontier(choice: TrainingSummary) -> Table:
             "yes" if point.words else "no",
             f"{point.eta:.2f}",
             f"{100 * point.valid_score:.1f}",
+            *([] if point.leakage is None else [f"{100 * point.leakage:.1f} %"]),
             ", ".join(names),
         )
     return table

@@ -137,7 +137,9 @@ class SpinClassifier:
         texts stay on the same side. Raises UserError for texts that are not text, a single class, or a class with too
         few texts that differ.
         """
-        from spin.fit import fit_classifiers  # brings Numba, which inference does not need
+        # these bring Numba and scikit-learn, which inference does not need
+        from spin.audit.selection_attack import prepare_attack
+        from spin.fit import fit_classifiers
 
         if len(texts) != len(labels):
             raise UserError(f"fit: found {len(texts)} texts and {len(labels)} labels; expected as many of both")
@@ -170,6 +172,7 @@ class SpinClassifier:
             cascade=self.cascade,
             decision=self.decision,
             texts=texts,
+            attack=prepare_attack(self.search, lambda rows: [texts[row] for row in rows.tolist()], data),
         )
         self.calibration = tuple(texts[:CALIBRATION_TEXTS])
         self._label_space, self.backbone_digest = label_space, backbone.digest

@@ -12,6 +12,7 @@ from spin.heads.selection import Selection
 from spin.integrate.fit_words import fit_words
 from spin.integrate.head_fitter import refit
 from spin.integrate.integrate import integrate
+from spin.integrate.leakage import LeakageAttack
 from spin.labels.training_data import TrainingData
 from spin.settings import CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
@@ -32,12 +33,13 @@ def fit_classifiers(
     cascade: CascadeSettings | None = None,
     decision: DecisionSettings | None = None,
     texts: Sequence[str] | None = None,
+    attack: LeakageAttack | None = None,
 ) -> tuple[list[Probe], list[RidgeImportance], TrainingResult]:
     """Fit a probe per feature column and a ridge regression on all, then the classifiers that integrate their neurons.
 
     `features` are the pooled activations (n, width) of each feature column, `compute` the share of the backbone's
-    compute that reading a site takes. With the `texts` (n,) their words count, too, as the search settings say. Raises
-    UserError if no probe keeps a neuron.
+    compute that reading a site takes. With the `texts` (n,) their words count, too, as the search settings say.
+    `search.max_leakage` needs an `attack`. Raises UserError as `integrate` does.
     """
     settings = search or SearchSettings()
     probes = [
@@ -57,7 +59,16 @@ def fit_classifiers(
     if texts is not None and settings.words != "off":
         words = fit_words(lambda rows: [texts[row] for row in rows], data)
     training_result = integrate(
-        probes, ridge, read, data, settings=settings, cascade=cascade, decision=decision, compute=compute, words=words
+        probes,
+        ridge,
+        read,
+        data,
+        settings=settings,
+        cascade=cascade,
+        decision=decision,
+        compute=compute,
+        words=words,
+        attack=attack,
     )
     if data.not_sampled is not None:
         training_result = refit(training_result, probes, read, data, words)

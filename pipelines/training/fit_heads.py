@@ -20,6 +20,7 @@ from spin.heads.fitted import TrainingResult
 from spin.integrate.fit_words import WordFit
 from spin.integrate.head_fitter import refit
 from spin.integrate.integrate import integrate
+from spin.integrate.leakage import LeakageAttack
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import Settings
@@ -48,6 +49,8 @@ class HeadsJob:
     """compute up to each site, relative to the whole backbone"""
     store: Store
     """where the heads and the progress are written"""
+    attack: LeakageAttack | None = None
+    """on documents of the sample, for `search.max_leakage`"""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ def fit_heads(job: HeadsJob, device: str) -> None:
         decision=settings.decision,
         compute=job.compute,
         words=job.words,
+        attack=job.attack,
         group=group,
         progress=progress,
     )
@@ -156,4 +160,6 @@ def _estimate_fits(job: HeadsJob) -> int:
     """The approximate number of fits that the search makes, for the progress bar."""
     search = job.settings.search
     depth = max(probe.column.site.layer for probe in job.probes)
-    return (len(search.rules) * len(search.etas) + 5 + depth) * len(job.sample.data.folds)
+    fits = (len(search.rules) * len(search.etas) + 5 + depth) * len(job.sample.data.folds)
+    # under a cap a second search, and attacks: some that lower eta for each rule, one per depth
+    return fits if search.max_leakage is None else 2 * fits + 8 * len(search.rules) + depth

@@ -59,6 +59,7 @@ def describe_artifact(
         words=len(spin.training_result.words or ()) if spin.fitted.selection.words else 0,
         test_ece=test_ece,
         decision=spin.fitted.applied_settings(labels.label_space, settings.decision),
+        cap=result.cap,
         versions={name: version(name) for name in persistence.LIBRARIES},
     )
     return {NEURONS: neurons_to_json(neurons), CARD: model_card(facts).encode()}

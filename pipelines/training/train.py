@@ -177,7 +177,7 @@ def run_train(
         "format": FORMAT,
         "probes": probed.fingerprint,
         "metric": settings.metric,
-        "search": settings.search.model_dump(),
+        "search": settings.search.model_dump(exclude_none=True),  # a cap that is not set changes nothing
         "cascade": settings.cascade.model_dump(),
         "thresholds": settings.decision.thresholds,  # under which the exits are chosen
     }
@@ -223,12 +223,16 @@ def _fit(
     probe_fingerprint: str,
 ) -> TrainManifest:
     """Fit and evaluate the heads, and write the artifact and the manifest."""
+    from spin.audit.selection_attack import prepare_attack  # brings scikit-learn, as the baselines do
+
     start = time.perf_counter()
     data, heads = labels.training_data(settings), store / plan.folder / "heads"
+    sample = Sample.of(data)
+    attack = prepare_attack(settings.search, lambda rows: corpus.read_texts(sample.rows[rows]), sample.data)
     # the backbone is not kept: workers load it for a second pass
     compute = relative_flops(load_backbone(settings.backbone))
     sampled = run_integrate(
-        HeadsJob(settings, features, tuple(probes), tuple(ridge), words, Sample.of(data), compute, heads)
+        HeadsJob(settings, features, tuple(probes), tuple(ridge), words, sample, compute, heads, attack)
     )
     features = run_keep(settings, source, features, labels, *_columns_to_keep(sampled, probes, features))
     refitted = run_refit(RefitJob(settings, features, tuple(probes), words, data, sampled, heads / "all"))

@@ -11,7 +11,7 @@ from spin.arrays import Floats
 from spin.audit.attribute_probes import ATTRIBUTES, attribute_presence, probe_attributes
 from spin.audit.membership import Membership
 from spin.audit.verbatim import VerbatimLeaks
-from spin.audit.word_recovery import Recovery, Vocabulary, recover_words, word_presence
+from spin.audit.word_recovery import Recovery, WordAttack
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.split_groups import hash_text
 
@@ -81,14 +81,11 @@ def measure_privacy(
     is_known = np.random.default_rng(seed).permutation(group.max() + 1) < (group.max() + 1) / 2
     known, judged = np.flatnonzero(is_known[group]), np.flatnonzero(~is_known[group])
     known_texts, judged_texts = ([texts[row] for row in rows.tolist()] for rows in (known, judged))
-    vocabulary = Vocabulary.of(known_texts, y[known], label_space)
-    presence = [word_presence(part, vocabulary.words) for part in (known_texts, judged_texts)]
+    attack = WordAttack.of(known_texts, y[known], judged_texts, label_space)
     attributes = [attribute_presence(part) for part in (known_texts, judged_texts)]
-    nothing = np.zeros((len(judged), 0), np.float32)
-    figures = [LeakFigures(FREQUENCY, 0, recover_words(vocabulary, None, (nothing, presence[1])), {})]
+    figures = [LeakFigures(FREQUENCY, 0, attack.recover_by_frequency(), {})]
     for name, values in stored.items():
-        recovery = recover_words(vocabulary, (values[known], presence[0]), (values[judged], presence[1]))
         found = probe_attributes((values[known], attributes[0]), (values[judged], attributes[1]))
-        figures.append(LeakFigures(name, values.shape[1], recovery, found))
+        figures.append(LeakFigures(name, values.shape[1], attack.recover(values[known], values[judged]), found))
         progress(1)
-    return PrivacyReport(len(known), len(judged), len(vocabulary), tuple(figures), membership, verbatim)
+    return PrivacyReport(len(known), len(judged), len(attack.vocabulary), tuple(figures), membership, verbatim)

@@ -73,6 +73,39 @@ class Recovery:
     """words in the texts that were to be recovered, each once per text"""
 
 
+@dataclass(frozen=True)
+class WordAttack:
+    """An attack on the words of some texts, by someone who knows other texts with the same kinds of numbers."""
+
+    vocabulary: Vocabulary
+    known: csr_matrix
+    """(n, v) which words occur in each of the attacker's texts"""
+    judged: csr_matrix
+    """(m, v) which words occur in each of the texts that are attacked"""
+
+    @classmethod
+    def of(cls, known: Sequence[str], y: Targets, judged: Sequence[str], label_space: LabelSpace) -> WordAttack:
+        """The attack on the words of the judged texts; `y` are the targets of the known ones.
+
+        Raises UserError as `Vocabulary.of` does.
+        """
+        vocabulary = Vocabulary.of(known, y, label_space)
+        return cls(vocabulary, *(word_presence(texts, vocabulary.words) for texts in (known, judged)))
+
+    def recover(self, known: Floats, judged: Floats) -> Recovery:
+        """What is recovered from numbers of the judged texts (m, d), given those of the attacker's texts (n, d)."""
+        return recover_words(self.vocabulary, (known, self.known), (judged, self.judged))
+
+    def recover_share(self, known: Floats, judged: Floats) -> float:
+        """The share of all words that `recover` recovers."""
+        return self.recover(known, judged).every
+
+    def recover_by_frequency(self) -> Recovery:
+        """What is recovered without any numbers."""
+        nothing = np.zeros((self.judged.shape[0], 0), np.float32)
+        return recover_words(self.vocabulary, None, (nothing, self.judged))
+
+
 def content_words(text: str) -> set[str]:
     """The words of three letters or more, in lower case, that are no English stop words."""
     return {word for word in map(str.lower, _WORD.findall(text)) if word not in ENGLISH_STOP_WORDS}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from spin.heads.blend import Blend
 from spin.heads.linear_head import Penalty
@@ -36,6 +37,13 @@ class CandidateSummary(BaseModel):
     """whether the words of a text count beside its neurons, or alone if there are none"""
     valid_score: float
     """the metric on the validation rows, the mean over folds where there are several"""
+    leakage: float | None = None
+    """share of the words of a text that an attack reads back from the neurons; None, and not written, if unmeasured"""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unmeasured(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if (name, value) != ("leakage", None)}
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,9 @@ class Candidate:
     """the log losses that are resampled in the same way"""
     fitted_with: tuple[Penalty, ...] = field(default=(), compare=False, repr=False)
     """the penalties that were fitted in one batch with its own: another batch rounds differently"""
+    leakage: float | None = None
+    """share of the words of a text that an attack reads back from the neurons, before an L1 penalty drops some of them;
+    None if it was not measured"""
 
     @property
     def reads_neurons(self) -> bool:
@@ -105,4 +116,5 @@ class Candidate:
             neurons=self.neurons,
             words=self.blend is not None,
             valid_score=round(self.valid_score, 4),
+            leakage=None if self.leakage is None else round(self.leakage, 4),
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from spin.arrays import Floats
 from spin.heads.candidate import Candidate, CandidateSummary
@@ -55,6 +55,35 @@ class ChoiceSummary(CandidateSummary):
     """the threshold of every class that validation chose; None: the most probable class, or those from one half on"""
 
 
+class UncappedChoice(BaseModel):
+    """What a choice would be without the cap on leakage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    leakage: float
+    """share of the words of a text that an attack reads back from its neurons"""
+    valid_score: float
+    """the metric on the validation rows by a linear head"""
+    price: float
+    """by how much that is more than the metric of the choice within the cap, also by a linear head"""
+
+
+class LeakageCap(BaseModel):
+    """The cap on leakage that the choices comply with, how it was measured, and what it costs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    max_leakage: float
+    """largest share of the words of a text that an attack may read back from the neurons of a choice"""
+    by_frequency: float
+    """share that the frequency of the words alone reveals"""
+    known: int
+    """training documents that the attacker knows, with their values"""
+    judged: int
+    """validation documents that are attacked"""
+    uncapped: Mapping[Choice, UncappedChoice]
+
+
 class TrainingSummary(BaseModel):
     """The search and its choices as reports hold them."""
 
@@ -66,6 +95,13 @@ class TrainingSummary(BaseModel):
     """the best candidate of every depth, shallow first"""
     tried: int
     """number of candidates that were judged"""
+    cap: LeakageCap | None = None
+    """the cap on leakage; None, and not written, without one"""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_cap(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if (name, value) != ("cap", None)}
 
 
 @dataclass(frozen=True)
@@ -185,6 +221,8 @@ class TrainingResult:
     """number of candidates that were judged"""
     words: WordRegression | None = None
     """the word regression, if any of the classifiers reads words or lets them decide documents"""
+    cap: LeakageCap | None = None
+    """the cap on leakage that the choices comply with; None without one"""
 
     def summary(self) -> TrainingSummary:
         """The search and its choices for a report."""
@@ -192,4 +230,5 @@ class TrainingResult:
             choices={name: fitted.summary for name, fitted in self.choices.items()},
             frontier=tuple(candidate.summary() for candidate in self.frontier),
             tried=self.tried,
+            cap=self.cap,
         )

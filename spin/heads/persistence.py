@@ -21,7 +21,7 @@ from spin.errors import UserError
 from spin.heads.blend import Blend
 from spin.heads.candidate import Candidate
 from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
+from spin.heads.fitted import ChoiceSummary, FittedClassifier, LeakageCap, TrainingResult
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.recipe import ClassifierRecipe
@@ -108,6 +108,7 @@ def save(training_result: TrainingResult, metadata: ClassifierMetadata | None = 
         "integrations": [_fitted_to_json(fitted) for fitted in distinct],
         "frontier": [_candidate_to_json(candidate) for candidate in training_result.frontier],
         "tried": training_result.tried,
+        **({} if training_result.cap is None else {"cap": training_result.cap.model_dump(mode="json")}),
         "versions": {name: version(name) for name in LIBRARIES},
     }
     return {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), TENSORS: save_tensors(tensors)}
@@ -140,7 +141,8 @@ def load_result(folder: Path) -> TrainingResult:
         words = WordRegression.from_tensors(of_words) if of_words else None
         if words is None and any(fitted.selection.words or fitted.words_exit for fitted in parts):
             raise KeyError("it reads words, and has no word regression")
-        return TrainingResult(choices, frontier, config["tried"], words)
+        cap = LeakageCap.model_validate(config["cap"]) if "cap" in config else None
+        return TrainingResult(choices, frontier, config["tried"], words, cap)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -213,6 +215,8 @@ def _fitted_from_json(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any
 
 def _candidate_to_json(candidate: Candidate) -> dict[str, Any]:
     fields = {name: value for name, value in vars(candidate).items() if name not in _SEARCH_ONLY}
+    if candidate.leakage is None:
+        del fields["leakage"]
     blend = None if candidate.blend is None else asdict(candidate.blend)
     return {**fields, "penalty": asdict(candidate.penalty), "blend": blend}
 

@@ -62,6 +62,15 @@ class FeatureMatrix:
         blocks = self.read(selection, own) if selection.neurons else [np.empty((len(own), 0), np.float32)]
         return FeatureCut(selection, own, FeatureRows.collect(blocks, len(own)))
 
+    def gather(self, cut: FeatureCut, selection: Selection, rows: Rows) -> Floats:
+        """(n, p) the raw activations of a selection within a cut for all of some rows, the same for all members."""
+        held = cut.positions(rows)
+        own = cut.raw.take(np.searchsorted(cut.rows, rows[held]), selection.positions_in(cut.selection))
+        values = np.zeros((len(rows), len(selection)), np.float32)
+        values[held] = np.concatenate(list(own.blocks()))
+        self.group.all_reduce(torch.from_numpy(values))
+        return values
+
     def design(self, cut: FeatureCut, selection: Selection, probes: Probes, rows: Rows) -> Design:
         """The design for fitting a head on some rows: this member's share of them, with the features aligned."""
         data, own = self.data, cut.positions(rows)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spin.heads.candidate import Candidate
+from spin.heads.fitted import LeakageCap
 from spin.labels.cross_validation import Fold, standard_error
 from spin.settings import Choice, SearchSettings
 
@@ -15,6 +17,18 @@ _CLEARLY = 2.0
 """standard errors by which a log loss is clearly larger than another"""
 _Figure = Callable[[Candidate], tuple[float, Sequence[float]]]
 """returns a figure of a candidate and its resampled values"""
+
+
+@dataclass(frozen=True)
+class CandidateChoices:
+    """What is chosen among the candidates. Under a cap on leakage, that of each is measured."""
+
+    choices: dict[Choice, Candidate]
+    frontier: tuple[Candidate, ...]
+    """the best candidate of every depth that has one, shallow first"""
+    tried: int
+    """number of candidates that were judged"""
+    cap: LeakageCap | None = None
 
 
 def best_candidate(candidates: Iterable[Candidate]) -> Candidate:

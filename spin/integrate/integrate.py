@@ -29,8 +29,9 @@ from spin.integrate.exit_thresholds import (
 )
 from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection
 from spin.integrate.fit_words import WordFit
-from spin.integrate.frontier import best_per_depth, choose_candidates
+from spin.integrate.frontier import CandidateChoices, best_per_depth, choose_candidates
 from spin.integrate.head_fitter import HeadFitter
+from spin.integrate.leakage import LeakageAttack, choose_under_cap
 from spin.integrate.search import Progress, Search
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
@@ -54,6 +55,7 @@ def integrate(
     cascade: CascadeSettings | None = None,
     decision: DecisionSettings | None = None,
     words: WordFit | None = None,
+    attack: LeakageAttack | None = None,
     group: ProcessGroup | None = None,
     progress: Progress = lambda fits: None,
 ) -> TrainingResult:
@@ -66,8 +68,12 @@ def integrate(
     and neuron (`feature_matrix.align`). The final heads, and those of the early exits that `cascade` allows under the
     labels of `decision`, are fitted on all rows of the folds. The held-out logits choose their temperature, biases
     where class weights are balanced, and the thresholds of the classes for which `decision` gives none. The members of
-    a process group share the training rows; all get the same result. Raises UserError if no probe kept a neuron.
+    a process group share the training rows; all get the same result. With `settings.max_leakage`, `attack` measures the
+    leakage of candidates, and the choices are made among those within this cap. Raises UserError if no probe kept a
+    neuron, or as `choose_under_cap` does.
     """
+    if settings.max_leakage is not None and attack is None:
+        raise ValueError("search.max_leakage: expected an attack, as `prepare_attack` returns it")
     if not any(probe.coef.any() for probe in probes):
         raise UserError(
             "data: no probe kept a neuron, because no neuron varies over the training documents; "
@@ -76,19 +82,28 @@ def integrate(
     search = Search(
         FeatureMatrix(read, data, group or ProcessGroup()), probes, ridge, settings, compute, progress, words
     )
-    tried = search.run()
+    search.run()
+    found = _choose(search, attack)
     # an abstaining document goes on to full depth, so that abstention need not be known when exits are chosen
     thresholds = DecisionSettings(thresholds={} if decision is None else decision.thresholds)
     fitter = CandidateFitter(search, cascade or CascadeSettings(), thresholds)
     fitted: dict[int, FittedClassifier] = {}
     choices: dict[Choice, FittedClassifier] = {}
-    for name, candidate in choose_candidates(tried, settings, data.folds).items():
+    for name, candidate in found.choices.items():
         if id(candidate) not in fitted:
             fitted[id(candidate)] = fitter.fit(candidate)
         choices[name] = fitted[id(candidate)]
     reads_words = any(chosen.selection.words or chosen.words_exit for chosen in choices.values())
     regression = words.regression if words is not None and reads_words else None
-    return TrainingResult(choices, best_per_depth(tried), len(tried), regression)
+    return TrainingResult(choices, found.frontier, found.tried, regression, found.cap)
+
+
+def _choose(search: Search, attack: LeakageAttack | None) -> CandidateChoices:
+    """The choices among the candidates of a search that has run, within the cap on leakage if there is one."""
+    if search.settings.max_leakage is not None and attack is not None:
+        return choose_under_cap(search, attack, search.settings.max_leakage)
+    choices = choose_candidates(search.tried, search.settings, search.data.folds)
+    return CandidateChoices(choices, best_per_depth(search.tried), len(search.tried))
 
 
 @dataclass(frozen=True)

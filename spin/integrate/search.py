@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,7 +127,21 @@ class Search:
         """the features of every candidate, for this process's share of the rows"""
         parts = zip(self.fold_probes, self.data.folds, strict=True)
         self.folds = [FoldSearch(matrix, self.cut, probes, fold) for probes, fold in parts]
+        self.limits: Mapping[Rule, float] = {}
+        """the largest eta of each rule that may be tried; without one those of the settings"""
         self.tried: list[Candidate] = []
+
+    def below(self, limits: Mapping[Rule, float]) -> Search:
+        """The same search before it has run, with these rules alone and etas up to a limit of each."""
+        lowered = copy(self)
+        lowered.rankings = {rule: self.rankings[rule] for rule in limits}
+        lowered.limits, lowered.tried = limits, []
+        return lowered
+
+    @property
+    def depth(self) -> int:
+        """The full depth."""
+        return max(column.site.layer for column in self.final_probes)
 
     @property
     def valid_y(self) -> list[Targets]:
@@ -147,8 +162,7 @@ class Search:
 
     def _largest(self, rule: Rule, fold: int) -> Selection:
         """The selection that contains those of all candidates of a rule."""
-        depth = max(column.site.layer for column in self.final_probes)
-        return self.select(Subset(rule, max(self.settings.etas), depth), fold)
+        return self.select(Subset(rule, max(self.settings.etas), self.depth), fold)
 
     def select(self, subset: Subset, fold: int = _FINAL) -> Selection:
         """The selection of a subset in a fold, by default that for the final head, on all labelled rows.
@@ -170,8 +184,7 @@ class Search:
         Each with and without words, and at last words alone, as the settings allow. Raises UserError if there are no
         words and cross-validation leaves no probe with a neuron.
         """
-        depth = max(column.site.layer for column in self.final_probes)
-        strengths = sorted(self.settings.strengths)
+        depth, strengths = self.depth, sorted(self.settings.strengths)
         for rule in self.rankings:
             for eta in self._distinct_etas(rule):
                 self._try(Subset(rule, eta, depth), [Penalty(strength) for strength in strengths])
@@ -210,9 +223,13 @@ class Search:
         of_rules = ([c for c in self.tried if c.rule == rule] for rule in self.rankings)
         return [one_standard_error_choice(of_rule, self.data.folds) for of_rule in of_rules if of_rule]
 
+    def largest_eta(self, rule: Rule, most_neurons: int) -> float:
+        """The largest eta, up to those of the settings, that selects at most so many neurons for the final head."""
+        return min(max(self.settings.etas), self.rankings[rule][_FINAL].largest_eta(most_neurons))
+
     def _distinct_etas(self, rule: Rule) -> list[float]:
-        """The etas of the settings; those beyond `max_share` or `max_neurons` count as one."""
-        top = self.rankings[rule][_FINAL].largest_eta(self.max_neurons)
+        """The etas of the settings; those beyond `max_share`, `max_neurons` or the limit count as one."""
+        top = min(self.largest_eta(rule, self.max_neurons), self.limits.get(rule, 1.0))
         return sorted({min(eta, top) for eta in self.settings.etas})
 
     def _try(self, subset: Subset, penalties: Sequence[Penalty]) -> None:

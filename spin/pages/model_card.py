@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from spin.heads.candidate import CandidateSummary
-from spin.heads.fitted import ChoiceSummary
+from spin.heads.fitted import ChoiceSummary, LeakageCap
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import ClassFigures
@@ -94,6 +94,8 @@ class CardFacts:
     """windows of a text that the backbone reads at most, None where long texts are cut"""
     window_overlap: int = 0
     """tokens of a window that the next one repeats"""
+    cap: LeakageCap | None = None
+    """the cap on what the neurons reveal, and what it costs; None without one"""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,12 @@ class SearchSettings(Section):
         description="Largest number of neurons that a classifier may use, which bounds the memory of training whatever "
         "the size of the backbone.",
     )
+    max_leakage: Share | None = Field(
+        None,
+        description="Largest share of the words of a text that an attacker may read back from the neurons of a "
+        "classifier, measured on validation documents as in `spin audit privacy`; fewer neurons are selected where "
+        "more would be read back. Default: any share, and nothing is measured.",
+    )
     strengths: Annotated[tuple[Strength, ...], AfterValidator(not_empty)] = Field(
         (0.1, 0.3, 1, 3, 10),
         description="Strengths of the classifier's regularisation that are tried, as prior variance of a logit: a "

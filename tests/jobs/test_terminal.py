@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jobs import terminal
@@ -10,7 +12,7 @@ from pipelines.registry.version_records import RegisteredVersion
 from pipelines.training.train import TrainReport, TrainResults, TrainSeconds
 from pipelines.training.workflow import StageEvent
 from spin.heads.candidate import CandidateSummary
-from spin.heads.fitted import ChoiceSummary, ExitSummary, TrainingSummary
+from spin.heads.fitted import ChoiceSummary, ExitSummary, LeakageCap, TrainingSummary, UncappedChoice
 from spin.settings import Choice
 
 POINTS = [
@@ -87,6 +89,43 @@ def test_the_shares_of_exits_are_printed_with_each_choice(capsys: pytest.Capture
     terminal.trained(build_train_report("accuracy", exits, accuracy=4, balanced=4, cheapest=4))
     line = "accuracy 71.0 on validation, 100 % of the compute, 400 neurons of 4 blocks; "
     assert f"{line}31 % exit by words; 20 % exit after block 2".split() in read_printed_words(capsys)
+
+
+def test_leakage_and_the_price_of_a_cap_are_printed_with_each_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    """The frontier shows what its candidates reveal. A choice that the cap has not changed costs nothing."""
+    report = build_train_report("accuracy", accuracy=4, balanced=2, cheapest=1)
+    choices = {
+        name: choice.model_copy(update={"leakage": 0.382, "head": head})
+        for (name, choice), head in zip(report.results.choice.choices.items(), ("linear", "mlp", "linear"), strict=True)
+    }
+    cap = LeakageCap(
+        max_leakage=0.4,
+        by_frequency=0.08,
+        known=2000,
+        judged=1500,
+        uncapped={
+            name: UncappedChoice(leakage=leakage, valid_score=0.724, price=price)
+            for name, leakage, price in (("accuracy", 0.548, 0.014), ("balanced", 0.5, -0.002), ("cheapest", 0.382, 0))
+        },
+    )
+    frontier = tuple(point.model_copy(update={"leakage": 0.1 * point.depth}) for point in POINTS)
+    summary = report.results.choice.model_copy(update={"choices": choices, "cap": cap, "frontier": frontier})
+    terminal.trained(replace(report, results=replace(report.results, choice=summary)))
+    lines = read_printed_words(capsys)
+    assert " ".join(lines[0]) == "best candidate of every depth that reveals at most 40 % of the words"
+    assert ["2", "33", "%", "200", "no", "0.50", "70.2", "20.0", "%", "balanced"] in lines
+    costs = "reveals 38.2 % of the words of a text; search.max_leakage costs"
+    without = "without it 72.4 on validation, and"
+    assert f"{costs} 1.4 points: {without} 54.8 % of the words".split() in lines
+    assert f"{costs} -0.2 points of a linear head: {without} 50.0 % of the words".split() in lines
+    assert f"{costs} nothing".split() in lines
+
+
+def test_nothing_about_leakage_is_printed_without_a_cap(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.trained(build_train_report("accuracy", accuracy=4, balanced=2, cheapest=1))
+    printed = capsys.readouterr().out
+    assert "leakage" not in printed
+    assert "reveals" not in printed
 
 
 @pytest.mark.parametrize(("choose", "neurons", "depth"), [("accuracy", "400", "4"), ("cheapest", "100", "1")])

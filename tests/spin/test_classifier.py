@@ -21,7 +21,7 @@ from spin.errors import UserError
 from spin.labels.metrics import score
 from spin.labels.training_data import TrainingData
 from spin.settings import BackboneSettings, Choice, DecisionSettings, ProbeSettings, SearchSettings
-from tests.support import tiny
+from tests.support import many_words, tiny
 from tests.support.repository import ROOT
 
 CLASSES = {2: ("good", "bad"), 3: ("good", "bad", "plain")}
@@ -95,6 +95,33 @@ def test_features_are_the_values_of_the_selected_neurons_only(fitted: SpinClassi
     selection = fitted.fitted.selection
     assert list(columns) == list(selection.neurons)
     assert [values.shape for values in columns.values()] == [(2, len(n)) for n in selection.neurons.values()]
+
+
+def test_fit_complies_with_a_cap_on_leakage(backbone: BackboneSettings, tmp_path: Path) -> None:
+    """It reads neurons that reveal fewer words of its own texts, and keeps the figures."""
+    texts, labels = generate_documents(600, 2, seed=0)
+    texts = many_words.add_words(texts)
+    reading = backbone.model_copy(update={"model": str(many_words.save_bert(tmp_path))})
+
+    def fit(max_leakage: float) -> SpinClassifier:
+        changes = {"max_leakage": max_leakage, "etas": (0.9,), "words": "off", "l1": ()}
+        search = QUICK["search"].model_copy(update=changes)
+        return SpinClassifier(reading, sites=["ffn"], search=search, probe=QUICK["probe"]).fit(texts, labels)
+
+    free = fit(0.99)
+    result, before = free.training_result, free.fitted.summary
+    assert result.cap is not None
+    assert before.leakage is not None
+    assert before.leakage > result.cap.by_frequency + 0.05
+    most = (before.leakage + result.cap.by_frequency) / 2
+    capped = fit(most)
+    after = capped.fitted.summary
+    assert after.leakage is not None
+    assert result.cap.by_frequency - 0.03 < after.leakage <= most < before.leakage
+    assert capped.training_result.cap is not None
+    uncapped = capped.training_result.cap.uncapped["accuracy"]
+    assert (uncapped.leakage, uncapped.valid_score) == (before.leakage, before.valid_score)
+    assert uncapped.price == pytest.approx(before.valid_score - after.valid_score, abs=2e-4)
 
 
 def test_no_texts_give_empty_results(fitted: SpinClassifier) -> None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from scipy.special import expit
 
+from spin.heads.candidate import Subset
 from spin.heads.linear_head import Penalty
 from spin.integrate.feature_rows import FeatureRows
 from spin.integrate.fit_linear import Design, fit_linear
@@ -25,10 +26,13 @@ from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, SearchSettings
 from spin.sites import BY_WORDS
 from tests.spin.integrate.test_fit_linear import make_design, matrix
+from tests.spin.integrate.test_leakage import make_attack
 from tests.spin.integrate.test_search import Project, build_project, make_words
 
 QUICK = SearchSettings(etas=(0.6,), max_share=0.3, strengths=(0.3, 3), l1=(0.02,))
 PENALTIES = [Penalty(0.1), Penalty(10.0), Penalty(1.0, 0.1)]
+CAP = 0.2
+"""a share of words that the neurons of no choice exceed; without a cap they do"""
 TIMEOUT_S = 150
 
 
@@ -72,7 +76,20 @@ def fit_all(group: ProcessGroup, projects: dict[str, Project]) -> dict[str, Any]
         refitted = refit(trained, project.probes, project.read_blocks, data, group=group).choices["accuracy"]
         results[f"{name}, refitted"] = refitted.logits(project.read(choice.selection, project.test))
         results[f"{name}, exits"] = fit_exits(group, project)
+    results |= choose_within_cap(group, projects["folds"])
     return results
+
+
+def choose_within_cap(group: ProcessGroup, project: Project) -> dict[str, Any]:
+    """The activations of a selection for the attacked documents, and the summary of a training under a cap."""
+    attack, search = make_attack(project), project.search(QUICK, group=group)
+    selection = search.select(Subset("ridge", 0.6, 4))
+    settings = QUICK.model_copy(update={"head": "linear", "strengths": (1,), "l1": (), "max_leakage": CAP})
+    return {
+        "gathered": search.matrix.gather(search.cut, selection, attack.judged),
+        "raw": project.read(selection, attack.judged),
+        "capped": project.integrate(settings, attack=attack, group=group).summary(),
+    }
 
 
 def fit_exits(group: ProcessGroup, project: Project) -> list[tuple[int, float, np.ndarray]]:
@@ -187,6 +204,17 @@ def test_a_group_lets_words_decide_the_documents_of_a_single_process(
         assert of_group[:2] == (BY_WORDS, pytest.approx(threshold, abs=0.02))
         np.testing.assert_allclose(of_group[2], coef, rtol=1e-5)
         assert [exit[:2] for exit in results[f"{name}, exits"]] == [e[:2] for e in together[0][f"{name}, exits"]]
+
+
+def test_a_group_attacks_the_documents_of_all_members(together: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    """All members choose the same neurons within the cap as a single process, by the same leakage."""
+    for results in together:
+        np.testing.assert_array_equal(results["gathered"], results["raw"])
+        assert results["capped"] == together[0]["capped"]
+        for name, choice in results["capped"].choices.items():
+            expected = alone["capped"].choices[name]
+            assert (choice.leakage, choice.neurons, choice.eta) == (expected.leakage, expected.neurons, expected.eta)
+            assert choice.leakage <= CAP < results["capped"].cap.uncapped[name].leakage
 
 
 def test_a_process_outside_any_group_is_a_group_of_one() -> None:

@@ -19,7 +19,7 @@ from spin.errors import UserError
 from spin.heads.blend import Blend
 from spin.heads.candidate import Candidate
 from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.heads.fitted import FittedClassifier, LeakageCap, TrainingResult, UncappedChoice
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
@@ -166,6 +166,28 @@ def test_a_classifier_of_an_older_format_is_read(tmp_path: Path, older: int) -> 
     decision = loaded.choices["accuracy"].decision(LabelSpace(("a", "b", "c")), DecisionSettings())
     assert decision.thresholds.tolist() == pytest.approx([1 / 3] * 3)
     assert {candidate.rule for candidate in loaded.frontier} == {"l1"}
+
+
+def test_leakage_and_its_cap_are_stored_with_the_choices(tmp_path: Path) -> None:
+    """They come back as they were; without a cap nothing is written of them."""
+    fitted = make_fitted(0, mlp=False)
+    result = make_training_result(fitted)
+    assert b"leakage" not in save(result)[CONFIG]
+    cap = LeakageCap(
+        max_leakage=0.4,
+        by_frequency=0.08,
+        known=200,
+        judged=100,
+        uncapped={"accuracy": UncappedChoice(leakage=0.5, valid_score=0.9, price=0.01)},
+    )
+    measured = replace(fitted, summary=fitted.summary.model_copy(update={"leakage": 0.3812}))
+    frontier = tuple(replace(candidate, leakage=0.38123456789) for candidate in result.frontier)
+    capped = replace(make_training_result(measured), cap=cap, frontier=frontier)
+    loaded, _ = load(write(tmp_path, capped))
+    assert loaded.cap == cap
+    assert loaded.frontier == frontier
+    assert loaded.summary() == capped.summary()
+    assert loaded.choices["accuracy"].summary.leakage == 0.3812
 
 
 @pytest.mark.parametrize("format", [4, 5])

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spin.heads.fitted import ExitSummary
+from spin.heads.fitted import ExitSummary, LeakageCap, UncappedChoice
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures
@@ -157,6 +157,23 @@ def test_the_card_contains_every_fact() -> None:
     assert "on 3 documents of the same corpus" in card
     for untested in ("other domains", "other languages", "drift", "adversarial", "fairness"):
         assert card.index(untested) > card.index("Not tested:")
+
+
+def test_the_card_names_what_the_neurons_reveal_and_what_the_cap_costs() -> None:
+    """Without a cap it says nothing of it."""
+    before = UncappedChoice(leakage=0.548, valid_score=0.85, price=0.0375)
+    cap = LeakageCap(max_leakage=0.4, by_frequency=0.081, known=2000, judged=1500, uncapped={"accuracy": before})
+    deep, shallow = (point.model_copy(update={"leakage": share}) for point, share in ((DEEP, 0.382), (SHALLOW, 0.1)))
+    capped = make_facts(cap=cap, frontier=[shallow, deep], choices={"accuracy": deep, "cheapest": shallow})
+    card = model_card(capped)
+    by_name = parse_tables(card)
+    assert by_name["depth"]["depth"] == ["compute", "neurons", "words", "eta", "macro_f1", "leakage"]
+    assert by_name["depth"]["1"][-1] == "10.0 %"
+    assert by_name["choice"]["accuracy (this card)"][-2:] == ["38.2 %", "linear"]
+    assert by_name["without the cap"]["accuracy"] == ["54.8 %", "85.0 %", "3.8"]
+    for figure in ("1,500 validation documents", "2,000 training documents", "reveals 8.1 %", "at most 40.0 %"):
+        assert figure in card
+    assert "eakage" not in model_card(make_facts())
 
 
 def test_notes_end_the_section_of_the_results() -> None:
