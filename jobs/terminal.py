@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.training.workflow import StageEvent
     from spin.heads.fitted import ChoiceSummary, TrainingSummary, UncappedChoice
     from spin.monitor.agreement import ShadowAgreement
+    from spin.monitor.drift import NeuronShift
     from spin.pages.explanation import Explanation
     from spin.pages.explanation_page import Drivers
     from spin.pages.model_card import ContenderResult
@@ -118,6 +119,9 @@ def night(report: NightReport, output: str, *, named: bool = False) -> None:
     for drift in report.drift:
         if drift.drifted:
             say(f"          drift: {drift.name} stability index {drift.psi:.2f}, above {drift.limit:.2f}")
+            for neuron in drift.moved:
+                if neuron.documents or neuron.words:
+                    say(f"          {_causes(neuron)}")
     if report.shadow is not None:
         say(f"          {_shadow(report.shadow)}")
     where = output.rstrip("/")
@@ -127,6 +131,18 @@ def night(report: NightReport, output: str, *, named: bool = False) -> None:
 def check(compared: int, agreed: int) -> None:
     """Print how many labels of a night are the same in float32."""
     say(f"check     {agreed:,} of {compared:,} labels ({100 * agreed / compared:.2f} %) are the same in float32")
+
+
+def _causes(neuron: NeuronShift) -> str:
+    """Return a neuron that moved, the documents that drive it, and their words."""
+    causes = (("documents", neuron.documents), ("words", neuron.words))
+    listed = "; ".join(f"{name} {_printable(', '.join(values))}" for name, values in causes if values)
+    return f"{neuron.column}[{neuron.neuron}] moved by {neuron.shift:+.2f} standard deviations: {listed}"
+
+
+def _printable(text: str) -> str:
+    """Return a text without control characters, which ids of documents may have."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _shadow(shadow: ShadowAgreement) -> str:

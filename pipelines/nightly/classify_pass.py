@@ -12,7 +12,16 @@ from pipelines.data.intake import NightPlan
 from pipelines.nightly.finish import ClassifiedNight
 from pipelines.nightly.night_pass import NightPass, map_stage
 from pipelines.nightly.pass_intake import NightPart, PassIntake, check_intake, part_of, plan_shards, take_in
-from pipelines.nightly.steps.classify_job import CALIBRATION, ENDINGS, PROFILE, ClassifyJob, ModelJob, pass_ending
+from pipelines.nightly.steps.classify_job import (
+    CALIBRATION,
+    ENDINGS,
+    PROFILE,
+    SAMPLE,
+    ClassifyJob,
+    ModelJob,
+    pass_ending,
+    share_to_sample,
+)
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.dedup import REPEATS, DuplicateRows, DuplicateStep, collect_duplicates, plan_partitions
 from pipelines.nightly.steps.intake_step import IDS
@@ -112,7 +121,9 @@ def _share_models(
         if shared.record is not None:
             driver = f"{driver}-{shared.record.runs.index(run.run)}"
         artifact, shadow = part.night.model.share(shared.store, driver, calibration)
-        jobs.append(ModelJob(run, artifact, rows, shadow, part.shards))
+        documents = sum(shard.documents for shard in part.plan.shards)
+        sampled = share_to_sample(shared.settings.classify, documents)
+        jobs.append(ModelJob(run, artifact, rows, shadow, part.shards, sampled))
     return ClassifyJob(tuple(jobs), schema_of(plan.types), shared.record)
 
 
@@ -148,7 +159,8 @@ def _outcome_of(record: PassRecord, run: str, outcome: ShardOutcome[PassCounts])
             f"the pass {record.name} has a shard without the documents of run {run}, so the run cannot go on; start "
             "over with --restart"
         )
-    profile = pass_ending(PROFILE, record.runs.index(run))
+    place = record.runs.index(run)
+    endings = tuple(f".{pass_ending(ending, place)}" for ending in (PROFILE, SAMPLE))
     folders = tuple(f"{table}/{run}/" for table in ENDINGS)
-    files = {key: file for key, file in outcome.files.items() if key.startswith(folders) or key.endswith(f".{profile}")}
+    files = {key: file for key, file in outcome.files.items() if key.startswith(folders) or key.endswith(endings)}
     return ShardOutcome(counts, files, outcome.tries, outcome.seconds, outcome.ended)

@@ -29,7 +29,7 @@ from pipelines.nightly.report.night_report import (
 )
 from pipelines.nightly.report.run_report import render_reports
 from pipelines.nightly.report.throughput import busy_seconds
-from pipelines.nightly.steps.classify_job import ENDINGS
+from pipelines.nightly.steps.classify_job import ENDINGS, SAMPLE
 from pipelines.nightly.steps.classify_step import work_digest
 from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_history import list_nights
@@ -239,7 +239,8 @@ def show_reports(driver: Driver, report: NightReport) -> Mapping[str, bytes]:
 
 def delete_work(folder: Store) -> None:
     """Delete what a run or a pass has worked with from its folder, once its nights are published."""
-    unused = [key for key in folder.list() if key.startswith(_WORK) or "/attempts/" in key or key.endswith(".ids")]
+    endings = (".ids", f".{SAMPLE}")
+    unused = [key for key in folder.list() if key.startswith(_WORK) or "/attempts/" in key or key.endswith(endings)]
     folder.delete_many(unused)
 
 

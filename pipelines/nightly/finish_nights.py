@@ -25,9 +25,10 @@ from pipelines.nightly.finish import (
     show_reports,
 )
 from pipelines.nightly.night_pass import ModelNight, enter_pass, form_passes
+from pipelines.nightly.report.drift_causes import name_causes
 from pipelines.nightly.report.drift_check import measure_drift
 from pipelines.nightly.report.night_report import REPORT, NightReport
-from pipelines.nightly.steps.classify_job import PROFILE
+from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
 from pipelines.nightly.tables.night_records import RUNS, NightRecord
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.passes import find_pass, open_runs
@@ -296,16 +297,18 @@ def _finish(night: ModelNight, classified: ClassifiedNight) -> tuple[NightReport
 
 
 def _measure_drift(night: ModelNight, classified: ClassifiedNight) -> list[Drift]:
-    """The drift of the classified documents from the reference of the model."""
-    settings = night.driver.settings
-    return measure_drift(
-        night.driver.tables.out,
+    """The drift of the classified documents from the reference of the model, with its causes."""
+    settings, out, model = night.driver.settings, night.driver.tables.out, night.model.folder / "model"
+    drifts = measure_drift(
+        out,
         [key for outcome in classified.readable for key in outcome.files if key.endswith(PROFILE)],
-        night.model.folder / "model",
+        model,
         settings.choose,
         settings.classify.max_psi,
         early=settings.classify.cascade,
     )
+    samples = [key for outcome in classified.readable for key in outcome.files if key.endswith(SAMPLE)]
+    return name_causes(drifts, out, samples, model, settings)
 
 
 def _total_agreement(night: ModelNight, classified: ClassifiedNight) -> ShadowAgreement | None:

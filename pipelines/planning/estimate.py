@@ -19,7 +19,7 @@ from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import is_spooled, plan_intake
 from pipelines.data.spool import SPOOL
-from pipelines.nightly.steps.classify_job import PROFILE
+from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE, share_to_sample
 from pipelines.nightly.steps.dedup import plan_partitions
 from pipelines.nightly.steps.intake_step import IDS
 from pipelines.nightly.steps.run_records import ClassifyCounts
@@ -147,7 +147,8 @@ def estimate_night(
     grows = len(files) == 1 and documents > available
     count = _count_shards(files, shards, documents, settings)
     partitions = len(plan_partitions(documents)) if settings.data.ids == "checked" else 0
-    sample = take_sample(settings, registry, version, shards, tasks, seconds)
+    sampled = share_to_sample(settings.classify, documents)
+    sample = take_sample(settings, registry, version, shards, tasks, seconds, sampled)
 
     ray = settings.ray.for_stage("classify")
     depends_on_cluster = ray.address is not None and ray.workers is None
@@ -166,6 +167,7 @@ def estimate_night(
         seconds=3600 * hours(workers),
         partitions=partitions,
         drift=sample.drift,
+        samples=count * (1 - (1 - sampled) ** (documents / count)),
     )
     traffic += _document_traffic(sample, documents, count, dead_shards)
     return Estimate(
@@ -250,6 +252,7 @@ def _document_traffic(sample: Sample, documents: int, shards: int, dead_shards: 
     reads = sum((reading.reads for reading in sample.readings), sample.text_reads)
     profiles = shards * _size(sample.pieces, PROFILE) / len(sample.pieces)
     written = profiles + shards * _size(sample.pieces, "json") / len(sample.pieces)
+    written += _size(sample.pieces, SAMPLE) * documents / sample.rows
     written += _scaled_size(sample.pieces, "predictions.parquet", documents * sample.predicted_share, shards)
     written += _scaled_size(sample.pieces, "dead.parquet", documents * sample.dead_share, dead_shards)
     spool = [ready.piece for reading in sample.readings for ready in reading.counts.report.pieces]

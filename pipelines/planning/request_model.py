@@ -52,19 +52,21 @@ def night_requests(
     seconds: float,
     partitions: int,
     drift: bool,
+    samples: float,
 ) -> Traffic:
     """The requests of the first night of an output, without those that read and write documents.
 
     `files` is the number of input files, `tasks` the number of tasks of the intake, `dead_shards` the number of shards
     with dead letters, `seconds` the duration of the night. `partitions` of ids are compared, 0 where ids are trusted.
-    `drift`: the model has a drift reference. No request fails.
+    `drift`: the model has a drift reference. `samples` is the number of shards with sampled documents, which are read
+    only in a night that drifted. No request fails.
     """
     night = _BEGIN + TABLES + _LIST * _pages(files) + _WRITE * 2 + _READ * 2 * workers + _LIST_NOTHING * 2 + _END
     night += (_CHECK + _WRITE) * (seconds // _RENEWAL_SECONDS)
     night += _ATTEMPT * tasks
-    night += (_ATTEMPT + _WRITE * 2 + _READ * drift) * shards + _WRITE * dead_shards
+    night += (_ATTEMPT + _WRITE * 2 + _READ * drift) * shards + _WRITE * (dead_shards + samples)
     night += _LIST * (dead_shards > 0)  # their files are looked for before they are committed
-    night += Traffic(delete=1) * _pages(2 * tasks + shards)
+    night += Traffic(delete=1) * _pages(2 * tasks + shards + samples)
     if not partitions:
         return night
     night += _LIST_NOTHING + _WRITE * tasks + _ATTEMPT * partitions

@@ -128,9 +128,11 @@ def take_sample(
     shards: Sequence[Shard],
     tasks: Sequence[Shard],
     seconds: float,
+    sampled: float,
 ) -> Sample:
     """Load a version, classify pieces of some shards until the seconds or the documents are used up, and take in tasks.
 
+    `sampled` is the share of documents that a night keeps for the causes of drift.
     Runs with the torch threads of one worker and writes into a temporary folder. Raises UserError where no document can
     be classified.
     """
@@ -145,7 +147,7 @@ def take_sample(
         model.mkdir(parents=True)
         registry.download(version, model)
         start = time.perf_counter()
-        step = ClassifyStep(_job(run, registry, version, model, local), local)
+        step = ClassifyStep(_job(run, registry, version, model, local, sampled), local)
         load = time.perf_counter() - start
         pieces, ended = _pieces(step, chosen, run, seconds)
         readings, text_reads = _readings(run / "intake", tasks, settings, seconds * _READING)
@@ -203,7 +205,7 @@ def _readings(
     return readings, reads
 
 
-def _job(run: Store, registry: Registry, version: str, model: Path, settings: Settings) -> ClassifyJob:
+def _job(run: Store, registry: Registry, version: str, model: Path, settings: Settings, sampled: float) -> ClassifyJob:
     """The job of the workers of a run that nobody publishes."""
     files = {name: (model / name).read_bytes() for name in (persistence.CONFIG, persistence.TENSORS)}
     if settings.backbone.dtype == "int8":
@@ -212,7 +214,7 @@ def _job(run: Store, registry: Registry, version: str, model: Path, settings: Se
         run="sample", date="2000-01-01", model=registry.name, model_version=version, token=0, begun="2000-01-01"
     )
     copy = ArtifactCopy.write(run / "model", files)
-    return ClassifyJob((ModelJob(record, copy, DuplicateRows.none(run)),), pa.schema([]))
+    return ClassifyJob((ModelJob(record, copy, DuplicateRows.none(run), sampled=sampled),), pa.schema([]))
 
 
 def _measure(step: Step[C], shard: Shard, shard_log: ShardLog) -> Piece[C]:

@@ -34,6 +34,20 @@ class NeuronShift:
     """index within the site"""
     shift: float
     """of the mean, in standard deviations of the reference, which count at least as half of those of the training"""
+    documents: tuple[str, ...] = ()
+    """ids of the documents whose values lie farthest in the direction of the shift; empty where none are named"""
+    words: tuple[str, ...] = ()
+    """words that are more frequent in such documents than in the others of the night; empty where none are named"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as `Drift.to_json` holds it."""
+        return {**asdict(self), "documents": list(self.documents), "words": list(self.words)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> NeuronShift:
+        """Return the shift of a record that `to_json` returned, or of one of a release that named no causes."""
+        causes = {name: tuple(record.get(name, ())) for name in ("documents", "words")}
+        return cls(**{**record, **causes})
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class Drift:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as the manifest and `report.json` hold it."""
-        lists = {"now": list(self.now), "then": list(self.then), "moved": [asdict(shift) for shift in self.moved]}
+        lists = {"now": list(self.now), "then": list(self.then), "moved": [shift.to_json() for shift in self.moved]}
         rounded = {"psi": round(self.psi, _DIGITS), "limit": round(self.limit, _DIGITS)}
         return {"name": self.name, **rounded, **lists, "drifted": self.drifted}
 
@@ -70,7 +84,7 @@ class Drift:
             limit=record["limit"],
             now=tuple(record["now"]),
             then=tuple(record["then"]),
-            moved=tuple(NeuronShift(**shift) for shift in record["moved"]),
+            moved=tuple(NeuronShift.from_json(shift) for shift in record["moved"]),
             drifted=record["drifted"],
         )
 
@@ -132,6 +146,12 @@ def stability_limit(bins: int, n: int, m: int, allowed: float) -> float:
     return float(ncx2.ppf(1 - SIGNIFICANCE, max(1, bins - 1), allowed / noise) * noise)
 
 
+def feature_names(selection: Selection) -> list[tuple[str, int]]:
+    """Return the column and the neuron of every feature, in order; a word's logit is of the column `words`."""
+    words = [("words", k) for k in range(selection.words)]
+    return words + [(str(column), neuron) for column, neuron, _ in selection.rows()]
+
+
 def _neuron_drift(now: Profile, then: Profile, selection: Selection, allowed: float) -> Drift:
     """Return the drift of the means of the neurons, and of the words' logits.
 
@@ -148,8 +168,7 @@ def _neuron_drift(now: Profile, then: Profile, selection: Selection, allowed: fl
     night's own counts where it is larger, since the few documents of a night on which such a neuron fires move its mean
     and widen its spread alike.
     """
-    names = [("words", k) for k in range(selection.words)]
-    names += [(str(column), neuron) for column, neuron, _ in selection.rows()]
+    names = feature_names(selection)
     # a neuron above the first exit after a block has no value for documents that exit early
     with np.errstate(invalid="ignore", divide="ignore"):
         unit = np.maximum(then.sd, _SD_FLOOR)

@@ -29,6 +29,18 @@ class ClassifySettings(Section):
     fail_on_drift: bool = Field(
         False, description="End with status 7 where drift is reported. The night is published all the same."
     )
+    drift_documents: int = Field(
+        3,
+        ge=0,
+        le=20,
+        description="Ids that the report names per neuron that drifted: of the documents, among a sample of about a "
+        "thousand, whose values lie farthest in the direction of the shift. 0: none.",
+    )
+    drift_words: bool = Field(
+        False,
+        description="Name per neuron that drifted also the words that are more frequent in such documents than in the "
+        "others of the sample. They are part of the texts, for everyone who may read the output or its runs in MLflow.",
+    )
     cascade: bool = Field(True, description="Use the early exits that training chose.")
     reasons: int = Field(
         0,

@@ -17,9 +17,13 @@ from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, P
 from pipelines.nightly.tables.passes import PassRecord
 from pipelines.storage.shard_log import LogLayout, StepResult
 from pipelines.workers.artifact_copy import ArtifactCopy
+from spin.monitor.document_sample import sample_share
+from spin.settings import ClassifySettings
 
 PROFILE = "profile.safetensors"
 """ending of the file from which drift is measured"""
+SAMPLE = "sample.safetensors"
+"""ending of the file with a sample of documents, from which the causes of drift are named; deleted after publication"""
 CALIBRATION = "calibration.json"
 """file of the texts from which int8 scales are computed, in the folder of the model"""
 ENDINGS = {
@@ -54,6 +58,8 @@ class ModelJob:
     """the shadow, None without one"""
     shards: frozenset[int] | None = None
     """indices of the shards with files of the run, None if these are all"""
+    sampled: float = 0.0
+    """share of the documents that are kept as a sample for the causes of drift"""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,11 @@ class ClassifyJob:
             files |= {pass_ending(ending, place): data for ending, data in result.files.items()}
         counts = {self.models[number].run.run: result.counts for number, result in results.items()}
         return StepResult(files, PassCounts(rows=max(each.rows for each in counts.values()), models=counts))
+
+
+def share_to_sample(settings: ClassifySettings, documents: int) -> float:
+    """The share of the documents of a night that is kept as a sample, 0 where no causes of drift are named."""
+    return sample_share(documents) if settings.drift_documents or settings.drift_words else 0.0
 
 
 def data_layout(run: str) -> LogLayout:

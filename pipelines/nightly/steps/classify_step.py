@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipelines.data.files.shards import Shard
 from pipelines.data.spool import CheckedRows, read_rows
-from pipelines.nightly.steps.classify_job import CALIBRATION, ENDINGS, PROFILE, ClassifyJob, ShadowJob
+from pipelines.nightly.steps.classify_job import CALIBRATION, ENDINGS, PROFILE, SAMPLE, ClassifyJob, ShadowJob
 from pipelines.nightly.steps.pass_features import ModelRows, PassFeatures
 from pipelines.nightly.steps.reason_columns import reason_columns
 from pipelines.nightly.steps.run_records import ClassifyCounts
@@ -38,6 +38,7 @@ from spin.errors import SpinError
 from spin.heads import persistence
 from spin.labels.label_space import Label, class_names
 from spin.monitor.agreement import AgreementCounts, count_agreement
+from spin.monitor.document_sample import DocumentSample, is_sampled
 from spin.monitor.profile import Profile
 from spin.predictions import Predictions
 from spin.settings import Settings
@@ -57,6 +58,7 @@ class ClassifyStep:
 
     def __init__(self, job: ClassifyJob, settings: Settings) -> None:
         self.job, self.data, self.keep_text = job, settings.data, settings.classify.dead_letter_text
+        self.sample_words = settings.classify.drift_words
         self.classifiers: list[SpinClassifier] = []
         for number, model in enumerate(job.models):
             with self._naming(number):
@@ -148,7 +150,8 @@ class ClassifyStep:
             unread_tokens=0 if features.unread_tokens is None else int(features.unread_tokens.sum()),
             depths={str(depth): n for depth, n in sorted(Counter(predictions.exit_depth.tolist()).items())},
         )
-        profile = Profile.from_outputs(spin.label_space, spin.fitted, predictions.logits, features.values, features)
+        values = features.values
+        profile = Profile.from_outputs(spin.label_space, spin.fitted, predictions.logits, values, features)
         tables = {
             PREDICTIONS: self._predictions(number, documents, rows, predictions, features.unread_tokens),
             DEAD_LETTERS: self._dead_letters(documents, dead),
@@ -157,7 +160,21 @@ class ClassifyStep:
             differing, agreement = self._compare(computed, documents, attempt, predictions, run.model_version)
             tables |= {} if differing is None else {DISAGREEMENTS: differing}
             counts = replace(counts, shadow=agreement)
-        return StepResult({**self._to_files(number, tables), PROFILE: profile.to_bytes()}, counts)
+        files = {**self._to_files(number, tables), PROFILE: profile.to_bytes()}
+        return StepResult(files | self._sample(number, documents, rows, values), counts)
+
+    def _sample(
+        self, number: int, documents: CheckedRows, rows: Sequence[int], values: NDArray[np.floating]
+    ) -> dict[str, bytes]:
+        """The file of a model with those of n rows that belong to its sample, given their values (n, p), if any do."""
+        share = self.job.models[number].sampled
+        ids = {at: documents.ids[row] or "" for at, row in enumerate(rows)} if share else {}
+        chosen = [at for at, id in ids.items() if is_sampled(id, share)]
+        if not chosen:
+            return {}
+        standardised = self.classifiers[number].fitted.standardizer.transform(values[chosen])
+        texts = documents.texts_of([rows[at] for at in chosen]) if self.sample_words else []
+        return {SAMPLE: DocumentSample.of_texts([ids[at] for at in chosen], standardised, texts).to_bytes()}
 
     def _compare(
         self,

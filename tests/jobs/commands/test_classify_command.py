@@ -22,6 +22,7 @@ from pipelines.nightly.report.night_report import FileCounts, NightReport, Quara
 from pipelines.nightly.steps.run_records import NightCounts
 from pipelines.service_errors import BadRowsError, DriftError, HeldError, UnavailableError
 from spin.errors import SpinError
+from spin.monitor.drift import Drift, NeuronShift
 from spin.settings import BackboneSettings
 from tests.support.fake_nights import FakeRegistry
 
@@ -242,6 +243,24 @@ def test_the_exits_of_a_night_are_printed_shallow_first(capsys: pytest.CaptureFi
     terminal.night(replace(REPORT, counts=replace(COUNTS, depths={"10": 1_200, "-1": 5, "2": 3})), "out")
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "exits: 5 by words, 3 after block 2, 1,200 after block 10" in lines
+
+
+def test_the_causes_of_drift_are_printed_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Characters of an id that would control the terminal are replaced."""
+    moved = (
+        NeuronShift("ffn.01.max", 17, 0.9, ("d1", "\x1b[31md2\n"), ("storm", "late")),
+        NeuronShift("words", 0, -0.5, words=("storm",)),
+        NeuronShift("ffn.02.max", 3, 0.4),
+    )
+    drift = Drift("neurons", 0.81, 0.13, (2, 98), (), moved, drifted=True)
+    terminal.night(replace(REPORT, drift=(drift,)), "out")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    at = lines.index("drift: neurons stability index 0.81, above 0.13")
+    assert lines[at + 1 : at + 3] == [
+        "ffn.01.max[17] moved by +0.90 standard deviations: documents d1, \ufffd[31md2\ufffd; words storm, late",
+        "words[0] moved by -0.50 standard deviations: words storm",
+    ]
+    assert "ffn.02" not in "".join(lines)
 
 
 def test_an_empty_night_is_printed_as_one(capsys: pytest.CaptureFixture[str]) -> None:

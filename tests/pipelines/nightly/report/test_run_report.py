@@ -32,6 +32,12 @@ def make_drift(name: str, psi: float, now: list[int], then: list[int], **more: A
     }
 
 
+def make_shift(number: int, documents: list[str] | None = None, words: list[str] | None = None) -> dict[str, Any]:
+    """JSON of the shift of a neuron, with the causes that are given."""
+    neuron = {"column": f"ffn.0{number}.max", "neuron": 17 * number, "shift": 0.9 - 0.1 * number}
+    return {**neuron, "documents": documents or [], "words": words or []}
+
+
 def render_page(record: dict[str, Any]) -> str:
     """The report page of a report given as JSON."""
     return report_page(NightReport.from_json(record))
@@ -55,7 +61,7 @@ def make_report(**changes: Any) -> dict[str, Any]:
         for n, count in enumerate(rows)
     ]
     outcomes = [ShardOutcome.from_json(shard, ClassifyCounts) for shard in shards]
-    moved = [{"column": f"ffn.0{n}.max", "neuron": 17 * n, "shift": 0.9 - 0.1 * n} for n in range(5)]
+    moved = [make_shift(n) for n in range(5)]
     counts = {
         "rows": 12345,
         "predicted": 12300,
@@ -156,6 +162,35 @@ def test_the_page_shows_the_numbers_of_the_report(browser: Any, tmp_path: Path) 
         ]
 
 
+def test_the_page_names_the_causes_of_drift(browser: Any, tmp_path: Path) -> None:
+    """Documents and words have a column where any are named; the page fits on a narrow screen with long ids."""
+    long = "https://example.org/" + "a/" * 80
+    for words, headings in (([], "neuron shift documents"), (["storm", "late"], "neuron shift documents words")):
+        moved = [make_shift(0, ["d1", long], words), make_shift(1, ["d2"]), make_shift(2)]
+        record = make_report(drift=[make_drift("neurons", 0.81, [2, 98], [], moved=moved)])
+        for width in (1280, 390):
+            with open_page(browser, tmp_path, render_page(record), width=width) as window:
+                section = window.locator("main section section", has_text="Neurons that moved most")
+                listed = read_texts(section, "table >> nth=1 >> tr")
+                assert listed == [
+                    headings,
+                    f"ffn.00.max[0] +0.90 σ d1, {long}{' storm, late' if words else ''}",
+                    "ffn.01.max[17] +0.80 σ d2",
+                    "ffn.02.max[34] +0.70 σ",
+                ]
+                assert ("The words are more frequent in the farthest tenth" in section.inner_text()) == bool(words)
+                assert window.evaluate("document.documentElement.scrollWidth") <= width
+    page = render_page(make_report())
+    assert "farthest" not in page
+
+
+def test_a_report_of_a_release_without_causes_is_read() -> None:
+    record = make_report()
+    for shift in record["drift"][-1]["moved"]:
+        del shift["documents"], shift["words"]
+    assert NightReport.from_json(record) == NightReport.from_json(make_report())
+
+
 def make_agreement(confusion: dict[str, dict[str, int]], **changes: Any) -> dict[str, Any]:
     """JSON of the agreement with a shadow, from the counts by label of the model and label of the shadow."""
     compared = sum(sum(row.values()) for row in confusion.values())
@@ -221,7 +256,10 @@ def test_no_text_becomes_markup(browser: Any, tmp_path: Path) -> None:
     }
     quarantined = [{"uri": text, "reason": text} for text in HOSTILE_TEXTS]
     agreement = make_agreement({text: {text: 5, HOSTILE_TEXTS[0]: 1} for text in HOSTILE_TEXTS})
-    record = make_report(counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[], shadow=agreement)
+    causes = make_drift("neurons", 0.81, [1, 9], [], moved=[make_shift(0, HOSTILE_TEXTS, HOSTILE_TEXTS)])
+    record = make_report(
+        counts=counts, classes=HOSTILE_TEXTS, quarantined=quarantined, drift=[causes], shadow=agreement
+    )
     with open_page(browser, tmp_path, render_page(record)) as window:
         for selector in ("tbody th bdi", "tbody td bdi"):
             assert {" ".join(text.split()) for text in HOSTILE_TEXTS} <= set(read_texts(window, selector))
