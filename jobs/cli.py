@@ -15,6 +15,7 @@ from jobs import terminal
 from jobs.commands import (
     audit_commands,
     job_commands,
+    label_commands,
     model_commands,
     night_commands,
     plan_command,
@@ -185,6 +186,8 @@ def _add(panel: str, function: Callable[..., None], *, needs_pipelines: bool = T
 
 
 app.add_typer(night_commands.app, rich_help_panel=USE)
+_add(USE, label_commands.review)
+app.add_typer(label_commands.app, rich_help_panel=USE)
 _add(USE, plan_command.plan)
 _add(USE, model_commands.evaluate)
 _add(USE, model_commands.explain, needs_pipelines=False)

@@ -105,7 +105,12 @@ def night(report: NightReport, output: str, *, named: bool = False) -> None:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.reasons.items()))
         say(f"          {counts.dead:,} dead letters: {reasons}")
     if counts.abstained:
-        say(f"          {counts.abstained:,} documents without a label, within decision.abstain of a border")
+        say(f"          {counts.abstained:,} documents without a label: coverage {100 * report.coverage:.1f} %")
+    if report.max_error is not None:
+        share = f"{100 * report.max_error:g} % of the labels are wrong"
+        say(f"          decision.max_error: at most {share}, for documents like the test documents")
+    for line in _quality(report):
+        say(f"          {line}")
     if counts.truncated:
         percent = 100 * counts.truncated_share
         if counts.windows:
@@ -126,6 +131,18 @@ def night(report: NightReport, output: str, *, named: bool = False) -> None:
         say(f"          {_shadow(report.shadow)}")
     where = output.rstrip("/")
     say(f"          predictions in {where}/predictions, the report in {where}/_runs/{report.run}/report.html")
+
+
+def _quality(report: NightReport) -> list[str]:
+    """Return what is estimated of the quality of a night's labels, or why there is no estimate."""
+    if report.quality_withdrawn:
+        moved = " and ".join(report.quality_withdrawn)
+        return [f"no estimate of the labels' quality: {moved} drifted from training"]
+    if report.quality is None:
+        return []
+    figures = (("accuracy", report.quality.accuracy), ("macro-F1", report.quality.macro_f1))
+    shown = [f"{name} {100 * e.value:.1f} [{100 * e.low:.1f}–{100 * e.high:.1f}]" for name, e in figures]
+    return [f"estimated without labels: {', '.join(shown)}"]
 
 
 def check(compared: int, agreed: int) -> None:

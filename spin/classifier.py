@@ -21,6 +21,7 @@ from spin.backbone.loading import load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
 from spin.heads import persistence
+from spin.heads.abstention import keep_promise
 from spin.heads.decision import Decision
 from spin.heads.early_exit import should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
@@ -87,6 +88,11 @@ class SpinClassifier:
         self.probe, self.search = probe or ProbeSettings(), search or SearchSettings()
         self.cascade = cascade or CascadeSettings()
         self.choose, self.decision, self.early = choose, decision or DecisionSettings(), early
+        if self.decision.max_error is not None:
+            raise UserError(
+                "decision.max_error: only the test documents of a version that spin train made can prove it; give the "
+                "setting to SpinClassifier.load with the folder of one, or set abstain"
+            )
         self.calibration, self.reasons = tuple(calibration), reasons
         self.backbone_digest: str | None = None
         self._label_space: LabelSpace | None = None
@@ -440,7 +446,8 @@ class SpinClassifier:
 
         `backbone` says where the same weights lie on this machine and how they are run. Without it the saved settings
         hold, with other `weights` (a folder) or another `device` if given. `choose` names the classifier that is used,
-        `decision` replaces the saved settings of the decision. `reasons` is the number of words and neurons that
+        `decision` replaces the saved settings of the decision; for its `max_error` the abstention band is chosen here.
+        `reasons` is the number of words and neurons that
         predictions come with. Raises UserError for an incomplete artifact or one of another format.
         """
         training_result, metadata = persistence.load(Path(folder))
@@ -452,14 +459,16 @@ class SpinClassifier:
             if weights is not None:
                 here |= {"model": str(weights), "revision": None}
             settings = saved.model_copy(update=here)
+        label_space, fitted = LabelSpace(metadata.classes, metadata.multilabel), training_result.choices[choose]
+        given = metadata.decision if decision is None else decision
         return cls.assemble(
             settings,
             metadata.backbone_digest,
-            LabelSpace(metadata.classes, metadata.multilabel),
+            label_space,
             training_result,
             metadata.metric,
             choose=choose,
-            decision=decision or metadata.decision,
+            decision=keep_promise(Path(folder), choose, fitted, label_space, given, early=early),
             early=early,
             calibration=calibration,
             reasons=reasons,

@@ -1,6 +1,7 @@
-"""`make bench-trust`: privacy, robustness, conflict among layers and predicted costs of the quickstart's champion.
+"""`make bench-trust`: privacy, robustness, conflict among layers, predicted costs, and quality without labels.
 
-It writes trust.md; `--only` measures a part alone and replaces its section of that page.
+All are of the quickstart's champion. It writes trust.md; `--only` measures a part alone and replaces its section of
+that page.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.section_page import Part, write_page
-from benchmarks.trust import conflict, costs, privacy, robustness
+from benchmarks.trust import conflict, costs, privacy, quality, robustness
 from benchmarks.trust.champion import Champion, open_champion
 
 _FOLDER = Path("runs/bench/trust")
@@ -28,6 +29,9 @@ _PARTS: Mapping[str, tuple[str, Callable[[Champion, bool], Part]]] = {
         lambda champion, quick: conflict.section(conflict.measure(champion, _FOLDER / "packages", quick=quick)),
     ),
     "costs": ("Predicted costs", lambda champion, quick: costs.section(costs.measure(champion, quick=quick))),
+    "quality": (
+        "Quality without labels", lambda champion, quick: quality.section(quality.measure(champion, quick=quick))
+    ),
 }  # fmt: skip
 """title of every part of the page, and what measures it"""
 

@@ -123,7 +123,7 @@ def _share_models(
         artifact, shadow = part.night.model.share(shared.store, driver, calibration)
         documents = sum(shard.documents for shard in part.plan.shards)
         sampled = share_to_sample(shared.settings.classify, documents)
-        jobs.append(ModelJob(run, artifact, rows, shadow, part.shards, sampled))
+        jobs.append(ModelJob(run, artifact, rows, shadow, part.shards, sampled, part.night.model.decision))
     return ClassifyJob(tuple(jobs), schema_of(plan.types), shared.record)
 
 

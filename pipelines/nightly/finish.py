@@ -27,8 +27,10 @@ from pipelines.nightly.report.night_report import (
     slowest_shards,
     total_counts,
 )
+from pipelines.nightly.report.quality_check import NightQuality
 from pipelines.nightly.report.run_report import render_reports
 from pipelines.nightly.report.throughput import busy_seconds
+from pipelines.nightly.review.labels import list_scores
 from pipelines.nightly.steps.classify_job import ENDINGS, SAMPLE
 from pipelines.nightly.steps.classify_step import work_digest
 from pipelines.nightly.steps.run_records import ClassifyCounts
@@ -67,6 +69,8 @@ KEPT = "kept.json"
 """record of the kept columns of a run with their types"""
 _WORK = ("spool/", "model/", "shadow/", "attempts/")
 """folders of a run that nobody needs once it is published; the spool holds the texts of the input"""
+_SCORED = 30
+"""nights with checked labels in a report"""
 Outcomes = Sequence[ShardOutcome[ClassifyCounts]]
 
 
@@ -250,6 +254,7 @@ def build_report(
     *,
     classes: Sequence[str],
     drift: Sequence[Drift],
+    quality: NightQuality,
     shadow: ShadowAgreement | None,
 ) -> NightReport:
     """The report of a classified run."""
@@ -267,6 +272,10 @@ def build_report(
         classes=tuple(classes),
         seconds=round(busy_seconds(night.outcomes), 1),
         drift=tuple(drift),
+        quality=quality.estimate,
+        quality_withdrawn=quality.withdrawn,
+        scored=tuple(list_scores(driver.tables, run.record.model, most=_SCORED)),
+        max_error=driver.settings.decision.max_error,
         before=_find_night_before(driver),
         shadow=shadow,
         counts=total_counts([outcome.counts for outcome in night.readable]),

@@ -28,7 +28,9 @@ from pipelines.nightly.night_pass import ModelNight, enter_pass, form_passes
 from pipelines.nightly.report.drift_causes import name_causes
 from pipelines.nightly.report.drift_check import measure_drift
 from pipelines.nightly.report.night_report import REPORT, NightReport
+from pipelines.nightly.report.quality_check import estimate_night
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
+from pipelines.nightly.steps.night_profile import NightProfile, sum_profiles
 from pipelines.nightly.tables.night_records import RUNS, NightRecord
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.passes import find_pass, open_runs
@@ -284,11 +286,14 @@ def _finish(night: ModelNight, classified: ClassifiedNight) -> tuple[NightReport
     """Check a classified night and write its records. Raises BadRowsError if it is outside of its limits."""
     driver: Driver = night.driver
     reconcile(classified)
+    profile = _sum_profiles(night, classified)
+    drift = _measure_drift(night, classified, profile)
     report = build_report(
         driver,
         classified,
         classes=night.model.metadata.classes,
-        drift=_measure_drift(night, classified),
+        drift=drift,
+        quality=estimate_night(profile, night.model.folder / "model", driver.settings, drift),
         shadow=_total_agreement(night, classified),
     )
     check_files(driver.settings.classify, classified.quarantined, report.files.total)
@@ -296,19 +301,27 @@ def _finish(night: ModelNight, classified: ClassifiedNight) -> tuple[NightReport
     return finish_night(driver, classified, report)
 
 
-def _measure_drift(night: ModelNight, classified: ClassifiedNight) -> list[Drift]:
+def _sum_profiles(night: ModelNight, classified: ClassifiedNight) -> NightProfile | None:
+    """The profile of the classified documents, None without any."""
+    return sum_profiles(night.driver.tables.out, _keys(classified, PROFILE))
+
+
+def _keys(classified: ClassifiedNight, ending: str) -> list[str]:
+    """The keys in the output of the files of shards that have an ending."""
+    return [key for outcome in classified.readable for key in outcome.files if key.endswith(ending)]
+
+
+def _measure_drift(night: ModelNight, classified: ClassifiedNight, profile: NightProfile | None) -> list[Drift]:
     """The drift of the classified documents from the reference of the model, with its causes."""
     settings, out, model = night.driver.settings, night.driver.tables.out, night.model.folder / "model"
     drifts = measure_drift(
-        out,
-        [key for outcome in classified.readable for key in outcome.files if key.endswith(PROFILE)],
+        profile,
         model,
         settings.choose,
         settings.classify.max_psi,
         early=settings.classify.cascade,
     )
-    samples = [key for outcome in classified.readable for key in outcome.files if key.endswith(SAMPLE)]
-    return name_causes(drifts, out, samples, model, settings)
+    return name_causes(drifts, out, _keys(classified, SAMPLE), model, settings)
 
 
 def _total_agreement(night: ModelNight, classified: ClassifiedNight) -> ShadowAgreement | None:
@@ -351,5 +364,19 @@ def _summary(report: NightReport) -> NightSummary:
         depths=counts.depths,
         quarantined_files=report.files.quarantined,
         psi={drift.name: drift.psi for drift in report.drift},
+        quality=_quality_metrics(report),
         shadow=None if shadow is None else ShadowSummary(shadow.version, shadow.agreement),
     )
+
+
+def _quality_metrics(report: NightReport) -> dict[str, float]:
+    """Coverage, and the estimated quality with its interval where there is an estimate."""
+    coverage = {"coverage": report.coverage} if report.counts.predicted else {}
+    if report.quality is None:
+        return coverage
+    figures = {"accuracy": report.quality.accuracy, "macro_f1": report.quality.macro_f1}
+    return coverage | {
+        f"estimated_{name}{end}": value
+        for name, figure in figures.items()
+        for end, value in (("", figure.value), ("_low", figure.low), ("_high", figure.high))
+    }

@@ -16,10 +16,11 @@ from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
 from spin.backbone.digest import cached_digest
 from spin.backbone.hub import locate_model
+from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.heads import persistence
 from spin.heads.persistence import ClassifierMetadata
-from spin.settings import BackboneSettings, Settings
+from spin.settings import BackboneSettings, DecisionSettings, Settings
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class NightModel:
     """settings of the night, with an engine and with the backbone of the model"""
     shadow: ShadowSpec | None = None
     """the shadow, None without one"""
+    decision: DecisionSettings | None = None
+    """how the model decides, with the band that keeps a promised error; None: as `settings` say"""
 
     def plan_metadata(self, source: str) -> dict[str, object]:
         """Everything that changes predictions: not the number of workers, logging or the permitted failures."""
@@ -77,7 +80,7 @@ class NightModel:
         metadata: dict[str, object] = {
             "model": {"name": registry.name, "version": version, "backbone": digest},
             "choose": settings.choose,
-            "decision": settings.decision.model_dump(),
+            "decision": (self.decision or settings.decision).model_dump(exclude_none=True),
             "backbone": weights_cache.activation_settings(settings.backbone),
             "data": {**settings.data.model_dump(include={"id", "text", "ids", "keep"}), "input": source},
             "shard_documents": settings.ray.shard_documents,
@@ -136,7 +139,7 @@ def download_model(chosen: ChosenVersion, folder: Path, given: Settings, night: 
 
     `given` are the settings of the command, `night` those with an engine for their backbone. A model that was trained
     on another backbone has the one that its artifact names, and an engine for that. Raises UserError for a backbone
-    that cannot be found, and if the shadow does not fit the model.
+    that cannot be found, for a decision that the model cannot take, and if the shadow does not fit the model.
     """
     folder.mkdir()
     metadata = persistence.read_metadata(_download(chosen.registry, chosen.version, folder / "model"))
@@ -147,11 +150,12 @@ def download_model(chosen: ChosenVersion, folder: Path, given: Settings, night: 
         except UserError as error:
             raise UserError(f"version {chosen.version} of {chosen.registry.name} cannot be used: {error}") from None
         settings = weights_cache.with_engine(given.model_copy(update={"backbone": own}), "classify")
+    decision = SpinClassifier.open(folder / "model", settings).decision
     shadow = None
     if chosen.shadow is not None:
         shadow_folder = _download(chosen.registry, chosen.shadow, folder / "shadow")
         shadow = choose_shadow(chosen.shadow, shadow_folder, metadata, settings)
-    return NightModel(chosen.registry, chosen.version, metadata, folder, settings, shadow)
+    return NightModel(chosen.registry, chosen.version, metadata, folder, settings, shadow, decision)
 
 
 def _download(registry: Registry, version: str, folder: Path) -> Path:

@@ -61,7 +61,7 @@ def _settings_of_worker(settings: Settings) -> Settings:
 
 def _with_choice(settings: Settings, choose: Choice, exits: bool) -> Settings:
     classify = settings.classify.model_copy(update={"cascade": exits, "reasons": 0})
-    decision = settings.decision.model_copy(update={"abstain": 0.0})
+    decision = settings.decision.without_promise().model_copy(update={"abstain": 0.0})
     return settings.model_copy(update={"choose": choose, "classify": classify, "decision": decision})
 
 

@@ -61,7 +61,7 @@ def night_requests(
     `drift`: the model has a drift reference. `samples` is the number of shards with sampled documents, which are read
     only in a night that drifted. No request fails.
     """
-    night = _BEGIN + TABLES + _LIST * _pages(files) + _WRITE * 2 + _READ * 2 * workers + _LIST_NOTHING * 2 + _END
+    night = _BEGIN + TABLES + _LIST * _pages(files) + _WRITE * 2 + _READ * 2 * workers + _LIST_NOTHING * 3 + _END
     night += (_CHECK + _WRITE) * (seconds // _RENEWAL_SECONDS)
     night += _ATTEMPT * tasks
     night += (_ATTEMPT + _WRITE * 2 + _READ * drift) * shards + _WRITE * (dead_shards + samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class NightSummary:
     """in which shards were computed"""
     psi: Mapping[str, float]
     """population stability index against training, by the name of what is compared"""
+    quality: Mapping[str, float] = field(default_factory=dict)
+    """share of the documents that got a label, and what is estimated of the labels' quality, by metric"""
     shadow: ShadowSummary | None = None
     windows: int = 0
     """windows in which documents were read, 0 where long ones are cut"""
@@ -76,6 +78,7 @@ class NightSummary:
             "documents_per_s": round(self.rows / max(self.seconds, 1e-3), 2),
             **{f"depth_{depth}": count / rows for depth, count in self.depths.items()},
             **{f"psi_{name}": value for name, value in self.psi.items()},
+            **self.quality,
         }
         if self.windows:
             metrics |= {"windows": self.windows, "unread_tokens": self.unread_tokens}

@@ -35,6 +35,7 @@ from pipelines.training.drift_reference import choose_reference, describe_refere
 from pipelines.training.extract_features import ExtractManifest, ExtractPlan, load_features
 from pipelines.training.fit_heads import HeadsJob, RefitJob, run_integrate, run_refit
 from pipelines.training.fit_probes import ProbeManifest, load_probes
+from pipelines.training.held_out_logits import collect_test_logits, describe_promise, write_test_logits
 from pipelines.training.keep_neurons import run_keep
 from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS
@@ -49,18 +50,20 @@ from spin.heads import persistence
 from spin.heads.calibration import calibration_error
 from spin.heads.decision import Decision
 from spin.heads.fitted import TrainingResult, TrainingSummary
+from spin.heads.held_out import HELD_OUT
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import WordFit
 from spin.labels.metrics import ClassFigures, class_figures
 from spin.labels.splits import SPLITS
+from spin.labels.training_data import TrainingData
 from spin.pages.model_card import CARD, ContenderResult
 from spin.settings import Choice, Settings
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, best_probe
 from spin.sparsify.ridge import RidgeImportance
 
-FORMAT = 6
-ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE)
+FORMAT = 7
+ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE, HELD_OUT)
 """names of the files of a registered version"""
 
 
@@ -223,20 +226,11 @@ def _fit(
     probe_fingerprint: str,
 ) -> TrainManifest:
     """Fit and evaluate the heads, and write the artifact and the manifest."""
-    from spin.audit.selection_attack import prepare_attack  # brings scikit-learn, as the baselines do
-
     start = time.perf_counter()
     data, heads = labels.training_data(settings), store / plan.folder / "heads"
-    sample = Sample.of(data)
-    attack = prepare_attack(settings.search, lambda rows: corpus.read_texts(sample.rows[rows]), sample.data)
-    # the backbone is not kept: workers load it for a second pass
-    compute = relative_flops(load_backbone(settings.backbone))
-    sampled = run_integrate(
-        HeadsJob(settings, features, tuple(probes), tuple(ridge), words, sample, compute, heads, attack)
+    spin, features = _fit_classifiers(
+        settings, features, probes, ridge, words, data=data, labels=labels, corpus=corpus, source=source, store=heads
     )
-    features = run_keep(settings, source, features, labels, *_columns_to_keep(sampled, probes, features))
-    refitted = run_refit(RefitJob(settings, features, tuple(probes), words, data, sampled, heads / "all"))
-    spin = _assemble(settings, labels, refitted)
     integrated = round(time.perf_counter() - start, 1)
     test_rows, _ = labels.part("test")
     test_words = _read_words(spin, corpus, test_rows)
@@ -244,7 +238,9 @@ def _fit(
     evaluated = round(time.perf_counter() - start - integrated, 1)
     suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed)
     counts = {split: labels.splits.count(split) for split in SPLITS}
-    notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes)
+    test_logits = collect_test_logits(spin, features, labels, test_words)
+    promise = describe_promise(settings, spin, test_logits[settings.choose])
+    notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes, *promise)
     described = describe_artifact(
         settings,
         spin,
@@ -258,6 +254,7 @@ def _fit(
     )
     reference = choose_reference(test_rows, test_words, words, data.folds)
     described[REFERENCE] = describe_reference(spin, features, corpus, *reference)
+    described[HELD_OUT] = write_test_logits(test_logits)
     artifact = spin.files() | described
     results = TrainResults(
         choice=spin.training_result.summary(),
@@ -281,6 +278,34 @@ def _fit(
     return write_manifest(store, plan, results)
 
 
+def _fit_classifiers(
+    settings: Settings,
+    features: FeatureShards,
+    probes: Sequence[Probe],
+    ridge: Sequence[RidgeImportance],
+    words: WordFit | None,
+    *,
+    data: TrainingData,
+    labels: Labels,
+    corpus: Corpus,
+    source: ExtractPlan,
+    store: Store,
+) -> tuple[SpinClassifier, FeatureShards]:
+    """The classifiers, chosen on a sample and fitted on all documents, and the features with those that this needed."""
+    from spin.audit.selection_attack import prepare_attack  # brings scikit-learn, as the baselines do
+
+    sample = Sample.of(data)
+    attack = prepare_attack(settings.search, lambda rows: corpus.read_texts(sample.rows[rows]), sample.data)
+    # the backbone is not kept: workers load it for a second pass
+    compute = relative_flops(load_backbone(settings.backbone))
+    sampled = run_integrate(
+        HeadsJob(settings, features, tuple(probes), tuple(ridge), words, sample, compute, store, attack)
+    )
+    features = run_keep(settings, source, features, labels, *_columns_to_keep(sampled, probes, features))
+    refitted = run_refit(RefitJob(settings, features, tuple(probes), words, data, sampled, store / "all"))
+    return _assemble(settings, labels, refitted), features
+
+
 def _assemble(settings: Settings, labels: Labels, result: TrainingResult) -> SpinClassifier:
     """The classifier of a training result."""
     backbone = load_backbone(settings.backbone)
@@ -292,7 +317,7 @@ def _assemble(settings: Settings, labels: Labels, result: TrainingResult) -> Spi
         settings.metric,
         backbone=backbone,
         choose=settings.choose,
-        decision=settings.decision,
+        decision=settings.decision.without_promise(),
     )
 
 

@@ -69,7 +69,7 @@ class ClassifierMetadata(BaseModel):
             "multilabel": self.multilabel,
             "backbone": backbone,
             "metric": self.metric,
-            "decision": self.decision.model_dump(),
+            "decision": self.decision.model_dump(exclude_none=True),
         }
 
     @classmethod

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from spin.activations.features import Features
 from spin.arrays import Floats
@@ -106,13 +106,13 @@ class Profile:
         variance = self.squares / np.maximum(1, self.read) - np.square(self.mean)
         return np.sqrt(np.maximum(variance, 0))  # rounding may give a negative variance
 
-    def to_bytes(self) -> bytes:
-        """Return the profile as safetensors."""
-        return bytes(save_tensors({f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self)}))
+    def to_tensors(self) -> dict[str, NDArray[Any]]:
+        """The profile as arrays by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def from_bytes(cls, data: bytes, prefix: str = "") -> Profile:
-        """Return the profile that `to_bytes` wrote, or of several in one file the one whose names begin with `prefix`.
+        """Return the profile of arrays that were written as safetensors, their names with a `prefix` in front.
 
         Raises UserError for other data.
         """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from spin.settings.section import Section, Share, not_empty
 
@@ -159,3 +159,21 @@ class DecisionSettings(Section):
         "multi-label task, smallest distance of a probability from its threshold. Documents with less "
         "get no label. 0: every document gets one.",
     )
+    max_error: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Largest share of wrong labels among those that are given, in place of `abstain`: as few documents "
+        "as possible get no label. It holds with 95 % confidence for documents like the test documents, on which it is "
+        "proven; 0.05 needs some hundred of them. Default: nothing is promised.",
+    )
+
+    def without_promise(self) -> DecisionSettings:
+        """The same decision without `max_error`: only with the test documents of a version does it become a band."""
+        return self.model_copy(update={"max_error": None})
+
+    @model_validator(mode="after")
+    def _one_band(self) -> Self:
+        if self.max_error is not None and self.abstain:
+            raise ValueError("abstain and max_error: expected one of them; max_error chooses the band")
+        return self

@@ -13,6 +13,7 @@ from pipelines.nightly.tables.night_history import FileState
 from pipelines.nightly.tables.night_records import NightRecord, RunRecord, begin_run, finish_run
 from pipelines.nightly.tables.night_tables import (
     DEAD_LETTERS,
+    DISAGREEMENTS,
     INPUTS,
     NO_COLUMNS,
     PREDICTIONS,
@@ -74,24 +75,33 @@ def write_night(
     date: str = DATE,
     model: str = MODEL,
     dead: Sequence[str] = (),
+    rows: Sequence[dict[str, Any]] | None = None,
+    disputed: Sequence[str] = (),
     inputs: Sequence[FileState] = (),
     kept: pa.Schema = NO_COLUMNS,
     columns: dict[str, Any] | None = None,
     incremental: bool = False,
 ) -> NightRecord:
-    """Write a finished run: two files of predictions, one of dead letters if there are any, and its inputs."""
+    """Write a finished run: two files of predictions, one of dead letters if there are any, and its inputs.
+
+    `rows` are the predictions where they differ in more than their ids; a shadow disagrees on the ids `disputed`.
+    """
     run = begin_run(tables.out, date=date, model=model, model_version="7", token=token, incremental=incremental)
-    rows = [prediction(id, **(columns or {})) for id in ids]
+    rows = [prediction(id, **(columns or {})) for id in ids] if rows is None else rows
     halves = [part for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]) if part]
     predictions = [
         write_file(tables, PREDICTIONS, run, f"{shard:06d}-{token:06d}-1.parquet", part, kept)
         for shard, part in enumerate(halves)
     ]
+    differing = [{"id": id, "label": "good", "shadow_label": "bad"} for id in disputed]
     letters = [{"id": id, "file": "a.jsonl", "first": 0, "row": 0, "reason": "null_text"} for id in dead]
     files = {
         PREDICTIONS: predictions or [write_empty_predictions(tables, run, token, kept)],
         DEAD_LETTERS: [write_file(tables, DEAD_LETTERS, run, f"000000-{token:06d}-1.parquet", letters, kept)]
         if letters
+        else [],
+        DISAGREEMENTS: [write_file(tables, DISAGREEMENTS, run, f"000000-{token:06d}-1.parquet", differing)]
+        if differing
         else [],
         INPUTS: [
             write_inputs(tables, run, token, [InputRow(file.uri, file.size, file.version, 1, TAKEN) for file in inputs])

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, ValidationError
 
+from pipelines.nightly.report.scored_night import ScoredNight
 from pipelines.nightly.report.throughput import busy_seconds, pace
 from pipelines.nightly.steps.run_records import ClassifyCounts, NightCounts
 from pipelines.storage.object_store import Store
@@ -19,6 +20,7 @@ from pipelines.storage.records import from_json, to_json
 from pipelines.storage.shard_log import ShardOutcome
 from spin.monitor.agreement import ShadowAgreement
 from spin.monitor.drift import Drift
+from spin.monitor.quality import QualityEstimate
 
 _log = logging.getLogger(__name__)
 REPORT = "report.json"
@@ -144,6 +146,14 @@ class NightReport:
     """time in which at least one shard was being computed"""
     drift: tuple[_DriftJson, ...]
     """drift from the training documents by property; empty where there is no reference or no prediction"""
+    quality: QualityEstimate | None = None
+    """estimated quality of the labels, None where there is no estimate"""
+    quality_withdrawn: tuple[str, ...] = ()
+    """properties whose drift withdraws the estimate"""
+    scored: tuple[ScoredNight, ...] = ()
+    """the latest nights of the model whose labels people have checked in part, by date"""
+    max_error: float | None = None
+    """largest share of wrong labels that the settings promise, None if they promise none"""
     before: EarlierNight | None = None
     """the night before of the same model, None if there is none"""
     shadow: _ShadowJson | None = None
@@ -160,6 +170,11 @@ class NightReport:
     """documents per second over time, None if no document was read"""
     slowest: tuple[SlowShard, ...]
     """the shards that took longest"""
+
+    @property
+    def coverage(self) -> float:
+        """Share of the predicted documents that got a label: on the others the decision abstained."""
+        return 1 - self.counts.abstained / max(1, self.counts.predicted)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `report.json`."""

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
-from pipelines.data.files.readers import opener_of, read_piece
-from pipelines.data.files.shards import Piece
-from pipelines.data.intake import plan_intake
 from pipelines.nightly.report.night_report import NightReport
-from pipelines.nightly.tables.night_records import RUNS
+from pipelines.nightly.report.night_texts import read_texts
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, partition_of
-from pipelines.nightly.tables.resume import read_listing
 from pipelines.registry.versions import Registry
-from pipelines.service_errors import BadFileError
-from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.object_store import Store
 from pipelines.workers.progress import progress
 from spin.errors import UserError
 from spin.labels.label_space import Label
 from spin.settings import DataSettings, Settings
 
-_log = logging.getLogger(__name__)
 _BATCH = 1024
 """documents classified at a time"""
 
@@ -68,30 +60,13 @@ def _first_labels(report: NightReport, count: int) -> dict[str, Label | None]:
 def _batches(
     data: DataSettings, report: NightReport, labels: dict[str, Label | None]
 ) -> Iterator[tuple[list[str], list[Label | None]]]:
-    """The texts of some ids with their labels, in batches. The first sound row with an id is the one predicted."""
-    waiting, texts, batch = dict(labels), list[str](), list[Label | None]()
-    files = read_listing(Store(report.output) / f"{RUNS}/{report.run}").files
-    for task in plan_intake(files, data, bad={}):
-        for piece in task.pieces:
-            for id, text in _read_texts(piece, data):
-                if id in waiting and text.strip():
-                    texts.append(text)
-                    batch.append(waiting.pop(id))
-                if len(texts) == _BATCH or (texts and not waiting):
-                    yield texts, batch
-                    texts, batch = [], []
-                if not waiting:
-                    return
+    """The texts of some ids with their labels, in batches."""
+    texts, batch = list[str](), list[Label | None]()
+    for id, text in read_texts(data, Store(report.output), report.run, labels):
+        texts.append(text)
+        batch.append(labels[id])
+        if len(texts) == _BATCH:
+            yield texts, batch
+            texts, batch = [], []
     if texts:
         yield texts, batch
-
-
-def _read_texts(piece: Piece, data: DataSettings) -> Iterator[tuple[str, str]]:
-    """The ids and texts of a part of a file, as far as it can be read."""
-    try:
-        for documents in read_piece(piece, data, opener_of(piece, InputOpener())):
-            for id, text in zip(documents.ids, documents.texts, strict=True):
-                if isinstance(id, str) and isinstance(text, str):
-                    yield id, text
-    except BadFileError:
-        _log.debug("%s cannot be read; it is left out of the check", piece.uri, exc_info=True)

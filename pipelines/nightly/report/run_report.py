@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.steps.run_records import NightCounts
+from spin.monitor.quality import ClassQuality
 from spin.pages.rendering import render
 from spin.pages.stylesheet import report_css
 from spin.sites import exit_name
@@ -62,6 +63,7 @@ def report_page(report: NightReport) -> str:
         label_columns=columns,
         labels=labels[:_CLASSES],
         more_labels=len(labels[_CLASSES:]),
+        quality_classes=_listed_classes(report),
         shadow=report.shadow,
         classes_listed=_CLASSES,
         disagreements_listed=_DISAGREEMENTS,
@@ -70,6 +72,12 @@ def report_page(report: NightReport) -> str:
         reasons=sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0])),
         slowest=report.slowest,
     )
+
+
+def _listed_classes(report: NightReport) -> list[ClassQuality]:
+    """Return the classes with the most labels."""
+    classes = () if report.quality is None else report.quality.classes
+    return sorted(classes, key=lambda each: -each.predicted)[:_CLASSES]
 
 
 def _label_columns(report: NightReport) -> list[LabelShares]:

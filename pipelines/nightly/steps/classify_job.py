@@ -18,7 +18,7 @@ from pipelines.nightly.tables.passes import PassRecord
 from pipelines.storage.shard_log import LogLayout, StepResult
 from pipelines.workers.artifact_copy import ArtifactCopy
 from spin.monitor.document_sample import sample_share
-from spin.settings import ClassifySettings
+from spin.settings import ClassifySettings, DecisionSettings
 
 PROFILE = "profile.safetensors"
 """ending of the file from which drift is measured"""
@@ -60,6 +60,8 @@ class ModelJob:
     """indices of the shards with files of the run, None if these are all"""
     sampled: float = 0.0
     """share of the documents that are kept as a sample for the causes of drift"""
+    decision: DecisionSettings | None = None
+    """how the model decides; None: as the settings of the night say"""
 
 
 @dataclass(frozen=True)

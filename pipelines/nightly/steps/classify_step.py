@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipelines.data.files.shards import Shard
 from pipelines.data.spool import CheckedRows, read_rows
 from pipelines.nightly.steps.classify_job import CALIBRATION, ENDINGS, PROFILE, SAMPLE, ClassifyJob, ShadowJob
+from pipelines.nightly.steps.night_profile import NightProfile
 from pipelines.nightly.steps.pass_features import ModelRows, PassFeatures
 from pipelines.nightly.steps.reason_columns import reason_columns
 from pipelines.nightly.steps.run_records import ClassifyCounts
@@ -39,7 +40,6 @@ from spin.heads import persistence
 from spin.labels.label_space import Label, class_names
 from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.monitor.document_sample import DocumentSample, is_sampled
-from spin.monitor.profile import Profile
 from spin.predictions import Predictions
 from spin.settings import Settings
 
@@ -62,7 +62,8 @@ class ClassifyStep:
         self.classifiers: list[SpinClassifier] = []
         for number, model in enumerate(job.models):
             with self._naming(number):
-                self.classifiers.append(_load(model.artifact, settings))
+                decision = settings.decision if model.decision is None else model.decision
+                self.classifiers.append(_load(model.artifact, settings.model_copy(update={"decision": decision})))
         self.spin = self.classifiers[0]
         self.shadowed = next((number for number, model in enumerate(job.models) if model.shadow is not None), None)
         self.shadow = None if self.shadowed is None else _load_shadow(job.models[self.shadowed].shadow, settings)
@@ -150,8 +151,6 @@ class ClassifyStep:
             unread_tokens=0 if features.unread_tokens is None else int(features.unread_tokens.sum()),
             depths={str(depth): n for depth, n in sorted(Counter(predictions.exit_depth.tolist()).items())},
         )
-        values = features.values
-        profile = Profile.from_outputs(spin.label_space, spin.fitted, predictions.logits, values, features)
         tables = {
             PREDICTIONS: self._predictions(number, documents, rows, predictions, features.unread_tokens),
             DEAD_LETTERS: self._dead_letters(documents, dead),
@@ -160,8 +159,9 @@ class ClassifyStep:
             differing, agreement = self._compare(computed, documents, attempt, predictions, run.model_version)
             tables |= {} if differing is None else {DISAGREEMENTS: differing}
             counts = replace(counts, shadow=agreement)
+        profile = NightProfile.of(spin, predictions, features)
         files = {**self._to_files(number, tables), PROFILE: profile.to_bytes()}
-        return StepResult(files | self._sample(number, documents, rows, values), counts)
+        return StepResult(files | self._sample(number, documents, rows, features.values), counts)
 
     def _sample(
         self, number: int, documents: CheckedRows, rows: Sequence[int], values: NDArray[np.floating]

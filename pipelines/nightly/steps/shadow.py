@@ -22,7 +22,7 @@ from spin.heads.persistence import ClassifierMetadata
 from spin.labels.label_space import Label
 from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.predictions import Predictions
-from spin.settings import BackboneSettings, Settings
+from spin.settings import BackboneSettings, DecisionSettings, Settings
 
 _log = logging.getLogger(__name__)
 
@@ -40,12 +40,15 @@ class ShadowSpec:
     """digest of its backbone"""
     backbone: BackboneSettings | None
     """settings of its backbone, None if it is the backbone of the model"""
+    decision: DecisionSettings | None = None
+    """how it decides, with a band of its own that keeps a promised error; None: as the model"""
 
     def settings(self, night: Settings) -> Settings:
         """Return the settings of the night with the backbone of the shadow, which gives no reasons."""
         classify = night.classify.model_copy(update={"reasons": 0})
         backbone = night.backbone if self.backbone is None else self.backbone
-        return night.model_copy(update={"classify": classify, "backbone": backbone})
+        decision = night.decision if self.decision is None else self.decision
+        return night.model_copy(update={"classify": classify, "backbone": backbone, "decision": decision})
 
     def metadata(self) -> dict[str, str]:
         """Return what the plan of a night records of its shadow."""
@@ -69,7 +72,8 @@ def choose_shadow(version: str, folder: Path, model: ClassifierMetadata, setting
     code. Raises UserError if it cannot be loaded, or if only one of the two is multi-label.
     """
     try:
-        spin = SpinClassifier.load(folder, choose=settings.choose, decision=settings.decision)
+        early = settings.classify.cascade
+        spin = SpinClassifier.load(folder, choose=settings.choose, decision=settings.decision, early=early)
         if spin.label_space.multilabel != model.multilabel:
             forms = {True: "a list of classes", False: "one class"}
             shadow_form, model_form = forms[spin.label_space.multilabel], forms[model.multilabel]
@@ -81,7 +85,7 @@ def choose_shadow(version: str, folder: Path, model: ClassifierMetadata, setting
         raise UserError(
             f"--shadow: version {version} cannot be compared with the model of the night: {error}"
         ) from None
-    return ShadowSpec(version, digest, backbone)
+    return ShadowSpec(version, digest, backbone, spin.decision)
 
 
 def find_own_backbone(trained: BackboneSettings, digest: str, night: BackboneSettings) -> BackboneSettings:

@@ -17,6 +17,7 @@ from pipelines.registry.champion_history import BEST_CHAMPION
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion.earlier_gates import EarlierGates
 from pipelines.registry.promotion.gate_check import GateCheck
+from pipelines.registry.promotion.promised_error import check_promised_error, settle_promise
 from pipelines.registry.promotion.subprocess_predict import PredictionReply, predict_in_subprocess
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import StalledError
@@ -84,6 +85,10 @@ def run_gate(
             earlier = earlier.without(champion)
         perturbed = _measure_perturbed(registry, number, champion, evaluation_set)
     report = judge(registry.settings, evaluation_set.labels, reply, champion_reply, earlier, perturbed)
+    if isinstance(reply, PredictionReply):
+        max_error = registry.settings.decision.max_error
+        promised = check_promised_error(max_error, reply, evaluation_set.labels, settle_promise(registry, number)[1])
+        report = replace(report, checks=(*report.checks, *promised))
     predictions = {version: r for version, r in replies.items() if isinstance(r, PredictionReply)}
     return replace(report, predictions=predictions if evaluation_set else {})
 
@@ -252,7 +257,7 @@ def _measure(registry: Registry, number: str, texts: Sequence[str]) -> Predictio
     with tempfile.TemporaryDirectory() as folder:
         try:
             model = registry.download_model(number, Path(folder))
-            settings = with_engine(registry.settings, "classify")
+            settings = with_engine(settle_promise(registry, number)[0], "classify")
             return predict_in_subprocess(model, texts or ["Does it predict?"], settings)
         except UserError as error:
             logger.debug("version %s of %s does not predict", number, registry.name, exc_info=True)

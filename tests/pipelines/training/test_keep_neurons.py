@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -31,10 +31,11 @@ from pipelines.training.train import TrainReport, run_train
 from pipelines.training.workflow import run_workflow
 from spin import SpinClassifier
 from spin.errors import UserError
+from spin.heads.held_out import HeldOutLogits
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import fit_words
 from spin.monitor.profile import LENGTHS, Profile
-from spin.settings import Settings
+from spin.settings import Choice, Settings
 from spin.sites import FeatureColumn
 from tests.support import small_training, tiny
 from tests.support.leases import expire_lease
@@ -140,6 +141,29 @@ def test_the_reference_is_that_of_all_test_documents(in_two_passes: Training) ->
     np.testing.assert_array_equal(profile.labels, [*np.bincount(predicted, minlength=3), 0])
     lengths = np.searchsorted(LENGTHS, list(map(len, training.spin.backbone.tokenize(tested).ids)))
     np.testing.assert_array_equal(profile.lengths, np.bincount(lengths, minlength=len(LENGTHS) + 1))
+
+
+def test_the_held_out_logits_are_those_of_all_test_documents(in_two_passes: Training) -> None:
+    """Of each classifier, at every place where a document may stop: so that they follow for any decision."""
+    training = in_two_passes
+    rows, y = training.labels.part("test")
+    texts = pq.read_table(training.settings.data.train)["text"].to_pylist()
+    tested = [texts[row] for row in rows]
+    for choice in get_args(Choice):
+        held_out = HeldOutLogits.read(Path(training.settings.store) / "model", choice)
+        assert held_out is not None
+        np.testing.assert_array_equal(held_out.y, y)
+        for early in (False, True):
+            spin = SpinClassifier.load(
+                Path(training.settings.store) / "model",
+                backbone=training.settings.backbone,
+                choose=choice,
+                early=early,
+            )
+            exits = spin.fitted.exits if early else ()
+            assert len(held_out.logits) == len(spin.fitted.exits) + 1
+            probabilities = held_out.probabilities(exits, spin.decision_rule)
+            np.testing.assert_allclose(probabilities, spin.predict_proba(tested), atol=2e-3)
 
 
 def test_only_the_sample_has_all_neurons(in_one_pass: Training, in_two_passes: Training, folder: Path) -> None:

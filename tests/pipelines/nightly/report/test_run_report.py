@@ -32,6 +32,29 @@ def make_drift(name: str, psi: float, now: list[int], then: list[int], **more: A
     }
 
 
+def make_quality() -> dict[str, Any]:
+    """JSON of an estimate of the labels' quality."""
+    of_classes = [("late", 8000, 0.91, 0.92, 0.915), ("lovely", 3979, 0.85, 0.8, 0.824)]
+    classes = [
+        {
+            "name": name,
+            "predicted": count,
+            "precision": precision,
+            "recall": recall,
+            "f1": {"value": f1, "low": f1 - 0.02, "high": f1 + 0.02},
+        }
+        for name, count, precision, recall, f1 in of_classes
+    ]
+    accuracy, f1 = ({"value": value, "low": value - 0.01, "high": value + 0.01} for value in (0.89, 0.87))
+    return {"documents": 11979, "accuracy": accuracy, "macro_f1": f1, "classes": classes}
+
+
+def make_score() -> dict[str, Any]:
+    """JSON of a night that was checked in part, too little for an estimate."""
+    names = {"date": "2026-02-27", "model": "tweets", "model_version": "6", "run": "2026-02-27-tweets-000004"}
+    return {**names, "checked": 50, "right": 44, "estimated": {"value": 0.88, "low": 0.86, "high": 0.9}}
+
+
 def make_shift(number: int, documents: list[str] | None = None, words: list[str] | None = None) -> dict[str, Any]:
     """JSON of the shift of a neuron, with the causes that are given."""
     neuron = {"column": f"ffn.0{number}.max", "neuron": 17 * number, "shift": 0.9 - 0.1 * number}
@@ -92,6 +115,13 @@ def make_report(**changes: Any) -> dict[str, Any]:
         "files": {"taken": 3, "skipped": 40, "quarantined": 2},
         "quarantined": [{"uri": "s3://inbox/x.parquet", "reason": "it is corrupt"}],
         "shards": 30,
+        "quality": make_quality(),
+        "quality_withdrawn": [],
+        "scored": [
+            make_score(),
+            {**make_score(), "date": "2026-02-28", "accuracy": {"value": 0.9, "low": 0.85, "high": 0.95}},
+        ],
+        "max_error": 0.05,
         "throughput": {**to_json(measure_throughput(outcomes)), "mean": 30.0, "seconds": 411.5},
         "slowest": to_json(slowest_shards(outcomes, range(len(outcomes)))),
         "before": {
@@ -115,6 +145,30 @@ def read_texts(window: Any, selector: str) -> list[str]:
     return [" ".join(text.split()) for text in window.locator(selector).all_inner_texts()]
 
 
+def test_the_page_says_why_there_is_no_estimate_of_quality() -> None:
+    record = make_report(quality_withdrawn=["labels", "neurons"])
+    del record["quality"]
+    page = " ".join(render_page(record).split())
+    assert "There is no estimate: labels and neurons drifted from training" in page
+    assert "at most 5.0 % of the labels are wrong" in page
+    record = make_report()
+    del record["quality"], record["max_error"]
+    page = " ".join(render_page(record).split())
+    assert "There is no estimate: the model carries no test documents" in page
+    assert "of the labels are wrong" not in page
+
+
+def test_the_page_lists_the_nights_that_were_checked() -> None:
+    page = " ".join(render_page(make_report()).split())
+    rows = page[page.index("Nights that were checked") :].split("<tr>")[2:4]
+    cells = [[re.sub("<[^>]*>", "", cell).strip() for cell in row.split("</td>")[:6]] for row in rows]
+    assert cells == [
+        ["2026-02-27", "6", "50", "44", "–", "88.0 % [86.0 % – 90.0 %]"],
+        ["2026-02-28", "6", "50", "44", "90.0 % [85.0 % – 95.0 %]", "88.0 % [86.0 % – 90.0 %]"],
+    ]
+    assert "Nights that were checked" not in render_page(make_report(scored=[]))
+
+
 def test_exits_are_named_on_the_page_and_numbered_in_json() -> None:
     """Documents that their words decide come first; the keys of the file are numbers."""
     record = make_report()
@@ -132,7 +186,9 @@ def test_the_page_shows_the_numbers_of_the_report(browser: Any, tmp_path: Path) 
     """It has counts that add up and the drift; reasons and shards are listed with the largest first."""
     with open_page(browser, tmp_path, render_page(make_report())) as window:
         page_text = window.locator("body").inner_text()
-        assert read_texts(window, ".sum > *") == ["12,345 documents", "=", "12,300 predicted", "+", "45 dead letters"]
+        sums = read_texts(window, ".sum > *")
+        assert sums[:5] == ["12,345 documents", "=", "12,300 predicted", "+", "45 dead letters"]
+        assert sums[5:] == ["89.0 % accuracy [88.0 % – 90.0 %]", "87.0 % macro-F1 [86.0 % – 88.0 %]", "97.4 % coverage"]
         for phrase in (
             "tweets, night of 2026-03-01",
             "version 7 · run 2026-03-01-tweets-000007 · fingerprint 0123456789ab",

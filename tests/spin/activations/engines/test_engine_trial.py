@@ -157,7 +157,7 @@ def test_int8_without_calibration_compiles_in_the_precision_of_the_trial(
     settings = BackboneSettings(model=str(backbone_folder), device="cpu")
     hints: list[str] = []
 
-    def record_hint(graph: object, hint: str, streams: int) -> CompiledStub:
+    def record_hint(graph: object, hint: str, streams: int, max_tokens: int) -> CompiledStub:
         hints.append(hint)
         return CompiledStub()
 

@@ -1,0 +1,144 @@
+"""The commands `spin review` and `spin labels`: documents whose labels people check, and nights that they score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from jobs import terminal
+from jobs.extras import PipelinesCommand
+from jobs.options import AsJson, Date, File, Output, Set
+from spin.errors import UserError
+from spin.settings import load_settings
+
+if TYPE_CHECKING:
+    from pipelines.nightly.report.scored_night import ScoredNight
+    from spin.monitor.quality import Estimate
+
+Name = Annotated[str | None, typer.Option("--model", metavar="NAME", help="registered name; default: the only one")]
+
+app = typer.Typer(
+    name="labels",
+    help="Add labels that people have given to documents of nights, and score the nights by them.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+def review(
+    output: Output,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="file to write: .csv or .parquet")] = Path(
+        "review.csv"
+    ),
+    documents: Annotated[int, typer.Option(min=10, help="number of documents to check")] = 200,
+    date: Date = None,
+    model: Name = None,
+    settings: Annotated[
+        str | None,
+        typer.Option("--settings", metavar="SETTINGS", help="settings file of the night, to write the texts too"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="another one draws other documents")] = 0,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Write the documents of a night that are most worth labelling: uncertain, drifted, disputed, and random ones."""
+    from pipelines.nightly.report.night_texts import read_texts
+    from pipelines.nightly.review.choose import choose_documents
+    from pipelines.nightly.review.review_file import write_review
+    from pipelines.storage.object_store import Store
+
+    if to.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--to {to}: expected a name that ends with .csv or .parquet")
+    sample = choose_documents(output, documents=documents, date=date, model=model, seed=seed)
+    texts = None
+    if settings is not None:
+        data, ids = load_settings(settings, set).data, sample.rows["id"].to_pylist()
+        texts = dict(read_texts(data, Store(output), sample.night.run, ids))
+    write_review(sample, to, texts)
+    reasons = sample.rows["reason"].to_pylist()
+    counts = ", ".join(f"{reasons.count(name)} {name}" for name in dict.fromkeys(reasons))
+    night = f"the night of {sample.night.date} of {sample.night.model}"
+    terminal.say(f"review    {len(reasons)} documents of {night}: {counts}")
+    if texts is not None and len(texts) < len(reasons):
+        terminal.say(f"          the input of {len(reasons) - len(texts)} of them is not there any more")
+    terminal.say(f"          wrote {to}; fill in the column true_label, then: spin labels add {to} --output {output}")
+
+
+@app.command(cls=PipelinesCommand)
+def add(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV or Parquet with the columns id and true_label")],
+    output: Output,
+    date: Date = None,
+    model: Name = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add labels to the nights that predicted their documents, and print the accuracy of these nights."""
+    from pipelines.nightly.review.labels import add_labels
+
+    added = add_labels(output, file, date=date, model=model)
+    if as_json:
+        terminal.plain(asdict(added))
+        return
+    terminal.say(f"labels    {added.added:,} added, {added.empty:,} rows without a label")
+    if added.unknown:
+        terminal.say(f"          {added.unknown:,} of documents to which no published night gave a label")
+    _print_scores(added.nights)
+
+
+@app.command(cls=PipelinesCommand)
+def show(output: Output, model: Name = None, as_json: AsJson = False) -> None:
+    """Print the accuracy of the nights that were checked, beside what they had estimated."""
+    from pipelines.nightly.review.labels import list_scores
+    from pipelines.nightly.tables.night_tables import NightTables
+    from pipelines.storage.object_store import Store
+
+    scores = list_scores(NightTables(Store(output)), model)
+    if as_json:
+        terminal.plain([asdict(score) for score in scores])
+    elif not scores:
+        terminal.say(f"{output} has no labels; `spin review` chooses documents, `spin labels add` takes their labels")
+    else:
+        _print_scores(scores)
+
+
+@app.command(cls=PipelinesCommand)
+def export(
+    settings: File,
+    output: Output,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Parquet file to write")],
+    model: Name = None,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Write the labelled documents of the nights with their texts, as training data."""
+    from pipelines.nightly.review.labelled_texts import export_labels
+
+    written, lost = export_labels(load_settings(settings, set).data, output, to, model=model)
+    terminal.say(f"labels    wrote {written:,} labelled documents to {to}")
+    if lost:
+        terminal.say(f"          the input of {lost:,} more is not there any more")
+
+
+def _print_scores(scores: Sequence[ScoredNight]) -> None:
+    if not scores:
+        return
+    table = Table()
+    for name in ("night", "model"):
+        table.add_column(name, no_wrap=True)
+    for name in ("checked", "right", "accuracy", "estimated"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for score in scores:
+        model = f"{score.model} {score.model_version}".strip()
+        figures = (f"{score.checked:,}", f"{score.right:,}", _interval(score.accuracy), _interval(score.estimated))
+        table.add_row(score.date, escape(model), *figures)
+    terminal.out.print(table)
+
+
+def _interval(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}–{100 * estimate.high:.1f}]"

@@ -1,0 +1,90 @@
+"""The files in which people give labels to documents of nights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from spin.errors import UserError
+
+_REQUIRED = ("id", "true_label")
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """A document and its true label, as far as people have given one."""
+
+    id: str
+    """of the document"""
+    true_labels: tuple[str, ...] | None
+    """its classes, one of them in a task with one class per document; None for a row without a label"""
+    date: str | None = None
+    """YYYY-MM-DD of the night that it is from, None if the file does not say"""
+    model: str | None = None
+    """registered name of the night's model, None if the file does not say"""
+    reason: str | None = None
+    """stratum of a review that it was chosen from, None if no review has chosen it"""
+    population: int | None = None
+    """documents of that stratum"""
+
+
+def read_label_file(file: Path) -> list[LabelRow]:
+    """The rows of a CSV or Parquet file. Raises UserError if it cannot be read, or has no `id` or `true_label`."""
+    try:
+        table = pq.read_table(file) if file.suffix == ".parquet" else _read_csv(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file} cannot be read: {error}; expected CSV or Parquet, as spin review writes it") from None
+    missing = [name for name in _REQUIRED if name not in table.column_names]
+    if missing:
+        raise UserError(f"{file} has no column '{missing[0]}'; expected {' and '.join(_REQUIRED)}")
+    return [
+        LabelRow(
+            id=str(row["id"]),
+            true_labels=_parse_labels(row["true_label"]),
+            date=str(row["date"])[:10] if row.get("date") else None,
+            model=row.get("model") or None,
+            reason=row.get("reason") or None,
+            population=_parse_count(row.get("population"), file),
+        )
+        for row in table.to_pylist()
+        if row["id"] is not None
+    ]
+
+
+def _read_csv(file: Path) -> pa.Table:
+    """A CSV file; ids and labels stay as they are written, also where all of them are numbers."""
+    types = dict.fromkeys((*_REQUIRED, "date", "model", "reason"), pa.string())
+    return pyarrow.csv.read_csv(
+        file,
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
+    )
+
+
+def _parse_count(value: Any, file: Path) -> int | None:
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(
+            f"{file}: population is {value!r}; expected a whole number, as spin review has written it"
+        ) from None
+
+
+def _parse_labels(value: Any) -> tuple[str, ...] | None:
+    """The classes of a cell: a name, a list, or a list as JSON; None for an empty cell."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:  # the name of a class may begin with a bracket
+            return (value,)
+    return tuple(str(each).strip() for each in value) if isinstance(value, list) else (str(value).strip(),)

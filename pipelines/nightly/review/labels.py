@@ -1,0 +1,200 @@
+"""Labels that people have given to documents of nights: store them, and score the nights by them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.nightly.report.night_report import find_report
+from pipelines.nightly.report.scored_night import ScoredNight
+from pipelines.nightly.review.label_file import LabelRow, read_label_file
+from pipelines.nightly.tables.night_history import list_nights
+from pipelines.nightly.tables.night_records import RUNS
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, PublishedRun, partition_of
+from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json, to_json
+from spin.errors import UserError
+from spin.monitor.spot_check import Stratum, estimate_accuracy
+
+LABELS = "_labels"
+"""folder of an output with the labels that were added, and the scores of nights by them"""
+_SCORES = f"{LABELS}/nights"
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("true_labels", pa.list_(pa.string())),
+        ("date", pa.string()),
+        ("model", pa.string()),
+        ("reason", pa.string()),
+        ("population", pa.int64()),
+    ]
+)
+_ADDED = b"added"
+"""key of the file's metadata with the time at which its labels were added"""
+Given = Mapping[str, frozenset[str]]
+"""the classes that a night gave documents, by id"""
+
+
+@dataclass(frozen=True)
+class AddedLabels:
+    """What became of the labels in a file."""
+
+    added: int
+    """labels of documents that a night has given a label"""
+    empty: int
+    """rows without a label"""
+    unknown: int
+    """labels of documents that no night has given one"""
+    nights: tuple[ScoredNight, ...]
+    """the nights with labels of the file, scored anew"""
+
+
+def add_labels(output: str, file: Path, *, date: str | None = None, model: str | None = None) -> AddedLabels:
+    """Store the labels in a CSV or Parquet file, and score the nights that they belong to.
+
+    The file has the columns `id` and `true_label`, and what `spin review` has written beside them. Rows without a date
+    and a model are of the night of `date` and `model`, by default of all published nights that have the document.
+    Adding a file twice changes nothing; of several labels for a document, the last one counts. Raises UserError for a
+    file that cannot be read or lacks a column.
+    """
+    tables, rows = NightTables(Store(output)), read_label_file(file)
+    nights = list_nights(tables)
+    if not nights:
+        raise UserError(f"{output} has no published night; `spin classify` makes one")
+    known: set[str] = set()
+    scores = []
+    for night in nights:
+        own = list(_rows_of(night, rows, date, model))
+        given = _given_labels(tables, night, {row.id for row in own})
+        own = [row for row in own if row.id in given]
+        if own:
+            _store(tables.out, own)
+        known |= {row.id for row in own}
+        if any(row.true_labels is not None for row in own):
+            scores.append(_score(tables, night))
+    labelled = [row.id for row in rows if row.true_labels is not None]
+    added = sum(id in known for id in labelled)
+    return AddedLabels(added, len(rows) - len(labelled), len(labelled) - added, tuple(scores))
+
+
+def list_scores(tables: NightTables, model: str | None = None, *, most: int | None = None) -> list[ScoredNight]:
+    """The published nights that were scored, of one model or of all, by date and model; at most the last `most`."""
+    stored = set(tables.out.list_names(_SCORES))
+    if not stored:  # as in most nights, which are spared a look into the tables
+        return []
+    names = [f"{night.run}.json" for night in list_nights(tables) if model in (None, night.model)]
+    keys = [f"{_SCORES}/{name}" for name in names if name in stored]
+    keys = keys if most is None else keys[-most:]
+    scored = [from_json(ScoredNight, json.loads(data)) for data in tables.out.read_many(keys).values()]
+    return sorted(scored, key=lambda night: (night.date, night.model))
+
+
+def _rows_of(night: PublishedRun, rows: Sequence[LabelRow], date: str | None, model: str | None) -> Iterator[LabelRow]:
+    """The rows that may be of a night, with its date and model."""
+    for row in rows:
+        if (row.date or date) in (None, night.date) and (row.model or model) in (None, night.model):
+            yield replace(row, date=night.date, model=night.model)
+
+
+def _given_labels(tables: NightTables, night: PublishedRun, ids: set[str]) -> Given:
+    """The classes that a night gave documents with some ids; documents without a label are left out."""
+    if not ids:
+        return {}
+    predictions, wanted = tables.open(PREDICTIONS), pa.array(sorted(ids), pa.string())
+    given: dict[str, frozenset[str]] = {}
+    for file in predictions.files(partition_of(PREDICTIONS, date=night.date, model=night.model, run=night.run)):
+        with predictions.store.open(file.path) as source:
+            for batch in pq.ParquetFile(source).iter_batches(columns=["id", "label", "labels"]):
+                for row in batch.filter(pc.is_in(batch["id"], wanted)).to_pylist():
+                    if row["labels"] is not None:
+                        given[row["id"]] = frozenset(row["labels"])
+                    elif row["label"] is not None:
+                        given[row["id"]] = frozenset([row["label"]])
+    return given
+
+
+def _store(out: Store, rows: Sequence[LabelRow]) -> None:
+    """Store labels under a name that follows from them: the same ones are stored once, as the last that were added."""
+    records = [asdict(row) for row in rows]
+    digest = hashlib.sha256(json.dumps(records).encode()).hexdigest()[:32]
+    added = datetime.now(UTC).isoformat(timespec="microseconds")
+    table = pa.Table.from_pylist(records, _SCHEMA.with_metadata({_ADDED: added.encode()}))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    out.write(f"{LABELS}/{digest}.parquet", sink.getvalue().to_pybytes())
+
+
+def read_labels(out: Store, night: PublishedRun) -> list[LabelRow]:
+    """The rows of a night, one per document: with its last label, and with the stratum of its last review."""
+    keys = [key for key in out.list(LABELS) if key.endswith(".parquet")]
+    files = [pq.read_table(io.BytesIO(data)) for data in out.read_many(keys).values()]
+    files.sort(key=lambda table: table.schema.metadata[_ADDED])
+    merged: dict[str, LabelRow] = {}
+    for row in (row for table in files for row in table.to_pylist()):
+        if (row["date"], row["model"]) == (night.date, night.model):
+            labels = None if row["true_labels"] is None else tuple(row["true_labels"])
+            added = LabelRow(**(row | {"true_labels": labels}))
+            merged[added.id] = _merge(merged.get(added.id, added), added)
+    return list(merged.values())
+
+
+def _merge(before: LabelRow, added: LabelRow) -> LabelRow:
+    """What is known of a document after another row about it was added."""
+    reviewed = before if added.reason is None else added
+    labels = before.true_labels if added.true_labels is None else added.true_labels
+    return replace(added, true_labels=labels, reason=reviewed.reason, population=reviewed.population)
+
+
+def _score(tables: NightTables, night: PublishedRun) -> ScoredNight:
+    """Score a night by all of its labels, and store the score under the name of its run."""
+    rows = read_labels(tables.out, night)
+    given = _given_labels(tables, night, {row.id for row in rows})
+    rows = [row for row in rows if row.id in given]
+    right = _compare(rows, given)
+    report = find_report(tables.out / f"{RUNS}/{night.run}")
+    quality, counts = (None, None) if report is None else (report.quality, report.counts)
+    labelled = night.rows if counts is None else counts.predicted - counts.abstained
+    score = ScoredNight(
+        date=night.date,
+        model=night.model,
+        model_version="" if report is None else report.model_version,
+        run=night.run,
+        checked=len(right),
+        right=sum(right),
+        accuracy=estimate_accuracy(_find_strata(rows, given, labelled)),
+        estimated=None if quality is None else quality.accuracy,
+    )
+    tables.out.write_json(f"{_SCORES}/{night.run}.json", to_json(score))
+    return score
+
+
+def _find_strata(rows: Sequence[LabelRow], given: Given, labelled: int) -> list[Stratum]:
+    """The strata of a review by its rows; without a review, one of all documents with a label, drawn at random.
+
+    `labelled` is the number of these. There are none where the strata are not those of all of them: rows of a review
+    were left out, or it was one of another run of the night.
+    """
+    reviewed = [row for row in rows if row.reason is not None]
+    if not reviewed:
+        right = _compare(rows, given)
+        return [Stratum(labelled, len(right), sum(right))]
+    strata = []
+    for reason in sorted({str(row.reason) for row in reviewed}):
+        own = [row for row in reviewed if row.reason == reason]
+        right = _compare(own, given)
+        strata.append(Stratum(max(row.population or 0 for row in own), len(right), sum(right)))
+    return strata if sum(stratum.population for stratum in strata) == labelled else []
+
+
+def _compare(rows: Sequence[LabelRow], given: Given) -> list[bool]:
+    """For each row with a label, whether the night gave the same classes."""
+    return [given[row.id] == frozenset(row.true_labels) for row in rows if row.true_labels is not None]

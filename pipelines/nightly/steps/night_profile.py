@@ -1,0 +1,69 @@
+"""What the documents of a night are compared with training by, and the quality of their labels estimated from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Self
+
+import numpy as np
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from pipelines.storage.object_store import Store
+from spin.activations.features import Features
+from spin.classifier import SpinClassifier
+from spin.monitor.profile import Profile
+from spin.monitor.quality import QualitySums
+from spin.predictions import Predictions
+
+_READ_AT_ONCE = 256
+"""profiles in memory at a time"""
+_QUALITY = "quality."
+"""prefix of the sums' names in a file"""
+
+
+@dataclass(frozen=True)
+class NightProfile:
+    """Sums over the predicted documents of a shard or of a whole night."""
+
+    documents: Profile
+    """for drift"""
+    quality: QualitySums | None
+    """for the quality of the labels; None where a shard is of an earlier version, which counted none"""
+
+    @classmethod
+    def of(cls, spin: SpinClassifier, predictions: Predictions, features: Features) -> Self:
+        """The sums of documents by their features and what a classifier predicts from these."""
+        space = spin.label_space
+        given, abstains = spin.decision_rule.decide(predictions.probabilities)
+        documents = Profile.from_outputs(space, spin.fitted, predictions.logits, features.values, features)
+        return cls(documents, QualitySums.of(space, given[~abstains], predictions.probabilities[~abstains]))
+
+    def __add__(self, other: NightProfile) -> NightProfile:
+        quality = None if self.quality is None or other.quality is None else self.quality + other.quality
+        return NightProfile(self.documents + other.documents, quality)
+
+    def to_bytes(self) -> bytes:
+        """The sums as safetensors."""
+        of_quality = {} if self.quality is None else self.quality.to_tensors(_QUALITY)
+        tensors = {**self.documents.to_tensors(), **of_quality}
+        return bytes(save_tensors({name: np.array(tensor, order="C") for name, tensor in tensors.items()}))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The sums that `to_bytes` wrote. Raises UserError for other data."""
+        documents = Profile.from_bytes(data)
+        return cls(documents, QualitySums.from_tensors(load_tensors(data), _QUALITY))
+
+
+def sum_profiles(store: Store, keys: Sequence[str]) -> NightProfile | None:
+    """The sum of the profiles under `keys`; None if there are none."""
+    profiles = (
+        NightProfile.from_bytes(data)
+        for start in range(0, len(keys), _READ_AT_ONCE)
+        for data in store.read_many(keys[start : start + _READ_AT_ONCE]).values()
+    )
+    return reduce(add, profiles) if keys else None

@@ -1,0 +1,80 @@
+"""The logits of the test documents, which a version carries: nights estimate and promise their quality by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
+
+from pipelines.data.feature_store import FeatureShards
+from pipelines.data.training_labels import Labels
+from spin.arrays import Floats, Rows
+from spin.classifier import SpinClassifier
+from spin.heads.abstention import choose_band, describe_failure
+from spin.heads.fitted import FittedClassifier
+from spin.heads.held_out import HeldOutLogits
+from spin.labels.sampling import one_per_group
+from spin.settings import Choice, Settings
+
+_MOST_VALUES = 2_000_000
+"""logits of a classifier that are kept, which are 8 MB, unless these are of fewer than `_LEAST_DOCUMENTS`"""
+_LEAST_DOCUMENTS = 1_000
+
+
+def collect_test_logits(
+    spin: SpinClassifier, features: FeatureShards, labels: Labels, words: Floats | None
+) -> dict[Choice, HeldOutLogits]:
+    """The logits of the test documents by each of the three classifiers.
+
+    `words` (m, K) are their words' logits, if there is a word regression. Of near-identical documents, and of those of
+    one group, one is kept, since what is proven by them takes them to be independent; of very many, a part.
+    """
+    rows, y = labels.part("test")
+    kept = np.arange(len(rows)) if labels.groups is None else one_per_group(np.arange(len(rows)), labels.groups[rows])
+    stops = max(len(fitted.exits) + 1 for fitted in spin.training_result.choices.values())
+    most = max(_LEAST_DOCUMENTS, _MOST_VALUES // (stops * len(spin.classes)))
+    kept = kept[:: max(1, -(-len(kept) // most))]
+    rows, y, words = rows[kept], y[kept], None if words is None else words[kept]
+    return {
+        choice: HeldOutLogits(_logits_at_stops(fitted, features, rows, words, len(spin.classes)), y)
+        for choice, fitted in spin.training_result.choices.items()
+    }
+
+
+def write_test_logits(collected: Mapping[Choice, HeldOutLogits]) -> bytes:
+    """The logits as the file `HELD_OUT` of an artifact."""
+    tensors: dict[str, NDArray[Any]] = {}
+    for choice, held_out in collected.items():
+        tensors |= held_out.to_tensors(choice)
+    return bytes(save_tensors(tensors))
+
+
+def describe_promise(settings: Settings, spin: SpinClassifier, held_out: HeldOutLogits) -> tuple[str, ...]:
+    """A note on what `decision.max_error` costs the classifier in use, or that it cannot be promised."""
+    max_error = settings.decision.max_error
+    if max_error is None:
+        return ()
+    exits = spin.fitted.exits if settings.classify.cascade else ()
+    band = choose_band(held_out, exits, spin.decision_rule, max_error)
+    if band is None:
+        return (describe_failure(held_out, max_error),)
+    return (
+        f"decision.max_error {max_error:g}: {100 * band.coverage:.1f} % of the test documents get a label, of which "
+        f"{100 * band.error:.1f} % are wrong; the others are within an abstention band of {band.abstain:.3f}",
+    )
+
+
+def _logits_at_stops(
+    fitted: FittedClassifier, features: FeatureShards, rows: Rows, words: Floats | None, classes: int
+) -> Floats:
+    """(E + 1, m, K) at every exit and at full depth. The documents of one shard are in memory at a time."""
+    stops = range(len(fitted.exits) + 1)
+    blocks, done = [np.empty((len(stops), 0, classes), np.float32)], 0
+    for values in features.selection_blocks(fitted.selection, rows, words):
+        of_words = None if words is None else words[done : done + len(values)]
+        done += len(values)
+        blocks.append(np.stack([fitted.at(at).logits(fitted.read_at(at, values, of_words)) for at in stops]))
+    return np.concatenate(blocks, axis=1)

@@ -1,0 +1,106 @@
+"""Choose the abstention band that keeps the error of the labels that are given below a promised one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from spin.errors import UserError
+from spin.heads.decision import Decision
+from spin.heads.early_exit import EarlyExit
+from spin.heads.fitted import FittedClassifier
+from spin.heads.held_out import HeldOutLogits
+from spin.labels.label_space import LabelSpace
+from spin.settings import Choice, DecisionSettings
+
+RISK = 0.05
+"""probability that the promise does not hold, over the draws of the test documents"""
+_BANDS = np.tanh(np.linspace(6, 0, 121))
+"""bands that are tried, from the widest to none: of two classes, the leads at equal steps of their log odds"""
+_START = 0.2
+"""share of the test documents that get a label under the first band that is tested: among fewer, one wrong label more
+would end the tests"""
+
+
+@dataclass(frozen=True)
+class PromisedBand:
+    """An abstention band, and how the labels outside of it fare on the test documents."""
+
+    abstain: float
+    """as `decision.abstain`"""
+    coverage: float
+    """share of the test documents that get a label"""
+    error: float
+    """share of wrong labels among these"""
+
+
+def choose_band(
+    held_out: HeldOutLogits, exits: Sequence[EarlyExit], decision: Decision, max_error: float
+) -> PromisedBand | None:
+    """The narrowest abstention band under which at most `max_error` of the labels are wrong; None if there is none.
+
+    `exits` are those at which documents may stop. With probability 1 - `RISK` over the draw of the test documents,
+    which must be independent, the error holds for all documents like them, whatever the number of bands that are tried:
+    fixed-sequence testing (Angelopoulos et al., Learn then Test, 2021) goes from a wide band to narrower ones and stops
+    at the first for which the binomial test of "the error is larger" does not reject at level `RISK`. In a multi-label
+    task a label is wrong if any of its classes is.
+    """
+    from scipy.stats import binom  # takes a second, and most classifiers promise nothing
+
+    bands = _BANDS * (0.5 if decision.label_space.multilabel else 1.0)
+    outcomes = [_judge(held_out, exits, replace(decision, abstain=float(band))) for band in bands]
+    labelled, wrong = (np.array(each) for each in zip(*outcomes, strict=True))
+    first = int((labelled >= _START * len(held_out)).argmax())
+    proven = binom.cdf(wrong[first:], labelled[first:], max_error) <= RISK
+    last = first + int(np.argmin([*proven, False])) - 1
+    if last < first:
+        return None
+    return PromisedBand(float(bands[last]), labelled[last] / len(held_out), wrong[last] / labelled[last])
+
+
+def keep_promise(
+    folder: Path,
+    choice: Choice,
+    fitted: FittedClassifier,
+    label_space: LabelSpace,
+    settings: DecisionSettings,
+    *,
+    early: bool,
+) -> DecisionSettings:
+    """Settings of a decision with the abstention band that keeps `max_error`.
+
+    `folder` is that of the artifact that the classifier is from. Without `max_error` the settings stay as they are.
+    Raises UserError if the test documents of the artifact allow no band.
+    """
+    if settings.max_error is None:
+        return settings
+    held_out = HeldOutLogits.read(folder, choice)
+    if held_out is None:
+        raise UserError(
+            f"decision.max_error {settings.max_error:g}: the version has no test documents to prove it on; train one "
+            "with a test split, or set decision.abstain"
+        )
+    exits = fitted.exits if early else ()
+    band = choose_band(held_out, exits, fitted.decision(label_space, settings), settings.max_error)
+    if band is None:
+        raise UserError(describe_failure(held_out, settings.max_error))
+    return settings.model_copy(update={"abstain": band.abstain, "max_error": None})
+
+
+def describe_failure(held_out: HeldOutLogits, max_error: float) -> str:
+    """Why an error cannot be promised, and what to do."""
+    return (
+        f"decision.max_error {max_error:g} cannot be promised: not even for the documents with the most certain labels "
+        f"do {len(held_out):,} test documents prove it; raise it, label more test documents, or set decision.abstain"
+    )
+
+
+def _judge(held_out: HeldOutLogits, exits: Sequence[EarlyExit], decision: Decision) -> tuple[int, int]:
+    """The number of labels that a decision gives, and of wrong ones among them."""
+    given, abstains = decision.decide(held_out.probabilities(exits, decision))
+    wrong = given != held_out.y
+    wrong = wrong if wrong.ndim == 1 else wrong.any(1)
+    return int((~abstains).sum()), int(wrong[~abstains].sum())

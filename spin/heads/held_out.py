@@ -1,0 +1,69 @@
+"""Logits of test documents, which no classifier was fitted on: promises and estimates of quality rest on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+
+from spin.arrays import Floats
+from spin.errors import UserError
+from spin.heads.decision import Decision
+from spin.heads.early_exit import EarlyExit, should_exit
+from spin.labels.label_space import Targets
+from spin.settings import Choice
+
+HELD_OUT = "held_out.safetensors"
+"""file of an artifact with the logits of its test documents"""
+
+
+@dataclass(frozen=True)
+class HeldOutLogits:
+    """The calibrated logits of m test documents at every place where they may stop, and their classes."""
+
+    logits: Floats
+    """(E + 1, m, K) at each of E early exits, shallow first, and at full depth"""
+    y: Targets
+    """(m,) class indices, or in a multi-label task booleans (m, K)"""
+
+    def __len__(self) -> int:
+        """The number of documents."""
+        return len(self.y)
+
+    def probabilities(self, exits: Sequence[EarlyExit], decision: Decision) -> Floats:
+        """(m, K) where each document stops under a decision: at one of all `exits`, or without any at full depth."""
+        logits: Floats = self.logits[-1].copy()
+        for index in reversed(range(len(exits))):
+            stops = should_exit(decision.label_space, decision, exits[index].threshold, self.logits[index])
+            logits[stops] = self.logits[index][stops]
+        return decision.label_space.probabilities(logits)
+
+    def to_tensors(self, choice: Choice) -> dict[str, NDArray[Any]]:
+        """The arrays by name, those of one of the three classifiers; the classes are the same for all."""
+        return {f"{choice}.logits": np.ascontiguousarray(self.logits, np.float32), "y": np.ascontiguousarray(self.y)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], choice: Choice) -> Self:
+        """The logits of one of the three classifiers. Raises KeyError if they are missing."""
+        return cls(tensors[f"{choice}.logits"], tensors["y"])
+
+    @classmethod
+    def read(cls, folder: Path, choice: Choice) -> Self | None:
+        """Those of an artifact; None in one without test documents or of an earlier version.
+
+        Raises UserError for a file that is not whole.
+        """
+        path = folder / HELD_OUT
+        if not path.exists():
+            return None
+        try:
+            held_out = cls.from_tensors(load_tensors(path.read_bytes()), choice)
+        except (KeyError, ValueError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read: {error}; expected a file that spin train wrote") from None
+        return held_out if len(held_out) else None

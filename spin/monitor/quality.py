@@ -1,0 +1,213 @@
+"""The quality of labels that nobody has checked, estimated from calibrated probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spin.arrays import Floats
+from spin.heads.decision import Decision
+from spin.labels.label_space import LabelSpace, Targets
+
+_PARTS = 20
+"""parts of the test documents; each is left out once to estimate a standard error"""
+_QUANTILE = 2.093
+"""of Student's t with `_PARTS` - 1 degrees of freedom, for an interval of 95 %"""
+_LEAST = 100
+"""test documents with a label from which on there is an estimate"""
+_PRIOR = 10.0
+"""documents, as many as which a class's correction must rest on to be applied by half"""
+BREAKS_ESTIMATE = ("labels", "scores", "neurons")
+"""properties whose drift says that probabilities may no longer be calibrated"""
+
+
+@dataclass(frozen=True)
+class QualitySums:
+    """What documents with a label contribute to an estimate of its quality; the sums of parts of a set add up.
+
+    Expected numbers are sums of calibrated probabilities, and variances those of the true numbers given these.
+    """
+
+    labelled: Floats
+    """() documents with a label"""
+    right: Floats
+    """() expected number of right labels"""
+    right_variance: Floats
+    """() its variance"""
+    predicted: Floats
+    """(K,) documents that are labelled with each class"""
+    hits: Floats
+    """(K,) expected number of those that have it"""
+    hits_variance: Floats
+    """(K,) its variance"""
+    support: Floats
+    """(K,) expected number of documents that have each class"""
+    support_variance: Floats
+    """(K,) its variance"""
+
+    @classmethod
+    def of(cls, label_space: LabelSpace, given: Targets, probabilities: Floats) -> Self:
+        """The sums of n documents, none of which is without a label, by their targets and probabilities (n, K)."""
+        indicator, p = label_space.indicator(given), probabilities.astype(np.float64)
+        # in a multi-label task a label is right if all of its classes are, taken as independent
+        right = np.where(indicator, p, 1 - p).prod(1) if label_space.multilabel else (p * indicator).sum(1)
+        return cls(
+            labelled=np.array(float(len(p))),
+            right=right.sum(),
+            right_variance=(right * (1 - right)).sum(),
+            predicted=indicator.sum(0).astype(np.float64),
+            hits=(p * indicator).sum(0),
+            hits_variance=(p * (1 - p) * indicator).sum(0),
+            support=p.sum(0),
+            support_variance=(p * (1 - p)).sum(0),
+        )
+
+    @classmethod
+    def zero(cls, classes: int) -> Self:
+        """The sums of no documents."""
+        scalar = ("labelled", "right", "right_variance")
+        return cls(**{f.name: np.zeros(() if f.name in scalar else classes) for f in fields(cls)})
+
+    def __add__(self, other: QualitySums) -> QualitySums:
+        return QualitySums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def to_tensors(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """The sums as arrays by name."""
+        return {f"{prefix}{f.name}": np.asarray(getattr(self, f.name), np.float64) for f in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], prefix: str) -> Self | None:
+        """The sums that `to_tensors` returned; None if there are none."""
+        names = [f"{prefix}{f.name}" for f in fields(cls)]
+        return cls(*(tensors[name] for name in names)) if all(name in tensors for name in names) else None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure from 0 to 1, and an interval that holds the true one with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassQuality:
+    """The estimated quality of one class."""
+
+    name: str
+    predicted: int
+    """documents that are labelled with it"""
+    precision: float
+    recall: float
+    f1: Estimate
+
+
+@dataclass(frozen=True)
+class QualityEstimate:
+    """The estimated quality of the labels that were given; documents without a label do not count."""
+
+    documents: int
+    """documents with a label"""
+    accuracy: Estimate
+    macro_f1: Estimate
+    """over the classes that some test document has"""
+    classes: tuple[ClassQuality, ...]
+    """in the order of the model"""
+
+
+class _Part(NamedTuple):
+    """Test documents by what their probabilities lead to expect, and by what they are."""
+
+    expected: QualitySums
+    observed: QualitySums
+
+
+def estimate_quality(now: QualitySums, probabilities: Floats, y: Targets, decision: Decision) -> QualityEstimate | None:
+    """The quality of labels by their sums, corrected by test documents with probabilities (m, K) and targets `y`.
+
+    Accuracy is the mean probability of the labels that were given, and F1 that of the expected counts (confidence-based
+    performance estimation), plus the difference between observed and expected figures on the test documents (Guillory
+    et al., Predicting with Confidence on Unseen Distributions, 2021). The interval adds up the variance of the
+    correction, by a grouped jackknife over the test documents (Efron & Tibshirani 1993, chapter 11), and that of the
+    true labels given their probabilities. The first is at least the variance of the test documents' own labels given
+    their probabilities: where hardly any of them is wrong, the jackknife finds too little. It holds where probabilities
+    are as calibrated as on the test documents. None without a label, or with fewer than 100 test documents that would
+    get one.
+    """
+    parts = _divide(probabilities, y, decision)
+    if not now.labelled or sum(part.expected.labelled for part in parts) < _LEAST:
+        return None
+    whole = _figures(now, parts)
+    without = np.stack([_figures(now, parts[:at] + parts[at + 1 :]) for at in range(len(parts))])
+    of_correction = np.maximum((len(parts) - 1) * without.var(0), _label_variance(_total(parts).expected, parts))
+    variance = of_correction + _label_variance(now, parts)
+    low, high = (np.clip(whole + sign * _QUANTILE * np.sqrt(variance), 0, 1) for sign in (-1, 1))
+    estimates = [Estimate(*(round(float(v), 4) for v in each)) for each in zip(whole, low, high, strict=True)]
+    count, names = len(now.predicted), decision.label_space.classes
+    hits, support = _corrected(now, parts)
+    precision, recall = hits / np.maximum(now.predicted, 1e-12), np.minimum(hits / np.maximum(support, 1e-12), 1)
+    classes = tuple(
+        ClassQuality(names[k], int(now.predicted[k]), round(precision[k], 4), round(recall[k], 4), estimates[2 + k])
+        for k in range(count)
+    )
+    return QualityEstimate(int(now.labelled), estimates[0], estimates[1], classes)
+
+
+def _divide(probabilities: Floats, y: Targets, decision: Decision) -> list[_Part]:
+    """The test documents that a decision labels, in parts."""
+    given, abstains = decision.decide(probabilities)
+    rows, space = np.flatnonzero(~abstains), decision.label_space
+    truth = space.indicator(y).astype(np.float64)
+    parts = [rows[start :: min(_PARTS, len(rows))] for start in range(min(_PARTS, len(rows)))]
+    return [
+        _Part(*(QualitySums.of(space, given[part], each[part]) for each in (probabilities, truth))) for part in parts
+    ]
+
+
+def _figures(now: QualitySums, parts: Sequence[_Part]) -> Floats:
+    """(2 + K,) accuracy, macro-F1 and the F1 of each class, corrected by the test documents."""
+    expected, observed = _total(parts)
+    accuracy = now.right / now.labelled + (observed.right - expected.right) / observed.labelled
+    hits, support = _corrected(now, parts)
+    f1 = 2 * hits / np.maximum(now.predicted + support, 1e-12)
+    occurs = observed.support > 0
+    return np.array([accuracy, f1[occurs].mean() if occurs.any() else 0.0, *f1])
+
+
+def _corrected(now: QualitySums, parts: Sequence[_Part]) -> tuple[Floats, Floats]:
+    """The expected hits and support of each class, corrected as far as its test documents go.
+
+    Hits are corrected by the difference per labelled document, support by the ratio, so that it stays in proportion
+    where a class has become more frequent.
+    """
+    expected, observed = _total(parts)
+    per_label = (observed.hits - expected.hits) / (expected.predicted + _PRIOR)
+    hits = np.clip(now.hits + now.predicted * per_label, 0, now.predicted)
+    support = now.support * (observed.support + _PRIOR) / (expected.support + _PRIOR)
+    return hits, np.maximum(support, hits)
+
+
+def _label_variance(now: QualitySums, parts: Sequence[_Part]) -> Floats:
+    """(2 + K,) the variance of the true figures given the probabilities, by the delta method.
+
+    Classes count as independent.
+    """
+    hits, support = _corrected(now, parts)
+    total = np.maximum(now.predicted + support, 1e-12)
+    by_hits, by_support = 2 / total, 2 * hits / total**2
+    # a hit is part of the support: its covariance with it is its variance
+    of_f1 = by_hits**2 * now.hits_variance + by_support**2 * now.support_variance
+    of_f1 = np.maximum(of_f1 - 2 * by_hits * by_support * now.hits_variance, 0)
+    occurs = _total(parts).observed.support > 0
+    macro = of_f1[occurs].sum() / max(1, occurs.sum()) ** 2
+    return np.array([now.right_variance / now.labelled**2, macro, *of_f1])
+
+
+def _total(parts: Sequence[_Part]) -> _Part:
+    zero = QualitySums.zero(len(parts[0].expected.predicted))
+    return _Part(sum((p.expected for p in parts), zero), sum((p.observed for p in parts), zero))

@@ -1,0 +1,170 @@
+"""Nights report coverage and an estimate of their labels' quality, and keep the error that the settings promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save as save_tensors
+
+from pipelines.nightly.finish_nights import _summary
+from pipelines.nightly.steps.classify_job import PROFILE
+from pipelines.nightly.steps.night_profile import NightProfile, sum_profiles
+from pipelines.registry.packaging import REFERENCE
+from pipelines.storage.object_store import Store
+from spin.classifier import SpinClassifier
+from spin.errors import UserError
+from spin.heads.abstention import choose_band
+from spin.heads.held_out import HELD_OUT, HeldOutLogits
+from spin.labels.label_space import Targets
+from spin.monitor.profile import Profile
+from spin.monitor.quality import QualitySums, estimate_quality
+from spin.settings import BackboneSettings, CascadeSettings, SearchSettings
+from tests.support import tiny
+from tests.support.chaos import FolderRegistry
+from tests.support.night_project import NightProject, run_shards_here
+
+SINGLE, SEVERAL, NO_TEST = "1", "2", "3"
+TEST = [row["text"] for row in tiny.make_documents(400, seed=9)]
+ROWS = tiny.make_documents(70, seed=3)
+
+
+def draw_classes(spin: SpinClassifier, seed: int = 0) -> Targets:
+    """The classes of the test texts, drawn from the probabilities."""
+    p = spin.predict_proba(TEST)
+    draw = np.random.default_rng(seed)
+    if spin.label_space.multilabel:
+        return draw.random(p.shape) < p
+    return np.asarray((p.cumsum(1) > draw.random((len(p), 1))).argmax(1))
+
+
+@pytest.fixture(scope="module")
+def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
+    """A registry with a version of one class per document, a multi-label one, and one without test documents."""
+    folder = tmp_path_factory.mktemp("registry")
+    settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
+    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(0.1,), l1=(), head="linear", words="off")
+    no_exits = CascadeSettings(max_loss=0)
+    rows = tiny.make_documents(200)
+    texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
+    for number, given in ((SINGLE, labels), (SEVERAL, [["all", label] for label in labels[:-20]] + [[]] * 20)):
+        spin = SpinClassifier(settings, sites=["ffn.01", "resid.03"], search=quick, cascade=no_exits)
+        spin.fit(texts, given).save(folder / number)
+        held_out = HeldOutLogits(spin.predict_logits(TEST)[None], draw_classes(spin))
+        (folder / number / HELD_OUT).write_bytes(save_tensors(held_out.to_tensors("accuracy")))
+        if number == SINGLE:
+            spin.save(folder / NO_TEST)
+    return FolderRegistry(folder)
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> NightProject:
+    run_shards_here(monkeypatch)
+    project = NightProject(tmp_path, registry_fixture, backbone_folder)
+    project.write("a.jsonl", ROWS)
+    return project
+
+
+def load(project: NightProject, number: str) -> tuple[SpinClassifier, HeldOutLogits]:
+    folder = project.registry_fixture.folder / number
+    held_out = HeldOutLogits.read(folder, "accuracy")
+    assert held_out is not None
+    return SpinClassifier.load(folder), held_out
+
+
+@pytest.mark.parametrize("number", [SINGLE, SEVERAL])
+def test_the_estimate_is_that_of_all_documents_at_once(project: NightProject, number: str) -> None:
+    project.promote(number)
+    report = project.run_night(documents=9)
+    spin, held_out = load(project, number)
+    predictions = spin.predict_all([row["text"] for row in ROWS])
+    given, _ = spin.decision_rule.decide(predictions.probabilities)
+    sums = QualitySums.of(spin.label_space, given, predictions.probabilities)
+    expected = estimate_quality(
+        sums, spin.label_space.probabilities(held_out.logits[-1]), held_out.y, spin.decision_rule
+    )
+    assert expected is not None
+    assert report.quality is not None
+    assert report.quality.documents == len(ROWS)
+    assert report.quality.accuracy.value == pytest.approx(expected.accuracy.value, abs=2e-4)
+    assert [each.name for each in report.quality.classes] == list(spin.classes)
+    assert report.quality_withdrawn == ()
+    metrics = _summary(report).metrics()
+    assert metrics["coverage"] == 1
+    assert metrics["estimated_accuracy_low"] <= metrics["estimated_accuracy"] <= metrics["estimated_accuracy_high"]
+
+
+def test_a_model_without_test_documents_has_no_estimate(project: NightProject) -> None:
+    project.promote(NO_TEST)
+    report = project.run_night()
+    assert report.quality is None
+    assert report.quality_withdrawn == ()
+    assert "estimated_accuracy" not in _summary(report).metrics()
+
+
+def test_drift_withdraws_the_estimate(project: NightProject) -> None:
+    """The reference are documents of one class alone."""
+    spin, _ = load(project, SINGLE)
+    features = spin.features(TEST[:1] * 400)
+    profile = Profile.from_outputs(
+        spin.label_space, spin.fitted, spin.predict_features(features).logits, features.values, features
+    )
+    tensors = {f"accuracy.early.{name}": tensor for name, tensor in profile.to_tensors().items()}
+    reference = project.registry_fixture.folder / SINGLE / REFERENCE
+    reference.write_bytes(save_tensors(tensors))
+    try:
+        report = project.run_night()
+    finally:
+        reference.unlink()
+    assert report.quality is None
+    assert "labels" in report.quality_withdrawn
+
+
+def test_a_night_abstains_where_the_promised_error_needs_it(project: NightProject) -> None:
+    spin, held_out = load(project, SINGLE)
+    band = choose_band(held_out, (), spin.decision_rule, 0.2)
+    assert band is not None
+    assert band.abstain > 0
+    report = project.run_night(set=("decision.max_error=0.2",))
+    labels = {row["id"]: row["label"] for row in project.read_rows()}
+    spin = SpinClassifier.load(
+        project.registry_fixture.folder / SINGLE, decision=spin.decision.model_copy(update={"abstain": band.abstain})
+    )
+    expected = spin.predict([row["text"] for row in ROWS])
+    assert [labels[row["id"]] for row in ROWS] == expected
+    assert 0 < report.counts.abstained == sum(label is None for label in expected)
+    assert report.coverage == pytest.approx(1 - report.counts.abstained / len(ROWS))
+    assert report.max_error == 0.2
+    assert report.quality is not None
+    assert report.quality.documents == len(ROWS) - report.counts.abstained
+
+
+def test_a_night_does_not_begin_where_the_error_cannot_be_promised(project: NightProject) -> None:
+    with pytest.raises(UserError, match=r"decision.max_error 0.001 cannot be promised"):
+        project.run_night(set=("decision.max_error=0.001",))
+    project.promote(NO_TEST)
+    with pytest.raises(UserError, match="no test documents"):
+        project.run_night(restart=True, set=("decision.max_error=0.2",))
+    assert project.list_published_runs() == []
+
+
+def test_shards_of_an_earlier_version_count_for_drift_alone(project: NightProject, tmp_path: Path) -> None:
+    """A night that it began and this version finishes has no estimate, but its drift."""
+    spin, _ = load(project, SINGLE)
+    features = spin.features(TEST[:10])
+    profile = NightProfile.of(spin, spin.predict_features(features), features)
+    store = Store(str(tmp_path / "profiles"))
+    store.write(f"a.{PROFILE}", profile.to_bytes())
+    store.write(f"b.{PROFILE}", NightProfile(profile.documents, None).to_bytes())
+    whole = sum_profiles(store, [f"a.{PROFILE}"])
+    assert whole is not None
+    assert whole.quality is not None
+    assert whole.quality.labelled == 10
+    both = sum_profiles(store, [f"a.{PROFILE}", f"b.{PROFILE}"])
+    assert both is not None
+    assert both.quality is None
+    assert both.documents.documents == 20
+    assert sum_profiles(store, []) is None
