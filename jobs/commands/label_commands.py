@@ -129,12 +129,12 @@ def _print_scores(scores: Sequence[ScoredNight]) -> None:
     table = Table()
     for name in ("night", "model"):
         table.add_column(name, no_wrap=True)
-    for name in ("checked", "right", "accuracy", "estimated"):
+    for name in ("right", "accuracy", "estimated"):
         table.add_column(name, justify="right", no_wrap=True)
     for score in scores:
         model = f"{score.model} {score.model_version}".strip()
-        figures = (f"{score.checked:,}", f"{score.right:,}", _interval(score.accuracy), _interval(score.estimated))
-        table.add_row(score.date, escape(model), *figures)
+        right = f"{score.right:,} of {score.checked:,}"
+        table.add_row(score.date, escape(model), right, _interval(score.accuracy), _interval(score.estimated))
     terminal.out.print(table)
 
 
