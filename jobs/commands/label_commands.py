@@ -87,6 +87,9 @@ def add(
     terminal.say(f"labels    {added.added:,} added, {added.empty:,} rows without a label")
     if added.unknown:
         terminal.say(f"          {added.unknown:,} of documents to which no published night gave a label")
+    if added.foreign:
+        names = ", ".join(added.foreign)
+        terminal.say(f"          classes that the model does not have, whose labels count as wrong: {names}")
     _print_scores(added.nights)
 
 

@@ -56,6 +56,8 @@ class AddedLabels:
     """labels of documents that no night has given one"""
     nights: tuple[ScoredNight, ...]
     """the nights with labels of the file, scored anew"""
+    foreign: tuple[str, ...] = ()
+    """classes that the model of a night does not have, sorted: labels with one of them count as wrong"""
 
 
 def add_labels(output: str, file: Path, *, date: str | None = None, model: str | None = None) -> AddedLabels:
@@ -71,6 +73,7 @@ def add_labels(output: str, file: Path, *, date: str | None = None, model: str |
     if not nights:
         raise UserError(f"{output} has no published night; `spin classify` makes one")
     known: set[str] = set()
+    foreign: set[str] = set()
     scores = []
     for night in nights:
         own = list(_rows_of(night, rows, date, model))
@@ -81,9 +84,10 @@ def add_labels(output: str, file: Path, *, date: str | None = None, model: str |
         known |= {row.id for row in own}
         if any(row.true_labels is not None for row in own):
             scores.append(_score(tables, night))
+            foreign |= _foreign_classes(tables, night, own)
     labelled = [row.id for row in rows if row.true_labels is not None]
     added = sum(id in known for id in labelled)
-    return AddedLabels(added, len(rows) - len(labelled), len(labelled) - added, tuple(scores))
+    return AddedLabels(added, len(rows) - len(labelled), len(labelled) - added, tuple(scores), tuple(sorted(foreign)))
 
 
 def list_scores(tables: NightTables, model: str | None = None, *, most: int | None = None) -> list[ScoredNight]:
@@ -103,6 +107,13 @@ def _rows_of(night: PublishedRun, rows: Sequence[LabelRow], date: str | None, mo
     for row in rows:
         if (row.date or date) in (None, night.date) and (row.model or model) in (None, night.model):
             yield replace(row, date=night.date, model=night.model)
+
+
+def _foreign_classes(tables: NightTables, night: PublishedRun, rows: Sequence[LabelRow]) -> set[str]:
+    """The classes of labels that the model of a night does not have; none where its report is missing."""
+    report = find_report(tables.out / f"{RUNS}/{night.run}")
+    given = {name for row in rows for name in row.true_labels or ()}
+    return set() if report is None else given - set(report.classes)
 
 
 def _given_labels(tables: NightTables, night: PublishedRun, ids: set[str]) -> Given:

@@ -193,7 +193,11 @@ def test_a_score_has_what_the_night_had_estimated(tmp_path: Path) -> None:
     night = run_night(out, ["a"])
     report = make_report(run=night.run)
     out.write_json(f"{RUNS}/{night.run}/{REPORT}", report)
-    [score] = add_labels(out.uri, write_csv(tmp_path / "labels.csv", [label("a")])).nights
+    added = add_labels(out.uri, write_csv(tmp_path / "labels.csv", [label("a", "Late")]))
+    assert added.foreign == ("Late",)
+    added = add_labels(out.uri, write_csv(tmp_path / "labels.csv", [label("a", "late")]))
+    assert added.foreign == ()
+    [score] = added.nights
     assert score.estimated is not None
     assert score.estimated.value == report["quality"]["accuracy"]["value"]
     assert score.model_version == "7"
