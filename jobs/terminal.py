@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from spin.heads.fitted import ChoiceSummary, TrainingSummary, UncappedChoice
     from spin.monitor.agreement import ShadowAgreement
     from spin.monitor.drift import NeuronShift
+    from spin.monitor.quality import Estimate
     from spin.pages.explanation import Explanation
     from spin.pages.explanation_page import Drivers
     from spin.pages.model_card import ContenderResult
@@ -141,7 +142,7 @@ def _quality(report: NightReport) -> list[str]:
     if report.quality is None:
         return []
     figures = (("accuracy", report.quality.accuracy), ("macro-F1", report.quality.macro_f1))
-    shown = [f"{name} {100 * e.value:.1f} [{100 * e.low:.1f}–{100 * e.high:.1f}]" for name, e in figures]
+    shown = [f"{name} {format_estimate(estimate)}" for name, estimate in figures]
     return [f"estimated without labels: {', '.join(shown)}"]
 
 
@@ -322,6 +323,13 @@ def raw(text: str) -> None:
 def plain(value: Any) -> None:
     """Print JSON for a program."""
     out.out(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def format_estimate(estimate: Estimate | None) -> str:
+    """Return a share and its interval in per cent; a dash where there is none."""
+    if estimate is None:
+        return "–"
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}–{100 * estimate.high:.1f}]"
 
 
 def format_bytes(count: float) -> str:

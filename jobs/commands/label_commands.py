@@ -19,7 +19,6 @@ from spin.settings import load_settings
 
 if TYPE_CHECKING:
     from pipelines.nightly.report.scored_night import ScoredNight
-    from spin.monitor.quality import Estimate
 
 Name = Annotated[str | None, typer.Option("--model", metavar="NAME", help="registered name; default: the only one")]
 
@@ -48,8 +47,8 @@ def review(
 ) -> None:
     """Write the documents of a night that are most worth labelling: uncertain, drifted, disputed, and random ones."""
     from pipelines.nightly.report.night_texts import read_texts
-    from pipelines.nightly.review.choose import choose_documents
     from pipelines.nightly.review.review_file import write_review
+    from pipelines.nightly.review.review_sample import choose_documents
     from pipelines.storage.object_store import Store
 
     if to.suffix not in (".csv", ".parquet"):
@@ -78,7 +77,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Add labels to the nights that predicted their documents, and print the accuracy of these nights."""
-    from pipelines.nightly.review.labels import add_labels
+    from pipelines.nightly.review.checked_labels import add_labels
 
     added = add_labels(output, file, date=date, model=model)
     if as_json:
@@ -96,7 +95,7 @@ def add(
 @app.command(cls=PipelinesCommand)
 def show(output: Output, model: Name = None, as_json: AsJson = False) -> None:
     """Print the accuracy of the nights that were checked, beside what they had estimated."""
-    from pipelines.nightly.review.labels import list_scores
+    from pipelines.nightly.review.checked_labels import list_scores
     from pipelines.nightly.tables.night_tables import NightTables
     from pipelines.storage.object_store import Store
 
@@ -137,11 +136,7 @@ def _print_scores(scores: Sequence[ScoredNight]) -> None:
     for score in scores:
         model = f"{score.model} {score.model_version}".strip()
         right = f"{score.right:,} of {score.checked:,}"
-        table.add_row(score.date, escape(model), right, _interval(score.accuracy), _interval(score.estimated))
+        table.add_row(
+            score.date, escape(model), right, *map(terminal.format_estimate, (score.accuracy, score.estimated))
+        )
     terminal.out.print(table)
-
-
-def _interval(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}–{100 * estimate.high:.1f}]"

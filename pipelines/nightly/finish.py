@@ -30,7 +30,7 @@ from pipelines.nightly.report.night_report import (
 from pipelines.nightly.report.quality_check import NightQuality
 from pipelines.nightly.report.run_report import render_reports
 from pipelines.nightly.report.throughput import busy_seconds
-from pipelines.nightly.review.labels import list_scores
+from pipelines.nightly.review.checked_labels import list_scores
 from pipelines.nightly.steps.classify_job import ENDINGS, SAMPLE
 from pipelines.nightly.steps.classify_step import work_digest
 from pipelines.nightly.steps.run_records import ClassifyCounts

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.nightly.report.night_texts import read_texts
-from pipelines.nightly.review.labels import read_labels
+from pipelines.nightly.review.checked_labels import read_labels
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.storage.object_store import Store
@@ -33,12 +33,14 @@ def export_labels(data: DataSettings, output: str, file: Path, *, model: str | N
     written, and of those whose input is not there any more. Raises UserError where there are no labels.
     """
     tables = NightTables(Store(output))
+    stored = read_labels(tables.out)
     labelled: dict[str, _LabelledText] = {}
     lost: set[str] = set()
     for night in sorted(list_nights(tables), key=lambda night: night.date):
         if model not in (None, night.model):
             continue
-        labels = {row.id: row.true_labels for row in read_labels(tables.out, night) if row.true_labels is not None}
+        rows = stored.get((night.date, night.model), ())
+        labels = {row.id: row.true_labels for row in rows if row.true_labels is not None}
         read = {each.id: each for each in _read(data, tables.out, night.run, labels)}
         labelled |= read
         lost = (lost | set(labels)) - set(labelled)

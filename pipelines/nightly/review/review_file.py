@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipelines.nightly.review.choose import ReviewSample
+from pipelines.nightly.review.review_sample import ReviewSample
 from spin.errors import UserError
 
 

@@ -76,37 +76,37 @@ def run_gate(
     would give without the abstention band counts. Raises StalledError for a version that takes longer than
     `promote.timeout_seconds`; a champion that does is one that does not predict.
     """
-    reply = _measure(registry, number, evaluation_set.texts)
+    settings, unproven = settle_promise(registry, number)
+    reply = _measure(registry, number, evaluation_set.texts, settings)
     replies: dict[str, PredictionReply | NoReply] = {number: reply}
     champion_reply, perturbed = None, None
     if champion is not None:
         replies[champion] = champion_reply = _measure_champion(registry, champion, evaluation_set.texts)
         if isinstance(champion_reply, PredictionReply):
             earlier = earlier.without(champion)
-        perturbed = _measure_perturbed(registry, number, champion, evaluation_set)
+        perturbed = _measure_perturbed(registry, number, champion, evaluation_set, settings)
     report = judge(registry.settings, evaluation_set.labels, reply, champion_reply, earlier, perturbed)
     if isinstance(reply, PredictionReply):
         max_error = registry.settings.decision.max_error
-        promised = check_promised_error(max_error, reply, evaluation_set.labels, settle_promise(registry, number)[1])
+        promised = check_promised_error(max_error, reply, evaluation_set.labels, unproven)
         report = replace(report, checks=(*report.checks, *promised))
     predictions = {version: r for version, r in replies.items() if isinstance(r, PredictionReply)}
     return replace(report, predictions=predictions if evaluation_set else {})
 
 
 def _measure_perturbed(
-    registry: Registry, number: str, champion: str, evaluation_set: EvaluationSet
+    registry: Registry, number: str, champion: str, evaluation_set: EvaluationSet, settings: Settings
 ) -> tuple[PredictionReply | NoReply, PredictionReply | NoReply] | None:
     """The predictions of a version and of the champion for perturbed texts; None where they are not compared."""
-    settings = registry.settings
     if settings.promote.max_robustness_loss is None or not evaluation_set:
         return None
     texts = mix_perturbations(evaluation_set.texts, seed=settings.seed)
-    return _measure(registry, number, texts), _measure_champion(registry, champion, texts)
+    return _measure(registry, number, texts, settings), _measure_champion(registry, champion, texts)
 
 
 def check_loads(registry: Registry, number: str) -> GateReport:
     """Check only that a version loads in a fresh process and predicts. Raises StalledError as `run_gate`."""
-    return GateReport((_loads(_measure(registry, number, [])),), {})
+    return GateReport((_loads(_measure(registry, number, [], settle_promise(registry, number)[0])),), {})
 
 
 def judge(
@@ -253,12 +253,12 @@ def _compare_robustness(
     return check(bound, f"{100 * difference:+.1f}, at least {100 * bound:+.1f}"), figures
 
 
-def _measure(registry: Registry, number: str, texts: Sequence[str]) -> PredictionReply | NoReply:
+def _measure(registry: Registry, number: str, texts: Sequence[str], settings: Settings) -> PredictionReply | NoReply:
+    """The predictions of a version, decided as `settings` say: those of the registry, with a band of the version."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             model = registry.download_model(number, Path(folder))
-            settings = with_engine(settle_promise(registry, number)[0], "classify")
-            return predict_in_subprocess(model, texts or ["Does it predict?"], settings)
+            return predict_in_subprocess(model, texts or ["Does it predict?"], with_engine(settings, "classify"))
         except UserError as error:
             logger.debug("version %s of %s does not predict", number, registry.name, exc_info=True)
             return NoReply(str(error))
@@ -269,7 +269,7 @@ def _measure(registry: Registry, number: str, texts: Sequence[str]) -> Predictio
 def _measure_champion(registry: Registry, number: str, texts: Sequence[str]) -> PredictionReply | NoReply:
     """As `_measure`, but a champion that hangs does not keep a version from being promoted with --force."""
     try:
-        return _measure(registry, number, texts)
+        return _measure(registry, number, texts, settle_promise(registry, number)[0])
     except StalledError as error:
         return NoReply(str(error))
 

@@ -28,8 +28,8 @@ def settle_promise(registry: Registry, number: str) -> tuple[Settings, str | Non
         return settings, None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        registry.download(number, folder)
         try:
+            registry.download(number, folder)
             decision, reason = SpinClassifier.open(folder, settings).decision, None
         except UserError as error:
             decision, reason = settings.decision.without_promise(), str(error)

@@ -8,7 +8,9 @@ import pytest
 
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.storage.object_store import Store
+from tests.support.chaos import FolderRegistry
 from tests.support.fake_nights import FakeNights, use_fake_step
+from tests.support.night_project import NightProject, run_shards_here
 
 
 @pytest.fixture
@@ -21,6 +23,15 @@ def tables(store_uri: str) -> NightTables:
 def local_tables(tmp_path: Path) -> NightTables:
     """The tables of an empty output on a disk."""
     return NightTables(Store(str(tmp_path / "out")))
+
+
+@pytest.fixture
+def empty_project(
+    tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> NightProject:
+    """A project without input files, whose nights run in this process; modules have their own `registry_fixture`."""
+    run_shards_here(monkeypatch)
+    return NightProject(tmp_path, registry_fixture, backbone_folder)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from tests.pipelines.nightly.test_several_classifiers import NamedRegistry
 from tests.spin.monitor.test_drift_words import plain_p_value
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
-from tests.support.night_project import DATE, NightProject, Row, run_shards_here
+from tests.support.night_project import DATE, NightProject, Row
 from tests.support.random_classifiers import build_classifier
 from tests.support.summaries import build_choice_summary
 from tests.support.word_regression import build_word_regression
@@ -105,15 +105,11 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(
-    tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> NightProject:
-    run_shards_here(monkeypatch)
-    project = NightProject(tmp_path, registry_fixture, backbone_folder)
+def project(empty_project: NightProject) -> NightProject:
     rows = make_night()
-    project.write("a.jsonl", [*rows[:150], {"id": "dead", "text": " "}, rows[0]])
-    project.write("b.jsonl", rows[150:])
-    return project
+    empty_project.write("a.jsonl", [*rows[:150], {"id": "dead", "text": " "}, rows[0]])
+    empty_project.write("b.jsonl", rows[150:])
+    return empty_project
 
 
 def run_drifting(project: NightProject, out: str = "out", documents: int = 40, **limits: Any) -> NightReport:

@@ -14,7 +14,7 @@ from spin.classifier import SpinClassifier
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, load_settings
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
-from tests.support.night_project import NightProject, run_shards_here
+from tests.support.night_project import NightProject
 
 WINDOWS, CUT = "12"
 ROOM, OVERLAP, LIMIT = 6, 2, 3
@@ -43,13 +43,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(
-    tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> NightProject:
-    run_shards_here(monkeypatch)
-    project = NightProject(tmp_path, registry_fixture, backbone_folder)
-    project.write("a.jsonl", [*ROWS, {"id": "x", "text": " "}])
-    return project
+def project(empty_project: NightProject) -> NightProject:
+    empty_project.write("a.jsonl", [*ROWS, {"id": "x", "text": " "}])
+    return empty_project
 
 
 def count_windows(tokens: int) -> int:

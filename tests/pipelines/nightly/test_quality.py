@@ -23,7 +23,7 @@ from spin.monitor.quality import QualitySums, estimate_quality
 from spin.settings import BackboneSettings, CascadeSettings, SearchSettings
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
-from tests.support.night_project import NightProject, run_shards_here
+from tests.support.night_project import NightProject
 
 SINGLE, SEVERAL, NO_TEST = "1", "2", "3"
 TEST = [row["text"] for row in tiny.make_documents(400, seed=9)]
@@ -59,13 +59,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(
-    tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> NightProject:
-    run_shards_here(monkeypatch)
-    project = NightProject(tmp_path, registry_fixture, backbone_folder)
-    project.write("a.jsonl", ROWS)
-    return project
+def project(empty_project: NightProject) -> NightProject:
+    empty_project.write("a.jsonl", ROWS)
+    return empty_project
 
 
 def load(project: NightProject, number: str) -> tuple[SpinClassifier, HeldOutLogits]:

@@ -21,7 +21,7 @@ from spin.settings import BackboneSettings, DecisionSettings, SearchSettings
 from spin.sites import BY_WORDS
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
-from tests.support.night_project import NightProject, run_shards_here
+from tests.support.night_project import NightProject
 from tests.support.word_regression import build_word_regression
 
 SINGLE, MULTI, WORDS = "1", "2", "3"
@@ -52,13 +52,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(
-    tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> NightProject:
-    run_shards_here(monkeypatch)
-    project = NightProject(tmp_path, registry_fixture, backbone_folder)
-    project.write("a.jsonl", [*ROWS, {"id": "dead", "text": " "}])
-    return project
+def project(empty_project: NightProject) -> NightProject:
+    empty_project.write("a.jsonl", [*ROWS, {"id": "dead", "text": " "}])
+    return empty_project
 
 
 def check_reasons(rows: Sequence[dict[str, Any]], spin: SpinClassifier, count: int) -> None:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.nightly.report.night_report import find_report
-from pipelines.nightly.review.nights import find_night
+from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import (
     DISAGREEMENTS,
@@ -54,7 +54,7 @@ def choose_documents(
     (`spin.monitor.spot_check`). Raises UserError if there is no such night, or no document with a label.
     """
     tables = NightTables(Store(output))
-    night = find_night(tables, date=date, model=model)
+    night = _find_night(tables, date, model)
     disputed, drifted = _disputed_ids(tables, night), _drifted_ids(tables, night)
     counts = _allot(documents, len(drifted), len(disputed) > 0)
     kept = {name: _Smallest(counts[name]) for name in (UNCERTAIN, DRIFTED)}
@@ -75,6 +75,22 @@ def choose_documents(
     if not sum(sizes.values()):
         raise UserError(f"the night of {night.date} of {night.model} has no document with a label; nothing to review")
     return ReviewSample(night, _join(kept, counts, sizes, disputed))
+
+
+def _find_night(tables: NightTables, date: str | None, model: str | None) -> PublishedRun:
+    """The published night of a date and model, by default the latest.
+
+    Raises UserError if there is none, or if nights of several models could be meant.
+    """
+    nights = [night for night in list_nights(tables) if date in (None, night.date) and model in (None, night.model)]
+    if not nights:
+        wanted = "".join(f" of {each}" for each in (date, model) if each is not None)
+        raise UserError(f"{tables.out.uri} has no published night{wanted}; `spin nights list` shows what it holds")
+    latest = [night for night in nights if night.date == max(each.date for each in nights)]
+    if len(latest) > 1:
+        names = ", ".join(night.model for night in latest)
+        raise UserError(f"{tables.out.uri} has nights of {latest[0].date} by {names}; choose one with --model")
+    return latest[0]
 
 
 class _Smallest:

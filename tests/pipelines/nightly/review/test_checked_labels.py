@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.nightly.report.night_report import REPORT
-from pipelines.nightly.review.choose import choose_documents
-from pipelines.nightly.review.labels import LABELS, add_labels, list_scores
+from pipelines.nightly.review.checked_labels import LABELS, add_labels, list_scores
 from pipelines.nightly.review.review_file import write_review
+from pipelines.nightly.review.review_sample import choose_documents
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
 from tests.pipelines.nightly.report.test_run_report import make_report
-from tests.pipelines.nightly.review.test_choose import make_rows, publish
+from tests.pipelines.nightly.review.test_review_sample import make_rows, publish
 from tests.support.nights import DATE, MODEL, run_night
 
 WRONG = {f"d{n:05d}" for n in range(0, 2000, 5)}

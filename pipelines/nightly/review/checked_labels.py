@@ -73,8 +73,7 @@ def add_labels(output: str, file: Path, *, date: str | None = None, model: str |
     if not nights:
         raise UserError(f"{output} has no published night; `spin classify` makes one")
     known: set[str] = set()
-    foreign: set[str] = set()
-    scores = []
+    touched = []
     for night in nights:
         own = list(_rows_of(night, rows, date, model))
         given = _given_labels(tables, night, {row.id for row in own})
@@ -83,11 +82,18 @@ def add_labels(output: str, file: Path, *, date: str | None = None, model: str |
             _store(tables.out, own)
         known |= {row.id for row in own}
         if any(row.true_labels is not None for row in own):
-            scores.append(_score(tables, night))
-            foreign |= _foreign_classes(tables, night, own)
+            touched.append(night)
+    stored = read_labels(tables.out) if touched else {}
+    scored = [_score(tables, night, stored[night.date, night.model]) for night in touched]
     labelled = [row.id for row in rows if row.true_labels is not None]
     added = sum(id in known for id in labelled)
-    return AddedLabels(added, len(rows) - len(labelled), len(labelled) - added, tuple(scores), tuple(sorted(foreign)))
+    return AddedLabels(
+        added=added,
+        empty=len(rows) - len(labelled),
+        unknown=len(labelled) - added,
+        nights=tuple(score for score, _ in scored),
+        foreign=tuple(sorted({name for _, names in scored for name in names})),
+    )
 
 
 def list_scores(tables: NightTables, model: str | None = None, *, most: int | None = None) -> list[ScoredNight]:
@@ -107,13 +113,6 @@ def _rows_of(night: PublishedRun, rows: Sequence[LabelRow], date: str | None, mo
     for row in rows:
         if (row.date or date) in (None, night.date) and (row.model or model) in (None, night.model):
             yield replace(row, date=night.date, model=night.model)
-
-
-def _foreign_classes(tables: NightTables, night: PublishedRun, rows: Sequence[LabelRow]) -> set[str]:
-    """The classes of labels that the model of a night does not have; none where its report is missing."""
-    report = find_report(tables.out / f"{RUNS}/{night.run}")
-    given = {name for row in rows for name in row.true_labels or ()}
-    return set() if report is None else given - set(report.classes)
 
 
 def _given_labels(tables: NightTables, night: PublishedRun, ids: set[str]) -> Given:
@@ -144,18 +143,18 @@ def _store(out: Store, rows: Sequence[LabelRow]) -> None:
     out.write(f"{LABELS}/{digest}.parquet", sink.getvalue().to_pybytes())
 
 
-def read_labels(out: Store, night: PublishedRun) -> list[LabelRow]:
-    """The rows of a night, one per document: with its last label, and with the stratum of its last review."""
+def read_labels(out: Store) -> dict[tuple[str, str], list[LabelRow]]:
+    """The rows of all nights by date and model, one per document: its last label, and the stratum of its last review."""
     keys = [key for key in out.list(LABELS) if key.endswith(".parquet")]
     files = [pq.read_table(io.BytesIO(data)) for data in out.read_many(keys).values()]
     files.sort(key=lambda table: table.schema.metadata[_ADDED])
-    merged: dict[str, LabelRow] = {}
+    merged: dict[tuple[str, str], dict[str, LabelRow]] = {}
     for row in (row for table in files for row in table.to_pylist()):
-        if (row["date"], row["model"]) == (night.date, night.model):
-            labels = None if row["true_labels"] is None else tuple(row["true_labels"])
-            added = LabelRow(**(row | {"true_labels": labels}))
-            merged[added.id] = _merge(merged.get(added.id, added), added)
-    return list(merged.values())
+        labels = None if row["true_labels"] is None else tuple(row["true_labels"])
+        added = LabelRow(**(row | {"true_labels": labels}))
+        of_night = merged.setdefault((row["date"], row["model"]), {})
+        of_night[added.id] = _merge(of_night.get(added.id, added), added)
+    return {night: list(rows.values()) for night, rows in merged.items()}
 
 
 def _merge(before: LabelRow, added: LabelRow) -> LabelRow:
@@ -165,9 +164,11 @@ def _merge(before: LabelRow, added: LabelRow) -> LabelRow:
     return replace(added, true_labels=labels, reason=reviewed.reason, population=reviewed.population)
 
 
-def _score(tables: NightTables, night: PublishedRun) -> ScoredNight:
-    """Score a night by all of its labels, and store the score under the name of its run."""
-    rows = read_labels(tables.out, night)
+def _score(tables: NightTables, night: PublishedRun, rows: Sequence[LabelRow]) -> tuple[ScoredNight, set[str]]:
+    """Score a night by the rows of its labels, and store the score under the name of its run.
+
+    Returns the score and the classes in its labels that the model does not have, as far as its report is there.
+    """
     given = _given_labels(tables, night, {row.id for row in rows})
     rows = [row for row in rows if row.id in given]
     right = _compare(rows, given)
@@ -185,7 +186,8 @@ def _score(tables: NightTables, night: PublishedRun) -> ScoredNight:
         estimated=None if quality is None else quality.accuracy,
     )
     tables.out.write_json(f"{_SCORES}/{night.run}.json", to_json(score))
-    return score
+    classes = {name for row in rows for name in row.true_labels or ()}
+    return score, set() if report is None else classes - set(report.classes)
 
 
 def _find_strata(rows: Sequence[LabelRow], given: Given, labelled: int) -> list[Stratum]:
