@@ -136,7 +136,6 @@ def _print_scores(scores: Sequence[ScoredNight]) -> None:
     for score in scores:
         model = f"{score.model} {score.model_version}".strip()
         right = f"{score.right:,} of {score.checked:,}"
-        table.add_row(
-            score.date, escape(model), right, *map(terminal.format_estimate, (score.accuracy, score.estimated))
-        )
+        figures = map(terminal.format_estimate, (score.accuracy, score.estimated))
+        table.add_row(score.date, escape(model), right, *figures)
     terminal.out.print(table)

@@ -144,7 +144,7 @@ def _store(out: Store, rows: Sequence[LabelRow]) -> None:
 
 
 def read_labels(out: Store) -> dict[tuple[str, str], list[LabelRow]]:
-    """The rows of all nights by date and model, one per document: its last label, and the stratum of its last review."""
+    """The rows of nights by date and model, one per document: its last label, and the stratum of its last review."""
     keys = [key for key in out.list(LABELS) if key.endswith(".parquet")]
     files = [pq.read_table(io.BytesIO(data)) for data in out.read_many(keys).values()]
     files.sort(key=lambda table: table.schema.metadata[_ADDED])

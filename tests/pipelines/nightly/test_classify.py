@@ -31,7 +31,7 @@ from spin.sites import BY_WORDS
 from tests.support import chaos, tiny
 from tests.support.browser import open_page
 from tests.support.chaos import FolderRegistry
-from tests.support.night_project import DATE, NightProject, call_before_stage, run_shards_here
+from tests.support.night_project import DATE, NightProject, call_before_stage
 from tests.support.word_regression import build_word_regression
 
 Row = dict[str, Any]
@@ -49,11 +49,8 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(
-    tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> NightProject:
-    run_shards_here(monkeypatch)
-    return NightProject(tmp_path, registry_fixture, backbone_folder)
+def project(empty_project: NightProject) -> NightProject:
+    return empty_project
 
 
 def test_the_outcome_of_a_shard_does_not_grow_with_its_rows(

@@ -25,7 +25,7 @@ from tests.support import tiny
 from tests.support.chaos import FolderRegistry
 from tests.support.night_project import NightProject
 
-SINGLE, SEVERAL, NO_TEST = "1", "2", "3"
+SINGLE, SEVERAL, NO_TEST, OTHER = "1", "2", "3", "4"
 TEST = [row["text"] for row in tiny.make_documents(400, seed=9)]
 ROWS = tiny.make_documents(70, seed=3)
 
@@ -41,7 +41,10 @@ def draw_classes(spin: SpinClassifier, seed: int = 0) -> Targets:
 
 @pytest.fixture(scope="module")
 def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
-    """A registry with a version of one class per document, a multi-label one, and one without test documents."""
+    """A registry with a version of one class per document and a multi-label one.
+
+    The others are the first one without test documents, and with test documents of which it is never wrong.
+    """
     folder = tmp_path_factory.mktemp("registry")
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(0.1,), l1=(), head="linear", words="off")
@@ -55,6 +58,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
         (folder / number / HELD_OUT).write_bytes(save_tensors(held_out.to_tensors("accuracy")))
         if number == SINGLE:
             spin.save(folder / NO_TEST)
+            spin.save(folder / OTHER)
+            right = HeldOutLogits(held_out.logits, spin.label_space.predict(held_out.logits[0]))
+            (folder / OTHER / HELD_OUT).write_bytes(save_tensors(right.to_tensors("accuracy")))
     return FolderRegistry(folder)
 
 
@@ -136,6 +142,16 @@ def test_a_night_abstains_where_the_promised_error_needs_it(project: NightProjec
     assert report.max_error == 0.2
     assert report.quality is not None
     assert report.quality.documents == len(ROWS) - report.counts.abstained
+
+
+def test_a_shadow_has_a_band_of_its_own(project: NightProject) -> None:
+    """The same classifier without a band, as its test documents need none, labels what the model leaves out."""
+    report = project.run_night(shadow=f"models:/tiny/{OTHER}", set=("decision.max_error=0.2",))
+    assert report.shadow is not None
+    assert report.counts.abstained > 0
+    assert report.shadow.counts.compared - report.shadow.counts.agreed == report.counts.abstained
+    with pytest.raises(UserError, match="--shadow: version 3 cannot be compared .* no test documents"):
+        project.run_night(shadow=f"models:/tiny/{NO_TEST}", restart=True, set=("decision.max_error=0.2",))
 
 
 def test_a_night_does_not_begin_where_the_error_cannot_be_promised(project: NightProject) -> None:

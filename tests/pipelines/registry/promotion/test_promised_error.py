@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -10,6 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as save_tensors
 
+from pipelines.registry.evaluation_set import EvaluationSet
+from pipelines.registry.promotion import gate
+from pipelines.registry.promotion.earlier_gates import EarlierGates
+from pipelines.registry.promotion.gate import run_gate
 from pipelines.registry.promotion.gate_check import GateCheck
 from pipelines.registry.promotion.promised_error import check_promised_error, settle_promise
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
@@ -112,3 +117,37 @@ def test_there_is_no_check_where_nothing_is_promised(tmp_path: Path) -> None:
     version = write_version(tmp_path / "7", draw_documents(200, 0))
     assert check(version, draw_documents(100, 1), None)[1] == []
     assert check(version, draw_documents(0, 1))[1] == []
+
+
+def test_each_version_predicts_with_its_own_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a night would: a document within the band goes on to later exits. A version without a band has none."""
+    write_version(tmp_path / "7", draw_documents(2000, 0))
+    write_version(tmp_path / "6", None)
+    documents, decided = draw_documents(1000, 1), {}
+    probabilities = SPACE.probabilities(documents.logits[-1])
+
+    def predict(model: Path, texts: Sequence[str], settings: Settings) -> PredictionReply:
+        decided[model.name] = settings.decision
+        given = Decision.of(SPACE, settings.decision).labels(probabilities)
+        return PredictionReply({"text": "string"}, SPACE.classes, False, given, probabilities, 1.0)
+
+    def download(number: str, target: Path) -> None:
+        for file in (tmp_path / number).iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+
+    monkeypatch.setattr(gate, "predict_in_subprocess", predict)
+    monkeypatch.setattr(gate, "with_engine", lambda settings, _: settings)
+    settings = parse_settings(
+        {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "decision": {"max_error": 0.1}}
+    )
+    registry: Any = SimpleNamespace(
+        settings=settings, name="tiny", download=download, download_model=lambda number, folder: folder / number
+    )
+    rows = [str(row) for row in range(len(documents))]
+    report = run_gate(registry, "7", "6", EvaluationSet(rows, rows, SPACE.names(documents.y)), EarlierGates())
+    band = choose_band(draw_documents(2000, 0), (), DECISION, 0.1)
+    assert band is not None
+    assert decided == {"7": DecisionSettings(abstain=band.abstain), "6": DecisionSettings()}
+    [found] = [check for check in report.checks if check.name == "max_error"]
+    assert found.passed
+    assert "that get a label" in found.measured
