@@ -28,9 +28,9 @@ from pipelines.nightly.night_pass import ModelNight, enter_pass, form_passes
 from pipelines.nightly.report.drift_causes import name_causes
 from pipelines.nightly.report.drift_check import measure_drift
 from pipelines.nightly.report.night_report import REPORT, NightReport
-from pipelines.nightly.report.quality_check import estimate_night
+from pipelines.nightly.report.quality_check import NightQuality, estimate_labels
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
-from pipelines.nightly.steps.night_profile import NightProfile, sum_profiles
+from pipelines.nightly.steps.night_profile import sum_profiles
 from pipelines.nightly.tables.night_records import RUNS, NightRecord
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.passes import find_pass, open_runs
@@ -38,7 +38,9 @@ from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.service_errors import DriftError, HeldError, UnavailableError
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.workers.worker_faults import describe_error
+from spin.classifier import SpinClassifier
 from spin.errors import SpinError, UserError
+from spin.heads.held_out import HeldOutLogits
 from spin.monitor.agreement import ShadowAgreement, total_agreement
 from spin.monitor.drift import Drift
 from spin.settings import BackboneSettings
@@ -286,14 +288,13 @@ def _finish(night: ModelNight, classified: ClassifiedNight) -> tuple[NightReport
     """Check a classified night and write its records. Raises BadRowsError if it is outside of its limits."""
     driver: Driver = night.driver
     reconcile(classified)
-    profile = _sum_profiles(night, classified)
-    drift = _measure_drift(night, classified, profile)
+    drift, quality = _assess(night, classified)
     report = build_report(
         driver,
         classified,
         classes=night.model.metadata.classes,
         drift=drift,
-        quality=estimate_night(profile, night.model.folder / "model", driver.settings, drift),
+        quality=quality,
         shadow=_total_agreement(night, classified),
     )
     check_files(driver.settings.classify, classified.quarantined, report.files.total)
@@ -301,27 +302,21 @@ def _finish(night: ModelNight, classified: ClassifiedNight) -> tuple[NightReport
     return finish_night(driver, classified, report)
 
 
-def _sum_profiles(night: ModelNight, classified: ClassifiedNight) -> NightProfile | None:
-    """The profile of the classified documents, None without any."""
-    return sum_profiles(night.driver.tables.out, _keys(classified, PROFILE))
+def _assess(night: ModelNight, classified: ClassifiedNight) -> tuple[list[Drift], NightQuality]:
+    """The drift of the classified documents from the reference of the model, with its causes, and their quality."""
+    settings, out, model = night.driver.settings, night.driver.tables.out, night.model.folder / "model"
+    profile = sum_profiles(out, _keys(classified, PROFILE))
+    if profile is None:
+        return [], NightQuality(None)
+    spin, held_out = SpinClassifier.open(model, settings), HeldOutLogits.read(model, settings.choose)
+    drift = measure_drift(profile, model, spin, held_out, settings.classify.max_psi)
+    drift = name_causes(drift, out, _keys(classified, SAMPLE), spin.fitted.selection, settings.classify)
+    return drift, estimate_labels(profile.quality, spin, held_out, drift)
 
 
 def _keys(classified: ClassifiedNight, ending: str) -> list[str]:
     """The keys in the output of the files of shards that have an ending."""
     return [key for outcome in classified.readable for key in outcome.files if key.endswith(ending)]
-
-
-def _measure_drift(night: ModelNight, classified: ClassifiedNight, profile: NightProfile | None) -> list[Drift]:
-    """The drift of the classified documents from the reference of the model, with its causes."""
-    settings, out, model = night.driver.settings, night.driver.tables.out, night.model.folder / "model"
-    drifts = measure_drift(
-        profile,
-        model,
-        settings.choose,
-        settings.classify.max_psi,
-        early=settings.classify.cascade,
-    )
-    return name_causes(drifts, out, _keys(classified, SAMPLE), model, settings)
 
 
 def _total_agreement(night: ModelNight, classified: ClassifiedNight) -> ShadowAgreement | None:

@@ -36,13 +36,19 @@ class HeldOutLogits:
         """The number of documents."""
         return len(self.y)
 
-    def probabilities(self, exits: Sequence[EarlyExit], decision: Decision) -> Floats:
-        """(m, K) where each document stops under a decision: at one of all `exits`, or without any at full depth."""
-        logits: Floats = self.logits[-1].copy()
+    def stops(self, exits: Sequence[EarlyExit], decision: Decision) -> NDArray[np.int64]:
+        """(m,) the index of the exit at which each document stops under a decision; the last one for full depth.
+
+        `exits` are all of the classifier, or none where documents always run to full depth.
+        """
+        stops = np.full(len(self), len(self.logits) - 1)
         for index in reversed(range(len(exits))):
-            stops = should_exit(decision.label_space, decision, exits[index].threshold, self.logits[index])
-            logits[stops] = self.logits[index][stops]
-        return decision.label_space.probabilities(logits)
+            stops[should_exit(decision.label_space, decision, exits[index].threshold, self.logits[index])] = index
+        return stops
+
+    def probabilities(self, exits: Sequence[EarlyExit], decision: Decision) -> Floats:
+        """(m, K) where each document stops, see `stops`."""
+        return decision.label_space.probabilities(self.logits[self.stops(exits, decision), np.arange(len(self))])
 
     def to_tensors(self, choice: Choice) -> dict[str, NDArray[Any]]:
         """The arrays by name, those of one of the three classifiers; the classes are the same for all."""

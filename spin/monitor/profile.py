@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,7 +14,10 @@ from safetensors.numpy import load as load_tensors
 from spin.activations.features import Features
 from spin.arrays import Floats
 from spin.errors import UserError
+from spin.heads.decision import Decision
+from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier
+from spin.heads.held_out import HeldOutLogits
 from spin.labels.label_space import LabelSpace
 from spin.sites import BY_WORDS
 
@@ -65,8 +69,7 @@ class Profile:
         Documents whose depth says that their words decided them count for labels, scores and exits alone: the backbone
         has not read them, or where a reference is measured at full depth it need not have.
         """
-        indicator = label_space.indicator(label_space.predict(logits))
-        probabilities = label_space.probabilities(logits)
+        labels, scores = _count_outcomes(label_space, logits)
         standardised = fitted.standardizer.transform(activations).astype(np.float64)
         depth = np.full(len(logits), fitted.selection.depth) if features.depth is None else features.depth
         read = depth != BY_WORDS
@@ -74,15 +77,25 @@ class Profile:
         n_tokens, n_unknown = features.n_tokens[read], features.n_unknown[read]
         depths = [*(exit.depth for exit in fitted.exits), fitted.selection.depth]
         return cls(
-            labels=np.array([*indicator.sum(0), (~indicator.any(1)).sum()], np.int64),
+            labels=labels,
             exits=np.array([(depth == exit_depth).sum() for exit_depth in depths], np.int64),
-            scores=_histogram(probabilities.max(1, initial=0.0), SCORES),
+            scores=scores,
             lengths=_histogram(n_tokens, LENGTHS),
             unknown=_histogram(n_unknown / np.maximum(n_tokens, 1), UNKNOWN),
             read=np.where(np.arange(standardised.shape[1]) < fitted.selection.words, len(read), read.sum()),
             sums=standardised.sum(0),
             squares=np.square(standardised).sum(0),
         )
+
+    def under(self, held_out: HeldOutLogits, exits: Sequence[EarlyExit], decision: Decision) -> Profile:
+        """The profile of a reference under another decision, by its documents' logits at all `exits`.
+
+        A document within the abstention band goes on to a later exit: its exit, its label and its largest probability
+        follow from the decision. What the backbone reads is taken as it is.
+        """
+        stops = held_out.stops(exits, decision)
+        labels, scores = _count_outcomes(decision.label_space, held_out.logits[stops, np.arange(len(held_out))])
+        return replace(self, labels=labels, exits=np.bincount(stops, minlength=len(exits) + 1), scores=scores)
 
     def __add__(self, other: Profile) -> Profile:
         if len(self.exits) != len(other.exits):  # a shard of a night that an earlier version began knows none
@@ -125,6 +138,13 @@ class Profile:
             raise UserError(
                 f"this is not a profile of documents: {error}; expected a file that spin train or spin classify wrote"
             ) from None
+
+
+def _count_outcomes(label_space: LabelSpace, logits: Floats) -> tuple[Counts, Counts]:
+    """The fields `labels` and `scores` of documents with logits (n, K)."""
+    indicator = label_space.indicator(label_space.predict(logits))
+    labels = np.array([*indicator.sum(0), (~indicator.any(1)).sum()], np.int64)
+    return labels, _histogram(label_space.probabilities(logits).max(1, initial=0.0), SCORES)
 
 
 def _histogram(values: NDArray[np.number], borders: Floats) -> Counts:

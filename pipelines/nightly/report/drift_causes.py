@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from pipelines.storage.object_store import Store
-from spin.heads import persistence
+from spin.heads.selection import Selection
 from spin.monitor.document_sample import DocumentSample
 from spin.monitor.drift import Drift, NeuronShift, feature_names
 from spin.monitor.drift_words import frequent_words
-from spin.settings import ClassifySettings, Settings
+from spin.settings import ClassifySettings
 
 _NEURONS = 5
 """most neurons whose causes are named"""
@@ -24,17 +23,16 @@ _READ_AT_ONCE = 64
 
 
 def name_causes(
-    drifts: Sequence[Drift], out: Store, samples: Sequence[str], model: Path, settings: Settings
+    drifts: Sequence[Drift], out: Store, samples: Sequence[str], selection: Selection, named: ClassifySettings
 ) -> list[Drift]:
     """Return drifts in which the neurons that moved most name the documents, and the words, that drive them.
 
-    `samples` are the keys in the output of the sampled documents, `model` is the folder of the model. Only neurons that
+    `samples` are the keys in the output of the sampled documents, `selection` is that of the model. Only neurons that
     moved by more than chance and more than is allowed have causes.
     """
     if not samples or not any(_moved(drift) for drift in drifts):
         return list(drifts)
-    names = feature_names(persistence.load_result(model).choices[settings.choose].selection)
-    return [_explain(drift, out, samples, names, settings.classify) for drift in drifts]
+    return [_explain(drift, out, samples, feature_names(selection), named) for drift in drifts]
 
 
 def _moved(drift: Drift) -> tuple[NeuronShift, ...]:

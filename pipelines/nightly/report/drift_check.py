@@ -8,27 +8,28 @@ from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.steps.night_profile import NightProfile
 from pipelines.registry.packaging import REFERENCE
 from pipelines.service_errors import DriftError
-from spin.heads import persistence
+from spin.classifier import SpinClassifier
+from spin.heads.held_out import HeldOutLogits
 from spin.monitor.drift import Drift, measure
 from spin.monitor.profile import Profile
-from spin.settings import Choice
 
 
 def measure_drift(
-    profile: NightProfile | None, model: Path, choice: Choice, allowed: float, *, early: bool
+    profile: NightProfile, model: Path, spin: SpinClassifier, held_out: HeldOutLogits | None, allowed: float
 ) -> list[Drift]:
-    """Return the drift of the profile of a night from the reference in the folder of a model.
+    """Return the drift of the profile of a night from the reference in the folder of a model, opened as `spin`.
 
-    Where documents may exit `early`, the reference is that of documents with early exits, and neurons above the first
-    exit, which not all documents reach, are not compared. Empty for a model that was saved without a reference, or
-    where no document was predicted.
+    Where documents may exit early, the reference is that of documents with early exits, under the decision of the night
+    if the model carries the logits of its test documents; neurons above the first exit, which not all documents reach,
+    are not compared. Empty for a model that was saved without a reference, or where no document was predicted.
     """
-    if profile is None or not (model / REFERENCE).exists():
+    if not (model / REFERENCE).exists():
         return []
-    prefix = f"{choice}.early." if early else f"{choice}."
+    prefix = f"{spin.choose}.early." if spin.early else f"{spin.choose}."
     reference = Profile.from_bytes((model / REFERENCE).read_bytes(), prefix)
-    selection = persistence.load_result(model).choices[choice].selection
-    return measure(profile.documents, reference, selection, allowed)
+    if held_out is not None and spin.exits_early:
+        reference = reference.under(held_out, spin.fitted.exits, spin.decision_rule)
+    return measure(profile.documents, reference, spin.fitted.selection, allowed)
 
 
 def check_drift(report: NightReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from pipelines.storage.object_store import Store
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
 from spin.heads.abstention import choose_band
+from spin.heads.early_exit import EarlyExit
 from spin.heads.held_out import HELD_OUT, HeldOutLogits
+from spin.heads.linear_head import LinearHead
 from spin.labels.label_space import Targets
 from spin.monitor.profile import Profile
 from spin.monitor.quality import QualitySums, estimate_quality
@@ -25,7 +28,7 @@ from tests.support import tiny
 from tests.support.chaos import FolderRegistry
 from tests.support.night_project import NightProject
 
-SINGLE, SEVERAL, NO_TEST, OTHER = "1", "2", "3", "4"
+SINGLE, SEVERAL, NO_TEST, OTHER, EXIT = "1", "2", "3", "4", "5"
 TEST = [row["text"] for row in tiny.make_documents(400, seed=9)]
 ROWS = tiny.make_documents(70, seed=3)
 
@@ -75,6 +78,44 @@ def load(project: NightProject, number: str) -> tuple[SpinClassifier, HeldOutLog
     held_out = HeldOutLogits.read(folder, "accuracy")
     assert held_out is not None
     return SpinClassifier.load(folder), held_out
+
+
+def add_exit(folder: Path, spin: SpinClassifier) -> None:
+    """Save a classifier with an exit that takes every document, as long as no band of 0.6 is around its decision.
+
+    Its reference is that of documents that take the exit.
+    """
+    neurons = len(spin.fitted.selection.part(1))
+    constant = LinearHead(np.zeros((2, neurons), np.float32), np.array([0.6, -0.6], np.float32))
+    fitted = replace(spin.fitted, exits=(EarlyExit(1, constant, 0.7),))
+    result = replace(spin.training_result, choices=dict.fromkeys(spin.training_result.choices, fitted))
+    digest = str(spin.backbone_digest)
+    leaving = SpinClassifier.assemble(spin.settings, digest, spin.label_space, result, spin.metric, early=True)
+    leaving.save(folder)
+    held_out = HeldOutLogits.read(folder.parent / SINGLE, "accuracy")
+    assert held_out is not None
+    logits = np.stack([np.tile(constant.intercept, (len(TEST), 1)), held_out.logits[-1]])
+    tensors = HeldOutLogits(logits, held_out.y).to_tensors("accuracy")
+    (folder / HELD_OUT).write_bytes(save_tensors(tensors))
+    features = leaving.features(TEST)
+    predictions = leaving.predict_features(features)
+    profile = Profile.from_outputs(spin.label_space, fitted, predictions.logits, features.values, features)
+    reference = {f"accuracy.early.{name}": tensor for name, tensor in profile.to_tensors().items()}
+    (folder / REFERENCE).write_bytes(save_tensors(reference))
+
+
+def test_a_band_that_keeps_documents_from_an_exit_is_no_drift(project: NightProject) -> None:
+    """The documents are the test documents themselves: without a band they take the exit, with it none does."""
+    spin, _ = load(project, SINGLE)
+    add_exit(project.registry_fixture.folder / EXIT, spin)
+    project.promote(EXIT)
+    project.write("a.jsonl", [{"id": str(number), "text": text} for number, text in enumerate(TEST)])
+    assert project.run_night().counts.depths == {"1": len(TEST)}
+    report = project.run_night(date="2026-03-02", set=("decision.max_error=0.2",))
+    assert report.counts.depths == {"3": len(TEST)}
+    drift = {each.name: each.drifted for each in report.drift}
+    assert {"exits", "labels", "scores"} <= drift.keys() | {"exits"}
+    assert not any(drift.get(name) for name in ("exits", "labels", "scores"))
 
 
 @pytest.mark.parametrize("number", [SINGLE, SEVERAL])

@@ -18,14 +18,17 @@ from scipy.stats import entropy
 
 from spin.activations.features import Features
 from spin.errors import UserError
+from spin.heads.decision import Decision
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier
+from spin.heads.held_out import HeldOutLogits
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.monitor.drift import SIGNIFICANCE, measure, stability, stability_limit
-from spin.monitor.profile import Profile
+from spin.monitor.profile import SCORES, Profile
+from spin.settings import DecisionSettings
 from spin.sites import BY_WORDS, FeatureColumn
 from tests.support.summaries import build_choice_summary
 
@@ -121,6 +124,31 @@ def test_a_multilabel_profile_counts_every_label() -> None:
         Features({}, np.ones(3, np.int32), np.zeros(3, np.int32), np.zeros(3, np.bool_)),
     )
     assert counted.labels.tolist() == [1, 1, 2]
+
+
+def test_a_reference_follows_the_decision_of_a_night() -> None:
+    """Documents within the abstention band go on to later exits; a plain loop finds where each stops."""
+    draw, no_head = np.random.default_rng(0), LinearHead(np.zeros((1, 0)), np.zeros(1))
+    exits = (EarlyExit(BY_WORDS, no_head, 0.6), EarlyExit(1, no_head, 0.8))
+    held_out = HeldOutLogits(draw.normal(size=(3, 300, 2)).astype(np.float32), np.zeros(300, np.int64))
+    reference, seen = make_profile(make_outputs(20)), []
+    for abstain in (0.0, 0.7):
+        profile = reference.under(held_out, exits, Decision.of(BINARY, DecisionSettings(abstain=abstain)))
+        stops, labels, scores = np.zeros(3, int), np.zeros(3, int), np.zeros(len(SCORES) + 1, int)
+        for document in range(300):
+            for at, threshold in enumerate((0.6, 0.8, 0.0)):
+                first, second = BINARY.probabilities(held_out.logits[at][document : document + 1])[0]
+                if at == 2 or (max(first, second) >= threshold and abs(first - second) >= abstain):
+                    stops[at] += 1
+                    labels[int(second > first)] += 1
+                    scores[np.searchsorted(SCORES, max(first, second))] += 1
+                    break
+        np.testing.assert_array_equal(profile.exits, stops)
+        np.testing.assert_array_equal(profile.labels, labels)
+        np.testing.assert_array_equal(profile.scores, scores)
+        np.testing.assert_array_equal(profile.lengths, reference.lengths)
+        seen.append(stops[0])
+    assert seen[1] < seen[0]
 
 
 def test_a_profile_is_restored_from_bytes() -> None:

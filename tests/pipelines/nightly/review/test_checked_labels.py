@@ -82,14 +82,17 @@ def test_labels_may_come_in_parts_and_be_corrected(tmp_path: Path) -> None:
     second = add_labels(out, fill_in(tmp_path / "review.csv"))
     assert second.nights[0].checked == 100
     assert second.nights[0].accuracy is not None
-    id = next(row for row in csv.DictReader((tmp_path / "review.csv").open()) if row["true_label"] == "good")["id"]
+    with (tmp_path / "review.csv").open(newline="") as file:
+        drawn = [row for row in csv.DictReader(file) if row["reason"] == "random" and row["true_label"] == "good"]
+    id = drawn[0]["id"]
     right = second.nights[0].right
     corrected = add_labels(out, write_csv(tmp_path / "corrected.csv", [label(id, "bad")]))
     assert (corrected.nights[0].checked, corrected.nights[0].right) == (100, right - 1)
     before, after = second.nights[0].accuracy, corrected.nights[0].accuracy
     assert before is not None
     assert after is not None
-    assert after.value < before.value  # the document is still of the stratum of its review
+    # the document is still one of the 70 that stand for the 1,770 that are not the least certain
+    assert before.value - after.value == pytest.approx(1770 / 1800 / 70, abs=2e-4)
     again = add_labels(out, tmp_path / "review.csv")
     assert again.nights == second.nights  # as it was added last
     corrected = add_labels(out, tmp_path / "corrected.csv")
