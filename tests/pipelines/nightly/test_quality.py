@@ -114,7 +114,7 @@ def test_a_band_that_keeps_documents_from_an_exit_is_no_drift(project: NightProj
     report = project.run_night(date="2026-03-02", set=("decision.max_error=0.2",))
     assert report.counts.depths == {"3": len(TEST)}
     drift = {each.name: each.drifted for each in report.drift}
-    assert {"exits", "labels", "scores"} <= drift.keys() | {"exits"}
+    assert {"labels", "scores"} <= drift.keys()
     assert not any(drift.get(name) for name in ("exits", "labels", "scores"))
 
 
