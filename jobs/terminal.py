@@ -391,7 +391,8 @@ def _leakage(choice: ChoiceSummary, uncapped: UncappedChoice) -> str:
         return f"{revealed}; search.max_leakage costs nothing"
     head = "" if choice.head == "linear" else " of a linear head"
     return (
-        f"{revealed}; search.max_leakage costs {100 * uncapped.price:.1f} points{head}: without it "
+        # adding 0 makes minus zero plain
+        f"{revealed}; search.max_leakage costs {round(100 * uncapped.price, 1) + 0.0:.1f} points{head}: without it "
         f"{100 * uncapped.valid_score:.1f} on validation, and {100 * uncapped.leakage:.1f} % of the words"
     )
 
