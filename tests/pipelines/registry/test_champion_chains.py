@@ -101,7 +101,7 @@ class MemoryRegistry:
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryRegistry:
     """An empty registry, whose versions the gate measures at once."""
-    monkeypatch.setattr(gate, "_measure", lambda registry, number, texts: registry.versions[number])
+    monkeypatch.setattr(gate, "_measure", lambda registry, number, texts, settings: registry.versions[number])
     return MemoryRegistry(tmp_path)
 
 
