@@ -32,7 +32,7 @@ from pipelines.nightly.report.run_report import render_reports
 from pipelines.nightly.report.throughput import busy_seconds
 from pipelines.nightly.review.checked_labels import list_scores
 from pipelines.nightly.steps.classify_job import ENDINGS, SAMPLE
-from pipelines.nightly.steps.classify_step import work_digest
+from pipelines.nightly.steps.classify_step import FORGOTTEN, work_digest
 from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS, NightRecord, find_night, finish_run
@@ -166,7 +166,11 @@ def check_files(allowed: ClassifySettings, quarantined: Mapping[str, str], total
 
 
 def check_rows(allowed: ClassifySettings, reasons: Mapping[str, int], rows: int) -> None:
-    """Raise BadRowsError if more rows than the settings allow are dead letters; `reasons` counts these by reason."""
+    """Raise BadRowsError if more rows than the settings allow are dead letters; `reasons` counts these by reason.
+
+    Forgotten documents are left out on purpose, so they do not count.
+    """
+    reasons = {reason: count for reason, count in reasons.items() if reason != FORGOTTEN}
     dead = sum(reasons.values())
     if dead > allowed.max_dead_fraction * rows:
         listed = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common(4))
@@ -243,9 +247,12 @@ def show_reports(driver: Driver, report: NightReport) -> Mapping[str, bytes]:
 
 def delete_work(folder: Store) -> None:
     """Delete what a run or a pass has worked with from its folder, once its nights are published."""
-    endings = (".ids", f".{SAMPLE}")
-    unused = [key for key in folder.list() if key.startswith(_WORK) or "/attempts/" in key or key.endswith(endings)]
-    folder.delete_many(unused)
+    folder.delete_many([key for key in folder.list() if is_work(key)])
+
+
+def is_work(key: str) -> bool:
+    """Whether nobody needs a file in the folder of a run or a pass once its nights are published."""
+    return key.startswith(_WORK) or "/attempts/" in key or key.endswith((".ids", f".{SAMPLE}"))
 
 
 def build_report(

@@ -156,6 +156,8 @@ class NightReport:
     """largest share of wrong labels that the settings promise, None if they promise none"""
     before: EarlierNight | None = None
     """the night before of the same model, None if there is none"""
+    forgotten: int = 0
+    """predictions that were removed since by `spin forget`; all figures are those of the night as it was classified"""
     shadow: _ShadowJson | None = None
     """agreement with the shadow, None for a night without one"""
     counts: NightCounts

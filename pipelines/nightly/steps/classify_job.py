@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.data.files.shards import Shard
+from pipelines.data.forgotten_ids import ForgottenIds
 from pipelines.nightly.steps.dedup import DuplicateRows
 from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import ShadowSpec
@@ -74,6 +75,8 @@ class ClassifyJob:
     """kept columns with their types"""
     record: PassRecord | None = None
     """the pass, None for a run that classifies alone"""
+    forgotten: ForgottenIds = ForgottenIds()
+    """ids of the documents that are not read, and of which nothing is written"""
 
     def takers(self, shard: Shard) -> list[int]:
         """The numbers of the models whose runs take a shard."""

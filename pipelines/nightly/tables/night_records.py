@@ -185,7 +185,7 @@ def is_abandoned(out: Store, run: str) -> bool:
 def require_not_abandoned(out: Store, run: str) -> None:
     """Raise UserError if a run was given up."""
     if is_abandoned(out, run):
-        raise UserError(f"run {run} was given up by `spin nights vacuum`; start over with --restart")
+        raise UserError(f"run {run} was given up by `spin nights vacuum` or `spin forget`; start over with --restart")
 
 
 def now() -> str:

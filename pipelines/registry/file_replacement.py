@@ -1,0 +1,130 @@
+"""Files in MLflow that are replaced after they were logged, which is done only to forget documents.
+
+The digest of what will be there is announced before a file is written and settled after it, so that a version can be
+loaded, with the old file or the new one, wherever a process ends in between.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.registry import evaluation_set, packaging
+from pipelines.registry.evaluation_set import EvaluationSet
+from pipelines.registry.versions import ARTIFACT_TAG, MODEL_TAG, NEXT, Registry
+from spin.errors import UserError
+
+_TAGS = (ARTIFACT_TAG, MODEL_TAG)
+
+
+def replace_version_file(
+    registry: Registry, number: str, name: str, rewrite: Callable[[bytes], bytes | None], *, dry_run: bool = False
+) -> bool:
+    """Replace a file of the artifact of a version by what `rewrite` makes of it, and return whether that differs.
+
+    A version without this file, or one whose file `rewrite` returns None for, stays as it is. With `dry_run`, nothing
+    is changed. Raises UserError where the files of the version are not those that were registered, or where they are
+    not those of a logged model.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        artifact = Path(scratch) / "artifact"
+        registry.download(number, artifact)
+        content = rewrite((artifact / name).read_bytes()) if (artifact / name).is_file() else None
+        if dry_run:
+            return content is not None
+        if content is not None:
+            model = registry.download_model(number, Path(scratch))
+            (model / packaging.SPIN / name).write_bytes(content)
+            _announce(registry, number, model)
+            _upload(registry, number, model / packaging.SPIN / name)
+    _settle(registry, number)
+    return content is not None
+
+
+def replace_evaluation_set(
+    registry: Registry, rewrite: Callable[[EvaluationSet], EvaluationSet], *, dry_run: bool = False
+) -> int:
+    """Replace the frozen set by what `rewrite` leaves of it, and return the number of documents that are removed.
+
+    With `dry_run`, nothing is changed.
+    """
+    frozen = registry.evaluation_set()
+    if frozen is None:
+        return 0
+    left, tags, client = rewrite(frozen), registry.tags(), registry.tracking.client
+    removed = len(frozen) - len(left)
+    with registry.tracking.session():
+        if removed and not dry_run:
+            evaluation_set.replace_frozen(client, registry.name, tags, left)
+        elif not dry_run:
+            evaluation_set.settle_frozen(client, registry.name, tags)
+    return removed
+
+
+def replace_night_files(
+    registry: Registry, name: str, rewrite: Callable[[str], Mapping[str, str] | None], *, dry_run: bool = False
+) -> int:
+    """Replace files of the runs of nights, and return the number of runs whose files differ.
+
+    `rewrite` returns for the text of the file `name` of a run the texts of the files that replace others, by name, or
+    None to keep all. Runs that were deleted in MLflow and not yet removed are among them. With `dry_run`, nothing is
+    changed.
+    """
+    changed = 0
+    for run in _night_runs(registry):
+        text = registry.read_run_file(run, name)
+        files = None if text is None else rewrite(text)
+        changed += files is not None
+        with registry.tracking.session():
+            for file, content in ({} if dry_run or files is None else files).items():
+                registry.tracking.client.log_text(run, content, file)
+    return changed
+
+
+def _night_runs(registry: Registry) -> list[str]:
+    """The ids of the MLflow runs of all nights of a model."""
+    from mlflow.entities import ViewType
+
+    with registry.tracking.session():
+        client, token, runs = registry.tracking.client, None, []
+        experiment = client.get_experiment_by_name(registry.name)
+        while experiment is not None:
+            page = client.search_runs([experiment.experiment_id], "tags.`spin.night` != ''", ViewType.ALL, page_token=token)
+            runs += [run.info.run_id for run in page]
+            token = page.token
+            if not token:
+                break
+        return runs
+
+
+def _announce(registry: Registry, number: str, model: Path) -> None:
+    """Tag a version with the digests that its files will have."""
+    digests = {ARTIFACT_TAG: packaging.folder_digest(model / packaging.SPIN), MODEL_TAG: packaging.folder_digest(model)}
+    with registry.tracking.session():
+        for tag, digest in digests.items():
+            registry.tracking.client.set_model_version_tag(registry.name, number, tag + NEXT, digest)
+
+
+def _upload(registry: Registry, number: str, file: Path) -> None:
+    with registry.tracking.session():
+        client: Any = registry.tracking.client
+        model_id = client.get_model_version(registry.name, number).model_id
+        if not model_id:
+            raise UserError(
+                f"version {number} of {registry.name} was registered by another version of MLflow, which keeps its files "
+                "with a run; delete the version in MLflow"
+            )
+        client.log_model_artifact(model_id, str(file), packaging.SPIN)
+
+
+def _settle(registry: Registry, number: str) -> None:
+    """Make announced digests those of the version."""
+    with registry.tracking.session():
+        client = registry.tracking.client
+        tags = client.get_model_version(registry.name, number).tags
+        for tag in _TAGS:
+            if tag + NEXT in tags:
+                client.set_model_version_tag(registry.name, number, tag, tags[tag + NEXT])
+                client.delete_model_version_tag(registry.name, number, tag + NEXT)
