@@ -34,9 +34,8 @@ from pipelines.nightly.tables.night_tables import (
 )
 from pipelines.nightly.tables.old_layout import refuse_old_layout
 from pipelines.nightly.tables.passes import is_pass_name
-from pipelines.nightly.tables.publication import claim, claim_side_tables, published_files, remove_replaced_rows
+from pipelines.nightly.tables.publication import claim, clean_side_tables, published_files
 from pipelines.nightly.tables.vacuum import models_of
-from pipelines.storage.delta_table import retry_commits
 from pipelines.storage.lease import user_name
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
@@ -143,9 +142,7 @@ def _forget(tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, i
     given_up = _runs_to_give_up(tables, forgotten)
     for run in given_up:
         abandon_run(tables.out, run)
-    for model, token in claims.items():
-        for commit in (claim_side_tables, remove_replaced_rows):
-            retry_commits(_RETRY_SECONDS)(commit, tables, model, token)
+    clean_side_tables(tables, claims, retry_seconds=_RETRY_SECONDS)
     _delete_given_up(tables)
     hide_report(tables)
     show_newest_report(tables)

@@ -43,7 +43,7 @@ STEPS = {
     "between the records": (rewritten_run, "finish_run"),
     "before it publishes": (rewritten_run, "publish_night"),
     "before runs are given up": (forget_nights, "abandon_run"),
-    "before side tables are cleaned": (forget_nights, "remove_replaced_rows"),
+    "before side tables are cleaned": (forget_nights, "clean_side_tables"),
     "before files are deleted": (forget_nights, "_delete_given_up"),
     "before the report is shown": (forget_nights, "show_newest_report"),
     "before nights are scored": (forget_nights, "rescore_nights"),
