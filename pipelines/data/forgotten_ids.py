@@ -54,7 +54,9 @@ def read_forgotten(store: Store) -> ForgottenIds:
     if salt is None:
         return ForgottenIds()
     stored = store.read_many(store.list(_HASHES)).values()
-    return ForgottenIds(salt, frozenset(data[at : at + _BYTES] for data in stored for at in range(0, len(data), _BYTES)))
+    return ForgottenIds(
+        salt, frozenset(data[at : at + _BYTES] for data in stored for at in range(0, len(data), _BYTES))
+    )
 
 
 def add_forgotten(store: Store, ids: Collection[str]) -> ForgottenIds:

@@ -91,7 +91,9 @@ def _night_runs(registry: Registry) -> list[str]:
         client, token, runs = registry.tracking.client, None, []
         experiment = client.get_experiment_by_name(registry.name)
         while experiment is not None:
-            page = client.search_runs([experiment.experiment_id], "tags.`spin.night` != ''", ViewType.ALL, page_token=token)
+            page = client.search_runs(
+                [experiment.experiment_id], "tags.`spin.night` != ''", ViewType.ALL, page_token=token
+            )
             runs += [run.info.run_id for run in page]
             token = page.token
             if not token:

@@ -515,9 +515,8 @@ GUARANTEES = (
             Cut(
                 f"{FORGET}::test_documents_are_found_in_no_object",
                 f"{FORGETTING}/forget_nights.py",
-                "if not was_published(predictions, run) or run not in records or _holds(tables, run, records[run].files, "
-                "forgotten)",
-                "if not was_published(predictions, run)",
+                "kept = {run for run in restorable if not _holds(tables, run, records[run].files, forgotten)}",
+                "kept = set(restorable)",
             ),
             Cut(
                 f"{FORGET}::test_after_a_crash_the_same_command_completes_it",
@@ -535,7 +534,7 @@ GUARANTEES = (
                 f"{FORGET}::test_a_driver_that_slept_meanwhile_publishes_nothing",
                 f"{FORGETTING}/forget_nights.py",
                 "claims[model] = claim(tables, model, retry_seconds=_RETRY_SECONDS)",
-                "claims[model] = tables.open(PREDICTIONS).last_transaction(f'spin:{model}') or 0",
+                "claims[model] = tables.open(PREDICTIONS).last_transaction('spin:' + model) or 0",
             ),
             Cut(
                 f"{FORGET}::test_all_models_of_an_output_forget",

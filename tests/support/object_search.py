@@ -25,7 +25,9 @@ def _find(contents: Iterator[tuple[str, bytes]], needles: Sequence[str]) -> dict
     found = {}
     for name, data in contents:
         content = _decoded(data)
-        hits = [each for each in needles if each in name or each.encode() in content or each.lower().encode() in content]
+        hits = [
+            each for each in needles if each in name or each.encode() in content or each.lower().encode() in content
+        ]
         if hits:
             found[name] = hits
     return found

@@ -93,7 +93,8 @@ def forget_in_output(output: str, ids: Collection[str], *, dry_run: bool = False
     with ExitStack() as leases:
         claims = _claim_all(tables, leases)
         done = _forget(tables, forgotten, claims)
-        out.write_json(f"{FOLDER}/records/{done.at.replace(':', '')}-{max(claims.values(), default=0)}.json", to_json(done))
+        name = f"{done.at.replace(':', '')}-{max(claims.values(), default=0)}"
+        out.write_json(f"{FOLDER}/records/{name}.json", to_json(done))
     return done
 
 
@@ -173,11 +174,9 @@ def _runs_to_give_up(tables: NightTables, forgotten: ForgottenIds) -> list[str]:
     marked = tables.out.read_many([f"{RUNS}/{run}/{ABANDONED}" for run in others])
     others = [run for run in others if f"{RUNS}/{run}/{ABANDONED}" not in marked]
     records = find_nights(tables.out, others)
-    return [
-        run
-        for run in others
-        if not was_published(predictions, run) or run not in records or _holds(tables, run, records[run].files, forgotten)
-    ]
+    restorable = [run for run in others if was_published(predictions, run) and run in records]
+    kept = {run for run in restorable if not _holds(tables, run, records[run].files, forgotten)}
+    return [run for run in others if run not in kept]
 
 
 def _holds(tables: NightTables, run: str, files: RunFiles, forgotten: ForgottenIds) -> bool:

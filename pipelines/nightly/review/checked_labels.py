@@ -172,7 +172,9 @@ def rescore_nights(tables: NightTables, replaced: Mapping[str, str]) -> None:
 def _store(out: Store, rows: Sequence[LabelRow]) -> None:
     """Store labels with the time at which they were added."""
     added = datetime.now(UTC).isoformat(timespec="microseconds")
-    _write_file(out, pa.Table.from_pylist([asdict(row) for row in rows], _SCHEMA.with_metadata({_ADDED: added.encode()})))
+    _write_file(
+        out, pa.Table.from_pylist([asdict(row) for row in rows], _SCHEMA.with_metadata({_ADDED: added.encode()}))
+    )
 
 
 def _write_file(out: Store, labels: pa.Table) -> None:
