@@ -103,7 +103,8 @@ def _night_runs(registry: Registry) -> list[str]:
 
 def _announce(registry: Registry, number: str, model: Path) -> None:
     """Tag a version with the digests that its files will have."""
-    digests = {ARTIFACT_TAG: packaging.folder_digest(model / packaging.SPIN), MODEL_TAG: packaging.folder_digest(model)}
+    parts = {ARTIFACT_TAG: model / packaging.SPIN, MODEL_TAG: model}
+    digests = {tag: packaging.folder_digest(folder) for tag, folder in parts.items()}
     with registry.tracking.session():
         for tag, digest in digests.items():
             registry.tracking.client.set_model_version_tag(registry.name, number, tag + NEXT, digest)
@@ -115,8 +116,8 @@ def _upload(registry: Registry, number: str, file: Path) -> None:
         model_id = client.get_model_version(registry.name, number).model_id
         if not model_id:
             raise UserError(
-                f"version {number} of {registry.name} was registered by another version of MLflow, which keeps its files "
-                "with a run; delete the version in MLflow"
+                f"version {number} of {registry.name} was registered by another version of MLflow, which keeps its "
+                "files with a run; delete the version in MLflow"
             )
         client.log_model_artifact(model_id, str(file), packaging.SPIN)
 

@@ -96,7 +96,7 @@ def test_documents_are_found_in_no_object(nights: FakeNights) -> None:
         run(nights, LAST, restart=True)
     assert {secret for hits in find_in_store(nights.out, SECRETS).values() for secret in hits} == set(SECRETS)
     before = {each.run for each in list_output(nights.output)}
-    untouched = [each.run for each in list_output(nights.output) if each.date == LAST][0]
+    untouched = next(each.run for each in list_output(nights.output) if each.date == LAST)
     planned = forget_in_output(nights.output, SECRETS, dry_run=True)
     assert {each.run for each in list_output(nights.output)} == before
     assert find_in_store(nights.out, SECRETS)
