@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -75,7 +75,7 @@ class ClassifyJob:
     """kept columns with their types"""
     record: PassRecord | None = None
     """the pass, None for a run that classifies alone"""
-    forgotten: ForgottenIds = ForgottenIds()
+    forgotten: ForgottenIds = field(default_factory=ForgottenIds)
     """ids of the documents that are not read, and of which nothing is written"""
 
     def takers(self, shard: Shard) -> list[int]:
